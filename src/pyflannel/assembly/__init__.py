@@ -1,0 +1,1 @@
+"""Composition: options become adapters, adapters and engine become a daemon."""

@@ -1,0 +1,1 @@
+"""How the world comes in: each door is thin, and none knows another."""

@@ -1,0 +1,1 @@
+"""Continuous reconciliation: asyncio and ports, nothing of the operating system."""

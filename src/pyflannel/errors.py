@@ -1,0 +1,54 @@
+"""Every error pyflannel raises on purpose.
+
+FlannelError
+├── UsageError       flags or environment make no sense             exit 2
+├── ConfigError      the network config admits no plan              not ready, again on its next change
+├── WireError        octets or text do not follow their format      drop, count
+├── StoreError       the lease store refused or is unreachable      retry
+│   └── CompactedError   the store forgot the revision asked for    list again, then watch
+├── TargetError      the kernel refused; errno and extended ack     retry
+└── BusyError        another program holds what is ours alone       exit 1
+"""
+
+
+class FlannelError(Exception):
+    """Root of the tree. `hint` tells the operator what to do, in one sentence."""
+
+    def __init__(self, message: str, *, hint: str) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class UsageError(FlannelError):
+    """Flags, environment or arguments make no sense; the hint says what to write instead."""
+
+
+class ConfigError(FlannelError):
+    """The network config admits no plan; the message names the key and the value."""
+
+
+class WireError(FlannelError):
+    """Octets or text do not follow their format."""
+
+
+class StoreError(FlannelError):
+    """The lease store refused or is unreachable; a later try may succeed."""
+
+
+class CompactedError(StoreError):
+    """The revision asked for is no longer in the store's history: list again, then watch."""
+
+    def __init__(self, revision: int, oldest: int) -> None:
+        super().__init__(
+            f"revision {revision} was compacted, the oldest is {oldest}",
+            hint="List the leases again and watch from that listing's revision.",
+        )
+        self.oldest = oldest
+
+
+class TargetError(FlannelError):
+    """The kernel, or a program that stands in for it, refused an operation."""
+
+
+class BusyError(FlannelError):
+    """Another program holds what only one may hold: a lock, a port, a device."""

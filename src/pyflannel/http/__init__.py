@@ -1,0 +1,1 @@
+"""One small HTTP server over h11, for sockets of the host and of the network."""

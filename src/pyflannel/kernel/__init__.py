@@ -1,0 +1,1 @@
+"""Adapter: the kernel of one network namespace, and the files of the host."""

@@ -1,0 +1,1 @@
+"""Several hosts on one machine: segments, routers, hosts as namespaces, containers, traffic."""

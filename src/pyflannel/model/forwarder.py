@@ -1,0 +1,47 @@
+"""The user-space forwarder of the udp backend: a process, and its table of peers."""
+
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forwarder:
+    """The process that moves packets between a TUN device and a UDP socket.
+
+    Attributes:
+        link: name of the TUN device that it is attached to.
+        tunnel_address: source of the ICMP errors that it sends: the base address of our subnet.
+        subnet: our own subnet; only packets to it are taken from peers.
+        listen_address: address of the underlay interface, where the socket is bound.
+        port: UDP port, bound and, unless a peer publishes another, sent to.
+        mtu: octets of the largest inner packet.
+        is_attached: False when the device went away under it.
+    """
+
+    link: str
+    tunnel_address: IPv4Address
+    subnet: IPv4Network
+    listen_address: IPv4Address
+    port: int
+    mtu: int
+    is_attached: bool = True
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What makes two values one object: one forwarder a device."""
+        return "forwarder", self.link
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForwarderPeer:
+    """Packets to `subnet` go in datagrams to `address`:`port`; packets from `subnet` come from `address` only."""
+
+    link: str
+    subnet: IPv4Network
+    address: IPv4Address
+    port: int
+
+    @property
+    def key(self) -> tuple[str, str, IPv4Network]:
+        """What makes two values one entry; address and port may be replaced."""
+        return "forwarder-peer", self.link, self.subnet

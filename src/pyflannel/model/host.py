@@ -1,0 +1,31 @@
+"""The host as it was observed: what plans are made from, beside the config and the leases."""
+
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+
+from pyflannel.model.lease import Lease
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Underlay:
+    """The interface that carries the tunnel.
+
+    Attributes:
+        link: name of the interface.
+        address: its address, where tunnel sockets are bound.
+        mtu: octets of the largest packet that leaves by it.
+        public_ip: address that other hosts use; differs from `address` behind a NAT.
+    """
+
+    link: str
+    address: IPv4Address
+    mtu: int
+    public_ip: IPv4Address
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Host:
+    """This host: its lease and its underlay."""
+
+    lease: Lease
+    underlay: Underlay

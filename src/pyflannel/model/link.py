@@ -1,0 +1,34 @@
+"""Links: the network devices of a host."""
+
+from dataclasses import dataclass
+
+MARK = "pyflannel"
+"""The alias of every link that is ours."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """A network device, as planned or as found.
+
+    Attributes:
+        name: at most 15 octets (IFNAMSIZ less the NUL).
+        kind: the kernel's kind, `tun`, `vxlan`; "" for a physical device. Never changes in place.
+        mtu: octets of the largest packet that leaves by it.
+        is_up: administratively up (IFF_UP).
+        queue_length: packets (txqueuelen).
+        has_ipv6: False when IPv6 is disabled on it.
+        alias: free text; MARK on links of ours.
+    """
+
+    name: str
+    kind: str
+    mtu: int
+    is_up: bool = True
+    queue_length: int = 500
+    has_ipv6: bool = False
+    alias: str = MARK
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What makes two values one kernel object."""
+        return "link", self.name

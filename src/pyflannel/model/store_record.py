@@ -1,0 +1,95 @@
+"""What a store holds and answers: keys and values under a prefix, with etcd's revisions.
+
+Keys are relative to the store's prefix: `config`, `subnets/10.5.52.0-24`, `claims/10.5.52.0-24`.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """One key as the store has it.
+
+    Attributes:
+        revision: the store's revision of the last write to this key (etcd: mod_revision).
+        lease_id: the store's expiry handle; 0 for a key without TTL.
+    """
+
+    key: str
+    value: bytes
+    revision: int
+    lease_id: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """Every record under a key prefix at one revision, in the order of their keys."""
+
+    records: tuple[Record, ...]
+    revision: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Put:
+    """Write a key, if nobody wrote it since.
+
+    Attributes:
+        ttl_s: seconds until the store deletes the key; None for never.
+        expected: the revision that the key must have now: 0 for absent, None for any.
+    """
+
+    key: str
+    value: bytes
+    ttl_s: int | None
+    expected: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delete:
+    """Delete a key, if it has the expected revision (None for any; an absent key is fine then)."""
+
+    key: str
+    expected: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """The write took effect at `revision`."""
+
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """The key had another revision; nothing was written. `current` is None when the key is absent."""
+
+    current: Record | None
+
+
+@dataclass(frozen=True, slots=True)
+class PutSeen:
+    """A key was written."""
+
+    record: Record
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteSeen:
+    """A key was deleted, or expired, at `revision`."""
+
+    key: str
+    revision: int
+
+
+Change = PutSeen | DeleteSeen
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """All that a watch saw up to and with `revision`, in the store's order.
+
+    Empty `changes` say only that nothing else happened up to `revision`.
+    """
+
+    changes: tuple[Change, ...]
+    revision: int

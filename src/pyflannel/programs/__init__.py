@@ -1,0 +1,1 @@
+"""Entry points; they alone put doors together."""
