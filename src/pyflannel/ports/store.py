@@ -17,7 +17,7 @@ class Store(Protocol):
         """Return the record at exactly this key, or None; linearisable."""
 
     async def list(self, prefix: str) -> Listing:
-        """Return all records whose key starts with `prefix`, at one revision, which is also the watch's start."""
+        """Return all records whose key starts with `prefix`, at one revision, from which to watch."""
 
     async def write(self, operation: Put | Delete) -> Written | Conflict:
         """Perform one conditional write, atomically; a lost condition leaves nothing behind."""

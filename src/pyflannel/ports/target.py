@@ -25,7 +25,7 @@ class Target(Protocol):
         """
 
     async def apply(self, operations: Sequence[Operation]) -> Sequence[Refusal]:
-        """Perform the operations in order; one refusal does not stop the rest. What is refused is returned."""
+        """Perform the operations in order and return the refused; one refusal does not stop the rest."""
 
     def changes(self) -> AsyncIterator[None]:
-        """Yield after each burst of changes, whoever made them. A burst may be announced twice, never not at all."""
+        """Yield after each burst of changes, whoever made them; a burst is announced at least once."""

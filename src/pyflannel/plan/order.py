@@ -1,0 +1,33 @@
+"""The order of a batch: no operation relies on a later one, and nothing is broken before its successor is made."""
+
+from collections.abc import Iterable
+
+from pyflannel.model.address import Address
+from pyflannel.model.forwarder import Forwarder, ForwarderPeer
+from pyflannel.model.host_file import HostFile
+from pyflannel.model.link import Link
+from pyflannel.model.operation import Add, Operation, Remove, Replace
+from pyflannel.model.route import Route
+
+# The route attracts traffic, so it is built after all that carries it and torn down first: a packet routed
+# while nobody forwards it would be lost. The file comes last: whoever reads it may start containers at once.
+_BUILD_RANK: dict[type, int] = {Link: 0, Address: 2, Forwarder: 3, ForwarderPeer: 4, Route: 5, HostFile: 6}
+
+# An address that shares its prefix with another is secondary to it, and goes with it. So the old one leaves
+# before the new one comes, unlike everything else.
+_ADDRESS_REMOVAL_RANK = 1
+
+
+def order(operations: Iterable[Operation]) -> list[Operation]:
+    """Sort into a safe sequence: make before break; equal ranks keep their order."""
+    return sorted(operations, key=_rank)
+
+
+def _rank(operation: Operation) -> int:
+    match operation:
+        case Add(item) | Replace(_, item):
+            return _BUILD_RANK[type(item)]
+        case Remove(Address()):
+            return _ADDRESS_REMOVAL_RANK
+        case Remove(item):
+            return 2 * len(_BUILD_RANK) - _BUILD_RANK[type(item)]

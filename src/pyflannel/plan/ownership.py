@@ -1,0 +1,40 @@
+"""What is ours among all that is there: the rules that decide what a pass may touch."""
+
+from collections.abc import Iterable
+from typing import assert_never
+
+from pyflannel.model.address import Address
+from pyflannel.model.forwarder import Forwarder, ForwarderPeer
+from pyflannel.model.host_file import HostFile
+from pyflannel.model.link import MARK, Link
+from pyflannel.model.route import PROTOCOL_FLANNEL, Route
+from pyflannel.model.state import Item, State
+
+
+def ours(actual: Iterable[Item], desired: State) -> State:
+    """Return the part of `actual` that a pass towards `desired` may change or remove.
+
+    1. What stands at a key of the plan, or on a link of the plan or with our mark, is ours whoever made
+       it: a route that somebody replaced is taken back.
+    2. Elsewhere only what carries our mark is ours: links by alias, routes by protocol number.
+    3. Everything else is foreign and stays.
+    """
+    items = tuple(actual)
+    links = {item.name for item in (*items, *desired) if isinstance(item, Link) and item.alias == MARK}
+    return State.collect(item for item in items if item.key in desired.by_key or _is_marked(item, links))
+
+
+def _is_marked(item: Item, links: set[str]) -> bool:
+    match item:
+        case Link():
+            return item.alias == MARK
+        case Address():
+            return item.link in links
+        case Route():
+            return item.link in links or item.protocol == PROTOCOL_FLANNEL
+        case Forwarder() | ForwarderPeer():
+            return True  # nobody else runs one in our run directory
+        case HostFile():
+            return False  # a file at another path is somebody else's
+        case _:
+            assert_never(item)
