@@ -1,0 +1,161 @@
+"""What holds for the project as a whole, whichever part is changed."""
+
+import ast
+import importlib
+import re
+import sys
+import tomllib
+from collections.abc import Iterator
+from importlib.metadata import packages_distributions
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pyflannel import errors
+
+ROOT = Path(__file__).parents[2]
+SOURCE = ROOT / "src"
+GENERATED = ("_pb2.py", "_grpc.py")
+
+NAMELESS = {"base", "common", "helper", "helpers", "manager", "misc", "tools", "util", "utils"}
+
+
+def project() -> dict[str, Any]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def sources() -> list[Path]:
+    return sorted(path for path in SOURCE.rglob("*.py") if not path.name.endswith(GENERATED))
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(SOURCE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def documents() -> list[Path]:
+    return sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+
+
+def prose(document: Path) -> str:
+    """The document without its code blocks."""
+    return re.sub(r"^```.*?^```", "", document.read_text(), flags=re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("path", sources(), ids=module_name)
+def test_every_module_can_be_imported_and_says_what_it_is(path: Path) -> None:
+    module = importlib.import_module(module_name(path))
+
+    assert module.__doc__
+
+
+@pytest.mark.parametrize("path", sorted(SOURCE.rglob("__init__.py")), ids=module_name)
+def test_a_package_holds_a_docstring_and_no_code(path: Path) -> None:
+    body = ast.parse(path.read_text()).body
+
+    assert [type(statement) for statement in body] == [ast.Expr]
+
+
+def test_every_module_has_a_name() -> None:
+    """A thing without a home has no name yet; a drawer for such things is not a home."""
+    assert [path for path in sources() if path.stem in NAMELESS] == []
+
+
+def imported(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        match node:
+            case ast.Import(names=names):
+                yield from (name.name.partition(".")[0] for name in names)
+            case ast.ImportFrom(module=str(module), level=0):
+                yield module.partition(".")[0]
+            case ast.ImportFrom(level=level) if level:
+                yield "(a relative import)"
+
+
+def test_the_package_imports_only_what_it_declares() -> None:
+    declared = {re.split(r"[^\w-]", line)[0] for line in project()["project"]["dependencies"]}
+    distributions = packages_distributions()
+
+    foreign = {
+        f"{name} in {path.relative_to(ROOT)}"
+        for path in sources()
+        for name in imported(path)
+        if name != "pyflannel"
+        and name not in sys.stdlib_module_names
+        and declared.isdisjoint(distributions.get(name, []))
+    }
+
+    assert foreign == set()
+
+
+def test_every_dependency_gives_its_reason() -> None:
+    requirements = [
+        *project()["project"]["dependencies"],
+        *project()["project"]["optional-dependencies"]["dev"],
+    ]
+    text = (ROOT / "pyproject.toml").read_text()
+
+    assert [item for item in requirements if not re.search(rf'"{re.escape(item)}", +# \w', text)] == []
+
+
+def test_every_command_that_is_installed_exists() -> None:
+    for target in project()["project"]["scripts"].values():
+        module, function = target.split(":")
+
+        assert callable(getattr(importlib.import_module(module), function)), target
+
+
+def test_the_drawing_of_the_errors_shows_each_of_them() -> None:
+    raised = {
+        name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, Exception)
+    }
+    drawn = set(re.findall(r"\b(\w+Error)\b", errors.__doc__ or ""))
+
+    assert drawn == raised
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "scripts").iterdir()), ids=lambda path: path.name)
+def test_a_script_can_be_run_and_opens_with_what_it_does(script: Path) -> None:
+    first, second = script.read_text().splitlines()[:2]
+
+    assert script.stat().st_mode & 0o111
+    assert first.startswith("#!/usr/bin/env ")
+    assert re.match(r"# [A-Z]|\"\"\"[A-Z]", second)
+
+
+def test_every_golden_file_is_used() -> None:
+    """Golden data that no test reads promises nothing."""
+    tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("*.py"))
+
+    unused = [path.name for path in (ROOT / "tests/golden").glob("*.json") if path.stem not in tests]
+
+    assert unused == []
+
+
+@pytest.mark.parametrize("document", documents(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_links_of_a_document_lead_somewhere(document: Path) -> None:
+    links = [link for link in re.findall(r"\]\(([^)#\s]+)", prose(document)) if "://" not in link]
+
+    assert [link for link in links if not (document.parent / link).exists()] == []
+
+
+def test_every_file_that_the_architecture_names_exists() -> None:
+    named = re.findall(r"`((?:src|tests|scripts|docs)/[\w./-]+)`", prose(ROOT / "ARCHITECTURE.md"))
+
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+@pytest.mark.parametrize(
+    "record", sorted((ROOT / "docs/decisions").glob("0*.md")), ids=lambda path: path.stem
+)
+def test_a_decision_says_what_was_given_up_and_how_to_notice_that_it_was_wrong(record: Path) -> None:
+    headings = re.findall(r"^## (.+)$", record.read_text(), flags=re.MULTILINE)
+
+    assert headings == ["Context", "Decision", "What we gave up", "How we would notice it was wrong"]
+
+
+def test_the_changelog_opens_with_this_version() -> None:
+    versions = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
+
+    assert versions[0] == project()["project"]["version"]
