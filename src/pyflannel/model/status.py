@@ -1,0 +1,130 @@
+"""What a running daemon says about itself.
+
+Every `None` means that it is not known, or not there yet; every `_s` is seconds. The same tree, with the
+same names, is the JSON of the control socket and of `flannelctl status --json`: a field may be added, never
+renamed.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Network
+from typing import Literal
+
+LeasePhase = Literal["acquiring", "held", "lost", "taken"]
+"""Asking for a subnet; holding it; taking it back after it vanished; another host holds it now."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkStatus:
+    """The network config: as the store has it, and the range that it gives."""
+
+    text: str | None = None
+    network: IPv4Network | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseStatus:
+    """Our own lease.
+
+    Attributes:
+        subnet: held, or held last; packets still use it in every phase.
+        is_reservation: the operator wrote it without TTL: it never expires.
+        expires_in_s: until the store deletes it, unless it is renewed.
+        since_s: how long the phase lasts.
+        holder: who holds the subnet when it was taken.
+    """
+
+    phase: LeasePhase = "acquiring"
+    subnet: IPv4Network | None = None
+    is_reservation: bool = False
+    expires_in_s: float | None = None
+    since_s: float | None = None
+    holder: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnderlayStatus:
+    """The interface that carries the tunnel; `public_ip` is what peers send to."""
+
+    link: str
+    address: IPv4Address
+    public_ip: IPv4Address
+    mtu: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackendStatus:
+    """How packets cross the network: the backend's type, its device, and the device's MTU in octets."""
+
+    type: str
+    link: str | None = None
+    mtu: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreStatus:
+    """The store of leases.
+
+    Attributes:
+        url: without secrets.
+        since_s: how long it has been connected, or away.
+        last_error: the latest failure, also when it is over.
+    """
+
+    url: str
+    is_connected: bool = False
+    since_s: float | None = None
+    last_error: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForwarderStatus:
+    """The process that moves packets in user space, and what it counted, by reason."""
+
+    pid: int | None = None
+    is_attached: bool = False
+    counters: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReconcileStatus:
+    """The repairs of this host.
+
+    Attributes:
+        passes: how often the host was compared with the plan.
+        repairs: how many of these changed something that had been right before.
+        last_repair: what the latest of them found, as logged.
+        refused: operations that did not take effect in the latest pass, and why.
+    """
+
+    passes: int = 0
+    repairs: int = 0
+    last_repair: str | None = None
+    refused: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Status:
+    """The daemon at one moment.
+
+    Attributes:
+        owner: the identity of this host in its lease.
+        is_ready: packets can flow, the lease is ours, and the latest pass succeeded.
+        waiting_for: in one line, while it is not ready.
+        peers: other hosts with a lease.
+        warnings: what a person should look at, one line each: two hosts share an address, a lease was taken.
+    """
+
+    version: str
+    owner: str | None = None
+    is_ready: bool = False
+    waiting_for: str | None = None
+    network: NetworkStatus | None = None
+    lease: LeaseStatus | None = None
+    underlay: UnderlayStatus | None = None
+    backend: BackendStatus | None = None
+    store: StoreStatus | None = None
+    peers: int = 0
+    forwarder: ForwarderStatus | None = None
+    reconcile: ReconcileStatus | None = None
+    warnings: tuple[str, ...] = ()

@@ -1,0 +1,63 @@
+"""A server on a Unix socket in a directory of its own, and raw octets towards it."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+
+import pytest
+
+from pyflannel.http.limits import Limits
+from pyflannel.http.message import Request, Response
+from pyflannel.http.server import Admit, HttpServer, Routes, admit_all
+from pyflannel.http.unix_socket import listen_unix
+
+
+async def echo(request: Request) -> Response:
+    return Response(status=200, body=request.body or b"nothing")
+
+
+ECHO: Routes = {("GET", "/echo"): echo, ("PUT", "/echo"): echo}
+
+Serve = Callable[..., AbstractAsyncContextManager[Path]]
+Say = Callable[..., Awaitable[bytes]]
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Serve:
+    """Serve routes for the length of a block, which gets the socket's path."""
+
+    @contextlib.asynccontextmanager
+    async def serving(
+        routes: Routes = ECHO, *, limits: Limits | None = None, admit: Admit = admit_all
+    ) -> AsyncIterator[Path]:
+        path = tmp_path / "s"
+        server = HttpServer(routes, limits=limits, admit=admit)
+        listener = listen_unix(path)
+        async with asyncio.TaskGroup() as tasks:
+            task = tasks.create_task(server.serve(listener))
+            try:
+                async with asyncio.timeout(10):
+                    yield path
+            finally:
+                task.cancel()
+
+    return serving
+
+
+@pytest.fixture
+def say(serve: Serve) -> Say:
+    """Send these octets to an echo, and return all that comes back until the server closes."""
+
+    async def exchange(octets: bytes, *, limits: Limits | None = None, ends: bool = False) -> bytes:
+        async with serve(limits=limits) as path:
+            reader, writer = await asyncio.open_unix_connection(path)
+            writer.write(octets)
+            if ends:
+                writer.write_eof()
+            answer = await reader.read()
+            writer.close()
+            return answer
+
+    return exchange

@@ -1,0 +1,74 @@
+"""The client returns an answer, or says within its deadline that there is none."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+
+import pytest
+
+from pyflannel.errors import WireError
+from pyflannel.http.client import request
+from pyflannel.http.unix_socket import listen_unix
+
+Serve = Callable[..., AbstractAsyncContextManager[Path]]
+
+
+@contextlib.asynccontextmanager
+async def answering(path: Path, octets: bytes) -> AsyncIterator[None]:
+    """Answer every connection with these octets, whatever it asks; with none: never."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        if octets:
+            writer.write(octets)
+            writer.close()
+
+    server = await asyncio.start_unix_server(answer, sock=listen_unix(path))
+    try:
+        yield
+    finally:
+        server.close()
+
+
+def ask(path: Path, octets: bytes, *, deadline_s: float = 5.0) -> bytes:
+    async def exchange() -> bytes:
+        async with answering(path, octets):
+            return (await request(path, "GET", "/", deadline_s=deadline_s)).body
+
+    return asyncio.run(exchange())
+
+
+def test_a_body_of_a_megabyte_comes_back_whole(serve: Serve) -> None:
+    body = bytes(range(256)) * 4096
+
+    async def exchange() -> bytes:
+        async with serve() as path:
+            return (await request(path, "PUT", "/echo", body=body, deadline_s=5)).body
+
+    assert asyncio.run(exchange()) == body
+
+
+def test_interim_answers_are_passed_over(tmp_path: Path) -> None:
+    octets = b"HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"
+
+    assert ask(tmp_path / "s", octets) == b"hi"
+
+
+@pytest.mark.parametrize(
+    "octets", [b"SSH-2.0-OpenSSH\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhi", b"\x00" * 100]
+)
+def test_what_is_no_answer_is_a_wire_error(tmp_path: Path, octets: bytes) -> None:
+    with pytest.raises(WireError):
+        ask(tmp_path / "s", octets)
+
+
+def test_silence_ends_at_the_deadline(tmp_path: Path) -> None:
+    with pytest.raises(TimeoutError):
+        ask(tmp_path / "s", b"", deadline_s=0.1)
+
+
+def test_nobody_there_is_said_at_once(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        asyncio.run(request(tmp_path / "s", "GET", "/", deadline_s=5))

@@ -1,0 +1,255 @@
+"""The server keeps its promises to honest clients, and its bounds against the others."""
+
+import asyncio
+import logging
+import select
+import socket
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pyflannel.http.client import request
+from pyflannel.http.limits import Limits
+from pyflannel.http.message import Request, Response
+
+Serve = Callable[..., AbstractAsyncContextManager[Path]]
+Say = Callable[..., Awaitable[bytes]]
+
+GET = b"GET /echo HTTP/1.1\r\nHost: h\r\n\r\n"
+LAST = b"GET /echo HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"
+
+
+def put(body: bytes, *, declared: int | None = None) -> bytes:
+    length = len(body) if declared is None else declared
+    return b"PUT /echo HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n" % length + body
+
+
+def test_pipelined_requests_are_answered_in_turn(say: Say) -> None:
+    answers = asyncio.run(say(put(b"first") + put(b"second") + LAST))
+
+    assert answers.count(b"HTTP/1.1 200 OK\r\n") == 3
+    assert answers.index(b"first") < answers.index(b"second") < answers.index(b"nothing")
+
+
+def test_an_answer_says_its_length_and_date(say: Say) -> None:
+    head = asyncio.run(say(LAST)).partition(b"\r\n\r\n")[0]
+
+    assert b"Content-Length: 7" in head
+    assert b"Date: " in head
+
+
+def test_head_is_get_without_body(say: Say) -> None:
+    answer = asyncio.run(say(LAST.replace(b"GET", b"HEAD")))
+
+    assert b"Content-Length: 7" in answer
+    assert answer.endswith(b"\r\n\r\n")
+
+
+def test_http_1_0_closes_after_one_answer(say: Say) -> None:
+    answer = asyncio.run(say(b"GET /echo?verbose HTTP/1.0\r\n\r\n"))
+
+    assert answer.startswith(b"HTTP/1.1 200")
+
+
+def test_chunks_are_put_together(say: Say) -> None:
+    chunks = b"3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n"
+
+    answer = asyncio.run(
+        say(b"PUT /echo HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n" + chunks + LAST)
+    )
+
+    assert b"\r\n\r\nabcde" in answer
+
+
+def test_a_client_that_waits_is_told_to_continue(serve: Serve) -> None:
+    async def ask() -> tuple[bytes, bytes]:
+        async with serve() as path:
+            reader, writer = await asyncio.open_unix_connection(path)
+            writer.write(put(b"", declared=4).replace(b"Host", b"Expect: 100-continue\r\nHost"))
+            interim = await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"body")
+            final = await reader.readuntil(b"body")
+            writer.close()
+            return interim, final
+
+    interim, final = asyncio.run(ask())
+
+    assert interim.startswith(b"HTTP/1.1 100")
+    assert final.startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize(
+    ("octets", "status"),
+    [
+        (b"GET /nowhere HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n", b"404"),
+        (b"DELETE /echo HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n", b"405"),
+        (b"GET /echo HTTP/1.1\r\n\r\n", b"400"),
+        (b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n", b"400"),
+        (b"GET /echo HTTP/1.1\r\nHost: h\r\nContent-Length: -1\r\n\r\n", b"400"),
+        (b"PUT /echo HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: gzip\r\n\r\n", b"501"),
+    ],
+)
+def test_what_is_wrong_is_named_by_its_status(say: Say, octets: bytes, status: bytes) -> None:
+    answer = asyncio.run(say(octets))
+
+    assert answer.startswith(b"HTTP/1.1 " + status)
+
+
+def test_a_wrong_method_is_told_the_right_ones(say: Say) -> None:
+    answer = asyncio.run(say(b"DELETE /echo HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"))
+
+    assert b"\r\nAllow: GET, PUT\r\n" in answer
+
+
+def test_a_body_that_is_declared_too_long_is_refused_unread(say: Say) -> None:
+    answer = asyncio.run(say(put(b"x" * 10, declared=10**9), limits=Limits(body_octets=100), ends=True))
+
+    assert answer.startswith(b"HTTP/1.1 413")
+
+
+def test_a_body_that_grows_too_long_is_refused_and_the_reason_arrives(say: Say) -> None:
+    """The client is still sending when it is refused; it must read why all the same."""
+    chunk = b"10000\r\n" + b"x" * 0x10000 + b"\r\n"
+
+    answer = asyncio.run(
+        say(
+            b"PUT /echo HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n" + chunk * 20,
+            limits=Limits(body_octets=100_000),
+            ends=True,
+        )
+    )
+
+    assert answer.startswith(b"HTTP/1.1 413")
+
+
+def test_headers_without_end_are_refused(say: Say) -> None:
+    answer = asyncio.run(say(b"GET /echo HTTP/1.1\r\nA: " + b"x" * 100_000, ends=True))
+
+    assert answer.startswith(b"HTTP/1.1 431")
+
+
+def test_a_request_that_trickles_in_is_given_up(serve: Serve) -> None:
+    """One octet at a time keeps no connection open for longer than a request may take."""
+
+    async def trickle() -> bytes:
+        async with serve(limits=Limits(request_s=0.1, linger_s=0.1)) as path:
+            reader, writer = await asyncio.open_unix_connection(path)
+            answer = asyncio.ensure_future(reader.read())
+            while not answer.done():
+                writer.write(b"G")
+                await asyncio.wait([answer], timeout=0.02)
+            writer.close()
+            return await answer
+
+    assert asyncio.run(trickle()).startswith(b"HTTP/1.1 408")
+
+
+def test_a_silent_client_is_let_go(say: Say) -> None:
+    answer = asyncio.run(say(b"", limits=Limits(idle_s=0.05)))
+
+    assert answer == b""
+
+
+def test_a_client_that_does_not_take_its_answer_is_let_go(serve: Serve) -> None:
+    async def huge(_: Request) -> Response:
+        return Response(status=200, body=bytes(10_000_000))
+
+    async def ask() -> int:
+        async with serve({("GET", "/echo"): huge}, limits=Limits(response_s=0.05)) as path:
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(str(path))
+                client.send(GET)
+                hang_up = select.poll()
+                hang_up.register(client, select.POLLHUP)
+                return len(await asyncio.to_thread(hang_up.poll, 5000))
+
+    assert asyncio.run(ask()) == 1
+
+
+def test_clients_beyond_the_bound_are_turned_away_and_the_rest_served(serve: Serve) -> None:
+    async def ask() -> tuple[bytes, bytes]:
+        async with serve(limits=Limits(connections=2)) as path:
+            held = [await asyncio.open_unix_connection(path) for _ in range(2)]
+            beyond, _writer = await asyncio.open_unix_connection(path)
+            refused = await beyond.read()
+            _writer.close()
+            reader, writer = held[1]
+            writer.write(LAST)
+            answered = await reader.read()
+            for _, each in held:
+                each.close()
+            return refused, answered
+
+    refused, answered = asyncio.run(ask())
+
+    assert refused.startswith(b"HTTP/1.1 503")
+    assert answered.startswith(b"HTTP/1.1 200")
+
+
+def test_a_place_is_free_again_after_its_client_left(serve: Serve) -> None:
+    async def ask() -> list[int]:
+        async with serve(limits=Limits(connections=1)) as path:
+            return [(await request(path, "GET", "/echo", deadline_s=5)).status for _ in range(5)]
+
+    assert asyncio.run(ask()) == [200] * 5
+
+
+def test_whom_the_server_does_not_admit_gets_nothing(serve: Serve) -> None:
+    async def ask() -> bytes:
+        async with serve(admit=lambda _: False) as path:
+            reader, writer = await asyncio.open_unix_connection(path)
+            answer = await reader.read()
+            writer.close()
+            return answer
+
+    assert asyncio.run(ask()).startswith(b"HTTP/1.1 403")
+
+
+def test_a_handler_that_fails_costs_one_answer(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+    async def broken(_: Request) -> Response:
+        raise ZeroDivisionError
+
+    async def ask() -> tuple[int, int]:
+        async with serve({("GET", "/echo"): broken}) as path:
+            first = await request(path, "GET", "/echo", deadline_s=5)
+            second = await request(path, "GET", "/elsewhere", deadline_s=5)
+            return first.status, second.status
+
+    with caplog.at_level(logging.ERROR):
+        statuses = asyncio.run(ask())
+
+    assert statuses == (500, 404)
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_a_handler_that_hangs_is_ended(serve: Serve) -> None:
+    async def hanging(_: Request) -> Response:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def ask() -> int:
+        async with serve({("GET", "/echo"): hanging}, limits=Limits(handler_s=0.05)) as path:
+            return (await request(path, "GET", "/echo", deadline_s=5)).status
+
+    assert asyncio.run(ask()) == 504
+
+
+@given(octets=st.binary(max_size=300) | st.binary(max_size=60).map(lambda tail: GET + tail))
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_no_octets_at_all_harm_the_server(serve: Serve, octets: bytes) -> None:
+    """Whatever one client sends, the next one is served."""
+
+    async def ask() -> int:
+        async with serve(limits=Limits(linger_s=0.05)) as path:
+            reader, writer = await asyncio.open_unix_connection(path)
+            writer.write(octets)
+            writer.write_eof()
+            await reader.read()
+            writer.close()
+            return (await request(path, "GET", "/echo", deadline_s=5)).status
+
+    assert asyncio.run(ask()) == 200
