@@ -1,4 +1,4 @@
-"""The order of a batch: no operation relies on a later one, and nothing is broken before its successor is made."""
+"""The order of a batch: no operation relies on a later one; make before break."""
 
 from collections.abc import Iterable
 

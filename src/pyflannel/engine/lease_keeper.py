@@ -1,0 +1,253 @@
+"""The keeper: performs what the lease protocol decides, and tells it what came of it.
+
+No lease logic lives here: events go into `plan.lease_step.step`, actions come out.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+
+from pyflannel.errors import CompactedError, StoreError, WireError
+from pyflannel.model.lease import CLAIM_TTL_S, Identity
+from pyflannel.model.lease_protocol import (
+    Action,
+    ClaimGone,
+    ClaimSeen,
+    Conflicted,
+    DeleteClaim,
+    DeleteLease,
+    Event,
+    Failed,
+    Held,
+    LeaseChange,
+    LeaseGone,
+    LeaseSeen,
+    List,
+    Listed,
+    Ordered,
+    PutClaim,
+    PutLease,
+    Reidentify,
+    Report,
+    Seen,
+    Started,
+    Unreadable,
+    Wake,
+    Wanted,
+    Watch,
+    WatchLost,
+    Woke,
+    Write,
+    Wrote,
+)
+from pyflannel.model.lease_set import LeaseSet
+from pyflannel.model.store_record import Change, Conflict, Delete, DeleteSeen, Put, PutSeen, Record, Written
+from pyflannel.plan.lease_state import LeaseState, Listing
+from pyflannel.plan.lease_step import step
+from pyflannel.ports.clock import Clock
+from pyflannel.ports.store import Store
+from pyflannel.wire.lease_record import (
+    CLAIMS,
+    SUBNETS,
+    claim_key,
+    claim_of,
+    claim_value,
+    lease_key,
+    lease_of,
+    lease_value,
+)
+from pyflannel.wire.subnet_key import parse_subnet_key
+
+log = logging.getLogger(__name__)
+
+
+class LeaseKeeper:
+    """Keeps this host's lease in the store, and knows the leases of all others.
+
+    `report` hears what an operator should know, `leases_changed` each new set of leases; both are called
+    in the order in which things happened, and must not block.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        clock: Clock,
+        draw: Callable[[int], int],
+        wanted: Wanted,
+        held: Held | None,
+        report: Callable[[Report], None],
+        leases_changed: Callable[[LeaseSet], None],
+        reidentify: Callable[[], Identity],
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._draw = draw
+        self._report = report
+        self._leases_changed = leases_changed
+        self._reidentify = reidentify
+        self._events: asyncio.Queue[Event] = asyncio.Queue()
+        self._requests: asyncio.Queue[List | Write] = asyncio.Queue()
+        self._watch: asyncio.Task[None] | None = None
+        self._timer: asyncio.Task[None] | None = None
+        self._unreadable: set[tuple[str, int]] = set()
+        self.leases = LeaseSet()
+        self.state = LeaseState(wanted=wanted, held=held, phase=Listing())
+
+    def order(self, wanted: Wanted) -> None:
+        """Ask for something else from now on: another address, another config."""
+        self._events.put_nowait(Ordered(wanted))
+
+    async def run(self) -> None:
+        """Keep the lease until cancelled; the lease stays in the store."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._perform_requests(), name="lease requests")
+            self._events.put_nowait(Started())
+            while True:
+                self._advance(await self._events.get(), tasks)
+
+    def _advance(self, event: Event, tasks: asyncio.TaskGroup) -> None:
+        match event:
+            case Listed(leases=leases, revision=revision):
+                self._know(LeaseSet.of(leases, revision))
+            case Seen(changes):
+                self._know(self.leases.after(changes))
+            case _:
+                pass
+        self.state, actions = step(self.state, event, self._clock.now(), self._draw)
+        for action in actions:
+            self._perform(action, tasks)
+
+    def _know(self, leases: LeaseSet) -> None:
+        if leases is not self.leases:
+            self.leases = leases
+            self._leases_changed(leases)
+
+    def _perform(self, action: Action, tasks: asyncio.TaskGroup) -> None:
+        match action:
+            case List() | PutLease() | DeleteLease() | PutClaim() | DeleteClaim():
+                self._requests.put_nowait(action)
+            case Watch(after):
+                if self._watch is not None:
+                    self._watch.cancel()
+                self._watch = tasks.create_task(self._follow(after), name="lease watch")
+            case Wake(at):
+                if self._timer is not None:
+                    self._timer.cancel()
+                self._timer = tasks.create_task(self._wake(at), name="lease timer")
+            case Reidentify():
+                attributes = replace(self.state.wanted.attributes, owner=self._reidentify())
+                self._events.put_nowait(Ordered(replace(self.state.wanted, attributes=attributes)))
+            case _:
+                self._report(action)
+
+    async def _wake(self, at: float) -> None:
+        await self._clock.sleep(max(0.0, at - self._clock.now()))
+        self._events.put_nowait(Woke())
+
+    # The store. Requests go one after the other, so that a listing shows what came of the write before it.
+
+    async def _perform_requests(self) -> None:
+        while True:
+            request = await self._requests.get()
+            try:
+                event: Event
+                if isinstance(request, List):
+                    event = await self._list()
+                else:
+                    event = await self._write(request)
+            except StoreError as error:
+                event = Failed(None if isinstance(request, List) else request, str(error))
+            self._events.put_nowait(event)
+
+    async def _list(self) -> Listed:
+        # Claims first: a claim that stands while its lease is listed is then never missed.
+        claims = await self._store.list(CLAIMS)
+        subnets = await self._store.list(SUBNETS)
+        read = [self._seen(record) for record in (*claims.records, *subnets.records)]
+        return Listed(
+            leases=tuple(change.lease for change in read if isinstance(change, LeaseSeen)),
+            claims=tuple(change.claim for change in read if isinstance(change, ClaimSeen)),
+            unreadable=tuple(change for change in read if isinstance(change, Unreadable)),
+            # The older of the two, so that the watch misses nothing of either.
+            revision=min(claims.revision, subnets.revision),
+        )
+
+    async def _write(self, write: Write) -> Event:
+        match await self._store.write(_operation(write)):
+            case Written(revision):
+                return Wrote(write, revision)
+            case Conflict(current):
+                seen = None if current is None else self._seen(current)
+                match seen:
+                    case LeaseSeen(lease):
+                        return Conflicted(write, lease)
+                    case ClaimSeen(claim):
+                        return Conflicted(write, claim)
+                    case _:
+                        return Conflicted(write, None)
+
+    async def _follow(self, after: int) -> None:
+        try:
+            async for batch in self._store.watch("", after):
+                changes = (self._change(change) for change in batch.changes)
+                self._events.put_nowait(Seen(tuple(c for c in changes if c is not None), batch.revision))
+        except CompactedError as error:
+            self._events.put_nowait(WatchLost(str(error), is_compacted=True))
+        except StoreError as error:
+            self._events.put_nowait(WatchLost(str(error)))
+
+    def _change(self, change: Change) -> LeaseChange | None:
+        match change:
+            case PutSeen(record):
+                return self._seen(record)
+            case DeleteSeen(key, revision):
+                return _gone(key, revision)
+
+    def _seen(self, record: Record) -> LeaseChange | None:
+        """Return what a record says; None for a key that is none of ours. One bad record hides no other."""
+        try:
+            if record.key.startswith(SUBNETS):
+                return LeaseSeen(lease_of(record))
+            if record.key.startswith(CLAIMS):
+                return ClaimSeen(claim_of(record))
+        except WireError as error:
+            if (record.key, record.revision) not in self._unreadable:
+                self._unreadable.add((record.key, record.revision))
+                log.warning("Skipped %s: %s. %s", record.key, error, error.hint)
+            return _unreadable(record)
+        return None
+
+
+def _operation(write: Write) -> Put | Delete:
+    match write:
+        case PutLease(lease=lease, ttl_s=ttl_s, expected=expected):
+            return Put(key=lease_key(lease), value=lease_value(lease), ttl_s=ttl_s, expected=expected)
+        case DeleteLease(lease):
+            return Delete(key=lease_key(lease), expected=lease.revision)
+        case PutClaim(claim):
+            return Put(key=claim_key(claim.subnet), value=claim_value(claim), ttl_s=CLAIM_TTL_S, expected=0)
+        case DeleteClaim(claim):
+            return Delete(key=claim_key(claim.subnet), expected=claim.revision)
+
+
+def _gone(key: str, revision: int) -> LeaseChange | None:
+    for prefix, gone in ((SUBNETS, LeaseGone), (CLAIMS, ClaimGone)):
+        if key.startswith(prefix):
+            try:
+                subnet, _ = parse_subnet_key(key.removeprefix(prefix))
+            except WireError:
+                return None  # it was skipped when it came
+            return gone(subnet, revision)
+    return None
+
+
+def _unreadable(record: Record) -> Unreadable | None:
+    try:
+        subnet, _ = parse_subnet_key(record.key.removeprefix(SUBNETS))
+    except WireError:
+        return None
+    return Unreadable(subnet, record.revision)
+
+

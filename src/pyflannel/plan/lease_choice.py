@@ -1,0 +1,163 @@
+"""Which subnet a host asks for, when it looks at all leases there are."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address, IPv4Network
+
+from pyflannel.model.lease import Lease
+from pyflannel.model.lease_protocol import (
+    DeleteLease,
+    Exhausted,
+    Listed,
+    Picking,
+    PutLease,
+    Report,
+    Reusing,
+    ReusingPrevious,
+    Unsuitable,
+    Wanted,
+)
+from pyflannel.plan.allocate import pick
+
+
+@dataclass(frozen=True, slots=True)
+class Contest:
+    """The lease may be ours, if its holder is dead: ask."""
+
+    lease: Lease
+
+
+@dataclass(frozen=True, slots=True)
+class TakenBy:
+    """Somebody else holds the subnet that we run on, or one that overlaps it."""
+
+    lease: Lease
+
+
+@dataclass(frozen=True, slots=True)
+class NoneFree:
+    """There is nothing to ask for now."""
+
+
+Choice = PutLease | Contest | TakenBy | NoneFree
+Draw = Callable[[int], int]
+
+
+def is_ours(lease: Lease, wanted: Wanted) -> bool:
+    """Return whether the store's key names us: by identity or, in a lease without one, by address."""
+    owner = lease.attributes.owner
+    if owner is None:
+        return _has_our_address(lease, wanted)
+    return owner.owner == wanted.identity.owner
+
+
+def claim_on(lease: Lease, wanted: Wanted) -> PutLease:
+    """Return the write that makes a standing lease say what we want; a reservation stays one."""
+    return PutLease(
+        lease=replace(lease, attributes=wanted.attributes),
+        ttl_s=wanted.ttl_s if lease.has_ttl else None,
+        expected=lease.revision,
+    )
+
+
+def create(subnet: IPv4Network, wanted: Wanted, expected: int = 0) -> PutLease:
+    """Return the write that takes a free subnet."""
+    lease = Lease(subnet=subnet, attributes=wanted.attributes)
+    return PutLease(lease=lease, ttl_s=wanted.ttl_s, expected=expected)
+
+
+def keep(running: IPv4Network, listed: Listed, wanted: Wanted) -> Choice:
+    """Choose for a host that runs on `running` already: that subnet or none."""
+    for unreadable in listed.unreadable:
+        if unreadable.subnet == running:
+            return create(running, wanted, expected=unreadable.revision)
+    standing = next((lease for lease in listed.leases if lease.subnet == running), None)
+    if standing is not None and (is_ours(standing, wanted) or _is_reinstalled(standing, wanted)):
+        return Contest(standing) if _must_contest(standing, wanted) else claim_on(standing, wanted)
+    others = (
+        lease for lease in listed.leases if lease.subnet.overlaps(running) and not is_ours(lease, wanted)
+    )
+    if (other := standing or next(others, None)) is not None:
+        return TakenBy(other)
+    return create(running, wanted)
+
+
+def choose(
+    listed: Listed, wanted: Wanted, answered: frozenset[str], draw: Draw
+) -> tuple[Choice, tuple[DeleteLease | Report, ...]]:
+    """Choose for a host that runs on nothing yet; with what is to be deleted and said before.
+
+    In this order: our own lease, by identity, then by address as the original does; the lease of a host
+    that was this machine; the lease of a dead host with our address; the subnet of our last life; any free
+    one. `answered` are the owners known to be alive.
+    """
+    before: list[DeleteLease | Report] = []
+    for lease in sorted(listed.leases, key=lambda lease: _preference(lease, wanted)):
+        if not (is_ours(lease, wanted) or _has_our_address(lease, wanted)):
+            break  # sorted: what follows is not ours either
+        if not wanted.network.admits(lease.subnet):
+            before.append(Unsuitable(lease.subnet, f"lease of {lease.attributes.public_ip}"))
+            if lease.has_ttl and _has_our_address(lease, wanted):
+                before.append(DeleteLease(lease))  # a reservation is the operator's to remove
+        elif _must_contest(lease, wanted):
+            if _owner(lease) not in answered:
+                return Contest(lease), tuple(before)
+        else:
+            return claim_on(lease, wanted), (*before, Reusing(lease))
+    choice, after = _choose_free(listed, wanted, draw)
+    return choice, (*before, *after)
+
+
+def _choose_free(listed: Listed, wanted: Wanted, draw: Draw) -> tuple[Choice, tuple[Report, ...]]:
+    occupied = [lease.subnet for lease in listed.leases] + [bad.subnet for bad in listed.unreadable]
+    said: list[Report] = []
+    previous = wanted.previous
+    if previous is not None and not any(previous.overlaps(subnet) for subnet in occupied):
+        if wanted.network.admits(previous):
+            return create(previous, wanted), (ReusingPrevious(previous),)
+        said.append(Unsuitable(previous, "previously leased subnet"))
+    said.append(Picking(wanted.network))
+    subnet = pick(wanted.network, occupied, draw)
+    if subnet is None:
+        return NoneFree(), (*said, Exhausted(wanted.network))
+    return create(subnet, wanted), tuple(said)
+
+
+def _preference(lease: Lease, wanted: Wanted) -> tuple[int, int]:
+    """Order leases by how surely they are ours; among equals the newest first."""
+    if lease.attributes.owner is not None and is_ours(lease, wanted):
+        rank = 1 if _must_contest(lease, wanted) else 0
+    elif is_ours(lease, wanted):
+        rank = 2
+    elif _is_reinstalled(lease, wanted):
+        rank = 3
+    else:
+        rank = 4 if _has_our_address(lease, wanted) else 5
+    return rank, -lease.revision
+
+
+def _must_contest(lease: Lease, wanted: Wanted) -> bool:
+    """Return whether somebody else may be living on this lease, although it looks like ours."""
+    if is_ours(lease, wanted):
+        return not _has_our_address(lease, wanted)  # our old address, or our clone
+    return not _is_reinstalled(lease, wanted)
+
+
+def _is_reinstalled(lease: Lease, wanted: Wanted) -> bool:
+    """Return whether the holder was this machine before it lost its state directory."""
+    owner = lease.attributes.owner
+    return (
+        owner is not None
+        and owner.machine != ""
+        and owner.machine == wanted.identity.machine
+        and _has_our_address(lease, wanted)
+    )
+
+
+def _has_our_address(lease: Lease, wanted: Wanted) -> bool:
+    address = wanted.attributes.public_ip
+    return address != IPv4Address(0) and lease.attributes.public_ip == address
+
+
+def _owner(lease: Lease) -> str:
+    return lease.attributes.owner.owner if lease.attributes.owner is not None else ""
