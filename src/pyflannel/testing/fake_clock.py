@@ -1,0 +1,61 @@
+"""A Clock that stands still until a test moves it."""
+
+import asyncio
+import heapq
+import itertools
+from collections.abc import Callable
+
+_SETTLE_TURNS = 100
+"""Turns of the event loop that tasks get after each wake-up: more than any chain of waits in the engine."""
+
+
+class FakeClock:
+    """Time by hand: sleepers wake, in the order of their times, when `advance` passes them."""
+
+    def __init__(self, *, now: float = 1000.0, utc: float = 1_700_000_000.0) -> None:
+        self._now = now
+        self._utc_offset = utc - now
+        self._timers: list[tuple[float, int, Callable[[], object]]] = []
+        self._serial = itertools.count()
+
+    def now(self) -> float:
+        """Return seconds; moved by `advance` only."""
+        return self._now
+
+    def utc(self) -> float:
+        """Return seconds since the epoch; moved by `advance` and `step_utc`."""
+        return self._now + self._utc_offset
+
+    async def sleep(self, seconds: float) -> None:
+        """Return when `advance` has passed `seconds` from now; zero and less give other tasks one turn."""
+        if seconds <= 0:
+            await asyncio.sleep(0)
+            return
+        woken = asyncio.Event()
+        self.call_at(self._now + seconds, woken.set)
+        await woken.wait()
+
+    def call_at(self, when: float, act: Callable[[], object]) -> None:
+        """Call `act` when time reaches `when`, before any sleeper of a later time wakes."""
+        heapq.heappush(self._timers, (when, next(self._serial), act))
+
+    def step_utc(self, seconds: float) -> None:
+        """Step the clock that people read, as an operator or NTP may."""
+        self._utc_offset += seconds
+
+    async def advance(self, seconds: float) -> None:
+        """Move time on; each sleeper wakes at its own time and its task runs before time moves further."""
+        target = self._now + seconds
+        await self.settle()
+        while self._timers and self._timers[0][0] <= target:
+            when, _, act = heapq.heappop(self._timers)
+            self._now = max(self._now, when)
+            act()
+            await self.settle()
+        self._now = target
+        await self.settle()
+
+    async def settle(self) -> None:
+        """Let every task run until it waits; tasks that wait for threads or sockets are not waited for."""
+        for _ in range(_SETTLE_TURNS):
+            await asyncio.sleep(0)
