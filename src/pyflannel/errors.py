@@ -7,7 +7,9 @@ FlannelError
 ├── StoreError       the lease store refused or is unreachable      retry
 │   └── CompactedError   the store forgot the revision asked for    list again, then watch
 ├── TargetError      the kernel refused; errno and extended ack     retry
-└── BusyError        another program holds what is ours alone       exit 1
+├── BusyError        another program holds what is ours alone       exit 1
+├── NotReadyError    what was asked is not there yet, or in time    exit 3
+└── LabError         a part of the lab did not do what was asked    exit 1
 """
 
 
@@ -52,3 +54,11 @@ class TargetError(FlannelError):
 
 class BusyError(FlannelError):
     """Another program holds what only one may hold: a lock, a port, a device."""
+
+
+class LabError(FlannelError):
+    """A part of the lab did not start, did not answer in time, or failed a command."""
+
+
+class NotReadyError(FlannelError):
+    """What was asked for is not there yet, or did not answer in time."""

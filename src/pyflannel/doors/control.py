@@ -1,0 +1,130 @@
+"""The daemon's control socket: what it is doing, and the network config, over HTTP on a Unix socket.
+
+GET /v1/status, GET /v1/leases, GET and PUT /v1/config; the documents are those of wire.control_json. Only
+root and the user of the daemon are answered.
+"""
+
+import logging
+import os
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from pyflannel.errors import (
+    BusyError,
+    ConfigError,
+    FlannelError,
+    NotReadyError,
+    StoreError,
+    UsageError,
+    WireError,
+)
+from pyflannel.http.message import Request, Response
+from pyflannel.http.server import HttpServer, Routes
+from pyflannel.http.unix_socket import listen_unix, peer_uid
+from pyflannel.model.lease import Lease
+from pyflannel.model.lease_entry import LeaseEntry
+from pyflannel.model.status import Status
+from pyflannel.wire.control_json import format_config_text, format_error, format_leases, format_status
+from pyflannel.wire.network_config_json import parse_network_config
+
+log = logging.getLogger(__name__)
+
+SOCKET_NAME = "flanneld.sock"
+"""In the run directory."""
+
+
+class Controlled(Protocol):
+    """What the door needs from the daemon. The first three answer from memory, at once."""
+
+    def status(self) -> Status:
+        """Return what the daemon is doing now."""
+
+    def leases(self) -> Sequence[Lease]:
+        """Return every lease that the daemon knows, its own too."""
+
+    def config_text(self) -> str | None:
+        """Return the network config as the store has it, good or bad; None when there is none."""
+
+    async def set_config(self, text: str) -> None:
+        """Write the network config to the store.
+
+        Raises:
+            StoreError: it was not written, or it is not known whether it was.
+        """
+
+
+async def serve_control(path: Path, daemon: Controlled) -> None:
+    """Serve the control socket at `path` until cancelled; it is then removed.
+
+    Raises:
+        BusyError: another daemon serves it.
+        OSError: it cannot be made there.
+    """
+    listener = listen_unix(path)
+    inode = path.stat().st_ino
+    try:
+        await HttpServer(control_routes(daemon), admit=_is_ours).serve(listener)
+    finally:
+        _remove(path, inode)
+
+
+def control_routes(daemon: Controlled) -> Routes:
+    """Return what the control socket answers."""
+
+    async def status(_: Request) -> Response:
+        return Response(status=200, body=format_status(daemon.status()))
+
+    async def leases(_: Request) -> Response:
+        entries = [LeaseEntry.of(lease) for lease in daemon.leases()]
+        return Response(status=200, body=format_leases(entries))
+
+    async def config(_: Request) -> Response:
+        return Response(status=200, body=format_config_text(daemon.config_text()))
+
+    async def set_config(request: Request) -> Response:
+        try:
+            parse_network_config(request.body)
+            text = request.body.decode()
+            await daemon.set_config(text)
+        except FlannelError as error:
+            return Response(status=_status_of(error), body=format_error(error))
+        return Response(status=200, body=format_config_text(text))
+
+    return {
+        ("GET", "/v1/status"): status,
+        ("GET", "/v1/leases"): leases,
+        ("GET", "/v1/config"): config,
+        ("PUT", "/v1/config"): set_config,
+    }
+
+
+def _is_ours(connection: socket.socket) -> bool:
+    """Return whether root or our own user asks; so says the socket's mode, unless someone changed it."""
+    uid = peer_uid(connection)
+    if uid in (0, os.geteuid()):
+        return True
+    log.warning("refused the control socket uid=%d", uid)
+    return False
+
+
+def _status_of(error: FlannelError) -> int:
+    match error:
+        case ConfigError() | UsageError() | WireError():
+            return 422
+        case StoreError() | NotReadyError():
+            return 503
+        case BusyError():
+            return 409
+        case _:
+            return 500
+
+
+def _remove(path: Path, inode: int) -> None:
+    """Remove our socket, unless another program put its own there."""
+    try:
+        if path.stat().st_ino == inode:
+            path.unlink()
+    except FileNotFoundError:
+        pass

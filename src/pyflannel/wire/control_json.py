@@ -1,0 +1,138 @@
+"""The documents of the control socket: status, leases, config, errors; JSON, one object each.
+
+Source: docs/reference/flannelctl.md. A reader passes over what it does not know, so that an older flannelctl
+understands a newer daemon.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import TypeVar
+
+import msgspec
+
+from pyflannel.errors import (
+    BusyError,
+    ConfigError,
+    FlannelError,
+    NotReadyError,
+    StoreError,
+    UsageError,
+    WireError,
+)
+from pyflannel.model.lease_entry import LeaseEntry
+from pyflannel.model.status import Status
+
+_ADDRESSES = (IPv4Address, IPv4Network, IPv6Address, IPv6Network)
+
+_FAMILIES = {
+    family.__name__: family
+    for family in (BusyError, ConfigError, NotReadyError, StoreError, UsageError, WireError)
+}
+
+_Document = TypeVar("_Document")
+
+
+@dataclass(frozen=True, slots=True)
+class _Leases:
+    leases: list[LeaseEntry]
+
+
+@dataclass(frozen=True, slots=True)
+class _Config:
+    text: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Error:
+    kind: str
+    message: str
+    hint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    error: _Error
+
+
+def format_status(status: Status) -> bytes:
+    """Return the status as JSON, its names those of the model."""
+    return _encode(status)
+
+
+def parse_status(document: bytes) -> Status:
+    """Return the status of a daemon.
+
+    Raises:
+        WireError: it is not the JSON of a status.
+    """
+    return _decode(document, Status)
+
+
+def format_leases(leases: Sequence[LeaseEntry]) -> bytes:
+    """Return `{"leases": [...]}`."""
+    return _encode(_Leases(list(leases)))
+
+
+def parse_leases(document: bytes) -> list[LeaseEntry]:
+    """Return the leases of `{"leases": [...]}`.
+
+    Raises:
+        WireError: it is not that.
+    """
+    return _decode(document, _Leases).leases
+
+
+def format_config_text(text: str | None) -> bytes:
+    """Return `{"text": ...}`: the network config as the store has it, or null."""
+    return _encode(_Config(text))
+
+
+def parse_config_text(document: bytes) -> str | None:
+    """Return the text of `{"text": ...}`.
+
+    Raises:
+        WireError: it is not that.
+    """
+    return _decode(document, _Config).text
+
+
+def format_error(error: FlannelError) -> bytes:
+    """Return `{"error": {"kind", "message", "hint"}}`; the kind is the name of the error's class."""
+    return _encode(_Failure(_Error(kind=type(error).__name__, message=str(error), hint=error.hint)))
+
+
+def parse_error(document: bytes) -> FlannelError:
+    """Return the error that the daemon met, of the same class where that decides what a caller does.
+
+    Raises:
+        WireError: it is no error of ours.
+    """
+    error = _decode(document, _Failure).error
+    return _FAMILIES.get(error.kind, FlannelError)(error.message, hint=error.hint)
+
+
+def _encode(document: object) -> bytes:
+    return msgspec.json.encode(document, enc_hook=_text_of_address)
+
+
+def _decode(document: bytes, kind: type[_Document]) -> _Document:
+    try:
+        return msgspec.json.decode(document, type=kind, dec_hook=_address_of_text)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise WireError(
+            f"the daemon's answer makes no sense: {error}",
+            hint="Check that flannelctl is not older than flanneld, and that the socket is flanneld's.",
+        ) from error
+
+
+def _text_of_address(value: object) -> str:
+    if isinstance(value, _ADDRESSES):
+        return str(value)
+    raise NotImplementedError(type(value).__name__)
+
+
+def _address_of_text(kind: type, text: object) -> object:
+    if kind in _ADDRESSES:
+        return kind(text)
+    raise NotImplementedError(kind.__name__)
