@@ -1,0 +1,186 @@
+"""`mk-docker-opts`: write Docker's options from subnet.env, as flannel's shell script of that name does.
+
+The input is read, never executed; the output is replaced, never half-written.
+"""
+
+import errno
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from pyflannel.errors import UsageError, WireError
+from pyflannel.wire.docker_opts import DEFAULT_KEY, foreign_routes, format_docker_opts
+from pyflannel.wire.shell_assignments import is_variable_name, parse_assignments
+
+_USAGE = """\
+{program} [-f FLANNEL-ENV-FILE] [-d DOCKER-ENV-FILE] [-i] [-c] [-m] [-k COMBINED-KEY]
+
+Generate Docker daemon options based on flannel env file
+OPTIONS:
+\t-f\tPath to flannel env file. Defaults to /run/flannel/subnet.env
+\t-d\tPath to Docker env file to write to. Defaults to /run/docker_opts.env
+\t-i\tOutput each Docker option as individual var. e.g. DOCKER_OPT_MTU=1500
+\t-c\tOutput combined Docker options into DOCKER_OPTS var
+\t-k\tSet the combined options key to this value (default DOCKER_OPTS=)
+\t-m\tDo not output --ip-masq (useful for older Docker version)
+
+"""
+_WITH_ARGUMENT, _WITHOUT_ARGUMENT, _ASK_FOR_USAGE = "fdk", "icm", "?h"
+
+_EXIT_REFUSED = 1
+_EXIT_UNREADABLE = 2
+
+
+class _Flags(NamedTuple):
+    flannel_env: str = "/run/flannel/subnet.env"
+    docker_env: str = "/run/docker_opts.env"
+    key: str = DEFAULT_KEY
+    individual: bool = False
+    combined: bool = False
+    with_ip_masq: bool = True
+
+
+def main() -> int:
+    """Run the program; return its exit status: 1 wrong use or a refusal, 2 a file that cannot be had."""
+    try:
+        flags = _parse(sys.argv[1:])
+    except UsageError as error:
+        sys.stderr.write(f"{error}\n" if str(error) else "")
+        sys.stderr.write(_USAGE.format(program=sys.argv[0]))
+        return _EXIT_REFUSED
+    try:
+        variables = _environment() | _read(flags.flannel_env)
+    except WireError as error:
+        return _fail(_EXIT_UNREADABLE, f"{flags.flannel_env}: {error}. {error.hint}")
+    except OSError as error:
+        return _fail(_EXIT_UNREADABLE, f"{flags.flannel_env}: {error.strerror}")
+    return _generate(flags, variables)
+
+
+def _generate(flags: _Flags, variables: Mapping[str, str]) -> int:
+    """Write the options that `variables` ask for, then look whether another route stands in their way."""
+    try:
+        text = format_docker_opts(
+            variables,
+            individual=flags.individual or not flags.combined,
+            combined=flags.combined or not flags.individual,
+            with_ip_masq=flags.with_ip_masq,
+            key=flags.key,
+        )
+        _write(flags.docker_env, os.fsencode(text))
+    except WireError as error:
+        return _fail(_EXIT_REFUSED, str(error))
+    except OSError as error:
+        return _fail(_EXIT_UNREADABLE, f"{flags.docker_env}: {error.strerror}")
+    subnet = variables.get("FLANNEL_SUBNET")
+    if subnet and (routes := foreign_routes(subnet, _ip_routes())):
+        listed = "\n".join(routes)
+        return _fail(_EXIT_REFUSED, f"Your routing table already contains the subnet: {listed}")
+    return 0
+
+
+def _parse(arguments: Sequence[str]) -> _Flags:
+    """Return what the flags say, read as a POSIX shell's getopts reads them; words after them are ignored.
+
+    Raises:
+        UsageError: a wrong flag (the message is that of dash), or a call for the usage (no message).
+    """
+    given: dict[str, str] = {}
+    words = list(arguments)
+    while words and len(words[0]) > 1 and words[0].startswith("-"):
+        letters = words.pop(0)[1:]
+        if letters == "-":
+            break
+        while letters:
+            letter, letters = letters[0], letters[1:]
+            if letter in _ASK_FOR_USAGE:
+                raise UsageError("", hint="")
+            if letter in _WITHOUT_ARGUMENT:
+                given[letter] = ""
+            elif letter not in _WITH_ARGUMENT:
+                raise UsageError(f"Illegal option -{letter}", hint="See the usage.")
+            elif not letters and not words:
+                raise UsageError(f"No arg for -{letter} option", hint="See the usage.")
+            else:
+                given[letter], letters = letters or words.pop(0), ""
+    return _Flags(
+        flannel_env=given.get("f", _Flags().flannel_env),
+        docker_env=given.get("d", _Flags().docker_env),
+        key=given.get("k", DEFAULT_KEY),
+        individual="i" in given,
+        combined="c" in given,
+        with_ip_masq="m" not in given,
+    )
+
+
+def _environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if is_variable_name(name)}
+
+
+def _read(path: str) -> dict[str, str]:
+    """Return the variables that the file assigns; none when there is no such file."""
+    if not os.path.isfile(path):
+        return {}
+    with open(path, "rb") as file:
+        return parse_assignments(os.fsdecode(file.read()))
+
+
+def _write(path: str, octets: bytes) -> None:
+    """Leave in `path` what `>` would: through symbolic links, mode and owner kept; but all or nothing.
+
+    Written in place is only what cannot be replaced: an open descriptor, such as /dev/stdout, what is no
+    regular file, and a file that is mounted by itself, as into a container.
+    """
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        found = None
+    is_descriptor = os.path.abspath(path).startswith(("/dev/", "/proc/"))
+    if not is_descriptor and (found is None or stat.S_ISREG(found.st_mode)):
+        try:
+            _replace(os.path.realpath(path), octets, found)
+            return
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+    with open(path, "wb") as file:
+        file.write(octets)
+
+
+def _replace(path: str, octets: bytes, found: os.stat_result | None) -> None:
+    """Put a new file with the mode and owner of the one found, or those of any new file, at `path`."""
+    temporary = f"{os.path.dirname(path)}/.{os.path.basename(path)}.{os.urandom(4).hex()}"
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        with open(descriptor, "wb") as file:
+            if found is not None:
+                os.fchown(descriptor, found.st_uid, found.st_gid)
+                os.fchmod(descriptor, stat.S_IMODE(found.st_mode))
+            file.write(octets)
+            file.flush()
+            os.fsync(descriptor)
+        os.rename(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _ip_routes() -> list[str]:
+    """Return the lines of `ip route show`; none when the command is missing or fails."""
+    try:
+        shown = subprocess.run(["ip", "route", "show"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    except OSError:
+        return []
+    return os.fsdecode(shown.stdout).splitlines()
+
+
+def _fail(status: int, message: str) -> int:
+    sys.stderr.write(f"{message}\n")
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
