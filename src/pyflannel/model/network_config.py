@@ -11,8 +11,10 @@ DEFAULT_BACKEND = "udp"
 class NetworkConfig:
     """One network that all hosts share, and how packets cross it.
 
+    The values of a family that is off are as the operator wrote them: neither computed nor checked, nor used.
+
     Attributes:
-        network: the whole IPv4 range, or None when IPv4 is off.
+        network: the whole IPv4 range; None when the operator wrote none, which is possible with IPv4 off only.
         subnet_length: prefix length of one host's subnet.
         subnet_min: base address of the first subnet that may be leased.
         subnet_max: base address of the last one, itself included.
@@ -39,7 +41,7 @@ class NetworkConfig:
 
     def admits(self, subnet: IPv4Network) -> bool:
         """Return whether a lease on `subnet` fits: right length, between first and last."""
-        if self.subnet_min is None or self.subnet_max is None:
+        if not self.enable_ipv4 or self.subnet_min is None or self.subnet_max is None:
             return False
         return (
             subnet.prefixlen == self.subnet_length

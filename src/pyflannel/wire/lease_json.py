@@ -1,0 +1,153 @@
+"""The values at lease and claim keys: JSON to `LeaseAttributes` and `Claim`, and back.
+
+A lease, as flannel 0.28.9 writes it, with one key of ours at its end that the original passes over:
+
+    {"PublicIP":"192.168.50.102","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1},
+     "BackendV6Data":{"VNI":1},"Pyflannel":{"Owner":"…","Machine":"…","Port":8285,"Reads":["…"]}}
+
+A claim is ours alone: {"Owner":"…","PublicIP":"192.168.50.102"}.
+"""
+
+from ipaddress import IPv4Network
+from typing import Annotated
+
+import msgspec
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
+
+from pyflannel.errors import WireError
+from pyflannel.model.lease import Claim, Identity, LeaseAttributes
+from pyflannel.wire.address_text import parse_ipv4, parse_ipv6
+from pyflannel.wire.json_text import escape, fold
+
+_HINT = "Delete the key if no living host owns it; a living owner writes it again."
+
+
+class _Ours(Struct, omit_defaults=True, rename="pascal"):
+    """What we tell each other beyond the original's lease."""
+
+    owner: Annotated[str, Meta(min_length=1)]
+    machine: str = ""
+    port: Annotated[int, Meta(ge=1, le=65535)] | None = None
+    reads: tuple[str, ...] = ()
+
+
+class _LeaseValue(
+    Struct,
+    forbid_unknown_fields=True,
+    rename={
+        "public_ip": "PublicIP",
+        "public_ipv6": "PublicIPv6",
+        "backend_type": "BackendType",
+        "backend_data": "BackendData",
+        "backend_v6_data": "BackendV6Data",
+        "ours": "Pyflannel",
+    },
+):
+    """A lease, its keys in the order in which they are written; those that are UNSET are not."""
+
+    public_ip: str = "0.0.0.0"
+    public_ipv6: str | None = None
+    backend_type: str | UnsetType | None = UNSET
+    backend_data: Raw | UnsetType = UNSET
+    backend_v6_data: Raw | UnsetType = UNSET
+    ours: _Ours | UnsetType = UNSET
+
+
+class _ClaimValue(Struct, rename={"owner": "Owner", "public_ip": "PublicIP"}):
+    """A claim, its keys in the order in which they are written."""
+
+    owner: Annotated[str, Meta(min_length=1)]
+    public_ip: str
+
+
+_LEASE = msgspec.json.Decoder(_LeaseValue)
+_LEASE_KEYS = {fold(name): name for name in _LeaseValue.__struct_encode_fields__}
+_MEMBERS = msgspec.json.Decoder(dict[str, Raw])
+_OURS = msgspec.json.Decoder(_Ours)
+_CLAIM = msgspec.json.Decoder(_ClaimValue)
+
+
+def parse_lease_attributes(value: bytes) -> LeaseAttributes:
+    """Return what the holder of a lease tells its peers.
+
+    Keys are read in any case, unknown ones passed over, and of a key that comes twice the last counts. A
+    Pyflannel object that does not follow its form is passed over too: its writer is a peer all the same.
+
+    Raises:
+        WireError: the value is no lease. IPv6 text as PublicIP, which crashes the original, is such.
+    """
+    try:
+        lease = _decode(value)
+        return LeaseAttributes(
+            public_ip=parse_ipv4(lease.public_ip),
+            public_ipv6=None if lease.public_ipv6 is None else parse_ipv6(lease.public_ipv6),
+            backend_type=lease.backend_type or "",
+            backend_data=_compact(lease.backend_data) if lease.backend_data else None,
+            backend_v6_data=_compact(lease.backend_v6_data) if lease.backend_v6_data else None,
+            owner=Identity(owner=lease.ours.owner, machine=lease.ours.machine) if lease.ours else None,
+            port=lease.ours.port if lease.ours else None,
+            reads=tuple(sorted(lease.ours.reads)) if lease.ours else (),
+        )
+    except (ValueError, RecursionError) as error:
+        raise WireError(f"not a lease: {error}", hint=_HINT) from error
+
+
+def format_lease_attributes(attributes: LeaseAttributes) -> bytes:
+    """Return the value of a lease: the original's keys and, when the lease has an owner, ours."""
+    owner, ipv6 = attributes.owner, attributes.public_ipv6
+    lease = _LeaseValue(
+        public_ip=str(attributes.public_ip),
+        # The original writes an IPv4-mapped address as IPv4, and reads it back so.
+        public_ipv6=None if ipv6 is None else str(ipv6.ipv4_mapped or ipv6),
+        backend_type=attributes.backend_type or UNSET,
+        backend_data=UNSET if attributes.backend_data is None else Raw(attributes.backend_data),
+        backend_v6_data=UNSET if attributes.backend_v6_data is None else Raw(attributes.backend_v6_data),
+    )
+    if owner is not None:
+        lease.ours = _Ours(owner.owner, owner.machine, attributes.port, attributes.reads)
+    return escape(msgspec.json.encode(lease).decode()).encode()
+
+
+def parse_claim(value: bytes, subnet: IPv4Network, revision: int) -> Claim:
+    """Return the claim on `subnet` that was written at `revision`.
+
+    Raises:
+        WireError: the value is no claim.
+    """
+    try:
+        claim = _CLAIM.decode(value)
+        public_ip = parse_ipv4(claim.public_ip)
+    except (ValueError, RecursionError) as error:
+        raise WireError(
+            f"not a claim: {error}", hint="Delete the key; a claim is only a question."
+        ) from error
+    return Claim(subnet=subnet, owner=claim.owner, public_ip=public_ip, revision=revision)
+
+
+def format_claim(claim: Claim) -> bytes:
+    """Return the value of a claim; subnet and revision stand in the key and in the store."""
+    return msgspec.json.encode(_ClaimValue(owner=claim.owner, public_ip=str(claim.public_ip)))
+
+
+def _decode(value: bytes) -> _LeaseValue:
+    """Return a lease; the usual one, with no keys but those that we write, at once."""
+    try:
+        return _LEASE.decode(value)
+    except msgspec.ValidationError:
+        return _LEASE.decode(msgspec.json.encode(_known_members(value)))
+
+
+def _known_members(value: bytes) -> dict[str, Raw]:
+    """Return the members of a lease that we read, under the names that we write; ours only if well formed."""
+    members = {_LEASE_KEYS.get(fold(key), ""): member for key, member in _MEMBERS.decode(value).items()}
+    members.pop("", None)
+    try:
+        _OURS.decode(members.get("Pyflannel", b""))
+    except (ValueError, RecursionError):
+        members.pop("Pyflannel", None)
+    return members
+
+
+def _compact(data: Raw) -> str:
+    """Return the backend's own JSON without white space, so that leases that say the same are equal."""
+    return msgspec.json.format(bytes(data), indent=-1).decode(errors="replace")

@@ -1,0 +1,199 @@
+"""The network config: JSON at the store's `config` key to a checked `NetworkConfig`, and back.
+
+Every key, default and check is listed in docs/reference/network-config.md.
+
+Source: flannel 0.28.9. Its texts are kept, so that they can be searched for; key and value are added to them.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv6Address
+
+from pyflannel.errors import ConfigError
+from pyflannel.model.network_config import NetworkConfig
+from pyflannel.wire.config_value import (
+    bad_value,
+    boolean,
+    ipv4_address,
+    ipv4_network,
+    ipv6_address,
+    ipv6_network,
+    prefix_length,
+    shown,
+)
+from pyflannel.wire.json_text import decode, escape, fold, members
+from pyflannel.wire.subnet_range import subnet_range
+
+
+def parse_network_config(text: str | bytes) -> NetworkConfig:
+    """Return the network config with all that the operator left out computed.
+
+    Keys are read in any case and unknown ones passed over. Of a key that comes twice the last counts. `null`
+    is as good as absent, except for Network, IPv6Network, SubnetMin and SubnetMax.
+
+    Raises:
+        ConfigError: the text is not JSON, or a value makes no sense; the message names key and value.
+    """
+    if isinstance(text, bytes):
+        text = text.decode(errors="replace")
+    config = _as_written(text)
+    if not (config.enable_ipv4 or config.enable_ipv6):
+        raise ConfigError(
+            "none defined stack: EnableIPv4=false EnableIPv6=false",
+            hint="Leave EnableIPv4 out, or set EnableIPv6 to true.",
+        )
+    if config.enable_ipv4:
+        config = _with_ipv4_range(config)
+    if config.enable_ipv6:
+        config = _with_ipv6_range(config)
+    return config
+
+
+def format_network_config(config: NetworkConfig) -> str:
+    """Return the config, computed values among it, as one line of JSON.
+
+    Keys, their order and what stands for absent are the original's, with BackendType, which it keeps to
+    itself, at the end. What `parse_network_config` reads from it is the same config again.
+    """
+    document: dict[str, object] = {
+        "EnableIPv4": config.enable_ipv4,
+        "EnableIPv6": config.enable_ipv6,
+        "EnableNFTables": config.enable_nftables,
+        "Network": str(config.network or "0.0.0.0/0"),
+        "IPv6Network": str(config.ipv6_network or "::/0"),
+        "SubnetMin": str(config.subnet_min or "0.0.0.0"),
+        "SubnetMax": str(config.subnet_max or "0.0.0.0"),
+        "IPv6SubnetMin": None if config.ipv6_subnet_min is None else str(config.ipv6_subnet_min),
+        "IPv6SubnetMax": None if config.ipv6_subnet_max is None else str(config.ipv6_subnet_max),
+        "SubnetLen": config.subnet_length,
+        "IPv6SubnetLen": config.ipv6_subnet_length,
+    }
+    if config.backend:
+        document["Backend"] = config.backend
+    document["BackendType"] = config.backend_type
+    return escape(json.dumps(document, ensure_ascii=False, separators=(",", ":")))
+
+
+# The subnets
+
+
+def _with_ipv4_range(config: NetworkConfig) -> NetworkConfig:
+    if config.network is None:
+        raise _absent("Network", "10.3.0.0/16")
+    length, first, last = subnet_range(
+        config.network, config.subnet_length, int(config.subnet_min or 0), int(config.subnet_max or 0)
+    )
+    return replace(config, subnet_length=length, subnet_min=IPv4Address(first), subnet_max=IPv4Address(last))
+
+
+def _with_ipv6_range(config: NetworkConfig) -> NetworkConfig:
+    if config.ipv6_network is None:
+        raise _absent("IPv6Network", "fd00:3::/48")
+    length, first, last = subnet_range(
+        config.ipv6_network,
+        config.ipv6_subnet_length,
+        int(config.ipv6_subnet_min or 0),
+        int(config.ipv6_subnet_max or 0),
+    )
+    return replace(
+        config,
+        ipv6_subnet_length=length,
+        ipv6_subnet_min=IPv6Address(first),
+        ipv6_subnet_max=IPv6Address(last),
+    )
+
+
+def _absent(key: str, example: str) -> ConfigError:
+    return ConfigError(
+        f"please define a correct {key} parameter in the flannel config: {key} is absent, or all addresses",
+        hint=f'Write {key} as a network, for example "{example}".',
+    )
+
+
+# As written
+
+
+def _as_written(text: str) -> NetworkConfig:
+    example = 'Write an object, for example {"Network": "10.3.0.0/16"}.'
+    try:
+        document = decode(text)
+    except ValueError as error:
+        raise ConfigError(f"the network config is not JSON: {error}", hint=example) from error
+    if document is None:
+        return NetworkConfig()
+    if not isinstance(document, dict):
+        raise ConfigError(f"the network config is not a JSON object: {shown(text)}", hint=example)
+    config = NetworkConfig()
+    for key, raw in members(text):
+        config = _with_member(config, key, raw)
+    return config
+
+
+def _with_member(config: NetworkConfig, key: str, raw: str) -> NetworkConfig:
+    match fold(key):
+        case "enableipv4":
+            return replace(config, enable_ipv4=boolean("EnableIPv4", raw, config.enable_ipv4))
+        case "enableipv6":
+            return replace(config, enable_ipv6=boolean("EnableIPv6", raw, config.enable_ipv6))
+        case "enablenftables":
+            return replace(config, enable_nftables=boolean("EnableNFTables", raw, config.enable_nftables))
+        case "network":
+            return replace(config, network=ipv4_network("Network", raw))
+        case "ipv6network":
+            return replace(config, ipv6_network=ipv6_network("IPv6Network", raw))
+        case "subnetlen":
+            return replace(config, subnet_length=prefix_length("SubnetLen", raw, config.subnet_length))
+        case "ipv6subnetlen":
+            return replace(
+                config, ipv6_subnet_length=prefix_length("IPv6SubnetLen", raw, config.ipv6_subnet_length)
+            )
+        case "subnetmin":
+            return replace(config, subnet_min=ipv4_address("SubnetMin", raw))
+        case "subnetmax":
+            return replace(config, subnet_max=ipv4_address("SubnetMax", raw))
+        case "ipv6subnetmin":
+            return replace(config, ipv6_subnet_min=ipv6_address("IPv6SubnetMin", raw))
+        case "ipv6subnetmax":
+            return replace(config, ipv6_subnet_max=ipv6_address("IPv6SubnetMax", raw))
+        case "backend":
+            backend = _backend(raw)
+            return replace(config, backend=backend, backend_type=_backend_type(backend))
+        case _:
+            return config
+
+
+def _backend(raw: str) -> Mapping[str, object]:
+    backend = decode(raw)
+    if backend is None:
+        return {}
+    if not isinstance(backend, dict):
+        raise bad_value(
+            "error decoding Backend property of config: not an object",
+            "Backend",
+            raw,
+            hint='Write Backend as an object, for example {"Type": "udp"}.',
+        )
+    return backend
+
+
+def _backend_type(backend: Mapping[str, object]) -> str:
+    """Return the type in lower case; whether there is such a backend is for the plan to say."""
+    name = ""
+    for key, value in backend.items():
+        if fold(key) != "type" or value is None:
+            continue
+        if not isinstance(value, str):
+            raise bad_value(
+                "error decoding Backend property of config: not a string",
+                "Backend.Type",
+                json.dumps(value),
+                hint='Write Backend.Type as a string, for example "udp".',
+            )
+        name = value
+    if not name:
+        raise ConfigError(
+            "unknown backend type: Backend is there, but has no Backend.Type",
+            hint='Set Backend.Type, for example to "udp", or leave Backend out.',
+        )
+    return name.lower()
