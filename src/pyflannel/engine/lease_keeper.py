@@ -53,11 +53,12 @@ from pyflannel.wire.lease_record import (
     claim_key,
     claim_of,
     claim_value,
+    claimed_subnet,
     lease_key,
     lease_of,
     lease_value,
+    leased_subnets,
 )
-from pyflannel.wire.subnet_key import parse_subnet_key
 
 log = logging.getLogger(__name__)
 
@@ -162,16 +163,13 @@ class LeaseKeeper:
             self._events.put_nowait(event)
 
     async def _list(self) -> Listed:
-        # Claims first: a claim that stands while its lease is listed is then never missed.
-        claims = await self._store.list(CLAIMS)
-        subnets = await self._store.list(SUBNETS)
-        read = [self._seen(record) for record in (*claims.records, *subnets.records)]
+        listing = await self._store.list("")  # leases and claims at one revision
+        read = [self._seen(record) for record in listing.records]
         return Listed(
             leases=tuple(change.lease for change in read if isinstance(change, LeaseSeen)),
             claims=tuple(change.claim for change in read if isinstance(change, ClaimSeen)),
             unreadable=tuple(change for change in read if isinstance(change, Unreadable)),
-            # The older of the two, so that the watch misses nothing of either.
-            revision=min(claims.revision, subnets.revision),
+            revision=listing.revision,
         )
 
     async def _write(self, write: Write) -> Event:
@@ -233,21 +231,18 @@ def _operation(write: Write) -> Put | Delete:
 
 
 def _gone(key: str, revision: int) -> LeaseChange | None:
-    for prefix, gone in ((SUBNETS, LeaseGone), (CLAIMS, ClaimGone)):
-        if key.startswith(prefix):
-            try:
-                subnet, _ = parse_subnet_key(key.removeprefix(prefix))
-            except WireError:
-                return None  # it was skipped when it came
-            return gone(subnet, revision)
+    try:
+        if key.startswith(SUBNETS):
+            return LeaseGone(leased_subnets(key)[0], revision)
+        if key.startswith(CLAIMS):
+            return ClaimGone(claimed_subnet(key), revision)
+    except WireError:
+        pass  # it was skipped when it came
     return None
 
 
 def _unreadable(record: Record) -> Unreadable | None:
     try:
-        subnet, _ = parse_subnet_key(record.key.removeprefix(SUBNETS))
+        return Unreadable(leased_subnets(record.key)[0], record.revision)
     except WireError:
         return None
-    return Unreadable(subnet, record.revision)
-
-

@@ -5,6 +5,7 @@ Times are seconds of a clock that never steps and counts while the host sleeps.
 
 from dataclasses import dataclass
 from ipaddress import IPv4Network
+from typing import Literal
 
 from pyflannel.model.lease import LEASE_TTL_S, Claim, Identity, Lease, LeaseAttributes
 from pyflannel.model.network_config import NetworkConfig
@@ -255,10 +256,15 @@ class ReusingPrevious:
 
 @dataclass(frozen=True, slots=True)
 class Unsuitable:
-    """A lease or subnet of ours does not fit the network config."""
+    """A subnet of ours does not fit the network config.
+
+    Attributes:
+        fate: our lease is `deleted`; a reservation is `kept`, as it is the operator's to remove; the
+            `previous` subnet of subnet.env is ignored.
+    """
 
     subnet: IPv4Network
-    what: str
+    fate: Literal["deleted", "kept", "previous"]
 
 
 @dataclass(frozen=True, slots=True)

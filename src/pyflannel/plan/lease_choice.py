@@ -96,9 +96,10 @@ def choose(
         if not (is_ours(lease, wanted) or _has_our_address(lease, wanted)):
             break  # sorted: what follows is not ours either
         if not wanted.network.admits(lease.subnet):
-            before.append(Unsuitable(lease.subnet, f"lease of {lease.attributes.public_ip}"))
-            if lease.has_ttl and _has_our_address(lease, wanted):
-                before.append(DeleteLease(lease))  # a reservation is the operator's to remove
+            is_deleted = lease.has_ttl and _has_our_address(lease, wanted)
+            before.append(Unsuitable(lease.subnet, "deleted" if is_deleted else "kept"))
+            if is_deleted:
+                before.append(DeleteLease(lease))
         elif _must_contest(lease, wanted):
             if _owner(lease) not in answered:
                 return Contest(lease), tuple(before)
@@ -115,7 +116,7 @@ def _choose_free(listed: Listed, wanted: Wanted, draw: Draw) -> tuple[Choice, tu
     if previous is not None and not any(previous.overlaps(subnet) for subnet in occupied):
         if wanted.network.admits(previous):
             return create(previous, wanted), (ReusingPrevious(previous),)
-        said.append(Unsuitable(previous, "previously leased subnet"))
+        said.append(Unsuitable(previous, "previous"))
     said.append(Picking(wanted.network))
     subnet = pick(wanted.network, occupied, draw)
     if subnet is None:

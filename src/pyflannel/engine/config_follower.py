@@ -1,0 +1,90 @@
+"""Follows the network config in the store: waits for a good one, and takes a better one when it comes."""
+
+import logging
+from collections.abc import Callable
+
+from pyflannel.errors import ConfigError, FlannelError, StoreError
+from pyflannel.model.network_config import NetworkConfig
+from pyflannel.model.store_record import PutSeen
+from pyflannel.plan.backends import Backend, backend_of
+from pyflannel.ports.clock import Clock
+from pyflannel.ports.store import Store
+from pyflannel.wire.lease_record import CONFIG
+from pyflannel.wire.network_config_json import parse_network_config
+
+log = logging.getLogger(__name__)
+
+RETRY_S = 1.0
+MISSING = "flannel config not found in etcd store. Did you create your config using etcdv3 API?"
+
+
+def read_config(text: str | bytes) -> tuple[NetworkConfig, Backend]:
+    """Return the config that the text gives, and its backend.
+
+    Raises:
+        ConfigError: the text admits no plan; the message names key and value.
+    """
+    config = parse_network_config(text)
+    return config, backend_of(config)
+
+
+class ConfigFollower:
+    """Calls `found` with each good config, `waiting` with the reason while there is none, `away` on failure.
+
+    A bad config never takes a good one away: the host runs on with what it has.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        clock: Clock,
+        found: Callable[[str, NetworkConfig, Backend], None],
+        waiting: Callable[[str], None],
+        away: Callable[[StoreError], None],
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._found = found
+        self._waiting = waiting
+        self._away = away
+        self._said: str | None = None
+
+    async def run(self) -> None:
+        """Follow until cancelled."""
+        while True:
+            try:
+                listing = await self._store.list(CONFIG)
+                self._read(next((r.value for r in listing.records if r.key == CONFIG), None))
+                async for batch in self._store.watch(CONFIG, listing.revision):
+                    for change in batch.changes:
+                        if isinstance(change, PutSeen) and change.record.key == CONFIG:
+                            self._read(change.record.value)
+                        elif not isinstance(change, PutSeen) and change.key == CONFIG:
+                            self._read(None)
+            except StoreError as error:
+                self._say(error)
+                self._away(error)
+            await self._clock.sleep(RETRY_S)
+
+    def _read(self, value: bytes | None) -> None:
+        try:
+            if value is None:
+                raise ConfigError(
+                    MISSING,
+                    hint='Write one: flannelctl config set \'{"Network":"10.100.0.0/16"}\'.',
+                )
+            text = value.decode(errors="replace")
+            config, backend = read_config(text)
+        except ConfigError as error:
+            self._say(error)
+            self._waiting(f"a good network config: {error}")
+            return
+        self._said = None
+        self._found(text, config, backend)
+
+    def _say(self, error: FlannelError) -> None:
+        """Say each problem once, until it is another one."""
+        if self._said != str(error):
+            log.error("Couldn't fetch network config: %s. %s", error, error.hint)
+            self._said = str(error)

@@ -1,0 +1,157 @@
+"""Tells an operator what the lease protocol reports: log lines, the phase, the warnings."""
+
+import logging
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from pyflannel.model.lease_protocol import (
+    Acquired,
+    Contested,
+    Exhausted,
+    Held,
+    Lost,
+    Picking,
+    Renewed,
+    Report,
+    Reusing,
+    ReusingPrevious,
+    SharedAddress,
+    StoreAway,
+    StoreBack,
+    Taken,
+    Unsuitable,
+)
+from pyflannel.model.status import LeasePhase
+from pyflannel.ports.clock import Clock
+
+log = logging.getLogger(__name__)
+
+_UNSUITABLE = {
+    "deleted": "Found lease (%s) for current IP but not compatible with current config, deleting",
+    "kept": "Found reservation or foreign lease (%s) for this host, not compatible with current config, kept",
+    "previous": "Found previously leased subnet (%s) that is not compatible with the Etcd network config, ignoring",
+}
+
+
+class LeaseNarrator:
+    """Keeps what is true of the lease now; the texts of flannel where it has one.
+
+    `held_changed` hears each subnet that the host is to run on.
+    """
+
+    def __init__(self, clock: Clock, held_changed: Callable[[Held], None]) -> None:
+        self._clock = clock
+        self._held_changed = held_changed
+        self._phase: LeasePhase = "acquiring"
+        self.since = clock.now()
+        self.holder: str | None = None
+        self.store_error: str | None = None
+        self.store_since = clock.now()
+        self.is_store_away = False
+        self.shared: str | None = None
+
+    @property
+    def phase(self) -> LeasePhase:
+        """Where the lease stands."""
+        return self._phase
+
+    def tell(self, report: Report) -> None:
+        """Say it, and remember what of it lasts."""
+        match report:
+            case Picking(network):
+                log.info("Picking subnet in range %s ... %s", network.subnet_min, network.subnet_max)
+            case Reusing(lease):
+                public_ip = lease.attributes.public_ip
+                log.info("Found lease (%s) for current IP (%s), reusing", lease.subnet, public_ip)
+            case ReusingPrevious(subnet):
+                log.info("Found previously leased subnet (%s), reusing", subnet)
+            case Unsuitable(subnet, fate):
+                log.warning(_UNSUITABLE[fate], subnet)
+            case Exhausted(network):
+                log.error(
+                    "No free /%d left in %s; looking again in a while lease=none. Widen Network, increase"
+                    " SubnetLen, or remove stale leases.",
+                    network.subnet_length,
+                    network.network,
+                )
+            case Acquired() | Renewed():
+                self._tell_held(report)
+            case StoreAway() | StoreBack():
+                self._tell_store(report)
+            case Lost() | Taken() | Contested() | SharedAddress():
+                self._tell_trouble(report)
+
+    def _tell_held(self, report: Acquired | Renewed) -> None:
+        held = report.held
+        match report:
+            case Acquired() if self._phase == "acquiring":
+                log.info("Lease acquired: %s", held.lease.subnet)
+                log.info("Watching for new subnet leases")
+            case Acquired():
+                log.info("Lease acquired again: %s", held.lease.subnet)
+            case Renewed() if held.expires_at is None:
+                log.info("Lease is a reservation and is not renewed lease=%s", held.lease.subnet)
+            case Renewed():
+                log.info("Lease renewed, new expiration: %s lease=%s", self._time(held), held.lease.subnet)
+        self._enter("held")
+        self.holder = None
+        self._held_changed(held)
+
+    def _tell_store(self, report: StoreAway | StoreBack) -> None:
+        match report:
+            case StoreAway(cause, retry_in_s):
+                log.warning(
+                    "Store is away, trying again in %.1f s, the data path stays: %s", retry_in_s, cause
+                )
+                self.store_error = cause
+                self.is_store_away = True
+            case StoreBack():
+                log.info("Store is back")
+                self.is_store_away = False
+        self.store_since = self._clock.now()
+
+    def _tell_trouble(self, report: Lost | Taken | Contested | SharedAddress) -> None:
+        match report:
+            case Lost(lease):
+                log.warning(
+                    "Lease is gone from the store: taking it again, the data path stays lease=%s",
+                    lease.subnet,
+                )
+                self._enter("lost")
+            case Taken(lease, by):
+                owner = by.attributes.owner.owner if by.attributes.owner else "an original flannel"
+                holder = f"{by.attributes.public_ip} ({owner})"
+                if self.holder != holder:
+                    log.error(
+                        "Subnet is held by %s now: this host runs on degraded and does not renumber unless"
+                        " told (--on-subnet-lost=renumber) lease=%s theirs=%s",
+                        holder,
+                        lease.subnet,
+                        by.subnet,
+                    )
+                self.holder = holder
+                self._enter("taken")
+            case Contested(lease):
+                log.warning(
+                    "A lease with our address or identity is held by %s at %s: asking whether that host lives"
+                    " lease=%s",
+                    lease.attributes.owner.owner if lease.attributes.owner else "nobody known",
+                    lease.attributes.public_ip,
+                    lease.subnet,
+                )
+            case SharedAddress(subnet, other, public_ip):
+                self.shared = (
+                    f"two living hosts share an address or identity: the other is {other} at {public_ip},"
+                    f" lease {subnet}; give one of them an address of its own (--public-ip, --iface)"
+                )
+                log.error("Warning: %s", self.shared)
+
+    def _enter(self, phase: LeasePhase) -> None:
+        if phase != self._phase:
+            self._phase = phase
+            self.since = self._clock.now()
+
+    def _time(self, held: Held) -> str:
+        assert held.expires_at is not None
+        left_s = held.expires_at - self._clock.now()
+        return datetime.fromtimestamp(self._clock.utc() + left_s, UTC).isoformat(timespec="seconds")

@@ -1,0 +1,189 @@
+"""The reconciler: whatever happens to the kernel, a pass makes it equal to the plan again."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from pyflannel.engine.damping import Damping
+from pyflannel.errors import TargetError
+from pyflannel.model.operation import Add, Operation, Refusal, Remove, Replace
+from pyflannel.model.state import Item, State
+from pyflannel.plan.describe import found
+from pyflannel.plan.diff import diff
+from pyflannel.plan.order import order
+from pyflannel.plan.ownership import ours
+from pyflannel.ports.clock import Clock
+from pyflannel.ports.target import Target
+
+log = logging.getLogger(__name__)
+
+AUDIT_S = 10.0
+"""Pause after which a pass looks without being told: the kernel does not announce everything."""
+
+REFUSED_PAUSE_MAX_S = 1.0
+"""Longest pause before what was refused is tried again; whatever removes the cause then helps at once."""
+
+NAMED_IN_LOG = 8
+"""So many objects are named in one line."""
+
+
+@dataclass(kw_only=True)
+class PassCounts:
+    """What the passes did so far."""
+
+    passes: int = 0
+    repairs: int = 0
+    last_repair: str | None = None
+    refused: tuple[Refusal, ...] = ()
+    error: str | None = None
+    applied: State | None = field(default=None, repr=False)
+
+    @property
+    def is_clean(self) -> bool:
+        """The last pass left nothing undone."""
+        return self.applied is not None and not self.refused and self.error is None
+
+
+class Reconciler:
+    """Repairs the target after every change, whoever made it, and at every audit.
+
+    `desired` gives the plan as it is now, or None while there is none yet; `passed` is called after each pass.
+    """
+
+    def __init__(
+        self,
+        *,
+        target: Target,
+        clock: Clock,
+        desired: Callable[[], State | None],
+        passed: Callable[[], None] = lambda: None,
+        audit_s: float = AUDIT_S,
+    ) -> None:
+        self._target = target
+        self._clock = clock
+        self._desired = desired
+        self._passed = passed
+        self._audit_s = audit_s
+        self._changed = asyncio.Event()
+        self._damping = Damping()
+        self._failures = 0
+        self.counts = PassCounts()
+
+    def wake(self) -> None:
+        """Make a pass soon: the plan has changed."""
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Run until cancelled; if either task fails, the other is cancelled. The target stays as it is."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._watch_target(), name="watch target")
+            tasks.create_task(self._reconcile(), name="reconcile")
+
+    async def _watch_target(self) -> None:
+        async for _ in self._target.changes():
+            self._changed.set()
+
+    async def _reconcile(self) -> None:
+        while True:
+            self._changed.clear()  # first, so that a change during the pass counts
+            desired = self._desired()
+            pause_s = self._audit_s
+            if desired is not None:
+                pause_s = await self._pass(desired)
+                self._passed()
+            try:
+                async with asyncio.timeout(pause_s):
+                    await self._changed.wait()
+            except TimeoutError:
+                continue
+
+    async def _pass(self, desired: State) -> float:
+        """Make one pass; return the seconds until the next that nobody asks for."""
+        self.counts.passes += 1
+        try:
+            actual = ours(await self._target.snapshot(desired), desired)
+        except TargetError as error:
+            return await self._fail(error)
+        operations, wait_s = self._admitted(order(diff(desired, actual)))
+        refused = tuple(await self._target.apply(operations)) if operations else ()
+        done = [operation for operation in operations if operation not in {r.operation for r in refused}]
+        self._tell(done, refused, desired)
+        self.counts.applied, self.counts.error = desired, None
+        if not refused:
+            self._failures = 0
+            return min(self._audit_s, wait_s)
+        return await self._rest()
+
+    async def _fail(self, error: TargetError) -> float:
+        if self.counts.error != str(error):
+            log.error("Could not read what is there: %s. %s", error, error.hint)
+        self.counts.error = str(error)
+        return await self._rest()
+
+    async def _rest(self) -> float:
+        """Pause before what failed is tried again, however often the target says that it changed."""
+        self._failures += 1
+        await self._clock.sleep(min(0.05 * 2.0 ** min(self._failures, 10), REFUSED_PAUSE_MAX_S))
+        return 0.0
+
+    def _admitted(self, operations: Iterable[Operation]) -> tuple[list[Operation], float]:
+        """Return the operations on objects that nobody fights over, and the seconds until the next may go."""
+        admitted: list[Operation] = []
+        wait_s, now = self._audit_s, self._clock.now()
+        for operation in operations:
+            until = self._damping.waits_until(_subject(operation).key, now)
+            if until is None:
+                admitted.append(operation)
+            else:
+                wait_s = min(wait_s, until - now)
+        return admitted, wait_s
+
+    def _tell(self, done: list[Operation], refused: tuple[Refusal, ...], desired: State) -> None:
+        repairs = [operation for operation in done if self._is_repair(operation, desired)]
+        if repairs:
+            self.counts.repairs += len(repairs)
+            self.counts.last_repair = _listing(repairs)
+            log.warning("Repaired %s", self.counts.last_repair)
+            self._tell_fights(repairs)
+        if len(done) > len(repairs):
+            log.info("Applied the plan operations=%d refused=%d", len(done) - len(repairs), len(refused))
+        for operation in done:
+            log.debug("%s %s", type(operation).__name__, found(operation))
+        known = {(found(r.operation), r.cause) for r in self.counts.refused}
+        for refusal in refused:
+            if (found(refusal.operation), refusal.cause) not in known:
+                log.error("%s; refused: %s. %s", found(refusal.operation), refusal.cause, refusal.hint)
+        self.counts.refused = refused
+
+    def _is_repair(self, operation: Operation, desired: State) -> bool:
+        """Return whether somebody damaged what stood, rather than the plan having changed."""
+        applied = self.counts.applied
+        if applied is None:
+            return False
+        key = _subject(operation).key
+        return applied.by_key.get(key) == desired.by_key.get(key)
+
+    def _tell_fights(self, repairs: list[Operation]) -> None:
+        now = self._clock.now()
+        for operation in repairs:
+            pause_s = self._damping.repaired(_subject(operation).key, now)
+            if pause_s is not None:
+                log.error(
+                    "Somebody keeps undoing our repairs: %s. The next one waits %.0f s. Find the program that"
+                    " manages this object (NetworkManager, systemd-networkd, dhcpcd) and exclude it there.",
+                    found(operation),
+                    pause_s,
+                )
+
+
+def _subject(operation: Operation) -> Item:
+    match operation:
+        case Add(item) | Remove(item) | Replace(_, item):
+            return item
+
+
+def _listing(operations: list[Operation]) -> str:
+    named = "; ".join(found(operation) for operation in operations[:NAMED_IN_LOG])
+    more = len(operations) - NAMED_IN_LOG
+    return f"{named}; and {more} more" if more > 0 else named

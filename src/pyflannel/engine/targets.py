@@ -1,0 +1,55 @@
+"""Several targets as one: each item goes to the target that can hold it."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from itertools import groupby
+
+from pyflannel.model.operation import Operation, Refusal, Remove, Replace
+from pyflannel.model.state import Item, State
+from pyflannel.ports.target import Target
+
+
+class Targets:
+    """A Target made of others, by the type of item that each holds."""
+
+    def __init__(self, by_type: Mapping[type, Target]) -> None:
+        self._by_type = by_type
+        self._targets = list(dict.fromkeys(by_type.values()))
+
+    async def snapshot(self, desired: State) -> State:
+        """Return the union of all snapshots."""
+        snapshots = await asyncio.gather(*(target.snapshot(desired) for target in self._targets))
+        return State.collect(item for snapshot in snapshots for item in snapshot)
+
+    async def apply(self, operations: Sequence[Operation]) -> Sequence[Refusal]:
+        """Apply runs of operations for one target together; their order stays."""
+        refusals: list[Refusal] = []
+        for target, run in groupby(operations, key=lambda operation: self._by_type[type(_item(operation))]):
+            refusals.extend(await target.apply(list(run)))
+        return refusals
+
+    async def changes(self) -> AsyncIterator[None]:
+        """Yield whenever one of the targets does; bursts of several are one."""
+        changed = asyncio.Event()
+
+        async def follow(target: Target) -> None:
+            async for _ in target.changes():
+                changed.set()
+
+        async with asyncio.TaskGroup() as tasks:
+            for target in self._targets:
+                tasks.create_task(follow(target), name=f"changes of {type(target).__name__}")
+            while True:
+                await changed.wait()
+                changed.clear()
+                yield
+
+
+def _item(operation: Operation) -> Item:
+    match operation:
+        case Remove(item):
+            return item
+        case Replace(_, new):
+            return new
+        case _:
+            return operation.item

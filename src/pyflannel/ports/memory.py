@@ -1,0 +1,13 @@
+"""A small text that outlives the daemon."""
+
+from typing import Protocol
+
+
+class Memory(Protocol):
+    """One file in the state directory, or whatever stands in for it."""
+
+    async def load(self) -> bytes | None:
+        """Return what was saved last, or None; a file that cannot be read counts as none, and is said."""
+
+    async def save(self, octets: bytes) -> None:
+        """Replace it atomically; a failure is said, and the old text stays."""

@@ -1,0 +1,51 @@
+"""last-known.json: the leases that a host starts with while its store is away.
+
+    {"Config":"{…}","Own":"subnets/10.100.15.0-24","Leases":{"subnets/10.100.15.0-24":"{…}",…}}
+
+Keys and values are those of the store, so that whoever reads the store reads this.
+"""
+
+import msgspec
+
+from pyflannel.errors import WireError
+from pyflannel.model.last_known import LastKnown
+from pyflannel.model.store_record import Record
+from pyflannel.wire.lease_record import lease_key, lease_of, lease_value
+
+
+class _File(msgspec.Struct, rename="pascal"):
+    config: str
+    own: str
+    leases: dict[str, str]
+
+
+def parse_last_known(octets: bytes) -> LastKnown:
+    """Return what the file holds; revisions are 0, and every lease counts as one with a TTL.
+
+    Raises:
+        WireError: it is not such a file, or lacks our own lease; a bad lease of a peer is left out.
+    """
+    try:
+        file = msgspec.json.decode(octets, type=_File)
+        own = lease_of(_record(file.own, file.leases[file.own]))
+    except (msgspec.MsgspecError, KeyError, WireError) as error:
+        raise WireError(
+            f"last-known.json cannot be read: {error}", hint="Delete it; it is written anew."
+        ) from error
+    leases = []
+    for key, value in file.leases.items():
+        try:
+            leases.append(lease_of(_record(key, value)))
+        except WireError:
+            continue
+    return LastKnown(config=file.config, own=own, leases=tuple(leases))
+
+
+def format_last_known(known: LastKnown) -> bytes:
+    """Return the file's octets."""
+    leases = {lease_key(lease): lease_value(lease).decode() for lease in (*known.leases, known.own)}
+    return msgspec.json.encode(_File(config=known.config, own=lease_key(known.own), leases=leases))
+
+
+def _record(key: str, value: str) -> Record:
+    return Record(key=key, value=value.encode(), revision=0, lease_id=1)
