@@ -1,0 +1,109 @@
+"""Hypothesis strategies for the values of `model`."""
+
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+
+from hypothesis import strategies as st
+
+from pyflannel.model.address import Address
+from pyflannel.model.forwarder import Forwarder, ForwarderPeer
+from pyflannel.model.host import Host, Underlay
+from pyflannel.model.host_file import HostFile
+from pyflannel.model.lease import Identity, Lease, LeaseAttributes
+from pyflannel.model.link import Link
+from pyflannel.model.route import Route
+from pyflannel.model.state import Item, State
+from pyflannel.plan.backend.udp import UdpBackend
+
+NETWORK = IPv4Network("10.100.0.0/16")
+LINKS = ("flannel0", "eth0", "docker0")
+
+subnets = st.integers(1, 255).map(lambda index: IPv4Network((f"10.100.{index}.0", 24)))
+addresses = st.integers(1, 2**32 - 2).map(IPv4Address)
+identities = st.builds(Identity, owner=st.sampled_from("abcdef"), machine=st.sampled_from(["", "m1", "m2"]))
+
+
+@st.composite
+def leases(draw: st.DrawFn) -> Lease:
+    """Leases in the network, ours and the original's."""
+    attributes = LeaseAttributes(
+        public_ip=draw(addresses),
+        backend_type=draw(st.sampled_from(["", "udp", "vxlan"])),
+        owner=draw(st.none() | identities),
+        port=draw(st.none() | st.integers(1, 65535)),
+    )
+    return Lease(subnet=draw(subnets), attributes=attributes, revision=draw(st.integers(1, 1000)))
+
+
+@st.composite
+def items(draw: st.DrawFn) -> Item:
+    """What may be found on a host: ours, damaged, and foreign."""
+    name = draw(st.sampled_from(LINKS))
+    subnet = draw(subnets)
+    match draw(st.sampled_from(["link", "address", "route", "forwarder", "peer", "file"])):
+        case "link":
+            kind = draw(st.sampled_from(["tun", "vxlan", ""]))
+            mtu = draw(st.sampled_from([1300, 1472]))
+            alias = draw(st.sampled_from(["", "pyflannel"]))
+            return Link(name=name, kind=kind, mtu=mtu, is_up=draw(st.booleans()), alias=alias)
+        case "address":
+            return Address(link=name, address=IPv4Interface((subnet.network_address, 16)))
+        case "route":
+            destination = draw(st.sampled_from([NETWORK, subnet]))
+            protocol = draw(st.sampled_from([2, 3, 80]))
+            return Route(destination=destination, link=name, protocol=protocol)
+        case "forwarder":
+            return Forwarder(
+                link=name,
+                tunnel_address=subnet.network_address,
+                subnet=subnet,
+                listen_address=draw(addresses),
+                port=draw(st.integers(1, 65535)),
+                mtu=1472,
+                is_attached=draw(st.booleans()),
+            )
+        case "peer":
+            return ForwarderPeer(link=name, subnet=subnet, address=draw(addresses), port=8285)
+        case _:
+            path = draw(st.sampled_from(["/run/flannel/subnet.env", "/etc/motd"]))
+            return HostFile(path=path, text=draw(st.sampled_from(["", "x\n", "y\n"])))
+
+
+@st.composite
+def kernel_states(draw: st.DrawFn) -> State:
+    """States that a kernel can be in: nothing hangs on a link that is not there, or down."""
+    state = State.collect(draw(st.lists(items(), max_size=12)))
+    links = {item.name: item for item in state if isinstance(item, Link)}
+    forwarders = {item.link for item in state if isinstance(item, Forwarder)}
+
+    def can_be(item: Item) -> bool:
+        match item:
+            case Address():
+                return item.link in links
+            case Route():
+                return item.link in links and links[item.link].is_up
+            case ForwarderPeer():
+                return item.link in forwarders
+            case _:
+                return True
+
+    return State.collect(
+        replace(item, is_attached=False) if isinstance(item, Forwarder) and item.link not in links else item
+        for item in state
+        if can_be(item)
+    )
+
+
+@st.composite
+def udp_plans(draw: st.DrawFn) -> State:
+    """Full plans of a host of a udp network."""
+    underlay = Underlay(
+        link="eth0", address=draw(addresses), mtu=draw(st.integers(576, 9000)), public_ip=draw(addresses)
+    )
+    own, *peers = draw(st.lists(leases(), min_size=1, max_size=6, unique_by=lambda lease: lease.subnet))
+    backend = UdpBackend(network=NETWORK, port=draw(st.integers(1, 65535)))
+    host = Host(lease=own, underlay=underlay)
+    state = backend.plan_host(host) | State.of(HostFile(path="/run/flannel/subnet.env", text="x\n"))
+    for peer in peers:
+        state |= backend.plan_peer(peer)
+    return state
