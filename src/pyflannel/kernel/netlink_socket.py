@@ -1,0 +1,257 @@
+"""Two netlink sockets of one network namespace: one that asks the kernel, one that listens to it.
+
+The namespace is the one that the process is in when the socket is made.
+"""
+
+import asyncio
+import errno
+import os
+import socket
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import TypeVar
+
+from pyflannel.errors import TargetError, WireError
+from pyflannel.wire.netlink.acknowledgement import Acknowledgement, parse_acknowledgement
+from pyflannel.wire.netlink.message import DONE, DUMP_INTERRUPTED, ERROR, Message, Request, pack, split
+
+# linux/netlink.h and asm-generic/socket.h; the socket module lacks them.
+_SOL_NETLINK = 270
+_CAP_ACK = 10
+_EXT_ACK = 11
+_GET_STRICT_CHECK = 12
+_SO_RCVBUFFORCE = 33
+
+# The kernel answers while it takes the requests, so all answers of a batch lie in the receive buffer at
+# once; it counts each as some 800 octets.
+_BATCH = 256
+_REQUEST_BUFFER = 1 << 20
+_NOTIFICATION_BUFFER = 4 << 20
+_DATAGRAM = 1 << 16  # octets; the kernel fills at most 32 KiB
+
+_DEADLINE_S = 10.0
+_DUMP_ATTEMPTS = 10
+
+_Value = TypeVar("_Value")
+
+
+class RequestSocket:
+    """Asks the kernel, one question or batch at a time.
+
+    Raises:
+        TargetError: the socket cannot be made.
+    """
+
+    def __init__(self) -> None:
+        self._socket = _open(_REQUEST_BUFFER, groups=0)
+        for option in (_CAP_ACK, _EXT_ACK, _GET_STRICT_CHECK):
+            _try_option(self._socket, _SOL_NETLINK, option, 1)
+        self.port: int = self._socket.getsockname()[0]
+        self._sequence = 0
+        self._turn = asyncio.Lock()
+
+    def close(self) -> None:
+        """Let go of the socket."""
+        self._socket.close()
+
+    async def transact(self, requests: Sequence[Request]) -> list[Acknowledgement]:
+        """Perform requests that want an acknowledgement, in order; one that fails does not stop the rest.
+
+        Returns:
+            One acknowledgement a request, in the order of the requests.
+
+        Raises:
+            TargetError: the kernel did not answer, so that it is not known what took effect.
+        """
+        answers: list[Acknowledgement] = []
+        for start in range(0, len(requests), _BATCH):
+            async with self._turn:
+                answers += await self._transact_batch(requests[start : start + _BATCH])
+            await asyncio.sleep(0)  # between two batches others get their turn
+        return answers
+
+    async def dump(self, request: Request, read: Callable[[bytes], _Value | None]) -> list[_Value]:
+        """Return what `read` makes of each message's body, in the kernel's order; its None is left out.
+
+        A dump during which the kernel's tables changed is made again.
+
+        Raises:
+            TargetError: the kernel refused, did not answer, its tables never stood still, or `read` raised
+                WireError.
+        """
+        for _ in range(_DUMP_ATTEMPTS):
+            async with self._turn:
+                try:
+                    values, is_whole = await self._dump_once(request, read)
+                except WireError as error:
+                    raise TargetError(str(error), hint=error.hint) from error
+            if is_whole:
+                return values
+        raise TargetError(
+            f"netlink dump was interrupted by changes {_DUMP_ATTEMPTS} times",
+            hint="Find the program that changes links, addresses or routes all the time: `ip monitor`.",
+        )
+
+    async def ask(self, request: Request) -> Message | Acknowledgement:
+        """Return the one message that answers a question, or the refusal.
+
+        Raises:
+            TargetError: the kernel did not answer.
+        """
+        async with self._turn:
+            first = self._send([request])
+            async with _deadline():
+                while True:
+                    for message in await self._receive():
+                        if message.sequence == first:
+                            return parse_acknowledgement(message) if message.kind == ERROR else message
+
+    async def _transact_batch(self, requests: Sequence[Request]) -> list[Acknowledgement]:
+        first = self._send(requests)
+        answers: dict[int, Acknowledgement] = {}
+        async with _deadline():
+            while len(answers) < len(requests):
+                for message in await self._receive():
+                    if message.kind == ERROR and first <= message.sequence <= self._sequence:
+                        answers[message.sequence] = parse_acknowledgement(message)
+        return [answers[sequence] for sequence in range(first, first + len(requests))]
+
+    async def _dump_once(
+        self, request: Request, read: Callable[[bytes], _Value | None]
+    ) -> tuple[list[_Value], bool]:
+        sequence = self._send([request])
+        values: list[_Value] = []
+        is_whole, is_finished = True, False
+        try:
+            async with _deadline():
+                while not is_finished:
+                    for message in await self._receive():
+                        if message.sequence != sequence:
+                            continue
+                        is_whole = is_whole and not message.flags & DUMP_INTERRUPTED
+                        if message.kind in (ERROR, DONE):
+                            is_finished = True
+                            _raise_refused_dump(parse_acknowledgement(message))
+                        elif (value := read(message.body)) is not None:
+                            values.append(value)
+                    await asyncio.sleep(0)  # a long dump does not stop the others
+        finally:
+            if not is_finished:
+                self._drain()
+        return values, is_whole
+
+    def _send(self, requests: Sequence[Request]) -> int:
+        """Send the requests in one datagram and return the sequence number of the first."""
+        first = self._sequence + 1
+        octets = b"".join(pack(request, first + number) for number, request in enumerate(requests))
+        self._sequence += len(requests)
+        try:
+            self._socket.send(octets)
+        except OSError as error:
+            raise _failed("netlink request", error) from error
+        return first
+
+    async def _receive(self) -> list[Message]:
+        try:
+            octets = await asyncio.get_running_loop().sock_recv(self._socket, _DATAGRAM)
+            return list(split(octets))
+        except OSError as error:
+            raise _failed("netlink answer", error) from error
+
+    def _drain(self) -> None:
+        """Read a broken-off dump to its end: the kernel starts no second one on a socket before."""
+        while True:
+            try:
+                self._socket.recv(_DATAGRAM)
+            except OSError:
+                return
+
+
+class NotificationSocket:
+    """Hears what changes in the kernel: messages of the multicast groups joined, from construction on.
+
+    Args:
+        groups: mask of RTMGRP_* (linux/rtnetlink.h).
+
+    Raises:
+        TargetError: the socket cannot be made.
+    """
+
+    def __init__(self, groups: int) -> None:
+        self._socket = _open(_NOTIFICATION_BUFFER, groups)
+
+    def close(self) -> None:
+        """Let go of the socket."""
+        self._socket.close()
+
+    async def wait(self, concerns: Callable[[Message], bool]) -> None:
+        """Return when a message came that `concerns` accepts, or when messages were lost."""
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                octets = await loop.sock_recv(self._socket, _DATAGRAM)
+            except OSError as error:
+                if error.errno == errno.ENOBUFS:
+                    return  # the buffer was full, and who knows what was lost
+                raise _failed("netlink notification", error) from error
+            try:
+                if any(concerns(message) for message in split(octets)):
+                    return
+            except WireError:
+                return  # something changed, whatever it was
+
+    def drain(self) -> None:
+        """Forget what has come so far."""
+        while True:
+            try:
+                self._socket.recv(_DATAGRAM)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    return  # the next wait() says it
+
+
+@asynccontextmanager
+async def _deadline() -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(_DEADLINE_S):
+            yield
+    except TimeoutError as error:
+        raise TargetError(
+            f"the kernel did not answer a netlink request within {_DEADLINE_S:.0f} s",
+            hint="Look at the kernel's log (dmesg): something holds its configuration lock.",
+        ) from error
+
+
+def _open(buffer_octets: int, groups: int) -> socket.socket:
+    try:
+        opened = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
+    except OSError as error:
+        raise _failed("netlink socket", error) from error
+    opened.setblocking(False)
+    # Beyond net.core.rmem_max only with CAP_NET_ADMIN.
+    _try_option(opened, socket.SOL_SOCKET, socket.SO_RCVBUF, buffer_octets)
+    _try_option(opened, socket.SOL_SOCKET, _SO_RCVBUFFORCE, buffer_octets)
+    opened.bind((0, groups))
+    return opened
+
+
+def _try_option(opened: socket.socket, level: int, option: int, value: int) -> None:
+    """Set what makes things better and is not needed: old kernels lack some, users without rights others."""
+    try:
+        opened.setsockopt(level, option, value)
+    except OSError:
+        return
+
+
+def _raise_refused_dump(answer: Acknowledgement) -> None:
+    if answer.errno > 0:
+        raise _failed("netlink dump", OSError(answer.errno, answer.text or os.strerror(answer.errno)))
+
+
+def _failed(what: str, error: OSError) -> TargetError:
+    name = errno.errorcode.get(error.errno or 0, "unknown error")
+    return TargetError(
+        f"{what} failed: {name}: {error.strerror}", hint="Look at the kernel's log (dmesg) for the reason."
+    )

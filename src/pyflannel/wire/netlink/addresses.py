@@ -1,0 +1,114 @@
+"""Addresses: RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR.
+
+Layout of the body, in octets: family 1, prefix length 1, flags 1, scope 1, index 4, then attributes.
+Source: linux/if_addr.h, struct ifaddrmsg.
+"""
+
+import struct
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
+
+from pyflannel.errors import WireError
+from pyflannel.wire.netlink.inet import INET, INET6, family_of, parse_address
+from pyflannel.wire.netlink.message import ACK, CREATE, DUMP, REPLACE, Request, attribute, attributes, integer
+
+NEW = 20
+DELETE = 21
+GET = 22
+"""nlmsg_type (linux/rtnetlink.h, RTM_NEWADDR and following)."""
+
+SECONDARY = 0x01
+TENTATIVE = 0x40
+DEPRECATED = 0x20
+PERMANENT = 0x80
+"""Flags (linux/if_addr.h). SECONDARY of IPv4 is the same bit as TEMPORARY of IPv6."""
+
+_LAYOUT = struct.Struct("=BBBBi")
+_U32 = struct.Struct("=I")
+
+_ADDRESS = 1
+_LOCAL = 2
+_FLAGS = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AddressRecord:
+    """An address as the kernel reports it.
+
+    Attributes:
+        index: of its link.
+        peer: the other end of a point-to-point address, when that is not the address itself.
+        scope: rt_scope, 0 for global.
+        flags: as above.
+    """
+
+    index: int
+    address: IPv4Interface | IPv6Interface
+    peer: IPv4Address | IPv6Address | None = None
+    scope: int = 0
+    flags: int = 0
+
+
+def dump_addresses(family: int = 0) -> Request:
+    """Return the request for every address of a family; 0 for all families."""
+    return Request(GET, DUMP, _LAYOUT.pack(family, 0, 0, 0, 0))
+
+
+def address_index(body: bytes) -> int:
+    """Return the link's index alone: cheap, so that foreign addresses need no values."""
+    return int(_LAYOUT.unpack_from(body)[4])
+
+
+def parse_address_message(body: bytes) -> AddressRecord | None:
+    """Return the address of a message's body; None for families other than IP.
+
+    Raises:
+        WireError: too short, without address, or an attribute does not fit.
+    """
+    if len(body) < _LAYOUT.size:
+        raise WireError(
+            f"address message has {len(body)} octets, needs {_LAYOUT.size}",
+            hint="The kernel speaks another form of netlink: report its version.",
+        )
+    family, length, flags, scope, index = _LAYOUT.unpack_from(body)
+    if family not in (INET, INET6):
+        return None
+    found = attributes(body, _LAYOUT.size)
+    # The address itself is in _LOCAL where there is one, and _ADDRESS is then the other end.
+    remote = parse_address(found.get(_ADDRESS, b""))
+    local = parse_address(found[_LOCAL]) if _LOCAL in found else remote
+    if _FLAGS in found:
+        flags = integer(found[_FLAGS])
+    return AddressRecord(
+        index=index,
+        address=_with_length(local, length),
+        peer=remote if remote != local else None,
+        scope=scope,
+        flags=flags,
+    )
+
+
+def add_address(index: int, address: IPv4Interface | IPv6Interface) -> Request:
+    """Return the request that adds an address of global scope, or makes a temporary one permanent."""
+    return Request(NEW, ACK | CREATE | REPLACE, _body(index, address, None))
+
+
+def remove_address(
+    index: int, address: IPv4Interface | IPv6Interface, peer: IPv4Address | IPv6Address | None = None
+) -> Request:
+    """Return the request that removes exactly this address."""
+    return Request(DELETE, ACK, _body(index, address, peer))
+
+
+def _body(
+    index: int, address: IPv4Interface | IPv6Interface, peer: IPv4Address | IPv6Address | None
+) -> bytes:
+    header = _LAYOUT.pack(family_of(address), address.network.prefixlen, 0, 0, index)
+    remote = address.ip if peer is None else peer
+    return header + attribute(_LOCAL, address.packed) + attribute(_ADDRESS, remote.packed)
+
+
+def _with_length(address: IPv4Address | IPv6Address, length: int) -> IPv4Interface | IPv6Interface:
+    if isinstance(address, IPv4Address):
+        return IPv4Interface((int(address), length))
+    return IPv6Interface((int(address), length))

@@ -1,0 +1,140 @@
+"""Links: RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK.
+
+Layout of the body, in octets: family 1, padding 1, device type 2, index 4, flags 4, change mask 4, then
+attributes. Source: linux/rtnetlink.h, struct ifinfomsg; linux/if_link.h.
+"""
+
+import struct
+from dataclasses import dataclass
+
+from pyflannel.errors import WireError
+from pyflannel.wire.netlink.message import ACK, DUMP, Request, attribute, attributes, integer, nest, text
+
+NEW = 16
+DELETE = 17
+GET = 18
+"""nlmsg_type (linux/rtnetlink.h, RTM_NEWLINK and following)."""
+
+_LAYOUT = struct.Struct("=BxHiII")
+_U32 = struct.Struct("=I")
+
+_UP = 0x1  # IFF_UP
+_INET6 = 10  # AF_INET6
+
+_NAME = 3
+_MTU = 4
+_QUEUE_LENGTH = 13
+_INFO = 18
+_ALIAS = 20
+_PER_FAMILY = 26
+_DUMP_MASK = 29
+# Within _INFO, and within its data for a TUN device (enum of IFLA_TUN_*).
+_INFO_KIND = 1
+_INFO_DATA = 2
+_TUN_TYPE = 3
+_TUN_TYPE_TAP = 2
+# Within the part of AF_INET6 in _PER_FAMILY; the sysctls come as an array of 32-bit numbers.
+_INET6_SYSCTLS = 2
+_INET6_GENERATION = 8
+_DISABLE_IPV6 = 26  # DEVCONF_DISABLE_IPV6 (linux/ipv6.h)
+_GENERATION_NONE = 1  # IN6_ADDR_GEN_MODE_NONE
+
+_SKIP_STATISTICS = 1 << 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkRecord:
+    """A link as the kernel reports it.
+
+    Attributes:
+        kind: as `ip -details link` prints it, `tap` apart from `tun`; "" for a physical device.
+        queue_length: packets.
+        alias: "" when there is none.
+        has_ipv6: IPv6 runs on it, or would when it goes up.
+    """
+
+    index: int
+    name: str
+    kind: str = ""
+    mtu: int = 0
+    is_up: bool = False
+    queue_length: int = 0
+    alias: str = ""
+    has_ipv6: bool = False
+
+
+def dump_links() -> Request:
+    """Return the request for every link, without its statistics."""
+    body = _LAYOUT.pack(0, 0, 0, 0, 0) + attribute(_DUMP_MASK, _U32.pack(_SKIP_STATISTICS))
+    return Request(GET, DUMP, body)
+
+
+def parse_link(body: bytes) -> LinkRecord:
+    """Return the link of a message's body.
+
+    Raises:
+        WireError: too short, or an attribute does not fit.
+    """
+    if len(body) < _LAYOUT.size:
+        raise WireError(
+            f"link message has {len(body)} octets, needs {_LAYOUT.size}",
+            hint="The kernel speaks another form of netlink: report its version.",
+        )
+    _, _, index, flags, _ = _LAYOUT.unpack_from(body)
+    found = attributes(body, _LAYOUT.size)
+    return LinkRecord(
+        index=index,
+        name=text(found.get(_NAME, b"")),
+        kind=_kind(found.get(_INFO, b"")),
+        mtu=integer(found.get(_MTU, b"")),
+        is_up=bool(flags & _UP),
+        queue_length=integer(found.get(_QUEUE_LENGTH, b"")),
+        alias=text(found.get(_ALIAS, b"")),
+        has_ipv6=_has_ipv6(found.get(_PER_FAMILY, b"")),
+    )
+
+
+def change_link(
+    index: int,
+    *,
+    mtu: int | None = None,
+    queue_length: int | None = None,
+    alias: str | None = None,
+    is_up: bool | None = None,
+) -> Request:
+    """Return the request that changes a link in place; what is None stays as it is."""
+    parts = []
+    if mtu is not None:
+        parts.append(attribute(_MTU, _U32.pack(mtu)))
+    if queue_length is not None:
+        parts.append(attribute(_QUEUE_LENGTH, _U32.pack(queue_length)))
+    if alias is not None:
+        parts.append(attribute(_ALIAS, alias.encode(errors="surrogateescape")))
+    flags, mask = (_UP if is_up else 0), (0 if is_up is None else _UP)
+    return Request(NEW, ACK, _LAYOUT.pack(0, 0, index, flags, mask) + b"".join(parts))
+
+
+def stop_ipv6_addresses(index: int) -> Request:
+    """Return the request after which the kernel gives the link no IPv6 link-local address by itself."""
+    generation = attribute(_INET6_GENERATION, bytes([_GENERATION_NONE]))
+    body = _LAYOUT.pack(0, 0, index, 0, 0) + nest(_PER_FAMILY, nest(_INET6, generation))
+    return Request(NEW, ACK, body)
+
+
+def delete_link(index: int) -> Request:
+    """Return the request that deletes a link, and with it its addresses and routes."""
+    return Request(DELETE, ACK, _LAYOUT.pack(0, 0, index, 0, 0))
+
+
+def _kind(info: bytes) -> str:
+    parts = attributes(info)
+    kind = text(parts.get(_INFO_KIND, b""))
+    if kind == "tun" and integer(attributes(parts.get(_INFO_DATA, b"")).get(_TUN_TYPE, b"")) == _TUN_TYPE_TAP:
+        return "tap"  # one driver makes both, and one cannot become the other
+    return kind
+
+
+def _has_ipv6(per_family: bytes) -> bool:
+    sysctls = attributes(attributes(per_family).get(_INET6, b"")).get(_INET6_SYSCTLS, b"")
+    value = sysctls[_DISABLE_IPV6 * 4 : _DISABLE_IPV6 * 4 + 4]
+    return len(value) == 4 and integer(value) == 0

@@ -1,0 +1,218 @@
+"""Routes: RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE.
+
+Layout of the body, in octets: family, destination length, source length, TOS, table, protocol, scope, type
+1 each, flags 4, then attributes. Source: linux/rtnetlink.h, struct rtmsg.
+"""
+
+import struct
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import NamedTuple
+
+from pyflannel.errors import WireError
+from pyflannel.wire.netlink.inet import INET, INET6, family_of, parse_address
+from pyflannel.wire.netlink.message import (
+    ACK,
+    ATTRIBUTE,
+    CREATE,
+    DUMP,
+    REPLACE,
+    Request,
+    attribute,
+    attributes,
+    integer,
+)
+
+NEW = 24
+DELETE = 25
+GET = 26
+"""nlmsg_type (linux/rtnetlink.h, RTM_NEWROUTE and following)."""
+
+TABLE_MAIN = 254
+
+UNICAST = 1
+"""rtm_type of a route that leads somewhere; the others refuse or deliver."""
+
+_LAYOUT = struct.Struct("=BBBBBBBBI")
+_U32 = struct.Struct("=I")
+_NEXT_HOP = struct.Struct("=HBBi")
+
+_ONLINK = 0x4  # RTNH_F_ONLINK
+_CLONED = 0x200  # RTM_F_CLONED: a cache entry, not a route
+
+_DESTINATION = 1
+_LINK = 4
+_GATEWAY = 5
+_METRIC = 6
+_PREFERRED_SOURCE = 7
+_MULTIPATH = 9
+_VIA = 18
+
+
+class RouteKey(NamedTuple):
+    """What the kernel looks a route up by, as octets; the metric of IPv6 is 1024 where nobody chose one."""
+
+    length: int
+    destination: bytes
+    metric: int
+
+
+class RouteGlance(NamedTuple):
+    """The little of a route that says whether it concerns us; `link` is an index, 0 for multipath or none."""
+
+    key: RouteKey
+    protocol: int
+    link: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouteRecord:
+    """A route as the kernel reports it.
+
+    Attributes:
+        index: of the link it leaves by, for multipath of the first; 0 for none.
+        kind: rtm_type.
+        is_multipath: it has several next hops, of which this record holds the first link alone.
+    """
+
+    destination: IPv4Network | IPv6Network
+    index: int = 0
+    gateway: IPv4Address | IPv6Address | None = None
+    source: IPv4Address | IPv6Address | None = None
+    metric: int = 0
+    protocol: int = 0
+    scope: int = 0
+    kind: int = UNICAST
+    is_onlink: bool = False
+    is_multipath: bool = False
+
+
+def dump_routes(family: int) -> Request:
+    """Return the request for the routes of the main table; a kernel before 4.20 gives all tables."""
+    return Request(GET, DUMP, _LAYOUT.pack(family, 0, 0, 0, TABLE_MAIN, 0, 0, 0, 0))
+
+
+def look_up_route(address: IPv4Address | IPv6Address) -> Request:
+    """Return the question which way a packet of the host's own would go; nothing is sent there."""
+    header = _LAYOUT.pack(family_of(address), address.max_prefixlen, 0, 0, 0, 0, 0, 0, 0)
+    return Request(GET, 0, header + attribute(_DESTINATION, address.packed))
+
+
+def route_key(destination: IPv4Network | IPv6Network, metric: int) -> RouteKey:
+    """Return the key under which a dump would show this route."""
+    return RouteKey(destination.prefixlen, destination.network_address.packed, metric)
+
+
+def glance_at_route(body: bytes) -> RouteGlance | None:
+    """Return what tells a route of ours from a foreign one; None for what is no route of the main table.
+
+    No values are made: a host may carry tens of thousands of foreign routes.
+    """
+    family, length, _, tos, table, protocol, _, _, flags = _LAYOUT.unpack_from(body)
+    if tos or flags & _CLONED or table != TABLE_MAIN:
+        return None
+    destination, metric, link = b"", 0, 0
+    offset, end = _LAYOUT.size, len(body)
+    while offset < end:
+        size, kind = ATTRIBUTE.unpack_from(body, offset)
+        if size < 4:
+            return None
+        if kind == _DESTINATION:
+            destination = body[offset + 4 : offset + size]
+        elif kind == _LINK:
+            link = integer(body[offset + 4 : offset + 8])
+        elif kind == _METRIC:
+            metric = integer(body[offset + 4 : offset + 8])
+        offset += (size + 3) & ~3
+    if not destination:
+        destination = bytes(4 if family == INET else 16)
+    return RouteGlance(RouteKey(length, destination, metric), protocol, link)
+
+
+def parse_route(body: bytes) -> RouteRecord | None:
+    """Return the route of a message's body; None for what is neither IPv4 nor IPv6.
+
+    Raises:
+        WireError: too short, or an attribute does not fit.
+    """
+    if len(body) < _LAYOUT.size:
+        raise WireError(
+            f"route message has {len(body)} octets, needs {_LAYOUT.size}",
+            hint="The kernel speaks another form of netlink: report its version.",
+        )
+    family, length, _, _, _, protocol, scope, kind, flags = _LAYOUT.unpack_from(body)
+    if family not in (INET, INET6):
+        return None
+    found = attributes(body, _LAYOUT.size)
+    index, is_multipath = integer(found.get(_LINK, b"")), _MULTIPATH in found
+    if is_multipath and len(found[_MULTIPATH]) >= _NEXT_HOP.size:
+        index = _NEXT_HOP.unpack_from(found[_MULTIPATH])[3]
+    return RouteRecord(
+        destination=_prefix(family, length, found.get(_DESTINATION, b"")),
+        index=index,
+        gateway=_gateway(found),
+        source=parse_address(found[_PREFERRED_SOURCE]) if _PREFERRED_SOURCE in found else None,
+        metric=integer(found.get(_METRIC, b"")),
+        protocol=protocol,
+        scope=scope,
+        kind=kind,
+        is_onlink=bool(flags & _ONLINK),
+        is_multipath=is_multipath,
+    )
+
+
+def put_route(route: RouteRecord) -> Request:
+    """Return the request that adds a route, or puts it in the place of the first with its key."""
+    return Request(NEW, ACK | CREATE | REPLACE, _body(route))
+
+
+def remove_route(route: RouteRecord) -> Request:
+    """Return the request that removes exactly this route, not another with its key."""
+    return Request(DELETE, ACK, _body(route))
+
+
+def _body(route: RouteRecord) -> bytes:
+    parts = [
+        _LAYOUT.pack(
+            family_of(route.destination),
+            route.destination.prefixlen,
+            0,
+            0,
+            TABLE_MAIN,
+            route.protocol,
+            route.scope,
+            route.kind,
+            _ONLINK if route.is_onlink else 0,
+        ),
+        attribute(_DESTINATION, route.destination.network_address.packed),
+    ]
+    # Next hops of a multipath route are not named: it is removed by its key, type and protocol.
+    if route.index and not route.is_multipath:
+        parts.append(attribute(_LINK, _U32.pack(route.index)))
+    if route.gateway is not None and not route.is_multipath:
+        parts.append(_gateway_attribute(route.gateway, family_of(route.destination)))
+    if route.source is not None:
+        parts.append(attribute(_PREFERRED_SOURCE, route.source.packed))
+    if route.metric:
+        parts.append(attribute(_METRIC, _U32.pack(route.metric)))
+    return b"".join(parts)
+
+
+def _gateway(found: dict[int, bytes]) -> IPv4Address | IPv6Address | None:
+    if _GATEWAY in found:
+        return parse_address(found[_GATEWAY])
+    if _VIA in found:  # an IPv4 route by an IPv6 gateway: family 2, address
+        return parse_address(found[_VIA][2:])
+    return None
+
+
+def _gateway_attribute(gateway: IPv4Address | IPv6Address, family: int) -> bytes:
+    if family_of(gateway) == family:
+        return attribute(_GATEWAY, gateway.packed)
+    return attribute(_VIA, struct.pack("=H", family_of(gateway)) + gateway.packed)
+
+
+def _prefix(family: int, length: int, octets: bytes) -> IPv4Network | IPv6Network:
+    if family == INET:
+        return IPv4Network((int.from_bytes(octets, "big"), length))
+    return IPv6Network((int.from_bytes(octets, "big"), length))
