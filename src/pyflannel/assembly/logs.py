@@ -1,0 +1,71 @@
+"""The daemon's log: klog's form for people, JSON for collectors; stderr carries nothing else."""
+
+import json
+import logging
+from datetime import UTC, datetime
+from typing import TextIO
+
+from pyflannel.assembly.options import LogForm
+from pyflannel.wire.klog import Letter, format_klog
+
+_OURS = "pyflannel"
+_SEVERITIES: tuple[tuple[int, Letter, str], ...] = (
+    (logging.CRITICAL, "F", "fatal"),
+    (logging.ERROR, "E", "error"),
+    (logging.WARNING, "W", "warning"),
+    (logging.INFO, "I", "info"),
+    (logging.NOTSET, "I", "debug"),  # klog has no letter for debug: it prints such lines as info
+)
+
+
+def configure_logging(form: LogForm, verbosity: int, stream: TextIO) -> None:
+    """Send the process's log to `stream`, one event a line; debug lines of ours from verbosity 1.
+
+    What libraries say is shown from warnings on. A second call replaces the first.
+    """
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(JsonFormatter() if form == "json" else KlogFormatter())
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    logging.captureWarnings(True)
+    logging.getLogger(_OURS).setLevel(logging.DEBUG if verbosity >= 1 else logging.INFO)
+
+
+class KlogFormatter(logging.Formatter):
+    """`I1012 08:50:54.409928   25161 daemon.py:126] message`, in local time; a traceback follows its line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        _, letter, _ = _severity(record)
+        when = _utc(record).astimezone()
+        message = _message(record, self)
+        return format_klog(letter, when, record.process or 0, record.filename, record.lineno, message)
+
+
+class JsonFormatter(logging.Formatter):
+    """One object a line, in ASCII: time (RFC 3339, UTC, microseconds), level, file, line, message."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        _, _, level = _severity(record)
+        return json.dumps(
+            {
+                "time": f"{_utc(record):%Y-%m-%dT%H:%M:%S.%fZ}",
+                "level": level,
+                "file": record.filename,
+                "line": record.lineno,
+                "message": _message(record, self),
+            }
+        )
+
+
+def _severity(record: logging.LogRecord) -> tuple[int, Letter, str]:
+    return next(severity for severity in _SEVERITIES if record.levelno >= severity[0])
+
+
+def _utc(record: logging.LogRecord) -> datetime:
+    return datetime.fromtimestamp(record.created, UTC)
+
+
+def _message(record: logging.LogRecord, formatter: logging.Formatter) -> str:
+    message = record.getMessage()
+    return f"{message}\n{formatter.formatException(record.exc_info)}" if record.exc_info else message

@@ -1,0 +1,143 @@
+"""Command lines and environments as Go's flag library reads them.
+
+`-name` and `--name` are one; `--name=value` and `--name value` are one, except that a boolean takes its value
+only after `=`; the first word that is no flag, or `--`, ends the flags. argparse reads other languages: there
+a value may not begin with a dash, a boolean takes the next word, and flags go on after arguments.
+
+Source: Go 1.19, package flag; numbers as strconv.ParseInt reads them with base 0.
+"""
+
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Literal
+
+from pyflannel.errors import UsageError
+
+_BOOLEANS = {
+    **dict.fromkeys(("1", "t", "T", "true", "TRUE", "True"), True),
+    **dict.fromkeys(("0", "f", "F", "false", "FALSE", "False"), False),
+}
+_OCTAL = re.compile(r"([+-]?)0_?([0-7]+(?:_[0-7]+)*)")
+_INTEGER = re.compile(r"[+-]?(?:0[xX](?:_?[0-9a-fA-F])+|0[oO](?:_?[0-7])+|0[bB](?:_?[01])+|\d+(?:_\d+)*)")
+
+Value = str | int | bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flag:
+    """A flag there is.
+
+    Attributes:
+        name: without dashes.
+        kind: what its value is read as.
+        default: the value when it is not given, as it would be written.
+        meaning: half a sentence for the usage.
+        from_environment: False for a flag that only the command line can give.
+    """
+
+    name: str
+    kind: Literal["text", "integer", "boolean"] = "text"
+    default: str = ""
+    meaning: str
+    from_environment: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Given:
+    """A flag that was given.
+
+    Attributes:
+        origin: how it was written: `--iface`, or the variable's name.
+    """
+
+    flag: Flag
+    value: Value
+    origin: str
+
+
+def default_of(flag: Flag) -> Given:
+    """Return the flag as if its default had been written."""
+    origin = f"--{flag.name}"
+    text = flag.default or {"text": "", "integer": "0", "boolean": "false"}[flag.kind]
+    return Given(flag=flag, value=_read(flag, text, origin), origin=origin)
+
+
+def read_words(flags: Iterable[Flag], words: Sequence[str]) -> tuple[list[Given], list[str]]:
+    """Return the flags that `words` give, in their order, and the words after them.
+
+    Raises:
+        UsageError: a flag that is not there, that has no value, or whose value does not suit its kind.
+    """
+    by_name = {flag.name: flag for flag in flags}
+    given: list[Given] = []
+    rest = list(words)
+    while rest and rest[0].startswith("-") and rest[0] != "-":
+        word = rest.pop(0)
+        if word == "--":
+            break
+        name, equals, text = word[2 if word.startswith("--") else 1 :].partition("=")
+        if not name or name.startswith("-"):
+            raise UsageError(f"{word!r} is no flag", hint="Write --NAME=VALUE.")
+        flag = by_name.get(name)
+        if flag is None:
+            raise UsageError(f"unknown flag --{name}", hint=_suggestion(name, by_name))
+        if not equals and flag.kind == "boolean":
+            text = "true"
+        elif not equals and not rest:
+            raise UsageError(f"--{name} needs a value", hint=f"Write --{name}=VALUE.")
+        elif not equals:
+            text = rest.pop(0)
+        given.append(Given(flag=flag, value=_read(flag, text, f"--{name}"), origin=f"--{name}"))
+    return given, rest
+
+
+def read_environment(flags: Iterable[Flag], environment: Mapping[str, str], prefix: str) -> list[Given]:
+    """Return the flags that variables such as `PREFIX_IP_MASQ` give; empty ones give nothing.
+
+    Raises:
+        UsageError: a value does not suit the flag's kind.
+    """
+    given = []
+    for flag in flags:
+        variable = f"{prefix}_{flag.name.upper().replace('-', '_')}"
+        if flag.from_environment and (text := environment.get(variable)):
+            given.append(Given(flag=flag, value=_read(flag, text, variable), origin=variable))
+    return given
+
+
+def format_usage(program: str, flags: Iterable[Flag]) -> str:
+    """Return the header and two lines for each flag, sorted by name, ending with a newline."""
+    lines = [f"Usage: {program} [OPTION]..."]
+    for flag in sorted(flags, key=lambda flag: flag.name):
+        value = "" if flag.kind == "boolean" else "=INTEGER" if flag.kind == "integer" else "=TEXT"
+        default = f" (default {flag.default})" if flag.default not in ("", "false", "0") else ""
+        lines += [f"  --{flag.name}{value}", f"      {flag.meaning}{default}"]
+    return "\n".join(lines) + "\n"
+
+
+def _read(flag: Flag, text: str, origin: str) -> Value:
+    match flag.kind:
+        case "text":
+            return text
+        case "boolean":
+            if text not in _BOOLEANS:
+                raise UsageError(
+                    f"{origin}={text!r} is no boolean", hint=f"Write {origin}=true or {origin}=false."
+                )
+            return _BOOLEANS[text]
+        case "integer":
+            if octal := _OCTAL.fullmatch(text):
+                return int(octal[1] + octal[2], 8)
+            if not _INTEGER.fullmatch(text):
+                raise UsageError(
+                    f"{origin}={text!r} is no integer",
+                    hint=f"Write {origin}={flag.default or 0}, for example.",
+                )
+            return int(text, 0)
+
+
+def _suggestion(name: str, names: Collection[str]) -> str:
+    close = get_close_matches(name.lower(), names, n=1)
+    return f"Write --{close[0]}." if close else "See --help for the flags there are."
