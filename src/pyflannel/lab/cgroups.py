@@ -1,0 +1,44 @@
+"""The control groups of a lab: all under one of its own, in every hierarchy there is."""
+
+import os
+from pathlib import Path
+
+from pyflannel.lab.waiting import wait_until
+
+ROOT = "flannel-lab"
+_HIERARCHIES = Path("/sys/fs/cgroup")
+_EMPTY_DEADLINE_S = 10.0
+
+
+def cgroup_of(directory: Path) -> str:
+    """Return the control group for what belongs to the sandbox in `directory`."""
+    return f"{ROOT}/{directory.parent.name}/{directory.name}"
+
+
+def remove_cgroups(lab: str) -> None:
+    """Remove every control group of the lab; its processes have been ended.
+
+    Raises:
+        LabError: one of them is still in use after some seconds.
+    """
+    # Version 2 has one hierarchy, at the mount itself; version 1 has one below it for each controller.
+    for root in [_HIERARCHIES / ROOT, *_HIERARCHIES.glob(f"*/{ROOT}")]:
+        group = root / lab
+        if group.is_dir():
+            wait_until(
+                lambda group=group: _remove(group),  # type: ignore[misc]
+                what=f"control group {group} is empty",
+                deadline_s=_EMPTY_DEADLINE_S,
+            )
+        if root.is_dir() and not any(entry.is_dir() for entry in root.iterdir()):
+            root.rmdir()
+
+
+def _remove(group: Path) -> bool:
+    """Remove a control group and those in it; return False while one is in use."""
+    try:
+        for path, _, _ in os.walk(group, topdown=False):
+            os.rmdir(path)
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,206 @@
+"""The demo: the cookbook's four Docker hosts on one flannel network, and the figures that show it works."""
+
+import json
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from functools import partial
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from statistics import fmean
+from typing import Protocol
+
+from pyflannel.errors import LabError
+from pyflannel.lab import web
+from pyflannel.lab.container import Container
+from pyflannel.lab.etcd_server import EtcdServer
+from pyflannel.lab.host import Host
+from pyflannel.lab.image import write_image
+from pyflannel.lab.kernel_path import lay_kernel_path, measure_kernel_path
+from pyflannel.lab.lab import Lab
+from pyflannel.lab.together import together
+from pyflannel.lab.topology import LEFT
+from pyflannel.lab.traffic import PingResult, Throughput, measure_throughput, ping_all
+
+CONFIG = {"Network": "10.100.0.0/16"}
+DEVICE = "flannel0"
+_DOCKER_OPTIONS = Path("/etc/default/docker")
+_STREAM_S = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemoOptions:
+    """What to show.
+
+    Attributes:
+        name: of the lab.
+        has_etcd: leases in a real etcd on the router; else in the embedded store.
+        has_docker: a real Docker engine on each host; else containers are plain namespaces.
+        is_kept: the lab stays.
+    """
+
+    name: str
+    has_etcd: bool = False
+    has_docker: bool = True
+    is_kept: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostRow:
+    """What was found out about one host.
+
+    Attributes:
+        mtu: octets, of the device.
+        reached: containers of other hosts that answered every ping from this host's container.
+        others: containers of other hosts.
+        rtt_ms: average to those that answered; None when none did.
+    """
+
+    host: str
+    address: IPv4Address
+    lease: IPv4Network
+    device: str
+    mtu: int
+    reached: int
+    others: int
+    rtt_ms: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemoReport:
+    """What the demo found.
+
+    Attributes:
+        page: what the container on the last host fetched from the one on the first.
+        overlay: one TCP stream from the first host's container to the last one's.
+        kernel: the same between plain hosts, over the kernel's vxlan laid by hand.
+    """
+
+    rows: tuple[HostRow, ...]
+    page: str
+    page_url: str
+    overlay: Throughput
+    kernel: Throughput
+
+    @property
+    def is_good(self) -> bool:
+        """Whether every container reached every other one."""
+        return all(row.reached == row.others for row in self.rows)
+
+    @property
+    def ratio(self) -> float:
+        """The overlay's throughput, the kernel's own being 1."""
+        return self.overlay.gbit_s / self.kernel.gbit_s
+
+
+class Narrator(Protocol):
+    """Whoever tells the user what happens."""
+
+    def step(self, what: str) -> AbstractContextManager[None]:
+        """Say that a step begins, and when its block ends how long it took."""
+
+
+def run_demo(options: DemoOptions, narrator: Narrator) -> DemoReport:
+    """Show the whole story and return what was found; the lab is gone afterwards, unless it is to be kept.
+
+    Raises:
+        LabError: a part did not do what it should; the lab is removed.
+    """
+    lab = Lab(options.name)
+    with ExitStack() as standing:
+        with narrator.step("two segments, a router and four hosts"):
+            standing.enter_context(lab)
+        containers = bring_up(lab, options, narrator)
+        report = _find_out(lab, containers, narrator)
+        if options.is_kept:
+            lab.keep()
+        else:
+            with narrator.step("everything removed"):
+                standing.close()
+    return report
+
+
+def bring_up(lab: Lab, options: DemoOptions, narrator: Narrator) -> dict[str, Container]:
+    """Make the hosts of the lab one flannel network, and return a web server's container on each, by host."""
+    with narrator.step("etcd on the router" if options.has_etcd else "the embedded store"):
+        store = _open_store(lab, options)
+    with narrator.step("flanneld on each host"):
+        lab.each(lambda host: host.start_flanneld(*store))
+    kind, start = ("Docker engine", start_docker) if options.has_docker else ("bridge", start_plain)
+    if options.has_docker:
+        write_image(lab.directory / "busybox.tar")
+    with narrator.step(f"a {kind} and a web server in a container on each host"):
+        hosts = list(lab.hosts.values())
+        containers = together([partial(start, lab, host, f"web{i}") for i, host in enumerate(hosts, 1)])
+    return {host.name: container for host, container in zip(hosts, containers, strict=True)}
+
+
+def start_docker(lab: Lab, host: Host, name: str) -> Container:
+    """Start the host's Docker engine on the leased subnet, as the cookbook does, and a container."""
+    host.run(["mk-docker-opts.sh", "-c", "-d", _DOCKER_OPTIONS])
+    host.engine.start("dockerd $DOCKER_OPTS", environment_file=_DOCKER_OPTIONS)
+    host.engine.import_image(lab.directory / "busybox.tar")
+    options = ["--publish-all", f"--expose={web.PORT}"]
+    return host.engine.run_container(name, web.serving(_page(host), name=name), options=options)
+
+
+def start_plain(lab: Lab, host: Host, name: str) -> Container:
+    """Start a container that is a network namespace on a bridge with the leased subnet."""
+    container = host.container(name, gateway=host.gateway(), mtu=int(host.subnet_env()["FLANNEL_MTU"]))
+    container.start_in_network(web.serving(_page(host), name=name))
+    return container
+
+
+def _page(host: Host) -> str:
+    return f"Hello from a container on {host.name}"
+
+
+def _open_store(lab: Lab, options: DemoOptions) -> list[str]:
+    """Make the store, write the network config into it, and return flanneld's flags for it."""
+    if options.has_etcd:
+        etcd = EtcdServer(lab.router, str(LEFT.gateway.ip))
+        etcd.start()
+        url, flags = etcd.url, [f"--etcd-endpoints={etcd.endpoint}"]
+    else:
+        url = lab.sqlite_url
+        flags = [f"--store={url}"]
+    first = next(iter(lab.hosts.values()))
+    first.flannelctl("--store", url, "config", "set", json.dumps(CONFIG))
+    return flags
+
+
+def _find_out(lab: Lab, containers: dict[str, Container], narrator: Narrator) -> DemoReport:
+    hosts = list(lab.hosts.values())
+    first, last = containers[hosts[0].name], containers[hosts[-1].name]
+    with narrator.step("every container pings every other one"):
+        pings = ping_all(containers.values())
+        rows = [_row(host, containers[host.name], pings) for host in hosts]
+    with narrator.step(
+        f"{last.name} on {hosts[-1].name} fetches the page of {first.name} on {hosts[0].name}"
+    ):
+        page = web.fetch(last, first.address)
+    with narrator.step("two plain hosts, joined by the kernel's vxlan by hand"):
+        path = lay_kernel_path(lab)
+    with narrator.step("one TCP stream over the overlay"):
+        overlay = measure_throughput(first, last, seconds=_STREAM_S)
+    with narrator.step("one TCP stream over the kernel's vxlan"):
+        kernel = measure_kernel_path(path, seconds=_STREAM_S)
+    url = f"http://{first.address}/"
+    return DemoReport(rows=tuple(rows), page=page, page_url=url, overlay=overlay, kernel=kernel)
+
+
+def _row(host: Host, container: Container, pings: dict[tuple[str, str], PingResult]) -> HostRow:
+    results = [result for (source, _), result in pings.items() if source == container.name]
+    times = [result.rtt_ms for result in results if result.rtt_ms is not None]
+    device = next((link for link in host.links() if link["ifname"] == DEVICE), None)
+    if device is None:
+        raise LabError(f"{host.name} has no {DEVICE}", hint=f"Read {host.directory}/log/flanneld.log.")
+    return HostRow(
+        host=host.name,
+        address=host.address,
+        lease=host.lease(),
+        device=device["ifname"],
+        mtu=device["mtu"],
+        reached=sum(result.is_reached for result in results),
+        others=len(results),
+        rtt_ms=fmean(times) if times else None,
+    )

@@ -1,0 +1,91 @@
+"""A host of the lab: a sandbox with a place in the topology, where flanneld, Docker and containers run."""
+
+import json
+from collections.abc import Mapping
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from pathlib import Path
+from typing import Any
+
+from pyflannel.lab.docker_engine import DockerEngine
+from pyflannel.lab.exec_start import read_environment_file
+from pyflannel.lab.namespace_container import NamespaceContainer, lay_bridge
+from pyflannel.lab.program import Program
+from pyflannel.lab.sandbox import READY_DEADLINE_S, Sandbox
+from pyflannel.lab.topology import HostPlace
+
+
+class Host(Sandbox):
+    """A host: flanneld's defaults are the real ones here, since /run, /etc and /var/lib are the host's own.
+
+    Attributes:
+        place: where it is plugged in.
+        engine: its Docker engine, not started.
+    """
+
+    def __init__(self, place: HostPlace, directory: Path) -> None:
+        super().__init__(place.name, directory)
+        self.place = place
+        self.engine = DockerEngine(self)
+
+    @property
+    def address(self) -> IPv4Address:
+        """Its address on the underlay."""
+        return self.place.address.ip
+
+    def start_flanneld(
+        self,
+        *flags: str,
+        environment: Mapping[str, str] | None = None,
+        deadline_s: float = READY_DEADLINE_S,
+    ) -> Program:
+        """Start flanneld and return when it says that packets can flow.
+
+        Raises:
+            LabError: it ended, or was not ready in time; the hint is the end of its log.
+        """
+        return self.start_service(["flanneld", *flags], environment=environment, deadline_s=deadline_s)
+
+    def launch_flanneld(self, *flags: str, environment: Mapping[str, str] | None = None) -> Program:
+        """Start flanneld and wait for nothing."""
+        return self.start(["flanneld", *flags], environment=environment)
+
+    def flannelctl(self, *argv: str, check: bool = True) -> str:
+        """Run flannelctl on the host and return what it printed."""
+        return self.run(["flannelctl", *argv], check=check).stdout
+
+    def subnet_env(self) -> dict[str, str]:
+        """Return what /run/flannel/subnet.env says."""
+        return read_environment_file((self.directory / "run/flannel/subnet.env").read_text())
+
+    def gateway(self) -> IPv4Interface:
+        """Return the address that subnet.env gives to the bridge of the containers."""
+        return IPv4Interface(self.subnet_env()["FLANNEL_SUBNET"])
+
+    def lease(self) -> IPv4Network:
+        """Return the host's subnet, as subnet.env says."""
+        return self.gateway().network
+
+    def links(self) -> list[dict[str, Any]]:
+        """Return the host's devices, as `ip -json -details link` shows them."""
+        shown: list[dict[str, Any]] = json.loads(self.run(["ip", "-json", "-details", "link"]).stdout)
+        return shown
+
+    def routes(self, *selector: str) -> list[dict[str, Any]]:
+        """Return the host's routes, as `ip -json route show` does."""
+        shown: list[dict[str, Any]] = json.loads(self.run(["ip", "-json", "route", "show", *selector]).stdout)
+        return shown
+
+    def commands(self) -> list[list[str]]:
+        """Return the command line of every program on the host, its containers' among them."""
+        script = 'for process in /proc/[0-9]*; do tr "\\0" "\\t" <$process/cmdline; echo; done'
+        lines = self.run(["bash", "-c", script], check=False).stdout.splitlines()
+        return [line.rstrip("\t").split("\t") for line in lines if line]
+
+    def container(
+        self, name: str, *, gateway: IPv4Interface, number: int = 2, mtu: int
+    ) -> NamespaceContainer:
+        """Add a container that is a network namespace; its address is `number` in the gateway's subnet."""
+        if not any(link["ifname"] == "br0" for link in self.links()):
+            lay_bridge(self, gateway)
+        address = IPv4Interface((gateway.network[number], gateway.network.prefixlen))
+        return NamespaceContainer(self, name, address=address, gateway=gateway.ip, mtu=mtu)

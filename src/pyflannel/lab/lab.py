@@ -1,0 +1,190 @@
+"""A lab: hosts, a router and what they store, made at once and gone when its block ends."""
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from types import TracebackType
+
+from pyflannel.errors import LabError
+from pyflannel.lab.host import Host
+from pyflannel.lab.lab_directory import LabDirectory, lab_names
+from pyflannel.lab.network import lay_segments, plug_in
+from pyflannel.lab.sandbox import Sandbox
+from pyflannel.lab.together import together
+from pyflannel.lab.topology import COOKBOOK, ROUTER, HostPlace, Topology
+
+
+class Lab:
+    """Several hosts on one machine, in namespaces of their own.
+
+    Used as a context manager: whatever ends the block, an exception or Ctrl-C among it, the lab is removed;
+    what a run that was killed left under the same name is removed first. Two labs of different names do not
+    meet.
+
+    Attributes:
+        name: tells it from others on this machine.
+        directory: all its files; each host has its own below.
+        router: joins the segments; a store or a client outside the overlay may run here.
+        hosts: by name.
+    """
+
+    def __init__(self, name: str, topology: Topology = COOKBOOK) -> None:
+        self.name = name
+        self.hosts: dict[str, Host] = {}
+        self._home = LabDirectory(name)
+        self._topology = topology
+        self._may_begin = threading.Lock()
+        self._is_ending = False
+        self._is_kept = False
+        self.directory = self._home.path
+        self.router = Sandbox(ROUTER, self.directory / ROUTER)
+
+    def __enter__(self) -> "Lab":
+        self._home.acquire()
+        try:
+            self._home.clear()
+            self._begin(self.router)
+            hosts = self._begin_hosts(self._topology.hosts)
+            self.router.finish()
+            lay_segments(self.router, self._topology.segments)
+            self._join(hosts)
+        except BaseException:
+            self.remove()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._is_kept and error is None:
+            self._home.mark_kept()
+            self._home.release()
+        else:
+            self.remove()
+
+    def add_hosts(self, *places: HostPlace) -> list[Host]:
+        """Plug in further hosts, all at the same time."""
+        hosts = self._begin_hosts(places)
+        self._join(hosts)
+        return hosts
+
+    def keep(self) -> None:
+        """Let the lab stand when the block ends well; `remove` or a lab of the same name ends it later."""
+        self._is_kept = True
+
+    def remove(self) -> None:
+        """End and remove everything, and let nobody interrupt that."""
+        with self._may_begin:
+            self._is_ending = True
+        with _uninterrupted():
+            self._home.remove()
+
+    def each(self, act: Callable[[Host], object]) -> None:
+        """Do something on all hosts at the same time."""
+        together([partial(act, host) for host in self.hosts.values()])
+
+    @property
+    def sqlite_url(self) -> str:
+        """The embedded store that all hosts of the lab can share."""
+        store = self.directory / "store"
+        store.mkdir(exist_ok=True)
+        return f"sqlite://{store}/leases.db"
+
+    def _begin_hosts(self, places: tuple[HostPlace, ...]) -> list[Host]:
+        hosts = [Host(place, self.directory / place.name) for place in places]
+        for host in hosts:
+            self._begin(host)
+        return hosts
+
+    def _begin(self, sandbox: Sandbox) -> None:
+        """Begin a sandbox, unless the lab is ending: nothing may appear behind the back of `remove`."""
+        with self._may_begin:
+            if self._is_ending:
+                raise LabError(f"lab {self.name} is ending", hint="Nothing can be added to it.")
+            sandbox.begin()
+
+    def _join(self, hosts: list[Host]) -> None:
+        def join(host: Host) -> None:
+            host.finish()
+            plug_in(self.router, host, host.place)
+
+        together([partial(join, host) for host in hosts])
+        self.hosts |= {host.name: host for host in hosts}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StandingLab:
+    """A lab that has a directory on this machine.
+
+    Attributes:
+        state: `in use` by a running program, `kept` on purpose, or `remains` of a killed run.
+        hosts: names of the sandboxes that run, the router among them.
+    """
+
+    name: str
+    state: str
+    hosts: tuple[str, ...]
+    directory: str
+
+
+def standing_labs() -> list[StandingLab]:
+    """Return the labs on this machine, by name."""
+    return [
+        StandingLab(
+            name=name,
+            state=home.state(),
+            hosts=tuple(sorted(home.hosts())),
+            directory=str(home.path),
+        )
+        for name in lab_names()
+        for home in [LabDirectory(name)]
+    ]
+
+
+def remove_lab(name: str) -> None:
+    """Remove a lab that was kept, or what a killed run left of one.
+
+    Raises:
+        LabError: there is none of this name.
+        BusyError: a running program uses it.
+    """
+    home = LabDirectory(name)
+    if not home.path.is_dir():
+        raise LabError(f"there is no lab {name}", hint="`flannelctl lab list` shows those that stand.")
+    home.acquire()
+    with _uninterrupted():
+        home.remove()
+
+
+def enter_host(name: str, host: str) -> Sandbox:
+    """Return a host, or the router, of a lab that stands.
+
+    Raises:
+        LabError: there is no such lab or host.
+    """
+    home = LabDirectory(name)
+    hosts = home.hosts()
+    if host not in hosts:
+        known = ", ".join(sorted(hosts)) or "none: `flannelctl lab up` makes a lab"
+        raise LabError(f"lab {name} has no host {host}", hint=f"Its hosts: {known}.")
+    sandbox = Sandbox(host, home.path / host)
+    sandbox.adopt(hosts[host])
+    return sandbox
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Hold Ctrl-C and SIGTERM off, if this is the thread that would get them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, signal.SIG_IGN) for number in signals]
+    try:
+        yield
+    finally:
+        for number, handler in zip(signals, before, strict=True):
+            signal.signal(number, handler)

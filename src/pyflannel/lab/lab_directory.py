@@ -1,0 +1,131 @@
+"""The directory of a lab: its name, its lock, and all that its end must remove."""
+
+import contextlib
+import fcntl
+import os
+import re
+import shutil
+import time
+from pathlib import Path
+
+from pyflannel.errors import BusyError, LabError, UsageError
+from pyflannel.lab.cgroups import remove_cgroups
+from pyflannel.lab.marker import end_processes, first_processes
+from pyflannel.lab.waiting import POLL_S
+
+ROOT = Path("/var/tmp/flannel-lab")  # not /tmp nor /run: Docker's images may be too large for memory
+_NAME = re.compile(r"[a-z][a-z0-9-]{0,19}")
+_KEPT = "kept"
+
+
+class LabDirectory:
+    """One lab's directory below ROOT; whoever holds the lock on it may change the lab.
+
+    The lock goes with the process that took it, so a lab without one was kept on purpose, or is the remains
+    of a run that was killed.
+    """
+
+    def __init__(self, name: str) -> None:
+        if not _NAME.fullmatch(name):
+            raise UsageError(
+                f"{name!r} is no name for a lab",
+                hint="Use up to 20 lower-case letters, digits and dashes, a letter first.",
+            )
+        self.name = name
+        self.path = ROOT / name
+        self._lock: int | None = None
+
+    def acquire(self, *, patience_s: float = 2.0) -> None:
+        """Make the directory if need be, and take the lock; who only looks at it holds it for a moment.
+
+        Raises:
+            BusyError: a running program holds it.
+            LabError: the directory cannot be made.
+        """
+        end = time.monotonic() + patience_s
+        while self._lock is None:
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                continue  # removed between the two by one who held the lock
+            except OSError as error:
+                raise LabError(
+                    f"no directory {self.path}: {error.strerror}", hint="The lab needs root."
+                ) from error
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(descriptor)
+                if time.monotonic() < end:
+                    time.sleep(POLL_S)
+                    continue
+                raise BusyError(
+                    f"lab {self.name} is in use by another program",
+                    hint="Wait until it ends, or choose another name.",
+                ) from None
+            if self._is_current(descriptor):
+                self._lock = descriptor
+            else:
+                os.close(descriptor)
+
+    def release(self) -> None:
+        """Let the lock go; the lab stays as it is."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def mark_kept(self) -> None:
+        """Note that the lab stays on purpose when its program ends."""
+        (self.path / _KEPT).touch()
+
+    def state(self) -> str:
+        """Return `in use`, `kept` or `remains`."""
+        try:
+            self.acquire(patience_s=0)
+        except BusyError:
+            return "in use"
+        is_kept = (self.path / _KEPT).exists()
+        self.release()
+        return "kept" if is_kept else "remains"
+
+    def hosts(self) -> dict[str, int]:
+        """Return the first process of each sandbox that stands, by name."""
+        return first_processes(self.path)
+
+    def clear(self) -> None:
+        """End every process, and remove every control group and file of the lab, but not the directory.
+
+        Raises:
+            LabError: something resists; the message names it.
+        """
+        end_processes(self.path)
+        remove_cgroups(self.name)
+        for entry in self.path.iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+
+    def remove(self) -> None:
+        """Clear the lab, remove the directory and let the lock go."""
+        try:
+            self.clear()
+            self.path.rmdir()
+            with contextlib.suppress(OSError):  # other labs stand
+                ROOT.rmdir()
+        finally:
+            self.release()
+
+    def _is_current(self, descriptor: int) -> bool:
+        try:
+            return os.path.samestat(os.fstat(descriptor), self.path.stat())
+        except FileNotFoundError:
+            return False
+
+
+def lab_names() -> list[str]:
+    """Return the names of the labs that have a directory, in order."""
+    if not ROOT.is_dir():
+        return []
+    return sorted(entry.name for entry in ROOT.iterdir() if _NAME.fullmatch(entry.name))

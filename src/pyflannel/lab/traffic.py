@@ -1,0 +1,138 @@
+"""Traffic between hosts or containers: reached or not, how long it takes, how much goes through."""
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from ipaddress import IPv4Address
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Protocol
+
+from pyflannel.errors import LabError
+from pyflannel.lab.program import Program
+from pyflannel.lab.sandbox import RUN_TIMEOUT_S
+from pyflannel.lab.together import together
+from pyflannel.lab.waiting import wait_until
+
+_RECEIVED = re.compile(r"(?P<sent>\d+) packets transmitted, (?P<received>\d+) received")
+_RTT = re.compile(r"rtt min/avg/max/mdev = [\d.]+/(?P<average>[\d.]+)/")
+_TTL = re.compile(r" ttl=(?P<ttl>\d+) ")
+_PING_INTERVAL_S = 0.1
+_LISTEN_DEADLINE_S = 10.0
+
+
+class Station(Protocol):
+    """What has an address and a network of its own: a host or a container."""
+
+    @property
+    def name(self) -> str:
+        """What it is called in tables."""
+
+    @property
+    def address(self) -> IPv4Address:
+        """Where it is reached."""
+
+    def run_in_network(
+        self, argv: Sequence[str | Path], *, check: bool = True, timeout_s: float = RUN_TIMEOUT_S
+    ) -> CompletedProcess[str]:
+        """Run one of the machine's commands in its network."""
+
+    def start_in_network(self, argv: Sequence[str | Path], *, name: str = "") -> Program:
+        """Start one of the machine's programs in its network."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PingResult:
+    """What a series of pings found.
+
+    Attributes:
+        rtt_ms: average of the answered; None when none was.
+        ttl: of the last answer; None when none was.
+    """
+
+    sent: int
+    received: int
+    rtt_ms: float | None
+    ttl: int | None
+
+    @property
+    def is_reached(self) -> bool:
+        """Whether every ping was answered."""
+        return self.received == self.sent > 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Throughput:
+    """What one TCP stream carried.
+
+    Attributes:
+        gbit_s: payload that arrived, 10^9 bits in a second.
+        octets: payload that arrived in all.
+    """
+
+    gbit_s: float
+    octets: int
+
+
+def ping(source: Station, destination: IPv4Address | str, *, count: int = 3) -> PingResult:
+    """Ping an address `count` times, a tenth of a second apart; each may take a second."""
+    command = ["ping", "-n", "-c", str(count), "-i", str(_PING_INTERVAL_S), "-W", "1", str(destination)]
+    said = source.run_in_network(command, check=False).stdout
+    counts = _RECEIVED.search(said)
+    if counts is None:
+        return PingResult(sent=count, received=0, rtt_ms=None, ttl=None)
+    rtt, ttls = _RTT.search(said), _TTL.findall(said)
+    return PingResult(
+        sent=int(counts["sent"]),
+        received=int(counts["received"]),
+        rtt_ms=float(rtt["average"]) if rtt else None,
+        ttl=int(ttls[-1]) if ttls else None,
+    )
+
+
+def ping_all(stations: Iterable[Station], *, count: int = 3) -> dict[tuple[str, str], PingResult]:
+    """Ping from each station to each other one, all at once; by source's and destination's name."""
+    everybody = list(stations)
+    pairs = [(one, other) for one in everybody for other in everybody if one is not other]
+    results = together([partial(ping, one, other.address, count=count) for one, other in pairs])
+    return {(one.name, other.name): result for (one, other), result in zip(pairs, results, strict=True)}
+
+
+def measure_throughput(
+    source: Station, destination: Station, *, seconds: int = 2, port: int = 5201
+) -> Throughput:
+    """Send one TCP stream by iperf3 from source to destination.
+
+    Raises:
+        LabError: iperf3 failed; the hint is what it said.
+    """
+    server = destination.start_in_network(
+        ["iperf3", "--server", "--one-off", "--forceflush", "--port", str(port)]
+    )
+    try:
+        _wait_listening(server, destination, port)
+        client = ["iperf3", "--client", str(destination.address), "--port", str(port)]
+        flags = ["--time", str(seconds), "--json"]
+        answer = source.run_in_network(
+            [*client, *flags], check=False, timeout_s=seconds + RUN_TIMEOUT_S
+        ).stdout
+    finally:
+        server.kill()
+    report = json.loads(answer)
+    if "error" in report:
+        raise LabError(
+            f"iperf3 from {source.name} to {destination.name}: {report['error']}", hint=server.last_words()
+        )
+    received = report["end"]["sum_received"]
+    return Throughput(gbit_s=received["bits_per_second"] / 1e9, octets=received["bytes"])
+
+
+def _wait_listening(server: Program, station: Station, port: int) -> None:
+    def listens() -> bool:
+        if server.exit_code is not None:
+            raise LabError(f"{server.name} does not listen", hint=server.last_words())
+        return bool(station.run_in_network(["ss", "-ltnH", f"sport = :{port}"]).stdout)
+
+    wait_until(listens, what=f"{server.name} listens", deadline_s=_LISTEN_DEADLINE_S)
