@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import replace
+from ipaddress import IPv4Address, IPv6Address
 
 from pyflannel.model.address import Address
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer
@@ -76,9 +77,13 @@ class FakeKernel:
         match item:
             case Address(link=name) | Forwarder(link=name):
                 return None if self._has_link(name) else f"no link {name}"
-            case Route(link=name) if name:
+            case Route(link=name, source=source) if name:
                 link = self.state.by_key.get(("link", name))
-                return None if isinstance(link, Link) and link.is_up else f"link {name} is down or missing"
+                if not (isinstance(link, Link) and link.is_up):
+                    return f"link {name} is down or missing"
+                return (
+                    None if source is None or self._has_address(source) else f"{source} is nobody's address"
+                )
             case ForwarderPeer(link=name):
                 return None if ("forwarder", name) in self.state.by_key else f"no forwarder of {name}"
             case _:
@@ -86,6 +91,9 @@ class FakeKernel:
 
     def _has_link(self, name: str) -> bool:
         return ("link", name) in self.state.by_key
+
+    def _has_address(self, address: IPv4Address | IPv6Address) -> bool:
+        return any(isinstance(item, Address) and item.address.ip == address for item in self.state)
 
     def _link_changed(self, old: Link, new: Link) -> None:
         if old.kind != new.kind:

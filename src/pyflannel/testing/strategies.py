@@ -70,31 +70,6 @@ def items(draw: st.DrawFn) -> Item:
 
 
 @st.composite
-def kernel_states(draw: st.DrawFn) -> State:
-    """States that a kernel can be in: nothing hangs on a link that is not there, or down."""
-    state = State.collect(draw(st.lists(items(), max_size=12)))
-    links = {item.name: item for item in state if isinstance(item, Link)}
-    forwarders = {item.link for item in state if isinstance(item, Forwarder)}
-
-    def can_be(item: Item) -> bool:
-        match item:
-            case Address():
-                return item.link in links
-            case Route():
-                return item.link in links and links[item.link].is_up
-            case ForwarderPeer():
-                return item.link in forwarders
-            case _:
-                return True
-
-    return State.collect(
-        replace(item, is_attached=False) if isinstance(item, Forwarder) and item.link not in links else item
-        for item in state
-        if can_be(item)
-    )
-
-
-@st.composite
 def udp_plans(draw: st.DrawFn) -> State:
     """Full plans of a host of a udp network."""
     underlay = Underlay(
@@ -107,3 +82,60 @@ def udp_plans(draw: st.DrawFn) -> State:
     for peer in peers:
         state |= backend.plan_peer(peer)
     return state
+
+
+@st.composite
+def drifted(draw: st.DrawFn, plan: State) -> State:
+    """States that a kernel can be in after damage to a plan: parts of it, changed parts, foreign things.
+
+    Nothing hangs on a link that is not there, and no route on one that is down.
+    """
+    kept = [draw(st.sampled_from([item, *_damaged(item)])) for item in plan if draw(st.booleans())]
+    return possible(State.collect([*kept, *_FOREIGN, *draw(st.lists(items(), max_size=8))]))
+
+
+_FOREIGN: tuple[Item, ...] = (
+    Link(name="eth0", kind="", mtu=1500, alias=""),
+    Address(link="eth0", address=IPv4Interface("192.168.50.102/24")),
+    Route(destination=IPv4Network("192.168.50.0/24"), link="eth0", protocol=2),
+    Route(destination=IPv4Network("10.100.0.0/16"), link="eth0", protocol=3, metric=100),
+)
+
+
+def _damaged(item: Item) -> list[Item]:
+    match item:
+        case Link():
+            return [replace(item, mtu=1300), replace(item, is_up=False), replace(item, kind="vxlan")]
+        case Route():
+            return [replace(item, protocol=3), replace(item, link="eth0", source=None)]
+        case Forwarder():
+            return [replace(item, is_attached=False), replace(item, port=1)]
+        case ForwarderPeer():
+            return [replace(item, port=1)]
+        case _:
+            return []
+
+
+def possible(state: State) -> State:
+    """Return what of a state a kernel can hold."""
+    links = {item.name: item for item in state if isinstance(item, Link)}
+    forwarders = {item.link for item in state if isinstance(item, Forwarder)}
+    local = {item.address.ip for item in state if isinstance(item, Address) and item.link in links}
+
+    def can_be(item: Item) -> bool:
+        match item:
+            case Address():
+                return item.link in links
+            case Route():
+                has_source = item.source is None or item.source in local
+                return item.link in links and links[item.link].is_up and has_source
+            case ForwarderPeer():
+                return item.link in forwarders
+            case _:
+                return True
+
+    return State.collect(
+        replace(item, is_attached=False) if isinstance(item, Forwarder) and item.link not in links else item
+        for item in state
+        if can_be(item)
+    )
