@@ -1,0 +1,55 @@
+"""What the forwarder counts, by name."""
+
+from errno import errorcode
+
+from pyflannel.datapath.forwarding import Drop
+
+_OUTBOUND = (Drop.SHORT, Drop.NOT_IPV4, Drop.INCONSISTENT, Drop.LONG, Drop.NO_ROUTE, Drop.EXPIRED)
+_INBOUND = (
+    *(Drop.SHORT, Drop.NOT_IPV4, Drop.INCONSISTENT, Drop.LONG),
+    *(Drop.STRANGER, Drop.IMPOSTOR, Drop.NOT_OURS, Drop.EXPIRED, Drop.DETACHED),
+)
+
+
+class Counters:
+    """Counters since the start; they only grow.
+
+    sent_* went to peers, received_* to the device; dropped_out_* came from the device, dropped_in_* from
+    peers; icmp_* are errors that we sent, or held back by the rate limit. A refusal of the kernel is counted
+    as CALL_failed_ERRNO and appears when it first happens; its packet is lost.
+    """
+
+    def __init__(self) -> None:
+        self.sent_packets = self.sent_octets = self.received_packets = self.received_octets = 0
+        self._events: dict[str, int] = {
+            **{f"dropped_out_{drop.value}": 0 for drop in _OUTBOUND},
+            **{f"dropped_in_{drop.value}": 0 for drop in _INBOUND},
+            **{f"icmp_{kind}": 0 for kind in ("unreachable", "time_exceeded", "held_back")},
+        }
+
+    def count_dropped_out(self, drop: Drop) -> None:
+        """Count a packet of the device that went no further."""
+        self._events[f"dropped_out_{drop.value}"] += 1
+
+    def count_dropped_in(self, drop: Drop) -> None:
+        """Count a packet of a peer that went no further."""
+        self._events[f"dropped_in_{drop.value}"] += 1
+
+    def count_icmp(self, kind: str) -> None:
+        """Count an ICMP error: `unreachable`, `time_exceeded`, or one `held_back`."""
+        self._events[f"icmp_{kind}"] += 1
+
+    def count_failure(self, call: str, error: OSError) -> None:
+        """Count a refusal of the kernel: `call` is `send`, `receive` or `write`."""
+        name = f"{call}_failed_{errorcode.get(error.errno or 0, 'UNKNOWN')}"
+        self._events[name] = self._events.get(name, 0) + 1
+
+    def by_name(self) -> dict[str, int]:
+        """Return all counters."""
+        return {
+            "sent_packets": self.sent_packets,
+            "sent_octets": self.sent_octets,
+            "received_packets": self.received_packets,
+            "received_octets": self.received_octets,
+            **self._events,
+        }

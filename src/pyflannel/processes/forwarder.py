@@ -1,0 +1,232 @@
+"""The forwarder as a target of plans: a process that is started, told its peers, and found again."""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from errno import EACCES, EBUSY, ENODEV, ENOENT, EPERM
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+
+from pyflannel.errors import TargetError, WireError
+from pyflannel.model.forwarder import Forwarder, ForwarderPeer
+from pyflannel.model.operation import Add, Operation, Refusal, Remove, Replace
+from pyflannel.model.state import Item, State
+from pyflannel.processes.forwarder_client import AbsentError, RefusedError, connected
+from pyflannel.processes.forwarder_launch import LOG_NAME, start_forwarder
+from pyflannel.processes.holders import find_tun_holder
+from pyflannel.wire.forwarder_control import (
+    SOCKET_NAME,
+    ForwarderState,
+    Kind,
+    Peer,
+    decode_counters,
+    decode_state,
+    encode_change,
+    encode_peers,
+)
+
+_LOOK_AGAIN_S = 1.0
+"""How soon a forwarder that somebody else started is noticed."""
+
+_NO_RIGHT = "Give the daemon CAP_NET_ADMIN and /dev/net/tun; `modprobe tun` where the kernel lacks it."
+_ATTACH_HINTS = {
+    EACCES: _NO_RIGHT,
+    ENOENT: _NO_RIGHT,
+    EPERM: _NO_RIGHT,
+    EBUSY: "Stop that program: one forwarder moves the packets of a device.",
+    ENODEV: "The device is created again by the next pass.",
+}
+
+
+class ForwarderTarget:
+    """The forwarder of one run directory; at most one runs there.
+
+    One that runs is taken as it is, whoever started it. It ends only by an operation, never with us.
+    """
+
+    def __init__(self, run_dir: Path, python: str = sys.executable) -> None:
+        self._run_dir = run_dir
+        self._python = python
+        self._socket = run_dir / SOCKET_NAME
+        self._started = asyncio.Event()
+
+    async def snapshot(self, desired: State) -> State:
+        """Return the running forwarder and its peers, or nothing.
+
+        Raises:
+            TargetError: one runs, but does not answer.
+        """
+        try:
+            state = await self._read_state()
+        except AbsentError:
+            return State.EMPTY
+        link = state.settings.link
+        return State.collect((_to_forwarder(state), *(_to_peer(link, peer) for peer in state.peers)))
+
+    async def apply(self, operations: Sequence[Operation]) -> Sequence[Refusal]:
+        """Stop and start the process, then change its peers in one request, then attach it.
+
+        In this order whatever that of the operations: a forwarder makes room for its successor first, and no
+        packet meets an empty table.
+        """
+        refusals: list[Refusal] = []
+        waiting: list[tuple[Operation, Forwarder]] = []
+        for operation in sorted(operations, key=lambda operation: not isinstance(operation, Remove)):
+            try:
+                if (forwarder := await self._apply_process(operation)) is not None:
+                    waiting.append((operation, forwarder))
+            except TargetError as error:
+                refusals.append(_refusal(operation, error))
+        refusals += await self._apply_peers(operations)
+        for operation, forwarder in waiting:
+            try:
+                await self._attach(forwarder.link)
+            except TargetError as error:
+                refusals.append(_refusal(operation, error))
+        return refusals
+
+    async def changes(self) -> AsyncIterator[None]:
+        """Yield when a forwarder appears, ends, loses its device, or is changed by another process."""
+        while True:
+            self._started.clear()
+            with suppress(TargetError):
+                async with connected(self._socket) as client:
+                    yield  # for whatever happened before we listened
+                    while await client.wait_for_change():
+                        yield
+                yield
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK_AGAIN_S):
+                    await self._started.wait()
+
+    async def counters(self) -> Mapping[str, int]:
+        """Return the forwarder's counters by name; none when it does not run.
+
+        Raises:
+            TargetError: one runs, but does not answer.
+        """
+        try:
+            return decode_counters(await self._ask(Kind.READ_COUNTERS))
+        except AbsentError:
+            return {}
+        except WireError as error:
+            raise TargetError(str(error), hint=error.hint) from error
+
+    async def _read_state(self) -> ForwarderState:
+        try:
+            return decode_state(await self._ask(Kind.READ_STATE))
+        except WireError as error:
+            raise TargetError(str(error), hint=error.hint) from error
+
+    async def _apply_process(self, operation: Operation) -> Forwarder | None:
+        """Start, replace or stop the process; return the forwarder that is to be attached now, if any."""
+        match operation:
+            case Add(Forwarder() as new):
+                await self._start(new)
+                return new
+            case Replace(Forwarder() as old, Forwarder() as new):
+                if replace(old, is_attached=new.is_attached) != new:
+                    await self._restart(new)
+                return new
+            case Remove(Forwarder()):
+                await self._stop()
+                for name in (SOCKET_NAME, LOG_NAME):
+                    (self._run_dir / name).unlink(missing_ok=True)
+            case _:
+                pass
+        return None
+
+    async def _start(self, forwarder: Forwarder) -> None:
+        await start_forwarder(forwarder, self._run_dir, self._python)
+        self._started.set()
+
+    async def _restart(self, forwarder: Forwarder) -> None:
+        """Start again with other settings and the same peers."""
+        peers = (await self._read_state()).peers
+        await self._stop()
+        await self._start(forwarder)
+        await self._ask(Kind.REPLACE_PEERS, encode_peers(peers))
+
+    async def _stop(self) -> None:
+        """Ask it to stop, and kill it when it does not answer; its port and device are free then."""
+        with suppress(AbsentError):
+            async with connected(self._socket) as client:
+                try:
+                    await client.ask(Kind.STOP)
+                except TargetError:
+                    with suppress(ProcessLookupError):
+                        os.kill(client.pid, signal.SIGKILL)
+
+    async def _apply_peers(self, operations: Sequence[Operation]) -> Sequence[Refusal]:
+        """Change all peers in one request; all or none take effect. The last word on a subnet counts."""
+        ours = [operation for operation in operations if isinstance(_item(operation), ForwarderPeer)]
+        removals: list[tuple[int, int]] = []
+        peers: list[Peer] = []
+        for operation in {_item(operation).key: operation for operation in ours}.values():
+            match operation:
+                case Remove(ForwarderPeer() as item):
+                    removals.append(_from_peer(item)[:2])
+                case Add(ForwarderPeer() as item) | Replace(_, ForwarderPeer() as item):
+                    peers.append(_from_peer(item))
+                case _:
+                    pass
+        if not ours:
+            return ()
+        try:
+            await self._ask(Kind.CHANGE_PEERS, encode_change(removals, peers))
+        except AbsentError as error:
+            return [_refusal(operation, error) for operation in ours if not isinstance(operation, Remove)]
+        except TargetError as error:
+            return [_refusal(operation, error) for operation in ours]
+        return ()
+
+    async def _attach(self, link: str) -> None:
+        try:
+            await self._ask(Kind.ATTACH)
+        except RefusedError as error:
+            cause, hint = str(error), _ATTACH_HINTS.get(error.errno, "")
+            if error.errno == EBUSY:
+                cause = f"{link} is held by {await asyncio.to_thread(find_tun_holder, link) or 'a program'}"
+            raise TargetError(cause, hint=hint) from error
+
+    async def _ask(self, kind: Kind, payload: bytes = b"") -> bytes:
+        async with connected(self._socket) as client:
+            return await client.ask(kind, payload)
+
+
+def _item(operation: Operation) -> Item:
+    return operation.new if isinstance(operation, Replace) else operation.item
+
+
+def _refusal(operation: Operation, error: TargetError) -> Refusal:
+    return Refusal(operation=operation, cause=str(error), hint=error.hint)
+
+
+def _to_forwarder(state: ForwarderState) -> Forwarder:
+    settings = state.settings
+    return Forwarder(
+        link=settings.link,
+        tunnel_address=IPv4Address(settings.tunnel_address),
+        subnet=IPv4Network((settings.subnet, settings.prefix_length)),
+        listen_address=IPv4Address(settings.listen_address),
+        port=settings.port,
+        mtu=settings.mtu,
+        is_attached=state.is_attached,
+    )
+
+
+def _to_peer(link: str, peer: Peer) -> ForwarderPeer:
+    return ForwarderPeer(
+        link=link,
+        subnet=IPv4Network((peer.subnet, peer.prefix_length)),
+        address=IPv4Address(peer.address),
+        port=peer.port,
+    )
+
+
+def _from_peer(peer: ForwarderPeer) -> Peer:
+    return Peer(int(peer.subnet.network_address), peer.subnet.prefixlen, int(peer.address), peer.port)

@@ -1,0 +1,127 @@
+"""Starts the forwarder as a process that outlives its parent."""
+
+import asyncio
+import errno
+import os
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+
+from pyflannel.errors import TargetError
+from pyflannel.model.forwarder import Forwarder
+from pyflannel.processes.forwarder_client import connected
+from pyflannel.processes.holders import find_port_holder
+from pyflannel.wire.forwarder_control import SOCKET_NAME
+
+LOG_NAME = "forwarder.log"
+"""Its standard error, in the run directory."""
+
+_START_S = 5.0
+_LOOK_AGAIN_S = 0.01
+
+_NOT_INHERITED = ("FLANNELD_", "NOTIFY_", "WATCHDOG_", "LISTEN_")
+"""The daemon's own variables: its settings, passwords among them, and its bonds with systemd."""
+
+
+async def start_forwarder(forwarder: Forwarder, run_dir: Path, python: str) -> None:
+    """Start the process, and return when it answers on its control socket. It is not attached yet.
+
+    Raises:
+        TargetError: it did not start; the message says why and, for a port in use, names who has it.
+    """
+    log = run_dir / LOG_NAME
+    try:
+        with log.open("ab") as stderr:
+            written = stderr.tell()
+            process = _spawn(forwarder, run_dir, python, stderr.fileno())
+    except OSError as error:
+        raise TargetError(
+            f"the forwarder cannot be started: {error}",
+            hint=f"Check that {run_dir} can be written to and that {python} can be run.",
+        ) from error
+    _reap_when_it_ends(process)
+    try:
+        async with asyncio.timeout(_START_S):
+            while not await _answers(process.pid, run_dir / SOCKET_NAME):
+                if process.poll() is not None:
+                    raise await _explain(forwarder, process.returncode, _read_from(log, written))
+                await asyncio.sleep(_LOOK_AGAIN_S)
+    except TimeoutError:
+        process.kill()
+        raise TargetError(
+            f"the forwarder did not answer within {_START_S:.0f} s of its start",
+            hint=f"See {log}; the host may be overloaded.",
+        ) from None
+
+
+def _spawn(forwarder: Forwarder, run_dir: Path, python: str, stderr: int) -> subprocess.Popen[bytes]:
+    settings = {
+        "--run-dir": run_dir.absolute(),
+        "--link": forwarder.link,
+        "--tunnel-address": forwarder.tunnel_address,
+        "--subnet": forwarder.subnet,
+        "--listen-address": forwarder.listen_address,
+        "--port": forwarder.port,
+        "--mtu": forwarder.mtu,
+        "--version": version("pyflannel"),
+    }
+    return subprocess.Popen(
+        # -P: a file named like a module of ours in the working directory is none.
+        [python, "-P", "-m", "pyflannel.programs.forwarder", *(f"{k}={v}" for k, v in settings.items())],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=stderr,
+        cwd="/",
+        env={name: value for name, value in os.environ.items() if not name.startswith(_NOT_INHERITED)},
+        start_new_session=True,  # no signal of the daemon's terminal or group reaches it
+    )
+
+
+def _reap_when_it_ends(process: subprocess.Popen[bytes]) -> None:
+    """Take the exit status of our child as soon as there is one, for it would stay a zombie."""
+    loop = asyncio.get_running_loop()
+    descriptor = os.pidfd_open(process.pid)
+
+    def reap() -> None:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)
+        process.wait()
+
+    loop.add_reader(descriptor, reap)
+
+
+async def _answers(pid: int, path: Path) -> bool:
+    """Return whether this very process listens at `path`: another forwarder may be there."""
+    try:
+        async with connected(path) as client:
+            return client.pid == pid
+    except TargetError:
+        return False
+
+
+async def _explain(forwarder: Forwarder, status: int, said: str) -> TargetError:
+    """Return why the process ended, from its exit code, which is an errno, and its last words."""
+    if status == errno.EADDRINUSE:
+        holder = await asyncio.to_thread(find_port_holder, forwarder.listen_address, forwarder.port)
+        return TargetError(
+            f"UDP port {forwarder.port} of {forwarder.listen_address} is in use by "
+            f"{holder or 'another program'}",
+            hint="Stop that program, or set another Backend.Port in the network config, for all hosts.",
+        )
+    if status == errno.EADDRNOTAVAIL:
+        return TargetError(
+            f"the host has no address {forwarder.listen_address} to listen on",
+            hint="Give the interface its address back, or restart the daemon to choose the interface anew.",
+        )
+    last_line = said.strip().rpartition("\n")[2]
+    return TargetError(
+        f"the forwarder ended with status {status}: {last_line or 'it said nothing'}",
+        hint="Its log in the run directory has the rest.",
+    )
+
+
+def _read_from(log: Path, offset: int) -> str:
+    try:
+        return log.read_bytes()[offset:].decode(errors="replace")
+    except OSError:
+        return ""

@@ -1,0 +1,74 @@
+"""Which program holds what we need: a UDP port, a TUN device. Read from /proc."""
+
+import re
+from collections.abc import Iterator
+from ipaddress import IPv4Address
+from pathlib import Path
+
+_PROC = Path("/proc")
+
+
+def find_port_holder(address: IPv4Address, port: int) -> str | None:
+    """Return the program that keeps us from binding this UDP address, as `NAME, pid N`, or None."""
+    inodes = {inode for line in ("udp", "udp6") for inode in _inodes(line, address, port)}
+    if not inodes:
+        return None
+    targets = {f"socket:[{inode}]" for inode in inodes}
+    for process in _processes():
+        if any(target in targets for target in _open_files(process)):
+            return _describe(process)
+    return None
+
+
+def find_tun_holder(link: str) -> str | None:
+    """Return the program that is attached to a TUN device, as `NAME, pid N`, or None."""
+    attached = re.compile(rf"^iff:\t{re.escape(link)}$", re.MULTILINE)
+    for process in _processes():
+        for descriptor in _entries(process / "fdinfo"):
+            if attached.search(_read(descriptor)):
+                return _describe(process)
+    return None
+
+
+def _inodes(table: str, address: IPv4Address, port: int) -> Iterator[str]:
+    """Yield the inodes of the sockets bound to the port on this address or on all.
+
+    Of the columns (proc(5), /proc/net/tcp) the second is the local address in the host's byte order and the
+    port, both in hexadecimal, and the tenth is the inode.
+    """
+    ours = address.packed[::-1].hex().upper()
+    for line in _read(_PROC / "thread-self/net" / table).splitlines()[1:]:
+        columns = line.split()
+        host, _, number = columns[1].partition(":")
+        if int(number, 16) == port and (host == ours or set(host) == {"0"}):
+            yield columns[9]
+
+
+def _processes() -> Iterator[Path]:
+    return (entry for entry in _entries(_PROC) if entry.name.isdecimal())
+
+
+def _open_files(process: Path) -> Iterator[str]:
+    for descriptor in _entries(process / "fd"):
+        try:
+            yield str(descriptor.readlink())
+        except OSError:
+            continue  # closed meanwhile
+
+
+def _entries(directory: Path) -> list[Path]:
+    try:
+        return list(directory.iterdir())
+    except OSError:
+        return []  # the process ended, or is not ours to look into
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _describe(process: Path) -> str:
+    return f"{_read(process / 'comm').strip()}, pid {process.name}"

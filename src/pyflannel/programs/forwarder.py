@@ -1,0 +1,95 @@
+"""The forwarder's process: the user-space data path of the udp backend.
+
+The daemon starts it, and it outlives the daemon. It needs CAP_NET_ADMIN for the device, nothing else.
+"""
+
+import argparse
+import gc
+import signal
+import sys
+from socket import inet_aton
+from types import FrameType
+
+from pyflannel.datapath.forwarder import Forwarder
+from pyflannel.errors import BusyError
+from pyflannel.wire.forwarder_control import Settings
+
+_COMMAND_NAME = "flannel-forward"
+"""What ps and /proc/PID/comm show; 15 octets at most."""
+
+EXIT_FAILED = 1
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run until told to stop.
+
+    Returns:
+        The exit code: 0; or, with one line on standard error, the errno of what refused the start, or 1.
+    """
+    options = _parse(arguments)
+    settings = Settings(
+        options.link,
+        options.tunnel_address,
+        options.subnet[0],
+        options.subnet[1],
+        options.listen_address,
+        options.port,
+        options.mtu,
+    )
+    try:
+        forwarder = Forwarder(options.run_dir, settings, options.version)
+    except BusyError as error:
+        print(error, file=sys.stderr)
+        return EXIT_FAILED
+    except OSError as error:
+        print(error.strerror, file=sys.stderr)
+        return error.errno or EXIT_FAILED
+    _name_process()
+    signal.signal(signal.SIGTERM, _exit)
+    gc.freeze()
+    gc.disable()  # packets make no cycles, and a collection would delay them
+    try:
+        forwarder.run()
+    finally:
+        forwarder.stop()
+    return 0
+
+
+def _exit(number: int, frame: FrameType | None) -> None:
+    sys.exit(0)
+
+
+def _name_process() -> None:
+    with open("/proc/self/comm", "w", encoding="ascii") as file:
+        file.write(_COMMAND_NAME)
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="forwarder", description="Moves packets of the udp backend.")
+    parser.add_argument("--run-dir", required=True, help="where the control socket is made")
+    parser.add_argument("--link", required=True, help="name of the TUN device, which exists")
+    parser.add_argument("--tunnel-address", required=True, type=_address, help="source of ICMP errors")
+    parser.add_argument("--subnet", required=True, type=_subnet, help="what peers may send to, as A.B.C.D/N")
+    parser.add_argument("--listen-address", required=True, type=_address, help="address of the underlay")
+    parser.add_argument("--port", required=True, type=int, help="UDP port")
+    parser.add_argument("--mtu", required=True, type=int, help="octets of the largest inner packet")
+    parser.add_argument("--version", default="", help="what it tells those who ask")
+    return parser.parse_args(arguments)
+
+
+def _address(text: str) -> int:
+    try:
+        return int.from_bytes(inet_aton(text), "big")
+    except OSError:
+        raise argparse.ArgumentTypeError(f"{text} is not an IPv4 address") from None
+
+
+def _subnet(text: str) -> tuple[int, int]:
+    address, _, length = text.partition("/")
+    if not length.isdecimal() or int(length) > 32:
+        raise argparse.ArgumentTypeError(f"{text} is not an IPv4 subnet")
+    return _address(address), int(length)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,252 @@
+"""The forwarder's control protocol: frames on a Unix stream socket, encoded and decoded.
+
+A frame is a header of 8 octets, the same in every version, and a payload; numbers are big-endian:
+
+    magic "pf" 2 · version 1 · kind 1 · length of the payload 4
+
+A client sends requests; each is answered in order by one frame: STATE, COUNTERS, DONE or REFUSED. A CHANGED
+frame may come at any time between them: the device went away, or another process changed something.
+
+    request          payload                                        answer
+    READ_STATE       none                                           STATE
+    REPLACE_PEERS    peers: the whole new table                     DONE
+    CHANGE_PEERS     count 4 of removals, removals, then peers      DONE
+    ATTACH           none                                           DONE, REFUSED
+    READ_COUNTERS    none                                           COUNTERS
+    STOP             none                                           DONE: socket and device are free
+
+    peer (11)        subnet 4 · prefix length 1 · address 4 · port 2
+    removal (5)      subnet 4 · prefix length 1
+    STATE            pid 4 · attached 1 · link 16 · tunnel address 4 · subnet 4 · prefix length 1
+                     · listen address 4 · port 2 · MTU 2 · length of the version 1 · version, UTF-8 · peers
+    COUNTERS         each: value 8 · length of the name 1 · name, ASCII
+    REFUSED          errno 2 (0 for none) · text, UTF-8
+
+A change of peers is checked whole before any of it takes effect. Addresses are integers: the forwarder does
+without the module ipaddress.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from enum import IntEnum
+from struct import Struct
+from typing import NamedTuple
+
+from pyflannel.errors import WireError
+
+VERSION = 1
+MAGIC = b"pf"
+LONGEST_PAYLOAD_OCTETS = 2 << 20
+"""Room for 190,000 peers; a longer payload is not ours."""
+
+SOCKET_NAME = "forwarder.sock"
+"""The socket's name in the run directory."""
+
+_HEADER = Struct("!2sBBI")
+_PEER = Struct("!IBIH")
+_REMOVAL = Struct("!IB")
+_COUNT = Struct("!I")
+_STATE = Struct("!IB16sIIBIHHB")
+_COUNTER = Struct("!QB")
+_REFUSAL = Struct("!H")
+_HINT = "Stop the program that uses the forwarder's socket, or bring both to one version of pyflannel."
+
+
+class Kind(IntEnum):
+    """What a frame is."""
+
+    READ_STATE = 1
+    REPLACE_PEERS = 2
+    CHANGE_PEERS = 3
+    ATTACH = 4
+    READ_COUNTERS = 5
+    STOP = 6
+    STATE = 128
+    COUNTERS = 129
+    DONE = 130
+    REFUSED = 131
+    CHANGED = 132
+
+
+class Peer(NamedTuple):
+    """Packets to this subnet go to `address`:`port`."""
+
+    subnet: int
+    prefix_length: int
+    address: int
+    port: int
+
+
+class Settings(NamedTuple):
+    """What a forwarder was started with, and keeps for its life."""
+
+    link: str
+    tunnel_address: int
+    subnet: int
+    prefix_length: int
+    listen_address: int
+    port: int
+    mtu: int
+
+
+class ForwarderState(NamedTuple):
+    """A running forwarder as it answers READ_STATE."""
+
+    version: str
+    pid: int
+    is_attached: bool
+    settings: Settings
+    peers: tuple[Peer, ...]
+
+
+class FrameReader:
+    """Cuts what comes from a stream into frames."""
+
+    def __init__(self) -> None:
+        self._pending = bytearray()
+
+    def feed(self, octets: bytes) -> Iterator[tuple[Kind, bytes]]:
+        """Yield the kind and payload of each frame that is complete now.
+
+        Raises:
+            WireError: the stream is not one of ours, or of another version; it cannot be read any further.
+        """
+        self._pending += octets
+        while len(self._pending) >= _HEADER.size:
+            magic, version, number, length = _HEADER.unpack_from(self._pending)
+            if magic != MAGIC or version != VERSION or length > LONGEST_PAYLOAD_OCTETS:
+                raise WireError(
+                    f"control frame starts with {magic!r}, version {version}, {length} octets, "
+                    f"not with {MAGIC!r}, version {VERSION}",
+                    hint=_HINT,
+                )
+            try:
+                kind = Kind(number)
+            except ValueError:
+                raise WireError(f"control frame is of the unknown kind {number}", hint=_HINT) from None
+            end = _HEADER.size + length
+            if len(self._pending) < end:
+                return
+            payload = bytes(self._pending[_HEADER.size : end])
+            del self._pending[:end]
+            yield kind, payload
+
+
+def encode_frame(kind: Kind, payload: bytes = b"") -> bytes:
+    """Return the octets of one frame."""
+    return _HEADER.pack(MAGIC, VERSION, kind, len(payload)) + payload
+
+
+def encode_peers(peers: Iterable[Peer]) -> bytes:
+    """Return the payload of REPLACE_PEERS."""
+    return b"".join(_PEER.pack(*peer) for peer in peers)
+
+
+def decode_peers(payload: bytes | memoryview) -> list[Peer]:
+    """Return the peers of a payload.
+
+    Raises:
+        WireError: it is not a whole number of peers, or a prefix does not fit its length.
+    """
+    if len(payload) % _PEER.size:
+        raise WireError(f"peers take {len(payload)} octets, not a multiple of {_PEER.size}", hint=_HINT)
+    peers = [Peer(*fields) for fields in _PEER.iter_unpack(payload)]
+    for peer in peers:
+        _check_prefix(peer.subnet, peer.prefix_length)
+    return peers
+
+
+def encode_change(removals: Iterable[tuple[int, int]], peers: Iterable[Peer]) -> bytes:
+    """Return the payload of CHANGE_PEERS: (subnet, prefix length) pairs to take out, then peers to set."""
+    removed = [_REMOVAL.pack(*removal) for removal in removals]
+    return _COUNT.pack(len(removed)) + b"".join(removed) + encode_peers(peers)
+
+
+def decode_change(payload: bytes) -> tuple[list[tuple[int, int]], list[Peer]]:
+    """Return removals and peers of a CHANGE_PEERS payload.
+
+    Raises:
+        WireError: it ends early, or a prefix does not fit its length.
+    """
+    if len(payload) < _COUNT.size:
+        raise WireError(f"change of peers takes {len(payload)} octets, needs {_COUNT.size}", hint=_HINT)
+    (count,) = _COUNT.unpack_from(payload)
+    end = _COUNT.size + count * _REMOVAL.size
+    if len(payload) < end:
+        raise WireError(f"change of peers takes {len(payload)} octets, needs {end}", hint=_HINT)
+    view = memoryview(payload)
+    removals = [(subnet, length) for subnet, length in _REMOVAL.iter_unpack(view[_COUNT.size : end])]
+    for subnet, length in removals:
+        _check_prefix(subnet, length)
+    return removals, decode_peers(view[end:])
+
+
+def encode_state(state: ForwarderState) -> bytes:
+    """Return the payload of STATE."""
+    version, settings = state.version.encode(), state.settings
+    fixed = _STATE.pack(
+        state.pid, state.is_attached, settings.link.encode(), *settings[1:], len(version)
+    )  # fmt: skip
+    return fixed + version + encode_peers(state.peers)
+
+
+def decode_state(payload: bytes) -> ForwarderState:
+    """Return what a STATE payload says.
+
+    Raises:
+        WireError: it ends early, or a prefix does not fit its length.
+    """
+    if len(payload) < _STATE.size or len(payload) < (start := _STATE.size + payload[_STATE.size - 1]):
+        raise WireError(f"state of the forwarder ends after {len(payload)} octets", hint=_HINT)
+    pid, attached, link, *numbers, _ = _STATE.unpack_from(payload)
+    settings = Settings(link.rstrip(b"\0").decode(errors="replace"), *numbers)
+    version = payload[_STATE.size : start].decode(errors="replace")
+    peers = tuple(decode_peers(memoryview(payload)[start:]))
+    return ForwarderState(version, pid, bool(attached), settings, peers)
+
+
+def encode_counters(counters: Mapping[str, int]) -> bytes:
+    """Return the payload of COUNTERS."""
+    return b"".join(_COUNTER.pack(value, len(name)) + name.encode() for name, value in counters.items())
+
+
+def decode_counters(payload: bytes) -> dict[str, int]:
+    """Return the counters of a payload by name.
+
+    Raises:
+        WireError: it ends early.
+    """
+    counters: dict[str, int] = {}
+    offset = 0
+    while offset < len(payload):
+        start = offset + _COUNTER.size
+        if start > len(payload) or start + payload[start - 1] > len(payload):
+            raise WireError(f"counters end after {len(payload)} octets", hint=_HINT)
+        value, length = _COUNTER.unpack_from(payload, offset)
+        offset = start + length
+        counters[payload[start:offset].decode(errors="replace")] = value
+    return counters
+
+
+def encode_refusal(errno: int, text: str) -> bytes:
+    """Return the payload of REFUSED; `errno` is 0 when the kernel had no part in it."""
+    return _REFUSAL.pack(errno) + text.encode()
+
+
+def decode_refusal(payload: bytes) -> tuple[int, str]:
+    """Return errno and text of a REFUSED payload.
+
+    Raises:
+        WireError: it ends early.
+    """
+    if len(payload) < _REFUSAL.size:
+        raise WireError(f"refusal takes {len(payload)} octets, needs {_REFUSAL.size}", hint=_HINT)
+    (errno,) = _REFUSAL.unpack_from(payload)
+    return errno, payload[_REFUSAL.size :].decode(errors="replace")
+
+
+def _check_prefix(subnet: int, prefix_length: int) -> None:
+    if prefix_length > 32 or subnet & (0xFFFFFFFF >> prefix_length):
+        raise WireError(
+            f"subnet {subnet:#010x} has bits beyond its prefix length {prefix_length}",
+            hint=_HINT,
+        )

@@ -1,0 +1,135 @@
+"""What becomes of packets, as the original's proxy answered, apart from its defects."""
+
+import json
+from pathlib import Path
+from socket import inet_aton
+
+import pytest
+
+from pyflannel.datapath.forwarding import Drop, inbound, outbound
+from pyflannel.datapath.peer_table import PeerTable
+from pyflannel.wire.forwarder_control import Peer, Settings
+from pyflannel.wire.packet import icmp_time_exceeded, icmp_unreachable
+
+GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "udp-proxy.json").read_text())["cases"]
+"""71 packets put into the original, releases 0.6.2 and 0.20.2, and what came out."""
+
+
+def number(text: str) -> int:
+    return int.from_bytes(inet_aton(text), "big")
+
+
+SETTINGS = Settings(
+    "flannel0", number("10.77.40.0"), number("10.77.40.0"), 24, number("192.168.50.101"), 8285, 1472
+)
+PEERS = [
+    Peer(number("10.77.50.0"), 24, number("192.168.50.102"), 8285),
+    Peer(number("10.77.50.128"), 25, number("192.168.50.103"), 8285),
+    Peer(number("10.77.60.0"), 24, number("192.168.50.103"), 8285),
+]
+
+DIFFERENCES = {
+    "004": ("TTL 1 ends with an ICMP time exceeded, not in silence", Drop.EXPIRED, True),
+    "005": ("TTL 0 ends here; the original sent it on as 255, with a wrong checksum", Drop.EXPIRED, True),
+    "008": ("the longest prefix wins, not the first in the list", None, True),
+    "026": ("a header length of 4 words is no header", Drop.INCONSISTENT, False),
+    "029": ("no ICMP error goes to 0.0.0.0", Drop.NO_ROUTE, False),
+    "031": ("the quote ends with the packet, not in what an earlier one left", Drop.NO_ROUTE, True),
+    "032": ("the quote ends with the packet, not in what an earlier one left", Drop.NO_ROUTE, True),
+    "035": ("no ICMP error about the limited broadcast", Drop.NO_ROUTE, False),
+    "037": ("no ICMP error about a multicast", Drop.NO_ROUTE, False),
+    "038": ("no ICMP error about a multicast", Drop.NO_ROUTE, False),
+    "059": ("a header length of 4 words is no header", Drop.INCONSISTENT, False),
+    "064": ("IPv6 is not looked at as if it were IPv4", Drop.NOT_IPV4, False),
+    "071": ("TTL 1 ends with an ICMP time exceeded to the sender", Drop.EXPIRED, True),
+    "073": ("the inner source is another peer's", Drop.IMPOSTOR, False),
+    "074": ("no peer has the inner source", Drop.STRANGER, False),
+    "076": ("the inner destination is not in our subnet", Drop.NOT_OURS, False),
+    "077": ("the inner destination is not in our subnet", Drop.NOT_OURS, False),
+    "079": ("our own address comes from no peer", Drop.STRANGER, False),
+    "080": ("the inner destination is not in our subnet", Drop.NOT_OURS, False),
+    "094": ("IPv6 is not looked at as if it were IPv4", Drop.NOT_IPV4, False),
+    "098": ("longer than the MTU: dropped, not cut", Drop.LONG, False),
+    "100": ("longer than the MTU: dropped, not cut", Drop.LONG, False),
+    "101": ("the header promises more octets than came", Drop.INCONSISTENT, False),
+}
+"""Case: the reason, our verdict (None: it goes on), and whether anything is sent."""
+
+
+def ids(case) -> str:
+    return f"{case['id'][-3:]} {case['into']}: {case['name']}"
+
+
+def forward(case):
+    """Return our verdict, what goes to peers as (endpoint, payload), what goes to the device, in hex."""
+    table = PeerTable()
+    table.replace(PEERS)
+    packet = bytearray.fromhex(case["packet"])
+    size = len(packet)
+    packet += b"\xee" * 100  # a buffer is longer than the packet in it
+    if case["into"] == "tun":
+        verdict = outbound(packet, size, table, SETTINGS.mtu)
+        if not isinstance(verdict, Drop):
+            address, port = verdict
+            return None, [(f"{address}:{port}", packet[:size].hex())], []
+        error = None
+        if verdict is Drop.NO_ROUTE:
+            error = icmp_unreachable(packet, size, SETTINGS.tunnel_address)
+        elif verdict is Drop.EXPIRED:
+            error = icmp_time_exceeded(packet, size, SETTINGS.tunnel_address)
+        return verdict, [], [error.hex()] if error else []
+    drop = inbound(packet, size, case["from"].partition(":")[0], table, SETTINGS)
+    if drop is None:
+        return None, [], [packet[:size].hex()]
+    error = icmp_time_exceeded(packet, size, SETTINGS.tunnel_address) if drop is Drop.EXPIRED else None
+    return drop, [(case["from"], error.hex())] if error else [], []
+
+
+@pytest.mark.parametrize("case", [c for c in GOLDEN if c["id"][-3:] not in DIFFERENCES], ids=ids)
+def test_as_the_original(case):
+    """To the octet: where it goes, its checksum, the ICMP error."""
+    _, sent, written = forward(case)
+
+    assert sent == [(out["to"], out["payload"]) for out in case["datagrams_out"]]
+    assert written == case["written_to_tun"]
+
+
+@pytest.mark.parametrize("case", [c for c in GOLDEN if c["id"][-3:] in DIFFERENCES], ids=ids)
+def test_where_the_original_is_wrong(case):
+    """Each difference, and that it is one."""
+    _, expected, is_something_sent = DIFFERENCES[case["id"][-3:]]
+
+    verdict, sent, written = forward(case)
+
+    assert verdict is expected
+    assert len(sent) + len(written) == is_something_sent
+    theirs = [(out["to"], out["payload"]) for out in case["datagrams_out"]], case["written_to_tun"]
+    assert (sent, written) != theirs
+
+
+def test_a_quote_is_bounded_by_the_packet():
+    """Header and no payload: the ICMP error is 20 + 8 + 20 octets."""
+    (case,) = [c for c in GOLDEN if c["id"] == "udp-proxy-032"]
+
+    _, _, (error,) = forward(case)
+
+    assert error.endswith(case["packet"])
+    assert len(bytes.fromhex(error)) == 48
+
+
+def test_a_sender_s_port_is_not_looked_at():
+    """A NAT between two hosts may change it."""
+    (case,) = [c for c in GOLDEN if c["id"] == "udp-proxy-068"]
+
+    assert forward({**case, "from": "192.168.50.102:40000"}) == forward(case)
+
+
+def test_the_longest_prefix_proves_the_sender():
+    """The owner of the wider subnet cannot send for the narrower one's hosts."""
+    (case,) = [c for c in GOLDEN if c["id"] == "udp-proxy-068"]
+    packet = bytearray.fromhex(case["packet"])
+    packet[12:16] = inet_aton("10.77.50.130")
+    from_narrow = {**case, "packet": packet.hex(), "from": "192.168.50.103:8285"}
+
+    assert forward(from_narrow)[0] is None
+    assert forward({**from_narrow, "from": "192.168.50.102:8285"})[0] is Drop.IMPOSTOR

@@ -1,0 +1,70 @@
+"""The longest prefix wins, whatever came before."""
+
+from socket import inet_aton, inet_ntoa
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyflannel.datapath.peer_table import PeerTable
+from pyflannel.wire.forwarder_control import Peer
+
+# A few bits, so that prefixes nest and addresses hit them.
+crowded = st.integers(0, 255).map(lambda low: 0x0A640000 | low << 4)
+prefixes = st.tuples(crowded, st.integers(0, 32)).map(
+    lambda pair: (pair[0] >> (32 - pair[1]) << (32 - pair[1]), pair[1])
+)
+peers = st.builds(
+    lambda prefix, address, port: Peer(*prefix, address, port),
+    prefixes,
+    st.integers(1, 9),
+    st.integers(1, 9),
+)
+changes = st.tuples(st.lists(prefixes, max_size=4), st.lists(peers, max_size=6))
+
+
+def naive_find(peers_by_prefix, address):
+    """Look at every entry."""
+    fitting = [p for p in peers_by_prefix.values() if not (p.subnet ^ address) >> (32 - p.prefix_length)]
+    best = max(fitting, key=lambda peer: peer.prefix_length, default=None)
+    return best and (inet_ntoa(best.address.to_bytes(4, "big")), best.port)
+
+
+@given(
+    start=st.lists(peers), history=st.lists(changes, max_size=4), address=crowded | st.integers(0, 2**32 - 1)
+)
+def test_the_longest_prefix_is_found_whatever_the_history(start, history, address):
+    """A table after any changes answers as a naive one does, and lists the same entries."""
+    table, model = PeerTable(), {}
+    table.replace(start)
+    model |= {(p.subnet, p.prefix_length): p for p in start}
+    for removals, added in history:
+        table.change(removals, added)
+        for removal in removals:
+            model.pop(removal, None)
+        model |= {(p.subnet, p.prefix_length): p for p in added}
+
+    assert table.find(address) == naive_find(model, address)
+    assert set(table.peers) == set(model.values())
+
+
+@given(before=st.lists(peers), after=st.lists(peers), address=crowded)
+def test_replacing_forgets_what_was(before, after, address):
+    """The new table alone counts."""
+    replaced, fresh = PeerTable(), PeerTable()
+    replaced.replace(before)
+
+    replaced.replace(after)
+    fresh.replace(after)
+
+    assert replaced.find(address) == fresh.find(address)
+    assert set(replaced.peers) == set(fresh.peers)
+
+
+def test_an_endpoint_is_what_a_socket_takes():
+    """Text and number, as sendto and recvfrom have them."""
+    table = PeerTable()
+
+    table.replace([Peer(0x0A645D00, 24, int.from_bytes(inet_aton("192.168.50.102"), "big"), 8285)])
+
+    assert table.find(0x0A645D09) == ("192.168.50.102", 8285)
+    assert table.find(0x0A645E09) is None

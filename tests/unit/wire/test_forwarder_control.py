@@ -1,0 +1,124 @@
+"""The control protocol: what goes in comes out, and nothing else is taken."""
+
+from contextlib import suppress
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyflannel.errors import WireError
+from pyflannel.wire.forwarder_control import (
+    LONGEST_PAYLOAD_OCTETS,
+    ForwarderState,
+    FrameReader,
+    Kind,
+    Peer,
+    Settings,
+    decode_change,
+    decode_counters,
+    decode_peers,
+    decode_refusal,
+    decode_state,
+    encode_change,
+    encode_counters,
+    encode_frame,
+    encode_peers,
+    encode_refusal,
+    encode_state,
+)
+
+addresses = st.integers(0, 2**32 - 1)
+ports = st.integers(0, 65535)
+prefixes = st.integers(0, 32).flatmap(
+    lambda length: st.tuples(
+        addresses.map(lambda address: address >> (32 - length) << (32 - length)), st.just(length)
+    )
+)
+peers = st.builds(lambda prefix, address, port: Peer(*prefix, address, port), prefixes, addresses, ports)
+link_names = st.text("abcdefghijklmnopqrstuvwxyz0123456789.-_", min_size=1, max_size=15)
+settings = st.builds(
+    lambda link, prefix, tunnel, listen, port, mtu: Settings(link, tunnel, *prefix, listen, port, mtu),
+    *(link_names, prefixes, addresses, addresses, ports, st.integers(68, 65535)),
+)
+states = st.builds(
+    ForwarderState,
+    *(st.text(max_size=20), st.integers(0, 2**32 - 1), st.booleans(), settings, st.lists(peers).map(tuple)),
+)
+frames = st.tuples(st.sampled_from(Kind), st.binary(max_size=300))
+
+
+@given(sent=st.lists(frames, max_size=6), cuts=st.lists(st.integers(1, 50)))
+def test_frames_survive_any_cutting_of_the_stream(sent, cuts):
+    """However the octets arrive, the frames are the same and in order."""
+    stream = b"".join(encode_frame(*frame) for frame in sent)
+    reader = FrameReader()
+    received = []
+    for cut in cuts:
+        received += reader.feed(stream[:cut])
+        stream = stream[cut:]
+    received += reader.feed(stream)
+
+    assert received == sent
+
+
+@pytest.mark.parametrize(
+    "octets",
+    [
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"pf\x02\x01\0\0\0\0",
+        b"pf\x01\x63\0\0\0\0",
+        b"pf\x01\x02" + (LONGEST_PAYLOAD_OCTETS + 1).to_bytes(4, "big"),
+    ],
+    ids=["another protocol", "another version", "an unknown kind", "too long"],
+)
+def test_a_stream_that_is_not_ours_is_refused_at_its_header(octets):
+    """Nothing is collected for a frame that will not be taken."""
+    with pytest.raises(WireError):
+        list(FrameReader().feed(octets))
+
+
+@given(st.lists(peers))
+def test_peers_round_trip(items):
+    assert decode_peers(encode_peers(items)) == items
+
+
+@given(st.lists(prefixes), st.lists(peers))
+def test_change_round_trips(removals, items):
+    assert decode_change(encode_change(removals, items)) == (removals, items)
+
+
+@given(states)
+def test_state_round_trips(state):
+    assert decode_state(encode_state(state)) == state
+
+
+@given(st.dictionaries(st.text("abcdefghij_E", min_size=1), st.integers(0, 2**64 - 1)))
+def test_counters_round_trip(counters):
+    assert decode_counters(encode_counters(counters)) == counters
+
+
+@given(st.integers(0, 65535), st.text())
+def test_refusal_round_trips(errno, text):
+    assert decode_refusal(encode_refusal(errno, text)) == (errno, text)
+
+
+@given(
+    st.sampled_from([decode_peers, decode_change, decode_state, decode_counters, decode_refusal]),
+    st.binary(max_size=200),
+)
+def test_any_payload_is_decoded_or_refused(decode, payload):
+    """Garbage gives a WireError, never another error."""
+    with suppress(WireError):
+        decode(payload)
+
+
+@given(prefixes.filter(lambda prefix: prefix[1] < 32))
+def test_a_subnet_with_host_bits_is_refused(prefix):
+    """Such an entry would never be found, and could not be taken out again."""
+    subnet, length = prefix
+    crooked = encode_peers([Peer(subnet | 1, length, 1, 1)])
+
+    with pytest.raises(WireError, match="bits beyond"):
+        decode_peers(crooked)
+    with pytest.raises(WireError, match="bits beyond"):
+        decode_change(encode_change([(subnet | 1, length)], []))
