@@ -14,7 +14,7 @@ class NetworkConfig:
     The values of a family that is off are as the operator wrote them: neither computed nor checked, nor used.
 
     Attributes:
-        network: the whole IPv4 range; None when the operator wrote none, which is possible with IPv4 off only.
+        network: the whole IPv4 range; None only when IPv4 is off and the operator wrote none.
         subnet_length: prefix length of one host's subnet.
         subnet_min: base address of the first subnet that may be leased.
         subnet_max: base address of the last one, itself included.

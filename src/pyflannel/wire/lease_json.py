@@ -149,5 +149,5 @@ def _known_members(value: bytes) -> dict[str, Raw]:
 
 
 def _compact(data: Raw) -> str:
-    """Return the backend's own JSON without white space, so that leases that say the same are equal."""
-    return msgspec.json.format(bytes(data), indent=-1).decode(errors="replace")
+    """Return the backend's own JSON as it is written, so that leases that say the same are equal."""
+    return escape(msgspec.json.format(bytes(data), indent=-1).decode(errors="replace"))

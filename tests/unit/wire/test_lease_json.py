@@ -1,0 +1,175 @@
+"""Leases are read and written as flannel 0.20.2 does it, with one key of ours; claims are ours alone."""
+
+import json
+from ipaddress import IPv4Address, IPv4Network, IPv6Address
+from pathlib import Path
+
+import pytest
+
+from pyflannel.errors import WireError
+from pyflannel.model.lease import Claim, Identity, LeaseAttributes
+from pyflannel.wire.lease_json import (
+    format_claim,
+    format_lease_attributes,
+    parse_claim,
+    parse_lease_attributes,
+)
+
+GOLDEN = json.loads((Path(__file__).parents[2] / "golden/lease-attrs-roundtrip.json").read_text())["cases"]
+
+PLAIN = LeaseAttributes(public_ip=IPv4Address("192.168.50.102"))
+OWNED = LeaseAttributes(
+    public_ip=IPv4Address("192.168.50.102"),
+    owner=Identity(owner="f00d", machine="beef"),
+    port=8285,
+    reads=("partial-checksum",),
+)
+CLAIM = Claim(subnet=IPv4Network("10.5.52.0/24"), owner="f00d", public_ip=IPv4Address("1.2.3.4"), revision=7)
+
+
+def number(case: dict[str, str]) -> str:
+    return case["id"].rpartition("-")[2]
+
+
+@pytest.mark.parametrize("case", [case for case in GOLDEN if "print" in case], ids=number)
+def test_writes_back_what_the_original_writes(case: dict[str, str]) -> None:
+    written = format_lease_attributes(parse_lease_attributes(case["input"].encode()))
+
+    assert written.decode() == case["print"]
+
+
+@pytest.mark.parametrize("case", [case for case in GOLDEN if "print" not in case], ids=number)
+def test_refuses_what_stops_the_original(case: dict[str, str]) -> None:
+    with pytest.raises(WireError, match="not a lease") as caught:
+        parse_lease_attributes(case["input"].encode())
+
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("attributes", "value"),
+    [
+        (PLAIN, b'{"PublicIP":"192.168.50.102","PublicIPv6":null}'),
+        (
+            OWNED,
+            b'{"PublicIP":"192.168.50.102","PublicIPv6":null,'
+            b'"Pyflannel":{"Owner":"f00d","Machine":"beef","Port":8285,"Reads":["partial-checksum"]}}',
+        ),
+        (
+            LeaseAttributes(public_ip=IPv4Address("1.2.3.4"), owner=Identity(owner="f00d")),
+            b'{"PublicIP":"1.2.3.4","PublicIPv6":null,"Pyflannel":{"Owner":"f00d"}}',
+        ),
+        (
+            LeaseAttributes(
+                public_ip=IPv4Address("1.2.3.4"),
+                public_ipv6=IPv6Address("fd00::1"),
+                backend_type="vxlan",
+                backend_data='{"VNI":1}',
+                backend_v6_data='{"VNI":2}',
+            ),
+            b'{"PublicIP":"1.2.3.4","PublicIPv6":"fd00::1","BackendType":"vxlan",'
+            b'"BackendData":{"VNI":1},"BackendV6Data":{"VNI":2}}',
+        ),
+    ],
+)
+def test_every_key_stands_where_it_must_and_only_when_it_says_something(
+    attributes: LeaseAttributes, value: bytes
+) -> None:
+    assert format_lease_attributes(attributes) == value
+    assert parse_lease_attributes(value) == attributes
+
+
+@pytest.mark.parametrize(
+    "ours",
+    [
+        "3",
+        "null",
+        "[]",
+        "{}",
+        '{"Owner":""}',
+        '{"Owner":5}',
+        '{"Owner":"f00d","Port":0}',
+        '{"Owner":"f00d","Port":65536}',
+        '{"Owner":"f00d","Reads":"all"}',
+        '{"Owner":"f00d","Machine":null}',
+    ],
+)
+def test_malformed_object_of_ours_hides_no_peer(ours: str) -> None:
+    attributes = parse_lease_attributes(b'{"PublicIP":"192.168.50.102","Pyflannel":%s}' % ours.encode())
+
+    assert attributes == PLAIN
+
+
+def test_keys_that_later_versions_add_to_ours_are_passed_over() -> None:
+    value = b'{"PublicIP":"1.2.3.4","Pyflannel":{"Owner":"f00d","Later":{"a":1}},"Later":true}'
+
+    assert parse_lease_attributes(value).owner == Identity(owner="f00d")
+
+
+def test_keys_are_read_in_any_case() -> None:
+    value = b'{"publicip":"1.2.3.4","PUBLICIPV6":"fd00::1","bac\xe2\x84\xaaendtype":"vxlan"}'
+
+    assert parse_lease_attributes(value) == LeaseAttributes(
+        public_ip=IPv4Address("1.2.3.4"), public_ipv6=IPv6Address("fd00::1"), backend_type="vxlan"
+    )
+
+
+def test_leases_that_say_the_same_are_equal() -> None:
+    spread = (
+        b'{ "PublicIP": "1.2.3.4", "BackendData": { "V" : 1 }, "Pyflannel":{"Owner":"a","Reads":["b","a"]}}'
+    )
+    dense = b'{"PublicIP":"1.2.3.4","BackendData":{"V":1},"Pyflannel":{"Owner":"a","Reads":["a","b"]}}'
+
+    assert parse_lease_attributes(spread) == parse_lease_attributes(dense)
+
+
+def test_ipv4_mapped_addresses_are_read_and_written_as_ipv4() -> None:
+    value = b'{"PublicIP":"::ffff:1.2.3.4","PublicIPv6":"1.2.3.4"}'
+
+    attributes = parse_lease_attributes(value)
+
+    assert attributes.public_ip == IPv4Address("1.2.3.4")
+    assert format_lease_attributes(attributes) == b'{"PublicIP":"1.2.3.4","PublicIPv6":"1.2.3.4"}'
+
+
+@pytest.mark.parametrize("text", [b"fe80::1%eth0", b"beef", b"fd00::/64"])
+def test_public_ipv6_that_is_no_address_is_refused(text: bytes) -> None:
+    with pytest.raises(WireError):
+        parse_lease_attributes(b'{"PublicIP":"1.2.3.4","PublicIPv6":"%s"}' % text)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        pytest.param(b"[" * 100_000, id="deep array"),
+        pytest.param(b'{"a":' * 100_000, id="deep object"),
+        pytest.param(b'{"BackendData":' + b"[" * 100_000, id="deep data"),
+        pytest.param(b"\xff", id="not UTF-8"),
+        pytest.param(b"null", id="null"),
+    ],
+)
+def test_extreme_values_are_refused(value: bytes) -> None:
+    with pytest.raises(WireError):
+        parse_lease_attributes(value)
+
+
+def test_claim_is_written_as_owner_and_address() -> None:
+    value = format_claim(CLAIM)
+
+    assert value == b'{"Owner":"f00d","PublicIP":"1.2.3.4"}'
+    assert parse_claim(value, CLAIM.subnet, CLAIM.revision) == CLAIM
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        b"",
+        b"{}",
+        b'{"Owner":"","PublicIP":"1.2.3.4"}',
+        b'{"Owner":"a","PublicIP":"fd00::1"}',
+        b'{"Owner":"a"}',
+    ],
+)
+def test_what_is_no_claim_is_refused(value: bytes) -> None:
+    with pytest.raises(WireError, match="not a claim"):
+        parse_claim(value, CLAIM.subnet, 1)

@@ -1,0 +1,250 @@
+"""The network config is read, checked and printed as flannel 0.28.9 does it, but for what is listed here."""
+
+import json
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
+from pathlib import Path
+
+import pytest
+
+from pyflannel.errors import ConfigError
+from pyflannel.wire.network_config_json import format_network_config, parse_network_config
+
+GOLDEN = json.loads((Path(__file__).parents[2] / "golden/network-config.json").read_text())["cases"]
+
+# The original repeats what its JSON library says, in terms of that library; we say it in terms of the config.
+LIBRARY_TEXTS = {
+    "052": 'not a prefix length: SubnetLen="24"',
+    "053": "not a prefix length: SubnetLen=24.0",
+    "055": "not a prefix length: SubnetLen=-1",
+    "058": "not a prefix length: SubnetLen=true",
+    "059": "not a prefix length: SubnetLen=[24]",
+    "061": "not a prefix length: SubnetLen=18446744073709551616",
+    "062": "not JSON: Expecting ',' delimiter: line 1 column 39",
+    "091": "not a JSON object: []",
+    "092": 'not a JSON object: ""',
+    "094": "not JSON: Expecting value",
+    "095": "not JSON: Expecting property name",
+    "097": "not JSON: Extra data: line 1 column 26",
+    "100": "not a JSON object: 3",
+    "101": 'not a JSON object: "10.3.0.0/16"',
+    "139": 'error decoding Backend property of config: not an object: Backend="vxlan"',
+    "140": "error decoding Backend property of config: not an object: Backend=[]",
+    "142": "error decoding Backend property of config: not an object: Backend=true",
+    "155": 'error decoding Backend property of config: not a string: Backend.Type=["vxlan"]',
+    "163": 'not a boolean: EnableIPv4="true"',
+    "164": "not a boolean: EnableIPv4=1",
+    "233": 'not a prefix length: IPv6SubnetLen="64"',
+    "244": 'not a boolean: EnableNFTables="true"',
+    "248": "not JSON: Expecting value: line 1 column 1",
+    "250": "not JSON: Expecting property name",
+    "251": "not JSON: NaN is no number",
+    "254": "not JSON: Invalid control character",
+}
+
+# What the original takes and then cannot use, or refuses for a reason that is not the true one.
+REFUSED = {
+    # Accepted, and then fatal: "none defined stack".
+    "160": "none defined stack",
+    "161": "none defined stack",
+    # Accepted, and then fatal: "unknown backend type: ".
+    "137": "unknown backend type: ",
+    "143": "unknown backend type: ",
+    "145": "unknown backend type: ",
+    "158": "unknown backend type: ",
+    # Accepted, and then "out of subnets" on every host.
+    "227": "IPv6SubnetMin is greater than IPv6SubnetMax",
+    # Text of the other family: taken for a tiny network, or for one of IPv4-mapped addresses, whose
+    # subnets the original writes into keys that it cannot read.
+    "116": "invalid IPv4 CIDR format",
+    "194": "invalid IPv6 CIDR format",
+    "197": "invalid IPv6 CIDR format",
+}
+
+# IPv6 addresses of which only the last 32 bits are set are written as IPv4 by the original, and read back as
+# other addresses; ours are IPv6.
+PRINTED_AS_IPV6 = {"196": ("::a03:0/112", "::a03:4000", "::a03:c000")}
+
+
+def number(case: dict[str, str]) -> str:
+    return case["id"].rpartition("-")[2]
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in GOLDEN if "print" in case and number(case) not in REFUSED], ids=number
+)
+def test_prints_what_the_original_computes(case: dict[str, str]) -> None:
+    expected = case["print"]
+    if number(case) in PRINTED_AS_IPV6:
+        network, first, last = PRINTED_AS_IPV6[number(case)]
+        document = json.loads(expected)
+        document |= {"IPv6Network": network, "IPv6SubnetMin": first, "IPv6SubnetMax": last}
+        expected = json.dumps(document, separators=(",", ":"))
+
+    printed = format_network_config(parse_network_config(case["input"]))
+
+    # The original matches the type in any case; we keep the lower one.
+    backend_type = json.dumps(case["BackendType"].lower())
+    assert printed == f'{expected.removesuffix("}")},"BackendType":{backend_type}}}'
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in GOLDEN if "error" in case or number(case) in REFUSED], ids=number
+)
+def test_refuses_with_a_text_of_the_original_or_a_better_one(case: dict[str, str]) -> None:
+    ours = (REFUSED | LIBRARY_TEXTS).get(number(case))
+
+    with pytest.raises(ConfigError) as caught:
+        parse_network_config(case["input"])
+
+    assert (ours or case["error"]) in str(caught.value)
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in GOLDEN if number(case) in REFUSED | LIBRARY_TEXTS], ids=number
+)
+def test_listed_differences_are_differences(case: dict[str, str]) -> None:
+    ours = (REFUSED | LIBRARY_TEXTS)[number(case)]
+
+    assert ours not in case.get("error", "")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            '{"Network":"10.3.0.0/16","SubnetMin":"10.5.0.0"}',
+            "SubnetMin is not in the range of the Network: SubnetMin=10.5.0.0 Network=10.3.0.0/16",
+        ),
+        (
+            '{"Network":"10.3.0.0/16","SubnetMax":"10.3.20.255"}',
+            "SubnetMax is not on a SubnetLen boundary: 10.3.20.255 SubnetLen=24",
+        ),
+        (
+            '{"Network":"10.3.0.0/16","SubnetLen":31}',
+            "SubnetLen must be less than /31: SubnetLen=31",
+        ),
+        (
+            '{"Network":"10.3.0.0/16","SubnetLen":17}',
+            "network must be able to accommodate at least four subnets: SubnetLen=17 Network=10.3.0.0/16",
+        ),
+        (
+            '{"Network":"10.3.0.0/29"}',
+            "network is too small. Minimum useful network prefix is /28: Network=10.3.0.0/29",
+        ),
+        (
+            '{"Network":"10.3.0.0/16","SubnetMin":"10.3.9.0","SubnetMax":"10.3.8.0"}',
+            "SubnetMin is greater than SubnetMax, so that there is no subnet to lease:"
+            " SubnetMin=10.3.9.0 SubnetMax=10.3.8.0",
+        ),
+        (
+            '{"Network":"10.3.0.0/33"}',
+            "invalid CIDR address: 10.3.0.0/33, for Network",
+        ),
+        (
+            '{"Network":"10.3.0.0/16","SubnetMin":"10.3.1.0/24"}',
+            'invalid IP address format: SubnetMin="10.3.1.0/24"',
+        ),
+        (
+            '{"Network":"10.3.0.0/16","SubnetMin":"fe80::1%eth0"}',
+            'invalid IP address format: SubnetMin="fe80::1%eth0"',
+        ),
+        (
+            "{}",
+            "please define a correct Network parameter in the flannel config: Network is absent,"
+            " or all addresses",
+        ),
+        (
+            '{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fc00::/48","IPv6SubnetLen":127}',
+            "IPv6SubnetLen must be less than /127: IPv6SubnetLen=127",
+        ),
+        (
+            '{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fc00::/48","IPv6SubnetMax":"fc01::"}',
+            "IPv6SubnetMax is not in the range of the IPv6Network:"
+            " IPv6SubnetMax=fc01:: IPv6Network=fc00::/48",
+        ),
+    ],
+)
+def test_message_names_key_and_value(text: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_network_config(text)
+
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"Network":"fd00::/16"}',
+        '{"Network":"10.3.0.0/16","SubnetMin":"fd00::1"}',
+        '{"Network":"10.3.0.0/16","SubnetMax":"fd00::1"}',
+    ],
+)
+def test_ipv6_text_in_an_ipv4_field_is_refused(text: str) -> None:
+    """It crashes releases 0.6.2 and 0.20.2."""
+    with pytest.raises(ConfigError, match="invalid IPv4"):
+        parse_network_config(text)
+
+
+def test_ipv4_mapped_address_is_the_ipv4_address() -> None:
+    config = parse_network_config('{"Network":"10.3.0.0/16","SubnetMin":"::ffff:10.3.9.0"}')
+
+    assert config.subnet_min == IPv4Address("10.3.9.0")
+
+
+def test_null_after_a_value_leaves_it_where_the_original_does() -> None:
+    config = parse_network_config(
+        '{"Network":"10.3.0.0/16","SubnetLen":26,"SubnetLen":null,"EnableNFTables":true,"EnableNFTables":null}'
+    )
+
+    assert (config.subnet_length, config.enable_nftables) == (26, True)
+
+
+def test_last_spelling_of_a_key_counts_whatever_came_before() -> None:
+    config = parse_network_config('{"Network":"10.1.0.0/16","network":"10.2.0.0/16","Network":"10.3.0.0/16"}')
+    backend = parse_network_config('{"Network":"10.1.0.0/16","Backend":{"Type":"a","type":"b","Type":"c"}}')
+
+    assert config.network == IPv4Network("10.3.0.0/16")
+    assert backend.backend_type == "c"
+
+
+def test_values_of_a_family_that_is_off_are_kept_but_not_checked() -> None:
+    config = parse_network_config(
+        '{"Network":"10.3.0.0/16","IPv6Network":"fc00::/126","IPv6SubnetLen":200,"EnableIPv6":false}'
+    )
+
+    assert config.ipv6_network == IPv6Network("fc00::/126")
+    assert (config.ipv6_subnet_length, config.ipv6_subnet_min) == (200, None)
+
+
+def test_octets_that_are_not_utf8_are_read_as_the_original_reads_them() -> None:
+    config = parse_network_config(b'{"Network":"10.3.0.0/16","Backend":{"Type":"udp","Note":"\xff"}}')
+
+    assert config.backend["Note"] == "\ufffd"
+
+
+def test_half_a_surrogate_pair_can_be_printed() -> None:
+    config = parse_network_config('{"Network":"10.3.0.0/16","Backend":{"Type":"udp","Note":["\\ud800"]}}')
+
+    assert format_network_config(config).encode()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("[" * 100_000, id="deep array"),
+        pytest.param('{"a":' * 100_000, id="deep object"),
+        pytest.param('{"a":1e999}', id="infinite number"),
+        pytest.param('{"a":%s}' % ("9" * 5000), id="long number"),
+    ],
+)
+def test_extreme_documents_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="not JSON"):
+        parse_network_config(text)
+
+
+def test_long_values_are_cut_in_messages() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_network_config(json.dumps({"Network": "x" * 10_000}))
+
+    assert len(str(caught.value)) < 200

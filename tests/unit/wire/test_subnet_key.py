@@ -1,0 +1,72 @@
+"""A lease's key names its subnets: as in flannel 0.28.9, but one key a subnet."""
+
+import json
+from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
+
+import pytest
+
+from pyflannel.errors import WireError
+from pyflannel.wire.subnet_key import format_subnet_key, parse_subnet_key
+
+GOLDEN = json.loads((Path(__file__).parents[2] / "golden/subnet-keys.json").read_text())["cases"]
+
+# Keys that the original reads and we do not.
+REFUSED = {
+    # It looks for the end of a key only: what stands before is passed over, and another subnet read.
+    "011": "10.5.52.0.1-24",
+    "041": "10.5.52.0-24&10.1.1.0-24",
+    "052": "\n10.5.52.0-24",
+    "056": "1.10.5.52.0-24",
+    # Addresses with host bits: a second name of a subnet that has one.
+    "002": "10.5.52.0-8",
+    "019": "10.5.52.7-24",
+    "034": "10.5.52.0-24&fd00::1-127",
+    "035": "10.5.52.0-24&fd00::-0",
+    "037": "10.5.52.0-24&::1-64",
+    "043": "10.5.52.0-24&fd00:5:0:34::1234-64",
+    "065": "10.5.52.0-24&1:2:3:4:5:6:7:8-64",
+    # A leading zero in the length: likewise.
+    "022": "10.5.52.0-024",
+    # IPv4-mapped IPv6, which the original writes as IPv4 and cannot read back.
+    "044": "10.5.52.0-24&::ffff:a00:1-120",
+}
+
+
+def number(case: dict[str, str]) -> str:
+    return case["id"].rpartition("-")[2]
+
+
+@pytest.mark.parametrize("case", GOLDEN, ids=number)
+def test_reads_what_the_original_reads(case: dict[str, str]) -> None:
+    if case["v4"] is None or number(case) in REFUSED:
+        with pytest.raises(WireError) as caught:
+            parse_subnet_key(case["input"])
+        assert repr(case["input"]) in str(caught.value)
+        return
+
+    subnet, ipv6_subnet = parse_subnet_key(case["input"])
+
+    assert str(subnet) == case["v4"]
+    assert (str(ipv6_subnet) if ipv6_subnet else None) == case["v6"]
+    assert format_subnet_key(subnet, ipv6_subnet) == case["print"]
+
+
+@pytest.mark.parametrize("case", [case for case in GOLDEN if number(case) in REFUSED], ids=number)
+def test_listed_differences_are_differences(case: dict[str, str]) -> None:
+    assert case["v4"] is not None
+    assert case["input"] == REFUSED[number(case)]
+
+
+def test_prints_ipv6_with_its_colons() -> None:
+    key = format_subnet_key(IPv4Network("10.5.52.0/24"), IPv6Network("fd00:5:0:34::/64"))
+
+    assert key == "10.5.52.0-24&fd00:5:0:34::-64"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "10.5.52.0-24/", "10.5.52.0/24", "10.5.52.0-24&", "10.5.52.0-²4", "fd00::-64"]
+)
+def test_refuses_what_is_no_key(text: str) -> None:
+    with pytest.raises(WireError):
+        parse_subnet_key(text)
