@@ -3,6 +3,7 @@
 FlannelError
 ├── UsageError       flags or environment make no sense             exit 2
 ├── ConfigError      the network config admits no plan              not ready, again on its next change
+├── NoUnderlayError  no interface can carry the tunnel yet          not ready, again when interfaces change
 ├── WireError        octets or text do not follow their format      drop, count
 ├── StoreError       the lease store refused or is unreachable      retry
 │   └── CompactedError   the store forgot the revision asked for    list again, then watch
@@ -27,6 +28,10 @@ class UsageError(FlannelError):
 
 class ConfigError(FlannelError):
     """The network config admits no plan; the message names the key and the value."""
+
+
+class NoUnderlayError(FlannelError):
+    """No interface can carry the tunnel yet; the message says what is waited for."""
 
 
 class WireError(FlannelError):

@@ -19,6 +19,7 @@ _LAYOUT = struct.Struct("=BxHiII")
 _U32 = struct.Struct("=I")
 
 _UP = 0x1  # IFF_UP
+_LOOPBACK = 0x8  # IFF_LOOPBACK
 _INET6 = 10  # AF_INET6
 
 _NAME = 3
@@ -58,6 +59,7 @@ class LinkRecord:
     kind: str = ""
     mtu: int = 0
     is_up: bool = False
+    is_loopback: bool = False
     queue_length: int = 0
     alias: str = ""
     has_ipv6: bool = False
@@ -88,6 +90,7 @@ def parse_link(body: bytes) -> LinkRecord:
         kind=_kind(found.get(_INFO, b"")),
         mtu=integer(found.get(_MTU, b"")),
         is_up=bool(flags & _UP),
+        is_loopback=bool(flags & _LOOPBACK),
         queue_length=integer(found.get(_QUEUE_LENGTH, b"")),
         alias=text(found.get(_ALIAS, b"")),
         has_ipv6=_has_ipv6(found.get(_PER_FAMILY, b"")),

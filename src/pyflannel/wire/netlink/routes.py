@@ -129,6 +129,16 @@ def glance_at_route(body: bytes) -> RouteGlance | None:
     return RouteGlance(RouteKey(length, destination, metric), protocol, link)
 
 
+def covers(body: bytes, address: IPv4Address | IPv6Address) -> bool:
+    """Return whether the route of a message's body, whatever its table, leads to this address."""
+    family, length, *_ = _LAYOUT.unpack_from(body)
+    if family != family_of(address):
+        return False
+    destination = int.from_bytes(attributes(body, _LAYOUT.size).get(_DESTINATION, b""), "big")
+    beyond = address.max_prefixlen - length
+    return bool(destination >> beyond == int(address) >> beyond)
+
+
 def parse_route(body: bytes) -> RouteRecord | None:
     """Return the route of a message's body; None for what is neither IPv4 nor IPv6.
 

@@ -1,0 +1,151 @@
+"""The Target that is the host's files: written whole, and written again when somebody spoils them."""
+
+import asyncio
+import errno
+import os
+import stat
+from collections.abc import AsyncIterator, Sequence
+
+from pyflannel.errors import TargetError
+from pyflannel.kernel.atomic_file import MODE, replace_file
+from pyflannel.kernel.inotify import SELF_MOVED, Event, Inotify
+from pyflannel.model.host_file import HostFile
+from pyflannel.model.operation import Add, Operation, Refusal, Remove, Replace
+from pyflannel.model.state import State
+
+_COALESCE_S = 0.005
+_LARGEST = 1 << 20  # octets; nothing that we write comes near
+
+_OTHER = "\0"
+"""Text of what is no readable plain file of mode 0644: equal to none that a plan can ask for."""
+
+
+class FileTarget:
+    """A Target for HostFile items; other items are none of its business.
+
+    Made, it hears every change to the files of the last snapshot, whether or not somebody waits for it yet.
+
+    Raises:
+        TargetError: the kernel gives no inotify instance.
+    """
+
+    def __init__(self) -> None:
+        try:
+            self._inotify = Inotify()
+        except OSError as error:
+            raise TargetError(
+                f"files cannot be watched: {error.strerror}",
+                hint="Raise fs.inotify.max_user_instances with sysctl.",
+            ) from error
+        self._names: dict[int, set[str]] = {}
+
+    def close(self) -> None:
+        """Let go of the watches."""
+        self._inotify.close()
+
+    async def snapshot(self, desired: State) -> State:
+        """Return the planned files as they are now; those that are not there are left out."""
+        paths = [item.path for item in desired if isinstance(item, HostFile)]
+        self._watch(paths)  # before reading: what changes in between is then announced
+        found = await asyncio.to_thread(lambda: [_read(path) for path in paths])
+        return State.collect(item for item in found if item is not None)
+
+    async def apply(self, operations: Sequence[Operation]) -> Sequence[Refusal]:
+        """Write or delete the files, in order."""
+        return await asyncio.to_thread(lambda: [r for o in operations if (r := _perform(o)) is not None])
+
+    async def changes(self) -> AsyncIterator[None]:
+        """Yield after each burst of changes to the files of the last snapshot."""
+        while True:
+            if self._concerned(await self._inotify.read()):
+                await asyncio.sleep(_COALESCE_S)
+                self._concerned(self._inotify.take())
+                yield
+
+    def _watch(self, paths: Sequence[str]) -> None:
+        """Watch the directory of each path or, while it is not there, the nearest one above it.
+
+        Called before each look, so that a directory that was deleted and made again is watched again.
+        """
+        names: dict[int, set[str]] = {}
+        for path in paths:
+            directory, name = os.path.split(os.path.abspath(path))
+            while (watch := self._add(directory)) is None and directory != "/":
+                directory, name = os.path.split(directory)
+            if watch is not None:
+                names.setdefault(watch, set()).add(name)
+        for watch in self._names.keys() - names.keys():
+            self._inotify.remove(watch)
+        self._names = names
+
+    def _add(self, directory: str) -> int | None:
+        try:
+            return self._inotify.add(directory)
+        except OSError:
+            # Not there yet, mostly; whatever else it is, reading and writing will say it.
+            return None
+
+    def _concerned(self, events: Sequence[Event]) -> bool:
+        """Return whether one is about a file of ours, or a directory that leads to it."""
+        for event in events:
+            if event.mask & SELF_MOVED:
+                self._inotify.remove(event.watch)  # it follows the directory, and we the path
+        return any(event.name == "" or event.name in self._names.get(event.watch, ()) for event in events)
+
+
+def _read(path: str) -> HostFile | None:
+    try:
+        # O_NONBLOCK: opening a FIFO must not wait for its writer.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError:
+        return HostFile(path=path, text=_OTHER)
+    with open(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or stat.S_IMODE(status.st_mode) != MODE:
+            return HostFile(path=path, text=_OTHER)
+        try:
+            return HostFile(path=path, text=file.read(_LARGEST).decode(errors="surrogateescape"))
+        except OSError:
+            return HostFile(path=path, text=_OTHER)
+
+
+def _perform(operation: Operation) -> Refusal | None:
+    try:
+        match operation:
+            case Add(HostFile() as file) | Replace(_, HostFile() as file):
+                replace_file(file.path, file.text)
+            case Remove(HostFile() as file):
+                _delete(file.path)
+            case _:
+                raise TypeError(f"not an operation on a file: {operation!r}")
+    except OSError as error:
+        return _refusal(operation, error, file.path)
+    return None
+
+
+def _delete(path: str) -> None:
+    try:
+        os.unlink(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+
+
+def _refusal(operation: Operation, error: OSError, path: str) -> Refusal:
+    name = errno.errorcode.get(error.errno or 0, "unknown error")
+    directory = os.path.dirname(path)
+    hints = {
+        errno.ENOSPC: f"Free space on the file system of {directory}; the old file is whole.",
+        errno.EDQUOT: f"Free space on the file system of {directory}; the old file is whole.",
+        errno.EROFS: f"Mount the file system of {directory} writable, or name another path.",
+        errno.EISDIR: f"A directory stands at {path}: move it away.",
+        errno.ENOTDIR: f"Something on the way to {path} is no directory: move it away.",
+        errno.EACCES: f"Run as root, or let this user write to {directory}.",
+        errno.EPERM: f"Run as root; look at the attributes of {directory} with lsattr.",
+    }
+    return Refusal(
+        operation=operation,
+        cause=f"{name}: {error.strerror}",
+        hint=hints.get(error.errno or 0, f"Look at the file system of {directory}."),
+    )

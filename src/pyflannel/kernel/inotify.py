@@ -1,0 +1,119 @@
+"""Hearing of changes in directories: inotify(7), which the standard library lacks."""
+
+import asyncio
+import ctypes
+import os
+import struct
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import NamedTuple
+
+MODIFIED = 0x2
+ATTRIBUTES = 0x4
+WRITTEN = 0x8
+MOVED_FROM = 0x40
+MOVED_TO = 0x80
+CREATED = 0x100
+DELETED = 0x200
+SELF_DELETED = 0x400
+SELF_MOVED = 0x800
+OVERFLOWED = 0x4000
+FORGOTTEN = 0x8000
+"""Event masks (linux/inotify.h)."""
+
+ENTRIES = MODIFIED | ATTRIBUTES | WRITTEN | MOVED_FROM | MOVED_TO | CREATED | DELETED
+WHOLE = SELF_DELETED | SELF_MOVED
+
+_ONLY_DIRECTORY = 0x01000000
+_EVENT = struct.Struct("=iIII")
+_BUFFER = 1 << 16
+
+
+class Event(NamedTuple):
+    """Something happened to the entry `name` of a watched directory; "" for the directory itself."""
+
+    watch: int
+    mask: int
+    name: str
+
+
+class Inotify:
+    """Watches on directories.
+
+    Raises:
+        OSError: the user has too many already (fs.inotify.max_user_instances).
+    """
+
+    def __init__(self) -> None:
+        self._library = ctypes.CDLL(None, use_errno=True)
+        self._descriptor = self._checked(self._library.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK), "inotify")
+
+    def close(self) -> None:
+        """Let go of the descriptor, and with it of all watches."""
+        os.close(self._descriptor)
+
+    def add(self, directory: str) -> int:
+        """Watch a directory and return the watch's number; the same again for one that is watched.
+
+        Raises:
+            OSError: it is not there, is no directory, or may not be read.
+        """
+        mask = ENTRIES | WHOLE | _ONLY_DIRECTORY
+        answer = self._library.inotify_add_watch(self._descriptor, os.fsencode(directory), mask)
+        return self._checked(answer, directory)
+
+    def remove(self, watch: int) -> None:
+        """Stop watching; one that the kernel forgot already is fine."""
+        self._library.inotify_rm_watch(self._descriptor, watch)
+
+    async def read(self) -> list[Event]:
+        """Return the events that came, at least one."""
+        while not (events := self.take()):
+            await _readable(self._descriptor)
+        return events
+
+    def take(self) -> list[Event]:
+        """Return the events that came, perhaps none."""
+        try:
+            octets = os.read(self._descriptor, _BUFFER)
+        except BlockingIOError:
+            return []
+        events, offset = [], 0
+        while offset < len(octets):
+            watch, mask, _, size = _EVENT.unpack_from(octets, offset)
+            offset += _EVENT.size
+            name = octets[offset : offset + size].split(b"\0", 1)[0]
+            events.append(Event(watch, mask, os.fsdecode(name)))
+            offset += size
+        return events
+
+    def _checked(self, answer: int, subject: str) -> int:
+        if answer < 0:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code), subject)
+        return answer
+
+
+class InotifyFileWatch:
+    """A FileWatch by inotify on the file's directory."""
+
+    async def changes(self, path: Path) -> AsyncIterator[None]:
+        """Yield after each burst of writes to `path`, also when it is created, replaced or deleted."""
+        inotify = Inotify()
+        try:
+            inotify.add(str(path.parent))
+            while True:
+                events = await inotify.read()
+                if any(event.name in (path.name, "") for event in events):
+                    yield
+        finally:
+            inotify.close()
+
+
+async def _readable(descriptor: int) -> None:
+    loop, ready = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(descriptor, ready.set)
+    try:
+        await ready.wait()
+    finally:
+        loop.remove_reader(descriptor)

@@ -1,0 +1,130 @@
+"""The host's interfaces, as the kernel of the process's network namespace shows them."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from ipaddress import IPv4Address
+
+from pyflannel.errors import TargetError
+from pyflannel.kernel.netlink_socket import NotificationSocket, RequestSocket
+from pyflannel.model.interface import DefaultRoute, Interface, InterfaceAddress, Interfaces
+from pyflannel.wire.netlink import addresses, links, routes
+from pyflannel.wire.netlink.addresses import AddressRecord
+from pyflannel.wire.netlink.inet import INET
+from pyflannel.wire.netlink.links import LinkRecord
+from pyflannel.wire.netlink.message import Message
+from pyflannel.wire.netlink.routes import RouteRecord
+
+_GROUPS = 0x1 | 0x10 | 0x40 | 0x100
+"""RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE, RTMGRP_IPV6_IFADDR (linux/rtnetlink.h)."""
+
+_COALESCE_S = 0.01
+
+_FAR_AWAY = IPv4Address("198.51.100.1")
+"""An address on no network of anybody's (RFC 5737): which way it would go is the way to everywhere."""
+
+
+class KernelInterfaces:
+    """An InterfaceSource.
+
+    Raises:
+        TargetError: the kernel gives no netlink socket.
+    """
+
+    def __init__(self) -> None:
+        self._requests = RequestSocket()
+        try:
+            self._notifications = NotificationSocket(_GROUPS)
+        except TargetError:
+            self._requests.close()
+            raise
+        self._asked_for: set[IPv4Address] = set()
+
+    def close(self) -> None:
+        """Let go of the sockets."""
+        self._requests.close()
+        self._notifications.close()
+
+    async def observe(self) -> Interfaces:
+        """Return the interfaces, their addresses and the IPv4 default routes as they are now."""
+        found = await self._requests.dump(links.dump_links(), links.parse_link)
+        held = await self._requests.dump(addresses.dump_addresses(), addresses.parse_address_message)
+        names = {link.index: link.name for link in found}
+        return Interfaces(
+            interfaces=tuple(_interface(link, held) for link in sorted(found, key=lambda link: link.index)),
+            default_routes=await self._default_routes(names),
+        )
+
+    async def route_to(self, address: IPv4Address) -> tuple[str, IPv4Address] | None:
+        """Return the link and the source of the host's own packets to `address`; None without a route."""
+        self._asked_for.add(address)
+        answer = await self._requests.ask(routes.look_up_route(address))
+        if not isinstance(answer, Message):
+            return None
+        route = routes.parse_route(answer.body)
+        if route is None or not isinstance(route.source, IPv4Address):
+            return None
+        found = await self._requests.dump(links.dump_links(), links.parse_link)
+        name = next((link.name for link in found if link.index == route.index), None)
+        return None if name is None else (name, route.source)
+
+    async def changes(self) -> AsyncIterator[None]:
+        """Yield after each burst of changes to links, addresses, or routes that lead where was asked for."""
+        while True:
+            await self._notifications.wait(self._concerns)
+            await asyncio.sleep(_COALESCE_S)
+            self._notifications.drain()
+            yield
+
+    def _concerns(self, message: Message) -> bool:
+        """Return whether a notification may change an answer: most routes of a host do not."""
+        if message.kind not in (routes.NEW, routes.DELETE):
+            return True
+        return any(routes.covers(message.body, address) for address in (*self._asked_for, _FAR_AWAY))
+
+    async def _default_routes(self, names: dict[int, str]) -> tuple[DefaultRoute, ...]:
+        found = await self._requests.dump(routes.dump_routes(INET), _default_route)
+        if found:
+            in_order = sorted(found, key=lambda route: route.metric)
+            return tuple(
+                DefaultRoute(
+                    link=names[route.index],
+                    metric=route.metric,
+                    source=route.source if isinstance(route.source, IPv4Address) else None,
+                )
+                for route in in_order
+                if route.index in names
+            )
+        # Rules may send the host's packets to another table than main: the kernel knows.
+        reached = await self.route_to(_FAR_AWAY)
+        return () if reached is None else (DefaultRoute(link=reached[0], source=reached[1]),)
+
+
+def _default_route(body: bytes) -> RouteRecord | None:
+    glance = routes.glance_at_route(body)
+    if glance is None or glance.key.length != 0:
+        return None
+    route = routes.parse_route(body)
+    return route if route is not None and route.kind == routes.UNICAST else None
+
+
+def _interface(link: LinkRecord, held: list[AddressRecord]) -> Interface:
+    return Interface(
+        name=link.name,
+        index=link.index,
+        mtu=link.mtu,
+        is_up=link.is_up,
+        is_loopback=link.is_loopback,
+        kind=link.kind,
+        alias=link.alias,
+        addresses=tuple(_address(one) for one in held if one.index == link.index),
+    )
+
+
+def _address(record: AddressRecord) -> InterfaceAddress:
+    return InterfaceAddress(
+        address=record.address,
+        is_global=record.scope == 0 and not record.address.ip.is_link_local,
+        is_permanent=bool(record.flags & addresses.PERMANENT),
+        is_secondary=bool(record.flags & addresses.SECONDARY),
+        is_deprecated=bool(record.flags & addresses.DEPRECATED),
+    )

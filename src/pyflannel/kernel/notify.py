@@ -1,0 +1,23 @@
+"""Telling the service manager how we are: sd_notify(3)."""
+
+import os
+import socket
+
+
+def notify(text: str) -> bool:
+    """Send assignments such as `READY=1` to NOTIFY_SOCKET; return whether somebody was told.
+
+    Without a service manager, or when it does not listen, nothing happens: a daemon runs all the same.
+    """
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address.startswith(("/", "@")):
+        return False
+    if address.startswith("@"):
+        address = "\0" + address[1:]  # an abstract socket
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as manager:
+            manager.connect(address)
+            manager.sendall(text.encode())
+    except OSError:
+        return False
+    return True

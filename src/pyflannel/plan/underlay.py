@@ -1,0 +1,244 @@
+"""Which interface carries the tunnel, which of its addresses, and by which address others reach it."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_address
+
+from pyflannel.errors import NoUnderlayError
+from pyflannel.model.host import Underlay
+from pyflannel.model.interface import Interface, InterfaceAddress, Interfaces
+from pyflannel.model.link import MARK
+
+_OVERLAY_KINDS = frozenset({"tun", "vxlan", "ipip", "wireguard"})
+_CONTAINER_BRIDGE = re.compile(r"docker0|docker_gwbridge|br-[0-9a-f]{12}|cni\d+|cbr\d+")
+_NAMED_AT_MOST = 8
+
+Reached = tuple[str, IPv4Address] | None
+"""The link and the source of packets to the address that must be reached; None when there is no route."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnderlayOptions:
+    """What the operator asked for; nothing means the interface of the default route.
+
+    Attributes:
+        ifaces: names or addresses, tried in this order.
+        iface_regexes: tried next, anywhere in an interface's addresses, then in its name.
+        can_reach: tried last: the interface by which the kernel reaches this address.
+        public_ip: by which other hosts reach this one; the interface's own address when None.
+    """
+
+    ifaces: tuple[str, ...] = ()
+    iface_regexes: tuple[re.Pattern[str], ...] = ()
+    can_reach: IPv4Address | None = None
+    public_ip: IPv4Address | None = None
+
+    @property
+    def asks_for_default(self) -> bool:
+        """Nothing says which interface it is to be."""
+        return not self.ifaces and not self.iface_regexes and self.can_reach is None
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    interface: Interface
+    address: IPv4Address
+
+
+@dataclass(frozen=True, slots=True)
+class _Missed:
+    sought: str
+    reason: str
+
+
+_Outcome = _Found | _Missed
+
+
+def choose(wanted: UnderlayOptions, interfaces: Interfaces, reached: Reached = None) -> Underlay:
+    """Return the underlay; the first of what was asked for that is there wins.
+
+    `reached` answers `wanted.can_reach`.
+
+    Raises:
+        NoUnderlayError: it is not there yet; the message says in one line what is waited for.
+    """
+    outcomes = list(_until_found(wanted, interfaces, reached))
+    match outcomes[-1]:
+        case _Found(interface, address):
+            return Underlay(
+                link=interface.name,
+                address=address,
+                mtu=interface.mtu,
+                public_ip=wanted.public_ip or address,
+            )
+        case _Missed():
+            reasons = "; ".join(outcome.reason for outcome in outcomes if isinstance(outcome, _Missed))
+            raise NoUnderlayError(
+                f"Waiting for an interface to use: {reasons}",
+                hint=(
+                    "Look at `ip address` and `ip route`, or name the interface with --iface; it goes on "
+                    "by itself when the interface is there."
+                ),
+            )
+
+
+def narrate(wanted: UnderlayOptions, interfaces: Interfaces, reached: Reached = None) -> tuple[str, ...]:
+    """Return the log lines of a choice, in order, as flannel 0.6.2 and 0.28.9 write them.
+
+    Raises:
+        NoUnderlayError: as `choose`.
+    """
+    underlay = choose(wanted, interfaces, reached)
+    lines = ["Determining IP address of default interface"] if wanted.asks_for_default else []
+    lines += [
+        f"Could not find valid interface matching {outcome.sought}: {outcome.reason}"
+        for outcome in _until_found(wanted, interfaces, reached)
+        if isinstance(outcome, _Missed)
+    ]
+    lines.append(f"Using {underlay.address} as external interface")
+    lines.append(f"Using {underlay.public_ip} as external endpoint")
+    return tuple(lines)
+
+
+def _until_found(wanted: UnderlayOptions, interfaces: Interfaces, reached: Reached) -> Iterator[_Outcome]:
+    """Yield what each try came to, up to the first success; at least one."""
+    for outcome in _tries(wanted, interfaces, reached):
+        if isinstance(outcome, _Found) and not outcome.interface.mtu:
+            outcome = _Missed(outcome.interface.name, f"{outcome.interface.name} has no MTU")
+        yield outcome
+        if isinstance(outcome, _Found):
+            return
+
+
+def _tries(wanted: UnderlayOptions, interfaces: Interfaces, reached: Reached) -> Iterator[_Outcome]:
+    for name in wanted.ifaces:
+        yield _by_name_or_address(name, interfaces)
+    for pattern in wanted.iface_regexes:
+        yield _by_pattern(pattern, interfaces)
+    if wanted.can_reach is not None:
+        yield _by_reach(wanted.can_reach, interfaces, reached)
+    if wanted.asks_for_default:
+        yield from _by_default(wanted.public_ip, interfaces)
+
+
+def _by_name_or_address(sought: str, interfaces: Interfaces) -> _Outcome:
+    address = _parse(sought)
+    if address is None:
+        interface = interfaces.named(sought)
+        if interface is None:
+            return _Missed(sought, f"no interface is named {sought}")
+        return _with_best_address(sought, interface)
+    interface = interfaces.holder(address)
+    if interface is None:
+        return _Missed(sought, f"no interface has the address {address}")
+    if isinstance(address, IPv6Address):
+        return _with_best_address(sought, interface)
+    return _checked(sought, interface, address)
+
+
+def _by_pattern(pattern: re.Pattern[str], interfaces: Interfaces) -> _Outcome:
+    candidates = [one for one in interfaces.interfaces if not _is_overlay(one)]
+    for interface in candidates:
+        for held in _usable(interface):
+            if pattern.search(str(held)):
+                return _Found(interface, held)
+    outcomes = [
+        _with_best_address(pattern.pattern, interface)
+        for interface in candidates
+        if pattern.search(interface.name)
+    ]
+    found = [outcome for outcome in outcomes if isinstance(outcome, _Found)]
+    if found:
+        return found[0]
+    if outcomes:
+        return outcomes[0]
+    return _Missed(
+        pattern.pattern, f"no interface matches {pattern.pattern} (there are {_listing(candidates)})"
+    )
+
+
+def _by_reach(address: IPv4Address, interfaces: Interfaces, reached: Reached) -> _Outcome:
+    if reached is None:
+        return _Missed(str(address), f"no route to {address}")
+    link, source = reached
+    interface = interfaces.named(link)
+    if interface is not None and interface.is_loopback:
+        interface = interfaces.holder(source)  # the address is one of our own
+    if interface is None:
+        return _Missed(str(address), f"the route to {address} leaves by {link}, which is not there")
+    return _checked(str(address), interface, source)
+
+
+def _by_default(public_ip: IPv4Address | None, interfaces: Interfaces) -> Iterator[_Outcome]:
+    # An address that other hosts use may be a NAT's, which no interface has: it names the interface only
+    # where one has it.
+    if public_ip is not None and (holder := interfaces.holder(public_ip)) is not None:
+        yield _checked(str(public_ip), holder, public_ip)
+    routes = sorted(interfaces.default_routes, key=lambda route: route.metric)
+    for route in routes:
+        interface = interfaces.named(route.link)
+        if interface is None:
+            yield _Missed(route.link, f"the default route leaves by {route.link}, which is not there")
+        elif interface.is_loopback or _is_container_bridge(interface):
+            yield _Missed(route.link, f"the default route leaves by {route.link}, which leads to no host")
+        elif route.source is not None and interfaces.holder(route.source) is not None:
+            yield _checked(route.link, interface, route.source)
+        else:
+            yield _with_best_address(route.link, interface)
+    if not routes:
+        yield _Missed("default route", "no default route")
+
+
+def _with_best_address(sought: str, interface: Interface) -> _Outcome:
+    usable = _usable(interface)
+    if not usable:
+        return _Missed(sought, f"{interface.name} has no IPv4 address")
+    return _checked(sought, interface, usable[0])
+
+
+def _checked(sought: str, interface: Interface, address: IPv4Address) -> _Outcome:
+    if _is_overlay(interface):
+        return _Missed(sought, f"{interface.name} is the overlay's own device")
+    return _Found(interface, address)
+
+
+def _usable(interface: Interface) -> list[IPv4Address]:
+    """Return the IPv4 addresses that hosts can reach, the best first, else in the kernel's order."""
+    ranked = sorted(
+        (held for held in interface.addresses if not held.is_deprecated),
+        key=lambda held: (not held.is_global, not held.is_permanent, held.is_secondary),
+    )
+    return [address for held in ranked if (address := _unicast(held)) is not None]
+
+
+def _unicast(held: InterfaceAddress) -> IPv4Address | None:
+    address = held.address.ip
+    if not isinstance(address, IPv4Address):
+        return None
+    if address.is_loopback or address.is_multicast or address.is_unspecified:
+        return None
+    return address
+
+
+def _is_overlay(interface: Interface) -> bool:
+    """Return whether it is a device of ours, or of another flannel: the tunnel cannot run in itself."""
+    is_flannels = interface.name.startswith("flannel") and interface.kind in _OVERLAY_KINDS
+    return interface.alias == MARK or is_flannels
+
+
+def _is_container_bridge(interface: Interface) -> bool:
+    return interface.kind == "bridge" and _CONTAINER_BRIDGE.fullmatch(interface.name) is not None
+
+
+def _parse(text: str) -> IPv4Address | IPv6Address | None:
+    try:
+        return ip_address(text)
+    except ValueError:
+        return None
+
+
+def _listing(interfaces: list[Interface]) -> str:
+    named = [f"{one.name}: {', '.join(map(str, found))}" for one in interfaces if (found := _usable(one))]
+    more = [f"{len(named) - _NAMED_AT_MOST} more"] if len(named) > _NAMED_AT_MOST else []
+    return "; ".join(named[:_NAMED_AT_MOST] + more) or "none with an IPv4 address"
