@@ -1,0 +1,97 @@
+"""The log has klog's form or JSON's, one event a line."""
+
+import io
+import json
+import logging
+import os
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from pyflannel.assembly.logs import configure_logging
+
+log = logging.getLogger("pyflannel.test")
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_before() -> Iterator[None]:
+    root, ours = logging.getLogger(), logging.getLogger("pyflannel")
+    handlers, level, our_level = root.handlers[:], root.level, ours.level
+    root.handlers.clear()
+    yield
+    logging.captureWarnings(False)
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    ours.setLevel(our_level)
+
+
+def test_klog_lines_carry_letter_time_process_and_source() -> None:
+    stream = io.StringIO()
+    configure_logging("klog", 1, stream)
+
+    log.debug("d")
+    log.info("Lease acquired: %s", "10.100.15.0/24")
+    log.warning("w")
+    log.error("e")
+    log.critical("f")
+
+    lines = stream.getvalue().splitlines()
+    form = re.compile(r"([IWEF])\d{4} \d\d:\d\d:\d\d\.\d{6} +(\d+) test_logs\.py:\d+\] (.*)")
+    found = [form.fullmatch(line) for line in lines]
+    assert [match and match.group(1, 3) for match in found] == [
+        ("I", "d"),
+        ("I", "Lease acquired: 10.100.15.0/24"),
+        ("W", "w"),
+        ("E", "e"),
+        ("F", "f"),
+    ]
+    assert {match and match[2] for match in found} == {str(os.getpid())}
+
+
+def test_debug_lines_wait_for_verbosity_and_libraries_for_warnings() -> None:
+    stream = io.StringIO()
+    configure_logging("klog", 0, stream)
+
+    log.debug("ours, debug")
+    log.info("ours, info")
+    logging.getLogger("library").info("theirs, info")
+    logging.getLogger("library").warning("theirs, warning")
+
+    assert [line.partition("] ")[2] for line in stream.getvalue().splitlines()] == [
+        "ours, info",
+        "theirs, warning",
+    ]
+
+
+def test_json_lines_are_one_object_each() -> None:
+    stream = io.StringIO()
+    configure_logging("json", 0, stream)
+
+    log.warning("two\nlines, ü")
+    try:
+        raise ValueError("cause")
+    except ValueError:
+        log.exception("failed")
+
+    warning, error = (json.loads(line) for line in stream.getvalue().splitlines())
+    assert list(warning) == ["time", "level", "file", "line", "message"]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", warning["time"])
+    assert (warning["level"], warning["file"], warning["message"]) == (
+        "warning",
+        "test_logs.py",
+        "two\nlines, ü",
+    )
+    assert error["level"] == "error"
+    assert error["message"].startswith("failed\nTraceback ")
+
+
+def test_a_second_call_replaces_the_first() -> None:
+    first, second = io.StringIO(), io.StringIO()
+    configure_logging("klog", 0, first)
+    configure_logging("klog", 0, second)
+
+    log.info("once")
+
+    assert first.getvalue() == ""
+    assert second.getvalue().count("once") == 1

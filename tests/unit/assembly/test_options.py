@@ -1,0 +1,277 @@
+"""flanneld's flags mean what the original's mean; wrong use is one line that says what to write."""
+
+import json
+import re
+from collections.abc import Mapping
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pyflannel.assembly.flanneld_flags import FLAGS, IDLE_VALUES, LATER_FLAGS
+from pyflannel.assembly.options import (
+    FlanneldOptions,
+    Notice,
+    parse_flanneld,
+    store_url_from_environment,
+)
+from pyflannel.errors import UsageError
+from pyflannel.wire.go_flags import default_of
+
+ROOT = Path(__file__).parents[3]
+
+
+def golden(name: str) -> list[dict[str, Any]]:
+    cases: list[dict[str, Any]] = json.loads((ROOT / "tests/golden" / name).read_text())["cases"]
+    return cases
+
+
+def options(*arguments: str, environment: Mapping[str, str] | None = None) -> FlanneldOptions:
+    parsed = parse_flanneld(arguments, environment or {})
+    assert isinstance(parsed, FlanneldOptions)
+    return parsed
+
+
+def refusal(*arguments: str, environment: Mapping[str, str] | None = None) -> str:
+    with pytest.raises(UsageError) as caught:
+        parse_flanneld(arguments, environment or {})
+    line = f"{caught.value}: {caught.value.hint}"
+    assert len(line.splitlines()) == 1
+    return line
+
+
+def test_without_flags_everything_has_the_original_default() -> None:
+    assert options() == FlanneldOptions(
+        store_url="etcd://127.0.0.1:4001,127.0.0.1:2379/coreos.com/network",
+        iface=(),
+        iface_regex=(),
+        iface_can_reach=None,
+        public_ip=None,
+        subnet_file="/run/flannel/subnet.env",
+        subnet_dir="/run/flannel/networks",
+        renew_margin_s=3600,
+        ip_masq=False,
+        run_dir="/run/flannel",
+        state_dir="/var/lib/flannel",
+        node_id=None,
+        machine_id_file="/etc/machine-id",
+        log_format="klog",
+        verbosity=0,
+        on_subnet_lost="keep",
+    )
+
+
+def test_flags_are_taken() -> None:
+    parsed = options(
+        "--etcd-endpoints=http://a:1,http://[fd00::2]:2/",
+        "-etcd-prefix",
+        "/x",
+        "--iface=eth0",
+        "--iface=10.0.0.1",
+        "--iface-regex=^10[.]",
+        "--iface-regex=eth[[:digit:]]",
+        "--iface-can-reach=192.0.2.9",
+        "--public-ip=203.0.113.9",
+        "--subnet-lease-renew-margin=1439",
+        "--node-id=docker1",
+        "--log-format=json",
+        "--on-subnet-lost=renumber",
+        "-v=1",
+    )
+
+    assert parsed.store_url == "etcd://a:1,[fd00::2]:2/x"
+    assert parsed.iface == ("eth0", "10.0.0.1")
+    assert [pattern.pattern for pattern in parsed.iface_regex] == ["^10[.]", "eth[0-9]"]
+    assert parsed.iface_can_reach == IPv4Address("192.0.2.9")
+    assert parsed.public_ip == IPv4Address("203.0.113.9")
+    assert parsed.renew_margin_s == 1439 * 60
+    assert (parsed.node_id, parsed.log_format, parsed.verbosity) == ("docker1", "json", 1)
+    assert parsed.on_subnet_lost == "renumber"
+
+
+def test_a_flag_beats_its_variable_and_the_last_flag_the_others() -> None:
+    environment = {"FLANNELD_ETCD_PREFIX": "/env", "FLANNELD_SUBNET_FILE": "/env", "FLANNELD_IFACE": "a,b"}
+
+    parsed = options("--etcd-prefix=/one", "--etcd-prefix=/two", environment=environment)
+
+    assert parsed.store_url.endswith("/two")
+    assert parsed.subnet_file == "/env"
+    assert parsed.iface == ("a,b",)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "url"),
+    [
+        (["--store=sqlite:///l.db"], {}, "sqlite:///l.db"),
+        (["--store=etcd://h:1,g:2/p"], {}, "etcd://h:1,g:2/p"),
+        ([], {"FLANNELD_STORE": "sqlite:///l.db"}, "sqlite:///l.db"),
+        (["--store=sqlite:///l.db"], {"FLANNELD_ETCD_ENDPOINTS": "http://h:1"}, "sqlite:///l.db"),
+        (
+            ["--etcd-prefix=/p"],
+            {"FLANNELD_STORE": "sqlite:///l.db", "FLANNELD_ETCD_ENDPOINTS": "http://h:1"},
+            "etcd://h:1/p",
+        ),
+        ([], {"FLANNELD_ETCD_ENDPOINTS": "http://h:1", "FLANNELD_ETCD_PREFIX": "/p"}, "etcd://h:1/p"),
+    ],
+)
+def test_the_store_is_named_by_url_or_by_endpoints(
+    arguments: list[str], environment: dict[str, str], url: str
+) -> None:
+    assert options(*arguments, environment=environment).store_url == url
+
+
+def test_the_environment_alone_names_the_store() -> None:
+    environment = {"FLANNELD_ETCD_ENDPOINTS": "http://h:1", "FLANNELD_IP_MASQ": "nonsense"}
+
+    assert store_url_from_environment(environment) == "etcd://h:1/coreos.com/network"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["foo"], "'foo' is no flag, and flanneld takes nothing else: Write --NAME=VALUE"),
+        (["--ifcae=eth0"], "unknown flag --ifcae: Write --iface."),
+        (["--public-ip=xx"], "--public-ip='xx' is no IPv4 address: Write --public-ip=192.0.2.1"),
+        (["--public-ip=fd00::1"], "is no IPv4 address"),
+        (["--iface-can-reach=x\ny"], r"--iface-can-reach='x\ny' is no IPv4 address"),
+        (["--iface-regex=("], "--iface-regex='(' is no regular expression: missing )"),
+        (
+            ["--subnet-lease-renew-margin=0"],
+            "Invalid subnet-lease-renew-margin option, out of acceptable range",
+        ),
+        (["--subnet-lease-renew-margin=1440"], "1 to 1439 minutes"),
+        (["--etcd-endpoints=h:2379"], "is no URL of an etcd member: Write http://h:2379."),
+        (["--etcd-endpoints=http://h"], "Write http://h:2379."),
+        (["--etcd-endpoints=http://h:99999"], "Write http://HOST:PORT."),
+        (["--etcd-endpoints=http://h:1/path"], "Write http://HOST:PORT."),
+        (["--etcd-endpoints=http://[::1"], "Write http://HOST:PORT."),
+        (["--etcd-endpoints="], "Write http://HOST:PORT."),
+        (["--etcd-endpoints=https://h:1"], "TLS to etcd is not supported yet"),
+        (
+            ["--etcd-prefix=x"],
+            "--etcd-prefix='x' is no path of keys: Write --etcd-prefix=/coreos.com/network.",
+        ),
+        (
+            ["--etcd-endpoints=http://h:1", "--store=sqlite:///l"],
+            "--etcd-endpoints and --store name two stores",
+        ),
+        (["--store=l.db"], "--store names no store: Write etcd://"),
+        (["--store=sqlite://l.db"], "--store names no store"),
+        (["--store=etcd://h"], "--store names no store"),
+        (["--store=kube:"], "--store: stores of the kind kube: are not supported yet"),
+        (["--run-dir="], "--run-dir is empty: Write --run-dir=/run/flannel."),
+        (["--log-format=xml"], "--log-format='xml' is not known: Write --log-format=klog or json."),
+    ],
+)
+def test_wrong_use_is_one_line_that_says_what_to_write(arguments: list[str], line: str) -> None:
+    assert line in refusal(*arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--etcd-endpoints=http://u:secret@h:1"], ["--store=etcd://u:secret@h:1/"], ["--etcd-password=secret"]],
+)
+def test_no_refusal_quotes_a_password(arguments: list[str]) -> None:
+    assert "secret" not in refusal(*arguments)
+
+
+@pytest.mark.parametrize("flag", LATER_FLAGS, ids=lambda flag: flag.name)
+def test_what_is_not_there_yet_is_refused_unless_it_asks_for_nothing(flag: Any) -> None:
+    values = {"text": "x", "integer": "7", "boolean": "true"}
+    if flag.name != "set-node-network-unavailable":
+        expected = f"--{flag.name} is not supported yet: Leave it out"
+        assert expected in refusal(f"--{flag.name}={values[flag.kind]}")
+    for idle in IDLE_VALUES.get(flag.name, (default_of(flag).value,)):
+        text = str(idle).lower() if isinstance(idle, bool) else str(idle)
+        assert options(f"--{flag.name}={text}") == options()
+
+
+def test_help_and_version_are_told_before_anything_else_is_checked() -> None:
+    told = parse_flanneld(["--ip-masq", "--public-ip=x", "--version"], {"FLANNELD_IP_MASQ": "maybe"})
+    usage = parse_flanneld(["-h"], {}, program="./flanneld")
+
+    assert isinstance(told, Notice)
+    assert re.fullmatch(r"\d+\.\d+\.\d+\S*\n", told.text)
+    assert isinstance(usage, Notice)
+    assert usage.text.startswith("Usage: ./flanneld [OPTION]...\n")
+    assert all(f"  --{flag.name}" in usage.text for flag in FLAGS)
+
+
+@pytest.mark.parametrize(
+    "case", golden("cli-flags.json"), ids=lambda case: f"{case['version']}-{case['flag']}"
+)
+def test_every_flag_of_the_original_is_there_with_its_default(case: dict[str, Any]) -> None:
+    flag = next(flag for flag in FLAGS if flag.name == case["flag"])
+
+    default = default_of(flag).value
+    text = str(default).lower() if isinstance(default, bool) else str(default)
+    assert (text or None) == (case.get("default") or ("0" if flag.kind == "integer" else None))
+
+
+# Where the original went on, or ended with status 0, and we refuse: names of golden cases.
+OUR_REFUSALS = {
+    "words that are no flags were ignored (0.20.2) or answered by the usage with status 0 (0.6.2)": {
+        "bool with separate word",
+        "single dash word",
+        "double dash then version",
+        "positional",
+        "positional before version",
+    },
+    "a wrong variable became zero, or was ignored": {
+        "env bad bool",
+        "env bad int",
+        "env bad bool for a flag with default true",
+    },
+    "wrong values showed late, as status 1 or not at all": {
+        "value that looks like a flag",
+        "public-ip not an address",
+        "renew margin 0",
+        "renew margin -5",
+        "bad endpoint",
+        "empty endpoints",
+        "bad iface regex",
+    },
+    "not there yet": {
+        "keyfile without certfile",
+        "key and cert missing files",
+        "ca only",
+        "listen bad scheme",
+        "listen",
+        "kube bad config file",
+        "kube with url, no names",
+        "kube bad net conf",
+        "kube bad prefix",
+        "healthz port negative",
+        "healthz bad address",
+    },
+}
+
+
+@pytest.mark.parametrize("case", golden("cli-behaviour.json"), ids=lambda case: case["id"])
+def test_command_lines_are_taken_or_refused_as_by_the_original(case: dict[str, Any]) -> None:
+    ours = _verdict(case["args"], case["env"])
+
+    refused = any(case["name"] in names for names in OUR_REFUSALS.values())
+    assert ours == ("refused" if refused else _original_verdict(case))
+
+
+def _verdict(arguments: list[str], environment: dict[str, str]) -> str:
+    try:
+        parsed = parse_flanneld(arguments, environment)
+    except UsageError:
+        return "refused"
+    if isinstance(parsed, FlanneldOptions):
+        return "runs"
+    return "usage" if parsed.text.startswith("Usage") else "version"
+
+
+def _original_verdict(case: dict[str, Any]) -> str:
+    first = (case["stderr_lines"] or [""])[0]
+    if first.startswith(
+        ("flag provided", "flag needs", "invalid value", "invalid boolean", "bad flag syntax")
+    ):
+        return "refused"
+    if case["usage_on_stderr"]:
+        return "usage"
+    return "version" if first in ("dev", "0.5.3+git") else "runs"

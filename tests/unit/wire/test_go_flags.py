@@ -1,0 +1,142 @@
+"""Flags are read as Go's flag library reads them."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyflannel.errors import UsageError
+from pyflannel.wire.go_flags import Flag, Value, default_of, format_usage, read_environment, read_words
+
+PREFIX = Flag(name="etcd-prefix", default="/coreos.com/network", meaning="where keys begin")
+MASQ = Flag(name="ip-masq", kind="boolean", meaning="masquerade")
+RESYNC = Flag(name="iptables-resync", kind="integer", default="5", meaning="seconds between checks")
+VERSION = Flag(name="version", kind="boolean", meaning="print the version", from_environment=False)
+FLAGS = (PREFIX, MASQ, RESYNC, VERSION)
+
+
+def values(*words: str) -> list[tuple[str, Value]]:
+    given, rest = read_words(FLAGS, words)
+    assert not rest
+    return [(each.flag.name, each.value) for each in given]
+
+
+@given(name=st.sampled_from(["etcd-prefix"]), value=st.text(), dashes=st.sampled_from(["-", "--"]))
+def test_one_dash_is_two_and_the_next_word_is_the_value_whatever_it_is(
+    name: str, value: str, dashes: str
+) -> None:
+    assert values(f"{dashes}{name}={value}") == values(f"{dashes}{name}", value) == [(name, value)]
+
+
+def test_all_that_was_given_is_kept_in_order() -> None:
+    assert values("--etcd-prefix=a", "-ip-masq", "--etcd-prefix", "--b") == [
+        ("etcd-prefix", "a"),
+        ("ip-masq", True),
+        ("etcd-prefix", "--b"),
+    ]
+
+
+@pytest.mark.parametrize("text", ["1", "t", "T", "true", "TRUE", "True"])
+def test_booleans_that_are_true(text: str) -> None:
+    assert values(f"--ip-masq={text}") == [("ip-masq", True)]
+
+
+@pytest.mark.parametrize("text", ["0", "f", "F", "false", "FALSE", "False"])
+def test_booleans_that_are_false(text: str) -> None:
+    assert values(f"--ip-masq={text}") == [("ip-masq", False)]
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("7", 7),
+        ("-5", -5),
+        ("+5", 5),
+        ("0", 0),
+        ("0x10", 16),
+        ("0o17", 15),
+        ("017", 15),
+        ("0b11", 3),
+        ("1_000", 1000),
+    ],
+)
+def test_integers_with_any_base(text: str, number: int) -> None:
+    assert values("--iptables-resync", text) == [("iptables-resync", number)]
+
+
+@pytest.mark.parametrize("words", [["foo", "--ip-masq"], ["-", "--ip-masq"]])
+def test_the_first_word_that_is_no_flag_ends_the_flags(words: list[str]) -> None:
+    given, rest = read_words(FLAGS, ["--etcd-prefix=/x", *words])
+
+    assert [each.flag for each in given] == [PREFIX]
+    assert rest == words
+
+
+def test_a_boolean_does_not_take_the_next_word() -> None:
+    _, rest = read_words(FLAGS, ["--ip-masq", "true"])
+
+    assert rest == ["true"]
+
+
+def test_two_dashes_end_the_flags() -> None:
+    assert read_words(FLAGS, ["--", "--ip-masq"]) == ([], ["--ip-masq"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message", "hint"),
+    [
+        (["--ip-mask"], "unknown flag --ip-mask", "Write --ip-masq."),
+        (["-VERSION"], "unknown flag --VERSION", "Write --version."),
+        (["--nosuch=1"], "unknown flag --nosuch", "See --help for the flags there are."),
+        (["--etcd-prefix"], "--etcd-prefix needs a value", "Write --etcd-prefix=VALUE."),
+        (["---version"], "'---version' is no flag", "Write --NAME=VALUE."),
+        (["--=x"], "'--=x' is no flag", "Write --NAME=VALUE."),
+        (["--ip-masq=yes"], "--ip-masq='yes' is no boolean", "Write --ip-masq=true or --ip-masq=false."),
+        (["-ip-masq="], "--ip-masq='' is no boolean", "Write --ip-masq=true or --ip-masq=false."),
+        (
+            ["--iptables-resync=1.5"],
+            "--iptables-resync='1.5' is no integer",
+            "Write --iptables-resync=5, for example.",
+        ),
+        (
+            ["--iptables-resync", " 5"],
+            "--iptables-resync=' 5' is no integer",
+            "Write --iptables-resync=5, for example.",
+        ),
+    ],
+)
+def test_wrong_use_says_what_to_write(words: list[str], message: str, hint: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        read_words(FLAGS, words)
+
+    assert (str(caught.value), caught.value.hint) == (message, hint)
+
+
+def test_variables_give_flags_and_empty_ones_give_nothing() -> None:
+    environment = {
+        "X_ETCD_PREFIX": "/x",
+        "X_IP_MASQ": "t",
+        "X_IPTABLES_RESYNC": "",
+        "X_VERSION": "true",
+        "X_NO": "1",
+    }
+
+    given = read_environment(FLAGS, environment, "X")
+
+    assert [(each.value, each.origin) for each in given] == [("/x", "X_ETCD_PREFIX"), (True, "X_IP_MASQ")]
+
+
+def test_a_wrong_variable_is_named() -> None:
+    with pytest.raises(UsageError, match=r"^X_IP_MASQ='maybe' is no boolean$"):
+        read_environment(FLAGS, {"X_IP_MASQ": "maybe"}, "X")
+
+
+def test_defaults_are_read_like_values() -> None:
+    assert [default_of(flag).value for flag in FLAGS] == ["/coreos.com/network", False, 5, False]
+
+
+def test_the_usage_lists_every_flag_with_its_default() -> None:
+    assert format_usage("./x", [RESYNC, MASQ]) == (
+        "Usage: ./x [OPTION]...\n"
+        "  --ip-masq\n      masquerade\n"
+        "  --iptables-resync=INTEGER\n      seconds between checks (default 5)\n"
+    )
