@@ -29,7 +29,9 @@ log = logging.getLogger(__name__)
 _UNSUITABLE = {
     "deleted": "Found lease (%s) for current IP but not compatible with current config, deleting",
     "kept": "Found reservation or foreign lease (%s) for this host, not compatible with current config, kept",
-    "previous": "Found previously leased subnet (%s) that is not compatible with the Etcd network config, ignoring",
+    "previous": (
+        "Found previously leased subnet (%s) that is not compatible with the Etcd network config, ignoring"
+    ),
 }
 
 

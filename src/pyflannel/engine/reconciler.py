@@ -48,7 +48,7 @@ class PassCounts:
 class Reconciler:
     """Repairs the target after every change, whoever made it, and at every audit.
 
-    `desired` gives the plan as it is now, or None while there is none yet; `passed` is called after each pass.
+    `desired` gives the plan as it is now, or None while there is none yet; `passed` hears of each pass.
     """
 
     def __init__(

@@ -1,0 +1,53 @@
+"""Keeps the leases over a restart, for a host that starts while its store is away."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from pyflannel.errors import WireError
+from pyflannel.model.last_known import LastKnown
+from pyflannel.ports.clock import Clock
+from pyflannel.ports.memory import Memory
+from pyflannel.wire.last_known_json import format_last_known, parse_last_known
+
+log = logging.getLogger(__name__)
+
+SAVE_PAUSE_S = 1.0
+"""Shortest time between two writes, so that a thousand hosts joining cost a few."""
+
+
+class LastKnownLeases:
+    """Saves what `current` gives, soon after each change; loads what was saved last."""
+
+    def __init__(self, *, memory: Memory, clock: Clock, current: Callable[[], LastKnown | None]) -> None:
+        self._memory = memory
+        self._clock = clock
+        self._current = current
+        self._changed = asyncio.Event()
+
+    def changed(self) -> None:
+        """Save soon."""
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Save until cancelled; nothing is written while nothing differs."""
+        written: LastKnown | None = None
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            known = self._current()
+            if known is not None and known != written:
+                await self._memory.save(format_last_known(known))
+                written = known
+                await self._clock.sleep(SAVE_PAUSE_S)
+
+    async def load(self) -> LastKnown | None:
+        """Return what was saved last, or None; a file that cannot be read is said and counts as none."""
+        octets = await self._memory.load()
+        if octets is None:
+            return None
+        try:
+            return parse_last_known(octets)
+        except WireError as error:
+            log.warning("%s. %s", error, error.hint)
+            return None

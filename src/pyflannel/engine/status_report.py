@@ -1,0 +1,76 @@
+"""The daemon's state as a Status, for whoever asks through a door."""
+
+from pyflannel.engine.supervisor import Supervisor
+from pyflannel.model.status import (
+    BackendStatus,
+    LeaseStatus,
+    NetworkStatus,
+    ReconcileStatus,
+    Status,
+    StoreStatus,
+    UnderlayStatus,
+)
+from pyflannel.plan.describe import found
+from pyflannel.ports.clock import Clock
+
+
+def status_of(supervisor: Supervisor, *, version: str, store_url: str, clock: Clock) -> Status:
+    """Return what is so at this moment."""
+    planner, narrator, counts = supervisor.planner, supervisor.narrator, supervisor.reconciler.counts
+    now = clock.now()
+    held = planner.held
+    waiting = supervisor.waiting_for
+    lease = LeaseStatus(
+        phase=narrator.phase,
+        subnet=held.lease.subnet if held else None,
+        is_reservation=held is not None and not held.lease.has_ttl,
+        expires_in_s=max(0.0, held.expires_at - now) if held and held.expires_at is not None else None,
+        since_s=now - narrator.since,
+        holder=narrator.holder,
+    )
+    store = StoreStatus(
+        url=store_url,
+        is_connected=not (narrator.is_store_away or supervisor.is_stale or planner.config is None),
+        since_s=now - narrator.store_since,
+        last_error=narrator.store_error,
+    )
+    warnings = [conflict.text for conflict in planner.conflicts]
+    warnings += [text for text in (narrator.shared, supervisor.config_trouble) if text]
+    return Status(
+        version=version,
+        owner=supervisor.identity.owner,
+        is_ready=waiting is None,
+        waiting_for=waiting,
+        network=NetworkStatus(
+            text=supervisor.config_text, network=planner.config.network if planner.config else None
+        ),
+        lease=lease,
+        underlay=_underlay(supervisor),
+        backend=_backend(supervisor),
+        store=store,
+        peers=len(planner.peers),
+        reconcile=ReconcileStatus(
+            passes=counts.passes,
+            repairs=counts.repairs,
+            last_repair=counts.last_repair,
+            refused=tuple(f"{found(r.operation)}; refused: {r.cause}" for r in counts.refused),
+        ),
+        warnings=tuple(warnings),
+    )
+
+
+def _underlay(supervisor: Supervisor) -> UnderlayStatus | None:
+    underlay = supervisor.planner.underlay
+    if underlay is None:
+        return None
+    return UnderlayStatus(
+        link=underlay.link, address=underlay.address, public_ip=underlay.public_ip, mtu=underlay.mtu
+    )
+
+
+def _backend(supervisor: Supervisor) -> BackendStatus | None:
+    config, backend, host = supervisor.planner.config, supervisor.planner.backend, supervisor.planner.host
+    if config is None or backend is None:
+        return None
+    mtu = backend.mtu(host) if host is not None else None
+    return BackendStatus(type=config.backend_type, link=backend.device, mtu=mtu)

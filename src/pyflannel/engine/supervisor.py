@@ -1,0 +1,320 @@
+"""The supervisor: joins a host to a network and keeps it there.
+
+    underlay, config ─▶ lease ─▶ plan ─▶ kernel, forwarder, subnet.env ─▶ ready
+
+Each input may change at any time, and each change makes a new plan; the reconciler does the rest.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Network
+
+from pyflannel.engine.config_follower import ConfigFollower, read_config
+from pyflannel.engine.last_known_leases import LastKnownLeases
+from pyflannel.engine.lease_keeper import LeaseKeeper
+from pyflannel.engine.lease_narrator import LeaseNarrator
+from pyflannel.engine.planner import Planner
+from pyflannel.engine.reconciler import Reconciler
+from pyflannel.engine.underlay_follower import UnderlayFollower
+from pyflannel.errors import ConfigError, StoreError, WireError
+from pyflannel.model.host import Underlay
+from pyflannel.model.last_known import LastKnown
+from pyflannel.model.lease import Identity, Lease, LeaseAttributes
+from pyflannel.model.lease_protocol import Held, Report, Wanted
+from pyflannel.model.lease_set import LeaseSet
+from pyflannel.model.network_config import NetworkConfig
+from pyflannel.model.store_record import Put
+from pyflannel.plan.backends import Backend
+from pyflannel.plan.underlay import UnderlayOptions
+from pyflannel.ports.clock import Clock
+from pyflannel.ports.interfaces import InterfaceSource
+from pyflannel.ports.memory import Memory
+from pyflannel.ports.store import Store
+from pyflannel.ports.target import Target
+from pyflannel.wire.lease_record import CONFIG
+from pyflannel.wire.subnet_env import previous_subnet
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class World:
+    """What the engine needs from outside.
+
+    Attributes:
+        notify: tells the service manager (sd_notify).
+        draw: a random number below its argument.
+        reidentify: makes and keeps a new identity.
+        memory: keeps the last known leases.
+    """
+
+    store: Store
+    target: Target
+    interfaces: InterfaceSource
+    clock: Clock
+    memory: Memory
+    notify: Callable[[str], object]
+    draw: Callable[[int], int]
+    reidentify: Callable[[], Identity]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostOptions:
+    """What the operator asks of this host.
+
+    Attributes:
+        subnet_file: path of subnet.env.
+        subnet_env: its text from the life before, or None.
+    """
+
+    identity: Identity
+    underlay: UnderlayOptions
+    subnet_file: str
+    subnet_env: str | None = None
+    renew_margin_s: float = 3600
+    renumbers: bool = False
+    ip_masq: bool = False
+
+
+class Supervisor:
+    """One host of one network."""
+
+    def __init__(self, world: World, options: HostOptions) -> None:
+        self._world = world
+        self._options = options
+        self._previous = _previous(options)
+        self._prerequisites = asyncio.Event()
+        self._store_is_away = asyncio.Event()
+        self._config_from_store = asyncio.Event()
+        self._said_ready = False
+        self._said_status = ""
+        self._keeper: LeaseKeeper | None = None
+        self.identity = options.identity
+        self.config_text: str | None = None
+        self.config_trouble: str | None = None
+        self.is_stale = False
+        self.planner = Planner(subnet_file=options.subnet_file, ip_masq=options.ip_masq)
+        self.narrator = LeaseNarrator(world.clock, self._held_changed)
+        self.reconciler = Reconciler(
+            target=world.target, clock=world.clock, desired=self.planner.desired, passed=self._passed
+        )
+        self.underlay = UnderlayFollower(
+            source=world.interfaces,
+            wanted=options.underlay,
+            clock=world.clock,
+            found=self._underlay_changed,
+            waiting=self.tell_waiting,
+        )
+        self._config = ConfigFollower(
+            store=world.store,
+            clock=world.clock,
+            found=self._config_changed,
+            waiting=self._config_missing,
+            away=self._config_away,
+        )
+        self._last_known = LastKnownLeases(memory=world.memory, clock=world.clock, current=self._current)
+
+    async def run(self) -> None:
+        """Run until cancelled. What carries packets stays as it is, and so does the lease."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.reconciler.run(), name="reconciler")
+            tasks.create_task(self._last_known.run(), name="last known leases")
+            tasks.create_task(self.underlay.run(), name="underlay")
+            await self.underlay.is_known.wait()
+            tasks.create_task(self._config.run(), name="network config")
+            tasks.create_task(self._start_without_store(), name="start without store")
+            await self._prerequisites.wait()
+            self._keeper = self._make_keeper()
+            tasks.create_task(self._keeper.run(), name="lease keeper")
+
+    # The doors ask.
+
+    def leases(self) -> Sequence[Lease]:
+        """Return every lease that is known, our own too, in the order of subnets."""
+        return sorted(self.planner.leases, key=lambda lease: lease.subnet)
+
+    async def set_config(self, text: str) -> None:
+        """Write the network config to the store.
+
+        Raises:
+            StoreError: it was not written, or it is not known whether it was.
+        """
+        await self._world.store.write(Put(key=CONFIG, value=text.encode(), ttl_s=None, expected=None))
+
+    @property
+    def waiting_for(self) -> str | None:
+        """What keeps the host from being ready, in one line; None when it is."""
+        counts = self.reconciler.counts
+        if self.planner.underlay is None:
+            return self.underlay.waiting_for
+        if self.planner.config is None:
+            return self.config_trouble or "the network config"
+        if self.planner.held is None:
+            return f"the store: {self.narrator.store_error}" if self.narrator.is_store_away else "a lease"
+        if counts.error is not None:
+            return counts.error
+        if counts.refused:
+            return f"the kernel to accept the plan: {counts.refused[0].cause}"
+        if counts.applied is None:
+            return "the first pass"
+        if self.narrator.is_store_away or self.is_stale:
+            return f"the store: {self.narrator.store_error or self.config_trouble}"
+        if self.narrator.phase == "taken":
+            return f"our subnet, which {self.narrator.holder} holds"
+        return "our lease" if self.narrator.phase == "lost" else None
+
+    # Starting.
+
+    def _make_keeper(self) -> LeaseKeeper:
+        return LeaseKeeper(
+            store=self._world.store,
+            clock=self._world.clock,
+            draw=self._world.draw,
+            wanted=self._wanted(),
+            held=self.planner.held,
+            report=self._report,
+            leases_changed=self._leases_changed,
+            reidentify=self._reidentify,
+        )
+
+    def _wanted(self) -> Wanted:
+        config, backend, underlay = self.planner.config, self.planner.backend, self.planner.underlay
+        assert config is not None
+        assert backend is not None
+        assert underlay is not None
+        attributes = LeaseAttributes(
+            public_ip=underlay.public_ip,
+            backend_type=backend.lease_type,
+            owner=self.identity,
+            port=backend.port,
+        )
+        return Wanted(
+            network=config,
+            attributes=attributes,
+            previous=self._previous,
+            renew_margin_s=self._options.renew_margin_s,
+            renumbers=self._options.renumbers,
+        )
+
+    async def _start_without_store(self) -> None:
+        """Start with the last known leases when the store does not answer; go on trying all the same."""
+        await self._store_is_away.wait()
+        known = await self._last_known.load()
+        if known is None or self.planner.config is not None:
+            return
+        try:
+            config, backend = read_config(known.config)
+        except ConfigError as error:
+            log.warning("The last known network config is of no use: %s. %s", error, error.hint)
+            return
+        log.warning(
+            "Store is away: starting with what was known last lease=%s peers=%d",
+            known.own.subnet,
+            len(known.leases) - 1,
+        )
+        self.is_stale = True
+        self.config_text = known.config
+        self.planner.config, self.planner.backend = config, backend
+        self.planner.held = Held(lease=known.own)
+        self._leases_changed(LeaseSet.of(known.leases))
+        self._prerequisites.set()
+
+    def _current(self) -> LastKnown | None:
+        if self.planner.held is None or self.config_text is None or self.is_stale:
+            return None
+        own = self.planner.held.lease
+        return LastKnown(config=self.config_text, own=own, leases=tuple(self.planner.leases))
+
+    # Inputs change.
+
+    def _underlay_changed(self, underlay: Underlay) -> None:
+        self.planner.underlay = underlay
+        self._inputs_changed()
+
+    def _config_changed(self, text: str, config: NetworkConfig, backend: Backend) -> None:
+        held = self.planner.held
+        if held is not None and not config.admits(held.lease.subnet):
+            self.config_trouble = f"a network config that admits our subnet {held.lease.subnet}"
+            log.error(
+                "Network config does not admit our subnet: running on with the old one lease=%s. Put the"
+                " old config back, or stop the containers, run flannelctl cleanup and start flanneld again.",
+                held.lease.subnet,
+            )
+            return
+        if config != self.planner.config or backend != self.planner.backend or self.is_stale:
+            log.info("Found network config - Backend type: %s", config.backend_type)
+        self.config_text, self.config_trouble, self.is_stale = text, None, False
+        self.planner.config, self.planner.backend = config, backend
+        self._prerequisites.set()
+        self._inputs_changed()
+
+    def _config_missing(self, reason: str) -> None:
+        self.config_trouble = reason
+        if self.planner.config is not None:
+            log.warning("Running on with the network config as it was")
+        self.tell_waiting()
+
+    def _config_away(self, error: StoreError) -> None:
+        if self.planner.config is None:
+            self.config_trouble = f"the store: {error}"
+        self._store_is_away.set()
+        self.tell_waiting()
+
+    def _inputs_changed(self) -> None:
+        if self._keeper is not None:
+            self._keeper.order(self._wanted())
+        self._replan()
+
+    def _held_changed(self, held: Held) -> None:
+        self.planner.held = held
+        self._replan()
+
+    def _leases_changed(self, leases: LeaseSet) -> None:
+        self.planner.leases = leases
+        self._replan()
+
+    def _reidentify(self) -> Identity:
+        self.identity = self._world.reidentify()
+        log.warning("Made a new identity for this host owner=%s", self.identity.owner)
+        return self.identity
+
+    def _report(self, report: Report) -> None:
+        self.narrator.tell(report)
+        self.tell_waiting()
+
+    # What follows from it.
+
+    def _replan(self) -> None:
+        self.planner.settle()
+        self._last_known.changed()
+        self.reconciler.wake()
+
+    def _passed(self) -> None:
+        if self.reconciler.counts.is_clean and not self._said_ready:
+            self._said_ready = True
+            self._world.notify("READY=1")
+        self.tell_waiting()
+
+    def tell_waiting(self) -> None:
+        """Tell the service manager, and the log where it is news, what is being waited for."""
+        waiting = self.waiting_for
+        lease = self.planner.held.lease.subnet if self.planner.held is not None else None
+        status = f"waiting for {waiting}" if waiting else f"lease {lease}, {len(self.planner.peers)} peers"
+        if status != self._said_status:
+            self._said_status = status
+            self._world.notify(f"STATUS={status}")
+
+
+def _previous(options: HostOptions) -> IPv4Network | None:
+    """Return the subnet of our last life, from the old subnet.env."""
+    if options.subnet_env is None:
+        return None
+    try:
+        return previous_subnet(options.subnet_env)
+    except WireError as error:
+        log.error(
+            "Couldn't parse previous FLANNEL_SUBNET from subnet file at %s: %s", options.subnet_file, error
+        )
+        return None

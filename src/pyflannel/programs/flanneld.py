@@ -1,0 +1,72 @@
+"""flanneld: joins this host to a flannel network."""
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+
+from pyflannel.assembly.daemon import Daemon, run_lock
+from pyflannel.assembly.logs import configure_logging
+from pyflannel.assembly.options import FlanneldOptions, Notice, parse_flanneld
+from pyflannel.doors.control import SOCKET_NAME, serve_control
+from pyflannel.errors import FlannelError, UsageError
+
+log = logging.getLogger(__name__)
+
+
+def main() -> int:
+    """Run until a signal ends it; 0 then, 1 when it cannot run here, 2 on wrong use."""
+    try:
+        options = parse_flanneld(sys.argv[1:], os.environ)
+    except UsageError as error:
+        print(f"flanneld: {error}. {error.hint}", file=sys.stderr)
+        return 2
+    if isinstance(options, Notice):
+        print(options.text, end="", file=sys.stderr)
+        return 0
+    configure_logging(options.log_format, options.verbosity, sys.stderr)
+    try:
+        with run_lock(options):
+            asyncio.run(_run(options))
+    except* FlannelError as group:
+        return _give_up(group)
+    return 0
+
+
+def _give_up(group: BaseExceptionGroup[FlannelError]) -> int:
+    """Say each reason in one line; return the exit status."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]  # what came first cancelled the others
+    assert isinstance(error, FlannelError)
+    if isinstance(error, UsageError):
+        print(f"flanneld: {error}. {error.hint}", file=sys.stderr)
+        return 2
+    log.critical("%s. %s", error, error.hint)
+    return 1
+
+
+async def _run(options: FlanneldOptions) -> None:
+    log.info("Installing signal handlers")
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    daemon = Daemon(options)
+    async with asyncio.TaskGroup() as tasks:
+        running = [
+            tasks.create_task(daemon.run(), name="daemon"),
+            tasks.create_task(serve_control(Path(options.run_dir, SOCKET_NAME), daemon), name="control"),
+        ]
+        await stop.wait()
+        log.info("Exiting...")
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)  # a second signal ends it at once
+        for task in running:
+            task.cancel()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
