@@ -34,7 +34,7 @@ class LeaseStatus:
         holder: who holds the subnet when it was taken.
     """
 
-    phase: LeasePhase = "acquiring"
+    phase: LeasePhase | None = None
     subnet: IPv4Network | None = None
     is_reservation: bool = False
     expires_in_s: float | None = None
@@ -108,6 +108,7 @@ class Status:
     """The daemon at one moment.
 
     Attributes:
+        is_live: the daemon said so itself; False when it does not answer and files had to speak for it.
         owner: the identity of this host in its lease.
         is_ready: packets can flow, the lease is ours, and the latest pass succeeded.
         waiting_for: in one line, while it is not ready.
@@ -116,6 +117,7 @@ class Status:
     """
 
     version: str
+    is_live: bool = True
     owner: str | None = None
     is_ready: bool = False
     waiting_for: str | None = None

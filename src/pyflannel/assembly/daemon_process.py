@@ -1,0 +1,85 @@
+"""The daemon as a process: found by the lock that it holds, and stopped."""
+
+import asyncio
+import contextlib
+import os
+import signal
+from pathlib import Path
+
+from pyflannel.errors import BusyError, TargetError, UsageError
+
+STOP_S = 20.0
+"""For a daemon to end: longer than its own deadlines at the end."""
+
+
+def running_daemon(lock: Path) -> int | None:
+    """Return the process id of the daemon that holds `lock`; None when none does.
+
+    The file names its writer, and may have been left by one that was killed. A process with that id is the
+    daemon only if it has this very file open.
+    """
+    try:
+        pid = int(lock.read_text().split()[0])
+        descriptors = list(Path(f"/proc/{pid}/fd").iterdir())
+    except (OSError, ValueError, IndexError):
+        return None
+    for descriptor in descriptors:
+        with contextlib.suppress(OSError):
+            if descriptor.samefile(lock):
+                return pid
+    return None
+
+
+async def stop_daemon(lock: Path) -> int | None:
+    """Stop the daemon that holds `lock` and return its process id, or None when there is none.
+
+    Raises:
+        BusyError: it did not end in time.
+        TargetError: we may not stop it.
+        UsageError: it works in another network namespace, so that nothing of it could be removed here.
+    """
+    pid = running_daemon(lock)
+    if pid is None:
+        return None
+    try:
+        process = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return None
+    try:
+        if running_daemon(lock) != pid:
+            return None  # it ended before we held on to it
+        _check_namespace(pid)
+        signal.pidfd_send_signal(process, signal.SIGTERM)
+        await _end_of(process)
+    except ProcessLookupError:
+        return pid
+    except PermissionError as error:
+        raise TargetError(f"flanneld (pid {pid}) may not be stopped", hint="Run this as root.") from error
+    except TimeoutError as error:
+        raise BusyError(
+            f"flanneld (pid {pid}) did not end within {STOP_S:g} s",
+            hint=f"See its log; end it with 'kill -9 {pid}', then clean up again.",
+        ) from error
+    finally:
+        os.close(process)
+    return pid
+
+
+async def _end_of(process: int) -> None:
+    """Return when the process ended: a pidfd is readable then."""
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    loop.add_reader(process, ended.set)
+    try:
+        async with asyncio.timeout(STOP_S):
+            await ended.wait()
+    finally:
+        loop.remove_reader(process)
+
+
+def _check_namespace(pid: int) -> None:
+    if not os.path.samefile(f"/proc/{pid}/ns/net", "/proc/self/ns/net"):
+        raise UsageError(
+            f"flanneld (pid {pid}) works in another network namespace",
+            hint=f"Run it there: nsenter --net=/proc/{pid}/ns/net flannelctl …",
+        )

@@ -1,0 +1,118 @@
+"""The state of a host whose daemon does not answer, from what it left behind."""
+
+import contextlib
+from collections.abc import Mapping
+from importlib.metadata import version
+from ipaddress import IPv4Network
+from pathlib import Path
+
+from pyflannel.assembly.daemon_process import running_daemon
+from pyflannel.assembly.places import Places
+from pyflannel.errors import ConfigError, FlannelError, WireError
+from pyflannel.model.forwarder import Forwarder
+from pyflannel.model.last_known import LastKnown
+from pyflannel.model.network_config import NetworkConfig
+from pyflannel.model.state import State
+from pyflannel.model.status import BackendStatus, ForwarderStatus, LeaseStatus, NetworkStatus, Status
+from pyflannel.processes.forwarder import ForwarderTarget
+from pyflannel.processes.forwarder_client import connected
+from pyflannel.wire.forwarder_control import SOCKET_NAME
+from pyflannel.wire.last_known_json import parse_last_known
+from pyflannel.wire.network_config_json import parse_network_config
+from pyflannel.wire.subnet_env import parse_subnet_env, previous_subnet
+
+
+async def offline_status(places: Places, cause: str) -> Status:
+    """Return what a daemon's files and the forwarder that outlived it say; `cause` is why they are asked."""
+    env_text = _read(places.subnet_file)
+    env = _subnet_env(env_text)
+    known = _last_known(places.last_known)
+    config = _config(known)
+    forwarder, link = await _forwarder(places.run_dir)
+    return Status(
+        version=version("pyflannel"),
+        is_live=False,
+        owner=places.owner(),
+        waiting_for=cause,
+        network=NetworkStatus(
+            text=known.config if known else None, network=config.network if config else _network(env)
+        ),
+        lease=LeaseStatus(subnet=known.own.subnet if known else _previous_subnet(env_text)),
+        backend=_backend(config, link, env),
+        peers=len({lease.subnet for lease in known.leases} - {known.own.subnet}) if known else 0,
+        forwarder=forwarder,
+    )
+
+
+def what_to_do(places: Places, status: Status) -> str:
+    """Return the advice for a host whose daemon does not answer."""
+    pid = running_daemon(places.lock)
+    if pid is not None:
+        return f"flanneld (pid {pid}) runs: see its log, and start it again if it hangs."
+    if status.forwarder is not None:
+        return "Start flanneld again; until then packets reach the peers that it knew last."
+    return "Start flanneld; on another run directory, name that with --run-dir."
+
+
+async def _forwarder(run_dir: Path) -> tuple[ForwarderStatus | None, str | None]:
+    """Return the forwarder that runs there, and its device."""
+    target = ForwarderTarget(run_dir)
+    try:
+        async with connected(run_dir / SOCKET_NAME) as client:
+            pid = client.pid
+        found = [item for item in await target.snapshot(State.EMPTY) if isinstance(item, Forwarder)]
+        counters = await target.counters()
+    except FlannelError:
+        return None, None
+    forwarder = found[0] if found else None
+    status = ForwarderStatus(
+        pid=pid, is_attached=forwarder is not None and forwarder.is_attached, counters=counters
+    )
+    return status, forwarder.link if forwarder else None
+
+
+def _backend(config: NetworkConfig | None, link: str | None, env: Mapping[str, str]) -> BackendStatus | None:
+    if config is None and link is None:
+        return None
+    mtu = env.get("FLANNEL_MTU", "")
+    return BackendStatus(
+        type=config.backend_type if config else "udp",  # only that has a forwarder
+        link=link,
+        mtu=int(mtu) if mtu.isdecimal() else None,
+    )
+
+
+def _read(path: Path) -> str:
+    with contextlib.suppress(OSError):
+        return path.read_text(errors="replace")
+    return ""
+
+
+def _subnet_env(text: str) -> Mapping[str, str]:
+    with contextlib.suppress(WireError):
+        return parse_subnet_env(text)
+    return {}
+
+
+def _previous_subnet(text: str) -> IPv4Network | None:
+    with contextlib.suppress(WireError):
+        return previous_subnet(text)
+    return None
+
+
+def _network(env: Mapping[str, str]) -> IPv4Network | None:
+    with contextlib.suppress(ValueError):
+        return IPv4Network(env.get("FLANNEL_NETWORK", ""))
+    return None
+
+
+def _last_known(path: Path) -> LastKnown | None:
+    with contextlib.suppress(OSError, WireError):
+        return parse_last_known(path.read_bytes())
+    return None
+
+
+def _config(known: LastKnown | None) -> NetworkConfig | None:
+    with contextlib.suppress(ConfigError):
+        return parse_network_config(known.config) if known else None
+    return None

@@ -1,0 +1,49 @@
+"""Where a daemon keeps its files, and what they are called."""
+
+import contextlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Places:
+    """The directories of one daemon: what its options of these names say.
+
+    Attributes:
+        run_dir: sockets and the lock; gone after a boot.
+        state_dir: identity and last known leases; stays.
+        subnet_file: what Docker and others read.
+    """
+
+    run_dir: Path = Path("/run/flannel")
+    state_dir: Path = Path("/var/lib/flannel")
+    subnet_file: Path = Path("/run/flannel/subnet.env")
+
+    @property
+    def control_socket(self) -> Path:
+        """The socket on which the daemon answers."""
+        return self.run_dir / "flanneld.sock"
+
+    @property
+    def lock(self) -> Path:
+        """The lock that a running daemon holds; its process id is in it."""
+        return self.run_dir / "flanneld.lock"
+
+    @property
+    def identity(self) -> Path:
+        """Who this host is."""
+        return self.state_dir / "identity.json"
+
+    @property
+    def last_known(self) -> Path:
+        """The leases as of the store's last answer."""
+        return self.state_dir / "last-known.json"
+
+    def owner(self) -> str | None:
+        """Return who this host is; None when no identity is kept, or it cannot be read."""
+        with contextlib.suppress(OSError, ValueError):
+            match json.loads(self.identity.read_bytes()):
+                case {"Owner": str(owner)} if owner:
+                    return owner
+        return None

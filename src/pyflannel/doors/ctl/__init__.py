@@ -1,0 +1,1 @@
+"""The commands of flannelctl, one module each; a module is imported when its command runs."""

@@ -1,0 +1,62 @@
+"""flannelctl cleanup: this host without flannel."""
+
+import asyncio
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+import msgspec
+
+from pyflannel.assembly.cleanup import Cleanup, CleanupReport, clean_up
+from pyflannel.assembly.places import Places
+from pyflannel.doors.ctl.invocation import Invocation, json_option, run_dir_option, state_options
+from pyflannel.doors.ctl.output import print_json
+
+
+@click.command()
+@click.option("--keep-lease", is_flag=True, help="Leave the lease, so that another program takes it over.")
+@click.option(
+    "--node-id", metavar="ID", envvar="FLANNELD_NODE_ID", help="The identity that the daemon was given."
+)
+@run_dir_option
+@state_options
+@json_option
+@click.pass_obj
+def cleanup(
+    invocation: Invocation,
+    keep_lease: bool,
+    node_id: str | None,
+    run_dir: Path,
+    state_dir: Path,
+    subnet_file: Path,
+) -> None:
+    """Take everything of flannel off this host.
+
+    Stops flanneld and its forwarder, and removes their links, routes and files, and the lease. Packets of the
+    network stop. What was removed is said.
+    """
+    work = Cleanup(
+        places=Places(run_dir=run_dir, state_dir=state_dir, subnet_file=subnet_file),
+        store_url=invocation.store_url,
+        node_id=node_id,
+        keep_lease=keep_lease,
+    )
+    report = asyncio.run(clean_up(work, os.environ))
+    if invocation.wants_json:
+        print_json(msgspec.json.encode(asdict(report)))
+    else:
+        _print(report)
+    if report.problems:
+        click.get_current_context().exit(1)
+
+
+def _print(report: CleanupReport) -> None:
+    for line in report.removed:
+        click.echo(f"removed {line}")
+    for line in report.kept:
+        click.echo(f"kept {line}")
+    if not report.removed:
+        click.echo("nothing of flannel was here")
+    for line in report.problems:
+        click.echo(f"flannelctl: {line}", err=True)

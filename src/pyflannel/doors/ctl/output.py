@@ -1,0 +1,60 @@
+"""How flannelctl prints: documents for programs, tables and lines for people."""
+
+import itertools
+import sys
+from collections.abc import Iterable, Sequence
+
+import click
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+_WIDE = 1000
+"""Columns where nobody looks: a file or a pipe takes lines of any length, so that grep finds them whole."""
+
+
+def print_json(document: bytes) -> None:
+    """Print a JSON document, indented."""
+    click.echo(msgspec.json.format(document, indent=2))
+
+
+def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print rows under their headings; a terminal's width is kept, where there is one."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in headings:
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    _print(table)
+
+
+def print_facts(facts: Iterable[tuple[str, str]]) -> None:
+    """Print facts, one a line, their names in one column."""
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for fact in facts:
+        table.add_row(*fact)
+    _print(table)
+
+
+def warn(text: str) -> None:
+    """Say what a person should know beside the answer."""
+    click.echo(f"flannelctl: {text}", err=True)
+
+
+def duration(seconds: float) -> str:
+    """Return a length of time in its two largest units: `23 h 59 min`."""
+    whole = max(0, int(seconds))
+    units = [(86400, "d"), (3600, "h"), (60, "min"), (1, "s")]
+    for (size, name), (small, small_name) in itertools.pairwise(units):
+        if whole >= size:
+            rest = whole % size // small
+            return f"{whole // size} {name}" + (f" {rest} {small_name}" if rest else "")
+    return f"{whole} s"
+
+
+def _print(table: Table) -> None:
+    # No markup and no highlighting: the texts come from the store and from files, not from us.
+    width = None if sys.stdout.isatty() else _WIDE
+    Console(width=width, markup=False, highlight=False, emoji=False).print(table)

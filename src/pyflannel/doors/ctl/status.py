@@ -1,0 +1,132 @@
+"""flannelctl status: what flanneld on this host is doing, or what it left behind."""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from pyflannel.assembly.control_client import ControlClient
+from pyflannel.assembly.offline_status import offline_status, what_to_do
+from pyflannel.assembly.places import Places
+from pyflannel.doors.ctl.asking import socket_of
+from pyflannel.doors.ctl.invocation import Invocation, json_option, run_dir_option, state_options
+from pyflannel.doors.ctl.output import duration, print_facts, print_json
+from pyflannel.errors import NotReadyError
+from pyflannel.model.status import (
+    BackendStatus,
+    ForwarderStatus,
+    LeaseStatus,
+    ReconcileStatus,
+    Status,
+    StoreStatus,
+    UnderlayStatus,
+)
+from pyflannel.wire.control_json import format_status
+
+
+@click.command()
+@run_dir_option
+@state_options
+@json_option
+@click.pass_obj
+def status(invocation: Invocation, run_dir: Path, state_dir: Path, subnet_file: Path) -> None:
+    """Show what flanneld on this host is doing.
+
+    Exits with 0 when it is ready and 3 when it is not. When it does not answer, its files are read instead.
+    """
+    places = Places(run_dir=run_dir, state_dir=state_dir, subnet_file=subnet_file)
+    try:
+        found = asyncio.run(ControlClient(socket_of(invocation, run_dir)).status())
+    except NotReadyError as error:
+        left = asyncio.run(offline_status(places, str(error)))
+        _print(invocation, left)
+        raise NotReadyError(str(error), hint=what_to_do(places, left)) from error
+    _print(invocation, found)
+    if not found.is_ready:
+        click.get_current_context().exit(3)
+
+
+def _print(invocation: Invocation, found: Status) -> None:
+    if invocation.wants_json:
+        print_json(format_status(found))
+    else:
+        print_facts(_facts(found))
+
+
+def _facts(found: Status) -> Iterator[tuple[str, str]]:
+    yield "flanneld", f"{found.version}, {_readiness(found)}"
+    if found.owner:
+        yield "owner", found.owner
+    if found.network and (found.network.network or found.network.text):
+        yield "network", str(found.network.network or found.network.text)
+    if found.lease:
+        yield "lease", _lease(found.lease)
+    if found.underlay:
+        yield "underlay", _underlay(found.underlay)
+    if found.backend:
+        yield "backend", _backend(found.backend)
+    if found.store:
+        yield "store", _store(found.store)
+    yield "peers", str(found.peers)
+    if found.forwarder:
+        yield "forwarder", _forwarder(found.forwarder)
+    if found.reconcile:
+        yield "repairs", _repairs(found.reconcile)
+        for refused in found.reconcile.refused:
+            yield "refused", refused
+    for warning in found.warnings:
+        yield "warning", warning
+
+
+def _readiness(found: Status) -> str:
+    if found.is_ready:
+        return "ready"
+    if not found.is_live:
+        return "does not answer: this is what it left"
+    return f"not ready: waiting for {found.waiting_for}" if found.waiting_for else "not ready"
+
+
+def _lease(lease: LeaseStatus) -> str:
+    parts = [str(lease.subnet or "none yet")]
+    if lease.phase:
+        parts.append(lease.phase + _for(lease.since_s))
+    if lease.holder:
+        parts.append(f"held by {lease.holder}")
+    if lease.is_reservation:
+        parts.append("reserved")
+    elif lease.expires_in_s is not None:
+        parts.append(f"expires in {duration(lease.expires_in_s)}")
+    return ", ".join(parts)
+
+
+def _underlay(underlay: UnderlayStatus) -> str:
+    public = f", public {underlay.public_ip}" if underlay.public_ip != underlay.address else ""
+    return f"{underlay.link}, {underlay.address}{public}, mtu {underlay.mtu}"
+
+
+def _backend(backend: BackendStatus) -> str:
+    link = f", {backend.link}" if backend.link else ""
+    return backend.type + link + (f", mtu {backend.mtu}" if backend.mtu else "")
+
+
+def _store(store: StoreStatus) -> str:
+    text = f"{store.url}, {'connected' if store.is_connected else 'away'}{_for(store.since_s)}"
+    return text + (f", last error: {store.last_error}" if store.last_error else "")
+
+
+def _forwarder(forwarder: ForwarderStatus) -> str:
+    parts = [f"pid {forwarder.pid}" if forwarder.pid else "not running"]
+    if forwarder.pid:
+        parts.append("attached" if forwarder.is_attached else "not attached")
+    parts += [f"{reason} {count}" for reason, count in forwarder.counters.items() if count]
+    return ", ".join(parts)
+
+
+def _repairs(reconcile: ReconcileStatus) -> str:
+    text = f"{reconcile.repairs} in {reconcile.passes} passes"
+    return text + (f", the last: {reconcile.last_repair}" if reconcile.last_repair else "")
+
+
+def _for(seconds: float | None) -> str:
+    return "" if seconds is None else f" for {duration(seconds)}"
