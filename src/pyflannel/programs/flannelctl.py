@@ -35,7 +35,9 @@ COMMANDS = {
     "config": LazyCommand(
         "pyflannel.doors.ctl.config", "config", "Read, check and write the network config."
     ),
-    "lab": LazyCommand("pyflannel.doors.lab_commands", "lab_group", "Several hosts on this machine."),
+    "lab": LazyCommand(
+        "pyflannel.doors.ctl.lab", "lab", "Several hosts on this machine, in namespaces of their own."
+    ),
     "leases": LazyCommand("pyflannel.doors.ctl.leases", "leases", "List the leases of the network."),
     "status": LazyCommand(
         "pyflannel.doors.ctl.status", "status", "Show what flanneld on this host is doing."
