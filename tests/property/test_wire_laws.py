@@ -73,6 +73,9 @@ attributes = attributes_without_owner | attributes_with_owner
 addresses = st.ip_addresses().map(str) | st.sampled_from(["10.3.0.0", "10.3.255.0", "fc00::", "0.0.0.0"])
 networks = ipv4_networks(0, 32).map(str) | ipv6_networks(0, 128).map(str) | st.just("10.3.0.0/16")
 flags = st.none() | st.booleans()
+families = st.sampled_from(
+    [{}, {"EnableIPv6": True}, {"EnableIPv4": False}, {"EnableIPv4": False, "EnableIPv6": True}]
+)
 lengths = st.none() | st.integers(-1, 130)
 config_members = {
     "Network": networks,
@@ -90,19 +93,21 @@ config_members = {
     "networ\u212a": networks,
     "\u017fubnetLen": lengths,
 }
-# The first are mostly refused, the second mostly accepted.
-configs = st.fixed_dictionaries({}, optional=config_members) | st.fixed_dictionaries(
-    {"Network": st.just("10.3.0.0/16"), "IPv6Network": st.just("fd00:3::/48")},
-    optional={
-        "SubnetLen": st.integers(18, 30),
-        "SubnetMin": st.integers(0, 63).map(lambda third: f"10.3.{third}.0"),
-        "SubnetMax": st.integers(64, 255).map(lambda third: f"10.3.{third}.0"),
-        "EnableIPv4": flags,
-        "EnableIPv6": flags,
-        "IPv6SubnetMin": st.integers(0, 0xFF).map(lambda fourth: f"fd00:3:0:{fourth:x}::"),
-        "Backend": config_members["Backend"],
-    },
+sound_members = {
+    "SubnetLen": st.integers(18, 30),
+    "SubnetMin": st.integers(0, 63).map(lambda third: f"10.3.{third}.0"),
+    "SubnetMax": st.integers(64, 255).map(lambda third: f"10.3.{third}.0"),
+    "IPv6SubnetMin": st.integers(0, 0xFF).map(lambda fourth: f"fd00:3:0:{fourth:x}::"),
+    "Backend": config_members["Backend"],
+}
+sound_configs = st.builds(
+    lambda config, family: config | family,
+    st.fixed_dictionaries(
+        {"Network": st.just("10.3.0.0/16"), "IPv6Network": st.just("fd00:3::/48")}, optional=sound_members
+    ),
+    families,
 )
+configs = st.fixed_dictionaries({}, optional=config_members) | sound_configs
 
 
 @given(st.text() | st.binary())

@@ -83,15 +83,14 @@ def ipv4_address(key: str, raw: str) -> IPv4Address | None:
 
 
 def ipv6_address(key: str, raw: str) -> IPv6Address | None:
-    """Return an address; None for null and for ::, which are as good as absent."""
+    """Return an address, None for null; :: is as good as absent."""
     if raw == "null":
         return None
     try:
-        address = parse_ipv6(_unquoted(raw))
+        return parse_ipv6(_unquoted(raw))
     except ValueError as error:
         hint = f'Write {key} as an IPv6 address, for example "fd00:3:0:1::", or leave it out.'
         raise bad_value("invalid IP address format", key, raw, hint=hint) from error
-    return address if int(address) else None
 
 
 def bad_value(what: str, key: str, raw: str, *, hint: str) -> ConfigError:

@@ -100,6 +100,21 @@ def test_malformed_object_of_ours_hides_no_peer(ours: str) -> None:
     assert attributes == PLAIN
 
 
+def test_angle_brackets_and_ampersands_are_escaped() -> None:
+    attributes = LeaseAttributes(
+        public_ip=IPv4Address("1.2.3.4"), backend_data='"<&>"', owner=Identity(owner="a<b")
+    )
+
+    assert format_lease_attributes(attributes) == (
+        rb'{"PublicIP":"1.2.3.4","PublicIPv6":null,"BackendData":"\u003c\u0026\u003e",'
+        rb'"Pyflannel":{"Owner":"a\u003cb"}}'
+    )
+
+
+def test_backend_data_that_is_not_utf8_hides_no_peer() -> None:
+    assert parse_lease_attributes(b'{"BackendData":"\xff"}').backend_data == '"\ufffd"'
+
+
 def test_keys_that_later_versions_add_to_ours_are_passed_over() -> None:
     value = b'{"PublicIP":"1.2.3.4","Pyflannel":{"Owner":"f00d","Later":{"a":1}},"Later":true}'
 

@@ -64,6 +64,7 @@ def test_keys_are_below_their_prefix() -> None:
         ("subnets/10.5.52.7-24", lease_value(LEASE)),
         ("subnets/10.5.52.0-24/extra", lease_value(LEASE)),
         ("subnets-old/10.5.52.0-24", lease_value(LEASE)),
+        ("10.5.52.0-24", lease_value(LEASE)),
         ("claims/10.5.52.0-24", lease_value(LEASE)),
     ],
 )

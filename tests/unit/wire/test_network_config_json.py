@@ -200,6 +200,21 @@ def test_null_after_a_value_leaves_it_where_the_original_does() -> None:
     assert (config.subnet_length, config.enable_nftables) == (26, True)
 
 
+def test_unspecified_address_is_as_good_as_absent() -> None:
+    config = parse_network_config(
+        '{"Network":"10.3.0.0/16","SubnetMin":"0.0.0.0","SubnetMax":"0.0.0.0",'
+        '"EnableIPv6":true,"IPv6Network":"fc00::/48","IPv6SubnetMin":"::","IPv6SubnetMax":"::"}'
+    )
+
+    assert (str(config.subnet_min), str(config.subnet_max)) == ("10.3.1.0", "10.3.255.0")
+    assert (str(config.ipv6_subnet_min), str(config.ipv6_subnet_max)) == ("fc00:0:0:1::", "fc00:0:0:ffff::")
+
+
+def test_document_null_is_an_empty_object() -> None:
+    with pytest.raises(ConfigError, match="please define a correct Network parameter"):
+        parse_network_config("null")
+
+
 def test_last_spelling_of_a_key_counts_whatever_came_before() -> None:
     config = parse_network_config('{"Network":"10.1.0.0/16","network":"10.2.0.0/16","Network":"10.3.0.0/16"}')
     backend = parse_network_config('{"Network":"10.1.0.0/16","Backend":{"Type":"a","type":"b","Type":"c"}}')
@@ -248,3 +263,19 @@ def test_long_values_are_cut_in_messages() -> None:
         parse_network_config(json.dumps({"Network": "x" * 10_000}))
 
     assert len(str(caught.value)) < 200
+
+
+def test_values_of_several_lines_are_joined_in_messages() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_network_config('{"Network":"10.3.0.0/16","SubnetLen":[\n  24\n]}')
+
+    assert str(caught.value) == "not a prefix length: SubnetLen=[ 24 ]"
+
+
+def test_no_subnet_is_admitted_when_ipv4_is_off() -> None:
+    config = parse_network_config(
+        '{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fc00::/48",'
+        '"Network":"10.3.0.0/16","SubnetLen":24,"SubnetMin":"10.3.1.0","SubnetMax":"10.3.9.0"}'
+    )
+
+    assert not config.admits(IPv4Network("10.3.5.0/24"))
