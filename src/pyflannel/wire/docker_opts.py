@@ -30,10 +30,12 @@ def format_docker_opts(
     Raises:
         WireError: FLANNEL_IPMASQ is neither true nor false.
     """
-    options = _options({**variables, **_flannel_options(variables, with_ip_masq)}, key)
+    known = {**variables, **_flannel_options(variables, with_ip_masq)}
+    options = _options(known, key)
     lines = [f'{name}="{option}"\n' for name, option in options] if individual else []
     if combined:
-        preset = variables.get(key, "") if key else "$"
+        # An empty key names no variable: a shell leaves the sign of the expansion standing.
+        preset = known.get(key, "") if key else "$"
         head = f"{preset} " if preset else ""
         lines.append(f'{key}="{head}' + "".join(f" {option}" for _, option in options) + '"\n')
     return "".join(lines)

@@ -80,6 +80,17 @@ def test_other_options_in_the_environment_are_taken_in_the_order_of_their_names(
     assert text == 'DOCKER_OPTS=" --bip=10.100.15.1/24 --foo --ip-masq=true --mtu=1472 --q"\n'
 
 
+@pytest.mark.parametrize(
+    ("key", "line"),
+    [
+        ("", '="$  --mtu=9"\n'),
+        ("DOCKER_OPT_MTU", 'DOCKER_OPT_MTU="--mtu=9  --mtu=9 DOCKER_OPT_MTU"\n'),
+    ],
+)
+def test_a_key_that_makes_no_sense_has_the_original_outcome(key: str, line: str) -> None:
+    assert format_docker_opts({"FLANNEL_MTU": "9"}, individual=False, combined=True, key=key) == line
+
+
 def test_an_option_with_blanks_stays_whole() -> None:
     text = format_docker_opts({"DOCKER_OPT_LOG": "--log-opt a"}, individual=True, combined=True)
 
