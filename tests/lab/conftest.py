@@ -83,3 +83,21 @@ def namespace() -> Iterator[Namespace]:
         yield made
     finally:
         made.delete()
+
+
+@pytest.fixture
+def make_namespace() -> Iterator[Callable[[], Namespace]]:
+    """Make further network namespaces."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root: network namespaces")
+    made: list[Namespace] = []
+
+    def make() -> Namespace:
+        made.append(Namespace())
+        return made[-1]
+
+    try:
+        yield make
+    finally:
+        for namespace in made:
+            namespace.delete()

@@ -1,0 +1,569 @@
+"""The forwarder on real devices and sockets: packets cross it, whatever happens around it."""
+
+import asyncio
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+
+import pytest
+
+from pyflannel.errors import TargetError
+from pyflannel.model.forwarder import Forwarder, ForwarderPeer
+from pyflannel.model.operation import Add, Remove, Replace
+from pyflannel.model.state import State
+from pyflannel.processes.forwarder import ForwarderTarget
+
+DEADLINE_S = 10.0
+REPLIES = re.compile(r"(\d+) packets transmitted, (\d+) received")
+OWNER = """
+import asyncio, sys
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from pyflannel.model.forwarder import Forwarder
+from pyflannel.model.operation import Add
+from pyflannel.processes.forwarder import ForwarderTarget
+
+async def own():
+    target = ForwarderTarget(Path(sys.argv[1]))
+    forwarder = Forwarder(link="flannel0", tunnel_address=IPv4Address(sys.argv[2]),
+        subnet=IPv4Network(sys.argv[2] + "/24"), listen_address=IPv4Address(sys.argv[3]), port=8285, mtu=1472)
+    print(await target.apply([Add(forwarder)]), flush=True)
+    async for _ in target.changes():
+        print("change", flush=True)
+
+asyncio.run(own())
+"""
+"""A program that starts a forwarder and lives with it, as the daemon does."""
+
+
+class Host:
+    """A namespace on a veth pair with flannel0; its subnet is 10.100.NUMBER.0/24."""
+
+    def __init__(self, namespace, number: int, run_dir: Path) -> None:
+        run_dir.mkdir()
+        self.namespace = namespace
+        self.run_dir = run_dir
+        self.address = f"10.9.0.{number}"
+        self.tunnel_address = f"10.100.{number}.0"
+        self.forwarder = Forwarder(
+            link="flannel0",
+            tunnel_address=IPv4Address(self.tunnel_address),
+            subnet=IPv4Network(f"{self.tunnel_address}/24"),
+            listen_address=IPv4Address(self.address),
+            port=8285,
+            mtu=1472,
+        )
+
+    def connect(self, other: "Host") -> None:
+        ip = self.namespace.ip
+        ip(f"link add eth0 type veth peer name eth0 netns {other.namespace.name}")
+        for host in (self, other):
+            host.namespace.ip(f"address add {host.address}/24 dev eth0")
+            host.namespace.ip("link set eth0 up")
+
+    def add_device(self) -> None:
+        ip = self.namespace.ip
+        ip("tuntap add flannel0 mode tun")
+        ip("link set flannel0 mtu 1472 up")
+        ip(f"address add {self.tunnel_address}/16 dev flannel0")
+
+    def peer(self, **changes) -> ForwarderPeer:
+        """This host as its peers see it."""
+        ours = ForwarderPeer(
+            link="flannel0", subnet=self.forwarder.subnet, address=IPv4Address(self.address), port=8285
+        )
+        return replace(ours, **changes)
+
+    def apply(self, *operations, run_dir=None):
+        async def act():
+            return await ForwarderTarget(run_dir or self.run_dir).apply(operations)
+
+        return self.namespace.run(act)
+
+    def snapshot(self) -> State:
+        async def act():
+            return await ForwarderTarget(self.run_dir).snapshot(State.EMPTY)
+
+        return self.namespace.run(act)
+
+    def counters(self):
+        async def act():
+            return await ForwarderTarget(self.run_dir).counters()
+
+        return self.namespace.run(act)
+
+    @property
+    def pid(self) -> int:
+        """The process that listens on the control socket."""
+        with closing(socket.socket(socket.AF_UNIX)) as probe:
+            probe.connect(str(self.run_dir / "forwarder.sock"))
+            credentials = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        return int.from_bytes(credentials[:4], sys.byteorder)
+
+    @contextmanager
+    def pinging(self, other: "Host", per_second: int = 1000, seconds: float = 3):
+        """Ping in the background; yields a function that waits for the end and returns (sent, received)."""
+        words = f"ping -q -i {1 / per_second} -c {int(per_second * seconds)} -W 2 {other.tunnel_address}"
+        process = self.spawn(*words.split())
+
+        def result() -> tuple[int, int]:
+            output, _ = process.communicate(timeout=DEADLINE_S + seconds)
+            sent, received = REPLIES.search(output).groups()
+            return int(sent), int(received)
+
+        try:
+            yield result
+        finally:
+            process.kill()
+            process.communicate()
+
+    def spawn(self, *words: str) -> subprocess.Popen:
+        return subprocess.Popen(
+            ["ip", "netns", "exec", self.namespace.name, *words],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def stop(self) -> None:
+        with suppress(OSError):
+            os.kill(self.pid, signal.SIGCONT)
+            os.kill(self.pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def hosts(make_namespace, tmp_path):
+    """Two hosts with devices, no forwarder yet."""
+    made = [Host(make_namespace(), number, tmp_path / f"run{number}") for number in (1, 2)]
+    made[0].connect(made[1])
+    for host in made:
+        host.add_device()
+    try:
+        yield made
+    finally:
+        for host in made:
+            host.stop()
+
+
+@pytest.fixture
+def linked(hosts):
+    """Two hosts whose forwarders know each other."""
+    one, two = hosts
+    assert not one.apply(Add(one.forwarder), Add(two.peer()))
+    assert not two.apply(Add(two.forwarder), Add(one.peer()))
+    return hosts
+
+
+def wait_until(condition, what: str):
+    """Return the condition's first true value, looking until the deadline."""
+    deadline = time.monotonic() + DEADLINE_S
+    while time.monotonic() < deadline:
+        if value := condition():
+            return value
+        time.sleep(0.01)
+    pytest.fail(f"{what}: not within {DEADLINE_S} s")
+
+
+def is_running(pid: int) -> bool:
+    with suppress(OSError):
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    return False
+
+
+def test_ping_crosses_two_forwarders(linked):
+    """Each takes one off the TTL: the reply to the seed's ping has 62."""
+    one, two = linked
+
+    output = one.namespace.command("ping", "-c", "3", "-i", "0.1", "-W", "2", two.tunnel_address)
+
+    assert output.count("ttl=62") == 3
+    assert one.counters()["sent_packets"] == one.counters()["received_packets"] == 3
+
+
+def test_what_was_applied_is_what_is_found(linked):
+    """A snapshot equals the plan, so that a pass finds nothing to do."""
+    one, two = linked
+
+    assert one.snapshot() == State.of(one.forwarder, two.peer())
+
+
+def test_peers_change_in_place(linked):
+    """Addresses and ports of peers are replaced, and peers taken out, while packets flow."""
+    one, two = linked
+    moved, third = two.peer(port=9999), two.peer(subnet=IPv4Network("10.100.3.0/24"))
+
+    assert not one.apply(Replace(two.peer(), moved), Add(third))
+    assert one.snapshot() == State.of(one.forwarder, moved, third)
+    assert not one.apply(Remove(moved), Remove(third), Remove(two.peer(subnet=IPv4Network("10.9.9.0/24"))))
+    assert one.snapshot() == State.of(one.forwarder)
+
+
+def test_process_is_detached(linked):
+    """A session of its own, nothing inherited, the daemon's settings not in its environment."""
+    one, _ = linked
+    pid = one.pid
+    proc = Path(f"/proc/{pid}")
+
+    files = {str(entry.readlink()) for entry in (proc / "fd").iterdir()}
+
+    assert os.getsid(pid) == pid
+    assert (proc / "cwd").readlink() == Path("/")
+    assert (proc / "comm").read_text().strip() == "flannel-forward"
+    assert files - {
+        "/dev/null",
+        "/dev/net/tun",
+        str(one.run_dir / "forwarder.log"),
+        "anon_inode:[eventpoll]",
+    } == {name for name in files if name.startswith("socket:")}
+    assert (one.run_dir / "forwarder.sock").stat().st_mode & 0o777 == 0o600
+
+
+def test_forwarder_needs_few_modules_and_little_memory(linked):
+    """It imports neither asyncio, nor ipaddress, nor dataclasses, and stays within 16 MB."""
+    check = (
+        "import sys, pyflannel.programs.forwarder;"
+        "print(sorted({'asyncio', 'ipaddress', 'dataclasses', 'logging', 'inspect'} & set(sys.modules)))"
+    )
+
+    imported = subprocess.run(
+        [sys.executable, "-c", check], capture_output=True, text=True, check=True
+    ).stdout
+    (resident,) = re.findall(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{linked[0].pid}/status").read_text())
+
+    assert imported == "[]\n"
+    assert int(resident) <= 16 * 1024
+
+
+@pytest.mark.parametrize("blow", [signal.SIGTERM, signal.SIGKILL], ids=["SIGTERM", "SIGKILL"])
+def test_no_packet_is_lost_when_the_daemon_is_killed(hosts, blow):
+    """1,000 pings a second go on while the owner and its process group die and another takes over."""
+    one, two = hosts
+    assert not two.apply(Add(two.forwarder), Add(one.peer()))
+    owner = one.spawn(sys.executable, "-c", OWNER, str(one.run_dir), one.tunnel_address, one.address)
+    assert owner.stdout.readline() == "[]\n"
+    assert not one.apply(Add(two.peer()))
+    pid = one.pid
+
+    with one.pinging(two) as pings:
+        wait_until(lambda: one.counters()["received_packets"] > 500, "pings under way")
+        os.killpg(owner.pid, blow)
+        owner.communicate(timeout=DEADLINE_S)
+        found = one.snapshot()
+        refusals = one.apply(Add(two.peer()))
+        sent, received = pings()
+
+    assert found == State.of(one.forwarder, two.peer())
+    assert not refusals
+    assert one.pid == pid
+    assert (sent, received) == (3000, 3000)
+
+
+def test_a_killed_forwarder_is_announced_and_leaves_no_zombie(linked):
+    """The target says so at once; started again, the plan is met and packets flow."""
+    one, two = linked
+    one.stop()
+
+    async def live_through_a_kill():
+        target = ForwarderTarget(one.run_dir)
+        changes = target.changes()
+        assert not await target.apply([Add(one.forwarder), Add(two.peer())])
+        await anext(changes)
+        pid = one.pid
+        killed_at = time.monotonic()
+        os.kill(pid, signal.SIGKILL)
+        await anext(changes)
+        noticed_s = time.monotonic() - killed_at
+        while Path(f"/proc/{pid}").exists():
+            await asyncio.sleep(0.01)
+        gone = await target.snapshot(State.EMPTY)
+        again = await target.apply([Add(one.forwarder), Add(two.peer())])
+        await anext(changes)
+        found = await target.snapshot(State.EMPTY)
+        await changes.aclose()
+        return noticed_s, gone, again, found
+
+    noticed_s, gone, again, found = one.namespace.run(live_through_a_kill, DEADLINE_S)
+
+    assert noticed_s < 0.5
+    assert gone == State.EMPTY
+    assert not again
+    assert found == State.of(one.forwarder, two.peer())
+    one.namespace.command("ping", "-c", "1", "-W", "2", two.tunnel_address)
+
+
+def test_a_deleted_device_is_announced_and_attached_to_again(linked):
+    """It never spins, keeps its table, and takes up the device that is made anew."""
+    one, two = linked
+    detached = replace(one.forwarder, is_attached=False)
+
+    async def live_through_a_deletion():
+        target = ForwarderTarget(one.run_dir)
+        changes = target.changes()
+        await anext(changes)
+        await asyncio.to_thread(one.namespace.ip, "link delete flannel0")
+        await anext(changes)
+        without = await target.snapshot(State.EMPTY)
+        early = await target.apply([Replace(detached, one.forwarder)])
+        before, _ = cpu_ticks(one.pid), await asyncio.sleep(0.3)
+        spent = cpu_ticks(one.pid) - before
+        await asyncio.to_thread(one.add_device)
+        refusals = await target.apply([Replace(detached, one.forwarder)])
+        found = await target.snapshot(State.EMPTY)
+        await changes.aclose()
+        return without, early, spent, refusals, found
+
+    without, early, spent, refusals, found = one.namespace.run(live_through_a_deletion, DEADLINE_S)
+
+    assert without == State.of(detached, two.peer())
+    assert [refusal.cause for refusal in early] == ["there is no device flannel0"]
+    assert "flannel0" not in early[0].hint or early[0].hint
+    assert spent <= 2  # ticks of 10 ms
+    assert not refusals
+    assert found == State.of(one.forwarder, two.peer())
+    one.namespace.command("ping", "-c", "1", "-W", "2", two.tunnel_address)
+
+
+def cpu_ticks(pid: int) -> int:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])
+
+
+def test_a_device_under_the_same_name_is_not_taken_for_ours(linked):
+    """Renamed away and made anew: what we hold is not flannel0 any more."""
+    one, two = linked
+    one.namespace.ip("link set flannel0 down")
+    one.namespace.ip("link set flannel0 name elsewhere")
+    one.add_device()
+
+    assert one.snapshot() == State.of(replace(one.forwarder, is_attached=False), two.peer())
+    assert not one.apply(Replace(replace(one.forwarder, is_attached=False), one.forwarder))
+    one.namespace.command("ping", "-c", "1", "-W", "2", two.tunnel_address)
+
+
+def test_no_device_is_ever_created(hosts):
+    """Without its device the forwarder waits, with one line that says so."""
+    one, _ = hosts
+    one.namespace.ip("link delete flannel0")
+
+    refusals = one.apply(Add(one.forwarder))
+
+    assert [refusal.cause for refusal in refusals] == ["there is no device flannel0"]
+    assert "flannel0" not in one.namespace.ip("-o link")
+    assert one.snapshot() == State.of(replace(one.forwarder, is_attached=False))
+
+
+def test_a_held_device_names_its_holder(hosts):
+    """Another program reads flannel0: the refusal says which."""
+    one, _ = hosts
+    hold = (
+        "import fcntl, os, signal, struct; fd = os.open('/dev/net/tun', os.O_RDWR);"
+        "fcntl.ioctl(fd, 0x400454ca, struct.pack('16sH22x', b'flannel0', 0x1001));"
+        "print('held', flush=True); signal.pause()"
+    )
+    with one.spawn(sys.executable, "-c", hold) as holder:
+        assert holder.stdout.readline() == "held\n"
+        (refusal,) = one.apply(Add(one.forwarder))
+        holder.kill()
+
+    assert refusal.cause == f"flannel0 is held by {Path(sys.executable).name}, pid {holder.pid}"
+    assert refusal.hint
+
+
+def test_a_port_in_use_names_its_holder(hosts):
+    """Nothing is left running, and the next try succeeds when the port is free."""
+    one, two = hosts
+    hold = (
+        "import signal, socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM);"
+        "s.bind(('0.0.0.0', 8285)); print('held', flush=True); signal.pause()"
+    )
+    with one.spawn(sys.executable, "-c", hold) as holder:
+        assert holder.stdout.readline() == "held\n"
+        refusals = one.apply(Add(one.forwarder), Add(two.peer()), Remove(one.peer()))
+        holder.kill()
+
+    name = Path(sys.executable).name
+    assert refusals[0].cause == f"UDP port 8285 of 10.9.0.1 is in use by {name}, pid {holder.pid}"
+    assert "Backend.Port" in refusals[0].hint
+    assert [refusal.operation for refusal in refusals[1:]] == [Add(two.peer())]
+    assert one.snapshot() == State.EMPTY
+    assert not one.apply(Add(one.forwarder), Add(two.peer()))
+
+
+def test_a_missing_address_is_said(hosts):
+    one, _ = hosts
+
+    (refusal,) = one.apply(Add(replace(one.forwarder, listen_address=IPv4Address("10.9.0.77"))))
+
+    assert refusal.cause == "the host has no address 10.9.0.77 to listen on"
+
+
+def test_settings_change_by_a_new_process_with_the_same_peers(linked):
+    one, two = linked
+    pid, smaller = one.pid, replace(one.forwarder, mtu=1400)
+
+    assert not one.apply(Replace(one.forwarder, smaller))
+
+    assert not is_running(pid)
+    assert one.snapshot() == State.of(smaller, two.peer())
+    one.namespace.command("ping", "-c", "1", "-W", "2", two.tunnel_address)
+
+
+def test_removing_leaves_nothing(linked):
+    """No process, no socket, no log; removing again is fine."""
+    one, two = linked
+    pid = one.pid
+
+    assert not one.apply(Remove(two.peer()), Remove(one.forwarder))
+
+    wait_until(lambda: not is_running(pid), "the end of the process")
+    assert list(one.run_dir.iterdir()) == []
+    assert one.snapshot() == State.EMPTY
+    assert one.counters() == {}
+    assert not one.apply(Remove(two.peer()), Remove(one.forwarder))
+
+
+def test_a_living_forwarder_is_not_replaced_and_a_dead_one_s_socket_is(linked):
+    one, two = linked
+    pid = one.pid
+
+    (refusal,) = one.apply(Add(replace(one.forwarder, link="flannel1", port=8286)))
+    assert f"another forwarder, pid {pid}, answers at" in refusal.cause
+    one.stop()
+    wait_until(lambda: not is_running(pid), "the end of the process")
+    assert (one.run_dir / "forwarder.sock").exists()
+
+    assert not one.apply(Add(one.forwarder), Add(two.peer()))
+    assert one.pid != pid
+
+
+@pytest.mark.parametrize(
+    "octets",
+    [
+        b"GET / HTTP/1.0\r\n\r\n",
+        b"\0" * 100_000,
+        b"pf\x01\x80\0\0\0\0",
+        b"pf\x01\x02\0\0\0\x05hello",
+        os.urandom(4096),
+    ],
+    ids=["http", "zeros", "an answer as request", "crooked peers", "random"],
+)
+def test_garbage_on_the_control_socket_ends_that_client_only(linked, octets):
+    one, two = linked
+    with closing(socket.socket(socket.AF_UNIX)) as client:
+        client.settimeout(DEADLINE_S)
+        client.connect(str(one.run_dir / "forwarder.sock"))
+        with suppress(BrokenPipeError):
+            client.sendall(octets)
+        with suppress(ConnectionResetError):
+            assert client.recv(1) == b""
+
+    assert one.snapshot() == State.of(one.forwarder, two.peer())
+    one.namespace.command("ping", "-c", "1", "-W", "2", two.tunnel_address)
+
+
+def test_a_client_that_never_reads_delays_no_packet(linked):
+    """Thousands of unread answers: it is dropped, the others are served, and every ping returns."""
+    one, two = linked
+    read_state = b"pf\x01\x01\0\0\0\0"
+    with one.pinging(two, seconds=2) as pings, closing(socket.socket(socket.AF_UNIX)) as client:
+        client.settimeout(DEADLINE_S)
+        client.connect(str(one.run_dir / "forwarder.sock"))
+        with pytest.raises((BrokenPipeError, ConnectionResetError)):
+            client.sendall(read_state * 1_000_000)
+        found = one.snapshot()
+        sent, received = pings()
+
+    assert found == State.of(one.forwarder, two.peer())
+    assert sent == received == 2000
+
+
+def test_more_clients_than_there_is_room_for(linked):
+    """The last ones are turned away; when the others leave there is room again."""
+    one, two = linked
+    clients = [socket.socket(socket.AF_UNIX) for _ in range(40)]
+    for client in clients:
+        client.connect(str(one.run_dir / "forwarder.sock"))
+    clients[-1].settimeout(DEADLINE_S)
+    assert clients[-1].recv(1) == b""
+    with pytest.raises(TargetError):
+        one.snapshot()
+    for client in clients:
+        client.close()
+
+    assert one.snapshot() == State.of(one.forwarder, two.peer())
+
+
+def test_a_stopped_forwarder_is_told_from_a_missing_one(linked, monkeypatch):
+    """One that does not answer is an error with a hint; to remove it, it is killed."""
+    monkeypatch.setattr("pyflannel.processes.forwarder_client.ANSWER_S", 0.3)
+    one, _ = linked
+    pid = one.pid
+    os.kill(pid, signal.SIGSTOP)
+
+    with pytest.raises(TargetError, match=f"pid {pid}, did not answer") as caught:
+        one.snapshot()
+    refusals = one.apply(Remove(one.forwarder))
+
+    assert caught.value.hint
+    assert not refusals
+    wait_until(lambda: not is_running(pid), "the end of the process")
+
+
+def test_another_process_s_change_is_announced(linked):
+    """Somebody else takes a peer out: the target says so; our own changes do not wake us."""
+    one, two = linked
+    meddle = (
+        "import socket, sys; c = socket.socket(socket.AF_UNIX); c.connect(sys.argv[1]);"
+        "c.sendall(bytes.fromhex('7066010200000000')); c.recv(8)"
+    )
+
+    async def watch():
+        target = ForwarderTarget(one.run_dir)
+        changes = target.changes()
+        await anext(changes)
+        waiting = asyncio.ensure_future(anext(changes))
+        assert not await target.apply([Add(two.peer(subnet=IPv4Network("10.100.7.0/24")))])
+        await target.snapshot(State.EMPTY)
+        woken_by_us = waiting.done()
+        await asyncio.to_thread(
+            subprocess.run,
+            [sys.executable, "-c", meddle, str(one.run_dir / "forwarder.sock")],
+            check=True,
+        )
+        await waiting
+        found = await target.snapshot(State.EMPTY)
+        await changes.aclose()
+        return woken_by_us, found
+
+    woken_by_us, found = one.namespace.run(watch, DEADLINE_S)
+
+    assert not woken_by_us
+    assert found == State.of(one.forwarder)
+
+
+def test_ten_thousand_peers_in_one_request(linked):
+    """Set, read back and taken out again, with packets flowing meanwhile."""
+    one, two = linked
+    many = [
+        two.peer(subnet=IPv4Network((0x0B000000 + (i << 8), 24)), address=IPv4Address(0x0A090100 + i))
+        for i in range(10_000)
+    ]
+
+    with one.pinging(two, per_second=200, seconds=3) as pings:
+        assert not one.apply(*(Add(peer) for peer in many))
+        found = one.snapshot()
+        assert not one.apply(*(Remove(peer) for peer in many))
+        sent, received = pings()
+
+    assert found == State.of(one.forwarder, two.peer(), *many)
+    assert one.snapshot() == State.of(one.forwarder, two.peer())
+    assert sent == received == 600
