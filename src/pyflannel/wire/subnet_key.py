@@ -9,7 +9,8 @@ from ipaddress import IPv4Network, IPv6Network
 from pyflannel.errors import WireError
 
 # The original's expression is open at the left, so that 10.5.52.0.1-24 names 5.52.0.1/24; ours is not.
-_KEY = re.compile(r"([0-9.]+)-([0-9]{1,2})(?:&([0-9a-f:]+)-([0-9]{1,3}))?")
+_LENGTH = "(0|[1-9][0-9]{0,2})"
+_KEY = re.compile(f"([0-9.]+)-{_LENGTH}(?:&([0-9a-f:]+)-{_LENGTH})?")
 
 # The original keeps an IPv4 length in 5 bits and an IPv6 length in 7: a single address has no key.
 _LONGEST_IPV4 = 31
@@ -28,17 +29,13 @@ def parse_subnet_key(text: str) -> tuple[IPv4Network, IPv6Network | None]:
     """
     found = _KEY.fullmatch(text)
     if found is None:
-        raise _not_a_key(text)
+        raise _not_a_key(text, "it has another form")
     address, length, ipv6_address, ipv6_length = found.groups()
     try:
-        subnet = IPv4Network(f"{address}/{length}")
-        ipv6_subnet = IPv6Network(f"{ipv6_address}/{ipv6_length}") if ipv6_address else None
+        subnet = _ipv4_subnet(address, length)
+        ipv6_subnet = _ipv6_subnet(ipv6_address, ipv6_length) if ipv6_address else None
     except ValueError as error:
-        raise _not_a_key(text) from error
-    if subnet.prefixlen > _LONGEST_IPV4 or (ipv6_subnet and not _is_writable(ipv6_subnet)):
-        raise _not_a_key(text)
-    if format_subnet_key(subnet, ipv6_subnet) != text:
-        raise _not_a_key(text)
+        raise _not_a_key(text, str(error)) from error
     return subnet, ipv6_subnet
 
 
@@ -50,12 +47,26 @@ def format_subnet_key(subnet: IPv4Network, ipv6_subnet: IPv6Network | None = Non
     return key
 
 
-def _is_writable(subnet: IPv6Network) -> bool:
-    return subnet.prefixlen <= _LONGEST_IPV6 and subnet.network_address.ipv4_mapped is None
+def _ipv4_subnet(address: str, length: str) -> IPv4Network:
+    subnet = IPv4Network(f"{address}/{length}")
+    if subnet.prefixlen > _LONGEST_IPV4:
+        raise ValueError(f"{subnet} is a single address")
+    return subnet
 
 
-def _not_a_key(text: str) -> WireError:
+def _ipv6_subnet(address: str, length: str) -> IPv6Network:
+    subnet = IPv6Network(f"{address}/{length}")
+    if subnet.prefixlen > _LONGEST_IPV6:
+        raise ValueError(f"{subnet} is a single address")
+    if subnet.network_address.ipv4_mapped is not None:
+        raise ValueError(f"{subnet} is IPv4-mapped")
+    if str(subnet.network_address) != address:
+        raise ValueError(f"{address} is written {subnet.network_address}")
+    return subnet
+
+
+def _not_a_key(text: str, why: str) -> WireError:
     return WireError(
-        f"not the key of a subnet: {text!r}",
+        f"not the key of a subnet: {text!r}: {why}",
         hint="Delete the key; that of a lease is base address, dash, prefix length, as in 10.5.52.0-24.",
     )
