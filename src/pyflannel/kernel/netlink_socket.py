@@ -29,6 +29,9 @@ _REQUEST_BUFFER = 1 << 20
 _NOTIFICATION_BUFFER = 4 << 20
 _DATAGRAM = 1 << 16  # octets; the kernel fills at most 32 KiB
 
+# A namespace gets its main table with its first route; a kernel may have no IPv6.
+_NOTHING_THERE = frozenset({errno.ENOENT, errno.EAFNOSUPPORT, errno.EOPNOTSUPP})
+
 _DEADLINE_S = 10.0
 _DUMP_ATTEMPTS = 10
 
@@ -246,7 +249,7 @@ def _try_option(opened: socket.socket, level: int, option: int, value: int) -> N
 
 
 def _raise_refused_dump(answer: Acknowledgement) -> None:
-    if answer.errno > 0:
+    if answer.errno > 0 and answer.errno not in _NOTHING_THERE:
         raise _failed("netlink dump", OSError(answer.errno, answer.text or os.strerror(answer.errno)))
 
 

@@ -7,8 +7,7 @@ answer is capped, then attributes. Source: linux/netlink.h, struct nlmsgerr, enu
 import struct
 from typing import NamedTuple
 
-from pyflannel.errors import WireError
-from pyflannel.wire.netlink.message import ERROR, HEADER, Message, attributes, text
+from pyflannel.wire.netlink.message import ERROR, HEADER, Message, attributes, text, unpack
 
 _ERROR = struct.Struct("=i")
 _CAPPED = 0x100
@@ -36,12 +35,8 @@ def parse_acknowledgement(message: Message) -> Acknowledgement:
         WireError: fewer octets than its layout needs.
     """
     body = message.body
-    if len(body) < _ERROR.size or (message.kind == ERROR and len(body) < _ERROR.size + HEADER.size):
-        raise WireError(
-            f"netlink acknowledgement has {len(body)} octets, needs {_ERROR.size + HEADER.size}",
-            hint="The kernel speaks another form of netlink: report its version.",
-        )
-    errno = -_ERROR.unpack_from(body)[0]
+    (error,) = unpack(_ERROR, body)
+    errno = -error
     explanation = ""
     if message.flags & _HAS_ATTRIBUTES:
         explanation = text(attributes(body, _attributes_offset(message)).get(_TEXT, b""))
@@ -53,5 +48,5 @@ def _attributes_offset(message: Message) -> int:
         return _ERROR.size
     if message.flags & _CAPPED:
         return _ERROR.size + HEADER.size
-    (size, *_) = HEADER.unpack_from(message.body, _ERROR.size)
-    return _ERROR.size + int((size + 3) & ~3)
+    size, *_ = unpack(HEADER, message.body[_ERROR.size :])
+    return _ERROR.size + ((size + 3) & ~3)

@@ -8,9 +8,18 @@ import struct
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 
-from pyflannel.errors import WireError
-from pyflannel.wire.netlink.inet import INET, INET6, family_of, parse_address
-from pyflannel.wire.netlink.message import ACK, CREATE, DUMP, REPLACE, Request, attribute, attributes, integer
+from pyflannel.wire.netlink.inet import INET, INET6, family_of, parse_address, parse_interface
+from pyflannel.wire.netlink.message import (
+    ACK,
+    CREATE,
+    DUMP,
+    REPLACE,
+    Request,
+    attribute,
+    attributes,
+    integer,
+    unpack,
+)
 
 NEW = 20
 DELETE = 21
@@ -56,7 +65,7 @@ def dump_addresses(family: int = 0) -> Request:
 
 def address_index(body: bytes) -> int:
     """Return the link's index alone: cheap, so that foreign addresses need no values."""
-    return int(_LAYOUT.unpack_from(body)[4])
+    return unpack(_LAYOUT, body)[4]
 
 
 def parse_address_message(body: bytes) -> AddressRecord | None:
@@ -65,12 +74,7 @@ def parse_address_message(body: bytes) -> AddressRecord | None:
     Raises:
         WireError: too short, without address, or an attribute does not fit.
     """
-    if len(body) < _LAYOUT.size:
-        raise WireError(
-            f"address message has {len(body)} octets, needs {_LAYOUT.size}",
-            hint="The kernel speaks another form of netlink: report its version.",
-        )
-    family, length, flags, scope, index = _LAYOUT.unpack_from(body)
+    family, length, flags, scope, index = unpack(_LAYOUT, body)
     if family not in (INET, INET6):
         return None
     found = attributes(body, _LAYOUT.size)
@@ -81,7 +85,7 @@ def parse_address_message(body: bytes) -> AddressRecord | None:
         flags = integer(found[_FLAGS])
     return AddressRecord(
         index=index,
-        address=_with_length(local, length),
+        address=parse_interface(local.packed, length),
         peer=remote if remote != local else None,
         scope=scope,
         flags=flags,
@@ -106,9 +110,3 @@ def _body(
     header = _LAYOUT.pack(family_of(address), address.network.prefixlen, 0, 0, index)
     remote = address.ip if peer is None else peer
     return header + attribute(_LOCAL, address.packed) + attribute(_ADDRESS, remote.packed)
-
-
-def _with_length(address: IPv4Address | IPv6Address, length: int) -> IPv4Interface | IPv6Interface:
-    if isinstance(address, IPv4Address):
-        return IPv4Interface((int(address), length))
-    return IPv6Interface((int(address), length))

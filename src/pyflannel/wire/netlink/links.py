@@ -7,8 +7,17 @@ attributes. Source: linux/rtnetlink.h, struct ifinfomsg; linux/if_link.h.
 import struct
 from dataclasses import dataclass
 
-from pyflannel.errors import WireError
-from pyflannel.wire.netlink.message import ACK, DUMP, Request, attribute, attributes, integer, nest, text
+from pyflannel.wire.netlink.message import (
+    ACK,
+    DUMP,
+    Request,
+    attribute,
+    attributes,
+    integer,
+    nest,
+    text,
+    unpack,
+)
 
 NEW = 16
 DELETE = 17
@@ -77,12 +86,7 @@ def parse_link(body: bytes) -> LinkRecord:
     Raises:
         WireError: too short, or an attribute does not fit.
     """
-    if len(body) < _LAYOUT.size:
-        raise WireError(
-            f"link message has {len(body)} octets, needs {_LAYOUT.size}",
-            hint="The kernel speaks another form of netlink: report its version.",
-        )
-    _, _, index, flags, _ = _LAYOUT.unpack_from(body)
+    _, _, index, flags, _ = unpack(_LAYOUT, body)
     found = attributes(body, _LAYOUT.size)
     return LinkRecord(
         index=index,

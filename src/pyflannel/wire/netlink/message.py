@@ -108,6 +108,17 @@ def attributes(octets: bytes, offset: int = 0) -> dict[int, bytes]:
     return found
 
 
+def unpack(layout: struct.Struct, body: bytes) -> tuple[int, ...]:
+    """Return the fixed fields at the start of a body.
+
+    Raises:
+        WireError: the body is shorter than they are.
+    """
+    if len(body) < layout.size:
+        raise _truncated("body", len(body), layout.size)
+    return layout.unpack_from(body)
+
+
 def integer(octets: bytes) -> int:
     """Return a number of the host's byte order."""
     return int.from_bytes(octets, sys.byteorder)

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import NamedTuple
 
-from pyflannel.errors import WireError
-from pyflannel.wire.netlink.inet import INET, INET6, family_of, parse_address
+from pyflannel.wire.netlink.inet import INET, INET6, family_of, parse_address, parse_prefix
 from pyflannel.wire.netlink.message import (
     ACK,
     ATTRIBUTE,
@@ -21,6 +20,7 @@ from pyflannel.wire.netlink.message import (
     attribute,
     attributes,
     integer,
+    unpack,
 )
 
 NEW = 24
@@ -107,16 +107,19 @@ def glance_at_route(body: bytes) -> RouteGlance | None:
     """Return what tells a route of ours from a foreign one; None for what is no route of the main table.
 
     No values are made: a host may carry tens of thousands of foreign routes.
+
+    Raises:
+        WireError: too short.
     """
-    family, length, _, tos, table, protocol, _, _, flags = _LAYOUT.unpack_from(body)
+    family, length, _, tos, table, protocol, _, _, flags = unpack(_LAYOUT, body)
     if tos or flags & _CLONED or table != TABLE_MAIN:
         return None
     destination, metric, link = b"", 0, 0
     offset, end = _LAYOUT.size, len(body)
-    while offset < end:
+    while offset + ATTRIBUTE.size <= end:
         size, kind = ATTRIBUTE.unpack_from(body, offset)
-        if size < 4:
-            return None
+        if size < ATTRIBUTE.size:
+            break
         if kind == _DESTINATION:
             destination = body[offset + 4 : offset + size]
         elif kind == _LINK:
@@ -124,19 +127,19 @@ def glance_at_route(body: bytes) -> RouteGlance | None:
         elif kind == _METRIC:
             metric = integer(body[offset + 4 : offset + 8])
         offset += (size + 3) & ~3
-    if not destination:
-        destination = bytes(4 if family == INET else 16)
-    return RouteGlance(RouteKey(length, destination, metric), protocol, link)
+    return RouteGlance(RouteKey(length, destination or _zeros(family), metric), protocol, link)
 
 
 def covers(body: bytes, address: IPv4Address | IPv6Address) -> bool:
-    """Return whether the route of a message's body, whatever its table, leads to this address."""
-    family, length, *_ = _LAYOUT.unpack_from(body)
+    """Return whether the route of a message's body, whatever its table, leads to this address.
+
+    Raises:
+        WireError: too short, or an attribute does not fit.
+    """
+    family, length, *_ = unpack(_LAYOUT, body)
     if family != family_of(address):
         return False
-    destination = int.from_bytes(attributes(body, _LAYOUT.size).get(_DESTINATION, b""), "big")
-    beyond = address.max_prefixlen - length
-    return bool(destination >> beyond == int(address) >> beyond)
+    return address in parse_prefix(attributes(body, _LAYOUT.size).get(_DESTINATION, _zeros(family)), length)
 
 
 def parse_route(body: bytes) -> RouteRecord | None:
@@ -145,12 +148,7 @@ def parse_route(body: bytes) -> RouteRecord | None:
     Raises:
         WireError: too short, or an attribute does not fit.
     """
-    if len(body) < _LAYOUT.size:
-        raise WireError(
-            f"route message has {len(body)} octets, needs {_LAYOUT.size}",
-            hint="The kernel speaks another form of netlink: report its version.",
-        )
-    family, length, _, _, _, protocol, scope, kind, flags = _LAYOUT.unpack_from(body)
+    family, length, _, _, _, protocol, scope, kind, flags = unpack(_LAYOUT, body)
     if family not in (INET, INET6):
         return None
     found = attributes(body, _LAYOUT.size)
@@ -158,7 +156,7 @@ def parse_route(body: bytes) -> RouteRecord | None:
     if is_multipath and len(found[_MULTIPATH]) >= _NEXT_HOP.size:
         index = _NEXT_HOP.unpack_from(found[_MULTIPATH])[3]
     return RouteRecord(
-        destination=_prefix(family, length, found.get(_DESTINATION, b"")),
+        destination=parse_prefix(found.get(_DESTINATION, _zeros(family)), length),
         index=index,
         gateway=_gateway(found),
         source=parse_address(found[_PREFERRED_SOURCE]) if _PREFERRED_SOURCE in found else None,
@@ -208,6 +206,11 @@ def _body(route: RouteRecord) -> bytes:
     return b"".join(parts)
 
 
+def _zeros(family: int) -> bytes:
+    """Return the destination of a default route, which names none."""
+    return bytes(4 if family == INET else 16)
+
+
 def _gateway(found: dict[int, bytes]) -> IPv4Address | IPv6Address | None:
     if _GATEWAY in found:
         return parse_address(found[_GATEWAY])
@@ -220,9 +223,3 @@ def _gateway_attribute(gateway: IPv4Address | IPv6Address, family: int) -> bytes
     if family_of(gateway) == family:
         return attribute(_GATEWAY, gateway.packed)
     return attribute(_VIA, struct.pack("=H", family_of(gateway)) + gateway.packed)
-
-
-def _prefix(family: int, length: int, octets: bytes) -> IPv4Network | IPv6Network:
-    if family == INET:
-        return IPv4Network((int.from_bytes(octets, "big"), length))
-    return IPv6Network((int.from_bytes(octets, "big"), length))

@@ -1,0 +1,253 @@
+"""The choice of the interface: what was asked for, else the way to everywhere, else what is missing."""
+
+import re
+from ipaddress import IPv4Address, ip_interface
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyflannel.errors import NoUnderlayError
+from pyflannel.model.host import Underlay
+from pyflannel.model.interface import DefaultRoute, Interface, InterfaceAddress, Interfaces
+from pyflannel.model.link import MARK
+from pyflannel.plan.underlay import UnderlayOptions, choose, narrate
+
+
+def held(text: str, **facts: bool) -> InterfaceAddress:
+    address = ip_interface(text)
+    facts.setdefault("is_global", not address.ip.is_link_local)
+    return InterfaceAddress(address=address, **facts)
+
+
+def interface(name: str, *addresses: str | InterfaceAddress, index: int = 2, **facts) -> Interface:
+    return Interface(
+        name=name,
+        index=index,
+        mtu=facts.pop("mtu", 1500),
+        addresses=tuple(held(one) if isinstance(one, str) else one for one in addresses),
+        **facts,
+    )
+
+
+LO = interface("lo", "127.0.0.1/8", "::1/128", index=1, mtu=65536, is_loopback=True)
+ETH0 = interface("eth0", "192.168.50.102/24", "fe80::1/64", index=2)
+ETH1 = interface("eth1", "10.10.10.102/24", index=3, mtu=9000)
+BARE = interface("eth2", "fe80::2/64", index=4)
+NO_MTU = interface("eth3", "10.0.0.1/8", mtu=0)
+DOCKER0 = interface("docker0", "172.17.0.1/16", index=5, kind="bridge")
+FLANNEL0 = interface("flannel0", "10.100.15.0/16", index=6, kind="tun", alias=MARK, mtu=1472)
+BY_ETH0 = DefaultRoute(link="eth0", metric=100)
+HOST = Interfaces(
+    interfaces=(LO, ETH0, ETH1, BARE, DOCKER0, FLANNEL0),
+    default_routes=(BY_ETH0, DefaultRoute(link="eth1", metric=200)),
+)
+
+
+def chosen(wanted: UnderlayOptions, interfaces: Interfaces = HOST, reached=None) -> tuple[str, str]:
+    underlay = choose(wanted, interfaces, reached)
+    return underlay.link, str(underlay.address)
+
+
+def pattern(text: str) -> UnderlayOptions:
+    return UnderlayOptions(iface_regexes=(re.compile(text),))
+
+
+def test_nothing_asked_for_means_the_interface_of_the_default_route() -> None:
+    assert choose(UnderlayOptions(), HOST) == Underlay(
+        link="eth0",
+        address=IPv4Address("192.168.50.102"),
+        mtu=1500,
+        public_ip=IPv4Address("192.168.50.102"),
+    )
+
+
+def test_the_lines_are_those_of_the_original() -> None:
+    assert narrate(UnderlayOptions(), HOST) == (
+        "Determining IP address of default interface",
+        "Using 192.168.50.102 as external interface",
+        "Using 192.168.50.102 as external endpoint",
+    )
+
+
+def test_what_was_tried_in_vain_is_told_before_what_was_taken() -> None:
+    wanted = UnderlayOptions(ifaces=("eth9", "eth1"), public_ip=IPv4Address("203.0.113.7"))
+
+    assert narrate(wanted, HOST) == (
+        "Could not find valid interface matching eth9: no interface is named eth9",
+        "Using 10.10.10.102 as external interface",
+        "Using 203.0.113.7 as external endpoint",
+    )
+
+
+@given(st.permutations([("eth0", 100), ("eth1", 50), ("docker0", 1), ("flannel0", 0)]))
+def test_the_lowest_metric_wins_in_whatever_order_routes_are_listed(routes) -> None:
+    """And never a device that the overlay itself, or Docker, made."""
+    listed = tuple(DefaultRoute(link=link, metric=metric) for link, metric in routes)
+
+    assert (
+        chosen(UnderlayOptions(), Interfaces(interfaces=HOST.interfaces, default_routes=listed))[0] == "eth1"
+    )
+
+
+def test_a_bridge_of_the_operators_own_is_an_interface_like_any_other() -> None:
+    br0 = interface("br0", "10.0.0.5/24", kind="bridge")
+    host = Interfaces(interfaces=(LO, br0), default_routes=(DefaultRoute(link="br0"),))
+
+    assert chosen(UnderlayOptions(), host) == ("br0", "10.0.0.5")
+
+
+def test_the_source_that_the_default_route_prefers_is_the_address() -> None:
+    two = interface("eth0", "192.168.50.7/24", "192.168.50.102/24")
+    route = DefaultRoute(link="eth0", source=IPv4Address("192.168.50.102"))
+
+    assert (
+        chosen(UnderlayOptions(), Interfaces(interfaces=(two,), default_routes=(route,)))[1]
+        == "192.168.50.102"
+    )
+
+
+def test_a_host_that_is_routed_to_has_its_address_on_loopback() -> None:
+    lo = interface("lo", "127.0.0.1/8", "10.9.9.9/32", is_loopback=True)
+    unnumbered = interface("eth0", "fe80::1/64")
+    route = DefaultRoute(link="eth0", source=IPv4Address("10.9.9.9"))
+    host = Interfaces(interfaces=(lo, unnumbered), default_routes=(route,))
+
+    assert chosen(UnderlayOptions(), host) == ("eth0", "10.9.9.9")
+
+
+@pytest.mark.parametrize(
+    ("sought", "link", "address"),
+    [
+        ("eth1", "eth1", "10.10.10.102"),
+        ("10.10.10.102", "eth1", "10.10.10.102"),
+        ("fe80::1", "eth0", "192.168.50.102"),  # the original leaves its interface unset, and crashes
+        ("docker0", "docker0", "172.17.0.1"),  # whoever names it means it
+        ("127.0.0.1", "lo", "127.0.0.1"),
+    ],
+)
+def test_an_interface_is_named_or_known_by_an_address(sought: str, link: str, address: str) -> None:
+    assert chosen(UnderlayOptions(ifaces=(sought,))) == (link, address)
+
+
+@pytest.mark.parametrize(
+    ("text", "link", "address"),
+    [
+        (r"^10\.10\.", "eth1", "10.10.10.102"),
+        (r"eth1", "eth1", "10.10.10.102"),
+        (r"168\.50", "eth0", "192.168.50.102"),
+        (r"^10\.", "eth1", "10.10.10.102"),  # not the overlay's own 10.100.15.0
+        (r".*", "eth0", "192.168.50.102"),  # not 127.0.0.1, which no other host reaches
+        (r"eth[12]", "eth1", "10.10.10.102"),  # eth2 has no IPv4 address
+    ],
+)
+def test_a_pattern_is_looked_for_in_addresses_then_in_names(text: str, link: str, address: str) -> None:
+    assert chosen(pattern(text)) == (link, address)
+
+
+def test_a_pattern_takes_the_address_that_it_matched() -> None:
+    two = interface("eth0", "192.168.50.102/24", "10.1.1.1/24")
+
+    assert chosen(pattern("^10"), Interfaces(interfaces=(two,))) == ("eth0", "10.1.1.1")
+
+
+def test_selectors_are_tried_in_the_originals_order() -> None:
+    """Names first, then patterns, then what must be reached."""
+    reached = ("eth0", IPv4Address("192.168.50.102"))
+    both = UnderlayOptions(
+        ifaces=("eth9",), iface_regexes=(re.compile("eth1"),), can_reach=IPv4Address("8.8.8.8")
+    )
+    last = UnderlayOptions(
+        ifaces=("eth9",), iface_regexes=(re.compile("wlan"),), can_reach=IPv4Address("8.8.8.8")
+    )
+
+    assert chosen(both, HOST, reached)[0] == "eth1"
+    assert chosen(last, HOST, reached)[0] == "eth0"
+
+
+def test_what_reaches_one_of_our_own_addresses_is_its_holder() -> None:
+    wanted = UnderlayOptions(can_reach=IPv4Address("10.10.10.102"))
+
+    assert chosen(wanted, HOST, ("lo", IPv4Address("10.10.10.102"))) == ("eth1", "10.10.10.102")
+
+
+def test_a_public_address_names_the_interface_that_holds_it() -> None:
+    assert chosen(UnderlayOptions(public_ip=IPv4Address("10.10.10.102"))) == ("eth1", "10.10.10.102")
+
+
+def test_a_public_address_that_no_interface_holds_is_a_nats() -> None:
+    """The original ends here."""
+    underlay = choose(UnderlayOptions(public_ip=IPv4Address("203.0.113.7")), HOST)
+
+    assert (underlay.link, str(underlay.address), str(underlay.public_ip)) == (
+        "eth0",
+        "192.168.50.102",
+        "203.0.113.7",
+    )
+
+
+@pytest.mark.parametrize(
+    ("addresses", "best"),
+    [
+        (["169.254.1.1/16", "10.0.0.1/24"], "10.0.0.1"),
+        (["169.254.1.1/16"], "169.254.1.1"),
+        ([held("10.0.0.1/24", is_permanent=False), "10.0.0.2/24"], "10.0.0.2"),
+        ([held("10.0.0.1/24", is_secondary=True), "10.0.0.2/24"], "10.0.0.2"),
+        ([held("10.0.0.1/24", is_deprecated=True), held("10.0.0.2/24", is_permanent=False)], "10.0.0.2"),
+        (["10.0.0.1/24", "10.0.0.2/24"], "10.0.0.1"),
+    ],
+)
+def test_of_several_addresses_the_one_that_lasts_and_reaches_far_is_taken(addresses, best: str) -> None:
+    host = Interfaces(interfaces=(interface("eth0", *addresses),))
+
+    assert chosen(UnderlayOptions(ifaces=("eth0",)), host)[1] == best
+
+
+@pytest.mark.parametrize(
+    ("wanted", "interfaces", "reason"),
+    [
+        (UnderlayOptions(), Interfaces(interfaces=(LO, ETH0)), "no default route"),
+        (
+            UnderlayOptions(),
+            Interfaces(interfaces=(LO,), default_routes=(BY_ETH0,)),
+            "leaves by eth0, which is not there",
+        ),
+        (
+            UnderlayOptions(),
+            Interfaces(interfaces=(BARE,), default_routes=(DefaultRoute(link="eth2"),)),
+            "eth2 has no IPv4 address",
+        ),
+        (UnderlayOptions(ifaces=("eth9",)), HOST, "no interface is named eth9"),
+        (UnderlayOptions(ifaces=("10.1.1.1",)), HOST, "no interface has the address 10.1.1.1"),
+        (UnderlayOptions(ifaces=("eth2",)), HOST, "eth2 has no IPv4 address"),
+        (UnderlayOptions(ifaces=("flannel0",)), HOST, "flannel0 is the overlay's own device"),
+        (pattern("wlan"), HOST, r"no interface matches wlan \(there are eth0: 192.168.50.102; eth1"),
+        (UnderlayOptions(can_reach=IPv4Address("8.8.8.8")), HOST, "no route to 8.8.8.8"),
+        (
+            UnderlayOptions(ifaces=("e",)),
+            Interfaces(interfaces=(interface("e", "10.0.0.1/8", mtu=0),)),
+            "e has no MTU",
+        ),
+    ],
+)
+def test_what_is_missing_is_waited_for_and_named_in_one_line(wanted, interfaces, reason: str) -> None:
+    with pytest.raises(NoUnderlayError, match=reason) as raised:
+        choose(wanted, interfaces)
+
+    assert str(raised.value).startswith("Waiting for an interface to use: ")
+    assert "\n" not in str(raised.value)
+    assert raised.value.hint
+
+
+@given(st.lists(st.sampled_from(HOST.interfaces), unique=True), st.booleans())
+def test_whatever_is_chosen_is_there(present: list[Interface], asks_by_pattern: bool) -> None:
+    interfaces = Interfaces(interfaces=tuple(present), default_routes=HOST.default_routes)
+    try:
+        underlay = choose(pattern("[0-9]") if asks_by_pattern else UnderlayOptions(), interfaces)
+    except NoUnderlayError:
+        return
+
+    found = interfaces.named(underlay.link)
+    assert found is not None
+    assert found.holds(underlay.address)
+    assert found.alias != MARK
