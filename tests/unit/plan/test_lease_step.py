@@ -1,0 +1,663 @@
+"""The lease protocol's promises, one host or two against a store in memory; every answer may be held back."""
+
+from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Address, IPv4Network
+
+from pyflannel.model.lease import Claim, Identity, Lease, LeaseAttributes
+from pyflannel.model.lease_protocol import (
+    Acquired,
+    Action,
+    ClaimGone,
+    ClaimSeen,
+    Conflicted,
+    Contested,
+    DeleteClaim,
+    DeleteLease,
+    Event,
+    Exhausted,
+    Failed,
+    Held,
+    LeaseChange,
+    LeaseGone,
+    LeaseSeen,
+    List,
+    Listed,
+    Lost,
+    Ordered,
+    PutClaim,
+    PutLease,
+    Reidentify,
+    Renewed,
+    Seen,
+    SharedAddress,
+    Started,
+    StoreAway,
+    StoreBack,
+    Taken,
+    Unreadable,
+    Unsuitable,
+    Wake,
+    Wanted,
+    Watch,
+    WatchLost,
+    Woke,
+    Wrote,
+)
+from pyflannel.model.network_config import NetworkConfig
+from pyflannel.plan.lease_state import LeaseState
+from pyflannel.plan.lease_step import step
+
+NETWORK = NetworkConfig(
+    network=IPv4Network("10.100.0.0/16"),
+    subnet_length=24,
+    subnet_min=IPv4Address("10.100.1.0"),
+    subnet_max=IPv4Address("10.100.4.0"),
+)
+FIRST, SECOND, THIRD = (IPv4Network(f"10.100.{n}.0/24") for n in (1, 2, 3))
+HOUR = 3600.0
+
+
+@dataclass
+class Store:
+    """A store in memory: leases and claims by subnet, a revision, and all that ever happened."""
+
+    leases: dict[IPv4Network, Lease | Unreadable] = field(default_factory=dict)
+    claims: dict[IPv4Network, Claim] = field(default_factory=dict)
+    log: list[LeaseChange] = field(default_factory=list)
+    revision: int = 0
+
+    def write_lease(self, lease: Lease) -> Lease:
+        self.revision += 1
+        self.leases[lease.subnet] = lease = replace(lease, revision=self.revision)
+        self.log.append(LeaseSeen(lease))
+        return lease
+
+    def write_rubbish(self, subnet: IPv4Network) -> None:
+        self.revision += 1
+        self.leases[subnet] = Unreadable(subnet, self.revision)
+        self.log.append(Unreadable(subnet, self.revision))
+
+    def delete_lease(self, subnet: IPv4Network) -> None:
+        self.revision += 1
+        del self.leases[subnet]
+        self.log.append(LeaseGone(subnet, self.revision))
+
+    def write_claim(self, claim: Claim) -> None:
+        self.revision += 1
+        self.claims[claim.subnet] = claim = replace(claim, revision=self.revision)
+        self.log.append(ClaimSeen(claim))
+
+    def delete_claim(self, subnet: IPv4Network) -> None:
+        self.revision += 1
+        del self.claims[subnet]
+        self.log.append(ClaimGone(subnet, self.revision))
+
+    def perform(self, request: Action) -> Event:
+        match request:
+            case List():
+                values = self.leases.values()
+                return Listed(
+                    leases=tuple(value for value in values if isinstance(value, Lease)),
+                    unreadable=tuple(value for value in values if isinstance(value, Unreadable)),
+                    claims=tuple(self.claims.values()),
+                    revision=self.revision,
+                )
+            case PutLease(lease=lease, ttl_s=ttl_s, expected=expected):
+                current = self.leases.get(lease.subnet)
+                if (current.revision if current else 0) != expected:
+                    return Conflicted(request, current if isinstance(current, Lease) else None)
+                self.write_lease(replace(lease, has_ttl=ttl_s is not None))
+            case DeleteLease(lease):
+                current = self.leases.get(lease.subnet)
+                if current is None or current.revision != lease.revision:
+                    return Conflicted(request, current if isinstance(current, Lease) else None)
+                self.delete_lease(lease.subnet)
+            case PutClaim(claim):
+                if (standing := self.claims.get(claim.subnet)) is not None:
+                    return Conflicted(request, standing)
+                self.write_claim(claim)
+            case DeleteClaim(claim):
+                if claim.subnet not in self.claims:
+                    return Conflicted(request, None)
+                self.delete_claim(claim.subnet)
+        return Wrote(request, self.revision)
+
+
+@dataclass
+class Host:
+    """One host's protocol, performed; `requests` wait until the test lets the store answer them."""
+
+    store: Store
+    wanted: Wanted
+    held: Held | None = None
+    now: float = 0.0
+    requests: list[Action] = field(default_factory=list)
+    said: list[Action] = field(default_factory=list)
+    seen: int | None = None
+    wake_at: float | None = None
+
+    def __post_init__(self) -> None:
+        self.state = LeaseState(wanted=self.wanted, held=self.held)
+
+    def take(self, event: Event) -> None:
+        self.state, actions = step(self.state, event, self.now, lambda n: 0)
+        for action in actions:
+            match action:
+                case List() | PutLease() | DeleteLease() | PutClaim() | DeleteClaim():
+                    self.requests.append(action)
+                case Watch(after):
+                    self.seen = after
+                case Wake(at):
+                    self.wake_at = at
+                case _:
+                    self.said.append(action)
+
+    def answer(self) -> None:
+        """Let the store answer the oldest request."""
+        self.take(self.store.perform(self.requests.pop(0)))
+
+    def watch(self) -> None:
+        """Let the watch deliver what happened since."""
+        if self.seen is None:
+            return
+        changes = tuple(change for change in self.store.log if revision_of(change) > self.seen)
+        self.seen = self.store.revision
+        if changes:
+            self.take(Seen(changes, self.store.revision))
+
+    def settle(self) -> None:
+        """Go on until nothing more is asked or seen, without letting time pass."""
+        for _ in range(100):
+            if self.requests:
+                self.answer()
+            elif self.seen is not None and self.seen < self.store.revision:
+                self.watch()
+            else:
+                return
+        raise AssertionError("the protocol does not come to rest")
+
+    def sleep(self, seconds: float) -> None:
+        """Let time pass, waking the protocol when it asked for it."""
+        end = self.now + seconds
+        while self.wake_at is not None and self.wake_at <= end:
+            self.now, self.wake_at = max(self.now, self.wake_at), None
+            self.take(Woke())
+            self.settle()
+        self.now = end
+
+    def start(self) -> "Host":
+        self.take(Started())
+        self.settle()
+        return self
+
+    @property
+    def subnet(self) -> IPv4Network | None:
+        return self.state.held.lease.subnet if self.state.held else None
+
+    def heard(self, kind: type) -> bool:
+        return any(isinstance(report, kind) for report in self.said)
+
+
+def revision_of(change: LeaseChange) -> int:
+    match change:
+        case LeaseSeen(lease):
+            return lease.revision
+        case ClaimSeen(claim):
+            return claim.revision
+        case LeaseGone(_, revision) | ClaimGone(_, revision) | Unreadable(_, revision):
+            return revision
+
+
+def wanted(owner: str = "me", address: str = "192.168.50.102", machine: str = "m", **more: object) -> Wanted:
+    attributes = LeaseAttributes(
+        public_ip=IPv4Address(address), owner=Identity(owner=owner, machine=machine), port=8285
+    )
+    return Wanted(network=NETWORK, attributes=attributes, **more)  # type: ignore[arg-type]
+
+
+def lease(
+    subnet: IPv4Network, owner: str | None, address: str, machine: str = "x", ttl: bool = True
+) -> Lease:
+    identity = None if owner is None else Identity(owner=owner, machine=machine)
+    return Lease(
+        subnet=subnet,
+        attributes=LeaseAttributes(public_ip=IPv4Address(address), owner=identity),
+        has_ttl=ttl,
+    )
+
+
+def owner_of(store: Store, subnet: IPv4Network) -> str | None:
+    standing = store.leases[subnet]
+    assert isinstance(standing, Lease)
+    return standing.attributes.owner.owner if standing.attributes.owner else None
+
+
+# Acquiring.
+
+
+def test_a_host_takes_a_free_subnet_and_watches_from_the_listing() -> None:
+    """The first free one here, as nothing is drawn; the watch misses nothing after the listing."""
+    store = Store()
+    store.write_lease(lease(FIRST, "other", "192.168.50.1"))
+
+    host = Host(store, wanted()).start()
+
+    assert host.subnet == SECOND
+    assert owner_of(store, SECOND) == "me"
+    assert host.state.is_settled
+    assert host.heard(Acquired)
+
+
+def test_a_lost_race_picks_again_from_a_fresh_listing() -> None:
+    """Somebody takes the subnet between our listing and our write."""
+    store = Store()
+    host = Host(store, wanted())
+    host.take(Started())
+    host.answer()
+    store.write_lease(lease(FIRST, "other", "192.168.50.1"))
+
+    host.settle()
+    host.sleep(1)
+
+    assert host.subnet == SECOND
+    assert owner_of(store, FIRST) == "other"
+
+
+def test_our_own_lease_is_used_again_whatever_subnet_env_says() -> None:
+    """By owner first, then by what the old subnet.env says."""
+    store = Store()
+    store.write_lease(lease(THIRD, "me", "192.168.50.102"))
+
+    host = Host(store, wanted(previous=SECOND)).start()
+
+    assert host.subnet == THIRD
+
+
+def test_a_lease_of_the_original_is_judged_by_address() -> None:
+    """It has no owner; ours is written into it."""
+    store = Store()
+    store.write_lease(lease(THIRD, None, "192.168.50.102"))
+
+    host = Host(store, wanted()).start()
+
+    assert host.subnet == THIRD
+    assert owner_of(store, THIRD) == "me"
+
+
+def test_the_previous_subnet_is_taken_when_free_and_not_when_held() -> None:
+    """It is a wish, not a right."""
+    store = Store()
+    assert Host(store, wanted(previous=THIRD)).start().subnet == THIRD
+
+    other = Host(store, wanted("other", "192.168.50.103", previous=THIRD)).start()
+
+    assert other.subnet == FIRST
+
+
+def test_a_lease_that_no_longer_fits_is_deleted_and_another_taken() -> None:
+    """As the original: found, not compatible, deleted."""
+    store = Store()
+    store.write_lease(lease(IPv4Network("10.100.9.0/24"), "me", "192.168.50.102"))
+
+    host = Host(store, wanted()).start()
+
+    assert host.subnet == FIRST
+    assert list(store.leases) == [FIRST]
+    assert host.heard(Unsuitable)
+
+
+def test_a_reservation_that_no_longer_fits_stays() -> None:
+    """It is the operator's to remove."""
+    store = Store()
+    outside = IPv4Network("10.100.9.0/24")
+    store.write_lease(lease(outside, None, "192.168.50.102", ttl=False))
+
+    host = Host(store, wanted()).start()
+
+    assert host.subnet == FIRST
+    assert outside in store.leases
+
+
+def test_an_unreadable_lease_occupies_its_subnet() -> None:
+    """Whoever wrote it may be living there."""
+    store = Store()
+    store.write_rubbish(FIRST)
+
+    assert Host(store, wanted(previous=FIRST)).start().subnet == SECOND
+
+
+def test_an_exhausted_network_is_said_and_tried_again() -> None:
+    """Never an exit; the subnet that comes free is taken."""
+    store = Store()
+    for number in range(1, 5):
+        store.write_lease(lease(IPv4Network(f"10.100.{number}.0/24"), "x", f"192.168.50.{number}"))
+    host = Host(store, wanted()).start()
+    assert host.heard(Exhausted)
+    store.delete_lease(SECOND)
+
+    host.sleep(11)
+
+    assert host.subnet == SECOND
+
+
+def test_an_answer_that_is_lost_does_no_harm() -> None:
+    """The write took effect, we never heard: the next listing shows it, and no second subnet is taken."""
+    store = Store()
+    host = Host(store, wanted())
+    host.take(Started())
+    host.answer()
+    put = host.requests.pop()
+    store.perform(put)
+    assert isinstance(put, PutLease)
+    host.take(Failed(put, "timed out"))
+
+    host.sleep(10)
+
+    assert host.subnet == FIRST
+    assert list(store.leases) == [FIRST]
+    assert host.heard(StoreAway)
+    assert host.heard(StoreBack)
+
+
+# Reservations.
+
+
+def test_a_reservation_never_gets_a_ttl() -> None:
+    """Not when it is used, and not later: it is never renewed."""
+    store = Store()
+    store.write_lease(lease(THIRD, None, "192.168.50.102", ttl=False))
+
+    host = Host(store, wanted()).start()
+    host.sleep(48 * HOUR)
+
+    assert host.subnet == THIRD
+    standing = store.leases[THIRD]
+    assert isinstance(standing, Lease)
+    assert not standing.has_ttl
+    assert standing.revision == 2  # written once by us, with our owner
+
+
+def test_a_lease_that_the_operator_makes_a_reservation_stays_one() -> None:
+    """The documented way to reserve: put the value again without TTL."""
+    store = Store()
+    host = Host(store, wanted()).start()
+    store.write_lease(lease(FIRST, None, "192.168.50.102", ttl=False))
+
+    host.settle()
+    host.sleep(48 * HOUR)
+
+    standing = store.leases[FIRST]
+    assert isinstance(standing, Lease)
+    assert not standing.has_ttl
+    assert owner_of(store, FIRST) == "me"
+
+
+# Renewing, losing.
+
+
+def test_a_lease_is_renewed_before_it_ends() -> None:
+    """A margin before its end, for ever."""
+    store = Store()
+    host = Host(store, wanted()).start()
+
+    host.sleep(22.9 * HOUR)
+    assert not host.heard(Renewed)
+    host.sleep(0.2 * HOUR)
+
+    assert host.heard(Renewed)
+    assert host.state.held is not None
+    assert host.state.held.expires_at == 23 * HOUR + 24 * HOUR
+
+
+def test_a_lost_lease_is_taken_again_on_the_same_subnet() -> None:
+    """Deleted by somebody: the host keeps its subnet, and the store names it again."""
+    store = Store()
+    host = Host(store, wanted()).start()
+    store.delete_lease(FIRST)
+
+    host.settle()
+
+    assert host.subnet == FIRST
+    assert owner_of(store, FIRST) == "me"
+    assert host.heard(Lost)
+
+
+def test_rubbish_at_our_key_is_written_over() -> None:
+    """It names nobody; we live there."""
+    store = Store()
+    host = Host(store, wanted()).start()
+    store.write_rubbish(FIRST)
+
+    host.settle()
+
+    assert owner_of(store, FIRST) == "me"
+
+
+def test_a_lease_lost_to_another_is_left_to_it_and_the_host_runs_on() -> None:
+    """Degraded, not renumbered; taken back as soon as it is free."""
+    store = Store()
+    host = Host(store, wanted()).start()
+    store.delete_lease(FIRST)
+    store.write_lease(lease(FIRST, "other", "192.168.50.1"))
+
+    host.settle()
+
+    assert host.subnet == FIRST
+    assert owner_of(store, FIRST) == "other"
+    assert host.heard(Taken)
+    store.delete_lease(FIRST)
+    host.settle()
+    assert owner_of(store, FIRST) == "me"
+    assert host.state.is_settled
+
+
+def test_a_host_that_is_told_to_renumber_does() -> None:
+    """--on-subnet-lost=renumber."""
+    store = Store()
+    host = Host(store, wanted(renumbers=True)).start()
+    store.delete_lease(FIRST)
+    store.write_lease(lease(FIRST, "other", "192.168.50.1"))
+
+    host.settle()
+
+    assert host.subnet == SECOND
+
+
+def test_a_deletion_that_overtakes_the_answer_of_our_write_is_not_missed() -> None:
+    """The watch shows our write and its deletion before the store's answer arrives."""
+    store = Store()
+    host = Host(store, wanted())
+    host.take(Started())
+    host.answer()
+    put = host.requests.pop()
+    answer = store.perform(put)
+    store.delete_lease(FIRST)
+    host.watch()
+    host.take(answer)
+
+    host.settle()
+
+    assert owner_of(store, FIRST) == "me"
+    assert host.heard(Lost)
+
+
+def test_a_store_that_is_away_longer_than_the_ttl_costs_nothing() -> None:
+    """The lease expires meanwhile; the same subnet is taken when the store is back."""
+    store = Store()
+    host = Host(store, wanted(ttl_s=60)).start()
+    host.take(WatchLost("connection refused"))
+    store.delete_lease(FIRST)
+    host.seen = None  # nothing is delivered while it is away
+
+    host.sleep(120)
+    host.settle()
+
+    assert host.subnet == FIRST
+    assert owner_of(store, FIRST) == "me"
+
+
+def test_compaction_is_a_fresh_look_and_not_an_empty_network() -> None:
+    """What was lost is found out from the listing."""
+    store = Store()
+    host = Host(store, wanted()).start()
+    store.delete_lease(FIRST)
+    store.log.clear()
+    host.take(WatchLost("compacted", is_compacted=True))
+
+    host.settle()
+
+    assert owner_of(store, FIRST) == "me"
+
+
+def test_an_unchanged_lease_survives_compaction_without_a_write() -> None:
+    """Ten thousand hosts that list again must not write ten thousand leases."""
+    store = Store()
+    host = Host(store, wanted()).start()
+    host.take(WatchLost("compacted", is_compacted=True))
+
+    host.settle()
+
+    assert store.revision == 1
+    assert host.state.is_settled
+
+
+def test_a_change_of_address_is_published_and_the_subnet_stays() -> None:
+    """By an order."""
+    store = Store()
+    host = Host(store, wanted()).start()
+
+    host.take(Ordered(wanted(address="192.168.50.200")))
+    host.settle()
+
+    standing = store.leases[FIRST]
+    assert isinstance(standing, Lease)
+    assert standing.attributes.public_ip == IPv4Address("192.168.50.200")
+
+
+# One address, two hosts.
+
+
+def test_a_reinstalled_host_takes_its_old_lease_over_at_once() -> None:
+    """Another identity, the same machine and address."""
+    store = Store()
+    store.write_lease(lease(THIRD, "old-self", "192.168.50.102", machine="m"))
+
+    host = Host(store, wanted()).start()
+
+    assert host.subnet == THIRD
+    assert owner_of(store, THIRD) == "me"
+
+
+def test_a_living_owner_keeps_its_lease_and_the_newcomer_takes_another() -> None:
+    """Both say that they share an address, naming each other."""
+    store = Store()
+    owner = Host(store, wanted("owner", machine="m1")).start()
+    newcomer = Host(store, wanted("newcomer", machine="m2")).start()
+    assert newcomer.heard(Contested)
+
+    owner.settle()
+    newcomer.settle()
+
+    assert owner.subnet == FIRST
+    assert newcomer.subnet == SECOND
+    assert owner_of(store, FIRST) == "owner"
+    assert not store.claims
+    assert any(isinstance(r, SharedAddress) and r.other == "newcomer" for r in owner.said)
+    assert any(isinstance(r, SharedAddress) and r.other == "owner" for r in newcomer.said)
+
+
+def test_a_dead_owner_loses_its_lease_after_the_claim_expired() -> None:
+    """Unanswered for ten seconds."""
+    store = Store()
+    store.write_lease(lease(FIRST, "dead", "192.168.50.102"))
+    newcomer = Host(store, wanted("newcomer")).start()
+    newcomer.sleep(9.9)
+    assert newcomer.subnet is None
+
+    newcomer.sleep(0.2)
+
+    assert newcomer.subnet == FIRST
+    assert owner_of(store, FIRST) == "newcomer"
+
+
+def test_an_owner_that_answers_at_the_last_moment_wins() -> None:
+    """Its lease was written anew, so the take-over loses, although the newcomer never saw the answer."""
+    store = Store()
+    owner = Host(store, wanted("owner", machine="m1")).start()
+    newcomer = Host(store, wanted("newcomer", machine="m2")).start()
+    owner.settle()
+    newcomer.seen = None  # its watch hangs
+
+    newcomer.sleep(10.1)
+
+    assert owner_of(store, FIRST) == "owner"
+    assert newcomer.subnet != FIRST
+
+
+def test_a_claim_that_stood_before_a_fresh_listing_is_answered() -> None:
+    """The owner's watch was compacted away while the claim was written."""
+    store = Store()
+    owner = Host(store, wanted("owner", machine="m1")).start()
+    Host(store, wanted("newcomer", machine="m2")).start()
+    store.log.clear()
+    owner.take(WatchLost("compacted", is_compacted=True))
+
+    owner.settle()
+
+    assert not store.claims
+
+
+def test_a_clone_takes_a_new_identity() -> None:
+    """Its identity lives at another address, and answers."""
+    store = Store()
+    first = Host(store, wanted("twin", "192.168.50.102")).start()
+    clone = Host(store, wanted("twin", "192.168.50.103")).start()
+    first.settle()
+    clone.settle()
+    assert clone.heard(Reidentify)
+
+    clone.take(Ordered(wanted("own", "192.168.50.103")))
+    clone.settle()
+
+    assert owner_of(store, FIRST) == "twin"
+    assert clone.subnet == SECOND
+
+
+def test_our_old_address_is_ours_after_nobody_answered() -> None:
+    """The host moved to another address while its daemon was down."""
+    store = Store()
+    store.write_lease(lease(FIRST, "me", "192.168.50.7"))
+    host = Host(store, wanted()).start()
+
+    host.sleep(10.1)
+
+    standing = store.leases[FIRST]
+    assert isinstance(standing, Lease)
+    assert host.subnet == FIRST
+    assert standing.attributes.public_ip == IPv4Address("192.168.50.102")
+
+
+# A host that runs already.
+
+
+def test_a_host_that_started_without_its_store_publishes_what_it_runs_on() -> None:
+    """The lease came from a file: nobody knows when it ends, so it is written anew."""
+    store = Store()
+    standing = store.write_lease(lease(THIRD, "me", "192.168.50.102"))
+    host = Host(store, wanted(), held=Held(lease=replace(standing, revision=0))).start()
+
+    assert host.subnet == THIRD
+    assert host.state.is_settled
+    assert host.state.held is not None
+    assert host.state.held.expires_at is not None
+
+
+def test_a_host_that_started_without_its_store_leaves_a_subnet_that_was_given_away() -> None:
+    """It runs on, degraded."""
+    store = Store()
+    store.write_lease(lease(THIRD, "other", "192.168.50.1"))
+    host = Host(store, wanted(), held=Held(lease=lease(THIRD, "me", "192.168.50.102"))).start()
+
+    assert host.subnet == THIRD
+    assert owner_of(store, THIRD) == "other"
+    assert host.heard(Taken)
