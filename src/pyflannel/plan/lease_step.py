@@ -179,10 +179,7 @@ def _listed_while_running(state: LeaseState, held: Held, listed: Listed, now: fl
     subnet = held.lease.subnet
     claims = tuple(ClaimSeen(claim) for claim in listed.claims if claim.subnet == subnet)
     state = replace(state, missed=(*claims, *state.missed))
-    is_known = held.expires_at is not None or not held.lease.has_ttl  # False for what came from a file
-    if is_known and any(
-        lease.subnet == subnet and lease.revision == held.lease.revision for lease in listed.leases
-    ):
+    if any(lease.subnet == subnet and lease.revision == held.lease.revision for lease in listed.leases):
         return _hold(state, held, now)  # nothing happened to it while we did not look
     return _begin(state, keep(subnet, listed, state.wanted), now)
 

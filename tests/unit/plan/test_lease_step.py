@@ -409,6 +409,26 @@ def test_a_lease_is_renewed_before_it_ends() -> None:
     assert host.state.held.expires_at == 23 * HOUR + 24 * HOUR
 
 
+def test_a_renewal_whose_answer_was_lost_is_made_again() -> None:
+    """It took effect, but nobody knows when it ends; the store's revision is no longer the one we knew."""
+    store = Store()
+    host = Host(store, wanted()).start()
+    host.now = 23 * HOUR
+    host.take(Woke())
+    put = host.requests.pop()
+    assert isinstance(put, PutLease)
+    store.perform(put)
+    host.take(Failed(put, "timed out"))
+
+    host.sleep(10)
+    host.settle()
+
+    assert host.state.held is not None
+    assert host.state.held.lease.revision == store.revision
+    assert host.state.held.expires_at is not None
+    assert host.state.held.expires_at > 46 * HOUR
+
+
 def test_a_lost_lease_is_taken_again_on_the_same_subnet() -> None:
     """Deleted by somebody: the host keeps its subnet, and the store names it again."""
     store = Store()
