@@ -71,6 +71,7 @@ async def clean_up(cleanup: Cleanup, environ: Mapping[str, str]) -> CleanupRepor
     pid = await stop_daemon(places.lock)
     if pid is not None:
         report.removed.append(f"flanneld (pid {pid})")
+    was_here = places.run_dir.exists()  # the lock makes it
     with RunLock(str(places.lock), "flannelctl cleanup"):  # no daemon starts meanwhile
         await _remove_objects(places, report)
         _remove_files(
@@ -86,8 +87,9 @@ async def clean_up(cleanup: Cleanup, environ: Mapping[str, str]) -> CleanupRepor
         elif owner is None or await _release(cleanup.store_url or store_url, owner, environ, report):
             spoilt = places.identity.with_suffix(".json.corrupt")
             _remove_files(report, places.identity, places.last_known, spoilt)
-    for directory in (places.state_dir, places.run_dir):
-        _remove_directory(directory, report)
+    if not cleanup.keep_lease:
+        _remove_directory(places.state_dir, report)
+    _remove_directory(places.run_dir, report if was_here else CleanupReport())
     return report
 
 
@@ -127,10 +129,10 @@ async def _empty(target: Target, report: CleanupReport) -> None:
     except FlannelError as error:
         report.problems.append(f"{error}. {error.hint}")
         return
-    report.removed += [name(item) for item in found if item.key not in left.by_key]
-    report.problems += [f"{refusal.cause}. {refusal.hint}" for refusal in refusals]
+    report.removed.extend(name(item) for item in found if item.key not in left.by_key)
+    report.problems.extend(f"{refusal.cause}. {refusal.hint}" for refusal in refusals)
     if not refusals:
-        report.problems += [f"{name(item)} is still there" for item in left]
+        report.problems.extend(f"{name(item)} is still there" for item in left)
 
 
 async def _release(

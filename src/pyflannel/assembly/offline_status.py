@@ -7,16 +7,12 @@ from ipaddress import IPv4Network
 from pathlib import Path
 
 from pyflannel.assembly.daemon_process import running_daemon
+from pyflannel.assembly.forwarder_status import forwarder_status
 from pyflannel.assembly.places import Places
-from pyflannel.errors import ConfigError, FlannelError, WireError
-from pyflannel.model.forwarder import Forwarder
+from pyflannel.errors import ConfigError, WireError
 from pyflannel.model.last_known import LastKnown
 from pyflannel.model.network_config import NetworkConfig
-from pyflannel.model.state import State
-from pyflannel.model.status import BackendStatus, ForwarderStatus, LeaseStatus, NetworkStatus, Status
-from pyflannel.processes.forwarder import ForwarderTarget
-from pyflannel.processes.forwarder_client import connected
-from pyflannel.wire.forwarder_control import SOCKET_NAME
+from pyflannel.model.status import BackendStatus, LeaseStatus, NetworkStatus, Status
 from pyflannel.wire.last_known_json import parse_last_known
 from pyflannel.wire.network_config_json import parse_network_config
 from pyflannel.wire.subnet_env import parse_subnet_env, previous_subnet
@@ -28,7 +24,7 @@ async def offline_status(places: Places, cause: str) -> Status:
     env = _subnet_env(env_text)
     known = _last_known(places.last_known)
     config = _config(known)
-    forwarder, link = await _forwarder(places.run_dir)
+    forwarder, link = await forwarder_status(places.run_dir)
     return Status(
         version=version("pyflannel"),
         is_live=False,
@@ -52,23 +48,6 @@ def what_to_do(places: Places, status: Status) -> str:
     if status.forwarder is not None:
         return "Start flanneld again; until then packets reach the peers that it knew last."
     return "Start flanneld; on another run directory, name that with --run-dir."
-
-
-async def _forwarder(run_dir: Path) -> tuple[ForwarderStatus | None, str | None]:
-    """Return the forwarder that runs there, and its device."""
-    target = ForwarderTarget(run_dir)
-    try:
-        async with connected(run_dir / SOCKET_NAME) as client:
-            pid = client.pid
-        found = [item for item in await target.snapshot(State.EMPTY) if isinstance(item, Forwarder)]
-        counters = await target.counters()
-    except FlannelError:
-        return None, None
-    forwarder = found[0] if found else None
-    status = ForwarderStatus(
-        pid=pid, is_attached=forwarder is not None and forwarder.is_attached, counters=counters
-    )
-    return status, forwarder.link if forwarder else None
 
 
 def _backend(config: NetworkConfig | None, link: str | None, env: Mapping[str, str]) -> BackendStatus | None:

@@ -6,7 +6,6 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import click
 
@@ -20,33 +19,18 @@ _INTERRUPTED = 130
 """What a shell reports of a program that SIGINT ended."""
 
 
-class LazyCommand(NamedTuple):
-    """A command that is imported when it runs: its line of help stands here, so that `--help` is quick."""
-
-    module: str
-    name: str
-    summary: str
-
-
 COMMANDS = {
-    "cleanup": LazyCommand(
-        "pyflannel.doors.ctl.cleanup", "cleanup", "Take everything of flannel off this host."
-    ),
-    "config": LazyCommand(
-        "pyflannel.doors.ctl.config", "config", "Read, check and write the network config."
-    ),
-    "lab": LazyCommand(
-        "pyflannel.doors.ctl.lab", "lab", "Several hosts on this machine, in namespaces of their own."
-    ),
-    "leases": LazyCommand("pyflannel.doors.ctl.leases", "leases", "List the leases of the network."),
-    "status": LazyCommand(
-        "pyflannel.doors.ctl.status", "status", "Show what flanneld on this host is doing."
-    ),
+    "cleanup": "Take everything of flannel off this host.",
+    "config": "Read, check and write the network config.",
+    "lab": "Several hosts on this machine, in namespaces of their own.",
+    "leases": "List the leases of the network.",
+    "status": "Show what flanneld on this host is doing.",
 }
+"""What each command does: said here, so that `--help` imports none of them."""
 
 
 class LazyGroup(click.Group):
-    """A group of the commands above."""
+    """The commands above; each is in a module of its name, imported when it runs."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names, in the order of the help."""
@@ -54,17 +38,16 @@ class LazyGroup(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import a command; None when there is no such one."""
-        lazy = COMMANDS.get(cmd_name)
-        if lazy is None:
+        if cmd_name not in COMMANDS:
             return None
-        command = getattr(importlib.import_module(lazy.module), lazy.name)
+        command = getattr(importlib.import_module(f"pyflannel.doors.ctl.{cmd_name}"), cmd_name)
         assert isinstance(command, click.Command)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list of commands without importing any."""
         with formatter.section("Commands"):
-            formatter.write_dl([(name, COMMANDS[name].summary) for name in self.list_commands(ctx)])
+            formatter.write_dl(sorted(COMMANDS.items()))
 
 
 @click.group(cls=LazyGroup, no_args_is_help=False, context_settings={"help_option_names": ["-h", "--help"]})

@@ -25,22 +25,17 @@ def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         table.add_column(heading, overflow="fold")
     for row in rows:
         table.add_row(*row)
-    _print(table)
+    # No markup and no highlighting: the texts come from the store and from files, not from us.
+    width = None if sys.stdout.isatty() else _WIDE
+    Console(width=width, markup=False, highlight=False, emoji=False).print(table)
 
 
 def print_facts(facts: Iterable[tuple[str, str]]) -> None:
     """Print facts, one a line, their names in one column."""
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for fact in facts:
-        table.add_row(*fact)
-    _print(table)
-
-
-def warn(text: str) -> None:
-    """Say what a person should know beside the answer."""
-    click.echo(f"flannelctl: {text}", err=True)
+    lines = list(facts)
+    width = max(len(name) for name, _ in lines)
+    for name, value in lines:
+        click.echo(f"{click.style(name.ljust(width), bold=True)}  {value}")
 
 
 def duration(seconds: float) -> str:
@@ -52,9 +47,3 @@ def duration(seconds: float) -> str:
             rest = whole % size // small
             return f"{whole // size} {name}" + (f" {rest} {small_name}" if rest else "")
     return f"{whole} s"
-
-
-def _print(table: Table) -> None:
-    # No markup and no highlighting: the texts come from the store and from files, not from us.
-    width = None if sys.stdout.isatty() else _WIDE
-    Console(width=width, markup=False, highlight=False, emoji=False).print(table)
