@@ -73,20 +73,27 @@ def imported(path: Path) -> Iterator[str]:
                 yield "(a relative import)"
 
 
-def test_the_package_imports_only_what_it_declares() -> None:
-    declared = {re.split(r"[^\w-]", line)[0] for line in project()["project"]["dependencies"]}
+def names(requirements: list[str]) -> set[str]:
+    return {re.split(r"[^\w-]", requirement)[0] for requirement in requirements}
+
+
+def test_the_package_imports_what_it_declares_and_no_more() -> None:
+    """The doubles for tests may also use what tests use."""
+    run = names(project()["project"]["dependencies"])
+    dev = names(project()["project"]["optional-dependencies"]["dev"])
     distributions = packages_distributions()
 
-    foreign = {
-        f"{name} in {path.relative_to(ROOT)}"
-        for path in sources()
-        for name in imported(path)
-        if name != "pyflannel"
-        and name not in sys.stdlib_module_names
-        and declared.isdisjoint(distributions.get(name, []))
-    }
+    foreign, used = set(), set()
+    for path in SOURCE.rglob("*.py"):
+        declared = run | dev if "testing" in path.parts else run
+        for name in set(imported(path)) - sys.stdlib_module_names - {"pyflannel"}:
+            providers = declared & set(distributions.get(name, []))
+            used |= providers
+            if not providers:
+                foreign.add(f"{name} in {path.relative_to(ROOT)}")
 
     assert foreign == set()
+    assert run - used == set()
 
 
 def test_every_dependency_gives_its_reason() -> None:

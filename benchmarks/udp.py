@@ -1,0 +1,235 @@
+"""The udp backend beside the kernel's own vxlan laid by hand: one lab, one run, turn by turn.
+
+Run by `scripts/bench udp`, as root.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from statistics import median
+
+from rich.console import Console
+from rich.table import Table
+
+from pyflannel.errors import FlannelError
+from pyflannel.lab.demo import DemoOptions, bring_up
+from pyflannel.lab.host import Host
+from pyflannel.lab.kernel_path import VXLAN, KernelPath, lay_kernel_path, measure_kernel_path
+from pyflannel.lab.lab import Lab
+from pyflannel.lab.traffic import Station, measure_throughput, ping
+
+DEVICE = "flannel0"
+PORT = 5202
+SMALL_OCTETS = 64
+PINGS = 20
+BAR_WIDTH = 24
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """One quantity on both paths, a value a round.
+
+    Attributes:
+        is_less_better: as for a delay.
+    """
+
+    name: str
+    unit: str
+    overlay: tuple[float, ...]
+    kernel: tuple[float, ...]
+    is_less_better: bool = False
+
+    @property
+    def ratio(self) -> float:
+        """The overlay's median, the kernel's being 1."""
+        return median(self.overlay) / median(self.kernel)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Path:
+    """What carried the packets, as the kernel says."""
+
+    name: str
+    device: str
+    driver: str
+    mtu: int
+    route: str
+
+
+class Steps:
+    """Says on standard error what is under way, so that the table alone is on standard output."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True, highlight=False)
+
+    @contextmanager
+    def step(self, what: str) -> Iterator[None]:
+        """Show what is under way while the block runs."""
+        self._console.print(f"[dim]· {what}[/dim]")
+        yield
+
+
+def main() -> int:
+    """Measure and print; return the exit status."""
+    parser = argparse.ArgumentParser(prog="scripts/bench udp", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3, help="measurements of each figure (default 3)")
+    parser.add_argument("--seconds", type=int, default=3, help="length of each measurement (default 3)")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    options = parser.parse_args()
+    try:
+        paths, figures, forwarder_kib = measure(options.rounds, options.seconds)
+    except FlannelError as error:
+        print(f"bench: {error}\n  {error.hint}", file=sys.stderr)
+        return 1
+    if options.json:
+        print(json.dumps({figure.name: figure.ratio for figure in figures}))
+    else:
+        show(paths, figures, forwarder_kib)
+    return 0
+
+
+def measure(rounds: int, seconds: int) -> tuple[list[Path], list[Figure], int]:
+    """Return what was measured on, the figures, and the resident memory of a forwarder in KiB."""
+    steps = Steps()
+    with Lab("bench") as lab:
+        containers = bring_up(lab, DemoOptions(name="bench", has_docker=False), steps)
+        hosts = list(lab.hosts.values())
+        first, last = hosts[0], hosts[-1]
+        source, destination = containers[first.name], containers[last.name]
+        with steps.step("two plain hosts, joined by the kernel's vxlan by hand"):
+            kernel = lay_kernel_path(lab)
+        paths = [
+            describe("udp", first, DEVICE, destination),
+            describe("vxlan", kernel.left_host, VXLAN, kernel.right),
+        ]
+        with steps.step(f"{rounds} rounds, the two paths in turn"):
+            figures = measure_rounds(source, destination, kernel, rounds, seconds)
+        return paths, figures, forwarder_memory(first)
+
+
+def measure_rounds(
+    source: Station, destination: Station, kernel: KernelPath, rounds: int, seconds: int
+) -> list[Figure]:
+    """Measure each figure on both paths, turn by turn, so that what disturbs one disturbs the other."""
+
+    def in_turn(
+        name: str,
+        unit: str,
+        overlay: Callable[[], float],
+        plain: Callable[[], float],
+        *,
+        is_less_better: bool = False,
+    ) -> Figure:
+        pairs = [(overlay(), plain()) for _ in range(rounds)]
+        return Figure(
+            name=name,
+            unit=unit,
+            overlay=tuple(pair[0] for pair in pairs),
+            kernel=tuple(pair[1] for pair in pairs),
+            is_less_better=is_less_better,
+        )
+
+    return [
+        in_turn(
+            "TCP, one stream",
+            "Gbit/s",
+            lambda: measure_throughput(source, destination, seconds=seconds).gbit_s,
+            lambda: measure_kernel_path(kernel, seconds=seconds).gbit_s,
+        ),
+        in_turn(
+            f"UDP, {SMALL_OCTETS} octets, received",
+            "kpps",
+            lambda: measure_packets(source, destination, seconds),
+            lambda: measure_packets(kernel.left, kernel.right, seconds),
+        ),
+        in_turn(
+            "round trip",
+            "ms",
+            lambda: round_trip(source, destination),
+            lambda: round_trip(kernel.left, kernel.right),
+            is_less_better=True,
+        ),
+    ]
+
+
+def measure_packets(source: Station, destination: Station, seconds: int) -> float:
+    """Send small datagrams as fast as they go and return how many thousand a second arrived."""
+    destination.start_in_network(["iperf3", "--server", "--one-off", "--port", str(PORT)])
+    client = ["iperf3", "--client", str(destination.address), "--port", str(PORT), "--json"]
+    flags = ["--udp", "--bandwidth=0", f"--length={SMALL_OCTETS}", f"--time={seconds}"]
+    report = json.loads(source.run_in_network([*client, *flags], timeout_s=seconds + 30).stdout)
+    total = report["end"]["sum"]
+    return float((total["packets"] - total["lost_packets"]) / total["seconds"] / 1e3)
+
+
+def round_trip(source: Station, destination: Station) -> float:
+    """Return the average round trip in milliseconds.
+
+    Raises:
+        FlannelError: a ping was not answered.
+    """
+    result = ping(source, destination.address, count=PINGS)
+    if result.rtt_ms is None or not result.is_reached:
+        raise FlannelError(
+            f"{result.received} of {result.sent} pings answered", hint="An idle machine measures better."
+        )
+    return result.rtt_ms
+
+
+def describe(name: str, host: Host, device: str, destination: Station) -> Path:
+    """Return what the kernel of a host says of the path to a container elsewhere."""
+    link = next(link for link in host.links() if link["ifname"] == device)
+    driver = host.run(["ethtool", "-i", device]).stdout.splitlines()[0].removeprefix("driver: ")
+    route = host.run(["ip", "route", "get", str(destination.address)]).stdout.splitlines()[0]
+    return Path(name=name, device=device, driver=driver, mtu=link["mtu"], route=route.strip())
+
+
+def forwarder_memory(host: Host) -> int:
+    """Return the resident KiB of the host's forwarder."""
+    script = 'grep -l "forwarder" /proc/[0-9]*/cmdline | cut -d/ -f3 | head -1'
+    pid = host.run(["bash", "-c", f"{script} | xargs -I% grep VmRSS /proc/%/status"]).stdout
+    return int(pid.split()[1])
+
+
+def show(paths: list[Path], figures: list[Figure], forwarder_kib: int) -> None:
+    """Print the figures as a table and a picture, and what they were measured on."""
+    table = Table(title="udp backend, in user space, beside the kernel's vxlan laid by hand")
+    for heading in ("", "udp", "vxlan", "ratio"):
+        table.add_column(heading, justify="left" if heading == "" else "right")
+    table.add_column("[dim]vxlan = ▏[/dim]")
+    for figure in figures:
+        table.add_row(
+            f"{figure.name} ({figure.unit}){', less is better' if figure.is_less_better else ''}",
+            spread(figure.overlay),
+            spread(figure.kernel),
+            f"{figure.ratio:.2f}",
+            bar(figure.ratio),
+        )
+    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+    console.print(table)
+    for path in paths:
+        console.print(
+            f"{path.name}: {path.device}, driver {path.driver}, MTU {path.mtu}; {path.route}", soft_wrap=True
+        )
+    console.print(f"forwarder: {forwarder_kib / 1024:.1f} MiB resident")
+
+
+def spread(values: tuple[float, ...]) -> str:
+    """Return the median and the extremes."""
+    return f"{median(values):.2f} ({min(values):.2f}-{max(values):.2f})"
+
+
+def bar(ratio: float) -> str:
+    """Return a bar as long as the ratio, with the kernel's own length marked."""
+    length = min(round(ratio * BAR_WIDTH / 2), BAR_WIDTH)
+    middle = BAR_WIDTH // 2
+    cells = ["█" if cell < length else " " for cell in range(BAR_WIDTH)]
+    cells[middle] = "▏" if cells[middle] == " " else "█"
+    return "".join(cells).rstrip()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
