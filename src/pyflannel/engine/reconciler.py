@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from pyflannel.engine.damping import Damping
+from pyflannel.engine.pause import pause
 from pyflannel.errors import TargetError
 from pyflannel.model.operation import Add, Operation, Refusal, Remove, Replace
 from pyflannel.model.state import Item, State
@@ -92,11 +93,7 @@ class Reconciler:
             if desired is not None:
                 pause_s = await self._pass(desired)
                 self._passed()
-            try:
-                async with asyncio.timeout(pause_s):
-                    await self._changed.wait()
-            except TimeoutError:
-                continue
+            await pause(self._clock, pause_s, until=self._changed)
 
     async def _pass(self, desired: State) -> float:
         """Make one pass; return the seconds until the next that nobody asks for."""

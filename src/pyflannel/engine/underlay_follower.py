@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 
+from pyflannel.engine.pause import pause
 from pyflannel.errors import NoUnderlayError, TargetError
 from pyflannel.model.host import Underlay
 from pyflannel.plan.underlay import UnderlayOptions, choose, narrate
@@ -48,11 +49,7 @@ class UnderlayFollower:
             while True:
                 self._changed.clear()
                 await self._look()
-                try:
-                    async with asyncio.timeout(LOOK_S):
-                        await self._changed.wait()
-                except TimeoutError:
-                    continue
+                await pause(self._clock, LOOK_S, until=self._changed)
 
     async def _listen(self) -> None:
         async for _ in self._source.changes():

@@ -1,0 +1,161 @@
+"""The reconciler on a kernel and a clock in memory."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+import pytest
+
+from pyflannel.engine.reconciler import Reconciler
+from pyflannel.model.link import Link
+from pyflannel.model.operation import Add, Remove, Replace
+from pyflannel.model.state import State
+from pyflannel.plan.diff import diff
+from pyflannel.plan.ownership import ours
+from pyflannel.testing.fake_clock import FakeClock
+from pyflannel.testing.fake_kernel import FakeKernel
+
+LINK = Link(name="flannel0", kind="tun", mtu=1472)
+PLAN = State.of(LINK)
+
+
+class Bench:
+    """A reconciler that runs, and what it works on."""
+
+    def __init__(self, kernel: FakeKernel, plan: State | None) -> None:
+        self.kernel = kernel
+        self.plan = plan
+        self.clock = FakeClock()
+        self.passes = 0
+        self.reconciler = Reconciler(
+            target=kernel, clock=self.clock, desired=lambda: self.plan, passed=self._passed
+        )
+
+    def _passed(self) -> None:
+        self.passes += 1
+
+    @property
+    def is_healed(self) -> bool:
+        assert self.plan is not None
+        return not list(diff(self.plan, ours(self.kernel.state, self.plan)))
+
+
+@asynccontextmanager
+async def running(bench: Bench) -> AsyncIterator[Bench]:
+    task = asyncio.ensure_future(bench.reconciler.run())
+    try:
+        await bench.clock.settle()
+        yield bench
+    finally:
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+
+def test_nothing_is_touched_before_there_is_a_plan() -> None:
+    async def check() -> None:
+        stray = Link(name="flannel0", kind="tun", mtu=9)
+        async with running(Bench(FakeKernel(State.of(stray)), None)) as bench:
+            await bench.clock.advance(60)
+
+            assert bench.kernel.state == State.of(stray)
+            assert bench.passes == 0
+
+    asyncio.run(check())
+
+
+def test_the_plan_is_applied_and_a_changed_plan_too() -> None:
+    async def check() -> None:
+        async with running(Bench(FakeKernel(), PLAN)) as bench:
+            assert bench.is_healed
+            assert bench.reconciler.counts.is_clean
+
+            bench.plan = State.of(replace(LINK, mtu=1300))
+            bench.reconciler.wake()
+            await bench.clock.settle()
+
+            assert bench.is_healed
+            assert bench.reconciler.counts.repairs == 0
+
+    asyncio.run(check())
+
+
+def test_damage_is_repaired_at_once_and_said(caplog: pytest.LogCaptureFixture) -> None:
+    async def check() -> None:
+        async with running(Bench(FakeKernel(), PLAN)) as bench:
+            bench.kernel.damage(Replace(LINK, replace(LINK, is_up=False)))
+            await bench.clock.settle()
+
+            assert bench.is_healed
+            assert bench.reconciler.counts.repairs == 1
+            assert bench.reconciler.counts.last_repair == "link flannel0: not up"
+
+    with caplog.at_level(logging.WARNING):
+        asyncio.run(check())
+    assert "Repaired link flannel0: not up" in caplog.text
+
+
+def test_damage_that_nobody_announces_is_found_by_the_audit() -> None:
+    async def check() -> None:
+        async with running(Bench(FakeKernel(), PLAN)) as bench:
+            bench.kernel.state = State.EMPTY
+            await bench.clock.settle()
+            assert not bench.is_healed
+
+            await bench.clock.advance(10)
+
+            assert bench.is_healed
+
+    asyncio.run(check())
+
+
+def test_what_is_refused_is_said_once_and_tried_again(caplog: pytest.LogCaptureFixture) -> None:
+    async def check() -> None:
+        kernel = FakeKernel(refuse=lambda operation: True)
+        async with running(Bench(kernel, PLAN)) as bench:
+            await bench.clock.advance(5)
+            assert not bench.reconciler.counts.is_clean
+            assert 4 < len(kernel.batches) < 15
+
+            kernel.refuse = lambda operation: False
+            await bench.clock.advance(1)
+
+            assert bench.is_healed
+            assert bench.reconciler.counts.is_clean
+
+    with caplog.at_level(logging.ERROR):
+        asyncio.run(check())
+    assert caplog.text.count("refused: the test asked for this") == 1
+
+
+def test_a_fight_over_an_object_is_damped_and_said(caplog: pytest.LogCaptureFixture) -> None:
+    async def check() -> None:
+        async with running(Bench(FakeKernel(), PLAN)) as bench:
+            for _ in range(100):
+                bench.kernel.damage(Remove(LINK))
+                await bench.clock.advance(0.1)
+
+            assert bench.reconciler.counts.repairs < 20
+
+            await bench.clock.advance(60)  # the other gave up
+
+            assert bench.is_healed
+
+    with caplog.at_level(logging.ERROR):
+        asyncio.run(check())
+    assert "Somebody keeps undoing our repairs" in caplog.text
+
+
+def test_foreign_objects_stay() -> None:
+    async def check() -> None:
+        foreign = Link(name="eth0", kind="", mtu=1500, alias="")
+        async with running(Bench(FakeKernel(State.of(foreign)), PLAN)) as bench:
+            bench.kernel.damage(Add(replace(foreign, name="eth1")))
+            await bench.clock.settle()
+
+            assert foreign in bench.kernel.state
+            assert replace(foreign, name="eth1") in bench.kernel.state
+
+    asyncio.run(check())
