@@ -1,0 +1,1 @@
+"""The store on etcd v3, several endpoints of one cluster."""

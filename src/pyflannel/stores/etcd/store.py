@@ -1,0 +1,148 @@
+"""Leases in etcd v3."""
+
+import logging
+from collections.abc import AsyncIterator, Sequence
+
+from grpclib.const import Status
+
+from pyflannel.errors import CompactedError, StoreError
+from pyflannel.model.store_record import Changes, Conflict, Delete, Listing, Put, Record, Written
+from pyflannel.stores.etcd.cluster import Cluster, Endpoint, RefusedError
+from pyflannel.stores.etcd.key_space import KeySpace
+from pyflannel.stores.etcd.rpc_grpc import KVStub, LeaseStub
+from pyflannel.stores.etcd.rpc_pb2 import (
+    LeaseGrantRequest,
+    LeaseRevokeRequest,
+    LeaseTimeToLiveRequest,
+    RangeRequest,
+    RangeResponse,
+)
+from pyflannel.stores.etcd.transaction import lease_left_behind, outcome, transaction
+from pyflannel.stores.etcd.watch import Watch
+
+log = logging.getLogger(__name__)
+
+PAGE_RECORDS = 1000
+"""Records asked for at a time, so that one answer stays far below etcd's limits."""
+
+
+class EtcdStore:
+    """The keys under one prefix of an etcd v3 cluster (3.4 and newer).
+
+    A key with a TTL hangs on an etcd lease of its own: `lease_id`.
+    """
+
+    def __init__(
+        self, endpoints: Sequence[Endpoint], prefix: str, *, page_records: int = PAGE_RECORDS
+    ) -> None:
+        self._cluster = Cluster(endpoints)
+        self._keys = KeySpace(prefix)
+        self._page_records = page_records
+
+    async def get(self, key: str) -> Record | None:
+        """Return the record at exactly this key, or None; linearisable."""
+        answer = await self._range(RangeRequest(key=self._keys.full(key)))
+        return self._keys.record(answer.kvs[0]) if answer.kvs else None
+
+    async def list(self, prefix: str) -> Listing:
+        """Return all records under `prefix` at one revision, in the order of their keys."""
+        while True:
+            try:
+                return await self._list_at_one_revision(prefix)
+            except RefusedError as refused:
+                # The revision was compacted between two pages: begin again at a newer one.
+                if refused.status is not Status.OUT_OF_RANGE:
+                    raise
+
+    async def write(self, operation: Put | Delete) -> Written | Conflict:
+        """Perform one conditional write as one transaction.
+
+        When the answer gets lost, the write may have taken effect; the new etcd lease is then left to expire
+        by itself, as revoking it would delete the key.
+        """
+        lease_id = 0
+        if isinstance(operation, Put) and operation.ttl_s is not None:
+            lease_id = await self._grant(operation.ttl_s)
+        request = transaction(self._keys, operation, lease_id)
+        try:
+            answer = await self._cluster.ask(lambda member: KVStub(member.channel).Txn(request), once=True)
+        except RefusedError:
+            await self._release(lease_id)
+            raise
+        result = outcome(self._keys, answer)
+        # A lost race leaves the new lease with nothing on it, a write that was done the one before. An hourly
+        # renewal would else pile up 24 h leases in etcd.
+        await self._release(lease_id if isinstance(result, Conflict) else lease_left_behind(answer))
+        return result
+
+    async def watch(self, prefix: str, after: int) -> AsyncIterator[Changes]:
+        """Yield every change under `prefix` later than `after`, each exactly once, in order."""
+        watch = await self._cluster.ask(lambda member: Watch.start(member, self._keys, prefix, after))
+        try:
+            if watch.revision < after:
+                await self._raise_if_rewound(after)
+            while True:
+                yield await watch.next()
+        except CompactedError:
+            raise
+        except StoreError:
+            self._cluster.distrust(watch.member)
+            raise
+        finally:
+            await watch.close()
+
+    async def time_to_live(self, record: Record) -> float | None:
+        """Return the seconds, in whole ones, until the record expires; None when it never does."""
+        if not record.lease_id:
+            return None
+        request = LeaseTimeToLiveRequest(ID=record.lease_id)
+        answer = await self._cluster.ask(lambda member: LeaseStub(member.channel).LeaseTimeToLive(request))
+        return max(0.0, float(answer.TTL))
+
+    async def close(self) -> None:
+        """Close the connections; watches end."""
+        self._cluster.close()
+
+    async def _range(self, request: RangeRequest) -> RangeResponse:
+        return await self._cluster.ask(lambda member: KVStub(member.channel).Range(request))
+
+    async def _list_at_one_revision(self, prefix: str) -> Listing:
+        start, end = self._keys.range_of(prefix)
+        records: list[Record] = []
+        revision = 0
+        while True:
+            page = await self._range(
+                RangeRequest(key=start, range_end=end, limit=self._page_records, revision=revision)
+            )
+            revision = revision or page.header.revision
+            records += map(self._keys.record, page.kvs)
+            if not page.more:
+                return Listing(tuple(records), revision)
+            start = page.kvs[-1].key + b"\0"
+
+    async def _grant(self, ttl_s: int) -> int:
+        request = LeaseGrantRequest(TTL=ttl_s)
+        answer = await self._cluster.ask(lambda member: LeaseStub(member.channel).LeaseGrant(request))
+        return int(answer.ID)
+
+    async def _release(self, lease_id: int) -> None:
+        """Revoke an etcd lease that no key hangs on any more; left to expire when that fails.
+
+        Somebody may have hung other keys on it by hand, which revoking would delete: so etcd is asked first.
+        """
+        if not lease_id:
+            return
+        request = LeaseTimeToLiveRequest(ID=lease_id, keys=True)
+        try:
+            lease = await self._cluster.ask(lambda member: LeaseStub(member.channel).LeaseTimeToLive(request))
+            if lease.TTL > 0 and not lease.keys:
+                revoke = LeaseRevokeRequest(ID=lease_id)
+                await self._cluster.ask(lambda member: LeaseStub(member.channel).LeaseRevoke(revoke))
+        except StoreError as error:
+            log.debug("etcd lease was left to expire lease_id=%x cause=%s", lease_id, error)
+
+    async def _raise_if_rewound(self, after: int) -> None:
+        """Raise CompactedError when etcd never was at revision `after`: it was restored or begun anew."""
+        answer = await self._range(RangeRequest(key=self._keys.full(""), count_only=True))
+        if answer.header.revision < after:
+            raise CompactedError(after, answer.header.revision)
