@@ -275,3 +275,10 @@ def _original_verdict(case: dict[str, Any]) -> str:
     if case["usage_on_stderr"]:
         return "usage"
     return "version" if first in ("dev", "0.5.3+git") else "runs"
+
+
+def test_the_reference_names_every_flag_and_default() -> None:
+    text = (ROOT / "docs/reference/flags.md").read_text()
+
+    assert [flag.name for flag in FLAGS if f"`{flag.name}`" not in text] == []
+    assert [flag.default for flag in FLAGS if flag.default and f"`{flag.default}`" not in text] == []

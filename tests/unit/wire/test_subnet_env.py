@@ -46,7 +46,11 @@ def test_leaves_ipv4_out_when_it_is_off() -> None:
     config = NetworkConfig(enable_ipv4=False, enable_ipv6=True, ipv6_network=IPv6Network("fd00:5::/48"))
 
     text = format_subnet_env(
-        config=config, subnet=None, ipv6_subnet=IPv6Network("fd00:5:0:34::/64"), mtu=1450, ip_masq=False
+        config=config,
+        subnet=IPv4Network("10.100.15.0/24"),
+        ipv6_subnet=IPv6Network("fd00:5:0:34::/64"),
+        mtu=1450,
+        ip_masq=False,
     )
 
     assert text == (
