@@ -93,7 +93,7 @@ def parse(config: NetworkConfig) -> UdpBackend:
     Raises:
         ConfigError: IPv4 is off, or Port is no UDP port; the message names key and value.
     """
-    if config.network is None:
+    if not config.enable_ipv4 or config.network is None:
         raise ConfigError(
             "the udp backend carries IPv4 only, and the config has EnableIPv4=false",
             hint="Set EnableIPv4 and Network, or choose another Backend.Type.",

@@ -1,0 +1,47 @@
+"""Allocation, as laws."""
+
+from ipaddress import IPv4Address, IPv4Network
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyflannel.model.network_config import NetworkConfig
+from pyflannel.plan.allocate import pick
+
+CONFIG = NetworkConfig(
+    network=IPv4Network("10.100.0.0/16"),
+    subnet_length=24,
+    subnet_min=IPv4Address("10.100.1.0"),
+    subnet_max=IPv4Address("10.100.20.0"),
+)
+
+
+@st.composite
+def networks(draw: st.DrawFn) -> IPv4Network:
+    """Networks of other lengths too, in and around the range."""
+    length = draw(st.sampled_from([22, 23, 24, 25, 28]))
+    address = int(IPv4Address("10.100.0.0")) + draw(st.integers(0, 30 * 256))
+    return IPv4Network((address, length), strict=False)
+
+
+@given(occupied=st.lists(networks(), max_size=30), drawn=st.integers(0, 1000))
+def test_what_is_picked_is_free_and_admitted(occupied: list[IPv4Network], drawn: int) -> None:
+    """None only when every subnet overlaps something."""
+    every = [IPv4Network((f"10.100.{n}.0", 24)) for n in range(1, 21)]
+    free = [subnet for subnet in every if not any(subnet.overlaps(taken) for taken in occupied)]
+
+    picked = pick(CONFIG, occupied, lambda n: drawn % n)
+
+    assert picked == (free[drawn % len(free)] if free else None)
+
+
+def test_a_network_of_a_million_subnets_is_not_listed() -> None:
+    """The free ones are counted."""
+    wide = NetworkConfig(
+        network=IPv4Network("10.0.0.0/8"),
+        subnet_length=30,
+        subnet_min=IPv4Address("10.0.0.4"),
+        subnet_max=IPv4Address("10.255.255.252"),
+    )
+
+    assert pick(wide, [IPv4Network("10.0.0.0/9")], lambda n: n - 1) == IPv4Network("10.255.255.252/30")

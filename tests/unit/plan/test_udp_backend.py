@@ -1,0 +1,103 @@
+"""The udp backend's plans, as values."""
+
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+
+import pytest
+
+from pyflannel.errors import ConfigError
+from pyflannel.model.address import Address
+from pyflannel.model.forwarder import Forwarder, ForwarderPeer
+from pyflannel.model.host import Host, Underlay
+from pyflannel.model.lease import Lease, LeaseAttributes
+from pyflannel.model.link import Link
+from pyflannel.model.network_config import NetworkConfig
+from pyflannel.model.route import Route
+from pyflannel.model.state import State
+from pyflannel.plan.backend.udp import UdpBackend, parse
+from pyflannel.plan.backends import backend_of
+
+NETWORK = IPv4Network("10.100.0.0/16")
+CONFIG = NetworkConfig(network=NETWORK, subnet_length=24)
+OWN = Lease(
+    subnet=IPv4Network("10.100.15.0/24"), attributes=LeaseAttributes(public_ip=IPv4Address("192.168.50.102"))
+)
+PEER = Lease(
+    subnet=IPv4Network("10.100.93.0/24"), attributes=LeaseAttributes(public_ip=IPv4Address("10.10.10.101"))
+)
+HOST = Host(
+    lease=OWN,
+    underlay=Underlay(
+        link="eth0",
+        address=IPv4Address("192.168.50.102"),
+        mtu=1500,
+        public_ip=IPv4Address("203.0.113.9"),
+    ),
+)
+
+
+def test_the_host_of_the_cookbook() -> None:
+    """flannel0 with the subnet's base and the network's prefix, 28 octets below the underlay's MTU."""
+    plan = UdpBackend(network=NETWORK).plan_host(HOST)
+
+    base = IPv4Address("10.100.15.0")
+    assert plan == State.of(
+        Link(name="flannel0", kind="tun", mtu=1472, queue_length=500, has_ipv6=False),
+        Address(link="flannel0", address=IPv4Interface("10.100.15.0/16")),
+        Route(destination=NETWORK, link="flannel0", source=base, protocol=2, scope=253),
+        Forwarder(
+            link="flannel0",
+            tunnel_address=base,
+            subnet=OWN.subnet,
+            listen_address=IPv4Address("192.168.50.102"),
+            port=8285,
+            mtu=1472,
+        ),
+    )
+
+
+def test_a_peer_is_one_entry_and_its_own_port_counts() -> None:
+    """Peers of the original publish none: the config's then."""
+    backend = UdpBackend(network=NETWORK, port=9000)
+    published = replace(PEER, attributes=replace(PEER.attributes, port=7000))
+
+    address = PEER.attributes.public_ip
+    assert backend.plan_peer(PEER) == State.of(
+        ForwarderPeer(link="flannel0", subnet=PEER.subnet, address=address, port=9000)
+    )
+    assert backend.plan_peer(published) == State.of(
+        ForwarderPeer(link="flannel0", subnet=PEER.subnet, address=address, port=7000)
+    )
+
+
+@pytest.mark.parametrize(("backend_type", "is_peer"), [("", True), ("udp", True), ("vxlan", False)])
+def test_peers_of_another_backend_are_left_out(backend_type: str, is_peer: bool) -> None:
+    """The original leaves the type empty."""
+    peer = replace(PEER, attributes=replace(PEER.attributes, backend_type=backend_type))
+
+    assert bool(len(UdpBackend(network=NETWORK).plan_peer(peer))) == is_peer
+
+
+@pytest.mark.parametrize("key", ["Port", "port", "PORT"])
+def test_the_port_comes_from_the_config(key: str) -> None:
+    assert parse(replace(CONFIG, backend={"Type": "udp", key: 9000})).port == 9000
+    assert parse(replace(CONFIG, backend={"Type": "udp", key: None})).port == 8285
+
+
+@pytest.mark.parametrize("port", [0, -1, 65536, "8285", 8285.5, True])
+def test_a_bad_port_is_named(port: object) -> None:
+    with pytest.raises(ConfigError, match=r"Backend\.Port is "):
+        parse(replace(CONFIG, backend={"Type": "udp", "Port": port}))
+
+
+def test_a_network_without_ipv4_is_refused() -> None:
+    with pytest.raises(ConfigError, match="EnableIPv4=false"):
+        parse(replace(CONFIG, enable_ipv4=False))
+
+
+@pytest.mark.parametrize(("name", "later"), [("vxlan", " (not yet supported)"), ("nonsense", "")])
+def test_an_unknown_backend_is_named(name: str, later: str) -> None:
+    with pytest.raises(ConfigError, match="unknown backend type: ") as caught:
+        backend_of(replace(CONFIG, backend_type=name))
+
+    assert str(caught.value) == f"unknown backend type: {name}{later}"
