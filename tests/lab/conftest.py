@@ -28,13 +28,23 @@ class Namespace:
     def delete(self) -> None:
         subprocess.run(["ip", "netns", "delete", self.name], check=True)
 
-    def command(self, *words: str) -> str:
-        """Run a command in the namespace and return what it printed."""
+    def command(self, *words: str, given: str = "") -> str:
+        """Run a command in the namespace, with `given` as its input, and return what it printed."""
         done = subprocess.run(
-            ["ip", "netns", "exec", self.name, *words], capture_output=True, text=True, check=False
+            ["ip", "netns", "exec", self.name, *words],
+            input=given,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert done.returncode == 0, f"{' '.join(words)}: {done.stderr}"
         return done.stdout
+
+    def attempt(self, *words: str) -> str:
+        """Run a command in the namespace, which may fail, and return what it printed."""
+        return subprocess.run(
+            ["ip", "netns", "exec", self.name, *words], stdout=subprocess.PIPE, text=True, check=False
+        ).stdout
 
     def ip(self, words: str) -> str:
         """Run `ip` with these words in the namespace and return what it printed."""

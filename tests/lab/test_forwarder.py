@@ -155,6 +155,19 @@ def hosts(make_namespace, tmp_path):
 
 
 @pytest.fixture
+def namesake(make_namespace, tmp_path):
+    """A third host, which has a flannel0 and a port 8285 of its own and nothing to do with the others."""
+    host = Host(make_namespace(), 1, tmp_path / "namesake")
+    host.namespace.ip(f"address add {host.address}/24 dev lo")
+    host.add_device()
+    try:
+        assert not host.apply(Add(host.forwarder))
+        yield host
+    finally:
+        host.stop()
+
+
+@pytest.fixture
 def linked(hosts):
     """Two hosts whose forwarders know each other."""
     one, two = hosts
@@ -187,6 +200,103 @@ def test_ping_crosses_two_forwarders(linked):
 
     assert output.count("ttl=62") == 3
     assert one.counters()["sent_packets"] == one.counters()["received_packets"] == 3
+
+
+def test_each_tunnel_end_is_a_hop(linked):
+    """Traceroute sees our own tunnel address, then the peer's, then the destination."""
+    one, two = linked
+    hops = [
+        one.namespace.attempt("ping", "-c", "1", "-W", "2", "-t", ttl, two.tunnel_address)
+        for ttl in ("1", "2", "3")
+    ]
+
+    assert f"From {one.tunnel_address} icmp_seq=1 Time to live exceeded" in hops[0]
+    assert f"From {two.tunnel_address} icmp_seq=1 Time to live exceeded" in hops[1]
+    assert f"64 bytes from {two.tunnel_address}" in hops[2]
+
+
+def test_no_route_is_told_to_the_sender(linked):
+    """A program that asks to hear of errors hears that the network is unreachable, at a bounded rate."""
+    one, _ = linked
+    ask = (
+        "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM);"
+        "s.setsockopt(0, 11, 1); s.settimeout(5); s.sendto(b'x', ('10.100.99.9', 9))\n"
+        "try: s.recv(1)\n"
+        "except OSError as error: print(error.strerror)\n"
+        "f = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n"
+        "for _ in range(300): f.sendto(b'x', ('10.100.99.9', 9))"
+    )
+
+    started = time.monotonic()
+    said = one.namespace.command(sys.executable, "-c", ask)
+    counters = wait_until(lambda: (c := one.counters())["dropped_out_no_route"] >= 301 and c, "300 drops")
+
+    assert said == "Network is unreachable\n"
+    assert 1 <= counters["icmp_unreachable"] <= 50 + 100 * (time.monotonic() - started) + 1
+    assert counters["icmp_unreachable"] + counters["icmp_held_back"] == counters["dropped_out_no_route"]
+
+
+def test_a_datagram_longer_than_the_path_goes_in_fragments(linked):
+    """An underlay that is narrower than planned costs fragments, not packets."""
+    one, two = linked
+    for host in linked:
+        host.namespace.ip("link set eth0 mtu 1000")
+
+    output = one.namespace.command(
+        "ping", "-c", "3", "-i", "0.1", "-s", "1444", "-M", "do", "-W", "2", two.tunnel_address
+    )
+
+    assert output.count("ttl=62") == 3
+
+
+def test_strangers_are_dropped_and_counted(linked):
+    """Right inner addresses do not help a wrong sender, nor a right sender wrong inner addresses."""
+    one, two = linked
+    one.namespace.ip("address add 10.9.0.66/24 dev eth0")
+    ours, theirs, else_where = (IPv4Address(a).packed for a in ("10.100.2.9", "10.100.1.9", "10.100.3.9"))
+    header = bytes.fromhex("450000140000000040110000")
+    send = (
+        "import socket, sys; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.bind((sys.argv[1], 0))\n"
+        "s.sendto(bytes.fromhex(sys.argv[2]), ('10.9.0.2', 8285))"
+    )
+    for sender, packet in (
+        ("10.9.0.66", header + theirs + ours),
+        ("10.9.0.1", header + else_where + ours),
+        ("10.9.0.1", header + theirs + else_where),
+        ("10.9.0.1", b"\x60" + bytes(39)),
+        ("10.9.0.1", b"short"),
+        ("10.9.0.1", (header + theirs + ours).ljust(1473, b"x")),
+        ("10.9.0.1", header + theirs + ours),
+    ):
+        one.namespace.command(sys.executable, "-c", send, sender, packet.hex())
+
+    counters = wait_until(lambda: (c := two.counters())["received_packets"] and c, "the good packet")
+
+    assert {name: value for name, value in counters.items() if value and "_in_" in name} == {
+        "dropped_in_impostor": 1,
+        "dropped_in_stranger": 1,
+        "dropped_in_not_ours": 1,
+        "dropped_in_not_ipv4": 1,
+        "dropped_in_short": 1,
+        "dropped_in_long": 1,
+    }
+    assert counters["received_packets"] == 1
+
+
+def test_no_failure_of_the_underlay_or_the_device_ends_it(linked):
+    """No way out, a device that is down: counted, and packets flow again as soon as they can."""
+    one, two = linked
+    for device, host, failure in (
+        ("eth0", one, "send_failed_ENETUNREACH"),
+        ("flannel0", two, "write_failed_EIO"),
+    ):
+        addresses = host.address + "/24" if device == "eth0" else host.tunnel_address + "/16"
+        host.namespace.ip(f"link set {device} down")
+        one.namespace.attempt("ping", "-c", "2", "-i", "0.05", "-W", "0.2", two.tunnel_address)
+        wait_until(lambda h=host, f=failure: h.counters().get(f, 0) >= 2, failure)
+        host.namespace.ip(f"link set {device} up")
+        host.namespace.attempt("ip", "address", "add", addresses, "dev", device)
+        one.namespace.command("ping", "-c", "1", "-W", "2", two.tunnel_address)
 
 
 def test_what_was_applied_is_what_is_found(linked):
@@ -361,7 +471,7 @@ def test_no_device_is_ever_created(hosts):
     assert one.snapshot() == State.of(replace(one.forwarder, is_attached=False))
 
 
-def test_a_held_device_names_its_holder(hosts):
+def test_a_held_device_names_its_holder(namesake, hosts):
     """Another program reads flannel0: the refusal says which."""
     one, _ = hosts
     hold = (
@@ -378,7 +488,7 @@ def test_a_held_device_names_its_holder(hosts):
     assert refusal.hint
 
 
-def test_a_port_in_use_names_its_holder(hosts):
+def test_a_port_in_use_names_its_holder(namesake, hosts):
     """Nothing is left running, and the next try succeeds when the port is free."""
     one, two = hosts
     hold = (

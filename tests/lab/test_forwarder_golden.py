@@ -46,10 +46,11 @@ def test_the_original_s_cases_on_a_real_device(make_namespace, tmp_path):
     async def replay():
         target = ForwarderTarget(run_dir)
         assert not await target.apply([Add(forwarder), *(Add(peer) for peer in peers)])
-        with PlainHosts() as plain:
-            results = [(case, *plain.inject(case)) for case in cases]
-        assert not await target.apply([Remove(forwarder)])
-        return results
+        try:
+            with PlainHosts() as plain:
+                return [(case, *plain.inject(case)) for case in cases]
+        finally:
+            await target.apply([Remove(forwarder)])
 
     results = ns.run(replay, 60)
 

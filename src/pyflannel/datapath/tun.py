@@ -2,6 +2,7 @@
 
 import errno
 import os
+from contextlib import suppress
 from fcntl import ioctl
 from socket import if_nametoindex
 from struct import Struct
@@ -39,6 +40,7 @@ class Tun:
         except OSError:
             os.close(self.descriptor)
             raise
+        _accept_own_source(link)
 
     @property
     def is_current(self) -> bool:
@@ -59,6 +61,16 @@ def _attach(descriptor: int, link: str) -> None:
         ioctl(descriptor, _TUNSETIFF, _IFREQ.pack(link.encode(), _IFF_TUN | _IFF_NO_PI))
     except OSError as error:
         raise OSError(error.errno, f"device {link}: {error.strerror}") from None
+
+
+def _accept_own_source(link: str) -> None:
+    """Let the host take packets from the device that carry its own address: the ICMP errors that we write.
+
+    Nobody else can send such packets: what comes from the underlay is proven first. Where the setting is
+    read-only the errors are lost, as the original's are.
+    """
+    with suppress(OSError), open(f"/proc/sys/net/ipv4/conf/{link}/accept_local", "w") as file:
+        file.write("1")
 
 
 def _index(link: str) -> int:

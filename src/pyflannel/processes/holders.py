@@ -15,18 +15,23 @@ def find_port_holder(address: IPv4Address, port: int) -> str | None:
         return None
     targets = {f"socket:[{inode}]" for inode in inodes}
     for process in _processes():
-        if any(target in targets for target in _open_files(process)):
+        if any(_link(descriptor) in targets for descriptor in _entries(process / "fd")):
             return _describe(process)
     return None
 
 
 def find_tun_holder(link: str) -> str | None:
-    """Return the program that is attached to a TUN device, as `NAME, pid N`, or None."""
+    """Return the program that is attached to a TUN device, as `NAME, pid N`, or None.
+
+    Only in our network namespace: devices of one name may be in many.
+    """
+    namespace = _link(_PROC / "thread-self/ns/net")
     attached = re.compile(rf"^iff:\t{re.escape(link)}$", re.MULTILINE)
     for process in _processes():
-        for descriptor in _entries(process / "fdinfo"):
-            if attached.search(_read(descriptor)):
-                return _describe(process)
+        if _link(process / "ns/net") != namespace:
+            continue
+        if any(attached.search(_read(descriptor)) for descriptor in _entries(process / "fdinfo")):
+            return _describe(process)
     return None
 
 
@@ -48,12 +53,11 @@ def _processes() -> Iterator[Path]:
     return (entry for entry in _entries(_PROC) if entry.name.isdecimal())
 
 
-def _open_files(process: Path) -> Iterator[str]:
-    for descriptor in _entries(process / "fd"):
-        try:
-            yield str(descriptor.readlink())
-        except OSError:
-            continue  # closed meanwhile
+def _link(path: Path) -> str:
+    try:
+        return str(path.readlink())
+    except OSError:
+        return ""  # closed meanwhile, or not ours to look into
 
 
 def _entries(directory: Path) -> list[Path]:
