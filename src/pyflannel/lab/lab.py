@@ -1,5 +1,6 @@
 """A lab: hosts, a router and what they store, made at once and gone when its block ends."""
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -8,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 
-from pyflannel.errors import LabError
+from pyflannel.errors import LabError, UsageError
 from pyflannel.lab.host import Host
 from pyflannel.lab.lab_directory import LabDirectory, lab_names
 from pyflannel.lab.network import lay_segments, plug_in
@@ -39,10 +40,13 @@ class Lab:
         self._may_begin = threading.Lock()
         self._is_ending = False
         self._is_kept = False
+        self._begun: list[Sandbox] = []
         self.directory = self._home.path
         self.router = Sandbox(ROUTER, self.directory / ROUTER)
 
     def __enter__(self) -> "Lab":
+        if os.geteuid() != 0:
+            raise UsageError("the lab needs root: it makes namespaces and mounts", hint="Run it by sudo.")
         self._home.acquire()
         try:
             self._home.clear()
@@ -62,6 +66,8 @@ class Lab:
         if self._is_kept and error is None:
             self._home.mark_kept()
             self._home.release()
+            for sandbox in self._begun:
+                sandbox.let_go()
         else:
             self.remove()
 
@@ -81,6 +87,8 @@ class Lab:
             self._is_ending = True
         with _uninterrupted():
             self._home.remove()
+        for sandbox in self._begun:
+            sandbox.reap()
 
     def each(self, act: Callable[[Host], object]) -> None:
         """Do something on all hosts at the same time."""
@@ -104,6 +112,7 @@ class Lab:
         with self._may_begin:
             if self._is_ending:
                 raise LabError(f"lab {self.name} is ending", hint="Nothing can be added to it.")
+            self._begun.append(sandbox)
             sandbox.begin()
 
     def _join(self, hosts: list[Host]) -> None:

@@ -35,7 +35,7 @@ class LabDirectory:
         self.path = ROOT / name
         self._lock: int | None = None
 
-    def acquire(self, *, patience_s: float = 2.0) -> None:
+    def acquire(self, *, patience_s: float = 0.5) -> None:
         """Make the directory if need be, and take the lock; who only looks at it holds it for a moment.
 
         Raises:

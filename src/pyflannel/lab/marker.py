@@ -5,6 +5,7 @@ environment. So no list of process ids must be kept, none can be out of date, an
 found like the rest.
 """
 
+import contextlib
 import os
 import select
 import signal
@@ -58,7 +59,8 @@ def _kill(pids: list[int], deadline_s: float) -> None:
                 continue
             descriptors.append(descriptor)
             poller.register(descriptor, select.POLLIN)
-            signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # has ended, and nobody asked how yet
+                signal.pidfd_send_signal(descriptor, signal.SIGKILL)
         waiting = len(descriptors)
         end = time.monotonic() + deadline_s
         while waiting and time.monotonic() < end:

@@ -12,13 +12,21 @@ from pyflannel.lab.topology import HostPlace, Segment
 
 
 def lay_segments(router: Sandbox, segments: Iterable[Segment]) -> None:
-    """Give the router a bridge for each segment, with the gateway's address."""
+    """Make a switch for each segment, and plug the router into it with the gateway's address.
+
+    The switch is a bridge beside the router's port, not the port itself: what the kernel routes out of a
+    bridge device is segmented in software when it is a tunnel's, and tunnels would seem half as fast.
+    """
     lines = []
     for segment in segments:
+        port = f"gw-{segment.name}"
         lines += [
             f"link add {segment.name} type bridge",
-            f"address add {segment.gateway} dev {segment.name}",
+            f"link add {port} type veth peer name sw-{segment.name}",
+            f"link set sw-{segment.name} master {segment.name} up",
             f"link set {segment.name} up",
+            f"address add {segment.gateway} dev {port}",
+            f"link set {port} up",
         ]
     _ip(router, lines)
 

@@ -1,5 +1,6 @@
 """A program that runs inside a sandbox."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -28,14 +29,14 @@ class Program:
 
     @property
     def pid(self) -> int:
-        """The program's process id, as the machine outside the sandbox counts."""
-        if self._pid is None:
-            wait_until(
-                self._has_entered, what=f"{self.name} enters its sandbox", deadline_s=_ENTRY_DEADLINE_S
-            )
-        if self._pid is None:
+        """The program's process id, as the machine outside the sandbox counts.
+
+        Raises:
+            LabError: it ended before anybody asked.
+        """
+        if (pid := self._find_pid()) is None:
             raise LabError(f"{self.name} ended before it could be found", hint=self.last_words())
-        return self._pid
+        return pid
 
     @property
     def exit_code(self) -> int | None:
@@ -44,9 +45,10 @@ class Program:
 
     def send(self, signal_number: int) -> None:
         """Send the program a signal; one that has ended already gets none."""
-        if self.exit_code is not None:
+        if self.exit_code is not None or (pid := self._find_pid()) is None:
             return
-        os.kill(self.pid, signal_number)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal_number)
         if signal_number == signal.SIGCONT:
             self._entry.send_signal(signal.SIGCONT)  # nsenter stops itself along with its child
 
@@ -96,6 +98,13 @@ class Program:
         if self.log is None or not self.log.exists():
             return "It left no log."
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:]) or "Its log is empty."
+
+    def _find_pid(self) -> int | None:
+        """Return the process id, or None when the program ended before it was asked for."""
+        if self._pid is None:
+            entered = f"{self.name} enters its sandbox"
+            wait_until(self._has_entered, what=entered, deadline_s=_ENTRY_DEADLINE_S)
+        return self._pid
 
     def _has_entered(self) -> bool:
         try:

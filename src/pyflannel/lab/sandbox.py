@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -36,6 +37,8 @@ class Sandbox:
         self.directory = directory
         self._init: subprocess.Popen[str] | None = None
         self._init_pid = 0
+        self._entries: list[subprocess.Popen[str]] = []
+        self._entering = threading.Lock()
 
     def begin(self) -> None:
         """Start the first process; `finish` waits until it has done its work."""
@@ -72,6 +75,21 @@ class Sandbox:
                 )
         children = Path(f"/proc/{self._init.pid}/task/{self._init.pid}/children").read_text().split()
         self._init_pid = int(children[0])
+
+    def reap(self) -> None:
+        """Take note of the end of what was started here, once every process of the lab is dead."""
+        for entry in [*self._entries, self._init]:
+            if entry is not None:
+                entry.wait()
+                for stream in (entry.stdin, entry.stdout, entry.stderr):
+                    if stream is not None:
+                        stream.close()
+
+    def let_go(self) -> None:
+        """Leave what was started here to itself: the lab outlives this program."""
+        for entry in [*self._entries, self._init]:
+            if entry is not None and entry.poll() is None:
+                entry.returncode = 0  # by which Popen knows that nobody means to wait for it
 
     def adopt(self, init_pid: int) -> None:
         """Work in a sandbox that another program made, whose first process is `init_pid`."""
@@ -176,7 +194,7 @@ class Sandbox:
         stdout: int,
         stderr: int,
     ) -> subprocess.Popen[str]:
-        return subprocess.Popen(
+        entry = subprocess.Popen(
             self.entering(argv),
             env=self.environment | dict(environment or {}),
             stdin=stdin,
@@ -185,3 +203,7 @@ class Sandbox:
             text=True,
             start_new_session=True,
         )
+        with self._entering:
+            self._entries = [known for known in self._entries if known.poll() is None]
+            self._entries.append(entry)
+        return entry

@@ -7,7 +7,7 @@ set -e
 directory=$1
 name=$2
 
-hostname "$name"
+echo "$name" >/proc/sys/kernel/hostname
 mkdir -p "$directory"/{run,docker,log,cgroup}
 mount --bind "$directory/run" /run
 

@@ -12,7 +12,7 @@ class Segment:
     """One Ethernet that hosts are plugged into; the router is its gateway.
 
     Attributes:
-        name: also the name of the router's bridge, at most 15 octets.
+        name: also the name of its switch, a bridge beside the router; at most 12 octets.
     """
 
     name: str
@@ -24,7 +24,7 @@ class HostPlace:
     """A host and where it is plugged in: `eth0` with this address, default route to the segment's gateway.
 
     Attributes:
-        name: also the name of the router's port, at most 15 octets.
+        name: also the name of its port on the switch, at most 15 octets.
     """
 
     name: str

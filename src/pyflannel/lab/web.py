@@ -1,10 +1,10 @@
 """A web server of one page, and who fetches it: what a user runs in a container."""
 
+import time
 from ipaddress import IPv4Address
 
 from pyflannel.errors import LabError
 from pyflannel.lab.container import Container
-from pyflannel.lab.waiting import wait_until
 
 PORT = 80
 _ANSWER_DEADLINE_S = 10.0
@@ -22,19 +22,11 @@ def fetch(container: Container, address: IPv4Address, *, port: int = PORT) -> st
     Raises:
         LabError: no page came within some seconds.
     """
-    page = ""
-
-    def comes() -> bool:
-        nonlocal page
-        got = container.run(
-            ["busybox", "wget", "-q", "-T", "2", "-O", "-", f"http://{address}:{port}/"], check=False
-        )
-        page = got.stdout
-        return got.returncode == 0
-
-    wait_until(
-        comes, what=f"{container.name} fetches http://{address}:{port}/", deadline_s=_ANSWER_DEADLINE_S
-    )
-    if not page:
-        raise LabError(f"the page at {address} is empty", hint="Look at the web server's log.")
-    return page
+    url = f"http://{address}:{port}/"
+    # Not by wget's own -T: with it the static busybox 1.35 of Debian 12 crashes.
+    command = ["busybox", "timeout", "3", "busybox", "wget", "-q", "-O", "-", url]
+    end = time.monotonic() + _ANSWER_DEADLINE_S
+    while (got := container.run(command, check=False)).returncode != 0:
+        if time.monotonic() >= end:
+            raise LabError(f"{container.name} got nothing from {url}: {got.stderr.strip()}", hint="Ping it.")
+    return got.stdout

@@ -1,0 +1,362 @@
+"""The lab itself, on the real kernel: hosts that do not meet the machine, and that leave nothing behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pyflannel.errors import BusyError, LabError, UsageError
+from pyflannel.lab.faults import lossy, partitioned, paused, unplugged
+from pyflannel.lab.kernel_path import lay_kernel_path, measure_kernel_path
+from pyflannel.lab.lab import Lab, enter_host, remove_lab, standing_labs
+from pyflannel.lab.lab_directory import ROOT
+from pyflannel.lab.traffic import ping, ping_all
+from pyflannel.lab.waiting import wait_until
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="namespaces and mounts need root")
+
+NAME = f"t{os.getpid()}"
+SOON_S = 20.0
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    """One lab for the tests that leave it as it was."""
+    with Lab(NAME) as lab:
+        yield lab
+
+
+def traces(name: str) -> list[str]:
+    """Return what there is of a lab on this machine: files, control groups, processes, mounts."""
+    directory = str(ROOT / name)
+    found = [
+        str(path)
+        for path in (Path(directory), *Path("/sys/fs/cgroup").glob(f"**/flannel-lab/{name}"))
+        if path.exists()
+    ]
+    for process in Path("/proc").iterdir():
+        if process.name.isdecimal() and process.name != str(os.getpid()):
+            try:
+                seen = (process / "environ").read_text(errors="replace") + (process / "mountinfo").read_text()
+            except (OSError, ProcessLookupError):
+                continue
+            if f"{directory}/" in seen:
+                found.append(str(process))
+    return found
+
+
+def start_script(body: str, *into: str) -> subprocess.Popen[str]:
+    """Start a program that opens a lab and says so; it holds it until it is ended."""
+    script = f"import sys, time\nfrom pyflannel.lab.lab import Lab\n{body}\n"
+    return subprocess.Popen(
+        [*into, sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def hold(name: str) -> subprocess.Popen[str]:
+    body = f"with Lab({name!r}) as lab:\n    print('up', flush=True)\n    time.sleep(1000)"
+    program = start_script(body)
+    assert program.stdout is not None
+    assert program.stdout.readline() == "up\n"
+    return program
+
+
+def test_hosts_reach_each_other_across_the_router(lab: Lab) -> None:
+    results = ping_all(lab.hosts.values())
+
+    assert len(results) == 12
+    assert all(result.is_reached for result in results.values())
+    assert results["docker1", "docker2"].ttl == 64
+    assert results["docker1", "docker4"].ttl == 63
+
+
+def test_hosts_are_placed_as_in_the_cookbook(lab: Lab) -> None:
+    for host in lab.hosts.values():
+        (default,) = host.routes("default")
+        assert (default["gateway"], default["dev"]) == (str(host.place.segment.gateway.ip), "eth0")
+    addresses = [str(host.address) for host in lab.hosts.values()]
+    assert addresses == ["10.10.10.101", "10.10.10.102", "192.168.50.101", "192.168.50.102"]
+
+
+def test_each_host_is_a_machine_of_its_own(lab: Lab) -> None:
+    """Names, ids, files and processes of one host are not another's, nor the machine's."""
+    one, other = lab.hosts["docker1"], lab.hosts["docker4"]
+    ids = {host.run(["cat", "/etc/machine-id"]).stdout for host in lab.hosts.values()}
+
+    one.run(["sh", "-c", "mkdir -p /run/flannel /etc/default && touch /run/flannel/here /etc/default/here"])
+
+    assert one.run(["hostname"]).stdout == "docker1\n"
+    assert len(ids) == 4
+    assert other.run(["ls", "/run/flannel/here"], check=False).returncode != 0
+    assert not Path("/run/flannel/here").exists()
+    assert not Path("/etc/default/here").exists()
+    assert (one.directory / "run/flannel/here").exists()
+    assert one.run(["cat", "/proc/1/comm"]).stdout == "bash\n"
+    assert one.run(["ls", "/sys/class/net"]).stdout.split() == ["eth0", "lo"]
+    assert one.run(["cat", "/proc/sys/net/ipv4/ip_forward"]).stdout == "1\n"
+
+
+def test_programs_inherit_no_settings_of_the_caller(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLANNELD_IFACE", "wrong0")
+    monkeypatch.setenv("DOCKER_HOST", "tcp://elsewhere")
+
+    variables = lab.hosts["docker1"].run(["env"]).stdout
+
+    assert "FLANNELD_" not in variables
+    assert "DOCKER_" not in variables
+
+
+def test_the_machine_sees_nothing_and_keeps_nothing() -> None:
+    """Devices and mounts of whoever makes a lab are the same before, meanwhile and after."""
+    body = (
+        "import json, os\n"
+        "def machine():\n"
+        "    return [open(f'/proc/self/{file}').read() for file in ('mountinfo', 'net/dev')]\n"
+        "before = machine()\n"
+        f"with Lab({NAME + '-clean'!r}): during = machine()\n"
+        "print(json.dumps([before, during, machine()]))"
+    )
+    program = start_script(body, "unshare", "--net", "--mount")  # where nothing else comes and goes
+
+    said, complained = program.communicate(timeout=SOON_S)
+
+    assert complained == ""
+    before, during, after = json.loads(said)
+    assert before == during == after
+    assert traces(f"{NAME}-clean") == []
+
+
+def test_an_exception_removes_the_lab() -> None:
+    def fail() -> None:
+        with Lab(f"{NAME}-raise") as lab:
+            lab.hosts["docker1"].start(["sleep", "1000"])
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+
+    assert traces(f"{NAME}-raise") == []
+
+
+def test_ctrl_c_removes_the_lab() -> None:
+    program = hold(f"{NAME}-int")
+
+    program.send_signal(signal.SIGINT)
+    program.communicate(timeout=SOON_S)
+
+    assert traces(f"{NAME}-int") == []
+
+
+def test_what_a_killed_run_left_goes_with_the_next() -> None:
+    name = f"{NAME}-kill"
+    program = hold(name)
+    program.kill()
+    program.communicate(timeout=SOON_S)
+    left = traces(name)
+    state = {lab.name: lab.state for lab in standing_labs()}
+
+    with Lab(name) as lab:
+        reached = ping(lab.hosts["docker1"], lab.hosts["docker4"].address)
+
+    assert len(left) > 5
+    assert state[name] == "remains"
+    assert reached.is_reached
+    assert traces(name) == []
+
+
+def test_a_lab_can_be_kept_entered_and_removed() -> None:
+    name = f"{NAME}-keep"
+    with Lab(name) as lab:
+        lab.keep()
+
+    (found,) = [lab for lab in standing_labs() if lab.name == name]
+    said = enter_host(name, "docker3").run(["hostname"]).stdout
+    with pytest.raises(LabError, match="no host docker9"):
+        enter_host(name, "docker9")
+    remove_lab(name)
+
+    assert found.state == "kept"
+    assert found.hosts == ("docker1", "docker2", "docker3", "docker4", "router")
+    assert said == "docker3\n"
+    assert traces(name) == []
+    with pytest.raises(LabError, match="there is no lab"):
+        remove_lab(name)
+
+
+def test_a_kept_lab_goes_when_its_block_fails() -> None:
+    def fail() -> None:
+        with Lab(f"{NAME}-kept") as lab:
+            lab.keep()
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+
+    assert traces(f"{NAME}-kept") == []
+
+
+def test_a_lab_in_use_is_left_alone(lab: Lab) -> None:
+    assert {one.name: one.state for one in standing_labs()}[NAME] == "in use"
+    with pytest.raises(BusyError, match="in use by another program"):
+        Lab(NAME).__enter__()
+    with pytest.raises(BusyError, match="in use by another program"):
+        remove_lab(NAME)
+
+    assert ping(lab.hosts["docker1"], lab.hosts["docker2"].address).is_reached
+
+
+def test_two_labs_do_not_meet(lab: Lab) -> None:
+    """They have the same addresses, and only one has this neighbour."""
+    with Lab(f"{NAME}-two") as second:
+        lab.hosts["docker1"].run(["ip", "address", "add", "10.10.10.99/24", "dev", "eth0"])
+        try:
+            assert ping(lab.hosts["docker2"], "10.10.10.99", count=1).is_reached
+            assert not ping(second.hosts["docker2"], "10.10.10.99", count=1).is_reached
+            assert ping(second.hosts["docker1"], second.hosts["docker4"].address).is_reached
+        finally:
+            lab.hosts["docker1"].run(["ip", "address", "delete", "10.10.10.99/24", "dev", "eth0"])
+
+
+@pytest.mark.parametrize("name", ["", "A", "a/b", "..", "1a", "a" * 21])
+def test_a_name_that_is_no_file_name_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match="no name for a lab"):
+        Lab(name)
+
+
+def test_a_pulled_cable_heals(lab: Lab) -> None:
+    one, other = lab.hosts["docker1"], lab.hosts["docker4"]
+
+    with unplugged(lab, one):
+        is_cut = not ping(one, other.address, count=1).is_reached
+        (eth0,) = [link for link in one.links() if link["ifname"] == "eth0"]
+
+    assert is_cut
+    assert "NO-CARRIER" in eth0["flags"]
+    wait_until(lambda: ping(one, other.address, count=1).is_reached, what="reached again", deadline_s=SOON_S)
+
+
+def test_a_partition_separates_two_and_no_others(lab: Lab) -> None:
+    hosts = lab.hosts
+
+    with (
+        partitioned(lab, hosts["docker1"], hosts["docker2"]),
+        partitioned(lab, hosts["docker1"], hosts["docker3"]),
+    ):
+        apart = ping_all(hosts.values(), count=1)
+    together = ping_all(hosts.values(), count=1)
+
+    assert {pair for pair, result in apart.items() if not result.is_reached} == {
+        ("docker1", "docker2"),
+        ("docker2", "docker1"),
+        ("docker1", "docker3"),
+        ("docker3", "docker1"),
+    }
+    assert all(result.is_reached for result in together.values())
+
+
+def test_loss_loses_some(lab: Lab) -> None:
+    one, other = lab.hosts["docker1"], lab.hosts["docker2"]
+
+    with lossy(lab, one, percent=50):
+        result = ping(one, other.address, count=20)
+
+    assert 0 < result.received < result.sent
+
+
+def test_a_paused_program_goes_on_and_ends(lab: Lab) -> None:
+    program = lab.hosts["docker1"].start(["sleep", "1000"])
+
+    with paused(program):
+        wait_until(lambda: state_of(program.pid) == "T", what="stopped", deadline_s=SOON_S)
+    wait_until(lambda: state_of(program.pid) == "S", what="going on", deadline_s=SOON_S)
+
+    assert program.stop() == -signal.SIGTERM or program.exit_code == 128 + signal.SIGTERM
+
+
+def state_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def test_a_service_is_awaited(lab: Lab) -> None:
+    tell = "import os, socket, time; s = socket.socket(1, 2); s.connect(os.environ['NOTIFY_SOCKET'])"
+    script = f"{tell}; s.send(b'STATUS=soon'); s.send(b'READY=1\\nSTATUS=now'); time.sleep(1000)"
+
+    service = lab.hosts["docker1"].start_service([sys.executable, "-c", script], name="ready")
+
+    assert service.exit_code is None
+    service.kill()
+
+
+def test_a_service_that_ends_is_reported_with_its_last_words(lab: Lab) -> None:
+    with pytest.raises(LabError, match=r"status 3 before it was ready.*\n.*no such thing"):
+        lab.hosts["docker1"].start_service(["sh", "-c", "echo no such thing; exit 3"], name="bad")
+
+
+def test_a_service_that_is_silent_is_reported(lab: Lab) -> None:
+    with pytest.raises(LabError, match=r"not ready within 0\.3 s"):
+        lab.hosts["docker1"].start_service(["sleep", "1000"], name="silent", deadline_s=0.3)
+
+
+def test_a_command_that_fails_or_hangs_is_reported(lab: Lab) -> None:
+    host = lab.hosts["docker2"]
+
+    with pytest.raises(LabError, match=r"status 1: .*No such file"):
+        host.run(["cat", "/no/such/file"])
+    with pytest.raises(LabError, match=r"did not end in 0\.3 s"):
+        host.run(["sleep", "54321"], timeout_s=0.3)
+
+    assert not any("54321" in command for command in host.commands())
+
+
+def test_an_interrupt_does_not_wait_for_what_is_under_way() -> None:
+    """Ctrl-C while services are awaited on all hosts ends the lab at once, deadlines or not."""
+    name = f"{NAME}-busy"
+    program = start_script(
+        f"with Lab({name!r}) as lab:\n"
+        "    print('up', flush=True)\n"
+        "    lab.each(lambda host: host.start_service(['sleep', '1000'], deadline_s=600))"
+    )
+    assert program.stdout is not None
+    assert program.stdout.readline() == "up\n"
+    wait_until(
+        lambda: len(list(ROOT.glob(f"{name}/*/log/sleep.log"))) == 4, what="under way", deadline_s=SOON_S
+    )
+
+    program.send_signal(signal.SIGINT)
+    program.communicate(timeout=SOON_S)
+
+    assert traces(name) == []
+
+
+def test_the_kernels_own_path_is_proved_to_be_it(lab: Lab) -> None:
+    with Lab(f"{NAME}-vxlan") as other:
+        path = lay_kernel_path(other)
+
+        result = measure_kernel_path(path, seconds=1)
+        path.left_host.run(["ip", "tuntap", "add", "flannel0", "mode", "tun"])
+        with pytest.raises(LabError, match="has a device of ours"):
+            measure_kernel_path(path, seconds=1)
+
+    assert result.gbit_s > 0
+    assert result.octets > 0
+
+
+def test_a_lab_of_a_thread_is_removed_too() -> None:
+    """Signals are held off by the main thread alone; elsewhere there are none to hold off."""
+    name = f"{NAME}-thread"
+
+    def visit() -> None:
+        with Lab(name):
+            pass
+
+    thread = threading.Thread(target=visit)
+    thread.start()
+    thread.join(SOON_S)
+
+    assert traces(name) == []
