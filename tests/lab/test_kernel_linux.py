@@ -1,6 +1,9 @@
 """The kernel adapter on the real kernel: what a plan asks for is there, as the user sees it, and stays."""
 
-import asyncio
+import ctypes
+import struct
+import time
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 import pytest
@@ -8,9 +11,9 @@ import pytest
 from pyflannel.kernel.linux import LinuxTarget
 from pyflannel.model.address import Address
 from pyflannel.model.link import Link
-from pyflannel.model.operation import Add, Refusal, Remove, Replace
+from pyflannel.model.operation import Add, Refusal, Remove
 from pyflannel.model.route import PROTOCOL_KERNEL, SCOPE_LINK, Route
-from pyflannel.model.state import Item, State
+from pyflannel.model.state import State
 from pyflannel.plan.diff import diff
 from pyflannel.plan.order import order
 from pyflannel.plan.ownership import ours
@@ -25,6 +28,7 @@ NETWORK_ROUTE = Route(
     scope=SCOPE_LINK,
 )
 SEED = State.of(LINK, ADDRESS, NETWORK_ROUTE)
+SEED_ROUTES = "10.100.0.0/16 dev flannel0 proto kernel scope link src 10.100.15.0"
 
 
 @pytest.fixture
@@ -82,12 +86,277 @@ def test_the_device_looks_as_the_book_shows_it(namespace, target):
     assert "brd" not in shown
     assert "inet6" not in shown
     assert "driver: tun" in namespace.command("ethtool", "-i", "flannel0")
-    assert "alias pyflannel" in namespace.ip("link show flannel0")
-    route = namespace.ip("route show 10.100.0.0/16").replace(" linkdown", "").strip()
-    assert route == "10.100.0.0/16 dev flannel0 proto kernel scope link src 10.100.15.0"
+    details = namespace.ip("-details link show flannel0")
+    assert "alias pyflannel" in details
+    assert "persist on" in details
+    assert "addrgenmode none" in details
+    assert routes(namespace) == SEED_ROUTES
 
 
 def test_what_was_applied_is_read_back_as_planned(target):
     target.heal(SEED)
 
     assert target.snapshot(SEED) == SEED
+
+
+def test_a_namespace_that_has_no_routing_table_yet_is_empty(namespace, target):
+    namespace.ip("link set lo down")
+
+    assert target.snapshot(SEED) == State.EMPTY
+
+
+DAMAGE = {
+    "link down": ["link set flannel0 down"],
+    "link down and up": ["link set flannel0 down", "link set flannel0 up"],
+    "MTU": ["link set flannel0 mtu 1400"],
+    "MTU too small for IPv6": ["link set flannel0 mtu 1000"],
+    "queue": ["link set flannel0 txqueuelen 1000"],
+    "mark": ["link set flannel0 alias mine"],
+    "link deleted": ["link delete flannel0"],
+    "link of another kind": ["link delete flannel0", "link add flannel0 type bridge"],
+    "TAP under our name": ["link delete flannel0", "tuntap add flannel0 mode tap"],
+    "address deleted": ["address delete 10.100.15.0/16 dev flannel0"],
+    "address of another length": [
+        "address delete 10.100.15.0/16 dev flannel0",
+        "address add 10.100.15.0/32 dev flannel0",
+    ],
+    "address with a peer": [
+        "address delete 10.100.15.0/16 dev flannel0",
+        "address add 10.100.15.0 peer 10.100.0.1/16 dev flannel0",
+    ],
+    "address added": ["address add 10.5.5.5/24 dev flannel0"],
+    "addresses flushed": ["address flush dev flannel0"],
+    "route deleted": ["route delete 10.100.0.0/16"],
+    "route replaced": ["route replace 10.100.0.0/16 dev other"],
+    "route refused": ["route replace blackhole 10.100.0.0/16"],
+    "route shadowed": ["route prepend 10.100.0.0/16 dev other"],
+    "route shadowed by another gateway": ["route prepend 10.100.0.0/16 via 10.7.0.9 dev other"],
+    "route by several ways": [
+        "route replace 10.100.0.0/16 nexthop via 10.7.0.8 dev other nexthop via 10.7.0.9 dev other"
+    ],
+    "route added on our link": ["route add 10.200.0.0/16 dev flannel0"],
+    "route of our mark elsewhere": ["route add 10.201.0.0/16 dev other proto 80"],
+    "IPv6 route on our link": [
+        "sysctl net.ipv6.conf.flannel0.disable_ipv6=0",
+        "-6 route add fd00:1::/64 dev flannel0",
+    ],
+    "IPv6 turned on": ["sysctl net.ipv6.conf.flannel0.disable_ipv6=0"],
+    "everything": [
+        "link set flannel0 down mtu 1400",
+        "address flush dev flannel0",
+        "route add 10.100.0.0/16 dev other",
+    ],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
+def test_one_pass_undoes_the_damage(namespace, target, damage):
+    with_another_link(namespace)
+    target.heal(SEED)
+
+    for words in damage:
+        if words.startswith("sysctl"):
+            namespace.command("sysctl", "-q", "-w", words.split()[1])
+        else:
+            namespace.ip(words)
+    refused = target.heal(SEED)
+
+    assert refused == []
+    assert ours(target.snapshot(SEED), SEED) == SEED
+    assert routes(namespace) == SEED_ROUTES
+    assert target.heal(SEED) == []
+
+
+def test_a_route_that_was_appended_behind_ours_is_let_be(namespace, target):
+    """The kernel's look-up never gets to it."""
+    with_another_link(namespace)
+    target.heal(SEED)
+    namespace.ip("route append 10.100.0.0/16 dev other")
+
+    assert ours(target.snapshot(SEED), SEED) == SEED
+
+
+def test_what_is_foreign_stays(namespace, target):
+    with_another_link(namespace)
+    namespace.ip("route add 10.3.0.0/16 dev other")
+    namespace.ip("route add 10.100.0.0/16 dev other metric 7")
+    before = namespace.ip("route show dev other")
+
+    target.heal(SEED)
+
+    assert namespace.ip("route show dev other") == before
+    assert all(item in SEED for item in target.snapshot(SEED))
+
+
+def test_an_empty_plan_takes_away_all_that_carries_our_mark(namespace, target):
+    with_another_link(namespace)
+    before = namespace.ip("address show"), namespace.ip("route show table all")
+    target.heal(SEED)
+    namespace.ip("route add 10.201.0.0/16 via 10.7.0.9 proto 80")
+
+    refused = target.heal(State.EMPTY)
+
+    assert refused == []
+    assert (namespace.ip("address show"), namespace.ip("route show table all")) == before
+
+
+def test_removing_what_is_gone_is_fine(target):
+    assert target.apply(Remove(NETWORK_ROUTE), Remove(ADDRESS), Remove(LINK)) == []
+
+
+def test_what_is_gone_on_a_link_that_stands_is_fine_too(target):
+    target.heal(State.of(LINK))
+
+    assert target.apply(Remove(NETWORK_ROUTE), Remove(ADDRESS)) == []
+
+
+def test_only_our_route_is_removed_of_two_with_one_key(namespace, target):
+    with_another_link(namespace)
+    target.heal(SEED)
+    namespace.ip("route prepend 10.100.0.0/16 dev other")
+
+    target.apply(Remove(NETWORK_ROUTE))
+
+    assert routes(namespace) == "10.100.0.0/16 dev other scope link"
+
+
+def test_a_refusal_says_why_in_the_kernels_words_and_stops_nothing(namespace, target):
+    unreachable = Route(
+        destination=IPv4Network("10.8.0.0/16"), link="flannel0", gateway=IPv4Address("192.0.2.1")
+    )
+    elsewhere = Route(destination=IPv4Network("10.9.0.0/16"), link="nowhere")
+
+    refused = target.apply(Add(LINK), Add(unreachable), Add(elsewhere), Add(ADDRESS))
+
+    assert [refusal.operation for refusal in refused] == [Add(elsewhere), Add(unreachable)]
+    assert refused[0].cause == "ENODEV: No such device (nowhere)"
+    assert refused[1].cause.endswith("(Nexthop has invalid gateway)")
+    assert all(refusal.hint for refusal in refused)
+    assert routes(namespace) == SEED_ROUTES
+
+
+def test_a_link_goes_up_although_one_of_its_settings_is_refused(namespace, target):
+    refused = target.apply(Add(replace(LINK, mtu=100_000)), Add(ADDRESS))
+
+    assert target.snapshot(SEED) == State.of(replace(LINK, mtu=1500), ADDRESS, NETWORK_ROUTE)
+
+    assert [refusal.cause for refusal in refused] == [
+        "EINVAL: Invalid argument (mtu greater than device maximum)"
+    ]
+
+
+def test_without_the_right_the_operator_is_told_which_one(namespace, target):
+    async def without_rights() -> list[Refusal]:
+        target = LinuxTarget()
+        try:
+            drop_capabilities()
+            return list(await target.apply([Add(replace(ADDRESS, link="flannel1")), Add(LINK)]))
+        finally:
+            target.close()
+
+    target.heal(State.of(replace(LINK, name="flannel1")))
+
+    address, link = namespace.run(without_rights)
+
+    assert address.cause.startswith("EPERM")
+    assert link.cause.startswith("EPERM")
+    assert "CAP_NET_ADMIN" in address.hint
+    assert "CAP_NET_ADMIN" in link.hint
+
+
+def test_without_the_device_file_the_operator_is_told_how_to_get_it(namespace):
+    async def without_device_file() -> list[Refusal]:
+        hide_device_file()
+        target = LinuxTarget()
+        try:
+            return list(await target.apply([Add(LINK)]))
+        finally:
+            target.close()
+
+    (refused,) = namespace.run(without_device_file)
+
+    assert refused.cause == "ENOENT: No such file or directory (/dev/net/tun)"
+    assert "modprobe tun" in refused.hint
+    assert "--device /dev/net/tun" in refused.hint
+
+
+def test_a_device_that_somebody_makes_meanwhile_is_not_taken(namespace, target):
+    namespace.ip("tuntap add flannel0 mode tun")
+
+    (refused,) = target.apply(Add(LINK))
+
+    assert refused.cause == "EBUSY: Device or resource busy"
+
+
+def test_thousands_of_routes_go_in_and_come_back(namespace, target):
+    """A second is far more than it takes; the bound is for machines that do other things meanwhile."""
+    wanted = State.collect(
+        Route(destination=IPv4Network((0x0A640000 + (number << 8), 24)), link="flannel0")
+        for number in range(5000)
+    )
+    target.heal(State.of(LINK, replace(ADDRESS, address=IPv4Interface("192.0.2.1/32"))))
+
+    started = time.monotonic()
+    refused = target.apply(*(Add(route) for route in wanted))
+    applied = time.monotonic() - started
+    found = target.snapshot(wanted)
+
+    assert refused == []
+    assert all(route in found for route in wanted)
+    assert applied < 5.0
+
+
+def test_thousands_of_foreign_routes_cost_little_and_stay_out(namespace, target):
+    with_another_link(namespace)
+    batch = "\n".join(
+        f"route add 172.{16 + n // 65536}.{n // 256 % 256}.{n % 256}/32 dev other" for n in range(20_000)
+    )
+    namespace.command("ip", "-batch", "-", given=batch)
+    target.heal(SEED)
+
+    async def look_often() -> tuple[State, float]:
+        target = LinuxTarget()
+        try:
+            started = time.process_time()
+            for _ in range(3):
+                found = await target.snapshot(SEED)
+            return found, (time.process_time() - started) / 3
+        finally:
+            target.close()
+
+    found, cpu_s = namespace.run(look_often)
+
+    assert found == SEED
+    assert cpu_s < 0.5
+
+
+def routes(namespace) -> str:
+    """Return the routes to the network that the kernel looks at first, as `ip` prints them."""
+    return namespace.ip("route show 10.100.0.0/16 metric 0").replace(" linkdown", "").strip()
+
+
+def with_another_link(namespace) -> None:
+    namespace.ip("link add other type veth peer name otherend")
+    namespace.ip("address add 10.7.0.1/24 dev other")
+    namespace.ip("link set otherend up")
+    namespace.ip("link set other up")
+
+
+def drop_capabilities() -> None:
+    """Take every right from the calling thread: capset(2) with empty sets."""
+    header = struct.pack("=Ii", 0x20080522, 0)
+    if ctypes.CDLL(None, use_errno=True).capset(header, bytes(24)):
+        raise OSError(ctypes.get_errno(), "capset")
+
+
+def hide_device_file() -> None:
+    """Give the calling thread mounts of its own, with nothing in /dev/net."""
+    library = ctypes.CDLL(None, use_errno=True)
+    new_namespace, private_and_recursive = 0x00020000, 0x44000
+    for answer in (
+        library.unshare(new_namespace),
+        library.mount(b"none", b"/", None, private_and_recursive, None),
+        library.mount(b"none", b"/dev/net", b"tmpfs", 0, None),
+    ):
+        if answer:
+            raise OSError(ctypes.get_errno(), "unshare or mount")

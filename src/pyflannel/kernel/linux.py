@@ -1,26 +1,23 @@
 """The Target that is the kernel: links, addresses and routes of the network namespace the process is in."""
 
 import asyncio
-import errno
-import socket
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Sequence
 from functools import lru_cache
 from itertools import islice
 
 from pyflannel.errors import TargetError
+from pyflannel.kernel.link_index import link_index
+from pyflannel.kernel.links import LinkWriter, is_link_operation
 from pyflannel.kernel.netlink_socket import NotificationSocket, RequestSocket
-from pyflannel.kernel.refusals import GONE, refusal, refusal_of
+from pyflannel.kernel.refusals import refusal, refusal_of
 from pyflannel.kernel.requests import Asked, ask, ask_again, failure
 from pyflannel.kernel.snapshot import Interest, Snapshot, read_snapshot
-from pyflannel.kernel.sysctl import set_ipv6
-from pyflannel.kernel.tun import create_tun
-from pyflannel.model.link import Link
-from pyflannel.model.operation import Add, Operation, Refusal, Remove, Replace
+from pyflannel.model.operation import Operation, Refusal
 from pyflannel.model.route import PROTOCOL_FLANNEL
 from pyflannel.model.state import State
 from pyflannel.wire.netlink import addresses, links, routes
 from pyflannel.wire.netlink.acknowledgement import Acknowledgement
-from pyflannel.wire.netlink.message import Message, Request
+from pyflannel.wire.netlink.message import Message
 
 _GROUPS = 0x1 | 0x10 | 0x40 | 0x100 | 0x400
 """RTMGRP_LINK, RTMGRP_IPV4_IFADDR, _IPV4_ROUTE, RTMGRP_IPV6_IFADDR, _IPV6_ROUTE (linux/rtnetlink.h)."""
@@ -44,6 +41,7 @@ class LinuxTarget:
         except TargetError:
             self._requests.close()
             raise
+        self._links = LinkWriter(self._requests)
         # Until the first snapshot everything concerns us.
         self._interest: Interest | None = None
         self._seen: Snapshot | None = None
@@ -65,13 +63,12 @@ class LinuxTarget:
         refusals: list[Refusal] = []
         batch: list[Operation] = []
         for operation in operations:
-            link_change = _link_change(operation)
-            if link_change is None:
+            if not is_link_operation(operation):
                 batch.append(operation)
                 continue
             refusals += await self._perform(batch)
             batch = []
-            refusals += await self._change_link(operation, *link_change)
+            refusals += await self._links.perform(operation)
         return refusals + await self._perform(batch)
 
     async def changes(self) -> AsyncIterator[None]:
@@ -85,7 +82,7 @@ class LinuxTarget:
     async def _perform(self, operations: Sequence[Operation]) -> list[Refusal]:
         """Perform operations on addresses and routes, in as few system calls as can be."""
         refusals: list[Refusal] = []
-        index_of = lru_cache(maxsize=None)(socket.if_nametoindex)
+        index_of = lru_cache(maxsize=None)(link_index)
         asked: list[Asked] = []
         for operation in operations:
             try:
@@ -108,56 +105,6 @@ class LinuxTarget:
     async def _transact(self, asked: Sequence[Asked]) -> list[tuple[Asked, list[Acknowledgement]]]:
         answers = iter(await self._requests.transact([request for one in asked for request in one.requests]))
         return [(one, list(islice(answers, len(one.requests)))) for one in asked]
-
-    async def _change_link(self, operation: Operation, old: Link | None, new: Link | None) -> list[Refusal]:
-        """Make, change or delete a link; what can be done is done even when a part of it is refused."""
-        refusals: list[Refusal] = []
-        try:
-            if old is not None and (new is None or old.kind != new.kind):
-                refusals += await self._delete_link(operation, old.name)
-                old = None
-            if new is not None and not refusals:
-                if old is None:
-                    _create(new)
-                index = socket.if_nametoindex(new.name)
-                refusals += await self._settle_ipv6(operation, index, old, new)
-                refusals += await self._ask(operation, [_link_request(index, old, new)])
-        except OSError as error:
-            refusals.append(refusal_of(operation, error))
-        except TargetError as error:
-            refusals.append(Refusal(operation=operation, cause=str(error), hint=error.hint))
-        return refusals[:1]
-
-    async def _delete_link(self, operation: Operation, name: str) -> list[Refusal]:
-        try:
-            index = socket.if_nametoindex(name)
-        except OSError:
-            return []  # gone already
-        return await self._ask(operation, [links.delete_link(index)], tolerated=GONE)
-
-    async def _settle_ipv6(
-        self, operation: Operation, index: int, old: Link | None, new: Link
-    ) -> list[Refusal]:
-        """Turn IPv6 on or off before the link goes up, so that it solicits no router meanwhile."""
-        if old is not None and old.has_ipv6 == new.has_ipv6:
-            return []
-        if old is None and not new.has_ipv6:
-            # The setting below suffices; this one stays when somebody turns IPv6 on for all links.
-            await self._ask(operation, [links.stop_ipv6_addresses(index)])
-        try:
-            set_ipv6(new.name, new.has_ipv6)
-        except OSError as error:
-            return [refusal_of(operation, error)]
-        return []
-
-    async def _ask(
-        self, operation: Operation, requests: Sequence[Request], tolerated: Collection[int] = ()
-    ) -> list[Refusal]:
-        return [
-            refusal(operation, answer.errno, answer.text)
-            for answer in await self._requests.transact(requests)
-            if answer.errno and answer.errno not in tolerated
-        ]
 
     def _concerns(self, message: Message) -> bool:
         """Return whether somebody else changed what the last snapshot was about."""
@@ -187,36 +134,6 @@ class LinuxTarget:
                 return False
 
 
-def _create(link: Link) -> None:
-    if link.kind != "tun":
-        raise OSError(errno.EOPNOTSUPP, f"links of kind {link.kind} cannot be made yet")
-    create_tun(link.name)
-
-
-def _link_request(index: int, old: Link | None, new: Link) -> Request:
-    """Return what changes the link in place; what it has already is left alone, lest it be announced."""
-    return links.change_link(
-        index,
-        mtu=new.mtu if old is None or old.mtu != new.mtu else None,
-        queue_length=new.queue_length if old is None or old.queue_length != new.queue_length else None,
-        alias=new.alias if old is None or old.alias != new.alias else None,
-        is_up=new.is_up if old is None or old.is_up != new.is_up else None,
-    )
-
-
 def _refused(asked: Asked, answers: Sequence[Acknowledgement]) -> list[Refusal]:
     answer = failure(asked, answers)
     return [] if answer is None else [refusal(asked.operation, answer.errno, answer.text)]
-
-
-def _link_change(operation: Operation) -> tuple[Link | None, Link | None] | None:
-    """Return a link before and after the operation; None when it is about something else."""
-    match operation:
-        case Add(Link() as new):
-            return None, new
-        case Replace(Link() as old, Link() as new):
-            return old, new
-        case Remove(Link() as old):
-            return old, None
-        case _:
-            return None

@@ -1,0 +1,116 @@
+"""Links made, changed in place and deleted, in the network namespace that the process is in."""
+
+import errno
+from collections.abc import Collection, Iterator, Sequence
+
+from pyflannel.errors import TargetError
+from pyflannel.kernel.link_index import link_index
+from pyflannel.kernel.netlink_socket import RequestSocket
+from pyflannel.kernel.refusals import GONE, refusal, refusal_of
+from pyflannel.kernel.sysctl import set_ipv6
+from pyflannel.kernel.tun import create_tun
+from pyflannel.model.link import Link
+from pyflannel.model.operation import Add, Operation, Refusal, Remove, Replace
+from pyflannel.wire.netlink import links
+from pyflannel.wire.netlink.message import Request
+
+
+def is_link_operation(operation: Operation) -> bool:
+    """Return whether the operation is on a link."""
+    match operation:
+        case Add(Link()) | Replace(_, Link()) | Remove(Link()):
+            return True
+        case _:
+            return False
+
+
+class LinkWriter:
+    """Performs operations on links, one at a time: each is several system calls that build on each other."""
+
+    def __init__(self, requests: RequestSocket) -> None:
+        self._requests = requests
+
+    async def perform(self, operation: Operation) -> list[Refusal]:
+        """Perform one operation; what can be done is done even when a part of it is refused.
+
+        Returns:
+            At most one refusal: of the first part that was refused.
+        """
+        try:
+            match operation:
+                case Add(Link() as new):
+                    refusals = await self._create(operation, new)
+                case Replace(Link() as old, Link() as new) if old.kind != new.kind:
+                    # A kind never changes in place.
+                    refusals = await self._delete(operation, old.name)
+                    refusals = refusals or await self._create(operation, new)
+                case Replace(Link() as old, Link() as new):
+                    refusals = await self._change(operation, old, new)
+                case Remove(Link() as old):
+                    refusals = await self._delete(operation, old.name)
+                case _:
+                    raise TypeError(f"not an operation on a link: {operation!r}")
+        except OSError as error:
+            return [refusal_of(operation, error)]
+        except TargetError as error:
+            return [Refusal(operation=operation, cause=str(error), hint=error.hint)]
+        return refusals[:1]
+
+    async def _create(self, operation: Operation, link: Link) -> list[Refusal]:
+        if link.kind != "tun":
+            raise OSError(errno.EOPNOTSUPP, f"links of kind {link.kind} cannot be made")
+        create_tun(link.name)
+        if not link.has_ipv6:
+            # Turning IPv6 off suffices; this one stays when somebody turns it on for all links. A kernel
+            # without IPv6 refuses it.
+            await self._ask(operation, [links.stop_ipv6_addresses(link_index(link.name))])
+        return await self._change(operation, None, link)
+
+    async def _change(self, operation: Operation, old: Link | None, new: Link) -> list[Refusal]:
+        """Change a link in place; of one that was just made nothing is known."""
+        index = link_index(new.name)
+        refusals = await self._ask(operation, list(_changed_attributes(index, old, new)))
+        # Between MTU and going up: a link that grows to IPv6's smallest MTU has IPv6 again, and one that
+        # goes up with it solicits routers.
+        if old is None or old.has_ipv6 != new.has_ipv6 or old.mtu != new.mtu:
+            refusals += _settle_ipv6(operation, new)
+        if old is None or old.is_up != new.is_up:
+            refusals += await self._ask(operation, [links.change_link(index, is_up=new.is_up)])
+        return refusals
+
+    async def _delete(self, operation: Operation, name: str) -> list[Refusal]:
+        try:
+            index = link_index(name)
+        except OSError:
+            return []  # gone already
+        return await self._ask(operation, [links.delete_link(index)], tolerated=GONE)
+
+    async def _ask(
+        self, operation: Operation, requests: Sequence[Request], tolerated: Collection[int] = ()
+    ) -> list[Refusal]:
+        return [
+            refusal(operation, answer.errno, answer.text)
+            for answer in await self._requests.transact(requests)
+            if answer.errno and answer.errno not in tolerated
+        ]
+
+
+def _changed_attributes(index: int, old: Link | None, new: Link) -> Iterator[Request]:
+    """Yield what changes the attributes, the mark first; what is right already is not announced again.
+
+    One request each: the kernel leaves out what follows an attribute that it refuses.
+    """
+    if old is None or old.alias != new.alias:
+        yield links.change_link(index, alias=new.alias)
+    if old is None or old.queue_length != new.queue_length:
+        yield links.change_link(index, queue_length=new.queue_length)
+    if old is None or old.mtu != new.mtu:
+        yield links.change_link(index, mtu=new.mtu)
+
+
+def _settle_ipv6(operation: Operation, link: Link) -> list[Refusal]:
+    try:
+        set_ipv6(link.name, link.has_ipv6)
+    except OSError as error:
+        return [refusal_of(operation, error)]
+    return []
