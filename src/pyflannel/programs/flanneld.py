@@ -30,17 +30,24 @@ def main() -> int:
     try:
         with run_lock(options):
             asyncio.run(_run(options))
-    except* FlannelError as group:
-        return _give_up(group)
+    except FlannelError as error:
+        return _give_up(error)
+    except BaseExceptionGroup as group:
+        ours, others = group.split(FlannelError)
+        if ours is None or others is not None:
+            raise
+        return _give_up(_first(ours))
     return 0
 
 
-def _give_up(group: BaseExceptionGroup[FlannelError]) -> int:
-    """Say each reason in one line; return the exit status."""
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]  # what came first cancelled the others
-    assert isinstance(error, FlannelError)
+def _first(group: BaseExceptionGroup[FlannelError]) -> FlannelError:
+    """Return what came first: it cancelled the others."""
+    first = group.exceptions[0]
+    return _first(first) if isinstance(first, BaseExceptionGroup) else first
+
+
+def _give_up(error: FlannelError) -> int:
+    """Say why in one line; return the exit status."""
     if isinstance(error, UsageError):
         print(f"flanneld: {error}. {error.hint}", file=sys.stderr)
         return 2
