@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 
 from pyflannel.errors import TargetError
 from pyflannel.kernel.atomic_file import MODE, replace_file
-from pyflannel.kernel.inotify import SELF_MOVED, Event, Inotify
+from pyflannel.kernel.inotify import OVERFLOWED, SELF_MOVED, Event, Inotify
 from pyflannel.model.host_file import HostFile
 from pyflannel.model.operation import Add, Operation, Refusal, Remove, Replace
 from pyflannel.model.state import State
@@ -73,7 +73,7 @@ class FileTarget:
             while (watch := self._add(directory)) is None and directory != "/":
                 directory, name = os.path.split(directory)
             if watch is not None:
-                names.setdefault(watch, set()).add(name)
+                names.setdefault(watch, {""}).add(name)  # "" is the directory itself
         for watch in self._names.keys() - names.keys():
             self._inotify.remove(watch)
         self._names = names
@@ -90,7 +90,9 @@ class FileTarget:
         for event in events:
             if event.mask & SELF_MOVED:
                 self._inotify.remove(event.watch)  # it follows the directory, and we the path
-        return any(event.name == "" or event.name in self._names.get(event.watch, ()) for event in events)
+        return any(
+            event.mask & OVERFLOWED or event.name in self._names.get(event.watch, ()) for event in events
+        )
 
 
 def _read(path: str) -> HostFile | None:

@@ -1,0 +1,221 @@
+"""Files on real file systems: whole at every moment, and written again when somebody spoils them."""
+
+import asyncio
+import os
+import shutil
+import stat
+import subprocess
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pyflannel.kernel.files import FileTarget
+from pyflannel.kernel.inotify import InotifyFileWatch
+from pyflannel.model.host_file import HostFile
+from pyflannel.model.operation import Add, Refusal, Remove, Replace
+from pyflannel.model.state import State
+from pyflannel.plan.diff import diff
+
+TEXT = "FLANNEL_NETWORK=10.100.0.0/16\nFLANNEL_SUBNET=10.100.15.1/24\n"
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> HostFile:
+    return HostFile(path=str(tmp_path / "run" / "flannel" / "subnet.env"), text=TEXT)
+
+
+def with_target(work: Callable[[FileTarget], Awaitable[None]]) -> None:
+    async def run() -> None:
+        target = FileTarget()
+        try:
+            async with asyncio.timeout(20):
+                await work(target)
+        finally:
+            target.close()
+
+    asyncio.run(run())
+
+
+async def heal(target: FileTarget, desired: State) -> list[Refusal]:
+    return list(await target.apply(list(diff(desired, await target.snapshot(desired)))))
+
+
+def apply(*operations) -> list[Refusal]:
+    refused: list[Refusal] = []
+
+    async def work(target: FileTarget) -> None:
+        refused.extend(await target.apply(operations))
+
+    with_target(work)
+    return refused
+
+
+def test_a_file_is_written_with_its_directories_whatever_the_umask(file: HostFile) -> None:
+    old = os.umask(0o077)
+    try:
+        assert apply(Add(file)) == []
+    finally:
+        os.umask(old)
+
+    path = Path(file.path)
+    assert path.read_text() == TEXT
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+    assert os.listdir(path.parent) == ["subnet.env"]
+
+
+def test_a_reader_sees_the_old_text_or_the_new(file: HostFile) -> None:
+    """A reader that has the old file open keeps it: it was replaced, not written over."""
+    apply(Add(file))
+    with open(file.path, encoding="utf-8") as reader:
+        apply(Replace(file, HostFile(path=file.path, text="new\n")))
+
+        assert reader.read() == TEXT
+    assert Path(file.path).read_text() == "new\n"
+
+
+def test_what_a_killed_writer_left_is_no_hindrance(file: HostFile) -> None:
+    apply(Add(file))
+    left = Path(file.path).with_name(".subnet.env.new")
+    left.write_text("half of")
+
+    apply(Replace(file, HostFile(path=file.path, text="new\n")))
+
+    assert Path(file.path).read_text() == "new\n"
+    assert not left.exists()
+
+
+SPOILT: dict[str, Callable[[Path], object]] = {
+    "deleted": Path.unlink,
+    "emptied": lambda path: path.write_text(""),
+    "changed": lambda path: path.write_text(TEXT + "FLANNEL_MTU=1\n"),
+    "not UTF-8": lambda path: path.write_bytes(b"\xff\xfe"),
+    "mode": lambda path: path.chmod(0o600),
+    "a FIFO": lambda path: (path.unlink(), os.mkfifo(path)),
+    "a symbolic link": lambda path: (path.unlink(), path.symlink_to("/etc/passwd")),
+    "directory deleted": lambda path: (path.unlink(), path.parent.rmdir()),
+    "both directories deleted": lambda path: (
+        path.unlink(),
+        path.parent.rmdir(),
+        path.parent.parent.rmdir(),
+    ),
+    "directory moved away": lambda path: path.parent.rename(path.parent.with_name("elsewhere")),
+}
+
+
+@pytest.mark.parametrize("spoil", SPOILT.values(), ids=SPOILT.keys())
+def test_damage_is_announced_and_undone_again_and_again(
+    file: HostFile, spoil: Callable[[Path], object]
+) -> None:
+    desired = State.of(file)
+
+    async def work(target: FileTarget) -> None:
+        changes = target.changes()
+        await target.snapshot(desired)
+        for _ in range(3):
+            assert await heal(target, desired) == []
+            await anext(changes)  # our own writing is announced too
+            assert await target.snapshot(desired) == desired
+            spoil(Path(file.path))
+            await anext(changes)
+            assert await target.snapshot(desired) != desired
+            shutil.rmtree(Path(file.path).parent.with_name("elsewhere"), ignore_errors=True)
+
+    with_target(work)
+
+
+def test_other_files_of_the_directory_do_not_wake(file: HostFile) -> None:
+    desired = State.of(file)
+    neighbour = Path(file.path).with_name("other.env")
+
+    async def work(target: FileTarget) -> None:
+        await heal(target, desired)
+        await target.snapshot(desired)
+        changes = target.changes()
+        neighbour.write_text("not ours")
+        wake = asyncio.ensure_future(anext(changes))
+        # What comes later on the same watch is read later: the neighbour was passed over.
+        Path(file.path).write_text("spoilt")
+        await wake
+        again = asyncio.ensure_future(anext(changes))
+        neighbour.unlink()
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert not again.done()
+        again.cancel()
+
+    with_target(work)
+
+
+def test_a_directory_that_comes_later_wakes(file: HostFile) -> None:
+    desired = State.of(file)
+
+    async def work(target: FileTarget) -> None:
+        await target.snapshot(desired)
+        changes = target.changes()
+        Path(file.path).parent.mkdir(parents=True)
+        await anext(changes)
+
+    with_target(work)
+
+
+@pytest.fixture
+def small_file_system(tmp_path: Path) -> Iterator[Path]:
+    if os.geteuid() != 0:
+        pytest.skip("needs root: mount")
+    mounted = tmp_path / "small"
+    mounted.mkdir()
+    subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k,nr_inodes=100", "pyflannel-small", mounted], check=True
+    )
+    try:
+        yield mounted
+    finally:
+        subprocess.run(["umount", mounted], check=True)
+
+
+def test_a_full_disk_leaves_the_old_file_whole(small_file_system: Path) -> None:
+    file = HostFile(path=str(small_file_system / "subnet.env"), text=TEXT)
+    apply(Add(file))
+    with pytest.raises(OSError, match="No space left"):
+        (small_file_system / "filler").write_bytes(bytes(1 << 20))
+
+    (refused,) = apply(Replace(file, HostFile(path=file.path, text="x" * 8000)))
+
+    assert refused.cause == "ENOSPC: No space left on device"
+    assert refused.hint.startswith("Free space")
+    assert Path(file.path).read_text() == TEXT
+    assert sorted(os.listdir(small_file_system)) == ["filler", "subnet.env"]
+
+
+def test_a_directory_in_the_files_place_is_said(file: HostFile) -> None:
+    Path(file.path).mkdir(parents=True)
+
+    (refused,) = apply(Add(file))
+
+    assert refused.cause.startswith("EISDIR")
+    assert file.path in refused.hint
+
+
+def test_removing_what_is_gone_is_fine(file: HostFile) -> None:
+    assert apply(Remove(file)) == []
+    apply(Add(file))
+    assert apply(Remove(file)) == []
+    assert not Path(file.path).exists()
+
+
+def test_a_watched_file_tells_of_each_write(tmp_path: Path) -> None:
+    path = tmp_path / "leases.db-wal"
+
+    async def run() -> None:
+        changes = InotifyFileWatch().changes(path)
+        for text in ("one", "two"):
+            told = asyncio.ensure_future(anext(changes))
+            await asyncio.sleep(0)  # the watch is there once anext has begun
+            (tmp_path / "neighbour").write_text("x")
+            path.write_text(text)
+            async with asyncio.timeout(5):
+                await told
+        await changes.aclose()
+
+    asyncio.run(run())

@@ -1,0 +1,191 @@
+"""The interfaces of a real namespace, and what is chosen among them."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from ipaddress import IPv4Address
+from typing import TypeVar
+
+import pytest
+
+from pyflannel.errors import NoUnderlayError
+from pyflannel.kernel.interfaces import KernelInterfaces
+from pyflannel.model.host import Underlay
+from pyflannel.model.interface import Interfaces
+from pyflannel.plan.underlay import UnderlayOptions, choose
+
+Result = TypeVar("Result")
+
+
+@pytest.fixture
+def host(namespace):
+    """docker4 of the book, with a second interface that has a worse way to everywhere."""
+    for name, address in (("eth0", "192.168.50.102/24"), ("eth1", "10.10.10.104/24")):
+        namespace.ip(f"link add {name} type veth peer name {name}r")
+        namespace.ip(f"address add {address} dev {name}")
+        namespace.ip(f"link set {name}r up")
+        namespace.ip(f"link set {name} up")
+    namespace.ip("route add default via 10.10.10.1 metric 200")
+    namespace.ip("route add default via 192.168.50.1 metric 100")
+    return namespace
+
+
+def asked(namespace, work: Callable[[KernelInterfaces], Awaitable[Result]]) -> Result:
+    async def run() -> Result:
+        source = KernelInterfaces()
+        try:
+            return await work(source)
+        finally:
+            source.close()
+
+    return namespace.run(run)
+
+
+def observed(namespace) -> Interfaces:
+    return asked(namespace, KernelInterfaces.observe)
+
+
+def chosen(namespace) -> Underlay:
+    return choose(UnderlayOptions(), observed(namespace))
+
+
+def test_the_interface_of_the_default_route_with_its_address_and_mtu(host) -> None:
+    host.ip("link set eth0 mtu 1400")
+
+    assert chosen(host) == Underlay(
+        link="eth0",
+        address=IPv4Address("192.168.50.102"),
+        mtu=1400,
+        public_ip=IPv4Address("192.168.50.102"),
+    )
+
+
+def test_the_kernels_own_order_of_default_routes_is_kept(host) -> None:
+    host.ip("route delete default via 192.168.50.1")
+    assert chosen(host).link == "eth1"
+
+    host.ip("route add default via 192.168.50.1 metric 50")
+    assert chosen(host).link == "eth0"
+
+
+def test_facts_of_addresses_are_seen(host) -> None:
+    host.ip("address add 192.168.50.103/24 dev eth0")
+    host.ip("address add 192.168.50.104/24 dev eth0 valid_lft 1000 preferred_lft 0")
+    host.ip("address add 169.254.7.7/16 dev eth0")
+
+    eth0 = observed(host).named("eth0")
+
+    assert eth0 is not None
+    facts = {str(one.address.ip): one for one in eth0.addresses}
+    assert facts["192.168.50.103"].is_secondary
+    assert facts["192.168.50.104"].is_deprecated
+    assert not facts["192.168.50.104"].is_permanent
+    assert not facts["169.254.7.7"].is_global
+    assert facts["192.168.50.102"].is_permanent
+    assert not facts["192.168.50.102"].is_secondary
+
+
+def test_the_default_route_of_another_table_counts_when_main_has_none(host) -> None:
+    host.ip("route flush 0.0.0.0/0")
+    host.ip("route add default via 10.10.10.1 table 100")
+    host.ip("rule add lookup 100")
+
+    assert chosen(host).link == "eth1"
+
+
+def test_a_default_route_that_leads_nowhere_is_none(host) -> None:
+    host.ip("route flush 0.0.0.0/0")
+    host.ip("route add unreachable default")
+
+    with pytest.raises(NoUnderlayError, match="no default route"):
+        chosen(host)
+
+
+def test_a_default_route_by_several_ways_leads_by_the_first(host) -> None:
+    host.ip("route flush 0.0.0.0/0")
+    host.ip("route add default nexthop via 10.10.10.1 dev eth1 nexthop via 192.168.50.1 dev eth0")
+
+    assert chosen(host).link == "eth1"
+
+
+@pytest.mark.parametrize(
+    ("address", "answer"),
+    [
+        ("10.10.10.77", ("eth1", "10.10.10.104")),
+        ("8.8.8.8", ("eth0", "192.168.50.102")),
+        ("192.168.50.102", ("lo", "192.168.50.102")),
+    ],
+)
+def test_the_kernel_says_which_way_packets_go(host, address: str, answer: tuple[str, str]) -> None:
+    link, source = asked(host, lambda source: source.route_to(IPv4Address(address)))
+
+    assert (link, str(source)) == answer
+
+
+def test_where_no_route_leads_there_is_none(host) -> None:
+    host.ip("route flush 0.0.0.0/0")
+
+    assert asked(host, lambda source: source.route_to(IPv4Address("8.8.8.8"))) is None
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "link set eth0 mtu 1400",
+        "link set eth0 down",
+        "address add 192.168.50.110/24 dev eth0",
+        "address delete 192.168.50.102/24 dev eth0",
+        "route delete default via 192.168.50.1",
+        "route add default via 192.168.50.1 metric 5",
+        "route add 172.20.0.0/16 via 10.10.10.1",
+    ],
+)
+def test_what_may_change_an_answer_wakes(host, words: str) -> None:
+    async def work(source: KernelInterfaces) -> None:
+        await source.route_to(IPv4Address("172.20.1.1"))
+        host.ip(words)
+        async with asyncio.timeout(5):
+            await anext(source.changes())
+
+    asked(host, work)
+
+
+def test_routes_to_elsewhere_do_not_wake(host) -> None:
+    async def work(source: KernelInterfaces) -> None:
+        await source.route_to(IPv4Address("172.20.1.1"))
+        host.ip("route add 172.21.0.0/16 via 10.10.10.1")
+        wake = asyncio.ensure_future(anext(source.changes()))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert not wake.done()
+        host.ip("route add 172.20.0.0/16 via 10.10.10.1")
+        async with asyncio.timeout(5):
+            await wake
+
+    asked(host, work)
+
+
+def test_waiting_ends_when_the_address_comes(namespace) -> None:
+    """From nothing to a choice, woken by the kernel at each step."""
+
+    async def work(source: KernelInterfaces) -> list[str]:
+        waited_for: list[str] = []
+        steps = [
+            "link add eth0 type veth peer name eth0r",
+            "link set eth0r up",
+            "link set eth0 up",
+            "address add 192.168.50.102/24 dev eth0",
+            "route add default via 192.168.50.1",
+        ]
+        changes = source.changes()
+        for words in steps:
+            try:
+                choose(UnderlayOptions(), await source.observe())
+            except NoUnderlayError as error:
+                waited_for.append(str(error))
+            namespace.ip(words)
+            async with asyncio.timeout(5):
+                await anext(changes)
+        assert choose(UnderlayOptions(), await source.observe()).link == "eth0"
+        return waited_for
+
+    assert asked(namespace, work) == ["Waiting for an interface to use: no default route"] * 5

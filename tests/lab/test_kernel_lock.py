@@ -1,0 +1,86 @@
+"""One program in a run directory, as real processes see it."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pyflannel.errors import BusyError, TargetError
+from pyflannel.kernel.lock import RunLock
+
+HOLD = """
+import sys
+from pyflannel.kernel.lock import RunLock
+with RunLock(sys.argv[1], "flanneld"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    return str(tmp_path / "run" / "flanneld.lock")
+
+
+def hold(path: str) -> subprocess.Popen[str]:
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    return holder
+
+
+def test_the_second_is_told_who_the_first_is(path: str) -> None:
+    with hold(path) as holder:
+        with (
+            pytest.raises(BusyError, match=rf"flanneld \(pid {holder.pid}\).*{path}") as raised,
+            RunLock(path),
+        ):
+            pass
+        holder.communicate("")
+
+    assert "--run-dir" in raised.value.hint
+
+
+def test_leaving_frees_the_lock_and_leaves_no_file(path: str) -> None:
+    with RunLock(path):
+        assert Path(path).read_text() == f"{os.getpid()} flanneld\n"
+
+    assert not os.path.exists(path)
+    with RunLock(path):
+        pass
+
+
+def test_a_killed_holder_holds_nothing(path: str) -> None:
+    with hold(path) as holder:
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+
+    with RunLock(path):
+        assert Path(path).read_text().startswith(f"{os.getpid()} ")
+
+
+def test_a_program_that_the_holder_started_does_not_hold_it(path: str) -> None:
+    """The forwarder outlives the daemon: the lock must not."""
+    with RunLock(path):
+        child = subprocess.Popen(["sleep", "30"], close_fds=False)
+    try:
+        with RunLock(path):
+            pass
+    finally:
+        child.kill()
+        child.wait()
+
+
+def test_a_place_where_no_file_can_be_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+
+    with (
+        pytest.raises(TargetError, match="cannot be made: Not a directory"),
+        RunLock(str(tmp_path / "file" / "run" / "lock")),
+    ):
+        pass

@@ -1,0 +1,143 @@
+"""Who the host is, what time it is, and how the service manager is told."""
+
+import asyncio
+import json
+import logging
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+from pyflannel.errors import TargetError
+from pyflannel.kernel.clock import BoottimeClock
+from pyflannel.kernel.machine import machine_digest, new_identity, read_identity
+from pyflannel.kernel.notify import notify
+from pyflannel.model.lease import Identity
+
+MACHINE_ID = "0123456789abcdef0123456789abcdef\n"
+
+
+@pytest.fixture
+def machine_id(tmp_path: Path) -> Path:
+    path = tmp_path / "machine-id"
+    path.write_text(MACHINE_ID)
+    return path
+
+
+@pytest.fixture
+def state_dir(tmp_path: Path) -> str:
+    return str(tmp_path / "state" / "flannel")
+
+
+def test_an_identity_is_made_once_and_kept(state_dir: str, machine_id: Path) -> None:
+    first = read_identity(state_dir, str(machine_id))
+
+    assert len(first.owner) == 32
+    assert read_identity(state_dir, str(machine_id)) == first
+    assert read_identity(state_dir + "2", str(machine_id)).owner != first.owner
+
+
+def test_the_machine_id_itself_is_never_told(state_dir: str, machine_id: Path) -> None:
+    identity = read_identity(state_dir, str(machine_id))
+
+    assert len(identity.machine) == 16
+    assert identity.machine not in MACHINE_ID
+    assert MACHINE_ID.strip() not in (Path(state_dir) / "identity.json").read_text()
+
+
+def test_a_cloned_disk_gets_an_identity_of_its_own(state_dir: str, machine_id: Path, caplog) -> None:
+    original = read_identity(state_dir, str(machine_id))
+    machine_id.write_text("ffffffffffffffffffffffffffffffff\n")
+
+    clone = read_identity(state_dir, str(machine_id))
+
+    assert clone.owner != original.owner
+    assert clone.machine != original.machine
+    assert "identity of another machine" in caplog.text
+    assert read_identity(state_dir, str(machine_id)) == clone
+
+
+@pytest.mark.parametrize("text", ["", "uninitialized\n"])
+def test_a_machine_without_id_is_no_clone(state_dir: str, machine_id: Path, text: str) -> None:
+    machine_id.write_text(text)
+    nameless = read_identity(state_dir, str(machine_id))
+    machine_id.write_text(MACHINE_ID)
+
+    named = read_identity(state_dir, str(machine_id))
+
+    assert nameless.machine == ""
+    assert named == Identity(owner=nameless.owner, machine=machine_digest(str(machine_id)))
+
+
+def test_a_missing_machine_id_is_unknown(tmp_path: Path) -> None:
+    assert machine_digest(str(tmp_path / "nothing")) == ""
+
+
+def test_a_given_id_is_the_owner_and_nothing_is_kept(state_dir: str, machine_id: Path) -> None:
+    identity = read_identity(state_dir, str(machine_id), "node-7")
+
+    assert identity == Identity(owner="node-7", machine=machine_digest(str(machine_id)))
+    assert not Path(state_dir).exists()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"Owner": 7}', '{"Owner": "", "Machine": ""}', "\x00\xff"])
+def test_a_spoilt_identity_is_put_aside_and_said(state_dir: str, machine_id: Path, caplog, text: str) -> None:
+    read_identity(state_dir, str(machine_id))
+    path = Path(state_dir) / "identity.json"
+    path.write_bytes(text.encode("latin-1"))
+
+    with caplog.at_level(logging.WARNING):
+        identity = read_identity(state_dir, str(machine_id))
+
+    assert json.loads(path.read_text())["Owner"] == identity.owner
+    assert path.with_name("identity.json.corrupt").read_bytes() == text.encode("latin-1")
+    assert "spoilt" in caplog.text
+
+
+def test_a_new_identity_takes_the_old_ones_place(state_dir: str, machine_id: Path) -> None:
+    old = read_identity(state_dir, str(machine_id))
+
+    new = new_identity(state_dir, str(machine_id))
+
+    assert new.owner != old.owner
+    assert read_identity(state_dir, str(machine_id)) == new
+
+
+def test_a_place_that_cannot_keep_it_is_said(tmp_path: Path, machine_id: Path) -> None:
+    (tmp_path / "file").write_text("")
+
+    with pytest.raises(TargetError, match=r"identity\.json: ENOTDIR") as raised:
+        read_identity(str(tmp_path / "file" / "state"), str(machine_id))
+
+    assert "--node-id" in raised.value.hint
+
+
+def test_the_clock_counts_from_boot_and_sleeps_by_its_own_count() -> None:
+    clock = BoottimeClock()
+    before = clock.now()
+
+    asyncio.run(clock.sleep(0.05))
+
+    assert 0.05 <= clock.now() - before < 5
+    assert abs(clock.now() - time.clock_gettime(time.CLOCK_BOOTTIME)) < 5
+    assert abs(clock.utc() - time.time()) < 5
+
+
+@pytest.mark.parametrize("is_abstract", [False, True])
+def test_the_service_manager_hears_it(tmp_path: Path, monkeypatch, is_abstract: bool) -> None:
+    name = f"@{tmp_path}" if is_abstract else str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(name.replace("@", "\0", 1))
+        manager.settimeout(5)
+        monkeypatch.setenv("NOTIFY_SOCKET", name)
+
+        assert notify("READY=1\nSTATUS=packets can flow")
+        assert manager.recv(100) == b"READY=1\nSTATUS=packets can flow"
+
+
+@pytest.mark.parametrize("name", ["", "/nowhere/notify", "vsock:2:3"])
+def test_without_a_service_manager_nothing_happens(monkeypatch, name: str) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", name)
+
+    assert not notify("READY=1")
