@@ -17,6 +17,7 @@ from pyflannel.errors import (
     FlannelError,
     NotReadyError,
     StoreError,
+    TargetError,
     UsageError,
     WireError,
 )
@@ -60,9 +61,15 @@ async def serve_control(path: Path, daemon: Controlled) -> None:
 
     Raises:
         BusyError: another daemon serves it.
-        OSError: it cannot be made there.
+        TargetError: it cannot be made there.
     """
-    listener = listen_unix(path)
+    try:
+        listener = listen_unix(path)
+    except OSError as error:
+        raise TargetError(
+            f"the control socket {path} cannot be made: {error.strerror or error}",
+            hint="Run as root, or name a --run-dir that is writable and not too long for a socket.",
+        ) from error
     inode = path.stat().st_ino
     try:
         await HttpServer(control_routes(daemon), admit=_is_ours).serve(listener)

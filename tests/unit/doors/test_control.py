@@ -11,7 +11,15 @@ import pytest
 
 from pyflannel.assembly.control_client import ControlClient
 from pyflannel.doors.control import serve_control
-from pyflannel.errors import BusyError, ConfigError, FlannelError, NotReadyError, StoreError, WireError
+from pyflannel.errors import (
+    BusyError,
+    ConfigError,
+    FlannelError,
+    NotReadyError,
+    StoreError,
+    TargetError,
+    WireError,
+)
 from pyflannel.http.client import request
 from pyflannel.model.lease import Identity, Lease, LeaseAttributes
 from pyflannel.model.lease_entry import LeaseEntry
@@ -177,6 +185,11 @@ def test_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     with pytest.raises((WireError, NotReadyError)):
         ask(tmp_path / "s", Daemon(), lambda client: client.status())
+
+
+def test_a_place_where_no_socket_can_be_is_said(tmp_path: Path) -> None:
+    with pytest.raises(TargetError, match="too long"):
+        asyncio.run(serve_control(tmp_path / ("x" * 120), Daemon()))
 
 
 def test_no_daemon_is_not_ready(tmp_path: Path) -> None:
