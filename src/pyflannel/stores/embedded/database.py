@@ -1,0 +1,335 @@
+"""The store's semantics on SQLite: revisions, conditional writes, expiry, bounded history. Synchronous."""
+
+import contextlib
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from pyflannel.errors import CompactedError, StoreError
+from pyflannel.model.store_record import (
+    Change,
+    Changes,
+    Conflict,
+    Delete,
+    DeleteSeen,
+    Listing,
+    Put,
+    PutSeen,
+    Record,
+    Written,
+)
+from pyflannel.ports.clock import Clock
+
+HISTORY_REVISIONS = 10_000
+"""Revisions that a watch can begin at, at least."""
+
+BUSY_S = 5.0
+"""How long a call waits for another process to finish its own."""
+
+BATCH_CHANGES = 1000
+"""Changes that a watch takes at a time."""
+
+_FORMAT = 1
+"""PRAGMA user_version of the tables below."""
+
+# One revision changes one key, so a change is known by its revision. Deadlines are CLOCK_BOOTTIME seconds of
+# the boot named in `store`: no step of the wall clock touches them; `expires_utc` carries them over a reboot.
+_SCHEMA = (
+    """CREATE TABLE store (revision INTEGER NOT NULL, compacted INTEGER NOT NULL, boot_id TEXT NOT NULL)""",
+    """CREATE TABLE record (
+        key TEXT PRIMARY KEY, value BLOB NOT NULL, revision INTEGER NOT NULL, lease_id INTEGER NOT NULL,
+        ttl_s INTEGER, deadline REAL, expires_utc REAL) WITHOUT ROWID""",
+    """CREATE INDEX record_by_deadline ON record (deadline) WHERE deadline IS NOT NULL""",
+    """CREATE TABLE change (
+        revision INTEGER PRIMARY KEY, key TEXT NOT NULL, value BLOB, lease_id INTEGER NOT NULL)""",
+    f"PRAGMA user_version = {_FORMAT}",
+)
+
+_HINTS = {
+    "SQLITE_BUSY": "Another process holds the file: see who has it open (fuser).",
+    "SQLITE_CANTOPEN": "Give the path of a file in a directory that may be written to.",
+    "SQLITE_CORRUPT": "Move the file away, with its -wal and -shm; hosts write their leases again.",
+    "SQLITE_FULL": "Make room on its file system.",
+    "SQLITE_IOERR": "See the kernel's log for its file system.",
+    "SQLITE_NOTADB": "This is no SQLite database: give another path, or move the file away.",
+    "SQLITE_PERM": "Run as a user who may write the file.",
+    "SQLITE_READONLY": "Make the file and its directory writable, or run as a user who may write them.",
+}
+
+
+class Database:
+    """One file, opened at the first call and again after an error; for the use of one thread.
+
+    Raises:
+        StoreError: from every call: the file cannot be used; the next call may succeed.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        clock: Clock,
+        boot_id: str,
+        *,
+        history: int = HISTORY_REVISIONS,
+        busy_s: float = BUSY_S,
+    ) -> None:
+        self._path = path
+        self._clock = clock
+        self._boot_id = boot_id
+        self._history = history
+        self._busy_s = busy_s
+        self._connection: sqlite3.Connection | None = None
+        self._inode: tuple[int, int] | None = None
+
+    def get(self, key: str) -> Record | None:
+        """Return the record at this key."""
+        with self._transaction("DEFERRED") as connection:
+            return _record(connection, key)
+
+    def list(self, prefix: str) -> Listing:
+        """Return all records whose key starts with `prefix`."""
+        with self._transaction("DEFERRED") as connection:
+            rows = connection.execute(
+                "SELECT key, value, revision, lease_id FROM record"
+                " WHERE key >= ?1 AND substr(key, 1, ?2) = ?1 ORDER BY key",
+                (prefix, len(prefix)),
+            )
+            records = tuple(_to_record(row) for row in rows)
+            return Listing(records, _revision(connection))
+
+    def write(self, operation: Put | Delete) -> Written | Conflict:
+        """Perform one conditional write."""
+        with self._transaction("IMMEDIATE") as connection:
+            current = _record(connection, operation.key)
+            if operation.expected is not None and operation.expected != (current.revision if current else 0):
+                return Conflict(current)
+            if isinstance(operation, Put):
+                revision = self._put(connection, operation)
+            elif current is not None:
+                revision = _delete(connection, operation.key)
+            else:
+                return Written(_revision(connection))
+            self._forget_history(connection, revision)
+            return Written(revision)
+
+    def changes(self, prefix: str, after: int) -> Changes:
+        """Return the next changes under `prefix` later than `after`, perhaps none.
+
+        Raises:
+            CompactedError: the history does not reach back to `after`, or never came as far.
+        """
+        with self._transaction("DEFERRED") as connection:
+            ((revision, compacted),) = connection.execute("SELECT revision, compacted FROM store")
+            if not compacted <= after <= revision:
+                raise CompactedError(after + 1, compacted + 1)
+            rows = connection.execute(
+                "SELECT revision, key, value, lease_id FROM change"
+                " WHERE revision > ?1 AND substr(key, 1, ?3) = ?2 ORDER BY revision LIMIT ?4",
+                (after, prefix, len(prefix), BATCH_CHANGES),
+            )
+            changes = tuple(_to_change(row) for row in rows)
+            return Changes(changes, _revision_of(changes[-1]) if len(changes) == BATCH_CHANGES else revision)
+
+    def time_to_live(self, record: Record) -> float | None:
+        """Return the seconds until the record expires, 0 when it did, None when it never does."""
+        if not record.lease_id:
+            return None
+        with self._transaction("DEFERRED") as connection:
+            found = connection.execute(
+                "SELECT deadline FROM record WHERE key = ? AND lease_id = ?", (record.key, record.lease_id)
+            ).fetchone()
+            return max(0.0, found[0] - self._clock.now()) if found else 0.0
+
+    def seconds_to_expiry(self) -> float | None:
+        """Return the seconds until the next record expires, or None when none ever does."""
+        with self._transaction("DEFERRED") as connection:
+            (deadline,) = connection.execute("SELECT min(deadline) FROM record").fetchone()
+            return None if deadline is None else max(0.0, deadline - self._clock.now())
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    @contextlib.contextmanager
+    def _transaction(self, kind: str) -> Iterator[sqlite3.Connection]:
+        """Run the block in one transaction from which every record is gone that is due by now."""
+        try:
+            connection = self._opened()
+            if kind == "DEFERRED" and self._is_any_due(connection):
+                kind = "IMMEDIATE"
+            connection.execute(f"BEGIN {kind}")
+            try:
+                if kind == "IMMEDIATE":
+                    self._expire(connection)
+                yield connection
+            except BaseException:
+                connection.execute("ROLLBACK")
+                raise
+            connection.execute("COMMIT")
+        except (sqlite3.Error, OSError) as error:
+            self.close()
+            raise _store_error(self._path, error) from error
+
+    def _opened(self) -> sqlite3.Connection:
+        """Return the connection; a new one when the file was moved away or replaced under the old one."""
+        if self._connection is not None and self._inode == _inode(self._path):
+            return self._connection
+        self.close()
+        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, mode=0o600))
+        self._inode = _inode(self._path)
+        self._connection = sqlite3.connect(
+            self._path, timeout=self._busy_s, isolation_level=None, check_same_thread=False
+        )
+        self._enter_wal_mode(self._connection)
+        self._connection.execute(
+            "PRAGMA synchronous = FULL"
+        )  # a lease that was acknowledged outlives a power cut
+        self._prepare(self._connection)
+        return self._connection
+
+    def _enter_wal_mode(self, connection: sqlite3.Connection) -> None:
+        # SQLite does not wait by itself for others who open the new file in the same moment.
+        deadline = time.monotonic() + self._busy_s
+        while True:
+            try:
+                connection.execute("PRAGMA journal_mode = WAL")
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorname != "SQLITE_BUSY" or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.005)
+            else:
+                return
+
+    def _prepare(self, connection: sqlite3.Connection) -> None:
+        """Make the tables in a new file, and take the deadlines over from an earlier boot."""
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            (version,) = connection.execute("PRAGMA user_version").fetchone()
+            if version == 0:
+                for statement in _SCHEMA:
+                    connection.execute(statement)
+                connection.execute("INSERT INTO store VALUES (1, 0, ?)", (self._boot_id,))
+            elif version != _FORMAT:
+                raise StoreError(
+                    f"{self._path} has the format {version}, this program writes {_FORMAT}",
+                    hint="Use the version of pyflannel that made the file, or another path.",
+                )
+            self._carry_over_reboot(connection)
+        except BaseException:
+            connection.execute("ROLLBACK")
+            raise
+        connection.execute("COMMIT")
+
+    def _carry_over_reboot(self, connection: sqlite3.Connection) -> None:
+        """Count on from what the wall clock says is left of each TTL.
+
+        The clock may have been set while the host was off, or not yet be set: nothing gets more than its TTL.
+        """
+        ((boot_id,),) = connection.execute("SELECT boot_id FROM store")
+        if boot_id == self._boot_id:
+            return
+        connection.execute(
+            "UPDATE record SET deadline = ?1 + max(0, min(expires_utc - ?2, ttl_s))"
+            " WHERE deadline IS NOT NULL",
+            (self._clock.now(), self._clock.utc()),
+        )
+        connection.execute("UPDATE store SET boot_id = ?", (self._boot_id,))
+
+    def _is_any_due(self, connection: sqlite3.Connection) -> bool:
+        return bool(
+            connection.execute(
+                "SELECT 1 FROM record WHERE deadline <= ? LIMIT 1", (self._clock.now(),)
+            ).fetchone()
+        )
+
+    def _expire(self, connection: sqlite3.Connection) -> None:
+        due = connection.execute(
+            "SELECT key FROM record WHERE deadline <= ? ORDER BY deadline", (self._clock.now(),)
+        ).fetchall()
+        for (key,) in due:
+            _delete(connection, key)
+
+    def _put(self, connection: sqlite3.Connection, put: Put) -> int:
+        revision = _next_revision(connection)
+        lease_id, deadline, expires_utc = 0, None, None
+        if put.ttl_s is not None:
+            lease_id = revision
+            deadline, expires_utc = self._clock.now() + put.ttl_s, self._clock.utc() + put.ttl_s
+        connection.execute(
+            "INSERT OR REPLACE INTO record VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (put.key, put.value, revision, lease_id, put.ttl_s, deadline, expires_utc),
+        )
+        connection.execute("INSERT INTO change VALUES (?, ?, ?, ?)", (revision, put.key, put.value, lease_id))
+        return revision
+
+    def _forget_history(self, connection: sqlite3.Connection, revision: int) -> None:
+        """Keep the last `history` revisions, and up to a tenth more so that this seldom has work."""
+        ((compacted,),) = connection.execute("SELECT compacted FROM store")
+        if revision - compacted > self._history + self._history // 10:
+            oldest = revision - self._history
+            connection.execute("DELETE FROM change WHERE revision <= ?", (oldest,))
+            connection.execute("UPDATE store SET compacted = ?", (oldest,))
+
+
+def _record(connection: sqlite3.Connection, key: str) -> Record | None:
+    row = connection.execute(
+        "SELECT key, value, revision, lease_id FROM record WHERE key = ?", (key,)
+    ).fetchone()
+    return _to_record(row) if row else None
+
+
+def _to_record(row: tuple[str, bytes, int, int]) -> Record:
+    key, value, revision, lease_id = row
+    return Record(key=key, value=value, revision=revision, lease_id=lease_id)
+
+
+def _to_change(row: tuple[int, str, bytes | None, int]) -> Change:
+    revision, key, value, lease_id = row
+    if value is None:
+        return DeleteSeen(key, revision)
+    return PutSeen(Record(key=key, value=value, revision=revision, lease_id=lease_id))
+
+
+def _revision_of(change: Change) -> int:
+    return change.record.revision if isinstance(change, PutSeen) else change.revision
+
+
+def _revision(connection: sqlite3.Connection) -> int:
+    ((revision,),) = connection.execute("SELECT revision FROM store")
+    return int(revision)
+
+
+def _next_revision(connection: sqlite3.Connection) -> int:
+    ((revision,),) = connection.execute("UPDATE store SET revision = revision + 1 RETURNING revision")
+    return int(revision)
+
+
+def _delete(connection: sqlite3.Connection, key: str) -> int:
+    revision = _next_revision(connection)
+    connection.execute("DELETE FROM record WHERE key = ?", (key,))
+    connection.execute("INSERT INTO change VALUES (?, ?, NULL, 0)", (revision, key))
+    return revision
+
+
+def _inode(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _store_error(path: Path, error: sqlite3.Error | OSError) -> StoreError:
+    if isinstance(error, OSError):
+        return StoreError(f"{path}: {error.strerror}", hint=_HINTS["SQLITE_CANTOPEN"])
+    # Extended names begin with the primary one: SQLITE_READONLY_DIRECTORY.
+    name = getattr(error, "sqlite_errorname", None) or ""
+    hint = next(
+        (hint for prefix, hint in _HINTS.items() if name.startswith(prefix)), _HINTS["SQLITE_CORRUPT"]
+    )
+    return StoreError(f"{path}: {error}", hint=hint)

@@ -1,0 +1,99 @@
+"""Leases in a SQLite file, for an event loop: calls in a thread, watches by the file's own changes."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+from pyflannel.model.store_record import Changes, Conflict, Delete, Listing, Put, Record, Written
+from pyflannel.ports.file_watch import FileWatch
+from pyflannel.stores.embedded.database import Database
+
+log = logging.getLogger(__name__)
+
+LOOK_S = 1.0
+"""How often a watch looks by itself, should a change of the file not be told."""
+
+_Arguments = ParamSpec("_Arguments")
+_Answer = TypeVar("_Answer")
+
+
+class EmbeddedStore:
+    """The keys in one SQLite file, `database`, at `path`."""
+
+    def __init__(self, path: Path, database: Database, file_watch: FileWatch) -> None:
+        self._log_file = path.with_name(path.name + "-wal")
+        self._database = database
+        self._file_watch = file_watch
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
+
+    async def get(self, key: str) -> Record | None:
+        """Return the record at exactly this key, or None."""
+        return await self._call(self._database.get, key)
+
+    async def list(self, prefix: str) -> Listing:
+        """Return all records under `prefix` at one revision, in the order of their keys."""
+        return await self._call(self._database.list, prefix)
+
+    async def write(self, operation: Put | Delete) -> Written | Conflict:
+        """Perform one conditional write in one transaction."""
+        return await self._call(self._database.write, operation)
+
+    async def watch(self, prefix: str, after: int) -> AsyncGenerator[Changes, None]:
+        """Yield every change under `prefix` later than `after`, each exactly once, in order."""
+        async with contextlib.aclosing(self._wake_ups()) as wake_ups:
+            async for _ in wake_ups:
+                changes = await self._call(self._database.changes, prefix, after)
+                while changes.changes:
+                    yield changes
+                    after = changes.revision
+                    changes = await self._call(self._database.changes, prefix, after)
+                after = changes.revision
+
+    async def time_to_live(self, record: Record) -> float | None:
+        """Return the seconds until the record expires, or None when it never does."""
+        return await self._call(self._database.time_to_live, record)
+
+    async def close(self) -> None:
+        """Let go of the file."""
+        await self._call(self._database.close)
+
+    async def _wake_ups(self) -> AsyncGenerator[None, None]:
+        """Yield at once, and then whenever something may have been written or expired."""
+        heard = asyncio.Event()
+        await self._seconds_to_look()  # makes the file's directory, where the file watch looks
+        # Not in a task group, whose scope may not span a yield; it ends with this generator.
+        hearing = asyncio.ensure_future(self._hear(heard))
+        try:
+            await asyncio.sleep(0)  # it hears before the first look
+            while True:
+                heard.clear()
+                yield
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(await self._seconds_to_look()):
+                        await heard.wait()
+        finally:
+            hearing.cancel()
+            await asyncio.wait([hearing])
+
+    async def _hear(self, heard: asyncio.Event) -> None:
+        try:
+            async for _ in self._file_watch.changes(self._log_file):
+                heard.set()
+        except OSError as error:
+            log.warning(
+                "cannot be told of changes, looking every %g s file=%s: %s", LOOK_S, self._log_file, error
+            )
+
+    async def _seconds_to_look(self) -> float:
+        to_expiry = await self._call(self._database.seconds_to_expiry)
+        return LOOK_S if to_expiry is None else min(LOOK_S, to_expiry)
+
+    async def _call(
+        self, act: Callable[_Arguments, _Answer], *arguments: _Arguments.args, **options: _Arguments.kwargs
+    ) -> _Answer:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, lambda: act(*arguments, **options))

@@ -1,0 +1,224 @@
+"""A Store in memory that several clients share, and that fails when a test says so."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from pyflannel.errors import CompactedError, StoreError
+from pyflannel.model.store_record import (
+    Change,
+    Changes,
+    Conflict,
+    Delete,
+    DeleteSeen,
+    Listing,
+    Put,
+    PutSeen,
+    Record,
+    Written,
+)
+from pyflannel.testing.fake_clock import FakeClock
+
+
+class FakeStore:
+    """One client of a store in memory; `client` makes more.
+
+    Faults concern this client only:
+
+    - `is_away`: every call fails and every watch ends, until it is set to False again;
+    - `fail_next(calls)`: so many calls fail before they take effect;
+    - `lose_next_answer()`: the next write takes effect and fails all the same;
+    - `cut_watches()`: the watches there are end, calls go on.
+    """
+
+    def __init__(self, clock: FakeClock) -> None:
+        self._memory = _Memory(clock)
+        self._is_away = False
+        self._calls_to_fail = 0
+        self._loses_next_answer = False
+        self._cuts = 0
+
+    def client(self) -> "FakeStore":
+        """Return another client of the same records, without faults."""
+        other = FakeStore(self._memory.clock)
+        other._memory = self._memory
+        return other
+
+    @property
+    def is_away(self) -> bool:
+        """Whether this client cannot reach the store."""
+        return self._is_away
+
+    @is_away.setter
+    def is_away(self, is_away: bool) -> None:
+        self._is_away = is_away
+        if is_away:
+            self.cut_watches()
+
+    def fail_next(self, calls: int = 1) -> None:
+        """Let so many calls fail before they take effect."""
+        self._calls_to_fail += calls
+
+    def lose_next_answer(self) -> None:
+        """Let the next write take effect and fail all the same."""
+        self._loses_next_answer = True
+
+    def cut_watches(self) -> None:
+        """End every watch of this client with a StoreError."""
+        self._cuts += 1
+        self._memory.wake()
+
+    def compact(self, revision: int | None = None) -> None:
+        """Forget the history up to and with `revision`; all of it when None."""
+        self._memory.compact(revision)
+
+    async def get(self, key: str) -> Record | None:
+        """Return the record at exactly this key, or None."""
+        self._reach()
+        return self._memory.record(key)
+
+    async def list(self, prefix: str) -> Listing:
+        """Return all records whose key starts with `prefix`, in the order of their keys."""
+        self._reach()
+        return self._memory.listing(prefix)
+
+    async def write(self, operation: Put | Delete) -> Written | Conflict:
+        """Perform one conditional write."""
+        self._reach()
+        result = self._memory.write(operation)
+        if self._loses_next_answer:
+            self._loses_next_answer = False
+            raise _lost("the answer was lost")
+        return result
+
+    async def watch(self, prefix: str, after: int) -> AsyncIterator[Changes]:
+        """Yield every change under `prefix` later than `after`; what happened at once comes at once."""
+        self._reach()
+        cuts = self._cuts
+        while True:
+            if self._cuts != cuts:
+                raise _lost("the watch was cut")
+            changes = self._memory.changes(prefix, after)
+            after = changes.revision
+            if changes.changes:
+                yield changes
+            else:
+                await self._memory.changed()
+
+    async def time_to_live(self, record: Record) -> float | None:
+        """Return the seconds until the record expires, or None when it never does."""
+        self._reach()
+        return self._memory.time_to_live(record)
+
+    async def close(self) -> None:
+        """End the watches."""
+        self.cut_watches()
+
+    def _reach(self) -> None:
+        if self._is_away:
+            raise _lost("the store is away")
+        if self._calls_to_fail:
+            self._calls_to_fail -= 1
+            raise _lost("the test asked for this")
+
+
+def _lost(why: str) -> StoreError:
+    return StoreError(f"fake store: {why}", hint="Try again.")
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    record: Record
+    deadline: float | None
+
+
+class _Memory:
+    """Records, their history, and who waits for a change."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        self.clock = clock
+        self._revision = 1
+        self._compacted = 0
+        self._held: dict[str, _Held] = {}
+        self._history: list[tuple[int, Change]] = []
+        self._waiting: set[asyncio.Event] = set()
+
+    def record(self, key: str) -> Record | None:
+        held = self._held.get(key)
+        return held.record if held else None
+
+    def listing(self, prefix: str) -> Listing:
+        keys = sorted(key for key in self._held if key.startswith(prefix))
+        return Listing(tuple(self._held[key].record for key in keys), self._revision)
+
+    def write(self, operation: Put | Delete) -> Written | Conflict:
+        current = self.record(operation.key)
+        if operation.expected is not None and operation.expected != (current.revision if current else 0):
+            return Conflict(current)
+        if isinstance(operation, Put):
+            self._put(operation)
+        elif current is not None:
+            self._delete(operation.key)
+        return Written(self._revision)
+
+    def changes(self, prefix: str, after: int) -> Changes:
+        if not self._compacted <= after <= self._revision:
+            raise CompactedError(after + 1, self._compacted + 1)
+        found = (
+            change
+            for revision, change in self._history
+            if revision > after and _key(change).startswith(prefix)
+        )
+        return Changes(tuple(found), self._revision)
+
+    def compact(self, revision: int | None) -> None:
+        self._compacted = self._revision if revision is None else min(revision, self._revision)
+        self._history = [entry for entry in self._history if entry[0] > self._compacted]
+        self.wake()
+
+    def time_to_live(self, record: Record) -> float | None:
+        if not record.lease_id:
+            return None
+        held = self._held.get(record.key)
+        if held is None or held.record.lease_id != record.lease_id or held.deadline is None:
+            return 0.0
+        return held.deadline - self.clock.now()
+
+    async def changed(self) -> None:
+        event = asyncio.Event()
+        self._waiting.add(event)
+        try:
+            await event.wait()
+        finally:
+            self._waiting.discard(event)
+
+    def wake(self) -> None:
+        for event in self._waiting:
+            event.set()
+
+    def _put(self, put: Put) -> None:
+        self._revision += 1
+        lease_id = 0 if put.ttl_s is None else self._revision
+        record = Record(key=put.key, value=put.value, revision=self._revision, lease_id=lease_id)
+        deadline = None if put.ttl_s is None else self.clock.now() + put.ttl_s
+        self._held[put.key] = _Held(record, deadline)
+        self._happened(PutSeen(record))
+        if deadline is not None:
+            self.clock.call_at(deadline, lambda: self._expire(record))
+
+    def _expire(self, record: Record) -> None:
+        if self.record(record.key) == record:
+            self._delete(record.key)
+
+    def _delete(self, key: str) -> None:
+        self._revision += 1
+        del self._held[key]
+        self._happened(DeleteSeen(key, self._revision))
+
+    def _happened(self, change: Change) -> None:
+        self._history.append((self._revision, change))
+        self.wake()
+
+
+def _key(change: Change) -> str:
+    return change.record.key if isinstance(change, PutSeen) else change.key

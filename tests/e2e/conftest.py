@@ -1,0 +1,263 @@
+"""Real parts for the end-to-end tests, each on loopback ports and in a directory of its own."""
+
+import base64
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pyflannel.lab.etcd_server import PREFIX, EtcdServer
+from pyflannel.lab.host import Host as LabHost
+from pyflannel.lab.lab import Lab
+from pyflannel.lab.program import Program
+from pyflannel.lab.together import together
+from pyflannel.lab.topology import COOKBOOK, LEFT, Topology
+from pyflannel.lab.waiting import wait_until
+
+START_S = 15
+SOON_S = 15.0
+NETWORK_CONFIG = '{"Network":"10.100.0.0/16"}'
+_labs = count(1)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Etcd:
+    """A real etcd of one member, on free loopback ports; its data outlives `kill`."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.port = free_port()
+        self._peer_port = free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def endpoint(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        client, peer = f"http://{self.endpoint}", f"http://127.0.0.1:{self._peer_port}"
+        with (self.directory / "etcd.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [
+                    "etcd",
+                    f"--data-dir={self.directory}/data",
+                    f"--listen-client-urls={client}",
+                    f"--advertise-client-urls={client}",
+                    f"--listen-peer-urls={peer}",
+                    f"--initial-advertise-peer-urls={peer}",
+                    f"--initial-cluster=default={peer}",
+                ],
+                stdout=log,
+                stderr=log,
+            )
+        deadline = time.monotonic() + START_S
+        while self.ctl("endpoint", "health", check=False).returncode != 0:
+            if time.monotonic() > deadline or self._process.poll() is not None:
+                pytest.fail(f"etcd did not start: {(self.directory / 'etcd.log').read_text()[-2000:]}")
+
+    def ctl(self, *arguments: str, text: str = "", check: bool = True) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["etcdctl", f"--endpoints={self.endpoint}", "--dial-timeout=500ms", *arguments],
+            env=os.environ | {"ETCDCTL_API": "3"},
+            input=text,
+            capture_output=True,
+            text=True,
+            check=check,
+        )
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+
+@pytest.fixture(scope="session")
+def shared_etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Etcd]:
+    """An etcd for tests that leave it as it is, apart from keys under a prefix of their own."""
+    etcd = Etcd(tmp_path_factory.mktemp("etcd"))
+    etcd.start()
+    yield etcd
+    etcd.kill()
+
+
+@pytest.fixture
+def new_etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Etcd]]:
+    """Etcds that a test may hurt; not started yet."""
+    made: list[Etcd] = []
+
+    def make() -> Etcd:
+        made.append(Etcd(tmp_path_factory.mktemp("etcd")))
+        return made[-1]
+
+    yield make
+    for etcd in made:
+        etcd.kill()
+
+
+class Network:
+    """Hosts of a lab of their own, on one real store where the network config stands.
+
+    Attributes:
+        url: of the store, as `--store` takes it.
+        etcd: the server behind it; the daemons of a network on the embedded store have none.
+    """
+
+    def __init__(self, lab: Lab, *, store: str) -> None:
+        self.lab = lab
+        self.hosts = lab.hosts
+        self.etcd = EtcdServer(lab.router, str(LEFT.gateway.ip))
+        self.url = self.etcd.url if store == "etcd" else lab.sqlite_url
+
+    def start(self, name: str, *flags: str) -> Program:
+        """Start flanneld on a host and return when it says READY=1."""
+        return self.hosts[name].start_flanneld("--store", self.url, *flags)
+
+    def launch(self, name: str, *flags: str) -> Program:
+        """Start flanneld on a host and wait for nothing."""
+        return self.hosts[name].launch_flanneld("--store", self.url, *flags)
+
+    def start_all(self, *flags: str) -> list[Program]:
+        """Start flanneld on all hosts in the same moment; return once all say READY=1."""
+        return together([partial(self.start, name, *flags) for name in self.hosts])
+
+    def etcdctl(self, *argv: str) -> str:
+        """Run etcdctl beside the server; keys without a slash in front are below flannel's prefix."""
+        return self.etcd.etcdctl(*argv)
+
+    def put(self, key: str, value: str, *flags: str) -> None:
+        """Write a key below flannel's prefix."""
+        self.etcdctl("put", *flags, f"{PREFIX}/{key}", value)
+
+    def record(self, key: str) -> dict[str, Any] | None:
+        """Return what etcd has at a key below flannel's prefix, its value and `lease` among it."""
+        found = json.loads(self.etcdctl("get", "--write-out=json", f"{PREFIX}/{key}")).get("kvs")
+        return None if not found else found[0] | {"value": base64.b64decode(found[0]["value"]).decode()}
+
+    def lease_key(self, name: str) -> str:
+        """Return the key of a host's lease, as its subnet.env names the subnet."""
+        return f"subnets/{str(self.hosts[name].lease()).replace('/', '-')}"
+
+    def overlay(self, name: str) -> str:
+        """Return the address of a host's flannel0."""
+        return str(self.hosts[name].lease().network_address)
+
+    def status(self, name: str) -> dict[str, Any]:
+        """Return what `flannelctl status` says on a host."""
+        said: dict[str, Any] = json.loads(self.hosts[name].flannelctl("status", "--json", check=False))
+        return said
+
+    def log(self, name: str) -> str:
+        """Return all that flanneld logged on a host."""
+        return (self.hosts[name].directory / "log/flanneld.log").read_text()
+
+    def wait_logged(self, name: str, text: str, *, times: int = 1, deadline_s: float = SOON_S) -> None:
+        """Return once flanneld on a host has logged `text` so many times."""
+        wait_until(
+            lambda: self.log(name).count(text) >= times,
+            what=f"flanneld on {name} logs {text!r}; its log:\n{self.log(name)}",
+            deadline_s=deadline_s,
+        )
+
+    def wait_status(
+        self, name: str, is_so: Callable[[dict[str, Any]], bool], what: str, *, deadline_s: float = SOON_S
+    ) -> dict[str, Any]:
+        """Return the status of a host once `is_so` holds of it."""
+        seen: list[dict[str, Any]] = []
+
+        def look() -> bool:
+            seen.append(self.status(name))
+            return is_so(seen[-1])
+
+        wait_until(look, what=f"{name} {what}", deadline_s=deadline_s)
+        return seen[-1]
+
+    def wait_ready(self, name: str) -> dict[str, Any]:
+        """Return the status of a host once it is ready."""
+        return self.wait_status(name, lambda status: bool(status["is_ready"]), "is ready")
+
+
+@pytest.fixture
+def new_network() -> Iterator[Callable[..., Network]]:
+    """Make networks: `new_network(*hosts, store="etcd"|"sqlite", config=TEXT|None)`; no flanneld runs yet.
+
+    With `config=None` the etcd is not started either.
+    """
+    if os.geteuid() != 0:
+        pytest.skip("needs root: namespaces and mounts")
+    with ExitStack() as stack:
+
+        def make(*names: str, store: str = "etcd", config: str | None = NETWORK_CONFIG) -> Network:
+            places = tuple(place for place in COOKBOOK.hosts if place.name in names)
+            lab = Lab(f"e{os.getpid()}-{next(_labs)}", Topology(COOKBOOK.segments, places))
+            network = Network(stack.enter_context(lab), store=store)
+            if config is not None and store == "etcd":
+                network.etcd.start()
+                network.put("config", config)
+            elif config is not None:
+                network.hosts[names[0]].flannelctl("--store", network.url, "config", "set", config)
+            return network
+
+        yield make
+
+
+class Pings:
+    """A stream of pings, a hundred a second.
+
+    Attributes:
+        lost: how many were not answered, between the first and the last answer; known when the block ended.
+    """
+
+    def __init__(self, program: Program) -> None:
+        self.lost = 0
+        self._program = program
+
+    @property
+    def answered(self) -> list[int]:
+        """The sequence numbers that were answered so far."""
+        assert self._program.log is not None
+        return [int(number) for number in re.findall(r"bytes from .* icmp_seq=(\d+) ", self._program.log.read_text())]
+
+    def wait_answered(self, more: int = 1) -> None:
+        """Return after so many further answers."""
+        goal = len(self.answered) + more
+        wait_until(lambda: len(self.answered) >= goal, what="pings are answered", deadline_s=SOON_S)
+
+
+@pytest.fixture
+def pinging() -> Callable[[LabHost, str], AbstractContextManager[Pings]]:
+    """Ping an address from a host for the length of a block: `with pinging(host, address) as pings`."""
+
+    @contextmanager
+    def ping_on(host: LabHost, address: str) -> Iterator[Pings]:
+        program = host.start_in_network(["ping", "-n", "-i", "0.01", address], name=f"ping-{next(_labs)}")
+        pings = Pings(program)
+        pings.wait_answered()
+        yield pings
+        pings.wait_answered(more=5)
+        program.send(signal.SIGINT)
+        program.wait()
+        answered = pings.answered
+        pings.lost = max(answered) - min(answered) + 1 - len(set(answered))
+
+    return ping_on

@@ -1,0 +1,484 @@
+"""One behaviour for every store: the double in memory, the embedded one and a real etcd."""
+
+import asyncio
+import contextlib
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from pyflannel.assembly.store import open_store
+from pyflannel.errors import CompactedError
+from pyflannel.kernel.clock import BoottimeClock
+from pyflannel.kernel.inotify import InotifyFileWatch
+from pyflannel.model.store_record import (
+    Change,
+    Changes,
+    Conflict,
+    Delete,
+    DeleteSeen,
+    Put,
+    PutSeen,
+    Record,
+    Written,
+)
+from pyflannel.ports.store import Store
+from pyflannel.stores.embedded.database import Database
+from pyflannel.stores.embedded.store import EmbeddedStore
+from pyflannel.testing.fake_clock import FakeClock
+from pyflannel.testing.fake_store import FakeStore
+
+PATIENCE_S = 20
+HISTORY = 40
+
+
+class Subject:
+    """The store under test: how to open a client, to let it forget, and to let its time pass."""
+
+    def __init__(self, open_client: Callable[[], Store]) -> None:
+        self._open_client = open_client
+        self._clients: list[Store] = []
+        self.pass_time: Callable[[float], Awaitable[None]] = asyncio.sleep
+
+    def client(self) -> Store:
+        self._clients.append(self._open_client())
+        return self._clients[-1]
+
+    async def compact(self) -> None:
+        """Forget every revision there is by now."""
+        raise NotImplementedError
+
+    async def close(self) -> None:
+        for client in self._clients:
+            await client.close()
+
+
+class FakeSubject(Subject):
+    def __init__(self) -> None:
+        clock = FakeClock()
+        self._store = FakeStore(clock)
+        super().__init__(self._store.client)
+        self.pass_time = clock.advance
+
+    async def compact(self) -> None:
+        self._store.compact()
+
+
+class EmbeddedSubject(Subject):
+    def __init__(self, path: Path) -> None:
+        def open_client() -> Store:
+            return EmbeddedStore(
+                path, Database(path, BoottimeClock(), "this boot", history=HISTORY), InotifyFileWatch()
+            )
+
+        super().__init__(open_client)
+
+    async def compact(self) -> None:
+        """Write as much as lets the store forget by itself."""
+        client = self.client()
+        for number in range(3 * HISTORY):
+            await put(client, "filler", value=b"%d" % number)
+
+
+class EtcdSubject(Subject):
+    def __init__(self, etcd, prefix: str) -> None:
+        super().__init__(lambda: open_store(f"etcd://{etcd.endpoint}{prefix}"))
+        self._etcd = etcd
+
+    async def compact(self) -> None:
+        revision = (await self.client().list("")).revision
+        await asyncio.to_thread(self._etcd.ctl, "compact", "--physical", str(revision))
+
+
+@pytest.fixture(params=["fake", "embedded", "etcd"])
+def subject(request: pytest.FixtureRequest, tmp_path: Path) -> Subject:
+    match request.param:
+        case "fake":
+            return FakeSubject()
+        case "embedded":
+            return EmbeddedSubject(tmp_path / "store" / "leases.db")
+        case _:
+            return EtcdSubject(request.getfixturevalue("shared_etcd"), f"/test/{uuid.uuid4().hex}")
+
+
+@pytest.fixture
+def run(subject: Subject) -> Callable[[Awaitable[None]], None]:
+    """Run a test's coroutine with a deadline, then close the clients."""
+
+    async def whole(test: Awaitable[None]) -> None:
+        async with asyncio.timeout(PATIENCE_S):
+            try:
+                await test
+            finally:
+                await subject.close()
+
+    return lambda test: asyncio.run(whole(test))
+
+
+async def put(
+    store: Store, key: str, *, value: bytes = b"{}", ttl_s: int | None = None, expected: int | None = None
+) -> int:
+    written = await store.write(Put(key=key, value=value, ttl_s=ttl_s, expected=expected))
+    assert isinstance(written, Written)
+    return written.revision
+
+
+async def delete(store: Store, key: str, *, expected: int | None = None) -> int:
+    written = await store.write(Delete(key=key, expected=expected))
+    assert isinstance(written, Written)
+    return written.revision
+
+
+@contextlib.asynccontextmanager
+async def watching(store: Store, prefix: str, after: int) -> AsyncIterator[AsyncIterator[Changes]]:
+    async with contextlib.aclosing(store.watch(prefix, after)) as changes:
+        yield changes
+
+
+async def seen(watch: AsyncIterator[Changes], count: int) -> list[Change]:
+    """Return the next `count` changes of a watch, whose revisions never go back."""
+    found: list[Change] = []
+    revision = 0
+    while len(found) < count:
+        changes = await anext(watch)
+        assert changes.revision >= max([revision, *map(revision_of, changes.changes)])
+        revision = changes.revision
+        found += changes.changes
+    assert len(found) == count
+    return found
+
+
+def revision_of(change: Change) -> int:
+    return change.record.revision if isinstance(change, PutSeen) else change.revision
+
+
+def test_a_record_reads_back_as_it_was_written(subject: Subject, run: Callable) -> None:
+    async def test() -> None:
+        store, value = subject.client(), bytes(range(256))
+
+        revision = await put(store, "config", value=value, expected=0)
+
+        expected = Record(key="config", value=value, revision=revision, lease_id=0)
+        assert await store.get("config") == expected
+        assert await subject.client().get("config") == expected
+        assert await store.get("conf") is None
+        assert await store.get("config2") is None
+
+    run(test())
+
+
+def test_a_create_is_refused_when_the_key_is_there(subject: Subject, run: Callable) -> None:
+    async def test() -> None:
+        store, other = subject.client(), subject.client()
+        revision = await put(store, "subnets/a", value=b"first", ttl_s=600, expected=0)
+
+        conflict = await other.write(Put(key="subnets/a", value=b"second", ttl_s=600, expected=0))
+
+        assert isinstance(conflict, Conflict)
+        assert conflict.current == await store.get("subnets/a")
+        assert conflict.current is not None
+        assert (conflict.current.value, conflict.current.revision) == (b"first", revision)
+
+    run(test())
+
+
+def test_a_change_is_refused_unless_the_revision_is_the_expected_one(subject: Subject, run: Callable) -> None:
+    async def test() -> None:
+        store, other = subject.client(), subject.client()
+        first = await put(store, "subnets/a", expected=0)
+        second = await put(other, "subnets/a", value=b"2", expected=first)
+
+        late_put = await store.write(Put(key="subnets/a", value=b"3", ttl_s=None, expected=first))
+        late_delete = await store.write(Delete(key="subnets/a", expected=first))
+
+        current = Record(key="subnets/a", value=b"2", revision=second, lease_id=0)
+        assert late_put == late_delete == Conflict(current)
+        assert await store.get("subnets/a") == current
+
+    run(test())
+
+
+def test_a_change_of_an_absent_key_is_refused(subject: Subject, run: Callable) -> None:
+    async def test() -> None:
+        store = subject.client()
+        revision = await put(store, "subnets/a")
+        await delete(store, "subnets/a", expected=revision)
+
+        renewal = await store.write(Put(key="subnets/a", value=b"", ttl_s=600, expected=revision))
+        removal = await store.write(Delete(key="subnets/a", expected=revision))
+
+        assert renewal == removal == Conflict(None)
+        assert await store.get("subnets/a") is None
+
+    run(test())
+
+
+def test_writes_without_condition_always_take_effect(subject: Subject, run: Callable) -> None:
+    async def test() -> None:
+        store = subject.client()
+        await put(store, "config", value=b"1")
+        await put(store, "config", value=b"2")
+        assert (await store.list("config")).records[0].value == b"2"
+
+        await delete(store, "config")
+        await delete(store, "config")
+
+        assert await store.get("config") is None
+
+    run(test())
+
+
+def test_of_many_creates_at_once_one_wins(subject: Subject, run: Callable) -> None:
+    async def test() -> None:
+        clients = [subject.client() for _ in range(6)]
+
+        results = await asyncio.gather(
+            *(
+                client.write(Put(key="subnets/a", value=b"%d" % number, ttl_s=600, expected=0))
+                for number, client in enumerate(clients)
+            )
+        )
+
+        (winner,) = (number for number, result in enumerate(results) if isinstance(result, Written))
+        record = await clients[0].get("subnets/a")
+        assert record is not None
+        assert record.value == b"%d" % winner
+        assert {result.current for result in results if isinstance(result, Conflict)} == {record}
+
+    run(test())
+
+
+def test_a_listing_is_sorted_and_holds_its_prefix_only(subject: Subject, run: Callable) -> None:
+    async def test() -> None:
+        store = subject.client()
+        for key in (
+            "subnets/10.5.9.0-24",
+            "config",
+            "subnets-old/1",
+            "subnets/10.5.10.0-24",
+            "subnets/ü",
+            "subnet",
+        ):
+            await put(store, key)
+
+        listing = await store.list("subnets/")
+
+        assert [record.key for record in listing.records] == [
+            "subnets/10.5.10.0-24",
+            "subnets/10.5.9.0-24",
+            "subnets/ü",
+        ]
+        assert len((await store.list("")).records) == 6
+        assert (await store.list("none/")).records == ()
+
+    run(test())
+
+
+def test_a_listing_s_revision_is_where_a_watch_goes_on(subject: Subject, run: Callable) -> None:
+    async def test() -> None:
+        store, other = subject.client(), subject.client()
+        await put(store, "subnets/a")
+        listing = await store.list("subnets/")
+        revision = await put(other, "subnets/b", value=b"b")
+
+        async with watching(store, "subnets/", listing.revision) as watch:
+            changes = await seen(watch, 1)
+
+        assert changes == [PutSeen(Record(key="subnets/b", value=b"b", revision=revision))]
+
+    run(test())
+
+
+def test_a_watch_sees_every_change_once_and_in_order(subject: Subject, run: Callable) -> None:
+    async def test() -> None:
+        store, other = subject.client(), subject.client()
+        start = (await store.list("")).revision
+
+        async with watching(store, "subnets/", start) as watch:
+            first = await put(other, "subnets/a", value=b"1", expected=0)
+            assert await seen(watch, 1) == [PutSeen(Record(key="subnets/a", value=b"1", revision=first))]
+            second = await put(other, "subnets/a", value=b"2", expected=first)
+            await put(other, "subnets-old/a")
+            await put(other, "config")
+            third = await delete(other, "subnets/a", expected=second)
+            fourth = await put(store, "subnets/b", value=b"3", expected=0)
+
+            assert await seen(watch, 3) == [
+                PutSeen(Record(key="subnets/a", value=b"2", revision=second)),
+                DeleteSeen("subnets/a", third),
+                PutSeen(Record(key="subnets/b", value=b"3", revision=fourth)),
+            ]
+        assert start < first < second < third < fourth
+
+    run(test())
+
+
+def test_a_watch_from_any_revision_replays_what_came_later(subject: Subject, run: Callable) -> None:
+    async def test() -> None:
+        store = subject.client()
+        await put(store, "subnets/a")
+        revisions = [await put(store, "subnets/a", value=b"%d" % number) for number in range(5)]
+        revisions.append(await delete(store, "subnets/a"))
+
+        for position, after in enumerate(revisions[:-1]):
+            async with watching(store, "subnets/", after) as watch:
+                changes = await seen(watch, len(revisions) - position - 1)
+            assert list(map(revision_of, changes)) == revisions[position + 1 :]
+
+    run(test())
+
+
+def test_two_watches_of_one_client_do_not_disturb_each_other(subject: Subject, run: Callable) -> None:
+    async def test() -> None:
+        store = subject.client()
+        start = (await store.list("")).revision
+        async with watching(store, "subnets/", start) as subnets, watching(store, "claims/", start) as claims:
+            await put(store, "subnets/a")
+            await put(store, "claims/a")
+
+            assert [change.record.key for change in await seen(claims, 1)] == ["claims/a"]
+            assert [change.record.key for change in await seen(subnets, 1)] == ["subnets/a"]
+
+    run(test())
+
+
+def test_a_long_replay_arrives_whole(subject: Subject, run: Callable) -> None:
+    async def test() -> None:
+        store = subject.client()
+        start = (await store.list("")).revision
+        revisions = [await put(store, f"subnets/{n}", value=b"x" * 5000) for n in range(HISTORY - 1)]
+
+        async with watching(store, "subnets/", start) as watch:
+            assert list(map(revision_of, await seen(watch, len(revisions)))) == revisions
+
+    run(test())
+
+
+def test_a_key_with_a_ttl_expires_and_the_watch_says_so(subject: Subject, run: Callable) -> None:
+    async def test() -> None:
+        store = subject.client()
+        revision = await put(store, "claims/a", ttl_s=2, expected=0)
+        await put(store, "config")
+        record = await store.get("claims/a")
+        assert record is not None
+        assert record.lease_id != 0
+
+        async with watching(subject.client(), "", revision + 1) as watch:
+            await subject.pass_time(2)
+            (change,) = await seen(watch, 1)
+
+        assert isinstance(change, DeleteSeen)
+        assert change.key == "claims/a"
+        assert await store.get("claims/a") is None
+        assert await store.time_to_live(record) == 0
+        assert [record.key for record in (await store.list("")).records] == ["config"]
+        await put(store, "claims/a", expected=0)
+
+    run(test())
+
+
+def test_a_renewal_begins_the_ttl_anew(subject: Subject, run: Callable) -> None:
+    async def test() -> None:
+        store = subject.client()
+        first = await put(store, "subnets/a", ttl_s=2, expected=0)
+        old = await store.get("subnets/a")
+        assert old is not None
+
+        second = await put(store, "subnets/a", ttl_s=600, expected=first)
+
+        renewed = await store.get("subnets/a")
+        assert renewed is not None
+        assert renewed.lease_id not in (0, old.lease_id)
+        ttl_s = await store.time_to_live(renewed)
+        assert ttl_s is not None
+        assert 590 < ttl_s <= 600
+        await subject.pass_time(3)
+        assert await store.get("subnets/a") == renewed
+        assert renewed.revision == second
+
+    run(test())
+
+
+def test_a_key_put_again_without_ttl_stays(subject: Subject, run: Callable) -> None:
+    async def test() -> None:
+        store = subject.client()
+        first = await put(store, "subnets/a", ttl_s=2, expected=0)
+
+        await put(store, "subnets/a", value=b"reserved", expected=first)
+
+        reservation = await store.get("subnets/a")
+        assert reservation is not None
+        assert reservation.lease_id == 0
+        assert await store.time_to_live(reservation) is None
+        await subject.pass_time(3)
+        assert await store.get("subnets/a") == reservation
+
+    run(test())
+
+
+def test_a_watch_from_before_the_compaction_says_so(subject: Subject, run: Callable) -> None:
+    async def test() -> None:
+        store = subject.client()
+        old = await put(store, "subnets/a")
+        await put(store, "subnets/a")
+        await put(store, "subnets/a")
+        await subject.compact()
+
+        with pytest.raises(CompactedError) as error:
+            async with watching(store, "subnets/", old) as watch:
+                await anext(watch)
+        assert error.value.oldest > old
+
+        listing = await store.list("subnets/")
+        async with watching(store, "subnets/", listing.revision) as watch:
+            revision = await put(store, "subnets/b")
+            assert list(map(revision_of, await seen(watch, 1))) == [revision]
+
+    run(test())
+
+
+def test_a_deletion_that_was_compacted_away_is_never_passed_over(subject: Subject, run: Callable) -> None:
+    async def test() -> None:
+        store = subject.client()
+        known = await put(store, "subnets/a")
+        await delete(store, "subnets/a")
+        await subject.compact()
+
+        # The deletion, or the word that it is forgotten; silence would leave a peer for ever.
+        with contextlib.suppress(CompactedError):
+            async with watching(store, "subnets/", known) as watch:
+                (change,) = await seen(watch, 1)
+                assert isinstance(change, DeleteSeen)
+
+    run(test())
+
+
+def test_a_standing_watch_outlives_a_compaction(subject: Subject, run: Callable) -> None:
+    async def test() -> None:
+        store, other = subject.client(), subject.client()
+        start = await put(store, "subnets/a")
+        async with watching(store, "subnets/", start) as watch:
+            first = await put(other, "subnets/a")
+            assert list(map(revision_of, await seen(watch, 1))) == [first]
+            await subject.compact()
+
+            with contextlib.suppress(CompactedError):  # allowed, when it had not caught up with the filling
+                second = await put(other, "subnets/a")
+                assert list(map(revision_of, await seen(watch, 1))) == [second]
+
+    run(test())
+
+
+def test_a_revision_that_the_store_never_had_is_refused(subject: Subject, run: Callable) -> None:
+    """A store that was restored, or begun anew, must not let a watch wait for its old revision."""
+
+    async def test() -> None:
+        store = subject.client()
+        revision = await put(store, "subnets/a")
+
+        with pytest.raises(CompactedError):
+            async with watching(store, "subnets/", revision + 1_000_000) as watch:
+                await anext(watch)
+
+    run(test())
