@@ -1,0 +1,269 @@
+"""flannelctl as an operator runs it: the installed program, real stores."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+FLANNELCTL = str(Path(sys.executable).with_name("flannelctl"))
+CONFIG = '{"Network": "10.100.0.0/16"}'
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+_numbers = count()
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """Run flannelctl with directories of its own: no daemon is there, no variable of the caller counts."""
+
+    def program(*arguments: str, text: str = "", **variables: str) -> subprocess.CompletedProcess[str]:
+        environment = {
+            "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+            "FLANNELD_RUN_DIR": str(tmp_path / "run"),
+            "FLANNELD_STATE_DIR": str(tmp_path / "state"),
+            "FLANNELD_SUBNET_FILE": str(tmp_path / "run" / "subnet.env"),
+            **variables,
+        }
+        done = subprocess.run(
+            [FLANNELCTL, *arguments],
+            input=text,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert "Traceback" not in done.stderr
+        return done
+
+    return program
+
+
+@pytest.fixture(params=["etcd", "sqlite"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty store."""
+    if request.param == "sqlite":
+        return f"sqlite://{tmp_path}/leases.db"
+    etcd = request.getfixturevalue("shared_etcd")
+    return f"etcd://{etcd.endpoint}/flannelctl-test-{next(_numbers)}"
+
+
+@pytest.fixture
+def prefix() -> str:
+    """A prefix of this test's own in the shared etcd."""
+    return f"/flannelctl-test-{next(_numbers)}"
+
+
+def document(done: subprocess.CompletedProcess[str]) -> Any:
+    return json.loads(done.stdout)
+
+
+def test_help_is_quick(run: Run) -> None:
+    """The shell completes and people read: 120 ms at most, on a machine that does nothing else."""
+
+    def elapsed() -> float:
+        started = time.perf_counter()
+        run("--help")
+        return time.perf_counter() - started
+
+    assert min(elapsed() for _ in range(5)) < 0.120
+
+
+@pytest.mark.parametrize("command", ["config", "leases", "status", "cleanup", "lab"])
+def test_every_command_explains_itself_as_the_list_does(run: Run, command: str) -> None:
+    listed = run("--help").stdout
+    explained = run(command, "--help")
+
+    assert explained.returncode == 0
+    line = next(line for line in listed.splitlines() if line.strip().startswith(f"{command} "))
+    assert line.split(maxsplit=1)[1] in explained.stdout
+
+
+class TestConfig:
+    def test_what_was_set_is_got(self, run: Run, store: str) -> None:
+        written = run("--store", store, "config", "set", CONFIG)
+        read = run("--store", store, "config", "get")
+
+        assert (written.returncode, written.stderr) == (0, "")
+        assert written.stdout == "wrote the network config: 10.100.0.0/16\n"
+        assert read.stdout == CONFIG + "\n"
+
+    def test_it_is_where_etcdctl_finds_it(self, run: Run, shared_etcd: Any, prefix: str) -> None:
+        run("--store", f"etcd://{shared_etcd.endpoint}{prefix}", "config", "set", CONFIG)
+
+        assert shared_etcd.ctl("get", "--print-value-only", f"{prefix}/config").stdout.strip() == CONFIG
+
+    def test_a_file_and_standard_input_do_as_well(self, run: Run, store: str, tmp_path: Path) -> None:
+        file = tmp_path / "config.json"
+        file.write_text('{"Network": "10.1.0.0/16"}')
+
+        run("--store", store, "config", "set", str(file))
+        from_file = run("--store", store, "config", "get").stdout
+        run("--store", store, "config", "set", "-", text='{"Network": "10.2.0.0/16"}')
+        from_input = run("--store", store, "config", "get").stdout
+
+        assert from_file == '{"Network": "10.1.0.0/16"}\n'
+        assert from_input == '{"Network": "10.2.0.0/16"}\n'
+
+    @pytest.mark.parametrize(
+        ("bad", "named"),
+        [
+            ("{", "JSON"),
+            ("{}", "Network"),
+            ('{"Network": "10.100.0.0/33"}', "10.100.0.0/33"),
+            ('{"Network": "10.100.0.0/16", "SubnetLen": 8}', "SubnetLen"),
+            ('{"Network": "10.100.0.0/16", "SubnetMin": "10.99.0.0"}', "10.99.0.0"),
+        ],
+    )
+    def test_a_bad_one_is_named_and_not_written(self, run: Run, store: str, bad: str, named: str) -> None:
+        run("--store", store, "config", "set", CONFIG)
+
+        refused = run("--store", store, "config", "set", bad)
+
+        assert (refused.returncode, refused.stdout) == (2, "")
+        assert named in refused.stderr
+        assert len(refused.stderr.splitlines()) == 2
+        assert run("--store", store, "config", "get").stdout == CONFIG + "\n"
+
+    def test_none_yet_is_not_ready(self, run: Run, store: str) -> None:
+        done = run("--store", store, "config", "get")
+
+        assert done.returncode == 3
+        assert "flannelctl config set" in done.stderr
+
+    def test_get_as_json_says_what_follows(self, run: Run, store: str) -> None:
+        run("--store", store, "config", "set", CONFIG)
+
+        got = document(run("--store", store, "config", "get", "--json"))
+
+        assert got["text"] == CONFIG
+        assert got["config"]["SubnetMax"] == "10.100.255.0"
+        assert got["error"] is None
+
+    def test_get_as_json_says_why_nothing_follows(self, run: Run, shared_etcd: Any, prefix: str) -> None:
+        shared_etcd.ctl("put", f"{prefix}/config", "nonsense")
+
+        got = document(run("--json", "--store", f"etcd://{shared_etcd.endpoint}{prefix}", "config", "get"))
+
+        assert (got["text"], got["config"]) == ("nonsense", None)
+        assert got["error"]
+
+    def test_validate_prints_what_follows(self, run: Run) -> None:
+        computed = document(run("config", "validate", '{"Network": "10.100.0.0/16", "SubnetLen": 26}'))
+
+        assert computed["Network"] == "10.100.0.0/16"
+        assert computed["SubnetMin"] == "10.100.0.64"
+        assert computed["BackendType"] == "udp"
+
+    @pytest.mark.parametrize("source", ["{}", "/nowhere/config.json", "-"])
+    def test_validate_refuses(self, run: Run, source: str) -> None:
+        done = run("config", "validate", source)
+
+        assert (done.returncode, done.stdout) == (2, "")
+        assert len(done.stderr.splitlines()) == 2
+
+
+class TestLeases:
+    LEASE = (
+        '{"PublicIP":"10.10.10.101","PublicIPv6":null,"BackendType":"vxlan",'
+        '"Pyflannel":{"Owner":"5d0f","Port":8285}}'
+    )
+    RESERVED = '{"PublicIP":"192.168.50.102","PublicIPv6":null}'
+
+    @pytest.fixture
+    def network(self, shared_etcd: Any, prefix: str) -> str:
+        """A network with a lease of an hour, a reservation, and keys that are neither."""
+        lease = shared_etcd.ctl("lease", "grant", "3600").stdout.split()[1]
+        shared_etcd.ctl("put", "--lease", lease, f"{prefix}/subnets/10.100.93.0-24", self.LEASE)
+        shared_etcd.ctl("put", f"{prefix}/subnets/10.100.15.0-24", self.RESERVED)
+        shared_etcd.ctl("put", f"{prefix}/subnets/nonsense", self.LEASE)
+        shared_etcd.ctl("put", f"{prefix}/subnets/10.100.16.0-24", "nonsense")
+        return f"etcd://{shared_etcd.endpoint}{prefix}"
+
+    def test_they_are_listed_with_their_expiry(self, run: Run, network: str) -> None:
+        leases = document(run("--store", network, "leases", "--json"))["leases"]
+
+        assert [lease["subnet"] for lease in leases] == ["10.100.15.0/24", "10.100.93.0/24"]
+        reserved, leased = leases
+        assert (reserved["is_reservation"], reserved["expires_in_s"]) == (True, None)
+        assert 3500 < leased["expires_in_s"] <= 3600
+        assert (leased["public_ip"], leased["backend_type"]) == ("10.10.10.101", "vxlan")
+        assert (leased["owner"], leased["port"]) == ("5d0f", 8285)
+
+    def test_the_table_says_the_same(self, run: Run, network: str) -> None:
+        done = run("--store", network, "leases")
+
+        headings, reserved, leased = done.stdout.splitlines()
+        assert headings.split() == ["SUBNET", "PUBLIC", "IP", "BACKEND", "OWNER", "EXPIRES"]
+        assert reserved.split()[:4] == ["10.100.15.0/24", "192.168.50.102", "udp", "-"]
+        assert "reserved" in reserved
+        assert "in 59 min" in leased or "in 1 h" in leased
+
+    def test_what_is_no_lease_is_said_beside(self, run: Run, network: str) -> None:
+        done = run("--store", network, "leases")
+
+        assert done.returncode == 0
+        assert "subnets/nonsense" in done.stderr
+        assert "subnets/10.100.16.0-24" in done.stderr
+
+    def test_the_variables_of_flanneld_name_the_store(self, run: Run, shared_etcd: Any, network: str) -> None:
+        done = run(
+            "leases",
+            "--json",
+            FLANNELD_ETCD_ENDPOINTS=f"http://{shared_etcd.endpoint}",
+            FLANNELD_ETCD_PREFIX=network[network.index("/", 7) :],
+        )
+
+        assert len(document(done)["leases"]) == 2
+
+    def test_none_is_an_empty_list(self, run: Run, store: str) -> None:
+        assert document(run("--store", store, "leases", "--json")) == {"leases": []}
+
+
+class TestFailures:
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            [],
+            ["--nonsense"],
+            ["nonsense"],
+            ["config", "nonsense"],
+            ["config", "set"],
+            ["leases", "too", "many"],
+            ["--store", "nonsense", "leases"],
+            ["--store", "sqlite://relative", "leases"],
+            ["--store", "etcd://", "config", "get"],
+        ],
+    )
+    def test_wrong_use_is_one_line_and_what_to_do(self, run: Run, arguments: list[str]) -> None:
+        done = run(*arguments)
+
+        assert (done.returncode, done.stdout) == (2, "")
+        message, hint = done.stderr.splitlines()
+        assert message.startswith("flannelctl: ")
+        assert hint.startswith("  ")
+
+    def test_a_variable_that_makes_no_sense_is_wrong_use(self, run: Run) -> None:
+        done = run("leases", FLANNELD_ETCD_ENDPOINTS="nonsense")
+
+        assert done.returncode == 2
+        assert "FLANNELD_ETCD_ENDPOINTS" in done.stderr
+
+    def test_a_store_that_does_not_answer_fails_the_act(self, run: Run) -> None:
+        done = run("--store", "etcd://127.0.0.1:9/prefix", "leases")
+
+        assert (done.returncode, done.stdout) == (1, "")
+        assert "127.0.0.1:9" in done.stderr
+        assert len(done.stderr.splitlines()) == 2
+
+    def test_a_daemon_that_was_named_and_does_not_answer_is_not_ready(self, run: Run, tmp_path: Path) -> None:
+        done = run("--socket", str(tmp_path / "nobody.sock"), "leases")
+
+        assert done.returncode == 3
+        assert "nobody.sock" in done.stderr
