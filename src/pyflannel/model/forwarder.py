@@ -34,7 +34,7 @@ class Forwarder:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForwarderPeer:
-    """Packets to `subnet` go in datagrams to `address`:`port`; packets from `subnet` come from `address` only."""
+    """Packets to `subnet` go in datagrams to `address`:`port`; those from it come from `address` only."""
 
     link: str
     subnet: IPv4Network

@@ -29,7 +29,7 @@ class State:
 
     @classmethod
     def collect(cls, items: Iterable[Item]) -> "State":
-        """Return the state of these items; where two have one key, the first stays, as in the kernel's look-up."""
+        """Return the state of these items; where two have one key, the first stays, as in a look-up."""
         by_key: dict[Hashable, Item] = {}
         for item in items:
             by_key.setdefault(item.key, item)
