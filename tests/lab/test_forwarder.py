@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from pyflannel.datapath import tun
 from pyflannel.errors import TargetError
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer
 from pyflannel.model.operation import Add, Remove, Replace
@@ -317,15 +318,18 @@ def test_peers_change_in_place(linked):
     assert one.snapshot() == State.of(one.forwarder)
 
 
-def test_process_is_detached(linked):
-    """A session of its own, nothing inherited, the daemon's settings not in its environment."""
-    one, _ = linked
+def test_process_is_detached(hosts, monkeypatch):
+    """A session of its own, no descriptors inherited, no settings of the daemon in its environment."""
+    monkeypatch.setenv("FLANNELD_ETCD_PASSWORD", "secret")
+    one, _ = hosts
+    assert not one.apply(Add(one.forwarder))
     pid = one.pid
     proc = Path(f"/proc/{pid}")
 
     files = {str(entry.readlink()) for entry in (proc / "fd").iterdir()}
 
     assert os.getsid(pid) == pid
+    assert b"secret" not in (proc / "environ").read_bytes()
     assert (proc / "cwd").readlink() == Path("/")
     assert (proc / "comm").read_text().strip() == "flannel-forward"
     assert files - {
@@ -396,14 +400,17 @@ def test_a_killed_forwarder_is_announced_and_leaves_no_zombie(linked):
             await asyncio.sleep(0.01)
         gone = await target.snapshot(State.EMPTY)
         again = await target.apply([Add(one.forwarder), Add(two.peer())])
+        started_at = time.monotonic()
         await anext(changes)
+        watched_s = time.monotonic() - started_at
         found = await target.snapshot(State.EMPTY)
         await changes.aclose()
-        return noticed_s, gone, again, found
+        return noticed_s, watched_s, gone, again, found
 
-    noticed_s, gone, again, found = one.namespace.run(live_through_a_kill, DEADLINE_S)
+    noticed_s, watched_s, gone, again, found = one.namespace.run(live_through_a_kill, DEADLINE_S)
 
     assert noticed_s < 0.5
+    assert watched_s < 0.5
     assert gone == State.EMPTY
     assert not again
     assert found == State.of(one.forwarder, two.peer())
@@ -495,9 +502,12 @@ def test_a_port_in_use_names_its_holder(namesake, hosts):
         "import signal, socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM);"
         "s.bind(('0.0.0.0', 8285)); print('held', flush=True); signal.pause()"
     )
-    with one.spawn(sys.executable, "-c", hold) as holder:
+    bystander = one.spawn(sys.executable, "-c", hold.replace("8285", "8286"))
+    assert bystander.stdout.readline() == "held\n"
+    with bystander, one.spawn(sys.executable, "-c", hold) as holder:
         assert holder.stdout.readline() == "held\n"
         refusals = one.apply(Add(one.forwarder), Add(two.peer()), Remove(one.peer()))
+        bystander.kill()
         holder.kill()
 
     name = Path(sys.executable).name
@@ -527,6 +537,49 @@ def test_settings_change_by_a_new_process_with_the_same_peers(linked):
     one.namespace.command("ping", "-c", "1", "-W", "2", two.tunnel_address)
 
 
+def test_another_device_means_another_process(linked):
+    """The old one makes room first, whatever the order of the operations."""
+    one, two = linked
+    one.namespace.ip("tuntap add flannel1 mode tun")
+    other = replace(one.forwarder, link="flannel1")
+
+    assert not one.apply(Add(other), Add(two.peer(link="flannel1")), Remove(one.forwarder))
+
+    assert one.snapshot() == State.of(other, two.peer(link="flannel1"))
+
+
+def test_a_forwarder_that_is_terminated_takes_its_socket_along(linked):
+    """As a service manager ends it."""
+    one, _ = linked
+    pid = one.pid
+
+    os.kill(pid, signal.SIGTERM)
+    wait_until(lambda: not is_running(pid), "the end of the process")
+
+    assert not (one.run_dir / "forwarder.sock").exists()
+    assert (one.run_dir / "forwarder.log").read_bytes() == b""
+    assert one.snapshot() == State.EMPTY
+
+
+def test_a_device_deleted_while_it_is_attached_to_is_not_created(hosts, monkeypatch):
+    """The kernel creates what it does not find; what we made so goes again."""
+    one, _ = hosts
+    attach = tun._attach
+
+    def delete_and_attach(descriptor, link):
+        one.namespace.ip("link delete flannel0")
+        attach(descriptor, link)
+
+    monkeypatch.setattr(tun, "_attach", delete_and_attach)
+
+    async def try_to_attach():
+        with pytest.raises(OSError, match="was replaced"):
+            tun.Tun("flannel0")
+
+    one.namespace.run(try_to_attach)
+    assert "flannel0" not in one.namespace.ip("-o link")
+
+
 def test_removing_leaves_nothing(linked):
     """No process, no socket, no log; removing again is fine."""
     one, two = linked
@@ -553,6 +606,43 @@ def test_a_living_forwarder_is_not_replaced_and_a_dead_one_s_socket_is(linked):
 
     assert not one.apply(Add(one.forwarder), Add(two.peer()))
     assert one.pid != pid
+
+
+def test_another_user_is_turned_away(linked):
+    """Even where somebody opened the socket's mode to all."""
+    one, two = linked
+    (one.run_dir / "forwarder.sock").chmod(0o777)
+    ask = (
+        "import os, socket; os.setuid(65534)\n"
+        "c = socket.socket(socket.AF_UNIX); c.connect('forwarder.sock')\n"
+        "try: c.sendall(bytes.fromhex('7066010600000000')); print(c.recv(8))\n"
+        "except (BrokenPipeError, ConnectionResetError): print(b'')"
+    )
+
+    said = subprocess.run(
+        [sys.executable, "-c", ask], cwd=one.run_dir, capture_output=True, text=True, check=True
+    ).stdout
+
+    assert said == "b''\n"
+    assert one.snapshot() == State.of(one.forwarder, two.peer())
+
+
+def test_without_a_tun_device_file_it_says_what_to_do(hosts):
+    """A container without /dev/net/tun: one line and a hint."""
+    one, _ = hosts
+    # The owner starts in a mount namespace that lacks the file.
+    owner = one.spawn(
+        *("unshare", "--mount", "sh", "-c", 'mount -t tmpfs none /dev/net && exec "$@"', "sh"),
+        *(sys.executable, "-c", OWNER, str(one.run_dir), one.tunnel_address, one.address),
+    )
+    try:
+        said = owner.stdout.readline()
+    finally:
+        owner.kill()
+        owner.communicate()
+
+    assert "cause='/dev/net/tun: No such file or directory'" in said
+    assert "modprobe tun" in said
 
 
 @pytest.mark.parametrize(

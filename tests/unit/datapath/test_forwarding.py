@@ -107,6 +107,17 @@ def test_where_the_original_is_wrong(case):
     assert (sent, written) != theirs
 
 
+def test_neither_side_passes_what_is_longer_than_the_mtu():
+    """A device whose MTU somebody raised does not make datagrams that peers drop."""
+    for number in ("053", "097"):
+        (case,) = [c for c in GOLDEN if c["id"][-3:] == number]
+        packet = bytearray.fromhex(case["packet"] + "00")
+        packet[2:4] = len(packet).to_bytes(2, "big")
+
+        assert forward(case)[0] is None
+        assert forward({**case, "packet": packet.hex()}) == (Drop.LONG, [], [])
+
+
 def test_a_quote_is_bounded_by_the_packet():
     """Header and no payload: the ICMP error is 20 + 8 + 20 octets."""
     (case,) = [c for c in GOLDEN if c["id"] == "udp-proxy-032"]
