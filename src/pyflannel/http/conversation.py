@@ -112,13 +112,17 @@ class Conversation:
         self._writer.write(self._h11.send(event) or b"")
 
     async def _refuse(self, refused: _RefusedError) -> None:
-        """Say why, then let the client finish: a socket closed with octets unread loses the answer."""
         await self._send(Response.text(refused.status, str(refused), headers=(("Connection", "close"),)))
-        self._writer.write_eof()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._limits.linger_s):
-                while await self._reader.read(READ_OCTETS):
-                    pass
+        await linger(self._reader, self._writer, self._limits.linger_s)
+
+
+async def linger(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, linger_s: float) -> None:
+    """Send no more, but let the client finish: a socket closed with octets unread loses the answer."""
+    writer.write_eof()
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(linger_s):
+            while await reader.read(READ_OCTETS):
+                pass
 
 
 def _declared_length(head: h11.Request) -> int:

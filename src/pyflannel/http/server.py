@@ -7,7 +7,7 @@ import socket
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
 
-from pyflannel.http.conversation import Conversation, Handler
+from pyflannel.http.conversation import Conversation, Handler, linger
 from pyflannel.http.limits import Limits
 from pyflannel.http.message import Request, Response
 
@@ -48,7 +48,6 @@ class HttpServer:
                 server.close()
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._open += 1
         try:
             # A client that breaks off, or does not take its answer, is its own affair.
             with contextlib.suppress(OSError):
@@ -57,16 +56,27 @@ class HttpServer:
                 async with asyncio.timeout(self._limits.response_s):
                     await writer.wait_closed()
         finally:
-            self._open -= 1
             writer.transport.abort()
 
     async def _attend(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if not self._admit(writer.get_extra_info("socket")):
-            _turn_away(writer, HTTPStatus.FORBIDDEN)
-        elif self._open > self._limits.connections:
-            _turn_away(writer, HTTPStatus.SERVICE_UNAVAILABLE)
+            await self._turn_away(reader, writer, HTTPStatus.FORBIDDEN)
+        elif self._open >= self._limits.connections:
+            await self._turn_away(reader, writer, HTTPStatus.SERVICE_UNAVAILABLE)
         else:
-            await Conversation(reader, writer, self._limits).run(self._answer)
+            self._open += 1
+            try:
+                await Conversation(reader, writer, self._limits).run(self._answer)
+            finally:
+                self._open -= 1
+
+    async def _turn_away(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, status: HTTPStatus
+    ) -> None:
+        """Answer without having read anything, whatever was asked."""
+        head = f"HTTP/1.1 {status.value} {status.phrase}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+        writer.write(head.encode("ascii"))
+        await linger(reader, writer, self._limits.linger_s)
 
     async def _answer(self, request: Request) -> Response:
         method = "GET" if request.method == "HEAD" else request.method
@@ -89,9 +99,3 @@ class HttpServer:
         return Response.text(
             405, f"{request.path} takes {', '.join(allowed)}", headers=(("Allow", ", ".join(allowed)),)
         )
-
-
-def _turn_away(writer: asyncio.StreamWriter, status: HTTPStatus) -> None:
-    """Answer, whatever was asked; the octets leave with the close."""
-    head = f"HTTP/1.1 {status.value} {status.phrase}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
-    writer.write(head.encode("ascii"))

@@ -202,7 +202,11 @@ def test_whom_the_server_does_not_admit_gets_nothing(serve: Serve) -> None:
     async def ask() -> bytes:
         async with serve(admit=lambda _: False) as path:
             reader, writer = await asyncio.open_unix_connection(path)
+            writer.write(b"GET /echo HTTP/1.1\r\n")
+            await writer.drain()
             answer = await reader.read()
+            writer.write(b"Host: h\r\n\r\n")
+            await writer.drain()
             writer.close()
             return answer
 

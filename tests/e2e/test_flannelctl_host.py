@@ -1,0 +1,363 @@
+"""flannelctl on a host where flanneld runs, ran, or was killed: the real daemon, kernel and forwarder."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BIN = Path(sys.executable).parent
+CONFIG = '{"Network": "10.100.0.0/16"}'
+DEADLINE_S = 15.0
+_numbers = count()
+
+
+def eventually(is_so: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not is_so():
+        if time.monotonic() > deadline:
+            pytest.fail(f"not within {DEADLINE_S:g} s: {what}")
+        time.sleep(0.02)
+
+
+class Host:
+    """A host with an interface and a default route; its leases are in a file."""
+
+    def __init__(self, directory: Path, store: str, address: str = "10.10.10.101/24") -> None:
+        directory.mkdir(exist_ok=True)
+        self.directory = directory
+        self.namespace = f"pfctl{os.getpid()}-{next(_numbers)}"
+        self.store = store
+        self._daemons: list[subprocess.Popen[bytes]] = []
+        self.ip("netns", "add", self.namespace)
+        # The kernel adds IPv6 routes of its own a while after a link goes up: not what is compared here.
+        self.ip("netns", "exec", self.namespace, "sysctl", "-q", "net.ipv6.conf.default.disable_ipv6=1")
+        for words in (
+            "link set lo up",
+            "link add eth0 type veth peer name router",
+            "link set router up",
+            f"address add {address} dev eth0",
+            "link set eth0 up",
+            "route add default via 10.10.10.1",
+        ):
+            self.ip("-n", self.namespace, *words.split())
+
+    @property
+    def variables(self) -> dict[str, str]:
+        return {
+            "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+            "FLANNELD_STORE": self.store,
+            "FLANNELD_RUN_DIR": str(self.directory / "run"),
+            "FLANNELD_STATE_DIR": str(self.directory / "state"),
+            "FLANNELD_SUBNET_FILE": str(self.directory / "run" / "subnet.env"),
+        }
+
+    def start(self) -> subprocess.Popen[bytes]:
+        """Start flanneld, and return when it is ready."""
+        with (self.directory / "flanneld.log").open("ab") as log:
+            daemon = subprocess.Popen(
+                ["ip", "netns", "exec", self.namespace, BIN / "flanneld"], env=self.variables, stderr=log
+            )
+        self._daemons.append(daemon)
+        eventually(lambda: self.ctl("status").returncode == 0, "flanneld is ready")
+        return daemon
+
+    def ctl(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            ["ip", "netns", "exec", self.namespace, BIN / "flannelctl", *arguments],
+            env=self.variables,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert "Traceback" not in done.stderr
+        return done
+
+    def document(self, *arguments: str) -> Any:
+        return json.loads(self.ctl(*arguments, "--json").stdout)
+
+    def ip(self, *words: str) -> str:
+        return subprocess.run(["ip", *words], capture_output=True, text=True, check=True).stdout
+
+    def trace(self) -> dict[str, list[str]]:
+        """Return all that a daemon can leave on a host: links, addresses, routes, processes, files."""
+        return {
+            "links": sorted(
+                line.split(":")[1].strip()
+                for line in self.ip("-n", self.namespace, "-o", "link").splitlines()
+            ),
+            "routes": self.ip("-n", self.namespace, "route", "show", "table", "all").splitlines(),
+            "processes": self.ip("netns", "pids", self.namespace).split(),
+            "files": sorted(
+                str(path.relative_to(self.directory))
+                for name in ("run", "state")
+                for path in [self.directory / name, *(self.directory / name).rglob("*")]
+                if path.exists()
+            ),
+        }
+
+    def close(self) -> None:
+        for pid in self.ip("netns", "pids", self.namespace).split():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
+        for daemon in self._daemons:
+            daemon.wait()
+        self.ip("netns", "delete", self.namespace)
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[Host]:
+    """A host on which no flanneld ran yet; the network config is written."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root: network namespaces")
+    made = Host(tmp_path / "host", f"sqlite://{tmp_path}/store/leases.db")
+    try:
+        assert made.ctl("config", "set", CONFIG).returncode == 0
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.fixture
+def other(host: Host, tmp_path: Path) -> Iterator[Host]:
+    """Another host of the same network."""
+    made = Host(tmp_path / "other", host.store, "10.10.10.102/24")
+    yield made
+    made.close()
+
+
+class TestStatus:
+    def test_a_ready_daemon_tells_what_it_does(self, host: Host) -> None:
+        host.start()
+
+        status = host.document("status")
+
+        assert (status["is_live"], status["is_ready"], status["waiting_for"]) == (True, True, None)
+        assert status["network"] == {"text": CONFIG, "network": "10.100.0.0/16"}
+        assert status["lease"]["phase"] == "held"
+        assert 86000 < status["lease"]["expires_in_s"] <= 86400
+        assert status["underlay"] == {
+            "link": "eth0",
+            "address": "10.10.10.101",
+            "public_ip": "10.10.10.101",
+            "mtu": 1500,
+        }
+        assert status["backend"] == {"type": "udp", "link": "flannel0", "mtu": 1472}
+        assert (status["store"]["url"], status["store"]["is_connected"]) == (host.store, True)
+
+    def test_people_read_the_same(self, host: Host) -> None:
+        host.start()
+
+        done = host.ctl("status")
+
+        assert done.returncode == 0
+        facts = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
+        assert facts["flanneld"].endswith(", ready")
+        assert facts["network"] == "10.100.0.0/16"
+        assert facts["backend"] == "udp, flannel0, mtu 1472"
+
+    def test_a_daemon_that_waits_is_not_ready(self, host: Host) -> None:
+        host.ip("-n", host.namespace, "route", "delete", "default")
+        daemon = subprocess.Popen(
+            ["ip", "netns", "exec", host.namespace, BIN / "flanneld"],
+            env=host.variables,
+            stderr=subprocess.DEVNULL,
+        )
+        socket = host.directory / "run" / "flanneld.sock"
+        eventually(socket.exists, "flanneld answers")
+
+        done = host.ctl("status", "--json")
+
+        daemon.terminate()
+        daemon.wait()
+        assert done.returncode == 3
+        assert "default route" in json.loads(done.stdout)["waiting_for"]
+
+    def test_files_speak_for_a_daemon_that_was_killed(self, host: Host) -> None:
+        """Its lease, its network and the forwarder that still carries packets are known."""
+        daemon = host.start()
+        before = host.document("status")
+        daemon.kill()
+        daemon.wait()
+
+        done = host.ctl("status", "--json")
+
+        left = json.loads(done.stdout)
+        assert done.returncode == 3
+        assert (left["is_live"], left["is_ready"]) == (False, False)
+        assert left["owner"] == before["owner"]
+        assert left["lease"]["subnet"] == before["lease"]["subnet"]
+        assert left["network"]["network"] == "10.100.0.0/16"
+        assert left["backend"] == before["backend"]
+        assert left["forwarder"]["pid"]
+        message, hint = done.stderr.splitlines()
+        assert "does not answer" in message
+        assert "Start flanneld again" in hint
+
+    def test_a_daemon_that_hangs_is_named(self, host: Host) -> None:
+        daemon = host.start()
+        daemon.send_signal(signal.SIGSTOP)
+
+        done = host.ctl("status")
+
+        daemon.send_signal(signal.SIGCONT)
+        assert done.returncode == 3
+        assert f"(pid {daemon.pid}) runs" in done.stderr
+
+    def test_a_host_without_flanneld_says_so(self, host: Host) -> None:
+        done = host.ctl("status")
+
+        assert done.returncode == 3
+        assert "Start flanneld" in done.stderr
+        assert not (host.directory / "run").exists()
+
+
+class TestThroughTheDaemon:
+    def test_leases_come_with_their_expiry(self, host: Host) -> None:
+        host.start()
+
+        (lease,) = host.document("leases")["leases"]
+
+        assert lease["subnet"] == host.document("status")["lease"]["subnet"]
+        assert lease["public_ip"] == "10.10.10.101"
+        assert 86000 < lease["expires_in_s"] <= 86400
+
+    def test_a_config_that_is_set_reaches_the_daemon(self, host: Host) -> None:
+        host.start()
+
+        done = host.ctl("config", "set", '{"Network": "10.100.0.0/16", "SubnetLen": 24}')
+
+        assert done.returncode == 0
+        eventually(lambda: "SubnetLen" in host.ctl("config", "get").stdout, "the daemon knows the new config")
+
+    def test_a_bad_config_is_refused(self, host: Host) -> None:
+        host.start()
+
+        done = host.ctl("config", "set", '{"Network": "10.100.0.0/16", "SubnetLen": 99}')
+
+        assert done.returncode == 2
+        assert "SubnetLen" in done.stderr
+        assert host.ctl("config", "get").stdout == CONFIG + "\n"
+
+    def test_another_user_gets_no_answer(self, host: Host) -> None:
+        """Not even when somebody opened the socket to all: the kernel tells who connects."""
+        host.start()
+        (host.directory / "run" / "flanneld.sock").chmod(0o666)
+
+        # Already in the directory, so that the way to it does not matter.
+        program = """
+import os, socket
+os.setgroups([]), os.setgid(65534), os.setuid(65534)
+with socket.socket(socket.AF_UNIX) as client:
+    client.connect("flanneld.sock")
+    client.sendall(b"GET /v1/status HTTP/1.1\\r\\nHost: h\\r\\nConnection: close\\r\\n\\r\\n")
+    print(client.recv(100))
+"""
+        done = subprocess.run(
+            ["/usr/bin/python3", "-c", program],
+            cwd=host.directory / "run",
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+
+        assert "HTTP/1.1 403" in done.stdout
+
+
+class TestCleanup:
+    @pytest.mark.parametrize("was_killed", [False, True])
+    def test_nothing_is_left(self, host: Host, was_killed: bool) -> None:
+        before = host.trace()
+        daemon = host.start()
+        if was_killed:
+            daemon.kill()
+            daemon.wait()
+
+        done = host.ctl("cleanup")
+
+        assert (done.returncode, done.stderr) == (0, "")
+        daemon.wait(DEADLINE_S)
+        eventually(lambda: host.trace() == before, "the host is as it was")
+        assert host.document("leases") == {"leases": []}
+        assert "removed link flannel0" in done.stdout
+        assert "removed lease 10.100." in done.stdout
+
+    def test_a_second_time_there_is_nothing(self, host: Host) -> None:
+        host.start()
+        host.ctl("cleanup")
+
+        again = host.ctl("cleanup")
+
+        assert again.returncode == 0
+        assert again.stdout == "nothing of flannel was here\n"
+        assert not (host.directory / "run").exists()
+
+    def test_foreign_objects_stay(self, host: Host) -> None:
+        host.ip("-n", host.namespace, "link", "add", "other0", "type", "veth", "peer", "name", "other1")
+        host.ip("-n", host.namespace, "route", "add", "10.99.0.0/16", "via", "10.10.10.1")
+        before = host.trace()
+        host.start()
+        (host.directory / "state" / "notes").write_text("mine")
+
+        done = host.ctl("cleanup")
+
+        after = host.trace()
+        assert done.returncode == 0
+        assert (after["links"], after["routes"]) == (before["links"], before["routes"])
+        assert after["files"] == ["state", "state/notes"]
+
+    def test_a_kept_lease_is_held_again_by_the_next_daemon(self, host: Host) -> None:
+        host.start()
+        subnet = host.document("status")["lease"]["subnet"]
+
+        report = host.document("cleanup", "--keep-lease")
+
+        (lease,) = host.document("leases")["leases"]
+        assert (lease["subnet"], report["problems"]) == (subnet, [])
+        assert not any(line.startswith("lease") for line in report["removed"])
+        host.start()
+        assert host.document("status")["lease"]["subnet"] == subnet
+
+    def test_leases_of_others_stay(self, host: Host, other: Host) -> None:
+        host.start()
+        other.start()
+        theirs = other.document("status")["lease"]["subnet"]
+
+        host.ctl("cleanup")
+
+        assert [lease["subnet"] for lease in host.document("leases")["leases"]] == [theirs]
+        assert other.ctl("status").returncode == 0
+
+    def test_a_store_that_is_away_is_said_and_the_rest_is_done(self, host: Host) -> None:
+        before = host.trace()
+        daemon = host.start()
+
+        done = host.ctl("--store", "etcd://127.0.0.1:9/prefix", "cleanup")
+
+        assert done.returncode == 1
+        assert "the lease was not deleted" in done.stderr
+        daemon.wait(DEADLINE_S)
+        after = host.trace()
+        assert (after["links"], after["routes"]) == (before["links"], before["routes"])
+        assert "state/identity.json" in after["files"]
+        assert host.ctl("cleanup").returncode == 0
+        assert host.trace() == before
+
+    def test_a_daemon_of_another_namespace_is_left_alone(self, host: Host, other: Host) -> None:
+        """What it made could not be removed from here."""
+        daemon = host.start()
+
+        done = other.ctl("cleanup", "--run-dir", str(host.directory / "run"))
+
+        assert done.returncode == 2
+        assert f"nsenter --net=/proc/{daemon.pid}/ns/net" in done.stderr
+        assert host.ctl("status").returncode == 0
