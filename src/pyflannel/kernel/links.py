@@ -60,10 +60,6 @@ class LinkWriter:
         if link.kind != "tun":
             raise OSError(errno.EOPNOTSUPP, f"links of kind {link.kind} cannot be made")
         create_tun(link.name)
-        if not link.has_ipv6:
-            # Turning IPv6 off suffices; this one stays when somebody turns it on for all links. A kernel
-            # without IPv6 refuses it.
-            await self._ask(operation, [links.stop_ipv6_addresses(link_index(link.name))])
         return await self._change(operation, None, link)
 
     async def _change(self, operation: Operation, old: Link | None, new: Link) -> list[Refusal]:
@@ -73,10 +69,21 @@ class LinkWriter:
         # Between MTU and going up: a link that grows to IPv6's smallest MTU has IPv6 again, and one that
         # goes up with it solicits routers.
         if old is None or old.has_ipv6 != new.has_ipv6 or old.mtu != new.mtu:
-            refusals += _settle_ipv6(operation, new)
+            refusals += await self._settle_ipv6(operation, index, new)
         if old is None or old.is_up != new.is_up:
             refusals += await self._ask(operation, [links.change_link(index, is_up=new.is_up)])
         return refusals
+
+    async def _settle_ipv6(self, operation: Operation, index: int, link: Link) -> list[Refusal]:
+        if not link.has_ipv6:
+            # Turning IPv6 off suffices; this one stays when somebody turns it on for all links. A kernel
+            # without IPv6 refuses it.
+            await self._ask(operation, [links.stop_ipv6_addresses(index)])
+        try:
+            set_ipv6(link.name, link.has_ipv6)
+        except OSError as error:
+            return [refusal_of(operation, error)]
+        return []
 
     async def _delete(self, operation: Operation, name: str) -> list[Refusal]:
         try:
@@ -106,11 +113,3 @@ def _changed_attributes(index: int, old: Link | None, new: Link) -> Iterator[Req
         yield links.change_link(index, queue_length=new.queue_length)
     if old is None or old.mtu != new.mtu:
         yield links.change_link(index, mtu=new.mtu)
-
-
-def _settle_ipv6(operation: Operation, link: Link) -> list[Refusal]:
-    try:
-        set_ipv6(link.name, link.has_ipv6)
-    except OSError as error:
-        return [refusal_of(operation, error)]
-    return []

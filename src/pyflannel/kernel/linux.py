@@ -19,8 +19,9 @@ from pyflannel.wire.netlink import addresses, links, routes
 from pyflannel.wire.netlink.acknowledgement import Acknowledgement
 from pyflannel.wire.netlink.message import Message
 
-_GROUPS = 0x1 | 0x10 | 0x40 | 0x100 | 0x400
-"""RTMGRP_LINK, RTMGRP_IPV4_IFADDR, _IPV4_ROUTE, RTMGRP_IPV6_IFADDR, _IPV6_ROUTE (linux/rtnetlink.h)."""
+_GROUPS = 0x1 | 0x10 | 0x40 | 0x100 | 0x400 | 0x800
+"""RTMGRP_LINK, RTMGRP_IPV4_IFADDR, _IPV4_ROUTE, RTMGRP_IPV6_IFADDR, _IPV6_ROUTE, _IPV6_IFINFO, by which alone
+the kernel says that IPv6 was turned on (linux/rtnetlink.h)."""
 
 _COALESCE_S = 0.005
 
