@@ -3,13 +3,38 @@
 import asyncio
 import ctypes
 import itertools
+import json
 import os
+import re
+import signal
+import socket
 import subprocess
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator
-from typing import TypeVar
+from contextlib import contextmanager
+from ipaddress import IPv4Address
+from typing import Any, TypeVar
 
 import pytest
+
+from pyflannel.assembly.control_client import ControlClient
+from pyflannel.doors.control import SOCKET_NAME as DAEMON_SOCKET
+from pyflannel.lab.etcd_server import PREFIX, EtcdServer
+from pyflannel.lab.host import Host
+from pyflannel.lab.lab import Lab
+from pyflannel.lab.program import Program
+from pyflannel.lab.topology import LEFT
+from pyflannel.lab.waiting import wait_until
+from pyflannel.model.status import Status
+from pyflannel.wire.forwarder_control import (
+    SOCKET_NAME,
+    ForwarderState,
+    FrameReader,
+    Kind,
+    decode_state,
+    encode_frame,
+)
 
 Result = TypeVar("Result")
 
@@ -111,3 +136,171 @@ def make_namespace() -> Iterator[Callable[[], Namespace]]:
     finally:
         for namespace in made:
             namespace.delete()
+
+
+class Overlay:
+    """A lab whose hosts join one flannel network on a real etcd, and what can be asked about them.
+
+    Attributes:
+        daemons: the flanneld started last on each host, by the host's name.
+    """
+
+    def __init__(self, lab: Lab, etcd: EtcdServer) -> None:
+        self.lab = lab
+        self.etcd = etcd
+        self.hosts = lab.hosts
+        self.daemons: dict[str, Program] = {}
+
+    def join(self, host: Host) -> None:
+        """Start flanneld and wait until packets can flow."""
+        self.daemons[host.name] = host.start_flanneld(f"--store={self.etcd.url}")
+
+    def status(self, host: Host) -> Status:
+        """Return what the host's daemon says of itself."""
+        return asyncio.run(ControlClient(host.directory / "run/flannel" / DAEMON_SOCKET).status())
+
+    def log(self, host: Host) -> str:
+        """All that the host's daemons logged so far."""
+        return (host.directory / "log/flanneld.log").read_text()
+
+    def forwarder(self, host: Host) -> ForwarderState | None:
+        """What the host's forwarder says of itself; None when none answers."""
+        answer = self.ask_forwarder(host, Kind.READ_STATE)
+        return None if answer is None else decode_state(answer)
+
+    def ask_forwarder(self, host: Host, kind: Kind, payload: bytes = b"") -> bytes | None:
+        """Ask the host's forwarder as any process of root can; None when none answers."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+            client.settimeout(2)
+            try:
+                client.connect(str(host.directory / "run/flannel" / SOCKET_NAME))
+                client.sendall(encode_frame(kind, payload))
+                reader = FrameReader()
+                while octets := client.recv(65536):
+                    for answered, answer in reader.feed(octets):
+                        if answered is not Kind.CHANGED:
+                            return answer
+            except OSError:
+                pass
+        return None
+
+    def forwarders(self, host: Host) -> int:
+        """How many forwarder processes run on the host."""
+        return sum("pyflannel.programs.forwarder" in command for command in host.commands())
+
+    def state(self, host: Host) -> dict[str, Any]:
+        """All that is on the host, ours or not, apart from what is new when an equal thing is made again."""
+        forwarder = self.forwarder(host)
+        subnet_env = host.directory / "run/flannel/subnet.env"
+        return {
+            **network_state(host),
+            "forwarder": forwarder and forwarder._replace(pid=0, peers=tuple(sorted(forwarder.peers))),
+            "subnet.env": subnet_env.read_text() if subnet_env.exists() else None,
+        }
+
+
+def network_state(host: Host) -> dict[str, Any]:
+    """Return links, addresses, routes and rules of the host, but no index: a link made anew has another."""
+    *shown, settings = host.run(["sh", "-c", _SHOW]).stdout.split("\n", maxsplit=5)
+    links, addresses, routes, routes6, rules = (json.loads(line or "[]") for line in shown)
+    for entry in (*links, *addresses):
+        entry.pop("ifindex")
+        entry.pop("link_index", None)
+    return {
+        "links": {link["ifname"]: link for link in links},
+        "addresses": {link["ifname"]: link["addr_info"] for link in addresses},
+        # Of one destination the order counts, of all the kernel's is no one's business.
+        "routes": sorted((*routes, *routes6), key=lambda route: (route.get("table", ""), route["dst"])),
+        "rules": rules,
+        "IPv6": settings.splitlines(),
+    }
+
+
+_SHOW = (
+    "ip -json -details link; ip -json address; ip -json -4 route show table all;"
+    " ip -json -6 route show table all; ip -json rule;"
+    " grep -H . /proc/sys/net/ipv6/conf/*/disable_ipv6"
+)
+
+
+class PingStream:
+    """Pings that go on, each with its number, from one host to an address of the overlay.
+
+    Attributes:
+        interval_s: between two pings.
+    """
+
+    def __init__(self, source: Host, destination: IPv4Address, *, interval_s: float) -> None:
+        self.interval_s = interval_s
+        name = f"ping-{next(_numbers)}"
+        command = ["ping", "-n", "-D", "-i", str(interval_s), str(destination)]
+        self._program = source.start(command, name=name)
+        self._log = source.directory / "log" / f"{name}.log"
+
+    def answers(self) -> list[tuple[float, int]]:
+        """When each answer came, in seconds since the epoch, and its number."""
+        return [(float(at), int(number)) for at, number in _ANSWER.findall(self._log.read_text())]
+
+    def wait_answered(self, deadline_s: float = 10.0) -> None:
+        """Return when a ping that is sent from now on was answered."""
+        now = time.time()
+        wait_until(
+            lambda: any(at > now + self.interval_s for at, _ in self.answers()),
+            what=f"an answer to {self._program.name}",
+            deadline_s=deadline_s,
+        )
+
+    def stop(self) -> None:
+        """Send no more; the last ones may still be under way."""
+        self._program.send(signal.SIGINT)
+        self._program.wait()
+
+    def lost(self) -> list[int]:
+        """Return the numbers of the pings that were not answered though a later one was."""
+        numbers = {number for _, number in self.answers()}
+        return sorted(set(range(1, max(numbers, default=0))) - numbers)
+
+    def longest_gap_s(self, since: float = 0.0) -> float:
+        """Return the longest time without an answer, between two that came after `since`."""
+        times = [at for at, _ in self.answers() if at >= since]
+        return max((later - earlier for earlier, later in itertools.pairwise(times)), default=0.0)
+
+
+_ANSWER = re.compile(r"^\[(\d+\.\d+)\] .*icmp_seq=(\d+) ttl=", re.MULTILINE)
+
+
+@contextmanager
+def overlay_in(name: str, *, config: str = '{"Network":"10.100.0.0/16"}') -> Iterator[Overlay]:
+    """Make a lab with an etcd that holds the network config; no flanneld runs yet."""
+    with Lab(f"{name}-{os.getpid()}") as lab:
+        etcd = EtcdServer(lab.router, str(LEFT.gateway.ip))
+        etcd.start()
+        etcd.etcdctl("put", f"{PREFIX}/config", config)
+        yield Overlay(lab, etcd)
+
+
+@pytest.fixture(scope="module")
+def overlay(request: pytest.FixtureRequest) -> Iterator[Overlay]:
+    """Four hosts and an etcd with a network config; each module says itself which hosts join."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root: network namespaces")
+    module = request.module.__name__.rpartition("_")[2]
+    with overlay_in(module[:8]) as made:
+        yield made
+
+
+@pytest.fixture
+def figures(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
+    """Print a line that is seen whatever becomes of the test."""
+
+    def say(line: str) -> None:
+        with capsys.disabled():
+            print(f"\n  {line}", end="", flush=True)
+
+    return say
+
+
+@pytest.fixture(scope="session")
+def ping_stream() -> type[PingStream]:
+    """Starts a stream of pings: `ping_stream(source, address, interval_s=0.001)`."""
+    return PingStream
