@@ -182,15 +182,19 @@ class Database:
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, mode=0o600))
         self._inode = _inode(self._path)
-        self._connection = sqlite3.connect(
+        connection = sqlite3.connect(
             self._path, timeout=self._busy_s, isolation_level=None, check_same_thread=False
         )
-        self._enter_wal_mode(self._connection)
-        self._connection.execute(
-            "PRAGMA synchronous = FULL"
-        )  # a lease that was acknowledged outlives a power cut
-        self._prepare(self._connection)
-        return self._connection
+        try:
+            self._enter_wal_mode(connection)
+            connection.execute("PRAGMA synchronous = FULL")  # what was acknowledged outlives a power cut
+            if not self._is_prepared(connection):
+                self._prepare(connection)
+        except BaseException:
+            connection.close()
+            raise
+        self._connection = connection
+        return connection
 
     def _enter_wal_mode(self, connection: sqlite3.Connection) -> None:
         # SQLite does not wait by itself for others who open the new file in the same moment.
@@ -205,11 +209,17 @@ class Database:
             else:
                 return
 
+    def _is_prepared(self, connection: sqlite3.Connection) -> bool:
+        if _format(connection) != _FORMAT:
+            return False
+        ((boot_id,),) = connection.execute("SELECT boot_id FROM store")
+        return bool(boot_id == self._boot_id)
+
     def _prepare(self, connection: sqlite3.Connection) -> None:
         """Make the tables in a new file, and take the deadlines over from an earlier boot."""
         connection.execute("BEGIN IMMEDIATE")
         try:
-            (version,) = connection.execute("PRAGMA user_version").fetchone()
+            version = _format(connection)
             if version == 0:
                 for statement in _SCHEMA:
                     connection.execute(statement)
@@ -219,7 +229,8 @@ class Database:
                     f"{self._path} has the format {version}, this program writes {_FORMAT}",
                     hint="Use the version of pyflannel that made the file, or another path.",
                 )
-            self._carry_over_reboot(connection)
+            elif not self._is_prepared(connection):
+                self._carry_over_reboot(connection)
         except BaseException:
             connection.execute("ROLLBACK")
             raise
@@ -230,9 +241,6 @@ class Database:
 
         The clock may have been set while the host was off, or not yet be set: nothing gets more than its TTL.
         """
-        ((boot_id,),) = connection.execute("SELECT boot_id FROM store")
-        if boot_id == self._boot_id:
-            return
         connection.execute(
             "UPDATE record SET deadline = ?1 + max(0, min(expires_utc - ?2, ttl_s))"
             " WHERE deadline IS NOT NULL",
@@ -274,6 +282,11 @@ class Database:
             oldest = revision - self._history
             connection.execute("DELETE FROM change WHERE revision <= ?", (oldest,))
             connection.execute("UPDATE store SET compacted = ?", (oldest,))
+
+
+def _format(connection: sqlite3.Connection) -> int:
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    return int(version)
 
 
 def _record(connection: sqlite3.Connection, key: str) -> Record | None:

@@ -39,11 +39,15 @@ class Watch:
 
     @classmethod
     async def start(cls, member: Member, keys: KeySpace, prefix: str, after: int) -> "Watch":
-        """Return a watch of all keys under `prefix`, from the revision after `after` on."""
+        """Return a watch of all keys under `prefix`, later than revision `after`.
+
+        It begins at `after` itself, which is passed over when it comes: etcd 3.4 lets a watch begin at the
+        very revision that was compacted, and then says nothing of a key deleted there (etcd issue 18089).
+        """
         start, end = keys.range_of(prefix)
         request = WatchRequest(
             create_request=WatchCreateRequest(
-                key=start, range_end=end, start_revision=after + 1, progress_notify=True, fragment=True
+                key=start, range_end=end, start_revision=max(after, 1), progress_notify=True, fragment=True
             )
         )
         responses = _responses(member, request)
@@ -57,6 +61,21 @@ class Watch:
             CompactedError: the member's history no longer reaches back.
             StoreError: the watch has ended; watch again.
         """
+        while True:
+            events, revision = await self._next_events()
+            if not events:
+                # A progress notification, which etcd sends only to a watch that has seen all up to there.
+                return Changes((), max(revision, self._after))
+            if later := [event for event in events if event.kv.mod_revision > self._after]:
+                # Not the header's revision: to a watch that catches up, old events come under the newest.
+                return Changes(tuple(map(self._change, later)), later[-1].kv.mod_revision)
+
+    async def close(self) -> None:
+        """Tell the member that nobody listens any more."""
+        await self._responses.aclose()
+
+    async def _next_events(self) -> tuple[list[Event], int]:
+        """Return the events of one response, all its fragments together, and the revision in its header."""
         events: list[Event] = []
         while True:
             try:
@@ -69,16 +88,7 @@ class Watch:
             self._raise_if_canceled(response)
             events += response.events
             if not response.fragment:
-                break
-        if not events:
-            # A progress notification, which etcd sends only to a watch that has seen all up to there.
-            return Changes((), response.header.revision)
-        # Not the header's revision: to a watch that catches up, etcd sends old events under its newest one.
-        return Changes(tuple(map(self._change, events)), events[-1].kv.mod_revision)
-
-    async def close(self) -> None:
-        """Tell the member that nobody listens any more."""
-        await self._responses.aclose()
+                return events, response.header.revision
 
     async def _next_response(self) -> WatchResponse:
         return await anext(self._responses)

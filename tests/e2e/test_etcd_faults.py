@@ -1,0 +1,327 @@
+"""What the etcd store does when a real etcd is away, hangs, forgets, or is shared with others."""
+
+import asyncio
+import contextlib
+import signal
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+from grpclib.client import Channel
+
+from pyflannel.assembly.store import open_store
+from pyflannel.errors import StoreError
+from pyflannel.model.store_record import Changes, Conflict, Delete, Put, PutSeen, Written
+from pyflannel.ports.store import Store
+from pyflannel.stores.etcd.rpc_grpc import KVStub
+from pyflannel.stores.etcd.rpc_pb2 import PutRequest, RequestOp, TxnRequest
+
+PATIENCE_S = 30
+CALL_ENDS_S = 8
+WATCH_ENDS_S = 14
+"""How soon a hang must show: the deadline of a call, the pings of a connection, and some to spare."""
+
+CLOSED = "127.0.0.1:1"
+
+
+def run(test: Awaitable[None]) -> None:
+    async def whole() -> None:
+        async with asyncio.timeout(PATIENCE_S):
+            await test
+        task = asyncio.current_task()
+        assert task is not None
+        assert task.cancelling() == 0
+
+    asyncio.run(whole())
+
+
+@contextlib.asynccontextmanager
+async def opened(*endpoints: str, prefix: str = "/test") -> AsyncIterator[Store]:
+    store = open_store(f"etcd://{','.join(endpoints)}{prefix}")
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+async def put(store: Store, key: str, **options: Any) -> int:
+    written = await store.write(
+        Put(**{"key": key, "value": b"{}", "ttl_s": None, "expected": None} | options)
+    )
+    assert isinstance(written, Written)
+    return written.revision
+
+
+async def put_at_one_revision(etcd: Any, keys: list[str], value: bytes) -> None:
+    channel = Channel("127.0.0.1", etcd.port)
+    try:
+        puts = [RequestOp(request_put=PutRequest(key=key.encode(), value=value)) for key in keys]
+        await KVStub(channel).Txn(TxnRequest(success=puts))
+    finally:
+        channel.close()
+
+
+def lease_count(etcd: Any) -> int:
+    return len(etcd.ctl("lease", "list").stdout.splitlines()) - 1
+
+
+def test_the_next_endpoint_answers_when_one_is_down(shared_etcd: Any) -> None:
+    async def test() -> None:
+        async with opened(CLOSED, shared_etcd.endpoint, prefix="/failover") as store:
+            revision = await put(store, "config", expected=0)
+
+            assert (await store.list("")).records[0].revision == revision
+            async with contextlib.aclosing(store.watch("", revision - 1)) as watch:
+                assert (await anext(watch)).revision == revision
+
+    run(test())
+
+
+def test_an_etcd_that_is_away_is_an_error_and_is_found_when_it_comes(new_etcd: Callable[[], Any]) -> None:
+    etcd = new_etcd()
+
+    async def test() -> None:
+        async with opened(etcd.endpoint) as store:
+            for call in (
+                store.get("config"),
+                store.list(""),
+                put(store, "config"),
+                anext(store.watch("", 0)),
+            ):
+                with pytest.raises(StoreError, match=f"{etcd.endpoint}: connection refused"):
+                    await call
+
+            await asyncio.to_thread(etcd.start)
+
+            await put(store, "config", expected=0)
+
+    run(test())
+
+
+def test_a_watch_ends_when_etcd_is_killed_and_goes_on_where_it_was(new_etcd: Callable[[], Any]) -> None:
+    etcd = new_etcd()
+    etcd.start()
+
+    async def test() -> None:
+        async with opened(etcd.endpoint) as store:
+            seen = await put(store, "subnets/a")
+            async with contextlib.aclosing(store.watch("subnets/", seen - 1)) as watch:
+                assert (await anext(watch)).revision == seen
+                etcd.kill()
+                started = time.monotonic()
+                with pytest.raises(StoreError, match="ended"):
+                    await anext(watch)
+                assert time.monotonic() - started < 2
+
+            await asyncio.to_thread(etcd.start)
+            etcd.ctl("put", "/test/subnets/b", "{}")
+
+            async with contextlib.aclosing(store.watch("subnets/", seen)) as watch:
+                (change,) = (await anext(watch)).changes
+                assert isinstance(change, PutSeen)
+                assert change.record.key == "subnets/b"
+
+    run(test())
+
+
+def test_a_member_that_hangs_is_noticed_by_calls_and_watches(new_etcd: Callable[[], Any]) -> None:
+    etcd = new_etcd()
+    etcd.start()
+
+    async def test() -> None:
+        async with opened(etcd.endpoint) as caller, opened(etcd.endpoint) as watcher:
+            revision = await put(caller, "config")
+            async with contextlib.aclosing(watcher.watch("", revision - 1)) as watch:
+                await anext(watch)
+                etcd.signal(signal.SIGSTOP)
+                started = time.monotonic()
+                with pytest.raises(StoreError, match="no answer in time"):
+                    await caller.get("config")
+                assert time.monotonic() - started < CALL_ENDS_S
+                with pytest.raises(StoreError, match="ended"):
+                    await anext(watch)
+                assert time.monotonic() - started < WATCH_ENDS_S
+
+            etcd.signal(signal.SIGCONT)
+
+            assert await caller.get("config") is not None
+            assert await watcher.get("config") is not None
+
+    run(test())
+
+
+def test_the_next_member_answers_when_one_hangs(new_etcd: Callable[[], Any], shared_etcd: Any) -> None:
+    hanging = new_etcd()
+    hanging.start()
+
+    async def test() -> None:
+        async with opened(hanging.endpoint, shared_etcd.endpoint, prefix="/hang") as store:
+            await store.list("")
+            hanging.signal(signal.SIGSTOP)
+            await store.list("")
+            started = time.monotonic()
+
+            await store.list("")
+
+            assert time.monotonic() - started < 1  # the last good one is asked first
+
+    run(test())
+
+
+def test_a_write_that_may_have_happened_is_not_sent_to_another_member(
+    new_etcd: Callable[[], Any], shared_etcd: Any
+) -> None:
+    hanging = new_etcd()
+    hanging.start()
+
+    async def test() -> None:
+        async with opened(hanging.endpoint, shared_etcd.endpoint, prefix="/once") as store:
+            await store.list("")
+            hanging.signal(signal.SIGSTOP)
+
+            with pytest.raises(StoreError, match="no answer in time"):
+                await put(store, "config")
+
+            assert await store.get("config") is None
+
+    run(test())
+
+
+def test_an_idle_watch_is_left_in_peace(shared_etcd: Any) -> None:
+    """The pings neither end the watch nor anger etcd."""
+
+    async def test() -> None:
+        async with opened(shared_etcd.endpoint, prefix="/idle") as store:
+            revision = await put(store, "config")
+            async with contextlib.aclosing(store.watch("", revision)) as watch:
+                next_changes = asyncio.ensure_future(anext(watch))
+                done, _ = await asyncio.wait([next_changes], timeout=20)  # three pings
+                assert not done
+                later = await put(store, "config")
+                assert (await next_changes).revision == later
+
+    run(test())
+
+
+def test_events_of_one_revision_come_together(shared_etcd: Any) -> None:
+    keys = [f"/together/subnets/{number:03}" for number in range(100)]
+
+    async def test() -> None:
+        async with opened(shared_etcd.endpoint, prefix="/together") as store:
+            start = (await store.list("")).revision
+            async with contextlib.aclosing(store.watch("subnets/", start)) as watch:
+                await put_at_one_revision(shared_etcd, keys, b"{}")
+
+                changes = await anext(watch)
+
+            assert [f"/together/{change.record.key}" for change in changes.changes] == keys
+            assert {change.record.revision for change in changes.changes} == {changes.revision}
+
+    run(test())
+
+
+def test_a_replay_of_many_megabytes_arrives_whole(shared_etcd: Any) -> None:
+    """More than etcd sends in one message: it comes in fragments, none of which ends within a revision."""
+
+    async def test() -> None:
+        async with opened(shared_etcd.endpoint, prefix="/large") as store:
+            start = (await store.list("")).revision
+            for batch in range(30):
+                keys = [f"/large/subnets/{batch}-{number}" for number in range(20)]
+                await put_at_one_revision(shared_etcd, keys, b"x" * 20_000)
+
+            seen: list[Changes] = []
+            async with contextlib.aclosing(store.watch("subnets/", start)) as watch:
+                while sum(len(changes.changes) for changes in seen) < 600:
+                    seen.append(await anext(watch))
+
+            keys_seen = [change.record.key for changes in seen for change in changes.changes]
+            assert len(keys_seen) == len(set(keys_seen)) == 600
+            last = [changes.changes[-1].record.key.rpartition("-")[2] for changes in seen]
+            assert set(last) == {"19"}
+
+    run(test())
+
+
+def test_ten_thousand_keys_are_listed_at_one_revision(new_etcd: Callable[[], Any]) -> None:
+    etcd = new_etcd()
+    etcd.start()
+
+    async def test() -> None:
+        async with opened(etcd.endpoint) as store:
+            for batch in range(100):
+                keys = [f"/test/subnets/{batch:03}-{number:03}" for number in range(100)]
+                await put_at_one_revision(etcd, keys, b"x" * 158)
+
+            listing, written = await asyncio.gather(store.list("subnets/"), put(store, "subnets/later"))
+
+            keys_listed = [record.key for record in listing.records if record.key != "subnets/later"]
+            assert keys_listed == sorted(keys_listed)
+            assert len(keys_listed) == 10_000
+            assert (len(listing.records) == 10_001) == (listing.revision >= written)
+
+    run(test())
+
+
+def test_a_lost_race_leaves_no_etcd_lease_behind(new_etcd: Callable[[], Any]) -> None:
+    etcd = new_etcd()
+    etcd.start()
+
+    async def test() -> None:
+        async with opened(etcd.endpoint) as store:
+            await put(store, "subnets/a", ttl_s=600, expected=0)
+
+            lost = await store.write(Put(key="subnets/a", value=b"", ttl_s=600, expected=0))
+
+            assert isinstance(lost, Conflict)
+            assert lease_count(etcd) == 1
+
+    run(test())
+
+
+def test_renewals_and_deletions_leave_no_etcd_lease_behind(new_etcd: Callable[[], Any]) -> None:
+    etcd = new_etcd()
+    etcd.start()
+
+    async def test() -> None:
+        async with opened(etcd.endpoint) as store:
+            revision = await put(store, "subnets/a", ttl_s=600, expected=0)
+            for _ in range(5):
+                revision = await put(store, "subnets/a", ttl_s=600, expected=revision)
+            assert lease_count(etcd) == 1
+
+            await store.write(Delete(key="subnets/a", expected=revision))
+
+            assert lease_count(etcd) == 0
+
+    run(test())
+
+
+def test_an_etcd_lease_that_others_use_too_is_left_alone(new_etcd: Callable[[], Any]) -> None:
+    etcd = new_etcd()
+    etcd.start()
+
+    async def test() -> None:
+        async with opened(etcd.endpoint) as store:
+            revision = await put(store, "subnets/a", ttl_s=600, expected=0)
+            record = await store.get("subnets/a")
+            assert record is not None
+            etcd.ctl("put", f"--lease={record.lease_id:x}", "/elsewhere", "by hand")
+
+            await put(store, "subnets/a", ttl_s=600, expected=revision)
+
+            assert etcd.ctl("get", "/elsewhere", "--print-value-only").stdout == "by hand\n"
+
+    run(test())
+
+
+def test_the_prefix_s_trailing_slash_makes_no_difference(shared_etcd: Any) -> None:
+    async def test() -> None:
+        async with opened(shared_etcd.endpoint, prefix="/slash/") as with_slash:
+            await put(with_slash, "config")
+        async with opened(shared_etcd.endpoint, prefix="/slash") as without:
+            assert await without.get("config") is not None
+        assert shared_etcd.ctl("get", "/slash/config", "--keys-only").stdout.strip() == "/slash/config"
+
+    run(test())
