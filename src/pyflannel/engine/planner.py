@@ -30,6 +30,7 @@ class Planner:
         self.underlay: Underlay | None = None
         self.held: Held | None = None
         self.leases = LeaseSet()
+        self.lingering: tuple[Lease, ...] = ()
         self.peers: tuple[Lease, ...] = ()
         self.conflicts: tuple[Conflict, ...] = ()
 
@@ -38,7 +39,9 @@ class Planner:
         if self.held is None or self.config is None:
             return
         before = {peer.subnet for peer in self.peers}
-        self.peers, conflicts = settle(self.leases, self.held.lease, self.config.network)
+        peers, conflicts = settle(self.leases, self.held.lease, self.config.network)
+        lingering, _ = settle(self.lingering, self.held.lease, self.config.network)
+        self.peers = (*peers, *lingering)
         after = {peer.subnet for peer in self.peers}
         _tell("added", sorted(after - before))
         _tell("removed", sorted(before - after))

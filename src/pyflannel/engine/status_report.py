@@ -35,6 +35,8 @@ def status_of(supervisor: Supervisor, *, version: str, store_url: str, clock: Cl
         last_error=narrator.store_error,
     )
     warnings = [conflict.text for conflict in planner.conflicts]
+    if supervisor.is_stale:
+        warnings.append("leases are stale: those known before this start; the store has not answered since")
     warnings += [text for text in (narrator.shared, supervisor.config_trouble) if text]
     return Status(
         version=version,

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network
 
 from pyflannel.engine.config_follower import ConfigFollower, read_config
+from pyflannel.engine.departures import Departures
 from pyflannel.engine.last_known_leases import LastKnownLeases
 from pyflannel.engine.lease_keeper import LeaseKeeper
 from pyflannel.engine.lease_narrator import LeaseNarrator
@@ -114,6 +115,7 @@ class Supervisor:
             waiting=self._config_missing,
             away=self._config_away,
         )
+        self._departures = Departures(world.clock, self._replan)
         self._last_known = LastKnownLeases(memory=world.memory, clock=world.clock, current=self._current)
 
     async def run(self) -> None:
@@ -121,6 +123,7 @@ class Supervisor:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.reconciler.run(), name="reconciler")
             tasks.create_task(self._last_known.run(), name="last known leases")
+            tasks.create_task(self._departures.run(), name="departures")
             tasks.create_task(self.underlay.run(), name="underlay")
             await self.underlay.is_known.wait()
             tasks.create_task(self._config.run(), name="network config")
@@ -272,6 +275,7 @@ class Supervisor:
         self._replan()
 
     def _leases_changed(self, leases: LeaseSet) -> None:
+        self._departures.see(leases)
         self.planner.leases = leases
         self._replan()
 
@@ -287,6 +291,7 @@ class Supervisor:
     # What follows from it.
 
     def _replan(self) -> None:
+        self.planner.lingering = self._departures.lingering
         self.planner.settle()
         self._last_known.changed()
         self.reconciler.wake()
