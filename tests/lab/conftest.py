@@ -1,6 +1,7 @@
 """Fixtures of the lab: throw-away network namespaces of the real kernel."""
 
 import asyncio
+import contextlib
 import ctypes
 import itertools
 import json
@@ -11,10 +12,10 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from ipaddress import IPv4Address
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import pytest
 
@@ -39,6 +40,7 @@ from pyflannel.wire.forwarder_control import (
 Result = TypeVar("Result")
 
 _CLONE_NEWNET = 0x40000000
+_SILENCE_S = 0.1
 _numbers = itertools.count(1)
 
 
@@ -106,6 +108,52 @@ class Namespace:
                 raise OSError(ctypes.get_errno(), "setns")
         finally:
             os.close(descriptor)
+
+
+class Wakes:
+    """What a `changes()` of a port yields while a block runs."""
+
+    def __init__(self, changes: AsyncIterator[None]) -> None:
+        self._changes = changes
+        self._changed = asyncio.Event()
+
+    async def __aenter__(self) -> Self:
+        self._listening = asyncio.ensure_future(self._listen())
+        await asyncio.sleep(0)
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        self._listening.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._listening
+
+    async def next(self) -> None:
+        """Return at the next wake-up; fail when none comes."""
+        async with asyncio.timeout(5):
+            await self._changed.wait()
+        self._changed.clear()
+
+    async def silence(self) -> int:
+        """Return when none came for a while, and how many did: that nothing comes shows in time alone."""
+        count = 0
+        while True:
+            try:
+                async with asyncio.timeout(_SILENCE_S):
+                    await self._changed.wait()
+            except TimeoutError:
+                return count
+            self._changed.clear()
+            count += 1
+
+    async def _listen(self) -> None:
+        async for _ in self._changes:
+            self._changed.set()
+
+
+@pytest.fixture
+def listen() -> type[Wakes]:
+    """Return the class that counts what a port says: used as `async with listen(changes) as wakes`."""
+    return Wakes
 
 
 @pytest.fixture

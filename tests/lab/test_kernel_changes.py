@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 import pytest
@@ -11,9 +10,10 @@ from pyflannel.kernel.linux import LinuxTarget
 from pyflannel.kernel.netlink_socket import RequestSocket
 from pyflannel.model.address import Address
 from pyflannel.model.link import Link
-from pyflannel.model.operation import Add
+from pyflannel.model.operation import Add, Remove
 from pyflannel.model.route import PROTOCOL_KERNEL, SCOPE_LINK, Route
 from pyflannel.model.state import State
+from pyflannel.plan.ownership import ours
 from pyflannel.wire.netlink.addresses import dump_addresses, parse_address_message
 from pyflannel.wire.netlink.links import change_link, dump_links, parse_link
 
@@ -27,6 +27,7 @@ PLAN = State.of(
         protocol=PROTOCOL_KERNEL,
         scope=SCOPE_LINK,
     ),
+    Route(destination=IPv4Network("10.50.0.0/16"), link="eth0", gateway=IPv4Address("10.7.0.9")),
 )
 
 WAKING = {
@@ -37,124 +38,98 @@ WAKING = {
     "mark": "link set flannel0 alias mine",
     "address": "address delete 10.100.15.0/16 dev flannel0",
     "route deleted": "route delete 10.100.0.0/16",
-    "route replaced": "route replace 10.100.0.0/16 dev other",
+    "route replaced": "route replace 10.100.0.0/16 dev foreign",
     "route on our link": "route add 10.200.0.0/16 dev flannel0",
-    "route of our mark": "route add 10.201.0.0/16 dev other proto 80",
-    "link renamed to a planned one": "link set spare name flannel0",
+    "route of our mark": "route add 10.201.0.0/16 dev foreign proto 80",
+    "link under a route down": "link set eth0 down",
+    "link under a route renamed": "link set eth0 name eth9",
+    "address under a route": "address delete 10.7.0.1/24 dev eth0",
 }
 
 FOREIGN = {
-    "link": "link set other mtu 1400",
-    "address": "address add 10.8.0.1/24 dev other",
-    "route": "route add 10.9.0.0/16 dev other",
-    "route with another metric": "route add 10.100.0.0/16 dev other metric 9",
-    "route in another table": "route add 10.100.0.0/16 dev other table 77",
+    "link": "link set foreign mtu 1400",
+    "link made": "link add another type bridge",
+    "address": "address add 10.8.0.1/24 dev foreign",
+    "route": "route add 10.9.0.0/16 dev foreign",
+    "route with another metric": "route add 10.100.0.0/16 dev foreign metric 9",
+    "route in another table": "route add 10.100.0.0/16 dev foreign table 77",
 }
 
 
-class Listener:
-    """A LinuxTarget with a standing plan, and the count of its wake-ups."""
+@pytest.fixture
+def standing(namespace, listen):
+    """Run `then(target, wakes)` with the plan in place, and all that was announced of that heard."""
+    for name in ("eth0", "foreign"):
+        namespace.ip(f"link add {name} type veth peer name {name}r")
+        namespace.ip(f"link set {name}r up")
+        namespace.ip(f"link set {name} up")
+    namespace.ip("address add 10.7.0.1/24 dev eth0")
 
-    def __init__(self, target: LinuxTarget) -> None:
-        self.target = target
-        self.wakes = 0
-        self.changed = asyncio.Event()
-
-    async def listen(self) -> None:
-        async for _ in self.target.changes():
-            self.wakes += 1
-            self.changed.set()
-
-    async def next_wake(self) -> None:
-        async with asyncio.timeout(5):
-            await self.changed.wait()
-        self.changed.clear()
-
-
-def on_standing_plan(namespace, then: Callable) -> None:
-    """Run `then(listener)` in the namespace with the plan in place and all wake-ups of that behind it."""
-    namespace.ip("link add other type veth peer name otherend")
-    namespace.ip("address add 10.7.0.1/24 dev other")
-    namespace.ip("link set otherend up")
-    namespace.ip("link set other up")
-    namespace.ip("link add spare type bridge")
-
-    async def run() -> None:
-        target = LinuxTarget()
-        listener = Listener(target)
-        async with asyncio.TaskGroup() as tasks:
-            listening = tasks.create_task(listener.listen())
+    def run(then) -> None:
+        async def work() -> None:
+            target = LinuxTarget()
             try:
                 assert await target.apply([Add(item) for item in PLAN]) == []
-                await listener.next_wake()
-                assert await target.snapshot(PLAN) == PLAN
-                await settle(namespace, listener)
-                await then(listener)
+                async with listen(target.changes()) as wakes:
+                    assert ours(await target.snapshot(PLAN), PLAN) == PLAN
+                    await wakes.silence()
+                    await then(target, wakes)
             finally:
-                listening.cancel()
-        target.close()
+                target.close()
 
-    with contextlib.suppress(asyncio.CancelledError):
-        namespace.run(run)
+        namespace.run(work)
 
-
-async def settle(namespace, listener: Listener) -> None:
-    """Return when everything announced so far was heard: a change of ours that comes after it was."""
-    namespace.ip("route add 10.202.0.0/16 dev flannel0")
-    await listener.next_wake()
-    namespace.ip("route delete 10.202.0.0/16 dev flannel0")
-    await listener.next_wake()
-    listener.wakes = 0
+    return run
 
 
 @pytest.mark.parametrize("words", WAKING.values(), ids=WAKING.keys())
-def test_what_touches_ours_wakes(namespace, words: str) -> None:
-    async def then(listener: Listener) -> None:
-        if "spare" in words:
-            namespace.ip("link delete flannel0")
-            await listener.next_wake()
-            await listener.target.snapshot(PLAN)
+def test_what_touches_ours_wakes(namespace, standing, words: str) -> None:
+    async def then(_, wakes) -> None:
         namespace.ip(words)
-        await listener.next_wake()
+        await wakes.next()
 
-    on_standing_plan(namespace, then)
+    standing(then)
+
+
+def test_a_link_that_comes_under_a_planned_name_wakes(namespace, standing) -> None:
+    async def then(target, wakes) -> None:
+        namespace.ip("link add spare type bridge")
+        namespace.ip("link delete flannel0")
+        await wakes.next()
+        await target.snapshot(PLAN)
+        await wakes.silence()
+        namespace.ip("link set spare name flannel0")
+        await wakes.next()
+
+    standing(then)
 
 
 @pytest.mark.parametrize("words", FOREIGN.values(), ids=FOREIGN.keys())
-def test_what_is_foreign_does_not_wake(namespace, words: str) -> None:
-    async def then(listener: Listener) -> None:
+def test_what_is_foreign_does_not_wake(namespace, standing, words: str) -> None:
+    async def then(_, wakes) -> None:
         namespace.ip(words)
-        await settle_without_counting(namespace, listener)
-        assert listener.wakes == 2
+        assert await wakes.silence() == 0
 
-    async def settle_without_counting(namespace, listener: Listener) -> None:
-        namespace.ip("route add 10.203.0.0/16 dev flannel0")
-        await listener.next_wake()
-        namespace.ip("route delete 10.203.0.0/16 dev flannel0")
-        await listener.next_wake()
-
-    on_standing_plan(namespace, then)
+    standing(then)
 
 
-def test_our_own_routes_do_not_wake(namespace) -> None:
-    async def then(listener: Listener) -> None:
+def test_our_own_repairs_do_not_wake(standing) -> None:
+    async def then(target, wakes) -> None:
         route = Route(destination=IPv4Network("10.210.0.0/16"), link="flannel0")
-        assert await listener.target.apply([Add(route)]) == []
-        namespace.ip("route add 10.203.0.0/16 dev flannel0")
-        await listener.next_wake()
-        assert listener.wakes == 1
+        address = Address(link="flannel0", address=IPv4Interface("10.211.0.1/32"))
+        assert await target.apply([Add(address), Add(route), Remove(route), Remove(address)]) == []
+        assert await wakes.silence() == 0
 
-    on_standing_plan(namespace, then)
+    standing(then)
 
 
-def test_a_burst_is_one_wake_up_or_few(namespace) -> None:
-    async def then(listener: Listener) -> None:
+def test_a_burst_is_one_wake_up_or_few(namespace, standing) -> None:
+    async def then(_, wakes) -> None:
         batch = "\n".join(f"route add 10.150.{n}.0/24 dev flannel0" for n in range(250))
         namespace.command("ip", "-batch", "-", given=batch)
-        await listener.next_wake()
-        assert listener.wakes < 25
+        assert 1 <= await wakes.silence() <= 5
 
-    on_standing_plan(namespace, then)
+    standing(then)
 
 
 def test_lost_notifications_are_a_wake_up(namespace) -> None:
@@ -212,16 +187,19 @@ def test_questions_from_several_tasks_do_not_mix(namespace) -> None:
 
 
 def test_a_dump_that_is_broken_off_does_not_hinder_the_next(namespace) -> None:
+    """The kernel gives a long dump in parts, and starts no other before it was read to its end."""
+    many = "\n".join(f"address add 10.7.{n // 256}.{n % 256}/32 dev lo" for n in range(3000))
+    namespace.command("ip", "-batch", "-", given=many)
+
     async def run() -> None:
         requests = RequestSocket()
         try:
-            for _ in range(3):
-                broken = asyncio.ensure_future(requests.dump(dump_links(), parse_link))
-                await asyncio.sleep(0)
-                broken.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await broken
-                assert [link.name for link in await requests.dump(dump_links(), parse_link)] == ["lo"]
+            broken = asyncio.ensure_future(requests.dump(dump_addresses(), parse_address_message))
+            await asyncio.sleep(0)
+            broken.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await broken
+            assert len(await requests.dump(dump_addresses(), parse_address_message)) > 3000
         finally:
             requests.close()
 

@@ -1,6 +1,5 @@
 """The interfaces of a real namespace, and what is chosen among them."""
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from ipaddress import IPv4Address
 from typing import TypeVar
@@ -92,6 +91,15 @@ def test_the_default_route_of_another_table_counts_when_main_has_none(host) -> N
     assert chosen(host).link == "eth1"
 
 
+def test_rules_are_asked_where_main_refuses(host) -> None:
+    host.ip("route flush 0.0.0.0/0")
+    host.ip("route add unreachable default")
+    host.ip("route add default via 10.10.10.1 table 100")
+    host.ip("rule add lookup 100")
+
+    assert chosen(host).link == "eth1"
+
+
 def test_a_default_route_that_leads_nowhere_is_none(host) -> None:
     host.ip("route flush 0.0.0.0/0")
     host.ip("route add unreachable default")
@@ -139,53 +147,50 @@ def test_where_no_route_leads_there_is_none(host) -> None:
         "route add 172.20.0.0/16 via 10.10.10.1",
     ],
 )
-def test_what_may_change_an_answer_wakes(host, words: str) -> None:
+def test_what_may_change_an_answer_wakes(host, listen, words: str) -> None:
     async def work(source: KernelInterfaces) -> None:
         await source.route_to(IPv4Address("172.20.1.1"))
-        host.ip(words)
-        async with asyncio.timeout(5):
-            await anext(source.changes())
+        async with listen(source.changes()) as wakes:
+            await wakes.silence()
+            host.ip(words)
+            await wakes.next()
 
     asked(host, work)
 
 
-def test_routes_to_elsewhere_do_not_wake(host) -> None:
+def test_routes_to_elsewhere_do_not_wake(host, listen) -> None:
     async def work(source: KernelInterfaces) -> None:
         await source.route_to(IPv4Address("172.20.1.1"))
-        host.ip("route add 172.21.0.0/16 via 10.10.10.1")
-        wake = asyncio.ensure_future(anext(source.changes()))
-        for _ in range(20):
-            await asyncio.sleep(0)
-        assert not wake.done()
-        host.ip("route add 172.20.0.0/16 via 10.10.10.1")
-        async with asyncio.timeout(5):
-            await wake
+        async with listen(source.changes()) as wakes:
+            await wakes.silence()
+            host.ip("route add 172.21.0.0/16 via 10.10.10.1")
+            assert await wakes.silence() == 0
 
     asked(host, work)
 
 
-def test_waiting_ends_when_the_address_comes(namespace) -> None:
+def test_waiting_ends_when_the_address_comes(namespace, listen) -> None:
     """From nothing to a choice, woken by the kernel at each step."""
+    steps = [
+        "link add eth0 type veth peer name eth0r",
+        "link set eth0r up",
+        "link set eth0 up",
+        "address add 192.168.50.102/24 dev eth0",
+        "route add default via 192.168.50.1",
+    ]
 
     async def work(source: KernelInterfaces) -> list[str]:
         waited_for: list[str] = []
-        steps = [
-            "link add eth0 type veth peer name eth0r",
-            "link set eth0r up",
-            "link set eth0 up",
-            "address add 192.168.50.102/24 dev eth0",
-            "route add default via 192.168.50.1",
-        ]
-        changes = source.changes()
-        for words in steps:
-            try:
-                choose(UnderlayOptions(), await source.observe())
-            except NoUnderlayError as error:
-                waited_for.append(str(error))
-            namespace.ip(words)
-            async with asyncio.timeout(5):
-                await anext(changes)
-        assert choose(UnderlayOptions(), await source.observe()).link == "eth0"
+        async with listen(source.changes()) as wakes:
+            for words in steps:
+                try:
+                    choose(UnderlayOptions(), await source.observe())
+                except NoUnderlayError as error:
+                    waited_for.append(str(error))
+                await wakes.silence()
+                namespace.ip(words)
+                await wakes.next()
+            assert choose(UnderlayOptions(), await source.observe()).link == "eth0"
         return waited_for
 
-    assert asked(namespace, work) == ["Waiting for an interface to use: no default route"] * 5
+    assert asked(namespace, work) == ["Waiting for an interface to use: no default route"] * len(steps)

@@ -99,10 +99,16 @@ def test_what_was_applied_is_read_back_as_planned(target):
     assert target.snapshot(SEED) == SEED
 
 
-def test_a_namespace_that_has_no_routing_table_yet_is_empty(namespace, target):
-    namespace.ip("link set lo down")
+def test_a_namespace_that_has_no_routing_table_yet_is_empty(namespace):
+    async def look() -> State:
+        enter_new_namespace()
+        target = LinuxTarget()
+        try:
+            return await target.snapshot(SEED)
+        finally:
+            target.close()
 
-    assert target.snapshot(SEED) == State.EMPTY
+    assert namespace.run(look) == State.EMPTY
 
 
 DAMAGE = {
@@ -164,16 +170,34 @@ def test_one_pass_undoes_the_damage(namespace, target, damage):
     assert refused == []
     assert ours(target.snapshot(SEED), SEED) == SEED
     assert routes(namespace) == SEED_ROUTES
-    assert target.heal(SEED) == []
+    assert "link/none" in namespace.ip("address show flannel0")
+    assert namespace.ip("-oneline address show flannel0").count("inet") == 1
+    assert len(namespace.ip("route show dev flannel0").splitlines()) == 1
+    assert namespace.ip("-6 route show dev flannel0") == ""
+    assert namespace.ip("route show proto 80") == ""
 
 
-def test_a_route_that_was_appended_behind_ours_is_let_be(namespace, target):
-    """The kernel's look-up never gets to it."""
+@pytest.mark.parametrize(
+    "words",
+    [
+        "route append 10.100.0.0/16 dev other",  # the kernel's look-up never gets to it
+        "route add 10.100.0.0/16 tos 0x10 dev other",
+        "route add 10.100.0.0/16 dev other metric 7",
+        "route add 10.100.0.0/16 dev other table 77",
+        "route add 10.100.0.0/17 dev other",
+        "link add fl type bridge",
+        "address add 10.100.15.0/16 dev other",
+    ],
+)
+def test_what_is_near_ours_is_not_ours(namespace, target, words):
     with_another_link(namespace)
     target.heal(SEED)
-    namespace.ip("route append 10.100.0.0/16 dev other")
+    namespace.ip(words)
+    before = namespace.ip("route show table all dev other"), namespace.ip("address show dev other")
 
-    assert ours(target.snapshot(SEED), SEED) == SEED
+    assert target.heal(SEED) == []
+    assert target.snapshot(SEED) == SEED
+    assert (namespace.ip("route show table all dev other"), namespace.ip("address show dev other")) == before
 
 
 def test_what_is_foreign_stays(namespace, target):
@@ -347,6 +371,12 @@ def drop_capabilities() -> None:
     header = struct.pack("=Ii", 0x20080522, 0)
     if ctypes.CDLL(None, use_errno=True).capset(header, bytes(24)):
         raise OSError(ctypes.get_errno(), "capset")
+
+
+def enter_new_namespace() -> None:
+    """Give the calling thread a network namespace of its own, in which nothing was done yet."""
+    if ctypes.CDLL(None, use_errno=True).unshare(0x40000000):
+        raise OSError(ctypes.get_errno(), "unshare")
 
 
 def hide_device_file() -> None:

@@ -68,6 +68,8 @@ def test_a_machine_without_id_is_no_clone(state_dir: str, machine_id: Path, text
 
     assert nameless.machine == ""
     assert named == Identity(owner=nameless.owner, machine=machine_digest(str(machine_id)))
+    machine_id.write_text("ffffffffffffffffffffffffffffffff\n")
+    assert read_identity(state_dir, str(machine_id)).owner != named.owner
 
 
 def test_a_missing_machine_id_is_unknown(tmp_path: Path) -> None:

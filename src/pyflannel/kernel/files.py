@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 
 from pyflannel.errors import TargetError
 from pyflannel.kernel.atomic_file import MODE, replace_file
-from pyflannel.kernel.inotify import OVERFLOWED, SELF_MOVED, Event, Inotify
+from pyflannel.kernel.inotify import OVERFLOWED, Event, Inotify
 from pyflannel.model.host_file import HostFile
 from pyflannel.model.operation import Add, Operation, Refusal, Remove, Replace
 from pyflannel.model.state import State
@@ -59,7 +59,7 @@ class FileTarget:
         while True:
             if self._concerned(await self._inotify.read()):
                 await asyncio.sleep(_COALESCE_S)
-                self._concerned(self._inotify.take())
+                self._inotify.take()
                 yield
 
     def _watch(self, paths: Sequence[str]) -> None:
@@ -87,9 +87,6 @@ class FileTarget:
 
     def _concerned(self, events: Sequence[Event]) -> bool:
         """Return whether one is about a file of ours, or a directory that leads to it."""
-        for event in events:
-            if event.mask & SELF_MOVED:
-                self._inotify.remove(event.watch)  # it follows the directory, and we the path
         return any(
             event.mask & OVERFLOWED or event.name in self._names.get(event.watch, ()) for event in events
         )

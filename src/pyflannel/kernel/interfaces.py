@@ -84,14 +84,13 @@ class KernelInterfaces:
     async def _default_routes(self, names: dict[int, str]) -> tuple[DefaultRoute, ...]:
         found = await self._requests.dump(routes.dump_routes(INET), _default_route)
         if found:
-            in_order = sorted(found, key=lambda route: route.metric)
             return tuple(
                 DefaultRoute(
                     link=names[route.index],
                     metric=route.metric,
                     source=route.source if isinstance(route.source, IPv4Address) else None,
                 )
-                for route in in_order
+                for route in found
                 if route.index in names
             )
         # Rules may send the host's packets to another table than main: the kernel knows.
