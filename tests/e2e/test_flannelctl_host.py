@@ -153,6 +153,8 @@ class TestStatus:
         }
         assert status["backend"] == {"type": "udp", "link": "flannel0", "mtu": 1472}
         assert (status["store"]["url"], status["store"]["is_connected"]) == (host.store, True)
+        assert status["forwarder"]["is_attached"]
+        assert status["forwarder"]["counters"]["dropped_in_stranger"] == 0
 
     def test_people_read_the_same(self, host: Host) -> None:
         host.start()

@@ -15,13 +15,16 @@ STOP_S = 20.0
 def running_daemon(lock: Path) -> int | None:
     """Return the process id of the daemon that holds `lock`; None when none does.
 
-    The file names its writer, and may have been left by one that was killed. A process with that id is the
-    daemon only if it has this very file open.
+    The file says `1234 flanneld`, and may have been left by one that was killed. A process with that id is
+    the daemon only if it has this very file open.
     """
     try:
-        pid = int(lock.read_text().split()[0])
+        number, program = lock.read_text().split(maxsplit=1)
+        if program.strip() != "flanneld":
+            return None  # another clean-up
+        pid = int(number)
         descriptors = list(Path(f"/proc/{pid}/fd").iterdir())
-    except (OSError, ValueError, IndexError):
+    except (OSError, ValueError):
         return None
     for descriptor in descriptors:
         with contextlib.suppress(OSError):

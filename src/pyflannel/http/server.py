@@ -51,24 +51,25 @@ class HttpServer:
         try:
             # A client that breaks off, or does not take its answer, is its own affair.
             with contextlib.suppress(OSError):
-                await self._attend(reader, writer)
-                writer.close()
-                async with asyncio.timeout(self._limits.response_s):
-                    await writer.wait_closed()
+                if not self._admit(writer.get_extra_info("socket")):
+                    await self._turn_away(reader, writer, HTTPStatus.FORBIDDEN)
+                elif self._open >= self._limits.connections:
+                    await self._turn_away(reader, writer, HTTPStatus.SERVICE_UNAVAILABLE)
+                else:
+                    await self._attend(reader, writer)
         finally:
             writer.transport.abort()
 
     async def _attend(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if not self._admit(writer.get_extra_info("socket")):
-            await self._turn_away(reader, writer, HTTPStatus.FORBIDDEN)
-        elif self._open >= self._limits.connections:
-            await self._turn_away(reader, writer, HTTPStatus.SERVICE_UNAVAILABLE)
-        else:
-            self._open += 1
-            try:
-                await Conversation(reader, writer, self._limits).run(self._answer)
-            finally:
-                self._open -= 1
+        """Converse with one client of the bounded number, until it has its last answer."""
+        self._open += 1
+        try:
+            await Conversation(reader, writer, self._limits).run(self._answer)
+            writer.close()
+            async with asyncio.timeout(self._limits.response_s):
+                await writer.wait_closed()
+        finally:
+            self._open -= 1
 
     async def _turn_away(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, status: HTTPStatus

@@ -2,11 +2,13 @@
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import click
 
 from pyflannel.assembly.control_client import ControlClient
+from pyflannel.assembly.forwarder_status import forwarder_status
 from pyflannel.assembly.offline_status import offline_status, what_to_do
 from pyflannel.assembly.places import Places
 from pyflannel.doors.ctl.asking import socket_of
@@ -37,7 +39,7 @@ def status(invocation: Invocation, run_dir: Path, state_dir: Path, subnet_file: 
     """
     places = Places(run_dir=run_dir, state_dir=state_dir, subnet_file=subnet_file)
     try:
-        found = asyncio.run(ControlClient(socket_of(invocation, run_dir)).status())
+        found = asyncio.run(_status(socket_of(invocation, run_dir)))
     except NotReadyError as error:
         left = asyncio.run(offline_status(places, str(error)))
         _print(invocation, left)
@@ -45,6 +47,15 @@ def status(invocation: Invocation, run_dir: Path, state_dir: Path, subnet_file: 
     _print(invocation, found)
     if not found.is_ready:
         click.get_current_context().exit(3)
+
+
+async def _status(socket: Path) -> Status:
+    """Return what the daemon says, and its forwarder, which is asked itself unless the daemon did."""
+    found = await ControlClient(socket).status()
+    if found.forwarder is not None:
+        return found
+    forwarder, _ = await forwarder_status(socket.parent)
+    return replace(found, forwarder=forwarder)
 
 
 def _print(invocation: Invocation, found: Status) -> None:

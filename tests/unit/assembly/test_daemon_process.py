@@ -1,0 +1,98 @@
+"""The daemon is found by the lock that it holds, and only the daemon is stopped."""
+
+import asyncio
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pyflannel.assembly import daemon_process
+from pyflannel.assembly.daemon_process import running_daemon, stop_daemon
+from pyflannel.errors import BusyError
+
+HOLD = """
+import signal, sys
+from pyflannel.kernel.lock import RunLock
+path, program, how = sys.argv[1:]
+if how == "stubborn":
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+with RunLock(path, program):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+Hold = Callable[..., subprocess.Popen[bytes]]
+
+
+@pytest.fixture
+def lock(tmp_path: Path) -> Path:
+    return tmp_path / "flanneld.lock"
+
+
+@pytest.fixture
+def hold(lock: Path) -> Iterator[Hold]:
+    """Start a process that holds the lock under the name of a program."""
+    with contextlib.ExitStack() as started:
+
+        def start(program: str = "flanneld", how: str = "") -> subprocess.Popen[bytes]:
+            process = subprocess.Popen(
+                [sys.executable, "-c", HOLD, lock, program, how],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+            )
+            started.enter_context(process)
+            started.callback(process.kill)
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"held\n"
+            return process
+
+        yield start
+
+
+def test_the_holder_is_found_and_stopped(lock: Path, hold: Hold) -> None:
+    daemon = hold()
+
+    found = running_daemon(lock)
+    stopped = asyncio.run(stop_daemon(lock))
+
+    assert found == stopped == daemon.pid
+    assert daemon.wait(5) == -15
+    assert running_daemon(lock) is None
+
+
+def test_no_lock_is_no_daemon(lock: Path) -> None:
+    assert running_daemon(lock) is None
+    assert asyncio.run(stop_daemon(lock)) is None
+
+
+@pytest.mark.parametrize("text", ["", "flanneld", "nonsense flanneld", "999999999 flanneld", "-1 flanneld"])
+def test_a_spoilt_or_stale_lock_is_no_daemon(lock: Path, text: str) -> None:
+    lock.write_text(text)
+
+    assert running_daemon(lock) is None
+
+
+def test_a_process_that_got_a_dead_daemon_s_id_is_left_alone(lock: Path) -> None:
+    """The lock of a daemon that was killed names an id that anybody may have now."""
+    lock.write_text(f"{os.getpid()} flanneld\n")
+
+    assert asyncio.run(stop_daemon(lock)) is None
+
+
+def test_another_clean_up_is_left_alone(lock: Path, hold: Hold) -> None:
+    other = hold("flannelctl cleanup")
+
+    assert asyncio.run(stop_daemon(lock)) is None
+    assert other.poll() is None
+
+
+def test_one_that_does_not_end_is_named(lock: Path, hold: Hold, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(daemon_process, "STOP_S", 0.1)
+    daemon = hold(how="stubborn")
+
+    with pytest.raises(BusyError, match=rf"pid {daemon.pid}\) did not end"):
+        asyncio.run(stop_daemon(lock))
