@@ -1,7 +1,7 @@
 """The demo: the cookbook's four Docker hosts on one flannel network, and the figures that show it works."""
 
 import json
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from ipaddress import IPv4Address, IPv4Network
@@ -19,12 +19,13 @@ from pyflannel.lab.kernel_path import lay_kernel_path, measure_kernel_path
 from pyflannel.lab.lab import Lab
 from pyflannel.lab.together import together
 from pyflannel.lab.topology import LEFT
-from pyflannel.lab.traffic import PingResult, Throughput, measure_throughput, ping_all
+from pyflannel.lab.traffic import PingResult, Throughput, measure_throughput, ping_all, wait_reached
 
 CONFIG = {"Network": "10.100.0.0/16"}
 DEVICE = "flannel0"
 _DOCKER_OPTIONS = Path("/etc/default/docker")
 _STREAM_S = 2
+_REACHED_S = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,6 +173,8 @@ def _find_out(lab: Lab, containers: dict[str, Container], narrator: Narrator) ->
     hosts = list(lab.hosts.values())
     first, last = containers[hosts[0].name], containers[hosts[-1].name]
     with narrator.step("every container pings every other one"):
+        with suppress(LabError, ExceptionGroup):  # who is not reached shows in the table
+            wait_reached(containers.values(), deadline_s=_REACHED_S)
         pings = ping_all(containers.values())
         rows = [_row(host, containers[host.name], pings) for host in hosts]
     with narrator.step(

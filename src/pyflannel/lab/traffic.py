@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from ipaddress import IPv4Address
+from itertools import permutations
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Protocol
@@ -92,12 +93,34 @@ def ping(source: Station, destination: IPv4Address | str, *, count: int = 3) -> 
     )
 
 
+def wait_reached(stations: Iterable[Station], *, deadline_s: float) -> None:
+    """Return when each station has had an answer from each other one.
+
+    A host is ready when its own packets can flow; the others hear of it a moment later.
+
+    Raises:
+        LabError: a pair is not joined after `deadline_s` seconds; the message names the first such.
+    """
+
+    def reach(one: Station, other: Station) -> None:
+        wait_until(
+            lambda: ping(one, other.address, count=1).is_reached,
+            what=f"{one.name} reaches {other.name} at {other.address}",
+            deadline_s=deadline_s,
+        )
+
+    together([partial(reach, *pair) for pair in _pairs(stations)])
+
+
 def ping_all(stations: Iterable[Station], *, count: int = 3) -> dict[tuple[str, str], PingResult]:
     """Ping from each station to each other one, all at once; by source's and destination's name."""
-    everybody = list(stations)
-    pairs = [(one, other) for one in everybody for other in everybody if one is not other]
+    pairs = _pairs(stations)
     results = together([partial(ping, one, other.address, count=count) for one, other in pairs])
     return {(one.name, other.name): result for (one, other), result in zip(pairs, results, strict=True)}
+
+
+def _pairs(stations: Iterable[Station]) -> list[tuple[Station, Station]]:
+    return list(permutations(stations, 2))
 
 
 def measure_throughput(

@@ -1,0 +1,65 @@
+"""Hosts that start in the same moment always end with a lease each, and reach each other."""
+
+import time
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+
+from pyflannel.lab.etcd_server import EtcdServer
+from pyflannel.lab.host import Host
+from pyflannel.lab.lab import Lab
+from pyflannel.lab.namespace_container import NamespaceContainer
+from pyflannel.lab.together import together
+from pyflannel.lab.traffic import ping_all, wait_reached
+
+REACHED_S = 5.0
+WIDE = '{"Network":"10.100.0.0/16"}'
+NARROW = '{"Network":"10.100.0.0/16","SubnetMin":"10.100.1.0","SubnetMax":"10.100.4.0"}'
+"""As many subnets as hosts, so that they are sure to draw the same ones."""
+
+
+@pytest.mark.parametrize(
+    ("store", "config"),
+    [("etcd", WIDE), ("etcd", NARROW), ("sqlite", NARROW)],
+    ids=["etcd", "etcd-narrow", "sqlite-narrow"],
+)
+def test_four_hosts_at_once(
+    store: str, config: str, long_run: bool, record_property: Callable[[str, object], None]
+) -> None:
+    """Three rounds, or twenty with --long; how long each took goes into the report."""
+    seconds = [start_at_once(store, config) for _ in range(20 if long_run else 3)]
+
+    record_property("seconds until the last was ready", " ".join(f"{taken:.2f}" for taken in seconds))
+
+
+def start_at_once(store: str, config: str) -> float:
+    """Start four hosts in a new lab, check them, and return the seconds until the last was ready."""
+    with Lab("t-at-once") as lab:
+        hosts = list(lab.hosts.values())
+        flag = open_store(lab, store, config)
+
+        began = time.monotonic()
+        lab.each(lambda host: host.start_flanneld(flag))
+        taken = time.monotonic() - began
+        containers = together([partial(add_container, host) for host in hosts])
+        wait_reached(containers, deadline_s=REACHED_S)
+        results = ping_all(containers, count=5)
+
+        assert len({host.lease() for host in hosts}) == 4
+        assert [pair for pair, result in results.items() if not result.is_reached] == []
+    return taken
+
+
+def open_store(lab: Lab, store: str, config: str) -> str:
+    if store == "etcd":
+        etcd = EtcdServer(lab.router, "10.10.10.1")
+        etcd.start()
+        etcd.etcdctl("put", "/coreos.com/network/config", config)
+        return f"--etcd-endpoints={etcd.endpoint}"
+    lab.hosts["docker1"].flannelctl("--store", lab.sqlite_url, "config", "set", config)
+    return f"--store={lab.sqlite_url}"
+
+
+def add_container(host: Host) -> NamespaceContainer:
+    return host.container(f"on-{host.name}", gateway=host.gateway(), mtu=1472)
