@@ -23,7 +23,7 @@ def test_a_length_of_time_is_its_two_largest_units(seconds: float, text: str) ->
 
 
 def test_a_row_stays_one_line_where_nobody_looks(capsys: pytest.CaptureFixture[str]) -> None:
-    """grep must find a long owner whole, in a file or a pipe."""
+    """A long owner is found whole by grep, in a file or a pipe."""
     print_table(("SUBNET", "OWNER"), [("10.100.15.0/24", "x" * 200)])
 
     assert f"10.100.15.0/24  {'x' * 200}" in capsys.readouterr().out
