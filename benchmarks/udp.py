@@ -14,12 +14,13 @@ from statistics import median
 from rich.console import Console
 from rich.table import Table
 
-from pyflannel.errors import FlannelError
+from pyflannel.errors import FlannelError, LabError
 from pyflannel.lab.demo import DemoOptions, bring_up
 from pyflannel.lab.host import Host
 from pyflannel.lab.kernel_path import VXLAN, KernelPath, lay_kernel_path, measure_kernel_path
 from pyflannel.lab.lab import Lab
 from pyflannel.lab.traffic import Station, measure_throughput, ping
+from pyflannel.lab.waiting import wait_until
 
 DEVICE = "flannel0"
 PORT = 5202
@@ -156,11 +157,24 @@ def measure_rounds(
 
 
 def measure_packets(source: Station, destination: Station, seconds: int) -> float:
-    """Send small datagrams as fast as they go and return how many thousand a second arrived."""
-    destination.start_in_network(["iperf3", "--server", "--one-off", "--port", str(PORT)])
+    """Send small datagrams as fast as they go and return how many thousand a second arrived.
+
+    Raises:
+        LabError: iperf3 failed; the hint is what it said.
+    """
+    server = destination.start_in_network(["iperf3", "--server", "--one-off", "--port", str(PORT)])
+    listening = ["ss", "-ltnH", f"sport = :{PORT}"]
+    wait_until(
+        lambda: bool(destination.run_in_network(listening).stdout),
+        what=f"{server.name} listens",
+        deadline_s=10,
+    )
     client = ["iperf3", "--client", str(destination.address), "--port", str(PORT), "--json"]
     flags = ["--udp", "--bandwidth=0", f"--length={SMALL_OCTETS}", f"--time={seconds}"]
-    report = json.loads(source.run_in_network([*client, *flags], timeout_s=seconds + 30).stdout)
+    said = source.run_in_network([*client, *flags], check=False, timeout_s=seconds + 30)
+    report = json.loads(said.stdout)
+    if "error" in report:
+        raise LabError(f"iperf3 to {destination.name}: {report['error']}", hint=server.last_words())
     total = report["end"]["sum"]
     return float((total["packets"] - total["lost_packets"]) / total["seconds"] / 1e3)
 
@@ -169,11 +183,11 @@ def round_trip(source: Station, destination: Station) -> float:
     """Return the average round trip in milliseconds.
 
     Raises:
-        FlannelError: a ping was not answered.
+        LabError: a ping was not answered.
     """
     result = ping(source, destination.address, count=PINGS)
     if result.rtt_ms is None or not result.is_reached:
-        raise FlannelError(
+        raise LabError(
             f"{result.received} of {result.sent} pings answered", hint="An idle machine measures better."
         )
     return result.rtt_ms
@@ -189,9 +203,9 @@ def describe(name: str, host: Host, device: str, destination: Station) -> Path:
 
 def forwarder_memory(host: Host) -> int:
     """Return the resident KiB of the host's forwarder."""
-    script = 'grep -l "forwarder" /proc/[0-9]*/cmdline | cut -d/ -f3 | head -1'
-    pid = host.run(["bash", "-c", f"{script} | xargs -I% grep VmRSS /proc/%/status"]).stdout
-    return int(pid.split()[1])
+    pid = json.loads(host.flannelctl("status", "--json"))["forwarder"]["pid"]
+    line = host.run(["grep", "VmRSS", f"/proc/{pid}/status"]).stdout
+    return int(line.split()[1])
 
 
 def show(paths: list[Path], figures: list[Figure], forwarder_kib: int) -> None:
