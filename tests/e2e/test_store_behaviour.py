@@ -133,6 +133,7 @@ async def delete(store: Store, key: str, *, expected: int | None = None) -> int:
 @contextlib.asynccontextmanager
 async def watching(store: Store, prefix: str, after: int) -> AsyncIterator[AsyncIterator[Changes]]:
     async with contextlib.aclosing(store.watch(prefix, after)) as changes:
+        assert await anext(changes) == Changes((), after)  # it is open
         yield changes
 
 

@@ -341,7 +341,7 @@ def _changed(state: LeaseState, change: LeaseChange, now: float) -> Step:
         case Holding() as holding if state.held is not None:
             return _changed_while_holding(state, holding, state.held, change, now)
         case Contesting() as contest:
-            return _changed_while_contesting(state, contest, change)
+            return _changed_while_contesting(state, contest, change, now)
         case Degraded(by):
             if isinstance(change, LeaseGone) and change.subnet == by.subnet:
                 return replace(state, phase=Listing()), (List(),)
@@ -414,10 +414,13 @@ def _renew(state: LeaseState, now: float) -> Step:
     return replace(state, phase=Holding(renew_at=None, put=put, sent_at=now)), (put,)
 
 
-def _changed_while_contesting(state: LeaseState, contest: Contesting, change: LeaseChange) -> Step:
+def _changed_while_contesting(
+    state: LeaseState, contest: Contesting, change: LeaseChange, now: float
+) -> Step:
     match change:
         case ClaimGone(subnet, revision):
             is_answer = subnet == contest.lease.subnet and 0 < contest.claim_revision < revision
+            is_answer = is_answer and now < contest.until  # later, it is the claim's own end
         case LeaseSeen(lease):
             is_answer = lease.subnet == contest.lease.subnet and lease.revision > contest.lease.revision
         case LeaseGone(subnet) if subnet == contest.lease.subnet:

@@ -25,7 +25,7 @@ class Store(Protocol):
     def watch(self, prefix: str, after: int) -> AsyncIterator[Changes]:
         """Yield every change of keys under `prefix` later than revision `after`, each exactly once, in order.
 
-        Ends only by an error.
+        No changes up to `after` come first, as soon as the watch is open. Ends only by an error.
 
         Raises:
             CompactedError: the history no longer reaches back to `after`.

@@ -95,6 +95,8 @@ class FakeStore:
         """Yield every change under `prefix` later than `after`; what happened at once comes at once."""
         self._reach()
         cuts = self._cuts
+        self._memory.changes(prefix, after)  # raises when it cannot go on from there
+        yield Changes((), after)
         while True:
             if self._cuts != cuts:
                 raise _lost("the watch was cut")

@@ -61,6 +61,7 @@ def test_faults_concern_one_client_only(store: FakeStore) -> None:
 def test_a_watch_ends_when_it_is_cut(store: FakeStore, fault: Callable[[FakeStore], None]) -> None:
     async def test() -> None:
         async with contextlib.aclosing(store.watch("", 1)) as watch, asyncio.timeout(5):
+            assert (await anext(watch)).changes == ()  # it is open
             waiting = asyncio.ensure_future(anext(watch))
             await asyncio.sleep(0)
 
@@ -101,6 +102,7 @@ def test_a_lost_answer_leaves_the_write_done(store: FakeStore) -> None:
 def test_a_watch_that_falls_behind_the_compaction_is_told(store: FakeStore) -> None:
     async def test() -> None:
         async with contextlib.aclosing(store.watch("", 1)) as watch:
+            assert (await anext(watch)).changes == ()  # it is open
             await store.write(PUT)
             await anext(watch)
             await store.write(PUT)

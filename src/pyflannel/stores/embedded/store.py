@@ -44,9 +44,13 @@ class EmbeddedStore:
 
     async def watch(self, prefix: str, after: int) -> AsyncGenerator[Changes, None]:
         """Yield every change under `prefix` later than `after`, each exactly once, in order."""
+        is_new = True
         async with contextlib.aclosing(self._wake_ups()) as wake_ups:
             async for _ in wake_ups:
                 changes = await self._call(self._database.changes, prefix, after)
+                if is_new:
+                    is_new = False
+                    yield Changes((), after)  # the file is there and goes back that far
                 while changes.changes:
                     yield changes
                     after = changes.revision

@@ -81,6 +81,7 @@ class EtcdStore:
         try:
             if watch.revision < after:
                 await self._raise_if_rewound(after)
+            yield Changes((), after)
             while True:
                 yield await watch.next()
         except CompactedError:

@@ -1,0 +1,246 @@
+"""The keeper on a store and a clock in memory: decisions are carried out, faults lived through."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from ipaddress import IPv4Address, IPv4Network
+
+import pytest
+
+from pyflannel.engine.lease_keeper import LeaseKeeper
+from pyflannel.model.lease import Identity, LeaseAttributes
+from pyflannel.model.lease_protocol import Acquired, Lost, Report, SharedAddress, StoreAway, StoreBack, Wanted
+from pyflannel.model.network_config import NetworkConfig
+from pyflannel.model.store_record import Delete, Put, Record
+from pyflannel.testing.fake_clock import FakeClock
+from pyflannel.testing.fake_store import FakeStore
+
+NETWORK = NetworkConfig(
+    network=IPv4Network("10.100.0.0/16"),
+    subnet_length=24,
+    subnet_min=IPv4Address("10.100.1.0"),
+    subnet_max=IPv4Address("10.100.255.0"),
+)
+
+
+class Bench:
+    """One store and clock, and the keepers of several hosts."""
+
+    def __init__(self) -> None:
+        self.clock = FakeClock()
+        self.store = FakeStore(self.clock)
+        self.reports: dict[str, list[Report]] = {}
+        self.stores: dict[str, FakeStore] = {}
+
+    def keeper(self, owner: str, address: str, *, machine: str = "") -> LeaseKeeper:
+        self.reports[owner] = []
+        self.stores[owner] = self.store.client()
+        identity = Identity(owner=owner, machine=machine)
+        return LeaseKeeper(
+            store=self.stores[owner],
+            clock=self.clock,
+            draw=lambda n: n // 2,
+            wanted=Wanted(
+                network=NETWORK,
+                attributes=LeaseAttributes(public_ip=IPv4Address(address), owner=identity),
+                ttl_s=60,
+            ),
+            held=None,
+            report=self.reports[owner].append,
+            leases_changed=lambda leases: None,
+            reidentify=lambda: Identity(owner=f"{owner}-anew", machine=machine),
+        )
+
+    def heard(self, owner: str, kind: type[Report]) -> bool:
+        return any(isinstance(report, kind) for report in self.reports[owner])
+
+    async def leases(self) -> dict[str, Record]:
+        return {record.key: record for record in (await self.store.list("subnets/")).records}
+
+
+@asynccontextmanager
+async def running(bench: Bench, *keepers: LeaseKeeper) -> AsyncIterator[None]:
+    tasks = [asyncio.ensure_future(keeper.run()) for keeper in keepers]
+    try:
+        await bench.clock.advance(2)
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def run(check: Callable[[], object]) -> None:
+    asyncio.run(check())  # type: ignore[arg-type]
+
+
+def test_hosts_that_start_together_get_different_subnets_and_know_each_other() -> None:
+    """All draw the same numbers: every race is lost by all but one, and picked again."""
+
+    async def check() -> None:
+        bench = Bench()
+        keepers = [bench.keeper(f"host{n}", f"192.168.50.{n}") for n in range(1, 13)]
+        async with running(bench, *keepers):
+            await bench.clock.advance(60)
+
+            subnets = {keeper.state.held.lease.subnet for keeper in keepers if keeper.state.held}
+            assert len(subnets) == 12
+            assert all({lease.subnet for lease in keeper.leases} == subnets for keeper in keepers)
+
+    run(check)
+
+
+def test_a_store_that_is_away_at_the_start_is_waited_for() -> None:
+    async def check() -> None:
+        bench = Bench()
+        keeper = bench.keeper("me", "192.168.50.1")
+        bench.stores["me"].is_away = True
+        async with running(bench, keeper):
+            await bench.clock.advance(20)
+            assert bench.heard("me", StoreAway)
+            assert not bench.heard("me", Acquired)
+
+            bench.stores["me"].is_away = False
+            await bench.clock.advance(6)
+
+            assert bench.heard("me", StoreBack)
+            assert bench.heard("me", Acquired)
+
+    run(check)
+
+
+def test_a_store_that_goes_away_for_longer_than_the_ttl_costs_nothing() -> None:
+    """The lease expired meanwhile: the same subnet is taken again."""
+
+    async def check() -> None:
+        bench = Bench()
+        keeper = bench.keeper("me", "192.168.50.1")
+        async with running(bench, keeper):
+            held = keeper.state.held
+            assert held is not None
+            bench.stores["me"].is_away = True
+            await bench.clock.advance(100)
+            assert await bench.leases() == {}
+
+            bench.stores["me"].is_away = False
+            await bench.clock.advance(6)
+
+            assert keeper.state.held is not None
+            assert keeper.state.held.lease.subnet == held.lease.subnet
+            assert len(await bench.leases()) == 1
+            assert bench.heard("me", StoreBack)
+
+    run(check)
+
+
+def test_a_cut_watch_goes_on_where_it_was_and_says_that_the_store_is_back() -> None:
+    """Without a single change in the store: an open watch is sign enough."""
+
+    async def check() -> None:
+        bench = Bench()
+        keeper = bench.keeper("me", "192.168.50.1")
+        async with running(bench, keeper):
+            bench.stores["me"].cut_watches()
+            await bench.clock.advance(6)
+            assert bench.heard("me", StoreAway)
+            assert bench.heard("me", StoreBack)
+
+            await bench.store.write(Delete(key=next(iter(await bench.leases())), expected=None))
+            await bench.clock.advance(1)
+
+            assert bench.heard("me", Lost)
+            assert len(await bench.leases()) == 1
+
+    run(check)
+
+
+def test_compaction_while_the_watch_was_cut_is_no_empty_network() -> None:
+    async def check() -> None:
+        bench = Bench()
+        me, other = bench.keeper("me", "192.168.50.1"), bench.keeper("other", "192.168.50.2")
+        async with running(bench, me, other):
+            bench.stores["me"].is_away = True
+            value = b'{"PublicIP":"192.168.50.9"}'
+            await bench.store.write(Put(key="subnets/10.100.9.0-24", value=value, ttl_s=60, expected=0))
+            bench.store.compact()
+            bench.stores["me"].is_away = False
+            await bench.clock.advance(6)
+
+            assert len(me.leases) == 3
+
+    run(check)
+
+
+def test_a_lost_answer_does_no_harm() -> None:
+    async def check() -> None:
+        bench = Bench()
+        keeper = bench.keeper("me", "192.168.50.1")
+        bench.stores["me"].lose_next_answer()
+        async with running(bench, keeper):
+            await bench.clock.advance(6)
+
+            assert len(await bench.leases()) == 1
+            assert bench.heard("me", Acquired)
+
+    run(check)
+
+
+def test_what_is_no_lease_is_skipped_once_and_hides_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """A bad key, a bad value, and a good lease beside them."""
+
+    async def check() -> None:
+        bench = Bench()
+        for key, value in (
+            ("subnets/rubbish", b"{}"),
+            ("subnets/10.100.7.0-24", b"no json"),
+            ("subnets/10.100.8.0-24", b'{"PublicIP":"192.168.50.8"}'),
+            ("subnets-old/10.100.6.0-24", b'{"PublicIP":"192.168.50.6"}'),
+        ):
+            await bench.store.write(Put(key=key, value=value, ttl_s=None, expected=0))
+        keeper = bench.keeper("me", "192.168.50.1")
+        async with running(bench, keeper):
+            known = {str(lease.subnet) for lease in keeper.leases}
+            assert "10.100.8.0/24" in known
+            assert known.isdisjoint({"10.100.7.0/24", "10.100.6.0/24"})
+
+            bench.stores["me"].cut_watches()
+            await bench.clock.advance(6)
+
+    with caplog.at_level(logging.WARNING):
+        run(check)
+    assert caplog.text.count("Skipped subnets/rubbish") == 1
+    assert caplog.text.count("Skipped subnets/10.100.7.0-24") == 1
+
+
+def test_two_living_hosts_with_one_address_both_say_so() -> None:
+    async def check() -> None:
+        bench = Bench()
+        owner = bench.keeper("owner", "192.168.50.1", machine="m1")
+        newcomer = bench.keeper("newcomer", "192.168.50.1", machine="m2")
+        async with running(bench, owner):
+            async with running(bench, newcomer):
+                await bench.clock.advance(15)
+
+                assert bench.heard("owner", SharedAddress)
+                assert bench.heard("newcomer", SharedAddress)
+                assert len(await bench.leases()) == 2
+
+    run(check)
+
+
+def test_a_dead_host_gives_its_lease_to_its_successor_after_ten_seconds() -> None:
+    async def check() -> None:
+        bench = Bench()
+        dead = bench.keeper("dead", "192.168.50.1", machine="m1")
+        async with running(bench, dead):
+            assert dead.state.held is not None
+        newcomer = bench.keeper("newcomer", "192.168.50.1", machine="m2")
+        async with running(bench, newcomer):
+            await bench.clock.advance(12)
+
+            assert newcomer.state.held is not None
+            assert newcomer.state.held.lease.subnet == dead.state.held.lease.subnet
+            assert len(await bench.leases()) == 1
+
+    run(check)
