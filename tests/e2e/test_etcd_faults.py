@@ -2,9 +2,14 @@
 
 import asyncio
 import contextlib
+import json
+import os
 import signal
+import socket
+import subprocess
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,12 +22,20 @@ from pyflannel.ports.store import Store
 from pyflannel.stores.etcd.rpc_grpc import KVStub
 from pyflannel.stores.etcd.rpc_pb2 import PutRequest, RequestOp, TxnRequest
 
-PATIENCE_S = 30
+PATIENCE_S = 60
 CALL_ENDS_S = 8
 WATCH_ENDS_S = 14
 """How soon a hang must show: the deadline of a call, the pings of a connection, and some to spare."""
 
 CLOSED = "127.0.0.1:1"
+
+
+@contextlib.asynccontextmanager
+async def watching(store: Any, prefix: str, after: int) -> AsyncIterator[Any]:
+    """A watch that is open: it has said so by a first batch without changes."""
+    async with contextlib.aclosing(store.watch(prefix, after)) as watch:
+        assert (await anext(watch)).changes == ()
+        yield watch
 
 
 def run(test: Awaitable[None]) -> None:
@@ -72,7 +85,7 @@ def test_the_next_endpoint_answers_when_one_is_down(shared_etcd: Any) -> None:
             revision = await put(store, "config", expected=0)
 
             assert (await store.list("")).records[0].revision == revision
-            async with contextlib.aclosing(store.watch("", revision - 1)) as watch:
+            async with watching(store, "", revision - 1) as watch:
                 assert (await anext(watch)).revision == revision
 
     run(test())
@@ -106,7 +119,7 @@ def test_a_watch_ends_when_etcd_is_killed_and_goes_on_where_it_was(new_etcd: Cal
     async def test() -> None:
         async with opened(etcd.endpoint) as store:
             seen = await put(store, "subnets/a")
-            async with contextlib.aclosing(store.watch("subnets/", seen - 1)) as watch:
+            async with watching(store, "subnets/", seen - 1) as watch:
                 assert (await anext(watch)).revision == seen
                 etcd.kill()
                 started = time.monotonic()
@@ -117,7 +130,7 @@ def test_a_watch_ends_when_etcd_is_killed_and_goes_on_where_it_was(new_etcd: Cal
             await asyncio.to_thread(etcd.start)
             etcd.ctl("put", "/test/subnets/b", "{}")
 
-            async with contextlib.aclosing(store.watch("subnets/", seen)) as watch:
+            async with watching(store, "subnets/", seen) as watch:
                 (change,) = (await anext(watch)).changes
                 assert isinstance(change, PutSeen)
                 assert change.record.key == "subnets/b"
@@ -132,7 +145,7 @@ def test_a_member_that_hangs_is_noticed_by_calls_and_watches(new_etcd: Callable[
     async def test() -> None:
         async with opened(etcd.endpoint) as caller, opened(etcd.endpoint) as watcher:
             revision = await put(caller, "config")
-            async with contextlib.aclosing(watcher.watch("", revision - 1)) as watch:
+            async with watching(watcher, "", revision - 1) as watch:
                 await anext(watch)
                 etcd.signal(signal.SIGSTOP)
                 started = time.monotonic()
@@ -159,11 +172,13 @@ def test_the_next_member_answers_when_one_hangs(new_etcd: Callable[[], Any], sha
         async with opened(hanging.endpoint, shared_etcd.endpoint, prefix="/hang") as store:
             await store.list("")
             hanging.signal(signal.SIGSTOP)
-            await store.list("")
+
             started = time.monotonic()
-
             await store.list("")
+            assert time.monotonic() - started < CALL_ENDS_S
 
+            started = time.monotonic()
+            await store.list("")
             assert time.monotonic() - started < 1  # the last good one is asked first
 
     run(test())
@@ -188,15 +203,15 @@ def test_a_write_that_may_have_happened_is_not_sent_to_another_member(
     run(test())
 
 
-def test_an_idle_watch_is_left_in_peace(shared_etcd: Any) -> None:
-    """The pings neither end the watch nor anger etcd."""
+def test_an_idle_watch_is_left_in_peace(shared_etcd: Any, long_run: bool) -> None:
+    """The pings, one each 6 s, neither end the watch nor anger etcd."""
 
     async def test() -> None:
         async with opened(shared_etcd.endpoint, prefix="/idle") as store:
             revision = await put(store, "config")
-            async with contextlib.aclosing(store.watch("", revision)) as watch:
+            async with watching(store, "", revision) as watch:
                 next_changes = asyncio.ensure_future(anext(watch))
-                done, _ = await asyncio.wait([next_changes], timeout=20)  # three pings
+                done, _ = await asyncio.wait([next_changes], timeout=40 if long_run else 13)
                 assert not done
                 later = await put(store, "config")
                 assert (await next_changes).revision == later
@@ -210,7 +225,7 @@ def test_events_of_one_revision_come_together(shared_etcd: Any) -> None:
     async def test() -> None:
         async with opened(shared_etcd.endpoint, prefix="/together") as store:
             start = (await store.list("")).revision
-            async with contextlib.aclosing(store.watch("subnets/", start)) as watch:
+            async with watching(store, "subnets/", start) as watch:
                 await put_at_one_revision(shared_etcd, keys, b"{}")
 
                 changes = await anext(watch)
@@ -232,7 +247,7 @@ def test_a_replay_of_many_megabytes_arrives_whole(shared_etcd: Any) -> None:
                 await put_at_one_revision(shared_etcd, keys, b"x" * 20_000)
 
             seen: list[Changes] = []
-            async with contextlib.aclosing(store.watch("subnets/", start)) as watch:
+            async with watching(store, "subnets/", start) as watch:
                 while sum(len(changes.changes) for changes in seen) < 600:
                     seen.append(await anext(watch))
 
@@ -325,3 +340,108 @@ def test_the_prefix_s_trailing_slash_makes_no_difference(shared_etcd: Any) -> No
         assert shared_etcd.ctl("get", "/slash/config", "--keys-only").stdout.strip() == "/slash/config"
 
     run(test())
+
+
+class Member:
+    """One of three members of a cluster on loopback."""
+
+    def __init__(self, name: str, directory: Path, port: int, cluster: dict[str, str]) -> None:
+        self.endpoint = f"127.0.0.1:{port}"
+        self._process = subprocess.Popen(
+            [
+                "etcd",
+                f"--name={name}",
+                f"--data-dir={directory / name}",
+                f"--listen-client-urls=http://{self.endpoint}",
+                f"--advertise-client-urls=http://{self.endpoint}",
+                f"--listen-peer-urls={cluster[name]}",
+                f"--initial-advertise-peer-urls={cluster[name]}",
+                f"--initial-cluster={','.join(f'{member}={url}' for member, url in cluster.items())}",
+            ],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+    def is_leader(self) -> bool:
+        answer = subprocess.run(
+            ["etcdctl", f"--endpoints={self.endpoint}", "endpoint", "status", "-w", "json"],
+            env=os.environ | {"ETCDCTL_API": "3"},
+            capture_output=True,
+            check=False,
+        )
+        (status,) = json.loads(answer.stdout or b"[{}]")
+        return bool(status) and status["Status"]["header"]["member_id"] == status["Status"]["leader"]
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+@pytest.fixture
+def members(tmp_path: Path) -> Iterator[list[Member]]:
+    """A cluster of three, its leader first."""
+    names = ("one", "two", "three")
+    ports, peer_ports = free_ports(3), free_ports(3)
+    cluster = {name: f"http://127.0.0.1:{port}" for name, port in zip(names, peer_ports, strict=True)}
+    running = [Member(name, tmp_path, port, cluster) for name, port in zip(names, ports, strict=True)]
+    try:
+        deadline = time.monotonic() + PATIENCE_S
+        while not any(member.is_leader() for member in running):
+            assert time.monotonic() < deadline, "the cluster elected no leader"
+        yield sorted(running, key=Member.is_leader, reverse=True)
+    finally:
+        for member in running:
+            member.kill()
+
+
+def free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as probes:
+        sockets = [probes.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [probe.getsockname()[1] for probe in sockets]
+
+
+def test_writes_and_watches_go_on_at_the_others_when_the_leader_is_killed(members: list[Member]) -> None:
+    leader, *others = members
+
+    async def test() -> None:
+        async with opened(*(member.endpoint for member in [leader, *others])) as store:
+            seen = await put(store, "subnets/a")
+            async with watching(store, "subnets/", seen - 1) as watch:
+                await anext(watch)
+                leader.kill()
+                with pytest.raises(StoreError, match="ended"):
+                    await anext(watch)
+
+            later = await written_at_last(store, "subnets/b")
+
+            async with watching(store, "subnets/", seen) as watch:
+                assert (await anext(watch)).revision == later
+
+    run(test())
+
+
+def test_a_member_cut_off_from_the_others_ends_its_watches(members: list[Member]) -> None:
+    *others, left = members
+
+    async def test() -> None:
+        async with opened(left.endpoint) as store:
+            seen = await put(store, "subnets/a")
+            async with watching(store, "subnets/", seen) as watch:
+                waiting = asyncio.ensure_future(anext(watch))
+                await asyncio.wait([waiting], timeout=0.1)
+                for member in others:
+                    member.kill()
+
+                with pytest.raises(StoreError, match="no leader"):
+                    await waiting
+            with pytest.raises(StoreError):
+                await store.get("subnets/a")
+
+    run(test())
+
+
+async def written_at_last(store: Store, key: str) -> int:
+    """Write as soon as there is a leader again."""
+    while True:
+        with contextlib.suppress(StoreError):
+            return await put(store, key)

@@ -366,8 +366,9 @@ def test_a_key_with_a_ttl_expires_and_the_watch_says_so(subject: Subject, run: C
         assert record.lease_id != 0
 
         async with watching(subject.client(), "", revision + 1) as watch:
+            waiting = asyncio.ensure_future(seen(watch, 1))
             await subject.pass_time(2)
-            (change,) = await seen(watch, 1)
+            (change,) = await waiting
 
         assert isinstance(change, DeleteSeen)
         assert change.key == "claims/a"

@@ -167,7 +167,17 @@ def test_a_file_of_another_format_is_refused(path: Path) -> None:
         connection.execute("PRAGMA user_version = 99")
     connection.close()
 
-    with pytest.raises(StoreError, match="format 99"):
+    with pytest.raises(StoreError, match="format is 99"):
+        opened(path).list("")
+
+
+def test_a_database_of_another_program_is_left_as_it_is(path: Path) -> None:
+    path.parent.mkdir()
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE bookmarks (url TEXT)")
+    connection.close()
+
+    with pytest.raises(StoreError, match="something else"):
         opened(path).list("")
 
 

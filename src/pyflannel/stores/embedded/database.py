@@ -220,13 +220,13 @@ class Database:
         connection.execute("BEGIN IMMEDIATE")
         try:
             version = _format(connection)
-            if version == 0:
+            if version == 0 and _is_empty(connection):
                 for statement in _SCHEMA:
                     connection.execute(statement)
                 connection.execute("INSERT INTO store VALUES (1, 0, ?)", (self._boot_id,))
             elif version != _FORMAT:
                 raise StoreError(
-                    f"{self._path} has the format {version}, this program writes {_FORMAT}",
+                    f"{self._path} holds something else: its format is {version}, this program's {_FORMAT}",
                     hint="Use the version of pyflannel that made the file, or another path.",
                 )
             elif not self._is_prepared(connection):
@@ -287,6 +287,10 @@ class Database:
 def _format(connection: sqlite3.Connection) -> int:
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     return int(version)
+
+
+def _is_empty(connection: sqlite3.Connection) -> bool:
+    return connection.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchone() is None
 
 
 def _record(connection: sqlite3.Connection, key: str) -> Record | None:
