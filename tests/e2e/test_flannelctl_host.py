@@ -332,10 +332,13 @@ class TestCleanup:
     def test_leases_of_others_stay(self, host: Host, other: Host) -> None:
         host.start()
         other.start()
+        ours = host.document("status")["lease"]["subnet"]
         theirs = other.document("status")["lease"]["subnet"]
 
-        host.ctl("cleanup")
+        removed = host.document("cleanup")["removed"]
 
+        # Theirs would soon be there again, had it been deleted: their daemon heals.
+        assert [line for line in removed if line.startswith("lease")] == [f"lease {ours}"]
         assert [lease["subnet"] for lease in host.document("leases")["leases"]] == [theirs]
         assert other.ctl("status").returncode == 0
 
