@@ -3,9 +3,11 @@
 import asyncio
 import logging
 import random
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
+from pyflannel.assembly.forwarder_status import forwarder_status
 from pyflannel.assembly.options import FlanneldOptions
 from pyflannel.assembly.store import open_store
 from pyflannel.engine.status_report import status_of
@@ -80,14 +82,16 @@ class Daemon:
         finally:
             await self._store.close()
 
-    def status(self) -> Status:
-        """Return what the daemon is doing now."""
-        return status_of(
+    async def status(self) -> Status:
+        """Return what the daemon is doing now; the forwarder is asked itself."""
+        forwarder, _ = await forwarder_status(Path(self._options.run_dir))
+        status = status_of(
             self._supervisor,
             version=version("pyflannel"),
             store_url=self._options.store_url,
             clock=self._clock,
         )
+        return replace(status, forwarder=forwarder)
 
     def leases(self) -> list[Lease]:
         """Return every lease that the daemon knows, its own too."""

@@ -37,10 +37,10 @@ SOCKET_NAME = "flanneld.sock"
 
 
 class Controlled(Protocol):
-    """What the door needs from the daemon. The first three answer from memory, at once."""
+    """What the door needs from the daemon. Leases and config are answered from memory, at once."""
 
-    def status(self) -> Status:
-        """Return what the daemon is doing now."""
+    async def status(self) -> Status:
+        """Return what the daemon is doing now; soon, whatever is broken."""
 
     def leases(self) -> Sequence[Lease]:
         """Return every lease that the daemon knows, its own too."""
@@ -81,7 +81,7 @@ def control_routes(daemon: Controlled) -> Routes:
     """Return what the control socket answers."""
 
     async def status(_: Request) -> Response:
-        return Response(status=200, body=format_status(daemon.status()))
+        return Response(status=200, body=format_status(await daemon.status()))
 
     async def leases(_: Request) -> Response:
         entries = [LeaseEntry.of(lease) for lease in daemon.leases()]

@@ -77,7 +77,7 @@ class Daemon:
         self.failure = failure
         self.config: str | None = None
 
-    def status(self) -> Status:
+    async def status(self) -> Status:
         return STATUS
 
     def leases(self) -> Sequence[Lease]:
@@ -117,10 +117,11 @@ def test_a_status_arrives_as_it_was_given(tmp_path: Path) -> None:
 
 
 def test_a_status_of_a_daemon_that_has_just_started_arrives(tmp_path: Path) -> None:
-    daemon = Daemon()
-    daemon.status = lambda: Status(version="0.1.0", waiting_for="the network config")  # type: ignore[method-assign]
+    class NewDaemon(Daemon):
+        async def status(self) -> Status:
+            return Status(version="0.1.0", waiting_for="the network config")
 
-    status = ask(tmp_path / "s", daemon, lambda client: client.status())
+    status = ask(tmp_path / "s", NewDaemon(), lambda client: client.status())
 
     assert status == Status(version="0.1.0", waiting_for="the network config")
 
