@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pyflannel.engine.damping import Damping
 from pyflannel.engine.pause import pause
 from pyflannel.errors import TargetError
+from pyflannel.model.host_file import HostFile
+from pyflannel.model.link import Link
 from pyflannel.model.operation import Add, Operation, Refusal, Remove, Replace
 from pyflannel.model.state import Item, State
 from pyflannel.plan.describe import found
@@ -147,19 +149,27 @@ class Reconciler:
             log.info("Applied the plan operations=%d refused=%d", len(done) - len(repairs), len(refused))
         for operation in done:
             log.debug("%s %s", type(operation).__name__, found(operation))
-        known = {(found(r.operation), r.cause) for r in self.counts.refused}
-        for refusal in refused:
-            if (found(refusal.operation), refusal.cause) not in known:
-                log.error("%s; refused: %s. %s", found(refusal.operation), refusal.cause, refusal.hint)
+        self._tell_refused(refused)
         self.counts.refused = refused
 
     def _is_repair(self, operation: Operation, desired: State) -> bool:
         """Return whether somebody damaged what stood, rather than the plan having changed."""
         applied = self.counts.applied
-        if applied is None:
-            return False
         key = _subject(operation).key
+        if applied is None or any(_subject(refusal.operation).key == key for refusal in self.counts.refused):
+            return False
         return applied.by_key.get(key) == desired.by_key.get(key)
+
+    def _tell_refused(self, refused: tuple[Refusal, ...]) -> None:
+        """Say each refusal once; what only wants a link that was refused itself would hide the cause."""
+        known = {(found(r.operation), r.cause) for r in self.counts.refused}
+        missing = {_subject(r.operation).key for r in refused if isinstance(r.operation, Add)}
+        for refusal in refused:
+            if (found(refusal.operation), refusal.cause) in known:
+                continue
+            is_cause = ("link", _link_of(_subject(refusal.operation))) not in missing
+            level = logging.ERROR if is_cause else logging.DEBUG
+            log.log(level, "%s; refused: %s. %s", found(refusal.operation), refusal.cause, refusal.hint)
 
     def _tell_fights(self, repairs: list[Operation]) -> None:
         now = self._clock.now()
@@ -178,6 +188,11 @@ def _subject(operation: Operation) -> Item:
     match operation:
         case Add(item) | Remove(item) | Replace(_, item):
             return item
+
+
+def _link_of(item: Item) -> str | None:
+    """Return the name of the link that the item hangs on."""
+    return None if isinstance(item, Link | HostFile) else item.link
 
 
 def _listing(operations: list[Operation]) -> str:

@@ -28,6 +28,7 @@ from pyflannel.model.lease_set import LeaseSet
 from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.store_record import Put
 from pyflannel.plan.backends import Backend
+from pyflannel.plan.describe import found
 from pyflannel.plan.underlay import UnderlayOptions
 from pyflannel.ports.clock import Clock
 from pyflannel.ports.interfaces import InterfaceSource
@@ -159,7 +160,7 @@ class Supervisor:
         if counts.error is not None:
             return counts.error
         if counts.refused:
-            return f"the kernel to accept the plan: {counts.refused[0].cause}"
+            return f"the plan to take effect: {found(counts.refused[0].operation)}: {counts.refused[0].cause}"
         if counts.applied is None:
             return "the first pass"
         if self.narrator.is_store_away or self.is_stale:

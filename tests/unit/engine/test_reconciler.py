@@ -5,10 +5,12 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from ipaddress import IPv4Interface
 
 import pytest
 
 from pyflannel.engine.reconciler import Reconciler
+from pyflannel.model.address import Address
 from pyflannel.model.link import Link
 from pyflannel.model.operation import Add, Remove, Replace
 from pyflannel.model.state import State
@@ -128,6 +130,38 @@ def test_what_is_refused_is_said_once_and_tried_again(caplog: pytest.LogCaptureF
     with caplog.at_level(logging.ERROR):
         asyncio.run(check())
     assert caplog.text.count("refused: the test asked for this") == 1
+
+
+def test_what_was_refused_is_no_repair_when_it_succeeds() -> None:
+    async def check() -> None:
+        kernel = FakeKernel(refuse=lambda operation: True)
+        async with running(Bench(kernel, PLAN)) as bench:
+            kernel.refuse = lambda operation: False
+            await bench.clock.advance(1)
+
+            assert bench.is_healed
+            assert bench.reconciler.counts.repairs == 0
+
+            kernel.damage(Remove(LINK))
+            await bench.clock.settle()
+
+            assert bench.reconciler.counts.repairs == 1
+
+    asyncio.run(check())
+
+
+def test_a_refused_link_is_the_one_cause_that_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    """What hangs on it fails for want of it, and would only hide what to do."""
+    address = Address(link=LINK.name, address=IPv4Interface("10.100.15.0/16"))
+
+    async def check() -> None:
+        kernel = FakeKernel(refuse=lambda operation: operation == Add(LINK))
+        async with running(Bench(kernel, State.of(LINK, address))) as bench:
+            assert len(bench.reconciler.counts.refused) == 2
+
+    with caplog.at_level(logging.ERROR):
+        asyncio.run(check())
+    assert [record.getMessage().partition(";")[0] for record in caplog.records] == ["link flannel0: missing"]
 
 
 def test_a_fight_over_an_object_is_damped_and_said(caplog: pytest.LogCaptureFixture) -> None:
