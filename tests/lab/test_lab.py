@@ -13,6 +13,7 @@ import pytest
 
 from pyflannel.errors import BusyError, LabError, UsageError
 from pyflannel.lab.faults import lossy, partitioned, paused, unplugged
+from pyflannel.lab.host import Host
 from pyflannel.lab.kernel_path import lay_kernel_path, measure_kernel_path
 from pyflannel.lab.lab import Lab, enter_host, remove_lab, standing_labs
 from pyflannel.lab.lab_directory import ROOT
@@ -162,9 +163,11 @@ def test_what_a_killed_run_left_goes_with_the_next() -> None:
     state = {lab.name: lab.state for lab in standing_labs()}
 
     with Lab(name) as lab:
+        still = set(left) & set(traces(name)) - {str(lab.directory)}
         reached = ping(lab.hosts["docker1"], lab.hosts["docker4"].address)
 
     assert len(left) > 5
+    assert still == set()
     assert state[name] == "remains"
     assert reached.is_reached
     assert traces(name) == []
@@ -248,6 +251,10 @@ def test_a_partition_separates_two_and_no_others(lab: Lab) -> None:
         partitioned(lab, hosts["docker1"], hosts["docker2"]),
         partitioned(lab, hosts["docker1"], hosts["docker3"]),
     ):
+        before = [echoes_heard(hosts[name]) for name in ("docker1", "docker2")]
+        ping(hosts["docker1"], hosts["docker2"].address, count=1)
+        ping(hosts["docker2"], hosts["docker1"].address, count=1)
+        after = [echoes_heard(hosts[name]) for name in ("docker1", "docker2")]
         apart = ping_all(hosts.values(), count=1)
     together = ping_all(hosts.values(), count=1)
 
@@ -258,6 +265,14 @@ def test_a_partition_separates_two_and_no_others(lab: Lab) -> None:
         ("docker3", "docker1"),
     }
     assert all(result.is_reached for result in together.values())
+    assert after == before
+
+
+def echoes_heard(host: Host) -> int:
+    names, values = (
+        line.split() for line in host.run(["cat", "/proc/net/snmp"]).stdout.splitlines() if "Icmp:" in line
+    )
+    return int(values[names.index("InEchos")])
 
 
 def test_loss_loses_some(lab: Lab) -> None:
@@ -285,11 +300,13 @@ def state_of(pid: int) -> str:
 
 def test_a_service_is_awaited(lab: Lab) -> None:
     tell = "import os, socket, time; s = socket.socket(1, 2); s.connect(os.environ['NOTIFY_SOCKET'])"
-    script = f"{tell}; s.send(b'STATUS=soon'); s.send(b'READY=1\\nSTATUS=now'); time.sleep(1000)"
+    wait = "s.send(b'STATUS=soon'); time.sleep(0.2); open('/run/was-late', 'x')"
+    script = f"{tell}; {wait}; s.send(b'STATUS=now\\nREADY=1'); time.sleep(1000)"
 
     service = lab.hosts["docker1"].start_service([sys.executable, "-c", script], name="ready")
 
     assert service.exit_code is None
+    assert lab.hosts["docker1"].run(["ls", "/run/was-late"]).stdout
     service.kill()
 
 
@@ -339,7 +356,7 @@ def test_the_kernels_own_path_is_proved_to_be_it(lab: Lab) -> None:
         path = lay_kernel_path(other)
 
         result = measure_kernel_path(path, seconds=1)
-        path.left_host.run(["ip", "tuntap", "add", "flannel0", "mode", "tun"])
+        path.left_host.run(["ip", "tuntap", "add", "overlay0", "mode", "tun"])
         with pytest.raises(LabError, match="has a device of ours"):
             measure_kernel_path(path, seconds=1)
 

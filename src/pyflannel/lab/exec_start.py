@@ -13,11 +13,12 @@ _WHOLE_WORD = re.compile(r"\$(?P<name>[A-Za-z_][A-Za-z0-9_]*)")
 
 
 def read_environment_file(text: str) -> dict[str, str]:
-    """Return the variables of an EnvironmentFile: quotes are taken off, nothing is expanded."""
+    """Return the variables of an EnvironmentFile: quotes are taken off, nothing is expanded.
+
+    Comments and whatever else is no assignment are passed over.
+    """
     variables = {}
     for line in text.splitlines():
-        if line.lstrip().startswith(("#", ";")):
-            continue
         if match := _ASSIGNMENT.fullmatch(line):
             variables[match["name"]] = _unquoted(match["value"].strip())
     return variables
