@@ -125,3 +125,12 @@ def test_a_link_of_another_kind_is_made_anew_with_all_that_hangs_on_it() -> None
     operations = list(diff(desired, actual))
 
     assert operations == [Replace(next(iter(actual)), next(iter(desired)))]
+
+
+def test_two_daemons_on_one_host_leave_each_other_alone() -> None:
+    """Each has its own mark: one's device is foreign to the other, whether it is planned or stray."""
+    mine = Link(name="flannel0", kind="tun", mtu=1472)
+    theirs = Link(name="flannel1", kind="tun", mtu=1472, alias="pyflannel /run/blue")
+
+    assert ours([mine, theirs], State.of(mine)) == State.of(mine)
+    assert ours([mine, theirs], State.EMPTY, "pyflannel /run/blue") == State.of(theirs)

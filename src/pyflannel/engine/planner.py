@@ -22,9 +22,11 @@ NAMED_IN_LOG = 20
 class Planner:
     """What the plan is made of. Any of it may change at any time; the plan depends on what is there alone."""
 
-    def __init__(self, *, subnet_file: str, ip_masq: bool) -> None:
+    def __init__(self, *, subnet_file: str, ip_masq: bool, device: str, mark: str) -> None:
         self._subnet_file = subnet_file
         self._ip_masq = ip_masq
+        self._device = device
+        self._mark = mark
         self.config: NetworkConfig | None = None
         self.backend: Backend | None = None
         self.underlay: Underlay | None = None
@@ -55,7 +57,7 @@ class Planner:
         """This host, once it has a lease and an underlay."""
         if self.held is None or self.underlay is None:
             return None
-        return Host(lease=self.held.lease, underlay=self.underlay)
+        return Host(lease=self.held.lease, underlay=self.underlay, device=self._device, mark=self._mark)
 
     def desired(self) -> State | None:
         """Return the plan, or None while something that it is made of is missing."""
@@ -70,7 +72,7 @@ class Planner:
         )
         by_key = dict(self.backend.plan_host(host).by_key)
         for peer in self.peers:
-            by_key.update(self.backend.plan_peer(peer).by_key)
+            by_key.update(self.backend.plan_peer(peer, host).by_key)
         file = HostFile(path=self._subnet_file, text=text)
         return State({**by_key, file.key: file})
 

@@ -9,7 +9,7 @@ from pyflannel.engine.damping import Damping
 from pyflannel.engine.pause import pause
 from pyflannel.errors import TargetError
 from pyflannel.model.host_file import HostFile
-from pyflannel.model.link import Link
+from pyflannel.model.link import MARK, Link
 from pyflannel.model.operation import Add, Operation, Refusal, Remove, Replace
 from pyflannel.model.state import Item, State
 from pyflannel.plan.describe import found
@@ -62,12 +62,14 @@ class Reconciler:
         desired: Callable[[], State | None],
         passed: Callable[[], None] = lambda: None,
         audit_s: float = AUDIT_S,
+        mark: str = MARK,
     ) -> None:
         self._target = target
         self._clock = clock
         self._desired = desired
         self._passed = passed
         self._audit_s = audit_s
+        self._mark = mark
         self._changed = asyncio.Event()
         self._damping = Damping()
         self._failures = 0
@@ -101,7 +103,7 @@ class Reconciler:
         """Make one pass; return the seconds until the next that nobody asks for."""
         self.counts.passes += 1
         try:
-            actual = ours(await self._target.snapshot(desired), desired)
+            actual = ours(await self._target.snapshot(desired), desired, self._mark)
         except TargetError as error:
             return await self._fail(error)
         operations, wait_s = self._admitted(order(diff(desired, actual)))

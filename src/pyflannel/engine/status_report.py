@@ -75,4 +75,4 @@ def _backend(supervisor: Supervisor) -> BackendStatus | None:
     if config is None or backend is None:
         return None
     mtu = backend.mtu(host) if host is not None else None
-    return BackendStatus(type=config.backend_type, link=backend.device, mtu=mtu)
+    return BackendStatus(type=config.backend_type, link=host.device if host is not None else None, mtu=mtu)

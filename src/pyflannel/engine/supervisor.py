@@ -25,6 +25,7 @@ from pyflannel.model.last_known import LastKnown
 from pyflannel.model.lease import Identity, Lease, LeaseAttributes
 from pyflannel.model.lease_protocol import Held, Report, Wanted
 from pyflannel.model.lease_set import LeaseSet
+from pyflannel.model.link import MARK
 from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.store_record import Put
 from pyflannel.plan.backends import Backend
@@ -78,6 +79,8 @@ class HostOptions:
     renew_margin_s: float = 3600
     renumbers: bool = False
     ip_masq: bool = False
+    device: str = "flannel0"
+    mark: str = MARK
 
 
 class Supervisor:
@@ -97,10 +100,19 @@ class Supervisor:
         self.config_text: str | None = None
         self.config_trouble: str | None = None
         self.is_stale = False
-        self.planner = Planner(subnet_file=options.subnet_file, ip_masq=options.ip_masq)
+        self.planner = Planner(
+            subnet_file=options.subnet_file,
+            ip_masq=options.ip_masq,
+            device=options.device,
+            mark=options.mark,
+        )
         self.narrator = LeaseNarrator(world.clock, self._held_changed)
         self.reconciler = Reconciler(
-            target=world.target, clock=world.clock, desired=self.planner.desired, passed=self._passed
+            target=world.target,
+            clock=world.clock,
+            desired=self.planner.desired,
+            passed=self._passed,
+            mark=options.mark,
         )
         self.underlay = UnderlayFollower(
             source=world.interfaces,

@@ -77,7 +77,7 @@ class UnderlayFollower:
 
     def _wait(self, error: NoUnderlayError | TargetError) -> None:
         if self.waiting_for != str(error):
-            log.warning("%s. %s", error, error.hint)
+            log.warning("Waiting for %s. %s", error, error.hint)
             self.waiting_for = str(error)
             self._waiting()
 

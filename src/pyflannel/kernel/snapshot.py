@@ -81,7 +81,7 @@ class Interest:
 
     def concerns_link(self, link: LinkRecord) -> bool:
         """Return whether the link is planned or carries our mark."""
-        return link.name in self.links or link.alias == MARK
+        return link.name in self.links or link.alias.startswith(MARK)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 
 from pyflannel.model.lease import Lease
+from pyflannel.model.link import MARK
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +26,14 @@ class Underlay:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
-    """This host: its lease and its underlay."""
+    """This host: its lease, its underlay, and what it calls its own.
+
+    Attributes:
+        device: name of the tunnel device; another network on this host has another.
+        mark: alias of the links that we make.
+    """
 
     lease: Lease
     underlay: Underlay
+    device: str = "flannel0"
+    mark: str = MARK

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 MARK = "pyflannel"
-"""The alias of every link that is ours."""
+"""How the alias of every link of ours begins; where several daemons share a host, each has its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,7 +17,7 @@ class Link:
         is_up: administratively up (IFF_UP).
         queue_length: packets (txqueuelen).
         has_ipv6: False when IPv6 is disabled on it.
-        alias: free text; MARK on links of ours.
+        alias: free text; the mark of whoever made it on links of ours.
     """
 
     name: str

@@ -15,10 +15,6 @@ class Backend(Protocol):
     """How packets cross one network, as pure functions; a value made from the network config."""
 
     @property
-    def device(self) -> str:
-        """Name of the device that the overlay's packets leave by."""
-
-    @property
     def lease_type(self) -> str:
         """What our lease says as BackendType."""
 
@@ -32,7 +28,7 @@ class Backend(Protocol):
     def plan_host(self, host: Host) -> State:
         """Return what the host itself needs, whatever peers there are."""
 
-    def plan_peer(self, peer: Lease) -> State:
+    def plan_peer(self, peer: Lease, host: Host) -> State:
         """Return what one peer needs; empty for a peer of another backend."""
 
 

@@ -11,8 +11,10 @@ from pyflannel.model.route import PROTOCOL_FLANNEL, Route
 from pyflannel.model.state import Item, State
 
 
-def ours(actual: Iterable[Item], desired: State) -> State:
+def ours(actual: Iterable[Item], desired: State, mark: str = MARK) -> State:
     """Return the part of `actual` that a pass towards `desired` may change or remove.
+
+    `mark` is the alias of the links that this daemon makes.
 
     1. What stands at a key of the plan, or on a link of the plan or with our mark, is ours whoever made
        it: a route that somebody replaced is taken back.
@@ -20,14 +22,16 @@ def ours(actual: Iterable[Item], desired: State) -> State:
     3. Everything else is foreign and stays.
     """
     items = tuple(actual)
-    links = {item.name for item in (*items, *desired) if isinstance(item, Link) and item.alias == MARK}
-    return State.collect(item for item in items if item.key in desired.by_key or _is_marked(item, links))
+    links = {item.name for item in (*items, *desired) if isinstance(item, Link) and item.alias == mark}
+    return State.collect(
+        item for item in items if item.key in desired.by_key or _is_marked(item, mark, links)
+    )
 
 
-def _is_marked(item: Item, links: set[str]) -> bool:
+def _is_marked(item: Item, mark: str, links: set[str]) -> bool:
     match item:
         case Link():
-            return item.alias == MARK
+            return item.alias == mark
         case Address():
             return item.link in links
         case Route():

@@ -75,7 +75,7 @@ def choose(wanted: UnderlayOptions, interfaces: Interfaces, reached: Reached = N
         case _Missed():
             reasons = "; ".join(outcome.reason for outcome in outcomes if isinstance(outcome, _Missed))
             raise NoUnderlayError(
-                f"Waiting for an interface to use: {reasons}",
+                f"an interface to use: {reasons}",
                 hint=(
                     "Look at `ip address` and `ip route`, or name the interface with --iface; it goes on "
                     "by itself when the interface is there."
@@ -224,7 +224,7 @@ def _unicast(held: InterfaceAddress) -> IPv4Address | None:
 def _is_overlay(interface: Interface) -> bool:
     """Return whether it is a device of ours, or of another flannel: the tunnel cannot run in itself."""
     is_flannels = interface.name.startswith("flannel") and interface.kind in _OVERLAY_KINDS
-    return interface.alias == MARK or is_flannels
+    return interface.alias.startswith(MARK) or is_flannels
 
 
 def _is_container_bridge(interface: Interface) -> bool:

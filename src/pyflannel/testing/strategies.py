@@ -80,7 +80,7 @@ def udp_plans(draw: st.DrawFn) -> State:
     host = Host(lease=own, underlay=underlay)
     state = backend.plan_host(host) | State.of(HostFile(path="/run/flannel/subnet.env", text="x\n"))
     for peer in peers:
-        state |= backend.plan_peer(peer)
+        state |= backend.plan_peer(peer, host)
     return state
 
 

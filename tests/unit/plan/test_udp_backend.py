@@ -62,10 +62,10 @@ def test_a_peer_is_one_entry_and_its_own_port_counts() -> None:
     published = replace(PEER, attributes=replace(PEER.attributes, port=7000))
 
     address = PEER.attributes.public_ip
-    assert backend.plan_peer(PEER) == State.of(
+    assert backend.plan_peer(PEER, HOST) == State.of(
         ForwarderPeer(link="flannel0", subnet=PEER.subnet, address=address, port=9000)
     )
-    assert backend.plan_peer(published) == State.of(
+    assert backend.plan_peer(published, HOST) == State.of(
         ForwarderPeer(link="flannel0", subnet=PEER.subnet, address=address, port=7000)
     )
 
@@ -75,7 +75,7 @@ def test_peers_of_another_backend_are_left_out(backend_type: str, is_peer: bool)
     """The original leaves the type empty."""
     peer = replace(PEER, attributes=replace(PEER.attributes, backend_type=backend_type))
 
-    assert bool(len(UdpBackend(network=NETWORK).plan_peer(peer))) == is_peer
+    assert bool(len(UdpBackend(network=NETWORK).plan_peer(peer, HOST))) == is_peer
 
 
 @pytest.mark.parametrize("key", ["Port", "port", "PORT"])

@@ -33,12 +33,10 @@ class UdpBackend:
     Attributes:
         network: the whole range, routed to the device.
         port: UDP port of the host, and of every peer that publishes no other.
-        device: name of the TUN device.
     """
 
     network: IPv4Network
     port: int = DEFAULT_PORT
-    device: str = "flannel0"
     lease_type: str = ""
 
     def mtu(self, host: Host) -> int:
@@ -49,19 +47,25 @@ class UdpBackend:
         """Return the device, its address, the route of the network and the forwarder."""
         base = host.lease.subnet.network_address
         return State.of(
-            Link(name=self.device, kind="tun", mtu=self.mtu(host), queue_length=QUEUE_LENGTH),
-            Address(link=self.device, address=IPv4Interface((base, self.network.prefixlen))),
+            Link(
+                name=host.device,
+                kind="tun",
+                mtu=self.mtu(host),
+                queue_length=QUEUE_LENGTH,
+                alias=host.mark,
+            ),
+            Address(link=host.device, address=IPv4Interface((base, self.network.prefixlen))),
             # The kernel adds this route with the address; it is planned all the same, so that it comes
             # back when it alone is removed or replaced.
             Route(
                 destination=self.network,
-                link=self.device,
+                link=host.device,
                 source=base,
                 protocol=PROTOCOL_KERNEL,
                 scope=SCOPE_LINK,
             ),
             Forwarder(
-                link=self.device,
+                link=host.device,
                 tunnel_address=base,
                 subnet=host.lease.subnet,
                 listen_address=host.underlay.address,
@@ -70,7 +74,7 @@ class UdpBackend:
             ),
         )
 
-    def plan_peer(self, peer: Lease) -> State:
+    def plan_peer(self, peer: Lease, host: Host) -> State:
         """Return what makes one peer's subnet reachable: an entry in the forwarder's table.
 
         A peer of the original publishes neither type nor port: it listens where the config says.
@@ -79,7 +83,7 @@ class UdpBackend:
             return State.EMPTY
         return State.of(
             ForwarderPeer(
-                link=self.device,
+                link=host.device,
                 subnet=peer.subnet,
                 address=peer.attributes.public_ip,
                 port=peer.attributes.port or self.port,
