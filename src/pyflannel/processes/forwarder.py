@@ -1,8 +1,7 @@
 """The forwarder as a target of plans: a process that is started, told its peers, and found again."""
 
 import asyncio
-import os
-import signal
+import logging
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
@@ -15,9 +14,10 @@ from pyflannel.errors import TargetError, WireError
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer
 from pyflannel.model.operation import Add, Operation, Refusal, Remove, Replace
 from pyflannel.model.state import Item, State
-from pyflannel.processes.forwarder_client import AbsentError, RefusedError, connected
-from pyflannel.processes.forwarder_launch import LOG_NAME, start_forwarder
-from pyflannel.processes.holders import find_tun_holder
+from pyflannel.processes.ending import end_process
+from pyflannel.processes.forwarder_client import AbsentError, RefusedError, SilentError, connected
+from pyflannel.processes.forwarder_launch import LOG_NAME, PortInUseError, start_forwarder
+from pyflannel.processes.holders import find_forwarders, find_tun_holder
 from pyflannel.wire.forwarder_control import (
     SOCKET_NAME,
     ForwarderState,
@@ -28,6 +28,8 @@ from pyflannel.wire.forwarder_control import (
     encode_change,
     encode_peers,
 )
+
+log = logging.getLogger(__name__)
 
 _LOOK_AGAIN_S = 1.0
 """How soon a forwarder that somebody else started is noticed."""
@@ -53,9 +55,12 @@ class ForwarderTarget:
         self._python = python
         self._socket = run_dir / SOCKET_NAME
         self._started = asyncio.Event()
+        self._silent: int | None = None
 
     async def snapshot(self, desired: State) -> State:
         """Return the running forwarder and its peers, or nothing.
+
+        One that does not answer twice in succession is killed: it has moved no packet for as long either.
 
         Raises:
             TargetError: one runs, but does not answer.
@@ -64,6 +69,14 @@ class ForwarderTarget:
             state = await self._read_state()
         except AbsentError:
             return State.EMPTY
+        except SilentError as error:
+            if error.pid != self._silent:
+                self._silent = error.pid
+                raise
+            log.error("Killed the forwarder, which stood still pid=%d", error.pid)
+            await end_process(error.pid)
+            return State.EMPTY
+        self._silent = None
         link = state.settings.link
         return State.collect((_to_forwarder(state), *(_to_peer(link, peer) for peer in state.peers)))
 
@@ -141,7 +154,17 @@ class ForwarderTarget:
         return None
 
     async def _start(self, forwarder: Forwarder) -> None:
-        await start_forwarder(forwarder, self._run_dir, self._python)
+        try:
+            await start_forwarder(forwarder, self._run_dir, self._python)
+        except PortInUseError:
+            # One whose socket was deleted runs on, and nobody can reach it any more.
+            unreachable = await asyncio.to_thread(find_forwarders, self._run_dir)
+            if not unreachable:
+                raise
+            for pid in unreachable:
+                log.error("Killed the forwarder, whose control socket is gone pid=%d", pid)
+                await end_process(pid)
+            await start_forwarder(forwarder, self._run_dir, self._python)
         self._started.set()
 
     async def _restart(self, forwarder: Forwarder) -> None:
@@ -158,8 +181,7 @@ class ForwarderTarget:
                 try:
                     await client.ask(Kind.STOP)
                 except TargetError:
-                    with suppress(ProcessLookupError):
-                        os.kill(client.pid, signal.SIGKILL)
+                    await end_process(client.pid)
 
     async def _apply_peers(self, operations: Sequence[Operation]) -> Sequence[Refusal]:
         """Change all peers in one request; all or none take effect. The last word on a subnet counts."""

@@ -16,11 +16,22 @@ ANSWER_S = 5.0
 
 _READ_OCTETS = 65536
 _NEXT_PASS = "It is started again by the next pass."
-_STARVED = "See whether it is stopped or starved; killed, it is started again."
+_STARVED = "See whether it is stopped or starved, or has more clients than it takes."
 
 
 class AbsentError(TargetError):
     """No forwarder runs."""
+
+
+class SilentError(TargetError):
+    """The forwarder of process `pid` runs and does not answer."""
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(
+            f"the forwarder, pid {pid}, did not answer for {ANSWER_S:.0f} s",
+            hint="See whether it is stopped or starved; silent for as long again, it is replaced.",
+        )
+        self.pid = pid
 
 
 class RefusedError(TargetError):
@@ -74,7 +85,8 @@ class ForwarderClient:
 
         Raises:
             RefusedError: the forwarder refused.
-            TargetError: it went away, answered in another language, or not in time.
+            SilentError: it did not answer in time.
+            TargetError: it went away, or answered in another language.
         """
         try:
             async with asyncio.timeout(ANSWER_S):
@@ -83,9 +95,7 @@ class ForwarderClient:
                 while (answer := await self._receive()) is not None and answer[0] is Kind.CHANGED:
                     pass
         except TimeoutError:
-            raise TargetError(
-                f"the forwarder, pid {self.pid}, did not answer for {ANSWER_S:.0f} s", hint=_STARVED
-            ) from None
+            raise SilentError(self.pid) from None
         except OSError as error:
             raise _gone(error) from error
         if answer is None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from pyflannel.errors import TargetError
 from pyflannel.model.forwarder import Forwarder
 from pyflannel.processes.forwarder_client import connected
-from pyflannel.processes.holders import find_port_holder
+from pyflannel.processes.holders import FORWARDER, find_port_holder
 from pyflannel.wire.forwarder_control import SOCKET_NAME
 
 LOG_NAME = "forwarder.log"
@@ -23,14 +23,20 @@ _NOT_INHERITED = ("FLANNELD_", "NOTIFY_", "WATCHDOG_", "LISTEN_")
 """The daemon's own variables: its settings, passwords among them, and its bonds with systemd."""
 
 
+class PortInUseError(TargetError):
+    """Another program has the UDP port."""
+
+
 async def start_forwarder(forwarder: Forwarder, run_dir: Path, python: str) -> None:
     """Start the process, and return when it answers on its control socket. It is not attached yet.
 
     Raises:
-        TargetError: it did not start; the message says why and, for a port in use, names who has it.
+        PortInUseError: the message names who has the port.
+        TargetError: it did not start; the message says why.
     """
     log = run_dir / LOG_NAME
     try:
+        run_dir.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as stderr:
             written = stderr.tell()
             process = _spawn(forwarder, run_dir, python, stderr.fileno())
@@ -67,7 +73,7 @@ def _spawn(forwarder: Forwarder, run_dir: Path, python: str, stderr: int) -> sub
     }
     return subprocess.Popen(
         # -P: a file named like a module of ours in the working directory is none.
-        [python, "-P", "-m", "pyflannel.programs.forwarder", *(f"{k}={v}" for k, v in settings.items())],
+        [python, "-P", "-m", FORWARDER, *(f"{k}={v}" for k, v in settings.items())],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=stderr,
@@ -103,7 +109,7 @@ async def _explain(forwarder: Forwarder, status: int, said: str) -> TargetError:
     """Return why the process ended, from its exit code, which is an errno, and its last words."""
     if status == errno.EADDRINUSE:
         holder = await asyncio.to_thread(find_port_holder, forwarder.listen_address, forwarder.port)
-        return TargetError(
+        return PortInUseError(
             f"UDP port {forwarder.port} of {forwarder.listen_address} is in use by "
             f"{holder or 'another program'}",
             hint="Stop that program, or set another Backend.Port in the network config, for all hosts.",

@@ -1,4 +1,4 @@
-"""Which program holds what we need: a UDP port, a TUN device. Read from /proc."""
+"""Which program holds what we need: a UDP port, a TUN device, a run directory. Read from /proc."""
 
 import re
 from collections.abc import Iterator
@@ -6,6 +6,9 @@ from ipaddress import IPv4Address
 from pathlib import Path
 
 _PROC = Path("/proc")
+
+FORWARDER = "pyflannel.programs.forwarder"
+"""The module that a forwarder's command line names."""
 
 
 def find_port_holder(address: IPv4Address, port: int) -> str | None:
@@ -33,6 +36,17 @@ def find_tun_holder(link: str) -> str | None:
         if any(attached.search(_read(descriptor)) for descriptor in _entries(process / "fdinfo")):
             return _describe(process)
     return None
+
+
+def find_forwarders(run_dir: Path) -> list[int]:
+    """Return the forwarders of a run directory, reachable or not, in our network namespace."""
+    namespace = _link(_PROC / "thread-self/ns/net")
+    ours = {FORWARDER, f"--run-dir={run_dir.absolute()}"}
+    return [
+        int(process.name)
+        for process in _processes()
+        if ours <= set(_read(process / "cmdline").split("\0")) and _link(process / "ns/net") == namespace
+    ]
 
 
 def _inodes(table: str, address: IPv4Address, port: int) -> Iterator[str]:
