@@ -30,14 +30,6 @@ WATCH_ENDS_S = 14
 CLOSED = "127.0.0.1:1"
 
 
-@contextlib.asynccontextmanager
-async def watching(store: Any, prefix: str, after: int) -> AsyncIterator[Any]:
-    """A watch that is open: it has said so by a first batch without changes."""
-    async with contextlib.aclosing(store.watch(prefix, after)) as watch:
-        assert (await anext(watch)).changes == ()
-        yield watch
-
-
 def run(test: Awaitable[None]) -> None:
     async def whole() -> None:
         async with asyncio.timeout(PATIENCE_S):
@@ -56,6 +48,13 @@ async def opened(*endpoints: str, prefix: str = "/test") -> AsyncIterator[Store]
         yield store
     finally:
         await store.close()
+
+
+@contextlib.asynccontextmanager
+async def watching(store: Store, prefix: str, after: int) -> AsyncIterator[AsyncIterator[Changes]]:
+    async with contextlib.aclosing(store.watch(prefix, after)) as watch:
+        assert await anext(watch) == Changes((), after)  # it is open
+        yield watch
 
 
 async def put(store: Store, key: str, **options: Any) -> int:

@@ -257,7 +257,7 @@ class Database:
 
     def _expire(self, connection: sqlite3.Connection) -> None:
         due = connection.execute(
-            "SELECT key FROM record WHERE deadline <= ? ORDER BY deadline", (self._clock.now(),)
+            "SELECT key FROM record WHERE deadline <= ? ORDER BY deadline, revision", (self._clock.now(),)
         ).fetchall()
         for (key,) in due:
             _delete(connection, key)

@@ -1,0 +1,67 @@
+"""One network of several in a store: its keys stand below the network's name."""
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+from pyflannel.model.store_record import (
+    Change,
+    Changes,
+    Conflict,
+    Delete,
+    DeleteSeen,
+    Listing,
+    Put,
+    PutSeen,
+    Record,
+    Written,
+)
+from pyflannel.ports.store import Store
+
+
+class PrefixedStore:
+    """A Store in a store: key `K` of ours is `NAME/K` there. Closing it leaves the other open."""
+
+    def __init__(self, store: Store, name: str) -> None:
+        self._store = store
+        self._prefix = f"{name}/"
+
+    async def get(self, key: str) -> Record | None:
+        """Return the record at exactly this key, or None."""
+        record = await self._store.get(self._prefix + key)
+        return None if record is None else self._ours(record)
+
+    async def list(self, prefix: str) -> Listing:
+        """Return all records whose key starts with `prefix`, at one revision."""
+        listing = await self._store.list(self._prefix + prefix)
+        return Listing(tuple(map(self._ours, listing.records)), listing.revision)
+
+    async def write(self, operation: Put | Delete) -> Written | Conflict:
+        """Perform one conditional write."""
+        outcome = await self._store.write(replace(operation, key=self._prefix + operation.key))
+        match outcome:
+            case Conflict(Record() as current):
+                return Conflict(self._ours(current))
+            case _:
+                return outcome
+
+    async def watch(self, prefix: str, after: int) -> AsyncIterator[Changes]:
+        """Yield every change of keys under `prefix` later than `after`."""
+        async for changes in self._store.watch(self._prefix + prefix, after):
+            yield Changes(tuple(map(self._our_change, changes.changes)), changes.revision)
+
+    async def time_to_live(self, record: Record) -> float | None:
+        """Return the seconds until the record expires, or None when it never does."""
+        return await self._store.time_to_live(replace(record, key=self._prefix + record.key))
+
+    async def close(self) -> None:
+        """Leave the store open: other networks use it too."""
+
+    def _ours(self, record: Record) -> Record:
+        return replace(record, key=record.key.removeprefix(self._prefix))
+
+    def _our_change(self, change: Change) -> Change:
+        match change:
+            case PutSeen(record):
+                return PutSeen(self._ours(record))
+            case DeleteSeen(key, revision):
+                return DeleteSeen(key.removeprefix(self._prefix), revision)

@@ -1,0 +1,84 @@
+"""The double and the embedded store answer alike, whatever is asked of them and whenever things expire."""
+
+import asyncio
+import contextlib
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyflannel.errors import CompactedError
+from pyflannel.model.store_record import Change, Changes, Delete, Put
+from pyflannel.stores.embedded.database import Database
+from pyflannel.testing.fake_clock import FakeClock
+from pyflannel.testing.fake_store import FakeStore
+
+KEYS = st.sampled_from(["config", "subnets/a", "subnets/b", "subnets-old/a", "claims/a"])
+OPERATIONS = st.one_of(
+    st.builds(
+        Put,
+        key=KEYS,
+        value=st.binary(max_size=3),
+        ttl_s=st.none() | st.integers(1, 20),
+        expected=st.none() | st.integers(0, 12),
+    ),
+    st.builds(Delete, key=KEYS, expected=st.none() | st.integers(0, 12)),
+)
+RENEWALS = st.builds(Put, key=KEYS, value=st.just(b"new"), ttl_s=st.integers(1, 20), expected=st.just(-1))
+"""A write that expects what stands there; its revision is filled in when its turn comes."""
+
+STEPS = st.lists(OPERATIONS | RENEWALS | st.floats(0, 15, allow_nan=False), max_size=25)
+
+
+@given(steps=STEPS, after=st.integers(0, 40), prefix=st.sampled_from(["", "subnets/", "claims/", "none/"]))
+def test_the_double_and_the_embedded_store_answer_alike(
+    steps: list[Put | Delete | float], after: int, prefix: str
+) -> None:
+    async def test(path: Path) -> None:
+        clock = FakeClock()
+        double, database = FakeStore(clock), Database(path, clock, "a boot")
+        for step in steps:
+            if isinstance(step, float):
+                await clock.advance(step)
+                continue
+            if step.expected == -1:
+                current = await double.get(step.key)
+                step = replace(step, expected=current.revision if current else 0)
+            assert database.write(step) == await double.write(step)
+            assert database.get(step.key) == await double.get(step.key)
+
+        listing = await double.list(prefix)
+        assert database.list(prefix) == listing
+        for record in listing.records:
+            assert database.time_to_live(record) == await double.time_to_live(record)
+        assert changes_in(database, prefix, after) == await changes_of(double, clock, prefix, after)
+        database.close()
+
+    with tempfile.TemporaryDirectory() as directory:
+        asyncio.run(test(Path(directory) / "leases.db"))
+
+
+def changes_in(database: Database, prefix: str, after: int) -> tuple[Change, ...] | None:
+    try:
+        return database.changes(prefix, after).changes
+    except CompactedError:
+        return None
+
+
+async def changes_of(
+    double: FakeStore, clock: FakeClock, prefix: str, after: int
+) -> tuple[Change, ...] | None:
+    async with contextlib.aclosing(double.watch(prefix, after)) as watch:
+        try:
+            await anext(watch)
+        except CompactedError:
+            return None
+        waiting: asyncio.Task[Changes] = asyncio.ensure_future(anext(watch))
+        await clock.settle()
+        if not waiting.done():
+            waiting.cancel()
+            await asyncio.wait([waiting])
+            return ()
+        return waiting.result().changes
