@@ -17,8 +17,9 @@ from typing import Any
 
 import pytest
 
+from pyflannel.errors import LabError
 from pyflannel.lab.etcd_server import PREFIX, EtcdServer
-from pyflannel.lab.host import Host as LabHost
+from pyflannel.lab.host import Host
 from pyflannel.lab.lab import Lab
 from pyflannel.lab.program import Program
 from pyflannel.lab.together import together
@@ -169,15 +170,19 @@ class Network:
 
     def log(self, name: str) -> str:
         """Return all that flanneld logged on a host."""
-        return (self.hosts[name].directory / "log/flanneld.log").read_text()
+        log = self.hosts[name].directory / "log/flanneld.log"
+        return log.read_text() if log.exists() else ""
 
     def wait_logged(self, name: str, text: str, *, times: int = 1, deadline_s: float = SOON_S) -> None:
         """Return once flanneld on a host has logged `text` so many times."""
-        wait_until(
-            lambda: self.log(name).count(text) >= times,
-            what=f"flanneld on {name} logs {text!r}; its log:\n{self.log(name)}",
-            deadline_s=deadline_s,
-        )
+        try:
+            wait_until(
+                lambda: self.log(name).count(text) >= times,
+                what=f"flanneld on {name} logs {text!r}",
+                deadline_s=deadline_s,
+            )
+        except LabError as error:
+            pytest.fail(f"{error}; its log:\n{self.log(name)}")
 
     def wait_status(
         self, name: str, is_so: Callable[[dict[str, Any]], bool], what: str, *, deadline_s: float = SOON_S
@@ -189,7 +194,10 @@ class Network:
             seen.append(self.status(name))
             return is_so(seen[-1])
 
-        wait_until(look, what=f"{name} {what}", deadline_s=deadline_s)
+        try:
+            wait_until(look, what=f"{name} {what}", deadline_s=deadline_s)
+        except LabError as error:
+            pytest.fail(f"{error}; its status: {seen[-1]}; its log:\n{self.log(name)}")
         return seen[-1]
 
     def wait_ready(self, name: str) -> dict[str, Any]:
@@ -197,28 +205,38 @@ class Network:
         return self.wait_status(name, lambda status: bool(status["is_ready"]), "is ready")
 
 
-@pytest.fixture
-def new_network() -> Iterator[Callable[..., Network]]:
-    """Make networks: `new_network(*hosts, store="etcd"|"sqlite", config=TEXT|None)`; no flanneld runs yet.
+@pytest.fixture(scope="session")
+def network_of() -> Callable[..., AbstractContextManager[Network]]:
+    """Make a network for the length of a block: its store runs, and holds the config; no flanneld runs yet.
 
-    With `config=None` the etcd is not started either.
+    Takes the names of the hosts, `store="etcd"` or `"sqlite"`, and the `config`; with None for it no etcd
+    runs either.
     """
     if os.geteuid() != 0:
         pytest.skip("needs root: namespaces and mounts")
-    with ExitStack() as stack:
 
-        def make(*names: str, store: str = "etcd", config: str | None = NETWORK_CONFIG) -> Network:
-            places = tuple(place for place in COOKBOOK.hosts if place.name in names)
-            lab = Lab(f"e{os.getpid()}-{next(_labs)}", Topology(COOKBOOK.segments, places))
-            network = Network(stack.enter_context(lab), store=store)
+    @contextmanager
+    def make(*names: str, store: str = "etcd", config: str | None = NETWORK_CONFIG) -> Iterator[Network]:
+        places = tuple(place for place in COOKBOOK.hosts if place.name in names)
+        with Lab(f"e{os.getpid()}-{next(_labs)}", Topology(COOKBOOK.segments, places)) as lab:
+            network = Network(lab, store=store)
             if config is not None and store == "etcd":
                 network.etcd.start()
                 network.put("config", config)
             elif config is not None:
                 network.hosts[names[0]].flannelctl("--store", network.url, "config", "set", config)
-            return network
+            yield network
 
-        yield make
+    return make
+
+
+@pytest.fixture
+def new_network(
+    network_of: Callable[..., AbstractContextManager[Network]],
+) -> Iterator[Callable[..., Network]]:
+    """Make networks as `network_of` does; they end with the test."""
+    with ExitStack() as stack:
+        yield lambda *names, **settings: stack.enter_context(network_of(*names, **settings))
 
 
 class Pings:
@@ -236,7 +254,8 @@ class Pings:
     def answered(self) -> list[int]:
         """The sequence numbers that were answered so far."""
         assert self._program.log is not None
-        return [int(number) for number in re.findall(r"bytes from .* icmp_seq=(\d+) ", self._program.log.read_text())]
+        lines = re.findall(r"bytes from .* icmp_seq=(\d+) ", self._program.log.read_text())
+        return [int(number) for number in lines]
 
     def wait_answered(self, more: int = 1) -> None:
         """Return after so many further answers."""
@@ -245,11 +264,11 @@ class Pings:
 
 
 @pytest.fixture
-def pinging() -> Callable[[LabHost, str], AbstractContextManager[Pings]]:
-    """Ping an address from a host for the length of a block: `with pinging(host, address) as pings`."""
+def pinging() -> Callable[[Host, str], AbstractContextManager[Pings]]:
+    """Ping an address from a host, for the length of a block."""
 
     @contextmanager
-    def ping_on(host: LabHost, address: str) -> Iterator[Pings]:
+    def ping_on(host: Host, address: str) -> Iterator[Pings]:
         program = host.start_in_network(["ping", "-n", "-i", "0.01", address], name=f"ping-{next(_labs)}")
         pings = Pings(program)
         pings.wait_answered()

@@ -14,7 +14,12 @@ from pyflannel.wire.network_config_json import parse_network_config
 
 log = logging.getLogger(__name__)
 
-RETRY_S = 1.0
+RETRY_MIN_S = 0.25
+"""First pause before a store that failed is asked again; it doubles …"""
+
+RETRY_MAX_S = 4.0
+"""… up to this."""
+
 MISSING = "flannel config not found in etcd store. Did you create your config using etcdv3 API?"
 
 
@@ -49,12 +54,14 @@ class ConfigFollower:
         self._waiting = waiting
         self._away = away
         self._said: str | None = None
+        self._retry_s = RETRY_MIN_S
 
     async def run(self) -> None:
         """Follow until cancelled."""
         while True:
             try:
                 listing = await self._store.list(CONFIG)
+                self._retry_s = RETRY_MIN_S
                 self._read(next((r.value for r in listing.records if r.key == CONFIG), None))
                 async for batch in self._store.watch(CONFIG, listing.revision):
                     for change in batch.changes:
@@ -63,9 +70,10 @@ class ConfigFollower:
                         elif not isinstance(change, PutSeen) and change.key == CONFIG:
                             self._read(None)
             except StoreError as error:
-                self._say(error)
+                self._say(error, f"Trying again, at most {RETRY_MAX_S:.0f} s apart.")
                 self._away(error)
-            await self._clock.sleep(RETRY_S)
+            await self._clock.sleep(self._retry_s)
+            self._retry_s = min(2 * self._retry_s, RETRY_MAX_S)
 
     def _read(self, value: bytes | None) -> None:
         try:
@@ -77,14 +85,14 @@ class ConfigFollower:
             text = value.decode(errors="replace")
             config, backend = read_config(text)
         except ConfigError as error:
-            self._say(error)
+            self._say(error, "Waiting for a good one.")
             self._waiting(f"a good network config: {error}")
             return
         self._said = None
         self._found(text, config, backend)
 
-    def _say(self, error: FlannelError) -> None:
+    def _say(self, error: FlannelError, what_follows: str) -> None:
         """Say each problem once, until it is another one."""
         if self._said != str(error):
-            log.error("Couldn't fetch network config: %s. %s", error, error.hint)
+            log.error("Couldn't fetch network config: %s. %s %s", error, error.hint, what_follows)
             self._said = str(error)

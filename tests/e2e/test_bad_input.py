@@ -1,0 +1,240 @@
+"""Bad configs, hosts that are not as flanneld needs them, wrong use: said, waited for or refused."""
+
+import re
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any
+
+import pytest
+
+from pyflannel.lab.waiting import wait_until
+
+SOON_S = 15.0
+CONFIG = '{"Network":"10.100.0.0/16"}'
+SUBNET_ENV = "/run/flannel/subnet.env"
+HOLD_PORT = """
+import signal, socket
+held = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+held.bind(("0.0.0.0", 8285))
+print("held", flush=True)
+signal.pause()
+"""
+"""A program that has the tunnel's port."""
+
+NewNetwork = Callable[..., Any]
+NetworkOf = Callable[..., AbstractContextManager[Any]]
+
+
+def problems(log: str) -> list[str]:
+    """Return the texts of the warnings and errors of a log in klog's form."""
+    return re.findall(r"^[WEF]\d{4} [\d:.]+ +\d+ [\w.]+:\d+\] (.*)$", log, re.MULTILINE)
+
+
+class TestNetworkConfig:
+    BAD = (
+        ("{", "not JSON", "{"),
+        ("{}", "Network", "absent"),
+        ('{"Network":"10.100.0.0/33"}', "Network", "10.100.0.0/33"),
+        ('{"Network":"10.100.0.0/16","SubnetLen":31}', "SubnetLen", "31"),
+        ('{"Network":"10.100.0.0/16","SubnetLen":8}', "SubnetLen", "8"),
+        ('{"Network":"10.100.0.0/16","SubnetMin":"10.99.0.0"}', "SubnetMin", "10.99.0.0"),
+        ('{"Network":"10.100.0.0/16","SubnetMin":"10.100.1.7"}', "SubnetMin", "10.100.1.7"),
+        ('{"Network":"10.100.0.0/16","SubnetMax":"10.101.0.0"}', "SubnetMax", "10.101.0.0"),
+        ('{"Network":"10.100.0.0/16","Backend":{"Type":"carrier-pigeon"}}', "Backend.Type", "carrier-pigeon"),
+        ('{"Network":"10.100.0.0/16","Backend":{"Type":"udp","Port":0}}', "Backend.Port", "0"),
+    )
+    """A config, the key that is wrong, and its value."""
+
+    def test_each_is_named_and_a_good_one_is_taken(self, new_network: NewNetwork) -> None:
+        """The daemon waits from before there is any; none of them ends it."""
+        network = new_network("docker1", config="{")
+        network.etcdctl("del", "/coreos.com/network/config")
+        daemon = network.launch("docker1")
+        network.wait_logged("docker1", "flannel config not found in etcd store")
+
+        for config, key, value in self.BAD:
+            seen = len(problems(network.log("docker1")))
+            network.put("config", config)
+            wait_until(
+                lambda seen=seen: len(problems(network.log("docker1"))) > seen,
+                what=f"{config} is complained of",
+                deadline_s=SOON_S,
+            )
+            said = problems(network.log("docker1"))[-1]
+            assert key in said, said
+            assert value in said, said
+        waits = network.status("docker1")
+        network.put("config", CONFIG)
+        ready = network.wait_ready("docker1")
+
+        assert "carrier-pigeon" not in waits["waiting_for"]
+        assert "Backend.Port" in waits["waiting_for"]
+        assert not waits["is_ready"]
+        assert daemon.exit_code is None
+        assert ready["network"]["network"] == "10.100.0.0/16"
+        assert len(problems(network.log("docker1"))) == 1 + len(self.BAD)
+        assert ready["warnings"] == []
+
+    def test_a_bad_one_does_not_take_a_good_one_away(self, new_network: NewNetwork) -> None:
+        network = new_network("docker1", "docker4")
+        network.start_all()
+
+        network.put("config", "{")
+        network.wait_logged("docker1", "not JSON")
+        during = network.status("docker1")
+        network.put("config", '{"Network":"10.100.0.0/16","SubnetLen":24}')
+        network.wait_status("docker1", lambda status: status["warnings"] == [], "forgets the bad one")
+
+        assert during["is_ready"]
+        assert "not JSON" in " ".join(during["warnings"])
+        assert network.wait_ready("docker1")["lease"]["subnet"] == str(network.hosts["docker1"].lease())
+
+
+@pytest.fixture(scope="module")
+def network(network_of: NetworkOf) -> Iterator[Any]:
+    """A host on which no flanneld runs; each test leaves it so."""
+    with network_of("docker1", store="sqlite") as network:
+        yield network
+
+
+@pytest.fixture
+def host(network: Any) -> Iterator[Any]:
+    """The host; afterwards nothing of flannel is on it."""
+    host = network.hosts["docker1"]
+    yield host
+    host.flannelctl("cleanup")
+    (host.directory / "log/flanneld.log").unlink()
+
+
+class TestInterface:
+    def test_the_one_that_is_named_comes_later(self, network: Any, host: Any) -> None:
+        network.launch("docker1", "--iface=eth7")
+        network.wait_logged("docker1", "Waiting for an interface to use")
+        waits = network.status("docker1")
+
+        host.run(["ip", "link", "add", "eth7", "type", "veth", "peer", "name", "eth8"])
+        host.run(["ip", "link", "set", "eth7", "up"])
+        host.run(["ip", "address", "add", "203.0.113.7/24", "dev", "eth7"])
+        ready = network.wait_ready("docker1")
+
+        assert not waits["is_ready"]
+        assert "eth7" in waits["waiting_for"]
+        assert ready["underlay"]["address"] == "203.0.113.7"
+        assert all("eth7" in said for said in problems(network.log("docker1")))
+        host.run(["ip", "link", "delete", "eth7"])
+
+    def test_the_default_route_comes_later(self, network: Any, host: Any) -> None:
+        host.run(["ip", "route", "delete", "default"])
+        network.launch("docker1")
+        network.wait_logged("docker1", "Waiting for an interface to use")
+        waits = network.status("docker1")
+
+        host.run(["ip", "route", "add", "default", "via", "10.10.10.1"])
+        network.wait_ready("docker1")
+
+        assert not waits["is_ready"]
+        assert "default route" in waits["waiting_for"]
+        assert len(problems(network.log("docker1"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("--iface-regex", "eth["),
+        ("--public-ip", "10.10.10"),
+        ("--iface-can-reach", "nowhere"),
+        ("--store", "ftp://10.10.10.1"),
+        ("--subnet-lease-renew-margin", "0"),
+        ("--no-such-flag", "1"),
+    ],
+)
+def test_wrong_use_ends_it_with_one_line(network: Any, flag: str, value: str) -> None:
+    done = network.hosts["docker1"].run(["flanneld", f"{flag}={value}"], check=False)
+
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert flag.lstrip("-") in done.stderr
+    assert done.stdout == ""
+
+
+class TestTun:
+    def test_no_device_file(self, network: Any, host: Any) -> None:
+        """One line says what to do, and it goes on when that was done."""
+        host.run(["mount", "-t", "tmpfs", "tmpfs", "/dev/net"])
+        network.launch("docker1")
+        network.wait_logged("docker1", "/dev/net/tun")
+        waits = network.wait_status("docker1", lambda status: status["reconcile"]["refused"], "is refused")
+
+        host.run(["umount", "/dev/net"])
+        network.wait_ready("docker1")
+
+        assert not waits["is_ready"]
+        (said,) = problems(network.log("docker1"))
+        assert "modprobe tun" in said
+
+    def test_no_right_to_it(self, network: Any, host: Any) -> None:
+        less = ["setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin"]
+        host.start([*less, "flanneld", "--store", network.url], name="flanneld")
+        network.wait_logged("docker1", "CAP_NET_ADMIN")
+
+        waits = network.wait_status("docker1", lambda status: status["reconcile"]["refused"], "is refused")
+
+        (said,) = problems(network.log("docker1"))
+        assert said.startswith("link flannel0: missing; refused: EPERM")
+        assert not waits["is_ready"]
+        assert "link flannel0" in waits["waiting_for"]
+
+
+class TestTaken:
+    def test_a_second_flanneld_names_the_first(self, network: Any, host: Any) -> None:
+        network.start("docker1")
+
+        second = host.run(["flanneld", "--store", network.url], check=False)
+
+        pid = (host.directory / "run/flannel/flanneld.lock").read_text().split()[0]
+        assert second.returncode == 1
+        (said,) = problems(second.stderr)
+        assert f"flanneld (pid {pid}) is running already" in said
+        assert "--run-dir" in said
+        assert network.status("docker1")["is_ready"]
+
+    def test_a_port_in_use_names_the_program_and_is_taken_when_free(self, network: Any, host: Any) -> None:
+        holder = host.start(["python3", "-c", HOLD_PORT], name="holder")
+        wait_until(lambda: "held" in holder.last_words(), what="the port is held", deadline_s=SOON_S)
+
+        network.launch("docker1")
+        network.wait_logged("docker1", "UDP port 8285")
+        waits = network.wait_status("docker1", lambda status: status["reconcile"]["refused"], "is refused")
+        holder.send(signal.SIGKILL)
+        network.wait_ready("docker1")
+
+        (said,) = problems(network.log("docker1"))
+        assert re.search(r"UDP port 8285 of 10\.10\.10\.101 is in use by python3, pid \d+", said)
+        assert not waits["is_ready"]
+        assert "python3" in waits["waiting_for"]
+
+
+def test_a_full_disk_leaves_the_old_file_whole(network: Any, host: Any) -> None:
+    """The text changes with the MTU while there is no room; it is written when there is."""
+    host.run(["mkdir", "-p", "/run/small"])
+    host.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", "/run/small"])
+    network.start("docker1", "--subnet-file=/run/small/subnet.env")
+    before = host.run(["cat", "/run/small/subnet.env"]).stdout
+    host.run(["dd", "if=/dev/zero", "of=/run/small/rest", "bs=4k"], check=False)
+
+    host.run(["ip", "link", "set", "eth0", "mtu", "1400"])
+    network.wait_logged("docker1", "ENOSPC")
+    during = host.run(["cat", "/run/small/subnet.env"]).stdout, network.status("docker1")
+    host.run(["rm", "/run/small/rest"])
+    network.wait_ready("docker1")
+    after = host.run(["cat", "/run/small/subnet.env"]).stdout
+    left = host.run(["ls", "/run/small"]).stdout
+
+    host.run(["ip", "link", "set", "eth0", "mtu", "1500"])
+    assert during[0] == before
+    assert not during[1]["is_ready"]
+    assert "No space left" in during[1]["waiting_for"]
+    assert after == before.replace("1472", "1372")
+    assert left == "subnet.env\n"
+    assert [said for said in problems(network.log("docker1")) if "ENOSPC" in said][1:] == []

@@ -1,0 +1,336 @@
+"""What a host does when its store, its lease or a neighbour goes wrong, on a real etcd and a real kernel.
+
+The data path is pinged all the while, a hundred times a second; not one may be lost.
+"""
+
+import json
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any
+
+import pytest
+
+from pyflannel.lab.program import Program
+from pyflannel.lab.together import together
+from pyflannel.lab.traffic import ping
+from pyflannel.lab.waiting import wait_until
+
+SOON_S = 15.0
+HEALED_S = 3.0
+"""A lost lease is taken again at once; the rest is the machine's."""
+
+NewNetwork = Callable[..., Any]
+NetworkOf = Callable[..., AbstractContextManager[Any]]
+Pinging = Callable[[Any, str], AbstractContextManager[Any]]
+
+ENV = "/run/flannel/subnet.env"
+FOREIGN = '{"PublicIP":"203.0.113.9","PublicIPv6":null,"Pyflannel":{"Owner":"somebody-else"}}'
+"""A lease of a host that is not there."""
+
+
+def end_as_by_a_reboot(host: Any, daemon: Program) -> None:
+    """End what runs, and take away all that is not on a disk."""
+    daemon.kill()
+    forwarder = json.loads(host.flannelctl("status", "--json", check=False))["forwarder"]["pid"]
+    host.run(["kill", "-KILL", str(forwarder)])
+    host.run(["ip", "link", "delete", "flannel0"])
+    host.run(["rm", "-r", "/run/flannel"])
+
+
+def is_held(status: dict[str, Any]) -> bool:
+    return bool(status["is_ready"]) and status["lease"]["phase"] == "held"
+
+
+@pytest.fixture(scope="module")
+def network(network_of: NetworkOf) -> Iterator[Any]:
+    """Three hosts that are ready; each test leaves docker1 and docker4 so, on the subnets that they have."""
+    with network_of("docker1", "docker2", "docker4") as network:
+        network.start_all()
+        yield network
+
+
+class TestStoreAway:
+    def test_not_there_at_start(self, new_network: NewNetwork) -> None:
+        """It is said once, tried again ever more slowly, and used when it comes."""
+        network = new_network("docker1", config=None)
+        starting = partial(network.start, "docker1")
+
+        def come_late() -> None:
+            network.wait_logged("docker1", "Trying again, at most 4 s apart")
+            network.wait_status(
+                "docker1", lambda status: "the store" in (status["waiting_for"] or ""), "waits"
+            )
+            network.etcd.start()
+            network.put("config", '{"Network":"10.100.0.0/16"}')
+
+        together([starting, come_late])
+
+        assert is_held(network.status("docker1"))
+        assert network.log("docker1").count("etcd did not answer") == 1
+
+    def test_away_for_a_while(self, new_network: NewNetwork, pinging: Pinging) -> None:
+        network = new_network("docker1", "docker4", config=None)
+        etcd = network.etcd.start()
+        network.put("config", '{"Network":"10.100.0.0/16"}')
+        network.start_all()
+
+        with pinging(network.hosts["docker1"], network.overlay("docker4")) as pings:
+            etcd.kill()
+            away = network.wait_status("docker1", lambda status: not status["is_ready"], "says so")
+            pings.wait_answered(more=100)
+            network.etcd.start()
+            back = network.wait_ready("docker1")
+
+        assert pings.lost == 0
+        assert "the store" in away["waiting_for"]
+        assert (away["store"]["is_connected"], away["lease"]["phase"]) == (False, "held")
+        assert back["store"]["is_connected"]
+        log = network.log("docker1")
+        assert log.count("Store is away, trying again in ") == 1
+        assert log.count("Store is back") == 1
+
+    def test_leases_are_followed_again_afterwards(self, new_network: NewNetwork) -> None:
+        """A host that joined while another's store was away is a peer as soon as it is back."""
+        network = new_network("docker1", "docker2", "docker4")
+        together([partial(network.start, name) for name in ("docker1", "docker4")])
+        host = network.hosts["docker1"]
+        rules = "\n".join(
+            f"chain {hook} {{ type filter hook {hook} priority 0; tcp {port} 2379 drop; }}"
+            for hook, port in (("input", "sport"), ("output", "dport"))
+        )
+
+        host.run(["nft", "-f", "-"], text=f"table ip cut {{\n{rules}\n}}\n")
+        network.start("docker2")
+        address = network.overlay("docker2")
+        missed = ping(host, address, count=1)
+        host.run(["nft", "delete table ip cut"])
+
+        assert not missed.is_reached
+        wait_until(
+            lambda: ping(host, address, count=1).is_reached,
+            what="docker1 reaches the newcomer",
+            deadline_s=SOON_S,
+        )
+
+    def test_a_restart_meanwhile_runs_on_what_was_known_last(self, new_network: NewNetwork) -> None:
+        """Even if the host was booted: its device and forwarder are made again, for all known peers."""
+        network = new_network("docker1", "docker4", config=None)
+        etcd = network.etcd.start()
+        network.put("config", '{"Network":"10.100.0.0/16"}')
+        daemon, _ = network.start_all()
+        host, address = network.hosts["docker1"], network.overlay("docker4")
+        before = host.lease()
+        network.wait_status("docker1", lambda status: status["peers"] == 1, "knows its peer")
+        wait_until(
+            lambda: address in (host.directory / "var/lib/flannel/last-known.json").read_text(),
+            what="the peer is kept",
+            deadline_s=SOON_S,
+        )
+
+        etcd.kill()
+        end_as_by_a_reboot(host, daemon)
+        network.launch("docker1")
+        wait_until(
+            lambda: ping(host, address, count=1).is_reached,
+            what="docker1 reaches docker4 without a store",
+            deadline_s=SOON_S,
+        )
+        stale = network.status("docker1")
+        shown = host.flannelctl("status", check=False)
+        network.etcd.start()
+        back = network.wait_ready("docker1")
+
+        assert host.lease() == before
+        assert not stale["is_ready"]
+        assert "the store" in stale["waiting_for"]
+        assert "stale" in " ".join(stale["warnings"])
+        assert "stale" in shown
+        assert "stale" not in " ".join(back["warnings"])
+        assert back["lease"]["subnet"] == str(before)
+
+
+class TestLeaseLost:
+    def test_a_deleted_lease_is_taken_again(self, network: Any, pinging: Pinging) -> None:
+        key, before = network.lease_key("docker1"), network.hosts["docker1"].lease()
+        was = network.record(key)
+
+        with pinging(network.hosts["docker1"], network.overlay("docker4")) as pings:
+            network.etcdctl("del", f"/coreos.com/network/{key}")
+            wait_until(lambda: network.record(key) is not None, what="taken again", deadline_s=HEALED_S)
+            pings.wait_answered(more=20)
+
+        now = network.record(key)
+        assert pings.lost == 0
+        assert now["value"] == was["value"]
+        assert now["create_revision"] > was["create_revision"]
+        assert network.hosts["docker1"].lease() == before
+        network.wait_logged("docker1", f"Lease acquired again: {before}")
+        assert is_held(network.wait_ready("docker1"))
+
+    def test_all_leases_deleted(self, network: Any, pinging: Pinging) -> None:
+        before = {name: host.lease() for name, host in network.hosts.items()}
+        keys = [network.lease_key(name) for name in network.hosts]
+
+        with pinging(network.hosts["docker2"], network.overlay("docker4")) as pings:
+            network.etcdctl("del", "--prefix", "/coreos.com/network/subnets/")
+            for key in keys:
+                wait_until(lambda key=key: network.record(key), what=f"{key} is back", deadline_s=HEALED_S)
+            pings.wait_answered(more=20)
+
+        assert {name: host.lease() for name, host in network.hosts.items()} == before
+        for name in network.hosts:
+            assert is_held(network.wait_ready(name))
+        assert pings.lost == 0
+
+    def test_a_lease_that_another_took_is_run_on_and_taken_back(self, network: Any) -> None:
+        host, other = network.hosts["docker1"], network.hosts["docker4"]
+        key, before, text = network.lease_key("docker1"), host.lease(), host.run(["cat", ENV]).stdout
+
+        network.put(key, FOREIGN)
+        taken = network.wait_status(
+            "docker1", lambda status: status["lease"]["phase"] == "taken", "says that its subnet was taken"
+        )
+        during = host.run(["cat", ENV]).stdout, host.run(["ip", "address", "show", "flannel0"]).stdout
+        network.etcdctl("del", f"/coreos.com/network/{key}")
+        back = network.wait_ready("docker1")
+
+        assert not taken["is_ready"]
+        assert taken["lease"]["holder"] == "203.0.113.9 (somebody-else)"
+        assert "203.0.113.9" in taken["waiting_for"]
+        assert during[0] == text
+        assert f"inet {before.network_address}/16" in during[1]
+        assert is_held(back)
+        assert back["lease"]["holder"] is None
+        assert host.lease() == before
+        assert network.log("docker1").count("Subnet is held by 203.0.113.9 (somebody-else) now") == 1
+        wait_until(
+            lambda: ping(other, network.overlay("docker1"), count=1).is_reached,
+            what="docker4 reaches docker1 again",
+            deadline_s=SOON_S,
+        )
+
+    def test_a_lease_made_a_reservation_stays_one(self, network: Any) -> None:
+        """Somebody writes our own key again, without TTL."""
+        key = network.lease_key("docker2")
+        network.put(key, network.record(key)["value"])
+
+        status = network.wait_status(
+            "docker2", lambda status: status["lease"]["is_reservation"], "holds a reservation"
+        )
+
+        assert status["is_ready"]
+        assert status["lease"]["expires_in_s"] is None
+        assert "lease" not in network.record(key)
+
+
+def test_keys_that_are_no_leases_are_skipped(network: Any, pinging: Pinging) -> None:
+    """Each is named in a warning, once; the peers are not touched, and a host that starts is not held up."""
+    bad = {
+        "subnets/nonsense": FOREIGN,
+        "subnets/10.100.300.0-24": FOREIGN,
+        "subnets/10.100.200.0-24": "no JSON",
+        "subnets/10.100.201.0-24": '{"PublicIP":"300.1.1.1"}',
+        "subnets/10.100.202.0-24": "[]",
+        "subnets/10.100.203.0-24": "",
+    }
+
+    with pinging(network.hosts["docker1"], network.overlay("docker4")) as pings:
+        for key, value in bad.items():
+            network.put(key, value)
+        for key in bad:
+            network.wait_logged("docker1", f"Skipped {key}: ")
+        pings.wait_answered(more=20)
+    network.hosts["docker2"].flannelctl("cleanup")
+    network.start("docker2")
+    ready = network.wait_ready("docker2")
+    for key in bad:
+        network.etcdctl("del", f"/coreos.com/network/{key}")
+
+    assert pings.lost == 0
+    assert all(
+        network.log(name).count(f"Skipped {key}: ") == 1 for name in ("docker1", "docker4") for key in bad
+    )
+    assert not re.search("Traceback|^[EF]", network.log("docker4"), re.MULTILINE)
+    assert ready["peers"] == 2
+
+
+@pytest.fixture
+def newcomer(network: Any) -> Any:
+    """docker2, that has left the network: no flanneld, no lease."""
+    network.hosts["docker2"].flannelctl("cleanup")
+    return network.hosts["docker2"]
+
+
+def test_a_reservation_is_used_and_stays_without_ttl(network: Any, newcomer: Any) -> None:
+    """Through a start and a restart."""
+    network.put("subnets/10.100.77.0-24", '{"PublicIP":"10.10.10.102"}')
+
+    network.start("docker2").stop()
+    first = network.record("subnets/10.100.77.0-24"), newcomer.lease()
+    network.start("docker2")
+    again = network.record("subnets/10.100.77.0-24"), network.status("docker2")["lease"]
+
+    network.wait_logged("docker2", "Found lease (10.100.77.0/24) for current IP (10.10.10.102), reusing")
+    assert str(first[1]) == "10.100.77.0/24"
+    assert "lease" not in first[0]
+    assert "lease" not in again[0]
+    assert (again[1]["subnet"], again[1]["is_reservation"]) == ("10.100.77.0/24", True)
+    network.etcdctl("del", "/coreos.com/network/subnets/10.100.77.0-24")
+
+
+def test_a_taken_subnet_is_given_up_when_told_to_renumber(network: Any, newcomer: Any) -> None:
+    network.start("docker2", "--on-subnet-lost=renumber")
+    key, before = network.lease_key("docker2"), network.overlay("docker2")
+
+    network.put(key, FOREIGN)
+    wait_until(lambda: network.overlay("docker2") != before, what="docker2 renumbers", deadline_s=SOON_S)
+
+    now = network.overlay("docker2")
+    assert is_held(network.wait_ready("docker2"))
+    assert json.loads(network.record(key)["value"])["PublicIP"] == "203.0.113.9"
+    shown = newcomer.run(["ip", "address"]).stdout
+    assert f"inet {now}/16" in shown
+    assert f"inet {before}/16" not in shown
+    wait_until(
+        lambda: ping(network.hosts["docker4"], now, count=1).is_reached,
+        what="docker4 reaches docker2 at its new subnet",
+        deadline_s=SOON_S,
+    )
+    network.etcdctl("del", f"/coreos.com/network/{key}")
+
+
+def test_two_living_hosts_with_one_address(network: Any, newcomer: Any, pinging: Pinging) -> None:
+    """The living owner keeps its subnet, the newcomer takes another, and each names the other."""
+    before, owner = network.hosts["docker1"].lease(), network.status("docker1")["owner"]
+
+    with pinging(network.hosts["docker4"], network.overlay("docker1")) as pings:
+        network.start("docker2", "--public-ip=10.10.10.101", "--iface=eth0")
+    status = network.status("docker2")
+
+    assert pings.lost == 0
+    assert network.hosts["docker1"].lease() == before
+    assert newcomer.lease() != before
+    shared = "two living hosts share an address or identity: the other is {} at 10.10.10.101"
+    network.wait_logged("docker1", shared.format(status["owner"]))
+    network.wait_logged("docker2", shared.format(owner))
+    assert any(owner in warning for warning in status["warnings"])
+    assert any(status["owner"] in warning for warning in network.status("docker1")["warnings"])
+
+
+def test_a_dead_owners_lease_is_taken_over(network: Any, newcomer: Any) -> None:
+    """Its address lives on in another host; nobody answers the claim for its ten seconds."""
+    dead = network.hosts["docker1"]
+    dead.run(["kill", "-KILL", dead.run(["cat", "/run/flannel/flanneld.lock"]).stdout.split()[0]])
+
+    began = time.monotonic()
+    network.start("docker2", "--public-ip=10.10.10.101", "--iface=eth0")
+
+    assert 9 < time.monotonic() - began < 20
+    assert newcomer.lease() == dead.lease()
+    network.wait_logged("docker2", "asking whether that host lives")
+    owner = json.loads(network.record(network.lease_key("docker2"))["value"])["Pyflannel"]["Owner"]
+    assert owner == network.status("docker2")["owner"]
+    assert not network.etcdctl("get", "--prefix", "/coreos.com/network/claims/")
