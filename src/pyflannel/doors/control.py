@@ -4,6 +4,7 @@ GET /v1/status, GET /v1/leases, GET and PUT /v1/config; the documents are those 
 root and the user of the daemon are answered.
 """
 
+import asyncio
 import logging
 import os
 import socket
@@ -35,6 +36,9 @@ log = logging.getLogger(__name__)
 SOCKET_NAME = "flanneld.sock"
 """In the run directory."""
 
+LOOK_S = 1.0
+"""How soon a socket that somebody deleted is made again."""
+
 
 class Controlled(Protocol):
     """What the door needs from the daemon. Leases and config are answered from memory, at once."""
@@ -56,25 +60,48 @@ class Controlled(Protocol):
         """
 
 
-async def serve_control(path: Path, daemon: Controlled) -> None:
+async def serve_control(path: Path, daemon: Controlled, *, look_s: float = LOOK_S) -> None:
     """Serve the control socket at `path` until cancelled; it is then removed.
+
+    Every `look_s` seconds it looks whether somebody deleted the socket, and makes it again.
 
     Raises:
         BusyError: another daemon serves it.
         TargetError: it cannot be made there.
     """
+    server = HttpServer(control_routes(daemon), admit=_is_ours)
+    listener = _listen(path)
+    while True:
+        inode = _inode(path)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                serving = tasks.create_task(server.serve(listener), name="control socket")
+                while _inode(path) == inode:
+                    await asyncio.sleep(look_s)
+                serving.cancel()
+        finally:
+            _remove(path, inode)
+        listener = await _listen_again(path, look_s)
+
+
+def _listen(path: Path) -> socket.socket:
     try:
-        listener = listen_unix(path)
+        return listen_unix(path)
     except OSError as error:
         raise TargetError(
             f"the control socket {path} cannot be made: {error.strerror or error}",
             hint="Run as root, or name a --run-dir that is writable and not too long for a socket.",
         ) from error
-    inode = path.stat().st_ino
-    try:
-        await HttpServer(control_routes(daemon), admit=_is_ours).serve(listener)
-    finally:
-        _remove(path, inode)
+
+
+async def _listen_again(path: Path, look_s: float) -> socket.socket:
+    log.warning("Control socket is gone: making it again path=%s", path)
+    while True:
+        try:
+            return _listen(path)
+        except (BusyError, TargetError) as error:
+            log.debug("Could not make the control socket: %s", error)
+            await asyncio.sleep(look_s)
 
 
 def control_routes(daemon: Controlled) -> Routes:
@@ -128,10 +155,14 @@ def _status_of(error: FlannelError) -> int:
             return 500
 
 
-def _remove(path: Path, inode: int) -> None:
-    """Remove our socket, unless another program put its own there."""
+def _inode(path: Path) -> int | None:
     try:
-        if path.stat().st_ino == inode:
-            path.unlink()
-    except FileNotFoundError:
-        pass
+        return path.stat().st_ino
+    except OSError:
+        return None
+
+
+def _remove(path: Path, inode: int | None) -> None:
+    """Remove our socket, unless another program put its own there."""
+    if inode is not None and _inode(path) == inode:
+        path.unlink(missing_ok=True)

@@ -1,6 +1,7 @@
 """The daemon is asked over its control socket, by its own flannelctl and by nobody else."""
 
 import asyncio
+import shutil
 import stat
 from collections.abc import Awaitable, Callable, Sequence
 from ipaddress import IPv4Address, IPv4Network
@@ -178,6 +179,29 @@ def test_the_socket_is_for_its_owner_and_gone_afterwards(tmp_path: Path) -> None
         return stat.S_IMODE(path.stat().st_mode)
 
     assert ask(path, Daemon(), mode) == 0o600
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: shutil.rmtree(path.parent)], ids=["it", "all"])
+def test_a_socket_that_somebody_deletes_is_made_again(
+    tmp_path: Path, damage: Callable[[Path], object]
+) -> None:
+    path = tmp_path / "run" / "flanneld.sock"
+
+    async def delete_and_ask() -> Status:
+        serving = asyncio.ensure_future(serve_control(path, Daemon(), look_s=0.01))
+        try:
+            async with asyncio.timeout(5):
+                for is_damaged in (False, True):
+                    while not path.exists():
+                        await asyncio.sleep(0.001)
+                    if not is_damaged:
+                        damage(path)
+                return await ControlClient(path).status()
+        finally:
+            serving.cancel()
+
+    assert asyncio.run(delete_and_ask()) == STATUS
     assert not path.exists()
 
 
