@@ -20,7 +20,7 @@ from typing import Any, Self, TypeVar
 import pytest
 
 from pyflannel.assembly.control_client import ControlClient
-from pyflannel.doors.control import SOCKET_NAME as DAEMON_SOCKET
+from pyflannel.assembly.places import Places
 from pyflannel.lab.etcd_server import PREFIX, EtcdServer
 from pyflannel.lab.host import Host
 from pyflannel.lab.lab import Lab
@@ -76,6 +76,13 @@ class Namespace:
     def ip(self, words: str) -> str:
         """Run `ip` with these words in the namespace and return what it printed."""
         return self.command("ip", *words.split())
+
+    def settle(self, **states: str) -> None:
+        """Return when each link has its operational state: the kernel announces it up to a second late."""
+        deadline = time.monotonic() + 10
+        while any(f"state {state} " not in self.ip(f"link show {name}") for name, state in states.items()):
+            assert time.monotonic() < deadline, self.ip("link show")
+            time.sleep(0.01)
 
     def run(self, work: Callable[[], Awaitable[Result]], timeout_s: float = 60.0) -> Result:
         """Run a coroutine function on a thread of the namespace and return its result."""
@@ -152,7 +159,7 @@ class Wakes:
 
 @pytest.fixture
 def listen() -> type[Wakes]:
-    """Return the class that counts what a port says: used as `async with listen(changes) as wakes`."""
+    """Give the class whose `async with` block hears the wake-ups of a port."""
     return Wakes
 
 
@@ -205,7 +212,9 @@ class Overlay:
 
     def status(self, host: Host) -> Status:
         """Return what the host's daemon says of itself."""
-        return asyncio.run(ControlClient(host.directory / "run/flannel" / DAEMON_SOCKET).status())
+        return asyncio.run(
+            ControlClient(host.directory / "run/flannel" / Places().control_socket.name).status()
+        )
 
     def log(self, host: Host) -> str:
         """All that the host's daemons logged so far."""
@@ -257,8 +266,7 @@ def network_state(host: Host) -> dict[str, Any]:
     return {
         "links": {link["ifname"]: link for link in links},
         "addresses": {link["ifname"]: link["addr_info"] for link in addresses},
-        # Of one destination the order counts, of all the kernel's is no one's business.
-        "routes": sorted((*routes, *routes6), key=lambda route: (route.get("table", ""), route["dst"])),
+        "routes": sorted(json.dumps(route) for route in (*routes, *routes6)),
         "rules": rules,
         "IPv6": settings.splitlines(),
     }
@@ -302,6 +310,10 @@ class PingStream:
         """Send no more; the last ones may still be under way."""
         self._program.send(signal.SIGINT)
         self._program.wait()
+
+    def is_silent_for(self, seconds: float) -> bool:
+        """Return whether no answer came for so long."""
+        return time.time() - max((at for at, _ in self.answers()), default=0.0) > seconds
 
     def lost(self) -> list[int]:
         """Return the numbers of the pings that were not answered though a later one was."""
