@@ -1,157 +1,101 @@
-"""The daemon, put together: options become adapters, adapters and engine become one host of a network."""
+"""The daemon, put together: one network, or several in one process (flannel 0.6's --networks)."""
 
 import asyncio
-import logging
-import random
-from dataclasses import replace
-from importlib.metadata import version
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from pyflannel.assembly.forwarder_status import forwarder_status
+from pyflannel.assembly.host_network import HostNetwork, open_network
+from pyflannel.assembly.logs import NETWORK
 from pyflannel.assembly.options import FlanneldOptions
+from pyflannel.assembly.places import Places
 from pyflannel.assembly.store import open_store
-from pyflannel.engine.status_report import status_of
-from pyflannel.engine.supervisor import HostOptions, Supervisor, World
-from pyflannel.engine.targets import Targets
-from pyflannel.kernel.atomic_file import replace_file
+from pyflannel.engine.network_follower import NetworkFollower
+from pyflannel.engine.readiness import Readiness
 from pyflannel.kernel.clock import BoottimeClock
-from pyflannel.kernel.files import FileTarget
-from pyflannel.kernel.interfaces import KernelInterfaces
-from pyflannel.kernel.linux import LinuxTarget
 from pyflannel.kernel.lock import RunLock
-from pyflannel.kernel.machine import new_identity, read_identity
 from pyflannel.kernel.notify import notify
-from pyflannel.model.address import Address
-from pyflannel.model.forwarder import Forwarder, ForwarderPeer
-from pyflannel.model.host_file import HostFile
-from pyflannel.model.lease import Lease
-from pyflannel.model.link import Link
-from pyflannel.model.route import Route
-from pyflannel.model.status import Status
-from pyflannel.plan.underlay import UnderlayOptions
-from pyflannel.ports.store import Store
-from pyflannel.processes.forwarder import ForwarderTarget
+from pyflannel.stores.prefixed import PrefixedStore
 
-log = logging.getLogger(__name__)
+Door = Callable[[HostNetwork], Awaitable[None]]
+"""Lets the world in to one network, until it is cancelled."""
+
+
+def places_of(options: FlanneldOptions) -> Places:
+    """Return where the daemon keeps its files."""
+    return Places(
+        run_dir=Path(options.run_dir),
+        state_dir=Path(options.state_dir),
+        subnet_file=Path(options.subnet_file),
+    )
 
 
 def run_lock(options: FlanneldOptions) -> RunLock:
     """Return the lock that keeps a second daemon out of the run directory."""
-    return RunLock(str(Path(options.run_dir, "flanneld.lock")))
+    return RunLock(str(places_of(options).lock))
 
 
 class Daemon:
-    """One flanneld; `control` and other doors ask it, `run` runs it.
+    """One flanneld.
 
     Raises:
-        TargetError: the kernel or the state directory cannot be used at all.
         UsageError: the store's URL makes no sense.
     """
 
-    def __init__(self, options: FlanneldOptions) -> None:
+    def __init__(self, options: FlanneldOptions, door: Door) -> None:
         self._options = options
-        self._clock = BoottimeClock()
-        self._store: Store = open_store(options.store_url)
-        self._forwarder = ForwarderTarget(Path(options.run_dir))
-        linux = LinuxTarget()
-        world = World(
-            store=self._store,
-            target=Targets(
-                {
-                    Link: linux,
-                    Address: linux,
-                    Route: linux,
-                    Forwarder: self._forwarder,
-                    ForwarderPeer: self._forwarder,
-                    HostFile: FileTarget(),
-                }
-            ),
-            interfaces=KernelInterfaces(),
-            clock=self._clock,
-            memory=FileMemory(Path(options.state_dir, "last-known.json")),
-            notify=notify,
-            draw=random.SystemRandom().randrange,
-            reidentify=lambda: new_identity(options.state_dir, options.machine_id_file),
-        )
-        self._supervisor = Supervisor(world, _host_options(options))
+        self._door = door
+        self._places = places_of(options)
+        self._store = open_store(options.store_url)
+        self._readiness = Readiness(notify, options.networks)
 
     async def run(self) -> None:
-        """Run until cancelled; nothing that carries packets ends with it."""
+        """Run until cancelled; nothing that carries packets ends with it.
+
+        Raises:
+            FlannelError: it cannot run on this host at all.
+        """
+        options = self._options
         try:
-            await self._supervisor.run()
+            if options.watch_networks:
+                follower = NetworkFollower(
+                    store=self._store,
+                    clock=BoottimeClock(),
+                    allowed=options.networks,
+                    run=self._run_named,
+                )
+                await follower.run()
+            elif options.networks:
+                async with asyncio.TaskGroup() as tasks:
+                    for name in options.networks:
+                        tasks.create_task(self._run_named(name), name=f"network {name}")
+            else:
+                network = await open_network(
+                    options=options,
+                    places=self._places,
+                    store=self._store,
+                    store_url=options.store_url,
+                    notify=notify,
+                )
+                await self._run_network(network)
         finally:
             await self._store.close()
 
-    async def status(self) -> Status:
-        """Return what the daemon is doing now; the forwarder is asked itself."""
-        forwarder, _ = await forwarder_status(Path(self._options.run_dir))
-        status = status_of(
-            self._supervisor,
-            version=version("pyflannel"),
-            store_url=self._options.store_url,
-            clock=self._clock,
+    async def _run_named(self, name: str) -> None:
+        NETWORK.set(name)
+        network = await open_network(
+            options=self._options,
+            places=self._places.of_network(name, Path(self._options.subnet_dir)),
+            store=PrefixedStore(self._store, name),
+            store_url=f"{self._options.store_url}/{name}",
+            notify=self._readiness.voice(name),
         )
-        return replace(status, forwarder=forwarder)
+        await self._run_network(network)
 
-    def leases(self) -> list[Lease]:
-        """Return every lease that the daemon knows, its own too."""
-        return list(self._supervisor.leases())
-
-    def config_text(self) -> str | None:
-        """Return the network config that the host runs with; None when there is none."""
-        return self._supervisor.config_text
-
-    async def set_config(self, text: str) -> None:
-        """Write the network config to the store."""
-        await self._supervisor.set_config(text)
+    async def _run_network(self, network: HostNetwork) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(network.run(), name="network")
+            tasks.create_task(_forever(self._door(network)), name="door")
 
 
-class FileMemory:
-    """A Memory in one file."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    async def load(self) -> bytes | None:
-        """Return the file's octets, or None."""
-        try:
-            return await asyncio.to_thread(self._path.read_bytes)
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            log.warning("Could not read %s: %s", self._path, error.strerror)
-            return None
-
-    async def save(self, octets: bytes) -> None:
-        """Replace the file."""
-        try:
-            await asyncio.to_thread(replace_file, str(self._path), octets.decode())
-        except OSError as error:
-            log.warning("Could not save the last known leases to %s: %s", self._path, error.strerror)
-
-
-def _host_options(options: FlanneldOptions) -> HostOptions:
-    return HostOptions(
-        identity=read_identity(options.state_dir, options.machine_id_file, options.node_id),
-        underlay=UnderlayOptions(
-            ifaces=options.iface,
-            iface_regexes=options.iface_regex,
-            can_reach=options.iface_can_reach,
-            public_ip=options.public_ip,
-        ),
-        subnet_file=options.subnet_file,
-        subnet_env=_old_text(options.subnet_file),
-        renew_margin_s=options.renew_margin_s,
-        renumbers=options.on_subnet_lost == "renumber",
-        ip_masq=options.ip_masq,
-    )
-
-
-def _old_text(path: str) -> str | None:
-    try:
-        return Path(path).read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        log.error("Couldn't fetch previous FLANNEL_SUBNET from subnet file at %s: %s", path, error.strerror)
-        return None
+async def _forever(door: Awaitable[None]) -> None:
+    await door

@@ -57,6 +57,8 @@ WORKING_FLAGS = (
     Flag(name="node-id", meaning="identity of the host, instead of the one kept in state-dir"),
     Flag(name="machine-id-file", default="/etc/machine-id", meaning="where the machine-id is read"),
     Flag(name="log-format", default="klog", meaning="form of the log lines: klog or json"),
+    Flag(name="networks", meaning="names of several networks, separated by commas"),
+    Flag(name="watch-networks", kind="boolean", meaning="follow networks as they come and go"),
     Flag(
         name="on-subnet-lost",
         default="keep",
@@ -71,8 +73,6 @@ LATER_FLAGS = (
     Flag(name="etcd-username", meaning="etcd user"),
     Flag(name="etcd-password", meaning="password of the etcd user"),
     Flag(name="public-ipv6", meaning="the IPv6 address that other hosts use"),
-    Flag(name="networks", meaning="names of several networks, separated by commas"),
-    Flag(name="watch-networks", kind="boolean", meaning="follow networks as they come and go"),
     Flag(name="listen", meaning="serve leases to other hosts on this address"),
     Flag(name="remote", meaning="take leases from the server at this address"),
     Flag(name="remote-keyfile", meaning="TLS of listen and remote: private key"),

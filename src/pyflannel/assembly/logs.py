@@ -2,11 +2,15 @@
 
 import json
 import logging
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import TextIO
 
 from pyflannel.assembly.options import LogForm
 from pyflannel.wire.klog import Letter, format_klog
+
+NETWORK: ContextVar[str] = ContextVar("NETWORK", default="")
+"""The network that the current task works for, where one daemon runs several: it ends each line."""
 
 _OURS = "pyflannel"
 _SEVERITIES: tuple[tuple[int, Letter, str], ...] = (
@@ -68,4 +72,6 @@ def _utc(record: logging.LogRecord) -> datetime:
 
 def _message(record: logging.LogRecord, formatter: logging.Formatter) -> str:
     message = record.getMessage()
+    if name := NETWORK.get():
+        message = f"{message} network={name}"
     return f"{message}\n{formatter.formatException(record.exc_info)}" if record.exc_info else message

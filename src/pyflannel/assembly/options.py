@@ -16,6 +16,7 @@ from pyflannel.assembly.flanneld_flags import (
     WORKING_FLAGS,
 )
 from pyflannel.assembly.store_url import checked_store_url, etcd_store_url
+from pyflannel.engine.network_follower import RESERVED
 from pyflannel.errors import UsageError
 from pyflannel.wire.go_flags import Flag, Given, default_of, format_usage, read_environment, read_words
 
@@ -30,6 +31,8 @@ _POSIX_CLASSES = {
     "[:xdigit:]": "0-9a-fA-F",
 }
 """Go's expressions have them inside brackets; Python's would take them for something else."""
+
+_NETWORK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 LogForm = Literal["klog", "json"]
 OnSubnetLost = Literal["keep", "renumber"]
@@ -48,6 +51,8 @@ class FlanneldOptions:
         iface_regex: tried after `iface`: found anywhere in an interface's addresses, then in its name.
         iface_can_reach: tried last.
         subnet_dir: directory of the subnet files of several networks.
+        networks: their names, below the store's prefix; none for the one network that stands there itself.
+        watch_networks: run each network of the store, or of `networks`, as it comes.
         renew_margin_s: how long before its end the lease is renewed.
         node_id: identity that replaces the one kept in `state_dir`; None for that one.
         verbosity: debug lines are logged from 1.
@@ -60,6 +65,8 @@ class FlanneldOptions:
     public_ip: IPv4Address | None
     subnet_file: str
     subnet_dir: str
+    networks: tuple[str, ...]
+    watch_networks: bool
     renew_margin_s: int
     ip_masq: bool
     run_dir: str
@@ -145,6 +152,8 @@ def _options(settings: _Settings) -> FlanneldOptions:
         public_ip=_address(settings.last("public-ip")),
         subnet_file=_path(settings.last("subnet-file")),
         subnet_dir=_path(settings.last("subnet-dir")),
+        networks=_networks(settings.last("networks")),
+        watch_networks=bool(settings.last("watch-networks").value),
         renew_margin_s=_margin_s(settings.last("subnet-lease-renew-margin")),
         ip_masq=bool(settings.last("ip-masq").value),
         run_dir=_path(settings.last("run-dir")),
@@ -210,6 +219,17 @@ def _path(given: Given) -> str:
     if not given.value:
         raise UsageError(f"{given.origin} is empty", hint=f"Write {given.origin}={given.flag.default}.")
     return str(given.value)
+
+
+def _networks(given: Given) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(name.strip() for name in str(given.value).split(",") if name.strip()))
+    for name in names:
+        if not _NETWORK_NAME.fullmatch(name) or name in RESERVED:
+            raise UsageError(
+                f"{given.origin}={given.value!r}: {name!r} cannot be a network's name",
+                hint=f"Write {given.origin}=blue,red; subnets and claims are kept for flannel itself.",
+            )
+    return names
 
 
 def _margin_s(given: Given) -> int:

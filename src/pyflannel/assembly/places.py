@@ -5,6 +5,10 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from pyflannel.model.link import MARK
+
+_RUN_DIR = Path("/run/flannel")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Places:
@@ -16,7 +20,7 @@ class Places:
         subnet_file: what Docker and others read.
     """
 
-    run_dir: Path = Path("/run/flannel")
+    run_dir: Path = _RUN_DIR
     state_dir: Path = Path("/var/lib/flannel")
     subnet_file: Path = Path("/run/flannel/subnet.env")
 
@@ -39,6 +43,19 @@ class Places:
     def last_known(self) -> Path:
         """The leases as of the store's last answer."""
         return self.state_dir / "last-known.json"
+
+    @property
+    def mark(self) -> str:
+        """The alias of our links: with the run directory, where it is not the usual one."""
+        return MARK if self.run_dir == _RUN_DIR else f"{MARK} {self.run_dir}"
+
+    def of_network(self, name: str, subnet_dir: Path) -> "Places":
+        """Return the places of one of several networks; the identity is the host's."""
+        return Places(
+            run_dir=self.run_dir / name,
+            state_dir=self.state_dir / name,
+            subnet_file=subnet_dir / f"{name}.env",
+        )
 
     def owner(self) -> str | None:
         """Return who this host is; None when no identity is kept, or it cannot be read."""

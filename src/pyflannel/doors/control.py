@@ -33,8 +33,6 @@ from pyflannel.wire.network_config_json import parse_network_config
 
 log = logging.getLogger(__name__)
 
-SOCKET_NAME = "flanneld.sock"
-"""In the run directory."""
 
 LOOK_S = 1.0
 """How soon a socket that somebody deleted is made again."""

@@ -5,12 +5,11 @@ import logging
 import os
 import signal
 import sys
-from pathlib import Path
 
 from pyflannel.assembly.daemon import Daemon, run_lock
 from pyflannel.assembly.logs import configure_logging
 from pyflannel.assembly.options import FlanneldOptions, Notice, parse_flanneld
-from pyflannel.doors.control import SOCKET_NAME, serve_control
+from pyflannel.doors.control import serve_control
 from pyflannel.errors import FlannelError, UsageError
 
 log = logging.getLogger(__name__)
@@ -61,18 +60,14 @@ async def _run(options: FlanneldOptions) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-    daemon = Daemon(options)
+    daemon = Daemon(options, door=lambda network: serve_control(network.places.control_socket, network))
     async with asyncio.TaskGroup() as tasks:
-        running = [
-            tasks.create_task(daemon.run(), name="daemon"),
-            tasks.create_task(serve_control(Path(options.run_dir, SOCKET_NAME), daemon), name="control"),
-        ]
+        running = tasks.create_task(daemon.run(), name="daemon")
         await stop.wait()
         log.info("Exiting...")
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)  # a second signal ends it at once
-        for task in running:
-            task.cancel()
+        running.cancel()
 
 
 if __name__ == "__main__":

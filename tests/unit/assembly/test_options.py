@@ -50,6 +50,8 @@ def test_without_flags_everything_has_the_original_default() -> None:
         public_ip=None,
         subnet_file="/run/flannel/subnet.env",
         subnet_dir="/run/flannel/networks",
+        networks=(),
+        watch_networks=False,
         renew_margin_s=3600,
         ip_masq=False,
         run_dir="/run/flannel",

@@ -1,0 +1,163 @@
+"""One network of this host, put together: adapters, engine, and what the doors ask of it."""
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+
+from pyflannel.assembly.file_memory import FileMemory
+from pyflannel.assembly.forwarder_status import forwarder_status
+from pyflannel.assembly.options import FlanneldOptions
+from pyflannel.assembly.places import Places
+from pyflannel.engine.status_report import status_of
+from pyflannel.engine.supervisor import HostOptions, Supervisor, World
+from pyflannel.engine.targets import Targets
+from pyflannel.kernel.clock import BoottimeClock
+from pyflannel.kernel.device_claim import DeviceClaim
+from pyflannel.kernel.files import FileTarget
+from pyflannel.kernel.interfaces import KernelInterfaces
+from pyflannel.kernel.linux import LinuxTarget
+from pyflannel.kernel.machine import new_identity, read_identity
+from pyflannel.model.address import Address
+from pyflannel.model.forwarder import Forwarder, ForwarderPeer
+from pyflannel.model.host_file import HostFile
+from pyflannel.model.lease import Lease
+from pyflannel.model.link import Link
+from pyflannel.model.route import Route
+from pyflannel.model.status import Status
+from pyflannel.plan.device_name import device_names
+from pyflannel.plan.underlay import UnderlayOptions
+from pyflannel.ports.store import Store
+from pyflannel.processes.forwarder import ForwarderTarget
+
+
+class HostNetwork:
+    """This host in one network; `run` keeps it there, the rest answers the doors."""
+
+    def __init__(
+        self,
+        *,
+        options: FlanneldOptions,
+        places: Places,
+        store: Store,
+        store_url: str,
+        interfaces: KernelInterfaces,
+        claim: DeviceClaim,
+        notify: Callable[[str], object],
+    ) -> None:
+        """Put it together; `open_network` finds a device first.
+
+        Raises:
+            TargetError: the kernel or the state directory cannot be used at all.
+        """
+        self.places = places
+        self._store_url = store_url
+        self._claim = claim  # held as long as we are
+        self._clock = BoottimeClock()
+        linux, forwarder = LinuxTarget(), ForwarderTarget(places.run_dir)
+        world = World(
+            store=store,
+            target=Targets(
+                {
+                    Link: linux,
+                    Address: linux,
+                    Route: linux,
+                    Forwarder: forwarder,
+                    ForwarderPeer: forwarder,
+                    HostFile: FileTarget(),
+                }
+            ),
+            interfaces=interfaces,
+            clock=self._clock,
+            memory=FileMemory(places.last_known),
+            notify=notify,
+            draw=random.SystemRandom().randrange,
+            reidentify=lambda: new_identity(options.state_dir, options.machine_id_file),
+        )
+        self._supervisor = Supervisor(world, _host_options(options, places, claim.name))
+
+    async def run(self) -> None:
+        """Run until cancelled; nothing that carries packets ends with it."""
+        try:
+            await self._supervisor.run()
+        finally:
+            self._claim.close()
+
+    @property
+    def waiting_for(self) -> str | None:
+        """What keeps the host from being ready in this network; None when it is."""
+        return self._supervisor.waiting_for
+
+    async def status(self) -> Status:
+        """Return how it is now; the forwarder is asked itself."""
+        forwarder, _ = await forwarder_status(self.places.run_dir)
+        status = status_of(
+            self._supervisor, version=version("pyflannel"), store_url=self._store_url, clock=self._clock
+        )
+        return replace(status, forwarder=forwarder)
+
+    def leases(self) -> list[Lease]:
+        """Return every lease that is known, our own too."""
+        return list(self._supervisor.leases())
+
+    def config_text(self) -> str | None:
+        """Return the network config that the host runs with; None when there is none."""
+        return self._supervisor.config_text
+
+    async def set_config(self, text: str) -> None:
+        """Write the network config to the store."""
+        await self._supervisor.set_config(text)
+
+
+async def open_network(
+    *,
+    options: FlanneldOptions,
+    places: Places,
+    store: Store,
+    store_url: str,
+    notify: Callable[[str], object],
+) -> HostNetwork:
+    """Return this host in one network, with a device of its own.
+
+    Raises:
+        BusyError: there is no name left for a device.
+        TargetError: the kernel or the state directory cannot be used at all.
+    """
+    interfaces = KernelInterfaces()
+    return HostNetwork(
+        options=options,
+        places=places,
+        store=store,
+        store_url=store_url,
+        interfaces=interfaces,
+        claim=DeviceClaim(device_names(places.mark, await interfaces.observe())),
+        notify=notify,
+    )
+
+
+def _host_options(options: FlanneldOptions, places: Places, device: str) -> HostOptions:
+    return HostOptions(
+        identity=read_identity(options.state_dir, options.machine_id_file, options.node_id),
+        underlay=UnderlayOptions(
+            ifaces=options.iface,
+            iface_regexes=options.iface_regex,
+            can_reach=options.iface_can_reach,
+            public_ip=options.public_ip,
+        ),
+        subnet_file=str(places.subnet_file),
+        subnet_env=_old_text(places.subnet_file),
+        renew_margin_s=options.renew_margin_s,
+        renumbers=options.on_subnet_lost == "renumber",
+        ip_masq=options.ip_masq,
+        device=device,
+        mark=places.mark,
+    )
+
+
+def _old_text(path: Path) -> str | None:
+    """Return the subnet file of the life before; one that cannot be read is replaced later."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
