@@ -1,0 +1,133 @@
+"""Which networks run, as configs come and go in a store in memory."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from pyflannel.engine.network_follower import NetworkFollower, network_of
+from pyflannel.engine.readiness import Readiness
+from pyflannel.model.store_record import Delete, Put
+from pyflannel.testing.fake_clock import FakeClock
+from pyflannel.testing.fake_store import FakeStore
+
+
+class Bench:
+    """A follower that runs, and the networks that it runs now."""
+
+    def __init__(self, *allowed: str) -> None:
+        self.clock = FakeClock()
+        self.store = FakeStore(self.clock)
+        self.running: set[str] = set()
+        self.follower = NetworkFollower(
+            store=self.store, clock=self.clock, allowed=allowed, run=self._run_network
+        )
+
+    async def _run_network(self, name: str) -> None:
+        self.running.add(name)
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.running.discard(name)
+
+    async def put(self, key: str) -> None:
+        await self.store.write(Put(key=key, value=b"{}", ttl_s=None, expected=None))
+
+    async def delete(self, key: str) -> None:
+        await self.store.write(Delete(key=key, expected=None))
+
+
+@asynccontextmanager
+async def following(bench: Bench) -> AsyncIterator[None]:
+    task = asyncio.ensure_future(bench.follower.run())
+    try:
+        await bench.clock.settle()
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def test_networks_run_from_their_configs_coming_to_its_going() -> None:
+    async def check() -> None:
+        bench = Bench()
+        for key in ("config", "blue/config", "blue/subnets/10.1.1.0-24", "subnets/10.1.1.0-24"):
+            await bench.put(key)
+        async with following(bench):
+            assert bench.running == {"blue"}
+
+            await bench.put("red/config")
+            await bench.put("blue/config")
+            await bench.clock.settle()
+            assert bench.running == {"blue", "red"}
+
+            await bench.delete("blue/config")
+            await bench.clock.settle()
+            assert bench.running == {"red"}
+        assert bench.running == set()
+
+    asyncio.run(check())
+
+
+def test_only_allowed_networks_run(caplog: pytest.LogCaptureFixture) -> None:
+    async def check() -> None:
+        bench = Bench("blue")
+        await bench.put("red/config")
+        async with following(bench):
+            await bench.put("blue/config")
+            await bench.put("red/config")
+            await bench.clock.settle()
+
+            assert bench.running == {"blue"}
+
+    with caplog.at_level(logging.INFO):
+        asyncio.run(check())
+    assert caplog.text.count('Network "red" is not allowed') == 1
+
+
+def test_a_network_whose_config_went_while_the_store_was_away_ends() -> None:
+    async def check() -> None:
+        bench = Bench()
+        other = bench.store.client()
+        await bench.put("blue/config")
+        async with following(bench):
+            bench.store.is_away = True
+            await bench.clock.advance(5)
+            assert bench.running == {"blue"}
+
+            await other.write(Delete(key="blue/config", expected=None))
+            bench.store.is_away = False
+            await bench.clock.advance(2)
+
+            assert bench.running == set()
+
+    asyncio.run(check())
+
+
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [
+        ("blue/config", "blue"),
+        ("config", None),
+        ("subnets/config", None),
+        ("claims/config", None),
+        ("blue/green/config", None),
+        ("blue/subnets/10.1.1.0-24", None),
+    ],
+)
+def test_the_key_of_a_config_names_its_network(key: str, name: str | None) -> None:
+    assert network_of(key) == name
+
+
+def test_the_service_manager_hears_of_several_networks_as_of_one() -> None:
+    said: list[str] = []
+    readiness = Readiness(said.append, ["blue", "red"])
+
+    readiness.voice("blue")("READY=1")
+    readiness.voice("red")("STATUS=waiting for a lease")
+    assert said == ["STATUS=red: waiting for a lease"]
+    readiness.voice("red")("READY=1")
+
+    assert said[1:] == ["READY=1"]

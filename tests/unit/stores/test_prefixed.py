@@ -1,0 +1,56 @@
+"""A network's keys stand below its name, and no other's are seen."""
+
+import asyncio
+import contextlib
+
+from pyflannel.model.store_record import Changes, Conflict, Delete, Put, PutSeen, Written
+from pyflannel.stores.prefixed import PrefixedStore
+from pyflannel.testing.fake_clock import FakeClock
+from pyflannel.testing.fake_store import FakeStore
+
+
+def put(key: str, expected: int | None = None) -> Put:
+    return Put(key=key, value=b"v", ttl_s=60, expected=expected)
+
+
+def test_each_network_sees_its_own_keys() -> None:
+    async def check() -> None:
+        whole = FakeStore(FakeClock())
+        blue, red = PrefixedStore(whole, "blue"), PrefixedStore(whole, "red")
+        await blue.write(put("config"))
+        await red.write(put("subnets/10.1.1.0-24"))
+        await whole.write(put("config"))
+
+        assert [record.key for record in (await blue.list("")).records] == ["config"]
+        assert [record.key for record in (await red.list("subnets/")).records] == ["subnets/10.1.1.0-24"]
+        assert await red.get("config") is None
+        assert [record.key for record in (await whole.list("blue/")).records] == ["blue/config"]
+        record = await blue.get("config")
+        assert record is not None
+        assert record.key == "config"
+        assert await blue.time_to_live(record) == 60
+
+    asyncio.run(check())
+
+
+def test_writes_are_conditional_and_watches_see_them() -> None:
+    async def check() -> None:
+        whole = FakeStore(FakeClock())
+        blue = PrefixedStore(whole, "blue")
+        await whole.write(put("red/config"))
+        async with contextlib.aclosing(blue.watch("", 1)) as watch:  # type: ignore[type-var]
+            assert await anext(watch) == Changes((), 1)
+            written = await blue.write(put("config", expected=0))
+            conflict = await blue.write(put("config", expected=0))
+            seen = await anext(watch)
+
+            assert isinstance(written, Written)
+            assert isinstance(conflict, Conflict)
+            assert conflict.current is not None
+            assert conflict.current.key == "config"
+            assert [change.record.key for change in seen.changes if isinstance(change, PutSeen)] == ["config"]
+            await blue.write(Delete(key="config", expected=written.revision))
+            gone = await anext(watch)
+            assert [change.key for change in gone.changes if not isinstance(change, PutSeen)] == ["config"]
+
+    asyncio.run(check())
