@@ -210,6 +210,18 @@ class Overlay:
         """Start flanneld and wait until packets can flow."""
         self.daemons[host.name] = host.start_flanneld(f"--store={self.etcd.url}")
 
+    def settle(self, *hosts: Host) -> None:
+        """Return when each of these, which have joined, knows the others and has no address under way."""
+        for host in hosts:
+            wait_until(
+                lambda host=host: (
+                    self.status(host).peers >= len(hosts) - 1  # type: ignore[misc]
+                    and "tentative" not in str(self.state(host))
+                ),
+                what=f"{host.name} is at rest",
+                deadline_s=20,
+            )
+
     def status(self, host: Host) -> Status:
         """Return what the host's daemon says of itself."""
         return asyncio.run(
@@ -305,6 +317,12 @@ class PingStream:
             what=f"an answer to {self._program.name}",
             deadline_s=deadline_s,
         )
+
+    def __enter__(self) -> "PingStream":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
 
     def stop(self) -> None:
         """Send no more; the last ones may still be under way."""

@@ -28,6 +28,7 @@ PLAN = State.of(
         scope=SCOPE_LINK,
     ),
     Route(destination=IPv4Network("10.50.0.0/16"), link="eth0", gateway=IPv4Address("10.7.0.9")),
+    Route(destination=IPv4Network("10.51.0.0/16"), link="plain", scope=SCOPE_LINK),
 )
 
 WAKING = {
@@ -42,7 +43,7 @@ WAKING = {
     "route on our link": "route add 10.200.0.0/16 dev flannel0",
     "route of our mark": "route add 10.201.0.0/16 dev foreign proto 80",
     "link under a route down": "link set eth0 down",
-    "link under a route renamed": "link set eth0 name eth9",
+    "link under a route renamed": "link set plain name another",
     "address under a route": "address delete 10.7.0.1/24 dev eth0",
 }
 
@@ -55,11 +56,15 @@ FOREIGN = {
     "route in another table": "route add 10.100.0.0/16 dev foreign table 77",
 }
 
+_NAMES = ("eth0", "eth0r", "plain", "plainr", "foreign", "foreignr")
+
 
 @pytest.fixture
 def standing(namespace, listen):
     """Run `then(target, wakes)` with the plan in place, and all that was announced of that heard."""
-    for name in ("eth0", "foreign"):
+    # IPv6 speaks up seconds after a link went up, when its addresses proved unique.
+    namespace.command("sysctl", "-q", "-w", "net.ipv6.conf.default.disable_ipv6=1")
+    for name in ("eth0", "plain", "foreign"):
         namespace.ip(f"link add {name} type veth peer name {name}r")
         namespace.ip(f"link set {name}r up")
         namespace.ip(f"link set {name} up")
@@ -70,6 +75,7 @@ def standing(namespace, listen):
             target = LinuxTarget()
             try:
                 assert await target.apply([Add(item) for item in PLAN]) == []
+                namespace.settle(**dict.fromkeys(_NAMES, "UP"), flannel0="DOWN")
                 async with listen(target.changes()) as wakes:
                     assert ours(await target.snapshot(PLAN), PLAN) == PLAN
                     await wakes.silence()
