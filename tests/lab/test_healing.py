@@ -128,12 +128,7 @@ def joined(overlay) -> None:
         host.run(["ip", "-batch", "-"], text=FOREIGN)
 
     overlay.lab.each(join)
-    for host in overlay.hosts.values():
-        wait_until(
-            lambda host=host: overlay.status(host).peers == 3 and "tentative" not in str(overlay.state(host)),
-            what=f"{host.name} knows all and is at rest",
-            deadline_s=20,
-        )
+    overlay.settle(*overlay.hosts.values())
 
 
 @pytest.fixture(scope="module")
