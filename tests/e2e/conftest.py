@@ -121,7 +121,7 @@ class Network:
 
     Attributes:
         url: of the store, as `--store` takes it.
-        etcd: the server behind it; the daemons of a network on the embedded store have none.
+        etcd: the server behind it; of no use when the store is the embedded one.
     """
 
     def __init__(self, lab: Lab, *, store: str) -> None:
@@ -143,7 +143,7 @@ class Network:
         return together([partial(self.start, name, *flags) for name in self.hosts])
 
     def etcdctl(self, *argv: str) -> str:
-        """Run etcdctl beside the server; keys without a slash in front are below flannel's prefix."""
+        """Run etcdctl beside the server and return what it printed."""
         return self.etcd.etcdctl(*argv)
 
     def put(self, key: str, value: str, *flags: str) -> None:

@@ -97,7 +97,8 @@ class TestLog:
                 f"Lease acquired: {host.lease()}",
                 "Watching for new subnet leases",
             ]
-            assert [text for text in texts(network.log(name)) if text in story] == story
+            said = [text for text in texts(network.log(name)) if text in story]
+            assert list(dict.fromkeys(said)) == story  # who lost a race for a subnet picked again
 
     @pytest.mark.parametrize("how", ["stop", "kill"])
     def test_a_restart_finds_its_lease(self, network: Any, how: str) -> None:
