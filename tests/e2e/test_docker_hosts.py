@@ -1,6 +1,7 @@
 """The cookbook's story in seven steps, on real parts: four hosts, etcd, flanneld, four Docker engines."""
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -49,7 +50,7 @@ class Network:
 
 @pytest.fixture(scope="module")
 def network() -> Iterator[Network]:
-    with Lab("t-docker-hosts") as lab:
+    with Lab(f"t{os.getpid()}-hosts") as lab:
         etcd = EtcdServer(lab.router, "10.10.10.1")
         etcd.start()
         etcd.etcdctl("put", "/coreos.com/network/config", CONFIG)  # step 1

@@ -1,5 +1,6 @@
 """Hosts that start in the same moment always end with a lease each, and reach each other."""
 
+import os
 import statistics
 import time
 from functools import partial
@@ -41,7 +42,7 @@ def test_four_hosts_at_once(
 
 def start_at_once(store: str, config: str) -> float:
     """Start four hosts in a new lab, check them, and return the seconds until the last was ready."""
-    with Lab("t-at-once") as lab:
+    with Lab(f"t{os.getpid()}-once") as lab:
         hosts = list(lab.hosts.values())
         flag = open_store(lab, store, config)
 

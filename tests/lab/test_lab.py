@@ -173,6 +173,37 @@ def test_what_a_killed_run_left_goes_with_the_next() -> None:
     assert traces(name) == []
 
 
+def test_what_a_killed_run_left_goes_with_any_lab(lab: Lab) -> None:
+    """Nobody who runs tests or the demo must know the names of earlier runs."""
+    name = f"{NAME}-any"
+    program = hold(name)
+    program.kill()
+    program.communicate(timeout=SOON_S)
+    with Lab(f"{NAME}-stays") as kept:
+        kept.keep()
+
+    with Lab(f"{NAME}-other"):
+        left = traces(name)
+        others = {lab.name: lab.state for lab in standing_labs()}
+    remove_lab(f"{NAME}-stays")
+
+    assert left == []
+    assert others[f"{NAME}-stays"] == "kept"
+    assert others[lab.name] == "in use"
+
+
+def test_a_failure_carries_the_ends_of_the_logs() -> None:
+    def fail() -> None:
+        with Lab(f"{NAME}-words") as lab:
+            lab.hosts["docker2"].start(["sh", "-c", "echo famous last words"], name="talker").wait()
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError) as caught:
+        fail()
+
+    assert "docker2/log/talker.log ends:\n  famous last words" in caught.value.__notes__[0]
+
+
 def test_a_lab_can_be_kept_entered_and_removed() -> None:
     name = f"{NAME}-keep"
     with Lab(name) as lab:

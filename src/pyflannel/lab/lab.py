@@ -11,19 +11,21 @@ from types import TracebackType
 
 from pyflannel.errors import LabError, UsageError
 from pyflannel.lab.host import Host
-from pyflannel.lab.lab_directory import LabDirectory, lab_names
+from pyflannel.lab.lab_directory import LabDirectory, lab_names, remove_remains
 from pyflannel.lab.network import lay_segments, plug_in
 from pyflannel.lab.sandbox import Sandbox
 from pyflannel.lab.together import together
 from pyflannel.lab.topology import COOKBOOK, ROUTER, HostPlace, Topology
+
+_LAST_LINES = 10
 
 
 class Lab:
     """Several hosts on one machine, in namespaces of their own.
 
     Used as a context manager: whatever ends the block, an exception or Ctrl-C among it, the lab is removed;
-    what a run that was killed left under the same name is removed first. Two labs of different names do not
-    meet.
+    what runs that were killed left is removed first, as is a lab of the same name that was kept. Two labs of
+    different names do not meet.
 
     Attributes:
         name: tells it from others on this machine.
@@ -47,6 +49,7 @@ class Lab:
     def __enter__(self) -> "Lab":
         if os.geteuid() != 0:
             raise UsageError("the lab needs root: it makes namespaces and mounts", hint="Run it by sudo.")
+        remove_remains()
         self._home.acquire()
         try:
             self._home.clear()
@@ -68,8 +71,10 @@ class Lab:
             self._home.release()
             for sandbox in self._begun:
                 sandbox.let_go()
-        else:
-            self.remove()
+            return
+        if isinstance(error, Exception):
+            error.add_note(self._last_words())  # the logs go with the lab
+        self.remove()
 
     def add_hosts(self, *places: HostPlace) -> list[Host]:
         """Plug in further hosts, all at the same time."""
@@ -100,6 +105,14 @@ class Lab:
         store = self.directory / "store"
         store.mkdir(exist_ok=True)
         return f"sqlite://{store}/leases.db"
+
+    def _last_words(self) -> str:
+        """Return the end of every log of the lab."""
+        ends = []
+        for log in sorted(self.directory.glob("*/log/*.log")):
+            lines = log.read_text(errors="replace").splitlines()[-_LAST_LINES:]
+            ends.append("\n  ".join([f"{log.relative_to(self.directory)} ends:", *lines]))
+        return "\n".join(ends)
 
     def _begin_hosts(self, places: tuple[HostPlace, ...]) -> list[Host]:
         hosts = [Host(place, self.directory / place.name) for place in places]
@@ -141,16 +154,22 @@ class StandingLab:
 
 def standing_labs() -> list[StandingLab]:
     """Return the labs on this machine, by name."""
-    return [
-        StandingLab(
-            name=name,
-            state=home.state(),
-            hosts=tuple(sorted(home.hosts())),
-            directory=str(home.path),
-        )
-        for name in lab_names()
-        for home in [LabDirectory(name)]
-    ]
+    found = []
+    for name in lab_names():
+        home = LabDirectory(name)
+        state = _state(home)
+        if home.path.is_dir():
+            hosts = tuple(sorted(home.hosts()))
+            found.append(StandingLab(name=name, state=state, hosts=hosts, directory=str(home.path)))
+    return found
+
+
+def _state(home: LabDirectory) -> str:
+    if not home.take():
+        return "in use"
+    is_kept = home.is_kept
+    home.release()
+    return "kept" if is_kept else "remains"
 
 
 def remove_lab(name: str) -> None:

@@ -16,6 +16,8 @@ from pyflannel.lab.waiting import POLL_S
 ROOT = Path("/var/tmp/flannel-lab")  # not /tmp nor /run: Docker's images may be too large for memory
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,19}")
 _KEPT = "kept"
+_PATIENCE_S = 0.5
+"""Who only looks at a lab holds its lock for a moment."""
 
 
 class LabDirectory:
@@ -35,39 +37,47 @@ class LabDirectory:
         self.path = ROOT / name
         self._lock: int | None = None
 
-    def acquire(self, *, patience_s: float = 0.5) -> None:
-        """Make the directory if need be, and take the lock; who only looks at it holds it for a moment.
+    def acquire(self) -> None:
+        """Make the directory if need be, and take the lock.
 
         Raises:
             BusyError: a running program holds it.
             LabError: the directory cannot be made.
         """
-        end = time.monotonic() + patience_s
-        while self._lock is None:
+        end = time.monotonic() + _PATIENCE_S
+        while True:
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
-                descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            except FileNotFoundError:
-                continue  # removed between the two by one who held the lock
+            except FileNotFoundError:  # another lab ended and removed ROOT between the two
+                continue
             except OSError as error:
-                raise LabError(
-                    f"no directory {self.path}: {error.strerror}", hint="The lab needs root."
-                ) from error
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                os.close(descriptor)
-                if time.monotonic() < end:
-                    time.sleep(POLL_S)
-                    continue
+                what = f"no directory {self.path}: {error.strerror}"
+                raise LabError(what, hint="The lab needs root.") from error
+            if self.take():
+                return
+            if time.monotonic() >= end:
                 raise BusyError(
                     f"lab {self.name} is in use by another program",
                     hint="Wait until it ends, or choose another name.",
-                ) from None
-            if self._is_current(descriptor):
-                self._lock = descriptor
-            else:
-                os.close(descriptor)
+                )
+            time.sleep(POLL_S)
+
+    def take(self) -> bool:
+        """Take the lock and return True; False when there is no directory, or somebody else has the lock."""
+        try:
+            descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return False
+        if not self._is_current(descriptor):  # it was removed, and perhaps made again, meanwhile
+            os.close(descriptor)
+            return False
+        self._lock = descriptor
+        return True
 
     def release(self) -> None:
         """Let the lock go; the lab stays as it is."""
@@ -79,15 +89,10 @@ class LabDirectory:
         """Note that the lab stays on purpose when its program ends."""
         (self.path / _KEPT).touch()
 
-    def state(self) -> str:
-        """Return `in use`, `kept` or `remains`."""
-        try:
-            self.acquire(patience_s=0)
-        except BusyError:
-            return "in use"
-        is_kept = (self.path / _KEPT).exists()
-        self.release()
-        return "kept" if is_kept else "remains"
+    @property
+    def is_kept(self) -> bool:
+        """Whether it stays on purpose; of meaning only while no program uses the lab."""
+        return (self.path / _KEPT).exists()
 
     def hosts(self) -> dict[str, int]:
         """Return the first process of each sandbox that stands, by name."""
@@ -129,3 +134,16 @@ def lab_names() -> list[str]:
     if not ROOT.is_dir():
         return []
     return sorted(entry.name for entry in ROOT.iterdir() if _NAME.fullmatch(entry.name))
+
+
+def remove_remains() -> None:
+    """Remove what killed runs left, under whatever name; what resists is left to `flannelctl lab down`."""
+    for name in lab_names():
+        home = LabDirectory(name)
+        if not home.take():
+            continue
+        if home.is_kept:
+            home.release()
+        else:
+            with contextlib.suppress(LabError):
+                home.remove()
