@@ -1,6 +1,8 @@
 """The kernel adapter on the real kernel: what a plan asks for is there, as the user sees it, and stays."""
 
 import ctypes
+import os
+import stat
 import struct
 import time
 from dataclasses import replace
@@ -302,6 +304,25 @@ def test_without_the_device_file_the_operator_is_told_how_to_get_it(namespace):
     assert refused.cause == "ENOENT: No such file or directory (/dev/net/tun)"
     assert "modprobe tun" in refused.hint
     assert "--device /dev/net/tun" in refused.hint
+
+
+def test_without_the_right_to_the_device_file_the_operator_is_told_who_may(namespace):
+    async def without_right() -> list[Refusal]:
+        hide_device_file()
+        os.mknod("/dev/net/tun", stat.S_IFCHR | 0o600, os.makedev(10, 200))
+        os.chown("/dev/net/tun", 65534, 65534)
+        drop_capabilities()  # root without rights is no owner's equal
+        target = LinuxTarget()
+        try:
+            return list(await target.apply([Add(LINK)]))
+        finally:
+            target.close()
+
+    (refused,) = namespace.run(without_right)
+
+    assert refused.cause == "EACCES: Permission denied (/dev/net/tun)"
+    assert "--device /dev/net/tun" in refused.hint
+    assert "CAP_NET_ADMIN" in refused.hint
 
 
 def test_a_device_that_somebody_makes_meanwhile_is_not_taken(namespace, target):

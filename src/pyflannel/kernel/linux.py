@@ -54,8 +54,10 @@ class LinuxTarget:
 
     async def snapshot(self, desired: State) -> State:
         """Return what the plan names, what carries our mark, and what hangs on links of either sort."""
-        self._seen = None  # what changes while we look concerns us, whatever it is
-        self._interest = Interest.of(desired)
+        interest = Interest.of(desired)
+        if self._interest is None or not self._interest.has_links_of(interest):
+            self._seen = None  # their indexes are unknown: what changes while we look may concern us
+        self._interest = interest
         self._seen = await read_snapshot(self._requests, self._interest)
         return self._seen.state
 

@@ -13,6 +13,10 @@ _NO_TUN = (
     "Load the driver with `modprobe tun`; where the file alone is missing, `mkdir -p /dev/net && "
     "mknod /dev/net/tun c 10 200`; in a container, start it with --device /dev/net/tun."
 )
+_NO_RIGHT_TO_TUN = (
+    "Run it as root, or give it CAP_NET_ADMIN; in a container, start it with --device /dev/net/tun and "
+    "--cap-add NET_ADMIN."
+)
 _HINTS = {
     errno.EPERM: "Run it as root, or give it CAP_NET_ADMIN (in a container: --cap-add NET_ADMIN).",
     errno.EACCES: "Run it as root, or give it CAP_NET_ADMIN (in a container: --cap-add NET_ADMIN).",
@@ -42,4 +46,5 @@ def refusal_of(operation: Operation, error: OSError) -> Refusal:
     refused = refusal(operation, error.errno or 0, str(error.filename or ""))
     if error.filename != DEVICE_FILE:
         return refused
-    return Refusal(operation=operation, cause=refused.cause, hint=_NO_TUN)
+    hint = _NO_RIGHT_TO_TUN if error.errno in (errno.EPERM, errno.EACCES) else _NO_TUN
+    return Refusal(operation=operation, cause=refused.cause, hint=hint)

@@ -79,6 +79,10 @@ class Interest:
                     pass  # other adapters' items
         return cls(links=frozenset(links), carriers=frozenset(carriers), routes=frozenset(routes))
 
+    def has_links_of(self, other: "Interest") -> bool:
+        """Return whether both are about the same links."""
+        return (self.links, self.carriers) == (other.links, other.carriers)
+
     def concerns_link(self, link: LinkRecord) -> bool:
         """Return whether the link is planned or carries our mark."""
         return link.name in self.links or link.alias.startswith(MARK)
