@@ -116,16 +116,16 @@ async def _remove_objects(places: Places, report: CleanupReport) -> None:
             Targets({Forwarder: forwarder, ForwarderPeer: forwarder}),
             Targets({Link: linux, Address: linux, Route: linux}),
         ):
-            await _empty(target, report)
+            await _empty(target, places.mark, report)
     finally:
         linux.close()
 
 
-async def _empty(target: Target, report: CleanupReport) -> None:
+async def _empty(target: Target, mark: str, report: CleanupReport) -> None:
     try:
-        found = ours(await target.snapshot(State.EMPTY), State.EMPTY)
+        found = ours(await target.snapshot(State.EMPTY), State.EMPTY, mark)
         refusals = await target.apply(order(diff(State.EMPTY, found)))
-        left = ours(await target.snapshot(State.EMPTY), State.EMPTY)
+        left = ours(await target.snapshot(State.EMPTY), State.EMPTY, mark)
     except FlannelError as error:
         report.problems.append(f"{error}. {error.hint}")
         return

@@ -46,7 +46,8 @@ class Daemon:
         self._door = door
         self._places = places_of(options)
         self._store = open_store(options.store_url)
-        self._readiness = Readiness(notify, options.networks)
+        # Networks that come and go are not waited for: the first that is ready is enough.
+        self._readiness = Readiness(notify, () if options.watch_networks else options.networks)
 
     async def run(self) -> None:
         """Run until cancelled; nothing that carries packets ends with it.
@@ -86,7 +87,7 @@ class Daemon:
             options=self._options,
             places=self._places.of_network(name, Path(self._options.subnet_dir)),
             store=PrefixedStore(self._store, name),
-            store_url=f"{self._options.store_url}/{name}",
+            store_url=f"{self._options.store_url}#{name}",
             notify=self._readiness.voice(name),
         )
         await self._run_network(network)

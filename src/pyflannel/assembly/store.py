@@ -11,6 +11,7 @@ from pyflannel.stores.embedded.database import Database
 from pyflannel.stores.embedded.store import EmbeddedStore
 from pyflannel.stores.etcd.cluster import Endpoint
 from pyflannel.stores.etcd.store import EtcdStore
+from pyflannel.stores.prefixed import PrefixedStore
 
 DEFAULT_PREFIX = "/coreos.com/network"
 """Where flannel keeps its network unless told otherwise."""
@@ -32,11 +33,18 @@ _LATER = {
 def open_store(url: str) -> Store:
     """Return the store that `url` names; it connects when it is first asked.
 
-    Forms: `etcd://HOST[:PORT][,HOST[:PORT]...][/PREFIX]` and `sqlite:///PATH`.
+    Forms: `etcd://HOST[:PORT][,HOST[:PORT]...][/PREFIX]` and `sqlite:///PATH`; `#NAME` behind either is one
+    of several networks in it.
 
     Raises:
         UsageError: anything else.
     """
+    url, _, network = url.partition("#")
+    store = _whole_store(url)
+    return PrefixedStore(store, network, closes=True) if network else store
+
+
+def _whole_store(url: str) -> Store:
     scheme, separator, rest = url.partition(":")
     if scheme in _LATER and separator:
         raise UsageError(f"store {url!r}: {_LATER[scheme]} is not there yet", hint=_FORMS)

@@ -19,11 +19,12 @@ from pyflannel.ports.store import Store
 
 
 class PrefixedStore:
-    """A Store in a store: key `K` of ours is `NAME/K` there. Closing it leaves the other open."""
+    """A Store in a store: key `K` of ours is `NAME/K` there; `closes` says whether that one ends with us."""
 
-    def __init__(self, store: Store, name: str) -> None:
+    def __init__(self, store: Store, name: str, *, closes: bool = False) -> None:
         self._store = store
         self._prefix = f"{name}/"
+        self._closes = closes
 
     async def get(self, key: str) -> Record | None:
         """Return the record at exactly this key, or None."""
@@ -54,7 +55,9 @@ class PrefixedStore:
         return await self._store.time_to_live(replace(record, key=self._prefix + record.key))
 
     async def close(self) -> None:
-        """Leave the store open: other networks use it too."""
+        """Close the store, unless other networks use it too."""
+        if self._closes:
+            await self._store.close()
 
     def _ours(self, record: Record) -> Record:
         return replace(record, key=record.key.removeprefix(self._prefix))

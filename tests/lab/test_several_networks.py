@@ -1,0 +1,129 @@
+"""Two networks on one host, by two daemons and by one: devices, ports, files and leases stay apart."""
+
+import json
+import os
+from collections.abc import Iterator
+from functools import partial
+from itertools import product
+
+import pytest
+
+from pyflannel.lab.host import Host
+from pyflannel.lab.lab import Lab
+from pyflannel.lab.together import together
+
+BLUE = '{"Network":"10.101.0.0/16","Backend":{"Type":"udp","Port":8286}}'
+GREEN = '{"Network":"10.100.0.0/16"}'
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[Lab, Host, Host]]:
+    """A lab, and two of its hosts, on different segments."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root: network namespaces")
+    with Lab(f"several-{os.getpid()}") as lab:
+        yield lab, lab.hosts["docker1"], lab.hosts["docker4"]
+
+
+def lease_of(host: Host, subnet_file: str) -> str:
+    """Return the base address of the subnet that the file names: the address of the host's device."""
+    text = host.run(["cat", subnet_file]).stdout
+    line = next(line for line in text.splitlines() if line.startswith("FLANNEL_SUBNET="))
+    return line.removeprefix("FLANNEL_SUBNET=").rpartition(".")[0] + ".0"
+
+
+def tunnels(host: Host) -> dict[str, tuple[str, str]]:
+    """Return the alias and the address of each TUN device, by its name."""
+    links = json.loads(host.run(["ip", "-j", "-d", "addr"]).stdout)
+    return {
+        link["ifname"]: (link.get("ifalias", ""), link["addr_info"][0]["local"])
+        for link in links
+        if link.get("linkinfo", {}).get("info_kind") == "tun"
+    }
+
+
+def reach(host: Host, address: str) -> None:
+    """Ping until it answers: a host is ready before each of its peers has heard of it."""
+    host.run(["timeout", "10", "sh", "-c", f"until ping -c1 -W1 {address}; do :; done"])
+
+
+def set_config(host: Host, store: str, config: str) -> None:
+    host.run(["flannelctl", "--store", store, "config", "set", config])
+
+
+def test_two_daemons_with_two_stores_stay_apart(pair: tuple[Lab, Host, Host]) -> None:
+    """Each finds its own device again after a restart, and removes nothing of the other's."""
+    lab, *hosts = pair
+    stores = {"green": lab.sqlite_url, "blue": f"{lab.sqlite_url}.blue"}
+    for name, config in (("green", GREEN), ("blue", BLUE)):
+        set_config(hosts[0], stores[name], config)
+
+    def flags(name: str) -> list[str]:
+        if name == "green":
+            return [f"--store={stores[name]}"]
+        places = ["--run-dir=/run/flannel-blue", "--state-dir=/var/lib/flannel-blue"]
+        return [f"--store={stores[name]}", *places, "--subnet-file=/run/flannel-blue/subnet.env"]
+
+    def start(host: Host, name: str) -> None:
+        host.start_service(["flanneld", *flags(name)], name=name)
+
+    files = {"green": "/run/flannel/subnet.env", "blue": "/run/flannel-blue/subnet.env"}
+    together([partial(start, host, name) for host, name in product(hosts, files)])
+    leases = {(host.name, name): lease_of(host, file) for host in hosts for name, file in files.items()}
+
+    for host in hosts:
+        found = tunnels(host)
+        assert dict(found.values()) == {
+            "pyflannel": leases[host.name, "green"],
+            "pyflannel /run/flannel-blue": leases[host.name, "blue"],
+        }
+        assert set(found) == {"flannel0", "flannel1"}
+    for name in files:
+        reach(hosts[0], leases["docker4", name])
+
+    before = tunnels(hosts[0])
+    hosts[0].run(["flannelctl", "--store", stores["green"], "cleanup"])
+    assert set(tunnels(hosts[0]).values()) == {("pyflannel /run/flannel-blue", leases["docker1", "blue"])}
+    reach(hosts[0], leases["docker4", "blue"])
+    start(hosts[0], "green")
+    assert tunnels(hosts[0]).keys() == before.keys()
+    blue = ["--run-dir=/run/flannel-blue", "--state-dir=/var/lib/flannel-blue"]
+    blue.append("--subnet-file=/run/flannel-blue/subnet.env")
+    hosts[0].run(["flannelctl", "--store", stores["blue"], "cleanup", *blue])
+    assert [alias for alias, _ in tunnels(hosts[0]).values()] == ["pyflannel"]
+
+
+def test_one_daemon_runs_the_networks_that_it_is_told(pair: tuple[Lab, Host, Host]) -> None:
+    """--networks of flannel 0.6: a subnet file, a control socket and a device each."""
+    _, *hosts = pair
+    store = pair[0].sqlite_url
+    for name, config in (("green", GREEN), ("blue", BLUE)):
+        set_config(hosts[0], f"{store}#{name}", config)
+
+    together([partial(host.start_flanneld, f"--store={store}", "--networks=green,blue") for host in hosts])
+
+    for name in ("green", "blue"):
+        other = lease_of(hosts[1], f"/run/flannel/networks/{name}.env")
+        reach(hosts[0], other)
+        status = hosts[0].run(
+            ["flannelctl", "--socket", f"/run/flannel/{name}/flanneld.sock", "--json", "status"]
+        )
+        assert json.loads(status.stdout)["is_ready"]
+    assert set(tunnels(hosts[0])) == {"flannel0", "flannel1"}
+    log = (hosts[0].directory / "log/flanneld.log").read_text()
+    assert "network=green" in log
+    assert "network=blue" in log
+
+
+def test_networks_are_followed_as_they_come(pair: tuple[Lab, Host, Host]) -> None:
+    """--watch-networks: a config that comes is a network that runs."""
+    lab, host, _ = pair
+    set_config(host, f"{lab.sqlite_url}#green", GREEN)
+    host.start_flanneld(f"--store={lab.sqlite_url}", "--networks=green,blue", "--watch-networks")
+    assert set(tunnels(host)) == {"flannel0"}
+
+    set_config(host, f"{lab.sqlite_url}#blue", BLUE)
+
+    wait_for = "until [ -e /run/flannel/networks/blue.env ]; do sleep 0.1; done"
+    host.run(["timeout", "10", "sh", "-c", wait_for])
+    assert set(tunnels(host)) == {"flannel0", "flannel1"}
