@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from pyflannel.datapath import tun
+from pyflannel.datapath.offload import Offloads
 from pyflannel.errors import TargetError
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer
 from pyflannel.model.operation import Add, Remove, Replace
@@ -566,15 +567,15 @@ def test_a_device_deleted_while_it_is_attached_to_is_not_created(hosts, monkeypa
     one, _ = hosts
     attach = tun._attach
 
-    def delete_and_attach(descriptor, link):
+    def delete_and_attach(descriptor, link, offloads):
         one.namespace.ip("link delete flannel0")
-        attach(descriptor, link)
+        attach(descriptor, link, offloads)
 
     monkeypatch.setattr(tun, "_attach", delete_and_attach)
 
     async def try_to_attach():
         with pytest.raises(OSError, match="was replaced"):
-            tun.Tun("flannel0")
+            tun.Tun("flannel0", Offloads(print))
 
     one.namespace.run(try_to_attach)
     assert "flannel0" not in one.namespace.ip("-o link")

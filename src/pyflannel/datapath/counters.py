@@ -14,13 +14,15 @@ _INBOUND = (
 class Counters:
     """Counters since the start; they only grow.
 
-    sent_* went to peers, received_* to the device; dropped_out_* came from the device, dropped_in_* from
-    peers; icmp_* are errors that we sent, or held back by the rate limit. A refusal of the kernel is counted
-    as CALL_failed_ERRNO and appears when it first happens; its packet is lost.
+    sent_* went to peers, received_* to the device; batches_* are calls that carried several packets;
+    dropped_out_* came from the device, dropped_in_* from peers; icmp_* are errors that we sent, or held back
+    by the rate limit. A refusal of the kernel is counted as CALL_failed_ERRNO and appears when it first
+    happens; its packets are lost.
     """
 
     def __init__(self) -> None:
         self.sent_packets = self.sent_octets = self.received_packets = self.received_octets = 0
+        self.batches_sent = self.batches_received = self.batches_written = 0
         self._events: dict[str, int] = {
             **{f"dropped_out_{drop.value}": 0 for drop in _OUTBOUND},
             **{f"dropped_in_{drop.value}": 0 for drop in _INBOUND},
@@ -31,18 +33,18 @@ class Counters:
         """Count a packet of the device that went no further."""
         self._events[f"dropped_out_{drop.value}"] += 1
 
-    def count_dropped_in(self, drop: Drop) -> None:
-        """Count a packet of a peer that went no further."""
-        self._events[f"dropped_in_{drop.value}"] += 1
+    def count_dropped_in(self, drop: Drop, packets: int = 1) -> None:
+        """Count packets of a peer that went no further."""
+        self._events[f"dropped_in_{drop.value}"] += packets
 
     def count_icmp(self, kind: str) -> None:
         """Count an ICMP error: `unreachable`, `time_exceeded`, or one `held_back`."""
         self._events[f"icmp_{kind}"] += 1
 
-    def count_failure(self, call: str, error: OSError) -> None:
-        """Count a refusal of the kernel: `call` is `send`, `receive` or `write`."""
+    def count_failure(self, call: str, error: OSError, packets: int = 1) -> None:
+        """Count the packets that a refusal of the kernel cost; `call`: `send`, `receive` or `write`."""
         name = f"{call}_failed_{errorcode.get(error.errno or 0, 'UNKNOWN')}"
-        self._events[name] = self._events.get(name, 0) + 1
+        self._events[name] = self._events.get(name, 0) + packets
 
     def by_name(self) -> dict[str, int]:
         """Return all counters."""
@@ -51,5 +53,8 @@ class Counters:
             "sent_octets": self.sent_octets,
             "received_packets": self.received_packets,
             "received_octets": self.received_octets,
+            "batches_sent": self.batches_sent,
+            "batches_received": self.batches_received,
+            "batches_written": self.batches_written,
             **self._events,
         }

@@ -1,6 +1,7 @@
 """The forwarder: a relay of packets, and the control socket that tells it where they go."""
 
 import os
+import sys
 from socket import inet_ntoa
 
 from pyflannel.datapath.control import Answer, ControlServer, listen
@@ -46,7 +47,7 @@ class Forwarder:
             os.unlink(self._path)
             raise
         self._control = ControlServer(listener, self._poller, self._answer)
-        self._relay = Relay(settings, udp, self._poller, self._control.notify)
+        self._relay = Relay(settings, udp, self._poller, self._control.notify, _say)
 
     def run(self) -> None:
         """Move packets until a client asks to stop."""
@@ -97,3 +98,7 @@ class Forwarder:
         return ForwarderState(
             self._version, os.getpid(), self._relay.is_attached, self._settings, self._relay.peers.peers
         )
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -26,14 +26,14 @@ class Drop(Enum):
     DETACHED = "detached"  # no device to write to
 
 
-def outbound(packet: bytearray, size: int, peers: PeerTable, mtu: int) -> Endpoint | Drop:
-    """Return where the packet from the device goes, its TTL decremented in place, or why it is dropped.
+def outbound(buffer: bytearray, at: int, size: int, peers: PeerTable, mtu: int) -> Endpoint | Drop:
+    """Return where the device's packet at `at` goes, its TTL decremented in place, or why it is dropped.
 
     The route comes before the TTL: a packet without a route is unreachable whatever its TTL.
     """
     if size < HEADER_OCTETS:
         return Drop.SHORT
-    version_and_length, _, total, _, _, ttl, _, _, _, destination = HEADER.unpack_from(packet)
+    version_and_length, _, total, _, _, ttl, _, _, _, destination = HEADER.unpack_from(buffer, at)
     if version_and_length != 0x45 or total > size or total < HEADER_OCTETS or size > mtu:
         fault = _fault(version_and_length, total, size, mtu)
         if fault is not None:
@@ -43,19 +43,21 @@ def outbound(packet: bytearray, size: int, peers: PeerTable, mtu: int) -> Endpoi
         return Drop.NO_ROUTE
     if ttl <= 1:
         return Drop.EXPIRED
-    decrement_ttl(packet)
+    decrement_ttl(buffer, at)
     return endpoint
 
 
-def inbound(packet: bytearray, size: int, sender: str, peers: PeerTable, settings: Settings) -> Drop | None:
-    """Return None for a datagram's packet that the device may have, its TTL decremented in place, or why not.
+def inbound(
+    buffer: bytearray, at: int, size: int, sender: str, peers: PeerTable, settings: Settings
+) -> Drop | None:
+    """Return None for a peer's packet at `at` that the device may have, its TTL decremented, or why not.
 
     It is taken only from the peer whose subnet holds the inner source, and only to our own subnet, whose
     first address is the tunnel's. The sender's port is not looked at: a NAT may have changed it.
     """
     if size < HEADER_OCTETS:
         return Drop.SHORT
-    version_and_length, _, total, _, _, ttl, _, _, source, destination = HEADER.unpack_from(packet)
+    version_and_length, _, total, _, _, ttl, _, _, source, destination = HEADER.unpack_from(buffer, at)
     if version_and_length != 0x45 or total > size or total < HEADER_OCTETS or size > settings.mtu:
         fault = _fault(version_and_length, total, size, settings.mtu)
         if fault is not None:
@@ -69,7 +71,7 @@ def inbound(packet: bytearray, size: int, sender: str, peers: PeerTable, setting
         return Drop.NOT_OURS
     if ttl <= 1:
         return Drop.EXPIRED
-    decrement_ttl(packet)
+    decrement_ttl(buffer, at)
     return None
 
 

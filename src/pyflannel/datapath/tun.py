@@ -2,30 +2,57 @@
 
 import errno
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from fcntl import ioctl
 from socket import if_nametoindex
 from struct import Struct
 
+from pyflannel.datapath.offload import Offload, Offloads
+
 _DEVICE = "/dev/net/tun"
 
+_TUNGETIFF = 0x800454D2
 _TUNSETIFF = 0x400454CA
+_TUNSETOFFLOAD = 0x400454D0
+_TUNSETVNETHDRSZ = 0x400454D8
 _IFF_TUN = 0x0001
 _IFF_NO_PI = 0x1000
-"""linux/if_tun.h: a device of layer 3, whose reads and writes are bare packets."""
+_IFF_VNET_HDR = 0x4000
+"""linux/if_tun.h: a device of layer 3, whose reads and writes are bare packets, or behind a header that tells
+of segmentation."""
 
 _IFREQ = Struct("16sH22x")
+_NUMBER = Struct("=i")
+
+_HEADER = Struct("=BBHHHH")
+"""Flags, kind of segmentation, octets of the headers, octets of a segment's payload, where the part starts
+that is checksummed and where in it the checksum is (linux/virtio_net.h, struct virtio_net_hdr)."""
+
+_NEEDS_CHECKSUM = 1
+_TCP_OVER_IPV4 = 1
+_TCP_CHECKSUM_AT = 16
+_IP_HEADER_OCTETS = 20
+_NO_SEGMENTATION = bytes(_HEADER.size)
 
 
 class Tun:
     """An attachment to a TUN device. It never creates one.
+
+    The kernel cuts and checksums what comes from the device, whoever left it undone: no offload is asked for.
+
+    Attributes:
+        header_octets: what precedes each packet that is read; 0 where the kernel knows no such header.
+        takes_runs: whether `write_run` may be used.
 
     Raises:
         OSError: ENODEV when there is no such device, EBUSY when another program holds it, and what opening
             /dev/net/tun or attaching gives; the text names what it is about.
     """
 
-    def __init__(self, link: str) -> None:
+    HEADER_OCTETS = _HEADER.size
+
+    def __init__(self, link: str, offloads: Offloads) -> None:
         self._link = link
         self._index = _index(link)
         try:
@@ -33,14 +60,20 @@ class Tun:
         except OSError as error:
             raise OSError(error.errno, f"{_DEVICE}: {error.strerror}") from None
         try:
-            _attach(self.descriptor, link)
+            _attach(self.descriptor, link, offloads)
             # A device that went away in between was created again, and goes with our descriptor.
             if _index(link) != self._index:
                 raise OSError(errno.ENODEV, f"{link} was replaced while it was attached to")
+            self._learn_header()
         except OSError:
             os.close(self.descriptor)
             raise
         _accept_own_source(link)
+
+    def _learn_header(self) -> None:
+        answer = ioctl(self.descriptor, _TUNGETIFF, bytes(_IFREQ.size))
+        self.takes_runs = bool(_IFREQ.unpack(answer)[1] & _IFF_VNET_HDR)
+        self.header_octets = self.HEADER_OCTETS if self.takes_runs else 0
 
     @property
     def is_current(self) -> bool:
@@ -50,15 +83,40 @@ class Tun:
         except OSError:
             return False
 
+    def write(self, packet: bytes | bytearray | memoryview) -> None:
+        """Give one packet to the device."""
+        if self.header_octets:
+            os.writev(self.descriptor, (_NO_SEGMENTATION, packet))
+        else:
+            os.write(self.descriptor, packet)
+
+    def write_run(self, header: bytearray, payloads: Sequence[memoryview], payload_octets: int) -> None:
+        """Give a run of TCP segments to the device: the headers of one, whose checksum is to be completed."""
+        segmentation = _HEADER.pack(
+            _NEEDS_CHECKSUM, _TCP_OVER_IPV4, len(header), payload_octets, _IP_HEADER_OCTETS, _TCP_CHECKSUM_AT
+        )
+        os.writev(self.descriptor, [segmentation, header, *payloads])
+
     def close(self) -> None:
         """Let go of the device, which stays if it is persistent."""
         os.close(self.descriptor)
 
 
-def _attach(descriptor: int, link: str) -> None:
+def _attach(descriptor: int, link: str, offloads: Offloads) -> None:
     """Attach, or create what is not there: the kernel makes no difference."""
+    flags = _IFF_TUN | _IFF_NO_PI
     try:
-        ioctl(descriptor, _TUNSETIFF, _IFREQ.pack(link.encode(), _IFF_TUN | _IFF_NO_PI))
+        try:
+            ioctl(descriptor, _TUNSETIFF, _IFREQ.pack(link.encode(), flags | _IFF_VNET_HDR))
+            # Whoever had the device before may have left it otherwise.
+            ioctl(descriptor, _TUNSETVNETHDRSZ, _NUMBER.pack(_HEADER.size))
+            ioctl(descriptor, _TUNSETOFFLOAD, 0)
+            offloads.use(Offload.RUN_WRITE)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            offloads.lack(Offload.RUN_WRITE, error)
+            ioctl(descriptor, _TUNSETIFF, _IFREQ.pack(link.encode(), flags))
     except OSError as error:
         raise OSError(error.errno, f"device {link}: {error.strerror}") from None
 

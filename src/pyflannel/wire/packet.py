@@ -11,11 +11,14 @@ HEADER = Struct("!BBHHHBBHII")
 source, destination (RFC 791 section 3.1)."""
 
 PROTOCOL_ICMP = 1
+PROTOCOL_TCP = 6
 
 ICMP_UNREACHABLE = 3
 ICMP_TIME_EXCEEDED = 11
 _ICMP_ERRORS = frozenset({3, 4, 5, 11, 12})
 """Unreachable, source quench, redirect, time exceeded, parameter problem (RFC 792)."""
+
+_TTL_AND_CHECKSUM = Struct("!BBH")
 
 _ICMP_HEADER = Struct("!BBHI")
 _ICMP_HEADER_OCTETS = 8
@@ -39,16 +42,14 @@ def checksum(octets: bytes | bytearray | memoryview) -> int:
     return -number % 65535
 
 
-def decrement_ttl(packet: bytearray) -> None:
-    """Take one off the TTL, which must not be 0, and patch the header's checksum.
+def decrement_ttl(packet: bytearray, at: int = 0) -> None:
+    """Take one off the TTL of the packet that starts there, which must not be 0, and patch its checksum.
 
     The checksum grows by 0x0100 with the carry around the end. A true checksum is never 0xffff, and neither
     is a remainder: 0xfeff becomes 0x0000 (RFC 1624 section 3).
     """
-    packet[8] -= 1
-    patched = ((packet[10] << 8 | packet[11]) + 0x0100) % 65535
-    packet[10] = patched >> 8
-    packet[11] = patched & 0xFF
+    ttl, protocol, old = _TTL_AND_CHECKSUM.unpack_from(packet, at + 8)
+    _TTL_AND_CHECKSUM.pack_into(packet, at + 8, ttl - 1, protocol, (old + 0x0100) % 65535)
 
 
 def icmp_unreachable(packet: bytearray, size: int, source: int) -> bytes | None:

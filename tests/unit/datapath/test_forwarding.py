@@ -68,7 +68,7 @@ def forward(case):
     size = len(packet)
     packet += b"\xee" * 100  # a buffer is longer than the packet in it
     if case["into"] == "tun":
-        verdict = outbound(packet, size, table, SETTINGS.mtu)
+        verdict = outbound(packet, 0, size, table, SETTINGS.mtu)
         if not isinstance(verdict, Drop):
             address, port = verdict
             return None, [(f"{address}:{port}", packet[:size].hex())], []
@@ -78,7 +78,7 @@ def forward(case):
         elif verdict is Drop.EXPIRED:
             error = icmp_time_exceeded(packet, size, SETTINGS.tunnel_address)
         return verdict, [], [error.hex()] if error else []
-    drop = inbound(packet, size, case["from"].partition(":")[0], table, SETTINGS)
+    drop = inbound(packet, 0, size, case["from"].partition(":")[0], table, SETTINGS)
     if drop is None:
         return None, [], [packet[:size].hex()]
     error = icmp_time_exceeded(packet, size, SETTINGS.tunnel_address) if drop is Drop.EXPIRED else None

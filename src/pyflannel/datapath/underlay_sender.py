@@ -1,0 +1,90 @@
+"""Sends packets to peers: one a datagram, a run of equal ones in one call."""
+
+import errno
+from collections.abc import Sequence
+from socket import socket
+from struct import Struct
+from time import monotonic
+
+from pyflannel.datapath.counters import Counters
+from pyflannel.datapath.offload import Offload, Offloads
+from pyflannel.datapath.peer_table import Endpoint
+
+LONGEST_RUN_OCTETS = 65507
+LONGEST_RUN_PACKETS = 64
+"""Limits of UDP_SEGMENT: a datagram's payload, and UDP_MAX_SEGMENTS of Linux 4.18 to 6.8."""
+
+_SOL_UDP = 17
+_UDP_SEGMENT = 103
+"""linux/udp.h."""
+
+_SEGMENT = Struct("=H")
+
+_UNSEGMENTED = frozenset({errno.EIO, errno.EINVAL, errno.EMSGSIZE, errno.EOPNOTSUPP})
+"""What UDP_SEGMENT is refused with where datagrams one by one are not: no checksum offload on the way, IPsec,
+a path narrower than the packets."""
+
+_AGAIN_S = 10.0
+"""How long a peer is spared what was refused."""
+
+
+class UnderlaySender:
+    """The socket's sending side. What is refused is counted and lost; nothing is ever raised."""
+
+    def __init__(self, udp: socket, counters: Counters, offloads: Offloads) -> None:
+        self._udp = udp
+        self._counters = counters
+        self._offloads = offloads
+        self._refused_until: dict[Endpoint, float] = {}
+        try:
+            udp.setsockopt(_SOL_UDP, _UDP_SEGMENT, 0)  # as it is; refused where the kernel does not know it
+        except OSError as error:
+            offloads.lack(Offload.SEGMENTED_SEND, error)
+            self._can_segment = False
+        else:
+            offloads.use(Offload.SEGMENTED_SEND)
+            self._can_segment = True
+
+    def send(self, packet: bytes | memoryview, endpoint: Endpoint) -> None:
+        """Send one packet."""
+        try:
+            self._udp.sendto(packet, endpoint)
+        except OSError as error:
+            self._counters.count_failure("send", error)
+        else:
+            self._counters.sent_packets += 1
+            self._counters.sent_octets += len(packet)
+
+    def send_run(self, buffers: Sequence[memoryview], size: int, endpoint: Endpoint) -> None:
+        """Send packets of `size` octets each, the last perhaps shorter; each buffer holds whole packets."""
+        octets = sum(map(len, buffers))
+        packets = -(-octets // size)
+        if packets == 1 or not self._may_segment(endpoint):
+            self._send_one_by_one(buffers, size, endpoint)
+            return
+        try:
+            self._udp.sendmsg(buffers, [(_SOL_UDP, _UDP_SEGMENT, _SEGMENT.pack(size))], 0, endpoint)
+        except OSError as error:
+            if error.errno not in _UNSEGMENTED:
+                self._counters.count_failure("send", error, packets)
+                return
+            self._refused_until[endpoint] = monotonic() + _AGAIN_S
+            self._offloads.lack(Offload.SEGMENTED_SEND, f"sending to {endpoint[0]}: {error.strerror}")
+            self._send_one_by_one(buffers, size, endpoint)
+        else:
+            self._counters.batches_sent += 1
+            self._counters.sent_packets += packets
+            self._counters.sent_octets += octets
+
+    def _may_segment(self, endpoint: Endpoint) -> bool:
+        if self._refused_until and (until := self._refused_until.get(endpoint)) is not None:
+            if monotonic() < until:
+                return False
+            del self._refused_until[endpoint]
+            self._offloads.use(Offload.SEGMENTED_SEND)
+        return self._can_segment
+
+    def _send_one_by_one(self, buffers: Sequence[memoryview], size: int, endpoint: Endpoint) -> None:
+        for buffer in buffers:
+            for start in range(0, len(buffer), size):
+                self.send(buffer[start : start + size], endpoint)
