@@ -1,6 +1,11 @@
-"""What every level of the tests shares: the option `--long` and the fixture that tells of it."""
+"""What every level of the tests shares: `--long`, the fixture that tells of it, and laws without clocks."""
 
 import pytest
+from hypothesis import settings
+
+# Machines are slow at times: how long an example takes says nothing about a law.
+settings.register_profile("pyflannel", deadline=None)
+settings.load_profile("pyflannel")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
