@@ -9,7 +9,9 @@ from pyflannel.engine.damping import Damping
 from pyflannel.engine.pause import pause
 from pyflannel.errors import TargetError
 from pyflannel.model.host_file import HostFile
+from pyflannel.model.iptables_chain import IptablesChain
 from pyflannel.model.link import MARK, Link
+from pyflannel.model.nft_table import NftTable
 from pyflannel.model.operation import Add, Operation, Refusal, Remove, Replace
 from pyflannel.model.state import Item, State
 from pyflannel.plan.describe import found
@@ -194,7 +196,7 @@ def _subject(operation: Operation) -> Item:
 
 def _link_of(item: Item) -> str | None:
     """Return the name of the link that the item hangs on."""
-    return None if isinstance(item, Link | HostFile) else item.link
+    return None if isinstance(item, Link | HostFile | IptablesChain | NftTable) else item.link
 
 
 def _listing(operations: list[Operation]) -> str:

@@ -174,14 +174,15 @@ class NotificationSocket:
     """Hears what changes in the kernel: messages of the multicast groups joined, from construction on.
 
     Args:
-        groups: mask of RTMGRP_* (linux/rtnetlink.h).
+        groups: mask of RTMGRP_* (linux/rtnetlink.h), or of another protocol's groups.
+        protocol: NETLINK_* (linux/netlink.h).
 
     Raises:
         TargetError: the socket cannot be made.
     """
 
-    def __init__(self, groups: int) -> None:
-        self._socket = _open(_NOTIFICATION_BUFFER, groups)
+    def __init__(self, groups: int, protocol: int = socket.NETLINK_ROUTE) -> None:
+        self._socket = _open(_NOTIFICATION_BUFFER, groups, protocol)
 
     def close(self) -> None:
         """Let go of the socket."""
@@ -227,9 +228,9 @@ async def _deadline() -> AsyncIterator[None]:
         ) from error
 
 
-def _open(buffer_octets: int, groups: int) -> socket.socket:
+def _open(buffer_octets: int, groups: int, protocol: int = socket.NETLINK_ROUTE) -> socket.socket:
     try:
-        opened = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
+        opened = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
     except OSError as error:
         raise _failed("netlink socket", error) from error
     opened.setblocking(False)

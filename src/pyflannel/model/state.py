@@ -7,10 +7,12 @@ from typing import ClassVar
 from pyflannel.model.address import Address
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer
 from pyflannel.model.host_file import HostFile
+from pyflannel.model.iptables_chain import IptablesChain
 from pyflannel.model.link import Link
+from pyflannel.model.nft_table import NftTable
 from pyflannel.model.route import Route
 
-Item = Link | Address | Route | Forwarder | ForwarderPeer | HostFile
+Item = Link | Address | Route | Forwarder | ForwarderPeer | IptablesChain | NftTable | HostFile
 """Everything that a plan can ask for."""
 
 

@@ -1,15 +1,21 @@
 """Operations in words: what was found, for the log, the journal and the status."""
 
-from dataclasses import fields
+from collections.abc import Mapping
+from dataclasses import fields, replace
 from typing import assert_never
 
 from pyflannel.model.address import Address
+from pyflannel.model.filter_rule import FilterRule, ForeignRule, Rules
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer
 from pyflannel.model.host_file import HostFile
+from pyflannel.model.iptables_chain import Family, IptablesChain, Jump
 from pyflannel.model.link import Link
+from pyflannel.model.nft_table import NftTable
 from pyflannel.model.operation import Add, Operation, Remove, Replace
 from pyflannel.model.route import Route
 from pyflannel.model.state import Item
+
+_IPTABLES: Mapping[Family, str] = {4: "iptables", 6: "ip6tables"}
 
 
 def name(item: Item) -> str:
@@ -26,6 +32,10 @@ def name(item: Item) -> str:
             return f"forwarder of {item.link}"
         case ForwarderPeer():
             return f"peer {item.subnet} of {item.link}"
+        case IptablesChain():
+            return f"{_IPTABLES[item.family]} chain {item.name} in {item.table}"
+        case NftTable():
+            return f"nftables table {item.name}"
         case HostFile():
             return f"file {item.path}"
         case _:
@@ -48,12 +58,48 @@ def _differences(old: Item, new: Item) -> list[str]:
         return [f"another thing, {name(old)}"]
     if isinstance(new, HostFile):
         return ["its text differs"]
+    if isinstance(old, IptablesChain) and isinstance(new, IptablesChain):
+        return _chain_differences(old, new)
+    if isinstance(old, NftTable) and isinstance(new, NftTable):
+        return _table_differences(old, new)
     texts: list[str] = []
     for field in fields(new):
         was, wanted = getattr(old, field.name), getattr(new, field.name)
         if was != wanted:
             texts.append(_difference(field.name, was, wanted))
     return texts
+
+
+def _chain_differences(old: IptablesChain, new: IptablesChain) -> list[str]:
+    texts = _rule_differences(old.rules, new.rules)
+    if old.jump is not Jump.IN_PLACE:
+        texts.append(f"the jump from {old.hook} is {old.jump.value}")
+    return texts
+
+
+def _table_differences(old: NftTable, new: NftTable) -> list[str]:
+    wanted = {chain.name: chain for chain in new.chains}
+    present = {chain.name: chain for chain in old.chains}
+    texts = [f"foreign {other}" for other in old.others]
+    texts += [f"chain {name} not wanted" for name in present if name not in wanted]
+    for name, chain in wanted.items():
+        there = present.get(name)
+        if there is None:
+            texts.append(f"chain {name} missing")
+        elif replace(there, rules=()) != replace(chain, rules=()):
+            texts.append(f"chain {name} at another hook")
+        else:
+            texts += [f"{text} in {name}" for text in _rule_differences(there.rules, chain.rules)]
+    return texts or ["chains in another order"]
+
+
+def _rule_differences(old: Rules, new: Rules) -> list[str]:
+    texts = [f"foreign rule {rule.text!r}" for rule in old if isinstance(rule, ForeignRule)]
+    if missing := sum(rule not in old for rule in new):
+        texts.append(f"{missing} of {len(new)} rules missing")
+    if strange := sum(isinstance(rule, FilterRule) and rule not in new for rule in old):
+        texts.append(f"{strange} other rules")
+    return texts if texts or old == new else ["rules in another order"]
 
 
 def _difference(attribute: str, was: object, wanted: object) -> str:

@@ -5,17 +5,32 @@ from collections.abc import Iterable
 from pyflannel.model.address import Address
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer
 from pyflannel.model.host_file import HostFile
+from pyflannel.model.iptables_chain import IptablesChain
 from pyflannel.model.link import Link
+from pyflannel.model.nft_table import NftTable
 from pyflannel.model.operation import Add, Operation, Remove, Replace
 from pyflannel.model.route import Route
 
 # The route attracts traffic, so it is built after all that carries it and torn down first: a packet routed
-# while nobody forwards it would be lost. The file comes last: whoever reads it may start containers at once.
-_BUILD_RANK: dict[type, int] = {Link: 0, Address: 2, Forwarder: 3, ForwarderPeer: 4, Route: 5, HostFile: 6}
+# while nobody forwards it would be lost. Filter rules come after it, since they may have to wait for a lock.
+# The file comes last: whoever reads it may start containers at once.
+_BUILD_RANK: dict[type, int] = {
+    Link: 0,
+    Address: 2,
+    Forwarder: 3,
+    ForwarderPeer: 4,
+    Route: 5,
+    NftTable: 6,
+    IptablesChain: 7,
+    HostFile: 8,
+}
 
 # An address that shares its prefix with another is secondary to it, and goes with it. So the old one leaves
 # before the new one comes, unlike everything else.
 _ADDRESS_REMOVAL_RANK = 1
+
+_REMOVAL_RANK = 100
+"""Above every build rank; what was built last is removed first."""
 
 
 def order(operations: Iterable[Operation]) -> list[Operation]:
@@ -30,4 +45,4 @@ def _rank(operation: Operation) -> int:
         case Remove(Address()):
             return _ADDRESS_REMOVAL_RANK
         case Remove(item):
-            return 2 * len(_BUILD_RANK) - _BUILD_RANK[type(item)]
+            return _REMOVAL_RANK - _BUILD_RANK[type(item)]

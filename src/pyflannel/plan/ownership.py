@@ -4,9 +4,12 @@ from collections.abc import Iterable
 from typing import assert_never
 
 from pyflannel.model.address import Address
+from pyflannel.model.filter_name import FIRST_DEVICE
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer
 from pyflannel.model.host_file import HostFile
+from pyflannel.model.iptables_chain import IptablesChain
 from pyflannel.model.link import MARK, Link
+from pyflannel.model.nft_table import NftTable
 from pyflannel.model.route import PROTOCOL_FLANNEL, Route
 from pyflannel.model.state import Item, State
 
@@ -18,7 +21,8 @@ def ours(actual: Iterable[Item], desired: State, mark: str = MARK) -> State:
 
     1. What stands at a key of the plan, or on a link of the plan or with our mark, is ours whoever made
        it: a route that somebody replaced is taken back.
-    2. Elsewhere only what carries our mark is ours: links by alias, routes by protocol number.
+    2. Elsewhere only what carries our mark is ours: links by alias, routes by protocol number, filter rules
+       by the name of their chain or table, which says the device.
     3. Everything else is foreign and stays.
     """
     items = tuple(actual)
@@ -36,6 +40,9 @@ def _is_marked(item: Item, mark: str, links: set[str]) -> bool:
             return item.link in links
         case Route():
             return item.link in links or item.protocol == PROTOCOL_FLANNEL
+        case IptablesChain() | NftTable():
+            # The names of the original's rules are those of flannel0's daemon.
+            return item.device in links or (mark == MARK and item.device == FIRST_DEVICE)
         case Forwarder() | ForwarderPeer():
             return True  # nobody else runs one in our run directory
         case HostFile():

@@ -1,0 +1,228 @@
+"""The Target that is iptables, whichever of its two kinds the host has."""
+
+import logging
+import re
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from pyflannel.errors import TargetError, WireError
+from pyflannel.kernel.program import MissingProgramError, Ran, run_program
+from pyflannel.kernel.rule_dump import RuleDump
+from pyflannel.kernel.xtables_lock import LOCK, lock_holder
+from pyflannel.model.filter_rule import FilterRule, Masquerade
+from pyflannel.model.iptables_chain import Family, IptablesChain
+from pyflannel.model.operation import Add, Operation, Refusal, Remove, Replace
+from pyflannel.model.state import State
+from pyflannel.wire.iptables_restore import format_chain, format_removal
+from pyflannel.wire.iptables_save import (
+    SavedTables,
+    chains_of,
+    drops_forwarded,
+    is_unused_hook,
+    parse_save,
+)
+
+log = logging.getLogger(__name__)
+
+RESYNC_S = 5.0
+
+_LOCK_WAIT_S = 1
+"""So long a change waits for the xtables lock; other repairs wait meanwhile."""
+
+_PROGRAMS: Mapping[Family, str] = {4: "iptables", 6: "ip6tables"}
+_NFT_FAMILIES: Mapping[Family, str] = {4: "ip", 6: "ip6"}
+_MODERN = (1, 6, 2)
+"""The first version that waits for the lock in iptables-restore, and masquerades fully random."""
+
+_MISSING_HINT = (
+    "Install iptables; or set EnableNFTables in the network config; or leave --ip-masq out and write"
+    " --iptables-forward-rules=false."
+)
+
+
+class _LockHeldError(TargetError):
+    """Another program holds the xtables lock."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Seen:
+    """What is there of one family; equal to another when they differ in what is no concern of ours alone."""
+
+    chains: tuple[IptablesChain, ...] = ()
+    drops: bool = False
+    saved: SavedTables = field(default_factory=dict, compare=False)
+    error: TargetError | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Version:
+    number: tuple[int, ...]
+    is_nft: bool
+
+
+class IptablesTarget:
+    """A Target for IptablesChain items.
+
+    Where iptables cannot be read nothing is found, and each operation is refused with the reason: links and
+    routes are mended all the same.
+    """
+
+    def __init__(self, resync_s: float = RESYNC_S) -> None:
+        self._dump = RuleDump(self._read, resync_s)
+        self._versions: dict[Family, _Version] = {}
+
+    def close(self) -> None:
+        """Let go of the notifications."""
+        self._dump.close()
+
+    async def snapshot(self, desired: State) -> State:
+        """Return the chains with our names; one that is only for a policy of DROP is there without it."""
+        seen = await self._dump.get()
+        planned = [item for item in desired if isinstance(item, IptablesChain)]
+        found: dict[object, IptablesChain] = {
+            chain.key: chain for one in seen.values() for chain in one.chains
+        }
+        self._dump.is_wanted = bool(planned or found)
+        for chain in planned:
+            there = found.get(chain.key)
+            if there is not None:
+                found[chain.key] = await self._normalised(there, chain)
+            elif chain.is_for_dropping and not _is_needed(seen[chain.family]):
+                found[chain.key] = chain
+        return State.collect(found.values())
+
+    async def apply(self, operations: Sequence[Operation]) -> Sequence[Refusal]:
+        """Make or remove the chains, each in one transaction; once the lock was waited for, no more."""
+        seen = await self._dump.get()
+        self._dump.forget()
+        refusals: list[Refusal] = []
+        held: _LockHeldError | None = None
+        for operation in operations:
+            try:
+                if held is not None:
+                    raise held
+                await self._perform(operation, seen)
+            except TargetError as error:
+                held = error if isinstance(error, _LockHeldError) else None
+                refusals.append(Refusal(operation=operation, cause=str(error), hint=error.hint))
+        return refusals
+
+    def changes(self) -> AsyncIterator[None]:
+        """Yield when our chains, the jumps to them, or the policy of FORWARD are not as they were read."""
+        return self._dump.changes()
+
+    async def _read(self) -> Mapping[Family, _Seen]:
+        return {family: await self._read_family(family) for family in _PROGRAMS}
+
+    async def _read_family(self, family: Family) -> _Seen:
+        try:
+            ran = await run_program(f"{_PROGRAMS[family]}-save")
+            if ran.status:
+                raise _failed(f"{_PROGRAMS[family]}-save", ran)
+            saved = parse_save(ran.output)
+        except MissingProgramError:
+            return _Seen(error=MissingProgramError(_PROGRAMS[family], hint=_MISSING_HINT))
+        except TargetError as error:
+            return _Seen(error=error)
+        except WireError as error:
+            return _Seen(error=TargetError(str(error), hint=error.hint))
+        return _Seen(chains=tuple(chains_of(saved, family)), drops=drops_forwarded(saved), saved=saved)
+
+    async def _normalised(self, there: IptablesChain, planned: IptablesChain) -> IptablesChain:
+        """Return what is there as the plan would say it, where it is as near to it as this host can get."""
+        there = replace(there, is_for_dropping=planned.is_for_dropping)
+        return planned if there == await self._possible(planned) else there
+
+    async def _possible(self, chain: IptablesChain) -> IptablesChain:
+        """Return the chain as this iptables can make it."""
+        if await self._is_modern(chain.family):
+            return chain
+        rules = tuple(_less_random(rule) if isinstance(rule, FilterRule) else rule for rule in chain.rules)
+        return replace(chain, rules=rules)
+
+    async def _is_modern(self, family: Family) -> bool:
+        return (await self._version(family)).number >= _MODERN
+
+    async def _version(self, family: Family) -> _Version:
+        """Return the version of iptables; the newest is assumed as long as it does not tell."""
+        known = self._versions.get(family)
+        if known is not None:
+            return known
+        try:
+            ran = await run_program(_PROGRAMS[family], "--version")
+        except TargetError:
+            return _Version(_MODERN, is_nft=False)
+        number = re.search(r"v(\d+(?:\.\d+)*)", ran.output)
+        parts = tuple(int(part) for part in number[1].split(".")) if number else _MODERN
+        if parts < _MODERN:
+            log.warning("%s: no random ports for masqueraded packets", ran.output.strip())
+        self._versions[family] = _Version(parts, "nf_tables" in ran.output)
+        return self._versions[family]
+
+    async def _perform(self, operation: Operation, seen: Mapping[Family, _Seen]) -> None:
+        match operation:
+            case Add(IptablesChain() as chain) | Replace(_, IptablesChain() as chain):
+                saved = _saved(seen[chain.family])
+                await self._restore(chain.family, format_chain(await self._possible(chain), saved))
+            case Remove(IptablesChain() as chain):
+                saved = _saved(seen[chain.family])
+                await self._restore(chain.family, format_removal(chain, saved))
+                await self._tidy(chain)
+            case _:
+                raise TypeError(f"not an operation on a chain of iptables: {operation!r}")
+
+    async def _restore(self, family: Family, transaction: str) -> None:
+        program = f"{_PROGRAMS[family]}-restore"
+        waiting = [f"--wait={_LOCK_WAIT_S}"] if await self._is_modern(family) else []
+        ran = await run_program(program, "--noflush", *waiting, given=transaction)
+        if not ran.status:
+            return
+        if "xtables lock" in ran.complaint:
+            holder = lock_holder()
+            raise _LockHeldError(
+                f"{holder or 'another program'} holds the xtables lock ({LOCK})",
+                hint="It is tried again every few seconds; end the program if it hangs.",
+            )
+        raise _failed(program, ran)
+
+    async def _tidy(self, chain: IptablesChain) -> None:
+        """Take away what iptables made in nf_tables for our chain: the built-in chain, the table, if unused.
+
+        Both are deleted only as long as they are empty, so that nobody's rules go with them.
+        """
+        if not (await self._version(chain.family)).is_nft:
+            return  # a table of legacy iptables stays for as long as the network namespace
+        seen = await self._read_family(chain.family)
+        if is_unused_hook(seen.saved, chain):
+            await run_program(_PROGRAMS[chain.family], "-t", chain.table, "-X", chain.hook)
+        family = _NFT_FAMILIES[chain.family]
+        try:
+            table = await run_program("nft", "list", "table", family, chain.table)
+            if not table.status and table.output.split() == ["table", family, chain.table, "{", "}"]:
+                await run_program("nft", "delete", "table", family, chain.table)
+        except MissingProgramError:
+            return
+
+
+def _saved(seen: _Seen) -> SavedTables:
+    if seen.error is not None:
+        raise seen.error
+    return seen.saved
+
+
+def _is_needed(seen: _Seen) -> bool:
+    """Return whether iptables may drop what we do not accept in it; where it is missing nobody can ask it."""
+    return seen.drops or not (seen.error is None or isinstance(seen.error, MissingProgramError))
+
+
+def _less_random(rule: FilterRule) -> FilterRule:
+    if not isinstance(rule.verdict, Masquerade):
+        return rule
+    return replace(rule, verdict=Masquerade(is_fully_random=False))
+
+
+def _failed(program: str, ran: Ran) -> TargetError:
+    return TargetError(
+        f"{program} failed: {ran.cause}",
+        hint="Run flanneld as root, or with CAP_NET_ADMIN (legacy iptables: CAP_NET_RAW too); see dmesg.",
+    )

@@ -1,0 +1,152 @@
+"""The Target that is nftables: tables of ours, each replaced as a whole in one transaction."""
+
+import logging
+from collections.abc import AsyncIterator, Hashable, Sequence
+from dataclasses import dataclass, field, replace
+
+from pyflannel.errors import TargetError, WireError
+from pyflannel.kernel.iptables import RESYNC_S
+from pyflannel.kernel.program import MissingProgramError, run_program
+from pyflannel.kernel.rule_dump import RuleDump
+from pyflannel.model.filter_rule import FilterRule, Masquerade, Rules
+from pyflannel.model.iptables_chain import Family
+from pyflannel.model.nft_table import NftTable
+from pyflannel.model.operation import Add, Operation, Refusal, Remove, Replace
+from pyflannel.model.state import State
+from pyflannel.wire.nft_rules import (
+    FAMILIES,
+    format_check,
+    format_removal,
+    format_table,
+    parse_names,
+    parse_table,
+)
+
+log = logging.getLogger(__name__)
+
+_MISSING_HINT = "Install nftables; or set EnableNFTables to false in the network config, for iptables."
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """Our tables as they are; none where they cannot be read, for a reason that applying says."""
+
+    tables: tuple[NftTable, ...] = ()
+    error: TargetError | None = field(default=None, compare=False)
+
+
+class NftTarget:
+    """A Target for NftTable items.
+
+    Where nft cannot be run nothing is found, and each operation is refused with the reason: links and routes
+    are mended all the same.
+    """
+
+    def __init__(self, resync_s: float = RESYNC_S) -> None:
+        self._dump = RuleDump(self._read, resync_s)
+        self._draws: dict[Family, bool] = {}
+
+    def close(self) -> None:
+        """Let go of the notifications."""
+        self._dump.close()
+
+    async def snapshot(self, desired: State) -> State:
+        """Return the tables with our names."""
+        seen = await self._dump.get()
+        planned: dict[Hashable, NftTable] = {item.key: item for item in desired if isinstance(item, NftTable)}
+        self._dump.is_wanted = bool(planned or seen.tables)
+        found: list[NftTable] = []
+        for table in seen.tables:
+            wanted = planned.get(table.key)
+            is_as_near = wanted is not None and table == await self._possible(wanted)
+            found.append(wanted if wanted is not None and is_as_near else table)
+        return State.collect(found)
+
+    async def apply(self, operations: Sequence[Operation]) -> Sequence[Refusal]:
+        """Make or remove the tables, in order."""
+        seen = await self._dump.get()
+        self._dump.forget()
+        refusals: list[Refusal] = []
+        for operation in operations:
+            try:
+                if seen.error is not None:
+                    raise seen.error
+                await self._perform(operation)
+            except TargetError as error:
+                refusals.append(Refusal(operation=operation, cause=str(error), hint=error.hint))
+        return refusals
+
+    def changes(self) -> AsyncIterator[None]:
+        """Yield when our tables are not as they were read."""
+        return self._dump.changes()
+
+    async def _read(self) -> _Seen:
+        try:
+            names = parse_names(await _nft("-j", "list", "tables"))
+            return _Seen(tuple([await self._read_table(*name) for name in names]))
+        except MissingProgramError:
+            return _Seen(error=MissingProgramError("nft", hint=_MISSING_HINT))
+        except TargetError as error:
+            return _Seen(error=error)
+        except WireError as error:
+            return _Seen(error=TargetError(str(error), hint=error.hint))
+
+    async def _read_table(self, family: Family, device: str) -> NftTable:
+        name = NftTable(family=family, device=device, chains=()).name
+        return parse_table(await _nft("-j", "list", "table", FAMILIES[family], name), family, device)
+
+    async def _perform(self, operation: Operation) -> None:
+        match operation:
+            case Add(NftTable() as table) | Replace(_, NftTable() as table):
+                await _nft("-j", "-f", "-", given=format_table(await self._possible(table)))
+            case Remove(NftTable() as table):
+                await _nft("-j", "-f", "-", given=format_removal(table))
+            case _:
+                raise TypeError(f"not an operation on a table of nftables: {operation!r}")
+
+    async def _possible(self, table: NftTable) -> NftTable:
+        """Return the table as this host can make it: not every kernel draws ports."""
+        if not any(_draws(chain.rules) for chain in table.chains):
+            return table
+        if table.family not in self._draws:
+            await self._probe(table.family)
+        if self._draws.get(table.family, True):
+            return table
+        chains = tuple(replace(chain, rules=_less_random(chain.rules)) for chain in table.chains)
+        return replace(table, chains=chains)
+
+    async def _probe(self, family: Family) -> None:
+        try:
+            checked = await run_program("nft", "-c", "-j", "-f", "-", given=format_check(family))
+        except TargetError:
+            return  # the rules will say it
+        self._draws[family] = not checked.status
+        if checked.status:
+            log.warning("nftables: no random ports for masqueraded packets: %s", checked.cause)
+
+
+async def _nft(*words: str, given: str = "") -> str:
+    """Return what nft printed.
+
+    Raises:
+        TargetError: it failed, or cannot be run.
+    """
+    ran = await run_program("nft", *words, given=given)
+    if ran.status:
+        raise TargetError(
+            f"nft failed: {ran.cause}", hint="Run flanneld as root, or with CAP_NET_ADMIN; see dmesg."
+        )
+    return ran.output
+
+
+def _draws(rules: Rules) -> bool:
+    return any(isinstance(rule, FilterRule) and rule.verdict == Masquerade() for rule in rules)
+
+
+def _less_random(rules: Rules) -> Rules:
+    return tuple(
+        replace(rule, verdict=Masquerade(is_fully_random=False))
+        if isinstance(rule, FilterRule) and isinstance(rule.verdict, Masquerade)
+        else rule
+        for rule in rules
+    )
