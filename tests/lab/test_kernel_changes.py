@@ -2,6 +2,9 @@
 
 import asyncio
 import contextlib
+import fcntl
+import os
+import struct
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 import pytest
@@ -44,6 +47,7 @@ WAKING = {
     "route of our mark": "route add 10.201.0.0/16 dev foreign proto 80",
     "link under a route down": "link set eth0 down",
     "link under a route renamed": "link set plain name another",
+    "IPv6 turned on": "netns exec {name} sysctl -q -w net.ipv6.conf.flannel0.disable_ipv6=0",
     "address under a route": "address delete 10.7.0.1/24 dev eth0",
 }
 
@@ -75,23 +79,32 @@ def standing(namespace, listen):
             target = LinuxTarget()
             try:
                 assert await target.apply([Add(item) for item in PLAN]) == []
-                namespace.settle(**dict.fromkeys(_NAMES, "UP"), flannel0="DOWN")
+                attached = attach("flannel0")
+                namespace.settle(**dict.fromkeys(_NAMES, "UP"), flannel0="UP")
                 async with listen(target.changes()) as wakes:
                     assert ours(await target.snapshot(PLAN), PLAN) == PLAN
                     await wakes.silence()
                     await then(target, wakes)
             finally:
                 target.close()
+                os.close(attached)
 
         namespace.run(work)
 
     return run
 
 
+def attach(name: str) -> int:
+    """Attach to a TUN device as a forwarder does; the device has no carrier without one."""
+    descriptor = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
+    fcntl.ioctl(descriptor, 0x400454CA, struct.pack("=16sH22x", name.encode(), 0x1001))  # TUNSETIFF
+    return descriptor
+
+
 @pytest.mark.parametrize("words", WAKING.values(), ids=WAKING.keys())
 def test_what_touches_ours_wakes(namespace, standing, words: str) -> None:
     async def then(_, wakes) -> None:
-        namespace.ip(words)
+        namespace.ip(words.format(name=namespace.name))
         await wakes.next()
 
     standing(then)

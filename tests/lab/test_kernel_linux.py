@@ -9,6 +9,8 @@ from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from pyflannel.kernel.linux import LinuxTarget
 from pyflannel.model.address import Address
@@ -30,7 +32,7 @@ NETWORK_ROUTE = Route(
     scope=SCOPE_LINK,
 )
 SEED = State.of(LINK, ADDRESS, NETWORK_ROUTE)
-SEED_ROUTES = "10.100.0.0/16 dev flannel0 proto kernel scope link src 10.100.15.0"
+SEED_ROUTE = "10.100.0.0/16 dev flannel0 proto kernel scope link src 10.100.15.0"
 
 
 @pytest.fixture
@@ -92,7 +94,7 @@ def test_the_device_looks_as_the_book_shows_it(namespace, target):
     assert "alias pyflannel" in details
     assert "persist on" in details
     assert "addrgenmode none" in details
-    assert routes(namespace) == SEED_ROUTES
+    assert route_in_use(namespace) == SEED_ROUTE
 
 
 def test_what_was_applied_is_read_back_as_planned(target):
@@ -139,16 +141,20 @@ DAMAGE = {
     "route refused": ["route replace blackhole 10.100.0.0/16"],
     "route shadowed": ["route prepend 10.100.0.0/16 dev other"],
     "route shadowed by another gateway": ["route prepend 10.100.0.0/16 via 10.7.0.9 dev other"],
+    "route shadowed twice": [
+        "route prepend 10.100.0.0/16 dev other",
+        "route prepend 10.100.0.0/16 via 10.7.0.9 dev other",
+    ],
     "route by several ways": [
         "route replace 10.100.0.0/16 nexthop via 10.7.0.8 dev other nexthop via 10.7.0.9 dev other"
     ],
     "route added on our link": ["route add 10.200.0.0/16 dev flannel0"],
     "route of our mark elsewhere": ["route add 10.201.0.0/16 dev other proto 80"],
     "IPv6 route on our link": [
-        "sysctl net.ipv6.conf.flannel0.disable_ipv6=0",
+        "net.ipv6.conf.flannel0.disable_ipv6=0",
         "-6 route add fd00:1::/64 dev flannel0",
     ],
-    "IPv6 turned on": ["sysctl net.ipv6.conf.flannel0.disable_ipv6=0"],
+    "IPv6 turned on": ["net.ipv6.conf.flannel0.disable_ipv6=0"],
     "everything": [
         "link set flannel0 down mtu 1400",
         "address flush dev flannel0",
@@ -161,17 +167,38 @@ DAMAGE = {
 def test_one_pass_undoes_the_damage(namespace, target, damage):
     with_another_link(namespace)
     target.heal(SEED)
-
     for words in damage:
-        if words.startswith("sysctl"):
-            namespace.command("sysctl", "-q", "-w", words.split()[1])
-        else:
-            namespace.ip(words)
+        do(namespace.command, words)
+
+    assert_one_pass_heals(namespace, target)
+
+
+@given(st.lists(st.sampled_from([words for damage in DAMAGE.values() for words in damage]), max_size=6))
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], database=None
+)
+def test_one_pass_undoes_any_heap_of_damage(namespace, target, damage):
+    """Whatever was done, in whatever order; some of it cannot be done after other things."""
+    if "other" not in namespace.ip("link show"):
+        with_another_link(namespace)
+    target.heal(SEED)
+    for words in damage:
+        do(namespace.attempt, words)
+
+    assert_one_pass_heals(namespace, target)
+
+
+def do(perform, words: str) -> None:
+    command = ["sysctl", "-q", "-w"] if words.startswith("net.") else ["ip"]
+    perform(*command, *words.split())
+
+
+def assert_one_pass_heals(namespace, target) -> None:
     refused = target.heal(SEED)
 
     assert refused == []
     assert ours(target.snapshot(SEED), SEED) == SEED
-    assert routes(namespace) == SEED_ROUTES
+    assert route_in_use(namespace) == SEED_ROUTE
     assert "link/none" in namespace.ip("address show flannel0")
     assert namespace.ip("-oneline address show flannel0").count("inet") == 1
     assert len(namespace.ip("route show dev flannel0").splitlines()) == 1
@@ -243,7 +270,7 @@ def test_only_our_route_is_removed_of_two_with_one_key(namespace, target):
 
     target.apply(Remove(NETWORK_ROUTE))
 
-    assert routes(namespace) == "10.100.0.0/16 dev other scope link"
+    assert route_in_use(namespace) == "10.100.0.0/16 dev other scope link"
 
 
 def test_a_refusal_says_why_in_the_kernels_words_and_stops_nothing(namespace, target):
@@ -258,7 +285,7 @@ def test_a_refusal_says_why_in_the_kernels_words_and_stops_nothing(namespace, ta
     assert refused[0].cause == "ENODEV: No such device (nowhere)"
     assert refused[1].cause.endswith("(Nexthop has invalid gateway)")
     assert all(refusal.hint for refusal in refused)
-    assert routes(namespace) == SEED_ROUTES
+    assert route_in_use(namespace) == SEED_ROUTE
 
 
 def test_a_link_goes_up_although_one_of_its_settings_is_refused(namespace, target):
@@ -375,9 +402,10 @@ def test_thousands_of_foreign_routes_cost_little_and_stay_out(namespace, target)
     assert cpu_s < 0.5
 
 
-def routes(namespace) -> str:
-    """Return the routes to the network that the kernel looks at first, as `ip` prints them."""
-    return namespace.ip("route show 10.100.0.0/16 metric 0").replace(" linkdown", "").strip()
+def route_in_use(namespace) -> str:
+    """Return the route to the network that the kernel looks at first, as `ip` prints it."""
+    found = namespace.ip("route show 10.100.0.0/16 metric 0").replace(" linkdown", "").splitlines()
+    return found[0].strip() if found else ""
 
 
 def with_another_link(namespace) -> None:

@@ -44,15 +44,15 @@ def ask(operation: Operation, index_of: _IndexOf) -> Asked:
 
 
 def ask_again(asked: Asked, answers: Sequence[Acknowledgement], index_of: _IndexOf) -> Asked | None:
-    """Return what a route needs that another program's route of the same key keeps from its place.
+    """Return what a route needs that stands behind another program's of the same key; None for all else.
 
-    Where ours is still there, behind the other (`ip route prepend`), the kernel refuses to put it in the
-    other's place: EEXIST. The other has to go first.
+    The kernel refuses to put it in the first's place while it is there itself (`ip route prepend`): EEXIST.
+    It is taken out first; nothing is lost meanwhile, as the look-up got to the other.
     """
     match asked.operation:
-        case Replace(Route() as old, Route() as new) if answers[-1].errno == errno.EEXIST:
-            removal = remove_route(_record(old, index_of))
-            return Asked(asked.operation, (removal, put_route(_record(new, index_of))))
+        case Add(Route() as route) | Replace(_, Route() as route) if answers[-1].errno == errno.EEXIST:
+            record = _record(route, index_of)
+            return Asked(asked.operation, (remove_route(record), put_route(record)))
         case _:
             return None
 
