@@ -23,6 +23,19 @@ class DockerEngine:
         self._host = host
         self._daemon: Program | None = None
 
+    def write_settings(self) -> None:
+        """Write the host's daemon.json, before the host begins; whoever starts dockerd there, it holds.
+
+        The lab removes what lies under its own control group, whichever way the run ended.
+        """
+        settings = {
+            "cgroup-parent": f"/{cgroup_of(self._host.directory)}",
+            "exec-opts": ["native.cgroupdriver=cgroupfs"],
+        }
+        path = self._host.directory / "etc/docker/daemon.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(settings))
+
     def start(self, exec_start: str, *, environment_file: Path | None = None) -> Program:
         """Start dockerd as systemd would by this ExecStart, and return when it is ready.
 
@@ -33,7 +46,6 @@ class DockerEngine:
         Raises:
             LabError: dockerd ended, or was not ready in time.
         """
-        self._write_settings()
         variables = {}
         if environment_file is not None:
             variables = read_environment_file(self._host.run(["cat", environment_file]).stdout)
@@ -61,15 +73,6 @@ class DockerEngine:
         """Run a container in the background, as `docker run --detach` with these further options."""
         self.docker("run", "--detach", f"--name={name}", *options, image.NAME, *command)
         return DockerContainer(self._host, self, name)
-
-    def _write_settings(self) -> None:
-        settings = {
-            # The lab removes what lies under its own control group, whichever way the run ended.
-            "cgroup-parent": f"/{cgroup_of(self._host.directory)}",
-            "exec-opts": ["native.cgroupdriver=cgroupfs"],
-        }
-        self._host.run(["mkdir", "-p", "/etc/docker"])
-        self._host.run(["tee", "/etc/docker/daemon.json"], text=json.dumps(settings))
 
 
 class DockerContainer:

@@ -27,6 +27,11 @@ class Host(Sandbox):
         self.place = place
         self.engine = DockerEngine(self)
 
+    def begin(self) -> None:
+        """Start the first process, as in every sandbox."""
+        self.engine.write_settings()
+        super().begin()
+
     @property
     def address(self) -> IPv4Address:
         """Its address on the underlay."""
