@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 
 from pyflannel.model.address import Address
 from pyflannel.model.host_file import HostFile
+from pyflannel.model.iptables_chain import IptablesChain
 from pyflannel.model.link import Link
+from pyflannel.model.nft_table import NftTable
 from pyflannel.model.operation import Add, Remove, Replace
 from pyflannel.model.route import Route
 from pyflannel.model.state import State
@@ -66,6 +68,7 @@ def test_foreign_objects_are_untouched(case: Case) -> None:
             (isinstance(item, Link) and item.name not in links)
             or (isinstance(item, Address) and item.link not in links)
             or (isinstance(item, Route) and item.link not in links and item.protocol != 80)
+            or (isinstance(item, IptablesChain | NftTable) and item.device not in links)
             or isinstance(item, HostFile)
         )
     ]

@@ -11,12 +11,16 @@ from pyflannel.assembly.places import Places
 from pyflannel.assembly.store import open_store
 from pyflannel.engine.targets import Targets
 from pyflannel.errors import FlannelError, NotReadyError, WireError
+from pyflannel.kernel.iptables import IptablesTarget
 from pyflannel.kernel.linux import LinuxTarget
 from pyflannel.kernel.lock import RunLock
+from pyflannel.kernel.nftables import NftTarget
 from pyflannel.model.address import Address
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer
+from pyflannel.model.iptables_chain import IptablesChain
 from pyflannel.model.lease import Lease
 from pyflannel.model.link import Link
+from pyflannel.model.nft_table import NftTable
 from pyflannel.model.route import Route
 from pyflannel.model.state import State
 from pyflannel.model.store_record import Conflict, Delete, Record, Written
@@ -109,16 +113,18 @@ async def _remove_objects(places: Places, report: CleanupReport) -> None:
     except FlannelError as error:
         report.problems.append(str(error))
         return
-    forwarder = ForwarderTarget(places.run_dir)
+    forwarder, iptables, nftables = ForwarderTarget(places.run_dir), IptablesTarget(), NftTarget()
     try:
-        # One after the other, so that one that does not answer hides nothing of the other.
+        # One after the other, so that one that does not answer hides nothing of the other. But whose the
+        # filter rules are is told by the links.
         for target in (
             Targets({Forwarder: forwarder, ForwarderPeer: forwarder}),
-            Targets({Link: linux, Address: linux, Route: linux}),
+            Targets({Link: linux, Address: linux, Route: linux, IptablesChain: iptables, NftTable: nftables}),
         ):
             await _empty(target, places.mark, report)
     finally:
-        linux.close()
+        for adapter in (linux, iptables, nftables):
+            adapter.close()
 
 
 async def _empty(target: Target, mark: str, report: CleanupReport) -> None:

@@ -44,6 +44,24 @@ WORKING_FLAGS = (
         default="60",
         meaning="minutes before its end at which the lease is renewed, 1 to 1439",
     ),
+    Flag(name="ip-masq", kind="boolean", meaning="masquerade what leaves the network"),
+    Flag(
+        name="ip-masq-fully-random-disable",
+        kind="boolean",
+        meaning="do not draw the ports of masqueraded packets",
+    ),
+    Flag(
+        name="iptables-forward-rules",
+        kind="boolean",
+        default="true",
+        meaning="accept forwarded packets from and to the network",
+    ),
+    Flag(
+        name="iptables-resync",
+        kind="integer",
+        default="5",
+        meaning="seconds between two looks at the filter rules; most changes are noticed at once",
+    ),
     Flag(name="v", kind="integer", default="0", meaning="verbosity of the log; debug lines from 1"),
     Flag(name="version", kind="boolean", meaning="print the version and exit", from_environment=False),
     Flag(name="help", kind="boolean", meaning="print this text and exit", from_environment=False),
@@ -78,10 +96,6 @@ LATER_FLAGS = (
     Flag(name="remote-keyfile", meaning="TLS of listen and remote: private key"),
     Flag(name="remote-certfile", meaning="TLS of listen and remote: certificate"),
     Flag(name="remote-cafile", meaning="TLS of listen and remote: certificate authority"),
-    Flag(name="ip-masq", kind="boolean", meaning="masquerade what leaves the network"),
-    Flag(name="ip-masq-fully-random-disable", kind="boolean", meaning="masquerade without random ports"),
-    Flag(name="iptables-resync", kind="integer", default="5", meaning="seconds between two checks of rules"),
-    Flag(name="iptables-forward-rules", kind="boolean", default="true", meaning="accept forwarded packets"),
     Flag(name="ip-blackhole-route", kind="boolean", meaning="a blackhole route for our own subnet"),
     Flag(name="kube-subnet-mgr", kind="boolean", meaning="leases in Kubernetes instead of etcd"),
     Flag(name="kube-api-url", meaning="URL of the Kubernetes API"),
@@ -110,8 +124,6 @@ LATER_FLAGS = (
 """Known, but what they ask for is not there yet: only a value of IDLE_VALUES is taken."""
 
 IDLE_VALUES: Mapping[str, tuple[Value, ...]] = {
-    "iptables-forward-rules": (False,),
-    "iptables-resync": (5,),
     "kube-annotation-prefix": ("flannel.alpha.coreos.com", ""),
     "net-config-path": ("/etc/kube-flannel/net-conf.json", ""),
     "set-node-network-unavailable": (True, False),

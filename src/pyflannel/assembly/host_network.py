@@ -17,13 +17,17 @@ from pyflannel.kernel.clock import BoottimeClock
 from pyflannel.kernel.device_claim import DeviceClaim
 from pyflannel.kernel.files import FileTarget
 from pyflannel.kernel.interfaces import KernelInterfaces
+from pyflannel.kernel.iptables import IptablesTarget
 from pyflannel.kernel.linux import LinuxTarget
 from pyflannel.kernel.machine import new_identity, read_identity
+from pyflannel.kernel.nftables import NftTarget
 from pyflannel.model.address import Address
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer
 from pyflannel.model.host_file import HostFile
+from pyflannel.model.iptables_chain import IptablesChain
 from pyflannel.model.lease import Lease
 from pyflannel.model.link import Link
+from pyflannel.model.nft_table import NftTable
 from pyflannel.model.route import Route
 from pyflannel.model.status import Status
 from pyflannel.plan.device_name import device_names
@@ -65,6 +69,8 @@ class HostNetwork:
                     Route: linux,
                     Forwarder: forwarder,
                     ForwarderPeer: forwarder,
+                    IptablesChain: IptablesTarget(options.iptables_resync_s),
+                    NftTable: NftTarget(options.iptables_resync_s),
                     HostFile: FileTarget(),
                 }
             ),
@@ -149,7 +155,7 @@ def _host_options(options: FlanneldOptions, places: Places, device: str) -> Host
         subnet_env=_old_text(places.subnet_file),
         renew_margin_s=options.renew_margin_s,
         renumbers=options.on_subnet_lost == "renumber",
-        ip_masq=options.ip_masq,
+        packet_filter=options.packet_filter,
         device=device,
         mark=places.mark,
     )

@@ -18,6 +18,7 @@ from pyflannel.assembly.flanneld_flags import (
 from pyflannel.assembly.store_url import checked_store_url, etcd_store_url
 from pyflannel.engine.network_follower import RESERVED
 from pyflannel.errors import UsageError
+from pyflannel.plan.packet_filter import FilterOptions
 from pyflannel.wire.go_flags import Flag, Given, default_of, format_usage, read_environment, read_words
 
 _ENVIRONMENT_PREFIX = "FLANNELD"
@@ -53,6 +54,7 @@ class FlanneldOptions:
         subnet_dir: directory of the subnet files of several networks.
         networks: their names, below the store's prefix; none for the one network that stands there itself.
         watch_networks: run each network of the store, or of `networks`, as it comes.
+        iptables_resync_s: longest time after which filter rules are read again.
         renew_margin_s: how long before its end the lease is renewed.
         node_id: identity that replaces the one kept in `state_dir`; None for that one.
         verbosity: debug lines are logged from 1.
@@ -68,7 +70,8 @@ class FlanneldOptions:
     networks: tuple[str, ...]
     watch_networks: bool
     renew_margin_s: int
-    ip_masq: bool
+    packet_filter: FilterOptions
+    iptables_resync_s: int
     run_dir: str
     state_dir: str
     node_id: str | None
@@ -155,7 +158,8 @@ def _options(settings: _Settings) -> FlanneldOptions:
         networks=_networks(settings.last("networks")),
         watch_networks=bool(settings.last("watch-networks").value),
         renew_margin_s=_margin_s(settings.last("subnet-lease-renew-margin")),
-        ip_masq=bool(settings.last("ip-masq").value),
+        packet_filter=_packet_filter(settings),
+        iptables_resync_s=_resync_s(settings.last("iptables-resync")),
         run_dir=_path(settings.last("run-dir")),
         state_dir=_path(settings.last("state-dir")),
         node_id=str(settings.last("node-id").value) or None,
@@ -164,6 +168,23 @@ def _options(settings: _Settings) -> FlanneldOptions:
         verbosity=int(settings.last("v").value),
         on_subnet_lost=_one_of(settings.last("on-subnet-lost"), _ON_SUBNET_LOST),
     )
+
+
+def _packet_filter(settings: _Settings) -> FilterOptions:
+    return FilterOptions(
+        masquerades=bool(settings.last("ip-masq").value),
+        is_fully_random=not settings.last("ip-masq-fully-random-disable").value,
+        accepts_forwarded=bool(settings.last("iptables-forward-rules").value),
+    )
+
+
+def _resync_s(given: Given) -> int:
+    if int(given.value) < 1:
+        raise UsageError(
+            f"{given.origin}={given.value} is no number of seconds from 1 up",
+            hint=f"Write {given.origin}={given.flag.default}.",
+        )
+    return int(given.value)
 
 
 def _store_url(settings: _Settings) -> str:

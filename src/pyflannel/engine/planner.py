@@ -11,6 +11,7 @@ from pyflannel.model.lease_set import Conflict, LeaseSet, settle
 from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.state import State
 from pyflannel.plan.backends import Backend
+from pyflannel.plan.packet_filter import FilterOptions, plan_filter
 from pyflannel.wire.subnet_env import format_subnet_env
 
 log = logging.getLogger(__name__)
@@ -22,9 +23,9 @@ NAMED_IN_LOG = 20
 class Planner:
     """What the plan is made of. Any of it may change at any time; the plan depends on what is there alone."""
 
-    def __init__(self, *, subnet_file: str, ip_masq: bool, device: str, mark: str) -> None:
+    def __init__(self, *, subnet_file: str, packet_filter: FilterOptions, device: str, mark: str) -> None:
         self._subnet_file = subnet_file
-        self._ip_masq = ip_masq
+        self._packet_filter = packet_filter
         self._device = device
         self._mark = mark
         self.config: NetworkConfig | None = None
@@ -68,11 +69,12 @@ class Planner:
             config=self.config,
             subnet=host.lease.subnet,
             mtu=self.backend.mtu(host),
-            ip_masq=self._ip_masq,
+            ip_masq=self._packet_filter.masquerades,
         )
         by_key = dict(self.backend.plan_host(host).by_key)
         for peer in self.peers:
             by_key.update(self.backend.plan_peer(peer, host).by_key)
+        by_key.update(plan_filter(self.config, host, self._packet_filter).by_key)
         file = HostFile(path=self._subnet_file, text=text)
         return State({**by_key, file.key: file})
 

@@ -8,7 +8,7 @@ Each input may change at any time, and each change makes a new plan; the reconci
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv4Network
 
 from pyflannel.engine.config_follower import ConfigFollower, read_config
@@ -30,6 +30,7 @@ from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.store_record import Put
 from pyflannel.plan.backends import Backend
 from pyflannel.plan.describe import found
+from pyflannel.plan.packet_filter import FilterOptions
 from pyflannel.plan.underlay import UnderlayOptions
 from pyflannel.ports.clock import Clock
 from pyflannel.ports.interfaces import InterfaceSource
@@ -78,7 +79,7 @@ class HostOptions:
     subnet_env: str | None = None
     renew_margin_s: float = 3600
     renumbers: bool = False
-    ip_masq: bool = False
+    packet_filter: FilterOptions = field(default_factory=FilterOptions)
     device: str = "flannel0"
     mark: str = MARK
 
@@ -102,7 +103,7 @@ class Supervisor:
         self.is_stale = False
         self.planner = Planner(
             subnet_file=options.subnet_file,
-            ip_masq=options.ip_masq,
+            packet_filter=options.packet_filter,
             device=options.device,
             mark=options.mark,
         )

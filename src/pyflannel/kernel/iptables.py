@@ -84,10 +84,10 @@ class IptablesTarget:
         }
         self._dump.is_wanted = bool(planned or found)
         for chain in planned:
-            there = found.get(chain.key)
-            if there is not None:
+            there, is_needed = found.get(chain.key), _is_needed(chain, seen[chain.family])
+            if there is not None and is_needed:
                 found[chain.key] = await self._normalised(there, chain)
-            elif chain.is_for_dropping and not _is_needed(seen[chain.family]):
+            elif there is None and not is_needed:
                 found[chain.key] = chain
         return State.collect(found.values())
 
@@ -161,15 +161,19 @@ class IptablesTarget:
 
     async def _perform(self, operation: Operation, seen: Mapping[Family, _Seen]) -> None:
         match operation:
+            case Remove(IptablesChain() as chain):
+                await self._remove(chain, seen[chain.family])
+            case Replace(_, IptablesChain() as chain) if not _is_needed(chain, seen[chain.family]):
+                await self._remove(chain, seen[chain.family])
             case Add(IptablesChain() as chain) | Replace(_, IptablesChain() as chain):
                 saved = _saved(seen[chain.family])
                 await self._restore(chain.family, format_chain(await self._possible(chain), saved))
-            case Remove(IptablesChain() as chain):
-                saved = _saved(seen[chain.family])
-                await self._restore(chain.family, format_removal(chain, saved))
-                await self._tidy(chain)
             case _:
                 raise TypeError(f"not an operation on a chain of iptables: {operation!r}")
+
+    async def _remove(self, chain: IptablesChain, seen: _Seen) -> None:
+        await self._restore(chain.family, format_removal(chain, _saved(seen)))
+        await self._tidy(chain)
 
     async def _restore(self, family: Family, transaction: str) -> None:
         program = f"{_PROGRAMS[family]}-restore"
@@ -210,9 +214,11 @@ def _saved(seen: _Seen) -> SavedTables:
     return seen.saved
 
 
-def _is_needed(seen: _Seen) -> bool:
-    """Return whether iptables may drop what we do not accept in it; where it is missing nobody can ask it."""
-    return seen.drops or not (seen.error is None or isinstance(seen.error, MissingProgramError))
+def _is_needed(chain: IptablesChain, seen: _Seen) -> bool:
+    """Return whether iptables may drop what the chain would accept; where it is missing nobody asks it to."""
+    if not chain.is_for_dropping or seen.drops:
+        return True
+    return seen.error is not None and not isinstance(seen.error, MissingProgramError)
 
 
 def _less_random(rule: FilterRule) -> FilterRule:

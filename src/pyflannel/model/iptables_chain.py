@@ -37,8 +37,8 @@ class IptablesChain:
     Attributes:
         device: of the daemon that the chain belongs to.
         jump: planned is always the one that is in place.
-        is_for_dropping: needed only where the policy of the built-in chain is DROP; elsewhere it is as good
-            as there.
+        is_for_dropping: planned only for a built-in chain that drops; elsewhere it is as good as there when
+            it is not, and in the way when it is.
     """
 
     family: Family

@@ -72,6 +72,8 @@ def _differences(old: Item, new: Item) -> list[str]:
 
 def _chain_differences(old: IptablesChain, new: IptablesChain) -> list[str]:
     texts = _rule_differences(old.rules, new.rules)
+    if old.is_for_dropping != new.is_for_dropping:
+        texts.append(f"not needed while {old.hook} drops nothing")
     if old.jump is not Jump.IN_PLACE:
         texts.append(f"the jump from {old.hook} is {old.jump.value}")
     return texts

@@ -6,14 +6,19 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from hypothesis import strategies as st
 
 from pyflannel.model.address import Address
+from pyflannel.model.filter_rule import Accept, FilterRule, ForeignRule, Mark, Masquerade, Prefix, Return
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer
 from pyflannel.model.host import Host, Underlay
 from pyflannel.model.host_file import HostFile
+from pyflannel.model.iptables_chain import IptablesChain, Jump
 from pyflannel.model.lease import Identity, Lease, LeaseAttributes
 from pyflannel.model.link import Link
+from pyflannel.model.network_config import NetworkConfig
+from pyflannel.model.nft_table import NftTable
 from pyflannel.model.route import Route
 from pyflannel.model.state import Item, State
 from pyflannel.plan.backend.udp import UdpBackend
+from pyflannel.plan.packet_filter import FilterOptions, plan_filter
 
 NETWORK = IPv4Network("10.100.0.0/16")
 LINKS = ("flannel0", "eth0", "docker0")
@@ -21,6 +26,27 @@ LINKS = ("flannel0", "eth0", "docker0")
 subnets = st.integers(1, 255).map(lambda index: IPv4Network((f"10.100.{index}.0", 24)))
 addresses = st.integers(1, 2**32 - 2).map(IPv4Address)
 identities = st.builds(Identity, owner=st.sampled_from("abcdef"), machine=st.sampled_from(["", "m1", "m2"]))
+
+
+prefixes = st.builds(
+    Prefix,
+    st.tuples(st.integers(0, 2**32 - 1), st.integers(1, 32)).map(
+        lambda pair: IPv4Network(pair, strict=False)
+    ),
+    st.booleans(),
+)
+filter_rules = st.builds(
+    FilterRule,
+    source=st.none() | prefixes,
+    destination=st.none() | prefixes,
+    mark=st.none() | st.builds(Mark, st.integers(0, 2**32 - 1), st.integers(1, 2**32 - 1)),
+    verdict=st.sampled_from(
+        [Accept(), Return(), Masquerade(is_fully_random=True), Masquerade(is_fully_random=False)]
+    ),
+)
+filter_options = st.builds(
+    FilterOptions, masquerades=st.booleans(), is_fully_random=st.booleans(), accepts_forwarded=st.booleans()
+)
 
 
 @st.composite
@@ -40,7 +66,7 @@ def items(draw: st.DrawFn) -> Item:
     """What may be found on a host: ours, damaged, and foreign."""
     name = draw(st.sampled_from(LINKS))
     subnet = draw(subnets)
-    match draw(st.sampled_from(["link", "address", "route", "forwarder", "peer", "file"])):
+    match draw(st.sampled_from(["link", "address", "route", "forwarder", "peer", "chain", "table", "file"])):
         case "link":
             kind = draw(st.sampled_from(["tun", "vxlan", ""]))
             mtu = draw(st.sampled_from([1300, 1472]))
@@ -64,6 +90,14 @@ def items(draw: st.DrawFn) -> Item:
             )
         case "peer":
             return ForwarderPeer(link=name, subnet=subnet, address=draw(addresses), port=8285)
+        case "chain":
+            device = draw(st.sampled_from(["flannel0", "flannel1"]))
+            rules = tuple(draw(st.lists(filter_rules, max_size=3)))
+            return IptablesChain(
+                family=4, table=draw(st.sampled_from(["nat", "filter"])), device=device, rules=rules
+            )
+        case "table":
+            return NftTable(family=draw(st.sampled_from([4, 6])), device="flannel0", chains=())
         case _:
             path = draw(st.sampled_from(["/run/flannel/subnet.env", "/etc/motd"]))
             return HostFile(path=path, text=draw(st.sampled_from(["", "x\n", "y\n"])))
@@ -78,7 +112,9 @@ def udp_plans(draw: st.DrawFn) -> State:
     own, *peers = draw(st.lists(leases(), min_size=1, max_size=6, unique_by=lambda lease: lease.subnet))
     backend = UdpBackend(network=NETWORK, port=draw(st.integers(1, 65535)))
     host = Host(lease=own, underlay=underlay)
-    state = backend.plan_host(host) | State.of(HostFile(path="/run/flannel/subnet.env", text="x\n"))
+    config = NetworkConfig(network=NETWORK, enable_nftables=draw(st.booleans()))
+    state = backend.plan_host(host) | plan_filter(config, host, draw(filter_options))
+    state |= State.of(HostFile(path="/run/flannel/subnet.env", text="x\n"))
     for peer in peers:
         state |= backend.plan_peer(peer, host)
     return state
@@ -112,6 +148,12 @@ def _damaged(item: Item) -> list[Item]:
             return [replace(item, is_attached=False), replace(item, port=1)]
         case ForwarderPeer():
             return [replace(item, port=1)]
+        case IptablesChain():
+            foreign = (*item.rules, ForeignRule("-j DROP"))
+            jumps = [replace(item, jump=jump) for jump in Jump]
+            return [replace(item, rules=foreign), replace(item, rules=item.rules[::-1]), *jumps]
+        case NftTable():
+            return [replace(item, chains=item.chains[1:]), replace(item, others=("set x",))]
         case _:
             return []
 

@@ -17,6 +17,7 @@ from pyflannel.assembly.options import (
     store_url_from_environment,
 )
 from pyflannel.errors import UsageError
+from pyflannel.plan.packet_filter import FilterOptions
 from pyflannel.wire.go_flags import default_of
 
 ROOT = Path(__file__).parents[3]
@@ -53,7 +54,8 @@ def test_without_flags_everything_has_the_original_default() -> None:
         networks=(),
         watch_networks=False,
         renew_margin_s=3600,
-        ip_masq=False,
+        packet_filter=FilterOptions(accepts_forwarded=True),
+        iptables_resync_s=5,
         run_dir="/run/flannel",
         state_dir="/var/lib/flannel",
         node_id=None,
@@ -62,6 +64,17 @@ def test_without_flags_everything_has_the_original_default() -> None:
         verbosity=0,
         on_subnet_lost="keep",
     )
+
+
+def test_filter_rules_are_asked_for_by_their_flags() -> None:
+    asked = options(
+        "--ip-masq", "--ip-masq-fully-random-disable", "--iptables-forward-rules=false", "--iptables-resync=7"
+    )
+
+    assert asked.packet_filter == FilterOptions(
+        masquerades=True, is_fully_random=False, accepts_forwarded=False
+    )
+    assert asked.iptables_resync_s == 7
 
 
 def test_flags_are_taken() -> None:
@@ -143,6 +156,7 @@ def test_the_environment_alone_names_the_store() -> None:
             "Invalid subnet-lease-renew-margin option, out of acceptable range",
         ),
         (["--subnet-lease-renew-margin=1440"], "1 to 1439 minutes"),
+        (["--iptables-resync=0"], "--iptables-resync=0 is no number of seconds from 1 up"),
         (["--etcd-endpoints=h:2379"], "is no URL of an etcd member: Write http://h:2379."),
         (["--etcd-endpoints=http://h"], "Write http://h:2379."),
         (["--etcd-endpoints=http://h:99999"], "Write http://HOST:PORT."),
