@@ -162,6 +162,7 @@ class Database:
             if kind == "DEFERRED" and self._is_any_due(connection):
                 kind = "IMMEDIATE"
             connection.execute(f"BEGIN {kind}")
+            changes = connection.total_changes
             try:
                 if kind == "IMMEDIATE":
                     self._expire(connection)
@@ -170,9 +171,16 @@ class Database:
                 connection.execute("ROLLBACK")
                 raise
             connection.execute("COMMIT")
+            if connection.total_changes != changes:
+                self._announce()
         except (sqlite3.Error, OSError) as error:
             self.close()
             raise _store_error(self._path, error) from error
+
+    def _announce(self) -> None:
+        """Wake whoever watches the log: SQLite writes it before the commit can be read, then syncs."""
+        with contextlib.suppress(FileNotFoundError):
+            os.utime(f"{self._path}-wal")
 
     def _opened(self) -> sqlite3.Connection:
         """Return the connection; a new one when the file was moved away or replaced under the old one."""
