@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pyflannel.engine.damping import Damping
 from pyflannel.engine.pause import pause
 from pyflannel.errors import TargetError
+from pyflannel.model.address import Address
+from pyflannel.model.forwarder import Forwarder
 from pyflannel.model.host_file import HostFile
 from pyflannel.model.iptables_chain import IptablesChain
 from pyflannel.model.link import MARK, Link
@@ -31,6 +33,8 @@ REFUSED_PAUSE_MAX_S = 1.0
 
 NAMED_IN_LOG = 8
 """So many objects are named in one line."""
+
+_OF_THE_HOST = (Link, Address, Forwarder)
 
 
 @dataclass(kw_only=True)
@@ -109,14 +113,28 @@ class Reconciler:
         except TargetError as error:
             return await self._fail(error)
         operations, wait_s = self._admitted(order(diff(desired, actual)))
-        refused = tuple(await self._target.apply(operations)) if operations else ()
-        done = [operation for operation in operations if operation not in {r.operation for r in refused}]
+        done, refused = await self._apply(operations)
         self._tell(done, refused, desired)
         self.counts.applied, self.counts.error = desired, None
         if not refused:
             self._failures = 0
             return min(self._audit_s, wait_s)
         return await self._rest()
+
+    async def _apply(self, operations: list[Operation]) -> tuple[list[Operation], tuple[Refusal, ...]]:
+        """Apply the operations; return what was done, and what was refused.
+
+        Files wait until the host's own part stands: whoever reads subnet.env may start containers at once.
+        """
+        files = [operation for operation in operations if isinstance(_subject(operation), HostFile)]
+        objects = [operation for operation in operations if operation not in files]
+        refused = tuple(await self._target.apply(objects)) if objects else ()
+        if any(isinstance(_subject(refusal.operation), _OF_THE_HOST) for refusal in refused):
+            files = []
+        elif files:
+            refused += tuple(await self._target.apply(files))
+        undone = {refusal.operation for refusal in refused}
+        return [operation for operation in (*objects, *files) if operation not in undone], refused
 
     async def _fail(self, error: TargetError) -> float:
         if self.counts.error != str(error):

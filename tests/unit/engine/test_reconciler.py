@@ -11,6 +11,7 @@ import pytest
 
 from pyflannel.engine.reconciler import Reconciler
 from pyflannel.model.address import Address
+from pyflannel.model.host_file import HostFile
 from pyflannel.model.link import Link
 from pyflannel.model.operation import Add, Remove, Replace
 from pyflannel.model.state import State
@@ -191,5 +192,25 @@ def test_foreign_objects_stay() -> None:
 
             assert foreign in bench.kernel.state
             assert replace(foreign, name="eth1") in bench.kernel.state
+
+    asyncio.run(check())
+
+
+def test_a_file_waits_for_the_device_that_it_speaks_of() -> None:
+    """Whoever reads subnet.env may start containers at once."""
+
+    async def check() -> None:
+        file = HostFile(path="/run/flannel/subnet.env", text="x\n")
+        kernel = FakeKernel(refuse=lambda operation: operation == Add(LINK))
+        async with running(Bench(kernel, State.of(LINK, file))) as bench:
+            await bench.clock.advance(3)
+            assert file not in kernel.state
+            assert not bench.reconciler.counts.is_clean
+
+            kernel.refuse = lambda operation: False
+            await bench.clock.advance(1)
+
+            assert file in kernel.state
+            assert bench.reconciler.counts.is_clean
 
     asyncio.run(check())
