@@ -3,6 +3,7 @@
 import asyncio
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -717,6 +718,53 @@ def test_a_stopped_forwarder_is_told_from_a_missing_one(linked, monkeypatch):
     assert caught.value.hint
     assert not refusals
     wait_until(lambda: not is_running(pid), "the end of the process")
+
+
+def test_a_forwarder_whose_socket_was_deleted_is_replaced(linked):
+    """It holds the port, and nobody can tell it anything: neither to stop nor whom to send to."""
+    one, two = linked
+    pid = one.pid
+    shutil.rmtree(one.run_dir)
+
+    assert one.snapshot() == State.EMPTY
+    assert not one.apply(Add(one.forwarder), Add(two.peer()))
+
+    assert not is_running(pid)
+    assert one.snapshot() == State.of(one.forwarder, two.peer())
+    one.namespace.command("ping", "-c", "1", "-W", "2", two.tunnel_address)
+
+
+def test_a_forwarder_that_is_silent_twice_is_killed(linked, monkeypatch):
+    """The second look in a row finds none, so that the pass starts another."""
+    one, two = linked
+    pid = one.pid
+    monkeypatch.setattr("pyflannel.processes.forwarder_client.ANSWER_S", 0.2)
+    os.kill(pid, signal.SIGSTOP)
+
+    async def look_twice():
+        target = ForwarderTarget(one.run_dir)
+        with pytest.raises(TargetError, match=f"pid {pid}, did not answer"):
+            await target.snapshot(State.EMPTY)
+        return await target.snapshot(State.EMPTY)
+
+    assert one.namespace.run(look_twice) == State.EMPTY
+    assert not is_running(pid)
+    assert not one.apply(Add(one.forwarder), Add(two.peer()))
+
+
+def test_only_forwarders_that_answer_nobody_are_ended(linked, namesake, monkeypatch):
+    one, _ = linked
+    monkeypatch.setattr("pyflannel.processes.forwarder_client.ANSWER_S", 0.2)
+
+    async def end():
+        return await ForwarderTarget(one.run_dir).end_unreachable()
+
+    assert one.namespace.run(end) == []
+    pid = one.pid
+    os.kill(pid, signal.SIGSTOP)
+    assert one.namespace.run(end) == [pid]
+    assert not is_running(pid)
+    assert is_running(namesake.pid)
 
 
 def test_another_process_s_change_is_announced(linked):

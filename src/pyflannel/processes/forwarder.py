@@ -116,6 +116,20 @@ class ForwarderTarget:
                 async with asyncio.timeout(_LOOK_AGAIN_S):
                     await self._started.wait()
 
+    async def end_unreachable(self) -> Sequence[int]:
+        """End the forwarders of the run directory that answer nobody, and return their process ids."""
+        answering: int | None = None
+        with suppress(TargetError):
+            async with connected(self._socket) as client:
+                await client.ask(Kind.READ_STATE)
+                answering = client.pid
+        found = await asyncio.to_thread(find_forwarders, self._run_dir)
+        unreachable = [pid for pid in found if pid != answering]
+        for pid in unreachable:
+            log.error("Killed the forwarder, which nobody could reach pid=%d", pid)
+            await end_process(pid)
+        return unreachable
+
     async def counters(self) -> Mapping[str, int]:
         """Return the forwarder's counters by name; none when it does not run.
 
@@ -158,12 +172,8 @@ class ForwarderTarget:
             await start_forwarder(forwarder, self._run_dir, self._python)
         except PortInUseError:
             # One whose socket was deleted runs on, and nobody can reach it any more.
-            unreachable = await asyncio.to_thread(find_forwarders, self._run_dir)
-            if not unreachable:
+            if not await self.end_unreachable():
                 raise
-            for pid in unreachable:
-                log.error("Killed the forwarder, whose control socket is gone pid=%d", pid)
-                await end_process(pid)
             await start_forwarder(forwarder, self._run_dir, self._python)
         self._started.set()
 
