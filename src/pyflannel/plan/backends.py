@@ -38,6 +38,18 @@ _PARSERS: Mapping[str, Callable[[NetworkConfig], Backend]] = {"udp": udp.parse}
 _LATER = frozenset({"vxlan", "host-gw", "ipip", "wireguard", "ipsec", "extension", "alloc", "tencent-vpc"})
 
 
+def unsupported(config: NetworkConfig) -> str | None:
+    """Return what to say of a config that flannel takes and we do not yet; None when we do too.
+
+    Raises:
+        ConfigError: no flannel knows the backend, or the backend's own part is wrong.
+    """
+    if config.backend_type in _LATER:
+        return f"Backend.Type {config.backend_type} is the original's; no flanneld of this version runs it"
+    backend_of(config)
+    return None
+
+
 def backend_of(config: NetworkConfig) -> Backend:
     """Return the backend that the config asks for.
 

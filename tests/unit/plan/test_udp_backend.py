@@ -15,7 +15,7 @@ from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.route import Route
 from pyflannel.model.state import State
 from pyflannel.plan.backend.udp import UdpBackend, parse
-from pyflannel.plan.backends import backend_of
+from pyflannel.plan.backends import backend_of, unsupported
 
 NETWORK = IPv4Network("10.100.0.0/16")
 CONFIG = NetworkConfig(network=NETWORK, subnet_length=24)
@@ -101,3 +101,10 @@ def test_an_unknown_backend_is_named(name: str, later: str) -> None:
         backend_of(replace(CONFIG, backend_type=name))
 
     assert str(caught.value) == f"unknown backend type: {name}{later}"
+
+
+def test_a_config_for_the_originals_of_a_mixed_network_is_only_warned_of() -> None:
+    assert unsupported(CONFIG) is None
+    assert "vxlan" in (unsupported(replace(CONFIG, backend_type="vxlan")) or "")
+    with pytest.raises(ConfigError, match="unknown backend type"):
+        unsupported(replace(CONFIG, backend_type="carrier-pigeon"))
