@@ -9,6 +9,7 @@ from pyflannel.assembly.daemon_process import stop_daemon
 from pyflannel.assembly.options import store_url_from_environment
 from pyflannel.assembly.places import Places
 from pyflannel.assembly.store import open_store
+from pyflannel.assembly.store_flags import etcd_password_of
 from pyflannel.engine.targets import Targets
 from pyflannel.errors import FlannelError, NotReadyError, WireError
 from pyflannel.kernel.iptables import IptablesTarget
@@ -146,7 +147,8 @@ async def _release(
 ) -> bool:
     """Delete the leases of `owner` from the store; return whether none is left there."""
     try:
-        store = open_store(store_url or store_url_from_environment(environ))
+        url = store_url or store_url_from_environment(environ)
+        store = open_store(url, etcd_password_of(environ))
         try:
             listing = await store.list(SUBNETS)
             leases = [(record, lease) for record in listing.records if (lease := _lease_of(record, owner))]

@@ -1,7 +1,7 @@
 """The daemon, put together: one network, or several in one process (flannel 0.6's --networks)."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 
 from pyflannel.assembly.host_network import HostNetwork, open_network
@@ -45,9 +45,20 @@ class Daemon:
         self._options = options
         self._door = door
         self._places = places_of(options)
-        self._store = open_store(options.store_url)
+        self._store = open_store(options.store_url, options.etcd_password)
+        self._running: dict[str, HostNetwork] = {}
         # Networks that come and go are not waited for: the first that is ready is enough.
         self._readiness = Readiness(notify, () if options.watch_networks else options.networks)
+
+    @property
+    def waiting_for(self) -> str | None:
+        """What keeps the host from being ready in all its networks, in one line; None when it is."""
+        for name in self._expected():
+            network = self._running.get(name)
+            waiting_for = "its start" if network is None else network.waiting_for
+            if waiting_for is not None:
+                return f"{name}: {waiting_for}" if name else waiting_for
+        return None if self._running else "a network"
 
     async def run(self) -> None:
         """Run until cancelled; nothing that carries packets ends with it.
@@ -77,7 +88,7 @@ class Daemon:
                     store_url=options.store_url,
                     notify=notify,
                 )
-                await self._run_network(network)
+                await self._run_network("", network)
         finally:
             await self._store.close()
 
@@ -90,12 +101,23 @@ class Daemon:
             store_url=f"{self._options.store_url}#{name}",
             notify=self._readiness.voice(name),
         )
-        await self._run_network(network)
+        await self._run_network(name, network)
 
-    async def _run_network(self, network: HostNetwork) -> None:
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(network.run(), name="network")
-            tasks.create_task(_forever(self._door(network)), name="door")
+    async def _run_network(self, name: str, network: HostNetwork) -> None:
+        self._running[name] = network
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(network.run(), name="network")
+                tasks.create_task(_forever(self._door(network)), name="door")
+        finally:
+            if self._running.get(name) is network:  # else it is back already
+                del self._running[name]
+
+    def _expected(self) -> Iterable[str]:
+        """Return the networks that count; of those that come and go, the ones that are there."""
+        if self._options.watch_networks:
+            return sorted(self._running)
+        return self._options.networks or [""]
 
 
 async def _forever(door: Awaitable[None]) -> None:

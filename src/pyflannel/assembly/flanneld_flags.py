@@ -5,21 +5,8 @@ Source: flannel 0.6.2, 0.20.2 and 0.28.9, the union of their flags.
 
 from collections.abc import Mapping
 
+from pyflannel.assembly.store_flags import STORE_FLAGS
 from pyflannel.wire.go_flags import Flag, Value
-
-STORE_FLAGS = (
-    Flag(
-        name="etcd-endpoints",
-        default="http://127.0.0.1:4001,http://127.0.0.1:2379",
-        meaning="URLs of the etcd members, separated by commas",
-    ),
-    Flag(name="etcd-prefix", default="/coreos.com/network", meaning="where flannel's keys begin in etcd"),
-    Flag(
-        name="store",
-        meaning="the lease store as a URL: etcd://HOST:PORT,HOST:PORT/PREFIX or sqlite:///PATH; "
-        "instead of etcd-endpoints and etcd-prefix",
-    ),
-)
 
 WORKING_FLAGS = (
     *STORE_FLAGS,
@@ -75,6 +62,8 @@ WORKING_FLAGS = (
     Flag(name="node-id", meaning="identity of the host, instead of the one kept in state-dir"),
     Flag(name="machine-id-file", default="/etc/machine-id", meaning="where the machine-id is read"),
     Flag(name="log-format", default="klog", meaning="form of the log lines: klog or json"),
+    Flag(name="healthz-ip", default="0.0.0.0", meaning="address of the health endpoint"),
+    Flag(name="healthz-port", kind="integer", default="0", meaning="port of the health endpoint; 0 for none"),
     Flag(name="networks", meaning="names of several networks, separated by commas"),
     Flag(name="watch-networks", kind="boolean", meaning="follow networks as they come and go"),
     Flag(
@@ -85,11 +74,6 @@ WORKING_FLAGS = (
 )
 
 LATER_FLAGS = (
-    Flag(name="etcd-keyfile", meaning="etcd TLS: private key"),
-    Flag(name="etcd-certfile", meaning="etcd TLS: certificate"),
-    Flag(name="etcd-cafile", meaning="etcd TLS: certificate authority"),
-    Flag(name="etcd-username", meaning="etcd user"),
-    Flag(name="etcd-password", meaning="password of the etcd user"),
     Flag(name="public-ipv6", meaning="the IPv6 address that other hosts use"),
     Flag(name="listen", meaning="serve leases to other hosts on this address"),
     Flag(name="remote", meaning="take leases from the server at this address"),
@@ -116,8 +100,6 @@ LATER_FLAGS = (
         default="true",
         meaning="keep the Kubernetes node's network condition",
     ),
-    Flag(name="healthz-ip", default="0.0.0.0", meaning="address of the health endpoint"),
-    Flag(name="healthz-port", kind="integer", default="0", meaning="port of the health endpoint; 0 for none"),
     Flag(name="vmodule", meaning="verbosity by source file"),
     Flag(name="log_backtrace_at", meaning="source line whose log line carries a backtrace"),
 )
@@ -127,7 +109,6 @@ IDLE_VALUES: Mapping[str, tuple[Value, ...]] = {
     "kube-annotation-prefix": ("flannel.alpha.coreos.com", ""),
     "net-config-path": ("/etc/kube-flannel/net-conf.json", ""),
     "set-node-network-unavailable": (True, False),
-    "healthz-ip": ("0.0.0.0", ""),
 }
 """Values that ask for nothing, where these are not the empty text, 0 or false."""
 

@@ -9,8 +9,10 @@ from typing import Protocol
 from pyflannel.assembly.control_client import ControlClient
 from pyflannel.assembly.options import store_url_from_environment
 from pyflannel.assembly.store_client import store_client
+from pyflannel.assembly.store_flags import etcd_password_of
 from pyflannel.errors import NotReadyError, StoreError, UsageError
 from pyflannel.model.lease_entry import LeaseEntry
+from pyflannel.model.secret import Secret
 
 log = logging.getLogger(__name__)
 
@@ -31,16 +33,17 @@ class NetworkClient(Protocol):
 class _Daemon:
     """The daemon; but leases come from its store while that answers: only the store knows their expiry."""
 
-    def __init__(self, daemon: ControlClient, store_url: str | None) -> None:
+    def __init__(self, daemon: ControlClient, store_url: str | None, password: Secret | None) -> None:
         self._daemon = daemon
         self._store_url = store_url
+        self._password = password
         self.config_text = daemon.config_text
         self.set_config = daemon.set_config
 
     async def leases(self) -> list[LeaseEntry]:
         if self._store_url is not None:
             try:
-                async with store_client(self._store_url) as client:
+                async with store_client(self._store_url, self._password) as client:
                     return await client.leases()
             except (StoreError, UsageError) as error:
                 log.warning("asked flanneld, which does not know when leases expire: %s", error)
@@ -56,13 +59,14 @@ async def network_client(
     Args:
         store_url: asked whenever it is given.
         socket: of the daemon, asked when it answers.
-        environ: its FLANNELD_ variables name the store that is asked otherwise.
+        environ: its FLANNELD_ variables name the store that is asked otherwise, and hold etcd's password.
         only_daemon: the user named the daemon, so nobody else will do.
 
     Raises:
         NotReadyError: `only_daemon`, and it does not answer.
         UsageError: the store's URL makes no sense.
     """
+    password = etcd_password_of(environ)
     if store_url is None:
         daemon = ControlClient(socket)
         try:
@@ -72,7 +76,7 @@ async def network_client(
                 raise
             store_url = store_url_from_environment(environ)
         else:
-            yield _Daemon(daemon, status.store.url if status.store else None)
+            yield _Daemon(daemon, status.store.url if status.store else None, password)
             return
-    async with store_client(store_url) as client:
+    async with store_client(store_url, password) as client:
         yield client

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Literal, TypeVar
 
 from pyflannel.assembly.flanneld_flags import (
@@ -12,16 +12,16 @@ from pyflannel.assembly.flanneld_flags import (
     IDLE_FLAGS,
     IDLE_VALUES,
     LATER_FLAGS,
-    STORE_FLAGS,
     WORKING_FLAGS,
 )
-from pyflannel.assembly.store_url import checked_store_url, etcd_store_url
+from pyflannel.assembly.settings import Settings
+from pyflannel.assembly.store_flags import STORE_FLAGS, StoreChoice, chosen_store
 from pyflannel.engine.network_follower import RESERVED
 from pyflannel.errors import UsageError
+from pyflannel.model.secret import Secret
 from pyflannel.plan.packet_filter import FilterOptions
-from pyflannel.wire.go_flags import Flag, Given, default_of, format_usage, read_environment, read_words
+from pyflannel.wire.go_flags import Flag, Given, format_usage, read_words
 
-_ENVIRONMENT_PREFIX = "FLANNELD"
 _MARGIN_MINUTES = range(1, 24 * 60)
 _POSIX_CLASSES = {
     "[:alpha:]": "a-zA-Z",
@@ -48,6 +48,7 @@ class FlanneldOptions:
 
     Attributes:
         store_url: where the leases live: `etcd://HOST:PORT,…/PREFIX`, `sqlite:///PATH`.
+        etcd_password: of the user in the URL, when it was given itself and not by a file.
         iface: names or addresses of interfaces, in the order in which they are tried.
         iface_regex: tried after `iface`: found anywhere in an interface's addresses, then in its name.
         iface_can_reach: tried last.
@@ -58,9 +59,12 @@ class FlanneldOptions:
         renew_margin_s: how long before its end the lease is renewed.
         node_id: identity that replaces the one kept in `state_dir`; None for that one.
         verbosity: debug lines are logged from 1.
+        healthz_port: of the health endpoint; 0 for none.
+        warnings: what is odd about all this, a line each.
     """
 
     store_url: str
+    etcd_password: Secret | None = None
     iface: tuple[str, ...]
     iface_regex: tuple[re.Pattern[str], ...]
     iface_can_reach: IPv4Address | None
@@ -79,6 +83,9 @@ class FlanneldOptions:
     log_format: LogForm
     verbosity: int
     on_subnet_lost: OnSubnetLost
+    healthz_ip: IPv4Address | IPv6Address
+    healthz_port: int
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,10 +118,19 @@ def parse_flanneld(
             f"{rest[0]!r} is no flag, and flanneld takes nothing else",
             hint="Write --NAME=VALUE; a boolean as --NAME or --NAME=false.",
         )
-    settings = _Settings(FLAGS, written, environment)
+    settings = Settings(FLAGS, written, environment)
     for flag in LATER_FLAGS:
         _refuse_later(flag, settings)
     return _options(settings)
+
+
+def store_from_environment(environment: Mapping[str, str]) -> StoreChoice:
+    """Return the store that flanneld without flags would use in this environment.
+
+    Raises:
+        UsageError: a variable makes no sense; message and hint are one line together.
+    """
+    return chosen_store(Settings(STORE_FLAGS, [], environment))
 
 
 def store_url_from_environment(environment: Mapping[str, str]) -> str:
@@ -123,32 +139,14 @@ def store_url_from_environment(environment: Mapping[str, str]) -> str:
     Raises:
         UsageError: a variable makes no sense; message and hint are one line together.
     """
-    return _store_url(_Settings(STORE_FLAGS, [], environment))
+    return store_from_environment(environment).url
 
 
-class _Settings:
-    """What was given for each flag, on the command line or else in the environment."""
-
-    def __init__(
-        self, flags: Sequence[Flag], written: Sequence[Given], environment: Mapping[str, str]
-    ) -> None:
-        self._flags = {flag.name: flag for flag in flags}
-        self.on_command_line = {given.flag.name for given in written}
-        others = [flag for flag in flags if flag.name not in self.on_command_line]
-        self._given = [*written, *read_environment(others, environment, _ENVIRONMENT_PREFIX)]
-
-    def all(self, name: str) -> list[Given]:
-        """Return everything given for the flag, in its order."""
-        return [given for given in self._given if given.flag.name == name]
-
-    def last(self, name: str) -> Given:
-        """Return what counts for a flag that is not repeated; its default when it was not given."""
-        return (self.all(name) or [default_of(self._flags[name])])[-1]
-
-
-def _options(settings: _Settings) -> FlanneldOptions:
+def _options(settings: Settings) -> FlanneldOptions:
+    store = chosen_store(settings)
     return FlanneldOptions(
-        store_url=_store_url(settings),
+        store_url=store.url,
+        etcd_password=store.password,
         iface=tuple(str(given.value) for given in settings.all("iface") if given.value),
         iface_regex=tuple(_regex(given) for given in settings.all("iface-regex") if given.value),
         iface_can_reach=_address(settings.last("iface-can-reach")),
@@ -165,12 +163,15 @@ def _options(settings: _Settings) -> FlanneldOptions:
         node_id=str(settings.last("node-id").value) or None,
         machine_id_file=_path(settings.last("machine-id-file")),
         log_format=_one_of(settings.last("log-format"), _LOG_FORMS),
-        verbosity=int(settings.last("v").value),
+        verbosity=settings.last("v").number,
         on_subnet_lost=_one_of(settings.last("on-subnet-lost"), _ON_SUBNET_LOST),
+        healthz_ip=_any_address(settings.last("healthz-ip")),
+        healthz_port=_port(settings.last("healthz-port")),
+        warnings=store.warnings,
     )
 
 
-def _packet_filter(settings: _Settings) -> FilterOptions:
+def _packet_filter(settings: Settings) -> FilterOptions:
     return FilterOptions(
         masquerades=bool(settings.last("ip-masq").value),
         is_fully_random=not settings.last("ip-masq-fully-random-disable").value,
@@ -179,30 +180,15 @@ def _packet_filter(settings: _Settings) -> FilterOptions:
 
 
 def _resync_s(given: Given) -> int:
-    if int(given.value) < 1:
+    if given.number < 1:
         raise UsageError(
             f"{given.origin}={given.value} is no number of seconds from 1 up",
             hint=f"Write {given.origin}={given.flag.default}.",
         )
-    return int(given.value)
+    return given.number
 
 
-def _store_url(settings: _Settings) -> str:
-    given = [given for flag in STORE_FLAGS for given in settings.all(flag.name) if given.value]
-    # A variable for all hosts does not contradict the command line, which beats it.
-    given = [each for each in given if each.flag.name in settings.on_command_line] or given
-    urls = [each for each in given if each.flag.name == "store"]
-    if urls and len(urls) < len(given):
-        names = " and ".join(dict.fromkeys(each.origin for each in given))
-        raise UsageError(
-            f"{names} name two stores", hint="Give the store's URL or etcd's endpoints and prefix."
-        )
-    if urls:
-        return checked_store_url(urls[-1])
-    return etcd_store_url(settings.last("etcd-endpoints"), settings.last("etcd-prefix"))
-
-
-def _refuse_later(flag: Flag, settings: _Settings) -> None:
+def _refuse_later(flag: Flag, settings: Settings) -> None:
     idle = IDLE_VALUES.get(flag.name, ("", 0, False))
     for given in settings.all(flag.name):
         if given.value not in idle:
@@ -221,6 +207,24 @@ def _address(given: Given) -> IPv4Address | None:
             f"{given.origin}={given.value!r} is no IPv4 address",
             hint=f"Write {given.origin}=192.0.2.1, for example.",
         ) from error
+
+
+def _any_address(given: Given) -> IPv4Address | IPv6Address:
+    text = str(given.value or given.flag.default)
+    try:
+        return ip_address(text)
+    except ValueError as error:
+        raise UsageError(
+            f"{given.origin}={given.value!r} is no IP address", hint=f"Write {given.origin}=127.0.0.1."
+        ) from error
+
+
+def _port(given: Given) -> int:
+    if given.number >= 1 << 16:
+        raise UsageError(
+            f"{given.origin}={given.value} is no port", hint=f"Write {given.origin}=8081, for example."
+        )
+    return max(0, given.number)  # the original takes less than 0 for none, too
 
 
 def _regex(given: Given) -> re.Pattern[str]:
@@ -259,7 +263,7 @@ def _margin_s(given: Given) -> int:
             f"Invalid {given.flag.name} option, out of acceptable range: {given.value}",
             hint=f"Write {given.origin}=60; 1 to {_MARGIN_MINUTES[-1]} minutes can be had.",
         )
-    return int(given.value) * 60
+    return given.number * 60
 
 
 def _one_of(given: Given, choices: Mapping[str, _Choice]) -> _Choice:

@@ -1,79 +1,62 @@
 """From a store's URL to the store."""
 
 from pathlib import Path
-from urllib.parse import urlsplit
 
+from pyflannel.assembly.store_url import EmbeddedAddress, EtcdAddress, parse_store_url
 from pyflannel.errors import UsageError
 from pyflannel.kernel.clock import BoottimeClock
 from pyflannel.kernel.inotify import InotifyFileWatch
+from pyflannel.model.secret import Secret
 from pyflannel.ports.store import Store
 from pyflannel.stores.embedded.database import Database
 from pyflannel.stores.embedded.store import EmbeddedStore
-from pyflannel.stores.etcd.cluster import Endpoint
+from pyflannel.stores.etcd.login import User
 from pyflannel.stores.etcd.store import EtcdStore
+from pyflannel.stores.etcd.tls import TlsFiles
 from pyflannel.stores.prefixed import PrefixedStore
-
-DEFAULT_PREFIX = "/coreos.com/network"
-"""Where flannel keeps its network unless told otherwise."""
-
-ETCD_PORT = 2379
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
-_FORMS = "Write etcd://HOST:2379,HOST:2379/coreos.com/network or sqlite:///var/lib/flannel/leases.db."
 
-_LATER = {
-    "etcds": "TLS towards etcd",
-    "http": "a lease server as store",
-    "https": "a lease server as store",
-    "kube": "Kubernetes as store",
-}
-
-
-def open_store(url: str) -> Store:
+def open_store(url: str, password: Secret | None = None) -> Store:
     """Return the store that `url` names; it connects when it is first asked.
 
-    Forms: `etcd://HOST[:PORT][,HOST[:PORT]...][/PREFIX]` and `sqlite:///PATH`; `#NAME` behind either is one
-    of several networks in it.
+    `password`: of the user that the URL names, unless the URL names the file where it stands.
 
     Raises:
-        UsageError: anything else.
+        UsageError: the URL has no form of those in store_url, or there is no password.
     """
-    url, _, network = url.partition("#")
-    store = _whole_store(url)
-    return PrefixedStore(store, network, closes=True) if network else store
+    address = parse_store_url(url)
+    match address.store:
+        case EtcdAddress() as etcd:
+            store: Store = _etcd_store(etcd, password)
+        case EmbeddedAddress(path):
+            store = _embedded_store(path)
+    return PrefixedStore(store, address.network, closes=True) if address.network else store
 
 
-def _whole_store(url: str) -> Store:
-    scheme, separator, rest = url.partition(":")
-    if scheme in _LATER and separator:
-        raise UsageError(f"store {url!r}: {_LATER[scheme]} is not there yet", hint=_FORMS)
-    if scheme == "etcd" and rest.startswith("//"):
-        return _etcd_store(url, rest.removeprefix("//"))
-    if scheme == "sqlite" and rest.startswith("///"):
-        return _embedded_store(url, Path(rest.removeprefix("//")))
-    raise UsageError(f"store {url!r} is of no known form", hint=_FORMS)
+def _etcd_store(address: EtcdAddress, password: Secret | None) -> EtcdStore:
+    tls = None
+    if address.has_tls:
+        tls = TlsFiles(
+            ca=address.path("cafile"), certificate=address.path("certfile"), key=address.path("keyfile")
+        )
+    return EtcdStore(address.endpoints, address.prefix, tls=tls, user=_user(address, password))
 
 
-def _etcd_store(url: str, rest: str) -> EtcdStore:
-    hosts, _, prefix = rest.partition("/")
-    endpoints = [_endpoint(url, text) for text in hosts.split(",")]
-    return EtcdStore(endpoints, f"/{prefix}" if prefix.strip("/") else DEFAULT_PREFIX)
+def _user(address: EtcdAddress, password: Secret | None) -> User | None:
+    name = address.settings.get("username")
+    if name is None:
+        return None
+    secret = address.path("password-file") or password
+    if secret is None:
+        raise UsageError(
+            f"the etcd user {name!r} has no password",
+            hint="Set FLANNELD_ETCD_PASSWORD, or write password-file=PATH into the store's URL.",
+        )
+    return User(name=name, password=secret)
 
 
-def _endpoint(url: str, text: str) -> Endpoint:
-    try:
-        parts = urlsplit(f"//{text}")
-        host, port = parts.hostname, parts.port or ETCD_PORT
-    except ValueError as error:
-        raise UsageError(f"store {url!r}: endpoint {text!r}: {error}", hint=_FORMS) from error
-    if not host or parts.username is not None:
-        raise UsageError(f"store {url!r}: {text!r} is not HOST or HOST:PORT", hint=_FORMS)
-    return Endpoint(host, port)
-
-
-def _embedded_store(url: str, path: Path) -> EmbeddedStore:
-    if not path.name:
-        raise UsageError(f"store {url!r} names no file", hint=_FORMS)
+def _embedded_store(path: Path) -> EmbeddedStore:
     database = Database(path, BoottimeClock(), _BOOT_ID.read_text().strip())
     return EmbeddedStore(path, database, InotifyFileWatch())

@@ -9,6 +9,7 @@ from pyflannel.assembly.store import open_store
 from pyflannel.errors import StoreError, WireError
 from pyflannel.model.lease import Lease
 from pyflannel.model.lease_entry import LeaseEntry
+from pyflannel.model.secret import Secret
 from pyflannel.model.store_record import Put, Record
 from pyflannel.ports.store import Store
 from pyflannel.wire.lease_record import CONFIG, SUBNETS, lease_of
@@ -63,13 +64,13 @@ class StoreClient:
 
 
 @asynccontextmanager
-async def store_client(url: str) -> AsyncIterator[StoreClient]:
+async def store_client(url: str, password: Secret | None = None) -> AsyncIterator[StoreClient]:
     """Open the store at `url` for the length of a block.
 
     Raises:
-        UsageError: no store has such a URL.
+        UsageError: no store has such a URL, or its user has no password.
     """
-    store = open_store(url)
+    store = open_store(url, password)
     try:
         yield StoreClient(store)
     finally:

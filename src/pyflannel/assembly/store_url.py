@@ -1,81 +1,161 @@
-"""The URL that names a lease store: `etcd://HOST:PORT,HOST:PORT/PREFIX`, `sqlite:///PATH`."""
+"""The URL that names a lease store.
 
-from urllib.parse import SplitResult, urlsplit
+    etcd://HOST[:PORT],HOST[:PORT]/PREFIX[?username=NAME&password-file=PATH]
+    etcds://…                             [?cafile=PATH&certfile=PATH&keyfile=PATH&…]
+    sqlite:///PATH
+
+A `#NAME` behind it is one of several networks in the store. A password has no place in it: URLs are shown.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import parse_qsl, quote, urlsplit
 
 from pyflannel.errors import UsageError
-from pyflannel.wire.go_flags import Given
+from pyflannel.stores.etcd.endpoint import Endpoint
 
-_LATER_SCHEMES = ("etcds", "http", "https", "kube")
-_EXAMPLES = "etcd://127.0.0.1:2379/coreos.com/network or sqlite:///var/lib/flannel/leases.db"
+DEFAULT_PREFIX = "/coreos.com/network"
+"""Where flannel keeps its network unless told otherwise."""
+
+ETCD_PORT = 2379
+
+TLS_NAMES = ("cafile", "certfile", "keyfile")
+USER_NAMES = ("username", "password-file")
+
+_LATER_SCHEMES = ("http", "https", "kube")
+_FORMS = (
+    "Write etcd://HOST:2379,HOST:2379/coreos.com/network, etcds://… for TLS, "
+    "or sqlite:///var/lib/flannel/leases.db."
+)
 
 
-def etcd_store_url(endpoints: Given, prefix: Given) -> str:
-    """Return the store's URL for etcd's endpoints, separated by commas, and the prefix of its keys.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EtcdAddress:
+    """An etcd cluster, and as whom it is asked.
+
+    Attributes:
+        settings: paths and names by `TLS_NAMES` and `USER_NAMES`; those given, and none of them empty.
+    """
+
+    endpoints: tuple[Endpoint, ...]
+    prefix: str
+    has_tls: bool
+    settings: Mapping[str, str]
+
+    def path(self, name: str) -> Path | None:
+        """Return the path among the settings that has this name."""
+        return Path(self.settings[name]) if name in self.settings else None
+
+    @property
+    def url(self) -> str:
+        """The URL that means this."""
+        query = "&".join(f"{name}={quote(value, safe='/')}" for name, value in self.settings.items())
+        hosts = ",".join(map(str, self.endpoints))
+        return f"{'etcds' if self.has_tls else 'etcd'}://{hosts}{self.prefix}{query and '?'}{query}"
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddedAddress:
+    """A file for the hosts of one machine."""
+
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class StoreAddress:
+    """A store, and the network in it, where it holds several."""
+
+    store: EtcdAddress | EmbeddedAddress
+    network: str | None = None
+
+
+def parse_store_url(url: str, origin: str = "store") -> StoreAddress:
+    """Return what the URL names; `origin` says in messages where it was given.
 
     Raises:
-        UsageError: an endpoint is no `http://HOST:PORT`, or the prefix does not begin with a slash.
+        UsageError: it has no known form. What may be a password is not quoted.
     """
-    hosts = [_host(endpoint.strip(), endpoints.origin) for endpoint in str(endpoints.value).split(",")]
-    path = str(prefix.value)
-    if not path.startswith("/") or "?" in path or "#" in path:
-        raise UsageError(
-            f"{prefix.origin}={path!r} is no path of keys",
-            hint=f"Write {prefix.origin}={prefix.flag.default}.",
-        )
-    return f"etcd://{','.join(hosts)}{path}"
+    whole, _, network = url.partition("#")
+    scheme, separator, rest = whole.partition(":")
+    shown = f"{origin} {_masked(url)!r}"
+    if scheme in _LATER_SCHEMES and separator:
+        raise UsageError(f"{shown}: stores of the kind {scheme}: are not supported yet", hint=_FORMS)
+    if scheme in ("etcd", "etcds") and rest.startswith("//"):
+        etcd = _etcd(rest.removeprefix("//"), has_tls=scheme == "etcds", shown=shown)
+        return StoreAddress(etcd, network or None)
+    if scheme == "sqlite" and rest.startswith("///") and len(rest) > 3 and not rest.endswith("/"):
+        return StoreAddress(EmbeddedAddress(Path(rest.removeprefix("//"))), network or None)
+    raise UsageError(f"{shown} names no store", hint=_FORMS)
 
 
-def checked_store_url(given: Given) -> str:
-    """Return the URL that was given, if a store can have it.
+def parse_endpoint(text: str) -> Endpoint:
+    """Return the endpoint that `HOST` or `HOST:PORT` names.
 
     Raises:
-        UsageError: it has another form, or names a kind of store that is not there yet.
+        ValueError: it is neither. It is not quoted, as a password may stand before an @.
     """
-    url, origin = str(given.value), given.origin
-    parts = _split(url)
-    match parts.scheme:
-        case "etcd" if parts.netloc and all(_is_host_and_port(host) for host in parts.netloc.split(",")):
-            return url
-        case "sqlite" if not parts.netloc and len(parts.path) > 1 and not parts.path.endswith("/"):
-            return url
-        case scheme if scheme in _LATER_SCHEMES:
+    parts = urlsplit(f"//{text}")
+    if not parts.hostname or parts.netloc != text or "@" in text:
+        raise ValueError("an endpoint is not HOST or HOST:PORT")
+    try:
+        return Endpoint(parts.hostname, parts.port or ETCD_PORT)
+    except ValueError as error:
+        raise ValueError("an endpoint's port is no number from 1 to 65535") from error
+
+
+def check_settings(settings: Mapping[str, str], *, has_tls: bool, shown: str) -> None:
+    """Check that the settings of an etcd cluster suit each other.
+
+    Raises:
+        UsageError: `shown` and what does not suit.
+    """
+    known = (*TLS_NAMES, *USER_NAMES) if has_tls else USER_NAMES
+    for name in settings:
+        if name in TLS_NAMES and not has_tls:
+            raise UsageError(f"{shown}: {name} needs TLS", hint="Write etcds:// instead of etcd://.")
+        if name == "password":
             raise UsageError(
-                f"{origin}: stores of the kind {scheme}: are not supported yet",
-                hint=f"Write {_EXAMPLES}.",
+                f"{shown}: a password has no place in a URL",
+                hint="Write password-file=PATH, or set FLANNELD_ETCD_PASSWORD.",
             )
-        case _:
-            raise UsageError(f"{origin} names no store", hint=f"Write {_EXAMPLES}.")
+        if name not in known:
+            raise UsageError(f"{shown}: {name} is not known", hint=f"There are {', '.join(known)}.")
+    if ("certfile" in settings) != ("keyfile" in settings):
+        raise UsageError(f"{shown}: certfile and keyfile go together", hint="Give both, or none.")
+    if "password-file" in settings and "username" not in settings:
+        raise UsageError(f"{shown}: the password of whom?", hint="Give username, too.")
 
 
-def _host(endpoint: str, origin: str) -> str:
-    parts = _split(endpoint)
-    if parts.scheme == "https":
-        raise UsageError(
-            f"{origin}: TLS to etcd is not supported yet", hint=f"Write {origin}=http://HOST:PORT."
-        )
-    is_bare = not parts.query and not parts.fragment and parts.path in ("", "/")
-    if parts.scheme == "http" and is_bare and _is_host_and_port(parts.netloc):
-        return parts.netloc
-    if _is_host_and_port(endpoint):
-        correct = f"http://{endpoint}"
-    elif parts.scheme == "http" and _is_host_and_port(f"{parts.netloc}:2379"):
-        correct = f"http://{parts.netloc}:2379"
-    else:
-        correct = "http://HOST:PORT"
-    raise UsageError(f"{origin} has an endpoint that is no URL of an etcd member", hint=f"Write {correct}.")
-
-
-def _is_host_and_port(text: str) -> bool:
-    # What stands before an @ may be a password: it is refused, and no message quotes it.
-    parts = _split(f"//{text}")
+def _etcd(rest: str, *, has_tls: bool, shown: str) -> EtcdAddress:
+    place, _, query = rest.partition("?")
+    hosts, _, prefix = place.partition("/")
     try:
-        return bool(parts.hostname and parts.port) and parts.netloc == text and "@" not in text
-    except ValueError:  # the port is no number below 65536
-        return False
+        endpoints = tuple(map(parse_endpoint, hosts.split(",")))
+    except ValueError as error:
+        raise UsageError(f"{shown}: {error}", hint=_FORMS) from error
+    settings = _settings(query, shown)
+    check_settings(settings, has_tls=has_tls, shown=shown)
+    return EtcdAddress(
+        endpoints=endpoints,
+        prefix=f"/{prefix}" if prefix.strip("/") else DEFAULT_PREFIX,
+        has_tls=has_tls,
+        settings=settings,
+    )
 
 
-def _split(url: str) -> SplitResult:
+def _settings(query: str, shown: str) -> dict[str, str]:
     try:
-        return urlsplit(url)
-    except ValueError:  # a bracket of an IPv6 address is not closed
-        return SplitResult("", "", "", "", "")
+        return dict(parse_qsl(query, strict_parsing=True)) if query else {}
+    except ValueError:  # whose text quotes it
+        raise UsageError(f"{shown}: what stands behind ? is not NAME=VALUE&NAME=VALUE", hint=_FORMS) from None
+
+
+def _masked(url: str) -> str:
+    """Return the URL without what may be a password: what stands before an @, and the query's values."""
+    place, mark, query = url.partition("?")
+    scheme, slashes, rest = place.partition("//")
+    _, at, hosts = rest.rpartition("@")
+    shown = f"{scheme}{slashes}{'***@' if at else ''}{hosts}"
+    parts = [part.partition("=") for part in query.split("&")] if mark else []
+    return shown + mark + "&".join(f"{name}=…" if equals else "…" for name, equals, _ in parts)

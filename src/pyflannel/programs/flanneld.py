@@ -5,12 +5,16 @@ import logging
 import os
 import signal
 import sys
+from socket import socket
 
+from pyflannel.assembly.command_line import hide_on_command_line
 from pyflannel.assembly.daemon import Daemon, run_lock
 from pyflannel.assembly.logs import configure_logging
 from pyflannel.assembly.options import FlanneldOptions, Notice, parse_flanneld
 from pyflannel.doors.control import serve_control
+from pyflannel.doors.health import serve_health
 from pyflannel.errors import FlannelError, UsageError
+from pyflannel.http.tcp_socket import format_address, listen_tcp
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +30,10 @@ def main() -> int:
         print(options.text, end="", file=sys.stderr)
         return 0
     configure_logging(options.log_format, options.verbosity, sys.stderr)
+    for warning in options.warnings:
+        log.warning("%s", warning)
+    if options.etcd_password is not None and not hide_on_command_line(options.etcd_password):
+        log.warning("The etcd password can be read in the list of processes: give it by --etcd-password-file")
     try:
         with run_lock(options):
             asyncio.run(_run(options))
@@ -61,13 +69,26 @@ async def _run(options: FlanneldOptions) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
     daemon = Daemon(options, door=lambda network: serve_control(network.places.control_socket, network))
+    health = _listen_for_health(options)
     async with asyncio.TaskGroup() as tasks:
-        running = tasks.create_task(daemon.run(), name="daemon")
+        running = [tasks.create_task(daemon.run(), name="daemon")]
+        if health is not None:
+            running.append(tasks.create_task(serve_health(health, daemon), name="health"))
         await stop.wait()
         log.info("Exiting...")
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)  # a second signal ends it at once
-        running.cancel()
+        for task in running:
+            task.cancel()
+
+
+def _listen_for_health(options: FlanneldOptions) -> socket | None:
+    if not options.healthz_port:
+        return None
+    ip, port = options.healthz_ip, options.healthz_port
+    listener = listen_tcp(ip, port)
+    log.info("Start healthz server on %s", format_address(ip, port))
+    return listener
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from difflib import get_close_matches
 from typing import Literal
 
 from pyflannel.errors import UsageError
+from pyflannel.model.secret import Secret
 
 _BOOLEANS = {
     **dict.fromkeys(("1", "t", "T", "true", "TRUE", "True"), True),
@@ -22,7 +23,7 @@ _BOOLEANS = {
 _OCTAL = re.compile(r"([+-]?)0_?([0-7]+(?:_[0-7]+)*)")
 _INTEGER = re.compile(r"[+-]?(?:0[xX](?:_?[0-9a-fA-F])+|0[oO](?:_?[0-7])+|0[bB](?:_?[01])+|\d+(?:_\d+)*)")
 
-Value = str | int | bool
+Value = str | int | bool | Secret
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,14 +32,14 @@ class Flag:
 
     Attributes:
         name: without dashes.
-        kind: what its value is read as.
+        kind: what its value is read as; a secret is a text that is never shown.
         default: the value when it is not given, as it would be written.
         meaning: half a sentence for the usage.
         from_environment: False for a flag that only the command line can give.
     """
 
     name: str
-    kind: Literal["text", "integer", "boolean"] = "text"
+    kind: Literal["text", "integer", "boolean", "secret"] = "text"
     default: str = ""
     meaning: str
     from_environment: bool = True
@@ -56,11 +57,16 @@ class Given:
     value: Value
     origin: str
 
+    @property
+    def number(self) -> int:
+        """The value, where the flag is of the kind integer."""
+        return int(str(self.value))
+
 
 def default_of(flag: Flag) -> Given:
     """Return the flag as if its default had been written."""
     origin = f"--{flag.name}"
-    text = flag.default or {"text": "", "integer": "0", "boolean": "false"}[flag.kind]
+    text = flag.default or {"integer": "0", "boolean": "false"}.get(flag.kind, "")
     return Given(flag=flag, value=_read(flag, text, origin), origin=origin)
 
 
@@ -121,6 +127,8 @@ def _read(flag: Flag, text: str, origin: str) -> Value:
     match flag.kind:
         case "text":
             return text
+        case "secret":
+            return Secret(text)
         case "boolean":
             if text not in _BOOLEANS:
                 raise UsageError(

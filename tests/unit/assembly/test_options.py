@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Mapping
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from pyflannel.assembly.options import (
     store_url_from_environment,
 )
 from pyflannel.errors import UsageError
+from pyflannel.model.secret import Secret
 from pyflannel.plan.packet_filter import FilterOptions
 from pyflannel.wire.go_flags import default_of
 
@@ -63,6 +64,8 @@ def test_without_flags_everything_has_the_original_default() -> None:
         log_format="klog",
         verbosity=0,
         on_subnet_lost="keep",
+        healthz_ip=IPv4Address("0.0.0.0"),
+        healthz_port=0,
     )
 
 
@@ -136,6 +139,62 @@ def test_the_store_is_named_by_url_or_by_endpoints(
     assert options(*arguments, environment=environment).store_url == url
 
 
+TLS = ("--etcd-endpoints=https://h:1,https://g:2", "--etcd-cafile=/ca.pem")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "url"),
+    [
+        (TLS, "etcds://h:1,g:2/coreos.com/network?cafile=/ca.pem"),
+        (
+            [
+                *TLS,
+                "--etcd-certfile=/c",
+                "--etcd-keyfile=/k y",
+                "--etcd-username=u",
+                "--etcd-password-file=/f",
+            ],
+            "etcds://h:1,g:2/coreos.com/network"
+            "?cafile=/ca.pem&certfile=/c&keyfile=/k%20y&username=u&password-file=/f",
+        ),
+        (["--store=etcds://h/p?cafile=/ca.pem"], "etcds://h/p?cafile=/ca.pem"),
+    ],
+)
+def test_the_url_names_the_files_of_tls_and_the_user(arguments: list[str], url: str) -> None:
+    parsed = options(*arguments)
+
+    assert parsed.store_url == url
+    assert parsed.warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment"),
+    [
+        (["--etcd-password=secret"], {}),
+        (["--etcd-password", "secret"], {"FLANNELD_ETCD_PASSWORD": "other"}),
+        ([], {"FLANNELD_ETCD_PASSWORD": "secret"}),
+    ],
+)
+def test_a_password_is_taken_and_shows_nowhere(arguments: list[str], environment: dict[str, str]) -> None:
+    parsed = options(*TLS, "--etcd-username=u", *arguments, environment=environment)
+
+    assert parsed.etcd_password == Secret("secret")
+    assert "secret" not in repr(parsed)
+    assert parsed.store_url.endswith("&username=u")
+
+
+def test_what_http_endpoints_leave_without_effect_is_said() -> None:
+    parsed = options("--etcd-cafile=/c", "--etcd-username=u", "--etcd-password=secret")
+
+    assert parsed.store_url.endswith("/coreos.com/network?username=u")
+    assert ["--etcd-cafile" in parsed.warnings[0], "unencrypted" in parsed.warnings[1]] == [True, True]
+
+
+def test_the_health_endpoint_is_off_below_port_one() -> None:
+    assert options("--healthz-port=-1").healthz_port == 0
+    assert options("--healthz-ip=::1", "--healthz-port=8081").healthz_ip == IPv6Address("::1")
+
+
 def test_the_environment_alone_names_the_store() -> None:
     environment = {"FLANNELD_ETCD_ENDPOINTS": "http://h:1", "FLANNELD_IP_MASQ": "nonsense"}
 
@@ -163,7 +222,8 @@ def test_the_environment_alone_names_the_store() -> None:
         (["--etcd-endpoints=http://h:1/path"], "Write http://HOST:PORT."),
         (["--etcd-endpoints=http://[::1"], "Write http://HOST:PORT."),
         (["--etcd-endpoints="], "Write http://HOST:PORT."),
-        (["--etcd-endpoints=https://h:1"], "TLS to etcd is not supported yet"),
+        (["--etcd-endpoints=https://h"], "Write https://h:2379."),
+        (["--etcd-endpoints=http://h:1,https://g:1"], "--etcd-endpoints mixes http:// and https://"),
         (
             ["--etcd-prefix=x"],
             "--etcd-prefix='x' is no path of keys: Write --etcd-prefix=/coreos.com/network.",
@@ -172,10 +232,24 @@ def test_the_environment_alone_names_the_store() -> None:
             ["--etcd-endpoints=http://h:1", "--store=sqlite:///l"],
             "--etcd-endpoints and --store name two stores",
         ),
-        (["--store=l.db"], "--store names no store: Write etcd://"),
-        (["--store=sqlite://l.db"], "--store names no store"),
-        (["--store=etcd://h"], "--store names no store"),
-        (["--store=kube:"], "--store: stores of the kind kube: are not supported yet"),
+        (["--store=l.db"], "--store 'l.db' names no store: Write etcd://"),
+        (["--store=sqlite://l.db"], "--store 'sqlite://l.db' names no store"),
+        (["--store=kube:"], "--store 'kube:': stores of the kind kube: are not supported yet"),
+        (["--etcd-username=u"], "the etcd user 'u' has no password: Give --etcd-password-file"),
+        (["--etcd-password=secret"], "the etcd password of whom?: Give --etcd-username"),
+        (["--etcd-password-file=/f"], "etcd: the password of whom?: Give username"),
+        (
+            ["--etcd-username=u", "--etcd-password=secret", "--etcd-password-file=/f"],
+            "the etcd user 'u' has two passwords",
+        ),
+        (
+            ["--etcd-endpoints=https://h:1", "--etcd-certfile=/c"],
+            "etcd: certfile and keyfile go together: Give both",
+        ),
+        (["--store=etcds://h", "--etcd-cafile=/c"], "--etcd-cafile and --store name two stores"),
+        (["--store=etcds://h?username=u"], "the etcd user 'u' has no password"),
+        (["--healthz-ip=x"], "--healthz-ip='x' is no IP address"),
+        (["--healthz-port=65536"], "--healthz-port=65536 is no port"),
         (["--run-dir="], "--run-dir is empty: Write --run-dir=/run/flannel."),
         (["--log-format=xml"], "--log-format='xml' is not known: Write --log-format=klog or json."),
     ],
@@ -186,7 +260,13 @@ def test_wrong_use_is_one_line_that_says_what_to_write(arguments: list[str], lin
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--etcd-endpoints=http://u:secret@h:1"], ["--store=etcd://u:secret@h:1/"], ["--etcd-password=secret"]],
+    [
+        ["--etcd-endpoints=http://u:secret@h:1"],
+        ["--store=etcd://u:secret@h:1/"],
+        ["--store=etcds://h/?username=u&password=secret"],
+        ["--etcd-password=secret"],
+        ["--etcd-password", "secret", "--etcd-username="],
+    ],
 )
 def test_no_refusal_quotes_a_password(arguments: list[str]) -> None:
     assert "secret" not in refusal(*arguments)
@@ -249,17 +329,12 @@ OUR_REFUSALS = {
         "bad iface regex",
     },
     "not there yet": {
-        "keyfile without certfile",
-        "key and cert missing files",
-        "ca only",
         "listen bad scheme",
         "listen",
         "kube bad config file",
         "kube with url, no names",
         "kube bad net conf",
         "kube bad prefix",
-        "healthz port negative",
-        "healthz bad address",
     },
 }
 

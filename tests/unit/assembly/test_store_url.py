@@ -6,9 +6,13 @@ from typing import Any
 import pytest
 
 from pyflannel.assembly.store import open_store
+from pyflannel.assembly.store_url import EtcdAddress, StoreAddress, parse_store_url
 from pyflannel.errors import UsageError
 from pyflannel.stores.embedded.store import EmbeddedStore
+from pyflannel.stores.etcd.endpoint import Endpoint
+from pyflannel.stores.etcd.login import User
 from pyflannel.stores.etcd.store import EtcdStore
+from pyflannel.stores.etcd.tls import TlsFiles
 
 
 def describe(url: str) -> tuple[list[str], bytes]:
@@ -51,7 +55,6 @@ def test_a_sqlite_url_names_a_file_that_opening_does_not_touch(tmp_path: Path) -
         "etcd://h1:2379,/prefix",
         "etcd://h1:port/prefix",
         "etcd://h1:99999",
-        "etcd://user:secret@h1",
         "sqlite:leases.db",
         "sqlite://leases.db",
         "sqlite:///",
@@ -68,10 +71,50 @@ def test_what_is_no_store_is_named_with_what_to_write(url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["etcds://h1/p", "http://h1:8888", "https://h1", "kube:", "kube:~/.kube/config"]
+    ("url", "message"),
+    [
+        ("etcd://user:secret@h1/p", "store 'etcd://***@h1/p': an endpoint is not HOST or HOST:PORT"),
+        ("etcd://h1/p?username=u&password=secret", "a password has no place in a URL"),
+        ("etcds://h1/p?user=u&x=secret", "'etcds://h1/p?user=…&x=…': user is not known"),
+        ("etcd://h1/p?xsecret", "store 'etcd://h1/p?…': what stands behind ? is not NAME=VALUE"),
+        ("etcd://h1/p?cafile=/c", "cafile needs TLS"),
+        ("etcds://h1/p?certfile=/c", "certfile and keyfile go together"),
+        ("etcds://h1/p?password-file=/f", "the password of whom?"),
+        ("etcds://h1/p?username=u", "the etcd user 'u' has no password"),
+    ],
 )
+def test_what_does_not_suit_is_named_without_passwords(url: str, message: str) -> None:
+    with pytest.raises(UsageError) as error:
+        open_store(url)
+
+    assert message in str(error.value)
+    assert "secret" not in str(error.value)
+
+
+def test_an_etcds_url_names_files_and_user() -> None:
+    store: Any = open_store(
+        "etcds://h1/p?cafile=/a%20b&certfile=/c&keyfile=/k&username=u&password-file=/f#blue"
+    )
+
+    cluster = store._store._cluster
+    assert cluster._tls == TlsFiles(ca=Path("/a b"), certificate=Path("/c"), key=Path("/k"))
+    assert cluster._login.user == User(name="u", password=Path("/f"))
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"cafile": "/a&b=c/%#?"}, {"username": "ü +", "password-file": "/f"}]
+)
+def test_a_url_means_what_it_was_made_from(settings: dict[str, str]) -> None:
+    address = EtcdAddress(
+        endpoints=(Endpoint("h1", 1), Endpoint("fd00::1", 2)), prefix="/p", has_tls=True, settings=settings
+    )
+
+    assert parse_store_url(address.url) == StoreAddress(address)
+
+
+@pytest.mark.parametrize("url", ["http://h1:8888", "https://h1", "kube:", "kube:~/.kube/config"])
 def test_what_comes_later_is_refused_in_one_line(url: str) -> None:
-    with pytest.raises(UsageError, match="not there yet") as error:
+    with pytest.raises(UsageError, match="not supported yet") as error:
         open_store(url)
 
     assert "\n" not in str(error.value)

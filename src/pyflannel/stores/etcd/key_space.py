@@ -14,6 +14,10 @@ class KeySpace:
         """Return the key as etcd has it."""
         return self._root + key.encode()
 
+    def shown(self, key: str) -> str:
+        """Return the key as etcd has it, as text for people."""
+        return self._root.decode() + key
+
     def relative(self, full: bytes) -> str:
         """Return the key as the store's users name it; octets that are no UTF-8 are shown by escapes."""
         return full.removeprefix(self._root).decode(errors="backslashreplace")

@@ -142,3 +142,31 @@ class WatchStub:
             pyflannel.stores.etcd.rpc_pb2.WatchRequest,
             pyflannel.stores.etcd.rpc_pb2.WatchResponse,
         )
+
+
+class AuthBase(abc.ABC):
+
+    @abc.abstractmethod
+    async def Authenticate(self, stream: 'grpclib.server.Stream[pyflannel.stores.etcd.rpc_pb2.AuthenticateRequest, pyflannel.stores.etcd.rpc_pb2.AuthenticateResponse]') -> None:
+        pass
+
+    def __mapping__(self) -> typing.Dict[str, grpclib.const.Handler]:
+        return {
+            '/etcdserverpb.Auth/Authenticate': grpclib.const.Handler(
+                self.Authenticate,
+                grpclib.const.Cardinality.UNARY_UNARY,
+                pyflannel.stores.etcd.rpc_pb2.AuthenticateRequest,
+                pyflannel.stores.etcd.rpc_pb2.AuthenticateResponse,
+            ),
+        }
+
+
+class AuthStub:
+
+    def __init__(self, channel: grpclib.client.Channel) -> None:
+        self.Authenticate = grpclib.client.UnaryUnaryMethod(
+            channel,
+            '/etcdserverpb.Auth/Authenticate',
+            pyflannel.stores.etcd.rpc_pb2.AuthenticateRequest,
+            pyflannel.stores.etcd.rpc_pb2.AuthenticateResponse,
+        )

@@ -7,8 +7,11 @@ from grpclib.const import Status
 
 from pyflannel.errors import CompactedError, StoreError
 from pyflannel.model.store_record import Changes, Conflict, Delete, Listing, Put, Record, Written
-from pyflannel.stores.etcd.cluster import Cluster, Endpoint, RefusedError
+from pyflannel.stores.etcd.cluster import Cluster
+from pyflannel.stores.etcd.endpoint import Endpoint
+from pyflannel.stores.etcd.failure import RefusedError
 from pyflannel.stores.etcd.key_space import KeySpace
+from pyflannel.stores.etcd.login import User
 from pyflannel.stores.etcd.rpc_grpc import KVStub, LeaseStub
 from pyflannel.stores.etcd.rpc_pb2 import (
     LeaseGrantRequest,
@@ -17,6 +20,7 @@ from pyflannel.stores.etcd.rpc_pb2 import (
     RangeRequest,
     RangeResponse,
 )
+from pyflannel.stores.etcd.tls import TlsFiles
 from pyflannel.stores.etcd.transaction import lease_left_behind, outcome, transaction
 from pyflannel.stores.etcd.watch import Watch
 
@@ -33,15 +37,21 @@ class EtcdStore:
     """
 
     def __init__(
-        self, endpoints: Sequence[Endpoint], prefix: str, *, page_records: int = PAGE_RECORDS
+        self,
+        endpoints: Sequence[Endpoint],
+        prefix: str,
+        *,
+        tls: TlsFiles | None = None,
+        user: User | None = None,
+        page_records: int = PAGE_RECORDS,
     ) -> None:
-        self._cluster = Cluster(endpoints)
+        self._cluster = Cluster(endpoints, tls=tls, user=user)
         self._keys = KeySpace(prefix)
         self._page_records = page_records
 
     async def get(self, key: str) -> Record | None:
         """Return the record at exactly this key, or None; linearisable."""
-        answer = await self._range(RangeRequest(key=self._keys.full(key)))
+        answer = await self._range(RangeRequest(key=self._keys.full(key)), key)
         return self._keys.record(answer.kvs[0]) if answer.kvs else None
 
     async def list(self, prefix: str) -> Listing:
@@ -62,10 +72,14 @@ class EtcdStore:
         """
         lease_id = 0
         if isinstance(operation, Put) and operation.ttl_s is not None:
-            lease_id = await self._grant(operation.ttl_s)
+            lease_id = await self._grant(operation)
         request = transaction(self._keys, operation, lease_id)
         try:
-            answer = await self._cluster.ask(lambda member: KVStub(member.channel).Txn(request), once=True)
+            answer = await self._cluster.ask(
+                lambda member: KVStub(member.channel).Txn(request),
+                about=self._keys.shown(operation.key),
+                once=True,
+            )
         except RefusedError:
             await self._release(lease_id)
             raise
@@ -77,7 +91,9 @@ class EtcdStore:
 
     async def watch(self, prefix: str, after: int) -> AsyncIterator[Changes]:
         """Yield every change under `prefix` later than `after`, each exactly once, in order."""
-        watch = await self._cluster.ask(lambda member: Watch.start(member, self._keys, prefix, after))
+        watch = await self._cluster.ask(
+            lambda member: Watch.start(member, self._keys, prefix, after), about=self._keys.shown(prefix)
+        )
         try:
             if watch.revision < after:
                 await self._raise_if_rewound(after)
@@ -97,15 +113,20 @@ class EtcdStore:
         if not record.lease_id:
             return None
         request = LeaseTimeToLiveRequest(ID=record.lease_id)
-        answer = await self._cluster.ask(lambda member: LeaseStub(member.channel).LeaseTimeToLive(request))
+        answer = await self._cluster.ask(
+            lambda member: LeaseStub(member.channel).LeaseTimeToLive(request),
+            about=self._keys.shown(record.key),
+        )
         return max(0.0, float(answer.TTL))
 
     async def close(self) -> None:
         """Close the connections; watches end."""
         self._cluster.close()
 
-    async def _range(self, request: RangeRequest) -> RangeResponse:
-        return await self._cluster.ask(lambda member: KVStub(member.channel).Range(request))
+    async def _range(self, request: RangeRequest, key: str) -> RangeResponse:
+        return await self._cluster.ask(
+            lambda member: KVStub(member.channel).Range(request), about=self._keys.shown(key)
+        )
 
     async def _list_at_one_revision(self, prefix: str) -> Listing:
         start, end = self._keys.range_of(prefix)
@@ -113,7 +134,7 @@ class EtcdStore:
         revision = 0
         while True:
             page = await self._range(
-                RangeRequest(key=start, range_end=end, limit=self._page_records, revision=revision)
+                RangeRequest(key=start, range_end=end, limit=self._page_records, revision=revision), prefix
             )
             revision = revision or page.header.revision
             records += map(self._keys.record, page.kvs)
@@ -121,9 +142,11 @@ class EtcdStore:
                 return Listing(tuple(records), revision)
             start = page.kvs[-1].key + b"\0"
 
-    async def _grant(self, ttl_s: int) -> int:
-        request = LeaseGrantRequest(TTL=ttl_s)
-        answer = await self._cluster.ask(lambda member: LeaseStub(member.channel).LeaseGrant(request))
+    async def _grant(self, put: Put) -> int:
+        request = LeaseGrantRequest(TTL=put.ttl_s)
+        answer = await self._cluster.ask(
+            lambda member: LeaseStub(member.channel).LeaseGrant(request), about=self._keys.shown(put.key)
+        )
         return int(answer.ID)
 
     async def _release(self, lease_id: int) -> None:
@@ -144,6 +167,6 @@ class EtcdStore:
 
     async def _raise_if_rewound(self, after: int) -> None:
         """Raise CompactedError when etcd never was at revision `after`: it was restored or begun anew."""
-        answer = await self._range(RangeRequest(key=self._keys.full(""), count_only=True))
+        answer = await self._range(RangeRequest(key=self._keys.full(""), count_only=True), "")
         if answer.header.revision < after:
             raise CompactedError(after, answer.header.revision)

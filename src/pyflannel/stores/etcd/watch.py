@@ -2,12 +2,15 @@
 
 from collections.abc import AsyncGenerator
 
-from grpclib.exceptions import StreamTerminatedError
+from grpclib.const import Status
+from grpclib.exceptions import GRPCError, StreamTerminatedError
 
 from pyflannel.errors import CompactedError, StoreError
 from pyflannel.model.store_record import Change, Changes, DeleteSeen, PutSeen
-from pyflannel.stores.etcd.cluster import BROKEN, Member, apart, explain
+from pyflannel.stores.etcd.call import apart
+from pyflannel.stores.etcd.failure import BROKEN, explain
 from pyflannel.stores.etcd.key_space import KeySpace
+from pyflannel.stores.etcd.member import Member
 from pyflannel.stores.etcd.rpc_grpc import WatchStub
 from pyflannel.stores.etcd.rpc_pb2 import Event, WatchCreateRequest, WatchRequest, WatchResponse
 
@@ -43,6 +46,9 @@ class Watch:
 
         It begins at `after` itself, which is passed over when it comes: etcd 3.4 lets a watch begin at the
         very revision that was compacted, and then says nothing of a key deleted there (etcd issue 18089).
+
+        Raises:
+            GRPCError: the member refused it.
         """
         start, end = keys.range_of(prefix)
         request = WatchRequest(
@@ -52,6 +58,10 @@ class Watch:
         )
         responses = _responses(member, request)
         created = await anext(responses)
+        if created.canceled:
+            await responses.aclose()
+            # So etcd 3.4 answers a user without rights, and also one whose token has expired.
+            raise GRPCError(Status.UNAUTHENTICATED, created.cancel_reason or "the watch was canceled")
         return cls(keys, after, member, responses, created.header.revision)
 
     async def next(self) -> Changes:
@@ -82,7 +92,7 @@ class Watch:
                 response = await apart(self._next_response())
             except BROKEN as error:
                 raise StoreError(
-                    f"the watch at etcd {self.member.endpoint} ended: {explain(error)}",
+                    f"the watch at etcd {self.member.endpoint} ended: {explain(self.member.cause_of(error))}",
                     hint="Watch again from the last revision seen.",
                 ) from error
             self._raise_if_canceled(response)

@@ -1,0 +1,105 @@
+"""Why a member gave no answer, or refused: what the layers of the client raise, in words for people."""
+
+import ssl
+
+import h2.exceptions
+from grpclib.const import Status
+from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
+
+from pyflannel.errors import StoreError
+from pyflannel.stores.etcd.endpoint import Endpoint
+
+BROKEN = (OSError, GRPCError, ProtocolError, StreamTerminatedError, h2.exceptions.H2Error, AssertionError)
+"""Whatever ends a call before its answer: a broken connection shows in several layers of the client.
+
+grpclib asserts that a message is there, and whole, when the stream has ended.
+"""
+
+_REFUSALS = {
+    Status.INVALID_ARGUMENT: "See etcd's log: the request does not suit it.",
+    Status.NOT_FOUND: "Try again: what the request named is gone.",
+    Status.OUT_OF_RANGE: "Try again from a fresh listing.",
+    Status.PERMISSION_DENIED: "Grant the user a role that may read and write all keys below the prefix.",
+    Status.UNAUTHENTICATED: "Check the user, and that the cluster's members agree on its users.",
+    Status.RESOURCE_EXHAUSTED: "etcd is full or overloaded: compact, defragment, then disarm its alarm.",
+    Status.UNIMPLEMENTED: "etcd 3.4 or newer is needed.",
+}
+"""What every member would say alike, and surely without effect; and what to do about it."""
+
+_HINTS = {
+    "user name is empty": "This etcd wants to know its users: give --etcd-username and a password.",
+    "authentication failed": "Check user and password; a password file is read again at each try.",
+    "permission denied": _REFUSALS[Status.PERMISSION_DENIED],
+}
+"""Where etcd's message says more than its status."""
+
+_NEEDS_LOGIN = ("invalid auth token", "user name is empty", "revision of auth store is old")
+"""What etcd says when the token is missing, expired, or older than the last change of its users."""
+
+_NOT_RUNNING = "Is etcd running, and are these the addresses where it serves clients?"
+_NOT_TRUSTED = "Check the CA file, and the names and dates in the certificate of that member."
+_NOT_LET_IN = "Check our certificate: the member's CA must have signed it for client authentication."
+_NO_TLS = "Say http:// (or etcd://) where etcd serves without TLS."
+
+
+class RefusedError(StoreError):
+    """A member understood the request and refused it: nothing took effect."""
+
+    def __init__(self, endpoint: Endpoint, status: Status, message: str | None, about: str = "") -> None:
+        reason = (message or status.name).removeprefix("etcdserver: ")
+        hints = (hint for text, hint in _HINTS.items() if text in reason)
+        super().__init__(
+            f"etcd at {endpoint} refused{about and f' {about}'}: {reason}",
+            hint=next(hints, _REFUSALS.get(status, "See etcd's log.")),
+        )
+        self.status = status
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Return whether a member understood and refused, as every other would."""
+    return isinstance(error, GRPCError) and error.status in _REFUSALS
+
+
+def needs_login(error: GRPCError) -> bool:
+    """Return whether the call would go through with another token."""
+    return error.status is Status.UNAUTHENTICATED or any(
+        text in (error.message or "") for text in _NEEDS_LOGIN
+    )
+
+
+def explain(error: BaseException) -> str:
+    """Return in a few words why a member gave no answer."""
+    match error:
+        case ssl.SSLCertVerificationError():
+            return f"its certificate is not accepted: {error.verify_message.rstrip('.')}"
+        case ssl.SSLError():
+            reason = (error.reason or "TLS failed").lower().replace("_", " ")
+            return f"it refused our TLS: {_alert(reason)}" if "alert" in reason else f"no TLS: {reason}"
+        case TimeoutError():
+            return "no answer in time"
+        case ConnectionRefusedError():
+            return "connection refused"
+        case OSError():
+            return error.strerror or str(error)
+        case GRPCError():
+            return error.message or error.status.name
+        case _:
+            return "connection lost"
+
+
+def hint_of(error: BaseException) -> str:
+    """Return what to do about a member that gave no answer."""
+    match error:
+        case ssl.SSLCertVerificationError():
+            return _NOT_TRUSTED
+        case ssl.SSLError() if "ALERT" in (error.reason or ""):
+            return _NOT_LET_IN
+        case ssl.SSLError():
+            return _NO_TLS
+        case _:
+            return _NOT_RUNNING
+
+
+def _alert(reason: str) -> str:
+    """Return the name of the alert alone: OpenSSL puts the version before it."""
+    return reason.partition("alert ")[2]

@@ -1,0 +1,76 @@
+"""From when until when an X.509 certificate is valid.
+
+Just as much DER as it takes to get there. Source: RFC 5280 section 4.1, X.690 section 8.
+"""
+
+import base64
+import binascii
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from pyflannel.errors import WireError
+
+_SEQUENCE = 0x30
+_VERSION = 0xA0
+_TIMES = {0x17: "%y%m%d%H%M%SZ", 0x18: "%Y%m%d%H%M%SZ"}
+_PEM = re.compile(r"-----BEGIN CERTIFICATE-----\s(.*?)-----END CERTIFICATE-----", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Validity:
+    """The first and the last second of a certificate."""
+
+    not_before: datetime
+    not_after: datetime
+
+
+def validity_of(pem: str) -> Validity:
+    """Return the validity of the first certificate in a PEM text, which is the holder's own in a chain.
+
+    Raises:
+        WireError: there is none, or it does not follow the format.
+    """
+    found = _PEM.search(pem)
+    if found is None:
+        raise WireError("there is no certificate in it", hint="It begins with -----BEGIN CERTIFICATE-----.")
+    try:
+        return _validity(base64.b64decode(found[1]))
+    except (binascii.Error, ValueError, IndexError) as error:
+        raise WireError("the certificate in it is broken", hint="Have it made again.") from error
+
+
+def _validity(certificate: bytes) -> Validity:
+    outer = _element(certificate, 0, _SEQUENCE)
+    signed = _element(certificate, outer.start, _SEQUENCE)
+    at = signed.start
+    if certificate[at] == _VERSION:
+        at = _element(certificate, at).stop
+    for _ in ("serial number", "signature algorithm", "issuer"):
+        at = _element(certificate, at).stop
+    validity = _element(certificate, at, _SEQUENCE)
+    not_before, after = _time(certificate, validity.start)
+    not_after, _ = _time(certificate, after)
+    return Validity(not_before, not_after)
+
+
+def _element(octets: bytes, at: int, tag: int | None = None) -> range:
+    """Return where the contents of the element at `at` are."""
+    if tag is not None and octets[at] != tag:
+        raise ValueError(f"tag {octets[at]:#x} at {at}")
+    length, start = octets[at + 1], at + 2
+    if length & 0x80:  # the long form: so many octets hold the length
+        after = start + (length & 0x7F)
+        length, start = int.from_bytes(octets[start:after], "big"), after
+    if start + length > len(octets):
+        raise ValueError(f"the element at {at} is longer than all")
+    return range(start, start + length)
+
+
+def _time(octets: bytes, at: int) -> tuple[datetime, int]:
+    if octets[at] not in _TIMES:
+        raise ValueError(f"tag {octets[at]:#x} is no time")
+    where = _element(octets, at)
+    text = octets[where.start : where.stop].decode("ascii")
+    when = datetime.strptime(text, _TIMES[octets[at]]).replace(tzinfo=UTC)
+    return when, where.stop
