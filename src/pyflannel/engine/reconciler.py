@@ -9,12 +9,13 @@ from pyflannel.engine.damping import Damping
 from pyflannel.engine.pause import pause
 from pyflannel.errors import TargetError
 from pyflannel.model.address import Address
-from pyflannel.model.forwarder import Forwarder
+from pyflannel.model.forwarder import Forwarder, ForwarderPeer
 from pyflannel.model.host_file import HostFile
 from pyflannel.model.iptables_chain import IptablesChain
 from pyflannel.model.link import MARK, Link
 from pyflannel.model.nft_table import NftTable
 from pyflannel.model.operation import Add, Operation, Refusal, Remove, Replace
+from pyflannel.model.route import Route
 from pyflannel.model.state import Item, State
 from pyflannel.plan.describe import found
 from pyflannel.plan.diff import diff
@@ -39,19 +40,20 @@ _OF_THE_HOST = (Link, Address, Forwarder)
 
 @dataclass(kw_only=True)
 class PassCounts:
-    """What the passes did so far."""
+    """What the passes did so far; `held` is what the latest left for later, as somebody fights over it."""
 
     passes: int = 0
     repairs: int = 0
     last_repair: str | None = None
     refused: tuple[Refusal, ...] = ()
+    held: tuple[Operation, ...] = ()
     error: str | None = None
     applied: State | None = field(default=None, repr=False)
 
     @property
     def is_clean(self) -> bool:
         """The last pass left nothing undone."""
-        return self.applied is not None and not self.refused and self.error is None
+        return self.applied is not None and not self.refused and not self.held and self.error is None
 
 
 class Reconciler:
@@ -112,7 +114,7 @@ class Reconciler:
             actual = ours(await self._target.snapshot(desired), desired, self._mark)
         except TargetError as error:
             return await self._fail(error)
-        operations, wait_s = self._admitted(order(diff(desired, actual)))
+        operations, wait_s = self._admitted(order(diff(desired, actual)), desired)
         done, refused = await self._apply(operations)
         self._tell(done, refused, desired)
         self.counts.applied, self.counts.error = desired, None
@@ -148,16 +150,27 @@ class Reconciler:
         await self._clock.sleep(min(0.05 * 2.0 ** min(self._failures, 10), REFUSED_PAUSE_MAX_S))
         return 0.0
 
-    def _admitted(self, operations: Iterable[Operation]) -> tuple[list[Operation], float]:
-        """Return the operations on objects that nobody fights over, and the seconds until the next may go."""
+    def _admitted(self, operations: Iterable[Operation], desired: State) -> tuple[list[Operation], float]:
+        """Return the operations on objects that nobody fights over, and the seconds until the next may go.
+
+        A changed plan waits for no fight; what hangs on an object that must wait waits with it.
+        """
         admitted: list[Operation] = []
+        held: list[Operation] = []
+        carriers: list[Operation] = []
         wait_s, now = self._audit_s, self._clock.now()
         for operation in operations:
-            until = self._damping.waits_until(_subject(operation).key, now)
-            if until is None:
-                admitted.append(operation)
-            else:
+            item = _subject(operation)
+            until = self._damping.waits_until(item.key, now) if self._is_repair(operation, desired) else None
+            if until is not None:
                 wait_s = min(wait_s, until - now)
+            elif not any(_needs(operation, carrier) for carrier in carriers):
+                admitted.append(operation)
+                continue
+            held.append(operation)
+            if isinstance(item, _OF_THE_HOST):
+                carriers.append(operation)
+        self.counts.held = tuple(held)
         return admitted, wait_s
 
     def _tell(self, done: list[Operation], refused: tuple[Refusal, ...], desired: State) -> None:
@@ -215,6 +228,22 @@ def _subject(operation: Operation) -> Item:
 def _link_of(item: Item) -> str | None:
     """Return the name of the link that the item hangs on."""
     return None if isinstance(item, Link | HostFile | IptablesChain | NftTable) else item.link
+
+
+def _needs(operation: Operation, carrier: Operation) -> bool:
+    """Return whether an operation would be refused before that on what carries its object."""
+    if isinstance(operation, Remove):
+        return False
+    item = _subject(operation)
+    match carrier:
+        case Add(Link(name=link)) | Replace(Link(name=link, is_up=False), _):
+            return _link_of(item) == link
+        case Add(Address(link=link)):
+            return isinstance(item, Route) and item.link == link
+        case Add(Forwarder(link=link)):
+            return isinstance(item, ForwarderPeer) and item.link == link
+        case _:
+            return False
 
 
 def _listing(operations: list[Operation]) -> str:

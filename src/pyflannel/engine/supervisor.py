@@ -174,6 +174,8 @@ class Supervisor:
             return counts.error
         if counts.refused:
             return f"the plan to take effect: {found(counts.refused[0].operation)}: {counts.refused[0].cause}"
+        if counts.held:
+            return f"an end of the fight over what we install: {found(counts.held[0])}"
         if counts.applied is None:
             return "the first pass"
         if self.narrator.is_store_away or self.is_stale:

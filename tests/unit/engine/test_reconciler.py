@@ -5,15 +5,16 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from ipaddress import IPv4Interface
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 import pytest
 
 from pyflannel.engine.reconciler import Reconciler
 from pyflannel.model.address import Address
+from pyflannel.model.forwarder import Forwarder, ForwarderPeer
 from pyflannel.model.host_file import HostFile
 from pyflannel.model.link import Link
-from pyflannel.model.operation import Add, Remove, Replace
+from pyflannel.model.operation import Add, Operation, Remove, Replace
 from pyflannel.model.state import State
 from pyflannel.plan.diff import diff
 from pyflannel.plan.ownership import ours
@@ -43,6 +44,10 @@ class Bench:
     def is_healed(self) -> bool:
         assert self.plan is not None
         return not list(diff(self.plan, ours(self.kernel.state, self.plan)))
+
+
+def subject(operation: Operation) -> object:
+    return operation.new if isinstance(operation, Replace) else operation.item
 
 
 @asynccontextmanager
@@ -181,6 +186,75 @@ def test_a_fight_over_an_object_is_damped_and_said(caplog: pytest.LogCaptureFixt
     with caplog.at_level(logging.ERROR):
         asyncio.run(check())
     assert "Somebody keeps undoing our repairs" in caplog.text
+
+
+async def fight(bench: Bench) -> None:
+    """Remove the link so often that its repair waits."""
+    while not bench.reconciler.counts.held:
+        bench.kernel.damage(Remove(LINK))
+        await bench.clock.settle()
+
+
+def test_a_host_with_a_repair_that_waits_is_not_clean() -> None:
+    async def check() -> None:
+        async with running(Bench(FakeKernel(), PLAN)) as bench:
+            await fight(bench)
+            assert not bench.reconciler.counts.is_clean
+
+            await bench.clock.advance(2)
+
+            assert bench.is_healed
+            assert bench.reconciler.counts.is_clean
+
+    asyncio.run(check())
+
+
+def test_a_changed_plan_waits_for_no_fight() -> None:
+    async def check() -> None:
+        async with running(Bench(FakeKernel(), PLAN)) as bench:
+            await fight(bench)
+            repairs = bench.reconciler.counts.repairs
+
+            bench.plan = State.of(replace(LINK, mtu=1300))
+            bench.reconciler.wake()
+            await bench.clock.settle()
+
+            assert bench.is_healed
+            assert bench.reconciler.counts.repairs == repairs
+
+    asyncio.run(check())
+
+
+def test_what_hangs_on_an_object_that_is_fought_over_waits_with_it() -> None:
+    """It could only be refused."""
+    address = Address(link=LINK.name, address=IPv4Interface("10.100.15.0/16"))
+    forwarder = Forwarder(
+        link=LINK.name,
+        tunnel_address=IPv4Address("10.100.15.0"),
+        subnet=IPv4Network("10.100.15.0/24"),
+        listen_address=IPv4Address("10.10.10.101"),
+        port=8285,
+        mtu=1472,
+    )
+    peer = ForwarderPeer(
+        link=LINK.name, subnet=IPv4Network("10.100.16.0/24"), address=IPv4Address("10.10.10.102"), port=8285
+    )
+
+    async def check() -> None:
+        async with running(Bench(FakeKernel(), State.of(LINK, address, forwarder, peer))) as bench:
+            await fight(bench)
+            batches = len(bench.kernel.batches)
+            bench.kernel.damage(Remove(address), Remove(forwarder), Remove(peer))
+            await bench.clock.settle()
+
+            assert len(bench.kernel.batches) == batches
+            assert {*map(subject, bench.reconciler.counts.held)} == {LINK, address, forwarder, peer}
+
+            await bench.clock.advance(2)
+
+            assert bench.is_healed
+
+    asyncio.run(check())
 
 
 def test_foreign_objects_stay() -> None:
