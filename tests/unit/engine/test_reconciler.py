@@ -188,10 +188,13 @@ def test_a_fight_over_an_object_is_damped_and_said(caplog: pytest.LogCaptureFixt
     assert "Somebody keeps undoing our repairs" in caplog.text
 
 
+DOWN = Replace(LINK, replace(LINK, is_up=False))
+
+
 async def fight(bench: Bench) -> None:
-    """Remove the link so often that its repair waits."""
+    """Set the link down so often that its repair waits."""
     while not bench.reconciler.counts.held:
-        bench.kernel.damage(Remove(LINK))
+        bench.kernel.damage(DOWN)
         await bench.clock.settle()
 
 
