@@ -9,11 +9,14 @@ from pyflannel.assembly.logs import NETWORK
 from pyflannel.assembly.options import FlanneldOptions
 from pyflannel.assembly.places import Places
 from pyflannel.assembly.store import open_store
+from pyflannel.engine.liveness import Liveness
 from pyflannel.engine.network_follower import NetworkFollower
 from pyflannel.engine.readiness import Readiness
+from pyflannel.engine.reconciler import AUDIT_S
 from pyflannel.kernel.clock import BoottimeClock
 from pyflannel.kernel.lock import RunLock
-from pyflannel.kernel.notify import notify
+from pyflannel.kernel.notify import notify, watchdog_s
+from pyflannel.ports.store import Store
 from pyflannel.stores.prefixed import PrefixedStore
 
 Door = Callable[[HostNetwork], Awaitable[None]]
@@ -46,6 +49,8 @@ class Daemon:
         self._door = door
         self._places = places_of(options)
         self._store = open_store(options.store_url, options.etcd_password)
+        self._clock = BoottimeClock()
+        self._liveness = Liveness(notify, self._clock, watchdog_s())
         self._running: dict[str, HostNetwork] = {}
         # Networks that come and go are not waited for: the first that is ready is enough.
         self._readiness = Readiness(notify, () if options.watch_networks else options.networks)
@@ -68,50 +73,55 @@ class Daemon:
         """
         options = self._options
         try:
-            if options.watch_networks:
-                follower = NetworkFollower(
-                    store=self._store,
-                    clock=BoottimeClock(),
-                    allowed=options.networks,
-                    run=self._run_named,
-                )
-                await follower.run()
-            elif options.networks:
-                async with asyncio.TaskGroup() as tasks:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._liveness.run(), name="liveness")
+                if options.watch_networks:
+                    follower = NetworkFollower(
+                        store=self._store, clock=self._clock, allowed=options.networks, run=self._run_named
+                    )
+                    tasks.create_task(follower.run(), name="networks")
+                elif options.networks:
                     for name in options.networks:
                         tasks.create_task(self._run_named(name), name=f"network {name}")
-            else:
-                network = await open_network(
-                    options=options,
-                    places=self._places,
-                    store=self._store,
-                    store_url=options.store_url,
-                    notify=notify,
-                )
-                await self._run_network("", network)
+                else:
+                    tasks.create_task(self._run_only(), name="only network")
         finally:
             await self._store.close()
 
+    async def _run_only(self) -> None:
+        await self._run_network("", self._places, self._store, self._options.store_url, notify)
+
     async def _run_named(self, name: str) -> None:
         NETWORK.set(name)
-        network = await open_network(
-            options=self._options,
-            places=self._places.of_network(name, Path(self._options.subnet_dir)),
-            store=PrefixedStore(self._store, name),
-            store_url=f"{self._options.store_url}#{name}",
-            notify=self._readiness.voice(name),
+        await self._run_network(
+            name,
+            self._places.of_network(name, Path(self._options.subnet_dir)),
+            PrefixedStore(self._store, name),
+            f"{self._options.store_url}#{name}",
+            self._readiness.voice(name),
         )
-        await self._run_network(name, network)
 
-    async def _run_network(self, name: str, network: HostNetwork) -> None:
-        self._running[name] = network
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(network.run(), name="network")
-                tasks.create_task(_forever(self._door(network)), name="door")
-        finally:
-            if self._running.get(name) is network:  # else it is back already
-                del self._running[name]
+    async def _run_network(
+        self, name: str, places: Places, store: Store, store_url: str, notify: Callable[[str], object]
+    ) -> None:
+        with self._liveness.watched() as alive:
+            network = await open_network(
+                options=self._options,
+                places=places,
+                store=store,
+                store_url=store_url,
+                notify=notify,
+                alive=alive,
+                audit_s=min(AUDIT_S, self._liveness.pause_s),
+            )
+            self._running[name] = network
+            try:
+                async with asyncio.TaskGroup() as tasks:
+                    tasks.create_task(network.run(), name="network")
+                    tasks.create_task(_forever(self._door(network)), name="door")
+            finally:
+                if self._running.get(name) is network:  # else it is back already
+                    del self._running[name]
 
     def _expected(self) -> Iterable[str]:
         """Return the networks that count; of those that come and go, the ones that are there."""

@@ -49,6 +49,8 @@ class HostNetwork:
         interfaces: KernelInterfaces,
         claim: DeviceClaim,
         notify: Callable[[str], object],
+        alive: Callable[[], object],
+        audit_s: float,
     ) -> None:
         """Put it together; `open_network` finds a device first.
 
@@ -78,10 +80,11 @@ class HostNetwork:
             clock=self._clock,
             memory=FileMemory(places.last_known),
             notify=notify,
+            alive=alive,
             draw=random.SystemRandom().randrange,
             reidentify=lambda: new_identity(options.state_dir, options.machine_id_file),
         )
-        self._supervisor = Supervisor(world, _host_options(options, places, claim.name))
+        self._supervisor = Supervisor(world, _host_options(options, places, claim.name, audit_s))
 
     async def run(self) -> None:
         """Run until cancelled; nothing that carries packets ends with it."""
@@ -123,8 +126,19 @@ async def open_network(
     store: Store,
     store_url: str,
     notify: Callable[[str], object],
+    alive: Callable[[], object],
+    audit_s: float,
 ) -> HostNetwork:
     """Return this host in one network, with a device of its own.
+
+    Args:
+        options: what the operator asks for.
+        places: where its files are.
+        store: where its leases are.
+        store_url: what people know the store by.
+        notify: tells the service manager.
+        alive: hears of each turn of the reconciler's loop.
+        audit_s: longest pause between two passes.
 
     Raises:
         BusyError: there is no name left for a device.
@@ -139,10 +153,12 @@ async def open_network(
         interfaces=interfaces,
         claim=DeviceClaim(device_names(places.mark, await interfaces.observe())),
         notify=notify,
+        alive=alive,
+        audit_s=audit_s,
     )
 
 
-def _host_options(options: FlanneldOptions, places: Places, device: str) -> HostOptions:
+def _host_options(options: FlanneldOptions, places: Places, device: str, audit_s: float) -> HostOptions:
     return HostOptions(
         identity=read_identity(options.state_dir, options.machine_id_file, options.node_id),
         underlay=UnderlayOptions(
@@ -158,6 +174,7 @@ def _host_options(options: FlanneldOptions, places: Places, device: str) -> Host
         packet_filter=options.packet_filter,
         device=device,
         mark=places.mark,
+        audit_s=audit_s,
     )
 
 

@@ -59,7 +59,9 @@ class PassCounts:
 class Reconciler:
     """Repairs the target after every change, whoever made it, and at every audit.
 
-    `desired` gives the plan as it is now, or None while there is none yet; `passed` hears of each pass.
+    `desired` gives the plan as it is now, or None while there is none yet; `passed` hears of each pass, and
+    `alive` of each turn of the loop, with a plan or without: they are never further apart than a pass and the
+    pause after it, `audit_s`.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class Reconciler:
         clock: Clock,
         desired: Callable[[], State | None],
         passed: Callable[[], None] = lambda: None,
+        alive: Callable[[], object] = lambda: None,
         audit_s: float = AUDIT_S,
         mark: str = MARK,
     ) -> None:
@@ -76,6 +79,7 @@ class Reconciler:
         self._clock = clock
         self._desired = desired
         self._passed = passed
+        self._alive = alive
         self._audit_s = audit_s
         self._mark = mark
         self._changed = asyncio.Event()
@@ -105,6 +109,7 @@ class Reconciler:
             if desired is not None:
                 pause_s = await self._pass(desired)
                 self._passed()
+            self._alive()
             await pause(self._clock, pause_s, until=self._changed)
 
     async def _pass(self, desired: State) -> float:

@@ -17,7 +17,7 @@ from pyflannel.engine.last_known_leases import LastKnownLeases
 from pyflannel.engine.lease_keeper import LeaseKeeper
 from pyflannel.engine.lease_narrator import LeaseNarrator
 from pyflannel.engine.planner import Planner
-from pyflannel.engine.reconciler import Reconciler
+from pyflannel.engine.reconciler import AUDIT_S, Reconciler
 from pyflannel.engine.underlay_follower import UnderlayFollower
 from pyflannel.errors import ConfigError, StoreError, WireError
 from pyflannel.model.host import Underlay
@@ -49,6 +49,7 @@ class World:
 
     Attributes:
         notify: tells the service manager (sd_notify).
+        alive: hears of each turn of the reconciler's loop.
         draw: a random number below its argument.
         reidentify: makes and keeps a new identity.
         memory: keeps the last known leases.
@@ -62,6 +63,7 @@ class World:
     notify: Callable[[str], object]
     draw: Callable[[int], int]
     reidentify: Callable[[], Identity]
+    alive: Callable[[], object] = lambda: None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +73,7 @@ class HostOptions:
     Attributes:
         subnet_file: path of subnet.env.
         subnet_env: its text from the life before, or None.
+        audit_s: longest pause between two passes.
     """
 
     identity: Identity
@@ -82,6 +85,7 @@ class HostOptions:
     packet_filter: FilterOptions = field(default_factory=FilterOptions)
     device: str = "flannel0"
     mark: str = MARK
+    audit_s: float = AUDIT_S
 
 
 class Supervisor:
@@ -113,6 +117,8 @@ class Supervisor:
             clock=world.clock,
             desired=self.planner.desired,
             passed=self._passed,
+            alive=world.alive,
+            audit_s=options.audit_s,
             mark=options.mark,
         )
         self.underlay = UnderlayFollower(

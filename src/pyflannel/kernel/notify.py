@@ -1,4 +1,4 @@
-"""Telling the service manager how we are: sd_notify(3)."""
+"""Telling the service manager how we are: sd_notify(3), and how often it wants to hear of us."""
 
 import os
 import socket
@@ -21,3 +21,14 @@ def notify(text: str) -> bool:
     except OSError:
         return False
     return True
+
+
+def watchdog_s() -> float | None:
+    """Return the seconds after which the service manager takes a silent process for dead; None for never.
+
+    Source: sd_watchdog_enabled(3).
+    """
+    limit = os.environ.get("WATCHDOG_USEC", "")
+    if os.environ.get("WATCHDOG_PID") not in (None, str(os.getpid())):
+        return None  # meant for the process that started us
+    return int(limit) / 1e6 if limit.isdecimal() and int(limit) else None

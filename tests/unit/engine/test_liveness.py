@@ -1,0 +1,133 @@
+"""The watchdog is fed by the reconcilers' own turns: one that is stuck silences the daemon."""
+
+import asyncio
+from collections.abc import Sequence
+from itertools import pairwise
+
+from pyflannel.engine.liveness import ALIVE, Liveness
+from pyflannel.engine.reconciler import Reconciler
+from pyflannel.model.link import Link
+from pyflannel.model.operation import Operation, Refusal
+from pyflannel.model.state import State
+from pyflannel.testing.fake_clock import FakeClock
+from pyflannel.testing.fake_kernel import FakeKernel
+
+PLAN = State.of(Link(name="flannel0", kind="tun", mtu=1472))
+
+
+def test_every_network_must_have_given_a_sign() -> None:
+    said: list[str] = []
+    liveness = Liveness(said.append, FakeClock(), watchdog_s=30)
+
+    with liveness.watched() as red, liveness.watched() as blue:
+        red()
+        red()
+        assert said == []
+        blue()
+        assert said == [ALIVE]
+        blue()
+        assert said == [ALIVE]
+        red()
+
+    assert said == [ALIVE, ALIVE]
+
+
+def test_a_network_that_left_is_not_waited_for() -> None:
+    said: list[str] = []
+    liveness = Liveness(said.append, FakeClock(), watchdog_s=30)
+
+    with liveness.watched() as red:
+        with liveness.watched():
+            red()
+        assert said == []
+        red()
+
+    assert said == [ALIVE]
+
+
+def test_nothing_is_said_without_a_watchdog() -> None:
+    said: list[str] = []
+    liveness = Liveness(said.append, FakeClock(), watchdog_s=None)
+
+    with liveness.watched() as red:
+        red()
+    asyncio.run(liveness.run())
+
+    assert said == []
+
+
+def test_a_daemon_without_a_network_yet_is_alive_too() -> None:
+    async def check() -> None:
+        said: list[str] = []
+        clock = FakeClock()
+        liveness = Liveness(said.append, clock, watchdog_s=30)
+        task = asyncio.ensure_future(liveness.run())
+
+        await clock.advance(60)
+        assert len(said) == 5  # at the beginning, and every 15 s
+        with liveness.watched():
+            await clock.advance(60)
+            assert len(said) == 5
+
+        task.cancel()
+
+    asyncio.run(check())
+
+
+class StuckKernel(FakeKernel):
+    """One that takes an operation and never answers, from when it is told to."""
+
+    is_stuck = False
+
+    async def apply(self, operations: Sequence[Operation]) -> Sequence[Refusal]:
+        if self.is_stuck:
+            await asyncio.Event().wait()
+        return await super().apply(operations)
+
+
+def test_the_turns_of_a_reconciler_keep_the_watchdog_quiet_and_a_stuck_pass_does_not() -> None:
+    async def check() -> None:
+        times: list[float] = []
+        clock, kernel = FakeClock(), StuckKernel()
+        liveness = Liveness(lambda text: times.append(clock.now()), clock, watchdog_s=3)
+        with liveness.watched() as alive:
+            reconciler = Reconciler(
+                target=kernel, clock=clock, desired=lambda: PLAN, alive=alive, audit_s=liveness.pause_s
+            )
+            task = asyncio.ensure_future(reconciler.run())
+
+            await clock.advance(30)
+            gaps = [later - earlier for earlier, later in pairwise(times)]
+            assert len(gaps) >= 20
+            assert max(gaps) < 3
+
+            kernel.is_stuck = True
+            kernel.state = State.EMPTY
+            seen = len(times)
+            await clock.advance(30)
+            assert len(times) <= seen + 1
+
+            task.cancel()
+
+    asyncio.run(check())
+
+
+def test_a_reconciler_without_a_plan_is_alive() -> None:
+    async def check() -> None:
+        signs: list[None] = []
+        clock = FakeClock()
+        reconciler = Reconciler(
+            target=FakeKernel(),
+            clock=clock,
+            desired=lambda: None,
+            alive=lambda: signs.append(None),
+            audit_s=5,
+        )
+        task = asyncio.ensure_future(reconciler.run())
+
+        await clock.advance(20)
+        task.cancel()
+
+        assert len(signs) == 5
+
+    asyncio.run(check())
