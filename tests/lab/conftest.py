@@ -200,9 +200,10 @@ class Overlay:
         daemons: the flanneld started last on each host, by the host's name.
     """
 
-    def __init__(self, lab: Lab, etcd: EtcdServer) -> None:
+    def __init__(self, lab: Lab, etcd: EtcdServer, etcd_program: Program) -> None:
         self.lab = lab
         self.etcd = etcd
+        self.etcd_program = etcd_program
         self.hosts = lab.hosts
         self.daemons: dict[str, Program] = {}
 
@@ -269,8 +270,8 @@ class Overlay:
 
 
 def network_state(host: Host) -> dict[str, Any]:
-    """Return links, addresses, routes and rules of the host, but no index: a link made anew has another."""
-    *shown, settings = host.run(["sh", "-c", _SHOW]).stdout.split("\n", maxsplit=5)
+    """Return the network of a host, filters too, but no index: a link made anew has another."""
+    *shown, others = host.run(["sh", "-c", _SHOW]).stdout.split("\n", maxsplit=5)
     links, addresses, routes, routes6, rules = (json.loads(line or "[]") for line in shown)
     for entry in (*links, *addresses):
         entry.pop("ifindex")
@@ -280,14 +281,15 @@ def network_state(host: Host) -> dict[str, Any]:
         "addresses": {link["ifname"]: link["addr_info"] for link in addresses},
         "routes": sorted(json.dumps(route) for route in (*routes, *routes6)),
         "rules": rules,
-        "IPv6": settings.splitlines(),
+        "IPv6 and filters": [line for line in others.splitlines() if not line.startswith("#")],
     }
 
 
 _SHOW = (
     "ip -json -details link; ip -json address; ip -json -4 route show table all;"
     " ip -json -6 route show table all; ip -json rule;"
-    " grep -H . /proc/sys/net/ipv6/conf/*/disable_ipv6"
+    " grep -H . /proc/sys/net/ipv6/conf/*/disable_ipv6; iptables-save; ip6tables-save;"
+    " nft list table inet decoy 2>/dev/null || true"
 )
 
 
@@ -352,9 +354,9 @@ def overlay_in(name: str, *, config: str = '{"Network":"10.100.0.0/16"}') -> Ite
     """Make a lab with an etcd that holds the network config; no flanneld runs yet."""
     with Lab(f"{name}-{os.getpid()}") as lab:
         etcd = EtcdServer(lab.router, str(LEFT.gateway.ip))
-        etcd.start()
+        program = etcd.start()
         etcd.etcdctl("put", f"{PREFIX}/config", config)
-        yield Overlay(lab, etcd)
+        yield Overlay(lab, etcd, program)
 
 
 @pytest.fixture(scope="module")
