@@ -41,8 +41,9 @@ def test_a_network_that_left_is_not_waited_for() -> None:
             red()
         assert said == []
         red()
+        red()
 
-    assert said == [ALIVE]
+    assert said == [ALIVE, ALIVE]
 
 
 def test_nothing_is_said_without_a_watchdog() -> None:
