@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import stat
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,22 @@ def test_cleanup_leaves_no_trace(overlay, daemon: str) -> None:
     assert "removed link flannel0" in said
     assert "removed lease " in said
     assert overlay.daemons[host.name].wait() is not None
+
+
+@pytest.mark.parametrize(
+    "damage", ["pkill -STOP -x flannel-forward", "rm -r /run/flannel"], ids=["stands still", "has no socket"]
+)
+def test_cleanup_ends_a_forwarder_that_answers_nobody(overlay, damage: str) -> None:
+    host = overlay.hosts["docker2"]
+    before = traces(overlay, host)
+    overlay.join(host)
+    overlay.daemons[host.name].kill()
+    host.run(["sh", "-c", damage])
+
+    said = host.flannelctl("--store", overlay.etcd.url, "cleanup")
+
+    assert traces(overlay, host) == before
+    assert re.search(r"removed forwarder \(pid \d+\), which answered nobody", said)
 
 
 def test_cleanup_of_a_clean_host_does_nothing(overlay) -> None:

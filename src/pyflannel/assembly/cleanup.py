@@ -116,6 +116,8 @@ async def _remove_objects(places: Places, report: CleanupReport) -> None:
         return
     forwarder, iptables, nftables = ForwarderTarget(places.run_dir), IptablesTarget(), NftTarget()
     try:
+        unreachable = await forwarder.end_unreachable()
+        report.removed.extend(f"forwarder (pid {pid}), which answered nobody" for pid in unreachable)
         # One after the other, so that one that does not answer hides nothing of the other. But whose the
         # filter rules are is told by the links.
         for target in (
