@@ -19,10 +19,16 @@ _PEER_CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
 
 
 class Answer(NamedTuple):
-    """The frame that answers a request, and whether other processes must hear that something changed."""
+    """The frame that answers a request.
+
+    Attributes:
+        is_change: whether other processes must hear that something changed.
+        descriptors: what goes along with the frame.
+    """
 
     frame: bytes
     is_change: bool = False
+    descriptors: tuple[int, ...] = ()
 
 
 def listen(path: str) -> socket.socket:
@@ -36,6 +42,14 @@ def listen(path: str) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     listener.bind(path)
     os.chmod(path, 0o600)  # nobody can connect before listen()
+    listener.listen(_CLIENTS)
+    return listener
+
+
+def listen_on(descriptor: int) -> socket.socket:
+    """Return a listener that another process listened on; who connects sees from now on that it is ours."""
+    listener = socket.socket(fileno=descriptor)
+    listener.setblocking(False)
     listener.listen(_CLIENTS)
     return listener
 
@@ -62,15 +76,20 @@ class ControlServer:
     """Reads requests, answers each with what `answer` returns.
 
     A client that sends what is not a frame, that never reads, or that is neither root nor our own user is
-    dropped.
+    dropped. `answer` is called with the client's number, which `gone` hears when the client has left.
     """
 
     def __init__(
-        self, listener: socket.socket, poller: Poller, answer: Callable[[Kind, bytes], Answer]
+        self,
+        listener: socket.socket,
+        poller: Poller,
+        answer: Callable[[int, Kind, bytes], Answer],
+        gone: Callable[[int], None],
     ) -> None:
         self._listener = listener
         self._poller = poller
         self._answer = answer
+        self._gone = gone
         self._clients: dict[int, _Client] = {}
         poller.add(listener.fileno(), READABLE, self._on_connection)
 
@@ -125,17 +144,30 @@ class ControlServer:
             return
         for kind, payload in requests:
             try:
-                answer = self._answer(kind, payload)
+                answer = self._answer(client.connection.fileno(), kind, payload)
             except WireError:
                 self._drop(client)
                 return
-            self._send(client, answer.frame)
+            self._send(client, answer.frame, answer.descriptors)
             if answer.is_change:
                 self.notify(but_pid=client.pid)
 
-    def _send(self, client: "_Client", frame: bytes) -> None:
+    @property
+    def descriptor(self) -> int:
+        """The listener's."""
+        return self._listener.fileno()
+
+    def _send(self, client: "_Client", frame: bytes, descriptors: tuple[int, ...] = ()) -> None:
         if not client.is_open:
             return
+        if descriptors:
+            try:
+                if client.unsent:  # descriptors go along with the first octet, in the order of the stream
+                    raise BlockingIOError
+                frame = frame[socket.send_fds(client.connection, [frame], descriptors) :]
+            except OSError:
+                self._drop(client)
+                return
         client.unsent += frame
         if len(client.unsent) > _UNSENT_OCTETS:
             self._drop(client)
@@ -153,9 +185,11 @@ class ControlServer:
         self._poller.change(client.connection.fileno(), READABLE | (WRITABLE if client.unsent else 0))
 
     def _drop(self, client: "_Client") -> None:
-        self._poller.remove(client.connection.fileno())
-        del self._clients[client.connection.fileno()]
+        number = client.connection.fileno()
+        self._poller.remove(number)
+        del self._clients[number]
         client.connection.close()
+        self._gone(number)
 
 
 class _Client:

@@ -1,5 +1,6 @@
 """What the forwarder counts, by name."""
 
+from collections.abc import Mapping
 from errno import errorcode
 
 from pyflannel.datapath.forwarding import Drop
@@ -46,8 +47,19 @@ class Counters:
         name = f"{call}_failed_{errorcode.get(error.errno or 0, 'UNKNOWN')}"
         self._events[name] = self._events.get(name, 0) + packets
 
+    def add(self, others: Mapping[str, int]) -> None:
+        """Go on counting from what a predecessor counted."""
+        for name, value in others.items():
+            if name in self._totals():
+                setattr(self, name, getattr(self, name) + value)
+            else:
+                self._events[name] = self._events.get(name, 0) + value
+
     def by_name(self) -> dict[str, int]:
         """Return all counters."""
+        return {**self._totals(), **self._events}
+
+    def _totals(self) -> dict[str, int]:
         return {
             "sent_packets": self.sent_packets,
             "sent_octets": self.sent_octets,
@@ -56,5 +68,4 @@ class Counters:
             "batches_sent": self.batches_sent,
             "batches_received": self.batches_received,
             "batches_written": self.batches_written,
-            **self._events,
         }

@@ -21,7 +21,7 @@ class Relay:
 
     Nothing that a packet does, or the underlay, ends it: what is lost is counted by its reason. When the
     device goes away `on_detached` is called, once, and packets from peers are dropped until `attach`. `say`
-    hears, once, of each help of the kernel that is missing.
+    hears, once, of each help of the kernel that is missing. `device` is an attachment that a predecessor had.
     """
 
     def __init__(
@@ -31,6 +31,7 @@ class Relay:
         poller: Poller,
         on_detached: Callable[[], None],
         say: Callable[[str], None],
+        device: int | None = None,
     ) -> None:
         self.peers = PeerTable()
         self.counters = Counters()
@@ -48,6 +49,8 @@ class Relay:
             settings, udp, self.peers, sender, self._writer, errors, self.counters, self._offloads
         )
         poller.add(udp.fileno(), READABLE, self._on_udp)
+        if device is not None:
+            self._hold(Tun.adopt(settings.link, device, self._offloads))
 
     @property
     def is_attached(self) -> bool:
@@ -68,14 +71,23 @@ class Relay:
         if self.is_attached:
             return
         self._detach()
-        self._tun = self._writer.tun = Tun(self._settings.link, self._offloads)
-        self._poller.add(self._tun.descriptor, READABLE, self._on_tun)
+        self._hold(Tun.attach(self._settings.link, self._offloads))
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """The socket's, and the device's if we are attached."""
+        return (self._udp.fileno(), *((self._tun.descriptor,) if self._tun is not None else ()))
 
     def close(self) -> None:
         """Let go of device and socket."""
         self._detach()
         self._poller.remove(self._udp.fileno())
         self._udp.close()
+
+    def _hold(self, tun: Tun | None) -> None:
+        self._tun = self._writer.tun = tun
+        if tun is not None:
+            self._poller.add(tun.descriptor, READABLE, self._on_tun)
 
     def _detach(self) -> None:
         if self._tun is not None:

@@ -52,35 +52,60 @@ class Tun:
         takes_runs: whether `write_run` may be used.
 
     Raises:
-        OSError: ENODEV when there is no such device, EBUSY when another program holds it, and what opening
-            /dev/net/tun or attaching gives; the text names what it is about.
+        OSError: `descriptor` is not attached to the device that has the name; ENODEV when there is none.
     """
 
     HEADER_OCTETS = _HEADER.size
 
-    def __init__(self, link: str, offloads: Offloads) -> None:
+    def __init__(self, link: str, descriptor: int) -> None:
+        name, flags = _IFREQ.unpack(ioctl(descriptor, _TUNGETIFF, bytes(_IFREQ.size)))
+        if name.rstrip(b"\0").decode() != link:
+            raise OSError(errno.ENODEV, f"{link} has another name now")
+        self.descriptor = descriptor
+        self.takes_runs = bool(flags & _IFF_VNET_HDR)
+        self.header_octets = self.HEADER_OCTETS if self.takes_runs else 0
         self._link = link
         self._index = _index(link)
+
+    @classmethod
+    def attach(cls, link: str, offloads: Offloads) -> "Tun":
+        """Return a new attachment.
+
+        Raises:
+            OSError: ENODEV when there is no such device, EBUSY when another program holds it, and what
+                opening /dev/net/tun or attaching gives; the text names what it is about.
+        """
+        index = _index(link)
         try:
-            self.descriptor = os.open(_DEVICE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+            descriptor = os.open(_DEVICE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
             raise OSError(error.errno, f"{_DEVICE}: {error.strerror}") from None
         try:
-            _attach(self.descriptor, link, offloads)
+            _attach(descriptor, link, offloads)
             # A device that went away in between was created again, and goes with our descriptor.
-            if _index(link) != self._index:
+            if _index(link) != index:
                 raise OSError(errno.ENODEV, f"{link} was replaced while it was attached to")
-            self._learn_header()
+            tun = cls(link, descriptor)
         except OSError:
-            os.close(self.descriptor)
+            os.close(descriptor)
             raise
         _accept_own_source(link)
         _lengthen_queue(link)
+        return tun
 
-    def _learn_header(self) -> None:
-        answer = ioctl(self.descriptor, _TUNGETIFF, bytes(_IFREQ.size))
-        self.takes_runs = bool(_IFREQ.unpack(answer)[1] & _IFF_VNET_HDR)
-        self.header_octets = self.HEADER_OCTETS if self.takes_runs else 0
+    @classmethod
+    def adopt(cls, link: str, descriptor: int, offloads: Offloads) -> "Tun | None":
+        """Return the attachment that another process had, or None when it is none to that device any more."""
+        try:
+            tun = cls(link, descriptor)
+        except OSError:
+            os.close(descriptor)
+            return None
+        if tun.takes_runs:
+            offloads.use(Offload.RUN_WRITE)
+        else:
+            offloads.lack(Offload.RUN_WRITE, "the device was attached to without")
+        return tun
 
     @property
     def is_current(self) -> bool:

@@ -16,6 +16,7 @@ class Forwarder:
         port: UDP port, bound and, unless a peer publishes another, sent to.
         mtu: octets of the largest inner packet.
         is_attached: False when the device went away under it.
+        is_current: False when it is of another version than ours.
     """
 
     link: str
@@ -25,6 +26,7 @@ class Forwarder:
     port: int
     mtu: int
     is_attached: bool = True
+    is_current: bool = True
 
     @property
     def key(self) -> tuple[str, str]:

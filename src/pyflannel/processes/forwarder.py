@@ -5,8 +5,9 @@ import logging
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from errno import EACCES, EBUSY, ENODEV, ENOENT, EPERM
+from importlib import metadata
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
@@ -15,9 +16,20 @@ from pyflannel.model.forwarder import Forwarder, ForwarderPeer
 from pyflannel.model.operation import Add, Operation, Refusal, Remove, Replace
 from pyflannel.model.state import Item, State
 from pyflannel.processes.ending import end_process
-from pyflannel.processes.forwarder_client import AbsentError, RefusedError, SilentError, connected
-from pyflannel.processes.forwarder_launch import LOG_NAME, PortInUseError, start_forwarder
-from pyflannel.processes.holders import find_forwarders, find_tun_holder
+from pyflannel.processes.forwarder_client import (
+    AbsentError,
+    ForeignError,
+    RefusedError,
+    SilentError,
+    connected,
+)
+from pyflannel.processes.forwarder_launch import (
+    LOG_NAME,
+    NoHandOverError,
+    PortInUseError,
+    start_forwarder,
+)
+from pyflannel.processes.holders import find_forwarders, find_tun_holder, is_forwarder
 from pyflannel.wire.forwarder_control import (
     SOCKET_NAME,
     ForwarderState,
@@ -25,6 +37,7 @@ from pyflannel.wire.forwarder_control import (
     Peer,
     decode_counters,
     decode_state,
+    decode_summary,
     encode_change,
     encode_peers,
 )
@@ -44,41 +57,85 @@ _ATTACH_HINTS = {
 }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Known:
+    """What was read last, of which process.
+
+    Attributes:
+        generation: of the table, or None when it was not asked for.
+        attached: the state, when the device is there.
+        detached: the state, when it is not.
+    """
+
+    pid: int | None = None
+    generation: int | None = None
+    attached: State = State.EMPTY
+    detached: State = State.EMPTY
+
+
 class ForwarderTarget:
     """The forwarder of one run directory; at most one runs there.
 
     One that runs is taken as it is, whoever started it. It ends only by an operation, never with us.
     """
 
-    def __init__(self, run_dir: Path, python: str = sys.executable) -> None:
+    def __init__(self, run_dir: Path, python: str = sys.executable, version: str | None = None) -> None:
         self._run_dir = run_dir
         self._python = python
+        self._version = version or metadata.version("pyflannel")
+        self._known = _Known()
         self._socket = run_dir / SOCKET_NAME
         self._started = asyncio.Event()
-        self._silent: int | None = None
+        self._useless: int | None = None
 
     async def snapshot(self, desired: State) -> State:
         """Return the running forwarder and its peers, or nothing.
 
-        One that does not answer twice in succession is killed: it has moved no packet for as long either.
+        One that is silent, or unintelligible, twice in succession is killed: nobody can tell it of a peer.
 
         Raises:
             TargetError: one runs, but does not answer.
         """
         try:
-            state = await self._read_state()
+            found = await self._read()
         except AbsentError:
             return State.EMPTY
-        except SilentError as error:
-            if error.pid != self._silent:
-                self._silent = error.pid
+        except (SilentError, ForeignError) as error:
+            if error.pid != self._useless or not is_forwarder(error.pid):
+                self._useless = error.pid
                 raise
-            log.error("Killed the forwarder, which stood still pid=%d", error.pid)
+            log.error("Killed the forwarder: %s", error)
             await end_process(error.pid)
             return State.EMPTY
-        self._silent = None
-        link = state.settings.link
-        return State.collect((_to_forwarder(state), *(_to_peer(link, peer) for peer in state.peers)))
+        self._useless = None
+        return found
+
+    async def _read(self) -> State:
+        """Return what the forwarder says; its table only if that is another than the last one we read."""
+        async with connected(self._socket) as client:
+            pid, summary = client.pid, None
+            try:
+                if pid == self._known.pid:
+                    summary = decode_summary(await client.ask(Kind.READ_SUMMARY))
+                    if summary.generation == self._known.generation:
+                        return self._known.attached if summary.is_attached else self._known.detached
+                state = decode_state(await client.ask(Kind.READ_STATE))
+            except WireError as error:
+                raise ForeignError(pid, error) from error
+        peers = [_to_peer(state.settings.link, peer) for peer in state.peers]
+        one = _to_forwarder(state, is_current=state.version == self._version)
+        attached, detached = (
+            State.collect((replace(one, is_attached=value), *peers)) for value in (True, False)
+        )
+        if one.is_current:  # one of another version may not know summaries
+            # The generation was read before the table: a change in between shows in the next.
+            self._known = _Known(
+                pid=pid,
+                generation=None if summary is None else summary.generation,
+                attached=attached,
+                detached=detached,
+            )
+        return attached if one.is_attached else detached
 
     async def apply(self, operations: Sequence[Operation]) -> Sequence[Refusal]:
         """Stop and start the process, then change its peers in one request, then attach it.
@@ -157,7 +214,7 @@ class ForwarderTarget:
                 return new
             case Replace(Forwarder() as old, Forwarder() as new):
                 if replace(old, is_attached=new.is_attached) != new:
-                    await self._restart(new)
+                    await self._hand_over(new)
                 return new
             case Remove(Forwarder()):
                 await self._stop()
@@ -169,13 +226,23 @@ class ForwarderTarget:
 
     async def _start(self, forwarder: Forwarder) -> None:
         try:
-            await start_forwarder(forwarder, self._run_dir, self._python)
+            await start_forwarder(forwarder, self._run_dir, self._python, self._version)
         except PortInUseError:
             # One whose socket was deleted runs on, and nobody can reach it any more.
             if not await self.end_unreachable():
                 raise
-            await start_forwarder(forwarder, self._run_dir, self._python)
+            await start_forwarder(forwarder, self._run_dir, self._python, self._version)
         self._started.set()
+
+    async def _hand_over(self, forwarder: Forwarder) -> None:
+        """Let another process go on with other settings, or of our version; no packet is lost."""
+        try:
+            await start_forwarder(forwarder, self._run_dir, self._python, self._version, is_successor=True)
+        except NoHandOverError as error:
+            log.warning("Packets are lost for a moment: %s", error)
+            await self._restart(forwarder)
+        else:
+            log.info("Handed the forwarder over link=%s", forwarder.link)
 
     async def _restart(self, forwarder: Forwarder) -> None:
         """Start again with other settings and the same peers."""
@@ -238,7 +305,7 @@ def _refusal(operation: Operation, error: TargetError) -> Refusal:
     return Refusal(operation=operation, cause=str(error), hint=error.hint)
 
 
-def _to_forwarder(state: ForwarderState) -> Forwarder:
+def _to_forwarder(state: ForwarderState, *, is_current: bool) -> Forwarder:
     settings = state.settings
     return Forwarder(
         link=settings.link,
@@ -248,6 +315,7 @@ def _to_forwarder(state: ForwarderState) -> Forwarder:
         port=settings.port,
         mtu=settings.mtu,
         is_attached=state.is_attached,
+        is_current=is_current,
     )
 
 

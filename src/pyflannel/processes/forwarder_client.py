@@ -34,6 +34,14 @@ class SilentError(TargetError):
         self.pid = pid
 
 
+class ForeignError(TargetError):
+    """What answers at the socket, process `pid`, does not speak our language."""
+
+    def __init__(self, pid: int, error: WireError) -> None:
+        super().__init__(f"the forwarder, pid {pid}, answers in another language: {error}", hint=error.hint)
+        self.pid = pid
+
+
 class RefusedError(TargetError):
     """The forwarder could not do what it was asked; `errno` is the kernel's, or 0."""
 
@@ -86,7 +94,8 @@ class ForwarderClient:
         Raises:
             RefusedError: the forwarder refused.
             SilentError: it did not answer in time.
-            TargetError: it went away, or answered in another language.
+            ForeignError: it answered in another language.
+            TargetError: it went away.
         """
         try:
             async with asyncio.timeout(ANSWER_S):
@@ -124,7 +133,7 @@ class ForwarderClient:
             try:
                 self._received.extend(self._frames.feed(octets))
             except WireError as error:
-                raise TargetError(str(error), hint=error.hint) from error
+                raise ForeignError(self.pid, error) from error
         return self._received.popleft()
 
 

@@ -4,13 +4,13 @@ import asyncio
 import errno
 import os
 import subprocess
-from importlib.metadata import version
 from pathlib import Path
 
 from pyflannel.errors import TargetError
 from pyflannel.model.forwarder import Forwarder
 from pyflannel.processes.forwarder_client import connected
 from pyflannel.processes.holders import FORWARDER, find_port_holder
+from pyflannel.processes.own_unit import own_unit
 from pyflannel.wire.forwarder_control import SOCKET_NAME
 
 LOG_NAME = "forwarder.log"
@@ -27,11 +27,20 @@ class PortInUseError(TargetError):
     """Another program has the UDP port."""
 
 
-async def start_forwarder(forwarder: Forwarder, run_dir: Path, python: str) -> None:
+class NoHandOverError(TargetError):
+    """The running forwarder does not let another one take over; it goes on."""
+
+
+async def start_forwarder(
+    forwarder: Forwarder, run_dir: Path, python: str, version: str, *, is_successor: bool = False
+) -> None:
     """Start the process, and return when it answers on its control socket. It is not attached yet.
+
+    A successor takes over from the one that runs, which ends; when that fails the other goes on.
 
     Raises:
         PortInUseError: the message names who has the port.
+        NoHandOverError: a successor was not given what it asked for.
         TargetError: it did not start; the message says why.
     """
     log = run_dir / LOG_NAME
@@ -39,7 +48,9 @@ async def start_forwarder(forwarder: Forwarder, run_dir: Path, python: str) -> N
         run_dir.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as stderr:
             written = stderr.tell()
-            process = _spawn(forwarder, run_dir, python, stderr.fileno())
+            command = _command(forwarder, run_dir, python, version) + ["--take-over"] * is_successor
+            unit = own_unit("flannel-forwarder", f"Forwarder of {forwarder.link}")
+            process = _spawn(unit + command, stderr.fileno())
     except OSError as error:
         raise TargetError(
             f"the forwarder cannot be started: {error}",
@@ -60,7 +71,7 @@ async def start_forwarder(forwarder: Forwarder, run_dir: Path, python: str) -> N
         ) from None
 
 
-def _spawn(forwarder: Forwarder, run_dir: Path, python: str, stderr: int) -> subprocess.Popen[bytes]:
+def _command(forwarder: Forwarder, run_dir: Path, python: str, version: str) -> list[str]:
     settings = {
         "--run-dir": run_dir.absolute(),
         "--link": forwarder.link,
@@ -69,11 +80,15 @@ def _spawn(forwarder: Forwarder, run_dir: Path, python: str, stderr: int) -> sub
         "--listen-address": forwarder.listen_address,
         "--port": forwarder.port,
         "--mtu": forwarder.mtu,
-        "--version": version("pyflannel"),
+        "--version": version,
     }
+    # -P: a file named like a module of ours in the working directory is none.
+    return [python, "-P", "-m", FORWARDER, *(f"{k}={v}" for k, v in settings.items())]
+
+
+def _spawn(command: list[str], stderr: int) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        # -P: a file named like a module of ours in the working directory is none.
-        [python, "-P", "-m", FORWARDER, *(f"{k}={v}" for k, v in settings.items())],
+        command,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=stderr,
@@ -119,6 +134,8 @@ async def _explain(forwarder: Forwarder, status: int, said: str) -> TargetError:
             f"the host has no address {forwarder.listen_address} to listen on",
             hint="Give the interface its address back, or restart the daemon to choose the interface anew.",
         )
+    if status == errno.EOPNOTSUPP:
+        return NoHandOverError(said.strip(), hint="It is stopped and started anew.")
     last_line = said.strip().rpartition("\n")[2]
     return TargetError(
         f"the forwarder ended with status {status}: {last_line or 'it said nothing'}",

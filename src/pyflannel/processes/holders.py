@@ -49,6 +49,11 @@ def find_forwarders(run_dir: Path) -> list[int]:
     ]
 
 
+def is_forwarder(pid: int) -> bool:
+    """Return whether a process is a forwarder, of whatever version and run directory."""
+    return FORWARDER in _read(_PROC / str(pid) / "cmdline").split("\0")
+
+
 def _inodes(table: str, address: IPv4Address, port: int) -> Iterator[str]:
     """Yield the inodes of the sockets bound to the port on this address or on all.
 

@@ -11,6 +11,7 @@ from socket import inet_aton
 from types import FrameType
 
 from pyflannel.datapath.forwarder import Forwarder
+from pyflannel.datapath.inheritance import Inheritance
 from pyflannel.errors import BusyError
 from pyflannel.wire.forwarder_control import Settings
 
@@ -37,7 +38,8 @@ def main(arguments: list[str] | None = None) -> int:
         options.mtu,
     )
     try:
-        forwarder = Forwarder(options.run_dir, settings, options.version)
+        inheritance = Inheritance(options.run_dir, options.link) if options.take_over else None
+        forwarder = Forwarder(options.run_dir, settings, options.version, inheritance)
     except BusyError as error:
         print(error, file=sys.stderr)
         return EXIT_FAILED
@@ -74,6 +76,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--port", required=True, type=int, help="UDP port")
     parser.add_argument("--mtu", required=True, type=int, help="octets of the largest inner packet")
     parser.add_argument("--version", default="", help="what it tells those who ask")
+    parser.add_argument("--take-over", action="store_true", help="go on with all that the running one has")
     return parser.parse_args(arguments)
 
 

@@ -5,7 +5,8 @@ A frame is a header of 8 octets, the same in every version, and a payload; numbe
     magic "pf" 2 · version 1 · kind 1 · length of the payload 4
 
 A client sends requests; each is answered in order by one frame: STATE, COUNTERS, DONE or REFUSED. A CHANGED
-frame may come at any time between them: the device went away, or another process changed something.
+frame may come at any time between them: the device went away, or another process changed something. The kinds
+from HAND_OVER on came later; who does not know them ends the connection.
 
     request          payload                                        answer
     READ_STATE       none                                           STATE
@@ -14,6 +15,9 @@ frame may come at any time between them: the device went away, or another proces
     ATTACH           none                                           DONE, REFUSED
     READ_COUNTERS    none                                           COUNTERS
     STOP             none                                           DONE: socket and device are free
+    HAND_OVER        none                                           HANDED, with descriptors
+    TAKEN            none                                           COUNTERS: the final ones; it ends
+    READ_SUMMARY     none                                           SUMMARY
 
     peer (11)        subnet 4 · prefix length 1 · address 4 · port 2
     removal (5)      subnet 4 · prefix length 1
@@ -21,6 +25,13 @@ frame may come at any time between them: the device went away, or another proces
                      · listen address 4 · port 2 · MTU 2 · length of the version 1 · version, UTF-8 · peers
     COUNTERS         each: value 8 · length of the name 1 · name, ASCII
     REFUSED          errno 2 (0 for none) · text, UTF-8
+    HANDED           number of descriptors 1 · STATE. Descriptors, by SCM_RIGHTS: the control socket's
+                     listener, the UDP socket and, if it is attached, the device
+    SUMMARY          generation 8 · attached 1 · offloads 1: another generation means another table of peers
+                     or another process
+
+Between HANDED and TAKEN both move packets, each packet one of them, and changes are refused. Who asked for
+HANDED and goes away without TAKEN has taken nothing.
 
 A change of peers is checked whole before any of it takes effect. Addresses are integers: the forwarder does
 without the module ipaddress.
@@ -48,6 +59,7 @@ _COUNT = Struct("!I")
 _STATE = Struct("!IB16sIIBIHHB")
 _COUNTER = Struct("!QB")
 _REFUSAL = Struct("!H")
+_SUMMARY = Struct("!QBB")
 _HINT = "Stop the program that uses the forwarder's socket, or bring both to one version of pyflannel."
 
 
@@ -60,11 +72,16 @@ class Kind(IntEnum):
     ATTACH = 4
     READ_COUNTERS = 5
     STOP = 6
+    HAND_OVER = 7
+    TAKEN = 8
+    READ_SUMMARY = 9
     STATE = 128
     COUNTERS = 129
     DONE = 130
     REFUSED = 131
     CHANGED = 132
+    HANDED = 133
+    SUMMARY = 134
 
 
 class Peer(NamedTuple):
@@ -96,6 +113,19 @@ class ForwarderState(NamedTuple):
     is_attached: bool
     settings: Settings
     peers: tuple[Peer, ...]
+
+
+class Summary(NamedTuple):
+    """What changes in a running forwarder, in short.
+
+    Attributes:
+        generation: another one for each table of peers, never the same in two processes.
+        offloads: the help of the kernel in use, as datapath.offload numbers it.
+    """
+
+    generation: int
+    is_attached: bool
+    offloads: int
 
 
 class FrameReader:
@@ -202,6 +232,38 @@ def decode_state(payload: bytes) -> ForwarderState:
     version = payload[_STATE.size : start].decode(errors="replace")
     peers = tuple(decode_peers(memoryview(payload)[start:]))
     return ForwarderState(version, pid, bool(attached), settings, peers)
+
+
+def encode_handed(descriptors: int, state: ForwarderState) -> bytes:
+    """Return the payload of HANDED."""
+    return bytes([descriptors]) + encode_state(state)
+
+
+def decode_handed(payload: bytes) -> tuple[int, ForwarderState]:
+    """Return the number of descriptors that come along, and the state.
+
+    Raises:
+        WireError: it ends early, or a prefix does not fit its length.
+    """
+    state = decode_state(payload[1:])
+    return payload[0], state
+
+
+def encode_summary(summary: Summary) -> bytes:
+    """Return the payload of SUMMARY."""
+    return _SUMMARY.pack(*summary)
+
+
+def decode_summary(payload: bytes) -> Summary:
+    """Return what a SUMMARY payload says; a longer one, of a later version, too.
+
+    Raises:
+        WireError: it ends early.
+    """
+    if len(payload) < _SUMMARY.size:
+        raise WireError(f"summary takes {len(payload)} octets, needs {_SUMMARY.size}", hint=_HINT)
+    generation, is_attached, offloads = _SUMMARY.unpack_from(payload)
+    return Summary(generation, bool(is_attached), offloads)
 
 
 def encode_counters(counters: Mapping[str, int]) -> bytes:

@@ -10,7 +10,7 @@ from pyflannel.model.operation import Add, Remove
 from pyflannel.processes.forwarder import ForwarderTarget
 
 DEADLINE_S = 10.0
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "udp-proxy.json").read_text())["cases"]
+GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "udp-proxy.json").read_text())["cases"]
 DIFFERENT = {4, 5, 8, 26, 29, 31, 32, 35, 37, 38, 59, 64, 71, 73, 74, 76, 77, 79, 80, 94, 98, 100, 101}
 """Cases that show a defect of the original; the unit tests of forwarding give the reasons."""
 

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -19,13 +19,11 @@ import pytest
 from pyflannel.datapath import tun
 from pyflannel.datapath.offload import Offloads
 from pyflannel.errors import TargetError
-from pyflannel.model.forwarder import Forwarder, ForwarderPeer
 from pyflannel.model.operation import Add, Remove, Replace
 from pyflannel.model.state import State
 from pyflannel.processes.forwarder import ForwarderTarget
 
 DEADLINE_S = 10.0
-REPLIES = re.compile(r"(\d+) packets transmitted, (\d+) received")
 OWNER = """
 import asyncio, sys
 from ipaddress import IPv4Address, IPv4Network
@@ -45,138 +43,6 @@ async def own():
 asyncio.run(own())
 """
 """A program that starts a forwarder and lives with it, as the daemon does."""
-
-
-class Host:
-    """A namespace on a veth pair with flannel0; its subnet is 10.100.NUMBER.0/24."""
-
-    def __init__(self, namespace, number: int, run_dir: Path) -> None:
-        run_dir.mkdir()
-        self.namespace = namespace
-        self.run_dir = run_dir
-        self.address = f"10.9.0.{number}"
-        self.tunnel_address = f"10.100.{number}.0"
-        self.forwarder = Forwarder(
-            link="flannel0",
-            tunnel_address=IPv4Address(self.tunnel_address),
-            subnet=IPv4Network(f"{self.tunnel_address}/24"),
-            listen_address=IPv4Address(self.address),
-            port=8285,
-            mtu=1472,
-        )
-
-    def connect(self, other: "Host") -> None:
-        ip = self.namespace.ip
-        ip(f"link add eth0 type veth peer name eth0 netns {other.namespace.name}")
-        for host in (self, other):
-            host.namespace.ip(f"address add {host.address}/24 dev eth0")
-            host.namespace.ip("link set eth0 up")
-
-    def add_device(self) -> None:
-        ip = self.namespace.ip
-        ip("tuntap add flannel0 mode tun")
-        ip("link set flannel0 mtu 1472 up")
-        ip(f"address add {self.tunnel_address}/16 dev flannel0")
-
-    def peer(self, **changes) -> ForwarderPeer:
-        """This host as its peers see it."""
-        ours = ForwarderPeer(
-            link="flannel0", subnet=self.forwarder.subnet, address=IPv4Address(self.address), port=8285
-        )
-        return replace(ours, **changes)
-
-    def apply(self, *operations, run_dir=None):
-        async def act():
-            return await ForwarderTarget(run_dir or self.run_dir).apply(operations)
-
-        return self.namespace.run(act)
-
-    def snapshot(self) -> State:
-        async def act():
-            return await ForwarderTarget(self.run_dir).snapshot(State.EMPTY)
-
-        return self.namespace.run(act)
-
-    def counters(self):
-        async def act():
-            return await ForwarderTarget(self.run_dir).counters()
-
-        return self.namespace.run(act)
-
-    @property
-    def pid(self) -> int:
-        """The process that listens on the control socket."""
-        with closing(socket.socket(socket.AF_UNIX)) as probe:
-            probe.connect(str(self.run_dir / "forwarder.sock"))
-            credentials = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-        return int.from_bytes(credentials[:4], sys.byteorder)
-
-    @contextmanager
-    def pinging(self, other: "Host", per_second: int = 1000, seconds: float = 3):
-        """Ping in the background; yields a function that waits for the end and returns (sent, received)."""
-        words = f"ping -q -i {1 / per_second} -c {int(per_second * seconds)} -W 2 {other.tunnel_address}"
-        process = self.spawn(*words.split())
-
-        def result() -> tuple[int, int]:
-            output, _ = process.communicate(timeout=DEADLINE_S + seconds)
-            sent, received = REPLIES.search(output).groups()
-            return int(sent), int(received)
-
-        try:
-            yield result
-        finally:
-            process.kill()
-            process.communicate()
-
-    def spawn(self, *words: str) -> subprocess.Popen:
-        return subprocess.Popen(
-            ["ip", "netns", "exec", self.namespace.name, *words],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-
-    def stop(self) -> None:
-        with suppress(OSError):
-            os.kill(self.pid, signal.SIGCONT)
-            os.kill(self.pid, signal.SIGKILL)
-
-
-@pytest.fixture
-def hosts(make_namespace, tmp_path):
-    """Two hosts with devices, no forwarder yet."""
-    made = [Host(make_namespace(), number, tmp_path / f"run{number}") for number in (1, 2)]
-    made[0].connect(made[1])
-    for host in made:
-        host.add_device()
-    try:
-        yield made
-    finally:
-        for host in made:
-            host.stop()
-
-
-@pytest.fixture
-def namesake(make_namespace, tmp_path):
-    """A third host, which has a flannel0 and a port 8285 of its own and nothing to do with the others."""
-    host = Host(make_namespace(), 1, tmp_path / "namesake")
-    host.namespace.ip(f"address add {host.address}/24 dev lo")
-    host.add_device()
-    try:
-        assert not host.apply(Add(host.forwarder))
-        yield host
-    finally:
-        host.stop()
-
-
-@pytest.fixture
-def linked(hosts):
-    """Two hosts whose forwarders know each other."""
-    one, two = hosts
-    assert not one.apply(Add(one.forwarder), Add(two.peer()))
-    assert not two.apply(Add(two.forwarder), Add(one.peer()))
-    return hosts
 
 
 def wait_until(condition, what: str):
@@ -576,7 +442,7 @@ def test_a_device_deleted_while_it_is_attached_to_is_not_created(hosts, monkeypa
 
     async def try_to_attach():
         with pytest.raises(OSError, match="was replaced"):
-            tun.Tun("flannel0", Offloads(print))
+            tun.Tun.attach("flannel0", Offloads(print))
 
     one.namespace.run(try_to_attach)
     assert "flannel0" not in one.namespace.ip("-o link")

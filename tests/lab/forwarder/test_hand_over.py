@@ -1,0 +1,299 @@
+"""One forwarder takes over from another, on real devices: no packet is lost, and nothing if it fails."""
+
+import os
+import socket
+import subprocess
+import sys
+from contextlib import closing, suppress
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+
+import pytest
+
+from pyflannel.errors import TargetError
+from pyflannel.lab.waiting import wait_until
+from pyflannel.model.operation import Add, Replace
+from pyflannel.model.state import State
+from pyflannel.processes.forwarder import ForwarderTarget
+from pyflannel.wire.forwarder_control import FrameReader, Kind, decode_handed, encode_frame
+
+DEADLINE_S = 10.0
+NEXT = "next"
+"""A version of which no forwarder is, before it was handed over to."""
+
+OLD = """
+import sys
+from pyflannel.datapath import forwarder
+from pyflannel.errors import WireError
+from pyflannel.programs.forwarder import main
+
+def unknown(self, client):
+    raise WireError("it is no request", hint="")
+
+forwarder.Forwarder._hand_over = unknown
+sys.exit(main(sys.argv[2:]))
+"""
+"""A forwarder that drops who asks for what it does not know, as the first versions do."""
+
+FOREIGN = """
+import socket, sys
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(sys.argv[2])
+listener.listen()
+while True:
+    client, _ = listener.accept()
+    client.recv(100)
+    client.sendall(b"pf\\x63\\x80" + bytes(60))
+"""
+
+
+def is_running(pid: int) -> bool:
+    with suppress(OSError):
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    return False
+
+
+def hand_over(host, new=None, version=NEXT):
+    """Let the host's forwarder be replaced, and return its refusals."""
+    new = new or host.forwarder
+    return host.apply(Replace(replace(host.forwarder, is_current=False), new), version=version)
+
+
+def ask_for_everything(host) -> socket.socket:
+    """Return a connection on which the forwarder handed everything on, and nobody took it."""
+    client = socket.socket(socket.AF_UNIX)
+    client.settimeout(DEADLINE_S)
+    client.connect(str(host.run_dir / "forwarder.sock"))
+    client.sendall(encode_frame(Kind.HAND_OVER))
+    octets, descriptors, _, _ = socket.recv_fds(client, 65536, 8)
+    for descriptor in descriptors:
+        os.close(descriptor)
+    ((kind, payload),) = FrameReader().feed(octets)
+    assert kind is Kind.HANDED
+    assert decode_handed(payload)[0] == len(descriptors) == 3
+    return client
+
+
+def test_no_ping_is_lost(linked, long_run):
+    """At 1,000 a second, from one forwarder to the next: 1,000 pings, or twenty times 5,000 with --long."""
+    one, two = linked
+    seconds = 5 if long_run else 1
+    counted = 0
+    for number in range(20 if long_run else 1):
+        pid = one.pid
+        with one.pinging(two, seconds=seconds) as pings:
+            wait_until(
+                lambda so_far=counted: one.counters()["received_packets"] > so_far + 200,
+                what="pings under way",
+                deadline_s=DEADLINE_S,
+            )
+            refusals = hand_over(one, version=f"{NEXT}{number}")
+            sent, received = pings()
+        counted += received
+
+        assert not refusals
+        assert (sent, received) == (1000 * seconds, 1000 * seconds)
+        assert one.pid != pid
+        assert not is_running(pid)
+        assert one.counters()["sent_packets"] == one.counters()["received_packets"] == counted
+
+
+def test_everything_goes_over(linked):
+    """Peers, the device, the port, and the control socket, which is there all the time."""
+    one, two = linked
+
+    assert not hand_over(one)
+
+    assert one.snapshot() == State.of(replace(one.forwarder, is_current=False), two.peer())
+    assert (one.run_dir / "forwarder.log").read_bytes() == b""
+    assert not one.apply(Replace(two.peer(), two.peer(port=9999)))
+    assert not hand_over(one, version=None)
+    assert one.snapshot() == State.of(one.forwarder, two.peer(port=9999))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"mtu": 1400}, {"tunnel_address": IPv4Address("10.100.1.1")}], ids=["MTU", "tunnel address"]
+)
+def test_no_ping_is_lost_when_settings_change(linked, changes):
+    """Device and port stay, and so do their queues."""
+    one, two = linked
+    changed = replace(one.forwarder, **changes)
+
+    with one.pinging(two, seconds=1) as pings:
+        assert not one.apply(Replace(one.forwarder, changed))
+        found = one.snapshot()
+        sent, received = pings()
+
+    assert found == State.of(changed, two.peer())
+    assert (sent, received) == (1000, 1000)
+
+
+def test_another_port_is_bound_before_the_old_one_is_given_up(linked):
+    one, two = linked
+    moved = replace(one.forwarder, port=8286)
+
+    assert not one.apply(Replace(one.forwarder, moved))
+    assert not two.apply(Replace(one.peer(), one.peer(port=8286)))
+
+    assert one.snapshot() == State.of(moved, two.peer())
+    one.namespace.command("ping", "-c", "1", "-W", "2", two.tunnel_address)
+    ports = {line.split()[3].rpartition(":")[2] for line in one.namespace.command("ss", "-Hlun").splitlines()}
+    assert ports == {"8286"}
+
+
+def test_a_port_that_cannot_be_had_leaves_the_old_one_at_work(linked):
+    """The successor ends before it took anything."""
+    one, two = linked
+    pid = one.pid
+    words = (
+        "import socket; s = socket.socket(type=2); s.bind(('10.9.0.1', 8286)); print(1, flush=True); input()"
+    )
+    other = subprocess.Popen(
+        ["ip", "netns", "exec", one.namespace.name, sys.executable, "-c", words],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    try:
+        other.stdout.readline()
+        (refusal,) = one.apply(Replace(one.forwarder, replace(one.forwarder, port=8286)))
+    finally:
+        other.communicate(b"\n")
+
+    assert "UDP port 8286 of 10.9.0.1 is in use by" in refusal.cause
+    assert one.pid == pid
+    assert one.snapshot() == State.of(one.forwarder, two.peer())
+    one.namespace.command("ping", "-c", "1", "-W", "2", two.tunnel_address)
+
+
+def test_a_successor_that_dies_before_it_took_over_has_taken_nothing(linked):
+    """Packets flow meanwhile; changes are refused, for it would not learn of them; then all is as before."""
+    one, two = linked
+    with closing(ask_for_everything(one)) as successor:
+        one.namespace.command("ping", "-c", "3", "-i", "0.05", "-W", "2", two.tunnel_address)
+        (refusal,) = one.apply(Replace(two.peer(), two.peer(port=9999)))
+        (second,) = hand_over(one)
+        successor.shutdown(socket.SHUT_RDWR)
+    assert "handed over to another process" in refusal.cause
+    assert "handed over to another process already" in second.cause
+
+    def is_taken() -> bool:
+        return not one.apply(Replace(two.peer(), two.peer()))
+
+    wait_until(is_taken, what="the end of the hand-over", deadline_s=DEADLINE_S)
+    assert one.snapshot() == State.of(one.forwarder, two.peer())
+    one.namespace.command("ping", "-c", "1", "-W", "2", two.tunnel_address)
+
+
+def test_without_the_device_the_rest_goes_over(linked):
+    """It was deleted; the successor attaches to the next one."""
+    one, two = linked
+    one.namespace.ip("link delete flannel0")
+    detached = replace(one.forwarder, is_attached=False)
+    wait_until(
+        lambda: one.snapshot() == State.of(detached, two.peer()), what="the loss", deadline_s=DEADLINE_S
+    )
+
+    (refusal,) = hand_over(one, version=None)
+    found = one.snapshot()
+    one.add_device()
+    assert not one.apply(Replace(detached, one.forwarder))
+
+    assert refusal.cause == "there is no device flannel0"
+    assert found == State.of(detached, two.peer())
+    one.namespace.command("ping", "-c", "1", "-W", "2", two.tunnel_address)
+
+
+def start_old(host) -> subprocess.Popen:
+    """Start a forwarder that cannot hand over, with the host's settings."""
+    words = [
+        *(f"--run-dir={host.run_dir}", "--link=flannel0", f"--tunnel-address={host.tunnel_address}"),
+        *(f"--subnet={host.forwarder.subnet}", f"--listen-address={host.address}", "--port=8285"),
+        *("--mtu=1472", "--version=0.0.1"),
+    ]
+    process = host.spawn(sys.executable, "-c", OLD, "pyflannel.programs.forwarder", *words)
+    wait_until((host.run_dir / "forwarder.sock").exists, what="its socket", deadline_s=DEADLINE_S)
+    return process
+
+
+def test_one_that_cannot_hand_over_is_stopped_and_started_anew(hosts, caplog):
+    """A version before hand-overs: packets are lost for a moment, which is said; its peers stay."""
+    one, two = hosts
+    assert not two.apply(Add(two.forwarder), Add(one.peer()))
+    old = start_old(one)
+    assert not one.apply(Replace(replace(one.forwarder, is_attached=False), one.forwarder), Add(two.peer()))
+    found = one.snapshot()
+
+    assert not one.apply(Replace(replace(one.forwarder, is_current=False), one.forwarder))
+
+    old.communicate(timeout=DEADLINE_S)
+    assert found == State.of(replace(one.forwarder, is_current=False), two.peer())
+    assert "does not hand over" in caplog.text
+    assert one.snapshot() == State.of(one.forwarder, two.peer())
+    one.namespace.command("ping", "-c", "1", "-W", "2", two.tunnel_address)
+
+
+def test_what_speaks_another_language_is_replaced(hosts):
+    """After it was asked twice, and only if it is a forwarder."""
+    one, _ = hosts
+    path = one.run_dir / "forwarder.sock"
+
+    def ask_twice(*name: str):
+        process = one.spawn(sys.executable, "-c", FOREIGN, *name, str(path))
+        wait_until(path.exists, what="its socket", deadline_s=DEADLINE_S)
+
+        async def act():
+            target = ForwarderTarget(one.run_dir)
+            with pytest.raises(TargetError, match=r"answers in another language.*version 99"):
+                await target.snapshot(State.EMPTY)
+            return await target.snapshot(State.EMPTY)
+
+        try:
+            return one.namespace.run(act)
+        finally:
+            process.kill()
+            process.communicate()
+            path.unlink()
+
+    assert ask_twice("pyflannel.programs.forwarder") == State.EMPTY
+    with pytest.raises(TargetError, match="another language"):
+        ask_twice("another.program")
+
+
+def test_an_unchanged_table_is_not_read_again(linked):
+    """Whoever changes it, and whatever process it is in, the next snapshot shows it."""
+    one, two = linked
+    other = two.peer(subnet=IPv4Network("10.100.3.0/24"))
+
+    async def watch():
+        target, somebody = ForwarderTarget(one.run_dir), ForwarderTarget(one.run_dir)
+        await target.snapshot(State.EMPTY)
+        first = await target.snapshot(State.EMPTY)
+        again = await target.snapshot(State.EMPTY)
+        assert not await somebody.apply([Add(other)])
+        changed = await target.snapshot(State.EMPTY)
+        assert not await somebody.apply([Replace(one.forwarder, replace(one.forwarder, mtu=1400))])
+        return first, again, changed, await target.snapshot(State.EMPTY)
+
+    first, again, changed, handed = one.namespace.run(watch)
+
+    assert again is first
+    assert first == State.of(one.forwarder, two.peer())
+    assert changed == State.of(one.forwarder, two.peer(), other)
+    assert handed == State.of(replace(one.forwarder, mtu=1400), two.peer(), other)
+
+
+def test_a_lost_device_shows_though_the_table_stays(linked):
+    one, two = linked
+
+    async def watch():
+        target = ForwarderTarget(one.run_dir)
+        for _ in range(3):
+            before = await target.snapshot(State.EMPTY)
+        one.namespace.ip("link delete flannel0")
+        return before, await target.snapshot(State.EMPTY)
+
+    before, after = one.namespace.run(watch)
+
+    assert before == State.of(one.forwarder, two.peer())
+    assert after == State.of(replace(one.forwarder, is_attached=False), two.peer())
