@@ -1,0 +1,239 @@
+"""A host that systemd boots: order at boot, restarts under traffic, the watchdog, a reboot.
+
+A real systemd, a real Docker engine and the units of deploy/systemd in namespaces; a second host pings.
+"""
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pyflannel.lab.booted_system import BootedSystem
+from pyflannel.lab.traffic import ping
+from pyflannel.lab.waiting import wait_until
+
+missing = BootedSystem.missing()
+pytestmark = pytest.mark.skipif(missing is not None, reason=f"no {missing}")
+
+DEPLOY = Path(__file__).parents[2] / "deploy/systemd"
+UNITS = "/etc/systemd/system"
+SOON_S = 15.0
+EXPOSURE_MAX = 30
+"""In tenths, as `systemd-analyze security --threshold` takes it; 100 is a service without any restriction."""
+
+
+@dataclass(frozen=True)
+class Booted:
+    """docker1, which systemd has booted, and the network that it is in."""
+
+    network: Any
+    system: BootedSystem
+    docker_began_early: bool
+    said_while_waiting: str
+
+    @property
+    def main_pid(self) -> str:
+        return self.system.show("flanneld", "MainPID")
+
+    def wait_another_daemon(self, pid: str) -> None:
+        """Return when a daemon that is not `pid` is ready."""
+        self.wait(lambda: self.main_pid not in (pid, "0"), "another flanneld")
+        self.wait(lambda: self.system.show("flanneld", "ActiveState") == "active", "it is ready")
+
+    def wait(self, condition: Callable[[], bool], what: str) -> None:
+        wait_until(condition, what=what, deadline_s=SOON_S)
+
+    def forwarders(self) -> list[str]:
+        said = self.system.run(["pgrep", "-f", "pyflannel.programs.forwarder"], check=False).stdout
+        return said.split()
+
+    def gateway(self) -> str:
+        """The address of the bridge, as subnet.env says."""
+        text = self.system.run(["cat", "/run/flannel/subnet.env"]).stdout
+        return re.findall(r"^FLANNEL_SUBNET=(.+)$", text, re.MULTILINE)[0]
+
+    def bridge_address(self) -> str:
+        said = self.system.run(["ip", "-brief", "address", "show", "docker0"]).stdout
+        return said.split()[2]
+
+
+def lay(system: BootedSystem, source: str, target: str) -> None:
+    system.write(target, (DEPLOY / source).read_text())
+
+
+@pytest.fixture(scope="module")
+def booted(network_of: Callable[..., AbstractContextManager[Any]]) -> Iterator[Booted]:
+    """The first boot; the store has no network config yet, and flanneld must wait for it."""
+    with network_of("docker1", "docker2") as network:
+        network.start("docker2")
+        network.etcdctl("del", "/coreos.com/network/config")
+        system = BootedSystem(network.hosts["docker1"])
+        system.install()
+        lay(system, "flanneld.service", f"{UNITS}/flanneld.service")
+        lay(
+            system,
+            "docker-by-subnet-env/docker.service.d/flannel.conf",
+            f"{UNITS}/docker.service.d/flannel.conf",
+        )
+        system.write("/etc/default/flanneld", f"FLANNELD_ETCD_ENDPOINTS={network.etcd.endpoint}\n")
+        system.enable("flanneld.service", "docker.service")
+        system.boot()
+        wait_until(
+            lambda: "config" in system.show("flanneld", "StatusText"),
+            what="flanneld waits for the config",
+            deadline_s=SOON_S,
+        )
+        said = system.show("flanneld", "StatusText")
+        began_early = system.show("docker", "ActiveState") != "inactive"
+        network.put("config", '{"Network":"10.100.0.0/16"}')
+        system.wait_up()
+        yield Booted(network, system, began_early, said)
+
+
+class TestBoot:
+    def test_docker_waits_until_packets_can_flow(self, booted: Booted) -> None:
+        ready = int(booted.system.show("flanneld", "ActiveEnterTimestampMonotonic"))
+        docker_began = int(booted.system.show("docker", "ExecMainStartTimestampMonotonic"))
+
+        assert booted.said_while_waiting.startswith("waiting for ")
+        assert not booted.docker_began_early
+        assert 0 < ready <= docker_began
+
+    def test_docker_has_the_leased_subnet(self, booted: Booted) -> None:
+        pid = booted.system.show("docker", "MainPID")
+        command = booted.system.run(["cat", f"/proc/{pid}/cmdline"]).stdout.split("\0")
+
+        assert f"--bip={booted.gateway()}" in command
+        assert "--mtu=1472" in command
+        assert booted.bridge_address() == booted.gateway()
+        assert booted.system.systemctl("is-active", "docker").strip() == "active"
+
+    def test_systemctl_status_says_how_the_host_is(self, booted: Booted) -> None:
+        booted.wait(
+            lambda: booted.system.show("flanneld", "StatusText").endswith(", 1 peers"), "the peer is seen"
+        )
+
+        assert re.fullmatch(
+            r"lease 10\.100\.\d+\.0/24, 1 peers", booted.system.show("flanneld", "StatusText")
+        )
+
+    def test_nothing_failed_and_the_sandbox_refused_nothing(self, booted: Booted) -> None:
+        failed = booted.system.systemctl("--failed", "--no-legend", "--plain").strip()
+        log = booted.system.journal("flanneld.service")
+        rules = booted.system.run(["iptables", "-S", "FLANNEL-FWD"]).stdout
+
+        assert failed == ""
+        assert "refused:" not in log
+        assert "Operation not permitted" not in log
+        assert "-s 10.100.0.0/16" in rules
+
+    def test_the_units_are_correct_and_hardened(self, booted: Booted) -> None:
+        verified = booted.system.run(["systemd-analyze", "verify", "flanneld.service", "docker.service"])
+        exposure = booted.system.run(
+            ["systemd-analyze", "security", f"--threshold={EXPOSURE_MAX}", "flanneld.service"], check=False
+        )
+
+        assert (verified.stdout, verified.stderr) == ("", "")
+        assert exposure.returncode == 0, exposure.stdout[-200:]
+
+    def test_the_forwarder_has_a_unit_of_its_own(self, booted: Booted) -> None:
+        (forwarder,) = booted.forwarders()
+        own = booted.system.run(["cat", f"/proc/{forwarder}/cgroup"]).stdout
+
+        assert re.search(r"/system\.slice/flannel-forwarder-\w+\.scope$", own, re.MULTILINE)
+        assert "flanneld.service" not in own
+
+
+class TestRestart:
+    @pytest.mark.parametrize("command", ["restart flanneld", "kill --signal=KILL flanneld"])
+    def test_no_ping_is_lost(
+        self, booted: Booted, command: str, pinging: Callable[..., AbstractContextManager[Any]]
+    ) -> None:
+        """From another host to the bridge here, and the kill takes all that is in the unit."""
+        pid, forwarders = booted.main_pid, booted.forwarders()
+        to = booted.gateway().partition("/")[0]
+
+        with pinging(booted.network.hosts["docker2"], to) as pings:
+            booted.system.systemctl(*command.split())
+            booted.wait_another_daemon(pid)
+
+        assert pings.lost == 0
+        assert booted.forwarders() == forwarders
+
+    def test_docker_is_not_restarted_with_it(self, booted: Booted) -> None:
+        docker, pid = booted.system.show("docker", "MainPID"), booted.main_pid
+
+        booted.system.systemctl("restart", "flanneld")
+
+        booted.wait_another_daemon(pid)
+        assert booted.system.show("docker", "MainPID") == docker
+
+    def test_a_daemon_that_stands_still_is_started_again(self, booted: Booted) -> None:
+        booted.system.run(["mkdir", "-p", "/run/systemd/system/flanneld.service.d"])
+        drop_in = "/run/systemd/system/flanneld.service.d/watchdog.conf"
+        booted.system.run(["tee", drop_in], text="[Service]\nWatchdogSec=2\n")
+        booted.system.systemctl("daemon-reload")
+        pid = booted.main_pid
+        booted.system.systemctl("restart", "flanneld")
+        booted.wait_another_daemon(pid)
+        pid, forwarders = booted.main_pid, booted.forwarders()
+        end = time.monotonic() + 4
+        booted.wait(lambda: time.monotonic() > end, "two watchdogs' time")
+        assert booted.main_pid == pid
+
+        booted.system.systemctl("kill", "--signal=STOP", "--kill-whom=main", "flanneld")
+
+        booted.wait_another_daemon(pid)
+        assert "Watchdog timeout" in booted.system.journal("flanneld.service")
+        assert booted.forwarders() == forwarders
+        booted.system.run(["rm", drop_in])
+        booted.system.systemctl("daemon-reload")
+        booted.system.systemctl("restart", "flanneld")
+
+    def test_wrong_use_is_not_tried_for_ever(self, booted: Booted) -> None:
+        good = booted.system.run(["cat", "/etc/default/flanneld"]).stdout
+        booted.system.run(["tee", "-a", "/etc/default/flanneld"], text="FLANNELD_LOG_FORMAT=poem\n")
+
+        booted.system.systemctl("restart", "flanneld", check=False)
+
+        booted.wait(lambda: booted.system.show("flanneld", "ActiveState") == "failed", "flanneld gives up")
+        assert "FLANNELD_LOG_FORMAT" in booted.system.journal("flanneld.service")
+        to = booted.gateway().partition("/")[0]
+        assert ping(booted.network.hosts["docker2"], to).is_reached
+        booted.system.run(["tee", "/etc/default/flanneld"], text=good)
+        booted.system.systemctl("start", "flanneld")
+
+
+class TestReboot:
+    def test_the_host_gets_the_same_subnet(self, booted: Booted) -> None:
+        """This time Docker takes its options from the file of mk-docker-opts."""
+        before, system = booted.gateway(), booted.system
+        system.power_off()
+        for link in ("flannel0", "docker0"):  # the network namespace is not booted
+            booted.network.hosts["docker1"].run(["ip", "link", "delete", link])
+        lay(
+            system,
+            "docker-by-options/docker.service.d/flannel.conf",
+            f"{UNITS}/docker.service.d/flannel.conf",
+        )
+        lay(
+            system,
+            "docker-by-options/flanneld.service.d/docker-options.conf",
+            f"{UNITS}/flanneld.service.d/docker-options.conf",
+        )
+
+        system.boot()
+        system.wait_up()
+
+        assert booted.gateway() == before
+        assert booted.bridge_address() == before
+        options = system.run(["cat", "/etc/default/docker"]).stdout
+        assert options == f'DOCKER_OPTS=" --bip={before} --ip-masq=true --mtu=1472"\n'
+        assert ping(booted.network.hosts["docker2"], before.partition("/")[0]).is_reached
+        verified = system.run(["systemd-analyze", "verify", "flanneld.service", "docker.service"])
+        assert (verified.stdout, verified.stderr) == ("", "")
