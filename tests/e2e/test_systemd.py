@@ -6,7 +6,7 @@ A real systemd, a real Docker engine and the units of deploy/systemd in namespac
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,8 +49,28 @@ class Booted:
         wait_until(condition, what=what, deadline_s=SOON_S)
 
     def forwarders(self) -> list[str]:
-        said = self.system.run(["pgrep", "-f", "pyflannel.programs.forwarder"], check=False).stdout
+        said = self.system.run(["pgrep", "--exact", "flannel-forward"], check=False).stdout
         return said.split()
+
+    def cgroup(self, pid: str) -> str:
+        return self.system.run(["cat", f"/proc/{pid}/cgroup"]).stdout
+
+    @contextmanager
+    def changed(self, setting: str) -> Iterator[None]:
+        """Run flanneld with another setting in its [Service], for the length of a block."""
+        drop_in = "/run/systemd/system/flanneld.service.d/test.conf"
+        self.system.run(["mkdir", "-p", str(Path(drop_in).parent)])
+        self.system.run(["tee", drop_in], text=f"[Service]\n{setting}\n")
+        self._restart()
+        try:
+            yield
+        finally:
+            self.system.run(["rm", drop_in])
+            self._restart()
+
+    def _restart(self) -> None:
+        self.system.systemctl("daemon-reload")
+        self.system.systemctl("restart", "flanneld")
 
     def gateway(self) -> str:
         """The address of the bridge, as subnet.env says."""
@@ -143,7 +163,7 @@ class TestBoot:
 
     def test_the_forwarder_has_a_unit_of_its_own(self, booted: Booted) -> None:
         (forwarder,) = booted.forwarders()
-        own = booted.system.run(["cat", f"/proc/{forwarder}/cgroup"]).stdout
+        own = booted.cgroup(forwarder)
 
         assert re.search(r"/system\.slice/flannel-forwarder-\w+\.scope$", own, re.MULTILINE)
         assert "flanneld.service" not in own
@@ -174,26 +194,33 @@ class TestRestart:
         assert booted.system.show("docker", "MainPID") == docker
 
     def test_a_daemon_that_stands_still_is_started_again(self, booted: Booted) -> None:
-        booted.system.run(["mkdir", "-p", "/run/systemd/system/flanneld.service.d"])
-        drop_in = "/run/systemd/system/flanneld.service.d/watchdog.conf"
-        booted.system.run(["tee", drop_in], text="[Service]\nWatchdogSec=2\n")
-        booted.system.systemctl("daemon-reload")
-        pid = booted.main_pid
-        booted.system.systemctl("restart", "flanneld")
-        booted.wait_another_daemon(pid)
-        pid, forwarders = booted.main_pid, booted.forwarders()
-        end = time.monotonic() + 4
-        booted.wait(lambda: time.monotonic() > end, "two watchdogs' time")
-        assert booted.main_pid == pid
+        with booted.changed("WatchdogSec=2"):
+            pid, forwarders = booted.main_pid, booted.forwarders()
+            end = time.monotonic() + 4
+            booted.wait(lambda: time.monotonic() > end, "two watchdogs' time")
+            assert booted.main_pid == pid
 
-        booted.system.systemctl("kill", "--signal=STOP", "--kill-whom=main", "flanneld")
+            booted.system.systemctl("kill", "--signal=STOP", "--kill-whom=main", "flanneld")
 
-        booted.wait_another_daemon(pid)
-        assert "Watchdog timeout" in booted.system.journal("flanneld.service")
-        assert booted.forwarders() == forwarders
-        booted.system.run(["rm", drop_in])
-        booted.system.systemctl("daemon-reload")
-        booted.system.systemctl("restart", "flanneld")
+            booted.wait_another_daemon(pid)
+            assert "Watchdog timeout" in booted.system.journal("flanneld.service")
+            assert booted.forwarders() == forwarders
+
+    def test_a_forwarder_that_gets_no_unit_runs_all_the_same(self, booted: Booted) -> None:
+        """A unit that somebody hardened too far; the next restart mends it."""
+        (before,) = booted.forwarders()
+
+        with booted.changed("InaccessiblePaths=/run/systemd/private /run/dbus"):
+            booted.system.run(["kill", before])
+            booted.wait(lambda: booted.forwarders() not in ([], [before]), "another forwarder")
+            (forwarder,) = booted.forwarders()
+            log = booted.system.journal("flanneld.service")
+
+            assert "flanneld.service" in booted.cgroup(forwarder)
+            assert "The forwarder will end whenever this service does: systemd gave it no unit" in log
+
+        booted.wait(lambda: booted.forwarders() not in ([], [forwarder]), "a third forwarder")
+        assert "flannel-forwarder-" in booted.cgroup(*booted.forwarders())
 
     def test_wrong_use_is_not_tried_for_ever(self, booted: Booted) -> None:
         good = booted.system.run(["cat", "/etc/default/flanneld"]).stdout

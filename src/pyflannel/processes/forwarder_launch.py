@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import logging
 import os
 import subprocess
 from pathlib import Path
@@ -10,8 +11,10 @@ from pyflannel.errors import TargetError
 from pyflannel.model.forwarder import Forwarder
 from pyflannel.processes.forwarder_client import connected
 from pyflannel.processes.holders import FORWARDER, find_port_holder
-from pyflannel.processes.own_unit import own_unit
+from pyflannel.processes.own_unit import NoUnitError, own_unit, was_refused
 from pyflannel.wire.forwarder_control import SOCKET_NAME
+
+log = logging.getLogger(__name__)
 
 LOG_NAME = "forwarder.log"
 """Its standard error, in the run directory."""
@@ -21,6 +24,9 @@ _LOOK_AGAIN_S = 0.01
 
 _NOT_INHERITED = ("FLANNELD_", "NOTIFY_", "WATCHDOG_", "LISTEN_")
 """The daemon's own variables: its settings, passwords among them, and its bonds with systemd."""
+
+
+_NO_UNIT_HINT = "Let flanneld.service reach /run/systemd/private, then restart it."
 
 
 class PortInUseError(TargetError):
@@ -43,31 +49,39 @@ async def start_forwarder(
         NoHandOverError: a successor was not given what it asked for.
         TargetError: it did not start; the message says why.
     """
-    log = run_dir / LOG_NAME
+    command = _command(forwarder, run_dir, python, version) + ["--take-over"] * is_successor
+    unit = own_unit("flannel-forwarder", f"Forwarder of {forwarder.link}")
+    try:
+        await _start(unit + command, forwarder, run_dir)
+    except NoUnitError as error:
+        log.warning("The forwarder will end whenever this service does: %s. %s", error, error.hint)
+        await _start(command, forwarder, run_dir)
+
+
+async def _start(command: list[str], forwarder: Forwarder, run_dir: Path) -> None:
+    said = run_dir / LOG_NAME
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        with log.open("ab") as stderr:
+        with said.open("ab") as stderr:
             written = stderr.tell()
-            command = _command(forwarder, run_dir, python, version) + ["--take-over"] * is_successor
-            unit = own_unit("flannel-forwarder", f"Forwarder of {forwarder.link}")
-            process = _spawn(unit + command, stderr.fileno())
+            process = _spawn(command, stderr.fileno())
     except OSError as error:
         raise TargetError(
             f"the forwarder cannot be started: {error}",
-            hint=f"Check that {run_dir} can be written to and that {python} can be run.",
+            hint=f"Check that {run_dir} can be written to and that {command[0]} can be run.",
         ) from error
     _reap_when_it_ends(process)
     try:
         async with asyncio.timeout(_START_S):
             while not await _answers(process.pid, run_dir / SOCKET_NAME):
                 if process.poll() is not None:
-                    raise await _explain(forwarder, process.returncode, _read_from(log, written))
+                    raise await _explain(forwarder, process.returncode, _read_from(said, written))
                 await asyncio.sleep(_LOOK_AGAIN_S)
     except TimeoutError:
         process.kill()
         raise TargetError(
             f"the forwarder did not answer within {_START_S:.0f} s of its start",
-            hint=f"See {log}; the host may be overloaded.",
+            hint=f"See {said}; the host may be overloaded.",
         ) from None
 
 
@@ -122,6 +136,8 @@ async def _answers(pid: int, path: Path) -> bool:
 
 async def _explain(forwarder: Forwarder, status: int, said: str) -> TargetError:
     """Return why the process ended, from its exit code, which is an errno, and its last words."""
+    if was_refused(status, said):
+        return NoUnitError(f"systemd gave it no unit of its own: {said.strip()}", hint=_NO_UNIT_HINT)
     if status == errno.EADDRINUSE:
         holder = await asyncio.to_thread(find_port_holder, forwarder.listen_address, forwarder.port)
         return PortInUseError(

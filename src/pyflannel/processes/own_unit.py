@@ -5,7 +5,13 @@ import secrets
 import shutil
 from collections.abc import Mapping
 
+from pyflannel.errors import TargetError
+
 _SYSTEMD_RUN = "systemd-run"
+
+
+class NoUnitError(TargetError):
+    """systemd gave the process no unit, and it did not run."""
 
 
 def own_unit(name: str, description: str, environ: Mapping[str, str] = os.environ) -> list[str]:
@@ -29,3 +35,8 @@ def own_unit(name: str, description: str, environ: Mapping[str, str] = os.enviro
         "--property=Before=docker.service",  # at shutdown, containers end before their packets do
         "--",
     ]
+
+
+def was_refused(status: int, said: str) -> bool:
+    """Return whether it was systemd-run that ended with this status and words, not what it was to start."""
+    return status == 1 and said.startswith("Failed to ")
