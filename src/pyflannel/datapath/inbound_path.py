@@ -88,21 +88,34 @@ class InboundPath:
 
     def _take(self, start: int, end: int, size: int, sender: str) -> None:
         """Write or drop packets of `size` octets each, the last perhaps shorter, that one peer sent."""
-        run, buffer, peers, settings = self._run, self._buffer, self._peers, self._settings
+        run = self._run
         if sender != self._run_sender:
             self._write_run()
             self._run_sender = sender
-        for at in range(start, end, size) if size else (start,):
+        at, is_run_likely = start, True
+        while True:
             octets = min(size, end - at)
-            if run.starts:
-                if run.extend(at, octets):
-                    continue
+            if not run.starts:
+                self._begin(at, octets, sender)
+            elif is_run_likely and (taken := run.extend_all(at, size, (end - at) // size)):
+                octets = taken * size
+                is_run_likely = False
+            elif run.extend(at, octets):
+                is_run_likely = len(run.starts) == 2
+            else:
                 self._write_run()
-            drop = inbound(buffer, at, octets, sender, peers, settings)
-            if drop is not None:
-                self._drop(drop, at, octets)
-            elif not run.start(at, octets):
-                self._writer.write(self._view[at : at + octets])
+                self._begin(at, octets, sender)
+            at += octets
+            if at >= end:
+                return
+
+    def _begin(self, at: int, size: int, sender: str) -> None:
+        """Judge a packet that continues nothing, and begin a run with it or write it."""
+        drop = inbound(self._buffer, at, size, sender, self._peers, self._settings)
+        if drop is not None:
+            self._drop(drop, at, size)
+        elif not self._run.start(at, size):
+            self._writer.write(self._view[at : at + size])
 
     def _write_run(self) -> None:
         if self._run.starts:

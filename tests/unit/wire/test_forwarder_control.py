@@ -14,17 +14,22 @@ from pyflannel.wire.forwarder_control import (
     Kind,
     Peer,
     Settings,
+    Summary,
     decode_change,
     decode_counters,
+    decode_handed,
     decode_peers,
     decode_refusal,
     decode_state,
+    decode_summary,
     encode_change,
     encode_counters,
     encode_frame,
+    encode_handed,
     encode_peers,
     encode_refusal,
     encode_state,
+    encode_summary,
 )
 
 addresses = st.integers(0, 2**32 - 1)
@@ -92,6 +97,19 @@ def test_state_round_trips(state):
     assert decode_state(encode_state(state)) == state
 
 
+@given(st.integers(0, 3), states)
+def test_what_is_handed_over_round_trips(descriptors, state):
+    assert decode_handed(encode_handed(descriptors, state)) == (descriptors, state)
+
+
+@given(
+    st.builds(Summary, st.integers(0, 2**64 - 1), st.booleans(), st.integers(0, 255)), st.binary(max_size=5)
+)
+def test_summary_round_trips(summary, later):
+    """A later version may say more."""
+    assert decode_summary(encode_summary(summary) + later) == summary
+
+
 @given(st.dictionaries(st.text("abcdefghij_E", min_size=1), st.integers(0, 2**64 - 1)))
 def test_counters_round_trip(counters):
     assert decode_counters(encode_counters(counters)) == counters
@@ -103,7 +121,12 @@ def test_refusal_round_trips(errno, text):
 
 
 @given(
-    st.sampled_from([decode_peers, decode_change, decode_state, decode_counters, decode_refusal]),
+    st.sampled_from(
+        [
+            *(decode_peers, decode_change, decode_state, decode_counters, decode_refusal),
+            *(decode_handed, decode_summary),
+        ]
+    ),
     st.binary(max_size=200),
 )
 def test_any_payload_is_decoded_or_refused(decode, payload):
