@@ -55,6 +55,11 @@ class Booted:
     def cgroup(self, pid: str) -> str:
         return self.system.run(["cat", f"/proc/{pid}/cgroup"]).stdout
 
+    def scopes(self) -> list[str]:
+        """The forwarders' units."""
+        listed = self.system.systemctl("list-units", "--all", "--no-legend", "--plain", "flannel-forwarder-*")
+        return [line.split()[0] for line in listed.splitlines()]
+
     @contextmanager
     def changed(self, setting: str) -> Iterator[None]:
         """Run flanneld with another setting in its [Service], for the length of a block."""
@@ -235,6 +240,17 @@ class TestRestart:
         booted.system.run(["tee", "/etc/default/flanneld"], text=good)
         booted.system.systemctl("start", "flanneld")
 
+    def test_a_forwarder_that_hands_over_leaves_no_unit_behind(self, booted: Booted) -> None:
+        """Another port needs another forwarder."""
+        before = booted.forwarders()
+
+        booted.network.put("config", '{"Network":"10.100.0.0/16","Backend":{"Type":"udp","Port":8286}}')
+
+        booted.wait(lambda: booted.forwarders() not in ([], before), "another forwarder")
+        (forwarder,) = booted.forwarders()
+        (unit,) = re.findall(r"flannel-forwarder-\w+\.scope", booted.cgroup(forwarder))[:1]
+        booted.wait(lambda: booted.scopes() == [unit], "the unit of the old one is gone")
+
 
 class TestReboot:
     def test_the_host_gets_the_same_subnet(self, booted: Booted) -> None:
@@ -264,3 +280,15 @@ class TestReboot:
         assert ping(booted.network.hosts["docker2"], before.partition("/")[0]).is_reached
         verified = system.run(["systemd-analyze", "verify", "flanneld.service", "docker.service"])
         assert (verified.stdout, verified.stderr) == ("", "")
+
+
+class TestCleanup:
+    def test_a_host_that_leaves_keeps_nothing(self, booted: Booted) -> None:
+        """And systemd does not start what was stopped."""
+        booted.system.run(["flannelctl", "cleanup"])
+
+        assert booted.system.show("flanneld", "ActiveState") == "inactive"
+        assert booted.system.show("flanneld", "SubState") == "dead"
+        assert booted.scopes() == []
+        for path in ("/run/flannel", "/var/lib/flannel", "/sys/class/net/flannel0"):
+            assert booted.system.run(["test", "-e", path], check=False).returncode == 1, path

@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 
 from pyflannel.errors import BusyError, TargetError, UsageError
+from pyflannel.processes.service import service_of, stop_service
 
 STOP_S = 20.0
 """For a daemon to end: longer than its own deadlines at the end."""
@@ -36,6 +37,8 @@ def running_daemon(lock: Path) -> int | None:
 async def stop_daemon(lock: Path) -> int | None:
     """Stop the daemon that holds `lock` and return its process id, or None when there is none.
 
+    One that systemd runs is stopped by systemd, which would start it again.
+
     Raises:
         BusyError: it did not end in time.
         TargetError: we may not stop it.
@@ -52,7 +55,10 @@ async def stop_daemon(lock: Path) -> int | None:
         if running_daemon(lock) != pid:
             return None  # it ended before we held on to it
         _check_namespace(pid)
-        signal.pidfd_send_signal(process, signal.SIGTERM)
+        if (unit := service_of(pid)) is not None:
+            await stop_service(unit, STOP_S)
+        else:
+            signal.pidfd_send_signal(process, signal.SIGTERM)
         await _end_of(process)
     except ProcessLookupError:
         return pid
