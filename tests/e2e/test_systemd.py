@@ -26,6 +26,8 @@ SOON_S = 15.0
 EXPOSURE_MAX = 30
 """In tenths, as `systemd-analyze security --threshold` takes it; 100 is a service without any restriction."""
 
+EACH_DEVICE = "[Match]\nName=flannel* docker*\n[Network]\nAddress=192.0.2.9/32\n"
+
 
 @dataclass(frozen=True)
 class Booted:
@@ -59,6 +61,11 @@ class Booted:
         """The forwarders' units."""
         listed = self.system.systemctl("list-units", "--all", "--no-legend", "--plain", "flannel-forwarder-*")
         return [line.split()[0] for line in listed.splitlines()]
+
+    def networkd_says(self, link: str) -> str:
+        """The last column of a device's line: what it does about the device."""
+        listed = self.system.run(["networkctl", "--no-legend", "--no-pager", "list"]).stdout
+        return next((line.split()[-1] for line in listed.splitlines() if line.split()[1] == link), "")
 
     @contextmanager
     def changed(self, setting: str) -> Iterator[None]:
@@ -250,6 +257,22 @@ class TestRestart:
         (forwarder,) = booted.forwarders()
         (unit,) = re.findall(r"flannel-forwarder-\w+\.scope", booted.cgroup(forwarder))[:1]
         booted.wait(lambda: booted.scopes() == [unit], "the unit of the old one is gone")
+
+
+class TestOtherHands:
+    def test_networkd_keeps_off_our_devices(self, booted: Booted) -> None:
+        """A file of somebody who means each device to be configured."""
+        system = booted.system
+        own = (DEPLOY / "network/10-flannel.network").read_text()
+        system.run(["mkdir", "-p", "/run/systemd/network"])
+        system.run(["tee", "/run/systemd/network/10-flannel.network"], text=own)
+        system.run(["tee", "/run/systemd/network/20-each.network"], text=EACH_DEVICE)
+
+        system.systemctl("start", "systemd-networkd")
+
+        booted.wait(lambda: booted.networkd_says("docker0") not in ("", "unmanaged"), "docker0 is configured")
+        assert booted.networkd_says("flannel0") == "unmanaged"
+        system.systemctl("stop", "systemd-networkd")
 
 
 class TestReboot:
