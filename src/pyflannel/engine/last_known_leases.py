@@ -24,22 +24,30 @@ class LastKnownLeases:
         self._clock = clock
         self._current = current
         self._changed = asyncio.Event()
+        self._saved: LastKnown | None = None
 
     def changed(self) -> None:
         """Save soon."""
         self._changed.set()
 
     async def run(self) -> None:
-        """Save until cancelled; nothing is written while nothing differs."""
-        written: LastKnown | None = None
-        while True:
-            await self._changed.wait()
-            self._changed.clear()
-            known = self._current()
-            if known is not None and known != written:
-                await self._memory.save(format_last_known(known))
-                written = known
-                await self._clock.sleep(SAVE_PAUSE_S)
+        """Save until cancelled, and then what is not saved yet; nothing is written while nothing differs."""
+        try:
+            while True:
+                await self._changed.wait()
+                self._changed.clear()
+                if await self._save():
+                    await self._clock.sleep(SAVE_PAUSE_S)
+        finally:
+            await self._save()
+
+    async def _save(self) -> bool:
+        known = self._current()
+        if known is None or known == self._saved:
+            return False
+        await self._memory.save(format_last_known(known))
+        self._saved = known
+        return True
 
     async def load(self) -> LastKnown | None:
         """Return what was saved last, or None; a file that cannot be read is said and counts as none."""

@@ -102,10 +102,12 @@ class LeaseNarrator:
     def _tell_store(self, report: StoreAway | StoreBack) -> None:
         match report:
             case StoreAway(cause, retry_in_s):
+                self.store_error = cause  # the last one: why it is away still
+                if self.is_store_away:
+                    return
                 log.warning(
                     "Store is away, trying again in %.1f s, the data path stays: %s", retry_in_s, cause
                 )
-                self.store_error = cause
                 self.is_store_away = True
             case StoreBack():
                 log.info("Store is back")

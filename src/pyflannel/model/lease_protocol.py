@@ -321,7 +321,7 @@ class Exhausted:
 
 @dataclass(frozen=True, slots=True)
 class StoreAway:
-    """The store does not answer; the last known leases stay."""
+    """The store does not answer, told at each try; the last known leases stay."""
 
     cause: str
     retry_in_s: float

@@ -279,7 +279,7 @@ def _look_again(state: LeaseState, until: float) -> Step:
 
 def _failed(state: LeaseState, failed: Failed, now: float, draw: Draw) -> Step:
     pause = _pause(state.failures, draw)
-    actions: tuple[Action, ...] = () if state.failures else (StoreAway(failed.cause, pause),)
+    actions = (StoreAway(failed.cause, pause),)
     state = replace(state, failures=state.failures + 1)
     match state.phase:
         case Listing() if failed.write is None:
@@ -318,8 +318,8 @@ def _watch_lost(state: LeaseState, lost: WatchLost, now: float, draw: Draw) -> S
             case _:
                 return _look_again(state, now)  # a lost write shows in the listing
     pause = _pause(state.failures, draw)
-    actions: tuple[Action, ...] = () if state.failures else (StoreAway(lost.cause, pause),)
-    return replace(state, watch_at=now + pause, failures=state.failures + 1), actions
+    away = StoreAway(lost.cause, pause)
+    return replace(state, watch_at=now + pause, failures=state.failures + 1), (away,)
 
 
 # What the watch sees.

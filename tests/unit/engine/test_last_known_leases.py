@@ -1,0 +1,99 @@
+"""What a host knew last is on the disk when it ends."""
+
+import asyncio
+from ipaddress import IPv4Address, IPv4Network
+
+from pyflannel.engine.last_known_leases import SAVE_PAUSE_S, LastKnownLeases
+from pyflannel.model.last_known import LastKnown
+from pyflannel.model.lease import Lease, LeaseAttributes
+from pyflannel.testing.fake_clock import FakeClock
+
+
+def lease(number: int) -> Lease:
+    return Lease(
+        subnet=IPv4Network((int(IPv4Address("10.100.0.0")) + 256 * number, 24)),
+        attributes=LeaseAttributes(public_ip=IPv4Address("192.0.2.0") + number),
+        revision=0,  # not kept
+    )
+
+
+class Disk:
+    """A Memory in memory; `writes` holds every text that was saved."""
+
+    def __init__(self) -> None:
+        self.writes: list[bytes] = []
+
+    async def load(self) -> bytes | None:
+        return self.writes[-1] if self.writes else None
+
+    async def save(self, octets: bytes) -> None:
+        self.writes.append(octets)
+
+
+class Story:
+    """A host that knows one lease, its own, and has saved it."""
+
+    def __init__(self) -> None:
+        self.clock = FakeClock()
+        self.disk = Disk()
+        self.known = LastKnown(config="{}", own=lease(1), leases=(lease(1),))
+        self.kept = LastKnownLeases(memory=self.disk, clock=self.clock, current=lambda: self.known)
+
+    def know(self, *numbers: int) -> None:
+        self.known = LastKnown(config="{}", own=lease(1), leases=tuple(map(lease, numbers)))
+        self.kept.changed()
+
+    async def begin(self) -> asyncio.Task[None]:
+        task = asyncio.create_task(self.kept.run())
+        self.kept.changed()
+        await self.clock.settle()
+        return task
+
+
+def test_changes_in_a_row_cost_one_write_after_a_pause() -> None:
+    story = Story()
+
+    async def run() -> None:
+        task = await story.begin()
+        for last in range(2, 50):
+            story.know(1, last)
+            await story.clock.settle()
+        assert len(story.disk.writes) == 1
+
+        await story.clock.advance(SAVE_PAUSE_S)
+
+        assert len(story.disk.writes) == 2
+        assert await story.kept.load() == story.known
+        task.cancel()
+
+    asyncio.run(run())
+
+
+def test_a_change_just_before_the_end_is_saved() -> None:
+    """A host that starts again while its store is away must not forget the peers that came last."""
+    story = Story()
+
+    async def run() -> None:
+        task = await story.begin()
+        story.know(1, 2)
+        await story.clock.settle()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+        assert await story.kept.load() == story.known
+        assert len(story.disk.writes) == 2
+
+    asyncio.run(run())
+
+
+def test_an_end_without_a_change_writes_nothing() -> None:
+    story = Story()
+
+    async def run() -> None:
+        task = await story.begin()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+        assert len(story.disk.writes) == 1
+
+    asyncio.run(run())
