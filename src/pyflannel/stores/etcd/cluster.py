@@ -10,7 +10,7 @@ from pyflannel.stores.etcd.call import CALL_S, CONNECT_S, within
 from pyflannel.stores.etcd.endpoint import Endpoint
 from pyflannel.stores.etcd.failure import BROKEN, RefusedError, explain, hint_of, is_refusal, needs_login
 from pyflannel.stores.etcd.login import Login, User
-from pyflannel.stores.etcd.member import Connection, Member
+from pyflannel.stores.etcd.member import Member
 from pyflannel.stores.etcd.tls import TlsFiles
 
 _Answer = TypeVar("_Answer")
@@ -59,7 +59,7 @@ class Cluster:
             except BROKEN as error:
                 if isinstance(error, GRPCError) and is_refusal(error):
                     raise RefusedError(endpoint, error.status, error.message, self._asked(about)) from error
-                failures.append((endpoint, member.cause_of(error)))
+                failures.append((endpoint, await _cause(member, error)))
                 self.distrust(member)
                 if once:
                     break
@@ -96,7 +96,7 @@ class Cluster:
         try:
             return await within(CALL_S, call(member))
         except GRPCError as error:
-            if not needs_login(error):
+            if not needs_login(error, has_token=bool(token)):
                 raise
         await self._login.renew(member, token)
         return await within(CALL_S, call(member))
@@ -106,8 +106,15 @@ class Cluster:
 
     def _member(self, endpoint: Endpoint) -> Member:
         if endpoint not in self._members:
-            member = Member(endpoint, Connection(endpoint, self._tls))
+            member = Member.at(endpoint, self._tls)
             if self._login is not None:
                 self._login.accompany(member)
             self._members[endpoint] = member
         return self._members[endpoint]
+
+
+async def _cause(member: Member, error: Exception) -> Exception:
+    """Return why a call ended without an answer: what it saw itself, or that our certificate is refused."""
+    if isinstance(error, TimeoutError | GRPCError):
+        return error
+    return await member.alert() or error

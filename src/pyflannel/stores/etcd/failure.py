@@ -60,8 +60,13 @@ def is_refusal(error: BaseException) -> bool:
     return isinstance(error, GRPCError) and error.status in _REFUSALS
 
 
-def needs_login(error: GRPCError) -> bool:
-    """Return whether the call would go through with another token."""
+def needs_login(error: GRPCError, *, has_token: bool) -> bool:
+    """Return whether the call may go through with another token.
+
+    Without one, a client with a certificate is the user that its common name says, who may have no rights.
+    """
+    if error.status is Status.PERMISSION_DENIED:
+        return not has_token
     return error.status is Status.UNAUTHENTICATED or any(
         text in (error.message or "") for text in _NEEDS_LOGIN
     )

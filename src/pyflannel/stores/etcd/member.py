@@ -1,15 +1,19 @@
 """One endpoint of the cluster, and the connection to it."""
 
+import asyncio
 import ssl
 from dataclasses import dataclass
-from typing import Any
 
-from grpclib.client import Channel, Handler
+from grpclib.client import Channel
 from grpclib.config import Configuration
 from grpclib.protocol import H2Protocol
 
+from pyflannel.errors import StoreError
 from pyflannel.stores.etcd.endpoint import Endpoint
 from pyflannel.stores.etcd.tls import TlsFiles
+
+_ALERT_S = 1.5
+"""How long a member that just ended a connection may take to say why."""
 
 # A stopped or unplugged member leaves its connections standing: only pings tell. etcd's servers drop clients
 # that ping more often than every 5 s (--grpc-keepalive-min-time) or without calls.
@@ -25,39 +29,18 @@ _CONFIGURATION = Configuration(
 
 
 class Connection(Channel):
-    """A gRPC channel that opens again by itself, each time with the TLS files as they are then.
-
-    Attributes:
-        lost: what ended the last connection, when TLS did: a member tells in this way that it refuses us.
-    """
+    """A gRPC channel that opens again by itself, each time with the TLS files as they are then."""
 
     def __init__(self, endpoint: Endpoint, tls: TlsFiles | None) -> None:
         super().__init__(endpoint.host, endpoint.port, config=_CONFIGURATION)
         self._tls = tls
-        self.lost: ssl.SSLError | None = None
-
-    # What grpclib lets nobody say from outside: a context for each connection, and why one ended.
 
     async def _create_connection(self) -> H2Protocol:
-        self.lost = None
+        # grpclib takes one context for all connections; from outside it cannot be given another.
         if self._tls is not None:
             self._ssl = self._tls.context()
             self._scheme = "https"
         return await super()._create_connection()
-
-    def _protocol_factory(self) -> H2Protocol:
-        return _Protocol(self, Handler(), self._config, self._h2_config)
-
-
-class _Protocol(H2Protocol):
-    def __init__(self, owner: Connection, *args: Any) -> None:
-        super().__init__(*args)
-        self._owner = owner
-
-    def connection_lost(self, exc: BaseException | None) -> None:
-        if isinstance(exc, ssl.SSLError):
-            self._owner.lost = exc
-        super().connection_lost(exc)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,8 +48,32 @@ class Member:
     """One endpoint, and the connection to it."""
 
     endpoint: Endpoint
+    tls: TlsFiles | None
     channel: Connection
 
-    def cause_of(self, error: Exception) -> Exception:
-        """Return why a call ended without an answer: what the call itself saw, or TLS below it."""
-        return self.channel.lost or error
+    @classmethod
+    def at(cls, endpoint: Endpoint, tls: TlsFiles | None) -> "Member":
+        """Return the member at `endpoint`; nothing is connected yet."""
+        return cls(endpoint, tls, Connection(endpoint, tls))
+
+    async def alert(self) -> ssl.SSLError | None:
+        """Return how the member refuses our certificate, if it does.
+
+        In TLS 1.3 it does so when the handshake is over for us. By then we have spoken, and a connection that
+        is closed with octets unread takes the alert with it: here nothing is said, so that it can be heard.
+        """
+        if self.tls is None:
+            return None
+        try:
+            async with asyncio.timeout(_ALERT_S):
+                where = self.endpoint
+                reader, writer = await asyncio.open_connection(where.host, where.port, ssl=self.tls.context())
+                try:
+                    await reader.read(1)
+                finally:
+                    writer.transport.abort()
+        except ssl.SSLError as error:
+            return error
+        except (OSError, StoreError):
+            return None
+        return None

@@ -72,7 +72,7 @@ def _show(context: ssl.SSLContext, certificate: Path, key: Path) -> None:
             ) from error
         raise StoreError(
             f"the etcd key {key} or the certificate {certificate} cannot be used",
-            hint="Both are PEM; the key begins with -----BEGIN PRIVATE KEY----- or BEGIN RSA or EC PRIVATE KEY.",
+            hint="Both are PEM; the key begins with -----BEGIN PRIVATE KEY----- or BEGIN EC PRIVATE KEY.",
         ) from error
 
 

@@ -92,7 +92,7 @@ class Watch:
                 response = await apart(self._next_response())
             except BROKEN as error:
                 raise StoreError(
-                    f"the watch at etcd {self.member.endpoint} ended: {explain(self.member.cause_of(error))}",
+                    f"the watch at etcd {self.member.endpoint} ended: {explain(error)}",
                     hint="Watch again from the last revision seen.",
                 ) from error
             self._raise_if_canceled(response)

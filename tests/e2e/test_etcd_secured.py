@@ -1,0 +1,405 @@
+"""Hosts on an etcd of three members that asks for certificates and for users, and what goes wrong there.
+
+The data path is pinged through every failure; not one ping may be lost.
+"""
+
+import datetime
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from datetime import UTC, timedelta
+from functools import partial
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from pyflannel.lab.etcd_server import PREFIX
+from pyflannel.lab.program import Program
+from pyflannel.lab.together import together
+from pyflannel.lab.waiting import wait_until
+
+SOON_S = 20.0
+ADDRESS = "10.10.10.1"
+"""Of the members, in their certificates; 192.168.50.1 leads to them too, and is in none."""
+
+PORTS = {"one": 2379, "two": 2381, "three": 2383}
+ROOT = "root:of-the-cluster"
+PASSWORD = "correct-horse"
+OTHER_PASSWORD = "battery-staple"
+
+NOBODY = 65534
+
+NetworkOf = Callable[..., AbstractContextManager[Any]]
+Pinging = Callable[[Any, str], AbstractContextManager[Any]]
+
+
+class Authority:
+    """Signs certificates; each is `NAME.pem` and `NAME-key.pem` in one directory."""
+
+    def __init__(self, directory: Path, name: str) -> None:
+        self._directory = directory
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        own = self._build(self._name, self._key, timedelta(days=1))
+        own = own.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        self.file = directory / f"{name}.pem"
+        self.file.write_bytes(self._signed(own))
+
+    def issue(self, name: str, *, address: str = "", ends_in: timedelta = timedelta(days=1)) -> None:
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        certificate = self._build(subject, key, ends_in)
+        if address:
+            names = x509.SubjectAlternativeName([x509.IPAddress(ip_address(address))])
+            certificate = certificate.add_extension(names, critical=False)
+        (self._directory / f"{name}.pem").write_bytes(self._signed(certificate))
+        (self._directory / f"{name}-key.pem").write_bytes(
+            key.private_bytes(
+                serialization.Encoding.PEM,
+                serialization.PrivateFormat.PKCS8,
+                serialization.NoEncryption(),
+            )
+        )
+
+    def _build(
+        self, subject: x509.Name, key: ec.EllipticCurvePrivateKey, ends_in: timedelta
+    ) -> x509.CertificateBuilder:
+        now = datetime.datetime.now(UTC)
+        return (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(self._name)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - timedelta(days=2))
+            .not_valid_after(now + ends_in)
+        )
+
+    def _signed(self, certificate: x509.CertificateBuilder) -> bytes:
+        return certificate.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+
+class Secured:
+    """The cluster on the router of a lab, and the hosts that use it."""
+
+    def __init__(self, network: Any) -> None:
+        self.network = network
+        self.pki = network.lab.directory / "pki"
+        self.pki.mkdir()
+        self.authority = Authority(self.pki, "ca")
+        for name in (*PORTS, "operator", *network.hosts):
+            self.authority.issue(name, address=ADDRESS if name in PORTS else "")
+        self.password_file = self.pki / "password"
+        self.password_file.write_text(f"{PASSWORD}\n")
+        self.endpoints = ",".join(f"https://{ADDRESS}:{port}" for port in PORTS.values())
+        self.members: dict[str, Program] = {}
+        self.daemons: dict[str, Program] = {}
+
+    def start_members(self) -> None:
+        together([partial(self.start_member, name) for name in PORTS])
+
+    def start_member(self, name: str) -> None:
+        peers = {name: f"http://127.0.0.1:{port + 1}" for name, port in PORTS.items()}
+        self.members[name] = self.network.lab.router.start_service(
+            [
+                "etcd",
+                f"--name={name}",
+                f"--data-dir=/var/lib/etcd-{name}",
+                "--unsafe-no-fsync",
+                f"--listen-client-urls=https://0.0.0.0:{PORTS[name]}",
+                f"--advertise-client-urls=https://{ADDRESS}:{PORTS[name]}",
+                f"--listen-metrics-urls=http://0.0.0.0:{PORTS[name] + 100}",
+                f"--listen-peer-urls={peers[name]}",
+                f"--initial-advertise-peer-urls={peers[name]}",
+                f"--initial-cluster={','.join(f'{peer}={url}' for peer, url in peers.items())}",
+                "--client-cert-auth",
+                f"--trusted-ca-file={self.authority.file}",
+                f"--cert-file={self.pki / name}.pem",
+                f"--key-file={self.pki / name}-key.pem",
+                "--auth-token-ttl=2",
+                "--bcrypt-cost=4",
+                "--logger=zap",
+                "--log-outputs=stderr",
+            ],
+            name=f"etcd-{name}",
+        )
+
+    def kill_members(self) -> None:
+        for member in self.members.values():
+            member.kill()
+
+    def ask_for_users(self) -> None:
+        """Make the users and turn authentication on: from here on nobody may do anything without."""
+        self.etcdctl("user", "add", ROOT, user="")
+        self.etcdctl("user", "grant-role", "root", "root", user="")
+        self.etcdctl("role", "add", "hosts", user="")
+        self.etcdctl("role", "grant-permission", "hosts", "readwrite", "--prefix=true", f"{PREFIX}/", user="")
+        self.etcdctl("user", "add", f"flannel:{PASSWORD}", user="")
+        self.etcdctl("user", "grant-role", "flannel", "hosts", user="")
+        self.etcdctl("user", "add", f"guest:{PASSWORD}", user="")
+        self.etcdctl("auth", "enable", user="")
+
+    def etcdctl(self, *argv: str, user: str = ROOT, check: bool = True, text: str | None = None) -> str:
+        command = [
+            *("env", "ETCDCTL_API=3", "etcdctl", f"--endpoints={self.endpoints}"),
+            f"--cacert={self.authority.file}",
+            f"--cert={self.pki / 'operator'}.pem",
+            f"--key={self.pki / 'operator'}-key.pem",
+            *([f"--user={user}"] if user else []),
+        ]
+        said: str = self.network.lab.router.run([*command, *argv], check=check, text=text).stdout
+        return said
+
+    def leader(self) -> str:
+        statuses = json.loads(self.etcdctl("endpoint", "status", "--write-out=json"))
+        (leader,) = (
+            name
+            for name, port in PORTS.items()
+            for status in statuses
+            if status["Endpoint"].endswith(f":{port}")
+            and status["Status"]["header"]["member_id"] == status["Status"]["leader"]
+        )
+        return leader
+
+    def flags(self, host: str, **others: str) -> list[str]:
+        """Return flanneld's flags on a host; `others` replace or add some."""
+        flags = {
+            "etcd_endpoints": self.endpoints,
+            "etcd_cafile": str(self.authority.file),
+            "etcd_certfile": f"{self.pki / host}.pem",
+            "etcd_keyfile": f"{self.pki / host}-key.pem",
+            "etcd_username": "flannel",
+            "etcd_password_file": str(self.password_file),
+        }
+        return [f"--{name.replace('_', '-')}={value}" for name, value in (flags | others).items()]
+
+    def lay_bad_files(self) -> None:
+        self.authority.issue("old", ends_in=-timedelta(hours=1))
+        self.authority.issue("kept")
+        os.chown(self.pki / "kept-key.pem", NOBODY, NOBODY)
+        (self.pki / "kept-key.pem").chmod(0o600)
+        Authority(self.pki, "stranger").issue("foreign")
+        (self.pki / "wrong").write_text("wrong\n")
+
+    def start(self, host: str, *flags: str) -> None:
+        """Start flanneld on a host and return when it is ready."""
+        flags = flags or tuple(self.flags(host))
+        self.daemons[host] = self.network.hosts[host].start_flanneld(*flags, "-v=1")
+        self.network.wait_ready(host)
+
+    def lose_lease(self, host: str) -> None:
+        """Delete a host's lease, so that it has something to ask the cluster for."""
+        key = f"{PREFIX}/{self.network.lease_key(host)}"
+        wait_until(
+            lambda: self.etcdctl("del", key, check=False) == "1\n",
+            what=f"the lease of {host} is deleted",
+            deadline_s=SOON_S,
+        )
+
+    def set_password(self, password: str) -> None:
+        self.etcdctl("user", "passwd", "flannel", "--interactive=false", text=password)
+
+    def logs(self) -> str:
+        logs = self.network.lab.router.directory / "log"
+        return "".join((logs / f"etcd-{name}.log").read_text() for name in PORTS)
+
+
+@pytest.fixture(scope="module")
+def secured(network_of: NetworkOf) -> Iterator[Secured]:
+    """The cluster and two hosts that are ready; each test leaves them so."""
+    with network_of("docker1", "docker4", config=None) as network:
+        secured = Secured(network)
+        secured.start_members()
+        secured.ask_for_users()
+        secured.etcdctl("put", f"{PREFIX}/config", '{"Network":"10.100.0.0/16"}')
+        flags = [flag for flag in secured.flags("docker1") if "password" not in flag]
+        together(
+            [
+                lambda: secured.start("docker1", *flags, f"--etcd-password={PASSWORD}"),
+                lambda: secured.start("docker4"),
+            ]
+        )
+        secured.lay_bad_files()
+        yield secured
+
+
+@pytest.fixture
+def network(secured: Secured) -> Any:
+    return secured.network
+
+
+@pytest.fixture
+def pings(network: Any, pinging: Pinging) -> Iterator[Any]:
+    """Pings from docker4 to docker1 all through the test, none of them lost."""
+    with pinging(network.hosts["docker4"], network.overlay("docker1")) as pings:
+        yield pings
+    assert pings.lost == 0
+
+
+def test_the_password_is_nowhere_to_be_read(secured: Secured, network: Any) -> None:
+    """docker1 has it from its command line, docker4 from a file."""
+    for name, host in network.hosts.items():
+        status = network.wait_ready(name)
+        assert "username=flannel" in status["store"]["url"]
+        written = host.run(["grep", "-rlF", PASSWORD, "/run", "/var/lib/flannel"], check=False).stdout
+        assert PASSWORD not in network.log(name)
+        assert PASSWORD not in json.dumps(status)
+        assert PASSWORD not in str(host.commands())
+        assert any("--etcd-username=flannel" in command for command in host.commands())
+        assert written == ""
+
+
+def test_flannelctl_asks_over_the_same_connection(network: Any) -> None:
+    leases = json.loads(network.hosts["docker4"].flannelctl("leases", "--json"))
+
+    assert str(network.hosts["docker1"].lease()) in json.dumps(leases)
+    assert "expires_in_s" in json.dumps(leases)
+
+
+def test_the_leader_is_killed(secured: Secured, network: Any, pings: Any) -> None:
+    """The others serve at once, and the one that comes back knows no token of before."""
+    leader = secured.leader()
+
+    secured.members[leader].kill()
+    secured.lose_lease("docker1")
+    network.wait_logged("docker1", "Lease acquired again")
+    secured.start_member(leader)
+
+    network.wait_ready("docker1")
+    network.wait_ready("docker4")
+
+
+def test_an_expired_token_is_fetched_anew(secured: Secured, network: Any, pings: Any) -> None:
+    logins = network.log("docker4").count("Logged in at etcd")
+    acquired = network.log("docker4").count("Lease acquired again")
+    expired = secured.logs().count("deleted a simple token")
+    wait_until(
+        lambda: secured.logs().count("deleted a simple token") > expired,
+        what="tokens expire",
+        deadline_s=SOON_S,
+    )
+
+    secured.lose_lease("docker4")
+
+    network.wait_logged("docker4", "Lease acquired again", times=acquired + 1)
+    assert network.log("docker4").count("Logged in at etcd") > logins
+    assert network.wait_ready("docker4")["store"]["is_connected"]
+
+
+class TestReplaced:
+    """What is replaced on disk is used without a restart."""
+
+    def test_an_expired_certificate(self, secured: Secured, network: Any, pings: Any) -> None:
+        daemon = pid_of(network, "docker1")
+        secured.authority.issue("docker1", ends_in=-timedelta(hours=1))
+        secured.kill_members()
+        secured.start_members()
+        try:
+            waits = wait_for(network, "docker1", "docker1.pem expired at")
+        finally:
+            secured.authority.issue("docker1")
+        network.wait_ready("docker1")
+        network.wait_ready("docker4")
+
+        assert not waits["is_ready"]
+        assert pid_of(network, "docker1") == daemon
+
+    def test_a_password(self, secured: Secured, network: Any, pings: Any) -> None:
+        """It was changed in etcd first, so that the old one is refused for a while."""
+        daemon = pid_of(network, "docker4")
+        secured.set_password(OTHER_PASSWORD)
+        try:
+            secured.lose_lease("docker4")
+            waits = wait_for(network, "docker4", "refused user 'flannel': authentication failed")
+            secured.password_file.write_text(f"{OTHER_PASSWORD}\n")
+            network.wait_ready("docker4")
+        finally:
+            secured.set_password(PASSWORD)
+            secured.password_file.write_text(f"{PASSWORD}\n")
+
+        assert not waits["is_ready"]
+        assert PASSWORD not in network.log("docker4") + network.log("docker1")
+        assert pid_of(network, "docker4") == daemon
+
+
+def wait_for(network: Any, name: str, text: str) -> dict[str, Any]:
+    """Return the status of a host once it waits for something of which it says `text`."""
+    status: dict[str, Any] = network.wait_status(
+        name, lambda status: text in (status["waiting_for"] or ""), f"waits for {text!r}"
+    )
+    return status
+
+
+def pid_of(network: Any, name: str) -> str:
+    text: str = network.hosts[name].run(["cat", "/run/flannel/flanneld.lock"]).stdout
+    return text.split()[0]
+
+
+WITHOUT_ROOTS_WAYS = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
+"""Nobody may read all files then."""
+
+BAD = {
+    "no CA file": (
+        {"etcd_cafile": "/nowhere/ca.pem"},
+        "CA file /nowhere/ca.pem cannot be read: No such file",
+    ),
+    "no certificate file": ({"etcd_certfile": "/nowhere/c.pem"}, "certificate /nowhere/c.pem cannot be read"),
+    "no certificate in it": ({"etcd_certfile": "PKI/password"}, "there is no certificate in it"),
+    "no CA in it": ({"etcd_cafile": "PKI/password"}, "password holds no usable certificate"),
+    "not readable": ({"etcd_keyfile": "PKI/kept-key.pem"}, "kept-key.pem cannot be read: Permission denied"),
+    "expired": ({"etcd_certfile": "PKI/old.pem", "etcd_keyfile": "PKI/old-key.pem"}, "old.pem expired at"),
+    "another's key": (
+        {"etcd_keyfile": "PKI/docker4-key.pem"},
+        "docker4-key.pem is not that of the certificate",
+    ),
+    "not their CA": ({"etcd_cafile": "PKI/stranger.pem"}, "10.10.10.1:2379: its certificate is not accepted"),
+    "not our CA": (
+        {"etcd_certfile": "PKI/foreign.pem", "etcd_keyfile": "PKI/foreign-key.pem"},
+        "10.10.10.1:2379: it refused our TLS: bad certificate",
+    ),
+    "another name": (
+        {"etcd_endpoints": "https://192.168.50.1:2379"},
+        "IP address mismatch, certificate is not valid for '192.168.50.1'",
+    ),
+    "no TLS there": ({"etcd_endpoints": "https://10.10.10.1:2479"}, "10.10.10.1:2479: no TLS: "),
+    "wrong password": ({"etcd_password_file": "PKI/wrong"}, "refused user 'flannel': authentication failed"),
+    "no password file": ({"etcd_password_file": "/nowhere/p"}, "password file /nowhere/p cannot be read"),
+    "no rights": (
+        {"etcd_username": "guest"},
+        "refused user 'guest' /coreos.com/network/",
+    ),
+}
+"""What is wrong, by which flags, and what is said of it."""
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_packets_flow(
+    case: str, secured: Secured, network: Any, pings: Any
+) -> None:
+    others, text = BAD[case]
+    flags = secured.flags(
+        "docker1", **{name: value.replace("PKI", str(secured.pki)) for name, value in others.items()}
+    )
+    secured.daemons["docker1"].stop()
+    before = network.log("docker1")
+
+    bad = network.hosts["docker1"].start([*WITHOUT_ROOTS_WAYS, "flanneld", *flags], name="flanneld")
+    try:
+        waits = wait_for(network, "docker1", text)
+        pings.wait_answered(10)
+    finally:
+        bad.stop()
+        said = network.log("docker1").removeprefix(before)
+        secured.start("docker1")
+
+    assert not waits["is_ready"]
+    (error,) = re.findall(r"^E.*$", said, re.MULTILINE)
+    assert text in error
