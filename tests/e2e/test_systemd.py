@@ -57,6 +57,11 @@ class Booted:
     def cgroup(self, pid: str) -> str:
         return self.system.run(["cat", f"/proc/{pid}/cgroup"]).stdout
 
+    def remove_links(self) -> None:
+        """Do what a boot does, for the network namespace is not booted."""
+        for link in ("flannel0", "docker0"):
+            self.network.hosts["docker1"].run(["ip", "link", "delete", link])
+
     def scopes(self) -> list[str]:
         """The forwarders' units."""
         listed = self.system.systemctl("list-units", "--all", "--no-legend", "--plain", "flannel-forwarder-*")
@@ -280,8 +285,7 @@ class TestReboot:
         """This time Docker takes its options from the file of mk-docker-opts."""
         before, system = booted.gateway(), booted.system
         system.power_off()
-        for link in ("flannel0", "docker0"):  # the network namespace is not booted
-            booted.network.hosts["docker1"].run(["ip", "link", "delete", link])
+        booted.remove_links()
         lay(
             system,
             "docker-by-options/docker.service.d/flannel.conf",
@@ -303,6 +307,23 @@ class TestReboot:
         assert ping(booted.network.hosts["docker2"], before.partition("/")[0]).is_reached
         verified = system.run(["systemd-analyze", "verify", "flanneld.service", "docker.service"])
         assert (verified.stdout, verified.stderr) == ("", "")
+
+    def test_a_store_that_is_away_keeps_no_host_from_booting(self, booted: Booted) -> None:
+        """It knows its subnet and its peers, and Docker starts with them."""
+        before = booted.gateway()
+        booted.system.power_off()
+        booted.remove_links()
+        booted.network.lab.router.run(["pkill", "--exact", "etcd"])
+
+        booted.system.boot()
+        booted.system.wait_up()
+
+        assert booted.bridge_address() == booted.gateway() == before
+        assert ping(booted.network.hosts["docker2"], before.partition("/")[0]).is_reached
+        booted.network.etcd.start()
+        booted.wait(
+            lambda: "waiting" not in booted.system.show("flanneld", "StatusText"), "the store is back"
+        )
 
 
 class TestCleanup:
