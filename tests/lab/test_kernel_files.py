@@ -124,6 +124,22 @@ def test_damage_is_announced_and_undone_again_and_again(
     with_target(work)
 
 
+def test_a_directory_in_its_place_is_said_and_the_file_comes_when_it_goes(file: HostFile) -> None:
+    desired = State.of(file)
+
+    async def work(target: FileTarget) -> None:
+        Path(file.path).mkdir(parents=True)
+
+        (refusal,) = await heal(target, desired)
+        Path(file.path).rmdir()
+
+        assert refusal.cause.startswith("EISDIR")
+        assert await heal(target, desired) == []
+        assert await target.snapshot(desired) == desired
+
+    with_target(work)
+
+
 def test_other_files_of_the_directory_do_not_wake(file: HostFile, listen) -> None:
     desired = State.of(file)
 

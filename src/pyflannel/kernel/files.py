@@ -100,14 +100,16 @@ def _read(path: str) -> HostFile | None:
         return None
     except OSError:
         return HostFile(path=path, text=_OTHER)
-    with open(descriptor, "rb") as file:
+    try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode) or stat.S_IMODE(status.st_mode) != MODE:
             return HostFile(path=path, text=_OTHER)
-        try:
+        with open(descriptor, "rb", closefd=False) as file:
             return HostFile(path=path, text=file.read(_LARGEST).decode(errors="surrogateescape"))
-        except OSError:
-            return HostFile(path=path, text=_OTHER)
+    except OSError:
+        return HostFile(path=path, text=_OTHER)
+    finally:
+        os.close(descriptor)
 
 
 def _perform(operation: Operation) -> Refusal | None:
