@@ -1,6 +1,7 @@
 """A host that systemd boots: order at boot, restarts under traffic, the watchdog, a reboot.
 
-A real systemd, a real Docker engine and the units of deploy/systemd in namespaces; a second host pings.
+A real systemd, a real Docker engine and the units of deploy/systemd in namespaces; a container on a second
+host pings one here.
 """
 
 import re
@@ -14,6 +15,8 @@ from typing import Any
 import pytest
 
 from pyflannel.lab.booted_system import BootedSystem
+from pyflannel.lab.image import NAME as IMAGE
+from pyflannel.lab.image import write_image
 from pyflannel.lab.traffic import ping
 from pyflannel.lab.waiting import wait_until
 
@@ -31,10 +34,17 @@ EACH_DEVICE = "[Match]\nName=flannel* docker*\n[Network]\nAddress=192.0.2.9/32\n
 
 @dataclass(frozen=True)
 class Booted:
-    """docker1, which systemd has booted, and the network that it is in."""
+    """docker1, which systemd has booted, and the network that it is in.
+
+    Attributes:
+        container: the address of a container of Docker here.
+        elsewhere: a container on docker2.
+    """
 
     network: Any
     system: BootedSystem
+    container: str
+    elsewhere: Any
     docker_began_early: bool
     said_while_waiting: str
 
@@ -129,7 +139,20 @@ def booted(network_of: Callable[..., AbstractContextManager[Any]]) -> Iterator[B
         began_early = system.show("docker", "ActiveState") != "inactive"
         network.put("config", '{"Network":"10.100.0.0/16"}')
         system.wait_up()
-        yield Booted(network, system, began_early, said)
+        other = network.hosts["docker2"]
+        elsewhere = other.container("elsewhere", gateway=other.gateway(), mtu=1472)
+        yield Booted(network, system, run_container(system), elsewhere, began_early, said)
+
+
+def run_container(system: BootedSystem) -> str:
+    """Run a container that comes back when Docker does; return its address."""
+    archive = "/var/lib/docker/image.tar"
+    write_image(system.directory / "docker/image.tar")
+    system.run(["docker", "import", archive, IMAGE])
+    options = ["--detach", "--restart=always", "--stop-signal=KILL", "--name=web"]
+    system.run(["docker", "run", *options, IMAGE, "sleep", "1000"])
+    form = "--format={{.NetworkSettings.IPAddress}}"
+    return system.run(["docker", "inspect", form, "web"]).stdout.strip()
 
 
 class TestBoot:
@@ -191,11 +214,10 @@ class TestRestart:
     def test_no_ping_is_lost(
         self, booted: Booted, command: str, pinging: Callable[..., AbstractContextManager[Any]]
     ) -> None:
-        """From another host to the bridge here, and the kill takes all that is in the unit."""
+        """From container to container, and the kill takes all that is in the unit."""
         pid, forwarders = booted.main_pid, booted.forwarders()
-        to = booted.gateway().partition("/")[0]
 
-        with pinging(booted.network.hosts["docker2"], to) as pings:
+        with pinging(booted.elsewhere, booted.container) as pings:
             booted.system.systemctl(*command.split())
             booted.wait_another_daemon(pid)
 
@@ -247,8 +269,7 @@ class TestRestart:
 
         booted.wait(lambda: booted.system.show("flanneld", "ActiveState") == "failed", "flanneld gives up")
         assert "FLANNELD_LOG_FORMAT" in booted.system.journal("flanneld.service")
-        to = booted.gateway().partition("/")[0]
-        assert ping(booted.network.hosts["docker2"], to).is_reached
+        assert ping(booted.elsewhere, booted.container).is_reached
         booted.system.run(["tee", "/etc/default/flanneld"], text=good)
         booted.system.systemctl("start", "flanneld")
 
@@ -304,9 +325,18 @@ class TestReboot:
         assert booted.bridge_address() == before
         options = system.run(["cat", "/etc/default/docker"]).stdout
         assert options == f'DOCKER_OPTS=" --bip={before} --ip-masq=true --mtu=1472"\n'
-        assert ping(booted.network.hosts["docker2"], before.partition("/")[0]).is_reached
+        assert ping(booted.elsewhere, booted.container).is_reached  # Docker has started it again
         verified = system.run(["systemd-analyze", "verify", "flanneld.service", "docker.service"])
         assert (verified.stdout, verified.stderr) == ("", "")
+
+    def test_at_shutdown_containers_end_before_their_packets_do(self, booted: Booted) -> None:
+        said = booted.system.run(["journalctl", "--boot=-1", "--output=cat", "_PID=1"]).stdout
+
+        def end_of(unit: str) -> int:
+            return max(found.start() for found in re.finditer(rf"^{unit}: Deactivated", said, re.MULTILINE))
+
+        assert end_of(r"docker\.service") < end_of(r"flanneld\.service")
+        assert end_of(r"docker\.service") < end_of(r"flannel-forwarder-\w+\.scope")
 
     def test_a_store_that_is_away_keeps_no_host_from_booting(self, booted: Booted) -> None:
         """It knows its subnet and its peers, and Docker starts with them."""
@@ -319,7 +349,7 @@ class TestReboot:
         booted.system.wait_up()
 
         assert booted.bridge_address() == booted.gateway() == before
-        assert ping(booted.network.hosts["docker2"], before.partition("/")[0]).is_reached
+        assert ping(booted.elsewhere, booted.container).is_reached
         booted.network.etcd.start()
         booted.wait(
             lambda: "waiting" not in booted.system.show("flanneld", "StatusText"), "the store is back"

@@ -16,6 +16,11 @@ from pyflannel.lab.waiting import wait_until
 _BOOT_DEADLINE_S = 30.0
 _OFF_DEADLINE_S = 30.0
 _INSTALLATION = (Path(sys.prefix), Path(pyflannel.__file__).resolve().parents[1])
+# A container may not write to hierarchies of version 1 but systemd's own; Docker must.
+_UNLOCK = (
+    'for group in /sys/fs/cgroup/*; do ! mountpoint -q "$group" || mount -o remount,bind,rw "$group"; done'
+)
+
 _UP = ("running", "degraded")
 _STARTED = ("starting", *_UP)
 _PROGRAMS = ("flanneld", "flannelctl", "mk-docker-opts")
@@ -27,13 +32,19 @@ rm -rf "$2"/etc/systemd/system/*.wants
 tr -d - </proc/sys/kernel/random/uuid >"$2/etc/machine-id"
 """
 
-# systemd sees the control group that it is started in as the root of all. Of version 1 it writes to its own
-# hierarchy only.
+# systemd sees the control group that it is started in as the root of all, in each hierarchy. One of version 1
+# for processors takes no process before it was told which.
 _BOOT = """
-for hierarchy in /sys/fs/cgroup /sys/fs/cgroup/systemd /sys/fs/cgroup/unified; do
-    if [ -e "$hierarchy/cgroup.procs" ]; then
-        mkdir -p "$hierarchy/$0" && echo $$ >"$hierarchy/$0/cgroup.procs" || exit
-    fi
+for group in /sys/fs/cgroup /sys/fs/cgroup/*; do
+    [ -e "$group/cgroup.procs" ] || continue
+    for part in $(echo "$0" | tr / " "); do
+        parent=$group group=$group/$part
+        mkdir -p "$group" || exit
+        for file in cpuset.cpus cpuset.mems; do
+            [ ! -e "$parent/$file" ] || cat "$parent/$file" >"$group/$file"
+        done
+    done
+    echo $$ >"$group/cgroup.procs" || exit
 done
 exec systemd-nspawn "$@"
 """
@@ -92,6 +103,7 @@ class BootedSystem(Sandbox):
                 f"--directory={self._root}",
                 "--network-namespace-path=/proc/1/ns/net",
                 "--capability=all",
+                "--system-call-filter=@keyring bpf",  # which Docker needs
                 "--bind=/dev/net/tun",
                 f"--bind={docker}:/var/lib/docker",
                 *(f"--bind-ro={path}" for path in _INSTALLATION),
@@ -101,6 +113,7 @@ class BootedSystem(Sandbox):
             environment={"SYSTEMD_NSPAWN_API_VFS_WRITABLE": "network"},
         )
         wait_until(self._has_begun, what=f"{self.name} boots", deadline_s=_BOOT_DEADLINE_S)
+        self.run(["sh", "-c", _UNLOCK])
 
     def wait_up(self) -> None:
         """Return when systemd has nothing left to start.
