@@ -1,0 +1,190 @@
+"""Which rules a host has, and what becomes of packets by them."""
+
+from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address
+
+import pytest
+
+from pyflannel.model.filter_rule import (
+    Accept,
+    FilterRule,
+    ForeignRule,
+    Masquerade,
+    Prefix,
+    Return,
+    Rules,
+    Verdict,
+)
+from pyflannel.model.host import Host, Underlay
+from pyflannel.model.iptables_chain import IptablesChain
+from pyflannel.model.lease import Lease, LeaseAttributes
+from pyflannel.model.network_config import NetworkConfig
+from pyflannel.model.nft_table import NftTable
+from pyflannel.model.state import State
+from pyflannel.plan.forward import forward_rules
+from pyflannel.plan.masquerade import masquerade_rules
+from pyflannel.plan.packet_filter import FilterOptions, plan_filter
+
+NETWORK, SUBNET = IPv4Network("10.100.0.0/16"), IPv4Network("10.100.1.0/24")
+NETWORK6, SUBNET6 = IPv6Network("fd00:5::/48"), IPv6Network("fd00:5:0:1::/64")
+EVERYTHING = FilterOptions(masquerades=True, accepts_forwarded=True)
+
+OURS, PEERS, OTHERS = "10.100.1.2", "10.100.2.2", "10.100.3.2"
+HOST, CLIENT, WORLD, GROUP = "192.0.2.1", "192.0.2.9", "198.51.100.7", "224.0.0.251"
+
+
+def verdict(rules: Rules, source: str, destination: str, mark: int = 0) -> Verdict | None:
+    """Return what the first rule that matches says: the evaluator that the rules are tried with."""
+    for rule in rules:
+        assert isinstance(rule, FilterRule)
+        if (
+            contains(rule.source, source)
+            and contains(rule.destination, destination)
+            and (rule.mark is None or mark & rule.mark.mask == rule.mark.value)
+        ):
+            return rule.verdict
+    return None
+
+
+def contains(prefix: Prefix | None, address: str) -> bool:
+    return prefix is None or (ip_address(address) in prefix.network) is not prefix.is_negated
+
+
+def host(device: str = "flannel0", *, ipv6: bool = False) -> Host:
+    address = IPv4Address(HOST)
+    attributes = LeaseAttributes(public_ip=address)
+    lease = Lease(subnet=SUBNET, ipv6_subnet=SUBNET6 if ipv6 else None, attributes=attributes)
+    underlay = Underlay(link="eth0", address=address, mtu=1500, public_ip=address)
+    return Host(lease=lease, underlay=underlay, device=device)
+
+
+def kinds(state: State) -> set[tuple[str, int, str]]:
+    found = set()
+    for item in state:
+        assert isinstance(item, IptablesChain | NftTable)
+        found.add((type(item).__name__, item.family, item.name))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("source", "destination", "mark", "expected"),
+    [
+        (OURS, PEERS, 0, Return()),
+        (PEERS, OURS, 0, Return()),
+        (OURS, OURS, 0, Return()),
+        (CLIENT, OURS, 0, Return()),
+        (OURS, WORLD, 0, Masquerade()),
+        (OURS, WORLD, 0x4000, Return()),
+        (OURS, WORLD, 0xC001, Return()),
+        (OURS, WORLD, 0x8000, Masquerade()),
+        (OURS, GROUP, 0, None),
+        (HOST, PEERS, 0, Masquerade()),
+        (HOST, PEERS, 0x4000, Return()),
+        (HOST, WORLD, 0, None),
+        (PEERS, WORLD, 0, Masquerade()),
+        (PEERS, OTHERS, 0, Masquerade()),
+    ],
+)
+def test_masquerading_leaves_the_addresses_inside_true(
+    source: str, destination: str, mark: int, expected: Verdict | None
+) -> None:
+    rules = masquerade_rules(NETWORK, SUBNET, is_fully_random=True)
+
+    assert verdict(rules, source, destination, mark) == expected
+
+
+@pytest.mark.parametrize(
+    ("source", "destination", "expected"),
+    [
+        (OURS, PEERS, Accept()),
+        (PEERS, OURS, Accept()),
+        (OURS, WORLD, Accept()),
+        (CLIENT, OURS, Accept()),
+        (CLIENT, WORLD, None),
+    ],
+)
+def test_what_comes_from_or_goes_to_the_network_is_forwarded(
+    source: str, destination: str, expected: Verdict | None
+) -> None:
+    assert verdict(forward_rules(NETWORK), source, destination) == expected
+
+
+def test_ports_are_drawn_unless_it_is_disabled() -> None:
+    for is_fully_random in (True, False):
+        rules = masquerade_rules(NETWORK, SUBNET, is_fully_random=is_fully_random)
+
+        assert verdict(rules, OURS, WORLD) == Masquerade(is_fully_random)
+
+
+@pytest.mark.parametrize(
+    ("options", "iptables", "nftables"),
+    [
+        (FilterOptions(), set(), set()),
+        (
+            FilterOptions(masquerades=True),
+            {("IptablesChain", 4, "FLANNEL-POSTRTG")},
+            {("NftTable", 4, "flannel-ipv4")},
+        ),
+        (
+            FilterOptions(accepts_forwarded=True),
+            {("IptablesChain", 4, "FLANNEL-FWD")},
+            {("NftTable", 4, "flannel-ipv4"), ("IptablesChain", 4, "FLANNEL-FWD")},
+        ),
+        (
+            EVERYTHING,
+            {("IptablesChain", 4, "FLANNEL-FWD"), ("IptablesChain", 4, "FLANNEL-POSTRTG")},
+            {("NftTable", 4, "flannel-ipv4"), ("IptablesChain", 4, "FLANNEL-FWD")},
+        ),
+    ],
+)
+def test_each_option_has_its_rules_in_the_engine_of_the_config(
+    options: FilterOptions, iptables: set[tuple[str, int, str]], nftables: set[tuple[str, int, str]]
+) -> None:
+    for enable_nftables, expected in ((False, iptables), (True, nftables)):
+        config = NetworkConfig(network=NETWORK, enable_nftables=enable_nftables)
+
+        assert kinds(plan_filter(config, host(), options)) == expected
+
+
+def test_both_engines_have_the_same_rules() -> None:
+    chains = {
+        item.table: item.rules
+        for item in plan_filter(NetworkConfig(network=NETWORK), host(), EVERYTHING)
+        if isinstance(item, IptablesChain)
+    }
+    config = NetworkConfig(network=NETWORK, enable_nftables=True)
+    (table,) = [item for item in plan_filter(config, host(), EVERYTHING) if isinstance(item, NftTable)]
+
+    assert {chain.kind: chain.rules for chain in table.chains} == chains
+
+
+def test_in_nftables_the_accept_in_iptables_is_for_a_dropping_forward_only() -> None:
+    config = NetworkConfig(network=NETWORK, enable_nftables=True)
+    (chain,) = [item for item in plan_filter(config, host(), EVERYTHING) if isinstance(item, IptablesChain)]
+
+    assert chain.is_for_dropping
+    assert chain.hook == "FORWARD"
+
+
+def test_each_family_has_rules_where_it_is_on_and_leased() -> None:
+    dual = NetworkConfig(network=NETWORK, enable_ipv6=True, ipv6_network=NETWORK6)
+    only_ipv6 = NetworkConfig(network=NETWORK, enable_ipv4=False, enable_ipv6=True, ipv6_network=NETWORK6)
+
+    both = plan_filter(dual, host(ipv6=True), EVERYTHING)
+
+    assert {family for _, family, _ in kinds(both)} == {4, 6}
+    assert {family for _, family, _ in kinds(plan_filter(dual, host(), EVERYTHING))} == {4}
+    assert {family for _, family, _ in kinds(plan_filter(only_ipv6, host(ipv6=True), EVERYTHING))} == {6}
+
+
+def test_a_second_daemon_has_names_of_its_own() -> None:
+    for enable_nftables in (False, True):
+        config = NetworkConfig(network=NETWORK, enable_nftables=enable_nftables)
+        names = {name for _, _, name in kinds(plan_filter(config, host("flannel1"), EVERYTHING))}
+
+        assert all(name.endswith("-1") for name in names)
+        assert all(len(name) <= 28 for name in names)
+
+
+def test_the_evaluator_knows_no_foreign_rule() -> None:
+    with pytest.raises(AssertionError):
+        verdict((ForeignRule("-j DROP"),), OURS, WORLD)

@@ -1,0 +1,202 @@
+"""Rules of iptables: read from iptables-save, written for iptables-restore."""
+
+import json
+from ipaddress import ip_interface, ip_network
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pyflannel.errors import WireError
+from pyflannel.model.filter_rule import FilterRule, ForeignRule, Masquerade, Prefix
+from pyflannel.model.iptables_chain import Family, IptablesChain, IptablesTable, Jump
+from pyflannel.plan.forward import forward_rules
+from pyflannel.plan.masquerade import masquerade_rules
+from pyflannel.wire.iptables_restore import format_chain, format_removal
+from pyflannel.wire.iptables_rules import format_rule, parse_rule
+from pyflannel.wire.iptables_save import chains_of, drops_forwarded, parse_save
+from pyflannel.wire.subnet_env import parse_subnet_env
+
+GOLDEN = json.loads((Path(__file__).parents[2] / "golden/iptables.json").read_text())["cases"]
+
+FORWARD = IptablesChain(
+    family=4, table="filter", device="flannel0", rules=forward_rules(ip_network("10.100.0.0/16"))
+)
+JUMP = '-m comment --comment "flanneld forward" -j FLANNEL-FWD'
+
+
+def saved(*forward: str, policy: str = "ACCEPT", own: tuple[str, ...] = ()) -> str:
+    lines = [f":FORWARD {policy} [12:345]", ":FLANNEL-FWD - [0:0]"]
+    lines += [f"-A FORWARD {rule}" for rule in forward] + [f"-A FLANNEL-FWD {rule}" for rule in own]
+    return "\n".join(["# made by hand", "*filter", *lines, "COMMIT", "# done", ""])
+
+
+def jump_in(text: str) -> Jump:
+    (chain,) = chains_of(parse_save(text), 4)
+    return chain.jump
+
+
+@pytest.mark.parametrize("case", GOLDEN, ids=lambda case: case["id"])
+def test_forward_rules_are_those_of_the_original(case: dict[str, Any]) -> None:
+    """The original inserts or appends the jump by its release; the rules are the same."""
+    for family, key in ((4, "NETWORK"), (6, "IPV6_NETWORK")):
+        lines = case["rules"].get(f"ipv{family} filter")
+        if lines is None:
+            continue
+        network = ip_network(parse_subnet_env(case["subnet_env"])[f"FLANNEL_{key}"])
+
+        ours = [f"-A FLANNEL-FWD {format_rule(rule, 'filter')}" for rule in forward_rules(network)]
+
+        assert [":FLANNEL-FWD -", f"-A FORWARD {JUMP}", *ours] == lines
+
+
+@pytest.mark.parametrize("case", GOLDEN, ids=lambda case: case["id"])
+def test_masquerade_rules_of_the_original_are_understood(case: dict[str, Any]) -> None:
+    """Release 0.20 returns all that stays in the network by one rule, where later ones and we have two."""
+    for family, part in ((4, ""), (6, "IPV6_")):
+        lines = case["rules"].get(f"ipv{family} nat")
+        if lines is None:
+            continue
+        values = parse_subnet_env(case["subnet_env"])
+        network = ip_network(values[f"FLANNEL_{part}NETWORK"])
+        subnet = ip_interface(values[f"FLANNEL_{part}SUBNET"]).network
+        ours = masquerade_rules(network, subnet, is_fully_random=True)
+        inside = FilterRule(source=Prefix(network), destination=Prefix(network), verdict=ours[0].verdict)
+        mark, *_, client, outgoing, host = ours
+
+        (chain,) = chains_of(parse_save("\n".join(["*nat", ":POSTROUTING ACCEPT", *lines, "COMMIT"])), family)
+
+        assert chain.rules == (mark, inside, outgoing, client, host)
+        assert chain.jump is Jump.IN_PLACE
+
+
+@pytest.mark.parametrize(
+    ("text", "table"),
+    [
+        ("-s 1.2.3.4/32 -j DROP", "filter"),
+        ("-j ACCEPT", "filter"),
+        ('-m comment --comment "flanneld masq" -j ACCEPT', "filter"),
+        ('-s 10.0.0.0/8 -p tcp -m comment --comment "flanneld forward" -j ACCEPT', "filter"),
+        ('-i eth0 -m comment --comment "flanneld forward" -j ACCEPT', "filter"),
+        ('-m comment --comment "flanneld masq" -j MASQUERADE --to-ports 1-2', "nat"),
+        ('-m comment --comment "flanneld masq" -j RETURN -j RETURN', "nat"),
+        ('-m comment --comment "no end', "nat"),
+        ("-s nonsense", "nat"),
+        ("!", "nat"),
+        ("", "nat"),
+    ],
+)
+def test_what_we_never_say_is_foreign(text: str, table: IptablesTable) -> None:
+    assert parse_rule(text, table) == ForeignRule(text)
+
+
+@pytest.mark.parametrize(
+    ("forward", "expected"),
+    [
+        ((JUMP,), Jump.IN_PLACE),
+        (("-j DOCKER-USER", "-i docker0 -j ACCEPT", JUMP), Jump.IN_PLACE),
+        ((JUMP, "-j DROP"), Jump.IN_PLACE),
+        ((JUMP, "-i eth0 -j DROP", "-j REJECT --reject-with icmp-host-prohibited"), Jump.IN_PLACE),
+        ((), Jump.MISSING),
+        (("-j FLANNEL-FWD-1",), Jump.MISSING),
+        (("-j DROP", JUMP), Jump.LATE),
+        (('-m comment --comment "all of it" -j ACCEPT', JUMP), Jump.LATE),
+        ((JUMP, JUMP), Jump.SEVERAL),
+        (("-j FLANNEL-FWD",), Jump.SEVERAL),
+        (("-i eth0 -j FLANNEL-FWD", JUMP), Jump.SEVERAL),
+        (("-g FLANNEL-FWD",), Jump.SEVERAL),
+    ],
+)
+def test_the_jump_is_where_it_decides_before_the_policy(forward: tuple[str, ...], expected: Jump) -> None:
+    assert jump_in(saved(*forward)) is expected
+
+
+def test_a_chain_that_others_jump_to_has_a_jump_from_elsewhere() -> None:
+    text = saved(JUMP).replace("COMMIT", ":OTHER - [0:0]\n-A OTHER -j FLANNEL-FWD\nCOMMIT")
+
+    assert jump_in(text) is Jump.SEVERAL
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", False),
+        (saved(policy="ACCEPT"), False),
+        (saved(policy="DROP"), True),
+        (saved("-i eth0 -j DROP"), False),
+        (saved("-j DROP"), True),
+        (saved("-j REJECT"), True),
+        (saved("-j ACCEPT", policy="DROP"), False),
+    ],
+)
+def test_a_dropping_forward_is_known(text: str, expected: bool) -> None:
+    assert drops_forwarded(parse_save(text)) is expected
+
+
+def test_chains_are_told_by_table_and_device() -> None:
+    text = (
+        "*nat\n:POSTROUTING ACCEPT\n:FLANNEL-POSTRTG -\n:FLANNEL-POSTRTG-1 -\n:FLANNEL-FWD -\nCOMMIT\n"
+        "*filter\n:FORWARD ACCEPT\n:FLANNEL-FWD-12 -\n:FLANNEL-FWDX -\n:MY-FLANNEL-FWD -\nCOMMIT\n"
+    )
+
+    found = {(chain.table, chain.device) for chain in chains_of(parse_save(text), 4)}
+
+    assert found == {("nat", "flannel0"), ("nat", "flannel1"), ("filter", "flannel12")}
+
+
+@pytest.mark.parametrize("line", ["nonsense", "-D FORWARD 1", "iptables: Permission denied"])
+def test_other_lines_are_no_listing(line: str) -> None:
+    with pytest.raises(WireError, match="iptables-save printed"):
+        parse_save(f"*filter\n{line}\nCOMMIT\n")
+
+
+def test_a_chain_is_made_in_one_transaction() -> None:
+    assert format_chain(FORWARD, parse_save("")).splitlines() == [
+        "*filter",
+        ":FLANNEL-FWD - [0:0]",
+        '-A FLANNEL-FWD -s 10.100.0.0/16 -m comment --comment "flanneld forward" -j ACCEPT',
+        '-A FLANNEL-FWD -d 10.100.0.0/16 -m comment --comment "flanneld forward" -j ACCEPT',
+        f"-A FORWARD {JUMP}",
+        "COMMIT",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("forward", "expected"),
+    [
+        ((JUMP, "-j DOCKER-USER"), [f"-D FORWARD {JUMP}", f"-A FORWARD {JUMP}"]),
+        (("-j DOCKER-USER", "-j DROP", JUMP), [f"-D FORWARD {JUMP}", f"-I FORWARD 2 {JUMP}"]),
+        ((JUMP, "-j DROP"), [f"-D FORWARD {JUMP}", f"-I FORWARD 1 {JUMP}"]),
+        ((JUMP, JUMP), [f"-D FORWARD {JUMP}"] * 2 + [f"-A FORWARD {JUMP}"]),
+        (("-i eth0 -j FLANNEL-FWD",), ["-D FORWARD -i eth0 -j FLANNEL-FWD", f"-A FORWARD {JUMP}"]),
+    ],
+)
+def test_the_jump_is_put_last_but_ahead_of_what_decides_for_all(
+    forward: tuple[str, ...], expected: list[str]
+) -> None:
+    written = format_chain(FORWARD, parse_save(saved(*forward, own=("-j FLANNEL-FWD",)))).splitlines()
+
+    assert [line for line in written if " FORWARD " in line] == expected
+    assert "-D FLANNEL-FWD" not in "\n".join(written)
+
+
+def test_a_chain_goes_with_every_jump_to_it() -> None:
+    text = saved(JUMP, "-i eth0 -j FLANNEL-FWD")
+
+    assert format_removal(FORWARD, parse_save(text)).splitlines() == [
+        "*filter",
+        ":FLANNEL-FWD - [0:0]",
+        f"-D FORWARD {JUMP}",
+        "-D FORWARD -i eth0 -j FLANNEL-FWD",
+        "-X FLANNEL-FWD",
+        "COMMIT",
+    ]
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_what_is_written_is_read_back(family: Family) -> None:
+    network, subnet = ("10.0.0.0/8", "10.1.1.1/32") if family == 4 else ("fd00::/16", "fd00:1::1/128")
+    rules = masquerade_rules(ip_network(network), ip_network(subnet), is_fully_random=False)
+
+    assert tuple(parse_rule(format_rule(rule, "nat"), "nat") for rule in rules) == rules
+    assert rules[-1].verdict == Masquerade(is_fully_random=False)

@@ -1,0 +1,163 @@
+"""Tables of nftables: written and read as JSON."""
+
+import json
+from dataclasses import replace
+from ipaddress import ip_network
+from typing import Any
+
+import pytest
+
+from pyflannel.errors import WireError
+from pyflannel.model.filter_rule import Accept, FilterRule, ForeignRule, Mark, Masquerade, Return
+from pyflannel.model.nft_table import NftChain, NftTable
+from pyflannel.plan.forward import forward_rules
+from pyflannel.plan.masquerade import masquerade_rules
+from pyflannel.wire.nft_rules import format_removal, format_table, parse_names, parse_table
+
+NETWORK = ip_network("10.100.0.0/16")
+TABLE = NftTable(
+    family=4,
+    device="flannel0",
+    chains=(
+        NftChain(name="forward", kind="filter", hook="forward", priority=0, rules=forward_rules(NETWORK)),
+        NftChain(
+            name="postrtg",
+            kind="nat",
+            hook="postrouting",
+            priority=100,
+            rules=masquerade_rules(NETWORK, ip_network("10.100.1.0/24"), is_fully_random=True),
+        ),
+    ),
+)
+
+
+def listing(table: NftTable, *more: dict[str, Any]) -> str:
+    """Return what nft lists once it was given the table."""
+    commands = json.loads(format_table(table))["nftables"][2:]
+    return json.dumps({"nftables": [{"metainfo": {}}, *(command["add"] for command in commands), *more]})
+
+
+def rule(*expressions: object) -> dict[str, Any]:
+    return {"rule": {"chain": "forward", "expr": list(expressions)}}
+
+
+def parsed_rule(*expressions: object) -> FilterRule | ForeignRule:
+    empty = replace(TABLE, chains=(replace(TABLE.chains[0], rules=()),))
+    table = parse_table(listing(empty, rule(*expressions)), 4, "flannel0")
+    return table.chains[0].rules[0]
+
+
+def test_a_table_is_replaced_in_one_transaction() -> None:
+    """It is added first, so that deleting it cannot fail; all commands of one input are one transaction."""
+    commands = json.loads(format_table(TABLE))["nftables"]
+
+    name = {"table": {"family": "ip", "name": "flannel-ipv4"}}
+    assert commands[:3] == [{"add": name}, {"delete": name}, {"add": name}]
+    assert commands[3]["add"]["chain"] == {
+        "family": "ip",
+        "table": "flannel-ipv4",
+        "name": "forward",
+        "type": "filter",
+        "hook": "forward",
+        "prio": 0,
+        "policy": "accept",
+    }
+    assert sum("rule" in command.get("add", {}) for command in commands) == 8
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_what_is_written_is_read_back(family: int) -> None:
+    table = TABLE if family == 4 else ipv6_table()
+
+    assert parse_table(listing(table), table.family, "flannel0") == table
+
+
+def ipv6_table() -> NftTable:
+    rules = masquerade_rules(ip_network("fd00::/16"), ip_network("fd00:1::1/128"), is_fully_random=False)
+    chain = NftChain(name="postrtg", kind="nat", hook="postrouting", priority=100, rules=rules)
+    return NftTable(family=6, device="flannel0", chains=(chain,))
+
+
+@pytest.mark.parametrize(
+    "expressions",
+    [
+        (),
+        ({"drop": None},),
+        ({"counter": {"packets": 0, "bytes": 0}}, {"accept": None}),
+        ({"masquerade": {"flags": "random"}},),
+        ({"accept": None}, {"accept": None}),
+        ({"match": {"op": "<", "left": {"meta": {"key": "mark"}}, "right": 7}}, {"accept": None}),
+        (
+            {
+                "match": {
+                    "op": "==",
+                    "left": {"payload": {"protocol": "ip6", "field": "saddr"}},
+                    "right": "fd00::1",
+                }
+            },
+            {"accept": None},
+        ),
+        (
+            {
+                "match": {
+                    "op": "==",
+                    "left": {"payload": {"protocol": "ip", "field": "saddr"}},
+                    "right": {"set": ["1.2.3.4", "1.2.3.5"]},
+                }
+            },
+            {"accept": None},
+        ),
+    ],
+)
+def test_what_we_never_say_is_foreign(expressions: tuple[object, ...]) -> None:
+    assert isinstance(parsed_rule(*expressions), ForeignRule)
+
+
+def test_several_forms_of_one_thing_are_one() -> None:
+    mark = {"match": {"op": "==", "left": {"meta": {"key": "mark"}}, "right": 0x4000}}
+
+    assert parsed_rule({"masquerade": {"flags": ["fully-random"]}}) == FilterRule(verdict=Masquerade())
+    assert parsed_rule(mark, {"return": None}) == FilterRule(mark=Mark(0x4000), verdict=Return())
+    assert parsed_rule({"accept": None}) == FilterRule(verdict=Accept())
+
+
+@pytest.mark.parametrize(
+    ("stranger", "words"),
+    [
+        ({"set": {"name": "bad"}}, "set bad"),
+        ({"chain": {"name": "more"}}, "chain more with policy none"),
+        ({"chain": {"name": "end", "type": "filter", "policy": "drop"}}, "chain end with policy drop"),
+    ],
+)
+def test_what_others_put_into_our_table_is_seen(stranger: dict[str, Any], words: str) -> None:
+    assert parse_table(listing(TABLE, stranger), 4, "flannel0").others == (words,)
+
+
+def test_tables_are_told_by_family_and_device() -> None:
+    names = [
+        ("ip", "flannel-ipv4"),
+        ("ip6", "flannel-ipv6"),
+        ("ip", "flannel-ipv4-1"),
+        ("ip", "flannel-ipv6"),
+        ("inet", "flannel-ipv4"),
+        ("ip", "nat"),
+    ]
+    tables = [{"table": {"family": family, "name": name}} for family, name in names]
+
+    found = parse_names(json.dumps({"nftables": [{"metainfo": {}}, *tables]}))
+
+    assert found == [(4, "flannel0"), (6, "flannel0"), (4, "flannel1")]
+
+
+def test_a_table_is_deleted_by_its_name() -> None:
+    table = replace(TABLE, device="flannel3")
+
+    assert json.loads(format_removal(table)) == {
+        "nftables": [{"delete": {"table": {"family": "ip", "name": "flannel-ipv4-3"}}}]
+    }
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"nftables":[1]}', "Error: no"])
+def test_anything_else_is_no_listing(text: str) -> None:
+    with pytest.raises(WireError, match="no listing"):
+        parse_names(text)
