@@ -13,7 +13,8 @@ from pyflannel.errors import WireError
 
 _SEQUENCE = 0x30
 _VERSION = 0xA0
-_TIMES = {0x17: "%y%m%d%H%M%SZ", 0x18: "%Y%m%d%H%M%SZ"}
+_UTC_TIME = 0x17
+_GENERALIZED_TIME = 0x18
 _PEM = re.compile(r"-----BEGIN CERTIFICATE-----\s(.*?)-----END CERTIFICATE-----", re.DOTALL)
 
 
@@ -68,9 +69,10 @@ def _element(octets: bytes, at: int, tag: int | None = None) -> range:
 
 
 def _time(octets: bytes, at: int) -> tuple[datetime, int]:
-    if octets[at] not in _TIMES:
-        raise ValueError(f"tag {octets[at]:#x} is no time")
     where = _element(octets, at)
     text = octets[where.start : where.stop].decode("ascii")
-    when = datetime.strptime(text, _TIMES[octets[at]]).replace(tzinfo=UTC)
-    return when, where.stop
+    if octets[at] == _UTC_TIME:  # two digits of the year, the century by RFC 5280 section 4.1.2.5.1
+        text = ("19" if text >= "50" else "20") + text
+    elif octets[at] != _GENERALIZED_TIME:
+        raise ValueError(f"tag {octets[at]:#x} is no time")
+    return datetime.strptime(text, "%Y%m%d%H%M%SZ").replace(tzinfo=UTC), where.stop

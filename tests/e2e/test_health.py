@@ -1,0 +1,134 @@
+"""/healthz and /readyz over TCP: true while it is true, and false again when it is not."""
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any
+
+import pytest
+
+from pyflannel.lab.waiting import wait_until
+
+SOON_S = 15.0
+PORT = 8081
+FOREIGN = '{"PublicIP":"203.0.113.9","PublicIPv6":null,"Pyflannel":{"Owner":"somebody-else"}}'
+"""A lease of a host that is not there."""
+
+READY = (200, "flanneld is ready")
+
+NewNetwork = Callable[..., Any]
+NetworkOf = Callable[..., AbstractContextManager[Any]]
+
+
+def get(network: Any, path: str) -> tuple[int, str]:
+    """Return status and body, asked from the router."""
+    request = f"GET {path} HTTP/1.1\\r\\nHost: docker1\\r\\nConnection: close\\r\\n\\r\\n"
+    script = f"exec 3<>/dev/tcp/10.10.10.101/{PORT}; printf '{request}' >&3; cat <&3"
+    said = network.lab.router.run(["bash", "-c", script], check=False).stdout
+    head, _, body = said.partition("\n\n") if "\r" not in said else said.partition("\r\n\r\n")
+    return (int(head.split()[1]) if head else 0), body
+
+
+def wait_answer(network: Any, text: str) -> None:
+    """Return once /readyz is answered by 503 and `text`, or by 200 when there is none."""
+    seen: list[tuple[int, str]] = []
+
+    def look() -> bool:
+        seen.append(get(network, "/readyz"))
+        status, body = seen[-1]
+        return status == 503 and text in body if text else seen[-1] == READY
+
+    try:
+        wait_until(look, what=f"/readyz says {text or 'ready'}", deadline_s=SOON_S)
+    except Exception as error:
+        error.add_note(f"it says {seen[-1]}; the log:\n{network.log('docker1')}")
+        raise
+
+
+@pytest.fixture(scope="module")
+def network(network_of: NetworkOf) -> Iterator[Any]:
+    """A host that is ready and says so; each test leaves it so."""
+    with network_of("docker1") as network:
+        network.start("docker1", f"--healthz-port={PORT}")
+        wait_answer(network, "")
+        yield network
+
+
+def test_it_runs_and_is_ready(network: Any) -> None:
+    assert get(network, "/healthz") == (200, "flanneld is running")
+    assert get(network, "/readyz") == READY
+    assert get(network, "/status")[0] == 404
+    assert f"Start healthz server on 0.0.0.0:{PORT}\n" in network.log("docker1")
+
+
+def test_the_store_goes_and_comes(network: Any) -> None:
+    network.lab.router.run(["pkill", "-STOP", "-x", "etcd"])
+    network.lab.router.run(["pkill", "-KILL", "-x", "etcd"])
+    wait_answer(network, "flanneld is not ready yet: the store: ")
+    alive = get(network, "/healthz")
+
+    network.etcd.start()
+
+    wait_answer(network, "")
+    assert alive == (200, "flanneld is running")
+
+
+def test_the_subnet_is_taken_and_given_back(network: Any) -> None:
+    key = network.lease_key("docker1")
+
+    network.put(key, FOREIGN)
+    wait_answer(network, "our subnet, which 203.0.113.9 (somebody-else) holds")
+    network.etcdctl("del", f"/coreos.com/network/{key}")
+
+    wait_answer(network, "")
+
+
+def test_a_pass_fails_and_is_made_good(network: Any) -> None:
+    host = network.hosts["docker1"]
+
+    host.run(["mount", "-t", "tmpfs", "tmpfs", "/dev/net"])
+    host.run(["ip", "link", "delete", "flannel0"])
+    wait_answer(network, "link flannel0: missing: ")
+    host.run(["umount", "/dev/net"])
+
+    wait_answer(network, "")
+
+
+def test_before_it_is_ready_it_says_what_is_missing(new_network: NewNetwork) -> None:
+    """Several networks are ready together or not at all."""
+    network = new_network("docker1", config=None)
+    network.etcd.start()
+    network.launch("docker1", f"--healthz-port={PORT}", "--networks=blue,red")
+    wait_answer(network, "blue: a good network config: flannel config not found")
+
+    network.put("blue/config", '{"Network":"10.100.0.0/16"}')
+    wait_answer(network, "red: ")
+    network.put("red/config", '{"Network":"10.101.0.0/16","Backend":{"Type":"udp","Port":8286}}')
+
+    wait_answer(network, "")
+
+
+@pytest.mark.parametrize(
+    ("ip", "port", "line"),
+    [
+        ("0.0.0.0", PORT, rf"TCP port 0\.0\.0\.0:{PORT} is in use\. See who has it"),
+        ("203.0.113.1", 8082, r"TCP port 203\.0\.113\.1:8082 cannot be listened on: Cannot assign requested"),
+    ],
+)
+def test_an_endpoint_that_cannot_be_had_ends_it_with_one_line(
+    network: Any, ip: str, port: int, line: str
+) -> None:
+    flags = [
+        "--store=sqlite:///run/x/l.db",
+        "--run-dir=/run/x",
+        f"--healthz-ip={ip}",
+        f"--healthz-port={port}",
+    ]
+
+    done = network.hosts["docker1"].run(["flanneld", *flags], check=False)
+
+    complaints = [said for said in done.stderr.splitlines() if not said.startswith("I")]
+    assert done.returncode == 1
+    assert len(complaints) == 1
+    assert re.search(line, complaints[0])
+    assert get(network, "/readyz") == READY

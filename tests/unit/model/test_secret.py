@@ -1,0 +1,25 @@
+"""A secret shows in no text that is made of it."""
+
+from dataclasses import dataclass
+
+from pyflannel.model.secret import Secret
+
+
+@dataclass
+class Holder:
+    password: Secret
+
+
+def test_no_text_shows_it() -> None:
+    secret = Secret("hunter2")
+
+    texts = [str(secret), repr(secret), f"{secret} {secret!r}", repr([secret]), repr(Holder(secret))]
+
+    assert "hunter2" not in " ".join(texts)
+    assert str(secret) == "***"
+
+
+def test_it_is_what_it_hides() -> None:
+    assert Secret("a").reveal() == "a"
+    assert Secret("a") == Secret("a") != Secret("b")
+    assert [bool(Secret("")), bool(Secret("a"))] == [False, True]
