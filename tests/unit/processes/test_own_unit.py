@@ -1,0 +1,58 @@
+"""Who asks systemd for a unit, and whose words a refusal is in."""
+
+import os
+
+import pytest
+
+from pyflannel.processes.own_unit import own_unit, was_refused
+from pyflannel.processes.service import service_of
+
+
+def words(environ: dict[str, str]) -> list[str]:
+    return own_unit("flannel-forwarder", "Forwarder of flannel0", environ)
+
+
+@pytest.mark.parametrize("pid", [None, "1", ""])
+def test_whoever_is_no_main_process_of_a_service_asks_for_none(pid: str | None) -> None:
+    """A shell of a service, and all below it, inherit the variable."""
+    environ = {} if pid is None else {"SYSTEMD_EXEC_PID": pid}
+
+    assert words(environ) == []
+
+
+def test_two_forwarders_may_run_at_once(tmp_path: os.PathLike[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    program = os.path.join(tmp_path, "systemd-run")
+    os.close(os.open(program, os.O_CREAT, 0o755))
+    monkeypatch.setenv("PATH", os.fspath(tmp_path))
+    environ = {"SYSTEMD_EXEC_PID": str(os.getpid())}
+
+    first, second = words(environ), words(environ)
+
+    assert first[:2] == ["systemd-run", "--scope"]
+    assert first[-1] == "--"
+    assert first != second
+
+
+def test_without_systemd_run_there_is_none(
+    tmp_path: os.PathLike[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", os.fspath(tmp_path))
+
+    assert words({"SYSTEMD_EXEC_PID": str(os.getpid())}) == []
+
+
+@pytest.mark.parametrize(
+    ("status", "said", "expected"),
+    [
+        (1, "Failed to start transient scope unit: Connection timed out\n", True),
+        (1, "another forwarder has this run directory\n", False),
+        (98, "Failed to think of anything\n", False),
+    ],
+)
+def test_a_refusal_is_told_from_an_end_of_the_forwarder(status: int, said: str, expected: bool) -> None:
+    assert was_refused(status, said) == expected
+
+
+def test_a_test_run_is_no_service_and_neither_is_nobody() -> None:
+    assert service_of(os.getpid()) is None
+    assert service_of(2**22) is None  # beyond the largest process id
