@@ -8,7 +8,7 @@ from enum import Enum
 
 from pyflannel.datapath.peer_table import Endpoint, PeerTable
 from pyflannel.wire.forwarder_control import Settings
-from pyflannel.wire.packet import HEADER, HEADER_OCTETS, decrement_ttl
+from pyflannel.wire.packet import HEADER_OCTETS, ROUTED, TTL_AND_CHECKSUM, TTL_AT, checksum_one_hop_on
 
 
 class Drop(Enum):
@@ -33,7 +33,7 @@ def outbound(buffer: bytearray, at: int, size: int, peers: PeerTable, mtu: int) 
     """
     if size < HEADER_OCTETS:
         return Drop.SHORT
-    version_and_length, _, total, _, _, ttl, _, _, _, destination = HEADER.unpack_from(buffer, at)
+    version_and_length, total, ttl, protocol, old, _, destination = ROUTED.unpack_from(buffer, at)
     if version_and_length != 0x45 or total > size or total < HEADER_OCTETS or size > mtu:
         fault = _fault(version_and_length, total, size, mtu)
         if fault is not None:
@@ -43,7 +43,7 @@ def outbound(buffer: bytearray, at: int, size: int, peers: PeerTable, mtu: int) 
         return Drop.NO_ROUTE
     if ttl <= 1:
         return Drop.EXPIRED
-    decrement_ttl(buffer, at)
+    TTL_AND_CHECKSUM.pack_into(buffer, at + TTL_AT, ttl - 1, protocol, checksum_one_hop_on(old))
     return endpoint
 
 
@@ -57,7 +57,7 @@ def inbound(
     """
     if size < HEADER_OCTETS:
         return Drop.SHORT
-    version_and_length, _, total, _, _, ttl, _, _, source, destination = HEADER.unpack_from(buffer, at)
+    version_and_length, total, ttl, protocol, old, source, destination = ROUTED.unpack_from(buffer, at)
     if version_and_length != 0x45 or total > size or total < HEADER_OCTETS or size > settings.mtu:
         fault = _fault(version_and_length, total, size, settings.mtu)
         if fault is not None:
@@ -71,7 +71,7 @@ def inbound(
         return Drop.NOT_OURS
     if ttl <= 1:
         return Drop.EXPIRED
-    decrement_ttl(buffer, at)
+    TTL_AND_CHECKSUM.pack_into(buffer, at + TTL_AT, ttl - 1, protocol, checksum_one_hop_on(old))
     return None
 
 

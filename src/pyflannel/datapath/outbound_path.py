@@ -1,7 +1,7 @@
 """From the device to the peers: packets are read one by one and sent in runs."""
 
-import os
-from typing import TypeAlias
+from io import FileIO
+from struct import Struct
 
 from pyflannel.datapath.counters import Counters
 from pyflannel.datapath.device_writer import DeviceWriter
@@ -10,15 +10,17 @@ from pyflannel.datapath.icmp_errors import IcmpErrors
 from pyflannel.datapath.peer_table import Endpoint, PeerTable
 from pyflannel.datapath.tun import Tun
 from pyflannel.datapath.underlay_sender import LONGEST_RUN_OCTETS, LONGEST_RUN_PACKETS, UnderlaySender
+from pyflannel.wire.packet import TTL_AND_CHECKSUM, TTL_AT, checksum_one_hop_on
 
-Buffer: TypeAlias = bytearray | memoryview
+_ROUTE = Struct("!I4xBBH4xI")
+"""First word (version, header length, TOS, total length), TTL, protocol, checksum, destination."""
 
-_ROUND = 64
-"""Packets of a round, before the other direction and the control socket have their turn."""
+_ROUND = 132
+"""Packets of a round, before the other direction and the control socket have their turn: three full calls."""
 
 
 class OutboundPath:
-    """Slots as long as the MTU, side by side: a run of the longest packets lies in one piece."""
+    """A slot for each packet of a round, behind whatever the device puts before it."""
 
     def __init__(
         self,
@@ -35,58 +37,55 @@ class OutboundPath:
         self._writer = writer
         self._errors = errors
         self._counters = counters
-        self._buffer = bytearray(_ROUND * mtu)
+        # An octet more than the MTU, so that a longer packet is seen as such, and not cut.
+        stride = Tun.HEADER_OCTETS + mtu + 1
+        self._buffer = bytearray(_ROUND * stride)
         self._view = memoryview(self._buffer)
-        # An octet more than a slot, so that a packet longer than the MTU is seen as such, and not cut.
-        too_long = bytearray(1)
-        slots = [self._view[at : at + mtu] for at in range(0, _ROUND * mtu, mtu)]
-        header = bytearray(Tun.HEADER_OCTETS)
-        self._bare_slots: list[list[Buffer]] = [[slot, too_long] for slot in slots]
-        self._slots: list[list[Buffer]] = [[header, slot, too_long] for slot in slots]
+        self._slots = [(at, self._view[at : at + stride]) for at in range(0, _ROUND * stride, stride)]
 
     def relay(self, tun: Tun) -> bool:
         """Send on what the device has, a round at most; return False when the device is gone."""
-        descriptor, header_octets, read = tun.descriptor, tun.header_octets, os.readv
-        buffer, mtu, peers = self._buffer, self._mtu, self._peers
-        run: list[int] = []
-        run_size = last_size = most = 0
+        read, header_octets = FileIO(tun.descriptor, closefd=False).readinto, tun.header_octets
+        buffer, view, mtu, peers = self._buffer, self._view, self._mtu, self._peers
+        unpack, patch = _ROUTE.unpack_from, TTL_AND_CHECKSUM.pack_into
+        run: list[memoryview] = []
+        run_size = room = usual = usual_destination = 0
         endpoint: Endpoint = ("", 0)
-        is_there = True
-        at = 0
-        for slot in self._slots if header_octets else self._bare_slots:
+        for slot, slot_view in self._slots:
             try:
-                size = read(descriptor, slot) - header_octets
-            except BlockingIOError:
-                break
+                size = read(slot_view)
             except OSError:
-                is_there = False
+                self._send(run, run_size, endpoint)
+                return False
+            if size is None:  # no more for now
                 break
+            at, size = slot + header_octets, size - header_octets
+            if size == run_size and room:
+                # The same first word, destination and size get the same verdict, if the TTL allows.
+                first, ttl, protocol, old, destination = unpack(buffer, at)
+                if first == usual and destination == usual_destination and ttl > 1:
+                    patch(buffer, at + TTL_AT, ttl - 1, protocol, checksum_one_hop_on(old))
+                    run.append(view[at : at + size])
+                    room -= 1
+                    continue
             verdict = outbound(buffer, at, size, peers, mtu)
-            # A run ends with its first shorter packet, as UDP_SEGMENT cuts it.
-            if verdict is endpoint and last_size == run_size >= size and len(run) < most:
-                run.append(at)
-                last_size = size
-            elif isinstance(verdict, Drop):
+            if isinstance(verdict, Drop):
                 self._drop(verdict, at, size)
+            elif verdict is endpoint and size <= run_size and room:
+                run.append(view[at : at + size])
+                # A run ends with its first shorter packet, as UDP_SEGMENT cuts it.
+                room = room - 1 if size == run_size else 0
             else:
-                if run:
-                    self._send(run, run_size, last_size, endpoint)
-                run, endpoint = [at], verdict
-                run_size = last_size = size
-                most = min(LONGEST_RUN_PACKETS, LONGEST_RUN_OCTETS // size)
-            at += mtu
-        if run:
-            self._send(run, run_size, last_size, endpoint)
-        return is_there
+                self._send(run, run_size, endpoint)
+                run, run_size, endpoint = [view[at : at + size]], size, verdict
+                room = min(LONGEST_RUN_PACKETS, LONGEST_RUN_OCTETS // size) - 1
+                usual, _, _, _, usual_destination = unpack(buffer, at)
+        self._send(run, run_size, endpoint)
+        return True
 
-    def _send(self, run: list[int], size: int, last_size: int, endpoint: Endpoint) -> None:
-        view, first, last = self._view, run[0], run[-1]
-        if size == self._mtu and last - first == (len(run) - 1) * size:
-            buffers = [view[first : last + last_size]]
-        else:
-            buffers = [view[at : at + size] for at in run[:-1]]
-            buffers.append(view[last : last + last_size])
-        self._sender.send_run(buffers, size, endpoint)
+    def _send(self, run: list[memoryview], size: int, endpoint: Endpoint) -> None:
+        if run:
+            self._sender.send_run(run, size, endpoint)
 
     def _drop(self, drop: Drop, at: int, size: int) -> None:
         self._counters.count_dropped_out(drop)

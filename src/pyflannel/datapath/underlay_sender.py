@@ -55,25 +55,23 @@ class UnderlaySender:
             self._counters.sent_packets += 1
             self._counters.sent_octets += len(packet)
 
-    def send_run(self, buffers: Sequence[memoryview], size: int, endpoint: Endpoint) -> None:
-        """Send packets of `size` octets each, the last perhaps shorter; each buffer holds whole packets."""
-        octets = sum(map(len, buffers))
-        packets = -(-octets // size)
-        if packets == 1 or not self._may_segment(endpoint):
-            self._send_one_by_one(buffers, size, endpoint)
+    def send_run(self, packets: Sequence[memoryview], size: int, endpoint: Endpoint) -> None:
+        """Send packets of `size` octets each, the last perhaps shorter."""
+        if len(packets) == 1 or not self._may_segment(endpoint):
+            self._send_one_by_one(packets, endpoint)
             return
         try:
-            self._udp.sendmsg(buffers, [(_SOL_UDP, _UDP_SEGMENT, _SEGMENT.pack(size))], 0, endpoint)
+            octets = self._udp.sendmsg(packets, [(_SOL_UDP, _UDP_SEGMENT, _SEGMENT.pack(size))], 0, endpoint)
         except OSError as error:
             if error.errno not in _UNSEGMENTED:
-                self._counters.count_failure("send", error, packets)
+                self._counters.count_failure("send", error, len(packets))
                 return
             self._refused_until[endpoint] = monotonic() + _AGAIN_S
             self._offloads.lack(Offload.SEGMENTED_SEND, f"sending to {endpoint[0]}: {error.strerror}")
-            self._send_one_by_one(buffers, size, endpoint)
+            self._send_one_by_one(packets, endpoint)
         else:
             self._counters.batches_sent += 1
-            self._counters.sent_packets += packets
+            self._counters.sent_packets += len(packets)
             self._counters.sent_octets += octets
 
     def _may_segment(self, endpoint: Endpoint) -> bool:
@@ -84,7 +82,6 @@ class UnderlaySender:
             self._offloads.use(Offload.SEGMENTED_SEND)
         return self._can_segment
 
-    def _send_one_by_one(self, buffers: Sequence[memoryview], size: int, endpoint: Endpoint) -> None:
-        for buffer in buffers:
-            for start in range(0, len(buffer), size):
-                self.send(buffer[start : start + size], endpoint)
+    def _send_one_by_one(self, packets: Sequence[memoryview], endpoint: Endpoint) -> None:
+        for packet in packets:
+            self.send(packet, endpoint)

@@ -10,6 +10,13 @@ HEADER = Struct("!BBHHHBBHII")
 """Version and header length, TOS, total length, id, flags and fragment offset, TTL, protocol, checksum,
 source, destination (RFC 791 section 3.1)."""
 
+ROUTED = Struct("!BxH4xBBHII")
+"""Of these fields: version and header length, total length, TTL, protocol, checksum, source, destination."""
+
+TTL_AND_CHECKSUM = Struct("!BBH")
+TTL_AT = 8
+"""Where TTL, protocol and checksum stand."""
+
 PROTOCOL_ICMP = 1
 PROTOCOL_TCP = 6
 
@@ -17,8 +24,6 @@ ICMP_UNREACHABLE = 3
 ICMP_TIME_EXCEEDED = 11
 _ICMP_ERRORS = frozenset({3, 4, 5, 11, 12})
 """Unreachable, source quench, redirect, time exceeded, parameter problem (RFC 792)."""
-
-_TTL_AND_CHECKSUM = Struct("!BBH")
 
 _ICMP_HEADER = Struct("!BBHI")
 _ICMP_HEADER_OCTETS = 8
@@ -43,13 +48,18 @@ def checksum(octets: bytes | bytearray | memoryview) -> int:
 
 
 def decrement_ttl(packet: bytearray, at: int = 0) -> None:
-    """Take one off the TTL of the packet that starts there, which must not be 0, and patch its checksum.
+    """Take one off the TTL of the packet that starts there, which must not be 0, and patch its checksum."""
+    ttl, protocol, old = TTL_AND_CHECKSUM.unpack_from(packet, at + TTL_AT)
+    TTL_AND_CHECKSUM.pack_into(packet, at + TTL_AT, ttl - 1, protocol, checksum_one_hop_on(old))
 
-    The checksum grows by 0x0100 with the carry around the end. A true checksum is never 0xffff, and neither
-    is a remainder: 0xfeff becomes 0x0000 (RFC 1624 section 3).
+
+def checksum_one_hop_on(old: int) -> int:
+    """Return a header's checksum after its TTL lost one.
+
+    It grows by 0x0100 with the carry around the end. A true checksum is never 0xffff, and neither is a
+    remainder: 0xfeff becomes 0x0000 (RFC 1624 section 3).
     """
-    ttl, protocol, old = _TTL_AND_CHECKSUM.unpack_from(packet, at + 8)
-    _TTL_AND_CHECKSUM.pack_into(packet, at + 8, ttl - 1, protocol, (old + 0x0100) % 65535)
+    return (old + 0x0100) % 65535
 
 
 def icmp_unreachable(packet: bytearray, size: int, source: int) -> bytes | None:

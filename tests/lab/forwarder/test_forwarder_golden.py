@@ -5,6 +5,7 @@ import socket
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
+from pyflannel.lab.waiting import wait_until
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer
 from pyflannel.model.operation import Add, Remove
 from pyflannel.processes.forwarder import ForwarderTarget
@@ -47,6 +48,8 @@ def test_the_original_s_cases_on_a_real_device(make_namespace, tmp_path):
         target = ForwarderTarget(run_dir)
         assert not await target.apply([Add(forwarder), *(Add(peer) for peer in peers)])
         try:
+            # The kernel opens the device's queue a moment after somebody attached to it.
+            wait_until(lambda: "state UP" in ns.ip("link show flannel0"), what="the queue", deadline_s=5)
             with PlainHosts() as plain:
                 return [(case, *plain.inject(case)) for case in cases]
         finally:
