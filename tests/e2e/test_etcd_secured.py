@@ -264,6 +264,55 @@ def test_flannelctl_asks_over_the_same_connection(network: Any) -> None:
     assert "expires_in_s" in json.dumps(leases)
 
 
+def test_flannelctl_finds_the_password_in_its_environment(network: Any) -> None:
+    """The daemon of docker1 has it from its command line, and tells nobody."""
+    host = network.hosts["docker1"]
+    ask = ["flannelctl", "leases", "--json"]
+
+    without = host.run(ask)
+    having_it = host.run(["env", f"FLANNELD_ETCD_PASSWORD={PASSWORD}", *ask])
+
+    assert "FLANNELD_ETCD_PASSWORD" in without.stderr or "no password" in without.stderr
+    assert having_it.stderr == ""
+    assert json.loads(having_it.stdout) != json.loads(without.stdout)
+
+
+def test_the_ca_alone_is_enough_where_no_certificate_is_asked_for(secured: Secured, network: Any) -> None:
+    network.lab.router.start_service(
+        [
+            "etcd",
+            "--data-dir=/var/lib/etcd-open",
+            f"--listen-client-urls=https://{ADDRESS}:2389",
+            f"--advertise-client-urls=https://{ADDRESS}:2389",
+            "--listen-peer-urls=http://127.0.0.1:2390",
+            f"--cert-file={secured.pki / 'one'}.pem",
+            f"--key-file={secured.pki / 'one'}-key.pem",
+        ],
+        name="etcd-open",
+    )
+    store = f"etcds://{ADDRESS}:2389/x?cafile={secured.authority.file}"
+
+    network.hosts["docker1"].flannelctl("--store", store, "config", "set", '{"Network":"10.101.0.0/16"}')
+
+    assert "10.101.0.0/16" in network.hosts["docker4"].flannelctl("--store", store, "config", "get")
+
+
+def test_users_are_asked_for_later(secured: Secured, network: Any, pings: Any) -> None:
+    """A host that was let in without logging in does so when it must."""
+    secured.etcdctl("auth", "disable")
+    try:
+        secured.daemons["docker1"].stop()
+        secured.start("docker1")
+    finally:
+        secured.etcdctl("auth", "enable", user="")
+    acquired = network.log("docker1").count("Lease acquired again")
+
+    secured.lose_lease("docker1")
+
+    network.wait_logged("docker1", "Lease acquired again", times=acquired + 1)
+    network.wait_ready("docker1")
+
+
 def test_the_leader_is_killed(secured: Secured, network: Any, pings: Any) -> None:
     """The others serve at once, and the one that comes back knows no token of before."""
     leader = secured.leader()
@@ -403,3 +452,12 @@ def test_bad_input_is_one_line_and_packets_flow(
     assert not waits["is_ready"]
     (error,) = re.findall(r"^E.*$", said, re.MULTILINE)
     assert text in error
+
+
+def test_cleanup_gives_the_lease_back_over_the_same_connection(secured: Secured, network: Any) -> None:
+    key = f"{PREFIX}/{network.lease_key('docker4')}"
+
+    network.hosts["docker4"].flannelctl("cleanup")
+
+    assert secured.etcdctl("get", key) == ""
+    secured.start("docker4")

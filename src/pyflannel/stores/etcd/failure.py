@@ -46,7 +46,7 @@ class RefusedError(StoreError):
     """A member understood the request and refused it: nothing took effect."""
 
     def __init__(self, endpoint: Endpoint, status: Status, message: str | None, about: str = "") -> None:
-        reason = (message or status.name).removeprefix("etcdserver: ")
+        reason = (message or status.name).rpartition("etcdserver: ")[2]
         hints = (hint for text, hint in _HINTS.items() if text in reason)
         super().__init__(
             f"etcd at {endpoint} refused{about and f' {about}'}: {reason}",
