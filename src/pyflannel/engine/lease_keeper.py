@@ -43,6 +43,7 @@ from pyflannel.model.lease_protocol import (
 )
 from pyflannel.model.lease_set import LeaseSet
 from pyflannel.model.store_record import Change, Conflict, Delete, DeleteSeen, Put, PutSeen, Record, Written
+from pyflannel.plan.lease_knowledge import know
 from pyflannel.plan.lease_state import LeaseState, Listing
 from pyflannel.plan.lease_step import step
 from pyflannel.ports.clock import Clock
@@ -109,13 +110,7 @@ class LeaseKeeper:
                 self._advance(await self._events.get(), tasks)
 
     def _advance(self, event: Event, tasks: asyncio.TaskGroup) -> None:
-        match event:
-            case Listed(leases=leases, revision=revision):
-                self._know(LeaseSet.of(leases, revision))
-            case Seen(changes):
-                self._know(self.leases.after(changes))
-            case _:
-                pass
+        self._know(know(self.leases, event, self.state))
         self.state, actions = step(self.state, event, self._clock.now(), self._draw)
         for action in actions:
             self._perform(action, tasks)

@@ -1,0 +1,22 @@
+"""Which leases a host knows of, after each event of the lease protocol."""
+
+from pyflannel.model.lease_protocol import Event, Listed, Seen
+from pyflannel.model.lease_set import LeaseSet
+from pyflannel.plan.lease_state import LeaseState
+
+
+def know(leases: LeaseSet, event: Event, state: LeaseState) -> LeaseSet:
+    """Return what is known after `event`; `leases` itself when it says nothing new.
+
+    `state` is where the protocol stood when the event came. A listing that took longer to arrive than what
+    an open watch has told since is old news: nothing would ever tell again what came after it.
+    """
+    match event:
+        case Listed(revision=revision) if state.is_watching and revision < state.revision:
+            return leases
+        case Listed(leases=listed, revision=revision):
+            return LeaseSet.of(listed, revision)
+        case Seen(changes):
+            return leases.after(changes)
+        case _:
+            return leases

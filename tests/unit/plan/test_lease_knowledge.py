@@ -1,0 +1,44 @@
+"""What is known of all leases, when a listing and the watch arrive in one order or the other."""
+
+from ipaddress import IPv4Address, IPv4Network
+
+from pyflannel.model.lease import Identity, Lease, LeaseAttributes
+from pyflannel.model.lease_protocol import LeaseSeen, Listed, Seen, Wanted
+from pyflannel.model.lease_set import LeaseSet
+from pyflannel.model.network_config import NetworkConfig
+from pyflannel.plan.lease_knowledge import know
+from pyflannel.plan.lease_state import LeaseState
+
+FIRST, SECOND = IPv4Network("10.100.1.0/24"), IPv4Network("10.100.2.0/24")
+
+
+def state(*, revision: int, is_watching: bool) -> LeaseState:
+    attributes = LeaseAttributes(public_ip=IPv4Address("192.168.50.102"), owner=Identity(owner="me"))
+    wanted = Wanted(network=NetworkConfig(), attributes=attributes)
+    return LeaseState(wanted=wanted, revision=revision, is_watching=is_watching)
+
+
+def lease(subnet: IPv4Network, revision: int) -> Lease:
+    attributes = LeaseAttributes(public_ip=IPv4Address("192.168.50.1"))
+    return Lease(subnet=subnet, attributes=attributes, revision=revision)
+
+
+def test_a_listing_that_arrives_late_does_not_take_away_what_the_watch_told() -> None:
+    """A host that lost a race lists again while its watch tells of those who won."""
+    before = LeaseSet.of([lease(FIRST, 5)], 5)
+    seen = know(before, Seen((LeaseSeen(lease(SECOND, 7)),), 7), state(revision=5, is_watching=True))
+
+    after = know(seen, Listed(leases=(lease(FIRST, 5),), revision=6), state(revision=7, is_watching=True))
+
+    assert {known.subnet for known in after} == {FIRST, SECOND}
+
+
+def test_a_listing_without_a_watch_replaces_everything() -> None:
+    """A store that lost its data counts anew: its lower revision is no older news."""
+    before = LeaseSet.of([lease(FIRST, 50)], 50)
+
+    after = know(
+        before, Listed(leases=(lease(SECOND, 2),), revision=2), state(revision=50, is_watching=False)
+    )
+
+    assert list(after) == [lease(SECOND, 2)]
