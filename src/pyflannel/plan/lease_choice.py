@@ -73,7 +73,7 @@ def keep(running: IPv4Network, listed: Listed, wanted: Wanted) -> Choice:
             return create(running, wanted, expected=unreadable.revision)
     standing = next((lease for lease in listed.leases if lease.subnet == running), None)
     if standing is not None and (is_ours(standing, wanted) or _is_reinstalled(standing, wanted)):
-        return Contest(standing) if _must_contest(standing, wanted) else claim_on(standing, wanted)
+        return Contest(standing) if must_contest(standing, wanted) else claim_on(standing, wanted)
     others = (
         lease for lease in listed.leases if lease.subnet.overlaps(running) and not is_ours(lease, wanted)
     )
@@ -100,7 +100,7 @@ def choose(
             before.append(Unsuitable(lease.subnet, "deleted" if is_deleted else "kept"))
             if is_deleted:
                 before.append(DeleteLease(lease))
-        elif _must_contest(lease, wanted):
+        elif must_contest(lease, wanted):
             if _owner(lease) not in answered:
                 return Contest(lease), tuple(before)
         else:
@@ -127,7 +127,7 @@ def _choose_free(listed: Listed, wanted: Wanted, draw: Draw) -> tuple[Choice, tu
 def _preference(lease: Lease, wanted: Wanted) -> tuple[int, int]:
     """Order leases by how surely they are ours; among equals the newest first."""
     if lease.attributes.owner is not None and is_ours(lease, wanted):
-        rank = 1 if _must_contest(lease, wanted) else 0
+        rank = 1 if must_contest(lease, wanted) else 0
     elif is_ours(lease, wanted):
         rank = 2
     elif _is_reinstalled(lease, wanted):
@@ -137,7 +137,7 @@ def _preference(lease: Lease, wanted: Wanted) -> tuple[int, int]:
     return rank, -lease.revision
 
 
-def _must_contest(lease: Lease, wanted: Wanted) -> bool:
+def must_contest(lease: Lease, wanted: Wanted) -> bool:
     """Return whether somebody else may be living on this lease, although it looks like ours."""
     if is_ours(lease, wanted):
         return not _has_our_address(lease, wanted)  # our old address, or our clone

@@ -28,10 +28,16 @@ class Putting:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contesting:
-    """The holder of `lease` has until then to show that it lives; our claim has a revision once written."""
+    """The holder of `lease` has until then to show that it lives.
+
+    Attributes:
+        asked_at: when we asked for the claim: it cannot have expired before its TTL from then.
+        claim_revision: the claim's, once it is written; until then nobody was asked anything.
+    """
 
     lease: Lease
     until: float
+    asked_at: float
     claim_revision: int = 0
 
 

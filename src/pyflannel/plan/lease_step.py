@@ -57,7 +57,17 @@ from pyflannel.model.lease_protocol import (
     Woke,
     Wrote,
 )
-from pyflannel.plan.lease_choice import Choice, Contest, NoneFree, TakenBy, choose, claim_on, is_ours, keep
+from pyflannel.plan.lease_choice import (
+    Choice,
+    Contest,
+    NoneFree,
+    TakenBy,
+    choose,
+    claim_on,
+    is_ours,
+    keep,
+    must_contest,
+)
 from pyflannel.plan.lease_state import (
     Contesting,
     Degraded,
@@ -143,6 +153,8 @@ def _woken(state: LeaseState, now: float) -> Step:
     match state.phase:
         case Resting(until) if until <= now:
             return replace(state, phase=Listing()), (*actions, List())
+        case Contesting(until=until, claim_revision=0) if until <= now:
+            return replace(state, phase=Listing()), (*actions, List())  # nobody was asked
         case Contesting(lease=lease, until=until) if until <= now:
             # The claim expired unanswered. If the holder lives after all, it wrote its lease when it saw
             # the claim, and this write loses.
@@ -162,9 +174,10 @@ def _listed(state: LeaseState, listed: Listed, now: float, draw: Draw) -> Step:
     if not isinstance(state.phase, Listing):
         return state, ()
     actions: list[Action] = [StoreBack()] if state.failures else []
-    state = replace(state, revision=max(state.revision, listed.revision), failures=0)
+    state = replace(state, failures=0)
     if not state.is_watching:
-        state = replace(state, is_watching=True, watch_at=None)
+        # Not the later of both: a store that lost its data counts anew.
+        state = replace(state, revision=listed.revision, is_watching=True, watch_at=None)
         actions.append(Watch(state.revision))
     if state.held is not None:
         state, chosen = _listed_while_running(state, state.held, listed, now)
@@ -194,7 +207,7 @@ def _begin(state: LeaseState, choice: Choice, now: float) -> Step:
                 owner=state.wanted.identity.owner,
                 public_ip=state.wanted.attributes.public_ip,
             )
-            phase = Contesting(lease=lease, until=now + CLAIM_TTL_S)
+            phase = Contesting(lease=lease, until=now + CLAIM_TTL_S, asked_at=now)
             return replace(state, phase=phase), (Contested(lease), PutClaim(claim))
         case TakenBy(lease):
             return _degrade(state, lease, now)
@@ -220,6 +233,8 @@ def _degrade(state: LeaseState, by: Lease, now: float) -> Step:
 def _wrote(state: LeaseState, write: Action, revision: int, now: float) -> Step:
     match state.phase, write:
         case Putting(put, sent_at), PutLease() if write == put:
+            if state.held is None and not state.wanted.network.admits(put.lease.subnet):
+                return replace(state, phase=Listing()), (List(),)  # the config changed meanwhile
             held = _held(put, revision, sent_at)
             state, actions = _hold(replace(state, answered=frozenset()), held, now)
             return state, (Acquired(held), *actions)
@@ -228,7 +243,8 @@ def _wrote(state: LeaseState, write: Action, revision: int, now: float) -> Step:
             state, actions = _hold(state, held, now)
             return state, (Renewed(held), *actions)
         case Contesting() as contest, PutClaim(claim) if claim.subnet == contest.lease.subnet:
-            return replace(state, phase=replace(contest, claim_revision=revision)), ()
+            phase = replace(contest, claim_revision=revision, until=now + CLAIM_TTL_S)
+            return replace(state, phase=phase), ()
         case _:
             return state, ()
 
@@ -264,10 +280,8 @@ def _conflicted(
         case Contesting(), PutClaim():
             return _look_again(state, now + CLAIM_TTL_S)  # somebody else contests it: wait for the outcome
         case Holding(put=put), PutLease() if write == put and state.held is not None:
-            if isinstance(current, Lease) and is_ours(current, state.wanted):
-                return _adopt(state, state.held, current, now)
             if isinstance(current, Lease):
-                return _degrade(state, current, now)
+                return _overwritten(state, state.held, current, now)
             return replace(state, phase=Listing()), (Lost(state.held.lease), List())
         case _:
             return state, ()
@@ -279,19 +293,19 @@ def _look_again(state: LeaseState, until: float) -> Step:
 
 def _failed(state: LeaseState, failed: Failed, now: float, draw: Draw) -> Step:
     pause = _pause(state.failures, draw)
-    actions = (StoreAway(failed.cause, pause),)
-    state = replace(state, failures=state.failures + 1)
+    away = StoreAway(failed.cause, pause)
+    after = replace(state, failures=state.failures + 1)
     match state.phase:
         case Listing() if failed.write is None:
-            return replace(state, phase=Resting(now + pause)), actions
+            return replace(after, phase=Resting(now + pause)), (away,)
         case Putting(put) if failed.write == put:
-            return replace(state, phase=Resting(now + pause)), actions  # the listing shows what came of it
+            return replace(after, phase=Resting(now + pause)), (away,)  # the listing shows what came of it
         case Contesting() if isinstance(failed.write, PutClaim):
-            return replace(state, phase=Resting(now + pause)), actions
-        case Holding(put=put) if failed.write == put:
-            return replace(state, phase=Holding(renew_at=now + pause)), actions
+            return replace(after, phase=Resting(now + pause)), (away,)
+        case Holding(put=put) if put is not None and failed.write == put:
+            return replace(after, phase=Holding(renew_at=now + pause)), (away,)
         case _:
-            return state, actions
+            return state, ()  # nobody waits for it, and nothing would be tried again
 
 
 def _pause(failures: int, draw: Draw) -> float:
@@ -343,7 +357,7 @@ def _changed(state: LeaseState, change: LeaseChange, now: float) -> Step:
         case Contesting() as contest:
             return _changed_while_contesting(state, contest, change, now)
         case Degraded(by):
-            if isinstance(change, LeaseGone) and change.subnet == by.subnet:
+            if _subnet(change) == by.subnet and _is_given_back(change, state.wanted):
                 return replace(state, phase=Listing()), (List(),)
             return state, ()
         case Putting(put) if _subnet(change) == put.lease.subnet:
@@ -352,6 +366,13 @@ def _changed(state: LeaseState, change: LeaseChange, now: float) -> Step:
             return replace(state, missed=(*state.missed, change)), ()
         case _:
             return state, ()
+
+
+def _is_given_back(change: LeaseChange, wanted: Wanted) -> bool:
+    """Return whether the lease that stands in our way may be gone: deleted, spoilt, or ours now."""
+    return isinstance(change, LeaseGone | Unreadable) or (
+        isinstance(change, LeaseSeen) and is_ours(change.lease, wanted)
+    )
 
 
 def _subnet(change: LeaseChange) -> IPv4Network:
@@ -376,13 +397,21 @@ def _changed_while_holding(
         case LeaseSeen(lease) if lease.subnet == subnet and lease.revision > revision:
             if holding.put is not None and lease.attributes == holding.put.lease.attributes:
                 return state, ()  # our own renewal, seen before it was answered
-            if is_ours(lease, state.wanted):
-                return _adopt(state, held, lease, now)
-            return _degrade(state, lease, now)
+            return _overwritten(state, held, lease, now)
         case ClaimSeen(claim) if claim.subnet == subnet:
             return _answer(state, claim, now)
         case _:
             return state, ()
+
+
+def _overwritten(state: LeaseState, held: Held, lease: Lease, now: float) -> Step:
+    """See who wrote to our key: somebody in our name, a copy of this host, or another host."""
+    if not is_ours(lease, state.wanted):
+        return _degrade(state, lease, now)
+    has_our_address = lease.attributes.public_ip == held.lease.attributes.public_ip
+    if must_contest(lease, state.wanted) and not has_our_address:
+        return replace(state, phase=Listing()), (List(),)
+    return _adopt(state, held, lease, now)
 
 
 def _adopt(state: LeaseState, held: Held, lease: Lease, now: float) -> Step:
@@ -400,6 +429,9 @@ def _answer(state: LeaseState, claim: Claim, now: float) -> Step:
     mine = state.wanted.identity.owner, state.wanted.attributes.public_ip
     if (claim.owner, claim.public_ip) == mine:
         return state, (DeleteClaim(claim),)  # left over from our own life before this one
+    if isinstance(state.phase, Holding) and state.phase.put is not None:
+        # The renewal under way may have been done before the newcomer looked: it needs another one.
+        return replace(state, missed=(*state.missed, ClaimSeen(claim))), ()
     state, renewal = _renew(state, now)
     other = "a copy of this host" if claim.owner == mine[0] else claim.owner
     shared = SharedAddress(claim.subnet, other, str(claim.public_ip))
@@ -420,7 +452,7 @@ def _changed_while_contesting(
     match change:
         case ClaimGone(subnet, revision):
             is_answer = subnet == contest.lease.subnet and 0 < contest.claim_revision < revision
-            is_answer = is_answer and now < contest.until  # later, it is the claim's own end
+            is_answer = is_answer and now < contest.asked_at + CLAIM_TTL_S  # later, it is its own end
         case LeaseSeen(lease):
             is_answer = lease.subnet == contest.lease.subnet and lease.revision > contest.lease.revision
         case LeaseGone(subnet) if subnet == contest.lease.subnet:
@@ -445,10 +477,13 @@ def _answered(state: LeaseState, contest: Contesting) -> Step:
 
 
 def _ordered(state: LeaseState, wanted: Wanted, now: float) -> Step:
+    is_another = wanted.attributes != state.wanted.attributes
     state = replace(state, wanted=wanted)
     match state.phase:
         case Reidentifying():
             return replace(state, phase=Listing()), (List(),)
+        case Contesting() if is_another:
+            return replace(state, phase=Listing()), (List(),)  # it may look like ours no longer
         case Holding(put=None) if state.held is not None:
             return _hold(state, state.held, now)
         case Degraded(by) if wanted.renumbers:

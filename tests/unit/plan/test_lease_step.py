@@ -554,6 +554,66 @@ def test_a_change_of_address_is_published_and_the_subnet_stays() -> None:
     assert standing.attributes.public_ip == IPv4Address("192.168.50.200")
 
 
+def test_a_subnet_that_the_config_no_longer_admits_is_not_begun_with() -> None:
+    """The config changed while the lease was asked for: nothing runs on it yet, so another is taken."""
+    store = Store()
+    host = Host(store, wanted())
+    host.take(Started())
+    host.answer()
+    changed = replace(NETWORK, subnet_min=IPv4Address("10.100.2.0"))
+
+    host.take(Ordered(replace(wanted(), network=changed)))
+    host.settle()
+
+    assert host.subnet == SECOND
+    assert list(store.leases) == [SECOND]
+
+
+def test_a_lease_that_is_ours_again_ends_the_degradation() -> None:
+    """An operator wrote it back over the other's, without deleting that first."""
+    store = Store()
+    host = Host(store, wanted()).start()
+    store.write_lease(lease(FIRST, "other", "192.168.50.1"))
+    host.settle()
+    assert not host.state.is_settled
+
+    store.write_lease(lease(FIRST, "me", "192.168.50.102"))
+    host.settle()
+
+    assert host.state.is_settled
+
+
+def test_a_store_that_lost_its_data_is_watched_from_where_it_is_now() -> None:
+    """Its revisions begin anew; watching from the old one would never see anything."""
+    store = Store(revision=100)
+    host = Host(store, wanted()).start()
+    store.leases.clear()
+    store.log.clear()
+    store.revision = 1
+    host.take(WatchLost("compacted", is_compacted=True))
+
+    host.settle()
+
+    assert host.seen is not None
+    assert host.seen <= store.revision
+    assert owner_of(store, FIRST) == "me"
+
+
+def test_a_failed_write_that_nobody_waits_for_is_no_absence_of_the_store() -> None:
+    """Nothing would be tried again, so nothing would tell that the store is back."""
+    store = Store()
+    host = Host(store, wanted()).start()
+
+    host.take(
+        Failed(
+            DeleteClaim(Claim(subnet=FIRST, owner="x", public_ip=IPv4Address("192.168.50.102"))), "timed out"
+        )
+    )
+
+    assert not host.heard(StoreAway)
+    assert host.state.failures == 0
+
+
 # One address, two hosts.
 
 
@@ -655,6 +715,96 @@ def test_our_old_address_is_ours_after_nobody_answered() -> None:
     assert isinstance(standing, Lease)
     assert host.subnet == FIRST
     assert standing.attributes.public_ip == IPv4Address("192.168.50.102")
+
+
+def test_a_claim_that_was_never_written_takes_nothing_over() -> None:
+    """The store was slow: nobody was asked, so nobody's silence means anything."""
+    store = Store()
+    owner = Host(store, wanted("owner", machine="m1")).start()
+    newcomer = Host(store, wanted("newcomer", machine="m2"))
+    newcomer.take(Started())
+    newcomer.answer()
+
+    newcomer.now = 10.1
+    newcomer.take(Woke())
+    newcomer.settle()
+
+    assert owner_of(store, FIRST) == "owner"
+    owner.settle()
+    newcomer.sleep(11)
+    owner.settle()
+    newcomer.settle()
+    assert newcomer.subnet == SECOND
+
+
+def test_the_owner_has_its_time_from_when_the_claim_is_known_to_be_written() -> None:
+    """Not from when it was asked for."""
+    store = Store()
+    store.write_lease(lease(FIRST, "dead", "192.168.50.102"))
+    newcomer = Host(store, wanted("newcomer"))
+    newcomer.take(Started())
+    newcomer.answer()
+    newcomer.now = 9.0
+    newcomer.settle()
+
+    newcomer.sleep(9.9)
+
+    assert newcomer.subnet is None
+    newcomer.sleep(0.2)
+    assert newcomer.subnet == FIRST
+
+
+def test_an_owner_that_is_renewing_when_it_is_asked_renews_once_more() -> None:
+    """The newcomer may have seen the renewal that was under way, and then missed the answer to its claim."""
+    store = Store()
+    owner = Host(store, wanted("owner", machine="m1")).start()
+    owner.now = 23 * HOUR
+    owner.take(Woke())
+    renewal = owner.requests.pop()
+    answer = store.perform(renewal)
+    newcomer = Host(store, wanted("newcomer", machine="m2")).start()
+    newcomer.seen = None  # its watch hangs
+
+    owner.watch()
+    owner.take(answer)
+    owner.settle()
+    newcomer.sleep(10.1)
+
+    assert owner_of(store, FIRST) == "owner"
+
+
+def test_a_host_whose_address_changes_does_not_take_what_looked_like_its_own() -> None:
+    """It asked whether the holder of its address lives; then it got another address."""
+    store = Store()
+    store.write_lease(lease(FIRST, "dead", "192.168.50.102"))
+    newcomer = Host(store, wanted("newcomer")).start()
+
+    newcomer.take(Ordered(wanted("newcomer", "192.168.50.103")))
+    newcomer.settle()
+    newcomer.sleep(11)
+
+    assert owner_of(store, FIRST) == "dead"
+    assert newcomer.subnet == SECOND
+
+
+def test_two_hosts_with_one_identity_do_not_write_over_each_other_for_ever() -> None:
+    """The copy took the lease over while its owner slept; the owner asks before it takes it back."""
+    store = Store()
+    first = Host(store, wanted("twin", "192.168.50.102")).start()
+    clone = Host(store, wanted("twin", "192.168.50.103")).start()
+    clone.sleep(11)
+    assert clone.subnet == FIRST
+
+    for _ in range(5):
+        first.settle()
+        clone.settle()
+
+    assert first.heard(Reidentify)
+    first.take(Ordered(wanted("own", "192.168.50.102")))
+    first.settle()
+    assert first.subnet == FIRST
+    assert not first.state.is_settled
+    assert clone.state.is_settled
 
 
 # A host that runs already.
