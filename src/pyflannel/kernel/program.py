@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pyflannel.errors import TargetError
 
 _DEADLINE_S = 10.0
-_SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
-"""Where such programs are, though not every caller's PATH says so."""
 
 
 class MissingProgramError(TargetError):
@@ -41,14 +39,13 @@ async def run_program(*words: str, given: str = "") -> Ran:
         MissingProgramError: it is not installed.
         TargetError: it cannot be started, or did not end within its deadline.
     """
-    environment = {**os.environ, "LC_ALL": "C", "PATH": f"{os.environ.get('PATH', '/usr/bin:/bin')}:{_SBIN}"}
     try:
         process = await asyncio.create_subprocess_exec(
             *words,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
-            env=environment,
+            env={**os.environ, "LC_ALL": "C"},  # we look for words in what it says
         )
     except FileNotFoundError as error:
         raise MissingProgramError(words[0]) from error

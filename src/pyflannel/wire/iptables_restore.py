@@ -6,21 +6,29 @@
 from collections.abc import Iterator, Mapping
 
 from pyflannel.model.filter_rule import FilterRule
-from pyflannel.model.iptables_chain import IptablesChain
+from pyflannel.model.iptables_chain import IptablesChain, Jump
 from pyflannel.wire.iptables_rules import format_rule
-from pyflannel.wire.iptables_save import SavedChain, SavedTables, deciding_index, jump_rule, jumps_to
+from pyflannel.wire.iptables_save import (
+    SavedChain,
+    SavedTables,
+    deciding_index,
+    jump_of,
+    jump_rule,
+    jumps_to,
+)
 
 
 def format_chain(chain: IptablesChain, saved: SavedTables) -> str:
-    """Return what makes the chain and its jump as they are planned, whatever of them is there."""
+    """Return what makes the chain and its jump as they are planned; a jump that is in place stays there."""
     chains = saved.get(chain.table, {})
-    rules = [rule for rule in chain.rules if isinstance(rule, FilterRule)]
-    return _transaction(
-        chain,
-        *_without_jumps(chains, chain.name),
-        *(f"-A {chain.name} {format_rule(rule, chain.table)}" for rule in rules),
-        _jump(chain, chains),
-    )
+    lines = [
+        f"-A {chain.name} {format_rule(rule, chain.table)}"
+        for rule in chain.rules
+        if isinstance(rule, FilterRule)
+    ]
+    if jump_of(chains, chain.table, chain.name) is not Jump.IN_PLACE:
+        lines = [*_without_jumps(chains, chain.name), *lines, _jump(chain, chains)]
+    return _transaction(chain, *lines)
 
 
 def format_removal(chain: IptablesChain, saved: SavedTables) -> str:

@@ -69,7 +69,7 @@ def chains_of(tables: SavedTables, family: Family) -> Iterator[IptablesChain]:
             device = device_of(name, stem)
             if device is not None:
                 rules = tuple(parse_rule(rule, table) for rule in chains[name].rules)
-                jump = _jump(chains, table, name)
+                jump = jump_of(chains, table, name)
                 yield IptablesChain(family=family, table=table, device=device, rules=rules, jump=jump)
 
 
@@ -86,6 +86,19 @@ def is_unused_hook(tables: SavedTables, chain: IptablesChain) -> bool:
     """Return whether the built-in chain that jumps to ours does nothing at all."""
     hook = tables.get(chain.table, {}).get(chain.hook)
     return hook is not None and hook == SavedChain("ACCEPT")
+
+
+def jump_of(chains: Mapping[str, SavedChain], table: IptablesTable, name: str) -> Jump:
+    """Return how packets get from the built-in chain to ours."""
+    hook = HOOKS[table]
+    jumps = jumps_to(chains, name)
+    if not jumps:
+        return Jump.MISSING
+    if jumps != [(hook, jump_rule(table, name))]:
+        return Jump.SEVERAL
+    rules = chains[hook].rules
+    deciding = deciding_index(rules)
+    return Jump.LATE if deciding is not None and deciding < rules.index(jumps[0][1]) else Jump.IN_PLACE
 
 
 def jump_rule(table: IptablesTable, name: str) -> str:
@@ -106,18 +119,6 @@ def jumps_to(chains: Mapping[str, SavedChain], name: str) -> list[tuple[str, str
 def deciding_index(rules: Sequence[str]) -> int | None:
     """Return the index of the first rule that decides for every packet."""
     return next((index for index, rule in enumerate(rules) if _decides_for_all(rule)), None)
-
-
-def _jump(chains: Mapping[str, SavedChain], table: IptablesTable, name: str) -> Jump:
-    hook = HOOKS[table]
-    jumps = jumps_to(chains, name)
-    if not jumps:
-        return Jump.MISSING
-    if jumps != [(hook, jump_rule(table, name))]:
-        return Jump.SEVERAL
-    rules = chains[hook].rules
-    deciding = deciding_index(rules)
-    return Jump.LATE if deciding is not None and deciding < rules.index(jumps[0][1]) else Jump.IN_PLACE
 
 
 def _target(words: Sequence[str]) -> str | None:

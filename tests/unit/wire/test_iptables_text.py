@@ -164,9 +164,9 @@ def test_a_chain_is_made_in_one_transaction() -> None:
 @pytest.mark.parametrize(
     ("forward", "expected"),
     [
-        ((JUMP, "-j DOCKER-USER"), [f"-D FORWARD {JUMP}", f"-A FORWARD {JUMP}"]),
+        (("-j DOCKER-USER",), [f"-A FORWARD {JUMP}"]),
+        (("-j DOCKER-USER", "-j DROP"), [f"-I FORWARD 2 {JUMP}"]),
         (("-j DOCKER-USER", "-j DROP", JUMP), [f"-D FORWARD {JUMP}", f"-I FORWARD 2 {JUMP}"]),
-        ((JUMP, "-j DROP"), [f"-D FORWARD {JUMP}", f"-I FORWARD 1 {JUMP}"]),
         ((JUMP, JUMP), [f"-D FORWARD {JUMP}"] * 2 + [f"-A FORWARD {JUMP}"]),
         (("-i eth0 -j FLANNEL-FWD",), ["-D FORWARD -i eth0 -j FLANNEL-FWD", f"-A FORWARD {JUMP}"]),
     ],
@@ -174,10 +174,22 @@ def test_a_chain_is_made_in_one_transaction() -> None:
 def test_the_jump_is_put_last_but_ahead_of_what_decides_for_all(
     forward: tuple[str, ...], expected: list[str]
 ) -> None:
-    written = format_chain(FORWARD, parse_save(saved(*forward, own=("-j FLANNEL-FWD",)))).splitlines()
+    written = format_chain(FORWARD, parse_save(saved(*forward))).splitlines()
 
     assert [line for line in written if " FORWARD " in line] == expected
-    assert "-D FLANNEL-FWD" not in "\n".join(written)
+
+
+@pytest.mark.parametrize("forward", [(JUMP,), (JUMP, "-j DOCKER-USER"), (JUMP, "-j DROP")])
+def test_a_jump_that_decides_stays_where_it_is(forward: tuple[str, ...]) -> None:
+    written = format_chain(FORWARD, parse_save(saved(*forward, own=("-j DROP",)))).splitlines()
+
+    assert [line for line in written if line.startswith(("-D", "-I", "-A FORWARD"))] == []
+
+
+def test_what_stands_in_our_own_chain_is_not_deleted_by_itself() -> None:
+    written = format_chain(FORWARD, parse_save(saved(own=("-j FLANNEL-FWD",))))
+
+    assert "-D FLANNEL-FWD" not in written
 
 
 def test_a_chain_goes_with_every_jump_to_it() -> None:

@@ -1,0 +1,479 @@
+"""The adapters of iptables and nftables on the real kernel: what is made, heard, and met by packets."""
+
+import asyncio
+import os
+import socket
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
+from pathlib import Path
+
+import pytest
+
+from pyflannel.engine.targets import Targets
+from pyflannel.kernel.iptables import IptablesTarget
+from pyflannel.kernel.nftables import NftTarget
+from pyflannel.model.filter_rule import FilterRule, Masquerade
+from pyflannel.model.host import Host, Underlay
+from pyflannel.model.iptables_chain import IptablesChain
+from pyflannel.model.lease import Lease, LeaseAttributes
+from pyflannel.model.network_config import NetworkConfig
+from pyflannel.model.nft_table import NftTable
+from pyflannel.model.operation import Operation, Refusal
+from pyflannel.model.state import State
+from pyflannel.plan.describe import found
+from pyflannel.plan.diff import diff
+from pyflannel.plan.order import order
+from pyflannel.plan.ownership import ours
+from pyflannel.plan.packet_filter import FilterOptions, plan_filter
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
+
+EVERYTHING = FilterOptions(masquerades=True, accepts_forwarded=True)
+OURS, PEER, CLIENT, WORLD = "10.100.1.2", "10.100.2.2", "192.0.2.9", "198.51.100.7"
+HOST, HOSTS_OTHER, BEHIND = "192.0.2.1", "203.0.113.1", "203.0.113.77"
+RESYNC_S = 0.2
+
+
+def plan(*, nftables: bool, ipv6: bool = False, options: FilterOptions = EVERYTHING) -> State:
+    """Return the rules of a host whose subnet is 10.100.1.0/24."""
+    address = IPv4Address(HOST)
+    lease = Lease(
+        subnet=IPv4Network("10.100.1.0/24"),
+        ipv6_subnet=IPv6Network("fd00:5:0:1::/64"),
+        attributes=LeaseAttributes(public_ip=address),
+    )
+    config = NetworkConfig(
+        network=IPv4Network("10.100.0.0/16"),
+        enable_ipv6=ipv6,
+        ipv6_network=IPv6Network("fd00:5::/48"),
+        enable_nftables=nftables,
+    )
+    underlay = Underlay(link="eth0", address=address, mtu=1500, public_ip=address)
+    return plan_filter(config, Host(lease=lease, underlay=underlay), options)
+
+
+@contextmanager
+def filters(resync_s: float = 60.0) -> Iterator[Targets]:
+    """Make the two adapters, as one target."""
+    iptables, nftables = IptablesTarget(resync_s), NftTarget(resync_s)
+    try:
+        yield Targets({IptablesChain: iptables, NftTable: nftables})
+    finally:
+        iptables.close()
+        nftables.close()
+
+
+async def one_pass(target: Targets, desired: State) -> tuple[list[Operation], list[Refusal]]:
+    """Make one pass, as the reconciler does; return what it did and what was refused."""
+    operations = order(diff(desired, ours(await target.snapshot(desired), desired)))
+    return operations, list(await target.apply(operations)) if operations else []
+
+
+def settled(namespace, *plans: State) -> None:
+    """Make a pass towards each plan in turn, and see that the next finds nothing to do."""
+
+    async def work() -> None:
+        with filters() as target:
+            for desired in plans:
+                _, refused = await one_pass(target, desired)
+                assert not refused
+                again, _ = await one_pass(target, desired)
+                assert not again, [found(operation) for operation in again]
+
+    namespace.run(work)
+
+
+def ruleset(namespace) -> str:
+    """Return every rule that there is, without its counters."""
+    return namespace.command("nft", "--stateless", "list", "ruleset")
+
+
+@pytest.mark.parametrize("ipv6", [False, True], ids=["IPv4", "both families"])
+@pytest.mark.parametrize("nftables", [False, True], ids=["iptables", "nftables"])
+def test_a_plan_is_there_after_one_pass_and_gone_without_trace(namespace, nftables: bool, ipv6: bool) -> None:
+    namespace.command("iptables", "-A", "INPUT", "-s", "192.0.2.77", "-j", "DROP")
+    before = ruleset(namespace)
+
+    settled(namespace, plan(nftables=nftables, ipv6=ipv6))
+    assert ruleset(namespace) != before
+    settled(namespace, State.EMPTY)
+
+    assert ruleset(namespace) == before
+
+
+def test_switching_the_engine_leaves_nothing_of_the_other(namespace) -> None:
+    settled(namespace, plan(nftables=False))
+    with_iptables = ruleset(namespace)
+    settled(namespace, plan(nftables=True))
+    with_nftables = ruleset(namespace)
+
+    assert "FLANNEL" not in with_nftables
+    settled(namespace, plan(nftables=False), plan(nftables=True))
+    assert ruleset(namespace) == with_nftables
+    settled(namespace, plan(nftables=False))
+    assert ruleset(namespace) == with_iptables
+
+
+def test_an_option_turned_off_takes_its_rules_away(namespace) -> None:
+    for nftables in (False, True):
+        settled(namespace, plan(nftables=nftables))
+        settled(namespace, plan(nftables=nftables, options=replace(EVERYTHING, masquerades=False)))
+
+        assert "masquerade" not in ruleset(namespace)
+        assert "POSTRTG" not in ruleset(namespace)
+
+
+def test_rules_of_the_original_are_taken_over(namespace) -> None:
+    """What flannel 0.20 and 0.28 left: chains with their names, its jump inserted or appended."""
+    namespace.command("iptables-restore", given=ORIGINAL)
+    namespace.command("nft", "add", "table", "ip6", "flannel-ipv6")
+
+    settled(namespace, plan(nftables=False, options=FilterOptions(accepts_forwarded=True)))
+
+    assert "FLANNEL-POSTRTG" not in ruleset(namespace)
+    assert "flannel-ipv6" not in ruleset(namespace)
+    assert namespace.command("iptables", "-S", "FORWARD").splitlines()[1:] == [
+        '-A FORWARD -m comment --comment "flanneld forward" -j FLANNEL-FWD',
+        "-A FORWARD -i lo -j ACCEPT",
+    ]
+
+
+ORIGINAL = """
+*nat
+:FLANNEL-POSTRTG - [0:0]
+-A FLANNEL-POSTRTG -s 10.9.0.0/16 -d 10.9.0.0/16 -m comment --comment "flanneld masq" -j RETURN
+-A POSTROUTING -m comment --comment "flanneld masq" -j FLANNEL-POSTRTG
+COMMIT
+*filter
+:FLANNEL-FWD - [0:0]
+-A FLANNEL-FWD -s 10.9.0.0/16 -m comment --comment "flanneld forward" -j ACCEPT
+-A FORWARD -m comment --comment "flanneld forward" -j FLANNEL-FWD
+-A FORWARD -i lo -j ACCEPT
+COMMIT
+"""
+
+
+DAMAGE = {
+    "nft flush ruleset": ("nft flush ruleset", 2),
+    "iptables -F": ("iptables -F", 1),
+    "iptables -t nat -F": ("iptables -t nat -F", 1),
+    "chain deleted": ("iptables -D FORWARD 1; iptables -F FLANNEL-FWD; iptables -X FLANNEL-FWD", 1),
+    "jump deleted": ("iptables -t nat -D POSTROUTING 1", 1),
+    "jump moved behind a verdict": (
+        "iptables -I FORWARD -j DROP; iptables -D FORWARD 2; "
+        "iptables -A FORWARD -m comment --comment 'flanneld forward' -j FLANNEL-FWD",
+        1,
+    ),
+    "a verdict before the jump": ("iptables -I FORWARD -j REJECT", 1),
+    "jump twice": ("iptables -I FORWARD -j FLANNEL-FWD", 1),
+    "foreign rule": ("iptables -I FLANNEL-FWD -s 10.100.2.2 -j DROP", 1),
+    "rules in another order": (
+        "iptables -t nat -D FLANNEL-POSTRTG 1; iptables -t nat -A FLANNEL-POSTRTG -m mark --mark "
+        "0x4000/0x4000 -m comment --comment 'flanneld masq' -j RETURN",
+        1,
+    ),
+    "table deleted": ("nft delete table ip filter", 1),
+}
+NFT_DAMAGE = {
+    "nft flush ruleset": "nft flush ruleset",
+    "chain flushed": "nft flush chain ip flannel-ipv4 postrtg",
+    "chain deleted": "nft delete chain ip flannel-ipv4 forward",
+    "foreign rule": "nft insert rule ip flannel-ipv4 forward drop",
+    "foreign set": "nft add set ip flannel-ipv4 bad '{ type ipv4_addr; }'",
+    "policy": "nft 'add chain ip flannel-ipv4 forward { policy drop; }'",
+}
+
+
+async def calm(wakes) -> None:
+    """Return when our own changes, which are announced as well, have been heard."""
+    while sum([await wakes.silence() for _ in range(4)]):
+        pass
+
+
+def healed_when_announced(namespace, listen, desired: State, words: str) -> int:
+    """Do something to the rules of a plan; return how many objects the pass that this wakes repairs."""
+
+    async def work() -> int:
+        with filters() as target:
+            await one_pass(target, desired)
+            async with listen(target.changes()) as wakes:
+                await calm(wakes)
+                await one_pass(target, desired)
+                await asyncio.to_thread(namespace.command, "sh", "-c", words)
+                await wakes.next()
+                operations, refused = await one_pass(target, desired)
+                assert not refused
+                assert not (await one_pass(target, desired))[0]
+                return len(operations)
+
+    return namespace.run(work)
+
+
+@pytest.mark.parametrize(("words", "repairs"), DAMAGE.values(), ids=list(DAMAGE))
+def test_damage_in_iptables_is_heard_and_mended(namespace, listen, words: str, repairs: int) -> None:
+    assert healed_when_announced(namespace, listen, plan(nftables=False), words) == repairs
+
+
+@pytest.mark.parametrize("words", NFT_DAMAGE.values(), ids=list(NFT_DAMAGE))
+def test_damage_in_nftables_is_heard_and_mended(namespace, listen, words: str) -> None:
+    assert healed_when_announced(namespace, listen, plan(nftables=True), words) == 1
+
+
+def test_a_forward_that_begins_to_drop_gets_the_accept(namespace, listen) -> None:
+    """As when Docker starts after us: in nftables, too, the accept must stand where the drop is."""
+    desired = plan(nftables=True)
+    settled(namespace, desired)
+    assert "FLANNEL" not in ruleset(namespace)
+
+    assert healed_when_announced(namespace, listen, desired, "iptables -P FORWARD DROP") == 1
+    assert "-A FORWARD" in namespace.command("iptables", "-S", "FORWARD")
+    assert healed_when_announced(namespace, listen, desired, "iptables -P FORWARD ACCEPT") == 1
+    assert "FLANNEL" not in ruleset(namespace)
+
+
+def test_rules_of_others_wake_nobody(namespace, listen) -> None:
+    async def work() -> int:
+        desired = plan(nftables=False)
+        with filters() as target:
+            await one_pass(target, desired)
+            async with listen(target.changes()) as wakes:
+                await calm(wakes)
+                await one_pass(target, desired)
+                others = (
+                    "iptables -I FORWARD -i lo -j ACCEPT; iptables -t nat -N DOCKER; nft add table ip other"
+                )
+                await asyncio.to_thread(namespace.command, "sh", "-c", others)
+                return sum([await wakes.silence() for _ in range(5)])
+
+    assert namespace.run(work) == 0
+
+
+def test_passes_that_others_ask_for_run_no_program(namespace, monkeypatch) -> None:
+    async def work() -> State:
+        desired = plan(nftables=False)
+        with filters() as target:
+            await one_pass(target, desired)
+            before = await target.snapshot(desired)
+            monkeypatch.setenv("PATH", "/nowhere")
+            assert await target.snapshot(desired) == before
+            return before
+
+    assert len(namespace.run(work)) == 2
+
+
+@dataclass(frozen=True)
+class Packet:
+    """A datagram: who sends it, to whom, and the source that the receiver sees; None when it never comes."""
+
+    sender: str
+    source: str
+    destination: str
+    seen: str | None
+    port: int = 4000
+
+
+PACKETS = (
+    Packet("container", OURS, PEER, OURS),
+    Packet("world", PEER, OURS, PEER),
+    Packet("world", CLIENT, OURS, CLIENT),
+    Packet("container", OURS, WORLD, HOST),
+    Packet("container", OURS, WORLD, OURS, port=4001),
+    Packet("container", OURS, WORLD, HOST, port=4002),
+    Packet("host", HOSTS_OTHER, PEER, HOST),
+    Packet("host", HOSTS_OTHER, WORLD, HOSTS_OTHER),
+    Packet("world", WORLD, BEHIND, None),
+    Packet("container", BEHIND, WORLD, None),
+)
+PORTS = (4000, 4001, 4002)
+MARKS = """
+iptables -t mangle -A PREROUTING -p udp --dport 4001 -j MARK --set-mark 0x4001
+iptables -t mangle -A PREROUTING -p udp --dport 4002 -j MARK --set-mark 0x8000
+iptables -P FORWARD DROP
+echo 1 >/proc/sys/net/ipv4/ip_forward
+echo 0 >/proc/sys/net/ipv4/conf/all/rp_filter
+"""
+
+
+def wire_up(host, container, world) -> None:
+    """Join a container and the world to a host that forwards, and drops what nobody accepts."""
+    for name, end, addresses in (
+        ("c", container, (f"{OURS}/24", f"{BEHIND}/32")),
+        ("w", world, (f"{CLIENT}/24", f"{PEER}/32", f"{WORLD}/32")),
+    ):
+        host.ip(f"link add {name} type veth peer name eth0 netns {end.name}")
+        host.ip(f"link set {name} up")
+        end.ip("link set eth0 up")
+        for address in addresses:
+            end.ip(f"address add {address} dev eth0")
+    for address, device in ((f"{HOST}/24", "w"), ("10.100.1.1/24", "c"), (f"{HOSTS_OTHER}/32", "lo")):
+        host.ip(f"address add {address} dev {device}")
+    for destination, gateway in (("10.100.0.0/16", CLIENT), (f"{WORLD}/32", CLIENT), (f"{BEHIND}/32", OURS)):
+        host.ip(f"route add {destination} via {gateway}")
+    container.ip("route add default via 10.100.1.1")
+    world.ip(f"route add default via {HOST}")
+    host.command("sh", "-ec", MARKS)
+
+
+def bound(namespace, address: str, port: int) -> socket.socket:
+    """Return a UDP socket that lives in the namespace."""
+
+    async def work() -> socket.socket:
+        made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        made.bind((address, port))
+        return made
+
+    return namespace.run(work)
+
+
+def seen_source(packet: Packet, places) -> str | None:
+    receiver = places["container" if packet.destination in (OURS, BEHIND) else "world"]
+    with (
+        bound(receiver, packet.destination, packet.port) as inbox,
+        bound(places[packet.sender], packet.source, 0) as outbox,
+    ):
+        inbox.settimeout(5 if packet.seen else 0.3)
+        outbox.sendto(b"x", (packet.destination, packet.port))
+        try:
+            return inbox.recvfrom(16)[1][0]
+        except TimeoutError:
+            return None
+
+
+@pytest.mark.parametrize("nftables", [False, True], ids=["iptables", "nftables"])
+def test_packets_meet_the_same_verdict_and_address_in_both_engines(make_namespace, nftables: bool) -> None:
+    places = {name: make_namespace() for name in ("host", "container", "world")}
+    wire_up(*places.values())
+
+    settled(places["host"], plan(nftables=nftables))
+
+    assert {packet: seen_source(packet, places) for packet in PACKETS} == {
+        packet: packet.seen for packet in PACKETS
+    }
+
+
+def programs(directory: Path, **bodies: str) -> str:
+    """Make shell programs in a directory, and return the PATH where they are found first."""
+    directory.mkdir()
+    for name, body in bodies.items():
+        path = directory / name.replace("_", "-")
+        path.write_text(f"#!/bin/sh\n{body}\n")
+        path.chmod(0o755)
+    return f"{directory}:{os.environ['PATH']}"
+
+
+LEGACY = {
+    f"{family}{part}": f'exec /usr/sbin/{family}-legacy{part.replace("_", "-")} "$@"'
+    for family in ("iptables", "ip6tables")
+    for part in ("", "_save", "_restore")
+}
+
+
+def test_legacy_iptables_is_looked_at_by_the_clock(namespace, listen, tmp_path: Path, monkeypatch) -> None:
+    """It announces nothing; its tables stay in the namespace, empty."""
+    monkeypatch.setenv("PATH", programs(tmp_path / "bin", **LEGACY))
+    desired = plan(nftables=False)
+
+    async def work() -> list[Operation]:
+        with filters(RESYNC_S) as target:
+            _, refused = await one_pass(target, desired)
+            assert not refused
+            async with listen(target.changes()) as wakes:
+                await calm(wakes)
+                await one_pass(target, desired)
+                await asyncio.to_thread(namespace.command, "iptables-legacy", "-F", "FLANNEL-FWD")
+                await wakes.next()
+                operations, _ = await one_pass(target, desired)
+                assert not (await one_pass(target, desired))[0]
+            await one_pass(target, State.EMPTY)
+            return operations
+
+    assert [found(operation) for operation in namespace.run(work)] == [
+        "iptables chain FLANNEL-FWD in filter: 2 of 2 rules missing"
+    ]
+    assert "FLANNEL" not in namespace.command("iptables-legacy-save")
+
+
+def test_an_old_iptables_draws_no_ports(namespace, tmp_path: Path, monkeypatch, caplog) -> None:
+    """Before 1.6.2 it knows neither --random-fully nor --wait in iptables-restore; it works without."""
+    refuse = 'case "$* $(cat)" in *random-fully*|*--wait*) echo unknown option >&2; exit 2;; esac'
+    restore = f'input=$(cat); echo "$input" | sh -c \'{refuse}\' x "$@" || exit; echo "$input" |'
+    path = programs(
+        tmp_path / "bin",
+        iptables='[ "$1" = --version ] && echo iptables v1.6.1 && exit; exec /usr/sbin/iptables "$@"',
+        iptables_restore=f'{restore.replace("$*", "$0 $*")} /usr/sbin/iptables-restore "$@"',
+    )
+    monkeypatch.setenv("PATH", path)
+
+    settled(namespace, plan(nftables=False))
+
+    rules = namespace.command("/usr/sbin/iptables", "-t", "nat", "-S", "FLANNEL-POSTRTG")
+    assert rules.count("-j MASQUERADE") == 2
+    assert "random" not in rules
+    assert [record.message for record in caplog.records].count(
+        "iptables v1.6.1: no random ports for masqueraded packets"
+    ) == 1
+
+
+def test_a_kernel_that_draws_no_ports_in_nftables(namespace, tmp_path: Path, monkeypatch, caplog) -> None:
+    check = '[ "$1" = -c ] && echo Error: Could not process rule: Not supported >&2 && exit 1'
+    monkeypatch.setenv("PATH", programs(tmp_path / "bin", nft=f'{check}; exec /usr/sbin/nft "$@"'))
+
+    settled(namespace, plan(nftables=True))
+
+    assert "masquerade" in ruleset(namespace)
+    assert "random" not in ruleset(namespace)
+    assert "no random ports" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("nftables", "cause", "advice"),
+    [
+        (False, "iptables is not installed", "set EnableNFTables"),
+        (True, "nft is not installed", "set EnableNFTables to false"),
+    ],
+)
+def test_a_missing_program_is_named(namespace, monkeypatch, nftables: bool, cause: str, advice: str) -> None:
+    """Nothing else is refused: without iptables nobody can make it drop."""
+    monkeypatch.setenv("PATH", "/nowhere")
+
+    async def work() -> list[Refusal]:
+        with filters() as target:
+            return (await one_pass(target, plan(nftables=nftables)))[1]
+
+    refused = namespace.run(work)
+    assert {refusal.cause for refusal in refused} == {cause}
+    assert all(advice in refusal.hint for refusal in refused)
+    assert all(isinstance(_item(refusal), NftTable) is nftables for refusal in refused)
+
+
+def _item(refusal: Refusal) -> object:
+    return getattr(refusal.operation, "item", None)
+
+
+def test_a_program_that_fails_is_quoted(namespace, tmp_path: Path, monkeypatch) -> None:
+    fail = "echo '# Warning: legacy tables' >&2; echo 'it is broken' >&2; exit 3"
+    monkeypatch.setenv("PATH", programs(tmp_path / "bin", iptables_restore=fail, nft=fail))
+    work: Callable[[bool], Callable[[], Awaitable[list[Refusal]]]]
+
+    def work(nftables: bool):
+        async def run() -> list[Refusal]:
+            with filters() as target:
+                return (await one_pass(target, plan(nftables=nftables)))[1]
+
+        return run
+
+    assert {refusal.cause for refusal in namespace.run(work(False))} == {
+        "iptables-restore failed: it is broken"
+    }
+    assert {refusal.cause for refusal in namespace.run(work(True))} == {"nft failed: it is broken"}
+
+
+def test_the_rules_drawn_by_default_are_fully_random(namespace) -> None:
+    rules = [rule for item in plan(nftables=False) for rule in getattr(item, "rules", ())]
+    assert sum(isinstance(rule, FilterRule) and rule.verdict == Masquerade() for rule in rules) == 2
+
+    settled(namespace, plan(nftables=False))
+
+    assert namespace.command("iptables", "-t", "nat", "-S").count("--random-fully") == 2
