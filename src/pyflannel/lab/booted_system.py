@@ -16,11 +16,6 @@ from pyflannel.lab.waiting import wait_until
 _BOOT_DEADLINE_S = 30.0
 _OFF_DEADLINE_S = 30.0
 _INSTALLATION = (Path(sys.prefix), Path(pyflannel.__file__).resolve().parents[1])
-# A container may not write to hierarchies of version 1 but systemd's own; Docker must.
-_UNLOCK = (
-    'for group in /sys/fs/cgroup/*; do ! mountpoint -q "$group" || mount -o remount,bind,rw "$group"; done'
-)
-
 _UP = ("running", "degraded")
 _STARTED = ("starting", *_UP)
 _PROGRAMS = ("flanneld", "flannelctl", "mk-docker-opts")
@@ -35,7 +30,9 @@ tr -d - </proc/sys/kernel/random/uuid >"$2/etc/machine-id"
 # systemd sees the control group that it is started in as the root of all, in each hierarchy. One of version 1
 # for processors takes no process before it was told which.
 _BOOT = """
-for group in /sys/fs/cgroup /sys/fs/cgroup/*; do
+roots=/sys/fs/cgroup
+[ -e $roots/cgroup.procs ] || roots="$roots/*"
+for group in $roots; do
     [ -e "$group/cgroup.procs" ] || continue
     for part in $(echo "$0" | tr / " "); do
         parent=$group group=$group/$part
@@ -48,6 +45,11 @@ for group in /sys/fs/cgroup /sys/fs/cgroup/*; do
 done
 exec systemd-nspawn "$@"
 """
+
+# A container may not write to hierarchies of version 1 but systemd's own; Docker must.
+_UNLOCK = (
+    'for group in /sys/fs/cgroup/*; do ! mountpoint -q "$group" || mount -o remount,bind,rw "$group"; done'
+)
 
 
 class BootedSystem(Sandbox):
