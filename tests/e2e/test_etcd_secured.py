@@ -348,8 +348,9 @@ class TestReplaced:
 
     def test_an_expired_certificate(self, secured: Secured, network: Any, pings: Any) -> None:
         daemon = pid_of(network, "docker1")
-        secured.authority.issue("docker1", ends_in=-timedelta(hours=1))
         secured.kill_members()
+        wait_for(network, "docker1", "connection refused")
+        secured.authority.issue("docker1", ends_in=-timedelta(hours=1))
         secured.start_members()
         try:
             waits = wait_for(network, "docker1", "docker1.pem expired at")
