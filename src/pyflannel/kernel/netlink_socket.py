@@ -237,7 +237,11 @@ def _open(buffer_octets: int, groups: int, protocol: int = socket.NETLINK_ROUTE)
     # Beyond net.core.rmem_max only with CAP_NET_ADMIN.
     _try_option(opened, socket.SOL_SOCKET, socket.SO_RCVBUF, buffer_octets)
     _try_option(opened, socket.SOL_SOCKET, _SO_RCVBUFFORCE, buffer_octets)
-    opened.bind((0, groups))
+    try:
+        opened.bind((0, groups))
+    except OSError as error:  # some groups want CAP_NET_ADMIN
+        opened.close()
+        raise _failed("listening to the kernel's netlink groups", error) from error
     return opened
 
 

@@ -80,6 +80,9 @@ class BootedSystem(Sandbox):
         self._host.run(["sh", "-c", _LAY, "sh", self._root.parent, self._root])
         for name in _PROGRAMS:
             self._host.run(["ln", "-sf", Path(sys.executable).parent / name, self._root / "usr/local/bin"])
+        if any(path.is_relative_to("/tmp") or path.is_relative_to("/var/tmp") for path in _INSTALLATION):
+            # Units with a /tmp of their own would not see this installation.
+            self.write("/etc/systemd/system/service.d/installation.conf", "[Service]\nPrivateTmp=no\n")
 
     def write(self, path: str, text: str) -> None:
         """Write a file before the boot."""
