@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pyflannel.assembly.control_client import ControlClient
-from pyflannel.assembly.daemon_process import stop_daemon
+from pyflannel.assembly.daemon_process import running_daemon, stop_daemon
 from pyflannel.assembly.options import store_url_from_environment
 from pyflannel.assembly.places import Places
 from pyflannel.assembly.store import open_store
@@ -33,6 +33,7 @@ from pyflannel.ports.store import Store
 from pyflannel.ports.target import Target
 from pyflannel.processes.forwarder import ForwarderTarget
 from pyflannel.processes.forwarder_launch import LOG_NAME
+from pyflannel.processes.service import service_of
 from pyflannel.wire.forwarder_control import SOCKET_NAME
 from pyflannel.wire.lease_record import SUBNETS, lease_of
 
@@ -73,9 +74,13 @@ async def clean_up(cleanup: Cleanup, environ: Mapping[str, str]) -> CleanupRepor
     report = CleanupReport()
     places = cleanup.places
     store_url, owner = await _asked_of_daemon(places)
+    running = running_daemon(places.lock)
+    unit = None if running is None else service_of(running)
     pid = await stop_daemon(places.lock)
     if pid is not None:
         report.removed.append(f"flanneld (pid {pid})")
+    if unit is not None:
+        report.kept.append(f"unit {unit}; if it is enabled, `systemctl disable {unit}` before the next boot")
     was_here = places.run_dir.exists()  # the lock makes it
     with RunLock(str(places.lock), "flannelctl cleanup"):  # no daemon starts meanwhile
         await _remove_objects(places, report)
