@@ -4,16 +4,20 @@ Run by `scripts/bench udp`, as root.
 """
 
 import argparse
+import asyncio
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path as FilePath
 from statistics import median
 
 from rich.console import Console
 from rich.table import Table
 
+from pyflannel.datapath.offload import Offload
 from pyflannel.errors import FlannelError, LabError
 from pyflannel.lab.demo import DemoOptions, bring_up
 from pyflannel.lab.host import Host
@@ -21,11 +25,21 @@ from pyflannel.lab.kernel_path import VXLAN, KernelPath, lay_kernel_path, measur
 from pyflannel.lab.lab import Lab
 from pyflannel.lab.traffic import Station, measure_throughput, ping
 from pyflannel.lab.waiting import wait_until
+from pyflannel.processes.forwarder_client import connected
+from pyflannel.wire.forwarder_control import (
+    SOCKET_NAME,
+    Kind,
+    decode_counters,
+    decode_state,
+    decode_summary,
+)
 
 DEVICE = "flannel0"
 PORT = 5202
 SMALL_OCTETS = 64
 PINGS = 20
+TITLE = "udp backend, in user space, beside the kernel's vxlan laid by hand"
+PICTURE = FilePath(__file__).parent / "results" / "udp.svg"
 BAR_WIDTH = 24
 
 
@@ -60,6 +74,39 @@ class Path:
     route: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forwarder:
+    """The process that carried the packets, as it says itself and as the kernel says.
+
+    Attributes:
+        resident_kib: memory, after the measurements.
+        offloads: names of the kernel's help in use.
+        sent: packets that went to peers, and in how many calls with more than one.
+        written: packets that were given to the device, and in how many calls with more than one.
+    """
+
+    pid: int
+    version: str
+    resident_kib: int
+    offloads: tuple[str, ...]
+    sent: tuple[int, int]
+    written: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What was measured, and the proof of what it was measured on.
+
+    Attributes:
+        loads: of the machine, in processes that want a processor, before and after.
+    """
+
+    paths: tuple[Path, ...]
+    figures: tuple[Figure, ...]
+    forwarders: dict[str, Forwarder]
+    loads: tuple[float, float]
+
+
 class Steps:
     """Says on standard error what is under way, so that the table alone is on standard output."""
 
@@ -79,22 +126,26 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3, help="measurements of each figure (default 3)")
     parser.add_argument("--seconds", type=int, default=3, help="length of each measurement (default 3)")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    parser.add_argument("--picture", type=FilePath, default=PICTURE, help=f"SVG to write (default {PICTURE})")
     options = parser.parse_args()
     try:
-        paths, figures, forwarder_kib = measure(options.rounds, options.seconds)
+        report = measure(options.rounds, options.seconds)
     except FlannelError as error:
         print(f"bench: {error}\n  {error.hint}", file=sys.stderr)
         return 1
+    options.picture.parent.mkdir(parents=True, exist_ok=True)
+    options.picture.write_text(draw(report))
     if options.json:
-        print(json.dumps({figure.name: figure.ratio for figure in figures}))
+        print(json.dumps({figure.name: figure.ratio for figure in report.figures}))
     else:
-        show(paths, figures, forwarder_kib)
+        show(report)
+        print(f"picture: {options.picture}")
     return 0
 
 
-def measure(rounds: int, seconds: int) -> tuple[list[Path], list[Figure], int]:
-    """Return what was measured on, the figures, and the resident memory of a forwarder in KiB."""
-    steps = Steps()
+def measure(rounds: int, seconds: int) -> Report:
+    """Lay both paths, measure them in turn, and ask who carried the packets."""
+    steps, load = Steps(), os.getloadavg()[0]
     with Lab("bench") as lab:
         containers = bring_up(lab, DemoOptions(name="bench", has_docker=False), steps)
         hosts = list(lab.hosts.values())
@@ -102,13 +153,18 @@ def measure(rounds: int, seconds: int) -> tuple[list[Path], list[Figure], int]:
         source, destination = containers[first.name], containers[last.name]
         with steps.step("two plain hosts, joined by the kernel's vxlan by hand"):
             kernel = lay_kernel_path(lab)
-        paths = [
+        paths = (
             describe("udp", first, DEVICE, destination),
             describe("vxlan", kernel.left_host, VXLAN, kernel.right),
-        ]
+        )
         with steps.step(f"{rounds} rounds, the two paths in turn"):
             figures = measure_rounds(source, destination, kernel, rounds, seconds)
-        return paths, figures, forwarder_memory(first)
+        return Report(
+            paths=paths,
+            figures=tuple(figures),
+            forwarders={host.name: asyncio.run(ask_forwarder(host)) for host in (first, last)},
+            loads=(load, os.getloadavg()[0]),
+        )
 
 
 def measure_rounds(
@@ -201,22 +257,35 @@ def describe(name: str, host: Host, device: str, destination: Station) -> Path:
     return Path(name=name, device=device, driver=driver, mtu=link["mtu"], route=route.strip())
 
 
-def forwarder_memory(host: Host) -> int:
-    """Return the resident KiB of the host's forwarder."""
-    pid = json.loads(host.flannelctl("status", "--json"))["forwarder"]["pid"]
-    line = host.run(["grep", "VmRSS", f"/proc/{pid}/status"]).stdout
-    return int(line.split()[1])
+async def ask_forwarder(host: Host) -> Forwarder:
+    """Return what the host's forwarder says of itself, and its memory."""
+    async with connected(host.directory / "run/flannel" / SOCKET_NAME) as client:
+        state = decode_state(await client.ask(Kind.READ_STATE))
+        summary = decode_summary(await client.ask(Kind.READ_SUMMARY))
+        counters = decode_counters(await client.ask(Kind.READ_COUNTERS))
+        pid = client.pid
+    resident = next(
+        line for line in FilePath(f"/proc/{pid}/status").read_text().splitlines() if "VmRSS" in line
+    )
+    return Forwarder(
+        pid=pid,
+        version=state.version,
+        resident_kib=int(resident.split()[1]),
+        offloads=tuple(offload.name or "" for offload in Offload(summary.offloads)),
+        sent=(counters["sent_packets"], counters["batches_sent"]),
+        written=(counters["received_packets"], counters["batches_written"]),
+    )
 
 
-def show(paths: list[Path], figures: list[Figure], forwarder_kib: int) -> None:
+def show(report: Report) -> None:
     """Print the figures as a table and a picture, and what they were measured on."""
-    table = Table(title="udp backend, in user space, beside the kernel's vxlan laid by hand")
+    table = Table(title=TITLE)
     for heading in ("", "udp", "vxlan", "ratio"):
         table.add_column(heading, justify="left" if heading == "" else "right")
     table.add_column("[dim]vxlan = ▏[/dim]")
-    for figure in figures:
+    for figure in report.figures:
         table.add_row(
-            f"{figure.name} ({figure.unit}){', less is better' if figure.is_less_better else ''}",
+            label(figure),
             spread(figure.overlay),
             spread(figure.kernel),
             f"{figure.ratio:.2f}",
@@ -224,11 +293,63 @@ def show(paths: list[Path], figures: list[Figure], forwarder_kib: int) -> None:
         )
     console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
     console.print(table)
-    for path in paths:
-        console.print(
-            f"{path.name}: {path.device}, driver {path.driver}, MTU {path.mtu}; {path.route}", soft_wrap=True
+    for line in proof(report):
+        console.print(line, soft_wrap=True)
+
+
+def proof(report: Report) -> Iterator[str]:
+    """Yield lines that say what was really measured."""
+    for path in report.paths:
+        yield f"{path.name}: {path.device}, driver {path.driver}, MTU {path.mtu}; {path.route}"
+    for host, forwarder in report.forwarders.items():
+        yield (
+            f"forwarder of {host}: pid {forwarder.pid}, version {forwarder.version},"
+            f" {forwarder.resident_kib / 1024:.1f} MiB resident;"
+            f" {', '.join(forwarder.offloads) or 'no help of the kernel'};"
+            f" {forwarder.sent[0]} packets sent, {forwarder.sent[1]} runs;"
+            f" {forwarder.written[0]} written, {forwarder.written[1]} runs"
         )
-    console.print(f"forwarder: {forwarder_kib / 1024:.1f} MiB resident")
+    yield "vxlan's hosts: no device and no program of ours, its octets counted by the device"
+    before, after = report.loads
+    yield f"load of the machine: {before:.1f} before, {after:.1f} after, {os.cpu_count()} processors"
+
+
+def label(figure: Figure) -> str:
+    """Return what a row is about."""
+    return f"{figure.name} ({figure.unit}){', less is better' if figure.is_less_better else ''}"
+
+
+def draw(report: Report) -> str:
+    """Return the figures as an SVG: both medians of each, on one scale, with the ratio."""
+    rows: list[str] = []
+    for number, figure in enumerate(report.figures):
+        top = 60 + number * 74
+        most = max(median(figure.overlay), median(figure.kernel))
+        rows.append(f'<text x="20" y="{top}" font-weight="bold">{label(figure)}: {figure.ratio:.2f}</text>')
+        for name, values, colour, down in (
+            ("udp", figure.overlay, "#1f77b4", 10),
+            ("vxlan", figure.kernel, "#999999", 32),
+        ):
+            width = max(1, round(440 * median(values) / most))
+            rows.append(f'<text x="20" y="{top + down + 13}">{name}</text>')
+            rows.append(f'<rect x="80" y="{top + down}" width="{width}" height="17" fill="{colour}"/>')
+            rows.append(f'<text x="{88 + width}" y="{top + down + 13}">{spread(values)}</text>')
+    height = 60 + len(report.figures) * 74
+    notes = [
+        f'<text x="20" y="{height + 16 * number}" font-size="9" fill="#555555">{line}</text>'
+        for number, line in enumerate(proof(report))
+    ]
+    return "\n".join(
+        [
+            f'<svg xmlns="http://www.w3.org/2000/svg" width="920" height="{height + 16 * len(notes)}"'
+            ' font-family="sans-serif" font-size="13">',
+            '<rect width="100%" height="100%" fill="white"/>',
+            f'<text x="20" y="28" font-size="16">{TITLE}</text>',
+            *rows,
+            *notes,
+            "</svg>\n",
+        ]
+    )
 
 
 def spread(values: tuple[float, ...]) -> str:
