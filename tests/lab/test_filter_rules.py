@@ -1,0 +1,261 @@
+"""flanneld keeps its filter rules, in either engine, whoever takes them away, and says what is wrong."""
+
+import itertools
+import os
+import re
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from pyflannel.lab.etcd_server import PREFIX
+from pyflannel.lab.host import Host
+from pyflannel.lab.program import Program
+from pyflannel.lab.waiting import wait_until
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
+
+HEALED_S = 5.0
+"""Generous: a second is meant, and less is measured, but machines are shared."""
+
+FLANNELD = Path(sys.executable).with_name("flanneld")
+IPTABLES, NFTABLES = '{"Network":"10.100.0.0/16"}', '{"Network":"10.100.0.0/16","EnableNFTables":true}'
+hosts = itertools.cycle(["docker1", "docker2", "docker3", "docker4"])
+"""In turn: what is repaired too often on one host is taken for a fight."""
+
+
+@pytest.fixture(scope="module")
+def masked(overlay) -> None:
+    """All four hosts with --ip-masq."""
+    overlay.lab.each(lambda host: start(overlay, host, "--ip-masq"))
+
+
+@pytest.fixture
+def alone(overlay) -> Iterator[Host]:
+    """The last host with no flanneld yet, as before flannel afterwards."""
+    host = overlay.hosts["docker4"]
+    if host.name in overlay.daemons:
+        clean_up(overlay, host)
+    yield host
+    clean_up(overlay, host)
+
+
+def start(overlay, host: Host, *flags: str, prefix: Sequence[str] = ()) -> Program:
+    command = [*prefix, str(FLANNELD), f"--store={overlay.etcd.url}", *flags]
+    overlay.daemons[host.name] = host.start_service(command, name="flanneld")
+    return overlay.daemons[host.name]
+
+
+def clean_up(overlay, host: Host) -> None:
+    host.flannelctl("--store", overlay.etcd.url, "cleanup")
+
+
+def ruleset(host: Host) -> list[str]:
+    """Return every line of the rules, sorted: the order of chains tells only which was made first."""
+    return sorted(host.run(["nft", "--stateless", "list", "ruleset"]).stdout.splitlines())
+
+
+def saved(host: Host) -> list[str]:
+    """Return what iptables-save prints, but for the time."""
+    lines = host.run(["iptables-save"]).stdout.splitlines()
+    return [re.sub(r"\[\d+:\d+\]", "", line) for line in lines if not line.startswith("#")]
+
+
+def wait_rules(host: Host, expected: list[str], deadline_s: float = HEALED_S) -> None:
+    wait_until(lambda: ruleset(host) == expected, what=f"{host.name} has its rules", deadline_s=deadline_s)
+
+
+def healed_s(host: Host, words: str) -> float:
+    """Do something to the rules of a host; return how long they were away."""
+    before = ruleset(host)
+    host.run(["sh", "-c", words])
+    began = time.monotonic()
+    wait_rules(host, before)
+    return time.monotonic() - began
+
+
+DAMAGE = {
+    "nft flush ruleset": "nft flush ruleset",
+    "iptables -F": "iptables -F",
+    "nat flushed": "iptables -t nat -F",
+    "chain deleted": "iptables -F FORWARD; iptables -F FLANNEL-FWD; iptables -X FLANNEL-FWD",
+    "jump deleted": "iptables -t nat -F POSTROUTING",
+    "a rule of somebody in our chain": "iptables -I FLANNEL-FWD -d 10.100.0.0/16 -j DROP",
+    "one rule deleted": "iptables -t nat -D FLANNEL-POSTRTG 5",
+}
+
+
+@pytest.mark.parametrize("words", DAMAGE.values(), ids=list(DAMAGE))
+def test_whoever_flushes_them_the_rules_are_back(overlay, masked, figures, request, words: str) -> None:
+    host = overlay.hosts[next(hosts)]
+
+    took_s = healed_s(host, words)
+
+    assert "Repaired iptables chain FLANNEL-" in overlay.log(host).splitlines()[-1]
+    figures(f"{request.node.callspec.id}: back after {took_s * 1e3:.0f} ms")
+
+
+def test_a_rule_of_somebody_in_our_chain_is_named(overlay, masked) -> None:
+    host = overlay.hosts["docker3"]
+
+    healed_s(host, "iptables -A FLANNEL-FWD -s 192.0.2.66 -j DROP")
+
+    assert "foreign rule '-s 192.0.2.66/32 -j DROP'" in overlay.log(host).splitlines()[-1]
+
+
+def test_a_jump_behind_a_drop_comes_before_it(overlay, masked) -> None:
+    host = overlay.hosts["docker2"]
+    jump = '-A FORWARD -m comment --comment "flanneld forward" -j FLANNEL-FWD'
+
+    host.run(["iptables", "-I", "FORWARD", "-j", "DROP"])
+    wait_until(
+        lambda: (
+            [line for line in saved(host) if line.startswith("-A FORWARD")] == [jump, "-A FORWARD -j DROP"]
+        ),
+        what="the jump decides",
+        deadline_s=HEALED_S,
+    )
+
+    host.run(["iptables", "-D", "FORWARD", "-j", "DROP"])
+
+
+def test_the_config_chooses_the_engine_of_every_host(overlay, masked) -> None:
+    """And back again; nothing of the other stays, and a flush is mended in either."""
+    before = {host.name: ruleset(host) for host in overlay.hosts.values()}
+
+    overlay.etcd.etcdctl("put", f"{PREFIX}/config", NFTABLES)
+    for host in overlay.hosts.values():
+        wait_until(
+            lambda host=host: "flannel-ipv4" in str(ruleset(host)) and "FLANNEL" not in str(ruleset(host)),
+            what=f"{host.name} in nftables",
+            deadline_s=HEALED_S,
+        )
+    host = overlay.hosts["docker1"]
+    healed_s(host, "nft flush ruleset")
+    assert "Repaired nftables table flannel-ipv4: missing" in overlay.log(host).splitlines()[-1]
+
+    overlay.etcd.etcdctl("put", f"{PREFIX}/config", IPTABLES)
+    for host in overlay.hosts.values():
+        wait_rules(host, before[host.name])
+
+
+@pytest.mark.parametrize("config", [IPTABLES, NFTABLES], ids=["iptables", "nftables"])
+def test_cleanup_leaves_the_rules_as_they_were(overlay, alone: Host, config: str) -> None:
+    overlay.etcd.etcdctl("put", f"{PREFIX}/config", config)
+    alone.run(["iptables", "-A", "FORWARD", "-s", "192.0.2.7", "-j", "ACCEPT"])
+    before = ruleset(alone), saved(alone)
+
+    start(overlay, alone, "--ip-masq")
+    assert "masquerade" in str(ruleset(alone))
+    clean_up(overlay, alone)
+
+    assert (ruleset(alone), saved(alone)) == before
+    overlay.etcd.etcdctl("put", f"{PREFIX}/config", IPTABLES)
+
+
+def test_options_turned_off_take_their_rules_away(overlay, alone: Host) -> None:
+    before = ruleset(alone)
+
+    start(overlay, alone, "--ip-masq").stop()
+    assert alone.subnet_env()["FLANNEL_IPMASQ"] == "true"
+    with_both = ruleset(alone)
+    start(overlay, alone).stop()
+    assert alone.subnet_env()["FLANNEL_IPMASQ"] == "false"
+    assert "FLANNEL-FWD" in str(ruleset(alone))
+    assert "FLANNEL-POSTRTG" not in str(ruleset(alone))
+    start(overlay, alone, "--ip-masq", "--iptables-forward-rules=false").stop()
+    assert "FLANNEL-FWD" not in str(ruleset(alone))
+    start(overlay, alone, "--iptables-forward-rules=false").stop()
+    assert ruleset(alone) == before
+    start(overlay, alone, "--ip-masq")
+
+    assert ruleset(alone) == with_both
+
+
+def test_a_stopped_daemon_leaves_its_rules(overlay, alone: Host) -> None:
+    daemon = start(overlay, alone, "--ip-masq")
+    before = ruleset(alone)
+
+    daemon.stop()
+    assert ruleset(alone) == before
+    daemon = start(overlay, alone, "--ip-masq")
+    daemon.kill()
+
+    assert ruleset(alone) == before
+
+
+@pytest.mark.parametrize(
+    ("config", "missing"),
+    [
+        (IPTABLES, "iptables is not installed"),
+        (NFTABLES, "nft is not installed"),
+    ],
+)
+def test_a_missing_program_is_one_line_and_packets_flow(
+    overlay, alone: Host, config: str, missing: str
+) -> None:
+    overlay.etcd.etcdctl("put", f"{PREFIX}/config", config)
+    said = len(overlay.log(alone)) if (alone.directory / "log/flanneld.log").exists() else 0
+
+    daemon = alone.start(
+        ["env", "PATH=/nowhere", str(FLANNELD), f"--store={overlay.etcd.url}"], name="flanneld"
+    )
+    wait_until(lambda: missing in overlay.log(alone)[said:], what="a line", deadline_s=20)
+    wait_until(
+        lambda: overlay.status(alone).waiting_for is not None, what="it waits for them", deadline_s=HEALED_S
+    )
+
+    assert missing in str(overlay.status(alone).waiting_for)
+    lines = [line for line in overlay.log(alone)[said:].splitlines() if missing in line]
+    assert len(lines) == 1
+    assert lines[0].startswith("E")
+    assert alone.routes("10.100.0.0/16")
+    assert alone.subnet_env()["FLANNEL_MTU"] == "1472"
+    daemon.stop()
+    overlay.etcd.etcdctl("put", f"{PREFIX}/config", IPTABLES)
+
+
+def test_a_held_xtables_lock_is_named_and_waited_for(overlay, alone: Host) -> None:
+    """Legacy iptables has one; links and routes are mended meanwhile, and the rules when it is free."""
+    bin_dir = "/run/legacy"
+    script = (
+        f"mkdir -p {bin_dir}; for each in iptables ip6tables; do for part in '' -save -restore; do"
+        f" ln -sf /usr/sbin/$each-legacy$part {bin_dir}/$each$part; done; done; touch /run/xtables.lock"
+    )
+    alone.run(["sh", "-c", script])
+    holder = alone.start(["flock", "--no-fork", "/run/xtables.lock", "sleep", "1000"], name="holder")
+    said = len(overlay.log(alone)) if (alone.directory / "log/flanneld.log").exists() else 0
+    environment = ["env", f"PATH={bin_dir}:/usr/sbin:/usr/bin:/sbin:/bin"]
+
+    daemon = alone.start(
+        [*environment, str(FLANNELD), f"--store={overlay.etcd.url}", "--ip-masq"], name="flanneld"
+    )
+    wait_until(
+        lambda: "holds the xtables lock" in overlay.log(alone)[said:], what="the lock is named", deadline_s=20
+    )
+    wait_until(lambda: alone.routes("10.100.0.0/16"), what="the route", deadline_s=HEALED_S)
+    alone.run(["ip", "link", "set", "flannel0", "down"])
+    wait_until(lambda: alone.routes("10.100.0.0/16"), what="the route again", deadline_s=HEALED_S)
+    lines = [line for line in overlay.log(alone)[said:].splitlines() if "xtables lock" in line]
+    assert len(lines) <= 2
+    assert "sleep (pid" in lines[0]
+    holder.kill()
+    wait_until(lambda: overlay.status(alone).is_ready, what="ready", deadline_s=20)
+
+    rules = alone.run(["iptables-legacy-save"]).stdout
+    assert "-A POSTROUTING -m comment" in rules
+    assert "-A FORWARD -m comment" in rules
+    daemon.stop()
+    alone.run(
+        [
+            "env",
+            environment[1],
+            str(FLANNELD.with_name("flannelctl")),
+            "--store",
+            overlay.etcd.url,
+            "cleanup",
+        ]
+    )
+    assert "FLANNEL" not in alone.run(["iptables-legacy-save"]).stdout
