@@ -201,15 +201,20 @@ class Reconciler:
         return applied.by_key.get(key) == desired.by_key.get(key)
 
     def _tell_refused(self, refused: tuple[Refusal, ...]) -> None:
-        """Say each refusal once; what only wants a link that was refused itself would hide the cause."""
+        """Say each cause once; what only wants a link that was refused itself would hide it."""
         known = {(found(r.operation), r.cause) for r in self.counts.refused}
         missing = {_subject(r.operation).key for r in refused if isinstance(r.operation, Add)}
+        news: dict[tuple[str, str], list[Operation]] = {}
         for refusal in refused:
-            if (found(refusal.operation), refusal.cause) in known:
+            operation, cause = refusal.operation, refusal.cause
+            if (found(operation), cause) in known:
                 continue
-            is_cause = ("link", _link_of(_subject(refusal.operation))) not in missing
-            level = logging.ERROR if is_cause else logging.DEBUG
-            log.log(level, "%s; refused: %s. %s", found(refusal.operation), refusal.cause, refusal.hint)
+            if ("link", _link_of(_subject(operation))) in missing:
+                log.debug("%s; refused: %s", found(operation), cause)
+            else:
+                news.setdefault((cause, refusal.hint), []).append(operation)
+        for (cause, hint), operations in news.items():
+            log.error("%s; refused: %s. %s", _listing(operations), cause, hint)
 
     def _tell_fights(self, repairs: list[Operation]) -> None:
         now = self._clock.now()

@@ -138,6 +138,20 @@ def test_what_is_refused_is_said_once_and_tried_again(caplog: pytest.LogCaptureF
     assert caplog.text.count("refused: the test asked for this") == 1
 
 
+def test_one_cause_of_several_refusals_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    async def check() -> None:
+        plan = State.of(LINK, HostFile(path="/run/a", text="x\n"), HostFile(path="/run/b", text="x\n"))
+        kernel = FakeKernel(refuse=lambda operation: isinstance(subject(operation), HostFile))
+        async with running(Bench(kernel, plan)) as bench:
+            await bench.clock.advance(5)
+
+    with caplog.at_level(logging.ERROR):
+        asyncio.run(check())
+    assert [record.message.partition(" refused:")[0] for record in caplog.records] == [
+        "file /run/a: missing; file /run/b: missing;"
+    ]
+
+
 def test_what_was_refused_is_no_repair_when_it_succeeds() -> None:
     async def check() -> None:
         kernel = FakeKernel(refuse=lambda operation: True)
