@@ -1,0 +1,225 @@
+"""Batches on real devices: what arrives is what was sent, with any peer, and whatever help is missing."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pyflannel.lab.waiting import wait_until
+from pyflannel.model.operation import Add, Replace
+
+DEADLINE_S = 30.0
+OCTETS = 48 << 20
+RECEIVE = """
+import hashlib, socket, sys
+listener = socket.create_server((sys.argv[1], int(sys.argv[2])))
+print("listening", flush=True)
+connection, _ = listener.accept()
+digest, octets = hashlib.sha256(), 0
+while piece := connection.recv(1 << 18):
+    digest.update(piece)
+    octets += len(piece)
+print(octets, digest.hexdigest(), flush=True)
+"""
+SEND = """
+import hashlib, random, socket, sys
+connection = socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=10)
+connection.settimeout(60)
+digest, left = hashlib.sha256(), int(sys.argv[3])
+piece = random.Random(left).randbytes(1 << 20)
+while left > 0:
+    # Writes of every size, so that segments of every size come.
+    part = piece[: 1 + random.randrange(1 << 18)][:left]
+    connection.sendall(part)
+    digest.update(part)
+    left -= len(part)
+    piece = piece[7:] + piece[:7]
+connection.close()
+print(digest.hexdigest())
+"""
+PLAIN_PEER = """
+import fcntl, os, select, socket, struct, sys
+tun = os.open("/dev/net/tun", os.O_RDWR)
+fcntl.ioctl(tun, 0x400454CA, struct.pack("16sH22x", b"flannel0", 0x1001))
+udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+udp.setsockopt(socket.SOL_SOCKET, 33, 8 << 20)
+udp.bind((sys.argv[1], 8285))
+print("ready", flush=True)
+
+while True:
+    for ready in select.select([tun, udp], [], [])[0]:
+        if ready is udp:
+            packet = udp.recv(65535)
+            if len(packet) != int.from_bytes(packet[2:4], "big"):
+                print("not one packet in a datagram", flush=True)
+            os.write(tun, packet)
+        else:
+            udp.sendto(os.read(tun, 65535), (sys.argv[2], 8285))
+"""
+"""The original's way: one read, one datagram, no header before a packet, no help asked for."""
+
+LACKING = """
+import errno, fcntl, socket, sys
+from pyflannel.datapath import inbound_path, tun, underlay_sender
+from pyflannel.programs.forwarder import main
+
+lacking = sys.argv.pop(1)
+if lacking == "RUN_WRITE":
+    real = tun.ioctl
+    def ioctl(descriptor, request, argument):
+        if request == tun._TUNSETIFF and tun._IFREQ.unpack(argument)[1] & tun._IFF_VNET_HDR:
+            raise OSError(errno.EINVAL, "as an old kernel says")
+        return real(descriptor, request, argument)
+    tun.ioctl = ioctl
+elif lacking == "SEGMENTED_SEND":
+    underlay_sender._UDP_SEGMENT = 9999
+elif lacking == "JOINED_RECEIVE":
+    inbound_path._UDP_GRO = 9999
+sys.exit(main(sys.argv[2:]))
+"""
+"""A forwarder on a kernel that knows one thing less."""
+
+
+def start_lacking(host, piece: str) -> subprocess.Popen:
+    """Start a forwarder that is refused a piece of the kernel's help."""
+    words = [
+        *(f"--run-dir={host.run_dir}", "--link=flannel0", f"--tunnel-address={host.tunnel_address}"),
+        *(f"--subnet={host.forwarder.subnet}", f"--listen-address={host.address}", "--port=8285"),
+        *("--mtu=1472", "--version=0.1.0"),
+    ]
+    process = host.spawn(sys.executable, "-c", LACKING, piece, "pyflannel.programs.forwarder", *words)
+    wait_until((host.run_dir / "forwarder.sock").exists, what="its socket", deadline_s=DEADLINE_S)
+    return process
+
+
+def transfer(source, destination, octets: int = OCTETS) -> bool:
+    """Send octets by TCP and return whether they all arrived, and as they were."""
+    address, port = destination.tunnel_address, "5400"
+    receiver = destination.spawn(sys.executable, "-c", RECEIVE, address, port)
+    assert receiver.stdout.readline() == "listening\n"
+    sent = source.namespace.command(sys.executable, "-c", SEND, address, port, str(octets)).strip()
+    output, _ = receiver.communicate(timeout=DEADLINE_S)
+    return output.split() == [str(octets), sent]
+
+
+def checksum_errors(host) -> int:
+    """TCP segments that the host's stack found damaged."""
+    found = re.search(r"TcpInCsumErrors\s+(\d+)", host.namespace.command("nstat", "-asz", "TcpInCsumErrors"))
+    return int(found[1])
+
+
+def test_a_stream_arrives_as_it_was_sent(linked):
+    """Between two of ours, both ways, in batches of every kind; the tunnel's memory stays small."""
+    one, two = linked
+
+    assert transfer(one, two)
+    assert transfer(two, one)
+
+    for host in linked:
+        counters = host.counters()
+        assert counters["batches_sent"] > 100
+        assert counters["batches_received"] > 100
+        assert counters["batches_written"] > 100
+        assert checksum_errors(host) == 0
+        (resident,) = re.findall(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{host.pid}/status").read_text())
+        assert int(resident) <= 16 * 1024
+
+
+def test_a_peer_that_takes_one_packet_a_datagram(hosts):
+    """As the original does, both ways."""
+    one, two = hosts
+    assert not one.apply(Add(one.forwarder), Add(two.peer()))
+    plain = two.spawn(sys.executable, "-c", PLAIN_PEER, two.address, one.address)
+    try:
+        assert plain.stdout.readline() == "ready\n"
+
+        assert transfer(one, two, 8 << 20)
+        assert transfer(two, one, 8 << 20)
+
+        counters = one.counters()
+        assert counters["batches_sent"] > 10
+        assert counters["batches_written"] > 10  # of datagrams that came one by one
+        assert checksum_errors(two) == checksum_errors(one) == 0
+    finally:
+        plain.kill()
+        said, _ = plain.communicate()
+    assert said == ""
+
+
+@pytest.mark.parametrize(
+    ("piece", "counter"),
+    [
+        ("RUN_WRITE", "batches_written"),
+        ("SEGMENTED_SEND", "batches_sent"),
+        ("JOINED_RECEIVE", "batches_received"),
+    ],
+)
+def test_without_a_piece_of_help_the_rest_is_used(hosts, piece, counter):
+    """It is said once in the log; what arrives is the same."""
+    one, two = hosts
+    assert not two.apply(Add(two.forwarder), Add(one.peer()))
+    process = start_lacking(one, piece)
+    try:
+        assert not one.apply(
+            Replace(replace(one.forwarder, is_attached=False), one.forwarder), Add(two.peer())
+        )
+
+        assert transfer(one, two, 8 << 20)
+        assert transfer(two, one, 8 << 20)
+
+        counters = one.counters()
+        batches = {name for name in ("batches_written", "batches_sent", "batches_received") if counters[name]}
+        assert batches == {"batches_written", "batches_sent", "batches_received"} - {counter}
+    finally:
+        process.terminate()
+        said, _ = process.communicate()
+    assert said.count("\n") == 1
+    assert said.startswith(f"{piece} is not to be had, packets go one by one: ")
+
+
+def test_a_path_too_narrow_for_batches(linked):
+    """The kernel cuts no run for a path narrower than its packets: they go one by one, in fragments."""
+    one, two = linked
+    for host in linked:
+        host.namespace.ip("link set eth0 mtu 1000")
+
+    assert transfer(one, two, 4 << 20)
+
+    assert "SEGMENTED_SEND is not to be had" in (one.run_dir / "forwarder.log").read_text()
+    assert not [name for name in one.counters() if name.startswith("send_failed")]
+
+
+def test_a_damaged_segment_is_not_mended(linked):
+    """A run with a wrong TCP checksum reaches the stack as it is, which counts it and takes the rest."""
+    one, two = linked
+    send = """
+import socket, sys
+device = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM)
+for packet in sys.argv[1:]:
+    device.sendto(bytes.fromhex(packet), ("flannel0", 0x0800))
+"""
+    packets = []
+    for number in range(3):
+        header = bytearray.fromhex(f"4500002c{number:04x}4000400600000a6401000a640200")
+        header[10:12] = checksum(header)
+        segment = f"1f901f91{1000 + 4 * number:08x}000000015010010012340000" + b"data".hex()
+        packets.append(header.hex() + segment)
+    before = checksum_errors(two)
+
+    pid = one.pid
+    os.kill(pid, signal.SIGSTOP)  # so that all are there when it looks
+    one.namespace.command(sys.executable, "-c", send, *packets)
+    os.kill(pid, signal.SIGCONT)
+
+    wait_until(lambda: checksum_errors(two) == before + 3, what="three damaged segments", deadline_s=10)
+    assert two.counters()["batches_received"] == 1
+
+
+def checksum(octets: bytes) -> bytes:
+    total = sum(int.from_bytes(octets[at : at + 2], "big") for at in range(0, len(octets), 2))
+    return (~((total & 0xFFFF) + (total >> 16)) & 0xFFFF).to_bytes(2, "big")
