@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Hashable, Iterable
 from dataclasses import dataclass, field
 
 from pyflannel.engine.damping import Damping
@@ -122,7 +122,8 @@ class Reconciler:
         operations, wait_s = self._admitted(order(diff(desired, actual)), desired)
         done, refused = await self._apply(operations)
         self._tell(done, refused, desired)
-        self.counts.applied, self.counts.error = desired, None
+        undone = {_subject(operation).key for operation in operations} - {_subject(o).key for o in done}
+        self.counts.applied, self.counts.error = _without(desired, undone), None
         if not refused:
             self._failures = 0
             return min(self._audit_s, wait_s)
@@ -196,9 +197,7 @@ class Reconciler:
         """Return whether somebody damaged what stood, rather than the plan having changed."""
         applied = self.counts.applied
         key = _subject(operation).key
-        if applied is None or any(_subject(refusal.operation).key == key for refusal in self.counts.refused):
-            return False
-        return applied.by_key.get(key) == desired.by_key.get(key)
+        return applied is not None and applied.by_key.get(key) == desired.by_key.get(key)
 
     def _tell_refused(self, refused: tuple[Refusal, ...]) -> None:
         """Say each cause once; what only wants a link that was refused itself would hide it."""
@@ -227,6 +226,10 @@ class Reconciler:
                     found(operation),
                     pause_s,
                 )
+
+
+def _without(state: State, keys: Collection[Hashable]) -> State:
+    return State({key: item for key, item in state.by_key.items() if key not in keys}) if keys else state
 
 
 def _subject(operation: Operation) -> Item:

@@ -303,5 +303,6 @@ def test_a_file_waits_for_the_device_that_it_speaks_of() -> None:
 
             assert file in kernel.state
             assert bench.reconciler.counts.is_clean
+            assert bench.reconciler.counts.repairs == 0  # nothing had stood before
 
     asyncio.run(check())
