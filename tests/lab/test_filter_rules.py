@@ -259,3 +259,26 @@ def test_a_held_xtables_lock_is_named_and_waited_for(overlay, alone: Host) -> No
         ]
     )
     assert "FLANNEL" not in alone.run(["iptables-legacy-save"]).stdout
+
+
+def test_two_daemons_have_rules_of_their_own(overlay, alone: Host) -> None:
+    """The second one's are named after its device; cleaning it up leaves the first one's."""
+    other = "/coreos.com/other"
+    overlay.etcd.etcdctl(
+        "put", f"{other}/config", '{"Network":"10.101.0.0/16","Backend":{"Type":"udp","Port":8286}}'
+    )
+    places = ["--run-dir=/run/other", "--state-dir=/var/lib/other", "--subnet-file=/run/other/subnet.env"]
+    start(overlay, alone, "--ip-masq")
+    before = ruleset(alone)
+
+    store = overlay.etcd.url.replace(PREFIX, other)
+    command = [str(FLANNELD), f"--store={store}", "--ip-masq", *places]
+    alone.start_service(command, name="flanneld-other")
+    names = {line.split()[0] for line in saved(alone) if line.startswith(":FLANNEL")}
+    both = ruleset(alone)
+
+    assert names == {":FLANNEL-FWD", ":FLANNEL-POSTRTG", ":FLANNEL-FWD-1", ":FLANNEL-POSTRTG-1"}
+    alone.run(["iptables", "-F", "FLANNEL-FWD-1"])
+    wait_rules(alone, both)
+    alone.flannelctl("--store", store, "cleanup", *places)
+    assert ruleset(alone) == before
