@@ -94,10 +94,10 @@ class InboundPath:
             self._run_sender = sender
         at, is_run_likely = start, True
         while True:
-            octets = min(size, end - at)
+            octets = min(size, end - at)  # 0 for an empty datagram
             if not run.starts:
                 self._begin(at, octets, sender)
-            elif is_run_likely and (taken := run.extend_all(at, size, (end - at) // size)):
+            elif is_run_likely and octets and (taken := run.extend_all(at, size, (end - at) // size)):
                 octets = taken * size
                 is_run_likely = False
             elif run.extend(at, octets):

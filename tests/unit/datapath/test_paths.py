@@ -1,0 +1,217 @@
+"""Both directions in batches: whatever comes, joined or not, the outcome is that of single packets."""
+
+import os
+import socket
+from contextlib import closing
+from itertools import groupby
+from struct import pack
+
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from pyflannel.datapath.counters import Counters
+from pyflannel.datapath.forwarding import Drop, inbound, outbound
+from pyflannel.datapath.icmp_errors import IcmpErrors
+from pyflannel.datapath.inbound_path import InboundPath
+from pyflannel.datapath.offload import Offloads
+from pyflannel.datapath.outbound_path import OutboundPath
+from pyflannel.datapath.peer_table import PeerTable
+from pyflannel.datapath.tun import Tun
+from pyflannel.wire.forwarder_control import Peer, Settings
+from pyflannel.wire.packet import HEADER, checksum
+
+MTU = 1472
+SETTINGS = Settings("flannel0", 0x0A640100, 0x0A640100, 24, 0x0A090001, 8285, MTU)
+PEERS = [
+    Peer(0x0A640200, 24, 0x0A090002, 8285),
+    Peer(0x0A640280, 25, 0x0A090003, 8285),
+    Peer(0x0A640300, 24, 0x0A090003, 8286),
+]
+
+
+def table() -> PeerTable:
+    made = PeerTable()
+    made.replace(PEERS)
+    return made
+
+
+def packet(source: int, destination: int, payload: bytes, *, protocol: int = 17, ttl: int = 64) -> bytes:
+    header = bytearray(
+        HEADER.pack(0x45, 0, 20 + len(payload), 7, 0x4000, ttl, protocol, 0, source, destination)
+    )
+    header[10:12] = checksum(header).to_bytes(2, "big")
+    return bytes(header) + payload
+
+
+def segments(source: int, destination: int, count: int, size: int) -> list[bytes]:
+    """Consecutive TCP segments of one flow, without options and with true checksums."""
+    made = []
+    for number in range(count):
+        tcp = bytearray(pack("!HHIIHHHH", 80, 81, 1000 + number * size, 1, 0x5010, 500, 0, 0) + bytes(size))
+        pseudo = pack("!IIHH", source, destination, 6, len(tcp))
+        tcp[16:18] = checksum(pseudo + tcp).to_bytes(2, "big")
+        whole = bytearray(packet(source, destination, bytes(tcp), protocol=6))
+        whole[4:6], whole[10:12] = number.to_bytes(2, "big"), bytes(2)
+        whole[10:12] = checksum(whole[:20]).to_bytes(2, "big")
+        made.append(bytes(whole))
+    return made
+
+
+addresses = st.sampled_from(
+    [0x0A640105, 0x0A640205, 0x0A640285, 0x0A640305, 0x0A640905, 0x0A640106, 0, 0xE0000001]
+)
+packets = st.one_of(
+    st.binary(max_size=60),
+    st.just(b""),
+    st.builds(packet, addresses, addresses, st.binary(max_size=40), ttl=st.sampled_from([0, 1, 2, 64])),
+    st.builds(packet, addresses, addresses, st.sampled_from([bytes(MTU - 20), bytes(MTU - 19), bytes(100)])),
+).map(lambda one: [one])
+streams = st.lists(
+    st.one_of(
+        packets, st.builds(segments, addresses, addresses, st.integers(1, 9), st.sampled_from([9, 100]))
+    ),
+    max_size=6,
+).map(lambda parts: [one for part in parts for one in part])
+
+
+class Arrivals:
+    """A socket at which datagrams came: equal ones in succession are joined, as UDP_GRO does."""
+
+    def __init__(self, datagrams: list[tuple[bytes, str]], *, joined: bool) -> None:
+        self._calls: list[tuple[list[bytes], str]] = []
+        for (size, sender), alike in groupby(datagrams, key=lambda one: (len(one[0]), one[1])):
+            octets = [one[0] for one in alike]
+            step = max(1, 60000 // size) if joined and size else 1
+            self._calls += [(octets[at : at + step], sender) for at in range(0, len(octets), step)]
+
+    def setsockopt(self, *_: object) -> None:
+        pass
+
+    def recvmsg_into(self, buffers, _):
+        if not self._calls:
+            raise BlockingIOError
+        datagrams, sender = self._calls.pop(0)
+        octets = b"".join(datagrams)
+        buffers[0][: len(octets)] = octets
+        ancillary = [(17, 104, pack("=i", len(datagrams[0])))] if len(datagrams) > 1 else []
+        return len(octets), ancillary, 0, (sender, 8285)
+
+
+class Taken:
+    """What was given on, one by one: the runs' octets are judged by the tests of TcpRun."""
+
+    def __init__(self) -> None:
+        self.packets: list[bytes] = []
+        self.runs = 0
+
+    def write(self, octets) -> None:
+        self.packets.append(bytes(octets))
+
+    def write_run(self, run, view) -> None:
+        self.runs += len(run.starts) > 1
+        assert run.has_true_checksums() or len(run.starts) == 1
+        self.packets += [bytes(view[start : start + size]) for start, size in run.packets()]
+
+    def write_own(self, octets) -> None:
+        pass
+
+    def send(self, octets, endpoint) -> None:
+        pass
+
+
+def judged_alone(datagrams: list[tuple[bytes, str]]) -> tuple[list[bytes], dict[str, int]]:
+    """What the device gets, and what is counted, packet by packet."""
+    counters, written = Counters(), []
+    for octets, sender in datagrams:
+        buffer = bytearray(octets)
+        drop = inbound(buffer, 0, len(octets), sender, table(), SETTINGS)
+        if drop is None:
+            written.append(bytes(buffer))
+        else:
+            counters.count_dropped_in(drop)
+    return written, dropped(counters)
+
+
+def dropped(counters: Counters) -> dict[str, int]:
+    return {name: value for name, value in counters.by_name().items() if value and "dropped" in name}
+
+
+SENDERS = st.sampled_from(["10.9.0.2", "10.9.0.3"])
+RUN = [(one, "10.9.0.2") for one in segments(0x0A640205, 0x0A640105, 9, 100)]
+
+
+@given(streams, SENDERS, SENDERS, st.booleans())
+@example([*segments(0x0A640205, 0x0A640105, 3, 100), b""], "10.9.0.2", "10.9.0.2", True)
+@example([b"", *segments(0x0A640205, 0x0A640105, 3, 100)], "10.9.0.2", "10.9.0.2", True)
+def test_what_peers_send_is_judged_packet_by_packet(stream, one, other, joined):
+    """Any datagrams of two senders, joined by the kernel or not: same octets, same order, same counters."""
+    half = len(stream) // 2
+    datagrams = [(octets, one if number < half else other) for number, octets in enumerate(stream)]
+    counters, taken = Counters(), Taken()
+    errors = IcmpErrors(SETTINGS.tunnel_address, counters)
+    path = InboundPath(
+        *(SETTINGS, Arrivals(datagrams, joined=joined), table(), taken, taken, errors, counters),
+        Offloads(print),
+    )
+
+    path.relay()
+
+    assert (taken.packets, dropped(counters)) == judged_alone(datagrams)
+
+
+def test_segments_are_joined_across_datagrams_but_not_across_senders():
+    """An impostor cannot continue another's flow."""
+    for datagrams, runs, packets_written in ((RUN, 1, 9), ([*RUN[:4], (RUN[4][0], "10.9.0.3")], 1, 4)):
+        taken, counters = Taken(), Counters()
+        path = InboundPath(
+            *(SETTINGS, Arrivals(datagrams, joined=False), table(), taken, taken),
+            *(IcmpErrors(SETTINGS.tunnel_address, counters), counters, Offloads(print)),
+        )
+
+        path.relay()
+
+        assert (taken.runs, len(taken.packets)) == (runs, packets_written)
+
+
+class Sent:
+    """What left, and in which runs."""
+
+    def __init__(self) -> None:
+        self.packets: list[tuple[bytes, tuple[str, int]]] = []
+
+    def send_run(self, run, size, endpoint) -> None:
+        sizes = [len(one) for one in run]
+        assert sizes[:-1] == [size] * (len(run) - 1)
+        assert 0 < sizes[-1] <= size
+        assert len(run) <= 64
+        assert sum(sizes) <= 65507
+        self.packets += [(bytes(one), endpoint) for one in run]
+
+
+@given(streams, st.booleans())
+def test_what_the_device_has_is_judged_packet_by_packet(stream, has_header):
+    """Any packets, with a header before each or not: same octets, same way, same order, same counters."""
+    stream = [one for one in stream if one or has_header]  # a read of nothing would be the end of a file
+    counters, sent = Counters(), Sent()
+    errors = IcmpErrors(SETTINGS.tunnel_address, counters)
+    path = OutboundPath(MTU, table(), sent, Taken(), errors, counters)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+    device = Tun.__new__(Tun)
+    device.descriptor, device.header_octets = ours.fileno(), Tun.HEADER_OCTETS * has_header
+
+    with closing(ours), closing(theirs):
+        for one in stream:
+            os.write(theirs.fileno(), bytes(device.header_octets) + one)
+            if len(stream) > 60:  # more than such a socket may hold
+                assert path.relay(device)
+        assert path.relay(device)
+
+    expected, alone = [], Counters()
+    for one in stream:
+        buffer = bytearray(one)
+        verdict = outbound(buffer, 0, len(one), table(), MTU)
+        if isinstance(verdict, Drop):
+            alone.count_dropped_out(verdict)
+        else:
+            expected.append((bytes(buffer), verdict))
+    assert (sent.packets, dropped(counters)) == (expected, dropped(alone))
