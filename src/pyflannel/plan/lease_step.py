@@ -177,24 +177,44 @@ def _listed(state: LeaseState, listed: Listed, now: float, draw: Draw) -> Step:
     state = replace(state, failures=0)
     if not state.is_watching:
         # Not the later of both: a store that lost its data counts anew.
-        state = replace(state, revision=listed.revision, is_watching=True, watch_at=None)
-        actions.append(Watch(state.revision))
+        state = replace(state, revision=listed.revision, watch_at=None)
     if state.held is not None:
-        state, chosen = _listed_while_running(state, state.held, listed, now)
+        following, chosen = _listed_while_running(state, state.held, listed, now)
     else:
         choice, before = choose(listed, state.wanted, state.answered, draw)
         actions.extend(before)
-        state, chosen = _begin(state, choice, now)
-    return state, (*actions, *chosen)
+        following, chosen = _begin(state, choice, now)
+    # Who runs on nothing yet watches from here only when it has its lease: of a thousand hosts that start at
+    # once, each would else be told of every other while all of them want to write.
+    if following.held is not None or not isinstance(following.phase, Putting):
+        following, watch = _watch(following)
+        actions.extend(watch)
+    return following, (*actions, *chosen)
+
+
+def _watch(state: LeaseState) -> Step:
+    """Watch from what was seen last, unless a watch is open, or waits to be opened again."""
+    if state.is_watching or state.watch_at is not None:
+        return state, ()
+    return replace(state, is_watching=True), (Watch(state.revision),)
 
 
 def _listed_while_running(state: LeaseState, held: Held, listed: Listed, now: float) -> Step:
     subnet = held.lease.subnet
     claims = tuple(ClaimSeen(claim) for claim in listed.claims if claim.subnet == subnet)
     state = replace(state, missed=(*claims, *state.missed))
-    if any(lease.subnet == subnet and lease.revision == held.lease.revision for lease in listed.leases):
-        return _hold(state, held, now)  # nothing happened to it while we did not look
+    standing = next((lease for lease in listed.leases if lease.subnet == subnet), None)
+    if standing is not None and _is_untouched(standing, held, state.wanted):
+        return _hold(state, held, now)
     return _begin(state, keep(subnet, listed, state.wanted), now)
+
+
+def _is_untouched(standing: Lease, held: Held, wanted: Wanted) -> bool:
+    """Return whether nothing happened to our lease while we did not look.
+
+    The revision alone does not tell: a store that lost its data gives it out again.
+    """
+    return standing.revision == held.lease.revision and is_ours(standing, wanted)
 
 
 def _begin(state: LeaseState, choice: Choice, now: float) -> Step:
@@ -236,8 +256,9 @@ def _wrote(state: LeaseState, write: Action, revision: int, now: float) -> Step:
             if state.held is None and not state.wanted.network.admits(put.lease.subnet):
                 return replace(state, phase=Listing()), (List(),)  # the config changed meanwhile
             held = _held(put, revision, sent_at)
-            state, actions = _hold(replace(state, answered=frozenset()), held, now)
-            return state, (Acquired(held), *actions)
+            state, watch = _watch(replace(state, answered=frozenset()))
+            state, actions = _hold(state, held, now)
+            return state, (Acquired(held), *watch, *actions)
         case Holding(put=put, sent_at=sent_at), PutLease() if write == put:
             held = _held(write, revision, sent_at)
             state, actions = _hold(state, held, now)
@@ -396,7 +417,8 @@ def _changed_while_holding(
             return replace(state, phase=Listing()), (Lost(held.lease), List())
         case LeaseSeen(lease) if lease.subnet == subnet and lease.revision > revision:
             if holding.put is not None and lease.attributes == holding.put.lease.attributes:
-                return state, ()  # our own renewal, seen before it was answered
+                # Our own renewal, seen before it was answered, or what an operator made of it since.
+                return replace(state, missed=(*state.missed, change)), ()
             return _overwritten(state, held, lease, now)
         case ClaimSeen(claim) if claim.subnet == subnet:
             return _answer(state, claim, now)

@@ -392,6 +392,26 @@ def test_a_lease_that_the_operator_makes_a_reservation_stays_one() -> None:
     assert owner_of(store, FIRST) == "me"
 
 
+def test_a_reservation_made_in_the_moment_of_a_renewal_is_seen() -> None:
+    """The watch shows our renewal and the operator's copy of it before the answer arrives."""
+    store = Store()
+    host = Host(store, wanted()).start()
+    host.now = 23 * HOUR
+    host.take(Woke())
+    answer = store.perform(host.requests.pop())
+    standing = store.leases[FIRST]
+    assert isinstance(standing, Lease)
+    store.write_lease(replace(standing, has_ttl=False))
+
+    host.watch()
+    host.take(answer)
+    host.settle()
+
+    assert host.state.held is not None
+    assert host.state.held.expires_at is None
+    assert host.state.held.lease.revision == store.revision
+
+
 # Renewing, losing.
 
 
@@ -597,6 +617,21 @@ def test_a_store_that_lost_its_data_is_watched_from_where_it_is_now() -> None:
     assert host.seen is not None
     assert host.seen <= store.revision
     assert owner_of(store, FIRST) == "me"
+
+
+def test_a_revision_that_was_given_out_twice_makes_no_lease_ours() -> None:
+    """A store that lost its data counts anew, and another host was faster."""
+    store = Store()
+    host = Host(store, wanted()).start()
+    store.revision = 0
+    store.log.clear()
+    store.write_lease(lease(FIRST, "other", "192.168.50.1"))
+    host.take(WatchLost("compacted", is_compacted=True))
+
+    host.settle()
+
+    assert not host.state.is_settled
+    assert host.heard(Taken)
 
 
 def test_a_failed_write_that_nobody_waits_for_is_no_absence_of_the_store() -> None:
