@@ -1,0 +1,212 @@
+"""The checker bites: each of these defects, known from one flannel or another, is found and told."""
+
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
+
+from pyflannel.model.lease_protocol import (
+    Conflicted,
+    Event,
+    LeaseChange,
+    LeaseGone,
+    LeaseSeen,
+    Listed,
+    PutLease,
+    Seen,
+    Watch,
+    WatchLost,
+    Wrote,
+)
+from pyflannel.model.lease_set import LeaseSet
+from pyflannel.model.network_config import NetworkConfig
+from pyflannel.plan.lease_knowledge import know
+from pyflannel.plan.lease_state import LeaseState
+from pyflannel.plan.lease_step import Draw, Step, step
+from pyflannel.testing.lease_model.explorer import REAL, Counterexample, Scenario, explore
+from pyflannel.testing.lease_model.moves import Circumstances
+from pyflannel.testing.lease_model.rules import OLD
+from pyflannel.testing.lease_model.scenarios import FIRST, host, lease, scenario, standing
+from pyflannel.testing.lease_model.store import lease_at, revision_of, transact
+from pyflannel.testing.lease_model.story import replay, tell
+from pyflannel.testing.lease_model.world import Protocol, Request, StoreState, World
+
+TWO_HOSTS = scenario("two hosts", (host(1), host(2)), faults=("deleted by hand",), most_faults=1, ticks=1)
+
+
+def found(where: Scenario, defect: Protocol) -> Counterexample:
+    """Return the counterexample; without the defect there is none, and the story ends well."""
+    example = explore(where, defect, most_states=30_000, settle_every=1).counterexample
+    assert example is not None
+    assert [violation.rule for violation in replay(example, defect)][:1] == [example.violation.rule]
+    assert replay(example) == ()
+    story = tell(example, defect)
+    assert example.violation.text in story
+    assert "host1: start" in story
+    return example
+
+
+def whatever_stands(
+    store: StoreState, request: PutLease, now: float, writer: str
+) -> tuple[StoreState, Event]:
+    """Write without a condition."""
+    current = lease_at(store, request.lease.subnet)
+    expected = revision_of(current) if current is not None else 0
+    store, _ = transact(store, replace(request, expected=expected), now, writer)
+    return store, Wrote(request, store.revision)
+
+
+def test_a_renewal_without_a_condition_is_found() -> None:
+    """It writes over the lease of whoever has taken the subnet since."""
+
+    def careless(store: StoreState, request: Request, now: float, writer: str) -> tuple[StoreState, Event]:
+        if isinstance(request, PutLease) and request.expected > 0:
+            return whatever_stands(store, request, now, writer)
+        return transact(store, request, now, writer)
+
+    example = found(TWO_HOSTS, Protocol(transact=careless))
+
+    assert example.violation.rule == "no write to what is not ours"
+
+
+def test_a_creation_without_a_compare_is_found() -> None:
+    """Two hosts draw one subnet, and both have it."""
+
+    def careless(store: StoreState, request: Request, now: float, writer: str) -> tuple[StoreState, Event]:
+        if isinstance(request, PutLease) and request.expected == 0:
+            return whatever_stands(store, request, now, writer)
+        return transact(store, request, now, writer)
+
+    example = found(TWO_HOSTS, Protocol(transact=careless))
+
+    assert example.violation.rule == "no write to what is not ours"
+
+
+def test_reuse_by_address_alone_is_found() -> None:
+    """A living host with the same address loses its lease."""
+
+    def careless(state: LeaseState, event: Event, now: float, draw: Draw) -> Step:
+        wanted = state.wanted.attributes
+        if isinstance(event, Listed):
+            leases = tuple(
+                replace(lease, attributes=replace(lease.attributes, owner=wanted.owner))
+                if lease.attributes.public_ip == wanted.public_ip
+                else lease
+                for lease in event.leases
+            )
+            event = replace(event, leases=leases)
+        return step(state, event, now, draw)
+
+    where = scenario("two hosts with one address", (host(1, address=7), host(2, address=7)))
+
+    example = found(where, replace(REAL, step=careless))
+
+    assert example.violation.rule == "no write to what is not ours"
+
+
+def test_compaction_taken_for_an_empty_list_is_found() -> None:
+    """All peers vanish, and none of them is ever heard of again."""
+
+    def careless(state: LeaseState, event: Event, now: float, draw: Draw) -> Step:
+        if isinstance(event, WatchLost) and event.is_compacted:
+            return state, (Watch(after=event_horizon),)
+        return step(state, event, now, draw)
+
+    def forgetful(leases: LeaseSet, event: Event, state: LeaseState) -> LeaseSet:
+        if isinstance(event, WatchLost) and event.is_compacted:
+            return LeaseSet()
+        return know(leases, event, state)
+
+    event_horizon = 2  # the compacted revision, once one lease is written
+    where = scenario("two hosts", (host(1), host(2)), faults=("compaction",), most_faults=1)
+
+    example = found(where, replace(REAL, step=careless, know=forgetful))
+
+    assert example.violation.rule == "every peer's lease is known"
+
+
+def test_taking_only_the_first_event_of_a_response_is_found() -> None:
+    """What came with it is never told again."""
+
+    def first(event: Event) -> Event:
+        return Seen(event.changes[:1], event.revision) if isinstance(event, Seen) else event
+
+    defect = Protocol(
+        step=lambda state, event, now, draw: step(state, first(event), now, draw),
+        know=lambda leases, event, state: know(leases, first(event), state),
+        transact=transact,
+    )
+
+    example = found(scenario("three hosts", (host(1), host(2), host(3))), defect)
+
+    assert example.violation.rule == "every peer's lease is known"
+
+
+def test_a_watch_of_the_own_key_as_a_prefix_is_found() -> None:
+    """`64.0.0.0-24` begins as `64.0.0.0-2` does; its end is no loss of ours."""
+    own, other = IPv4Network("64.0.0.0/2"), IPv4Network("64.0.0.0/24")
+
+    def careless(state: LeaseState, event: Event, now: float, draw: Draw) -> Step:
+        if isinstance(event, Seen):
+            event = Seen(tuple(map(as_own, event.changes)), event.revision)
+        return step(state, event, now, draw)
+
+    def as_own(change: LeaseChange) -> LeaseChange:
+        match change:
+            case LeaseGone(subnet, revision) if key(subnet).startswith(key(own)):
+                return LeaseGone(own, revision)
+            case LeaseSeen(lease) if key(lease.subnet).startswith(key(own)):
+                return LeaseSeen(replace(lease, subnet=own))
+            case _:
+                return change
+
+    def key(subnet: IPv4Network) -> str:
+        return str(subnet).replace("/", "-")
+
+    network = NetworkConfig(
+        network=IPv4Network("0.0.0.0/0"),
+        subnet_length=2,
+        subnet_min=IPv4Address("64.0.0.0"),
+        subnet_max=IPv4Address("128.0.0.0"),
+    )
+    world = World(
+        hosts=(host(1),),
+        store=standing((lease(own, 1, "id1", "m1"), "host1"), (lease(other, 9), OLD)),
+        network=network,
+        faults=1,
+    )
+    circumstances = Circumstances(faults=frozenset({"deleted by hand"}))
+    where = Scenario(name="a longer key", world=world, circumstances=circumstances, folds_subnets=False)
+
+    example = found(where, replace(REAL, step=careless))
+
+    assert example.violation.rule == "no false alarm"
+
+
+def test_a_host_that_renumbers_when_its_lease_is_lost_is_found() -> None:
+    """Its containers keep addresses of the old subnet."""
+
+    def careless(state: LeaseState, event: Event, now: float, draw: Draw) -> Step:
+        after, actions = step(state, event, now, draw)
+        if isinstance(event, Seen) and state.is_settled and not after.is_settled:
+            after = replace(after, held=None)
+        return after, actions
+
+    example = found(TWO_HOSTS, replace(REAL, step=careless))
+
+    assert example.violation.rule == "a running host's subnet changes only on an order"
+
+
+def test_a_reservation_that_is_given_a_ttl_is_found() -> None:
+    """It would end a day later."""
+
+    def careless(store: StoreState, request: Request, now: float, writer: str) -> tuple[StoreState, Event]:
+        if not isinstance(request, PutLease) or request.ttl_s is not None:
+            return transact(store, request, now, writer)
+        store, answer = transact(store, replace(request, ttl_s=60), now, writer)
+        return store, replace(answer, write=request) if isinstance(answer, Wrote | Conflicted) else answer
+
+    reserved = standing((lease(FIRST, 1), "host1"), ttl_s=None)
+    where = scenario("a reservation", (host(1),), store=reserved)
+
+    example = found(where, Protocol(transact=careless))
+
+    assert example.violation.rule == "a reservation never gets a TTL"
