@@ -84,6 +84,7 @@ class ForwarderTarget:
         self._python = python
         self._version = version or metadata.version("pyflannel")
         self._known = _Known()
+        self._terse: int | None = None
         self._socket = run_dir / SOCKET_NAME
         self._started = asyncio.Event()
         self._useless: int | None = None
@@ -115,8 +116,10 @@ class ForwarderTarget:
         async with connected(self._socket) as client:
             pid, summary = client.pid, None
             try:
-                if pid == self._known.pid:
+                if pid == self._known.pid != self._terse:
+                    self._terse = pid  # until it has answered: one that does not know the request hangs up
                     summary = decode_summary(await client.ask(Kind.READ_SUMMARY))
+                    self._terse = None
                     if summary.generation == self._known.generation:
                         return self._known.attached if summary.is_attached else self._known.detached
                 state = decode_state(await client.ask(Kind.READ_STATE))

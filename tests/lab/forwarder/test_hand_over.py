@@ -6,6 +6,7 @@ import subprocess
 import sys
 from contextlib import closing, suppress
 from dataclasses import replace
+from importlib import metadata
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
@@ -28,10 +29,10 @@ from pyflannel.datapath import forwarder
 from pyflannel.errors import WireError
 from pyflannel.programs.forwarder import main
 
-def unknown(self, client):
+def unknown(self, *client):
     raise WireError("it is no request", hint="")
 
-forwarder.Forwarder._hand_over = unknown
+forwarder.Forwarder._hand_over = forwarder.Forwarder._summary = unknown
 sys.exit(main(sys.argv[2:]))
 """
 """A forwarder that drops who asks for what it does not know, as the first versions do."""
@@ -75,6 +76,7 @@ def ask_for_everything(host) -> socket.socket:
     return client
 
 
+@pytest.mark.timeout(300)
 def test_no_ping_is_lost(linked, long_run):
     """At 1,000 a second, from one forwarder to the next: 1,000 pings, or twenty times 5,000 with --long."""
     one, two = linked
@@ -204,12 +206,12 @@ def test_without_the_device_the_rest_goes_over(linked):
     one.namespace.command("ping", "-c", "1", "-W", "2", two.tunnel_address)
 
 
-def start_old(host) -> subprocess.Popen:
+def start_old(host, version: str) -> subprocess.Popen:
     """Start a forwarder that cannot hand over, with the host's settings."""
     words = [
         *(f"--run-dir={host.run_dir}", "--link=flannel0", f"--tunnel-address={host.tunnel_address}"),
         *(f"--subnet={host.forwarder.subnet}", f"--listen-address={host.address}", "--port=8285"),
-        *("--mtu=1472", "--version=0.0.1"),
+        *("--mtu=1472", f"--version={version}"),
     ]
     process = host.spawn(sys.executable, "-c", OLD, "pyflannel.programs.forwarder", *words)
     wait_until((host.run_dir / "forwarder.sock").exists, what="its socket", deadline_s=DEADLINE_S)
@@ -220,7 +222,7 @@ def test_one_that_cannot_hand_over_is_stopped_and_started_anew(hosts, caplog):
     """A version before hand-overs: packets are lost for a moment, which is said; its peers stay."""
     one, two = hosts
     assert not two.apply(Add(two.forwarder), Add(one.peer()))
-    old = start_old(one)
+    old = start_old(one, "0.0.1")
     assert not one.apply(Replace(replace(one.forwarder, is_attached=False), one.forwarder), Add(two.peer()))
     found = one.snapshot()
 
@@ -231,6 +233,27 @@ def test_one_that_cannot_hand_over_is_stopped_and_started_anew(hosts, caplog):
     assert "does not hand over" in caplog.text
     assert one.snapshot() == State.of(one.forwarder, two.peer())
     one.namespace.command("ping", "-c", "1", "-W", "2", two.tunnel_address)
+
+
+def test_one_that_knows_no_summaries_is_not_asked_again(hosts):
+    """Of our version, as it says, and yet from before: one pass fails, the others read the table."""
+    one, two = hosts
+    old = start_old(one, metadata.version("pyflannel"))
+    assert not one.apply(Replace(replace(one.forwarder, is_attached=False), one.forwarder), Add(two.peer()))
+
+    async def watch():
+        target = ForwarderTarget(one.run_dir)
+        first = await target.snapshot(State.EMPTY)
+        with pytest.raises(TargetError, match="went away"):
+            await target.snapshot(State.EMPTY)
+        return first, *[await target.snapshot(State.EMPTY) for _ in range(3)]
+
+    found = one.namespace.run(watch)
+    old.terminate()
+    old.communicate(timeout=DEADLINE_S)
+
+    assert set(map(len, found)) == {2}
+    assert all(state == State.of(one.forwarder, two.peer()) for state in found)
 
 
 def test_what_speaks_another_language_is_replaced(hosts):

@@ -1,0 +1,105 @@
+"""Sending in runs, and what is done where the kernel takes none."""
+
+import errno
+
+import pytest
+
+from pyflannel.datapath import underlay_sender
+from pyflannel.datapath.counters import Counters
+from pyflannel.datapath.offload import Offload, Offloads
+from pyflannel.datapath.underlay_sender import UnderlaySender
+
+PEER, OTHER = ("10.9.0.2", 8285), ("10.9.0.3", 8285)
+RUN = [memoryview(bytes(100)), memoryview(bytes(100)), memoryview(bytes(40))]
+
+
+class Socket:
+    """A socket that refuses runs to one peer."""
+
+    def __init__(self, refusal: int | None = None, *, knows_runs: bool = True) -> None:
+        self.refusal = refusal
+        self.knows_runs = knows_runs
+        self.calls: list[tuple[str, tuple[str, int]]] = []
+
+    def setsockopt(self, *_: object) -> None:
+        if not self.knows_runs:
+            raise OSError(errno.ENOPROTOOPT, "Protocol not available")
+
+    def sendmsg(self, packets, ancillary, flags, endpoint) -> int:
+        self.calls.append(("run", endpoint))
+        if self.refusal and endpoint == PEER:
+            raise OSError(self.refusal, "refused")
+        return sum(map(len, packets))
+
+    def sendto(self, packet, endpoint) -> None:
+        self.calls.append(("packet", endpoint))
+
+
+def made(socket: Socket) -> tuple[UnderlaySender, Counters, Offloads, list[str]]:
+    said: list[str] = []
+    counters, offloads = Counters(), Offloads(said.append)
+    return UnderlaySender(socket, counters, offloads), counters, offloads, said
+
+
+def test_a_run_is_one_call():
+    socket = Socket()
+    sender, counters, offloads, said = made(socket)
+
+    sender.send_run(RUN, 100, PEER)
+    sender.send_run(RUN[:1], 100, PEER)
+
+    assert socket.calls == [("run", PEER), ("packet", PEER)]
+    assert (counters.sent_packets, counters.sent_octets, counters.batches_sent) == (4, 340, 1)
+    assert offloads.used is Offload.SEGMENTED_SEND
+    assert said == []
+
+
+@pytest.mark.parametrize("refusal", [errno.EIO, errno.EINVAL, errno.EMSGSIZE, errno.EOPNOTSUPP])
+def test_a_peer_towards_which_a_run_is_refused_gets_its_packets_one_by_one(refusal, monkeypatch):
+    """None is lost, the others are spared nothing, it is said once, and tried again later."""
+    now = 100.0
+    monkeypatch.setattr(underlay_sender, "monotonic", lambda: now)
+    socket = Socket(refusal)
+    sender, counters, offloads, said = made(socket)
+
+    sender.send_run(RUN, 100, PEER)
+    sender.send_run(RUN, 100, PEER)
+    sender.send_run(RUN, 100, OTHER)
+    lacking = offloads.used
+    now += 10
+    sender.send_run(RUN, 100, PEER)
+    socket.refusal = None
+    now += 10
+    sender.send_run(RUN, 100, PEER)
+
+    once = [("packet", PEER)] * 3
+    assert socket.calls == [("run", PEER), *once, *once, ("run", OTHER), ("run", PEER), *once, ("run", PEER)]
+    assert (counters.sent_packets, counters.batches_sent) == (15, 2)
+    assert not [name for name in counters.by_name() if "failed" in name]
+    assert lacking is Offload(0)
+    assert offloads.used is Offload.SEGMENTED_SEND
+    assert len(said) == 1
+
+
+def test_what_is_refused_otherwise_is_lost_and_counted():
+    """As single packets are."""
+    sender, counters, _, said = made(Socket(errno.ENETUNREACH))
+
+    sender.send_run(RUN, 100, PEER)
+
+    assert counters.by_name()["send_failed_ENETUNREACH"] == 3
+    assert counters.sent_packets == 0
+    assert said == []
+
+
+def test_a_kernel_without_runs():
+    socket = Socket(knows_runs=False)
+    sender, _, offloads, said = made(socket)
+
+    sender.send_run(RUN, 100, PEER)
+
+    assert socket.calls == [("packet", PEER)] * 3
+    assert offloads.used is Offload(0)
+    assert said == [
+        "SEGMENTED_SEND is not to be had, packets go one by one: [Errno 92] Protocol not available"
+    ]
