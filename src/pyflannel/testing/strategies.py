@@ -145,7 +145,11 @@ def _damaged(item: Item) -> list[Item]:
         case Route():
             return [replace(item, protocol=3), replace(item, link="eth0", source=None)]
         case Forwarder():
-            return [replace(item, is_attached=False), replace(item, port=1)]
+            return [
+                replace(item, is_attached=False),
+                replace(item, is_current=False),
+                replace(item, port=1),
+            ]
         case ForwarderPeer():
             return [replace(item, port=1)]
         case IptablesChain():
