@@ -116,6 +116,18 @@ def test_switching_the_engine_leaves_nothing_of_the_other(namespace) -> None:
     assert ruleset(namespace) == with_iptables
 
 
+def test_a_family_that_is_turned_on_later_is_read_as_well(namespace) -> None:
+    """Only what is planned or was found is read, which spares half of the programs."""
+    both = plan(nftables=False, ipv6=True)
+
+    settled(namespace, both)
+    at_once = ruleset(namespace)
+    settled(namespace, State.EMPTY)
+    settled(namespace, plan(nftables=False), both)
+
+    assert ruleset(namespace) == at_once
+
+
 def test_an_option_turned_off_takes_its_rules_away(namespace) -> None:
     for nftables in (False, True):
         settled(namespace, plan(nftables=nftables))

@@ -69,6 +69,7 @@ class IptablesTarget:
 
     def __init__(self, resync_s: float = RESYNC_S) -> None:
         self._dump = RuleDump(self._read, resync_s)
+        self._families = frozenset(_PROGRAMS)
         self._versions: dict[Family, _Version] = {}
 
     def close(self) -> None:
@@ -77,12 +78,13 @@ class IptablesTarget:
 
     async def snapshot(self, desired: State) -> State:
         """Return the chains with our names; one that is only for a policy of DROP is there without it."""
-        seen = await self._dump.get()
         planned = [item for item in desired if isinstance(item, IptablesChain)]
+        seen = await self._see(frozenset(chain.family for chain in planned))
         found: dict[object, IptablesChain] = {
             chain.key: chain for one in seen.values() for chain in one.chains
         }
-        self._dump.is_wanted = bool(planned or found)
+        self._families = frozenset(chain.family for chain in (*planned, *found.values()))
+        self._dump.is_wanted = bool(self._families)
         for chain in planned:
             there, is_needed = found.get(chain.key), _is_needed(chain, seen[chain.family])
             if there is not None and is_needed:
@@ -111,8 +113,18 @@ class IptablesTarget:
         """Yield when our chains, the jumps to them, or the policy of FORWARD are not as they were read."""
         return self._dump.changes()
 
+    async def _see(self, families: frozenset[Family]) -> Mapping[Family, _Seen]:
+        """Return what is there of these families at least."""
+        seen = await self._dump.get()
+        if families <= seen.keys():
+            return seen
+        self._families |= families
+        self._dump.forget()
+        return await self._dump.get()
+
     async def _read(self) -> Mapping[Family, _Seen]:
-        return {family: await self._read_family(family) for family in _PROGRAMS}
+        """Read the families that are planned or were found; all of them the first time."""
+        return {family: await self._read_family(family) for family in sorted(self._families)}
 
     async def _read_family(self, family: Family) -> _Seen:
         try:

@@ -85,6 +85,11 @@ def ipv6_table() -> NftTable:
         ({"drop": None},),
         ({"counter": {"packets": 0, "bytes": 0}}, {"accept": None}),
         ({"masquerade": {"flags": "random"}},),
+        (
+            {"match": {"op": "==", "left": {"meta": {"key": "mark"}}, "right": 1}},
+            {"match": {"op": "==", "left": {"meta": {"key": "mark"}}, "right": 2}},
+            {"accept": None},
+        ),
         ({"accept": None}, {"accept": None}),
         ({"match": {"op": "<", "left": {"meta": {"key": "mark"}}, "right": 7}}, {"accept": None}),
         (
