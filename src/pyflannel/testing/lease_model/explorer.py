@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 
 from pyflannel.testing.lease_model import rules, store
 from pyflannel.testing.lease_model.canonical import Canon
-from pyflannel.testing.lease_model.moves import Circumstances, Move, apply, moves
+from pyflannel.testing.lease_model.happening import apply
+from pyflannel.testing.lease_model.moves import Circumstances, Move, moves
 from pyflannel.testing.lease_model.rules import Violation
 from pyflannel.testing.lease_model.settling import settle
 from pyflannel.testing.lease_model.world import Protocol, World

@@ -3,7 +3,8 @@
 from dataclasses import dataclass, replace
 
 from pyflannel.testing.lease_model import rules
-from pyflannel.testing.lease_model.moves import Circumstances, Move, apply, moves
+from pyflannel.testing.lease_model.happening import apply
+from pyflannel.testing.lease_model.moves import Circumstances, Move, moves
 from pyflannel.testing.lease_model.rules import Violation
 from pyflannel.testing.lease_model.world import Protocol, World
 

@@ -19,7 +19,8 @@ from pyflannel.model.lease_protocol import (
     Wrote,
 )
 from pyflannel.testing.lease_model.explorer import REAL, Counterexample
-from pyflannel.testing.lease_model.moves import Move, apply, moves
+from pyflannel.testing.lease_model.happening import apply
+from pyflannel.testing.lease_model.moves import Move, moves
 from pyflannel.testing.lease_model.rules import Violation
 from pyflannel.testing.lease_model.settling import settle
 from pyflannel.testing.lease_model.world import HostState, Protocol, World
