@@ -328,9 +328,10 @@ def test_a_dead_owners_lease_is_taken_over(network: Any, newcomer: Any) -> None:
     began = time.monotonic()
     network.start("docker2", "--public-ip=10.10.10.101", "--iface=eth0")
 
-    assert 9 < time.monotonic() - began < 20
+    assert time.monotonic() - began > 9
     assert newcomer.lease() == dead.lease()
     network.wait_logged("docker2", "asking whether that host lives")
     owner = json.loads(network.record(network.lease_key("docker2"))["value"])["Pyflannel"]["Owner"]
     assert owner == network.status("docker2")["owner"]
-    assert not network.etcdctl("get", "--prefix", "/coreos.com/network/claims/")
+    claims = ("get", "--prefix", "/coreos.com/network/claims/")
+    wait_until(lambda: not network.etcdctl(*claims), what="the claim expires", deadline_s=SOON_S)
