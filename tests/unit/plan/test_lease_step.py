@@ -248,6 +248,34 @@ def test_a_host_takes_a_free_subnet_and_watches_from_the_listing() -> None:
     assert host.heard(Acquired)
 
 
+def test_a_host_without_a_lease_is_not_told_of_all_others_while_it_asks_for_one() -> None:
+    """It watches once it has its lease, from the listing on: what came between is seen then."""
+    store = Store()
+    host = Host(store, wanted())
+    host.take(Started())
+    host.answer()
+    store.write_lease(lease(SECOND, "other", "192.168.50.1"))
+    seen_while_asking = host.seen
+
+    host.answer()
+
+    assert seen_while_asking is None
+    assert host.seen == 0
+    assert host.state.is_watching
+
+
+def test_a_host_that_cannot_ask_watches_all_the_same() -> None:
+    """Nothing is free: it knows the others, and waits."""
+    store = Store()
+    full = replace(NETWORK, subnet_max=NETWORK.subnet_min)
+    store.write_lease(lease(FIRST, "other", "192.168.50.1"))
+
+    host = Host(store, replace(wanted(), network=full)).start()
+
+    assert host.subnet is None
+    assert host.seen == store.revision
+
+
 def test_a_lost_race_picks_again_from_a_fresh_listing() -> None:
     """Somebody takes the subnet between our listing and our write."""
     store = Store()
