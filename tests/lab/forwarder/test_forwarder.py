@@ -209,6 +209,16 @@ def test_process_is_detached(hosts, monkeypatch):
     assert (one.run_dir / "forwarder.sock").stat().st_mode & 0o777 == 0o600
 
 
+def test_forwarder_goes_before_what_loads_the_host(linked):
+    """Whatever shares the processors: by its process, and by its session where these have shares."""
+    pid = linked[0].pid
+
+    assert os.getpriority(os.PRIO_PROCESS, pid) == -10
+    autogroup = Path(f"/proc/{pid}/autogroup")
+    if autogroup.exists():
+        assert autogroup.read_text().endswith(" nice -10\n")
+
+
 def test_forwarder_needs_few_modules_and_little_memory(linked):
     """It imports neither asyncio, nor ipaddress, nor dataclasses, and stays within 16 MB."""
     check = (

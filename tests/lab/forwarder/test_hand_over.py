@@ -42,6 +42,7 @@ import socket, sys
 listener = socket.socket(socket.AF_UNIX)
 listener.bind(sys.argv[2])
 listener.listen()
+print("listening", flush=True)
 while True:
     client, _ = listener.accept()
     client.recv(100)
@@ -263,7 +264,7 @@ def test_what_speaks_another_language_is_replaced(hosts):
 
     def ask_twice(*name: str):
         process = one.spawn(sys.executable, "-c", FOREIGN, *name, str(path))
-        wait_until(path.exists, what="its socket", deadline_s=DEADLINE_S)
+        assert process.stdout.readline() == "listening\n"
 
         async def act():
             target = ForwarderTarget(one.run_dir)
