@@ -1,0 +1,109 @@
+"""Very many hosts that start in the same moment: each gets a subnet of its own, and knows all others."""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from ipaddress import IPv4Interface
+from typing import Any
+
+import pytest
+
+from pyflannel.lab.etcd_server import PREFIX, EtcdServer
+from pyflannel.lab.host import Host
+from pyflannel.lab.joining import Crowd, join_at_once
+from pyflannel.lab.lab import Lab
+from pyflannel.lab.together import together
+from pyflannel.lab.topology import HostPlace, Segment, Topology
+from pyflannel.lab.traffic import ping
+from pyflannel.lab.waiting import wait_until
+from pyflannel.wire.network_config_json import parse_network_config
+
+CONFIG = '{"Network":"10.0.0.0/12"}'
+SEGMENT = Segment("wide", IPv4Interface("172.30.0.1/16"))
+START_S = 120.0
+KNOWN_S = 60.0
+"""How long the hosts may take to know each other where the machine is busy; 5 s where it is not."""
+
+
+@contextmanager
+def hosts_on_one_segment(count: int) -> Iterator[tuple[Lab, list[Host], EtcdServer]]:
+    """Lay so many hosts on one segment, and an etcd beside its router that holds the network config."""
+    places = tuple(
+        HostPlace(f"host{number}", SEGMENT, IPv4Interface(f"172.30.1.{number}/16"))
+        for number in range(1, count + 1)
+    )
+    with Lab(f"m{os.getpid()}", Topology((SEGMENT,), places)) as lab:
+        etcd = EtcdServer(lab.router, str(SEGMENT.gateway.ip))
+        etcd.start()
+        etcd.etcdctl("put", f"{PREFIX}/config", CONFIG)
+        yield lab, list(lab.hosts.values()), etcd
+
+
+def start_at_once(count: int) -> tuple[float, float]:
+    """Start the daemons in one moment; return how long until all were ready, and then until all knew all."""
+    with hosts_on_one_segment(count) as (_, hosts, etcd):
+        began = time.monotonic()
+        together([partial(host.start_flanneld, "--store", etcd.url, deadline_s=START_S) for host in hosts])
+        ready = time.monotonic()
+        together([partial(wait_known, host, count - 1) for host in hosts])
+        known = time.monotonic()
+
+        assert len({host.lease() for host in hosts}) == count
+        leases = etcd.etcdctl("get", "--prefix", "--keys-only", f"{PREFIX}/subnets/").split()
+        assert len(leases) == count
+        first, last = hosts[0], hosts[-1]
+        assert ping(first, last.lease().network_address, count=3).is_reached
+    return ready - began, known - ready
+
+
+def wait_known(host: Host, peers: int) -> None:
+    """Return once a host's last pass installed so many peers."""
+    wait_until(
+        lambda: f'"peers": {peers},' in host.flannelctl("status", "--json", check=False),
+        what=f"{host.name} knows {peers} peers",
+        deadline_s=KNOWN_S,
+    )
+
+
+@pytest.mark.timeout(3600)
+def test_forty_daemons_at_once(long_run: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    """Once, or ten times with --long; what it took is printed."""
+    for _ in range(10 if long_run else 1):
+        ready_s, known_s = start_at_once(40)
+        with capsys.disabled():
+            print(
+                f"\n40 daemons at once: all ready after {ready_s:.1f} s, all knew all {known_s:.1f} s later"
+            )
+
+
+@pytest.mark.timeout(300)
+def test_two_hundred_hosts_join_at_once(
+    new_etcd: Callable[[], Any], long_run: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A thousand with --long: the lease protocol and the watch as they are, on one etcd, without kernels."""
+    etcd, hosts = new_etcd(), 1000 if long_run else 200
+    etcd.start()
+
+    joining = join_at_once(
+        Crowd(
+            url=f"etcd://{etcd.endpoint}{PREFIX}",
+            network=parse_network_config(CONFIG),
+            hosts=hosts,
+            processes=hosts // 50,
+            watchers=hosts,
+            deadline_s=240 if long_run else 60,
+        )
+    )
+
+    with capsys.disabled():
+        print(
+            f"\n{hosts} hosts joined: last lease after {joining.last_lease_s:.1f} s, all known after"
+            f" {joining.all_known_s:.1f} s, {joining.lost_races} races lost"
+        )
+    assert joining.lost == ()
+    assert len({host.subnet for host in joining.hosts}) == hosts
+    assert all(host.known_s is not None for host in joining.hosts)
+    keys = etcd.ctl("get", "--prefix", "--keys-only", f"{PREFIX}/subnets/").stdout.split()
+    assert len(keys) == hosts
