@@ -96,7 +96,16 @@ class IptablesTarget:
     async def apply(self, operations: Sequence[Operation]) -> Sequence[Refusal]:
         """Make or remove the chains, each in one transaction; once the lock was waited for, no more."""
         seen = await self._dump.get()
-        self._dump.forget()
+        try:
+            return await self._apply(operations, seen)
+        finally:
+            self._dump.forget()
+
+    def changes(self) -> AsyncIterator[None]:
+        """Yield when our chains, the jumps to them, or the policy of FORWARD are not as they were read."""
+        return self._dump.changes()
+
+    async def _apply(self, operations: Sequence[Operation], seen: Mapping[Family, _Seen]) -> list[Refusal]:
         refusals: list[Refusal] = []
         held: _LockHeldError | None = None
         for operation in operations:
@@ -108,10 +117,6 @@ class IptablesTarget:
                 held = error if isinstance(error, _LockHeldError) else None
                 refusals.append(Refusal(operation=operation, cause=str(error), hint=error.hint))
         return refusals
-
-    def changes(self) -> AsyncIterator[None]:
-        """Yield when our chains, the jumps to them, or the policy of FORWARD are not as they were read."""
-        return self._dump.changes()
 
     async def _see(self, families: frozenset[Family]) -> Mapping[Family, _Seen]:
         """Return what is there of these families at least."""

@@ -65,7 +65,16 @@ class NftTarget:
     async def apply(self, operations: Sequence[Operation]) -> Sequence[Refusal]:
         """Make or remove the tables, in order."""
         seen = await self._dump.get()
-        self._dump.forget()
+        try:
+            return await self._apply(operations, seen)
+        finally:
+            self._dump.forget()
+
+    def changes(self) -> AsyncIterator[None]:
+        """Yield when our tables are not as they were read."""
+        return self._dump.changes()
+
+    async def _apply(self, operations: Sequence[Operation], seen: _Seen) -> list[Refusal]:
         refusals: list[Refusal] = []
         for operation in operations:
             try:
@@ -75,10 +84,6 @@ class NftTarget:
             except TargetError as error:
                 refusals.append(Refusal(operation=operation, cause=str(error), hint=error.hint))
         return refusals
-
-    def changes(self) -> AsyncIterator[None]:
-        """Yield when our tables are not as they were read."""
-        return self._dump.changes()
 
     async def _read(self) -> _Seen:
         try:

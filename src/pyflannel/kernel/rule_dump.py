@@ -37,6 +37,7 @@ class RuleDump(Generic[_Dump]):
         self._resync_s = resync_s
         self._reading = asyncio.Lock()
         self._last: _Dump | None = None
+        self._forgotten = 0  # times; a reading that began before the last of them does not count
         self.is_wanted = True
         self._notifications: NotificationSocket | None = None
         try:
@@ -50,15 +51,13 @@ class RuleDump(Generic[_Dump]):
             self._notifications.close()
 
     async def get(self) -> _Dump:
-        """Return what is there, as far as is known."""
-        async with self._reading:
-            if self._last is None:
-                self._last = await self._read()
-            return self._last
+        """Return what is there, as far as is known; while it is read anew, that is the reading before."""
+        return await self._refresh() if self._last is None else self._last
 
     def forget(self) -> None:
         """Read again before the next use: we changed something."""
         self._last = None
+        self._forgotten += 1
 
     async def changes(self) -> AsyncIterator[None]:
         """Yield when a reading differs from the last, or there has to be a new one."""
@@ -66,11 +65,17 @@ class RuleDump(Generic[_Dump]):
             await self._wait()
             if not self.is_wanted:
                 continue
-            async with self._reading:
-                before, self._last = self._last, await self._read()
-                is_news = before != self._last
-            if is_news:
+            before = self._last
+            await self._refresh()
+            if before is None or before != self._last:
                 yield
+
+    async def _refresh(self) -> _Dump:
+        async with self._reading:
+            began = self._forgotten
+            read = await self._read()
+            self._last = read if began == self._forgotten else None
+            return read
 
     async def _wait(self) -> None:
         """Return soon after something changed, and after the resync period at the latest."""

@@ -1,0 +1,85 @@
+"""A reading of the packet filter counts as long as nothing says that it may have changed."""
+
+import asyncio
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from pyflannel.kernel.rule_dump import RuleDump
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
+
+
+class Filter:
+    """Something to read, slowly if the test wants it so."""
+
+    def __init__(self) -> None:
+        self.rules = "old"
+        self.reads = 0
+        self.began = asyncio.Event()
+        self.may_end = asyncio.Event()
+        self.may_end.set()
+
+    async def read(self) -> str:
+        self.reads += 1
+        rules = self.rules
+        self.began.set()
+        await self.may_end.wait()
+        return rules
+
+
+@contextmanager
+def dump_of(filter_: Filter, resync_s: float) -> Iterator[RuleDump[str]]:
+    dump = RuleDump(filter_.read, resync_s)
+    try:
+        yield dump
+    finally:
+        dump.close()
+
+
+def test_a_reading_is_used_until_it_is_forgotten(namespace) -> None:
+    async def work() -> tuple[int, int]:
+        filter_ = Filter()
+        with dump_of(filter_, 60.0) as dump:
+            assert [await dump.get(), await dump.get()] == ["old", "old"]
+            before = filter_.reads
+            dump.forget()
+            filter_.rules = "new"
+            assert await dump.get() == "new"
+            return before, filter_.reads
+
+    assert namespace.run(work) == (1, 2)
+
+
+def test_while_it_is_read_anew_nobody_waits(namespace, listen) -> None:
+    async def work() -> str:
+        filter_ = Filter()
+        with dump_of(filter_, 0.05) as dump:
+            await dump.get()
+            filter_.began.clear()
+            filter_.may_end.clear()
+            async with listen(dump.changes()):
+                await filter_.began.wait()
+                return await dump.get()
+
+    assert namespace.run(work, timeout_s=5) == "old"
+
+
+def test_a_reading_that_began_before_our_change_does_not_count(namespace, listen) -> None:
+    async def work() -> tuple[str, bool]:
+        filter_ = Filter()
+        with dump_of(filter_, 0.05) as dump:
+            await dump.get()
+            filter_.began.clear()
+            filter_.may_end.clear()
+            async with listen(dump.changes()) as wakes:
+                await filter_.began.wait()
+                filter_.rules = "new"
+                dump.forget()
+                filter_.may_end.set()
+                await wakes.next()
+                return await dump.get(), dump.is_wanted
+
+    assert namespace.run(work, timeout_s=5) == ("new", True)
