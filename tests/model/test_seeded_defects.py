@@ -210,3 +210,16 @@ def test_a_reservation_that_is_given_a_ttl_is_found() -> None:
     example = found(where, Protocol(transact=careless))
 
     assert example.violation.rule == "a reservation never gets a TTL"
+
+
+def test_a_listing_that_takes_away_what_the_watch_told_is_found() -> None:
+    """A defect of ours once: an answer that was overtaken by the watch."""
+
+    def forgetful(leases: LeaseSet, event: Event, state: LeaseState) -> LeaseSet:
+        if isinstance(event, Listed):
+            return LeaseSet.of(event.leases, event.revision)
+        return know(leases, event, state)
+
+    example = found(TWO_HOSTS, replace(REAL, know=forgetful))
+
+    assert example.violation.rule == "every peer's lease is known"
