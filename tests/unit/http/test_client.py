@@ -21,9 +21,10 @@ async def answering(path: Path, octets: bytes) -> AsyncIterator[None]:
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
-        if octets:
-            writer.write(octets)
-            writer.close()
+        if not octets:
+            await asyncio.Event().wait()  # since Python 3.13 a connection that nobody holds is closed
+        writer.write(octets)
+        writer.close()
 
     server = await asyncio.start_unix_server(answer, sock=listen_unix(path))
     try:

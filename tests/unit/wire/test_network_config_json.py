@@ -36,7 +36,7 @@ LIBRARY_TEXTS = {
     "233": 'not a prefix length: IPv6SubnetLen="64"',
     "244": 'not a boolean: EnableNFTables="true"',
     "248": "not JSON: Expecting value: line 1 column 1",
-    "250": "not JSON: Expecting property name",
+    "250": "not JSON: ",  # the rest is of the Python in use
     "251": "not JSON: NaN is no number",
     "254": "not JSON: Invalid control character",
 }
