@@ -3,7 +3,7 @@
 import pytest
 
 from pyflannel.testing.lease_model.explorer import explore
-from pyflannel.testing.lease_model.scenarios import every_scenario
+from pyflannel.testing.lease_model.scenarios import every_scenario, host, network, scenario
 from pyflannel.testing.lease_model.story import tell
 
 STATES, STATES_LONG = 100_000, 1_000_000
@@ -15,13 +15,30 @@ def test_no_interleaving_breaks_a_rule(long_run: bool, capsys: pytest.CaptureFix
     scenarios = every_scenario()
     least = STATES_LONG if long_run else STATES
     left, states = least, 0
-    for number, scenario in enumerate(scenarios):
+    for number, where in enumerate(scenarios):
         # What the small ones leave is for the larger ones after them.
         most = left // (len(scenarios) - number) + 1
-        found = explore(scenario, most_states=most, settle_every=50)
+        found = explore(where, most_states=most, settle_every=50)
         with capsys.disabled():
             print(f"\n{found.text}", end="")
         assert found.counterexample is None, tell(found.counterexample)
         left -= found.states
         states += found.states
     assert states >= least
+
+
+def test_the_known_limit_of_two_subnet_lengths() -> None:
+    """Told in docs/reliability.md: no transaction on one key excludes a key that lies within it."""
+    where = scenario(
+        "two subnet lengths",
+        (host(1), host(2)),
+        faults=("config",),
+        most_faults=1,
+        other_network=network(length=25),
+        folds_subnets=False,
+    )
+
+    example = explore(where).counterexample
+
+    assert example is not None
+    assert example.violation.rule == "no two owners of overlapping subnets"
