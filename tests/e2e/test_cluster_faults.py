@@ -1,0 +1,335 @@
+"""What hosts do when the etcd cluster of three below them loses members, its history or its data.
+
+The data path is pinged all the while, a hundred times a second; not one may be lost. Most of this runs with
+--long alone.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from ipaddress import IPv4Interface
+from typing import Any
+
+import pytest
+
+from pyflannel.errors import LabError
+from pyflannel.lab.etcd_server import CLIENT_PORT, PREFIX
+from pyflannel.lab.faults import partitioned, paused
+from pyflannel.lab.host import Host
+from pyflannel.lab.program import Program
+from pyflannel.lab.together import together
+from pyflannel.lab.topology import LEFT, HostPlace
+from pyflannel.lab.traffic import ping
+from pyflannel.lab.waiting import wait_until
+
+SOON_S = 30.0
+GUEST = f"{PREFIX}/subnets/10.100.250.0-24"
+GUEST_LEASE = '{"PublicIP":"203.0.113.9"}'
+CONFIG = '{"Network":"10.100.0.0/16"}'
+PLACES = tuple(
+    HostPlace(f"store{number}", LEFT, IPv4Interface(f"10.10.10.{200 + number}/24")) for number in (1, 2, 3)
+)
+
+Pinging = Callable[[Any, str], AbstractContextManager[Any]]
+
+
+class Member:
+    """One etcd of the cluster, on a host of its own."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self.client = f"http://{host.address}:{CLIENT_PORT}"
+        self.peer = f"http://{host.address}:2380"
+        self.program: Program | None = None
+
+    def start(self, cluster: str, state: str = "new") -> None:
+        self.program = self.host.start_service(
+            [
+                "etcd",
+                f"--name={self.host.name}",
+                "--data-dir=/var/lib/etcd-lab",
+                "--unsafe-no-fsync",
+                f"--listen-client-urls=http://0.0.0.0:{CLIENT_PORT}",
+                f"--advertise-client-urls={self.client}",
+                f"--listen-peer-urls={self.peer}",
+                f"--initial-advertise-peer-urls={self.peer}",
+                f"--initial-cluster={cluster}",
+                f"--initial-cluster-state={state}",
+            ],
+            name="etcd",
+        )
+
+    def kill(self) -> None:
+        assert self.program is not None
+        self.program.kill()
+
+    def ctl(self, *argv: str) -> str:
+        command = ["env", "ETCDCTL_API=3", "etcdctl", f"--endpoints={self.client}", *argv]
+        return self.host.run(command).stdout
+
+    def status(self) -> dict[str, Any]:
+        """Return what it says of itself, or nothing while it does not answer."""
+        try:
+            (said,) = json.loads(self.ctl("--command-timeout=1s", "endpoint", "status", "-w", "json"))
+        except (LabError, ValueError):
+            return {}
+        status: dict[str, Any] = said["Status"]
+        return status
+
+
+class Cluster:
+    """Three members; etcdctl asks the first that answers with a majority behind it."""
+
+    def __init__(self, hosts: list[Host]) -> None:
+        self.members = [Member(host) for host in hosts]
+        self.names = ",".join(f"{member.host.name}={member.peer}" for member in self.members)
+        places = ",".join(f"{host.address}:{CLIENT_PORT}" for host in hosts)
+        self.url = f"etcd://{places}{PREFIX}"
+
+    def start(self) -> None:
+        together([lambda member=member: member.start(self.names) for member in self.members])
+        self.leader()
+
+    def leader(self) -> Member:
+        """Return the member that leads, once there is one that the others follow."""
+        found: list[Member] = []
+
+        def look() -> bool:
+            for member in self.members:
+                status = member.status()
+                if status and status["header"]["member_id"] == status["leader"]:
+                    found.append(member)
+            return bool(found)
+
+        wait_until(look, what="the cluster has a leader", deadline_s=SOON_S)
+        return found[0]
+
+    def others(self, member: Member) -> list[Member]:
+        return [other for other in self.members if other is not member]
+
+    def etcdctl(self, *argv: str) -> str:
+        """Run etcdctl against the whole cluster, until it succeeds."""
+        endpoints = ",".join(member.client for member in self.members)
+        said: list[str] = []
+
+        def succeeds() -> bool:
+            try:
+                said.append(self.members[0].ctl(f"--endpoints={endpoints}", *argv))
+            except LabError:
+                return False
+            return True
+
+        wait_until(succeeds, what=f"etcdctl {argv[0]}", deadline_s=SOON_S)
+        return said[-1]
+
+
+@pytest.fixture(scope="module")
+def network(network_of: Callable[..., AbstractContextManager[Any]]) -> Iterator[Any]:
+    """Two hosts that are ready, on a cluster of three; each test leaves it whole."""
+    with network_of("docker1", "docker4", config=None) as network:
+        cluster = Cluster(network.lab.add_hosts(*PLACES))
+        for place in PLACES:
+            del network.hosts[place.name]  # no flanneld there
+        network.etcd, network.url = cluster, cluster.url
+        cluster.start()
+        network.put("config", CONFIG)
+        network.start_all()
+        for name in ("docker1", "docker4"):
+            network.wait_status(name, lambda status: status["peers"] == 1, "knows its peer")
+        yield network
+
+
+@contextmanager
+def cut_off(hosts: list[Host], port: int = CLIENT_PORT) -> Iterator[None]:
+    """Let nothing pass between these hosts and the store; what they say to each other passes."""
+    rules = "\n".join(
+        f"chain {hook} {{ type filter hook {hook} priority 0; tcp {side} {port} drop; }}"
+        for hook, side in (("input", "sport"), ("output", "dport"))
+    )
+    for host in hosts:
+        host.run(["nft", "-f", "-"], text=f"table ip cut {{\n{rules}\n}}\n")
+    try:
+        yield
+    finally:
+        for host in hosts:
+            host.run(["nft", "delete table ip cut"])
+
+
+def check_follows(network: Any, members: list[Member]) -> None:
+    """Write the lease of a guest at these members, and delete it: both hosts hear of both."""
+    endpoints = ",".join(member.client for member in members)
+
+    def ask(*argv: str) -> None:
+        wait_until(
+            lambda: succeeds(members[0], f"--endpoints={endpoints}", *argv),
+            what=f"etcdctl {argv[0]}",
+            deadline_s=SOON_S,
+        )
+
+    for peers, argv in ((2, ("put", GUEST, GUEST_LEASE)), (1, ("del", GUEST))):
+        ask(*argv)
+        for name in network.hosts:
+            wait_peers(network, name, peers)
+
+
+def wait_peers(network: Any, name: str, peers: int) -> None:
+    """Return once a host knows so many peers."""
+    network.wait_status(
+        name, lambda status: status["peers"] == peers, f"has {peers} peers", deadline_s=SOON_S
+    )
+
+
+@pytest.fixture
+def in_long_run(long_run: bool) -> None:
+    """Skip what the default run has no time for: each of these waits for elections or timeouts."""
+    if not long_run:
+        pytest.skip("needs --long")
+
+
+@pytest.fixture
+def pings(network: Any, pinging: Pinging) -> Iterator[Any]:
+    """The path between the two hosts, for the length of a test, which leaves both ready, on their subnets."""
+    before = {name: host.lease() for name, host in network.hosts.items()}
+    with pinging(network.hosts["docker1"], network.overlay("docker4")) as pings:
+        yield pings
+        check_follows(network, network.etcd.members)
+        for name in network.hosts:
+            network.wait_ready(name)
+    assert {name: host.lease() for name, host in network.hosts.items()} == before
+    assert pings.lost == 0
+
+
+def test_the_leader_is_killed_and_comes_back(network: Any, pings: Any) -> None:
+    cluster = network.etcd
+    leader = cluster.leader()
+
+    leader.kill()
+    check_follows(network, cluster.others(leader))
+    leader.start(cluster.names)
+
+    pings.wait_answered(more=50)
+
+
+def test_a_minority_is_cut_off(in_long_run: None, network: Any, pings: Any) -> None:
+    """It is the leader, to which most clients speak."""
+    cluster = network.etcd
+    leader = cluster.leader()
+
+    with ExitStack() as cuts:
+        for other in cluster.others(leader):
+            cuts.enter_context(partitioned(network.lab, leader.host, other.host))
+        check_follows(network, cluster.others(leader))
+
+
+def test_a_majority_is_cut_off(in_long_run: None, network: Any, pings: Any) -> None:
+    """Nobody can write; the hosts say so, and run on."""
+    one, two, three = (member.host for member in network.etcd.members)
+
+    with ExitStack() as cuts:
+        for pair in ((one, two), (two, three), (one, three)):
+            cuts.enter_context(partitioned(network.lab, *pair))
+        away = network.wait_status("docker1", lambda status: not status["is_ready"], "says so")
+        pings.wait_answered(more=50)
+
+    assert "the store" in away["waiting_for"]
+
+
+@pytest.mark.parametrize("count", [1, 3], ids=["leader", "all"])
+def test_members_stand_still_and_go_on(in_long_run: None, network: Any, pings: Any, count: int) -> None:
+    cluster = network.etcd
+    leader = cluster.leader()
+
+    with ExitStack() as pauses:
+        for member in [leader, *cluster.others(leader)][:count]:
+            assert member.program is not None
+            pauses.enter_context(paused(member.program))
+        if count == 1:
+            check_follows(network, cluster.others(leader))
+        else:
+            network.wait_status(
+                "docker1", lambda status: not status["is_ready"], "says so", deadline_s=SOON_S
+            )
+
+
+def test_a_member_loses_its_data(in_long_run: None, network: Any, pings: Any) -> None:
+    """It is removed and joins anew, as etcd's manual says."""
+    cluster = network.etcd
+    lost, *rest = cluster.members
+    number = f"{lost.status()['header']['member_id']:x}"
+
+    lost.kill()
+    lost.host.run(["rm", "-r", "/var/lib/etcd-lab"])
+    wait_until(lambda: succeeds(rest[0], "member", "remove", number), what="removed", deadline_s=SOON_S)
+    added = ("member", "add", lost.host.name, f"--peer-urls={lost.peer}")
+    wait_until(lambda: succeeds(rest[0], *added), what="added", deadline_s=SOON_S)
+    lost.start(cluster.names, state="existing")
+
+    pings.wait_answered(more=50)
+
+
+def succeeds(member: Member, *argv: str) -> bool:
+    """Return whether etcdctl succeeded; it does not while there is no leader."""
+    try:
+        member.ctl(*argv)
+    except LabError:
+        return False
+    return True
+
+
+def compact(network: Any) -> None:
+    """Let the cluster forget all but the present."""
+    revision = network.etcd.leader().status()["header"]["revision"]
+    network.etcdctl("compact", str(revision))
+
+
+def test_compaction_while_connected(in_long_run: None, network: Any, pings: Any) -> None:
+    network.put("elsewhere", "1")
+    compact(network)
+    network.put("elsewhere", "2")
+    compact(network)
+
+
+def test_compaction_while_cut_off(network: Any, pings: Any) -> None:
+    """What changed meanwhile can only be listed: a lease that came is a peer, one that went is none."""
+    host = network.hosts["docker1"]
+    network.etcdctl("put", GUEST, GUEST_LEASE)
+    network.wait_status("docker1", lambda status: status["peers"] == 2, "knows the guest")
+
+    with cut_off([host]):
+        network.wait_status("docker1", lambda status: not status["is_ready"], "says so", deadline_s=SOON_S)
+        network.etcdctl("del", GUEST)
+        compact(network)
+
+    network.wait_status("docker1", lambda status: status["peers"] == 1, "lost the guest", deadline_s=SOON_S)
+
+
+def test_leases_end_while_all_hosts_are_cut_off(network: Any, pings: Any) -> None:
+    """As when the store is away for longer than their TTL: each takes its subnet again."""
+    keys = [network.lease_key(name) for name in network.hosts]
+    etcd_leases = [network.record(key)["lease"] for key in keys]
+
+    with cut_off(list(network.hosts.values())):
+        for name in network.hosts:
+            network.wait_status(name, lambda status: not status["is_ready"], "says so", deadline_s=SOON_S)
+        for number in etcd_leases:
+            network.etcdctl("lease", "revoke", f"{number:x}")
+        gone = [network.record(key) for key in keys]
+        pings.wait_answered(more=50)
+
+    assert gone == [None, None]
+    for key in keys:
+        wait_until(lambda key=key: network.record(key) is not None, what=f"{key} is back", deadline_s=SOON_S)
+
+
+def test_a_host_starts_after_a_compaction(in_long_run: None, network: Any, pings: Any) -> None:
+    """Its watch begins at its listing, which no compaction has passed."""
+    compact(network)
+    lock = network.hosts["docker4"].run(["cat", "/run/flannel/flanneld.lock"]).stdout.split()[0]
+    network.hosts["docker4"].run(["kill", lock])
+
+    wait_until(
+        lambda: "flanneld" not in str(network.hosts["docker4"].commands()), what="ended", deadline_s=SOON_S
+    )
+    network.start("docker4")
+
+    assert ping(network.hosts["docker4"], network.overlay("docker1"), count=1).is_reached
