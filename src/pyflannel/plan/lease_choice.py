@@ -87,14 +87,15 @@ def choose(
 ) -> tuple[Choice, tuple[DeleteLease | Report, ...]]:
     """Choose for a host that runs on nothing yet; with what is to be deleted and said before.
 
-    In this order: our own lease, by identity, then by address as the original does; the lease of a host
-    that was this machine; the lease of a dead host with our address; the subnet of our last life; any free
-    one. `answered` are the owners known to be alive.
+    In this order: our own lease, by identity, then by address as the original does; the subnet of our last
+    life; the lease of a host that was this machine; the lease of a dead host with our address; any free one. `answered` are the owners known to be alive.
     """
     before: list[DeleteLease | Report] = []
     for lease in sorted(listed.leases, key=lambda lease: _preference(lease, wanted)):
         if not (is_ours(lease, wanted) or _has_our_address(lease, wanted)):
             break  # sorted: what follows is not ours either
+        if not is_ours(lease, wanted) and _is_previous_free(listed, wanted):
+            break  # the containers of our last life have addresses of that
         if not wanted.network.admits(lease.subnet):
             is_deleted = lease.has_ttl and _has_our_address(lease, wanted)
             before.append(Unsuitable(lease.subnet, "deleted" if is_deleted else "kept"))
@@ -113,15 +114,23 @@ def _choose_free(listed: Listed, wanted: Wanted, draw: Draw) -> tuple[Choice, tu
     occupied = [lease.subnet for lease in listed.leases] + [bad.subnet for bad in listed.unreadable]
     said: list[Report] = []
     previous = wanted.previous
-    if previous is not None and not any(previous.overlaps(subnet) for subnet in occupied):
-        if wanted.network.admits(previous):
-            return create(previous, wanted), (ReusingPrevious(previous),)
+    if previous is not None and _is_previous_free(listed, wanted):
+        return create(previous, wanted), (ReusingPrevious(previous),)
+    if previous is not None and not wanted.network.admits(previous):
         said.append(Unsuitable(previous, "previous"))
     said.append(Picking(wanted.network))
     subnet = pick(wanted.network, occupied, draw)
     if subnet is None:
         return NoneFree(), (*said, Exhausted(wanted.network))
     return create(subnet, wanted), tuple(said)
+
+
+def _is_previous_free(listed: Listed, wanted: Wanted) -> bool:
+    """Return whether the subnet of our last life can be had again."""
+    previous = wanted.previous
+    if previous is None or not wanted.network.admits(previous):
+        return False
+    return not any(previous.overlaps(standing.subnet) for standing in (*listed.leases, *listed.unreadable))
 
 
 def _preference(lease: Lease, wanted: Wanted) -> tuple[int, int]:

@@ -870,6 +870,17 @@ def test_two_hosts_with_one_identity_do_not_write_over_each_other_for_ever() -> 
     assert clone.state.is_settled
 
 
+def test_the_subnet_of_our_containers_comes_before_what_a_former_self_left() -> None:
+    """A leftover of the identity before a re-installation; our own lease expired while the daemon was down."""
+    store = Store()
+    store.write_lease(lease(FIRST, "old-self", "192.168.50.102", machine="m"))
+
+    host = Host(store, wanted(previous=THIRD)).start()
+
+    assert host.subnet == THIRD
+    assert owner_of(store, FIRST) == "old-self"
+
+
 # A host that runs already.
 
 
