@@ -88,7 +88,8 @@ def choose(
     """Choose for a host that runs on nothing yet; with what is to be deleted and said before.
 
     In this order: our own lease, by identity, then by address as the original does; the subnet of our last
-    life; the lease of a host that was this machine; the lease of a dead host with our address; any free one. `answered` are the owners known to be alive.
+    life; the lease of a host that was this machine; the lease of a dead host with our address; any free one.
+    `answered` are the owners known to be alive.
     """
     before: list[DeleteLease | Report] = []
     for lease in sorted(listed.leases, key=lambda lease: _preference(lease, wanted)):
@@ -111,12 +112,12 @@ def choose(
 
 
 def _choose_free(listed: Listed, wanted: Wanted, draw: Draw) -> tuple[Choice, tuple[Report, ...]]:
-    occupied = [lease.subnet for lease in listed.leases] + [bad.subnet for bad in listed.unreadable]
+    occupied = _occupied(listed)
     said: list[Report] = []
     previous = wanted.previous
     if previous is not None and _is_previous_free(listed, wanted):
         return create(previous, wanted), (ReusingPrevious(previous),)
-    if previous is not None and not wanted.network.admits(previous):
+    elif previous is not None and not any(previous.overlaps(subnet) for subnet in occupied):
         said.append(Unsuitable(previous, "previous"))
     said.append(Picking(wanted.network))
     subnet = pick(wanted.network, occupied, draw)
@@ -130,7 +131,11 @@ def _is_previous_free(listed: Listed, wanted: Wanted) -> bool:
     previous = wanted.previous
     if previous is None or not wanted.network.admits(previous):
         return False
-    return not any(previous.overlaps(standing.subnet) for standing in (*listed.leases, *listed.unreadable))
+    return not any(previous.overlaps(subnet) for subnet in _occupied(listed))
+
+
+def _occupied(listed: Listed) -> list[IPv4Network]:
+    return [lease.subnet for lease in listed.leases] + [bad.subnet for bad in listed.unreadable]
 
 
 def _preference(lease: Lease, wanted: Wanted) -> tuple[int, int]:

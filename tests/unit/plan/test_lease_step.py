@@ -871,7 +871,7 @@ def test_two_hosts_with_one_identity_do_not_write_over_each_other_for_ever() -> 
 
 
 def test_the_subnet_of_our_containers_comes_before_what_a_former_self_left() -> None:
-    """A leftover of the identity before a re-installation; our own lease expired while the daemon was down."""
+    """A leftover of the identity before a re-installation; our own lease expired meanwhile."""
     store = Store()
     store.write_lease(lease(FIRST, "old-self", "192.168.50.102", machine="m"))
 
