@@ -117,7 +117,7 @@ def _choose_free(listed: Listed, wanted: Wanted, draw: Draw) -> tuple[Choice, tu
     previous = wanted.previous
     if previous is not None and _is_previous_free(listed, wanted):
         return create(previous, wanted), (ReusingPrevious(previous),)
-    elif previous is not None and not any(previous.overlaps(subnet) for subnet in occupied):
+    if previous is not None and not any(previous.overlaps(subnet) for subnet in occupied):
         said.append(Unsuitable(previous, "previous"))
     said.append(Picking(wanted.network))
     subnet = pick(wanted.network, occupied, draw)
