@@ -1,5 +1,7 @@
 """The lease protocol, checked: the real step in every interleaving within the bounds that are printed."""
 
+from dataclasses import replace
+
 import pytest
 
 from pyflannel.testing.lease_model.explorer import explore
@@ -25,6 +27,21 @@ def test_no_interleaving_breaks_a_rule(long_run: bool, capsys: pytest.CaptureFix
         left -= found.states
         states += found.states
     assert states >= least
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a host alone", "a reservation", "a re-installed host", "a change of the network config", "two hosts"],
+)
+def test_every_interleaving_without_faults(name: str) -> None:
+    """All of them, until time has moved once; each state is followed to rest."""
+    where = next(where for where in every_scenario() if where.name == name)
+    calm = replace(where, world=replace(where.world, faults=0, ticks=1))
+
+    found = explore(calm, settle_every=1)
+
+    assert found.counterexample is None, tell(found.counterexample)
+    assert found.is_complete
 
 
 def test_the_known_limit_of_two_subnet_lengths() -> None:
