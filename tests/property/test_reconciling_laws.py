@@ -137,3 +137,19 @@ def test_two_daemons_on_one_host_leave_each_other_alone() -> None:
 
     assert ours([mine, theirs], State.of(mine)) == State.of(mine)
     assert ours([mine, theirs], State.EMPTY, "pyflannel /run/blue") == State.of(theirs)
+
+
+def test_filter_rules_belong_to_the_daemon_of_their_device() -> None:
+    """Also where the usual daemon has flannel1, because another was first."""
+    theirs = Link(name="flannel0", kind="tun", mtu=1472, alias="pyflannel /run/blue")
+    mine = Link(name="flannel1", kind="tun", mtu=1472)
+    their_chain = IptablesChain(family=4, table="filter", device="flannel0", rules=())
+    my_chain = IptablesChain(family=4, table="filter", device="flannel1", rules=())
+    found = [theirs, mine, their_chain, my_chain]
+
+    assert ours(found, State.EMPTY) == State.of(mine, my_chain)
+    assert ours([theirs, their_chain], State.EMPTY) == State.EMPTY
+    assert ours(found, State.EMPTY, "pyflannel /run/blue") == State.of(theirs, their_chain)
+    assert ours([their_chain], State.EMPTY) == State.of(
+        their_chain
+    )  # what a dead daemon, or the original, left

@@ -27,12 +27,19 @@ def ours(actual: Iterable[Item], desired: State, mark: str = MARK) -> State:
     """
     items = tuple(actual)
     links = {item.name for item in (*items, *desired) if isinstance(item, Link) and item.alias == mark}
+    devices = set(links)
+    if mark == MARK and not links and not any(_is_first_device(item) for item in items):
+        devices.add(FIRST_DEVICE)  # the names of the original's rules, and of ours when the device is gone
     return State.collect(
-        item for item in items if item.key in desired.by_key or _is_marked(item, mark, links)
+        item for item in items if item.key in desired.by_key or _is_marked(item, mark, links, devices)
     )
 
 
-def _is_marked(item: Item, mark: str, links: set[str]) -> bool:
+def _is_first_device(item: Item) -> bool:
+    return isinstance(item, Link) and item.name == FIRST_DEVICE and item.alias.startswith(MARK)
+
+
+def _is_marked(item: Item, mark: str, links: set[str], devices: set[str]) -> bool:
     match item:
         case Link():
             return item.alias == mark
@@ -41,8 +48,7 @@ def _is_marked(item: Item, mark: str, links: set[str]) -> bool:
         case Route():
             return item.link in links or item.protocol == PROTOCOL_FLANNEL
         case IptablesChain() | NftTable():
-            # The names of the original's rules are those of flannel0's daemon.
-            return item.device in links or (mark == MARK and item.device == FIRST_DEVICE)
+            return item.device in devices
         case Forwarder() | ForwarderPeer():
             return True  # nobody else runs one in our run directory
         case HostFile():
