@@ -11,6 +11,7 @@ import pytest
 from pyflannel.lab.host import Host
 from pyflannel.lab.lab import Lab
 from pyflannel.lab.together import together
+from pyflannel.lab.waiting import wait_until
 
 BLUE = '{"Network":"10.101.0.0/16","Backend":{"Type":"udp","Port":8286}}'
 GREEN = '{"Network":"10.100.0.0/16"}'
@@ -127,3 +128,23 @@ def test_networks_are_followed_as_they_come(pair: tuple[Lab, Host, Host]) -> Non
     wait_for = "until [ -e /run/flannel/networks/blue.env ]; do sleep 0.1; done"
     host.run(["timeout", "10", "sh", "-c", wait_for])
     assert set(tunnels(host)) == {"flannel0", "flannel1"}
+
+
+def test_a_network_that_nobody_made_is_named_and_keeps_no_other_from_working(
+    pair: tuple[Lab, Host, Host],
+) -> None:
+    """It is waited for: the daemon is not ready for the service manager, the other network works."""
+    lab, host, _ = pair
+    set_config(host, f"{lab.sqlite_url}#green", GREEN)
+
+    host.launch_flanneld(f"--store={lab.sqlite_url}", "--networks=green,nosuch")
+
+    host.run(
+        ["timeout", "10", "sh", "-c", "until [ -e /run/flannel/networks/green.env ]; do sleep 0.1; done"]
+    )
+    log = host.directory / "log/flanneld.log"
+    wait_until(lambda: "network=nosuch" in log.read_text(), what="it is said", deadline_s=10)
+    lines = [line for line in log.read_text().splitlines() if line.startswith("E")]
+    assert len(lines) == 1
+    assert "flannel config not found" in lines[0]
+    assert lines[0].endswith("network=nosuch")
