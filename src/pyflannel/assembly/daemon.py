@@ -1,8 +1,9 @@
 """The daemon, put together: one network, or several in one process (flannel 0.6's --networks)."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from pathlib import Path
+from typing import Any
 
 from pyflannel.assembly.host_network import HostNetwork, open_network
 from pyflannel.assembly.logs import NETWORK
@@ -19,7 +20,7 @@ from pyflannel.kernel.notify import notify, watchdog_s
 from pyflannel.ports.store import Store
 from pyflannel.stores.prefixed import PrefixedStore
 
-Door = Callable[[HostNetwork], Awaitable[None]]
+Door = Callable[[HostNetwork], Coroutine[Any, Any, None]]
 """Lets the world in to one network, until it is cancelled."""
 
 
@@ -118,7 +119,7 @@ class Daemon:
             try:
                 async with asyncio.TaskGroup() as tasks:
                     tasks.create_task(network.run(), name="network")
-                    tasks.create_task(_forever(self._door(network)), name="door")
+                    tasks.create_task(self._door(network), name="door")
             finally:
                 if self._running.get(name) is network:  # else it is back already
                     del self._running[name]
@@ -128,7 +129,3 @@ class Daemon:
         if self._options.watch_networks:
             return sorted(self._running)
         return self._options.networks or [""]
-
-
-async def _forever(door: Awaitable[None]) -> None:
-    await door

@@ -97,7 +97,6 @@ class Supervisor:
         self._previous = _previous(options)
         self._prerequisites = asyncio.Event()
         self._store_is_away = asyncio.Event()
-        self._config_from_store = asyncio.Event()
         self._said_ready = False
         self._said_status = ""
         self._keeper: LeaseKeeper | None = None
