@@ -1,6 +1,5 @@
 """Which subnet a host asks for, when it looks at all leases there are."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
 
@@ -18,6 +17,7 @@ from pyflannel.model.lease_protocol import (
     Wanted,
 )
 from pyflannel.plan.allocate import pick
+from pyflannel.plan.lease_state import Draw
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,6 @@ class NoneFree:
 
 
 Choice = PutLease | Contest | TakenBy | NoneFree
-Draw = Callable[[int], int]
 
 
 def is_ours(lease: Lease, wanted: Wanted) -> bool:

@@ -1,9 +1,13 @@
 """Where a host stands in the lease protocol."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from pyflannel.model.lease import Lease
-from pyflannel.model.lease_protocol import Held, LeaseChange, PutLease, Wanted
+from pyflannel.model.lease_protocol import Action, Held, LeaseChange, PutLease, Wanted
+
+Draw = Callable[[int], int]
+"""`draw(n)` gives a number below n."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,3 +100,7 @@ class LeaseState:
     def is_settled(self) -> bool:
         """The store's key names us."""
         return isinstance(self.phase, Holding)
+
+
+Step = tuple[LeaseState, tuple[Action, ...]]
+"""Where a host stands after an event, and what is to be done."""

@@ -1,0 +1,145 @@
+"""What the store answers, and what a host does about it."""
+
+from dataclasses import replace
+from typing import assert_never
+
+from pyflannel.model.lease import CLAIM_TTL_S, Claim, Lease
+from pyflannel.model.lease_protocol import (
+    Acquired,
+    Action,
+    ClaimSeen,
+    Contested,
+    Held,
+    List,
+    Listed,
+    Lost,
+    PutClaim,
+    PutLease,
+    Renewed,
+    StoreBack,
+    Wanted,
+    Watch,
+)
+from pyflannel.plan.lease_changes import hold, overwritten
+from pyflannel.plan.lease_choice import Choice, Contest, NoneFree, TakenBy, choose, is_ours, keep
+from pyflannel.plan.lease_failures import look_again
+from pyflannel.plan.lease_holding import degrade
+from pyflannel.plan.lease_state import Contesting, Draw, Holding, LeaseState, Listing, Putting, Resting, Step
+
+JITTER_S = 0.25
+"""Longest pause after a lost race, so that the losers do not meet again."""
+
+EXHAUSTED_S = 10.0
+"""Pause before another look when no subnet was free."""
+
+
+def on_listed(state: LeaseState, listed: Listed, now: float, draw: Draw) -> Step:
+    """Choose from all leases there are, if that is what the host waits for."""
+    if not isinstance(state.phase, Listing):
+        return state, ()
+    actions: list[Action] = [StoreBack()] if state.failures else []
+    state = replace(state, failures=0)
+    if not state.is_watching:
+        # Not the later of both: a store that lost its data counts anew.
+        state = replace(state, revision=listed.revision, watch_at=None)
+    if state.held is not None:
+        following, chosen = _listed_while_running(state, state.held, listed, now)
+    else:
+        choice, before = choose(listed, state.wanted, state.answered, draw)
+        actions.extend(before)
+        following, chosen = _begin(state, choice, now)
+    # Who runs on nothing yet watches from here only when it has its lease: of a thousand hosts that start at
+    # once, each would else be told of every other while all of them want to write.
+    if following.held is not None or not isinstance(following.phase, Putting):
+        following, watch = _watch(following)
+        actions.extend(watch)
+    return following, (*actions, *chosen)
+
+
+def _watch(state: LeaseState) -> Step:
+    """Watch from what was seen last, unless a watch is open, or waits to be opened again."""
+    if state.is_watching or state.watch_at is not None:
+        return state, ()
+    return replace(state, is_watching=True), (Watch(state.revision),)
+
+
+def _listed_while_running(state: LeaseState, held: Held, listed: Listed, now: float) -> Step:
+    subnet = held.lease.subnet
+    claims = tuple(ClaimSeen(claim) for claim in listed.claims if claim.subnet == subnet)
+    state = replace(state, missed=(*claims, *state.missed))
+    standing = next((lease for lease in listed.leases if lease.subnet == subnet), None)
+    if standing is not None and _is_untouched(standing, held, state.wanted):
+        return hold(state, held, now)
+    return _begin(state, keep(subnet, listed, state.wanted), now)
+
+
+def _is_untouched(standing: Lease, held: Held, wanted: Wanted) -> bool:
+    """Return whether nothing happened to our lease while we did not look.
+
+    The revision alone does not tell: a store that lost its data gives it out again.
+    """
+    return standing.revision == held.lease.revision and is_ours(standing, wanted)
+
+
+def _begin(state: LeaseState, choice: Choice, now: float) -> Step:
+    match choice:
+        case PutLease():
+            return replace(state, phase=Putting(choice, now)), (choice,)
+        case Contest(lease):
+            claim = Claim(
+                subnet=lease.subnet,
+                owner=state.wanted.identity.owner,
+                public_ip=state.wanted.attributes.public_ip,
+            )
+            phase = Contesting(lease=lease, until=now + CLAIM_TTL_S, asked_at=now)
+            return replace(state, phase=phase), (Contested(lease), PutClaim(claim))
+        case TakenBy(lease):
+            return degrade(state, lease, now)
+        case NoneFree():
+            return replace(state, phase=Resting(now + EXHAUSTED_S)), ()
+        case _:
+            assert_never(choice)
+
+
+def on_wrote(state: LeaseState, write: Action, revision: int, now: float) -> Step:
+    """Run on what was written, or wait for the answer to a claim."""
+    match state.phase, write:
+        case Putting(put, sent_at), PutLease() if write == put:
+            if state.held is None and not state.wanted.network.admits(put.lease.subnet):
+                return replace(state, phase=Listing()), (List(),)  # the config changed meanwhile
+            held = _held(put, revision, sent_at)
+            state, watch = _watch(replace(state, answered=frozenset()))
+            state, actions = hold(state, held, now)
+            return state, (Acquired(held), *watch, *actions)
+        case Holding(put=put, sent_at=sent_at), PutLease() if write == put:
+            held = _held(write, revision, sent_at)
+            state, actions = hold(state, held, now)
+            return state, (Renewed(held), *actions)
+        case Contesting() as contest, PutClaim(claim) if claim.subnet == contest.lease.subnet:
+            phase = replace(contest, claim_revision=revision, until=now + CLAIM_TTL_S)
+            return replace(state, phase=phase), ()
+        case _:
+            return state, ()
+
+
+def _held(put: PutLease, revision: int, sent_at: float) -> Held:
+    """Return what a write gave us; the TTL counts from before it, so that we never believe too long."""
+    lease = replace(put.lease, revision=revision, has_ttl=put.ttl_s is not None)
+    return Held(lease=lease, expires_at=None if put.ttl_s is None else sent_at + put.ttl_s)
+
+
+def on_conflicted(
+    state: LeaseState, write: Action, current: Lease | Claim | None, now: float, draw: Draw
+) -> Step:
+    """Look again after a lost race; or see who wrote to the key of a lease that is held."""
+    match state.phase, write:
+        case Putting(put), PutLease() if write == put:
+            return look_again(state, now + JITTER_S * draw(1000) / 1000)
+        case Contesting(), PutClaim():
+            return look_again(state, now + CLAIM_TTL_S)  # somebody else contests it: wait for the outcome
+        case Holding(put=put), PutLease() if write == put and state.held is not None:
+            if isinstance(current, Lease):
+                return overwritten(state, state.held, current, now)
+            return replace(state, phase=Listing()), (Lost(state.held.lease), List())
+        case _:
+            return state, ()

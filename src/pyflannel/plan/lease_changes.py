@@ -1,0 +1,181 @@
+"""What the watch sees, and what it means to a host in each phase."""
+
+from dataclasses import replace
+from ipaddress import IPv4Network
+
+from pyflannel.model.lease import CLAIM_TTL_S, Claim, Lease
+from pyflannel.model.lease_protocol import (
+    Action,
+    ClaimGone,
+    ClaimSeen,
+    DeleteClaim,
+    Held,
+    LeaseChange,
+    LeaseGone,
+    LeaseSeen,
+    List,
+    Lost,
+    Reidentify,
+    Renewed,
+    SharedAddress,
+    StoreBack,
+    Unreadable,
+    Wanted,
+)
+from pyflannel.plan.lease_choice import is_ours, must_contest
+from pyflannel.plan.lease_holding import degrade, renew
+from pyflannel.plan.lease_state import (
+    Contesting,
+    Degraded,
+    Holding,
+    LeaseState,
+    Listing,
+    Putting,
+    Reidentifying,
+    Resting,
+    Step,
+)
+
+
+def on_seen(state: LeaseState, changes: tuple[LeaseChange, ...], now: float) -> Step:
+    """Take all that a watch saw, in its order."""
+    actions: list[Action] = []
+    if state.failures:
+        state = replace(state, failures=0)
+        actions.append(StoreBack())
+    for change in changes:
+        state, more = _changed(state, change, now)
+        actions.extend(more)
+    return state, tuple(actions)
+
+
+def hold(state: LeaseState, held: Held, now: float) -> Step:
+    """Enter Holding; then see what was missed while the answer was awaited."""
+    renew_at = None
+    if held.expires_at is not None:
+        renew_at = held.expires_at - min(state.wanted.renew_margin_s, state.wanted.ttl_s / 2)
+    missed = state.missed
+    state = replace(state, held=held, phase=Holding(renew_at=renew_at), missed=())
+    actions: tuple[Action, ...] = ()
+    if held.lease.attributes != state.wanted.attributes:
+        state, actions = renew(state, now)
+    for change in missed:
+        state, more = _changed(state, change, now)
+        actions = (*actions, *more)
+    return state, actions
+
+
+def _changed(state: LeaseState, change: LeaseChange, now: float) -> Step:
+    match state.phase:
+        case Holding() as holding if state.held is not None:
+            return _changed_while_holding(state, holding, state.held, change, now)
+        case Contesting() as contest:
+            return _changed_while_contesting(state, contest, change, now)
+        case Degraded(by):
+            if _subnet(change) == by.subnet and _is_given_back(change, state.wanted):
+                return replace(state, phase=Listing()), (List(),)
+            return state, ()
+        case Putting(put) if _subnet(change) == put.lease.subnet:
+            return replace(state, missed=(*state.missed, change)), ()
+        case Listing() | Resting() if state.held is not None and _subnet(change) == state.held.lease.subnet:
+            return replace(state, missed=(*state.missed, change)), ()
+        case _:
+            return state, ()
+
+
+def _is_given_back(change: LeaseChange, wanted: Wanted) -> bool:
+    """Return whether the lease that stands in our way may be gone: deleted, spoilt, or ours now."""
+    return isinstance(change, LeaseGone | Unreadable) or (
+        isinstance(change, LeaseSeen) and is_ours(change.lease, wanted)
+    )
+
+
+def _subnet(change: LeaseChange) -> IPv4Network:
+    match change:
+        case LeaseSeen(lease):
+            return lease.subnet
+        case ClaimSeen(claim):
+            return claim.subnet
+        case LeaseGone(subnet) | Unreadable(subnet) | ClaimGone(subnet):
+            return subnet
+
+
+def _changed_while_holding(
+    state: LeaseState, holding: Holding, held: Held, change: LeaseChange, now: float
+) -> Step:
+    subnet, revision = held.lease.subnet, held.lease.revision
+    match change:
+        case LeaseGone(gone, at) if gone == subnet and at > revision:
+            return replace(state, phase=Listing()), (Lost(held.lease), List())
+        case Unreadable(gone, at) if gone == subnet and at > revision:
+            return replace(state, phase=Listing()), (Lost(held.lease), List())
+        case LeaseSeen(lease) if lease.subnet == subnet and lease.revision > revision:
+            if holding.put is not None and lease.attributes == holding.put.lease.attributes:
+                # Our own renewal, seen before it was answered, or what an operator made of it since.
+                return replace(state, missed=(*state.missed, change)), ()
+            return overwritten(state, held, lease, now)
+        case ClaimSeen(claim) if claim.subnet == subnet:
+            return _answer(state, claim, now)
+        case _:
+            return state, ()
+
+
+def overwritten(state: LeaseState, held: Held, lease: Lease, now: float) -> Step:
+    """See who wrote to our key: somebody in our name, a copy of this host, or another host."""
+    if not is_ours(lease, state.wanted):
+        return degrade(state, lease, now)
+    has_our_address = lease.attributes.public_ip == held.lease.attributes.public_ip
+    if must_contest(lease, state.wanted) and not has_our_address:
+        return replace(state, phase=Listing()), (List(),)
+    return _adopt(state, held, lease, now)
+
+
+def _adopt(state: LeaseState, held: Held, lease: Lease, now: float) -> Step:
+    """Take over what somebody wrote to our key in our name: a lost answer of ours, or an operator."""
+    adopted = Held(lease=lease, expires_at=held.expires_at if lease.has_ttl else None)
+    state, actions = hold(state, adopted, now)
+    if lease.has_ttl:
+        state, renewal = renew(state, now)  # so that we know when it ends
+        return state, (*actions, *renewal)
+    return state, (Renewed(adopted), *actions)  # made a reservation: it stays one
+
+
+def _answer(state: LeaseState, claim: Claim, now: float) -> Step:
+    """Show a newcomer that we live: our lease is written anew, so that its take-over loses in any case."""
+    mine = state.wanted.identity.owner, state.wanted.attributes.public_ip
+    if (claim.owner, claim.public_ip) == mine:
+        return state, (DeleteClaim(claim),)  # left over from our own life before this one
+    if isinstance(state.phase, Holding) and state.phase.put is not None:
+        # The renewal under way may have been done before the newcomer looked: it needs another one.
+        return replace(state, missed=(*state.missed, ClaimSeen(claim))), ()
+    state, renewal = renew(state, now)
+    other = "a copy of this host" if claim.owner == mine[0] else claim.owner
+    shared = SharedAddress(claim.subnet, other, str(claim.public_ip))
+    return state, (*renewal, DeleteClaim(claim), shared)
+
+
+def _changed_while_contesting(
+    state: LeaseState, contest: Contesting, change: LeaseChange, now: float
+) -> Step:
+    match change:
+        case ClaimGone(subnet, revision):
+            is_answer = subnet == contest.lease.subnet and 0 < contest.claim_revision < revision
+            is_answer = is_answer and now < contest.asked_at + CLAIM_TTL_S  # later, it is its own end
+        case LeaseSeen(lease):
+            is_answer = lease.subnet == contest.lease.subnet and lease.revision > contest.lease.revision
+        case LeaseGone(subnet) if subnet == contest.lease.subnet:
+            return replace(state, phase=Listing()), (List(),)
+        case _:
+            is_answer = False
+    return _answered(state, contest) if is_answer else (state, ())
+
+
+def _answered(state: LeaseState, contest: Contesting) -> Step:
+    attributes = contest.lease.attributes
+    owner = attributes.owner.owner if attributes.owner is not None else ""
+    if owner == state.wanted.identity.owner:
+        shared = SharedAddress(contest.lease.subnet, "the host we are a copy of", str(attributes.public_ip))
+        return replace(state, phase=Reidentifying()), (shared, Reidentify())
+    shared = SharedAddress(contest.lease.subnet, owner, str(attributes.public_ip))
+    state = replace(state, answered=state.answered | {owner}, phase=Listing())
+    return state, (shared, List())

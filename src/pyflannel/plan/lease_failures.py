@@ -1,0 +1,72 @@
+"""A store that does not answer, or no longer tells: patience, and another look."""
+
+from dataclasses import replace
+
+from pyflannel.model.lease_protocol import Action, Failed, List, PutClaim, StoreAway, StoreBack, WatchLost
+from pyflannel.plan.lease_state import (
+    Contesting,
+    Degraded,
+    Draw,
+    Holding,
+    LeaseState,
+    Listing,
+    Putting,
+    Resting,
+    Step,
+)
+
+RETRY_MAX_S = 5.0
+"""Longest pause between two tries at a store that does not answer."""
+
+
+def on_failed(state: LeaseState, failed: Failed, now: float, draw: Draw) -> Step:
+    """Try again what the host waits for, ever more slowly."""
+    pause = _pause(state.failures, draw)
+    away = StoreAway(failed.cause, pause)
+    after = replace(state, failures=state.failures + 1)
+    match state.phase:
+        case Listing() if failed.write is None:
+            return replace(after, phase=Resting(now + pause)), (away,)
+        case Putting(put) if failed.write == put:
+            return replace(after, phase=Resting(now + pause)), (away,)  # the listing shows what came of it
+        case Contesting() if isinstance(failed.write, PutClaim):
+            return replace(after, phase=Resting(now + pause)), (away,)
+        case Holding(put=put) if put is not None and failed.write == put:
+            return replace(after, phase=Holding(renew_at=now + pause)), (away,)
+        case _:
+            return state, ()  # nobody waits for it, and nothing would be tried again
+
+
+def on_watch_lost(state: LeaseState, lost: WatchLost, now: float, draw: Draw) -> Step:
+    """Watch again from what was seen last; where the store no longer knows that, look at all there is."""
+    state = replace(state, is_watching=False)
+    if lost.is_compacted:
+        # What happened meanwhile is no longer to be had one by one: look at all of it.
+        match state.phase:
+            case Listing():
+                return state, ()
+            case Holding() | Degraded() | Resting():
+                return replace(state, phase=Listing()), (List(),)
+            case _:
+                return look_again(state, now)  # a lost write shows in the listing
+    pause = _pause(state.failures, draw)
+    away = StoreAway(lost.cause, pause)
+    return replace(state, watch_at=now + pause, failures=state.failures + 1), (away,)
+
+
+def look_again(state: LeaseState, until: float) -> Step:
+    """Ask for all leases at that time, and choose anew."""
+    return replace(state, phase=Resting(until)), ()
+
+
+def store_back(state: LeaseState, actions: tuple[Action, ...], *, was: LeaseState) -> Step:
+    """Note that the store answered; say so if it had not before."""
+    if not was.failures:
+        return state, actions
+    return replace(state, failures=0), (StoreBack(), *actions)
+
+
+def _pause(failures: int, draw: Draw) -> float:
+    """Return 0.1 s doubling to RETRY_MAX_S, shortened by up to a half so that hosts do not come in step."""
+    longest = min(0.1 * 2.0 ** min(failures, 16), RETRY_MAX_S)
+    return longest * (1 - draw(500) / 1000)
