@@ -1,7 +1,7 @@
 """The host as it was observed: what plans are made from, beside the config and the leases."""
 
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 
 from pyflannel.model.lease import Lease
 from pyflannel.model.link import MARK
@@ -16,12 +16,20 @@ class Underlay:
         address: its address, where tunnel sockets are bound.
         mtu: octets of the largest packet that leaves by it.
         public_ip: address that other hosts use; differs from `address` behind a NAT.
+        on_link: prefixes that the host reaches by the interface without a gateway.
+        driver: the kernel driver of the interface, `vmxnet3`, `veth`; "" when it does not say.
     """
 
     link: str
     address: IPv4Address
     mtu: int
     public_ip: IPv4Address
+    on_link: tuple[IPv4Network, ...] = ()
+    driver: str = ""
+
+    def reaches(self, address: IPv4Address) -> bool:
+        """Return whether a host at `address` is reached without a gateway."""
+        return any(address in prefix for prefix in self.on_link)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,9 +39,13 @@ class Host:
     Attributes:
         device: name of the tunnel device; another network on this host has another.
         mark: alias of the links that we make.
+        owner: our identity, from which a VTEP's MAC address is derived.
+        kernel: release of the running kernel, `6.1.0-18-amd64`; "" when not known.
     """
 
     lease: Lease
     underlay: Underlay
     device: str = "flannel0"
     mark: str = MARK
+    owner: str = ""
+    kernel: str = ""

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from pyflannel.model.vxlan import Vxlan
+
 MARK = "pyflannel"
 """How the alias of every link of ours begins; where several daemons share a host, each has its own."""
 
@@ -18,6 +20,8 @@ class Link:
         queue_length: packets (txqueuelen).
         has_ipv6: False when IPv6 is disabled on it.
         alias: free text; the mark of whoever made it on links of ours.
+        mac: lower case with colons; "" where there is none, as on a TUN device.
+        vxlan: its parameters, on a vxlan device.
     """
 
     name: str
@@ -27,6 +31,14 @@ class Link:
     queue_length: int = 500
     has_ipv6: bool = False
     alias: str = MARK
+    mac: str = ""
+    vxlan: Vxlan | None = None
+
+    def becomes(self, other: "Link") -> bool:
+        """Return whether this link can be changed into `other` in place; else it is made anew."""
+        if self.kind != other.kind:
+            return False
+        return self.vxlan is None or other.vxlan is None or self.vxlan.becomes(other.vxlan)
 
     @property
     def key(self) -> tuple[str, str]:

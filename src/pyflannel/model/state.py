@@ -5,14 +5,27 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from pyflannel.model.address import Address
+from pyflannel.model.fdb_entry import FdbEntry
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer
 from pyflannel.model.host_file import HostFile
 from pyflannel.model.iptables_chain import IptablesChain
 from pyflannel.model.link import Link
+from pyflannel.model.neighbour import Neighbour
 from pyflannel.model.nft_table import NftTable
 from pyflannel.model.route import Route
 
-Item = Link | Address | Route | Forwarder | ForwarderPeer | IptablesChain | NftTable | HostFile
+Item = (
+    Link
+    | Address
+    | Neighbour
+    | FdbEntry
+    | Route
+    | Forwarder
+    | ForwarderPeer
+    | IptablesChain
+    | NftTable
+    | HostFile
+)
 """Everything that a plan can ask for."""
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from pyflannel.errors import ConfigError
+from pyflannel.model.backend_data import BackendData
 from pyflannel.model.host import Host
 from pyflannel.model.lease import Lease
 from pyflannel.model.network_config import NetworkConfig
@@ -22,14 +23,20 @@ class Backend(Protocol):
     def port(self) -> int | None:
         """UDP port that our lease publishes, or None."""
 
+    def lease_data(self, owner: str) -> BackendData | None:
+        """Return what our lease publishes as BackendData, for the host with this identity."""
+
     def mtu(self, host: Host) -> int:
         """Return the octets of the largest packet that a container may send."""
 
     def plan_host(self, host: Host) -> State:
         """Return what the host itself needs, whatever peers there are."""
 
+    def objection(self, peer: Lease, host: Host) -> str | None:
+        """Return why a peer cannot be reached by this backend, in words for the log; None when it can."""
+
     def plan_peer(self, peer: Lease, host: Host) -> State:
-        """Return what one peer needs; empty for a peer of another backend."""
+        """Return what one peer needs; empty for one that there is an objection to."""
 
 
 _PARSERS: Mapping[str, Callable[[NetworkConfig], Backend]] = {"udp": udp.parse}

@@ -1,19 +1,22 @@
 """Operations in words: what was found, for the log, the journal and the status."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
 from typing import assert_never
 
 from pyflannel.model.address import Address
+from pyflannel.model.fdb_entry import FdbEntry
 from pyflannel.model.filter_rule import FilterRule, ForeignRule, Rules
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer
 from pyflannel.model.host_file import HostFile
 from pyflannel.model.iptables_chain import Family, IptablesChain, Jump
 from pyflannel.model.link import Link
+from pyflannel.model.neighbour import Neighbour
 from pyflannel.model.nft_table import NftTable
 from pyflannel.model.operation import Add, Operation, Remove, Replace
 from pyflannel.model.route import Route
 from pyflannel.model.state import Item
+from pyflannel.model.vxlan import Vxlan
 
 _IPTABLES: Mapping[Family, str] = {4: "iptables", 6: "ip6tables"}
 
@@ -25,6 +28,10 @@ def name(item: Item) -> str:
             return f"link {item.name}"
         case Address():
             return f"address {item.address} on {item.link}"
+        case Neighbour():
+            return f"neighbour {item.address} on {item.link}"
+        case FdbEntry():
+            return f"FDB entry {item.mac} on {item.link}"
         case Route():
             metric = f" metric {item.metric}" if item.metric else ""
             return f"route {item.destination}{metric}"
@@ -62,12 +69,16 @@ def _differences(old: Item, new: Item) -> list[str]:
         return _chain_differences(old, new)
     if isinstance(old, NftTable) and isinstance(new, NftTable):
         return _table_differences(old, new)
-    texts: list[str] = []
+    return list(_attribute_differences(old, new))
+
+
+def _attribute_differences(old: Item | Vxlan, new: Item | Vxlan) -> Iterator[str]:
     for field in fields(new):
         was, wanted = getattr(old, field.name), getattr(new, field.name)
-        if was != wanted:
-            texts.append(_difference(field.name, was, wanted))
-    return texts
+        if isinstance(was, Vxlan) and isinstance(wanted, Vxlan):
+            yield from _attribute_differences(was, wanted)
+        elif was != wanted:
+            yield _difference(field.name, was, wanted)
 
 
 def _chain_differences(old: IptablesChain, new: IptablesChain) -> list[str]:

@@ -1,11 +1,13 @@
 """The difference: what must happen so that what is there becomes what is wanted."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 
 from pyflannel.model.address import Address
+from pyflannel.model.fdb_entry import FdbEntry
 from pyflannel.model.forwarder import Forwarder
 from pyflannel.model.link import Link
+from pyflannel.model.neighbour import Neighbour
 from pyflannel.model.operation import Add, Operation, Remove, Replace
 from pyflannel.model.route import Route
 from pyflannel.model.state import Item, State
@@ -14,11 +16,11 @@ from pyflannel.model.state import Item, State
 def diff(desired: State, actual: State) -> Iterator[Operation]:
     """Yield the operations that turn `actual` into `desired`, in no order.
 
-    `actual` holds only what is ours. A link of another kind is made anew, and what hung on it is planned
-    as missing in the same pass.
+    `actual` holds only what is ours. A link that cannot be changed in place is made anew; what hung on it,
+    and what the kernel drops when a link gets another MAC address, is planned as missing in the same pass.
     """
     wanted = desired.by_key
-    present = _after_recreation(actual, _recreated(desired, actual)).by_key
+    present = _after_links(desired, actual).by_key
     for key, item in present.items():
         if key not in wanted:
             yield Remove(item)
@@ -30,30 +32,29 @@ def diff(desired: State, actual: State) -> Iterator[Operation]:
             yield Replace(old, item)
 
 
-def _recreated(desired: State, actual: State) -> set[str]:
-    """Return the names of links that this pass makes: the missing, and those of another kind."""
-    return {
-        item.name
-        for item in desired
-        if isinstance(item, Link) and _kind(actual.by_key.get(item.key)) != item.kind
-    }
-
-
-def _kind(item: Item | None) -> str | None:
-    return item.kind if isinstance(item, Link) else None
-
-
-def _after_recreation(actual: State, names: set[str]) -> State:
-    """Return what will be left of `actual` once the links `names` were made anew."""
-    if not names:
+def _after_links(desired: State, actual: State) -> State:
+    """Return what will be left of `actual` once the links are as wanted, the links themselves as found."""
+    made: set[str] = set()
+    renamed: set[str] = set()
+    for item in desired:
+        if isinstance(item, Link):
+            old = actual.by_key.get(item.key)
+            if not isinstance(old, Link) or not old.becomes(item):
+                made.add(item.name)
+            elif old.mac != item.mac:
+                renamed.add(item.name)
+    if not made and not renamed:
         return actual
-    left: list[Item] = []
-    for item in actual:
-        match item:
-            case Address() | Route() if item.link in names:
-                continue  # the kernel drops them with their link
-            case Forwarder() if item.link in names:
-                left.append(replace(item, is_attached=False))
-            case _:
-                left.append(item)
-    return State.collect(left)
+    return State.collect(left for item in actual if (left := _left_of(item, made, renamed)) is not None)
+
+
+def _left_of(item: Item, made: Collection[str], renamed: Collection[str]) -> Item | None:
+    match item:
+        case Address() | Route() | FdbEntry() if item.link in made:
+            return None  # the kernel drops them with their link
+        case Neighbour() if item.link in made or item.link in renamed:
+            return None
+        case Forwarder() if item.link in made:
+            return replace(item, is_attached=False)
+        case _:
+            return item

@@ -3,10 +3,12 @@
 from collections.abc import Iterable
 
 from pyflannel.model.address import Address
+from pyflannel.model.fdb_entry import FdbEntry
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer
 from pyflannel.model.host_file import HostFile
 from pyflannel.model.iptables_chain import IptablesChain
 from pyflannel.model.link import Link
+from pyflannel.model.neighbour import Neighbour
 from pyflannel.model.nft_table import NftTable
 from pyflannel.model.operation import Add, Operation, Remove, Replace
 from pyflannel.model.route import Route
@@ -19,6 +21,8 @@ _BUILD_RANK: dict[type, int] = {
     Address: 2,
     Forwarder: 3,
     ForwarderPeer: 4,
+    FdbEntry: 4,
+    Neighbour: 4,
     Route: 5,
     NftTable: 6,
     IptablesChain: 7,

@@ -5,10 +5,12 @@ from typing import assert_never
 
 from pyflannel.model.address import Address
 from pyflannel.model.filter_name import FIRST_DEVICE
+from pyflannel.model.fdb_entry import FdbEntry
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer
 from pyflannel.model.host_file import HostFile
 from pyflannel.model.iptables_chain import IptablesChain
 from pyflannel.model.link import MARK, Link
+from pyflannel.model.neighbour import Neighbour
 from pyflannel.model.nft_table import NftTable
 from pyflannel.model.route import PROTOCOL_FLANNEL, Route
 from pyflannel.model.state import Item, State
@@ -43,7 +45,7 @@ def _is_marked(item: Item, mark: str, links: set[str], devices: set[str]) -> boo
     match item:
         case Link():
             return item.alias == mark
-        case Address():
+        case Address() | Neighbour() | FdbEntry():
             return item.link in links
         case Route():
             return item.link in links or item.protocol == PROTOCOL_FLANNEL

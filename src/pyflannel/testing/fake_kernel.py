@@ -6,18 +6,22 @@ from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
 
 from pyflannel.model.address import Address
+from pyflannel.model.fdb_entry import FdbEntry
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer
 from pyflannel.model.link import Link
+from pyflannel.model.neighbour import Neighbour
 from pyflannel.model.operation import Add, Operation, Refusal, Remove, Replace
 from pyflannel.model.route import Route
 from pyflannel.model.state import Item, State
+
+_ON_LINKS = (Address, Neighbour, FdbEntry, Route)
 
 
 class FakeKernel:
     """A Target in memory that refuses what a test names, and drops what the kernel drops.
 
-    Everything goes with a deleted link; the routes of a link go when it is set down; the routes that have an
-    address as their source go with it. A change by anybody is announced, but for those the kernel is silent
+    Everything goes with a deleted link; the routes and neighbours of a link go when it is set down, its
+    neighbours when its MAC address changes; the routes that have an address as their source go with it. A change by anybody is announced, but for those the kernel is silent
     about: what it drops by itself.
     """
 
@@ -75,7 +79,7 @@ class FakeKernel:
     def _missing(self, item: Item) -> str | None:
         """Return why the kernel would refuse the item: what it hangs on is not there."""
         match item:
-            case Address(link=name) | Forwarder(link=name):
+            case Address(link=name) | Forwarder(link=name) | Neighbour(link=name) | FdbEntry(link=name):
                 return None if self._has_link(name) else f"no link {name}"
             case Route(link=name, source=source) if name:
                 link = self.state.by_key.get(("link", name))
@@ -96,10 +100,14 @@ class FakeKernel:
         return any(isinstance(item, Address) and item.address.ip == address for item in self.state)
 
     def _link_changed(self, old: Link, new: Link) -> None:
-        if old.kind != new.kind:
+        if not old.becomes(new):
             self._drop(self._dependants(old))
         elif old.is_up and not new.is_up:
-            self._drop(item for item in self.state if isinstance(item, Route) and item.link == new.name)
+            self._drop(
+                item for item in self.state if isinstance(item, Route | Neighbour) and item.link == new.name
+            )
+        elif old.mac != new.mac:
+            self._drop(item for item in self.state if isinstance(item, Neighbour) and item.link == new.name)
 
     def _dependants(self, gone: Item) -> list[Item]:
         match gone:
@@ -107,9 +115,7 @@ class FakeKernel:
                 for item in list(self.state):
                     if isinstance(item, Forwarder) and item.link == name:
                         self._set(replace(item, is_attached=False))
-                return [
-                    item for item in self.state if isinstance(item, Address | Route) and item.link == name
-                ]
+                return [item for item in self.state if isinstance(item, _ON_LINKS) and item.link == name]
             case Address(link=name, address=address):
                 return [
                     item

@@ -39,6 +39,9 @@ class UdpBackend:
     port: int = DEFAULT_PORT
     lease_type: str = ""
 
+    def lease_data(self, owner: str) -> None:
+        """Return nothing: subnet and address say it all."""
+
     def mtu(self, host: Host) -> int:
         """Return the octets of the largest packet that a container may send."""
         return host.underlay.mtu - OVERHEAD
@@ -74,12 +77,18 @@ class UdpBackend:
             ),
         )
 
+    def objection(self, peer: Lease, host: Host) -> str | None:
+        """Return why the peer cannot be reached: it has another backend."""
+        if peer.attributes.backend_type not in ("", "udp"):
+            return f"Ignoring non-udp subnet: type={peer.attributes.backend_type}"
+        return None
+
     def plan_peer(self, peer: Lease, host: Host) -> State:
         """Return what makes one peer's subnet reachable: an entry in the forwarder's table.
 
         A peer of the original publishes neither type nor port: it listens where the config says.
         """
-        if peer.attributes.backend_type not in ("", "udp"):
+        if self.objection(peer, host) is not None:
             return State.EMPTY
         return State.of(
             ForwarderPeer(
