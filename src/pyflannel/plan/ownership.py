@@ -4,8 +4,8 @@ from collections.abc import Iterable
 from typing import assert_never
 
 from pyflannel.model.address import Address
-from pyflannel.model.filter_name import FIRST_DEVICE
 from pyflannel.model.fdb_entry import FdbEntry
+from pyflannel.model.filter_name import FIRST_DEVICE
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer
 from pyflannel.model.host_file import HostFile
 from pyflannel.model.iptables_chain import IptablesChain

@@ -21,8 +21,8 @@ class FakeKernel:
     """A Target in memory that refuses what a test names, and drops what the kernel drops.
 
     Everything goes with a deleted link; the routes and neighbours of a link go when it is set down, its
-    neighbours when its MAC address changes; the routes that have an address as their source go with it. A change by anybody is announced, but for those the kernel is silent
-    about: what it drops by itself.
+    neighbours when its MAC address changes; the routes that have an address as their source go with it. A
+    change by anybody is announced, but for those the kernel is silent about: what it drops by itself.
     """
 
     def __init__(
