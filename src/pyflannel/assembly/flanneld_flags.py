@@ -6,6 +6,7 @@ Source: flannel 0.6.2, 0.20.2 and 0.28.9, the union of their flags.
 from collections.abc import Mapping
 
 from pyflannel.assembly.store_flags import STORE_FLAGS
+from pyflannel.model.lease import LEASE_TTL_S
 from pyflannel.wire.go_flags import Flag, Value
 
 WORKING_FLAGS = (
@@ -30,6 +31,12 @@ WORKING_FLAGS = (
         kind="integer",
         default="60",
         meaning="minutes before its end at which the lease is renewed, 1 to 1439",
+    ),
+    Flag(
+        name="subnet-lease-ttl",
+        kind="integer",
+        default=str(LEASE_TTL_S),
+        meaning="seconds that the lease lasts unless it is renewed, from 5",
     ),
     Flag(name="ip-masq", kind="boolean", meaning="masquerade what leaves the network"),
     Flag(

@@ -169,6 +169,7 @@ def _host_options(options: FlanneldOptions, places: Places, device: str, audit_s
         ),
         subnet_file=str(places.subnet_file),
         subnet_env=_old_text(places.subnet_file),
+        lease_ttl_s=options.lease_ttl_s,
         renew_margin_s=options.renew_margin_s,
         renumbers=options.on_subnet_lost == "renumber",
         packet_filter=options.packet_filter,

@@ -23,6 +23,7 @@ from pyflannel.plan.packet_filter import FilterOptions
 from pyflannel.wire.go_flags import Flag, Given, format_usage, read_words
 
 _MARGIN_MINUTES = range(1, 24 * 60)
+_TTL_S = range(5, 366 * 24 * 3600)
 _POSIX_CLASSES = {
     "[:alpha:]": "a-zA-Z",
     "[:digit:]": "0-9",
@@ -56,7 +57,8 @@ class FlanneldOptions:
         networks: their names, below the store's prefix; none for the one network that stands there itself.
         watch_networks: run each network of the store, or of `networks`, as it comes.
         iptables_resync_s: longest time after which filter rules are read again.
-        renew_margin_s: how long before its end the lease is renewed.
+        lease_ttl_s: how long the lease lasts unless it is renewed.
+        renew_margin_s: how long before its end that is; at most half of it.
         node_id: identity that replaces the one kept in `state_dir`; None for that one.
         verbosity: debug lines are logged from 1.
         healthz_port: of the health endpoint; 0 for none.
@@ -73,6 +75,7 @@ class FlanneldOptions:
     subnet_dir: str
     networks: tuple[str, ...]
     watch_networks: bool
+    lease_ttl_s: int
     renew_margin_s: int
     packet_filter: FilterOptions
     iptables_resync_s: int
@@ -155,6 +158,7 @@ def _options(settings: Settings) -> FlanneldOptions:
         subnet_dir=_path(settings.last("subnet-dir")),
         networks=_networks(settings.last("networks")),
         watch_networks=bool(settings.last("watch-networks").value),
+        lease_ttl_s=_ttl_s(settings.last("subnet-lease-ttl")),
         renew_margin_s=_margin_s(settings.last("subnet-lease-renew-margin")),
         packet_filter=_packet_filter(settings),
         iptables_resync_s=_resync_s(settings.last("iptables-resync")),
@@ -264,6 +268,15 @@ def _margin_s(given: Given) -> int:
             hint=f"Write {given.origin}=60; 1 to {_MARGIN_MINUTES[-1]} minutes can be had.",
         )
     return given.number * 60
+
+
+def _ttl_s(given: Given) -> int:
+    if given.value not in _TTL_S:
+        raise UsageError(
+            f"{given.origin}={given.value} is no number of seconds from {_TTL_S[0]} to a year",
+            hint=f"Write {given.origin}={given.flag.default}.",
+        )
+    return given.number
 
 
 def _one_of(given: Given, choices: Mapping[str, _Choice]) -> _Choice:

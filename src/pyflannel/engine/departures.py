@@ -1,19 +1,28 @@
 """Patience with leases that vanish: a living owner writes its lease again at once, and no packet is lost."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable
 from ipaddress import IPv4Network
 
 from pyflannel.model.lease import Lease
+from pyflannel.model.lease_protocol import Report, StoreAway, StoreBack
 from pyflannel.model.lease_set import LeaseSet
+from pyflannel.model.subnet_map import SubnetMap
 from pyflannel.ports.clock import Clock
 
 LINGER_S = 2.0
 """How long a lease that vanished still counts for the data path: a living owner needs milliseconds."""
 
+LINGER_AFTER_ABSENCE_S = 20.0
+"""The same while the store is away and so long after it: its owner may not have found it again yet.
+
+A silent member is noticed after 10 s, a call takes up to 5 s, and the next try is up to 5 s later.
+"""
+
 
 class Departures:
-    """The leases that vanished within the last LINGER_S, until somebody holds their subnet again.
+    """The leases that vanished a moment ago, until somebody holds their subnet, or a part of it, again.
 
     `changed` is called when one has been waited for in vain.
     """
@@ -21,19 +30,36 @@ class Departures:
     def __init__(self, clock: Clock, changed: Callable[[], None]) -> None:
         self._clock = clock
         self._changed = changed
-        self._present: Mapping[IPv4Network, Lease] = {}
+        self._present: SubnetMap[Lease] = SubnetMap()
         self._gone: dict[IPv4Network, tuple[Lease, float]] = {}
         self._some_left = asyncio.Event()
+        self._patient_until = -math.inf
+
+    def hear(self, report: Report) -> None:
+        """Note how the store is."""
+        match report:
+            case StoreAway():
+                self._patient_until = math.inf
+            case StoreBack():
+                self._patient_until = self._clock.now() + LINGER_AFTER_ABSENCE_S
+            case _:
+                pass
 
     def see(self, leases: LeaseSet) -> None:
         """Note who left and who came since the last set."""
-        until = self._clock.now() + LINGER_S
+        now = self._clock.now()
+        until = now + (LINGER_AFTER_ABSENCE_S if now < self._patient_until else LINGER_S)
         for subnet, lease in self._present.items():
             if subnet not in leases.by_subnet:
                 self._gone[subnet] = lease, until
                 self._some_left.set()
-        for subnet in self._gone.keys() & leases.by_subnet.keys():
-            del self._gone[subnet]
+        if self._gone:
+            came = leases.by_subnet.keys() - self._present.keys()
+            self._gone = {
+                subnet: gone
+                for subnet, gone in self._gone.items()
+                if not any(subnet.overlaps(other) for other in came)
+            }
         self._present = leases.by_subnet
 
     @property
@@ -47,7 +73,9 @@ class Departures:
             await self._some_left.wait()
             self._some_left.clear()
             while self._gone:
-                await self._clock.sleep(min(until for _, until in self._gone.values()) - self._clock.now())
+                due_in_s = min(until for _, until in self._gone.values()) - self._clock.now()
+                # What leaves meanwhile may be due sooner.
+                await self._clock.sleep(min(due_in_s, LINGER_S))
                 self._forget()
 
     def _forget(self) -> None:

@@ -22,7 +22,7 @@ from pyflannel.engine.underlay_follower import UnderlayFollower
 from pyflannel.errors import ConfigError, StoreError, WireError
 from pyflannel.model.host import Underlay
 from pyflannel.model.last_known import LastKnown
-from pyflannel.model.lease import Identity, Lease, LeaseAttributes
+from pyflannel.model.lease import LEASE_TTL_S, Identity, Lease, LeaseAttributes
 from pyflannel.model.lease_protocol import Held, Report, Wanted
 from pyflannel.model.lease_set import LeaseSet
 from pyflannel.model.link import MARK
@@ -80,6 +80,7 @@ class HostOptions:
     underlay: UnderlayOptions
     subnet_file: str
     subnet_env: str | None = None
+    lease_ttl_s: int = LEASE_TTL_S
     renew_margin_s: float = 3600
     renumbers: bool = False
     packet_filter: FilterOptions = field(default_factory=FilterOptions)
@@ -218,6 +219,7 @@ class Supervisor:
             network=config,
             attributes=attributes,
             previous=self._previous,
+            ttl_s=self._options.lease_ttl_s,
             renew_margin_s=self._options.renew_margin_s,
             renumbers=self._options.renumbers,
         )
@@ -307,6 +309,7 @@ class Supervisor:
 
     def _report(self, report: Report) -> None:
         self.narrator.tell(report)
+        self._departures.hear(report)
         self.tell_waiting()
 
     # What follows from it.

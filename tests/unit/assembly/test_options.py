@@ -54,6 +54,7 @@ def test_without_flags_everything_has_the_original_default() -> None:
         subnet_dir="/run/flannel/networks",
         networks=(),
         watch_networks=False,
+        lease_ttl_s=24 * 3600,
         renew_margin_s=3600,
         packet_filter=FilterOptions(accepts_forwarded=True),
         iptables_resync_s=5,
@@ -92,6 +93,7 @@ def test_flags_are_taken() -> None:
         "--iface-can-reach=192.0.2.9",
         "--public-ip=203.0.113.9",
         "--subnet-lease-renew-margin=1439",
+        "--subnet-lease-ttl=5",
         "--node-id=docker1",
         "--log-format=json",
         "--on-subnet-lost=renumber",
@@ -103,7 +105,7 @@ def test_flags_are_taken() -> None:
     assert [pattern.pattern for pattern in parsed.iface_regex] == ["^10[.]", "eth[0-9]"]
     assert parsed.iface_can_reach == IPv4Address("192.0.2.9")
     assert parsed.public_ip == IPv4Address("203.0.113.9")
-    assert parsed.renew_margin_s == 1439 * 60
+    assert (parsed.renew_margin_s, parsed.lease_ttl_s) == (1439 * 60, 5)
     assert (parsed.node_id, parsed.log_format, parsed.verbosity) == ("docker1", "json", 1)
     assert parsed.on_subnet_lost == "renumber"
 
@@ -215,6 +217,8 @@ def test_the_environment_alone_names_the_store() -> None:
             "Invalid subnet-lease-renew-margin option, out of acceptable range",
         ),
         (["--subnet-lease-renew-margin=1440"], "1 to 1439 minutes"),
+        (["--subnet-lease-ttl=4"], "--subnet-lease-ttl=86400"),
+        (["--subnet-lease-ttl=0"], "from 5 to a year"),
         (["--iptables-resync=0"], "--iptables-resync=0 is no number of seconds from 1 up"),
         (["--etcd-endpoints=h:2379"], "is no URL of an etcd member: Write http://h:2379."),
         (["--etcd-endpoints=http://h"], "Write http://h:2379."),

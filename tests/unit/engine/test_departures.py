@@ -4,8 +4,11 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from ipaddress import IPv4Address, IPv4Network
 
-from pyflannel.engine.departures import LINGER_S, Departures
+import pytest
+
+from pyflannel.engine.departures import LINGER_AFTER_ABSENCE_S, LINGER_S, Departures
 from pyflannel.model.lease import Lease, LeaseAttributes
+from pyflannel.model.lease_protocol import StoreAway, StoreBack
 from pyflannel.model.lease_set import LeaseSet
 from pyflannel.testing.fake_clock import FakeClock
 
@@ -95,3 +98,62 @@ def test_each_has_its_own_time() -> None:
 
     assert lingering == [(ONE,), ()]
     assert story.changes == 2
+
+
+@pytest.mark.parametrize("is_back", [False, True])
+def test_after_an_absence_of_the_store_owners_have_longer(is_back: bool) -> None:
+    """They may not have found it again yet; what vanishes long after it is no longer waited for so long."""
+    lingering: list[tuple[Lease, ...]] = []
+
+    async def act(story: Story) -> None:
+        story.see(ONE, TWO)
+        story.departures.hear(StoreAway("cut", 1.0))
+        if is_back:
+            story.departures.hear(StoreBack())
+        await story.clock.advance(LINGER_AFTER_ABSENCE_S * 0.9)
+        story.see(TWO)
+        await story.clock.advance(LINGER_AFTER_ABSENCE_S * 0.9)
+        lingering.append(story.departures.lingering)
+        await story.clock.advance(LINGER_AFTER_ABSENCE_S * 0.2)
+        lingering.append(story.departures.lingering)
+        story.departures.hear(StoreBack())
+        await story.clock.advance(LINGER_AFTER_ABSENCE_S)
+        story.see()
+        await story.clock.advance(LINGER_S * 1.1)
+        lingering.append(story.departures.lingering)
+
+    play(act)
+
+    assert lingering == [(ONE,), (), ()]
+
+
+def test_nobody_is_waited_for_whose_subnet_is_another_s_in_part() -> None:
+    half = Lease(subnet=next(ONE.subnet.subnets()), attributes=TWO.attributes)
+
+    async def act(story: Story) -> None:
+        story.see(ONE)
+        story.see()
+        assert story.departures.lingering == (ONE,)
+        story.see(half)
+        assert story.departures.lingering == ()
+
+    play(act)
+
+
+def test_who_leaves_later_may_be_forgotten_sooner() -> None:
+    """One left as the store's absence ended, the other long after it."""
+    lingering: list[tuple[Lease, ...]] = []
+
+    async def act(story: Story) -> None:
+        story.see(ONE, TWO)
+        story.departures.hear(StoreBack())
+        await story.clock.advance(LINGER_AFTER_ABSENCE_S - 1)
+        story.see(TWO)
+        await story.clock.advance(2)
+        story.see()
+        await story.clock.advance(LINGER_S * 2)
+        lingering.append(story.departures.lingering)
+
+    play(act)
+
+    assert lingering == [(ONE,)]
