@@ -21,6 +21,7 @@ import pytest
 
 from pyflannel.assembly.control_client import ControlClient
 from pyflannel.assembly.places import Places
+from pyflannel.errors import LabError, NotReadyError
 from pyflannel.lab.etcd_server import PREFIX, EtcdServer
 from pyflannel.lab.host import Host
 from pyflannel.lab.lab import Lab
@@ -38,6 +39,9 @@ from pyflannel.wire.forwarder_control import (
 )
 
 Result = TypeVar("Result")
+
+SOON_S = 20.0
+"""Far more than anything awaited here takes; a machine that does other things too is no failure."""
 
 _CLONE_NEWNET = 0x40000000
 _SILENCE_S = 0.1
@@ -79,7 +83,7 @@ class Namespace:
 
     def settle(self, **states: str) -> None:
         """Return when each link has its operational state: the kernel announces it up to a second late."""
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + SOON_S
         while any(f"state {state} " not in self.ip(f"link show {name}") for name, state in states.items()):
             assert time.monotonic() < deadline, self.ip("link show")
             time.sleep(0.01)
@@ -136,7 +140,7 @@ class Wakes:
 
     async def next(self) -> None:
         """Return at the next wake-up; fail when none comes."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(SOON_S):
             await self._changed.wait()
         self._changed.clear()
 
@@ -220,7 +224,7 @@ class Overlay:
                     and "tentative" not in str(self.state(host))
                 ),
                 what=f"{host.name} is at rest",
-                deadline_s=20,
+                deadline_s=2 * SOON_S,
             )
 
     def status(self, host: Host) -> Status:
@@ -231,7 +235,48 @@ class Overlay:
 
     def log(self, host: Host) -> str:
         """All that the host's daemons logged so far."""
-        return (host.directory / "log/flanneld.log").read_text()
+        log = host.directory / "log/flanneld.log"
+        return log.read_text() if log.exists() else ""
+
+    def wait_logged(self, host: Host, *parts: str, after: int = 0, deadline_s: float = SOON_S) -> str:
+        """Return what the host's daemons logged after so many characters, once each part is in it.
+
+        A repair is seen in the kernel before it is written in the log.
+        """
+        try:
+            wait_until(
+                lambda: all(part in self.log(host)[after:] for part in parts),
+                what=f"flanneld on {host.name} logs {parts}",
+                deadline_s=deadline_s,
+            )
+        except LabError as error:
+            pytest.fail(f"{error}; its log:\n{self.log(host)[after:]}")
+        return self.log(host)[after:]
+
+    def wait_status(
+        self, host: Host, is_so: Callable[[Status], bool], what: str, deadline_s: float = SOON_S
+    ) -> Status:
+        """Return what the host's daemon says of itself, once `is_so` holds of it.
+
+        What it has done is seen in the kernel before it is in the status.
+        """
+        seen: list[Status] = []
+
+        def look() -> bool:
+            with contextlib.suppress(NotReadyError):
+                seen.append(self.status(host))
+                return is_so(seen[-1])
+            return False
+
+        try:
+            wait_until(look, what=f"{host.name} {what}", deadline_s=deadline_s)
+        except LabError as error:
+            pytest.fail(f"{error}; its status: {seen[-1:]}; its log:\n{self.log(host)[-2000:]}")
+        return seen[-1]
+
+    def wait_ready(self, host: Host) -> Status:
+        """Return what the host's daemon says of itself, once it is ready."""
+        return self.wait_status(host, lambda status: status.is_ready, "is ready")
 
     def forwarder(self, host: Host) -> ForwarderState | None:
         """What the host's forwarder says of itself; None when none answers."""
@@ -311,7 +356,7 @@ class PingStream:
         """When each answer came, in seconds since the epoch, and its number."""
         return [(float(at), int(number)) for at, number in _ANSWER.findall(self._log.read_text())]
 
-    def wait_answered(self, deadline_s: float = 10.0) -> None:
+    def wait_answered(self, deadline_s: float = SOON_S) -> None:
         """Return when a ping that is sent from now on was answered."""
         now = time.time()
         wait_until(
