@@ -50,7 +50,7 @@ def plan(own: Lease, leases: LeaseSet) -> State:
     """Return what a host should have, as the daemon's planner makes it."""
     planner = planner_of(own.attributes.public_ip)
     planner.held, planner.leases = Held(lease=own), leases
-    planner.settle()
+    planner.update()
     desired = planner.desired()
     assert desired is not None
     return desired
@@ -136,8 +136,11 @@ class Engine:
         self.replan()
 
     def replan(self) -> None:
-        self.planner.settle()
-        self.reconciler.wake()
+        changes = self.planner.update()
+        if changes is None:
+            self.reconciler.wake()
+        else:
+            self.reconciler.change(changes)
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as tasks:

@@ -1,17 +1,21 @@
-"""The planner: holds what is known of the network and this host, and makes the plan from it."""
+"""The planner: holds what is known of the network and this host, and keeps the plan made from it."""
 
 import logging
-from ipaddress import IPv4Network
+from collections.abc import Hashable, Iterable
+from ipaddress import IPv4Address, IPv4Network
 
 from pyflannel.model.host import Host, Underlay
 from pyflannel.model.host_file import HostFile
 from pyflannel.model.lease import Lease
 from pyflannel.model.lease_protocol import Held
-from pyflannel.model.lease_set import Conflict, LeaseSet, settle
+from pyflannel.model.lease_set import LeaseSet
 from pyflannel.model.network_config import NetworkConfig
-from pyflannel.model.state import State
+from pyflannel.model.operation import Add, Operation, Remove, Replace
+from pyflannel.model.state import Item, State
+from pyflannel.model.subnet_map import SubnetMap
 from pyflannel.plan.backends import Backend
 from pyflannel.plan.packet_filter import FilterOptions, plan_filter
+from pyflannel.plan.peers import Conflict, PeerChange, Peers
 from pyflannel.wire.subnet_env import format_subnet_env
 
 log = logging.getLogger(__name__)
@@ -19,69 +23,195 @@ log = logging.getLogger(__name__)
 NAMED_IN_LOG = 20
 """So many peers that come or go at once are named one by one."""
 
+_Whom = tuple[IPv4Network, IPv4Address, IPv4Network | None, int]
+
 
 class Planner:
-    """What the plan is made of. Any of it may change at any time; the plan depends on what is there alone."""
+    """What the plan is made of, and the plan.
 
-    def __init__(self, *, subnet_file: str, packet_filter: FilterOptions, device: str, mark: str) -> None:
+    Any of what it is made of may change at any time; `update` then brings the plan up to date. The plan
+    depends on what there is alone: a lease that changes re-plans its peer only, and gives what planning
+    everything would.
+    """
+
+    def __init__(
+        self, *, subnet_file: str, packet_filter: FilterOptions, device: str, mark: str, owner: str = ""
+    ) -> None:
         self._subnet_file = subnet_file
         self._packet_filter = packet_filter
         self._device = device
         self._mark = mark
+        self.owner = owner
         self.config: NetworkConfig | None = None
         self.backend: Backend | None = None
         self.underlay: Underlay | None = None
         self.held: Held | None = None
         self.leases = LeaseSet()
         self.lingering: tuple[Lease, ...] = ()
-        self.peers: tuple[Lease, ...] = ()
-        self.conflicts: tuple[Conflict, ...] = ()
+        self.objections: dict[IPv4Network, str] = {}
+        self._whom: _Whom | None = None
+        self._peers: Peers | None = None
+        self._conflicts: tuple[Conflict, ...] = ()
+        self._made_of: tuple[NetworkConfig, Backend, Host] | None = None
+        self._plan: dict[Hashable, Item] = {}
+        self._is_contested = False
 
-    def settle(self) -> None:
-        """Work out who our peers are, and say what changed."""
-        if self.held is None or self.config is None:
-            return
-        before = {peer.subnet for peer in self.peers}
-        peers, conflicts = settle(self.leases, self.held.lease, self.config.network)
-        lingering, _ = settle(self.lingering, self.held.lease, self.config.network)
-        self.peers = (*peers, *lingering)
-        after = {peer.subnet for peer in self.peers}
-        _tell("added", sorted(after - before))
-        _tell("removed", sorted(before - after))
-        for conflict in conflicts:
-            if conflict not in self.conflicts:
-                log.warning("Conflict: %s", conflict.text)
-        self.conflicts = conflicts
+    @property
+    def peers(self) -> tuple[Lease, ...]:
+        """The peers that are planned for, in the order of their subnets."""
+        return tuple(sorted(self._peers or (), key=_place))
+
+    @property
+    def peer_count(self) -> int:
+        """How many peers there are."""
+        return len(self._peers or ())
+
+    @property
+    def conflicts(self) -> tuple[Conflict, ...]:
+        """What is wrong with the leases."""
+        return self._conflicts
 
     @property
     def host(self) -> Host | None:
         """This host, once it has a lease and an underlay."""
         if self.held is None or self.underlay is None:
             return None
-        return Host(lease=self.held.lease, underlay=self.underlay, device=self._device, mark=self._mark)
+        return Host(
+            lease=self.held.lease,
+            underlay=self.underlay,
+            device=self._device,
+            mark=self._mark,
+            owner=self.owner,
+        )
 
     def desired(self) -> State | None:
         """Return the plan, or None while something that it is made of is missing."""
+        return State(dict(self._plan)) if self._plan else None
+
+    def update(self) -> list[Operation] | None:
+        """Bring the plan up to date, and say what changed.
+
+        Returns:
+            What turns the plan of before into that of now, when single peers changed; None when anything may
+            have.
+        """
+        changes = self._update_peers()
         host = self.host
         if host is None or self.config is None or self.backend is None:
             return None
+        made_of = self.config, self.backend, host
+        if made_of == self._made_of and not self._is_contested:
+            operations = self._plan_changes(changes, self.backend, host)
+            if not self._is_contested:
+                return operations
+        self._made_of = made_of
+        self._plan_all(self.config, self.backend, host)
+        return None
+
+    def _update_peers(self) -> list[PeerChange]:
+        if self.held is None or self.config is None:
+            return []
+        own = self.held.lease
+        whom = (own.subnet, own.attributes.public_ip, self.config.network, self.config.subnet_length)
+        before: dict[IPv4Network, Lease] | None = None
+        if self._peers is None or whom != self._whom:
+            before = {peer.subnet: peer for peer in self._peers or ()}
+            self._whom = whom
+            self._peers = Peers(own, self.config.network, self.config.subnet_length)
+        changes = self._peers.update(self._counted_leases())
+        if before is not None:
+            now = {peer.subnet: peer for peer in self._peers}
+            changes = [PeerChange(before.get(s), now.get(s)) for s in before.keys() | now.keys()]
+        _tell("added", [change.new for change in changes if change.new and not change.old])
+        _tell("removed", [change.old for change in changes if change.old and not change.new])
+        conflicts = self._peers.conflicts
+        for conflict in conflicts:
+            if conflict not in self._conflicts:
+                log.warning("Conflict: %s", conflict.text)
+        self._conflicts = conflicts
+        return changes
+
+    def _counted_leases(self) -> SubnetMap[Lease]:
+        """Return the leases that count, the lingering among them."""
+        by_subnet = self.leases.by_subnet
+        lingering = [(lease.subnet, lease) for lease in self.lingering if lease.subnet not in by_subnet]
+        return by_subnet.with_changes(lingering) if lingering else by_subnet
+
+    def _plan_all(self, config: NetworkConfig, backend: Backend, host: Host) -> None:
+        """Plan everything; of two peers that want one key, the first in the order of subnets has it."""
         text = format_subnet_env(
-            config=self.config,
+            config=config,
             subnet=host.lease.subnet,
-            mtu=self.backend.mtu(host),
+            mtu=backend.mtu(host),
             ip_masq=self._packet_filter.masquerades,
         )
-        by_key = dict(self.backend.plan_host(host).by_key)
-        for peer in self.peers:
-            by_key.update(self.backend.plan_peer(peer, host).by_key)
-        by_key.update(plan_filter(self.config, host, self._packet_filter).by_key)
+        plan = dict(backend.plan_host(host).by_key)
+        plan.update(plan_filter(config, host, self._packet_filter).by_key)
         file = HostFile(path=self._subnet_file, text=text)
-        return State({**by_key, file.key: file})
+        plan[file.key] = file
+        count = len(plan)
+        objections: dict[IPv4Network, str] = {}
+        for peer in self.peers:
+            self._hear_objection(peer, backend, host, objections)
+            items = backend.plan_peer(peer, host).by_key
+            count += len(items)
+            for key, item in items.items():
+                plan.setdefault(key, item)
+        self.objections = objections
+        self._plan, self._is_contested = plan, len(plan) < count
+
+    def _plan_changes(self, changes: Iterable[PeerChange], backend: Backend, host: Host) -> list[Operation]:
+        """Plan the changed peers anew; when two peers want one key, only that this is so is noted."""
+        gone: dict[Hashable, Item] = {}
+        come: dict[Hashable, Item] = {}
+        objections = dict(self.objections)
+        for change in changes:
+            if change.old is not None:
+                gone.update(backend.plan_peer(change.old, host).by_key)
+                objections.pop(change.old.subnet, None)
+        for change in changes:
+            if change.new is None:
+                continue
+            self._hear_objection(change.new, backend, host, objections)
+            for key, item in backend.plan_peer(change.new, host).by_key.items():
+                if key in come or (key in self._plan and key not in gone):
+                    self._is_contested = True
+                    return []
+                come[key] = item
+        self.objections = objections
+        operations: list[Operation] = []
+        for key, item in gone.items():
+            if key not in come:
+                del self._plan[key]
+                operations.append(Remove(item))
+        for key, item in come.items():
+            old = gone.get(key)
+            if old is None:
+                operations.append(Add(item))
+            elif old != item:
+                operations.append(Replace(old, item))
+            self._plan[key] = item
+        return operations
+
+    def _hear_objection(
+        self, peer: Lease, backend: Backend, host: Host, objections: dict[IPv4Network, str]
+    ) -> None:
+        objection = backend.objection(peer, host)
+        if objection is None:
+            return
+        objections[peer.subnet] = objection
+        if self.objections.get(peer.subnet) != objection:
+            log.warning("%s lease=%s address=%s", objection, peer.subnet, peer.attributes.public_ip)
 
 
-def _tell(what: str, subnets: list[IPv4Network]) -> None:
-    if len(subnets) > NAMED_IN_LOG:
-        log.info("Subnets %s: %d", what, len(subnets))
+def _tell(what: str, leases: list[Lease]) -> None:
+    if len(leases) > NAMED_IN_LOG:
+        log.info("Subnets %s: %d", what, len(leases))
         return
-    for subnet in subnets:
-        log.info("Subnet %s: %s", what, subnet)
+    for lease in sorted(leases, key=_place):
+        log.info("Subnet %s: %s", what, lease.subnet)
+
+
+def _place(lease: Lease) -> tuple[int, int]:
+    """Return what sorts as the subnet does, ten times as fast."""
+    return int(lease.subnet.network_address), lease.subnet.prefixlen

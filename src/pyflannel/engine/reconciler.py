@@ -2,8 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Hashable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass
 
 from pyflannel.engine.damping import Damping
 from pyflannel.engine.pause import pause
@@ -29,6 +29,9 @@ log = logging.getLogger(__name__)
 AUDIT_S = 10.0
 """Pause after which a pass looks without being told: the kernel does not announce everything."""
 
+AUDITED_PER_S = 1000
+"""So many objects an audit may look at for each second since the last: some 10 µs each are 1 % of a core."""
+
 REFUSED_PAUSE_MAX_S = 1.0
 """Longest pause before what was refused is tried again; whatever removes the cause then helps at once."""
 
@@ -48,16 +51,19 @@ class PassCounts:
     refused: tuple[Refusal, ...] = ()
     held: tuple[Operation, ...] = ()
     error: str | None = None
-    applied: State | None = field(default=None, repr=False)
+    has_applied: bool = False
 
     @property
     def is_clean(self) -> bool:
         """The last pass left nothing undone."""
-        return self.applied is not None and not self.refused and not self.held and self.error is None
+        return self.has_applied and not self.refused and not self.held and self.error is None
 
 
 class Reconciler:
     """Repairs the target after every change, whoever made it, and at every audit.
+
+    A change of single peers is applied at once and without a look: a put takes what stands at its key, and a
+    removal names what we had put there. The next look finds what that left.
 
     `desired` gives the plan as it is now, or None while there is none yet; `passed` hears of each pass, and
     `alive` of each turn of the loop, with a plan or without: they are never further apart than a pass and the
@@ -82,67 +88,130 @@ class Reconciler:
         self._alive = alive
         self._audit_s = audit_s
         self._mark = mark
-        self._changed = asyncio.Event()
+        self._must_look = asyncio.Event()
+        self._may_change = asyncio.Event()
+        self._writing = asyncio.Lock()
+        self._pending: dict[Hashable, Operation] = {}
+        self._changed_while_looking: set[Hashable] = set()
+        self._applied: dict[Hashable, Item] = {}
         self._damping = Damping()
         self._failures = 0
+        self._looked_at = float("-inf")
+        self._count = 0
         self.counts = PassCounts()
 
     def wake(self) -> None:
-        """Make a pass soon: the plan has changed."""
-        self._changed.set()
+        """Make a pass soon: anything may have changed."""
+        self._must_look.set()
+
+    def change(self, operations: Iterable[Operation]) -> None:
+        """Apply this change of the plan soon; until a pass has left nothing undone, by a pass."""
+        if not self.counts.is_clean:
+            self.wake()
+            return
+        for operation in operations:
+            self._pending.pop(_subject(operation).key, None)  # so that the later is behind
+            self._pending[_subject(operation).key] = operation
+        self._may_change.set()
 
     async def run(self) -> None:
-        """Run until cancelled; if either task fails, the other is cancelled. The target stays as it is."""
+        """Run until cancelled; if a task fails, the others are cancelled. The target stays as it is."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._watch_target(), name="watch target")
+            tasks.create_task(self._follow_changes(), name="follow changes")
             tasks.create_task(self._reconcile(), name="reconcile")
 
     async def _watch_target(self) -> None:
         async for _ in self._target.changes():
-            self._changed.set()
+            self._must_look.set()
+
+    async def _follow_changes(self) -> None:
+        while True:
+            await self._may_change.wait()
+            async with self._writing:
+                self._may_change.clear()
+                operations, self._pending = order(self._pending.values()), {}
+                if operations:
+                    await self._make_change(operations)
+
+    async def _make_change(self, operations: list[Operation]) -> None:
+        keys = {_subject(operation).key for operation in operations}
+        self._changed_while_looking |= keys
+        for operation in operations:
+            self._note(operation)
+        refused = await self._target.apply(operations)
+        log.info("Applied a change of the plan operations=%d refused=%d", len(operations), len(refused))
+        _tell_each(operations)
+        for refusal in refused:
+            self._applied.pop(_subject(refusal.operation).key, None)
+        if refused:
+            self.wake()  # a pass tries again, and says what is refused
+
+    def _note(self, operation: Operation) -> None:
+        item = _subject(operation)
+        if isinstance(operation, Remove):
+            self._applied.pop(item.key, None)
+        else:
+            self._applied[item.key] = item
 
     async def _reconcile(self) -> None:
         while True:
-            self._changed.clear()  # first, so that a change during the pass counts
-            desired = self._desired()
             pause_s = self._audit_s
-            if desired is not None:
-                pause_s = await self._pass(desired)
-                self._passed()
+            if self._must_look.is_set() or self._is_audit_due():
+                self._must_look.clear()  # first, so that a change during the pass counts
+                desired = self._desired()
+                if desired is not None:
+                    pause_s = await self._pass(desired)
+                    self._passed()
             self._alive()
-            await pause(self._clock, pause_s, until=self._changed)
+            await pause(self._clock, pause_s, until=self._must_look)
 
-    async def _pass(self, desired: State) -> float:
+    def _is_audit_due(self) -> bool:
+        """Return whether it is time to look without being told: the more there is, the less often."""
+        pause_s = max(self._audit_s, self._count / AUDITED_PER_S)
+        return not self.counts.is_clean or self._clock.now() - self._looked_at >= pause_s
+
+    async def _pass(self, interest: State) -> float:
         """Make one pass; return the seconds until the next that nobody asks for."""
         self.counts.passes += 1
+        self._looked_at = self._clock.now()
+        self._changed_while_looking.clear()
         try:
-            actual = ours(await self._target.snapshot(desired), desired, self._mark)
+            snapshot = await self._target.snapshot(interest)
         except TargetError as error:
             return await self._fail(error)
-        operations, wait_s = self._admitted(order(diff(desired, actual)), desired)
-        done, refused = await self._apply(operations)
-        self._tell(done, refused, desired)
-        undone = {_subject(operation).key for operation in operations} - {_subject(o).key for o in done}
-        self.counts.applied, self.counts.error = _without(desired, undone), None
+        async with self._writing:
+            desired = self._desired() or interest
+            self._pending.clear()  # it is in the plan
+            actual = ours(snapshot, desired, self._mark)
+            self._count = len(desired)
+            wanted = diff(desired, actual)
+            if self._changed_while_looking:
+                wanted = (o for o in wanted if _subject(o).key not in self._changed_while_looking)
+            operations, wait_s = self._admitted(order(wanted), desired)
+            refused, left = await self._apply(operations)
+            undone = {_subject(operation).key for operation in (*left, *(each.operation for each in refused))}
+            self._tell([o for o in operations if _subject(o).key not in undone], refused, desired)
+            self._applied = {key: item for key, item in desired.by_key.items() if key not in undone}
+            self.counts.has_applied, self.counts.error = True, None
         if not refused:
             self._failures = 0
             return min(self._audit_s, wait_s)
         return await self._rest()
 
-    async def _apply(self, operations: list[Operation]) -> tuple[list[Operation], tuple[Refusal, ...]]:
-        """Apply the operations; return what was done, and what was refused.
+    async def _apply(self, operations: list[Operation]) -> tuple[tuple[Refusal, ...], list[Operation]]:
+        """Apply the operations; return what was refused, and what was left for later.
 
         Files wait until the host's own part stands: whoever reads subnet.env may start containers at once.
         """
         files = [operation for operation in operations if isinstance(_subject(operation), HostFile)]
-        objects = [operation for operation in operations if operation not in files]
+        objects = [operation for operation in operations if not isinstance(_subject(operation), HostFile)]
         refused = tuple(await self._target.apply(objects)) if objects else ()
         if any(isinstance(_subject(refusal.operation), _OF_THE_HOST) for refusal in refused):
-            files = []
-        elif files:
+            return refused, files
+        if files:
             refused += tuple(await self._target.apply(files))
-        undone = {refusal.operation for refusal in refused}
-        return [operation for operation in (*objects, *files) if operation not in undone], refused
+        return refused, []
 
     async def _fail(self, error: TargetError) -> float:
         if self.counts.error != str(error):
@@ -188,16 +257,14 @@ class Reconciler:
             self._tell_fights(repairs)
         if len(done) > len(repairs):
             log.info("Applied the plan operations=%d refused=%d", len(done) - len(repairs), len(refused))
-        for operation in done:
-            log.debug("%s %s", type(operation).__name__, found(operation))
+        _tell_each(done)
         self._tell_refused(refused)
         self.counts.refused = refused
 
     def _is_repair(self, operation: Operation, desired: State) -> bool:
         """Return whether somebody damaged what stood, rather than the plan having changed."""
-        applied = self.counts.applied
         key = _subject(operation).key
-        return applied is not None and applied.by_key.get(key) == desired.by_key.get(key)
+        return self.counts.has_applied and self._applied.get(key) == desired.by_key.get(key)
 
     def _tell_refused(self, refused: tuple[Refusal, ...]) -> None:
         """Say each cause once; what only wants a link that was refused itself would hide it."""
@@ -228,10 +295,6 @@ class Reconciler:
                 )
 
 
-def _without(state: State, keys: Collection[Hashable]) -> State:
-    return State({key: item for key, item in state.by_key.items() if key not in keys}) if keys else state
-
-
 def _subject(operation: Operation) -> Item:
     match operation:
         case Add(item) | Remove(item) | Replace(_, item):
@@ -251,12 +314,20 @@ def _needs(operation: Operation, carrier: Operation) -> bool:
     match carrier:
         case Add(Link(name=link)) | Replace(Link(name=link, is_up=False), _):
             return _link_of(item) == link
+        case Replace(Link(name=link) as old, Link() as new) if not old.becomes(new):
+            return _link_of(item) == link
         case Add(Address(link=link)):
             return isinstance(item, Route) and item.link == link
         case Add(Forwarder(link=link)):
             return isinstance(item, ForwarderPeer) and item.link == link
         case _:
             return False
+
+
+def _tell_each(operations: Iterable[Operation]) -> None:
+    if log.isEnabledFor(logging.DEBUG):
+        for operation in operations:
+            log.debug("%s %s", type(operation).__name__, found(operation))
 
 
 def _listing(operations: list[Operation]) -> str:

@@ -50,7 +50,7 @@ def status_of(supervisor: Supervisor, *, version: str, store_url: str, clock: Cl
         underlay=_underlay(supervisor),
         backend=_backend(supervisor),
         store=store,
-        peers=len(planner.peers),
+        peers=planner.peer_count,
         reconcile=ReconcileStatus(
             passes=counts.passes,
             repairs=counts.repairs,

@@ -110,6 +110,7 @@ class Supervisor:
             packet_filter=options.packet_filter,
             device=options.device,
             mark=options.mark,
+            owner=options.identity.owner,
         )
         self.narrator = LeaseNarrator(world.clock, self._held_changed)
         self.reconciler = Reconciler(
@@ -182,7 +183,7 @@ class Supervisor:
             return f"the plan to take effect: {found(counts.refused[0].operation)}: {counts.refused[0].cause}"
         if counts.held:
             return f"an end of the fight over what we install: {found(counts.held[0])}"
-        if counts.applied is None:
+        if not counts.has_applied:
             return "the first pass"
         if self.narrator.is_store_away or self.is_stale:
             return f"the store: {self.narrator.store_error or self.config_trouble}"
@@ -304,6 +305,7 @@ class Supervisor:
 
     def _reidentify(self) -> Identity:
         self.identity = self._world.reidentify()
+        self.planner.owner = self.identity.owner
         log.warning("Made a new identity for this host owner=%s", self.identity.owner)
         return self.identity
 
@@ -316,9 +318,13 @@ class Supervisor:
 
     def _replan(self) -> None:
         self.planner.lingering = self._departures.lingering
-        self.planner.settle()
         self._last_known.changed()
-        self.reconciler.wake()
+        changes = self.planner.update()
+        if changes is None:
+            self.reconciler.wake()
+        elif changes:
+            self.reconciler.change(changes)
+        self.tell_waiting()
 
     def _passed(self) -> None:
         if self.reconciler.counts.is_clean and not self._said_ready:
@@ -330,7 +336,7 @@ class Supervisor:
         """Tell the service manager, and the log where it is news, what is being waited for."""
         waiting = self.waiting_for
         lease = self.planner.held.lease.subnet if self.planner.held is not None else None
-        status = f"waiting for {waiting}" if waiting else f"lease {lease}, {len(self.planner.peers)} peers"
+        status = f"waiting for {waiting}" if waiting else f"lease {lease}, {self.planner.peer_count} peers"
         if status != self._said_status:
             self._said_status = status
             self._world.notify(f"STATUS={status}")

@@ -306,3 +306,138 @@ def test_a_file_waits_for_the_device_that_it_speaks_of() -> None:
             assert bench.reconciler.counts.repairs == 0  # nothing had stood before
 
     asyncio.run(check())
+
+
+PEER = ForwarderPeer(
+    link="flannel0", subnet=IPv4Network("10.100.16.0/24"), address=IPv4Address("10.10.10.1"), port=8285
+)
+FORWARDER = Forwarder(
+    link="flannel0",
+    tunnel_address=IPv4Address("10.100.15.0"),
+    subnet=IPv4Network("10.100.15.0/24"),
+    listen_address=IPv4Address("10.10.10.2"),
+    port=8285,
+    mtu=1472,
+)
+
+
+class LookedAt(FakeKernel):
+    """A kernel that counts the looks at it, and in which something may happen during one."""
+
+    looks = 0
+    meanwhile = staticmethod(lambda: None)
+
+    async def snapshot(self, desired: State) -> State:
+        self.looks += 1
+        state = await super().snapshot(desired)
+        self.meanwhile()
+        await asyncio.sleep(0)
+        return state
+
+
+class Silent(FakeKernel):
+    """A kernel that announces nothing."""
+
+    async def changes(self) -> AsyncIterator[None]:
+        await asyncio.Event().wait()
+        yield
+
+
+def test_a_change_of_a_peer_takes_no_look() -> None:
+    async def check() -> None:
+        kernel = LookedAt()
+        async with running(Bench(kernel, State.of(LINK, FORWARDER))) as bench:
+            looks = kernel.looks
+            bench.plan = State.of(LINK, FORWARDER, PEER)
+            bench.reconciler.change([Add(PEER)])
+            await bench.clock.settle()
+            batch = kernel.batches[-1]
+
+            assert bench.is_healed
+            assert batch == [Add(PEER)]
+            assert kernel.looks - looks <= 1  # the double announces our own changes too
+            assert bench.reconciler.counts.repairs == 0
+
+    asyncio.run(check())
+
+
+def test_what_changed_during_a_look_is_no_damage() -> None:
+    """The look may have been at what was before; it is not counted as somebody's doing."""
+
+    async def check() -> None:
+        kernel = LookedAt()
+        async with running(Bench(kernel, State.of(LINK, FORWARDER))) as bench:
+
+            def join() -> None:
+                kernel.meanwhile = lambda: None
+                bench.plan = State.of(LINK, FORWARDER, PEER)
+                bench.reconciler.change([Add(PEER)])
+
+            kernel.meanwhile = join
+            bench.reconciler.wake()
+            await bench.clock.settle()
+
+            assert bench.is_healed
+            assert bench.reconciler.counts.repairs == 0
+
+    asyncio.run(check())
+
+
+def test_a_change_that_is_refused_is_tried_again_by_passes(caplog) -> None:
+    async def check() -> None:
+        kernel = Silent()
+        async with running(Bench(kernel, State.of(LINK, FORWARDER))) as bench:
+            kernel.refuse = lambda operation: subject(operation) == PEER
+            bench.plan = State.of(LINK, FORWARDER, PEER)
+            bench.reconciler.change([Add(PEER)])
+            await bench.clock.settle()
+            assert [refusal.operation for refusal in bench.reconciler.counts.refused] == [Add(PEER)]
+
+            kernel.refuse = lambda operation: False
+            await bench.clock.advance(2)
+
+            assert bench.is_healed
+            assert bench.reconciler.counts.is_clean
+            assert bench.reconciler.counts.repairs == 0
+
+    asyncio.run(check())
+
+
+def test_a_change_waits_for_the_host_s_own_part() -> None:
+    """Nothing of a peer is applied on its own before a pass has left nothing undone."""
+
+    async def check() -> None:
+        kernel = FakeKernel(refuse=lambda operation: subject(operation) == LINK)
+        async with running(Bench(kernel, State.of(LINK, FORWARDER))) as bench:
+            bench.plan = State.of(LINK, FORWARDER, PEER)
+            bench.reconciler.change([Add(PEER)])
+            kernel.refuse = lambda operation: False
+            await bench.clock.advance(2)
+
+            assert bench.is_healed
+            assert [Add(PEER)] not in kernel.batches
+
+    asyncio.run(check())
+
+
+def test_audits_of_many_objects_are_further_apart(monkeypatch) -> None:
+    monkeypatch.setattr("pyflannel.engine.reconciler.AUDITED_PER_S", 10)
+
+    async def check() -> None:
+        many = [
+            replace(PEER, subnet=IPv4Network((0x0A640000 + (number << 4), 28))) for number in range(1, 200)
+        ]
+        async with running(Bench(FakeKernel(), State.of(LINK, FORWARDER, *many))) as bench:
+            await bench.clock.advance(10)
+            passes = bench.passes
+            await bench.clock.advance(10)
+            assert bench.passes == passes
+            few = bench.plan = State.of(LINK, FORWARDER)
+            bench.reconciler.wake()
+            await bench.clock.settle()
+            assert few == bench.kernel.state
+            passes = bench.passes
+            await bench.clock.advance(10)
+            assert bench.passes == passes + 1
+
+    asyncio.run(check())

@@ -1,0 +1,149 @@
+"""The planner: what changes one peer gives the plan that planning everything would."""
+
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyflannel.engine.planner import Planner
+from pyflannel.model.fdb_entry import FdbEntry
+from pyflannel.model.host import Host, Underlay
+from pyflannel.model.lease import Lease, LeaseAttributes
+from pyflannel.model.lease_protocol import Held
+from pyflannel.model.lease_set import LeaseSet
+from pyflannel.model.link import Link
+from pyflannel.model.network_config import NetworkConfig
+from pyflannel.model.operation import Add, Operation, Remove, Replace
+from pyflannel.model.route import Route
+from pyflannel.model.state import State
+from pyflannel.plan.packet_filter import FilterOptions
+
+CONFIG = NetworkConfig(
+    network=IPv4Network("10.100.0.0/16"),
+    subnet_length=24,
+    subnet_min=IPv4Address("10.100.1.0"),
+    subnet_max=IPv4Address("10.100.255.0"),
+)
+OWN = Lease(
+    subnet=IPv4Network("10.100.15.0/24"), attributes=LeaseAttributes(public_ip=IPv4Address("172.16.0.99"))
+)
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A backend in which peers with one address want one object, as two VTEPs with one MAC address do."""
+
+    lease_type: str = ""
+    port: int | None = None
+
+    def lease_data(self, owner: str) -> None:
+        return None
+
+    def mtu(self, host: Host) -> int:
+        return 1450
+
+    def plan_host(self, host: Host) -> State:
+        return State.of(Link(name="flannel.1", kind="vxlan", mtu=1450))
+
+    def objection(self, peer: Lease, host: Host) -> str | None:
+        return "Ignoring it" if peer.attributes.backend_type else None
+
+    def plan_peer(self, peer: Lease, host: Host) -> State:
+        if self.objection(peer, host):
+            return State.EMPTY
+        address = peer.attributes.public_ip
+        return State.of(
+            FdbEntry(link="flannel.1", mac=f"0e:00:00:00:00:{int(address) & 7:02x}", destination=address),
+            Route(destination=peer.subnet, link="flannel.1", gateway=peer.subnet.network_address),
+        )
+
+
+def planner() -> Planner:
+    made = Planner(
+        subnet_file="/run/flannel/subnet.env",
+        packet_filter=FilterOptions(),
+        device="flannel0",
+        mark="pyflannel",
+    )
+    made.config, made.backend, made.held = CONFIG, Backend(), Held(lease=OWN)
+    address = IPv4Address("172.16.0.99")
+    made.underlay = Underlay(link="eth0", address=address, mtu=1500, public_ip=address)
+    return made
+
+
+def lease(number: int, host: int, backend_type: str = "") -> Lease:
+    return Lease(
+        subnet=IPv4Network(f"10.100.{number}.0/24"),
+        attributes=LeaseAttributes(public_ip=IPv4Address(f"172.16.0.{host}"), backend_type=backend_type),
+    )
+
+
+def after(state: State, operations: list[Operation]) -> State:
+    by_key = dict(state.by_key)
+    for operation in operations:
+        match operation:
+            case Remove(item):
+                assert by_key.pop(item.key) == item
+            case Add(item):
+                assert by_key.setdefault(item.key, item) is item
+            case Replace(old, new):
+                assert by_key[new.key] == old
+                by_key[new.key] = new
+    return State(by_key)
+
+
+leases = st.lists(
+    st.builds(lease, st.integers(10, 30), st.integers(1, 12), st.sampled_from(["", "", "udp"])), max_size=8
+)
+
+
+@given(st.lists(st.tuples(leases, leases), min_size=1, max_size=6))
+def test_planning_what_changed_gives_what_planning_all_gives(story: list[tuple[list[Lease], ...]]) -> None:
+    """After each change the plan is that of a planner that knows nothing of before."""
+    followed = planner()
+    followed.update()
+    for known, lingering in story:
+        before = followed.desired()
+        followed.leases, followed.lingering = LeaseSet.of(known), tuple(lingering)
+        operations = followed.update()
+
+        fresh = planner()
+        fresh.leases, fresh.lingering = LeaseSet.of(known), tuple(lingering)
+        assert fresh.update() is None
+        assert followed.desired() == fresh.desired()
+        assert followed.peers == fresh.peers
+        assert followed.objections == fresh.objections
+        if operations is not None:
+            assert before is not None
+            assert after(before, operations) == followed.desired()
+
+
+def test_one_lease_re_plans_one_peer() -> None:
+    made = planner()
+    made.leases = LeaseSet.of(lease(number, number) for number in (1, 2))
+    assert made.update() is None
+
+    made.leases = LeaseSet.of(lease(number, number) for number in (1, 2, 3))
+    operations = made.update()
+
+    assert operations is not None
+    assert [type(operation) for operation in operations] == [Add, Add]
+    assert made.update() == []
+
+
+def test_a_peer_with_an_objection_is_named_once(caplog) -> None:
+    made = planner()
+    made.leases = LeaseSet.of([lease(1, 1), lease(2, 2, "udp")])
+
+    made.update()
+    made.leases = LeaseSet.of([lease(1, 1), lease(2, 2, "udp"), lease(3, 3)])
+    made.update()
+
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
+        "Ignoring it lease=10.100.2.0/24 address=172.16.0.2"
+    ]
+    assert made.objections == {IPv4Network("10.100.2.0/24"): "Ignoring it"}
+    made.leases = LeaseSet.of([lease(1, 1), lease(2, 2)])
+    made.update()
+    assert made.objections == {}

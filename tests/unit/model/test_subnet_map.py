@@ -1,0 +1,60 @@
+"""A map that is changed by copies behaves as a dictionary that is copied whole."""
+
+from ipaddress import IPv4Network
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyflannel.model.subnet_map import SubnetMap
+
+subnets = st.builds(
+    lambda number, length: IPv4Network((number << 12 & 0xFFFFFFFF << 32 - length & 0xFFFFFFFF, length)),
+    st.integers(0, 400),
+    st.sampled_from([16, 20, 24]),
+)
+changes = st.lists(st.tuples(subnets, st.none() | st.integers()), max_size=300)
+
+
+def after(entries: dict[IPv4Network, int], changed: list[tuple[IPv4Network, int | None]]) -> dict:
+    result = dict(entries)
+    for subnet, value in changed:
+        if value is None:
+            result.pop(subnet, None)
+        else:
+            result[subnet] = value
+    return result
+
+
+@given(changes, changes)
+def test_changes_and_differences_are_a_dictionary_s(
+    first: list[tuple[IPv4Network, int | None]], second: list[tuple[IPv4Network, int | None]]
+) -> None:
+    entries = after({}, first)
+    old = SubnetMap(entries.items())
+
+    new = old.with_changes(second)
+
+    expected = after(entries, second)
+    assert dict(old) == entries
+    assert dict(new) == expected
+    assert len(new) == len(expected)
+    assert new == SubnetMap(expected.items())
+    differing = {subnet: (was, now) for subnet, was, now in old.differences(new) if was != now}
+    assert differing == {
+        subnet: (entries.get(subnet), expected.get(subnet))
+        for subnet in entries.keys() | expected.keys()
+        if entries.get(subnet) != expected.get(subnet)
+    }
+
+
+def test_a_change_costs_its_neighbours_not_all() -> None:
+    """The copy shares all but the shard of what changed, and only that is compared."""
+    many = SubnetMap((IPv4Network((0x0A000000 + (number << 8), 24)), object()) for number in range(10_000))
+    subnet = IPv4Network("10.0.5.0/24")
+
+    changed = many.with_changes([(subnet, object())])
+
+    assert [each for each, _, _ in many.differences(changed)] == [subnet]
+    shared = {id(shard) for shard in many._shards} & {id(shard) for shard in changed._shards}
+    assert len(shared) == len(many._shards) - 1
+    assert max(map(len, many._shards)) < 100

@@ -1,0 +1,110 @@
+"""Whom a host plans for: the holders of its network's leases, but for those that could never work."""
+
+from ipaddress import IPv4Address, IPv4Network
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyflannel.model.lease import Lease, LeaseAttributes
+from pyflannel.model.subnet_map import SubnetMap
+from pyflannel.plan.peers import Peers
+
+NETWORK = IPv4Network("10.100.0.0/16")
+
+
+def lease(subnet: str, public_ip: str = "10.10.10.101") -> Lease:
+    return Lease(subnet=IPv4Network(subnet), attributes=LeaseAttributes(public_ip=IPv4Address(public_ip)))
+
+
+OWN = lease("10.100.15.0/24")
+
+
+def settled(*leases: Lease) -> tuple[list[str], list[str]]:
+    """Return the peers' subnets and the conflicts."""
+    peers = Peers(OWN, NETWORK, 24)
+    peers.update(SubnetMap((each.subnet, each) for each in leases))
+    return [str(peer.subnet) for peer in peers], [conflict.text for conflict in peers.conflicts]
+
+
+def test_all_but_ourselves_are_peers() -> None:
+    peers, conflicts = settled(
+        lease("10.100.1.0/24", "172.16.0.1"), OWN, lease("10.100.2.0/24", "172.16.0.2")
+    )
+
+    assert peers == ["10.100.1.0/24", "10.100.2.0/24"]
+    assert not conflicts
+
+
+def test_a_peer_that_could_never_be_reached_is_left_out_and_said() -> None:
+    peers, conflicts = settled(
+        lease("10.101.0.0/24", "172.16.0.1"),
+        lease("10.100.0.0/20", "172.16.0.2"),
+        lease("0.0.0.0/0", "172.16.0.3"),
+        lease("10.100.3.0/24", "10.10.10.101"),
+        lease("10.100.4.0/24", "0.0.0.0"),
+    )
+
+    assert peers == []
+    assert conflicts == [
+        "lease 0.0.0.0/0 of 172.16.0.3 lies outside the network 10.100.0.0/16: ignored",
+        "lease 10.100.0.0/20 of 172.16.0.2 overlaps our own 10.100.15.0/24: ignored",
+        "lease 10.100.3.0/24 of 10.10.10.101 has our own address, its packets would come back to us: ignored",
+        "lease 10.100.4.0/24 of 0.0.0.0 has no address: ignored",
+        "lease 10.101.0.0/24 of 172.16.0.1 lies outside the network 10.100.0.0/16: ignored",
+    ]
+
+
+def test_of_peers_that_overlap_the_one_that_fits_the_network_stays() -> None:
+    peers, conflicts = settled(
+        lease("10.100.16.0/20", "172.16.0.1"),
+        lease("10.100.17.0/24", "172.16.0.2"),
+        lease("10.100.17.128/25", "172.16.0.3"),
+        lease("10.100.18.0/24", "172.16.0.4"),
+        lease("10.100.40.0/22", "172.16.0.5"),
+    )
+
+    assert peers == ["10.100.17.0/24", "10.100.18.0/24", "10.100.40.0/22"]
+    assert conflicts == [
+        "lease 10.100.16.0/20 of 172.16.0.1 overlaps lease 10.100.17.0/24: ignored",
+        "lease 10.100.17.128/25 of 172.16.0.3 overlaps lease 10.100.17.0/24: ignored",
+    ]
+
+
+def test_peers_that_share_an_address_are_both_peers_and_said() -> None:
+    peers, conflicts = settled(lease("10.100.1.0/24", "172.16.0.1"), lease("10.100.2.0/24", "172.16.0.1"))
+
+    assert len(peers) == 2
+    assert conflicts == [
+        "lease 10.100.2.0/24 of 172.16.0.1 has the address of lease 10.100.1.0/24 too: both are used"
+    ]
+
+
+leases = st.lists(
+    st.builds(
+        lambda number, length, host: lease(
+            str(IPv4Network((0x0A640000 + number * 0x400, length), strict=False)), f"172.16.0.{host}"
+        ),
+        st.integers(-2, 40),
+        st.sampled_from([20, 22, 24]),
+        st.integers(0, 5),
+    ),
+    max_size=12,
+)
+
+
+@given(st.lists(leases, max_size=5), leases)
+def test_history_does_not_matter(history: list[list[Lease]], last: list[Lease]) -> None:
+    """However the leases came and went, peers and conflicts are those of now; the changes lead there."""
+    peers, followed = Peers(OWN, NETWORK, 24), {}
+    for each in [*history, last]:
+        for change in peers.update(SubnetMap((one.subnet, one) for one in each)):
+            if change.old is not None:
+                assert followed.pop(change.old.subnet) == change.old
+            if change.new is not None:
+                assert followed.setdefault(change.new.subnet, change.new) is change.new
+
+    fresh = Peers(OWN, NETWORK, 24)
+    fresh.update(SubnetMap((one.subnet, one) for one in last))
+    assert {peer.subnet: peer for peer in peers} == {peer.subnet: peer for peer in fresh} == followed
+    assert peers.conflicts == fresh.conflicts
+    assert len(peers) == len(followed)
