@@ -34,6 +34,7 @@ from pyflannel.wire.forwarder_control import (
     ForwarderState,
     FrameReader,
     Kind,
+    Peer,
     decode_state,
     encode_frame,
 )
@@ -283,10 +284,15 @@ class Overlay:
         answer = self.ask_forwarder(host, Kind.READ_STATE)
         return None if answer is None else decode_state(answer)
 
+    def peers(self, host: Host) -> tuple[Peer, ...]:
+        """Return the table of the host's forwarder; nothing while none answers."""
+        forwarder = self.forwarder(host)
+        return () if forwarder is None else tuple(forwarder.peers)
+
     def ask_forwarder(self, host: Host, kind: Kind, payload: bytes = b"") -> bytes | None:
         """Ask the host's forwarder as any process of root can; None when none answers."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
-            client.settimeout(2)
+            client.settimeout(5)
             try:
                 client.connect(str(host.directory / "run/flannel" / SOCKET_NAME))
                 client.sendall(encode_frame(kind, payload))

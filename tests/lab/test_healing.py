@@ -19,11 +19,11 @@ from pyflannel.wire.forwarder_control import Kind, Peer, encode_peers
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 
-HEALED_S = 5.0
+HEALED_S = 15.0
 """Generous: a second is meant, and milliseconds are measured, but machines are shared."""
 
-AUDITED_S = 20.0
-STORE_DEADLINE_S = 20.0
+AUDITED_S = 30.0
+STORE_DEADLINE_S = 30.0
 """A connection to the store from an address that is gone is given up after some seconds."""
 
 PING_INTERVAL_S = 0.005
@@ -163,6 +163,11 @@ victims = itertools.cycle(NEIGHBOUR)
 """In turn: what is repaired too often on one host is taken for a fight."""
 
 
+def repaired(log: str) -> list[str]:
+    """Return the lines that say what was repaired."""
+    return [line for line in log.splitlines() if "Repaired " in line]
+
+
 def wait_as_before(overlay, host: Host, before: dict[str, Any], deadline_s: float = HEALED_S) -> None:
     try:
         wait_until(lambda: overlay.state(host) == before, what=f"{host.name} heals", deadline_s=deadline_s)
@@ -185,14 +190,11 @@ def test_damage_is_undone_said_and_counted(overlay, stream_to, figures, request,
     wait_as_before(overlay, host, before)
     healed_s = time.monotonic() - began
 
-    lines = [line for line in overlay.log(host)[said:].splitlines() if "Repaired" in line]
-    assert lines
-    assert [part for part in damage.found if part not in "\n".join(lines)] == [], lines
+    overlay.wait_logged(host, "Repaired", *damage.found, after=said)
     stream.wait_answered()
-    status = overlay.status(host)
-    assert status.is_ready
+    status = overlay.wait_ready(host)
     assert status.reconcile.repairs > repairs
-    assert status.reconcile.last_repair in lines[-1]
+    assert status.reconcile.last_repair in repaired(overlay.log(host)[said:])[-1]
     figures(
         f"{request.node.callspec.id}: as before {healed_s * 1e3:.0f} ms after the command began"
         f" (it took {damaged_s * 1e3:.0f} ms), longest time without an answer"
@@ -219,17 +221,15 @@ def test_a_link_deleted_ten_times_in_a_row_is_back(overlay, stream_to, figures) 
 def test_a_route_behind_ours_is_left_alone(overlay, stream_to) -> None:
     """What the kernel's look-up never gets to harms nobody."""
     host = overlay.hosts["docker2"]
-    passes = overlay.status(host).reconcile.passes
+    said = len(overlay.log(host))
     host.run(["ip", "route", "append", "10.100.0.0/16", "via", "10.7.0.3"])
     before = overlay.state(host)
 
     host.run(["ip", "link", "set", "flannel0", "alias", "mine"])
-    wait_until(
-        lambda: overlay.status(host).reconcile.passes > passes + 1, what="two passes", deadline_s=HEALED_S
-    )
+    wait_as_before(overlay, host, before)
 
-    wait_as_before(overlay, host, {**before, "links": overlay.state(host)["links"]})
-    assert "route" not in overlay.status(host).reconcile.last_repair
+    overlay.wait_logged(host, "alias mine, wanted pyflannel", after=said)
+    assert not any("route" in line for line in repaired(overlay.log(host)[said:]))
     host.run(["ip", "route", "delete", "10.100.0.0/16", "via", "10.7.0.3"])
 
 
@@ -238,17 +238,16 @@ def test_a_tampered_table_of_peers_is_put_right(overlay, stream_to, kind: str) -
     """Whoever reaches the forwarder's socket may change the table; the forwarder says that somebody did."""
     host, peer = overlay.hosts["docker4"], overlay.hosts["docker1"]
     stream_to(host).wait_answered()
-    before = overlay.state(host)
+    before, said = overlay.state(host), len(overlay.log(host))
     wrong = Peer(int(peer.lease().network_address), 24, int(IPv4Address("10.10.10.77")), 8285)
 
     overlay.ask_forwarder(host, Kind.REPLACE_PEERS, encode_peers([] if kind == "emptied" else [wrong]))
     wait_as_before(overlay, host, before)
 
-    found = overlay.status(host).reconcile.last_repair
-    peers = [f"peer {other.lease()} of flannel0" for other in overlay.hosts.values() if other is not host]
-    assert all(peer in found for peer in peers)
+    found = [f"peer {other.lease()} of flannel0" for other in overlay.hosts.values() if other is not host]
     if kind == "misled":
-        assert f"{peers[0]}: address 10.10.10.77, wanted 10.10.10.101" in found
+        found[0] += ": address 10.10.10.77, wanted 10.10.10.101"
+    overlay.wait_logged(host, "Repaired ", *found, after=said)
     stream_to(host).wait_answered()
 
 
@@ -259,7 +258,7 @@ def test_a_forwarder_told_to_stop_is_started_again(overlay, stream_to) -> None:
     overlay.ask_forwarder(host, Kind.STOP)
     wait_as_before(overlay, host, before)
 
-    assert "Repaired forwarder of flannel0: missing" in overlay.log(host)[said:]
+    overlay.wait_logged(host, "Repaired forwarder of flannel0: missing", after=said)
     stream_to(host).wait_answered()
 
 
@@ -271,9 +270,9 @@ def test_a_forwarder_that_stands_still_is_replaced(overlay, stream_to, figures) 
     began = time.monotonic()
     host.run(["pkill", "-STOP", "-x", "flannel-forward"])
     host.run(["ip", "link", "set", "flannel0", "alias", "mine"])
-    wait_until(lambda: not overlay.status(host).is_ready, what="not ready", deadline_s=AUDITED_S)
+    silent = f"the forwarder, pid {pid}, did not answer"
+    overlay.wait_status(host, lambda status: silent in str(status.waiting_for), "is not ready", AUDITED_S)
     noticed_s = time.monotonic() - began
-    assert f"the forwarder, pid {pid}, did not answer" in overlay.status(host).waiting_for
     wait_as_before(overlay, host, before, AUDITED_S)
 
     stream_to(host).wait_answered()
@@ -290,7 +289,7 @@ def test_the_run_directory_is_made_again(overlay, stream_to, figures) -> None:
     before = overlay.state(host)
 
     began = time.monotonic()
-    host.run(["rm", "-r", "/run/flannel"])
+    host.run(["rm", "-r", "/run/flannel"], check=False)  # which fails where a file is back before it is done
     wait_as_before(overlay, host, before)
 
     figures(f"run directory deleted: as before after {(time.monotonic() - began) * 1e3:.0f} ms")
@@ -308,8 +307,12 @@ def test_flannelctl_counts_and_names_repairs(overlay) -> None:
     before = json.loads(host.flannelctl("--json", "status"))["reconcile"]
 
     host.run(["ip", "link", "set", "flannel0", "down"])
-    wait_until(
-        lambda: "not up" in overlay.status(host).reconcile.last_repair, what="repair", deadline_s=HEALED_S
+    overlay.wait_status(
+        host,
+        lambda status: (
+            status.reconcile.repairs > before["repairs"] and "not up" in status.reconcile.last_repair
+        ),
+        "counts a repair",
     )
 
     after = json.loads(host.flannelctl("--json", "status"))["reconcile"]
@@ -324,14 +327,14 @@ def test_damage_is_undone_while_the_store_is_away(overlay, stream_to) -> None:
     before = overlay.state(host)
 
     with paused(overlay.etcd_program):
-        wait_until(
-            lambda: not overlay.status(host).store.is_connected, what="away", deadline_s=STORE_DEADLINE_S
+        overlay.wait_status(
+            host, lambda status: not status.store.is_connected, "misses the store", STORE_DEADLINE_S
         )
         host.run(["sh", "-c", "ip link delete flannel0; pkill -KILL -x flannel-forward"])
         wait_as_before(overlay, host, before)
         stream.wait_answered()
 
-    wait_until(lambda: overlay.status(host).is_ready, what="ready again", deadline_s=STORE_DEADLINE_S)
+    overlay.wait_status(host, lambda status: status.is_ready, "is ready again", STORE_DEADLINE_S)
 
 
 def test_a_fight_is_damped_and_said(overlay, stream_to, figures) -> None:
@@ -342,31 +345,24 @@ def test_a_fight_is_damped_and_said(overlay, stream_to, figures) -> None:
     opponent = host.start(["sh", "-c", delete], name="opponent")
 
     try:
-        wait_until(
-            lambda: "Somebody keeps undoing our repairs" in overlay.log(host)[said:],
-            what="the fight is said",
-            deadline_s=HEALED_S,
+        overlay.wait_logged(host, "Somebody keeps undoing our repairs", after=said)
+        overlay.wait_status(
+            host, lambda status: "route 10.100.0.0/16: missing" in str(status.waiting_for), "is not ready"
         )
         wait_until(
-            lambda: "route 10.100.0.0/16: missing" in (overlay.status(host).waiting_for or ""),
-            what="not ready",
-            deadline_s=HEALED_S,
-        )
-        repairs = overlay.status(host).reconcile.repairs
-        wait_until(
-            lambda: overlay.log(host)[said:].count("Somebody keeps undoing our repairs") == 2,
+            lambda: overlay.log(host)[said:].count("Somebody keeps undoing our repairs") >= 2,
             what="the next round",
             deadline_s=2 * HEALED_S,
         )
-        assert overlay.status(host).reconcile.repairs == repairs + 1
     finally:
         opponent.kill()
     wait_as_before(overlay, host, before, 2 * HEALED_S)
 
     stream_to(host).wait_answered()
-    lines = [line for line in overlay.log(host)[said:].splitlines() if "undoing" in line]
-    assert "route 10.100.0.0/16: missing. The next one waits 1 s" in lines[0]
-    assert "waits 2 s" in lines[1]
+    _, first, second, *_ = overlay.log(host)[said:].split("Somebody keeps undoing our repairs")
+    assert first.startswith(": route 10.100.0.0/16: missing. The next one waits 1 s")
+    assert len(repaired(first)) == 1
+    assert "waits 2 s" in second.splitlines()[0]
 
 
 def test_the_cable_interface_goes_down_and_up(overlay, stream_to) -> None:
@@ -383,7 +379,7 @@ def test_the_cable_interface_goes_down_and_up(overlay, stream_to) -> None:
     stream.wait_answered()
     wait_as_before(overlay, host, before)
     assert overlay.forwarder(host).pid == pid
-    assert overlay.status(host).is_ready
+    overlay.wait_ready(host)
 
 
 def test_the_underlay_s_mtu_is_followed(overlay, stream_to, figures) -> None:
@@ -396,8 +392,8 @@ def test_the_underlay_s_mtu_is_followed(overlay, stream_to, figures) -> None:
     wait_until(
         lambda: (
             host.subnet_env()["FLANNEL_MTU"] == "1372"
-            and overlay.forwarder(host) is not None
-            and overlay.forwarder(host).settings.mtu == 1372
+            and (forwarder := overlay.forwarder(host)) is not None
+            and forwarder.settings.mtu == 1372
         ),
         what="MTU 1372",
         deadline_s=HEALED_S,
@@ -430,7 +426,7 @@ def test_a_new_address_of_the_host_is_published(overlay, stream_to, figures) -> 
     wait_until(
         lambda: any(
             entry.address == int(new.ip) and entry.subnet == int(lease.network_address)
-            for entry in overlay.forwarder(peer).peers
+            for entry in overlay.peers(peer)
         ),
         what=f"{peer.name} sends to {new.ip}",
         deadline_s=STORE_DEADLINE_S,
@@ -438,9 +434,8 @@ def test_a_new_address_of_the_host_is_published(overlay, stream_to, figures) -> 
     followed_s = time.monotonic() - began
     stream.wait_answered()
 
-    status = overlay.status(host)
+    status = overlay.wait_ready(host)
     assert (status.lease.subnet, status.underlay.public_ip) == (lease, new.ip)
-    assert status.is_ready
     assert overlay.forwarders(host) == 1
     figures(
         f"address changed: peers follow after {followed_s:.2f} s,"

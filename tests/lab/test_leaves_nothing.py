@@ -1,5 +1,6 @@
 """flannelctl cleanup: the host is as if flannel had never been there."""
 
+import contextlib
 import json
 import os
 import re
@@ -9,12 +10,13 @@ from typing import Any
 
 import pytest
 
+from pyflannel.errors import LabError
 from pyflannel.lab.host import Host
 from pyflannel.lab.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 
-DEADLINE_S = 20.0
+DEADLINE_S = 30.0
 OF_THE_LAB = {"log", "run/notify", ".overlay", "cgroup"}
 """Where the lab itself writes: logs of the programs, and the notices of those that start."""
 
@@ -40,6 +42,13 @@ def traces(overlay, host: Host) -> dict[str, Any]:
         "settings": settings.stdout.splitlines(),
         "files": sorted(files(host.directory)),
     }
+
+
+def wait_as_before(overlay, host: Host, before: dict[str, Any]) -> None:
+    """Return once the host is as it was; the processes that ended may take a moment to be gone."""
+    with contextlib.suppress(LabError):
+        wait_until(lambda: traces(overlay, host) == before, what="no trace", deadline_s=DEADLINE_S)
+    assert traces(overlay, host) == before
 
 
 _SHOWING = {"bash", "tr", "sleep"}  # the lab's own first process, and what looks for processes
@@ -77,7 +86,7 @@ def test_cleanup_leaves_no_trace(overlay, daemon: str) -> None:
 
     said = host.flannelctl("--store", overlay.etcd.url, "cleanup")
 
-    assert traces(overlay, host) == before
+    wait_as_before(overlay, host, before)
     assert leases(overlay) == {}
     assert "removed link flannel0" in said
     assert "removed lease " in said
@@ -96,7 +105,7 @@ def test_cleanup_ends_a_forwarder_that_answers_nobody(overlay, damage: str) -> N
 
     said = host.flannelctl("--store", overlay.etcd.url, "cleanup")
 
-    assert traces(overlay, host) == before
+    wait_as_before(overlay, host, before)
     assert re.search(r"removed forwarder \(pid \d+\), which answered nobody", said)
 
 
@@ -106,7 +115,7 @@ def test_cleanup_of_a_clean_host_does_nothing(overlay) -> None:
 
     said = host.flannelctl("--store", overlay.etcd.url, "cleanup")
 
-    assert traces(overlay, host) == before
+    wait_as_before(overlay, host, before)
     assert "nothing of flannel was here" in said
 
 
@@ -127,7 +136,7 @@ def test_cleanup_leaves_what_others_have(overlay) -> None:
 
     said = host.flannelctl("--store", overlay.etcd.url, "cleanup")
 
-    assert traces(overlay, host) == before
+    wait_as_before(overlay, host, before)
     assert "kept directory /run/flannel, which holds other files" in said
 
 

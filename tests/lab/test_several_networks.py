@@ -14,6 +14,7 @@ from pyflannel.lab.together import together
 from pyflannel.lab.waiting import wait_until
 
 BLUE = '{"Network":"10.101.0.0/16","Backend":{"Type":"udp","Port":8286}}'
+SOON_S = 20.0
 GREEN = '{"Network":"10.100.0.0/16"}'
 
 
@@ -45,7 +46,15 @@ def tunnels(host: Host) -> dict[str, tuple[str, str]]:
 
 def reach(host: Host, address: str) -> None:
     """Ping until it answers: a host is ready before each of its peers has heard of it."""
-    host.run(["timeout", "10", "sh", "-c", f"until ping -c1 -W1 {address}; do :; done"])
+    host.run(["timeout", "25", "sh", "-c", f"until ping -c1 -W1 {address}; do :; done"])
+
+
+def wait_file(host: Host, path: str) -> None:
+    wait_until(
+        lambda: host.run(["test", "-e", path], check=False).returncode == 0,
+        what=f"{path} is there",
+        deadline_s=SOON_S,
+    )
 
 
 def set_config(host: Host, store: str, config: str) -> None:
@@ -125,8 +134,7 @@ def test_networks_are_followed_as_they_come(pair: tuple[Lab, Host, Host]) -> Non
 
     set_config(host, f"{lab.sqlite_url}#blue", BLUE)
 
-    wait_for = "until [ -e /run/flannel/networks/blue.env ]; do sleep 0.1; done"
-    host.run(["timeout", "10", "sh", "-c", wait_for])
+    wait_file(host, "/run/flannel/networks/blue.env")
     assert set(tunnels(host)) == {"flannel0", "flannel1"}
 
 
@@ -139,11 +147,9 @@ def test_a_network_that_nobody_made_is_named_and_keeps_no_other_from_working(
 
     host.launch_flanneld(f"--store={lab.sqlite_url}", "--networks=green,nosuch")
 
-    host.run(
-        ["timeout", "10", "sh", "-c", "until [ -e /run/flannel/networks/green.env ]; do sleep 0.1; done"]
-    )
+    wait_file(host, "/run/flannel/networks/green.env")
     log = host.directory / "log/flanneld.log"
-    wait_until(lambda: "network=nosuch" in log.read_text(), what="it is said", deadline_s=10)
+    wait_until(lambda: "\nE" in log.read_text(), what="an error is said", deadline_s=SOON_S)
     lines = [line for line in log.read_text().splitlines() if line.startswith("E")]
     assert len(lines) == 1
     assert "flannel config not found" in lines[0]

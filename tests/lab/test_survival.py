@@ -19,7 +19,7 @@ from pyflannel.lab.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 
-DEADLINE_S = 20.0
+DEADLINE_S = 30.0
 STREAM_INTERVAL_S = 0.001
 
 FRESH_HOST, PEER_DOWN = "docker3", "docker2"
@@ -43,7 +43,7 @@ def kill(daemon: Program) -> None:
 
 def peers_of(overlay, host: Host) -> set[IPv4Network]:
     """Return the subnets in the forwarder's table."""
-    return {IPv4Network((peer.subnet, peer.prefix_length)) for peer in overlay.forwarder(host).peers}
+    return {IPv4Network((peer.subnet, peer.prefix_length)) for peer in overlay.peers(host)}
 
 
 def lease_key(subnet: IPv4Network) -> str:
@@ -142,7 +142,8 @@ def fresh_host(overlay) -> tuple[Host, str]:
     """A host where no daemon has ever run, and all that is on it once one does."""
     host = overlay.hosts[FRESH_HOST]
     overlay.join(host)
-    wait_until(lambda: len(overlay.forwarder(host).peers) == 3, what="all peers", deadline_s=DEADLINE_S)
+    overlay.settle(*overlay.hosts.values())
+    wait_until(lambda: len(overlay.peers(host)) == 3, what="all peers", deadline_s=DEADLINE_S)
     clean = shape(overlay, host)
     clean_up(overlay, host)
     return host, clean
@@ -164,7 +165,7 @@ def test_a_daemon_killed_at_any_moment_of_its_start(
         wait_until(lambda: shape(overlay, host) == clean, what="as after a start", deadline_s=DEADLINE_S)
 
         assert overlay.forwarders(host) == 1
-        assert overlay.status(host).is_ready
+        overlay.wait_ready(host)
         with ping_stream(peer, host.lease().network_address, interval_s=0.01) as stream:
             stream.wait_answered()
         clean_up(overlay, host)
