@@ -7,12 +7,13 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
 import pytest
 
+from pyflannel.lab.faults import paused
 from pyflannel.lab.program import Program
 from pyflannel.lab.together import together
 from pyflannel.lab.traffic import ping
@@ -25,6 +26,13 @@ HEALED_S = 3.0
 NewNetwork = Callable[..., Any]
 NetworkOf = Callable[..., AbstractContextManager[Any]]
 Pinging = Callable[[Any, str], AbstractContextManager[Any]]
+
+BACK_S = 30.0
+"""A host that waits for its store tries at most every 5 s."""
+
+CONFIG = '{"Network":"10.100.0.0/16"}'
+TTL_S = 5
+"""As short as a lease can be."""
 
 ENV = "/run/flannel/subnet.env"
 FOREIGN = '{"PublicIP":"203.0.113.9","PublicIPv6":null,"Pyflannel":{"Owner":"somebody-else"}}'
@@ -42,6 +50,41 @@ def end_as_by_a_reboot(host: Any, daemon: Program) -> None:
 
 def is_held(status: dict[str, Any]) -> bool:
     return bool(status["is_ready"]) and status["lease"]["phase"] == "held"
+
+
+def has_run_out(status: dict[str, Any]) -> bool:
+    return bool(status["lease"]["expires_in_s"] == 0)
+
+
+@contextmanager
+def gone(network: Any, etcd: Program, how: str) -> Iterator[None]:
+    """Let there be no store for the length of a block."""
+    if how == "stands still":
+        with paused(etcd):
+            yield
+        return
+    etcd.kill()
+    yield
+    if how == "loses its data":
+        network.lab.router.run(["rm", "-r", "/var/lib/etcd-lab"])
+    network.etcd.start()
+    if how == "loses its data":
+        network.put("config", CONFIG)
+
+
+def wait_all_known(network: Any, name: str, leases: dict[str, Any]) -> None:
+    """Return once a host's daemon has heard of just these leases."""
+    wait_until(
+        lambda: (
+            {
+                entry["subnet"]
+                for entry in json.loads(network.hosts[name].flannelctl("leases", "--json"))["leases"]
+            }
+            == {str(subnet) for subnet in leases.values()}
+        ),
+        what=f"{name} knows all leases",
+        deadline_s=BACK_S,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +107,7 @@ class TestStoreAway:
                 "docker1", lambda status: "the store" in (status["waiting_for"] or ""), "waits"
             )
             network.etcd.start()
-            network.put("config", '{"Network":"10.100.0.0/16"}')
+            network.put("config", CONFIG)
 
         together([starting, come_late])
 
@@ -74,7 +117,7 @@ class TestStoreAway:
     def test_away_for_a_while(self, new_network: NewNetwork, pinging: Pinging) -> None:
         network = new_network("docker1", "docker4", config=None)
         etcd = network.etcd.start()
-        network.put("config", '{"Network":"10.100.0.0/16"}')
+        network.put("config", CONFIG)
         network.start_all()
 
         with pinging(network.hosts["docker1"], network.overlay("docker4")) as pings:
@@ -91,6 +134,40 @@ class TestStoreAway:
         log = network.log("docker1")
         assert log.count("Store is away, trying again in ") == 1
         assert log.count("Store is back") == 1
+
+    @pytest.mark.parametrize("how", ["stands still", "killed", "loses its data"])
+    def test_away_for_longer_than_leases_last(
+        self, new_network: NewNetwork, pinging: Pinging, long_run: bool, how: str
+    ) -> None:
+        """Every subnet is its host's again, and the path between them was never lost."""
+        if how == "killed" and not long_run:
+            pytest.skip("needs --long")  # etcd then gives all leases their time anew: the milder case
+        network = new_network("docker1", "docker4", config=None)
+        etcd = network.etcd.start()
+        network.put("config", CONFIG)
+        network.start_all(f"--subnet-lease-ttl={TTL_S}")
+        before = {name: host.lease() for name, host in network.hosts.items()}
+        for name in network.hosts:
+            wait_all_known(network, name, before)
+
+        with pinging(network.hosts["docker1"], network.overlay("docker4")) as pings:
+            with gone(network, etcd, how):
+                for name in network.hosts:
+                    network.wait_status(name, has_run_out, "knows that its lease has run out")
+                pings.wait_answered(more=50)
+            for name in network.hosts:
+                network.wait_status(
+                    name,
+                    lambda status: is_held(status) and not has_run_out(status),
+                    "has a lease again",
+                    deadline_s=BACK_S,
+                )
+            for name in network.hosts:
+                wait_all_known(network, name, before)
+            pings.wait_answered(more=50)
+
+        assert {name: host.lease() for name, host in network.hosts.items()} == before
+        assert pings.lost == 0
 
     def test_leases_are_followed_again_afterwards(self, new_network: NewNetwork) -> None:
         """A host that joined while another's store was away is a peer as soon as it is back."""
@@ -119,7 +196,7 @@ class TestStoreAway:
         """Even if the host was booted: its device and forwarder are made again, for all known peers."""
         network = new_network("docker1", "docker4", config=None)
         etcd = network.etcd.start()
-        network.put("config", '{"Network":"10.100.0.0/16"}')
+        network.put("config", CONFIG)
         daemon, _ = network.start_all()
         host, address = network.hosts["docker1"], network.overlay("docker4")
         before = host.lease()
