@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pytest
 
+from pyflannel.lab.waiting import wait_until
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer
 from pyflannel.model.operation import Add
 from pyflannel.model.state import State
 from pyflannel.processes.forwarder import ForwarderTarget
 
-DEADLINE_S = 10.0
+DEADLINE_S = 30.0
 REPLIES = re.compile(r"(\d+) packets transmitted, (\d+) received")
 
 
@@ -52,6 +53,29 @@ class Host:
         ip("tuntap add flannel0 mode tun")
         ip("link set flannel0 mtu 1472 up")
         ip(f"address add {self.tunnel_address}/16 dev flannel0")
+
+    def settle(self) -> None:
+        """Return when the device takes packets, a moment after a forwarder attached to it."""
+        self.namespace.settle(eth0="UP", flannel0="UP")
+
+    def reach(self, other: "Host") -> None:
+        """Return when `other` has answered a ping, as it does a moment after a device came up."""
+        words = ["ping", "-c", "1", "-W", "1", other.tunnel_address]
+        wait_until(
+            lambda: " 1 received" in self.namespace.attempt(*words),
+            what=f"an answer from {other.tunnel_address}",
+            deadline_s=DEADLINE_S,
+        )
+
+    def wait_listening(self) -> None:
+        """Return when somebody takes connections at the control socket."""
+
+        def is_listening() -> bool:
+            with suppress(FileNotFoundError, ConnectionRefusedError):
+                return self.pid > 0
+            return False
+
+        wait_until(is_listening, what=f"a forwarder in {self.run_dir}", deadline_s=DEADLINE_S)
 
     def peer(self, **changes) -> ForwarderPeer:
         """This host as its peers see it."""
@@ -151,4 +175,6 @@ def linked(hosts):
     one, two = hosts
     assert not one.apply(Add(one.forwarder), Add(two.peer()))
     assert not two.apply(Add(two.forwarder), Add(one.peer()))
+    for host in hosts:
+        host.settle()
     return hosts

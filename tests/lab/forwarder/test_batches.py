@@ -13,7 +13,7 @@ import pytest
 from pyflannel.lab.waiting import wait_until
 from pyflannel.model.operation import Add, Replace
 
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 OCTETS = 48 << 20
 RECEIVE = """
 import hashlib, socket, sys
@@ -28,7 +28,7 @@ print(octets, digest.hexdigest(), flush=True)
 """
 SEND = """
 import hashlib, random, socket, sys
-connection = socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=10)
+connection = socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=60)
 connection.settimeout(60)
 digest, left = hashlib.sha256(), int(sys.argv[3])
 piece = random.Random(left).randbytes(1 << 20)
@@ -93,7 +93,7 @@ def start_lacking(host, piece: str) -> subprocess.Popen:
         *("--mtu=1472", "--version=0.1.0"),
     ]
     process = host.spawn(sys.executable, "-c", LACKING, piece, "pyflannel.programs.forwarder", *words)
-    wait_until((host.run_dir / "forwarder.sock").exists, what="its socket", deadline_s=DEADLINE_S)
+    host.wait_listening()
     return process
 
 
@@ -216,7 +216,9 @@ for packet in sys.argv[1:]:
     one.namespace.command(sys.executable, "-c", send, *packets)
     os.kill(pid, signal.SIGCONT)
 
-    wait_until(lambda: checksum_errors(two) == before + 3, what="three damaged segments", deadline_s=10)
+    wait_until(
+        lambda: checksum_errors(two) == before + 3, what="three damaged segments", deadline_s=DEADLINE_S
+    )
     assert two.counters()["batches_received"] == 1
 
 

@@ -10,7 +10,7 @@ from pyflannel.model.forwarder import Forwarder, ForwarderPeer
 from pyflannel.model.operation import Add, Remove
 from pyflannel.processes.forwarder import ForwarderTarget
 
-DEADLINE_S = 10.0
+DEADLINE_S = 20.0
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "udp-proxy.json").read_text())["cases"]
 DIFFERENT = {4, 5, 8, 26, 29, 31, 32, 35, 37, 38, 59, 64, 71, 73, 74, 76, 77, 79, 80, 94, 98, 100, 101}
 """Cases that show a defect of the original; the unit tests of forwarding give the reasons."""
@@ -49,7 +49,9 @@ def test_the_original_s_cases_on_a_real_device(make_namespace, tmp_path):
         assert not await target.apply([Add(forwarder), *(Add(peer) for peer in peers)])
         try:
             # The kernel opens the device's queue a moment after somebody attached to it.
-            wait_until(lambda: "state UP" in ns.ip("link show flannel0"), what="the queue", deadline_s=5)
+            wait_until(
+                lambda: "state UP" in ns.ip("link show flannel0"), what="the queue", deadline_s=DEADLINE_S
+            )
             with PlainHosts() as plain:
                 return [(case, *plain.inject(case)) for case in cases]
         finally:
