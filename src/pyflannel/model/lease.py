@@ -1,7 +1,9 @@
 """Leases and claims: who holds which subnet, as the store's records say."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+
+from pyflannel.model.backend_data import Vtep
 
 LEASE_TTL_S = 24 * 3600
 """How long a subnet is held without renewal (flannel's own 24 h)."""
@@ -31,6 +33,7 @@ class LeaseAttributes:
         public_ip: address of the host on the underlay; 0.0.0.0 when it has none.
         backend_type: as published: empty for udp and alloc.
         backend_data: the backend's own JSON, as text; None when absent.
+        vtep: what `backend_data` says in a vxlan lease; None where it says of no VTEP.
         owner: identity of the holder; None in leases of the original flannel.
         port: UDP port where the holder's udp backend listens; None when not published.
         reads: what the holder's data path can read beyond the original's, sorted.
@@ -44,6 +47,7 @@ class LeaseAttributes:
     owner: Identity | None = None
     port: int | None = None
     reads: tuple[str, ...] = ()
+    vtep: Vtep | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,6 +1,7 @@
 """The backends there are: a closed mapping from type name to backend; nothing registers itself."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from ipaddress import IPv4Network
 from typing import Protocol
 
 from pyflannel.errors import ConfigError
@@ -9,7 +10,7 @@ from pyflannel.model.host import Host
 from pyflannel.model.lease import Lease
 from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.state import State
-from pyflannel.plan.backend import udp
+from pyflannel.plan.backend import alloc, host_gw, udp, vxlan
 
 
 class Backend(Protocol):
@@ -23,11 +24,25 @@ class Backend(Protocol):
     def port(self) -> int | None:
         """UDP port that our lease publishes, or None."""
 
+    @property
+    def config_line(self) -> str | None:
+        """What the original logs of its config when it has read it, or None."""
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What is odd about its config though it is right, in a line each: keys without effect."""
+
     def lease_data(self, owner: str) -> BackendData | None:
         """Return what our lease publishes as BackendData, for the host with this identity."""
 
     def mtu(self, host: Host) -> int:
         """Return the octets of the largest packet that a container may send."""
+
+    def notes(self, host: Host) -> tuple[str, ...]:
+        """Return what a person should know of how it runs on this host, in a line each; `remarks` too."""
+
+    def obstacle(self, host: Host) -> str | None:
+        """Return what it waits for on a host where it cannot work, in words for the log; None if it can."""
 
     def plan_host(self, host: Host) -> State:
         """Return what the host itself needs, whatever peers there are."""
@@ -35,26 +50,36 @@ class Backend(Protocol):
     def objection(self, peer: Lease, host: Host) -> str | None:
         """Return why a peer cannot be reached by this backend, in words for the log; None when it can."""
 
+    def outranked(self, peers: Iterable[Lease], host: Host) -> Mapping[IPv4Network, str]:
+        """Return the peers that give way to others which want the same thing, by subnet, and why.
+
+        It depends on what the peers are, not on the order in which they came.
+        """
+
     def plan_peer(self, peer: Lease, host: Host) -> State:
         """Return what one peer needs; empty for one that there is an objection to."""
 
 
-_PARSERS: Mapping[str, Callable[[NetworkConfig], Backend]] = {"udp": udp.parse}
+_PARSERS: Mapping[str, Callable[[NetworkConfig], Backend]] = {
+    "alloc": alloc.parse,
+    "host-gw": host_gw.parse,
+    "udp": udp.parse,
+    "vxlan": vxlan.parse,
+}
 
 # Named by the original; a config that asks for one is right, but not for us yet.
-_LATER = frozenset({"vxlan", "host-gw", "ipip", "wireguard", "ipsec", "extension", "alloc", "tencent-vpc"})
+_LATER = frozenset({"ipip", "wireguard", "ipsec", "extension", "tencent-vpc"})
 
 
-def unsupported(config: NetworkConfig) -> str | None:
-    """Return what to say of a config that flannel takes and we do not yet; None when we do too.
+def remarks(config: NetworkConfig) -> tuple[str, ...]:
+    """Return what to say of a right config, in a line each: flannel takes it, and we do not, or not whole.
 
     Raises:
         ConfigError: no flannel knows the backend, or the backend's own part is wrong.
     """
     if config.backend_type in _LATER:
-        return f"Backend.Type {config.backend_type} is the original's; no flanneld of this version runs it"
-    backend_of(config)
-    return None
+        return (f"Backend.Type {config.backend_type} is the original's; no flanneld of this version runs it",)
+    return backend_of(config).remarks
 
 
 def backend_of(config: NetworkConfig) -> Backend:

@@ -17,6 +17,7 @@ from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 from pyflannel.errors import WireError
 from pyflannel.model.lease import Claim, Identity, LeaseAttributes
 from pyflannel.wire.address_text import parse_ipv4, parse_ipv6
+from pyflannel.wire.backend_data_json import parse_vtep
 from pyflannel.wire.json_text import escape, fold
 
 _HINT = "Delete the key if no living host owns it; a living owner writes it again."
@@ -78,11 +79,13 @@ def parse_lease_attributes(value: bytes) -> LeaseAttributes:
     """
     try:
         lease = _decode(value)
+        data = _compact(lease.backend_data) if lease.backend_data else None
         return LeaseAttributes(
             public_ip=parse_ipv4(lease.public_ip),
             public_ipv6=None if lease.public_ipv6 is None else parse_ipv6(lease.public_ipv6),
             backend_type=lease.backend_type or "",
-            backend_data=_compact(lease.backend_data) if lease.backend_data else None,
+            backend_data=data,
+            vtep=parse_vtep(data) if data is not None and lease.backend_type == "vxlan" else None,
             backend_v6_data=_compact(lease.backend_v6_data) if lease.backend_v6_data else None,
             owner=Identity(owner=lease.ours.owner, machine=lease.ours.machine) if lease.ours else None,
             port=lease.ours.port if lease.ours else None,

@@ -11,7 +11,7 @@ from pyflannel.doors.ctl.asking import network_of
 from pyflannel.doors.ctl.invocation import Invocation, json_option, run_dir_option
 from pyflannel.doors.ctl.output import print_json
 from pyflannel.errors import ConfigError, NotReadyError, UsageError
-from pyflannel.plan.backends import unsupported
+from pyflannel.plan.backends import remarks
 from pyflannel.wire.network_config_json import format_network_config, parse_network_config
 
 
@@ -50,8 +50,8 @@ def set_(invocation: Invocation, source: str, run_dir: Path) -> None:
     """
     text = _read(source)
     computed = parse_network_config(text)
-    if (warning := unsupported(computed)) is not None:
-        click.echo(f"flannelctl: warning: {warning}", err=True)
+    for remark in remarks(computed):
+        click.echo(f"flannelctl: warning: {remark}", err=True)
     asyncio.run(_set(invocation, run_dir, text))
     if invocation.wants_json:
         print_json(format_network_config(computed).encode())
@@ -68,8 +68,8 @@ def validate(source: str) -> None:
     It is read from FILE, from standard input for -, or is the JSON itself. Nothing is written or asked.
     """
     computed = parse_network_config(_read(source))
-    if (warning := unsupported(computed)) is not None:
-        click.echo(f"flannelctl: warning: {warning}", err=True)
+    for remark in remarks(computed):
+        click.echo(f"flannelctl: warning: {remark}", err=True)
     print_json(format_network_config(computed).encode())
 
 

@@ -5,10 +5,10 @@ routes the network to it (release 0.6.2; later releases use /32 and a route, whi
 The forwarder takes it from there: it knows each peer's subnet and address.
 """
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Interface, IPv4Network
 
-from pyflannel.errors import ConfigError
 from pyflannel.model.address import Address
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer
 from pyflannel.model.host import Host
@@ -17,11 +17,15 @@ from pyflannel.model.link import Link
 from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.route import PROTOCOL_KERNEL, SCOPE_LINK, Route
 from pyflannel.model.state import State
+from pyflannel.plan.backend_keys import BackendKeys, ineffective, ipv4_network
+
+KEYS = ("Port",)
 
 OVERHEAD = 28
 """Octets that the tunnel adds: an IPv4 header (20) and a UDP header (8)."""
 
 DEFAULT_PORT = 8285
+_PORTS = range(1, 65536)
 QUEUE_LENGTH = 500
 """Packets; what the kernel gives a TUN device by itself."""
 
@@ -33,11 +37,14 @@ class UdpBackend:
     Attributes:
         network: the whole range, routed to the device.
         port: UDP port of the host, and of every peer that publishes no other.
+        remarks: what has no effect in the config, a line each.
     """
 
     network: IPv4Network
     port: int = DEFAULT_PORT
+    remarks: tuple[str, ...] = ()
     lease_type: str = ""
+    config_line: None = None
 
     def lease_data(self, owner: str) -> None:
         """Return nothing: subnet and address say it all."""
@@ -45,6 +52,13 @@ class UdpBackend:
     def mtu(self, host: Host) -> int:
         """Return the octets of the largest packet that a container may send."""
         return host.underlay.mtu - OVERHEAD
+
+    def notes(self, host: Host) -> tuple[str, ...]:
+        """Return what a person should know of how it runs on this host, in a line each."""
+        return self.remarks
+
+    def obstacle(self, host: Host) -> None:
+        """Return nothing: where UDP passes, it works."""
 
     def plan_host(self, host: Host) -> State:
         """Return the device, its address, the route of the network and the forwarder."""
@@ -83,6 +97,10 @@ class UdpBackend:
             return f"Ignoring non-udp subnet: type={peer.attributes.backend_type}"
         return None
 
+    def outranked(self, peers: Iterable[Lease], host: Host) -> Mapping[IPv4Network, str]:
+        """Return nobody: no two peers want the same thing."""
+        return {}
+
     def plan_peer(self, peer: Lease, host: Host) -> State:
         """Return what makes one peer's subnet reachable: an entry in the forwarder's table.
 
@@ -106,18 +124,6 @@ def parse(config: NetworkConfig) -> UdpBackend:
     Raises:
         ConfigError: IPv4 is off, or Port is no UDP port; the message names key and value.
     """
-    if not config.enable_ipv4 or config.network is None:
-        raise ConfigError(
-            "the udp backend carries IPv4 only, and the config has EnableIPv4=false",
-            hint="Set EnableIPv4 and Network, or choose another Backend.Type.",
-        )
-    port: object = DEFAULT_PORT
-    for key, value in config.backend.items():
-        if key.lower() == "port" and value is not None:
-            port = value
-    if type(port) is not int or not 0 < port < 65536:
-        raise ConfigError(
-            f"error decoding UDP backend config: Backend.Port is {port!r}, not a UDP port",
-            hint="Give Backend.Port a whole number from 1 to 65535, or leave it out for 8285.",
-        )
-    return UdpBackend(network=config.network, port=port)
+    network = ipv4_network(config)
+    port = BackendKeys("UDP", config.backend).number("Port", DEFAULT_PORT, _PORTS)
+    return UdpBackend(network=network, port=port, remarks=ineffective(config, KEYS))

@@ -15,7 +15,7 @@ from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.route import Route
 from pyflannel.model.state import State
 from pyflannel.plan.backend.udp import UdpBackend, parse
-from pyflannel.plan.backends import backend_of, unsupported
+from pyflannel.plan.backends import backend_of, remarks
 
 NETWORK = IPv4Network("10.100.0.0/16")
 CONFIG = NetworkConfig(network=NETWORK, subnet_length=24)
@@ -95,7 +95,7 @@ def test_a_network_without_ipv4_is_refused() -> None:
         parse(replace(CONFIG, enable_ipv4=False))
 
 
-@pytest.mark.parametrize(("name", "later"), [("vxlan", " (not yet supported)"), ("nonsense", "")])
+@pytest.mark.parametrize(("name", "later"), [("ipip", " (not yet supported)"), ("nonsense", "")])
 def test_an_unknown_backend_is_named(name: str, later: str) -> None:
     with pytest.raises(ConfigError, match="unknown backend type: ") as caught:
         backend_of(replace(CONFIG, backend_type=name))
@@ -104,7 +104,14 @@ def test_an_unknown_backend_is_named(name: str, later: str) -> None:
 
 
 def test_a_config_for_the_originals_of_a_mixed_network_is_only_warned_of() -> None:
-    assert unsupported(CONFIG) is None
-    assert "vxlan" in (unsupported(replace(CONFIG, backend_type="vxlan")) or "")
+    assert remarks(CONFIG) == ()
+    assert "ipip" in " ".join(remarks(replace(CONFIG, backend_type="ipip")))
     with pytest.raises(ConfigError, match="unknown backend type"):
-        unsupported(replace(CONFIG, backend_type="carrier-pigeon"))
+        remarks(replace(CONFIG, backend_type="carrier-pigeon"))
+
+
+def test_a_key_without_effect_is_named() -> None:
+    backend = backend_of(replace(CONFIG, backend={"Type": "udp", "VNI": 7}))
+
+    assert backend.notes(HOST) == ("Backend.VNI has no effect: the udp backend knows Port",)
+    assert remarks(replace(CONFIG, backend={"Type": "udp", "port": 7})) == ()

@@ -1,0 +1,65 @@
+"""The alloc backend: the host takes a subnet and says so in subnet.env; others see to how packets cross."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Network
+
+from pyflannel.model.host import Host
+from pyflannel.model.lease import Lease
+from pyflannel.model.network_config import NetworkConfig
+from pyflannel.model.state import State
+from pyflannel.plan.backend_keys import ineffective, ipv4_network
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AllocBackend:
+    """The alloc backend of one network.
+
+    Attributes:
+        lease_type: empty, as the original leaves it.
+        remarks: what has no effect in the config, a line each.
+    """
+
+    remarks: tuple[str, ...] = ()
+    lease_type: str = ""
+    port: None = None
+    config_line: None = None
+
+    def lease_data(self, owner: str) -> None:
+        """Return nothing: subnet and address say it all."""
+
+    def mtu(self, host: Host) -> int:
+        """Return the octets of the largest packet that a container may send: the underlay's."""
+        return host.underlay.mtu
+
+    def notes(self, host: Host) -> tuple[str, ...]:
+        """Return what a person should know of how it runs on this host, in a line each."""
+        return self.remarks
+
+    def obstacle(self, host: Host) -> None:
+        """Return nothing: there is nothing that could be in the way."""
+
+    def plan_host(self, host: Host) -> State:
+        """Return nothing."""
+        return State.EMPTY
+
+    def objection(self, peer: Lease, host: Host) -> None:
+        """Return nothing: peers are not looked at."""
+
+    def outranked(self, peers: Iterable[Lease], host: Host) -> Mapping[IPv4Network, str]:
+        """Return nobody: peers are not looked at."""
+        return {}
+
+    def plan_peer(self, peer: Lease, host: Host) -> State:
+        """Return nothing."""
+        return State.EMPTY
+
+
+def parse(config: NetworkConfig) -> AllocBackend:
+    """Return the backend that the config asks for.
+
+    Raises:
+        ConfigError: IPv4 is off.
+    """
+    ipv4_network(config)
+    return AllocBackend(remarks=ineffective(config, ()))

@@ -1,0 +1,246 @@
+"""The vxlan backend: packets cross a vxlan device of the kernel, one frame a datagram.
+
+The device has the base address of our subnet as a /32. Each peer is three objects: its subnet's base address
+is a neighbour with the MAC address of the peer's VTEP, an FDB entry says behind which host that is, and a
+route leads the subnet there. So nothing is ever asked or learned on the wire.
+
+IPv6 will be a second device beside this one, with data, neighbours, entries and routes of its own.
+
+Source: flannel 0.28.9 (per peer, /32); RFC 7348.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Interface, IPv4Network
+
+from pyflannel.model.address import Address
+from pyflannel.model.backend_data import Vtep
+from pyflannel.model.fdb_entry import FdbEntry
+from pyflannel.model.host import Host
+from pyflannel.model.lease import Lease
+from pyflannel.model.link import Link
+from pyflannel.model.neighbour import Neighbour
+from pyflannel.model.network_config import NetworkConfig
+from pyflannel.model.route import Route
+from pyflannel.model.state import State
+from pyflannel.model.vxlan import Vxlan
+from pyflannel.plan.backend_keys import BackendKeys, ineffective, ipv4_network
+from pyflannel.plan.checksum_trap import checksum_trap
+from pyflannel.plan.next_hop import address_objection, direct_route
+from pyflannel.plan.vtep_mac import is_of_one_device, vtep_mac
+
+KEYS = ("VNI", "Port", "GBP", "Learning", "DirectRouting", "MTU", "MacPrefix")
+
+OVERHEAD = 50
+"""Octets that the tunnel adds: IPv4 (20), UDP (8), VXLAN (8) and the inner Ethernet header (14)."""
+
+DEFAULT_VNI = 1
+KERNELS_PORT = 8472
+"""Where the kernel's vxlan listens unless told otherwise; what Port 0 stands for."""
+
+_VNIS = range(2**24)
+_PORTS = range(65536)
+_SMALLEST_MTU = 68
+"""Octets that IPv4 asks of every link (RFC 791)."""
+
+_OUTER_MTUS = range(_SMALLEST_MTU + OVERHEAD, 65536)
+_LONGEST_DECIMAL = 9_999_999
+"""Beyond it, `flannel.` and the VNI's digits are longer than a link's name may be (IFNAMSIZ)."""
+
+_PREFIX = re.compile(r"([0-9A-Fa-f]{2})[-:]([0-9A-Fa-f]{2})")
+_PUBLISHED_BITS = 0xFFFF
+"""Release 0.20 publishes no more of its VNI."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VxlanBackend:
+    """The vxlan backend of one network.
+
+    Attributes:
+        udp_port: of every host; 0 for the kernel's default.
+        routes_directly: a peer on our link is reached by way of its address, without the tunnel.
+        outer_mtu: octets of the largest tunnel packet; None for the underlay's MTU.
+        mac_prefix: how our VTEP's MAC address begins; empty where that is left to us.
+        remarks: what has no effect in the config, a line each.
+    """
+
+    vni: int = DEFAULT_VNI
+    udp_port: int = 0
+    has_gbp: bool = False
+    learns: bool = False
+    routes_directly: bool = False
+    outer_mtu: int | None = None
+    mac_prefix: bytes = b""
+    remarks: tuple[str, ...] = ()
+    lease_type: str = "vxlan"
+    port: None = None
+
+    @property
+    def config_line(self) -> str:
+        """What the original logs of its config."""
+        gbp, learns, direct = (
+            str(flag).lower() for flag in (self.has_gbp, self.learns, self.routes_directly)
+        )
+        return (
+            f"VXLAN config: VNI={self.vni} Port={self.udp_port} GBP={gbp} Learning={learns}"
+            f" DirectRouting={direct}"
+        )
+
+    @property
+    def device(self) -> str:
+        """Name of the device, `flannel.1`; with a VNI too long for that in hexadecimal, `flannel.xffffff`."""
+        return f"flannel.{self.vni}" if self.vni <= _LONGEST_DECIMAL else f"flannel.x{self.vni:x}"
+
+    def lease_data(self, owner: str) -> Vtep:
+        """Return our VTEP, as our lease publishes it."""
+        return Vtep(mac=vtep_mac(owner, self.mac_prefix), vni=self.vni)
+
+    def mtu(self, host: Host) -> int:
+        """Return the octets of the largest packet that a container may send."""
+        underlay = host.underlay.mtu
+        return min(underlay if self.outer_mtu is None else self.outer_mtu, underlay) - OVERHEAD
+
+    def notes(self, host: Host) -> tuple[str, ...]:
+        """Return what a person should know of how it runs on this host, in a line each."""
+        notes = list(self.remarks)
+        underlay = host.underlay
+        if self.outer_mtu is not None and self.outer_mtu > underlay.mtu:
+            notes.append(
+                f"Backend.MTU is {self.outer_mtu}, and {underlay.link} carries up to {underlay.mtu}, which"
+                f" is used; allowed on this host are {_OUTER_MTUS[0]} to {underlay.mtu}"
+            )
+        if (trap := _checksum_trap(host)) is not None:
+            notes.append(f"checksums are not left to {underlay.link}, which costs throughput: {trap}")
+        return tuple(notes)
+
+    def obstacle(self, host: Host) -> str | None:
+        """Return what keeps it from working on this host: an underlay that carries next to nothing."""
+        if self.mtu(host) >= _SMALLEST_MTU:
+            return None
+        underlay = host.underlay
+        return f"an MTU of {_OUTER_MTUS[0]} or more on {underlay.link}, which has {underlay.mtu}"
+
+    def plan_host(self, host: Host) -> State:
+        """Return the device and its address."""
+        return State.of(
+            Link(
+                name=self.device,
+                kind="vxlan",
+                mtu=self.mtu(host),
+                queue_length=0,
+                alias=host.mark,
+                mac=self._mac(host),
+                vxlan=Vxlan(
+                    vni=self.vni,
+                    port=self.udp_port or KERNELS_PORT,
+                    parent=host.underlay.link,
+                    local=host.underlay.address,
+                    has_gbp=self.has_gbp,
+                    learns=self.learns,
+                    offloads_checksums=_checksum_trap(host) is None,
+                ),
+            ),
+            Address(link=self.device, address=IPv4Interface((host.lease.subnet.network_address, 32))),
+        )
+
+    def objection(self, peer: Lease, host: Host) -> str | None:
+        """Return why a peer cannot be reached: another backend or network, or data that makes no sense."""
+        attributes = peer.attributes
+        if attributes.backend_type != self.lease_type:
+            return f"Ignoring non-vxlan subnet: type={attributes.backend_type}"
+        if (objection := address_objection(peer, host)) is not None:
+            return objection
+        if self._is_direct(peer, host):
+            return None
+        vtep = attributes.vtep
+        if vtep is None:
+            return f"error decoding subnet lease JSON: no VtepMAC in BackendData {attributes.backend_data}"
+        if vtep.vni not in (None, self.vni, self.vni & _PUBLISHED_BITS):
+            return f"its VNI is {vtep.vni}, ours {self.vni}"
+        if not is_of_one_device(vtep.mac):
+            return f"its VtepMAC {vtep.mac} is no address of one device"
+        if vtep.mac == self._mac(host):
+            # The kernel takes frames from our own address for echoes, and drops them.
+            return f"its VtepMAC {vtep.mac} is our own: is it a copy of this host?"
+        return None
+
+    def outranked(self, peers: Iterable[Lease], host: Host) -> Mapping[IPv4Network, str]:
+        """Return the peers that give way to another, by subnet, and why.
+
+        A MAC address is behind one host. Where peers at several addresses publish the same one, as after a
+        host was copied or moved, the lease that was written last is right; of equal ones, that of the first
+        subnet.
+        """
+        by_mac: dict[str, list[Lease]] = {}
+        for peer in peers:
+            vtep = peer.attributes.vtep
+            if vtep is not None and not self._is_direct(peer, host) and self.objection(peer, host) is None:
+                by_mac.setdefault(vtep.mac, []).append(peer)
+        found: dict[IPv4Network, str] = {}
+        for mac, sharing in by_mac.items():
+            first = min(sharing, key=lambda lease: (-lease.revision, lease.subnet))
+            address = first.attributes.public_ip
+            for peer in sharing:
+                if peer.attributes.public_ip != address:
+                    found[peer.subnet] = (
+                        f"its VtepMAC {mac} is that of {first.subnet} at {address} too, whose lease is newer:"
+                        " is it a copy of that host?"
+                    )
+        return found
+
+    def plan_peer(self, peer: Lease, host: Host) -> State:
+        """Return neighbour, FDB entry and route of a peer, or the one route by way of its address."""
+        if self.objection(peer, host) is not None:
+            return State.EMPTY
+        if self._is_direct(peer, host):
+            return State.of(direct_route(peer, host.underlay))
+        vtep, base = peer.attributes.vtep, peer.subnet.network_address
+        assert vtep is not None  # else there was an objection
+        return State.of(
+            FdbEntry(link=self.device, mac=vtep.mac, destination=peer.attributes.public_ip),
+            Neighbour(link=self.device, address=base, mac=vtep.mac),
+            Route(destination=peer.subnet, gateway=base, link=self.device, is_onlink=True),
+        )
+
+    def _is_direct(self, peer: Lease, host: Host) -> bool:
+        return self.routes_directly and host.underlay.reaches(peer.attributes.public_ip)
+
+    def _mac(self, host: Host) -> str:
+        return vtep_mac(host.owner, self.mac_prefix)
+
+
+def parse(config: NetworkConfig) -> VxlanBackend:
+    """Return the backend that the config asks for.
+
+    Raises:
+        ConfigError: IPv4 is off, or a value makes no sense; the message names key and value.
+    """
+    ipv4_network(config)
+    keys = BackendKeys("VXLAN", config.backend)
+    return VxlanBackend(
+        vni=keys.number("VNI", DEFAULT_VNI, _VNIS),
+        udp_port=keys.number("Port", 0, _PORTS, default_means=f"the kernel's, {KERNELS_PORT}"),
+        has_gbp=keys.flag("GBP"),
+        learns=keys.flag("Learning"),
+        routes_directly=keys.flag("DirectRouting"),
+        outer_mtu=keys.number("MTU", 0, _OUTER_MTUS, default_means="the MTU of the interface") or None,
+        mac_prefix=_mac_prefix(keys),
+        remarks=ineffective(config, KEYS),
+    )
+
+
+def _mac_prefix(keys: BackendKeys) -> bytes:
+    wanted = 'two octets of a single device\'s address such as "0E-2A"'
+    text = keys.text("MacPrefix", wanted)
+    if text is None:
+        return b""
+    found = _PREFIX.fullmatch(text)
+    prefix = b"" if found is None else bytes.fromhex(found[1] + found[2])
+    if not prefix or not is_of_one_device(vtep_mac("", prefix)):
+        raise keys.bad("MacPrefix", text, wanted)
+    return prefix
+
+
+def _checksum_trap(host: Host) -> str | None:
+    return checksum_trap(host.kernel, host.underlay.driver)

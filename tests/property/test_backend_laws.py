@@ -1,0 +1,135 @@
+"""Laws of the backends: a peer's plan is its own, peers do not meet, and who came first does not matter."""
+
+import re
+from ipaddress import IPv4Address, IPv4Network
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyflannel.model.backend_data import Vtep
+from pyflannel.model.fdb_entry import FdbEntry
+from pyflannel.model.host import Host, Underlay
+from pyflannel.model.lease import Lease, LeaseAttributes
+from pyflannel.model.neighbour import Neighbour
+from pyflannel.model.route import Route
+from pyflannel.model.state import State
+from pyflannel.plan.backend.alloc import AllocBackend
+from pyflannel.plan.backend.host_gw import HostGwBackend
+from pyflannel.plan.backend.udp import UdpBackend
+from pyflannel.plan.backend.vxlan import VxlanBackend
+from pyflannel.plan.backends import Backend
+from pyflannel.plan.vtep_mac import is_of_one_device, vtep_mac
+from pyflannel.testing.strategies import NETWORK, subnets
+from pyflannel.wire.backend_data_json import format_backend_data, parse_vtep
+
+ON_LINK = IPv4Network("192.168.50.0/24")
+
+macs = st.binary(min_size=6, max_size=6).map(lambda octets: octets.hex(":")) | st.sampled_from(
+    ["0e:2a:00:00:00:01", "0e:2a:00:00:00:02"]
+)
+vteps = st.builds(Vtep, mac=macs, vni=st.none() | st.sampled_from([1, 2]) | st.integers(0, 2**24 - 1))
+addresses = st.integers(1, 254).map(lambda host: ON_LINK[host]) | st.integers(0, 2**32 - 1).map(IPv4Address)
+backends: st.SearchStrategy[Backend] = st.one_of(
+    st.builds(VxlanBackend, vni=st.sampled_from([1, 2]), routes_directly=st.booleans()),
+    st.just(HostGwBackend()),
+    st.just(AllocBackend()),
+    st.just(UdpBackend(network=NETWORK)),
+)
+
+
+@st.composite
+def peers(draw: st.DrawFn) -> Lease:
+    """Leases of every backend, good and bad."""
+    attributes = LeaseAttributes(
+        public_ip=draw(addresses),
+        backend_type=draw(st.sampled_from(["vxlan", "vxlan", "host-gw", ""])),
+        vtep=draw(st.none() | vteps),
+    )
+    return Lease(subnet=draw(subnets), attributes=attributes, revision=draw(st.integers(0, 3)))
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> tuple[Backend, Host, list[Lease]]:
+    """A backend, a host and its peers."""
+    own, *others = draw(st.lists(peers(), min_size=1, max_size=8, unique_by=lambda lease: lease.subnet))
+    underlay = Underlay(
+        link="eth0",
+        address=ON_LINK[1],
+        mtu=draw(st.integers(576, 9000)),
+        public_ip=ON_LINK[1],
+        on_link=(ON_LINK,),
+    )
+    return draw(backends), Host(lease=own, underlay=underlay, owner=draw(st.text(max_size=4))), others
+
+
+def plan(backend: Backend, host: Host, others: list[Lease]) -> dict[Lease, State]:
+    outranked = backend.outranked(others, host)
+    return {peer: backend.plan_peer(peer, host) for peer in others if peer.subnet not in outranked}
+
+
+@given(case=cases())
+def test_a_peer_is_planned_exactly_if_there_is_no_objection(case: tuple[Backend, Host, list[Lease]]) -> None:
+    backend, host, others = case
+
+    for peer in others:
+        is_planned = len(backend.plan_peer(peer, host)) > 0
+        assert is_planned == (backend.objection(peer, host) is None and not isinstance(backend, AllocBackend))
+
+
+@given(case=cases(), data=st.data())
+def test_the_plan_does_not_depend_on_who_came_first(
+    case: tuple[Backend, Host, list[Lease]], data: st.DataObject
+) -> None:
+    backend, host, others = case
+
+    shuffled = data.draw(st.permutations(others))
+
+    assert plan(backend, host, others) == plan(backend, host, shuffled)
+
+
+@given(case=cases())
+def test_peers_share_no_key_but_with_one_value(case: tuple[Backend, Host, list[Lease]]) -> None:
+    """Two leases of one host share its FDB entry; nobody's object is another's with other values."""
+    backend, host, others = case
+
+    items = [
+        item for state in (backend.plan_host(host), *plan(backend, host, others).values()) for item in state
+    ]
+
+    by_key: dict[object, object] = {}
+    for item in items:
+        assert by_key.setdefault(item.key, item) == item
+        assert isinstance(item, FdbEntry) or items.count(item) == 1
+
+
+@given(case=cases())
+def test_a_peers_packets_go_to_its_subnet_and_address_alone(case: tuple[Backend, Host, list[Lease]]) -> None:
+    backend, host, others = case
+
+    for peer, state in plan(backend, host, others).items():
+        for item in state:
+            match item:
+                case Route():
+                    assert item.destination == peer.subnet
+                    assert item.gateway in (peer.attributes.public_ip, peer.subnet.network_address)
+                case FdbEntry():
+                    assert item.destination == peer.attributes.public_ip
+                    assert is_of_one_device(item.mac)
+                case Neighbour():
+                    assert item.address in peer.subnet
+
+
+@given(owner=st.text(), prefix=st.sampled_from([b"", b"\x0e\x2a"]))
+def test_a_mac_address_is_a_hosts_own(owner: str, prefix: bytes) -> None:
+    mac = vtep_mac(owner, prefix)
+
+    assert re.fullmatch(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", mac)
+    assert is_of_one_device(mac)
+    assert int(mac[:2], 16) & 0x02
+    assert mac == vtep_mac(owner, prefix)
+    assert mac != vtep_mac(owner + "x", prefix)
+
+
+@given(vtep=vteps)
+def test_data_that_is_written_is_read_again(vtep: Vtep) -> None:
+    assert parse_vtep(format_backend_data(vtep)) == vtep

@@ -1,0 +1,172 @@
+"""Our plans are what the original made from the same leases; what we publish is what it publishes."""
+
+import json
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pyflannel.model.address import Address
+from pyflannel.model.backend_data import Vtep
+from pyflannel.model.fdb_entry import FdbEntry
+from pyflannel.model.host import Host, Underlay
+from pyflannel.model.lease import Lease
+from pyflannel.model.link import Link
+from pyflannel.model.neighbour import Neighbour
+from pyflannel.model.route import Route
+from pyflannel.model.state import State
+from pyflannel.model.store_record import Record
+from pyflannel.plan.backends import Backend, backend_of
+from pyflannel.wire.backend_data_json import format_backend_data, parse_vtep
+from pyflannel.wire.lease_record import lease_of, lease_value
+from pyflannel.wire.network_config_json import parse_network_config
+
+GOLDEN = Path(__file__).parents[3] / "golden"
+OBJECTS = json.loads((GOLDEN / "backend-objects.json").read_text())["cases"]
+LEASES = json.loads((GOLDEN / "backend-leases.json").read_text())["cases"]
+
+Case = dict[str, Any]
+
+
+def name(case: Case) -> str:
+    return f"{case['run']}-{case['id'].rpartition('-')[2]}"
+
+
+def lease(record: dict[str, str]) -> Lease:
+    key = record["key"].removeprefix("/coreos.com/network/")
+    return lease_of(Record(key=key, value=record["value"].encode(), revision=1, lease_id=1))
+
+
+def planned(case: Case) -> tuple[Backend, Host, State]:
+    backend = backend_of(parse_network_config(json.dumps(case["config"])))
+    address = IPv4Address(case["public_ip"])
+    leases = [lease(record) for record in case["leases"]]
+    (own,) = [each for each in leases if each.attributes.public_ip == address]
+    host = Host(
+        lease=own,
+        owner="f00d",
+        underlay=Underlay(
+            link="eth0",
+            address=address,
+            mtu=1500,
+            public_ip=address,
+            on_link=(IPv4Network("192.168.50.0/24"),),
+        ),
+    )
+    plan = backend.plan_host(host)
+    for peer in leases:
+        if peer is not own:
+            plan |= backend.plan_peer(peer, host)
+    return backend, host, plan
+
+
+def of_type(plan: State, kind: type) -> list[Any]:
+    return [item for item in plan if isinstance(item, kind)]
+
+
+@pytest.mark.parametrize("case", OBJECTS, ids=name)
+def test_the_device_is_the_originals(case: Case) -> None:
+    """But for its MAC address, which the original draws, and IPv6, which a device of ours does without."""
+    _, _, plan = planned(case)
+
+    links = [link for link in case["objects"]["link"] if not link["ifname"].startswith("flannel-v6")]
+    found = []
+    for link in of_type(plan, Link):
+        assert link.vxlan is not None
+        assert link.queue_length == 0
+        found.append(
+            (
+                link.name,
+                link.kind,
+                link.mtu,
+                link.vxlan.vni,
+                link.vxlan.port,
+                str(link.vxlan.local),
+                link.vxlan.parent,
+                link.vxlan.learns,
+                link.vxlan.has_gbp,
+            )
+        )
+    assert found == [
+        (
+            link["ifname"],
+            link["linkinfo"]["info_kind"],
+            link["mtu"],
+            data["id"],
+            data["port"],
+            data["local"],
+            data["link"],
+            data["learning"],
+            data.get("gbp", False),
+        )
+        for link in links
+        for data in [link["linkinfo"]["info_data"]]
+    ]
+    assert all("txqlen" not in link for link in links)
+
+
+@pytest.mark.parametrize("case", OBJECTS, ids=name)
+def test_what_a_peer_needs_is_the_originals(case: Case) -> None:
+    """Release 0.6 of vxlan has FDB entries alone: it answers for addresses itself."""
+    _, _, plan = planned(case)
+
+    fdb = [(entry.mac, entry.link, str(entry.destination)) for entry in of_type(plan, FdbEntry)]
+    objects = case["objects"]
+    assert sorted(fdb) == sorted(
+        (e["mac"], e["ifname"], e["dst"]) for e in objects["fdb"] if not e["ifname"].startswith("flannel-v6")
+    )
+    if case["version"] == "v0.6.2" and case["config"]["Backend"]["Type"] == "vxlan":
+        return
+    addresses = [(item.link, str(item.address)) for item in of_type(plan, Address)]
+    assert addresses == [
+        (a["ifname"], str(IPv4Interface(f"{a['local']}/{a['prefixlen']}")))
+        for a in objects["addr"]
+        if a["family"] == "inet"
+    ]
+    neighbours = [(str(item.address), item.link, item.mac) for item in of_type(plan, Neighbour)]
+    assert sorted(neighbours) == sorted(
+        (n["dst"], n["dev"], n["lladdr"]) for n in objects["neigh"] if ":" not in n["dst"]
+    )
+    routes = [(str(r.destination), str(r.gateway), r.link, r.is_onlink) for r in of_type(plan, Route)]
+    assert sorted(routes) == sorted(
+        (r["dst"], r["gateway"], r["dev"], "onlink" in r["flags"]) for r in objects["route"]
+    )
+
+
+@pytest.mark.parametrize("case", LEASES, ids=name)
+def test_a_lease_of_the_originals_is_read_and_written_back(case: Case) -> None:
+    """The text of the later releases to the byte; release 0.6 lacks two keys."""
+    read = lease(case)
+
+    attributes = read.attributes
+    backend_type = case["config"]["Backend"]["Type"]
+    assert attributes.backend_type == ("" if backend_type == "alloc" else backend_type)
+    macs = case["device_mac"] or {}
+    mac = next((mac for device, mac in macs.items() if not device.startswith("flannel-v6")), None)
+    assert (attributes.vtep.mac if attributes.vtep else None) == mac
+    if case["version"] != "v0.6.2":
+        assert lease_value(read).decode() == case["value"]
+
+
+@pytest.mark.parametrize(
+    "case",
+    [case for case in LEASES if case["config"]["Backend"]["Type"] == "vxlan" and case["version"] != "v0.6.2"],
+    ids=name,
+)
+def test_our_vtep_is_published_as_the_originals(case: Case) -> None:
+    attributes = lease(case).attributes
+    assert attributes.vtep is not None
+
+    assert format_backend_data(attributes.vtep) == attributes.backend_data
+
+
+def test_what_we_publish_is_read_again() -> None:
+    for case in LEASES:
+        backend = backend_of(parse_network_config(json.dumps(case["config"])))
+        data = backend.lease_data("f00d")
+        if data is None:
+            assert case["device_mac"] is None
+        else:
+            assert isinstance(data, Vtep)
+            assert parse_vtep(format_backend_data(data)) == data

@@ -1,0 +1,112 @@
+"""The host-gw and alloc backends' plans, as values."""
+
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
+
+import pytest
+
+from pyflannel.errors import ConfigError
+from pyflannel.model.host import Host, Underlay
+from pyflannel.model.lease import Lease, LeaseAttributes
+from pyflannel.model.network_config import NetworkConfig
+from pyflannel.model.route import Route
+from pyflannel.model.state import State
+from pyflannel.plan.backend.alloc import AllocBackend
+from pyflannel.plan.backend.host_gw import HostGwBackend
+from pyflannel.plan.backends import backend_of
+
+CONFIG = NetworkConfig(network=IPv4Network("10.100.0.0/16"), subnet_length=24, backend_type="host-gw")
+OWN = Lease(
+    subnet=IPv4Network("10.100.15.0/24"), attributes=LeaseAttributes(public_ip=IPv4Address("192.168.50.102"))
+)
+UNDERLAY = Underlay(
+    link="eth0",
+    address=IPv4Address("192.168.50.102"),
+    mtu=1500,
+    public_ip=IPv4Address("192.168.50.102"),
+    on_link=(IPv4Network("192.168.50.0/24"), IPv4Network("172.16.0.0/12")),
+)
+HOST = Host(lease=OWN, underlay=UNDERLAY)
+
+
+def peer(address: str, backend_type: str = "host-gw") -> Lease:
+    return Lease(
+        subnet=IPv4Network("10.100.93.0/24"),
+        attributes=LeaseAttributes(public_ip=IPv4Address(address), backend_type=backend_type),
+    )
+
+
+class TestHostGw:
+    def test_a_peer_is_one_route_by_way_of_its_address(self) -> None:
+        assert HostGwBackend().plan_host(HOST) == State.EMPTY
+        assert HostGwBackend().plan_peer(peer("192.168.50.101"), HOST) == State.of(
+            Route(
+                destination=IPv4Network("10.100.93.0/24"),
+                gateway=IPv4Address("192.168.50.101"),
+                link="eth0",
+                protocol=80,
+            )
+        )
+
+    def test_nothing_is_added_to_a_packet(self) -> None:
+        assert HostGwBackend().mtu(HOST) == 1500
+
+    @pytest.mark.parametrize(
+        ("refused", "reason"),
+        [
+            (
+                peer("10.10.10.101"),
+                "10.10.10.101 is not on our link, which host-gw needs: without a gateway eth0 reaches"
+                " 192.168.50.0/24, 172.16.0.0/12",
+            ),
+            (peer("192.168.50.101", ""), "Ignoring non-host-gw subnet: type="),
+            (peer("192.168.50.101", "vxlan"), "Ignoring non-host-gw subnet: type=vxlan"),
+            (peer("192.168.50.102"), "192.168.50.102 is our own address"),
+            (
+                peer("172.31.255.255"),
+                "172.31.255.255 is no address of a host, but one of 172.16.0.0/12 itself",
+            ),
+            (peer("0.0.0.0"), "0.0.0.0 is no address of a host"),
+        ],
+    )
+    def test_a_peer_that_cannot_be_the_next_hop_is_refused_by_name(self, refused: Lease, reason: str) -> None:
+        assert HostGwBackend().objection(refused, HOST) == reason
+        assert HostGwBackend().plan_peer(refused, HOST) == State.EMPTY
+
+    def test_both_ends_of_a_link_of_two_are_hosts(self) -> None:
+        host = replace(HOST, underlay=replace(UNDERLAY, on_link=(IPv4Network("192.168.50.102/31"),)))
+
+        assert len(HostGwBackend().plan_peer(peer("192.168.50.103"), host)) == 1
+
+    def test_a_host_behind_a_nat_waits_and_says_so(self) -> None:
+        behind = replace(HOST, underlay=replace(UNDERLAY, public_ip=IPv4Address("203.0.113.9")))
+
+        assert HostGwBackend().obstacle(HOST) is None
+        said = HostGwBackend().obstacle(behind) or ""
+        assert (
+            "your PublicIP differs from interface IP, meaning that probably you're on a NAT, which is not"
+            " supported by host-gw backend (203.0.113.9 is not 192.168.50.102 of eth0)"
+        ) in said
+
+
+class TestAlloc:
+    def test_nothing_is_planned(self) -> None:
+        backend = AllocBackend()
+
+        assert backend.plan_host(HOST) == State.EMPTY
+        assert backend.plan_peer(peer("10.10.10.101", "vxlan"), HOST) == State.EMPTY
+        assert backend.objection(peer("10.10.10.101", "vxlan"), HOST) is None
+        assert backend.mtu(HOST) == 1500
+
+
+@pytest.mark.parametrize(("name", "backend"), [("host-gw", HostGwBackend), ("alloc", AllocBackend)])
+def test_each_is_found_by_its_type_and_has_no_keys(
+    name: str, backend: type[HostGwBackend | AllocBackend]
+) -> None:
+    config = replace(CONFIG, backend_type=name)
+
+    assert backend_of(config) == backend()
+    odd = backend_of(replace(config, backend={"Type": name, "Port": 1}))
+    assert odd.notes(HOST) == (f"Backend.Port has no effect: the {name} backend knows no keys but Type",)
+    with pytest.raises(ConfigError, match="EnableIPv4=false"):
+        backend_of(replace(config, enable_ipv4=False))

@@ -1,0 +1,293 @@
+"""The vxlan backend's plans, as values."""
+
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+
+import pytest
+
+from pyflannel.errors import ConfigError
+from pyflannel.model.address import Address
+from pyflannel.model.backend_data import Vtep
+from pyflannel.model.fdb_entry import FdbEntry
+from pyflannel.model.host import Host, Underlay
+from pyflannel.model.lease import Lease, LeaseAttributes
+from pyflannel.model.link import Link
+from pyflannel.model.neighbour import Neighbour
+from pyflannel.model.network_config import NetworkConfig
+from pyflannel.model.route import Route
+from pyflannel.model.state import State
+from pyflannel.model.vxlan import Vxlan
+from pyflannel.plan.backend.vxlan import VxlanBackend, parse
+from pyflannel.plan.backends import backend_of
+from pyflannel.plan.vtep_mac import vtep_mac
+
+CONFIG = NetworkConfig(network=IPv4Network("10.100.0.0/16"), subnet_length=24, backend_type="vxlan")
+OWN = Lease(
+    subnet=IPv4Network("10.100.15.0/24"), attributes=LeaseAttributes(public_ip=IPv4Address("203.0.113.9"))
+)
+MAC = "0e:2a:00:00:00:01"
+HOST = Host(
+    lease=OWN,
+    owner="f00d",
+    kernel="6.1.0",
+    underlay=Underlay(
+        link="eth0",
+        address=IPv4Address("192.168.50.102"),
+        mtu=1500,
+        public_ip=IPv4Address("203.0.113.9"),
+        on_link=(IPv4Network("192.168.50.0/24"),),
+    ),
+)
+
+
+def peer(
+    subnet: str = "10.100.93.0/24",
+    address: str = "10.10.10.101",
+    mac: str = MAC,
+    *,
+    vni: int | None = 1,
+    revision: int = 1,
+) -> Lease:
+    attributes = LeaseAttributes(
+        public_ip=IPv4Address(address), backend_type="vxlan", vtep=Vtep(mac=mac, vni=vni)
+    )
+    return Lease(subnet=IPv4Network(subnet), attributes=attributes, revision=revision)
+
+
+def configured(**backend: object) -> VxlanBackend:
+    return parse(replace(CONFIG, backend={"Type": "vxlan", **backend}))
+
+
+def device(backend: VxlanBackend, host: Host = HOST) -> Link:
+    return next(item for item in backend.plan_host(host) if isinstance(item, Link))
+
+
+def vtep(backend: VxlanBackend, host: Host = HOST) -> Vxlan:
+    found = device(backend, host).vxlan
+    assert found is not None
+    return found
+
+
+def test_the_host_has_one_device_with_the_address_of_its_interface() -> None:
+    """Behind a NAT, too: no other address may be a packet's source."""
+    assert VxlanBackend().plan_host(HOST) == State.of(
+        Link(
+            name="flannel.1",
+            kind="vxlan",
+            mtu=1450,
+            queue_length=0,
+            mac=vtep_mac("f00d"),
+            vxlan=Vxlan(vni=1, port=8472, parent="eth0", local=IPv4Address("192.168.50.102")),
+        ),
+        Address(link="flannel.1", address=IPv4Interface("10.100.15.0/32")),
+    )
+
+
+def test_a_peer_is_a_neighbour_an_fdb_entry_and_a_route() -> None:
+    base = IPv4Address("10.100.93.0")
+
+    assert VxlanBackend().plan_peer(peer(), HOST) == State.of(
+        Neighbour(link="flannel.1", address=base, mac=MAC),
+        FdbEntry(link="flannel.1", mac=MAC, destination=IPv4Address("10.10.10.101")),
+        Route(
+            destination=IPv4Network("10.100.93.0/24"),
+            gateway=base,
+            link="flannel.1",
+            is_onlink=True,
+            protocol=80,
+        ),
+    )
+
+
+def test_the_device_keeps_its_mac_address_and_the_lease_says_it() -> None:
+    backend = VxlanBackend(vni=7)
+
+    assert backend.lease_data("f00d") == Vtep(mac=device(backend).mac, vni=7)
+    assert device(backend, replace(HOST, owner="beef")).mac != device(backend).mac
+
+
+class TestDirectRouting:
+    def test_a_peer_on_our_link_is_one_route_by_way_of_its_address(self) -> None:
+        near = peer(address="192.168.50.101")
+
+        assert VxlanBackend(routes_directly=True).plan_peer(near, HOST) == State.of(
+            Route(destination=near.subnet, gateway=IPv4Address("192.168.50.101"), link="eth0")
+        )
+
+    def test_a_peer_behind_a_router_goes_through_the_tunnel(self) -> None:
+        assert len(VxlanBackend(routes_directly=True).plan_peer(peer(), HOST)) == 3
+
+    def test_without_it_all_peers_go_through_the_tunnel(self) -> None:
+        assert len(VxlanBackend().plan_peer(peer(address="192.168.50.101"), HOST)) == 3
+
+
+@pytest.mark.parametrize(
+    ("refused", "reason"),
+    [
+        (replace(peer(), attributes=replace(peer().attributes, backend_type="udp")), "type=udp"),
+        (
+            replace(peer(), attributes=replace(peer().attributes, vtep=None)),
+            "error decoding subnet lease JSON",
+        ),
+        (peer(vni=2), "its VNI is 2, ours 1"),
+        (peer(mac="ff:ff:ff:ff:ff:ff"), "ff:ff:ff:ff:ff:ff is no address of one device"),
+        (peer(mac="01:00:5e:00:00:01"), "no address of one device"),
+        (peer(mac="00:00:00:00:00:00"), "no address of one device"),
+        (peer(mac=vtep_mac("f00d")), "is our own"),
+        (peer(address="0.0.0.0"), "0.0.0.0 is no address of a host"),
+        (peer(address="127.0.0.1"), "no address of a host"),
+        (peer(address="224.0.0.1"), "no address of a host"),
+        (peer(address="255.255.255.255"), "no address of a host"),
+        (peer(address="192.168.50.255"), "one of 192.168.50.0/24 itself"),
+        (peer(address="192.168.50.102"), "our own address"),
+    ],
+)
+def test_a_peer_that_makes_no_sense_is_refused_by_name(refused: Lease, reason: str) -> None:
+    backend = VxlanBackend()
+
+    assert reason in (backend.objection(refused, HOST) or "")
+    assert backend.plan_peer(refused, HOST) == State.EMPTY
+
+
+@pytest.mark.parametrize(("vni", "published"), [(1, None), (70000, 4464), (70000, 70000)])
+def test_leases_of_old_releases_are_understood(vni: int, published: int | None) -> None:
+    """0.6 publishes no VNI, 0.20 its lower 16 bits."""
+    assert VxlanBackend(vni=vni).objection(peer(vni=published), HOST) is None
+
+
+class TestOneMacAddressTwice:
+    OLD = peer("10.100.93.0/24", "10.10.10.101", revision=4)
+    NEW = peer("10.100.94.0/24", "10.10.10.102", revision=9)
+
+    def test_the_newer_lease_wins_however_they_came(self) -> None:
+        for peers in ([self.OLD, self.NEW], [self.NEW, self.OLD]):
+            outranked = VxlanBackend().outranked(peers, HOST)
+
+            assert outranked.keys() == {self.OLD.subnet}
+            assert "10.100.94.0/24 at 10.10.10.102" in outranked[self.OLD.subnet]
+
+    def test_of_equal_ones_the_first_subnet_wins(self) -> None:
+        old, new = replace(self.OLD, revision=0), replace(self.NEW, revision=0)
+
+        assert VxlanBackend().outranked([new, old], HOST).keys() == {new.subnet}
+
+    def test_two_leases_of_one_host_do_not_disturb_each_other(self) -> None:
+        same = peer("10.100.94.0/24", "10.10.10.101", revision=9)
+
+        assert VxlanBackend().outranked([self.OLD, same], HOST) == {}
+
+    def test_peers_that_are_refused_or_routed_directly_outrank_nobody(self) -> None:
+        refused = peer("10.100.94.0/24", "10.10.10.102", vni=9, revision=9)
+        near = peer("10.100.95.0/24", "192.168.50.101", revision=9)
+
+        assert VxlanBackend(routes_directly=True).outranked([self.OLD, refused, near], HOST) == {}
+
+
+class TestConfig:
+    def test_what_is_left_out(self) -> None:
+        backend = configured()
+
+        assert backend == VxlanBackend()
+        assert (
+            backend.config_line == "VXLAN config: VNI=1 Port=0 GBP=false Learning=false DirectRouting=false"
+        )
+
+    def test_every_key_in_any_case(self) -> None:
+        backend = configured(
+            vni=7, PORT=4789, gbp=True, learning=True, directrouting=True, mtu=1400, macprefix="0E-2A"
+        )
+
+        assert device(backend).name == "flannel.7"
+        assert device(backend).mac.startswith("0e:2a:")
+        assert device(backend).mtu == backend.mtu(HOST) == 1350
+        assert vtep(backend) == Vxlan(
+            vni=7, port=4789, parent="eth0", local=HOST.underlay.address, has_gbp=True, learns=True
+        )
+        assert (
+            backend.config_line == "VXLAN config: VNI=7 Port=4789 GBP=true Learning=true DirectRouting=true"
+        )
+        assert backend.notes(HOST) == ()
+
+    @pytest.mark.parametrize(
+        ("key", "value", "shown", "allowed"),
+        [
+            ("VNI", "1", '"1"', "0 to 16777215"),
+            ("VNI", -1, "-1", "0 to 16777215"),
+            ("VNI", 2**24, "16777216", "0 to 16777215"),
+            ("VNI", 1.0, "1.0", "0 to 16777215"),
+            ("VNI", True, "true", "0 to 16777215"),
+            ("Port", 65536, "65536", "0 to 65535"),
+            ("Port", -1, "-1", "0 to 65535"),
+            ("Port", [8472], "[8472]", "0 to 65535"),
+            ("GBP", "true", '"true"', "true or false"),
+            ("Learning", 1, "1", "true or false"),
+            ("DirectRouting", "x" * 99, "xxx…", "true or false"),
+            ("MTU", 117, "117", "118 to 65535"),
+            ("MTU", 0, "0", "118 to 65535"),
+            ("MacPrefix", "0E", '"0E"', '"0E-2A"'),
+            ("MacPrefix", "01-00", '"01-00"', '"0E-2A"'),
+            ("MacPrefix", 7, "7", '"0E-2A"'),
+        ],
+    )
+    def test_a_bad_value_is_named_with_what_is_allowed(
+        self, key: str, value: object, shown: str, allowed: str
+    ) -> None:
+        with pytest.raises(ConfigError, match="error decoding VXLAN backend config: ") as caught:
+            configured(**{key: value})
+
+        assert f"Backend.{key} is " in str(caught.value)
+        assert shown in str(caught.value)
+        assert allowed in str(caught.value)
+        assert allowed in caught.value.hint
+
+    @pytest.mark.parametrize("key", ["VNI", "Port", "GBP", "Learning", "DirectRouting", "MTU", "MacPrefix"])
+    def test_null_is_as_good_as_left_out(self, key: str) -> None:
+        assert configured(**{key: None}) == VxlanBackend()
+
+    def test_a_key_without_effect_is_named(self) -> None:
+        (note,) = configured(Name="tunnel").notes(HOST)
+
+        assert note.startswith("Backend.Name has no effect: the vxlan backend knows VNI, Port, GBP, ")
+
+    @pytest.mark.parametrize(
+        ("vni", "name"),
+        [(0, "flannel.0"), (9_999_999, "flannel.9999999"), (10_000_000, "flannel.x989680")],
+    )
+    def test_the_device_has_a_name_that_the_kernel_takes(self, vni: int, name: str) -> None:
+        assert configured(VNI=vni).device == name
+        assert len(name) <= 15
+
+    def test_a_network_without_ipv4_is_refused(self) -> None:
+        with pytest.raises(ConfigError, match=r"vxlan backend carries IPv4 only.*EnableIPv4=false"):
+            parse(replace(CONFIG, enable_ipv4=False))
+
+    def test_ipv6_beside_ipv4_is_told_to_have_no_effect(self) -> None:
+        assert "EnableIPv6=true has no effect" in parse(replace(CONFIG, enable_ipv6=True)).notes(HOST)[0]
+
+    def test_it_is_found_by_its_type(self) -> None:
+        assert backend_of(CONFIG) == VxlanBackend()
+
+
+class TestHost:
+    def test_more_than_the_underlay_carries_is_not_promised(self) -> None:
+        backend = configured(MTU=9000)
+
+        assert device(backend).mtu == backend.mtu(HOST) == 1450
+        assert backend.notes(HOST) == (
+            "Backend.MTU is 9000, and eth0 carries up to 1500, which is used;"
+            " allowed on this host are 118 to 1500",
+        )
+
+    def test_an_underlay_that_carries_next_to_nothing_is_an_obstacle(self) -> None:
+        narrow = replace(HOST, underlay=replace(HOST.underlay, mtu=117))
+
+        assert VxlanBackend().obstacle(HOST) is None
+        assert "eth0, which has 117" in (VxlanBackend().obstacle(narrow) or "")
+
+    def test_checksums_are_left_to_the_device_except_where_it_spoils_them(self) -> None:
+        trapped = replace(HOST, kernel="5.6.12")
+
+        assert vtep(VxlanBackend()).offloads_checksums
+        assert not vtep(VxlanBackend(), trapped).offloads_checksums
+        assert "Linux 5.6.12" in VxlanBackend().notes(trapped)[0]
+        assert VxlanBackend().notes(HOST) == ()
