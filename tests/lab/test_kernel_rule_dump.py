@@ -64,7 +64,7 @@ def test_while_it_is_read_anew_nobody_waits(namespace, listen) -> None:
                 await filter_.began.wait()
                 return await dump.get()
 
-    assert namespace.run(work, timeout_s=5) == "old"
+    assert namespace.run(work) == "old"
 
 
 def test_a_reading_that_began_before_our_change_does_not_count(namespace, listen) -> None:
@@ -83,4 +83,4 @@ def test_a_reading_that_began_before_our_change_does_not_count(namespace, listen
                     await asyncio.sleep(0)  # the reading ends; the next one begins much later
                 return await dump.get()
 
-    assert namespace.run(work, timeout_s=5) == "new"
+    assert namespace.run(work) == "new"

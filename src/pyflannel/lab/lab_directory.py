@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from pyflannel.errors import BusyError, LabError, UsageError
@@ -138,12 +139,28 @@ def lab_names() -> list[str]:
 
 def remove_remains() -> None:
     """Remove what killed runs left, under whatever name; what resists is left to `flannelctl lab down`."""
-    for name in lab_names():
-        home = LabDirectory(name)
-        if not home.take():
-            continue
-        if home.is_kept:
-            home.release()
-        else:
-            with contextlib.suppress(LabError):
-                home.remove()
+    with nobody_removes():
+        for name in lab_names():
+            home = LabDirectory(name)
+            if not home.take():
+                continue
+            if home.is_kept:
+                home.release()
+            else:
+                with contextlib.suppress(LabError):
+                    home.remove()
+
+
+@contextlib.contextmanager
+def nobody_removes() -> Iterator[None]:
+    """Hold off whoever removes remains, for the length of a block; wait for one who does.
+
+    Of two labs that begin in the same moment, the second waits for the first: what it removes may have the
+    name of the second, which would find it in use.
+    """
+    descriptor = os.open(ROOT.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
