@@ -29,8 +29,8 @@ _REQUEST_BUFFER = 1 << 20
 _NOTIFICATION_BUFFER = 4 << 20
 _DATAGRAM = 1 << 16  # octets; the kernel fills at most 32 KiB
 
-# A namespace gets its main table with its first route; a kernel may have no IPv6.
-_NOTHING_THERE = frozenset({errno.ENOENT, errno.EAFNOSUPPORT, errno.EOPNOTSUPP})
+# A namespace gets its main table with its first route; a kernel may have no IPv6; a link may go meanwhile.
+_NOTHING_THERE = frozenset({errno.ENOENT, errno.EAFNOSUPPORT, errno.EOPNOTSUPP, errno.ENODEV})
 
 _DEADLINE_S = 10.0
 _DUMP_ATTEMPTS = 10
@@ -41,12 +41,15 @@ _Value = TypeVar("_Value")
 class RequestSocket:
     """Asks the kernel, one question or batch at a time.
 
+    Args:
+        protocol: NETLINK_* (linux/netlink.h).
+
     Raises:
         TargetError: the socket cannot be made.
     """
 
-    def __init__(self) -> None:
-        self._socket = _open(_REQUEST_BUFFER, groups=0)
+    def __init__(self, protocol: int = socket.NETLINK_ROUTE) -> None:
+        self._socket = _open(_REQUEST_BUFFER, 0, protocol)
         for option in (_CAP_ACK, _EXT_ACK, _GET_STRICT_CHECK):
             _try_option(self._socket, _SOL_NETLINK, option, 1)
         self.port: int = self._socket.getsockname()[0]

@@ -1,0 +1,95 @@
+"""Bridges, their ports, and what a bridge has learned: RTM_*LINK and RTM_*NEIGH seen from a bridge.
+
+Source: linux/if_link.h (IFLA_BR_*, IFLA_BRPORT_*), linux/if_bridge.h, linux/neighbour.h, struct ndmsg.
+"""
+
+import struct
+from dataclasses import dataclass
+
+from pyflannel.wire.netlink.mac import parse_mac
+from pyflannel.wire.netlink.message import DUMP, Request, attribute, attributes, integer, text, unpack
+
+_LINK = struct.Struct("=BxHiII")
+_NEIGHBOUR = struct.Struct("=BxxxiHBB")
+_U32 = struct.Struct("=I")
+_GET_NEIGHBOUR = 30  # RTM_GETNEIGH
+_BRIDGE = 7  # AF_BRIDGE
+
+_NAME = 3
+_QUEUEING = 6
+_MASTER = 10
+_INFO = 18
+_INFO_KIND = 1
+_INFO_DATA = 2
+_INFO_PORT_DATA = 5
+_VLAN_FILTERING = 7
+_PORT_STATE = 1
+_FORWARDING = 3
+
+_ENTRY_MAC = 2
+_ENTRY_MASTER = 9
+_PERMANENT = 0x80
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BridgeLink:
+    """A link, as far as bridges are concerned.
+
+    Attributes:
+        kind: the kernel's kind; `bridge` for a bridge.
+        bridge: index of the bridge that it is a port of; 0 for none.
+        queueing: name of its queueing discipline.
+        filters_vlans: a bridge: tells VLANs apart.
+        is_forwarding: a port: frames pass.
+    """
+
+    index: int
+    name: str
+    kind: str
+    bridge: int
+    queueing: str
+    filters_vlans: bool
+    is_forwarding: bool
+
+
+def parse_bridge_link(body: bytes) -> BridgeLink:
+    """Return the link of a message's body.
+
+    Raises:
+        WireError: too short, or an attribute does not fit.
+    """
+    _, _, index, _, _ = unpack(_LINK, body)
+    found = attributes(body, _LINK.size)
+    info = attributes(found.get(_INFO, b""))
+    kind = text(info.get(_INFO_KIND, b""))
+    data = attributes(info.get(_INFO_DATA, b"")) if kind == "bridge" else {}
+    port = attributes(info.get(_INFO_PORT_DATA, b""))
+    return BridgeLink(
+        index=index,
+        name=text(found.get(_NAME, b"")),
+        kind=kind,
+        bridge=integer(found.get(_MASTER, b"")),
+        queueing=text(found.get(_QUEUEING, b"")),
+        filters_vlans=bool(integer(data.get(_VLAN_FILTERING, b""))),
+        is_forwarding=integer(port.get(_PORT_STATE, b"")) == _FORWARDING,
+    )
+
+
+def dump_learned(bridge: int) -> Request:
+    """Return the request for what a bridge knows of MAC addresses, given its index."""
+    body = _NEIGHBOUR.pack(_BRIDGE, 0, 0, 0, 0) + attribute(_ENTRY_MASTER, _U32.pack(bridge))
+    return Request(_GET_NEIGHBOUR, DUMP, body)
+
+
+def parse_learned(body: bytes) -> tuple[int, int, str] | None:
+    """Return bridge, port and MAC address that a message says belong together; None for our own ports'.
+
+    Raises:
+        WireError: too short, or an attribute does not fit.
+    """
+    family, port, state, _, _ = unpack(_NEIGHBOUR, body)
+    if family != _BRIDGE or state & _PERMANENT:
+        return None
+    found = attributes(body, _NEIGHBOUR.size)
+    bridge = integer(found.get(_ENTRY_MASTER, b""))
+    return (bridge, port, parse_mac(found.get(_ENTRY_MAC, b""))) if bridge else None
