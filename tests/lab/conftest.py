@@ -22,13 +22,19 @@ import pytest
 from pyflannel.assembly.control_client import ControlClient
 from pyflannel.assembly.places import Places
 from pyflannel.errors import LabError, NotReadyError
+from pyflannel.kernel.linux import LinuxTarget
 from pyflannel.lab.etcd_server import PREFIX, EtcdServer
 from pyflannel.lab.host import Host
 from pyflannel.lab.lab import Lab
 from pyflannel.lab.program import Program
 from pyflannel.lab.topology import LEFT
 from pyflannel.lab.waiting import wait_until
+from pyflannel.model.operation import Operation, Refusal
+from pyflannel.model.state import State
 from pyflannel.model.status import Status
+from pyflannel.plan.diff import diff
+from pyflannel.plan.order import order
+from pyflannel.plan.ownership import ours
 from pyflannel.wire.forwarder_control import (
     SOCKET_NAME,
     ForwarderState,
@@ -196,6 +202,50 @@ def make_namespace() -> Iterator[Callable[[], Namespace]]:
     finally:
         for namespace in made:
             namespace.delete()
+
+
+class Driver:
+    """Passes of a LinuxTarget in a namespace, without an engine."""
+
+    def __init__(self, namespace: Namespace) -> None:
+        self.namespace = namespace
+
+    def snapshot(self, desired: State) -> State:
+        async def look() -> State:
+            target = LinuxTarget()
+            try:
+                return await target.snapshot(desired)
+            finally:
+                target.close()
+
+        return self.namespace.run(look)
+
+    def heal(self, desired: State) -> list[Refusal]:
+        async def make_pass() -> list[Refusal]:
+            target = LinuxTarget()
+            try:
+                actual = ours(await target.snapshot(desired), desired)
+                return list(await target.apply(order(diff(desired, actual))))
+            finally:
+                target.close()
+
+        return self.namespace.run(make_pass)
+
+    def apply(self, *operations: Operation) -> list[Refusal]:
+        async def perform() -> list[Refusal]:
+            target = LinuxTarget()
+            try:
+                return list(await target.apply(operations))
+            finally:
+                target.close()
+
+        return self.namespace.run(perform)
+
+
+@pytest.fixture
+def target(namespace: Namespace) -> Driver:
+    """Passes of a LinuxTarget in the namespace."""
+    return Driver(namespace)
 
 
 class Overlay:

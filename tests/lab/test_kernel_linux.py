@@ -18,8 +18,6 @@ from pyflannel.model.link import Link
 from pyflannel.model.operation import Add, Refusal, Remove
 from pyflannel.model.route import PROTOCOL_KERNEL, SCOPE_LINK, Route
 from pyflannel.model.state import State
-from pyflannel.plan.diff import diff
-from pyflannel.plan.order import order
 from pyflannel.plan.ownership import ours
 
 LINK = Link(name="flannel0", kind="tun", mtu=1472)

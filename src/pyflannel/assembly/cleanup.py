@@ -4,34 +4,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pyflannel.assembly.control_client import ControlClient
 from pyflannel.assembly.daemon_process import running_daemon, stop_daemon
 from pyflannel.assembly.options import store_url_from_environment
+from pyflannel.assembly.footing import footing_of, status_of_host
 from pyflannel.assembly.places import Places
+from pyflannel.assembly.removal import remove_objects
 from pyflannel.assembly.store import open_store
 from pyflannel.assembly.store_flags import etcd_password_of
-from pyflannel.engine.targets import Targets
-from pyflannel.errors import FlannelError, NotReadyError, WireError
-from pyflannel.kernel.iptables import IptablesTarget
-from pyflannel.kernel.linux import LinuxTarget
+from pyflannel.errors import FlannelError, WireError
 from pyflannel.kernel.lock import RunLock
-from pyflannel.kernel.nftables import NftTarget
-from pyflannel.model.address import Address
-from pyflannel.model.forwarder import Forwarder, ForwarderPeer
-from pyflannel.model.iptables_chain import IptablesChain
 from pyflannel.model.lease import Lease
-from pyflannel.model.link import Link
-from pyflannel.model.nft_table import NftTable
-from pyflannel.model.route import Route
-from pyflannel.model.state import State
 from pyflannel.model.store_record import Conflict, Delete, Record, Written
-from pyflannel.plan.describe import name
-from pyflannel.plan.diff import diff
-from pyflannel.plan.order import order
-from pyflannel.plan.ownership import ours
 from pyflannel.ports.store import Store
-from pyflannel.ports.target import Target
-from pyflannel.processes.forwarder import ForwarderTarget
 from pyflannel.processes.forwarder_launch import LOG_NAME
 from pyflannel.processes.service import service_of
 from pyflannel.wire.forwarder_control import SOCKET_NAME
@@ -73,7 +57,9 @@ async def clean_up(cleanup: Cleanup, environ: Mapping[str, str]) -> CleanupRepor
     """
     report = CleanupReport()
     places = cleanup.places
-    store_url, owner = await _asked_of_daemon(places)
+    status = await status_of_host(places)
+    footing = await footing_of(places, status)
+    store_url = status.store.url if status.store else None
     running = running_daemon(places.lock)
     unit = None if running is None else service_of(running)
     pid = await stop_daemon(places.lock)
@@ -83,15 +69,19 @@ async def clean_up(cleanup: Cleanup, environ: Mapping[str, str]) -> CleanupRepor
         report.kept.append(f"unit {unit}; if it is enabled, `systemctl disable {unit}` before the next boot")
     was_here = places.run_dir.exists()  # the lock makes it
     with RunLock(str(places.lock), "flannelctl cleanup"):  # no daemon starts meanwhile
-        await _remove_objects(places, report)
+        removal = await remove_objects(places, footing)
+        report.removed.extend(removal.removed)
+        report.kept.extend(removal.kept)
+        report.problems.extend(removal.problems)
         _remove_files(
             report,
             places.subnet_file,
+            places.device_file,
             places.control_socket,
             places.run_dir / SOCKET_NAME,
             places.run_dir / LOG_NAME,
         )
-        owner = cleanup.node_id or owner or places.owner()
+        owner = cleanup.node_id or status.owner or places.owner()
         if cleanup.keep_lease:
             report.kept.append("the lease, and the identity that holds it")
         elif owner is None or await _release(cleanup.store_url or store_url, owner, environ, report):
@@ -101,52 +91,6 @@ async def clean_up(cleanup: Cleanup, environ: Mapping[str, str]) -> CleanupRepor
         _remove_directory(places.state_dir, report)
     _remove_directory(places.run_dir, report if was_here else CleanupReport())
     return report
-
-
-async def _asked_of_daemon(places: Places) -> tuple[str | None, str | None]:
-    """Return the store and the owner that a running daemon names."""
-    try:
-        status = await ControlClient(places.control_socket).status()
-    except (NotReadyError, WireError):
-        return None, None
-    return status.store.url if status.store else None, status.owner
-
-
-async def _remove_objects(places: Places, report: CleanupReport) -> None:
-    """Remove the forwarder and every kernel object of ours: the plan is that nothing is there."""
-    try:
-        linux = LinuxTarget()
-    except FlannelError as error:
-        report.problems.append(str(error))
-        return
-    forwarder, iptables, nftables = ForwarderTarget(places.run_dir), IptablesTarget(), NftTarget()
-    try:
-        unreachable = await forwarder.end_unreachable()
-        report.removed.extend(f"forwarder (pid {pid}), which answered nobody" for pid in unreachable)
-        # One after the other, so that one that does not answer hides nothing of the other. But whose the
-        # filter rules are is told by the links.
-        for target in (
-            Targets({Forwarder: forwarder, ForwarderPeer: forwarder}),
-            Targets({Link: linux, Address: linux, Route: linux, IptablesChain: iptables, NftTable: nftables}),
-        ):
-            await _empty(target, places.mark, report)
-    finally:
-        for adapter in (linux, iptables, nftables):
-            adapter.close()
-
-
-async def _empty(target: Target, mark: str, report: CleanupReport) -> None:
-    try:
-        found = ours(await target.snapshot(State.EMPTY), State.EMPTY, mark)
-        refusals = await target.apply(order(diff(State.EMPTY, found)))
-        left = ours(await target.snapshot(State.EMPTY), State.EMPTY, mark)
-    except FlannelError as error:
-        report.problems.append(f"{error}. {error.hint}")
-        return
-    report.removed.extend(name(item) for item in found if item.key not in left.by_key)
-    report.problems.extend(f"{refusal.cause}. {refusal.hint}" for refusal in refusals)
-    if not refusals:
-        report.problems.extend(f"{name(item)} is still there" for item in left)
 
 
 async def _release(

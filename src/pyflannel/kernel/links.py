@@ -4,6 +4,7 @@ import errno
 from collections.abc import Collection, Iterator, Sequence
 
 from pyflannel.errors import TargetError
+from pyflannel.kernel.checksum_offload import set_checksum_offload
 from pyflannel.kernel.link_index import link_index
 from pyflannel.kernel.netlink_socket import RequestSocket
 from pyflannel.kernel.refusals import GONE, refusal, refusal_of
@@ -11,8 +12,10 @@ from pyflannel.kernel.sysctl import set_ipv6
 from pyflannel.kernel.tun import create_tun
 from pyflannel.model.link import Link
 from pyflannel.model.operation import Add, Operation, Refusal, Remove, Replace
+from pyflannel.model.vxlan import Vxlan
 from pyflannel.wire.netlink import links
 from pyflannel.wire.netlink.message import Request
+from pyflannel.wire.netlink.vxlan import VxlanRecord
 
 
 def is_link_operation(operation: Operation) -> bool:
@@ -40,8 +43,7 @@ class LinkWriter:
             match operation:
                 case Add(Link() as new):
                     refusals = await self._create(operation, new)
-                case Replace(Link() as old, Link() as new) if old.kind != new.kind:
-                    # A kind never changes in place.
+                case Replace(Link() as old, Link() as new) if not old.becomes(new):
                     refusals = await self._delete(operation, old.name)
                     refusals = refusals or await self._create(operation, new)
                 case Replace(Link() as old, Link() as new):
@@ -57,15 +59,23 @@ class LinkWriter:
         return refusals[:1]
 
     async def _create(self, operation: Operation, link: Link) -> list[Refusal]:
-        if link.kind != "tun":
-            raise OSError(errno.EOPNOTSUPP, f"links of kind {link.kind} cannot be made")
-        create_tun(link.name)
+        match link:
+            case Link(kind="tun"):
+                create_tun(link.name)
+            case Link(kind="vxlan", vxlan=Vxlan() as vxlan):
+                request = links.create_vxlan(link.name, link.mac, _record(vxlan))
+                if refusals := await self._ask(operation, [request]):
+                    return refusals
+            case _:
+                raise OSError(errno.EOPNOTSUPP, f"links of kind {link.kind} cannot be made")
         return await self._change(operation, None, link)
 
     async def _change(self, operation: Operation, old: Link | None, new: Link) -> list[Refusal]:
         """Change a link in place; of one that was just made nothing is known."""
         index = link_index(new.name)
         refusals = await self._ask(operation, list(_changed_attributes(index, old, new)))
+        if new.vxlan is not None and (old is None or old.vxlan != new.vxlan):
+            refusals += self._settle_checksums(operation, new.name, new.vxlan.offloads_checksums)
         # Between MTU and going up: a link that grows to IPv6's smallest MTU has IPv6 again, and one that
         # goes up with it solicits routers.
         if old is None or old.has_ipv6 != new.has_ipv6 or old.mtu != new.mtu:
@@ -81,6 +91,13 @@ class LinkWriter:
             await self._ask(operation, [links.stop_ipv6_addresses(index)])
         try:
             set_ipv6(link.name, link.has_ipv6)
+        except OSError as error:
+            return [refusal_of(operation, error)]
+        return []
+
+    def _settle_checksums(self, operation: Operation, name: str, is_offloaded: bool) -> list[Refusal]:
+        try:
+            set_checksum_offload(name, is_offloaded)
         except OSError as error:
             return [refusal_of(operation, error)]
         return []
@@ -109,7 +126,29 @@ def _changed_attributes(index: int, old: Link | None, new: Link) -> Iterator[Req
     """
     if old is None or old.alias != new.alias:
         yield links.change_link(index, alias=new.alias)
+    if old is not None and old.vxlan != new.vxlan and new.vxlan is not None:
+        yield links.change_vxlan(index, _record(new.vxlan))
+    if old is not None and old.mac != new.mac and new.mac:
+        yield links.change_link(index, mac=new.mac)
     if old is None or old.queue_length != new.queue_length:
         yield links.change_link(index, queue_length=new.queue_length)
     if old is None or old.mtu != new.mtu:
         yield links.change_link(index, mtu=new.mtu)
+
+
+def _record(vxlan: Vxlan) -> VxlanRecord:
+    """Return the parameters as the kernel takes them.
+
+    Raises:
+        OSError: ENODEV, the parent is not there.
+    """
+    return VxlanRecord(
+        vni=vxlan.vni,
+        port=vxlan.port,
+        parent=link_index(vxlan.parent) if vxlan.parent else 0,
+        local=vxlan.local,
+        group=vxlan.group,
+        has_gbp=vxlan.has_gbp,
+        learns=vxlan.learns,
+        reports_misses=vxlan.reports_misses,
+    )

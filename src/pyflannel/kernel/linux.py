@@ -1,68 +1,70 @@
-"""The Target that is the kernel: links, addresses and routes of the network namespace the process is in."""
+"""The Target that is the kernel: what carries packets in the network namespace the process is in."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+import contextlib
+from collections.abc import AsyncIterator, Iterator, Sequence
 from functools import lru_cache
 from itertools import islice
 
 from pyflannel.errors import TargetError
+from pyflannel.kernel.interest import Interest
 from pyflannel.kernel.link_index import link_index
 from pyflannel.kernel.links import LinkWriter, is_link_operation
 from pyflannel.kernel.netlink_socket import NotificationSocket, RequestSocket
 from pyflannel.kernel.refusals import refusal, refusal_of
-from pyflannel.kernel.requests import Asked, ask, ask_again, failure
-from pyflannel.kernel.snapshot import Interest, Snapshot, read_snapshot
-from pyflannel.model.operation import Operation, Refusal
-from pyflannel.model.route import PROTOCOL_FLANNEL
+from pyflannel.kernel.requests import Asked, IndexOf, ask, ask_again, failure
+from pyflannel.kernel.snapshot import SnapshotReader
+from pyflannel.kernel.watch import GROUPS, Watch
+from pyflannel.model.link import Link
+from pyflannel.model.operation import Add, Operation, Refusal, Replace
 from pyflannel.model.state import State
-from pyflannel.wire.netlink import addresses, links, routes
 from pyflannel.wire.netlink.acknowledgement import Acknowledgement
-from pyflannel.wire.netlink.message import Message
-
-_GROUPS = 0x1 | 0x10 | 0x40 | 0x100 | 0x400 | 0x800
-"""RTMGRP_LINK, RTMGRP_IPV4_IFADDR, _IPV4_ROUTE, RTMGRP_IPV6_IFADDR, _IPV6_ROUTE, _IPV6_IFINFO, by which alone
-the kernel says that IPv6 was turned on (linux/rtnetlink.h)."""
 
 _COALESCE_S = 0.005
 
+_BATCH = 100
+"""Operations that go out together: few enough for others to get their turn within milliseconds."""
+
 
 class LinuxTarget:
-    """A Target for Link, Address and Route items.
+    """A Target for Link, Address, Neighbour, FdbEntry and Route items.
 
-    Made, it hears every change from then on, whether or not somebody waits for it yet.
+    Made, it hears every change from then on, whether or not somebody waits for it yet. It looks by one socket
+    and changes by another, so that no change waits for a long look.
 
     Raises:
         TargetError: the kernel gives no netlink socket.
     """
 
     def __init__(self) -> None:
-        self._requests = RequestSocket()
-        try:
-            self._notifications = NotificationSocket(_GROUPS)
-        except TargetError:
-            self._requests.close()
-            raise
+        with contextlib.ExitStack() as made:
+            questions = made.enter_context(contextlib.closing(RequestSocket()))
+            self._requests = made.enter_context(contextlib.closing(RequestSocket()))
+            self._notifications = made.enter_context(contextlib.closing(NotificationSocket(GROUPS)))
+            self._sockets = made.pop_all()
+        self._reader = SnapshotReader(questions)
         self._links = LinkWriter(self._requests)
-        # Until the first snapshot everything concerns us.
-        self._interest: Interest | None = None
-        self._seen: Snapshot | None = None
+        self._watch = Watch(self._requests.port)
+        self._interest = Interest.of(State.EMPTY)
 
     def close(self) -> None:
         """Let go of the sockets."""
-        self._requests.close()
-        self._notifications.close()
+        self._sockets.close()
 
     async def snapshot(self, desired: State) -> State:
-        """Return what the plan names, what carries our mark, and what hangs on links of either sort."""
-        interest = Interest.of(desired)
-        if self._interest is None or not self._interest.has_links_of(interest):
-            self._seen = None  # their indexes are unknown: what changes while we look may concern us
-        self._interest = interest
-        self._seen = await read_snapshot(self._requests, self._interest)
-        return self._seen.state
+        """Return what the plan names, what carries our mark, and what hangs on links of either sort.
+
+        Of neighbours and FDB entries, those on planned vxlan devices.
+        """
+        if desired is not self._interest.desired:
+            self._interest = Interest.of(desired)
+        self._watch.looks(self._interest)
+        seen = await self._reader.read(self._interest)
+        self._watch.saw(seen.links)
+        return seen.state
 
     async def apply(self, operations: Sequence[Operation]) -> Sequence[Refusal]:
-        """Perform the operations in order; neighbouring ones on addresses and routes go out as one batch."""
+        """Perform the operations in order; neighbouring ones on anything but links go out as one batch."""
         refusals: list[Refusal] = []
         batch: list[Operation] = []
         for operation in operations:
@@ -72,69 +74,63 @@ class LinuxTarget:
             refusals += await self._perform(batch)
             batch = []
             refusals += await self._links.perform(operation)
+            self._note_made(operation)
         return refusals + await self._perform(batch)
 
     async def changes(self) -> AsyncIterator[None]:
         """Yield after each burst of changes to what the last snapshot was about, made by others."""
         while True:
-            await self._notifications.wait(self._concerns)
+            await self._notifications.wait(self._watch.concerns)
             await asyncio.sleep(_COALESCE_S)
             self._notifications.drain()
             yield
 
+    def _note_made(self, operation: Operation) -> None:
+        """Hear of what hangs on a link that we made from now on, not from the next look on."""
+        match operation:
+            case Add(Link(name=name)) | Replace(_, Link(name=name)):
+                with contextlib.suppress(OSError):  # it was refused
+                    self._watch.made(link_index(name), name)
+            case _:
+                pass
+
     async def _perform(self, operations: Sequence[Operation]) -> list[Refusal]:
-        """Perform operations on addresses and routes, in as few system calls as can be."""
+        """Perform operations on other things than links, in as few system calls as can be."""
         refusals: list[Refusal] = []
         index_of = lru_cache(maxsize=None)(link_index)
+        for start in range(0, len(operations), _BATCH):
+            try:
+                refusals += await self._perform_batch(operations[start : start + _BATCH], index_of)
+            except TargetError as error:
+                return [*refusals, *_unknown(operations[start:], error)]
+            await asyncio.sleep(0)  # between two batches others get their turn
+        return refusals
+
+    async def _perform_batch(self, operations: Sequence[Operation], index_of: IndexOf) -> list[Refusal]:
+        refusals: list[Refusal] = []
         asked: list[Asked] = []
+        again: list[Asked] = []
         for operation in operations:
             try:
                 asked.append(ask(operation, index_of))
             except OSError as error:
                 refusals.append(refusal_of(operation, error))
-        again: list[Asked] = []
-        try:
-            for one, answers in await self._transact(asked):
-                if (more := ask_again(one, answers, index_of)) is not None:
-                    again.append(more)
-                else:
-                    refusals += _refused(one, answers)
-            for one, answers in await self._transact(again):
+        for one, answers in await self._transact(asked):
+            if (more := ask_again(one, answers, index_of)) is not None:
+                again.append(more)
+            else:
                 refusals += _refused(one, answers)
-        except TargetError as error:
-            return [Refusal(operation=one, cause=str(error), hint=error.hint) for one in operations]
+        for one, answers in await self._transact(again):
+            refusals += _refused(one, answers)
         return refusals
 
     async def _transact(self, asked: Sequence[Asked]) -> list[tuple[Asked, list[Acknowledgement]]]:
         answers = iter(await self._requests.transact([request for one in asked for request in one.requests]))
         return [(one, list(islice(answers, len(one.requests)))) for one in asked]
 
-    def _concerns(self, message: Message) -> bool:
-        """Return whether somebody else changed what the last snapshot was about."""
-        if message.port == self._requests.port:
-            return False
-        seen, interest = self._seen, self._interest
-        if seen is None or interest is None:
-            return True
-        match message.kind:
-            case links.NEW | links.DELETE:
-                link = links.parse_link(message.body)
-                return (
-                    interest.concerns_link(link)
-                    or link.name in interest.carriers
-                    or link.index in seen.ours | seen.carriers
-                )
-            case addresses.NEW | addresses.DELETE:
-                return addresses.address_index(message.body) in seen.ours | seen.carriers
-            case routes.NEW | routes.DELETE:
-                glance = routes.glance_at_route(message.body)
-                return glance is not None and (
-                    glance.protocol == PROTOCOL_FLANNEL
-                    or glance.link in seen.ours
-                    or glance.key in interest.routes
-                )
-            case _:
-                return False
+
+def _unknown(operations: Sequence[Operation], error: TargetError) -> Iterator[Refusal]:
+    return (Refusal(operation=operation, cause=str(error), hint=error.hint) for operation in operations)
 
 
 def _refused(asked: Asked, answers: Sequence[Acknowledgement]) -> list[Refusal]:

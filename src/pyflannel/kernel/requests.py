@@ -1,22 +1,33 @@
-"""Addresses and routes as netlink requests: what to ask for an operation, and what an answer means."""
+"""Items as netlink requests: what to ask for an operation, and what an answer means."""
 
 import errno
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from pyflannel.kernel.items import KINDS
 from pyflannel.kernel.refusals import GONE
-from pyflannel.kernel.snapshot import KINDS
 from pyflannel.model.address import Address
+from pyflannel.model.fdb_entry import FdbEntry
+from pyflannel.model.neighbour import Neighbour
 from pyflannel.model.operation import Add, Operation, Remove, Replace
 from pyflannel.model.route import Route
+from pyflannel.wire.netlink import addresses, neighbours, routes
 from pyflannel.wire.netlink.acknowledgement import Acknowledgement
 from pyflannel.wire.netlink.addresses import add_address, remove_address
 from pyflannel.wire.netlink.message import Request
+from pyflannel.wire.netlink.neighbours import (
+    put_fdb_entry,
+    put_neighbour,
+    remove_fdb_entry,
+    remove_neighbour,
+)
 from pyflannel.wire.netlink.routes import UNICAST, RouteRecord, put_route, remove_route
 
 _KIND_NUMBERS = {name: number for number, name in KINDS.items()}
 
-_IndexOf = Callable[[str], int]
+_REMOVALS = frozenset({addresses.DELETE, neighbours.DELETE, routes.DELETE})
+
+IndexOf = Callable[[str], int]
 """From a link's name to its index; raises OSError when there is no such link."""
 
 
@@ -28,12 +39,12 @@ class Asked:
     requests: tuple[Request, ...]
 
 
-def ask(operation: Operation, index_of: _IndexOf) -> Asked:
-    """Return what performs an operation on an address or a route.
+def ask(operation: Operation, index_of: IndexOf) -> Asked:
+    """Return what performs an operation on anything but a link.
 
     Raises:
         OSError: its link is not there; for a removal there is nothing to ask then.
-        TypeError: the item is neither address nor route.
+        TypeError: the item is a link, or not the kernel's.
     """
     try:
         return Asked(operation, _requests(operation, index_of))
@@ -43,7 +54,7 @@ def ask(operation: Operation, index_of: _IndexOf) -> Asked:
         raise
 
 
-def ask_again(asked: Asked, answers: Sequence[Acknowledgement], index_of: _IndexOf) -> Asked | None:
+def ask_again(asked: Asked, answers: Sequence[Acknowledgement], index_of: IndexOf) -> Asked | None:
     """Return what a route needs that stands behind another program's of the same key; None for all else.
 
     The kernel refuses to put it in the first's place while it is there itself (`ip route prepend`): EEXIST.
@@ -62,15 +73,13 @@ def failure(asked: Asked, answers: Sequence[Acknowledgement]) -> Acknowledgement
 
     Removing what is gone already is fine.
     """
-    is_removal = isinstance(asked.operation, Remove)
-    for place, answer in enumerate(answers, start=1):
-        may_be_gone = is_removal or place < len(answers)
-        if answer.errno and not (may_be_gone and answer.errno in GONE):
+    for request, answer in zip(asked.requests, answers, strict=True):
+        if answer.errno and not (request.kind in _REMOVALS and answer.errno in GONE):
             return answer
     return None
 
 
-def _requests(operation: Operation, index_of: _IndexOf) -> tuple[Request, ...]:
+def _requests(operation: Operation, index_of: IndexOf) -> tuple[Request, ...]:
     match operation:
         case Add(Address() as item):
             return (add_address(index_of(item.link), item.address),)
@@ -79,15 +88,40 @@ def _requests(operation: Operation, index_of: _IndexOf) -> tuple[Request, ...]:
             return remove_address(index, old.address, old.peer), add_address(index, new.address)
         case Remove(Address() as item):
             return (remove_address(index_of(item.link), item.address, item.peer),)
-        case Add(Route() as item) | Replace(Route(), Route() as item):
+        case Add(Neighbour() as item) | Replace(_, Neighbour() as item):
+            return (put_neighbour(index_of(item.link), item.address, item.mac),)
+        case Remove(Neighbour() as item):
+            return (remove_neighbour(index_of(item.link), item.address),)
+        case Add(FdbEntry() as item):
+            return (put_fdb_entry(index_of(item.link), item.mac, item.destination),)
+        case Replace(FdbEntry() as old, FdbEntry() as new):
+            return _fdb_requests(old, new, index_of(new.link))
+        case Remove(FdbEntry() as item):
+            return (remove_fdb_entry(index_of(item.link), item.mac),)
+        case Add(Route() as item) | Replace(_, Route() as item):
             return (put_route(_record(item, index_of)),)
         case Remove(Route() as item):
             return (remove_route(_record(item, index_of)),)
         case _:
-            raise TypeError(f"not an operation on an address or a route: {operation!r}")
+            raise TypeError(f"not an operation on a thing on a link: {operation!r}")
 
 
-def _record(route: Route, index_of: _IndexOf) -> RouteRecord:
+def _fdb_requests(old: FdbEntry, new: FdbEntry, index: int) -> tuple[Request, ...]:
+    """Return what puts `new` in the place of `old`.
+
+    The kernel changes the first destination in place, unless the wanted one is among the others already; so
+    those that are left over go afterwards, and no frame is lost meanwhile.
+    """
+    put = put_fdb_entry(index, new.mac, new.destination)
+    if not old.is_plain:  # what it leads by instead cannot be named here; nothing goes the planned way anyhow
+        return remove_fdb_entry(index, new.mac), put
+    if not old.others:
+        return (put,)
+    left_over = [one for one in (old.destination, *old.others) if one != new.destination]
+    return put, *(remove_fdb_entry(index, new.mac, one) for one in left_over)
+
+
+def _record(route: Route, index_of: IndexOf) -> RouteRecord:
     return RouteRecord(
         destination=route.destination,
         index=index_of(route.link) if route.link else 0,

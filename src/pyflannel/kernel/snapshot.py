@@ -1,18 +1,24 @@
-"""Links, addresses and routes of one network namespace, read and normalised so that they equal plans.
+"""What concerns a plan in one network namespace, read and normalised so that it equals plans.
 
 What the kernel adds by itself where IPv6 runs on a link, the link-local address and its route, is left
-out: it comes and goes with `Link.has_ipv6`. So is what the kernel's look-up never gets to: of two routes
-with one key the first stands for the key.
+out: it comes and goes with `Link.has_ipv6`. So is what the kernel's look-up never gets to, of two routes
+with one key the first stands for the key; and what it learned by itself, unless that is in a plan's place.
 """
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv6Network
+from typing import Generic, TypeVar
 
+from pyflannel.kernel.checksum_offload import offloads_checksums
+from pyflannel.kernel.interest import Interest
+from pyflannel.kernel.items import address_of, fdb_entry_of, gathered, link_of, neighbour_of, route_of
 from pyflannel.kernel.netlink_socket import RequestSocket
-from pyflannel.model.address import Address
-from pyflannel.model.link import MARK, Link
-from pyflannel.model.route import PROTOCOL_FLANNEL, Route
+from pyflannel.model.fdb_entry import FdbEntry
+from pyflannel.model.link import Link
+from pyflannel.model.neighbour import Neighbour
+from pyflannel.model.route import Route
 from pyflannel.model.state import Item, State
 from pyflannel.wire.netlink.addresses import (
     AddressRecord,
@@ -22,104 +28,165 @@ from pyflannel.wire.netlink.addresses import (
 )
 from pyflannel.wire.netlink.inet import INET, INET6
 from pyflannel.wire.netlink.links import LinkRecord, dump_links, parse_link
-from pyflannel.wire.netlink.routes import (
-    RouteKey,
-    RouteRecord,
-    dump_routes,
-    glance_at_route,
-    parse_route,
-    route_key,
+from pyflannel.wire.netlink.neighbours import (
+    dump_fdb,
+    dump_neighbours,
+    lasting_part,
+    parse_fdb_entry,
+    parse_neighbour,
 )
-
-KINDS = {
-    1: "unicast",
-    2: "local",
-    3: "broadcast",
-    4: "anycast",
-    5: "multicast",
-    6: "blackhole",
-    7: "unreachable",
-    8: "prohibit",
-    9: "throw",
-    10: "nat",
-}
-"""Names of rtm_type (linux/rtnetlink.h), as `ip route` prints them."""
+from pyflannel.wire.netlink.routes import dump_routes, glance_at_route, parse_route
 
 _LINK_LOCAL = IPv6Network("fe80::/64")
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Interest:
-    """What of a namespace concerns a plan; everything else is passed over unread.
-
-    Attributes:
-        links: names of the planned links.
-        carriers: names of the links that planned addresses and routes hang on.
-        routes: keys of the planned routes.
-    """
-
-    links: frozenset[str]
-    carriers: frozenset[str]
-    routes: frozenset[RouteKey]
-
-    @classmethod
-    def of(cls, desired: State) -> "Interest":
-        """Return what concerns this plan."""
-        links, carriers, routes = set(), set(), set()
-        for item in desired:
-            match item:
-                case Link():
-                    links.add(item.name)
-                case Address():
-                    carriers.add(item.link)
-                case Route():
-                    carriers.add(item.link)
-                    routes.add(route_key(item.destination, item.metric))
-                case _:
-                    pass  # other adapters' items
-        return cls(links=frozenset(links), carriers=frozenset(carriers), routes=frozenset(routes))
-
-    def has_links_of(self, other: "Interest") -> bool:
-        """Return whether both are about the same links."""
-        return (self.links, self.carriers) == (other.links, other.carriers)
-
-    def concerns_link(self, link: LinkRecord) -> bool:
-        """Return whether the link is planned or carries our mark."""
-        return link.name in self.links or link.alias.startswith(MARK)
+_Item = TypeVar("_Item", Route, Neighbour, FdbEntry)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Snapshot:
-    """What was read.
+class Links:
+    """The links of a namespace.
 
     Attributes:
+        names: of all links, by index.
         ours: indexes of the links that are planned or carry our mark.
         carriers: indexes of the links that planned items hang on.
     """
 
-    state: State
+    names: Mapping[int, str]
     ours: frozenset[int]
     carriers: frozenset[int]
 
 
-async def read_snapshot(requests: RequestSocket, interest: Interest) -> Snapshot:
-    """Return what concerns the plan, as it is now.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """What was read, and the links that it was read from."""
 
-    Raises:
-        TargetError: the kernel refused or did not answer.
+    state: State
+    links: Links
+
+
+class SnapshotReader:
+    """Reads what concerns a plan.
+
+    The kernel is read in full each time. But what each message was made into is remembered, so that what did
+    not change costs a look-up an object; and of the same objects in the same order comes the same state.
     """
-    links = await requests.dump(dump_links(), parse_link)
-    ours = frozenset(link.index for link in links if interest.concerns_link(link))
-    carriers = frozenset(link.index for link in links if link.name in interest.carriers)
-    names = {link.index: link.name for link in links}
-    addresses = await requests.dump(dump_addresses(), _address_reader(ours | carriers))
-    routes: list[RouteRecord] = []
-    for family in (INET, INET6):
-        routes += await requests.dump(dump_routes(family), _route_reader(interest, ours))
-    items: list[Item] = [_link(link) for link in links if link.index in ours]
-    items += [_address(address, names) for address in addresses if not _is_kernels_own(address)]
-    items += [_route(route, names) for route in routes if route.destination != _LINK_LOCAL]
-    return Snapshot(state=State.collect(items), ours=ours, carriers=carriers)
+
+    def __init__(self, requests: RequestSocket) -> None:
+        self._requests = requests
+        self._links: Links | None = None
+        self._routes = _Remembered[Route]()
+        self._neighbours = _Remembered[Neighbour]()
+        self._fdb = _Remembered[FdbEntry]()
+        self._items: list[Item] = []
+        self._state = State.EMPTY
+
+    async def read(self, interest: Interest) -> Snapshot:
+        """Return what concerns the plan, as it is now.
+
+        Raises:
+            TargetError: the kernel refused or did not answer.
+        """
+        found = await self._requests.dump(dump_links(), parse_link)
+        links = _links(found, interest)
+        self._begin(links)
+        items: list[Item] = [_link(link, links) for link in found if link.index in links.ours]
+        addresses = await self._requests.dump(dump_addresses(), _address_reader(links.ours | links.carriers))
+        items += [address_of(address, links.names) for address in addresses if not _is_kernels_own(address)]
+        for link in found:
+            if link.vxlan is not None and link.name in interest.links:
+                items += await self._read_neighbours(link.index, interest.desired, links)
+                items += await self._read_fdb(link.index, interest.desired, links)
+        items += await self._read_routes(interest, links)
+        if items != self._items:
+            self._items, self._state = items, State.collect(items)
+        return Snapshot(state=self._state, links=links)
+
+    def _begin(self, links: Links) -> None:
+        """Make ready for another look: what was made of a message names links."""
+        is_useless, self._links = links != self._links, links
+        for remembered in (self._routes, self._neighbours, self._fdb):
+            remembered.begin(forget=is_useless)
+
+    async def _read_neighbours(self, index: int, desired: State, links: Links) -> list[Neighbour]:
+        def make(body: bytes) -> Neighbour | None:
+            record = parse_neighbour(body)
+            return None if record is None else _planned(neighbour_of(record, links.names), desired)
+
+        found = await self._requests.dump(dump_neighbours(index), self._neighbours.reader(make, lasting_part))
+        return [item for item in found if item.is_permanent or item.key in desired.by_key]
+
+    async def _read_fdb(self, index: int, desired: State, links: Links) -> list[FdbEntry]:
+        def make(body: bytes) -> FdbEntry | None:
+            record = parse_fdb_entry(body)
+            return None if record is None else _planned(fdb_entry_of(record, links.names), desired)
+
+        found = await self._requests.dump(dump_fdb(index), self._fdb.reader(make, lasting_part))
+        return [item for item in gathered(found) if item.is_permanent or item.key in desired.by_key]
+
+    async def _read_routes(self, interest: Interest, links: Links) -> list[Route]:
+        def make(body: bytes) -> Route | None:
+            glance = glance_at_route(body)
+            if glance is None or not interest.concerns_route(glance, links.ours):
+                return None
+            record = parse_route(body)
+            if record is None or record.destination == _LINK_LOCAL:
+                return None
+            return _planned(route_of(record, links.names), interest.desired)
+
+        routes: list[Route] = []
+        for family in (INET, INET6):
+            routes += await self._requests.dump(dump_routes(family), self._routes.reader(make))
+        return routes
+
+
+class _Remembered(Generic[_Item]):
+    """What messages of one sort were made into when they came last, by what lasts of their body."""
+
+    def __init__(self) -> None:
+        self._last: dict[bytes, _Item] = {}
+        self._now: dict[bytes, _Item] = {}
+
+    def begin(self, *, forget: bool) -> None:
+        """Begin another look; what does not come again in it is forgotten after it."""
+        self._last, self._now = ({} if forget else self._now), {}
+
+    def reader(
+        self, make: Callable[[bytes], _Item | None], lasting: Callable[[bytes], bytes] = bytes
+    ) -> Callable[[bytes], _Item | None]:
+        """Return what reads a dump; `make` is asked about what is new, and what it made nothing of."""
+        last, now = self._last, self._now
+
+        def read(body: bytes) -> _Item | None:
+            part = lasting(body)
+            item = last.get(part) or make(body)
+            if item is not None:
+                now[part] = item
+            return item
+
+        return read
+
+
+def _planned(item: _Item, desired: State) -> _Item:
+    """Return the plan's own item when it is equal: one object in memory instead of two, and soon compared."""
+    planned = desired.by_key.get(item.key)
+    return planned if planned == item else item
+
+
+def _links(found: Iterable[LinkRecord], interest: Interest) -> Links:
+    return Links(
+        names={link.index: link.name for link in found},
+        ours=frozenset(link.index for link in found if interest.concerns_link(link)),
+        carriers=frozenset(link.index for link in found if link.name in interest.carriers),
+    )
+
+
+def _link(link: LinkRecord, links: Links) -> Link:
+    offloads = True
+    if link.vxlan is not None:
+        with contextlib.suppress(OSError):  # gone since; its notification brings the next look
+            offloads = offloads_checksums(link.name)
+    return link_of(link, links.names, offloads_checksums=offloads)
 
 
 def _address_reader(wanted: frozenset[int]) -> Callable[[bytes], AddressRecord | None]:
@@ -129,50 +196,5 @@ def _address_reader(wanted: frozenset[int]) -> Callable[[bytes], AddressRecord |
     return read
 
 
-def _route_reader(interest: Interest, ours: frozenset[int]) -> Callable[[bytes], RouteRecord | None]:
-    wanted = interest.routes
-
-    def read(body: bytes) -> RouteRecord | None:
-        glance = glance_at_route(body)
-        if glance is None:
-            return None
-        if glance.protocol == PROTOCOL_FLANNEL or glance.link in ours or glance.key in wanted:
-            return parse_route(body)
-        return None
-
-    return read
-
-
-def _link(link: LinkRecord) -> Link:
-    return Link(
-        name=link.name,
-        kind=link.kind,
-        mtu=link.mtu,
-        is_up=link.is_up,
-        queue_length=link.queue_length,
-        has_ipv6=link.has_ipv6,
-        alias=link.alias,
-    )
-
-
 def _is_kernels_own(address: AddressRecord) -> bool:
     return address.address.version == 6 and address.address.ip.is_link_local
-
-
-def _address(address: AddressRecord, names: Mapping[int, str]) -> Address:
-    return Address(link=names.get(address.index, ""), address=address.address, peer=address.peer)
-
-
-def _route(route: RouteRecord, names: Mapping[int, str]) -> Route:
-    return Route(
-        destination=route.destination,
-        # A link younger than the listing has no name yet; its notification brings the next look.
-        link=names.get(route.index, ""),
-        gateway=route.gateway,
-        source=route.source,
-        metric=route.metric,
-        protocol=route.protocol,
-        scope=route.scope,
-        is_onlink=route.is_onlink,
-        kind="multipath" if route.is_multipath else KINDS.get(route.kind, str(route.kind)),
-    )

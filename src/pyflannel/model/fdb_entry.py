@@ -12,6 +12,7 @@ class FdbEntry:
         mac: six octets in lower-case hexadecimal, with colons.
         others: further destinations, each of which would get a copy; we never plan any. Sorted.
         is_permanent: neither aged nor learned over (NUD_PERMANENT or NUD_NOARP).
+        is_plain: by the device's own port, VNI and underlay; we plan no other.
     """
 
     link: str
@@ -19,6 +20,7 @@ class FdbEntry:
     destination: IPv4Address | IPv6Address
     others: tuple[IPv4Address | IPv6Address, ...] = ()
     is_permanent: bool = True
+    is_plain: bool = True
 
     @property
     def key(self) -> tuple[str, str, str]:

@@ -37,4 +37,6 @@ class Vxlan:
     @property
     def fixed(self) -> tuple[object, ...]:
         """What the kernel does not change in a standing device."""
-        return self.vni, self.port, self.parent, self.local, self.group, self.has_gbp, self.reports_misses
+        is_bound = bool(self.parent)
+        is_ipv6 = self.local is not None and self.local.version == 6
+        return self.vni, self.port, is_bound, is_ipv6, self.group, self.has_gbp, self.reports_misses

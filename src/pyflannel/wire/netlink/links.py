@@ -7,9 +7,12 @@ attributes. Source: linux/rtnetlink.h, struct ifinfomsg; linux/if_link.h.
 import struct
 from dataclasses import dataclass
 
+from pyflannel.wire.netlink.mac import mac_octets, parse_mac
 from pyflannel.wire.netlink.message import (
     ACK,
+    CREATE,
     DUMP,
+    EXCLUSIVE,
     Request,
     attribute,
     attributes,
@@ -18,6 +21,7 @@ from pyflannel.wire.netlink.message import (
     text,
     unpack,
 )
+from pyflannel.wire.netlink.vxlan import VxlanRecord, parse_vxlan, vxlan_changes, vxlan_data
 
 NEW = 16
 DELETE = 17
@@ -31,6 +35,7 @@ _UP = 0x1  # IFF_UP
 _LOOPBACK = 0x8  # IFF_LOOPBACK
 _INET6 = 10  # AF_INET6
 
+_MAC = 1
 _NAME = 3
 _MTU = 4
 _QUEUE_LENGTH = 13
@@ -61,6 +66,8 @@ class LinkRecord:
         queue_length: packets.
         alias: "" when there is none.
         has_ipv6: IPv6 runs on it, or would when it goes up.
+        mac: lower case with colons; "" where there is none.
+        vxlan: its parameters, on a vxlan device.
     """
 
     index: int
@@ -72,6 +79,8 @@ class LinkRecord:
     queue_length: int = 0
     alias: str = ""
     has_ipv6: bool = False
+    mac: str = ""
+    vxlan: VxlanRecord | None = None
 
 
 def dump_links() -> Request:
@@ -88,17 +97,37 @@ def parse_link(body: bytes) -> LinkRecord:
     """
     _, _, index, flags, _ = unpack(_LAYOUT, body)
     found = attributes(body, _LAYOUT.size)
+    kind, data = _kind(found.get(_INFO, b""))
     return LinkRecord(
         index=index,
         name=text(found.get(_NAME, b"")),
-        kind=_kind(found.get(_INFO, b"")),
+        kind=kind,
         mtu=integer(found.get(_MTU, b"")),
         is_up=bool(flags & _UP),
         is_loopback=bool(flags & _LOOPBACK),
         queue_length=integer(found.get(_QUEUE_LENGTH, b"")),
         alias=text(found.get(_ALIAS, b"")),
         has_ipv6=_has_ipv6(found.get(_PER_FAMILY, b"")),
+        mac=parse_mac(found.get(_MAC, b"")),
+        vxlan=parse_vxlan(data) if kind == "vxlan" else None,
     )
+
+
+def create_vxlan(name: str, mac: str, vxlan: VxlanRecord) -> Request:
+    """Return the request that creates a vxlan device; it is refused when there is a link of that name.
+
+    Without `mac` the kernel draws one.
+    """
+    parts = [attribute(_NAME, name.encode(errors="surrogateescape") + b"\0")]
+    if mac:
+        parts.append(attribute(_MAC, mac_octets(mac)))
+    parts.append(_info("vxlan", vxlan_data(vxlan)))
+    return Request(NEW, ACK | CREATE | EXCLUSIVE, _LAYOUT.pack(0, 0, 0, 0, 0) + b"".join(parts))
+
+
+def change_vxlan(index: int, vxlan: VxlanRecord) -> Request:
+    """Return the request that changes a vxlan device's parent, source address and learning in place."""
+    return Request(NEW, ACK, _LAYOUT.pack(0, 0, index, 0, 0) + _info("vxlan", vxlan_changes(vxlan)))
 
 
 def change_link(
@@ -107,6 +136,7 @@ def change_link(
     mtu: int | None = None,
     queue_length: int | None = None,
     alias: str | None = None,
+    mac: str | None = None,
     is_up: bool | None = None,
 ) -> Request:
     """Return the request that changes a link in place; what is None stays as it is."""
@@ -117,6 +147,8 @@ def change_link(
         parts.append(attribute(_QUEUE_LENGTH, _U32.pack(queue_length)))
     if alias is not None:
         parts.append(attribute(_ALIAS, alias.encode(errors="surrogateescape")))
+    if mac is not None:
+        parts.append(attribute(_MAC, mac_octets(mac)))
     flags, mask = (_UP if is_up else 0), (0 if is_up is None else _UP)
     return Request(NEW, ACK, _LAYOUT.pack(0, 0, index, flags, mask) + b"".join(parts))
 
@@ -133,12 +165,17 @@ def delete_link(index: int) -> Request:
     return Request(DELETE, ACK, _LAYOUT.pack(0, 0, index, 0, 0))
 
 
-def _kind(info: bytes) -> str:
+def _info(kind: str, data: bytes) -> bytes:
+    return nest(_INFO, attribute(_INFO_KIND, kind.encode()), nest(_INFO_DATA, data))
+
+
+def _kind(info: bytes) -> tuple[str, bytes]:
+    """Return the kind of a link, and the data that go with it."""
     parts = attributes(info)
-    kind = text(parts.get(_INFO_KIND, b""))
-    if kind == "tun" and integer(attributes(parts.get(_INFO_DATA, b"")).get(_TUN_TYPE, b"")) == _TUN_TYPE_TAP:
-        return "tap"  # one driver makes both, and one cannot become the other
-    return kind
+    kind, data = text(parts.get(_INFO_KIND, b"")), parts.get(_INFO_DATA, b"")
+    if kind == "tun" and integer(attributes(data).get(_TUN_TYPE, b"")) == _TUN_TYPE_TAP:
+        kind = "tap"  # one driver makes both, and one cannot become the other
+    return kind, data
 
 
 def _has_ipv6(per_family: bytes) -> bool:

@@ -208,7 +208,7 @@ def test_pyroute2_reads_our_end_of_ipv6_addresses() -> None:
     assert inet6.get_attr("IFLA_INET6_ADDR_GEN_MODE") == 1
 
 
-@given(indexes, names, st.integers(0, 2**31), st.sampled_from(["dummy", "vxlan", "bridge"]), st.booleans())
+@given(indexes, names, st.integers(0, 2**31), st.sampled_from(["dummy", "veth", "bridge"]), st.booleans())
 def test_we_read_pyroute2s_links(index, name, mtu, kind, is_up) -> None:
     theirs = ifinfmsg()
     theirs["index"], theirs["flags"] = index, int(is_up)

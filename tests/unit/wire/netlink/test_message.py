@@ -22,6 +22,7 @@ from pyflannel.wire.netlink.message import (
     pack,
     split,
 )
+from pyflannel.wire.netlink.neighbours import entry_index, lasting_part, parse_fdb_entry, parse_neighbour
 from pyflannel.wire.netlink.routes import glance_at_route, parse_route
 
 requests = st.builds(Request, st.integers(16, 200), st.integers(0, 0xFFFF), st.binary(max_size=70))
@@ -55,7 +56,18 @@ def test_any_octets_are_messages_or_a_wire_error(octets: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "parse", [parse_link, parse_address_message, parse_route, glance_at_route, address_index]
+    "parse",
+    [
+        parse_link,
+        parse_address_message,
+        parse_route,
+        glance_at_route,
+        address_index,
+        parse_neighbour,
+        parse_fdb_entry,
+        entry_index,
+        lasting_part,
+    ],
 )
 @given(body=st.binary(max_size=120))
 def test_any_body_is_a_value_or_a_wire_error(parse, body: bytes) -> None:

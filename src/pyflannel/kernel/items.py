@@ -1,0 +1,130 @@
+"""Records of the kernel as items of the model, normalised so that they equal plans.
+
+`names` are those of all links by their index. A link younger than the listing has no name yet; its
+notification brings the next look.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv6Address
+
+from pyflannel.model.address import Address
+from pyflannel.model.fdb_entry import FdbEntry
+from pyflannel.model.link import Link
+from pyflannel.model.neighbour import Neighbour
+from pyflannel.model.route import Route
+from pyflannel.model.vxlan import Vxlan
+from pyflannel.wire.netlink.addresses import AddressRecord
+from pyflannel.wire.netlink.links import LinkRecord
+from pyflannel.wire.netlink.neighbours import FdbRecord, NeighbourRecord
+from pyflannel.wire.netlink.routes import RouteRecord
+from pyflannel.wire.netlink.vxlan import VxlanRecord
+
+KINDS = {
+    1: "unicast",
+    2: "local",
+    3: "broadcast",
+    4: "anycast",
+    5: "multicast",
+    6: "blackhole",
+    7: "unreachable",
+    8: "prohibit",
+    9: "throw",
+    10: "nat",
+}
+"""Names of rtm_type (linux/rtnetlink.h), as `ip route` prints them."""
+
+_WITHOUT_LINK = frozenset({6, 7, 8, 9})
+"""rtm_type of routes that lead nowhere."""
+
+_NOWHERE = IPv4Address(0)
+
+
+def link_of(link: LinkRecord, names: Mapping[int, str], *, offloads_checksums: bool = True) -> Link:
+    """Return the link."""
+    return Link(
+        name=link.name,
+        kind=link.kind,
+        mtu=link.mtu,
+        is_up=link.is_up,
+        queue_length=link.queue_length,
+        has_ipv6=link.has_ipv6,
+        alias=link.alias,
+        mac=link.mac,
+        vxlan=None if link.vxlan is None else _vxlan_of(link.vxlan, names, offloads_checksums),
+    )
+
+
+def address_of(address: AddressRecord, names: Mapping[int, str]) -> Address:
+    """Return the address."""
+    return Address(link=names.get(address.index, ""), address=address.address, peer=address.peer)
+
+
+def route_of(route: RouteRecord, names: Mapping[int, str]) -> Route:
+    """Return the route. One that leads nowhere has no link: for IPv6 the kernel names loopback."""
+    return Route(
+        destination=route.destination,
+        link="" if route.kind in _WITHOUT_LINK else names.get(route.index, ""),
+        gateway=route.gateway,
+        source=route.source,
+        metric=route.metric,
+        protocol=route.protocol,
+        scope=route.scope,
+        is_onlink=route.is_onlink,
+        kind="multipath" if route.is_multipath else KINDS.get(route.kind, str(route.kind)),
+    )
+
+
+def neighbour_of(neighbour: NeighbourRecord, names: Mapping[int, str]) -> Neighbour:
+    """Return the neighbour."""
+    return Neighbour(
+        link=names.get(neighbour.index, ""),
+        address=neighbour.address,
+        mac=neighbour.mac,
+        is_permanent=neighbour.is_permanent,
+    )
+
+
+def fdb_entry_of(entry: FdbRecord, names: Mapping[int, str]) -> FdbEntry:
+    """Return the FDB entry of one destination; `gathered` makes one of several."""
+    return FdbEntry(
+        link=names.get(entry.index, ""),
+        mac=entry.mac,
+        destination=_NOWHERE if entry.destination is None else entry.destination,
+        is_permanent=entry.is_permanent,
+        is_plain=entry.is_plain and entry.destination is not None,
+    )
+
+
+def gathered(entries: Iterable[FdbEntry]) -> list[FdbEntry]:
+    """Return one entry for each MAC address of one link; the kernel tells each destination apart."""
+    by_mac: dict[str, FdbEntry] = {}
+    for entry in entries:
+        first = by_mac.setdefault(entry.mac, entry)
+        if first is not entry:
+            by_mac[entry.mac] = replace(
+                first,
+                others=tuple(sorted({*first.others, entry.destination}, key=_order)),
+                is_permanent=first.is_permanent and entry.is_permanent,
+                is_plain=first.is_plain and entry.is_plain,
+            )
+    return list(by_mac.values())
+
+
+def _order(address: IPv4Address | IPv6Address) -> tuple[int, int]:
+    return address.version, int(address)
+
+
+def _vxlan_of(vxlan: VxlanRecord, names: Mapping[int, str], offloads_checksums: bool) -> Vxlan:
+    return Vxlan(
+        vni=vxlan.vni,
+        port=vxlan.port,
+        # A parent in another network namespace has no name here, and is no plan's.
+        parent=names.get(vxlan.parent, f"if{vxlan.parent}") if vxlan.parent else "",
+        local=vxlan.local,
+        group=vxlan.group,
+        has_gbp=vxlan.has_gbp,
+        learns=vxlan.learns,
+        reports_misses=vxlan.reports_misses,
+        offloads_checksums=offloads_checksums,
+    )

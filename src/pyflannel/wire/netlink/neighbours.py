@@ -1,0 +1,187 @@
+"""Neighbours and FDB entries: RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH.
+
+Layout of the body, in octets: family 1, padding 3, index of the link 4, state 2, flags 1, type 1, then
+attributes. The family is AF_INET or AF_INET6 for a neighbour, AF_BRIDGE for an FDB entry. Source:
+linux/neighbour.h, struct ndmsg.
+"""
+
+import struct
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+
+from pyflannel.wire.netlink.inet import INET, INET6, family_of, parse_address
+from pyflannel.wire.netlink.mac import mac_octets, parse_mac
+from pyflannel.wire.netlink.message import (
+    ACK,
+    ATTRIBUTE,
+    CREATE,
+    DUMP,
+    REPLACE,
+    Request,
+    attribute,
+    attributes,
+    unpack,
+)
+
+NEW = 28
+DELETE = 29
+GET = 30
+"""nlmsg_type (linux/rtnetlink.h, RTM_NEWNEIGH and following)."""
+
+BRIDGE = 7
+"""AF_BRIDGE (linux/socket.h)."""
+
+PERMANENT = 0x80
+NO_ARP = 0x40
+"""States (linux/neighbour.h, NUD_PERMANENT, NUD_NOARP)."""
+
+_SELF = 0x02  # NTF_SELF: of the device itself, not of a bridge above it
+_UNICAST = 1  # RTN_UNICAST
+_UNSPECIFIED = 0  # AF_UNSPEC
+
+_LAYOUT = struct.Struct("=BxxxiHBB")
+_U32 = struct.Struct("=I")
+
+_DESTINATION = 1
+_MAC = 2
+_CACHE_INFO = 3
+_PORT = 6
+_VNI = 7
+_INDEX = 8
+_SOURCE_VNI = 11
+_NEXT_HOP = 13
+_UNPLANNED = frozenset({_PORT, _VNI, _INDEX, _SOURCE_VNI, _NEXT_HOP})
+
+_CACHE_INFO_HEADER = ATTRIBUTE.pack(20, _CACHE_INFO)
+_AGES_AT = _LAYOUT.size + 8 + 12
+"""Where the ages begin in a message about one IPv4 address and one MAC address."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NeighbourRecord:
+    """A neighbour as the kernel reports it.
+
+    Attributes:
+        index: of the link.
+        mac: lower case with colons; "" while the kernel has none.
+    """
+
+    index: int
+    address: IPv4Address | IPv6Address
+    mac: str
+    is_permanent: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FdbRecord:
+    """An FDB entry of a device as the kernel reports it: one record for each destination of a MAC address.
+
+    Attributes:
+        index: of the link.
+        destination: None when it names a group of next hops instead.
+        is_plain: names no port, VNI, link or group of next hops of its own.
+    """
+
+    index: int
+    mac: str
+    destination: IPv4Address | IPv6Address | None
+    is_permanent: bool = True
+    is_plain: bool = True
+
+
+def dump_neighbours(index: int) -> Request:
+    """Return the request for a link's neighbours of all families; a kernel before 4.4 gives all links'."""
+    return Request(GET, DUMP, _dump_body(_UNSPECIFIED, index))
+
+
+def dump_fdb(index: int) -> Request:
+    """Return the request for a device's FDB entries; an old kernel gives all devices'."""
+    return Request(GET, DUMP, _dump_body(BRIDGE, index))
+
+
+def entry_index(body: bytes) -> int:
+    """Return the link's index alone: cheap, as every packet may change a neighbour's state.
+
+    Raises:
+        WireError: too short.
+    """
+    return unpack(_LAYOUT, body)[1]
+
+
+def lasting_part(body: bytes) -> bytes:
+    """Return the part of a body that changes with the entry alone, without the ages of its last uses.
+
+    What has another form than that of a permanent IPv4 entry is returned whole.
+    """
+    if body[_AGES_AT : _AGES_AT + 4] == _CACHE_INFO_HEADER:
+        return body[:_AGES_AT]
+    return body
+
+
+def parse_neighbour(body: bytes) -> NeighbourRecord | None:
+    """Return the neighbour of a message's body; None for an FDB entry.
+
+    Raises:
+        WireError: too short, without address, or an attribute does not fit.
+    """
+    family, index, state, _, _ = unpack(_LAYOUT, body)
+    if family not in (INET, INET6):
+        return None
+    found = attributes(body, _LAYOUT.size)
+    return NeighbourRecord(
+        index=index,
+        address=parse_address(found.get(_DESTINATION, b"")),
+        mac=parse_mac(found.get(_MAC, b"")),
+        is_permanent=bool(state & PERMANENT),
+    )
+
+
+def parse_fdb_entry(body: bytes) -> FdbRecord | None:
+    """Return the FDB entry of a message's body; None for a neighbour, and for the FDB of a bridge above.
+
+    Raises:
+        WireError: too short, or an attribute does not fit.
+    """
+    family, index, state, flags, _ = unpack(_LAYOUT, body)
+    if family != BRIDGE or not flags & _SELF:
+        return None
+    found = attributes(body, _LAYOUT.size)
+    return FdbRecord(
+        index=index,
+        mac=parse_mac(found.get(_MAC, b"")),
+        destination=parse_address(found[_DESTINATION]) if _DESTINATION in found else None,
+        is_permanent=bool(state & (PERMANENT | NO_ARP)),
+        is_plain=_UNPLANNED.isdisjoint(found),
+    )
+
+
+def put_neighbour(index: int, address: IPv4Address | IPv6Address, mac: str) -> Request:
+    """Return the request that makes a permanent neighbour, whatever the kernel knew of this address."""
+    body = _LAYOUT.pack(family_of(address), index, PERMANENT, 0, _UNICAST)
+    body += attribute(_DESTINATION, address.packed) + attribute(_MAC, mac_octets(mac))
+    return Request(NEW, ACK | CREATE | REPLACE, body)
+
+
+def remove_neighbour(index: int, address: IPv4Address | IPv6Address) -> Request:
+    """Return the request that removes the neighbour of an address."""
+    body = _LAYOUT.pack(family_of(address), index, 0, 0, _UNICAST)
+    return Request(DELETE, ACK, body + attribute(_DESTINATION, address.packed))
+
+
+def put_fdb_entry(index: int, mac: str, destination: IPv4Address | IPv6Address) -> Request:
+    """Return the request that makes a permanent FDB entry, in the place of the first of this MAC address."""
+    body = _LAYOUT.pack(BRIDGE, index, PERMANENT, _SELF, _UNICAST)
+    body += attribute(_MAC, mac_octets(mac)) + attribute(_DESTINATION, destination.packed)
+    return Request(NEW, ACK | CREATE | REPLACE, body)
+
+
+def remove_fdb_entry(index: int, mac: str, destination: IPv4Address | IPv6Address | None = None) -> Request:
+    """Return the request that removes one destination of a MAC address; without one, all of them."""
+    body = _LAYOUT.pack(BRIDGE, index, 0, _SELF, _UNICAST) + attribute(_MAC, mac_octets(mac))
+    if destination is not None:
+        body += attribute(_DESTINATION, destination.packed)
+    return Request(DELETE, ACK, body)
+
+
+def _dump_body(family: int, index: int) -> bytes:
+    return _LAYOUT.pack(family, 0, 0, 0, 0) + attribute(_INDEX, _U32.pack(index))

@@ -1,0 +1,250 @@
+"""vxlan devices, their neighbours, FDB entries and routes, and the routes of host-gw, on the real kernel."""
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pyflannel.model.address import Address
+from pyflannel.model.fdb_entry import FdbEntry
+from pyflannel.model.link import Link
+from pyflannel.model.neighbour import Neighbour
+from pyflannel.model.route import Route
+from pyflannel.model.state import State
+from pyflannel.model.vxlan import Vxlan
+from pyflannel.plan.ownership import ours
+
+VXLAN = Vxlan(vni=1, port=8472, parent="eth0", local=IPv4Address("10.7.0.1"))
+DEVICE = Link(name="flannel.1", kind="vxlan", mtu=1450, queue_length=0, mac="0e:11:22:33:44:55", vxlan=VXLAN)
+ADDRESS = Address(link="flannel.1", address=IPv4Interface("10.100.15.0/32"))
+
+
+def peer_items(number: int, device: str = "flannel.1") -> tuple[Neighbour, FdbEntry, Route]:
+    """Return what a peer's subnet 10.100.<number>.0/24 needs."""
+    base, mac = IPv4Address(f"10.100.{number}.0"), f"0e:00:00:00:00:{number:02x}"
+    return (
+        Neighbour(link=device, address=base, mac=mac),
+        FdbEntry(link=device, mac=mac, destination=IPv4Address(f"10.7.0.{number}")),
+        Route(destination=IPv4Network((base, 24)), link=device, gateway=base, is_onlink=True),
+    )
+
+
+NEIGHBOUR, ENTRY, ROUTE = peer_items(2)
+DIRECT = Route(destination=IPv4Network("10.100.9.0/24"), link="eth0", gateway=IPv4Address("10.7.0.9"))
+BLACKHOLE = Route(destination=IPv4Network("10.100.0.0/16"), link="", kind="blackhole")
+PLAN = State.of(DEVICE, ADDRESS, NEIGHBOUR, ENTRY, ROUTE, *peer_items(3), DIRECT, BLACKHOLE)
+
+NEIGHBOUR_2 = "neigh {} 10.100.2.0 dev flannel.1"
+ENTRY_2 = "fdb {} 0e:00:00:00:00:02 dev flannel.1"
+
+
+@pytest.fixture
+def underlay(namespace) -> None:
+    """Give the namespace eth0 and eth1, each with the other end of its cable in the namespace too."""
+    # IPv6 speaks up seconds after a link went up, when its addresses proved unique.
+    namespace.command("sysctl", "-q", "-w", "net.ipv6.conf.default.disable_ipv6=1")
+    for number, name in enumerate(("eth0", "eth1")):
+        make_cable(namespace, name)
+        namespace.ip(f"address add 10.{7 + number}.0.1/24 dev {name}")
+    namespace.command("sysctl", "-q", "-w", "net.ipv6.conf.default.disable_ipv6=0")
+    namespace.settle(eth0="UP", eth1="UP")
+
+
+def make_cable(namespace, name: str) -> None:
+    namespace.ip(f"link add {name} type veth peer name {name}r")
+    namespace.ip(f"link set {name}r up")
+    namespace.ip(f"link set {name} up")
+
+
+def do(perform: Callable[..., str], words: str) -> None:
+    """Run words of ip(8), bridge(8), ethtool(8) or sysctl(8)."""
+    if words.startswith("fdb"):
+        perform("bridge", *words.split())
+    elif words.startswith("net/"):
+        perform("sysctl", "-q", "-w", words)
+    elif words.startswith("-K"):
+        perform("ethtool", *words.split())
+    else:
+        perform("ip", *words.split())
+
+
+@pytest.mark.usefixtures("underlay")
+def test_the_device_and_its_peers_look_as_flannel_makes_them(namespace, target):
+    refused = target.heal(PLAN)
+
+    assert refused == []
+    details = namespace.ip("-details link show flannel.1")
+    assert "<BROADCAST,MULTICAST,UP,LOWER_UP> mtu 1450 qdisc noqueue" in details
+    assert "qlen" not in details
+    assert "link/ether 0e:11:22:33:44:55" in details
+    assert "vxlan id 1 local 10.7.0.1 dev eth0 srcport 0 0 dstport 8472 nolearning" in details
+    assert "gbp" not in details
+    assert "alias pyflannel" in details
+    assert "inet6" not in namespace.ip("address show flannel.1")
+    assert shown(namespace, "ip", "neigh show dev flannel.1") == [
+        "10.100.2.0 lladdr 0e:00:00:00:00:02 PERMANENT",
+        "10.100.3.0 lladdr 0e:00:00:00:00:03 PERMANENT",
+    ]
+    assert shown(namespace, "bridge", "fdb show dev flannel.1") == [
+        "0e:00:00:00:00:02 dst 10.7.0.2 self permanent",
+        "0e:00:00:00:00:03 dst 10.7.0.3 self permanent",
+    ]
+    assert shown(namespace, "ip", "route show proto 80") == [
+        "10.100.2.0/24 via 10.100.2.0 dev flannel.1 onlink",
+        "10.100.3.0/24 via 10.100.3.0 dev flannel.1 onlink",
+        "10.100.9.0/24 via 10.7.0.9 dev eth0",
+        "blackhole 10.100.0.0/16",
+    ]
+
+
+@pytest.mark.usefixtures("underlay")
+@pytest.mark.parametrize(
+    "vxlan",
+    [
+        replace(VXLAN, has_gbp=True),
+        replace(VXLAN, learns=True),
+        replace(VXLAN, reports_misses=True),
+        replace(VXLAN, offloads_checksums=False),
+        replace(VXLAN, local=None),
+        replace(VXLAN, parent=""),
+        replace(VXLAN, parent="eth1", port=4789, vni=2**24 - 1),
+        replace(VXLAN, group=IPv4Address("239.1.1.1")),
+    ],
+)
+def test_what_was_applied_is_read_back_as_planned(target, vxlan: Vxlan) -> None:
+    plan = State.of(replace(DEVICE, vxlan=vxlan, mtu=1400), ADDRESS, *peer_items(2))
+
+    assert target.heal(plan) == []
+
+    left = [item for item in ours(target.snapshot(plan), plan) if item not in plan]
+    assert left == default_destination(vxlan)
+    assert [item for item in plan if item not in target.snapshot(plan)] == []
+
+
+def default_destination(vxlan: Vxlan) -> list[FdbEntry]:
+    """Return the entry that the kernel makes of a group."""
+    if vxlan.group is None:
+        return []
+    return [FdbEntry(link="flannel.1", mac="00:00:00:00:00:00", destination=vxlan.group, is_plain=False)]
+
+
+DAMAGE = {
+    "device deleted": ["link delete flannel.1"],
+    "device down": ["link set flannel.1 down"],
+    "device down and up": ["link set flannel.1 down", "link set flannel.1 up"],
+    "MAC": ["link set flannel.1 address 0e:99:99:99:99:99"],
+    "MTU": ["link set flannel.1 mtu 1300"],
+    "queue": ["link set flannel.1 txqueuelen 1000"],
+    "mark": ["link set flannel.1 alias mine"],
+    "learning": ["link set flannel.1 type vxlan id 1 learning"],
+    "source": ["link set flannel.1 type vxlan id 1 local 10.8.0.1"],
+    "no source": ["link set flannel.1 type vxlan id 1 local 0.0.0.0"],
+    "parent": ["link set flannel.1 type vxlan id 1 dev eth1"],
+    "checksums": ["-K flannel.1 tx-checksum-ip-generic off"],
+    "IPv6 turned on": ["net/ipv6/conf/flannel.1/disable_ipv6=0"],
+    "another port": ["link delete flannel.1", "link add flannel.1 type vxlan id 1 dstport 4789 dev eth0"],
+    "another VNI": ["link delete flannel.1", "link add flannel.1 type vxlan id 9 dstport 8472 dev eth0"],
+    "another kind": ["link delete flannel.1", "link add flannel.1 type bridge"],
+    "a group": [
+        "link delete flannel.1",
+        "link add flannel.1 type vxlan id 1 dstport 8472 dev eth0 group 239.1.1.1",
+    ],
+    "address deleted": ["address delete 10.100.15.0/32 dev flannel.1"],
+    "address added": ["address add 10.100.77.1/24 dev flannel.1"],
+    "neighbour deleted": [NEIGHBOUR_2.format("delete")],
+    "neighbours flushed": ["neigh flush dev flannel.1 nud permanent"],
+    "neighbour replaced": [NEIGHBOUR_2.format("replace") + " lladdr 0e:99:99:99:99:99 nud permanent"],
+    "neighbour that ages": [NEIGHBOUR_2.format("replace") + " lladdr 0e:00:00:00:00:02 nud reachable"],
+    "neighbour that failed": [NEIGHBOUR_2.format("replace") + " nud failed"],
+    "neighbour added": ["neigh add 10.100.2.7 lladdr 0e:00:00:00:00:02 dev flannel.1 nud permanent"],
+    "entry deleted": [ENTRY_2.format("delete")],
+    "entries flushed": ["fdb flush dev flannel.1"],
+    "entry replaced": [ENTRY_2.format("replace") + " dst 10.7.0.99 self permanent"],
+    "entry that ages": [ENTRY_2.format("replace") + " dst 10.7.0.2 self dynamic"],
+    "entry by another port": [ENTRY_2.format("replace") + " dst 10.7.0.2 port 99 self permanent"],
+    "entry by another VNI": [ENTRY_2.format("replace") + " dst 10.7.0.2 vni 99 self permanent"],
+    "entry added": ["fdb append 0e:00:00:00:00:77 dev flannel.1 dst 10.7.0.77 self permanent"],
+    "default entries added": [
+        "fdb append 00:00:00:00:00:00 dev flannel.1 dst 10.7.0.77 self permanent",
+        "fdb append 00:00:00:00:00:00 dev flannel.1 dst 10.7.0.78 self permanent",
+    ],
+    "route deleted": ["route delete 10.100.2.0/24"],
+    "routes flushed": ["route flush proto 80"],
+    "route replaced": ["route replace 10.100.2.0/24 via 10.7.0.2 dev eth0"],
+    "route not onlink": [
+        "address add 10.100.2.9/24 dev flannel.1 noprefixroute",
+        "route add 10.100.2.0/32 dev flannel.1",
+        "route replace 10.100.2.0/24 via 10.100.2.0 dev flannel.1 proto 80",
+    ],
+    "route shadowed": ["route prepend 10.100.2.0/24 dev eth1"],
+    "route of host-gw deleted": ["route delete 10.100.9.0/24"],
+    "route of host-gw replaced": ["route replace 10.100.9.0/24 via 10.7.0.8 dev eth0"],
+    "route of host-gw by another link": ["route replace 10.100.9.0/24 via 10.8.0.9 dev eth1"],
+    "route of host-gw by a mark of another": ["route replace 10.100.9.0/24 via 10.7.0.9 proto boot"],
+    "blackhole deleted": ["route delete blackhole 10.100.0.0/16"],
+    "blackhole replaced": ["route replace 10.100.0.0/16 dev eth1"],
+    "underlay down and up": ["link set eth0 down", "link set eth0 up"],
+}
+
+
+@pytest.mark.usefixtures("underlay")
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
+def test_one_pass_undoes_the_damage(namespace, target, damage: list[str]) -> None:
+    target.heal(PLAN)
+    before = all_shown(namespace)
+    for words in damage:
+        do(namespace.command, words)
+    assert all_shown(namespace) != before
+
+    refused = target.heal(PLAN)
+
+    assert refused == []
+    assert ours(target.snapshot(PLAN), PLAN) == PLAN
+    assert all_shown(namespace) == before
+
+
+@given(st.lists(st.sampled_from([words for damage in DAMAGE.values() for words in damage]), max_size=5))
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], database=None
+)
+@pytest.mark.usefixtures("underlay")
+def test_one_pass_undoes_any_heap_of_damage(namespace, target, damage: list[str]) -> None:
+    """Whatever was done, in whatever order; some of it cannot be done after other things."""
+    namespace.ip("link set eth0 up")
+    assert target.heal(PLAN) == []
+    before = all_shown(namespace)
+    for words in damage:
+        do(namespace.attempt, words)
+    namespace.ip("link set eth0 up")  # without it nothing of ours can be
+
+    assert target.heal(PLAN) == []
+
+    assert all_shown(namespace) == before
+
+
+def shown(namespace, program: str, words: str) -> list[str]:
+    """Return the lines that a program prints, sorted, without what a fresh start changes."""
+    text = re.sub(r" (state \S+|linkdown)", "", namespace.command(program, *words.split()))
+    return sorted(" ".join(line.split()) for line in text.splitlines() if line.strip())
+
+
+def all_shown(namespace) -> list[list[str]]:
+    """Return all that a pass may touch, as the tools show it."""
+    everywhere = [
+        shown(namespace, "ip", "neigh show nud all"),
+        shown(namespace, "bridge", "fdb show"),
+        shown(namespace, "ip", "route show table main"),
+    ]
+    if "flannel.1" not in namespace.ip("link show"):
+        return everywhere
+    return [
+        *everywhere,
+        [re.sub(r"^\d+: ", "", namespace.ip("-details link show flannel.1"))],
+        shown(namespace, "ip", "-brief address show dev flannel.1"),
+        shown(namespace, "ethtool", "--show-features flannel.1"),
+        shown(namespace, "sysctl", "net/ipv6/conf/flannel.1/disable_ipv6"),
+    ]

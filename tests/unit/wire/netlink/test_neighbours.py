@@ -1,0 +1,148 @@
+"""Neighbours and FDB entries: our codec and pyroute2's, each reading what the other wrote."""
+
+import struct
+from ipaddress import IPv4Address, IPv6Address, ip_address
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pyroute2.netlink.rtnl.ndmsg import ndmsg
+
+from pyflannel.wire.netlink.message import HEADER, attribute, pack
+from pyflannel.wire.netlink.neighbours import (
+    FdbRecord,
+    NeighbourRecord,
+    entry_index,
+    lasting_part,
+    parse_fdb_entry,
+    parse_neighbour,
+    put_fdb_entry,
+    put_neighbour,
+    remove_fdb_entry,
+    remove_neighbour,
+)
+
+indexes = st.integers(1, 2**31 - 1)
+addresses = st.integers(1, 2**32 - 1).map(IPv4Address) | st.integers(1, 2**128 - 1).map(IPv6Address)
+macs = st.binary(min_size=6, max_size=6).map(lambda octets: octets.hex(":"))
+ages = st.binary(min_size=16, max_size=16).map(lambda octets: attribute(3, octets))
+
+
+@given(indexes, addresses, macs)
+def test_a_neighbour_comes_back_as_it_was_sent(index, address, mac) -> None:
+    body = put_neighbour(index, address, mac).body
+
+    assert parse_neighbour(body) == NeighbourRecord(index=index, address=address, mac=mac)
+    assert parse_fdb_entry(body) is None
+    assert entry_index(body) == index
+
+
+@given(indexes, macs, addresses)
+def test_an_fdb_entry_comes_back_as_it_was_sent(index, mac, destination) -> None:
+    body = put_fdb_entry(index, mac, destination).body
+
+    assert parse_fdb_entry(body) == FdbRecord(index=index, mac=mac, destination=destination)
+    assert parse_neighbour(body) is None
+    assert entry_index(body) == index
+
+
+@given(indexes, addresses, macs)
+def test_pyroute2_reads_our_neighbours(index, address, mac) -> None:
+    for request, is_put in (
+        (put_neighbour(index, address, mac), True),
+        (remove_neighbour(index, address), False),
+    ):
+        theirs = ndmsg(pack(request, 1))
+
+        theirs.decode()
+
+        assert (theirs["family"], theirs["ifindex"]) == (2 if address.version == 4 else 10, index)
+        assert ip_address(theirs.get_attr("NDA_DST")) == address
+        assert theirs.get_attr("NDA_LLADDR") == (mac if is_put else None)
+        assert theirs["state"] == (0x80 if is_put else 0)
+
+
+@given(indexes, macs, st.none() | addresses)
+def test_pyroute2_reads_our_fdb_entries(index, mac, destination) -> None:
+    requests = [remove_fdb_entry(index, mac, destination)]
+    if destination is not None:
+        requests.append(put_fdb_entry(index, mac, destination))
+    for request in requests:
+        theirs = ndmsg(pack(request, 1))
+
+        theirs.decode()
+
+        assert (theirs["family"], theirs["ifindex"], theirs["flags"]) == (7, index, 2)
+        assert theirs.get_attr("NDA_LLADDR") == mac
+        shown = theirs.get_attr("NDA_DST")
+        assert (None if shown is None else ip_address(shown)) == destination
+
+
+def by_pyroute2(**fields) -> bytes:
+    theirs = ndmsg()
+    for name, value in fields.items():
+        theirs[name] = value
+    theirs.encode()
+    return bytes(theirs.data)[HEADER.size :]
+
+
+@pytest.mark.parametrize(("state", "is_permanent"), [(0x80, True), (0x02, False), (0x40, False)])
+def test_we_read_pyroute2s_neighbours(state: int, is_permanent: bool) -> None:
+    body = by_pyroute2(
+        family=2,
+        ifindex=5,
+        state=state,
+        attrs=[("NDA_DST", "10.100.2.0"), ("NDA_LLADDR", "0e:00:00:00:00:02")],
+    )
+
+    assert parse_neighbour(body) == NeighbourRecord(
+        index=5, address=IPv4Address("10.100.2.0"), mac="0e:00:00:00:00:02", is_permanent=is_permanent
+    )
+
+
+def test_a_neighbour_that_nobody_answered_for_has_no_mac() -> None:
+    body = by_pyroute2(family=2, ifindex=5, state=0x20, attrs=[("NDA_DST", "10.100.2.0")])
+
+    assert parse_neighbour(body) == NeighbourRecord(
+        index=5, address=IPv4Address("10.100.2.0"), mac="", is_permanent=False
+    )
+
+
+@pytest.mark.parametrize("extra", [("NDA_PORT", 99), ("NDA_VNI", 99), ("NDA_IFINDEX", 9)])
+def test_an_entry_that_leads_another_way_is_not_plain(extra: tuple[str, int]) -> None:
+    body = by_pyroute2(
+        family=7,
+        ifindex=5,
+        state=0x80,
+        flags=2,
+        attrs=[("NDA_LLADDR", "0e:00:00:00:00:02"), ("NDA_DST", "10.7.0.2"), extra],
+    )
+
+    entry = parse_fdb_entry(body)
+
+    assert entry is not None
+    assert not entry.is_plain
+
+
+def test_the_fdb_of_a_bridge_above_is_another() -> None:
+    body = by_pyroute2(family=7, ifindex=5, state=0x80, flags=4, attrs=[("NDA_LLADDR", "0e:00:00:00:00:02")])
+
+    assert parse_fdb_entry(body) is None
+
+
+@given(indexes, addresses, macs, addresses, ages, ages)
+def test_the_lasting_part_tells_entries_apart_but_not_their_ages(index, address, mac, other, first, second):
+    for body, another in (
+        (put_neighbour(index, address, mac).body, put_neighbour(index, other, mac).body),
+        (put_fdb_entry(index, mac, address).body, put_fdb_entry(index, mac, other).body),
+    ):
+        if address.version == 4:
+            assert lasting_part(body + first) == lasting_part(body + second) == body
+        assert (lasting_part(body + first) == lasting_part(another + first)) == (address == other)
+
+
+def test_what_comes_before_the_ages_belongs_to_the_lasting_part() -> None:
+    body = put_fdb_entry(5, "0e:00:00:00:00:02", IPv4Address("10.7.0.2")).body
+    port = attribute(6, struct.pack("!H", 99))
+
+    assert lasting_part(body + port + attribute(3, bytes(16))) != body
