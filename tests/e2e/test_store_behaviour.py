@@ -21,6 +21,7 @@ from pyflannel.model.store_record import (
     Put,
     PutSeen,
     Record,
+    Unchanged,
     Written,
 )
 from pyflannel.ports.store import Store
@@ -211,6 +212,32 @@ def test_a_change_of_an_absent_key_is_refused(subject: Subject, run: Callable) -
 
         assert renewal == removal == Conflict(None)
         assert await store.get("subnets/a") is None
+
+    run(test())
+
+
+def test_a_write_is_refused_unless_what_was_given_is_so(subject: Subject, run: Callable) -> None:
+    async def test() -> None:
+        store, other = subject.client(), subject.client()
+
+        def create(given: Unchanged) -> Put:
+            return Put(key="subnets/a", value=b"1", ttl_s=600, expected=0, given=given)
+
+        revision = await put(other, "config", value=b"1")
+        newer = await put(other, "config", value=b"2")
+        refused = [
+            await store.write(create(Unchanged("config", revision))),
+            await store.write(create(Unchanged("config", 0))),
+            await store.write(create(Unchanged("absent", newer))),
+        ]
+        absent = await store.get("subnets/a")
+        written = await store.write(create(Unchanged("config", newer)))
+
+        assert refused == [Conflict(None)] * 3
+        assert absent is None
+        assert isinstance(written, Written)
+        again = Put(key="subnets/a", value=b"2", ttl_s=None, expected=None, given=Unchanged("none", 0))
+        assert isinstance(await store.write(again), Written)
 
     run(test())
 

@@ -24,7 +24,7 @@ from pyflannel.plan.lease_step import step
 from pyflannel.testing.lease_model.explorer import REAL, Counterexample, Scenario, explore
 from pyflannel.testing.lease_model.moves import Circumstances
 from pyflannel.testing.lease_model.rules import OLD
-from pyflannel.testing.lease_model.scenarios import FIRST, host, lease, scenario, standing
+from pyflannel.testing.lease_model.scenarios import FIRST, host, lease, network, scenario, standing
 from pyflannel.testing.lease_model.store import lease_at, revision_of, transact
 from pyflannel.testing.lease_model.story import replay, tell
 from pyflannel.testing.lease_model.world import Protocol, Request, StoreState, World
@@ -161,7 +161,7 @@ def test_a_watch_of_the_own_key_as_a_prefix_is_found() -> None:
     def key(subnet: IPv4Network) -> str:
         return str(subnet).replace("/", "-")
 
-    network = NetworkConfig(
+    whole = NetworkConfig(
         network=IPv4Network("0.0.0.0/0"),
         subnet_length=2,
         subnet_min=IPv4Address("64.0.0.0"),
@@ -170,7 +170,7 @@ def test_a_watch_of_the_own_key_as_a_prefix_is_found() -> None:
     world = World(
         hosts=(host(1),),
         store=standing((lease(own, 1, "id1", "m1"), "host1"), (lease(other, 9), OLD)),
-        network=network,
+        network=whole,
         faults=1,
     )
     circumstances = Circumstances(faults=frozenset({"deleted by hand"}))
@@ -223,3 +223,40 @@ def test_a_listing_that_takes_away_what_the_watch_told_is_found() -> None:
     example = found(TWO_HOSTS, replace(REAL, know=forgetful))
 
     assert example.violation.rule == "every peer's lease is known"
+
+
+SUBNET_LENGTHS = scenario(
+    "two subnet lengths",
+    (host(1), host(2)),
+    faults=("config",),
+    most_faults=1,
+    other_network=network(length=25),
+    folds_subnets=False,
+)
+
+
+def test_a_creation_whatever_the_config_says_by_now_is_found() -> None:
+    """The subnet of another length lies within it, at another key."""
+
+    def careless(store: StoreState, request: Request, now: float, writer: str) -> tuple[StoreState, Event]:
+        if not isinstance(request, PutLease):
+            return transact(store, request, now, writer)
+        store, answer = transact(store, replace(request, config_revision=None), now, writer)
+        return store, replace(answer, write=request) if isinstance(answer, Wrote | Conflicted) else answer
+
+    example = found(SUBNET_LENGTHS, Protocol(transact=careless))
+
+    assert example.violation.rule == "no two owners of overlapping subnets"
+
+
+def test_a_choice_from_a_listing_that_is_older_than_the_config_is_found() -> None:
+    """What was taken between the two, by the config before, is not in it."""
+
+    def careless(state: LeaseState, event: Event, now: float, draw: Draw) -> Step:
+        if isinstance(event, Listed):
+            event = replace(event, revision=max(event.revision, state.wanted.config_revision or 0))
+        return step(state, event, now, draw)
+
+    example = found(SUBNET_LENGTHS, replace(REAL, step=careless))
+
+    assert example.violation.rule == "no two owners of overlapping subnets"

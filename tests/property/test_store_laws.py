@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyflannel.errors import CompactedError
-from pyflannel.model.store_record import Change, Changes, Delete, Put
+from pyflannel.model.store_record import Change, Changes, Delete, Put, Unchanged
 from pyflannel.stores.embedded.database import Database
 from pyflannel.testing.fake_clock import FakeClock
 from pyflannel.testing.fake_store import FakeStore
@@ -23,6 +23,7 @@ OPERATIONS = st.one_of(
         value=st.binary(max_size=3),
         ttl_s=st.none() | st.integers(1, 20),
         expected=st.none() | st.integers(0, 12),
+        given=st.none() | st.builds(Unchanged, key=KEYS, revision=st.integers(0, 12)),
     ),
     st.builds(Delete, key=KEYS, expected=st.none() | st.integers(0, 12)),
 )

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from pyflannel.errors import ConfigError, FlannelError, StoreError
 from pyflannel.model.network_config import NetworkConfig
-from pyflannel.model.store_record import PutSeen
+from pyflannel.model.store_record import PutSeen, Record
 from pyflannel.plan.backends import Backend, backend_of
 from pyflannel.ports.clock import Clock
 from pyflannel.ports.store import Store
@@ -36,6 +36,7 @@ def read_config(text: str | bytes) -> tuple[NetworkConfig, Backend]:
 class ConfigFollower:
     """Calls `found` with each good config, `waiting` with the reason while there is none, `away` on failure.
 
+    With a config come its text, its backend, and the store's revision of it.
     A bad config never takes a good one away: the host runs on with what it has.
     """
 
@@ -44,7 +45,7 @@ class ConfigFollower:
         *,
         store: Store,
         clock: Clock,
-        found: Callable[[str, NetworkConfig, Backend], None],
+        found: Callable[[str, NetworkConfig, Backend, int], None],
         waiting: Callable[[str], None],
         away: Callable[[StoreError], None],
     ) -> None:
@@ -62,11 +63,11 @@ class ConfigFollower:
             try:
                 listing = await self._store.list(CONFIG)
                 self._retry_s = RETRY_MIN_S
-                self._read(next((r.value for r in listing.records if r.key == CONFIG), None))
+                self._read(next((record for record in listing.records if record.key == CONFIG), None))
                 async for batch in self._store.watch(CONFIG, listing.revision):
                     for change in batch.changes:
                         if isinstance(change, PutSeen) and change.record.key == CONFIG:
-                            self._read(change.record.value)
+                            self._read(change.record)
                         elif not isinstance(change, PutSeen) and change.key == CONFIG:
                             self._read(None)
             except StoreError as error:
@@ -75,21 +76,21 @@ class ConfigFollower:
             await self._clock.sleep(self._retry_s)
             self._retry_s = min(2 * self._retry_s, RETRY_MAX_S)
 
-    def _read(self, value: bytes | None) -> None:
+    def _read(self, record: Record | None) -> None:
         try:
-            if value is None:
+            if record is None:
                 raise ConfigError(
                     MISSING,
                     hint='Write one: flannelctl config set \'{"Network":"10.100.0.0/16"}\'.',
                 )
-            text = value.decode(errors="replace")
+            text = record.value.decode(errors="replace")
             config, backend = read_config(text)
         except ConfigError as error:
             self._say(error, "Waiting for a good one.")
             self._waiting(f"a good network config: {error}")
             return
         self._said = None
-        self._found(text, config, backend)
+        self._found(text, config, backend, record.revision)
 
     def _say(self, error: FlannelError, what_follows: str) -> None:
         """Say each problem once, until it is another one."""

@@ -42,7 +42,17 @@ from pyflannel.model.lease_protocol import (
     Wrote,
 )
 from pyflannel.model.lease_set import LeaseSet
-from pyflannel.model.store_record import Change, Conflict, Delete, DeleteSeen, Put, PutSeen, Record, Written
+from pyflannel.model.store_record import (
+    Change,
+    Conflict,
+    Delete,
+    DeleteSeen,
+    Put,
+    PutSeen,
+    Record,
+    Unchanged,
+    Written,
+)
 from pyflannel.plan.lease_knowledge import know
 from pyflannel.plan.lease_state import LeaseState, Listing
 from pyflannel.plan.lease_step import step
@@ -50,6 +60,7 @@ from pyflannel.ports.clock import Clock
 from pyflannel.ports.store import Store
 from pyflannel.wire.lease_record import (
     CLAIMS,
+    CONFIG,
     SUBNETS,
     claim_key,
     claim_of,
@@ -215,8 +226,10 @@ class LeaseKeeper:
 
 def _operation(write: Write) -> Put | Delete:
     match write:
-        case PutLease(lease=lease, ttl_s=ttl_s, expected=expected):
-            return Put(key=lease_key(lease), value=lease_value(lease), ttl_s=ttl_s, expected=expected)
+        case PutLease(lease=lease, ttl_s=ttl_s, expected=expected, config_revision=revision):
+            given = None if revision is None else Unchanged(CONFIG, revision)
+            key, value = lease_key(lease), lease_value(lease)
+            return Put(key=key, value=value, ttl_s=ttl_s, expected=expected, given=given)
         case DeleteLease(lease):
             return Delete(key=lease_key(lease), expected=lease.revision)
         case PutClaim(claim):

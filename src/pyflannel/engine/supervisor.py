@@ -102,6 +102,7 @@ class Supervisor:
         self._said_status = ""
         self._keeper: LeaseKeeper | None = None
         self.identity = options.identity
+        self._config_revision: int | None = None
         self.config_text: str | None = None
         self.config_trouble: str | None = None
         self.is_stale = False
@@ -218,6 +219,7 @@ class Supervisor:
         )
         return Wanted(
             network=config,
+            config_revision=self._config_revision,
             attributes=attributes,
             previous=self._previous,
             ttl_s=self._options.lease_ttl_s,
@@ -260,9 +262,11 @@ class Supervisor:
         self.planner.underlay = underlay
         self._inputs_changed()
 
-    def _config_changed(self, text: str, config: NetworkConfig, backend: Backend) -> None:
+    def _config_changed(self, text: str, config: NetworkConfig, backend: Backend, revision: int) -> None:
         held = self.planner.held
         if held is not None and not config.admits(held.lease.subnet):
+            self._config_revision = None  # the one that is run on stands there no longer
+            self._inputs_changed()
             self.config_trouble = f"a network config that admits our subnet {held.lease.subnet}"
             log.error(
                 "Network config does not admit our subnet: running on with the old one lease=%s. Put the"
@@ -274,6 +278,7 @@ class Supervisor:
             log.info("Found network config - Backend type: %s", config.backend_type)
         self.config_text, self.config_trouble, self.is_stale = text, None, False
         self.planner.config, self.planner.backend = config, backend
+        self._config_revision = revision
         self._prerequisites.set()
         self._inputs_changed()
 

@@ -17,6 +17,8 @@ class Wanted:
 
     Attributes:
         network: the range to take a subnet from.
+        config_revision: the store's revision of that; None when it is not known, or no longer what stands
+            there: nothing depends on it then.
         attributes: what our lease is to say; its owner is who we are.
         previous: the subnet of our last life, from the old subnet.env; preferred when free.
         ttl_s: how long a lease lasts unless it is renewed.
@@ -25,6 +27,7 @@ class Wanted:
     """
 
     network: NetworkConfig
+    config_revision: int | None = None
     attributes: LeaseAttributes
     previous: IPv4Network | None = None
     ttl_s: int = LEASE_TTL_S
@@ -55,11 +58,16 @@ class Held:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PutLease:
-    """Write a lease if its key has revision `expected` (0: is absent)."""
+    """Write a lease if its key has revision `expected` (0: is absent).
+
+    And if the network config has revision `config_revision`, unless that is None: a subnet of another length
+    may lie within this one, at another key.
+    """
 
     lease: Lease
     ttl_s: int | None
     expected: int
+    config_revision: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

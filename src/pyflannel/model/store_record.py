@@ -29,6 +29,14 @@ class Listing:
     revision: int
 
 
+@dataclass(frozen=True, slots=True)
+class Unchanged:
+    """A key still has this revision; 0 for absent."""
+
+    key: str
+    revision: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Put:
     """Write a key, if nobody wrote it since.
@@ -36,12 +44,14 @@ class Put:
     Attributes:
         ttl_s: seconds until the store deletes the key; None for never.
         expected: the revision that the key must have now: 0 for absent, None for any.
+        given: what must be so as well, of another key.
     """
 
     key: str
     value: bytes
     ttl_s: int | None
     expected: int | None
+    given: Unchanged | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +71,10 @@ class Written:
 
 @dataclass(frozen=True, slots=True)
 class Conflict:
-    """The key had another revision; nothing was written. `current` is None when the key is absent."""
+    """The key had another revision, or what was given is not so; nothing was written.
+
+    `current` is what stands at the key, None when it is absent.
+    """
 
     current: Record | None
 

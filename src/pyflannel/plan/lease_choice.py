@@ -59,9 +59,15 @@ def claim_on(lease: Lease, wanted: Wanted) -> PutLease:
     )
 
 
-def create(subnet: IPv4Network, wanted: Wanted, expected: int = 0) -> PutLease:
-    """Return the write that takes a free subnet."""
+def create(subnet: IPv4Network, wanted: Wanted) -> PutLease:
+    """Return the write that takes a free subnet, while the network config is what it was chosen by."""
     lease = Lease(subnet=subnet, attributes=wanted.attributes)
+    return PutLease(lease=lease, ttl_s=wanted.ttl_s, expected=0, config_revision=wanted.config_revision)
+
+
+def recreate(running: IPv4Network, wanted: Wanted, expected: int = 0) -> PutLease:
+    """Return the write that takes the subnet back that a host runs on, whatever the config says by now."""
+    lease = Lease(subnet=running, attributes=wanted.attributes)
     return PutLease(lease=lease, ttl_s=wanted.ttl_s, expected=expected)
 
 
@@ -69,7 +75,7 @@ def keep(running: IPv4Network, listed: Listed, wanted: Wanted) -> Choice:
     """Choose for a host that runs on `running` already: that subnet or none."""
     for unreadable in listed.unreadable:
         if unreadable.subnet == running:
-            return create(running, wanted, expected=unreadable.revision)
+            return recreate(running, wanted, expected=unreadable.revision)
     standing = next((lease for lease in listed.leases if lease.subnet == running), None)
     if standing is not None and (is_ours(standing, wanted) or _is_reinstalled(standing, wanted)):
         return Contest(standing) if must_contest(standing, wanted) else claim_on(standing, wanted)
@@ -78,7 +84,7 @@ def keep(running: IPv4Network, listed: Listed, wanted: Wanted) -> Choice:
     )
     if (other := standing or next(others, None)) is not None:
         return TakenBy(other)
-    return create(running, wanted)
+    return recreate(running, wanted)
 
 
 def choose(

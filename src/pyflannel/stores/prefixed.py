@@ -38,7 +38,11 @@ class PrefixedStore:
 
     async def write(self, operation: Put | Delete) -> Written | Conflict:
         """Perform one conditional write."""
-        outcome = await self._store.write(replace(operation, key=self._prefix + operation.key))
+        operation = replace(operation, key=self._prefix + operation.key)
+        if isinstance(operation, Put) and operation.given is not None:
+            given = replace(operation.given, key=self._prefix + operation.given.key)
+            operation = replace(operation, given=given)
+        outcome = await self._store.write(operation)
         match outcome:
             case Conflict(Record() as current):
                 return Conflict(self._ours(current))

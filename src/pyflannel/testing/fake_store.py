@@ -15,6 +15,7 @@ from pyflannel.model.store_record import (
     Put,
     PutSeen,
     Record,
+    Unchanged,
     Written,
 )
 from pyflannel.testing.fake_clock import FakeClock
@@ -157,11 +158,19 @@ class _Memory:
         current = self.record(operation.key)
         if operation.expected is not None and operation.expected != (current.revision if current else 0):
             return Conflict(current)
+        if isinstance(operation, Put) and not self._is_so(operation.given):
+            return Conflict(current)
         if isinstance(operation, Put):
             self._put(operation)
         elif current is not None:
             self._delete(operation.key)
         return Written(self._revision)
+
+    def _is_so(self, given: Unchanged | None) -> bool:
+        if given is None:
+            return True
+        current = self.record(given.key)
+        return given.revision == (current.revision if current else 0)
 
     def changes(self, prefix: str, after: int) -> Changes:
         if not self._compacted <= after <= self._revision:

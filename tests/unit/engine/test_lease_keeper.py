@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 
 import pytest
@@ -12,7 +13,7 @@ from pyflannel.engine.lease_keeper import LeaseKeeper
 from pyflannel.model.lease import Identity, LeaseAttributes
 from pyflannel.model.lease_protocol import Acquired, Lost, Report, SharedAddress, StoreAway, StoreBack, Wanted
 from pyflannel.model.network_config import NetworkConfig
-from pyflannel.model.store_record import Delete, Put, Record
+from pyflannel.model.store_record import Delete, Put, Record, Written
 from pyflannel.testing.fake_clock import FakeClock
 from pyflannel.testing.fake_store import FakeStore
 
@@ -242,5 +243,34 @@ def test_a_dead_host_gives_its_lease_to_its_successor_after_ten_seconds() -> Non
             assert newcomer.state.held is not None
             assert newcomer.state.held.lease.subnet == dead.state.held.lease.subnet
             assert len(await bench.leases()) == 1
+
+    run(check)
+
+
+def test_a_subnet_is_taken_only_while_its_config_stands() -> None:
+    """And taken back whatever the config says by then: the containers have its addresses."""
+
+    async def write_config(bench: Bench) -> int:
+        written = await bench.store.write(Put(key="config", value=b"{}", ttl_s=None, expected=None))
+        assert isinstance(written, Written)
+        return written.revision
+
+    async def check() -> None:
+        bench = Bench()
+        old, new = await write_config(bench), await write_config(bench)
+        keeper = bench.keeper("a", "192.168.50.101")
+        keeper.order(replace(keeper.state.wanted, config_revision=old))
+        async with running(bench, keeper):
+            assert not await bench.leases()
+
+            keeper.order(replace(keeper.state.wanted, config_revision=new))
+            await bench.clock.advance(1)
+            taken = list(await bench.leases())
+            assert len(taken) == 1
+
+            await write_config(bench)
+            await bench.store.write(Delete(key=taken[0], expected=None))
+            await bench.clock.advance(1)
+            assert list(await bench.leases()) == taken
 
     run(check)

@@ -617,6 +617,20 @@ def test_a_subnet_that_the_config_no_longer_admits_is_not_begun_with() -> None:
     assert list(store.leases) == [SECOND]
 
 
+def test_a_listing_from_before_the_config_is_not_chosen_from() -> None:
+    """What others took since, by the config before, may lie within what is chosen."""
+    store = Store(revision=3)
+    host = Host(store, replace(wanted(), config_revision=4))
+    host.take(Started())
+    host.answer()
+    assert not host.requests
+
+    store.write_lease(lease(FIRST, "other", "192.168.50.1"))
+    host.sleep(1)
+
+    assert host.subnet == SECOND
+
+
 def test_a_lease_that_is_ours_again_ends_the_degradation() -> None:
     """An operator wrote it back over the other's, without deleting that first."""
     store = Store()

@@ -2,8 +2,9 @@
 
 import asyncio
 import contextlib
+from dataclasses import replace
 
-from pyflannel.model.store_record import Changes, Conflict, Delete, Put, PutSeen, Written
+from pyflannel.model.store_record import Changes, Conflict, Delete, Put, PutSeen, Unchanged, Written
 from pyflannel.stores.prefixed import PrefixedStore
 from pyflannel.testing.fake_clock import FakeClock
 from pyflannel.testing.fake_store import FakeStore
@@ -29,6 +30,21 @@ def test_each_network_sees_its_own_keys() -> None:
         assert record is not None
         assert record.key == "config"
         assert await blue.time_to_live(record) == 60
+
+    asyncio.run(check())
+
+
+def test_what_else_is_to_be_so_stands_below_the_name_too() -> None:
+    async def check() -> None:
+        whole = FakeStore(FakeClock())
+        blue = PrefixedStore(whole, "blue")
+        written = await whole.write(put("blue/config"))
+        assert isinstance(written, Written)
+        lease = replace(put("subnets/10.1.1.0-24"), given=Unchanged("config", written.revision))
+
+        assert isinstance(await blue.write(lease), Written)
+        await whole.write(put("blue/config"))
+        assert isinstance(await blue.write(lease), Conflict)
 
     asyncio.run(check())
 

@@ -18,6 +18,7 @@ from pyflannel.model.store_record import (
     Put,
     PutSeen,
     Record,
+    Unchanged,
     Written,
 )
 from pyflannel.ports.clock import Clock
@@ -104,6 +105,8 @@ class Database:
         with self._transaction("IMMEDIATE") as connection:
             current = _record(connection, operation.key)
             if operation.expected is not None and operation.expected != (current.revision if current else 0):
+                return Conflict(current)
+            if isinstance(operation, Put) and not _is_so(connection, operation.given):
                 return Conflict(current)
             if isinstance(operation, Put):
                 revision = self._put(connection, operation)
@@ -306,6 +309,13 @@ def _record(connection: sqlite3.Connection, key: str) -> Record | None:
         "SELECT key, value, revision, lease_id FROM record WHERE key = ?", (key,)
     ).fetchone()
     return _to_record(row) if row else None
+
+
+def _is_so(connection: sqlite3.Connection, given: Unchanged | None) -> bool:
+    if given is None:
+        return True
+    current = _record(connection, given.key)
+    return given.revision == (current.revision if current else 0)
 
 
 def _to_record(row: tuple[str, bytes, int, int]) -> Record:

@@ -21,15 +21,17 @@ def transaction(keys: KeySpace, operation: Put | Delete, lease_id: int) -> TxnRe
         write = RequestOp(request_put=put)
     else:
         write = RequestOp(request_delete_range=DeleteRangeRequest(key=key, prev_kv=True))
-    # An absent key has the revision 0: one comparison serves absence and every revision.
-    conditions = (
-        []
-        if operation.expected is None
-        else [Compare(target=Compare.MOD, result=Compare.EQUAL, key=key, mod_revision=operation.expected)]
-    )
+    conditions = [] if operation.expected is None else [_has_revision(key, operation.expected)]
+    if isinstance(operation, Put) and operation.given is not None:
+        conditions.append(_has_revision(keys.full(operation.given.key), operation.given.revision))
     return TxnRequest(
         compare=conditions, success=[write], failure=[RequestOp(request_range=RangeRequest(key=key))]
     )
+
+
+def _has_revision(key: bytes, revision: int) -> Compare:
+    # An absent key has the revision 0: one comparison serves absence and every revision.
+    return Compare(target=Compare.MOD, result=Compare.EQUAL, key=key, mod_revision=revision)
 
 
 def outcome(keys: KeySpace, answer: TxnResponse) -> Written | Conflict:

@@ -7,7 +7,18 @@ from pyflannel.model.lease_set import LeaseSet
 from pyflannel.model.network_config import NetworkConfig
 from pyflannel.testing.lease_model.world import World
 
-_REVISIONS = frozenset({"revision", "expected", "claim_revision", "after", "listed_at", "watch", "compacted"})
+_REVISIONS = frozenset(
+    {
+        "revision",
+        "expected",
+        "claim_revision",
+        "config_revision",
+        "after",
+        "listed_at",
+        "watch",
+        "compacted",
+    }
+)
 _NAMES = frozenset({"owner", "machine", "name", "writer"})
 _FAILURES_MAX = 6  # the pause between two tries grows no longer
 _MEMORY_MAX = 300_000

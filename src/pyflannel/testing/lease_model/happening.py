@@ -27,6 +27,7 @@ from pyflannel.model.lease_protocol import (
     WatchLost,
     Woke,
 )
+from pyflannel.model.network_config import NetworkConfig
 from pyflannel.plan.lease_state import LeaseState, Listing
 from pyflannel.testing.lease_model import rules
 from pyflannel.testing.lease_model.moves import (
@@ -74,14 +75,23 @@ def apply(world: World, move: Move, protocol: Protocol, circumstances: Circumsta
                 replace(host, is_excused=True, watch=None if host.watch is None else _FROM_BEFORE)
                 for host in world.hosts
             )
-            store = StoreState(revision=1)
+            store = StoreState(revision=2, config_revision=2)  # of which the config is written again first
             return Outcome(world=replace(world, store=store, hosts=hosts, faults=world.faults - 1))
         case "config":
             assert circumstances.other_network is not None
-            network = circumstances.other_network
-            return Outcome(world=replace(world, network=network, faults=world.faults - 1))
+            return Outcome(world=_configured(world, circumstances.other_network))
         case _:
             raise AssertionError(f"no such move: {move}")
+
+
+def _configured(world: World, network: NetworkConfig) -> World:
+    """Write another network config; a watch that has seen all sees that nothing of its own happened."""
+    revision = world.store.revision + 1
+    hosts = tuple(
+        replace(host, watch=revision) if host.watch == world.store.revision else host for host in world.hosts
+    )
+    store = replace(world.store, revision=revision, config_revision=revision)
+    return replace(world, network=network, store=store, hosts=hosts, faults=world.faults - 1)
 
 
 def _later(world: World, *, is_slow: bool) -> World:
@@ -171,7 +181,7 @@ class _Happening:
             case "store back":
                 self.host = replace(host, is_away=False)
             case "config seen":
-                self._order(replace(host.wanted, network=self.world.network))
+                self._order(_with_config(host.wanted, self.world))
             case _:
                 raise AssertionError(f"no such move: {self.move}")
 
@@ -208,9 +218,8 @@ class _Happening:
     def _start(self) -> None:
         host = self.host
         memory = host.memory
-        wanted = replace(
-            host.wanted, network=self.world.network, previous=memory.subnet if memory is not None else None
-        )
+        previous = memory.subnet if memory is not None else None
+        wanted = replace(_with_config(host.wanted, self.world), previous=previous)
         # A daemon that reaches no store starts with what it knew last.
         held = Held(lease=memory) if memory is not None and host.is_away else None
         state = LeaseState(wanted=wanted, held=held, phase=Listing())
@@ -312,6 +321,10 @@ _FROM_BEFORE = -2
 
 _MOST_SUBNETS = 8
 """A draw among more than these is for the length of a pause."""
+
+
+def _with_config(wanted: Wanted, world: World) -> Wanted:
+    return replace(wanted, network=world.network, config_revision=world.store.config_revision)
 
 
 def _failure(request: Request, cause: str) -> Failed:

@@ -99,8 +99,9 @@ def _of_host(world: World, place: int, host: HostState) -> Iterator[Move]:
         yield Move(what="watch", host=place)
     if host.wake_at is not None and host.wake_at - host.skew_s <= world.now:
         yield Move(what="wake", host=place)
-    if host.wanted.network != world.network and (
-        host.memory is None or world.network.admits(host.memory.subnet)
+    held = host.state.held
+    if host.wanted.config_revision != world.store.config_revision and (
+        held is None or world.network.admits(held.lease.subnet)
     ):
         yield Move(what="config seen", host=place)
 

@@ -156,6 +156,14 @@ def every_scenario() -> tuple[Scenario, ...]:
             folds_subnets=False,
         ),
         scenario(
+            "a change of the subnets' length",
+            (host(1), host(2)),
+            faults=("config", "lost answer", "crash"),
+            last=2,
+            other_network=network(last=2, length=25),
+            folds_subnets=False,
+        ),
+        scenario(
             "a store that lost its data",
             (host(1), host(2)),
             faults=("data lost", "watch cut", "lost answer"),

@@ -30,9 +30,10 @@ def transact(store: StoreState, request: Request, now: float, writer: str) -> tu
     match request:
         case List():
             return store, _listing(store)
-        case PutLease(lease=lease, ttl_s=ttl_s, expected=expected):
+        case PutLease(lease=lease, ttl_s=ttl_s, expected=expected, config_revision=given):
             current = lease_at(store, lease.subnet)
-            if (revision_of(current) if current is not None else 0) != expected:
+            is_expected = (revision_of(current) if current is not None else 0) == expected
+            if not is_expected or given not in (None, store.config_revision):
                 value = current.value if current is not None else None
                 return store, Conflicted(request, value if isinstance(value, Lease) else None)
             return _wrote(put_lease(store, lease, ttl_s, now, writer), request)
@@ -76,11 +77,11 @@ def delete(store: StoreState, entry: Entry) -> StoreState:
     """Delete a key: by a request, by hand, or at its end."""
     revision = store.revision + 1
     gone = ClaimGone if isinstance(entry.value, Claim) else LeaseGone
-    return StoreState(
+    return replace(
+        store,
         entries=tuple(other for other in store.entries if other is not entry),
         history=(*store.history, gone(entry.value.subnet, revision)),
         revision=revision,
-        compacted=store.compacted,
     )
 
 
@@ -125,11 +126,11 @@ def _put_claim(store: StoreState, claim: Claim, now: float, writer: str) -> Stor
 
 
 def _put(store: StoreState, entry: Entry, change: LeaseChange, old: Entry | None) -> StoreState:
-    return StoreState(
+    return replace(
+        store,
         entries=(*(other for other in store.entries if other is not old), entry),
         history=(*store.history, change),
         revision=store.revision + 1,
-        compacted=store.compacted,
     )
 
 

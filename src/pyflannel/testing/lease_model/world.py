@@ -31,12 +31,17 @@ class Entry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreState:
-    """The store: its keys in the order of their revisions, and its history as far as anybody may ask."""
+    """The store: its keys in the order of their revisions, and its history as far as anybody may ask.
+
+    Attributes:
+        config_revision: of the key with the network config, which `World.network` is.
+    """
 
     entries: tuple[Entry, ...] = ()
     history: tuple[LeaseChange, ...] = ()
     revision: int = 1
     compacted: int = 0
+    config_revision: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
