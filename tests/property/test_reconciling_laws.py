@@ -1,6 +1,8 @@
 """Laws of the heart: whatever a host looks like, one pass makes it what the plan says, and no more."""
 
 import asyncio
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,11 +14,12 @@ from pyflannel.model.link import Link
 from pyflannel.model.nft_table import NftTable
 from pyflannel.model.operation import Add, Remove, Replace
 from pyflannel.model.route import Route
+from pyflannel.model.route_protocol import route_protocol
 from pyflannel.model.state import State
 from pyflannel.plan.describe import found
 from pyflannel.plan.diff import diff
 from pyflannel.plan.order import order
-from pyflannel.plan.ownership import ours
+from pyflannel.plan.ownership import ours, taken_links, without_links
 from pyflannel.testing.fake_kernel import FakeKernel
 from pyflannel.testing.strategies import drifted, udp_plans
 
@@ -147,9 +150,43 @@ def test_filter_rules_belong_to_the_daemon_of_their_device() -> None:
     my_chain = IptablesChain(family=4, table="filter", device="flannel1", rules=())
     found = [theirs, mine, their_chain, my_chain]
 
-    assert ours(found, State.EMPTY) == State.of(mine, my_chain)
-    assert ours([theirs, their_chain], State.EMPTY) == State.EMPTY
-    assert ours(found, State.EMPTY, "pyflannel /run/blue") == State.of(theirs, their_chain)
-    assert ours([their_chain], State.EMPTY) == State.of(
-        their_chain
-    )  # what a dead daemon, or the original, left
+    assert ours(found, State.EMPTY, device="flannel1") == State.of(mine, my_chain)
+    assert ours(found, State.EMPTY, "pyflannel /run/blue", "flannel0") == State.of(theirs, their_chain)
+    # What a dead daemon, or the original, left.
+    assert ours([their_chain], State.EMPTY) == State.of(their_chain)
+
+
+def test_routes_belong_to_the_daemon_of_their_protocol() -> None:
+    """Two host-gw networks share the underlay's link: a route says by its protocol whose it is."""
+    mine, theirs = (
+        Route(
+            destination=IPv4Network(destination),
+            link="eth0",
+            gateway=IPv4Address("192.168.50.101"),
+            protocol=route_protocol(device),
+        )
+        for destination, device in (("10.100.1.0/24", "flannel0"), ("10.101.1.0/24", "flannel1"))
+    )
+
+    assert ours([mine, theirs], State.EMPTY) == State.of(mine)
+    assert ours([mine, theirs], State.EMPTY, "pyflannel /run/blue", "flannel1") == State.of(theirs)
+    assert ours([mine, theirs], State.EMPTY, "pyflannel /run/blue", None) == State.EMPTY
+
+
+def test_a_link_of_another_daemon_is_never_fought_over() -> None:
+    """Two networks with one VNI: the second says whose the device is, and leaves all that is on it."""
+    wanted = Link(name="flannel.1", kind="vxlan", mtu=1450, alias="pyflannel /run/blue")
+    base = Address(link="flannel.1", address=IPv4Interface("10.101.1.0/32"))
+    route = Route(destination=IPv4Network("10.101.2.0/24"), link="flannel.1")
+    desired = State.of(wanted, base, route)
+    theirs = replace(wanted, alias="pyflannel")
+    found = [theirs, Address(link="flannel.1", address=IPv4Interface("10.100.1.0/32"))]
+
+    taken = taken_links(found, desired, "pyflannel /run/blue")
+
+    assert [refusal.operation for refusal in taken.values()] == [Add(wanted)]
+    assert "--run-dir=/run/flannel " in taken["flannel.1"].cause
+    assert without_links(desired, taken.keys()) == State.EMPTY
+    assert ours([*found, base], desired, "pyflannel /run/blue") == State.EMPTY
+    assert not taken_links(found, State.of(theirs))
+    assert not taken_links([replace(wanted, alias="somebody's")], desired, "pyflannel /run/blue")

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pyflannel.assembly.daemon_process import running_daemon, stop_daemon
-from pyflannel.assembly.options import store_url_from_environment
 from pyflannel.assembly.footing import footing_of, status_of_host
+from pyflannel.assembly.options import store_url_from_environment
 from pyflannel.assembly.places import Places
 from pyflannel.assembly.removal import remove_objects
 from pyflannel.assembly.store import open_store

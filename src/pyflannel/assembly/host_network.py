@@ -13,6 +13,8 @@ from pyflannel.assembly.places import Places
 from pyflannel.engine.status_report import status_of
 from pyflannel.engine.supervisor import HostOptions, Supervisor, World
 from pyflannel.engine.targets import Targets
+from pyflannel.errors import TargetError
+from pyflannel.kernel.atomic_file import replace_file
 from pyflannel.kernel.clock import BoottimeClock
 from pyflannel.kernel.device_claim import DeviceClaim
 from pyflannel.kernel.files import FileTarget
@@ -21,12 +23,15 @@ from pyflannel.kernel.iptables import IptablesTarget
 from pyflannel.kernel.linux import LinuxTarget
 from pyflannel.kernel.machine import new_identity, read_identity
 from pyflannel.kernel.nftables import NftTarget
+from pyflannel.kernel.route_protocols import route_protocols
 from pyflannel.model.address import Address
+from pyflannel.model.fdb_entry import FdbEntry
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer
 from pyflannel.model.host_file import HostFile
 from pyflannel.model.iptables_chain import IptablesChain
 from pyflannel.model.lease import Lease
 from pyflannel.model.link import Link
+from pyflannel.model.neighbour import Neighbour
 from pyflannel.model.nft_table import NftTable
 from pyflannel.model.route import Route
 from pyflannel.model.status import Status
@@ -68,6 +73,8 @@ class HostNetwork:
                 {
                     Link: linux,
                     Address: linux,
+                    Neighbour: linux,
+                    FdbEntry: linux,
                     Route: linux,
                     Forwarder: forwarder,
                     ForwarderPeer: forwarder,
@@ -142,7 +149,7 @@ async def open_network(
 
     Raises:
         BusyError: there is no name left for a device.
-        TargetError: the kernel or the state directory cannot be used at all.
+        TargetError: the kernel, the run directory or the state directory cannot be used at all.
     """
     interfaces = KernelInterfaces()
     return HostNetwork(
@@ -151,11 +158,36 @@ async def open_network(
         store=store,
         store_url=store_url,
         interfaces=interfaces,
-        claim=DeviceClaim(device_names(places.mark, await interfaces.observe())),
+        claim=await _claim(places, interfaces),
         notify=notify,
         alive=alive,
         audit_s=audit_s,
     )
+
+
+async def _claim(places: Places, interfaces: KernelInterfaces) -> DeviceClaim:
+    """Claim a name for the device, that of the last life if nobody else has it, and keep it."""
+    kept = places.device()
+    names = device_names(
+        places.mark,
+        await interfaces.observe(),
+        kept=kept,
+        protocols=await route_protocols() if kept is None else (),  # there may be a great many
+    )
+    claim = DeviceClaim(names)
+    if claim.name != kept:
+        _keep(places.device_file, claim.name)
+    return claim
+
+
+def _keep(file: Path, name: str) -> None:
+    try:
+        replace_file(str(file), f"{name}\n")
+    except OSError as error:
+        raise TargetError(
+            f"{file} cannot be written: {error.strerror}",
+            hint=f"Let flanneld write to {file.parent}, or name another --run-dir.",
+        ) from error
 
 
 def _host_options(options: FlanneldOptions, places: Places, device: str, audit_s: float) -> HostOptions:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pyflannel.model.link import MARK
+from pyflannel.model.route_protocol import DEVICES
 
 _RUN_DIR = Path("/run/flannel")
 
@@ -45,6 +46,11 @@ class Places:
         return self.state_dir / "last-known.json"
 
     @property
+    def device_file(self) -> Path:
+        """The name that the daemon claims: with a backend that has no such device, nothing else tells it."""
+        return self.run_dir / "device"
+
+    @property
     def mark(self) -> str:
         """The alias of our links: with the run directory, where it is not the usual one."""
         return MARK if self.run_dir == _RUN_DIR else f"{MARK} {self.run_dir}"
@@ -56,6 +62,13 @@ class Places:
             state_dir=self.state_dir / name,
             subnet_file=subnet_dir / f"{name}.env",
         )
+
+    def device(self) -> str | None:
+        """Return the name that the daemon of this run directory claimed last; None when that is not known."""
+        with contextlib.suppress(OSError, ValueError):
+            if (name := self.device_file.read_text(encoding="ascii").strip()) in DEVICES:
+                return name
+        return None
 
     def owner(self) -> str | None:
         """Return who this host is; None when no identity is kept, or it cannot be read."""

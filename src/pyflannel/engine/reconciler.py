@@ -9,6 +9,7 @@ from pyflannel.engine.damping import Damping
 from pyflannel.engine.pause import pause
 from pyflannel.errors import TargetError
 from pyflannel.model.address import Address
+from pyflannel.model.filter_name import FIRST_DEVICE
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer
 from pyflannel.model.host_file import HostFile
 from pyflannel.model.iptables_chain import IptablesChain
@@ -20,7 +21,7 @@ from pyflannel.model.state import Item, State
 from pyflannel.plan.describe import found
 from pyflannel.plan.diff import diff
 from pyflannel.plan.order import order
-from pyflannel.plan.ownership import ours
+from pyflannel.plan.ownership import ours, taken_links, without_links
 from pyflannel.ports.clock import Clock
 from pyflannel.ports.target import Target
 
@@ -80,6 +81,7 @@ class Reconciler:
         alive: Callable[[], object] = lambda: None,
         audit_s: float = AUDIT_S,
         mark: str = MARK,
+        device: str = FIRST_DEVICE,
     ) -> None:
         self._target = target
         self._clock = clock
@@ -88,6 +90,7 @@ class Reconciler:
         self._alive = alive
         self._audit_s = audit_s
         self._mark = mark
+        self._device = device
         self._must_look = asyncio.Event()
         self._may_change = asyncio.Event()
         self._writing = asyncio.Lock()
@@ -183,13 +186,15 @@ class Reconciler:
         async with self._writing:
             desired = self._desired() or interest
             self._pending.clear()  # it is in the plan
-            actual = ours(snapshot, desired, self._mark)
+            taken = taken_links(snapshot, desired, self._mark)
+            desired = without_links(desired, taken.keys()) if taken else desired
+            actual = ours(snapshot, desired, self._mark, self._device)
             self._count = len(desired)
             wanted = diff(desired, actual)
             if self._changed_while_looking:
                 wanted = (o for o in wanted if _subject(o).key not in self._changed_while_looking)
             operations, wait_s = self._admitted(order(wanted), desired)
-            refused, left = await self._apply(operations)
+            refused, left = await self._apply(operations, tuple(taken.values()))
             undone = {_subject(operation).key for operation in (*left, *(each.operation for each in refused))}
             self._tell([o for o in operations if _subject(o).key not in undone], refused, desired)
             self._applied = {key: item for key, item in desired.by_key.items() if key not in undone}
@@ -199,14 +204,16 @@ class Reconciler:
             return min(self._audit_s, wait_s)
         return await self._rest()
 
-    async def _apply(self, operations: list[Operation]) -> tuple[tuple[Refusal, ...], list[Operation]]:
-        """Apply the operations; return what was refused, and what was left for later.
+    async def _apply(
+        self, operations: list[Operation], refused: tuple[Refusal, ...]
+    ) -> tuple[tuple[Refusal, ...], list[Operation]]:
+        """Apply the operations; return what was refused, `refused` before all, and what was left for later.
 
         Files wait until the host's own part stands: whoever reads subnet.env may start containers at once.
         """
         files = [operation for operation in operations if isinstance(_subject(operation), HostFile)]
         objects = [operation for operation in operations if not isinstance(_subject(operation), HostFile)]
-        refused = tuple(await self._target.apply(objects)) if objects else ()
+        refused += tuple(await self._target.apply(objects)) if objects else ()
         if any(isinstance(_subject(refusal.operation), _OF_THE_HOST) for refusal in refused):
             return refused, files
         if files:

@@ -5,6 +5,7 @@ from ipaddress import IPv4Address, IPv4Network
 
 from pyflannel.model.lease import Lease
 from pyflannel.model.link import MARK
+from pyflannel.model.route_protocol import route_protocol
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +38,8 @@ class Host:
     """This host: its lease, its underlay, and what it calls its own.
 
     Attributes:
-        device: name of the tunnel device; another network on this host has another.
+        device: name that the daemon claims, which no other on this host has; that of its TUN device, and what
+            its filter rules and its routes are told by.
         mark: alias of the links that we make.
         owner: our identity, from which a VTEP's MAC address is derived.
         kernel: release of the running kernel, `6.1.0-18-amd64`; "" when not known.
@@ -49,3 +51,8 @@ class Host:
     mark: str = MARK
     owner: str = ""
     kernel: str = ""
+
+    @property
+    def protocol(self) -> int:
+        """The rtm_protocol of its routes."""
+        return route_protocol(self.device)

@@ -1,27 +1,35 @@
-"""What a tunnel device is called, where several networks share a host."""
+"""Which name a daemon claims, where several networks share a host."""
 
-import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
+from pyflannel.model.filter_name import FIRST_DEVICE
 from pyflannel.model.interface import Interfaces
 from pyflannel.model.link import MARK
+from pyflannel.model.route_protocol import DEVICES, route_protocol
 
-_NUMBERED = re.compile(r"flannel\d+")
 
+def device_names(
+    mark: str, interfaces: Interfaces, *, kept: str | None = None, protocols: Collection[int] = ()
+) -> Iterator[str]:
+    """Yield `flannel0`, `flannel1`, … as this daemon may claim them, the best first.
 
-def device_names(mark: str, interfaces: Interfaces) -> Iterator[str]:
-    """Yield `flannel0`, `flannel1`, … as this daemon may take them, the best first; never ends.
+    The name of its last life comes first, then that of a device that carries its mark, so that a restart
+    finds what is its own. A device that nobody marked is left to whoever made it, but for flannel0: the
+    host's only daemon takes it over. A name whose routes are there is that of a daemon that is down.
 
-    The device that carries our mark already comes first, so that a restart finds it. A device that nobody
-    marked is left to whoever made it, but for flannel0: the host's only daemon takes it over.
+    Args:
+        mark: alias of our links.
+        interfaces: the devices that there are.
+        kept: the name of the last life.
+        protocols: of the routes that there are.
     """
     aliases = {one.name: one.alias for one in interfaces.interfaces}
-    ours = sorted(name for name, alias in aliases.items() if alias == mark and _NUMBERED.fullmatch(name))
+    if kept in DEVICES and aliases.get(kept, mark) == mark:
+        yield kept
+    ours = [name for name in DEVICES if aliases.get(name) == mark]
     yield from ours
-    if mark == MARK and not ours and not aliases.get("flannel0", "").startswith(MARK):
-        yield "flannel0"
-    number = 0
-    while True:
-        if (name := f"flannel{number}") not in aliases:
+    if mark == MARK and not ours and not aliases.get(FIRST_DEVICE, "").startswith(MARK):
+        yield FIRST_DEVICE
+    for name in DEVICES:
+        if name not in aliases and route_protocol(name) not in protocols:
             yield name
-        number += 1

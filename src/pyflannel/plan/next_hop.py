@@ -1,6 +1,6 @@
 """Peers as next hops on the underlay: whether one can be sent to, and the route by way of it."""
 
-from pyflannel.model.host import Host, Underlay
+from pyflannel.model.host import Host
 from pyflannel.model.lease import Lease
 from pyflannel.model.route import Route
 
@@ -22,6 +22,11 @@ def address_objection(peer: Lease, host: Host) -> str | None:
     return None
 
 
-def direct_route(peer: Lease, underlay: Underlay) -> Route:
+def direct_route(peer: Lease, host: Host) -> Route:
     """Return the route to a peer's subnet by way of the peer, which must be on our link."""
-    return Route(destination=peer.subnet, gateway=peer.attributes.public_ip, link=underlay.link)
+    return Route(
+        destination=peer.subnet,
+        gateway=peer.attributes.public_ip,
+        link=host.underlay.link,
+        protocol=host.protocol,
+    )

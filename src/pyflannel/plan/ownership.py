@@ -1,6 +1,7 @@
 """What is ours among all that is there: the rules that decide what a pass may touch."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Set
+from dataclasses import dataclass
 from typing import assert_never
 
 from pyflannel.model.address import Address
@@ -12,45 +13,111 @@ from pyflannel.model.iptables_chain import IptablesChain
 from pyflannel.model.link import MARK, Link
 from pyflannel.model.neighbour import Neighbour
 from pyflannel.model.nft_table import NftTable
-from pyflannel.model.route import PROTOCOL_FLANNEL, Route
+from pyflannel.model.operation import Add, Refusal
+from pyflannel.model.route import Route
+from pyflannel.model.route_protocol import route_protocol
 from pyflannel.model.state import Item, State
 
 
-def ours(actual: Iterable[Item], desired: State, mark: str = MARK) -> State:
+def ours(
+    actual: Iterable[Item], desired: State, mark: str = MARK, device: str | None = FIRST_DEVICE
+) -> State:
     """Return the part of `actual` that a pass towards `desired` may change or remove.
 
-    `mark` is the alias of the links that this daemon makes.
+    `mark` is the alias of the links that this daemon makes, `device` the name that it claims; None when
+    that is not known, so that routes and filter rules cannot be told from another daemon's.
 
     1. What stands at a key of the plan, or on a link of the plan or with our mark, is ours whoever made
-       it: a route that somebody replaced is taken back.
+       it: a route that somebody replaced is taken back. But a link with another daemon's mark is that
+       daemon's, and so is what is on it.
     2. Elsewhere only what carries our mark is ours: links by alias, routes by protocol number, filter rules
        by the name of their chain or table, which says the device.
     3. Everything else is foreign and stays.
     """
     items = tuple(actual)
+    others = {item.name for item in items if isinstance(item, Link) and _is_others(item, mark)}
     links = {item.name for item in (*items, *desired) if isinstance(item, Link) and item.alias == mark}
-    devices = set(links)
-    if mark == MARK and not links and not any(_is_first_device(item) for item in items):
-        devices.add(FIRST_DEVICE)  # the names of the original's rules, and of ours when the device is gone
+    marks = _Marks(mark=mark, device=device, links=links - others)
     return State.collect(
-        item for item in items if item.key in desired.by_key or _is_marked(item, mark, links, devices)
+        item
+        for item in items
+        if (item.key in desired.by_key and not (others and _is_on(item, others))) or _is_marked(item, marks)
     )
 
 
-def _is_first_device(item: Item) -> bool:
-    return isinstance(item, Link) and item.name == FIRST_DEVICE and item.alias.startswith(MARK)
+def taken_links(actual: Iterable[Item], desired: State, mark: str = MARK) -> Mapping[str, Refusal]:
+    """Return the links of the plan that another daemon of this host has, by name: each a refusal, as it says.
+
+    Nobody fights over them: they are left out of the plan for as long.
+    """
+    return {
+        item.name: Refusal(
+            operation=Add(wanted),
+            cause=f"the flanneld with --run-dir={_run_dir(item.alias)} has this link",
+            hint="Give each network a VNI of its own (Backend.VNI); what a daemon left that is no more,"
+            f" `flannelctl cleanup --run-dir={_run_dir(item.alias)}` removes.",
+        )
+        for item in actual
+        if isinstance(item, Link)
+        and _is_others(item, mark)
+        and isinstance(wanted := desired.by_key.get(item.key), Link)
+    }
 
 
-def _is_marked(item: Item, mark: str, links: set[str], devices: set[str]) -> bool:
+def without_links(desired: State, names: Set[str]) -> State:
+    """Return the plan but for these links and all that would be on them."""
+    return State({key: item for key, item in desired.by_key.items() if not _hangs_on(item, names)})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Marks:
+    """By what a daemon knows its own: its mark, the name that it claims, its links."""
+
+    mark: str
+    device: str | None
+    links: Set[str]
+
+
+def _is_others(link: Link, mark: str) -> bool:
+    """Return whether another daemon's mark is on the link: ours, or ours and a run directory."""
+    return link.alias != mark and (link.alias == MARK or link.alias.startswith(f"{MARK} "))
+
+
+def _run_dir(alias: str) -> str:
+    return alias.removeprefix(MARK).strip() or "/run/flannel"
+
+
+def _is_on(item: Item, links: Set[str]) -> bool:
+    """Return whether the item is one of these links, or says something of one."""
     match item:
         case Link():
-            return item.alias == mark
+            return item.name in links
         case Address() | Neighbour() | FdbEntry():
             return item.link in links
+        case _:
+            return False
+
+
+def _hangs_on(item: Item, links: Set[str]) -> bool:
+    match item:
+        case Route() | Forwarder() | ForwarderPeer():
+            return item.link in links
+        case _:
+            return _is_on(item, links)
+
+
+def _is_marked(item: Item, marks: _Marks) -> bool:
+    match item:
+        case Link():
+            return item.alias == marks.mark
+        case Address() | Neighbour() | FdbEntry():
+            return item.link in marks.links
         case Route():
-            return item.link in links or item.protocol == PROTOCOL_FLANNEL
+            return item.link in marks.links or (
+                marks.device is not None and item.protocol == route_protocol(marks.device)
+            )
         case IptablesChain() | NftTable():
-            return item.device in devices
+            return item.device == marks.device
         case Forwarder() | ForwarderPeer():
             return True  # nobody else runs one in our run directory
         case HostFile():

@@ -49,6 +49,19 @@ def find_forwarders(run_dir: Path) -> list[int]:
     ]
 
 
+def find_original() -> int | None:
+    """Return an original flanneld in our network namespace, or None.
+
+    It is a program of its own, where ours is one of the interpreter's.
+    """
+    namespace = _link(_PROC / "thread-self/ns/net")
+    for process in _processes():
+        program = _link(process / "exe").removesuffix(" (deleted)")
+        if program.endswith("/flanneld") and _link(process / "ns/net") == namespace:
+            return int(process.name)
+    return None
+
+
 def is_forwarder(pid: int) -> bool:
     """Return whether a process is a forwarder, of whatever version and run directory."""
     return FORWARDER in _read(_PROC / str(pid) / "cmdline").split("\0")

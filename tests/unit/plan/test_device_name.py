@@ -5,6 +5,7 @@ from itertools import islice
 import pytest
 
 from pyflannel.model.interface import Interface, Interfaces
+from pyflannel.model.route_protocol import DEVICES, PROTOCOLS, route_protocol
 from pyflannel.plan.device_name import device_names
 
 BLUE = "pyflannel /run/blue"
@@ -34,3 +35,29 @@ def host(**aliases: str) -> Interfaces:
 )
 def test_our_device_first_and_then_free_names(mark: str, interfaces: Interfaces, names: list[str]) -> None:
     assert list(islice(device_names(mark, interfaces), len(names))) == names
+
+
+def test_the_name_of_the_last_life_comes_first() -> None:
+    """With vxlan and host-gw no device has that name; one that somebody else made meanwhile is his."""
+    assert next(device_names(BLUE, host(), kept="flannel3")) == "flannel3"
+    assert next(device_names(BLUE, host(flannel3=BLUE), kept="flannel3")) == "flannel3"
+    assert next(device_names(BLUE, host(flannel3="his"), kept="flannel3")) == "flannel0"
+    assert next(device_names("pyflannel", host(), kept="../etc")) == "flannel0"
+
+
+def test_the_name_of_a_daemon_that_is_down_is_left_to_it() -> None:
+    """Its routes are there; but flannel0's are taken over by the host's only daemon."""
+    assert next(device_names(BLUE, host(), protocols={2, 3, 80, 101})) == "flannel2"
+    assert next(device_names("pyflannel", host(), protocols={2, 3, 80, 101})) == "flannel0"
+
+
+def test_each_name_has_a_protocol_of_its_own() -> None:
+    """None of them is another program's, as far as is known."""
+    protocols = [route_protocol(name) for name in DEVICES]
+    others = {*range(19), 42, 84, 99, *range(186, 199), 248, 253}
+
+    assert protocols[:3] == [80, 101, 102]
+    assert len(set(protocols)) == len(protocols)
+    assert set(protocols) == PROTOCOLS
+    assert not PROTOCOLS & others
+    assert max(PROTOCOLS) < 256

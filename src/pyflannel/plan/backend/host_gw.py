@@ -82,7 +82,7 @@ class HostGwBackend:
         """Return the one route by way of the peer."""
         if self.objection(peer, host) is not None:
             return State.EMPTY
-        return State.of(direct_route(peer, host.underlay))
+        return State.of(direct_route(peer, host))
 
 
 def parse(config: NetworkConfig) -> HostGwBackend:

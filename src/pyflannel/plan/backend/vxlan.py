@@ -194,13 +194,19 @@ class VxlanBackend:
         if self.objection(peer, host) is not None:
             return State.EMPTY
         if self._is_direct(peer, host):
-            return State.of(direct_route(peer, host.underlay))
+            return State.of(direct_route(peer, host))
         vtep, base = peer.attributes.vtep, peer.subnet.network_address
         assert vtep is not None  # else there was an objection
         return State.of(
             FdbEntry(link=self.device, mac=vtep.mac, destination=peer.attributes.public_ip),
             Neighbour(link=self.device, address=base, mac=vtep.mac),
-            Route(destination=peer.subnet, gateway=base, link=self.device, is_onlink=True),
+            Route(
+                destination=peer.subnet,
+                gateway=base,
+                link=self.device,
+                protocol=host.protocol,
+                is_onlink=True,
+            ),
         )
 
     def _is_direct(self, peer: Lease, host: Host) -> bool:
