@@ -1,0 +1,190 @@
+"""The octets that programs and this process share: settings, keys and values of the maps. See maps.h.
+
+Addresses and ports are in network order, everything else is in the host's.
+"""
+
+import socket
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from ipaddress import IPv4Address, IPv4Network
+
+from pyflannel.kernel.bpf.syscall import MapInfo
+from pyflannel.model.bpf_peer import BpfPeer
+
+BUILD_OCTETS = 8
+"""Of the digest by which an object is told from that of another version."""
+
+SETTINGS_MAP = ".rodata.setting"
+"""The map of a program's settings: its section's name, as far as the kernel's 15 octets go."""
+
+_SETTINGS = struct.Struct("=8s16sII4s4s4sHxx")
+_IDENTITY_OCTETS = BUILD_OCTETS + 16
+_SUBNET = struct.Struct("=I4s")
+_PEER = struct.Struct("=4sHBx")
+_COUNT = struct.Struct("=QQ")
+_INDEX = struct.Struct("=I")
+_READS_UNFINISHED = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MapLayout:
+    """What a map must be, so that programs of this version can share it; sizes in octets.
+
+    Attributes:
+        type: enum bpf_map_type.
+    """
+
+    name: str
+    type: int
+    key_octets: int
+    value_octets: int
+
+    def describes(self, found: MapInfo) -> bool:
+        """Return whether a map of the kernel is such a one."""
+        return (self.name, self.type, self.key_octets, self.value_octets) == (
+            found.name,
+            found.type,
+            found.key_octets,
+            found.value_octets,
+        )
+
+
+PEERS = MapLayout(name="flannel_peers", type=11, key_octets=8, value_octets=8)  # LPM_TRIE
+MACS = MapLayout(name="flannel_macs", type=1, key_octets=4, value_octets=8)  # HASH
+PORTS = MapLayout(name="flannel_ports", type=25, key_octets=4, value_octets=4)  # DEVMAP_HASH
+COUNTS = MapLayout(name="flannel_counts", type=6, key_octets=4, value_octets=16)  # PERCPU_ARRAY
+SHARED = (PEERS, MACS, PORTS, COUNTS)
+
+
+class Outcome(Enum):
+    """What became of packets, in the order of maps.h; the value is the counter's name."""
+
+    ENCAPSULATED = "encapsulated"
+    DECAPSULATED = "decapsulated"
+    DELIVERED = "delivered"
+    LEFT_NOT_IPV4 = "left_not_ipv4"
+    LEFT_OPTIONS = "left_options"
+    LEFT_FRAGMENT = "left_fragment"
+    LEFT_EXPIRED = "left_expired"
+    LEFT_SEGMENTED = "left_segmented"
+    LEFT_LONG = "left_long"
+    LEFT_NO_ROUTE = "left_no_route"
+    LEFT_UNREADY_PEER = "left_unready_peer"
+    LEFT_INCONSISTENT = "left_inconsistent"
+    LEFT_NO_ROOM = "left_no_room"
+    STRANGER = "stranger"
+    IMPOSTOR = "impostor"
+    NOT_OURS = "not_ours"
+    UNFINISHED = "unfinished"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What is written into a program before it is loaded; links by their indexes.
+
+    Attributes:
+        build: digest of the object that the program is of.
+    """
+
+    build: bytes
+    device: str
+    device_index: int
+    underlay_index: int
+    address: IPv4Address
+    subnet: IPv4Network
+    port: int
+
+
+def pack_settings(settings: Settings) -> bytes:
+    """Return `struct settings`."""
+    return _SETTINGS.pack(
+        settings.build,
+        settings.device.encode(),
+        settings.device_index,
+        settings.underlay_index,
+        settings.address.packed,
+        settings.subnet.network_address.packed,
+        settings.subnet.netmask.packed,
+        socket.htons(settings.port),
+    )
+
+
+def unpack_settings(octets: bytes) -> Settings | None:
+    """Return what a program was given; None when these are not even the settings of another version.
+
+    Build and device stand where they stand in every version, so that none is ever taken for a stranger's;
+    the rest of another version's need not make sense.
+    """
+    if len(octets) < _IDENTITY_OCTETS:
+        return None
+    whole = octets[: _SETTINGS.size].ljust(_SETTINGS.size, b"\0")
+    build, device, device_index, underlay_index, address, base, mask, port = _SETTINGS.unpack(whole)
+    try:
+        subnet = IPv4Network((base, str(IPv4Address(mask))))
+    except ValueError:
+        subnet = IPv4Network(0)
+    return Settings(
+        build=build,
+        device=device.rstrip(b"\0").decode("ascii", "replace"),
+        device_index=device_index,
+        underlay_index=underlay_index,
+        address=IPv4Address(address),
+        subnet=subnet,
+        port=socket.ntohs(port),
+    )
+
+
+def pack_subnet(subnet: IPv4Network) -> bytes:
+    """Return `struct subnet`."""
+    return _SUBNET.pack(subnet.prefixlen, subnet.network_address.packed)
+
+
+def pack_peer(peer: BpfPeer) -> bytes:
+    """Return `struct peer`."""
+    return _PEER.pack(
+        peer.address.packed, socket.htons(peer.port), _READS_UNFINISHED if peer.is_direct else 0
+    )
+
+
+def unpack_peer(device: str, key: bytes, value: bytes) -> BpfPeer:
+    """Return the peer that an entry is, of the tunnel of `device`."""
+    prefix_length, base = _SUBNET.unpack(key)
+    address, port, flags = _PEER.unpack(value)
+    return BpfPeer(
+        device=device,
+        subnet=IPv4Network((base, prefix_length)),
+        address=IPv4Address(address),
+        port=socket.ntohs(port),
+        is_direct=bool(flags & _READS_UNFINISHED),
+    )
+
+
+def pack_mac(mac: str) -> bytes:
+    """Return `struct mac`."""
+    return bytes.fromhex(mac.replace(":", "")) + bytes(2)
+
+
+def unpack_mac(value: bytes) -> str:
+    """Return the MAC address that `struct mac` holds."""
+    return value[:6].hex(":")
+
+
+def pack_port(link: int) -> bytes:
+    """Return the index of a link, as an entry of the map of devices."""
+    return _INDEX.pack(link)
+
+
+def unpack_port(value: bytes) -> int:
+    """Return the index of the link that an entry of the map of devices is."""
+    return int(_INDEX.unpack(value)[0])
+
+
+def unpack_counts(by_key: Mapping[bytes, bytes]) -> dict[Outcome, tuple[int, int]]:
+    """Return packets and octets by outcome; a value holds those of each processor."""
+    counts: dict[Outcome, tuple[int, int]] = {}
+    for index, outcome in enumerate(Outcome):
+        each = list(_COUNT.iter_unpack(by_key.get(_INDEX.pack(index), b"")))
+        counts[outcome] = sum(packets for packets, _ in each), sum(octets for _, octets in each)
+    return counts

@@ -1,0 +1,163 @@
+"""What of libbpf we use, by ctypes: an object becomes maps and programs in the kernel.
+
+It is the one that knows relocation, BTF and the older kernels' ways. Source: libbpf.h, version 1.0 and later.
+"""
+
+import ctypes
+import errno
+import os
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from ctypes import POINTER, c_bool, c_char_p, c_int, c_size_t, c_void_p
+from typing import Any
+
+from pyflannel.errors import TargetError
+from pyflannel.kernel.bpf.object_file import ObjectFile
+
+LIBRARY = "libbpf.so.1"
+
+_SETTINGS_SECTION = ".rodata.settings"
+
+_LOG_OCTETS = 1 << 20
+_LOG_LINES = 3
+"""The last lines of the verifier's log say what it refused; those before say how it got there."""
+
+_SIGNATURES: Mapping[str, tuple[Any, tuple[Any, ...]]] = {
+    "bpf_object__open_mem": (c_void_p, (c_char_p, c_size_t, c_void_p)),
+    "bpf_object__load": (c_int, (c_void_p,)),
+    "bpf_object__close": (None, (c_void_p,)),
+    "bpf_object__next_program": (c_void_p, (c_void_p, c_void_p)),
+    "bpf_object__next_map": (c_void_p, (c_void_p, c_void_p)),
+    "bpf_program__name": (c_char_p, (c_void_p,)),
+    "bpf_program__fd": (c_int, (c_void_p,)),
+    "bpf_program__set_autoload": (c_int, (c_void_p, c_bool)),
+    "bpf_program__set_log_buf": (c_int, (c_void_p, c_char_p, c_size_t)),
+    "bpf_map__name": (c_char_p, (c_void_p,)),
+    "bpf_map__fd": (c_int, (c_void_p,)),
+    "bpf_map__reuse_fd": (c_int, (c_void_p, c_int)),
+    "bpf_map__set_autocreate": (c_int, (c_void_p, c_bool)),
+    "bpf_map__initial_value": (c_void_p, (c_void_p, POINTER(c_size_t))),
+    "libbpf_set_print": (c_void_p, (c_void_p,)),
+}
+
+
+class Libbpf:
+    """The library, loaded.
+
+    Raises:
+        TargetError: it is not installed, or too old.
+    """
+
+    def __init__(self, name: str = LIBRARY) -> None:
+        try:
+            self._library = ctypes.CDLL(name, use_errno=True)
+            for function, (result, arguments) in _SIGNATURES.items():
+                called = getattr(self._library, function)
+                called.restype, called.argtypes = result, arguments
+        except (OSError, AttributeError) as error:
+            raise TargetError(
+                f"libbpf cannot be used: {error}",
+                hint="Install libbpf 1.0 or later (Debian: libbpf1, Fedora: libbpf).",
+            ) from error
+        self._library.libbpf_set_print(None)  # it would write to standard error
+
+    def create_maps(self, object_file: ObjectFile, names: Collection[str]) -> dict[str, int]:
+        """Return descriptors of new maps, by name, of those that the programs share.
+
+        Raises:
+            TargetError: the kernel refused.
+        """
+        with self._open(object_file) as opened:
+            maps = self._named("map", opened)
+            for program in self._named("program", opened).values():
+                self._library.bpf_program__set_autoload(program, False)
+            for name, of_object in maps.items():
+                self._library.bpf_map__set_autocreate(of_object, name in names)
+            self._load(opened, "the maps", None)
+            return {name: os.dup(self._library.bpf_map__fd(maps[name])) for name in names}
+
+    def load_program(
+        self, object_file: ObjectFile, name: str, settings: bytes, maps: Mapping[str, int]
+    ) -> int:
+        """Return the descriptor of a new program that has these settings and shares these maps.
+
+        Raises:
+            TargetError: the kernel refused; the verifier's last lines are in the message.
+        """
+        log = ctypes.create_string_buffer(_LOG_OCTETS)
+        with self._open(object_file) as opened:
+            programs = self._named("program", opened)
+            for other, program in programs.items():
+                self._library.bpf_program__set_autoload(program, other == name)
+            self._library.bpf_program__set_log_buf(programs[name], log, len(log))
+            for map_name, of_object in self._named("map", opened).items():
+                if map_name == _SETTINGS_SECTION:
+                    self._write_initial(of_object, settings)
+                elif self._library.bpf_map__reuse_fd(of_object, maps[map_name]) < 0:
+                    raise _refused(f"the map {map_name}", ctypes.get_errno(), "")
+            self._load(opened, f"the program {name}", log)
+            return os.dup(self._library.bpf_program__fd(programs[name]))
+
+    @contextmanager
+    def _open(self, object_file: ObjectFile) -> Iterator[c_void_p]:
+        opened = self._library.bpf_object__open_mem(object_file.octets, len(object_file.octets), None)
+        if not opened:
+            code = ctypes.get_errno()
+            raise TargetError(
+                f"the object of the eBPF programs is spoilt: {os.strerror(code)}",
+                hint="Install pyflannel again.",
+            )
+        try:
+            yield opened
+        finally:
+            self._library.bpf_object__close(opened)
+
+    def _named(self, sort: str, opened: c_void_p) -> dict[str, c_void_p]:
+        """Return the object's programs or maps by their names."""
+        following = getattr(self._library, f"bpf_object__next_{sort}")
+        name_of = getattr(self._library, f"bpf_{sort}__name")
+        named: dict[str, c_void_p] = {}
+        one = following(opened, None)
+        while one:
+            named[name_of(one).decode()] = one
+            one = following(opened, one)
+        return named
+
+    def _write_initial(self, of_object: c_void_p, octets: bytes) -> None:
+        size = c_size_t()
+        initial = self._library.bpf_map__initial_value(of_object, ctypes.byref(size))
+        if size.value != len(octets):
+            raise TargetError(
+                f"the eBPF programs want {size.value} octets of settings, not {len(octets)}",
+                hint="Install pyflannel again: its object is of another version.",
+            )
+        ctypes.memmove(initial, octets, len(octets))
+
+    def _load(self, opened: c_void_p, what: str, log: "ctypes.Array[ctypes.c_char] | None") -> None:
+        code = -self._library.bpf_object__load(opened)
+        if code > 0:
+            raise _refused(what, code, log.value.decode("ascii", "replace") if log else "")
+
+
+def _refused(what: str, code: int, log: str) -> TargetError:
+    """Return the kernel's refusal, with the part of the verifier's log that says why."""
+    name = errno.errorcode.get(code, f"errno {code}")
+    message = f"kernel {os.uname().release} refused {what}: {name}: {os.strerror(code)}"
+    if lines := useful_lines(log):
+        return TargetError(
+            f"{message}; its verifier said: {' / '.join(lines)}",
+            hint="Report it with the kernel's version.",
+        )
+    if code in (errno.EPERM, errno.EACCES):
+        return TargetError(message, hint="Run it as root, or give it CAP_BPF and CAP_NET_ADMIN.")
+    return TargetError(message, hint="Look at the kernel's log (dmesg) for the reason.")
+
+
+def useful_lines(log: str) -> list[str]:
+    """Return the last lines of a verifier's log that say something of the refusal."""
+    lines = [line.strip() for line in log.splitlines()]
+    said = [line for line in lines if line and not line.startswith(_STATISTICS)]
+    return said[-_LOG_LINES:]
+
+
+_STATISTICS = ("processed ", "verification time", "stack depth", "max_states")

@@ -1,0 +1,154 @@
+"""Entries of a map, many at a time. Source: linux/bpf.h, BPF_MAP_*_BATCH (kernel 5.6 and later)."""
+
+import ctypes
+import errno
+import struct
+from collections.abc import Sequence
+from typing import Final, TypeAlias
+
+from pyflannel.kernel.bpf.syscall import Command, call_bpf
+
+_Buffer: TypeAlias = ctypes.Array[ctypes.c_char]
+
+_ELEMENT = struct.Struct("=I4xQQQ")  # map, key, value or next key, flags
+_BATCH = struct.Struct("=4QIIQQ")  # token in, token out, keys, values, count, map, two sorts of flags
+_COUNT_AT = 32
+
+_ROOM: Final = 4096
+"""Entries that are asked for in one call."""
+
+_NO_BATCHES = 524
+"""ENOTSUPP, which is the kernel's own: this sort of map knows no batches."""
+
+
+def update_entries(map_descriptor: int, entries: Sequence[tuple[bytes, bytes]]) -> dict[int, OSError]:
+    """Make or replace entries, given as key and value, in order; return the refused by their place."""
+    return _change(Command.MAP_UPDATE_BATCH, Command.MAP_UPDATE_ELEM, map_descriptor, entries)
+
+
+def delete_entries(map_descriptor: int, keys: Sequence[bytes]) -> dict[int, OSError]:
+    """Delete the entries with these keys, in order; return the refused by their place.
+
+    One that is not there is what was wanted.
+    """
+    entries = [(key, b"") for key in keys]
+    refused = _change(Command.MAP_DELETE_BATCH, Command.MAP_DELETE_ELEM, map_descriptor, entries)
+    return {place: error for place, error in refused.items() if error.errno != errno.ENOENT}
+
+
+def read_entries(map_descriptor: int, key_octets: int, value_octets: int) -> dict[bytes, bytes]:
+    """Return all entries of a map, by key. One that comes or goes in the meantime may be there or not.
+
+    Raises:
+        OSError: the map cannot be read.
+    """
+    entries: dict[bytes, bytes] = {}
+    key: _Buffer | None = None
+    value = ctypes.create_string_buffer(value_octets)
+    while True:
+        following = ctypes.create_string_buffer(key_octets)
+        try:
+            call_bpf(Command.MAP_GET_NEXT_KEY, _element(map_descriptor, key, following))
+        except OSError as error:
+            if error.errno == errno.ENOENT:
+                return entries
+            raise
+        key = following
+        try:
+            call_bpf(Command.MAP_LOOKUP_ELEM, _element(map_descriptor, key, value))
+        except OSError as error:
+            if error.errno != errno.ENOENT:
+                raise
+        else:
+            entries[key.raw] = value.raw
+
+
+def read_entries_at_once(map_descriptor: int, key_octets: int, value_octets: int) -> dict[bytes, bytes]:
+    """Return all entries of a map of a sort that knows batches, by key.
+
+    Raises:
+        OSError: the map cannot be read.
+    """
+    entries: dict[bytes, bytes] = {}
+    keys = ctypes.create_string_buffer(_ROOM * key_octets)
+    values = ctypes.create_string_buffer(_ROOM * value_octets)
+    before: _Buffer | None = None
+    while True:
+        after = ctypes.create_string_buffer(key_octets)
+        batch = _batch(map_descriptor, _ROOM, keys, values, before, after)
+        try:
+            call_bpf(Command.MAP_LOOKUP_BATCH, batch)
+            is_last = False
+        except OSError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            is_last = True
+        count = _count(batch)
+        keys_read, values_read = keys.raw[: count * key_octets], values.raw[: count * value_octets]
+        for place in range(count):
+            key = keys_read[place * key_octets : (place + 1) * key_octets]
+            entries[key] = values_read[place * value_octets : (place + 1) * value_octets]
+        if is_last:
+            return entries
+        before = after
+
+
+def _change(
+    batch_command: Command, command: Command, map_descriptor: int, entries: Sequence[tuple[bytes, bytes]]
+) -> dict[int, OSError]:
+    """Change entries in batches; a batch ends before the first that is refused, which is tried alone."""
+    refused: dict[int, OSError] = {}
+    has_batches, start = True, 0
+    while start < len(entries):
+        left = len(entries) - start
+        if has_batches and left > 1:
+            keys = _buffer(b"".join(key for key, _ in entries[start:]))
+            values = _buffer(b"".join(value for _, value in entries[start:]))
+            batch = _batch(map_descriptor, left, keys, values)
+            try:
+                call_bpf(batch_command, batch)
+            except OSError as error:
+                done = _count(batch)
+                # Where no entry was looked at, the number is still the one that was asked for.
+                has_batches = error.errno != _NO_BATCHES and done < left
+                start += done if has_batches else 0
+            else:
+                break
+        key, value = (_buffer(octets) for octets in entries[start])
+        try:
+            call_bpf(command, _element(map_descriptor, key, value))
+        except OSError as error:
+            refused[start] = error
+        start += 1
+    return refused
+
+
+def _element(map_descriptor: int, key: _Buffer | None, value: _Buffer) -> bytes:
+    return _ELEMENT.pack(map_descriptor, _address(key), _address(value), 0)
+
+
+def _batch(
+    map_descriptor: int,
+    count: int,
+    keys: _Buffer,
+    values: _Buffer,
+    before: _Buffer | None = None,
+    after: _Buffer | None = None,
+) -> _Buffer:
+    return _buffer(
+        _BATCH.pack(
+            _address(before), _address(after), _address(keys), _address(values), count, map_descriptor, 0, 0
+        )
+    )
+
+
+def _count(batch: _Buffer) -> int:
+    return int(struct.unpack_from("=I", batch, _COUNT_AT)[0])
+
+
+def _buffer(octets: bytes) -> _Buffer:
+    return ctypes.create_string_buffer(octets, len(octets))
+
+
+def _address(buffer: _Buffer | None) -> int:
+    return 0 if buffer is None else ctypes.addressof(buffer)

@@ -1,0 +1,113 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * What the programs share with each other and with layout.py, which must be changed together with it: the
+ * settings that are written into a program before it is loaded, and the maps.
+ *
+ * Addresses and ports are in network order, everything else is in the host's.
+ */
+#pragma once
+
+#include <linux/bpf.h>
+#include <linux/types.h>
+#include <bpf/bpf_helpers.h>
+
+/* One program has one: it is read-only data, so a change of it is a new program in the place of the old. */
+struct settings {
+	__u8 build[8];		/* of this object, so that a program can be told from that of another version */
+	char device[16];	/* the TUN device's name: whose program this is */
+	__u32 device_index;
+	__u32 underlay_index;
+	__be32 address;		/* ours on the underlay */
+	__be32 subnet;		/* ours on the overlay */
+	__be32 subnet_mask;
+	__be16 port;		/* where our peers' datagrams arrive, and ours come from */
+	__u16 padding;
+};
+
+/* Volatile, or the compiler would take the zeroes below for the values. A section of its own, so that nothing
+ * else the compiler puts among read-only data comes before it. */
+SEC(".rodata.settings") const volatile struct settings settings = {};
+
+struct subnet {
+	__u32 prefix_length;
+	__be32 base;
+};
+
+enum { PEER_READS_UNFINISHED = 1 };
+
+struct peer {
+	__be32 address;
+	__be16 port;
+	__u8 flags;		/* without PEER_READS_UNFINISHED its packets go through user space */
+	__u8 padding;
+};
+
+/* Who has an inner address: where packets to it go, and from whom packets with it are taken. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__type(key, struct subnet);
+	__type(value, struct peer);
+} flannel_peers SEC(".maps");
+
+struct mac {
+	__u8 octets[6];
+	__u8 padding[2];
+};
+
+/* The MAC address of a container of this host. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__type(key, __be32);
+	__type(value, struct mac);
+} flannel_macs SEC(".maps");
+
+/* The host's end of that container's veth. A map of devices, for one property: the kernel itself takes an
+ * entry out when its device goes. So a container that starts while no daemon runs, with the address and the
+ * MAC of one that ended, is not sent into nowhere. */
+struct {
+	__uint(type, BPF_MAP_TYPE_DEVMAP_HASH);
+	__uint(max_entries, 4096);
+	__type(key, __be32);
+	__type(value, __u32);
+} flannel_ports SEC(".maps");
+
+/* What became of packets; the order is that of layout.py. */
+enum outcome {
+	/* carried */
+	ENCAPSULATED,
+	DECAPSULATED,
+	DELIVERED,
+	/* left to user space, or to the kernel's ordinary way */
+	LEFT_NOT_IPV4,
+	LEFT_OPTIONS,
+	LEFT_FRAGMENT,
+	LEFT_EXPIRED,
+	LEFT_SEGMENTED,
+	LEFT_LONG,
+	LEFT_NO_ROUTE,
+	LEFT_UNREADY_PEER,
+	LEFT_INCONSISTENT,
+	LEFT_NO_ROOM,
+	/* dropped */
+	DROPPED_STRANGER,
+	DROPPED_IMPOSTOR,
+	DROPPED_NOT_OURS,
+	DROPPED_UNFINISHED,
+	OUTCOMES
+};
+
+struct count {
+	__u64 packets;
+	__u64 octets;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, OUTCOMES);
+	__type(key, __u32);
+	__type(value, struct count);
+} flannel_counts SEC(".maps");

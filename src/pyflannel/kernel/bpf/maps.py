@@ -1,0 +1,158 @@
+"""The maps that the programs of one tunnel share, as this process holds them."""
+
+import errno
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from ipaddress import IPv4Address, IPv4Network
+
+from pyflannel.kernel.bpf.layout import (
+    COUNTS,
+    MACS,
+    PEERS,
+    PORTS,
+    SHARED,
+    Outcome,
+    pack_mac,
+    pack_peer,
+    pack_port,
+    pack_subnet,
+    unpack_counts,
+    unpack_mac,
+    unpack_peer,
+    unpack_port,
+)
+from pyflannel.kernel.bpf.map_entries import (
+    delete_entries,
+    read_entries,
+    read_entries_at_once,
+    update_entries,
+)
+from pyflannel.kernel.bpf.syscall import map_info, open_map
+from pyflannel.kernel.link_index import link_index
+from pyflannel.model.bpf_container import BpfContainer
+from pyflannel.model.bpf_peer import BpfPeer
+
+
+class TunnelMaps:
+    """Descriptors of a tunnel's maps, by name: a map lives while a program or a descriptor has it."""
+
+    def __init__(self, device: str, descriptors: Mapping[str, int]) -> None:
+        self._device = device
+        self._descriptors = dict(descriptors)
+        self.ids = frozenset(map_info(descriptor).id for descriptor in descriptors.values())
+
+    @property
+    def descriptors(self) -> Mapping[str, int]:
+        """The maps by their names."""
+        return self._descriptors
+
+    def close(self) -> None:
+        """Let go of the maps."""
+        for descriptor in self._descriptors.values():
+            os.close(descriptor)
+        self._descriptors.clear()
+
+    def peers(self) -> list[BpfPeer]:
+        """Return the entries of the table of peers.
+
+        Raises:
+            OSError: the map cannot be read.
+        """
+        entries = read_entries_at_once(self._descriptors[PEERS.name], PEERS.key_octets, PEERS.value_octets)
+        return [unpack_peer(self._device, key, value) for key, value in entries.items()]
+
+    def put_peers(self, peers: Sequence[BpfPeer]) -> dict[int, OSError]:
+        """Make or replace entries; return the refused by their place."""
+        entries = [(pack_subnet(peer.subnet), pack_peer(peer)) for peer in peers]
+        return update_entries(self._descriptors[PEERS.name], entries)
+
+    def remove_peers(self, subnets: Sequence[IPv4Network]) -> dict[int, OSError]:
+        """Remove entries, if they are there; return the refused by their place."""
+        return delete_entries(self._descriptors[PEERS.name], [pack_subnet(subnet) for subnet in subnets])
+
+    def containers(self, names: Mapping[int, str]) -> list[BpfContainer]:
+        """Return the entries of the table of containers; `names` are the links', by index.
+
+        An entry whose device went is none: the kernel took half of it.
+
+        Raises:
+            OSError: the maps cannot be read.
+        """
+        macs = read_entries(self._descriptors[MACS.name], MACS.key_octets, MACS.value_octets)
+        ports = read_entries(self._descriptors[PORTS.name], PORTS.key_octets, PORTS.value_octets)
+        return [
+            BpfContainer(
+                device=self._device,
+                address=IPv4Address(key),
+                mac=unpack_mac(mac),
+                link=names.get(unpack_port(ports[key]) if key in ports else 0, ""),
+            )
+            for key, mac in macs.items()
+        ]
+
+    def put_container(self, container: BpfContainer) -> None:
+        """Make or replace an entry.
+
+        Raises:
+            OSError: there is no such link, or the map is full.
+        """
+        key = container.address.packed
+        _raise_any(
+            update_entries(self._descriptors[PORTS.name], [(key, pack_port(link_index(container.link)))])
+        )
+        _raise_any(update_entries(self._descriptors[MACS.name], [(key, pack_mac(container.mac))]))
+
+    def remove_container(self, address: IPv4Address) -> None:
+        """Remove an entry, if it is there.
+
+        Raises:
+            OSError: the kernel refused.
+        """
+        for layout in (MACS, PORTS):
+            _raise_any(delete_entries(self._descriptors[layout.name], [address.packed]))
+
+    def counts(self) -> dict[Outcome, tuple[int, int]]:
+        """Return packets and octets by outcome, since the maps were made.
+
+        Raises:
+            OSError: the map cannot be read.
+        """
+        octets = COUNTS.value_octets * possible_processors()
+        return unpack_counts(read_entries(self._descriptors[COUNTS.name], COUNTS.key_octets, octets))
+
+
+def find_shared(ids: Iterable[int]) -> dict[str, int]:
+    """Return descriptors of those of the maps that programs of this version can share, the first of each.
+
+    Raises:
+        OSError: a map cannot be opened: EPERM without CAP_SYS_ADMIN.
+    """
+    found: dict[str, int] = {}
+    with ExitStack() as on_failure:
+        for identifier in ids:
+            try:
+                descriptor = open_map(identifier)
+            except OSError as error:
+                if error.errno == errno.ENOENT:
+                    continue
+                raise
+            info = map_info(descriptor)
+            if info.name not in found and any(layout.describes(info) for layout in SHARED):
+                found[info.name] = descriptor
+                on_failure.callback(os.close, descriptor)
+            else:
+                os.close(descriptor)
+        on_failure.pop_all()
+    return found
+
+
+def _raise_any(refused: Mapping[int, OSError]) -> None:
+    for error in refused.values():
+        raise error
+
+
+def possible_processors() -> int:
+    """Return how many processors the kernel keeps counters for (bpf(2), per-CPU maps)."""
+    with open("/sys/devices/system/cpu/possible", encoding="ascii") as file:
+        return 1 + int(file.read().strip().replace(",", "-").rsplit("-", 1)[-1])

@@ -1,0 +1,139 @@
+"""Programs of ours that stand at the hooks of links, as the kernel has them."""
+
+import errno
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass
+
+from pyflannel.kernel.bpf.hooks import Hooks
+from pyflannel.kernel.bpf.layout import SETTINGS_MAP, Settings, unpack_settings
+from pyflannel.kernel.bpf.map_entries import read_entries
+from pyflannel.kernel.bpf.syscall import map_info, open_map, open_program, opened, program_info
+from pyflannel.model.bpf_program import BpfProgram, Direction, Role, Tunnel
+
+_ROLES = {role.value: role for role in Role}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedProgram:
+    """A program of ours, wherever it stands.
+
+    Attributes:
+        map_ids: of the maps that it shares with others.
+    """
+
+    id: int
+    role: Role
+    settings: Settings
+    map_ids: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A program of ours at a hook of a link, given by its index."""
+
+    link: int
+    program: LoadedProgram
+
+
+class StandingPrograms:
+    """Finds our programs; each is looked into once, as what an identifier stands for never changes."""
+
+    def __init__(self, hooks: Hooks) -> None:
+        self._hooks = hooks
+        self._known: dict[int, LoadedProgram | None] = {}
+
+    async def find(self, links: Iterable[int]) -> list[Standing]:
+        """Return our programs on these links; a link that went away has none.
+
+        Raises:
+            OSError: the kernel gives no answer: EPERM without CAP_BPF and CAP_SYS_ADMIN.
+        """
+        return [
+            Standing(link, program)
+            for link in links
+            for direction in Direction
+            for identifier in await self._identifiers(link, direction)
+            if (program := self._program(identifier)) is not None and program.role.direction is direction
+        ]
+
+    async def _identifiers(self, link: int, direction: Direction) -> tuple[int, ...]:
+        try:
+            return await self._hooks.programs(link, direction)
+        except OSError as error:
+            if error.errno == errno.ENODEV:
+                return ()
+            raise
+
+    def _program(self, identifier: int) -> LoadedProgram | None:
+        if identifier not in self._known:
+            try:
+                self._known[identifier] = read_program(identifier)
+            except OSError as error:
+                if error.errno != errno.ENOENT:
+                    raise
+                return None  # it went in between
+        return self._known[identifier]
+
+
+def read_program(identifier: int) -> LoadedProgram | None:
+    """Return what a program of ours is and was given; None when it is somebody else's.
+
+    Raises:
+        OSError: ENOENT, it is gone; EPERM without CAP_SYS_ADMIN.
+    """
+    with opened(open_program(identifier)) as descriptor:
+        info = program_info(descriptor)
+    role = _ROLES.get(info.name)
+    if role is None:
+        return None
+    settings, shared = None, set()
+    for map_id in info.map_ids:
+        with opened(open_map(map_id)) as descriptor:
+            if map_info(descriptor).name == SETTINGS_MAP:
+                settings = _read_settings(descriptor)
+            else:
+                shared.add(map_id)
+    if settings is None:
+        return None
+    return LoadedProgram(id=identifier, role=role, settings=settings, map_ids=frozenset(shared))
+
+
+def _read_settings(descriptor: int) -> Settings | None:
+    """Return the settings, which another version may have in another size."""
+    info = map_info(descriptor)
+    entries = read_entries(descriptor, info.key_octets, info.value_octets)
+    return unpack_settings(next(iter(entries.values()), b""))
+
+
+def describe(
+    standing: Sequence[Standing], names: Mapping[int, str], build: bytes, map_ids: Mapping[str, Set[int]]
+) -> list[BpfProgram]:
+    """Return the programs as a plan names them, those of other versions too.
+
+    Args:
+        standing: programs that were found.
+        names: of the links, by index.
+        build: of the programs that we would load.
+        map_ids: of the maps that a tunnel's programs are to share, by its device.
+    """
+    times = Counter((one.link, one.program.role, one.program.settings.device) for one in standing)
+    items = []
+    for one in standing:
+        role, settings = one.program.role, one.program.settings
+        underlay = names.get(settings.underlay_index, "")
+        is_current = (
+            settings.build == build
+            and names.get(settings.device_index) == settings.device
+            and one.program.map_ids <= map_ids.get(settings.device, frozenset())
+            and times[one.link, role, settings.device] == 1
+        )
+        tunnel = Tunnel(
+            device=settings.device,
+            underlay=underlay,
+            address=settings.address,
+            subnet=settings.subnet,
+            port=settings.port,
+        )
+        items.append(BpfProgram(link=names[one.link], role=role, tunnel=tunnel, is_current=is_current))
+    return items

@@ -1,0 +1,161 @@
+"""bpf(2): objects of the kernel by identifier and by descriptor. Source: linux/bpf.h, union bpf_attr."""
+
+import ctypes
+import errno
+import os
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import cache
+
+_NUMBERS = {
+    "aarch64": 280,
+    "armv7l": 386,
+    "i686": 357,
+    "ppc64le": 361,
+    "riscv64": 280,
+    "s390x": 351,
+    "x86_64": 321,
+}
+"""asm/unistd.h of each machine."""
+
+_NAME_OCTETS = 16
+
+_ID = struct.Struct("=III")  # id, next id, flags
+_INFO = struct.Struct("=IIQ")  # descriptor, size, address
+_PROGRAM_INFO = struct.Struct("=II8s32xIIQ16s")  # type, id, tag, …, uid, number of maps, their ids, name
+_MAP_INFO = struct.Struct("=6I16s")  # type, id, sizes of key and value, most entries, flags, name
+
+
+class Command(IntEnum):
+    """enum bpf_cmd."""
+
+    MAP_LOOKUP_ELEM = 1
+    MAP_UPDATE_ELEM = 2
+    MAP_DELETE_ELEM = 3
+    MAP_GET_NEXT_KEY = 4
+    PROG_LOAD = 5
+    OBJ_PIN = 6
+    OBJ_GET = 7
+    PROG_ATTACH = 8
+    PROG_DETACH = 9
+    PROG_GET_FD_BY_ID = 13
+    MAP_GET_FD_BY_ID = 14
+    OBJ_GET_INFO_BY_FD = 15
+    PROG_QUERY = 16
+    MAP_LOOKUP_BATCH = 24
+    MAP_UPDATE_BATCH = 26
+    MAP_DELETE_BATCH = 27
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProgramInfo:
+    """What the kernel says of a program: its maps by their identifiers."""
+
+    id: int
+    name: str
+    map_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MapInfo:
+    """What the kernel says of a map; sizes in octets."""
+
+    id: int
+    name: str
+    type: int
+    key_octets: int
+    value_octets: int
+    most_entries: int
+
+
+def call_bpf(command: Command, attributes: bytes | ctypes.Array[ctypes.c_char]) -> int:
+    """Perform bpf(2) and return what it returns; attributes in a buffer are also an answer.
+
+    Raises:
+        OSError: with the errno of the kernel; ENOSYS on a machine whose number of bpf(2) is unknown.
+    """
+    number = _NUMBERS.get(os.uname().machine)
+    if number is None:
+        raise OSError(errno.ENOSYS, f"bpf(2) has no known number on {os.uname().machine}")
+    buffer = (
+        ctypes.create_string_buffer(attributes, len(attributes))
+        if isinstance(attributes, bytes)
+        else attributes
+    )
+    result: int = _libc().syscall(number, int(command), buffer, len(buffer))
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return result
+
+
+def open_program(identifier: int) -> int:
+    """Return a descriptor of a program of the kernel.
+
+    Raises:
+        OSError: ENOENT, it is gone; EPERM without CAP_SYS_ADMIN.
+    """
+    return call_bpf(Command.PROG_GET_FD_BY_ID, _ID.pack(identifier, 0, 0))
+
+
+def open_map(identifier: int) -> int:
+    """Return a descriptor of a map of the kernel.
+
+    Raises:
+        OSError: ENOENT, it is gone; EPERM without CAP_SYS_ADMIN.
+    """
+    return call_bpf(Command.MAP_GET_FD_BY_ID, _ID.pack(identifier, 0, 0))
+
+
+def program_info(descriptor: int) -> ProgramInfo:
+    """Return what the kernel says of a program.
+
+    Raises:
+        OSError: the descriptor is none of a program.
+    """
+    most = 64
+    ids = (ctypes.c_uint32 * most)()
+    empty = _PROGRAM_INFO.pack(0, 0, bytes(8), 0, most, ctypes.addressof(ids), bytes(_NAME_OCTETS))
+    _, identifier, _, _, count, _, name = _PROGRAM_INFO.unpack(_ask_info(descriptor, empty))
+    return ProgramInfo(id=identifier, name=_text(name), map_ids=tuple(ids[:count]))
+
+
+def map_info(descriptor: int) -> MapInfo:
+    """Return what the kernel says of a map.
+
+    Raises:
+        OSError: the descriptor is none of a map.
+    """
+    kind, identifier, key, value, most, _, name = _MAP_INFO.unpack(
+        _ask_info(descriptor, bytes(_MAP_INFO.size))
+    )
+    return MapInfo(
+        id=identifier, name=_text(name), type=kind, key_octets=key, value_octets=value, most_entries=most
+    )
+
+
+@contextmanager
+def opened(descriptor: int) -> Iterator[int]:
+    """Close the descriptor at the end of the block."""
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _ask_info(descriptor: int, empty: bytes) -> bytes:
+    answer = ctypes.create_string_buffer(empty, len(empty))
+    call_bpf(Command.OBJ_GET_INFO_BY_FD, _INFO.pack(descriptor, len(answer), ctypes.addressof(answer)))
+    return answer.raw
+
+
+def _text(name: bytes) -> str:
+    return name.split(b"\0", 1)[0].decode("ascii", "replace")
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
