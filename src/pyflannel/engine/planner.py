@@ -49,6 +49,7 @@ class Planner:
         self.leases = LeaseSet()
         self.lingering: tuple[Lease, ...] = ()
         self.objections: dict[IPv4Network, str] = {}
+        self.obstacle: str | None = None
         self._whom: _Whom | None = None
         self._peers: Peers | None = None
         self._conflicts: tuple[Conflict, ...] = ()
@@ -99,6 +100,13 @@ class Planner:
         host = self.host
         if host is None or self.config is None or self.backend is None:
             return None
+        obstacle = self.backend.obstacle(host)
+        if obstacle is not None:
+            if obstacle != self.obstacle:
+                log.warning("Waiting for %s", obstacle)
+            self.obstacle = obstacle
+            return None  # what stands is kept
+        self.obstacle = None
         made_of = self.config, self.backend, host
         if made_of == self._made_of and not self._is_contested:
             operations = self._plan_changes(changes, self.backend, host)
@@ -138,7 +146,7 @@ class Planner:
         return by_subnet.with_changes(lingering) if lingering else by_subnet
 
     def _plan_all(self, config: NetworkConfig, backend: Backend, host: Host) -> None:
-        """Plan everything; of two peers that want one key, the first in the order of subnets has it."""
+        """Plan everything; of two peers that want one thing, the backend says who gets it."""
         text = format_subnet_env(
             config=config,
             subnet=host.lease.subnet,
@@ -150,15 +158,18 @@ class Planner:
         file = HostFile(path=self._subnet_file, text=text)
         plan[file.key] = file
         count = len(plan)
+        peers = self.peers
+        outranked = backend.outranked(peers, host)
         objections: dict[IPv4Network, str] = {}
-        for peer in self.peers:
-            self._hear_objection(peer, backend, host, objections)
+        for peer in peers:
+            if self._is_objected_to(peer, outranked.get(peer.subnet), backend, host, objections):
+                continue
             items = backend.plan_peer(peer, host).by_key
             count += len(items)
             for key, item in items.items():
                 plan.setdefault(key, item)
         self.objections = objections
-        self._plan, self._is_contested = plan, len(plan) < count
+        self._plan, self._is_contested = plan, bool(outranked) or len(plan) < count
 
     def _plan_changes(self, changes: Iterable[PeerChange], backend: Backend, host: Host) -> list[Operation]:
         """Plan the changed peers anew; when two peers want one key, only that this is so is noted."""
@@ -172,7 +183,7 @@ class Planner:
         for change in changes:
             if change.new is None:
                 continue
-            self._hear_objection(change.new, backend, host, objections)
+            self._is_objected_to(change.new, None, backend, host, objections)
             for key, item in backend.plan_peer(change.new, host).by_key.items():
                 if key in come or (key in self._plan and key not in gone):
                     self._is_contested = True
@@ -193,15 +204,22 @@ class Planner:
             self._plan[key] = item
         return operations
 
-    def _hear_objection(
-        self, peer: Lease, backend: Backend, host: Host, objections: dict[IPv4Network, str]
-    ) -> None:
-        objection = backend.objection(peer, host)
+    def _is_objected_to(
+        self,
+        peer: Lease,
+        outranked: str | None,
+        backend: Backend,
+        host: Host,
+        objections: dict[IPv4Network, str],
+    ) -> bool:
+        """Return whether there is an objection to a peer, noted then, and said where it is news."""
+        objection = outranked or backend.objection(peer, host)
         if objection is None:
-            return
+            return False
         objections[peer.subnet] = objection
         if self.objections.get(peer.subnet) != objection:
             log.warning("%s lease=%s address=%s", objection, peer.subnet, peer.attributes.public_ip)
+        return True
 
 
 def _tell(what: str, leases: list[Lease]) -> None:

@@ -1,6 +1,7 @@
 """The planner: what changes one peer gives the plan that planning everything would."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
 
 from hypothesis import given
@@ -36,12 +37,35 @@ class Backend:
 
     lease_type: str = ""
     port: int | None = None
+    config_line: str | None = None
+    remarks: tuple[str, ...] = ()
+    smallest_mtu: int = 0
 
     def lease_data(self, owner: str) -> None:
         return None
 
     def mtu(self, host: Host) -> int:
         return 1450
+
+    def notes(self, host: Host) -> tuple[str, ...]:
+        return ()
+
+    def obstacle(self, host: Host) -> str | None:
+        return "a larger MTU" if host.underlay.mtu < self.smallest_mtu else None
+
+    def outranked(self, peers: Iterable[Lease], host: Host) -> Mapping[IPv4Network, str]:
+        """Of peers that want one object the one at the highest address has it."""
+        best: dict[int, int] = {}
+        able = {
+            peer.subnet: int(peer.attributes.public_ip)
+            for peer in peers
+            if self.objection(peer, host) is None
+        }
+        for address in able.values():
+            best[address & 7] = max(address, best.get(address & 7, 0))
+        return {
+            subnet: "A better one has it" for subnet, address in able.items() if address < best[address & 7]
+        }
 
     def plan_host(self, host: Host) -> State:
         return State.of(Link(name="flannel.1", kind="vxlan", mtu=1450))
@@ -147,3 +171,20 @@ def test_a_peer_with_an_objection_is_named_once(caplog) -> None:
     made.leases = LeaseSet.of([lease(1, 1), lease(2, 2)])
     made.update()
     assert made.objections == {}
+
+
+def test_where_the_backend_cannot_work_what_stands_is_kept() -> None:
+    made = planner()
+    made.backend = Backend(smallest_mtu=1500)
+    made.update()
+    before = made.desired()
+    assert made.underlay is not None
+
+    made.underlay = replace(made.underlay, mtu=1400)
+    made.update()
+
+    assert made.obstacle == "a larger MTU"
+    assert made.desired() == before
+    made.underlay = replace(made.underlay, mtu=1600)
+    made.update()
+    assert made.obstacle is None
