@@ -74,6 +74,12 @@ WORKING_FLAGS = (
     Flag(name="networks", meaning="names of several networks, separated by commas"),
     Flag(name="watch-networks", kind="boolean", meaning="follow networks as they come and go"),
     Flag(
+        name="fast-path",
+        default="auto",
+        meaning="how the udp backend moves packets: safe, by programs in the kernel; off, through user space;"
+        " auto, as the network config says",
+    ),
+    Flag(
         name="on-subnet-lost",
         default="keep",
         meaning="when another host took our subnet: keep running on it, or renumber",

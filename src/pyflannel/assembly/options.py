@@ -38,8 +38,10 @@ _NETWORK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 LogForm = Literal["klog", "json"]
 OnSubnetLost = Literal["keep", "renumber"]
+FastPathChoice = Literal["auto", "safe", "off"]
 _LOG_FORMS: Mapping[str, LogForm] = {"klog": "klog", "json": "json"}
 _ON_SUBNET_LOST: Mapping[str, OnSubnetLost] = {"keep": "keep", "renumber": "renumber"}
+_FAST_PATHS: Mapping[str, FastPathChoice] = {"auto": "auto", "safe": "safe", "off": "off"}
 _Choice = TypeVar("_Choice")
 
 
@@ -62,6 +64,7 @@ class FlanneldOptions:
         node_id: identity that replaces the one kept in `state_dir`; None for that one.
         verbosity: debug lines are logged from 1.
         healthz_port: of the health endpoint; 0 for none.
+        fast_path: how the udp backend moves packets; auto for as the network config says.
         warnings: what is odd about all this, a line each.
     """
 
@@ -88,6 +91,7 @@ class FlanneldOptions:
     on_subnet_lost: OnSubnetLost
     healthz_ip: IPv4Address | IPv6Address
     healthz_port: int
+    fast_path: FastPathChoice = "auto"
     warnings: tuple[str, ...] = ()
 
 
@@ -171,6 +175,7 @@ def _options(settings: Settings) -> FlanneldOptions:
         on_subnet_lost=_one_of(settings.last("on-subnet-lost"), _ON_SUBNET_LOST),
         healthz_ip=_any_address(settings.last("healthz-ip")),
         healthz_port=_port(settings.last("healthz-port")),
+        fast_path=_one_of(settings.last("fast-path"), _FAST_PATHS),
         warnings=store.warnings,
     )
 

@@ -6,6 +6,9 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 DEFAULT_BACKEND = "udp"
 
+FAST_PATHS = ("safe", "off")
+"""What FastPath may be: the kernel carries the packets, every hook of its firewall sees them; or it does not."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkConfig:
@@ -21,6 +24,7 @@ class NetworkConfig:
         backend_type: lower case, `udp` when the config names none.
         backend: the Backend object as decoded JSON, `{}` when absent; keys as written.
         enable_nftables: rules by nftables rather than iptables.
+        fast_path: one of FAST_PATHS; ours, the original passes it over.
 
     Source: flannel 0.28.9, the keys of its network config.
     """
@@ -36,6 +40,7 @@ class NetworkConfig:
     ipv6_subnet_min: IPv6Address | None = None
     ipv6_subnet_max: IPv6Address | None = None
     enable_nftables: bool = False
+    fast_path: str = "safe"
     backend_type: str = DEFAULT_BACKEND
     backend: Mapping[str, object] = field(default_factory=dict)
 

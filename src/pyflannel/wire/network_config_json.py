@@ -11,7 +11,7 @@ from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
 
 from pyflannel.errors import ConfigError
-from pyflannel.model.network_config import NetworkConfig
+from pyflannel.model.network_config import FAST_PATHS, NetworkConfig
 from pyflannel.wire.config_value import (
     bad_value,
     boolean,
@@ -69,6 +69,8 @@ def format_network_config(config: NetworkConfig) -> str:
         "SubnetLen": config.subnet_length,
         "IPv6SubnetLen": config.ipv6_subnet_length,
     }
+    if config.fast_path != "safe":
+        document["FastPath"] = config.fast_path
     if config.backend:
         document["Backend"] = config.backend
     document["BackendType"] = config.backend_type
@@ -138,6 +140,8 @@ def _with_member(config: NetworkConfig, key: str, raw: str) -> NetworkConfig:
             return replace(config, enable_ipv6=boolean("EnableIPv6", raw, config.enable_ipv6))
         case "enablenftables":
             return replace(config, enable_nftables=boolean("EnableNFTables", raw, config.enable_nftables))
+        case "fastpath":
+            return replace(config, fast_path=_fast_path(raw))
         case "network":
             return replace(config, network=ipv4_network("Network", raw))
         case "ipv6network":
@@ -161,6 +165,20 @@ def _with_member(config: NetworkConfig, key: str, raw: str) -> NetworkConfig:
             return replace(config, backend=backend, backend_type=_backend_type(backend))
         case _:
             return config
+
+
+def _fast_path(raw: str) -> str:
+    value = decode(raw)
+    if value is None:
+        return "safe"
+    if value not in FAST_PATHS:
+        raise bad_value(
+            "unknown fast path",
+            "FastPath",
+            raw,
+            hint='Write FastPath as "safe", or as "off" to move all packets through user space.',
+        )
+    return str(value)
 
 
 def _backend(raw: str) -> Mapping[str, object]:

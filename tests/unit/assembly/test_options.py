@@ -67,6 +67,7 @@ def test_without_flags_everything_has_the_original_default() -> None:
         on_subnet_lost="keep",
         healthz_ip=IPv4Address("0.0.0.0"),
         healthz_port=0,
+        fast_path="auto",
     )
 
 
@@ -377,3 +378,9 @@ def test_the_reference_names_every_flag_and_default() -> None:
 
     assert [flag.name for flag in FLAGS if f"`{flag.name}`" not in text] == []
     assert [flag.default for flag in FLAGS if flag.default and f"`{flag.default}`" not in text] == []
+
+
+def test_the_fast_path_is_one_of_three() -> None:
+    assert options("--fast-path=off").fast_path == "off"
+    with pytest.raises(UsageError, match="--fast-path='turbo' is not known"):
+        options("--fast-path=turbo")

@@ -279,3 +279,19 @@ def test_no_subnet_is_admitted_when_ipv4_is_off() -> None:
     )
 
     assert not config.admits(IPv4Network("10.3.5.0/24"))
+
+
+@pytest.mark.parametrize(("value", "mode"), [('"safe"', "safe"), ('"off"', "off"), ("null", "safe")])
+def test_the_fast_path(value: str, mode: str) -> None:
+    config = parse_network_config(f'{{"Network":"10.3.0.0/16","FastPath":{value}}}')
+
+    assert config.fast_path == mode
+    assert parse_network_config(format_network_config(config)) == config
+
+
+@pytest.mark.parametrize("value", ['"turbo"', "true", "1", "[]"])
+def test_an_unknown_fast_path_is_named(value: str) -> None:
+    with pytest.raises(ConfigError, match="FastPath=") as caught:
+        parse_network_config(f'{{"Network":"10.3.0.0/16","FastPath":{value}}}')
+    assert value in str(caught.value)
+    assert '"off"' in caught.value.hint
