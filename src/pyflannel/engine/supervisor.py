@@ -37,6 +37,7 @@ from pyflannel.ports.interfaces import InterfaceSource
 from pyflannel.ports.memory import Memory
 from pyflannel.ports.store import Store
 from pyflannel.ports.target import Target
+from pyflannel.wire.backend_data_json import format_backend_data
 from pyflannel.wire.lease_record import CONFIG
 from pyflannel.wire.subnet_env import previous_subnet
 
@@ -122,6 +123,7 @@ class Supervisor:
             alive=world.alive,
             audit_s=options.audit_s,
             mark=options.mark,
+            device=options.device,
         )
         self.underlay = UnderlayFollower(
             source=world.interfaces,
@@ -172,6 +174,8 @@ class Supervisor:
     def waiting_for(self) -> str | None:
         """What keeps the host from being ready, in one line; None when it is."""
         counts = self.reconciler.counts
+        if self.planner.obstacle is not None:
+            return self.planner.obstacle
         if self.planner.underlay is None:
             return self.underlay.waiting_for
         if self.planner.config is None:
@@ -211,9 +215,12 @@ class Supervisor:
         assert config is not None
         assert backend is not None
         assert underlay is not None
+        data = backend.lease_data(self.identity.owner)
         attributes = LeaseAttributes(
             public_ip=underlay.public_ip,
             backend_type=backend.lease_type,
+            backend_data=None if data is None else format_backend_data(data),
+            vtep=data,
             owner=self.identity,
             port=backend.port,
         )
@@ -276,6 +283,10 @@ class Supervisor:
             return
         if config != self.planner.config or backend != self.planner.backend or self.is_stale:
             log.info("Found network config - Backend type: %s", config.backend_type)
+            if backend.config_line is not None:
+                log.info("%s", backend.config_line)
+            for remark in backend.remarks:
+                log.warning("Network config: %s", remark)
         self.config_text, self.config_trouble, self.is_stale = text, None, False
         self.planner.config, self.planner.backend = config, backend
         self._config_revision = revision
