@@ -9,6 +9,8 @@ from pyflannel.engine.damping import Damping
 from pyflannel.engine.pause import pause
 from pyflannel.errors import TargetError
 from pyflannel.model.address import Address
+from pyflannel.model.bpf_container import BpfContainer
+from pyflannel.model.bpf_peer import BpfPeer
 from pyflannel.model.filter_name import FIRST_DEVICE
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer
 from pyflannel.model.host_file import HostFile
@@ -92,6 +94,7 @@ class Reconciler:
         self._mark = mark
         self._device = device
         self._must_look = asyncio.Event()
+        self._has_other_plan = False  # than that of the latest pass, and not by a change of single peers
         self._may_change = asyncio.Event()
         self._writing = asyncio.Lock()
         self._pending: dict[Hashable, Operation] = {}
@@ -105,12 +108,13 @@ class Reconciler:
 
     def wake(self) -> None:
         """Make a pass soon: anything may have changed."""
+        self._has_other_plan = True
         self._must_look.set()
 
     def change(self, operations: Iterable[Operation]) -> None:
         """Apply this change of the plan soon; until a pass has left nothing undone, by a pass."""
-        if not self.counts.is_clean:
-            self.wake()
+        if self._has_other_plan or not self.counts.is_clean:
+            self.wake()  # what the change builds on may not be there yet
             return
         for operation in operations:
             self._pending.pop(_subject(operation).key, None)  # so that the later is behind
@@ -186,6 +190,7 @@ class Reconciler:
         async with self._writing:
             desired = self._desired() or interest
             self._pending.clear()  # it is in the plan
+            self._has_other_plan = False
             taken = taken_links(snapshot, desired, self._mark)
             desired = without_links(desired, taken.keys()) if taken else desired
             actual = ours(snapshot, desired, self._mark, self._device)
@@ -310,7 +315,11 @@ def _subject(operation: Operation) -> Item:
 
 def _link_of(item: Item) -> str | None:
     """Return the name of the link that the item hangs on."""
-    return None if isinstance(item, Link | HostFile | IptablesChain | NftTable) else item.link
+    match item:
+        case Link() | HostFile() | IptablesChain() | NftTable() | BpfPeer() | BpfContainer():
+            return None
+        case _:
+            return item.link
 
 
 def _needs(operation: Operation, carrier: Operation) -> bool:

@@ -15,6 +15,7 @@ from pyflannel.model.forwarder import Forwarder, ForwarderPeer
 from pyflannel.model.host_file import HostFile
 from pyflannel.model.link import Link
 from pyflannel.model.operation import Add, Operation, Remove, Replace
+from pyflannel.model.route import Route
 from pyflannel.model.state import State
 from pyflannel.plan.diff import diff
 from pyflannel.plan.ownership import ours
@@ -416,6 +417,50 @@ def test_a_change_waits_for_the_host_s_own_part() -> None:
 
             assert bench.is_healed
             assert [Add(PEER)] not in kernel.batches
+
+    asyncio.run(check())
+
+
+def test_a_change_that_follows_another_plan_waits_for_its_pass() -> None:
+    """As when the backend has changed, and with it a peer: what the peer needs is not there before a pass."""
+
+    async def check() -> None:
+        kernel = Silent()
+        async with running(Bench(kernel, State.EMPTY)) as bench:
+            bench.plan = State.of(LINK, FORWARDER)
+            bench.reconciler.wake()
+            bench.plan = State.of(LINK, FORWARDER, PEER)
+            bench.reconciler.change([Add(PEER)])
+            await bench.clock.settle()
+
+            assert bench.is_healed
+            assert kernel.batches == [[Add(LINK), Add(FORWARDER), Add(PEER)]]
+            assert bench.reconciler.counts.repairs == 0
+
+    asyncio.run(check())
+
+
+def test_another_daemon_s_device_is_left_to_it_and_said(caplog) -> None:
+    """Two networks with one VNI on one host: no fight, the rest stands, and the host is not ready."""
+
+    async def check() -> None:
+        theirs = replace(LINK, name="flannel.1", kind="vxlan", alias="pyflannel /run/blue")
+        wanted = replace(theirs, alias="pyflannel")
+        route = Route(destination=IPv4Network("10.100.16.0/24"), link="flannel.1")
+        file = HostFile(path="/run/flannel/subnet.env", text="x")
+        kernel = FakeKernel(State.of(theirs))
+        async with running(Bench(kernel, State.of(wanted, route, LINK, file))) as bench:
+            assert kernel.state == State.of(theirs, LINK)
+            assert not bench.reconciler.counts.is_clean
+            assert [r.operation for r in bench.reconciler.counts.refused] == [Add(wanted)]
+            assert caplog.text.count("--run-dir=/run/blue has this link") == 1
+
+            kernel.damage(Remove(theirs))
+            await bench.clock.advance(2)
+
+            assert bench.is_healed
+            assert bench.reconciler.counts.is_clean
+            assert bench.reconciler.counts.repairs == 0
 
     asyncio.run(check())
 
