@@ -1,7 +1,7 @@
 """The interfaces of a real namespace, and what is chosen among them."""
 
 from collections.abc import Awaitable, Callable
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 from typing import TypeVar
 
 import pytest
@@ -58,6 +58,8 @@ def test_the_interface_of_the_default_route_with_its_address_and_mtu(host) -> No
         address=IPv4Address("192.168.50.102"),
         mtu=1400,
         public_ip=IPv4Address("192.168.50.102"),
+        on_link=(IPv4Network("192.168.50.0/24"),),
+        driver="veth",
     )
 
 
@@ -84,6 +86,50 @@ def test_facts_of_addresses_are_seen(host) -> None:
     assert not facts["169.254.7.7"].is_global
     assert facts["192.168.50.102"].is_permanent
     assert not facts["192.168.50.102"].is_secondary
+
+
+class TestOnLink:
+    """What is reached by an interface without a gateway."""
+
+    def of(self, host, name: str) -> list[str]:
+        found = observed(host).named(name)
+        assert found is not None
+        return [str(prefix) for prefix in found.on_link]
+
+    def test_prefixes_of_addresses_and_routes_without_a_gateway(self, host) -> None:
+        host.ip("address add 192.168.60.1/25 dev eth0")
+        host.ip("route add 172.20.0.0/16 dev eth0")
+        host.ip("route add 172.21.0.0/16 via 192.168.50.1 dev eth0")
+        host.ip("route add 172.22.0.0/16 nexthop via 192.168.50.1 dev eth0 nexthop via 10.10.10.1 dev eth1")
+        host.ip("route add blackhole 172.23.0.0/16")
+        host.ip("route add 172.24.0.0/16 dev eth0 table 100")
+        host.ip("route add 172.25.0.1/32 dev eth0")
+
+        assert self.of(host, "eth0") == [
+            "172.20.0.0/16",
+            "172.25.0.1/32",
+            "192.168.50.0/24",
+            "192.168.60.0/25",
+        ]
+        assert self.of(host, "eth1") == ["10.10.10.0/24"]
+
+    def test_a_link_that_is_down_keeps_those_of_its_addresses(self, host) -> None:
+        """The kernel drops its routes; peers are not taken for unreachable because of that."""
+        host.ip("link set eth0 down")
+
+        assert self.of(host, "eth0") == ["192.168.50.0/24"]
+
+    def test_an_address_alone_leads_nowhere(self, host) -> None:
+        host.ip("address add 172.20.0.1/32 dev eth0")
+        host.ip("address add 172.21.0.1/16 dev eth0 noprefixroute")
+        host.ip("address add 172.22.0.1 peer 172.22.0.2/32 dev eth0")
+
+        assert self.of(host, "eth0") == ["172.22.0.2/32", "192.168.50.0/24"]
+
+    def test_the_default_route_does_not_count(self, host) -> None:
+        host.ip("route add default dev eth0 metric 7")
+
+        assert self.of(host, "eth0") == ["192.168.50.0/24"]
 
 
 def test_the_default_route_of_another_table_counts_when_main_has_none(host) -> None:

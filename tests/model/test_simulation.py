@@ -123,7 +123,7 @@ class Engine:
             held=None,
             report=self.hear,
             leases_changed=self.know,
-            reidentify=lambda: Identity(owner=f"id{number}-anew"),
+            reidentify=lambda attributes: replace(attributes, owner=Identity(owner=f"id{number}-anew")),
         )
 
     def hear(self, report: Report) -> None:

@@ -23,6 +23,7 @@ from pyflannel.kernel.iptables import IptablesTarget
 from pyflannel.kernel.linux import LinuxTarget
 from pyflannel.kernel.machine import new_identity, read_identity
 from pyflannel.kernel.nftables import NftTarget
+from pyflannel.kernel.release import kernel_release
 from pyflannel.kernel.route_protocols import route_protocols
 from pyflannel.model.address import Address
 from pyflannel.model.fdb_entry import FdbEntry
@@ -205,6 +206,8 @@ def _host_options(options: FlanneldOptions, places: Places, device: str, audit_s
         renew_margin_s=options.renew_margin_s,
         renumbers=options.on_subnet_lost == "renumber",
         packet_filter=options.packet_filter,
+        has_blackhole=options.has_blackhole,
+        kernel=kernel_release(),
         device=device,
         mark=places.mark,
         audit_s=audit_s,

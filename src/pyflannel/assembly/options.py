@@ -58,6 +58,7 @@ class FlanneldOptions:
         subnet_dir: directory of the subnet files of several networks.
         networks: their names, below the store's prefix; none for the one network that stands there itself.
         watch_networks: run each network of the store, or of `networks`, as it comes.
+        has_blackhole: drop what goes to our own subnet and nothing on the host takes.
         iptables_resync_s: longest time after which filter rules are read again.
         lease_ttl_s: how long the lease lasts unless it is renewed.
         renew_margin_s: how long before its end that is; at most half of it.
@@ -82,6 +83,7 @@ class FlanneldOptions:
     renew_margin_s: int
     packet_filter: FilterOptions
     iptables_resync_s: int
+    has_blackhole: bool
     run_dir: str
     state_dir: str
     node_id: str | None
@@ -166,6 +168,7 @@ def _options(settings: Settings) -> FlanneldOptions:
         renew_margin_s=_margin_s(settings.last("subnet-lease-renew-margin")),
         packet_filter=_packet_filter(settings),
         iptables_resync_s=_resync_s(settings.last("iptables-resync")),
+        has_blackhole=bool(settings.last("ip-blackhole-route").value),
         run_dir=_path(settings.last("run-dir")),
         state_dir=_path(settings.last("state-dir")),
         node_id=str(settings.last("node-id").value) or None,

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from pyflannel.errors import CompactedError, StoreError, WireError
-from pyflannel.model.lease import CLAIM_TTL_S, Identity
+from pyflannel.model.lease import CLAIM_TTL_S, LeaseAttributes
 from pyflannel.model.lease_protocol import (
     Action,
     ClaimGone,
@@ -79,7 +79,8 @@ class LeaseKeeper:
     """Keeps this host's lease in the store, and knows the leases of all others.
 
     `report` hears what an operator should know, `leases_changed` each new set of leases; both are called
-    in the order in which things happened, and must not block.
+    in the order in which things happened, and must not block. `reidentify` makes a new identity, and says
+    what the lease is to say under it.
     """
 
     def __init__(
@@ -92,7 +93,7 @@ class LeaseKeeper:
         held: Held | None,
         report: Callable[[Report], None],
         leases_changed: Callable[[LeaseSet], None],
-        reidentify: Callable[[], Identity],
+        reidentify: Callable[[LeaseAttributes], LeaseAttributes],
     ) -> None:
         self._store = store
         self._clock = clock
@@ -144,7 +145,7 @@ class LeaseKeeper:
                     self._timer.cancel()
                 self._timer = tasks.create_task(self._wake(at), name="lease timer")
             case Reidentify():
-                attributes = replace(self.state.wanted.attributes, owner=self._reidentify())
+                attributes = self._reidentify(self.state.wanted.attributes)
                 self._events.put_nowait(Ordered(replace(self.state.wanted, attributes=attributes)))
             case _:
                 self._report(action)

@@ -14,6 +14,7 @@ from pyflannel.model.operation import Add, Operation, Remove, Replace
 from pyflannel.model.state import Item, State
 from pyflannel.model.subnet_map import SubnetMap
 from pyflannel.plan.backends import Backend
+from pyflannel.plan.blackhole import plan_blackhole
 from pyflannel.plan.packet_filter import FilterOptions, plan_filter
 from pyflannel.plan.peers import Conflict, PeerChange, Peers
 from pyflannel.wire.subnet_env import format_subnet_env
@@ -35,12 +36,22 @@ class Planner:
     """
 
     def __init__(
-        self, *, subnet_file: str, packet_filter: FilterOptions, device: str, mark: str, owner: str = ""
+        self,
+        *,
+        subnet_file: str,
+        packet_filter: FilterOptions,
+        device: str,
+        mark: str,
+        owner: str = "",
+        kernel: str = "",
+        has_blackhole: bool = False,
     ) -> None:
         self._subnet_file = subnet_file
         self._packet_filter = packet_filter
         self._device = device
         self._mark = mark
+        self._kernel = kernel
+        self._has_blackhole = has_blackhole
         self.owner = owner
         self.config: NetworkConfig | None = None
         self.backend: Backend | None = None
@@ -49,7 +60,8 @@ class Planner:
         self.leases = LeaseSet()
         self.lingering: tuple[Lease, ...] = ()
         self.objections: dict[IPv4Network, str] = {}
-        self.obstacle: str | None = None
+        self._said_obstacle: str | None = None
+        self._said_notes: tuple[str, ...] = ()
         self._whom: _Whom | None = None
         self._peers: Peers | None = None
         self._conflicts: tuple[Conflict, ...] = ()
@@ -73,6 +85,12 @@ class Planner:
         return self._conflicts
 
     @property
+    def refused(self) -> dict[IPv4Network, str]:
+        """The leases of others that are not planned for, and why."""
+        ignored = {} if self._peers is None else self._peers.ignored
+        return {**{subnet: conflict.text for subnet, conflict in ignored.items()}, **self.objections}
+
+    @property
     def host(self) -> Host | None:
         """This host, once it has a lease and an underlay."""
         if self.held is None or self.underlay is None:
@@ -83,7 +101,15 @@ class Planner:
             device=self._device,
             mark=self._mark,
             owner=self.owner,
+            kernel=self._kernel,
         )
+
+    @property
+    def obstacle(self) -> str | None:
+        """What the backend waits for, as it cannot work with the underlay that there is; None when it can."""
+        if self.backend is None or self.underlay is None:
+            return None
+        return self.backend.obstacle(self.underlay)
 
     def desired(self) -> State | None:
         """Return the plan, or None while something that it is made of is missing."""
@@ -98,15 +124,8 @@ class Planner:
         """
         changes = self._update_peers()
         host = self.host
-        if host is None or self.config is None or self.backend is None:
-            return None
-        obstacle = self.backend.obstacle(host)
-        if obstacle is not None:
-            if obstacle != self.obstacle:
-                log.warning("Waiting for %s", obstacle)
-            self.obstacle = obstacle
+        if self._is_obstructed() or host is None or self.config is None or self.backend is None:
             return None  # what stands is kept
-        self.obstacle = None
         made_of = self.config, self.backend, host
         if made_of == self._made_of and not self._is_contested:
             operations = self._plan_changes(changes, self.backend, host)
@@ -153,7 +172,10 @@ class Planner:
             mtu=backend.mtu(host),
             ip_masq=self._packet_filter.masquerades,
         )
+        self._tell_notes(backend, host)
         plan = dict(backend.plan_host(host).by_key)
+        if self._has_blackhole:
+            plan.update(plan_blackhole(host).by_key)
         plan.update(plan_filter(config, host, self._packet_filter).by_key)
         file = HostFile(path=self._subnet_file, text=text)
         plan[file.key] = file
@@ -203,6 +225,22 @@ class Planner:
                 operations.append(Replace(old, item))
             self._plan[key] = item
         return operations
+
+    def _is_obstructed(self) -> bool:
+        """Return whether the backend cannot work on this host, and say so where it is news."""
+        obstacle = self.obstacle
+        if obstacle is not None and obstacle != self._said_obstacle:
+            log.warning("Waiting for %s", obstacle)
+        self._said_obstacle = obstacle
+        return obstacle is not None
+
+    def _tell_notes(self, backend: Backend, host: Host) -> None:
+        """Say what a person should know, where it is news; what is odd about the config was said with it."""
+        notes = backend.notes(host)
+        for note in notes:
+            if note not in self._said_notes and note not in backend.remarks:
+                log.warning("Note: %s", note)
+        self._said_notes = notes
 
     def _is_objected_to(
         self,

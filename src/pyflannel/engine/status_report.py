@@ -1,11 +1,13 @@
 """The daemon's state as a Status, for whoever asks through a door."""
 
 from pyflannel.engine.supervisor import Supervisor
+from pyflannel.model.link import Link
 from pyflannel.model.status import (
     BackendStatus,
     LeaseStatus,
     NetworkStatus,
     ReconcileStatus,
+    RefusedPeer,
     Status,
     StoreStatus,
     UnderlayStatus,
@@ -51,6 +53,7 @@ def status_of(supervisor: Supervisor, *, version: str, store_url: str, clock: Cl
         backend=_backend(supervisor),
         store=store,
         peers=planner.peer_count,
+        refused_peers=_refused_peers(supervisor),
         reconcile=ReconcileStatus(
             passes=counts.passes,
             repairs=counts.repairs,
@@ -74,5 +77,19 @@ def _backend(supervisor: Supervisor) -> BackendStatus | None:
     config, backend, host = supervisor.planner.config, supervisor.planner.backend, supervisor.planner.host
     if config is None or backend is None:
         return None
-    mtu = backend.mtu(host) if host is not None else None
-    return BackendStatus(type=config.backend_type, link=host.device if host is not None else None, mtu=mtu)
+    if host is None:
+        return BackendStatus(type=config.backend_type, notes=backend.remarks)
+    links = (item.name for item in backend.plan_host(host) if isinstance(item, Link))
+    return BackendStatus(
+        type=config.backend_type, link=next(links, None), mtu=backend.mtu(host), notes=backend.notes(host)
+    )
+
+
+def _refused_peers(supervisor: Supervisor) -> tuple[RefusedPeer, ...]:
+    planner = supervisor.planner
+    leases = planner.leases.by_subnet
+    return tuple(
+        RefusedPeer(subnet=subnet, public_ip=lease.attributes.public_ip, reason=reason)
+        for subnet, reason in sorted(planner.refused.items())
+        if (lease := leases.get(subnet)) is not None
+    )

@@ -8,7 +8,7 @@ Each input may change at any time, and each change makes a new plan; the reconci
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Network
 
 from pyflannel.engine.config_follower import ConfigFollower, read_config
@@ -75,6 +75,8 @@ class HostOptions:
         subnet_file: path of subnet.env.
         subnet_env: its text from the life before, or None.
         audit_s: longest pause between two passes.
+        has_blackhole: packets to our subnet that nothing else on the host takes are dropped.
+        kernel: release of the running kernel, as exact as it is known.
     """
 
     identity: Identity
@@ -88,6 +90,8 @@ class HostOptions:
     device: str = "flannel0"
     mark: str = MARK
     audit_s: float = AUDIT_S
+    has_blackhole: bool = False
+    kernel: str = ""
 
 
 class Supervisor:
@@ -113,6 +117,8 @@ class Supervisor:
             device=options.device,
             mark=options.mark,
             owner=options.identity.owner,
+            kernel=options.kernel,
+            has_blackhole=options.has_blackhole,
         )
         self.narrator = LeaseNarrator(world.clock, self._held_changed)
         self.reconciler = Reconciler(
@@ -215,23 +221,27 @@ class Supervisor:
         assert config is not None
         assert backend is not None
         assert underlay is not None
-        data = backend.lease_data(self.identity.owner)
         attributes = LeaseAttributes(
-            public_ip=underlay.public_ip,
-            backend_type=backend.lease_type,
-            backend_data=None if data is None else format_backend_data(data),
-            vtep=data,
-            owner=self.identity,
-            port=backend.port,
+            public_ip=underlay.public_ip, backend_type=backend.lease_type, port=backend.port
         )
         return Wanted(
             network=config,
             config_revision=self._config_revision,
-            attributes=attributes,
+            attributes=self._identified(attributes, backend),
             previous=self._previous,
             ttl_s=self._options.lease_ttl_s,
             renew_margin_s=self._options.renew_margin_s,
             renumbers=self._options.renumbers,
+        )
+
+    def _identified(self, attributes: LeaseAttributes, backend: Backend) -> LeaseAttributes:
+        """Return what our lease says, as that of who we are now."""
+        data = backend.lease_data(self.identity.owner)
+        return replace(
+            attributes,
+            owner=self.identity,
+            backend_data=None if data is None else format_backend_data(data),
+            vtep=data,
         )
 
     async def _start_without_store(self) -> None:
@@ -290,7 +300,6 @@ class Supervisor:
         self.config_text, self.config_trouble, self.is_stale = text, None, False
         self.planner.config, self.planner.backend = config, backend
         self._config_revision = revision
-        self._prerequisites.set()
         self._inputs_changed()
 
     def _config_missing(self, reason: str) -> None:
@@ -306,6 +315,8 @@ class Supervisor:
         self.tell_waiting()
 
     def _inputs_changed(self) -> None:
+        if self.planner.backend is not None and self.planner.obstacle is None:
+            self._prerequisites.set()
         if self._keeper is not None:
             self._keeper.order(self._wanted())
         self._replan()
@@ -319,11 +330,12 @@ class Supervisor:
         self.planner.leases = leases
         self._replan()
 
-    def _reidentify(self) -> Identity:
+    def _reidentify(self, attributes: LeaseAttributes) -> LeaseAttributes:
+        assert self.planner.backend is not None  # else nobody would have asked for a lease
         self.identity = self._world.reidentify()
         self.planner.owner = self.identity.owner
         log.warning("Made a new identity for this host owner=%s", self.identity.owner)
-        return self.identity
+        return self._identified(attributes, self.planner.backend)
 
     def _report(self, report: Report) -> None:
         self.narrator.tell(report)

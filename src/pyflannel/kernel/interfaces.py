@@ -1,10 +1,12 @@
 """The host's interfaces, as the kernel of the process's network namespace shows them."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 
 from pyflannel.errors import TargetError
+from pyflannel.kernel.driver import driver_of
 from pyflannel.kernel.netlink_socket import NotificationSocket, RequestSocket
 from pyflannel.model.interface import DefaultRoute, Interface, InterfaceAddress, Interfaces
 from pyflannel.wire.netlink import addresses, links, routes
@@ -31,10 +33,16 @@ class KernelInterfaces:
     """
 
     def __init__(self) -> None:
-        self._requests = RequestSocket()
+        self._devices = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        try:
+            self._requests = RequestSocket()
+        except TargetError:
+            self._devices.close()
+            raise
         try:
             self._notifications = NotificationSocket(_GROUPS)
         except TargetError:
+            self._devices.close()
             self._requests.close()
             raise
         self._asked_for: set[IPv4Address] = set()
@@ -43,15 +51,20 @@ class KernelInterfaces:
         """Let go of the sockets."""
         self._requests.close()
         self._notifications.close()
+        self._devices.close()
 
     async def observe(self) -> Interfaces:
-        """Return the interfaces, their addresses and the IPv4 default routes as they are now."""
+        """Return the interfaces, their addresses and the IPv4 routes that matter, as they are now."""
         found = await self._requests.dump(links.dump_links(), links.parse_link)
         held = await self._requests.dump(addresses.dump_addresses(), addresses.parse_address_message)
-        names = {link.index: link.name for link in found}
+        by_routes = await self._requests.dump(routes.dump_routes(INET), _default_or_on_link)
+        links_by_index = sorted(found, key=lambda link: link.index)
         return Interfaces(
-            interfaces=tuple(_interface(link, held) for link in sorted(found, key=lambda link: link.index)),
-            default_routes=await self._default_routes(names),
+            interfaces=tuple(self._interface(link, held, by_routes) for link in links_by_index),
+            default_routes=await self._default_routes(
+                {link.index: link.name for link in found},
+                [route for route in by_routes if not route.destination.prefixlen],
+            ),
         )
 
     async def route_to(self, address: IPv4Address) -> tuple[str, IPv4Address] | None:
@@ -77,12 +90,30 @@ class KernelInterfaces:
 
     def _concerns(self, message: Message) -> bool:
         """Return whether a notification may change an answer: most routes of a host do not."""
-        if message.kind not in (routes.NEW, routes.DELETE):
+        if message.kind not in (routes.NEW, routes.DELETE) or routes.is_on_link(message.body):
             return True
         return any(routes.covers(message.body, address) for address in (*self._asked_for, _FAR_AWAY))
 
-    async def _default_routes(self, names: dict[int, str]) -> tuple[DefaultRoute, ...]:
-        found = await self._requests.dump(routes.dump_routes(INET), _default_route)
+    def _interface(
+        self, link: LinkRecord, held: list[AddressRecord], by_routes: list[RouteRecord]
+    ) -> Interface:
+        own = [one for one in held if one.index == link.index]
+        return Interface(
+            name=link.name,
+            index=link.index,
+            mtu=link.mtu,
+            is_up=link.is_up,
+            is_loopback=link.is_loopback,
+            kind=link.kind,
+            alias=link.alias,
+            addresses=tuple(_address(one) for one in own),
+            on_link=_on_link(own, [route for route in by_routes if route.index == link.index]),
+            driver=driver_of(self._devices, link.name) if _has_ipv4(own) else "",
+        )
+
+    async def _default_routes(
+        self, names: dict[int, str], found: list[RouteRecord]
+    ) -> tuple[DefaultRoute, ...]:
         if found:
             return tuple(
                 DefaultRoute(
@@ -98,25 +129,35 @@ class KernelInterfaces:
         return () if reached is None else (DefaultRoute(link=reached[0], source=reached[1]),)
 
 
-def _default_route(body: bytes) -> RouteRecord | None:
+def _default_or_on_link(body: bytes) -> RouteRecord | None:
     glance = routes.glance_at_route(body)
-    if glance is None or glance.key.length != 0:
+    if glance is None or (glance.key.length and not routes.is_on_link(body)):
         return None
     route = routes.parse_route(body)
     return route if route is not None and route.kind == routes.UNICAST else None
 
 
-def _interface(link: LinkRecord, held: list[AddressRecord]) -> Interface:
-    return Interface(
-        name=link.name,
-        index=link.index,
-        mtu=link.mtu,
-        is_up=link.is_up,
-        is_loopback=link.is_loopback,
-        kind=link.kind,
-        alias=link.alias,
-        addresses=tuple(_address(one) for one in held if one.index == link.index),
+def _on_link(held: list[AddressRecord], by_routes: list[RouteRecord]) -> tuple[IPv4Network, ...]:
+    """Return what the addresses of a link and the routes by it lead to without a gateway.
+
+    The kernel drops the routes of a link that goes down; what the addresses say stays.
+    """
+    prefixes = {route.destination for route in by_routes if route.destination.prefixlen}
+    prefixes |= {
+        one.address.network for one in held if one.peer is None and not one.flags & addresses.NO_PREFIX_ROUTE
+    }
+    own = {one.address.ip for one in held}
+    return tuple(
+        sorted(
+            prefix
+            for prefix in prefixes
+            if isinstance(prefix, IPv4Network) and not (prefix.prefixlen == 32 and prefix[0] in own)
+        )
     )
+
+
+def _has_ipv4(held: list[AddressRecord]) -> bool:
+    return any(one.address.version == 4 for one in held)
 
 
 def _address(record: AddressRecord) -> InterfaceAddress:

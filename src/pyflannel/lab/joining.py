@@ -140,7 +140,7 @@ class Member:
             held=None,
             report=self._report,
             leases_changed=self._leases_changed,
-            reidentify=lambda: self._wanted().identity,
+            reidentify=lambda attributes: attributes,
         )
         try:
             async with asyncio.TaskGroup() as tasks:

@@ -1,7 +1,7 @@
 """Interfaces: what a host offers to carry the tunnel, as it was observed."""
 
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +29,8 @@ class Interface:
     Attributes:
         kind: the kernel's kind; "" for a physical device.
         alias: free text.
+        on_link: prefixes that the host reaches by it without a gateway, sorted; without the default route.
+        driver: the kernel driver, `vmxnet3`, `veth`; "" when it does not say, or there is no IPv4 address.
     """
 
     name: str
@@ -39,6 +41,8 @@ class Interface:
     kind: str = ""
     alias: str = ""
     addresses: tuple[InterfaceAddress, ...] = ()
+    on_link: tuple[IPv4Network, ...] = ()
+    driver: str = ""
 
     def holds(self, address: IPv4Address | IPv6Address) -> bool:
         """Return whether it has exactly this address."""

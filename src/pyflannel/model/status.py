@@ -54,11 +54,26 @@ class UnderlayStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackendStatus:
-    """How packets cross the network: the backend's type, its device, and the device's MTU in octets."""
+    """How packets cross the network: the backend's type, its device, and a container's MTU in octets.
+
+    Attributes:
+        link: None where the backend has no device of its own.
+        notes: how it runs on this host, where that is not as usual, a line each.
+    """
 
     type: str
     link: str | None = None
     mtu: int | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RefusedPeer:
+    """A host with a lease that is not sent to, and why."""
+
+    subnet: IPv4Network
+    public_ip: IPv4Address
+    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +128,7 @@ class Status:
         is_ready: packets can flow, the lease is ours, and the latest pass succeeded.
         waiting_for: in one line, while it is not ready.
         peers: other hosts with a lease.
+        refused_peers: those of them that are not sent to, in the order of their subnets.
         warnings: what a person should look at, one line each: two hosts share an address, a lease was taken.
     """
 
@@ -127,6 +143,7 @@ class Status:
     backend: BackendStatus | None = None
     store: StoreStatus | None = None
     peers: int = 0
+    refused_peers: tuple[RefusedPeer, ...] = ()
     forwarder: ForwarderStatus | None = None
     reconcile: ReconcileStatus | None = None
     warnings: tuple[str, ...] = ()

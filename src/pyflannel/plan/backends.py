@@ -6,7 +6,7 @@ from typing import Protocol
 
 from pyflannel.errors import ConfigError
 from pyflannel.model.backend_data import BackendData
-from pyflannel.model.host import Host
+from pyflannel.model.host import Host, Underlay
 from pyflannel.model.lease import Lease
 from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.state import State
@@ -41,8 +41,8 @@ class Backend(Protocol):
     def notes(self, host: Host) -> tuple[str, ...]:
         """Return what a person should know of how it runs on this host, in a line each; `remarks` too."""
 
-    def obstacle(self, host: Host) -> str | None:
-        """Return what it waits for on a host where it cannot work, in words for the log; None if it can."""
+    def obstacle(self, underlay: Underlay) -> str | None:
+        """Return what it waits for where it cannot work with this underlay, in words; None if it can."""
 
     def plan_host(self, host: Host) -> State:
         """Return what the host itself needs, whatever peers there are."""

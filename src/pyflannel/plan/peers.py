@@ -82,6 +82,11 @@ class Peers:
         return len(self._sound) - len(self._overlapped)
 
     @property
+    def ignored(self) -> Mapping[IPv4Network, Conflict]:
+        """The leases that are left out, and why."""
+        return {**self._unsound, **self._overlapped}
+
+    @property
     def conflicts(self) -> tuple[Conflict, ...]:
         """What is wrong with the leases, in the order of the subnets."""
         shared = {
@@ -93,7 +98,7 @@ class Peers:
             for subnet in others
             if subnet not in self._overlapped
         }
-        found = {**self._unsound, **shared, **self._overlapped}
+        found = {**shared, **self.ignored}
         return tuple(found[subnet] for subnet in sorted(found, key=_range))
 
     def _took(self, subnet: IPv4Network, old: Lease | None, new: Lease | None) -> bool:

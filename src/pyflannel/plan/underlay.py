@@ -71,6 +71,8 @@ def choose(wanted: UnderlayOptions, interfaces: Interfaces, reached: Reached = N
                 address=address,
                 mtu=interface.mtu,
                 public_ip=wanted.public_ip or address,
+                on_link=interface.on_link,
+                driver=interface.driver,
             )
         case _Missed():
             reasons = "; ".join(outcome.reason for outcome in outcomes if isinstance(outcome, _Missed))

@@ -24,6 +24,7 @@ COMMANDS = {
     "config": "Read, check and write the network config.",
     "lab": "Several hosts on this machine, in namespaces of their own.",
     "leases": "List the leases of the network.",
+    "peers": "List the other hosts, and why some are not sent to.",
     "status": "Show what flanneld on this host is doing.",
 }
 """What each command does: said here, so that `--help` imports none of them."""

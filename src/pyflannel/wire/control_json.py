@@ -21,6 +21,7 @@ from pyflannel.errors import (
     WireError,
 )
 from pyflannel.model.lease_entry import LeaseEntry
+from pyflannel.model.peer_entry import PeerEntry
 from pyflannel.model.status import Status
 
 _ADDRESSES = (IPv4Address, IPv4Network, IPv6Address, IPv6Network)
@@ -36,6 +37,11 @@ _Document = TypeVar("_Document")
 @dataclass(frozen=True, slots=True)
 class _Leases:
     leases: list[LeaseEntry]
+
+
+@dataclass(frozen=True, slots=True)
+class _Peers:
+    peers: list[PeerEntry]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +87,11 @@ def parse_leases(document: bytes) -> list[LeaseEntry]:
         WireError: it is not that.
     """
     return _decode(document, _Leases).leases
+
+
+def format_peers(peers: Sequence[PeerEntry]) -> bytes:
+    """Return `{"peers": [...]}`."""
+    return _encode(_Peers(list(peers)))
 
 
 def format_config_text(text: str | None) -> bytes:

@@ -58,6 +58,7 @@ def test_without_flags_everything_has_the_original_default() -> None:
         renew_margin_s=3600,
         packet_filter=FilterOptions(accepts_forwarded=True),
         iptables_resync_s=5,
+        has_blackhole=False,
         run_dir="/run/flannel",
         state_dir="/var/lib/flannel",
         node_id=None,
@@ -69,6 +70,11 @@ def test_without_flags_everything_has_the_original_default() -> None:
         healthz_port=0,
         fast_path="auto",
     )
+
+
+def test_a_blackhole_is_asked_for_by_its_flag() -> None:
+    assert options("--ip-blackhole-route").has_blackhole
+    assert options(environment={"FLANNELD_IP_BLACKHOLE_ROUTE": "true"}).has_blackhole
 
 
 def test_filter_rules_are_asked_for_by_their_flags() -> None:

@@ -50,7 +50,9 @@ class Bench:
             held=None,
             report=self.reports[owner].append,
             leases_changed=lambda leases: None,
-            reidentify=lambda: Identity(owner=f"{owner}-anew", machine=machine),
+            reidentify=lambda attributes: replace(
+                attributes, owner=Identity(owner=f"{owner}-anew", machine=machine)
+            ),
         )
 
     def heard(self, owner: str, kind: type[Report]) -> bool:

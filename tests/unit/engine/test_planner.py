@@ -50,8 +50,8 @@ class Backend:
     def notes(self, host: Host) -> tuple[str, ...]:
         return ()
 
-    def obstacle(self, host: Host) -> str | None:
-        return "a larger MTU" if host.underlay.mtu < self.smallest_mtu else None
+    def obstacle(self, underlay: Underlay) -> str | None:
+        return "a larger MTU" if underlay.mtu < self.smallest_mtu else None
 
     def outranked(self, peers: Iterable[Lease], host: Host) -> Mapping[IPv4Network, str]:
         """Of peers that want one object the one at the highest address has it."""

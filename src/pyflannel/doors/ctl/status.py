@@ -26,6 +26,9 @@ from pyflannel.model.status import (
 )
 from pyflannel.wire.control_json import format_status
 
+_NAMED_PEERS = 8
+"""So many refused peers are named one by one."""
+
 
 @click.command()
 @run_dir_option
@@ -77,9 +80,12 @@ def _facts(found: Status) -> Iterator[tuple[str, str]]:
         yield "underlay", _underlay(found.underlay)
     if found.backend:
         yield "backend", _backend(found.backend)
+        for note in found.backend.notes:
+            yield "note", note
     if found.store:
         yield "store", _store(found.store)
     yield "peers", str(found.peers)
+    yield from _refused_peers(found)
     if found.forwarder:
         yield "forwarder", _forwarder(found.forwarder)
     if found.reconcile:
@@ -88,6 +94,15 @@ def _facts(found: Status) -> Iterator[tuple[str, str]]:
             yield "refused", refused
     for warning in found.warnings:
         yield "warning", warning
+
+
+def _refused_peers(found: Status) -> Iterator[tuple[str, str]]:
+    """Yield the first of the refused peers that no warning names."""
+    peers = [peer for peer in found.refused_peers if peer.reason not in found.warnings]
+    for peer in peers[:_NAMED_PEERS]:
+        yield "refused peer", f"{peer.subnet} at {peer.public_ip}: {peer.reason}"
+    if len(peers) > _NAMED_PEERS:
+        yield "refused peer", f"{len(peers) - _NAMED_PEERS} more: see flannelctl peers"
 
 
 def _readiness(found: Status) -> str:

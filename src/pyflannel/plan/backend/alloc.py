@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Network
 
-from pyflannel.model.host import Host
+from pyflannel.model.host import Host, Underlay
 from pyflannel.model.lease import Lease
 from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.state import State
@@ -36,7 +36,7 @@ class AllocBackend:
         """Return what a person should know of how it runs on this host, in a line each."""
         return self.remarks
 
-    def obstacle(self, host: Host) -> None:
+    def obstacle(self, underlay: Underlay) -> None:
         """Return nothing: there is nothing that could be in the way."""
 
     def plan_host(self, host: Host) -> State:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Network
 
-from pyflannel.model.host import Host
+from pyflannel.model.host import Host, Underlay
 from pyflannel.model.lease import Lease
 from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.state import State
@@ -43,9 +43,8 @@ class HostGwBackend:
         """Return what a person should know of how it runs on this host, in a line each."""
         return self.remarks
 
-    def obstacle(self, host: Host) -> str | None:
-        """Return what keeps it from working on this host: an address for peers that it does not have."""
-        underlay = host.underlay
+    def obstacle(self, underlay: Underlay) -> str | None:
+        """Return what keeps it from working: peers are told an address that the interface does not have."""
         if underlay.public_ip == underlay.address:
             return None
         return (

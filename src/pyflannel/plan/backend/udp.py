@@ -11,7 +11,7 @@ from ipaddress import IPv4Interface, IPv4Network
 
 from pyflannel.model.address import Address
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer
-from pyflannel.model.host import Host
+from pyflannel.model.host import Host, Underlay
 from pyflannel.model.lease import Lease
 from pyflannel.model.link import Link
 from pyflannel.model.network_config import NetworkConfig
@@ -57,7 +57,7 @@ class UdpBackend:
         """Return what a person should know of how it runs on this host, in a line each."""
         return self.remarks
 
-    def obstacle(self, host: Host) -> None:
+    def obstacle(self, underlay: Underlay) -> None:
         """Return nothing: where UDP passes, it works."""
 
     def plan_host(self, host: Host) -> State:

@@ -17,7 +17,7 @@ from ipaddress import IPv4Interface, IPv4Network
 from pyflannel.model.address import Address
 from pyflannel.model.backend_data import Vtep
 from pyflannel.model.fdb_entry import FdbEntry
-from pyflannel.model.host import Host
+from pyflannel.model.host import Host, Underlay
 from pyflannel.model.lease import Lease
 from pyflannel.model.link import Link
 from pyflannel.model.neighbour import Neighbour
@@ -98,8 +98,7 @@ class VxlanBackend:
 
     def mtu(self, host: Host) -> int:
         """Return the octets of the largest packet that a container may send."""
-        underlay = host.underlay.mtu
-        return min(underlay if self.outer_mtu is None else self.outer_mtu, underlay) - OVERHEAD
+        return self._mtu(host.underlay)
 
     def notes(self, host: Host) -> tuple[str, ...]:
         """Return what a person should know of how it runs on this host, in a line each."""
@@ -114,11 +113,10 @@ class VxlanBackend:
             notes.append(f"checksums are not left to {underlay.link}, which costs throughput: {trap}")
         return tuple(notes)
 
-    def obstacle(self, host: Host) -> str | None:
-        """Return what keeps it from working on this host: an underlay that carries next to nothing."""
-        if self.mtu(host) >= _SMALLEST_MTU:
+    def obstacle(self, underlay: Underlay) -> str | None:
+        """Return what keeps it from working: an underlay that carries next to nothing."""
+        if self._mtu(underlay) >= _SMALLEST_MTU:
             return None
-        underlay = host.underlay
         return f"an MTU of {_OUTER_MTUS[0]} or more on {underlay.link}, which has {underlay.mtu}"
 
     def plan_host(self, host: Host) -> State:
@@ -174,14 +172,16 @@ class VxlanBackend:
         """
         by_mac: dict[str, list[Lease]] = {}
         for peer in peers:
-            vtep = peer.attributes.vtep
-            if vtep is not None and not self._is_direct(peer, host) and self.objection(peer, host) is None:
-                by_mac.setdefault(vtep.mac, []).append(peer)
+            if peer.attributes.vtep is not None:
+                by_mac.setdefault(peer.attributes.vtep.mac, []).append(peer)
         found: dict[IPv4Network, str] = {}
-        for mac, sharing in by_mac.items():
-            first = min(sharing, key=lambda lease: (-lease.revision, lease.subnet))
-            address = first.attributes.public_ip
-            for peer in sharing:
+        for mac, alike in by_mac.items():
+            if len(alike) == 1:
+                continue
+            sharing = [peer for peer in alike if self._is_tunnelled(peer, host)]
+            sharing.sort(key=lambda peer: (-peer.revision, peer.subnet))
+            for peer in sharing[1:]:
+                first, address = sharing[0], sharing[0].attributes.public_ip
                 if peer.attributes.public_ip != address:
                     found[peer.subnet] = (
                         f"its VtepMAC {mac} is that of {first.subnet} at {address} too, whose lease is newer:"
@@ -209,8 +209,15 @@ class VxlanBackend:
             ),
         )
 
+    def _mtu(self, underlay: Underlay) -> int:
+        outer = underlay.mtu if self.outer_mtu is None else min(self.outer_mtu, underlay.mtu)
+        return outer - OVERHEAD
+
     def _is_direct(self, peer: Lease, host: Host) -> bool:
         return self.routes_directly and host.underlay.reaches(peer.attributes.public_ip)
+
+    def _is_tunnelled(self, peer: Lease, host: Host) -> bool:
+        return not self._is_direct(peer, host) and self.objection(peer, host) is None
 
     def _mac(self, host: Host) -> str:
         return vtep_mac(host.owner, self.mac_prefix)

@@ -30,6 +30,7 @@ SECONDARY = 0x01
 TENTATIVE = 0x40
 DEPRECATED = 0x20
 PERMANENT = 0x80
+NO_PREFIX_ROUTE = 0x200
 """Flags (linux/if_addr.h). SECONDARY of IPv4 is the same bit as TEMPORARY of IPv6."""
 
 _LAYOUT = struct.Struct("=BBBBi")

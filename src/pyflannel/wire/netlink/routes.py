@@ -47,6 +47,7 @@ _METRIC = 6
 _PREFERRED_SOURCE = 7
 _MULTIPATH = 9
 _VIA = 18
+_NEXT_HOPS = (_GATEWAY, _MULTIPATH, _VIA)
 
 
 class RouteKey(NamedTuple):
@@ -128,6 +129,25 @@ def glance_at_route(body: bytes) -> RouteGlance | None:
             metric = integer(body[offset + 4 : offset + 8])
         offset += (size + 3) & ~3
     return RouteGlance(RouteKey(length, destination or _zeros(family), metric), protocol, link)
+
+
+def is_on_link(body: bytes) -> bool:
+    """Return whether a message's body is a route of the main table by one link and no gateway.
+
+    Raises:
+        WireError: too short.
+    """
+    _, _, _, tos, table, _, _, kind, flags = unpack(_LAYOUT, body)
+    if tos or flags & _CLONED or table != TABLE_MAIN or kind != UNICAST:
+        return False
+    offset, end, has_link = _LAYOUT.size, len(body), False
+    while offset + ATTRIBUTE.size <= end:
+        size, attribute_kind = ATTRIBUTE.unpack_from(body, offset)
+        if size < ATTRIBUTE.size or attribute_kind in _NEXT_HOPS:
+            return False
+        has_link = has_link or attribute_kind == _LINK
+        offset += (size + 3) & ~3
+    return has_link
 
 
 def covers(body: bytes, address: IPv4Address | IPv6Address) -> bool:

@@ -1,0 +1,167 @@
+"""The planner and its backend: whom it does not send to, what it waits for, and what it drops."""
+
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyflannel.engine.planner import Planner
+from pyflannel.model.backend_data import Vtep
+from pyflannel.model.fdb_entry import FdbEntry
+from pyflannel.model.host import Underlay
+from pyflannel.model.lease import Lease, LeaseAttributes
+from pyflannel.model.lease_protocol import Held
+from pyflannel.model.lease_set import LeaseSet
+from pyflannel.model.network_config import NetworkConfig
+from pyflannel.model.route import Route
+from pyflannel.plan.backend.host_gw import HostGwBackend
+from pyflannel.plan.backend.vxlan import VxlanBackend
+from pyflannel.plan.backends import Backend
+from pyflannel.plan.packet_filter import FilterOptions
+
+CONFIG = NetworkConfig(network=IPv4Network("10.100.0.0/16"), subnet_length=24)
+OWN = Lease(
+    subnet=IPv4Network("10.100.15.0/24"), attributes=LeaseAttributes(public_ip=IPv4Address("172.16.0.99"))
+)
+UNDERLAY = Underlay(
+    link="eth0", address=IPv4Address("172.16.0.99"), mtu=1500, public_ip=IPv4Address("172.16.0.99")
+)
+
+
+def planner(backend: Backend | None = None, *, has_blackhole: bool = False) -> Planner:
+    made = Planner(
+        subnet_file="/run/flannel/subnet.env",
+        packet_filter=FilterOptions(),
+        device="flannel0",
+        mark="pyflannel",
+        owner="f00d",
+        has_blackhole=has_blackhole,
+    )
+    made.config, made.backend, made.held = CONFIG, backend or VxlanBackend(), Held(lease=OWN)
+    made.underlay = UNDERLAY
+    return made
+
+
+def lease(number: int, host: int, mac: int = 0, revision: int = 1) -> Lease:
+    return Lease(
+        subnet=IPv4Network(f"10.100.{number}.0/24"),
+        attributes=LeaseAttributes(
+            public_ip=IPv4Address(f"172.16.0.{host}"),
+            backend_type="vxlan",
+            vtep=Vtep(mac=f"0e:00:00:00:00:{mac or host:02x}", vni=1),
+            # What a record says decides whether two leases are the same.
+            backend_data=str(mac or host),
+        ),
+        revision=revision,
+    )
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelname in ("WARNING", "ERROR")]
+
+
+leases = st.lists(
+    st.builds(lease, st.integers(10, 14), st.integers(1, 6), st.integers(1, 3), st.integers(1, 3)), max_size=5
+)
+
+
+@given(st.lists(leases, min_size=1, max_size=6))
+def test_however_peers_with_one_mac_address_come_the_plan_is_that_of_those_there_are(
+    story: list[list[Lease]],
+) -> None:
+    followed = planner()
+    for known in story:
+        followed.leases = LeaseSet.of(known)
+        followed.update()
+
+        fresh = planner()
+        fresh.leases = LeaseSet.of(known)
+        fresh.update()
+        assert followed.desired() == fresh.desired()
+        assert followed.refused == fresh.refused
+
+
+def test_a_copy_of_a_host_gives_way_and_comes_back_when_the_other_goes(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    old, new = lease(10, 1, mac=7, revision=4), lease(11, 2, mac=7, revision=5)
+    made = planner()
+
+    def destinations() -> list[str]:
+        state = made.desired()
+        assert state is not None
+        return [str(item.destination) for item in state if isinstance(item, FdbEntry)]
+
+    for known, reached in (([old], "172.16.0.1"), ([old, new], "172.16.0.2"), ([old], "172.16.0.1")):
+        made.leases = LeaseSet.of(known)
+        made.update()
+        assert destinations() == [reached]
+
+    assert made.refused == {}
+    (said,) = warnings(caplog)
+    assert "its VtepMAC 0e:00:00:00:00:07 is that of 10.100.11.0/24 at 172.16.0.2 too" in said
+    assert said.endswith("lease=10.100.10.0/24 address=172.16.0.1")
+
+
+def test_every_lease_that_is_not_planned_for_is_refused_with_a_reason() -> None:
+    """By the backend, and because of what it says of itself."""
+    outside = replace(lease(0, 3), subnet=IPv4Network("10.99.0.0/24"))
+    other = replace(lease(11, 4), attributes=LeaseAttributes(public_ip=IPv4Address("172.16.0.4")))
+    made = planner()
+
+    made.leases = LeaseSet.of([lease(10, 1), outside, other])
+    made.update()
+
+    assert made.refused.keys() == {outside.subnet, other.subnet}
+    assert "outside the network" in made.refused[outside.subnet]
+    assert made.refused[other.subnet] == "Ignoring non-vxlan subnet: type="
+
+
+def test_while_the_backend_cannot_work_there_is_no_plan_and_it_is_said_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    made = planner(HostGwBackend())
+    made.underlay = replace(UNDERLAY, public_ip=IPv4Address("203.0.113.9"))
+
+    made.update()
+    made.update()
+    behind_nat = made.desired()
+    said = warnings(caplog)
+    made.underlay = UNDERLAY
+    made.update()
+
+    assert behind_nat is None
+    (line,) = said
+    assert "you're on a NAT" in line
+    assert made.obstacle is None
+    assert made.desired() is not None
+
+
+def test_what_a_person_should_know_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    made = planner(VxlanBackend(outer_mtu=9000))
+
+    made.update()
+    made.underlay = replace(UNDERLAY, driver="vmxnet3")
+    made.update()
+
+    assert [said.partition(":")[0] for said in warnings(caplog)] == ["Note", "Note"]
+    assert "Backend.MTU is 9000" in warnings(caplog)[0]
+    assert "vmxnet3" in warnings(caplog)[1]
+
+
+@pytest.mark.parametrize("has_blackhole", [False, True])
+def test_our_subnet_has_a_blackhole_behind_every_other_route_where_it_is_asked_for(
+    has_blackhole: bool,
+) -> None:
+    made = planner(has_blackhole=has_blackhole)
+    made.update()
+
+    state = made.desired()
+    assert state is not None
+    routes = [item for item in state if isinstance(item, Route)]
+    assert routes == [
+        Route(destination=OWN.subnet, link="", kind="blackhole", metric=2**32 - 1)
+        for _ in range(has_blackhole)
+    ]
