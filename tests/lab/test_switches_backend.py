@@ -1,0 +1,132 @@
+"""Another Backend.Type: what the old one had goes, whether the daemon runs meanwhile or not."""
+
+import contextlib
+import itertools
+import json
+import os
+from ipaddress import IPv4Address
+from typing import Any
+
+import pytest
+
+from pyflannel.errors import LabError
+from pyflannel.lab.etcd_server import PREFIX
+from pyflannel.lab.host import Host
+from pyflannel.lab.together import together
+from pyflannel.lab.waiting import wait_until
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
+
+DEADLINE_S = 30.0
+PING_INTERVAL_S = 0.01
+ROUND = ("udp", "vxlan", "host-gw", "udp", "host-gw", "vxlan", "udp")
+"""Each backend comes after each other."""
+
+
+@pytest.fixture(scope="module")
+def pair(overlay) -> list[Host]:
+    """Two hosts on one segment, so that every backend works."""
+    return [overlay.hosts["docker1"], overlay.hosts["docker2"]]
+
+
+def set_backend(overlay, kind: str) -> None:
+    text = json.dumps({"Network": "10.100.0.0/16", "Backend": {"Type": kind}})
+    overlay.etcd.etcdctl("put", f"{PREFIX}/config", text)
+
+
+def devices(host: Host) -> dict[str, str]:
+    """Return the kind of each device with a mark of ours, by its name."""
+    return {
+        link["ifname"]: link["linkinfo"]["info_kind"]
+        for link in host.links()
+        if link.get("ifalias", "").startswith("pyflannel")
+    }
+
+
+def lasting(host: Host) -> list[tuple[Any, ...]]:
+    """Return the routes into the network, permanent neighbours and FDB entries of the host."""
+    neighbours = json.loads(host.run(["ip", "-json", "neigh", "show", "nud", "permanent"]).stdout or "[]")
+    entries = json.loads(host.run(["bridge", "-json", "fdb", "show"]).stdout or "[]")
+    return [
+        *(
+            ("route", route["dst"], route.get("gateway"), route["dev"], route["protocol"])
+            for route in host.routes()
+            if route["dst"].startswith("10.100.") and route["dev"] != "br7"
+        ),
+        *(("neighbour", entry["dst"], entry["dev"]) for entry in neighbours),
+        *(("fdb", entry["dst"], entry["ifname"]) for entry in entries if "dst" in entry),
+    ]
+
+
+def expected(kind: str, peer: Host) -> tuple[dict[str, str], list[tuple[Any, ...]]]:
+    subnet = peer.lease()
+    base, address = str(subnet.network_address), str(peer.address)
+    match kind:
+        case "udp":
+            return {"flannel0": "tun"}, [("route", "10.100.0.0/16", None, "flannel0", "kernel")]
+        case "vxlan":
+            return {"flannel.1": "vxlan"}, [
+                ("route", str(subnet), base, "flannel.1", "80"),
+                ("neighbour", base, "flannel.1"),
+                ("fdb", address, "flannel.1"),
+            ]
+        case _:
+            return {}, [("route", str(subnet), address, "eth0", "80")]
+
+
+def wait_backend(overlay, pair: list[Host], kind: str) -> None:
+    """Return when both hosts have what this backend has, and nothing else."""
+    for host, peer in zip(pair, reversed(pair), strict=True):
+        wanted = expected(kind, peer)
+        with contextlib.suppress(LabError):
+            wait_until(
+                lambda host=host, wanted=wanted: (devices(host), lasting(host)) == wanted,
+                what=f"{host.name} has what {kind} has",
+                deadline_s=DEADLINE_S,
+            )
+        assert (devices(host), lasting(host)) == wanted, overlay.log(host)[-2000:]
+        wait_until(
+            lambda host=host: overlay.forwarders(host) == (kind == "udp"),
+            what=f"{host.name} runs a forwarder with udp alone",
+            deadline_s=DEADLINE_S,
+        )
+
+
+def bridge(host: Host) -> IPv4Address:
+    """Give the host a bridge with the gateway address of its subnet, as Docker would; return the address."""
+    gateway = host.gateway()
+    batch = f"link add br7 type bridge\nlink set br7 up\naddress add {gateway} dev br7\n"
+    host.run(["ip", "-batch", "-"], text=batch)
+    return gateway.ip
+
+
+def test_each_backend_leaves_nothing_to_the_next(overlay, pair, ping_stream, figures) -> None:
+    """The subnets stay, and packets flow again as soon as both hosts have changed."""
+    set_backend(overlay, ROUND[0])
+    together([lambda host=host: overlay.join(host) for host in pair])
+    wait_backend(overlay, pair, ROUND[0])
+    subnets = [host.lease() for host in pair]
+    destination = [bridge(host) for host in pair][1]
+
+    with ping_stream(pair[0], destination, interval_s=PING_INTERVAL_S) as stream:
+        stream.wait_answered()
+        for before, kind in itertools.pairwise(ROUND):
+            set_backend(overlay, kind)
+            wait_backend(overlay, pair, kind)
+            stream.wait_answered()
+            assert [host.lease() for host in pair] == subnets
+            gap_s = stream.longest_gap_s()
+            figures(f"{before} to {kind}: longest time without an answer so far {gap_s * 1e3:.0f} ms")
+    for host in pair:
+        overlay.wait_ready(host)
+
+
+@pytest.mark.parametrize("kind", ["vxlan", "host-gw", "udp"])
+def test_a_switch_while_the_daemon_is_down(overlay, pair, kind: str) -> None:
+    for host in pair:
+        overlay.daemons[host.name].kill()
+    set_backend(overlay, kind)
+
+    together([lambda host=host: overlay.join(host) for host in pair])
+
+    wait_backend(overlay, pair, kind)
