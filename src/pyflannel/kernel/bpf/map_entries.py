@@ -114,7 +114,7 @@ def _change(
                 start += done if has_batches else 0
             else:
                 break
-        key, value = (_buffer(octets) for octets in entries[start])
+        key, value = (_buffer(octets) if octets else None for octets in entries[start])
         try:
             call_bpf(command, _element(map_descriptor, key, value))
         except OSError as error:
@@ -123,7 +123,7 @@ def _change(
     return refused
 
 
-def _element(map_descriptor: int, key: _Buffer | None, value: _Buffer) -> bytes:
+def _element(map_descriptor: int, key: _Buffer | None, value: _Buffer | None) -> bytes:
     return _ELEMENT.pack(map_descriptor, _address(key), _address(value), 0)
 
 

@@ -1,9 +1,7 @@
 """The maps that the programs of one tunnel share, as this process holds them."""
 
-import errno
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Network
 
 from pyflannel.kernel.bpf.layout import (
@@ -11,7 +9,6 @@ from pyflannel.kernel.bpf.layout import (
     MACS,
     PEERS,
     PORTS,
-    SHARED,
     Outcome,
     pack_mac,
     pack_peer,
@@ -28,7 +25,7 @@ from pyflannel.kernel.bpf.map_entries import (
     read_entries_at_once,
     update_entries,
 )
-from pyflannel.kernel.bpf.syscall import map_info, open_map
+from pyflannel.kernel.bpf.syscall import map_info
 from pyflannel.kernel.link_index import link_index
 from pyflannel.model.bpf_container import BpfContainer
 from pyflannel.model.bpf_peer import BpfPeer
@@ -120,31 +117,6 @@ class TunnelMaps:
         """
         octets = COUNTS.value_octets * possible_processors()
         return unpack_counts(read_entries(self._descriptors[COUNTS.name], COUNTS.key_octets, octets))
-
-
-def find_shared(ids: Iterable[int]) -> dict[str, int]:
-    """Return descriptors of those of the maps that programs of this version can share, the first of each.
-
-    Raises:
-        OSError: a map cannot be opened: EPERM without CAP_SYS_ADMIN.
-    """
-    found: dict[str, int] = {}
-    with ExitStack() as on_failure:
-        for identifier in ids:
-            try:
-                descriptor = open_map(identifier)
-            except OSError as error:
-                if error.errno == errno.ENOENT:
-                    continue
-                raise
-            info = map_info(descriptor)
-            if info.name not in found and any(layout.describes(info) for layout in SHARED):
-                found[info.name] = descriptor
-                on_failure.callback(os.close, descriptor)
-            else:
-                os.close(descriptor)
-        on_failure.pop_all()
-    return found
 
 
 def _raise_any(refused: Mapping[int, OSError]) -> None:

@@ -1,12 +1,14 @@
 """Programs of ours that stand at the hooks of links, as the kernel has them."""
 
 import errno
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence, Set
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from pyflannel.kernel.bpf.hooks import Hooks
-from pyflannel.kernel.bpf.layout import SETTINGS_MAP, Settings, unpack_settings
+from pyflannel.kernel.bpf.layout import SETTINGS_MAP, SHARED, Settings, unpack_settings
 from pyflannel.kernel.bpf.map_entries import read_entries
 from pyflannel.kernel.bpf.syscall import map_info, open_map, open_program, opened, program_info
 from pyflannel.model.bpf_program import BpfProgram, Direction, Role, Tunnel
@@ -137,3 +139,27 @@ def describe(
         )
         items.append(BpfProgram(link=names[one.link], role=role, tunnel=tunnel, is_current=is_current))
     return items
+
+
+def shared_maps(standing: Iterable[Standing], device: str) -> dict[str, int]:
+    """Return descriptors of the maps that a tunnel's programs use, by name, of each the first.
+
+    Those that another version made otherwise are left out: ours cannot use them.
+
+    Raises:
+        OSError: a map cannot be opened: EPERM without CAP_SYS_ADMIN.
+    """
+    programs = [one.program for one in standing if one.program.settings.device == device]
+    programs.sort(key=lambda program: list(Role).index(program.role))
+    found: dict[str, int] = {}
+    with ExitStack() as on_failure:
+        for identifier in (map_id for program in programs for map_id in sorted(program.map_ids)):
+            descriptor = open_map(identifier)
+            info = map_info(descriptor)
+            if info.name not in found and any(layout.describes(info) for layout in SHARED):
+                found[info.name] = descriptor
+                on_failure.callback(os.close, descriptor)
+            else:
+                os.close(descriptor)
+        on_failure.pop_all()
+    return found

@@ -12,14 +12,14 @@ from pyflannel.kernel.bpf.attaching import Attacher
 from pyflannel.kernel.bpf.hooks import Hooks
 from pyflannel.kernel.bpf.layout import SHARED, Outcome
 from pyflannel.kernel.bpf.libbpf import Libbpf
-from pyflannel.kernel.bpf.maps import TunnelMaps, find_shared
+from pyflannel.kernel.bpf.maps import TunnelMaps
 from pyflannel.kernel.bpf.object_file import ObjectFile
-from pyflannel.kernel.bpf.standing import Standing, StandingPrograms, describe
+from pyflannel.kernel.bpf.standing import Standing, StandingPrograms, describe, shared_maps
 from pyflannel.kernel.bpf.watching import HookWatch, Place
 from pyflannel.kernel.refusals import refusal_of
 from pyflannel.model.bpf_container import BpfContainer
 from pyflannel.model.bpf_peer import BpfPeer
-from pyflannel.model.bpf_program import BpfProgram, Role
+from pyflannel.model.bpf_program import BpfProgram
 from pyflannel.model.operation import Operation, Refusal, Remove, Replace
 from pyflannel.model.state import Item, State
 
@@ -74,7 +74,7 @@ class BpfTarget:
         refusals: list[Refusal] = []
         for (is_peer, device, is_removal), run in groupby(operations, _batch):
             if is_peer:
-                refusals += self._change_peers(device, list(run), is_removal)
+                refusals += await self._change_peers(device, list(run), is_removal)
             else:
                 refusals += [refused for one in run if (refused := await self._perform(one)) is not None]
         return refusals
@@ -117,15 +117,15 @@ class BpfTarget:
         for device in self._maps.keys() - devices:
             self._maps.pop(device).close()
         for device in devices - self._maps.keys():
-            programs = [one.program for one in standing if one.program.settings.device == device]
-            programs.sort(key=lambda program: list(Role).index(program.role))
-            found = find_shared(identifier for program in programs for identifier in sorted(program.map_ids))
+            found = shared_maps(standing, device)
             if found:
                 self._maps[device] = self._completed(device, found)
 
-    def _maps_of(self, device: str) -> TunnelMaps:
+    async def _maps_of(self, device: str) -> TunnelMaps:
+        """Return the maps that the tunnel's programs use, or new ones when there is none."""
         if device not in self._maps:
-            self._maps[device] = self._completed(device, {})
+            standing = await self._programs.find(dict(socket.if_nameindex()))
+            self._maps[device] = self._completed(device, shared_maps(standing, device))
         return self._maps[device]
 
     def _completed(self, device: str, found: Mapping[str, int]) -> TunnelMaps:
@@ -133,10 +133,12 @@ class BpfTarget:
         made = self._library.create_maps(self._object_file, missing) if missing else {}
         return TunnelMaps(device, {**found, **made})
 
-    def _change_peers(self, device: str, operations: Sequence[Operation], is_removal: bool) -> list[Refusal]:
+    async def _change_peers(
+        self, device: str, operations: Sequence[Operation], is_removal: bool
+    ) -> list[Refusal]:
         peers: list[Any] = [_item(operation) for operation in operations]
         try:
-            maps = self._maps_of(device)
+            maps = await self._maps_of(device)
             if is_removal:
                 refused = maps.remove_peers([peer.subnet for peer in peers])
             else:
@@ -154,12 +156,13 @@ class BpfTarget:
                     await self._attacher.detach(item)
                     await self._watch.note(_place(item))
                 case BpfProgram():
-                    await self._attacher.attach(item, self._maps_of(item.tunnel.device).descriptors)
+                    maps = await self._maps_of(item.tunnel.device)
+                    await self._attacher.attach(item, maps.descriptors)
                     await self._watch.note(_place(item))
                 case BpfContainer() if is_removal:
-                    self._maps_of(item.device).remove_container(item.address)
+                    (await self._maps_of(item.device)).remove_container(item.address)
                 case BpfContainer():
-                    self._maps_of(item.device).put_container(item)
+                    (await self._maps_of(item.device)).put_container(item)
                 case _:
                     raise TypeError(f"not an operation on the fast path: {operation!r}")
         except (OSError, TargetError) as error:

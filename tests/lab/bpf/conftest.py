@@ -1,0 +1,318 @@
+"""Two hosts with a container each, joined by an underlay, and whatever of the fast path a test asks for."""
+
+import json
+import os
+import re
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+
+import pytest
+
+from pyflannel.kernel.bpf.layout import Outcome
+from pyflannel.kernel.bpf.libbpf import Libbpf
+from pyflannel.kernel.bpf.object_file import read_object
+from pyflannel.kernel.bpf.target import BpfTarget
+from pyflannel.kernel.bpf.tcx import TcxHooks
+from pyflannel.lab.waiting import wait_until
+from pyflannel.model.bpf_container import BpfContainer
+from pyflannel.model.bpf_peer import BpfPeer
+from pyflannel.model.bpf_program import BpfProgram, Role, Tunnel
+from pyflannel.model.forwarder import Forwarder, ForwarderPeer
+from pyflannel.model.operation import Add, Remove, Replace
+from pyflannel.model.state import State
+from pyflannel.plan.diff import diff
+from pyflannel.processes.forwarder import ForwarderTarget
+
+DEADLINE_S = 30.0
+MTU = 1472
+_ORDER = (BpfPeer, BpfContainer, BpfProgram)
+_RECEIVED = re.compile(r"(\d+) packets transmitted, (\d+) received")
+
+
+class Container:
+    """A namespace on a bridge of a host."""
+
+    def __init__(self, host: "Host", namespace, address: str, link: str, mac: str) -> None:
+        self.namespace = namespace
+        self.address = address
+        self.link = link
+        host.namespace.ip(f"link add {link} type veth peer name eth0 address {mac} netns {namespace.name}")
+        host.namespace.ip(f"link set {link} master docker0 mtu {MTU} up")
+        namespace.ip(f"link set eth0 mtu {MTU} up")
+        namespace.ip(f"address add {address}/24 dev eth0")
+        namespace.ip(f"route add default via {host.gateway}")
+        self.mac = mac
+
+    @property
+    def entry(self) -> BpfContainer:
+        return BpfContainer(
+            device="flannel0", address=IPv4Address(self.address), mac=self.mac, link=self.link
+        )
+
+    def ping(self, address: str, *words: str, count: int = 3) -> tuple[int, str]:
+        """Ping `address` and return how many were answered, and what ping said."""
+        said = self.namespace.attempt(
+            "ping", "-n", "-c", str(count), "-i", "0.05", "-W", "2", *words, address
+        )
+        return int(_RECEIVED.search(said)[2]), said
+
+
+class Host:
+    """A host with an underlay, flannel0, docker0 and a container; its subnet is 10.100.NUMBER.0/24."""
+
+    def __init__(self, number: int, make_namespace, run_dir: Path) -> None:
+        run_dir.mkdir()
+        self.run_dir = run_dir
+        self.number = number
+        self.make_namespace = make_namespace
+        self.namespace = make_namespace()
+        self.address = f"10.9.0.{number}"
+        self.subnet = IPv4Network(f"10.100.{number}.0/24")
+        self.gateway = f"10.100.{number}.1"
+
+    def equip(self) -> None:
+        """Make device, bridge and container, as a host has them when packets go through user space."""
+        ip = self.namespace.ip
+        self.namespace.command("sysctl", "-qw", "net.ipv4.ip_forward=1")
+        ip("tuntap add flannel0 mode tun")
+        ip(f"link set flannel0 mtu {MTU} up")
+        ip(f"address add {self.subnet.network_address}/16 dev flannel0")
+        ip("link add docker0 type bridge forward_delay 0")
+        ip(f"link set docker0 address 02:42:0a:64:{self.number:02x}:01 mtu {MTU} up")
+        ip(f"address add {self.gateway}/24 dev docker0")
+        self.container = self.add_container()
+
+    def add_container(self, last: int = 2, link: str = "") -> Container:
+        """Start another container, with the address and the MAC that Docker would give it."""
+        return Container(
+            self,
+            self.make_namespace(),
+            f"10.100.{self.number}.{last}",
+            link or f"veth{last}",
+            f"02:42:0a:64:{self.number:02x}:{last:02x}",
+        )
+
+    @property
+    def tunnel(self) -> Tunnel:
+        return Tunnel(
+            device="flannel0",
+            underlay="eth0",
+            address=IPv4Address(self.address),
+            subnet=self.subnet,
+            port=8285,
+        )
+
+    def program(self, role: Role) -> BpfProgram:
+        """The program of a role, at the link where it belongs."""
+        links = {Role.ENCAPSULATE: "flannel0", Role.DECAPSULATE: "eth0", Role.LAST_HOP: "docker0"}
+        return BpfProgram(link=links[role], role=role, tunnel=self.tunnel)
+
+    def peer(self, is_direct: bool = True) -> BpfPeer:
+        """This host as its peers see it."""
+        return BpfPeer(
+            device="flannel0",
+            subnet=self.subnet,
+            address=IPv4Address(self.address),
+            port=8285,
+            is_direct=is_direct,
+        )
+
+    def plan(self, *peers: BpfPeer) -> State:
+        """The whole fast path of this host."""
+        programs = [self.program(role) for role in Role]
+        return State.of(*peers, self.container.entry, *programs)
+
+    def act(self, work: Callable, hooks=TcxHooks):
+        """Run a coroutine function with a target of its own, as a daemon that has just started has it."""
+
+        async def with_target():
+            target = make_target(hooks)
+            try:
+                return await work(target)
+            finally:
+                target.close()
+
+        return self.namespace.run(with_target)
+
+    def heal(self, desired: State, hooks=TcxHooks) -> list:
+        """Make a pass, and return the operations that it took; none may be refused."""
+
+        async def make_pass(target):
+            return await heal(target, desired)
+
+        return self.act(make_pass, hooks)
+
+    def snapshot(self, desired: State, hooks=TcxHooks) -> State:
+        return self.act(lambda target: target.snapshot(desired), hooks)
+
+    def counts(self, hooks=TcxHooks) -> dict[Outcome, int]:
+        """Packets by outcome, those that there were."""
+
+        async def count(target):
+            await target.snapshot(State.of(self.peer()))
+            return {
+                outcome: packets for outcome, (packets, _) in target.counts("flannel0").items() if packets
+            }
+
+        return self.act(count, hooks)
+
+    def start_forwarder(self, *peers: "Host") -> None:
+        """Let user space carry what the programs leave to it."""
+        forwarder = Forwarder(
+            link="flannel0",
+            tunnel_address=self.subnet.network_address,
+            subnet=self.subnet,
+            listen_address=IPv4Address(self.address),
+            port=8285,
+            mtu=MTU,
+        )
+        entries = [
+            ForwarderPeer(link="flannel0", subnet=peer.subnet, address=IPv4Address(peer.address), port=8285)
+            for peer in peers
+        ]
+
+        async def start():
+            return await ForwarderTarget(self.run_dir).apply([Add(item) for item in (forwarder, *entries)])
+
+        assert self.namespace.run(start) == []
+        self.namespace.settle(flannel0="UP")
+
+    def forwarder_counters(self) -> dict[str, int]:
+        async def ask():
+            return await ForwarderTarget(self.run_dir).counters()
+
+        return self.namespace.run(ask)
+
+    def stop(self) -> None:
+        with suppress(OSError), closing(socket.socket(socket.AF_UNIX)) as probe:
+            probe.connect(str(self.run_dir / "forwarder.sock"))
+            credentials = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+            os.kill(int.from_bytes(credentials[:4], sys.byteorder), signal.SIGKILL)
+
+    def packets_sent(self, link: str) -> int:
+        """Packets that a link sent, as the kernel counts them."""
+        shown = json.loads(self.namespace.ip(f"-json -statistics link show {link}"))
+        return shown[0]["stats64"]["tx"]["packets"]
+
+
+@pytest.fixture(name="make_target")
+def give_make_target() -> Callable[..., BpfTarget]:
+    """Give the function that makes a target as a daemon makes it."""
+    return make_target
+
+
+def make_target(hooks=TcxHooks, **changes) -> BpfTarget:
+    parts = {"hooks": hooks(), "library": Libbpf(), "object_file": read_object(), **changes}
+    return BpfTarget(**parts)
+
+
+async def heal(target: BpfTarget, desired: State) -> list:
+    """Make a pass, and return the operations that it took; none may be refused."""
+    found = await target.snapshot(desired)
+    operations = sorted(diff(desired, found), key=_rank)
+    assert list(await target.apply(operations)) == []
+    return operations
+
+
+def _rank(operation) -> int:
+    match operation:
+        case Remove(item):
+            return -_ORDER.index(type(item))
+        case Replace(_, item) | Add(item):
+            return _ORDER.index(type(item))
+
+
+@pytest.fixture
+def hosts(make_namespace, tmp_path) -> Iterator[list[Host]]:
+    """Two hosts on one underlay, each with a container, without any program."""
+    made = [Host(number, make_namespace, tmp_path / f"run{number}") for number in (15, 20)]
+    one, two = made
+    one.namespace.ip(f"link add eth0 type veth peer name eth0 netns {two.namespace.name}")
+    for host in made:
+        host.namespace.ip(f"address add {host.address}/24 dev eth0")
+        host.namespace.ip("link set eth0 up")
+        host.equip()
+    for host in made:
+        host.namespace.settle(eth0="UP", docker0="UP")
+    try:
+        yield made
+    finally:
+        for host in made:
+            host.stop()
+
+
+@pytest.fixture
+def linked(hosts) -> list[Host]:
+    """Two hosts whose programs know each other; no process of ours runs."""
+    one, two = hosts
+    one.heal(one.plan(two.peer()))
+    two.heal(two.plan(one.peer()))
+    return hosts
+
+
+@pytest.fixture
+def relayed(linked) -> list[Host]:
+    """The same, and user space stands by."""
+    one, two = linked
+    one.start_forwarder(two)
+    two.start_forwarder(one)
+    wait_until(
+        lambda: one.container.ping(two.container.address, count=1)[0] == 1,
+        what="the containers reach each other",
+        deadline_s=DEADLINE_S,
+    )
+    return linked
+
+
+@pytest.fixture(name="open_socket")
+def give_open_socket():
+    """Give the function that opens a socket in a namespace."""
+    return open_socket
+
+
+def open_socket(namespace, kind: int, protocol: int = 0) -> socket.socket:
+    """Return a socket of a namespace, which may be used from outside of it."""
+
+    async def make() -> socket.socket:
+        return socket.socket(socket.AF_INET, kind, protocol)
+
+    made = namespace.run(make)
+    made.settimeout(DEADLINE_S)
+    return made
+
+
+@pytest.fixture
+def send_stream() -> Callable[[Container, Container], bool]:
+    """Give the function that sends 8 MiB by TCP and returns whether they arrived as they were."""
+
+    def send(source: Container, destination: Container) -> bool:
+        octets = os.urandom(8 << 20)
+        with (
+            open_socket(destination.namespace, socket.SOCK_STREAM) as listener,
+            open_socket(source.namespace, socket.SOCK_STREAM) as client,
+        ):
+            listener.bind((destination.address, 0))
+            listener.listen()
+            client.connect(listener.getsockname())
+            accepted, _ = listener.accept()
+            accepted.settimeout(DEADLINE_S)
+            sending = threading.Thread(target=_send_all, args=(client, octets))
+            sending.start()
+            with accepted, accepted.makefile("rb") as stream:
+                received = stream.read()
+            sending.join()
+        return received == octets
+
+    return send
+
+
+def _send_all(client: socket.socket, octets: bytes) -> None:
+    with suppress(OSError):  # the receiver says what arrived
+        client.sendall(octets)
+        client.shutdown(socket.SHUT_WR)

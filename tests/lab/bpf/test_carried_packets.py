@@ -1,0 +1,111 @@
+"""What the programs carry, on the real kernel: there is no process of ours on either host."""
+
+from pyflannel.kernel.bpf.layout import Outcome
+from pyflannel.model.bpf_program import Role
+from pyflannel.model.state import State
+
+
+def test_containers_reach_each_other_without_any_process(linked):
+    one, two = linked
+
+    answered, said = one.container.ping(two.container.address)
+
+    assert answered == 3
+    assert "ttl=60" in said  # as in user space: each host routes once, and each end of the tunnel is a hop
+    for host in linked:
+        assert host.counts() == {Outcome.ENCAPSULATED: 3, Outcome.DECAPSULATED: 3, Outcome.DELIVERED: 3}
+
+
+def test_a_stream_arrives_as_it_was_sent(linked, send_stream):
+    one, two = linked
+
+    assert send_stream(one.container, two.container)
+    assert send_stream(two.container, one.container)
+
+
+def test_a_stream_is_not_cut_into_segments_on_its_way(linked, send_stream):
+    """Segments would be 5,700; what leaves each device are far fewer packets, each for several."""
+    one, two = linked
+    before = two.packets_sent(two.container.link)
+
+    assert send_stream(one.container, two.container)
+
+    assert two.counts()[Outcome.DELIVERED] < 3000
+    assert two.packets_sent(two.container.link) - before < 3000
+
+
+def test_what_the_last_hop_carries_does_not_pass_the_bridge(linked):
+    one, two = linked
+    before = two.packets_sent("docker0")
+
+    answered, _ = one.container.ping(two.container.address, count=50)
+
+    assert answered == 50
+    assert two.packets_sent("docker0") - before < 50  # ARP and the like at most
+
+
+def test_what_the_host_itself_sends_passes_the_bridge(linked):
+    two = linked[1]
+    two.namespace.command("ping", "-c", "2", "-i", "0.05", "-W", "2", two.container.address)
+
+    assert Outcome.DELIVERED not in two.counts()
+
+
+def test_a_container_without_an_entry_is_reached_the_ordinary_way(linked):
+    one, two = linked
+    another = two.add_container(last=3)
+
+    assert one.container.ping(another.address)[0] == 3
+    assert Outcome.DELIVERED not in two.counts()
+
+
+def test_a_container_whose_mac_changed_is_reached_the_ordinary_way(linked):
+    one, two = linked
+    two.container.namespace.ip("link set eth0 address 02:42:00:00:00:99")
+    two.namespace.ip("neighbour flush dev docker0")
+
+    assert one.container.ping(two.container.address)[0] == 3
+    assert Outcome.DELIVERED not in two.counts()
+
+
+def test_a_container_that_took_the_place_of_another_is_reached_although_nobody_said_so(linked):
+    """Docker gives the next one the same address and MAC; the kernel itself forgot the old one's veth."""
+    one, two = linked
+    assert one.container.ping(two.container.address)[0] == 3
+    two.namespace.ip(f"link delete {two.container.link}")
+    successor = two.add_container(link="successor")
+
+    assert one.container.ping(successor.address)[0] == 3
+    assert two.counts()[Outcome.DELIVERED] == 3  # those to the predecessor
+
+
+def test_a_replaced_entry_leads_to_the_new_container(linked):
+    one, two = linked
+    two.namespace.ip(f"link delete {two.container.link}")
+    two.container = two.add_container(link="successor")
+
+    two.heal(two.plan(one.peer()))
+
+    assert one.container.ping(two.container.address)[0] == 3
+    assert two.counts()[Outcome.DELIVERED] == 3
+
+
+def test_without_the_last_hop_packets_pass_the_bridge(linked, send_stream):
+    one, two = linked
+    plan = two.plan(one.peer())
+    two.heal(State.of(*(item for item in plan if item != two.program(Role.LAST_HOP))))
+    before = two.packets_sent("docker0")
+
+    assert send_stream(one.container, two.container)
+
+    assert two.packets_sent("docker0") > before
+    assert Outcome.DELIVERED not in two.counts()
+
+
+def test_hosts_reach_containers_of_others_too(linked):
+    one, two = linked
+
+    said = one.namespace.command("ping", "-c", "3", "-i", "0.05", "-W", "2", two.container.address)
+
+    assert "3 received" in said
+    assert one.counts()[Outcome.ENCAPSULATED] == 3

@@ -1,0 +1,104 @@
+"""Whose packets are taken from the underlay, on the real kernel."""
+
+import socket
+import struct
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
+
+import pytest
+
+from pyflannel.kernel.bpf.layout import Outcome
+from pyflannel.lab.waiting import wait_until
+from pyflannel.wire.packet import checksum
+
+DEADLINE_S = 30.0
+PORT = 7000
+
+
+@pytest.fixture
+def knock(open_socket):
+    """Give the function that sends inner packets from host one; it returns what a container of two hears."""
+
+    def send(hosts, *packets: bytes) -> bytes:
+        one, two = hosts
+        with (
+            open_socket(one.namespace, socket.SOCK_DGRAM) as sender,
+            open_socket(two.container.namespace, socket.SOCK_DGRAM) as listener,
+        ):
+            listener.bind((two.container.address, PORT))
+            for packet in packets:
+                sender.sendto(packet, (two.address, 8285))
+            return listener.recv(2000)
+
+    return send
+
+
+def inner(source: str, destination: str, payload: bytes) -> bytes:
+    """An inner UDP packet."""
+    datagram = struct.pack("!HHHH", PORT, PORT, 8 + len(payload), 0) + payload
+    ends = IPv4Address(source).packed + IPv4Address(destination).packed
+    header = bytearray(struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(datagram), 0, 0, 64, 17, 0) + ends)
+    header[10:12] = struct.pack("!H", checksum(header))
+    return bytes(header) + datagram
+
+
+@pytest.mark.parametrize(
+    ("source", "destination", "outcome"),
+    [
+        ("10.100.77.2", "10.100.20.2", Outcome.STRANGER),
+        ("192.0.2.1", "10.100.20.2", Outcome.STRANGER),
+        ("10.100.30.2", "10.100.20.2", Outcome.IMPOSTOR),
+        ("10.100.15.2", "10.100.99.2", Outcome.NOT_OURS),
+        ("10.100.15.2", "224.0.0.1", Outcome.NOT_OURS),
+    ],
+)
+def test_a_packet_with_a_wrong_address_is_dropped_and_counted(linked, knock, source, destination, outcome):
+    one, two = linked
+    third = replace(one.peer(), subnet=IPv4Network("10.100.30.0/24"), address=IPv4Address("10.9.0.30"))
+    two.heal(two.plan(one.peer(), third))
+
+    heard = knock(linked, inner(source, destination, b"wrong"), inner("10.100.15.2", "10.100.20.2", b"right"))
+
+    assert heard == b"right"
+    assert two.counts() == {outcome: 1, Outcome.DECAPSULATED: 1, Outcome.DELIVERED: 1}
+
+
+def test_a_datagram_longer_than_its_packet_is_judged_by_user_space(relayed, knock):
+    """The original sends none, and takes them: what follows the packet is padding."""
+    two = relayed[1]
+    before = two.forwarder_counters()["received_packets"]
+
+    heard = knock(relayed, inner("10.100.15.2", "10.100.20.2", b"padded") + bytes(3))
+
+    assert heard == b"padded"
+    assert two.counts()[Outcome.LEFT_INCONSISTENT] == 1
+    assert two.forwarder_counters()["received_packets"] > before
+
+
+def test_a_datagram_shorter_than_its_packet_goes_nowhere(relayed, knock):
+    two = relayed[1]
+    whole = inner("10.100.15.2", "10.100.20.2", b"whole")
+
+    heard = knock(relayed, inner("10.100.15.2", "10.100.20.2", b"cut off")[:-3], whole)
+
+    assert heard == b"whole"
+    assert two.counts()[Outcome.LEFT_INCONSISTENT] == 1
+    wait_until(
+        lambda: two.forwarder_counters()["dropped_in_inconsistent"] == 1,
+        what="the forwarder counts it",
+        deadline_s=DEADLINE_S,
+    )
+
+
+def test_other_datagrams_of_the_underlay_are_not_touched(linked, open_socket):
+    one, two = linked
+    with (
+        open_socket(one.namespace, socket.SOCK_DGRAM) as sender,
+        open_socket(two.namespace, socket.SOCK_DGRAM) as listener,
+    ):
+        listener.bind((two.address, PORT))
+        sender.sendto(inner("10.100.77.2", "10.100.20.2", b"not a tunnel's"), (two.address, PORT))
+
+        assert listener.recv(2000).endswith(b"not a tunnel's")
+
+    assert two.counts() == {}

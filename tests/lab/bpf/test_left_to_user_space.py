@@ -1,0 +1,135 @@
+"""What the programs leave to the forwarder or the kernel, and that it is done right there."""
+
+import hashlib
+import os
+import re
+import socket
+import struct
+
+import pytest
+
+from pyflannel.kernel.bpf.layout import Outcome
+from pyflannel.lab.waiting import wait_until
+
+DEADLINE_S = 30.0
+UDP_SEGMENT = 103  # linux/udp.h
+IP_RECVERR = 11  # linux/in.h
+
+
+def test_a_peer_that_is_not_direct_is_served_by_user_space(relayed):
+    one, two = relayed
+    one.heal(one.plan(two.peer(is_direct=False)))
+    before = one.forwarder_counters()["sent_packets"]
+
+    answered, _ = one.container.ping(two.container.address)
+
+    assert answered == 3
+    assert one.counts()[Outcome.LEFT_UNREADY_PEER] >= 3
+    assert one.forwarder_counters()["sent_packets"] - before >= 3
+
+
+def test_fragments_arrive_whole(relayed):
+    """All of them take one way, in both directions: 4000 octets are three, with and without the programs."""
+    one, two = relayed
+
+    answered, _ = one.container.ping(two.container.address, "-s", "4000")
+
+    assert answered == 3
+    for host in relayed:
+        assert host.counts()[Outcome.LEFT_FRAGMENT] >= 9
+
+
+def test_a_packet_too_long_is_answered_with_the_mtu(relayed):
+    one, two = relayed
+    one.namespace.ip(f"link set {one.container.link} mtu 1500")
+    one.container.namespace.ip("link set eth0 mtu 1500")
+
+    answered, said = one.container.ping(two.container.address, "-M", "do", "-s", "1460", count=1)
+
+    assert answered == 0
+    assert f"From {one.gateway} icmp_seq=1 Frag needed and DF set (mtu = 1472)" in said
+
+
+def test_a_packet_of_just_the_mtu_is_carried(linked):
+    one, two = linked
+
+    assert one.container.ping(two.container.address, "-M", "do", "-s", "1444")[0] == 3
+
+
+def test_expired_packets_are_answered_at_each_hop(relayed):
+    """Host, its end of the tunnel, the peer's end, the peer: the same hops that user space shows."""
+    one, two = relayed
+    hops = {ttl: hop(one.container, two.container.address, ttl) for ttl in range(1, 6)}
+
+    assert hops == {
+        1: one.gateway,
+        2: "10.100.15.0",
+        3: "10.100.20.0",
+        4: "10.100.20.0",
+        5: two.container.address,
+    }
+    assert one.counts()[Outcome.LEFT_EXPIRED] == 1
+    assert two.counts()[Outcome.LEFT_EXPIRED] == 1
+
+
+def hop(container, address: str, ttl: int) -> str:
+    """Who answers a ping with this many hops to go."""
+    _, said = container.ping(address, "-t", str(ttl), count=1)
+    return re.search(r"[Ff]rom ([\d.]+)", said)[1]
+
+
+def test_options_arrive(relayed):
+    one, two = relayed
+
+    answered, said = one.container.ping(two.container.address, "-R")
+
+    assert answered == 3
+    assert "RR:" in said
+    for host in relayed:
+        assert host.counts()[Outcome.LEFT_OPTIONS] >= 3
+
+
+def test_datagrams_to_be_segmented_arrive_whole(relayed, open_socket):
+    """As QUIC sends them: one call, forty datagrams, which nobody below may send as one."""
+    one, two = relayed
+    payload = os.urandom(40_000)
+    with (
+        open_socket(two.container.namespace, socket.SOCK_DGRAM) as receiver,
+        open_socket(one.container.namespace, socket.SOCK_DGRAM) as sender,
+    ):
+        receiver.bind((two.container.address, 0))
+        receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+        sender.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, 1000)
+        sender.sendto(payload, receiver.getsockname())
+        received = [receiver.recv(2000) for _ in range(40)]
+
+    assert {len(datagram) for datagram in received} == {1000}
+    assert hashlib.sha256(b"".join(received)).digest() == hashlib.sha256(payload).digest()
+    assert one.counts()[Outcome.LEFT_SEGMENTED] >= 1
+
+
+def test_an_address_without_a_lease_is_unreachable(relayed, open_socket):
+    one = relayed[0]
+    with open_socket(one.container.namespace, socket.SOCK_DGRAM) as sender:
+        sender.setsockopt(socket.IPPROTO_IP, IP_RECVERR, 1)
+        sender.connect(("10.100.99.1", 9))
+        sender.send(b"anybody there?")
+
+        with pytest.raises(OSError, match="unreachable"):
+            sender.recv(1)
+
+    assert one.counts()[Outcome.LEFT_NO_ROUTE] == 1
+
+
+def test_what_is_not_ipv4_reaches_the_forwarder(relayed, open_socket):
+    one, two = relayed
+    inner = struct.pack("!IHBB", 0x60000000, 0, 59, 64) + bytes(32)
+    with open_socket(one.namespace, socket.SOCK_DGRAM) as sender:
+        sender.sendto(inner, (two.address, 8285))
+
+    wait_until(
+        lambda: two.forwarder_counters()["dropped_in_not_ipv4"] == 1,
+        what="the forwarder counts it",
+        deadline_s=DEADLINE_S,
+    )
+    assert two.counts()[Outcome.LEFT_NOT_IPV4] >= 1

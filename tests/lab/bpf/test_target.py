@@ -1,0 +1,294 @@
+"""The fast path as a Target, on the real kernel: planned, read back, healed, and left alone."""
+
+import subprocess
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
+
+import pytest
+
+from pyflannel.errors import TargetError
+from pyflannel.kernel.bpf.layout import BUILD_OCTETS
+from pyflannel.kernel.bpf.libbpf import Libbpf
+from pyflannel.kernel.bpf.object_file import ObjectFile, read_object
+from pyflannel.kernel.bpf.tcx import TcxHooks
+from pyflannel.model.bpf_peer import BpfPeer
+from pyflannel.model.bpf_program import BpfProgram, Role
+from pyflannel.model.operation import Add, Remove, Replace
+from pyflannel.model.state import State
+from pyflannel.plan.diff import diff
+
+OTHER = BpfPeer(
+    device="flannel0", subnet=IPv4Network("10.100.30.0/24"), address=IPv4Address("10.9.0.30"), port=9999
+)
+
+
+def test_what_was_applied_is_read_back_by_another_process(linked):
+    one, two = linked
+
+    assert one.snapshot(one.plan(two.peer())) == one.plan(two.peer())
+    assert one.heal(one.plan(two.peer())) == []
+
+
+@pytest.mark.parametrize("role", Role)
+def test_a_detached_program_is_noticed_and_comes_back(linked, role, listen, make_target):
+    one, two = linked
+    desired = one.plan(two.peer())
+    program = one.program(role)
+
+    async def detach_and_heal(target):
+        await target.snapshot(desired)
+        async with listen(target.changes()) as wakes:
+            await make_target().apply([Remove(program)])
+            await wakes.next()
+        found = await target.snapshot(desired)
+        operations = list(diff(desired, found))
+        return operations, await target.apply(operations)
+
+    assert one.act(detach_and_heal) == ([Add(program)], [])
+    assert one.container.ping(two.container.address)[0] == 3
+
+
+def test_our_own_changes_wake_nobody(linked, listen, make_target):
+    one, two = linked
+    desired = one.plan(two.peer())
+
+    async def change(target):
+        await target.snapshot(desired)
+        async with listen(target.changes()) as wakes:
+            await target.apply([Remove(one.program(Role.LAST_HOP))])
+            await target.apply([Add(one.program(Role.LAST_HOP))])
+            return await wakes.silence()
+
+    assert one.act(change) == 0
+
+
+def test_entries_that_somebody_changed_are_mended(linked):
+    one, two = linked
+    desired = one.plan(two.peer(), OTHER)
+    one.heal(desired)
+
+    def damage(*operations):
+        assert one.act(lambda target: target.apply(operations)) == []
+
+    damage(Remove(two.peer()), Remove(one.container.entry))
+    assert one.heal(desired) == [Add(two.peer()), Add(one.container.entry)]
+    wrong = replace(two.peer(), address=IPv4Address("10.9.0.99"))
+    damage(Add(wrong), Add(replace(OTHER, is_direct=False)))
+    assert set(one.heal(desired)) == {
+        Replace(wrong, two.peer()),
+        Replace(replace(OTHER, is_direct=False), OTHER),
+    }
+    stranger = replace(OTHER, subnet=IPv4Network("10.100.31.0/24"))
+    damage(Add(stranger))
+    assert one.heal(desired) == [Remove(stranger)]
+    assert one.snapshot(desired) == desired
+
+
+def test_an_entry_whose_device_went_is_planned_anew(linked):
+    one, two = linked
+    one.namespace.ip(f"link delete {one.container.link}")
+
+    found = one.snapshot(one.plan(two.peer()))
+
+    assert replace(one.container.entry, link="") in found
+
+
+def test_settings_that_differ_lead_to_another_program(linked):
+    one, two = linked
+    desired = one.plan(two.peer())
+    tunnel = replace(one.tunnel, port=8286)
+    changed = State.of(
+        *(replace(item, tunnel=tunnel) if isinstance(item, BpfProgram) else item for item in desired)
+    )
+
+    operations = one.heal(changed)
+
+    assert [type(operation) for operation in operations] == [Replace] * 3
+    assert one.snapshot(changed) == changed
+    assert one.heal(desired) != []
+    assert one.container.ping(two.container.address)[0] == 3
+
+
+def test_a_device_that_came_back_gets_its_programs_again(linked):
+    """It has another index, which the program at the underlay knows."""
+    one, two = linked
+    one.namespace.ip("link delete flannel0")
+    one.namespace.ip("tuntap add flannel0 mode tun")
+    one.namespace.ip("link set flannel0 mtu 1472 up")
+    one.namespace.ip("address add 10.100.15.0/16 dev flannel0")
+    desired = one.plan(two.peer())
+
+    operations = one.heal(desired)
+
+    assert {operation.item if isinstance(operation, Add) else operation.new for operation in operations} == {
+        one.program(role) for role in Role
+    }
+    assert one.snapshot(desired) == desired
+    assert one.container.ping(two.container.address)[0] == 3
+
+
+def test_programs_of_another_version_are_replaced_and_the_maps_stay(linked, make_target):
+    one, two = linked
+    assert one.container.ping(two.container.address)[0] == 3
+    desired, before = one.plan(two.peer()), one.counts()
+    newer = ObjectFile(read_object().octets, bytes(BUILD_OCTETS))
+
+    async def upgrade(_):
+        target = make_target(object_file=newer)
+        found = await target.snapshot(desired)
+        operations = list(diff(desired, found))
+        assert await target.apply(operations) == []
+        return operations, await target.snapshot(desired)
+
+    operations, after = one.act(upgrade)
+
+    assert {operation.new for operation in operations} == {one.program(role) for role in Role}
+    assert after == desired
+    assert one.counts() == before
+
+
+def test_no_packet_is_lost_while_programs_are_replaced(linked):
+    one, two = linked
+    desired = one.plan(two.peer())
+    programs = [one.program(role) for role in Role]
+    pinging = subprocess.Popen(
+        [
+            *("ip", "netns", "exec", one.container.namespace.name),
+            *("ping", "-q", "-i", "0.001", "-c", "1000", "-W", "2", two.container.address),
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+    async def replace_all(target):
+        await target.snapshot(desired)
+        replaced = 0
+        while pinging.poll() is None:
+            assert await target.apply([Replace(program, program) for program in programs]) == []
+            replaced += 1
+        return replaced
+
+    replaced = one.act(replace_all)
+
+    assert " 1000 received" in pinging.communicate()[0]
+    assert replaced > 10
+
+
+class BlindHooks(TcxHooks):
+    """Hooks at which nobody else seems to be."""
+
+    async def programs(self, link, direction):
+        return ()
+
+
+def test_a_program_that_stands_twice_is_made_one(linked):
+    one, two = linked
+    desired, program = one.plan(two.peer()), one.program(Role.ENCAPSULATE)
+    assert one.act(lambda target: target.apply([Add(program)]), BlindHooks) == []
+
+    operations = one.heal(desired)
+
+    assert operations == [Replace(replace(program, is_current=False), program)]
+    assert one.snapshot(desired) == desired
+    assert one.container.ping(two.container.address)[0] == 3
+
+
+def test_two_tunnels_of_one_host_do_not_meet(linked):
+    one, two = linked
+    one.namespace.ip("tuntap add flannel1 mode tun")
+    tunnel = replace(one.tunnel, device="flannel1", subnet=IPv4Network("10.200.1.0/24"), port=8286)
+    second = State.of(
+        replace(OTHER, device="flannel1"),
+        BpfProgram(link="flannel1", role=Role.ENCAPSULATE, tunnel=tunnel),
+        BpfProgram(link="eth0", role=Role.DECAPSULATE, tunnel=tunnel),
+    )
+    first = one.plan(two.peer())
+
+    async def lay_second(target):
+        await target.snapshot(second)
+        return await target.apply([Add(item) for item in second])
+
+    assert one.act(lay_second) == []
+    assert {item for item in one.snapshot(second) if "flannel1" in str(item)} == set(second)
+    assert {item for item in one.snapshot(first) if "flannel1" not in str(item)} == set(first)
+    assert one.container.ping(two.container.address)[0] == 3
+
+
+def test_what_is_planned_no_more_is_gone(linked):
+    one, two = linked
+
+    operations = one.heal(State.EMPTY)
+
+    assert [type(operation) for operation in operations] == [Remove] * 3
+    assert one.snapshot(one.plan(two.peer())) == State.EMPTY
+
+
+def test_ten_thousand_peers_are_entered_and_read_back(linked, make_target):
+    one = linked[0]
+    peers = State.of(
+        *(
+            BpfPeer(
+                device="flannel0",
+                subnet=IPv4Network((0x0A800000 + (number << 8), 24)),
+                address=IPv4Address(0x0A090000 + number),
+                port=8285,
+            )
+            for number in range(10_000)
+        )
+    )
+    desired = one.plan() | peers
+
+    operations = one.heal(desired)
+
+    assert len(operations) == 10_001  # the one peer that was there goes
+    assert one.snapshot(desired) == desired
+
+
+def test_a_full_map_refuses_what_does_not_fit_and_no_more(linked):
+    one = linked[0]
+    entries = [
+        replace(one.container.entry, address=IPv4Address(0x0A800000 + number)) for number in range(4096)
+    ]
+
+    refused = one.act(lambda target: target.apply([Add(entry) for entry in entries]))
+
+    assert [refusal.operation.item for refusal in refused] == entries[-1:]  # one was there before
+    assert "map is full" in refused[0].hint
+
+
+def test_a_missing_link_is_refused_and_the_rest_is_done(linked):
+    one, two = linked
+    nowhere = replace(one.program(Role.LAST_HOP), link="docker9")
+    lost = replace(one.container.entry, address=IPv4Address("10.100.15.9"), link="veth9")
+
+    refused = one.act(lambda target: target.apply([Add(nowhere), Add(lost), Add(OTHER)]))
+
+    assert [refusal.operation.item for refusal in refused] == [nowhere, lost]
+    assert "ENODEV" in refused[0].cause
+    assert OTHER in one.snapshot(one.plan(two.peer(), OTHER))
+
+
+def test_removing_what_is_gone_is_no_failure(linked):
+    one, two = linked
+    gone = [Remove(item) for item in one.plan(two.peer())]
+
+    assert one.act(lambda target: target.apply([*gone, *gone])) == []
+
+
+def test_a_library_that_is_missing_is_named(linked):
+    with pytest.raises(TargetError, match="libbpf-of-nobody") as raised:
+        Libbpf("libbpf-of-nobody.so.1")
+
+    assert "Install libbpf" in raised.value.hint
+
+
+def test_an_object_that_is_spoilt_is_refused(linked, make_target):
+    one = linked[0]
+    spoilt = ObjectFile(read_object().octets[:5000], bytes(BUILD_OCTETS))
+
+    async def apply(_):
+        return await make_target(object_file=spoilt).apply([Add(one.program(Role.LAST_HOP))])
+
+    (refused,) = one.act(apply)
+
+    assert "is spoilt" in refused.cause
