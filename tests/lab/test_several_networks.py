@@ -103,6 +103,119 @@ def test_two_daemons_with_two_stores_stay_apart(pair: tuple[Lab, Host, Host]) ->
     assert [alias for alias, _ in tunnels(hosts[0]).values()] == ["pyflannel"]
 
 
+@pytest.mark.parametrize("kind", ["vxlan", "host-gw"])
+def test_two_networks_without_a_device_of_the_claimed_name_stay_apart(
+    pair: tuple[Lab, Host, Host], kind: str
+) -> None:
+    """Two VNIs, or two sets of routes on one link: a restart and a cleanup of one leaves the other's."""
+    lab, host, _ = pair
+    stores = {"green": lab.sqlite_url, "blue": f"{lab.sqlite_url}.blue"}
+    for number, name in enumerate(stores, start=1):
+        options = {"Type": kind, "VNI": number} if kind == "vxlan" else {"Type": kind}
+        set_config(
+            host, stores[name], json.dumps({"Network": f"10.{100 + number}.0.0/16", "Backend": options})
+        )
+    hosts = [host, lab.hosts["docker2"]]
+
+    together([partial(start, one, stores[name], name) for one, name in product(hosts, stores)])
+    for name in stores:
+        wait_routes(host, name, kind)
+    before = objects(host)
+    devices = {f"flannel.{number}" for number in (1, 2)} if kind == "vxlan" else set()
+    assert devices == {name for name in before["links"] if name.startswith("flannel")}
+
+    host.run(["pkill", "-KILL", "-f", "run-dir=/run/flannel-blue"])
+    together([partial(start, host, stores["blue"], "blue")])
+    assert objects(host) == before
+    for name in stores:
+        assert not repaired(host, name)
+
+    places = ["--run-dir=/run/flannel-blue", "--state-dir=/var/lib/flannel-blue"]
+    places.append("--subnet-file=/run/flannel-blue/subnet.env")
+    host.run(["flannelctl", "--store", stores["blue"], "cleanup", *places])
+    after = objects(host)
+    assert after["routes"] == [route for route in before["routes"] if "10.102." not in route]
+    assert set(after["links"]) == set(before["links"]) - {"flannel.2"}
+    kept = ":FLANNEL-FWD" if claimed(host) == "flannel0" else ":FLANNEL-FWD-1"
+    assert (len(before["chains"]), after["chains"]) == (2, [kept])
+    wait_routes(host, "green", kind)
+    assert not repaired(host, "green")
+
+
+def test_two_networks_with_one_vni_do_not_fight(pair: tuple[Lab, Host, Host]) -> None:
+    """The first has the device; the second says whose it is, and works once it has another VNI."""
+    lab, host, _ = pair
+    stores = {"green": lab.sqlite_url, "blue": f"{lab.sqlite_url}.blue"}
+    for number, name in enumerate(stores, start=1):
+        config = {"Network": f"10.{100 + number}.0.0/16", "Backend": {"Type": "vxlan"}}
+        set_config(host, stores[name], json.dumps(config))
+    start(host, stores["green"], "green")
+    before = objects(host)
+
+    host.start(["flanneld", *flags(stores["blue"], "blue")], name="blue")
+
+    log = host.directory / "log/blue.log"
+    text = "flannel.1: missing; refused: the flanneld with --run-dir=/run/flannel has this link"
+    wait_until(lambda: text in log.read_text(), what="it says whose the device is", deadline_s=SOON_S)
+    assert objects(host)["links"] == before["links"]
+    assert not repaired(host, "green")
+    blue = {"Network": "10.102.0.0/16", "Backend": {"Type": "vxlan", "VNI": 2}}
+    set_config(host, stores["blue"], json.dumps(blue))
+    wait_file(host, "/run/flannel-blue/subnet.env")
+    assert {"flannel.1", "flannel.2"} <= set(objects(host)["links"])
+
+
+def flags(store: str, name: str) -> list[str]:
+    """Return the flags of one of two daemons; the green one has the usual places."""
+    if name == "green":
+        return [f"--store={store}"]
+    places = [f"--run-dir=/run/flannel-{name}", f"--state-dir=/var/lib/flannel-{name}"]
+    return [f"--store={store}", *places, f"--subnet-file=/run/flannel-{name}/subnet.env"]
+
+
+def start(host: Host, store: str, name: str) -> None:
+    host.start_service(["flanneld", *flags(store, name)], name=name)
+
+
+def repaired(host: Host, name: str) -> list[str]:
+    """Return what a daemon said to have repaired."""
+    lines = (host.directory / f"log/{name}.log").read_text().splitlines()
+    return [line for line in lines if "Repaired" in line]
+
+
+def objects(host: Host) -> dict[str, list[str]]:
+    """Return the host's devices with their aliases, its routes, and its chains of ours."""
+    links = [f"{link['ifname']} {link.get('ifalias', '')}" for link in host.links()]
+    saved = host.run(["iptables-save"]).stdout.splitlines()
+    return {
+        "links": sorted(line.split()[0] for line in links),
+        "aliases": sorted(links),
+        "routes": sorted(json.dumps(route) for route in host.routes()),
+        "chains": sorted(line.split()[0] for line in saved if line.startswith(":FLANNEL")),
+    }
+
+
+def claimed(host: Host) -> str:
+    """Return the name that the green daemon claims: whichever starts first has flannel0."""
+    return (host.directory / "run/flannel/device").read_text().strip()
+
+
+def wait_routes(host: Host, name: str, kind: str) -> None:
+    """Return when the host has the one peer's route of this network, by its daemon's protocol."""
+    network, protocol, vni = {"green": ("10.101.", "80", 1), "blue": ("10.102.", "101", 2)}[name]
+    if claimed(host) != "flannel0":
+        protocol = {"80": "101", "101": "80"}[protocol]
+    device = f"flannel.{vni}" if kind == "vxlan" else "eth0"
+    wait_until(
+        lambda: (
+            [(route["dev"], route["protocol"]) for route in host.routes() if route["dst"].startswith(network)]
+            == [(device, protocol)]
+        ),
+        what=f"{host.name} has the route of {name}",
+        deadline_s=SOON_S,
+    )
+
+
 def test_one_daemon_runs_the_networks_that_it_is_told(pair: tuple[Lab, Host, Host]) -> None:
     """--networks of flannel 0.6: a subnet file, a control socket and a device each."""
     _, *hosts = pair
