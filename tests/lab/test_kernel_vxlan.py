@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pyflannel.kernel.linux import LinuxTarget
 from pyflannel.model.address import Address
 from pyflannel.model.fdb_entry import FdbEntry
 from pyflannel.model.link import Link
@@ -16,6 +17,8 @@ from pyflannel.model.neighbour import Neighbour
 from pyflannel.model.route import Route
 from pyflannel.model.state import State
 from pyflannel.model.vxlan import Vxlan
+from pyflannel.plan.diff import diff
+from pyflannel.plan.order import order
 from pyflannel.plan.ownership import ours
 
 VXLAN = Vxlan(vni=1, port=8472, parent="eth0", local=IPv4Address("10.7.0.1"))
@@ -193,23 +196,35 @@ DAMAGE = {
 
 @pytest.mark.usefixtures("underlay")
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
-def test_one_pass_undoes_the_damage(namespace, target, damage: list[str]) -> None:
+def test_damage_wakes_a_pass_that_undoes_it(namespace, target, listen, damage: list[str]) -> None:
     target.heal(PLAN)
     before = all_shown(namespace)
-    for words in damage:
-        do(namespace.command, words)
-    assert all_shown(namespace) != before
 
-    refused = target.heal(PLAN)
+    async def work() -> None:
+        linux = LinuxTarget()
+        try:
+            async with listen(linux.changes()) as wakes:
+                assert ours(await linux.snapshot(PLAN), PLAN) == PLAN
+                await wakes.silence()
+                for words in damage:
+                    do(namespace.command, words)
+                assert all_shown(namespace) != before
+                await wakes.next()
+                found = ours(await linux.snapshot(PLAN), PLAN)
+                assert found != PLAN
+                assert await linux.apply(order(diff(PLAN, found))) == []
+                assert ours(await linux.snapshot(PLAN), PLAN) == PLAN
+        finally:
+            linux.close()
 
-    assert refused == []
-    assert ours(target.snapshot(PLAN), PLAN) == PLAN
+    namespace.run(work)
+
     assert all_shown(namespace) == before
 
 
 @given(st.lists(st.sampled_from([words for damage in DAMAGE.values() for words in damage]), max_size=5))
 @settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], database=None
+    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], database=None
 )
 @pytest.mark.usefixtures("underlay")
 def test_one_pass_undoes_any_heap_of_damage(namespace, target, damage: list[str]) -> None:

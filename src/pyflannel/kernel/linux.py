@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from functools import lru_cache
 from itertools import islice
@@ -10,7 +11,7 @@ from pyflannel.errors import TargetError
 from pyflannel.kernel.interest import Interest
 from pyflannel.kernel.link_index import link_index
 from pyflannel.kernel.links import LinkWriter, is_link_operation
-from pyflannel.kernel.netlink_socket import NotificationSocket, RequestSocket
+from pyflannel.kernel.netlink_socket import NOTIFICATION_BUFFER, NotificationSocket, RequestSocket
 from pyflannel.kernel.refusals import refusal, refusal_of
 from pyflannel.kernel.requests import Asked, IndexOf, ask, ask_again, failure
 from pyflannel.kernel.snapshot import SnapshotReader
@@ -22,8 +23,11 @@ from pyflannel.wire.netlink.acknowledgement import Acknowledgement
 
 _COALESCE_S = 0.005
 
-_BATCH = 100
-"""Operations that go out together: few enough for others to get their turn within milliseconds."""
+_BATCH_MIN, _BATCH_MAX = 10, 100
+"""Operations that go out together."""
+
+_BATCH_S = 0.004
+"""What a batch may take, as others wait meanwhile. The kernel looks at all routes of a link to add one."""
 
 
 class LinuxTarget:
@@ -32,20 +36,24 @@ class LinuxTarget:
     Made, it hears every change from then on, whether or not somebody waits for it yet. It looks by one socket
     and changes by another, so that no change waits for a long look.
 
+    Args:
+        notification_octets: of changes that may lie unheard; when more come, everything may have changed.
+
     Raises:
         TargetError: the kernel gives no netlink socket.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, notification_octets: int = NOTIFICATION_BUFFER) -> None:
         with contextlib.ExitStack() as made:
             questions = made.enter_context(contextlib.closing(RequestSocket()))
             self._requests = made.enter_context(contextlib.closing(RequestSocket()))
-            self._notifications = made.enter_context(contextlib.closing(NotificationSocket(GROUPS)))
+            notifications = NotificationSocket(GROUPS, buffer_octets=notification_octets)
+            self._notifications = made.enter_context(contextlib.closing(notifications))
             self._sockets = made.pop_all()
         self._reader = SnapshotReader(questions)
         self._links = LinkWriter(self._requests)
         self._watch = Watch(self._requests.port)
-        self._interest = Interest.of(State.EMPTY)
+        self._rests_until = 0.0
 
     def close(self) -> None:
         """Let go of the sockets."""
@@ -56,11 +64,12 @@ class LinuxTarget:
 
         Of neighbours and FDB entries, those on planned vxlan devices.
         """
-        if desired is not self._interest.desired:
-            self._interest = Interest.of(desired)
-        self._watch.looks(self._interest)
-        seen = await self._reader.read(self._interest)
+        began = time.monotonic()
+        interest = Interest.of(desired)
+        self._watch.looks(interest)
+        seen = await self._reader.read(interest)
         self._watch.saw(seen.links)
+        self._rests_until = 2 * time.monotonic() - began
         return seen.state
 
     async def apply(self, operations: Sequence[Operation]) -> Sequence[Refusal]:
@@ -78,11 +87,14 @@ class LinuxTarget:
         return refusals + await self._perform(batch)
 
     async def changes(self) -> AsyncIterator[None]:
-        """Yield after each burst of changes to what the last snapshot was about, made by others."""
+        """Yield after each burst of changes to what the last snapshot was about, made by others.
+
+        However long a burst is, looks take half of the time at most.
+        """
         while True:
             await self._notifications.wait(self._watch.concerns)
-            await asyncio.sleep(_COALESCE_S)
-            self._notifications.drain()
+            await asyncio.sleep(max(_COALESCE_S, self._rests_until - time.monotonic()))
+            await self._notifications.forget()
             yield
 
     def _note_made(self, operation: Operation) -> None:
@@ -98,12 +110,16 @@ class LinuxTarget:
         """Perform operations on other things than links, in as few system calls as can be."""
         refusals: list[Refusal] = []
         index_of = lru_cache(maxsize=None)(link_index)
-        for start in range(0, len(operations), _BATCH):
+        start, size = 0, _BATCH_MAX
+        while start < len(operations):
+            began = time.monotonic()
             try:
-                refusals += await self._perform_batch(operations[start : start + _BATCH], index_of)
+                refusals += await self._perform_batch(operations[start : start + size], index_of)
             except TargetError as error:
                 return [*refusals, *_unknown(operations[start:], error)]
             await asyncio.sleep(0)  # between two batches others get their turn
+            start += size
+            size = _next_size(size, time.monotonic() - began)
         return refusals
 
     async def _perform_batch(self, operations: Sequence[Operation], index_of: IndexOf) -> list[Refusal]:
@@ -111,6 +127,7 @@ class LinuxTarget:
         asked: list[Asked] = []
         again: list[Asked] = []
         for operation in operations:
+            self._watch.changes(operation)
             try:
                 asked.append(ask(operation, index_of))
             except OSError as error:
@@ -127,6 +144,11 @@ class LinuxTarget:
     async def _transact(self, asked: Sequence[Asked]) -> list[tuple[Asked, list[Acknowledgement]]]:
         answers = iter(await self._requests.transact([request for one in asked for request in one.requests]))
         return [(one, list(islice(answers, len(one.requests)))) for one in asked]
+
+
+def _next_size(size: int, took_s: float) -> int:
+    """Return how many operations the next batch has, from how long this one took."""
+    return max(_BATCH_MIN, min(_BATCH_MAX, int(size * _BATCH_S / took_s))) if took_s else size
 
 
 def _unknown(operations: Sequence[Operation], error: TargetError) -> Iterator[Refusal]:

@@ -5,6 +5,7 @@ The namespace is the one that the process is in when the socket is made.
 
 import asyncio
 import errno
+import itertools
 import os
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -26,8 +27,9 @@ _SO_RCVBUFFORCE = 33
 # once; it counts each as some 800 octets.
 _BATCH = 256
 _REQUEST_BUFFER = 1 << 20
-_NOTIFICATION_BUFFER = 4 << 20
+NOTIFICATION_BUFFER = 4 << 20
 _DATAGRAM = 1 << 16  # octets; the kernel fills at most 32 KiB
+_DATAGRAMS_A_TURN = 200  # notifications, before others get theirs
 
 # A namespace gets its main table with its first route; a kernel may have no IPv6; a link may go meanwhile.
 _NOTHING_THERE = frozenset({errno.ENOENT, errno.EAFNOSUPPORT, errno.EOPNOTSUPP, errno.ENODEV})
@@ -179,13 +181,16 @@ class NotificationSocket:
     Args:
         groups: mask of RTMGRP_* (linux/rtnetlink.h), or of another protocol's groups.
         protocol: NETLINK_* (linux/netlink.h).
+        buffer_octets: what may lie unread before messages are lost; each counts with what the kernel adds.
 
     Raises:
         TargetError: the socket cannot be made.
     """
 
-    def __init__(self, groups: int, protocol: int = socket.NETLINK_ROUTE) -> None:
-        self._socket = _open(_NOTIFICATION_BUFFER, groups, protocol)
+    def __init__(
+        self, groups: int, protocol: int = socket.NETLINK_ROUTE, buffer_octets: int = NOTIFICATION_BUFFER
+    ) -> None:
+        self._socket = _open(buffer_octets, groups, protocol)
 
     def close(self) -> None:
         """Let go of the socket."""
@@ -194,7 +199,7 @@ class NotificationSocket:
     async def wait(self, concerns: Callable[[Message], bool]) -> None:
         """Return when a message came that `concerns` accepts, or when messages were lost."""
         loop = asyncio.get_running_loop()
-        while True:
+        for number in itertools.count(1):
             try:
                 octets = await loop.sock_recv(self._socket, _DATAGRAM)
             except OSError as error:
@@ -206,17 +211,30 @@ class NotificationSocket:
                     return
             except WireError:
                 return  # something changed, whatever it was
+            if number % _DATAGRAMS_A_TURN == 0:
+                await asyncio.sleep(0)  # what lies ready is received without a pause
+
+    async def forget(self) -> None:
+        """Forget what has come so far, however much; others get their turn meanwhile."""
+        while not self._forget_some():
+            await asyncio.sleep(0)
 
     def drain(self) -> None:
         """Forget what has come so far."""
-        while True:
+        while not self._forget_some():
+            pass
+
+    def _forget_some(self) -> bool:
+        """Forget what takes a millisecond at most; return whether that was all."""
+        for _ in range(_DATAGRAMS_A_TURN):
             try:
                 self._socket.recv(_DATAGRAM)
             except BlockingIOError:
-                return
+                return True
             except OSError as error:
                 if error.errno != errno.ENOBUFS:
-                    return  # the next wait() says it
+                    return True  # the next wait() says it
+        return False
 
 
 @asynccontextmanager

@@ -1,5 +1,6 @@
 """Which of the kernel's announcements may concern a plan: those, and no others, wake a pass."""
 
+from collections.abc import Hashable
 from dataclasses import replace
 
 from pyflannel.kernel.interest import Interest
@@ -7,8 +8,12 @@ from pyflannel.kernel.items import fdb_entry_of, neighbour_of
 from pyflannel.kernel.snapshot import Links
 from pyflannel.model.fdb_entry import FdbEntry
 from pyflannel.model.neighbour import Neighbour
+from pyflannel.model.operation import Add, Operation, Remove, Replace
+from pyflannel.model.route import Route
+from pyflannel.model.state import Item
 from pyflannel.wire.netlink import addresses, links, neighbours, routes
 from pyflannel.wire.netlink.message import Message
+from pyflannel.wire.netlink.routes import RouteKey, route_key
 
 GROUPS = 0x1 | 0x4 | 0x10 | 0x40 | 0x100 | 0x400 | 0x800
 """RTMGRP_LINK, RTMGRP_NEIGH, RTMGRP_IPV4_IFADDR, _IPV4_ROUTE, RTMGRP_IPV6_IFADDR, _IPV6_ROUTE, _IPV6_IFINFO,
@@ -26,12 +31,16 @@ class Watch:
         self._port = port
         self._interest: Interest | None = None
         self._links: Links | None = None
+        self._changed: dict[Hashable, Item | None] = {}
+        self._changed_routes: set[RouteKey] = set()
 
     def looks(self, interest: Interest) -> None:
         """A look begins; where it is about other links, what changes meanwhile may concern us."""
         if self._interest is None or not self._interest.has_links_of(interest):
             self._links = None
         self._interest = interest
+        self._changed.clear()
+        self._changed_routes.clear()
 
     def saw(self, links: Links) -> None:
         """The look ended."""
@@ -42,6 +51,21 @@ class Watch:
         if self._links is not None:
             names = {**self._links.names, index: name}
             self._links = replace(self._links, names=names, ours=self._links.ours | {index})
+
+    def changes(self, operation: Operation) -> None:
+        """We are about to change something, which may be news to the plan of the last look."""
+        if self._interest is None:
+            return
+        planned = self._interest.desired.by_key
+        match operation:
+            case Add(item) | Replace(_, item):
+                if planned.get(item.key) is not item:
+                    self._changed[item.key] = item
+                    if isinstance(item, Route):
+                        self._changed_routes.add(route_key(item.destination, item.metric))
+            case Remove(item):
+                if item.key in planned or item.key in self._changed:
+                    self._changed[item.key] = None
 
     def concerns(self, message: Message) -> bool:
         """Return whether somebody else changed what the last look was about.
@@ -58,10 +82,12 @@ class Watch:
             case neighbours.NEW | neighbours.DELETE:
                 # Traffic makes most of these: one look at the link, and few get further.
                 index = neighbours.entry_index(message.body)
-                return index in seen.ours and _is_damage(message, interest, seen)
+                return index in seen.ours and self._is_damage(message, interest, seen)
             case routes.NEW | routes.DELETE:
                 glance = routes.glance_at_route(message.body)
-                return glance is not None and interest.concerns_route(glance, seen.ours)
+                return glance is not None and (
+                    interest.concerns_route(glance, seen.ours) or glance.key in self._changed_routes
+                )
             case links.NEW | links.DELETE:
                 link = links.parse_link(message.body)
                 return (
@@ -74,24 +100,23 @@ class Watch:
             case _:
                 return False
 
+    def _is_damage(self, message: Message, interest: Interest, seen: Links) -> bool:
+        """Return whether an entry on a link of ours is not as planned.
 
-def _is_damage(message: Message, interest: Interest, seen: Links) -> bool:
-    """Return whether an entry on a link of ours is not as planned.
-
-    The kernel does not say who changed an FDB entry: one that becomes what is planned needs no pass, as
-    little as one that goes and is not planned. What the kernel learns where nobody planned is its own.
-    """
-    neighbour, entry = neighbours.parse_neighbour(message.body), neighbours.parse_fdb_entry(message.body)
-    item: Neighbour | FdbEntry
-    if neighbour is not None:
-        item = neighbour_of(neighbour, seen.names)
-    elif entry is not None:
-        item = fdb_entry_of(entry, seen.names)
-    else:
-        return False
-    planned = interest.desired.by_key.get(item.key)
-    if message.kind == neighbours.NEW:
-        return item != planned and (item.is_permanent or planned is not None)
-    if isinstance(item, FdbEntry) and isinstance(planned, FdbEntry):
-        return item.destination == planned.destination  # else one that we removed from beside it
-    return planned is not None
+        The kernel does not say who changed an FDB entry: one that becomes what is planned needs no pass, as
+        little as one that goes and is not planned. What the kernel learns where nobody planned is its own.
+        """
+        neighbour, entry = neighbours.parse_neighbour(message.body), neighbours.parse_fdb_entry(message.body)
+        item: Neighbour | FdbEntry
+        if neighbour is not None:
+            item = neighbour_of(neighbour, seen.names)
+        elif entry is not None:
+            item = fdb_entry_of(entry, seen.names)
+        else:
+            return False
+        planned = self._changed.get(item.key, interest.desired.by_key.get(item.key))
+        if message.kind == neighbours.NEW:
+            return item != planned and (item.is_permanent or planned is not None)
+        if isinstance(item, FdbEntry) and isinstance(planned, FdbEntry):
+            return item.destination == planned.destination  # else one that we removed from beside it
+        return planned is not None
