@@ -66,10 +66,35 @@ def gone(network: Any, etcd: Program, how: str) -> Iterator[None]:
     etcd.kill()
     yield
     if how == "loses its data":
-        network.lab.router.run(["rm", "-r", "/var/lib/etcd-lab"])
+        begin_anew(network)
+    else:
+        network.etcd.start()
+
+
+def begin_anew(network: Any) -> None:
+    """Start an etcd that has lost its data, and write the network config again."""
+    network.lab.router.run(["rm", "-r", "/var/lib/etcd-lab"])
     network.etcd.start()
-    if how == "loses its data":
-        network.put("config", CONFIG)
+    network.put("config", CONFIG)
+
+
+def revision_of(network: Any) -> int:
+    (said,) = json.loads(network.etcdctl("endpoint", "status", "--write-out=json"))
+    return int(said["Status"]["header"]["revision"])
+
+
+@contextmanager
+def cut_off(*hosts: Any) -> Iterator[None]:
+    """Let nothing pass between these hosts and the store."""
+    rules = "\n".join(
+        f"chain {hook} {{ type filter hook {hook} priority 0; tcp {port} 2379 drop; }}"
+        for hook, port in (("input", "sport"), ("output", "dport"))
+    )
+    for host in hosts:
+        host.run(["nft", "-f", "-"], text=f"table ip cut {{\n{rules}\n}}\n")
+    yield
+    for host in hosts:
+        host.run(["nft", "delete table ip cut"])
 
 
 def wait_all_known(network: Any, name: str, leases: dict[str, Any]) -> None:
@@ -169,21 +194,51 @@ class TestStoreAway:
         assert {name: host.lease() for name, host in network.hosts.items()} == before
         assert pings.lost == 0
 
+    def test_grown_anew(self, new_network: NewNetwork, pinging: Pinging, long_run: bool) -> None:
+        """It lost its data, and is past the revision that the hosts have seen when they reach it again."""
+        if not long_run:
+            pytest.skip("needs --long")
+        network = new_network("docker1", "docker4", config=None)
+        etcd = network.etcd.start()
+        network.put("config", CONFIG)
+        network.start_all()
+        before = {name: host.lease() for name, host in network.hosts.items()}
+        for name in network.hosts:
+            wait_all_known(network, name, before)
+
+        with pinging(network.hosts["docker1"], network.overlay("docker4")) as pings:
+            with cut_off(*network.hosts.values()):
+                seen = revision_of(network)
+                etcd.kill()
+                begin_anew(network)
+                while revision_of(network) <= seen:
+                    network.put("elsewhere", "1")
+                for name in network.hosts:
+                    network.wait_status(name, lambda status: not status["is_ready"], "says so")
+            for name in network.hosts:
+                key = network.lease_key(name)
+                wait_until(
+                    lambda key=key: network.record(key) is not None,
+                    what=f"{key} is there again",
+                    deadline_s=BACK_S,
+                )
+            pings.wait_answered(more=50)
+
+        for name in network.hosts:
+            wait_all_known(network, name, before)
+            assert is_held(network.wait_ready(name))
+        assert pings.lost == 0
+
     def test_leases_are_followed_again_afterwards(self, new_network: NewNetwork) -> None:
         """A host that joined while another's store was away is a peer as soon as it is back."""
         network = new_network("docker1", "docker2", "docker4")
         together([partial(network.start, name) for name in ("docker1", "docker4")])
         host = network.hosts["docker1"]
-        rules = "\n".join(
-            f"chain {hook} {{ type filter hook {hook} priority 0; tcp {port} 2379 drop; }}"
-            for hook, port in (("input", "sport"), ("output", "dport"))
-        )
 
-        host.run(["nft", "-f", "-"], text=f"table ip cut {{\n{rules}\n}}\n")
-        network.start("docker2")
-        address = network.overlay("docker2")
-        missed = ping(host, address, count=1)
-        host.run(["nft", "delete table ip cut"])
+        with cut_off(host):
+            network.start("docker2")
+            address = network.overlay("docker2")
+            missed = ping(host, address, count=1)
 
         assert not missed.is_reached
         wait_until(

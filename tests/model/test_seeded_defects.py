@@ -4,6 +4,7 @@ from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 
 from pyflannel.model.lease_protocol import (
+    Check,
     Conflicted,
     Event,
     LeaseChange,
@@ -260,3 +261,20 @@ def test_a_choice_from_a_listing_that_is_older_than_the_config_is_found() -> Non
     example = found(SUBNET_LENGTHS, replace(REAL, step=careless))
 
     assert example.violation.rule == "no two owners of overlapping subnets"
+
+
+def test_a_watch_that_goes_on_in_another_store_is_found() -> None:
+    """It lost its data and has grown past what was seen: nothing is told of what stands there."""
+
+    def careless(state: LeaseState, event: Event, now: float, draw: Draw) -> Step:
+        after, actions = step(state, event, now, draw)
+        return after, tuple(action for action in actions if not isinstance(action, Check))
+
+    where = scenario("a store that lost its data", (host(1), host(2)), faults=("data lost, grown",), ticks=2)
+
+    example = found(where, replace(REAL, step=careless))
+
+    assert example.violation.rule in {
+        "every host that can get a subnet has one",
+        "every peer's lease is known",
+    }

@@ -9,9 +9,11 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from pyflannel.errors import CompactedError, StoreError, WireError
-from pyflannel.model.lease import CLAIM_TTL_S, LeaseAttributes
+from pyflannel.model.lease import CLAIM_TTL_S, Lease, LeaseAttributes
 from pyflannel.model.lease_protocol import (
     Action,
+    Check,
+    Checked,
     ClaimGone,
     ClaimSeen,
     Conflicted,
@@ -102,7 +104,7 @@ class LeaseKeeper:
         self._leases_changed = leases_changed
         self._reidentify = reidentify
         self._events: asyncio.Queue[Event] = asyncio.Queue()
-        self._requests: asyncio.Queue[List | Write] = asyncio.Queue()
+        self._requests: asyncio.Queue[List | Check | Write] = asyncio.Queue()
         self._watch: asyncio.Task[None] | None = None
         self._timer: asyncio.Task[None] | None = None
         self._unreadable: set[tuple[str, int]] = set()
@@ -134,7 +136,7 @@ class LeaseKeeper:
 
     def _perform(self, action: Action, tasks: asyncio.TaskGroup) -> None:
         match action:
-            case List() | PutLease() | DeleteLease() | PutClaim() | DeleteClaim():
+            case List() | Check() | PutLease() | DeleteLease() | PutClaim() | DeleteClaim():
                 self._requests.put_nowait(action)
             case Watch(after):
                 if self._watch is not None:
@@ -161,10 +163,13 @@ class LeaseKeeper:
             request = await self._requests.get()
             try:
                 event: Event
-                if isinstance(request, List):
-                    event = await self._list()
-                else:
-                    event = await self._write(request)
+                match request:
+                    case List():
+                        event = await self._list()
+                    case Check(lease):
+                        event = await self._check(lease)
+                    case _:
+                        event = await self._write(request)
             except StoreError as error:
                 event = Failed(None if isinstance(request, List) else request, str(error))
             self._events.put_nowait(event)
@@ -178,6 +183,11 @@ class LeaseKeeper:
             unreadable=tuple(change for change in read if isinstance(change, Unreadable)),
             revision=listing.revision,
         )
+
+    async def _check(self, lease: Lease) -> Checked:
+        record = await self._store.get(lease_key(lease))
+        seen = None if record is None else self._seen(record)
+        return Checked(lease, seen.lease if isinstance(seen, LeaseSeen) else None)
 
     async def _write(self, write: Write) -> Event:
         match await self._store.write(_operation(write)):

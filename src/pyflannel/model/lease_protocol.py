@@ -94,6 +94,13 @@ class DeleteClaim:
 Write = PutLease | DeleteLease | PutClaim | DeleteClaim
 
 
+@dataclass(frozen=True, slots=True)
+class Check:
+    """Ask what stands at the key of a lease that we know: a store that lost its data knows it no longer."""
+
+    lease: Lease
+
+
 # What a watch sees.
 
 
@@ -192,8 +199,16 @@ class Conflicted:
 class Failed:
     """The store did not answer. A write may have taken effect all the same. None stands for the listing."""
 
-    write: Write | None
+    write: Write | Check | None
     cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What stands at the key of the lease that was asked for; None when nothing readable does."""
+
+    lease: Lease
+    current: Lease | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +223,7 @@ class Ordered:
     wanted: Wanted
 
 
-Event = Started | Listed | Seen | WatchLost | Wrote | Conflicted | Failed | Woke | Ordered
+Event = Started | Listed | Checked | Seen | WatchLost | Wrote | Conflicted | Failed | Woke | Ordered
 
 
 # Actions beside the writes.
@@ -355,4 +370,4 @@ Report = (
     | StoreAway
     | StoreBack
 )
-Action = Write | List | Watch | Wake | Reidentify | Report
+Action = Write | List | Check | Watch | Wake | Reidentify | Report

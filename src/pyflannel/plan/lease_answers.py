@@ -24,7 +24,17 @@ from pyflannel.plan.lease_changes import hold, overwritten
 from pyflannel.plan.lease_choice import Choice, Contest, NoneFree, TakenBy, choose, is_ours, keep
 from pyflannel.plan.lease_failures import look_again
 from pyflannel.plan.lease_holding import degrade
-from pyflannel.plan.lease_state import Contesting, Draw, Holding, LeaseState, Listing, Putting, Resting, Step
+from pyflannel.plan.lease_state import (
+    Contesting,
+    Degraded,
+    Draw,
+    Holding,
+    LeaseState,
+    Listing,
+    Putting,
+    Resting,
+    Step,
+)
 
 JITTER_S = 0.25
 """Longest pause after a lost race, so that the losers do not meet again."""
@@ -126,6 +136,26 @@ def on_wrote(state: LeaseState, write: Action, revision: int, now: float) -> Ste
             return replace(state, phase=phase), ()
         case _:
             return state, ()
+
+
+def on_checked(state: LeaseState, lease: Lease, current: Lease | None) -> Step:
+    """Look at all leases when the store has lost one that we know, and the watch will not tell."""
+    match state.phase:
+        case Holding(put=None) if state.held is not None and state.held.lease == lease:
+            pass
+        case Degraded(by) if by == lease:
+            pass
+        case _:
+            return state, ()
+    if current is not None and (current.revision > state.revision or _is_same(current, lease)):
+        return state, ()
+    return replace(state, phase=Listing()), (List(),)
+
+
+def _is_same(current: Lease, lease: Lease) -> bool:
+    """Return whether a lease is the one that we know; the revision alone may have been given out twice."""
+    ours, theirs = lease.attributes, current.attributes
+    return (current.revision, theirs.owner, theirs.public_ip) == (lease.revision, ours.owner, ours.public_ip)
 
 
 def _held(put: PutLease, revision: int, sent_at: float) -> Held:

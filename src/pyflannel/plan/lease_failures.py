@@ -2,7 +2,16 @@
 
 from dataclasses import replace
 
-from pyflannel.model.lease_protocol import Action, Failed, List, PutClaim, StoreAway, StoreBack, WatchLost
+from pyflannel.model.lease_protocol import (
+    Action,
+    Check,
+    Failed,
+    List,
+    PutClaim,
+    StoreAway,
+    StoreBack,
+    WatchLost,
+)
 from pyflannel.plan.lease_state import (
     Contesting,
     Degraded,
@@ -33,6 +42,8 @@ def on_failed(state: LeaseState, failed: Failed, now: float, draw: Draw) -> Step
             return replace(after, phase=Resting(now + pause)), (away,)
         case Holding(put=put) if put is not None and failed.write == put:
             return replace(after, phase=Holding(renew_at=now + pause)), (away,)
+        case Holding(put=None) | Degraded() if isinstance(failed.write, Check):
+            return replace(after, phase=Resting(now + pause)), (away,)  # then all leases are asked for
         case _:
             return state, ()  # nobody waits for it, and nothing would be tried again
 
@@ -41,7 +52,9 @@ def on_watch_lost(state: LeaseState, lost: WatchLost, now: float, draw: Draw) ->
     """Watch again from what was seen last; where the store no longer knows that, look at all there is."""
     state = replace(state, is_watching=False)
     if lost.is_compacted:
-        # What happened meanwhile is no longer to be had one by one: look at all of it.
+        # What happened meanwhile is no longer to be had one by one: look at all of it. The revisions of what
+        # was missed may belong to another life of the store.
+        state = replace(state, missed=())
         match state.phase:
             case Listing():
                 return state, ()
@@ -52,6 +65,20 @@ def on_watch_lost(state: LeaseState, lost: WatchLost, now: float, draw: Draw) ->
     pause = _pause(state.failures, draw)
     away = StoreAway(lost.cause, pause)
     return replace(state, watch_at=now + pause, failures=state.failures + 1), (away,)
+
+
+def check(state: LeaseState) -> tuple[Check, ...]:
+    """Ask whether the store, where the watch goes on, is still the one that we know.
+
+    One that lost its data, and has grown past the revision that we have seen, would never tell us.
+    """
+    match state.phase:
+        case Holding(put=None) if state.held is not None:
+            return (Check(state.held.lease),)
+        case Degraded(by):
+            return (Check(by),)
+        case _:
+            return ()  # an answer that shows it is under way, or a listing will be
 
 
 def look_again(state: LeaseState, until: float) -> Step:

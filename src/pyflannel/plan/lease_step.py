@@ -23,6 +23,7 @@ from typing import assert_never
 
 from pyflannel.model.lease_protocol import (
     Action,
+    Checked,
     Conflicted,
     Event,
     Failed,
@@ -38,10 +39,10 @@ from pyflannel.model.lease_protocol import (
     Woke,
     Wrote,
 )
-from pyflannel.plan.lease_answers import on_conflicted, on_listed, on_wrote
+from pyflannel.plan.lease_answers import on_checked, on_conflicted, on_listed, on_wrote
 from pyflannel.plan.lease_changes import hold, on_seen
 from pyflannel.plan.lease_choice import claim_on
-from pyflannel.plan.lease_failures import on_failed, on_watch_lost, store_back
+from pyflannel.plan.lease_failures import check, on_failed, on_watch_lost, store_back
 from pyflannel.plan.lease_holding import degrade, renew
 from pyflannel.plan.lease_state import (
     Contesting,
@@ -78,6 +79,8 @@ def _react(state: LeaseState, event: Event, now: float, draw: Draw) -> Step:
             return _woken(replace(state, wake_at=None), now)
         case Listed():
             return on_listed(state, event, now, draw)
+        case Checked(lease, current):
+            return on_checked(state, lease, current)
         case Seen(changes, revision):
             return on_seen(replace(state, revision=max(state.revision, revision)), changes, now)
         case WatchLost():
@@ -111,6 +114,7 @@ def _woken(state: LeaseState, now: float) -> Step:
     if state.watch_at is not None and state.watch_at <= now:
         state = replace(state, watch_at=None, is_watching=True)
         actions.append(Watch(state.revision))
+        actions.extend(check(state))
     match state.phase:
         case Resting(until) if until <= now:
             return replace(state, phase=Listing()), (*actions, List())

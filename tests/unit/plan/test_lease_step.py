@@ -7,6 +7,8 @@ from pyflannel.model.lease import Claim, Identity, Lease, LeaseAttributes
 from pyflannel.model.lease_protocol import (
     Acquired,
     Action,
+    Check,
+    Checked,
     ClaimGone,
     ClaimSeen,
     Conflicted,
@@ -102,6 +104,9 @@ class Store:
                     claims=tuple(self.claims.values()),
                     revision=self.revision,
                 )
+            case Check(lease):
+                standing_lease = self.leases.get(lease.subnet)
+                return Checked(lease, standing_lease if isinstance(standing_lease, Lease) else None)
             case PutLease(lease=lease, ttl_s=ttl_s, expected=expected):
                 current = self.leases.get(lease.subnet)
                 if (current.revision if current else 0) != expected:
@@ -143,7 +148,7 @@ class Host:
         self.state, actions = step(self.state, event, self.now, lambda n: 0)
         for action in actions:
             match action:
-                case List() | PutLease() | DeleteLease() | PutClaim() | DeleteClaim():
+                case List() | Check() | PutLease() | DeleteLease() | PutClaim() | DeleteClaim():
                     self.requests.append(action)
                 case Watch(after):
                     self.seen = after
@@ -659,6 +664,94 @@ def test_a_store_that_lost_its_data_is_watched_from_where_it_is_now() -> None:
     assert host.seen is not None
     assert host.seen <= store.revision
     assert owner_of(store, FIRST) == "me"
+
+
+def test_a_store_that_lost_its_data_and_has_grown_is_noticed() -> None:
+    """The watch could go on where it was, and would never tell what stands there now."""
+    store = Store()
+    host = Host(store, wanted()).start()
+    store.leases.clear()
+    store.log.clear()
+    store.revision = 100
+    host.take(WatchLost("cut"))
+
+    host.sleep(1)
+
+    assert owner_of(store, FIRST) == "me"
+    assert host.state.is_settled
+
+
+def test_a_degraded_host_notices_a_store_that_lost_its_data_and_has_grown() -> None:
+    store = Store()
+    host = Host(store, wanted()).start()
+    store.write_lease(lease(FIRST, "other", "192.168.50.1"))
+    host.settle()
+    store.leases.clear()
+    store.log.clear()
+    store.revision = 100
+    host.take(WatchLost("cut"))
+
+    host.sleep(1)
+
+    assert owner_of(store, FIRST) == "me"
+    assert host.state.is_settled
+
+
+def test_a_check_that_fails_is_made_up_for_by_a_listing() -> None:
+    store = Store()
+    host = Host(store, wanted()).start()
+    store.leases.clear()
+    store.log.clear()
+    store.revision = 100
+    host.take(WatchLost("cut"))
+    assert host.wake_at is not None
+    host.now = host.wake_at
+    host.take(Woke())
+
+    host.take(Failed(host.requests.pop(0), "no answer"))  # type: ignore[arg-type]
+    host.sleep(10)
+
+    assert owner_of(store, FIRST) == "me"
+
+
+def test_a_lease_that_stands_is_checked_and_nothing_more() -> None:
+    """Also while the watch has not told yet of what was written since."""
+    store = Store()
+    host = Host(store, wanted()).start()
+    writes = store.revision
+    host.take(WatchLost("cut"))
+    host.sleep(1)
+    assert (store.revision, host.requests) == (writes, [])
+
+    host.take(WatchLost("cut"))
+    assert host.wake_at is not None
+    host.now = host.wake_at
+    host.take(Woke())
+    store.write_lease(replace(lease(FIRST, "me", "192.168.50.102")))
+    host.answer()
+
+    assert host.requests == []
+
+
+def test_what_was_missed_in_another_life_of_the_store_is_no_news() -> None:
+    """It lost its data twice; the lease that stood in the host's way was of its life between the two."""
+    store = Store()
+    host = Host(store, wanted()).start()
+    store.write_rubbish(FIRST)
+    host.watch()  # it asks for all leases; before the answer comes, another takes the subnet
+    store.write_lease(lease(FIRST, "other", "192.168.50.1"))
+    host.watch()
+    host.settle()
+    assert not host.state.is_settled
+    store.leases.clear()
+    store.log.clear()
+    store.revision = 1
+    host.take(WatchLost("compacted", is_compacted=True))
+
+    host.settle()
+
+    assert host.state.is_settled
+    assert [type(report) for report in host.said].count(Taken) == 1
 
 
 def test_a_revision_that_was_given_out_twice_makes_no_lease_ours() -> None:

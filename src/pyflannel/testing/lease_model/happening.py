@@ -7,6 +7,7 @@ from ipaddress import IPv4Network
 from pyflannel.model.lease import Claim, Identity, Lease
 from pyflannel.model.lease_protocol import (
     Acquired,
+    Check,
     DeleteClaim,
     DeleteLease,
     Event,
@@ -70,18 +71,26 @@ def apply(world: World, move: Move, protocol: Protocol, circumstances: Circumsta
         case "compaction":
             store = replace(world.store, compacted=world.store.revision)
             return Outcome(world=replace(world, store=store, faults=world.faults - 1))
-        case "data lost":
-            hosts = tuple(
-                replace(host, is_excused=True, watch=None if host.watch is None else _FROM_BEFORE)
-                for host in world.hosts
-            )
-            store = StoreState(revision=2, config_revision=2)  # of which the config is written again first
-            return Outcome(world=replace(world, store=store, hosts=hosts, faults=world.faults - 1))
+        case "data lost" | "data lost, grown":
+            return Outcome(world=_emptied(world, has_grown=move.what == "data lost, grown"))
         case "config":
             assert circumstances.other_network is not None
             return Outcome(world=_configured(world, circumstances.other_network))
         case _:
             raise AssertionError(f"no such move: {move}")
+
+
+def _emptied(world: World, *, has_grown: bool) -> World:
+    """Let the store begin anew; when it has grown, it reaches past all that anybody has seen.
+
+    The config is the first that is written again.
+    """
+    revision, watch = (world.store.revision + 1, _CUT) if has_grown else (2, _FROM_BEFORE)
+    hosts = tuple(
+        replace(host, is_excused=True, watch=None if host.watch is None else watch) for host in world.hosts
+    )
+    store = StoreState(revision=revision, config_revision=revision)
+    return replace(world, store=store, hosts=hosts, faults=world.faults - 1)
 
 
 def _configured(world: World, network: NetworkConfig) -> World:
@@ -233,7 +242,7 @@ class _Happening:
             name=host.name,
             wanted=host.wanted,
             memory=host.memory,
-            orphan=None if isinstance(head, List) else head,
+            orphan=None if isinstance(head, List | Check) else head,
             is_away=host.is_away,
             skew_s=host.skew_s,
             is_excused=True,
@@ -249,6 +258,10 @@ class _Happening:
         if host.is_away:
             self.host = replace(host, watch=None)
             self._take(WatchLost("the store is away"))
+            return
+        if host.watch == _CUT:
+            self.host = replace(host, watch=None)
+            self._take(WatchLost("cut"))
             return
         if not self.store.compacted <= host.watch <= self.store.revision:
             self.host = replace(host, watch=None)
@@ -293,7 +306,7 @@ class _Happening:
         host = replace(before, state=state, wanted=state.wanted, leases=leases)
         for action in actions:
             match action:
-                case List() | PutLease() | DeleteLease() | PutClaim() | DeleteClaim():
+                case List() | Check() | PutLease() | DeleteLease() | PutClaim() | DeleteClaim():
                     host = replace(host, requests=(*host.requests, action))
                 case Watch(after):
                     host = replace(host, watch=after, is_open=False)
@@ -315,6 +328,9 @@ class _Happening:
         self.choices = n
         return min(self.move.drawn, n - 1)
 
+
+_CUT = -3
+"""Where a watch stands that has ended; nobody has been told yet."""
 
 _FROM_BEFORE = -2
 """Where a watch stands that was opened before the store lost its data."""

@@ -5,9 +5,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 
 from pyflannel.model.lease import Claim
-from pyflannel.model.lease_protocol import (
-    List,
-)
+from pyflannel.model.lease_protocol import Check, List
 from pyflannel.model.network_config import NetworkConfig
 from pyflannel.testing.lease_model import rules
 from pyflannel.testing.lease_model.store import (
@@ -30,6 +28,7 @@ FAULTS = (
     "reserved by hand",
     "rubbish by hand",
     "data lost",
+    "data lost, grown",
     "address",
     "reinstall",
     "old renews",
@@ -133,8 +132,9 @@ def _faults(world: World, circumstances: Circumstances) -> Iterator[Move]:
     if "compaction" in kinds and world.store.compacted < world.store.revision:
         yield Move(what="compaction")
     has_watches = all(host.watch is not None for host in world.hosts if host.state is not None)
-    if "data lost" in kinds and world.store.entries and has_watches and not is_busy(world):
-        yield Move(what="data lost")
+    for kind in ("data lost", "data lost, grown"):
+        if kind in kinds and world.store.entries and has_watches and not is_busy(world):
+            yield Move(what=kind)
     if "config" in kinds and world.network != circumstances.other_network:
         yield Move(what="config")
 
@@ -144,7 +144,7 @@ def _can_suffer(host: HostState, kind: str) -> bool:
         return False
     match kind:
         case "lost answer":
-            return bool(host.requests) and not isinstance(host.requests[0], List) and not host.is_away
+            return bool(host.requests) and not isinstance(host.requests[0], List | Check) and not host.is_away
         case "failed request":
             return bool(host.requests) and not host.is_away
         case "watch cut":

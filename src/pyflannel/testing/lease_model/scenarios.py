@@ -166,7 +166,7 @@ def every_scenario() -> tuple[Scenario, ...]:
         scenario(
             "a store that lost its data",
             (host(1), host(2)),
-            faults=("data lost", "watch cut", "lost answer"),
+            faults=("data lost", "data lost, grown", "watch cut", "lost answer"),
             ticks=3,
         ),
         scenario(

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from random import Random
 
 from pyflannel.model.lease import Claim
-from pyflannel.model.lease_protocol import Event, List
+from pyflannel.model.lease_protocol import Check, Event, List
 from pyflannel.plan.lease_state import Draw, LeaseState, Step
 from pyflannel.testing.lease_model import rules
 from pyflannel.testing.lease_model.explorer import REAL
@@ -84,7 +84,9 @@ class Simulation:
         before = self.world.store
         if move.what == "request" and not self.world.hosts[move.host].is_away:
             move = replace(move, what=self._next.pop(move.host, move.what))
-            if move.what == "lost answer" and isinstance(self.world.hosts[move.host].requests[0], List):
+            if move.what == "lost answer" and isinstance(
+                self.world.hosts[move.host].requests[0], List | Check
+            ):
                 move = replace(move, what="failed request")
         outcome = apply(self.world, move, self._protocol, _CIRCUMSTANCES)
         self.counts[move.what] += 1

@@ -6,6 +6,8 @@ from typing import assert_never
 
 from pyflannel.model.lease import CLAIM_TTL_S, Claim, Lease
 from pyflannel.model.lease_protocol import (
+    Check,
+    Checked,
     ClaimGone,
     ClaimSeen,
     Conflicted,
@@ -30,6 +32,10 @@ def transact(store: StoreState, request: Request, now: float, writer: str) -> tu
     match request:
         case List():
             return store, _listing(store)
+        case Check(lease):
+            found = lease_at(store, lease.subnet)
+            stands = found.value if found is not None else None
+            return store, Checked(lease, stands if isinstance(stands, Lease) else None)
         case PutLease(lease=lease, ttl_s=ttl_s, expected=expected, config_revision=given):
             current = lease_at(store, lease.subnet)
             is_expected = (revision_of(current) if current is not None else 0) == expected

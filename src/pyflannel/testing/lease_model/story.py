@@ -5,6 +5,8 @@ from dataclasses import replace
 
 from pyflannel.model.lease import Lease
 from pyflannel.model.lease_protocol import (
+    Check,
+    Checked,
     Conflicted,
     DeleteClaim,
     DeleteLease,
@@ -96,6 +98,8 @@ def _request(request: object) -> str:
             return f"unclaim {claim.subnet}"
         case List():
             return "list"
+        case Check(lease):
+            return f"check {lease.subnet}"
         case _:
             return repr(request)
 
@@ -110,6 +114,10 @@ def _answer(answer: object) -> str:
             return f"failed ({_request(write) if write is not None else 'list'}): {cause}"
         case Listed(leases=leases, revision=revision):
             return f"listed at {revision}: {', '.join(_lease(lease) for lease in leases) or 'nothing'}"
+        case Checked(current=None):
+            return "checked: nothing there"
+        case Checked(current=Lease() as lease):
+            return f"checked: {_lease(lease)}"
         case Seen(changes, revision):
             return f"seen up to {revision}: {len(changes)} changes"
         case LeaseSeen(lease):

@@ -5,14 +5,14 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Network
 
 from pyflannel.model.lease import Claim, Lease
-from pyflannel.model.lease_protocol import Action, Event, LeaseChange, List, Unreadable, Wanted, Write
+from pyflannel.model.lease_protocol import Action, Check, Event, LeaseChange, List, Unreadable, Wanted, Write
 from pyflannel.model.lease_set import LeaseSet
 from pyflannel.model.network_config import NetworkConfig
 from pyflannel.plan.lease_knowledge import know
 from pyflannel.plan.lease_state import LeaseState
 from pyflannel.plan.lease_step import step
 
-Request = List | Write
+Request = List | Check | Write
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
