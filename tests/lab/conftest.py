@@ -266,6 +266,26 @@ class Overlay:
         """Start flanneld and wait until packets can flow."""
         self.daemons[host.name] = host.start_flanneld(f"--store={self.etcd.url}")
 
+    def set_backend(self, kind: str, **options: Any) -> None:
+        """Write a network config with this backend, and with subnets for more than four thousand hosts."""
+        config = {"Network": "10.100.0.0/16", "SubnetLen": 28, "Backend": {"Type": kind, **options}}
+        self.etcd.etcdctl("put", f"{PREFIX}/config", json.dumps(config))
+
+    def put_peers(self, kind: str, count: int) -> None:
+        """Write the leases of so many peers that are nobody: /28s from 10.100.128.0 on.
+
+        The first ninety have addresses on the left segment.
+        """
+        command = ["env", "ETCDCTL_API=3", "etcdctl", f"--endpoints={self.etcd.endpoint}", "txn"]
+        puts = [_put_peer(kind, number) for number in range(count)]
+        for first in range(0, count, _MOST_AT_ONCE):
+            some = "".join(puts[first : first + _MOST_AT_ONCE])
+            self.lab.router.run(command, text=f"\n{some}\n\n")
+
+    def delete_leases(self) -> None:
+        """Delete every lease from the store."""
+        self.etcd.etcdctl("del", "--prefix", f"{PREFIX}/subnets/")
+
     def settle(self, *hosts: Host) -> None:
         """Return when each of these, which have joined, knows the others and has no address under way."""
         for host in hosts:
@@ -392,6 +412,23 @@ _SHOW = (
     " grep -H . /proc/sys/net/ipv6/conf/*/disable_ipv6; iptables-save; ip6tables-save;"
     " nft list table inet decoy 2>/dev/null || true"
 )
+
+
+_MOST_AT_ONCE = 100
+"""Operations of a transaction, of which etcd takes up to 128."""
+
+
+def _put_peer(kind: str, number: int) -> str:
+    """Return the line by which etcdctl writes a peer's lease."""
+    subnet = IPv4Address("10.100.128.0") + 16 * number
+    address = IPv4Address("10.10.10.2") + number if number < 90 else IPv4Address("172.16.0.0") + number
+    lease: dict[str, Any] = {"PublicIP": str(address)}
+    if kind != "udp":
+        lease["BackendType"] = kind
+    if kind == "vxlan":
+        mac = f"0e:00:00:00:{number >> 8:02x}:{number & 255:02x}"
+        lease["BackendData"] = {"VNI": 1, "VtepMAC": mac}
+    return f"put {PREFIX}/subnets/{subnet}-28 {json.dumps(json.dumps(lease))}\n"
 
 
 class PingStream:

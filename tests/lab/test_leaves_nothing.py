@@ -17,6 +17,14 @@ from pyflannel.lab.waiting import wait_until
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 
 DEADLINE_S = 30.0
+PEERS = 40
+REMOVED = {
+    "udp": ["link flannel0", f"{PEERS} peers of the forwarder"],
+    "vxlan": ["link flannel.1", f"{PEERS} routes"],
+    "host-gw": [f"{PEERS} routes"],
+}
+"""What cleanup says that it removed, among other things."""
+
 OF_THE_LAB = {"log", "run/notify", ".overlay", "cgroup"}
 """Where the lab itself writes: logs of the programs, and the notices of those that start."""
 
@@ -34,12 +42,20 @@ def at_rest(overlay) -> None:
 
 def traces(overlay, host: Host) -> dict[str, Any]:
     """Return all that a program can leave on a host: the network, processes, filters, settings, files."""
-    settings = host.run(["sh", "-c", "sysctl --all --ignore 2>/dev/null | grep '^net.ipv[46].conf'"])
+    settings = host.run(["sh", "-c", "sysctl --all --ignore 2>/dev/null | grep '^net.ipv[46].'"])
+    permanent = ["ip", "-json", "neigh", "show", "nud", "permanent"]
+    shown = {
+        "neighbours": json.loads(host.run(permanent).stdout or "[]"),
+        "FDB": json.loads(host.run(["bridge", "-json", "fdb", "show"]).stdout or "[]"),
+        "queues": host.run(["tc", "qdisc", "show"]).stdout,
+        "programs": host.run(["sh", "-c", "tc filter show dev eth0 ingress; ls -R /sys/fs/bpf"]).stdout,
+    }
     return {
+        **shown,
         **overlay.state(host),
         "processes": sorted(" ".join(command) for command in host.commands() if command[0] not in _SHOWING),
         "filters": host.run(["nft", "list", "ruleset"]).stdout,
-        "settings": settings.stdout.splitlines(),
+        "settings": [line for line in settings.stdout.splitlines() if not _MOVING.search(line)],
         "files": sorted(files(host.directory)),
     }
 
@@ -50,6 +66,9 @@ def wait_as_before(overlay, host: Host, before: dict[str, Any]) -> None:
         wait_until(lambda: traces(overlay, host) == before, what="no trace", deadline_s=DEADLINE_S)
     assert traces(overlay, host) == before
 
+
+_MOVING = re.compile(r"nf_conntrack_count|neigh|route|dentry")
+"""Counters, and what the kernel adapts by itself."""
 
 _SHOWING = {"bash", "tr", "sleep"}  # the lab's own first process, and what looks for processes
 
@@ -72,10 +91,24 @@ def leases(overlay) -> dict[str, Any]:
     return {key: json.loads(value) for key, value in zip(lines[::2], lines[1::2], strict=True)}
 
 
-@pytest.mark.parametrize("daemon", ["runs", "was terminated", "was killed"])
-def test_cleanup_leaves_no_trace(overlay, daemon: str) -> None:
+@pytest.mark.parametrize(
+    ("backend", "daemon"),
+    [
+        ("udp", "runs"),
+        ("udp", "was terminated"),
+        ("udp", "was killed"),
+        ("vxlan", "runs"),
+        ("vxlan", "was killed"),
+        ("host-gw", "was terminated"),
+        ("host-gw", "was killed"),
+    ],
+)
+def test_cleanup_leaves_no_trace(overlay, backend: str, daemon: str) -> None:
     """Nothing but the logs, whether the daemon runs or not; the lease is gone from the store too."""
     host = overlay.hosts["docker1"]
+    overlay.set_backend(backend)
+    overlay.put_peers(backend, PEERS)
+    others = leases(overlay)
     before = traces(overlay, host)
     overlay.join(host)
     assert traces(overlay, host) != before
@@ -87,10 +120,30 @@ def test_cleanup_leaves_no_trace(overlay, daemon: str) -> None:
     said = host.flannelctl("--store", overlay.etcd.url, "cleanup")
 
     wait_as_before(overlay, host, before)
-    assert leases(overlay) == {}
-    assert "removed link flannel0" in said
+    assert leases(overlay) == others
+    for what in REMOVED[backend]:
+        assert f"removed {what}\n" in said
     assert "removed lease " in said
+    assert len(said.splitlines()) < PEERS
     assert overlay.daemons[host.name].wait() is not None
+    overlay.delete_leases()
+
+
+def test_cleanup_after_a_switch_of_backends_leaves_no_trace(overlay) -> None:
+    """One that the daemon heard of, and one that it did not, as it was down."""
+    host = overlay.hosts["docker1"]
+    before = traces(overlay, host)
+    overlay.set_backend("udp")
+    overlay.join(host)
+    overlay.set_backend("vxlan")
+    overlay.wait_status(host, lambda status: status.is_ready and status.backend.type == "vxlan", "switches")
+    overlay.daemons[host.name].kill()
+    overlay.set_backend("host-gw")
+
+    host.flannelctl("--store", overlay.etcd.url, "cleanup")
+
+    wait_as_before(overlay, host, before)
+    overlay.set_backend("udp")
 
 
 @pytest.mark.parametrize(
