@@ -15,6 +15,7 @@ from pyflannel.engine.supervisor import HostOptions, Supervisor, World
 from pyflannel.engine.targets import Targets
 from pyflannel.errors import TargetError
 from pyflannel.kernel.atomic_file import replace_file
+from pyflannel.kernel.bridges import KernelBridges
 from pyflannel.kernel.clock import BoottimeClock
 from pyflannel.kernel.device_claim import DeviceClaim
 from pyflannel.kernel.files import FileTarget
@@ -85,6 +86,7 @@ class HostNetwork:
                 }
             ),
             interfaces=interfaces,
+            bridges=KernelBridges(),
             clock=self._clock,
             memory=FileMemory(places.last_known),
             notify=notify,
@@ -206,6 +208,7 @@ def _host_options(options: FlanneldOptions, places: Places, device: str, audit_s
         renew_margin_s=options.renew_margin_s,
         renumbers=options.on_subnet_lost == "renumber",
         packet_filter=options.packet_filter,
+        fast_path="off",
         has_blackhole=options.has_blackhole,
         kernel=kernel_release(),
         device=device,

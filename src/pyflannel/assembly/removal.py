@@ -15,6 +15,9 @@ from pyflannel.kernel.linux import LinuxTarget
 from pyflannel.kernel.nftables import NftTarget
 from pyflannel.kernel.survey import survey
 from pyflannel.model.address import Address
+from pyflannel.model.bpf_container import BpfContainer
+from pyflannel.model.bpf_peer import BpfPeer
+from pyflannel.model.bpf_program import BpfProgram
 from pyflannel.model.fdb_entry import FdbEntry
 from pyflannel.model.filter_name import FIRST_DEVICE
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer
@@ -155,6 +158,12 @@ def _plural(item: Item) -> str:
             return "forwarders"
         case ForwarderPeer():
             return "peers of the forwarder"
+        case BpfProgram():
+            return "programs"
+        case BpfPeer():
+            return "peers of the fast path"
+        case BpfContainer():
+            return "containers of the fast path"
         case IptablesChain():
             return "iptables chains"
         case NftTable():

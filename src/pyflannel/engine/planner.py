@@ -1,9 +1,10 @@
 """The planner: holds what is known of the network and this host, and keeps the plan made from it."""
 
 import logging
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Mapping
 from ipaddress import IPv4Address, IPv4Network
 
+from pyflannel.model.bridge import Bridge
 from pyflannel.model.host import Host, Underlay
 from pyflannel.model.host_file import HostFile
 from pyflannel.model.lease import Lease
@@ -59,6 +60,8 @@ class Planner:
         self.held: Held | None = None
         self.leases = LeaseSet()
         self.lingering: tuple[Lease, ...] = ()
+        self.bridges: tuple[Bridge, ...] = ()
+        self.has_fast_path = False
         self.objections: dict[IPv4Network, str] = {}
         self._said_obstacle: str | None = None
         self._said_notes: tuple[str, ...] = ()
@@ -68,6 +71,7 @@ class Planner:
         self._made_of: tuple[NetworkConfig, Backend, Host] | None = None
         self._plan: dict[Hashable, Item] = {}
         self._is_contested = False
+        self._bridged: tuple[Bridge, ...] = ()
 
     @property
     def peers(self) -> tuple[Lease, ...]:
@@ -101,6 +105,7 @@ class Planner:
             device=self._device,
             mark=self._mark,
             owner=self.owner,
+            has_fast_path=self.has_fast_path,
             kernel=self._kernel,
         )
 
@@ -130,7 +135,7 @@ class Planner:
         if made_of == self._made_of and not self._is_contested:
             operations = self._plan_changes(changes, self.backend, host)
             if not self._is_contested:
-                return operations
+                return operations + self._plan_bridges(self.backend, host)
         self._made_of = made_of
         self._plan_all(self.config, self.backend, host)
         return None
@@ -179,6 +184,8 @@ class Planner:
         plan.update(plan_filter(config, host, self._packet_filter).by_key)
         file = HostFile(path=self._subnet_file, text=text)
         plan[file.key] = file
+        self._bridged = self.bridges
+        plan.update(backend.plan_bridges(self.bridges, host).by_key)
         count = len(plan)
         peers = self.peers
         outranked = backend.outranked(peers, host)
@@ -212,6 +219,19 @@ class Planner:
                     return []
                 come[key] = item
         self.objections = objections
+        return self._exchange(gone, come)
+
+    def _plan_bridges(self, backend: Backend, host: Host) -> list[Operation]:
+        """Plan anew what hangs on the bridges and their containers, where these changed."""
+        if self.bridges is self._bridged:
+            return []
+        gone = backend.plan_bridges(self._bridged, host).by_key
+        come = backend.plan_bridges(self.bridges, host).by_key
+        self._bridged = self.bridges
+        return self._exchange(gone, come)
+
+    def _exchange(self, gone: Mapping[Hashable, Item], come: Mapping[Hashable, Item]) -> list[Operation]:
+        """Take the items of before out of the plan and those of now in; return the operations of that."""
         operations: list[Operation] = []
         for key, item in gone.items():
             if key not in come:

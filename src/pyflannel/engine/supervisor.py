@@ -11,8 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Network
 
+from pyflannel.engine.bridge_follower import BridgeFollower
 from pyflannel.engine.config_follower import ConfigFollower, read_config
 from pyflannel.engine.departures import Departures
+from pyflannel.engine.fast_path import Choice, FastPath
 from pyflannel.engine.last_known_leases import LastKnownLeases
 from pyflannel.engine.lease_keeper import LeaseKeeper
 from pyflannel.engine.lease_narrator import LeaseNarrator
@@ -20,6 +22,7 @@ from pyflannel.engine.planner import Planner
 from pyflannel.engine.reconciler import AUDIT_S, Reconciler
 from pyflannel.engine.underlay_follower import UnderlayFollower
 from pyflannel.errors import ConfigError, StoreError, WireError
+from pyflannel.model.bridge import Bridge
 from pyflannel.model.host import Underlay
 from pyflannel.model.last_known import LastKnown
 from pyflannel.model.lease import LEASE_TTL_S, Identity, Lease, LeaseAttributes
@@ -32,6 +35,7 @@ from pyflannel.plan.backends import Backend
 from pyflannel.plan.describe import found
 from pyflannel.plan.packet_filter import FilterOptions
 from pyflannel.plan.underlay import UnderlayOptions
+from pyflannel.ports.bridges import BridgeSource
 from pyflannel.ports.clock import Clock
 from pyflannel.ports.interfaces import InterfaceSource
 from pyflannel.ports.memory import Memory
@@ -59,6 +63,7 @@ class World:
     store: Store
     target: Target
     interfaces: InterfaceSource
+    bridges: BridgeSource
     clock: Clock
     memory: Memory
     notify: Callable[[str], object]
@@ -90,6 +95,7 @@ class HostOptions:
     device: str = "flannel0"
     mark: str = MARK
     audit_s: float = AUDIT_S
+    fast_path: Choice = "auto"
     has_blackhole: bool = False
     kernel: str = ""
 
@@ -145,6 +151,8 @@ class Supervisor:
             waiting=self._config_missing,
             away=self._config_away,
         )
+        self.fast_path = FastPath(options.fast_path, world.clock, self._inputs_changed)
+        self._bridges = BridgeFollower(source=world.bridges, clock=world.clock, found=self._bridges_changed)
         self._departures = Departures(world.clock, self._replan)
         self._last_known = LastKnownLeases(memory=world.memory, clock=world.clock, current=self._current)
 
@@ -154,6 +162,8 @@ class Supervisor:
             tasks.create_task(self.reconciler.run(), name="reconciler")
             tasks.create_task(self._last_known.run(), name="last known leases")
             tasks.create_task(self._departures.run(), name="departures")
+            tasks.create_task(self.fast_path.run(), name="fast path")
+            tasks.create_task(self._bridges.run(), name="bridges")
             tasks.create_task(self.underlay.run(), name="underlay")
             await self.underlay.is_known.wait()
             tasks.create_task(self._config.run(), name="network config")
@@ -222,7 +232,10 @@ class Supervisor:
         assert backend is not None
         assert underlay is not None
         attributes = LeaseAttributes(
-            public_ip=underlay.public_ip, backend_type=backend.lease_type, port=backend.port
+            public_ip=underlay.public_ip,
+            backend_type=backend.lease_type,
+            port=backend.port,
+            reads=self.fast_path.reads(config),
         )
         return Wanted(
             network=config,
@@ -314,7 +327,16 @@ class Supervisor:
         self._store_is_away.set()
         self.tell_waiting()
 
+    def _bridges_changed(self, bridges: tuple[Bridge, ...]) -> None:
+        self.planner.bridges = bridges
+        self._replan()
+
     def _inputs_changed(self) -> None:
+        self.planner.has_fast_path = self.fast_path.is_on(self.planner.config)
+        if self.planner.has_fast_path:
+            self._bridges.is_wanted.set()
+        else:
+            self._bridges.is_wanted.clear()
         if self.planner.backend is not None and self.planner.obstacle is None:
             self._prerequisites.set()
         if self._keeper is not None:
@@ -355,6 +377,7 @@ class Supervisor:
         self.tell_waiting()
 
     def _passed(self) -> None:
+        self.fast_path.judge(self.reconciler.counts.refused, self.planner.config)
         if self.reconciler.counts.is_clean and not self._said_ready:
             self._said_ready = True
             self._world.notify("READY=1")

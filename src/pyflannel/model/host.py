@@ -7,6 +7,24 @@ from pyflannel.model.lease import Lease
 from pyflannel.model.link import MARK
 from pyflannel.model.route_protocol import route_protocol
 
+_VIRTUAL_DRIVERS = frozenset(
+    {
+        "",
+        "802.1Q VLAN Support",
+        "bonding",
+        "bridge",
+        "hv_netvsc",
+        "ipvlan",
+        "macvlan",
+        "team",
+        "tun",
+        "veth",
+        "vif",
+        "virtio_net",
+        "vmxnet3",
+    }
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Underlay:
@@ -28,6 +46,14 @@ class Underlay:
     on_link: tuple[IPv4Network, ...] = ()
     driver: str = ""
 
+    @property
+    def is_virtual(self) -> bool:
+        """Whether what leaves may arrive as it is, with checksums that hardware was to finish.
+
+        So it is where no hardware is in between, and where that cannot be told.
+        """
+        return self.driver in _VIRTUAL_DRIVERS
+
     def reaches(self, address: IPv4Address) -> bool:
         """Return whether a host at `address` is reached without a gateway."""
         return any(address in prefix for prefix in self.on_link)
@@ -43,6 +69,7 @@ class Host:
         mark: alias of the links that we make.
         owner: our identity, from which a VTEP's MAC address is derived.
         kernel: release of the running kernel, `6.1.0-18-amd64`; "" when not known.
+        has_fast_path: programs in the kernel may carry the udp backend's packets.
     """
 
     lease: Lease
@@ -51,6 +78,7 @@ class Host:
     mark: str = MARK
     owner: str = ""
     kernel: str = ""
+    has_fast_path: bool = False
 
     @property
     def protocol(self) -> int:

@@ -25,6 +25,10 @@ class Identity:
     machine: str = ""
 
 
+PARTIAL_CHECKSUM = "partial-checksum"
+"""Of `reads`: takes packets whose checksums the sender left to hardware that never saw them."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseAttributes:
     """What a host tells its peers in its lease.

@@ -7,7 +7,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 DEFAULT_BACKEND = "udp"
 
 FAST_PATHS = ("safe", "off")
-"""What FastPath may be: the kernel carries the packets, every hook of its firewall sees them; or it does not."""
+"""What FastPath may be: programs in the kernel carry packets, past no hook of its firewall; or none do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,6 +5,9 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from pyflannel.model.address import Address
+from pyflannel.model.bpf_container import BpfContainer
+from pyflannel.model.bpf_peer import BpfPeer
+from pyflannel.model.bpf_program import BpfProgram
 from pyflannel.model.fdb_entry import FdbEntry
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer
 from pyflannel.model.host_file import HostFile
@@ -22,6 +25,9 @@ Item = (
     | Route
     | Forwarder
     | ForwarderPeer
+    | BpfProgram
+    | BpfPeer
+    | BpfContainer
     | IptablesChain
     | NftTable
     | HostFile

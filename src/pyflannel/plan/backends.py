@@ -6,6 +6,7 @@ from typing import Protocol
 
 from pyflannel.errors import ConfigError
 from pyflannel.model.backend_data import BackendData
+from pyflannel.model.bridge import Bridge
 from pyflannel.model.host import Host, Underlay
 from pyflannel.model.lease import Lease
 from pyflannel.model.network_config import NetworkConfig
@@ -58,6 +59,9 @@ class Backend(Protocol):
 
     def plan_peer(self, peer: Lease, host: Host) -> State:
         """Return what one peer needs; empty for one that there is an objection to."""
+
+    def plan_bridges(self, bridges: Iterable[Bridge], host: Host) -> State:
+        """Return what the containers behind these bridges need; empty for most backends."""
 
 
 _PARSERS: Mapping[str, Callable[[NetworkConfig], Backend]] = {

@@ -5,6 +5,9 @@ from dataclasses import fields, replace
 from typing import assert_never
 
 from pyflannel.model.address import Address
+from pyflannel.model.bpf_container import BpfContainer
+from pyflannel.model.bpf_peer import BpfPeer
+from pyflannel.model.bpf_program import BpfProgram
 from pyflannel.model.fdb_entry import FdbEntry
 from pyflannel.model.filter_rule import FilterRule, ForeignRule, Rules
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer
@@ -39,6 +42,12 @@ def name(item: Item) -> str:
             return f"forwarder of {item.link}"
         case ForwarderPeer():
             return f"peer {item.subnet} of {item.link}"
+        case BpfProgram():
+            return f"program {item.role.value} at {item.link}"
+        case BpfPeer():
+            return f"fast path of {item.device} to {item.subnet}"
+        case BpfContainer():
+            return f"fast path of {item.device} to container {item.address}"
         case IptablesChain():
             return f"{_IPTABLES[item.family]} chain {item.name} in {item.table}"
         case NftTable():

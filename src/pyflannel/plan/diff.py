@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import replace
 
 from pyflannel.model.address import Address
+from pyflannel.model.bpf_program import BpfProgram
 from pyflannel.model.fdb_entry import FdbEntry
 from pyflannel.model.forwarder import Forwarder
 from pyflannel.model.link import Link
@@ -50,7 +51,7 @@ def _after_links(desired: State, actual: State) -> State:
 
 def _left_of(item: Item, made: Collection[str], renamed: Collection[str]) -> Item | None:
     match item:
-        case Address() | Route() | FdbEntry() if item.link in made:
+        case Address() | Route() | FdbEntry() | BpfProgram() if item.link in made:
             return None  # the kernel drops them with their link
         case Neighbour() if item.link in made or item.link in renamed:
             return None

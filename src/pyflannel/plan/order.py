@@ -3,6 +3,9 @@
 from collections.abc import Iterable
 
 from pyflannel.model.address import Address
+from pyflannel.model.bpf_container import BpfContainer
+from pyflannel.model.bpf_peer import BpfPeer
+from pyflannel.model.bpf_program import BpfProgram
 from pyflannel.model.fdb_entry import FdbEntry
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer
 from pyflannel.model.host_file import HostFile
@@ -14,8 +17,9 @@ from pyflannel.model.operation import Add, Operation, Remove, Replace
 from pyflannel.model.route import Route
 
 # The route attracts traffic, so it is built after all that carries it and torn down first: a packet routed
-# while nobody forwards it would be lost. Filter rules come after it, since they may have to wait for a lock.
-# The file comes last: whoever reads it may start containers at once.
+# while nobody forwards it would be lost. A program comes when its tables are filled. Filter rules come after
+# the route, since they may have to wait for a lock. The file comes last: whoever reads it may start
+# containers at once.
 _BUILD_RANK: dict[type, int] = {
     Link: 0,
     Address: 2,
@@ -23,10 +27,13 @@ _BUILD_RANK: dict[type, int] = {
     ForwarderPeer: 4,
     FdbEntry: 4,
     Neighbour: 4,
-    Route: 5,
-    NftTable: 6,
-    IptablesChain: 7,
-    HostFile: 8,
+    BpfPeer: 4,
+    BpfContainer: 4,
+    BpfProgram: 5,
+    Route: 6,
+    NftTable: 7,
+    IptablesChain: 8,
+    HostFile: 9,
 }
 
 # An address that shares its prefix with another is secondary to it, and goes with it. So the old one leaves

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from typing import assert_never
 
 from pyflannel.model.address import Address
+from pyflannel.model.bpf_container import BpfContainer
+from pyflannel.model.bpf_peer import BpfPeer
+from pyflannel.model.bpf_program import BpfProgram
 from pyflannel.model.fdb_entry import FdbEntry
 from pyflannel.model.filter_name import FIRST_DEVICE
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer
@@ -116,8 +119,10 @@ def _is_marked(item: Item, marks: _Marks) -> bool:
             return item.link in marks.links or (
                 marks.device is not None and item.protocol == route_protocol(marks.device)
             )
-        case IptablesChain() | NftTable():
+        case IptablesChain() | NftTable() | BpfPeer() | BpfContainer():
             return item.device == marks.device
+        case BpfProgram():
+            return item.tunnel.device == marks.device
         case Forwarder() | ForwarderPeer():
             return True  # nobody else runs one in our run directory
         case HostFile():

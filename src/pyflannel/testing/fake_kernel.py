@@ -6,6 +6,7 @@ from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
 
 from pyflannel.model.address import Address
+from pyflannel.model.bpf_program import BpfProgram
 from pyflannel.model.fdb_entry import FdbEntry
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer
 from pyflannel.model.link import Link
@@ -14,7 +15,7 @@ from pyflannel.model.operation import Add, Operation, Refusal, Remove, Replace
 from pyflannel.model.route import Route
 from pyflannel.model.state import Item, State
 
-_ON_LINKS = (Address, Neighbour, FdbEntry, Route)
+_ON_LINKS = (Address, Neighbour, FdbEntry, Route, BpfProgram)
 
 
 class FakeKernel:

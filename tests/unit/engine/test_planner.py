@@ -8,6 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyflannel.engine.planner import Planner
+from pyflannel.model.bpf_container import BpfContainer
+from pyflannel.model.bridge import Bridge, BridgedContainer
 from pyflannel.model.fdb_entry import FdbEntry
 from pyflannel.model.host import Host, Underlay
 from pyflannel.model.lease import Lease, LeaseAttributes
@@ -82,6 +84,15 @@ class Backend:
             Route(destination=peer.subnet, link="flannel.1", gateway=peer.subnet.network_address),
         )
 
+    def plan_bridges(self, bridges: Iterable[Bridge], host: Host) -> State:
+        return State.of(
+            *(
+                BpfContainer(device="flannel.1", address=one.address, mac=one.mac, link=one.port)
+                for bridge in bridges
+                for one in bridge.containers
+            )
+        )
+
 
 def planner() -> Planner:
     made = Planner(
@@ -122,18 +133,38 @@ leases = st.lists(
 )
 
 
-@given(st.lists(st.tuples(leases, leases), min_size=1, max_size=6))
-def test_planning_what_changed_gives_what_planning_all_gives(story: list[tuple[list[Lease], ...]]) -> None:
+containers = st.lists(
+    st.builds(
+        BridgedContainer,
+        address=st.integers(2, 5).map(lambda host: IPv4Address(f"10.100.15.{host}")),
+        mac=st.just("02:42:0a:64:0f:02"),
+        port=st.sampled_from(["veth1", "veth2"]),
+    ),
+    unique_by=lambda one: one.address,
+    max_size=3,
+)
+bridges = st.lists(
+    st.builds(Bridge, name=st.just("docker0"), addresses=st.just(()), containers=containers.map(tuple)),
+    max_size=1,
+).map(tuple)
+
+
+@given(st.lists(st.tuples(leases, leases, bridges), min_size=1, max_size=6))
+def test_planning_what_changed_gives_what_planning_all_gives(
+    story: list[tuple[list[Lease], list[Lease], tuple[Bridge, ...]]],
+) -> None:
     """After each change the plan is that of a planner that knows nothing of before."""
     followed = planner()
     followed.update()
-    for known, lingering in story:
+    for known, lingering, found in story:
         before = followed.desired()
         followed.leases, followed.lingering = LeaseSet.of(known), tuple(lingering)
+        followed.bridges = found
         operations = followed.update()
 
         fresh = planner()
         fresh.leases, fresh.lingering = LeaseSet.of(known), tuple(lingering)
+        fresh.bridges = found
         assert fresh.update() is None
         assert followed.desired() == fresh.desired()
         assert followed.peers == fresh.peers

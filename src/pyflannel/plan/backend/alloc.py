@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Network
 
+from pyflannel.model.bridge import Bridge
 from pyflannel.model.host import Host, Underlay
 from pyflannel.model.lease import Lease
 from pyflannel.model.network_config import NetworkConfig
@@ -49,6 +50,10 @@ class AllocBackend:
     def outranked(self, peers: Iterable[Lease], host: Host) -> Mapping[IPv4Network, str]:
         """Return nobody: peers are not looked at."""
         return {}
+
+    def plan_bridges(self, bridges: Iterable[Bridge], host: Host) -> State:
+        """Return nothing: bridges have what they need."""
+        return State.EMPTY
 
     def plan_peer(self, peer: Lease, host: Host) -> State:
         """Return nothing."""

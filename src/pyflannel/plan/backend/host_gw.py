@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Network
 
+from pyflannel.model.bridge import Bridge
 from pyflannel.model.host import Host, Underlay
 from pyflannel.model.lease import Lease
 from pyflannel.model.network_config import NetworkConfig
@@ -76,6 +77,10 @@ class HostGwBackend:
     def outranked(self, peers: Iterable[Lease], host: Host) -> Mapping[IPv4Network, str]:
         """Return nobody: no two peers want the same thing."""
         return {}
+
+    def plan_bridges(self, bridges: Iterable[Bridge], host: Host) -> State:
+        """Return nothing: bridges have what they need."""
+        return State.EMPTY
 
     def plan_peer(self, peer: Lease, host: Host) -> State:
         """Return the one route by way of the peer."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Interface, IPv4Network
 
 from pyflannel.model.address import Address
+from pyflannel.model.bridge import Bridge
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer
 from pyflannel.model.host import Host, Underlay
 from pyflannel.model.lease import Lease
@@ -18,6 +19,7 @@ from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.route import PROTOCOL_KERNEL, SCOPE_LINK, Route
 from pyflannel.model.state import State
 from pyflannel.plan.backend_keys import BackendKeys, ineffective, ipv4_network
+from pyflannel.plan.fast_path import plan_last_hops, plan_peer_entry, plan_programs
 
 KEYS = ("Port",)
 
@@ -61,7 +63,7 @@ class UdpBackend:
         """Return nothing: where UDP passes, it works."""
 
     def plan_host(self, host: Host) -> State:
-        """Return the device, its address, the route of the network and the forwarder."""
+        """Return the device, its address, the route of the network, the forwarder and the programs."""
         base = host.lease.subnet.network_address
         return State.of(
             Link(
@@ -89,6 +91,7 @@ class UdpBackend:
                 port=self.port,
                 mtu=self.mtu(host),
             ),
+            *plan_programs(host, self.port),
         )
 
     def objection(self, peer: Lease, host: Host) -> str | None:
@@ -102,20 +105,21 @@ class UdpBackend:
         return {}
 
     def plan_peer(self, peer: Lease, host: Host) -> State:
-        """Return what makes one peer's subnet reachable: an entry in the forwarder's table.
+        """Return what makes one peer's subnet reachable: entries in the tables of forwarder and programs.
 
         A peer of the original publishes neither type nor port: it listens where the config says.
         """
         if self.objection(peer, host) is not None:
             return State.EMPTY
+        port = peer.attributes.port or self.port
         return State.of(
-            ForwarderPeer(
-                link=host.device,
-                subnet=peer.subnet,
-                address=peer.attributes.public_ip,
-                port=peer.attributes.port or self.port,
-            )
+            ForwarderPeer(link=host.device, subnet=peer.subnet, address=peer.attributes.public_ip, port=port),
+            *plan_peer_entry(peer, host, port),
         )
+
+    def plan_bridges(self, bridges: Iterable[Bridge], host: Host) -> State:
+        """Return the ways of the fast path past the bridges that only carry."""
+        return State.of(*plan_last_hops(bridges, host, self.port))
 
 
 def parse(config: NetworkConfig) -> UdpBackend:

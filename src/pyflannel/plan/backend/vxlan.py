@@ -16,6 +16,7 @@ from ipaddress import IPv4Interface, IPv4Network
 
 from pyflannel.model.address import Address
 from pyflannel.model.backend_data import Vtep
+from pyflannel.model.bridge import Bridge
 from pyflannel.model.fdb_entry import FdbEntry
 from pyflannel.model.host import Host, Underlay
 from pyflannel.model.lease import Lease
@@ -188,6 +189,10 @@ class VxlanBackend:
                         " is it a copy of that host?"
                     )
         return found
+
+    def plan_bridges(self, bridges: Iterable[Bridge], host: Host) -> State:
+        """Return nothing: bridges have what they need."""
+        return State.EMPTY
 
     def plan_peer(self, peer: Lease, host: Host) -> State:
         """Return neighbour, FDB entry and route of a peer, or the one route by way of its address."""

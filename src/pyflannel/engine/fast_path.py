@@ -1,0 +1,98 @@
+"""Whether this host has the fast path: what the operator wants, and what the kernel allows."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+from typing import Literal
+
+from pyflannel.model.bpf_peer import BpfPeer
+from pyflannel.model.bpf_program import BpfProgram, Role
+from pyflannel.model.lease import PARTIAL_CHECKSUM
+from pyflannel.model.network_config import NetworkConfig
+from pyflannel.model.operation import Add, Operation, Refusal, Replace
+from pyflannel.ports.clock import Clock
+
+log = logging.getLogger(__name__)
+
+RETRY_S = 1.0
+RETRY_MAX_S = 60.0
+"""Packets go through user space so long after the kernel refused a program; it doubles up to the longest."""
+
+Choice = Literal["auto", "safe", "off"]
+
+
+class FastPath:
+    """The judgement: the host's word wins over the network's, and the kernel's over both.
+
+    `changed` is called when it is another.
+    """
+
+    def __init__(self, choice: Choice, clock: Clock, changed: Callable[[], None]) -> None:
+        self._choice = choice
+        self._clock = clock
+        self._changed = changed
+        self._obstacle: str | None = None
+        self._retry_s = RETRY_S
+        self._refused = asyncio.Event()
+        self._is_proved = True  # until something speaks against it
+
+    def is_on(self, config: NetworkConfig | None) -> bool:
+        """Return whether programs are planned for a network with this config."""
+        return config is not None and self._is_wanted(config) and not self._refused.is_set()
+
+    def reads(self, config: NetworkConfig | None) -> tuple[str, ...]:
+        """Return what our lease says of it: once the kernel refused, only what was seen to work."""
+        return (PARTIAL_CHECKSUM,) if self.is_on(config) and self._is_proved else ()
+
+    def reason(self, config: NetworkConfig | None) -> str | None:
+        """Return which way packets take and why, in words for the status; None for other backends."""
+        if config is None or config.backend_type != "udp":
+            return None
+        if self._choice == "off":
+            return "off: --fast-path=off"
+        if not self._is_wanted(config):
+            return "off: FastPath of the network config"
+        return f"user space: {self._obstacle}" if self._refused.is_set() else "safe"
+
+    async def run(self) -> None:
+        """Ask the kernel again after each refusal, until cancelled."""
+        while True:
+            await self._refused.wait()
+            await self._clock.sleep(self._retry_s)
+            self._retry_s = min(2 * self._retry_s, RETRY_MAX_S)
+            self._refused.clear()
+            self._changed()
+
+    def judge(self, refused: Iterable[Refusal], config: NetworkConfig | None) -> None:
+        """Hear what the last pass was refused."""
+        if not self.is_on(config):
+            return
+        for refusal in refused:
+            if _carries_packets(refusal.operation):
+                if refusal.cause != self._obstacle:
+                    log.warning(
+                        "No fast path, packets go through user space: %s. %s", refusal.cause, refusal.hint
+                    )
+                self._obstacle, self._is_proved = refusal.cause, False
+                self._refused.set()
+                self._changed()
+                return
+        if self._obstacle is not None and not self._is_proved:
+            log.info("The kernel carries the packets again: %s is over", self._obstacle)
+            self._obstacle, self._retry_s, self._is_proved = None, RETRY_S, True
+            self._changed()
+
+    def _is_wanted(self, config: NetworkConfig) -> bool:
+        mode = config.fast_path if self._choice == "auto" else self._choice
+        return config.backend_type == "udp" and mode == "safe"
+
+
+def _carries_packets(operation: Operation) -> bool:
+    """Return whether it was on a program or a peer. A container or a bridge may just have gone."""
+    match operation:
+        case Add(BpfProgram(role=role)) | Replace(_, BpfProgram(role=role)):
+            return role is not Role.LAST_HOP
+        case Add(BpfPeer()) | Replace(_, BpfPeer()):
+            return True
+        case _:
+            return False

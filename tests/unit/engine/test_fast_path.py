@@ -1,0 +1,119 @@
+"""Who decides whether the kernel carries the packets, and what becomes of a refusal."""
+
+import asyncio
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
+
+import pytest
+
+from pyflannel.engine.fast_path import Choice, FastPath
+from pyflannel.model.bpf_container import BpfContainer
+from pyflannel.model.bpf_program import BpfProgram, Role, Tunnel
+from pyflannel.model.lease import PARTIAL_CHECKSUM
+from pyflannel.model.network_config import NetworkConfig
+from pyflannel.model.operation import Add, Refusal
+from pyflannel.testing.fake_clock import FakeClock
+
+CONFIG = NetworkConfig()
+TUNNEL = Tunnel(
+    device="flannel0",
+    underlay="eth0",
+    address=IPv4Address("10.10.10.101"),
+    subnet=IPv4Network("10.100.15.0/24"),
+    port=8285,
+)
+
+
+def refused(role: Role) -> Refusal:
+    program = BpfProgram(link="eth0", role=role, tunnel=TUNNEL)
+    return Refusal(operation=Add(program), cause="the verifier refuses it", hint="Use another kernel.")
+
+
+class Bench:
+    def __init__(self, choice: Choice = "auto") -> None:
+        self.clock = FakeClock()
+        self.changes = 0
+        self.fast_path = FastPath(choice, self.clock, self._changed)
+
+    def _changed(self) -> None:
+        self.changes += 1
+
+
+@asynccontextmanager
+async def running(bench: Bench):
+    task = asyncio.ensure_future(bench.fast_path.run())
+    try:
+        await bench.clock.settle()
+        yield bench
+    finally:
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+
+@pytest.mark.parametrize(
+    ("choice", "mode", "is_on", "reason"),
+    [
+        ("auto", "safe", True, "safe"),
+        ("auto", "off", False, "off: FastPath of the network config"),
+        ("safe", "off", True, "safe"),
+        ("off", "safe", False, "off: --fast-path=off"),
+    ],
+)
+def test_the_host_s_word_wins(choice: Choice, mode: str, is_on: bool, reason: str) -> None:
+    fast_path, config = Bench(choice).fast_path, replace(CONFIG, fast_path=mode)
+
+    assert fast_path.is_on(config) is is_on
+    assert fast_path.reads(config) == ((PARTIAL_CHECKSUM,) if is_on else ())
+    assert fast_path.reason(config) == reason
+
+
+def test_other_backends_have_none() -> None:
+    fast_path, config = Bench().fast_path, replace(CONFIG, backend_type="vxlan")
+
+    assert not fast_path.is_on(config)
+    assert fast_path.reason(config) is None
+    assert not fast_path.is_on(None)
+
+
+def test_what_the_kernel_refuses_goes_through_user_space_and_is_tried_again(caplog) -> None:
+    """The pauses grow; the lease promises again only what was seen to work."""
+    caplog.set_level("INFO")
+
+    async def check() -> None:
+        async with running(Bench()) as bench:
+            fast_path = bench.fast_path
+            fast_path.judge([refused(Role.DECAPSULATE)], CONFIG)
+            assert not fast_path.is_on(CONFIG)
+            assert fast_path.reads(CONFIG) == ()
+            assert fast_path.reason(CONFIG) == "user space: the verifier refuses it"
+            assert bench.changes == 1
+
+            await bench.clock.advance(1)
+            assert fast_path.is_on(CONFIG)
+            assert fast_path.reads(CONFIG) == ()
+            fast_path.judge([refused(Role.DECAPSULATE)], CONFIG)
+            await bench.clock.advance(1)
+            assert not fast_path.is_on(CONFIG)
+            await bench.clock.advance(1)
+            assert fast_path.is_on(CONFIG)
+
+            fast_path.judge([], CONFIG)
+            assert fast_path.reads(CONFIG) == (PARTIAL_CHECKSUM,)
+            assert fast_path.reason(CONFIG) == "safe"
+
+    asyncio.run(check())
+    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
+    assert "the verifier refuses it. Use another kernel." in caplog.records[0].getMessage()
+
+
+def test_a_bridge_or_a_container_that_has_just_gone_is_no_reason() -> None:
+    fast_path = Bench().fast_path
+    container = BpfContainer(
+        device="flannel0", address=IPv4Address("10.100.15.2"), mac="02:42:0a:64:0f:02", link="veth1"
+    )
+
+    fast_path.judge([refused(Role.LAST_HOP), Refusal(operation=Add(container), cause="no such link")], CONFIG)
+
+    assert fast_path.is_on(CONFIG)

@@ -1,0 +1,125 @@
+"""Where the udp backend's programs stand, and what is in their tables."""
+
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+
+import pytest
+
+from pyflannel.model.bpf_container import BpfContainer
+from pyflannel.model.bpf_peer import BpfPeer
+from pyflannel.model.bpf_program import BpfProgram, Role
+from pyflannel.model.bridge import Bridge, BridgedContainer
+from pyflannel.model.host import Host, Underlay
+from pyflannel.model.lease import PARTIAL_CHECKSUM, Lease, LeaseAttributes
+from pyflannel.model.state import State
+from pyflannel.plan.backend.udp import UdpBackend
+
+BACKEND = UdpBackend(network=IPv4Network("10.100.0.0/16"), port=8285)
+HOST = Host(
+    lease=Lease(
+        subnet=IPv4Network("10.100.15.0/24"),
+        attributes=LeaseAttributes(public_ip=IPv4Address("192.168.50.102")),
+    ),
+    underlay=Underlay(
+        link="eth0",
+        address=IPv4Address("192.168.50.102"),
+        mtu=1500,
+        public_ip=IPv4Address("192.168.50.102"),
+        driver="veth",
+    ),
+    has_fast_path=True,
+)
+DOCKER0 = Bridge(
+    name="docker0",
+    addresses=(IPv4Interface("10.100.15.1/24"),),
+    containers=(
+        BridgedContainer(address=IPv4Address("10.100.15.2"), mac="02:42:0a:64:0f:02", port="veth1"),
+        BridgedContainer(address=IPv4Address("172.17.0.2"), mac="02:42:ac:11:00:02", port="veth2"),
+    ),
+)
+
+
+def peer(*reads: str) -> Lease:
+    return Lease(
+        subnet=IPv4Network("10.100.93.0/24"),
+        attributes=LeaseAttributes(public_ip=IPv4Address("10.10.10.101"), reads=reads),
+    )
+
+
+def programs(state: State) -> list[tuple[str, Role]]:
+    return [(item.link, item.role) for item in state if isinstance(item, BpfProgram)]
+
+
+def bpf(state: State) -> list[object]:
+    return [item for item in state if isinstance(item, BpfProgram | BpfPeer | BpfContainer)]
+
+
+def test_a_program_at_each_end_of_the_tunnel() -> None:
+    planned = BACKEND.plan_host(HOST)
+
+    assert programs(planned) == [("flannel0", Role.ENCAPSULATE), ("eth0", Role.DECAPSULATE)]
+    tunnel = next(item.tunnel for item in planned if isinstance(item, BpfProgram))
+    assert (tunnel.device, tunnel.underlay, tunnel.subnet, tunnel.port) == (
+        "flannel0",
+        "eth0",
+        HOST.lease.subnet,
+        8285,
+    )
+
+
+@pytest.mark.parametrize(
+    ("driver", "reads", "is_direct"),
+    [
+        ("veth", (), False),
+        ("veth", (PARTIAL_CHECKSUM,), True),
+        ("", (), False),
+        ("e1000e", (), True),
+    ],
+)
+def test_the_original_on_a_virtual_underlay_is_reached_through_user_space(
+    driver: str, reads: tuple[str, ...], is_direct: bool
+) -> None:
+    host = replace(HOST, underlay=replace(HOST.underlay, driver=driver))
+
+    assert bpf(BACKEND.plan_peer(peer(*reads), host)) == [
+        BpfPeer(
+            device="flannel0",
+            subnet=IPv4Network("10.100.93.0/24"),
+            address=IPv4Address("10.10.10.101"),
+            port=8285,
+            is_direct=is_direct,
+        )
+    ]
+
+
+def test_a_bridge_of_our_subnet_and_its_containers_of_our_subnet() -> None:
+    planned = BACKEND.plan_bridges([DOCKER0], HOST)
+
+    assert programs(planned) == [("docker0", Role.LAST_HOP)]
+    assert bpf(planned)[1:] == [
+        BpfContainer(
+            device="flannel0",
+            address=IPv4Address("10.100.15.2"),
+            mac="02:42:0a:64:0f:02",
+            link="veth1",
+        )
+    ]
+
+
+@pytest.mark.parametrize(
+    "bridge",
+    [
+        replace(DOCKER0, obstacles=("it filters VLANs",)),
+        replace(DOCKER0, addresses=(IPv4Interface("172.17.0.1/16"),)),
+    ],
+    ids=["it does more than carry", "it is of another network"],
+)
+def test_any_other_bridge_is_left_alone(bridge: Bridge) -> None:
+    assert BACKEND.plan_bridges([bridge], HOST) == State.EMPTY
+
+
+def test_without_a_fast_path_nothing_of_it_is_planned() -> None:
+    host = replace(HOST, has_fast_path=False)
+
+    assert bpf(BACKEND.plan_host(host)) == bpf(BACKEND.plan_peer(peer(), host)) == []
+    assert BACKEND.plan_bridges([DOCKER0], host) == State.EMPTY
