@@ -1,0 +1,282 @@
+"""What wakes a pass of a vxlan host on the real kernel, and what does not; storms of changes, lost ones."""
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+
+import pytest
+
+from pyflannel.kernel.linux import LinuxTarget
+from pyflannel.model.address import Address
+from pyflannel.model.fdb_entry import FdbEntry
+from pyflannel.model.link import Link
+from pyflannel.model.neighbour import Neighbour
+from pyflannel.model.operation import Add, Remove, Replace
+from pyflannel.model.route import Route
+from pyflannel.model.state import Item, State
+from pyflannel.model.vxlan import Vxlan
+from pyflannel.plan.diff import diff
+from pyflannel.plan.order import order
+from pyflannel.plan.ownership import ours
+
+DEVICE = Link(
+    name="flannel.1",
+    kind="vxlan",
+    mtu=1450,
+    queue_length=0,
+    mac="0e:11:22:33:44:55",
+    vxlan=Vxlan(vni=1, port=8472, parent="eth0", local=IPv4Address("10.7.0.1")),
+)
+
+
+def peer_items(number: int, destination: str = "10.7.1.1") -> tuple[Item, ...]:
+    """Return what a peer with the subnet 10.100.<number>.0/24 needs."""
+    base, mac = IPv4Address(f"10.100.{number}.0"), f"0e:00:00:00:00:{number:02x}"
+    return (
+        Neighbour(link="flannel.1", address=base, mac=mac),
+        FdbEntry(link="flannel.1", mac=mac, destination=IPv4Address(destination)),
+        Route(destination=IPv4Network((base, 24)), link="flannel.1", gateway=base, is_onlink=True),
+    )
+
+
+PLAN = State.of(
+    DEVICE,
+    Address(link="flannel.1", address=IPv4Interface("10.100.15.0/32")),
+    *peer_items(2),
+    *peer_items(3),
+    Route(destination=IPv4Network("10.100.9.0/24"), link="eth0", gateway=IPv4Address("10.7.0.9")),
+)
+
+FOREIGN = {
+    "neighbour of the underlay": "ip neigh add 10.7.0.9 lladdr 0e:00:00:00:00:09 dev eth0 nud permanent",
+    "neighbour that ages, where nobody planned one": (
+        "ip neigh add 10.100.2.7 lladdr 0e:00:00:00:00:02 dev flannel.1 nud reachable"
+    ),
+    "entry that ages, where nobody planned one": (
+        "bridge fdb add 0e:00:00:00:00:77 dev flannel.1 dst 10.7.0.77 self dynamic"
+    ),
+    "entry of another device": "bridge fdb add 0e:00:00:00:00:02 dev vxother dst 10.7.0.77 self permanent",
+    "neighbour of another device": (
+        "ip neigh add 10.100.2.0 lladdr 0e:00:00:00:00:02 dev vxother nud permanent"
+    ),
+    "device": "ip link add another type bridge",
+    "route of the underlay": "ip route add 10.99.0.0/16 via 10.7.0.9 dev eth0",
+}
+
+
+@pytest.fixture
+def ready(namespace) -> None:
+    """Give the namespace eth0 and a vxlan device of somebody's."""
+    # IPv6 speaks up seconds after a link went up, when its addresses proved unique.
+    namespace.command("sysctl", "-q", "-w", "net.ipv6.conf.default.disable_ipv6=1")
+    namespace.ip("link add eth0 type veth peer name eth0r")
+    namespace.ip("link set eth0r up")
+    namespace.ip("link set eth0 up")
+    namespace.ip("address add 10.7.0.1/16 dev eth0")
+    namespace.ip("link add vxother type vxlan id 77 dstport 8472 dev eth0")
+    namespace.ip("link set vxother up")
+    namespace.settle(eth0="UP")
+
+
+@asynccontextmanager
+async def standing(listen, **options) -> AsyncIterator:
+    """Yield a target with the plan in place and its wake-ups, all that was announced of that heard."""
+    linux = LinuxTarget(**options)
+    try:
+        assert await make_pass(linux) == []
+        async with listen(linux.changes()) as wakes:
+            assert ours(await linux.snapshot(PLAN), PLAN) == PLAN
+            await wakes.silence()
+            yield linux, wakes
+    finally:
+        linux.close()
+
+
+async def make_pass(linux: LinuxTarget, plan: State = PLAN) -> list:
+    return list(await linux.apply(order(diff(plan, ours(await linux.snapshot(plan), plan)))))
+
+
+@pytest.mark.usefixtures("ready")
+@pytest.mark.parametrize("words", FOREIGN.values(), ids=FOREIGN.keys())
+def test_what_is_foreign_neither_wakes_nor_is_touched(namespace, listen, words: str) -> None:
+    async def work() -> None:
+        async with standing(listen) as (linux, wakes):
+            namespace.command(*words.split())
+            assert await wakes.silence() == 0
+            with_it = shown(namespace)
+            assert await make_pass(linux) == []
+            assert shown(namespace) == with_it
+
+    namespace.run(work)
+
+
+@pytest.mark.usefixtures("ready")
+def test_peers_that_we_add_change_and_remove_do_not_wake(namespace, listen) -> None:
+    """Also where the plan of the last look does not know them: a change of single peers needs no look."""
+    moved = peer_items(4, "10.7.1.2")
+
+    async def work() -> None:
+        async with standing(listen) as (linux, wakes):
+            assert await linux.apply([Add(item) for item in peer_items(4)]) == []
+            assert await wakes.silence() == 0
+            changes = [Replace(*pair) for pair in zip(peer_items(4), moved, strict=True)]
+            assert await linux.apply(changes) == []
+            assert await wakes.silence() == 0
+            assert shown(namespace)["fdb"].count("dst 10.7.1.2 ") == 1
+            assert await linux.apply([Remove(item) for item in moved]) == []
+            assert await wakes.silence() == 0
+
+    namespace.run(work)
+
+
+@pytest.mark.usefixtures("ready")
+@pytest.mark.parametrize(
+    "words",
+    [
+        "ip neigh delete 10.100.4.0 dev flannel.1",
+        "bridge fdb delete 0e:00:00:00:00:04 dev flannel.1",
+        "bridge fdb replace 0e:00:00:00:00:04 dev flannel.1 dst 10.7.1.9 self permanent",
+        "ip route delete 10.100.4.0/24",
+        "ip route replace 10.100.8.0/24 via 10.7.0.7 dev eth0",
+    ],
+)
+def test_damage_to_a_peer_that_came_after_the_last_look_wakes(namespace, listen, words: str) -> None:
+    direct = Route(destination=IPv4Network("10.100.8.0/24"), link="eth0", gateway=IPv4Address("10.7.0.8"))
+
+    async def work() -> None:
+        async with standing(listen) as (linux, wakes):
+            assert await linux.apply([Add(item) for item in (*peer_items(4), direct)]) == []
+            await wakes.silence()
+            namespace.command(*words.split())
+            await wakes.next()
+
+    namespace.run(work)
+
+
+@pytest.mark.usefixtures("ready")
+def test_what_hangs_on_a_device_that_we_just_made_wakes_before_the_next_look(namespace, listen) -> None:
+    async def work() -> None:
+        linux = LinuxTarget()
+        try:
+            assert await make_pass(linux) == []
+            async with listen(linux.changes()) as wakes:
+                await wakes.silence()
+                namespace.ip("neigh delete 10.100.2.0 dev flannel.1")
+                await wakes.next()
+        finally:
+            linux.close()
+
+    namespace.run(work)
+
+
+@pytest.mark.usefixtures("ready")
+def test_an_underlay_that_goes_and_comes_again_wakes_and_is_followed(namespace, listen) -> None:
+    """The kernel deletes a vxlan device with its parent; the new parent has another index."""
+
+    async def work() -> None:
+        async with standing(listen) as (linux, wakes):
+            namespace.ip("link delete eth0")
+            await wakes.next()
+            refused = await make_pass(linux)
+            assert "ENODEV: No such device (eth0)" in [each.cause for each in refused]
+            await wakes.silence()
+            for words in (
+                "link add eth0 type veth peer name eth0r",
+                "link set eth0r up",
+                "link set eth0 up",
+                "address add 10.7.0.1/16 dev eth0",
+            ):
+                namespace.ip(words)
+            await wakes.next()
+            assert await make_pass(linux) == []
+            assert ours(await linux.snapshot(PLAN), PLAN) == PLAN
+
+    namespace.run(work)
+
+
+@pytest.mark.usefixtures("ready")
+def test_lost_notifications_are_one_wake_up(namespace, listen) -> None:
+    """More came than the buffer holds while nobody listened; one look finds whatever was done."""
+
+    async def work() -> None:
+        linux = LinuxTarget(notification_octets=1 << 14)
+        try:
+            assert await make_pass(linux) == []
+            await linux.snapshot(PLAN)
+            churn = "\n".join(
+                f"route {verb} 10.150.{number}.0/24 dev flannel.1"
+                for number in range(250)
+                for verb in ("add", "delete")
+            )
+            namespace.command("ip", "-batch", "-", given=churn)
+            namespace.ip("route delete 10.100.2.0/24")
+            async with listen(linux.changes()) as wakes:
+                assert await wakes.silence() == 1
+            assert await make_pass(linux) == []
+            assert ours(await linux.snapshot(PLAN), PLAN) == PLAN
+        finally:
+            linux.close()
+
+    namespace.run(work)
+
+
+@pytest.mark.usefixtures("ready")
+@pytest.mark.parametrize("notification_octets", [1 << 12, 4 << 20], ids=["lossy", "lossless"])
+def test_a_storm_of_changes_starves_nothing(namespace, notification_octets: int) -> None:
+    """While somebody damages routes without end, passes are made, and peers come and go."""
+    storm = "\n".join(
+        f"route {verb} 10.100.2.0/24 via 10.100.2.0 dev flannel.1 onlink proto {protocol}"
+        for _ in range(150)
+        for verb, protocol in (("replace", "boot"), ("replace", "80"), ("replace", "static"))
+    )
+
+    async def work() -> None:
+        linux, onlooker = LinuxTarget(notification_octets), LinuxTarget()
+        try:
+            assert await make_pass(linux) == []
+            passes, turns, is_over = 0, 0, threading.Event()
+
+            async def keep_making_passes() -> None:
+                nonlocal passes
+                async for _ in linux.changes():
+                    await make_pass(linux)
+                    passes += 1
+
+            keeper = asyncio.ensure_future(keep_making_passes())
+            weather = asyncio.ensure_future(asyncio.to_thread(stir, namespace, storm, is_over))
+            while turns < 20 or passes < 3:
+                await asyncio.sleep(0.005)
+                assert await linux.apply([Add(item) for item in peer_items(4)]) == []
+                assert await linux.apply([Remove(item) for item in peer_items(4)]) == []
+                turns += 1
+            is_over.set()
+            await weather
+            async with asyncio.timeout(10):
+                while ours(await onlooker.snapshot(PLAN), PLAN) != PLAN:
+                    await asyncio.sleep(0.01)
+            keeper.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await keeper
+        finally:
+            linux.close()
+            onlooker.close()
+
+    namespace.run(work)
+
+
+def stir(namespace, storm: str, is_over: threading.Event) -> None:
+    while not is_over.is_set():
+        namespace.command("ip", "-batch", "-", given=storm)
+
+
+def shown(namespace) -> dict[str, str]:
+    """Return what the tools show of all that a pass could touch."""
+    return {
+        "links": namespace.ip("-brief link show"),
+        "routes": namespace.ip("route show table all"),
+        "neighbours": namespace.ip("neigh show nud permanent"),
+        "fdb": namespace.command("bridge", "fdb", "show"),
+    }
