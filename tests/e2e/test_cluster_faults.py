@@ -22,7 +22,7 @@ from pyflannel.lab.topology import LEFT, HostPlace
 from pyflannel.lab.traffic import ping
 from pyflannel.lab.waiting import wait_until
 
-SOON_S = 30.0
+SOON_S = 60.0
 GUEST = f"{PREFIX}/subnets/10.100.250.0-24"
 GUEST_LEASE = '{"PublicIP":"203.0.113.9"}'
 CONFIG = '{"Network":"10.100.0.0/16"}'
@@ -166,16 +166,22 @@ def check_follows(network: Any, members: list[Member]) -> None:
             deadline_s=SOON_S,
         )
 
-    for peers, argv in ((2, ("put", GUEST, GUEST_LEASE)), (1, ("del", GUEST))):
+    for leases, argv in ((3, ("put", GUEST, GUEST_LEASE)), (2, ("del", GUEST))):
         ask(*argv)
         for name in network.hosts:
-            wait_peers(network, name, peers)
+            wait_leases(network, name, leases)
 
 
-def wait_peers(network: Any, name: str, peers: int) -> None:
-    """Return once a host knows so many peers."""
-    network.wait_status(
-        name, lambda status: status["peers"] == peers, f"has {peers} peers", deadline_s=SOON_S
+def wait_leases(network: Any, name: str, count: int) -> None:
+    """Return once a host has heard of just so many leases.
+
+    Its status counts for a while longer who left after an absence of the store.
+    """
+    host = network.hosts[name]
+    wait_until(
+        lambda: len(json.loads(host.flannelctl("leases", "--json"))["leases"]) == count,
+        what=f"{name} knows {count} leases",
+        deadline_s=SOON_S,
     )
 
 
@@ -267,6 +273,94 @@ def test_a_member_loses_its_data(in_long_run: None, network: Any, pings: Any) ->
     pings.wait_answered(more=50)
 
 
+def test_the_cluster_loses_its_data(in_long_run: None, network: Any, pings: Any) -> None:
+    """It begins anew with nothing but the network config."""
+    cluster = network.etcd
+    keys = [network.lease_key(name) for name in network.hosts]
+
+    for member in cluster.members:
+        member.kill()
+        member.host.run(["rm", "-r", "/var/lib/etcd-lab"])
+    cluster.start()
+    network.put("config", CONFIG)
+
+    for key in keys:
+        wait_written(network, key)
+
+
+def wait_written(network: Any, key: str, since: int = 0) -> None:
+    """Return once there is a key that was written later than revision `since`."""
+
+    def is_written() -> bool:
+        record = network.record(key)
+        return record is not None and record["mod_revision"] > since
+
+    wait_until(is_written, what=f"{key} is written", deadline_s=SOON_S)
+
+
+def test_a_lease_is_deleted(network: Any, pings: Any) -> None:
+    """Its host takes it again."""
+    key = network.lease_key("docker1")
+    was = network.record(key)
+
+    network.etcdctl("del", f"{PREFIX}/{key}")
+
+    wait_written(network, key, since=was["mod_revision"])
+    assert network.record(key)["value"] == was["value"]
+
+
+def test_all_leases_are_deleted(network: Any, pings: Any) -> None:
+    keys = [network.lease_key(name) for name in network.hosts]
+    last = max(network.record(key)["mod_revision"] for key in keys)
+
+    network.etcdctl("del", "--prefix", f"{PREFIX}/subnets/")
+
+    for key in keys:
+        wait_written(network, key, since=last)
+
+
+def test_a_lease_is_taken_by_another(network: Any) -> None:
+    """Its host runs on, says so, and takes it back when it is free. No pings: peers send to the other."""
+    host, key = network.hosts["docker1"], network.lease_key("docker1")
+    before = host.lease()
+
+    network.put(key, GUEST_LEASE)
+    taken = network.wait_status(
+        "docker1", lambda status: status["lease"]["phase"] == "taken", "says so", deadline_s=SOON_S
+    )
+    during = host.lease()
+    network.etcdctl("del", f"{PREFIX}/{key}")
+    network.wait_status(
+        "docker1", lambda status: status["lease"]["phase"] == "held", "has it back", deadline_s=SOON_S
+    )
+
+    assert taken["lease"]["holder"].startswith("203.0.113.9")
+    assert during == before == host.lease()
+    wait_until(
+        lambda: ping(network.hosts["docker4"], network.overlay("docker1"), count=1).is_reached,
+        what="docker4 reaches docker1 again",
+        deadline_s=SOON_S,
+    )
+
+
+@pytest.mark.parametrize("value", [None, "no JSON", '{"Network":"10.100.0.0/33"}'])
+def test_the_config_is_deleted_or_spoilt(network: Any, pings: Any, value: str | None) -> None:
+    """All run on with the one before, and say so until there is a good one again."""
+    if value is None:
+        network.etcdctl("del", f"{PREFIX}/config")
+    else:
+        network.put("config", value)
+    for name in network.hosts:
+        said = network.wait_status(name, lambda status: status["warnings"], "says so", deadline_s=SOON_S)
+        assert "config" in " ".join(said["warnings"])
+    pings.wait_answered(more=20)
+
+    network.put("config", CONFIG)
+
+    for name in network.hosts:
+        network.wait_status(name, lambda status: not status["warnings"], "is content", deadline_s=SOON_S)
+
+
 def succeeds(member: Member, *argv: str) -> bool:
     """Return whether etcdctl succeeded; it does not while there is no leader."""
     try:
@@ -293,14 +387,14 @@ def test_compaction_while_cut_off(network: Any, pings: Any) -> None:
     """What changed meanwhile can only be listed: a lease that came is a peer, one that went is none."""
     host = network.hosts["docker1"]
     network.etcdctl("put", GUEST, GUEST_LEASE)
-    network.wait_status("docker1", lambda status: status["peers"] == 2, "knows the guest")
+    wait_leases(network, "docker1", 3)
 
     with cut_off([host]):
         network.wait_status("docker1", lambda status: not status["is_ready"], "says so", deadline_s=SOON_S)
         network.etcdctl("del", GUEST)
         compact(network)
 
-    network.wait_status("docker1", lambda status: status["peers"] == 1, "lost the guest", deadline_s=SOON_S)
+    wait_leases(network, "docker1", 2)
 
 
 def test_leases_end_while_all_hosts_are_cut_off(network: Any, pings: Any) -> None:
