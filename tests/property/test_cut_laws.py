@@ -1,0 +1,153 @@
+"""A batch that ends anywhere, as by SIGKILL: the next pass finishes it, and nothing foreign goes."""
+
+import asyncio
+import itertools
+from collections.abc import Iterator
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+
+import pytest
+
+from pyflannel.model.address import Address
+from pyflannel.model.backend_data import Vtep
+from pyflannel.model.fdb_entry import FdbEntry
+from pyflannel.model.host import Host, Underlay
+from pyflannel.model.iptables_chain import IptablesChain
+from pyflannel.model.lease import Lease, LeaseAttributes
+from pyflannel.model.link import Link
+from pyflannel.model.neighbour import Neighbour
+from pyflannel.model.network_config import NetworkConfig
+from pyflannel.model.operation import Operation
+from pyflannel.model.route import Route
+from pyflannel.model.state import State
+from pyflannel.plan.backends import backend_of
+from pyflannel.plan.diff import diff
+from pyflannel.plan.order import order
+from pyflannel.plan.ownership import ours
+from pyflannel.plan.packet_filter import FilterOptions, plan_filter
+from pyflannel.testing.fake_kernel import FakeKernel
+
+UNDERLAY = IPv4Network("172.16.0.0/16")
+BASE = IPv4Address("10.100.0.0")
+KINDS = ("udp", "vxlan", "host-gw")
+SWITCHES = list(itertools.product(KINDS, KINDS))
+"""From each backend to each, itself too."""
+
+EVERY_CUT = 25
+"""So many peers have every cut tried; the number of cuts times their work grows with the cube."""
+
+FOREIGN = State.of(
+    Link(name="eth0", kind="", mtu=1500, alias=""),
+    Address(link="eth0", address=IPv4Interface("172.16.0.1/16")),
+    Route(destination=UNDERLAY, link="eth0", protocol=2),
+    Route(
+        destination=IPv4Network("0.0.0.0/0"), link="eth0", gateway=IPv4Address("172.16.255.254"), protocol=16
+    ),
+    # In the network, and by our metric: not marked, not planned, so not ours.
+    Route(
+        destination=IPv4Network("10.100.250.0/24"), link="eth0", gateway=IPv4Address("172.16.9.9"), protocol=3
+    ),
+    Route(
+        destination=IPv4Network("10.101.1.0/24"), link="eth0", gateway=IPv4Address("172.16.9.9"), protocol=101
+    ),
+    Neighbour(link="eth0", address=IPv4Address("172.16.255.254"), mac="0e:00:00:00:00:01"),
+    Link(name="flannel.7", kind="vxlan", mtu=1450, alias="pyflannel /run/blue"),
+    FdbEntry(link="flannel.7", mac="0e:00:00:00:00:07", destination=IPv4Address("172.16.9.9")),
+    IptablesChain(family=4, table="filter", device="flannel1", rules=()),
+)
+"""What others have beside us: another daemon of ours among them."""
+
+
+def lease(number: int, kind: str, generation: int) -> Lease:
+    """Return the lease of one host; of another generation, it has another address and MAC address."""
+    attributes = LeaseAttributes(
+        public_ip=UNDERLAY[256 + 2 * number + generation],
+        backend_type="" if kind == "udp" else kind,
+        vtep=Vtep(mac=f"0e:00:00:{generation:02x}:{number >> 8:02x}:{number & 255:02x}", vni=1),
+    )
+    return Lease(subnet=IPv4Network((BASE + 16 * (number + 16), 28)), attributes=attributes)
+
+
+def plan(kind: str, peers: dict[int, int]) -> State:
+    """Return the whole plan of a host with these peers, each a number and its generation."""
+    config = NetworkConfig(network=IPv4Network((BASE, 16)), subnet_length=28, backend_type=kind)
+    own = Lease(
+        subnet=IPv4Network((BASE, 28)), attributes=LeaseAttributes(public_ip=IPv4Address("172.16.0.1"))
+    )
+    host = Host(
+        lease=own,
+        owner="f00d",
+        underlay=Underlay(
+            link="eth0",
+            address=IPv4Address("172.16.0.1"),
+            mtu=1500,
+            public_ip=IPv4Address("172.16.0.1"),
+            on_link=(UNDERLAY,),
+        ),
+    )
+    backend = backend_of(config)
+    state = dict(backend.plan_host(host).by_key)
+    state.update(plan_filter(config, host, FilterOptions(accepts_forwarded=True)).by_key)
+    for number, generation in peers.items():
+        state.update(backend.plan_peer(lease(number, kind, generation), host).by_key)
+    return State(state)
+
+
+def before_and_after(kinds: tuple[str, str], count: int) -> tuple[State, State]:
+    """Return what stands and what is wanted: while the daemon was down, peers came, left and changed."""
+    old, new = kinds
+    left, changed = count // 4, count // 2
+    was = dict.fromkeys(range(count - left), 0)
+    now = {number: int(number < changed) for number in range(left, count)}
+    return plan(old, was), plan(new, now)
+
+
+def batch(desired: State, kernel: FakeKernel) -> list[Operation]:
+    return order(diff(desired, ours(kernel.state, desired)))
+
+
+def killed_at(standing: State, desired: State, cuts: Iterator[int]) -> Iterator[FakeKernel]:
+    """Yield the kernel in which a batch ended after so many operations, for each of the rising `cuts`."""
+    kernel = FakeKernel(standing | FOREIGN)
+    operations = batch(desired, kernel)
+    done = 0
+    for cut in cuts:
+        assert not asyncio.run(kernel.apply(operations[done:cut]))
+        done = cut
+        yield FakeKernel(kernel.state)
+
+
+def assert_finished(kernel: FakeKernel, desired: State) -> None:
+    """Make the pass of the next life, and see that the plan and the foreign things are all there is."""
+    assert not asyncio.run(kernel.apply(batch(desired, kernel)))
+    assert kernel.state == desired | FOREIGN
+    assert not batch(desired, kernel)
+
+
+def test_the_plans_are_what_they_should_be() -> None:
+    """Three objects a peer with vxlan, one with host-gw; nothing is refused."""
+    host_only = {kind: len(plan(kind, {})) for kind in KINDS}
+    sizes = {kind: len(plan(kind, dict.fromkeys(range(1000), 0))) - host_only[kind] for kind in KINDS}
+    assert sizes == {"udp": 1000, "vxlan": 3000, "host-gw": 1000}
+
+
+@pytest.mark.parametrize("kinds", SWITCHES, ids="-".join)
+def test_a_batch_may_end_anywhere(kinds: tuple[str, str], long_run: bool) -> None:
+    """After each of its operations; and the empty plan takes everything away from there."""
+    standing, desired = before_and_after(kinds, 10 * EVERY_CUT if long_run else EVERY_CUT)
+    size = len(batch(desired, FakeKernel(standing | FOREIGN)))
+
+    for kernel in killed_at(standing, desired, iter(range(size + 1))):
+        cleaned = FakeKernel(kernel.state)
+        assert_finished(kernel, desired)
+        assert_finished(cleaned, State.EMPTY)
+
+
+def test_a_batch_of_a_thousand_peers_may_end_anywhere(long_run: bool) -> None:
+    """Some cuts of three thousand; every one in the long form would take an hour."""
+    standing, desired = before_and_after(("vxlan", "vxlan"), 1000)
+    size = len(batch(desired, FakeKernel(standing | FOREIGN)))
+
+    for kernel in killed_at(
+        standing, desired, iter(range(size // 7, size, size // (100 if long_run else 3)))
+    ):
+        assert_finished(kernel, desired)
