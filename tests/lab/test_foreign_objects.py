@@ -1,0 +1,160 @@
+"""A daemon killed in its work, restarts, peers that left meanwhile: what others have is untouched."""
+
+import contextlib
+import json
+import os
+from typing import Any
+
+import pytest
+
+from pyflannel.errors import LabError
+from pyflannel.lab.etcd_server import PREFIX
+from pyflannel.lab.host import Host
+from pyflannel.lab.waiting import wait_until
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
+
+PEERS = 1000
+
+FOREIGN = """
+link add decoy0 type veth peer name decoy1
+link set decoy0 up
+link set decoy1 up
+address add 10.7.0.1/24 dev decoy0
+route add 10.8.0.0/16 via 10.7.0.2
+route add 10.99.0.0/16 dev decoy0 proto static
+route add 10.100.250.0/24 via 10.7.0.2
+route add 10.100.251.0/24 via 10.7.0.2 proto static metric 7
+route add 10.102.1.0/24 via 10.7.0.2 proto 101
+route add blackhole 10.98.0.0/16
+route add 10.100.0.0/16 dev decoy0 table 77
+rule add from 10.7.0.0/24 lookup 77
+neigh add 10.7.0.2 lladdr 0e:00:00:00:00:01 dev decoy0 nud permanent
+neigh add 10.7.0.3 lladdr 0e:00:00:00:00:02 dev decoy0 nud permanent
+link add vx7 type vxlan id 7 dev eth0 dstport 4789 nolearning
+link set vx7 up alias somebody
+link add flannel.9 type vxlan id 9 dev eth0 dstport 4789 nolearning
+link set flannel.9 alias "pyflannel /run/blue"
+link set flannel.9 up
+"""
+"""What other programs may have beside us, in our own network too, and another daemon of ours."""
+
+FOREIGN_FDB = (
+    "fdb add 0e:00:00:00:00:07 dev vx7 dst 10.10.10.77 self permanent\n"
+    "fdb add 0e:00:00:00:00:09 dev flannel.9 dst 10.10.10.77 self permanent\n"
+)
+
+KILL_AT = {
+    "a device": "ip link show flannel.1 >/dev/null 2>&1",
+    "some FDB entries": "test $(bridge fdb show dev flannel.1 2>/dev/null | wc -l) -gt 200",
+    "some routes": "test $(ip route show dev flannel.1 2>/dev/null | wc -l) -gt 300",
+}
+"""When there is what, as a condition of the shell: objects come in this order."""
+
+
+@pytest.fixture(scope="module")
+def host(overlay) -> Host:
+    """A host with things on it that are not ours, and a thousand peers to come."""
+    made = overlay.hosts["docker1"]
+    made.run(["ip", "-batch", "-"], text=FOREIGN)
+    made.run(["bridge", "-batch", "-"], text=FOREIGN_FDB)
+    wait_until(
+        lambda: "tentative" not in str(overlay.state(made)), what="no address is under way", deadline_s=30
+    )
+    overlay.set_backend("vxlan")
+    overlay.put_peers("vxlan", PEERS)
+    return made
+
+
+@pytest.fixture(scope="module")
+def before(overlay, host: Host) -> dict[str, Any]:
+    """What the host has before any daemon."""
+    return everything(overlay, host)
+
+
+@pytest.fixture(scope="module")
+def complete(overlay, host: Host, before: dict[str, Any]) -> dict[str, Any]:
+    """What the host has when nothing disturbs its daemon; it is clean again, but holds its lease."""
+    overlay.join(host)
+    found = everything(overlay, host)
+    clean(overlay, host)
+    assert everything(overlay, host) == before
+    return found
+
+
+def everything(overlay, host: Host) -> dict[str, Any]:
+    """Return the whole network of the host, neighbours and FDB entries that stay among it."""
+    neighbours = host.run(["ip", "-json", "neigh", "show", "nud", "permanent"]).stdout
+    entries = host.run(["bridge", "-json", "fdb", "show"]).stdout
+    return {
+        **overlay.state(host),
+        "neighbours": sorted(json.dumps(one, sort_keys=True) for one in json.loads(neighbours or "[]")),
+        "FDB": sorted(json.dumps(one, sort_keys=True) for one in json.loads(entries or "[]")),
+    }
+
+
+def lacking(before: dict[str, Any], now: dict[str, Any]) -> list[Any]:
+    """Return what was there before and is not there now, or not like that."""
+    gone: list[Any] = []
+    for part, was in before.items():
+        if isinstance(was, dict):
+            gone += [(part, name) for name, value in was.items() if now[part].get(name) != value]
+        elif isinstance(was, list):
+            gone += [(part, one) for one in was if one not in now[part]]
+    return gone
+
+
+def clean(overlay, host: Host) -> None:
+    host.flannelctl("--store", overlay.etcd.url, "cleanup", "--keep-lease")
+
+
+def wait_equal(overlay, host: Host, wanted: dict[str, Any]) -> None:
+    """Return when the host has exactly this."""
+    with contextlib.suppress(LabError):
+        wait_until(lambda: everything(overlay, host) == wanted, what="all is as wanted", deadline_s=30)
+    assert everything(overlay, host) == wanted
+
+
+def test_the_peers_are_all_there_beside_what_others_have(before, complete) -> None:
+    routes = [line for line in complete["routes"] if '"flannel.1"' in line and '"80"' in line]
+
+    assert len(routes) == PEERS
+    assert lacking(before, complete) == []
+
+
+@pytest.mark.parametrize("condition", KILL_AT.values(), ids=KILL_AT.keys())
+def test_a_daemon_killed_in_the_middle_of_a_batch(overlay, host, before, complete, condition: str) -> None:
+    """The next life finishes it; cleanup takes away what a batch left that nobody finished."""
+    for finished in (True, False):
+        program = overlay.daemons[host.name] = host.launch_flanneld(f"--store={overlay.etcd.url}")
+        host.run(["sh", "-c", f"until {condition}; do :; done; pkill -KILL -x flanneld"])
+        program.wait()
+        assert lacking(before, everything(overlay, host)) == []
+        if finished:
+            overlay.join(host)
+            wait_equal(overlay, host, complete)
+        clean(overlay, host)
+        wait_equal(overlay, host, before)
+
+
+def test_peers_that_left_while_the_daemon_was_down_leave_nothing(overlay, host, before, complete) -> None:
+    overlay.join(host)
+    overlay.daemons[host.name].kill()
+    subnet = host.lease()
+    own = f"{PREFIX}/subnets/{subnet.network_address}-{subnet.prefixlen}"
+    kept = overlay.etcd.etcdctl("get", own, "--print-value-only").strip()
+    overlay.delete_leases()
+    overlay.etcd.etcdctl("put", own, kept)
+    overlay.put_peers("vxlan", PEERS // 10)
+
+    overlay.join(host)
+
+    left = [line for line in everything(overlay, host)["routes"] if '"flannel.1"' in line and '"80"' in line]
+    found = everything(overlay, host)
+    assert len(left) == PEERS // 10
+    assert len(found["neighbours"]) - len(before["neighbours"]) == PEERS // 10
+    assert len(found["FDB"]) - len(before["FDB"]) == PEERS // 10
+    assert lacking(before, found) == []
+    assert {part: found[part] for part in ("links", "addresses")} == {
+        part: complete[part] for part in ("links", "addresses")
+    }
