@@ -14,9 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from pyflannel.kernel.bpf.fast_path import FastPath
 from pyflannel.kernel.bpf.layout import Outcome
-from pyflannel.kernel.bpf.libbpf import Libbpf
-from pyflannel.kernel.bpf.object_file import read_object
 from pyflannel.kernel.bpf.target import BpfTarget
 from pyflannel.kernel.bpf.tcx import TcxHooks
 from pyflannel.lab.waiting import wait_until
@@ -208,8 +207,7 @@ def give_make_target() -> Callable[..., BpfTarget]:
 
 
 def make_target(hooks=TcxHooks, **changes) -> BpfTarget:
-    parts = {"hooks": hooks(), "library": Libbpf(), "object_file": read_object(), **changes}
-    return BpfTarget(**parts)
+    return BpfTarget(FastPath(choose_hooks=hooks, **changes))
 
 
 async def heal(target: BpfTarget, desired: State) -> list:

@@ -134,7 +134,7 @@ def test_programs_of_another_version_are_replaced_and_the_maps_stay(linked, make
     newer = ObjectFile(read_object().octets, bytes(BUILD_OCTETS))
 
     async def upgrade(_):
-        target = make_target(object_file=newer)
+        target = make_target(read=lambda: newer)
         found = await target.snapshot(desired)
         operations = list(diff(desired, found))
         assert await target.apply(operations) == []
@@ -287,7 +287,7 @@ def test_an_object_that_is_spoilt_is_refused(linked, make_target):
     spoilt = ObjectFile(read_object().octets[:5000], bytes(BUILD_OCTETS))
 
     async def apply(_):
-        return await make_target(object_file=spoilt).apply([Add(one.program(Role.LAST_HOP))])
+        return await make_target(read=lambda: spoilt).apply([Add(one.program(Role.LAST_HOP))])
 
     (refused,) = one.act(apply)
 

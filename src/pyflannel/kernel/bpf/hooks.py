@@ -8,6 +8,9 @@ from pyflannel.model.bpf_program import Direction
 class Hooks(Protocol):
     """Hooks of links, by the links' indexes; a program that was attached stays when this process ends."""
 
+    def close(self) -> None:
+        """Let go of what was opened; programs stay."""
+
     async def programs(self, link: int, direction: Direction) -> tuple[int, ...]:
         """Return the identifiers of the programs, in the order in which they see packets.
 

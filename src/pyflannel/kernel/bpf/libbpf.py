@@ -9,7 +9,7 @@ import os
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from ctypes import POINTER, c_bool, c_char_p, c_int, c_size_t, c_void_p
-from typing import Any
+from typing import Any, NamedTuple
 
 from pyflannel.errors import TargetError
 from pyflannel.kernel.bpf.object_file import ObjectFile
@@ -39,6 +39,13 @@ _SIGNATURES: Mapping[str, tuple[Any, tuple[Any, ...]]] = {
     "bpf_map__initial_value": (c_void_p, (c_void_p, POINTER(c_size_t))),
     "libbpf_set_print": (c_void_p, (c_void_p,)),
 }
+
+
+class Loaded(NamedTuple):
+    """Descriptors of a program, and of the map of its settings."""
+
+    program: int
+    settings: int
 
 
 class Libbpf:
@@ -78,8 +85,8 @@ class Libbpf:
 
     def load_program(
         self, object_file: ObjectFile, name: str, settings: bytes, maps: Mapping[str, int]
-    ) -> int:
-        """Return the descriptor of a new program that has these settings and shares these maps.
+    ) -> Loaded:
+        """Return a new program that has these settings, and shares these maps, given by descriptors.
 
         Raises:
             TargetError: the kernel refused; the verifier's last lines are in the message.
@@ -90,13 +97,16 @@ class Libbpf:
             for other, program in programs.items():
                 self._library.bpf_program__set_autoload(program, other == name)
             self._library.bpf_program__set_log_buf(programs[name], log, len(log))
-            for map_name, of_object in self._named("map", opened).items():
+            maps_of_object = self._named("map", opened)
+            for map_name, of_object in maps_of_object.items():
                 if map_name == _SETTINGS_SECTION:
                     self._write_initial(of_object, settings)
                 elif self._library.bpf_map__reuse_fd(of_object, maps[map_name]) < 0:
                     raise _refused(f"the map {map_name}", ctypes.get_errno(), "")
             self._load(opened, f"the program {name}", log)
-            return os.dup(self._library.bpf_program__fd(programs[name]))
+            made = self._library.bpf_program__fd(programs[name])
+            settings_map = self._library.bpf_map__fd(maps_of_object[_SETTINGS_SECTION])
+            return Loaded(os.dup(made), os.dup(settings_map))
 
     @contextmanager
     def _open(self, object_file: ObjectFile) -> Iterator[c_void_p]:

@@ -4,6 +4,7 @@ import hashlib
 from dataclasses import dataclass
 from importlib.resources import files
 
+from pyflannel.errors import TargetError
 from pyflannel.kernel.bpf.layout import BUILD_OCTETS
 
 OBJECT_NAME = "fastpath.bpf.o"
@@ -25,7 +26,12 @@ def read_object() -> ObjectFile:
     """Return the shipped object.
 
     Raises:
-        OSError: the installation lacks it.
+        TargetError: the installation lacks it.
     """
-    octets = files("pyflannel.kernel.bpf").joinpath(OBJECT_NAME).read_bytes()
+    try:
+        octets = files("pyflannel.kernel.bpf").joinpath(OBJECT_NAME).read_bytes()
+    except OSError as error:
+        raise TargetError(
+            f"the eBPF programs cannot be read: {error}", hint="Install pyflannel again."
+        ) from error
     return ObjectFile(octets, hashlib.sha256(octets).digest()[:BUILD_OCTETS])

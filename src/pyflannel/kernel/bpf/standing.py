@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pyflannel.kernel.bpf.hooks import Hooks
 from pyflannel.kernel.bpf.layout import SETTINGS_MAP, SHARED, Settings, unpack_settings
 from pyflannel.kernel.bpf.map_entries import read_entries
-from pyflannel.kernel.bpf.syscall import map_info, open_map, open_program, opened, program_info
+from pyflannel.kernel.bpf.objects import KernelObjects
+from pyflannel.kernel.bpf.syscall import map_info, opened, program_info
 from pyflannel.model.bpf_program import BpfProgram, Direction, Role, Tunnel
 
 _ROLES = {role.value: role for role in Role}
@@ -27,6 +28,7 @@ class LoadedProgram:
     id: int
     role: Role
     settings: Settings
+    settings_map_id: int
     map_ids: frozenset[int]
 
 
@@ -41,8 +43,9 @@ class Standing:
 class StandingPrograms:
     """Finds our programs; each is looked into once, as what an identifier stands for never changes."""
 
-    def __init__(self, hooks: Hooks) -> None:
+    def __init__(self, hooks: Hooks, objects: KernelObjects) -> None:
         self._hooks = hooks
+        self._objects = objects
         self._known: dict[int, LoadedProgram | None] = {}
 
     async def find(self, links: Iterable[int]) -> list[Standing]:
@@ -70,35 +73,34 @@ class StandingPrograms:
     def _program(self, identifier: int) -> LoadedProgram | None:
         if identifier not in self._known:
             try:
-                self._known[identifier] = read_program(identifier)
+                self._known[identifier] = _read_program(self._objects, identifier)
             except OSError as error:
-                if error.errno != errno.ENOENT:
-                    raise
-                return None  # it went in between
+                if error.errno in (errno.ENOENT, errno.EPERM):
+                    return None  # it went in between, or is not ours to look into
+                raise
         return self._known[identifier]
 
 
-def read_program(identifier: int) -> LoadedProgram | None:
+def _read_program(objects: KernelObjects, identifier: int) -> LoadedProgram | None:
     """Return what a program of ours is and was given; None when it is somebody else's.
 
     Raises:
-        OSError: ENOENT, it is gone; EPERM without CAP_SYS_ADMIN.
+        OSError: ENOENT, it is gone; EPERM, there is neither right nor pin.
     """
-    with opened(open_program(identifier)) as descriptor:
+    with opened(objects.open_program(identifier)) as descriptor:
         info = program_info(descriptor)
     role = _ROLES.get(info.name)
     if role is None:
         return None
-    settings, shared = None, set()
     for map_id in info.map_ids:
-        with opened(open_map(map_id)) as descriptor:
-            if map_info(descriptor).name == SETTINGS_MAP:
-                settings = _read_settings(descriptor)
-            else:
-                shared.add(map_id)
-    if settings is None:
-        return None
-    return LoadedProgram(id=identifier, role=role, settings=settings, map_ids=frozenset(shared))
+        with opened(objects.open_map(map_id)) as descriptor:
+            settings = _read_settings(descriptor) if map_info(descriptor).name == SETTINGS_MAP else None
+        if settings is not None:
+            shared = frozenset(info.map_ids) - {map_id}
+            return LoadedProgram(
+                id=identifier, role=role, settings=settings, settings_map_id=map_id, map_ids=shared
+            )
+    return None
 
 
 def _read_settings(descriptor: int) -> Settings | None:
@@ -141,20 +143,20 @@ def describe(
     return items
 
 
-def shared_maps(standing: Iterable[Standing], device: str) -> dict[str, int]:
+def shared_maps(standing: Iterable[Standing], device: str, objects: KernelObjects) -> dict[str, int]:
     """Return descriptors of the maps that a tunnel's programs use, by name, of each the first.
 
     Those that another version made otherwise are left out: ours cannot use them.
 
     Raises:
-        OSError: a map cannot be opened: EPERM without CAP_SYS_ADMIN.
+        OSError: a map cannot be opened.
     """
     programs = [one.program for one in standing if one.program.settings.device == device]
     programs.sort(key=lambda program: list(Role).index(program.role))
     found: dict[str, int] = {}
     with ExitStack() as on_failure:
         for identifier in (map_id for program in programs for map_id in sorted(program.map_ids)):
-            descriptor = open_map(identifier)
+            descriptor = objects.open_map(identifier)
             info = map_info(descriptor)
             if info.name not in found and any(layout.describes(info) for layout in SHARED):
                 found[info.name] = descriptor

@@ -1,4 +1,4 @@
-"""bpf(2): objects of the kernel by identifier and by descriptor. Source: linux/bpf.h, union bpf_attr."""
+"""bpf(2), and what the kernel says of programs and maps. Source: linux/bpf.h, union bpf_attr."""
 
 import ctypes
 import errno
@@ -23,7 +23,6 @@ _NUMBERS = {
 
 _NAME_OCTETS = 16
 
-_ID = struct.Struct("=III")  # id, next id, flags
 _INFO = struct.Struct("=IIQ")  # descriptor, size, address
 _PROGRAM_INFO = struct.Struct("=II8s32xIIQ16s")  # type, id, tag, …, uid, number of maps, their ids, name
 _MAP_INFO = struct.Struct("=6I16s")  # type, id, sizes of key and value, most entries, flags, name
@@ -90,24 +89,6 @@ def call_bpf(command: Command, attributes: bytes | ctypes.Array[ctypes.c_char]) 
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
     return result
-
-
-def open_program(identifier: int) -> int:
-    """Return a descriptor of a program of the kernel.
-
-    Raises:
-        OSError: ENOENT, it is gone; EPERM without CAP_SYS_ADMIN.
-    """
-    return call_bpf(Command.PROG_GET_FD_BY_ID, _ID.pack(identifier, 0, 0))
-
-
-def open_map(identifier: int) -> int:
-    """Return a descriptor of a map of the kernel.
-
-    Raises:
-        OSError: ENOENT, it is gone; EPERM without CAP_SYS_ADMIN.
-    """
-    return call_bpf(Command.MAP_GET_FD_BY_ID, _ID.pack(identifier, 0, 0))
 
 
 def program_info(descriptor: int) -> ProgramInfo:

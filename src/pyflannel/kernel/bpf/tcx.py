@@ -7,7 +7,8 @@ when the daemon goes, whatever file systems that one saw.
 import ctypes
 import struct
 
-from pyflannel.kernel.bpf.syscall import Command, call_bpf, open_program, opened
+from pyflannel.kernel.bpf.objects import KernelObjects
+from pyflannel.kernel.bpf.syscall import Command, call_bpf, opened
 from pyflannel.model.bpf_program import Direction
 
 _TYPES = {Direction.INGRESS: 46, Direction.EGRESS: 47}
@@ -27,6 +28,12 @@ _QUERY = struct.Struct("=4IQI4x4Q")
 
 class TcxHooks:
     """The tcx hooks of this network namespace's links, by the links' indexes."""
+
+    def __init__(self, objects: KernelObjects) -> None:
+        self._objects = objects
+
+    def close(self) -> None:
+        """Do nothing: nothing was opened."""
 
     async def programs(self, link: int, direction: Direction) -> tuple[int, ...]:
         """Return the identifiers of the programs, in the order in which they see packets.
@@ -54,7 +61,7 @@ class TcxHooks:
         Raises:
             OSError: ENOENT, the old one is not there any more.
         """
-        with opened(open_program(old)) as replaced:
+        with opened(self._objects.open_program(old)) as replaced:
             call_bpf(
                 Command.PROG_ATTACH, _ATTACH.pack(link, program, _TYPES[direction], _REPLACE, replaced, 0, 0)
             )
@@ -65,5 +72,5 @@ class TcxHooks:
         Raises:
             OSError: ENOENT, it is not there any more.
         """
-        with opened(open_program(old)) as program:
+        with opened(self._objects.open_program(old)) as program:
             call_bpf(Command.PROG_DETACH, _ATTACH.pack(link, program, _TYPES[direction], 0, 0, 0, 0))

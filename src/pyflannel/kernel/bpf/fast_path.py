@@ -1,0 +1,173 @@
+"""The fast path of this network namespace's tunnels: their programs, and the maps that those share."""
+
+import socket
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
+from ipaddress import IPv4Network
+
+from pyflannel.kernel.bpf.hooks import Hooks
+from pyflannel.kernel.bpf.kernel_hooks import KernelHooks
+from pyflannel.kernel.bpf.layout import SHARED, Outcome, Settings, pack_settings
+from pyflannel.kernel.bpf.libbpf import Libbpf
+from pyflannel.kernel.bpf.maps import TunnelMaps
+from pyflannel.kernel.bpf.object_file import ObjectFile, read_object
+from pyflannel.kernel.bpf.objects import KernelObjects
+from pyflannel.kernel.bpf.standing import Standing, StandingPrograms, describe, shared_maps
+from pyflannel.kernel.bpf.syscall import opened
+from pyflannel.kernel.link_index import link_index
+from pyflannel.model.bpf_container import BpfContainer
+from pyflannel.model.bpf_peer import BpfPeer
+from pyflannel.model.bpf_program import BpfProgram, Tunnel
+
+
+class FastPath:
+    """Reads and changes what is in the kernel; holds the maps of the tunnels that a plan has.
+
+    `pins` is a directory, which need not exist: see KernelObjects.
+
+    Hooks hold programs, and programs hold maps: all of it stays when this process ends, and the next finds it
+    by looking at the hooks.
+
+    Every method raises:
+        OSError: the kernel refused, or a link is missing.
+        TargetError: libbpf or the object is missing, or the kernel refused a map or a program.
+    """
+
+    def __init__(
+        self,
+        pins: str = "",
+        *,
+        choose_hooks: Callable[[KernelObjects], Hooks] = KernelHooks,
+        read: Callable[[], ObjectFile] = read_object,
+    ) -> None:
+        self._objects = KernelObjects(pins)
+        self.hooks = choose_hooks(self._objects)
+        self._read_object = read
+        self._programs = StandingPrograms(self.hooks, self._objects)
+        self._maps: dict[str, TunnelMaps] = {}
+
+    def close(self) -> None:
+        """Let go of all descriptors; programs and maps stay."""
+        self.hooks.close()
+        for maps in self._maps.values():
+            maps.close()
+        self._maps.clear()
+
+    async def read(self, devices: set[str]) -> list[BpfProgram | BpfPeer | BpfContainer]:
+        """Return all programs of ours, and the entries of the tunnels of these devices."""
+        names = dict(socket.if_nameindex())
+        standing = await self._programs.find(names)
+        self._hold_maps(devices, standing)
+        build = self._object_file.build if standing else b""
+        map_ids = {device: maps.ids for device, maps in self._maps.items()}
+        items: list[BpfProgram | BpfPeer | BpfContainer] = [*describe(standing, names, build, map_ids)]
+        for maps in self._maps.values():
+            items += maps.peers()
+            items += maps.containers(names)
+        return items
+
+    async def attach(self, item: BpfProgram) -> None:
+        """Bring a program to its hook, in the place of any other of its role and tunnel there.
+
+        No packet meets the hook without a program in the meantime.
+        """
+        link, direction = link_index(item.link), item.role.direction
+        maps = (await self._maps_of(item.tunnel.device)).descriptors
+        settings = pack_settings(_settings_of(item.tunnel, self._object_file.build))
+        loaded = self._library.load_program(self._object_file, item.role.value, settings, maps)
+        with opened(loaded.program) as program, opened(loaded.settings) as settings_map:
+            before = await self._of_same_key(link, item)
+            if before:
+                await self.hooks.replace(link, direction, before[0].program.id, program)
+            else:
+                await self.hooks.attach(link, direction, program)
+            for spare in before[1:]:
+                await self.hooks.detach(link, direction, spare.program.id)
+            self._objects.pin(program, [settings_map, *maps.values()])
+        await self._unpin_leftovers()
+
+    async def detach(self, item: BpfProgram) -> None:
+        """Take a program away from its hook, if it is there."""
+        try:
+            link = link_index(item.link)
+        except OSError:
+            return  # the program went with it
+        for one in await self._of_same_key(link, item):
+            await self.hooks.detach(link, item.role.direction, one.program.id)
+        await self._unpin_leftovers()
+
+    async def put_peers(self, device: str, peers: Sequence[BpfPeer]) -> Mapping[int, OSError]:
+        """Make or replace entries of the table of peers; return the refused by their place."""
+        return (await self._maps_of(device)).put_peers(peers)
+
+    async def remove_peers(self, device: str, subnets: Sequence[IPv4Network]) -> Mapping[int, OSError]:
+        """Remove entries of the table of peers, if they are there; return the refused by their place."""
+        return (await self._maps_of(device)).remove_peers(subnets)
+
+    async def put_container(self, container: BpfContainer) -> None:
+        """Make or replace an entry of the table of containers."""
+        (await self._maps_of(container.device)).put_container(container)
+
+    async def remove_container(self, container: BpfContainer) -> None:
+        """Remove an entry of the table of containers, if it is there."""
+        (await self._maps_of(container.device)).remove_container(container.address)
+
+    def counts(self, device: str) -> Mapping[Outcome, tuple[int, int]]:
+        """Return packets and octets by outcome of a tunnel that was read; empty when it has no fast path."""
+        return self._maps[device].counts() if device in self._maps else {}
+
+    @cached_property
+    def _library(self) -> Libbpf:
+        return Libbpf()
+
+    @cached_property
+    def _object_file(self) -> ObjectFile:
+        return self._read_object()
+
+    def _hold_maps(self, devices: set[str], standing: Iterable[Standing]) -> None:
+        """Take over the maps that planned tunnels' programs use, and let go of all others."""
+        for device in self._maps.keys() - devices:
+            self._maps.pop(device).close()
+        for device in devices - self._maps.keys():
+            if found := shared_maps(standing, device, self._objects):
+                self._maps[device] = self._completed(device, found)
+
+    async def _maps_of(self, device: str) -> TunnelMaps:
+        """Return the maps that the tunnel's programs use, or new ones when there is none."""
+        if device not in self._maps:
+            standing = await self._programs.find(dict(socket.if_nameindex()))
+            self._maps[device] = self._completed(device, shared_maps(standing, device, self._objects))
+        return self._maps[device]
+
+    def _completed(self, device: str, found: Mapping[str, int]) -> TunnelMaps:
+        missing = [layout.name for layout in SHARED if layout.name not in found]
+        made = self._library.create_maps(self._object_file, missing) if missing else {}
+        return TunnelMaps(device, {**found, **made})
+
+    async def _of_same_key(self, link: int, item: BpfProgram) -> list[Standing]:
+        return [
+            one
+            for one in await self._programs.find([link])
+            if one.program.role is item.role and one.program.settings.device == item.tunnel.device
+        ]
+
+    async def _unpin_leftovers(self) -> None:
+        """Remove the pins of programs that stand nowhere any more."""
+        if self._objects.has_directory:
+            standing = await self._programs.find(dict(socket.if_nameindex()))
+            programs = [one.program for one in standing]
+            maps = [{program.settings_map_id, *program.map_ids} for program in programs]
+            self._objects.unpin_all_but([program.id for program in programs], set[int]().union(*maps))
+
+
+def _settings_of(tunnel: Tunnel, build: bytes) -> Settings:
+    """Return what a program is given: the links by the indexes that they have now."""
+    return Settings(
+        build=build,
+        device=tunnel.device,
+        device_index=link_index(tunnel.device),
+        underlay_index=link_index(tunnel.underlay),
+        address=tunnel.address,
+        subnet=tunnel.subnet,
+        port=tunnel.port,
+    )

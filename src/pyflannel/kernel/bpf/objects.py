@@ -1,0 +1,88 @@
+"""Programs and maps of the kernel, opened by their identifiers.
+
+That takes CAP_SYS_ADMIN. A daemon without it opens what was pinned: where the directory that it is given is
+a bpffs, each program that it attaches is pinned there with its maps, under their identifiers. What carries
+packets never depends on a pin: the hook holds the program, and the program its maps.
+"""
+
+import contextlib
+import ctypes
+import errno
+import os
+import struct
+from collections.abc import Iterable
+
+from pyflannel.kernel.bpf.syscall import Command, call_bpf, map_info, program_info
+
+_ID = struct.Struct("=III")  # id, next id, flags
+_PIN = struct.Struct("=QII")  # path, descriptor, flags
+
+
+class KernelObjects:
+    """Opens objects by identifier, with the pins in `directory`, which need not exist."""
+
+    def __init__(self, directory: str = "") -> None:
+        self._directory = directory
+
+    def open_program(self, identifier: int) -> int:
+        """Return a descriptor of a program.
+
+        Raises:
+            OSError: ENOENT, it is gone; EPERM, there is neither right nor pin.
+        """
+        return self._open(Command.PROG_GET_FD_BY_ID, identifier, _program_name(identifier))
+
+    def open_map(self, identifier: int) -> int:
+        """Return a descriptor of a map.
+
+        Raises:
+            OSError: ENOENT, it is gone; EPERM, there is neither right nor pin.
+        """
+        return self._open(Command.MAP_GET_FD_BY_ID, identifier, _map_name(identifier))
+
+    def pin(self, program: int, maps: Iterable[int]) -> None:
+        """Pin a program and its maps, given by descriptors; where there is no bpffs nothing happens."""
+        self._pin(program, _program_name(program_info(program).id))
+        for descriptor in maps:
+            self._pin(descriptor, _map_name(map_info(descriptor).id))
+
+    def unpin_all_but(self, programs: Iterable[int], maps: Iterable[int]) -> None:
+        """Remove the pins of all other objects than these, given by identifiers."""
+        kept = {*map(_program_name, programs), *map(_map_name, maps)}
+        with contextlib.suppress(OSError):
+            for name in os.listdir(self._directory):
+                if name not in kept:
+                    os.unlink(os.path.join(self._directory, name))
+
+    @property
+    def has_directory(self) -> bool:
+        """Whether there is a place for pins."""
+        return bool(self._directory) and os.path.isdir(self._directory)
+
+    def _open(self, command: Command, identifier: int, name: str) -> int:
+        try:
+            return call_bpf(command, _ID.pack(identifier, 0, 0))
+        except OSError as error:
+            if error.errno != errno.EPERM or not self._directory:
+                raise
+            try:
+                return self._call_with_path(Command.OBJ_GET, name, 0)
+            except OSError:
+                raise error from None
+
+    def _pin(self, descriptor: int, name: str) -> None:
+        if self.has_directory:
+            with contextlib.suppress(OSError):
+                self._call_with_path(Command.OBJ_PIN, name, descriptor)
+
+    def _call_with_path(self, command: Command, name: str, descriptor: int) -> int:
+        path = ctypes.create_string_buffer(os.fsencode(os.path.join(self._directory, name)))
+        return call_bpf(command, _PIN.pack(ctypes.addressof(path), descriptor, 0))
+
+
+def _program_name(identifier: int) -> str:
+    return f"program-{identifier}"
+
+
+def _map_name(identifier: int) -> str:
+    return f"map-{identifier}"

@@ -1,0 +1,132 @@
+"""Traffic control: the clsact qdisc, and eBPF classifiers in it.
+
+Layout of the body, in octets: family 1, padding 3, index of the link 4, handle 4, parent 4, information 4,
+then attributes. A filter's information is its priority in the upper half, its protocol in the lower. Source:
+linux/rtnetlink.h, struct tcmsg; linux/pkt_sched.h; linux/pkt_cls.h.
+"""
+
+import socket
+import struct
+from dataclasses import dataclass
+
+from pyflannel.wire.netlink.message import (
+    ACK,
+    CREATE,
+    DUMP,
+    EXCLUSIVE,
+    REPLACE,
+    Request,
+    attribute,
+    attributes,
+    integer,
+    nest,
+    text,
+    unpack,
+)
+
+NEW_QDISC = 36
+DELETE_QDISC = 37
+NEW_FILTER = 44
+DELETE_FILTER = 45
+GET_FILTER = 46
+"""nlmsg_type (linux/rtnetlink.h, RTM_NEWQDISC and following)."""
+
+INGRESS = 0xFFFFFFF2
+EGRESS = 0xFFFFFFF3
+"""Parents of filters in a clsact qdisc."""
+
+_LAYOUT = struct.Struct("=B3xiIII")
+_U32 = struct.Struct("=I")
+
+_CLSACT_HANDLE = 0xFFFF0000
+_CLSACT_PARENT = 0xFFFFFFF1
+
+_EVERY_PROTOCOL = socket.htons(0x0003)  # ETH_P_ALL
+
+_KIND = 1
+_OPTIONS = 2
+# Within _OPTIONS of a bpf classifier.
+_DESCRIPTOR = 6
+_NAME = 7
+_FLAGS = 8
+_ID = 11
+_DIRECT_ACTION = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BpfFilter:
+    """An eBPF classifier of a link.
+
+    Attributes:
+        information: priority and protocol.
+        program: identifier of its program.
+    """
+
+    handle: int
+    information: int
+    program: int
+
+
+def create_clsact(link: int) -> Request:
+    """Return the request that gives a link the places for filters; it is refused when it has them."""
+    return Request(NEW_QDISC, ACK | CREATE | EXCLUSIVE, _clsact(link))
+
+
+def delete_clsact(link: int) -> Request:
+    """Return the request that takes them away, and all filters there."""
+    return Request(DELETE_QDISC, ACK, _clsact(link))
+
+
+def dump_filters(link: int, parent: int) -> Request:
+    """Return the request for the filters of one side of a link."""
+    return Request(GET_FILTER, DUMP, _LAYOUT.pack(0, link, 0, parent, 0))
+
+
+def parse_filter(body: bytes) -> BpfFilter | None:
+    """Return the eBPF classifier of a message's body; None for anything else.
+
+    Raises:
+        WireError: too short, or an attribute does not fit.
+    """
+    _, _, handle, _, information = unpack(_LAYOUT, body)
+    found = attributes(body, _LAYOUT.size)
+    if text(found.get(_KIND, b"")) != "bpf":
+        return None
+    program = attributes(found.get(_OPTIONS, b"")).get(_ID)
+    if program is None:
+        return None  # the head of a list of them
+    return BpfFilter(handle=handle, information=information, program=integer(program))
+
+
+def create_filter(link: int, parent: int, name: str, program: int) -> Request:
+    """Return the request that adds a program, given by descriptor, which decides itself over packets.
+
+    The kernel gives it a priority of its own.
+    """
+    body = _LAYOUT.pack(0, link, 0, parent, _EVERY_PROTOCOL) + _options(name, program)
+    return Request(NEW_FILTER, ACK | CREATE | EXCLUSIVE, body)
+
+
+def replace_filter(link: int, parent: int, old: BpfFilter, name: str, program: int) -> Request:
+    """Return the request that puts a program into the place of another, at once."""
+    body = _LAYOUT.pack(0, link, old.handle, parent, old.information) + _options(name, program)
+    return Request(NEW_FILTER, ACK | CREATE | REPLACE, body)
+
+
+def delete_filter(link: int, parent: int, old: BpfFilter) -> Request:
+    """Return the request that takes a program away."""
+    body = _LAYOUT.pack(0, link, old.handle, parent, old.information) + attribute(_KIND, b"bpf\0")
+    return Request(DELETE_FILTER, ACK, body)
+
+
+def _clsact(link: int) -> bytes:
+    return _LAYOUT.pack(0, link, _CLSACT_HANDLE, _CLSACT_PARENT, 0) + attribute(_KIND, b"clsact\0")
+
+
+def _options(name: str, program: int) -> bytes:
+    return attribute(_KIND, b"bpf\0") + nest(
+        _OPTIONS,
+        attribute(_DESCRIPTOR, _U32.pack(program)),
+        attribute(_NAME, name.encode() + b"\0"),
+        attribute(_FLAGS, _U32.pack(_DIRECT_ACTION)),
+    )

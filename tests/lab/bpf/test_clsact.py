@@ -1,0 +1,123 @@
+"""The fast path where the kernel has no tcx: programs are classifiers of a clsact qdisc."""
+
+import errno
+import subprocess
+
+import pytest
+
+from pyflannel.kernel.bpf.clsact import ClsactHooks
+from pyflannel.kernel.bpf.kernel_hooks import KernelHooks
+from pyflannel.kernel.bpf.tcx import TcxHooks
+from pyflannel.model.bpf_program import Role
+from pyflannel.model.operation import Remove, Replace
+from pyflannel.model.state import State
+
+
+def clsact(objects):
+    return ClsactHooks()
+
+
+class KernelWithoutTcx(TcxHooks):
+    """What a kernel before 6.6 answers."""
+
+    async def programs(self, link, direction):
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+
+@pytest.fixture
+def classified(hosts):
+    """Two hosts whose classifiers know each other."""
+    one, two = hosts
+    one.heal(one.plan(two.peer()), clsact)
+    two.heal(two.plan(one.peer()), clsact)
+    return hosts
+
+
+def test_containers_reach_each_other(classified, send_stream):
+    one, two = classified
+
+    assert one.container.ping(two.container.address)[0] == 3
+    assert send_stream(one.container, two.container)
+
+
+def test_what_was_applied_is_read_back_by_another_process(classified):
+    one, two = classified
+
+    assert one.snapshot(one.plan(two.peer()), clsact) == one.plan(two.peer())
+    assert "flannel_encap direct-action" in one.namespace.command(
+        "tc", "filter", "show", "dev", "flannel0", "egress"
+    )
+
+
+def test_a_deleted_filter_is_noticed_and_comes_back(classified, listen, make_target):
+    one, two = classified
+    desired = one.plan(two.peer())
+
+    async def delete(target):
+        await target.snapshot(desired)
+        async with listen(target.changes()) as wakes:
+            one.namespace.command("tc", "qdisc", "delete", "dev", "eth0", "clsact")
+            await wakes.next()
+
+    one.act(delete, clsact)
+    assert [operation.item for operation in one.heal(desired, clsact)] == [one.program(Role.DECAPSULATE)]
+    assert one.container.ping(two.container.address)[0] == 3
+
+
+def test_no_packet_is_lost_while_programs_are_replaced(classified):
+    one, two = classified
+    programs = [one.program(role) for role in Role]
+    pinging = subprocess.Popen(
+        [
+            *("ip", "netns", "exec", one.container.namespace.name),
+            *("ping", "-q", "-i", "0.001", "-c", "500", "-W", "2", two.container.address),
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+    async def replace_all(target):
+        while pinging.poll() is None:
+            assert await target.apply([Replace(program, program) for program in programs]) == []
+
+    one.act(replace_all, clsact)
+
+    assert " 500 received" in pinging.communicate()[0]
+
+
+def test_the_qdisc_goes_with_the_last_filter_of_anybody(classified):
+    one = classified[0]
+    tc = ("tc", "filter", "add", "dev", "eth0", "ingress", "protocol", "all")
+    one.namespace.command(*tc, "u32", "match", "u32", "0", "0")
+
+    one.heal(State.EMPTY, clsact)
+
+    assert one.snapshot(State.EMPTY, clsact) == State.EMPTY
+    assert "clsact" in one.namespace.command("tc", "qdisc", "show", "dev", "eth0")
+    assert "clsact" not in one.namespace.command("tc", "qdisc", "show", "dev", "flannel0")
+
+
+def test_removing_a_filter_that_is_gone_is_no_failure(classified):
+    one = classified[0]
+    gone = [Remove(one.program(role)) for role in Role]
+
+    assert one.act(lambda target: target.apply([*gone, *gone]), clsact) == []
+
+
+def test_a_kernel_without_tcx_gets_classifiers(hosts):
+    one, two = hosts
+
+    def old_kernel(objects):
+        return KernelHooks(objects, tcx=KernelWithoutTcx(objects))
+
+    one.heal(one.plan(two.peer()), old_kernel)
+
+    assert one.snapshot(one.plan(two.peer()), clsact) == one.plan(two.peer())
+
+
+def test_this_kernel_gets_tcx(hosts):
+    one, two = hosts
+
+    one.heal(one.plan(two.peer()), KernelHooks)
+
+    assert one.snapshot(one.plan(two.peer())) == one.plan(two.peer())
