@@ -1,10 +1,10 @@
 """What every level of the tests shares: `--long`, the fixture that tells of it, and laws without clocks."""
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 # Machines are slow at times: how long an example takes says nothing about a law.
-settings.register_profile("pyflannel", deadline=None)
+settings.register_profile("pyflannel", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("pyflannel")
 
 

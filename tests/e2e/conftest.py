@@ -3,13 +3,14 @@
 import base64
 import json
 import os
+import random
 import re
 import signal
 import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -26,16 +27,31 @@ from pyflannel.lab.together import together
 from pyflannel.lab.topology import COOKBOOK, LEFT, Topology
 from pyflannel.lab.waiting import wait_until
 
-START_S = 15
-SOON_S = 15.0
+START_S = 60
+SOON_S = 30.0
+"""Far more than anything awaited here takes; a machine that does other things too is no failure."""
+
 NETWORK_CONFIG = '{"Network":"10.100.0.0/16"}'
 _labs = count(1)
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a port of loopback that nobody listens on.
+
+    None of those that the kernel gives to clients: one of these could have it before the server comes, or
+    comes back.
+    """
+    while True:
+        port = random.randrange(10_000, 30_000)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
+@pytest.fixture(name="free_port", scope="session")
+def _free_port() -> Callable[[], int]:
+    """Finds a port of loopback that nobody listens on."""
+    return free_port
 
 
 class Etcd:

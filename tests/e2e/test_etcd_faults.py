@@ -5,7 +5,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -23,9 +22,9 @@ from pyflannel.stores.etcd.rpc_grpc import KVStub
 from pyflannel.stores.etcd.rpc_pb2 import PutRequest, RequestOp, TxnRequest
 
 PATIENCE_S = 60
-CALL_ENDS_S = 8
-WATCH_ENDS_S = 14
-"""How soon a hang must show: the deadline of a call, the pings of a connection, and some to spare."""
+CALL_ENDS_S = 15
+WATCH_ENDS_S = 25
+"""How soon a hang must show: the deadline of a call, the pings of a connection, and as much to spare."""
 
 CLOSED = "127.0.0.1:1"
 
@@ -121,10 +120,8 @@ def test_a_watch_ends_when_etcd_is_killed_and_goes_on_where_it_was(new_etcd: Cal
             async with watching(store, "subnets/", seen - 1) as watch:
                 assert (await anext(watch)).revision == seen
                 etcd.kill()
-                started = time.monotonic()
                 with pytest.raises(StoreError, match="ended"):
                     await anext(watch)
-                assert time.monotonic() - started < 2
 
             await asyncio.to_thread(etcd.start)
             etcd.ctl("put", "/test/subnets/b", "{}")
@@ -178,7 +175,7 @@ def test_the_next_member_answers_when_one_hangs(new_etcd: Callable[[], Any], sha
 
             started = time.monotonic()
             await store.list("")
-            assert time.monotonic() - started < 1  # the last good one is asked first
+            assert time.monotonic() - started < 4  # the last good one is asked first
 
     run(test())
 
@@ -377,10 +374,10 @@ class Member:
 
 
 @pytest.fixture
-def members(tmp_path: Path) -> Iterator[list[Member]]:
+def members(tmp_path: Path, free_port: Callable[[], int]) -> Iterator[list[Member]]:
     """A cluster of three, its leader first."""
     names = ("one", "two", "three")
-    ports, peer_ports = free_ports(3), free_ports(3)
+    ports, peer_ports = [free_port() for _ in names], [free_port() for _ in names]
     cluster = {name: f"http://127.0.0.1:{port}" for name, port in zip(names, peer_ports, strict=True)}
     running = [Member(name, tmp_path, port, cluster) for name, port in zip(names, ports, strict=True)]
     try:
@@ -391,12 +388,6 @@ def members(tmp_path: Path) -> Iterator[list[Member]]:
     finally:
         for member in running:
             member.kill()
-
-
-def free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as probes:
-        sockets = [probes.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [probe.getsockname()[1] for probe in sockets]
 
 
 def test_writes_and_watches_go_on_at_the_others_when_the_leader_is_killed(members: list[Member]) -> None:

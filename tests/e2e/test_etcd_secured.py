@@ -26,7 +26,7 @@ from pyflannel.lab.program import Program
 from pyflannel.lab.together import together
 from pyflannel.lab.waiting import wait_until
 
-SOON_S = 20.0
+SOON_S = 40.0
 ADDRESS = "10.10.10.1"
 """Of the members, in their certificates; 192.168.50.1 leads to them too, and is in none."""
 
@@ -159,15 +159,22 @@ class Secured:
         return said
 
     def leader(self) -> str:
-        statuses = json.loads(self.etcdctl("endpoint", "status", "--write-out=json"))
-        (leader,) = (
-            name
-            for name, port in PORTS.items()
-            for status in statuses
-            if status["Endpoint"].endswith(f":{port}")
-            and status["Status"]["header"]["member_id"] == status["Status"]["leader"]
-        )
-        return leader
+        """Return the member that leads, once there is one."""
+        leaders: list[str] = []
+
+        def look() -> bool:
+            statuses = json.loads(self.etcdctl("endpoint", "status", "--write-out=json", check=False) or "[]")
+            leaders[:] = [
+                name
+                for name, port in PORTS.items()
+                for status in statuses
+                if status["Endpoint"].endswith(f":{port}")
+                and status["Status"]["header"]["member_id"] == status["Status"]["leader"]
+            ]
+            return len(leaders) == 1
+
+        wait_until(look, what="a leader", deadline_s=SOON_S)
+        return leaders[0]
 
     def flags(self, host: str, **others: str) -> list[str]:
         """Return flanneld's flags on a host; `others` replace or add some."""
@@ -325,10 +332,11 @@ def test_users_are_asked_for_later(secured: Secured, network: Any, pings: Any) -
 def test_the_leader_is_killed(secured: Secured, network: Any, pings: Any) -> None:
     """The others serve at once, and the one that comes back knows no token of before."""
     leader = secured.leader()
+    acquired = network.log("docker1").count("Lease acquired again")
 
     secured.members[leader].kill()
     secured.lose_lease("docker1")
-    network.wait_logged("docker1", "Lease acquired again")
+    network.wait_logged("docker1", "Lease acquired again", times=acquired + 1)
     secured.start_member(leader)
 
     network.wait_ready("docker1")

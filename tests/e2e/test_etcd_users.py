@@ -15,7 +15,7 @@ from pyflannel.model.secret import Secret
 from pyflannel.model.store_record import Changes, Put, Written
 from pyflannel.ports.store import Store
 
-PATIENCE_S = 30
+PATIENCE_S = 90
 PASSWORD = "correct-horse"
 
 

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.skipif(
 
 TWO_HOSTS = Topology(COOKBOOK.segments, (COOKBOOK.hosts[0], COOKBOOK.hosts[2]))
 DOCKER_OPTIONS = Path("/etc/default/docker")
-SOON_S = 15.0
+SOON_S = 30.0
 PORT = 7007
 
 TELLING = """
@@ -44,7 +44,7 @@ with socket.create_server(("", int(sys.argv[1]))) as server:
 
 ASKING = """
 import socket, sys
-with socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=5) as server:
+with socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=20) as server:
     print(server.recv(64).decode())
 """
 

@@ -9,7 +9,7 @@ import pytest
 
 from pyflannel.lab.waiting import wait_until
 
-SOON_S = 15.0
+SOON_S = 30.0
 PORT = 8081
 FOREIGN = '{"PublicIP":"203.0.113.9","PublicIPv6":null,"Pyflannel":{"Owner":"somebody-else"}}'
 """A lease of a host that is not there."""

@@ -13,7 +13,7 @@ from pyflannel.lab.docker_engine import DockerContainer
 from pyflannel.lab.host import Host
 from pyflannel.lab.image import write_image
 from pyflannel.lab.lab import Lab
-from pyflannel.lab.lab_directory import ROOT
+from pyflannel.lab.lab_directory import ROOT, nobody_removes
 from pyflannel.lab.together import together
 from pyflannel.lab.traffic import ping_all
 from pyflannel.lab.web import fetch, serving
@@ -74,7 +74,7 @@ def test_four_engines_side_by_side() -> None:
 
 
 HOLDER = """
-import os, signal, sys
+import signal, sys
 from pyflannel.lab.image import write_image
 from pyflannel.lab.lab import Lab
 from pyflannel.lab.web import serving
@@ -85,14 +85,20 @@ with Lab(sys.argv[1]) as lab:
     write_image(lab.directory / "busybox.tar")
     host.engine.import_image(lab.directory / "busybox.tar")
     host.engine.run_container("web", serving("page", name="web"))
-    os.kill(os.getpid(), signal.SIGKILL)
+    print("up", flush=True)
+    signal.pause()
 """
 
 
 def test_what_a_killed_run_left_of_docker_goes_with_the_next() -> None:
     """Containers, their control groups and overlays too."""
-    subprocess.run([sys.executable, "-c", HOLDER, NAME], check=False)
-    left = control_groups(NAME)
+    with subprocess.Popen([sys.executable, "-c", HOLDER, NAME], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "up\n"
+        with nobody_removes():
+            holder.kill()
+            holder.wait()
+            left = control_groups(NAME)
 
     with Lab(NAME) as lab:
         clean = control_groups(NAME)

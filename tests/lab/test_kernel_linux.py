@@ -130,7 +130,10 @@ def test_one_pass_undoes_the_damage(namespace, target, damage):
 
 @given(st.lists(st.sampled_from([words for damage in DAMAGE.values() for words in damage]), max_size=6))
 @settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], database=None
+    max_examples=25,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    database=None,
 )
 def test_one_pass_undoes_any_heap_of_damage(namespace, target, damage):
     """Whatever was done, in whatever order; some of it cannot be done after other things."""

@@ -121,9 +121,9 @@ def test_the_clock_counts_from_boot_and_sleeps_by_its_own_count() -> None:
 
     asyncio.run(clock.sleep(0.05))
 
-    assert 0.05 <= clock.now() - before < 5
-    assert abs(clock.now() - time.clock_gettime(time.CLOCK_BOOTTIME)) < 5
-    assert abs(clock.utc() - time.time()) < 5
+    assert 0.05 <= clock.now() - before < 30
+    assert abs(clock.now() - time.clock_gettime(time.CLOCK_BOOTTIME)) < 30
+    assert abs(clock.utc() - time.time()) < 30
 
 
 @pytest.mark.parametrize("is_abstract", [False, True])
@@ -131,7 +131,7 @@ def test_the_service_manager_hears_it(tmp_path: Path, monkeypatch, is_abstract: 
     name = f"@{tmp_path}" if is_abstract else str(tmp_path / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(name.replace("@", "\0", 1))
-        manager.settimeout(5)
+        manager.settimeout(20)
         monkeypatch.setenv("NOTIFY_SOCKET", name)
 
         assert notify("READY=1\nSTATUS=packets can flow")

@@ -60,7 +60,7 @@ def test_the_holder_is_found_and_stopped(lock: Path, hold: Hold) -> None:
     stopped = asyncio.run(stop_daemon(lock))
 
     assert found == stopped == daemon.pid
-    assert daemon.wait(5) == -15
+    assert daemon.wait(20) == -15
     assert running_daemon(lock) is None
 
 

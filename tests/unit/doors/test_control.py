@@ -102,7 +102,7 @@ def ask(path: Path, daemon: Daemon, question: Callable[[ControlClient], Awaitabl
     async def exchange() -> Answer:
         serving = asyncio.ensure_future(serve_control(path, daemon))
         try:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 while not path.exists() and not serving.done():
                     await asyncio.sleep(0)
                 return await question(ControlClient(path))
@@ -149,7 +149,7 @@ def test_a_bad_config_is_refused_and_not_written(tmp_path: Path, text: str) -> N
     body = text.encode(errors="surrogateescape")
 
     async def put(_: ControlClient) -> int:
-        return (await request(tmp_path / "s", "PUT", "/v1/config", body=body, deadline_s=5)).status
+        return (await request(tmp_path / "s", "PUT", "/v1/config", body=body, deadline_s=20)).status
 
     assert ask(tmp_path / "s", daemon, put) == 422
     assert daemon.config is None
@@ -191,7 +191,7 @@ def test_a_socket_that_somebody_deletes_is_made_again(
     async def delete_and_ask() -> Status:
         serving = asyncio.ensure_future(serve_control(path, Daemon(), look_s=0.01))
         try:
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(20):
                 for is_damaged in (False, True):
                     while not path.exists():
                         await asyncio.sleep(0.001)
@@ -224,6 +224,6 @@ def test_no_daemon_is_not_ready(tmp_path: Path) -> None:
 
 def test_what_is_not_the_daemon_is_said(tmp_path: Path) -> None:
     async def ask_elsewhere(_: ControlClient) -> int:
-        return (await request(tmp_path / "s", "GET", "/v2/status", deadline_s=5)).status
+        return (await request(tmp_path / "s", "GET", "/v2/status", deadline_s=20)).status
 
     assert ask(tmp_path / "s", Daemon(), ask_elsewhere) == 404

@@ -57,7 +57,7 @@ def test_it_is_served_on_every_kind_of_address(ip: str) -> None:
 
     async def ask() -> bytes:
         task = asyncio.create_task(serve_health(listener, Host()))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             reader, writer = await asyncio.open_connection(loopback, port)
             writer.write(b"GET /readyz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
             said = await reader.read()

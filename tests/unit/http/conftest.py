@@ -38,7 +38,7 @@ def serve(tmp_path: Path) -> Serve:
         async with asyncio.TaskGroup() as tasks:
             task = tasks.create_task(server.serve(listener))
             try:
-                async with asyncio.timeout(10):
+                async with asyncio.timeout(30):
                     yield path
             finally:
                 task.cancel()

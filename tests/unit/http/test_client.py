@@ -33,7 +33,7 @@ async def answering(path: Path, octets: bytes) -> AsyncIterator[None]:
         server.close()
 
 
-def ask(path: Path, octets: bytes, *, deadline_s: float = 5.0) -> bytes:
+def ask(path: Path, octets: bytes, *, deadline_s: float = 20.0) -> bytes:
     async def exchange() -> bytes:
         async with answering(path, octets):
             return (await request(path, "GET", "/", deadline_s=deadline_s)).body
@@ -46,7 +46,7 @@ def test_a_body_of_a_megabyte_comes_back_whole(serve: Serve) -> None:
 
     async def exchange() -> bytes:
         async with serve() as path:
-            return (await request(path, "PUT", "/echo", body=body, deadline_s=5)).body
+            return (await request(path, "PUT", "/echo", body=body, deadline_s=20)).body
 
     assert asyncio.run(exchange()) == body
 
@@ -72,4 +72,4 @@ def test_silence_ends_at_the_deadline(tmp_path: Path) -> None:
 
 def test_nobody_there_is_said_at_once(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        asyncio.run(request(tmp_path / "s", "GET", "/", deadline_s=5))
+        asyncio.run(request(tmp_path / "s", "GET", "/", deadline_s=20))

@@ -165,7 +165,7 @@ def test_a_client_that_does_not_take_its_answer_is_let_go(serve: Serve) -> None:
                 client.send(GET)
                 hang_up = select.poll()
                 hang_up.register(client, select.POLLHUP)
-                return len(await asyncio.to_thread(hang_up.poll, 5000))
+                return len(await asyncio.to_thread(hang_up.poll, 20_000))
 
     assert asyncio.run(ask()) == 1
 
@@ -193,7 +193,7 @@ def test_clients_beyond_the_bound_are_turned_away_and_the_rest_served(serve: Ser
 def test_a_place_is_free_again_after_its_client_left(serve: Serve) -> None:
     async def ask() -> list[int]:
         async with serve(limits=Limits(connections=1)) as path:
-            return [(await request(path, "GET", "/echo", deadline_s=5)).status for _ in range(5)]
+            return [(await request(path, "GET", "/echo", deadline_s=20)).status for _ in range(5)]
 
     assert asyncio.run(ask()) == [200] * 5
 
@@ -219,8 +219,8 @@ def test_a_handler_that_fails_costs_one_answer(serve: Serve, caplog: pytest.LogC
 
     async def ask() -> tuple[int, int]:
         async with serve({("GET", "/echo"): broken}) as path:
-            first = await request(path, "GET", "/echo", deadline_s=5)
-            second = await request(path, "GET", "/elsewhere", deadline_s=5)
+            first = await request(path, "GET", "/echo", deadline_s=20)
+            second = await request(path, "GET", "/elsewhere", deadline_s=20)
             return first.status, second.status
 
     with caplog.at_level(logging.ERROR):
@@ -237,13 +237,17 @@ def test_a_handler_that_hangs_is_ended(serve: Serve) -> None:
 
     async def ask() -> int:
         async with serve({("GET", "/echo"): hanging}, limits=Limits(handler_s=0.05)) as path:
-            return (await request(path, "GET", "/echo", deadline_s=5)).status
+            return (await request(path, "GET", "/echo", deadline_s=20)).status
 
     assert asyncio.run(ask()) == 504
 
 
 @given(octets=st.binary(max_size=300) | st.binary(max_size=60).map(lambda tail: GET + tail))
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(
+    max_examples=60,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    deadline=None,
+)
 def test_no_octets_at_all_harm_the_server(serve: Serve, octets: bytes) -> None:
     """Whatever one client sends, the next one is served."""
 
@@ -254,6 +258,6 @@ def test_no_octets_at_all_harm_the_server(serve: Serve, octets: bytes) -> None:
             writer.write_eof()
             await reader.read()
             writer.close()
-            return (await request(path, "GET", "/echo", deadline_s=5)).status
+            return (await request(path, "GET", "/echo", deadline_s=20)).status
 
     assert asyncio.run(ask()) == 200

@@ -67,7 +67,7 @@ def test_several_processes_create_the_file_at_once(path: Path) -> None:
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(4)
     ]
 
-    answers = [process.communicate(timeout=30)[0].split("(")[0] for process in processes]
+    answers = [process.communicate(timeout=60)[0].split("(")[0] for process in processes]
 
     assert sorted(answers) == ["Conflict", "Conflict", "Conflict", "Written"]
 

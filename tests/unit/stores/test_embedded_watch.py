@@ -46,7 +46,7 @@ def test_every_write_wakes_the_watch(tmp_path: Path, monkeypatch: pytest.MonkeyP
                     waiting = asyncio.ensure_future(anext(watch))
                     written = await writer.write(Put(key=key, value=b"", ttl_s=None, expected=0))
                     assert isinstance(written, Written)
-                    async with asyncio.timeout(10):
+                    async with asyncio.timeout(30):
                         assert (await waiting).revision == written.revision
         finally:
             busy.set()

@@ -62,7 +62,7 @@ def version_with(server: TlsFiles, newest: ssl.TLSVersion = ssl.TLSVersion.TLSv1
 
         listener = await asyncio.start_server(accepted, "127.0.0.1", 0, ssl=serving)
         port = listener.sockets[0].getsockname()[1]
-        async with listener, asyncio.timeout(10):
+        async with listener, asyncio.timeout(30):
             _, writer = await asyncio.open_connection(
                 "127.0.0.1", port, ssl=TlsFiles(ca=server.ca).context(), server_hostname="localhost"
             )
