@@ -169,6 +169,12 @@ DAMAGE = {
     "entry replaced": [ENTRY_2.format("replace") + " dst 10.7.0.99 self permanent"],
     "entry that ages": [ENTRY_2.format("replace") + " dst 10.7.0.2 self dynamic"],
     "entry by another port": [ENTRY_2.format("replace") + " dst 10.7.0.2 port 99 self permanent"],
+    "entry by next hops": [
+        "nexthop add id 5 via 10.7.0.2 fdb",
+        "nexthop add id 10 group 5 fdb",
+        ENTRY_2.format("delete"),
+        ENTRY_2.format("add") + " nhid 10 self permanent",
+    ],
     "entry by another VNI": [ENTRY_2.format("replace") + " dst 10.7.0.2 vni 99 self permanent"],
     "entry added": ["fdb append 0e:00:00:00:00:77 dev flannel.1 dst 10.7.0.77 self permanent"],
     "default entries added": [
@@ -220,6 +226,37 @@ def test_damage_wakes_a_pass_that_undoes_it(namespace, target, listen, damage: l
     namespace.run(work)
 
     assert all_shown(namespace) == before
+
+
+@pytest.mark.usefixtures("underlay")
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (DAMAGE["neighbour that ages"], replace(NEIGHBOUR, is_permanent=False)),
+        (DAMAGE["neighbour that failed"], replace(NEIGHBOUR, is_permanent=False, mac="")),
+        (DAMAGE["entry that ages"], replace(ENTRY, is_permanent=False)),
+        (DAMAGE["entry by another port"], replace(ENTRY, is_plain=False)),
+        (DAMAGE["entry by next hops"], replace(ENTRY, destination=IPv4Address(0), is_plain=False)),
+        (
+            DAMAGE["default entries added"],
+            FdbEntry(
+                link="flannel.1",
+                mac="00:00:00:00:00:00",
+                destination=IPv4Address("10.7.0.77"),
+                others=(IPv4Address("10.7.0.78"),),
+            ),
+        ),
+        (DAMAGE["route of host-gw by a mark of another"], replace(DIRECT, protocol=3)),
+        (DAMAGE["source"], replace(DEVICE, vxlan=replace(VXLAN, local=IPv4Address("10.8.0.1")))),
+        (DAMAGE["checksums"], replace(DEVICE, vxlan=replace(VXLAN, offloads_checksums=False))),
+    ],
+)
+def test_a_snapshot_says_what_is_in_the_place_of_the_planned(namespace, target, words, found) -> None:
+    target.heal(PLAN)
+    for each in words:
+        do(namespace.command, each)
+
+    assert found in target.snapshot(PLAN)
 
 
 @given(st.lists(st.sampled_from([words for damage in DAMAGE.values() for words in damage]), max_size=5))
