@@ -76,6 +76,8 @@ class FastPath:
         settings = pack_settings(_settings_of(item.tunnel, self._object_file.build))
         loaded = self._library.load_program(self._object_file, item.role.value, settings, maps)
         with opened(loaded.program) as program, opened(loaded.settings) as settings_map:
+            self._objects.pin(program, [settings_map, *maps.values()])
+            self._objects.prove(program)
             before = await self._of_same_key(link, item)
             if before:
                 await self.hooks.replace(link, direction, before[0].program.id, program)
@@ -83,7 +85,6 @@ class FastPath:
                 await self.hooks.attach(link, direction, program)
             for spare in before[1:]:
                 await self.hooks.detach(link, direction, spare.program.id)
-            self._objects.pin(program, [settings_map, *maps.values()])
         await self._unpin_leftovers()
 
     async def detach(self, item: BpfProgram) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from pyflannel.kernel.bpf.syscall import Command, call_bpf, map_info, program_info
 
 _ID = struct.Struct("=III")  # id, next id, flags
+_PREFIXES = ("program-", "map-")
 _PIN = struct.Struct("=QII")  # path, descriptor, flags
 
 
@@ -46,12 +47,20 @@ class KernelObjects:
         for descriptor in maps:
             self._pin(descriptor, _map_name(map_info(descriptor).id))
 
+    def prove(self, program: int) -> None:
+        """Return when a program, given by descriptor, will be found again by a daemon like this one.
+
+        Raises:
+            OSError: EPERM, there is neither right nor pin: attached it could be replaced by nobody.
+        """
+        os.close(self.open_program(program_info(program).id))
+
     def unpin_all_but(self, programs: Iterable[int], maps: Iterable[int]) -> None:
         """Remove the pins of all other objects than these, given by identifiers."""
         kept = {*map(_program_name, programs), *map(_map_name, maps)}
         with contextlib.suppress(OSError):
             for name in os.listdir(self._directory):
-                if name not in kept:
+                if name.startswith(_PREFIXES) and name not in kept:
                     os.unlink(os.path.join(self._directory, name))
 
     @property
@@ -81,8 +90,8 @@ class KernelObjects:
 
 
 def _program_name(identifier: int) -> str:
-    return f"program-{identifier}"
+    return f"{_PREFIXES[0]}{identifier}"
 
 
 def _map_name(identifier: int) -> str:
-    return f"map-{identifier}"
+    return f"{_PREFIXES[1]}{identifier}"

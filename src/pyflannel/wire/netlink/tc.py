@@ -5,7 +5,6 @@ then attributes. A filter's information is its priority in the upper half, its p
 linux/rtnetlink.h, struct tcmsg; linux/pkt_sched.h; linux/pkt_cls.h.
 """
 
-import socket
 import struct
 from dataclasses import dataclass
 
@@ -41,7 +40,7 @@ _U32 = struct.Struct("=I")
 _CLSACT_HANDLE = 0xFFFF0000
 _CLSACT_PARENT = 0xFFFFFFF1
 
-_EVERY_PROTOCOL = socket.htons(0x0003)  # ETH_P_ALL
+_EVERY_PROTOCOL = integer((0x0003).to_bytes(2, "big"))  # ETH_P_ALL, in network order
 
 _KIND = 1
 _OPTIONS = 2

@@ -1,0 +1,113 @@
+"""What the fast path needs: rights, and a bpffs where one of them is missing."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from pyflannel.model.bpf_program import Role
+from pyflannel.model.state import State
+
+# Fills an empty host as a daemon with the given rights does; it prints what it did, and what was refused.
+DAEMON = """
+import asyncio, json, pickle, sys
+from pyflannel.kernel.bpf.fast_path import FastPath
+from pyflannel.kernel.bpf.target import BpfTarget
+from pyflannel.plan.diff import diff
+from pyflannel.plan.order import order
+
+async def make_pass(target, desired):
+    operations = order(diff(desired, await target.snapshot(desired)))
+    refused = await target.apply(operations)
+    return [len(operations), [[refusal.cause, refusal.hint] for refusal in refused]]
+
+target = BpfTarget(FastPath(sys.argv[1]))
+print(json.dumps(asyncio.run(make_pass(target, pickle.load(sys.stdin.buffer)))))
+"""
+
+
+def run_daemon(host, desired, rights: str, pins="") -> list:
+    done = subprocess.run(
+        [
+            *("ip", "netns", "exec", host.namespace.name, "setpriv"),
+            *(f"--bounding-set=-all{rights}", f"--inh-caps=-all{rights}"),
+            *(sys.executable, "-c", DAEMON, str(pins)),
+        ],
+        input=pickle.dumps(desired),
+        capture_output=True,
+        check=True,
+    )
+    return json.loads(done.stdout)
+
+
+@pytest.fixture
+def bpffs(tmp_path):
+    """A bpffs, for pins."""
+    directory = tmp_path / "bpf"
+    directory.mkdir()
+    subprocess.run(["mount", "-t", "bpf", "bpf", directory], check=True)
+    try:
+        yield directory
+    finally:
+        subprocess.run(["umount", directory], check=True)
+
+
+def test_without_the_right_to_bpf_everything_is_refused(hosts):
+    one, two = hosts
+    desired = one.plan(two.peer())
+
+    operations, refused = run_daemon(one, desired, ",+net_admin")
+
+    assert operations == len(refused) == len(desired)
+    assert all("EPERM" in cause and "CAP_BPF" in hint for cause, hint in refused)
+
+
+def test_without_pins_a_daemon_that_could_not_replace_its_programs_attaches_none(hosts, tmp_path):
+    one, two = hosts
+
+    _, refused = run_daemon(one, one.plan(two.peer()), ",+bpf,+net_admin", tmp_path)
+
+    assert len(refused) == len(Role)
+    assert all("EPERM" in cause and "bpffs" in hint for cause, hint in refused)
+    assert one.snapshot(one.plan(two.peer())) == State.EMPTY
+
+
+def test_with_pins_two_rights_are_enough(hosts, bpffs):
+    one, two = hosts
+    two.heal(two.plan(one.peer()))
+    desired = one.plan(two.peer())
+
+    assert run_daemon(one, desired, ",+bpf,+net_admin", bpffs) == [len(desired), []]
+    assert run_daemon(one, desired, ",+bpf,+net_admin", bpffs) == [0, []]
+    assert one.container.ping(two.container.address)[0] == 3
+
+
+def test_pins_go_with_what_they_stand_for(hosts, bpffs):
+    one, two = hosts
+    rights = ",+bpf,+net_admin"
+    empty = sorted(os.listdir(bpffs))
+    run_daemon(one, one.plan(two.peer()), rights, bpffs)
+    names = os.listdir(bpffs)
+    others = [replace(one.program(role), tunnel=replace(one.tunnel, port=9)) for role in Role]
+
+    run_daemon(one, State.of(*others) | one.plan(two.peer()), rights, bpffs)
+
+    assert len(os.listdir(bpffs)) == len(names)
+
+    run_daemon(one, State.EMPTY, rights, bpffs)
+    assert sorted(os.listdir(bpffs)) == empty
+
+
+def test_programs_stay_when_the_pins_go(hosts, bpffs):
+    one, two = hosts
+    two.heal(two.plan(one.peer()))
+    run_daemon(one, one.plan(two.peer()), ",+bpf,+net_admin", bpffs)
+
+    for pin in bpffs.glob("*-*"):
+        pin.unlink()
+
+    assert one.container.ping(two.container.address)[0] == 3
