@@ -82,9 +82,9 @@ def ready(namespace) -> None:
 
 
 @asynccontextmanager
-async def standing(listen, plan: State = PLAN) -> AsyncIterator:
+async def standing(listen, plan: State = PLAN, **options) -> AsyncIterator:
     """Yield a target with the plan in place and its wake-ups, all that was announced of that heard."""
-    linux = LinuxTarget()
+    linux = LinuxTarget(**options)
     try:
         assert await make_pass(linux, plan) == []
         async with listen(linux.changes()) as wakes:
@@ -201,25 +201,19 @@ def test_an_underlay_that_goes_and_comes_again_wakes_and_is_followed(namespace, 
 @pytest.mark.usefixtures("ready")
 def test_lost_notifications_are_one_wake_up(namespace, listen) -> None:
     """More came than the buffer holds while nobody listened; one look finds whatever was done."""
+    churn = "\n".join(
+        f"route {verb} 10.150.{number}.0/24 dev eth0"  # of no concern to us
+        for number in range(250)
+        for verb in ("add", "delete")
+    )
 
     async def work() -> None:
-        linux = LinuxTarget(notification_octets=1 << 14)
-        try:
-            assert await make_pass(linux) == []
-            await linux.snapshot(PLAN)
-            churn = "\n".join(
-                f"route {verb} 10.150.{number}.0/24 dev eth0"  # of no concern to us
-                for number in range(250)
-                for verb in ("add", "delete")
-            )
+        async with standing(listen, notification_octets=1 << 14) as (linux, wakes):
             namespace.command("ip", "-batch", "-", given=churn)
             namespace.ip("route delete 10.100.2.0/24")
-            async with listen(linux.changes()) as wakes:
-                assert await wakes.silence() == 1
+            assert await wakes.silence() == 1
             assert await make_pass(linux) == []
             assert ours(await linux.snapshot(PLAN), PLAN) == PLAN
-        finally:
-            linux.close()
 
     namespace.run(work)
 
