@@ -522,3 +522,9 @@ def figures(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
 def ping_stream() -> type[PingStream]:
     """Starts a stream of pings: `ping_stream(source, address, interval_s=0.001)`."""
     return PingStream
+
+
+@pytest.fixture(scope="session")
+def make_overlay() -> type[Overlay]:
+    """Joins the hosts of a lab of one's own: `make_overlay(lab, etcd, etcd_program)`."""
+    return Overlay
