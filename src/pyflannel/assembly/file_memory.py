@@ -28,6 +28,6 @@ class FileMemory:
     async def save(self, octets: bytes) -> None:
         """Replace the file."""
         try:
-            await asyncio.to_thread(replace_file, str(self._path), octets.decode())
+            await asyncio.to_thread(replace_file, str(self._path), octets)
         except OSError as error:
             log.warning("Could not save the last known leases to %s: %s", self._path, error.strerror)

@@ -185,7 +185,7 @@ async def _claim(places: Places, interfaces: KernelInterfaces) -> DeviceClaim:
 
 def _keep(file: Path, name: str) -> None:
     try:
-        replace_file(str(file), f"{name}\n")
+        replace_file(str(file), f"{name}\n".encode())
     except OSError as error:
         raise TargetError(
             f"{file} cannot be written: {error.strerror}",

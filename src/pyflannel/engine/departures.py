@@ -25,12 +25,16 @@ class Departures:
     """The leases that vanished a moment ago, until somebody holds their subnet, or a part of it, again.
 
     `changed` is called when one has been waited for in vain.
+
+    Attributes:
+        counted: the leases that count: those that there are, and those that are waited for.
     """
 
     def __init__(self, clock: Clock, changed: Callable[[], None]) -> None:
         self._clock = clock
         self._changed = changed
         self._present: SubnetMap[Lease] = SubnetMap()
+        self.counted: SubnetMap[Lease] = SubnetMap()
         self._gone: dict[IPv4Network, tuple[Lease, float]] = {}
         self._some_left = asyncio.Event()
         self._patient_until = -math.inf
@@ -49,18 +53,16 @@ class Departures:
         """Note who left and who came since the last set."""
         now = self._clock.now()
         until = now + (LINGER_AFTER_ABSENCE_S if now < self._patient_until else LINGER_S)
-        for subnet, lease in self._present.items():
-            if subnet not in leases.by_subnet:
-                self._gone[subnet] = lease, until
+        came: list[tuple[IPv4Network, Lease]] = []
+        for subnet, old, new in self._present.differences(leases.by_subnet):
+            if new is not None:
+                came.append((subnet, new))
+            elif old is not None:
+                self._gone[subnet] = old, until
                 self._some_left.set()
-        if self._gone:
-            came = leases.by_subnet.keys() - self._present.keys()
-            self._gone = {
-                subnet: gone
-                for subnet, gone in self._gone.items()
-                if not any(subnet.overlaps(other) for other in came)
-            }
+        taken = [over for subnet, _ in came for over in self._held_again(subnet)]
         self._present = leases.by_subnet
+        self.counted = self.counted.with_changes([*((over, None) for over in taken), *came])
 
     @property
     def lingering(self) -> tuple[Lease, ...]:
@@ -78,10 +80,22 @@ class Departures:
                 await self._clock.sleep(min(due_in_s, LINGER_S))
                 self._forget()
 
+    def _held_again(self, subnet: IPv4Network) -> list[IPv4Network]:
+        """Wait no longer for those whose subnet is this one, or has a part of it; return their subnets."""
+        over = [
+            other for other in self._gone if other.prefixlen != subnet.prefixlen and other.overlaps(subnet)
+        ]
+        if subnet in self._gone:
+            over.append(subnet)
+        for other in over:
+            del self._gone[other]
+        return over
+
     def _forget(self) -> None:
         now = self._clock.now()
         over = [subnet for subnet, (_, until) in self._gone.items() if until <= now]
         for subnet in over:
             del self._gone[subnet]
         if over:
+            self.counted = self.counted.with_changes((subnet, None) for subnet in over)
             self._changed()

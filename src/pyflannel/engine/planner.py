@@ -59,7 +59,7 @@ class Planner:
         self.underlay: Underlay | None = None
         self.held: Held | None = None
         self.leases = LeaseSet()
-        self.lingering: tuple[Lease, ...] = ()
+        self.counted: SubnetMap[Lease] | None = None
         self.bridges: tuple[Bridge, ...] = ()
         self.has_fast_path = False
         self.objections: dict[IPv4Network, str] = {}
@@ -150,7 +150,7 @@ class Planner:
             before = {peer.subnet: peer for peer in self._peers or ()}
             self._whom = whom
             self._peers = Peers(own, self.config.network, self.config.subnet_length)
-        changes = self._peers.update(self._counted_leases())
+        changes = self._peers.update(self.leases.by_subnet if self.counted is None else self.counted)
         if before is not None:
             now = {peer.subnet: peer for peer in self._peers}
             changes = [PeerChange(before.get(s), now.get(s)) for s in before.keys() | now.keys()]
@@ -162,12 +162,6 @@ class Planner:
                 log.warning("Conflict: %s", conflict.text)
         self._conflicts = conflicts
         return changes
-
-    def _counted_leases(self) -> SubnetMap[Lease]:
-        """Return the leases that count, the lingering among them."""
-        by_subnet = self.leases.by_subnet
-        lingering = [(lease.subnet, lease) for lease in self.lingering if lease.subnet not in by_subnet]
-        return by_subnet.with_changes(lingering) if lingering else by_subnet
 
     def _plan_all(self, config: NetworkConfig, backend: Backend, host: Host) -> None:
         """Plan everything; of two peers that want one thing, the backend says who gets it."""

@@ -367,7 +367,7 @@ class Supervisor:
     # What follows from it.
 
     def _replan(self) -> None:
-        self.planner.lingering = self._departures.lingering
+        self.planner.counted = self._departures.counted
         self._last_known.changed()
         changes = self.planner.update()
         if changes is None:

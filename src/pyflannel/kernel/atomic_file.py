@@ -6,10 +6,10 @@ import os
 MODE = 0o644
 
 
-def replace_file(path: str, text: str) -> None:
-    """Make the file hold exactly this text, mode 0644 whatever the umask; make its directories, 0755.
+def replace_file(path: str, octets: bytes) -> None:
+    """Make the file hold exactly this, mode 0644 whatever the umask; make its directories, 0755.
 
-    Readers see the old text or the new, never a part. When it fails, on a full disk, the old file stays.
+    Readers see the old file or the new, never a part. When it fails, on a full disk, the old file stays.
     There may be one writer of a path at a time.
 
     Raises:
@@ -22,7 +22,7 @@ def replace_file(path: str, text: str) -> None:
     with contextlib.suppress(FileNotFoundError):
         os.unlink(temporary)
     try:
-        _write(temporary, text.encode(errors="surrogateescape"))
+        _write(temporary, octets)
         os.rename(temporary, path)
     except OSError:
         with contextlib.suppress(OSError):

@@ -116,7 +116,7 @@ def _perform(operation: Operation) -> Refusal | None:
     try:
         match operation:
             case Add(HostFile() as file) | Replace(_, HostFile() as file):
-                replace_file(file.path, file.text)
+                replace_file(file.path, file.text.encode(errors="surrogateescape"))
             case Remove(HostFile() as file):
                 _delete(file.path)
             case _:

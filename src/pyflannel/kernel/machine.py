@@ -105,7 +105,8 @@ def _parse(text: str) -> Identity | None:
 
 def _write(path: str, identity: Identity) -> None:
     try:
-        replace_file(path, json.dumps({"Owner": identity.owner, "Machine": identity.machine}) + "\n")
+        text = json.dumps({"Owner": identity.owner, "Machine": identity.machine}) + "\n"
+        replace_file(path, text.encode())
     except OSError as error:
         raise _failed("kept in", path, error) from error
 

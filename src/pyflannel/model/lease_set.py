@@ -39,7 +39,7 @@ class LeaseSet:
         return LeaseSet(self.by_subnet.with_changes(entries), self.listed_at) if entries else self
 
     def __iter__(self) -> Iterator[Lease]:
-        return iter(self.by_subnet.values())
+        return (lease for _, lease in self.by_subnet.entries())
 
     def __len__(self) -> int:
         return len(self.by_subnet)

@@ -63,7 +63,7 @@ class SubnetMap(Mapping[IPv4Network, _Value]):
         if len(self._shards) == len(other._shards):
             pairs = zip(self._shards, other._shards, strict=True)
         else:
-            pairs = [(dict(self.items()), dict(other.items()))]
+            pairs = [(dict(self.entries()), dict(other.entries()))]
         for mine, others in pairs:
             if mine is others:
                 continue
@@ -73,6 +73,11 @@ class SubnetMap(Mapping[IPv4Network, _Value]):
             for subnet, value in others.items():
                 if subnet not in mine:
                     yield subnet, None, value
+
+    def entries(self) -> Iterator[tuple[IPv4Network, _Value]]:
+        """Yield subnets and values, as `items()` does after looking each of them up."""
+        for shard in self._shards:
+            yield from shard.items()
 
     def __getitem__(self, subnet: IPv4Network) -> _Value:
         return self._shards[_place(subnet, len(self._shards))][subnet]
@@ -89,7 +94,7 @@ class SubnetMap(Mapping[IPv4Network, _Value]):
             return NotImplemented
         if len(self._shards) == len(other._shards):
             return self._shards == other._shards
-        return dict(self) == dict(other)
+        return dict(self.entries()) == dict(other.entries())
 
     __hash__ = None  # type: ignore[assignment]  # as of a dictionary
 

@@ -31,8 +31,9 @@ def _taken(occupied: Iterable[IPv4Network], first: int, size: int, count: int) -
     """Return the indexes of the subnets that are not free, in order."""
     indexes: set[int] = set()
     for network in occupied:
-        begin = (int(network.network_address) - first) // size
-        end = (int(network.broadcast_address) - first) // size
+        # Not by broadcast_address: each network would keep it for good.
+        offset = int(network.network_address) - first
+        begin, end = offset // size, (offset + (1 << (32 - network.prefixlen)) - 1) // size
         indexes.update(range(max(begin, 0), min(end, count - 1) + 1))
     return sorted(indexes)
 

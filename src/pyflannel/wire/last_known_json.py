@@ -5,12 +5,19 @@
 Keys and values are those of the store, so that whoever reads the store reads this.
 """
 
+from collections.abc import Iterator
+from itertools import islice
+
 import msgspec
 
 from pyflannel.errors import WireError
 from pyflannel.model.last_known import LastKnown
+from pyflannel.model.lease import Lease
 from pyflannel.model.store_record import Record
 from pyflannel.wire.lease_record import lease_key, lease_of, lease_value
+
+_PART = 100
+"""Leases that are written at once."""
 
 
 class _File(msgspec.Struct, rename="pascal"):
@@ -41,10 +48,20 @@ def parse_last_known(octets: bytes) -> LastKnown:
     return LastKnown(config=file.config, own=own, leases=tuple(leases))
 
 
-def format_last_known(known: LastKnown) -> bytes:
-    """Return the file's octets."""
-    leases = {lease_key(lease): lease_value(lease).decode() for lease in (*known.leases, known.own)}
-    return msgspec.json.encode(_File(config=known.config, own=lease_key(known.own), leases=leases))
+def format_last_known(known: LastKnown) -> Iterator[bytes]:
+    """Yield the file's octets, part by part: all of a large network at once takes long."""
+    head = msgspec.json.encode(_File(config=known.config, own=lease_key(known.own), leases={}))
+    yield head.removesuffix(b"}}")
+    others = (lease for lease in known.leases if lease.subnet != known.own.subnet)
+    yield _member(known.own)
+    while part := b"".join(b"," + _member(lease) for lease in islice(others, _PART)):
+        yield part
+    yield b"}}"
+
+
+def _member(lease: Lease) -> bytes:
+    key, value = lease_key(lease), lease_value(lease).decode()
+    return msgspec.json.encode(key) + b":" + msgspec.json.encode(value)
 
 
 def _record(key: str, value: str) -> Record:

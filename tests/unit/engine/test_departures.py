@@ -5,6 +5,8 @@ from collections.abc import Awaitable, Callable
 from ipaddress import IPv4Address, IPv4Network
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pyflannel.engine.departures import LINGER_AFTER_ABSENCE_S, LINGER_S, Departures
 from pyflannel.model.lease import Lease, LeaseAttributes
@@ -157,3 +159,21 @@ def test_who_leaves_later_may_be_forgotten_sooner() -> None:
     play(act)
 
     assert lingering == [(ONE,)]
+
+
+@given(st.lists(st.sets(st.sampled_from([1, 2, 3, 4])), max_size=8))
+def test_what_counts_is_what_there_is_and_what_is_waited_for(history: list[set[int]]) -> None:
+    """However the leases came and went; two of them lie within one that may come, too."""
+    wide = Lease(subnet=lease(2).subnet.supernet(), attributes=TWO.attributes)
+
+    async def act(story: Story) -> None:
+        for numbers in history:
+            leases = LeaseSet.of(wide if number == 4 else lease(number) for number in numbers)
+            story.departures.see(leases)
+            lingering = {lease.subnet: lease for lease in story.departures.lingering}
+            assert dict(story.departures.counted) == lingering | dict(leases.by_subnet)
+            await story.clock.advance(LINGER_S / 2)
+        await story.clock.advance(LINGER_S * 1.1)
+        assert dict(story.departures.counted) == (dict(leases.by_subnet) if history else {})
+
+    play(act)
