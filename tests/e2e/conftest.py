@@ -1,5 +1,6 @@
 """Real parts for the end-to-end tests, each on loopback ports and in a directory of its own."""
 
+import asyncio
 import base64
 import json
 import os
@@ -18,6 +19,8 @@ from typing import Any
 
 import pytest
 
+from pyflannel.assembly.control_client import ControlClient
+from pyflannel.assembly.places import Places
 from pyflannel.errors import LabError
 from pyflannel.lab.etcd_server import PREFIX, EtcdServer
 from pyflannel.lab.host import Host
@@ -183,6 +186,11 @@ class Network:
         """Return what `flannelctl status` says on a host."""
         said: dict[str, Any] = json.loads(self.hosts[name].flannelctl("status", "--json", check=False))
         return said
+
+    def leases_known(self, name: str) -> set[str]:
+        """Return the subnets of all leases that flanneld on a host has heard of; the store is not asked."""
+        socket = self.hosts[name].directory / "run/flannel" / Places().control_socket.name
+        return {str(entry.subnet) for entry in asyncio.run(ControlClient(socket).leases())}
 
     def log(self, name: str) -> str:
         """Return all that flanneld logged on a host."""

@@ -100,13 +100,7 @@ def cut_off(*hosts: Any) -> Iterator[None]:
 def wait_all_known(network: Any, name: str, leases: dict[str, Any]) -> None:
     """Return once a host's daemon has heard of just these leases."""
     wait_until(
-        lambda: (
-            {
-                entry["subnet"]
-                for entry in json.loads(network.hosts[name].flannelctl("leases", "--json"))["leases"]
-            }
-            == {str(subnet) for subnet in leases.values()}
-        ),
+        lambda: network.leases_known(name) == {str(subnet) for subnet in leases.values()},
         what=f"{name} knows all leases",
         deadline_s=BACK_S,
     )

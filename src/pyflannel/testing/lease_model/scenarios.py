@@ -26,12 +26,18 @@ def network(first: int = 1, last: int = 3, length: int = 24) -> NetworkConfig:
 
 
 def host(
-    number: int, *, address: int | None = None, owner: str | None = None, machine: str = ""
+    number: int,
+    *,
+    address: int | None = None,
+    owner: str | None = None,
+    machine: str = "",
+    ttl_s: int = LEASE_TTL_S,
 ) -> HostState:
     """Return a host that has not started yet; its address and identity are its own unless told otherwise."""
     identity = Identity(owner=owner or f"id{number}", machine=machine or f"m{number}")
     attributes = LeaseAttributes(public_ip=IPv4Address(f"192.168.50.{address or number}"), owner=identity)
-    return HostState(name=f"host{number}", wanted=Wanted(network=network(), attributes=attributes))
+    wanted = Wanted(network=network(), attributes=attributes, ttl_s=ttl_s)
+    return HostState(name=f"host{number}", wanted=wanted)
 
 
 def lease(subnet: IPv4Network, address: int, owner: str | None = None, machine: str = "") -> Lease:
@@ -134,6 +140,12 @@ def every_scenario() -> tuple[Scenario, ...]:
                 "store away",
                 "slow",
             ),
+            ticks=4,
+        ),
+        scenario(
+            "leases shorter than a claim",
+            (host(1, address=7, ttl_s=5), host(2, address=7, ttl_s=5)),
+            faults=("crash", "lost answer", "watch cut", "compaction", "store away", "slow"),
             ticks=4,
         ),
         scenario(
