@@ -47,6 +47,9 @@ class TestNetworkConfig:
         ('{"Network":"10.100.0.0/16","SubnetMin":"10.100.1.7"}', "SubnetMin", "10.100.1.7"),
         ('{"Network":"10.100.0.0/16","SubnetMax":"10.101.0.0"}', "SubnetMax", "10.101.0.0"),
         ('{"Network":"10.100.0.0/16","Backend":{"Type":"carrier-pigeon"}}', "Backend.Type", "carrier-pigeon"),
+        ('{"Network":"10.100.0.0/16","Backend":{"Type":"vxlan","VNI":"1"}}', "Backend.VNI", '"1"'),
+        ('{"Network":"10.100.0.0/16","Backend":{"Type":"vxlan","VNI":16777216}}', "VNI", "16777215"),
+        ('{"Network":"10.100.0.0/16","Backend":{"Type":"vxlan","MTU":60}}', "Backend.MTU", "60"),
         ('{"Network":"10.100.0.0/16","Backend":{"Type":"udp","Port":0}}', "Backend.Port", "0"),
     )
     """A config, the key that is wrong, and its value."""

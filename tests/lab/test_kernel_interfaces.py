@@ -102,6 +102,7 @@ class TestOnLink:
         host.ip("route add 172.21.0.0/16 via 192.168.50.1 dev eth0")
         host.ip("route add 172.22.0.0/16 nexthop via 192.168.50.1 dev eth0 nexthop via 10.10.10.1 dev eth1")
         host.ip("route add blackhole 172.23.0.0/16")
+        host.ip("route add local 172.26.0.0/16 dev eth0 table main")
         host.ip("route add 172.24.0.0/16 dev eth0 table 100")
         host.ip("route add 172.25.0.1/32 dev eth0")
 

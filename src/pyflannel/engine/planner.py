@@ -184,14 +184,18 @@ class Planner:
         peers = self.peers
         outranked = backend.outranked(peers, host)
         objections: dict[IPv4Network, str] = {}
+        refused: list[Lease] = []
         for peer in peers:
-            if self._is_objected_to(peer, outranked.get(peer.subnet), backend, host, objections):
+            objection = outranked.get(peer.subnet) or backend.objection(peer, host)
+            if objection is not None:
+                objections[peer.subnet] = objection
+                refused.append(peer)
                 continue
             items = backend.plan_peer(peer, host).by_key
             count += len(items)
             for key, item in items.items():
                 plan.setdefault(key, item)
-        self.objections = objections
+        self._take_objections(objections, refused)
         self._plan, self._is_contested = plan, bool(outranked) or len(plan) < count
 
     def _plan_changes(self, changes: Iterable[PeerChange], backend: Backend, host: Host) -> list[Operation]:
@@ -199,6 +203,7 @@ class Planner:
         gone: dict[Hashable, Item] = {}
         come: dict[Hashable, Item] = {}
         objections = dict(self.objections)
+        refused: list[Lease] = []
         for change in changes:
             if change.old is not None:
                 gone.update(backend.plan_peer(change.old, host).by_key)
@@ -206,13 +211,17 @@ class Planner:
         for change in changes:
             if change.new is None:
                 continue
-            self._is_objected_to(change.new, None, backend, host, objections)
+            objection = backend.objection(change.new, host)
+            if objection is not None:
+                objections[change.new.subnet] = objection
+                refused.append(change.new)
+                continue
             for key, item in backend.plan_peer(change.new, host).by_key.items():
                 if key in come or (key in self._plan and key not in gone):
                     self._is_contested = True
                     return []
                 come[key] = item
-        self.objections = objections
+        self._take_objections(objections, refused)
         return self._exchange(gone, come)
 
     def _plan_bridges(self, backend: Backend, host: Host) -> list[Operation]:
@@ -256,22 +265,15 @@ class Planner:
                 log.warning("Note: %s", note)
         self._said_notes = notes
 
-    def _is_objected_to(
-        self,
-        peer: Lease,
-        outranked: str | None,
-        backend: Backend,
-        host: Host,
-        objections: dict[IPv4Network, str],
-    ) -> bool:
-        """Return whether there is an objection to a peer, noted then, and said where it is news."""
-        objection = outranked or backend.objection(peer, host)
-        if objection is None:
-            return False
-        objections[peer.subnet] = objection
-        if self.objections.get(peer.subnet) != objection:
-            log.warning("%s lease=%s address=%s", objection, peer.subnet, peer.attributes.public_ip)
-        return True
+    def _take_objections(self, objections: dict[IPv4Network, str], peers: Iterable[Lease]) -> None:
+        """Take the objections of now, which are to these peers or were there before, and say what is news."""
+        news = [peer for peer in peers if self.objections.get(peer.subnet) != objections[peer.subnet]]
+        self.objections = objections
+        for peer in news[:NAMED_IN_LOG]:
+            objection, address = objections[peer.subnet], peer.attributes.public_ip
+            log.warning("%s lease=%s address=%s", objection, peer.subnet, address)
+        if len(news) > NAMED_IN_LOG:
+            log.warning("Refused %d more peers: flannelctl peers names them", len(news) - NAMED_IN_LOG)
 
 
 def _tell(what: str, leases: list[Lease]) -> None:

@@ -83,4 +83,5 @@ class UnderlayFollower:
 
 
 def _words(underlay: Underlay) -> str:
-    return f"{underlay.link} {underlay.address} mtu {underlay.mtu} public {underlay.public_ip}"
+    address = f"{underlay.link} {underlay.address} mtu {underlay.mtu} public {underlay.public_ip}"
+    return f"{address} on link {','.join(map(str, underlay.on_link)) or 'nothing'}"

@@ -14,4 +14,6 @@ METRIC = 2**32 - 1
 
 def plan_blackhole(host: Host) -> State:
     """Return the route that drops what nobody on this host takes; IPv6 will be a second one."""
-    return State.of(Route(destination=host.lease.subnet, link="", kind="blackhole", metric=METRIC))
+    return State.of(
+        Route(destination=host.lease.subnet, link="", kind="blackhole", metric=METRIC, protocol=host.protocol)
+    )

@@ -5,6 +5,7 @@ already. The original draws one for each device, and all peers have to learn it 
 """
 
 import hashlib
+from functools import lru_cache
 
 _LENGTH = 6
 _LOCAL = 0x02
@@ -14,6 +15,7 @@ _GROUP = 0x01
 _LABEL = b"pyflannel VTEP\0"
 
 
+@lru_cache(maxsize=16)  # asked for once a peer
 def vtep_mac(owner: str, prefix: bytes = b"") -> str:
     """Return the MAC address of `owner`: lower case with colons, locally administered, of a single device.
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyflannel.engine.planner import Planner
+from pyflannel.engine.planner import NAMED_IN_LOG, Planner
 from pyflannel.model.backend_data import Vtep
 from pyflannel.model.fdb_entry import FdbEntry
 from pyflannel.model.host import Underlay
@@ -117,6 +117,23 @@ def test_every_lease_that_is_not_planned_for_is_refused_with_a_reason() -> None:
     assert made.refused.keys() == {outside.subnet, other.subnet}
     assert "outside the network" in made.refused[outside.subnet]
     assert made.refused[other.subnet] == "Ignoring non-vxlan subnet: type="
+
+
+def test_of_many_refused_peers_the_first_are_named_and_the_rest_counted(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    made = planner(HostGwBackend())
+
+    made.leases = LeaseSet.of(lease(number, number) for number in range(20, 50))
+    made.update()
+    made.leases = LeaseSet.of(lease(number, number) for number in range(20, 51))
+    made.update()
+
+    said = warnings(caplog)
+    assert len(said) == NAMED_IN_LOG + 2
+    assert said[NAMED_IN_LOG] == "Refused 10 more peers: flannelctl peers names them"
+    assert said[-1].endswith("lease=10.100.50.0/24 address=172.16.0.50")
+    assert len(made.refused) == 31
 
 
 def test_while_the_backend_cannot_work_there_is_no_plan_and_it_is_said_once(

@@ -47,7 +47,6 @@ _METRIC = 6
 _PREFERRED_SOURCE = 7
 _MULTIPATH = 9
 _VIA = 18
-_NEXT_HOPS = (_GATEWAY, _MULTIPATH, _VIA)
 
 
 class RouteKey(NamedTuple):
@@ -137,13 +136,13 @@ def is_on_link(body: bytes) -> bool:
     Raises:
         WireError: too short.
     """
-    _, _, _, tos, table, _, _, kind, flags = unpack(_LAYOUT, body)
-    if tos or flags & _CLONED or table != TABLE_MAIN or kind != UNICAST:
+    _, _, _, tos, table, _, _, _, flags = unpack(_LAYOUT, body)
+    if tos or flags & _CLONED or table != TABLE_MAIN:
         return False
     offset, end, has_link = _LAYOUT.size, len(body), False
     while offset + ATTRIBUTE.size <= end:
         size, attribute_kind = ATTRIBUTE.unpack_from(body, offset)
-        if size < ATTRIBUTE.size or attribute_kind in _NEXT_HOPS:
+        if size < ATTRIBUTE.size or attribute_kind in (_GATEWAY, _VIA):
             return False
         has_link = has_link or attribute_kind == _LINK
         offset += (size + 3) & ~3
