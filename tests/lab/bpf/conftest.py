@@ -286,11 +286,11 @@ def open_socket(namespace, kind: int, protocol: int = 0) -> socket.socket:
 
 
 @pytest.fixture
-def send_stream() -> Callable[[Container, Container], bool]:
-    """Give the function that sends 8 MiB by TCP and returns whether they arrived as they were."""
+def send_stream() -> Callable[..., bool]:
+    """Give the function that sends random octets by TCP and returns whether they arrived as they were."""
 
-    def send(source: Container, destination: Container) -> bool:
-        octets = os.urandom(8 << 20)
+    def send(source: Container, destination: Container, octets: int = 8 << 20) -> bool:
+        sent = os.urandom(octets)
         with (
             open_socket(destination.namespace, socket.SOCK_STREAM) as listener,
             open_socket(source.namespace, socket.SOCK_STREAM) as client,
@@ -300,12 +300,12 @@ def send_stream() -> Callable[[Container, Container], bool]:
             client.connect(listener.getsockname())
             accepted, _ = listener.accept()
             accepted.settimeout(DEADLINE_S)
-            sending = threading.Thread(target=_send_all, args=(client, octets))
+            sending = threading.Thread(target=_send_all, args=(client, sent))
             sending.start()
             with accepted, accepted.makefile("rb") as stream:
                 received = stream.read()
             sending.join()
-        return received == octets
+        return received == sent
 
     return send
 

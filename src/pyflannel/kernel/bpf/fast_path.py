@@ -53,16 +53,21 @@ class FastPath:
             maps.close()
         self._maps.clear()
 
-    async def read(self, devices: set[str]) -> list[BpfProgram | BpfPeer | BpfContainer]:
-        """Return all programs of ours, and the entries of the tunnels of these devices."""
+    async def read(
+        self, planned: Sequence[BpfProgram | BpfPeer | BpfContainer]
+    ) -> list[BpfProgram | BpfPeer | BpfContainer]:
+        """Return all programs of ours, and the entries of the tunnels that are planned."""
         names = dict(socket.if_nameindex())
+        devices = {item.tunnel.device if isinstance(item, BpfProgram) else item.device for item in planned}
         standing = await self._programs.find(names)
         self._hold_maps(devices, standing)
         build = self._object_file.build if standing else b""
         map_ids = {device: maps.ids for device, maps in self._maps.items()}
         items: list[BpfProgram | BpfPeer | BpfContainer] = [*describe(standing, names, build, map_ids)]
-        for maps in self._maps.values():
-            items += maps.peers()
+        for device, maps in self._maps.items():
+            items += maps.peers(
+                item for item in planned if isinstance(item, BpfPeer) and item.device == device
+            )
             items += maps.containers(names)
         return items
 

@@ -21,8 +21,8 @@ SETTINGS_MAP = ".rodata.setting"
 
 _SETTINGS = struct.Struct("=8s16sII4s4s4sHxx")
 _IDENTITY_OCTETS = BUILD_OCTETS + 16
-_SUBNET = struct.Struct("=I4s")
-_PEER = struct.Struct("=4sHBx")
+_SUBNET = struct.Struct("!II")
+_PEER = struct.Struct("!IHBx")
 _COUNT = struct.Struct("=QQ")
 _INDEX = struct.Struct("=I")
 _READS_UNFINISHED = 1
@@ -138,14 +138,12 @@ def unpack_settings(octets: bytes) -> Settings | None:
 
 def pack_subnet(subnet: IPv4Network) -> bytes:
     """Return `struct subnet`."""
-    return _SUBNET.pack(subnet.prefixlen, subnet.network_address.packed)
+    return _SUBNET.pack(socket.htonl(subnet.prefixlen), int(subnet.network_address))
 
 
 def pack_peer(peer: BpfPeer) -> bytes:
     """Return `struct peer`."""
-    return _PEER.pack(
-        peer.address.packed, socket.htons(peer.port), _READS_UNFINISHED if peer.is_direct else 0
-    )
+    return _PEER.pack(int(peer.address), peer.port, _READS_UNFINISHED if peer.is_direct else 0)
 
 
 def unpack_peer(device: str, key: bytes, value: bytes) -> BpfPeer:
@@ -154,9 +152,9 @@ def unpack_peer(device: str, key: bytes, value: bytes) -> BpfPeer:
     address, port, flags = _PEER.unpack(value)
     return BpfPeer(
         device=device,
-        subnet=IPv4Network((base, prefix_length)),
+        subnet=IPv4Network((base, socket.ntohl(prefix_length))),
         address=IPv4Address(address),
-        port=socket.ntohs(port),
+        port=port,
         is_direct=bool(flags & _READS_UNFINISHED),
     )
 

@@ -46,7 +46,7 @@ class BpfTarget:
         places = {_place(item) for item in planned if isinstance(item, BpfProgram)}
         await self._watch.remember(places)
         try:
-            return State.collect(await self._fast_path.read({_device(item) for item in planned}))
+            return State.collect(await self._fast_path.read(planned))
         except (OSError, TargetError):
             return State.EMPTY
 

@@ -1,0 +1,187 @@
+"""The fast path among what else a host has: firewalls, offloads, other MTUs, an original as a peer."""
+
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from pyflannel.kernel.bpf.layout import Outcome
+
+DEADLINE_S = 30.0
+OFFLOADS = ("tx", "rx", "tso", "gso", "gro", "tx-udp_tnl-segmentation")
+
+# The original's proxy: one packet is one datagram, and each end takes one off the TTL. Nothing is checked.
+ORIGINAL = """
+import fcntl, os, select, socket, struct, sys
+
+def relay(packet):
+    ttl, _, checksum = struct.unpack_from("!BBH", packet, 8)
+    checksum += 0x0100
+    struct.pack_into("!B", packet, 8, ttl - 1)
+    struct.pack_into("!H", packet, 10, (checksum & 0xFFFF) + (checksum >> 16))
+    return packet
+
+address, peer = sys.argv[1:]
+tun = os.open("/dev/net/tun", os.O_RDWR)
+fcntl.ioctl(tun, 0x400454CA, struct.pack("16sH22x", b"flannel0", 0x1001))
+udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+udp.bind((address, 8285))
+print("ready", flush=True)
+while True:
+    for ready in select.select([tun, udp], [], [])[0]:
+        if ready == tun:
+            packet = bytearray(os.read(tun, 1472))
+            if packet[0] >> 4 == 4:
+                udp.sendto(relay(packet), (peer, 8285))
+        else:
+            packet = bytearray(udp.recv(1472))
+            try:
+                os.write(tun, relay(packet))
+            except OSError:
+                pass
+"""
+
+
+@pytest.fixture
+def original(hosts):
+    """Host two as the original has it: no program, a proxy in user space; host one has both ways."""
+    one, two = hosts
+    one.heal(one.plan(two.peer(is_direct=False)))
+    one.start_forwarder(two)
+    process = subprocess.Popen(
+        [
+            *("ip", "netns", "exec", two.namespace.name),
+            *(sys.executable, "-c", ORIGINAL, two.address, one.address),
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout.readline() == "ready\n"
+        two.namespace.settle(flannel0="UP")
+        yield hosts
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def set_offloads(host, state: str) -> None:
+    for offload in OFFLOADS:
+        host.namespace.attempt("ethtool", "-K", "eth0", offload, state)
+
+
+@pytest.mark.parametrize("state", ["on", "off"])
+def test_an_original_in_user_space_carries_tcp_both_ways(original, send_stream, state):
+    one, two = original
+    for host in original:
+        set_offloads(host, state)
+
+    assert send_stream(one.container, two.container, octets=1 << 20)
+    assert send_stream(two.container, one.container, octets=1 << 20)
+    assert one.counts()[Outcome.DECAPSULATED] > 100
+    assert Outcome.ENCAPSULATED not in one.counts()
+
+
+def test_an_original_behind_hardware_that_finishes_packets_can_be_sent_to_directly(original, send_stream):
+    one, two = original
+    set_offloads(one, "off")
+    one.heal(one.plan(two.peer()))
+
+    assert send_stream(one.container, two.container, octets=1 << 20)
+    assert one.counts()[Outcome.ENCAPSULATED] > 100
+
+
+@pytest.mark.parametrize("state", ["on", "off"])
+def test_streams_pass_with_offloads_on_and_off(linked, send_stream, state):
+    for host in linked:
+        set_offloads(host, state)
+
+    assert send_stream(linked[0].container, linked[1].container)
+
+
+def test_streams_pass_at_an_mtu_of_9000(linked, send_stream):
+    one, two = linked
+    for host in linked:
+        host.namespace.ip("link set eth0 mtu 9000")
+        for link in ("flannel0", "docker0", host.container.link):
+            host.namespace.ip(f"link set {link} mtu 8972")
+        host.container.namespace.ip("link set eth0 mtu 8972")
+
+    assert one.container.ping(two.container.address, "-M", "do", "-s", "8944")[0] == 3
+    assert send_stream(one.container, two.container)
+
+
+@pytest.mark.parametrize("is_called", ["0", "1"])
+def test_a_bridge_with_and_without_br_netfilter(linked, send_stream, is_called):
+    for host in linked:
+        setting = "net.bridge.bridge-nf-call-iptables"
+        if not host.namespace.attempt("sysctl", setting):
+            pytest.skip("needs br_netfilter in the kernel")
+        host.namespace.command("sysctl", "-qw", f"{setting}={is_called}")
+
+    assert send_stream(linked[0].container, linked[1].container)
+    assert linked[1].counts()[Outcome.DELIVERED] > 0
+
+
+def test_a_drop_in_forward_counts_from_the_moment_when_it_is_inserted(linked):
+    one, two = linked
+    iptables = two.namespace.command
+    iptables("iptables", "-P", "FORWARD", "DROP")
+    iptables("iptables", "-A", "FORWARD", "-s", "10.100.0.0/16", "-j", "ACCEPT")
+    assert one.container.ping(two.container.address)[0] == 3
+
+    iptables("iptables", "-I", "FORWARD", "-d", two.container.address, "-j", "DROP")
+    assert one.container.ping(two.container.address, "-W", "1", count=1)[0] == 0
+
+    iptables("iptables", "-D", "FORWARD", "-d", two.container.address, "-j", "DROP")
+    assert one.container.ping(two.container.address)[0] == 3
+
+
+def test_connections_are_tracked(linked, send_stream):
+    """Host two lets only answers in, so that a stream starts from its side alone."""
+    one, two = linked
+    for rule in (
+        "-P FORWARD DROP",
+        "-A FORWARD -s 10.100.20.0/24 -j ACCEPT",
+        "-A FORWARD -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT",
+    ):
+        two.namespace.command("iptables", *rule.split())
+
+    assert send_stream(two.container, one.container)
+    assert one.container.ping(two.container.address, "-W", "1", count=1)[0] == 0
+
+
+def test_masquerading_spares_the_overlay(linked, open_socket):
+    one, two = linked
+    rule = "-t nat -A POSTROUTING -s 10.100.15.0/24 ! -d 10.100.0.0/16 -j MASQUERADE"
+    one.namespace.command("iptables", *rule.split())
+    with (
+        open_socket(one.container.namespace, socket.SOCK_DGRAM) as sender,
+        open_socket(two.container.namespace, socket.SOCK_DGRAM) as receiver,
+    ):
+        receiver.bind((two.container.address, 0))
+        sender.sendto(b"who am I?", receiver.getsockname())
+
+        assert receiver.recvfrom(100)[1][0] == one.container.address
+
+
+def test_a_published_port_leads_to_its_container(linked, open_socket):
+    """As Docker publishes one: at the host's address, here that of the bridge, which the overlay reaches."""
+    one, two = linked
+    rule = (
+        f"-t nat -A PREROUTING -d {two.gateway} -p tcp --dport 8080 -j DNAT --to {two.container.address}:80"
+    )
+    two.namespace.command("iptables", *rule.split())
+    with (
+        open_socket(two.container.namespace, socket.SOCK_STREAM) as listener,
+        open_socket(one.container.namespace, socket.SOCK_STREAM) as client,
+    ):
+        listener.bind((two.container.address, 80))
+        listener.listen()
+        client.connect((two.gateway, 8080))
+        accepted, _ = listener.accept()
+        with accepted:
+            accepted.sendall(b"published")
+
+        assert client.recv(100) == b"published"
