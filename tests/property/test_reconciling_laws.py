@@ -8,9 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyflannel.model.address import Address
+from pyflannel.model.fdb_entry import FdbEntry
 from pyflannel.model.host_file import HostFile
 from pyflannel.model.iptables_chain import IptablesChain
 from pyflannel.model.link import Link
+from pyflannel.model.neighbour import Neighbour
 from pyflannel.model.nft_table import NftTable
 from pyflannel.model.operation import Add, Remove, Replace
 from pyflannel.model.route import Route
@@ -21,7 +23,7 @@ from pyflannel.plan.diff import diff
 from pyflannel.plan.order import order
 from pyflannel.plan.ownership import ours, taken_links, without_links
 from pyflannel.testing.fake_kernel import FakeKernel
-from pyflannel.testing.strategies import drifted, udp_plans
+from pyflannel.testing.strategies import drifted, plans
 
 Case = tuple[State, State]
 
@@ -29,7 +31,7 @@ Case = tuple[State, State]
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
     """A plan, and what a pass towards it may find."""
-    plan = draw(udp_plans())
+    plan = draw(plans())
     return plan, draw(drifted(plan))
 
 
@@ -62,16 +64,17 @@ def test_foreign_objects_are_untouched(case: Case) -> None:
     desired, found_state = case
     kernel = FakeKernel(found_state)
     marked = {item.name for item in found_state if isinstance(item, Link) and item.alias == "pyflannel"}
-    links = {*marked, "flannel0"}
+    links = {*marked, *(item.name for item in desired if isinstance(item, Link))}
+    devices = {*links, "flannel0"}  # the name that the daemon claims
     foreign = [
         item
         for item in found_state
         if item.key not in desired.by_key
         and (
             (isinstance(item, Link) and item.name not in links)
-            or (isinstance(item, Address) and item.link not in links)
+            or (isinstance(item, Address | Neighbour | FdbEntry) and item.link not in links)
             or (isinstance(item, Route) and item.link not in links and item.protocol != 80)
-            or (isinstance(item, IptablesChain | NftTable) and item.device not in links)
+            or (isinstance(item, IptablesChain | NftTable) and item.device not in devices)
             or isinstance(item, HostFile)
         )
     ]
@@ -81,7 +84,7 @@ def test_foreign_objects_are_untouched(case: Case) -> None:
     assert all(item in kernel.state for item in foreign)
 
 
-@given(desired=udp_plans())
+@given(desired=plans())
 def test_a_plan_can_be_taken_away_without_trace(desired: State) -> None:
     """The empty plan removes all that a plan made, but for the file, which nobody owns without a plan."""
     kernel = FakeKernel()

@@ -29,7 +29,7 @@ def diff(desired: State, actual: State) -> Iterator[Operation]:
         old = present.get(key)
         if old is None:
             yield Add(item)
-        elif old != item:
+        elif old is not item and old != item:
             yield Replace(old, item)
 
 
