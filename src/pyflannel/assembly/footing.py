@@ -7,8 +7,8 @@ from pyflannel.assembly.offline_status import offline_status
 from pyflannel.assembly.places import Places
 from pyflannel.errors import FlannelError, NotReadyError, WireError
 from pyflannel.kernel.interfaces import KernelInterfaces
+from pyflannel.model.footing import Footing
 from pyflannel.model.status import Status
-from pyflannel.plan.leftovers import Footing
 from pyflannel.plan.underlay import UnderlayOptions, choose
 from pyflannel.wire.last_known_json import parse_last_known
 

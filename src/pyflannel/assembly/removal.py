@@ -20,6 +20,7 @@ from pyflannel.model.bpf_peer import BpfPeer
 from pyflannel.model.bpf_program import BpfProgram
 from pyflannel.model.fdb_entry import FdbEntry
 from pyflannel.model.filter_name import FIRST_DEVICE
+from pyflannel.model.footing import Footing
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer
 from pyflannel.model.host_file import HostFile
 from pyflannel.model.iptables_chain import IptablesChain
@@ -32,7 +33,7 @@ from pyflannel.model.route_protocol import DEVICES
 from pyflannel.model.state import Item, State
 from pyflannel.plan.describe import name
 from pyflannel.plan.diff import diff
-from pyflannel.plan.leftovers import Footing, left_by_original
+from pyflannel.plan.leftovers import left_by_original
 from pyflannel.plan.order import order
 from pyflannel.plan.ownership import ours
 from pyflannel.ports.target import Target

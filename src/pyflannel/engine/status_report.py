@@ -59,6 +59,7 @@ def status_of(supervisor: Supervisor, *, version: str, store_url: str, clock: Cl
             repairs=counts.repairs,
             last_repair=counts.last_repair,
             refused=tuple(f"{found(r.operation)}; refused: {r.cause}" for r in counts.refused),
+            held=tuple(found(operation) for operation in counts.held),
         ),
         warnings=tuple(warnings),
     )

@@ -110,12 +110,14 @@ class ReconcileStatus:
         repairs: how many of these changed something that had been right before.
         last_repair: what the latest of them found, as logged.
         refused: operations that did not take effect in the latest pass, and why.
+        held: repairs that wait, as somebody keeps undoing them.
     """
 
     passes: int = 0
     repairs: int = 0
     last_repair: str | None = None
     refused: tuple[str, ...] = ()
+    held: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

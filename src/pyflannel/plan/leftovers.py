@@ -9,9 +9,9 @@ Source: flannel 0.6.2 to 0.28.9, as their kernel objects were seen.
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from ipaddress import IPv4Network
 
+from pyflannel.model.footing import Footing
 from pyflannel.model.link import MARK, Link
 from pyflannel.model.route import PROTOCOL_KERNEL, Route
 from pyflannel.model.route_protocol import PROTOCOLS
@@ -27,21 +27,6 @@ _DEVICES = (
     ("wireguard", re.compile(r"flannel-wg(-v6)?")),
 )
 """Kinds and names of the original's devices."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Footing:
-    """Where a host stands in its network, as far as that is known.
-
-    Attributes:
-        network: the whole range.
-        subnet: the host's own share.
-        underlay: name of the interface that carries the tunnel.
-    """
-
-    network: IPv4Network | None = None
-    subnet: IPv4Network | None = None
-    underlay: str | None = None
 
 
 def left_by_original(found: Iterable[Item], footing: Footing) -> State:
@@ -65,11 +50,19 @@ def unplanned_routes(found: Iterable[Item], footing: Footing) -> State:
         item
         for item in items
         if isinstance(item, Route)
-        and _is_within(item, footing)
+        and is_within(item, footing)
         and item.protocol not in PROTOCOLS | {PROTOCOL_KERNEL}
         and item.link not in ours
         and not _is_originals_route(item, footing)
     )
+
+
+def is_within(route: Route, footing: Footing) -> bool:
+    """Return whether the route is to a part of the network that is not the host's own."""
+    destination, network, subnet = route.destination, footing.network, footing.subnet
+    if network is None or not isinstance(destination, IPv4Network) or not destination.subnet_of(network):
+        return False
+    return subnet is None or not destination.subnet_of(subnet)
 
 
 def _is_originals_link(link: Link) -> bool:
@@ -80,7 +73,7 @@ def _is_originals_link(link: Link) -> bool:
 
 def _is_originals_route(route: Route, footing: Footing) -> bool:
     return (
-        _is_within(route, footing)
+        is_within(route, footing)
         and footing.subnet is not None
         and route.destination.prefixlen == footing.subnet.prefixlen
         and route.protocol == PROTOCOL_BOOT
@@ -89,11 +82,3 @@ def _is_originals_route(route: Route, footing: Footing) -> bool:
         and route.link == footing.underlay
         and route.metric == 0
     )
-
-
-def _is_within(route: Route, footing: Footing) -> bool:
-    """Return whether the route is to a part of the network that is not the host's own."""
-    destination, network, subnet = route.destination, footing.network, footing.subnet
-    if network is None or not isinstance(destination, IPv4Network) or not destination.subnet_of(network):
-        return False
-    return subnet is None or not destination.subnet_of(subnet)

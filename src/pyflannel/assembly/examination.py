@@ -1,0 +1,77 @@
+"""A host examined: everything that doctor judges by, observed."""
+
+import asyncio
+
+from pyflannel.assembly.footing import footing_of, status_of_host
+from pyflannel.assembly.places import Places
+from pyflannel.errors import FlannelError
+from pyflannel.kernel.host_settings import forward_chains, forwards, is_strict, port_mtus
+from pyflannel.kernel.interfaces import KernelInterfaces
+from pyflannel.kernel.iptables import IptablesTarget
+from pyflannel.kernel.nftables import NftTarget
+from pyflannel.kernel.survey import survey
+from pyflannel.model.finding import Finding
+from pyflannel.model.footing import Footing
+from pyflannel.model.interface import Interfaces
+from pyflannel.model.state import Item, State
+from pyflannel.plan.doctor import Observed, findings
+
+
+async def examine(places: Places) -> tuple[Finding, ...]:
+    """Return what is wrong with this host, the errors first.
+
+    Raises:
+        TargetError: links and routes cannot be read.
+    """
+    status = await status_of_host(places)
+    footing = await footing_of(places, status)
+    items, rules, interfaces = await asyncio.gather(survey(), _filter_rules(), _interfaces())
+    unread: list[Finding] = []
+    try:
+        dropping = tuple(await forward_chains())
+    except FlannelError as error:
+        dropping = ()
+        unread.append(
+            Finding(code="rules-unread", severity="info", cause=f"filter rules: {error}", fix=error.hint)
+        )
+    seen = Observed(
+        status=status,
+        footing=footing,
+        claimed=places.device(),
+        items=(*items, *rules),
+        forwards=forwards(),
+        strict=frozenset(one.name for one in interfaces.interfaces if is_strict(one.name)),
+        dropping=dropping,
+        ports={name: port_mtus(name) for name in _own_bridges(interfaces, footing)},
+    )
+    return (*findings(seen), *unread)
+
+
+async def _interfaces() -> Interfaces:
+    observer = KernelInterfaces()
+    try:
+        return await observer.observe()
+    finally:
+        observer.close()
+
+
+async def _filter_rules() -> list[Item]:
+    """Return the chains and tables with names of flannel's; nothing where they cannot be read."""
+    iptables, nftables = IptablesTarget(), NftTarget()
+    try:
+        found = await asyncio.gather(iptables.snapshot(State.EMPTY), nftables.snapshot(State.EMPTY))
+        return [item for snapshot in found for item in snapshot]
+    finally:
+        iptables.close()
+        nftables.close()
+
+
+def _own_bridges(interfaces: Interfaces, footing: Footing) -> list[str]:
+    """Return the bridges that have an address of our subnet: containers are behind them."""
+    if footing.subnet is None:
+        return []
+    return [
+        one.name
+        for one in interfaces.interfaces
+        if one.kind == "bridge" and any(held.address.ip in footing.subnet for held in one.addresses)
+    ]

@@ -1,0 +1,262 @@
+"""What is wrong with a host, from what was observed on it: one small check for each kind of fault.
+
+A check says what it saw, and what to type. On a healthy host none has anything to say.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from pyflannel.model.filter_name import FIRST_DEVICE
+from pyflannel.model.finding import Finding
+from pyflannel.model.footing import Footing
+from pyflannel.model.forward_chain import ForwardChain
+from pyflannel.model.iptables_chain import IptablesChain
+from pyflannel.model.link import Link
+from pyflannel.model.nft_table import NftTable
+from pyflannel.model.route import Route
+from pyflannel.model.state import Item
+from pyflannel.model.status import Status
+from pyflannel.plan.describe import name
+from pyflannel.plan.leftovers import is_within, left_by_original, unplanned_routes
+
+_NAMED = 8
+"""So many things of one finding are named."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observed:
+    """What was seen of a host.
+
+    Attributes:
+        claimed: the name that the daemon claims; None where no daemon of ours has been.
+        items: all links, all routes of the main table, and the filter rules with names of flannel's.
+        forwards: IPv4 packets are forwarded; None when that is not known.
+        strict: links whose reverse path is filtered strictly.
+        dropping: chains that drop what they do not accept.
+        ports: MTU of what is plugged into each bridge of our subnet, in octets, by name.
+    """
+
+    status: Status
+    footing: Footing
+    claimed: str | None = None
+    items: tuple[Item, ...] = ()
+    forwards: bool | None = True
+    strict: frozenset[str] = frozenset()
+    dropping: tuple[ForwardChain, ...] = ()
+    ports: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+
+
+def findings(seen: Observed) -> tuple[Finding, ...]:
+    """Return what a person should know, the errors first."""
+    checks = (
+        _daemon,
+        _forwarding,
+        _forward_chains,
+        _refused_peers,
+        _leftovers,
+        _unplanned_routes,
+        _reverse_path,
+        _port_mtus,
+        _warnings,
+        _notes,
+    )
+    ranks = {"error": 0, "warning": 1, "info": 2}
+    return tuple(
+        sorted((one for check in checks for one in check(seen)), key=lambda one: ranks[one.severity])
+    )
+
+
+def _daemon(seen: Observed) -> Iterator[Finding]:
+    """Yield why the daemon is not ready, by the most telling of its words."""
+    status = seen.status
+    waiting = status.waiting_for or "it does not say"
+    if not status.is_live:
+        yield Finding(
+            code="daemon-away",
+            severity="error",
+            cause="flanneld does not answer, so nothing is mended and no peer that joins is reached",
+            evidence=(waiting,),
+            fix="systemctl start flanneld",
+        )
+    elif status.store is not None and not status.store.is_connected:
+        yield Finding(
+            code="store-away",
+            severity="error",
+            cause="the store does not answer, so leases run out and no peer that joins is reached",
+            evidence=(f"{status.store.url}: {status.store.last_error or waiting}",),
+            fix=f"flannelctl --store {status.store.url} leases  # says what keeps it from answering",
+        )
+    elif status.reconcile is not None and status.reconcile.held:
+        yield Finding(
+            code="fight",
+            severity="error",
+            cause="another program keeps undoing what flanneld installs",
+            evidence=_some(status.reconcile.held),
+            fix="ip monitor  # find who does it (NetworkManager, dhcpcd, …) and exclude the object there",
+        )
+    elif status.reconcile is not None and status.reconcile.refused:
+        yield Finding(
+            code="refused",
+            severity="error",
+            cause="the host refuses a part of what is planned",
+            evidence=_some(status.reconcile.refused),
+            fix="journalctl -u flanneld  # each refusal is there with what helps",
+        )
+    elif not status.is_ready:
+        yield Finding(
+            code="not-ready",
+            severity="error",
+            cause=f"flanneld waits for {waiting}",
+            fix="flannelctl status",
+        )
+
+
+def _forwarding(seen: Observed) -> Iterator[Finding]:
+    if seen.forwards is False:
+        yield Finding(
+            code="forwarding-off",
+            severity="error",
+            cause="the host forwards no packets, so its containers reach nobody",
+            evidence=("net.ipv4.ip_forward = 0",),
+            fix="sysctl -w net.ipv4.ip_forward=1",
+        )
+
+
+def _forward_chains(seen: Observed) -> Iterator[Finding]:
+    network = seen.footing.network
+    for chain in seen.dropping:
+        if network is None or chain.lets_pass(network):
+            continue
+        place = f"{chain.family} {chain.table} {chain.name}"
+        is_iptables = (chain.table, chain.name) == ("filter", "FORWARD")
+        insert = (
+            "iptables -I FORWARD -{0} {1} -j ACCEPT"
+            if is_iptables
+            else f"nft insert rule {place} ip {{0}} {{1}} accept"
+        )
+        words = ("s", "d") if is_iptables else ("saddr", "daddr")
+        yield Finding(
+            code="forward-dropped",
+            severity="error",
+            cause=f"the chain {place} drops packets of {network}; an accept elsewhere does not undo that",
+            evidence=(f"nft list chain {place}: policy drop, and no rule that accepts {network}",),
+            fix="; ".join(insert.format(word, network) for word in words),
+        )
+
+
+def _refused_peers(seen: Observed) -> Iterator[Finding]:
+    refused = seen.status.refused_peers
+    if refused:
+        yield Finding(
+            code="peers-refused",
+            severity="warning",
+            cause=f"{len(refused)} of {seen.status.peers} peers are not sent to",
+            evidence=_some([f"{peer.subnet} at {peer.public_ip}: {peer.reason}" for peer in refused]),
+            fix="flannelctl peers",
+        )
+
+
+def _leftovers(seen: Observed) -> Iterator[Finding]:
+    """Yield what an original flannel left; its rules only where no daemon of ours has taken them over."""
+    left = list(left_by_original(seen.items, seen.footing))
+    if seen.claimed is None and not seen.status.is_live:
+        rules = (item for item in seen.items if isinstance(item, IptablesChain | NftTable))
+        left += [item for item in rules if item.device == FIRST_DEVICE]
+    if left:
+        commands = [command for item in left if (command := _removal(item))]
+        is_ours_here = seen.claimed is not None or seen.status.is_live
+        yield Finding(
+            code="left-by-original",
+            severity="warning",
+            cause="another flannel left these here, and they may draw packets away",
+            evidence=_some([_shown(item) for item in left]),
+            fix="; ".join(commands[:_NAMED]) if is_ours_here else "flannelctl cleanup",
+        )
+
+
+def _unplanned_routes(seen: Observed) -> Iterator[Finding]:
+    routes = list(unplanned_routes(seen.items, seen.footing))
+    if routes:
+        yield Finding(
+            code="unplanned-route",
+            severity="warning",
+            cause="routes to parts of the network that nobody planned draw packets away from the peers",
+            evidence=_some([_shown(route) for route in routes]),
+            fix="; ".join(_removal(route) for route in routes[:_NAMED]),
+        )
+
+
+def _reverse_path(seen: Observed) -> Iterator[Finding]:
+    """Yield a strict filter that drops what a peer sends through the tunnel though we answer elsewhere."""
+    backend = seen.status.backend
+    tunnel = backend.link if backend is not None else None
+    if tunnel is None or tunnel not in seen.strict:
+        return
+    elsewhere = [
+        item
+        for item in seen.items
+        if isinstance(item, Route)
+        and item.kind == "unicast"
+        and item.link != tunnel
+        and is_within(item, seen.footing)
+    ]
+    if elsewhere:
+        yield Finding(
+            code="strict-reverse-path",
+            severity="warning",
+            cause=f"what these peers send through the tunnel is dropped: the way back is not {tunnel}",
+            evidence=(f"rp_filter of {tunnel} is 1, strict", *_some([_shown(route) for route in elsewhere])),
+            fix=f"sysctl -w net/ipv4/conf/all/rp_filter=2 net/ipv4/conf/{tunnel}/rp_filter=2",
+        )
+
+
+def _port_mtus(seen: Observed) -> Iterator[Finding]:
+    backend = seen.status.backend
+    mtu = backend.mtu if backend is not None else None
+    for bridge, ports in seen.ports.items():
+        large = {port: size for port, size in ports.items() if mtu is not None and size > mtu}
+        if large:
+            yield Finding(
+                code="container-mtu",
+                severity="warning",
+                cause=f"containers on {bridge} send packets larger than the network carries, {mtu} octets",
+                evidence=_some([f"{port} has MTU {size}" for port, size in large.items()]),
+                fix="mk-docker-opts -c -d /etc/default/docker  # restart Docker by that, make them anew",
+            )
+
+
+def _warnings(seen: Observed) -> Iterator[Finding]:
+    for text in seen.status.warnings:
+        yield Finding(code="network-warning", severity="warning", cause=text, fix="flannelctl leases")
+
+
+def _notes(seen: Observed) -> Iterator[Finding]:
+    backend = seen.status.backend
+    for note in backend.notes if backend is not None else ():
+        yield Finding(code="backend-note", severity="info", cause=note, fix="flannelctl config get")
+
+
+def _some(texts: list[str] | tuple[str, ...]) -> tuple[str, ...]:
+    more = len(texts) - _NAMED
+    return (*texts[:_NAMED], f"… and {more} more") if more > 0 else tuple(texts)
+
+
+def _shown(item: Item) -> str:
+    if not isinstance(item, Route):
+        return name(item)
+    gateway = f" via {item.gateway}" if item.gateway is not None else ""
+    link = f" dev {item.link}" if item.link else ""
+    return f"{name(item)}{gateway}{link} proto {item.protocol}"
+
+
+def _removal(item: Item) -> str:
+    """Return the command that removes a link or a route; "" for what has none so short."""
+    match item:
+        case Link():
+            return f"ip link delete {item.name}"
+        case Route():
+            kind = "" if item.kind in ("unicast", "multipath") else f"{item.kind} "
+            metric = f" metric {item.metric}" if item.metric else ""
+            return f"ip route delete {kind}{item.destination}{metric} proto {item.protocol}"
+        case _:
+            return ""

@@ -1,0 +1,231 @@
+"""flannelctl doctor on real hosts: each fault is made, and named with what it shows and what to type."""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from pyflannel.lab.faults import paused
+from pyflannel.lab.host import Host
+from pyflannel.lab.together import together
+from pyflannel.lab.waiting import wait_until
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
+
+DEADLINE_S = 30.0
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What somebody does on the host, how it is undone, and what doctor says of it.
+
+    Attributes:
+        is_error: packets are lost, so that the exit code is 1.
+        mended: what the fix that doctor names leaves of the fault to be undone; nothing of most.
+    """
+
+    do: str
+    undo: str
+    code: str
+    is_error: bool
+    evidence: str
+    fix: str
+
+
+FAULTS = [
+    Fault(
+        do="sysctl -qw net.ipv4.ip_forward=0",
+        undo="sysctl -qw net.ipv4.ip_forward=1",
+        code="forwarding-off",
+        is_error=True,
+        evidence="net.ipv4.ip_forward = 0",
+        fix="sysctl -w net.ipv4.ip_forward=1",
+    ),
+    Fault(
+        do="nft 'table inet fw { chain f { type filter hook forward priority 0; policy drop; }; }'",
+        undo="nft delete table inet fw",
+        code="forward-dropped",
+        is_error=True,
+        evidence="nft list chain inet fw f: policy drop, and no rule that accepts 10.100.0.0/16",
+        fix="nft insert rule inet fw f ip saddr 10.100.0.0/16 accept;"
+        " nft insert rule inet fw f ip daddr 10.100.0.0/16 accept",
+    ),
+    Fault(
+        do="ip route add 10.100.250.0/24 via 10.10.10.77 proto static",
+        undo="ip route delete 10.100.250.0/24 2>/dev/null; true",
+        code="unplanned-route",
+        is_error=False,
+        evidence="route 10.100.250.0/24 via 10.10.10.77 dev eth0 proto 4",
+        fix="ip route delete 10.100.250.0/24 proto 4",
+    ),
+    Fault(
+        do="ip route add 10.100.250.0/28 via 10.10.10.77",
+        undo="ip route delete 10.100.250.0/28 2>/dev/null; true",
+        code="left-by-original",
+        is_error=False,
+        evidence="route 10.100.250.0/28 via 10.10.10.77 dev eth0 proto 3",
+        fix="ip route delete 10.100.250.0/28 proto 3",
+    ),
+    Fault(
+        do="ip link add flannel.7 type vxlan id 7 dev eth0 dstport 4789",
+        undo="ip link delete flannel.7 2>/dev/null; true",
+        code="left-by-original",
+        is_error=False,
+        evidence="link flannel.7",
+        fix="ip link delete flannel.7",
+    ),
+    Fault(
+        do="sysctl -qw net/ipv4/conf/flannel.1/rp_filter=1;"
+        " ip route add 10.100.250.0/28 via 10.10.10.77 proto static",
+        undo="sysctl -qw net/ipv4/conf/flannel.1/rp_filter=0; ip route delete 10.100.250.0/28",
+        code="strict-reverse-path",
+        is_error=False,
+        evidence="route 10.100.250.0/28 via 10.10.10.77 dev eth0 proto 4",
+        fix="sysctl -w net/ipv4/conf/all/rp_filter=2 net/ipv4/conf/flannel.1/rp_filter=2",
+    ),
+    Fault(
+        do="ip link add large type veth peer name larger; ip link set large master br7",
+        undo="ip link delete large",
+        code="container-mtu",
+        is_error=False,
+        evidence="large has MTU 1500",
+        fix="mk-docker-opts -c -d /etc/default/docker  # restart Docker by that, make them anew",
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def host(overlay) -> Host:
+    """One of two hosts of a vxlan network, with a bridge as Docker would have."""
+    overlay.set_backend("vxlan")
+    pair = [overlay.hosts[name] for name in ("docker1", "docker2")]
+    together([lambda host=host: overlay.join(host) for host in pair])
+    overlay.settle(*pair)
+    batch = f"link add br7 type bridge\nlink set br7 up\naddress add {pair[0].gateway()} dev br7\n"
+    pair[0].run(["ip", "-batch", "-"], text=batch)
+    return pair[0]
+
+
+def examine(host: Host, *, exit_code: int = 0) -> dict[str, dict[str, Any]]:
+    """Return what doctor finds, by code; each has the promised form."""
+    ran = host.run(["flannelctl", "--json", "doctor"], check=False)
+    assert ran.returncode == exit_code, ran.stdout + ran.stderr
+    document = json.loads(ran.stdout)
+    assert document["ok"] == (exit_code == 0)
+    for one in document["findings"]:
+        assert one.keys() == {"code", "severity", "cause", "evidence", "fix"}
+        assert one["severity"] in ("error", "warning", "info")
+        assert one["cause"]
+        assert one["fix"]
+    return {one["code"]: one for one in document["findings"]}
+
+
+@pytest.fixture
+def healthy(host: Host) -> Iterator[Host]:
+    """The host, of which doctor has nothing to say, before and after."""
+    assert not trouble(host)
+    yield host
+    assert not trouble(host)
+
+
+def trouble(host: Host) -> dict[str, Any]:
+    """Return the findings that are more than good to know."""
+    return {code: one for code, one in examine(host).items() if one["severity"] != "info"}
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: f"{fault.code} {fault.evidence[:24]}")
+def test_a_fault_is_named_and_its_fix_mends_it(healthy: Host, fault: Fault) -> None:
+    """With what it shows; and what doctor says to type makes it silent."""
+    healthy.run(["sh", "-c", fault.do])
+    try:
+        found = examine(healthy, exit_code=int(fault.is_error))[fault.code]
+        assert found["severity"] == ("error" if fault.is_error else "warning")
+        assert fault.evidence in found["evidence"]
+        assert found["fix"] == fault.fix
+
+        if fault.code != "container-mtu":  # that is for Docker, which does not run here
+            healthy.run(["sh", "-c", found["fix"]])
+            assert fault.code not in {**examine(healthy)}
+    finally:
+        healthy.run(["sh", "-c", fault.undo], check=False)
+
+
+def test_people_read_the_cause_what_was_seen_and_what_to_type(healthy: Host) -> None:
+    assert "nothing is wrong with this host" in healthy.flannelctl("doctor")
+    healthy.run(["sysctl", "-qw", "net.ipv4.ip_forward=0"])
+
+    said = healthy.flannelctl("doctor", check=False)
+
+    healthy.run(["sysctl", "-qw", "net.ipv4.ip_forward=1"])
+    assert said.splitlines() == [
+        "error: the host forwards no packets, so its containers reach nobody",
+        "    seen: net.ipv4.ip_forward = 0",
+        "    type: sysctl -w net.ipv4.ip_forward=1",
+    ]
+
+
+def test_peers_that_are_not_sent_to_are_named(overlay, healthy: Host) -> None:
+    overlay.put_peers("host-gw", 1)
+    overlay.wait_status(healthy, lambda status: bool(status.refused_peers), "refuses a peer")
+
+    found = examine(healthy)["peers-refused"]
+
+    assert found["cause"] == "1 of 2 peers are not sent to"
+    assert found["evidence"] == ["10.100.128.0/28 at 10.10.10.2: Ignoring non-vxlan subnet: type=host-gw"]
+    overlay.etcd.etcdctl("del", "/coreos.com/network/subnets/10.100.128.0-28")
+    overlay.wait_status(healthy, lambda status: not status.refused_peers, "refuses nobody")
+
+
+def test_a_fight_is_named_with_the_object(overlay, healthy: Host) -> None:
+    delete = "while :; do ip address flush dev flannel.1 2>/dev/null; sleep 0.02; done"
+    opponent = healthy.start(["sh", "-c", delete], name="opponent")
+    try:
+        overlay.wait_status(healthy, lambda status: bool(status.reconcile.held), "is in a fight", DEADLINE_S)
+        found = examine(healthy, exit_code=1)["fight"]
+    finally:
+        opponent.kill()
+
+    assert any("on flannel.1: missing" in line for line in found["evidence"])
+    overlay.wait_status(healthy, lambda status: status.is_ready, "is ready again", 2 * DEADLINE_S)
+
+
+def test_a_store_that_is_away_is_named(overlay, healthy: Host) -> None:
+    with paused(overlay.etcd_program):
+        overlay.wait_status(healthy, lambda status: not status.store.is_connected, "misses it", DEADLINE_S)
+        found = examine(healthy, exit_code=1)["store-away"]
+
+    assert overlay.etcd.url in found["evidence"][0]
+    overlay.wait_status(healthy, lambda status: status.is_ready, "is ready again", DEADLINE_S)
+
+
+def test_a_daemon_that_is_away_is_named_and_the_rest_is_examined(overlay, healthy: Host) -> None:
+    overlay.daemons[healthy.name].kill()
+    healthy.run(["ip", "route", "add", "10.100.250.0/28", "via", "10.10.10.77"])
+
+    found = examine(healthy, exit_code=1)
+
+    healthy.run(["ip", "route", "delete", "10.100.250.0/28"])
+    assert found.keys() - {"backend-note"} == {"daemon-away", "left-by-original"}
+    overlay.join(healthy)
+
+
+def test_an_original_s_remains_are_named_where_none_of_ours_ever_ran(overlay) -> None:
+    """All of them, and cleanup is what to type."""
+    host = overlay.hosts["docker3"]
+    rules = "*filter\n:FLANNEL-FWD - [0:0]\n-A FORWARD -j FLANNEL-FWD\nCOMMIT\n"
+    host.run(["iptables-restore", "--noflush"], text=rules)
+    host.run(["ip", "link", "add", "flannel.1", "type", "vxlan", "id", "1", "dev", "eth0", "dstport", "8472"])
+
+    found = examine(host, exit_code=1)["left-by-original"]
+
+    assert found["evidence"] == ["link flannel.1", "iptables chain FLANNEL-FWD in filter"]
+    assert found["fix"] == "flannelctl cleanup"
+    host.flannelctl("--store", overlay.etcd.url, "cleanup", check=False)
+    wait_until(
+        lambda: examine(host, exit_code=1).keys() == {"daemon-away"},
+        what="it is clean",
+        deadline_s=DEADLINE_S,
+    )

@@ -1,0 +1,112 @@
+"""What doctor says of what was observed."""
+
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
+
+import pytest
+
+from pyflannel.model.footing import Footing
+from pyflannel.model.forward_chain import ForwardChain
+from pyflannel.model.iptables_chain import IptablesChain
+from pyflannel.model.route import Route
+from pyflannel.model.status import (
+    BackendStatus,
+    ReconcileStatus,
+    RefusedPeer,
+    Status,
+    StoreStatus,
+)
+from pyflannel.plan.doctor import Observed, findings
+
+NETWORK = IPv4Network("10.100.0.0/16")
+READY = Status(
+    version="1",
+    is_ready=True,
+    store=StoreStatus(url="etcd://10.0.0.1:2379", is_connected=True),
+    backend=BackendStatus(type="vxlan", link="flannel.1", mtu=1450),
+    reconcile=ReconcileStatus(passes=3),
+    peers=20,
+)
+HEALTHY = Observed(
+    status=READY,
+    claimed="flannel0",
+    footing=Footing(network=NETWORK, subnet=IPv4Network("10.100.15.0/24"), underlay="eth0"),
+    strict=frozenset({"lo", "flannel.1"}),
+    items=(
+        Route(destination=IPv4Network("10.100.16.0/24"), link="flannel.1"),
+        Route(destination=NETWORK, link="", kind="blackhole"),
+        IptablesChain(family=4, table="filter", device="flannel0", rules=()),
+    ),
+    dropping=(ForwardChain(family="ip", table="filter", name="FORWARD", passes=frozenset({NETWORK})),),
+    ports={"docker0": {"veth1": 1450}},
+)
+
+
+def codes(seen: Observed) -> list[str]:
+    return [one.code for one in findings(seen)]
+
+
+def test_of_a_healthy_host_there_is_nothing_to_say() -> None:
+    """Not of strict filters where every way back is the tunnel, nor of chains that let the network pass."""
+    assert codes(HEALTHY) == []
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [
+        (replace(READY, is_ready=False, waiting_for="a lease"), "not-ready"),
+        (replace(READY, is_live=False, is_ready=False), "daemon-away"),
+        (
+            replace(READY, is_ready=False, store=StoreStatus(url="etcd://10.0.0.1:2379", last_error="no")),
+            "store-away",
+        ),
+        (
+            replace(READY, is_ready=False, reconcile=ReconcileStatus(held=("link flannel.1: missing",))),
+            "fight",
+        ),
+        (
+            replace(READY, is_ready=False, reconcile=ReconcileStatus(refused=("link flannel.1: missing",))),
+            "refused",
+        ),
+        (replace(READY, warnings=("two hosts share 10.0.0.7",)), "network-warning"),
+        (
+            replace(READY, backend=BackendStatus(type="vxlan", notes=("checksums are not left to eth0",))),
+            "backend-note",
+        ),
+    ],
+)
+def test_what_the_daemon_says_is_told_by_its_most_telling_word(status: Status, code: str) -> None:
+    assert codes(replace(HEALTHY, status=status)) == [code]
+
+
+def test_errors_come_first_and_many_things_are_counted() -> None:
+    refused = tuple(
+        RefusedPeer(subnet=IPv4Network((f"10.100.{n}.0", 24)), public_ip=IPv4Address("10.0.0.9"), reason="no")
+        for n in range(20)
+    )
+    seen = replace(HEALTHY, status=replace(READY, refused_peers=refused), forwards=False)
+
+    first, second = findings(seen)
+
+    assert (first.code, first.severity) == ("forwarding-off", "error")
+    assert second.cause == "20 of 20 peers are not sent to"
+    assert len(second.evidence) == 9
+    assert second.evidence[-1] == "… and 12 more"
+
+
+def test_iptables_own_chain_is_mended_by_iptables() -> None:
+    chain = ForwardChain(family="ip", table="filter", name="FORWARD", passes=frozenset())
+
+    (found,) = findings(replace(HEALTHY, dropping=(chain,)))
+
+    assert found.fix == (
+        "iptables -I FORWARD -s 10.100.0.0/16 -j ACCEPT; iptables -I FORWARD -d 10.100.0.0/16 -j ACCEPT"
+    )
+
+
+def test_rules_with_the_original_s_names_are_ours_where_a_daemon_of_ours_is() -> None:
+    """Elsewhere they are what an original left."""
+    status = replace(READY, is_live=False, is_ready=False)
+
+    assert codes(replace(HEALTHY, status=status)) == ["daemon-away"]
+    assert codes(replace(HEALTHY, status=status, claimed=None)) == ["daemon-away", "left-by-original"]
