@@ -1,6 +1,7 @@
 """The host's bridges and who is behind them, as the kernel of the process's network namespace shows them."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from ipaddress import IPv4Address, IPv4Interface
 
@@ -30,7 +31,9 @@ class KernelBridges:
         self._requests = RequestSocket()
         self._filter_requests = RequestSocket(nftables.PROTOCOL)
         self._notifications = NotificationSocket(_GROUPS)
-        self._filter_notifications = NotificationSocket(nftables.CHANGES, nftables.PROTOCOL)
+        self._filter_notifications: NotificationSocket | None = None
+        with contextlib.suppress(TargetError):  # they want CAP_NET_ADMIN
+            self._filter_notifications = NotificationSocket(nftables.CHANGES, nftables.PROTOCOL)
         self._bridges: frozenset[int] = frozenset()
 
     def close(self) -> None:
@@ -41,7 +44,8 @@ class KernelBridges:
             self._notifications,
             self._filter_notifications,
         ):
-            each.close()
+            if each is not None:
+                each.close()
 
     async def observe(self) -> tuple[Bridge, ...]:
         """Return the bridges that have IPv4 addresses, in the order of their names."""
@@ -76,7 +80,8 @@ class KernelBridges:
 
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(hear(self._notifications), name="bridges")
-            tasks.create_task(hear(self._filter_notifications), name="bridge rules")
+            if self._filter_notifications is not None:
+                tasks.create_task(hear(self._filter_notifications), name="bridge rules")
             while True:
                 await changed.wait()
                 await asyncio.sleep(_COALESCE_S)
@@ -113,6 +118,8 @@ class KernelBridges:
         )
 
     async def _has_bridge_rules(self) -> bool:
+        if self._filter_notifications is None:
+            return True  # nobody would tell us of them
         try:
             return bool(await self._filter_requests.dump(nftables.dump_tables(nftables.BRIDGE), len))
         except TargetError:
