@@ -73,6 +73,7 @@ def test_vxlan_reaches_everybody_but_those_whose_leases_make_no_sense(new_networ
     assert "VXLAN config: VNI=7 Port=0 GBP=false Learning=false DirectRouting=true" in log
     assert log.count("Backend.Name has no effect") == 1
     assert status["backend"]["link"] == "flannel.7"
+    assert re.search(r"^note +Backend\.Name has no effect", docker1.flannelctl("status"), re.MULTILINE)
     assert status["backend"]["mtu"] == int(docker1.subnet_env()["FLANNEL_MTU"]) == 1450
     assert published(network, "docker1") == Vtep(mac=str(mac(docker1, "flannel.7")), vni=7)
     near, far = (str(network.hosts[name].lease()) for name in ("docker2", "docker4"))
