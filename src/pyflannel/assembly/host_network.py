@@ -179,17 +179,21 @@ async def _claim(places: Places, interfaces: KernelInterfaces) -> DeviceClaim:
     )
     claim = DeviceClaim(names)
     if claim.name != kept:
-        _keep(places.device_file, claim.name)
+        _keep(_device_file(places, claim.name))  # before anything is made by that name
     return claim
 
 
-def _keep(file: Path, name: str) -> None:
+def _device_file(places: Places, name: str) -> HostFile:
+    return HostFile(path=str(places.device_file), text=f"{name}\n")
+
+
+def _keep(file: HostFile) -> None:
     try:
-        replace_file(str(file), f"{name}\n".encode())
+        replace_file(file.path, file.text.encode())
     except OSError as error:
         raise TargetError(
-            f"{file} cannot be written: {error.strerror}",
-            hint=f"Let flanneld write to {file.parent}, or name another --run-dir.",
+            f"{file.path} cannot be written: {error.strerror}",
+            hint="Let flanneld write to its run directory, or name another with --run-dir.",
         ) from error
 
 
@@ -203,6 +207,7 @@ def _host_options(options: FlanneldOptions, places: Places, device: str, audit_s
             public_ip=options.public_ip,
         ),
         subnet_file=str(places.subnet_file),
+        other_files=(_device_file(places, device),),
         subnet_env=_old_text(places.subnet_file),
         lease_ttl_s=options.lease_ttl_s,
         renew_margin_s=options.renew_margin_s,

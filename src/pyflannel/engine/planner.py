@@ -40,6 +40,7 @@ class Planner:
         self,
         *,
         subnet_file: str,
+        other_files: tuple[HostFile, ...] = (),
         packet_filter: FilterOptions,
         device: str,
         mark: str,
@@ -48,6 +49,7 @@ class Planner:
         has_blackhole: bool = False,
     ) -> None:
         self._subnet_file = subnet_file
+        self._other_files = other_files
         self._packet_filter = packet_filter
         self._device = device
         self._mark = mark
@@ -176,8 +178,8 @@ class Planner:
         if self._has_blackhole:
             plan.update(plan_blackhole(host).by_key)
         plan.update(plan_filter(config, host, self._packet_filter).by_key)
-        file = HostFile(path=self._subnet_file, text=text)
-        plan[file.key] = file
+        for file in (*self._other_files, HostFile(path=self._subnet_file, text=text)):
+            plan[file.key] = file
         self._bridged = self.bridges
         plan.update(backend.plan_bridges(self.bridges, host).by_key)
         count = len(plan)

@@ -24,6 +24,7 @@ from pyflannel.engine.underlay_follower import UnderlayFollower
 from pyflannel.errors import ConfigError, StoreError, WireError
 from pyflannel.model.bridge import Bridge
 from pyflannel.model.host import Underlay
+from pyflannel.model.host_file import HostFile
 from pyflannel.model.last_known import LastKnown
 from pyflannel.model.lease import LEASE_TTL_S, Identity, Lease, LeaseAttributes
 from pyflannel.model.lease_protocol import Held, Report, Wanted
@@ -78,6 +79,7 @@ class HostOptions:
 
     Attributes:
         subnet_file: path of subnet.env.
+        other_files: that are to stand as long as the host runs.
         subnet_env: its text from the life before, or None.
         audit_s: longest pause between two passes.
         has_blackhole: packets to our subnet that nothing else on the host takes are dropped.
@@ -87,6 +89,7 @@ class HostOptions:
     identity: Identity
     underlay: UnderlayOptions
     subnet_file: str
+    other_files: tuple[HostFile, ...] = ()
     subnet_env: str | None = None
     lease_ttl_s: int = LEASE_TTL_S
     renew_margin_s: float = 3600
@@ -119,6 +122,7 @@ class Supervisor:
         self.is_stale = False
         self.planner = Planner(
             subnet_file=options.subnet_file,
+            other_files=options.other_files,
             packet_filter=options.packet_filter,
             device=options.device,
             mark=options.mark,

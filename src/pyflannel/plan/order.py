@@ -1,6 +1,6 @@
 """The order of a batch: no operation relies on a later one; make before break."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 
 from pyflannel.model.address import Address
 from pyflannel.model.bpf_container import BpfContainer
@@ -36,9 +36,9 @@ _BUILD_RANK: dict[type, int] = {
     HostFile: 9,
 }
 
-# An address that shares its prefix with another is secondary to it, and goes with it. So the old one leaves
-# before the new one comes, unlike everything else.
-_ADDRESS_REMOVAL_RANK = 1
+# An address that shares its prefix with another of its link is secondary to it, and goes with it. So the old
+# one leaves before the new one comes, unlike everything else.
+_ADDRESS_CHANGE_RANK = 1
 
 _REMOVAL_RANK = 100
 """Above every build rank; what was built last is removed first."""
@@ -46,14 +46,16 @@ _REMOVAL_RANK = 100
 
 def order(operations: Iterable[Operation]) -> list[Operation]:
     """Sort into a safe sequence: make before break; equal ranks keep their order."""
-    return sorted(operations, key=_rank)
+    listed = list(operations)
+    readdressed = {one.item.link for one in listed if isinstance(one, Add) and isinstance(one.item, Address)}
+    return sorted(listed, key=lambda operation: _rank(operation, readdressed))
 
 
-def _rank(operation: Operation) -> int:
+def _rank(operation: Operation, readdressed: Set[str]) -> int:
     match operation:
         case Add(item) | Replace(_, item):
             return _BUILD_RANK[type(item)]
-        case Remove(Address()):
-            return _ADDRESS_REMOVAL_RANK
+        case Remove(Address(link=link)) if link in readdressed:
+            return _ADDRESS_CHANGE_RANK
         case Remove(item):
             return _REMOVAL_RANK - _BUILD_RANK[type(item)]
