@@ -50,7 +50,8 @@ def test_the_names_of_subnets_make_no_difference() -> None:
 def test_revisions_count_by_their_rank_and_times_from_now() -> None:
     """A store that has seen more, later in the day, is no other state."""
     canon = Canon()
-    later = replace(TWO.world, now=5000.0, store=replace(TWO.world.store, revision=77, compacted=0))
+    store = replace(TWO.world.store, revision=77, compacted=0, config_revision=77)
+    later = replace(TWO.world, now=5000.0, store=store)
 
     assert canon.key(later) == canon.key(TWO.world)
 
