@@ -24,7 +24,8 @@ def lay_segments(router: Sandbox, segments: Iterable[Segment]) -> None:
             f"link add {segment.name} type bridge",
             f"link add {port} type veth peer name sw-{segment.name}",
             f"link set sw-{segment.name} master {segment.name} up",
-            f"link set {segment.name} up",
+            # Else it answers for the gateway too, with an address that changes when a host is plugged in.
+            f"link set {segment.name} arp off up",
             f"address add {segment.gateway} dev {port}",
             f"link set {port} up",
         ]
