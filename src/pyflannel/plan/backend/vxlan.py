@@ -10,7 +10,7 @@ Source: flannel 0.28.9 (per peer, /32); RFC 7348.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Interface, IPv4Network
 
@@ -48,6 +48,9 @@ _SMALLEST_MTU = 68
 _OUTER_MTUS = range(_SMALLEST_MTU + OVERHEAD, 65536)
 _LONGEST_DECIMAL = 9_999_999
 """Beyond it, `flannel.` and the VNI's digits are longer than a link's name may be (IFNAMSIZ)."""
+
+_LONGEST_SHOWN = 80
+"""Characters of bad data that a message repeats."""
 
 _PREFIX = re.compile(r"([0-9A-Fa-f]{2})[-:]([0-9A-Fa-f]{2})")
 _PUBLISHED_BITS = 0xFFFF
@@ -154,7 +157,8 @@ class VxlanBackend:
             return None
         vtep = attributes.vtep
         if vtep is None:
-            return f"error decoding subnet lease JSON: no VtepMAC in BackendData {attributes.backend_data}"
+            data = str(attributes.backend_data)[:_LONGEST_SHOWN]
+            return f"error decoding subnet lease JSON: no VtepMAC in BackendData {data}"
         if vtep.vni not in (None, self.vni, self.vni & _PUBLISHED_BITS):
             return f"its VNI is {vtep.vni}, ours {self.vni}"
         if not is_of_one_device(vtep.mac):
@@ -175,20 +179,12 @@ class VxlanBackend:
         for peer in peers:
             if peer.attributes.vtep is not None:
                 by_mac.setdefault(peer.attributes.vtep.mac, []).append(peer)
-        found: dict[IPv4Network, str] = {}
-        for mac, alike in by_mac.items():
-            if len(alike) == 1:
-                continue
-            sharing = [peer for peer in alike if self._is_tunnelled(peer, host)]
-            sharing.sort(key=lambda peer: (-peer.revision, peer.subnet))
-            for peer in sharing[1:]:
-                first, address = sharing[0], sharing[0].attributes.public_ip
-                if peer.attributes.public_ip != address:
-                    found[peer.subnet] = (
-                        f"its VtepMAC {mac} is that of {first.subnet} at {address} too, whose lease is newer:"
-                        " is it a copy of that host?"
-                    )
-        return found
+        return {
+            subnet: reason
+            for mac, sharing in by_mac.items()
+            if len(sharing) > 1
+            for subnet, reason in self._giving_way(mac, sharing, host)
+        }
 
     def plan_bridges(self, bridges: Iterable[Bridge], host: Host) -> State:
         """Return nothing: bridges have what they need."""
@@ -220,6 +216,21 @@ class VxlanBackend:
 
     def _is_direct(self, peer: Lease, host: Host) -> bool:
         return self.routes_directly and host.underlay.reaches(peer.attributes.public_ip)
+
+    def _giving_way(
+        self, mac: str, sharing: Iterable[Lease], host: Host
+    ) -> Iterator[tuple[IPv4Network, str]]:
+        """Yield which of the peers with one MAC address are not to be planned for, and why."""
+        able = [peer for peer in sharing if self._is_tunnelled(peer, host)]
+        able.sort(key=lambda peer: (-peer.revision, peer.subnet))
+        for peer in able[1:]:
+            first, address = able[0].subnet, able[0].attributes.public_ip
+            if peer.attributes.public_ip != address:
+                yield (
+                    peer.subnet,
+                    f"its VtepMAC {mac} is that of {first} at {address} too, which is sent to instead: is one"
+                    " a copy of the other?",
+                )
 
     def _is_tunnelled(self, peer: Lease, host: Host) -> bool:
         return not self._is_direct(peer, host) and self.objection(peer, host) is None
