@@ -47,6 +47,7 @@ def traces(overlay, host: Host) -> dict[str, Any]:
     shown = {
         "neighbours": json.loads(host.run(permanent).stdout or "[]"),
         "FDB": json.loads(host.run(["bridge", "-json", "fdb", "show"]).stdout or "[]"),
+        "next hops": host.run(["ip", "nexthop", "show"]).stdout,
         "queues": host.run(["tc", "qdisc", "show"]).stdout,
         "programs": host.run(["sh", "-c", "tc filter show dev eth0 ingress; ls -R /sys/fs/bpf"]).stdout,
     }

@@ -10,6 +10,7 @@ import pytest
 
 from pyflannel.lab.host import Host
 from pyflannel.lab.lab import Lab
+from pyflannel.lab.program import Program
 from pyflannel.lab.together import together
 from pyflannel.lab.waiting import wait_until
 
@@ -117,15 +118,15 @@ def test_two_networks_without_a_device_of_the_claimed_name_stay_apart(
         )
     hosts = [host, lab.hosts["docker2"]]
 
-    together([partial(start, one, stores[name], name) for one, name in product(hosts, stores)])
+    _, blue, *_ = together([partial(start, one, stores[name], name) for one, name in product(hosts, stores)])
     for name in stores:
         wait_routes(host, name, kind)
     before = objects(host)
     devices = {f"flannel.{number}" for number in (1, 2)} if kind == "vxlan" else set()
     assert devices == {name for name in before["links"] if name.startswith("flannel")}
 
-    host.run(["pkill", "-KILL", "-f", "run-dir=/run/flannel-blue"])
-    together([partial(start, host, stores["blue"], "blue")])
+    blue.kill()
+    start(host, stores["blue"], "blue")
     assert objects(host) == before
     for name in stores:
         assert not repaired(host, name)
@@ -173,8 +174,8 @@ def flags(store: str, name: str) -> list[str]:
     return [f"--store={store}", *places, f"--subnet-file=/run/flannel-{name}/subnet.env"]
 
 
-def start(host: Host, store: str, name: str) -> None:
-    host.start_service(["flanneld", *flags(store, name)], name=name)
+def start(host: Host, store: str, name: str) -> Program:
+    return host.start_service(["flanneld", *flags(store, name)], name=name)
 
 
 def repaired(host: Host, name: str) -> list[str]:

@@ -49,7 +49,7 @@ def lasting(host: Host) -> list[tuple[Any, ...]]:
     entries = json.loads(host.run(["bridge", "-json", "fdb", "show"]).stdout or "[]")
     return [
         *(
-            ("route", route["dst"], route.get("gateway"), route["dev"], route["protocol"])
+            ("route", route["dst"], route.get("gateway"), route["dev"], route.get("protocol"))
             for route in host.routes()
             if route["dst"].startswith("10.100.") and route["dev"] != "br7"
         ),

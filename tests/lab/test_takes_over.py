@@ -1,11 +1,13 @@
 """What an original flannel left on a host is taken over where the plan has it, and only named where not."""
 
+import contextlib
 import json
 import os
 from collections.abc import Iterator
 
 import pytest
 
+from pyflannel.errors import LabError
 from pyflannel.lab.etcd_server import PREFIX
 from pyflannel.lab.host import Host
 from pyflannel.lab.program import Program
@@ -106,6 +108,13 @@ def routes(host: Host) -> dict[str, tuple[str | None, str]]:
     }
 
 
+def wait_routes(host: Host, wanted: dict[str, tuple[str, str]]) -> None:
+    """Return when these are the routes into the network: a peer may be heard of when the host is ready."""
+    with contextlib.suppress(LabError):
+        wait_until(lambda: routes(host) == wanted, what="its routes are there", deadline_s=DEADLINE_S)
+    assert routes(host) == wanted
+
+
 def fdb(host: Host) -> dict[str, str]:
     """Return the destination of each FDB entry of flannel.1, by MAC address."""
     shown = host.run(["bridge", "-json", "fdb", "show", "dev", "flannel.1"]).stdout
@@ -128,11 +137,11 @@ def test_a_vxlan_device_is_kept_with_all_that_still_holds(overlay, host: Host) -
     index = link(host, "flannel.1")["ifindex"]
 
     overlay.join(host)
+    wait_routes(host, {PEER: ("10.100.32.0", "80")})
 
     found = link(host, "flannel.1")
     assert (found["ifindex"], found["ifalias"], found["mtu"]) == (index, "pyflannel", 1450)
     assert str(host.lease()) == SUBNET
-    assert routes(host) == {PEER: ("10.100.32.0", "80")}
     assert neighbours(host) == {"10.100.32.0": PEER_MAC}
     assert fdb(host) == {PEER_MAC: "10.10.10.102"}
     assert not any("POSTRTG" in line for line in chains(host))
@@ -146,11 +155,11 @@ def test_a_device_of_release_0_6_is_made_anew(overlay, host: Host) -> None:
     index = link(host, "flannel.1")["ifindex"]
 
     overlay.join(host)
+    wait_routes(host, {PEER: ("10.100.32.0", "80")})
 
     assert link(host, "flannel.1")["ifindex"] != index
     addresses = json.loads(host.run(["ip", "-json", "-4", "address", "show", "flannel.1"]).stdout)
     assert [(one["local"], one["prefixlen"]) for one in addresses[0]["addr_info"]] == [("10.100.31.0", 32)]
-    assert routes(host) == {PEER: ("10.100.32.0", "80")}
 
 
 def test_host_gw_s_routes_are_taken_over_and_strange_ones_stay(overlay, host: Host) -> None:
@@ -166,7 +175,7 @@ def test_host_gw_s_routes_are_taken_over_and_strange_ones_stay(overlay, host: Ho
 
     overlay.join(host)
 
-    assert routes(host) == {PEER: ("10.10.10.102", "80"), GONE: ("10.10.10.77", "boot")}
+    wait_routes(host, {PEER: ("10.10.10.102", "80"), GONE: ("10.10.10.77", "boot")})
     said = host.flannelctl("--store", overlay.etcd.url, "cleanup")
     assert host.routes() == before
     assert f"removed route {GONE}, which the original flannel left" in said
