@@ -33,11 +33,11 @@ def knock(open_socket):
     return send
 
 
-def inner(source: str, destination: str, payload: bytes) -> bytes:
-    """An inner UDP packet."""
+def inner(source: str, destination: str, payload: bytes, fragment: int = 0) -> bytes:
+    """An inner UDP packet; `fragment` are flags and offset."""
     datagram = struct.pack("!HHHH", PORT, PORT, 8 + len(payload), 0) + payload
     ends = IPv4Address(source).packed + IPv4Address(destination).packed
-    header = bytearray(struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(datagram), 0, 0, 64, 17, 0) + ends)
+    header = bytearray(struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(datagram), 0, fragment, 64, 17, 0) + ends)
     header[10:12] = struct.pack("!H", checksum(header))
     return bytes(header) + datagram
 
@@ -88,6 +88,20 @@ def test_a_datagram_shorter_than_its_packet_goes_nowhere(relayed, knock):
         what="the forwarder counts it",
         deadline_s=DEADLINE_S,
     )
+
+
+@pytest.mark.parametrize("fragment", [0x2000, 0x0001])
+def test_a_fragment_is_left_to_user_space(linked, knock, fragment):
+    two = linked[1]
+
+    heard = knock(
+        linked,
+        inner("10.100.15.2", "10.100.20.2", b"a part", fragment),
+        inner("10.100.15.2", "10.100.20.2", b"whole"),
+    )
+
+    assert heard == b"whole"
+    assert two.counts() == {Outcome.LEFT_FRAGMENT: 1, Outcome.DECAPSULATED: 1, Outcome.DELIVERED: 1}
 
 
 def test_other_datagrams_of_the_underlay_are_not_touched(linked, open_socket):

@@ -1,0 +1,121 @@
+"""The octets that programs and daemon share: what is packed is read back, and stands where maps.h says."""
+
+import re
+from importlib.resources import files
+from ipaddress import IPv4Address, IPv4Network
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyflannel.kernel.bpf.layout import (
+    BUILD_OCTETS,
+    SHARED,
+    Outcome,
+    Settings,
+    pack_mac,
+    pack_peer,
+    pack_port,
+    pack_settings,
+    pack_subnet,
+    unpack_counts,
+    unpack_mac,
+    unpack_peer,
+    unpack_port,
+    unpack_settings,
+)
+from pyflannel.model.bpf_peer import BpfPeer
+
+addresses = st.integers(0, 2**32 - 1).map(IPv4Address)
+subnets = st.builds(
+    lambda base, length: IPv4Network((base, length), strict=False),
+    st.integers(0, 2**32 - 1),
+    st.integers(0, 32),
+)
+ports = st.integers(1, 65535)
+indexes = st.integers(1, 2**31 - 1)
+peers = st.builds(
+    BpfPeer,
+    device=st.just("flannel0"),
+    subnet=subnets,
+    address=addresses,
+    port=ports,
+    is_direct=st.booleans(),
+)
+settings = st.builds(
+    Settings,
+    build=st.binary(min_size=BUILD_OCTETS, max_size=BUILD_OCTETS),
+    device=st.text("abcdefghijkl0123456789.-_", min_size=1, max_size=15),
+    device_index=indexes,
+    underlay_index=indexes,
+    address=addresses,
+    subnet=subnets,
+    port=ports,
+)
+
+
+@given(settings)
+def test_settings_are_read_back(given_settings):
+    assert unpack_settings(pack_settings(given_settings)) == given_settings
+
+
+@given(settings, st.binary(max_size=100))
+def test_settings_of_a_longer_version_say_whose_they_are(given_settings, more):
+    read = unpack_settings(pack_settings(given_settings) + more)
+
+    assert (read.build, read.device) == (given_settings.build, given_settings.device)
+
+
+@given(settings, st.integers(0, 60))
+def test_settings_of_a_shorter_version_say_whose_they_are(given_settings, size):
+    read = unpack_settings(pack_settings(given_settings)[:size])
+
+    assert (read is None) is (size < BUILD_OCTETS + 16)
+    assert read is None or (read.build, read.device) == (given_settings.build, given_settings.device)
+
+
+@given(st.binary(min_size=24, max_size=60))
+def test_no_octets_make_reading_settings_fail(octets):
+    assert unpack_settings(octets) is not None
+
+
+@given(peers)
+def test_peers_are_read_back(peer):
+    assert unpack_peer("flannel0", pack_subnet(peer.subnet), pack_peer(peer)) == peer
+
+
+@given(st.binary(min_size=6, max_size=6).map(lambda octets: octets.hex(":")))
+def test_mac_addresses_are_read_back(mac):
+    assert unpack_mac(pack_mac(mac)) == mac
+
+
+@given(indexes)
+def test_links_are_read_back(index):
+    assert unpack_port(pack_port(index)) == index
+
+
+def test_counters_of_all_processors_are_added():
+    """Two processors, of which the second has seen three packets more of the second outcome."""
+    first = [(1, 10), (0, 0)]
+    second = [(2, 20), (5, 50)]
+    entries = {
+        number.to_bytes(4, "little"): b"".join(
+            value.to_bytes(8, "little") for pair in values for value in pair
+        )
+        for number, values in enumerate((first, second))
+    }
+
+    counts = unpack_counts(entries)
+
+    assert counts[Outcome.ENCAPSULATED] == (1, 10)
+    assert counts[Outcome.DECAPSULATED] == (7, 70)
+    assert counts[Outcome.DELIVERED] == (0, 0)
+
+
+def test_the_header_of_the_programs_says_the_same():
+    header = files("pyflannel.kernel.bpf").joinpath("maps.h").read_text()
+    outcomes = re.search(r"enum outcome \{(.*?)\};", header, re.DOTALL)[1]
+    names = re.findall(r"\b([A-Z][A-Z0-9_]+)\b", re.sub(r"/\*.*?\*/", "", outcomes))
+
+    assert names[-1] == "OUTCOMES"
+    assert [name.removeprefix("DROPPED_") for name in names[:-1]] == [outcome.name for outcome in Outcome]
+    assert set(re.findall(r"\} (\w+) SEC\(\"\.maps\"\)", header)) == {layout.name for layout in SHARED}
