@@ -82,18 +82,25 @@ class Etcd:
                     f"--listen-peer-urls={peer}",
                     f"--initial-advertise-peer-urls={peer}",
                     f"--initial-cluster=default={peer}",
+                    "--bcrypt-cost=4",  # passwords are no secrets here
                 ],
                 stdout=log,
                 stderr=log,
             )
         deadline = time.monotonic() + START_S
-        while self.ctl("endpoint", "health", check=False).returncode != 0:
+        while self.ctl("--dial-timeout=500ms", "endpoint", "health", check=False).returncode != 0:
             if time.monotonic() > deadline or self._process.poll() is not None:
                 pytest.fail(f"etcd did not start: {(self.directory / 'etcd.log').read_text()[-2000:]}")
 
     def ctl(self, *arguments: str, text: str = "", check: bool = True) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            ["etcdctl", f"--endpoints={self.endpoint}", "--dial-timeout=500ms", *arguments],
+            [
+                "etcdctl",
+                f"--endpoints={self.endpoint}",
+                "--dial-timeout=20s",
+                "--command-timeout=30s",
+                *arguments,
+            ],
             env=os.environ | {"ETCDCTL_API": "3"},
             input=text,
             capture_output=True,

@@ -151,7 +151,12 @@ class TestStatus:
             "public_ip": "10.10.10.101",
             "mtu": 1500,
         }
-        assert status["backend"] == {"type": "udp", "link": "flannel0", "mtu": 1472}
+        assert status["backend"] == {
+            "type": "udp",
+            "link": "flannel0",
+            "mtu": 1472,
+            "notes": [],
+        }
         assert (status["store"]["url"], status["store"]["is_connected"]) == (host.store, True)
         assert status["forwarder"]["is_attached"]
         assert status["forwarder"]["counters"]["dropped_in_stranger"] == 0
