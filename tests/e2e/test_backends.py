@@ -164,3 +164,19 @@ def test_host_gw_behind_a_nat_waits_without_a_lease(new_network: NewNetwork) -> 
     assert status["lease"]["subnet"] is None
     assert daemon.exit_code is None
     assert network.log("docker1").count("your PublicIP differs") == 1
+
+
+def test_a_copy_of_a_host_gets_a_vtep_of_its_own(new_network: NewNetwork) -> None:
+    """It comes up with the identity of a host that lives, and learns that it is another."""
+    network = new_network("docker1", "docker4", config=config(Type="vxlan"))
+    network.start("docker1", "--node-id=twin")
+    before = network.record(network.lease_key("docker1"))["value"]
+
+    network.start("docker4", "--node-id=twin")
+
+    wait_reached(containers(network, 1450, "docker1", "docker4"), deadline_s=SOON_S)
+    macs = {name: mac(network.hosts[name], "flannel.1") for name in ("docker1", "docker4")}
+    for name in macs:
+        assert published(network, name) == Vtep(mac=str(macs[name]), vni=1)
+    assert macs["docker1"] != macs["docker4"]
+    assert network.record(network.lease_key("docker1"))["value"] == before
