@@ -1,0 +1,42 @@
+"""What a process takes of the machine."""
+
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """A process at one moment.
+
+    Attributes:
+        processor_s: what all its threads took of the processors so far.
+        resident_mib: memory it has now.
+        peak_mib: the most memory it had.
+    """
+
+    processor_s: float
+    resident_mib: float
+    peak_mib: float
+
+
+def usage_of(pid: int) -> Usage:
+    """Return what a process took (proc_pid_stat(5), proc_pid_status(5))."""
+    process = Path(f"/proc/{pid}")
+    times = process.joinpath("stat").read_text().rpartition(")")[2].split()
+    memory = dict(line.split(":", 1) for line in process.joinpath("status").read_text().splitlines())
+    return Usage(
+        processor_s=(int(times[11]) + int(times[12])) / os.sysconf("SC_CLK_TCK"),
+        resident_mib=int(memory["VmRSS"].split()[0]) / 1024,
+        peak_mib=int(memory["VmHWM"].split()[0]) / 1024,
+    )
+
+
+def running_s(pid: int) -> float:
+    """Return how long the threads of a process ran so far, to the nanosecond; ended ones do not count."""
+    total = 0
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(FileNotFoundError, ProcessLookupError):
+            total += int(thread.joinpath("schedstat").read_text().split()[0])
+    return total / 1e9
