@@ -179,6 +179,37 @@ def test_peers_that_are_not_sent_to_are_named(overlay, healthy: Host) -> None:
     overlay.wait_status(healthy, lambda status: not status.refused_peers, "refuses nobody")
 
 
+def test_iptables_may_drop_where_ours_accept_and_nowhere_else(overlay, healthy: Host) -> None:
+    """As Docker sets it; without our accept, as the operator wished, every packet is dropped."""
+    healthy.run(["iptables", "-P", "FORWARD", "DROP"])
+    assert not trouble(healthy)
+    healthy.run(["iptables", "-P", "FORWARD", "ACCEPT"])
+    other = overlay.hosts["docker4"]
+    overlay.daemons[other.name] = other.start_flanneld(
+        f"--store={overlay.etcd.url}", "--iptables-forward-rules=false"
+    )
+    other.run(["iptables", "-P", "FORWARD", "DROP"])
+
+    found = examine(other, exit_code=1)["forward-dropped"]
+
+    assert "ip filter FORWARD" in found["cause"]
+    other.run(["sh", "-c", found["fix"]])
+    assert not trouble(other)
+
+
+def test_how_the_backend_runs_is_told_where_it_is_not_as_usual(overlay, healthy: Host) -> None:
+    """An MTU that the underlay does not carry, say."""
+    overlay.set_backend("vxlan", MTU=9000)
+    overlay.wait_status(healthy, lambda status: bool(status.backend.notes), "has a note")
+
+    found = examine(healthy)["backend-note"]
+
+    assert found["severity"] == "info"
+    assert "Backend.MTU is 9000, and eth0 carries up to 1500" in found["cause"]
+    overlay.set_backend("vxlan")
+    overlay.wait_status(healthy, lambda status: not status.backend.notes, "has no note")
+
+
 def test_a_fight_is_named_with_the_object(overlay, healthy: Host) -> None:
     delete = "while :; do ip address flush dev flannel.1 2>/dev/null; sleep 0.02; done"
     opponent = healthy.start(["sh", "-c", delete], name="opponent")
