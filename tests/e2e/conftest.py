@@ -21,7 +21,7 @@ import pytest
 
 from pyflannel.assembly.control_client import ControlClient
 from pyflannel.assembly.places import Places
-from pyflannel.errors import LabError
+from pyflannel.errors import LabError, NotReadyError
 from pyflannel.lab.etcd_server import PREFIX, EtcdServer
 from pyflannel.lab.host import Host
 from pyflannel.lab.lab import Lab
@@ -195,9 +195,15 @@ class Network:
         return said
 
     def leases_known(self, name: str) -> set[str]:
-        """Return the subnets of all leases that flanneld on a host has heard of; the store is not asked."""
+        """Return the subnets of all leases that flanneld on a host has heard of; the store is not asked.
+
+        None of them while it does not answer in time.
+        """
         socket = self.hosts[name].directory / "run/flannel" / Places().control_socket.name
-        return {str(entry.subnet) for entry in asyncio.run(ControlClient(socket).leases())}
+        try:
+            return {str(entry.subnet) for entry in asyncio.run(ControlClient(socket).leases())}
+        except NotReadyError:
+            return set()
 
     def log(self, name: str) -> str:
         """Return all that flanneld logged on a host."""

@@ -39,8 +39,8 @@ from pyflannel.plan.lease_state import (
 JITTER_S = 0.25
 """Longest pause after a lost race, so that the losers do not meet again."""
 
-CONFIG_S = 0.5
-"""Pause before another look when the network config is not what we know: its news are on their way."""
+CONFIG_S = 5.0
+"""Pause before another look when the network config is not what we know; its news end the pause."""
 
 EXHAUSTED_S = 10.0
 """Pause before another look when no subnet was free."""
@@ -59,7 +59,7 @@ def on_listed(state: LeaseState, listed: Listed, now: float, draw: Draw) -> Step
         following, chosen = _listed_while_running(state, state.held, listed, now)
     elif listed.revision < (state.wanted.config_revision or 0):
         # Older than the config: others may have taken subnets of another length since.
-        following, chosen = look_again(state, now + CONFIG_S)
+        following, chosen = look_again(state, now + JITTER_S)
     else:
         choice, before = choose(listed, state.wanted, state.answered, draw)
         actions.extend(before)
@@ -170,8 +170,11 @@ def on_conflicted(
     """Look again after a lost race; or see who wrote to the key of a lease that is held."""
     match state.phase, write:
         case Putting(put), PutLease() if write == put:
-            has_another_config = write.config_revision is not None and current is None
-            return look_again(state, now + (CONFIG_S if has_another_config else JITTER_S * draw(1000) / 1000))
+            if write.config_revision is not None and current is None:
+                # Another config stands there: its news are on their way, or have come meanwhile.
+                is_known = state.wanted.config_revision != write.config_revision
+                return look_again(state, now + (0.0 if is_known else CONFIG_S))
+            return look_again(state, now + JITTER_S * draw(1000) / 1000)
         case Contesting(), PutClaim():
             return look_again(state, now + CLAIM_TTL_S)  # somebody else contests it: wait for the outcome
         case Holding(put=put), PutLease() if write == put and state.held is not None:

@@ -134,9 +134,12 @@ def _woken(state: LeaseState, now: float) -> Step:
 
 def _ordered(state: LeaseState, wanted: Wanted, now: float) -> Step:
     is_another = wanted.attributes != state.wanted.attributes
+    has_another_config = wanted.config_revision != state.wanted.config_revision
     state = replace(state, wanted=wanted)
     match state.phase:
         case Reidentifying():
+            return replace(state, phase=Listing()), (List(),)
+        case Resting() if has_another_config and state.held is None:
             return replace(state, phase=Listing()), (List(),)
         case Contesting() if is_another:
             return replace(state, phase=Listing()), (List(),)  # it may look like ours no longer

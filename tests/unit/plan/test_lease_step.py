@@ -636,6 +636,24 @@ def test_a_listing_from_before_the_config_is_not_chosen_from() -> None:
     assert host.subnet == SECOND
 
 
+def test_a_write_that_another_config_refused_is_tried_again_when_its_news_come() -> None:
+    """Whether they come before the refusal or after it, and not every moment until then."""
+    for comes_first in (False, True):
+        host = Host(Store(revision=4), replace(wanted(), config_revision=3))
+        host.take(Started())
+        host.answer()
+        put = host.requests.pop()
+        news = Ordered(replace(wanted(), config_revision=4))
+
+        for event in (news, Conflicted(put, None)) if comes_first else (Conflicted(put, None), news):
+            assert not host.requests
+            host.take(event)
+        host.sleep(0)
+        host.settle()
+
+        assert host.subnet == FIRST
+
+
 def test_a_lease_that_is_ours_again_ends_the_degradation() -> None:
     """An operator wrote it back over the other's, without deleting that first."""
     store = Store()
