@@ -1,5 +1,6 @@
 """The fast path as a Target, on the real kernel: planned, read back, healed, and left alone."""
 
+import errno
 import subprocess
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
@@ -273,6 +274,24 @@ def test_removing_what_is_gone_is_no_failure(linked):
     gone = [Remove(item) for item in one.plan(two.peer())]
 
     assert one.act(lambda target: target.apply([*gone, *gone])) == []
+
+
+class NoHooks(TcxHooks):
+    """What a kernel without eBPF answers."""
+
+    async def programs(self, link, direction):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+
+def test_a_kernel_without_ebpf_is_named(hosts):
+    one, two = hosts
+    operations = [Add(item) for item in one.plan(two.peer())]
+
+    assert one.snapshot(one.plan(two.peer()), NoHooks) == State.EMPTY
+    refused = one.act(lambda target: target.apply(operations), NoHooks)
+
+    assert [refusal.operation for refusal in refused] == operations
+    assert all("CONFIG_BPF_SYSCALL" in refusal.hint for refusal in refused)
 
 
 def test_a_library_that_is_missing_is_named(linked):

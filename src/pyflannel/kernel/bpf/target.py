@@ -21,7 +21,13 @@ LOOK_S = 0.5
 
 _RIGHTS = "Run it as root, or give it CAP_BPF and CAP_NET_ADMIN, and a bpffs at `bpf` in its run directory."
 _FULL = "The map is full: packets to what has no entry go through user space."
-_HINTS = {errno.EPERM: _RIGHTS, errno.EACCES: _RIGHTS, errno.ENOSPC: _FULL, errno.E2BIG: _FULL}
+_HINTS = {
+    errno.EPERM: _RIGHTS,
+    errno.EACCES: _RIGHTS,
+    errno.ENOSPC: _FULL,
+    errno.E2BIG: _FULL,
+    errno.ENOSYS: "This kernel has no eBPF (CONFIG_BPF_SYSCALL).",
+}
 
 
 class BpfTarget:
