@@ -180,3 +180,17 @@ def test_a_copy_of_a_host_gets_a_vtep_of_its_own(new_network: NewNetwork) -> Non
         assert published(network, name) == Vtep(mac=str(macs[name]), vni=1)
     assert macs["docker1"] != macs["docker4"]
     assert network.record(network.lease_key("docker1"))["value"] == before
+
+
+def test_alloc_takes_a_subnet_and_nothing_else(new_network: NewNetwork) -> None:
+    network = new_network("docker1", config=config(Type="alloc"))
+    network.start("docker1")
+
+    status = network.wait_ready("docker1")
+
+    docker1 = network.hosts["docker1"]
+    assert status["backend"] == {"type": "alloc", "link": None, "mtu": 1500, "notes": []}
+    assert docker1.subnet_env()["FLANNEL_MTU"] == "1500"
+    assert network.record(network.lease_key("docker1"))["value"].startswith('{"PublicIP":"10.10.10.101",')
+    assert {link["ifname"] for link in docker1.links()} == {"lo", "eth0"}
+    assert [route["dst"] for route in docker1.routes()] == ["default", "10.10.10.0/24"]
