@@ -12,7 +12,7 @@ from pyflannel.errors import StoreError
 from pyflannel.stores.etcd.endpoint import Endpoint
 from pyflannel.stores.etcd.tls import TlsFiles
 
-_ALERT_S = 1.5
+_ALERT_S = 4.0
 """How long a member that just ended a connection may take to say why."""
 
 # A stopped or unplugged member leaves its connections standing: only pings tell. etcd's servers drop clients
