@@ -2,8 +2,9 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import assert_never
 
 from pyflannel.assembly.places import Places
@@ -95,11 +96,21 @@ def claimed_name(places: Places, found: Iterable[Item]) -> str | None:
         return marked
     if places.mark != MARK or aliases.get(FIRST_DEVICE, "").startswith(MARK):
         return None
+    if FIRST_DEVICE in _names_of_others(places, aliases.values()):
+        return None
     try:
         DeviceClaim([FIRST_DEVICE]).close()
     except BusyError:
         return None
     return FIRST_DEVICE
+
+
+def _names_of_others(places: Places, aliases: Iterable[str]) -> set[str | None]:
+    """Return the names that other daemons kept: those with links here, and the networks of our own daemon."""
+    marked = {Path(alias.removeprefix(MARK).strip()) for alias in aliases if alias.startswith(f"{MARK} ")}
+    with suppress(OSError):
+        marked.update(entry for entry in places.run_dir.iterdir() if entry.is_dir())
+    return {Places(run_dir=run_dir).device() for run_dir in marked}
 
 
 async def _empty(target: Target, mark: str, device: str | None, done: Removal) -> None:
