@@ -1,7 +1,8 @@
 """One call to a member, within its time."""
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -14,13 +15,42 @@ CONNECT_S = 2
 CALL_S = 5
 """How long an endpoint may take to answer; etcd itself gives a request up after about 7 s."""
 
+_TICKS = 20
+"""In so many parts a time is counted."""
+
 _Answer = TypeVar("_Answer")
 
 
 async def within(seconds: float, call: Coroutine[Any, Any, _Answer]) -> _Answer:
-    """Return what `call` does, or raise TimeoutError after `seconds`."""
-    async with asyncio.timeout(seconds):
+    """Return what `call` does, or raise TimeoutError after `seconds` in which this process ran."""
+    async with _patience(seconds):
         return await apart(call)
+
+
+@asynccontextmanager
+async def _patience(seconds: float) -> AsyncIterator[None]:
+    """Raise TimeoutError in the body after `seconds` that were lived through.
+
+    A process that stood still, as one of many on a busy machine does, would else blame an endpoint for an
+    answer that lay there unread; and whoever then connects anew makes the machine busier. So the time is
+    counted in ticks, of which each counts once, however late it comes.
+    """
+    loop = asyncio.get_running_loop()
+    tick_s = seconds / _TICKS
+    async with asyncio.timeout(None) as deadline:
+        timer = loop.call_later(tick_s, lambda: count(_TICKS - 1))
+
+        def count(left: int) -> None:
+            nonlocal timer
+            if left:
+                timer = loop.call_later(tick_s, count, left - 1)
+            else:
+                deadline.reschedule(loop.time())  # what has arrived by now is seen first
+
+        try:
+            yield
+        finally:
+            timer.cancel()
 
 
 async def apart(call: Coroutine[Any, Any, _Answer]) -> _Answer:

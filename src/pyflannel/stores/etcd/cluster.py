@@ -50,7 +50,8 @@ class Cluster:
             member = self._member(endpoint)
             try:
                 # Apart from the call: when this fails, surely nothing was sent.
-                await within(CONNECT_S, member.channel.__connect__())
+                if not member.channel.is_open:
+                    await within(CONNECT_S, member.channel.__connect__())
             except OSError as error:
                 failures.append((endpoint, error))
                 continue

@@ -12,7 +12,7 @@ from pyflannel.errors import StoreError
 from pyflannel.stores.etcd.endpoint import Endpoint
 from pyflannel.stores.etcd.tls import TlsFiles
 
-_ALERT_S = 4.0
+_ALERT_S = 1.5
 """How long a member that just ended a connection may take to say why."""
 
 # A stopped or unplugged member leaves its connections standing: only pings tell. etcd's servers drop clients
@@ -34,6 +34,11 @@ class Connection(Channel):
     def __init__(self, endpoint: Endpoint, tls: TlsFiles | None) -> None:
         super().__init__(endpoint.host, endpoint.port, config=_CONFIGURATION)
         self._tls = tls
+
+    @property
+    def is_open(self) -> bool:
+        """Return whether a call can be sent at once."""
+        return self._connected
 
     async def _create_connection(self) -> H2Protocol:
         # grpclib takes one context for all connections; from outside it cannot be given another.

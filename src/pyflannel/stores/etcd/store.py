@@ -81,12 +81,15 @@ class EtcdStore:
                 once=True,
             )
         except RefusedError:
-            await self._release(lease_id)
+            await self._revoke(lease_id)
             raise
         result = outcome(self._keys, answer)
         # A lost race leaves the new lease with nothing on it, a write that was done the one before. An hourly
         # renewal would else pile up 24 h leases in etcd.
-        await self._release(lease_id if isinstance(result, Conflict) else lease_left_behind(answer))
+        if isinstance(result, Conflict):
+            await self._revoke(lease_id)
+        else:
+            await self._release(lease_left_behind(answer))
         return result
 
     async def watch(self, prefix: str, after: int) -> AsyncIterator[Changes]:
@@ -150,7 +153,7 @@ class EtcdStore:
         return int(answer.ID)
 
     async def _release(self, lease_id: int) -> None:
-        """Revoke an etcd lease that no key hangs on any more; left to expire when that fails.
+        """Revoke an etcd lease that our key does not hang on any more; left to expire when that fails.
 
         Somebody may have hung other keys on it by hand, which revoking would delete: so etcd is asked first.
         """
@@ -159,9 +162,19 @@ class EtcdStore:
         request = LeaseTimeToLiveRequest(ID=lease_id, keys=True)
         try:
             lease = await self._cluster.ask(lambda member: LeaseStub(member.channel).LeaseTimeToLive(request))
-            if lease.TTL > 0 and not lease.keys:
-                revoke = LeaseRevokeRequest(ID=lease_id)
-                await self._cluster.ask(lambda member: LeaseStub(member.channel).LeaseRevoke(revoke))
+        except StoreError as error:
+            log.debug("etcd lease was left to expire lease_id=%x cause=%s", lease_id, error)
+            return
+        if lease.TTL > 0 and not lease.keys:
+            await self._revoke(lease_id)
+
+    async def _revoke(self, lease_id: int) -> None:
+        """Revoke an etcd lease, 0 for none, with all that hangs on it; left to expire when that fails."""
+        if not lease_id:
+            return
+        request = LeaseRevokeRequest(ID=lease_id)
+        try:
+            await self._cluster.ask(lambda member: LeaseStub(member.channel).LeaseRevoke(request))
         except StoreError as error:
             log.debug("etcd lease was left to expire lease_id=%x cause=%s", lease_id, error)
 

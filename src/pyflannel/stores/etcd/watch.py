@@ -1,5 +1,6 @@
 """One watch at one member, until the member, the connection or the history ends it."""
 
+import asyncio
 from collections.abc import AsyncGenerator
 
 from grpclib.const import Status
@@ -7,7 +8,6 @@ from grpclib.exceptions import GRPCError, StreamTerminatedError
 
 from pyflannel.errors import CompactedError, StoreError
 from pyflannel.model.store_record import Change, Changes, DeleteSeen, PutSeen
-from pyflannel.stores.etcd.call import apart
 from pyflannel.stores.etcd.failure import BROKEN, explain
 from pyflannel.stores.etcd.key_space import KeySpace
 from pyflannel.stores.etcd.member import Member
@@ -16,6 +16,9 @@ from pyflannel.stores.etcd.rpc_pb2 import Event, WatchCreateRequest, WatchReques
 
 # A member that is cut off from the others then ends the watch, rather than keep silent.
 _REQUIRE_LEADER = {"hasleader": "true"}
+
+_READ_AHEAD = 10
+"""Responses that may wait for whoever watches; then the member is held up."""
 
 
 class Watch:
@@ -39,6 +42,8 @@ class Watch:
         self._keys = keys
         self._after = after
         self._responses = responses
+        self._arrived: asyncio.Queue[WatchResponse | StoreError] = asyncio.Queue(_READ_AHEAD)
+        self._reading: asyncio.Task[None] | None = None
 
     @classmethod
     async def start(cls, member: Member, keys: KeySpace, prefix: str, after: int) -> "Watch":
@@ -65,53 +70,78 @@ class Watch:
         return cls(keys, after, member, responses, created.header.revision)
 
     async def next(self) -> Changes:
-        """Wait for the next changes, in etcd's order; one revision's are never parted.
+        """Wait for the next changes and return all that have arrived, in etcd's order.
+
+        One revision's are never parted.
 
         Raises:
             CompactedError: the member's history no longer reaches back.
             StoreError: the watch has ended; watch again.
         """
+        if self._reading is None:
+            # One task for all responses: grpclib 0.4 cancels the one that waits when the connection breaks
+            # (see `apart`), and a task for each response would take longer than to read it. Not in a group,
+            # as the store's generator yields while it runs.
+            self._reading = asyncio.create_task(self._read(), name="etcd watch")
         while True:
-            events, revision = await self._next_events()
-            if not events:
-                # A progress notification, which etcd sends only to a watch that has seen all up to there.
-                return Changes((), max(revision, self._after))
-            if later := [event for event in events if event.kv.mod_revision > self._after]:
+            responses = await self._whole_responses()
+            # Progress notifications, which etcd sends only to a watch that has seen all up to there.
+            progress = [response.header.revision for response in responses if not response.events]
+            events = [event for response in responses for event in response.events]
+            later = [event for event in events if event.kv.mod_revision > self._after]
+            if progress or later:
                 # Not the header's revision: to a watch that catches up, old events come under the newest.
-                return Changes(tuple(map(self._change, later)), later[-1].kv.mod_revision)
+                seen = [event.kv.mod_revision for event in later[-1:]]
+                return Changes(tuple(map(self._change, later)), max(self._after, *progress, *seen))
 
     async def close(self) -> None:
         """Tell the member that nobody listens any more."""
+        if self._reading is not None:
+            self._reading.cancel()
+            await asyncio.wait([self._reading])
         await self._responses.aclose()
 
-    async def _next_events(self) -> tuple[list[Event], int]:
-        """Return the events of one response, all its fragments together, and the revision in its header."""
-        events: list[Event] = []
-        while True:
-            try:
-                response = await apart(self._next_response())
-            except BROKEN as error:
-                raise StoreError(
-                    f"the watch at etcd {self.member.endpoint} ended: {explain(error)}",
-                    hint="Watch again from the last revision seen.",
-                ) from error
-            self._raise_if_canceled(response)
-            events += response.events
-            if not response.fragment:
-                return events, response.header.revision
-
-    async def _next_response(self) -> WatchResponse:
-        return await anext(self._responses)
-
-    def _raise_if_canceled(self, response: WatchResponse) -> None:
-        if response.compact_revision:
-            raise CompactedError(self._after + 1, response.compact_revision)
-        if response.canceled:
-            reason = response.cancel_reason or "no reason given"
-            raise StoreError(
-                f"etcd at {self.member.endpoint} ended the watch: {reason}",
+    async def _read(self) -> None:
+        """Let responses arrive until the watch has ended."""
+        try:
+            async for response in self._responses:
+                ended = self._ended(response)
+                await self._arrived.put(ended or response)
+                if ended is not None:
+                    return
+        except BROKEN as error:
+            lost = StoreError(
+                f"the watch at etcd {self.member.endpoint} ended: {explain(error)}",
                 hint="Watch again from the last revision seen.",
             )
+            lost.__cause__ = error
+            await self._arrived.put(lost)
+
+    async def _whole_responses(self) -> list[WatchResponse]:
+        """Wait for responses and return those that have arrived, none without its last fragment."""
+        responses: list[WatchResponse] = []
+        while not responses or responses[-1].fragment or not self._arrived.empty():
+            arrived = await self._arrived.get()
+            if isinstance(arrived, WatchResponse):
+                responses.append(arrived)
+            elif responses and not responses[-1].fragment:
+                self._arrived.put_nowait(arrived)  # what came before it is told first
+                break
+            else:
+                raise arrived
+        return responses
+
+    def _ended(self, response: WatchResponse) -> StoreError | None:
+        """Return why the member ends the watch with this response, if it does."""
+        if response.compact_revision:
+            return CompactedError(self._after + 1, response.compact_revision)
+        if not response.canceled:
+            return None
+        reason = response.cancel_reason or "no reason given"
+        return StoreError(
+            f"etcd at {self.member.endpoint} ended the watch: {reason}",
+            hint="Watch again from the last revision seen.",
+        )
 
     def _change(self, event: Event) -> Change:
         if event.type == Event.DELETE:
