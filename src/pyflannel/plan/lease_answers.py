@@ -1,6 +1,7 @@
 """What the store answers, and what a host does about it."""
 
 from dataclasses import replace
+from ipaddress import IPv4Network
 from typing import assert_never
 
 from pyflannel.model.lease import CLAIM_TTL_S, Claim, Lease
@@ -16,13 +17,22 @@ from pyflannel.model.lease_protocol import (
     PutClaim,
     PutLease,
     Renewed,
-    StoreBack,
     Wanted,
     Watch,
 )
 from pyflannel.plan.lease_changes import hold, overwritten
-from pyflannel.plan.lease_choice import Choice, Contest, NoneFree, TakenBy, choose, is_ours, keep
-from pyflannel.plan.lease_failures import look_again
+from pyflannel.plan.lease_choice import (
+    Choice,
+    Contest,
+    NoneFree,
+    TakenBy,
+    choose,
+    choose_free,
+    is_ours,
+    keep,
+    occupied,
+)
+from pyflannel.plan.lease_failures import look_again, store_back
 from pyflannel.plan.lease_holding import degrade
 from pyflannel.plan.lease_state import (
     Contesting,
@@ -42,6 +52,12 @@ JITTER_S = 0.25
 CONFIG_S = 5.0
 """Pause before another look when the network config is not what we know; its news end the pause."""
 
+BUSY_S = 0.1
+"""A store that takes longer than that to answer has much to do."""
+
+IN_TURN_MAX_S = 3.0
+"""Longest pause between the first lease and the watch."""
+
 EXHAUSTED_S = 10.0
 """Pause before another look when no subnet was free."""
 
@@ -50,8 +66,7 @@ def on_listed(state: LeaseState, listed: Listed, now: float, draw: Draw) -> Step
     """Choose from all leases there are, if that is what the host waits for."""
     if not isinstance(state.phase, Listing):
         return state, ()
-    actions: list[Action] = [StoreBack()] if state.failures else []
-    state = replace(state, failures=0)
+    actions: list[Action] = []
     if not state.is_watching:
         # Not the later of both: a store that lost its data counts anew.
         state = replace(state, revision=listed.revision, watch_at=None)
@@ -63,7 +78,9 @@ def on_listed(state: LeaseState, listed: Listed, now: float, draw: Draw) -> Step
     else:
         choice, before = choose(listed, state.wanted, state.answered, draw)
         actions.extend(before)
-        following, chosen = _begin(state, choice, now)
+        following, chosen = _begin(state, choice, now, taken=tuple(occupied(listed)))
+    if not isinstance(following.phase, Putting | Contesting):  # else the answer to the write will tell
+        following, chosen = store_back(following, chosen, was=state)
     # Who runs on nothing yet watches from here only when it has its lease: of a thousand hosts that start at
     # once, each would else be told of every other while all of them want to write.
     if following.held is not None or not isinstance(following.phase, Putting):
@@ -77,6 +94,17 @@ def _watch(state: LeaseState) -> Step:
     if state.is_watching or state.watch_at is not None:
         return state, ()
     return replace(state, is_watching=True), (Watch(state.revision),)
+
+
+def _watch_in_turn(state: LeaseState, took_s: float, now: float) -> Step:
+    """Watch, the later the longer the store took to answer: there are many who want to write.
+
+    Each of them that watches already is told of every other, which keeps the others waiting. What it was not
+    told by then comes at once.
+    """
+    if took_s < BUSY_S or state.is_watching or state.watch_at is not None:
+        return _watch(state)
+    return replace(state, watch_at=now + min(took_s, IN_TURN_MAX_S)), ()
 
 
 def _listed_while_running(state: LeaseState, held: Held, listed: Listed, now: float) -> Step:
@@ -97,10 +125,10 @@ def _is_untouched(standing: Lease, held: Held, wanted: Wanted) -> bool:
     return standing.revision == held.lease.revision and is_ours(standing, wanted)
 
 
-def _begin(state: LeaseState, choice: Choice, now: float) -> Step:
+def _begin(state: LeaseState, choice: Choice, now: float, *, taken: tuple[IPv4Network, ...] = ()) -> Step:
     match choice:
         case PutLease():
-            return replace(state, phase=Putting(choice, now)), (choice,)
+            return replace(state, phase=Putting(choice, now, taken)), (choice,)
         case Contest(lease):
             claim = Claim(
                 subnet=lease.subnet,
@@ -124,7 +152,7 @@ def on_wrote(state: LeaseState, write: Action, revision: int, now: float) -> Ste
             if state.held is None and not state.wanted.network.admits(put.lease.subnet):
                 return replace(state, phase=Listing()), (List(),)  # the config changed meanwhile
             held = _held(put, revision, sent_at)
-            state, watch = _watch(replace(state, answered=frozenset()))
+            state, watch = _watch_in_turn(replace(state, answered=frozenset()), now - sent_at, now)
             state, actions = hold(state, held, now)
             return state, (Acquired(held), *watch, *actions)
         case Holding(put=put, sent_at=sent_at), PutLease() if write == put:
@@ -167,9 +195,14 @@ def _held(put: PutLease, revision: int, sent_at: float) -> Held:
 def on_conflicted(
     state: LeaseState, write: Action, current: Lease | Claim | None, now: float, draw: Draw
 ) -> Step:
-    """Look again after a lost race; or see who wrote to the key of a lease that is held."""
+    """Choose again after a lost race; or see who wrote to the key of a lease that is held."""
     match state.phase, write:
-        case Putting(put), PutLease() if write == put:
+        case Putting(put, occupied=taken), PutLease() if write == put:
+            if isinstance(current, Lease) and _may_draw_again(state, put, current):
+                taken = (*taken, current.subnet)
+                choice, said = choose_free(taken, state.wanted, draw)
+                state, actions = _begin(state, choice, now, taken=taken)
+                return state, (*said, *actions)
             if write.config_revision is not None and current is None:
                 # Another config stands there: its news are on their way, or have come meanwhile.
                 is_known = state.wanted.config_revision != write.config_revision
@@ -183,3 +216,17 @@ def on_conflicted(
             return replace(state, phase=Listing()), (Lost(state.held.lease), List())
         case _:
             return state, ()
+
+
+def _may_draw_again(state: LeaseState, put: PutLease, current: Lease) -> bool:
+    """Return whether the last listing will do: somebody was faster at one of many free subnets.
+
+    So of a thousand hosts that start at once, the hundred that draw what others draw need not be told of all
+    of them again. Under another config the listing may lack what overlaps a subnet of another length.
+    """
+    return (
+        put.expected == 0
+        and state.held is None
+        and put.config_revision == state.wanted.config_revision
+        and not is_ours(current, state.wanted)
+    )

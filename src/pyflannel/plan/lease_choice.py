@@ -1,5 +1,6 @@
 """Which subnet a host asks for, when it looks at all leases there are."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
 
@@ -97,10 +98,9 @@ def choose(
     `answered` are the owners known to be alive.
     """
     before: list[DeleteLease | Report] = []
-    for lease in sorted(listed.leases, key=lambda lease: _preference(lease, wanted)):
-        if not (is_ours(lease, wanted) or _has_our_address(lease, wanted)):
-            break  # sorted: what follows is not ours either
-        if not is_ours(lease, wanted) and _is_previous_free(listed, wanted):
+    own = (lease for lease in listed.leases if is_ours(lease, wanted) or _has_our_address(lease, wanted))
+    for lease in sorted(own, key=lambda lease: _preference(lease, wanted)):
+        if not is_ours(lease, wanted) and _is_previous_free(occupied(listed), wanted):
             break  # the containers of our last life have addresses of that
         if not wanted.network.admits(lease.subnet):
             is_deleted = lease.has_ttl and _has_our_address(lease, wanted)
@@ -112,34 +112,37 @@ def choose(
                 return Contest(lease), tuple(before)
         else:
             return claim_on(lease, wanted), (*before, Reusing(lease))
-    choice, after = _choose_free(listed, wanted, draw)
+    choice, after = choose_free(occupied(listed), wanted, draw)
     return choice, (*before, *after)
 
 
-def _choose_free(listed: Listed, wanted: Wanted, draw: Draw) -> tuple[Choice, tuple[Report, ...]]:
-    occupied = _occupied(listed)
+def choose_free(
+    taken: Sequence[IPv4Network], wanted: Wanted, draw: Draw
+) -> tuple[PutLease | NoneFree, tuple[Report, ...]]:
+    """Choose a subnet that overlaps none of `taken`: that of our last life, or any."""
     said: list[Report] = []
     previous = wanted.previous
-    if previous is not None and _is_previous_free(listed, wanted):
+    if previous is not None and _is_previous_free(taken, wanted):
         return create(previous, wanted), (ReusingPrevious(previous),)
-    if previous is not None and not any(previous.overlaps(subnet) for subnet in occupied):
+    if previous is not None and not any(previous.overlaps(subnet) for subnet in taken):
         said.append(Unsuitable(previous, "previous"))
     said.append(Picking(wanted.network))
-    subnet = pick(wanted.network, occupied, draw)
+    subnet = pick(wanted.network, taken, draw)
     if subnet is None:
         return NoneFree(), (*said, Exhausted(wanted.network))
     return create(subnet, wanted), tuple(said)
 
 
-def _is_previous_free(listed: Listed, wanted: Wanted) -> bool:
+def _is_previous_free(taken: Sequence[IPv4Network], wanted: Wanted) -> bool:
     """Return whether the subnet of our last life can be had again."""
     previous = wanted.previous
     if previous is None or not wanted.network.admits(previous):
         return False
-    return not any(previous.overlaps(subnet) for subnet in _occupied(listed))
+    return not any(previous.overlaps(subnet) for subnet in taken)
 
 
-def _occupied(listed: Listed) -> list[IPv4Network]:
+def occupied(listed: Listed) -> list[IPv4Network]:
+    """Return the subnets that are not free."""
     return [lease.subnet for lease in listed.leases] + [bad.subnet for bad in listed.unreadable]
 
 
@@ -152,7 +155,7 @@ def _preference(lease: Lease, wanted: Wanted) -> tuple[int, int]:
     elif _is_reinstalled(lease, wanted):
         rank = 3
     else:
-        rank = 4 if _has_our_address(lease, wanted) else 5
+        rank = 4
     return rank, -lease.revision
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from ipaddress import IPv4Network
 
 from pyflannel.model.lease import Lease
 from pyflannel.model.lease_protocol import Action, Held, LeaseChange, PutLease, Wanted
@@ -24,10 +25,15 @@ class Resting:
 
 @dataclass(frozen=True, slots=True)
 class Putting:
-    """A lease was asked for, at that time."""
+    """A lease was asked for, at that time.
+
+    Attributes:
+        occupied: the subnets that were known not to be free.
+    """
 
     put: PutLease
     sent_at: float
+    occupied: tuple[IPv4Network, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

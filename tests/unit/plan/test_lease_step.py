@@ -46,7 +46,9 @@ from pyflannel.model.lease_protocol import (
     Wrote,
 )
 from pyflannel.model.network_config import NetworkConfig
-from pyflannel.plan.lease_state import LeaseState
+from pyflannel.plan.lease_answers import IN_TURN_MAX_S
+from pyflannel.plan.lease_failures import RETRY_MAX_S
+from pyflannel.plan.lease_state import LeaseState, Resting
 from pyflannel.plan.lease_step import step
 
 NETWORK = NetworkConfig(
@@ -281,19 +283,100 @@ def test_a_host_that_cannot_ask_watches_all_the_same() -> None:
     assert host.seen == store.revision
 
 
-def test_a_lost_race_picks_again_from_a_fresh_listing() -> None:
-    """Somebody takes the subnet between our listing and our write."""
+def test_a_lost_race_picks_another_at_once_without_a_fresh_listing() -> None:
+    """Others take the subnets between our listing and our writes: each answer says which one is gone."""
     store = Store()
     host = Host(store, wanted())
     host.take(Started())
     host.answer()
     store.write_lease(lease(FIRST, "other", "192.168.50.1"))
+    store.write_lease(lease(SECOND, "another", "192.168.50.2"))
 
-    host.settle()
-    host.sleep(1)
+    asked = []
+    while host.requests:
+        asked += host.requests
+        host.answer()
 
-    assert host.subnet == SECOND
+    assert [type(request) for request in asked] == [PutLease, PutLease, PutLease]
+    assert host.subnet == THIRD
     assert owner_of(store, FIRST) == "other"
+
+
+def test_a_lost_race_that_the_last_listing_does_not_explain_is_followed_by_a_fresh_one() -> None:
+    """The config is another meanwhile, the lease is ours all the same, or what is there is no lease."""
+    for written, is_another_config in (
+        (lease(FIRST, "other", "192.168.50.1"), True),
+        (lease(FIRST, "me", "192.168.50.102"), False),
+        (Unreadable(FIRST, 1), False),
+    ):
+        store = Store()
+        host = Host(store, wanted())
+        host.take(Started())
+        host.answer()
+        if isinstance(written, Lease):
+            store.write_lease(written)
+        else:
+            store.write_rubbish(FIRST)
+        if is_another_config:
+            host.take(Ordered(replace(host.wanted, config_revision=7)))
+
+        host.answer()
+
+        assert host.requests == []
+        assert isinstance(host.state.phase, Resting)
+
+
+def test_writes_that_keep_failing_are_tried_ever_more_slowly() -> None:
+    """Also when the listings in between succeed; the store is back when it answers what we wait for."""
+    host = Host(Store(), wanted())
+    host.take(Started())
+    for _ in range(8):
+        host.answer()
+        host.take(Failed(host.requests.pop(), "timed out"))
+        assert host.wake_at is not None
+        host.now = host.wake_at
+        host.take(Woke())
+
+    pauses = [said.retry_in_s for said in host.said if isinstance(said, StoreAway)]
+    said_back = host.heard(StoreBack)
+    host.settle()
+
+    assert pauses == sorted(pauses)
+    assert pauses[-1] == RETRY_MAX_S
+    assert not said_back
+    assert host.heard(StoreBack)
+
+
+def test_a_host_watches_the_later_the_longer_the_store_took_to_answer() -> None:
+    """There are many who want to write: they come first. What was missed by then is seen at once."""
+    store = Store()
+    host = Host(store, wanted())
+    host.take(Started())
+    host.answer()
+    store.write_lease(lease(SECOND, "other", "192.168.50.1"))
+    host.now += 2
+
+    host.answer()
+    seen_at_first = host.seen
+    host.sleep(1.9)
+    seen_before = host.seen
+    host.sleep(0.1)
+
+    assert host.heard(Acquired)
+    assert (seen_at_first, seen_before) == (None, None)
+    assert host.seen == store.revision
+
+
+def test_a_host_waits_for_its_watch_a_few_seconds_at_most() -> None:
+    host = Host(Store(), wanted())
+    host.take(Started())
+    host.answer()
+    host.now += 60
+    host.answer()
+
+    host.sleep(IN_TURN_MAX_S)
+
+    assert host.state.is_watching
 
 
 def test_our_own_lease_is_used_again_whatever_subnet_env_says() -> None:
