@@ -5,8 +5,9 @@ No lease logic lives here: events go into `plan.lease_step.step`, actions come o
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from typing import TypeVar
 
 from pyflannel.errors import CompactedError, StoreError, WireError
 from pyflannel.model.lease import CLAIM_TTL_S, Lease, LeaseAttributes
@@ -75,6 +76,12 @@ from pyflannel.wire.lease_record import (
 )
 
 log = logging.getLogger(__name__)
+
+READ_AT_ONCE = 10
+"""So many records are read before anything else has its turn: a tenth of a millisecond of work."""
+
+_Found = TypeVar("_Found")
+_Read = TypeVar("_Read")
 
 
 class LeaseKeeper:
@@ -176,7 +183,7 @@ class LeaseKeeper:
 
     async def _list(self) -> Listed:
         listing = await self._store.list("")  # leases and claims at one revision
-        read = [self._seen(record) for record in listing.records]
+        read = await _one_by_one(self._seen, listing.records)
         return Listed(
             leases=tuple(change.lease for change in read if isinstance(change, LeaseSeen)),
             claims=tuple(change.claim for change in read if isinstance(change, ClaimSeen)),
@@ -206,7 +213,7 @@ class LeaseKeeper:
     async def _follow(self, after: int) -> None:
         try:
             async for batch in self._store.watch("", after):
-                changes = (self._change(change) for change in batch.changes)
+                changes = await _one_by_one(self._change, batch.changes)
                 self._events.put_nowait(Seen(tuple(c for c in changes if c is not None), batch.revision))
         except CompactedError as error:
             self._events.put_nowait(WatchLost(str(error), is_compacted=True))
@@ -233,6 +240,16 @@ class LeaseKeeper:
                 log.warning("Skipped %s: %s. %s", record.key, error, error.hint)
             return _unreadable(record)
         return None
+
+
+async def _one_by_one(read: Callable[[_Found], _Read], found: Iterable[_Found]) -> list[_Read]:
+    """Return what each says. Whoever waits for anything else has a turn after every few."""
+    results: list[_Read] = []
+    for item in found:
+        results.append(read(item))
+        if len(results) % READ_AT_ONCE == 0:
+            await asyncio.sleep(0)
+    return results
 
 
 def _operation(write: Write) -> Put | Delete:

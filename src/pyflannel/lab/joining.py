@@ -5,6 +5,7 @@ A process holds some tens of them, each with a store and a connection of its own
 
 import asyncio
 import contextlib
+import gc
 import multiprocessing
 import random
 import resource
@@ -233,6 +234,8 @@ def join_at_once(crowd: Crowd) -> Joining:
 
 def _run_share(crowd: Crowd, share: Sequence[int], barrier: Barrier, results: _Results) -> None:
     """Be some of the hosts; the barrier makes the beginning one moment for all processes."""
+    # Garbage is looked for as seldom as if each host had a process of its own.
+    gc.set_threshold(gc.get_threshold()[0] * len(share))
     barrier.wait(IMPORT_S)
     began, used = time.monotonic(), _processor_s()
     hosts = asyncio.run(_join_all(crowd, share, began))

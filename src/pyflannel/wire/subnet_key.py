@@ -7,6 +7,7 @@ import re
 from ipaddress import IPv4Network, IPv6Network
 
 from pyflannel.errors import WireError
+from pyflannel.wire.address_text import parse_dotted
 
 # The original's expression is open at the left, so that 10.5.52.0.1-24 names 5.52.0.1/24; ours is not.
 _LENGTH = "(0|[1-9][0-9]{0,2})"
@@ -48,7 +49,7 @@ def format_subnet_key(subnet: IPv4Network, ipv6_subnet: IPv6Network | None = Non
 
 
 def _ipv4_subnet(address: str, length: str) -> IPv4Network:
-    subnet = IPv4Network(f"{address}/{length}")
+    subnet = IPv4Network((int(parse_dotted(address)), int(length)))
     if subnet.prefixlen > _LONGEST_IPV4:
         raise ValueError(f"{subnet} is a single address")
     return subnet

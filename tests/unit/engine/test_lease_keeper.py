@@ -9,13 +9,14 @@ from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
-from pyflannel.engine.lease_keeper import LeaseKeeper
-from pyflannel.model.lease import Identity, LeaseAttributes
+from pyflannel.engine.lease_keeper import READ_AT_ONCE, LeaseKeeper
+from pyflannel.model.lease import Identity, Lease, LeaseAttributes
 from pyflannel.model.lease_protocol import Acquired, Lost, Report, SharedAddress, StoreAway, StoreBack, Wanted
 from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.store_record import Delete, Put, Record, Written
 from pyflannel.testing.fake_clock import FakeClock
 from pyflannel.testing.fake_store import FakeStore
+from pyflannel.wire.lease_record import lease_key, lease_value
 
 NETWORK = NetworkConfig(
     network=IPv4Network("10.100.0.0/16"),
@@ -274,5 +275,31 @@ def test_a_subnet_is_taken_only_while_its_config_stands() -> None:
             await bench.store.write(Delete(key=taken[0], expected=None))
             await bench.clock.advance(1)
             assert list(await bench.leases()) == taken
+
+    run(check)
+
+
+def test_others_have_their_turn_while_many_leases_are_read() -> None:
+    """Ten thousand of them take a while: what else the daemon has to do is not kept waiting for it."""
+
+    async def check() -> None:
+        bench = Bench()
+        for number in range(10 * READ_AT_ONCE):
+            lease = Lease(
+                subnet=IPv4Network(f"10.100.{number + 1}.0/24"),
+                attributes=LeaseAttributes(public_ip=IPv4Address("192.168.50.9")),
+            )
+            put = Put(key=lease_key(lease), value=lease_value(lease), ttl_s=None, expected=0)
+            await bench.store.write(put)
+        keeper = bench.keeper("me", "192.168.50.1")
+        keeping = asyncio.ensure_future(keeper.run())
+        turns = 0
+        while not len(keeper.leases):
+            await asyncio.sleep(0)
+            turns += 1
+        keeping.cancel()
+        await asyncio.gather(keeping, return_exceptions=True)
+
+        assert turns >= 10
 
     run(check)
