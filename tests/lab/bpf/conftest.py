@@ -16,7 +16,7 @@ import pytest
 
 from pyflannel.kernel.bpf.fast_path import FastPath
 from pyflannel.kernel.bpf.layout import Outcome
-from pyflannel.kernel.bpf.target import BpfTarget
+from pyflannel.kernel.bpf.target import LOOK_S, BpfTarget
 from pyflannel.kernel.bpf.tcx import TcxHooks
 from pyflannel.lab.waiting import wait_until
 from pyflannel.model.bpf_container import BpfContainer
@@ -206,8 +206,8 @@ def give_make_target() -> Callable[..., BpfTarget]:
     return make_target
 
 
-def make_target(hooks=TcxHooks, **changes) -> BpfTarget:
-    return BpfTarget(FastPath(choose_hooks=hooks, **changes))
+def make_target(hooks=TcxHooks, look_s: float = LOOK_S, **changes) -> BpfTarget:
+    return BpfTarget(FastPath(choose_hooks=hooks, **changes), look_s)
 
 
 async def heal(target: BpfTarget, desired: State) -> list:

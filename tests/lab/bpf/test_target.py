@@ -53,7 +53,8 @@ def test_our_own_changes_wake_nobody(linked, listen, make_target):
     one, two = linked
     desired = one.plan(two.peer())
 
-    async def change(target):
+    async def change(_):
+        target = make_target(look_s=0.001)
         await target.snapshot(desired)
         async with listen(target.changes()) as wakes:
             await target.apply([Remove(one.program(Role.LAST_HOP))])
