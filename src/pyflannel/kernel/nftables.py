@@ -87,8 +87,8 @@ class NftTarget:
 
     async def _read(self) -> _Seen:
         try:
-            names = parse_names(await _nft("-j", "list", "tables"))
-            return _Seen(tuple([await self._read_table(*name) for name in names]))
+            tables = [await self._read_table(*name) for name in await self._read_names()]
+            return _Seen(tuple(table for table in tables if table is not None))
         except MissingProgramError:
             return _Seen(error=MissingProgramError("nft", hint=_MISSING_HINT))
         except TargetError as error:
@@ -96,9 +96,19 @@ class NftTarget:
         except WireError as error:
             return _Seen(error=TargetError(str(error), hint=error.hint))
 
-    async def _read_table(self, family: Family, device: str) -> NftTable:
+    async def _read_names(self) -> list[tuple[Family, str]]:
+        return parse_names(await _nft("-j", "list", "tables"))
+
+    async def _read_table(self, family: Family, device: str) -> NftTable | None:
+        """Return a table that was listed; None when somebody has deleted it since."""
         name = NftTable(family=family, device=device, chains=()).name
-        return parse_table(await _nft("-j", "list", "table", FAMILIES[family], name), family, device)
+        try:
+            text = await _nft("-j", "list", "table", FAMILIES[family], name)
+        except TargetError:
+            if (family, device) in await self._read_names():
+                raise
+            return None
+        return parse_table(text, family, device)
 
     async def _perform(self, operation: Operation) -> None:
         match operation:

@@ -47,9 +47,9 @@ def format_table(table: NftTable) -> str:
 
 
 def format_removal(table: NftTable) -> str:
-    """Return the transaction that takes the table away."""
+    """Return the transaction that takes the table away, if it is there."""
     name = {"family": FAMILIES[table.family], "name": table.name}
-    return json.dumps({"nftables": [{"delete": {"table": name}}]})
+    return json.dumps({"nftables": [{"add": {"table": name}}, {"delete": {"table": name}}]})
 
 
 def format_check(family: Family) -> str:

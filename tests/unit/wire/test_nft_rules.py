@@ -154,11 +154,12 @@ def test_tables_are_told_by_family_and_device() -> None:
     assert found == [(4, "flannel0"), (6, "flannel0"), (4, "flannel1")]
 
 
-def test_a_table_is_deleted_by_its_name() -> None:
+def test_a_table_is_deleted_by_its_name_also_when_it_has_just_gone() -> None:
     table = replace(TABLE, device="flannel3")
 
+    name = {"family": "ip", "name": "flannel-ipv4-3"}
     assert json.loads(format_removal(table)) == {
-        "nftables": [{"delete": {"table": {"family": "ip", "name": "flannel-ipv4-3"}}}]
+        "nftables": [{"add": {"table": name}}, {"delete": {"table": name}}]
     }
 
 

@@ -1,0 +1,45 @@
+"""The adapter of nftables beside somebody who changes tables while it reads them."""
+
+import asyncio
+
+import pytest
+
+from pyflannel.errors import TargetError
+from pyflannel.kernel import nftables
+from pyflannel.kernel.nftables import NftTarget
+from pyflannel.model.state import State
+
+ONE = '{"nftables": [{"table": {"family": "ip", "name": "flannel-ipv4", "handle": 1}}]}'
+NONE = '{"nftables": []}'
+
+
+def read(monkeypatch, *listings: str) -> State:
+    """Return what is read where the listings of tables say these in turn, and no table can be read."""
+    answers = iter(listings)
+
+    async def nft(*words: str, given: str = "") -> str:
+        if words[-1] == "tables":
+            return next(answers)
+        raise TargetError("nft failed: No such file or directory", hint="")
+
+    async def run() -> State:
+        monkeypatch.setattr(nftables, "_nft", nft)
+        target = NftTarget(60)
+        try:
+            seen = await target._read()
+            if seen.error is not None:
+                raise seen.error
+            return State.of(*seen.tables)
+        finally:
+            target.close()
+
+    return asyncio.run(run())
+
+
+def test_a_table_that_was_deleted_between_two_looks_is_not_there(monkeypatch) -> None:
+    assert read(monkeypatch, ONE, NONE) == State.EMPTY
+
+
+def test_a_table_that_cannot_be_read_is_said(monkeypatch) -> None:
+    with pytest.raises(TargetError, match="No such file"):
+        read(monkeypatch, ONE, ONE)
