@@ -195,6 +195,19 @@ def test_iptables_may_drop_where_ours_accept_and_nowhere_else(overlay, healthy: 
     assert "ip filter FORWARD" in found["cause"]
     other.run(["sh", "-c", found["fix"]])
     assert not trouble(other)
+    other.flannelctl("--store", overlay.etcd.url, "cleanup")
+
+
+@pytest.mark.parametrize("kind", ["udp", "host-gw", "vxlan"])
+def test_of_a_healthy_host_of_any_backend_there_is_nothing_to_say(overlay, host: Host, kind: str) -> None:
+    overlay.set_backend(kind)
+
+    overlay.wait_status(
+        host,
+        lambda status: status.is_ready and status.backend.type == kind and not status.refused_peers,
+        f"runs {kind}, and so do its peers",
+    )
+    assert not trouble(host)
 
 
 def test_how_the_backend_runs_is_told_where_it_is_not_as_usual(overlay, healthy: Host) -> None:
