@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence, Set
 from functools import lru_cache
 from itertools import islice
 
@@ -12,6 +12,7 @@ from pyflannel.kernel.interest import Interest
 from pyflannel.kernel.link_index import link_index
 from pyflannel.kernel.links import LinkWriter, is_link_operation
 from pyflannel.kernel.netlink_socket import NOTIFICATION_BUFFER, NotificationSocket, RequestSocket
+from pyflannel.kernel.next_hops import are_readable, links_worth_it
 from pyflannel.kernel.refusals import refusal, refusal_of
 from pyflannel.kernel.requests import Asked, IndexOf, ask, ask_again, failure
 from pyflannel.kernel.snapshot import SnapshotReader
@@ -110,11 +111,15 @@ class LinuxTarget:
         """Perform operations on other things than links, in as few system calls as can be."""
         refusals: list[Refusal] = []
         index_of = lru_cache(maxsize=None)(link_index)
+        by_next_hops = links_worth_it(operations)
+        if by_next_hops and not are_readable():
+            by_next_hops = frozenset()
         start, size = 0, _BATCH_MAX
         while start < len(operations):
             began = time.monotonic()
             try:
-                refusals += await self._perform_batch(operations[start : start + size], index_of)
+                batch = operations[start : start + size]
+                refusals += await self._perform_batch(batch, index_of, by_next_hops)
             except TargetError as error:
                 return [*refusals, *_unknown(operations[start:], error)]
             await asyncio.sleep(0)  # between two batches others get their turn
@@ -122,14 +127,16 @@ class LinuxTarget:
             size = _next_size(size, time.monotonic() - began)
         return refusals
 
-    async def _perform_batch(self, operations: Sequence[Operation], index_of: IndexOf) -> list[Refusal]:
+    async def _perform_batch(
+        self, operations: Sequence[Operation], index_of: IndexOf, by_next_hops: Set[str]
+    ) -> list[Refusal]:
         refusals: list[Refusal] = []
         asked: list[Asked] = []
         again: list[Asked] = []
         for operation in operations:
             self._watch.changes(operation)
             try:
-                asked.append(ask(operation, index_of))
+                asked.append(ask(operation, index_of, by_next_hops=by_next_hops))
             except OSError as error:
                 refusals.append(refusal_of(operation, error))
         for one, answers in await self._transact(asked):

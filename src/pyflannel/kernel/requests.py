@@ -1,17 +1,18 @@
 """Items as netlink requests: what to ask for an operation, and what an answer means."""
 
 import errno
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 
 from pyflannel.kernel.items import KINDS
+from pyflannel.kernel.next_hops import next_hop_number
 from pyflannel.kernel.refusals import GONE
 from pyflannel.model.address import Address
 from pyflannel.model.fdb_entry import FdbEntry
 from pyflannel.model.neighbour import Neighbour
 from pyflannel.model.operation import Add, Operation, Remove, Replace
 from pyflannel.model.route import Route
-from pyflannel.wire.netlink import addresses, neighbours, routes
+from pyflannel.wire.netlink import addresses, neighbours, next_hops, routes
 from pyflannel.wire.netlink.acknowledgement import Acknowledgement
 from pyflannel.wire.netlink.addresses import add_address, remove_address
 from pyflannel.wire.netlink.message import Request
@@ -21,11 +22,22 @@ from pyflannel.wire.netlink.neighbours import (
     remove_fdb_entry,
     remove_neighbour,
 )
-from pyflannel.wire.netlink.routes import UNICAST, RouteRecord, put_route, remove_route
+from pyflannel.wire.netlink.next_hops import put_next_hop, remove_next_hop
+from pyflannel.wire.netlink.routes import (
+    UNICAST,
+    RouteRecord,
+    put_route,
+    put_route_by,
+    remove_route,
+    remove_route_by,
+)
 
 _KIND_NUMBERS = {name: number for number, name in KINDS.items()}
 
-_REMOVALS = frozenset({addresses.DELETE, neighbours.DELETE, routes.DELETE})
+_REMOVALS = frozenset({addresses.DELETE, neighbours.DELETE, next_hops.DELETE, routes.DELETE})
+
+_GONE_BEFORE = GONE | {errno.EINVAL}
+"""Errors of a removal that another request follows; a route by a next hop that is not there is EINVAL."""
 
 IndexOf = Callable[[str], int]
 """From a link's name to its index; raises OSError when there is no such link."""
@@ -39,15 +51,15 @@ class Asked:
     requests: tuple[Request, ...]
 
 
-def ask(operation: Operation, index_of: IndexOf) -> Asked:
-    """Return what performs an operation on anything but a link.
+def ask(operation: Operation, index_of: IndexOf, *, by_next_hops: Set[str] = frozenset()) -> Asked:
+    """Return what performs an operation on anything but a link; the routes of some links go by next hops.
 
     Raises:
         OSError: its link is not there; for a removal there is nothing to ask then.
         TypeError: the item is a link, or not the kernel's.
     """
     try:
-        return Asked(operation, _requests(operation, index_of))
+        return Asked(operation, _requests(operation, index_of, by_next_hops))
     except OSError:
         if isinstance(operation, Remove):
             return Asked(operation, ())
@@ -55,15 +67,18 @@ def ask(operation: Operation, index_of: IndexOf) -> Asked:
 
 
 def ask_again(asked: Asked, answers: Sequence[Acknowledgement], index_of: IndexOf) -> Asked | None:
-    """Return what a route needs that stands behind another program's of the same key; None for all else.
+    """Return what a route needs whose next hop was refused, or that stands behind another program's.
 
-    The kernel refuses to put it in the first's place while it is there itself (`ip route prepend`): EEXIST.
-    It is taken out first; nothing is lost meanwhile, as the look-up got to the other.
+    A link without carrier takes no next hops, but routes. And the kernel refuses to put a route in the place
+    of the first with its key while it is there itself (`ip route prepend`): EEXIST. It is taken out first;
+    nothing is lost meanwhile, as the look-up got to the other.
     """
     match asked.operation:
+        case Add(Route() as route) | Replace(_, Route() as route) if len(answers) > 1 and answers[0].errno:
+            return Asked(asked.operation, (put_route(_record(route, index_of)),))
         case Add(Route() as route) | Replace(_, Route() as route) if answers[-1].errno == errno.EEXIST:
             record = _record(route, index_of)
-            return Asked(asked.operation, (remove_route(record), put_route(record)))
+            return Asked(asked.operation, (*_route_removal(route, record), put_route(record)))
         case _:
             return None
 
@@ -73,13 +88,14 @@ def failure(asked: Asked, answers: Sequence[Acknowledgement]) -> Acknowledgement
 
     Removing what is gone already is fine.
     """
-    for request, answer in zip(asked.requests, answers, strict=True):
-        if answer.errno and not (request.kind in _REMOVALS and answer.errno in GONE):
+    for place, (request, answer) in enumerate(zip(asked.requests, answers, strict=True), start=1):
+        gone = GONE if place == len(answers) else _GONE_BEFORE
+        if answer.errno and not (request.kind in _REMOVALS and answer.errno in gone):
             return answer
     return None
 
 
-def _requests(operation: Operation, index_of: IndexOf) -> tuple[Request, ...]:
+def _requests(operation: Operation, index_of: IndexOf, by_next_hops: Set[str]) -> tuple[Request, ...]:
     match operation:
         case Add(Address() as item):
             return (add_address(index_of(item.link), item.address),)
@@ -99,9 +115,9 @@ def _requests(operation: Operation, index_of: IndexOf) -> tuple[Request, ...]:
         case Remove(FdbEntry() as item):
             return (remove_fdb_entry(index_of(item.link), item.mac),)
         case Add(Route() as item) | Replace(_, Route() as item):
-            return (put_route(_record(item, index_of)),)
+            return _route_put(item, _record(item, index_of), item.link in by_next_hops)
         case Remove(Route() as item):
-            return (remove_route(_record(item, index_of)),)
+            return _route_removal(item, _record(item, index_of))
         case _:
             raise TypeError(f"not an operation on a thing on a link: {operation!r}")
 
@@ -119,6 +135,26 @@ def _fdb_requests(old: FdbEntry, new: FdbEntry, index: int) -> tuple[Request, ..
         return (put,)
     left_over = [one for one in (old.destination, *old.others) if one != new.destination]
     return put, *(remove_fdb_entry(index, new.mac, one) for one in left_over)
+
+
+def _route_put(route: Route, record: RouteRecord, by_next_hop: bool) -> tuple[Request, ...]:
+    number = next_hop_number(route) if by_next_hop else None
+    if number is None or route.gateway is None:
+        return (put_route(record),)
+    protocol, is_onlink = route.protocol, route.is_onlink
+    next_hop = put_next_hop(number, record.index, route.gateway, protocol=protocol, is_onlink=is_onlink)
+    return next_hop, put_route_by(record, number)
+
+
+def _route_removal(route: Route, record: RouteRecord) -> tuple[Request, ...]:
+    """Return what removes a route, whether or not it leads by a next hop.
+
+    The route first: a next hop that goes before it has the kernel walk the whole table.
+    """
+    number = next_hop_number(route)
+    if number is None:
+        return (remove_route(record),)
+    return remove_route_by(record, number), remove_next_hop(number), remove_route(record)
 
 
 def _record(route: Route, index_of: IndexOf) -> RouteRecord:

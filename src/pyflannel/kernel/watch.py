@@ -10,14 +10,15 @@ from pyflannel.model.fdb_entry import FdbEntry
 from pyflannel.model.neighbour import Neighbour
 from pyflannel.model.operation import Add, Operation, Remove, Replace
 from pyflannel.model.route import Route
+from pyflannel.model.route_protocol import PROTOCOLS
 from pyflannel.model.state import Item
-from pyflannel.wire.netlink import addresses, links, neighbours, routes
+from pyflannel.wire.netlink import addresses, links, neighbours, next_hops, routes
 from pyflannel.wire.netlink.message import Message
 from pyflannel.wire.netlink.routes import RouteKey, route_key
 
-GROUPS = 0x1 | 0x4 | 0x10 | 0x40 | 0x100 | 0x400 | 0x800
+GROUPS = 0x1 | 0x4 | 0x10 | 0x40 | 0x100 | 0x400 | 0x800 | 0x8000_0000
 """RTMGRP_LINK, RTMGRP_NEIGH, RTMGRP_IPV4_IFADDR, _IPV4_ROUTE, RTMGRP_IPV6_IFADDR, _IPV6_ROUTE, _IPV6_IFINFO,
-by which alone the kernel says that IPv6 was turned on (linux/rtnetlink.h)."""
+by which alone the kernel says that IPv6 was turned on, and RTNLGRP_NEXTHOP (linux/rtnetlink.h)."""
 
 
 class Watch:
@@ -88,6 +89,10 @@ class Watch:
                 return glance is not None and (
                     interest.concerns_route(glance, seen.ours) or glance.key in self._changed_routes
                 )
+            case (
+                next_hops.DELETE
+            ):  # the routes that referred to it are gone, of which the kernel says nothing
+                return next_hops.next_hop_protocol(message.body) in PROTOCOLS
             case links.NEW | links.DELETE:
                 link = links.parse_link(message.body)
                 return (

@@ -5,7 +5,7 @@ Layout of the body, in octets: family, destination length, source length, TOS, t
 """
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import NamedTuple
 
@@ -47,6 +47,7 @@ _METRIC = 6
 _PREFERRED_SOURCE = 7
 _MULTIPATH = 9
 _VIA = 18
+_NEXT_HOP_NUMBER = 30
 
 
 class RouteKey(NamedTuple):
@@ -196,6 +197,21 @@ def put_route(route: RouteRecord) -> Request:
 def remove_route(route: RouteRecord) -> Request:
     """Return the request that removes exactly this route, not another with its key."""
     return Request(DELETE, ACK, _body(route))
+
+
+def put_route_by(route: RouteRecord, next_hop: int) -> Request:
+    """Return the request that adds a route by a next hop, or puts it in the place of the first of its key."""
+    return Request(NEW, ACK | CREATE | REPLACE, _body_by(route, next_hop))
+
+
+def remove_route_by(route: RouteRecord, next_hop: int) -> Request:
+    """Return the request that removes the route with this key that refers to this next hop."""
+    return Request(DELETE, ACK, _body_by(route, next_hop))
+
+
+def _body_by(route: RouteRecord, next_hop: int) -> bytes:
+    named = replace(route, index=0, gateway=None, is_onlink=False)
+    return _body(named) + attribute(_NEXT_HOP_NUMBER, _U32.pack(next_hop))
 
 
 def _body(route: RouteRecord) -> bytes:

@@ -1,5 +1,6 @@
 """Our codec and pyroute2's, each reading what the other wrote."""
 
+import sys
 from ipaddress import (
     IPv4Address,
     IPv4Interface,
@@ -24,14 +25,16 @@ from pyflannel.wire.netlink.addresses import (
     remove_address,
 )
 from pyflannel.wire.netlink.links import LinkRecord, change_link, parse_link, stop_ipv6_addresses
-from pyflannel.wire.netlink.message import HEADER, pack
+from pyflannel.wire.netlink.message import HEADER, attributes, pack
 from pyflannel.wire.netlink.routes import (
     RouteRecord,
     covers,
     glance_at_route,
     parse_route,
     put_route,
+    put_route_by,
     remove_route,
+    remove_route_by,
     route_key,
 )
 
@@ -116,6 +119,20 @@ def test_pyroute2_reads_our_routes(route: RouteRecord) -> None:
     assert ip(theirs.get_attr("RTA_GATEWAY")) == route.gateway
     assert ip(theirs.get_attr("RTA_PREFSRC")) == route.source
     assert (theirs.get_attr("RTA_PRIORITY") or 0) == route.metric
+
+
+@given(routes, st.integers(1, 2**32 - 1))
+def test_pyroute2_reads_our_routes_by_next_hops(route: RouteRecord, next_hop: int) -> None:
+    for request in (put_route_by(route, next_hop), remove_route_by(route, next_hop)):
+        theirs = rtmsg(pack(request, 1))
+
+        theirs.decode()
+
+        assert int.from_bytes(attributes(request.body, 12)[30], sys.byteorder) == next_hop  # RTA_NH_ID
+        assert theirs.get_attr("RTA_OIF") is None
+        assert theirs.get_attr("RTA_GATEWAY") is None
+        assert ip(theirs.get_attr("RTA_DST")) == route.destination.network_address
+        assert (theirs.get_attr("RTA_PRIORITY") or 0) == route.metric
 
 
 @given(v4_networks, v4_addresses, indexes, st.integers(1, 2**32 - 1))
