@@ -124,10 +124,11 @@ def examine(host: Host, *, exit_code: int = 0) -> dict[str, dict[str, Any]]:
 
 
 @pytest.fixture
-def healthy(host: Host) -> Iterator[Host]:
+def healthy(overlay, host: Host) -> Iterator[Host]:
     """The host, of which doctor has nothing to say, before and after."""
     assert not trouble(host)
     yield host
+    overlay.wait_status(host, lambda status: status.is_ready, "is ready again", 2 * DEADLINE_S)
     assert not trouble(host)
 
 
@@ -233,7 +234,6 @@ def test_a_fight_is_named_with_the_object(overlay, healthy: Host) -> None:
         opponent.kill()
 
     assert any("on flannel.1: missing" in line for line in found["evidence"])
-    overlay.wait_status(healthy, lambda status: status.is_ready, "is ready again", 2 * DEADLINE_S)
 
 
 def test_a_store_that_is_away_is_named(overlay, healthy: Host) -> None:
