@@ -7,7 +7,7 @@ from pyflannel.lab.waiting import wait_until
 
 ROOT = "flannel-lab"
 _HIERARCHIES = Path("/sys/fs/cgroup")
-_EMPTY_DEADLINE_S = 10.0
+_EMPTY_DEADLINE_S = 30.0
 
 
 def cgroup_of(directory: Path) -> str:

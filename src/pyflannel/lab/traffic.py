@@ -21,7 +21,7 @@ _RECEIVED = re.compile(r"(?P<sent>\d+) packets transmitted, (?P<received>\d+) re
 _RTT = re.compile(r"rtt min/avg/max/mdev = [\d.]+/(?P<average>[\d.]+)/")
 _TTL = re.compile(r" ttl=(?P<ttl>\d+) ")
 _PING_INTERVAL_S = 0.1
-_LISTEN_DEADLINE_S = 10.0
+_LISTEN_DEADLINE_S = 30.0
 
 
 class Station(Protocol):

@@ -7,7 +7,7 @@ from pyflannel.errors import LabError
 from pyflannel.lab.container import Container
 
 PORT = 80
-_ANSWER_DEADLINE_S = 10.0
+_ANSWER_DEADLINE_S = 30.0
 _SERVE = 'mkdir -p "$0" && printf "%s" "$1" >"$0/index.html" && exec busybox httpd -f -p "$2" -h "$0"'
 
 
