@@ -1,0 +1,25 @@
+"""Dotted text is read as the library reads it, only faster."""
+
+from ipaddress import AddressValueError, IPv4Address
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyflannel.wire.address_text import parse_dotted
+
+numbers = st.integers(0, 300).map(str) | st.sampled_from(
+    ["", "00", "01", "+1", " 1", "1_0", "²", "1\n", "-0"]
+)
+
+
+@given(st.lists(numbers, min_size=3, max_size=5).map(".".join) | st.ip_addresses(v=4).map(str) | st.text())
+def test_it_is_the_library_s_answer(text: str) -> None:
+    try:
+        expected = IPv4Address(text)
+    except AddressValueError:
+        with pytest.raises(ValueError, match="."):
+            parse_dotted(text)
+        return
+
+    assert parse_dotted(text) == expected
