@@ -246,7 +246,9 @@ def test_a_majority_is_cut_off(in_long_run: None, network: Any, pings: Any) -> N
     with ExitStack() as cuts:
         for pair in ((one, two), (two, three), (one, three)):
             cuts.enter_context(partitioned(network.lab, *pair))
-        away = network.wait_status("docker1", lambda status: not status["is_ready"], "says so")
+        away = network.wait_status(
+            "docker1", lambda status: not status["is_ready"], "says so", deadline_s=SOON_S
+        )
         pings.wait_answered(more=50)
 
     assert "the store" in away["waiting_for"]
@@ -363,14 +365,20 @@ def test_the_config_is_deleted_or_spoilt(network: Any, pings: Any, value: str | 
     else:
         network.put("config", value)
     for name in network.hosts:
-        said = network.wait_status(name, lambda status: status["warnings"], "says so", deadline_s=SOON_S)
-        assert "config" in " ".join(said["warnings"])
+        network.wait_status(name, misses_config, "says so", deadline_s=SOON_S)
     pings.wait_answered(more=20)
 
     network.put("config", CONFIG)
 
     for name in network.hosts:
-        network.wait_status(name, lambda status: not status["warnings"], "is content", deadline_s=SOON_S)
+        network.wait_status(
+            name, lambda status: not misses_config(status), "has a good one", deadline_s=SOON_S
+        )
+
+
+def misses_config(status: dict[str, Any]) -> bool:
+    """Return whether a host says that it wants a good network config."""
+    return "network config" in " ".join(status["warnings"])
 
 
 def succeeds(member: Member, *argv: str) -> bool:

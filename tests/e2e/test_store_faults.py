@@ -209,7 +209,9 @@ class TestStoreAway:
                 while revision_of(network) <= seen:
                     network.put("elsewhere", "1")
                 for name in network.hosts:
-                    network.wait_status(name, lambda status: not status["is_ready"], "says so")
+                    network.wait_status(
+                        name, lambda status: not status["is_ready"], "says so", deadline_s=BACK_S
+                    )
             for name in network.hosts:
                 key = network.lease_key(name)
                 wait_until(
