@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 
+from pyflannel.kernel.bpf.pin_directory import remove_pin_directory
 from pyflannel.model.bpf_program import Role
 from pyflannel.model.state import State
 
@@ -53,7 +54,7 @@ def bpffs(tmp_path):
     try:
         yield directory
     finally:
-        subprocess.run(["umount", directory], check=True)
+        remove_pin_directory(str(directory))
 
 
 def test_without_the_right_to_bpf_everything_is_refused(hosts):
@@ -100,6 +101,14 @@ def test_pins_go_with_what_they_stand_for(hosts, bpffs):
 
     run_daemon(one, State.EMPTY, rights, bpffs)
     assert sorted(os.listdir(bpffs)) == empty
+
+
+def test_the_directory_of_pins_goes_with_what_is_mounted_on_it(bpffs):
+    subprocess.run(["mount", "-t", "bpf", "bpf", bpffs], check=True)
+
+    assert remove_pin_directory(str(bpffs))
+    assert not bpffs.exists()
+    assert not remove_pin_directory(str(bpffs))
 
 
 def test_programs_stay_when_the_pins_go(hosts, bpffs):
