@@ -15,6 +15,8 @@ from pyflannel.engine.supervisor import HostOptions, Supervisor, World
 from pyflannel.engine.targets import Targets
 from pyflannel.errors import TargetError
 from pyflannel.kernel.atomic_file import replace_file
+from pyflannel.kernel.bpf.fast_path import FastPath
+from pyflannel.kernel.bpf.target import BpfTarget
 from pyflannel.kernel.bridges import KernelBridges
 from pyflannel.kernel.clock import BoottimeClock
 from pyflannel.kernel.device_claim import DeviceClaim
@@ -27,6 +29,9 @@ from pyflannel.kernel.nftables import NftTarget
 from pyflannel.kernel.release import kernel_release
 from pyflannel.kernel.route_protocols import route_protocols
 from pyflannel.model.address import Address
+from pyflannel.model.bpf_container import BpfContainer
+from pyflannel.model.bpf_peer import BpfPeer
+from pyflannel.model.bpf_program import BpfProgram
 from pyflannel.model.fdb_entry import FdbEntry
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer
 from pyflannel.model.host_file import HostFile
@@ -69,6 +74,7 @@ class HostNetwork:
         self._claim = claim  # held as long as we are
         self._clock = BoottimeClock()
         linux, forwarder = LinuxTarget(), ForwarderTarget(places.run_dir)
+        fast_path = BpfTarget(FastPath(str(places.bpf)))
         world = World(
             store=store,
             target=Targets(
@@ -82,6 +88,9 @@ class HostNetwork:
                     ForwarderPeer: forwarder,
                     IptablesChain: IptablesTarget(options.iptables_resync_s),
                     NftTable: NftTarget(options.iptables_resync_s),
+                    BpfProgram: fast_path,
+                    BpfPeer: fast_path,
+                    BpfContainer: fast_path,
                     HostFile: FileTarget(),
                 }
             ),
@@ -213,7 +222,7 @@ def _host_options(options: FlanneldOptions, places: Places, device: str, audit_s
         renew_margin_s=options.renew_margin_s,
         renumbers=options.on_subnet_lost == "renumber",
         packet_filter=options.packet_filter,
-        fast_path="off",
+        fast_path=options.fast_path,
         has_blackhole=options.has_blackhole,
         kernel=kernel_release(),
         device=device,

@@ -51,6 +51,11 @@ class Places:
         return self.run_dir / "device"
 
     @property
+    def bpf(self) -> Path:
+        """Where a bpffs may be mounted, for a daemon that may not open programs by their identifiers."""
+        return self.run_dir / "bpf"
+
+    @property
     def mark(self) -> str:
         """The alias of our links: with the run directory, where it is not the usual one."""
         return MARK if self.run_dir == _RUN_DIR else f"{MARK} {self.run_dir}"

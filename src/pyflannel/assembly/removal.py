@@ -10,6 +10,8 @@ from typing import assert_never
 from pyflannel.assembly.places import Places
 from pyflannel.engine.targets import Targets
 from pyflannel.errors import BusyError, FlannelError
+from pyflannel.kernel.bpf.fast_path import FastPath
+from pyflannel.kernel.bpf.target import BpfTarget
 from pyflannel.kernel.device_claim import DeviceClaim
 from pyflannel.kernel.iptables import IptablesTarget
 from pyflannel.kernel.linux import LinuxTarget
@@ -69,11 +71,14 @@ async def remove_objects(places: Places, footing: Footing) -> Removal:
             done.problems.append(f"{error}. {error.hint}")
             return done
         forwarder, iptables, nftables = ForwarderTarget(places.run_dir), IptablesTarget(), NftTarget()
+        fast_path = BpfTarget(FastPath(str(places.bpf)))
+        opened.callback(fast_path.close)
         opened.callback(iptables.close)
         opened.callback(nftables.close)
         unreachable = await forwarder.end_unreachable()
         done.removed.extend(f"forwarder (pid {pid}), which answered nobody" for pid in unreachable)
         for target in (
+            fast_path,
             Targets({Forwarder: forwarder, ForwarderPeer: forwarder}),
             Targets({IptablesChain: iptables, NftTable: nftables}),
             Targets(dict.fromkeys((Link, Address, Neighbour, FdbEntry, Route), linux)),
