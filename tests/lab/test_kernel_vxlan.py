@@ -14,6 +14,7 @@ from pyflannel.model.address import Address
 from pyflannel.model.fdb_entry import FdbEntry
 from pyflannel.model.link import Link
 from pyflannel.model.neighbour import Neighbour
+from pyflannel.model.operation import Add, Replace
 from pyflannel.model.route import Route
 from pyflannel.model.state import State
 from pyflannel.model.vxlan import Vxlan
@@ -233,7 +234,6 @@ def test_damage_wakes_a_pass_that_undoes_it(namespace, target, listen, damage: l
     ("words", "found"),
     [
         (DAMAGE["neighbour that ages"], replace(NEIGHBOUR, is_permanent=False)),
-        (DAMAGE["neighbour that failed"], replace(NEIGHBOUR, is_permanent=False, mac="")),
         (DAMAGE["entry that ages"], replace(ENTRY, is_permanent=False)),
         (DAMAGE["entry by another port"], replace(ENTRY, is_plain=False)),
         (DAMAGE["entry by next hops"], replace(ENTRY, destination=IPv4Address(0), is_plain=False)),
@@ -276,6 +276,71 @@ def test_one_pass_undoes_any_heap_of_damage(namespace, target, damage: list[str]
     assert target.heal(PLAN) == []
 
     assert all_shown(namespace) == before
+
+
+async def agree(linux: LinuxTarget) -> bool:
+    """Return whether a target sees what a new one sees; the kernel may forget an entry between the two."""
+    new = LinuxTarget()
+    try:
+        for _ in range(10):
+            if await linux.snapshot(PLAN) == await new.snapshot(PLAN):
+                return True
+    finally:
+        new.close()
+    return False
+
+
+@pytest.mark.usefixtures("underlay")
+def test_a_look_is_the_same_whatever_was_seen_before(namespace, target) -> None:
+    """What is remembered of earlier looks makes them cheaper, and changes nothing."""
+    renamings = [["link set eth1 down", "link set eth1 name renamed"], ["link set renamed name eth1"]]
+
+    async def work() -> None:
+        linux = LinuxTarget()
+        try:
+            for damage in (*DAMAGE.values(), *renamings, *DAMAGE.values()):
+                for words in damage:
+                    do(namespace.attempt, words)
+                assert await agree(linux)
+                if "link delete flannel.1" in damage:
+                    assert await linux.apply(order(diff(PLAN, ours(await linux.snapshot(PLAN), PLAN)))) == []
+        finally:
+            linux.close()
+
+    target.heal(PLAN)
+    namespace.run(work)
+
+
+@pytest.mark.usefixtures("underlay")
+def test_what_did_not_change_is_the_very_item_of_the_plan(namespace, target) -> None:
+    """So that thousands of items are in memory once, and compared at a glance."""
+
+    async def work() -> None:
+        linux = LinuxTarget()
+        try:
+            first = await linux.snapshot(PLAN)
+            assert (
+                await linux.apply([Replace(ROUTE, replace(ROUTE, gateway=IPv4Address("10.100.7.0")))]) == []
+            )
+            second = await linux.snapshot(PLAN)
+        finally:
+            linux.close()
+        hanging = [key for key, item in PLAN.by_key.items() if isinstance(item, Neighbour | FdbEntry | Route)]
+        assert all(first.by_key[key] is PLAN.by_key[key] for key in hanging)
+        assert [key for key in hanging if second.by_key[key] is not PLAN.by_key[key]] == [ROUTE.key]
+
+    target.heal(PLAN)
+    namespace.run(work)
+
+
+@pytest.mark.usefixtures("underlay")
+def test_a_vni_that_another_device_has_is_refused_in_the_kernels_words(namespace, target) -> None:
+    namespace.ip("link add theirs type vxlan id 1 dstport 8472 dev eth0")
+
+    (refused,) = target.apply(Add(DEVICE))
+
+    assert refused.cause == "EEXIST: File exists (A VXLAN device with the specified VNI already exists)"
+    assert "ip -d link" in refused.hint
 
 
 def shown(namespace, program: str, words: str) -> list[str]:

@@ -35,7 +35,7 @@ def next_hop_number(route: Route) -> int | None:
     if (
         isinstance(prefix, IPv4Network)
         and isinstance(route.gateway, IPv4Address)
-        and prefix.prefixlen <= _LONGEST_PREFIX
+        and 0 < prefix.prefixlen <= _LONGEST_PREFIX
         and (route.metric, route.source, route.kind) == (0, None, "unicast")
     ):
         return int(prefix.network_address) | prefix.prefixlen

@@ -24,7 +24,7 @@ _HINTS = {
     errno.EBUSY: "Another program made the device in the same moment: find it, and stop it.",
     errno.ENODEV: "The link went away; it is looked at again in the next pass.",
     errno.ENETUNREACH: "The gateway is on no network of this host: look at the addresses of its interface.",
-    errno.EEXIST: "Another program keeps an object of the same key: find it by its protocol, `ip route`.",
+    errno.EEXIST: "Another program keeps an object of the same key: find it by `ip route` or `ip -d link`.",
     errno.ENOBUFS: "The kernel lacks memory: look at dmesg.",
     errno.ENOMEM: "The kernel lacks memory: look at dmesg.",
 }

@@ -69,17 +69,14 @@ class SnapshotReader:
     """Reads what concerns a plan.
 
     The kernel is read in full each time. But what each message was made into is remembered, so that what did
-    not change costs a look-up an object; and of the same objects in the same order comes the same state.
+    not change costs a look-up an object, and is the very same item.
     """
 
     def __init__(self, requests: RequestSocket) -> None:
         self._requests = requests
-        self._links: Links | None = None
         self._routes = _Remembered[Route]()
         self._neighbours = _Remembered[Neighbour]()
         self._fdb = _Remembered[FdbEntry]()
-        self._items: list[Item] = []
-        self._state = State.EMPTY
 
     async def read(self, interest: Interest) -> Snapshot:
         """Return what concerns the plan, as it is now.
@@ -89,7 +86,9 @@ class SnapshotReader:
         """
         found = await self._requests.dump(dump_links(), parse_link)
         links = _links(found, interest)
-        self._begin(links)
+        names = {index: links.names[index] for index in links.ours | links.carriers}
+        for remembered in (self._routes, self._neighbours, self._fdb):
+            remembered.begin(names)
         items: list[Item] = [_link(link, links) for link in found if link.index in links.ours]
         addresses = await self._requests.dump(dump_addresses(), _address_reader(links.ours | links.carriers))
         items += [address_of(address, links.names) for address in addresses if not _is_kernels_own(address)]
@@ -98,15 +97,9 @@ class SnapshotReader:
                 items += await self._read_neighbours(link.index, interest.desired, links)
                 items += await self._read_fdb(link.index, interest.desired, links)
         items += await self._read_routes(interest, links)
-        if items != self._items:
-            self._items, self._state = items, State.collect(items)
-        return Snapshot(state=self._state, links=links)
-
-    def _begin(self, links: Links) -> None:
-        """Make ready for another look: what was made of a message names links."""
-        is_useless, self._links = links != self._links, links
         for remembered in (self._routes, self._neighbours, self._fdb):
-            remembered.begin(forget=is_useless)
+            remembered.end()
+        return Snapshot(state=State.collect(items), links=links)
 
     async def _read_neighbours(self, index: int, desired: State, links: Links) -> list[Neighbour]:
         def make(body: bytes) -> Neighbour | None:
@@ -144,24 +137,39 @@ class _Remembered(Generic[_Item]):
     """What messages of one sort were made into when they came last, by what lasts of their body."""
 
     def __init__(self) -> None:
-        self._last: dict[bytes, _Item] = {}
-        self._now: dict[bytes, _Item] = {}
+        self._made: dict[bytes, _Item] = {}
+        self._before: dict[bytes, _Item] = {}
+        self._come = 0
+        self._links: Mapping[int, str] = {}
+        self._names: frozenset[str] = frozenset()
 
-    def begin(self, *, forget: bool) -> None:
-        """Begin another look; what does not come again in it is forgotten after it."""
-        self._last, self._now = ({} if forget else self._now), {}
+    def begin(self, links: Mapping[int, str]) -> None:
+        """Begin another look; only what is on these links is remembered, as their names are known to stay."""
+        if links != self._links:
+            self._links, self._names = links, frozenset(links.values()) | {""}
+            self._made = {}
+        elif self._come < len(self._made):  # in the last look; what does not come in this one is forgotten
+            self._before, self._made = self._made, {}
+        self._come = 0
+
+    def end(self) -> None:
+        """End the look."""
+        self._before = {}
 
     def reader(
         self, make: Callable[[bytes], _Item | None], lasting: Callable[[bytes], bytes] = bytes
     ) -> Callable[[bytes], _Item | None]:
         """Return what reads a dump; `make` is asked about what is new, and what it made nothing of."""
-        last, now = self._last, self._now
 
         def read(body: bytes) -> _Item | None:
             part = lasting(body)
-            item = last.get(part) or make(body)
-            if item is not None:
-                now[part] = item
+            item = self._made.get(part)
+            if item is None:
+                item = self._before.get(part) or make(body)
+                if item is None or item.link not in self._names:
+                    return item
+                self._made[part] = item
+            self._come += 1
             return item
 
         return read
