@@ -10,9 +10,11 @@ from pyflannel.assembly.file_memory import FileMemory
 from pyflannel.assembly.forwarder_status import forwarder_status
 from pyflannel.assembly.options import FlanneldOptions
 from pyflannel.assembly.places import Places
+from pyflannel.engine.host_options import HostOptions
 from pyflannel.engine.status_report import status_of
-from pyflannel.engine.supervisor import HostOptions, Supervisor, World
+from pyflannel.engine.supervisor import Supervisor
 from pyflannel.engine.targets import Targets
+from pyflannel.engine.world import World
 from pyflannel.errors import TargetError
 from pyflannel.kernel.atomic_file import replace_file
 from pyflannel.kernel.bpf.fast_path import FastPath

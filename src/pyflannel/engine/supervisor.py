@@ -7,100 +7,38 @@ Each input may change at any time, and each change makes a new plan; the reconci
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from ipaddress import IPv4Network
 
 from pyflannel.engine.bridge_follower import BridgeFollower
 from pyflannel.engine.config_follower import ConfigFollower, read_config
 from pyflannel.engine.departures import Departures
-from pyflannel.engine.fast_path import Choice, FastPath
+from pyflannel.engine.fast_path import FastPath
+from pyflannel.engine.host_options import HostOptions
 from pyflannel.engine.last_known_leases import LastKnownLeases
 from pyflannel.engine.lease_keeper import LeaseKeeper
 from pyflannel.engine.lease_narrator import LeaseNarrator
 from pyflannel.engine.planner import Planner
-from pyflannel.engine.reconciler import AUDIT_S, Reconciler
+from pyflannel.engine.reconciler import Reconciler
 from pyflannel.engine.underlay_follower import UnderlayFollower
+from pyflannel.engine.world import World
 from pyflannel.errors import ConfigError, StoreError, WireError
 from pyflannel.model.bridge import Bridge
 from pyflannel.model.host import Underlay
-from pyflannel.model.host_file import HostFile
 from pyflannel.model.last_known import LastKnown
-from pyflannel.model.lease import LEASE_TTL_S, Identity, Lease, LeaseAttributes
+from pyflannel.model.lease import Lease, LeaseAttributes
 from pyflannel.model.lease_protocol import Held, Report, Wanted
 from pyflannel.model.lease_set import LeaseSet
-from pyflannel.model.link import MARK
 from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.store_record import Put
 from pyflannel.plan.backends import Backend
 from pyflannel.plan.describe import found
-from pyflannel.plan.packet_filter import FilterOptions
-from pyflannel.plan.underlay import UnderlayOptions
-from pyflannel.ports.bridges import BridgeSource
-from pyflannel.ports.clock import Clock
-from pyflannel.ports.interfaces import InterfaceSource
-from pyflannel.ports.memory import Memory
-from pyflannel.ports.store import Store
-from pyflannel.ports.target import Target
 from pyflannel.wire.backend_data_json import format_backend_data
 from pyflannel.wire.lease_record import CONFIG
 from pyflannel.wire.subnet_env import previous_subnet
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class World:
-    """What the engine needs from outside.
-
-    Attributes:
-        notify: tells the service manager (sd_notify).
-        alive: hears of each turn of the reconciler's loop.
-        draw: a random number below its argument.
-        reidentify: makes and keeps a new identity.
-        memory: keeps the last known leases.
-    """
-
-    store: Store
-    target: Target
-    interfaces: InterfaceSource
-    bridges: BridgeSource
-    clock: Clock
-    memory: Memory
-    notify: Callable[[str], object]
-    draw: Callable[[int], int]
-    reidentify: Callable[[], Identity]
-    alive: Callable[[], object] = lambda: None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HostOptions:
-    """What the operator asks of this host.
-
-    Attributes:
-        subnet_file: path of subnet.env.
-        other_files: that are to stand as long as the host runs.
-        subnet_env: its text from the life before, or None.
-        audit_s: longest pause between two passes.
-        has_blackhole: packets to our subnet that nothing else on the host takes are dropped.
-        kernel: release of the running kernel, as exact as it is known.
-    """
-
-    identity: Identity
-    underlay: UnderlayOptions
-    subnet_file: str
-    other_files: tuple[HostFile, ...] = ()
-    subnet_env: str | None = None
-    lease_ttl_s: int = LEASE_TTL_S
-    renew_margin_s: float = 3600
-    renumbers: bool = False
-    packet_filter: FilterOptions = field(default_factory=FilterOptions)
-    device: str = "flannel0"
-    mark: str = MARK
-    audit_s: float = AUDIT_S
-    fast_path: Choice = "auto"
-    has_blackhole: bool = False
-    kernel: str = ""
 
 
 class Supervisor:

@@ -1,0 +1,41 @@
+"""What the operator asks of a host in one network."""
+
+from dataclasses import dataclass, field
+
+from pyflannel.engine.fast_path import Choice
+from pyflannel.engine.reconciler import AUDIT_S
+from pyflannel.model.host_file import HostFile
+from pyflannel.model.lease import LEASE_TTL_S, Identity
+from pyflannel.model.link import MARK
+from pyflannel.plan.packet_filter import FilterOptions
+from pyflannel.plan.underlay import UnderlayOptions
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostOptions:
+    """What the operator asks of this host.
+
+    Attributes:
+        subnet_file: path of subnet.env.
+        other_files: that are to stand as long as the host runs.
+        subnet_env: its text from the life before, or None.
+        audit_s: longest pause between two passes.
+        has_blackhole: packets to our subnet that nothing else on the host takes are dropped.
+        kernel: release of the running kernel, as exact as it is known.
+    """
+
+    identity: Identity
+    underlay: UnderlayOptions
+    subnet_file: str
+    other_files: tuple[HostFile, ...] = ()
+    subnet_env: str | None = None
+    lease_ttl_s: int = LEASE_TTL_S
+    renew_margin_s: float = 3600
+    renumbers: bool = False
+    packet_filter: FilterOptions = field(default_factory=FilterOptions)
+    device: str = "flannel0"
+    mark: str = MARK
+    audit_s: float = AUDIT_S
+    fast_path: Choice = "auto"
+    has_blackhole: bool = False
+    kernel: str = ""
