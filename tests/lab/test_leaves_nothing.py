@@ -182,15 +182,19 @@ def test_cleanup_leaves_what_others_have(overlay) -> None:
         "address add 10.7.0.1/24 dev decoy0",
         "route add 10.100.250.0/24 dev decoy0",
         "tuntap add mode tun name flannel9",
+        "nexthop add id 4242 via 192.168.50.77 dev eth0 proto static",
     ]
     host.run(["ip", "-batch", "-"], text="\n".join(foreign) + "\n")
     host.run(["sh", "-c", "mkdir -p /run/flannel && echo mine >/run/flannel/mine"])
     before = traces(overlay, host)
     overlay.join(host)
+    # As if the route of a peer among thousands had been deleted by hand.
+    host.run(["ip", "nexthop", "add", "id", "4243", "via", "192.168.50.77", "dev", "eth0", "proto", "80"])
 
     said = host.flannelctl("--store", overlay.etcd.url, "cleanup")
 
     wait_as_before(overlay, host, before)
+    assert "removed 1 next hop without a route" in said
     assert "kept directory /run/flannel, which holds other files" in said
 
 

@@ -16,6 +16,7 @@ from pyflannel.kernel.device_claim import DeviceClaim
 from pyflannel.kernel.iptables import IptablesTarget
 from pyflannel.kernel.linux import LinuxTarget
 from pyflannel.kernel.nftables import NftTarget
+from pyflannel.kernel.stray_next_hops import remove_next_hops
 from pyflannel.kernel.survey import survey
 from pyflannel.model.address import Address
 from pyflannel.model.bpf_container import BpfContainer
@@ -32,7 +33,7 @@ from pyflannel.model.neighbour import Neighbour
 from pyflannel.model.nft_table import NftTable
 from pyflannel.model.operation import Remove
 from pyflannel.model.route import Route
-from pyflannel.model.route_protocol import DEVICES
+from pyflannel.model.route_protocol import DEVICES, route_protocol
 from pyflannel.model.state import Item, State
 from pyflannel.plan.describe import name
 from pyflannel.plan.diff import diff
@@ -84,6 +85,8 @@ async def remove_objects(places: Places, footing: Footing) -> Removal:
             Targets(dict.fromkeys((Link, Address, Neighbour, FdbEntry, Route), linux)),
         ):
             await _empty(target, places.mark, device, done)
+        if device is not None:
+            await _remove_next_hops(route_protocol(device), done)
         if places.mark == MARK:
             await _remove_originals(linux, footing, done)
     return done
@@ -130,6 +133,15 @@ async def _empty(target: Target, mark: str, device: str | None, done: Removal) -
     done.problems.extend(f"{refusal.cause}. {refusal.hint}" for refusal in refusals)
     if not refusals:
         done.problems.extend(f"{line} is still there" for line in in_lines(left))
+
+
+async def _remove_next_hops(protocol: int, done: Removal) -> None:
+    """Remove the next hops of routes that somebody deleted; those of ours went with them."""
+    try:
+        if count := await remove_next_hops(protocol):
+            done.removed.append(f"{count} next hop{'' if count == 1 else 's'} without a route")
+    except FlannelError as error:
+        done.problems.append(f"{error}. {error.hint}")
 
 
 async def _remove_originals(linux: LinuxTarget, footing: Footing, done: Removal) -> None:

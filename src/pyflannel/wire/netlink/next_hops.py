@@ -8,11 +8,22 @@ import struct
 from ipaddress import IPv4Address, IPv6Address
 
 from pyflannel.wire.netlink.inet import family_of
-from pyflannel.wire.netlink.message import ACK, CREATE, REPLACE, Request, attribute, unpack
+from pyflannel.wire.netlink.message import (
+    ACK,
+    CREATE,
+    DUMP,
+    REPLACE,
+    Request,
+    attribute,
+    attributes,
+    integer,
+    unpack,
+)
 
 NEW = 104
 DELETE = 105
-"""nlmsg_type (linux/rtnetlink.h, RTM_NEWNEXTHOP, RTM_DELNEXTHOP)."""
+GET = 106
+"""nlmsg_type (linux/rtnetlink.h, RTM_NEWNEXTHOP, RTM_DELNEXTHOP, RTM_GETNEXTHOP)."""
 
 _LAYOUT = struct.Struct("=BBBxI")
 _U32 = struct.Struct("=I")
@@ -36,6 +47,20 @@ def put_next_hop(
 def remove_next_hop(number: int) -> Request:
     """Return the request that removes a next hop, and with it the routes that refer to it."""
     return Request(DELETE, ACK, _LAYOUT.pack(0, 0, 0, 0) + attribute(_ID, _U32.pack(number)))
+
+
+def dump_next_hops() -> Request:
+    """Return the request for every next hop."""
+    return Request(GET, DUMP, _LAYOUT.pack(0, 0, 0, 0))
+
+
+def next_hop_number(body: bytes) -> int:
+    """Return the number of a next hop.
+
+    Raises:
+        WireError: too short, or an attribute does not fit.
+    """
+    return integer(attributes(body, _LAYOUT.size).get(_ID, b""))
 
 
 def next_hop_protocol(body: bytes) -> int:
