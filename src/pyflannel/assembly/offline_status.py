@@ -2,12 +2,12 @@
 
 import contextlib
 from collections.abc import Mapping
-from importlib.metadata import version
 from ipaddress import IPv4Network
 from pathlib import Path
 
 from pyflannel.assembly.daemon_process import running_daemon
 from pyflannel.assembly.forwarder_status import forwarder_status
+from pyflannel.assembly.installed_version import installed_version
 from pyflannel.assembly.places import Places
 from pyflannel.errors import ConfigError, WireError
 from pyflannel.model.last_known import LastKnown
@@ -26,7 +26,7 @@ async def offline_status(places: Places, cause: str) -> Status:
     config = _config(known)
     forwarder, link = await forwarder_status(places.run_dir)
     return Status(
-        version=version("pyflannel"),
+        version=installed_version(),
         is_live=False,
         owner=places.owner(),
         waiting_for=cause,

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Literal, TypeVar
 
@@ -14,6 +13,7 @@ from pyflannel.assembly.flanneld_flags import (
     LATER_FLAGS,
     WORKING_FLAGS,
 )
+from pyflannel.assembly.installed_version import installed_version
 from pyflannel.assembly.settings import Settings
 from pyflannel.assembly.store_flags import STORE_FLAGS, StoreChoice, chosen_store
 from pyflannel.engine.network_follower import RESERVED
@@ -121,7 +121,7 @@ def parse_flanneld(
         later = [replace(flag, meaning=f"{flag.meaning} (not supported yet)") for flag in LATER_FLAGS]
         return Notice(format_usage(program, [*WORKING_FLAGS, *later, *IDLE_FLAGS]))
     if "version" in asked:
-        return Notice(version("pyflannel") + "\n")
+        return Notice(installed_version() + "\n")
     if rest:
         raise UsageError(
             f"{rest[0]!r} is no flag, and flanneld takes nothing else",

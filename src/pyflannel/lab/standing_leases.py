@@ -57,7 +57,7 @@ def standing_lease(number: int, backend: str, *, address: IPv4Address | None = N
             backend_type="" if backend == "udp" else backend,
             backend_data=format_backend_data(vtep) if has_vtep else None,
             vtep=vtep if has_vtep else None,
-            owner=Identity(owner=f"{number:032x}", machine=f"{number:064x}"),
+            owner=Identity(owner=f"{number:032x}", machine=f"{number:016x}"),
             port=8285 if backend == "udp" else None,
         ),
     )

@@ -47,8 +47,8 @@ class Peers:
         self._unsound: dict[IPv4Network, Conflict] = {}
         self._overlapped: Mapping[IPv4Network, Conflict] = {}
         self._lengths: Counter[int] = Counter()
-        self._at: dict[IPv4Address, set[IPv4Network]] = {}
-        self._shared: set[IPv4Address] = set()
+        self._at: dict[IPv4Address, IPv4Network] = {}
+        self._sharing: dict[IPv4Address, set[IPv4Network]] = {}
 
     def update(self, leases: SubnetMap[Lease]) -> list[PeerChange]:
         """Take in the leases as they are now; return what changed, in no order."""
@@ -93,8 +93,8 @@ class Peers:
             subnet: Conflict(
                 f"{_who(self._sound[subnet])} has the address of lease {first} too: both are used"
             )
-            for address in self._shared
-            for first, *others in [sorted(self._at[address], key=_range)]
+            for sharing in self._sharing.values()
+            for first, *others in [sorted(sharing, key=_range)]
             for subnet in others
             if subnet not in self._overlapped
         }
@@ -158,18 +158,20 @@ class Peers:
         return subnet.prefixlen != self._subnet_length, int(subnet.network_address), subnet.prefixlen
 
     def _join(self, address: IPv4Address, subnet: IPv4Network) -> None:
-        subnets = self._at.setdefault(address, set())
-        subnets.add(subnet)
-        if len(subnets) > 1:
-            self._shared.add(address)
+        """Note who is at an address: nearly always one, for whom a set would be large."""
+        first = self._at.setdefault(address, subnet)
+        if first != subnet:
+            self._sharing.setdefault(address, {first}).add(subnet)
 
     def _leave(self, address: IPv4Address, subnet: IPv4Network) -> None:
-        subnets = self._at[address]
-        subnets.discard(subnet)
-        if len(subnets) < 2:
-            self._shared.discard(address)
-        if not subnets:
+        sharing = self._sharing.get(address)
+        if sharing is None:
             del self._at[address]
+            return
+        sharing.discard(subnet)
+        self._at[address] = next(iter(sharing))
+        if len(sharing) == 1:
+            del self._sharing[address]
 
 
 def _range(subnet: IPv4Network) -> tuple[int, int]:

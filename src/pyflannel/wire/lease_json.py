@@ -9,6 +9,7 @@ A claim is ours alone: {"Owner":"…","PublicIP":"192.168.50.102"}.
 """
 
 from ipaddress import IPv4Network
+from sys import intern
 from typing import Annotated
 
 import msgspec
@@ -83,7 +84,7 @@ def parse_lease_attributes(value: bytes) -> LeaseAttributes:
         return LeaseAttributes(
             public_ip=parse_ipv4(lease.public_ip),
             public_ipv6=None if lease.public_ipv6 is None else parse_ipv6(lease.public_ipv6),
-            backend_type=lease.backend_type or "",
+            backend_type=intern(lease.backend_type or ""),
             backend_data=data,
             vtep=parse_vtep(data) if data is not None and lease.backend_type == "vxlan" else None,
             backend_v6_data=_compact(lease.backend_v6_data) if lease.backend_v6_data else None,

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Interface, IPv4Network
+from sys import intern
 
 from pyflannel.model.address import Address
 from pyflannel.model.backend_data import Vtep
@@ -94,7 +95,8 @@ class VxlanBackend:
     @property
     def device(self) -> str:
         """Name of the device, `flannel.1`; with a VNI too long for that in hexadecimal, `flannel.xffffff`."""
-        return f"flannel.{self.vni}" if self.vni <= _LONGEST_DECIMAL else f"flannel.x{self.vni:x}"
+        name = f"flannel.{self.vni}" if self.vni <= _LONGEST_DECIMAL else f"flannel.x{self.vni:x}"
+        return intern(name)  # each of a peer's objects holds it
 
     def lease_data(self, owner: str) -> Vtep:
         """Return our VTEP, as our lease publishes it."""
