@@ -256,6 +256,11 @@ def test_damage_is_undone_said_and_counted(
     overlay.wait_logged(host, "Repaired", *(part.format(**words) for part in damage.found), after=said)
     stream.wait_answered()
     assert overlay.wait_ready(host).reconcile.repairs > repairs
+    journal = json.loads(host.flannelctl("--json", "events"))["events"]
+    repaired = [
+        entry["found"] for entry in journal if entry["event"] == "repaired" and entry["at"] > begun_at
+    ]
+    assert any(damage.found[0].format(**words) in found for found in repaired)
     figures(
         f"{request.node.callspec.id}: as before {healed_s * 1e3:.0f} ms after the command began"
         f" (it took {damaged_s * 1e3:.0f} ms), longest time without an answer"

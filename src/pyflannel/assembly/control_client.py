@@ -5,9 +5,16 @@ from pathlib import Path
 from pyflannel.errors import NotReadyError, WireError
 from pyflannel.http.client import request
 from pyflannel.http.message import Response
+from pyflannel.model.journal_entry import JournalEntry
 from pyflannel.model.lease_entry import LeaseEntry
 from pyflannel.model.status import Status
-from pyflannel.wire.control_json import parse_config_text, parse_error, parse_leases, parse_status
+from pyflannel.wire.control_json import (
+    parse_config_text,
+    parse_error,
+    parse_events,
+    parse_leases,
+    parse_status,
+)
 
 DEADLINE_S = 5.0
 """For an answer from memory; the daemon's loop is never busy for that long."""
@@ -34,6 +41,10 @@ class ControlClient:
     async def leases(self) -> list[LeaseEntry]:
         """Return the leases that the daemon knows, without their expiry."""
         return parse_leases(await self._ask("GET", "/v1/leases"))
+
+    async def events(self) -> list[JournalEntry]:
+        """Return what the daemon's passes found and did, the latest last."""
+        return parse_events(await self._ask("GET", "/v1/events"))
 
     async def config_text(self) -> str | None:
         """Return the network config as the daemon last saw it in the store, or None."""

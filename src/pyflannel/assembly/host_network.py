@@ -38,6 +38,7 @@ from pyflannel.model.fdb_entry import FdbEntry
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer
 from pyflannel.model.host_file import HostFile
 from pyflannel.model.iptables_chain import IptablesChain
+from pyflannel.model.journal_entry import JournalEntry
 from pyflannel.model.lease import Lease
 from pyflannel.model.link import Link
 from pyflannel.model.neighbour import Neighbour
@@ -130,6 +131,10 @@ class HostNetwork:
     def leases(self) -> list[Lease]:
         """Return every lease that is known, our own too."""
         return list(self._supervisor.leases())
+
+    def events(self) -> list[JournalEntry]:
+        """Return what the passes found and did, the latest last."""
+        return self._supervisor.journal.entries()
 
     def config_text(self) -> str | None:
         """Return the network config that the host runs with; None when there is none."""

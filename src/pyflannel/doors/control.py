@@ -1,7 +1,7 @@
 """The daemon's control socket: what it is doing, and the network config, over HTTP on a Unix socket.
 
-GET /v1/status, GET /v1/leases, GET and PUT /v1/config; the documents are those of wire.control_json. Only
-root and the user of the daemon are answered.
+GET /v1/status, GET /v1/leases, GET /v1/events, GET and PUT /v1/config; the documents are those of
+wire.control_json. Only root and the user of the daemon are answered.
 """
 
 import asyncio
@@ -25,10 +25,17 @@ from pyflannel.errors import (
 from pyflannel.http.message import Request, Response
 from pyflannel.http.server import HttpServer, Routes
 from pyflannel.http.unix_socket import listen_unix, peer_uid
+from pyflannel.model.journal_entry import JournalEntry
 from pyflannel.model.lease import Lease
 from pyflannel.model.lease_entry import LeaseEntry
 from pyflannel.model.status import Status
-from pyflannel.wire.control_json import format_config_text, format_error, format_leases, format_status
+from pyflannel.wire.control_json import (
+    format_config_text,
+    format_error,
+    format_events,
+    format_leases,
+    format_status,
+)
 from pyflannel.wire.network_config_json import parse_network_config
 
 log = logging.getLogger(__name__)
@@ -46,6 +53,9 @@ class Controlled(Protocol):
 
     def leases(self) -> Sequence[Lease]:
         """Return every lease that the daemon knows, its own too."""
+
+    def events(self) -> Sequence[JournalEntry]:
+        """Return what the passes found and did, the latest last."""
 
     def config_text(self) -> str | None:
         """Return the network config as the store has it, good or bad; None when there is none."""
@@ -112,6 +122,9 @@ def control_routes(daemon: Controlled) -> Routes:
         entries = [LeaseEntry.of(lease) for lease in daemon.leases()]
         return Response(status=200, body=format_leases(entries))
 
+    async def events(_: Request) -> Response:
+        return Response(status=200, body=format_events(daemon.events()))
+
     async def config(_: Request) -> Response:
         return Response(status=200, body=format_config_text(daemon.config_text()))
 
@@ -127,6 +140,7 @@ def control_routes(daemon: Controlled) -> Routes:
     return {
         ("GET", "/v1/status"): status,
         ("GET", "/v1/leases"): leases,
+        ("GET", "/v1/events"): events,
         ("GET", "/v1/config"): config,
         ("PUT", "/v1/config"): set_config,
     }

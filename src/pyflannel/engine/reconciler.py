@@ -6,6 +6,7 @@ from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 
 from pyflannel.engine.damping import Damping
+from pyflannel.engine.journal import Journal
 from pyflannel.engine.pause import pause
 from pyflannel.errors import TargetError
 from pyflannel.model.address import Address
@@ -84,6 +85,7 @@ class Reconciler:
         audit_s: float = AUDIT_S,
         mark: str = MARK,
         device: str = FIRST_DEVICE,
+        journal: Journal | None = None,
     ) -> None:
         self._target = target
         self._clock = clock
@@ -93,6 +95,7 @@ class Reconciler:
         self._audit_s = audit_s
         self._mark = mark
         self._device = device
+        self._journal = Journal(clock) if journal is None else journal
         self._must_look = asyncio.Event()
         self._has_other_plan = False  # than that of the latest pass, and not by a change of single peers
         self._may_change = asyncio.Event()
@@ -148,6 +151,7 @@ class Reconciler:
             self._note(operation)
         refused = await self._target.apply(operations)
         log.info("Applied a change of the plan operations=%d refused=%d", len(operations), len(refused))
+        self._journal.note("planned", operations)
         _tell_each(operations)
         for refusal in refused:
             self._applied.pop(_subject(refusal.operation).key, None)
@@ -265,9 +269,12 @@ class Reconciler:
         if repairs:
             self.counts.repairs += len(repairs)
             self.counts.last_repair = _listing(repairs)
+            self._journal.note("repaired", repairs)
             log.warning("Repaired %s", self.counts.last_repair)
             self._tell_fights(repairs)
         if len(done) > len(repairs):
+            mended = {_subject(operation).key for operation in repairs}
+            self._journal.note("planned", [o for o in done if _subject(o).key not in mended])
             log.info("Applied the plan operations=%d refused=%d", len(done) - len(repairs), len(refused))
         _tell_each(done)
         self._tell_refused(refused)
@@ -292,6 +299,7 @@ class Reconciler:
             else:
                 news.setdefault((cause, refusal.hint), []).append(operation)
         for (cause, hint), operations in news.items():
+            self._journal.note("refused", operations, cause)
             log.error("%s; refused: %s. %s", _listing(operations), cause, hint)
 
     def _tell_fights(self, repairs: list[Operation]) -> None:
@@ -299,6 +307,7 @@ class Reconciler:
         for operation in repairs:
             pause_s = self._damping.repaired(_subject(operation).key, now)
             if pause_s is not None:
+                self._journal.note("fought over", [operation])
                 log.error(
                     "Somebody keeps undoing our repairs: %s. The next one waits %.0f s. Find the program that"
                     " manages this object (NetworkManager, systemd-networkd, dhcpcd) and exclude it there.",

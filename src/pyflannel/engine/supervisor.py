@@ -16,6 +16,7 @@ from pyflannel.engine.config_follower import ConfigFollower, read_config
 from pyflannel.engine.departures import Departures
 from pyflannel.engine.fast_path import FastPath
 from pyflannel.engine.host_options import HostOptions
+from pyflannel.engine.journal import Journal
 from pyflannel.engine.last_known_leases import LastKnownLeases
 from pyflannel.engine.lease_keeper import LeaseKeeper
 from pyflannel.engine.lease_narrator import LeaseNarrator
@@ -69,10 +70,12 @@ class Supervisor:
             has_blackhole=options.has_blackhole,
         )
         self.narrator = LeaseNarrator(world.clock, self._held_changed)
+        self.journal = Journal(world.clock)
         self.reconciler = Reconciler(
             target=world.target,
             clock=world.clock,
             desired=self.planner.desired,
+            journal=self.journal,
             passed=self._passed,
             alive=world.alive,
             audit_s=options.audit_s,

@@ -23,6 +23,7 @@ COMMANDS = {
     "cleanup": "Take everything of flannel off this host.",
     "config": "Read, check and write the network config.",
     "doctor": "Say what is wrong with this host, why, and what to type.",
+    "events": "List what flanneld found on this host, and did about it.",
     "lab": "Several hosts on this machine, in namespaces of their own.",
     "leases": "List the leases of the network.",
     "peers": "List the other hosts, and why some are not sent to.",

@@ -20,6 +20,7 @@ from pyflannel.errors import (
     UsageError,
     WireError,
 )
+from pyflannel.model.journal_entry import JournalEntry
 from pyflannel.model.lease_entry import LeaseEntry
 from pyflannel.model.peer_entry import PeerEntry
 from pyflannel.model.status import Status
@@ -42,6 +43,11 @@ class _Leases:
 @dataclass(frozen=True, slots=True)
 class _Peers:
     peers: list[PeerEntry]
+
+
+@dataclass(frozen=True, slots=True)
+class _Events:
+    events: list[JournalEntry]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +98,20 @@ def parse_leases(document: bytes) -> list[LeaseEntry]:
 def format_peers(peers: Sequence[PeerEntry]) -> bytes:
     """Return `{"peers": [...]}`."""
     return _encode(_Peers(list(peers)))
+
+
+def format_events(events: Sequence[JournalEntry]) -> bytes:
+    """Return `{"events": [...]}`."""
+    return _encode(_Events(list(events)))
+
+
+def parse_events(document: bytes) -> list[JournalEntry]:
+    """Return the entries of `{"events": [...]}`.
+
+    Raises:
+        WireError: it is not that.
+    """
+    return _decode(document, _Events).events
 
 
 def format_config_text(text: str | None) -> bytes:

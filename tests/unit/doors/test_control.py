@@ -22,6 +22,7 @@ from pyflannel.errors import (
     WireError,
 )
 from pyflannel.http.client import request
+from pyflannel.model.journal_entry import JournalEntry
 from pyflannel.model.lease import Identity, Lease, LeaseAttributes
 from pyflannel.model.lease_entry import LeaseEntry
 from pyflannel.model.status import (
@@ -56,6 +57,11 @@ STATUS = Status(
     warnings=("two hosts share 10.10.10.101",),
 )
 
+EVENTS = [
+    JournalEntry(at=1792837354.41, event="repaired", found="link flannel0: not up"),
+    JournalEntry(at=1792837355.0, event="fought over", found="link flannel0: not up"),
+]
+
 LEASE = Lease(
     subnet=IPv4Network("10.100.15.0/24"),
     attributes=LeaseAttributes(
@@ -83,6 +89,9 @@ class Daemon:
 
     def leases(self) -> Sequence[Lease]:
         return [LEASE, RESERVATION]
+
+    def events(self) -> Sequence[JournalEntry]:
+        return EVENTS
 
     def config_text(self) -> str | None:
         return self.config
@@ -115,6 +124,10 @@ def ask(path: Path, daemon: Daemon, question: Callable[[ControlClient], Awaitabl
 
 def test_a_status_arrives_as_it_was_given(tmp_path: Path) -> None:
     assert ask(tmp_path / "s", Daemon(), lambda client: client.status()) == STATUS
+
+
+def test_the_journal_arrives_as_it_was_given(tmp_path: Path) -> None:
+    assert ask(tmp_path / "s", Daemon(), lambda client: client.events()) == EVENTS
 
 
 def test_a_status_of_a_daemon_that_has_just_started_arrives(tmp_path: Path) -> None:

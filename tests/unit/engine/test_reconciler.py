@@ -9,6 +9,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 import pytest
 
+from pyflannel.engine.journal import Journal
 from pyflannel.engine.reconciler import Reconciler
 from pyflannel.model.address import Address
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer
@@ -34,8 +35,13 @@ class Bench:
         self.plan = plan
         self.clock = FakeClock()
         self.passes = 0
+        self.journal = Journal(self.clock)
         self.reconciler = Reconciler(
-            target=kernel, clock=self.clock, desired=lambda: self.plan, passed=self._passed
+            target=kernel,
+            clock=self.clock,
+            desired=lambda: self.plan,
+            journal=self.journal,
+            passed=self._passed,
         )
 
     def _passed(self) -> None:
@@ -484,5 +490,27 @@ def test_audits_of_many_objects_are_further_apart(monkeypatch) -> None:
             passes = bench.passes
             await bench.clock.advance(10)
             assert bench.passes == passes + 1
+
+    asyncio.run(check())
+
+
+def test_the_journal_says_what_was_planned_repaired_and_refused() -> None:
+    async def check() -> None:
+        kernel = FakeKernel()
+        async with running(Bench(kernel, State.of(LINK, FORWARDER))) as bench:
+            kernel.damage(Replace(LINK, replace(LINK, mtu=1300)))
+            await bench.clock.settle()
+            kernel.refuse = lambda operation: subject(operation) == PEER
+            bench.plan = State.of(LINK, FORWARDER, PEER)
+            bench.reconciler.wake()
+            await bench.clock.settle()
+
+            said = [(entry.event, entry.found) for entry in bench.journal.entries()]
+            assert said == [
+                ("planned", "link flannel0: missing"),
+                ("planned", "forwarder of flannel0: missing"),
+                ("repaired", "link flannel0: mtu 1300, wanted 1472"),
+                ("refused", "peer 10.100.16.0/24 of flannel0: missing: the test asked for this"),
+            ]
 
     asyncio.run(check())
