@@ -15,6 +15,7 @@ from pyflannel.model.footing import Footing
 from pyflannel.model.interface import Interfaces
 from pyflannel.model.state import Item, State
 from pyflannel.plan.doctor import Observed, findings
+from pyflannel.processes.holders import find_original
 
 
 async def examine(places: Places) -> tuple[Finding, ...]:
@@ -38,6 +39,7 @@ async def examine(places: Places) -> tuple[Finding, ...]:
         status=status,
         footing=footing,
         claimed=places.device(),
+        original=find_original(),
         items=(*items, *rules),
         forwards=forwards(),
         strict=frozenset(one.name for one in interfaces.interfaces if is_strict(one.name)),

@@ -29,6 +29,7 @@ class Observed:
 
     Attributes:
         claimed: the name that the daemon claims; None where no daemon of ours has been.
+        original: process id of an original flanneld that runs here.
         items: all links, all routes of the main table, and the filter rules with names of flannel's.
         forwards: IPv4 packets are forwarded; None when that is not known.
         strict: links whose reverse path is filtered strictly.
@@ -39,6 +40,7 @@ class Observed:
     status: Status
     footing: Footing
     claimed: str | None = None
+    original: int | None = None
     items: tuple[Item, ...] = ()
     forwards: bool | None = True
     strict: frozenset[str] = frozenset()
@@ -157,12 +159,20 @@ def _refused_peers(seen: Observed) -> Iterator[Finding]:
 
 
 def _leftovers(seen: Observed) -> Iterator[Finding]:
-    """Yield what an original flannel left; its rules only where no daemon of ours has taken them over."""
+    """Yield what an original flannel left, or has; its rules only where no daemon of ours took them over."""
     left = list(left_by_original(seen.items, seen.footing))
     if seen.claimed is None and not seen.status.is_live:
         rules = (item for item in seen.items if isinstance(item, IptablesChain | NftTable))
         left += [item for item in rules if item.device == FIRST_DEVICE]
-    if left:
+    if left and seen.original is not None:
+        yield Finding(
+            code="original-runs",
+            severity="warning",
+            cause=f"an original flanneld runs on this host, pid {seen.original}, and has these",
+            evidence=_some([_shown(item) for item in left]),
+            fix=f"kill {seen.original}  # if it is to go; then flannelctl doctor once more",
+        )
+    elif left:
         commands = [command for item in left if (command := _removal(item))]
         is_ours_here = seen.claimed is not None or seen.status.is_live
         yield Finding(

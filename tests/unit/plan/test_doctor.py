@@ -8,6 +8,7 @@ import pytest
 from pyflannel.model.footing import Footing
 from pyflannel.model.forward_chain import ForwardChain
 from pyflannel.model.iptables_chain import IptablesChain
+from pyflannel.model.link import Link
 from pyflannel.model.route import Route
 from pyflannel.model.status import (
     BackendStatus,
@@ -110,3 +111,15 @@ def test_rules_with_the_original_s_names_are_ours_where_a_daemon_of_ours_is() ->
 
     assert codes(replace(HEALTHY, status=status)) == ["daemon-away"]
     assert codes(replace(HEALTHY, status=status, claimed=None)) == ["daemon-away", "left-by-original"]
+
+
+def test_nobody_is_told_to_delete_what_a_running_original_has() -> None:
+    link = Link(name="flannel0", kind="tun", mtu=1472, alias="")
+
+    (left,) = findings(replace(HEALTHY, items=(link,)))
+    (runs,) = findings(replace(HEALTHY, items=(link,), original=77))
+
+    assert (left.code, left.fix) == ("left-by-original", "ip link delete flannel0")
+    assert (runs.code, runs.evidence) == ("original-runs", ("link flannel0",))
+    assert runs.fix.startswith("kill 77 ")
+    assert codes(replace(HEALTHY, original=77)) == []  # it may be in another network, and harms nobody
