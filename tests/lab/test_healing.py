@@ -194,7 +194,7 @@ def test_damage_is_undone_said_and_counted(overlay, stream_to, figures, request,
     stream.wait_answered()
     status = overlay.wait_ready(host)
     assert status.reconcile.repairs > repairs
-    assert status.reconcile.last_repair in repaired(overlay.log(host)[said:])[-1]
+    assert any(status.reconcile.last_repair in line for line in repaired(overlay.log(host)[said:]))
     figures(
         f"{request.node.callspec.id}: as before {healed_s * 1e3:.0f} ms after the command began"
         f" (it took {damaged_s * 1e3:.0f} ms), longest time without an answer"
