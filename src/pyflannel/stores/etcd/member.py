@@ -4,7 +4,7 @@ import asyncio
 import ssl
 from dataclasses import dataclass
 
-from grpclib.client import Channel
+from grpclib.client import Channel, Handler
 from grpclib.config import Configuration
 from grpclib.protocol import H2Protocol
 
@@ -28,6 +28,18 @@ _CONFIGURATION = Configuration(
 )
 
 
+class _Protocol(H2Protocol):
+    """Takes whatever arrives as a sign of life.
+
+    grpclib waits for the answer to its ping alone, which stands behind all that was sent before it: many
+    megabytes, when a watch catches up over a slow line.
+    """
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self.connection.ping_ack_process()
+
+
 class Connection(Channel):
     """A gRPC channel that opens again by itself, each time with the TLS files as they are then."""
 
@@ -39,6 +51,9 @@ class Connection(Channel):
     def is_open(self) -> bool:
         """Return whether a call can be sent at once."""
         return self._connected
+
+    def _protocol_factory(self) -> H2Protocol:
+        return _Protocol(Handler(), self._config, self._h2_config)
 
     async def _create_connection(self) -> H2Protocol:
         # grpclib takes one context for all connections; from outside it cannot be given another.

@@ -1,0 +1,51 @@
+"""A connection is given up when nothing arrives any more, not when the answer to a ping is late."""
+
+import asyncio
+
+import h2.config
+import h2.connection
+import pytest
+
+from pyflannel.stores.etcd.endpoint import Endpoint
+from pyflannel.stores.etcd.member import Connection
+
+REQUEST = [(":method", "POST"), (":path", "/"), (":scheme", "http"), (":authority", "member")]
+
+
+class Wire(asyncio.Transport):
+    """Takes what is sent, and says whether it was closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_closed = False
+
+    def write(self, data: object) -> None:
+        """Let it go."""
+
+    def is_closing(self) -> bool:
+        return self.is_closed
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+@pytest.mark.parametrize("hears", [True, False])
+def test_whatever_arrives_shows_that_the_member_lives(hears: bool) -> None:
+    async def test() -> bool:
+        protocol = Connection(Endpoint("127.0.0.1", 1), None)._protocol_factory()
+        protocol.connection_made(Wire())
+        grpc = protocol.connection
+        grpc._connection.send_headers(1, REQUEST)  # pings are sent while a call is open
+        grpc._ping()
+        assert grpc._close_by_ping_handler is not None
+
+        if hears:
+            member = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False))
+            member.initiate_connection()
+            protocol.data_received(member.data_to_send())
+        is_taken_for_alive = grpc._close_by_ping_handler is None
+
+        grpc.close()
+        return is_taken_for_alive
+
+    assert asyncio.run(test()) is hears
