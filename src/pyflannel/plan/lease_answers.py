@@ -69,7 +69,7 @@ def on_listed(state: LeaseState, listed: Listed, now: float, draw: Draw) -> Step
     actions: list[Action] = []
     if not state.is_watching:
         # Not the later of both: a store that lost its data counts anew.
-        state = replace(state, revision=listed.revision, watch_at=None)
+        state = replace(state, revision=listed.revision, watch_at=None, is_unsure=False)
     if state.held is not None:
         following, chosen = _listed_while_running(state, state.held, listed, now)
     elif listed.revision < (state.wanted.config_revision or 0):

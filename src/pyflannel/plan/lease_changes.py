@@ -6,6 +6,7 @@ from ipaddress import IPv4Network
 from pyflannel.model.lease import CLAIM_TTL_S, Claim, Lease
 from pyflannel.model.lease_protocol import (
     Action,
+    Check,
     ClaimGone,
     ClaimSeen,
     DeleteClaim,
@@ -46,7 +47,24 @@ def on_seen(state: LeaseState, changes: tuple[LeaseChange, ...], now: float) -> 
     for change in changes:
         state, more = _changed(state, change, now)
         actions.extend(more)
+    if state.is_unsure:
+        state = replace(state, is_unsure=False)
+        actions.extend(_check(state))
     return state, tuple(actions)
+
+
+def _check(state: LeaseState) -> tuple[Check, ...]:
+    """Ask whether the store, where the watch goes on, is still the one that we know.
+
+    One that lost its data, and has grown past the revision that we have seen, would never tell us.
+    """
+    match state.phase:
+        case Holding(put=None) if state.held is not None:
+            return (Check(state.held.lease),)
+        case Degraded(by):
+            return (Check(by),)
+        case _:
+            return ()  # an answer that shows it is under way, or a listing will be
 
 
 def hold(state: LeaseState, held: Held, now: float) -> Step:

@@ -67,20 +67,6 @@ def on_watch_lost(state: LeaseState, lost: WatchLost, now: float, draw: Draw) ->
     return replace(state, watch_at=now + pause, failures=state.failures + 1), (away,)
 
 
-def check(state: LeaseState) -> tuple[Check, ...]:
-    """Ask whether the store, where the watch goes on, is still the one that we know.
-
-    One that lost its data, and has grown past the revision that we have seen, would never tell us.
-    """
-    match state.phase:
-        case Holding(put=None) if state.held is not None:
-            return (Check(state.held.lease),)
-        case Degraded(by):
-            return (Check(by),)
-        case _:
-            return ()  # an answer that shows it is under way, or a listing will be
-
-
 def look_again(state: LeaseState, until: float) -> Step:
     """Ask for all leases at that time, and choose anew."""
     return replace(state, phase=Resting(until)), ()

@@ -83,6 +83,8 @@ class LeaseState:
         held: what the host runs on; None before the first lease.
         revision: everything up to it was seen, by a listing or a watch; the watch goes on from it.
         is_watching: a watch is open.
+        is_unsure: the watch was opened again; whether in the store that we know is to be checked once it says
+            that it is open.
         watch_at: when to open the watch again.
         failures: how often in a row the store did not answer.
         answered: owners at our address that showed that they live.
@@ -96,6 +98,7 @@ class LeaseState:
     held: Held | None = None
     revision: int = 0
     is_watching: bool = False
+    is_unsure: bool = False
     watch_at: float | None = None
     failures: int = 0
     answered: frozenset[str] = frozenset()

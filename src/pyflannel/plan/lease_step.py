@@ -42,7 +42,7 @@ from pyflannel.model.lease_protocol import (
 from pyflannel.plan.lease_answers import on_checked, on_conflicted, on_listed, on_wrote
 from pyflannel.plan.lease_changes import hold, on_seen
 from pyflannel.plan.lease_choice import claim_on
-from pyflannel.plan.lease_failures import check, on_failed, on_watch_lost, store_back
+from pyflannel.plan.lease_failures import on_failed, on_watch_lost, store_back
 from pyflannel.plan.lease_holding import degrade, renew
 from pyflannel.plan.lease_state import (
     Contesting,
@@ -112,9 +112,8 @@ def _next_deadline(state: LeaseState) -> float | None:
 def _woken(state: LeaseState, now: float) -> Step:
     actions: list[Action] = []
     if state.watch_at is not None and state.watch_at <= now:
-        state = replace(state, watch_at=None, is_watching=True)
+        state = replace(state, watch_at=None, is_watching=True, is_unsure=True)
         actions.append(Watch(state.revision))
-        actions.extend(check(state))
     match state.phase:
         case Resting(until) if until <= now:
             return replace(state, phase=Listing()), (*actions, List())

@@ -169,8 +169,7 @@ class Host:
             return
         changes = tuple(change for change in self.store.log if revision_of(change) > self.seen)
         self.seen = self.store.revision
-        if changes:
-            self.take(Seen(changes, self.store.revision))
+        self.take(Seen(changes, self.store.revision))
 
     def settle(self) -> None:
         """Go on until nothing more is asked or seen, without letting time pass."""
@@ -798,6 +797,17 @@ def test_a_degraded_host_notices_a_store_that_lost_its_data_and_has_grown() -> N
     assert host.state.is_settled
 
 
+def test_nothing_is_checked_while_the_store_is_away() -> None:
+    """A failed check leads to a listing: of thousands of hosts, each would ask for all leases."""
+    host = Host(Store(), wanted()).start()
+    host.take(WatchLost("no connection"))
+    for _ in range(3):
+        host.sleep(10)
+        host.take(WatchLost("no connection"))
+
+    assert host.requests == []
+
+
 def test_a_check_that_fails_is_made_up_for_by_a_listing() -> None:
     store = Store()
     host = Host(store, wanted()).start()
@@ -808,6 +818,7 @@ def test_a_check_that_fails_is_made_up_for_by_a_listing() -> None:
     assert host.wake_at is not None
     host.now = host.wake_at
     host.take(Woke())
+    host.take(Seen((), store.revision))
 
     host.take(Failed(host.requests.pop(0), "no answer"))  # type: ignore[arg-type]
     host.sleep(10)
@@ -822,13 +833,17 @@ def test_a_lease_that_stands_is_checked_and_nothing_more() -> None:
     writes = store.revision
     host.take(WatchLost("cut"))
     host.sleep(1)
-    assert (store.revision, host.requests) == (writes, [])
+    host.watch()
+    assert [type(request) for request in host.requests] == [Check]
+    host.settle()
+    assert (store.revision, host.state.is_settled) == (writes, True)
 
     host.take(WatchLost("cut"))
     assert host.wake_at is not None
     host.now = host.wake_at
     host.take(Woke())
-    store.write_lease(replace(lease(FIRST, "me", "192.168.50.102")))
+    host.take(Seen((), store.revision))
+    store.write_lease(lease(FIRST, "me", "192.168.50.102"))
     host.answer()
 
     assert host.requests == []
