@@ -63,13 +63,19 @@ FOREIGN = {
         "ip neigh add 10.100.2.0 lladdr 0e:00:00:00:00:02 dev vxother nud permanent"
     ),
     "device": "ip link add another type bridge",
+    "device of another daemon": "ip link set vxtheirs mtu 1400",
+    "neighbour of another daemon": (
+        "ip neigh add 10.101.2.0 lladdr 0e:00:00:00:00:02 dev vxtheirs nud permanent"
+    ),
+    "entry of another daemon": "bridge fdb add 0e:00:00:00:00:77 dev vxtheirs dst 10.7.0.77 self permanent",
+    "route of another daemon": "ip route add 10.101.2.0/24 via 10.101.2.0 dev vxtheirs onlink proto 101",
     "route of the underlay": "ip route add 10.99.0.0/16 via 10.7.0.9 dev eth0",
 }
 
 
 @pytest.fixture
 def ready(namespace) -> None:
-    """Give the namespace eth0 and a vxlan device of somebody's."""
+    """Give the namespace eth0, and vxlan devices of somebody's and of another daemon."""
     # IPv6 speaks up seconds after a link went up, when its addresses proved unique.
     namespace.command("sysctl", "-q", "-w", "net.ipv6.conf.default.disable_ipv6=1")
     namespace.ip("link add eth0 type veth peer name eth0r")
@@ -78,6 +84,8 @@ def ready(namespace) -> None:
     namespace.ip("address add 10.7.0.1/16 dev eth0")
     namespace.ip("link add vxother type vxlan id 77 dstport 8472 dev eth0")
     namespace.ip("link set vxother up")
+    namespace.ip("link add vxtheirs type vxlan id 78 dstport 8472 dev eth0")
+    namespace.command("ip", "link", "set", "vxtheirs", "up", "alias", "pyflannel /run/blue")
     namespace.settle(eth0="UP")
 
 

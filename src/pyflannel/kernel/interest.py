@@ -23,42 +23,55 @@ class Interest:
         links: names of the planned links.
         carriers: names of the links that planned links, addresses and routes hang on.
         routes: keys of the planned routes.
+        marks: aliases of the planned links; another daemon's device is no concern of ours. Empty: any mark.
+        protocols: by which our routes are known, where the plan has any; else those of every daemon.
     """
 
     desired: State
     links: frozenset[str]
     carriers: frozenset[str]
     routes: frozenset[RouteKey]
+    marks: frozenset[str]
+    protocols: frozenset[int]
 
     @classmethod
     def of(cls, desired: State) -> "Interest":
         """Return what concerns this plan."""
-        links, carriers, routes = set(), set(), set()
+        links, carriers, marks = set(), set(), set()
+        routes, protocols = set(), set()
         for item in desired:
             match item:
                 case Route():
                     carriers.add(item.link)
                     routes.add(route_key(item.destination, item.metric))
+                    protocols.add(item.protocol)
                 case Neighbour() | FdbEntry() | Address():
                     carriers.add(item.link)
                 case Link():
                     links.add(item.name)
+                    marks.add(item.alias)
                     if item.vxlan is not None:
                         carriers.add(item.vxlan.parent)
                 case _:
                     pass  # other adapters' items
         return cls(
-            desired=desired, links=frozenset(links), carriers=frozenset(carriers), routes=frozenset(routes)
+            desired=desired,
+            links=frozenset(links),
+            carriers=frozenset(carriers),
+            routes=frozenset(routes),
+            marks=frozenset(marks),
+            protocols=PROTOCOLS & protocols or PROTOCOLS,
         )
 
     def has_links_of(self, other: "Interest") -> bool:
         """Return whether both are about the same links."""
-        return (self.links, self.carriers) == (other.links, other.carriers)
+        return (self.links, self.carriers, self.marks) == (other.links, other.carriers, other.marks)
 
     def concerns_link(self, link: LinkRecord) -> bool:
         """Return whether the link is planned or carries our mark."""
-        return link.name in self.links or link.alias.startswith(MARK)
+        is_marked = link.alias in self.marks if self.marks else link.alias.startswith(MARK)
+        return is_marked or link.name in self.links
 
     def concerns_route(self, route: RouteGlance, ours: Collection[int]) -> bool:
         """Return whether the route is planned, carries our mark, or leaves by one of the links `ours`."""
-        return route.protocol in PROTOCOLS or route.link in ours or route.key in self.routes
+        return route.protocol in self.protocols or route.link in ours or route.key in self.routes

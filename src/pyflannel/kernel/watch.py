@@ -10,7 +10,6 @@ from pyflannel.model.fdb_entry import FdbEntry
 from pyflannel.model.neighbour import Neighbour
 from pyflannel.model.operation import Add, Operation, Remove, Replace
 from pyflannel.model.route import Route
-from pyflannel.model.route_protocol import PROTOCOLS
 from pyflannel.model.state import Item
 from pyflannel.wire.netlink import addresses, links, neighbours, next_hops, routes
 from pyflannel.wire.netlink.message import Message
@@ -92,7 +91,7 @@ class Watch:
             case (
                 next_hops.DELETE
             ):  # the routes that referred to it are gone, of which the kernel says nothing
-                return next_hops.next_hop_protocol(message.body) in PROTOCOLS
+                return next_hops.next_hop_protocol(message.body) in interest.protocols
             case links.NEW | links.DELETE:
                 link = links.parse_link(message.body)
                 return (
