@@ -9,6 +9,7 @@ from pyflannel.errors import TargetError
 from pyflannel.kernel.driver import driver_of
 from pyflannel.kernel.netlink_socket import NotificationSocket, RequestSocket
 from pyflannel.model.interface import DefaultRoute, Interface, InterfaceAddress, Interfaces
+from pyflannel.model.route_protocol import PROTOCOLS
 from pyflannel.wire.netlink import addresses, links, routes
 from pyflannel.wire.netlink.addresses import AddressRecord
 from pyflannel.wire.netlink.inet import INET
@@ -90,7 +91,11 @@ class KernelInterfaces:
 
     def _concerns(self, message: Message) -> bool:
         """Return whether a notification may change an answer: most routes of a host do not."""
-        if message.kind not in (routes.NEW, routes.DELETE) or routes.is_on_link(message.body):
+        if message.kind not in (routes.NEW, routes.DELETE):
+            return True
+        if routes.protocol_of(message.body) in PROTOCOLS:
+            return False  # ours lead to containers of peers, and come by the thousand
+        if routes.is_on_link(message.body):
             return True
         return any(routes.covers(message.body, address) for address in (*self._asked_for, _FAR_AWAY))
 

@@ -131,6 +131,15 @@ def glance_at_route(body: bytes) -> RouteGlance | None:
     return RouteGlance(RouteKey(length, destination or _zeros(family), metric), protocol, link)
 
 
+def protocol_of(body: bytes) -> int:
+    """Return the rtm_protocol of a message's body: who made the route.
+
+    Raises:
+        WireError: too short.
+    """
+    return unpack(_LAYOUT, body)[5]
+
+
 def is_on_link(body: bytes) -> bool:
     """Return whether a message's body is a route of the main table by one link and no gateway.
 
