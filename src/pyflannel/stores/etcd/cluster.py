@@ -106,6 +106,11 @@ class Cluster:
         return f"user {self._login.user.name!r} {about}" if self._login is not None else about
 
     def _member(self, endpoint: Endpoint) -> Member:
+        standing = self._members.get(endpoint)
+        if standing is not None and standing.channel.is_stranded:
+            # Nothing would be heard until the call's time is over.
+            standing.channel.close()
+            del self._members[endpoint]
         if endpoint not in self._members:
             member = Member.at(endpoint, self._tls)
             if self._login is not None:

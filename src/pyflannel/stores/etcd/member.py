@@ -10,6 +10,7 @@ from grpclib.protocol import H2Protocol
 
 from pyflannel.errors import StoreError
 from pyflannel.stores.etcd.endpoint import Endpoint
+from pyflannel.stores.etcd.local_address import Address, is_still_ours
 from pyflannel.stores.etcd.tls import TlsFiles
 
 _ALERT_S = 1.5
@@ -29,11 +30,17 @@ _CONFIGURATION = Configuration(
 
 
 class _Protocol(H2Protocol):
-    """Takes whatever arrives as a sign of life.
+    """Takes whatever arrives as a sign of life, and knows where it goes out from.
 
     grpclib waits for the answer to its ping alone, which stands behind all that was sent before it: many
     megabytes, when a watch catches up over a slow line.
     """
+
+    local: Address | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.local = transport.get_extra_info("sockname")
+        super().connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -46,11 +53,17 @@ class Connection(Channel):
     def __init__(self, endpoint: Endpoint, tls: TlsFiles | None) -> None:
         super().__init__(endpoint.host, endpoint.port, config=_CONFIGURATION)
         self._tls = tls
+        self._local: Address | None = None
 
     @property
     def is_open(self) -> bool:
         """Return whether a call can be sent at once."""
         return self._connected
+
+    @property
+    def is_stranded(self) -> bool:
+        """Return whether the host has lost the address that the connection goes out from."""
+        return self._connected and self._local is not None and not is_still_ours(self._local)
 
     def _protocol_factory(self) -> H2Protocol:
         return _Protocol(Handler(), self._config, self._h2_config)
@@ -60,7 +73,10 @@ class Connection(Channel):
         if self._tls is not None:
             self._ssl = self._tls.context()
             self._scheme = "https"
-        return await super()._create_connection()
+        protocol = await super()._create_connection()
+        assert isinstance(protocol, _Protocol)
+        self._local = protocol.local
+        return protocol
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,0 +1,66 @@
+"""A connection from an address that the host has lost is left at once, not when a call's time is over."""
+
+import asyncio
+
+import pytest
+
+from pyflannel.errors import StoreError
+from pyflannel.stores.etcd.cluster import Cluster
+from pyflannel.stores.etcd.endpoint import Endpoint
+from pyflannel.stores.etcd.local_address import Address, is_still_ours
+from pyflannel.stores.etcd.member import Member
+
+FOREIGN = "192.0.2.1"
+"""Of TEST-NET-1 (RFC 5737), which no host has."""
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        (("127.0.0.1", 40000), True),
+        ((FOREIGN, 40000), False),
+        (("2001:db8::1", 40000, 0, 0), False),
+    ],
+)
+def test_an_address_is_ours_while_a_socket_can_have_it(address: Address, expected: bool) -> None:
+    assert is_still_ours(address) is expected
+
+
+@pytest.mark.parametrize("stays", [True, False])
+def test_a_call_goes_over_a_new_connection_when_the_old_one_s_address_is_gone(stays: bool) -> None:
+    async def test() -> None:
+        server = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0)
+        cluster = Cluster([Endpoint("127.0.0.1", server.sockets[0].getsockname()[1])])
+
+        async def itself(member: Member) -> Member:
+            return member
+
+        first = await cluster.ask(itself)
+        if not stays:
+            first.channel._local = (FOREIGN, 40000)
+        second = await cluster.ask(itself)
+        cluster.close()
+        server.close()
+
+        assert (second is first) is stays
+        assert second.channel.is_stranded is False
+
+    asyncio.run(test())
+
+
+def test_nobody_at_the_new_connection_is_an_error_as_ever() -> None:
+    async def test() -> None:
+        server = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0)
+        cluster = Cluster([Endpoint("127.0.0.1", server.sockets[0].getsockname()[1])])
+
+        async def itself(member: Member) -> Member:
+            return member
+
+        member = await cluster.ask(itself)
+        member.channel._local = (FOREIGN, 40000)
+        server.close()
+
+        with pytest.raises(StoreError, match="connection refused"):
+            await cluster.ask(itself)
+
+    asyncio.run(test())
