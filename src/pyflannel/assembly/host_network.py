@@ -3,11 +3,11 @@
 import random
 from collections.abc import Callable
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 
 from pyflannel.assembly.file_memory import FileMemory
 from pyflannel.assembly.forwarder_status import forwarder_status
+from pyflannel.assembly.installed_version import installed_version
 from pyflannel.assembly.options import FlanneldOptions
 from pyflannel.assembly.places import Places
 from pyflannel.engine.host_options import HostOptions
@@ -124,7 +124,7 @@ class HostNetwork:
         """Return how it is now; the forwarder is asked itself."""
         forwarder, _ = await forwarder_status(self.places.run_dir)
         status = status_of(
-            self._supervisor, version=version("pyflannel"), store_url=self._store_url, clock=self._clock
+            self._supervisor, version=installed_version(), store_url=self._store_url, clock=self._clock
         )
         return replace(status, forwarder=forwarder)
 
