@@ -125,6 +125,16 @@ def test_an_address_without_a_lease_is_unreachable(relayed, open_socket):
     assert one.counts()[Outcome.LEFT_NO_ROUTE] == 1
 
 
+def test_a_program_that_outlived_its_device_leaves_packets_to_others(linked):
+    """As after somebody deleted flannel0 while no daemon ran: another program, or a socket."""
+    one, two = linked
+    two.namespace.ip("link delete flannel0")
+
+    assert one.container.ping(two.container.address, "-W", "1", count=1)[0] == 0
+    assert two.counts()[Outcome.LEFT_NO_DEVICE] == 1
+    assert Outcome.DECAPSULATED not in two.counts()
+
+
 def test_what_is_not_ipv4_reaches_the_forwarder(relayed, open_socket):
     one, two = relayed
     inner = struct.pack("!IHBB", 0x60000000, 0, 59, 64) + bytes(32)

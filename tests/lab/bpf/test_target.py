@@ -1,6 +1,7 @@
 """The fast path as a Target, on the real kernel: planned, read back, healed, and left alone."""
 
 import errno
+import socket
 import subprocess
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
@@ -8,9 +9,12 @@ from ipaddress import IPv4Address, IPv4Network
 import pytest
 
 from pyflannel.errors import TargetError
-from pyflannel.kernel.bpf.layout import BUILD_OCTETS
+from pyflannel.kernel.bpf.layout import BUILD_OCTETS, DEVICES
 from pyflannel.kernel.bpf.libbpf import Libbpf
+from pyflannel.kernel.bpf.map_entries import delete_entries, read_entries
 from pyflannel.kernel.bpf.object_file import ObjectFile, read_object
+from pyflannel.kernel.bpf.objects import KernelObjects
+from pyflannel.kernel.bpf.standing import StandingPrograms, shared_maps
 from pyflannel.kernel.bpf.tcx import TcxHooks
 from pyflannel.model.bpf_peer import BpfPeer
 from pyflannel.model.bpf_program import BpfProgram, Role
@@ -84,6 +88,25 @@ def test_entries_that_somebody_changed_are_mended(linked):
     damage(Add(stranger))
     assert one.heal(desired) == [Remove(stranger)]
     assert one.snapshot(desired) == desired
+
+
+def test_a_program_that_may_not_send_any_more_is_replaced(linked):
+    """Somebody emptied the map of the devices that programs send to."""
+    one, two = linked
+    desired = one.plan(two.peer())
+
+    async def empty(_):
+        objects = KernelObjects()
+        links = [index for index, _ in socket.if_nameindex()]
+        standing = await StandingPrograms(TcxHooks(objects), objects).find(links)
+        devices = shared_maps(standing, "flannel0", objects)[DEVICES.name]
+        assert delete_entries(devices, list(read_entries(devices, 4, 4))) == {}
+
+    one.act(empty)
+
+    operations = one.heal(desired)
+    assert {operation.new for operation in operations} == {one.program(role) for role in Role}
+    assert one.container.ping(two.container.address)[0] == 3
 
 
 def test_an_entry_whose_device_went_is_planned_anew(linked):

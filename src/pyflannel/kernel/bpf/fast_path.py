@@ -62,8 +62,7 @@ class FastPath:
         standing = await self._programs.find(names)
         self._hold_maps(devices, standing)
         build = self._object_file.build if standing else b""
-        map_ids = {device: maps.ids for device, maps in self._maps.items()}
-        items: list[BpfProgram | BpfPeer | BpfContainer] = [*describe(standing, names, build, map_ids)]
+        items: list[BpfProgram | BpfPeer | BpfContainer] = [*describe(standing, names, build, self._maps)]
         for device, maps in self._maps.items():
             items += maps.peers(
                 item for item in planned if isinstance(item, BpfPeer) and item.device == device
@@ -77,9 +76,11 @@ class FastPath:
         No packet meets the hook without a program in the meantime.
         """
         link, direction = link_index(item.link), item.role.direction
-        maps = (await self._maps_of(item.tunnel.device)).descriptors
-        settings = pack_settings(_settings_of(item.tunnel, self._object_file.build))
-        loaded = self._library.load_program(self._object_file, item.role.value, settings, maps)
+        tunnel_maps, settings = await self._maps_of(item.tunnel.device), self._settings_of(item.tunnel)
+        for device in (settings.device_index, settings.underlay_index):
+            tunnel_maps.put_device(device)
+        maps = tunnel_maps.descriptors
+        loaded = self._library.load_program(self._object_file, item.role.value, pack_settings(settings), maps)
         with opened(loaded.program) as program, opened(loaded.settings) as settings_map:
             self._objects.pin(program, [settings_map, *maps.values()])
             self._objects.prove(program)
@@ -130,6 +131,18 @@ class FastPath:
     def _object_file(self) -> ObjectFile:
         return self._read_object()
 
+    def _settings_of(self, tunnel: Tunnel) -> Settings:
+        """Return what a program is given: the links by the indexes that they have now."""
+        return Settings(
+            build=self._object_file.build,
+            device=tunnel.device,
+            device_index=link_index(tunnel.device),
+            underlay_index=link_index(tunnel.underlay),
+            address=tunnel.address,
+            subnet=tunnel.subnet,
+            port=tunnel.port,
+        )
+
     def _hold_maps(self, devices: set[str], standing: Iterable[Standing]) -> None:
         """Take over the maps that planned tunnels' programs use, and let go of all others."""
         for device in self._maps.keys() - devices:
@@ -164,16 +177,3 @@ class FastPath:
             programs = [one.program for one in standing]
             maps = [{program.settings_map_id, *program.map_ids} for program in programs]
             self._objects.unpin_all_but([program.id for program in programs], set[int]().union(*maps))
-
-
-def _settings_of(tunnel: Tunnel, build: bytes) -> Settings:
-    """Return what a program is given: the links by the indexes that they have now."""
-    return Settings(
-        build=build,
-        device=tunnel.device,
-        device_index=link_index(tunnel.device),
-        underlay_index=link_index(tunnel.underlay),
-        address=tunnel.address,
-        subnet=tunnel.subnet,
-        port=tunnel.port,
-    )

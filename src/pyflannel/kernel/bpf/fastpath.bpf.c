@@ -60,6 +60,11 @@ static __always_inline int is_short(struct __sk_buff *skb, __u32 octets)
 	return bpf_skb_pull_data(skb, octets);
 }
 
+static __always_inline int is_gone(__u32 device)
+{
+	return !bpf_map_lookup_elem(&flannel_devices, &device);
+}
+
 static __always_inline int is_same_mac(const void *one, const void *other)
 {
 	const __u16 *a = one, *b = other;
@@ -144,6 +149,8 @@ int flannel_encap(struct __sk_buff *skb)
 		return count(LEFT_SEGMENTED, octets, NEXT);
 	if (octets > LONGEST - TUNNEL_OCTETS)
 		return count(LEFT_LONG, octets, NEXT);
+	if (is_gone(settings.underlay_index))
+		return count(LEFT_NO_DEVICE, octets, NEXT);
 	to = *peer;
 
 	/* FIXED_GSO: a segment stays as long as it was, as flannel0's MTU leaves room for the tunnel's header. */
@@ -190,6 +197,8 @@ int flannel_decap(struct __sk_buff *skb)
 	if ((outer->frag_off & bpf_htons(FRAGMENT)) || udp->dest != settings.port)
 		return NEXT;
 
+	if (is_gone(settings.device_index))
+		return count(LEFT_NO_DEVICE, octets, NEXT);
 	if (inner->version != 4)
 		return count(LEFT_NOT_IPV4, octets, NEXT);
 	if (inner->ihl != IP_OCTETS / 4)

@@ -54,8 +54,9 @@ class MapLayout:
 PEERS = MapLayout(name="flannel_peers", type=11, key_octets=8, value_octets=8)  # LPM_TRIE
 MACS = MapLayout(name="flannel_macs", type=1, key_octets=4, value_octets=8)  # HASH
 PORTS = MapLayout(name="flannel_ports", type=25, key_octets=4, value_octets=4)  # DEVMAP_HASH
+DEVICES = MapLayout(name="flannel_devices", type=25, key_octets=4, value_octets=4)  # DEVMAP_HASH
 COUNTS = MapLayout(name="flannel_counts", type=6, key_octets=4, value_octets=16)  # PERCPU_ARRAY
-SHARED = (PEERS, MACS, PORTS, COUNTS)
+SHARED = (PEERS, MACS, PORTS, DEVICES, COUNTS)
 
 
 class Outcome(Enum):
@@ -74,6 +75,7 @@ class Outcome(Enum):
     LEFT_UNREADY_PEER = "left_unready_peer"
     LEFT_INCONSISTENT = "left_inconsistent"
     LEFT_NO_ROOM = "left_no_room"
+    LEFT_NO_DEVICE = "left_no_device"
     STRANGER = "stranger"
     IMPOSTOR = "impostor"
     NOT_OURS = "not_ours"

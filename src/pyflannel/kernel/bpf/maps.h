@@ -75,6 +75,15 @@ struct {
 	__type(value, __u32);
 } flannel_ports SEC(".maps");
 
+/* The devices that programs send to, by their own indexes. A map of devices for the same property: a program
+ * that outlived its device leaves packets to whoever comes after it. */
+struct {
+	__uint(type, BPF_MAP_TYPE_DEVMAP_HASH);
+	__uint(max_entries, 16);
+	__type(key, __u32);
+	__type(value, __u32);
+} flannel_devices SEC(".maps");
+
 /* What became of packets; the order is that of layout.py. */
 enum outcome {
 	/* carried */
@@ -92,6 +101,7 @@ enum outcome {
 	LEFT_UNREADY_PEER,
 	LEFT_INCONSISTENT,
 	LEFT_NO_ROOM,
+	LEFT_NO_DEVICE,
 	/* dropped */
 	DROPPED_STRANGER,
 	DROPPED_IMPOSTOR,

@@ -6,6 +6,7 @@ from ipaddress import IPv4Address, IPv4Network
 
 from pyflannel.kernel.bpf.layout import (
     COUNTS,
+    DEVICES,
     MACS,
     PEERS,
     PORTS,
@@ -115,6 +116,23 @@ class TunnelMaps:
         """
         for layout in (MACS, PORTS):
             _raise_any(delete_entries(self._descriptors[layout.name], [address.packed]))
+
+    def devices(self) -> set[int]:
+        """Return the indexes of the links that programs may send to.
+
+        Raises:
+            OSError: the map cannot be read.
+        """
+        entries = read_entries(self._descriptors[DEVICES.name], DEVICES.key_octets, DEVICES.value_octets)
+        return {unpack_port(value) for value in entries.values()}
+
+    def put_device(self, link: int) -> None:
+        """Let programs send to a link, given by index, for as long as it is there.
+
+        Raises:
+            OSError: there is no such link.
+        """
+        _raise_any(update_entries(self._descriptors[DEVICES.name], [(pack_port(link), pack_port(link))]))
 
     def counts(self) -> dict[Outcome, tuple[int, int]]:
         """Return packets and octets by outcome, since the maps were made.

@@ -3,13 +3,14 @@
 import errno
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
 from pyflannel.kernel.bpf.hooks import Hooks
 from pyflannel.kernel.bpf.layout import SETTINGS_MAP, SHARED, Settings, unpack_settings
 from pyflannel.kernel.bpf.map_entries import read_entries
+from pyflannel.kernel.bpf.maps import TunnelMaps
 from pyflannel.kernel.bpf.objects import KernelObjects
 from pyflannel.kernel.bpf.syscall import map_info, opened, program_info
 from pyflannel.model.bpf_program import BpfProgram, Direction, Role, Tunnel
@@ -111,7 +112,7 @@ def _read_settings(descriptor: int) -> Settings | None:
 
 
 def describe(
-    standing: Sequence[Standing], names: Mapping[int, str], build: bytes, map_ids: Mapping[str, Set[int]]
+    standing: Sequence[Standing], names: Mapping[int, str], build: bytes, maps: Mapping[str, TunnelMaps]
 ) -> list[BpfProgram]:
     """Return the programs as a plan names them, those of other versions too.
 
@@ -119,28 +120,39 @@ def describe(
         standing: programs that were found.
         names: of the links, by index.
         build: of the programs that we would load.
-        map_ids: of the maps that a tunnel's programs are to share, by its device.
+        maps: that a tunnel's programs are to share, by its device.
+
+    Raises:
+        OSError: a map cannot be read.
     """
-    times = Counter((one.link, one.program.role, one.program.settings.device) for one in standing)
+    times = Counter(_key(one) for one in standing)
+    reachable = {device: shared.devices() for device, shared in maps.items()}
     items = []
     for one in standing:
-        role, settings = one.program.role, one.program.settings
-        underlay = names.get(settings.underlay_index, "")
+        program, settings = one.program, one.program.settings
         is_current = (
             settings.build == build
             and names.get(settings.device_index) == settings.device
-            and one.program.map_ids <= map_ids.get(settings.device, frozenset())
-            and times[one.link, role, settings.device] == 1
+            and settings.device in maps
+            and program.map_ids <= maps[settings.device].ids
+            and {settings.device_index, settings.underlay_index} <= reachable[settings.device]
+            and times[_key(one)] == 1
         )
         tunnel = Tunnel(
             device=settings.device,
-            underlay=underlay,
+            underlay=names.get(settings.underlay_index, ""),
             address=settings.address,
             subnet=settings.subnet,
             port=settings.port,
         )
-        items.append(BpfProgram(link=names[one.link], role=role, tunnel=tunnel, is_current=is_current))
+        items.append(
+            BpfProgram(link=names[one.link], role=program.role, tunnel=tunnel, is_current=is_current)
+        )
     return items
+
+
+def _key(one: Standing) -> tuple[int, Role, str]:
+    return one.link, one.program.role, one.program.settings.device
 
 
 def shared_maps(standing: Iterable[Standing], device: str, objects: KernelObjects) -> dict[str, int]:
