@@ -130,19 +130,32 @@ def test_a_thousand_peers_leave_what_others_have_as_it_is(before, complete) -> N
     assert lacking(before, complete) == []
 
 
+def kill_at(overlay, host: Host, condition: str) -> None:
+    """Start the daemon, and kill it as soon as a condition of the shell holds."""
+    program = overlay.daemons[host.name] = host.launch_flanneld(f"--store={overlay.etcd.url}")
+    host.run(["sh", "-c", f"until {condition}; do :; done; pkill -KILL -x flanneld"])
+    program.wait()
+
+
 @pytest.mark.parametrize("condition", KILL_AT.values(), ids=KILL_AT.keys())
-def test_a_daemon_killed_in_the_middle_of_a_batch(overlay, host, before, complete, condition: str) -> None:
-    """The next life finishes it; cleanup takes away what a batch left that nobody finished."""
-    for finished in (True, False):
-        program = overlay.daemons[host.name] = host.launch_flanneld(f"--store={overlay.etcd.url}")
-        host.run(["sh", "-c", f"until {condition}; do :; done; pkill -KILL -x flanneld"])
-        program.wait()
-        assert lacking(before, everything(overlay, host)) == []
-        if finished:
-            overlay.join(host)
-            wait_equal(overlay, host, complete)
-        clean(overlay, host)
-        wait_equal(overlay, host, before)
+def test_the_next_life_finishes_a_batch(overlay, host, before, complete, condition: str) -> None:
+    """Of a daemon that was killed in the middle of it."""
+    kill_at(overlay, host, condition)
+    assert lacking(before, everything(overlay, host)) == []
+
+    overlay.join(host)
+
+    wait_equal(overlay, host, complete)
+    clean(overlay, host)
+    wait_equal(overlay, host, before)
+
+
+def test_cleanup_takes_away_what_a_batch_left_that_nobody_finished(overlay, host, before, complete) -> None:
+    kill_at(overlay, host, KILL_AT["some FDB entries"])
+
+    clean(overlay, host)
+
+    wait_equal(overlay, host, before)
 
 
 def test_peers_that_left_while_the_daemon_was_down_leave_nothing(overlay, host, before, complete) -> None:
