@@ -208,12 +208,13 @@ def test_what_may_change_an_answer_wakes(host, listen, words: str) -> None:
     asked(host, work)
 
 
-def test_routes_to_elsewhere_do_not_wake(host, listen) -> None:
+@pytest.mark.parametrize("words", ["172.21.0.0/16 via 10.10.10.1", "172.21.0.0/16 dev eth0 protocol 80"])
+def test_routes_to_elsewhere_and_of_ours_do_not_wake(host, listen, words: str) -> None:
     async def work(source: KernelInterfaces) -> None:
         await source.route_to(IPv4Address("172.20.1.1"))
         async with listen(source.changes()) as wakes:
             await wakes.silence()
-            host.ip("route add 172.21.0.0/16 via 10.10.10.1")
+            host.ip(f"route add {words}")
             assert await wakes.silence() == 0
 
     asked(host, work)
