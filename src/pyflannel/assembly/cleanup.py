@@ -12,6 +12,7 @@ from pyflannel.assembly.removal import remove_objects
 from pyflannel.assembly.store import open_store
 from pyflannel.assembly.store_flags import etcd_password_of
 from pyflannel.errors import FlannelError, WireError
+from pyflannel.kernel.bpf.pin_directory import remove_pin_directory
 from pyflannel.kernel.lock import RunLock
 from pyflannel.model.lease import Lease
 from pyflannel.model.store_record import Conflict, Delete, Record, Written
@@ -81,6 +82,7 @@ async def clean_up(cleanup: Cleanup, environ: Mapping[str, str]) -> CleanupRepor
             places.run_dir / SOCKET_NAME,
             places.run_dir / LOG_NAME,
         )
+        _remove_pins(report, places.bpf)
         owner = cleanup.node_id or status.owner or places.owner()
         if cleanup.keep_lease:
             report.kept.append("the lease, and the identity that holds it")
@@ -147,6 +149,14 @@ def _remove_files(report: CleanupReport, *paths: Path) -> None:
                 pass
             except OSError as error:
                 report.problems.append(f"{each} cannot be removed: {error.strerror}")
+
+
+def _remove_pins(report: CleanupReport, path: Path) -> None:
+    try:
+        if remove_pin_directory(str(path)):
+            report.removed.append(f"directory {path}")
+    except OSError as error:
+        report.problems.append(f"{path} cannot be removed: {error.strerror}")
 
 
 def _remove_directory(path: Path, report: CleanupReport) -> None:
