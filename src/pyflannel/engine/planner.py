@@ -158,12 +158,18 @@ class Planner:
             changes = [PeerChange(before.get(s), now.get(s)) for s in before.keys() | now.keys()]
         _tell("added", [change.new for change in changes if change.new and not change.old])
         _tell("removed", [change.old for change in changes if change.old and not change.new])
-        conflicts = self._peers.conflicts
-        for conflict in conflicts:
-            if conflict not in self._conflicts:
-                log.warning("Conflict: %s", conflict.text)
-        self._conflicts = conflicts
+        self._take_conflicts(self._peers.conflicts)
         return changes
+
+    def _take_conflicts(self, conflicts: tuple[Conflict, ...]) -> None:
+        """Take the conflicts of now, and say what is news."""
+        known = frozenset(self._conflicts)
+        news = [conflict for conflict in conflicts if conflict not in known]
+        self._conflicts = conflicts
+        for conflict in news[:NAMED_IN_LOG]:
+            log.warning("Conflict: %s", conflict.text)
+        if len(news) > NAMED_IN_LOG:
+            log.warning("Conflicts: %d more; flannelctl status names them", len(news) - NAMED_IN_LOG)
 
     def _plan_all(self, config: NetworkConfig, backend: Backend, host: Host) -> None:
         """Plan everything; of two peers that want one thing, the backend says who gets it."""

@@ -7,7 +7,7 @@ from ipaddress import IPv4Address, IPv4Network
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyflannel.engine.planner import Planner
+from pyflannel.engine.planner import NAMED_IN_LOG, Planner
 from pyflannel.model.bpf_container import BpfContainer
 from pyflannel.model.bridge import Bridge, BridgedContainer
 from pyflannel.model.fdb_entry import FdbEntry
@@ -202,6 +202,23 @@ def test_a_peer_with_an_objection_is_named_once(caplog) -> None:
     made.leases = LeaseSet.of([lease(1, 1), lease(2, 2)])
     made.update()
     assert made.objections == {}
+
+
+def test_of_very_many_conflicts_the_first_are_named_and_all_are_kept(caplog) -> None:
+    """As after a change of Network, with ten thousand leases of before."""
+    followed = planner()
+    outside = [
+        replace(lease(0, host), subnet=IPv4Network((0x0B000000 + (host << 8), 24))) for host in range(30)
+    ]
+
+    followed.leases = LeaseSet.of([*followed.leases, *outside])
+    followed.update()
+    followed.update()
+
+    said = [record.getMessage() for record in caplog.records if "onflict" in record.getMessage()]
+    assert len(followed.conflicts) == len(outside)
+    assert len(said) == NAMED_IN_LOG + 1
+    assert said[-1] == "Conflicts: 10 more; flannelctl status names them"
 
 
 def test_where_the_backend_cannot_work_what_stands_is_kept() -> None:
