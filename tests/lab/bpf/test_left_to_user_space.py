@@ -125,6 +125,16 @@ def test_an_address_without_a_lease_is_unreachable(relayed, open_socket):
     assert one.counts()[Outcome.LEFT_NO_ROUTE] == 1
 
 
+def test_a_peer_that_is_missing_in_the_table_is_served_by_user_space(relayed):
+    """As until the next audit, when somebody deleted its entry: in both directions."""
+    one, two = relayed
+    one.heal(one.plan())
+
+    assert one.container.ping(two.container.address)[0] == 3
+    assert two.container.ping(one.container.address)[0] == 3
+    assert one.counts()[Outcome.LEFT_STRANGER] >= 6
+
+
 def test_a_program_that_outlived_its_device_leaves_packets_to_others(linked):
     """As after somebody deleted flannel0 while no daemon ran: another program, or a socket."""
     one, two = linked

@@ -207,8 +207,9 @@ int flannel_decap(struct __sk_buff *skb)
 	if (bpf_ntohs(outer->tot_len) != bpf_ntohs(inner->tot_len) + TUNNEL_OCTETS)
 		return count(LEFT_INCONSISTENT, octets, NEXT);
 	peer = find_peer(inner->saddr);
+	/* Nobody of the table; the forwarder has one of its own, and drops whom that does not have either. */
 	if (!peer)
-		return count(DROPPED_STRANGER, octets, DROP);
+		return count(LEFT_STRANGER, octets, NEXT);
 	if (peer->address != outer->saddr)
 		return count(DROPPED_IMPOSTOR, octets, DROP);
 	if ((inner->daddr & settings.subnet_mask) != settings.subnet)

@@ -76,7 +76,7 @@ class Outcome(Enum):
     LEFT_INCONSISTENT = "left_inconsistent"
     LEFT_NO_ROOM = "left_no_room"
     LEFT_NO_DEVICE = "left_no_device"
-    STRANGER = "stranger"
+    LEFT_STRANGER = "left_stranger"
     IMPOSTOR = "impostor"
     NOT_OURS = "not_ours"
     UNFINISHED = "unfinished"
