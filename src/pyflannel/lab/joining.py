@@ -7,7 +7,6 @@ import asyncio
 import contextlib
 import gc
 import multiprocessing
-import os
 import random
 import resource
 import time
@@ -29,9 +28,6 @@ from pyflannel.model.network_config import NetworkConfig
 
 FIRST_ADDRESS = IPv4Address("172.16.0.0")
 """The address of host 0 on an underlay that nobody built."""
-
-YIELDS = 10
-"""How far the hosts stand back (nice): their store has machines of its own in life, and goes first here."""
 
 IMPORT_S = 60
 """How long the processes may take to start."""
@@ -240,7 +236,6 @@ def _run_share(crowd: Crowd, share: Sequence[int], barrier: Barrier, results: _R
     """Be some of the hosts; the barrier makes the beginning one moment for all processes."""
     # Garbage is looked for as seldom as if each host had a process of its own.
     gc.set_threshold(gc.get_threshold()[0] * len(share))
-    os.nice(YIELDS)
     barrier.wait(IMPORT_S)
     began, used = time.monotonic(), _processor_s()
     hosts = asyncio.run(_join_all(crowd, share, began))
