@@ -289,14 +289,16 @@ class Overlay:
     def settle(self, *hosts: Host) -> None:
         """Return when each of these, which have joined, knows the others and has no address under way."""
         for host in hosts:
-            wait_until(
-                lambda host=host: (
-                    self.status(host).peers >= len(hosts) - 1  # type: ignore[misc]
-                    and "tentative" not in str(self.state(host))
-                ),
-                what=f"{host.name} is at rest",
-                deadline_s=2 * SOON_S,
-            )
+            self.wait_status(host, lambda status: status.peers >= len(hosts) - 1, "knows the others")
+            self.wait_at_rest(host)
+
+    def wait_at_rest(self, host: Host) -> None:
+        """Return when no address of the host is under way: IPv6 takes seconds to prove one unique."""
+        wait_until(
+            lambda: "tentative" not in str(self.state(host)),
+            what=f"{host.name} is at rest",
+            deadline_s=2 * SOON_S,
+        )
 
     def status(self, host: Host) -> Status:
         """Return what the host's daemon says of itself."""

@@ -367,10 +367,14 @@ def route_in_use(namespace) -> str:
 
 
 def with_another_link(namespace) -> None:
+    # IPv6 speaks up seconds after a link went up, when its addresses proved unique.
+    namespace.command("sysctl", "-q", "-w", "net.ipv6.conf.default.disable_ipv6=1")
     namespace.ip("link add other type veth peer name otherend")
     namespace.ip("address add 10.7.0.1/24 dev other")
     namespace.ip("link set otherend up")
     namespace.ip("link set other up")
+    namespace.command("sysctl", "-q", "-w", "net.ipv6.conf.default.disable_ipv6=0")
+    namespace.settle(other="UP", otherend="UP")
 
 
 def drop_capabilities() -> None:

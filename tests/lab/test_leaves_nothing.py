@@ -33,11 +33,7 @@ OF_THE_LAB = {"log", "run/notify", ".overlay", "cgroup"}
 def at_rest(overlay) -> None:
     """No host has an address under way; no daemon has ever run."""
     for host in overlay.hosts.values():
-        wait_until(
-            lambda host=host: "tentative" not in str(overlay.state(host)),
-            what=f"{host.name} is at rest",
-            deadline_s=DEADLINE_S,
-        )
+        overlay.wait_at_rest(host)
 
 
 def traces(overlay, host: Host) -> dict[str, Any]:

@@ -74,6 +74,7 @@ COMMIT
 def host(overlay) -> Iterator[Host]:
     """A host with a lease that an original wrote, and one peer; clean again afterwards."""
     made = overlay.hosts["docker1"]
+    overlay.wait_at_rest(made)
     own = '{"PublicIP":"10.10.10.101","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1}}'
     overlay.etcd.etcdctl("put", f"{PREFIX}/subnets/{SUBNET.replace('/', '-')}", own)
     overlay.etcd.etcdctl("put", f"{PREFIX}/subnets/{PEER.replace('/', '-')}", PEER_LEASE)
