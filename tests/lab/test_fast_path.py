@@ -1,0 +1,181 @@
+"""The daemon and the fast path: laid by default, healed, followed, left standing, given up and removed."""
+
+import json
+import os
+import signal
+import sys
+
+import pytest
+
+from pyflannel.lab.traffic import ping, wait_reached
+from pyflannel.lab.waiting import wait_until
+from pyflannel.wire.forwarder_control import Kind, decode_counters
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
+
+DEADLINE_S = 30.0
+SAFE = ["flannel_decap at eth0", "flannel_encap at flannel0", "flannel_hop at br0"]
+
+_LOOK = """
+import asyncio, json, socket, sys
+from ipaddress import ip_address, ip_network
+from pyflannel.kernel.bpf.fast_path import FastPath
+from pyflannel.model.bpf_peer import BpfPeer
+from pyflannel.model.bpf_program import BpfProgram, Direction
+from pyflannel.model.bpf_container import BpfContainer
+
+async def look(act):
+    path = FastPath()
+    links = [index for index, name in socket.if_nameindex() if name in ("flannel0", "eth0", "br0")]
+    identifiers = [await path.hooks.programs(link, each) for link in links for each in Direction]
+    nobody = BpfPeer(
+        device="flannel0", subnet=ip_network("0.0.0.0/32"), address=ip_address("0.0.0.0"), port=1
+    )
+    found = await path.read([nobody])
+    for item in found:
+        if isinstance(item, BpfProgram) and item.role.value == act:
+            await path.detach(item)
+        if isinstance(item, BpfPeer) and act == "peers":
+            await path.remove_peers("flannel0", [item.subnet])
+    return {
+        "identifiers": identifiers,
+        "programs": sorted(f"{one.role.value} at {one.link}" for one in found if isinstance(one, BpfProgram)),
+        "peers": sorted(f"{one.subnet} {one.is_direct}" for one in found if isinstance(one, BpfPeer)),
+        "containers": sorted(str(one.address) for one in found if isinstance(one, BpfContainer)),
+    }
+
+print(json.dumps(asyncio.run(look(sys.argv[1]))))
+"""
+
+
+def look(host, act: str = "") -> dict:
+    """What the kernel of a host has of the fast path; `act` takes something of it away after the look."""
+    return json.loads(host.run([sys.executable, "-c", _LOOK, act]).stdout)
+
+
+def wait_programs(host, expected: list[str]) -> None:
+    wait_until(
+        lambda: look(host)["programs"] == expected,
+        what=f"{host.name} has {expected or 'no program'}",
+        deadline_s=DEADLINE_S,
+    )
+
+
+@pytest.fixture(scope="module")
+def ends(overlay):
+    """docker1 and docker4 on one network, with a container each."""
+    ends = [overlay.hosts["docker1"], overlay.hosts["docker4"]]
+    for host in ends:
+        overlay.join(host)
+    overlay.settle(*ends)
+    containers = [host.container("box", gateway=host.gateway(), mtu=1472) for host in ends]
+    wait_reached(containers, deadline_s=DEADLINE_S)
+    for host in ends:
+        wait_programs(host, SAFE)
+    return ends, containers
+
+
+def test_it_is_laid_by_default(overlay, ends):
+    (one, other), (box, far) = ends
+    wait_until(
+        lambda: str(box.address) in look(one)["containers"],
+        what="the container's entry",
+        deadline_s=DEADLINE_S,
+    )
+
+    assert look(one)["peers"] == [f"{other.lease()} True"]  # as its lease says what it reads
+    before = sent_by_forwarder(overlay, one)
+    assert ping(box, far.address).is_reached
+    assert sent_by_forwarder(overlay, one) == before
+
+
+def sent_by_forwarder(overlay, host) -> int:
+    return decode_counters(overlay.ask_forwarder(host, Kind.READ_COUNTERS))["sent_packets"]
+
+
+@pytest.mark.parametrize("role", ["flannel_encap", "flannel_decap", "flannel_hop"])
+def test_a_program_that_is_taken_away_comes_back(ends, role):
+    (one, _), (box, far) = ends
+    look(one, role)
+
+    wait_programs(one, SAFE)
+    assert ping(box, far.address).is_reached
+
+
+def test_a_peer_that_is_taken_from_the_table_comes_back(ends):
+    """Nothing announces it; the next audit finds it. Until then the forwarder has the packets."""
+    (one, _), (box, far) = ends
+    peers = look(one, "peers")["peers"]
+
+    assert ping(box, far.address).is_reached
+    wait_until(lambda: look(one)["peers"] == peers, what="the peer's entry", deadline_s=DEADLINE_S)
+
+
+def test_no_packet_is_lost_while_daemon_and_forwarder_are_killed(overlay, ends, ping_stream):
+    """And the next daemon leaves the programs that stand."""
+    (one, other), (_, far) = ends
+    before = [look(host)["identifiers"] for host in (one, other)]
+    with ping_stream(one, far.address, interval_s=0.001) as stream:
+        stream.wait_answered()
+        for host in (one, other):
+            overlay.daemons[host.name].kill()
+            os.kill(overlay.forwarder(host).pid, signal.SIGKILL)
+        stream.wait_answered()
+        for host in (one, other):
+            overlay.join(host)
+        overlay.settle(one, other)
+        stream.wait_answered()
+
+    assert stream.lost() == []
+    assert [look(host)["identifiers"] for host in (one, other)] == before
+
+
+def test_a_bridge_that_gets_rules_of_its_own_is_asked_again(ends):
+    (one, _), (box, far) = ends
+    one.run(["nft", "add", "table", "bridge", "somebodys"])
+    wait_programs(one, SAFE[:2])
+    assert ping(box, far.address).is_reached
+
+    one.run(["nft", "delete", "table", "bridge", "somebodys"])
+    wait_programs(one, SAFE)
+
+
+def test_a_container_that_ends_is_forgotten(ends):
+    (one, _), _ = ends
+    another = one.container("another", gateway=one.gateway(), number=9, mtu=1472)
+    another.run(["ping", "-c", "1", "-W", "5", str(one.gateway().ip)])
+    wait_until(
+        lambda: str(another.address) in look(one)["containers"], what="its entry", deadline_s=DEADLINE_S
+    )
+
+    another.remove()
+
+    wait_until(
+        lambda: str(another.address) not in look(one)["containers"], what="no entry", deadline_s=DEADLINE_S
+    )
+
+
+def test_the_host_may_want_user_space(overlay, ends):
+    """Its word counts more than that of the network config, which wants the fast path."""
+    (one, _), (box, far) = ends
+    overlay.daemons[one.name].stop()
+    overlay.daemons[one.name] = one.start_flanneld(f"--store={overlay.etcd.url}", "--fast-path=off")
+
+    wait_programs(one, [])
+    before = sent_by_forwarder(overlay, one)
+    assert ping(box, far.address).is_reached
+    assert sent_by_forwarder(overlay, one) > before
+
+    overlay.daemons[one.name].stop()
+    overlay.join(one)
+    wait_programs(one, SAFE)
+
+
+def test_cleanup_leaves_no_program(overlay, ends):
+    (one, _), _ = ends
+    overlay.daemons[one.name].stop()
+
+    said = one.flannelctl("--store", overlay.etcd.url, "cleanup")
+
+    assert "removed program flannel_decap at eth0" in said
+    assert look(one)["programs"] == []
