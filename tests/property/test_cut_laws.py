@@ -148,6 +148,6 @@ def test_a_batch_of_a_thousand_peers_may_end_anywhere(long_run: bool) -> None:
     size = len(batch(desired, FakeKernel(standing | FOREIGN)))
 
     for kernel in killed_at(
-        standing, desired, iter(range(size // 7, size, size // (100 if long_run else 3)))
+        standing, desired, iter(range(size // 7, size, size // (100 if long_run else 2)))
     ):
         assert_finished(kernel, desired)
