@@ -8,6 +8,7 @@ from typing import Literal
 from pyflannel.model.bpf_peer import BpfPeer
 from pyflannel.model.bpf_program import BpfProgram, Role
 from pyflannel.model.lease import PARTIAL_CHECKSUM
+from pyflannel.model.link import Link
 from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.operation import Add, Operation, Refusal, Replace
 from pyflannel.ports.clock import Clock
@@ -65,8 +66,9 @@ class FastPath:
 
     def judge(self, refused: Iterable[Refusal], config: NetworkConfig | None) -> None:
         """Hear what the last pass was refused."""
-        if not self.is_on(config):
-            return
+        refused = tuple(refused)
+        if not self.is_on(config) or any(_is_of_a_link(refusal.operation) for refusal in refused):
+            return  # of programs that want a device which is not there nothing can be told
         for refusal in refused:
             if _carries_packets(refusal.operation):
                 if refusal.cause != self._obstacle:
@@ -85,6 +87,10 @@ class FastPath:
     def _is_wanted(self, config: NetworkConfig) -> bool:
         mode = config.fast_path if self._choice == "auto" else self._choice
         return config.backend_type == "udp" and mode == "safe"
+
+
+def _is_of_a_link(operation: Operation) -> bool:
+    return isinstance(operation, Add) and isinstance(operation.item, Link)
 
 
 def _carries_packets(operation: Operation) -> bool:

@@ -12,6 +12,7 @@ from pyflannel.errors import TargetError
 from pyflannel.model.address import Address
 from pyflannel.model.bpf_container import BpfContainer
 from pyflannel.model.bpf_peer import BpfPeer
+from pyflannel.model.bpf_program import BpfProgram
 from pyflannel.model.filter_name import FIRST_DEVICE
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer
 from pyflannel.model.host_file import HostFile
@@ -294,7 +295,7 @@ class Reconciler:
             operation, cause = refusal.operation, refusal.cause
             if (found(operation), cause) in known:
                 continue
-            if ("link", _link_of(_subject(operation))) in missing:
+            if any(("link", link) in missing for link in _links_of(_subject(operation))):
                 log.debug("%s; refused: %s", found(operation), cause)
             else:
                 news.setdefault((cause, refusal.hint), []).append(operation)
@@ -331,13 +332,27 @@ def _link_of(item: Item) -> str | None:
             return item.link
 
 
+def _links_of(item: Item) -> tuple[str, ...]:
+    """Return the names of the links without which the item is refused."""
+    match item:
+        case BpfProgram():
+            return item.link, item.tunnel.device
+        case BpfPeer() | BpfContainer():
+            return (item.device,)
+        case _:
+            link = _link_of(item)
+            return () if link is None else (link,)
+
+
 def _needs(operation: Operation, carrier: Operation) -> bool:
     """Return whether an operation would be refused before that on what carries its object."""
     if isinstance(operation, Remove):
         return False
     item = _subject(operation)
     match carrier:
-        case Add(Link(name=link)) | Replace(Link(name=link, is_up=False), _):
+        case Add(Link(name=link)):
+            return link in _links_of(item)
+        case Replace(Link(name=link, is_up=False), _):
             return _link_of(item) == link
         case Replace(Link(name=link) as old, Link() as new) if not old.becomes(new):
             return _link_of(item) == link

@@ -11,6 +11,7 @@ from pyflannel.engine.fast_path import Choice, FastPath
 from pyflannel.model.bpf_container import BpfContainer
 from pyflannel.model.bpf_program import BpfProgram, Role, Tunnel
 from pyflannel.model.lease import PARTIAL_CHECKSUM
+from pyflannel.model.link import Link
 from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.operation import Add, Refusal
 from pyflannel.testing.fake_clock import FakeClock
@@ -117,3 +118,14 @@ def test_a_bridge_or_a_container_that_has_just_gone_is_no_reason() -> None:
     fast_path.judge([refused(Role.LAST_HOP), Refusal(operation=Add(container), cause="no such link")], CONFIG)
 
     assert fast_path.is_on(CONFIG)
+
+
+def test_a_device_that_cannot_be_made_says_nothing_of_the_kernel_s_programs(caplog) -> None:
+    """They are refused for want of it, and that is said of the device alone."""
+    device = Link(name="flannel0", kind="tun", mtu=1472)
+    fast_path = Bench().fast_path
+
+    fast_path.judge([Refusal(operation=Add(device), cause="EPERM"), refused(Role.DECAPSULATE)], CONFIG)
+
+    assert fast_path.is_on(CONFIG)
+    assert caplog.records == []

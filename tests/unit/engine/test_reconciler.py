@@ -12,6 +12,7 @@ import pytest
 from pyflannel.engine.journal import Journal
 from pyflannel.engine.reconciler import Reconciler
 from pyflannel.model.address import Address
+from pyflannel.model.bpf_program import BpfProgram, Role, Tunnel
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer
 from pyflannel.model.host_file import HostFile
 from pyflannel.model.link import Link
@@ -180,15 +181,25 @@ def test_what_was_refused_is_no_repair_when_it_succeeds() -> None:
 def test_a_refused_link_is_the_one_cause_that_is_said(caplog: pytest.LogCaptureFixture) -> None:
     """What hangs on it fails for want of it, and would only hide what to do."""
     address = Address(link=LINK.name, address=IPv4Interface("10.100.15.0/16"))
+    tunnel = Tunnel(
+        device=LINK.name,
+        underlay="eth0",
+        address=IPv4Address("10.10.10.101"),
+        subnet=IPv4Network("10.100.15.0/24"),
+        port=8285,
+    )
+    program = BpfProgram(link="eth0", role=Role.DECAPSULATE, tunnel=tunnel)
 
     async def check() -> None:
-        kernel = FakeKernel(refuse=lambda operation: operation == Add(LINK))
-        async with running(Bench(kernel, State.of(LINK, address))) as bench:
-            assert len(bench.reconciler.counts.refused) == 2
+        kernel = FakeKernel(refuse=lambda operation: operation in (Add(LINK), Add(program)))
+        async with running(Bench(kernel, State.of(LINK, address, program))) as bench:
+            assert len(bench.reconciler.counts.refused) == 3
 
     with caplog.at_level(logging.ERROR):
         asyncio.run(check())
-    assert [record.getMessage().partition(";")[0] for record in caplog.records] == ["link flannel0: missing"]
+    assert [record.getMessage().partition(" refused:")[0] for record in caplog.records] == [
+        "link flannel0: missing;"
+    ]
 
 
 def test_a_fight_over_an_object_is_damped_and_said(caplog: pytest.LogCaptureFixture) -> None:
