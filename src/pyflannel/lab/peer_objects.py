@@ -32,8 +32,12 @@ class PeerObjects:
     def __len__(self) -> int:
         return len(self.routes) + len(self.neighbours) + len(self.fdb)
 
-    def lay(self, sandbox: Sandbox) -> None:
-        """Add them by hand, as a person would who has many; the device is there."""
+    def lay(self, sandbox: Sandbox, *, patience_s: float = _PATIENCE_S) -> None:
+        """Add them by hand, as a person would who has many; the device is there.
+
+        Raises:
+            LabError: they were not all there after `patience_s` seconds.
+        """
         neighbours = (
             f"neigh add {address} lladdr {mac} nud permanent dev {self.device}"
             for address, mac in self.neighbours
@@ -45,8 +49,8 @@ class PeerObjects:
         )
         entries = (f"fdb add {mac} dst {host} dev {self.device} self permanent" for mac, host in self.fdb)
         if self.fdb:
-            _batch(sandbox, "bridge", entries)
-        _batch(sandbox, "ip", [*neighbours, *routes])
+            _batch(sandbox, "bridge", entries, patience_s)
+        _batch(sandbox, "ip", [*neighbours, *routes], patience_s)
 
 
 def objects_of(leases: Iterable[Lease], backend: str) -> PeerObjects:
@@ -102,5 +106,5 @@ def _ask(sandbox: Sandbox, program: str, *argv: str) -> list[dict[str, str]]:
     return found
 
 
-def _batch(sandbox: Sandbox, program: str, lines: Iterable[str]) -> None:
-    sandbox.run([program, "-batch", "-"], text="\n".join(lines) + "\n", timeout_s=_PATIENCE_S)
+def _batch(sandbox: Sandbox, program: str, lines: Iterable[str], patience_s: float = _PATIENCE_S) -> None:
+    sandbox.run([program, "-batch", "-"], text="\n".join(lines) + "\n", timeout_s=patience_s)
