@@ -19,7 +19,7 @@ from rich.table import Table
 
 from pyflannel.datapath.offload import Offload
 from pyflannel.errors import FlannelError, LabError
-from pyflannel.lab.demo import DemoOptions, bring_up
+from pyflannel.lab.demo import CONFIG, DemoOptions, bring_up
 from pyflannel.lab.host import Host
 from pyflannel.lab.kernel_path import VXLAN, KernelPath, lay_kernel_path, measure_kernel_path
 from pyflannel.lab.lab import Lab
@@ -151,6 +151,8 @@ def measure(rounds: int, seconds: int) -> Report:
         hosts = list(lab.hosts.values())
         first, last = hosts[0], hosts[-1]
         source, destination = containers[first.name], containers[last.name]
+        with steps.step("the network told to keep its packets out of the kernel"):
+            leave_fast_path(lab, first, source, destination)
         with steps.step("two plain hosts, joined by the kernel's vxlan by hand"):
             kernel = lay_kernel_path(lab)
         paths = (
@@ -165,6 +167,19 @@ def measure(rounds: int, seconds: int) -> Report:
             forwarders={host.name: asyncio.run(ask_forwarder(host)) for host in (first, last)},
             loads=(load, os.getloadavg()[0]),
         )
+
+
+def leave_fast_path(lab: Lab, host: Host, source: Station, destination: Station) -> None:
+    """Return when packets from `host` go through its forwarder."""
+    config = json.dumps({**CONFIG, "FastPath": "off"})
+    host.flannelctl("--store", lab.sqlite_url, "config", "set", config)
+
+    def forwards() -> bool:
+        before = asyncio.run(ask_forwarder(host)).sent[0]
+        ping(source, destination.address, count=1)
+        return asyncio.run(ask_forwarder(host)).sent[0] > before
+
+    wait_until(forwards, what=f"{host.name} sends through user space", deadline_s=30)
 
 
 def measure_rounds(
