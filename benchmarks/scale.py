@@ -162,7 +162,7 @@ def main() -> int:
 def measure_start(backend: str, count: int) -> Start:
     """Lay the objects by hand, then start the daemon among so many leases."""
     print(f"· {backend}, {count} leases: a start", file=sys.stderr)
-    with crowded_network("bench", backend, count) as network:
+    with crowded_network("bench-scale", backend, count) as network:
         hand_s = lay_by_hand(network)
         before, began = prefixes(network), time.monotonic()
         with ThreadPoolExecutor() as aside:
@@ -174,7 +174,7 @@ def measure_start(backend: str, count: int) -> Start:
             network.wait_right()
         wait_saved(network)
         after = usage_of(daemon.pid)
-        return Start(
+        start = Start(
             backend=backend,
             leases=count,
             hand_s=hand_s,
@@ -184,12 +184,15 @@ def measure_start(backend: str, count: int) -> Start:
             resident_mib=after.resident_mib,
             peak_mib=after.peak_mib,
         )
+    for line in brief([start]):
+        print(f"  {line}", file=sys.stderr)
+    return start
 
 
 def measure_steady(backend: str, count: int, idle_s: float, storm_s: float) -> Steady:
     """Start among so many leases; then let hosts come, wait, let very many come and go, and flood."""
     print(f"· {backend}, {count} leases: events, rest, storm and flood", file=sys.stderr)
-    with crowded_network("bench", backend, count) as network:
+    with crowded_network("bench-scale", backend, count) as network:
         daemon = network.start()
         wait_saved(network)
         newcomers = network.newcomers(EVENTS)
@@ -201,7 +204,7 @@ def measure_steady(backend: str, count: int, idle_s: float, storm_s: float) -> S
         storm_percent, settled_s = storm(network, daemon, storm_s)
         flood_passes = flood(network, daemon)
         used = usage_of(daemon.pid)
-    return Steady(
+    steady = Steady(
         backend=backend,
         leases=count,
         write_ms=percentiles([event.write_s for event in calm]),
@@ -215,6 +218,9 @@ def measure_steady(backend: str, count: int, idle_s: float, storm_s: float) -> S
         resident_mib=used.resident_mib,
         peak_mib=used.peak_mib,
     )
+    for line in told(steady):
+        print(f"  {line}", file=sys.stderr)
+    return steady
 
 
 def lay_by_hand(network: CrowdedNetwork) -> float | None:
