@@ -160,6 +160,8 @@ class TestStatus:
         assert (status["store"]["url"], status["store"]["is_connected"]) == (host.store, True)
         assert status["forwarder"]["is_attached"]
         assert status["forwarder"]["counters"]["dropped_in_stranger"] == 0
+        assert status["fast_path"]["mode"] == "safe"
+        assert status["fast_path"]["counters"]["impostor"] == 0
 
     def test_people_read_the_same(self, host: Host) -> None:
         host.start()
@@ -171,6 +173,7 @@ class TestStatus:
         assert facts["flanneld"].endswith(", ready")
         assert facts["network"] == "10.100.0.0/16"
         assert facts["backend"] == "udp, flannel0, mtu 1472"
+        assert "fast path  safe" in done.stdout
 
     def test_a_daemon_that_waits_is_not_ready(self, host: Host) -> None:
         host.ip("-n", host.namespace, "route", "delete", "default")

@@ -63,6 +63,11 @@ class Booted:
         said = self.system.run(["pgrep", "--exact", "flannel-forward"], check=False).stdout
         return said.split()
 
+    def programs(self) -> set[str]:
+        """The pins of the fast path's programs, named by the kernel's identifiers."""
+        listed = self.system.run(["ls", "/run/flannel/bpf"], check=False).stdout.split()
+        return {name for name in listed if name.startswith("program-")}
+
     def cgroup(self, pid: str) -> str:
         return self.system.run(["cat", f"/proc/{pid}/cgroup"]).stdout
 
@@ -208,6 +213,13 @@ class TestBoot:
         assert "Operation not permitted" not in log
         assert "-s 10.100.0.0/16" in rules
 
+    def test_the_kernel_carries_the_packets(self, booted: Booted) -> None:
+        """At the device, the underlay and Docker's bridge: with two rights, and the pins."""
+        booted.wait(lambda: len(booted.programs()) == 3, "three programs stand")
+
+        assert ping(booted.elsewhere, booted.container).is_reached
+        assert "No fast path" not in booted.system.journal("flanneld.service")
+
     def test_the_units_are_correct_and_hardened(self, booted: Booted) -> None:
         verified = booted.system.run(["systemd-analyze", "verify", "flanneld.service", "docker.service"])
         exposure = booted.system.run(
@@ -230,15 +242,33 @@ class TestRestart:
     def test_no_ping_is_lost(
         self, booted: Booted, command: str, pinging: Callable[..., AbstractContextManager[Any]]
     ) -> None:
-        """From container to container, and the kill takes all that is in the unit."""
-        pid, forwarders = booted.main_pid, booted.forwarders()
+        """From container to container, and the kill takes all that is in the unit.
+
+        The next daemon takes over the very programs that the last one attached.
+        """
+        booted.wait(lambda: len(booted.programs()) == 3, "three programs stand")
+        pid, forwarders, programs = booted.main_pid, booted.forwarders(), booted.programs()
 
         with pinging(booted.elsewhere, booted.container) as pings:
             booted.system.systemctl(*command.split())
             booted.wait_another_daemon(pid)
 
         assert pings.lost == 0
-        assert booted.forwarders() == forwarders
+        assert (booted.forwarders(), booted.programs()) == (forwarders, programs)
+
+    def test_pins_that_are_gone_are_laid_again(
+        self, booted: Booted, pinging: Callable[..., AbstractContextManager[Any]]
+    ) -> None:
+        """Without them the next daemon would put its programs behind others that nobody can change."""
+        programs, pid = booted.programs(), booted.main_pid
+        booted.system.run(["umount", "/run/flannel/bpf"])
+
+        with pinging(booted.elsewhere, booted.container) as pings:
+            booted.system.systemctl("restart", "flanneld")
+            booted.wait_another_daemon(pid)
+
+        assert pings.lost == 0
+        assert booted.programs() == programs
 
     def test_docker_is_not_restarted_with_it(self, booted: Booted) -> None:
         docker, pid = booted.system.show("docker", "MainPID"), booted.main_pid

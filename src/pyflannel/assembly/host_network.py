@@ -44,7 +44,7 @@ from pyflannel.model.link import Link
 from pyflannel.model.neighbour import Neighbour
 from pyflannel.model.nft_table import NftTable
 from pyflannel.model.route import Route
-from pyflannel.model.status import Status
+from pyflannel.model.status import FastPathStatus, Status
 from pyflannel.plan.device_name import device_names
 from pyflannel.plan.underlay import UnderlayOptions
 from pyflannel.ports.store import Store
@@ -77,7 +77,7 @@ class HostNetwork:
         self._claim = claim  # held as long as we are
         self._clock = BoottimeClock()
         linux, forwarder = LinuxTarget(), ForwarderTarget(places.run_dir)
-        fast_path = BpfTarget(FastPath(str(places.bpf)))
+        self._fast_path = fast_path = BpfTarget(FastPath(str(places.bpf)))
         world = World(
             store=store,
             target=Targets(
@@ -126,7 +126,18 @@ class HostNetwork:
         status = status_of(
             self._supervisor, version=installed_version(), store_url=self._store_url, clock=self._clock
         )
-        return replace(status, forwarder=forwarder)
+        return replace(status, forwarder=forwarder, fast_path=self._with_counters(status))
+
+    def _with_counters(self, status: Status) -> FastPathStatus | None:
+        """Return the fast path with what the programs counted; without where that cannot be read."""
+        if status.fast_path is None or status.backend is None or status.backend.link is None:
+            return status.fast_path
+        try:
+            counts = self._fast_path.counts(status.backend.link)
+        except OSError:
+            return status.fast_path
+        packets = {outcome.value: packets for outcome, (packets, _) in counts.items()}
+        return replace(status.fast_path, counters=packets)
 
     def leases(self) -> list[Lease]:
         """Return every lease that is known, our own too."""

@@ -19,11 +19,13 @@ class Places:
         run_dir: sockets and the lock; gone after a boot.
         state_dir: identity and last known leases; stays.
         subnet_file: what Docker and others read.
+        daemon_dir: the run directory of the daemon, where this is one of its several networks.
     """
 
     run_dir: Path = _RUN_DIR
     state_dir: Path = Path("/var/lib/flannel")
     subnet_file: Path = Path("/run/flannel/subnet.env")
+    daemon_dir: Path | None = None
 
     @property
     def control_socket(self) -> Path:
@@ -52,8 +54,11 @@ class Places:
 
     @property
     def bpf(self) -> Path:
-        """Where a bpffs may be mounted, for a daemon that may not open programs by their identifiers."""
-        return self.run_dir / "bpf"
+        """Where a bpffs may be, for a daemon that may not open programs by their identifiers.
+
+        Several networks share it: the programs of each are known by their device.
+        """
+        return (self.daemon_dir or self.run_dir) / "bpf"
 
     @property
     def mark(self) -> str:
@@ -66,6 +71,7 @@ class Places:
             run_dir=self.run_dir / name,
             state_dir=self.state_dir / name,
             subnet_file=subnet_dir / f"{name}.env",
+            daemon_dir=self.run_dir,
         )
 
     def device(self) -> str | None:

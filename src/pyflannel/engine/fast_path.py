@@ -11,6 +11,7 @@ from pyflannel.model.lease import PARTIAL_CHECKSUM
 from pyflannel.model.link import Link
 from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.operation import Add, Operation, Refusal, Replace
+from pyflannel.model.status import FastPathStatus
 from pyflannel.ports.clock import Clock
 
 log = logging.getLogger(__name__)
@@ -33,6 +34,7 @@ class FastPath:
         self._clock = clock
         self._changed = changed
         self._obstacle: str | None = None
+        self._hint: str | None = None
         self._retry_s = RETRY_S
         self._refused = asyncio.Event()
         self._is_proved = True  # until something speaks against it
@@ -45,15 +47,20 @@ class FastPath:
         """Return what our lease says of it: once the kernel refused, only what was seen to work."""
         return (PARTIAL_CHECKSUM,) if self.is_on(config) and self._is_proved else ()
 
-    def reason(self, config: NetworkConfig | None) -> str | None:
-        """Return which way packets take and why, in words for the status; None for other backends."""
+    def status(self, config: NetworkConfig | None) -> FastPathStatus | None:
+        """Return which way packets take and why; None for other backends.
+
+        While the kernel is asked again, what it said before still counts.
+        """
         if config is None or config.backend_type != "udp":
             return None
         if self._choice == "off":
-            return "off: --fast-path=off"
+            return FastPathStatus(mode="off", reason="--fast-path=off")
         if not self._is_wanted(config):
-            return "off: FastPath of the network config"
-        return f"user space: {self._obstacle}" if self._refused.is_set() else "safe"
+            return FastPathStatus(mode="off", reason="FastPath of the network config")
+        if self._is_proved:
+            return FastPathStatus(mode="safe")
+        return FastPathStatus(mode="user-space", reason=self._obstacle, hint=self._hint)
 
     async def run(self) -> None:
         """Ask the kernel again after each refusal, until cancelled."""
@@ -75,7 +82,7 @@ class FastPath:
                     log.warning(
                         "No fast path, packets go through user space: %s. %s", refusal.cause, refusal.hint
                     )
-                self._obstacle, self._is_proved = refusal.cause, False
+                self._obstacle, self._hint, self._is_proved = refusal.cause, refusal.hint, False
                 self._refused.set()
                 self._changed()
                 return

@@ -54,6 +54,7 @@ def status_of(supervisor: Supervisor, *, version: str, store_url: str, clock: Cl
         store=store,
         peers=planner.peer_count,
         refused_peers=_refused_peers(supervisor),
+        fast_path=supervisor.fast_path.status(planner.config),
         reconcile=ReconcileStatus(
             passes=counts.passes,
             repairs=counts.repairs,

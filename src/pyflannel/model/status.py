@@ -13,6 +13,8 @@ from typing import Literal
 LeasePhase = Literal["acquiring", "held", "lost", "taken"]
 """Asking for a subnet; holding it; taking it back after it vanished; another host holds it now."""
 
+FastPathMode = Literal["safe", "off", "user-space"]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkStatus:
@@ -102,6 +104,23 @@ class ForwarderStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FastPathStatus:
+    """Which way packets take: through programs in the kernel, or through user space.
+
+    Attributes:
+        mode: "user-space" when the kernel is to carry them and cannot, "off" when it is not to.
+        reason: why it is not "safe".
+        hint: what to do about it, where something can be done.
+        counters: packets by what became of them in the programs; empty where there are none.
+    """
+
+    mode: FastPathMode
+    reason: str | None = None
+    hint: str | None = None
+    counters: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReconcileStatus:
     """The repairs of this host.
 
@@ -131,6 +150,7 @@ class Status:
         waiting_for: in one line, while it is not ready.
         peers: other hosts with a lease.
         refused_peers: those of them that are not sent to, in the order of their subnets.
+        fast_path: of the udp backend.
         warnings: what a person should look at, one line each: two hosts share an address, a lease was taken.
     """
 
@@ -147,5 +167,6 @@ class Status:
     peers: int = 0
     refused_peers: tuple[RefusedPeer, ...] = ()
     forwarder: ForwarderStatus | None = None
+    fast_path: FastPathStatus | None = None
     reconcile: ReconcileStatus | None = None
     warnings: tuple[str, ...] = ()

@@ -55,6 +55,7 @@ def findings(seen: Observed) -> tuple[Finding, ...]:
         _forwarding,
         _forward_chains,
         _refused_peers,
+        _user_space,
         _leftovers,
         _unplanned_routes,
         _reverse_path,
@@ -155,6 +156,18 @@ def _refused_peers(seen: Observed) -> Iterator[Finding]:
             cause=f"{len(refused)} of {seen.status.peers} peers are not sent to",
             evidence=_some([f"{peer.subnet} at {peer.public_ip}: {peer.reason}" for peer in refused]),
             fix="flannelctl peers",
+        )
+
+
+def _user_space(seen: Observed) -> Iterator[Finding]:
+    path = seen.status.fast_path
+    if path is not None and path.mode == "user-space":
+        yield Finding(
+            code="no-fast-path",
+            severity="warning",
+            cause="packets go through user space, which is slower: the kernel cannot carry them",
+            evidence=(path.reason or "",),
+            fix=f"flanneld --fast-path=off  # if it is to be so; else: {path.hint}",
         )
 
 

@@ -27,6 +27,7 @@ COMMANDS = {
     "lab": "Several hosts on this machine, in namespaces of their own.",
     "leases": "List the leases of the network.",
     "peers": "List the other hosts, and why some are not sent to.",
+    "pins": "Let a flanneld without CAP_SYS_ADMIN find its eBPF programs again.",
     "status": "Show what flanneld on this host is doing.",
 }
 """What each command does: said here, so that `--help` imports none of them."""

@@ -27,6 +27,7 @@ from pyflannel.model.lease import Identity, Lease, LeaseAttributes
 from pyflannel.model.lease_entry import LeaseEntry
 from pyflannel.model.status import (
     BackendStatus,
+    FastPathStatus,
     ForwarderStatus,
     LeaseStatus,
     NetworkStatus,
@@ -53,6 +54,7 @@ STATUS = Status(
     store=StoreStatus(url="etcd://10.10.10.1:2379/coreos.com/network", is_connected=True, since_s=12.5),
     peers=3,
     forwarder=ForwarderStatus(pid=4711, is_attached=True, counters={"sent": 10, "no-route": 1}),
+    fast_path=FastPathStatus(mode="safe", counters={"encapsulated": 7, "impostor": 0}),
     reconcile=ReconcileStatus(passes=9, repairs=1, last_repair="link flannel0 was down", refused=("route",)),
     warnings=("two hosts share 10.10.10.101",),
 )

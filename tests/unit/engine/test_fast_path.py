@@ -14,6 +14,7 @@ from pyflannel.model.lease import PARTIAL_CHECKSUM
 from pyflannel.model.link import Link
 from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.operation import Add, Refusal
+from pyflannel.model.status import FastPathStatus
 from pyflannel.testing.fake_clock import FakeClock
 
 CONFIG = NetworkConfig()
@@ -24,6 +25,7 @@ TUNNEL = Tunnel(
     subnet=IPv4Network("10.100.15.0/24"),
     port=8285,
 )
+BESIDE = FastPathStatus(mode="user-space", reason="the verifier refuses it", hint="Use another kernel.")
 
 
 def refused(role: Role) -> Refusal:
@@ -54,27 +56,28 @@ async def running(bench: Bench):
 
 
 @pytest.mark.parametrize(
-    ("choice", "mode", "is_on", "reason"),
+    ("choice", "mode", "reason"),
     [
-        ("auto", "safe", True, "safe"),
-        ("auto", "off", False, "off: FastPath of the network config"),
-        ("safe", "off", True, "safe"),
-        ("off", "safe", False, "off: --fast-path=off"),
+        ("auto", "safe", None),
+        ("auto", "off", "FastPath of the network config"),
+        ("safe", "off", None),
+        ("off", "safe", "--fast-path=off"),
     ],
 )
-def test_the_host_s_word_wins(choice: Choice, mode: str, is_on: bool, reason: str) -> None:
+def test_the_host_s_word_wins(choice: Choice, mode: str, reason: str | None) -> None:
+    is_on = reason is None
     fast_path, config = Bench(choice).fast_path, replace(CONFIG, fast_path=mode)
 
     assert fast_path.is_on(config) is is_on
     assert fast_path.reads(config) == ((PARTIAL_CHECKSUM,) if is_on else ())
-    assert fast_path.reason(config) == reason
+    assert fast_path.status(config) == FastPathStatus(mode="safe" if is_on else "off", reason=reason)
 
 
 def test_other_backends_have_none() -> None:
     fast_path, config = Bench().fast_path, replace(CONFIG, backend_type="vxlan")
 
     assert not fast_path.is_on(config)
-    assert fast_path.reason(config) is None
+    assert fast_path.status(config) is None
     assert not fast_path.is_on(None)
 
 
@@ -88,12 +91,13 @@ def test_what_the_kernel_refuses_goes_through_user_space_and_is_tried_again(capl
             fast_path.judge([refused(Role.DECAPSULATE)], CONFIG)
             assert not fast_path.is_on(CONFIG)
             assert fast_path.reads(CONFIG) == ()
-            assert fast_path.reason(CONFIG) == "user space: the verifier refuses it"
+            assert fast_path.status(CONFIG) == BESIDE
             assert bench.changes == 1
 
             await bench.clock.advance(1)
             assert fast_path.is_on(CONFIG)
             assert fast_path.reads(CONFIG) == ()
+            assert fast_path.status(CONFIG) == BESIDE  # as long as nothing else is known
             fast_path.judge([refused(Role.DECAPSULATE)], CONFIG)
             await bench.clock.advance(1)
             assert not fast_path.is_on(CONFIG)
@@ -102,7 +106,7 @@ def test_what_the_kernel_refuses_goes_through_user_space_and_is_tried_again(capl
 
             fast_path.judge([], CONFIG)
             assert fast_path.reads(CONFIG) == (PARTIAL_CHECKSUM,)
-            assert fast_path.reason(CONFIG) == "safe"
+            assert fast_path.status(CONFIG) == FastPathStatus(mode="safe")
 
     asyncio.run(check())
     assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]

@@ -12,6 +12,7 @@ from pyflannel.model.link import Link
 from pyflannel.model.route import Route
 from pyflannel.model.status import (
     BackendStatus,
+    FastPathStatus,
     ReconcileStatus,
     RefusedPeer,
     Status,
@@ -73,6 +74,10 @@ def test_of_a_healthy_host_there_is_nothing_to_say() -> None:
         (
             replace(READY, backend=BackendStatus(type="vxlan", notes=("checksums are not left to eth0",))),
             "backend-note",
+        ),
+        (
+            replace(READY, fast_path=FastPathStatus(mode="user-space", reason="EPERM", hint="Be root.")),
+            "no-fast-path",
         ),
     ],
 )

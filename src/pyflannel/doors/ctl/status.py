@@ -17,6 +17,7 @@ from pyflannel.doors.ctl.output import duration, print_facts, print_json
 from pyflannel.errors import NotReadyError
 from pyflannel.model.status import (
     BackendStatus,
+    FastPathStatus,
     ForwarderStatus,
     LeaseStatus,
     ReconcileStatus,
@@ -88,6 +89,8 @@ def _facts(found: Status) -> Iterator[tuple[str, str]]:
     yield from _refused_peers(found)
     if found.forwarder:
         yield "forwarder", _forwarder(found.forwarder)
+    if found.fast_path:
+        yield "fast path", _fast_path(found.fast_path)
     if found.reconcile:
         yield "repairs", _repairs(found.reconcile)
         for refused in found.reconcile.refused:
@@ -147,6 +150,12 @@ def _forwarder(forwarder: ForwarderStatus) -> str:
         parts.append("attached" if forwarder.is_attached else "not attached")
     parts += [f"{reason} {count}" for reason, count in forwarder.counters.items() if count]
     return ", ".join(parts)
+
+
+def _fast_path(fast_path: FastPathStatus) -> str:
+    parts = [f"{fast_path.mode}: {fast_path.reason}" if fast_path.reason else fast_path.mode]
+    parts += [f"{outcome} {count}" for outcome, count in fast_path.counters.items() if count]
+    return ", ".join(parts) + (f". {fast_path.hint}" if fast_path.hint else "")
 
 
 def _repairs(reconcile: ReconcileStatus) -> str:
