@@ -57,7 +57,7 @@ class Container:
     def ping(self, address: str, *words: str, count: int = 3) -> tuple[int, str]:
         """Ping `address` and return how many were answered, and what ping said."""
         said = self.namespace.attempt(
-            "ping", "-n", "-c", str(count), "-i", "0.05", "-W", "2", *words, address
+            "ping", "-n", "-c", str(count), "-i", "0.05", "-W", "10", *words, address
         )
         return int(_RECEIVED.search(said)[2]), said
 

@@ -79,7 +79,7 @@ def test_an_original_in_user_space_carries_tcp_both_ways(original, send_stream, 
 
     assert send_stream(one.container, two.container, octets=1 << 20)
     assert send_stream(two.container, one.container, octets=1 << 20)
-    assert one.counts()[Outcome.DECAPSULATED] > 100
+    assert one.counts()[Outcome.DECAPSULATED] > 10
     assert Outcome.ENCAPSULATED not in one.counts()
 
 
@@ -89,7 +89,7 @@ def test_an_original_behind_hardware_that_finishes_packets_can_be_sent_to_direct
     one.heal(one.plan(two.peer()))
 
     assert send_stream(one.container, two.container, octets=1 << 20)
-    assert one.counts()[Outcome.ENCAPSULATED] > 100
+    assert one.counts()[Outcome.ENCAPSULATED] > 10
 
 
 @pytest.mark.parametrize("state", ["on", "off"])

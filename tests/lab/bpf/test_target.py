@@ -196,7 +196,7 @@ def test_no_packet_is_lost_while_programs_are_replaced(linked):
     replaced = one.act(replace_all)
 
     assert " 1000 received" in pinging.communicate()[0]
-    assert replaced > 10
+    assert replaced > 1
 
 
 class BlindHooks(TcxHooks):
