@@ -23,6 +23,7 @@ class Cluster:
         self, endpoints: Sequence[Endpoint], *, tls: TlsFiles | None = None, user: User | None = None
     ) -> None:
         """Speak to `endpoints` over TLS when there is `tls`, and as `user` when there is one."""
+        self._given = tuple(endpoints)
         self._endpoints = list(endpoints)
         self._tls = tls
         self._login = None if user is None else Login(user)
@@ -68,6 +69,8 @@ class Cluster:
                 self._endpoints.remove(endpoint)
                 self._endpoints.insert(0, endpoint)
                 return answer
+        # In one order, whoever is asked first by now: the same trouble has the same words, and is said once.
+        failures.sort(key=lambda failure: self._given.index(failure[0]))
         raise StoreError(
             f"etcd did not answer: {'; '.join(f'{where}: {explain(error)}' for where, error in failures)}",
             hint=hint_of(failures[0][1]),

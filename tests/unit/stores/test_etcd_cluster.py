@@ -1,0 +1,46 @@
+"""A cluster of which no member answers."""
+
+import asyncio
+from contextlib import AsyncExitStack
+
+import pytest
+
+from pyflannel.errors import StoreError
+from pyflannel.stores.etcd.cluster import Cluster
+from pyflannel.stores.etcd.endpoint import Endpoint
+from pyflannel.stores.etcd.rpc_grpc import KVStub
+from pyflannel.stores.etcd.rpc_pb2 import RangeRequest
+
+
+async def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.close()
+
+
+def test_the_same_trouble_has_the_same_words_whoever_is_asked_first() -> None:
+    """Members that failed are asked last; who says each trouble once would take that for another one."""
+
+    async def ask_often() -> tuple[list[str], list[str]]:
+        async with AsyncExitStack() as servers, asyncio.timeout(60):
+            ports = []
+            for _ in range(3):
+                server = await servers.enter_async_context(
+                    await asyncio.start_server(hang_up, "127.0.0.1", 0)
+                )
+                ports.append(server.sockets[0].getsockname()[1])
+            cluster = Cluster([Endpoint("127.0.0.1", port) for port in ports])
+            said = []
+            for once in (True, False, True):
+                with pytest.raises(StoreError) as caught:
+                    await cluster.ask(
+                        lambda member: KVStub(member.channel).Range(RangeRequest(key=b"config")), once=once
+                    )
+                said.append(str(caught.value))
+            cluster.close()
+            return said, [f"127.0.0.1:{port}" for port in ports]
+
+    (first, all_of_them, second), names = asyncio.run(ask_often())
+
+    assert names[0] in first
+    assert names[1] not in first
+    assert [part.strip().rpartition(": ")[0] for part in all_of_them.partition(": ")[2].split(";")] == names
+    assert first != second
