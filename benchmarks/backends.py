@@ -114,7 +114,7 @@ def main() -> int:
 
 def lay_backend(labs: ExitStack, backend: str) -> Joined:
     """Make a lab whose two hosts are joined by flanneld, with a container on each."""
-    lab = labs.enter_context(Lab(f"bench-{backend}", TOPOLOGY))
+    lab = labs.enter_context(Lab(f"backend-{backend}", TOPOLOGY))
     one, two = lab.hosts.values()
     config = json.dumps({"Network": str(NETWORK), "Backend": {"Type": backend}})
     one.flannelctl("--store", lab.sqlite_url, "config", "set", config)
@@ -128,7 +128,7 @@ def lay_backend(labs: ExitStack, backend: str) -> Joined:
 def lay_by_hand(labs: ExitStack, path: str) -> Joined:
     """Make a lab whose two hosts are joined by ip(8), as flannel's backend of the name does it."""
     kind = path.removesuffix(" by hand")
-    lab = labs.enter_context(Lab(f"bench-hand-{kind}", TOPOLOGY))
+    lab = labs.enter_context(Lab(f"by-hand-{kind}", TOPOLOGY))
     one, two = lab.hosts.values()
     lay = lay_vxlan if kind == "vxlan" else lay_host_gw
     lay(one, two, 0, 1)
