@@ -106,20 +106,20 @@ def test_equal_seeds_give_equal_lives() -> None:
 class Engine:
     """The keeper, the planner and the reconciler of one host, on doubles of the store and the kernel."""
 
-    def __init__(self, number: int, store: FakeStore, clock: FakeClock, random: Random) -> None:
+    def __init__(self, number: int, store: FakeStore, clock: FakeClock, random: Random, ttl_s: int) -> None:
         address = IPv4Address(f"192.168.50.{number}")
         self.store = store.client()
         self.kernel = FakeKernel()
         self.planner = planner_of(address)
         self.reconciler = Reconciler(
-            target=self.kernel, clock=clock, desired=self.planner.desired, audit_s=600
+            target=self.kernel, clock=clock, desired=self.planner.desired, audit_s=ttl_s / 6
         )
         attributes = LeaseAttributes(public_ip=address, owner=Identity(owner=f"id{number}"))
         self.keeper = LeaseKeeper(
             store=self.store,
             clock=clock,
             draw=random.randrange,
-            wanted=Wanted(network=NETWORK, attributes=attributes, ttl_s=3600, renew_margin_s=600),
+            wanted=Wanted(network=NETWORK, attributes=attributes, ttl_s=ttl_s, renew_margin_s=600),
             held=None,
             report=self.hear,
             leases_changed=self.know,
@@ -166,14 +166,15 @@ def fault(engines: Sequence[Engine], random: Random) -> None:
                 engine.kernel.damage(Remove(random.choice(items)))
 
 
-async def a_day(seed: int) -> list[Engine]:
+async def live(seed: int, hosts: int, faults: int, ttl_s: int) -> list[Engine]:
+    """Let so many hosts live with so many faults, up to a third of a lease's time apart."""
     random, clock = Random(seed), FakeClock()
     store = FakeStore(clock)
-    engines = [Engine(number, store, clock, random) for number in range(1, 7)]
+    engines = [Engine(number, store, clock, random, ttl_s) for number in range(1, hosts + 1)]
     running = [asyncio.ensure_future(engine.run()) for engine in engines]
     try:
-        for _ in range(24):
-            await clock.advance(random.random() * 1200)
+        for _ in range(faults):
+            await clock.advance(random.random() * ttl_s / 3)
             fault(engines, random)
         for engine in engines:
             engine.store.is_away = False
@@ -185,17 +186,28 @@ async def a_day(seed: int) -> list[Engine]:
     return engines
 
 
+def check_engines(engines: Sequence[Engine]) -> None:
+    """Each host has a lease of its own, and in its kernel what follows from all of them."""
+    held = [engine.keeper.state.held for engine in engines]
+    leases = [one.lease for one in held if one is not None]
+    assert len({lease.subnet for lease in leases}) == len(engines)
+    truth = LeaseSet.of(replace(lease, revision=0) for lease in leases)
+    for engine, own in zip(engines, leases, strict=True):
+        assert engine.kernel.state == plan(own, truth)
+
+
 def test_hours_of_whole_engines(long_run: bool) -> None:
     """The same keeper, planner and reconciler as the daemon's: all lease, all known, all programmed."""
     for seed in range(10 if long_run else 1):
-        engines = asyncio.run(a_day(seed))
+        check_engines(asyncio.run(live(seed, hosts=6, faults=24, ttl_s=3600)))
 
-        held = [engine.keeper.state.held for engine in engines]
-        leases = [one.lease for one in held if one is not None]
-        assert len({lease.subnet for lease in leases}) == len(engines)
-        truth = LeaseSet.of(replace(lease, revision=0) for lease in leases)
-        for engine, own in zip(engines, leases, strict=True):
-            assert engine.kernel.state == plan(own, truth)
+
+@pytest.mark.timeout(3600)
+def test_hours_of_a_hundred_whole_engines(long_run: bool) -> None:
+    if not long_run:
+        pytest.skip("needs --long")
+
+    check_engines(asyncio.run(live(1, hosts=100, faults=24, ttl_s=3600)))
 
 
 def test_the_simulation_finds_a_creation_without_a_compare() -> None:
