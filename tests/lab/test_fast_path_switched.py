@@ -1,0 +1,105 @@
+"""Which way packets take while that changes: by the network config, and by a missing right."""
+
+import json
+import os
+
+import pytest
+
+from pyflannel.lab.etcd_server import PREFIX
+from pyflannel.lab.traffic import measure_throughput, ping, wait_reached
+from pyflannel.lab.waiting import wait_until
+from pyflannel.model.status import FastPathStatus
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
+
+DEADLINE_S = 30.0
+WITHOUT_RIGHTS = ["setpriv", "--bounding-set=-bpf,-sys_admin"]
+
+
+def put_config(overlay, **more: str) -> None:
+    config = json.dumps({"Network": "10.100.0.0/16", **more})
+    overlay.etcd.etcdctl("put", f"{PREFIX}/config", config)
+
+
+def wait_mode(overlay, host, mode: str) -> FastPathStatus:
+    """Return the fast path's status, once it has this mode and the programs that belong to it."""
+
+    def is_so(status) -> bool:
+        path = status.fast_path
+        return path is not None and path.mode == mode and bool(path.counters) is (mode == "safe")
+
+    return overlay.wait_status(host, is_so, f"has the fast path {mode}", deadline_s=DEADLINE_S).fast_path
+
+
+def counter(overlay, host, outcome: str) -> int:
+    return overlay.status(host).fast_path.counters[outcome]
+
+
+@pytest.fixture(scope="module")
+def ends(overlay):
+    """docker1 and docker4 on one network, with a container each, and the kernel carries their packets."""
+    ends = [overlay.hosts["docker1"], overlay.hosts["docker4"]]
+    for host in ends:
+        overlay.join(host)
+    overlay.settle(*ends)
+    containers = [host.container("box", gateway=host.gateway(), mtu=1472) for host in ends]
+    wait_reached(containers, deadline_s=DEADLINE_S)
+    for host in ends:
+        wait_mode(overlay, host, "safe")
+    return ends, containers
+
+
+def test_the_network_config_switches_it_and_no_ping_is_lost(overlay, ends, ping_stream):
+    hosts, (box, far) = ends
+    with ping_stream(hosts[0], far.address, interval_s=0.001) as stream:
+        stream.wait_answered()
+        put_config(overlay, FastPath="off")
+        for host in hosts:
+            assert wait_mode(overlay, host, "off").reason == "FastPath of the network config"
+        stream.wait_answered()
+        put_config(overlay)
+        for host in hosts:
+            wait_mode(overlay, host, "safe")
+        stream.wait_answered()
+
+    assert stream.lost() == []
+    before = counter(overlay, hosts[0], "encapsulated")
+    assert ping(box, far.address).is_reached
+    assert counter(overlay, hosts[0], "encapsulated") > before
+
+
+@pytest.fixture
+def poor(overlay, ends):
+    """docker2, whose daemon may not use eBPF, and a container there."""
+    host = overlay.hosts["docker2"]
+    command = [*WITHOUT_RIGHTS, "flanneld", f"--store={overlay.etcd.url}"]
+    overlay.daemons[host.name] = host.start_service(command, name="flanneld")
+    container = host.container("box", gateway=host.gateway(), mtu=1472)
+    wait_reached([ends[1][0], container], deadline_s=DEADLINE_S)
+    return host, container
+
+
+def test_a_host_without_the_right_uses_user_space_and_its_peers_bear_with_it(overlay, ends, poor):
+    """Nobody sends it what it could not read: TCP arrives, with checksums that no hardware has completed."""
+    (one, _), (box, _) = ends
+    host, container = poor
+
+    path = wait_mode(overlay, host, "user-space")
+
+    assert "EPERM" in (path.reason or "")
+    assert "CAP_BPF" in (path.hint or "")
+    said = json.loads(host.flannelctl("--json", "doctor", check=False))
+    assert "no-fast-path" in [finding["code"] for finding in said["findings"]]
+    wait_until(
+        lambda: ping(box, container.address).is_reached and counter(overlay, one, "left_unready_peer") > 0,
+        what="its lease says that it reads nothing unfinished",
+        deadline_s=DEADLINE_S,
+    )
+    assert measure_throughput(box, container, seconds=1).octets > 0
+    assert measure_throughput(container, box, seconds=1).octets > 0
+
+    overlay.daemons[host.name].stop()
+    overlay.join(host)
+
+    wait_mode(overlay, host, "safe")
+    assert measure_throughput(box, container, seconds=1).octets > 0
