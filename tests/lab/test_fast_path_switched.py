@@ -103,3 +103,33 @@ def test_a_host_without_the_right_uses_user_space_and_its_peers_bear_with_it(ove
 
     wait_mode(overlay, host, "safe")
     assert measure_throughput(box, container, seconds=1).octets > 0
+
+
+def test_a_daemon_with_fewer_rights_takes_the_programs_over(overlay, ends, ping_stream):
+    """They were attached by one with all rights, which pins nothing; root lays the pins in between."""
+    (one, other), (_, far) = ends
+
+    def pinned() -> set[str]:
+        return {name for name in other.run(["ls", "/run/flannel/bpf"]).stdout.split() if "program" in name}
+
+    with ping_stream(one, far.address, interval_s=0.01) as stream:
+        wait_until(
+            lambda: counter(overlay, other, "delivered") > 0, what="the last hop", deadline_s=DEADLINE_S
+        )
+        overlay.daemons[other.name].stop()
+        other.flannelctl("pins")
+        programs = pinned()
+        command = ["setpriv", "--bounding-set=-sys_admin", "flanneld", f"--store={overlay.etcd.url}"]
+        overlay.daemons[other.name] = other.start_service(command, name="flanneld")
+        wait_mode(overlay, other, "safe")
+        overlay.settle(other)
+        stream.wait_answered()
+
+    assert stream.lost() == []
+    assert len(programs) == 3
+    assert pinned() == programs
+
+    overlay.daemons[other.name].stop()
+    said = other.flannelctl("--store", overlay.etcd.url, "cleanup")
+    assert "removed directory /run/flannel/bpf" in said
+    assert "/run/flannel" not in other.run(["cat", "/proc/self/mounts"]).stdout
