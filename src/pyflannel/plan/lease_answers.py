@@ -55,7 +55,7 @@ CONFIG_S = 5.0
 BUSY_S = 0.1
 """A store that takes longer than that to answer has much to do."""
 
-IN_TURN_MAX_S = 3.0
+IN_TURN_MAX_S = 5.0
 """Longest pause between the first lease and the watch."""
 
 EXHAUSTED_S = 10.0
@@ -99,12 +99,12 @@ def _watch(state: LeaseState) -> Step:
 def _watch_in_turn(state: LeaseState, took_s: float, now: float) -> Step:
     """Watch, the later the longer the store took to answer: there are many who want to write.
 
-    Each of them that watches already is told of every other, which keeps the others waiting. What it was not
-    told by then comes at once.
+    Each of them that watches already is told of every other, which keeps the others waiting: among them who
+    lost a race, and has as long to wait again. What a host was not told by then comes at once.
     """
     if took_s < BUSY_S or state.is_watching or state.watch_at is not None:
         return _watch(state)
-    return replace(state, watch_at=now + min(took_s, IN_TURN_MAX_S)), ()
+    return replace(state, watch_at=now + min(2 * took_s, IN_TURN_MAX_S)), ()
 
 
 def _listed_while_running(state: LeaseState, held: Held, listed: Listed, now: float) -> Step:

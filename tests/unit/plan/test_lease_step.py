@@ -357,7 +357,7 @@ def test_a_host_watches_the_later_the_longer_the_store_took_to_answer() -> None:
 
     host.answer()
     seen_at_first = host.seen
-    host.sleep(1.9)
+    host.sleep(3.9)
     seen_before = host.seen
     host.sleep(0.1)
 
