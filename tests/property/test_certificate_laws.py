@@ -19,7 +19,9 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 YEAR_S = 365 * 86400
 KEY = ec.generate_private_key(ec.SECP256R1())
 SECONDS = st.integers(-20 * YEAR_S, 8000 * YEAR_S).map(lambda second: EPOCH + timedelta(seconds=second))
-NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=60)
+NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=60).filter(
+    lambda name: len(name.encode()) <= 64  # octets, of a common name (RFC 5280 appendix A.1)
+)
 
 
 def pem(not_before: datetime, not_after: datetime, issuer: str = "ca") -> str:
