@@ -38,7 +38,7 @@ def listen(path: str) -> socket.socket:
         BusyError: a living forwarder answers there.
         OSError: the path cannot be used.
     """
-    _remove_stale(path)
+    remove_stale(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     listener.bind(path)
     os.chmod(path, 0o600)  # nobody can connect before listen()
@@ -54,7 +54,12 @@ def listen_on(descriptor: int) -> socket.socket:
     return listener
 
 
-def _remove_stale(path: str) -> None:
+def remove_stale(path: str) -> None:
+    """Remove the socket that a dead forwarder left at `path`.
+
+    Raises:
+        BusyError: a living forwarder answers there.
+    """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
         try:
             probe.connect(path)

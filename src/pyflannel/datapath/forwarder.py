@@ -5,7 +5,7 @@ import sys
 from errno import EBUSY
 from socket import inet_ntoa, socket
 
-from pyflannel.datapath.control import Answer, ControlServer, listen, listen_on
+from pyflannel.datapath.control import Answer, ControlServer, listen, listen_on, remove_stale
 from pyflannel.datapath.inheritance import Inheritance
 from pyflannel.datapath.poller import Poller
 from pyflannel.datapath.relay import Relay
@@ -59,11 +59,12 @@ class Forwarder:
         self._control = ControlServer(listener, self._poller, self._answer, self._forget)
 
     def _start(self) -> socket:
-        listener = listen(self._path)
+        remove_stale(self._path)
+        udp = _open_socket(self._settings)
         try:
-            udp = _open_socket(self._settings)
+            listener = listen(self._path)  # last: whoever is let connect takes the start for done
         except OSError:
-            os.unlink(self._path)
+            udp.close()
             raise
         self._relay = Relay(self._settings, udp, self._poller, self._tell, _say)
         return listener
