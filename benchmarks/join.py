@@ -215,7 +215,7 @@ def show(points: Sequence[Point]) -> None:
             str(point.hosts),
             str(point.lost),
             f"{point.last_lease_s:.1f}",
-            f"{point.all_known_s:.1f}",
+            "not in time" if point.ignorant else f"{point.all_known_s:.1f}",
             str(point.watchers),
             str(point.lost_races),
             str(point.failures),
@@ -246,7 +246,8 @@ def draw(points: Sequence[Point]) -> str:
 
     lines: list[str] = []
     for number, (name, colour) in enumerate(COLOURS.items()):
-        places = [place(point.hosts, getattr(point, name)) for point in points]
+        told = points if name != "all_known_s" else [point for point in points if not point.ignorant]
+        places = [place(point.hosts, getattr(point, name)) for point in told]
         lines.append(
             f'<polyline points="{" ".join(places)}" fill="none" stroke="{colour}" stroke-width="2"/>'
         )
@@ -266,7 +267,7 @@ def draw(points: Sequence[Point]) -> str:
     foot = top + height + 44
     notes = [
         f'<text x="20" y="{foot + 15 * number}" font-size="10" fill="#555555">{proof(point)};'
-        f" {point.lost} without lease, {point.watchers} watched to the end</text>"
+        f" {point.lost} without lease in time, {point.watchers} watched</text>"
         for number, point in enumerate(points)
     ]
     return "\n".join(
