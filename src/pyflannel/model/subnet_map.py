@@ -96,8 +96,6 @@ class SubnetMap(Mapping[IPv4Network, _Value]):
             return self._shards == other._shards
         return dict(self.entries()) == dict(other.entries())
 
-    __hash__ = None  # type: ignore[assignment]  # as of a dictionary
-
 
 def _place(subnet: IPv4Network, count: int) -> int:
     """Return the shard of a subnet: its number among those of its length, so that neighbours part."""

@@ -98,7 +98,7 @@ def test_no_ping_is_lost(linked, long_run):
         assert not refusals
         assert (sent, received) == (1000 * seconds, 1000 * seconds)
         assert one.pid != pid
-        wait_until(lambda: not is_running(pid), what="the end of the process", deadline_s=DEADLINE_S)  # noqa: B023
+        wait_until(lambda pid=pid: not is_running(pid), what="the end of the process", deadline_s=DEADLINE_S)
         assert one.counters()["sent_packets"] == one.counters()["received_packets"] == counted
 
 
