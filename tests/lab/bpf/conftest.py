@@ -25,6 +25,7 @@ from pyflannel.model.bpf_program import BpfProgram, Role, Tunnel
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer
 from pyflannel.model.operation import Add, Remove, Replace
 from pyflannel.model.state import State
+from pyflannel.model.stranger import Stranger
 from pyflannel.plan.diff import diff
 from pyflannel.processes.forwarder import ForwarderTarget
 
@@ -160,6 +161,15 @@ class Host:
             }
 
         return self.act(count, hooks)
+
+    def strangers(self) -> list[Stranger]:
+        """Whose packets the guard dropped."""
+
+        async def look(target):
+            await target.snapshot(State.of(self.peer()))
+            return sorted(target.strangers("flannel0"), key=lambda one: (one.address, one.reason))
+
+        return self.act(look)
 
     def start_forwarder(self, *peers: "Host") -> None:
         """Let user space carry what the programs leave to it."""

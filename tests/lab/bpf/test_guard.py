@@ -9,6 +9,7 @@ import pytest
 
 from pyflannel.kernel.bpf.layout import Outcome
 from pyflannel.lab.waiting import wait_until
+from pyflannel.model.stranger import Stranger
 from pyflannel.wire.packet import checksum
 
 DEADLINE_S = 30.0
@@ -42,6 +43,13 @@ def inner(source: str, destination: str, payload: bytes, fragment: int = 0) -> b
     return bytes(header) + datagram
 
 
+def outer(source: str, destination: str, packet: bytes) -> bytes:
+    """A tunnel datagram with its IPv4 header, to which a raw socket adds the checksum."""
+    datagram = struct.pack("!HHHH", 8285, 8285, 8 + len(packet), 0) + packet
+    ends = IPv4Address(source).packed + IPv4Address(destination).packed
+    return struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(datagram), 1, 0, 64, 17, 0) + ends + datagram
+
+
 @pytest.mark.parametrize(
     ("source", "destination", "outcome"),
     [
@@ -61,6 +69,53 @@ def test_a_packet_with_a_wrong_address_is_not_taken(linked, knock, source, desti
 
     assert heard == b"right"
     assert two.counts() == {outcome: 1, Outcome.DECAPSULATED: 1, Outcome.DELIVERED: 1}
+
+
+def test_who_is_turned_away_is_remembered_with_the_latest_packet(linked, knock):
+    one, two = linked
+    third = replace(one.peer(), subnet=IPv4Network("10.100.30.0/24"), address=IPv4Address("10.9.0.30"))
+    two.heal(two.plan(one.peer(), third))
+
+    knock(
+        linked,
+        inner("10.100.30.2", "10.100.20.2", b"another's"),
+        inner("10.100.30.9", "10.100.20.3", b"another's"),
+        inner("10.100.15.2", "10.100.99.2", b"not for us"),
+        inner("10.100.15.2", "10.100.20.2", b"right"),
+    )
+
+    assert two.strangers() == [
+        Stranger(
+            address=IPv4Address(one.address),
+            reason="impostor",
+            packets=2,
+            inner_source=IPv4Address("10.100.30.9"),
+            inner_destination=IPv4Address("10.100.20.3"),
+        ),
+        Stranger(
+            address=IPv4Address(one.address),
+            reason="not_ours",
+            packets=1,
+            inner_source=IPv4Address("10.100.15.2"),
+            inner_destination=IPv4Address("10.100.99.2"),
+        ),
+    ]
+
+
+def test_of_very_many_strangers_the_latest_are_remembered(linked, knock, open_socket):
+    one, two = linked
+    addresses = [f"10.9.{second}.{last}" for second in range(1, 9) for last in range(1, 251)]
+    wrong = inner("10.100.15.2", "10.100.20.2", b"wrong")
+
+    with open_socket(one.namespace, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw:
+        for address in addresses:
+            raw.sendto(outer(address, two.address, wrong), (two.address, 0))
+    knock(linked, inner("10.100.15.2", "10.100.20.2", b"right"))
+
+    assert two.counts()[Outcome.IMPOSTOR] == len(addresses)
+    remembered = {str(stranger.address) for stranger in two.strangers()}
+    assert addresses[-1] in remembered
+    assert 0 < len(remembered) <= 1024
 
 
 def test_a_datagram_longer_than_its_packet_is_judged_by_user_space(relayed, knock):

@@ -18,6 +18,7 @@ from pyflannel.kernel.link_index import link_index
 from pyflannel.model.bpf_container import BpfContainer
 from pyflannel.model.bpf_peer import BpfPeer
 from pyflannel.model.bpf_program import BpfProgram, Tunnel
+from pyflannel.model.stranger import Stranger
 
 
 class FastPath:
@@ -122,6 +123,10 @@ class FastPath:
     def counts(self, device: str) -> Mapping[Outcome, tuple[int, int]]:
         """Return packets and octets by outcome of a tunnel that was read; empty when it has no fast path."""
         return self._maps[device].counts() if device in self._maps else {}
+
+    def strangers(self, device: str) -> Sequence[Stranger]:
+        """Return whose packets the guard of a tunnel that was read dropped; none when it has no fast path."""
+        return self._maps[device].strangers() if device in self._maps else ()
 
     @cached_property
     def _library(self) -> Libbpf:

@@ -44,6 +44,24 @@ static __always_inline int count(enum outcome outcome, __u32 octets, int verdict
 	return verdict;
 }
 
+/* The guard's drop: counted, and remembered by whom it was. */
+static __always_inline int turn_away(enum outcome outcome, const struct iphdr *outer, const struct iphdr *inner,
+				     __u32 octets)
+{
+	struct stranger who = { .address = outer->saddr, .outcome = outcome };
+	struct sighting first = { .packets = 1, .source = inner->saddr, .destination = inner->daddr };
+	struct sighting *seen = bpf_map_lookup_elem(&flannel_dropped, &who);
+
+	if (seen) {
+		__sync_fetch_and_add(&seen->packets, 1);
+		seen->source = first.source;
+		seen->destination = first.destination;
+	} else {
+		bpf_map_update_elem(&flannel_dropped, &who, &first, BPF_ANY);
+	}
+	return count(outcome, octets, DROP);
+}
+
 static __always_inline struct peer *find_peer(__be32 address)
 {
 	struct subnet key = { .prefix_length = 32, .base = address };
@@ -211,9 +229,9 @@ int flannel_decap(struct __sk_buff *skb)
 	if (!peer)
 		return count(LEFT_STRANGER, octets, NEXT);
 	if (peer->address != outer->saddr)
-		return count(DROPPED_IMPOSTOR, octets, DROP);
+		return turn_away(DROPPED_IMPOSTOR, outer, inner, octets);
 	if ((inner->daddr & settings.subnet_mask) != settings.subnet)
-		return count(DROPPED_NOT_OURS, octets, DROP);
+		return turn_away(DROPPED_NOT_OURS, outer, inner, octets);
 	if (inner->frag_off & bpf_htons(FRAGMENT))
 		return count(LEFT_FRAGMENT, octets, NEXT);
 	if (inner->ttl <= 1)

@@ -12,6 +12,7 @@ from ipaddress import IPv4Address, IPv4Network
 
 from pyflannel.kernel.bpf.syscall import MapInfo
 from pyflannel.model.bpf_peer import BpfPeer
+from pyflannel.model.stranger import Stranger, StrangerReason
 
 BUILD_OCTETS = 8
 """Of the digest by which an object is told from that of another version."""
@@ -25,6 +26,8 @@ _SUBNET = struct.Struct("!II")
 _PEER = struct.Struct("!IHBx")
 _COUNT = struct.Struct("=QQ")
 _INDEX = struct.Struct("=I")
+_STRANGER = struct.Struct("=4sI")
+_SIGHTING = struct.Struct("=Q4s4s")
 _READS_UNFINISHED = 1
 
 
@@ -56,7 +59,8 @@ MACS = MapLayout(name="flannel_macs", type=1, key_octets=4, value_octets=8)  # H
 PORTS = MapLayout(name="flannel_ports", type=25, key_octets=4, value_octets=4)  # DEVMAP_HASH
 DEVICES = MapLayout(name="flannel_devices", type=25, key_octets=4, value_octets=4)  # DEVMAP_HASH
 COUNTS = MapLayout(name="flannel_counts", type=6, key_octets=4, value_octets=16)  # PERCPU_ARRAY
-SHARED = (PEERS, MACS, PORTS, DEVICES, COUNTS)
+DROPPED = MapLayout(name="flannel_dropped", type=9, key_octets=8, value_octets=16)  # LRU_HASH
+SHARED = (PEERS, MACS, PORTS, DEVICES, COUNTS, DROPPED)
 
 
 class Outcome(Enum):
@@ -188,3 +192,24 @@ def unpack_counts(by_key: Mapping[bytes, bytes]) -> dict[Outcome, tuple[int, int
         each = list(_COUNT.iter_unpack(by_key.get(_INDEX.pack(index), b"")))
         counts[outcome] = sum(packets for packets, _ in each), sum(octets for _, octets in each)
     return counts
+
+
+_TURNED_AWAY: Mapping[int, StrangerReason] = {
+    list(Outcome).index(Outcome.IMPOSTOR): "impostor",
+    list(Outcome).index(Outcome.NOT_OURS): "not_ours",
+}
+
+
+def unpack_stranger(key: bytes, value: bytes) -> Stranger | None:
+    """Return whom an entry is about; None for an outcome of another version."""
+    address, outcome = _STRANGER.unpack(key)
+    packets, source, destination = _SIGHTING.unpack(value)
+    if (reason := _TURNED_AWAY.get(outcome)) is None:
+        return None
+    return Stranger(
+        address=IPv4Address(address),
+        reason=reason,
+        packets=packets,
+        inner_source=IPv4Address(source),
+        inner_destination=IPv4Address(destination),
+    )

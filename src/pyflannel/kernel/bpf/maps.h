@@ -121,3 +121,23 @@ struct {
 	__type(key, __u32);
 	__type(value, struct count);
 } flannel_counts SEC(".maps");
+
+/* Who sent what the guard dropped, and how much. */
+struct stranger {
+	__be32 address;		/* on the underlay, as the outer header says */
+	__u32 outcome;
+};
+
+struct sighting {
+	__u64 packets;
+	__be32 source;		/* inner addresses of the latest */
+	__be32 destination;
+};
+
+/* As an address is easily forged there may be any number: the kernel forgets whom it saw least recently. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 1024);
+	__type(key, struct stranger);
+	__type(value, struct sighting);
+} flannel_dropped SEC(".maps");

@@ -7,6 +7,7 @@ from ipaddress import IPv4Address, IPv4Network
 from pyflannel.kernel.bpf.layout import (
     COUNTS,
     DEVICES,
+    DROPPED,
     MACS,
     PEERS,
     PORTS,
@@ -19,6 +20,7 @@ from pyflannel.kernel.bpf.layout import (
     unpack_mac,
     unpack_peer,
     unpack_port,
+    unpack_stranger,
 )
 from pyflannel.kernel.bpf.map_entries import (
     delete_entries,
@@ -30,6 +32,7 @@ from pyflannel.kernel.bpf.syscall import map_info
 from pyflannel.kernel.link_index import link_index
 from pyflannel.model.bpf_container import BpfContainer
 from pyflannel.model.bpf_peer import BpfPeer
+from pyflannel.model.stranger import Stranger
 
 
 class TunnelMaps:
@@ -142,6 +145,17 @@ class TunnelMaps:
         """
         octets = COUNTS.value_octets * possible_processors()
         return unpack_counts(read_entries(self._descriptors[COUNTS.name], COUNTS.key_octets, octets))
+
+    def strangers(self) -> list[Stranger]:
+        """Return whose packets the guard dropped, since the maps were made; of very many only the latest.
+
+        Raises:
+            OSError: the map cannot be read.
+        """
+        descriptor = self._descriptors[DROPPED.name]
+        entries = read_entries_at_once(descriptor, DROPPED.key_octets, DROPPED.value_octets)
+        found = (unpack_stranger(key, value) for key, value in entries.items())
+        return [stranger for stranger in found if stranger is not None]
 
 
 def _raise_any(refused: Mapping[int, OSError]) -> None:

@@ -15,6 +15,7 @@ from pyflannel.model.bpf_peer import BpfPeer
 from pyflannel.model.bpf_program import BpfProgram
 from pyflannel.model.operation import Operation, Refusal, Remove, Replace
 from pyflannel.model.state import Item, State
+from pyflannel.model.stranger import Stranger
 
 LOOK_S = 0.5
 """The kernel announces no program that goes. So often the hooks are looked at: a system call for each."""
@@ -80,6 +81,14 @@ class BpfTarget:
             OSError: they cannot be read.
         """
         return self._fast_path.counts(device)
+
+    def strangers(self, device: str) -> Sequence[Stranger]:
+        """Return whose packets the guard of a tunnel dropped; none when it has no fast path.
+
+        Raises:
+            OSError: they cannot be read.
+        """
+        return self._fast_path.strangers(device)
 
     async def _change_peers(
         self, device: str, operations: Sequence[Operation], is_removal: bool

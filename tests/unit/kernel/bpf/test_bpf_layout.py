@@ -22,8 +22,10 @@ from pyflannel.kernel.bpf.layout import (
     unpack_peer,
     unpack_port,
     unpack_settings,
+    unpack_stranger,
 )
 from pyflannel.model.bpf_peer import BpfPeer
+from pyflannel.model.stranger import Stranger
 
 addresses = st.integers(0, 2**32 - 1).map(IPv4Address)
 subnets = st.builds(
@@ -119,3 +121,27 @@ def test_the_header_of_the_programs_says_the_same():
     assert names[-1] == "OUTCOMES"
     assert [name.removeprefix("DROPPED_") for name in names[:-1]] == [outcome.name for outcome in Outcome]
     assert set(re.findall(r"\} (\w+) SEC\(\"\.maps\"\)", header)) == {layout.name for layout in SHARED}
+
+
+def test_a_map_can_be_found_by_its_name():
+    kept_by_the_kernel = 15  # octets, BPF_OBJ_NAME_LEN less the NUL
+
+    assert [layout.name for layout in SHARED] == [layout.name[:kept_by_the_kernel] for layout in SHARED]
+
+
+@given(addresses, st.integers(1, 2**64 - 1), addresses, addresses)
+def test_who_was_turned_away_is_read_as_the_programs_write_it(address, packets, source, destination):
+    key = address.packed + list(Outcome).index(Outcome.IMPOSTOR).to_bytes(4, "little")
+    value = packets.to_bytes(8, "little") + source.packed + destination.packed
+
+    assert unpack_stranger(key, value) == Stranger(
+        address=address,
+        reason="impostor",
+        packets=packets,
+        inner_source=source,
+        inner_destination=destination,
+    )
+
+
+def test_who_was_turned_away_by_another_version_for_an_unknown_reason_is_left_out():
+    assert unpack_stranger(bytes(4) + (99).to_bytes(4, "little"), bytes(16)) is None
