@@ -14,6 +14,11 @@ FOREIGN = "192.0.2.1"
 """Of TEST-NET-1 (RFC 5737), which no host has."""
 
 
+async def listening() -> asyncio.Server:
+    """Return a server on loopback that says nothing, and leaves connections open."""
+    return await asyncio.get_running_loop().create_server(asyncio.Protocol, "127.0.0.1", 0)
+
+
 @pytest.mark.parametrize(
     ("address", "expected"),
     [
@@ -29,7 +34,7 @@ def test_an_address_is_ours_while_a_socket_can_have_it(address: Address, expecte
 @pytest.mark.parametrize("stays", [True, False])
 def test_a_call_goes_over_a_new_connection_when_the_old_one_s_address_is_gone(stays: bool) -> None:
     async def test() -> None:
-        server = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0)
+        server = await listening()
         cluster = Cluster([Endpoint("127.0.0.1", server.sockets[0].getsockname()[1])])
 
         async def itself(member: Member) -> Member:
@@ -50,7 +55,7 @@ def test_a_call_goes_over_a_new_connection_when_the_old_one_s_address_is_gone(st
 
 def test_nobody_at_the_new_connection_is_an_error_as_ever() -> None:
     async def test() -> None:
-        server = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0)
+        server = await listening()
         cluster = Cluster([Endpoint("127.0.0.1", server.sockets[0].getsockname()[1])])
 
         async def itself(member: Member) -> Member:
