@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from errno import errorcode
 
 from pyflannel.datapath.forwarding import Drop
+from pyflannel.datapath.strangers import Strangers
 
 _OUTBOUND = (Drop.SHORT, Drop.NOT_IPV4, Drop.INCONSISTENT, Drop.LONG, Drop.NO_ROUTE, Drop.EXPIRED)
 _INBOUND = (
@@ -19,11 +20,15 @@ class Counters:
     dropped_out_* came from the device, dropped_in_* from peers; icmp_* are errors that we sent, or held back
     by the rate limit. A refusal of the kernel is counted as CALL_failed_ERRNO and appears when it first
     happens; its packets are lost.
+
+    Attributes:
+        strangers: who sent what the guard dropped; not handed on to a successor.
     """
 
     def __init__(self) -> None:
         self.sent_packets = self.sent_octets = self.received_packets = self.received_octets = 0
         self.batches_sent = self.batches_received = self.batches_written = 0
+        self.strangers = Strangers()
         self._events: dict[str, int] = {
             **{f"dropped_out_{drop.value}": 0 for drop in _OUTBOUND},
             **{f"dropped_in_{drop.value}": 0 for drop in _INBOUND},

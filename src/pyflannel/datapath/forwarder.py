@@ -24,6 +24,7 @@ from pyflannel.wire.forwarder_control import (
     encode_handed,
     encode_refusal,
     encode_state,
+    encode_strangers,
     encode_summary,
 )
 
@@ -114,6 +115,9 @@ class Forwarder:
                 return Answer(encode_frame(Kind.SUMMARY, encode_summary(self._summary())))
             case Kind.READ_COUNTERS:
                 return self._count()
+            case Kind.READ_STRANGERS:
+                payload = encode_strangers(self._relay.counters.strangers.all())
+                return Answer(encode_frame(Kind.STRANGERS, payload))
             case Kind.REPLACE_PEERS:
                 self._relay.peers.replace(decode_peers(payload))
             case Kind.CHANGE_PEERS:

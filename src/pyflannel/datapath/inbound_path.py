@@ -9,10 +9,11 @@ from pyflannel.datapath.forwarding import Drop, inbound
 from pyflannel.datapath.icmp_errors import IcmpErrors
 from pyflannel.datapath.offload import Offload, Offloads
 from pyflannel.datapath.peer_table import PeerTable
+from pyflannel.datapath.strangers import GUARDED
 from pyflannel.datapath.tcp_run import TcpRun
 from pyflannel.datapath.underlay_sender import UnderlaySender
 from pyflannel.wire.forwarder_control import Settings
-from pyflannel.wire.packet import HEADER
+from pyflannel.wire.packet import HEADER, ROUTED
 
 _SOL_UDP = 17
 _UDP_GRO = 104
@@ -113,7 +114,7 @@ class InboundPath:
         """Judge a packet that continues nothing, and begin a run with it or write it."""
         drop = inbound(self._buffer, at, size, sender, self._peers, self._settings)
         if drop is not None:
-            self._drop(drop, at, size)
+            self._drop(drop, at, size, sender)
         elif not self._run.start(at, size):
             self._writer.write(self._view[at : at + size])
 
@@ -122,8 +123,11 @@ class InboundPath:
             self._writer.write_run(self._run, self._view)
             self._run.clear()
 
-    def _drop(self, drop: Drop, at: int, size: int) -> None:
+    def _drop(self, drop: Drop, at: int, size: int, sender: str) -> None:
         self._counters.count_dropped_in(drop)
+        if drop in GUARDED:
+            source, destination = ROUTED.unpack_from(self._buffer, at)[-2:]
+            self._counters.strangers.note(sender, drop, source, destination)
         if drop is not Drop.EXPIRED:
             return
         error = self._errors.time_exceeded(self._buffer[at : at + size], size)

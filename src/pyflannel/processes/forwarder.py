@@ -15,6 +15,7 @@ from pyflannel.errors import TargetError, WireError
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer
 from pyflannel.model.operation import Add, Operation, Refusal, Remove, Replace
 from pyflannel.model.state import Item, State
+from pyflannel.model.stranger import Stranger, StrangerReason
 from pyflannel.processes.ending import end_process
 from pyflannel.processes.forwarder_client import (
     AbsentError,
@@ -37,6 +38,7 @@ from pyflannel.wire.forwarder_control import (
     Peer,
     decode_counters,
     decode_state,
+    decode_strangers,
     decode_summary,
     encode_change,
     encode_peers,
@@ -46,6 +48,12 @@ log = logging.getLogger(__name__)
 
 _LOOK_AGAIN_S = 1.0
 """How soon a forwarder that somebody else started is noticed."""
+
+_REASONS: Mapping[str, StrangerReason] = {
+    "stranger": "stranger",
+    "impostor": "impostor",
+    "not_ours": "not_ours",
+}
 
 _NO_RIGHT = "Give the daemon CAP_NET_ADMIN and /dev/net/tun; `modprobe tun` where the kernel lacks it."
 _ATTACH_HINTS = {
@@ -202,6 +210,30 @@ class ForwarderTarget:
             return {}
         except WireError as error:
             raise TargetError(str(error), hint=error.hint) from error
+
+    async def strangers(self) -> list[Stranger]:
+        """Return who sent what the forwarder's guard dropped, the latest last; nobody when it does not run.
+
+        Raises:
+            TargetError: one runs, but does not answer.
+        """
+        try:
+            strangers = decode_strangers(await self._ask(Kind.READ_STRANGERS))
+        except AbsentError:
+            return []
+        except WireError as error:
+            raise TargetError(str(error), hint=error.hint) from error
+        return [
+            Stranger(
+                address=IPv4Address(one.address),
+                reason=_REASONS[one.reason],
+                packets=one.packets,
+                inner_source=IPv4Address(one.source),
+                inner_destination=IPv4Address(one.destination),
+            )
+            for one in strangers
+            if one.reason in _REASONS
+        ]
 
     async def _read_state(self) -> ForwarderState:
         try:

@@ -18,6 +18,7 @@ from HAND_OVER on came later; who does not know them ends the connection.
     HAND_OVER        none                                           HANDED, with descriptors
     TAKEN            none                                           COUNTERS: the final ones; it ends
     READ_SUMMARY     none                                           SUMMARY
+    READ_STRANGERS   none                                           STRANGERS
 
     peer (11)        subnet 4 · prefix length 1 · address 4 · port 2
     removal (5)      subnet 4 · prefix length 1
@@ -29,6 +30,8 @@ from HAND_OVER on came later; who does not know them ends the connection.
                      listener, the UDP socket and, if it is attached, the device
     SUMMARY          generation 8 · attached 1 · offloads 1: another generation means another table of peers
                      or another process
+    STRANGERS        each: address 4 · inner source 4 · inner destination 4 · packets 8 · length of the reason
+                     1 · reason, ASCII: of those who sent what the guard dropped, the latest last
 
 Between HANDED and TAKEN both move packets, each packet one of them, and changes are refused. Who asked for
 HANDED and goes away without TAKEN has taken nothing.
@@ -60,6 +63,7 @@ _STATE = Struct("!IB16sIIBIHHB")
 _COUNTER = Struct("!QB")
 _REFUSAL = Struct("!H")
 _SUMMARY = Struct("!QBB")
+_STRANGER = Struct("!IIIQB")
 _HINT = "Stop the program that uses the forwarder's socket, or bring both to one version of pyflannel."
 
 
@@ -75,6 +79,7 @@ class Kind(IntEnum):
     HAND_OVER = 7
     TAKEN = 8
     READ_SUMMARY = 9
+    READ_STRANGERS = 10
     STATE = 128
     COUNTERS = 129
     DONE = 130
@@ -82,6 +87,7 @@ class Kind(IntEnum):
     CHANGED = 132
     HANDED = 133
     SUMMARY = 134
+    STRANGERS = 135
 
 
 class Peer(NamedTuple):
@@ -126,6 +132,21 @@ class Summary(NamedTuple):
     generation: int
     is_attached: bool
     offloads: int
+
+
+class Stranger(NamedTuple):
+    """Somebody who sent what the guard dropped, for one reason.
+
+    Attributes:
+        reason: as the counters call it: `stranger`, `impostor` or `not_ours`.
+        source: inner address of the latest packet, as is `destination`.
+    """
+
+    address: int
+    reason: str
+    packets: int
+    source: int
+    destination: int
 
 
 class FrameReader:
@@ -287,6 +308,34 @@ def decode_counters(payload: bytes) -> dict[str, int]:
         offset = start + length
         counters[payload[start:offset].decode(errors="replace")] = value
     return counters
+
+
+def encode_strangers(strangers: Iterable[Stranger]) -> bytes:
+    """Return the payload of STRANGERS."""
+    return b"".join(
+        _STRANGER.pack(one.address, one.source, one.destination, one.packets, len(one.reason))
+        + one.reason.encode()
+        for one in strangers
+    )
+
+
+def decode_strangers(payload: bytes) -> list[Stranger]:
+    """Return the strangers of a payload, in its order.
+
+    Raises:
+        WireError: it ends early.
+    """
+    strangers: list[Stranger] = []
+    offset = 0
+    while offset < len(payload):
+        start = offset + _STRANGER.size
+        if start > len(payload) or start + payload[start - 1] > len(payload):
+            raise WireError(f"strangers end after {len(payload)} octets", hint=_HINT)
+        address, source, destination, packets, length = _STRANGER.unpack_from(payload, offset)
+        offset = start + length
+        reason = payload[start:offset].decode(errors="replace")
+        strangers.append(Stranger(address, reason, packets, source, destination))
+    return strangers
 
 
 def encode_refusal(errno: int, text: str) -> bytes:

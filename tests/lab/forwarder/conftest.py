@@ -102,6 +102,12 @@ class Host:
 
         return self.namespace.run(act)
 
+    def strangers(self):
+        async def act():
+            return await ForwarderTarget(self.run_dir).strangers()
+
+        return self.namespace.run(act)
+
     @property
     def pid(self) -> int:
         """The process that listens on the control socket."""

@@ -118,7 +118,7 @@ def test_a_datagram_longer_than_the_path_goes_in_fragments(linked):
     assert output.count("ttl=62") == 3
 
 
-def test_strangers_are_dropped_and_counted(linked):
+def test_strangers_are_dropped_counted_and_remembered(linked):
     """Right inner addresses do not help a wrong sender, nor a right sender wrong inner addresses."""
     one, two = linked
     one.namespace.ip("address add 10.9.0.66/24 dev eth0")
@@ -150,6 +150,14 @@ def test_strangers_are_dropped_and_counted(linked):
         "dropped_in_long": 1,
     }
     assert counters["received_packets"] == 1
+    assert [
+        (str(one.address), one.reason, one.packets, str(one.inner_source), str(one.inner_destination))
+        for one in two.strangers()
+    ] == [
+        ("10.9.0.66", "impostor", 1, "10.100.1.9", "10.100.2.9"),
+        ("10.9.0.1", "stranger", 1, "10.100.3.9", "10.100.2.9"),
+        ("10.9.0.1", "not_ours", 1, "10.100.1.9", "10.100.3.9"),
+    ]
 
 
 def test_no_failure_of_the_underlay_or_the_device_ends_it(linked):

@@ -150,6 +150,15 @@ def dropped(counters: Counters) -> dict[str, int]:
     return {name: value for name, value in counters.by_name().items() if value and "dropped" in name}
 
 
+def remembered(counters: Counters) -> dict[str, int]:
+    """Packets of all whom the guard turned away, by the counters' names."""
+    packets: dict[str, int] = {}
+    for stranger in counters.strangers.all():
+        name = f"dropped_in_{stranger.reason}"
+        packets[name] = packets.get(name, 0) + stranger.packets
+    return packets
+
+
 SENDERS = st.sampled_from(["10.9.0.2", "10.9.0.3"])
 RUN = [(one, "10.9.0.2") for one in segments(0x0A640205, 0x0A640105, 9, 100)]
 
@@ -171,6 +180,11 @@ def test_what_peers_send_is_judged_packet_by_packet(stream, one, other, joined):
     path.relay()
 
     assert (taken.packets, dropped(counters)) == judged_alone(datagrams)
+    assert remembered(counters) == {
+        name: value
+        for name, value in dropped(counters).items()
+        if name.endswith(("_stranger", "_impostor", "_not_ours"))
+    }
 
 
 def test_segments_are_joined_across_datagrams_but_not_across_senders():

@@ -14,6 +14,7 @@ from pyflannel.wire.forwarder_control import (
     Kind,
     Peer,
     Settings,
+    Stranger,
     Summary,
     decode_change,
     decode_counters,
@@ -21,6 +22,7 @@ from pyflannel.wire.forwarder_control import (
     decode_peers,
     decode_refusal,
     decode_state,
+    decode_strangers,
     decode_summary,
     encode_change,
     encode_counters,
@@ -29,6 +31,7 @@ from pyflannel.wire.forwarder_control import (
     encode_peers,
     encode_refusal,
     encode_state,
+    encode_strangers,
     encode_summary,
 )
 
@@ -115,6 +118,18 @@ def test_counters_round_trip(counters):
     assert decode_counters(encode_counters(counters)) == counters
 
 
+@given(
+    st.lists(
+        st.builds(
+            Stranger,
+            *(addresses, st.text("abc_", max_size=20), st.integers(0, 2**64 - 1), addresses, addresses),
+        )
+    )
+)
+def test_strangers_round_trip(strangers):
+    assert decode_strangers(encode_strangers(strangers)) == strangers
+
+
 @given(st.integers(0, 65535), st.text())
 def test_refusal_round_trips(errno, text):
     assert decode_refusal(encode_refusal(errno, text)) == (errno, text)
@@ -124,7 +139,7 @@ def test_refusal_round_trips(errno, text):
     st.sampled_from(
         [
             *(decode_peers, decode_change, decode_state, decode_counters, decode_refusal),
-            *(decode_handed, decode_summary),
+            *(decode_handed, decode_summary, decode_strangers),
         ]
     ),
     st.binary(max_size=200),

@@ -1,0 +1,32 @@
+"""Whom the forwarder remembers of those it turned away."""
+
+from pyflannel.datapath.forwarding import Drop
+from pyflannel.datapath.strangers import REMEMBERED, Strangers
+from pyflannel.wire.forwarder_control import Stranger
+
+
+def test_a_sender_is_one_for_each_reason_with_the_latest_inner_addresses():
+    strangers = Strangers()
+    strangers.note("10.9.0.3", Drop.IMPOSTOR, 1, 2)
+    strangers.note("10.9.0.66", Drop.STRANGER, 3, 4)
+    strangers.note("10.9.0.3", Drop.NOT_OURS, 5, 6)
+    strangers.note("10.9.0.3", Drop.IMPOSTOR, 7, 8)
+
+    assert strangers.all() == [
+        Stranger(0x0A090042, "stranger", 1, 3, 4),
+        Stranger(0x0A090003, "not_ours", 1, 5, 6),
+        Stranger(0x0A090003, "impostor", 2, 7, 8),
+    ]
+
+
+def test_whoever_was_seen_least_recently_is_forgotten():
+    strangers = Strangers()
+    for number in range(REMEMBERED):
+        strangers.note(f"10.9.{number >> 8}.{number & 255}", Drop.STRANGER, 1, 2)
+    strangers.note("10.9.0.0", Drop.STRANGER, 1, 2)
+    strangers.note("10.8.0.1", Drop.STRANGER, 1, 2)
+
+    addresses = [stranger.address for stranger in strangers.all()]
+    assert len(addresses) == REMEMBERED
+    assert 0x0A090001 not in addresses
+    assert addresses[-2:] == [0x0A090000, 0x0A080001]
