@@ -14,11 +14,13 @@ class Stranger:
 
     Attributes:
         address: the sender's on the underlay, as the outer header says: it may be forged.
+        age_s: seconds since the latest packet.
         inner_source: of the latest packet, as is `inner_destination`.
     """
 
     address: IPv4Address
     reason: StrangerReason
     packets: int
+    age_s: float
     inner_source: IPv4Address
     inner_destination: IPv4Address

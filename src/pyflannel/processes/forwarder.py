@@ -228,6 +228,7 @@ class ForwarderTarget:
                 address=IPv4Address(one.address),
                 reason=_REASONS[one.reason],
                 packets=one.packets,
+                age_s=one.age_ms / 1000,
                 inner_source=IPv4Address(one.source),
                 inner_destination=IPv4Address(one.destination),
             )

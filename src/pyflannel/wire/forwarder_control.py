@@ -30,8 +30,9 @@ from HAND_OVER on came later; who does not know them ends the connection.
                      listener, the UDP socket and, if it is attached, the device
     SUMMARY          generation 8 · attached 1 · offloads 1: another generation means another table of peers
                      or another process
-    STRANGERS        each: address 4 · inner source 4 · inner destination 4 · packets 8 · length of the reason
-                     1 · reason, ASCII: of those who sent what the guard dropped, the latest last
+    STRANGERS        each: address 4 · inner source 4 · inner destination 4 · packets 8 · milliseconds since the
+                     latest 4 · length of the reason 1 · reason, ASCII: of those who sent what the guard
+                     dropped, the latest last
 
 Between HANDED and TAKEN both move packets, each packet one of them, and changes are refused. Who asked for
 HANDED and goes away without TAKEN has taken nothing.
@@ -63,7 +64,7 @@ _STATE = Struct("!IB16sIIBIHHB")
 _COUNTER = Struct("!QB")
 _REFUSAL = Struct("!H")
 _SUMMARY = Struct("!QBB")
-_STRANGER = Struct("!IIIQB")
+_STRANGER = Struct("!IIIQIB")
 _HINT = "Stop the program that uses the forwarder's socket, or bring both to one version of pyflannel."
 
 
@@ -139,12 +140,14 @@ class Stranger(NamedTuple):
 
     Attributes:
         reason: as the counters call it: `stranger`, `impostor` or `not_ours`.
+        age_ms: milliseconds since the latest packet, as far as 32 bits go.
         source: inner address of the latest packet, as is `destination`.
     """
 
     address: int
     reason: str
     packets: int
+    age_ms: int
     source: int
     destination: int
 
@@ -313,7 +316,7 @@ def decode_counters(payload: bytes) -> dict[str, int]:
 def encode_strangers(strangers: Iterable[Stranger]) -> bytes:
     """Return the payload of STRANGERS."""
     return b"".join(
-        _STRANGER.pack(one.address, one.source, one.destination, one.packets, len(one.reason))
+        _STRANGER.pack(one.address, one.source, one.destination, one.packets, one.age_ms, len(one.reason))
         + one.reason.encode()
         for one in strangers
     )
@@ -331,10 +334,10 @@ def decode_strangers(payload: bytes) -> list[Stranger]:
         start = offset + _STRANGER.size
         if start > len(payload) or start + payload[start - 1] > len(payload):
             raise WireError(f"strangers end after {len(payload)} octets", hint=_HINT)
-        address, source, destination, packets, length = _STRANGER.unpack_from(payload, offset)
+        address, source, destination, packets, age_ms, length = _STRANGER.unpack_from(payload, offset)
         offset = start + length
         reason = payload[start:offset].decode(errors="replace")
-        strangers.append(Stranger(address, reason, packets, source, destination))
+        strangers.append(Stranger(address, reason, packets, age_ms, source, destination))
     return strangers
 
 

@@ -2,6 +2,7 @@
 
 import socket
 import struct
+import time
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 
@@ -76,6 +77,7 @@ def test_who_is_turned_away_is_remembered_with_the_latest_packet(linked, knock):
     third = replace(one.peer(), subnet=IPv4Network("10.100.30.0/24"), address=IPv4Address("10.9.0.30"))
     two.heal(two.plan(one.peer(), third))
 
+    before = time.clock_gettime(time.CLOCK_BOOTTIME)
     knock(
         linked,
         inner("10.100.30.2", "10.100.20.2", b"another's"),
@@ -84,11 +86,14 @@ def test_who_is_turned_away_is_remembered_with_the_latest_packet(linked, knock):
         inner("10.100.15.2", "10.100.20.2", b"right"),
     )
 
-    assert two.strangers() == [
+    found = two.strangers()
+    assert all(0 <= one.age_s <= time.clock_gettime(time.CLOCK_BOOTTIME) - before for one in found)
+    assert [replace(one, age_s=0) for one in found] == [
         Stranger(
             address=IPv4Address(one.address),
             reason="impostor",
             packets=2,
+            age_s=0,
             inner_source=IPv4Address("10.100.30.9"),
             inner_destination=IPv4Address("10.100.20.3"),
         ),
@@ -96,6 +101,7 @@ def test_who_is_turned_away_is_remembered_with_the_latest_packet(linked, knock):
             address=IPv4Address(one.address),
             reason="not_ours",
             packets=1,
+            age_s=0,
             inner_source=IPv4Address("10.100.15.2"),
             inner_destination=IPv4Address("10.100.99.2"),
         ),

@@ -1,21 +1,34 @@
 """Whom the forwarder remembers of those it turned away."""
 
+import pytest
+
+from pyflannel.datapath import strangers as strangers_module
 from pyflannel.datapath.forwarding import Drop
 from pyflannel.datapath.strangers import REMEMBERED, Strangers
 from pyflannel.wire.forwarder_control import Stranger
 
 
-def test_a_sender_is_one_for_each_reason_with_the_latest_inner_addresses():
+@pytest.fixture(autouse=True)
+def clock(monkeypatch):
+    """Give a list whose last number is the time."""
+    times = [100.0]
+    monkeypatch.setattr(strangers_module, "monotonic", lambda: times[-1])
+    return times
+
+
+def test_a_sender_is_one_for_each_reason_with_the_latest_inner_addresses(clock):
     strangers = Strangers()
     strangers.note("10.9.0.3", Drop.IMPOSTOR, 1, 2)
     strangers.note("10.9.0.66", Drop.STRANGER, 3, 4)
+    clock.append(101.5)
     strangers.note("10.9.0.3", Drop.NOT_OURS, 5, 6)
     strangers.note("10.9.0.3", Drop.IMPOSTOR, 7, 8)
+    clock.append(102.0)
 
     assert strangers.all() == [
-        Stranger(0x0A090042, "stranger", 1, 3, 4),
-        Stranger(0x0A090003, "not_ours", 1, 5, 6),
-        Stranger(0x0A090003, "impostor", 2, 7, 8),
+        Stranger(0x0A090042, "stranger", 1, 2000, 3, 4),
+        Stranger(0x0A090003, "not_ours", 1, 500, 5, 6),
+        Stranger(0x0A090003, "impostor", 2, 500, 7, 8),
     ]
 
 

@@ -122,7 +122,8 @@ def test_counters_round_trip(counters):
     st.lists(
         st.builds(
             Stranger,
-            *(addresses, st.text("abc_", max_size=20), st.integers(0, 2**64 - 1), addresses, addresses),
+            *(addresses, st.text("abc_", max_size=20), st.integers(0, 2**64 - 1)),
+            *(st.integers(0, 2**32 - 1), addresses, addresses),
         )
     )
 )

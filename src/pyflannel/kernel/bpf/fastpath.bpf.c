@@ -49,11 +49,17 @@ static __always_inline int turn_away(enum outcome outcome, const struct iphdr *o
 				     __u32 octets)
 {
 	struct stranger who = { .address = outer->saddr, .outcome = outcome };
-	struct sighting first = { .packets = 1, .source = inner->saddr, .destination = inner->daddr };
+	struct sighting first = {
+		.packets = 1,
+		.seen_at = bpf_ktime_get_boot_ns(),
+		.source = inner->saddr,
+		.destination = inner->daddr,
+	};
 	struct sighting *seen = bpf_map_lookup_elem(&flannel_dropped, &who);
 
 	if (seen) {
 		__sync_fetch_and_add(&seen->packets, 1);
+		seen->seen_at = first.seen_at;
 		seen->source = first.source;
 		seen->destination = first.destination;
 	} else {

@@ -27,7 +27,7 @@ _PEER = struct.Struct("!IHBx")
 _COUNT = struct.Struct("=QQ")
 _INDEX = struct.Struct("=I")
 _STRANGER = struct.Struct("=4sI")
-_SIGHTING = struct.Struct("=Q4s4s")
+_SIGHTING = struct.Struct("=QQ4s4s")
 _READS_UNFINISHED = 1
 
 
@@ -59,7 +59,7 @@ MACS = MapLayout(name="flannel_macs", type=1, key_octets=4, value_octets=8)  # H
 PORTS = MapLayout(name="flannel_ports", type=25, key_octets=4, value_octets=4)  # DEVMAP_HASH
 DEVICES = MapLayout(name="flannel_devices", type=25, key_octets=4, value_octets=4)  # DEVMAP_HASH
 COUNTS = MapLayout(name="flannel_counts", type=6, key_octets=4, value_octets=16)  # PERCPU_ARRAY
-DROPPED = MapLayout(name="flannel_dropped", type=9, key_octets=8, value_octets=16)  # LRU_HASH
+DROPPED = MapLayout(name="flannel_dropped", type=9, key_octets=8, value_octets=24)  # LRU_HASH
 SHARED = (PEERS, MACS, PORTS, DEVICES, COUNTS, DROPPED)
 
 
@@ -200,16 +200,23 @@ _TURNED_AWAY: Mapping[int, StrangerReason] = {
 }
 
 
-def unpack_stranger(key: bytes, value: bytes) -> Stranger | None:
-    """Return whom an entry is about; None for an outcome of another version."""
+def unpack_stranger(key: bytes, value: bytes, now_ns: int) -> Stranger | None:
+    """Return whom an entry is about; None for an outcome of another version.
+
+    Args:
+        key: `struct stranger`.
+        value: `struct sighting`.
+        now_ns: nanoseconds of CLOCK_BOOTTIME.
+    """
     address, outcome = _STRANGER.unpack(key)
-    packets, source, destination = _SIGHTING.unpack(value)
+    packets, seen_at, source, destination = _SIGHTING.unpack(value)
     if (reason := _TURNED_AWAY.get(outcome)) is None:
         return None
     return Stranger(
         address=IPv4Address(address),
         reason=reason,
         packets=packets,
+        age_s=max(0, now_ns - seen_at) / 1e9,
         inner_source=IPv4Address(source),
         inner_destination=IPv4Address(destination),
     )

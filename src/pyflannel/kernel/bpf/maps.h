@@ -130,7 +130,8 @@ struct stranger {
 
 struct sighting {
 	__u64 packets;
-	__be32 source;		/* inner addresses of the latest */
+	__u64 seen_at;		/* the latest, in nanoseconds of CLOCK_BOOTTIME */
+	__be32 source;		/* its inner addresses */
 	__be32 destination;
 };
 

@@ -1,6 +1,7 @@
 """The maps that the programs of one tunnel share, as this process holds them."""
 
 import os
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Network
 
@@ -154,7 +155,8 @@ class TunnelMaps:
         """
         descriptor = self._descriptors[DROPPED.name]
         entries = read_entries_at_once(descriptor, DROPPED.key_octets, DROPPED.value_octets)
-        found = (unpack_stranger(key, value) for key, value in entries.items())
+        now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        found = (unpack_stranger(key, value, now_ns) for key, value in entries.items())
         return [stranger for stranger in found if stranger is not None]
 
 

@@ -132,16 +132,17 @@ def test_a_map_can_be_found_by_its_name():
 @given(addresses, st.integers(1, 2**64 - 1), addresses, addresses)
 def test_who_was_turned_away_is_read_as_the_programs_write_it(address, packets, source, destination):
     key = address.packed + list(Outcome).index(Outcome.IMPOSTOR).to_bytes(4, "little")
-    value = packets.to_bytes(8, "little") + source.packed + destination.packed
+    value = packets.to_bytes(8, "little") + bytes(8) + source.packed + destination.packed
 
-    assert unpack_stranger(key, value) == Stranger(
+    assert unpack_stranger(key, value, 2_500_000_000) == Stranger(
         address=address,
         reason="impostor",
         packets=packets,
+        age_s=2.5,
         inner_source=source,
         inner_destination=destination,
     )
 
 
 def test_who_was_turned_away_by_another_version_for_an_unknown_reason_is_left_out():
-    assert unpack_stranger(bytes(4) + (99).to_bytes(4, "little"), bytes(16)) is None
+    assert unpack_stranger(bytes(4) + (99).to_bytes(4, "little"), bytes(24), 0) is None
