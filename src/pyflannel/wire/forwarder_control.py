@@ -30,8 +30,8 @@ from HAND_OVER on came later; who does not know them ends the connection.
                      listener, the UDP socket and, if it is attached, the device
     SUMMARY          generation 8 · attached 1 · offloads 1: another generation means another table of peers
                      or another process
-    STRANGERS        each: address 4 · inner source 4 · inner destination 4 · packets 8 · milliseconds since the
-                     latest 4 · length of the reason 1 · reason, ASCII: of those who sent what the guard
+    STRANGERS        each: address 4 · inner source 4 · inner destination 4 · packets 8 · milliseconds since
+                     the latest 4 · length of the reason 1 · reason, ASCII: of those who sent what the guard
                      dropped, the latest last
 
 Between HANDED and TAKEN both move packets, each packet one of them, and changes are refused. Who asked for
