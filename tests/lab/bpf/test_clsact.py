@@ -7,21 +7,13 @@ import pytest
 
 from pyflannel.kernel.bpf.clsact import ClsactHooks
 from pyflannel.kernel.bpf.kernel_hooks import KernelHooks
-from pyflannel.kernel.bpf.tcx import TcxHooks
 from pyflannel.model.bpf_program import Role
-from pyflannel.model.operation import Remove, Replace
+from pyflannel.model.operation import Add, Remove, Replace
 from pyflannel.model.state import State
 
 
 def clsact(objects):
     return ClsactHooks()
-
-
-class KernelWithoutTcx(TcxHooks):
-    """What a kernel before 6.6 answers."""
-
-    async def programs(self, link, direction):
-        raise OSError(errno.EINVAL, "Invalid argument")
 
 
 @pytest.fixture
@@ -108,11 +100,25 @@ def test_a_kernel_without_tcx_gets_classifiers(hosts):
     one, two = hosts
 
     def old_kernel(objects):
-        return KernelHooks(objects, tcx=KernelWithoutTcx(objects))
+        return KernelHooks(objects, ask=lambda: ("absent", OSError(errno.EINVAL, "Invalid argument")))
 
     one.heal(one.plan(two.peer()), old_kernel)
 
     assert one.snapshot(one.plan(two.peer()), clsact) == one.plan(two.peer())
+
+
+def test_where_it_cannot_be_told_nothing_is_chosen(hosts):
+    """A right that is missing says nothing of the kernel."""
+    one, two = hosts
+
+    def hidden(objects):
+        return KernelHooks(objects, ask=lambda: ("unknown", OSError(errno.EPERM, "Operation not permitted")))
+
+    assert one.snapshot(one.plan(two.peer()), hidden) == State.EMPTY
+    refused = one.act(lambda target: target.apply([Add(one.program(Role.LAST_HOP))]), hidden)
+
+    assert "EPERM" in refused[0].cause
+    assert one.snapshot(one.plan(two.peer()), clsact) == State.EMPTY
 
 
 def test_this_kernel_gets_tcx(hosts):

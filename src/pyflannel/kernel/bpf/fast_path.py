@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from ipaddress import IPv4Network
 
+from pyflannel.kernel.bpf.features import examine
 from pyflannel.kernel.bpf.hooks import Hooks
 from pyflannel.kernel.bpf.kernel_hooks import KernelHooks
 from pyflannel.kernel.bpf.layout import SHARED, Outcome, Settings, pack_settings
@@ -18,6 +19,7 @@ from pyflannel.kernel.link_index import link_index
 from pyflannel.model.bpf_container import BpfContainer
 from pyflannel.model.bpf_peer import BpfPeer
 from pyflannel.model.bpf_program import BpfProgram, Tunnel
+from pyflannel.model.feature import Feature
 from pyflannel.model.stranger import Stranger
 
 
@@ -127,6 +129,10 @@ class FastPath:
     def strangers(self, device: str) -> Sequence[Stranger]:
         """Return whose packets the guard of a tunnel that was read dropped; none when it has no fast path."""
         return self._maps[device].strangers() if device in self._maps else ()
+
+    def features(self) -> tuple[Feature, ...]:
+        """Return what there is of what it uses; raises nothing."""
+        return examine(self._objects, lambda: self._library, lambda: self._object_file)
 
     @cached_property
     def _library(self) -> Libbpf:

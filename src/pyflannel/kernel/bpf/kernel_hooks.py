@@ -1,13 +1,13 @@
 """The hooks that this kernel has: tcx, or else a clsact qdisc."""
 
-import errno
-import socket
+from collections.abc import Callable
 
 from pyflannel.kernel.bpf.clsact import ClsactHooks
 from pyflannel.kernel.bpf.hooks import Hooks
 from pyflannel.kernel.bpf.objects import KernelObjects
-from pyflannel.kernel.bpf.tcx import TcxHooks
+from pyflannel.kernel.bpf.tcx import TcxHooks, ask_tcx
 from pyflannel.model.bpf_program import Direction
+from pyflannel.model.feature import Answer
 
 
 class KernelHooks:
@@ -18,8 +18,11 @@ class KernelHooks:
         TargetError: it did not answer.
     """
 
-    def __init__(self, objects: KernelObjects, tcx: TcxHooks | None = None) -> None:
-        self._tcx = tcx or TcxHooks(objects)
+    def __init__(
+        self, objects: KernelObjects, ask: Callable[[], tuple[Answer, OSError | None]] = ask_tcx
+    ) -> None:
+        self._objects = objects
+        self._ask = ask
         self._chosen: Hooks | None = None
 
     def close(self) -> None:
@@ -45,14 +48,8 @@ class KernelHooks:
 
     async def _hooks(self) -> Hooks:
         if self._chosen is None:
-            self._chosen = self._tcx if await self._has_tcx() else ClsactHooks()
+            answer, error = self._ask()
+            if answer == "unknown" and error is not None:
+                raise error
+            self._chosen = ClsactHooks() if answer == "absent" else TcxHooks(self._objects)
         return self._chosen
-
-    async def _has_tcx(self) -> bool:
-        try:
-            await self._tcx.programs(socket.if_nameindex()[0][0], Direction.INGRESS)
-        except OSError as error:
-            if error.errno == errno.EINVAL:
-                return False
-            raise
-        return True

@@ -37,6 +37,7 @@ _SIGNATURES: Mapping[str, tuple[Any, tuple[Any, ...]]] = {
     "bpf_map__reuse_fd": (c_int, (c_void_p, c_int)),
     "bpf_map__set_autocreate": (c_int, (c_void_p, c_bool)),
     "bpf_map__initial_value": (c_void_p, (c_void_p, POINTER(c_size_t))),
+    "libbpf_version_string": (c_char_p, ()),
     "libbpf_set_print": (c_void_p, (c_void_p,)),
 }
 
@@ -67,6 +68,12 @@ class Libbpf:
                 hint="Install libbpf 1.0 or later (Debian: libbpf1, Fedora: libbpf).",
             ) from error
         self._library.libbpf_set_print(None)  # it would write to standard error
+
+    @property
+    def version(self) -> str:
+        """Its version, such as `v1.1`."""
+        version: bytes = self._library.libbpf_version_string()
+        return version.decode("ascii", "replace")
 
     def create_maps(self, object_file: ObjectFile, names: Collection[str]) -> dict[str, int]:
         """Return descriptors of new maps, by name, of those that the programs share.

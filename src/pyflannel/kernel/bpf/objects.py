@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from pyflannel.kernel.bpf.syscall import Command, call_bpf, map_info, program_info
 
 _ID = struct.Struct("=III")  # id, next id, flags
+_NOBODYS = 0x7FFFFFFF
 _PREFIXES = ("program-", "map-")
 _PIN = struct.Struct("=QII")  # path, descriptor, flags
 
@@ -62,6 +63,20 @@ class KernelObjects:
             for name in os.listdir(self._directory):
                 if name.startswith(_PREFIXES) and name not in kept:
                     os.unlink(os.path.join(self._directory, name))
+
+    @property
+    def directory(self) -> str:
+        """The place for pins, which need not exist."""
+        return self._directory
+
+    @property
+    def opens_by_identifier(self) -> bool:
+        """Whether this process may open any object by its identifier: it asks for one that nobody has."""
+        try:
+            os.close(call_bpf(Command.PROG_GET_FD_BY_ID, _ID.pack(_NOBODYS, 0, 0)))
+        except OSError as error:
+            return error.errno == errno.ENOENT
+        return True
 
     @property
     def has_directory(self) -> bool:

@@ -31,6 +31,7 @@ _MAP_INFO = struct.Struct("=6I16s")  # type, id, sizes of key and value, most en
 class Command(IntEnum):
     """enum bpf_cmd."""
 
+    MAP_CREATE = 0
     MAP_LOOKUP_ELEM = 1
     MAP_UPDATE_ELEM = 2
     MAP_DELETE_ELEM = 3

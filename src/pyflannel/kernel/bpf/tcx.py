@@ -5,11 +5,15 @@ when the daemon goes, whatever file systems that one saw.
 """
 
 import ctypes
+import errno
+import socket
 import struct
 
+from pyflannel.kernel.bpf.asking import ask
 from pyflannel.kernel.bpf.objects import KernelObjects
 from pyflannel.kernel.bpf.syscall import Command, call_bpf, opened
 from pyflannel.model.bpf_program import Direction
+from pyflannel.model.feature import Answer
 
 _TYPES = {Direction.INGRESS: 46, Direction.EGRESS: 47}
 """BPF_TCX_INGRESS, BPF_TCX_EGRESS."""
@@ -41,11 +45,7 @@ class TcxHooks:
         Raises:
             OSError: ENODEV, there is no such link; EINVAL, the kernel has no tcx.
         """
-        ids = (ctypes.c_uint32 * _MOST_PROGRAMS)()
-        query = _QUERY.pack(link, _TYPES[direction], 0, 0, ctypes.addressof(ids), _MOST_PROGRAMS, 0, 0, 0, 0)
-        answer = ctypes.create_string_buffer(query, len(query))
-        call_bpf(Command.PROG_QUERY, answer)
-        return tuple(ids[: _QUERY.unpack(answer.raw)[5]])
+        return _query(link, direction)
 
     async def attach(self, link: int, direction: Direction, program: int) -> None:
         """Put a program, given by descriptor, behind the others.
@@ -74,3 +74,16 @@ class TcxHooks:
         """
         with opened(self._objects.open_program(old)) as program:
             call_bpf(Command.PROG_DETACH, _ATTACH.pack(link, program, _TYPES[direction], 0, 0, 0, 0))
+
+
+def ask_tcx() -> tuple[Answer, OSError | None]:
+    """Return whether the kernel has tcx: whoever may ask gets a list of programs, though it may be empty."""
+    return ask(lambda: _query(socket.if_nameindex()[0][0], Direction.INGRESS), (errno.EINVAL,))
+
+
+def _query(link: int, direction: Direction) -> tuple[int, ...]:
+    ids = (ctypes.c_uint32 * _MOST_PROGRAMS)()
+    query = _QUERY.pack(link, _TYPES[direction], 0, 0, ctypes.addressof(ids), _MOST_PROGRAMS, 0, 0, 0, 0)
+    answer = ctypes.create_string_buffer(query, len(query))
+    call_bpf(Command.PROG_QUERY, answer)
+    return tuple(ids[: _QUERY.unpack(answer.raw)[5]])

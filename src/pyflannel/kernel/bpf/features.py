@@ -1,0 +1,245 @@
+"""What the fast path uses of this kernel and of this process: asked once each, in a few milliseconds.
+
+Nothing is concluded from a version. What is asked comes from what is used: the types of the maps that the
+programs share, the helpers that they call.
+"""
+
+import ctypes
+import errno
+import struct
+from collections.abc import Callable, Iterator
+
+from pyflannel.errors import TargetError
+from pyflannel.kernel.bpf.asking import ask, said
+from pyflannel.kernel.bpf.layout import SHARED, MapLayout
+from pyflannel.kernel.bpf.libbpf import LIBRARY, Libbpf
+from pyflannel.kernel.bpf.object_file import ObjectFile
+from pyflannel.kernel.bpf.objects import KernelObjects
+from pyflannel.kernel.bpf.pin_directory import is_bpffs, kernel_has_bpffs
+from pyflannel.kernel.bpf.process_rights import BPF, NET_ADMIN, SYS_ADMIN, ProcessRights, own_rights
+from pyflannel.kernel.bpf.syscall import Command, call_bpf, opened
+from pyflannel.kernel.bpf.tcx import ask_tcx
+from pyflannel.model.feature import Answer, Feature
+
+_RANKS: tuple[Answer, ...] = ("present", "unknown", "absent")
+
+_NO_DESCRIPTOR = 0xFFFFFFFF
+_EBADFD = 77
+
+_INFO = struct.Struct("=IIQ")  # descriptor, size, address
+_MAP = struct.Struct("=5I")  # type, octets of key and value, most entries, flags
+_PROGRAM = struct.Struct("=IIQQIIQ")  # type, instructions, code, license, log's level, octets and address
+_INSTRUCTION = struct.Struct("=BBhi")
+_RETURN_0 = _INSTRUCTION.pack(0xB7, 0, 0, 0) + _INSTRUCTION.pack(0x95, 0, 0, 0)
+_LOG_OCTETS = 4096
+
+_LPM_TRIE = 11
+_NO_PREALLOC = 1
+_MAP_TYPES = {1: "HASH", 6: "PERCPU_ARRAY", 9: "LRU_HASH", _LPM_TRIE: "LPM_TRIE", 25: "DEVMAP_HASH"}
+"""enum bpf_map_type."""
+
+_PROGRAM_TYPES = {"tc": ("SCHED_CLS", 3), "xdp": ("XDP", 6)}
+"""enum bpf_prog_type, by the section of the object in which such programs stand."""
+
+_HELPERS = {
+    1: "bpf_map_lookup_elem",
+    2: "bpf_map_update_elem",
+    23: "bpf_redirect",
+    39: "bpf_skb_pull_data",
+    43: "bpf_skb_change_head",
+    44: "bpf_xdp_adjust_head",
+    50: "bpf_skb_adjust_room",
+    51: "bpf_redirect_map",
+    54: "bpf_xdp_adjust_meta",
+    152: "bpf_redirect_neigh",
+    155: "bpf_redirect_peer",
+}
+"""___BPF_FUNC_MAPPER, for people."""
+
+_UNKNOWN_HELPER = ("unknown func", "invalid func", "cannot use helper")
+"""What verifiers of several ages say of a helper that they do not have for such a program."""
+
+_GIVE_RIGHTS = "Run it as root, or give it CAP_BPF and CAP_NET_ADMIN."
+_OLD_KERNEL = "It takes a newer kernel, or one with CONFIG_BPF_SYSCALL and CONFIG_NET_CLS_BPF."
+_HIDDEN = (
+    "A seccomp filter or a security module answers in place of the kernel: let it pass bpf(2)"
+    " (systemd: SystemCallFilter=bpf; containers: a seccomp profile that allows bpf)."
+)
+_LAY_PINS = (
+    "Let root run `flannelctl pins` before each start, as the systemd unit does, or give CAP_SYS_ADMIN."
+)
+
+
+def examine(
+    objects: KernelObjects, library: Callable[[], Libbpf], read: Callable[[], ObjectFile]
+) -> tuple[Feature, ...]:
+    """Return what there is; where bpf(2) itself is not to be had, the rest of the kernel is not asked for."""
+    rights = own_rights()
+    call = _call(rights)
+    features = [call, *_rights(rights)]
+    if call.answer == "present":
+        features += [*_programs(rights, read), _map_types(rights), _tcx(rights), _finding(objects)]
+    return (*features, _library(library))
+
+
+def _call(rights: ProcessRights | None) -> Feature:
+    """Ask for a program by a descriptor that is none: whoever knows the call says that."""
+    answer, error = ask(
+        lambda: call_bpf(Command.OBJ_GET_INFO_BY_FD, _INFO.pack(_NO_DESCRIPTOR, 0, 0)), (errno.ENOSYS,)
+    )
+    code = error.errno if error is not None else None
+    is_filtered = rights is None or rights.is_filtered
+    if code in (errno.EBADF, _EBADFD, errno.EINVAL):
+        return Feature(name="bpf(2)", answer="present")
+    if code in (errno.EPERM, errno.EACCES) and rights is not None and not rights.is_filtered:
+        # What refuses for want of a right exists; with every right, somebody else refused.
+        is_ours = rights.has(BPF, SYS_ADMIN) and not rights.is_confined
+        return _seen("bpf(2)", "unknown" if is_ours else "present", said(error), _HIDDEN)
+    if answer == "absent" and not is_filtered:
+        return _seen("bpf(2)", "absent", said(error), "This kernel has no eBPF (CONFIG_BPF_SYSCALL).")
+    return _seen("bpf(2)", "unknown", said(error), _HIDDEN)
+
+
+def _rights(rights: ProcessRights | None) -> Iterator[Feature]:
+    for name, capability in (("CAP_BPF", BPF), ("CAP_NET_ADMIN", NET_ADMIN)):
+        if rights is None:
+            yield _seen(name, "unknown", "/proc/self/status does not say", "Mount /proc.")
+        elif rights.has(capability, SYS_ADMIN):
+            answer: Answer = "unknown" if rights.is_confined else "present"
+            detail = "a right in a user namespace counts for little" if rights.is_confined else ""
+            yield _seen(name, answer, detail, "Run it outside of the user namespace.")
+        else:
+            yield _seen(name, "absent", "", _GIVE_RIGHTS)
+
+
+def _programs(rights: ProcessRights | None, read: Callable[[], ObjectFile]) -> Iterator[Feature]:
+    """Load a program that does nothing, and one for each helper that calls it without what it wants."""
+    try:
+        helpers = read().helpers
+    except TargetError as spoilt:
+        yield _seen("object of the programs", "absent", str(spoilt), spoilt.hint)
+        return
+    for section, calls in helpers.items():
+        if section not in _PROGRAM_TYPES:
+            continue
+        name, number = _PROGRAM_TYPES[section]
+        answer, error = ask_program_type(number)
+        yield _judged(rights, f"programs {name}", answer, error, is_needed=section == "tc")
+        if answer == "present":
+            missing = [call for call in sorted(calls) if not has_helper(number, call)]
+            names = ", ".join(_HELPERS.get(call, f"number {call}") for call in missing)
+            yield Feature(
+                name=f"helpers of {name}",
+                answer="absent" if missing else "present",
+                detail=names,
+                hint="It takes a newer kernel (5.10 or later)." if missing else "",
+                is_needed=section == "tc",
+            )
+
+
+def ask_program_type(number: int) -> tuple[Answer, OSError | None]:
+    """Return whether the kernel has programs of this type (enum bpf_prog_type)."""
+    return ask(lambda: _load(number, _RETURN_0), (errno.EINVAL,))
+
+
+def has_helper(program_type: int, number: int) -> bool:
+    """Return whether programs of this type, which the kernel has, may call this helper."""
+    log = ctypes.create_string_buffer(_LOG_OCTETS)
+    try:
+        _load(program_type, _INSTRUCTION.pack(0x85, 0, 0, number) + _RETURN_0, log)
+    except OSError:
+        told = log.value.decode("ascii", "replace")
+        return not any(words in told for words in _UNKNOWN_HELPER)
+    return True
+
+
+def _load(program_type: int, code: bytes, log: "ctypes.Array[ctypes.c_char] | None" = None) -> None:
+    instructions = ctypes.create_string_buffer(code, len(code))
+    terms = ctypes.create_string_buffer(b"Apache-2.0")
+    level, octets, address = (1, len(log), ctypes.addressof(log)) if log is not None else (0, 0, 0)
+    attributes = _PROGRAM.pack(
+        program_type,
+        len(code) // _INSTRUCTION.size,
+        ctypes.addressof(instructions),
+        ctypes.addressof(terms),
+        level,
+        octets,
+        address,
+    )
+    with opened(call_bpf(Command.PROG_LOAD, attributes)):
+        pass
+
+
+def _map_types(rights: ProcessRights | None) -> Feature:
+    """Make a map of each sort that the programs share, with room for one entry."""
+    replies = {_map_name(layout): ask_map_type(layout) for layout in SHARED}
+    worst: Answer = max((answer for answer, _ in replies.values()), key=_RANKS.index)
+    such = [name for name, (answer, _) in replies.items() if answer == worst]
+    return _judged(rights, f"maps {', '.join(such)}", worst, replies[such[0]][1])
+
+
+def ask_map_type(layout: MapLayout) -> tuple[Answer, OSError | None]:
+    """Return whether the kernel has maps of this type (enum bpf_map_type)."""
+    flags = _NO_PREALLOC if layout.type == _LPM_TRIE else 0
+    attributes = _MAP.pack(layout.type, layout.key_octets, layout.value_octets, 1, flags)
+
+    def make() -> None:
+        with opened(call_bpf(Command.MAP_CREATE, attributes)):
+            pass
+
+    return ask(make, (errno.EINVAL,))
+
+
+def _map_name(layout: MapLayout) -> str:
+    return _MAP_TYPES.get(layout.type, f"of type {layout.type}")
+
+
+def _tcx(rights: ProcessRights | None) -> Feature:
+    answer, error = ask_tcx()
+    if answer == "absent":
+        return Feature(
+            name="tcx",
+            answer="absent",
+            detail="kernels before 6.6 have none: programs are classifiers of a clsact qdisc",
+            is_needed=False,
+        )
+    return _judged(rights, "tcx", answer, error, is_needed=False)
+
+
+def _finding(objects: KernelObjects) -> Feature:
+    """Return how a daemon finds the programs of the one before it."""
+    name = "CAP_SYS_ADMIN or pins"
+    if objects.opens_by_identifier:
+        return Feature(name=name, answer="present", detail="by identifiers")
+    directory = objects.directory
+    is_pinned = is_bpffs(directory)
+    if is_pinned:
+        return Feature(name=name, answer="present", detail=f"pins in {directory}")
+    if is_pinned is None:
+        return _seen(name, "unknown", "/proc does not say what is mounted", _LAY_PINS)
+    if kernel_has_bpffs() is False:
+        return _seen(name, "absent", "this kernel has no bpffs", "Give it CAP_SYS_ADMIN.")
+    return _seen(name, "absent", f"no bpffs is mounted at {directory}", _LAY_PINS)
+
+
+def _judged(
+    rights: ProcessRights | None, name: str, answer: Answer, error: OSError | None, *, is_needed: bool = True
+) -> Feature:
+    """Return a feature as the kernel spoke of it: who may not ask must first get the right."""
+    may_ask = rights is None or (rights.has(BPF, SYS_ADMIN) and rights.has(NET_ADMIN, SYS_ADMIN))
+    hint = _OLD_KERNEL if answer == "absent" else _HIDDEN if may_ask else _GIVE_RIGHTS
+    return _seen(name, answer, said(error), hint, is_needed=is_needed)
+
+
+def _seen(name: str, answer: Answer, detail: str, hint: str, *, is_needed: bool = True) -> Feature:
+    """Return a feature; one that is present needs no explanation."""
+    if answer == "present":
+        return Feature(name=name, answer=answer, is_needed=is_needed)
+    return Feature(name=name, answer=answer, detail=detail, hint=hint, is_needed=is_needed)
+
+
+def _library(library: Callable[[], Libbpf]) -> Feature:
+    try:
+        return Feature(name=LIBRARY, answer="present", detail=library().version)
+    except TargetError as error:
+        return _seen(LIBRARY, "absent", str(error), error.hint)
