@@ -220,6 +220,12 @@ def make_target(hooks=TcxHooks, look_s: float = LOOK_S, **changes) -> BpfTarget:
     return BpfTarget(FastPath(choose_hooks=hooks, **changes), look_s)
 
 
+@pytest.fixture(name="heal")
+def give_heal() -> Callable:
+    """Give the function that makes a pass with a target."""
+    return heal
+
+
 async def heal(target: BpfTarget, desired: State) -> list:
     """Make a pass, and return the operations that it took; none may be refused."""
     found = await target.snapshot(desired)

@@ -24,7 +24,8 @@ from pyflannel.plan.order import order
 async def make_pass(target, desired):
     operations = order(diff(desired, await target.snapshot(desired)))
     refused = await target.apply(operations)
-    return [len(operations), [[refusal.cause, refusal.hint] for refusal in refused]]
+    remarks = [[remark.text, remark.hint] for remark in target.remarks("flannel0")]
+    return [len(operations), [[refusal.cause, refusal.hint] for refusal in refused], remarks]
 
 target = BpfTarget(FastPath(sys.argv[1]))
 print(json.dumps(asyncio.run(make_pass(target, pickle.load(sys.stdin.buffer)))))
@@ -61,7 +62,7 @@ def test_without_the_right_to_bpf_everything_is_refused(hosts):
     one, two = hosts
     desired = one.plan(two.peer())
 
-    operations, refused = run_daemon(one, desired, ",+net_admin")
+    operations, refused, _ = run_daemon(one, desired, ",+net_admin")
 
     assert operations == len(refused) == len(desired)
     assert all("EPERM" in cause and "CAP_BPF" in hint for cause, hint in refused)
@@ -70,7 +71,7 @@ def test_without_the_right_to_bpf_everything_is_refused(hosts):
 def test_without_pins_a_daemon_that_could_not_replace_its_programs_attaches_none(hosts, tmp_path):
     one, two = hosts
 
-    _, refused = run_daemon(one, one.plan(two.peer()), ",+bpf,+net_admin", tmp_path)
+    _, refused, _ = run_daemon(one, one.plan(two.peer()), ",+bpf,+net_admin", tmp_path)
 
     assert len(refused) == len(Role)
     assert all("EPERM" in cause and "bpffs" in hint for cause, hint in refused)
@@ -82,9 +83,35 @@ def test_with_pins_two_rights_are_enough(hosts, bpffs):
     two.heal(two.plan(one.peer()))
     desired = one.plan(two.peer())
 
-    assert run_daemon(one, desired, ",+bpf,+net_admin", bpffs) == [len(desired), []]
-    assert run_daemon(one, desired, ",+bpf,+net_admin", bpffs) == [0, []]
+    assert run_daemon(one, desired, ",+bpf,+net_admin", bpffs) == [len(desired), [], []]
+    assert run_daemon(one, desired, ",+bpf,+net_admin", bpffs) == [0, [], []]
     assert one.container.ping(two.container.address)[0] == 3
+
+
+def test_programs_that_may_not_be_looked_into_are_named(linked, tmp_path):
+    """They stand since a daemon with every right, and go on carrying packets."""
+    one, two = linked
+    desired = one.plan(two.peer())
+
+    _, refused, remarks = run_daemon(one, desired, ",+bpf,+net_admin", tmp_path)
+
+    ((text, hint),) = remarks
+    assert len(refused) == len(Role)
+    assert all(place in text for place in ("flannel0 egress", "eth0 ingress", "docker0 egress"))
+    assert "CAP_SYS_ADMIN" in text
+    assert "flannelctl pins" in hint
+    assert "flannelctl cleanup" in hint
+    assert one.snapshot(desired) == desired
+    assert one.container.ping(two.container.address)[0] == 3
+
+
+def test_programs_of_others_at_other_links_are_nobody_s_business(hosts, tmp_path):
+    one, two = hosts
+    one.heal(State.of(one.program(Role.DECAPSULATE), two.peer()))
+
+    _, _, remarks = run_daemon(one, State.EMPTY, ",+bpf,+net_admin", tmp_path)
+
+    assert remarks == []
 
 
 def test_pins_go_with_what_they_stand_for(hosts, bpffs):

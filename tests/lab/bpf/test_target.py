@@ -9,9 +9,10 @@ from ipaddress import IPv4Address, IPv4Network
 import pytest
 
 from pyflannel.errors import TargetError
+from pyflannel.kernel.bpf import maps
 from pyflannel.kernel.bpf.layout import BUILD_OCTETS, DEVICES
 from pyflannel.kernel.bpf.libbpf import Libbpf
-from pyflannel.kernel.bpf.map_entries import delete_entries, read_entries
+from pyflannel.kernel.bpf.map_entries import delete_entries, read_entries, update_entries
 from pyflannel.kernel.bpf.object_file import ObjectFile, read_object
 from pyflannel.kernel.bpf.objects import KernelObjects
 from pyflannel.kernel.bpf.standing import StandingPrograms, shared_maps
@@ -269,16 +270,81 @@ def test_ten_thousand_peers_are_entered_and_read_back(linked, make_target):
     assert one.snapshot(desired) == desired
 
 
-def test_a_full_map_refuses_what_does_not_fit_and_no_more(linked):
+def entries_of_peers(count: int) -> list[BpfPeer]:
+    """So many peers with subnets of their own."""
+    return [
+        BpfPeer(
+            device="flannel0",
+            subnet=IPv4Network((0x0B000000 + (number << 4), 28)),
+            address=IPv4Address(0x0A090000 + number),
+            port=8285,
+        )
+        for number in range(count)
+    ]
+
+
+def test_more_peers_than_there_is_room_for_go_through_user_space(linked, heal):
+    """Nobody goes on trying, and what stands is still mended; when others go, they get their entries."""
     one = linked[0]
+    peers = entries_of_peers(65_536 + 3)
+    moved = [replace(peers[0], port=9), *peers[1:]]
+
+    async def fill(target):
+        await heal(target, one.plan(*peers))
+        assert await heal(target, one.plan(*peers)) == []
+        remarks = target.remarks("flannel0")
+        changes = [len(await heal(target, one.plan(*moved))), len(await heal(target, one.plan(*moved)))]
+        await heal(target, one.plan(*moved[:-4]))
+        return remarks, changes, target.remarks("flannel0"), await target.snapshot(one.plan(*moved))
+
+    (remark,), changes, later, found = one.act(fill)
+
+    assert remark.text.startswith("the fast path has room for 65536 peers, and 3 more:")
+    assert changes == [1, 0]
+    assert later == ()
+    assert len(one.plan(*moved)) - len(found) == 4
+
+
+def test_a_full_table_that_refuses_to_replace_loses_its_wrong_entry_first(linked, monkeypatch):
+    """As tries of older kernels do."""
+    one, two = linked
+    moved = replace(two.peer(), address=IPv4Address("10.9.0.99"))
+
+    def refuse_what_is_there(descriptor, entries):
+        there = read_entries(descriptor, 8, 8)
+        full = OSError(errno.ENOSPC, "No space left on device")
+        refused = {place: full for place, (key, _) in enumerate(entries) if key in there}
+        assert (
+            update_entries(descriptor, [one for place, one in enumerate(entries) if place not in refused])
+            == {}
+        )
+        return refused
+
+    monkeypatch.setattr(maps, "update_entries", refuse_what_is_there)
+    one.heal(one.plan(moved))
+
+    assert moved in one.snapshot(one.plan(moved))
+
+
+def test_more_containers_than_there_is_room_for_pass_the_bridge(linked, heal):
+    one, two = linked
     entries = [
         replace(one.container.entry, address=IPv4Address(0x0A800000 + number)) for number in range(4096)
     ]
+    desired = one.plan(two.peer()) | State.of(*entries)
 
-    refused = one.act(lambda target: target.apply([Add(entry) for entry in entries]))
+    async def fill(target):
+        await heal(target, desired)
+        return await heal(target, desired), target.remarks("flannel0")
 
-    assert [refusal.operation.item for refusal in refused] == entries[-1:]  # one was there before
-    assert "map is full" in refused[0].hint
+    operations, (remark,) = one.act(fill)
+
+    assert operations == []
+    assert (
+        remark.text
+        == "the fast path has room for 4096 containers, and 1 more: packets to them pass the bridge"
+    )
+    assert one.container.ping(two.container.address)[0] == 3
 
 
 def test_a_missing_link_is_refused_and_the_rest_is_done(linked):

@@ -18,9 +18,22 @@ from pyflannel.kernel.bpf.syscall import opened
 from pyflannel.kernel.link_index import link_index
 from pyflannel.model.bpf_container import BpfContainer
 from pyflannel.model.bpf_peer import BpfPeer
-from pyflannel.model.bpf_program import BpfProgram, Tunnel
+from pyflannel.model.bpf_program import BpfProgram, Direction, Tunnel
 from pyflannel.model.feature import Feature
+from pyflannel.model.remark import Remark
 from pyflannel.model.stranger import Stranger
+
+_NAMED = 8
+"""So many hooks are named."""
+
+_UNREADABLE = (
+    "programs of an earlier flanneld seem to stand at {}; without CAP_SYS_ADMIN and without their pins this"
+    " one may neither read nor remove them: they carry packets by tables that nobody mends"
+)
+_HAND_OVER = (
+    "As root, `flannelctl pins` hands them over to a flanneld that is started then, and `flannelctl cleanup`"
+    " removes them."
+)
 
 
 class FastPath:
@@ -48,6 +61,7 @@ class FastPath:
         self._read_object = read
         self._programs = StandingPrograms(self.hooks, self._objects)
         self._maps: dict[str, TunnelMaps] = {}
+        self._unreadable: list[tuple[str, Direction]] = []
 
     def close(self) -> None:
         """Let go of all descriptors; programs and maps stay."""
@@ -62,7 +76,9 @@ class FastPath:
         """Return all programs of ours, and the entries of the tunnels that are planned."""
         names = dict(socket.if_nameindex())
         devices = {item.tunnel.device if isinstance(item, BpfProgram) else item.device for item in planned}
-        standing = await self._programs.find(names)
+        look = await self._programs.look(names)
+        standing = look.standing
+        self._unreadable = [(names[link], direction) for link, direction in look.unreadable]
         self._hold_maps(devices, standing)
         build = self._object_file.build if standing else b""
         items: list[BpfProgram | BpfPeer | BpfContainer] = [*describe(standing, names, build, self._maps)]
@@ -70,7 +86,9 @@ class FastPath:
             items += maps.peers(
                 item for item in planned if isinstance(item, BpfPeer) and item.device == device
             )
-            items += maps.containers(names)
+            items += maps.containers(
+                names, (item for item in planned if isinstance(item, BpfContainer) and item.device == device)
+            )
         return items
 
     async def attach(self, item: BpfProgram) -> None:
@@ -129,6 +147,14 @@ class FastPath:
     def strangers(self, device: str) -> Sequence[Stranger]:
         """Return whose packets the guard of a tunnel that was read dropped; none when it has no fast path."""
         return self._maps[device].strangers() if device in self._maps else ()
+
+    def remarks(self, device: str) -> tuple[Remark, ...]:
+        """Return what the latest look found of a tunnel that nobody can mend; raises nothing."""
+        found = self._maps[device].remarks if device in self._maps else []
+        if any(link == device for link, _ in self._unreadable):
+            places = ", ".join(f"{link} {direction.value}" for link, direction in self._unreadable[:_NAMED])
+            found = [Remark(_UNREADABLE.format(places), _HAND_OVER), *found]
+        return tuple(found)
 
     def features(self) -> tuple[Feature, ...]:
         """Return what there is of what it uses; raises nothing."""

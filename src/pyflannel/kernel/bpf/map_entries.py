@@ -48,14 +48,14 @@ def read_entries(map_descriptor: int, key_octets: int, value_octets: int) -> dic
     while True:
         following = ctypes.create_string_buffer(key_octets)
         try:
-            call_bpf(Command.MAP_GET_NEXT_KEY, _element(map_descriptor, key, following))
+            call_bpf(Command.MAP_GET_NEXT_KEY, _element(map_descriptor, _address(key), _address(following)))
         except OSError as error:
             if error.errno == errno.ENOENT:
                 return entries
             raise
         key = following
         try:
-            call_bpf(Command.MAP_LOOKUP_ELEM, _element(map_descriptor, key, value))
+            call_bpf(Command.MAP_LOOKUP_ELEM, _element(map_descriptor, _address(key), _address(value)))
         except OSError as error:
             if error.errno != errno.ENOENT:
                 raise
@@ -75,7 +75,7 @@ def read_entries_at_once(map_descriptor: int, key_octets: int, value_octets: int
     before: _Buffer | None = None
     while True:
         after = ctypes.create_string_buffer(key_octets)
-        batch = _batch(map_descriptor, _ROOM, keys, values, before, after)
+        batch = _batch(map_descriptor, _ROOM, _address(keys), _address(values), before, after)
         try:
             call_bpf(Command.MAP_LOOKUP_BATCH, batch)
             is_last = False
@@ -98,13 +98,13 @@ def _change(
 ) -> dict[int, OSError]:
     """Change entries in batches; a batch ends before the first that is refused, which is tried alone."""
     refused: dict[int, OSError] = {}
+    keys = _Row([key for key, _ in entries])
+    values = _Row([value for _, value in entries])
     has_batches, start = True, 0
     while start < len(entries):
         left = len(entries) - start
         if has_batches and left > 1:
-            keys = _buffer(b"".join(key for key, _ in entries[start:]))
-            values = _buffer(b"".join(value for _, value in entries[start:]))
-            batch = _batch(map_descriptor, left, keys, values)
+            batch = _batch(map_descriptor, left, keys.at(start), values.at(start))
             try:
                 call_bpf(batch_command, batch)
             except OSError as error:
@@ -114,32 +114,39 @@ def _change(
                 start += done if has_batches else 0
             else:
                 break
-        key, value = (_buffer(octets) if octets else None for octets in entries[start])
         try:
-            call_bpf(command, _element(map_descriptor, key, value))
+            call_bpf(command, _element(map_descriptor, keys.at(start), values.at(start)))
         except OSError as error:
             refused[start] = error
         start += 1
     return refused
 
 
-def _element(map_descriptor: int, key: _Buffer | None, value: _Buffer | None) -> bytes:
-    return _ELEMENT.pack(map_descriptor, _address(key), _address(value), 0)
+class _Row:
+    """Octets of equal length, one behind the other, as the kernel reads them; it lives as long as its use."""
+
+    def __init__(self, each: Sequence[bytes]) -> None:
+        self._buffer = _buffer(b"".join(each))
+        self._octets = len(each[0]) if each else 0
+
+    def at(self, place: int) -> int:
+        """Return the address of one of them; 0 where they are empty."""
+        return _address(self._buffer) + place * self._octets if self._octets else 0
+
+
+def _element(map_descriptor: int, key: int, value: int) -> bytes:
+    return _ELEMENT.pack(map_descriptor, key, value, 0)
 
 
 def _batch(
     map_descriptor: int,
     count: int,
-    keys: _Buffer,
-    values: _Buffer,
+    keys: int,
+    values: int,
     before: _Buffer | None = None,
     after: _Buffer | None = None,
 ) -> _Buffer:
-    return _buffer(
-        _BATCH.pack(
-            _address(before), _address(after), _address(keys), _address(values), count, map_descriptor, 0, 0
-        )
-    )
+    return _buffer(_BATCH.pack(_address(before), _address(after), keys, values, count, map_descriptor, 0, 0))
 
 
 def _count(batch: _Buffer) -> int:

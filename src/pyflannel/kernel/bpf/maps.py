@@ -1,5 +1,6 @@
 """The maps that the programs of one tunnel share, as this process holds them."""
 
+import errno
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -33,7 +34,11 @@ from pyflannel.kernel.bpf.syscall import map_info
 from pyflannel.kernel.link_index import link_index
 from pyflannel.model.bpf_container import BpfContainer
 from pyflannel.model.bpf_peer import BpfPeer
+from pyflannel.model.remark import Remark
 from pyflannel.model.stranger import Stranger
+
+_FULL = (errno.ENOSPC, errno.E2BIG)
+"""What a trie and a hash say of an entry for which they have no room."""
 
 
 class TunnelMaps:
@@ -42,7 +47,24 @@ class TunnelMaps:
     def __init__(self, device: str, descriptors: Mapping[str, int]) -> None:
         self._device = device
         self._descriptors = dict(descriptors)
-        self.ids = frozenset(map_info(descriptor).id for descriptor in descriptors.values())
+        known = [map_info(descriptor) for descriptor in descriptors.values()]
+        self.ids = frozenset(one.id for one in known)
+        self._room = {one.name: one.most_entries for one in known}
+        self._crowded_out: dict[str, int] = {}
+
+    @property
+    def remarks(self) -> list[Remark]:
+        """What the latest look found to be more than the tables hold."""
+        ways = {
+            PEERS.name: ("peers", "packets to them go through user space"),
+            PORTS.name: ("containers", "packets to them pass the bridge"),
+        }
+        return [
+            Remark(f"the fast path has room for {self._room[table]} {whom}, and {count} more: {way}")
+            for table, count in self._crowded_out.items()
+            if count
+            for whom, way in [ways[table]]
+        ]
 
     @property
     def descriptors(self) -> Mapping[str, int]:
@@ -58,39 +80,57 @@ class TunnelMaps:
     def peers(self, planned: Iterable[BpfPeer]) -> list[BpfPeer]:
         """Return the entries of the table of peers; one that is as planned is the plan's own value.
 
+        Where the table has no room, what is planned beyond counts as there: user space has those packets, and
+        nothing is to be mended.
+
         Raises:
             OSError: the map cannot be read.
         """
         entries = read_entries_at_once(self._descriptors[PEERS.name], PEERS.key_octets, PEERS.value_octets)
-        found = []
+        is_full = len(entries) >= self._room[PEERS.name]
+        found, missing = [], []
         for peer in planned:  # which saves making thousands of equal values
             key = pack_subnet(peer.subnet)
-            if entries.get(key) == pack_peer(peer):
+            value = entries.get(key)
+            if value == pack_peer(peer):
                 found.append(peer)
                 del entries[key]
+            elif value is None and is_full:
+                missing.append(peer)
         found += [unpack_peer(self._device, key, value) for key, value in entries.items()]
-        return found
+        self._crowded_out[PEERS.name] = len(missing)
+        return found + missing
 
     def put_peers(self, peers: Sequence[BpfPeer]) -> dict[int, OSError]:
-        """Make or replace entries; return the refused by their place."""
+        """Make or replace entries as far as there is room; return the refused by their place."""
+        descriptor = self._descriptors[PEERS.name]
         entries = [(pack_subnet(peer.subnet), pack_peer(peer)) for peer in peers]
-        return update_entries(self._descriptors[PEERS.name], entries)
+        refused = update_entries(descriptor, entries)
+        for place in [place for place, error in refused.items() if error.errno in _FULL]:
+            # A full trie refuses even to replace (kernels before 6.13), and a wrong entry is worse than none.
+            delete_entries(descriptor, [entries[place][0]])
+            update_entries(descriptor, [entries[place]])
+            del refused[place]
+        return refused
 
     def remove_peers(self, subnets: Sequence[IPv4Network]) -> dict[int, OSError]:
         """Remove entries, if they are there; return the refused by their place."""
         return delete_entries(self._descriptors[PEERS.name], [pack_subnet(subnet) for subnet in subnets])
 
-    def containers(self, names: Mapping[int, str]) -> list[BpfContainer]:
+    def containers(
+        self, names: Mapping[int, str], planned: Iterable[BpfContainer] = ()
+    ) -> list[BpfContainer]:
         """Return the entries of the table of containers; `names` are the links', by index.
 
-        An entry whose device went is none: the kernel took half of it.
+        An entry whose device went is none: the kernel took half of it. Where the table has no room, what is
+        planned beyond counts as there: the bridge has those packets.
 
         Raises:
             OSError: the maps cannot be read.
         """
         macs = read_entries(self._descriptors[MACS.name], MACS.key_octets, MACS.value_octets)
         ports = read_entries(self._descriptors[PORTS.name], PORTS.key_octets, PORTS.value_octets)
-        return [
+        found = [
             BpfContainer(
                 device=self._device,
                 address=IPv4Address(key),
@@ -99,17 +139,22 @@ class TunnelMaps:
             )
             for key, mac in macs.items()
         ]
+        is_full = len(ports) >= self._room[PORTS.name]
+        missing = [one for one in planned if is_full and one.address.packed not in macs]
+        self._crowded_out[PORTS.name] = len(missing)
+        return found + missing
 
     def put_container(self, container: BpfContainer) -> None:
-        """Make or replace an entry.
+        """Make or replace an entry, if there is room.
 
         Raises:
-            OSError: there is no such link, or the map is full.
+            OSError: there is no such link.
         """
-        key = container.address.packed
-        _raise_any(
-            update_entries(self._descriptors[PORTS.name], [(key, pack_port(link_index(container.link)))])
-        )
+        key, port = container.address.packed, pack_port(link_index(container.link))
+        refused = update_entries(self._descriptors[PORTS.name], [(key, port)])
+        if any(error.errno in _FULL for error in refused.values()):
+            return
+        _raise_any(refused)
         _raise_any(update_entries(self._descriptors[MACS.name], [(key, pack_mac(container.mac))]))
 
     def remove_container(self, address: IPv4Address) -> None:

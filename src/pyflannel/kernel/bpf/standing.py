@@ -5,7 +5,8 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import product
 
 from pyflannel.kernel.bpf.hooks import Hooks
 from pyflannel.kernel.bpf.layout import SETTINGS_MAP, SHARED, Settings, unpack_settings
@@ -41,6 +42,18 @@ class Standing:
     program: LoadedProgram
 
 
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What was found at hooks.
+
+    Attributes:
+        unreadable: hooks, by the link's index, with a program that we may not look into.
+    """
+
+    standing: list[Standing] = field(default_factory=list)
+    unreadable: list[tuple[int, Direction]] = field(default_factory=list)
+
+
 class StandingPrograms:
     """Finds our programs; each is looked into once, as what an identifier stands for never changes."""
 
@@ -53,15 +66,27 @@ class StandingPrograms:
         """Return our programs on these links; a link that went away has none.
 
         Raises:
-            OSError: the kernel gives no answer: EPERM without CAP_BPF and CAP_SYS_ADMIN.
+            OSError: the kernel gives no answer: EPERM without CAP_NET_ADMIN.
         """
-        return [
-            Standing(link, program)
-            for link in links
-            for direction in Direction
-            for identifier in await self._identifiers(link, direction)
-            if (program := self._program(identifier)) is not None and program.role.direction is direction
-        ]
+        return (await self.look(links)).standing
+
+    async def look(self, links: Iterable[int]) -> Look:
+        """Return our programs on these links, and where there are others that may be ours.
+
+        Raises:
+            OSError: the kernel gives no answer: EPERM without CAP_NET_ADMIN.
+        """
+        look = Look()
+        for link, direction in product(links, Direction):
+            for identifier in await self._identifiers(link, direction):
+                try:
+                    program = self._program(identifier)
+                except PermissionError:
+                    look.unreadable.append((link, direction))
+                else:
+                    if program is not None and program.role.direction is direction:
+                        look.standing.append(Standing(link, program))
+        return look
 
     async def _identifiers(self, link: int, direction: Direction) -> tuple[int, ...]:
         try:
@@ -76,8 +101,8 @@ class StandingPrograms:
             try:
                 self._known[identifier] = _read_program(self._objects, identifier)
             except OSError as error:
-                if error.errno in (errno.ENOENT, errno.EPERM):
-                    return None  # it went in between, or is not ours to look into
+                if error.errno == errno.ENOENT:
+                    return None  # it went in between
                 raise
         return self._known[identifier]
 

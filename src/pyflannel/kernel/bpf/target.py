@@ -13,7 +13,9 @@ from pyflannel.kernel.refusals import refusal_of
 from pyflannel.model.bpf_container import BpfContainer
 from pyflannel.model.bpf_peer import BpfPeer
 from pyflannel.model.bpf_program import BpfProgram
+from pyflannel.model.feature import Feature
 from pyflannel.model.operation import Operation, Refusal, Remove, Replace
+from pyflannel.model.remark import Remark
 from pyflannel.model.state import Item, State
 from pyflannel.model.stranger import Stranger
 
@@ -21,12 +23,9 @@ LOOK_S = 0.5
 """The kernel announces no program that goes. So often the hooks are looked at: a system call for each."""
 
 _RIGHTS = "Run it as root, or give it CAP_BPF and CAP_NET_ADMIN, and a bpffs at `bpf` in its run directory."
-_FULL = "The map is full: packets to what has no entry go through user space."
 _HINTS = {
     errno.EPERM: _RIGHTS,
     errno.EACCES: _RIGHTS,
-    errno.ENOSPC: _FULL,
-    errno.E2BIG: _FULL,
     errno.ENOSYS: "This kernel has no eBPF (CONFIG_BPF_SYSCALL).",
 }
 
@@ -89,6 +88,14 @@ class BpfTarget:
             OSError: they cannot be read.
         """
         return self._fast_path.strangers(device)
+
+    def features(self) -> tuple[Feature, ...]:
+        """Return what there is of what the fast path uses, asked anew."""
+        return self._fast_path.features()
+
+    def remarks(self, device: str) -> tuple[Remark, ...]:
+        """Return what the latest look found of a tunnel that nobody can mend."""
+        return self._fast_path.remarks(device)
 
     async def _change_peers(
         self, device: str, operations: Sequence[Operation], is_removal: bool
