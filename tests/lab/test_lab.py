@@ -65,7 +65,8 @@ def start_script(body: str, *into: str) -> subprocess.Popen[str]:
 
 
 def hold(name: str) -> subprocess.Popen[str]:
-    body = f"with Lab({name!r}) as lab:\n    print('up', flush=True)\n    time.sleep(1000)"
+    # In short sleeps: Python hears of a signal that comes just before one only after it.
+    body = f"with Lab({name!r}) as lab:\n    print('up', flush=True)\n    while True: time.sleep(0.05)"
     program = start_script(body)
     assert program.stdout is not None
     assert program.stdout.readline() == "up\n"
