@@ -172,7 +172,7 @@ def run_container(system: BootedSystem) -> str:
     system.run(["docker", "import", archive, IMAGE])
     options = ["--detach", "--restart=always", "--stop-signal=KILL", "--name=web"]
     system.run(["docker", "run", *options, IMAGE, "sleep", "1000"])
-    form = "--format={{.NetworkSettings.IPAddress}}"
+    form = "--format={{.NetworkSettings.Networks.bridge.IPAddress}}"
     return system.run(["docker", "inspect", form, "web"]).stdout.strip()
 
 

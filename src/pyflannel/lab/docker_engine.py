@@ -86,7 +86,7 @@ class DockerContainer:
         if not found["State"]["Running"]:
             said = engine.docker("logs", name, check=False)
             raise LabError(f"container {name} on {host.name} has ended", hint=said.stdout + said.stderr)
-        self.address = IPv4Address(found["NetworkSettings"]["IPAddress"])
+        self.address = IPv4Address(found["NetworkSettings"]["Networks"]["bridge"]["IPAddress"])
         self._pid = int(found["State"]["Pid"])
 
     def run(self, argv: Sequence[str], *, check: bool = True) -> CompletedProcess[str]:
