@@ -1,5 +1,6 @@
 """One network of this host, put together: adapters, engine, and what the doors ask of it."""
 
+import asyncio
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,8 +11,10 @@ from pyflannel.assembly.forwarder_status import forwarder_status
 from pyflannel.assembly.installed_version import installed_version
 from pyflannel.assembly.options import FlanneldOptions
 from pyflannel.assembly.places import Places
+from pyflannel.assembly.tunnel_guard import TunnelGuard
+from pyflannel.engine.guard_narrator import GuardNarrator
 from pyflannel.engine.host_options import HostOptions
-from pyflannel.engine.status_report import status_of
+from pyflannel.engine.status_report import status_of, strangers_of
 from pyflannel.engine.supervisor import Supervisor
 from pyflannel.engine.targets import Targets
 from pyflannel.engine.world import World
@@ -44,7 +47,7 @@ from pyflannel.model.link import Link
 from pyflannel.model.neighbour import Neighbour
 from pyflannel.model.nft_table import NftTable
 from pyflannel.model.route import Route
-from pyflannel.model.status import FastPathStatus, Status
+from pyflannel.model.status import STRANGERS_SHOWN, FastPathStatus, Status
 from pyflannel.plan.device_name import device_names
 from pyflannel.plan.underlay import UnderlayOptions
 from pyflannel.ports.store import Store
@@ -103,15 +106,22 @@ class HostNetwork:
             memory=FileMemory(places.last_known),
             notify=notify,
             alive=alive,
+            kernel_path=fast_path,
             draw=random.SystemRandom().randrange,
             reidentify=lambda: new_identity(options.state_dir, options.machine_id_file),
         )
         self._supervisor = Supervisor(world, _host_options(options, places, claim.name, audit_s))
+        self._guard = TunnelGuard(claim.name, fast_path, forwarder)
+        self._guard_narrator = GuardNarrator(
+            self._guard, self._clock, lambda strangers: strangers_of(self._supervisor, strangers)
+        )
 
     async def run(self) -> None:
         """Run until cancelled; nothing that carries packets ends with it."""
         try:
-            await self._supervisor.run()
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._supervisor.run(), name="supervisor")
+                tasks.create_task(self._guard_narrator.run(), name="guard narrator")
         finally:
             self._claim.close()
 
@@ -122,11 +132,17 @@ class HostNetwork:
 
     async def status(self) -> Status:
         """Return how it is now; the forwarder is asked itself."""
-        forwarder, _ = await forwarder_status(self.places.run_dir)
+        forwarder = await forwarder_status(self.places.run_dir)
+        strangers = await self._guard.strangers()
         status = status_of(
             self._supervisor, version=installed_version(), store_url=self._store_url, clock=self._clock
         )
-        return replace(status, forwarder=forwarder, fast_path=self._with_counters(status))
+        return replace(
+            status,
+            forwarder=forwarder,
+            fast_path=self._with_counters(status),
+            strangers=strangers_of(self._supervisor, strangers)[:STRANGERS_SHOWN],
+        )
 
     def _with_counters(self, status: Status) -> FastPathStatus | None:
         """Return the fast path with what the programs counted; without where that cannot be read."""
@@ -137,7 +153,8 @@ class HostNetwork:
         except OSError:
             return status.fast_path
         packets = {outcome.value: packets for outcome, (packets, _) in counts.items()}
-        return replace(status.fast_path, counters=packets)
+        octets = {outcome.value: octets for outcome, (_, octets) in counts.items()}
+        return replace(status.fast_path, counters=packets, octets=octets)
 
     def leases(self) -> list[Lease]:
         """Return every lease that is known, our own too."""

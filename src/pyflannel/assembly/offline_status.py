@@ -6,7 +6,7 @@ from ipaddress import IPv4Network
 from pathlib import Path
 
 from pyflannel.assembly.daemon_process import running_daemon
-from pyflannel.assembly.forwarder_status import forwarder_status
+from pyflannel.assembly.forwarder_status import forwarder_link, forwarder_status
 from pyflannel.assembly.installed_version import installed_version
 from pyflannel.assembly.places import Places
 from pyflannel.errors import ConfigError, WireError
@@ -24,7 +24,8 @@ async def offline_status(places: Places, cause: str) -> Status:
     env = _subnet_env(env_text)
     known = _last_known(places.last_known)
     config = _config(known)
-    forwarder, link = await forwarder_status(places.run_dir)
+    forwarder = await forwarder_status(places.run_dir)
+    link = await forwarder_link(places.run_dir)
     return Status(
         version=installed_version(),
         is_live=False,

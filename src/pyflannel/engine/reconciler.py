@@ -2,8 +2,9 @@
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pyflannel.engine.damping import Damping
 from pyflannel.engine.journal import Journal
@@ -22,7 +23,7 @@ from pyflannel.model.nft_table import NftTable
 from pyflannel.model.operation import Add, Operation, Refusal, Remove, Replace
 from pyflannel.model.route import Route
 from pyflannel.model.state import Item, State
-from pyflannel.plan.describe import found
+from pyflannel.plan.describe import found, kind
 from pyflannel.plan.diff import diff
 from pyflannel.plan.order import order
 from pyflannel.plan.ownership import ours, taken_links, without_links
@@ -48,15 +49,28 @@ _OF_THE_HOST = (Link, Address, Forwarder)
 
 @dataclass(kw_only=True)
 class PassCounts:
-    """What the passes did so far; `held` is what the latest left for later, as somebody fights over it."""
+    """What the passes did so far; `held` is what the latest left for later, as somebody fights over it.
+
+    Attributes:
+        repairs_by_kind: how many objects were mended.
+        failures: passes that could not read what is there.
+        duration_s: of the latest pass that ended.
+    """
 
     passes: int = 0
-    repairs: int = 0
+    repairs_by_kind: Counter[str] = field(default_factory=Counter)
+    failures: int = 0
+    duration_s: float | None = None
     last_repair: str | None = None
     refused: tuple[Refusal, ...] = ()
     held: tuple[Operation, ...] = ()
     error: str | None = None
     has_applied: bool = False
+
+    @property
+    def repairs(self) -> int:
+        """How many objects were mended."""
+        return self.repairs_by_kind.total()
 
     @property
     def is_clean(self) -> bool:
@@ -209,6 +223,7 @@ class Reconciler:
             self._tell([o for o in operations if _subject(o).key not in undone], refused, desired)
             self._applied = {key: item for key, item in desired.by_key.items() if key not in undone}
             self.counts.has_applied, self.counts.error = True, None
+            self.counts.duration_s = self._clock.now() - self._looked_at
         if not refused:
             self._failures = 0
             return min(self._audit_s, wait_s)
@@ -234,6 +249,7 @@ class Reconciler:
         if self.counts.error != str(error):
             log.error("Could not read what is there: %s. %s", error, error.hint)
         self.counts.error = str(error)
+        self.counts.failures += 1
         return await self._rest()
 
     async def _rest(self) -> float:
@@ -268,7 +284,7 @@ class Reconciler:
     def _tell(self, done: list[Operation], refused: tuple[Refusal, ...], desired: State) -> None:
         repairs = [operation for operation in done if self._is_repair(operation, desired)]
         if repairs:
-            self.counts.repairs += len(repairs)
+            self.counts.repairs_by_kind.update(kind(_subject(operation)) for operation in repairs)
             self.counts.last_repair = _listing(repairs)
             self._journal.note("repaired", repairs)
             log.warning("Repaired %s", self.counts.last_repair)

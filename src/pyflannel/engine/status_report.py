@@ -1,5 +1,7 @@
 """The daemon's state as a Status, for whoever asks through a door."""
 
+from collections.abc import Sequence
+
 from pyflannel.engine.supervisor import Supervisor
 from pyflannel.model.link import Link
 from pyflannel.model.status import (
@@ -10,9 +12,12 @@ from pyflannel.model.status import (
     RefusedPeer,
     Status,
     StoreStatus,
+    StrangerStatus,
     UnderlayStatus,
 )
+from pyflannel.model.stranger import Stranger
 from pyflannel.plan.describe import found
+from pyflannel.plan.strangers import explain
 from pyflannel.ports.clock import Clock
 
 
@@ -33,6 +38,7 @@ def status_of(supervisor: Supervisor, *, version: str, store_url: str, clock: Cl
     store = StoreStatus(
         url=store_url,
         is_connected=not (narrator.is_store_away or supervisor.is_stale or planner.config is None),
+        is_stale=supervisor.is_stale,
         since_s=now - narrator.store_since,
         last_error=narrator.store_error,
     )
@@ -53,17 +59,28 @@ def status_of(supervisor: Supervisor, *, version: str, store_url: str, clock: Cl
         backend=_backend(supervisor),
         store=store,
         peers=planner.peer_count,
+        leases=len(planner.leases),
+        conflicts=len(planner.conflicts),
         refused_peers=_refused_peers(supervisor),
         fast_path=supervisor.fast_path.status(planner.config),
         reconcile=ReconcileStatus(
             passes=counts.passes,
+            failures=counts.failures,
+            duration_s=counts.duration_s,
             repairs=counts.repairs,
+            repairs_by_kind=dict(counts.repairs_by_kind),
             last_repair=counts.last_repair,
             refused=tuple(f"{found(r.operation)}; refused: {r.cause}" for r in counts.refused),
             held=tuple(found(operation) for operation in counts.held),
         ),
         warnings=tuple(warnings),
     )
+
+
+def strangers_of(supervisor: Supervisor, strangers: Sequence[Stranger]) -> tuple[StrangerStatus, ...]:
+    """Return what the leases of this moment say of whom the guard turned away."""
+    held = supervisor.planner.held
+    return explain(strangers, supervisor.planner.leases, held.lease.subnet if held else None)
 
 
 def _underlay(supervisor: Supervisor) -> UnderlayStatus | None:

@@ -10,6 +10,13 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
 from typing import Literal
 
+from pyflannel.model.feature import Feature
+from pyflannel.model.remark import Remark
+from pyflannel.model.stranger import StrangerReason
+
+STRANGERS_SHOWN = 64
+"""So many strangers a status has, those with most packets."""
+
 LeasePhase = Literal["acquiring", "held", "lost", "taken"]
 """Asking for a subnet; holding it; taking it back after it vanished; another host holds it now."""
 
@@ -84,12 +91,14 @@ class StoreStatus:
 
     Attributes:
         url: without secrets.
+        is_stale: the leases are those known before this start, as it has not answered since.
         since_s: how long it has been connected, or away.
         last_error: the latest failure, also when it is over.
     """
 
     url: str
     is_connected: bool = False
+    is_stale: bool = False
     since_s: float | None = None
     last_error: str | None = None
 
@@ -112,12 +121,37 @@ class FastPathStatus:
         reason: why it is not "safe".
         hint: what to do about it, where something can be done.
         counters: packets by what became of them in the programs; empty where there are none.
+        octets: the same of octets of inner packets.
+        lacking: what it uses that is absent, or hidden from us, when it was asked for last.
+        remarks: what stands in the kernel otherwise than planned, and no repair helps.
     """
 
     mode: FastPathMode
     reason: str | None = None
     hint: str | None = None
     counters: Mapping[str, int] = field(default_factory=dict)
+    octets: Mapping[str, int] = field(default_factory=dict)
+    lacking: tuple[Feature, ...] = ()
+    remarks: tuple[Remark, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StrangerStatus:
+    """Somebody whose tunnel packets the guard drops, as model.stranger has it.
+
+    Attributes:
+        cause: what is wrong with them by the leases of now, in one line.
+        hint: what to do about it.
+    """
+
+    address: IPv4Address
+    reason: StrangerReason
+    packets: int
+    age_s: float
+    inner_source: IPv4Address
+    inner_destination: IPv4Address
+    cause: str
+    hint: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,14 +160,20 @@ class ReconcileStatus:
 
     Attributes:
         passes: how often the host was compared with the plan.
-        repairs: how many of these changed something that had been right before.
+        failures: how often it could not be read.
+        duration_s: of the latest pass that ended.
+        repairs: how many objects were mended that had been right before.
+        repairs_by_kind: the same for each kind of object: `link`, `route`, `bpf_program`.
         last_repair: what the latest of them found, as logged.
         refused: operations that did not take effect in the latest pass, and why.
         held: repairs that wait, as somebody keeps undoing them.
     """
 
     passes: int = 0
+    failures: int = 0
+    duration_s: float | None = None
     repairs: int = 0
+    repairs_by_kind: Mapping[str, int] = field(default_factory=dict)
     last_repair: str | None = None
     refused: tuple[str, ...] = ()
     held: tuple[str, ...] = ()
@@ -149,8 +189,12 @@ class Status:
         is_ready: packets can flow, the lease is ours, and the latest pass succeeded.
         waiting_for: in one line, while it is not ready.
         peers: other hosts with a lease.
+        leases: all leases that are known, our own too.
+        conflicts: how many of them contradict each other or the network config.
         refused_peers: those of them that are not sent to, in the order of their subnets.
         fast_path: of the udp backend.
+        strangers: whose tunnel packets were dropped, since the forwarder started and the programs' maps were
+            made; those with most packets first, the first STRANGERS_SHOWN.
         warnings: what a person should look at, one line each: two hosts share an address, a lease was taken.
     """
 
@@ -165,8 +209,11 @@ class Status:
     backend: BackendStatus | None = None
     store: StoreStatus | None = None
     peers: int = 0
+    leases: int = 0
+    conflicts: int = 0
     refused_peers: tuple[RefusedPeer, ...] = ()
     forwarder: ForwarderStatus | None = None
     fast_path: FastPathStatus | None = None
+    strangers: tuple[StrangerStatus, ...] = ()
     reconcile: ReconcileStatus | None = None
     warnings: tuple[str, ...] = ()

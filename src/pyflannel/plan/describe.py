@@ -23,6 +23,27 @@ from pyflannel.model.vxlan import Vxlan
 
 _IPTABLES: Mapping[Family, str] = {4: "iptables", 6: "ip6tables"}
 
+_KINDS: Mapping[type[Item], str] = {
+    Link: "link",
+    Address: "address",
+    Neighbour: "neighbour",
+    FdbEntry: "fdb_entry",
+    Route: "route",
+    Forwarder: "forwarder",
+    ForwarderPeer: "forwarder_peer",
+    BpfProgram: "bpf_program",
+    BpfPeer: "bpf_peer",
+    BpfContainer: "bpf_container",
+    IptablesChain: "iptables_chain",
+    NftTable: "nft_table",
+    HostFile: "file",
+}
+
+
+def kind(item: Item) -> str:
+    """Return what sort of thing the item is, as one word."""
+    return _KINDS[type(item)]
+
 
 def name(item: Item) -> str:
     """Return what the item is called, as an operator would."""

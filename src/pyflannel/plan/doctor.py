@@ -22,6 +22,9 @@ from pyflannel.plan.leftovers import is_within, left_by_original, unplanned_rout
 _NAMED = 8
 """So many things of one finding are named."""
 
+RECENT_S = 3600.0
+"""Whose latest packet is longer ago is a stranger of the past: status still shows it."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observed:
@@ -56,6 +59,7 @@ def findings(seen: Observed) -> tuple[Finding, ...]:
         _forward_chains,
         _refused_peers,
         _user_space,
+        _strangers,
         _leftovers,
         _unplanned_routes,
         _reverse_path,
@@ -168,6 +172,21 @@ def _user_space(seen: Observed) -> Iterator[Finding]:
             cause="packets go through user space, which is slower: the kernel cannot carry them",
             evidence=(path.reason or "",),
             fix=f"flanneld --fast-path=off  # if it is to be so; else: {path.hint}",
+        )
+
+
+def _strangers(seen: Observed) -> Iterator[Finding]:
+    recent = [one for one in seen.status.strangers if one.age_s < RECENT_S]
+    for one in recent[:_NAMED]:
+        yield Finding(
+            code="stranger",
+            severity="warning",
+            cause=f"tunnel packets from {one.address} are dropped: {one.cause}",
+            evidence=(
+                f"{one.packets} packets, the latest {one.age_s:.0f} s ago"
+                f" from {one.inner_source} to {one.inner_destination}",
+            ),
+            fix=one.hint,
         )
 
 

@@ -5,6 +5,7 @@ from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
+from pyflannel.model.finding import Finding
 from pyflannel.model.footing import Footing
 from pyflannel.model.forward_chain import ForwardChain
 from pyflannel.model.iptables_chain import IptablesChain
@@ -17,8 +18,9 @@ from pyflannel.model.status import (
     RefusedPeer,
     Status,
     StoreStatus,
+    StrangerStatus,
 )
-from pyflannel.plan.doctor import Observed, findings
+from pyflannel.plan.doctor import RECENT_S, Observed, findings
 
 NETWORK = IPv4Network("10.100.0.0/16")
 READY = Status(
@@ -98,6 +100,30 @@ def test_errors_come_first_and_many_things_are_counted() -> None:
     assert second.cause == "20 of 20 peers are not sent to"
     assert len(second.evidence) == 9
     assert second.evidence[-1] == "… and 12 more"
+
+
+def test_strangers_of_the_last_hour_are_named() -> None:
+    seen = StrangerStatus(
+        address=IPv4Address("10.9.0.66"),
+        reason="stranger",
+        packets=12,
+        age_s=59.6,
+        inner_source=IPv4Address("10.100.77.2"),
+        inner_destination=IPv4Address("10.100.15.2"),
+        cause="it holds no lease",
+        hint="Start flanneld there.",
+    )
+    old = replace(seen, address=IPv4Address("10.9.0.67"), age_s=RECENT_S)
+
+    (found,) = findings(replace(HEALTHY, status=replace(READY, strangers=(seen, old))))
+
+    assert found == Finding(
+        code="stranger",
+        severity="warning",
+        cause="tunnel packets from 10.9.0.66 are dropped: it holds no lease",
+        evidence=("12 packets, the latest 60 s ago from 10.100.77.2 to 10.100.15.2",),
+        fix="Start flanneld there.",
+    )
 
 
 def test_iptables_own_chain_is_mended_by_iptables() -> None:

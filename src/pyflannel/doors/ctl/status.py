@@ -27,8 +27,8 @@ from pyflannel.model.status import (
 )
 from pyflannel.wire.control_json import format_status
 
-_NAMED_PEERS = 8
-"""So many refused peers are named one by one."""
+_NAMED = 8
+"""So many refused peers, and so many strangers, are named one by one."""
 
 
 @click.command()
@@ -58,8 +58,7 @@ async def _status(socket: Path) -> Status:
     found = await ControlClient(socket).status()
     if found.forwarder is not None:
         return found
-    forwarder, _ = await forwarder_status(socket.parent)
-    return replace(found, forwarder=forwarder)
+    return replace(found, forwarder=await forwarder_status(socket.parent))
 
 
 def _print(invocation: Invocation, found: Status) -> None:
@@ -91,6 +90,11 @@ def _facts(found: Status) -> Iterator[tuple[str, str]]:
         yield "forwarder", _forwarder(found.forwarder)
     if found.fast_path:
         yield "fast path", _fast_path(found.fast_path)
+        for feature in found.fast_path.lacking:
+            yield "lacking", feature.text
+        for remark in found.fast_path.remarks:
+            yield "warning", str(remark)
+    yield from _strangers(found)
     if found.reconcile:
         yield "repairs", _repairs(found.reconcile)
         for refused in found.reconcile.refused:
@@ -102,10 +106,18 @@ def _facts(found: Status) -> Iterator[tuple[str, str]]:
 def _refused_peers(found: Status) -> Iterator[tuple[str, str]]:
     """Yield the first of the refused peers that no warning names."""
     peers = [peer for peer in found.refused_peers if peer.reason not in found.warnings]
-    for peer in peers[:_NAMED_PEERS]:
+    for peer in peers[:_NAMED]:
         yield "refused peer", f"{peer.subnet} at {peer.public_ip}: {peer.reason}"
-    if len(peers) > _NAMED_PEERS:
-        yield "refused peer", f"{len(peers) - _NAMED_PEERS} more: see flannelctl peers"
+    if len(peers) > _NAMED:
+        yield "refused peer", f"{len(peers) - _NAMED} more: see flannelctl peers"
+
+
+def _strangers(found: Status) -> Iterator[tuple[str, str]]:
+    for one in found.strangers[:_NAMED]:
+        latest = f"{one.packets} packets, the latest {duration(one.age_s)} ago"
+        yield "stranger", f"{one.address}, {one.reason}, {latest}: {one.cause}"
+    if len(found.strangers) > _NAMED:
+        yield "stranger", f"{len(found.strangers) - _NAMED} more: see flannelctl status --json"
 
 
 def _readiness(found: Status) -> str:

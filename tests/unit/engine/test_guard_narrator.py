@@ -1,0 +1,160 @@
+"""What the log says of whom the guard turned away, and how often."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+from ipaddress import IPv4Address
+
+import pytest
+
+from pyflannel.engine.guard_narrator import LOOK_S, NAMED, QUIET_S, GuardNarrator
+from pyflannel.model.status import StrangerStatus
+from pyflannel.model.stranger import Stranger
+from pyflannel.plan.strangers import explain
+from pyflannel.testing.fake_clock import FakeClock
+
+ONE = Stranger(
+    address=IPv4Address("10.9.0.66"),
+    reason="stranger",
+    packets=3,
+    age_s=0.0,
+    inner_source=IPv4Address("10.100.77.2"),
+    inner_destination=IPv4Address("10.100.20.2"),
+)
+
+
+class FakeGuard:
+    def __init__(self) -> None:
+        self.seen: list[Stranger] = []
+
+    async def strangers(self) -> Sequence[Stranger]:
+        return list(self.seen)
+
+
+def described(strangers: Sequence[Stranger]) -> Sequence[StrangerStatus]:
+    return explain(strangers, (), None)
+
+
+def numbered(number: int, packets: int = 1) -> Stranger:
+    return replace(ONE, address=IPv4Address("10.10.0.0") + number, packets=packets)
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def narrator(clock: FakeClock) -> GuardNarrator:
+    return GuardNarrator(FakeGuard(), clock, described)
+
+
+def test_a_stranger_is_named_with_the_reason_how_much_and_what_to_do(
+    narrator: GuardNarrator, caplog: pytest.LogCaptureFixture
+) -> None:
+    narrator.tell([ONE])
+
+    assert caplog.messages == [
+        "Turned away tunnel packets from=10.9.0.66 reason=stranger packets=3: it holds no lease, and no host"
+        " has the inner source 10.100.77.2. If it is a host of the network, start flanneld there; if not,"
+        " stop it there (ip neigh show to 10.9.0.66): here its packets go nowhere."
+    ]
+    assert caplog.records[0].levelname == "WARNING"
+
+
+def test_at_once_and_then_once_a_minute_with_the_count_since(
+    clock: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    per_minute = int(QUIET_S / LOOK_S)
+
+    async def live() -> list[int]:
+        guard = FakeGuard()
+        told: list[int] = []
+        running = asyncio.create_task(GuardNarrator(guard, clock, described).run())
+        guard.seen = [ONE]
+        await clock.settle()
+        for packets in range(4, 4 + 2 * per_minute):
+            guard.seen = [replace(ONE, packets=packets)]
+            await clock.advance(LOOK_S)
+            told.append(len(caplog.records))
+        running.cancel()
+        return told
+
+    told = asyncio.run(live())
+
+    assert told == [1] * (per_minute - 1) + [2] * per_minute + [3]
+    counts = [message.split(" packets=")[1].split(":")[0] for message in caplog.messages]
+    assert counts == ["3", str(per_minute), str(per_minute)]
+
+
+def test_what_came_before_silence_is_told_when_the_minute_is_over(
+    narrator: GuardNarrator, clock: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def live() -> None:
+        narrator.tell([ONE])
+        await clock.advance(LOOK_S)
+        narrator.tell([replace(ONE, packets=10)])
+        await clock.advance(QUIET_S)
+        narrator.tell([replace(ONE, packets=10)])
+        await clock.advance(QUIET_S)
+        narrator.tell([replace(ONE, packets=10)])
+
+    asyncio.run(live())
+
+    assert [message.split(":")[0] for message in caplog.messages] == [
+        "Turned away tunnel packets from=10.9.0.66 reason=stranger packets=3",
+        "Turned away tunnel packets from=10.9.0.66 reason=stranger packets=7",
+    ]
+
+
+def test_a_guard_that_starts_anew_counts_anew(
+    narrator: GuardNarrator, clock: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def live() -> None:
+        narrator.tell([replace(ONE, packets=100)])
+        await clock.advance(QUIET_S)
+        narrator.tell([replace(ONE, packets=2)])
+
+    asyncio.run(live())
+
+    assert "packets=2:" in caplog.messages[1]
+
+
+def test_reasons_are_told_apart(narrator: GuardNarrator, caplog: pytest.LogCaptureFixture) -> None:
+    narrator.tell([ONE, replace(ONE, reason="impostor", packets=5)])
+
+    assert [message.split()[5] for message in caplog.messages] == ["reason=impostor", "reason=stranger"]
+
+
+def test_however_many_there_are_the_lines_are_few(
+    narrator: GuardNarrator, clock: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As when every packet of a flood has another forged address."""
+
+    async def flood() -> None:
+        for look in range(int(QUIET_S / LOOK_S)):
+            narrator.tell([numbered(number) for number in range(1000 * look, 1000 * (look + 1))])
+            await clock.advance(LOOK_S)
+
+    asyncio.run(flood())
+
+    assert len(caplog.messages) == NAMED + 1
+    assert caplog.messages[-1] == (
+        f"Turned away tunnel packets of {1000 - NAMED} more strangers packets={1000 - NAMED}:"
+        " flannelctl status names some"
+    )
+
+
+def test_those_who_were_not_named_are_named_when_there_is_room(
+    narrator: GuardNarrator, clock: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def live() -> None:
+        strangers = [numbered(number) for number in range(NAMED + 1)]
+        narrator.tell(strangers)
+        await clock.advance(QUIET_S)
+        caplog.clear()
+        narrator.tell([replace(one, packets=1 + (one == strangers[-1])) for one in strangers])
+
+    asyncio.run(live())
+
+    assert [message.split()[4] for message in caplog.messages] == [f"from=10.10.0.{NAMED}"]

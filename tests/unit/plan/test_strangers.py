@@ -1,0 +1,97 @@
+"""What the leases say of whom the guard turned away."""
+
+from ipaddress import IPv4Address, IPv4Network
+
+import pytest
+
+from pyflannel.model.lease import Lease, LeaseAttributes
+from pyflannel.model.stranger import Stranger, StrangerReason
+from pyflannel.plan.strangers import explain
+
+OWN = IPv4Network("10.100.20.0/24")
+
+
+def lease(subnet: str, public_ip: str) -> Lease:
+    return Lease(subnet=IPv4Network(subnet), attributes=LeaseAttributes(public_ip=IPv4Address(public_ip)))
+
+
+LEASES = [
+    lease("10.100.15.0/24", "10.9.0.15"),
+    lease("10.100.20.0/24", "10.9.0.20"),
+    lease("10.100.30.0/24", "10.9.0.30"),
+    lease("10.100.30.128/25", "10.9.0.31"),
+]
+
+
+def stranger(
+    address: str, reason: StrangerReason, source: str, destination: str = "10.100.20.2", packets: int = 1
+) -> Stranger:
+    return Stranger(
+        address=IPv4Address(address),
+        reason=reason,
+        packets=packets,
+        age_s=3.0,
+        inner_source=IPv4Address(source),
+        inner_destination=IPv4Address(destination),
+    )
+
+
+@pytest.mark.parametrize(
+    ("seen", "cause", "hint"),
+    [
+        (
+            stranger("10.9.0.66", "stranger", "10.100.77.2"),
+            "it holds no lease, and no host has the inner source 10.100.77.2",
+            "If it is a host of the network, start flanneld there; if not, stop it there"
+            " (ip neigh show to 10.9.0.66): here its packets go nowhere.",
+        ),
+        (
+            stranger("10.9.0.15", "stranger", "10.100.77.2"),
+            "it holds 10.100.15.0/24, and no host has the inner source 10.100.77.2",
+            "Give its containers addresses of 10.100.15.0/24 only: mk-docker-opts there, then start Docker"
+            " again.",
+        ),
+        (
+            stranger("10.9.0.66", "impostor", "10.100.30.2"),
+            "it holds no lease, and the inner source 10.100.30.2 is in 10.100.30.0/24 of 10.9.0.30",
+            "If it is that host, let it publish this address (--public-ip, --iface); if not, stop it there"
+            " (ip neigh show to 10.9.0.66): here its packets go nowhere.",
+        ),
+        (
+            stranger("10.9.0.15", "impostor", "10.100.30.200"),
+            "it holds 10.100.15.0/24, and the inner source 10.100.30.200 is in 10.100.30.128/25 of 10.9.0.31",
+            "Give its containers addresses of 10.100.15.0/24 only: mk-docker-opts there, then start Docker"
+            " again.",
+        ),
+        (
+            stranger("10.9.0.66", "impostor", "10.100.40.2"),  # whose lease is gone by now
+            "it holds no lease, and the inner source 10.100.40.2 is in another host's subnet",
+            "If it is a host of the network, start flanneld there; if not, stop it there"
+            " (ip neigh show to 10.9.0.66): here its packets go nowhere.",
+        ),
+        (
+            stranger("10.9.0.15", "not_ours", "10.100.15.2", "10.100.99.2"),
+            "it holds 10.100.15.0/24, and the inner destination 10.100.99.2 is not in 10.100.20.0/24",
+            "Compare flannelctl leases there and here: it takes this host for another.",
+        ),
+        (
+            stranger("10.9.0.66", "not_ours", "10.100.15.2", "10.100.99.2"),
+            "it holds no lease, and the inner destination 10.100.99.2 is not in 10.100.20.0/24",
+            "Compare flannelctl leases there and here: it takes this host for another; if not, stop it there"
+            " (ip neigh show to 10.9.0.66): here its packets go nowhere.",
+        ),
+    ],
+)
+def test_a_stranger_is_told_by_its_lease_and_that_of_the_address_it_used(
+    seen: Stranger, cause: str, hint: str
+) -> None:
+    (explained,) = explain([seen], LEASES, OWN)
+
+    assert (explained.cause, explained.hint) == (cause, hint)
+    assert (explained.address, explained.reason, explained.packets) == (seen.address, seen.reason, 1)
+
+
+def test_those_with_most_packets_come_first() -> None:
+    few, many = (stranger("10.9.0.66", "stranger", "10.1.1.1", packets=n) for n in (2, 900))
+
+    assert [one.packets for one in explain([few, many], LEASES, OWN)] == [900, 2]
