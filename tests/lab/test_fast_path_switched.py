@@ -86,8 +86,13 @@ def test_a_host_without_the_right_uses_user_space_and_its_peers_bear_with_it(ove
 
     path = wait_mode(overlay, host, "user-space")
 
-    assert "EPERM" in (path.reason or "")
+    assert path.reason == "CAP_BPF: absent"
     assert "CAP_BPF" in (path.hint or "")
+    assert {"CAP_BPF": "absent", "programs SCHED_CLS": "unknown"}.items() <= {
+        feature.name: feature.answer for feature in path.lacking
+    }.items()
+    assert "programs SCHED_CLS: could not tell, EPERM" in host.flannelctl("status", check=False)
+    assert "; refused:" not in overlay.log(host)
     said = json.loads(host.flannelctl("--json", "doctor", check=False))
     assert "no-fast-path" in [finding["code"] for finding in said["findings"]]
     wait_until(

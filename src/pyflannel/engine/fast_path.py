@@ -7,12 +7,16 @@ from typing import Literal
 
 from pyflannel.model.bpf_peer import BpfPeer
 from pyflannel.model.bpf_program import BpfProgram, Role
+from pyflannel.model.feature import Feature
+from pyflannel.model.filter_name import FIRST_DEVICE
 from pyflannel.model.lease import PARTIAL_CHECKSUM
 from pyflannel.model.link import Link
 from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.operation import Add, Operation, Refusal, Replace
+from pyflannel.model.remark import Remark
 from pyflannel.model.status import FastPathStatus
 from pyflannel.ports.clock import Clock
+from pyflannel.ports.kernel_path import KernelPath, PlainKernelPath
 
 log = logging.getLogger(__name__)
 
@@ -26,18 +30,41 @@ Choice = Literal["auto", "safe", "off"]
 class FastPath:
     """The judgement: the host's word wins over the network's, and the kernel's over both.
 
-    `changed` is called when it is another.
+    What is surely missing is not tried. What cannot be told is: then the kernel's refusal tells.
+
+    `changed` is called when the judgement is another.
     """
 
-    def __init__(self, choice: Choice, clock: Clock, changed: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        choice: Choice,
+        clock: Clock,
+        changed: Callable[[], None],
+        kernel: KernelPath | None = None,
+        device: str = FIRST_DEVICE,
+    ) -> None:
         self._choice = choice
         self._clock = clock
         self._changed = changed
+        self._kernel = kernel or PlainKernelPath()
+        self._device = device
+        self._features: tuple[Feature, ...] | None = None
+        self._remarks: tuple[Remark, ...] = ()
         self._obstacle: str | None = None
         self._hint: str | None = None
         self._retry_s = RETRY_S
         self._refused = asyncio.Event()
         self._is_proved = True  # until something speaks against it
+
+    def examine(self, config: NetworkConfig | None) -> None:
+        """Ask what there is, before programs are planned for the first time or again."""
+        if not self.is_on(config) or self._features is not None:
+            return
+        self._features = self._kernel.features()
+        for feature in self._features:
+            if feature.is_needed and feature.answer == "absent":
+                self._refuse(feature.text, feature.hint)
+                return
 
     def is_on(self, config: NetworkConfig | None) -> bool:
         """Return whether programs are planned for a network with this config."""
@@ -55,12 +82,19 @@ class FastPath:
         if config is None or config.backend_type != "udp":
             return None
         if self._choice == "off":
-            return FastPathStatus(mode="off", reason="--fast-path=off")
+            return FastPathStatus(mode="off", reason="--fast-path=off", remarks=self._remarks)
         if not self._is_wanted(config):
-            return FastPathStatus(mode="off", reason="FastPath of the network config")
+            return FastPathStatus(mode="off", reason="FastPath of the network config", remarks=self._remarks)
+        lacking = tuple(feature for feature in self._features or () if feature.answer != "present")
         if self._is_proved:
-            return FastPathStatus(mode="safe")
-        return FastPathStatus(mode="user-space", reason=self._obstacle, hint=self._hint)
+            return FastPathStatus(mode="safe", lacking=lacking, remarks=self._remarks)
+        return FastPathStatus(
+            mode="user-space",
+            reason=self._obstacle,
+            hint=self._hint,
+            lacking=lacking,
+            remarks=self._remarks,
+        )
 
     async def run(self) -> None:
         """Ask the kernel again after each refusal, until cancelled."""
@@ -69,27 +103,44 @@ class FastPath:
             await self._clock.sleep(self._retry_s)
             self._retry_s = min(2 * self._retry_s, RETRY_MAX_S)
             self._refused.clear()
+            self._features = None
             self._changed()
 
     def judge(self, refused: Iterable[Refusal], config: NetworkConfig | None) -> None:
-        """Hear what the last pass was refused."""
+        """Hear what the last pass was refused, and look at what it left."""
+        self._tell_remarks()
         refused = tuple(refused)
         if not self.is_on(config) or any(_is_of_a_link(refusal.operation) for refusal in refused):
             return  # of programs that want a device which is not there nothing can be told
         for refusal in refused:
             if _carries_packets(refusal.operation):
-                if refusal.cause != self._obstacle:
-                    log.warning(
-                        "No fast path, packets go through user space: %s. %s", refusal.cause, refusal.hint
-                    )
-                self._obstacle, self._hint, self._is_proved = refusal.cause, refusal.hint, False
-                self._refused.set()
+                self._refuse(refusal.cause, self._hint_of_what_is_hidden() or refusal.hint)
                 self._changed()
                 return
         if self._obstacle is not None and not self._is_proved:
             log.info("The kernel carries the packets again: %s is over", self._obstacle)
             self._obstacle, self._retry_s, self._is_proved = None, RETRY_S, True
             self._changed()
+
+    def _refuse(self, cause: str, hint: str) -> None:
+        if cause != self._obstacle:
+            log.warning("No fast path, packets go through user space: %s. %s", cause, hint)
+        self._obstacle, self._hint, self._is_proved = cause, hint, False
+        self._refused.set()
+
+    def _hint_of_what_is_hidden(self) -> str | None:
+        """Return what to do about whatever kept the kernel from telling what it can."""
+        hidden = (one.hint for one in self._features or () if one.is_needed and one.answer == "unknown")
+        return next(hidden, None)
+
+    def _tell_remarks(self) -> None:
+        found = self._kernel.remarks(self._device)
+        for remark in found:
+            if remark not in self._remarks:
+                log.log(logging.ERROR if remark.hint else logging.WARNING, "%s", remark)
+        if self._remarks and not found:
+            log.info("That is over: %s", self._remarks[0].text)
+        self._remarks = found
 
     def _is_wanted(self, config: NetworkConfig) -> bool:
         mode = config.fast_path if self._choice == "auto" else self._choice

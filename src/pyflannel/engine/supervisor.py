@@ -96,7 +96,9 @@ class Supervisor:
             waiting=self._config_missing,
             away=self._config_away,
         )
-        self.fast_path = FastPath(options.fast_path, world.clock, self._inputs_changed)
+        self.fast_path = FastPath(
+            options.fast_path, world.clock, self._inputs_changed, world.kernel_path, options.device
+        )
         self._bridges = BridgeFollower(source=world.bridges, clock=world.clock, found=self._bridges_changed)
         self._departures = Departures(world.clock, self._replan)
         self._last_known = LastKnownLeases(memory=world.memory, clock=world.clock, current=self._current)
@@ -277,6 +279,7 @@ class Supervisor:
         self._replan()
 
     def _inputs_changed(self) -> None:
+        self.fast_path.examine(self.planner.config)
         self.planner.has_fast_path = self.fast_path.is_on(self.planner.config)
         if self.planner.has_fast_path:
             self._bridges.is_wanted.set()

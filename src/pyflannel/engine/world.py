@@ -7,6 +7,7 @@ from pyflannel.model.lease import Identity
 from pyflannel.ports.bridges import BridgeSource
 from pyflannel.ports.clock import Clock
 from pyflannel.ports.interfaces import InterfaceSource
+from pyflannel.ports.kernel_path import KernelPath
 from pyflannel.ports.memory import Memory
 from pyflannel.ports.store import Store
 from pyflannel.ports.target import Target
@@ -22,6 +23,7 @@ class World:
         draw: a random number below its argument.
         reidentify: makes and keeps a new identity.
         memory: keeps the last known leases.
+        kernel_path: says what the kernel can for the fast path; None, where only trying tells.
     """
 
     store: Store
@@ -34,3 +36,4 @@ class World:
     draw: Callable[[int], int]
     reidentify: Callable[[], Identity]
     alive: Callable[[], object] = lambda: None
+    kernel_path: KernelPath | None = None

@@ -9,3 +9,6 @@ class Remark:
 
     text: str
     hint: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.text}. {self.hint}" if self.hint else self.text

@@ -10,11 +10,14 @@ import pytest
 from pyflannel.engine.fast_path import Choice, FastPath
 from pyflannel.model.bpf_container import BpfContainer
 from pyflannel.model.bpf_program import BpfProgram, Role, Tunnel
+from pyflannel.model.feature import Feature
 from pyflannel.model.lease import PARTIAL_CHECKSUM
 from pyflannel.model.link import Link
 from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.operation import Add, Refusal
+from pyflannel.model.remark import Remark
 from pyflannel.model.status import FastPathStatus
+from pyflannel.ports.kernel_path import KernelPath
 from pyflannel.testing.fake_clock import FakeClock
 
 CONFIG = NetworkConfig()
@@ -34,10 +37,10 @@ def refused(role: Role) -> Refusal:
 
 
 class Bench:
-    def __init__(self, choice: Choice = "auto") -> None:
+    def __init__(self, choice: Choice = "auto", kernel: KernelPath | None = None) -> None:
         self.clock = FakeClock()
         self.changes = 0
-        self.fast_path = FastPath(choice, self.clock, self._changed)
+        self.fast_path = FastPath(choice, self.clock, self._changed, kernel)
 
     def _changed(self) -> None:
         self.changes += 1
@@ -133,3 +136,97 @@ def test_a_device_that_cannot_be_made_says_nothing_of_the_kernel_s_programs(capl
 
     assert fast_path.is_on(CONFIG)
     assert caplog.records == []
+
+
+class Kernel:
+    """A KernelPath that says what a test wants."""
+
+    def __init__(self, *features: Feature) -> None:
+        self.said = features
+        self.remarked: tuple[Remark, ...] = ()
+        self.asked = 0
+
+    def features(self) -> tuple[Feature, ...]:
+        self.asked += 1
+        return self.said
+
+    def remarks(self, device: str) -> tuple[Remark, ...]:
+        return self.remarked if device == "flannel0" else ()
+
+
+PRESENT = Feature(name="CAP_BPF", answer="present")
+ABSENT = Feature(name="CAP_BPF", answer="absent", hint="Give it.")
+HIDDEN = Feature(name="bpf(2)", answer="unknown", detail="EPERM", hint="Let it pass the filter.")
+
+
+def test_what_is_surely_missing_is_not_tried(caplog) -> None:
+    """It is asked for when programs are wanted first, and after each pause, and said once."""
+
+    async def check() -> None:
+        kernel = Kernel(ABSENT)
+        async with running(Bench(kernel=kernel)) as bench:
+            fast_path = bench.fast_path
+            fast_path.examine(replace(CONFIG, backend_type="vxlan"))
+            assert kernel.asked == 0
+
+            fast_path.examine(CONFIG)
+            fast_path.examine(CONFIG)
+            assert kernel.asked == 1
+            assert not fast_path.is_on(CONFIG)
+            assert fast_path.reads(CONFIG) == ()
+            assert fast_path.status(CONFIG) == FastPathStatus(
+                mode="user-space", reason="CAP_BPF: absent", hint="Give it.", lacking=(ABSENT,)
+            )
+
+            await bench.clock.advance(1)
+            fast_path.examine(CONFIG)
+            assert kernel.asked == 2
+            assert not fast_path.is_on(CONFIG)
+
+            kernel.said = (PRESENT,)
+            await bench.clock.advance(2)
+            fast_path.examine(CONFIG)
+            assert fast_path.is_on(CONFIG)
+            assert fast_path.reads(CONFIG) == ()  # until it was seen to work
+            fast_path.judge([], CONFIG)
+            assert fast_path.reads(CONFIG) == (PARTIAL_CHECKSUM,)
+            assert fast_path.status(CONFIG) == FastPathStatus(mode="safe")
+
+    asyncio.run(check())
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
+def test_what_cannot_be_told_is_tried_and_its_hint_is_better_than_the_kernel_s() -> None:
+    fast_path = Bench(kernel=Kernel(HIDDEN)).fast_path
+    fast_path.examine(CONFIG)
+
+    assert fast_path.is_on(CONFIG)
+    assert fast_path.status(CONFIG) == FastPathStatus(mode="safe", lacking=(HIDDEN,))
+    fast_path.judge([refused(Role.DECAPSULATE)], CONFIG)
+
+    assert not fast_path.is_on(CONFIG)
+    assert fast_path.status(CONFIG) == replace(BESIDE, hint="Let it pass the filter.", lacking=(HIDDEN,))
+
+
+def test_what_something_else_takes_the_place_of_may_be_missing() -> None:
+    fast_path = Bench(kernel=Kernel(replace(ABSENT, is_needed=False))).fast_path
+    fast_path.examine(CONFIG)
+
+    assert fast_path.is_on(CONFIG)
+
+
+@pytest.mark.parametrize("choice", ["auto", "off"])
+def test_what_no_repair_helps_is_said_once_whether_programs_are_wanted_or_not(choice: Choice, caplog) -> None:
+    caplog.set_level("INFO")
+    kernel = Kernel()
+    fast_path = Bench(choice, kernel=kernel).fast_path
+    for remarks in ((Remark("programs stand", "Remove them."),), ()):
+        kernel.remarked = remarks
+        fast_path.judge([], CONFIG)
+        fast_path.judge([], CONFIG)
+        status = fast_path.status(CONFIG)
+        assert status is not None
+        assert status.remarks == remarks
+
+    assert [record.levelname for record in caplog.records] == ["ERROR", "INFO"]
+    assert caplog.records[0].getMessage() == "programs stand. Remove them."
