@@ -128,6 +128,7 @@ class Secured:
                 "--bcrypt-cost=4",
                 "--logger=zap",
                 "--log-outputs=stderr",
+                "--log-level=debug",  # where newer ones say that a token is dropped
             ],
             name=f"etcd-{name}",
         )
