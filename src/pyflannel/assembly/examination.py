@@ -5,11 +5,14 @@ import asyncio
 from pyflannel.assembly.footing import footing_of, status_of_host
 from pyflannel.assembly.places import Places
 from pyflannel.errors import FlannelError
+from pyflannel.kernel.bpf.fast_path import FastPath
+from pyflannel.kernel.bpf.target import BpfTarget
 from pyflannel.kernel.host_settings import forward_chains, forwards, is_strict, port_mtus
 from pyflannel.kernel.interfaces import KernelInterfaces
 from pyflannel.kernel.iptables import IptablesTarget
 from pyflannel.kernel.nftables import NftTarget
 from pyflannel.kernel.survey import survey
+from pyflannel.model.bpf_program import BpfProgram
 from pyflannel.model.finding import Finding
 from pyflannel.model.footing import Footing
 from pyflannel.model.interface import Interfaces
@@ -26,7 +29,9 @@ async def examine(places: Places) -> tuple[Finding, ...]:
     """
     status = await status_of_host(places)
     footing = await footing_of(places, status)
-    items, rules, interfaces = await asyncio.gather(survey(), _filter_rules(), _interfaces())
+    items, rules, interfaces, programs = await asyncio.gather(
+        survey(), _filter_rules(), _interfaces(), _programs(places)
+    )
     unread: list[Finding] = []
     try:
         dropping = tuple(await forward_chains())
@@ -44,6 +49,7 @@ async def examine(places: Places) -> tuple[Finding, ...]:
         forwards=forwards(),
         strict=frozenset(one.name for one in interfaces.interfaces if is_strict(one.name)),
         dropping=dropping,
+        programs=programs,
         ports={name: port_mtus(name) for name in _own_bridges(interfaces, footing)},
     )
     return (*findings(seen), *unread)
@@ -55,6 +61,16 @@ async def _interfaces() -> Interfaces:
         return await observer.observe()
     finally:
         observer.close()
+
+
+async def _programs(places: Places) -> tuple[BpfProgram, ...]:
+    """Return the programs of the daemon's tunnel; nothing where they cannot be read."""
+    fast_path, device = BpfTarget(FastPath(str(places.bpf))), places.device()
+    try:
+        found = await fast_path.snapshot(State.EMPTY)
+    finally:
+        fast_path.close()
+    return tuple(one for one in found if isinstance(one, BpfProgram) and one.tunnel.device == device)
 
 
 async def _filter_rules() -> list[Item]:

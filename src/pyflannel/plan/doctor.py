@@ -6,6 +6,7 @@ A check says what it saw, and what to type. On a healthy host none has anything 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+from pyflannel.model.bpf_program import BpfProgram
 from pyflannel.model.filter_name import FIRST_DEVICE
 from pyflannel.model.finding import Finding
 from pyflannel.model.footing import Footing
@@ -37,6 +38,7 @@ class Observed:
         forwards: IPv4 packets are forwarded; None when that is not known.
         strict: links whose reverse path is filtered strictly.
         dropping: chains that drop what they do not accept.
+        programs: at the hooks of links, of the device that the daemon claims.
         ports: MTU of what is plugged into each bridge of our subnet, in octets, by name.
     """
 
@@ -48,6 +50,7 @@ class Observed:
     forwards: bool | None = True
     strict: frozenset[str] = frozenset()
     dropping: tuple[ForwardChain, ...] = ()
+    programs: tuple[BpfProgram, ...] = ()
     ports: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
 
@@ -59,6 +62,7 @@ def findings(seen: Observed) -> tuple[Finding, ...]:
         _forward_chains,
         _refused_peers,
         _user_space,
+        _left_programs,
         _strangers,
         _leftovers,
         _unplanned_routes,
@@ -170,9 +174,29 @@ def _user_space(seen: Observed) -> Iterator[Finding]:
             code="no-fast-path",
             severity="warning",
             cause="packets go through user space, which is slower: the kernel cannot carry them",
-            evidence=(path.reason or "",),
+            evidence=(path.reason or "", *_some([feature.text for feature in path.lacking])),
             fix=f"flanneld --fast-path=off  # if it is to be so; else: {path.hint}",
         )
+
+
+def _left_programs(seen: Observed) -> Iterator[Finding]:
+    """Yield programs that carry packets past a daemon that does not know, or may not mend, what they do."""
+    path = seen.status.fast_path
+    if path is None:
+        return
+    cause = "programs of an earlier flanneld carry packets by tables that the one that runs cannot mend"
+    blind = [remark.text for remark in path.remarks if remark.hint]
+    if blind or (path.mode != "safe" and seen.programs):
+        yield Finding(
+            code="programs-left",
+            severity="error",
+            cause=cause,
+            evidence=_some([*blind, *(name(program) for program in seen.programs)]),
+            fix="flannelctl pins && systemctl restart flanneld  # or, to be rid of them: flannelctl cleanup",
+        )
+    for remark in path.remarks:
+        if not remark.hint:
+            yield Finding(code="fast-path-full", severity="info", cause=remark.text, fix="flannelctl status")
 
 
 def _strangers(seen: Observed) -> Iterator[Finding]:

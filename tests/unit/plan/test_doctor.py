@@ -5,14 +5,18 @@ from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
+from pyflannel.model.bpf_program import BpfProgram, Role, Tunnel
+from pyflannel.model.feature import Feature
 from pyflannel.model.finding import Finding
 from pyflannel.model.footing import Footing
 from pyflannel.model.forward_chain import ForwardChain
 from pyflannel.model.iptables_chain import IptablesChain
 from pyflannel.model.link import Link
+from pyflannel.model.remark import Remark
 from pyflannel.model.route import Route
 from pyflannel.model.status import (
     BackendStatus,
+    FastPathMode,
     FastPathStatus,
     ReconcileStatus,
     RefusedPeer,
@@ -81,10 +85,48 @@ def test_of_a_healthy_host_there_is_nothing_to_say() -> None:
             replace(READY, fast_path=FastPathStatus(mode="user-space", reason="EPERM", hint="Be root.")),
             "no-fast-path",
         ),
+        (
+            replace(
+                READY,
+                fast_path=FastPathStatus(mode="off", remarks=(Remark("may not be read", "Be root."),)),
+            ),
+            "programs-left",
+        ),
+        (
+            replace(READY, fast_path=FastPathStatus(mode="safe", remarks=(Remark("there is no room"),))),
+            "fast-path-full",
+        ),
     ],
 )
 def test_what_the_daemon_says_is_told_by_its_most_telling_word(status: Status, code: str) -> None:
     assert codes(replace(HEALTHY, status=status)) == [code]
+
+
+@pytest.mark.parametrize("mode", ["safe", "off", "user-space"])
+def test_programs_are_left_where_the_daemon_has_none(mode: FastPathMode) -> None:
+    tunnel = Tunnel(
+        device="flannel0",
+        underlay="eth0",
+        address=IPv4Address("10.0.0.1"),
+        subnet=IPv4Network("10.100.15.0/24"),
+        port=8285,
+    )
+    programs = (BpfProgram(link="eth0", role=Role.DECAPSULATE, tunnel=tunnel),)
+    status = replace(READY, fast_path=FastPathStatus(mode=mode, reason="EPERM"))
+
+    found = findings(replace(HEALTHY, status=status, programs=programs))
+
+    left = [one.evidence for one in found if one.code == "programs-left"]
+    assert left == ([] if mode == "safe" else [("program flannel_decap at eth0",)])
+
+
+def test_what_the_fast_path_lacks_is_evidence() -> None:
+    lacking = Feature(name="bpf(2)", answer="unknown", detail="EPERM")
+    path = FastPathStatus(mode="user-space", reason="EPERM", hint="Be root.", lacking=(lacking,))
+
+    (found,) = findings(replace(HEALTHY, status=replace(READY, fast_path=path)))
+
+    assert found.evidence == ("EPERM", "bpf(2): could not tell, EPERM")
 
 
 def test_errors_come_first_and_many_things_are_counted() -> None:
