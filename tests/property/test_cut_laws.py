@@ -85,11 +85,10 @@ def plan(kind: str, peers: dict[int, int]) -> State:
         ),
     )
     backend = backend_of(config)
-    state = dict(backend.plan_host(host).by_key)
-    state.update(plan_filter(config, host, FilterOptions(accepts_forwarded=True)).by_key)
+    state = backend.plan_host(host) | plan_filter(config, host, FilterOptions(accepts_forwarded=True))
     for number, generation in peers.items():
-        state.update(backend.plan_peer(lease(number, kind, generation), host).by_key)
-    return State(state)
+        state |= backend.plan_peer(lease(number, kind, generation), host)
+    return state
 
 
 def before_and_after(kinds: tuple[str, str], count: int) -> tuple[State, State]:

@@ -141,8 +141,8 @@ def test_two_daemons_on_one_host_leave_each_other_alone() -> None:
     mine = Link(name="flannel0", kind="tun", mtu=1472)
     theirs = Link(name="flannel1", kind="tun", mtu=1472, alias="pyflannel /run/blue")
 
-    assert ours([mine, theirs], State.of(mine)) == State.of(mine)
-    assert ours([mine, theirs], State.EMPTY, "pyflannel /run/blue") == State.of(theirs)
+    assert ours(State.of(mine, theirs), State.of(mine)) == State.of(mine)
+    assert ours(State.of(mine, theirs), State.EMPTY, "pyflannel /run/blue") == State.of(theirs)
 
 
 def test_filter_rules_belong_to_the_daemon_of_their_device() -> None:
@@ -151,12 +151,12 @@ def test_filter_rules_belong_to_the_daemon_of_their_device() -> None:
     mine = Link(name="flannel1", kind="tun", mtu=1472)
     their_chain = IptablesChain(family=4, table="filter", device="flannel0", rules=())
     my_chain = IptablesChain(family=4, table="filter", device="flannel1", rules=())
-    found = [theirs, mine, their_chain, my_chain]
+    found = State.of(theirs, mine, their_chain, my_chain)
 
     assert ours(found, State.EMPTY, device="flannel1") == State.of(mine, my_chain)
     assert ours(found, State.EMPTY, "pyflannel /run/blue", "flannel0") == State.of(theirs, their_chain)
     # What a dead daemon, or the original, left.
-    assert ours([their_chain], State.EMPTY) == State.of(their_chain)
+    assert ours(State.of(their_chain), State.EMPTY) == State.of(their_chain)
 
 
 def test_routes_belong_to_the_daemon_of_their_protocol() -> None:
@@ -171,9 +171,9 @@ def test_routes_belong_to_the_daemon_of_their_protocol() -> None:
         for destination, device in (("10.100.1.0/24", "flannel0"), ("10.101.1.0/24", "flannel1"))
     )
 
-    assert ours([mine, theirs], State.EMPTY) == State.of(mine)
-    assert ours([mine, theirs], State.EMPTY, "pyflannel /run/blue", "flannel1") == State.of(theirs)
-    assert ours([mine, theirs], State.EMPTY, "pyflannel /run/blue", None) == State.EMPTY
+    assert ours(State.of(mine, theirs), State.EMPTY) == State.of(mine)
+    assert ours(State.of(mine, theirs), State.EMPTY, "pyflannel /run/blue", "flannel1") == State.of(theirs)
+    assert ours(State.of(mine, theirs), State.EMPTY, "pyflannel /run/blue", None) == State.EMPTY
 
 
 def test_a_link_of_another_daemon_is_never_fought_over() -> None:
@@ -183,13 +183,13 @@ def test_a_link_of_another_daemon_is_never_fought_over() -> None:
     route = Route(destination=IPv4Network("10.101.2.0/24"), link="flannel.1")
     desired = State.of(wanted, base, route)
     theirs = replace(wanted, alias="pyflannel")
-    found = [theirs, Address(link="flannel.1", address=IPv4Interface("10.100.1.0/32"))]
+    found = State.of(theirs, Address(link="flannel.1", address=IPv4Interface("10.100.1.0/32")))
 
     taken = taken_links(found, desired, "pyflannel /run/blue")
 
     assert [refusal.operation for refusal in taken.values()] == [Add(wanted)]
     assert "--run-dir=/run/flannel " in taken["flannel.1"].cause
     assert without_links(desired, taken.keys()) == State.EMPTY
-    assert ours([*found, base], desired, "pyflannel /run/blue") == State.EMPTY
+    assert ours(State.of(*found, base), desired, "pyflannel /run/blue") == State.EMPTY
     assert not taken_links(found, State.of(theirs))
-    assert not taken_links([replace(wanted, alias="somebody's")], desired, "pyflannel /run/blue")
+    assert not taken_links(State.of(replace(wanted, alias="somebody's")), desired, "pyflannel /run/blue")

@@ -25,7 +25,7 @@ class FileMemory:
             log.warning("Could not read %s: %s", self._path, error.strerror)
             return None
 
-    async def save(self, octets: bytes) -> None:
+    async def save(self, octets: bytes | bytearray) -> None:
         """Replace the file."""
         try:
             await asyncio.to_thread(replace_file, str(self._path), octets)

@@ -62,7 +62,10 @@ class Departures:
                 self._some_left.set()
         taken = [over for subnet, _ in came for over in self._held_again(subnet)]
         self._present = leases.by_subnet
-        self.counted = self.counted.with_changes([*((over, None) for over in taken), *came])
+        if self._gone:
+            self.counted = self.counted.with_changes([*((over, None) for over in taken), *came])
+        else:
+            self.counted = self._present  # one map in memory instead of two
 
     @property
     def lingering(self) -> tuple[Lease, ...]:

@@ -60,7 +60,7 @@ class LastKnownLeases:
         for part in format_last_known(known):
             octets += part
             await asyncio.sleep(0)  # others have their turn every few milliseconds
-        await self._memory.save(bytes(octets))
+        await self._memory.save(octets)
         self._saved = known
         return True
 

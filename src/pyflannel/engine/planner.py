@@ -1,12 +1,13 @@
 """The planner: holds what is known of the network and this host, and keeps the plan made from it."""
 
 import logging
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv4Network
 
 from pyflannel.model.bridge import Bridge
 from pyflannel.model.host import Host, Underlay
 from pyflannel.model.host_file import HostFile
+from pyflannel.model.item_map import ItemMap
 from pyflannel.model.lease import Lease
 from pyflannel.model.lease_protocol import Held
 from pyflannel.model.lease_set import LeaseSet
@@ -71,7 +72,7 @@ class Planner:
         self._peers: Peers | None = None
         self._conflicts: tuple[Conflict, ...] = ()
         self._made_of: tuple[NetworkConfig, Backend, Host] | None = None
-        self._plan: dict[Hashable, Item] = {}
+        self._plan: ItemMap[Item] = ItemMap()
         self._is_contested = False
         self._bridged: tuple[Bridge, ...] = ()
 
@@ -120,7 +121,7 @@ class Planner:
 
     def desired(self) -> State | None:
         """Return the plan, or None while something that it is made of is missing."""
-        return State(dict(self._plan)) if self._plan else None
+        return State(self._plan.copy()) if self._plan else None
 
     def update(self) -> list[Operation] | None:
         """Bring the plan up to date, and say what changed.
@@ -180,14 +181,13 @@ class Planner:
             ip_masq=self._packet_filter.masquerades,
         )
         self._tell_notes(backend, host)
-        plan = dict(backend.plan_host(host).by_key)
+        plan: ItemMap[Item] = backend.plan_host(host).by_key.copy()
         if self._has_blackhole:
-            plan.update(plan_blackhole(host).by_key)
-        plan.update(plan_filter(config, host, self._packet_filter).by_key)
-        for file in (*self._other_files, HostFile(path=self._subnet_file, text=text)):
-            plan[file.key] = file
+            plan.add(plan_blackhole(host))
+        plan.add(plan_filter(config, host, self._packet_filter))
+        plan.add((*self._other_files, HostFile(path=self._subnet_file, text=text)))
         self._bridged = self.bridges
-        plan.update(backend.plan_bridges(self.bridges, host).by_key)
+        plan.add(backend.plan_bridges(self.bridges, host))
         count = len(plan)
         peers = self.peers
         outranked = backend.outranked(peers, host)
@@ -199,22 +199,21 @@ class Planner:
                 objections[peer.subnet] = objection
                 refused.append(peer)
                 continue
-            items = backend.plan_peer(peer, host).by_key
+            items = backend.plan_peer(peer, host)
             count += len(items)
-            for key, item in items.items():
-                plan.setdefault(key, item)
+            plan.add(items)
         self._take_objections(objections, refused)
         self._plan, self._is_contested = plan, bool(outranked) or len(plan) < count
 
     def _plan_changes(self, changes: Iterable[PeerChange], backend: Backend, host: Host) -> list[Operation]:
         """Plan the changed peers anew; when two peers want one key, only that this is so is noted."""
-        gone: dict[Hashable, Item] = {}
-        come: dict[Hashable, Item] = {}
+        gone: ItemMap[Item] = ItemMap()
+        come: ItemMap[Item] = ItemMap()
         objections = dict(self.objections)
         refused: list[Lease] = []
         for change in changes:
             if change.old is not None:
-                gone.update(backend.plan_peer(change.old, host).by_key)
+                gone.add(backend.plan_peer(change.old, host))
                 objections.pop(change.old.subnet, None)
         for change in changes:
             if change.new is None:
@@ -224,11 +223,11 @@ class Planner:
                 objections[change.new.subnet] = objection
                 refused.append(change.new)
                 continue
-            for key, item in backend.plan_peer(change.new, host).by_key.items():
-                if key in come or (key in self._plan and key not in gone):
-                    self._is_contested = True
-                    return []
-                come[key] = item
+            items = backend.plan_peer(change.new, host)
+            if any(i.key in come or (i.key in self._plan and i.key not in gone) for i in items):
+                self._is_contested = True
+                return []
+            come.add(items)
         self._take_objections(objections, refused)
         return self._exchange(gone, come)
 
@@ -241,20 +240,20 @@ class Planner:
         self._bridged = self.bridges
         return self._exchange(gone, come)
 
-    def _exchange(self, gone: Mapping[Hashable, Item], come: Mapping[Hashable, Item]) -> list[Operation]:
+    def _exchange(self, gone: ItemMap[Item], come: ItemMap[Item]) -> list[Operation]:
         """Take the items of before out of the plan and those of now in; return the operations of that."""
         operations: list[Operation] = []
-        for key, item in gone.items():
-            if key not in come:
-                del self._plan[key]
+        for item in gone.each():
+            if item.key not in come:
+                self._plan.discard(item.key)
                 operations.append(Remove(item))
-        for key, item in come.items():
-            old = gone.get(key)
+        for item in come.each():
+            old = gone.get(item.key)
             if old is None:
                 operations.append(Add(item))
             elif old != item:
                 operations.append(Replace(old, item))
-            self._plan[key] = item
+            self._plan.put(item)
         return operations
 
     def _is_obstructed(self) -> bool:

@@ -18,6 +18,7 @@ from pyflannel.model.filter_name import FIRST_DEVICE
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer
 from pyflannel.model.host_file import HostFile
 from pyflannel.model.iptables_chain import IptablesChain
+from pyflannel.model.item_map import ItemMap
 from pyflannel.model.link import MARK, Link
 from pyflannel.model.nft_table import NftTable
 from pyflannel.model.operation import Add, Operation, Refusal, Remove, Replace
@@ -117,7 +118,7 @@ class Reconciler:
         self._writing = asyncio.Lock()
         self._pending: dict[Hashable, Operation] = {}
         self._changed_while_looking: set[Hashable] = set()
-        self._applied: dict[Hashable, Item] = {}
+        self._applied: ItemMap[Item] = ItemMap()
         self._damping = Damping()
         self._failures = 0
         self._looked_at = float("-inf")
@@ -169,16 +170,16 @@ class Reconciler:
         self._journal.note("planned", operations)
         _tell_each(operations)
         for refusal in refused:
-            self._applied.pop(_subject(refusal.operation).key, None)
+            self._applied.discard(_subject(refusal.operation).key)
         if refused:
             self.wake()  # a pass tries again, and says what is refused
 
     def _note(self, operation: Operation) -> None:
         item = _subject(operation)
         if isinstance(operation, Remove):
-            self._applied.pop(item.key, None)
+            self._applied.discard(item.key)
         else:
-            self._applied[item.key] = item
+            self._applied.put(item)
 
     async def _reconcile(self) -> None:
         while True:
@@ -221,7 +222,7 @@ class Reconciler:
             refused, left = await self._apply(operations, tuple(taken.values()))
             undone = {_subject(operation).key for operation in (*left, *(each.operation for each in refused))}
             self._tell([o for o in operations if _subject(o).key not in undone], refused, desired)
-            self._applied = {key: item for key, item in desired.by_key.items() if key not in undone}
+            self._applied = desired.without(undone).by_key
             self.counts.has_applied, self.counts.error = True, None
             self.counts.duration_s = self._clock.now() - self._looked_at
         if not refused:

@@ -2,7 +2,9 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
+from functools import reduce
 from itertools import groupby
+from operator import or_
 
 from pyflannel.model.operation import Operation, Refusal, Remove, Replace
 from pyflannel.model.state import Item, State
@@ -19,7 +21,7 @@ class Targets:
     async def snapshot(self, desired: State) -> State:
         """Return the union of all snapshots."""
         snapshots = await asyncio.gather(*(target.snapshot(desired) for target in self._targets))
-        return State.collect(item for snapshot in snapshots for item in snapshot)
+        return reduce(or_, snapshots)
 
     async def apply(self, operations: Sequence[Operation]) -> Sequence[Refusal]:
         """Apply runs of operations for one target together; their order stays."""

@@ -6,7 +6,7 @@ import os
 MODE = 0o644
 
 
-def replace_file(path: str, octets: bytes) -> None:
+def replace_file(path: str, octets: bytes | bytearray) -> None:
     """Make the file hold exactly this, mode 0644 whatever the umask; make its directories, 0755.
 
     Readers see the old file or the new, never a part. When it fails, on a full disk, the old file stays.
@@ -31,7 +31,7 @@ def replace_file(path: str, octets: bytes) -> None:
     _sync_directory(directory)
 
 
-def _write(path: str, octets: bytes) -> None:
+def _write(path: str, octets: bytes | bytearray) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, MODE)
     with open(descriptor, "wb") as file:
         os.fchmod(descriptor, MODE)

@@ -45,7 +45,7 @@ class FileTarget:
 
     async def snapshot(self, desired: State) -> State:
         """Return the planned files as they are now; those that are not there are left out."""
-        paths = [item.path for item in desired if isinstance(item, HostFile)]
+        paths = [item.path for item in desired.of_type(HostFile)]
         self._watch(paths)  # before reading: what changes in between is then announced
         found = await asyncio.to_thread(lambda: [_read(path) for path in paths])
         return State.collect(item for item in found if item is not None)

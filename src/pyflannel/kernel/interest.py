@@ -11,7 +11,7 @@ from pyflannel.model.route import Route
 from pyflannel.model.route_protocol import PROTOCOLS
 from pyflannel.model.state import State
 from pyflannel.wire.netlink.links import LinkRecord
-from pyflannel.wire.netlink.routes import RouteGlance, RouteKey, route_key
+from pyflannel.wire.netlink.routes import RouteGlance
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +22,6 @@ class Interest:
         desired: the plan.
         links: names of the planned links.
         carriers: names of the links that planned links, addresses and routes hang on.
-        routes: keys of the planned routes.
         marks: aliases of the planned links; another daemon's device is no concern of ours. Empty: any mark.
         protocols: by which our routes are known, where the plan has any; else those of every daemon.
     """
@@ -30,7 +29,6 @@ class Interest:
     desired: State
     links: frozenset[str]
     carriers: frozenset[str]
-    routes: frozenset[RouteKey]
     marks: frozenset[str]
     protocols: frozenset[int]
 
@@ -38,12 +36,11 @@ class Interest:
     def of(cls, desired: State) -> "Interest":
         """Return what concerns this plan."""
         links, carriers, marks = set(), set(), set()
-        routes, protocols = set(), set()
+        protocols = set()
         for item in desired:
             match item:
                 case Route():
                     carriers.add(item.link)
-                    routes.add(route_key(item.destination, item.metric))
                     protocols.add(item.protocol)
                 case Neighbour() | FdbEntry() | Address():
                     carriers.add(item.link)
@@ -58,7 +55,6 @@ class Interest:
             desired=desired,
             links=frozenset(links),
             carriers=frozenset(carriers),
-            routes=frozenset(routes),
             marks=frozenset(marks),
             protocols=PROTOCOLS & protocols or PROTOCOLS,
         )
@@ -74,4 +70,4 @@ class Interest:
 
     def concerns_route(self, route: RouteGlance, ours: Collection[int]) -> bool:
         """Return whether the route is planned, carries our mark, or leaves by one of the links `ours`."""
-        return route.protocol in self.protocols or route.link in ours or route.key in self.routes
+        return route.protocol in self.protocols or route.link in ours or route.key in self.desired.by_key

@@ -136,7 +136,7 @@ class KernelInterfaces:
 
 def _default_or_on_link(body: bytes) -> RouteRecord | None:
     glance = routes.glance_at_route(body)
-    if glance is None or (glance.key.length and not routes.is_on_link(body)):
+    if glance is None or (glance.length and not routes.is_on_link(body)):
         return None
     route = routes.parse_route(body)
     return route if route is not None and route.kind == routes.UNICAST else None

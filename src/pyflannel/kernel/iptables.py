@@ -78,7 +78,7 @@ class IptablesTarget:
 
     async def snapshot(self, desired: State) -> State:
         """Return the chains with our names; one that is only for a policy of DROP is there without it."""
-        planned = [item for item in desired if isinstance(item, IptablesChain)]
+        planned = list(desired.of_type(IptablesChain))
         seen = await self._see(frozenset(chain.family for chain in planned))
         found: dict[object, IptablesChain] = {
             chain.key: chain for one in seen.values() for chain in one.chains

@@ -54,6 +54,7 @@ class LinuxTarget:
         self._reader = SnapshotReader(questions)
         self._links = LinkWriter(self._requests)
         self._watch = Watch(self._requests.port)
+        self._interest: Interest | None = None
         self._rests_until = 0.0
 
     def close(self) -> None:
@@ -66,7 +67,9 @@ class LinuxTarget:
         Of neighbours and FDB entries, those on planned vxlan devices.
         """
         began = time.monotonic()
-        interest = Interest.of(desired)
+        if self._interest is None or self._interest.desired != desired:
+            self._interest = Interest.of(desired)
+        interest = self._interest
         self._watch.looks(interest)
         seen = await self._reader.read(interest)
         self._watch.saw(seen.links)

@@ -53,7 +53,7 @@ class NftTarget:
     async def snapshot(self, desired: State) -> State:
         """Return the tables with our names."""
         seen = await self._dump.get()
-        planned: dict[Hashable, NftTable] = {item.key: item for item in desired if isinstance(item, NftTable)}
+        planned: dict[Hashable, NftTable] = {item.key: item for item in desired.of_type(NftTable)}
         self._dump.is_wanted = bool(planned or seen.tables)
         found: list[NftTable] = []
         for table in seen.tables:

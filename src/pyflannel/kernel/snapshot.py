@@ -16,6 +16,7 @@ from pyflannel.kernel.interest import Interest
 from pyflannel.kernel.items import address_of, fdb_entry_of, gathered, link_of, neighbour_of, route_of
 from pyflannel.kernel.netlink_socket import RequestSocket
 from pyflannel.model.fdb_entry import FdbEntry
+from pyflannel.model.item_map import ItemMap
 from pyflannel.model.link import Link
 from pyflannel.model.neighbour import Neighbour
 from pyflannel.model.route import Route
@@ -89,17 +90,18 @@ class SnapshotReader:
         names = {index: links.names[index] for index in links.ours | links.carriers}
         for remembered in (self._routes, self._neighbours, self._fdb):
             remembered.begin(names)
-        items: list[Item] = [_link(link, links) for link in found if link.index in links.ours]
+        items = ItemMap[Item](_link(link, links) for link in found if link.index in links.ours)
         addresses = await self._requests.dump(dump_addresses(), _address_reader(links.ours | links.carriers))
-        items += [address_of(address, links.names) for address in addresses if not _is_kernels_own(address)]
+        items.add(address_of(one, links.names) for one in addresses if not _is_kernels_own(one))
         for link in found:
             if link.vxlan is not None and link.name in interest.links:
-                items += await self._read_neighbours(link.index, interest.desired, links)
-                items += await self._read_fdb(link.index, interest.desired, links)
-        items += await self._read_routes(interest, links)
+                items.add(await self._read_neighbours(link.index, interest.desired, links))
+                items.add(await self._read_fdb(link.index, interest.desired, links))
+        for family in (INET, INET6):
+            items.add(await self._read_routes(family, interest, links))
         for remembered in (self._routes, self._neighbours, self._fdb):
             remembered.end()
-        return Snapshot(state=State.collect(items), links=links)
+        return Snapshot(state=State(items), links=links)
 
     async def _read_neighbours(self, index: int, desired: State, links: Links) -> list[Neighbour]:
         def make(body: bytes) -> Neighbour | None:
@@ -117,7 +119,7 @@ class SnapshotReader:
         found = await self._requests.dump(dump_fdb(index), self._fdb.reader(make, lasting_part))
         return [item for item in gathered(found) if item.is_permanent or item.key in desired.by_key]
 
-    async def _read_routes(self, interest: Interest, links: Links) -> list[Route]:
+    async def _read_routes(self, family: int, interest: Interest, links: Links) -> list[Route]:
         def make(body: bytes) -> Route | None:
             glance = glance_at_route(body)
             if glance is None or not interest.concerns_route(glance, links.ours):
@@ -127,18 +129,19 @@ class SnapshotReader:
                 return None
             return _planned(route_of(record, links.names), interest.desired)
 
-        routes: list[Route] = []
-        for family in (INET, INET6):
-            routes += await self._requests.dump(dump_routes(family), self._routes.reader(make))
-        return routes
+        return await self._requests.dump(dump_routes(family), self._routes.reader(make))
 
 
 class _Remembered(Generic[_Item]):
-    """What messages of one sort were made into when they came last, by what lasts of their body."""
+    """What messages of one sort were made into when they came last, by the hash of what lasts of their body.
+
+    Python's hash of octets has 64 bits and a secret: that two of a million messages share one is less likely
+    than that the memory errs.
+    """
 
     def __init__(self) -> None:
-        self._made: dict[bytes, _Item] = {}
-        self._before: dict[bytes, _Item] = {}
+        self._made: dict[int, _Item] = {}
+        self._before: dict[int, _Item] = {}
         self._come = 0
         self._links: Mapping[int, str] = {}
         self._names: frozenset[str] = frozenset()
@@ -162,7 +165,7 @@ class _Remembered(Generic[_Item]):
         """Return what reads a dump; `make` is asked about what is new, and what it made nothing of."""
 
         def read(body: bytes) -> _Item | None:
-            part = lasting(body)
+            part = hash(lasting(body))
             item = self._made.get(part)
             if item is None:
                 item = self._before.get(part) or make(body)

@@ -9,11 +9,9 @@ from pyflannel.kernel.snapshot import Links
 from pyflannel.model.fdb_entry import FdbEntry
 from pyflannel.model.neighbour import Neighbour
 from pyflannel.model.operation import Add, Operation, Remove, Replace
-from pyflannel.model.route import Route
 from pyflannel.model.state import Item
 from pyflannel.wire.netlink import addresses, links, neighbours, next_hops, routes
 from pyflannel.wire.netlink.message import Message
-from pyflannel.wire.netlink.routes import RouteKey, route_key
 
 GROUPS = 0x1 | 0x4 | 0x10 | 0x40 | 0x100 | 0x400 | 0x800 | 0x8000_0000
 """RTMGRP_LINK, RTMGRP_NEIGH, RTMGRP_IPV4_IFADDR, _IPV4_ROUTE, RTMGRP_IPV6_IFADDR, _IPV6_ROUTE, _IPV6_IFINFO,
@@ -32,7 +30,6 @@ class Watch:
         self._interest: Interest | None = None
         self._links: Links | None = None
         self._changed: dict[Hashable, Item | None] = {}
-        self._changed_routes: set[RouteKey] = set()
 
     def looks(self, interest: Interest) -> None:
         """A look begins; where it is about other links, what changes meanwhile may concern us."""
@@ -40,7 +37,6 @@ class Watch:
             self._links = None
         self._interest = interest
         self._changed.clear()
-        self._changed_routes.clear()
 
     def saw(self, links: Links) -> None:
         """The look ended."""
@@ -61,8 +57,6 @@ class Watch:
             case Add(item) | Replace(_, item):
                 if planned.get(item.key) is not item:
                     self._changed[item.key] = item
-                    if isinstance(item, Route):
-                        self._changed_routes.add(route_key(item.destination, item.metric))
             case Remove(item):
                 if item.key in planned or item.key in self._changed:
                     self._changed[item.key] = None
@@ -86,7 +80,7 @@ class Watch:
             case routes.NEW | routes.DELETE:
                 glance = routes.glance_at_route(message.body)
                 return glance is not None and (
-                    interest.concerns_route(glance, seen.ours) or glance.key in self._changed_routes
+                    interest.concerns_route(glance, seen.ours) or glance.key in self._changed
                 )
             case (
                 next_hops.DELETE

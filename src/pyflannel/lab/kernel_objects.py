@@ -126,10 +126,10 @@ def plan_of(backend: str, peers: int) -> State:
     underlay = Underlay(link="eth0", address=_OWN, mtu=1500, public_ip=_OWN, on_link=(_UNDERLAY,))
     own = Lease(subnet=IPv4Network("10.0.0.0/24"), attributes=LeaseAttributes(public_ip=_OWN))
     host = Host(lease=own, underlay=underlay, owner="bench", kernel=os.uname().release)
-    by_key = dict(made.plan_host(host).by_key)
+    plan = made.plan_host(host).by_key.copy()
     for number in range(peers):
-        by_key.update(made.plan_peer(_lease(backend, number), host).by_key)
-    return State(by_key)
+        plan.add(made.plan_peer(_lease(backend, number), host))
+    return State(plan)
 
 
 def _lease(backend: str, number: int) -> Lease:

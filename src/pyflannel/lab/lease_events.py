@@ -12,6 +12,7 @@ from pyflannel.errors import LabError
 from pyflannel.kernel.netlink_socket import NotificationSocket
 from pyflannel.lab.standing_leases import LeaseWriter, lease_writer
 from pyflannel.model.lease import Lease
+from pyflannel.model.route import Route
 from pyflannel.wire.netlink import routes
 from pyflannel.wire.netlink.message import Message
 
@@ -108,7 +109,7 @@ async def _times_of(
     listener: NotificationSocket, kind: int, subnets: Iterable[IPv4Network]
 ) -> dict[IPv4Network, float]:
     """Return when the kernel told of a route to each subnet, as added or as deleted."""
-    waited_for = {routes.route_key(subnet, 0): subnet for subnet in subnets}
+    waited_for = {Route(destination=subnet, link="").key: subnet for subnet in subnets}
     at: dict[IPv4Network, float] = {}
 
     def concerns(message: Message) -> bool:

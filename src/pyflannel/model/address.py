@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 
+from pyflannel.model.item_map import Key
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Address:
@@ -17,6 +19,6 @@ class Address:
     peer: IPv4Address | IPv6Address | None = None
 
     @property
-    def key(self) -> tuple[str, str, IPv4Interface | IPv6Interface]:
+    def key(self) -> Key:
         """What makes two values one kernel object."""
-        return "address", self.link, self.address
+        return ("address", self.link), self.address

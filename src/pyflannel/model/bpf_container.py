@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
+from pyflannel.model.item_map import Key
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BpfContainer:
@@ -20,6 +22,6 @@ class BpfContainer:
     link: str
 
     @property
-    def key(self) -> tuple[str, str, IPv4Address]:
+    def key(self) -> Key:
         """What makes two values one entry: MAC address and link may be replaced."""
-        return "bpf-container", self.device, self.address
+        return ("bpf-container", self.device), self.address

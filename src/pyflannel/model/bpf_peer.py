@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 
+from pyflannel.model.item_map import Key
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BpfPeer:
@@ -21,6 +23,6 @@ class BpfPeer:
     is_direct: bool = True
 
     @property
-    def key(self) -> tuple[str, str, IPv4Network]:
+    def key(self) -> Key:
         """What makes two values one entry; all else may be replaced."""
-        return "bpf-peer", self.device, self.subnet
+        return ("bpf-peer", self.device), self.subnet

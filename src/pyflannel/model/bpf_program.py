@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from enum import Enum
 from ipaddress import IPv4Address, IPv4Network
 
+from pyflannel.model.item_map import Key
+
 
 class Direction(Enum):
     """Which packets of a link a program sees; the value is the kernel's word."""
@@ -60,6 +62,6 @@ class BpfProgram:
     is_current: bool = True
 
     @property
-    def key(self) -> tuple[str, str, str, str]:
+    def key(self) -> Key:
         """What makes two values one object: a tunnel has one program of a role on a link."""
-        return "bpf-program", self.tunnel.device, self.link, self.role.value
+        return ("bpf-program", self.tunnel.device), (self.link, self.role.value)

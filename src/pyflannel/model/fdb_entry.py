@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
+from pyflannel.model.item_map import Key
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FdbEntry:
@@ -23,6 +25,6 @@ class FdbEntry:
     is_plain: bool = True
 
     @property
-    def key(self) -> tuple[str, str, str]:
+    def key(self) -> Key:
         """What makes two values one kernel object."""
-        return "fdb", self.link, self.mac
+        return ("fdb", self.link), self.mac

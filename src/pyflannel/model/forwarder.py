@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 
+from pyflannel.model.item_map import Key
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forwarder:
@@ -29,7 +31,7 @@ class Forwarder:
     is_current: bool = True
 
     @property
-    def key(self) -> tuple[str, str]:
+    def key(self) -> Key:
         """What makes two values one object: one forwarder a device."""
         return "forwarder", self.link
 
@@ -44,6 +46,6 @@ class ForwarderPeer:
     port: int
 
     @property
-    def key(self) -> tuple[str, str, IPv4Network]:
+    def key(self) -> Key:
         """What makes two values one entry; address and port may be replaced."""
-        return "forwarder-peer", self.link, self.subnet
+        return ("forwarder-peer", self.link), self.subnet

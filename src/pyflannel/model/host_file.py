@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from pyflannel.model.item_map import Key
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostFile:
@@ -11,6 +13,6 @@ class HostFile:
     text: str
 
     @property
-    def key(self) -> tuple[str, str]:
+    def key(self) -> Key:
         """What makes two values one file."""
         return "file", self.path

@@ -7,6 +7,7 @@ from typing import Literal
 
 from pyflannel.model.filter_name import filter_name
 from pyflannel.model.filter_rule import Rules
+from pyflannel.model.item_map import Key
 
 Family = Literal[4, 6]
 IptablesTable = Literal["nat", "filter"]
@@ -49,9 +50,9 @@ class IptablesChain:
     is_for_dropping: bool = False
 
     @property
-    def key(self) -> tuple[str, int, str, str]:
+    def key(self) -> Key:
         """What makes two values one chain."""
-        return "iptables-chain", self.family, self.table, self.device
+        return "iptables-chain", (self.family, self.table, self.device)
 
     @property
     def name(self) -> str:

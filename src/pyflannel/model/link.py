@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from pyflannel.model.item_map import Key
 from pyflannel.model.vxlan import Vxlan
 
 MARK = "pyflannel"
@@ -41,6 +42,6 @@ class Link:
         return self.vxlan is None or other.vxlan is None or self.vxlan.becomes(other.vxlan)
 
     @property
-    def key(self) -> tuple[str, str]:
+    def key(self) -> Key:
         """What makes two values one kernel object."""
         return "link", self.name

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
+from pyflannel.model.item_map import Key
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Neighbour:
@@ -19,6 +21,6 @@ class Neighbour:
     is_permanent: bool = True
 
     @property
-    def key(self) -> tuple[str, str, IPv4Address | IPv6Address]:
+    def key(self) -> Key:
         """What makes two values one kernel object."""
-        return "neighbour", self.link, self.address
+        return ("neighbour", self.link, self.address.version), int(self.address)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pyflannel.model.filter_name import filter_name
 from pyflannel.model.filter_rule import Rules
 from pyflannel.model.iptables_chain import Family
+from pyflannel.model.item_map import Key
 
 STEMS: Mapping[Family, str] = {4: "flannel-ipv4", 6: "flannel-ipv6"}
 """How the names of our tables begin; the original's names."""
@@ -47,9 +48,9 @@ class NftTable:
     others: tuple[str, ...] = ()
 
     @property
-    def key(self) -> tuple[str, int, str]:
+    def key(self) -> Key:
         """What makes two values one table."""
-        return "nft-table", self.family, self.device
+        return "nft-table", (self.family, self.device)
 
     @property
     def name(self) -> str:

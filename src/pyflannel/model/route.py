@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
+from pyflannel.model.item_map import Key
+
 PROTOCOL_KERNEL = 2
 """rtm_protocol of what the kernel adds with an address (linux/rtnetlink.h, RTPROT_KERNEL)."""
 
@@ -12,6 +14,11 @@ PROTOCOL_FLANNEL = 80
 SCOPE_GLOBAL = 0
 SCOPE_LINK = 253
 """rtm_scope (linux/rtnetlink.h)."""
+
+
+def route_key(version: int, base: int, length: int, metric: int) -> Key:
+    """Return the key of the route to the prefix of this length that begins at the address `base`."""
+    return ("route", version, length, metric), base
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +43,7 @@ class Route:
     kind: str = "unicast"
 
     @property
-    def key(self) -> tuple[str, IPv4Network | IPv6Network, int]:
+    def key(self) -> Key:
         """What makes two values one kernel object: link and gateway may be replaced."""
-        return "route", self.destination, self.metric
+        base = self.destination.network_address
+        return route_key(base.version, int(base), self.destination.prefixlen, self.metric)

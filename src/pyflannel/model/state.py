@@ -1,8 +1,8 @@
 """State: a set of kernel objects, files and processes, desired or actual."""
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 from pyflannel.model.address import Address
 from pyflannel.model.bpf_container import BpfContainer
@@ -12,6 +12,7 @@ from pyflannel.model.fdb_entry import FdbEntry
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer
 from pyflannel.model.host_file import HostFile
 from pyflannel.model.iptables_chain import IptablesChain
+from pyflannel.model.item_map import ItemMap, Key
 from pyflannel.model.link import Link
 from pyflannel.model.neighbour import Neighbour
 from pyflannel.model.nft_table import NftTable
@@ -34,34 +35,48 @@ Item = (
 )
 """Everything that a plan can ask for."""
 
+_Kind = TypeVar("_Kind", bound=Item)
+
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """Items by their key; at most one item has a key."""
+    """Items by their key; at most one item has a key. The map is nobody's to change any more."""
 
-    by_key: Mapping[Hashable, Item] = field(default_factory=dict)
+    by_key: ItemMap[Item] = field(default_factory=ItemMap)
 
     EMPTY: ClassVar["State"]
 
     @classmethod
     def of(cls, *items: Item) -> "State":
         """Return the state of these items; where two have one key, the first stays."""
-        return cls.collect(items)
+        return cls(ItemMap(items))
 
     @classmethod
     def collect(cls, items: Iterable[Item]) -> "State":
         """Return the state of these items; where two have one key, the first stays, as in a look-up."""
-        by_key: dict[Hashable, Item] = {}
-        for item in items:
-            by_key.setdefault(item.key, item)
-        return cls(by_key)
+        return cls(ItemMap(items))
+
+    def of_type(self, kind: type[_Kind]) -> Iterator[_Kind]:
+        """Yield the items of a type; a table has those of one type alone."""
+        for names in self.by_key.tables.values():
+            for item in names.values():
+                if not isinstance(item, kind):
+                    break
+                yield item
+
+    def without(self, keys: Iterable[Key]) -> "State":
+        """Return what is left without the items of these keys."""
+        left = self.by_key.copy()
+        for key in keys:
+            left.discard(key)
+        return State(left)
 
     def __or__(self, other: "State") -> "State":
         """Return the union; where both have a key, ours stays."""
-        return State({**other.by_key, **self.by_key})
+        return State(self.by_key | other.by_key)
 
     def __iter__(self) -> Iterator[Item]:
-        return iter(self.by_key.values())
+        return self.by_key.each()
 
     def __len__(self) -> int:
         return len(self.by_key)

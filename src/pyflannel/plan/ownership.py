@@ -1,6 +1,6 @@
 """What is ours among all that is there: the rules that decide what a pass may touch."""
 
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import assert_never
 
@@ -13,6 +13,7 @@ from pyflannel.model.filter_name import FIRST_DEVICE
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer
 from pyflannel.model.host_file import HostFile
 from pyflannel.model.iptables_chain import IptablesChain
+from pyflannel.model.item_map import ItemMap
 from pyflannel.model.link import MARK, Link
 from pyflannel.model.neighbour import Neighbour
 from pyflannel.model.nft_table import NftTable
@@ -22,9 +23,7 @@ from pyflannel.model.route_protocol import route_protocol
 from pyflannel.model.state import Item, State
 
 
-def ours(
-    actual: Iterable[Item], desired: State, mark: str = MARK, device: str | None = FIRST_DEVICE
-) -> State:
+def ours(actual: State, desired: State, mark: str = MARK, device: str | None = FIRST_DEVICE) -> State:
     """Return the part of `actual` that a pass towards `desired` may change or remove.
 
     `mark` is the alias of the links that this daemon makes, `device` the name that it claims; None when
@@ -37,18 +36,25 @@ def ours(
        by the name of their chain or table, which says the device.
     3. Everything else is foreign and stays.
     """
-    items = tuple(actual)
-    others = {item.name for item in items if isinstance(item, Link) and _is_others(item, mark)}
-    links = {item.name for item in (*items, *desired) if isinstance(item, Link) and item.alias == mark}
+    others = {link.name for link in actual.of_type(Link) if _is_others(link, mark)}
+    links = {link.name for link in (*actual.of_type(Link), *desired.of_type(Link)) if link.alias == mark}
     marks = _Marks(mark=mark, device=device, links=links - others)
-    return State.collect(
-        item
-        for item in items
-        if (item.key in desired.by_key and not (others and _is_on(item, others))) or _is_marked(item, marks)
+    return State(
+        ItemMap.of_tables(
+            {
+                table: {
+                    name: item
+                    for name, item in found.items()
+                    if (name in wanted and not (others and _is_on(item, others))) or _is_marked(item, marks)
+                }
+                for table, found in actual.by_key.tables.items()
+                for wanted in [desired.by_key.tables.get(table, {})]
+            }
+        )
     )
 
 
-def taken_links(actual: Iterable[Item], desired: State, mark: str = MARK) -> Mapping[str, Refusal]:
+def taken_links(actual: State, desired: State, mark: str = MARK) -> Mapping[str, Refusal]:
     """Return the links of the plan that another daemon of this host has, by name: each a refusal, as it says.
 
     Nobody fights over them: they are left out of the plan for as long.
@@ -60,16 +66,14 @@ def taken_links(actual: Iterable[Item], desired: State, mark: str = MARK) -> Map
             hint="Give each network a VNI of its own (Backend.VNI); what a daemon left that is no more,"
             f" `flannelctl cleanup --run-dir={_run_dir(item.alias)}` removes.",
         )
-        for item in actual
-        if isinstance(item, Link)
-        and _is_others(item, mark)
-        and isinstance(wanted := desired.by_key.get(item.key), Link)
+        for item in actual.of_type(Link)
+        if _is_others(item, mark) and isinstance(wanted := desired.by_key.get(item.key), Link)
     }
 
 
 def without_links(desired: State, names: Set[str]) -> State:
     """Return the plan but for these links and all that would be on them."""
-    return State({key: item for key, item in desired.by_key.items() if not _hangs_on(item, names)})
+    return desired.without([item.key for item in desired if _hangs_on(item, names)])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

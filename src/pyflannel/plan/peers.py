@@ -43,7 +43,6 @@ class Peers:
         self._network_text = str(network)
         self._subnet_length = subnet_length
         self._leases: SubnetMap[Lease] = SubnetMap()
-        self._sound: dict[IPv4Network, Lease] = {}
         self._unsound: dict[IPv4Network, Conflict] = {}
         self._overlapped: Mapping[IPv4Network, Conflict] = {}
         self._lengths: Counter[int] = Counter()
@@ -67,19 +66,19 @@ class Peers:
         was_overlapped, self._overlapped = self._overlapped, overlapped
         changes: list[PeerChange] = []
         for subnet in changed:
-            old = None if subnet in was_overlapped else self._was_sound(before.get(subnet))
-            new = None if subnet in overlapped else self._sound.get(subnet)
+            old = None if subnet in was_overlapped else self._sound(before.get(subnet))
+            new = None if subnet in overlapped else self._sound(leases.get(subnet))
             if old is not new:
                 changes.append(PeerChange(old, new))
         return changes
 
     def __iter__(self) -> Iterator[Lease]:
-        for subnet, lease in self._sound.items():
-            if subnet not in self._overlapped:
+        for subnet, lease in self._leases.entries():
+            if self._is_sound(subnet) and subnet not in self._overlapped:
                 yield lease
 
     def __len__(self) -> int:
-        return len(self._sound) - len(self._overlapped)
+        return sum(self._lengths.values()) - len(self._overlapped)
 
     @property
     def ignored(self) -> Mapping[IPv4Network, Conflict]:
@@ -91,7 +90,7 @@ class Peers:
         """What is wrong with the leases, in the order of the subnets."""
         shared = {
             subnet: Conflict(
-                f"{_who(self._sound[subnet])} has the address of lease {first} too: both are used"
+                f"{_who(self._leases[subnet])} has the address of lease {first} too: both are used"
             )
             for sharing in self._sharing.values()
             for first, *others in [sorted(sharing, key=_range)]
@@ -103,7 +102,7 @@ class Peers:
 
     def _took(self, subnet: IPv4Network, old: Lease | None, new: Lease | None) -> bool:
         """Note that a lease changed; return whether it was or is sound."""
-        was_sound = self._sound.pop(subnet, None) is not None
+        was_sound = old is not None and self._is_sound(subnet)
         self._unsound.pop(subnet, None)
         if old is not None and was_sound:
             self._lengths[subnet.prefixlen] -= 1
@@ -116,12 +115,16 @@ class Peers:
         if objection is not None:
             self._unsound[subnet] = Conflict(f"{_who(new)} {objection}: ignored")
             return was_sound
-        self._sound[subnet] = new
         self._lengths[subnet.prefixlen] += 1
         self._join(new.attributes.public_ip, subnet)
         return True
 
-    def _was_sound(self, lease: Lease | None) -> Lease | None:
+    def _is_sound(self, subnet: IPv4Network) -> bool:
+        """Return whether what was taken in for this subnet is another's lease, and sound."""
+        return subnet not in self._unsound and subnet != self._own.subnet
+
+    def _sound(self, lease: Lease | None) -> Lease | None:
+        """Return the lease if it is another's, and sound."""
         if lease is None or lease.subnet == self._own.subnet or self._objection(lease) is not None:
             return None
         return lease
@@ -143,7 +146,7 @@ class Peers:
         """Return the sound leases that overlap a better one."""
         overlapped: dict[IPv4Network, Conflict] = {}
         taken: list[tuple[int, int, IPv4Network]] = []
-        for subnet in sorted(self._sound, key=self._place):
+        for subnet in sorted(filter(self._is_sound, self._leases), key=self._place):
             first, last = _range(subnet)
             index = bisect_right(taken, first, key=lambda entry: entry[0])
             neighbours = taken[max(index - 1, 0) : index + 1]
@@ -151,7 +154,7 @@ class Peers:
             if other is None:
                 insort(taken, (first, last, subnet))
             else:
-                overlapped[subnet] = Conflict(f"{_who(self._sound[subnet])} overlaps lease {other}: ignored")
+                overlapped[subnet] = Conflict(f"{_who(self._leases[subnet])} overlaps lease {other}: ignored")
         return overlapped
 
     def _place(self, subnet: IPv4Network) -> tuple[bool, int, int]:

@@ -9,5 +9,5 @@ class Memory(Protocol):
     async def load(self) -> bytes | None:
         """Return what was saved last, or None; a file that cannot be read counts as none, and is said."""
 
-    async def save(self, octets: bytes) -> None:
+    async def save(self, octets: bytes | bytearray) -> None:
         """Replace it atomically; a failure is said, and the old text stays."""

@@ -129,8 +129,7 @@ class FakeKernel:
                 return []
 
     def _set(self, item: Item) -> None:
-        self.state = State({**self.state.by_key, item.key: item})
+        self.state = State.of(item) | self.state
 
     def _drop(self, items: Iterable[Item]) -> None:
-        gone = {item.key for item in items}
-        self.state = State({key: item for key, item in self.state.by_key.items() if key not in gone})
+        self.state = self.state.without([item.key for item in items])

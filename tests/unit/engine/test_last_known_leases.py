@@ -26,8 +26,8 @@ class Disk:
     async def load(self) -> bytes | None:
         return self.writes[-1] if self.writes else None
 
-    async def save(self, octets: bytes) -> None:
-        self.writes.append(octets)
+    async def save(self, octets: bytes | bytearray) -> None:
+        self.writes.append(bytes(octets))
 
 
 class Story:

@@ -115,17 +115,17 @@ def lease(number: int, host: int, backend_type: str = "") -> Lease:
 
 
 def after(state: State, operations: list[Operation]) -> State:
-    by_key = dict(state.by_key)
+    items = {item.key: item for item in state}
     for operation in operations:
         match operation:
             case Remove(item):
-                assert by_key.pop(item.key) == item
+                assert items.pop(item.key) == item
             case Add(item):
-                assert by_key.setdefault(item.key, item) is item
+                assert items.setdefault(item.key, item) is item
             case Replace(old, new):
-                assert by_key[new.key] == old
-                by_key[new.key] = new
-    return State(by_key)
+                assert items[new.key] == old
+                items[new.key] = new
+    return State.collect(items.values())
 
 
 leases = st.lists(

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import NamedTuple
 
+from pyflannel.model.item_map import Key
+from pyflannel.model.route import route_key
 from pyflannel.wire.netlink.inet import INET, INET6, family_of, parse_address, parse_prefix
 from pyflannel.wire.netlink.message import (
     ACK,
@@ -50,18 +52,17 @@ _VIA = 18
 _NEXT_HOP_NUMBER = 30
 
 
-class RouteKey(NamedTuple):
-    """What the kernel looks a route up by, as octets; the metric of IPv6 is 1024 where nobody chose one."""
-
-    length: int
-    destination: bytes
-    metric: int
-
-
 class RouteGlance(NamedTuple):
-    """The little of a route that says whether it concerns us; `link` is an index, 0 for multipath or none."""
+    """The little of a route that says whether it concerns us.
 
-    key: RouteKey
+    Attributes:
+        key: that of `model.route.Route`; the metric of IPv6 is 1024 where nobody chose one.
+        length: of the prefix.
+        link: an index, 0 for multipath or none.
+    """
+
+    key: Key
+    length: int
     protocol: int
     link: int
 
@@ -99,11 +100,6 @@ def look_up_route(address: IPv4Address | IPv6Address) -> Request:
     return Request(GET, 0, header + attribute(_DESTINATION, address.packed))
 
 
-def route_key(destination: IPv4Network | IPv6Network, metric: int) -> RouteKey:
-    """Return the key under which a dump would show this route."""
-    return RouteKey(destination.prefixlen, destination.network_address.packed, metric)
-
-
 def glance_at_route(body: bytes) -> RouteGlance | None:
     """Return what tells a route of ours from a foreign one; None for what is no route of the main table.
 
@@ -128,7 +124,9 @@ def glance_at_route(body: bytes) -> RouteGlance | None:
         elif kind == _METRIC:
             metric = integer(body[offset + 4 : offset + 8])
         offset += (size + 3) & ~3
-    return RouteGlance(RouteKey(length, destination or _zeros(family), metric), protocol, link)
+    base = int.from_bytes(destination, "big")
+    key = route_key(6 if family == INET6 else 4, base, length, metric)
+    return RouteGlance(key, length, protocol, link)
 
 
 def protocol_of(body: bytes) -> int:

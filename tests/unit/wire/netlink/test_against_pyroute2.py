@@ -17,6 +17,7 @@ from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
+from pyflannel.model.route import Route
 from pyflannel.wire.netlink.addresses import (
     AddressRecord,
     add_address,
@@ -35,7 +36,6 @@ from pyflannel.wire.netlink.routes import (
     put_route_by,
     remove_route,
     remove_route_by,
-    route_key,
 )
 
 indexes = st.integers(1, 2**31 - 1)
@@ -95,7 +95,7 @@ def test_a_glance_sees_what_the_whole_look_sees(route: RouteRecord) -> None:
     glance = glance_at_route(put_route(route).body)
 
     assert glance is not None
-    assert glance.key == route_key(route.destination, route.metric)
+    assert glance.key == Route(destination=route.destination, metric=route.metric, link="").key
     assert (glance.protocol, glance.link) == (route.protocol, route.index)
 
 

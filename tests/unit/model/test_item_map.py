@@ -1,0 +1,66 @@
+"""The map of items does what a dictionary does, and copies of it go ways of their own."""
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyflannel.model.item_map import ItemMap, Key
+
+
+@dataclass(frozen=True)
+class Thing:
+    table: Hashable
+    name: int
+    value: int
+
+    @property
+    def key(self) -> Key:
+        return self.table, self.name
+
+
+things = st.builds(Thing, st.sampled_from("ab"), st.integers(0, 2), st.integers(0, 1))
+steps = st.lists(
+    st.tuples(
+        st.sampled_from(["add", "put", "discard", "keep a copy", "go on with a copy", "union"]), things
+    ),
+    max_size=20,
+)
+
+
+def plain(items: ItemMap[Thing]) -> dict[Key, Thing]:
+    return {thing.key: thing for thing in items.each()}
+
+
+@given(steps)
+def test_it_does_what_dictionaries_do(made: list[tuple[str, Thing]]) -> None:
+    """Each copy and each union is kept beside what it has to be, whatever becomes of where it came from."""
+    items, twin = ItemMap[Thing](), dict[Key, Thing]()
+    others: list[tuple[ItemMap[Thing], dict[Key, Thing]]] = []
+    for step, thing in made:
+        match step:
+            case "add":
+                items.add([thing])
+                twin.setdefault(thing.key, thing)
+            case "put":
+                items.put(thing)
+                twin[thing.key] = thing
+            case "discard":
+                items.discard(thing.key)
+                twin.pop(thing.key, None)
+            case "keep a copy":
+                others.append((items.copy(), dict(twin)))
+            case "go on with a copy":
+                others.append((items, dict(twin)))
+                items = items.copy()
+            case _:
+                others.append((items | ItemMap([thing]), {thing.key: thing} | twin))
+        others = others[-3:]
+
+    for map_, dictionary in [(items, twin), *others]:
+        assert plain(map_) == dictionary
+        assert dict(map_) == dictionary
+        assert len(map_) == len(dictionary)
+        assert map_ == ItemMap(reversed(list(dictionary.values())))
+        assert all(map_.tables.values())
