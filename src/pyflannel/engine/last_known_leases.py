@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from pyflannel.errors import WireError
 from pyflannel.model.last_known import LastKnown
+from pyflannel.model.lease import Lease
 from pyflannel.ports.clock import Clock
 from pyflannel.ports.memory import Memory
 from pyflannel.wire.last_known_json import format_last_known, parse_last_known
@@ -54,7 +55,10 @@ class LastKnownLeases:
 
     async def _save(self) -> bool:
         known = self._current()
-        if known is None or known == self._saved:
+        if known is None:
+            return False
+        if self._saved is not None and _says_the_same(known, self._saved):
+            self._saved = known
             return False
         octets = bytearray()
         for part in format_last_known(known):
@@ -74,3 +78,21 @@ class LastKnownLeases:
         except WireError as error:
             log.warning("%s. %s", error, error.hint)
             return None
+
+
+def _says_the_same(known: LastKnown, other: LastKnown) -> bool:
+    """Return whether both are kept as one text: a renewal makes no difference to it."""
+    return (
+        known.config == other.config
+        and len(known.leases) == len(other.leases)
+        and _is_kept_as(known.own, other.own)
+        and all(map(_is_kept_as, known.leases, other.leases))
+    )
+
+
+def _is_kept_as(lease: Lease, other: Lease) -> bool:
+    return lease is other or (
+        lease.subnet == other.subnet
+        and lease.ipv6_subnet == other.ipv6_subnet
+        and lease.attributes == other.attributes
+    )

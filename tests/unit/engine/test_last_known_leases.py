@@ -1,6 +1,7 @@
 """What a host knew last is on the disk when it ends."""
 
 import asyncio
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 
 from pyflannel.engine.last_known_leases import SAVE_PAUSE_S, SAVED_PER_S, LastKnownLeases
@@ -82,6 +83,30 @@ def test_a_change_just_before_the_end_is_saved() -> None:
 
         assert await story.kept.load() == story.known
         assert len(story.disk.writes) == 2
+
+    asyncio.run(run())
+
+
+def test_a_renewal_writes_nothing() -> None:
+    """What is kept says of a lease neither when it was written nor when it ends."""
+    story = Story()
+
+    async def run() -> None:
+        task = await story.begin()
+        renewed = replace(lease(1), revision=7)
+        story.known = LastKnown(config="{}", own=renewed, leases=(renewed,))
+        story.kept.changed()
+        await story.clock.advance(2 * SAVE_PAUSE_S)
+
+        assert len(story.disk.writes) == 1
+
+        readdressed = replace(renewed, attributes=replace(renewed.attributes, port=1))
+        story.known = LastKnown(config="{}", own=renewed, leases=(readdressed,))
+        story.kept.changed()
+        await story.clock.advance(2 * SAVE_PAUSE_S)
+
+        assert len(story.disk.writes) == 2
+        task.cancel()
 
     asyncio.run(run())
 
