@@ -1,13 +1,15 @@
 """The daemon and the fast path: laid by default, healed, followed, left standing, given up and removed."""
 
-import json
 import os
-import sys
 
 import pytest
 
+from pyflannel.lab import kernel_programs
+from pyflannel.lab.inside import run_inside
+from pyflannel.lab.kernel_programs import KernelPrograms
 from pyflannel.lab.traffic import ping, wait_reached
 from pyflannel.lab.waiting import wait_until
+from pyflannel.model.bpf_program import Role
 from pyflannel.wire.forwarder_control import Kind, decode_counters
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
@@ -15,46 +17,14 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces ne
 DEADLINE_S = 30.0
 SAFE = ["flannel_decap at eth0", "flannel_encap at flannel0", "flannel_hop at br0"]
 
-_LOOK = """
-import asyncio, json, socket, sys
-from ipaddress import ip_address, ip_network
-from pyflannel.kernel.bpf.fast_path import FastPath
-from pyflannel.model.bpf_peer import BpfPeer
-from pyflannel.model.bpf_program import BpfProgram, Direction
-from pyflannel.model.bpf_container import BpfContainer
 
-async def look(act):
-    path = FastPath()
-    links = [index for index, name in socket.if_nameindex() if name in ("flannel0", "eth0", "br0")]
-    identifiers = [await path.hooks.programs(link, each) for link in links for each in Direction]
-    nobody = BpfPeer(
-        device="flannel0", subnet=ip_network("0.0.0.0/32"), address=ip_address("0.0.0.0"), port=1
-    )
-    found = await path.read([nobody])
-    for item in found:
-        if isinstance(item, BpfProgram) and item.role.value == act:
-            await path.detach(item)
-        if isinstance(item, BpfPeer) and act == "peers":
-            await path.remove_peers("flannel0", [item.subnet])
-    return {
-        "identifiers": identifiers,
-        "programs": sorted(f"{one.role.value} at {one.link}" for one in found if isinstance(one, BpfProgram)),
-        "peers": sorted(f"{one.subnet} {one.is_direct}" for one in found if isinstance(one, BpfPeer)),
-        "containers": sorted(str(one.address) for one in found if isinstance(one, BpfContainer)),
-    }
-
-print(json.dumps(asyncio.run(look(sys.argv[1]))))
-"""
-
-
-def look(host, act: str = "") -> dict:
-    """What the kernel of a host has of the fast path; `act` takes something of it away after the look."""
-    return json.loads(host.run([sys.executable, "-c", _LOOK, act]).stdout)
+def look(host) -> KernelPrograms:
+    return run_inside(host, kernel_programs.look)
 
 
 def wait_programs(host, expected: list[str]) -> None:
     wait_until(
-        lambda: look(host)["programs"] == expected,
+        lambda: look(host).programs == expected,
         what=f"{host.name} has {expected or 'no program'}",
         deadline_s=DEADLINE_S,
     )
@@ -77,12 +47,12 @@ def ends(overlay):
 def test_it_is_laid_by_default(overlay, ends):
     (one, other), (box, far) = ends
     wait_until(
-        lambda: str(box.address) in look(one)["containers"],
+        lambda: str(box.address) in look(one).containers,
         what="the container's entry",
         deadline_s=DEADLINE_S,
     )
 
-    assert look(one)["peers"] == [f"{other.lease()} True"]  # as its lease says what it reads
+    assert look(one).peers == [f"{other.lease()} True"]  # as its lease says what it reads
     before = sent_by_forwarder(overlay, one)
     assert ping(box, far.address).is_reached
     assert sent_by_forwarder(overlay, one) == before
@@ -92,10 +62,10 @@ def sent_by_forwarder(overlay, host) -> int:
     return decode_counters(overlay.ask_forwarder(host, Kind.READ_COUNTERS))["sent_packets"]
 
 
-@pytest.mark.parametrize("role", ["flannel_encap", "flannel_decap", "flannel_hop"])
+@pytest.mark.parametrize("role", Role)
 def test_a_program_that_is_taken_away_comes_back(ends, role):
     (one, _), (box, far) = ends
-    look(one, role)
+    run_inside(one, lambda: kernel_programs.take_program(role))
 
     wait_programs(one, SAFE)
     assert ping(box, far.address).is_reached
@@ -104,16 +74,17 @@ def test_a_program_that_is_taken_away_comes_back(ends, role):
 def test_a_peer_that_is_taken_from_the_table_comes_back(ends):
     """Nothing announces it; the next audit finds it. Until then the forwarder has the packets."""
     (one, _), (box, far) = ends
-    peers = look(one, "peers")["peers"]
+    peers = look(one).peers
+    run_inside(one, kernel_programs.take_peers)
 
     assert ping(box, far.address).is_reached
-    wait_until(lambda: look(one)["peers"] == peers, what="the peer's entry", deadline_s=DEADLINE_S)
+    wait_until(lambda: look(one).peers == peers, what="the peer's entry", deadline_s=DEADLINE_S)
 
 
 def test_no_packet_is_lost_while_daemon_and_forwarder_are_killed(overlay, ends, ping_stream):
     """And the next daemon leaves the programs that stand."""
     (one, other), (_, far) = ends
-    before = [look(host)["identifiers"] for host in (one, other)]
+    before = [look(host).identifiers for host in (one, other)]
     with ping_stream(one, far.address, interval_s=0.001) as stream:
         stream.wait_answered()
         for host in (one, other):
@@ -126,7 +97,7 @@ def test_no_packet_is_lost_while_daemon_and_forwarder_are_killed(overlay, ends, 
         stream.wait_answered()
 
     assert stream.lost() == []
-    assert [look(host)["identifiers"] for host in (one, other)] == before
+    assert [look(host).identifiers for host in (one, other)] == before
 
 
 def test_a_bridge_that_gets_rules_of_its_own_is_asked_again(ends):
@@ -143,14 +114,12 @@ def test_a_container_that_ends_is_forgotten(ends):
     (one, _), _ = ends
     another = one.container("another", gateway=one.gateway(), number=9, mtu=1472)
     another.run(["ping", "-c", "1", "-W", "5", str(one.gateway().ip)])
-    wait_until(
-        lambda: str(another.address) in look(one)["containers"], what="its entry", deadline_s=DEADLINE_S
-    )
+    wait_until(lambda: str(another.address) in look(one).containers, what="its entry", deadline_s=DEADLINE_S)
 
     another.remove()
 
     wait_until(
-        lambda: str(another.address) not in look(one)["containers"], what="no entry", deadline_s=DEADLINE_S
+        lambda: str(another.address) not in look(one).containers, what="no entry", deadline_s=DEADLINE_S
     )
 
 
@@ -177,4 +146,4 @@ def test_cleanup_leaves_no_program(overlay, ends):
     said = one.flannelctl("--store", overlay.etcd.url, "cleanup")
 
     assert "removed program flannel_decap at eth0" in said
-    assert look(one)["programs"] == []
+    assert look(one).programs == []

@@ -1,0 +1,187 @@
+"""What is missing, hidden or taken away: user space serves, the host says why, and the packets arrive."""
+
+import json
+import os
+import sys
+
+import pytest
+
+from pyflannel.lab import kernel_programs
+from pyflannel.lab.inside import run_inside
+from pyflannel.lab.namespace_container import BRIDGE, lay_bridge
+from pyflannel.lab.traffic import measure_throughput, ping, wait_reached
+from pyflannel.lab.waiting import wait_until
+from pyflannel.model.status import Status
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
+
+DEADLINE_S = 30.0
+SAFE = ["flannel_decap at eth0", "flannel_encap at flannel0", "flannel_hop at br0"]
+FEWER_RIGHTS = ["setpriv", "--bounding-set=-sys_admin"]
+NO_LIBRARY = """
+for library in $(ldconfig -p | sed -n 's/.*libbpf.so.1 .*=> //p'); do
+    mount --bind /dev/null "$(realpath "$library")"
+done
+exec "$@"
+"""
+
+
+def refusing(call: str, code: str) -> list[str]:
+    return [sys.executable, "-m", "pyflannel.lab.refusing", call, code]
+
+
+@pytest.fixture(scope="module")
+def ends(overlay):
+    """docker1, whose kernel carries the packets, and docker2, on which no flanneld runs; a container each."""
+    one, other = overlay.hosts["docker1"], overlay.hosts["docker2"]
+    for host in (one, other):
+        overlay.join(host)
+    overlay.settle(one, other)
+    containers = [host.container("box", gateway=host.gateway(), mtu=1472) for host in (one, other)]
+    wait_reached(containers, deadline_s=DEADLINE_S)
+    for host in (one, other):
+        wait_programs(host, SAFE)
+    return other, containers
+
+
+def wait_programs(host, expected: list[str]) -> None:
+    wait_until(
+        lambda: run_inside(host, kernel_programs.look).programs == expected,
+        what=f"{host.name} has {expected or 'no program'}",
+        deadline_s=DEADLINE_S,
+    )
+
+
+def start(overlay, host, *before: str, flags: tuple[str, ...] = ()) -> None:
+    """Start flanneld in the place of the one that runs, by a command that takes something from it."""
+    overlay.daemons[host.name].stop()
+    command = [*before, "flanneld", f"--store={overlay.etcd.url}", *flags]
+    overlay.daemons[host.name] = host.start_service(command, name="flanneld")
+
+
+def wait_mode(overlay, host, mode: str) -> Status:
+    return overlay.wait_status(
+        host,
+        lambda status: status.is_ready and status.fast_path.mode == mode,
+        f"is ready with the fast path {mode}",
+        deadline_s=DEADLINE_S,
+    )
+
+
+def doctors_codes(host) -> list[str]:
+    findings = json.loads(host.flannelctl("--json", "doctor", check=False))["findings"]
+    return [finding["code"] for finding in findings]
+
+
+@pytest.mark.parametrize(
+    ("before", "reason", "answer", "hint"),
+    [
+        (refusing("bpf", "EPERM"), "EPERM", "bpf(2): could not tell, EPERM", "seccomp"),
+        (refusing("bpf", "ENOSYS"), "ENOSYS", "bpf(2): could not tell, ENOSYS", "seccomp"),
+        (
+            ["unshare", "--mount", "sh", "-c", NO_LIBRARY, "sh"],
+            "libbpf.so.1: absent",
+            "libbpf.so.1: absent",
+            "Install libbpf",
+        ),
+        (FEWER_RIGHTS, "CAP_SYS_ADMIN or pins: absent", "CAP_SYS_ADMIN or pins: absent", "flannelctl pins"),
+    ],
+    ids=["filtered", "as if without eBPF", "no library", "no pins"],
+)
+def test_user_space_serves_and_the_host_says_why(overlay, ends, before, reason, answer, hint):
+    """Nothing of an earlier daemon stands here: each starts on a host from which all is gone."""
+    host, (box, far) = ends
+    start(overlay, host, flags=("--fast-path=off",))
+    wait_programs(host, [])
+    logged = len(overlay.log(host))
+
+    start(overlay, host, *before)
+
+    path = wait_mode(overlay, host, "user-space").fast_path
+    assert reason in path.reason
+    assert hint in path.hint
+    assert answer in host.flannelctl("status")
+    assert path.remarks == ()
+    assert "no-fast-path" in doctors_codes(host)
+    overlay.wait_logged(host, f"No fast path, packets go through user space: {path.reason}", after=logged)
+    assert run_inside(host, kernel_programs.look).programs == []
+    assert ping(box, far.address).is_reached
+    assert measure_throughput(box, far, seconds=1).octets > 0
+
+
+def test_a_bpffs_that_cannot_be_mounted_is_said(ends):
+    """Without the right, and by a kernel that has none."""
+    host, _ = ends
+
+    for before, code in (
+        (FEWER_RIGHTS, "Operation not permitted"),
+        (refusing("mount", "ENODEV"), "No such device"),
+    ):
+        done = host.run([*before, "flannelctl", "pins"], check=False)
+        assert done.returncode != 0
+        assert f"no eBPF programs can be pinned in /run/flannel/bpf: {code}" in done.stderr
+        assert "packets go through user space" in done.stderr
+
+
+@pytest.mark.parametrize("flags", [(), ("--fast-path=off",)], ids=["wanted", "not wanted"])
+def test_a_daemon_with_fewer_rights_names_what_it_cannot_mend(overlay, ends, flags):
+    """It repairs nothing, the packets arrive, and root can take the programs away."""
+    host, (box, far) = ends
+    start(overlay, host)
+    wait_programs(host, SAFE)
+    before, logged = run_inside(host, kernel_programs.look).identifiers, len(overlay.log(host))
+
+    start(overlay, host, *FEWER_RIGHTS, flags=flags)
+
+    mode = "off" if flags else "user-space"
+    status = overlay.wait_status(
+        host,
+        lambda status: status.is_ready and status.fast_path.mode == mode and status.fast_path.remarks,
+        "names them",
+        deadline_s=DEADLINE_S,
+    )
+    (remark,) = status.fast_path.remarks
+    assert all(place in remark.text for place in ("flannel0 egress", "eth0 ingress", "br0 egress"))
+    assert "CAP_SYS_ADMIN" in remark.text
+    overlay.wait_logged(host, str(remark), after=logged)
+    assert f"warning    {remark}" in host.flannelctl("status")
+    assert "programs-left" in doctors_codes(host)
+    host.run(["ip", "link", "set", "flannel0", "mtu", "1400"])
+    repaired = overlay.wait_status(
+        host,
+        lambda status: status.is_ready and status.reconcile.repairs > 0,
+        "mends what somebody damages",
+        deadline_s=DEADLINE_S,
+    )
+    assert repaired.reconcile.repairs_by_kind == {"link": 1}
+    assert overlay.log(host)[logged:].count(remark.text) == 1
+    assert run_inside(host, kernel_programs.look).identifiers == before
+    assert ping(box, far.address).is_reached
+
+    overlay.daemons[host.name].stop()
+    said = host.flannelctl("--store", overlay.etcd.url, "cleanup", "--keep-lease")
+    assert "removed program flannel_decap at eth0" in said
+    assert run_inside(host, kernel_programs.look).identifiers == []
+    overlay.join(host)
+
+
+@pytest.mark.parametrize("link", ["flannel0", BRIDGE])
+def test_a_link_that_comes_back_with_another_index_gets_its_programs(overlay, ends, link):
+    host, (box, far) = ends
+    start(overlay, host)
+    wait_programs(host, SAFE)
+
+    before = index(host, link)
+
+    host.run(["ip", "link", "delete", link])
+    if link == BRIDGE:
+        lay_bridge(host, host.gateway())
+        host.run(["ip", "link", "set", "c-box", "master", BRIDGE])
+
+    wait_programs(host, SAFE)
+    wait_reached([box, far], deadline_s=DEADLINE_S)
+    assert index(host, link) != before
+
+
+def index(host, name: str) -> int:
+    return next(link["ifindex"] for link in host.links() if link["ifname"] == name)
