@@ -1,19 +1,23 @@
-"""What a host shows to whoever watches it: strangers in log, status and doctor, on the real kernel."""
+"""What a host shows to whoever watches it: metrics, and strangers by name, on the real kernel."""
 
 import json
 import os
 import re
 import struct
 import sys
+import time
 from ipaddress import IPv4Address
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from pyflannel.lab.traffic import wait_reached
+from pyflannel.lab.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 
 DEADLINE_S = 30.0
+ENDPOINT = "127.0.0.1:8471"
 NOBODY_S = "10.100.250.2"
 """An address of the network that no host has."""
 
@@ -30,16 +34,87 @@ def send(sender, receiver, source: str, destination: str, packets: int) -> None:
     sender.run([sys.executable, "-c", _SEND, str(receiver.address), inner.hex(), str(packets)])
 
 
+_SCRAPE = (
+    "import sys, urllib.request as r; a = r.urlopen(sys.argv[1], timeout=30)\n"
+    "print(a.headers['Content-Type'], a.read().decode(), sep='\\n')"
+)
+
+
+def scrape(host) -> dict[str, float]:
+    """Return the metrics of a host as Prometheus reads them, by name and values of labels."""
+    said = host.run([sys.executable, "-c", _SCRAPE, f"http://{ENDPOINT}/metrics"]).stdout
+    content_type, text = said.split("\n", 1)
+    assert content_type == "text/plain; version=0.0.4; charset=utf-8"
+    return {
+        " ".join([sample.name, *sample.labels.values()]): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
 @pytest.fixture(scope="module")
 def ends(overlay):
     """docker1 and docker4 on one network, with a container each."""
     ends = [overlay.hosts["docker1"], overlay.hosts["docker4"]]
     for host in ends:
-        overlay.join(host)
+        overlay.daemons[host.name] = host.start_flanneld(f"--store={overlay.etcd.url}", f"--http={ENDPOINT}")
     overlay.settle(*ends)
     containers = [host.container("box", gateway=host.gateway(), mtu=1472) for host in ends]
     wait_reached(containers, deadline_s=DEADLINE_S)
     return ends, containers
+
+
+def test_metrics_say_what_status_says(overlay, ends):
+    (one, _), _ = ends
+
+    metrics, status = scrape(one), overlay.status(one)
+
+    assert metrics["flannel_ready"] == 1
+    assert metrics[f"flannel_build_info {status.version}"] == 1
+    assert metrics["flannel_peers programmed"] == status.peers == 1
+    assert metrics["flannel_leases"] == status.leases == 2
+    assert metrics["flannel_lease_conflicts"] == 0
+    assert metrics[f"flannel_lease_info {one.lease()}"] == metrics["flannel_lease_phase held"] == 1
+    ends_in_s = metrics["flannel_lease_expiry_timestamp_seconds"] - time.time()
+    assert 0 < ends_in_s <= 24 * 3600 + DEADLINE_S
+    assert metrics["flannel_datastore_up"] == 1
+    assert metrics["flannel_datastore_staleness_seconds"] == 0
+    assert metrics["flannel_backend_info flannel0 udp"] == 1
+    assert metrics["flannel_fast_path_mode safe"] == metrics["flannel_forwarder_attached"] == 1
+    assert 0 < metrics["flannel_reconcile_passes_total"] <= status.reconcile.passes
+    assert metrics["flannel_reconcile_last_duration_seconds"] > 0
+    assert metrics["process_resident_memory_bytes"] > 0
+
+
+def test_counters_move_with_packets(ends):
+    """Those of the programs with what the kernel carries, those of the forwarder with fragments."""
+    (one, _), (box, far) = ends
+    before = scrape(one)
+
+    for size in ("56", "4000"):
+        box.run_in_network(["ping", "-c", "5", "-i", "0.1", "-W", "5", "-s", size, str(far.address)])
+
+    now = scrape(one)
+    grown = {name: now[name] - before.get(name, 0) for name in now}
+    for name in ("flannel_tunnel_transmit", "flannel_tunnel_receive"):
+        assert grown[f"{name}_packets_total programs"] >= 5
+        assert grown[f"{name}_bytes_total programs"] >= 5 * 84
+        assert grown[f"{name}_packets_total forwarder"] >= 15
+        assert grown[f"{name}_bytes_total forwarder"] >= 5 * 4000
+    assert grown["flannel_fast_path_left_packets_total fragment"] >= 15
+
+
+def test_repairs_are_counted_by_kind(overlay, ends):
+    (one, _), _ = ends
+    before = scrape(one).get("flannel_repairs_total link", 0)
+
+    one.run(["ip", "link", "set", "flannel0", "mtu", "1400"])
+
+    wait_until(
+        lambda: scrape(one).get("flannel_repairs_total link", 0) > before,
+        what="a repair of the link is counted",
+        deadline_s=DEADLINE_S,
+    )
 
 
 def test_a_stranger_is_named_by_log_status_and_doctor(overlay, ends):
@@ -56,7 +131,9 @@ def test_a_stranger_is_named_by_log_status_and_doctor(overlay, ends):
     impostor, stranger = sorted(re.findall(rf"{re.escape(said)}(.*)", log))  # once each, within a minute
     assert f": it holds no lease, and the inner source {far.address} is in {other.lease()} of" in impostor
     assert f": it holds no lease, and no host has the inner source {NOBODY_S}. If it is" in stranger
-    status = overlay.status(one)
+    metrics, status = scrape(one), overlay.status(one)
+    assert metrics["flannel_fast_path_dropped_packets_total impostor"] == 3
+    assert metrics["flannel_forwarder_dropped_packets_total in stranger"] == 2
     assert [(one.reason, one.packets) for one in status.strangers] == [("impostor", 3), ("stranger", 2)]
     assert status.fast_path.counters["impostor"] == 3
     assert status.forwarder.counters["dropped_in_stranger"] == 2

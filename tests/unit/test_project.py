@@ -87,7 +87,7 @@ def test_the_package_imports_what_it_declares_and_no_more() -> None:
     for path in SOURCE.rglob("*.py"):
         declared = run | dev if "testing" in path.parts else run
         for name in set(imported(path)) - sys.stdlib_module_names - {"pyflannel"}:
-            providers = declared & set(distributions.get(name, []))
+            providers = declared & {one.replace("_", "-") for one in distributions.get(name, [])}
             used |= providers
             if not providers:
                 foreign.add(f"{name} in {path.relative_to(ROOT)}")

@@ -1,7 +1,7 @@
 """The daemon, put together: one network, or several in one process (flannel 0.6's --networks)."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from pyflannel.engine.reconciler import AUDIT_S
 from pyflannel.kernel.clock import BoottimeClock
 from pyflannel.kernel.lock import RunLock
 from pyflannel.kernel.notify import notify, watchdog_s
+from pyflannel.model.status import Status
 from pyflannel.ports.store import Store
 from pyflannel.stores.prefixed import PrefixedStore
 
@@ -65,6 +66,16 @@ class Daemon:
             if waiting_for is not None:
                 return f"{name}: {waiting_for}" if name else waiting_for
         return None if self._running else "a network"
+
+    async def statuses(self) -> Mapping[str, Status]:
+        """Return how each network that runs is now, by its name; "" is the only one."""
+        running = dict(self._running)
+        found = await asyncio.gather(*(network.status() for network in running.values()))
+        return dict(zip(running, found, strict=True))
+
+    def utc(self) -> float:
+        """Return seconds since the epoch."""
+        return self._clock.utc()
 
     async def run(self) -> None:
         """Run until cancelled; nothing that carries packets ends with it.

@@ -76,6 +76,10 @@ WORKING_FLAGS = (
     Flag(name="log-format", default="klog", meaning="form of the log lines: klog or json"),
     Flag(name="healthz-ip", default="0.0.0.0", meaning="address of the health endpoint"),
     Flag(name="healthz-port", kind="integer", default="0", meaning="port of the health endpoint; 0 for none"),
+    Flag(
+        name="http",
+        meaning="address and port, as in 127.0.0.1:8471, of health and metrics; none if not given",
+    ),
     Flag(name="networks", meaning="names of several networks, separated by commas"),
     Flag(name="watch-networks", kind="boolean", meaning="follow networks as they come and go"),
     Flag(

@@ -18,11 +18,13 @@ from pyflannel.assembly.settings import Settings
 from pyflannel.assembly.store_flags import STORE_FLAGS, StoreChoice, chosen_store
 from pyflannel.engine.network_follower import RESERVED
 from pyflannel.errors import UsageError
+from pyflannel.http.endpoint import Endpoint
 from pyflannel.model.secret import Secret
 from pyflannel.plan.packet_filter import FilterOptions
 from pyflannel.wire.go_flags import Flag, Given, format_usage, read_words
 
 _MARGIN_MINUTES = range(1, 24 * 60)
+_LAST_PORT = 65535
 _TTL_S = range(5, 366 * 24 * 3600)
 _POSIX_CLASSES = {
     "[:alpha:]": "a-zA-Z",
@@ -64,7 +66,7 @@ class FlanneldOptions:
         renew_margin_s: how long before its end that is; at most half of it.
         node_id: identity that replaces the one kept in `state_dir`; None for that one.
         verbosity: debug lines are logged from 1.
-        healthz_port: of the health endpoint; 0 for none.
+        healthz: where health is served, and `http`, where metrics are too.
         fast_path: how the udp backend moves packets; auto for as the network config says.
         warnings: what is odd about all this, a line each.
     """
@@ -91,8 +93,8 @@ class FlanneldOptions:
     log_format: LogForm
     verbosity: int
     on_subnet_lost: OnSubnetLost
-    healthz_ip: IPv4Address | IPv6Address
-    healthz_port: int
+    healthz: Endpoint | None = None
+    http: Endpoint | None = None
     fast_path: FastPathChoice = "auto"
     warnings: tuple[str, ...] = ()
 
@@ -176,8 +178,8 @@ def _options(settings: Settings) -> FlanneldOptions:
         log_format=_one_of(settings.last("log-format"), _LOG_FORMS),
         verbosity=settings.last("v").number,
         on_subnet_lost=_one_of(settings.last("on-subnet-lost"), _ON_SUBNET_LOST),
-        healthz_ip=_any_address(settings.last("healthz-ip")),
-        healthz_port=_port(settings.last("healthz-port")),
+        healthz=_healthz(settings),
+        http=_http(settings.last("http")),
         fast_path=_one_of(settings.last("fast-path"), _FAST_PATHS),
         warnings=store.warnings,
     )
@@ -231,12 +233,36 @@ def _any_address(given: Given) -> IPv4Address | IPv6Address:
         ) from error
 
 
-def _port(given: Given) -> int:
-    if given.number >= 1 << 16:
+def _healthz(settings: Settings) -> Endpoint | None:
+    ip, given = _any_address(settings.last("healthz-ip")), settings.last("healthz-port")
+    if given.number > _LAST_PORT:
         raise UsageError(
             f"{given.origin}={given.value} is no port", hint=f"Write {given.origin}=8081, for example."
         )
-    return max(0, given.number)  # the original takes less than 0 for none, too
+    if given.number <= 0:  # the original takes less than 0 for none, too
+        return None
+    return Endpoint(name="healthz", ip=ip, port=given.number, asked_by=f"{given.origin}={given.value}")
+
+
+def _http(given: Given) -> Endpoint | None:
+    if not given.value:
+        return None
+    host, _, port = str(given.value).rpartition(":")
+    try:
+        ip = ip_address(host[1:-1] if host.startswith("[") and host.endswith("]") else host)
+        if ip.version == 6 and not host.startswith("["):
+            raise ValueError
+    except ValueError as error:
+        raise UsageError(
+            f"{given.origin}={given.value!r} is no IP address and port",
+            hint=f"Write {given.origin}=127.0.0.1:8471, or [::1]:8471.",
+        ) from error
+    if not port.isascii() or not port.isdigit() or not 1 <= int(port) <= _LAST_PORT:
+        raise UsageError(
+            f"{given.origin}={given.value!r}: {port!r} is no port from 1 to {_LAST_PORT}",
+            hint=f"Write {given.origin}={host}:8471, for example.",
+        )
+    return Endpoint(name="http", ip=ip, port=int(port), asked_by=f"{given.origin}={given.value}")
 
 
 def _regex(given: Given) -> re.Pattern[str]:

@@ -5,11 +5,10 @@ true, and what is missing if not. It becomes false again: when the store is away
 could not mend what it found.
 """
 
-import socket
 from typing import Protocol
 
 from pyflannel.http.message import TEXT, Request, Response
-from pyflannel.http.server import HttpServer, Routes
+from pyflannel.http.server import Routes
 
 
 class Watched(Protocol):
@@ -18,11 +17,6 @@ class Watched(Protocol):
     @property
     def waiting_for(self) -> str | None:
         """What keeps the host from being ready, in one line; None when it is."""
-
-
-async def serve_health(listener: socket.socket, daemon: Watched) -> None:
-    """Serve on the listening socket until cancelled; it is then closed."""
-    await HttpServer(health_routes(daemon)).serve(listener)
 
 
 def health_routes(daemon: Watched) -> Routes:

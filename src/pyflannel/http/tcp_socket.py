@@ -1,6 +1,7 @@
 """TCP sockets that a server of ours listens on."""
 
 import errno
+import os
 import socket
 from ipaddress import IPv4Address, IPv6Address
 
@@ -28,7 +29,7 @@ def listen_tcp(ip: IPv4Address | IPv6Address, port: int) -> socket.socket:
                 f"TCP port {where} is in use", hint=f"See who has it: ss -ltnp 'sport = :{port}'."
             ) from error
         raise TargetError(
-            f"TCP port {where} cannot be listened on: {error.strerror}",
+            f"TCP port {where} cannot be listened on: {os.strerror(error.errno or 0)}",
             hint="Name an address of this host, or 0.0.0.0 for all, and a port that we may have.",
         ) from error
 

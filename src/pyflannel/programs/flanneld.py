@@ -6,16 +6,18 @@ import logging
 import os
 import signal
 import sys
-from socket import socket
+from collections.abc import Iterator
 
 from pyflannel.assembly.command_line import hide_on_command_line
 from pyflannel.assembly.daemon import Daemon, run_lock
 from pyflannel.assembly.logs import configure_logging
 from pyflannel.assembly.options import FlanneldOptions, Notice, parse_flanneld
 from pyflannel.doors.control import serve_control
-from pyflannel.doors.health import serve_health
+from pyflannel.doors.health import health_routes
+from pyflannel.doors.metrics.routes import metrics_routes
 from pyflannel.errors import FlannelError, UsageError
-from pyflannel.http.tcp_socket import format_address, listen_tcp
+from pyflannel.http.endpoint import Endpoint, serve_endpoint
+from pyflannel.http.server import Routes
 
 log = logging.getLogger(__name__)
 
@@ -75,11 +77,10 @@ async def _run(options: FlanneldOptions) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
     daemon = Daemon(options, door=lambda network: serve_control(network.places.control_socket, network))
-    health = _listen_for_health(options)
     async with asyncio.TaskGroup() as tasks:
         running = [tasks.create_task(daemon.run(), name="daemon")]
-        if health is not None:
-            running.append(tasks.create_task(serve_health(health, daemon), name="health"))
+        for endpoint, routes in _endpoints(options, daemon):
+            running.append(tasks.create_task(serve_endpoint(endpoint, routes), name=endpoint.name))
         await stop.wait()
         log.info("Exiting...")
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -88,13 +89,13 @@ async def _run(options: FlanneldOptions) -> None:
             task.cancel()
 
 
-def _listen_for_health(options: FlanneldOptions) -> socket | None:
-    if not options.healthz_port:
-        return None
-    ip, port = options.healthz_ip, options.healthz_port
-    listener = listen_tcp(ip, port)
-    log.info("Start healthz server on %s", format_address(ip, port))
-    return listener
+def _endpoints(options: FlanneldOptions, daemon: Daemon) -> Iterator[tuple[Endpoint, Routes]]:
+    """Yield where HTTP is to be served, and what."""
+    health = health_routes(daemon)
+    if options.healthz is not None:
+        yield options.healthz, health
+    if options.http is not None:
+        yield options.http, {**health, **metrics_routes(daemon)}
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from pyflannel.assembly.options import (
     store_url_from_environment,
 )
 from pyflannel.errors import UsageError
+from pyflannel.http.endpoint import Endpoint
 from pyflannel.model.secret import Secret
 from pyflannel.plan.packet_filter import FilterOptions
 from pyflannel.wire.go_flags import default_of
@@ -66,8 +67,8 @@ def test_without_flags_everything_has_the_original_default() -> None:
         log_format="klog",
         verbosity=0,
         on_subnet_lost="keep",
-        healthz_ip=IPv4Address("0.0.0.0"),
-        healthz_port=0,
+        healthz=None,
+        http=None,
         fast_path="auto",
     )
 
@@ -200,8 +201,20 @@ def test_what_http_endpoints_leave_without_effect_is_said() -> None:
 
 
 def test_the_health_endpoint_is_off_below_port_one() -> None:
-    assert options("--healthz-port=-1").healthz_port == 0
-    assert options("--healthz-ip=::1", "--healthz-port=8081").healthz_ip == IPv6Address("::1")
+    assert options("--healthz-port=-1").healthz is None
+    assert options("--healthz-port=8081").healthz == Endpoint(
+        name="healthz", ip=IPv4Address("0.0.0.0"), port=8081, asked_by="--healthz-port=8081"
+    )
+    assert options("--healthz-ip=::1", "--healthz-port=8081").healthz.ip == IPv6Address("::1")
+
+
+def test_metrics_are_served_where_http_says() -> None:
+    assert options("--http=127.0.0.1:8471").http == Endpoint(
+        name="http", ip=IPv4Address("127.0.0.1"), port=8471, asked_by="--http=127.0.0.1:8471"
+    )
+    assert options(environment={"FLANNELD_HTTP": "[::1]:1"}).http == Endpoint(
+        name="http", ip=IPv6Address("::1"), port=1, asked_by="FLANNELD_HTTP=[::1]:1"
+    )
 
 
 def test_the_environment_alone_names_the_store() -> None:
@@ -261,6 +274,20 @@ def test_the_environment_alone_names_the_store() -> None:
         (["--store=etcds://h?username=u"], "the etcd user 'u' has no password"),
         (["--healthz-ip=x"], "--healthz-ip='x' is no IP address"),
         (["--healthz-port=65536"], "--healthz-port=65536 is no port"),
+        (
+            ["--http=localhost:8471"],
+            "--http='localhost:8471' is no IP address and port: Write --http=127.0.0.1:8471, or [::1]:8471.",
+        ),
+        (["--http=8471"], "--http='8471' is no IP address and port"),
+        (["--http=:8471"], "--http=':8471' is no IP address and port"),
+        (["--http=::1:8471"], "--http='::1:8471' is no IP address and port"),
+        (["--http=127.0.0.1"], "--http='127.0.0.1' is no IP address and port"),
+        (
+            ["--http=127.0.0.1:65536"],
+            "--http='127.0.0.1:65536': '65536' is no port from 1 to 65535: Write --http=127.0.0.1:8471",
+        ),
+        (["--http=127.0.0.1:0"], "'0' is no port from 1 to 65535"),
+        (["--http=[::1]:http"], "'http' is no port from 1 to 65535: Write --http=[::1]:8471"),
         (["--run-dir="], "--run-dir is empty: Write --run-dir=/run/flannel."),
         (["--log-format=xml"], "--log-format='xml' is not known: Write --log-format=klog or json."),
     ],

@@ -6,9 +6,10 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 
 import pytest
 
-from pyflannel.doors.health import health_routes, serve_health
+from pyflannel.doors.health import health_routes
 from pyflannel.errors import BusyError, TargetError
 from pyflannel.http.message import Request
+from pyflannel.http.server import HttpServer
 from pyflannel.http.tcp_socket import format_address, listen_tcp
 
 LOOPBACK = IPv4Address("127.0.0.1")
@@ -56,7 +57,7 @@ def test_it_is_served_on_every_kind_of_address(ip: str) -> None:
     loopback = "127.0.0.1" if ip != "::1" else ip
 
     async def ask() -> bytes:
-        task = asyncio.create_task(serve_health(listener, Host()))
+        task = asyncio.create_task(HttpServer(health_routes(Host())).serve(listener))
         async with asyncio.timeout(30):
             reader, writer = await asyncio.open_connection(loopback, port)
             writer.write(b"GET /readyz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")

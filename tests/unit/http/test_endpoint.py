@@ -1,0 +1,77 @@
+"""An endpoint that cannot be had stops nothing: it is said, and had as soon as it can be."""
+
+import asyncio
+import socket
+from ipaddress import IPv4Address
+
+import pytest
+
+from pyflannel.http.endpoint import Endpoint, serve_endpoint
+from pyflannel.http.message import Request, Response
+
+DEADLINE_S = 30.0
+LOOPBACK = IPv4Address("127.0.0.1")
+
+
+async def hello(_: Request) -> Response:
+    return Response.text(200, "hello")
+
+
+def endpoint(port: int, ip: IPv4Address = LOOPBACK) -> Endpoint:
+    return Endpoint(name="http", ip=ip, port=port, asked_by=f"--http={ip}:{port}")
+
+
+async def ask(port: int) -> bytes:
+    """Return the answer, as soon as somebody listens."""
+    while True:
+        try:
+            reader, writer = await asyncio.open_connection(str(LOOPBACK), port)
+        except ConnectionRefusedError:
+            await asyncio.sleep(0)
+            continue
+        writer.write(b"GET /hello HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        said = await reader.read()
+        writer.close()
+        return said
+
+
+def test_a_port_in_use_is_said_once_and_served_when_it_is_free(caplog: pytest.LogCaptureFixture) -> None:
+    async def live() -> tuple[int, bytes]:
+        with socket.create_server((str(LOOPBACK), 0)) as holder:
+            port = holder.getsockname()[1]
+            serving = asyncio.create_task(
+                serve_endpoint(endpoint(port), {("GET", "/hello"): hello}, retry_s=0)
+            )
+            for _ in range(100):  # it tries in each turn
+                await asyncio.sleep(0)
+        async with asyncio.timeout(DEADLINE_S):
+            said = await ask(port)
+        serving.cancel()
+        return port, said
+
+    caplog.set_level("INFO")
+    port, said = asyncio.run(live())
+
+    assert said.endswith(b"hello\n")
+    assert caplog.messages == [
+        f"--http=127.0.0.1:{port} is not served, and tried again: TCP port 127.0.0.1:{port} is in use."
+        f" See who has it: ss -ltnp 'sport = :{port}'.",
+        f"Start http server on 127.0.0.1:{port}",
+    ]
+    assert caplog.records[0].levelname == "ERROR"
+
+
+def test_an_address_of_another_host_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    async def live() -> None:
+        serving = asyncio.create_task(serve_endpoint(endpoint(8471, IPv4Address("203.0.113.1")), {}))
+        await asyncio.sleep(0)
+        assert not serving.done()
+        serving.cancel()
+
+    asyncio.run(live())
+
+    assert caplog.messages == [
+        "--http=203.0.113.1:8471 is not served, and tried again: TCP port 203.0.113.1:8471 cannot be listened"
+        " on: Cannot assign requested address. Name an address of this host, or 0.0.0.0 for all, and a port"
+        " that we may have."
+    ]
