@@ -19,7 +19,7 @@ class HostOptions:
         subnet_file: path of subnet.env.
         other_files: that are to stand as long as the host runs.
         subnet_env: its text from the life before, or None.
-        audit_s: longest pause between two passes.
+        audit_s: longest pause between two passes, and between two looks at the interfaces.
         has_blackhole: packets to our subnet that nothing else on the host takes are dropped.
         kernel: release of the running kernel, as exact as it is known.
     """

@@ -88,6 +88,7 @@ class Supervisor:
             clock=world.clock,
             found=self._underlay_changed,
             waiting=self.tell_waiting,
+            look_s=options.audit_s,
         )
         self._config = ConfigFollower(
             store=world.store,

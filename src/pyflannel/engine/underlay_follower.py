@@ -31,12 +31,14 @@ class UnderlayFollower:
         clock: Clock,
         found: Callable[[Underlay], None],
         waiting: Callable[[], None],
+        look_s: float = LOOK_S,
     ) -> None:
         self._source = source
         self._wanted = wanted
         self._clock = clock
         self._found = found
         self._waiting = waiting
+        self._look_s = look_s
         self._current: Underlay | None = None
         self._changed = asyncio.Event()
         self.is_known = asyncio.Event()
@@ -49,7 +51,7 @@ class UnderlayFollower:
             while True:
                 self._changed.clear()
                 await self._look()
-                await pause(self._clock, LOOK_S, until=self._changed)
+                await pause(self._clock, self._look_s, until=self._changed)
 
     async def _listen(self) -> None:
         async for _ in self._source.changes():
