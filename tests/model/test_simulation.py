@@ -1,29 +1,22 @@
-"""Weeks of a hundred hosts with faults by chance; and some hosts' whole engines for a day."""
+"""Weeks of a hundred hosts with faults by chance, each move by itself."""
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network
-from random import Random
+from ipaddress import IPv4Network
 
 import pytest
 
-from pyflannel.engine.lease_keeper import LeaseKeeper
 from pyflannel.engine.planner import Planner
-from pyflannel.engine.reconciler import Reconciler
 from pyflannel.model.host import Underlay
-from pyflannel.model.lease import Identity, Lease, LeaseAttributes
-from pyflannel.model.lease_protocol import Acquired, Event, Held, PutLease, Renewed, Report, Wanted, Wrote
+from pyflannel.model.lease import Lease
+from pyflannel.model.lease_protocol import Event, Held, PutLease, Wrote
 from pyflannel.model.lease_set import LeaseSet
-from pyflannel.model.operation import Remove
 from pyflannel.model.state import State
 from pyflannel.plan.backend.udp import UdpBackend
 from pyflannel.plan.diff import diff
 from pyflannel.plan.order import order
 from pyflannel.plan.packet_filter import FilterOptions
-from pyflannel.testing.fake_clock import FakeClock
 from pyflannel.testing.fake_kernel import FakeKernel
-from pyflannel.testing.fake_store import FakeStore
 from pyflannel.testing.lease_model.scenarios import host, network, scenario
 from pyflannel.testing.lease_model.simulation import Simulation
 from pyflannel.testing.lease_model.store import put_lease, transact
@@ -34,7 +27,9 @@ RANGE = IPv4Network("10.100.0.0/16")
 DAY_S = 24 * 3600.0
 
 
-def planner_of(address: IPv4Address) -> Planner:
+def plan(own: Lease, leases: LeaseSet) -> State:
+    """Return what a host should have, as the daemon's planner makes it."""
+    address = own.attributes.public_ip
     planner = Planner(
         subnet_file="/run/flannel/subnet.env",
         packet_filter=FilterOptions(masquerades=True, is_fully_random=True, accepts_forwarded=True),
@@ -43,12 +38,6 @@ def planner_of(address: IPv4Address) -> Planner:
     )
     planner.config, planner.backend = NETWORK, UdpBackend(network=RANGE)
     planner.underlay = Underlay(link="eth0", address=address, mtu=1500, public_ip=address)
-    return planner
-
-
-def plan(own: Lease, leases: LeaseSet) -> State:
-    """Return what a host should have, as the daemon's planner makes it."""
-    planner = planner_of(own.attributes.public_ip)
     planner.held, planner.leases = Held(lease=own), leases
     planner.update()
     desired = planner.desired()
@@ -101,113 +90,6 @@ def test_equal_seeds_give_equal_lives() -> None:
 
     assert live(1) == live(1)
     assert live(1) != live(2)
-
-
-class Engine:
-    """The keeper, the planner and the reconciler of one host, on doubles of the store and the kernel."""
-
-    def __init__(self, number: int, store: FakeStore, clock: FakeClock, random: Random, ttl_s: int) -> None:
-        address = IPv4Address(f"192.168.50.{number}")
-        self.store = store.client()
-        self.kernel = FakeKernel()
-        self.planner = planner_of(address)
-        self.reconciler = Reconciler(
-            target=self.kernel, clock=clock, desired=self.planner.desired, audit_s=ttl_s / 6
-        )
-        attributes = LeaseAttributes(public_ip=address, owner=Identity(owner=f"id{number}"))
-        self.keeper = LeaseKeeper(
-            store=self.store,
-            clock=clock,
-            draw=random.randrange,
-            wanted=Wanted(network=NETWORK, attributes=attributes, ttl_s=ttl_s, renew_margin_s=600),
-            held=None,
-            report=self.hear,
-            leases_changed=self.know,
-            reidentify=lambda attributes: replace(attributes, owner=Identity(owner=f"id{number}-anew")),
-        )
-
-    def hear(self, report: Report) -> None:
-        if isinstance(report, Acquired | Renewed):
-            self.planner.held = report.held
-            self.replan()
-
-    def know(self, leases: LeaseSet) -> None:
-        self.planner.leases = leases
-        self.replan()
-
-    def replan(self) -> None:
-        changes = self.planner.update()
-        if changes is None:
-            self.reconciler.wake()
-        else:
-            self.reconciler.change(changes)
-
-    async def run(self) -> None:
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self.keeper.run())
-            tasks.create_task(self.reconciler.run())
-
-
-def fault(engines: Sequence[Engine], random: Random) -> None:
-    """Let one thing go wrong with one host's store or kernel."""
-    engine = random.choice(engines)
-    match random.randrange(5):
-        case 0:
-            engine.store.cut_watches()
-        case 1:
-            engine.store.compact()
-        case 2:
-            engine.store.lose_next_answer()
-        case 3:
-            engine.store.is_away = not engine.store.is_away
-        case _:
-            items = list(engine.kernel.state)
-            if items:
-                engine.kernel.damage(Remove(random.choice(items)))
-
-
-async def live(seed: int, hosts: int, faults: int, ttl_s: int) -> list[Engine]:
-    """Let so many hosts live with so many faults, up to a third of a lease's time apart."""
-    random, clock = Random(seed), FakeClock()
-    store = FakeStore(clock)
-    engines = [Engine(number, store, clock, random, ttl_s) for number in range(1, hosts + 1)]
-    running = [asyncio.ensure_future(engine.run()) for engine in engines]
-    try:
-        for _ in range(faults):
-            await clock.advance(random.random() * ttl_s / 3)
-            fault(engines, random)
-        for engine in engines:
-            engine.store.is_away = False
-        await clock.advance(60)
-    finally:
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
-    return engines
-
-
-def check_engines(engines: Sequence[Engine]) -> None:
-    """Each host has a lease of its own, and in its kernel what follows from all of them."""
-    held = [engine.keeper.state.held for engine in engines]
-    leases = [one.lease for one in held if one is not None]
-    assert len({lease.subnet for lease in leases}) == len(engines)
-    truth = LeaseSet.of(replace(lease, revision=0) for lease in leases)
-    for engine, own in zip(engines, leases, strict=True):
-        assert engine.kernel.state == plan(own, truth)
-
-
-def test_hours_of_whole_engines(long_run: bool) -> None:
-    """The same keeper, planner and reconciler as the daemon's: all lease, all known, all programmed."""
-    for seed in range(10 if long_run else 1):
-        check_engines(asyncio.run(live(seed, hosts=6, faults=24, ttl_s=3600)))
-
-
-@pytest.mark.timeout(3600)
-def test_hours_of_a_hundred_whole_engines(long_run: bool) -> None:
-    if not long_run:
-        pytest.skip("needs --long")
-
-    check_engines(asyncio.run(live(1, hosts=100, faults=24, ttl_s=3600)))
 
 
 def test_the_simulation_finds_a_creation_without_a_compare() -> None:

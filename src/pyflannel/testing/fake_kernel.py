@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
 
+from pyflannel.errors import TargetError
 from pyflannel.model.address import Address
 from pyflannel.model.bpf_program import BpfProgram
 from pyflannel.model.fdb_entry import FdbEntry
@@ -24,6 +25,9 @@ class FakeKernel:
     Everything goes with a deleted link; the routes and neighbours of a link go when it is set down, its
     neighbours when its MAC address changes; the routes that have an address as their source go with it. A
     change by anybody is announced, but for those the kernel is silent about: what it drops by itself.
+
+    Attributes:
+        is_readable: a snapshot fails while this is False.
     """
 
     def __init__(
@@ -32,10 +36,13 @@ class FakeKernel:
         self.state = state
         self.refuse = refuse
         self.batches: list[list[Operation]] = []
+        self.is_readable = True
         self._changed = asyncio.Event()
 
     async def snapshot(self, desired: State) -> State:
         """Return everything there is."""
+        if not self.is_readable:
+            raise TargetError("the test asked for this", hint="Try again.")
         return self.state
 
     async def apply(self, operations: Sequence[Operation]) -> Sequence[Refusal]:
@@ -57,11 +64,12 @@ class FakeKernel:
             self._changed.clear()
             yield
 
-    def damage(self, *operations: Operation) -> None:
+    def damage(self, *operations: Operation, is_announced: bool = True) -> None:
         """Change something behind the daemon's back."""
         for operation in operations:
             self._perform(operation)
-        self._changed.set()
+        if is_announced:
+            self._changed.set()
 
     def _perform(self, operation: Operation) -> str | None:
         match operation:

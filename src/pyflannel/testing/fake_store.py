@@ -1,8 +1,10 @@
 """A Store in memory that several clients share, and that fails when a test says so."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from bisect import bisect_right
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from pyflannel.errors import CompactedError, StoreError
 from pyflannel.model.store_record import (
@@ -18,7 +20,16 @@ from pyflannel.model.store_record import (
     Unchanged,
     Written,
 )
-from pyflannel.testing.fake_clock import FakeClock
+
+
+class Timers(Protocol):
+    """The clock by which records expire."""
+
+    def now(self) -> float:
+        """Return seconds."""
+
+    def call_at(self, when: float, act: Callable[[], object]) -> None:
+        """Call `act` when time reaches `when`."""
 
 
 class FakeStore:
@@ -32,7 +43,7 @@ class FakeStore:
     - `cut_watches()`: the watches there are end, calls go on.
     """
 
-    def __init__(self, clock: FakeClock) -> None:
+    def __init__(self, clock: Timers) -> None:
         self._memory = _Memory(clock)
         self._is_away = False
         self._calls_to_fail = 0
@@ -72,6 +83,14 @@ class FakeStore:
     def compact(self, revision: int | None = None) -> None:
         """Forget the history up to and with `revision`; all of it when None."""
         self._memory.compact(revision)
+
+    def listing(self) -> Listing:
+        """Return all there is, whatever this client's faults."""
+        return self._memory.listing("")
+
+    def change(self, operation: Put | Delete) -> None:
+        """Perform a write by hand, whatever this client's faults."""
+        self._memory.write(operation)
 
     async def get(self, key: str) -> Record | None:
         """Return the record at exactly this key, or None."""
@@ -138,13 +157,13 @@ class _Held:
 class _Memory:
     """Records, their history, and who waits for a change."""
 
-    def __init__(self, clock: FakeClock) -> None:
+    def __init__(self, clock: Timers) -> None:
         self.clock = clock
         self._revision = 1
         self._compacted = 0
         self._held: dict[str, _Held] = {}
         self._history: list[tuple[int, Change]] = []
-        self._waiting: set[asyncio.Event] = set()
+        self._waiting: dict[asyncio.Event, None] = {}  # in the order in which they came
 
     def record(self, key: str) -> Record | None:
         held = self._held.get(key)
@@ -175,11 +194,8 @@ class _Memory:
     def changes(self, prefix: str, after: int) -> Changes:
         if not self._compacted <= after <= self._revision:
             raise CompactedError(after + 1, self._compacted + 1)
-        found = (
-            change
-            for revision, change in self._history
-            if revision > after and _key(change).startswith(prefix)
-        )
+        start = bisect_right(self._history, after, key=lambda entry: entry[0])
+        found = (change for _, change in self._history[start:] if _key(change).startswith(prefix))
         return Changes(tuple(found), self._revision)
 
     def compact(self, revision: int | None) -> None:
@@ -197,11 +213,11 @@ class _Memory:
 
     async def changed(self) -> None:
         event = asyncio.Event()
-        self._waiting.add(event)
+        self._waiting[event] = None
         try:
             await event.wait()
         finally:
-            self._waiting.discard(event)
+            del self._waiting[event]
 
     def wake(self) -> None:
         for event in self._waiting:

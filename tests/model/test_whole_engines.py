@@ -1,0 +1,332 @@
+"""Weeks in the life of whole engines: the daemon's supervisor on doubles of store, kernel and clock."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Interface
+from typing import Any
+
+import pytest
+
+from pyflannel.engine import supervisor
+from pyflannel.engine.config_follower import ConfigFollower, read_config
+from pyflannel.engine.host_options import HostOptions
+from pyflannel.engine.lease_keeper import LeaseKeeper
+from pyflannel.engine.planner import Planner
+from pyflannel.engine.reconciler import Reconciler
+from pyflannel.engine.world import World
+from pyflannel.model.bridge import Bridge
+from pyflannel.model.interface import DefaultRoute, Interface, InterfaceAddress, Interfaces
+from pyflannel.model.lease_protocol import Event, Held, Listed, Report, WatchLost
+from pyflannel.model.lease_set import LeaseSet
+from pyflannel.model.state import State
+from pyflannel.model.store_record import Conflict, Delete, Put, Record, Written
+from pyflannel.plan.diff import diff
+from pyflannel.plan.lease_state import LeaseState
+from pyflannel.plan.packet_filter import FilterOptions
+from pyflannel.plan.peers import PeerChange
+from pyflannel.plan.underlay import UnderlayOptions, choose
+from pyflannel.ports.store import Store
+from pyflannel.testing.lease_model.engine_faults import live
+from pyflannel.testing.lease_model.engines import (
+    AUDIT_S,
+    FOREIGN,
+    SUBNET_FILE,
+    EngineHost,
+    Engines,
+    Make,
+    Setting,
+)
+from pyflannel.testing.lease_model.rules import Violation
+from pyflannel.testing.simulated_time import SimulatedLoop
+
+DAY_S = 24 * 3600.0
+FILTER = FilterOptions(masquerades=True, accepts_forwarded=True)
+
+
+def configs(subnets: int) -> tuple[str, ...]:
+    """Return the network configs of so many subnets, one for each backend that has peers."""
+    text = '{{"Network":"10.100.0.0/16","SubnetMax":"10.100.{}.0","Backend":{{"Type":"{}"}}}}'
+    return tuple(text.format(subnets, backend) for backend in ("udp", "vxlan", "host-gw"))
+
+
+def interfaces_of(address: IPv4Address) -> Interfaces:
+    """Return what a host finds: the one interface that all hosts are on."""
+    held = IPv4Interface((address, 20))
+    eth0 = Interface(
+        name="eth0",
+        index=2,
+        mtu=1500,
+        addresses=(InterfaceAddress(address=held),),
+        on_link=(held.network,),
+    )
+    return Interfaces(interfaces=(eth0,), default_routes=(DefaultRoute(link="eth0"),))
+
+
+class Surroundings:
+    """The ports that nothing goes wrong with: the interfaces, no bridges, and a memory."""
+
+    def __init__(self, setting: Setting) -> None:
+        self._memory = setting.memory
+        self._interfaces = interfaces_of(setting.address)
+
+    async def load(self) -> bytes | None:
+        return self._memory[-1] if self._memory else None
+
+    async def save(self, octets: bytes) -> None:
+        self._memory[:] = [octets]
+
+    async def observe(self) -> Interfaces:
+        return self._interfaces
+
+    async def route_to(self, address: IPv4Address) -> None:
+        return None
+
+    async def changes(self) -> AsyncIterator[None]:
+        await asyncio.Event().wait()
+        yield
+
+
+class NoBridges:
+    async def observe(self) -> tuple[Bridge, ...]:
+        return ()
+
+    async def changes(self) -> AsyncIterator[None]:
+        await asyncio.Event().wait()
+        yield
+
+
+class Engine(supervisor.Supervisor):
+    """The supervisor of a simulated host."""
+
+    def __init__(self, setting: Setting) -> None:
+        self._setting = setting
+        surroundings = Surroundings(setting)
+        world = World(
+            store=setting.store,
+            target=setting.kernel,
+            interfaces=surroundings,
+            bridges=NoBridges(),
+            clock=setting.clock,
+            memory=surroundings,
+            notify=lambda text: None,
+            draw=setting.draw,
+            reidentify=setting.reidentify,
+        )
+        options = HostOptions(
+            identity=setting.identity,
+            underlay=UnderlayOptions(),
+            subnet_file=SUBNET_FILE,
+            subnet_env=setting.subnet_env,
+            packet_filter=FILTER,
+            audit_s=AUDIT_S,
+            fast_path="off",
+        )
+        super().__init__(world, options)
+
+    @property
+    def state(self) -> LeaseState | None:
+        return None if self._keeper is None else self._keeper.state
+
+    @property
+    def known(self) -> LeaseSet:
+        return LeaseSet() if self._keeper is None else self._keeper.leases
+
+    def _report(self, report: Report) -> None:
+        super()._report(report)
+        self._setting.report(report)
+
+
+def plan(host: EngineHost, held: Held, truth: LeaseSet, config: str) -> State:
+    """Return what a host should have, from what the store says alone."""
+    planner = Planner(
+        subnet_file=SUBNET_FILE,
+        packet_filter=FILTER,
+        device="flannel0",
+        mark="pyflannel",
+        owner=host.identity.owner,
+    )
+    planner.config, planner.backend = read_config(config)
+    planner.underlay = choose(UnderlayOptions(), interfaces_of(host.address))
+    planner.held, planner.leases = held, truth
+    planner.update()
+    desired = planner.desired()
+    assert desired is not None
+    return desired
+
+
+def wrong_kernels(engines: Engines) -> Iterator[Violation]:
+    """Yield the hosts whose kernels have anything but what follows from the store, and was there before."""
+    truth = engines.leases()
+    for host in engines.hosts:
+        if host.state is None or host.state.held is None:
+            continue  # it is down, or there is no subnet for it
+        wanted = plan(host, host.state.held, truth, engines.config) | FOREIGN
+        if host.kernel.state != wanted:
+            some = next(diff(wanted, host.kernel.state))
+            yield Violation("kernel equals plan", f"{host.name}: {some}")
+
+
+async def live_on(make: Make, *, hosts: int, days: int, faults: int, seed: int) -> Engines:
+    """Let so many hosts live so long, with so many faults a day; every other day the dust settles.
+
+    There are a few subnets more than hosts, so that who loses its lease may lose its subnet too.
+    """
+    engines = Engines(make, hosts, seed, configs(hosts + hosts // 5))
+    await engines.start()
+    for _ in range(days // 2):
+        await live(engines, 2 * DAY_S, count=2 * faults)
+        if not engines.broken:
+            await engines.rest()
+            engines.blame(wrong_kernels(engines))
+            await engines.settle()
+            engines.blame(wrong_kernels(engines))
+        if engines.broken:
+            break
+    await engines.end()
+    return engines
+
+
+def lives(make: Make = Engine, *, hosts: int, days: int, faults: int, seed: int) -> Engines:
+    """Return what became of these hosts."""
+    with asyncio.Runner(loop_factory=SimulatedLoop) as runner:
+        return runner.run(live_on(make, hosts=hosts, days=days, faults=faults, seed=seed))
+
+
+@pytest.fixture(autouse=True)
+def _in_silence() -> Iterator[None]:
+    """Weeks of warnings are of no use."""
+    log = logging.getLogger("pyflannel")
+    level = log.level
+    log.setLevel(logging.CRITICAL + 1)
+    yield
+    log.setLevel(level)
+
+
+@pytest.mark.timeout(600)
+def test_weeks_of_whole_engines(long_run: bool) -> None:
+    """No rule is broken; whenever the dust has settled, every kernel equals the plan."""
+    for seed in range(1, 21 if long_run else 2):
+        engines = lives(hosts=10, days=28 if long_run else 14, faults=20, seed=seed)
+        assert not engines.broken, f"seed {seed}: {engines.broken[0]}"
+
+
+@pytest.mark.timeout(1800)
+def test_weeks_of_a_hundred_whole_engines(long_run: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    if not long_run:
+        pytest.skip("needs --long")
+
+    engines = lives(hosts=100, days=14, faults=50, seed=1)
+
+    assert not engines.broken, engines.broken[0]
+    with capsys.disabled():
+        print(f"\n{len(engines.hosts)} whole engines, 14 days: {engines.counts}", end="")
+
+
+def test_equal_seeds_give_equal_lives() -> None:
+    """What a seed finds can be looked at again."""
+    first, again, other = (lives(hosts=4, days=2, faults=40, seed=seed).outcome() for seed in (1, 1, 2))
+
+    assert first == again
+    assert first != other
+
+
+class DeafKeeper(LeaseKeeper):
+    """Takes a watch that was cut for one that is open."""
+
+    def _advance(self, event: Event, tasks: asyncio.TaskGroup) -> None:
+        if not isinstance(event, WatchLost) or event.is_compacted:
+            super()._advance(event, tasks)
+
+
+class HastyKeeper(LeaseKeeper):
+    """Takes a compaction for an empty list."""
+
+    def _advance(self, event: Event, tasks: asyncio.TaskGroup) -> None:
+        if isinstance(event, WatchLost) and event.is_compacted:
+            event = Listed(leases=(), claims=(), unreadable=(), revision=self.state.revision)
+        super()._advance(event, tasks)
+
+
+class CarelessKeeper(LeaseKeeper):
+    """Writes without a condition."""
+
+    def __init__(self, *, store: Store, **others: Any) -> None:
+        super().__init__(store=Unconditional(store), **others)
+
+
+class Unconditional:
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.get, self.list, self.watch = store.get, store.list, store.watch
+
+    async def write(self, operation: Put | Delete) -> Written | Conflict:
+        return await self._store.write(replace(operation, expected=None))
+
+
+class ResignedReconciler(Reconciler):
+    """Makes no pass after one that was refused something."""
+
+    async def _pass(self, interest: State) -> float:
+        return AUDIT_S if self.counts.refused else await super()._pass(interest)
+
+
+class TrustingReconciler(Reconciler):
+    """Looks only when the kernel says that it changed."""
+
+    def _is_audit_due(self) -> bool:
+        return not self.counts.is_clean
+
+
+class ForgetfulPlanner(Planner):
+    """Leaves peers in the plan that went alone."""
+
+    def _update_peers(self) -> list[PeerChange]:
+        return [change for change in super()._update_peers() if change.new is not None]
+
+
+class StubbornFollower(ConfigFollower):
+    """Reads one network config, and no other."""
+
+    def _read(self, record: Record | None) -> None:
+        if not hasattr(self, "first"):
+            self.first = record
+            super()._read(record)
+
+
+def amnesiac(setting: Setting) -> Engine:
+    """Return an engine that does not read the subnet.env of its last life."""
+    return Engine(replace(setting, subnet_env=None))
+
+
+NOT_OURS = "no write to what is not ours"
+RENUMBERED = "a running host's subnet changes only on an order"
+UNKNOWN = "every peer's lease is known"
+UNEQUAL = "kernel equals plan"
+
+
+@pytest.mark.parametrize(
+    ("defect", "rule"),
+    [
+        (DeafKeeper, UNKNOWN),
+        (HastyKeeper, UNKNOWN),
+        (CarelessKeeper, NOT_OURS),
+        (ResignedReconciler, UNEQUAL),
+        (TrustingReconciler, UNEQUAL),
+        (ForgetfulPlanner, UNEQUAL),
+        (StubbornFollower, UNEQUAL),
+        (amnesiac, RENUMBERED),
+    ],
+)
+def test_the_simulation_bites(monkeypatch: pytest.MonkeyPatch, defect: Any, rule: str) -> None:
+    """Each defect is found within weeks, for one seed or the next, in the place of what it is made from."""
+    make: Make = Engine
+    if isinstance(defect, type):
+        monkeypatch.setattr(supervisor, defect.__base__.__name__, defect)
+    else:
+        make = defect
+
+    lived = (lives(make, hosts=8, days=14, faults=40, seed=seed) for seed in range(1, 6))
+
+    assert any(rule in {violation.rule for _, violation in engines.broken} for engines in lived)
