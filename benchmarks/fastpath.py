@@ -25,6 +25,7 @@ from rich.table import Table
 from pyflannel.errors import FlannelError, LabError
 from pyflannel.lab.host import Host
 from pyflannel.lab.lab import Lab
+from pyflannel.lab.program import Program
 from pyflannel.lab.topology import LEFT, HostPlace, Topology
 from pyflannel.lab.traffic import Station, wait_reached
 from pyflannel.lab.waiting import wait_until
@@ -100,6 +101,15 @@ print(json.dumps(asyncio.run(read())))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Daemon:
+    """A flanneld and what it was started with."""
+
+    host: Host
+    program: Program
+    flags: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Path:
     """Two stations and what joins them."""
 
@@ -107,6 +117,7 @@ class Path:
     hosts: tuple[Host, Host]
     left: Station
     right: Station
+    daemons: tuple[Daemon, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +170,7 @@ def lay(labs: ExitStack, kind: str) -> Path:
     one, two = lab.hosts.values()
     if kind == "wire":
         return Path(kind=kind, hosts=(one, two), left=one, right=two)
+    daemons: tuple[Daemon, ...] = ()
     for host in (one, two):
         host.run(["iptables-restore", "--noflush"], text=_FIREWALL)
     if kind in _MTU:
@@ -167,16 +179,16 @@ def lay(labs: ExitStack, kind: str) -> Path:
     else:
         config = json.dumps({"Network": NETWORK, "Backend": {"Type": "udp"}})
         one.flannelctl("--store", lab.sqlite_url, "config", "set", config)
-        for host in (one, two):
-            host.start_flanneld(
-                f"--store={lab.sqlite_url}", f"--fast-path={'off' if kind == 'user' else 'safe'}"
-            )
+        flags = f"--store={lab.sqlite_url}", f"--fast-path={'off' if kind == 'user' else 'safe'}"
+        daemons = tuple(
+            Daemon(host=host, program=host.start_flanneld(*flags), flags=flags) for host in (one, two)
+        )
         gateways, mtu = {host: host.gateway() for host in (one, two)}, int(one.subnet_env()["FLANNEL_MTU"])
     left, right = (host.container("box", gateway=gateways[host], mtu=mtu) for host in (one, two))
     for host in (one, two):
         host.run(["ip", "link", "set", "br0", "mtu", str(mtu)])
     wait_reached((left, right), deadline_s=30)
-    return Path(kind=kind, hosts=(one, two), left=left, right=right)
+    return Path(kind=kind, hosts=(one, two), left=left, right=right, daemons=daemons)
 
 
 def lay_by_hand(kind: str, one: Host, two: Host) -> None:
@@ -195,7 +207,7 @@ def lay_by_hand(kind: str, one: Host, two: Host) -> None:
 
 
 def imitate_network_card(path: Path) -> None:
-    """Let packets leave eth0 as long as the MTU, and be joined where they arrive."""
+    """Let packets leave eth0 as long as the MTU, and be joined where they arrive; say that to the daemons."""
     for host in path.hosts:
         for feature in (
             "tso off",
@@ -204,6 +216,9 @@ def imitate_network_card(path: Path) -> None:
             "gro on",
         ):
             host.run(["ethtool", "-K", "eth0", *feature.split()], check=False)
+    for daemon in path.daemons:
+        daemon.program.stop()
+        daemon.host.start_flanneld(*daemon.flags, "--fast-path-gro=on")
 
 
 def quantities(seconds: int) -> list[Quantity]:

@@ -89,6 +89,12 @@ WORKING_FLAGS = (
         " auto, as the network config says",
     ),
     Flag(
+        name="fast-path-gro",
+        default="auto",
+        meaning="whether the programs have TCP joined that arrives in segments: on, off, or auto, where the"
+        " underlay is a network card",
+    ),
+    Flag(
         name="on-subnet-lost",
         default="keep",
         meaning="when another host took our subnet: keep running on it, or renumber",

@@ -258,6 +258,7 @@ def _host_options(options: FlanneldOptions, places: Places, device: str, audit_s
         renumbers=options.on_subnet_lost == "renumber",
         packet_filter=options.packet_filter,
         fast_path=options.fast_path,
+        fast_path_gro=options.fast_path_gro,
         has_blackhole=options.has_blackhole,
         kernel=kernel_release(),
         device=device,

@@ -19,6 +19,7 @@ from pyflannel.assembly.store_flags import STORE_FLAGS, StoreChoice, chosen_stor
 from pyflannel.engine.network_follower import RESERVED
 from pyflannel.errors import UsageError
 from pyflannel.http.endpoint import Endpoint
+from pyflannel.model.host import GroChoice
 from pyflannel.model.secret import Secret
 from pyflannel.plan.packet_filter import FilterOptions
 from pyflannel.wire.go_flags import Flag, Given, format_usage, read_words
@@ -44,6 +45,7 @@ FastPathChoice = Literal["auto", "safe", "off"]
 _LOG_FORMS: Mapping[str, LogForm] = {"klog": "klog", "json": "json"}
 _ON_SUBNET_LOST: Mapping[str, OnSubnetLost] = {"keep": "keep", "renumber": "renumber"}
 _FAST_PATHS: Mapping[str, FastPathChoice] = {"auto": "auto", "safe": "safe", "off": "off"}
+_GRO: Mapping[str, GroChoice] = {"auto": "auto", "on": "on", "off": "off"}
 _Choice = TypeVar("_Choice")
 
 
@@ -68,6 +70,7 @@ class FlanneldOptions:
         verbosity: debug lines are logged from 1.
         healthz: where health is served, and `http`, where metrics are too.
         fast_path: how the udp backend moves packets; auto for as the network config says.
+        fast_path_gro: whether TCP that arrives in segments is joined; auto where the underlay is hardware.
         warnings: what is odd about all this, a line each.
     """
 
@@ -96,6 +99,7 @@ class FlanneldOptions:
     healthz: Endpoint | None = None
     http: Endpoint | None = None
     fast_path: FastPathChoice = "auto"
+    fast_path_gro: GroChoice = "auto"
     warnings: tuple[str, ...] = ()
 
 
@@ -181,6 +185,7 @@ def _options(settings: Settings) -> FlanneldOptions:
         healthz=_healthz(settings),
         http=_http(settings.last("http")),
         fast_path=_one_of(settings.last("fast-path"), _FAST_PATHS),
+        fast_path_gro=_one_of(settings.last("fast-path-gro"), _GRO),
         warnings=store.warnings,
     )
 

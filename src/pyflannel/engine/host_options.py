@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from pyflannel.engine.fast_path import Choice
 from pyflannel.engine.reconciler import AUDIT_S
+from pyflannel.model.host import GroChoice
 from pyflannel.model.host_file import HostFile
 from pyflannel.model.lease import LEASE_TTL_S, Identity
 from pyflannel.model.link import MARK
@@ -37,5 +38,6 @@ class HostOptions:
     mark: str = MARK
     audit_s: float = AUDIT_S
     fast_path: Choice = "auto"
+    fast_path_gro: GroChoice = "auto"
     has_blackhole: bool = False
     kernel: str = ""

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv4Network
 
 from pyflannel.model.bridge import Bridge
-from pyflannel.model.host import Host, Underlay
+from pyflannel.model.host import GroChoice, Host, Underlay
 from pyflannel.model.host_file import HostFile
 from pyflannel.model.item_map import ItemMap
 from pyflannel.model.lease import Lease
@@ -48,6 +48,7 @@ class Planner:
         owner: str = "",
         kernel: str = "",
         has_blackhole: bool = False,
+        gro: GroChoice = "auto",
     ) -> None:
         self._subnet_file = subnet_file
         self._other_files = other_files
@@ -56,6 +57,7 @@ class Planner:
         self._mark = mark
         self._kernel = kernel
         self._has_blackhole = has_blackhole
+        self._gro = gro
         self.owner = owner
         self.config: NetworkConfig | None = None
         self.backend: Backend | None = None
@@ -109,6 +111,7 @@ class Planner:
             mark=self._mark,
             owner=self.owner,
             has_fast_path=self.has_fast_path,
+            gro=self._gro,
             kernel=self._kernel,
         )
 

@@ -353,7 +353,7 @@ def _links_of(item: Item) -> tuple[str, ...]:
     """Return the names of the links without which the item is refused."""
     match item:
         case BpfProgram():
-            return item.link, item.tunnel.device
+            return tuple(filter(None, (item.link, item.tunnel.device, item.tunnel.joint)))
         case BpfPeer() | BpfContainer():
             return (item.device,)
         case _:

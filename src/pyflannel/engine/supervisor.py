@@ -68,6 +68,7 @@ class Supervisor:
             owner=options.identity.owner,
             kernel=options.kernel,
             has_blackhole=options.has_blackhole,
+            gro=options.fast_path_gro,
         )
         self.narrator = LeaseNarrator(world.clock, self._held_changed)
         self.journal = Journal(world.clock)

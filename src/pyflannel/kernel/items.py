@@ -13,6 +13,7 @@ from pyflannel.model.fdb_entry import FdbEntry
 from pyflannel.model.link import Link
 from pyflannel.model.neighbour import Neighbour
 from pyflannel.model.route import Route
+from pyflannel.model.veth import Veth
 from pyflannel.model.vxlan import Vxlan
 from pyflannel.wire.netlink.addresses import AddressRecord
 from pyflannel.wire.netlink.links import LinkRecord
@@ -40,8 +41,11 @@ _WITHOUT_LINK = frozenset({6, 7, 8, 9})
 _NOWHERE = IPv4Address(0)
 
 
-def link_of(link: LinkRecord, names: Mapping[int, str], *, offloads_checksums: bool = True) -> Link:
-    """Return the link."""
+def link_of(
+    link: LinkRecord, names: Mapping[int, str], *, offloads_checksums: bool = True, has_gro: bool = False
+) -> Link:
+    """Return the link. The MAC address that the kernel draws for an end of a veth matters to nobody."""
+    is_veth = link.kind == "veth"
     return Link(
         name=link.name,
         kind=link.kind,
@@ -50,8 +54,9 @@ def link_of(link: LinkRecord, names: Mapping[int, str], *, offloads_checksums: b
         queue_length=link.queue_length,
         has_ipv6=link.has_ipv6,
         alias=link.alias,
-        mac=link.mac,
+        mac="" if is_veth else link.mac,
         vxlan=None if link.vxlan is None else _vxlan_of(link.vxlan, names, offloads_checksums),
+        veth=Veth(peer=names.get(link.other, ""), has_gro=has_gro) if is_veth else None,
     )
 
 

@@ -1,17 +1,18 @@
 """Links made, changed in place and deleted, in the network namespace that the process is in."""
 
 import errno
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 from pyflannel.errors import TargetError
-from pyflannel.kernel.checksum_offload import set_checksum_offload
 from pyflannel.kernel.link_index import link_index
 from pyflannel.kernel.netlink_socket import RequestSocket
+from pyflannel.kernel.offloads import set_checksum_offload, set_gro
 from pyflannel.kernel.refusals import GONE, refusal, refusal_of
 from pyflannel.kernel.sysctl import set_ipv6
 from pyflannel.kernel.tun import create_tun
 from pyflannel.model.link import Link
 from pyflannel.model.operation import Add, Operation, Refusal, Remove, Replace
+from pyflannel.model.veth import Veth
 from pyflannel.model.vxlan import Vxlan
 from pyflannel.wire.netlink import links
 from pyflannel.wire.netlink.message import Request
@@ -66,6 +67,11 @@ class LinkWriter:
                 request = links.create_vxlan(link.name, link.mac, _record(vxlan))
                 if refusals := await self._ask(operation, [request]):
                     return refusals
+            case Link(kind="veth", veth=Veth(peer=peer)):
+                # Each end is made with the other: the second is there when its turn comes.
+                request = links.create_veth(link.name, peer)
+                if refusals := await self._ask(operation, [request], tolerated=(errno.EEXIST,)):
+                    return refusals
             case _:
                 raise OSError(errno.EOPNOTSUPP, f"links of kind {link.kind} cannot be made")
         return await self._change(operation, None, link)
@@ -75,7 +81,9 @@ class LinkWriter:
         index = link_index(new.name)
         refusals = await self._ask(operation, list(_changed_attributes(index, old, new)))
         if new.vxlan is not None and (old is None or old.vxlan != new.vxlan):
-            refusals += self._settle_checksums(operation, new.name, new.vxlan.offloads_checksums)
+            refusals += self._settle(operation, set_checksum_offload, new.name, new.vxlan.offloads_checksums)
+        if new.veth is not None and (old is None or old.veth != new.veth):
+            refusals += self._settle(operation, set_gro, new.name, new.veth.has_gro)
         # Between MTU and going up: a link that grows to IPv6's smallest MTU has IPv6 again, and one that
         # goes up with it solicits routers.
         if old is None or old.has_ipv6 != new.has_ipv6 or old.mtu != new.mtu:
@@ -95,9 +103,11 @@ class LinkWriter:
             return [refusal_of(operation, error)]
         return []
 
-    def _settle_checksums(self, operation: Operation, name: str, is_offloaded: bool) -> list[Refusal]:
+    def _settle(
+        self, operation: Operation, setting: Callable[[str, bool], None], name: str, is_on: bool
+    ) -> list[Refusal]:
         try:
-            set_checksum_offload(name, is_offloaded)
+            setting(name, is_on)
         except OSError as error:
             return [refusal_of(operation, error)]
         return []

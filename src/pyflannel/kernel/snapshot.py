@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from ipaddress import IPv6Network
 from typing import Generic, TypeVar
 
-from pyflannel.kernel.checksum_offload import offloads_checksums
 from pyflannel.kernel.interest import Interest
 from pyflannel.kernel.items import address_of, fdb_entry_of, gathered, link_of, neighbour_of, route_of
 from pyflannel.kernel.netlink_socket import RequestSocket
+from pyflannel.kernel.offloads import has_gro, offloads_checksums
 from pyflannel.model.fdb_entry import FdbEntry
 from pyflannel.model.item_map import ItemMap
 from pyflannel.model.link import Link
@@ -193,11 +193,13 @@ def _links(found: Iterable[LinkRecord], interest: Interest) -> Links:
 
 
 def _link(link: LinkRecord, links: Links) -> Link:
-    offloads = True
-    if link.vxlan is not None:
-        with contextlib.suppress(OSError):  # gone since; its notification brings the next look
+    offloads, joins = True, False
+    with contextlib.suppress(OSError):  # gone since; its notification brings the next look
+        if link.vxlan is not None:
             offloads = offloads_checksums(link.name)
-    return link_of(link, links.names, offloads_checksums=offloads)
+        elif link.kind == "veth":
+            joins = has_gro(link.name)
+    return link_of(link, links.names, offloads_checksums=offloads, has_gro=joins)
 
 
 def _address_reader(wanted: frozenset[int]) -> Callable[[bytes], AddressRecord | None]:

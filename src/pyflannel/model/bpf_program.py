@@ -19,12 +19,13 @@ class Role(Enum):
 
     ENCAPSULATE = "flannel_encap"
     DECAPSULATE = "flannel_decap"
+    REJOIN = "flannel_join"
     LAST_HOP = "flannel_hop"
 
     @property
     def direction(self) -> Direction:
         """The side of its link at which the program stands."""
-        return Direction.INGRESS if self is Role.DECAPSULATE else Direction.EGRESS
+        return Direction.INGRESS if self in (Role.DECAPSULATE, Role.REJOIN) else Direction.EGRESS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +38,7 @@ class Tunnel:
         address: ours on the underlay, source of what we send and destination of what we take.
         subnet: our own subnet; only packets to it are taken from peers.
         port: UDP port that datagrams arrive at and come from.
+        joint: link into which TCP that arrived in segments is sent, to come out joined; "" where none is.
     """
 
     device: str
@@ -44,6 +46,7 @@ class Tunnel:
     address: IPv4Address
     subnet: IPv4Network
     port: int
+    joint: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +54,7 @@ class BpfProgram:
     """A program that carries the packets of a tunnel, attached to `link`.
 
     Attributes:
-        link: the TUN device, the underlay or a bridge, as the role says.
+        link: the TUN device, the underlay, the far end of the joint or a bridge, as the role says.
         is_current: False when the program is of another version than ours, does not share its maps with the
             others, or stands there twice.
     """

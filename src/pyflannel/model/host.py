@@ -2,10 +2,13 @@
 
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
+from typing import Literal
 
 from pyflannel.model.lease import Lease
 from pyflannel.model.link import MARK
 from pyflannel.model.route_protocol import route_protocol
+
+GroChoice = Literal["auto", "on", "off"]
 
 _VIRTUAL_DRIVERS = frozenset(
     {
@@ -70,6 +73,8 @@ class Host:
         owner: our identity, from which a VTEP's MAC address is derived.
         kernel: release of the running kernel, `6.1.0-18-amd64`; "" when not known.
         has_fast_path: programs in the kernel may carry the udp backend's packets.
+        gro: whether TCP that the programs take from the underlay in segments is joined before it goes on;
+            auto where the underlay is hardware.
     """
 
     lease: Lease
@@ -79,6 +84,7 @@ class Host:
     owner: str = ""
     kernel: str = ""
     has_fast_path: bool = False
+    gro: GroChoice = "auto"
 
     @property
     def protocol(self) -> int:

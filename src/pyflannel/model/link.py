@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from pyflannel.model.item_map import Key
+from pyflannel.model.veth import Veth
 from pyflannel.model.vxlan import Vxlan
 
 MARK = "pyflannel"
@@ -15,7 +16,7 @@ class Link:
 
     Attributes:
         name: at most 15 octets (IFNAMSIZ less the NUL).
-        kind: the kernel's kind, `tun`, `vxlan`; "" for a physical device. Never changes in place.
+        kind: the kernel's kind, `tun`, `vxlan`, `veth`; "" for a physical device. Never changes in place.
         mtu: octets of the largest packet that leaves by it.
         is_up: administratively up (IFF_UP).
         queue_length: packets (txqueuelen).
@@ -23,6 +24,7 @@ class Link:
         alias: free text; the mark of whoever made it on links of ours.
         mac: lower case with colons; "" where there is none, as on a TUN device.
         vxlan: its parameters, on a vxlan device.
+        veth: its parameters, on an end of a veth.
     """
 
     name: str
@@ -34,11 +36,14 @@ class Link:
     alias: str = MARK
     mac: str = ""
     vxlan: Vxlan | None = None
+    veth: Veth | None = None
 
     def becomes(self, other: "Link") -> bool:
         """Return whether this link can be changed into `other` in place; else it is made anew."""
         if self.kind != other.kind:
             return False
+        if self.veth is not None and other.veth is not None:
+            return self.veth.becomes(other.veth)
         return self.vxlan is None or other.vxlan is None or self.vxlan.becomes(other.vxlan)
 
     @property

@@ -3,6 +3,10 @@
 Mode *safe*: what leaves by the device is encapsulated there, behind all hooks of the host's firewall; what
 arrives at the underlay is decapsulated into the device, before them; and a frame that a bridge would only
 carry to a container goes to the container's port straight away.
+
+Where the underlay is a network card TCP arrives in segments, since the kernel's GRO does not look into a
+tunnel that it does not know. Two ends of a veth, the joint, make up for it: what the programs send into one
+comes out of the other joined, and goes on into the device.
 """
 
 from collections.abc import Iterable, Iterator
@@ -13,14 +17,23 @@ from pyflannel.model.bpf_program import BpfProgram, Role, Tunnel
 from pyflannel.model.bridge import Bridge
 from pyflannel.model.host import Host
 from pyflannel.model.lease import PARTIAL_CHECKSUM, Lease
+from pyflannel.model.link import Link
+from pyflannel.model.veth import Veth
+
+_QUEUE_LENGTH = 1000
+"""Packets; what the kernel gives a veth by itself."""
 
 
-def plan_programs(host: Host, port: int) -> Iterator[BpfProgram]:
-    """Yield the programs of a host, whatever bridges it has; none where there is no fast path."""
+def plan_programs(host: Host, port: int) -> Iterator[BpfProgram | Link]:
+    """Yield the programs and the joint of a host, whatever bridges it has; nothing without fast path."""
     if host.has_fast_path:
         tunnel = _tunnel(host, port)
         yield BpfProgram(link=host.device, role=Role.ENCAPSULATE, tunnel=tunnel)
         yield BpfProgram(link=host.underlay.link, role=Role.DECAPSULATE, tunnel=tunnel)
+        if _has_joint(host):
+            near, far = _joint(host)
+            yield from (_end(near, far, host), _end(far, near, host))
+            yield BpfProgram(link=far, role=Role.REJOIN, tunnel=tunnel)
 
 
 def plan_peer_entry(peer: Lease, host: Host, port: int) -> Iterator[BpfPeer]:
@@ -61,4 +74,26 @@ def _tunnel(host: Host, port: int) -> Tunnel:
         address=host.underlay.address,
         subnet=host.lease.subnet,
         port=port,
+        joint=_joint(host)[0] if _has_joint(host) else "",
+    )
+
+
+def _has_joint(host: Host) -> bool:
+    """Return whether TCP is joined; hosts without hardware between them send it whole."""
+    return host.gro == "on" or (host.gro == "auto" and not host.underlay.is_virtual)
+
+
+def _joint(host: Host) -> tuple[str, str]:
+    """Return the names of the end that programs send into, and of that where it comes out."""
+    return f"{host.device}-gro", f"{host.device}-rx"
+
+
+def _end(name: str, peer: str, host: Host) -> Link:
+    return Link(
+        name=name,
+        kind="veth",
+        mtu=host.underlay.mtu,
+        queue_length=_QUEUE_LENGTH,
+        alias=host.mark,
+        veth=Veth(peer=peer, has_gro=True),
     )

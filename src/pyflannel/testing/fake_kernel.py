@@ -22,9 +22,10 @@ _ON_LINKS = (Address, Neighbour, FdbEntry, Route, BpfProgram)
 class FakeKernel:
     """A Target in memory that refuses what a test names, and drops what the kernel drops.
 
-    Everything goes with a deleted link; the routes and neighbours of a link go when it is set down, its
-    neighbours when its MAC address changes; the routes that have an address as their source go with it. A
-    change by anybody is announced, but for those the kernel is silent about: what it drops by itself.
+    Everything goes with a deleted link, also the other end of a veth; the routes and neighbours of a link go
+    when it is set down, its neighbours when its MAC address changes; the routes that have an address as their
+    source go with it. A change by anybody is announced, but for those the kernel is silent about: what it
+    drops by itself.
 
     Attributes:
         is_readable: a snapshot fails while this is False.
@@ -124,7 +125,13 @@ class FakeKernel:
                 for item in list(self.state):
                     if isinstance(item, Forwarder) and item.link == name:
                         self._set(replace(item, is_attached=False))
-                return [item for item in self.state if isinstance(item, _ON_LINKS) and item.link == name]
+                gone_links = {name} if gone.veth is None else {name, gone.veth.peer}
+                return [
+                    item
+                    for item in self.state
+                    if (isinstance(item, _ON_LINKS) and item.link in gone_links)
+                    or (isinstance(item, Link) and item.name in gone_links and item.veth is not None)
+                ]
             case Address(link=name, address=address):
                 return [
                     item

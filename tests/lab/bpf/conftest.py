@@ -83,6 +83,10 @@ class Host:
         ip("tuntap add flannel0 mode tun")
         ip(f"link set flannel0 mtu {MTU} up")
         ip(f"address add {self.subnet.network_address}/16 dev flannel0")
+        ip("link add name flannel0-gro mtu 9000 type veth peer name flannel0-rx mtu 9000")
+        for end in ("flannel0-gro", "flannel0-rx"):
+            self.namespace.command("ethtool", "-K", end, "tso", "off", "gro", "on")
+            ip(f"link set {end} up")
         ip("link add docker0 type bridge forward_delay 0")
         ip(f"link set docker0 address 02:42:0a:64:{self.number:02x}:01 mtu {MTU} up")
         ip(f"address add {self.gateway}/24 dev docker0")
@@ -106,11 +110,17 @@ class Host:
             address=IPv4Address(self.address),
             subnet=self.subnet,
             port=8285,
+            joint="flannel0-gro",
         )
 
     def program(self, role: Role) -> BpfProgram:
         """The program of a role, at the link where it belongs."""
-        links = {Role.ENCAPSULATE: "flannel0", Role.DECAPSULATE: "eth0", Role.LAST_HOP: "docker0"}
+        links = {
+            Role.ENCAPSULATE: "flannel0",
+            Role.DECAPSULATE: "eth0",
+            Role.REJOIN: "flannel0-rx",
+            Role.LAST_HOP: "docker0",
+        }
         return BpfProgram(link=links[role], role=role, tunnel=self.tunnel)
 
     def peer(self, is_direct: bool = True) -> BpfPeer:

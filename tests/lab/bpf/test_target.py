@@ -129,7 +129,7 @@ def test_settings_that_differ_lead_to_another_program(linked):
 
     operations = one.heal(changed)
 
-    assert [type(operation) for operation in operations] == [Replace] * 3
+    assert [type(operation) for operation in operations] == [Replace] * len(Role)
     assert one.snapshot(changed) == changed
     assert one.heal(desired) != []
     assert one.container.ping(two.container.address)[0] == 3
@@ -245,7 +245,7 @@ def test_what_is_planned_no_more_is_gone(linked):
 
     operations = one.heal(State.EMPTY)
 
-    assert [type(operation) for operation in operations] == [Remove] * 3
+    assert [type(operation) for operation in operations] == [Remove] * len(Role)
     assert one.snapshot(one.plan(two.peer())) == State.EMPTY
 
 

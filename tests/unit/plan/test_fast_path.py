@@ -9,9 +9,11 @@ from pyflannel.model.bpf_container import BpfContainer
 from pyflannel.model.bpf_peer import BpfPeer
 from pyflannel.model.bpf_program import BpfProgram, Role
 from pyflannel.model.bridge import Bridge, BridgedContainer
-from pyflannel.model.host import Host, Underlay
+from pyflannel.model.host import GroChoice, Host, Underlay
 from pyflannel.model.lease import PARTIAL_CHECKSUM, Lease, LeaseAttributes
+from pyflannel.model.link import Link
 from pyflannel.model.state import State
+from pyflannel.model.veth import Veth
 from pyflannel.plan.backend.udp import UdpBackend
 
 BACKEND = UdpBackend(network=IPv4Network("10.100.0.0/16"), port=8285)
@@ -65,6 +67,42 @@ def test_a_program_at_each_end_of_the_tunnel() -> None:
         HOST.lease.subnet,
         8285,
     )
+
+
+@pytest.mark.parametrize(
+    ("driver", "gro", "has_joint"),
+    [
+        ("e1000e", "auto", True),
+        ("veth", "auto", False),
+        ("", "auto", False),
+        ("veth", "on", True),
+        ("e1000e", "off", False),
+    ],
+)
+def test_tcp_that_hardware_delivers_in_segments_is_joined(
+    driver: str, gro: GroChoice, has_joint: bool
+) -> None:
+    planned = BACKEND.plan_host(replace(HOST, underlay=replace(HOST.underlay, driver=driver), gro=gro))
+
+    ends = [(item.name, item.veth, item.alias) for item in planned if isinstance(item, Link) and item.veth]
+    tunnels = {item.tunnel.joint for item in planned if isinstance(item, BpfProgram)}
+    if has_joint:
+        assert ends == [
+            ("flannel0-gro", Veth(peer="flannel0-rx", has_gro=True), "pyflannel"),
+            ("flannel0-rx", Veth(peer="flannel0-gro", has_gro=True), "pyflannel"),
+        ]
+        assert programs(planned)[2:] == [("flannel0-rx", Role.REJOIN)]
+        assert tunnels == {"flannel0-gro"}
+    else:
+        assert ends == []
+        assert Role.REJOIN not in [role for _, role in programs(planned)]
+        assert tunnels == {""}
+
+
+def test_without_fast_path_nothing_is_joined() -> None:
+    planned = BACKEND.plan_host(replace(HOST, has_fast_path=False, gro="on"))
+
+    assert [item.name for item in planned if isinstance(item, Link)] == ["flannel0"]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from ipaddress import IPv4Network
 from pyflannel.kernel.bpf.features import examine
 from pyflannel.kernel.bpf.hooks import Hooks
 from pyflannel.kernel.bpf.kernel_hooks import KernelHooks
-from pyflannel.kernel.bpf.layout import SHARED, Outcome, Settings, pack_settings
+from pyflannel.kernel.bpf.layout import SHARED, Outcome, Settings, devices_of, pack_settings
 from pyflannel.kernel.bpf.libbpf import Libbpf
 from pyflannel.kernel.bpf.maps import TunnelMaps
 from pyflannel.kernel.bpf.object_file import ObjectFile, read_object
@@ -98,7 +98,7 @@ class FastPath:
         """
         link, direction = link_index(item.link), item.role.direction
         tunnel_maps, settings = await self._maps_of(item.tunnel.device), self._settings_of(item.tunnel)
-        for device in (settings.device_index, settings.underlay_index):
+        for device in devices_of(settings):
             tunnel_maps.put_device(device)
         maps = tunnel_maps.descriptors
         loaded = self._library.load_program(self._object_file, item.role.value, pack_settings(settings), maps)
@@ -178,6 +178,7 @@ class FastPath:
             address=tunnel.address,
             subnet=tunnel.subnet,
             port=tunnel.port,
+            joint_index=link_index(tunnel.joint) if tunnel.joint else 0,
         )
 
     def _hold_maps(self, devices: set[str], standing: Iterable[Standing]) -> None:

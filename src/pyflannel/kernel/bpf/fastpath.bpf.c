@@ -5,14 +5,19 @@
  *	container -> bridge -> routing, netfilter -> flannel0 [flannel_encap] -> underlay
  *	underlay [flannel_decap] -> flannel0 -> routing, netfilter -> bridge [flannel_hop] -> container
  *
+ * and where the underlay is a network card, on the way to flannel0
+ *
+ *	underlay [flannel_decap] -> one end of a veth, GRO, the other [flannel_join] -> flannel0
+ *
  * A program takes a packet whole or not at all. Whatever it does not understand goes on as if it were not
  * there: out of flannel0 into user space, or up to the socket of user space. There the packet is relayed, or
  * its sender gets the ICMP error that it deserves.
  *
- * All three are attached at tcx, or as classifiers of a clsact qdisc with direct action: NEXT is what both call
+ * They are attached at tcx, or as classifiers of a clsact qdisc with direct action: NEXT is what both call
  * "go on".
  */
 #include <linux/if_ether.h>
+#include <linux/if_packet.h>
 #include <linux/in.h>
 #include <linux/ip.h>
 #include <linux/pkt_cls.h>
@@ -207,6 +212,7 @@ int flannel_decap(struct __sk_buff *skb)
 	struct iphdr *outer, *inner;
 	struct udphdr *udp;
 	struct peer *peer;
+	int is_segment;
 
 	if (skb->protocol != bpf_htons(ETH_P_IP) || is_short(skb, ETH_HLEN + TUNNEL_OCTETS + IP_OCTETS))
 		return NEXT;
@@ -243,10 +249,26 @@ int flannel_decap(struct __sk_buff *skb)
 	if (inner->ttl <= 1)
 		return count(LEFT_EXPIRED, octets, NEXT);
 
+	/* All of a connection takes one way, or its packets would overtake each other. */
+	is_segment = settings.joint_index && inner->protocol == IPPROTO_TCP && !skb->gso_size;
 	decrement_ttl(inner);
 	if (bpf_skb_adjust_room(skb, -TUNNEL_OCTETS, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO))
 		return count(DROPPED_UNFINISHED, octets, DROP);
+	if (is_segment && !is_gone(settings.joint_index))
+		return count(DECAPSULATED, octets, bpf_redirect(settings.joint_index, 0));
 	return count(DECAPSULATED, octets, bpf_redirect(settings.device_index, BPF_F_INGRESS));
+}
+
+/* Ingress of the joint's far end: TCP that a network card delivered in segments, put together by GRO, which asks
+ * for nothing but a device that cannot do it itself. Its frames still have the underlay's MAC address, and so
+ * would be somebody else's. */
+SEC("tc")
+int flannel_join(struct __sk_buff *skb)
+{
+	if (skb->protocol != bpf_htons(ETH_P_IP) || is_gone(settings.device_index) ||
+	    bpf_skb_change_type(skb, PACKET_HOST))
+		return DROP; /* nobody else sends here */
+	return count(REJOINED, skb->len - ETH_HLEN, bpf_redirect(settings.device_index, BPF_F_INGRESS));
 }
 
 /* Egress of the bridge: what came through the tunnel goes straight into the container's veth.

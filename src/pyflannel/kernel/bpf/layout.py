@@ -20,7 +20,7 @@ BUILD_OCTETS = 8
 SETTINGS_MAP = ".rodata.setting"
 """The map of a program's settings: its section's name, as far as the kernel's 15 octets go."""
 
-_SETTINGS = struct.Struct("=8s16sII4s4s4sHxx")
+_SETTINGS = struct.Struct("=8s16sII4s4s4sHxxI")
 _IDENTITY_OCTETS = BUILD_OCTETS + 16
 _SUBNET = struct.Struct("!II")
 _PEER = struct.Struct("!IHBx")
@@ -69,6 +69,7 @@ class Outcome(Enum):
     ENCAPSULATED = "encapsulated"
     DECAPSULATED = "decapsulated"
     DELIVERED = "delivered"
+    REJOINED = "rejoined"
     LEFT_NOT_IPV4 = "left_not_ipv4"
     LEFT_OPTIONS = "left_options"
     LEFT_FRAGMENT = "left_fragment"
@@ -92,6 +93,7 @@ class Settings:
 
     Attributes:
         build: digest of the object that the program is of.
+        joint_index: 0 where nothing is joined.
     """
 
     build: bytes
@@ -101,6 +103,7 @@ class Settings:
     address: IPv4Address
     subnet: IPv4Network
     port: int
+    joint_index: int = 0
 
 
 def pack_settings(settings: Settings) -> bytes:
@@ -114,7 +117,13 @@ def pack_settings(settings: Settings) -> bytes:
         settings.subnet.network_address.packed,
         settings.subnet.netmask.packed,
         socket.htons(settings.port),
+        settings.joint_index,
     )
+
+
+def devices_of(settings: Settings) -> set[int]:
+    """Return the links that a program sends to."""
+    return {settings.device_index, settings.underlay_index, settings.joint_index} - {0}
 
 
 def unpack_settings(octets: bytes) -> Settings | None:
@@ -126,7 +135,7 @@ def unpack_settings(octets: bytes) -> Settings | None:
     if len(octets) < _IDENTITY_OCTETS:
         return None
     whole = octets[: _SETTINGS.size].ljust(_SETTINGS.size, b"\0")
-    build, device, device_index, underlay_index, address, base, mask, port = _SETTINGS.unpack(whole)
+    build, device, device_index, underlay_index, address, base, mask, port, joint = _SETTINGS.unpack(whole)
     try:
         subnet = IPv4Network((base, str(IPv4Address(mask))))
     except ValueError:
@@ -139,6 +148,7 @@ def unpack_settings(octets: bytes) -> Settings | None:
         address=IPv4Address(address),
         subnet=subnet,
         port=socket.ntohs(port),
+        joint_index=joint,
     )
 
 

@@ -22,6 +22,7 @@ struct settings {
 	__be32 subnet_mask;
 	__be16 port;		/* where our peers' datagrams arrive, and ours come from */
 	__u16 padding;
+	__u32 joint_index;	/* where TCP goes that came in segments; 0 for straight to the device */
 };
 
 /* Volatile, or the compiler would take the zeroes below for the values. A section of its own, so that nothing
@@ -90,6 +91,7 @@ enum outcome {
 	ENCAPSULATED,
 	DECAPSULATED,
 	DELIVERED,
+	REJOINED,
 	/* left to user space, or to the kernel's ordinary way */
 	LEFT_NOT_IPV4,
 	LEFT_OPTIONS,

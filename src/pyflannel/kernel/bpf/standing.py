@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from itertools import product
 
 from pyflannel.kernel.bpf.hooks import Hooks
-from pyflannel.kernel.bpf.layout import SETTINGS_MAP, SHARED, Settings, unpack_settings
+from pyflannel.kernel.bpf.layout import SETTINGS_MAP, SHARED, Settings, devices_of, unpack_settings
 from pyflannel.kernel.bpf.map_entries import read_entries
 from pyflannel.kernel.bpf.maps import TunnelMaps
 from pyflannel.kernel.bpf.objects import KernelObjects
@@ -160,7 +160,7 @@ def describe(
             and names.get(settings.device_index) == settings.device
             and settings.device in maps
             and program.map_ids <= maps[settings.device].ids
-            and {settings.device_index, settings.underlay_index} <= reachable[settings.device]
+            and devices_of(settings) <= reachable[settings.device]
             and times[_key(one)] == 1
         )
         tunnel = Tunnel(
@@ -169,6 +169,7 @@ def describe(
             address=settings.address,
             subnet=settings.subnet,
             port=settings.port,
+            joint=names.get(settings.joint_index, ""),
         )
         items.append(
             BpfProgram(link=names[one.link], role=program.role, tunnel=tunnel, is_current=is_current)

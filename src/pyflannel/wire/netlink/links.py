@@ -38,16 +38,19 @@ _INET6 = 10  # AF_INET6
 _MAC = 1
 _NAME = 3
 _MTU = 4
+_OTHER = 5
 _QUEUE_LENGTH = 13
 _INFO = 18
 _ALIAS = 20
 _PER_FAMILY = 26
 _DUMP_MASK = 29
+_OTHER_NAMESPACE = 37
 # Within _INFO, and within its data for a TUN device (enum of IFLA_TUN_*).
 _INFO_KIND = 1
 _INFO_DATA = 2
 _TUN_TYPE = 3
 _TUN_TYPE_TAP = 2
+_VETH_PEER = 1  # VETH_INFO_PEER (linux/veth.h)
 # Within the part of AF_INET6 in _PER_FAMILY; the sysctls come as an array of 32-bit numbers.
 _INET6_SYSCTLS = 2
 _INET6_GENERATION = 8
@@ -68,6 +71,7 @@ class LinkRecord:
         has_ipv6: IPv6 runs on it, or would when it goes up.
         mac: lower case with colons; "" where there is none.
         vxlan: its parameters, on a vxlan device.
+        other: index of its other end, or of what it hangs on; 0 when there is none in this namespace.
     """
 
     index: int
@@ -81,6 +85,7 @@ class LinkRecord:
     has_ipv6: bool = False
     mac: str = ""
     vxlan: VxlanRecord | None = None
+    other: int = 0
 
 
 def dump_links() -> Request:
@@ -110,6 +115,7 @@ def parse_link(body: bytes) -> LinkRecord:
         has_ipv6=_has_ipv6(found.get(_PER_FAMILY, b"")),
         mac=parse_mac(found.get(_MAC, b"")),
         vxlan=parse_vxlan(data) if kind == "vxlan" else None,
+        other=0 if _OTHER_NAMESPACE in found else integer(found.get(_OTHER, b"")),
     )
 
 
@@ -123,6 +129,13 @@ def create_vxlan(name: str, mac: str, vxlan: VxlanRecord) -> Request:
         parts.append(attribute(_MAC, mac_octets(mac)))
     parts.append(_info("vxlan", vxlan_data(vxlan)))
     return Request(NEW, ACK | CREATE | EXCLUSIVE, _LAYOUT.pack(0, 0, 0, 0, 0) + b"".join(parts))
+
+
+def create_veth(name: str, peer: str) -> Request:
+    """Return the request that creates both ends of a veth; it is refused where either name is taken."""
+    end = _LAYOUT.pack(0, 0, 0, 0, 0) + attribute(_NAME, peer.encode(errors="surrogateescape") + b"\0")
+    body = _LAYOUT.pack(0, 0, 0, 0, 0) + attribute(_NAME, name.encode(errors="surrogateescape") + b"\0")
+    return Request(NEW, ACK | CREATE | EXCLUSIVE, body + _info("veth", attribute(_VETH_PEER, end)))
 
 
 def change_vxlan(index: int, vxlan: VxlanRecord) -> Request:

@@ -1,0 +1,146 @@
+"""Where the underlay delivers TCP in segments, as a network card does: they are joined before they go on."""
+
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from pyflannel.lab.traffic import ping, wait_reached
+from pyflannel.lab.waiting import wait_until
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
+
+DEADLINE_S = 30.0
+STREAM_DEADLINE_S = 120.0
+OCTETS = 16 << 20
+
+_RECEIVE = """
+import hashlib, socket
+with socket.create_server(("0.0.0.0", 5300)) as listener:
+    print("listening", flush=True)
+    with listener.accept()[0].makefile("rb") as stream:
+        print(hashlib.file_digest(stream, "sha256").hexdigest(), flush=True)
+"""
+
+_SEND = """
+import hashlib, random, socket, sys
+octets = random.Random(1).randbytes(int(sys.argv[2]))
+with socket.create_connection((sys.argv[1], 5300), timeout=120) as stream:
+    stream.sendall(octets)
+print(hashlib.sha256(octets).hexdigest())
+"""
+
+
+def like_a_card(host) -> None:
+    """Packets leave as long as the MTU, and what plain TCP arrives is joined."""
+    for feature in ("tso off", "tx-udp_tnl-segmentation off", "tx-udp_tnl-csum-segmentation off", "gro on"):
+        host.run(["ethtool", "-K", "eth0", *feature.split()])
+
+
+@pytest.fixture(scope="module")
+def ends(overlay):
+    """docker1 and docker4 on one network, with a container each, on network cards."""
+    ends = [overlay.hosts["docker1"], overlay.hosts["docker4"]]
+    for host in ends:
+        like_a_card(host)
+        overlay.daemons[host.name] = host.start_flanneld(f"--store={overlay.etcd.url}", "--fast-path-gro=on")
+    overlay.settle(*ends)
+    containers = [host.container("box", gateway=host.gateway(), mtu=1472) for host in ends]
+    wait_reached(containers, deadline_s=DEADLINE_S)
+    assert [joint_of(host) for host in ends] == [["flannel0-gro", "flannel0-rx"]] * 2
+    box, far = containers
+    wait_until(
+        lambda: (
+            ping(box, far.address).is_reached and all(counters(overlay, one)["delivered"] for one in ends)
+        ),
+        what="bridges are passed by",
+        deadline_s=DEADLINE_S,
+    )
+    return ends, containers
+
+
+def counters(overlay, host) -> dict[str, int]:
+    return dict(overlay.status(host).fast_path.counters)
+
+
+def joint_of(host) -> list[str]:
+    return sorted(one["ifname"] for one in host.links() if one["ifname"].startswith("flannel0-"))
+
+
+def stream_arrives(source, destination, octets: int = OCTETS) -> bool:
+    """Return whether a stream comes out as it went in."""
+    receiver = destination.start_in_network([sys.executable, "-c", _RECEIVE], name="receive")
+    wait_until(lambda: "listening" in receiver.last_words(), what="the receiver listens", deadline_s=30)
+    sent = source.run_in_network(
+        [sys.executable, "-c", _SEND, str(destination.address), str(octets)], timeout_s=STREAM_DEADLINE_S
+    ).stdout
+    receiver.wait(STREAM_DEADLINE_S)
+    return sent.strip() in receiver.last_words()
+
+
+def test_a_stream_arrives_whole_and_in_few_pieces(overlay, ends):
+    (_, other), (box, far) = ends
+    before = counters(overlay, other)
+
+    assert stream_arrives(box, far)
+
+    after = counters(overlay, other)
+    gained = {name: after[name] - before[name] for name in ("decapsulated", "rejoined", "delivered")}
+    assert gained["decapsulated"] > OCTETS / 1472
+    assert 0 < gained["rejoined"] < gained["decapsulated"] / 2
+    assert 0 < gained["delivered"] < gained["decapsulated"] / 2
+
+
+def test_what_is_not_tcp_goes_its_way_alone(overlay, ends):
+    (_, other), (box, far) = ends
+    before = counters(overlay, other)
+
+    assert ping(box, far.address).is_reached
+
+    after = counters(overlay, other)
+    assert after["rejoined"] == before["rejoined"]
+    assert after["decapsulated"] >= before["decapsulated"] + 3
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "ip link delete flannel0-gro",
+        "ip link set flannel0-rx down",
+        "ethtool -K flannel0-rx gro off",
+        "ip link set flannel0-rx mtu 600",
+    ],
+)
+def test_a_damaged_joint_is_mended_while_a_stream_runs(overlay, ends, damage):
+    (_, other), (box, far) = ends
+    repairs = overlay.status(other).reconcile.repairs
+    with ThreadPoolExecutor() as aside:
+        arrives = aside.submit(stream_arrives, box, far, octets=8 * OCTETS)
+        begun = counters(overlay, other)["rejoined"]
+        wait_until(
+            lambda: counters(overlay, other)["rejoined"] > begun,
+            what="the stream runs",
+            deadline_s=DEADLINE_S,
+        )
+        other.run(damage.split())
+        wait_until(
+            lambda: overlay.status(other).reconcile.repairs > repairs,
+            what="a repair",
+            deadline_s=DEADLINE_S,
+        )
+        assert arrives.result()
+
+    test_a_stream_arrives_whole_and_in_few_pieces(overlay, ends)
+
+
+def test_switched_off_nothing_of_it_stays(overlay, ends):
+    (_, other), (box, far) = ends
+    overlay.daemons[other.name].stop()
+
+    overlay.join(other)
+
+    wait_until(lambda: joint_of(other) == [], what="no joint", deadline_s=DEADLINE_S)
+    before = counters(overlay, other)["rejoined"]
+    assert stream_arrives(box, far)
+    assert counters(overlay, other)["rejoined"] == before

@@ -1,0 +1,96 @@
+"""Both ends of a veth on the real kernel: made, read back, mended and removed."""
+
+from contextlib import closing
+
+import pytest
+
+from pyflannel.kernel.linux import LinuxTarget
+from pyflannel.model.link import Link
+from pyflannel.model.operation import Add
+from pyflannel.model.state import State
+from pyflannel.model.veth import Veth
+
+
+def end(name: str, peer: str) -> Link:
+    return Link(name=name, kind="veth", mtu=1500, queue_length=1000, veth=Veth(peer=peer, has_gro=True))
+
+
+NEAR, FAR = end("flannel0-gro", "flannel0-rx"), end("flannel0-rx", "flannel0-gro")
+BOTH = State.of(NEAR, FAR)
+DAMAGE = [
+    "link delete flannel0-gro",
+    "link delete flannel0-rx",
+    "link set flannel0-rx down",
+    "link set flannel0-gro mtu 1400",
+    "link set flannel0-gro alias mine",
+    "link set flannel0-rx name other",
+]
+
+
+def test_both_ends_are_made_and_read_back(namespace, target):
+    assert target.heal(BOTH) == []
+
+    assert target.snapshot(BOTH) == BOTH
+    assert "inet6" not in namespace.ip("address show dev flannel0-rx")
+    features = namespace.command("ethtool", "-k", "flannel0-rx")
+    assert "generic-receive-offload: on" in features
+    assert "tx-tcp-segmentation: off" in features
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damage_is_undone(namespace, target, damage):
+    target.heal(BOTH)
+    namespace.ip(damage)
+
+    target.heal(BOTH)
+    target.heal(BOTH)  # an end that carried another name, or none of ours, makes room in the first pass
+
+    assert target.snapshot(BOTH) == BOTH
+
+
+@pytest.mark.parametrize("feature", ["gro off", "tso on"])
+def test_a_feature_that_somebody_set_is_heard_of_and_set_again(namespace, target, listen, feature):
+    target.heal(BOTH)
+
+    async def hear() -> None:
+        with closing(LinuxTarget()) as adapter:
+            await adapter.snapshot(BOTH)
+            async with listen(adapter.changes()) as wakes:
+                namespace.command("ethtool", "-K", "flannel0-rx", *feature.split())
+                await wakes.next()
+
+    namespace.run(hear)
+    assert target.snapshot(BOTH) != BOTH
+    target.heal(BOTH)
+    assert target.snapshot(BOTH) == BOTH
+
+
+def test_an_end_that_left_for_another_namespace_is_made_anew(namespace, target, make_namespace):
+    target.heal(BOTH)
+    elsewhere = make_namespace()
+    namespace.ip(f"link set flannel0-rx netns {elsewhere.name}")
+
+    target.heal(BOTH)
+
+    assert target.snapshot(BOTH) == BOTH
+    assert "flannel0-rx" not in elsewhere.ip("link show")
+
+
+def test_a_foreign_veth_stays(namespace, target):
+    namespace.ip("link add theirs type veth peer name others")
+    target.heal(BOTH)
+    target.heal(State.EMPTY)
+
+    assert "theirs@others" in namespace.ip("link show")
+    assert "flannel0" not in namespace.ip("link show")
+
+
+def test_where_a_name_is_taken_the_refusal_says_so(namespace, target):
+    """The link that bears it is found at its place in the plan, and makes room."""
+    namespace.ip("link add flannel0-rx type bridge")
+
+    refused = target.heal(BOTH)
+    target.heal(BOTH)
+
+    assert [refusal.operation for refusal in refused] in ([], [Add(NEAR)])
+    assert target.snapshot(BOTH) == BOTH
