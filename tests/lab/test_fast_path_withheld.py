@@ -181,6 +181,19 @@ def test_a_link_that_comes_back_with_another_index_gets_its_programs(overlay, en
     wait_programs(host, SAFE)
     wait_reached([box, far], deadline_s=DEADLINE_S)
     assert index(host, link) != before
+    wait_until(
+        lambda: carried_of_a_ping(overlay, host, box, far) == {"encapsulated", "decapsulated", "delivered"},
+        what="the kernel carries the packets again",
+        deadline_s=DEADLINE_S,
+    )
+
+
+def carried_of_a_ping(overlay, host, box, far) -> set[str]:
+    """What the programs of a host do with a ping."""
+    before = overlay.status(host).fast_path.counters
+    assert ping(box, far.address).is_reached
+    after = overlay.status(host).fast_path.counters
+    return {outcome for outcome in after if after[outcome] > before.get(outcome, 0)}
 
 
 def index(host, name: str) -> int:
