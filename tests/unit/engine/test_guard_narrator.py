@@ -145,7 +145,7 @@ def test_however_many_there_are_the_lines_are_few(
     )
 
 
-def test_those_who_were_not_named_are_named_when_there_is_room(
+def test_those_who_were_counted_together_are_named_when_there_is_room_with_what_came_since(
     narrator: GuardNarrator, clock: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def live() -> None:
@@ -157,4 +157,5 @@ def test_those_who_were_not_named_are_named_when_there_is_room(
 
     asyncio.run(live())
 
-    assert [message.split()[4] for message in caplog.messages] == [f"from=10.10.0.{NAMED}"]
+    named = f"Turned away tunnel packets from=10.10.0.{NAMED} reason=stranger packets=1"
+    assert [message.split(":")[0] for message in caplog.messages] == [named]
