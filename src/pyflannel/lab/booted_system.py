@@ -113,6 +113,7 @@ class BootedSystem(Sandbox):
                 f"--bind={docker}:/var/lib/docker",
                 *(f"--bind-ro={path}" for path in _INSTALLATION),
                 "systemd.unit=multi-user.target",
+                "systemd.mask=systemd-modules-load.service",  # the kernel is the machine's
             ],
             name="console",
             environment={"SYSTEMD_NSPAWN_API_VFS_WRITABLE": "network"},
