@@ -106,12 +106,12 @@ def test_counters_move_with_packets(ends):
 
 def test_repairs_are_counted_by_kind(overlay, ends):
     (one, _), _ = ends
-    before = scrape(one).get("flannel_repairs_total link", 0)
+    before = scrape(one)["flannel_repairs_total link"]
 
     one.run(["ip", "link", "set", "flannel0", "mtu", "1400"])
 
     wait_until(
-        lambda: scrape(one).get("flannel_repairs_total link", 0) > before,
+        lambda: scrape(one)["flannel_repairs_total link"] > before,
         what="a repair of the link is counted",
         deadline_s=DEADLINE_S,
     )

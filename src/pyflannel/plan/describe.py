@@ -23,7 +23,7 @@ from pyflannel.model.vxlan import Vxlan
 
 _IPTABLES: Mapping[Family, str] = {4: "iptables", 6: "ip6tables"}
 
-_KINDS: Mapping[type[Item], str] = {
+KINDS: Mapping[type[Item], str] = {
     Link: "link",
     Address: "address",
     Neighbour: "neighbour",
@@ -38,11 +38,12 @@ _KINDS: Mapping[type[Item], str] = {
     NftTable: "nft_table",
     HostFile: "file",
 }
+"""What sort of thing an item is, as one word."""
 
 
 def kind(item: Item) -> str:
     """Return what sort of thing the item is, as one word."""
-    return _KINDS[type(item)]
+    return KINDS[type(item)]
 
 
 def name(item: Item) -> str:
