@@ -23,16 +23,15 @@ from rich.table import Table
 
 from pyflannel.errors import FlannelError, LabError
 from pyflannel.lab.host import Host
+from pyflannel.lab.iperf import measure_datagrams, measure_throughput
 from pyflannel.lab.lab import Lab
 from pyflannel.lab.namespace_container import NamespaceContainer
 from pyflannel.lab.topology import LEFT, HostPlace, Topology
 from pyflannel.lab.traffic import wait_reached
-from pyflannel.lab.waiting import wait_until
 
 TITLE = "Each backend beside the same path laid by hand"
 PICTURE = Path(__file__).parent / "results" / "backends.svg"
 NETWORK = IPv4Network("10.100.0.0/16")
-PORT = 5204
 SMALL_OCTETS = 64
 PINGS = 400
 REACHED_S = 30.0
@@ -206,35 +205,12 @@ def measure(paths: Sequence[Joined], wanted: Sequence[Quantity], rounds: int) ->
 
 def stream(joined: Joined, *, seconds: int) -> float:
     """Return what one TCP stream carries."""
-    received: float = iperf(joined, f"--time={seconds}")["sum_received"]["bits_per_second"]
-    return received / 1e9
+    return measure_throughput(joined.left, joined.right, seconds=seconds).gbit_s
 
 
 def packets(joined: Joined, *, seconds: int) -> float:
     """Return how many thousand small datagrams a second arrive, of as many as go out."""
-    flags = ["--udp", "--bandwidth=0", f"--length={SMALL_OCTETS}", f"--time={seconds}"]
-    total = iperf(joined, *flags)["sum"]
-    return (total["packets"] - total["lost_packets"]) / total["seconds"] / 1e3
-
-
-def iperf(joined: Joined, *flags: str) -> dict[str, dict[str, float]]:
-    """Run iperf3 from left to right and return the end of its report.
-
-    Raises:
-        LabError: it failed.
-    """
-    server = joined.right.start_in_network(["iperf3", "--server", "--one-off", f"--port={PORT}"])
-    listening = ["ss", "-ltnH", f"sport = :{PORT}"]
-    wait_until(
-        lambda: bool(joined.right.run_in_network(listening).stdout), what="iperf3 listens", deadline_s=10
-    )
-    client = ["iperf3", "--client", str(joined.right.address), f"--port={PORT}", "--json", *flags]
-    report = json.loads(joined.left.run_in_network(client, check=False, timeout_s=60).stdout)
-    server.kill()
-    if "error" in report:
-        raise LabError(f"iperf3 over {joined.path}: {report['error']}", hint=server.last_words())
-    end: dict[str, dict[str, float]] = report["end"]
-    return end
+    return measure_datagrams(joined.left, joined.right, octets=SMALL_OCTETS, seconds=seconds).received_kpps
 
 
 def round_trip(joined: Joined) -> float:

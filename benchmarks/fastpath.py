@@ -24,11 +24,11 @@ from rich.table import Table
 
 from pyflannel.errors import FlannelError, LabError
 from pyflannel.lab.host import Host
+from pyflannel.lab.iperf import measure_datagrams, measure_throughput, wait_listening
 from pyflannel.lab.lab import Lab
 from pyflannel.lab.program import Program
 from pyflannel.lab.topology import LEFT, HostPlace, Topology
 from pyflannel.lab.traffic import Station, wait_reached
-from pyflannel.lab.waiting import wait_until
 
 TITLE = "udp backend in the kernel, beside the kernel's own paths"
 PICTURE = FilePath(__file__).parent / "results" / "fastpath.svg"
@@ -253,42 +253,16 @@ def measure(
     return values
 
 
-def iperf(path: Path, *flags: str) -> dict[str, dict[str, float]]:
-    """Run iperf3 from left to right and return the end of its report.
-
-    Raises:
-        LabError: it failed.
-    """
-    server = path.right.start_in_network(["iperf3", "--server", "--one-off", "--port", str(PORT)])
-    wait_listening(path)
-    client = ["iperf3", "--client", str(path.right.address), "--port", str(PORT), "--json", *flags]
-    report = json.loads(path.left.run_in_network(client, check=False, timeout_s=60).stdout)
-    server.kill()
-    if "error" in report:
-        raise LabError(f"iperf3 over {path.kind}: {report['error']}", hint=server.last_words())
-    end: dict[str, dict[str, float]] = report["end"]
-    return end
-
-
-def wait_listening(path: Path) -> None:
-    """Return when somebody listens on the right."""
-    listening = ["ss", "-ltnH", f"sport = :{PORT}"]
-    wait_until(
-        lambda: bool(path.right.run_in_network(listening).stdout), what="the server listens", deadline_s=10
-    )
-
-
 def stream(path: Path, *, seconds: int, streams: int) -> float:
     """Return what TCP carries."""
-    end = iperf(path, "--time", str(seconds), "--parallel", str(streams))
-    return end["sum_received"]["bits_per_second"] / 1e9
+    return measure_throughput(path.left, path.right, seconds=seconds, streams=streams).gbit_s
 
 
 def cost(path: Path, *, seconds: int) -> float:
     """Return the processor time of the whole machine for what one stream carries."""
     before = busy_s()
-    end = iperf(path, "--time", str(seconds))
-    return (busy_s() - before) / (end["sum_received"]["bytes"] * 8 / 1e9)
+    carried = measure_throughput(path.left, path.right, seconds=seconds)
+    return (busy_s() - before) / (carried.octets * 8 / 1e9)
 
 
 def busy_s() -> float:
@@ -299,14 +273,12 @@ def busy_s() -> float:
 
 def packets(path: Path, *, seconds: int) -> float:
     """Return how many thousand small packets a second arrive of as many as can be sent."""
-    total = iperf(path, "--udp", "--bandwidth=0", f"--length={SMALL_OCTETS}", f"--time={seconds}")["sum"]
-    return (total["packets"] - total["lost_packets"]) / total["seconds"] / 1e3
+    return measure_datagrams(path.left, path.right, octets=SMALL_OCTETS, seconds=seconds).received_kpps
 
 
 def lost(path: Path, *, seconds: int) -> float:
     """Return how many of them do not arrive."""
-    end = iperf(path, "--udp", "--bandwidth=0", f"--length={SMALL_OCTETS}", f"--time={seconds}")
-    return end["sum"]["lost_percent"]
+    return measure_datagrams(path.left, path.right, octets=SMALL_OCTETS, seconds=seconds).lost_percent
 
 
 def round_trip(path: Path, *, percentile: int) -> float:
@@ -319,7 +291,7 @@ def round_trip(path: Path, *, percentile: int) -> float:
 def requests(path: Path, *, seconds: int) -> float:
     """Return how many exchanges of 64 octets a connection does in a second."""
     server = path.right.start_in_network([sys.executable, "-c", _SERVER, str(PORT)], name="echo")
-    wait_listening(path)
+    wait_listening(server, path.right, PORT)
     client = [sys.executable, "-c", _CLIENT, str(path.right.address), str(PORT), str(seconds)]
     answered = float(path.left.run_in_network(client, timeout_s=seconds + 30).stdout)
     server.kill()

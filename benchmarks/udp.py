@@ -21,9 +21,10 @@ from pyflannel.datapath.offload import Offload
 from pyflannel.errors import FlannelError, LabError
 from pyflannel.lab.demo import CONFIG, DemoOptions, bring_up
 from pyflannel.lab.host import Host
+from pyflannel.lab.iperf import measure_datagrams, measure_throughput
 from pyflannel.lab.kernel_path import VXLAN, KernelPath, lay_kernel_path, measure_kernel_path
 from pyflannel.lab.lab import Lab
-from pyflannel.lab.traffic import Station, measure_throughput, ping
+from pyflannel.lab.traffic import Station, ping
 from pyflannel.lab.waiting import wait_until
 from pyflannel.processes.forwarder_client import connected
 from pyflannel.wire.forwarder_control import (
@@ -35,7 +36,6 @@ from pyflannel.wire.forwarder_control import (
 )
 
 DEVICE = "flannel0"
-PORT = 5202
 SMALL_OCTETS = 64
 PINGS = 20
 TITLE = "udp backend, in user space, beside the kernel's vxlan laid by hand"
@@ -214,8 +214,8 @@ def measure_rounds(
         in_turn(
             f"UDP, {SMALL_OCTETS} octets, received",
             "kpps",
-            lambda: measure_packets(source, destination, seconds),
-            lambda: measure_packets(kernel.left, kernel.right, seconds),
+            lambda: packets(source, destination, seconds),
+            lambda: packets(kernel.left, kernel.right, seconds),
         ),
         in_turn(
             "round trip",
@@ -227,27 +227,9 @@ def measure_rounds(
     ]
 
 
-def measure_packets(source: Station, destination: Station, seconds: int) -> float:
-    """Send small datagrams as fast as they go and return how many thousand a second arrived.
-
-    Raises:
-        LabError: iperf3 failed; the hint is what it said.
-    """
-    server = destination.start_in_network(["iperf3", "--server", "--one-off", "--port", str(PORT)])
-    listening = ["ss", "-ltnH", f"sport = :{PORT}"]
-    wait_until(
-        lambda: bool(destination.run_in_network(listening).stdout),
-        what=f"{server.name} listens",
-        deadline_s=10,
-    )
-    client = ["iperf3", "--client", str(destination.address), "--port", str(PORT), "--json"]
-    flags = ["--udp", "--bandwidth=0", f"--length={SMALL_OCTETS}", f"--time={seconds}"]
-    said = source.run_in_network([*client, *flags], check=False, timeout_s=seconds + 30)
-    report = json.loads(said.stdout)
-    if "error" in report:
-        raise LabError(f"iperf3 to {destination.name}: {report['error']}", hint=server.last_words())
-    total = report["end"]["sum"]
-    return float((total["packets"] - total["lost_packets"]) / total["seconds"] / 1e3)
+def packets(source: Station, destination: Station, seconds: int) -> float:
+    """Return how many thousand small datagrams a second arrive, of as many as go out."""
+    return measure_datagrams(source, destination, octets=SMALL_OCTETS, seconds=seconds).received_kpps
 
 
 def round_trip(source: Station, destination: Station) -> float:

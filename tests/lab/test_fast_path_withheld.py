@@ -8,8 +8,9 @@ import pytest
 
 from pyflannel.lab import kernel_programs
 from pyflannel.lab.inside import run_inside
+from pyflannel.lab.iperf import measure_throughput
 from pyflannel.lab.namespace_container import BRIDGE, lay_bridge
-from pyflannel.lab.traffic import measure_throughput, ping, wait_reached
+from pyflannel.lab.traffic import ping, wait_reached
 from pyflannel.lab.waiting import wait_until
 from pyflannel.model.status import Status
 

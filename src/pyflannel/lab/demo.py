@@ -15,11 +15,12 @@ from pyflannel.lab.container import Container
 from pyflannel.lab.etcd_server import EtcdServer
 from pyflannel.lab.host import Host
 from pyflannel.lab.image import write_image
+from pyflannel.lab.iperf import Throughput, measure_throughput
 from pyflannel.lab.kernel_path import lay_kernel_path, measure_kernel_path
 from pyflannel.lab.lab import Lab
 from pyflannel.lab.together import together
 from pyflannel.lab.topology import LEFT
-from pyflannel.lab.traffic import PingResult, Throughput, measure_throughput, ping_all, wait_reached
+from pyflannel.lab.traffic import PingResult, ping_all, wait_reached
 
 CONFIG = {"Network": "10.100.0.0/16"}
 DEVICE = "flannel0"

@@ -5,10 +5,10 @@ from ipaddress import IPv4Interface
 
 from pyflannel.errors import LabError
 from pyflannel.lab.host import Host
+from pyflannel.lab.iperf import Throughput, measure_throughput
 from pyflannel.lab.lab import Lab
 from pyflannel.lab.namespace_container import NamespaceContainer
 from pyflannel.lab.topology import LEFT, RIGHT, HostPlace
-from pyflannel.lab.traffic import Throughput, measure_throughput
 
 VXLAN = "vxlan1"
 VXLAN_MTU = 1450

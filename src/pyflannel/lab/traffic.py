@@ -1,6 +1,5 @@
-"""Traffic between hosts or containers: reached or not, how long it takes, how much goes through."""
+"""Traffic between hosts or containers: reached or not, and how long it takes."""
 
-import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,6 @@ from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Protocol
 
-from pyflannel.errors import LabError
 from pyflannel.lab.program import Program
 from pyflannel.lab.sandbox import RUN_TIMEOUT_S
 from pyflannel.lab.together import together
@@ -21,7 +19,6 @@ _RECEIVED = re.compile(r"(?P<sent>\d+) packets transmitted, (?P<received>\d+) re
 _RTT = re.compile(r"rtt min/avg/max/mdev = [\d.]+/(?P<average>[\d.]+)/")
 _TTL = re.compile(r" ttl=(?P<ttl>\d+) ")
 _PING_INTERVAL_S = 0.1
-_LISTEN_DEADLINE_S = 30.0
 
 
 class Station(Protocol):
@@ -62,19 +59,6 @@ class PingResult:
     def is_reached(self) -> bool:
         """Whether every ping was answered."""
         return self.received == self.sent > 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Throughput:
-    """What one TCP stream carried.
-
-    Attributes:
-        gbit_s: payload that arrived, 10^9 bits in a second.
-        octets: payload that arrived in all.
-    """
-
-    gbit_s: float
-    octets: int
 
 
 def ping(source: Station, destination: IPv4Address | str, *, count: int = 3) -> PingResult:
@@ -121,41 +105,3 @@ def ping_all(stations: Iterable[Station], *, count: int = 3) -> dict[tuple[str, 
 
 def _pairs(stations: Iterable[Station]) -> list[tuple[Station, Station]]:
     return list(permutations(stations, 2))
-
-
-def measure_throughput(
-    source: Station, destination: Station, *, seconds: int = 2, port: int = 5201
-) -> Throughput:
-    """Send one TCP stream by iperf3 from source to destination.
-
-    Raises:
-        LabError: iperf3 failed; the hint is what it said.
-    """
-    server = destination.start_in_network(
-        ["iperf3", "--server", "--one-off", "--forceflush", "--port", str(port)]
-    )
-    try:
-        _wait_listening(server, destination, port)
-        client = ["iperf3", "--client", str(destination.address), "--port", str(port)]
-        flags = ["--time", str(seconds), "--json"]
-        answer = source.run_in_network(
-            [*client, *flags], check=False, timeout_s=seconds + RUN_TIMEOUT_S
-        ).stdout
-    finally:
-        server.kill()
-    report = json.loads(answer)
-    if "error" in report:
-        raise LabError(
-            f"iperf3 from {source.name} to {destination.name}: {report['error']}", hint=server.last_words()
-        )
-    received = report["end"]["sum_received"]
-    return Throughput(gbit_s=received["bits_per_second"] / 1e9, octets=received["bytes"])
-
-
-def _wait_listening(server: Program, station: Station, port: int) -> None:
-    def listens() -> bool:
-        if server.exit_code is not None:
-            raise LabError(f"{server.name} does not listen", hint=server.last_words())
-        return bool(station.run_in_network(["ss", "-ltnH", f"sport = :{port}"]).stdout)
-
-    wait_until(listens, what=f"{server.name} listens", deadline_s=_LISTEN_DEADLINE_S)
