@@ -65,7 +65,7 @@ class Booted:
 
     def programs(self) -> set[str]:
         """The pins of the fast path's programs, named by the kernel's identifiers."""
-        listed = self.system.run(["ls", "/run/flannel/bpf"], check=False).stdout.split()
+        listed = self.system.run(["ls", "/run/flannel/.bpf"], check=False).stdout.split()
         return {name for name in listed if name.startswith("program-")}
 
     def cgroup(self, pid: str) -> str:
@@ -261,7 +261,7 @@ class TestRestart:
     ) -> None:
         """Without them the next daemon would put its programs behind others that nobody can change."""
         programs, pid = booted.programs(), booted.main_pid
-        booted.system.run(["umount", "/run/flannel/bpf"])
+        booted.system.run(["umount", "/run/flannel/.bpf"])
 
         with pinging(booted.elsewhere, booted.container) as pings:
             booted.system.systemctl("restart", "flanneld")

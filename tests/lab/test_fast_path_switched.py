@@ -116,7 +116,7 @@ def test_a_daemon_with_fewer_rights_takes_the_programs_over(overlay, ends, ping_
     (one, other), (_, far) = ends
 
     def pinned() -> set[str]:
-        return {name for name in other.run(["ls", "/run/flannel/bpf"]).stdout.split() if "program" in name}
+        return {name for name in other.run(["ls", "/run/flannel/.bpf"]).stdout.split() if "program" in name}
 
     with ping_stream(one, far.address, interval_s=0.01) as stream:
         wait_until(
@@ -137,5 +137,5 @@ def test_a_daemon_with_fewer_rights_takes_the_programs_over(overlay, ends, ping_
 
     overlay.daemons[other.name].stop()
     said = other.flannelctl("--store", overlay.etcd.url, "cleanup")
-    assert "removed directory /run/flannel/bpf" in said
+    assert "removed directory /run/flannel/.bpf" in said
     assert "/run/flannel" not in other.run(["cat", "/proc/self/mounts"]).stdout

@@ -239,6 +239,23 @@ def test_one_daemon_runs_the_networks_that_it_is_told(pair: tuple[Lab, Host, Hos
     assert "network=blue" in log
 
 
+def test_a_network_named_like_the_place_of_pins_has_its_own(pair: tuple[Lab, Host, Host]) -> None:
+    """The daemon has not the right to find programs without pins."""
+    lab, host, _ = pair
+    for name, config in (("bpf", GREEN), ("blue", BLUE)):
+        set_config(host, f"{lab.sqlite_url}#{name}", config)
+    host.flannelctl("pins")
+
+    flags = [f"--store={lab.sqlite_url}", "--networks=bpf,blue"]
+    host.start_service(["setpriv", "--bounding-set=-sys_admin", "flanneld", *flags], name="flanneld")
+
+    for name in ("bpf", "blue"):
+        said = host.flannelctl("--socket", f"/run/flannel/{name}/flanneld.sock", "--json", "status")
+        assert json.loads(said)["fast_path"]["mode"] == "safe"
+    pinned = host.run(["ls", "/run/flannel/.bpf"]).stdout.split()
+    assert len([name for name in pinned if name.startswith("program")]) == 4
+
+
 def test_networks_are_followed_as_they_come(pair: tuple[Lab, Host, Host]) -> None:
     """--watch-networks: a config that comes is a network that runs."""
     lab, host, _ = pair

@@ -56,9 +56,10 @@ class Places:
     def bpf(self) -> Path:
         """Where a bpffs may be, for a daemon that may not open programs by their identifiers.
 
-        Several networks share it: the programs of each are known by their device.
+        Several networks share it: the programs of each are known by their device. No network's name begins
+        with a dot.
         """
-        return (self.daemon_dir or self.run_dir) / "bpf"
+        return (self.daemon_dir or self.run_dir) / ".bpf"
 
     @property
     def mark(self) -> str:

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from pyflannel.assembly.options import parse_flanneld
 from pyflannel.assembly.places import Places
+from pyflannel.errors import UsageError
 
 
 @pytest.mark.parametrize(
@@ -23,4 +25,8 @@ def test_several_networks_share_the_place_of_pins(tmp_path: Path) -> None:
     """It is mounted before anybody knows their names."""
     places = Places(run_dir=tmp_path)
 
-    assert places.of_network("blue", tmp_path / "networks").bpf == places.bpf == tmp_path / "bpf"
+    blue = places.of_network("blue", tmp_path / "networks")
+    assert blue.bpf == places.bpf
+    assert blue.run_dir.parent == places.bpf.parent
+    with pytest.raises(UsageError, match="networks"):
+        parse_flanneld([f"--networks={places.bpf.name}"], {})

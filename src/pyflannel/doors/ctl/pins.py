@@ -15,7 +15,7 @@ from pyflannel.doors.ctl.invocation import run_dir_option
 def pins(run_dir: Path) -> None:
     """Let a flanneld without CAP_SYS_ADMIN find its eBPF programs again.
 
-    Mounts a bpffs at `bpf` in the run directory, and pins there what stands at this host's links. It takes
+    Mounts a bpffs at `.bpf` in the run directory, and pins there what stands at this host's links. It takes
     root, and the mount namespace of the host.
     """
     click.echo(asyncio.run(lay_pins(Places(run_dir=run_dir))))

@@ -22,7 +22,7 @@ from pyflannel.model.stranger import Stranger
 LOOK_S = 0.5
 """The kernel announces no program that goes. So often the hooks are looked at: a system call for each."""
 
-_RIGHTS = "Run it as root, or give it CAP_BPF and CAP_NET_ADMIN, and a bpffs at `bpf` in its run directory."
+_RIGHTS = "Run it as root, or give it CAP_BPF and CAP_NET_ADMIN, and a bpffs at `.bpf` in its run directory."
 _HINTS = {
     errno.EPERM: _RIGHTS,
     errno.EACCES: _RIGHTS,
