@@ -204,7 +204,7 @@ def _in_silence() -> Iterator[None]:
     log.setLevel(level)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_weeks_of_whole_engines(long_run: bool) -> None:
     """No rule is broken; whenever the dust has settled, every kernel equals the plan."""
     for seed in range(1, 21 if long_run else 2):
@@ -212,12 +212,12 @@ def test_weeks_of_whole_engines(long_run: bool) -> None:
         assert not engines.broken, f"seed {seed}: {engines.broken[0]}"
 
 
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3600)
 def test_weeks_of_a_hundred_whole_engines(long_run: bool, capsys: pytest.CaptureFixture[str]) -> None:
     if not long_run:
         pytest.skip("needs --long")
 
-    engines = lives(hosts=100, days=14, faults=50, seed=1)
+    engines = lives(hosts=100, days=14, faults=20, seed=1)
 
     assert not engines.broken, engines.broken[0]
     with capsys.disabled():
