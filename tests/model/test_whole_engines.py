@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface
 from typing import Any
@@ -74,8 +74,8 @@ class Surroundings:
     async def load(self) -> bytes | None:
         return self._memory[-1] if self._memory else None
 
-    async def save(self, octets: bytes) -> None:
-        self._memory[:] = [octets]
+    async def save(self, parts: Iterable[bytes]) -> None:
+        self._memory[:] = [b"".join(parts)]
 
     async def observe(self) -> Interfaces:
         return self._interfaces

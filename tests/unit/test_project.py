@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from pyflannel import errors
+from pyflannel.model.version import VERSION
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src"
@@ -165,4 +166,4 @@ def test_a_decision_says_what_was_given_up_and_how_to_notice_that_it_was_wrong(r
 def test_the_changelog_opens_with_this_version() -> None:
     versions = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
 
-    assert versions[0] == project()["project"]["version"]
+    assert versions[0] == VERSION

@@ -14,6 +14,7 @@ from pyflannel.engine.liveness import Liveness
 from pyflannel.engine.network_follower import NetworkFollower
 from pyflannel.engine.readiness import Readiness
 from pyflannel.engine.reconciler import AUDIT_S
+from pyflannel.kernel.allocator import give_back_large_blocks
 from pyflannel.kernel.clock import BoottimeClock
 from pyflannel.kernel.lock import RunLock
 from pyflannel.kernel.notify import notify, watchdog_s
@@ -84,6 +85,7 @@ class Daemon:
             FlannelError: it cannot run on this host at all.
         """
         options = self._options
+        give_back_large_blocks()
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._liveness.run(), name="liveness")

@@ -2,9 +2,10 @@
 
 import asyncio
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 
-from pyflannel.kernel.atomic_file import replace_file
+from pyflannel.kernel.atomic_file import Replacement
 
 log = logging.getLogger(__name__)
 
@@ -25,9 +26,12 @@ class FileMemory:
             log.warning("Could not read %s: %s", self._path, error.strerror)
             return None
 
-    async def save(self, octets: bytes | bytearray) -> None:
-        """Replace the file."""
+    async def save(self, parts: Iterable[bytes]) -> None:
+        """Replace the file by these parts; they are written apart, so that others have their turn."""
         try:
-            await asyncio.to_thread(replace_file, str(self._path), octets)
+            with await asyncio.to_thread(Replacement, str(self._path)) as replacement:
+                for part in parts:
+                    await asyncio.to_thread(replacement.write, part)
+                await asyncio.to_thread(replacement.finish)
         except OSError as error:
             log.warning("Could not save the last known leases to %s: %s", self._path, error.strerror)

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from pyflannel.assembly.file_memory import FileMemory
 from pyflannel.assembly.forwarder_status import forwarder_status
-from pyflannel.assembly.installed_version import installed_version
 from pyflannel.assembly.options import FlanneldOptions
 from pyflannel.assembly.places import Places
 from pyflannel.assembly.tunnel_guard import TunnelGuard
@@ -48,6 +47,7 @@ from pyflannel.model.neighbour import Neighbour
 from pyflannel.model.nft_table import NftTable
 from pyflannel.model.route import Route
 from pyflannel.model.status import STRANGERS_SHOWN, FastPathStatus, Status
+from pyflannel.model.version import VERSION
 from pyflannel.plan.device_name import device_names
 from pyflannel.plan.underlay import UnderlayOptions
 from pyflannel.ports.store import Store
@@ -134,9 +134,7 @@ class HostNetwork:
         """Return how it is now; the forwarder is asked itself."""
         forwarder = await forwarder_status(self.places.run_dir)
         strangers = await self._guard.strangers()
-        status = status_of(
-            self._supervisor, version=installed_version(), store_url=self._store_url, clock=self._clock
-        )
+        status = status_of(self._supervisor, version=VERSION, store_url=self._store_url, clock=self._clock)
         return replace(
             status,
             forwarder=forwarder,

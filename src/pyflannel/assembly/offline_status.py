@@ -7,12 +7,12 @@ from pathlib import Path
 
 from pyflannel.assembly.daemon_process import running_daemon
 from pyflannel.assembly.forwarder_status import forwarder_link, forwarder_status
-from pyflannel.assembly.installed_version import installed_version
 from pyflannel.assembly.places import Places
 from pyflannel.errors import ConfigError, WireError
 from pyflannel.model.last_known import LastKnown
 from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.status import BackendStatus, LeaseStatus, NetworkStatus, Status
+from pyflannel.model.version import VERSION
 from pyflannel.wire.last_known_json import parse_last_known
 from pyflannel.wire.network_config_json import parse_network_config
 from pyflannel.wire.subnet_env import parse_subnet_env, previous_subnet
@@ -27,7 +27,7 @@ async def offline_status(places: Places, cause: str) -> Status:
     forwarder = await forwarder_status(places.run_dir)
     link = await forwarder_link(places.run_dir)
     return Status(
-        version=installed_version(),
+        version=VERSION,
         is_live=False,
         owner=places.owner(),
         waiting_for=cause,

@@ -13,7 +13,6 @@ from pyflannel.assembly.flanneld_flags import (
     LATER_FLAGS,
     WORKING_FLAGS,
 )
-from pyflannel.assembly.installed_version import installed_version
 from pyflannel.assembly.settings import Settings
 from pyflannel.assembly.store_flags import STORE_FLAGS, StoreChoice, chosen_store
 from pyflannel.engine.network_follower import RESERVED
@@ -21,6 +20,7 @@ from pyflannel.errors import UsageError
 from pyflannel.http.endpoint import Endpoint
 from pyflannel.model.host import GroChoice
 from pyflannel.model.secret import Secret
+from pyflannel.model.version import VERSION
 from pyflannel.plan.packet_filter import FilterOptions
 from pyflannel.wire.go_flags import Flag, Given, format_usage, read_words
 
@@ -127,7 +127,7 @@ def parse_flanneld(
         later = [replace(flag, meaning=f"{flag.meaning} (not supported yet)") for flag in LATER_FLAGS]
         return Notice(format_usage(program, [*WORKING_FLAGS, *later, *IDLE_FLAGS]))
     if "version" in asked:
-        return Notice(installed_version() + "\n")
+        return Notice(VERSION + "\n")
     if rest:
         raise UsageError(
             f"{rest[0]!r} is no flag, and flanneld takes nothing else",

@@ -60,11 +60,7 @@ class LastKnownLeases:
         if self._saved is not None and _says_the_same(known, self._saved):
             self._saved = known
             return False
-        octets = bytearray()
-        for part in format_last_known(known):
-            octets += part
-            await asyncio.sleep(0)  # others have their turn every few milliseconds
-        await self._memory.save(octets)
+        await self._memory.save(format_last_known(known))
         self._saved = known
         return True
 

@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from errno import EACCES, EBUSY, ENODEV, ENOENT, EPERM
-from importlib import metadata
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from pyflannel.model.forwarder import Forwarder, ForwarderPeer
 from pyflannel.model.operation import Add, Operation, Refusal, Remove, Replace
 from pyflannel.model.state import Item, State
 from pyflannel.model.stranger import Stranger, StrangerReason
+from pyflannel.model.version import VERSION
 from pyflannel.processes.ending import end_process
 from pyflannel.processes.forwarder_client import (
     AbsentError,
@@ -90,7 +90,7 @@ class ForwarderTarget:
     def __init__(self, run_dir: Path, python: str = sys.executable, version: str | None = None) -> None:
         self._run_dir = run_dir
         self._python = python
-        self._version = version or metadata.version("pyflannel")
+        self._version = version or VERSION
         self._known = _Known()
         self._terse: int | None = None
         self._socket = run_dir / SOCKET_NAME

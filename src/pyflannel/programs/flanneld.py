@@ -1,101 +1,17 @@
 """flanneld: joins this host to a flannel network."""
 
-import asyncio
-import gc
-import logging
 import os
-import signal
 import sys
-from collections.abc import Iterator
 
-from pyflannel.assembly.command_line import hide_on_command_line
-from pyflannel.assembly.daemon import Daemon, run_lock
-from pyflannel.assembly.logs import configure_logging
-from pyflannel.assembly.options import FlanneldOptions, Notice, parse_flanneld
-from pyflannel.doors.control import serve_control
-from pyflannel.doors.health import health_routes
-from pyflannel.doors.metrics.routes import metrics_routes
-from pyflannel.errors import FlannelError, UsageError
-from pyflannel.http.endpoint import Endpoint, serve_endpoint
-from pyflannel.http.server import Routes
-
-log = logging.getLogger(__name__)
-
-NEW_OBJECTS = 20_000
-"""After so many Python looks for garbage in cycles. After 700, its own measure, it would look through ten
-thousand leases again and again while they are read."""
+from pyflannel.assembly.openssl import leave_out_openssl
 
 
 def main() -> int:
     """Run until a signal ends it; 0 then, 1 when it cannot run here, 2 on wrong use."""
-    try:
-        options = parse_flanneld(sys.argv[1:], os.environ)
-    except UsageError as error:
-        print(f"flanneld: {error}. {error.hint}", file=sys.stderr)
-        return 2
-    if isinstance(options, Notice):
-        print(options.text, end="", file=sys.stderr)
-        return 0
-    gc.set_threshold(NEW_OBJECTS)
-    configure_logging(options.log_format, options.verbosity, sys.stderr)
-    for warning in options.warnings:
-        log.warning("%s", warning)
-    if options.etcd_password is not None and not hide_on_command_line(options.etcd_password):
-        log.warning("The etcd password can be read in the list of processes: give it by --etcd-password-file")
-    try:
-        with run_lock(options):
-            asyncio.run(_run(options))
-    except FlannelError as error:
-        return _give_up(error)
-    except BaseExceptionGroup as group:
-        ours, others = group.split(FlannelError)
-        if ours is None or others is not None:
-            raise
-        return _give_up(_first(ours))
-    return 0
+    leave_out_openssl(sys.argv[1:], os.environ)
+    from pyflannel.programs.flanneld_run import run
 
-
-def _first(group: BaseExceptionGroup[FlannelError]) -> FlannelError:
-    """Return what came first: it cancelled the others."""
-    first = group.exceptions[0]
-    return _first(first) if isinstance(first, BaseExceptionGroup) else first
-
-
-def _give_up(error: FlannelError) -> int:
-    """Say why in one line; return the exit status."""
-    if isinstance(error, UsageError):
-        print(f"flanneld: {error}. {error.hint}", file=sys.stderr)
-        return 2
-    log.critical("%s. %s", error, error.hint)
-    return 1
-
-
-async def _run(options: FlanneldOptions) -> None:
-    log.info("Installing signal handlers")
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
-    daemon = Daemon(options, door=lambda network: serve_control(network.places.control_socket, network))
-    async with asyncio.TaskGroup() as tasks:
-        running = [tasks.create_task(daemon.run(), name="daemon")]
-        for endpoint, routes in _endpoints(options, daemon):
-            running.append(tasks.create_task(serve_endpoint(endpoint, routes), name=endpoint.name))
-        await stop.wait()
-        log.info("Exiting...")
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(number)  # a second signal ends it at once
-        for task in running:
-            task.cancel()
-
-
-def _endpoints(options: FlanneldOptions, daemon: Daemon) -> Iterator[tuple[Endpoint, Routes]]:
-    """Yield where HTTP is to be served, and what."""
-    health = health_routes(daemon)
-    if options.healthz is not None:
-        yield options.healthz, health
-    if options.http is not None:
-        yield options.http, {**health, **metrics_routes(daemon)}
+    return run()
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from contextlib import closing, suppress
 from dataclasses import replace
-from importlib import metadata
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from pyflannel.errors import TargetError
 from pyflannel.lab.waiting import wait_until
 from pyflannel.model.operation import Add, Replace
 from pyflannel.model.state import State
+from pyflannel.model.version import VERSION
 from pyflannel.processes.forwarder import ForwarderTarget
 from pyflannel.wire.forwarder_control import FrameReader, Kind, decode_handed, encode_frame
 
@@ -239,7 +239,7 @@ def test_one_that_cannot_hand_over_is_stopped_and_started_anew(hosts, caplog):
 def test_one_that_knows_no_summaries_is_not_asked_again(hosts):
     """Of our version, as it says, and yet from before: one pass fails, the others read the table."""
     one, two = hosts
-    old = start_old(one, metadata.version("pyflannel"))
+    old = start_old(one, VERSION)
     assert not one.apply(Replace(replace(one.forwarder, is_attached=False), one.forwarder), Add(two.peer()))
 
     async def watch():

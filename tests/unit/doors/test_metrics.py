@@ -230,7 +230,7 @@ def test_a_daemon_that_nobody_scrapes_never_loads_the_library() -> None:
     """It takes some megabytes. The routes are made, and a health check answered."""
     script = """
 import asyncio, sys
-import pyflannel.programs.flanneld as flanneld
+import pyflannel.programs.flanneld_run as flanneld
 from pyflannel.assembly.options import parse_flanneld
 from pyflannel.http.message import Request
 

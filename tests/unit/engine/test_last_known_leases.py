@@ -1,6 +1,7 @@
 """What a host knew last is on the disk when it ends."""
 
 import asyncio
+from collections.abc import Iterable
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 
@@ -27,8 +28,8 @@ class Disk:
     async def load(self) -> bytes | None:
         return self.writes[-1] if self.writes else None
 
-    async def save(self, octets: bytes | bytearray) -> None:
-        self.writes.append(bytes(octets))
+    async def save(self, parts: Iterable[bytes]) -> None:
+        self.writes.append(b"".join(parts))
 
 
 class Story:

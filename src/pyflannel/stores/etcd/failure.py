@@ -1,13 +1,12 @@
 """Why a member gave no answer, or refused: what the layers of the client raise, in words for people."""
 
-import ssl
-
 import h2.exceptions
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
 
 from pyflannel.errors import StoreError
 from pyflannel.stores.etcd.endpoint import Endpoint
+from pyflannel.stores.etcd.tls_errors import SSLCertVerificationError, SSLError
 
 BROKEN = (OSError, GRPCError, ProtocolError, StreamTerminatedError, h2.exceptions.H2Error, AssertionError)
 """Whatever ends a call before its answer: a broken connection shows in several layers of the client.
@@ -75,9 +74,9 @@ def needs_login(error: GRPCError, *, has_token: bool) -> bool:
 def explain(error: BaseException) -> str:
     """Return in a few words why a member gave no answer."""
     match error:
-        case ssl.SSLCertVerificationError():
+        case SSLCertVerificationError():
             return f"its certificate is not accepted: {error.verify_message.rstrip('.')}"
-        case ssl.SSLError():
+        case SSLError():
             reason = (error.reason or "TLS failed").lower().replace("_", " ")
             return f"it refused our TLS: {_alert(reason)}" if "alert" in reason else f"no TLS: {reason}"
         case TimeoutError():
@@ -95,11 +94,11 @@ def explain(error: BaseException) -> str:
 def hint_of(error: BaseException) -> str:
     """Return what to do about a member that gave no answer."""
     match error:
-        case ssl.SSLCertVerificationError():
+        case SSLCertVerificationError():
             return _NOT_TRUSTED
-        case ssl.SSLError() if "ALERT" in (error.reason or ""):
+        case SSLError() if "ALERT" in (error.reason or ""):
             return _NOT_LET_IN
-        case ssl.SSLError():
+        case SSLError():
             return _NO_TLS
         case _:
             return _NOT_RUNNING

@@ -1,7 +1,6 @@
 """One endpoint of the cluster, and the connection to it."""
 
 import asyncio
-import ssl
 from dataclasses import dataclass
 
 from grpclib.client import Channel, Handler
@@ -12,6 +11,7 @@ from pyflannel.errors import StoreError
 from pyflannel.stores.etcd.endpoint import Endpoint
 from pyflannel.stores.etcd.local_address import Address, is_still_ours
 from pyflannel.stores.etcd.tls import TlsFiles
+from pyflannel.stores.etcd.tls_errors import SSLError
 
 _ALERT_S = 1.5
 """How long a member that just ended a connection may take to say why."""
@@ -92,7 +92,7 @@ class Member:
         """Return the member at `endpoint`; nothing is connected yet."""
         return cls(endpoint, tls, Connection(endpoint, tls))
 
-    async def alert(self) -> ssl.SSLError | None:
+    async def alert(self) -> SSLError | None:
         """Return how the member refuses our certificate, if it does.
 
         In TLS 1.3 it does so when the handshake is over for us. By then we have spoken, and a connection that
@@ -108,7 +108,7 @@ class Member:
                     await reader.read(1)
                 finally:
                     writer.transport.abort()
-        except ssl.SSLError as error:
+        except SSLError as error:
             return error
         except (OSError, StoreError):
             return None

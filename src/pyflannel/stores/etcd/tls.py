@@ -1,12 +1,16 @@
 """TLS towards etcd: whom we trust, and the certificate by which we show who we are."""
 
-import ssl
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pyflannel.errors import StoreError, WireError
+from pyflannel.stores.etcd.tls_errors import SSLError
 from pyflannel.wire.certificate import validity_of
+
+if TYPE_CHECKING:
+    import ssl
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,12 +27,14 @@ class TlsFiles:
     certificate: Path | None = None
     key: Path | None = None
 
-    def context(self) -> ssl.SSLContext:
+    def context(self) -> "ssl.SSLContext":
         """Return what a connection is made with now: TLS 1.2 or newer, the member's name checked.
 
         Raises:
             StoreError: a file cannot be read or used; the message names it.
         """
+        import ssl  # not at the top: see assembly/openssl.py
+
         context = ssl.create_default_context() if self.ca is None else _trusting(self.ca)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         # As Go does: names stand in the extension made for them, and authorities of old, which lack
@@ -41,7 +47,9 @@ class TlsFiles:
         return context
 
 
-def _trusting(ca: Path) -> ssl.SSLContext:
+def _trusting(ca: Path) -> "ssl.SSLContext":
+    import ssl
+
     text = _read(ca, "CA file")
     try:
         return ssl.create_default_context(cadata=text)
@@ -52,7 +60,7 @@ def _trusting(ca: Path) -> ssl.SSLContext:
         ) from error
 
 
-def _show(context: ssl.SSLContext, certificate: Path, key: Path) -> None:
+def _show(context: "ssl.SSLContext", certificate: Path, key: Path) -> None:
     """Make our certificate part of `context`; what a member would refuse without a word is refused here."""
     try:
         validity = validity_of(_read(certificate, "certificate"))
@@ -64,7 +72,7 @@ def _show(context: ssl.SSLContext, certificate: Path, key: Path) -> None:
     _read(key, "key")
     try:
         context.load_cert_chain(certificate, key, password=lambda: _refuse_pass_phrase(key))
-    except ssl.SSLError as error:
+    except SSLError as error:
         if error.reason == "KEY_VALUES_MISMATCH":
             raise StoreError(
                 f"the etcd key {key} is not that of the certificate {certificate}",
