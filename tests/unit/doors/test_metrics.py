@@ -61,6 +61,7 @@ STATUS = Status(
             "encapsulated": 10,
             "decapsulated": 11,
             "delivered": 12,
+            "rejoined": 15,
             "left_options": 13,
             "impostor": 14,
         },
@@ -140,6 +141,7 @@ def test_a_status_is_told_whole() -> None:
         key("fast_path_carried_packets_total", part="encapsulated"): 10,
         key("fast_path_carried_packets_total", part="decapsulated"): 11,
         key("fast_path_carried_packets_total", part="delivered"): 12,
+        key("fast_path_carried_packets_total", part="rejoined"): 15,
         key("fast_path_left_packets_total", reason="options"): 13,
         key("fast_path_dropped_packets_total", reason="impostor"): 14,
     }

@@ -14,7 +14,7 @@ from pyflannel.plan.describe import KINDS
 Sample = tuple[tuple[str, ...], float]
 """Values of the family's labels, and its value."""
 
-_CARRIED = ("encapsulated", "decapsulated", "delivered")
+_CARRIED = ("encapsulated", "decapsulated", "rejoined", "delivered")
 _MODES = ("safe", "user-space", "off")
 _PHASES = ("acquiring", "held", "lost", "taken")
 
