@@ -1,6 +1,7 @@
 """What many peers cost in the kernel: our adapter beside ip(8) and bridge(8) with the same objects.
 
-Run by `scripts/bench kernel`, as root. No store and no daemon takes part.
+Run by `scripts/bench kernel`, as root. No store and no daemon takes part; but for the end, which damages the
+fast path of a running daemon, and measures how long that lasts.
 """
 
 import argparse
@@ -9,13 +10,16 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from statistics import median
 
 from rich.console import Console
 from rich.table import Table
 
 from pyflannel.errors import FlannelError
+from pyflannel.lab.fast_path_costs import Absences, TableCosts, measure_fast_path
 from pyflannel.lab.kernel_objects import AdapterCosts, BatchCosts, measure_adapter, measure_batch
 
+TABLE_PEERS = 10_000
 SIZES = {"vxlan": (1000, 10_000), "host-gw": (1000, 10_000)}
 
 Point = tuple[AdapterCosts, BatchCosts]
@@ -24,8 +28,10 @@ Point = tuple[AdapterCosts, BatchCosts]
 def main() -> int:
     """Measure and print; return the exit status: 1 when the kernel refused something."""
     parser = argparse.ArgumentParser(prog="scripts/bench kernel", description=__doc__)
-    parser.add_argument("--backend", choices=list(SIZES), nargs="+", default=list(SIZES))
+    parser.add_argument("--backend", choices=list(SIZES), nargs="*", default=list(SIZES))
     parser.add_argument("--peers", type=int, nargs="+", help="how many, one run each (default 1000 10000)")
+    parser.add_argument("--programs", type=int, default=20, help="programs to take away; 0 for none")
+    parser.add_argument("--entries", type=int, default=5, help="entries to take away, 5 s each")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     options = parser.parse_args()
     points: list[Point] = []
@@ -34,13 +40,21 @@ def main() -> int:
             for peers in options.peers or SIZES[backend]:
                 print(f"· {backend}, {peers} peers", file=sys.stderr)
                 points.append((measure_adapter(backend, peers), measure_batch(backend, peers)))
+        path = None
+        if options.programs:
+            print("· fast path", file=sys.stderr)
+            path = measure_fast_path(TABLE_PEERS, options.programs, options.entries)
     except FlannelError as error:
         print(f"bench: {error}\n  {error.hint}", file=sys.stderr)
         return 1
     if options.json:
-        print(json.dumps([{**asdict(ours), **asdict(batch)} for ours, batch in points]))
+        objects = [{**asdict(ours), **asdict(batch)} for ours, batch in points]
+        print(json.dumps({"objects": objects, "fast_path": [asdict(each) for each in path or ()]}))
     else:
-        show(points)
+        if points:
+            show(points)
+        if path is not None:
+            show_fast_path(*path)
     return 1 if any(ours.refused for ours, _ in points) else 0
 
 
@@ -80,6 +94,21 @@ def show(points: Sequence[Point]) -> None:
             f"{ours.resident_mb:.0f}",
         )
     Console().print(table)
+
+
+def show_fast_path(table: TableCosts, absences: Absences) -> None:
+    """Print the figures line by line."""
+    print(
+        f"fast path: {table.peers:,} peers are entered in {table.put_ms:.0f} ms and read back in"
+        f" {table.look_ms:.0f} ms; what it uses is asked for in {table.features_ms:.1f} ms"
+    )
+    for what, times in (("program", absences.programs_s), ("peer's entry", absences.entries_s)):
+        if times:
+            print(
+                f"a {what} that somebody takes away is back after {1000 * median(times):.0f} ms,"
+                f" {1000 * max(times):.0f} ms at most of {len(times)}"
+            )
+    print(f"load of the machine {os.getloadavg()[0]:.1f}")
 
 
 if __name__ == "__main__":

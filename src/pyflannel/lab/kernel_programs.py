@@ -20,7 +20,9 @@ from pyflannel.model.bpf_program import BpfProgram, Direction, Role
 
 _DEADLINE_S = 60.0
 _POLL_S = 0.001
-_PAUSE_MAX_S = 1.0
+_PAUSE_S = (1.0, 2.0)
+"""Between two damages: oftener, the daemon would take it for a fight, and wait."""
+
 _ANY = BpfPeer(device="flannel0", subnet=IPv4Network("0.0.0.0/32"), address=IPv4Address(0), port=1)
 """A plan with a peer of the device: whoever has one reads the tables too."""
 
@@ -75,7 +77,7 @@ async def time_program(role: Role) -> float:
     Raises:
         LabError: it does not come back.
     """
-    await asyncio.sleep(random.uniform(0, _PAUSE_MAX_S))
+    await asyncio.sleep(random.uniform(*_PAUSE_S))
     with _fast_path() as path:
         (item,) = [one for one in await path.read([_ANY]) if isinstance(one, BpfProgram) and one.role is role]
         link = socket.if_nametoindex(item.link)
@@ -93,7 +95,7 @@ async def time_entry() -> float:
     Raises:
         LabError: it does not come back.
     """
-    await asyncio.sleep(random.uniform(0, _PAUSE_MAX_S))
+    await asyncio.sleep(random.uniform(*_PAUSE_S))
     with _fast_path() as path:
         peer = next(item for item in await path.read([_ANY]) if isinstance(item, BpfPeer))
         await path.remove_peers(_ANY.device, [peer.subnet])
