@@ -1,4 +1,4 @@
-"""/healthz and /readyz over TCP: true while it is true, and false again when it is not."""
+"""/healthz, /readyz and /metrics over TCP: true while it is true, and false again when it is not."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -23,13 +23,23 @@ NewNetwork = Callable[..., Any]
 NetworkOf = Callable[..., AbstractContextManager[Any]]
 
 
-def get(network: Any, path: str) -> tuple[int, str]:
+METRICS_PORT = 8471
+
+
+def get(network: Any, path: str, port: int = PORT) -> tuple[int, str]:
     """Return status and body, asked from the router."""
     request = f"GET {path} HTTP/1.1\\r\\nHost: docker1\\r\\nConnection: close\\r\\n\\r\\n"
-    script = f"exec 3<>/dev/tcp/10.10.10.101/{PORT}; printf '{request}' >&3; cat <&3"
+    script = f"exec 3<>/dev/tcp/10.10.10.101/{port}; printf '{request}' >&3; cat <&3"
     said = network.lab.router.run(["bash", "-c", script], check=False).stdout
     head, _, body = said.partition("\n\n") if "\r" not in said else said.partition("\r\n\r\n")
     return (int(head.split()[1]) if head else 0), body
+
+
+def metrics(network: Any) -> set[str]:
+    """Return the lines of /metrics."""
+    status, body = get(network, "/metrics", METRICS_PORT)
+    assert status == 200
+    return set(body.splitlines())
 
 
 def wait_answer(network: Any, text: str) -> None:
@@ -52,7 +62,7 @@ def wait_answer(network: Any, text: str) -> None:
 def network(network_of: NetworkOf) -> Iterator[Any]:
     """A host that is ready and says so; each test leaves it so."""
     with network_of("docker1") as network:
-        network.start("docker1", f"--healthz-port={PORT}")
+        network.start("docker1", f"--healthz-port={PORT}", f"--http=10.10.10.101:{METRICS_PORT}")
         wait_answer(network, "")
         yield network
 
@@ -61,6 +71,10 @@ def test_it_runs_and_is_ready(network: Any) -> None:
     assert get(network, "/healthz") == (200, "flanneld is running")
     assert get(network, "/readyz") == READY
     assert get(network, "/status")[0] == 404
+    assert get(network, "/metrics")[0] == 404  # whoever may ask for health need not see more
+    assert get(network, "/healthz", METRICS_PORT) == (200, "flanneld is running")
+    assert get(network, "/readyz", METRICS_PORT) == READY
+    assert {"flannel_ready 1.0", "flannel_datastore_up 1.0"} <= metrics(network)
     assert f"Start healthz server on 0.0.0.0:{PORT}\n" in network.log("docker1")
 
 
@@ -68,12 +82,13 @@ def test_the_store_goes_and_comes(network: Any) -> None:
     network.lab.router.run(["pkill", "-STOP", "-x", "etcd"])
     network.lab.router.run(["pkill", "-KILL", "-x", "etcd"])
     wait_answer(network, "flanneld is not ready yet: the store: ")
-    alive = get(network, "/healthz")
+    alive, away = get(network, "/healthz"), metrics(network)
 
     network.etcd.start()
 
     wait_answer(network, "")
     assert alive == (200, "flanneld is running")
+    assert {"flannel_ready 0.0", "flannel_datastore_up 0.0", 'flannel_lease_phase{phase="held"} 1.0'} <= away
 
 
 def test_the_subnet_is_taken_and_given_back(network: Any) -> None:
@@ -81,9 +96,11 @@ def test_the_subnet_is_taken_and_given_back(network: Any) -> None:
 
     network.put(key, FOREIGN)
     wait_answer(network, "our subnet, which 203.0.113.9 (somebody-else) holds")
+    taken = metrics(network)
     network.etcdctl("del", f"/coreos.com/network/{key}")
 
     wait_answer(network, "")
+    assert {"flannel_ready 0.0", 'flannel_lease_phase{phase="taken"} 1.0'} <= taken
 
 
 def test_a_pass_fails_and_is_made_good(network: Any) -> None:
@@ -92,23 +109,31 @@ def test_a_pass_fails_and_is_made_good(network: Any) -> None:
     host.run(["mount", "-t", "tmpfs", "tmpfs", "/dev/net"])
     host.run(["ip", "link", "delete", "flannel0"])
     wait_answer(network, "link flannel0: missing: ")
+    failing = metrics(network)
     host.run(["umount", "/dev/net"])
 
     wait_answer(network, "")
+    assert "flannel_ready 0.0" in failing
+    assert "flannel_operations_refused 0.0" not in failing
 
 
 def test_before_it_is_ready_it_says_what_is_missing(new_network: NewNetwork) -> None:
     """Several networks are ready together or not at all."""
     network = new_network("docker1", config=None)
     network.etcd.start()
-    network.launch("docker1", f"--healthz-port={PORT}", "--networks=blue,red")
+    network.launch(
+        "docker1", f"--healthz-port={PORT}", f"--http=10.10.10.101:{METRICS_PORT}", "--networks=blue,red"
+    )
     wait_answer(network, "blue: a good network config: flannel config not found")
 
     network.put("blue/config", '{"Network":"10.100.0.0/16"}')
     wait_answer(network, "red: ")
+    before = metrics(network)
     network.put("red/config", '{"Network":"10.101.0.0/16","Backend":{"Type":"udp","Port":8286}}')
 
     wait_answer(network, "")
+    assert 'flannel_ready{network="red"} 0.0' in before
+    assert {f'flannel_ready{{network="{name}"}} 1.0' for name in ("blue", "red")} <= metrics(network)
 
 
 def test_ports_that_cannot_be_had_stop_nothing(new_network: NewNetwork) -> None:

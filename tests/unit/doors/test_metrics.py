@@ -1,5 +1,6 @@
 """What Prometheus is told of a status, and that nobody pays for it who does not ask."""
 
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -7,6 +8,7 @@ from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from pyflannel.datapath.counters import Counters
@@ -27,6 +29,7 @@ from pyflannel.plan.describe import KINDS
 
 Samples = Mapping[tuple[str, frozenset[tuple[str, str]]], float]
 
+ROOT = Path(__file__).parents[3]
 UTC = 1_700_000_000.0
 STATUS = Status(
     version="0.1.0",
@@ -213,8 +216,19 @@ def test_names_follow_the_conventions() -> None:
         assert not {"ms", "octets", "minutes"} & set(family.name.split("_")), family.name
 
 
+@pytest.mark.parametrize("path", ["docs/guides/monitoring.md", "deploy/prometheus/flannel.rules.yml"])
+def test_expressions_are_of_metrics_that_there_are(path: str) -> None:
+    labels = {family.name: set(family.labels) for family in FAMILIES}
+
+    used = re.findall(r"\b(flannel_\w+)(?:\{([^}]*)\})?", (ROOT / path).read_text())
+
+    assert len(used) > 5
+    for name, selector in used:
+        assert set(re.findall(r"(\w+)(?:=~?|!=)\"", selector)) <= labels[name], name
+
+
 def test_the_reference_names_every_metric_with_its_labels() -> None:
-    text = (Path(__file__).parents[3] / "docs/reference/metrics.md").read_text()
+    text = (ROOT / "docs/reference/metrics.md").read_text()
 
     for family in FAMILIES:
         labels = ", ".join(f"`{label}`" for label in family.labels)
