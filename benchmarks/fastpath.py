@@ -2,8 +2,8 @@
 
 Run by `scripts/bench fastpath`, as root. Two containers on two hosts of one segment, or the hosts themselves
 (`wire`). host-gw and vxlan are laid by hand; `user` and `safe` are flanneld with --fast-path=off and =safe.
-`nic` repeats TCP where packets leave the host as a network card sends them, in segments, and are joined again
-on arrival.
+`nic` repeats all of it where packets leave the host as a network card sends them, in segments, and are joined
+again on arrival.
 """
 
 import argparse
@@ -122,12 +122,19 @@ class Path:
 
 @dataclass(frozen=True, slots=True)
 class Quantity:
-    """What is measured, and how. The values of a path are one a round."""
+    """One figure of a measurement. The values of a path are one a round."""
 
     name: str
     unit: str
-    measure: Callable[[Path], float]
     is_less_better: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """What is done to a path, and the figures that it gives."""
+
+    measure: Callable[[Path], Sequence[float]]
+    quantities: tuple[Quantity, ...]
 
 
 Values = Mapping[tuple[str, str], list[float]]
@@ -145,15 +152,20 @@ def main() -> int:
     try:
         with ExitStack() as labs:
             paths = [lay(labs, kind) for kind in KINDS]
-            values = measure(paths, quantities(options.seconds), options.rounds)
+            values = measure(paths, measurements(options.seconds), options.rounds)
             for path in paths:
                 imitate_network_card(path)
-            values |= measure(paths, card_quantities(options.seconds), options.rounds)
+            values |= measure(paths, measurements(options.seconds, prefix="nic: "), options.rounds)
             proof = [line for path in paths for line in describe(path)]
     except FlannelError as error:
         print(f"bench: {error}\n  {error.hint}", file=sys.stderr)
         return 1
-    every = [*quantities(options.seconds), *card_quantities(options.seconds)]
+    every = [
+        quantity
+        for prefix in ("", "nic: ")
+        for measurement in measurements(options.seconds, prefix)
+        for quantity in measurement.quantities
+    ]
     if options.json:
         print(json.dumps({f"{name}, {kind}": median(each) for (name, kind), each in values.items()}))
         return 0
@@ -221,48 +233,63 @@ def imitate_network_card(path: Path) -> None:
         daemon.host.start_flanneld(*daemon.flags, "--fast-path-gro=on")
 
 
-def quantities(seconds: int) -> list[Quantity]:
-    """Return what is measured on every path."""
+def measurements(seconds: int, prefix: str = "") -> list[Measurement]:
+    """Return what is measured on every path; each quantity's name begins with the prefix."""
+
+    def quantity(name: str, unit: str, *, is_less_better: bool = False) -> Quantity:
+        return Quantity(prefix + name, unit, is_less_better)
+
     return [
-        Quantity("TCP, 1 stream", "Gbit/s", partial(stream, seconds=seconds, streams=1)),
-        Quantity("TCP, 4 streams", "Gbit/s", partial(stream, seconds=seconds, streams=4)),
-        Quantity("processor time, 1 stream", "s/Gbit", partial(cost, seconds=seconds), True),
-        Quantity("64 octets, received", "kpps", partial(packets, seconds=seconds)),
-        Quantity("64 octets, lost", "%", partial(lost, seconds=seconds), True),
-        Quantity("round trip at 1 kHz, p50", "us", partial(round_trip, percentile=50), True),
-        Quantity("round trip at 1 kHz, p99", "us", partial(round_trip, percentile=99), True),
-        Quantity("TCP requests", "1/s", partial(requests, seconds=seconds)),
+        Measurement(
+            partial(stream, seconds=seconds),
+            (
+                quantity("TCP, 1 stream", "Gbit/s"),
+                quantity("processor time, 1 stream", "s/Gbit", is_less_better=True),
+            ),
+        ),
+        Measurement(partial(streams, seconds=seconds), (quantity("TCP, 4 streams", "Gbit/s"),)),
+        Measurement(
+            partial(packets, seconds=seconds),
+            (
+                quantity("64 octets, received", "kpps"),
+                quantity("64 octets, lost", "%", is_less_better=True),
+            ),
+        ),
+        Measurement(
+            round_trips,
+            (
+                quantity("round trip at 1 kHz, p50", "us", is_less_better=True),
+                quantity("round trip at 1 kHz, p99", "us", is_less_better=True),
+            ),
+        ),
+        Measurement(partial(requests, seconds=seconds), (quantity("TCP requests", "1/s"),)),
     ]
 
 
-def card_quantities(seconds: int) -> list[Quantity]:
-    """Return what is measured where the underlay is like a network card."""
-    return [Quantity("nic: TCP, 1 stream", "Gbit/s", partial(stream, seconds=seconds, streams=1))]
-
-
 def measure(
-    paths: Sequence[Path], wanted: Sequence[Quantity], rounds: int
+    paths: Sequence[Path], wanted: Sequence[Measurement], rounds: int
 ) -> dict[tuple[str, str], list[float]]:
-    """Measure each quantity on all paths in turn, so that what disturbs one disturbs the others."""
+    """Measure each on all paths in turn, so that what disturbs one disturbs the others."""
     values: dict[tuple[str, str], list[float]] = {}
-    for quantity in wanted:
+    for measurement in wanted:
         for number in range(rounds):
-            print(f"· {quantity.name}, round {number + 1} of {rounds}", file=sys.stderr)
-            for path in paths:
-                values.setdefault((quantity.name, path.kind), []).append(quantity.measure(path))
+            print(f"· {measurement.quantities[0].name}, round {number + 1} of {rounds}", file=sys.stderr)
+            for path in paths if number % 2 else reversed(paths):
+                for quantity, value in zip(measurement.quantities, measurement.measure(path), strict=True):
+                    values.setdefault((quantity.name, path.kind), []).append(value)
     return values
 
 
-def stream(path: Path, *, seconds: int, streams: int) -> float:
-    """Return what TCP carries."""
-    return measure_throughput(path.left, path.right, seconds=seconds, streams=streams).gbit_s
-
-
-def cost(path: Path, *, seconds: int) -> float:
-    """Return the processor time of the whole machine for what one stream carries."""
+def stream(path: Path, *, seconds: int) -> tuple[float, float]:
+    """Return what one stream carries, and what the whole machine's processors take for it."""
     before = busy_s()
     carried = measure_throughput(path.left, path.right, seconds=seconds)
-    return (busy_s() - before) / (carried.octets * 8 / 1e9)
+    return carried.gbit_s, (busy_s() - before) / (carried.octets * 8 / 1e9)
+
+
+def streams(path: Path, *, seconds: int) -> tuple[float]:
+    """Return what four streams carry together."""
+    return (measure_throughput(path.left, path.right, seconds=seconds, streams=4).gbit_s,)
 
 
 def busy_s() -> float:
@@ -271,45 +298,42 @@ def busy_s() -> float:
     return (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK")
 
 
-def packets(path: Path, *, seconds: int) -> float:
-    """Return how many thousand small packets a second arrive of as many as can be sent."""
-    return measure_datagrams(path.left, path.right, octets=SMALL_OCTETS, seconds=seconds).received_kpps
+def packets(path: Path, *, seconds: int) -> tuple[float, float]:
+    """Return how many thousand small packets a second arrive, of as many as go out, and how many do not."""
+    sent = measure_datagrams(path.left, path.right, octets=SMALL_OCTETS, seconds=seconds)
+    return sent.received_kpps, sent.lost_percent
 
 
-def lost(path: Path, *, seconds: int) -> float:
-    """Return how many of them do not arrive."""
-    return measure_datagrams(path.left, path.right, octets=SMALL_OCTETS, seconds=seconds).lost_percent
-
-
-def round_trip(path: Path, *, percentile: int) -> float:
-    """Return how long so many of a hundred pings take at most."""
+def round_trips(path: Path) -> tuple[float, float]:
+    """Return how long half of the pings take at most, and 99 of a hundred."""
     command = ["ping", "-n", "-i", "0.001", "-c", str(PINGS), str(path.right.address)]
     times = [float(ms) for ms in re.findall(r"time=([\d.]+)", path.left.run_in_network(command).stdout)]
-    return quantiles(times, n=100)[percentile - 1] * 1e3
+    of_a_hundred = quantiles(times, n=100)
+    return of_a_hundred[49] * 1e3, of_a_hundred[98] * 1e3
 
 
-def requests(path: Path, *, seconds: int) -> float:
+def requests(path: Path, *, seconds: int) -> tuple[float]:
     """Return how many exchanges of 64 octets a connection does in a second."""
     server = path.right.start_in_network([sys.executable, "-c", _SERVER, str(PORT)], name="echo")
     wait_listening(server, path.right, PORT)
     client = [sys.executable, "-c", _CLIENT, str(path.right.address), str(PORT), str(seconds)]
     answered = float(path.left.run_in_network(client, timeout_s=seconds + 30).stdout)
     server.kill()
-    return answered
+    return (answered,)
 
 
 def describe(path: Path) -> Iterator[str]:
-    """Yield lines that say what was really measured, as the kernel of the left host says.
+    """Yield lines that say what was really measured, as the kernels of the hosts say.
 
     Raises:
         LabError: programs carried packets that they should not have carried, or none.
     """
-    host = path.hosts[0]
+    host, other = path.hosts
     route = host.run(["ip", "route", "get", str(path.right.address)]).stdout.split(" uid")[0].strip()
     device = re.search(r" dev (\S+)", route)
     name = device[1] if device else "eth0"
     link = next(link for link in host.links() if link["ifname"] == name)
-    programs, counts = json.loads(host.run([sys.executable, "-c", _PROGRAMS]).stdout)
+    programs, counts = look(host)
     carried = counts.get("encapsulated", 0)
     if bool(carried) is not (path.kind == "safe"):
         raise LabError(
@@ -318,17 +342,28 @@ def describe(path: Path) -> Iterator[str]:
     packets_sent = host.run(["cat", f"/sys/class/net/{name}/statistics/tx_packets"]).stdout.strip()
     yield f"{path.kind}: {route}; {name}, MTU {link['mtu']}, {packets_sent} packets sent by the device"
     yield f"{path.kind}: {', '.join(programs) or 'no program'}; {counts or 'no counters'}"
+    if counts:
+        yield f"{path.kind}, where it arrives: {look(other)[1]}"
+
+
+def look(host: Host) -> tuple[list[str], dict[str, int]]:
+    """Return which programs of ours a host has, and what they counted."""
+    programs, counts = json.loads(host.run([sys.executable, "-c", _PROGRAMS]).stdout)
+    return programs, counts
 
 
 def show(wanted: Sequence[Quantity], values: Values, proof: Sequence[str]) -> None:
     """Print the medians as a table, each with its ratio to the kernel's vxlan, and what they are of."""
-    table = Table(title=f"{TITLE}: medians, and how much of vxlan")
+    table = Table(title=f"{TITLE}: medians, and how much of vxlan; in the end, how much safe has of host-gw")
     table.add_column("")
     for kind in KINDS:
         table.add_column(kind, justify="right")
+    table.add_column("safe/host-gw", justify="right")
     for quantity in wanted:
-        table.add_row(label(quantity), *(cell(quantity, kind, values) for kind in KINDS))
-    console = Console(width=None if sys.stdout.isatty() else 130, highlight=False)
+        routed = median(values[quantity.name, "host-gw"])
+        beside = f"{median(values[quantity.name, 'safe']) / routed:.2f}x" if routed else ""
+        table.add_row(label(quantity), *(cell(quantity, kind, values) for kind in KINDS), beside)
+    console = Console(width=None if sys.stdout.isatty() else 150, highlight=False)
     console.print(table)
     for line in proof:
         console.print(line, soft_wrap=True)
