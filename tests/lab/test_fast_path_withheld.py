@@ -124,15 +124,23 @@ def test_a_bpffs_that_cannot_be_mounted_is_said(ends):
         assert "packets go through user space" in done.stderr
 
 
-@pytest.mark.parametrize("flags", [(), ("--fast-path=off",)], ids=["wanted", "not wanted"])
-def test_a_daemon_with_fewer_rights_names_what_it_cannot_mend(overlay, ends, flags):
+@pytest.mark.parametrize(
+    ("command", "flags"),
+    [
+        (FEWER_RIGHTS, ()),
+        (FEWER_RIGHTS, ("--fast-path=off",)),
+        (["setpriv", "--bounding-set=-sys_admin,-bpf"], ()),
+    ],
+    ids=["wanted", "not wanted", "without CAP_BPF"],
+)
+def test_a_daemon_with_fewer_rights_names_what_it_cannot_mend(overlay, ends, command, flags):
     """It repairs nothing, the packets arrive, and root can take the programs away."""
     host, (box, far) = ends
     start(overlay, host)
     wait_programs(host, SAFE)
     before, logged = run_inside(host, kernel_programs.look).identifiers, len(overlay.log(host))
 
-    start(overlay, host, *FEWER_RIGHTS, flags=flags)
+    start(overlay, host, *command, flags=flags)
 
     mode = "off" if flags else "user-space"
     status = overlay.wait_status(

@@ -1,6 +1,7 @@
 """The fast path as a Target, on the real kernel: planned, read back, healed, and left alone."""
 
 import errno
+import os
 import socket
 import subprocess
 from dataclasses import replace
@@ -150,6 +151,25 @@ def test_a_device_that_came_back_gets_its_programs_again(linked):
         one.program(role) for role in Role
     }
     assert one.snapshot(desired) == desired
+    assert one.container.ping(two.container.address)[0] == 3
+
+
+def test_an_underlay_that_came_back_gets_its_programs_again(linked):
+    """It has another index, which the program at the device knows."""
+    one, two = linked
+    one.namespace.ip("link delete eth0")
+    one.namespace.ip(f"link add eth0 type veth peer name eth0 netns {two.namespace.name}")
+    for host in linked:
+        host.namespace.ip(f"address add {host.address}/24 dev eth0")
+        host.namespace.ip("link set eth0 up")
+    for host in linked:
+        host.namespace.settle(eth0="UP")
+
+    operations = [one.heal(one.plan(two.peer())), two.heal(two.plan(one.peer()))]
+
+    for host, done in zip(linked, operations, strict=True):
+        changed = {operation.item if isinstance(operation, Add) else operation.new for operation in done}
+        assert changed == {host.program(role) for role in Role}
     assert one.container.ping(two.container.address)[0] == 3
 
 
@@ -389,6 +409,25 @@ def test_a_library_that_is_missing_is_named(linked):
         Libbpf("libbpf-of-nobody.so.1")
 
     assert "Install libbpf" in raised.value.hint
+
+
+def test_what_the_verifier_says_is_told_with_the_kernel_that_said_it(linked, make_target):
+    """Another program of the same object stands all the while."""
+    one, two = linked
+    pull_data, nothing = b"\x85\0\0\0\x27\0\0\0", b"\x85\0\0\0\x0f\x27\0\0"
+    wrong = ObjectFile(read_object().octets.replace(pull_data, nothing), bytes(BUILD_OCTETS))
+    program = one.program(Role.DECAPSULATE)
+
+    async def replace_it(_):
+        return await make_target(read=lambda: wrong).apply([Replace(program, program)])
+
+    (refused,) = one.act(replace_it)
+
+    assert f"kernel {os.uname().release} refused the program flannel_decap: EINVAL" in refused.cause
+    assert "its verifier said: " in refused.cause
+    assert refused.cause.endswith("invalid func unknown#9999")
+    assert "Report it" in refused.hint
+    assert one.container.ping(two.container.address)[0] == 3
 
 
 def test_an_object_that_is_spoilt_is_refused(linked, make_target):
