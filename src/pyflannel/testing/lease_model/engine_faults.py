@@ -42,6 +42,7 @@ FAULTS = (
     "config changed",
     "config deleted",
     "config spoilt",
+    "address changed",
     "host sleeps",
     "clock set",
     "kernel damaged",
@@ -106,6 +107,8 @@ async def _befall(what: str, engines: Engines, host: EngineHost) -> None:
             engines.configure(random.choice(engines.configs))
         case "config deleted" | "config spoilt":
             _take_config(engines, is_spoilt=what == "config spoilt")
+        case "address changed":
+            host.move()
         case "host sleeps":
             host.clock.step(25 * HOUR_S)
         case "clock set":

@@ -54,6 +54,9 @@ AUDIT_S = 4 * HOUR_S
 SETTLES_S = AUDIT_S + 600.0
 """What nobody announced is found by the audit; all else is done long before."""
 
+UNDERLAY = IPv4Network("192.168.48.0/20")
+"""Where all hosts have their addresses."""
+
 START_S = 3.0
 """Hosts that start together do so within this time, as after a power cut."""
 
@@ -63,6 +66,10 @@ FOREIGN = State.of(
     Route(destination=IPv4Network("172.20.0.0/16"), link="eth0", protocol=3),
 )
 """What a host has that is none of ours."""
+
+
+_FIRST_ADDRESS = UNDERLAY.network_address
+_HOSTS_MAX = 256
 
 
 class Daemon(Protocol):
@@ -85,6 +92,8 @@ class Setting:
     """What a daemon finds on its host.
 
     Attributes:
+        address: of the host, as it is now.
+        moved: set when the address has changed.
         memory: what it saved last; it may save more.
         subnet_env: what its last life left at SUBNET_FILE.
         reidentify: makes another identity.
@@ -94,7 +103,8 @@ class Setting:
     store: Line
     kernel: FakeKernel
     clock: SimulatedClock
-    address: IPv4Address
+    address: Callable[[], IPv4Address]
+    moved: asyncio.Event
     identity: Identity
     draw: Callable[[int], int]
     reidentify: Callable[[], Identity]
@@ -133,7 +143,7 @@ class EngineHost:
     def __init__(self, number: int, world: "Engines") -> None:
         self.name = f"host{number}"
         self.random = Random(f"{world.seed}/{number}")
-        self.address = IPv4Address("192.168.48.0") + number
+        self.address = _FIRST_ADDRESS + number
         self.identity = Identity(owner=f"id{number}", machine=f"m{number}")
         self.kernel = SlowKernel(self.random)
         self.clock = SimulatedClock()
@@ -141,6 +151,7 @@ class EngineHost:
         self._world = world
         self._client = world.store.client()
         self._memory: list[bytes] = []
+        self._moved = asyncio.Event()
         self._held: Held | None = None
         self._daemon: Daemon | None = None
         self._task: asyncio.Task[None] | None = None
@@ -188,7 +199,8 @@ class EngineHost:
             store=self.line,
             kernel=self.kernel,
             clock=self.clock,
-            address=self.address,
+            address=lambda: self.address,
+            moved=self._moved,
             identity=self.identity,
             draw=self.random.randrange,
             reidentify=self._reidentify,
@@ -216,6 +228,12 @@ class EngineHost:
         """Let the host lose all that is not on a disk, its containers too."""
         await self.crash()
         self.kernel.state, self.runs_on = FOREIGN, None
+
+    def move(self) -> None:
+        """Give the host another address, which nobody else has or had."""
+        offset = int(self.address) - int(_FIRST_ADDRESS) + _HOSTS_MAX
+        self.address = _FIRST_ADDRESS + offset % UNDERLAY.num_addresses
+        self._moved.set()
 
     def as_state(self, store: StoreState, network: NetworkConfig) -> HostState:
         """Return the host as the rules see it."""
