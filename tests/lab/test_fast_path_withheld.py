@@ -90,7 +90,7 @@ def doctors_codes(host) -> list[str]:
     ids=["filtered", "as if without eBPF", "no library", "no pins"],
 )
 def test_user_space_serves_and_the_host_says_why(overlay, ends, before, reason, answer, hint):
-    """Nothing of an earlier daemon stands here: each starts on a host from which all is gone."""
+    """Nothing of an earlier daemon stands here."""
     host, (box, far) = ends
     start(overlay, host, flags=("--fast-path=off",))
     wait_programs(host, [])
@@ -172,6 +172,47 @@ def test_a_daemon_with_fewer_rights_names_what_it_cannot_mend(overlay, ends, com
     assert "removed program flannel_decap at eth0" in said
     assert run_inside(host, kernel_programs.look).identifiers == []
     overlay.join(host)
+
+
+@pytest.fixture
+def lay_pins(ends):
+    """Lay the pins, for as long as the test lasts."""
+    host, _ = ends
+    yield lambda: host.flannelctl("pins")
+    host.run(["umount", "/run/flannel/.bpf"])
+
+
+@pytest.mark.parametrize("flags", [(), ("--fast-path=off",)], ids=["wanted", "not wanted"])
+def test_pins_that_root_lays_later_are_enough(overlay, ends, lay_pins, ping_stream, flags):
+    """The daemon that runs takes the programs away, and puts its own if it is to; no ping is lost."""
+    host, (_, far) = ends
+    start(overlay, host)
+    wait_programs(host, SAFE)
+    start(overlay, host, *FEWER_RIGHTS, flags=flags)
+    overlay.wait_status(
+        host,
+        lambda status: status.fast_path and status.fast_path.remarks,
+        "names them",
+        deadline_s=DEADLINE_S,
+    )
+
+    with ping_stream(overlay.hosts["docker1"], far.address, interval_s=0.01) as stream:
+        stream.wait_answered()
+        lay_pins()
+        host.run(["ip", "link", "set", "flannel0", "mtu", "1400"])  # so that it looks before the next audit
+        overlay.wait_status(
+            host,
+            lambda status: (
+                status.fast_path.mode == ("off" if flags else "safe") and not status.fast_path.remarks
+            ),
+            "has them",
+            deadline_s=DEADLINE_S,
+        )
+        wait_programs(host, [] if flags else SAFE)
+        stream.wait_answered()
+
+    assert stream.lost() == []
+    overlay.wait_logged(host, "That is over: programs of an earlier flanneld")
 
 
 @pytest.mark.parametrize("link", ["flannel0", BRIDGE])
