@@ -61,10 +61,10 @@ class FastPath:
         if not self.is_on(config) or self._features is not None:
             return
         self._features = self._kernel.features()
-        for feature in self._features:
-            if feature.is_needed and feature.answer == "absent":
-                self._refuse(feature.text, feature.hint)
-                return
+        absent = [one for one in self._features if one.is_needed and one.answer == "absent"]
+        if absent:
+            hints = dict.fromkeys(one.hint for one in absent)
+            self._refuse("; ".join(one.text for one in absent), " ".join(hints))
 
     def is_on(self, config: NetworkConfig | None) -> bool:
         """Return whether programs are planned for a network with this config."""

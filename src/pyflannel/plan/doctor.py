@@ -170,11 +170,13 @@ def _refused_peers(seen: Observed) -> Iterator[Finding]:
 def _user_space(seen: Observed) -> Iterator[Finding]:
     path = seen.status.fast_path
     if path is not None and path.mode == "user-space":
+        reason = path.reason or ""
+        lacking = (one.text for one in path.lacking if one.text not in reason)
         yield Finding(
             code="no-fast-path",
             severity="warning",
             cause="packets go through user space, which is slower: the kernel cannot carry them",
-            evidence=(path.reason or "", *_some([feature.text for feature in path.lacking])),
+            evidence=_some([reason, *lacking]),
             fix=f"flanneld --fast-path=off  # if it is to be so; else: {path.hint}",
         )
 

@@ -156,6 +156,7 @@ class Kernel:
 
 PRESENT = Feature(name="CAP_BPF", answer="present")
 ABSENT = Feature(name="CAP_BPF", answer="absent", hint="Give it.")
+PINLESS = Feature(name="pins", answer="absent", hint="Lay them.")
 HIDDEN = Feature(name="bpf(2)", answer="unknown", detail="EPERM", hint="Let it pass the filter.")
 
 
@@ -194,6 +195,16 @@ def test_what_is_surely_missing_is_not_tried(caplog) -> None:
 
     asyncio.run(check())
     assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
+def test_all_that_is_missing_is_said_at_once() -> None:
+    fast_path = Bench(kernel=Kernel(PRESENT, ABSENT, HIDDEN, PINLESS, replace(ABSENT, name="CAP"))).fast_path
+    fast_path.examine(CONFIG)
+
+    status = fast_path.status(CONFIG)
+    assert status is not None
+    assert status.reason == "CAP_BPF: absent; pins: absent; CAP: absent"
+    assert status.hint == "Give it. Lay them."
 
 
 def test_what_cannot_be_told_is_tried_and_its_hint_is_better_than_the_kernel_s() -> None:

@@ -121,12 +121,15 @@ def test_programs_are_left_where_the_daemon_has_none(mode: FastPathMode) -> None
 
 
 def test_what_the_fast_path_lacks_is_evidence() -> None:
-    lacking = Feature(name="bpf(2)", answer="unknown", detail="EPERM")
-    path = FastPathStatus(mode="user-space", reason="EPERM", hint="Be root.", lacking=(lacking,))
+    lacking = (
+        Feature(name="CAP_BPF", answer="absent"),
+        Feature(name="maps", answer="unknown", detail="EPERM"),
+    )
+    path = FastPathStatus(mode="user-space", reason="CAP_BPF: absent", hint="Be root.", lacking=lacking)
 
     (found,) = findings(replace(HEALTHY, status=replace(READY, fast_path=path)))
 
-    assert found.evidence == ("EPERM", "bpf(2): could not tell, EPERM")
+    assert found.evidence == ("CAP_BPF: absent", "maps: could not tell, EPERM")
 
 
 def test_errors_come_first_and_many_things_are_counted() -> None:

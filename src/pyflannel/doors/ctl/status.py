@@ -91,7 +91,8 @@ def _facts(found: Status) -> Iterator[tuple[str, str]]:
     if found.fast_path:
         yield "fast path", _fast_path(found.fast_path)
         for feature in found.fast_path.lacking:
-            yield "lacking", feature.text
+            if feature.text not in (found.fast_path.reason or ""):
+                yield "lacking", feature.text
         for remark in found.fast_path.remarks:
             yield "warning", str(remark)
     yield from _strangers(found)
