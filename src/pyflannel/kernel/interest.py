@@ -37,20 +37,20 @@ class Interest:
         """Return what concerns this plan."""
         links, carriers, marks = set(), set(), set()
         protocols = set()
-        for item in desired:
-            match item:
-                case Route():
-                    carriers.add(item.link)
-                    protocols.add(item.protocol)
-                case Neighbour() | FdbEntry() | Address():
-                    carriers.add(item.link)
-                case Link():
-                    links.add(item.name)
-                    marks.add(item.alias)
-                    if item.vxlan is not None:
-                        carriers.add(item.vxlan.parent)
+        for link in desired.of_type(Link):
+            links.add(link.name)
+            marks.add(link.alias)
+            if link.vxlan is not None:
+                carriers.add(link.vxlan.parent)
+        for route in desired.of_type(Route):
+            carriers.add(route.link)
+            protocols.add(route.protocol)
+        for names in desired.by_key.tables.values():
+            match next(iter(names.values())):
+                case Neighbour(link=name) | FdbEntry(link=name) | Address(link=name):
+                    carriers.add(name)  # all of a table are on one link
                 case _:
-                    pass  # other adapters' items
+                    pass
         return cls(
             desired=desired,
             links=frozenset(links),

@@ -5,8 +5,9 @@ out: it comes and goes with `Link.has_ipv6`. So is what the kernel's look-up nev
 with one key the first stands for the key; and what it learned by itself, unless that is in a plan's place.
 """
 
+import asyncio
 import contextlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv6Network
 from typing import Generic, TypeVar
@@ -39,6 +40,8 @@ from pyflannel.wire.netlink.neighbours import (
 from pyflannel.wire.netlink.routes import dump_routes, glance_at_route, parse_route
 
 _LINK_LOCAL = IPv6Network("fe80::/64")
+
+_AT_ONCE = 1000
 
 _Item = TypeVar("_Item", Route, Neighbour, FdbEntry)
 
@@ -95,10 +98,10 @@ class SnapshotReader:
         items.add(address_of(one, links.names) for one in addresses if not _is_kernels_own(one))
         for link in found:
             if link.vxlan is not None and link.name in interest.links:
-                items.add(await self._read_neighbours(link.index, interest.desired, links))
-                items.add(await self._read_fdb(link.index, interest.desired, links))
+                await _take(items, await self._read_neighbours(link.index, interest.desired, links))
+                await _take(items, await self._read_fdb(link.index, interest.desired, links))
         for family in (INET, INET6):
-            items.add(await self._read_routes(family, interest, links))
+            await _take(items, await self._read_routes(family, interest, links))
         for remembered in (self._routes, self._neighbours, self._fdb):
             remembered.end()
         return Snapshot(state=State(items), links=links)
@@ -176,6 +179,13 @@ class _Remembered(Generic[_Item]):
             return item
 
         return read
+
+
+async def _take(items: ItemMap[Item], found: Sequence[Item]) -> None:
+    """Add what was found, and let others have their turn after every millisecond."""
+    for start in range(0, len(found), _AT_ONCE):
+        items.add(found[start : start + _AT_ONCE])
+        await asyncio.sleep(0)
 
 
 def _planned(item: _Item, desired: State) -> _Item:

@@ -56,11 +56,16 @@ class ItemMap(Mapping[Key, _Item]):
 
     def add(self, items: Iterable[_Item]) -> None:
         """Add these items; where two have one key, the first stays."""
-        own = self._own
+        tables, own = self._tables, self._own
         for item in items:
             table, name = item.key
-            names = self._tables[table] if table in own else self._changed(table)
-            names.setdefault(name, item)
+            if table in own:
+                tables[table].setdefault(name, item)
+            elif table in tables:
+                self._changed(table).setdefault(name, item)
+            else:
+                tables[table] = {name: item}
+                own.add(table)
 
     def put(self, item: _Item) -> None:
         """Add an item, in the place of that with its key."""

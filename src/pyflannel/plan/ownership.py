@@ -1,7 +1,8 @@
 """What is ours among all that is there: the rules that decide what a pass may touch."""
 
-from collections.abc import Mapping, Set
+from collections.abc import Hashable, Mapping, Set
 from dataclasses import dataclass
+from itertools import filterfalse
 from typing import assert_never
 
 from pyflannel.model.address import Address
@@ -39,19 +40,17 @@ def ours(actual: State, desired: State, mark: str = MARK, device: str | None = F
     others = {link.name for link in actual.of_type(Link) if _is_others(link, mark)}
     links = {link.name for link in (*actual.of_type(Link), *desired.of_type(Link)) if link.alias == mark}
     marks = _Marks(mark=mark, device=device, links=links - others)
-    return State(
-        ItemMap.of_tables(
-            {
-                table: {
-                    name: item
-                    for name, item in found.items()
-                    if (name in wanted and not (others and _is_on(item, others))) or _is_marked(item, marks)
-                }
-                for table, found in actual.by_key.tables.items()
-                for wanted in [desired.by_key.tables.get(table, {})]
-            }
-        )
-    )
+    kept: dict[Hashable, Mapping[Hashable, Item]] = {}
+    for table, found in actual.by_key.tables.items():
+        wanted = desired.by_key.tables.get(table, {})
+        doubtful = found if others else list(filterfalse(wanted.__contains__, found))
+        foreign = {
+            name
+            for name in doubtful
+            if (name not in wanted or _is_on(found[name], others)) and not _is_marked(found[name], marks)
+        }
+        kept[table] = {n: item for n, item in found.items() if n not in foreign} if foreign else found
+    return State(ItemMap.of_tables(kept))
 
 
 def taken_links(actual: State, desired: State, mark: str = MARK) -> Mapping[str, Refusal]:

@@ -18,6 +18,9 @@ _MAC = re.compile(
 )
 """The spellings of six octets that the original reads (Go, net.ParseMAC)."""
 
+_USUAL = re.compile(r'\{"VNI":([1-9][0-9]{0,8}),"VtepMAC":"((?:[0-9a-f]{2}:){5}[0-9a-f]{2})"\}', re.ASCII)
+"""What nearly all leases say, which is read several times as fast: ten thousand come at a start."""
+
 _SEPARATORS = re.compile(r"[:.-]")
 _VNIS = range(2**32)
 """What the original's readers take."""
@@ -35,6 +38,8 @@ def parse_vtep(text: str) -> Vtep | None:
     Keys are read in any case and unknown ones passed over. A bad text takes its peer alone out, so that it is
     no error of the lease.
     """
+    if (usual := _USUAL.fullmatch(text)) is not None:
+        return Vtep(mac=usual[2], vni=int(usual[1]))
     try:
         members = msgspec.json.decode(text, type=dict[str, object])
     except (ValueError, RecursionError):

@@ -48,8 +48,13 @@ class BpfTarget:
 
     async def snapshot(self, desired: State) -> State:
         """Return all programs of ours, and the entries of the tunnels that the plan has."""
-        planned = [item for item in desired if isinstance(item, BpfProgram | BpfPeer | BpfContainer)]
-        places = {_place(item) for item in planned if isinstance(item, BpfProgram)}
+        programs = list(desired.of_type(BpfProgram))
+        planned: list[BpfProgram | BpfPeer | BpfContainer] = [
+            *programs,
+            *desired.of_type(BpfPeer),
+            *desired.of_type(BpfContainer),
+        ]
+        places = {_place(item) for item in programs}
         await self._watch.remember(places)
         try:
             return State.collect(await self._fast_path.read(planned))
