@@ -17,6 +17,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces ne
 
 DEADLINE_S = 30.0
 SUBNET = "10.100.31.0/24"
+MAC = "36:f5:41:10:dc:86"
 PEER = "10.100.32.0/24"
 PEER_MAC = "1a:71:ad:7e:3b:3f"
 PEER_LEASE = (
@@ -28,7 +29,7 @@ GONE = "10.100.77.0/24"
 
 VXLAN = f"""
 link add flannel.1 type vxlan id 1 dev eth0 local 10.10.10.101 dstport 8472 nolearning
-link set flannel.1 address 36:f5:41:10:dc:86 up
+link set flannel.1 address {MAC} up
 address add 10.100.31.0/32 dev flannel.1
 neigh add 10.100.32.0 lladdr {PEER_MAC} dev flannel.1 nud permanent
 route add {PEER} via 10.100.32.0 dev flannel.1 onlink
@@ -48,6 +49,25 @@ link set flannel.1 up
 address add 10.100.31.0/16 dev flannel.1
 """
 """As release 0.6 leaves it: it answers what the kernel asks of unknown addresses."""
+
+ORIGINALS = "10.100.33.0/24"
+ORIGINALS_MAC = "36:f5:41:10:dc:33"
+"""Of a host where an original runs."""
+
+FOLLOW = r"""
+etcdctl watch --prefix "$1" | while read -r word; do
+    [ "$word" = PUT ] || continue
+    read -r key; read -r value
+    mac=$(expr "$value" : '.*"VtepMAC":"\([^"]*\)"')
+    host=$(expr "$value" : '.*"PublicIP":"\([^"]*\)"')
+    [ "$host" = "$2" ] && continue
+    subnet=$(echo "${key##*/}" | tr - /); base=${subnet%/*}
+    ip neigh replace "$base" lladdr "$mac" dev flannel.1 nud permanent
+    bridge fdb replace "$mac" dev flannel.1 dst "$host" self permanent
+    ip route replace "$subnet" via "$base" dev flannel.1 onlink
+done
+"""
+"""What an original does for each lease that is written: prefix of the leases, its own address."""
 
 HOST_GW = f"""
 route add {PEER} via 10.10.10.102 dev eth0
@@ -75,12 +95,27 @@ def host(overlay) -> Iterator[Host]:
     """A host with a lease that an original wrote, and one peer; clean again afterwards."""
     made = overlay.hosts["docker1"]
     overlay.wait_at_rest(made)
-    own = '{"PublicIP":"10.10.10.101","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1}}'
-    overlay.etcd.etcdctl("put", f"{PREFIX}/subnets/{SUBNET.replace('/', '-')}", own)
+    put_lease(overlay, SUBNET, "10.10.10.101", MAC)
     overlay.etcd.etcdctl("put", f"{PREFIX}/subnets/{PEER.replace('/', '-')}", PEER_LEASE)
     yield made
     made.flannelctl("--store", overlay.etcd.url, "cleanup", check=False)
     overlay.etcd.etcdctl("del", "--prefix", f"{PREFIX}/subnets/")
+
+
+def put_lease(overlay, subnet: str, address: str, mac: str) -> None:
+    """Write a lease as the original does."""
+    value = (
+        f'{{"PublicIP":"{address}","PublicIPv6":null,"BackendType":"vxlan",'
+        f'"BackendData":{{"VNI":1,"VtepMAC":"{mac}"}}}}'
+    )
+    overlay.etcd.etcdctl("put", f"{PREFIX}/subnets/{subnet.replace('/', '-')}", value)
+
+
+def published_mac(overlay, subnet: str) -> str:
+    """Return the VtepMAC that a lease names."""
+    key = f"{PREFIX}/subnets/{subnet.replace('/', '-')}"
+    mac: str = json.loads(overlay.etcd.etcdctl("get", "--print-value-only", key))["BackendData"]["VtepMAC"]
+    return mac
 
 
 def set_backend(overlay, kind: str) -> None:
@@ -94,6 +129,25 @@ def lay(host: Host, objects: str, fdb: str = "") -> None:
     if fdb:
         host.run(["bridge", "-batch", "-"], text=fdb)
     host.run(["iptables-restore", "--noflush"], text=CHAINS)
+
+
+def lay_device(host: Host, address: str, subnet: str, mac: str, *peers: tuple[str, str, str]) -> None:
+    """Make the device of an original on this host, and what leads to peers: subnet, address, VtepMAC."""
+    lines = [
+        f"link add flannel.1 type vxlan id 1 dev eth0 local {address} dstport 8472 nolearning",
+        f"link set flannel.1 address {mac} up",
+        f"address add {base(subnet)}/32 dev flannel.1",
+    ]
+    for other, _, vtep in peers:
+        lines.append(f"neigh add {base(other)} lladdr {vtep} dev flannel.1 nud permanent")
+        lines.append(f"route add {other} via {base(other)} dev flannel.1 onlink")
+    entries = [f"fdb add {vtep} dev flannel.1 dst {place} self permanent" for _, place, vtep in peers]
+    host.run(["ip", "-batch", "-"], text="\n".join(lines) + "\n")
+    host.run(["bridge", "-batch", "-"], text="\n".join(entries) + "\n")
+
+
+def base(subnet: str) -> str:
+    return subnet.partition("/")[0]
 
 
 def link(host: Host, name: str) -> dict[str, object]:
@@ -142,11 +196,62 @@ def test_a_vxlan_device_is_kept_with_all_that_still_holds(overlay, host: Host) -
 
     found = link(host, "flannel.1")
     assert (found["ifindex"], found["ifalias"], found["mtu"]) == (index, "pyflannel", 1450)
+    assert found["address"] == published_mac(overlay, SUBNET) == MAC
     assert str(host.lease()) == SUBNET
     assert neighbours(host) == {"10.100.32.0": PEER_MAC}
     assert fdb(host) == {PEER_MAC: "10.10.10.102"}
     assert not any("POSTRTG" in line for line in chains(host))
     assert overlay.status(host).reconcile.repairs == 0
+
+
+def test_no_packet_is_lost_when_a_vxlan_device_is_taken_over(overlay, host: Host, ping_stream) -> None:
+    """By a peer of ours and by one of the original's, which knows the lease and nothing else; nor later."""
+    set_backend(overlay, "vxlan")
+    overlay.etcd.etcdctl("del", f"{PREFIX}/subnets/{PEER.replace('/', '-')}")
+    ours, original = overlay.hosts["docker2"], overlay.hosts["docker4"]
+    put_lease(overlay, ORIGINALS, "192.168.50.102", ORIGINALS_MAC)
+    overlay.join(ours)
+    peer = (str(ours.lease()), "10.10.10.102", published_mac(overlay, str(ours.lease())))
+    lay_device(host, "10.10.10.101", SUBNET, MAC, peer, (ORIGINALS, "192.168.50.102", ORIGINALS_MAC))
+    lay_device(original, "192.168.50.102", ORIGINALS, ORIGINALS_MAC, peer, (SUBNET, "10.10.10.101", MAC))
+    watch = ["env", "ETCDCTL_API=3", f"ETCDCTL_ENDPOINTS={overlay.etcd.endpoint}", "sh", "-c", FOLLOW, "sh"]
+    follower = original.start([*watch, f"{PREFIX}/subnets/", "192.168.50.102"], name="follower")
+    streams = [ping_stream(one, base(SUBNET), interval_s=0.001) for one in (ours, original)]
+    for stream in streams:
+        stream.wait_answered()
+
+    overlay.join(host)
+    wait_routes(host, {peer[0]: (base(peer[0]), "80"), ORIGINALS: (base(ORIGINALS), "80")})
+    for stream in streams:
+        stream.wait_answered()
+        stream.stop()
+
+    lost = [stream.lost() for stream in streams]
+    follower.kill()
+    original.run(["ip", "link", "delete", "flannel.1"])
+    ours.flannelctl("--store", overlay.etcd.url, "cleanup")
+    assert lost == [[], []]
+    assert link(host, "flannel.1")["address"] == published_mac(overlay, SUBNET) == MAC
+
+
+def test_a_device_that_was_taken_over_keeps_its_address_when_it_is_made_again(overlay, host: Host) -> None:
+    """Under the eyes of the daemon, and before its next start."""
+    set_backend(overlay, "vxlan")
+    lay(host, VXLAN, FDB)
+    overlay.join(host)
+    for _ in range(2):
+        host.run(["ip", "link", "delete", "flannel.1"])
+        wait_until(
+            lambda: link(host, "flannel.1").get("address") == MAC,
+            what="the device is there again, with its address",
+            deadline_s=DEADLINE_S,
+        )
+        overlay.daemons[host.name].kill()
+        host.run(["ip", "link", "delete", "flannel.1"])
+
+        overlay.join(host)
+
+        assert link(host, "flannel.1")["address"] == published_mac(overlay, SUBNET) == MAC
 
 
 def test_a_device_of_release_0_6_is_made_anew(overlay, host: Host) -> None:

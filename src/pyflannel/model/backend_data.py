@@ -1,6 +1,6 @@
 """What a backend publishes in its host's lease, so that peers can reach it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -10,10 +10,12 @@ class Vtep:
     Attributes:
         mac: MAC address of the VTEP, lower case with colons.
         vni: VXLAN network identifier; None in leases of release 0.6, which publishes none.
+        mac_prefix: how the network config wants `mac` to begin; not published.
     """
 
     mac: str
     vni: int | None = None
+    mac_prefix: bytes = field(default=b"", compare=False)
 
 
 BackendData = Vtep

@@ -31,6 +31,7 @@ from pyflannel.plan.lease_choice import (
     is_ours,
     keep,
     occupied,
+    said,
 )
 from pyflannel.plan.lease_failures import look_again, store_back
 from pyflannel.plan.lease_holding import degrade
@@ -114,7 +115,9 @@ def _listed_while_running(state: LeaseState, held: Held, listed: Listed, now: fl
     standing = next((lease for lease in listed.leases if lease.subnet == subnet), None)
     if standing is not None and _is_untouched(standing, held, state.wanted):
         return hold(state, held, now)
-    return _begin(state, keep(subnet, listed, state.wanted), now)
+    # Made anew, the lease says what it said.
+    wanted = replace(state.wanted, attributes=said(held.lease.attributes, state.wanted))
+    return _begin(state, keep(subnet, listed, wanted), now)
 
 
 def _is_untouched(standing: Lease, held: Held, wanted: Wanted) -> bool:

@@ -23,7 +23,7 @@ from pyflannel.model.lease_protocol import (
     Unreadable,
     Wanted,
 )
-from pyflannel.plan.lease_choice import is_ours, must_contest
+from pyflannel.plan.lease_choice import is_ours, must_contest, said
 from pyflannel.plan.lease_holding import degrade, renew
 from pyflannel.plan.lease_state import (
     Contesting,
@@ -75,7 +75,7 @@ def hold(state: LeaseState, held: Held, now: float) -> Step:
     missed = state.missed
     state = replace(state, held=held, phase=Holding(renew_at=renew_at), missed=())
     actions: tuple[Action, ...] = ()
-    if held.lease.attributes != state.wanted.attributes:
+    if held.lease.attributes != said(held.lease.attributes, state.wanted):
         state, actions = renew(state, now)
     for change in missed:
         state, more = _changed(state, change, now)

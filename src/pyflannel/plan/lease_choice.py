@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
 
-from pyflannel.model.lease import Lease
+from pyflannel.model.lease import Lease, LeaseAttributes
 from pyflannel.model.lease_protocol import (
     DeleteLease,
     Exhausted,
@@ -19,6 +19,7 @@ from pyflannel.model.lease_protocol import (
 )
 from pyflannel.plan.allocate import pick
 from pyflannel.plan.lease_state import Draw
+from pyflannel.plan.vtep_mac import names_kept_vtep
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +52,18 @@ def is_ours(lease: Lease, wanted: Wanted) -> bool:
     return owner.owner == wanted.identity.owner
 
 
+def said(standing: LeaseAttributes, wanted: Wanted) -> LeaseAttributes:
+    """Return what our lease says in the place of a standing one: the VTEP that the peers know stays."""
+    attributes = wanted.attributes
+    if attributes.vtep is None or not names_kept_vtep(standing, wanted.identity.owner, attributes.vtep):
+        return attributes
+    return replace(attributes, backend_data=standing.backend_data, vtep=standing.vtep)
+
+
 def claim_on(lease: Lease, wanted: Wanted) -> PutLease:
     """Return the write that makes a standing lease say what we want; a reservation stays one."""
     return PutLease(
-        lease=replace(lease, attributes=wanted.attributes),
+        lease=replace(lease, attributes=said(lease.attributes, wanted)),
         ttl_s=wanted.ttl_s if lease.has_ttl else None,
         expected=lease.revision,
     )

@@ -1,11 +1,14 @@
-"""The MAC address of a host's VTEP, made from who the host is.
+"""The MAC address of a host's VTEP: the one that its lease names already, or else made from who the host is.
 
-So a device that was deleted and made again, or one after a restart, has the address that the peers know
-already. The original draws one for each device, and all peers have to learn it anew.
+So a device that was deleted and made again, one after a restart, or one that the original made has the
+address that the peers know. The original draws one for each device, and all peers have to learn it anew.
 """
 
 import hashlib
 from functools import lru_cache
+
+from pyflannel.model.backend_data import Vtep
+from pyflannel.model.lease import LeaseAttributes
 
 _LENGTH = 6
 _LOCAL = 0x02
@@ -15,7 +18,12 @@ _GROUP = 0x01
 _LABEL = b"pyflannel VTEP\0"
 
 
-@lru_cache(maxsize=16)  # asked for once a peer
+@lru_cache(maxsize=16)  # asked for several times a peer
+def vtep_of(owner: str, vni: int, prefix: bytes = b"") -> Vtep:
+    """Return the VTEP that `owner` has of its own."""
+    return Vtep(mac=vtep_mac(owner, prefix), vni=vni, mac_prefix=prefix)
+
+
 def vtep_mac(owner: str, prefix: bytes = b"") -> str:
     """Return the MAC address of `owner`: lower case with colons, locally administered, of a single device.
 
@@ -25,6 +33,22 @@ def vtep_mac(owner: str, prefix: bytes = b"") -> str:
     digest[0] = (digest[0] | _LOCAL) & ~_GROUP & 0xFF
     digest[: len(prefix)] = prefix
     return digest.hex(":")
+
+
+def names_kept_vtep(standing: LeaseAttributes, owner: str, wanted: Vtep) -> bool:
+    """Return whether a lease that `owner` has, or takes over, goes on naming the VTEP that it names now.
+
+    Not when another owner of ours left it: that host may come back, and has its address then.
+    """
+    vtep, identity = standing.vtep, standing.owner
+    if vtep is None or vtep.vni != wanted.vni or (identity is not None and identity.owner != owner):
+        return False
+    return _fits(vtep.mac, wanted.mac_prefix)
+
+
+@lru_cache(maxsize=16)
+def _fits(mac: str, prefix: bytes) -> bool:
+    return is_of_one_device(mac) and bytes.fromhex(mac.replace(":", "")).startswith(prefix)
 
 
 def is_of_one_device(mac: str) -> bool:

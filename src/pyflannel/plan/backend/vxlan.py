@@ -30,7 +30,7 @@ from pyflannel.model.vxlan import Vxlan
 from pyflannel.plan.backend_keys import BackendKeys, ineffective, ipv4_network
 from pyflannel.plan.checksum_trap import checksum_trap
 from pyflannel.plan.next_hop import address_objection, direct_route
-from pyflannel.plan.vtep_mac import is_of_one_device, vtep_mac
+from pyflannel.plan.vtep_mac import is_of_one_device, names_kept_vtep, vtep_mac, vtep_of
 
 KEYS = ("VNI", "Port", "GBP", "Learning", "DirectRouting", "MTU", "MacPrefix")
 
@@ -99,8 +99,8 @@ class VxlanBackend:
         return intern(name)  # each of a peer's objects holds it
 
     def lease_data(self, owner: str) -> Vtep:
-        """Return our VTEP, as our lease publishes it."""
-        return Vtep(mac=vtep_mac(owner, self.mac_prefix), vni=self.vni)
+        """Return our VTEP, as our lease publishes it unless it names another already."""
+        return vtep_of(owner, self.vni, self.mac_prefix)
 
     def mtu(self, host: Host) -> int:
         """Return the octets of the largest packet that a container may send."""
@@ -238,7 +238,10 @@ class VxlanBackend:
         return not self._is_direct(peer, host) and self.objection(peer, host) is None
 
     def _mac(self, host: Host) -> str:
-        return vtep_mac(host.owner, self.mac_prefix)
+        ours, standing = self.lease_data(host.owner), host.lease.attributes
+        if standing.vtep is not None and names_kept_vtep(standing, host.owner, ours):
+            return standing.vtep.mac
+        return ours.mac
 
 
 def parse(config: NetworkConfig) -> VxlanBackend:

@@ -10,7 +10,7 @@ from pyflannel.model.address import Address
 from pyflannel.model.backend_data import Vtep
 from pyflannel.model.fdb_entry import FdbEntry
 from pyflannel.model.host import Host, Underlay
-from pyflannel.model.lease import Lease, LeaseAttributes
+from pyflannel.model.lease import Identity, Lease, LeaseAttributes
 from pyflannel.model.link import Link
 from pyflannel.model.neighbour import Neighbour
 from pyflannel.model.network_config import NetworkConfig
@@ -104,6 +104,30 @@ def test_the_device_keeps_its_mac_address_and_the_lease_says_it() -> None:
 
     assert backend.lease_data("f00d") == Vtep(mac=device(backend).mac, vni=7)
     assert device(backend, replace(HOST, owner="beef")).mac != device(backend).mac
+
+
+def leased(mac: str, *, vni: int | None = 1, owner: str | None = "f00d") -> Host:
+    identity = None if owner is None else Identity(owner=owner)
+    attributes = replace(OWN.attributes, owner=identity, vtep=Vtep(mac=mac, vni=vni))
+    return replace(HOST, lease=replace(OWN, attributes=attributes))
+
+
+def test_the_device_has_the_mac_address_that_the_lease_names() -> None:
+    """As one that the original made."""
+    assert device(VxlanBackend(), leased("36:f5:41:10:dc:86")).mac == "36:f5:41:10:dc:86"
+    assert VxlanBackend().objection(peer(), leased(MAC)) is not None
+    assert VxlanBackend().objection(peer(mac=vtep_mac("f00d")), leased(MAC)) is None
+
+
+def test_a_mac_address_in_the_lease_that_is_not_for_us_is_not_used() -> None:
+    own = vtep_mac("f00d")
+
+    assert device(VxlanBackend(), leased(MAC, vni=2)).mac == own
+    assert device(VxlanBackend(), leased(MAC, owner="beef")).mac == own
+    assert device(VxlanBackend(), leased("ff:ff:ff:ff:ff:ff")).mac == own
+    prefixed = configured(MacPrefix="0E-2A")
+    assert device(prefixed, leased("36:f5:41:10:dc:86")).mac == vtep_mac("f00d", b"\x0e\x2a")
+    assert device(prefixed, leased("0e:2a:00:00:00:01")).mac == "0e:2a:00:00:00:01"
 
 
 class TestDirectRouting:
