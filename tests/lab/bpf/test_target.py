@@ -10,8 +10,8 @@ from ipaddress import IPv4Address, IPv4Network
 import pytest
 
 from pyflannel.errors import TargetError
-from pyflannel.kernel.bpf import maps
-from pyflannel.kernel.bpf.layout import BUILD_OCTETS, DEVICES
+from pyflannel.kernel.bpf import maps, standing
+from pyflannel.kernel.bpf.layout import BUILD_OCTETS, COUNTS, DEVICES, SHARED
 from pyflannel.kernel.bpf.libbpf import Libbpf
 from pyflannel.kernel.bpf.map_entries import delete_entries, read_entries, update_entries
 from pyflannel.kernel.bpf.object_file import ObjectFile, read_object
@@ -100,8 +100,8 @@ def test_a_program_that_may_not_send_any_more_is_replaced(linked):
     async def empty(_):
         objects = KernelObjects()
         links = [index for index, _ in socket.if_nameindex()]
-        standing = await StandingPrograms(TcxHooks(objects), objects).find(links)
-        devices = shared_maps(standing, "flannel0", objects)[DEVICES.name]
+        found = await StandingPrograms(TcxHooks(objects), objects).find(links)
+        devices = shared_maps(found, "flannel0", objects)[DEVICES.name]
         assert delete_entries(devices, list(read_entries(devices, 4, 4))) == {}
 
     one.act(empty)
@@ -191,6 +191,20 @@ def test_programs_of_another_version_are_replaced_and_the_maps_stay(linked, make
     assert {operation.new for operation in operations} == {one.program(role) for role in Role}
     assert after == desired
     assert one.counts() == before
+
+
+def test_counters_of_other_outcomes_are_not_taken_for_ours(linked, monkeypatch):
+    """A version that knows one more would read those of the old one by the wrong names."""
+    one, two = linked
+    desired = one.plan(two.peer())
+    assert one.container.ping(two.container.address)[0] == 3
+    more = replace(COUNTS, most_entries=COUNTS.most_entries + 1)
+    monkeypatch.setattr(standing, "SHARED", tuple(more if one is COUNTS else one for one in SHARED))
+
+    found = one.snapshot(desired)
+
+    stale = {replace(one.program(role), is_current=False) for role in Role}
+    assert set(found) == {*stale, two.peer(), one.container.entry}
 
 
 def test_no_packet_is_lost_while_programs_are_replaced(linked):

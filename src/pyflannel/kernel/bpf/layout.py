@@ -37,30 +37,24 @@ class MapLayout:
 
     Attributes:
         type: enum bpf_map_type.
+        most_entries: where that says what the entries mean; 0 where any number will do.
     """
 
     name: str
     type: int
     key_octets: int
     value_octets: int
+    most_entries: int = 0
 
     def describes(self, found: MapInfo) -> bool:
         """Return whether a map of the kernel is such a one."""
-        return (self.name, self.type, self.key_octets, self.value_octets) == (
+        kind = (self.name, self.type, self.key_octets, self.value_octets)
+        return kind == (
             found.name,
             found.type,
             found.key_octets,
             found.value_octets,
-        )
-
-
-PEERS = MapLayout(name="flannel_peers", type=11, key_octets=8, value_octets=8)  # LPM_TRIE
-MACS = MapLayout(name="flannel_macs", type=1, key_octets=4, value_octets=8)  # HASH
-PORTS = MapLayout(name="flannel_ports", type=25, key_octets=4, value_octets=4)  # DEVMAP_HASH
-DEVICES = MapLayout(name="flannel_devices", type=25, key_octets=4, value_octets=4)  # DEVMAP_HASH
-COUNTS = MapLayout(name="flannel_counts", type=6, key_octets=4, value_octets=16)  # PERCPU_ARRAY
-DROPPED = MapLayout(name="flannel_dropped", type=9, key_octets=8, value_octets=24)  # LRU_HASH
-SHARED = (PEERS, MACS, PORTS, DEVICES, COUNTS, DROPPED)
+        ) and self.most_entries in (0, found.most_entries)
 
 
 class Outcome(Enum):
@@ -85,6 +79,17 @@ class Outcome(Enum):
     IMPOSTOR = "impostor"
     NOT_OURS = "not_ours"
     UNFINISHED = "unfinished"
+
+
+PEERS = MapLayout(name="flannel_peers", type=11, key_octets=8, value_octets=8)  # LPM_TRIE
+MACS = MapLayout(name="flannel_macs", type=1, key_octets=4, value_octets=8)  # HASH
+PORTS = MapLayout(name="flannel_ports", type=25, key_octets=4, value_octets=4)  # DEVMAP_HASH
+DEVICES = MapLayout(name="flannel_devices", type=25, key_octets=4, value_octets=4)  # DEVMAP_HASH
+COUNTS = MapLayout(  # PERCPU_ARRAY
+    name="flannel_counts", type=6, key_octets=4, value_octets=16, most_entries=len(Outcome)
+)
+DROPPED = MapLayout(name="flannel_dropped", type=9, key_octets=8, value_octets=24)  # LRU_HASH
+SHARED = (PEERS, MACS, PORTS, DEVICES, COUNTS, DROPPED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
