@@ -4,7 +4,7 @@ import hashlib
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.resources import files
+from pathlib import Path
 
 from pyflannel.errors import TargetError
 from pyflannel.kernel.bpf.layout import BUILD_OCTETS
@@ -41,13 +41,13 @@ class ObjectFile:
 
 
 def read_object() -> ObjectFile:
-    """Return the shipped object.
+    """Return the shipped object; without importlib.resources, which is 3 ms and a megabyte of archives.
 
     Raises:
         TargetError: the installation lacks it.
     """
     try:
-        octets = files("pyflannel.kernel.bpf").joinpath(OBJECT_NAME).read_bytes()
+        octets = Path(__file__).with_name(OBJECT_NAME).read_bytes()
     except OSError as error:
         raise TargetError(
             f"the eBPF programs cannot be read: {error}", hint="Install pyflannel again."
