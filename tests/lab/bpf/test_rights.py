@@ -105,6 +105,20 @@ def test_programs_that_may_not_be_looked_into_are_named(linked, tmp_path):
     assert one.container.ping(two.container.address)[0] == 3
 
 
+def test_a_bpffs_without_their_pins_ends_in_no_loop(linked, bpffs):
+    """Nobody pinned what stood: the daemon's own programs come behind, once, and it names the others."""
+    one, two = linked
+    desired = one.plan(two.peer())
+    rights = ",+bpf,+net_admin"
+
+    first, again = (run_daemon(one, desired, rights, bpffs) for _ in range(2))
+
+    assert first[:2] == [len(desired), []]
+    assert again[:2] == [0, []]
+    assert [len(remarks) for _, _, remarks in (first, again)] == [1, 1]
+    assert one.container.ping(two.container.address)[0] == 3
+
+
 def test_programs_of_others_at_other_links_are_nobody_s_business(hosts, tmp_path):
     one, two = hosts
     one.heal(State.of(one.program(Role.DECAPSULATE), two.peer()))
