@@ -71,6 +71,7 @@ def on_listed(state: LeaseState, listed: Listed, now: float, draw: Draw) -> Step
     if not state.is_watching:
         # Not the later of both: a store that lost its data counts anew.
         state = replace(state, revision=listed.revision, watch_at=None, is_unsure=False)
+    state = replace(state, is_checking=False)
     if state.held is not None:
         following, chosen = _listed_while_running(state, state.held, listed, now)
     elif listed.revision < (state.wanted.config_revision or 0):
@@ -169,8 +170,9 @@ def on_wrote(state: LeaseState, write: Action, revision: int, now: float) -> Ste
             return state, ()
 
 
-def on_checked(state: LeaseState, lease: Lease, current: Lease | None) -> Step:
+def on_checked(state: LeaseState, lease: Lease, current: Lease | None, now: float) -> Step:
     """Look at all leases when the store has lost one that we know, and the watch will not tell."""
+    state = replace(state, is_checking=False)
     match state.phase:
         case Holding(put=None) if state.held is not None and state.held.lease == lease:
             pass
@@ -178,7 +180,11 @@ def on_checked(state: LeaseState, lease: Lease, current: Lease | None) -> Step:
             pass
         case _:
             return state, ()
-    if current is not None and (current.revision > state.revision or _is_same(current, lease)):
+    if current is not None and current.revision > state.revision:
+        return state, ()
+    if current is not None and _is_same(current, lease):
+        if isinstance(state.phase, Holding) and state.held is not None:
+            return hold(state, state.held, now)  # what was ordered meanwhile has waited for this
         return state, ()
     return replace(state, phase=Listing()), (List(),)
 

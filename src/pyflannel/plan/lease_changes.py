@@ -48,8 +48,9 @@ def on_seen(state: LeaseState, changes: tuple[LeaseChange, ...], now: float) -> 
         state, more = _changed(state, change, now)
         actions.extend(more)
     if state.is_unsure:
-        state = replace(state, is_unsure=False)
-        actions.extend(_check(state))
+        checks = _check(state)
+        state = replace(state, is_unsure=False, is_checking=bool(checks))
+        actions.extend(checks)
     return state, tuple(actions)
 
 

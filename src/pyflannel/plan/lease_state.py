@@ -85,6 +85,7 @@ class LeaseState:
         is_watching: a watch is open.
         is_unsure: the watch was opened again; whether in the store that we know is to be checked once it says
             that it is open.
+        is_checking: that is under way.
         watch_at: when to open the watch again.
         failures: how often in a row the store did not answer.
         answered: owners at our address that showed that they live.
@@ -99,6 +100,7 @@ class LeaseState:
     revision: int = 0
     is_watching: bool = False
     is_unsure: bool = False
+    is_checking: bool = False
     watch_at: float | None = None
     failures: int = 0
     answered: frozenset[str] = frozenset()
@@ -109,6 +111,11 @@ class LeaseState:
     def is_settled(self) -> bool:
         """The store's key names us."""
         return isinstance(self.phase, Holding)
+
+    @property
+    def is_sure(self) -> bool:
+        """The store is the one that we know: in another one, a revision that we know may be another's."""
+        return self.is_watching and not self.is_unsure and not self.is_checking
 
 
 Step = tuple[LeaseState, tuple[Action, ...]]

@@ -80,7 +80,7 @@ def _react(state: LeaseState, event: Event, now: float, draw: Draw) -> Step:
         case Listed():
             return on_listed(state, event, now, draw)
         case Checked(lease, current):
-            return on_checked(state, lease, current)
+            return on_checked(state, lease, current, now)
         case Seen(changes, revision):
             return on_seen(replace(state, revision=max(state.revision, revision)), changes, now)
         case WatchLost():
@@ -125,6 +125,8 @@ def _woken(state: LeaseState, now: float) -> Step:
             put = claim_on(lease, state.wanted)
             return replace(state, phase=Putting(put, now)), (*actions, put)
         case Holding(renew_at=renew_at, put=None) if renew_at is not None and renew_at <= now:
+            if not state.is_sure:
+                return replace(state, phase=Listing()), (*actions, List())
             state, renewal = renew(state, now)
             return state, (*actions, *renewal)
         case _:
@@ -142,7 +144,7 @@ def _ordered(state: LeaseState, wanted: Wanted, now: float) -> Step:
             return replace(state, phase=Listing()), (List(),)
         case Contesting() if is_another:
             return replace(state, phase=Listing()), (List(),)  # it may look like ours no longer
-        case Holding(put=None) if state.held is not None:
+        case Holding(put=None) if state.held is not None and state.is_sure:
             return hold(state, state.held, now)
         case Degraded(by) if wanted.renumbers:
             return degrade(state, by, now)

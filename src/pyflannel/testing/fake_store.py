@@ -92,6 +92,10 @@ class FakeStore:
         """Perform a write by hand, whatever this client's faults."""
         self._memory.write(operation)
 
+    def lose_data(self, revision: int) -> None:
+        """Begin anew with nothing, at this revision; a watch that goes on over it goes on from there."""
+        self._memory.lose(revision)
+
     async def get(self, key: str) -> Record | None:
         """Return the record at exactly this key, or None."""
         self._reach()
@@ -202,6 +206,11 @@ class _Memory:
         self._compacted = self._revision if revision is None else min(revision, self._revision)
         self._history = [entry for entry in self._history if entry[0] > self._compacted]
         self.wake()
+
+    def lose(self, revision: int) -> None:
+        self._held.clear()
+        self._history.clear()
+        self._revision = self._compacted = revision
 
     def time_to_live(self, record: Record) -> float | None:
         if not record.lease_id:

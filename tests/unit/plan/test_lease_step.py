@@ -947,6 +947,72 @@ def test_a_revision_that_was_given_out_twice_makes_no_lease_ours() -> None:
     assert host.heard(Taken)
 
 
+def host_whose_store_began_anew() -> Host:
+    """Return a host whose watch was cut. Its store began anew, another has its subnet, at its revision."""
+    store = Store()
+    host = Host(store, wanted()).start()
+    store.revision = 0
+    store.log.clear()
+    store.write_lease(lease(FIRST, "other", "192.168.50.1"))
+    for _ in range(10):
+        store.write_lease(lease(SECOND, "another", "192.168.50.2"))
+    host.take(WatchLost("cut"))
+    return host
+
+
+def test_another_address_is_not_written_before_the_store_is_known_to_be_the_same() -> None:
+    host = host_whose_store_began_anew()
+
+    host.take(Ordered(wanted(address="192.168.50.103")))
+    host.sleep(1)
+
+    assert owner_of(host.store, FIRST) == "other"
+    assert host.heard(Taken)
+
+
+def test_another_address_is_not_written_while_that_is_asked() -> None:
+    host = host_whose_store_began_anew()
+    assert host.wake_at is not None
+    host.now = host.wake_at
+    host.take(Woke())
+    host.take(Seen((), host.store.revision))
+    assert [type(request) for request in host.requests] == [Check]
+
+    host.take(Ordered(wanted(address="192.168.50.103")))
+    host.settle()
+
+    assert owner_of(host.store, FIRST) == "other"
+    assert host.heard(Taken)
+
+
+def test_a_lease_is_not_renewed_before_the_store_is_known_to_be_the_same() -> None:
+    """When its time comes all leases are asked for: no lease ends as its host cannot watch."""
+    host = host_whose_store_began_anew()
+    assert host.wake_at is not None
+
+    host.seen, host.now = None, 23 * HOUR + 1
+    host.take(Woke())
+    host.settle()
+
+    assert owner_of(host.store, FIRST) == "other"
+    assert host.heard(Taken)
+
+
+def test_another_address_is_written_once_the_store_is_known_to_be_the_same() -> None:
+    host = Host(Store(), wanted()).start()
+    host.take(WatchLost("cut"))
+    host.take(Ordered(wanted(address="192.168.50.103")))
+
+    host.sleep(1)
+    host.take(Seen((), host.store.revision))
+    host.settle()
+
+    standing = host.store.leases[FIRST]
+    assert isinstance(standing, Lease)
+    assert standing.attributes.public_ip == IPv4Address("192.168.50.103")
+    assert host.state.is_settled
+
+
 def test_a_failed_write_that_nobody_waits_for_is_no_absence_of_the_store() -> None:
     """Nothing would be tried again, so nothing would tell that the store is back."""
     store = Store()

@@ -36,6 +36,8 @@ FAULTS = (
     "compaction",
     "store away",
     "store away from all",
+    "data lost",
+    "data lost, grown",
     "deleted by hand",
     "all deleted by hand",
     "reserved by hand",
@@ -103,6 +105,8 @@ async def _befall(what: str, engines: Engines, host: EngineHost) -> None:
             duration_s = min(_duration(random), HOUR_S)
             for each in engines.hosts:
                 each.line.go_away(duration_s)
+        case "data lost" | "data lost, grown":
+            _lose_data(engines, has_grown=what == "data lost, grown")
         case "config changed":
             engines.configure(random.choice(engines.configs))
         case "config deleted" | "config spoilt":
@@ -140,6 +144,15 @@ def _compact(engines: Engines, host: EngineHost) -> None:
     for _ in range(2):
         engines.store.change(Put(key="elsewhere", value=b"", ttl_s=None, expected=None))
         engines.store.compact()
+
+
+def _lose_data(engines: Engines, *, has_grown: bool) -> None:
+    """Let the store begin anew, past all that anybody has seen when it has grown, with the config alone."""
+    for host in engines.hosts:
+        host.line.go_away(_TROUBLE_S * (1 + engines.random.random()))
+    engines.store.lose_data(engines.store.listing().revision + 1 if has_grown else 1)
+    engines.ledger.forget()
+    engines.configure(engines.config)
 
 
 def _take_config(engines: Engines, *, is_spoilt: bool) -> None:
@@ -192,7 +205,7 @@ def _changed(item: Item) -> Item | None:
         case Link():
             return replace(item, is_up=False)
         case Route():
-            return replace(item, link="eth0", gateway=_STRANGER)
+            return replace(item, gateway=_STRANGER)
         case Neighbour():
             return replace(item, mac="02:00:00:00:00:01")
         case FdbEntry():

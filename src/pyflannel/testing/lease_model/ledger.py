@@ -31,6 +31,11 @@ class Ledger:
         """Note whose write the one that just took effect was."""
         self._writers[key] = writer
 
+    def forget(self) -> None:
+        """Note that the store lost its data: revisions are given out twice."""
+        self._writers.clear()
+        self._entries.clear()
+
     def state(self) -> StoreState:
         """Return the store as it is now, without its history."""
         listing = self._store.listing()
