@@ -5,9 +5,11 @@ The data path is pinged all the while, a hundred times a second; not one may be 
 """
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from ipaddress import IPv4Interface
+from itertools import product
 from typing import Any
 
 import pytest
@@ -145,7 +147,7 @@ def network(network_of: Callable[..., AbstractContextManager[Any]]) -> Iterator[
         network.etcd, network.url = cluster, cluster.url
         cluster.start()
         network.put("config", CONFIG)
-        network.start_all()
+        network.daemons = dict(zip(network.hosts, network.start_all(), strict=True))
         for name in ("docker1", "docker4"):
             network.wait_status(name, lambda status: status["peers"] == 1, "knows its peer")
         yield network
@@ -165,6 +167,36 @@ def cut_off(hosts: list[Host], port: int = CLIENT_PORT) -> Iterator[None]:
     finally:
         for host in hosts:
             host.run(["nft", "delete table ip cut"])
+
+
+def spoken_to(network: Any, name: str) -> Member:
+    """Return the member that a host has a connection to, once it has."""
+    found: list[Member] = []
+
+    def look() -> bool:
+        shown = network.hosts[name].run(["ss", "-Htn", "state", "established"]).stdout
+        found.extend(
+            member
+            for member in network.etcd.members
+            if re.search(rf"{re.escape(str(member.host.address))}:{CLIENT_PORT}\b", shown)
+        )
+        return bool(found)
+
+    wait_until(look, what=f"{name} speaks to a member", deadline_s=SOON_S)
+    return found[0]
+
+
+def watches_begun(network: Any) -> int:
+    """Return how many watches the members have been asked for since they started."""
+    ask = f"exec 3<>/dev/tcp/$0/{CLIENT_PORT}; printf 'GET /metrics HTTP/1.0\\r\\n\\r\\n' >&3; cat <&3"
+    begun = re.compile(
+        r'^grpc_server_started_total{.*grpc_service="etcdserverpb.Watch".*} (\d+)$', re.MULTILINE
+    )
+    count = 0
+    for member in network.etcd.members:
+        (number,) = begun.findall(member.host.run(["bash", "-c", ask, str(member.host.address)]).stdout)
+        count += int(number)
+    return count
 
 
 def check_follows(network: Any, members: list[Member]) -> None:
@@ -217,9 +249,9 @@ def pings(network: Any, pinging: Pinging) -> Iterator[Any]:
 
 
 def test_the_leader_is_killed_and_comes_back(network: Any, pings: Any) -> None:
-    """It is the member to which the hosts speak, being the first in their list."""
+    """It is the member to which a host speaks."""
     cluster = network.etcd
-    leader = cluster.lead(cluster.members[0])
+    leader = cluster.lead(spoken_to(network, "docker1"))
 
     leader.kill()
     check_follows(network, cluster.others(leader))
@@ -229,9 +261,9 @@ def test_the_leader_is_killed_and_comes_back(network: Any, pings: Any) -> None:
 
 
 def test_a_minority_is_cut_off(in_long_run: None, network: Any, pings: Any) -> None:
-    """It is the leader, to which most clients speak."""
+    """It is the leader, and a host speaks to it; that the others elected another, it is not told."""
     cluster = network.etcd
-    leader = cluster.leader()
+    leader = cluster.lead(spoken_to(network, "docker1"))
 
     with ExitStack() as cuts:
         for other in cluster.others(leader):
@@ -272,9 +304,10 @@ def test_members_stand_still_and_go_on(in_long_run: None, network: Any, pings: A
 
 
 def test_a_member_loses_its_data(in_long_run: None, network: Any, pings: Any) -> None:
-    """It is removed and joins anew, as etcd's manual says."""
+    """It is removed and joins anew, as etcd's manual says; then it is the only one that the hosts reach."""
     cluster = network.etcd
-    lost, *rest = cluster.members
+    lost = spoken_to(network, "docker1")
+    rest = cluster.others(lost)
     number = f"{lost.status()['header']['member_id']:x}"
 
     lost.kill()
@@ -282,9 +315,14 @@ def test_a_member_loses_its_data(in_long_run: None, network: Any, pings: Any) ->
     wait_until(lambda: succeeds(rest[0], "member", "remove", number), what="removed", deadline_s=SOON_S)
     added = ("member", "add", lost.host.name, f"--peer-urls={lost.peer}")
     wait_until(lambda: succeeds(rest[0], *added), what="added", deadline_s=SOON_S)
+    check_follows(network, rest)
     lost.start(cluster.names, state="existing")
+    wait_until(lambda: succeeds(lost, "endpoint", "health"), what="healthy", deadline_s=SOON_S)
 
-    pings.wait_answered(more=50)
+    with ExitStack() as cuts:
+        for host, other in product(network.hosts.values(), rest):
+            cuts.enter_context(partitioned(network.lab, host, other.host))
+        check_follows(network, [lost])
 
 
 def test_the_cluster_loses_its_data(in_long_run: None, network: Any, pings: Any) -> None:
@@ -397,10 +435,19 @@ def compact(network: Any) -> None:
 
 
 def test_compaction_while_connected(in_long_run: None, network: Any, pings: Any) -> None:
-    network.put("elsewhere", "1")
-    compact(network)
-    network.put("elsewhere", "2")
-    compact(network)
+    """It passes a host that stands still, and has not read what it was told; then its member dies."""
+    network.etcdctl("put", GUEST, GUEST_LEASE)
+    wait_leases(network, "docker1", 3)
+    member = spoken_to(network, "docker1")
+
+    with paused(network.daemons["docker1"]):
+        member.kill()
+        network.etcdctl("del", GUEST)
+        compact(network)
+        network.put("elsewhere", "1")
+    member.start(network.etcd.names)
+
+    wait_leases(network, "docker1", 2)
 
 
 def test_compaction_while_cut_off(network: Any, pings: Any) -> None:
@@ -436,14 +483,14 @@ def test_leases_end_while_all_hosts_are_cut_off(network: Any, pings: Any) -> Non
 
 
 def test_a_host_starts_after_a_compaction(in_long_run: None, network: Any, pings: Any) -> None:
-    """Its watch begins at its listing, which no compaction has passed."""
+    """Its watch begins at its listing, which no compaction has passed, and stays."""
     compact(network)
-    lock = network.hosts["docker4"].run(["cat", "/run/flannel/flanneld.lock"]).stdout.split()[0]
-    network.hosts["docker4"].run(["kill", lock])
+    network.daemons["docker4"].stop()
+    network.daemons["docker4"] = network.start("docker4")
 
-    wait_until(
-        lambda: "flanneld" not in str(network.hosts["docker4"].commands()), what="ended", deadline_s=SOON_S
-    )
-    network.start("docker4")
+    check_follows(network, network.etcd.members)
+    before = watches_begun(network)
+    check_follows(network, network.etcd.members)
 
+    assert watches_begun(network) - before < 5
     assert ping(network.hosts["docker4"], network.overlay("docker1"), count=1).is_reached
