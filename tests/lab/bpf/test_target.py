@@ -344,14 +344,12 @@ def test_a_full_table_that_refuses_to_replace_loses_its_wrong_entry_first(linked
     one, two = linked
     moved = replace(two.peer(), address=IPv4Address("10.9.0.99"))
 
-    def refuse_what_is_there(descriptor, entries):
+    def refuse_what_is_there(descriptor, keys, values):
         there = read_entries(descriptor, 8, 8)
         full = OSError(errno.ENOSPC, "No space left on device")
-        refused = {place: full for place, (key, _) in enumerate(entries) if key in there}
-        assert (
-            update_entries(descriptor, [one for place, one in enumerate(entries) if place not in refused])
-            == {}
-        )
+        refused = {place: full for place, key in enumerate(keys) if key in there}
+        free = [place for place in range(len(keys)) if place not in refused]
+        assert update_entries(descriptor, [keys[one] for one in free], [values[one] for one in free]) == {}
         return refused
 
     monkeypatch.setattr(maps, "update_entries", refuse_what_is_there)

@@ -21,9 +21,12 @@ _NO_BATCHES = 524
 """ENOTSUPP, which is the kernel's own: this sort of map knows no batches."""
 
 
-def update_entries(map_descriptor: int, entries: Sequence[tuple[bytes, bytes]]) -> dict[int, OSError]:
-    """Make or replace entries, given as key and value, in order; return the refused by their place."""
-    return _change(Command.MAP_UPDATE_BATCH, Command.MAP_UPDATE_ELEM, map_descriptor, entries)
+def update_entries(map_descriptor: int, keys: Sequence[bytes], values: Sequence[bytes]) -> dict[int, OSError]:
+    """Make or replace entries, in order; return the refused by their place.
+
+    Keys and values come apart: ten thousand pairs would set the garbage collector going.
+    """
+    return _change(Command.MAP_UPDATE_BATCH, Command.MAP_UPDATE_ELEM, map_descriptor, keys, values)
 
 
 def delete_entries(map_descriptor: int, keys: Sequence[bytes]) -> dict[int, OSError]:
@@ -31,8 +34,7 @@ def delete_entries(map_descriptor: int, keys: Sequence[bytes]) -> dict[int, OSEr
 
     One that is not there is what was wanted.
     """
-    entries = [(key, b"") for key in keys]
-    refused = _change(Command.MAP_DELETE_BATCH, Command.MAP_DELETE_ELEM, map_descriptor, entries)
+    refused = _change(Command.MAP_DELETE_BATCH, Command.MAP_DELETE_ELEM, map_descriptor, keys, ())
     return {place: error for place, error in refused.items() if error.errno != errno.ENOENT}
 
 
@@ -94,17 +96,20 @@ def read_entries_at_once(map_descriptor: int, key_octets: int, value_octets: int
 
 
 def _change(
-    batch_command: Command, command: Command, map_descriptor: int, entries: Sequence[tuple[bytes, bytes]]
+    batch_command: Command,
+    command: Command,
+    map_descriptor: int,
+    keys: Sequence[bytes],
+    values: Sequence[bytes],
 ) -> dict[int, OSError]:
     """Change entries in batches; a batch ends before the first that is refused, which is tried alone."""
     refused: dict[int, OSError] = {}
-    keys = _Row([key for key, _ in entries])
-    values = _Row([value for _, value in entries])
+    key_row, value_row = _Row(keys), _Row(values)
     has_batches, start = True, 0
-    while start < len(entries):
-        left = len(entries) - start
+    while start < len(keys):
+        left = len(keys) - start
         if has_batches and left > 1:
-            batch = _batch(map_descriptor, left, keys.at(start), values.at(start))
+            batch = _batch(map_descriptor, left, key_row.at(start), value_row.at(start))
             try:
                 call_bpf(batch_command, batch)
             except OSError as error:
@@ -115,7 +120,7 @@ def _change(
             else:
                 break
         try:
-            call_bpf(command, _element(map_descriptor, keys.at(start), values.at(start)))
+            call_bpf(command, _element(map_descriptor, key_row.at(start), value_row.at(start)))
         except OSError as error:
             refused[start] = error
         start += 1

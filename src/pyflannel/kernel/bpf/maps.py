@@ -104,12 +104,12 @@ class TunnelMaps:
     def put_peers(self, peers: Sequence[BpfPeer]) -> dict[int, OSError]:
         """Make or replace entries as far as there is room; return the refused by their place."""
         descriptor = self._descriptors[PEERS.name]
-        entries = [(pack_subnet(peer.subnet), pack_peer(peer)) for peer in peers]
-        refused = update_entries(descriptor, entries)
+        keys, values = [pack_subnet(peer.subnet) for peer in peers], [pack_peer(peer) for peer in peers]
+        refused = update_entries(descriptor, keys, values)
         for place in [place for place, error in refused.items() if error.errno in _FULL]:
             # A full trie refuses even to replace (kernels before 6.13), and a wrong entry is worse than none.
-            delete_entries(descriptor, [entries[place][0]])
-            update_entries(descriptor, [entries[place]])
+            delete_entries(descriptor, [keys[place]])
+            update_entries(descriptor, [keys[place]], [values[place]])
             del refused[place]
         return refused
 
@@ -151,11 +151,11 @@ class TunnelMaps:
             OSError: there is no such link.
         """
         key, port = container.address.packed, pack_port(link_index(container.link))
-        refused = update_entries(self._descriptors[PORTS.name], [(key, port)])
+        refused = update_entries(self._descriptors[PORTS.name], [key], [port])
         if any(error.errno in _FULL for error in refused.values()):
             return
         _raise_any(refused)
-        _raise_any(update_entries(self._descriptors[MACS.name], [(key, pack_mac(container.mac))]))
+        _raise_any(update_entries(self._descriptors[MACS.name], [key], [pack_mac(container.mac)]))
 
     def remove_container(self, address: IPv4Address) -> None:
         """Remove an entry, if it is there.
@@ -181,7 +181,7 @@ class TunnelMaps:
         Raises:
             OSError: there is no such link.
         """
-        _raise_any(update_entries(self._descriptors[DEVICES.name], [(pack_port(link), pack_port(link))]))
+        _raise_any(update_entries(self._descriptors[DEVICES.name], [pack_port(link)], [pack_port(link)]))
 
     def counts(self) -> dict[Outcome, tuple[int, int]]:
         """Return packets and octets by outcome, since the maps were made.
