@@ -106,7 +106,7 @@ async def _time_table(count: int) -> TableCosts:
 
 
 async def _time_round(plan: State, operations: Sequence[Add]) -> tuple[float, float, float, float]:
-    """Fill a new table, and read it; return what asking, filling (also as processor time) and reading took."""
+    """Fill a new table, and read it; return what asking, filling, its processor time, and reading took."""
     gc.collect()
     target = BpfTarget(FastPath())
     try:
