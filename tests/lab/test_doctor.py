@@ -78,6 +78,30 @@ FAULTS = [
         fix="ip link delete flannel.7",
     ),
     Fault(
+        do="for rule in '-s 10.100.0.0/16 -d 10.100.0.0/16 -j RETURN'"
+        " '-s 10.100.0.0/16 ! -d 224.0.0.0/4 -j MASQUERADE'"
+        " '! -s 10.100.0.0/16 -d 10.100.0.0/16 -j MASQUERADE';"
+        " do iptables -t nat -A POSTROUTING $rule; done",
+        undo="iptables -t nat -F POSTROUTING",
+        code="left-by-original",
+        is_error=False,
+        evidence="iptables rule in nat POSTROUTING: -s 10.100.0.0/16 ! -d 224.0.0.0/4 -j MASQUERADE",
+        fix="iptables -t nat -D POSTROUTING -s 10.100.0.0/16 -d 10.100.0.0/16 -j RETURN;"
+        " iptables -t nat -D POSTROUTING -s 10.100.0.0/16 ! -d 224.0.0.0/4 -j MASQUERADE;"
+        " iptables -t nat -D POSTROUTING ! -s 10.100.0.0/16 -d 10.100.0.0/16 -j MASQUERADE",
+    ),
+    Fault(
+        do="iptables-legacy -t nat -N FLANNEL-POSTRTG; iptables-legacy -t nat -A FLANNEL-POSTRTG -j ACCEPT;"
+        " iptables-legacy -t nat -A POSTROUTING -m comment --comment 'flanneld masq' -j FLANNEL-POSTRTG",
+        undo="iptables-legacy -t nat -F; iptables-legacy -t nat -X",
+        code="left-by-original",
+        is_error=False,
+        evidence="iptables-legacy chain FLANNEL-POSTRTG in nat",
+        fix="iptables-legacy -t nat -D POSTROUTING"
+        ' -m comment --comment "flanneld masq" -j FLANNEL-POSTRTG;'
+        " iptables-legacy -t nat -F FLANNEL-POSTRTG; iptables-legacy -t nat -X FLANNEL-POSTRTG",
+    ),
+    Fault(
         do="sysctl -qw net/ipv4/conf/flannel.1/rp_filter=1;"
         " ip route add 10.100.250.0/28 via 10.10.10.77 proto static",
         undo="sysctl -qw net/ipv4/conf/flannel.1/rp_filter=0; ip route delete 10.100.250.0/28",
@@ -158,6 +182,22 @@ def test_a_fault_is_named_and_its_fix_mends_it(healthy: Host, fault: Fault) -> N
             assert fault.code not in {**examine(healthy)}
     finally:
         healthy.run(["sh", "-c", fault.undo], check=False)
+
+
+def test_rules_that_may_be_anybody_s_are_told_and_no_trouble(healthy: Host) -> None:
+    """An operator may want what the original's earlier releases wrote in the same words."""
+    pair = [("-s", "10.100.0.0/16"), ("-d", "10.100.0.0/16")]
+    for match in pair:
+        healthy.run(["iptables", "-A", "FORWARD", *match, "-j", "ACCEPT"])
+
+    found = examine(healthy)["rules-like-original"]
+
+    for match in pair:
+        healthy.run(["iptables", "-D", "FORWARD", *match, "-j", "ACCEPT"])
+    assert found["severity"] == "info"
+    assert found["evidence"][0] == "iptables rule in filter FORWARD: -s 10.100.0.0/16 -j ACCEPT"
+    assert found["fix"].startswith("iptables -t filter -D FORWARD -s 10.100.0.0/16 -j ACCEPT; ")
+    assert found["fix"].endswith("  # if they are nobody's")
 
 
 def test_people_read_the_cause_what_was_seen_and_what_to_type(healthy: Host) -> None:

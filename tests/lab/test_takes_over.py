@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -90,6 +91,68 @@ COMMIT
 """
 
 
+CHAINS_IPV6 = """
+*filter
+:FLANNEL-FWD - [0:0]
+-A FORWARD -m comment --comment "flanneld forward" -j FLANNEL-FWD
+-A FLANNEL-FWD -s fd00:5::/48 -m comment --comment "flanneld forward" -j ACCEPT
+COMMIT
+"""
+
+NFT = """
+table ip flannel-ipv4 { chain postrtg { type nat hook postrouting priority 100; meta mark 0x4000 return; }; }
+table ip6 flannel-ipv6 { chain forward { type filter hook forward priority 0; }; }
+"""
+"""Of release 0.28, of which some has IPv6 on, and some nftables."""
+
+FOREIGN_RULES = """
+*nat
+-A POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE
+-A POSTROUTING -s 10.100.0.0/16 -d 10.200.0.0/16 -j RETURN
+COMMIT
+*filter
+:FLANNELS -
+-A FORWARD -s 10.100.0.0/16 -j ACCEPT
+-A FORWARD -d 10.100.0.0/16 -j ACCEPT
+-A FORWARD -j FLANNELS
+COMMIT
+"""
+"""Of Docker and of an operator."""
+
+
+def seed_rules(network: str) -> str:
+    """Return what release 0.6 leaves in POSTROUTING when it is killed."""
+    return f"""
+*nat
+-A POSTROUTING -s {network} -d {network} -j RETURN
+-A POSTROUTING -s {network} ! -d 224.0.0.0/4 -j MASQUERADE
+-A POSTROUTING ! -s {network} -d {network} -j MASQUERADE
+COMMIT
+"""
+
+
+COMMENTED_RULES = """
+*nat
+-A POSTROUTING -s 10.99.0.0/16 -d 10.99.0.0/16 -m comment --comment "flanneld masq" -j RETURN
+-A POSTROUTING -s 10.99.0.0/16 ! -d 224.0.0.0/4 -m comment --comment "flanneld masq" -j MASQUERADE
+COMMIT
+*filter
+-A FORWARD -s 10.99.0.0/16 -m comment --comment "flanneld forward" -j ACCEPT
+COMMIT
+"""
+"""As releases before 0.20 leave them, of another network than today's."""
+
+FIRST_RULES = """
+*nat
+:FLANNEL -
+-A FLANNEL -d 10.100.0.0/16 -j ACCEPT
+-A FLANNEL ! -d 224.0.0.0/4 -j MASQUERADE
+-A POSTROUTING -s 10.100.0.0/16 -j FLANNEL
+COMMIT
+"""
+"""As releases before 0.6 leave them."""
+
+
 @pytest.fixture
 def host(overlay) -> Iterator[Host]:
     """A host with a lease that an original wrote, and one peer; clean again afterwards."""
@@ -129,6 +192,8 @@ def lay(host: Host, objects: str, fdb: str = "") -> None:
     if fdb:
         host.run(["bridge", "-batch", "-"], text=fdb)
     host.run(["iptables-restore", "--noflush"], text=CHAINS)
+    host.run(["ip6tables-restore", "--noflush"], text=CHAINS_IPV6)
+    host.run(["nft", "-f", "-"], text=NFT)
 
 
 def lay_device(host: Host, address: str, subnet: str, mac: str, *peers: tuple[str, str, str]) -> None:
@@ -182,7 +247,9 @@ def neighbours(host: Host) -> dict[str, str]:
 
 
 def chains(host: Host) -> list[str]:
-    return [line for line in host.run(["iptables-save"]).stdout.splitlines() if "FLANNEL" in line]
+    """Return all that filters by a name of the original's."""
+    shown = host.run(["sh", "-c", "iptables-save; ip6tables-save; nft list tables"]).stdout
+    return [line for line in shown.splitlines() if "FLANNEL" in line or re.match("table ip6? flannel", line)]
 
 
 def test_a_vxlan_device_is_kept_with_all_that_still_holds(overlay, host: Host) -> None:
@@ -201,6 +268,7 @@ def test_a_vxlan_device_is_kept_with_all_that_still_holds(overlay, host: Host) -
     assert neighbours(host) == {"10.100.32.0": PEER_MAC}
     assert fdb(host) == {PEER_MAC: "10.10.10.102"}
     assert not any("POSTRTG" in line for line in chains(host))
+    assert not any("fd00:5::" in line or "table ip" in line for line in chains(host))
     assert overlay.status(host).reconcile.repairs == 0
 
 
@@ -304,17 +372,99 @@ def test_cleanup_removes_what_an_original_left(overlay, host: Host) -> None:
     assert "removed iptables chain FLANNEL-FWD in filter" in said
 
 
+def rules(host: Host, program: str = "iptables") -> list[str]:
+    """Return the rules and chains, without counters."""
+    lines = host.run([f"{program}-save"]).stdout.splitlines()
+    return [line.split(" [")[0] for line in lines if not line.startswith("#")]
+
+
+def write_subnet_env(host: Host) -> None:
+    text = "FLANNEL_NETWORK=10.100.0.0/16\nFLANNEL_SUBNET=10.100.31.1/24\n"
+    host.run(["sh", "-c", "mkdir -p /run/flannel; cat >/run/flannel/subnet.env"], text=text)
+
+
+@pytest.mark.parametrize("program", ["iptables", "iptables-legacy"])
+def test_rules_of_every_release_go_and_all_others_stay(overlay, host: Host, program: str) -> None:
+    """In both kinds of iptables: the one that the host uses, and the one that it used once."""
+    restore = [f"{program}-restore", "--noflush"]
+    host.run(restore, text=FOREIGN_RULES)
+    before = rules(host, program)
+    for left in (seed_rules("10.100.0.0/16"), COMMENTED_RULES, FIRST_RULES, CHAINS):
+        host.run(restore, text=left)
+    write_subnet_env(host)
+
+    (found,) = [
+        one
+        for one in json.loads(host.flannelctl("--json", "doctor", check=False))["findings"]
+        if one["code"] == "left-by-original"
+    ]
+    said = host.flannelctl("--store", overlay.etcd.url, "cleanup")
+
+    assert f"{program} rule in nat POSTROUTING: -s 10.100.0.0/16 ! -d 224.0.0.0/4 -j MASQUERADE" in str(found)
+    assert f"removed {program} chain FLANNEL in nat, which the original flannel left" in said
+    assert (
+        f"removed {program} rule in filter FORWARD: -s 10.99.0.0/16"
+        ' -m comment --comment "flanneld forward" -j ACCEPT, which the original flannel left'
+    ) in said
+    assert rules(host, program) == before
+    assert f"kept {program} rule in filter FORWARD: -s 10.100.0.0/16 -j ACCEPT; the original's or" in said
+    host.run([program, "-F"])
+    host.run([program, "-X"])
+    host.run([program, "-t", "nat", "-F"])
+
+
+def test_doubtful_rules_go_on_order(overlay, host: Host) -> None:
+    """Those for a network that nothing on this host names any more."""
+    host.run(["iptables-restore", "--noflush"], text=FOREIGN_RULES)
+    before = rules(host)
+    host.run(["iptables-restore", "--noflush"], text=seed_rules("10.55.0.0/16"))
+    with_them = rules(host)
+
+    said = host.flannelctl("--store", overlay.etcd.url, "cleanup")
+    assert rules(host) == with_them
+    assert (
+        "kept iptables rule in nat POSTROUTING: -s 10.55.0.0/16 -d 10.55.0.0/16 -j RETURN; the orig" in said
+    )
+
+    host.flannelctl("--store", overlay.etcd.url, "cleanup", "--doubtful-rules")
+    assert rules(host) == before
+    host.run(["iptables", "-F"])
+    host.run(["iptables", "-X"])
+    host.run(["iptables", "-t", "nat", "-F"])
+
+
+def test_a_blackhole_of_the_original_s_is_named_and_goes(overlay, host: Host) -> None:
+    """That of the host's own subnet; no other."""
+    before = host.routes()
+    write_subnet_env(host)
+    host.run(["sh", "-c", "echo half >/run/flannel/.subnet.env"])
+    host.run(["ip", "route", "add", "blackhole", SUBNET])
+    host.run(["ip", "route", "add", "blackhole", "10.100.200.0/24"])
+
+    doctor = host.flannelctl("doctor", check=False)
+    said = host.flannelctl("--store", overlay.etcd.url, "cleanup")
+
+    assert f"route {SUBNET} proto 3" in doctor
+    assert f"removed route {SUBNET}, which the original flannel left" in said
+    assert "removed file /run/flannel/.subnet.env" in said
+    host.run(["ip", "route", "delete", "blackhole", "10.100.200.0/24"])
+    assert host.routes() == before
+
+
 def test_what_an_original_uses_is_left_to_it(overlay, host: Host) -> None:
     """It runs beside us in another network, say."""
     set_backend(overlay, "host-gw")
     host.run(["ip", "-batch", "-"], text=VXLAN.partition("neigh")[0])
+    host.run(["iptables-restore", "--noflush"], text=COMMENTED_RULES)
     with running_original(host):
         said = host.flannelctl("--store", overlay.etcd.url, "cleanup")
 
         assert "kept link flannel.1 of the flanneld with pid" in said
+        assert "-j RETURN; of the flanneld with pid" in said
         assert link(host, "flannel.1")
     host.flannelctl("--store", overlay.etcd.url, "cleanup")
     assert not link(host, "flannel.1")
+    assert not rules(host)
 
 
 class running_original:

@@ -39,6 +39,7 @@ class Cleanup:
     Attributes:
         store_url: where our lease is; None for the store of the daemon that runs, or else of the environment.
         node_id: our identity, where it was given to the daemon instead of kept.
+        doubtful_rules: filter rules that may be an original flannel's or anybody's go too.
         keep_lease: the host goes on under another program with the same subnet; the identity stays too.
     """
 
@@ -46,6 +47,7 @@ class Cleanup:
     store_url: str | None = None
     node_id: str | None = None
     keep_lease: bool = False
+    doubtful_rules: bool = False
 
 
 async def clean_up(cleanup: Cleanup, environ: Mapping[str, str]) -> CleanupReport:
@@ -70,13 +72,14 @@ async def clean_up(cleanup: Cleanup, environ: Mapping[str, str]) -> CleanupRepor
         report.kept.append(f"unit {unit}; if it is enabled, `systemctl disable {unit}` before the next boot")
     was_here = places.run_dir.exists()  # the lock makes it
     with RunLock(str(places.lock), "flannelctl cleanup"):  # no daemon starts meanwhile
-        removal = await remove_objects(places, footing)
+        removal = await remove_objects(places, footing, doubtful_rules=cleanup.doubtful_rules)
         report.removed.extend(removal.removed)
         report.kept.extend(removal.kept)
         report.problems.extend(removal.problems)
         _remove_files(
             report,
             places.subnet_file,
+            places.subnet_file.with_name(f".{places.subnet_file.name}"),  # an original was killed writing it
             places.device_file,
             places.control_socket,
             places.run_dir / SOCKET_NAME,
@@ -167,4 +170,5 @@ def _remove_directory(path: Path, report: CleanupReport) -> None:
     except FileNotFoundError:
         pass
     except OSError:
-        report.kept.append(f"directory {path}, which holds other files")
+        others = ", ".join(sorted(entry.name for entry in path.glob("*")))
+        report.kept.append(f"directory {path}, which holds other files: {others}")

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from pyflannel.assembly.footing import footing_of, status_of_host
+from pyflannel.assembly.footing import footing_of, known_networks, status_of_host
 from pyflannel.assembly.places import Places
 from pyflannel.errors import FlannelError
 from pyflannel.kernel.bpf.fast_path import FastPath
@@ -11,6 +11,7 @@ from pyflannel.kernel.host_settings import forward_chains, forwards, is_strict, 
 from pyflannel.kernel.interfaces import KernelInterfaces
 from pyflannel.kernel.iptables import IptablesTarget
 from pyflannel.kernel.nftables import NftTarget
+from pyflannel.kernel.saved_rules import read_rules
 from pyflannel.kernel.survey import survey
 from pyflannel.model.bpf_program import BpfProgram
 from pyflannel.model.finding import Finding
@@ -18,6 +19,7 @@ from pyflannel.model.footing import Footing
 from pyflannel.model.interface import Interfaces
 from pyflannel.model.state import Item, State
 from pyflannel.plan.doctor import Observed, findings
+from pyflannel.plan.left_rules import rules_left
 from pyflannel.processes.holders import find_original
 
 
@@ -29,8 +31,8 @@ async def examine(places: Places) -> tuple[Finding, ...]:
     """
     status = await status_of_host(places)
     footing = await footing_of(places, status)
-    items, rules, interfaces, programs = await asyncio.gather(
-        survey(), _filter_rules(), _interfaces(), _programs(places)
+    items, rules, saved, interfaces, programs = await asyncio.gather(
+        survey(), _filter_rules(), read_rules(), _interfaces(), _programs(places)
     )
     unread: list[Finding] = []
     try:
@@ -46,6 +48,7 @@ async def examine(places: Places) -> tuple[Finding, ...]:
         claimed=places.device(),
         original=find_original(),
         items=(*items, *rules),
+        left_rules=rules_left(saved, known_networks(places, footing)),
         forwards=forwards(),
         strict=frozenset(one.name for one in interfaces.interfaces if is_strict(one.name)),
         dropping=dropping,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import assert_never
 
+from pyflannel.assembly.footing import known_networks
 from pyflannel.assembly.places import Places
 from pyflannel.engine.targets import Targets
 from pyflannel.errors import BusyError, FlannelError
@@ -16,6 +17,7 @@ from pyflannel.kernel.device_claim import DeviceClaim
 from pyflannel.kernel.iptables import IptablesTarget
 from pyflannel.kernel.linux import LinuxTarget
 from pyflannel.kernel.nftables import NftTarget
+from pyflannel.kernel.saved_rules import read_rules, remove_rules
 from pyflannel.kernel.stray_next_hops import remove_next_hops
 from pyflannel.kernel.survey import survey
 from pyflannel.model.address import Address
@@ -34,9 +36,11 @@ from pyflannel.model.nft_table import NftTable
 from pyflannel.model.operation import Remove
 from pyflannel.model.route import Route
 from pyflannel.model.route_protocol import DEVICES, route_protocol
+from pyflannel.model.saved_rules import LeftRules
 from pyflannel.model.state import Item, State
 from pyflannel.plan.describe import name
 from pyflannel.plan.diff import diff
+from pyflannel.plan.left_rules import rules_left
 from pyflannel.plan.leftovers import left_by_original
 from pyflannel.plan.order import order
 from pyflannel.plan.ownership import ours
@@ -57,10 +61,11 @@ class Removal:
     problems: list[str] = field(default_factory=list)
 
 
-async def remove_objects(places: Places, footing: Footing) -> Removal:
+async def remove_objects(places: Places, footing: Footing, *, doubtful_rules: bool = False) -> Removal:
     """Remove the forwarder, every kernel object of ours, and, for the usual daemon, what the original left.
 
-    One after the other, so that one that does not answer hides nothing of the rest. No daemon may run.
+    One after the other, so that one that does not answer hides nothing of the rest. No daemon may run. Filter
+    rules that may be the original's or anybody's go where `doubtful_rules` says so.
     """
     done = Removal()
     with ExitStack() as opened:
@@ -89,6 +94,8 @@ async def remove_objects(places: Places, footing: Footing) -> Removal:
             await _remove_next_hops(route_protocol(device), done)
         if places.mark == MARK:
             await _remove_originals(linux, footing, done)
+            networks = known_networks(places, footing)
+            await _remove_rules(rules_left(await read_rules(), networks), done, doubtful_rules)
     return done
 
 
@@ -159,6 +166,25 @@ async def _remove_originals(linux: LinuxTarget, footing: Footing, done: Removal)
     gone = [item for item in found if Remove(item) not in refused]
     done.removed.extend(f"{line}, which the original flannel left" for line in in_lines(gone))
     done.problems.extend(f"{refusal.cause}. {refusal.hint}" for refusal in refusals)
+
+
+async def _remove_rules(left: Iterable[LeftRules], done: Removal, takes_doubtful: bool) -> None:
+    """Remove the rules that an original left; those that it may have left only where that was asked for."""
+    pid = find_original()
+    for one in left:
+        if pid is not None:
+            done.kept.extend(f"{line}; of the flanneld with pid {pid}, which runs" for line in one.shown)
+        elif not one.is_sure and not takes_doubtful:
+            done.kept.extend(
+                f"{line}; the original's or anybody's, goes with --doubtful-rules" for line in one.shown
+            )
+        else:
+            try:
+                await remove_rules(one)
+            except FlannelError as error:
+                done.problems.append(f"{error}. {error.hint}")
+            else:
+                done.removed.extend(f"{line}, which the original flannel left" for line in one.shown)
 
 
 def in_lines(items: Iterable[Item]) -> Iterator[str]:

@@ -1,47 +1,37 @@
 """The Target that is iptables, whichever of its two kinds the host has."""
 
 import logging
-import re
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from pyflannel.errors import TargetError, WireError
-from pyflannel.kernel.program import MissingProgramError, Ran, run_program
+from pyflannel.kernel.iptables_programs import (
+    PROGRAMS,
+    LockHeldError,
+    Version,
+    read_saved,
+    restore,
+    tidy,
+    version_of,
+)
+from pyflannel.kernel.program import MissingProgramError
 from pyflannel.kernel.rule_dump import RuleDump
-from pyflannel.kernel.xtables_lock import LOCK, lock_holder
 from pyflannel.model.filter_rule import FilterRule, Masquerade
 from pyflannel.model.iptables_chain import Family, IptablesChain
 from pyflannel.model.operation import Add, Operation, Refusal, Remove, Replace
 from pyflannel.model.state import State
 from pyflannel.wire.iptables_restore import format_chain, format_removal
-from pyflannel.wire.iptables_save import (
-    SavedTables,
-    chains_of,
-    drops_forwarded,
-    is_unused_hook,
-    parse_save,
-)
+from pyflannel.wire.iptables_save import SavedTables, chains_of, drops_forwarded
 
 log = logging.getLogger(__name__)
 
 RESYNC_S = 5.0
 
-_LOCK_WAIT_S = 1
-"""So long a change waits for the xtables lock; other repairs wait meanwhile."""
-
-_PROGRAMS: Mapping[Family, str] = {4: "iptables", 6: "ip6tables"}
-_NFT_FAMILIES: Mapping[Family, str] = {4: "ip", 6: "ip6"}
-_MODERN = (1, 6, 2)
-"""The first version that waits for the lock in iptables-restore, and masquerades fully random."""
-
 _MISSING_HINT = (
     "Install iptables; or set EnableNFTables in the network config; or leave --ip-masq out and write"
     " --iptables-forward-rules=false."
 )
-
-
-class _LockHeldError(TargetError):
-    """Another program holds the xtables lock."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,12 +44,6 @@ class _Seen:
     error: TargetError | None = field(default=None, compare=False)
 
 
-@dataclass(frozen=True, slots=True)
-class _Version:
-    number: tuple[int, ...]
-    is_nft: bool
-
-
 class IptablesTarget:
     """A Target for IptablesChain items.
 
@@ -69,8 +53,8 @@ class IptablesTarget:
 
     def __init__(self, resync_s: float = RESYNC_S) -> None:
         self._dump = RuleDump(self._read, resync_s)
-        self._families = frozenset(_PROGRAMS)
-        self._versions: dict[Family, _Version] = {}
+        self._families = frozenset(PROGRAMS)
+        self._versions: dict[Family, Version] = {}
 
     def close(self) -> None:
         """Let go of the notifications."""
@@ -107,14 +91,14 @@ class IptablesTarget:
 
     async def _apply(self, operations: Sequence[Operation], seen: Mapping[Family, _Seen]) -> list[Refusal]:
         refusals: list[Refusal] = []
-        held: _LockHeldError | None = None
+        held: LockHeldError | None = None
         for operation in operations:
             try:
                 if held is not None:
                     raise held
                 await self._perform(operation, seen)
             except TargetError as error:
-                held = error if isinstance(error, _LockHeldError) else None
+                held = error if isinstance(error, LockHeldError) else None
                 refusals.append(Refusal(operation=operation, cause=str(error), hint=error.hint))
         return refusals
 
@@ -133,12 +117,9 @@ class IptablesTarget:
 
     async def _read_family(self, family: Family) -> _Seen:
         try:
-            ran = await run_program(f"{_PROGRAMS[family]}-save")
-            if ran.status:
-                raise _failed(f"{_PROGRAMS[family]}-save", ran)
-            saved = parse_save(ran.output)
+            saved = await read_saved(PROGRAMS[family])
         except MissingProgramError:
-            return _Seen(error=MissingProgramError(_PROGRAMS[family], hint=_MISSING_HINT))
+            return _Seen(error=MissingProgramError(PROGRAMS[family], hint=_MISSING_HINT))
         except TargetError as error:
             return _Seen(error=error)
         except WireError as error:
@@ -158,23 +139,19 @@ class IptablesTarget:
         return replace(chain, rules=rules)
 
     async def _is_modern(self, family: Family) -> bool:
-        return (await self._version(family)).number >= _MODERN
+        return (await self._version(family)).is_modern
 
-    async def _version(self, family: Family) -> _Version:
+    async def _version(self, family: Family) -> Version:
         """Return the version of iptables; the newest is assumed as long as it does not tell."""
         known = self._versions.get(family)
-        if known is not None:
-            return known
-        try:
-            ran = await run_program(_PROGRAMS[family], "--version")
-        except TargetError:
-            return _Version(_MODERN, is_nft=False)
-        number = re.search(r"v(\d+(?:\.\d+)*)", ran.output)
-        parts = tuple(int(part) for part in number[1].split(".")) if number else _MODERN
-        if parts < _MODERN:
-            log.warning("%s: no random ports for masqueraded packets", ran.output.strip())
-        self._versions[family] = _Version(parts, "nf_tables" in ran.output)
-        return self._versions[family]
+        if known is None:
+            known = await version_of(PROGRAMS[family])
+            if known is None:
+                return Version()
+            if not known.is_modern:
+                log.warning("%s: no random ports for masqueraded packets", known.text)
+            self._versions[family] = known
+        return known
 
     async def _perform(self, operation: Operation, seen: Mapping[Family, _Seen]) -> None:
         match operation:
@@ -190,39 +167,12 @@ class IptablesTarget:
 
     async def _remove(self, chain: IptablesChain, seen: _Seen) -> None:
         await self._restore(chain.family, format_removal(chain, _saved(seen)))
-        await self._tidy(chain)
+        if (await self._version(chain.family)).is_nft:  # a table of legacy iptables stays with the namespace
+            with suppress(TargetError, WireError):
+                await tidy(PROGRAMS[chain.family], chain.family, chain.table, chain.hook)
 
     async def _restore(self, family: Family, transaction: str) -> None:
-        program = f"{_PROGRAMS[family]}-restore"
-        waiting = [f"--wait={_LOCK_WAIT_S}"] if await self._is_modern(family) else []
-        ran = await run_program(program, "--noflush", *waiting, given=transaction)
-        if not ran.status:
-            return
-        if "xtables lock" in ran.complaint:
-            holder = lock_holder()
-            raise _LockHeldError(
-                f"{holder or 'another program'} holds the xtables lock ({LOCK})",
-                hint="It is tried again every few seconds; end the program if it hangs.",
-            )
-        raise _failed(program, ran)
-
-    async def _tidy(self, chain: IptablesChain) -> None:
-        """Take away what iptables made in nf_tables for our chain: the built-in chain, the table, if unused.
-
-        Both are deleted only as long as they are empty, so that nobody's rules go with them.
-        """
-        if not (await self._version(chain.family)).is_nft:
-            return  # a table of legacy iptables stays for as long as the network namespace
-        seen = await self._read_family(chain.family)
-        if is_unused_hook(seen.saved, chain):
-            await run_program(_PROGRAMS[chain.family], "-t", chain.table, "-X", chain.hook)
-        family = _NFT_FAMILIES[chain.family]
-        try:
-            table = await run_program("nft", "list", "table", family, chain.table)
-            if not table.status and table.output.split() == ["table", family, chain.table, "{", "}"]:
-                await run_program("nft", "delete", "table", family, chain.table)
-        except MissingProgramError:
-            return
+        await restore(PROGRAMS[family], transaction, await self._version(family))
 
 
 def _saved(seen: _Seen) -> SavedTables:
@@ -242,10 +192,3 @@ def _less_random(rule: FilterRule) -> FilterRule:
     if not isinstance(rule.verdict, Masquerade):
         return rule
     return replace(rule, verdict=Masquerade(is_fully_random=False))
-
-
-def _failed(program: str, ran: Ran) -> TargetError:
-    return TargetError(
-        f"{program} failed: {ran.cause}",
-        hint="Run flanneld as root, or with CAP_NET_ADMIN (legacy iptables: CAP_NET_RAW too); see dmesg.",
-    )

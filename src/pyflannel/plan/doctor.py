@@ -15,6 +15,7 @@ from pyflannel.model.iptables_chain import IptablesChain
 from pyflannel.model.link import Link
 from pyflannel.model.nft_table import NftTable
 from pyflannel.model.route import Route
+from pyflannel.model.saved_rules import LeftRules
 from pyflannel.model.state import Item
 from pyflannel.model.status import Status
 from pyflannel.plan.describe import name
@@ -35,6 +36,7 @@ class Observed:
         claimed: the name that the daemon claims; None where no daemon of ours has been.
         original: process id of an original flanneld that runs here.
         items: all links, all routes of the main table, and the filter rules with names of flannel's.
+        left_rules: other filter rules that an original left, or may have left.
         forwards: IPv4 packets are forwarded; None when that is not known.
         strict: links whose reverse path is filtered strictly.
         dropping: chains that drop what they do not accept.
@@ -47,6 +49,7 @@ class Observed:
     claimed: str | None = None
     original: int | None = None
     items: tuple[Item, ...] = ()
+    left_rules: tuple[LeftRules, ...] = ()
     forwards: bool | None = True
     strict: frozenset[str] = frozenset()
     dropping: tuple[ForwardChain, ...] = ()
@@ -65,6 +68,7 @@ def findings(seen: Observed) -> tuple[Finding, ...]:
         _left_programs,
         _strangers,
         _leftovers,
+        _doubtful_rules,
         _unplanned_routes,
         _reverse_path,
         _port_mtus,
@@ -222,23 +226,39 @@ def _leftovers(seen: Observed) -> Iterator[Finding]:
     if seen.claimed is None and not seen.status.is_live:
         rules = (item for item in seen.items if isinstance(item, IptablesChain | NftTable))
         left += [item for item in rules if item.device == FIRST_DEVICE]
-    if left and seen.original is not None:
+    sure = [one for one in seen.left_rules if one.is_sure]
+    shown = [*(_shown(item) for item in left), *(line for one in sure for line in one.shown)]
+    if shown and seen.original is not None:
         yield Finding(
             code="original-runs",
             severity="warning",
             cause=f"an original flanneld runs on this host, pid {seen.original}, and has these",
-            evidence=_some([_shown(item) for item in left]),
+            evidence=_some(shown),
             fix=f"kill {seen.original}  # if it is to go; then flannelctl doctor once more",
         )
-    elif left:
+    elif shown:
         commands = [command for item in left if (command := _removal(item))]
+        commands += [command for one in sure for command in one.commands]
         is_ours_here = seen.claimed is not None or seen.status.is_live
         yield Finding(
             code="left-by-original",
             severity="warning",
-            cause="another flannel left these here, and they may draw packets away",
-            evidence=_some([_shown(item) for item in left]),
+            cause="another flannel left these here, and they may draw packets away or change them",
+            evidence=_some(shown),
             fix="; ".join(commands[:_NAMED]) if is_ours_here else "flannelctl cleanup",
+        )
+
+
+def _doubtful_rules(seen: Observed) -> Iterator[Finding]:
+    doubtful = [one for one in seen.left_rules if not one.is_sure]
+    if doubtful and seen.original is None:
+        commands = [command for one in doubtful for command in one.commands]
+        yield Finding(
+            code="rules-like-original",
+            severity="info",
+            cause="another flannel may have left these filter rules, or somebody else wants them",
+            evidence=_some([line for one in doubtful for line in one.shown]),
+            fix=f"{'; '.join(commands[:_NAMED])}  # if they are nobody's",
         )
 
 

@@ -72,7 +72,7 @@ def _is_originals_link(link: Link) -> bool:
 
 
 def _is_originals_route(route: Route, footing: Footing) -> bool:
-    return (
+    return _is_originals_blackhole(route, footing) or (
         is_within(route, footing)
         and footing.subnet is not None
         and route.destination.prefixlen == footing.subnet.prefixlen
@@ -80,5 +80,15 @@ def _is_originals_route(route: Route, footing: Footing) -> bool:
         and route.kind == "unicast"
         and route.gateway is not None
         and route.link == footing.underlay
+        and route.metric == 0
+    )
+
+
+def _is_originals_blackhole(route: Route, footing: Footing) -> bool:
+    """Return whether it is the route that keeps what no bridge wants of the subnet from the default route."""
+    return (
+        route.destination == footing.subnet
+        and route.kind == "blackhole"
+        and route.protocol == PROTOCOL_BOOT
         and route.metric == 0
     )

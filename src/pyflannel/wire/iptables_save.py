@@ -82,10 +82,9 @@ def drops_forwarded(tables: SavedTables) -> bool:
     return _target(rule_words(hook.rules[deciding])) in ("DROP", "REJECT")
 
 
-def is_unused_hook(tables: SavedTables, chain: IptablesChain) -> bool:
-    """Return whether the built-in chain that jumps to ours does nothing at all."""
-    hook = tables.get(chain.table, {}).get(chain.hook)
-    return hook is not None and hook == SavedChain("ACCEPT")
+def is_unused_hook(tables: SavedTables, table: str, hook: str) -> bool:
+    """Return whether a built-in chain does nothing at all."""
+    return tables.get(table, {}).get(hook) == SavedChain("ACCEPT")
 
 
 def jump_of(chains: Mapping[str, SavedChain], table: IptablesTable, name: str) -> Jump:

@@ -17,6 +17,11 @@ from pyflannel.doors.ctl.output import print_json
 @click.command()
 @click.option("--keep-lease", is_flag=True, help="Leave the lease, so that another program takes it over.")
 @click.option(
+    "--doubtful-rules",
+    is_flag=True,
+    help="Remove filter rules, too, that may be an original flannel's or anybody's.",
+)
+@click.option(
     "--node-id", metavar="ID", envvar="FLANNELD_NODE_ID", help="The identity that the daemon was given."
 )
 @run_dir_option
@@ -26,6 +31,7 @@ from pyflannel.doors.ctl.output import print_json
 def cleanup(
     invocation: Invocation,
     keep_lease: bool,
+    doubtful_rules: bool,
     node_id: str | None,
     run_dir: Path,
     state_dir: Path,
@@ -41,6 +47,7 @@ def cleanup(
         store_url=invocation.store_url,
         node_id=node_id,
         keep_lease=keep_lease,
+        doubtful_rules=doubtful_rules,
     )
     report = asyncio.run(clean_up(work, os.environ))
     if invocation.wants_json:
