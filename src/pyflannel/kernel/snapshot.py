@@ -10,12 +10,13 @@ import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv6Network
-from typing import Generic, TypeVar
+from typing import TypeVar
 
 from pyflannel.kernel.interest import Interest
 from pyflannel.kernel.items import address_of, fdb_entry_of, gathered, link_of, neighbour_of, route_of
 from pyflannel.kernel.netlink_socket import RequestSocket
 from pyflannel.kernel.offloads import has_gro, offloads_checksums
+from pyflannel.kernel.remembered import Remembered
 from pyflannel.model.fdb_entry import FdbEntry
 from pyflannel.model.item_map import ItemMap
 from pyflannel.model.link import Link
@@ -78,9 +79,9 @@ class SnapshotReader:
 
     def __init__(self, requests: RequestSocket) -> None:
         self._requests = requests
-        self._routes = _Remembered[Route]()
-        self._neighbours = _Remembered[Neighbour]()
-        self._fdb = _Remembered[FdbEntry]()
+        self._routes = Remembered[Route]()
+        self._neighbours = Remembered[Neighbour]()
+        self._fdb = Remembered[FdbEntry]()
 
     async def read(self, interest: Interest) -> Snapshot:
         """Return what concerns the plan, as it is now.
@@ -133,52 +134,6 @@ class SnapshotReader:
             return _planned(route_of(record, links.names), interest.desired)
 
         return await self._requests.dump(dump_routes(family), self._routes.reader(make))
-
-
-class _Remembered(Generic[_Item]):
-    """What messages of one sort were made into when they came last, by the hash of what lasts of their body.
-
-    Python's hash of octets has 64 bits and a secret: that two of a million messages share one is less likely
-    than that the memory errs.
-    """
-
-    def __init__(self) -> None:
-        self._made: dict[int, _Item] = {}
-        self._before: dict[int, _Item] = {}
-        self._come = 0
-        self._links: Mapping[int, str] = {}
-        self._names: frozenset[str] = frozenset()
-
-    def begin(self, links: Mapping[int, str]) -> None:
-        """Begin another look; only what is on these links is remembered, as their names are known to stay."""
-        if links != self._links:
-            self._links, self._names = links, frozenset(links.values()) | {""}
-            self._made = {}
-        elif self._come < len(self._made):  # in the last look; what does not come in this one is forgotten
-            self._before, self._made = self._made, {}
-        self._come = 0
-
-    def end(self) -> None:
-        """End the look."""
-        self._before = {}
-
-    def reader(
-        self, make: Callable[[bytes], _Item | None], lasting: Callable[[bytes], bytes] = bytes
-    ) -> Callable[[bytes], _Item | None]:
-        """Return what reads a dump; `make` is asked about what is new, and what it made nothing of."""
-
-        def read(body: bytes) -> _Item | None:
-            part = hash(lasting(body))
-            item = self._made.get(part)
-            if item is None:
-                item = self._before.get(part) or make(body)
-                if item is None or item.link not in self._names:
-                    return item
-                self._made[part] = item
-            self._come += 1
-            return item
-
-        return read
 
 
 async def _take(items: ItemMap[Item], found: Sequence[Item]) -> None:

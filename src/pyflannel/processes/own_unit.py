@@ -2,7 +2,6 @@
 
 import os
 import secrets
-import shutil
 from collections.abc import Mapping
 
 from pyflannel.errors import TargetError
@@ -23,7 +22,11 @@ def own_unit(name: str, description: str, environ: Mapping[str, str] = os.enviro
 
     Source: SYSTEMD_EXEC_PID of systemd.exec(5), since version 248.
     """
-    if environ.get("SYSTEMD_EXEC_PID") != str(os.getpid()) or shutil.which(_SYSTEMD_RUN) is None:
+    if environ.get("SYSTEMD_EXEC_PID") != str(os.getpid()):
+        return []
+    from shutil import which  # half a megabyte that nobody else needs
+
+    if which(_SYSTEMD_RUN) is None:
         return []
     return [
         _SYSTEMD_RUN,

@@ -7,10 +7,10 @@ import pytest
 
 SCRIPT = """
 import sys
-from pyflannel.assembly.openssl import leave_out_openssl
-leave_out_openssl(sys.argv[1:], {})
+from pyflannel.assembly.optional_libraries import leave_out_optional_libraries
+leave_out_optional_libraries(sys.argv[1:], {})
 import pyflannel.assembly.embedded_store, pyflannel.assembly.etcd_store, pyflannel.programs.flanneld_run
-print(*(name for name in ("ssl", "_ssl", "_hashlib") if sys.modules.get(name)))
+print(*(name for name in ("ssl", "_ssl", "_hashlib", "typing_extensions") if sys.modules.get(name)))
 """
 
 

@@ -1,7 +1,7 @@
-"""OpenSSL, where nobody speaks TLS: left out of the process, of which it would take an eighth of the memory.
+"""What others load where it is installed, and do without where it is not: left out of the daemon.
 
-asyncio, the gRPC client and hashlib load it with themselves where it is there, and do without it where it is
-not. So this comes before any of them.
+OpenSSL takes an eighth of its memory; asyncio, the gRPC client and hashlib load it, whether or not anybody
+speaks TLS. msgspec loads typing_extensions, which development tools bring along. So this comes before them.
 """
 
 import sys
@@ -13,13 +13,14 @@ from pyflannel.assembly.store_flags import chosen_store
 from pyflannel.errors import UsageError
 from pyflannel.wire.go_flags import read_words
 
-_MODULES = ("ssl", "_ssl", "_hashlib")
+_NEVER_NEEDED = ("typing_extensions",)
+_OPENSSL = ("ssl", "_ssl", "_hashlib")
 
 
-def leave_out_openssl(arguments: Sequence[str], environment: Mapping[str, str]) -> None:
-    """Let OpenSSL be missing in this process, unless what flanneld is asked for needs it."""
-    if not _needs_openssl(arguments, environment):
-        sys.modules.update(dict.fromkeys(_MODULES))  # type: ignore[arg-type]
+def leave_out_optional_libraries(arguments: Sequence[str], environment: Mapping[str, str]) -> None:
+    """Let them be missing in this process, unless what flanneld is asked for needs them."""
+    missing = _NEVER_NEEDED if _needs_openssl(arguments, environment) else _NEVER_NEEDED + _OPENSSL
+    sys.modules.update(dict.fromkeys(missing))  # type: ignore[arg-type]
 
 
 def _needs_openssl(arguments: Sequence[str], environment: Mapping[str, str]) -> bool:

@@ -1,0 +1,89 @@
+"""What was made of a message is made once, and only what is as it was is known again."""
+
+from dataclasses import dataclass
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyflannel.kernel.remembered import Remembered
+
+LINKS = {1: "flannel.1"}
+
+
+@dataclass(frozen=True)
+class Thing:
+    link: str
+    text: bytes
+
+
+class Look:
+    """What reads dumps, and what it was asked to make."""
+
+    def __init__(self) -> None:
+        self.remembered = Remembered[Thing]()
+        self.made: list[bytes] = []
+
+    def make(self, body: bytes) -> Thing | None:
+        self.made.append(body)
+        return None if body.startswith(b"x") else Thing(link=LINKS[1], text=body)
+
+    def __call__(self, *bodies: bytes, links: dict[int, str] = LINKS) -> list[Thing | None]:
+        self.made = []
+        self.remembered.begin(links)
+        found = [*map(self.remembered.reader(self.make), bodies)]
+        self.remembered.end()
+        return found
+
+
+bodies = st.lists(st.sampled_from([b"a", b"b", b"c", b"d", b"x", b"xx"]), unique=True)
+
+
+@given(st.lists(bodies, max_size=5))
+def test_whatever_comes_in_whatever_order_is_read_right_and_made_once(looks: list[list[bytes]]) -> None:
+    look, before = Look(), dict[bytes, Thing]()
+    for messages in looks:
+        found = look(*messages)
+
+        assert [None if one is None else one.text for one in found] == [
+            None if body.startswith(b"x") else body for body in messages
+        ]
+        assert all(one is before[one.text] for one in found if one is not None and one.text in before)
+        assert not set(look.made) & before.keys()
+        before = {one.text: one for one in found if one is not None}
+
+
+def test_what_did_not_come_in_a_look_is_forgotten() -> None:
+    look = Look()
+    look(b"a", b"b")
+    look(b"b")
+
+    look(b"a", b"b")
+
+    assert look.made == [b"a"]
+
+
+def test_only_what_is_on_known_links_is_remembered() -> None:
+    """A link that is not known may have another name by the next look; so may all, when one was renamed."""
+    look = Look()
+    look(b"a", links={1: "another"})
+    look(b"a", links={1: "another"})
+    assert look.made == [b"a"]
+    look(b"a")
+    look(b"a")
+    assert look.made == []
+
+    look(b"a", links={1: "flannel.1", 2: "eth0"})
+
+    assert look.made == [b"a"]
+
+
+def test_two_messages_that_last_alike_are_one() -> None:
+    """The ages of an entry's last uses differ each time."""
+    look = Look()
+    for body in (b"a1", b"a2"):
+        look.made = []
+        look.remembered.begin(LINKS)
+        look.remembered.reader(look.make, lambda body: body[:1])(body)
+        look.remembered.end()
+
+    assert look.made == []
