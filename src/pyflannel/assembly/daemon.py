@@ -14,7 +14,7 @@ from pyflannel.engine.liveness import Liveness
 from pyflannel.engine.network_follower import NetworkFollower
 from pyflannel.engine.readiness import Readiness
 from pyflannel.engine.reconciler import AUDIT_S
-from pyflannel.kernel.allocator import give_back_large_blocks
+from pyflannel.kernel.allocator import give_back, keep_large_blocks_apart
 from pyflannel.kernel.clock import BoottimeClock
 from pyflannel.kernel.lock import RunLock
 from pyflannel.kernel.notify import notify, watchdog_s
@@ -85,7 +85,7 @@ class Daemon:
             FlannelError: it cannot run on this host at all.
         """
         options = self._options
-        give_back_large_blocks()
+        keep_large_blocks_apart()
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._liveness.run(), name="liveness")
@@ -119,13 +119,18 @@ class Daemon:
         self, name: str, places: Places, store: Store, store_url: str, notify: Callable[[str], object]
     ) -> None:
         with self._liveness.watched() as alive:
+
+            def turn() -> None:
+                alive()
+                give_back()  # what the pass needed
+
             network = await open_network(
                 options=self._options,
                 places=places,
                 store=store,
                 store_url=store_url,
                 notify=notify,
-                alive=alive,
+                alive=turn,
                 audit_s=min(AUDIT_S, self._liveness.pause_s),
             )
             self._running[name] = network

@@ -1,4 +1,4 @@
-"""The C library's memory allocator, told to give back what a look or a listing needed for a moment."""
+"""The memory allocator of the C library, told to give back what was needed for a moment; others are let be."""
 
 import contextlib
 import ctypes
@@ -14,10 +14,17 @@ It would move the bound up to the largest block that was freed; what ten thousan
 comes from the heap and leaves holes there.
 """
 
+_LIBRARY = ctypes.CDLL(None)
 
-def give_back_large_blocks() -> None:
-    """Keep large blocks out of the heap, and all threads in one; other C libraries are left as they are."""
+
+def keep_large_blocks_apart() -> None:
+    """Keep large blocks out of the heap, and those of all threads in one."""
     with contextlib.suppress(AttributeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(_M_MMAP_THRESHOLD, _LARGE)
-        mallopt(_M_ARENA_MAX, 1)
+        _LIBRARY.mallopt(_M_MMAP_THRESHOLD, _LARGE)
+        _LIBRARY.mallopt(_M_ARENA_MAX, 1)
+
+
+def give_back() -> None:
+    """Give the holes of the heap back; it takes a fifth of a millisecond when there are many."""
+    with contextlib.suppress(AttributeError):
+        _LIBRARY.malloc_trim(0)
