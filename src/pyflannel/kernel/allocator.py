@@ -1,4 +1,4 @@
-"""The memory allocator of the C library, told to give back what was needed for a moment; others are let be."""
+"""The memory allocator of the C library, told to give back what a moment needed; others are let be."""
 
 import contextlib
 import ctypes
