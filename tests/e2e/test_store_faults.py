@@ -159,7 +159,7 @@ class TestStoreAway:
     def test_away_for_longer_than_leases_last(
         self, new_network: NewNetwork, pinging: Pinging, long_run: bool, how: str
     ) -> None:
-        """Every subnet is its host's again, and the path between them was never lost."""
+        """Every subnet is its host's again, news are heard, and the path between them was never lost."""
         if how == "killed" and not long_run:
             pytest.skip("needs --long")  # etcd then gives all leases their time anew: the milder case
         network = new_network("docker1", "docker4", config=None)
@@ -184,6 +184,9 @@ class TestStoreAway:
                 )
             for name in network.hosts:
                 wait_all_known(network, name, before)
+            network.put("subnets/10.100.250.0-24", FOREIGN)
+            for name in network.hosts:
+                wait_all_known(network, name, before | {"a guest": "10.100.250.0/24"})
             pings.wait_answered(more=50)
 
         assert {name: host.lease() for name, host in network.hosts.items()} == before
