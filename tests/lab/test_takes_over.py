@@ -10,6 +10,7 @@ import pytest
 
 from pyflannel.errors import LabError
 from pyflannel.lab.etcd_server import PREFIX
+from pyflannel.lab.faults import paused
 from pyflannel.lab.host import Host
 from pyflannel.lab.program import Program
 from pyflannel.lab.waiting import wait_until
@@ -303,23 +304,30 @@ def test_no_packet_is_lost_when_a_vxlan_device_is_taken_over(overlay, host: Host
 
 
 def test_a_device_that_was_taken_over_keeps_its_address_when_it_is_made_again(overlay, host: Host) -> None:
-    """Under the eyes of the daemon, and before its next start."""
+    """Under the eyes of the daemon, before its next start, and before one without the store."""
+    known = host.directory / "var/lib/flannel/last-known.json"
+
+    def is_there() -> bool:
+        return link(host, "flannel.1").get("address") == MAC
+
     set_backend(overlay, "vxlan")
     lay(host, VXLAN, FDB)
     overlay.join(host)
     for _ in range(2):
         host.run(["ip", "link", "delete", "flannel.1"])
-        wait_until(
-            lambda: link(host, "flannel.1").get("address") == MAC,
-            what="the device is there again, with its address",
-            deadline_s=DEADLINE_S,
-        )
+        wait_until(is_there, what="the device is there, with its address", deadline_s=DEADLINE_S)
         overlay.daemons[host.name].kill()
         host.run(["ip", "link", "delete", "flannel.1"])
 
         overlay.join(host)
 
         assert link(host, "flannel.1")["address"] == published_mac(overlay, SUBNET) == MAC
+    wait_until(lambda: known.exists() and MAC in known.read_text(), what="it is kept", deadline_s=DEADLINE_S)
+    overlay.daemons[host.name].kill()
+    host.run(["ip", "link", "delete", "flannel.1"])
+    with paused(overlay.etcd_program):
+        overlay.join(host)
+        wait_until(is_there, what="the device is there, with its address", deadline_s=DEADLINE_S)
 
 
 def test_a_device_of_release_0_6_is_made_anew(overlay, host: Host) -> None:
