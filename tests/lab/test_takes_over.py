@@ -364,6 +364,29 @@ def test_host_gw_s_routes_are_taken_over_and_strange_ones_stay(overlay, host: Ho
     assert chains(host) == []
 
 
+def test_no_packet_is_lost_when_host_gw_s_routes_are_taken_over(overlay, host: Host, ping_stream) -> None:
+    """Each is replaced where it stands, and carries our mark from then on."""
+    set_backend(overlay, "host-gw")
+    overlay.etcd.etcdctl("del", f"{PREFIX}/subnets/{PEER.replace('/', '-')}")
+    peer = overlay.hosts["docker2"]
+    overlay.join(peer)
+    subnet = peer.lease()
+    bridge = f"link add br7 type bridge\nlink set br7 up\naddress add {peer.gateway()} dev br7\n"
+    peer.run(["ip", "-batch", "-"], text=bridge)
+    host.run(["ip", "route", "add", str(subnet), "via", "10.10.10.102", "dev", "eth0"])
+    stream = ping_stream(host, subnet.network_address + 1, interval_s=0.001)
+    stream.wait_answered()
+
+    overlay.join(host)
+    wait_routes(host, {str(subnet): ("10.10.10.102", "80")})
+    stream.wait_answered()
+    stream.stop()
+
+    peer.run(["ip", "link", "delete", "br7"])
+    peer.flannelctl("--store", overlay.etcd.url, "cleanup")
+    assert stream.lost() == []
+
+
 def test_cleanup_removes_what_an_original_left(overlay, host: Host) -> None:
     """On a host where none of ours ever ran, too."""
     before = overlay.state(host)
