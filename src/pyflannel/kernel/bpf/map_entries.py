@@ -1,4 +1,4 @@
-"""Entries of a map, many at a time. Source: linux/bpf.h, BPF_MAP_*_BATCH (kernel 5.6 and later)."""
+"""Entries of a map, many at a time. Source: linux/bpf.h, BPF_MAP_*_BATCH (kernel 5.6, for a trie 5.13)."""
 
 import ctypes
 import errno
@@ -17,7 +17,7 @@ _COUNT_AT = 32
 _ROOM: Final = 4096
 """Entries that are asked for in one call."""
 
-_NO_BATCHES = 524
+NO_BATCHES = 524
 """ENOTSUPP, which is the kernel's own: this sort of map knows no batches."""
 
 
@@ -66,7 +66,7 @@ def read_entries(map_descriptor: int, key_octets: int, value_octets: int) -> dic
 
 
 def read_entries_at_once(map_descriptor: int, key_octets: int, value_octets: int) -> dict[bytes, bytes]:
-    """Return all entries of a map of a sort that knows batches, by key.
+    """Return all entries of a map, by key; of one that knows no batches each by itself.
 
     Raises:
         OSError: the map cannot be read.
@@ -82,6 +82,8 @@ def read_entries_at_once(map_descriptor: int, key_octets: int, value_octets: int
             call_bpf(Command.MAP_LOOKUP_BATCH, batch)
             is_last = False
         except OSError as error:
+            if error.errno in (NO_BATCHES, errno.EINVAL):
+                return read_entries(map_descriptor, key_octets, value_octets)
             if error.errno != errno.ENOENT:
                 raise
             is_last = True
@@ -115,7 +117,7 @@ def _change(
             except OSError as error:
                 done = _count(batch)
                 # Where no entry was looked at, the number is still the one that was asked for.
-                has_batches = error.errno != _NO_BATCHES and done < left
+                has_batches = error.errno != NO_BATCHES and done < left
                 start += done if has_batches else 0
             else:
                 break
