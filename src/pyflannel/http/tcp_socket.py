@@ -20,6 +20,11 @@ def listen_tcp(ip: IPv4Address | IPv6Address, port: int) -> socket.socket:
     """
     family = socket.AF_INET if ip.version == 4 else socket.AF_INET6
     is_dual = ip == IPv6Address("::")
+    if is_dual and not socket.has_dualstack_ipv6():
+        raise TargetError(
+            f"TCP port {format_address(ip, port)} cannot be listened on: this kernel has no IPv6",
+            hint="Name an IPv4 address, or 0.0.0.0 for all.",
+        )
     try:
         return socket.create_server((str(ip), port), family=family, backlog=_BACKLOG, dualstack_ipv6=is_dual)
     except OSError as error:

@@ -2,12 +2,14 @@
 
 import asyncio
 import socket
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 
 import pytest
 
+from pyflannel.errors import TargetError
 from pyflannel.http.endpoint import Endpoint, serve_endpoint
 from pyflannel.http.message import Request, Response
+from pyflannel.http.tcp_socket import listen_tcp
 
 DEADLINE_S = 30.0
 LOOPBACK = IPv4Address("127.0.0.1")
@@ -75,3 +77,11 @@ def test_an_address_of_another_host_is_said(caplog: pytest.LogCaptureFixture) ->
         " on: Cannot assign requested address. Name an address of this host, or 0.0.0.0 for all, and a port"
         " that we may have."
     ]
+
+
+def test_all_addresses_of_a_kernel_without_ipv6_are_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python says it otherwise than the kernel does."""
+    monkeypatch.setattr(socket, "has_dualstack_ipv6", lambda: False)
+
+    with pytest.raises(TargetError, match="IPv6"):
+        listen_tcp(IPv6Address("::"), 0)
