@@ -41,8 +41,8 @@ class Line:
         self._name = name
         self._random = random
         self._judge = judge
-        self._absences = 0
         self._away_since = 0.0
+        self._away_until = 0.0
         self._is_back = asyncio.Event()
 
     def go_away(self, seconds: float) -> None:
@@ -51,19 +51,18 @@ class Line:
         if not self.client.is_away:
             self._away_since = loop.time()
             self._is_back.clear()
-        self._absences += 1
         self.client.is_away = True
-        loop.call_later(seconds, self._end_absence)
+        self._away_until = max(self._away_until, loop.time() + seconds)
+        loop.call_at(self._away_until, self._end_absence, self._away_until)
 
     def come_back(self) -> None:
         """End every absence."""
-        self._absences = 0
+        self._away_until = 0.0
         self.client.is_away = False
         self._is_back.set()
 
-    def _end_absence(self) -> None:
-        self._absences -= 1
-        if self._absences <= 0:
+    def _end_absence(self, until: float) -> None:
+        if until == self._away_until:
             self.come_back()
 
     async def get(self, key: str) -> Record | None:
