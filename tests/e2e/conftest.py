@@ -109,8 +109,11 @@ class Etcd:
         )
 
     def signal(self, number: signal.Signals) -> None:
+        """Send it a signal; after SIGSTOP return when all its threads stand still."""
         assert self._process is not None
         self._process.send_signal(number)
+        if number == signal.SIGSTOP:
+            os.waitid(os.P_PID, self._process.pid, os.WSTOPPED)
 
     def kill(self) -> None:
         if self._process is not None:
