@@ -1,5 +1,6 @@
 """Whose packets are taken from the underlay, on the real kernel."""
 
+import json
 import socket
 import struct
 import time
@@ -177,3 +178,27 @@ def test_other_datagrams_of_the_underlay_are_not_touched(linked, open_socket):
         assert listener.recv(2000).endswith(b"not a tunnel's")
 
     assert two.counts() == {}
+
+
+@pytest.mark.parametrize(
+    ("mac", "tag"),
+    [("02:00:00:00:00:99", b""), ("ff:ff:ff:ff:ff:ff", b""), (None, b"\x81\x00\x00\x05")],
+    ids=["another host", "all hosts", "another VLAN"],
+)
+def test_a_frame_that_is_not_for_this_host_is_left_to_the_kernel(linked, knock, mac, tag):
+    """A network card at which somebody listens, or that is promiscuous for another reason, brings in all."""
+    one, two = linked
+    ours = json.loads(two.namespace.ip("-json link show eth0"))[0]["address"]
+    packet = outer(one.address, two.address, inner("10.100.15.2", "10.100.20.2", b"not to us"))
+    ends = bytes.fromhex((mac or ours).replace(":", "")) + bytes.fromhex("020000000001")
+
+    async def send() -> None:
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as wire:
+            wire.bind(("eth0", 0))
+            wire.send(ends + tag + b"\x08\x00" + packet)
+
+    one.namespace.run(send)
+    heard = knock(linked, inner("10.100.15.2", "10.100.20.2", b"right"))
+
+    assert heard == b"right"
+    assert two.counts() == {Outcome.DECAPSULATED: 1, Outcome.DELIVERED: 1}

@@ -36,6 +36,7 @@
 #define OUTER_TTL 64
 #define FRAGMENT 0x3fff		/* more fragments, or an offset */
 #define DO_NOT_FRAGMENT 0x4000
+#define VLAN 0x0fff		/* of a tag; 0 is that of none */
 
 static __always_inline int count(enum outcome outcome, __u32 octets, int verdict)
 {
@@ -92,6 +93,12 @@ static __always_inline int is_short(struct __sk_buff *skb, __u32 octets)
 static __always_inline int is_gone(__u32 device)
 {
 	return !bpf_map_lookup_elem(&flannel_devices, &device);
+}
+
+/* A network card at which somebody listens brings in others' frames too. */
+static __always_inline int is_of_others(const struct __sk_buff *skb)
+{
+	return skb->pkt_type != PACKET_HOST || (skb->vlan_present && (skb->vlan_tci & VLAN));
 }
 
 static __always_inline int is_same_mac(const void *one, const void *other)
@@ -214,7 +221,8 @@ int flannel_decap(struct __sk_buff *skb)
 	struct peer *peer;
 	int is_segment;
 
-	if (skb->protocol != bpf_htons(ETH_P_IP) || is_short(skb, ETH_HLEN + TUNNEL_OCTETS + IP_OCTETS))
+	if (skb->protocol != bpf_htons(ETH_P_IP) || is_of_others(skb) ||
+	    is_short(skb, ETH_HLEN + TUNNEL_OCTETS + IP_OCTETS))
 		return NEXT;
 	outer = (void *)(long)skb->data + ETH_HLEN;
 	udp = (void *)(outer + 1);
