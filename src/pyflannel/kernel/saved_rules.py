@@ -4,29 +4,19 @@ A host has one kind of iptables under the plain name. Rules of the other kind st
 name changes hands, and the kernel asks both.
 """
 
-from collections.abc import Mapping
 from contextlib import suppress
-from pathlib import Path
 
 from pyflannel.errors import TargetError, WireError
 from pyflannel.kernel.iptables_programs import PROGRAMS, Version, read_saved, restore, tidy, version_of
 from pyflannel.model.iptables_chain import HOOKS, Family
 from pyflannel.model.saved_rules import LeftRules, SavedRules
 
-_NAMES: Mapping[Family, Path] = {
-    4: Path("/proc/thread-self/net/ip_tables_names"),
-    6: Path("/proc/thread-self/net/ip6_tables_names"),
-}
-"""The tables that legacy iptables has made in this network namespace; only asking would make them."""
-
 
 async def read_rules() -> tuple[SavedRules, ...]:
-    """Return what each program prints; nothing of one that is not installed or fails."""
+    """Return what each program prints, nothing of one that is missing or fails; no table is made by it."""
     read = []
     for family, program in PROGRAMS.items():
         for one in (program, await _other(program)):
-            if one.endswith("-legacy") and not _has_legacy_tables(family):
-                continue
             saved = await _read(one, family, is_other=one != program)
             read += [] if saved is None else [saved]
     return tuple(read)
@@ -62,10 +52,3 @@ async def _other(program: str) -> str:
     """Return the name of the kind that `program` is not."""
     version = await version_of(program)
     return f"{program}-nft" if version is not None and not version.is_nft else f"{program}-legacy"
-
-
-def _has_legacy_tables(family: Family) -> bool:
-    try:
-        return _NAMES[family].read_text() != ""
-    except OSError:
-        return False

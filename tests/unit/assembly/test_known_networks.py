@@ -1,0 +1,27 @@
+"""Which networks a host is known to be, or to have been, in."""
+
+from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
+
+from pyflannel.assembly.footing import known_networks
+from pyflannel.assembly.places import Places
+from pyflannel.model.footing import Footing
+
+
+def test_the_store_and_every_subnet_env_name_networks(tmp_path: Path) -> None:
+    """Of several networks of the first releases, too; a file that cannot be read names none."""
+    places = Places(run_dir=tmp_path, subnet_file=tmp_path / "subnet.env")
+    (tmp_path / "networks").mkdir()
+    places.subnet_file.write_text("FLANNEL_NETWORK=10.99.0.0/16\nFLANNEL_IPV6_NETWORK=fd00:5::/48\n")
+    (tmp_path / "networks/blue.env").write_text("FLANNEL_NETWORK=10.101.0.0/16,10.102.0.0/16\n")
+    (tmp_path / "networks/red.env").write_text("FLANNEL_NETWORK=everything\n")
+    (tmp_path / "networks/bad.env").write_text("FLANNEL_NETWORK\n")
+
+    assert known_networks(places, Footing(network=IPv4Network("10.100.0.0/16"))) == {
+        *(IPv4Network(f"10.{number}.0.0/16") for number in (99, 100, 101, 102)),
+        IPv6Network("fd00:5::/48"),
+    }
+
+
+def test_where_nothing_is_known_there_is_no_network(tmp_path: Path) -> None:
+    assert known_networks(Places(run_dir=tmp_path, subnet_file=tmp_path / "none"), Footing()) == frozenset()
