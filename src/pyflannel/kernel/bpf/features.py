@@ -38,21 +38,19 @@ _NO_PREALLOC = 1
 _MAP_TYPES = {1: "HASH", 6: "PERCPU_ARRAY", 9: "LRU_HASH", _LPM_TRIE: "LPM_TRIE", 25: "DEVMAP_HASH"}
 """enum bpf_map_type."""
 
-_PROGRAM_TYPES = {"tc": ("SCHED_CLS", 3), "xdp": ("XDP", 6)}
-"""enum bpf_prog_type, by the section of the object in which such programs stand."""
+_SCHED_CLS = 3
+"""Of enum bpf_prog_type: the programs of the object's section `tc`."""
 
-_HELPERS = {
+HELPERS = {
     1: "bpf_map_lookup_elem",
     2: "bpf_map_update_elem",
     23: "bpf_redirect",
+    32: "bpf_skb_change_type",
     39: "bpf_skb_pull_data",
     43: "bpf_skb_change_head",
-    44: "bpf_xdp_adjust_head",
     50: "bpf_skb_adjust_room",
-    51: "bpf_redirect_map",
-    54: "bpf_xdp_adjust_meta",
+    125: "bpf_ktime_get_boot_ns",
     152: "bpf_redirect_neigh",
-    155: "bpf_redirect_peer",
 }
 """___BPF_FUNC_MAPPER, for people."""
 
@@ -119,22 +117,16 @@ def _programs(rights: ProcessRights | None, read: Callable[[], ObjectFile]) -> I
     except TargetError as spoilt:
         yield _seen("object of the programs", "absent", str(spoilt), spoilt.hint)
         return
-    for section, calls in helpers.items():
-        if section not in _PROGRAM_TYPES:
-            continue
-        name, number = _PROGRAM_TYPES[section]
-        answer, error = ask_program_type(number)
-        yield _judged(rights, f"programs {name}", answer, error, is_needed=section == "tc")
-        if answer == "present":
-            missing = [call for call in sorted(calls) if not has_helper(number, call)]
-            names = ", ".join(_HELPERS.get(call, f"number {call}") for call in missing)
-            yield Feature(
-                name=f"helpers of {name}",
-                answer="absent" if missing else "present",
-                detail=names,
-                hint="It takes a newer kernel (5.10 or later)." if missing else "",
-                is_needed=section == "tc",
-            )
+    answer, error = ask_program_type(_SCHED_CLS)
+    yield _judged(rights, "programs SCHED_CLS", answer, error)
+    if answer == "present":
+        missing = [call for call in sorted(helpers.get("tc", ())) if not has_helper(_SCHED_CLS, call)]
+        yield _seen(
+            "helpers of SCHED_CLS",
+            "absent" if missing else "present",
+            ", ".join(HELPERS.get(call, f"number {call}") for call in missing),
+            "It takes a newer kernel (5.10 or later).",
+        )
 
 
 def ask_program_type(number: int) -> tuple[Answer, OSError | None]:

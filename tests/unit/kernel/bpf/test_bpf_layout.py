@@ -7,6 +7,7 @@ from ipaddress import IPv4Address, IPv4Network
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pyflannel.kernel.bpf.features import HELPERS
 from pyflannel.kernel.bpf.layout import (
     BUILD_OCTETS,
     SHARED,
@@ -24,6 +25,7 @@ from pyflannel.kernel.bpf.layout import (
     unpack_settings,
     unpack_stranger,
 )
+from pyflannel.kernel.bpf.object_file import read_object
 from pyflannel.model.bpf_peer import BpfPeer
 from pyflannel.model.stranger import Stranger
 
@@ -121,6 +123,10 @@ def test_the_header_of_the_programs_says_the_same():
     assert names[-1] == "OUTCOMES"
     assert [name.removeprefix("DROPPED_") for name in names[:-1]] == [outcome.name for outcome in Outcome]
     assert set(re.findall(r"\} (\w+) SEC\(\"\.maps\"\)", header)) == {layout.name for layout in SHARED}
+
+
+def test_each_helper_that_the_programs_call_has_a_name():
+    assert read_object().helpers == {"tc": frozenset(HELPERS)}
 
 
 def test_a_map_can_be_found_by_its_name():
