@@ -24,6 +24,8 @@ RETRY_S = 1.0
 RETRY_MAX_S = 60.0
 """Packets go through user space so long after the kernel refused a program; it doubles up to the longest."""
 
+_WITHOUT_JOINT = "flanneld --fast-path-gro=off does without it; a kernel with veth has it (CONFIG_VETH)."
+
 Choice = Literal["auto", "safe", "off"]
 
 
@@ -110,13 +112,13 @@ class FastPath:
         """Hear what the last pass was refused, and look at what it left."""
         self._tell_remarks()
         refused = tuple(refused)
-        if not self.is_on(config) or any(_is_of_a_link(refusal.operation) for refusal in refused):
+        if not self.is_on(config) or any(_wanted_link(one.operation, "tun") for one in refused):
             return  # of programs that want a device which is not there nothing can be told
-        for refusal in refused:
-            if _carries_packets(refusal.operation):
-                self._refuse(refusal.cause, self._hint_of_what_is_hidden() or refusal.hint)
-                self._changed()
-                return
+        unserved = next((one for one in refused if _carries_packets(one.operation)), None)
+        if unserved is not None:
+            self._refuse(*self._reason(unserved, refused))
+            self._changed()
+            return
         if self._obstacle is not None and not self._is_proved:
             log.info("The kernel carries the packets again: %s is over", self._obstacle)
             self._obstacle, self._retry_s, self._is_proved = None, RETRY_S, True
@@ -127,6 +129,13 @@ class FastPath:
             log.warning("No fast path, packets go through user space: %s. %s", cause, hint)
         self._obstacle, self._hint, self._is_proved = cause, hint, False
         self._refused.set()
+
+    def _reason(self, unserved: Refusal, refused: Iterable[Refusal]) -> tuple[str, str]:
+        """Return the cause of a refusal and what to do; programs want the joint, where one is planned."""
+        for one in refused:
+            if (joint := _wanted_link(one.operation, "veth")) is not None:
+                return f"{joint.name} cannot be made: {one.cause}", _WITHOUT_JOINT
+        return unserved.cause, self._hint_of_what_is_hidden() or unserved.hint
 
     def _hint_of_what_is_hidden(self) -> str | None:
         """Return what to do about whatever kept the kernel from telling what it can."""
@@ -147,8 +156,13 @@ class FastPath:
         return config.backend_type == "udp" and mode == "safe"
 
 
-def _is_of_a_link(operation: Operation) -> bool:
-    return isinstance(operation, Add) and isinstance(operation.item, Link)
+def _wanted_link(operation: Operation, kind: str) -> Link | None:
+    """Return the link of this kind that was to be made."""
+    match operation:
+        case Add(Link() as link) if link.kind == kind:
+            return link
+        case _:
+            return None
 
 
 def _carries_packets(operation: Operation) -> bool:

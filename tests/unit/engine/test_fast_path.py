@@ -17,6 +17,7 @@ from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.operation import Add, Refusal
 from pyflannel.model.remark import Remark
 from pyflannel.model.status import FastPathStatus
+from pyflannel.model.veth import Veth
 from pyflannel.ports.kernel_path import KernelPath
 from pyflannel.testing.fake_clock import FakeClock
 
@@ -136,6 +137,29 @@ def test_a_device_that_cannot_be_made_says_nothing_of_the_kernel_s_programs(capl
 
     assert fast_path.is_on(CONFIG)
     assert caplog.records == []
+
+
+def test_a_joint_that_cannot_be_made_is_named_as_the_reason() -> None:
+    """The programs that send into it are refused for want of it; without it there would be some."""
+    joint = Link(name="flannel0-gro", kind="veth", mtu=1500, veth=Veth(peer="flannel0-rx", has_gro=True))
+    fast_path = Bench().fast_path
+
+    fast_path.judge([Refusal(operation=Add(joint), cause="EOPNOTSUPP"), refused(Role.DECAPSULATE)], CONFIG)
+
+    assert not fast_path.is_on(CONFIG)
+    status = fast_path.status(CONFIG)
+    assert status is not None
+    assert status.reason == "flannel0-gro cannot be made: EOPNOTSUPP"
+    assert "--fast-path-gro=off" in (status.hint or "")
+
+
+def test_a_joint_that_joins_nothing_is_no_reason() -> None:
+    joint = Link(name="flannel0-gro", kind="veth", mtu=1500, veth=Veth(peer="flannel0-rx", has_gro=True))
+    fast_path = Bench().fast_path
+
+    fast_path.judge([Refusal(operation=Add(joint), cause="EOPNOTSUPP")], CONFIG)
+
+    assert fast_path.is_on(CONFIG)
 
 
 class Kernel:
