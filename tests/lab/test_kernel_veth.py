@@ -1,5 +1,6 @@
 """Both ends of a veth on the real kernel: made, read back, mended and removed."""
 
+import os
 from contextlib import closing
 
 import pytest
@@ -35,6 +36,16 @@ def test_both_ends_are_made_and_read_back(namespace, target):
     features = namespace.command("ethtool", "-k", "flannel0-rx")
     assert "generic-receive-offload: on" in features
     assert "tx-tcp-segmentation: off" in features
+
+
+def test_each_end_has_a_queue_for_each_processor(namespace, target):
+    """Of one queue, one processor at a time does all that follows, whatever the network card spreads."""
+    target.heal(BOTH)
+
+    for name in ("flannel0-gro", "flannel0-rx"):
+        queues = namespace.command("ls", f"/sys/class/net/{name}/queues").split()
+        assert {"rx", "tx"} == {queue[:2] for queue in queues}
+        assert len(queues) == 2 * os.cpu_count()
 
 
 @pytest.mark.parametrize("damage", DAMAGE)

@@ -1,6 +1,7 @@
 """Links made, changed in place and deleted, in the network namespace that the process is in."""
 
 import errno
+import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 
 from pyflannel.errors import TargetError
@@ -68,8 +69,9 @@ class LinkWriter:
                 if refusals := await self._ask(operation, [request]):
                     return refusals
             case Link(kind="veth", veth=Veth(peer=peer)):
-                # Each end is made with the other: the second is there when its turn comes.
-                request = links.create_veth(link.name, peer)
+                # Each end is made with the other: the second is there when its turn comes. With a queue for each
+                # processor, what a network card spreads over them stays spread.
+                request = links.create_veth(link.name, peer, queues=os.cpu_count() or 1)
                 if refusals := await self._ask(operation, [request], tolerated=(errno.EEXIST,)):
                     return refusals
             case _:

@@ -43,6 +43,8 @@ _QUEUE_LENGTH = 13
 _INFO = 18
 _ALIAS = 20
 _PER_FAMILY = 26
+_SENDING_QUEUES = 31  # IFLA_NUM_TX_QUEUES
+_RECEIVING_QUEUES = 32  # IFLA_NUM_RX_QUEUES
 _DUMP_MASK = 29
 _OTHER_NAMESPACE = 37
 # Within _INFO, and within its data for a TUN device (enum of IFLA_TUN_*).
@@ -131,10 +133,17 @@ def create_vxlan(name: str, mac: str, vxlan: VxlanRecord) -> Request:
     return Request(NEW, ACK | CREATE | EXCLUSIVE, _LAYOUT.pack(0, 0, 0, 0, 0) + b"".join(parts))
 
 
-def create_veth(name: str, peer: str) -> Request:
-    """Return the request that creates both ends of a veth; it is refused where either name is taken."""
-    end = _LAYOUT.pack(0, 0, 0, 0, 0) + attribute(_NAME, peer.encode(errors="surrogateescape") + b"\0")
-    body = _LAYOUT.pack(0, 0, 0, 0, 0) + attribute(_NAME, name.encode(errors="surrogateescape") + b"\0")
+def create_veth(name: str, peer: str, queues: int) -> Request:
+    """Return the request that creates both ends of a veth; it is refused where either name is taken.
+
+    Each end has so many queues, either way.
+    """
+    number = _U32.pack(queues)
+    each = attribute(_SENDING_QUEUES, number) + attribute(_RECEIVING_QUEUES, number)
+    end, body = (
+        _LAYOUT.pack(0, 0, 0, 0, 0) + attribute(_NAME, one.encode(errors="surrogateescape") + b"\0") + each
+        for one in (peer, name)
+    )
     return Request(NEW, ACK | CREATE | EXCLUSIVE, body + _info("veth", attribute(_VETH_PEER, end)))
 
 
