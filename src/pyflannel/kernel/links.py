@@ -69,8 +69,8 @@ class LinkWriter:
                 if refusals := await self._ask(operation, [request]):
                     return refusals
             case Link(kind="veth", veth=Veth(peer=peer)):
-                # Each end is made with the other: the second is there when its turn comes. With a queue for each
-                # processor, what a network card spreads over them stays spread.
+                # Each end is made with the other: the second is there when its turn comes. With a queue for
+                # each processor, what a network card spreads over them stays spread.
                 request = links.create_veth(link.name, peer, queues=os.cpu_count() or 1)
                 if refusals := await self._ask(operation, [request], tolerated=(errno.EEXIST,)):
                     return refusals
