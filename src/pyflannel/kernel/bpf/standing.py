@@ -47,10 +47,12 @@ class Look:
     """What was found at hooks.
 
     Attributes:
+        identifiers: of all programs, whoever has them.
         unreadable: hooks, by the link's index, with a program that we may not look into.
     """
 
     standing: list[Standing] = field(default_factory=list)
+    identifiers: set[int] = field(default_factory=set)
     unreadable: list[tuple[int, Direction]] = field(default_factory=list)
 
 
@@ -68,17 +70,24 @@ class StandingPrograms:
         Raises:
             OSError: the kernel gives no answer: EPERM without CAP_NET_ADMIN.
         """
-        return (await self.look(links)).standing
+        return (await self._look(links)).standing
 
     async def look(self, links: Iterable[int]) -> Look:
-        """Return our programs on these links, and where there are others that may be ours.
+        """Return our programs on all links, and where there are others that may be ours.
 
         Raises:
             OSError: the kernel gives no answer: EPERM without CAP_NET_ADMIN.
         """
+        look = await self._look(links)
+        for gone in self._known.keys() - look.identifiers:
+            del self._known[gone]
+        return look
+
+    async def _look(self, links: Iterable[int]) -> Look:
         look = Look()
         for link, direction in product(links, Direction):
             for identifier in await self._identifiers(link, direction):
+                look.identifiers.add(identifier)
                 try:
                     program = self._program(identifier)
                 except PermissionError:

@@ -1,0 +1,50 @@
+"""What is remembered of programs that were looked into."""
+
+import asyncio
+
+import pytest
+
+from pyflannel.kernel.bpf import standing
+from pyflannel.kernel.bpf.objects import KernelObjects
+from pyflannel.kernel.bpf.standing import StandingPrograms
+from pyflannel.model.bpf_program import Direction
+
+
+class Hooks:
+    """Hooks of one link, at which programs come and go."""
+
+    def __init__(self) -> None:
+        self.identifiers: tuple[int, ...] = ()
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+    async def programs(self, link: int, direction: Direction) -> tuple[int, ...]:
+        return self.identifiers if direction is Direction.INGRESS else ()
+
+    async def attach(self, link: int, direction: Direction, program: int) -> None:
+        raise NotImplementedError
+
+    async def replace(self, link: int, direction: Direction, old: int, program: int) -> None:
+        raise NotImplementedError
+
+    async def detach(self, link: int, direction: Direction, old: int) -> None:
+        raise NotImplementedError
+
+
+def test_a_program_is_looked_into_once_and_forgotten_when_it_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a daemon that lives for years would remember each that others ever attached and took away."""
+    read: list[int] = []
+    monkeypatch.setattr(standing, "_read_program", lambda _, identifier: read.append(identifier))
+    hooks = Hooks()
+    programs = StandingPrograms(hooks, KernelObjects())
+
+    async def live() -> None:
+        for identifiers in ((1,), (1, 2), (2,), (1, 2)):
+            hooks.identifiers = identifiers
+            await programs.look([7])
+            await programs.find([])  # which says nothing of those that stand elsewhere
+
+    asyncio.run(live())
+
+    assert read == [1, 2, 1]
