@@ -6,7 +6,9 @@ import os
 import signal
 from pathlib import Path
 
+from pyflannel.assembly.places import Places
 from pyflannel.errors import BusyError, TargetError, UsageError
+from pyflannel.http.unix_socket import server_pid
 from pyflannel.processes.service import service_of, stop_service
 
 STOP_S = 20.0
@@ -40,12 +42,13 @@ async def stop_daemon(lock: Path) -> int | None:
     One that systemd runs is stopped by systemd, which would start it again.
 
     Raises:
-        BusyError: it did not end in time.
+        BusyError: it did not end in time, or somebody deleted its lock, so that only its socket tells of it.
         TargetError: we may not stop it.
         UsageError: it works in another network namespace, so that nothing of it could be removed here.
     """
     pid = running_daemon(lock)
     if pid is None:
+        _check_unserved(Places(run_dir=lock.parent).control_socket)
         return None
     try:
         process = os.pidfd_open(pid)
@@ -84,6 +87,15 @@ async def _end_of(process: int) -> None:
             await ended.wait()
     finally:
         loop.remove_reader(process)
+
+
+def _check_unserved(control_socket: Path) -> None:
+    pid = server_pid(control_socket)
+    if pid is not None:
+        raise BusyError(
+            f"flanneld (pid {pid}) runs: it serves {control_socket}, though it holds no lock beside it",
+            hint=f"End it with 'kill {pid}', then clean up again.",
+        )
 
 
 def _check_namespace(pid: int) -> None:

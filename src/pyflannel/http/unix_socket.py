@@ -42,9 +42,23 @@ def listen_unix(path: Path) -> socket.socket:
 
 def peer_uid(connection: socket.socket) -> int:
     """Return the user that connected, as the kernel noted it (SO_PEERCRED)."""
-    octets = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-    uid: int = _UCRED.unpack(octets)[1]
-    return uid
+    return _peer(connection)[1]
+
+
+def server_pid(path: Path) -> int | None:
+    """Return the process that serves the socket at `path`, 0 for one that is not seen here; None for none."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return None
+        return _peer(probe)[0]
+
+
+def _peer(connection: socket.socket) -> tuple[int, int, int]:
+    pid, uid, gid = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    return pid, uid, gid
 
 
 def _check_free(path: Path) -> None:

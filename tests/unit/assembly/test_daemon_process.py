@@ -13,6 +13,7 @@ import pytest
 from pyflannel.assembly import daemon_process
 from pyflannel.assembly.daemon_process import running_daemon, stop_daemon
 from pyflannel.errors import BusyError
+from pyflannel.http.unix_socket import listen_unix
 
 HOLD = """
 import signal, sys
@@ -96,3 +97,13 @@ def test_one_that_does_not_end_is_named(lock: Path, hold: Hold, monkeypatch: pyt
 
     with pytest.raises(BusyError, match=rf"pid {daemon.pid}\) did not end"):
         asyncio.run(stop_daemon(lock))
+
+
+def test_one_whose_lock_somebody_deleted_is_named(lock: Path) -> None:
+    """Nothing is taken away from under a daemon, which would make it all again."""
+    with listen_unix(lock.with_name("flanneld.sock")):
+        with pytest.raises(BusyError, match=rf"pid {os.getpid()}\) runs: it serves") as refused:
+            asyncio.run(stop_daemon(lock))
+
+    assert refused.value.hint == f"End it with 'kill {os.getpid()}', then clean up again."
+    assert asyncio.run(stop_daemon(lock)) is None  # the socket that it left is no daemon
