@@ -24,11 +24,8 @@ from pyflannel.wire.netlink.acknowledgement import Acknowledgement
 
 _COALESCE_S = 0.005
 
-_BATCH_MIN, _BATCH_MAX = 10, 100
+_BATCH = 100
 """Operations that go out together."""
-
-_BATCH_S = 0.004
-"""What a batch may take, as others wait meanwhile. The kernel looks at all routes of a link to add one."""
 
 
 class LinuxTarget:
@@ -111,54 +108,62 @@ class LinuxTarget:
                 pass
 
     async def _perform(self, operations: Sequence[Operation]) -> list[Refusal]:
-        """Perform operations on other things than links, in as few system calls as can be."""
+        """Perform operations on other things than links, in as few system calls as can be.
+
+        While the kernel has one batch, the next is made.
+        """
         refusals: list[Refusal] = []
         index_of = lru_cache(maxsize=None)(link_index)
         by_next_hops = links_worth_it(operations)
         if by_next_hops and not are_readable():
             by_next_hops = frozenset()
-        start, size = 0, _BATCH_MAX
-        while start < len(operations):
-            began = time.monotonic()
-            try:
-                batch = operations[start : start + size]
-                refusals += await self._perform_batch(batch, index_of, by_next_hops)
-            except TargetError as error:
-                return [*refusals, *_unknown(operations[start:], error)]
-            await asyncio.sleep(0)  # between two batches others get their turn
-            start += size
-            size = _next_size(size, time.monotonic() - began)
+        batch, refused = self._asked(operations[:_BATCH], index_of, by_next_hops)
+        async with asyncio.TaskGroup() as tasks:
+            for start in range(0, len(operations), _BATCH):
+                task = tasks.create_task(self._perform_batch(batch, index_of), name="changes of the kernel")
+                await asyncio.sleep(0)  # it begins, and between two batches others get their turn
+                following = operations[start + _BATCH : start + 2 * _BATCH]
+                batch, refused_next = self._asked(following, index_of, by_next_hops)
+                done = await task
+                if isinstance(done, TargetError):
+                    return [*refusals, *_unknown(operations[start:], done)]
+                refusals += refused + done
+                refused = refused_next
         return refusals
 
-    async def _perform_batch(
+    def _asked(
         self, operations: Sequence[Operation], index_of: IndexOf, by_next_hops: Set[str]
-    ) -> list[Refusal]:
-        refusals: list[Refusal] = []
+    ) -> tuple[list[Asked], list[Refusal]]:
+        """Return what performs these operations, and which of them cannot even be asked for."""
         asked: list[Asked] = []
-        again: list[Asked] = []
+        refusals: list[Refusal] = []
         for operation in operations:
             self._watch.changes(operation)
             try:
                 asked.append(ask(operation, index_of, by_next_hops=by_next_hops))
             except OSError as error:
                 refusals.append(refusal_of(operation, error))
-        for one, answers in await self._transact(asked):
-            if (more := ask_again(one, answers, index_of)) is not None:
-                again.append(more)
-            else:
+        return asked, refusals
+
+    async def _perform_batch(self, asked: Sequence[Asked], index_of: IndexOf) -> list[Refusal] | TargetError:
+        """Return what the kernel refused, or that it did not answer."""
+        refusals: list[Refusal] = []
+        again: list[Asked] = []
+        try:
+            for one, answers in await self._transact(asked):
+                if (more := ask_again(one, answers, index_of)) is not None:
+                    again.append(more)
+                else:
+                    refusals += _refused(one, answers)
+            for one, answers in await self._transact(again):
                 refusals += _refused(one, answers)
-        for one, answers in await self._transact(again):
-            refusals += _refused(one, answers)
+        except TargetError as error:
+            return error
         return refusals
 
     async def _transact(self, asked: Sequence[Asked]) -> list[tuple[Asked, list[Acknowledgement]]]:
         answers = iter(await self._requests.transact([request for one in asked for request in one.requests]))
         return [(one, list(islice(answers, len(one.requests)))) for one in asked]
-
-
-def _next_size(size: int, took_s: float) -> int:
-    """Return how many operations the next batch has, from how long this one took."""
-    return max(_BATCH_MIN, min(_BATCH_MAX, int(size * _BATCH_S / took_s))) if took_s else size
 
 
 def _unknown(operations: Sequence[Operation], error: TargetError) -> Iterator[Refusal]:

@@ -26,6 +26,9 @@ _SO_RCVBUFFORCE = 33
 # The kernel answers while it takes the requests, so all answers of a batch lie in the receive buffer at
 # once; it counts each as some 800 octets.
 _BATCH = 256
+_FEW = 10
+"""So many requests take the kernel less than a thread takes to begin."""
+
 _REQUEST_BUFFER = 1 << 20
 NOTIFICATION_BUFFER = 4 << 20
 _DATAGRAM = 1 << 16  # octets; the kernel fills at most 32 KiB
@@ -115,7 +118,7 @@ class RequestSocket:
                             return parse_acknowledgement(message) if message.kind == ERROR else message
 
     async def _transact_batch(self, requests: Sequence[Request]) -> list[Acknowledgement]:
-        first = self._send(requests)
+        first = await self._send_apart(requests) if len(requests) > _FEW else self._send(requests)
         answers: dict[int, Acknowledgement] = {}
         async with _deadline():
             while len(answers) < len(requests):
@@ -150,14 +153,26 @@ class RequestSocket:
 
     def _send(self, requests: Sequence[Request]) -> int:
         """Send the requests in one datagram and return the sequence number of the first."""
+        first, octets = self._packed(requests)
+        self._put(octets)
+        return first
+
+    async def _send_apart(self, requests: Sequence[Request]) -> int:
+        """Do it in a thread: the kernel performs requests while it takes them, and others work meanwhile."""
+        first, octets = self._packed(requests)
+        await asyncio.to_thread(self._put, octets)
+        return first
+
+    def _packed(self, requests: Sequence[Request]) -> tuple[int, bytes]:
         first = self._sequence + 1
-        octets = b"".join(pack(request, first + number) for number, request in enumerate(requests))
         self._sequence += len(requests)
+        return first, b"".join(pack(request, first + number) for number, request in enumerate(requests))
+
+    def _put(self, octets: bytes) -> None:
         try:
             self._socket.send(octets)
         except OSError as error:
             raise _failed("netlink request", error) from error
-        return first
 
     async def _receive(self) -> list[Message]:
         try:

@@ -1,0 +1,70 @@
+"""Batches of changes, and a kernel that stops to answer in the midst of them."""
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import closing
+from ipaddress import IPv4Address, IPv4Network
+
+import pytest
+
+from pyflannel.errors import TargetError
+from pyflannel.kernel.linux import LinuxTarget
+from pyflannel.kernel.netlink_socket import RequestSocket
+from pyflannel.model.operation import Add, Operation
+from pyflannel.model.route import Route
+from pyflannel.wire.netlink.acknowledgement import Acknowledgement
+from pyflannel.wire.netlink.message import Request
+
+
+def routes(count: int, link: str = "lo") -> list[Operation]:
+    return [
+        Add(Route(destination=IPv4Network((0x0A000000 + 256 * number, 24)), link=link))
+        for number in range(count)
+    ]
+
+
+async def refused(operations: Sequence[Operation]) -> list[tuple[Operation, str]]:
+    with closing(LinuxTarget()) as target:
+        return [(refusal.operation, refusal.cause) for refusal in await target.apply(operations)]
+
+
+def test_what_comes_after_a_silence_is_not_tried_and_each_operation_is_refused_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nobody knows what took effect; a pass looks."""
+    asked: list[int] = []
+
+    async def transact(_: RequestSocket, requests: Sequence[Request]) -> list[Acknowledgement]:
+        if requests:
+            asked.append(len(requests))
+        if len(asked) > 1:
+            raise TargetError("the kernel did not answer", hint="Look.")
+        return [Acknowledgement(sequence=0, errno=0, text="") for _ in requests]
+
+    monkeypatch.setattr(RequestSocket, "transact", transact)
+    operations = [*routes(150), *routes(1, link="nowhere"), *routes(400)[200:]]
+
+    found = asyncio.run(refused(operations))
+
+    assert asked == [100, 99]
+    assert found == [(operation, "the kernel did not answer") for operation in operations[100:]]
+
+
+def test_operations_go_out_in_their_order_whatever_is_refused_between(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sent: list[Request] = []
+
+    async def transact(_: RequestSocket, requests: Sequence[Request]) -> list[Acknowledgement]:
+        await asyncio.sleep(0)
+        sent.extend(requests)
+        return [Acknowledgement(sequence=0, errno=0, text="") for _ in requests]
+
+    monkeypatch.setattr(RequestSocket, "transact", transact)
+    good = routes(350)
+
+    found = asyncio.run(refused([*good[:120], *routes(1, link="nowhere"), *good[120:]]))
+
+    destinations = [IPv4Address(request.body[16:20]) for request in sent]
+    assert destinations == [one.item.destination.network_address for one in good]  # type: ignore[union-attr]
+    assert [cause for _, cause in found] == ["ENODEV: No such device (nowhere)"]
