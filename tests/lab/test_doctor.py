@@ -54,6 +54,15 @@ FAULTS = [
         " nft insert rule inet fw f ip daddr 10.100.0.0/16 accept",
     ),
     Fault(
+        do="iptables-legacy -P FORWARD DROP",
+        undo="iptables-legacy -P FORWARD ACCEPT; iptables-legacy -F FORWARD",
+        code="forward-dropped",
+        is_error=True,
+        evidence="iptables-legacy -S FORWARD: policy drop, and no rule that accepts 10.100.0.0/16",
+        fix="iptables-legacy -I FORWARD -s 10.100.0.0/16 -j ACCEPT;"
+        " iptables-legacy -I FORWARD -d 10.100.0.0/16 -j ACCEPT",
+    ),
+    Fault(
         do="ip route add 10.100.250.0/24 via 10.10.10.77 proto static",
         undo="ip route delete 10.100.250.0/24 2>/dev/null; true",
         code="unplanned-route",

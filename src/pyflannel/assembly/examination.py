@@ -7,7 +7,13 @@ from pyflannel.assembly.places import Places
 from pyflannel.errors import FlannelError
 from pyflannel.kernel.bpf.fast_path import FastPath
 from pyflannel.kernel.bpf.target import BpfTarget
-from pyflannel.kernel.host_settings import forward_chains, forwards, is_strict, port_mtus
+from pyflannel.kernel.host_settings import (
+    forward_chains,
+    forwards,
+    is_strict,
+    legacy_forward_chains,
+    port_mtus,
+)
 from pyflannel.kernel.interfaces import KernelInterfaces
 from pyflannel.kernel.iptables import IptablesTarget
 from pyflannel.kernel.nftables import NftTarget
@@ -35,10 +41,10 @@ async def examine(places: Places) -> tuple[Finding, ...]:
         survey(), _filter_rules(), read_rules(), _interfaces(), _programs(places)
     )
     unread: list[Finding] = []
+    dropping = await legacy_forward_chains()
     try:
-        dropping = tuple(await forward_chains())
+        dropping += await forward_chains()
     except FlannelError as error:
-        dropping = ()
         unread.append(
             Finding(code="rules-unread", severity="info", cause=f"filter rules: {error}", fix=error.hint)
         )
@@ -51,7 +57,7 @@ async def examine(places: Places) -> tuple[Finding, ...]:
         left_rules=rules_left(saved, known_networks(places, footing)),
         forwards=forwards(),
         strict=frozenset(one.name for one in interfaces.interfaces if is_strict(one.name)),
-        dropping=dropping,
+        dropping=tuple(dropping),
         programs=programs,
         ports={name: port_mtus(name) for name in _own_bridges(interfaces, footing)},
     )

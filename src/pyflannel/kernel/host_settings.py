@@ -4,9 +4,11 @@ import contextlib
 import os
 from pathlib import Path
 
-from pyflannel.errors import TargetError
+from pyflannel.errors import TargetError, WireError
+from pyflannel.kernel.iptables_programs import PROGRAMS, read_saved, version_of
 from pyflannel.kernel.program import run_program
 from pyflannel.model.forward_chain import ForwardChain
+from pyflannel.wire.iptables_forward import dropping_forward
 from pyflannel.wire.nft_ruleset import parse_forward_chains
 
 _IPV4 = Path("/proc/sys/net/ipv4")
@@ -46,6 +48,18 @@ async def forward_chains() -> list[ForwardChain]:
     if ran.status:
         raise TargetError(f"nft failed: {ran.cause}", hint="Run flannelctl as root.")
     return parse_forward_chains(ran.output)
+
+
+async def legacy_forward_chains() -> list[ForwardChain]:
+    """Return FORWARD of legacy iptables, if it drops what it does not accept; nothing where there is none."""
+    version = await version_of(PROGRAMS[4])
+    is_legacy = version is not None and not version.is_nft
+    program = PROGRAMS[4] if is_legacy else f"{PROGRAMS[4]}-legacy"
+    try:
+        chain = dropping_forward(await read_saved(program), program)
+    except (TargetError, WireError):
+        return []
+    return [] if chain is None else [chain]
 
 
 def _number(path: Path) -> int | None:

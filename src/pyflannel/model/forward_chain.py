@@ -6,10 +6,11 @@ from ipaddress import IPv4Network
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForwardChain:
-    """A base chain of nftables at the forward hook whose policy is drop; iptables' FORWARD is one.
+    """A base chain of nftables at the forward hook whose policy is drop; or FORWARD of legacy iptables.
 
     Attributes:
         family: `ip` or `inet`: those that see IPv4.
+        program: of legacy iptables, that shows it; "" where nft does.
         passes: what it accepts by source or destination, whatever else a packet is.
     """
 
@@ -17,6 +18,7 @@ class ForwardChain:
     table: str
     name: str
     passes: frozenset[IPv4Network]
+    program: str = ""
 
     def lets_pass(self, network: IPv4Network) -> bool:
         """Return whether every packet from or to the network gets through."""

@@ -145,16 +145,17 @@ def _forward_chains(seen: Observed) -> Iterator[Finding]:
         place = f"{chain.family} {chain.table} {chain.name}"
         is_iptables = (chain.table, chain.name) == ("filter", "FORWARD")
         insert = (
-            "iptables -I FORWARD -{0} {1} -j ACCEPT"
+            f"{chain.program or 'iptables'} -I FORWARD -{{0}} {{1}} -j ACCEPT"
             if is_iptables
             else f"nft insert rule {place} ip {{0}} {{1}} accept"
         )
+        shown = f"{chain.program} -S {chain.name}" if chain.program else f"nft list chain {place}"
         words = ("s", "d") if is_iptables else ("saddr", "daddr")
         yield Finding(
             code="forward-dropped",
             severity="error",
             cause=f"the chain {place} drops packets of {network}; an accept elsewhere does not undo that",
-            evidence=(f"nft list chain {place}: policy drop, and no rule that accepts {network}",),
+            evidence=(f"{shown}: policy drop, and no rule that accepts {network}",),
             fix="; ".join(insert.format(word, network) for word in words),
         )
 
