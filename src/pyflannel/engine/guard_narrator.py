@@ -46,6 +46,7 @@ class GuardNarrator:
         self._told: dict[object, _Told] = {}
         self._named_at: list[float] = []
         self._told_rest_at = -math.inf
+        self._began = clock.now()
 
     async def run(self) -> None:
         """Look again and again, until cancelled."""
@@ -56,7 +57,7 @@ class GuardNarrator:
     def tell(self, strangers: Sequence[Stranger]) -> None:
         """Say what is news of those that the guard remembers now; whom it forgot we forget too."""
         now = self._clock.now()
-        self._told = {key: told for one in strangers if (told := self._told.get(key := _key(one)))}
+        self._told = {_key(one): told for one in strangers if (told := self._told_of(one, now))}
         due = [one for one in strangers if self._news(one) and self._is_due(one, now)]
         due.sort(key=self._news, reverse=True)
         self._named_at = [at for at in self._named_at if now - at < QUIET_S]
@@ -64,6 +65,13 @@ class GuardNarrator:
         self._tell_each(due[:free], now)
         if due[free:] and now - self._told_rest_at >= QUIET_S:
             self._tell_together(due[free:], now)
+
+    def _told_of(self, stranger: Stranger, now: float) -> _Told | None:
+        """Return what was told of a stranger; of the time long before us the daemon of then has told."""
+        is_of_before = now - stranger.age_s < self._began - QUIET_S
+        return self._told.get(_key(stranger)) or (
+            _Told(stranger.packets, -math.inf) if is_of_before else None
+        )
 
     def _tell_each(self, strangers: Sequence[Stranger], now: float) -> None:
         for one in self._explain(strangers):

@@ -159,3 +159,14 @@ def test_those_who_were_counted_together_are_named_when_there_is_room_with_what_
 
     named = f"Turned away tunnel packets from=10.10.0.{NAMED} reason=stranger packets=1"
     assert [message.split(":")[0] for message in caplog.messages] == [named]
+
+
+def test_who_knocked_long_before_this_daemon_started_is_no_news_until_it_does_again(
+    narrator: GuardNarrator, clock: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Programs and forwarder outlive daemons, and so do their counts: the one before has told of these."""
+    narrator.tell([replace(ONE, packets=1000, age_s=QUIET_S + 1)])
+    assert caplog.messages == []
+
+    narrator.tell([replace(ONE, packets=1002, age_s=1)])
+    assert [record.args[2] for record in caplog.records] == [2]
