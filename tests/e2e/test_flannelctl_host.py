@@ -1,5 +1,6 @@
 """flannelctl on a host where flanneld runs, ran, or was killed: the real daemon, kernel and forwarder."""
 
+import asyncio
 import contextlib
 import json
 import os
@@ -14,6 +15,10 @@ from typing import Any
 
 import pytest
 
+from pyflannel.assembly.store import open_store
+from pyflannel.model.store_record import Put
+from pyflannel.wire.lease_record import CONFIG as CONFIG_KEY
+
 BIN = Path(sys.executable).parent
 CONFIG = '{"Network": "10.100.0.0/16"}'
 DEADLINE_S = 40.0
@@ -26,6 +31,15 @@ def eventually(is_so: Callable[[], bool], what: str) -> None:
         if time.monotonic() > deadline:
             pytest.fail(f"not within {DEADLINE_S:g} s: {what}")
         time.sleep(0.02)
+
+
+async def write_config(store_url: str, text: str) -> None:
+    """Write a network config that flannelctl would refuse."""
+    store = open_store(store_url)
+    try:
+        await store.write(Put(key=CONFIG_KEY, value=text.encode(), ttl_s=None, expected=None))
+    finally:
+        await store.close()
 
 
 class Host:
@@ -250,7 +264,10 @@ class TestThroughTheDaemon:
         done = host.ctl("config", "set", '{"Network": "10.100.0.0/16", "SubnetLen": 24}')
 
         assert done.returncode == 0
-        eventually(lambda: "SubnetLen" in host.ctl("config", "get").stdout, "the daemon knows the new config")
+        eventually(
+            lambda: "SubnetLen" in host.document("status")["network"]["text"],
+            "the daemon knows the new config",
+        )
 
     def test_a_bad_config_is_refused(self, host: Host) -> None:
         host.start()
@@ -260,6 +277,34 @@ class TestThroughTheDaemon:
         assert done.returncode == 2
         assert "SubnetLen" in done.stderr
         assert host.ctl("config", "get").stdout == CONFIG + "\n"
+
+    def test_a_bad_one_that_another_hand_wrote_is_shown(self, host: Host) -> None:
+        """What the host runs with is another thing, and status says so."""
+        host.start()
+        bad = '{"Network": "10.100.0.0/16", "SubnetLen": "24"}'
+
+        asyncio.run(write_config(host.store, bad))
+
+        assert host.ctl("config", "get").stdout == bad + "\n"
+        eventually(lambda: host.document("status")["warnings"], "the daemon warns")
+        status = host.document("status")
+        assert status["warnings"] == [
+            "runs on with the network config as it was, waiting for a good network config:"
+            ' not a prefix length: SubnetLen="24"'
+        ]
+        assert (status["is_ready"], status["network"]["text"]) == (True, CONFIG)
+
+    def test_a_config_is_known_while_the_store_is_away(self, host: Host) -> None:
+        host.start()
+        leases = Path(host.store.removeprefix("sqlite://"))
+        for path in leases.parent.glob(f"{leases.name}*"):
+            path.rename(path.with_name(f"away-{path.name}"))
+        leases.write_text("no database")
+
+        done = host.ctl("config", "get")
+
+        assert (done.returncode, done.stdout) == (0, CONFIG + "\n")
+        assert "asked flanneld, which knows the config that it runs with: " in done.stderr
 
     def test_another_user_gets_no_answer(self, host: Host) -> None:
         """Not even when somebody opened the socket to all: the kernel tells who connects."""

@@ -47,7 +47,7 @@ class ControlClient:
         return parse_events(await self._ask("GET", "/v1/events"))
 
     async def config_text(self) -> str | None:
-        """Return the network config as the daemon last saw it in the store, or None."""
+        """Return the network config that the daemon runs with, or None."""
         return parse_config_text(await self._ask("GET", "/v1/config"))
 
     async def set_config(self, text: str) -> None:

@@ -31,14 +31,25 @@ class NetworkClient(Protocol):
 
 
 class _Daemon:
-    """The daemon; but leases come from its store while that answers: only the store knows their expiry."""
+    """The daemon; but its store is read while that answers.
+
+    Only the store knows when leases expire, and a config that the daemon does not take.
+    """
 
     def __init__(self, daemon: ControlClient, store_url: str | None, password: Secret | None) -> None:
         self._daemon = daemon
         self._store_url = store_url
         self._password = password
-        self.config_text = daemon.config_text
         self.set_config = daemon.set_config
+
+    async def config_text(self) -> str | None:
+        if self._store_url is not None:
+            try:
+                async with store_client(self._store_url, self._password) as client:
+                    return await client.config_text()
+            except (StoreError, UsageError) as error:
+                log.warning("asked flanneld, which knows the config that it runs with: %s", error)
+        return await self._daemon.config_text()
 
     async def leases(self) -> list[LeaseEntry]:
         if self._store_url is not None:

@@ -58,7 +58,7 @@ class Controlled(Protocol):
         """Return what the passes found and did, the latest last."""
 
     def config_text(self) -> str | None:
-        """Return the network config as the store has it, good or bad; None when there is none."""
+        """Return the network config that the host runs with; None when there is none."""
 
     async def set_config(self, text: str) -> None:
         """Write the network config to the store.

@@ -45,7 +45,10 @@ def status_of(supervisor: Supervisor, *, version: str, store_url: str, clock: Cl
     warnings = [conflict.text for conflict in planner.conflicts]
     if supervisor.is_stale:
         warnings.append("leases are stale: those known before this start; the store has not answered since")
-    warnings += [text for text in (narrator.shared, supervisor.config_trouble) if text]
+    if narrator.shared is not None:
+        warnings.append(narrator.shared)
+    if supervisor.config_trouble is not None and planner.config is not None:
+        warnings.append(f"runs on with the network config as it was, waiting for {supervisor.config_trouble}")
     return Status(
         version=version,
         owner=supervisor.identity.owner,
