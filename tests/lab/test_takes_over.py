@@ -45,12 +45,12 @@ FDB = (
     "fdb add 1a:71:ad:7e:3b:77 dev flannel.1 dst 10.10.10.77 self permanent\n"
 )
 
-OLD_VXLAN = """
-link add flannel.1 type vxlan id 1 dev eth0 local 10.10.10.101 dstport 8472 nolearning l2miss l3miss
-link set flannel.1 up
+OLD_VXLAN = f"""
+link add flannel.1 type vxlan id 1 dev eth0 local 10.10.10.101 dstport 8472 nolearning%s
+link set flannel.1 address {MAC} up
 address add 10.100.31.0/16 dev flannel.1
 """
-"""As release 0.6 leaves it: it answers what the kernel asks of unknown addresses."""
+"""As release 0.6 leaves it: its address has the network's length, and leads the whole network there."""
 
 ORIGINALS = "10.100.33.0/24"
 ORIGINALS_MAC = "36:f5:41:10:dc:33"
@@ -330,18 +330,24 @@ def test_a_device_that_was_taken_over_keeps_its_address_when_it_is_made_again(ov
         wait_until(is_there, what="the device is there, with its address", deadline_s=DEADLINE_S)
 
 
-def test_a_device_of_release_0_6_is_made_anew(overlay, host: Host) -> None:
-    """It cannot be told to stop asking for unknown addresses."""
+@pytest.mark.parametrize(("asks", "is_kept"), [("", True), (" l2miss l3miss", False)])
+def test_a_device_of_release_0_6_leads_to_each_peer_by_itself(
+    overlay, host: Host, asks: str, is_kept: bool
+) -> None:
+    """It is made anew where it asks a program for unknown addresses: it cannot be told to stop that."""
     set_backend(overlay, "vxlan")
-    lay(host, OLD_VXLAN)
+    lay(host, OLD_VXLAN % asks)
+    host.run(["sysctl", "-qw", "net/ipv4/neigh/flannel.1/app_solicit=3"])
     index = link(host, "flannel.1")["ifindex"]
 
     overlay.join(host)
     wait_routes(host, {PEER: ("10.100.32.0", "80")})
 
-    assert link(host, "flannel.1")["ifindex"] != index
+    assert (link(host, "flannel.1")["ifindex"] == index) == is_kept
     addresses = json.loads(host.run(["ip", "-json", "-4", "address", "show", "flannel.1"]).stdout)
     assert [(one["local"], one["prefixlen"]) for one in addresses[0]["addr_info"]] == [("10.100.31.0", 32)]
+    assert neighbours(host) == {"10.100.32.0": PEER_MAC}
+    assert link(host, "flannel.1")["address"] == MAC
 
 
 def test_host_gw_s_routes_are_taken_over_and_strange_ones_stay(overlay, host: Host) -> None:
