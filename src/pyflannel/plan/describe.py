@@ -7,7 +7,7 @@ from typing import assert_never
 from pyflannel.model.address import Address
 from pyflannel.model.bpf_container import BpfContainer
 from pyflannel.model.bpf_peer import BpfPeer
-from pyflannel.model.bpf_program import BpfProgram
+from pyflannel.model.bpf_program import BpfProgram, Tunnel
 from pyflannel.model.fdb_entry import FdbEntry
 from pyflannel.model.filter_rule import FilterRule, ForeignRule, Rules
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer
@@ -103,10 +103,10 @@ def _differences(old: Item, new: Item) -> list[str]:
     return list(_attribute_differences(old, new))
 
 
-def _attribute_differences(old: Item | Vxlan, new: Item | Vxlan) -> Iterator[str]:
+def _attribute_differences(old: Item | Vxlan | Tunnel, new: Item | Vxlan | Tunnel) -> Iterator[str]:
     for field in fields(new):
         was, wanted = getattr(old, field.name), getattr(new, field.name)
-        if isinstance(was, Vxlan) and isinstance(wanted, Vxlan):
+        if isinstance(was, Vxlan | Tunnel) and isinstance(wanted, Vxlan | Tunnel):
             yield from _attribute_differences(was, wanted)
         elif was != wanted:
             yield _difference(field.name, was, wanted)
