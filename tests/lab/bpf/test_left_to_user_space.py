@@ -1,10 +1,14 @@
 """What the programs leave to the forwarder or the kernel, and that it is done right there."""
 
+import fcntl
 import hashlib
 import os
 import re
+import selectors
 import socket
 import struct
+import threading
+from contextlib import ExitStack
 
 import pytest
 
@@ -13,6 +17,8 @@ from pyflannel.lab.waiting import wait_until
 
 DEADLINE_S = 30.0
 UDP_SEGMENT = 103  # linux/udp.h
+TUNSETIFF = 0x400454CA  # linux/if_tun.h, as are the flags
+IFF_TUN, IFF_NO_PI = 0x0001, 0x1000
 IP_RECVERR = 11  # linux/in.h
 
 
@@ -162,3 +168,51 @@ def test_what_is_not_ipv4_reaches_the_forwarder(relayed, open_socket):
     )
     assert two.counts()[Outcome.LEFT_NOT_IPV4] >= 1  # flannel0 has IPv6 here, and asks for neighbours
     assert Outcome.LEFT_OPTIONS not in two.counts()
+
+
+@pytest.fixture
+def without_frames(hosts):
+    """The hosts on an underlay without Ethernet headers, as that of a VPN is."""
+    ends = []
+    for host in hosts:
+        host.namespace.attempt("ip", "link", "delete", "eth0")
+
+    async def open_device() -> int:
+        device = os.open("/dev/net/tun", os.O_RDWR)
+        fcntl.ioctl(device, TUNSETIFF, struct.pack("16sH22x", b"eth0", IFF_TUN | IFF_NO_PI))
+        return device
+
+    with selectors.DefaultSelector() as selector, ExitStack() as stack:
+        for host in hosts:
+            ends.append(host.namespace.run(open_device))
+            stack.callback(os.close, ends[-1])
+            host.namespace.ip(f"address add {host.address}/24 dev eth0")
+            host.namespace.ip("link set eth0 up")
+        for end, other in zip(ends, reversed(ends), strict=True):
+            selector.register(end, selectors.EVENT_READ, other)
+        is_over = threading.Event()
+
+        def carry() -> None:
+            while not is_over.is_set():
+                for key, _ in selector.select(timeout=0.1):
+                    os.write(key.data, os.read(key.fd, 65536))
+
+        carrier = threading.Thread(target=carry)
+        carrier.start()
+        stack.callback(carrier.join)
+        stack.callback(is_over.set)
+        yield hosts
+
+
+def test_what_arrives_without_an_ethernet_header_goes_through_user_space(without_frames, send_stream):
+    one, two = without_frames
+    one.heal(one.plan(two.peer()))
+    two.heal(two.plan(one.peer()))
+    one.start_forwarder(two)
+    two.start_forwarder(one)
+
+    assert one.container.ping(two.container.address)[0] == 3
+    assert send_stream(one.container, two.container, octets=1 << 20)
+
+    assert one.counts()[Outcome.ENCAPSULATED] > 3
+    assert Outcome.DECAPSULATED not in two.counts()
