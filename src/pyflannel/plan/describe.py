@@ -19,7 +19,10 @@ from pyflannel.model.nft_table import NftTable
 from pyflannel.model.operation import Add, Operation, Remove, Replace
 from pyflannel.model.route import Route
 from pyflannel.model.state import Item
+from pyflannel.model.veth import Veth
 from pyflannel.model.vxlan import Vxlan
+
+_Part = Vxlan | Veth | Tunnel
 
 _IPTABLES: Mapping[Family, str] = {4: "iptables", 6: "ip6tables"}
 
@@ -103,11 +106,13 @@ def _differences(old: Item, new: Item) -> list[str]:
     return list(_attribute_differences(old, new))
 
 
-def _attribute_differences(old: Item | Vxlan | Tunnel, new: Item | Vxlan | Tunnel) -> Iterator[str]:
+def _attribute_differences(old: Item | _Part, new: Item | _Part) -> Iterator[str]:
     for field in fields(new):
         was, wanted = getattr(old, field.name), getattr(new, field.name)
-        if isinstance(was, Vxlan | Tunnel) and isinstance(wanted, Vxlan | Tunnel):
+        if isinstance(was, _Part) and isinstance(wanted, _Part):
             yield from _attribute_differences(was, wanted)
+        elif isinstance(was, _Part) or isinstance(wanted, _Part):
+            yield f"no {field.name}" if was is None else f"is {field.name}"
         elif was != wanted:
             yield _difference(field.name, was, wanted)
 
@@ -150,4 +155,8 @@ def _difference(attribute: str, was: object, wanted: object) -> str:
     if isinstance(wanted, bool):
         word = attribute.removeprefix("is_").removeprefix("has_")
         return f"not {word}" if wanted else word
-    return f"{attribute.replace('_', ' ')} {was or 'none'}, wanted {wanted or 'none'}"
+    return f"{attribute.replace('_', ' ')} {_text(was)}, wanted {_text(wanted)}"
+
+
+def _text(value: object) -> str:
+    return ", ".join(map(str, value)) or "none" if isinstance(value, tuple) else str(value or "none")

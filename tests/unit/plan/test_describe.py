@@ -4,7 +4,10 @@ from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 
 from pyflannel.model.bpf_program import BpfProgram, Role, Tunnel
+from pyflannel.model.fdb_entry import FdbEntry
+from pyflannel.model.link import Link
 from pyflannel.model.operation import Replace
+from pyflannel.model.veth import Veth
 from pyflannel.plan.describe import found
 
 TUNNEL = Tunnel(
@@ -22,4 +25,22 @@ def test_of_a_program_s_tunnel_only_what_differs_is_said() -> None:
 
     assert found(Replace(old, new)) == (
         "program flannel_decap at eth0: port 8285, wanted 8286, joint none, wanted flannel0-gro, not current"
+    )
+
+
+def test_what_a_link_is_beyond_a_link_is_told_the_same_way() -> None:
+    joint = Link(name="flannel0-rx", kind="veth", mtu=1472, veth=Veth(peer="flannel0-gro", has_gro=True))
+    without_gro = replace(joint, veth=Veth(peer="flannel0-gro"))
+    dummy = replace(joint, kind="dummy", veth=None)
+
+    assert found(Replace(without_gro, joint)) == "link flannel0-rx: not gro"
+    assert found(Replace(dummy, joint)) == "link flannel0-rx: kind dummy, wanted veth, no veth"
+
+
+def test_several_addresses_are_a_list() -> None:
+    peer = FdbEntry(link="flannel.1", mac="0e:2a:00:00:00:01", destination=IPv4Address("10.10.10.102"))
+    spread = replace(peer, others=(IPv4Address("10.10.10.7"), IPv4Address("10.10.10.8")))
+
+    assert found(Replace(spread, peer)) == (
+        "FDB entry 0e:2a:00:00:00:01 on flannel.1: others 10.10.10.7, 10.10.10.8, wanted none"
     )
