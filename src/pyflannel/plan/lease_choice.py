@@ -19,7 +19,7 @@ from pyflannel.model.lease_protocol import (
 )
 from pyflannel.plan.allocate import pick
 from pyflannel.plan.lease_state import Draw
-from pyflannel.plan.vtep_mac import names_kept_vtep
+from pyflannel.plan.vtep_mac import may_stay
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +53,14 @@ def is_ours(lease: Lease, wanted: Wanted) -> bool:
 
 
 def said(standing: LeaseAttributes, wanted: Wanted) -> LeaseAttributes:
-    """Return what our lease says in the place of a standing one: the VTEP that the peers know stays."""
-    attributes = wanted.attributes
-    if attributes.vtep is None or not names_kept_vtep(standing, wanted.identity.owner, attributes.vtep):
+    """Return what our lease says in the place of a standing one: the VTEP that the peers know stays.
+
+    Not that of another owner of ours, which may come back and has its address then.
+    """
+    attributes, owner = wanted.attributes, standing.owner
+    if owner is not None and owner.owner != wanted.identity.owner:
+        return attributes
+    if attributes.vtep is None or not may_stay(standing.vtep, attributes.vtep):
         return attributes
     return replace(attributes, backend_data=standing.backend_data, vtep=standing.vtep)
 

@@ -6,9 +6,9 @@ address that the peers know. The original draws one for each device, and all pee
 
 import hashlib
 from functools import lru_cache
+from typing import TypeGuard
 
 from pyflannel.model.backend_data import Vtep
-from pyflannel.model.lease import LeaseAttributes
 
 _LENGTH = 6
 _LOCAL = 0x02
@@ -35,15 +35,9 @@ def vtep_mac(owner: str, prefix: bytes = b"") -> str:
     return digest.hex(":")
 
 
-def names_kept_vtep(standing: LeaseAttributes, owner: str, wanted: Vtep) -> bool:
-    """Return whether a lease that `owner` has, or takes over, goes on naming the VTEP that it names now.
-
-    Not when another owner of ours left it: that host may come back, and has its address then.
-    """
-    vtep, identity = standing.vtep, standing.owner
-    if vtep is None or vtep.vni != wanted.vni or (identity is not None and identity.owner != owner):
-        return False
-    return _fits(vtep.mac, wanted.mac_prefix)
+def may_stay(standing: Vtep | None, wanted: Vtep) -> TypeGuard[Vtep]:
+    """Return whether the VTEP that a lease of ours names already can go on being ours."""
+    return standing is not None and standing.vni == wanted.vni and _fits(standing.mac, wanted.mac_prefix)
 
 
 @lru_cache(maxsize=16)

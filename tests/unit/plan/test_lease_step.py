@@ -443,14 +443,13 @@ def test_the_vtep_that_the_original_published_stays() -> None:
 
 
 def test_a_vtep_that_is_not_for_us_is_not_kept() -> None:
-    """Of another VNI, of no single device, not as the config wants it to begin, or of who may come back."""
+    """Of another VNI, of no single device, or not as the config wants it to begin."""
     ours = wanted_with_vtep()
     plain = lease(FIRST, None, "192.168.50.102")
     for standing, asked in (
         (with_vtep(plain, THEIRS, vni=2), ours),
         (with_vtep(plain, "ff:ff:ff:ff:ff:ff"), ours),
         (with_vtep(plain, THEIRS), wanted_with_vtep(mac_prefix=b"\x0e\x2a")),
-        (with_vtep(lease(FIRST, "old me", "192.168.50.102", machine="m"), THEIRS), ours),
     ):
         store = Store()
         store.write_lease(standing)
@@ -459,6 +458,18 @@ def test_a_vtep_that_is_not_for_us_is_not_kept() -> None:
 
         assert host.state.is_settled
         assert mac_of(store, FIRST) == "0e:00:00:00:00:01"
+
+
+def test_who_takes_over_another_owner_s_lease_has_a_vtep_of_its_own() -> None:
+    """The other may come back, on another subnet and with its own address."""
+    for machine in ("m", "x", ""):
+        store = Store()
+        store.write_lease(with_vtep(lease(FIRST, "other", "192.168.50.102", machine=machine), THEIRS))
+
+        host = Host(store, wanted_with_vtep()).start()
+        host.sleep(60)
+
+        assert (owner_of(store, FIRST), mac_of(store, FIRST)) == ("me", "0e:00:00:00:00:01")
 
 
 def test_the_previous_subnet_is_taken_when_free_and_not_when_held() -> None:

@@ -30,7 +30,7 @@ from pyflannel.model.vxlan import Vxlan
 from pyflannel.plan.backend_keys import BackendKeys, ineffective, ipv4_network
 from pyflannel.plan.checksum_trap import checksum_trap
 from pyflannel.plan.next_hop import address_objection, direct_route
-from pyflannel.plan.vtep_mac import is_of_one_device, names_kept_vtep, vtep_mac, vtep_of
+from pyflannel.plan.vtep_mac import is_of_one_device, may_stay, vtep_mac, vtep_of
 
 KEYS = ("VNI", "Port", "GBP", "Learning", "DirectRouting", "MTU", "MacPrefix")
 
@@ -239,9 +239,8 @@ class VxlanBackend:
 
     def _mac(self, host: Host) -> str:
         ours, standing = self.lease_data(host.owner), host.lease.attributes
-        if standing.vtep is not None and names_kept_vtep(standing, host.owner, ours):
-            return standing.vtep.mac
-        return ours.mac
+        is_ours = standing.owner is None or standing.owner.owner == host.owner
+        return standing.vtep.mac if is_ours and may_stay(standing.vtep, ours) else ours.mac
 
 
 def parse(config: NetworkConfig) -> VxlanBackend:
