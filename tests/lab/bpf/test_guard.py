@@ -166,16 +166,19 @@ def test_a_fragment_is_left_to_user_space(linked, knock, fragment):
     assert two.counts() == {Outcome.LEFT_FRAGMENT: 1, Outcome.DECAPSULATED: 1, Outcome.DELIVERED: 1}
 
 
-def test_other_datagrams_of_the_underlay_are_not_touched(linked, open_socket):
+@pytest.mark.parametrize(("address", "port"), [("10.9.0.20", PORT), ("10.9.0.21", 8285)])
+def test_other_datagrams_of_the_underlay_are_not_touched(linked, open_socket, address, port):
+    """To another port, or to another address of the host, where another tunnel may be."""
     one, two = linked
+    two.namespace.ip("address add 10.9.0.21/24 dev eth0")
     with (
         open_socket(one.namespace, socket.SOCK_DGRAM) as sender,
         open_socket(two.namespace, socket.SOCK_DGRAM) as listener,
     ):
-        listener.bind((two.address, PORT))
-        sender.sendto(inner("10.100.77.2", "10.100.20.2", b"not a tunnel's"), (two.address, PORT))
+        listener.bind((address, port))
+        sender.sendto(inner("10.100.15.2", "10.100.20.2", b"not this tunnel's"), (address, port))
 
-        assert listener.recv(2000).endswith(b"not a tunnel's")
+        assert listener.recv(2000).endswith(b"not this tunnel's")
 
     assert two.counts() == {}
 
