@@ -33,11 +33,11 @@ def eventually(is_so: Callable[[], bool], what: str) -> None:
         time.sleep(0.02)
 
 
-async def write_config(store_url: str, text: str) -> None:
-    """Write a network config that flannelctl would refuse."""
+async def write(store_url: str, key: str, text: str) -> None:
+    """Write what flannelctl would not."""
     store = open_store(store_url)
     try:
-        await store.write(Put(key=CONFIG_KEY, value=text.encode(), ttl_s=None, expected=None))
+        await store.write(Put(key=key, value=text.encode(), ttl_s=None, expected=None))
     finally:
         await store.close()
 
@@ -74,13 +74,27 @@ class Host:
             "FLANNELD_SUBNET_FILE": str(self.directory / "run" / "subnet.env"),
         }
 
-    def start(self) -> subprocess.Popen[bytes]:
-        """Start flanneld, and return when it is ready."""
+    @contextlib.contextmanager
+    def launched(self) -> Iterator[None]:
+        """Have flanneld run for the length of a block, ready or not."""
+        daemon = self._launch()
+        try:
+            yield
+        finally:
+            daemon.terminate()
+            daemon.wait()
+
+    def _launch(self) -> subprocess.Popen[bytes]:
         with (self.directory / "flanneld.log").open("ab") as log:
             daemon = subprocess.Popen(
                 ["ip", "netns", "exec", self.namespace, BIN / "flanneld"], env=self.variables, stderr=log
             )
         self._daemons.append(daemon)
+        return daemon
+
+    def start(self) -> subprocess.Popen[bytes]:
+        """Start flanneld, and return when it is ready."""
+        daemon = self._launch()
         eventually(lambda: self.ctl("status").returncode == 0, "flanneld is ready")
         return daemon
 
@@ -191,23 +205,27 @@ class TestStatus:
 
     def test_a_daemon_that_waits_is_not_ready(self, host: Host) -> None:
         host.ip("-n", host.namespace, "route", "delete", "default")
-        daemon = subprocess.Popen(
-            ["ip", "netns", "exec", host.namespace, BIN / "flanneld"],
-            env=host.variables,
-            stderr=subprocess.DEVNULL,
-        )
-        try:
+        with host.launched():
             eventually(
                 lambda: "default route" in str(host.document("status")["waiting_for"]),
                 "flanneld waits for it",
             )
             done = host.ctl("status", "--json")
-        finally:
-            daemon.terminate()
-            daemon.wait()
 
         assert done.returncode == 3
         assert json.loads(done.stdout)["is_live"]
+
+    def test_a_store_that_answers_without_a_config_is_not_away(self, host: Host) -> None:
+        """What is missing is the config, and nothing else is said to be."""
+        asyncio.run(write(host.store, CONFIG_KEY, "{}"))
+        with host.launched():
+            eventually(
+                lambda: host.document("status")["waiting_for"] != "the network config", "it waits for one"
+            )
+            status = host.document("status")
+
+        assert status["waiting_for"].startswith("a good network config: ")
+        assert status["store"]["is_connected"]
 
     def test_files_speak_for_a_daemon_that_was_killed(self, host: Host) -> None:
         """Its lease, its network and the forwarder that still carries packets are known."""
@@ -258,6 +276,17 @@ class TestThroughTheDaemon:
         assert lease["public_ip"] == "10.10.10.101"
         assert 86000 < lease["expires_in_s"] <= 86400
 
+    def test_a_lease_that_is_ignored_is_a_peer_that_is_not_sent_to(self, host: Host) -> None:
+        """Whoever counts the peers and those not sent to gets those that are."""
+        host.start()
+
+        asyncio.run(write(host.store, "subnets/10.100.9.0-24", '{"PublicIP":"10.10.10.101"}'))
+
+        eventually(lambda: host.document("status")["refused_peers"], "the daemon refuses it")
+        status = host.document("status")
+        assert [peer["subnet"] for peer in status["refused_peers"]] == ["10.100.9.0/24"]
+        assert status["peers"] == len(host.document("peers")["peers"]) == 1
+
     def test_a_config_that_is_set_reaches_the_daemon(self, host: Host) -> None:
         host.start()
 
@@ -283,7 +312,7 @@ class TestThroughTheDaemon:
         host.start()
         bad = '{"Network": "10.100.0.0/16", "SubnetLen": "24"}'
 
-        asyncio.run(write_config(host.store, bad))
+        asyncio.run(write(host.store, CONFIG_KEY, bad))
 
         assert host.ctl("config", "get").stdout == bad + "\n"
         eventually(lambda: host.document("status")["warnings"], "the daemon warns")

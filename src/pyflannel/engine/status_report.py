@@ -37,7 +37,7 @@ def status_of(supervisor: Supervisor, *, version: str, store_url: str, clock: Cl
     )
     store = StoreStatus(
         url=store_url,
-        is_connected=not (narrator.is_store_away or supervisor.is_stale or planner.config is None),
+        is_connected=supervisor.has_store_answered and not (narrator.is_store_away or supervisor.is_stale),
         is_stale=supervisor.is_stale,
         since_s=now - narrator.store_since,
         last_error=narrator.store_error,
@@ -49,6 +49,7 @@ def status_of(supervisor: Supervisor, *, version: str, store_url: str, clock: Cl
         warnings.append(narrator.shared)
     if supervisor.config_trouble is not None and planner.config is not None:
         warnings.append(f"runs on with the network config as it was, waiting for {supervisor.config_trouble}")
+    refused_peers = _refused_peers(supervisor)
     return Status(
         version=version,
         owner=supervisor.identity.owner,
@@ -61,10 +62,10 @@ def status_of(supervisor: Supervisor, *, version: str, store_url: str, clock: Cl
         underlay=_underlay(supervisor),
         backend=_backend(supervisor),
         store=store,
-        peers=planner.peer_count,
+        peers=planner.peer_count + sum(one.subnet not in planner.objections for one in refused_peers),
         leases=len(planner.leases),
         conflicts=len(planner.conflicts),
-        refused_peers=_refused_peers(supervisor),
+        refused_peers=refused_peers,
         fast_path=supervisor.fast_path.status(planner.config),
         reconcile=ReconcileStatus(
             passes=counts.passes,

@@ -59,6 +59,7 @@ class Supervisor:
         self.config_text: str | None = None
         self.config_trouble: str | None = None
         self.is_stale = False
+        self.has_store_answered = False
         self.planner = Planner(
             subnet_file=options.subnet_file,
             other_files=options.other_files,
@@ -242,6 +243,7 @@ class Supervisor:
         self._inputs_changed()
 
     def _config_changed(self, text: str, config: NetworkConfig, backend: Backend, revision: int) -> None:
+        self.has_store_answered = True
         held = self.planner.held
         if held is not None and not config.admits(held.lease.subnet):
             self._config_revision = None  # the one that is run on stands there no longer
@@ -265,6 +267,7 @@ class Supervisor:
         self._inputs_changed()
 
     def _config_missing(self, reason: str) -> None:
+        self.has_store_answered = True
         self.config_trouble = reason
         if self.planner.config is not None:
             log.warning("Running on with the network config as it was")
@@ -272,6 +275,7 @@ class Supervisor:
 
     def _config_away(self, error: StoreError) -> None:
         if self.planner.config is None:
+            self.has_store_answered = False
             self.config_trouble = f"the store: {error}"
         self._store_is_away.set()
         self.tell_waiting()
