@@ -29,6 +29,12 @@ def test_a_row_stays_one_line_where_nobody_looks(capsys: pytest.CaptureFixture[s
     assert f"10.100.15.0/24  {'x' * 200}" in capsys.readouterr().out
 
 
+def test_no_line_ends_in_blanks(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table(("LAB", "DIRECTORY"), [("r", "/a/long/path"), ("s", "/b")])
+
+    assert capsys.readouterr().out == "LAB  DIRECTORY\nr    /a/long/path\ns    /b\n"
+
+
 def test_texts_of_others_are_not_markup(capsys: pytest.CaptureFixture[str]) -> None:
     print_table(("OWNER",), [("[red]x[/red] :smile:",)])
 

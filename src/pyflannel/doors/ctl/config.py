@@ -15,7 +15,7 @@ from pyflannel.plan.backends import remarks
 from pyflannel.wire.network_config_json import format_network_config, parse_network_config
 
 
-@click.group()
+@click.group(no_args_is_help=False)
 def config() -> None:
     """Read, check and write the network config."""
 

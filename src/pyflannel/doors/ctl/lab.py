@@ -32,7 +32,7 @@ _docker_option = click.option(
 )
 
 
-@click.group()
+@click.group(no_args_is_help=False)
 def lab() -> None:
     """Several hosts on this machine, in namespaces of their own. Needs root."""
 
@@ -55,7 +55,7 @@ def demo(context: click.Context, name: str, store: str, docker: bool, keep: bool
     else:
         _print_report(report)
     if keep:
-        _print_guide(name)
+        _print_guide(options)
     if not report.is_good:
         context.exit(1)
 
@@ -72,7 +72,7 @@ def up(name: str, store: str, docker: bool, bare: bool) -> None:
         if not bare:
             bring_up(hosts, options, _Narrator())
         hosts.keep()
-    _print_guide(name)
+    _print_guide(options, bare=bare)
 
 
 @lab.command()
@@ -149,16 +149,18 @@ def _format(report: DemoReport) -> bytes:
     return msgspec.json.encode({"ok": report.is_good, **found, "ratio": report.ratio})
 
 
-def _print_guide(name: str) -> None:
-    option = "" if name == DEFAULT_NAME else f" --name {name}"
+def _print_guide(options: DemoOptions, *, bare: bool = False) -> None:
+    option = "" if options.name == DEFAULT_NAME else f" --name {options.name}"
     examples = [
         (f"lab exec{option} docker1", "a shell on docker1"),
         (f"lab exec{option} docker1 ip route", "one command"),
-        (f"lab exec{option} docker4 flannelctl status", "what its flanneld says"),
-        (f"lab exec{option} docker4 docker ps", "its containers"),
-        (f"lab down{option}", "end it"),
     ]
-    click.echo(f"\nThe lab {name} stands. Look around, and end it:", err=True)
+    if not bare:
+        examples.append((f"lab exec{option} docker4 flannelctl status", "what its flanneld says"))
+    if options.has_docker and not bare:
+        examples.append((f"lab exec{option} docker4 docker ps", "its containers"))
+    examples.append((f"lab down{option}", "end it"))
+    click.echo(f"\nThe lab {options.name} stands. Look around, and end it:", err=True)
     for command, meaning in examples:
         click.echo(f"  {sys.argv[0]} {command:<48} {meaning}", err=True)
 

@@ -25,9 +25,13 @@ def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         table.add_column(heading, overflow="fold")
     for row in rows:
         table.add_row(*row)
-    # No markup and no highlighting: the texts come from the store and from files, not from us.
     width = None if sys.stdout.isatty() else _WIDE
-    Console(width=width, markup=False, highlight=False, emoji=False).print(table)
+    # No markup and no highlighting: the texts come from the store and from files, not from us.
+    console = Console(width=width, markup=False, highlight=False, emoji=False)
+    with console.capture() as text:
+        console.print(table)
+    for line in text.get().splitlines():
+        click.echo(line.rstrip())
 
 
 def print_facts(facts: Iterable[tuple[str, str]]) -> None:

@@ -1,7 +1,7 @@
 """flannelctl status: what flanneld on this host is doing, or what it left behind."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from pyflannel.model.status import (
 from pyflannel.wire.control_json import format_status
 
 _NAMED = 8
-"""So many refused peers, and so many strangers, are named one by one."""
+"""So many of a kind, of refused peers as of strangers, are named one by one."""
 
 
 @click.command()
@@ -65,10 +65,11 @@ def _print(invocation: Invocation, found: Status) -> None:
     if invocation.wants_json:
         print_json(format_status(found))
     else:
-        print_facts(_facts(found))
+        print_facts(facts(found))
 
 
-def _facts(found: Status) -> Iterator[tuple[str, str]]:
+def facts(found: Status) -> Iterator[tuple[str, str]]:
+    """Yield what people read of a status, each with its name."""
     yield "flanneld", f"{found.version}, {_readiness(found)}"
     if found.owner:
         yield "owner", found.owner
@@ -98,8 +99,8 @@ def _facts(found: Status) -> Iterator[tuple[str, str]]:
     yield from _strangers(found)
     if found.reconcile:
         yield "repairs", _repairs(found.reconcile)
-        for refused in found.reconcile.refused:
-            yield "refused", refused
+        yield from _first("refused", found.reconcile.refused)
+        yield from _first("held back", found.reconcile.held)
     for warning in found.warnings:
         yield "warning", warning
 
@@ -115,10 +116,17 @@ def _refused_peers(found: Status) -> Iterator[tuple[str, str]]:
 
 def _strangers(found: Status) -> Iterator[tuple[str, str]]:
     for one in found.strangers[:_NAMED]:
-        latest = f"{one.packets} packets, the latest {duration(one.age_s)} ago"
+        packets = "1 packet" if one.packets == 1 else f"{one.packets} packets, the latest"
+        latest = f"{packets} {duration(one.age_s)} ago"
         yield "stranger", f"{one.address}, {one.reason}, {latest}: {one.cause}"
     if len(found.strangers) > _NAMED:
         yield "stranger", f"{len(found.strangers) - _NAMED} more: see flannelctl status --json"
+
+
+def _first(name: str, texts: Sequence[str]) -> Iterator[tuple[str, str]]:
+    yield from ((name, text) for text in texts[:_NAMED])
+    if len(texts) > _NAMED:
+        yield name, f"{len(texts) - _NAMED} more: see flannelctl status --json"
 
 
 def _readiness(found: Status) -> str:
