@@ -237,7 +237,7 @@ class LeaseKeeper:
         except WireError as error:
             if (record.key, record.revision) not in self._unreadable:
                 self._unreadable.add((record.key, record.revision))
-                log.warning("Skipped %s: %s. %s", record.key, error, error.hint)
+                log.warning("Skipped %s. %s", error, error.hint)
             return _unreadable(record)
         return None
 

@@ -215,6 +215,7 @@ def test_what_is_no_lease_is_skipped_once_and_hides_nothing(caplog: pytest.LogCa
         run(check)
     assert caplog.text.count("Skipped subnets/rubbish") == 1
     assert caplog.text.count("Skipped subnets/10.100.7.0-24") == 1
+    assert caplog.text.count("subnets/10.100.7.0-24") == 1  # the key is not said twice
 
 
 def test_two_living_hosts_with_one_address_both_say_so() -> None:
