@@ -51,6 +51,7 @@ class LeaseNarrator:
         self.store_since = clock.now()
         self.is_store_away = False
         self.shared: str | None = None
+        self.asked: str | None = None
 
     @property
     def phase(self) -> LeasePhase:
@@ -85,6 +86,7 @@ class LeaseNarrator:
 
     def _tell_held(self, report: Acquired | Renewed) -> None:
         held = report.held
+        self.asked = None
         match report:
             case Acquired() if self._phase == "acquiring":
                 log.info("Lease acquired: %s", held.lease.subnet)
@@ -136,11 +138,16 @@ class LeaseNarrator:
                 self.holder = holder
                 self._enter("taken")
             case Contested(lease):
+                public_ip = lease.attributes.public_ip
+                self.asked = (
+                    f"the host at {public_ip}, which holds {lease.subnet} with our address or identity,"
+                    " whether it lives"
+                )
                 log.warning(
                     "A lease with our address or identity is held by %s at %s: asking whether that host lives"
                     " lease=%s",
                     lease.attributes.owner.owner if lease.attributes.owner else "nobody known",
-                    lease.attributes.public_ip,
+                    public_ip,
                     lease.subnet,
                 )
             case SharedAddress(subnet, other, public_ip):

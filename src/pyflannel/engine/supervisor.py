@@ -147,7 +147,9 @@ class Supervisor:
         if self.planner.config is None:
             return self.config_trouble or "the network config"
         if self.planner.held is None:
-            return f"the store: {self.narrator.store_error}" if self.narrator.is_store_away else "a lease"
+            if self.narrator.is_store_away:
+                return f"the store: {self.narrator.store_error}"
+            return f"a lease: asking {self.narrator.asked}" if self.narrator.asked else "a lease"
         if counts.error is not None:
             return counts.error
         if counts.refused:

@@ -1,9 +1,12 @@
-"""What the log and the status say of the store, from what the lease protocol reports."""
+"""What the log and the status say of store and lease, from what the lease protocol reports."""
+
+from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
 from pyflannel.engine.lease_narrator import LeaseNarrator
-from pyflannel.model.lease_protocol import StoreAway, StoreBack
+from pyflannel.model.lease import Lease, LeaseAttributes
+from pyflannel.model.lease_protocol import Acquired, Contested, Held, StoreAway, StoreBack
 from pyflannel.testing.fake_clock import FakeClock
 
 
@@ -33,3 +36,21 @@ def test_a_store_that_came_back_is_logged_again_when_it_goes(caplog: pytest.LogC
     assert not is_away_between
     assert narrator.is_store_away
     assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
+
+
+def test_whom_it_asks_is_known_until_the_lease_is_held() -> None:
+    """A host waits ten seconds for that answer, and whoever looks meanwhile wants to know why."""
+    narrator = LeaseNarrator(FakeClock(), lambda _: None)
+    subnet = IPv4Network("10.100.156.0/24")
+    lease = Lease(
+        subnet=subnet, attributes=LeaseAttributes(public_ip=IPv4Address("10.10.10.101")), has_ttl=True
+    )
+
+    narrator.tell(Contested(lease))
+    asked = narrator.asked
+    narrator.tell(Acquired(Held(lease=lease)))
+
+    assert asked == (
+        "the host at 10.10.10.101, which holds 10.100.156.0/24 with our address or identity, whether it lives"
+    )
+    assert narrator.asked is None
