@@ -9,6 +9,7 @@ import socket
 import struct
 import threading
 from contextlib import ExitStack
+from ipaddress import IPv4Address
 
 import pytest
 
@@ -19,6 +20,7 @@ DEADLINE_S = 30.0
 UDP_SEGMENT = 103  # linux/udp.h
 TUNSETIFF = 0x400454CA  # linux/if_tun.h, as are the flags
 IFF_TUN, IFF_NO_PI = 0x0001, 0x1000
+SOL_PACKET, PACKET_VNET_HDR = 263, 15  # linux/socket.h, linux/if_packet.h
 IP_RECVERR = 11  # linux/in.h
 
 
@@ -153,6 +155,37 @@ def test_a_program_that_outlived_its_device_leaves_packets_to_others(linked):
     assert one.container.ping(two.container.address, "-W", "1", count=1)[0] == 0
     assert two.counts()[Outcome.LEFT_NO_DEVICE] == 1
     assert Outcome.DECAPSULATED not in two.counts()
+
+
+@pytest.mark.parametrize(("octets", "outcome"), [(65507, "ENCAPSULATED"), (65508, "LEFT_LONG")])
+def test_what_is_too_long_for_another_header_is_left(linked, octets, outcome):
+    """TCP that is to be segmented may be as long as a header can say."""
+    one, two = linked
+    ends = IPv4Address(one.container.address).packed + IPv4Address(two.container.address).packed
+    header = struct.pack("!BBHHHBBH", 0x45, 0, octets, 0, 0, 64, socket.IPPROTO_TCP, 0) + ends
+    segment = struct.pack("!HHIIBBHHH", 1, 1, 0, 0, 0x50, 0x10, 1000, 0, 0)
+    to_be_segmented = struct.pack("=BBHHHH", 1, 1, 40, 1432, 20, 16)  # linux/virtio_net.h
+
+    async def send() -> None:
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as device:
+            device.setsockopt(SOL_PACKET, PACKET_VNET_HDR, 1)
+            packet = to_be_segmented + header + segment + bytes(octets - 40)
+            device.sendto(packet, ("flannel0", 0x0800))
+
+    one.namespace.run(send)
+
+    counts = one.counts()
+    assert counts[Outcome[outcome]] == 1
+    assert not {Outcome.ENCAPSULATED, Outcome.LEFT_LONG} - {Outcome[outcome]} & counts.keys()
+
+
+def test_without_an_underlay_packets_are_left_to_others_too(linked):
+    one, two = linked
+    one.namespace.ip("link delete eth0")
+
+    assert one.container.ping(two.container.address, "-W", "1", count=1)[0] == 0
+    assert one.counts()[Outcome.LEFT_NO_DEVICE] == 1
+    assert Outcome.ENCAPSULATED not in one.counts()
 
 
 def test_what_is_not_ipv4_reaches_the_forwarder(relayed, open_socket):
