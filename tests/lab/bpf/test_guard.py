@@ -45,11 +45,11 @@ def inner(source: str, destination: str, payload: bytes, fragment: int = 0) -> b
     return bytes(header) + datagram
 
 
-def outer(source: str, destination: str, packet: bytes) -> bytes:
+def outer(source: str, destination: str, packet: bytes, fragment: int = 0) -> bytes:
     """A tunnel datagram with its IPv4 header, to which a raw socket adds the checksum."""
     datagram = struct.pack("!HHHH", 8285, 8285, 8 + len(packet), 0) + packet
     ends = IPv4Address(source).packed + IPv4Address(destination).packed
-    return struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(datagram), 1, 0, 64, 17, 0) + ends + datagram
+    return struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(datagram), 1, fragment, 64, 17, 0) + ends + datagram
 
 
 @pytest.mark.parametrize(
@@ -164,6 +164,20 @@ def test_a_fragment_is_left_to_user_space(linked, knock, fragment):
 
     assert heard == b"whole"
     assert two.counts() == {Outcome.LEFT_FRAGMENT: 1, Outcome.DECAPSULATED: 1, Outcome.DELIVERED: 1}
+
+
+@pytest.mark.parametrize("fragment", [0x2000, 0x0001])
+def test_a_fragment_of_a_datagram_is_left_to_the_kernel(linked, knock, open_socket, fragment):
+    """Only that puts it together; what looks like a header in it need not be one."""
+    one, two = linked
+    part = outer(one.address, two.address, inner("10.100.15.2", "10.100.20.2", b"a part"), fragment)
+
+    with open_socket(one.namespace, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw:
+        raw.sendto(part, (two.address, 0))
+    heard = knock(linked, inner("10.100.15.2", "10.100.20.2", b"whole"))
+
+    assert heard == b"whole"
+    assert two.counts() == {Outcome.DECAPSULATED: 1, Outcome.DELIVERED: 1}
 
 
 @pytest.mark.parametrize(("address", "port"), [("10.9.0.20", PORT), ("10.9.0.21", 8285)])
