@@ -212,7 +212,7 @@ def _in_silence() -> Iterator[None]:
     log.setLevel(level)
 
 
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3600)
 def test_weeks_of_whole_engines(long_run: bool) -> None:
     """No rule is broken; whenever the dust has settled, every kernel equals the plan."""
     for seed in range(1, 21 if long_run else 2):
@@ -225,7 +225,7 @@ def test_weeks_of_a_hundred_whole_engines(long_run: bool, capsys: pytest.Capture
     if not long_run:
         pytest.skip("needs --long")
 
-    engines = lives(hosts=100, days=14, faults=20, seed=1)
+    engines = lives(hosts=100, days=14, faults=10, seed=1)
 
     assert not engines.broken, engines.broken[0]
     with capsys.disabled():
@@ -327,7 +327,7 @@ UNEQUAL = "kernel equals plan"
         (amnesiac, RENUMBERED, ("crash",)),
     ],
 )
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3600)
 def test_the_simulation_bites(
     monkeypatch: pytest.MonkeyPatch, long_run: bool, defect: Any, rule: str, kinds: Sequence[str]
 ) -> None:
