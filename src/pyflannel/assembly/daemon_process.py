@@ -92,9 +92,10 @@ async def _end_of(process: int) -> None:
 def _check_unserved(control_socket: Path) -> None:
     pid = server_pid(control_socket)
     if pid is not None:
+        unit = service_of(pid)
         raise BusyError(
             f"flanneld (pid {pid}) runs: it serves {control_socket}, though it holds no lock beside it",
-            hint=f"End it with 'kill {pid}', then clean up again.",
+            hint=f"End it with '{f'systemctl stop {unit}' if unit else f'kill {pid}'}', then clean up again.",
         )
 
 

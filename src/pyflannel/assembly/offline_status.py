@@ -44,6 +44,10 @@ async def offline_status(places: Places, cause: str) -> Status:
 def what_to_do(places: Places, status: Status) -> str:
     """Return the advice for a host whose daemon does not answer."""
     pid = running_daemon(places.lock)
+    networks = sorted(path.parent for path in places.run_dir.glob(f"*/{places.control_socket.name}"))
+    if pid is not None and networks:
+        each = " or ".join(f"--run-dir={network}" for network in networks)
+        return f"flanneld (pid {pid}) runs several networks: ask for one with {each}."
     if pid is not None:
         return f"flanneld (pid {pid}) runs: see its log, and start it again if it hangs."
     if status.forwarder is not None:

@@ -1,0 +1,38 @@
+"""What is advised where no daemon answers."""
+
+import os
+from pathlib import Path
+
+from pyflannel.assembly.offline_status import what_to_do
+from pyflannel.assembly.places import Places
+from pyflannel.http.unix_socket import listen_unix
+from pyflannel.kernel.lock import RunLock
+from pyflannel.model.status import Status
+
+SILENT = Status(version="1", is_live=False)
+
+
+def test_of_a_daemon_with_several_networks_each_is_named(tmp_path: Path) -> None:
+    """It has a socket for each, and none of its own: it does not hang."""
+    places = Places(run_dir=tmp_path)
+
+    with (
+        RunLock(str(places.lock)),
+        listen_unix(tmp_path / "red" / "flanneld.sock"),
+        listen_unix(tmp_path / "blue" / "flanneld.sock"),
+    ):
+        advice = what_to_do(places, SILENT)
+
+    assert advice == (
+        f"flanneld (pid {os.getpid()}) runs several networks:"
+        f" ask for one with --run-dir={tmp_path}/blue or --run-dir={tmp_path}/red."
+    )
+
+
+def test_a_daemon_that_runs_and_is_silent_hangs(tmp_path: Path) -> None:
+    places = Places(run_dir=tmp_path)
+
+    with RunLock(str(places.lock)):
+        advice = what_to_do(places, SILENT)
+
+    assert advice.startswith(f"flanneld (pid {os.getpid()}) runs: see its log")
