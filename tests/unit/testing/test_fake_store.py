@@ -113,3 +113,43 @@ def test_a_watch_that_falls_behind_the_compaction_is_told(store: FakeStore) -> N
                 await anext(watch)
 
     asyncio.run(test())
+
+
+def test_a_store_that_lost_its_data_begins_anew(store: FakeStore) -> None:
+    """Nobody can watch on from a revision that it has not reached again."""
+
+    async def test() -> None:
+        store.change(PUT)
+        seen = store.listing().revision
+
+        store.lose_data(1)
+
+        assert store.listing().records == ()
+        with pytest.raises(CompactedError):
+            await anext(store.watch("", seen))
+        assert isinstance(await store.write(PUT), Written)
+
+    asyncio.run(test())
+
+
+def test_a_store_that_has_grown_past_what_was_seen_can_be_watched_on(store: FakeStore) -> None:
+    """And tells nothing of what it lost."""
+
+    async def test() -> None:
+        store.change(PUT)
+        seen = store.listing().revision
+
+        store.lose_data(seen)
+
+        assert (await anext(store.watch("", seen))).changes == ()
+        assert store.listing().records == ()
+
+    asyncio.run(test())
+
+
+def test_what_is_done_by_hand_meets_no_fault(store: FakeStore) -> None:
+    store.is_away = True
+
+    store.change(PUT)
+
+    assert [record.key for record in store.listing().records] == [PUT.key]
