@@ -77,6 +77,30 @@ async def stop_daemon(lock: Path) -> int | None:
     return pid
 
 
+def check_own_files(places: Places, usual: Places) -> None:
+    """Let nobody clean up the files of the `usual` daemon by naming another run directory alone.
+
+    Raises:
+        UsageError: they are given as those of another daemon, and the usual one is in use.
+    """
+    if places.run_dir == usual.run_dir:
+        return
+    theirs = [
+        f"{option}={path}"
+        for option, path, other in (
+            ("--state-dir", places.state_dir, usual.state_dir),
+            ("--subnet-file", places.subnet_file, usual.subnet_file),
+        )
+        if path == other
+    ]
+    if theirs and (usual.device_file.exists() or running_daemon(usual.lock) is not None):
+        raise UsageError(
+            f"{' and '.join(theirs)}: these belong to the flanneld of {usual.run_dir}",
+            hint=f"Name those of {places.run_dir}, too. One of several networks of a daemon has"
+            f" {usual.state_dir}/NAME and {usual.run_dir}/networks/NAME.env.",
+        )
+
+
 async def _end_of(process: int) -> None:
     """Return when the process ended: a pidfd is readable then."""
     loop = asyncio.get_running_loop()

@@ -6,14 +6,17 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pyflannel.assembly import daemon_process
-from pyflannel.assembly.daemon_process import running_daemon, stop_daemon
-from pyflannel.errors import BusyError
+from pyflannel.assembly.daemon_process import check_own_files, running_daemon, stop_daemon
+from pyflannel.assembly.places import Places
+from pyflannel.errors import BusyError, UsageError
 from pyflannel.http.unix_socket import listen_unix
+from pyflannel.kernel.lock import RunLock
 
 HOLD = """
 import signal, sys
@@ -107,3 +110,24 @@ def test_one_whose_lock_somebody_deleted_is_named(lock: Path) -> None:
 
     assert refused.value.hint == f"End it with 'kill {os.getpid()}', then clean up again."
     assert asyncio.run(stop_daemon(lock)) is None  # the socket that it left is no daemon
+
+
+@pytest.mark.parametrize("other", ["--state-dir", "--subnet-file"])
+def test_the_usual_daemon_s_files_are_not_another_s(tmp_path: Path, other: str) -> None:
+    """Whoever names a run directory alone would take identity and subnet.env from a daemon that goes on."""
+    usual = Places(run_dir=tmp_path / "usual", state_dir=tmp_path / "state", subnet_file=tmp_path / "env")
+    own = Places(run_dir=tmp_path / "own", state_dir=tmp_path / "own-state", subnet_file=tmp_path / "own-env")
+    shared = (
+        replace(own, state_dir=usual.state_dir)
+        if other == "--state-dir"
+        else replace(own, subnet_file=usual.subnet_file)
+    )
+
+    check_own_files(shared, usual)  # the usual daemon never was here
+    with RunLock(str(usual.lock)), pytest.raises(UsageError, match=f"{other}=.*: these belong to"):
+        check_own_files(shared, usual)
+    usual.device_file.touch()
+    with pytest.raises(UsageError, match="these belong to"):
+        check_own_files(shared, usual)
+    check_own_files(own, usual)
+    check_own_files(usual, usual)

@@ -9,6 +9,7 @@ import click
 import msgspec
 
 from pyflannel.assembly.cleanup import Cleanup, CleanupReport, clean_up
+from pyflannel.assembly.daemon_process import check_own_files
 from pyflannel.assembly.places import Places
 from pyflannel.doors.ctl.invocation import Invocation, json_option, run_dir_option, state_options
 from pyflannel.doors.ctl.output import print_json
@@ -42,8 +43,10 @@ def cleanup(
     Stops flanneld and its forwarder, and removes their links, routes and files, and the lease. Packets of the
     network stop. What was removed is said.
     """
+    places = Places(run_dir=run_dir, state_dir=state_dir, subnet_file=subnet_file)
+    check_own_files(places, Places())
     work = Cleanup(
-        places=Places(run_dir=run_dir, state_dir=state_dir, subnet_file=subnet_file),
+        places=places,
         store_url=invocation.store_url,
         node_id=node_id,
         keep_lease=keep_lease,
