@@ -35,6 +35,18 @@ class Damping:
         self._pauses[key] = (now + length, length)
         return length
 
+    def forget(self, now: float) -> None:
+        """Forget the objects that were left in peace for a window: ten thousand may be repaired at once."""
+        self._repairs = {
+            key: times for key, times in self._repairs.items() if now - times[-1] < FIGHT_WINDOW_S
+        }
+        self._pauses = {key: pause for key, pause in self._pauses.items() if now - pause[0] <= FIGHT_WINDOW_S}
+
+    @property
+    def remembered(self) -> int:
+        """How many objects it knows of."""
+        return len(self._repairs.keys() | self._pauses.keys())
+
     def waits_until(self, key: Hashable, now: float) -> float | None:
         """Return until when this object must not be repaired, or None when it may be now."""
         until, _ = self._pauses.get(key, (0.0, 0.0))

@@ -322,6 +322,7 @@ class Reconciler:
 
     def _tell_fights(self, repairs: list[Operation]) -> None:
         now = self._clock.now()
+        self._damping.forget(now)
         for operation in repairs:
             pause_s = self._damping.repaired(_subject(operation).key, now)
             if pause_s is not None:
