@@ -131,6 +131,9 @@ def main() -> int:
     parser.add_argument("--idle", type=float, default=60, help="seconds at rest")
     parser.add_argument("--storm", type=float, default=30, help="seconds of coming and going")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    parser.add_argument(
+        "--markdown", action="store_true", help="print the tables of docs/explanation/scale.md"
+    )
     parser.add_argument("--picture", type=Path, default=PICTURE, help=f"SVG to write (default {PICTURE})")
     options = parser.parse_args()
     sizes = [
@@ -166,6 +169,8 @@ def main() -> int:
     options.picture.write_text(draw(starts, steady, about))
     if options.json:
         print(json.dumps({"starts": [*map(asdict, starts)], "steady": [*map(asdict, steady)]}))
+    elif options.markdown:
+        print("\n".join([*in_markdown(starts), "", *steady_in_markdown(steady), "", about]))
     else:
         show(starts, steady, about)
         print(f"picture: {options.picture}")
@@ -392,6 +397,49 @@ def show(starts: Sequence[Start], steady: Sequence[Steady], about: str) -> None:
         for line in told(each):
             console.print(line, soft_wrap=True)
     console.print(about)
+
+
+def in_markdown(starts: Sequence[Start]) -> Iterator[str]:
+    """Yield the table of starts as the documentation has it."""
+    yield "| backend | leases | processor, s | last route, s | by hand, s | memory, at most, MiB |"
+    yield "|---|---|---|---|---|---|"
+    for start in starts:
+        yield (
+            f"| {start.backend} | {start.leases:,} | {start.processor_s:.2f} | {start.last_s:.2f}"
+            f" | {by_hand(start)} | {start.resident_mib:.1f}, {start.peak_mib:.1f} |"
+        )
+
+
+def steady_in_markdown(steady: Sequence[Steady]) -> Iterator[str]:
+    """Yield the table of what a host does that stands among many, a column for each backend."""
+
+    def pair(of: tuple[float, float]) -> str:
+        return f"{of[0]:.1f}, {of[1]:.1f} ms"
+
+    rows = {
+        "a lease is written: etcd's answer, p50 and p99": [pair(one.write_ms) for one in steady],
+        "its route is in the kernel, from the same moment": [pair(one.join_ms) for one in steady],
+        "the same while damage is mended all the time": [pair(one.looked_at_ms) for one in steady],
+        "at rest, with audits and between them": [
+            f"{one.rest.percent:.2f} %, {one.rest.quiet_percent:.3f} % of a core" for one in steady
+        ],
+        f"{STORM_PER_S} hosts come and {STORM_PER_S} go each second": [
+            f"{one.storm_percent:.0f} % of a core" for one in steady
+        ],
+        "all right after the last of them, patience included": [
+            f"{one.storm_settled_s:.1f} s" for one in steady
+        ],
+        f"{2 * FOREIGN:,} foreign changes while it slept, and one of its routes gone": [
+            f"looks: {one.flood_passes}" for one in steady
+        ],
+        "memory in the end, and at most": [
+            f"{one.resident_mib:.1f}, {one.peak_mib:.1f} MiB" for one in steady
+        ],
+    }
+    yield f"| | {' | '.join(one.backend for one in steady)} |"
+    yield f"|{'---|' * (len(steady) + 1)}"
+    for name, cells in rows.items():
+        yield f"| {name} | {' | '.join(cells)} |"
 
 
 def by_hand(start: Start) -> str:
