@@ -51,26 +51,27 @@ class Peers:
 
     def update(self, leases: SubnetMap[Lease]) -> list[PeerChange]:
         """Take in the leases as they are now; return what changed, in no order."""
-        changed = [
-            subnet for subnet, old, new in self._leases.differences(leases) if self._took(subnet, old, new)
+        sound = [
+            (subnet, was, now)
+            for subnet, old, new in self._leases.differences(leases)
+            for was, now in [(self._left(subnet, old), self._came(subnet, new))]
+            if was is not None or now is not None
         ]
-        before, self._leases = self._leases, leases
-        if not changed:
+        self._leases = leases
+        if not sound:
             return []
-        overlapped = self._overlaps() if len(self._lengths) > 1 else {}
-        changed += [
-            subnet
-            for subnet in self._overlapped.keys() ^ overlapped.keys()
-            if before.get(subnet) is leases.get(subnet)
+        before, self._overlapped = self._overlapped, self._overlaps() if len(self._lengths) > 1 else {}
+        if not before and not self._overlapped:
+            return [PeerChange(was, now) for _, was, now in sound]
+        changed = {subnet: (was, now) for subnet, was, now in sound}
+        for subnet in before.keys() ^ self._overlapped.keys():
+            if subnet not in changed:
+                changed[subnet] = leases[subnet], leases[subnet]
+        changes = [
+            PeerChange(None if subnet in before else was, None if subnet in self._overlapped else now)
+            for subnet, (was, now) in changed.items()
         ]
-        was_overlapped, self._overlapped = self._overlapped, overlapped
-        changes: list[PeerChange] = []
-        for subnet in changed:
-            old = None if subnet in was_overlapped else self._sound(before.get(subnet))
-            new = None if subnet in overlapped else self._sound(leases.get(subnet))
-            if old is not new:
-                changes.append(PeerChange(old, new))
-        return changes
+        return [change for change in changes if change.old is not change.new]
 
     def __iter__(self) -> Iterator[Lease]:
         for subnet, lease in self._leases.entries():
@@ -100,34 +101,32 @@ class Peers:
         found = {**shared, **self.ignored}
         return tuple(found[subnet] for subnet in sorted(found, key=_range))
 
-    def _took(self, subnet: IPv4Network, old: Lease | None, new: Lease | None) -> bool:
-        """Note that a lease changed; return whether it was or is sound."""
-        was_sound = old is not None and self._is_sound(subnet)
-        self._unsound.pop(subnet, None)
-        if old is not None and was_sound:
-            self._lengths[subnet.prefixlen] -= 1
-            if not self._lengths[subnet.prefixlen]:
-                del self._lengths[subnet.prefixlen]
-            self._leave(old.attributes.public_ip, subnet)
-        if new is None or subnet == self._own.subnet:
-            return was_sound
-        objection = self._objection(new)
+    def _left(self, subnet: IPv4Network, lease: Lease | None) -> Lease | None:
+        """Note that a lease is no longer so; return it if it was sound."""
+        if lease is None or not self._is_sound(subnet):
+            self._unsound.pop(subnet, None)
+            return None
+        self._lengths[subnet.prefixlen] -= 1
+        if not self._lengths[subnet.prefixlen]:
+            del self._lengths[subnet.prefixlen]
+        self._leave(lease.attributes.public_ip, subnet)
+        return lease
+
+    def _came(self, subnet: IPv4Network, lease: Lease | None) -> Lease | None:
+        """Note that a lease is so now; return it if it is sound."""
+        if lease is None or subnet == self._own.subnet:
+            return None
+        objection = self._objection(lease)
         if objection is not None:
-            self._unsound[subnet] = Conflict(f"{_who(new)} {objection}: ignored")
-            return was_sound
+            self._unsound[subnet] = Conflict(f"{_who(lease)} {objection}: ignored")
+            return None
         self._lengths[subnet.prefixlen] += 1
-        self._join(new.attributes.public_ip, subnet)
-        return True
+        self._join(lease.attributes.public_ip, subnet)
+        return lease
 
     def _is_sound(self, subnet: IPv4Network) -> bool:
         """Return whether what was taken in for this subnet is another's lease, and sound."""
         return subnet not in self._unsound and subnet != self._own.subnet
-
-    def _sound(self, lease: Lease | None) -> Lease | None:
-        """Return the lease if it is another's, and sound."""
-        if lease is None or lease.subnet == self._own.subnet or self._objection(lease) is not None:
-            return None
-        return lease
 
     def _objection(self, lease: Lease) -> str | None:
         """Return what is wrong with a lease whatever others there are."""
