@@ -59,7 +59,7 @@ class TestNetworkConfig:
         network = new_network("docker1", config="{")
         network.etcdctl("del", "/coreos.com/network/config")
         daemon = network.launch("docker1")
-        network.wait_logged("docker1", "flannel config not found in etcd store")
+        network.wait_logged("docker1", "using etcdv3 API? Write one: flannelctl config set")
 
         for config, key, value in self.BAD:
             seen = len(problems(network.log("docker1")))

@@ -95,5 +95,6 @@ class ConfigFollower:
     def _say(self, error: FlannelError, what_follows: str) -> None:
         """Say each problem once, until it is another one."""
         if self._said != str(error):
-            log.error("Couldn't fetch network config: %s. %s %s", error, error.hint, what_follows)
+            end = "" if str(error).endswith("?") else "."
+            log.error("Couldn't fetch network config: %s%s %s %s", error, end, error.hint, what_follows)
             self._said = str(error)
