@@ -1,8 +1,17 @@
 """What the programs carry, on the real kernel: there is no process of ours on either host."""
 
+import socket
+import struct
+from contextlib import suppress
+from ipaddress import IPv4Address
+
 from pyflannel.kernel.bpf.layout import Outcome
 from pyflannel.model.bpf_program import Role
 from pyflannel.model.state import State
+from pyflannel.wire.packet import checksum
+
+ETH_P_ALL, ETH_P_IP = 0x0003, 0x0800
+DO_NOT_FRAGMENT = 0x4000
 
 
 def test_containers_reach_each_other_without_any_process(linked):
@@ -32,6 +41,34 @@ def test_a_stream_is_not_cut_into_segments_on_its_way(linked, send_stream):
 
     assert two.counts()[Outcome.DELIVERED] < 3000
     assert two.packets_sent(two.container.link) - before < 3000
+
+
+def test_datagrams_are_those_that_user_space_would_send(linked, send_stream):
+    """The segments of a stream fill the underlay's MTU, and nobody on the way may cut one."""
+    one, two = linked
+    for feature in ("tso", "gso", "tx-udp_tnl-segmentation"):
+        one.namespace.attempt("ethtool", "-K", "eth0", feature, "off")
+
+    async def listen() -> socket.socket:
+        return socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(ETH_P_ALL))
+
+    with two.namespace.run(listen) as tap:
+        tap.bind(("eth0", ETH_P_ALL))
+        tap.setblocking(False)
+        assert send_stream(one.container, two.container, octets=1 << 20)
+        arrived = []
+        with suppress(BlockingIOError):
+            while True:
+                packet, (_, protocol, kind, *_) = tap.recvfrom(2000)
+                arrived += [packet] if (protocol, kind) == (ETH_P_IP, socket.PACKET_HOST) else []
+
+    for packet in arrived:
+        assert checksum(packet[:20]) == 0
+        assert packet[:4] == struct.pack("!BBH", 0x45, 0, len(packet))
+        assert packet[6:10] == struct.pack("!HBB", DO_NOT_FRAGMENT, 64, socket.IPPROTO_UDP)
+        assert packet[12:20] == IPv4Address(one.address).packed + IPv4Address(two.address).packed
+        assert packet[20:28] == struct.pack("!HHHH", 8285, 8285, len(packet) - 20, 0)
+    assert max(map(len, arrived)) == 1500
 
 
 def test_what_the_last_hop_carries_does_not_pass_the_bridge(linked):
