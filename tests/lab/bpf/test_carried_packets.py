@@ -43,7 +43,7 @@ def test_a_stream_is_not_cut_into_segments_on_its_way(linked, send_stream):
     assert two.packets_sent(two.container.link) - before < 3000
 
 
-def test_datagrams_are_those_that_user_space_would_send(linked, send_stream):
+def test_the_tunnel_s_headers_octet_by_octet(linked, send_stream):
     """The segments of a stream fill the underlay's MTU, and nobody on the way may cut one."""
     one, two = linked
     for feature in ("tso", "gso", "tx-udp_tnl-segmentation"):
