@@ -3,7 +3,7 @@
 A check says what it saw, and what to type. On a healthy host none has anything to say.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from pyflannel.model.bpf_program import BpfProgram
@@ -12,9 +12,10 @@ from pyflannel.model.finding import Finding
 from pyflannel.model.footing import Footing
 from pyflannel.model.forward_chain import ForwardChain
 from pyflannel.model.iptables_chain import IptablesChain
-from pyflannel.model.link import Link
+from pyflannel.model.link import MARK, Link
 from pyflannel.model.nft_table import NftTable
 from pyflannel.model.route import Route
+from pyflannel.model.route_protocol import route_protocol
 from pyflannel.model.saved_rules import LeftRules
 from pyflannel.model.state import Item
 from pyflannel.model.status import Status
@@ -193,7 +194,8 @@ def _left_programs(seen: Observed) -> Iterator[Finding]:
         return
     cause = "programs of an earlier flanneld carry packets by tables that the one that runs cannot mend"
     blind = [remark.text for remark in path.remarks if remark.hint]
-    if blind or (path.mode != "safe" and seen.programs):
+    has_looked = seen.status.reconcile is not None and seen.status.reconcile.passes > 0
+    if blind or (path.mode != "safe" and seen.programs and has_looked):
         yield Finding(
             code="programs-left",
             severity="error",
@@ -224,7 +226,7 @@ def _strangers(seen: Observed) -> Iterator[Finding]:
 def _leftovers(seen: Observed) -> Iterator[Finding]:
     """Yield what an original flannel left, or has; its rules only where no daemon of ours took them over."""
     left = list(left_by_original(seen.items, seen.footing))
-    if seen.claimed is None and not seen.status.is_live:
+    if seen.claimed is None and not seen.status.is_live and not _has_another_daemon(seen.items):
         rules = (item for item in seen.items if isinstance(item, IptablesChain | NftTable))
         left += [item for item in rules if item.device == FIRST_DEVICE]
     sure = [one for one in seen.left_rules if one.is_sure]
@@ -248,6 +250,15 @@ def _leftovers(seen: Observed) -> Iterator[Finding]:
             evidence=_some(shown),
             fix="; ".join(commands[:_NAMED]) if is_ours_here else "flannelctl cleanup",
         )
+
+
+def _has_another_daemon(items: Iterable[Item]) -> bool:
+    """Return whether a daemon of ours with another run directory has something here."""
+    return any(
+        (isinstance(item, Link) and (item.alias == MARK or item.alias.startswith(f"{MARK} ")))
+        or (isinstance(item, Route) and item.protocol == route_protocol(FIRST_DEVICE))
+        for item in items
+    )
 
 
 def _doubtful_rules(seen: Observed) -> Iterator[Finding]:

@@ -119,6 +119,10 @@ def test_programs_are_left_where_the_daemon_has_none(mode: FastPathMode) -> None
     left = [one.evidence for one in found if one.code == "programs-left"]
     assert left == ([] if mode == "safe" else [("program flannel_decap at eth0",)])
 
+    waiting = replace(status, reconcile=ReconcileStatus(passes=0))
+    found = findings(replace(HEALTHY, status=waiting, programs=programs))
+    assert "programs-left" not in [one.code for one in found]  # its first pass takes them away
+
 
 def test_what_the_fast_path_lacks_is_evidence() -> None:
     lacking = (
@@ -186,7 +190,23 @@ def test_rules_with_the_original_s_names_are_ours_where_a_daemon_of_ours_is() ->
     status = replace(READY, is_live=False, is_ready=False)
 
     assert codes(replace(HEALTHY, status=status)) == ["daemon-away"]
-    assert codes(replace(HEALTHY, status=status, claimed=None)) == ["daemon-away", "left-by-original"]
+    rules = tuple(item for item in HEALTHY.items if isinstance(item, IptablesChain))
+    elsewhere = replace(HEALTHY, status=status, claimed=None, items=rules)
+    assert codes(elsewhere) == ["daemon-away", "left-by-original"]
+
+
+@pytest.mark.parametrize(
+    "trace",
+    [
+        Link(name="flannel.7", kind="vxlan", mtu=1450, alias="pyflannel /run/flannel/blue"),
+        Route(destination=IPv4Network("10.100.20.0/24"), link="eth0", protocol=80),
+    ],
+)
+def test_rules_of_a_daemon_with_another_run_directory_are_nobody_else_s(trace: Link | Route) -> None:
+    status = replace(READY, is_live=False, is_ready=False)
+    seen = replace(HEALTHY, status=status, claimed=None, items=(*HEALTHY.items, trace))
+
+    assert "left-by-original" not in codes(seen)
 
 
 def test_nobody_is_told_to_delete_what_a_running_original_has() -> None:
