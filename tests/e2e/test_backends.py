@@ -20,7 +20,8 @@ NewNetwork = Callable[..., Any]
 
 
 def config(**backend: object) -> str:
-    return json.dumps({"Network": "10.100.0.0/16", "Backend": backend})
+    """Return a config whose hosts take no subnet of the bad leases."""
+    return json.dumps({"Network": "10.100.0.0/16", "SubnetMax": "10.100.249.0", "Backend": backend})
 
 
 def containers(network: Any, mtu: int, *names: str) -> list[NamespaceContainer]:
