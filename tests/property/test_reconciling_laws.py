@@ -17,13 +17,13 @@ from pyflannel.model.nft_table import NftTable
 from pyflannel.model.operation import Add, Remove, Replace
 from pyflannel.model.route import Route
 from pyflannel.model.route_protocol import route_protocol
-from pyflannel.model.state import State
+from pyflannel.model.state import Item, State
 from pyflannel.plan.describe import found
 from pyflannel.plan.diff import diff
 from pyflannel.plan.order import order
 from pyflannel.plan.ownership import ours, taken_links, without_links
 from pyflannel.testing.fake_kernel import FakeKernel
-from pyflannel.testing.strategies import drifted, plans
+from pyflannel.testing.strategies import drifted, items, plans
 
 Case = tuple[State, State]
 
@@ -193,3 +193,14 @@ def test_a_link_of_another_daemon_is_never_fought_over() -> None:
     assert ours(State.of(*found, base), desired, "pyflannel /run/blue") == State.EMPTY
     assert not taken_links(found, State.of(theirs))
     assert not taken_links(State.of(replace(wanted, alias="somebody's")), desired, "pyflannel /run/blue")
+
+
+@given(plans(), st.lists(items()))
+def test_a_table_has_items_of_one_type_alone(plan: State, found: list[Item]) -> None:
+    """Whoever wants those of a type looks at the first of each table."""
+    state = plan | State.collect(found)
+
+    for names in state.by_key.tables.values():
+        assert len({type(item) for item in names.values()}) == 1
+    for kind in {type(item) for item in state}:
+        assert list(state.of_type(kind)) == [item for item in state if isinstance(item, kind)]
