@@ -39,9 +39,10 @@ def read_steps(document: str) -> Iterator[Step]:
 
 
 def shape(line: str) -> str:
-    """The line without what differs from run to run, or from kernel to kernel."""
+    """The line without what differs from run to run, from kernel to kernel, or from Docker to Docker."""
     line = re.sub(r"([0-9a-f]{2}:){5}[0-9a-f]{2}|[0-9a-f]{32,}", "#", line)
     line = re.sub(r"qdisc \w+", "qdisc #", line)
+    line = line.replace("[::]:", ":::")
     line = re.sub(r"\d+(\.\d+)*", "#", line)
     line = re.sub(r"# (s|min|h)\b( # (s|min|h)\b)*", "#", line)
     return re.sub(r"\s+", " ", line).strip()
