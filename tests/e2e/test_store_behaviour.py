@@ -10,8 +10,8 @@ import pytest
 
 from pyflannel.assembly.store import open_store
 from pyflannel.errors import CompactedError
-from pyflannel.kernel.clock import BoottimeClock
-from pyflannel.kernel.inotify import InotifyFileWatch
+from pyflannel.kernel.host.clock import BoottimeClock
+from pyflannel.kernel.host.inotify import InotifyFileWatch
 from pyflannel.model.store_record import (
     Change,
     Changes,

@@ -22,7 +22,7 @@ import pytest
 from pyflannel.assembly.control_client import ControlClient
 from pyflannel.assembly.places import Places
 from pyflannel.errors import LabError, NotReadyError
-from pyflannel.kernel.linux import LinuxTarget
+from pyflannel.kernel.network.linux import LinuxTarget
 from pyflannel.lab.etcd_server import PREFIX, EtcdServer
 from pyflannel.lab.host import Host
 from pyflannel.lab.lab import Lab

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import pytest
 
-from pyflannel.kernel.bridges import KernelBridges
+from pyflannel.kernel.network.bridges import KernelBridges
 from pyflannel.model.bridge import Bridge, BridgedContainer
 
 Result = TypeVar("Result")

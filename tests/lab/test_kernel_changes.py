@@ -9,8 +9,8 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 import pytest
 
-from pyflannel.kernel.linux import LinuxTarget
-from pyflannel.kernel.netlink_socket import RequestSocket
+from pyflannel.kernel.network.linux import LinuxTarget
+from pyflannel.kernel.network.netlink_socket import RequestSocket
 from pyflannel.model.address import Address
 from pyflannel.model.link import Link
 from pyflannel.model.operation import Add, Remove

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from pyflannel.kernel.files import FileTarget
-from pyflannel.kernel.inotify import InotifyFileWatch
+from pyflannel.kernel.host.files import FileTarget
+from pyflannel.kernel.host.inotify import InotifyFileWatch
 from pyflannel.model.host_file import HostFile
 from pyflannel.model.operation import Add, Refusal, Remove, Replace
 from pyflannel.model.state import State

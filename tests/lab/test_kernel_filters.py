@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from pyflannel.engine.targets import Targets
-from pyflannel.kernel.iptables import IptablesTarget
-from pyflannel.kernel.nftables import NftTarget
+from pyflannel.kernel.filters.iptables import IptablesTarget
+from pyflannel.kernel.filters.nftables import NftTarget
 from pyflannel.model.filter_rule import FilterRule, Masquerade
 from pyflannel.model.host import Host, Underlay
 from pyflannel.model.iptables_chain import IptablesChain

@@ -7,7 +7,7 @@ from typing import TypeVar
 import pytest
 
 from pyflannel.errors import NoUnderlayError
-from pyflannel.kernel.interfaces import KernelInterfaces
+from pyflannel.kernel.network.interfaces import KernelInterfaces
 from pyflannel.model.host import Underlay
 from pyflannel.model.interface import Interfaces
 from pyflannel.plan.underlay import UnderlayOptions, choose

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pyflannel.kernel.linux import LinuxTarget
+from pyflannel.kernel.network.linux import LinuxTarget
 from pyflannel.model.address import Address
 from pyflannel.model.link import Link
 from pyflannel.model.operation import Add, Refusal, Remove

@@ -6,8 +6,8 @@ from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
-from pyflannel.kernel.linux import LinuxTarget
-from pyflannel.kernel.next_hops import WORTH_IT, next_hop_number
+from pyflannel.kernel.network.linux import LinuxTarget
+from pyflannel.kernel.network.next_hops import WORTH_IT, next_hop_number
 from pyflannel.model.link import Link
 from pyflannel.model.operation import Add, Remove, Replace
 from pyflannel.model.route import Route

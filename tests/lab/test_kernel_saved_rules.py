@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pyflannel.kernel.saved_rules import read_rules, remove_rules
+from pyflannel.kernel.filters.saved_rules import read_rules, remove_rules
 from pyflannel.model.saved_rules import SavedRules
 from pyflannel.plan.left_rules import rules_left
 

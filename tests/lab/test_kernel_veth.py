@@ -5,7 +5,7 @@ from contextlib import closing
 
 import pytest
 
-from pyflannel.kernel.linux import LinuxTarget
+from pyflannel.kernel.network.linux import LinuxTarget
 from pyflannel.model.link import Link
 from pyflannel.model.operation import Add
 from pyflannel.model.state import State

@@ -9,7 +9,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 import pytest
 
-from pyflannel.kernel.linux import LinuxTarget
+from pyflannel.kernel.network.linux import LinuxTarget
 from pyflannel.model.address import Address
 from pyflannel.model.fdb_entry import FdbEntry
 from pyflannel.model.link import Link

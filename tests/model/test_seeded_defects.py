@@ -19,9 +19,9 @@ from pyflannel.model.lease_protocol import (
 )
 from pyflannel.model.lease_set import LeaseSet
 from pyflannel.model.network_config import NetworkConfig
-from pyflannel.plan.lease_knowledge import know
-from pyflannel.plan.lease_state import Draw, LeaseState, Step
-from pyflannel.plan.lease_step import step
+from pyflannel.plan.lease.knowledge import know
+from pyflannel.plan.lease.state import Draw, LeaseState, Step
+from pyflannel.plan.lease.step import step
 from pyflannel.testing.lease_model.explorer import REAL, Counterexample, Scenario, explore
 from pyflannel.testing.lease_model.moves import Circumstances
 from pyflannel.testing.lease_model.rules import OLD

@@ -23,7 +23,7 @@ from pyflannel.model.lease_set import LeaseSet
 from pyflannel.model.state import State
 from pyflannel.model.store_record import Conflict, Delete, Put, Record, Written
 from pyflannel.plan.diff import diff
-from pyflannel.plan.lease_state import LeaseState
+from pyflannel.plan.lease.state import LeaseState
 from pyflannel.plan.packet_filter import FilterOptions
 from pyflannel.plan.peers import PeerChange
 from pyflannel.plan.underlay import UnderlayOptions, choose

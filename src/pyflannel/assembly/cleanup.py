@@ -13,7 +13,7 @@ from pyflannel.assembly.store import open_store
 from pyflannel.assembly.store_flags import etcd_password_of
 from pyflannel.errors import FlannelError, WireError
 from pyflannel.kernel.bpf.pin_directory import remove_pin_directory
-from pyflannel.kernel.lock import RunLock
+from pyflannel.kernel.host.lock import RunLock
 from pyflannel.model.lease import Lease
 from pyflannel.model.store_record import Conflict, Delete, Record, Written
 from pyflannel.ports.store import Store

@@ -14,10 +14,10 @@ from pyflannel.engine.liveness import Liveness
 from pyflannel.engine.network_follower import NetworkFollower
 from pyflannel.engine.readiness import Readiness
 from pyflannel.engine.reconciler import AUDIT_S
-from pyflannel.kernel.allocator import give_back, keep_large_blocks_apart
-from pyflannel.kernel.clock import BoottimeClock
-from pyflannel.kernel.lock import RunLock
-from pyflannel.kernel.notify import notify, watchdog_s
+from pyflannel.kernel.host.allocator import give_back, keep_large_blocks_apart
+from pyflannel.kernel.host.clock import BoottimeClock
+from pyflannel.kernel.host.lock import RunLock
+from pyflannel.kernel.host.notify import notify, watchdog_s
 from pyflannel.model.status import Status
 from pyflannel.ports.store import Store
 from pyflannel.stores.prefixed import PrefixedStore

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from pyflannel.kernel.clock import BoottimeClock
-from pyflannel.kernel.inotify import InotifyFileWatch
+from pyflannel.kernel.host.clock import BoottimeClock
+from pyflannel.kernel.host.inotify import InotifyFileWatch
 from pyflannel.stores.embedded.database import Database
 from pyflannel.stores.embedded.store import EmbeddedStore
 

@@ -7,18 +7,18 @@ from pyflannel.assembly.places import Places
 from pyflannel.errors import FlannelError
 from pyflannel.kernel.bpf.fast_path import FastPath
 from pyflannel.kernel.bpf.target import BpfTarget
-from pyflannel.kernel.host_settings import (
+from pyflannel.kernel.filters.iptables import IptablesTarget
+from pyflannel.kernel.filters.nftables import NftTarget
+from pyflannel.kernel.filters.saved_rules import read_rules
+from pyflannel.kernel.host.host_settings import (
     forward_chains,
     forwards,
     is_strict,
     legacy_forward_chains,
     port_mtus,
 )
-from pyflannel.kernel.interfaces import KernelInterfaces
-from pyflannel.kernel.iptables import IptablesTarget
-from pyflannel.kernel.nftables import NftTarget
-from pyflannel.kernel.saved_rules import read_rules
-from pyflannel.kernel.survey import survey
+from pyflannel.kernel.network.interfaces import KernelInterfaces
+from pyflannel.kernel.network.survey import survey
 from pyflannel.model.bpf_program import BpfProgram
 from pyflannel.model.finding import Finding
 from pyflannel.model.footing import Footing

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Iterable
 from pathlib import Path
 
-from pyflannel.kernel.atomic_file import Replacement
+from pyflannel.kernel.host.atomic_file import Replacement
 
 log = logging.getLogger(__name__)
 

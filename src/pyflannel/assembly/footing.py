@@ -9,7 +9,7 @@ from pyflannel.assembly.control_client import ControlClient
 from pyflannel.assembly.offline_status import offline_status
 from pyflannel.assembly.places import Places
 from pyflannel.errors import FlannelError, NotReadyError, WireError
-from pyflannel.kernel.interfaces import KernelInterfaces
+from pyflannel.kernel.network.interfaces import KernelInterfaces
 from pyflannel.model.footing import Footing
 from pyflannel.model.status import Status
 from pyflannel.plan.underlay import UnderlayOptions, choose

@@ -18,20 +18,20 @@ from pyflannel.engine.supervisor import Supervisor
 from pyflannel.engine.targets import Targets
 from pyflannel.engine.world import World
 from pyflannel.errors import TargetError
-from pyflannel.kernel.atomic_file import replace_file
 from pyflannel.kernel.bpf.fast_path import FastPath
 from pyflannel.kernel.bpf.target import BpfTarget
-from pyflannel.kernel.bridges import KernelBridges
-from pyflannel.kernel.clock import BoottimeClock
-from pyflannel.kernel.device_claim import DeviceClaim
-from pyflannel.kernel.files import FileTarget
-from pyflannel.kernel.interfaces import KernelInterfaces
-from pyflannel.kernel.iptables import IptablesTarget
-from pyflannel.kernel.linux import LinuxTarget
-from pyflannel.kernel.machine import new_identity, read_identity
-from pyflannel.kernel.nftables import NftTarget
-from pyflannel.kernel.release import kernel_release
-from pyflannel.kernel.route_protocols import route_protocols
+from pyflannel.kernel.filters.iptables import IptablesTarget
+from pyflannel.kernel.filters.nftables import NftTarget
+from pyflannel.kernel.host.atomic_file import replace_file
+from pyflannel.kernel.host.clock import BoottimeClock
+from pyflannel.kernel.host.device_claim import DeviceClaim
+from pyflannel.kernel.host.files import FileTarget
+from pyflannel.kernel.host.machine import new_identity, read_identity
+from pyflannel.kernel.host.release import kernel_release
+from pyflannel.kernel.network.bridges import KernelBridges
+from pyflannel.kernel.network.interfaces import KernelInterfaces
+from pyflannel.kernel.network.linux import LinuxTarget
+from pyflannel.kernel.network.route_protocols import route_protocols
 from pyflannel.model.address import Address
 from pyflannel.model.bpf_container import BpfContainer
 from pyflannel.model.bpf_peer import BpfPeer

@@ -13,13 +13,13 @@ from pyflannel.engine.targets import Targets
 from pyflannel.errors import BusyError, FlannelError
 from pyflannel.kernel.bpf.fast_path import FastPath
 from pyflannel.kernel.bpf.target import BpfTarget
-from pyflannel.kernel.device_claim import DeviceClaim
-from pyflannel.kernel.iptables import IptablesTarget
-from pyflannel.kernel.linux import LinuxTarget
-from pyflannel.kernel.nftables import NftTarget
-from pyflannel.kernel.saved_rules import read_rules, remove_rules
-from pyflannel.kernel.stray_next_hops import remove_next_hops
-from pyflannel.kernel.survey import survey
+from pyflannel.kernel.filters.iptables import IptablesTarget
+from pyflannel.kernel.filters.nftables import NftTarget
+from pyflannel.kernel.filters.saved_rules import read_rules, remove_rules
+from pyflannel.kernel.host.device_claim import DeviceClaim
+from pyflannel.kernel.network.linux import LinuxTarget
+from pyflannel.kernel.network.stray_next_hops import remove_next_hops
+from pyflannel.kernel.network.survey import survey
 from pyflannel.model.address import Address
 from pyflannel.model.bpf_container import BpfContainer
 from pyflannel.model.bpf_peer import BpfPeer

@@ -1,6 +1,6 @@
 """The keeper: performs what the lease protocol decides, and tells it what came of it.
 
-No lease logic lives here: events go into `plan.lease_step.step`, actions come out.
+No lease logic lives here: events go into `plan.lease.step.step`, actions come out.
 """
 
 import asyncio
@@ -56,9 +56,9 @@ from pyflannel.model.store_record import (
     Unchanged,
     Written,
 )
-from pyflannel.plan.lease_knowledge import know
-from pyflannel.plan.lease_state import LeaseState, Listing
-from pyflannel.plan.lease_step import step
+from pyflannel.plan.lease.knowledge import know
+from pyflannel.plan.lease.state import LeaseState, Listing
+from pyflannel.plan.lease.step import step
 from pyflannel.ports.clock import Clock
 from pyflannel.ports.store import Store
 from pyflannel.wire.lease_record import (

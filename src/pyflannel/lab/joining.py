@@ -20,7 +20,7 @@ from typing import Protocol
 from pyflannel.assembly.store import open_store
 from pyflannel.engine.lease_keeper import LeaseKeeper
 from pyflannel.errors import LabError
-from pyflannel.kernel.clock import BoottimeClock
+from pyflannel.kernel.host.clock import BoottimeClock
 from pyflannel.model.lease import Identity, LeaseAttributes
 from pyflannel.model.lease_protocol import Acquired, Picking, Report, StoreAway, Wanted
 from pyflannel.model.lease_set import LeaseSet

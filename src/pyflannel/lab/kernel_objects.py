@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from ipaddress import IPv4Address, IPv4Network
 
 from pyflannel.errors import LabError
-from pyflannel.kernel.linux import LinuxTarget
+from pyflannel.kernel.network.linux import LinuxTarget
 from pyflannel.model.backend_data import Vtep
 from pyflannel.model.fdb_entry import FdbEntry
 from pyflannel.model.host import Host, Underlay

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network
 
 from pyflannel.errors import LabError
-from pyflannel.kernel.netlink_socket import NotificationSocket
+from pyflannel.kernel.network.netlink_socket import NotificationSocket
 from pyflannel.lab.standing_leases import LeaseWriter, lease_writer
 from pyflannel.model.lease import Lease
 from pyflannel.model.route import Route

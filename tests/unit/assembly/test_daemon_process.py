@@ -16,11 +16,11 @@ from pyflannel.assembly.daemon_process import check_own_files, running_daemon, s
 from pyflannel.assembly.places import Places
 from pyflannel.errors import BusyError, UsageError
 from pyflannel.http.unix_socket import listen_unix
-from pyflannel.kernel.lock import RunLock
+from pyflannel.kernel.host.lock import RunLock
 
 HOLD = """
 import signal, sys
-from pyflannel.kernel.lock import RunLock
+from pyflannel.kernel.host.lock import RunLock
 path, program, how = sys.argv[1:]
 if how == "stubborn":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -6,7 +6,7 @@ from pathlib import Path
 from pyflannel.assembly.offline_status import what_to_do
 from pyflannel.assembly.places import Places
 from pyflannel.http.unix_socket import listen_unix
-from pyflannel.kernel.lock import RunLock
+from pyflannel.kernel.host.lock import RunLock
 from pyflannel.model.status import Status
 
 SILENT = Status(version="1", is_live=False)

@@ -8,8 +8,8 @@ from ipaddress import IPv4Address, IPv4Network
 import pytest
 
 from pyflannel.errors import TargetError
-from pyflannel.kernel.linux import LinuxTarget
-from pyflannel.kernel.netlink_socket import RequestSocket
+from pyflannel.kernel.network.linux import LinuxTarget
+from pyflannel.kernel.network.netlink_socket import RequestSocket
 from pyflannel.model.operation import Add, Operation
 from pyflannel.model.route import Route
 from pyflannel.wire.netlink.acknowledgement import Acknowledgement

@@ -5,8 +5,8 @@ import asyncio
 import pytest
 
 from pyflannel.errors import TargetError
-from pyflannel.kernel import nftables
-from pyflannel.kernel.nftables import NftTarget
+from pyflannel.kernel.filters import nftables
+from pyflannel.kernel.filters.nftables import NftTarget
 from pyflannel.model.state import State
 
 ONE = '{"nftables": [{"table": {"family": "ip", "name": "flannel-ipv4", "handle": 1}}]}'

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyflannel.model.network_config import NetworkConfig
-from pyflannel.plan.allocate import pick
+from pyflannel.plan.lease.allocate import pick
 
 CONFIG = NetworkConfig(
     network=IPv4Network("10.100.0.0/16"),

@@ -47,10 +47,10 @@ from pyflannel.model.lease_protocol import (
     Wrote,
 )
 from pyflannel.model.network_config import NetworkConfig
-from pyflannel.plan.lease_answers import IN_TURN_MAX_S
-from pyflannel.plan.lease_failures import RETRY_MAX_S
-from pyflannel.plan.lease_state import LeaseState, Resting
-from pyflannel.plan.lease_step import step
+from pyflannel.plan.lease.answers import IN_TURN_MAX_S
+from pyflannel.plan.lease.failures import RETRY_MAX_S
+from pyflannel.plan.lease.state import LeaseState, Resting
+from pyflannel.plan.lease.step import step
 
 NETWORK = NetworkConfig(
     network=IPv4Network("10.100.0.0/16"),

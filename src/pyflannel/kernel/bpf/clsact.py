@@ -4,7 +4,7 @@ import errno
 import os
 
 from pyflannel.kernel.bpf.syscall import program_info
-from pyflannel.kernel.netlink_socket import RequestSocket
+from pyflannel.kernel.network.netlink_socket import RequestSocket
 from pyflannel.model.bpf_program import Direction
 from pyflannel.wire.netlink.message import Request
 from pyflannel.wire.netlink.tc import (

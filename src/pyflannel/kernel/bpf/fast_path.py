@@ -15,7 +15,7 @@ from pyflannel.kernel.bpf.object_file import ObjectFile, read_object
 from pyflannel.kernel.bpf.objects import KernelObjects
 from pyflannel.kernel.bpf.standing import Standing, StandingPrograms, describe, shared_maps
 from pyflannel.kernel.bpf.syscall import opened
-from pyflannel.kernel.link_index import link_index
+from pyflannel.kernel.network.link_index import link_index
 from pyflannel.model.bpf_container import BpfContainer
 from pyflannel.model.bpf_peer import BpfPeer
 from pyflannel.model.bpf_program import BpfProgram, Direction, Tunnel

@@ -31,7 +31,7 @@ from pyflannel.kernel.bpf.map_entries import (
     update_entries,
 )
 from pyflannel.kernel.bpf.syscall import map_info
-from pyflannel.kernel.link_index import link_index
+from pyflannel.kernel.network.link_index import link_index
 from pyflannel.model.bpf_container import BpfContainer
 from pyflannel.model.bpf_peer import BpfPeer
 from pyflannel.model.remark import Remark

@@ -9,7 +9,7 @@ from pyflannel.errors import TargetError
 from pyflannel.kernel.bpf.fast_path import FastPath
 from pyflannel.kernel.bpf.layout import Outcome
 from pyflannel.kernel.bpf.watching import HookWatch, Place
-from pyflannel.kernel.refusals import refusal_of
+from pyflannel.kernel.network.refusals import refusal_of
 from pyflannel.model.bpf_container import BpfContainer
 from pyflannel.model.bpf_peer import BpfPeer
 from pyflannel.model.bpf_program import BpfProgram

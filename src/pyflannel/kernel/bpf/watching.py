@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from pyflannel.kernel.bpf.hooks import Hooks
-from pyflannel.kernel.link_index import link_index
+from pyflannel.kernel.network.link_index import link_index
 from pyflannel.model.bpf_program import Direction
 
 Place = tuple[str, Direction]

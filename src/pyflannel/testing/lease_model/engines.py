@@ -34,7 +34,7 @@ from pyflannel.model.operation import Operation, Refusal
 from pyflannel.model.route import Route
 from pyflannel.model.state import State
 from pyflannel.model.store_record import Put
-from pyflannel.plan.lease_state import LeaseState
+from pyflannel.plan.lease.state import LeaseState
 from pyflannel.testing.fake_kernel import FakeKernel
 from pyflannel.testing.fake_store import FakeStore
 from pyflannel.testing.lease_model import rules

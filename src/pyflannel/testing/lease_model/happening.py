@@ -29,7 +29,7 @@ from pyflannel.model.lease_protocol import (
     Woke,
 )
 from pyflannel.model.network_config import NetworkConfig
-from pyflannel.plan.lease_state import LeaseState, Listing
+from pyflannel.plan.lease.state import LeaseState, Listing
 from pyflannel.testing.lease_model import rules
 from pyflannel.testing.lease_model.moves import (
     FAULTS,

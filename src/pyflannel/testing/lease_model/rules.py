@@ -16,7 +16,7 @@ from pyflannel.model.lease_protocol import (
     Taken,
     Unreadable,
 )
-from pyflannel.plan.lease_state import Degraded, Holding
+from pyflannel.plan.lease.state import Degraded, Holding
 from pyflannel.testing.lease_model.store import lease_at, revision_of
 from pyflannel.testing.lease_model.world import Entry, HostState, Request, StoreState, World
 

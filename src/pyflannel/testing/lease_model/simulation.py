@@ -7,7 +7,7 @@ from random import Random
 
 from pyflannel.model.lease import Claim
 from pyflannel.model.lease_protocol import Check, Event, List
-from pyflannel.plan.lease_state import Draw, LeaseState, Step
+from pyflannel.plan.lease.state import Draw, LeaseState, Step
 from pyflannel.testing.lease_model import rules
 from pyflannel.testing.lease_model.explorer import REAL
 from pyflannel.testing.lease_model.happening import apply

@@ -8,9 +8,9 @@ from pyflannel.model.lease import Claim, Lease
 from pyflannel.model.lease_protocol import Action, Check, Event, LeaseChange, List, Unreadable, Wanted, Write
 from pyflannel.model.lease_set import LeaseSet
 from pyflannel.model.network_config import NetworkConfig
-from pyflannel.plan.lease_knowledge import know
-from pyflannel.plan.lease_state import LeaseState
-from pyflannel.plan.lease_step import step
+from pyflannel.plan.lease.knowledge import know
+from pyflannel.plan.lease.state import LeaseState
+from pyflannel.plan.lease.step import step
 
 Request = List | Check | Write
 

@@ -3,7 +3,7 @@
 import errno
 import os
 
-from pyflannel.kernel.tun import DEVICE_FILE
+from pyflannel.kernel.network.tun import DEVICE_FILE
 from pyflannel.model.operation import Operation, Refusal
 
 GONE = frozenset({errno.ENODEV, errno.ENXIO, errno.ENOENT, errno.ESRCH, errno.EADDRNOTAVAIL})

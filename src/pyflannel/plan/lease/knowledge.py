@@ -2,7 +2,7 @@
 
 from pyflannel.model.lease_protocol import Event, Listed, Seen
 from pyflannel.model.lease_set import LeaseSet
-from pyflannel.plan.lease_state import LeaseState
+from pyflannel.plan.lease.state import LeaseState
 
 
 def know(leases: LeaseSet, event: Event, state: LeaseState) -> LeaseSet:

@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from pyflannel.errors import TargetError, WireError
-from pyflannel.kernel.iptables_programs import (
+from pyflannel.kernel.filters.iptables_programs import (
     PROGRAMS,
     LockHeldError,
     Version,
@@ -15,8 +15,8 @@ from pyflannel.kernel.iptables_programs import (
     tidy,
     version_of,
 )
-from pyflannel.kernel.program import MissingProgramError
-from pyflannel.kernel.rule_dump import RuleDump
+from pyflannel.kernel.filters.program import MissingProgramError
+from pyflannel.kernel.filters.rule_dump import RuleDump
 from pyflannel.model.filter_rule import FilterRule, Masquerade
 from pyflannel.model.iptables_chain import Family, IptablesChain
 from pyflannel.model.operation import Add, Operation, Refusal, Remove, Replace

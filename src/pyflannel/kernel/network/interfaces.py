@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator
 from ipaddress import IPv4Address, IPv4Network
 
 from pyflannel.errors import TargetError
-from pyflannel.kernel.driver import driver_of
-from pyflannel.kernel.netlink_socket import NotificationSocket, RequestSocket
+from pyflannel.kernel.network.driver import driver_of
+from pyflannel.kernel.network.netlink_socket import NotificationSocket, RequestSocket
 from pyflannel.model.interface import DefaultRoute, Interface, InterfaceAddress, Interfaces
 from pyflannel.model.route_protocol import PROTOCOLS
 from pyflannel.wire.netlink import addresses, links, routes

@@ -3,9 +3,9 @@
 from collections.abc import Hashable
 from dataclasses import replace
 
-from pyflannel.kernel.interest import Interest
-from pyflannel.kernel.items import fdb_entry_of, neighbour_of
-from pyflannel.kernel.snapshot import Links
+from pyflannel.kernel.network.interest import Interest
+from pyflannel.kernel.network.items import fdb_entry_of, neighbour_of
+from pyflannel.kernel.network.snapshot import Links
 from pyflannel.model.fdb_entry import FdbEntry
 from pyflannel.model.neighbour import Neighbour
 from pyflannel.model.operation import Add, Operation, Remove, Replace

@@ -1,6 +1,6 @@
 """Which route protocols are in use: by them one daemon finds out which others have been here."""
 
-from pyflannel.kernel.netlink_socket import RequestSocket
+from pyflannel.kernel.network.netlink_socket import RequestSocket
 from pyflannel.wire.netlink.inet import INET, INET6
 from pyflannel.wire.netlink.routes import dump_routes, glance_at_route
 

@@ -8,15 +8,15 @@ from functools import lru_cache
 from itertools import islice
 
 from pyflannel.errors import TargetError
-from pyflannel.kernel.interest import Interest
-from pyflannel.kernel.link_index import link_index
-from pyflannel.kernel.links import LinkWriter, is_link_operation
-from pyflannel.kernel.netlink_socket import NOTIFICATION_BUFFER, NotificationSocket, RequestSocket
-from pyflannel.kernel.next_hops import are_readable, links_worth_it
-from pyflannel.kernel.refusals import refusal, refusal_of
-from pyflannel.kernel.requests import Asked, IndexOf, ask, ask_again, failure
-from pyflannel.kernel.snapshot import SnapshotReader
-from pyflannel.kernel.watch import GROUPS, Watch
+from pyflannel.kernel.network.interest import Interest
+from pyflannel.kernel.network.link_index import link_index
+from pyflannel.kernel.network.links import LinkWriter, is_link_operation
+from pyflannel.kernel.network.netlink_socket import NOTIFICATION_BUFFER, NotificationSocket, RequestSocket
+from pyflannel.kernel.network.next_hops import are_readable, links_worth_it
+from pyflannel.kernel.network.refusals import refusal, refusal_of
+from pyflannel.kernel.network.requests import Asked, IndexOf, ask, ask_again, failure
+from pyflannel.kernel.network.snapshot import SnapshotReader
+from pyflannel.kernel.network.watch import GROUPS, Watch
 from pyflannel.model.link import Link
 from pyflannel.model.operation import Add, Operation, Refusal, Replace
 from pyflannel.model.state import State

@@ -7,7 +7,14 @@ name changes hands, and the kernel asks both.
 from contextlib import suppress
 
 from pyflannel.errors import TargetError, WireError
-from pyflannel.kernel.iptables_programs import PROGRAMS, Version, read_saved, restore, tidy, version_of
+from pyflannel.kernel.filters.iptables_programs import (
+    PROGRAMS,
+    Version,
+    read_saved,
+    restore,
+    tidy,
+    version_of,
+)
 from pyflannel.model.iptables_chain import HOOKS, Family
 from pyflannel.model.saved_rules import LeftRules, SavedRules
 

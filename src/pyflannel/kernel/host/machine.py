@@ -9,7 +9,7 @@ import os
 import uuid
 
 from pyflannel.errors import TargetError
-from pyflannel.kernel.atomic_file import replace_file
+from pyflannel.kernel.host.atomic_file import replace_file
 from pyflannel.model.lease import Identity
 
 log = logging.getLogger(__name__)

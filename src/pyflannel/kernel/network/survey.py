@@ -1,7 +1,7 @@
 """Every link and every route of the main table, whoever made them: what a person wants to know of a host."""
 
-from pyflannel.kernel.items import link_of, route_of
-from pyflannel.kernel.netlink_socket import RequestSocket
+from pyflannel.kernel.network.items import link_of, route_of
+from pyflannel.kernel.network.netlink_socket import RequestSocket
 from pyflannel.model.state import Item
 from pyflannel.wire.netlink.inet import INET, INET6
 from pyflannel.wire.netlink.links import dump_links, parse_link

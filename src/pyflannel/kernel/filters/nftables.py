@@ -5,9 +5,9 @@ from collections.abc import AsyncIterator, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 
 from pyflannel.errors import TargetError, WireError
-from pyflannel.kernel.iptables import RESYNC_S
-from pyflannel.kernel.program import MissingProgramError, run_program
-from pyflannel.kernel.rule_dump import RuleDump
+from pyflannel.kernel.filters.iptables import RESYNC_S
+from pyflannel.kernel.filters.program import MissingProgramError, run_program
+from pyflannel.kernel.filters.rule_dump import RuleDump
 from pyflannel.model.filter_rule import FilterRule, Masquerade, Rules
 from pyflannel.model.iptables_chain import Family
 from pyflannel.model.nft_table import NftTable

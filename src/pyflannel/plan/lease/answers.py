@@ -20,8 +20,8 @@ from pyflannel.model.lease_protocol import (
     Wanted,
     Watch,
 )
-from pyflannel.plan.lease_changes import hold, overwritten
-from pyflannel.plan.lease_choice import (
+from pyflannel.plan.lease.changes import hold, overwritten
+from pyflannel.plan.lease.choice import (
     Choice,
     Contest,
     NoneFree,
@@ -33,9 +33,9 @@ from pyflannel.plan.lease_choice import (
     occupied,
     said,
 )
-from pyflannel.plan.lease_failures import look_again, store_back
-from pyflannel.plan.lease_holding import degrade
-from pyflannel.plan.lease_state import (
+from pyflannel.plan.lease.failures import look_again, store_back
+from pyflannel.plan.lease.holding import degrade
+from pyflannel.plan.lease.state import (
     Contesting,
     Degraded,
     Draw,

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from ipaddress import IPv4Address, IPv4Interface
 
 from pyflannel.errors import TargetError
-from pyflannel.kernel.netlink_socket import NotificationSocket, RequestSocket
+from pyflannel.kernel.network.netlink_socket import NotificationSocket, RequestSocket
 from pyflannel.model.bridge import Bridge, BridgedContainer
 from pyflannel.wire.netlink import addresses, bridges, links, neighbours, nftables
 from pyflannel.wire.netlink.bridges import BridgeLink

@@ -5,12 +5,12 @@ import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 
 from pyflannel.errors import TargetError
-from pyflannel.kernel.link_index import link_index
-from pyflannel.kernel.netlink_socket import RequestSocket
-from pyflannel.kernel.offloads import set_checksum_offload, set_gro
-from pyflannel.kernel.refusals import GONE, refusal, refusal_of
-from pyflannel.kernel.sysctl import set_ipv6
-from pyflannel.kernel.tun import create_tun
+from pyflannel.kernel.host.sysctl import set_ipv6
+from pyflannel.kernel.network.link_index import link_index
+from pyflannel.kernel.network.netlink_socket import RequestSocket
+from pyflannel.kernel.network.offloads import set_checksum_offload, set_gro
+from pyflannel.kernel.network.refusals import GONE, refusal, refusal_of
+from pyflannel.kernel.network.tun import create_tun
 from pyflannel.model.link import Link
 from pyflannel.model.operation import Add, Operation, Refusal, Remove, Replace
 from pyflannel.model.veth import Veth

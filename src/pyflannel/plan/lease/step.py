@@ -39,12 +39,12 @@ from pyflannel.model.lease_protocol import (
     Woke,
     Wrote,
 )
-from pyflannel.plan.lease_answers import on_checked, on_conflicted, on_listed, on_wrote
-from pyflannel.plan.lease_changes import hold, on_seen
-from pyflannel.plan.lease_choice import claim_on
-from pyflannel.plan.lease_failures import on_failed, on_watch_lost, store_back
-from pyflannel.plan.lease_holding import degrade, renew
-from pyflannel.plan.lease_state import (
+from pyflannel.plan.lease.answers import on_checked, on_conflicted, on_listed, on_wrote
+from pyflannel.plan.lease.changes import hold, on_seen
+from pyflannel.plan.lease.choice import claim_on
+from pyflannel.plan.lease.failures import on_failed, on_watch_lost, store_back
+from pyflannel.plan.lease.holding import degrade, renew
+from pyflannel.plan.lease.state import (
     Contesting,
     Degraded,
     Draw,

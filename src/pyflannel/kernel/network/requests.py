@@ -4,9 +4,9 @@ import errno
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 
-from pyflannel.kernel.items import KINDS
-from pyflannel.kernel.next_hops import next_hop_number
-from pyflannel.kernel.refusals import GONE
+from pyflannel.kernel.network.items import KINDS
+from pyflannel.kernel.network.next_hops import next_hop_number
+from pyflannel.kernel.network.refusals import GONE
 from pyflannel.model.address import Address
 from pyflannel.model.fdb_entry import FdbEntry
 from pyflannel.model.neighbour import Neighbour

@@ -17,8 +17,8 @@ from pyflannel.model.lease_protocol import (
     Unsuitable,
     Wanted,
 )
-from pyflannel.plan.allocate import pick
-from pyflannel.plan.lease_state import Draw
+from pyflannel.plan.lease.allocate import pick
+from pyflannel.plan.lease.state import Draw
 from pyflannel.plan.vtep_mac import may_stay
 
 

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pyflannel.errors import TargetError
-from pyflannel.kernel.program import MissingProgramError, Ran, run_program
-from pyflannel.kernel.xtables_lock import LOCK, lock_holder
+from pyflannel.kernel.filters.program import MissingProgramError, Ran, run_program
+from pyflannel.kernel.filters.xtables_lock import LOCK, lock_holder
 from pyflannel.model.iptables_chain import Family
 from pyflannel.wire.iptables_save import SavedTables, is_unused_hook, parse_save
 

@@ -12,7 +12,7 @@ from pyflannel.model.lease_protocol import (
     StoreBack,
     WatchLost,
 )
-from pyflannel.plan.lease_state import (
+from pyflannel.plan.lease.state import (
     Contesting,
     Degraded,
     Draw,

@@ -1,7 +1,7 @@
 """Next hops that no route refers to: what is left when somebody deletes a route of ours by hand."""
 
 from pyflannel.errors import TargetError
-from pyflannel.kernel.netlink_socket import RequestSocket
+from pyflannel.kernel.network.netlink_socket import RequestSocket
 from pyflannel.wire.netlink.next_hops import (
     dump_next_hops,
     next_hop_number,

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Generic, TypeVar
 
 from pyflannel.errors import TargetError
-from pyflannel.kernel.netlink_socket import NotificationSocket
+from pyflannel.kernel.network.netlink_socket import NotificationSocket
 
 log = logging.getLogger(__name__)
 

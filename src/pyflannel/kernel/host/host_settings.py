@@ -5,8 +5,8 @@ import os
 from pathlib import Path
 
 from pyflannel.errors import TargetError, WireError
-from pyflannel.kernel.iptables_programs import PROGRAMS, read_saved, version_of
-from pyflannel.kernel.program import run_program
+from pyflannel.kernel.filters.iptables_programs import PROGRAMS, read_saved, version_of
+from pyflannel.kernel.filters.program import run_program
 from pyflannel.model.forward_chain import ForwardChain
 from pyflannel.wire.iptables_forward import dropping_forward
 from pyflannel.wire.nft_ruleset import parse_forward_chains

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 from pyflannel.model.lease import Lease
 from pyflannel.model.lease_protocol import List, Taken
-from pyflannel.plan.lease_choice import claim_on
-from pyflannel.plan.lease_state import Degraded, Holding, LeaseState, Listing, Step
+from pyflannel.plan.lease.choice import claim_on
+from pyflannel.plan.lease.state import Degraded, Holding, LeaseState, Listing, Step
 
 
 def degrade(state: LeaseState, by: Lease, now: float) -> Step:

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from ipaddress import IPv6Network
 from typing import TypeVar
 
-from pyflannel.kernel.interest import Interest
-from pyflannel.kernel.items import address_of, fdb_entry_of, gathered, link_of, neighbour_of, route_of
-from pyflannel.kernel.netlink_socket import RequestSocket
-from pyflannel.kernel.offloads import has_gro, offloads_checksums
-from pyflannel.kernel.remembered import Remembered
+from pyflannel.kernel.network.interest import Interest
+from pyflannel.kernel.network.items import address_of, fdb_entry_of, gathered, link_of, neighbour_of, route_of
+from pyflannel.kernel.network.netlink_socket import RequestSocket
+from pyflannel.kernel.network.offloads import has_gro, offloads_checksums
+from pyflannel.kernel.network.remembered import Remembered
 from pyflannel.model.fdb_entry import FdbEntry
 from pyflannel.model.item_map import ItemMap
 from pyflannel.model.link import Link

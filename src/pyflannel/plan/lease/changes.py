@@ -23,9 +23,9 @@ from pyflannel.model.lease_protocol import (
     Unreadable,
     Wanted,
 )
-from pyflannel.plan.lease_choice import is_ours, must_contest, said
-from pyflannel.plan.lease_holding import degrade, renew
-from pyflannel.plan.lease_state import (
+from pyflannel.plan.lease.choice import is_ours, must_contest, said
+from pyflannel.plan.lease.holding import degrade, renew
+from pyflannel.plan.lease.state import (
     Contesting,
     Degraded,
     Holding,

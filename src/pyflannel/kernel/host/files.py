@@ -7,8 +7,8 @@ import stat
 from collections.abc import AsyncIterator, Sequence
 
 from pyflannel.errors import TargetError
-from pyflannel.kernel.atomic_file import MODE, replace_file
-from pyflannel.kernel.inotify import OVERFLOWED, Event, Inotify
+from pyflannel.kernel.host.atomic_file import MODE, replace_file
+from pyflannel.kernel.host.inotify import OVERFLOWED, Event, Inotify
 from pyflannel.model.host_file import HostFile
 from pyflannel.model.operation import Add, Operation, Refusal, Remove, Replace
 from pyflannel.model.state import State

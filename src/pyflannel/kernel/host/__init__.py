@@ -1,0 +1,1 @@
+"""The host beside its network: files, locks, clocks, settings, its service manager."""

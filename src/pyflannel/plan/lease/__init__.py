@@ -1,0 +1,1 @@
+"""The lease protocol: a pure step, and what it decides by."""
