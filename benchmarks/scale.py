@@ -170,7 +170,9 @@ def main() -> int:
     if options.json:
         print(json.dumps({"starts": [*map(asdict, starts)], "steady": [*map(asdict, steady)]}))
     elif options.markdown:
-        print("\n".join([*in_markdown(starts), "", *steady_in_markdown(steady), "", about]))
+        print(
+            "\n".join([*in_markdown(starts), "", *(steady_in_markdown(steady) if steady else ()), "", about])
+        )
     else:
         show(starts, steady, about)
         print(f"picture: {options.picture}")
