@@ -5,7 +5,7 @@ what two have in common (net/ipv4/fib_semantics.c, fib_find_info): 10,000 take i
 route that refers to a next hop is found by that. It is read with gateway and link like any other, but
 `ip route` shows it with `nhid`, and the kernel drops it when its link loses the carrier. So only those that
 come by the thousand are made so; and those on a physical link, whose cable may be pulled while no daemon runs
-that would put them back, only where nothing else will do.
+that would put them back, only by five thousand.
 
 Each has a next hop of its own, which goes with it. See docs/decisions.
 """
@@ -20,7 +20,7 @@ from pyflannel.model.route import Route
 WORTH_IT = 2000
 """So many routes that are put in on a tunnel's device together."""
 
-WORTH_IT_ON_A_CABLE = 20_000
+WORTH_IT_ON_A_CABLE = 5_000
 """So many on another link."""
 
 _LONGEST_PREFIX = 27
