@@ -93,7 +93,7 @@ def show(points: Sequence[Point]) -> None:
             f"{ours.turn_max_ms:.0f}",
             f"{ours.resident_mb:.0f}",
         )
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else 150).print(table)
 
 
 def show_fast_path(table: TableCosts, absences: Absences) -> None:

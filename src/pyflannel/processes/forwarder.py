@@ -95,6 +95,7 @@ class ForwarderTarget:
         self._terse: int | None = None
         self._socket = run_dir / SOCKET_NAME
         self._started = asyncio.Event()
+        self._is_planned = False
         self._useless: int | None = None
 
     async def snapshot(self, desired: State) -> State:
@@ -105,6 +106,7 @@ class ForwarderTarget:
         Raises:
             TargetError: one runs, but does not answer.
         """
+        self._note_plan(desired)
         try:
             found = await self._read()
         except AbsentError:
@@ -171,7 +173,10 @@ class ForwarderTarget:
         return refusals
 
     async def changes(self) -> AsyncIterator[None]:
-        """Yield when a forwarder appears, ends, loses its device, or is changed by another process."""
+        """Yield when a forwarder appears, ends, loses its device, or is changed by another process.
+
+        Where none is planned nobody looks for one that appears.
+        """
         while True:
             self._started.clear()
             with suppress(TargetError):
@@ -181,8 +186,15 @@ class ForwarderTarget:
                         yield
                 yield
             with suppress(TimeoutError):
-                async with asyncio.timeout(_LOOK_AGAIN_S):
+                async with asyncio.timeout(_LOOK_AGAIN_S if self._is_planned else None):
                     await self._started.wait()
+
+    def _note_plan(self, desired: State) -> None:
+        """Look out for a forwarder as soon as one is planned."""
+        is_planned = next(desired.of_type(Forwarder), None) is not None
+        if is_planned and not self._is_planned:
+            self._started.set()
+        self._is_planned = is_planned
 
     async def end_unreachable(self) -> Sequence[int]:
         """End the forwarders of the run directory that answer nobody, and return their process ids."""

@@ -41,6 +41,7 @@ class BpfTarget:
         self._fast_path = fast_path
         self._watch = HookWatch(fast_path.hooks)
         self._look_s = look_s
+        self._has_places = asyncio.Event()
 
     def close(self) -> None:
         """Let go of all descriptors; programs and maps stay."""
@@ -56,6 +57,10 @@ class BpfTarget:
         ]
         places = {_place(item) for item in programs}
         await self._watch.remember(places)
+        if places:
+            self._has_places.set()
+        else:
+            self._has_places.clear()
         try:
             return State.collect(await self._fast_path.read(planned))
         except (OSError, TargetError):
@@ -74,6 +79,7 @@ class BpfTarget:
     async def changes(self) -> AsyncIterator[None]:
         """Yield when the programs at a hook of the plan are not those of the last look."""
         while True:
+            await self._has_places.wait()
             await asyncio.sleep(self._look_s)
             if await self._watch.has_changed():
                 yield

@@ -1,0 +1,62 @@
+"""Who looks out for a forwarder, and when."""
+
+import asyncio
+from contextlib import suppress
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+
+import pytest
+
+from pyflannel.model.forwarder import Forwarder
+from pyflannel.model.state import State
+from pyflannel.processes import forwarder as module
+from pyflannel.processes.forwarder import ForwarderTarget
+
+FORWARDER = Forwarder(
+    link="flannel0",
+    tunnel_address=IPv4Address("10.100.15.0"),
+    subnet=IPv4Network("10.100.15.0/24"),
+    listen_address=IPv4Address("192.168.50.102"),
+    port=8285,
+    mtu=1472,
+)
+
+
+def test_nobody_looks_for_a_forwarder_that_is_not_planned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With another backend a daemon at rest would wake each second for nothing."""
+    looks = 0
+    real = module.connected
+
+    def counted(path: Path) -> object:
+        nonlocal looks
+        looks += 1
+        return real(path)
+
+    monkeypatch.setattr(module, "connected", counted)
+    monkeypatch.setattr(module, "_LOOK_AGAIN_S", 0.001)
+
+    async def watch() -> tuple[int, int]:
+        target = ForwarderTarget(tmp_path)
+
+        async def listen() -> None:
+            async for _ in target.changes():
+                pass
+
+        listening = asyncio.ensure_future(listen())
+        await target.snapshot(State.EMPTY)
+        for _ in range(100):
+            await asyncio.sleep(0.001)
+        idle = looks
+        await target.snapshot(State.of(FORWARDER))
+        async with asyncio.timeout(30):
+            while looks < idle + 20:
+                await asyncio.sleep(0.001)
+        listening.cancel()
+        with suppress(asyncio.CancelledError):
+            await listening
+        return idle, looks
+
+    idle, _ = asyncio.run(watch())
+    assert idle <= 3  # the first look of each of both, and one that was under way
