@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from pyflannel.assembly.store import open_store
+from pyflannel.lab.waiting import wait_until
 from pyflannel.model.store_record import Put
 from pyflannel.wire.lease_record import CONFIG as CONFIG_KEY
 
@@ -331,6 +332,7 @@ class TestThroughTheDaemon:
             path.rename(path.with_name(f"away-{path.name}"))
         leases.write_text("no database")
 
+        wait_until(lambda: host.ctl("config", "get").returncode == 0, what="an answer", deadline_s=30)
         done = host.ctl("config", "get")
 
         assert (done.returncode, done.stdout) == (0, CONFIG + "\n")

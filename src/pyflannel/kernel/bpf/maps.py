@@ -181,6 +181,8 @@ class TunnelMaps:
         Raises:
             OSError: there is no such link.
         """
+        if link in self.devices():
+            return  # put once more it would be missing for a moment, and a packet lost
         _raise_any(update_entries(self._descriptors[DEVICES.name], [pack_port(link)], [pack_port(link)]))
 
     def counts(self) -> dict[Outcome, tuple[int, int]]:
