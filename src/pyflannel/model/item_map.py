@@ -115,8 +115,6 @@ class ItemMap(Mapping[Key, _Item]):
             return super().__eq__(other)
         return self._tables == other._tables
 
-    __hash__ = None  # type: ignore[assignment]
-
     def _changed(self, table: Hashable) -> dict[Hashable, _Item]:
         """Return a table that is this map's own."""
         if table not in self._own:
