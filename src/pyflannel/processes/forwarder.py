@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from errno import EACCES, EBUSY, ENODEV, ENOENT, EPERM
+from functools import partial
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from pyflannel.processes.forwarder_client import (
 from pyflannel.processes.forwarder_launch import (
     LOG_NAME,
     NoHandOverError,
+    PortFreedError,
     PortInUseError,
     start_forwarder,
 )
@@ -274,18 +276,27 @@ class ForwarderTarget:
 
     async def _start(self, forwarder: Forwarder) -> None:
         try:
-            await start_forwarder(forwarder, self._run_dir, self._python, self._version)
+            await self._launch(forwarder)
         except PortInUseError:
             # One whose socket was deleted runs on, and nobody can reach it any more.
             if not await self.end_unreachable():
                 raise
-            await start_forwarder(forwarder, self._run_dir, self._python, self._version)
+            await self._launch(forwarder)
         self._started.set()
+
+    async def _launch(self, forwarder: Forwarder, *, is_successor: bool = False) -> None:
+        start = partial(
+            start_forwarder, forwarder, self._run_dir, self._python, self._version, is_successor=is_successor
+        )
+        try:
+            await start()
+        except PortFreedError:
+            await start()
 
     async def _hand_over(self, forwarder: Forwarder) -> None:
         """Let another process go on with other settings, or of our version; no packet is lost."""
         try:
-            await start_forwarder(forwarder, self._run_dir, self._python, self._version, is_successor=True)
+            await self._launch(forwarder, is_successor=True)
         except NoHandOverError as error:
             log.warning("Packets are lost for a moment: %s", error)
             await self._restart(forwarder)

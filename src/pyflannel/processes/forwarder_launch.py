@@ -33,6 +33,10 @@ class PortInUseError(TargetError):
     """Another program has the UDP port."""
 
 
+class PortFreedError(PortInUseError):
+    """Another program had the UDP port, and has it no more: another try succeeds."""
+
+
 class NoHandOverError(TargetError):
     """The running forwarder does not let another one take over; it goes on."""
 
@@ -46,6 +50,7 @@ async def start_forwarder(
 
     Raises:
         PortInUseError: the message names who has the port.
+        PortFreedError: who had the port ended meanwhile.
         NoHandOverError: a successor was not given what it asked for.
         TargetError: it did not start; the message says why.
     """
@@ -140,9 +145,11 @@ async def _explain(forwarder: Forwarder, status: int, said: str) -> TargetError:
         return NoUnitError(f"systemd gave it no unit of its own: {said.strip()}", hint=_NO_UNIT_HINT)
     if status == errno.EADDRINUSE:
         holder = await asyncio.to_thread(find_port_holder, forwarder.listen_address, forwarder.port)
+        port = f"UDP port {forwarder.port} of {forwarder.listen_address}"
+        if holder is None:
+            return PortFreedError(f"{port} was in use a moment ago", hint="It is tried again.")
         return PortInUseError(
-            f"UDP port {forwarder.port} of {forwarder.listen_address} is in use by "
-            f"{holder or 'another program'}",
+            f"{port} is in use by {holder}",
             hint="Stop that program, or set another Backend.Port in the network config, for all hosts.",
         )
     if status == errno.EADDRNOTAVAIL:

@@ -12,15 +12,15 @@ FORWARDER = "pyflannel.programs.forwarder"
 
 
 def find_port_holder(address: IPv4Address, port: int) -> str | None:
-    """Return the program that keeps us from binding this UDP address, as `NAME, pid N`, or None."""
-    inodes = {inode for line in ("udp", "udp6") for inode in _inodes(line, address, port)}
-    if not inodes:
-        return None
-    targets = {f"socket:[{inode}]" for inode in inodes}
+    """Return the program that keeps us from binding this UDP address, as `NAME, pid N`.
+
+    Or `another program`, when it is not to be seen from here, and None when nobody keeps us any more.
+    """
+    targets = _sockets(address, port)
     for process in _processes():
         if any(_link(descriptor) in targets for descriptor in _entries(process / "fd")):
             return _describe(process)
-    return None
+    return "another program" if targets & _sockets(address, port) else None
 
 
 def find_tun_holder(link: str) -> str | None:
@@ -65,6 +65,11 @@ def find_original() -> int | None:
 def is_forwarder(pid: int) -> bool:
     """Return whether a process is a forwarder, of whatever version and run directory."""
     return FORWARDER in _read(_PROC / str(pid) / "cmdline").split("\0")
+
+
+def _sockets(address: IPv4Address, port: int) -> set[str]:
+    """Return the UDP sockets bound to the port on this address or on all, as descriptors name them."""
+    return {f"socket:[{inode}]" for table in ("udp", "udp6") for inode in _inodes(table, address, port)}
 
 
 def _inodes(table: str, address: IPv4Address, port: int) -> Iterator[str]:

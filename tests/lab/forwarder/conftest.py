@@ -84,9 +84,9 @@ class Host:
         )
         return replace(ours, **changes)
 
-    def apply(self, *operations, run_dir=None, version=None):
+    def apply(self, *operations, run_dir=None, python=sys.executable, version=None):
         async def act():
-            return await ForwarderTarget(run_dir or self.run_dir, version=version).apply(operations)
+            return await ForwarderTarget(run_dir or self.run_dir, python, version).apply(operations)
 
         return self.namespace.run(act)
 

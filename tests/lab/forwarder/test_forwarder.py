@@ -1,6 +1,7 @@
 """The forwarder on real devices and sockets: packets cross it, whatever happens around it."""
 
 import asyncio
+import errno
 import os
 import re
 import shutil
@@ -401,6 +402,20 @@ def test_a_port_in_use_names_its_holder(namesake, hosts):
     assert [refusal.operation for refusal in refusals[1:]] == [Add(two.peer())]
     assert one.snapshot() == State.EMPTY
     assert not one.apply(Add(one.forwarder), Add(two.peer()))
+
+
+def test_a_port_whose_holder_ended_meanwhile_is_taken_at_once(hosts, tmp_path):
+    """The first start meets the holder, the second does not: nothing is refused."""
+    one, two = hosts
+    python, been = tmp_path / "python", tmp_path / "been"
+    in_use = f"[ -e {been} ] || {{ touch {been}; exit {errno.EADDRINUSE}; }}"
+    python.write_text(f'#!/bin/sh\n{in_use}\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+
+    assert not one.apply(Add(one.forwarder), Add(two.peer()), python=str(python))
+
+    assert been.exists()
+    assert one.snapshot() == State.of(one.forwarder, two.peer())
 
 
 def test_a_missing_address_is_said(hosts):
