@@ -285,3 +285,30 @@ def test_a_network_that_nobody_made_is_named_and_keeps_no_other_from_working(
     assert len(lines) == 1
     assert "flannel config not found" in lines[0]
     assert lines[0].endswith("network=nosuch")
+
+
+def test_cleanup_of_one_network_gives_its_lease_back_and_no_other(pair: tuple[Lab, Host, Host]) -> None:
+    """It has no identity of its own, and the store that is named is that of all networks."""
+    lab, host, _ = pair
+    for name, config in (("green", GREEN), ("blue", BLUE)):
+        set_config(host, f"{lab.sqlite_url}#{name}", config)
+    host.start_flanneld(f"--store={lab.sqlite_url}", "--networks=green,blue").stop()
+    files = {name: f"/run/flannel/networks/{name}.env" for name in ("green", "blue")}
+    subnets = {name: lease_of(host, file) for name, file in files.items()}
+
+    def leases(name: str) -> str:
+        return host.flannelctl("--store", f"{lab.sqlite_url}#{name}", "leases")
+
+    def cleanup(name: str) -> list[str]:
+        places = [f"--run-dir=/run/flannel/{name}", f"--state-dir=/var/lib/flannel/{name}"]
+        return ["cleanup", *places, f"--subnet-file={files[name]}"]
+
+    said = host.run(["env", f"FLANNELD_STORE={lab.sqlite_url}", "flannelctl", *cleanup("blue")]).stdout
+
+    assert f"removed lease {subnets['blue']}/24\n" in said
+    assert subnets["blue"] not in leases("blue")
+    assert subnets["green"] in leases("green")
+    assert len(tunnels(host)) == 1
+    assert f"removed lease {subnets['green']}/24\n" in host.flannelctl(
+        "--store", lab.sqlite_url, *cleanup("green")
+    )

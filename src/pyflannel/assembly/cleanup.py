@@ -38,6 +38,7 @@ class Cleanup:
 
     Attributes:
         store_url: where our lease is; None for the store of the daemon that runs, or else of the environment.
+            Of one of several networks the store of all will do.
         node_id: our identity, where it was given to the daemon instead of kept.
         doubtful_rules: filter rules that may be an original flannel's or anybody's go too.
         keep_lease: the host goes on under another program with the same subnet; the identity stays too.
@@ -86,10 +87,12 @@ async def clean_up(cleanup: Cleanup, environ: Mapping[str, str]) -> CleanupRepor
             places.run_dir / LOG_NAME,
         )
         _remove_pins(report, places.bpf)
-        owner = cleanup.node_id or status.owner or places.owner()
+        owner = cleanup.node_id or status.owner
         if cleanup.keep_lease:
             report.kept.append("the lease, and the identity that holds it")
-        elif owner is None or await _release(cleanup.store_url or store_url, owner, environ, report):
+        elif owner is None or await _release(
+            cleanup.store_url or store_url, places.network, owner, environ, report
+        ):
             spoilt = places.identity.with_suffix(".json.corrupt")
             _remove_files(report, places.identity, places.last_known, spoilt)
     if not cleanup.keep_lease:
@@ -99,11 +102,17 @@ async def clean_up(cleanup: Cleanup, environ: Mapping[str, str]) -> CleanupRepor
 
 
 async def _release(
-    store_url: str | None, owner: str, environ: Mapping[str, str], report: CleanupReport
+    store_url: str | None,
+    network: str | None,
+    owner: str,
+    environ: Mapping[str, str],
+    report: CleanupReport,
 ) -> bool:
     """Delete the leases of `owner` from the store; return whether none is left there."""
     try:
         url = store_url or store_url_from_environment(environ)
+        if network is not None and "#" not in url:
+            url = f"{url}#{network}"
         store = open_store(url, etcd_password_of(environ))
         try:
             listing = await store.list(SUBNETS)

@@ -29,7 +29,7 @@ async def offline_status(places: Places, cause: str) -> Status:
     return Status(
         version=VERSION,
         is_live=False,
-        owner=places.owner(),
+        owner=places.owner() or _owner(known),
         waiting_for=cause,
         network=NetworkStatus(
             text=known.config if known else None, network=config.network if config else _network(env)
@@ -94,6 +94,12 @@ def _last_known(path: Path) -> LastKnown | None:
     with contextlib.suppress(OSError, WireError):
         return parse_last_known(path.read_bytes())
     return None
+
+
+def _owner(known: LastKnown | None) -> str | None:
+    """Return who held our lease: one of several networks has no identity of its own."""
+    identity = known.own.attributes.owner if known else None
+    return identity.owner if identity else None
 
 
 def _config(known: LastKnown | None) -> NetworkConfig | None:

@@ -75,6 +75,16 @@ class Places:
             daemon_dir=self.run_dir,
         )
 
+    @property
+    def network(self) -> str | None:
+        """The network of several that has these places; None for those of a daemon.
+
+        They are told by their names, those of `of_network`, and by that a daemon has an identity of its own.
+        """
+        name = self.state_dir.name
+        is_one = self.run_dir.name == name and self.subnet_file.name == f"{name}.env"
+        return name if is_one and not self.identity.exists() else None
+
     def device(self) -> str | None:
         """Return the name that the daemon of this run directory claimed last; None when that is not known."""
         with contextlib.suppress(OSError, ValueError):

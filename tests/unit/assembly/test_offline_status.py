@@ -1,9 +1,11 @@
-"""What is advised where no daemon answers."""
+"""What is known, and advised, where no daemon answers."""
 
+import asyncio
+import json
 import os
 from pathlib import Path
 
-from pyflannel.assembly.offline_status import what_to_do
+from pyflannel.assembly.offline_status import offline_status, what_to_do
 from pyflannel.assembly.places import Places
 from pyflannel.http.unix_socket import listen_unix
 from pyflannel.kernel.host.lock import RunLock
@@ -36,3 +38,15 @@ def test_a_daemon_that_runs_and_is_silent_hangs(tmp_path: Path) -> None:
         advice = what_to_do(places, SILENT)
 
     assert advice.startswith(f"flanneld (pid {os.getpid()}) runs: see its log")
+
+
+def test_who_held_the_lease_is_known_without_an_identity(tmp_path: Path) -> None:
+    """One of several networks has none: it is kept once for all. Where there is one, it counts."""
+    places = Places(run_dir=tmp_path, state_dir=tmp_path, subnet_file=tmp_path / "blue.env")
+    lease = '{"PublicIP":"10.0.0.1","Pyflannel":{"Owner":"us"}}'
+    known = {"Config": "{}", "Own": "subnets/10.1.2.0-24", "Leases": {"subnets/10.1.2.0-24": lease}}
+    places.last_known.write_text(json.dumps(known))
+
+    assert asyncio.run(offline_status(places, "")).owner == "us"
+    places.identity.write_text('{"Owner":"us by now","Machine":""}')
+    assert asyncio.run(offline_status(places, "")).owner == "us by now"

@@ -30,3 +30,16 @@ def test_several_networks_share_the_place_of_pins(tmp_path: Path) -> None:
     assert blue.run_dir.parent == places.bpf.parent
     with pytest.raises(UsageError, match="networks"):
         parse_flanneld([f"--networks={places.bpf.name}"], {})
+
+
+def test_one_of_several_networks_is_told_by_the_names_of_its_places(tmp_path: Path) -> None:
+    """A daemon with places of such names has an identity in them."""
+    daemon = Places(run_dir=tmp_path, state_dir=tmp_path / "state", subnet_file=tmp_path / "subnet.env")
+    made = daemon.of_network("blue", tmp_path / "networks")
+    named = Places(run_dir=made.run_dir, state_dir=made.state_dir, subnet_file=made.subnet_file)
+    assert (daemon.network, named.network) == (None, "blue")
+
+    named.state_dir.mkdir(parents=True)
+    named.identity.touch()
+
+    assert named.network is None
