@@ -161,11 +161,11 @@ class Reconciler:
                     await self._make_change(operations)
 
     async def _make_change(self, operations: list[Operation]) -> None:
-        keys = {_subject(operation).key for operation in operations}
-        self._changed_while_looking |= keys
         for operation in operations:
             self._note(operation)
         refused = await self._target.apply(operations)
+        # Now, and not before: a look that began meanwhile may have missed it, too.
+        self._changed_while_looking.update(_subject(operation).key for operation in operations)
         log.info("Applied a change of the plan operations=%d refused=%d", len(operations), len(refused))
         self._journal.note("planned", operations)
         _tell_each(operations)

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
@@ -16,7 +16,7 @@ from pyflannel.model.bpf_program import BpfProgram, Role, Tunnel
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer
 from pyflannel.model.host_file import HostFile
 from pyflannel.model.link import Link
-from pyflannel.model.operation import Add, Operation, Remove, Replace
+from pyflannel.model.operation import Add, Operation, Refusal, Remove, Replace
 from pyflannel.model.route import Route
 from pyflannel.model.state import State
 from pyflannel.plan.diff import diff
@@ -393,6 +393,43 @@ def test_what_changed_during_a_look_is_no_damage() -> None:
 
             kernel.meanwhile = join
             bench.reconciler.wake()
+            await bench.clock.settle()
+
+            assert bench.is_healed
+            assert bench.reconciler.counts.repairs == 0
+
+    asyncio.run(check())
+
+
+class Slow(FakeKernel):
+    """A kernel that performs nothing before it is let."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may_go_on = asyncio.Event()
+        self.may_go_on.set()
+
+    async def apply(self, operations: Sequence[Operation]) -> Sequence[Refusal]:
+        await self.may_go_on.wait()
+        return await super().apply(operations)
+
+
+def test_a_look_that_began_during_a_change_finds_no_damage() -> None:
+    """It may have been before the change took effect, though it ended after."""
+
+    async def check() -> None:
+        kernel = Slow()
+        async with running(Bench(kernel, State.of(LINK, FORWARDER))) as bench:
+            kernel.may_go_on.clear()
+            bench.plan = State.of(LINK, FORWARDER, PEER)
+            bench.reconciler.change([Add(PEER)])
+            await bench.clock.settle()
+            passes = bench.reconciler.counts.passes
+            kernel.damage()
+            await bench.clock.settle()
+            assert bench.reconciler.counts.passes > passes
+
+            kernel.may_go_on.set()
             await bench.clock.settle()
 
             assert bench.is_healed
