@@ -287,6 +287,25 @@ def test_a_network_that_nobody_made_is_named_and_keeps_no_other_from_working(
     assert lines[0].endswith("network=nosuch")
 
 
+def test_a_network_that_meets_a_file_is_named_and_hinders_no_other(pair: tuple[Lab, Host, Host]) -> None:
+    """Whoever may write to the store may name one so; the operator who names it himself is told at once."""
+    lab, host, _ = pair
+    host.run(["sh", "-c", "mkdir -p /run/flannel && touch /run/flannel/docker"])
+    for name in ("..", "device", "docker", "green"):
+        set_config(host, f"{lab.sqlite_url}#{name}", GREEN)
+
+    host.start_flanneld(f"--store={lab.sqlite_url}", "--watch-networks").stop()
+
+    assert set(tunnels(host)) == {"flannel0"}
+    log = (host.directory / "log/flanneld.log").read_text()
+    for name in ("..", "device", "docker"):
+        assert log.count(f'Network "{name}" cannot run on this host: ') == 1
+    assert "/run/flannel/docker is a file. Move it away" in log
+    told = host.run(["flanneld", f"--store={lab.sqlite_url}", "--networks=green,docker"], check=False)
+    assert told.returncode == 1
+    assert "network docker cannot run on this host: /run/flannel/docker is a file" in told.stderr
+
+
 def test_cleanup_of_one_network_gives_its_lease_back_and_no_other(pair: tuple[Lab, Host, Host]) -> None:
     """It has no identity of its own, and the store that is named is that of all networks."""
     lab, host, _ = pair

@@ -93,8 +93,7 @@ async def clean_up(cleanup: Cleanup, environ: Mapping[str, str]) -> CleanupRepor
         elif owner is None or await _release(
             cleanup.store_url or store_url, places.network, owner, environ, report
         ):
-            spoilt = places.identity.with_suffix(".json.corrupt")
-            _remove_files(report, places.identity, places.last_known, spoilt)
+            _remove_files(report, places.identity, places.last_known, places.spoilt_identity)
     if not cleanup.keep_lease:
         _remove_directory(places.state_dir, report)
     _remove_directory(places.run_dir, report if was_here else CleanupReport())

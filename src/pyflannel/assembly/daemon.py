@@ -7,6 +7,7 @@ from typing import Any
 
 from pyflannel.assembly.host_network import HostNetwork, open_network
 from pyflannel.assembly.logs import NETWORK
+from pyflannel.assembly.network_name import file_in_the_way, objection
 from pyflannel.assembly.options import FlanneldOptions
 from pyflannel.assembly.places import Places
 from pyflannel.assembly.store import open_store
@@ -14,6 +15,7 @@ from pyflannel.engine.liveness import Liveness
 from pyflannel.engine.network_follower import NetworkFollower
 from pyflannel.engine.readiness import Readiness
 from pyflannel.engine.reconciler import AUDIT_S
+from pyflannel.errors import TargetError
 from pyflannel.kernel.host.allocator import give_back, keep_large_blocks_apart
 from pyflannel.kernel.host.clock import BoottimeClock
 from pyflannel.kernel.host.lock import RunLock
@@ -87,11 +89,17 @@ class Daemon:
         options = self._options
         keep_large_blocks_apart()
         try:
+            if not options.watch_networks:
+                self._check_places()
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._liveness.run(), name="liveness")
                 if options.watch_networks:
                     follower = NetworkFollower(
-                        store=self._store, clock=self._clock, allowed=options.networks, run=self._run_named
+                        store=self._store,
+                        clock=self._clock,
+                        allowed=options.networks,
+                        objection=self._objection,
+                        run=self._run_named,
                     )
                     tasks.create_task(follower.run(), name="networks")
                 elif options.networks:
@@ -101,6 +109,24 @@ class Daemon:
                     tasks.create_task(self._run_only(), name="only network")
         finally:
             await self._store.close()
+
+    def _objection(self, name: str) -> str | None:
+        """Return why a network of this name cannot run here, in words; None if it can."""
+        if (why := objection(name)) is not None:
+            return f"{why}. Give it another name."
+        if (path := file_in_the_way(name, self._places)) is not None:
+            return (
+                f"{path} is a file. Move it away and start flanneld again, or give the network another name."
+            )
+        return None
+
+    def _check_places(self) -> None:
+        for name in self._options.networks:
+            if (path := file_in_the_way(name, self._places)) is not None:
+                raise TargetError(
+                    f"network {name} cannot run on this host: {path} is a file",
+                    hint="Move it away, or give the network another name.",
+                )
 
     async def _run_only(self) -> None:
         await self._run_network("", self._places, self._store, self._options.store_url, notify)

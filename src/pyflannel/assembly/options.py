@@ -13,9 +13,9 @@ from pyflannel.assembly.flanneld_flags import (
     LATER_FLAGS,
     WORKING_FLAGS,
 )
+from pyflannel.assembly.network_name import objection
 from pyflannel.assembly.settings import Settings
 from pyflannel.assembly.store_flags import STORE_FLAGS, StoreChoice, chosen_store
-from pyflannel.engine.network_follower import RESERVED
 from pyflannel.errors import UsageError
 from pyflannel.http.endpoint import Endpoint
 from pyflannel.model.host import GroChoice
@@ -36,8 +36,6 @@ _POSIX_CLASSES = {
     "[:xdigit:]": "0-9a-fA-F",
 }
 """Go's expressions have them inside brackets; Python's would take them for something else."""
-
-_NETWORK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 LogForm = Literal["klog", "json"]
 OnSubnetLost = Literal["keep", "renumber"]
@@ -292,10 +290,10 @@ def _path(given: Given) -> str:
 def _networks(given: Given) -> tuple[str, ...]:
     names = tuple(dict.fromkeys(name.strip() for name in str(given.value).split(",") if name.strip()))
     for name in names:
-        if not _NETWORK_NAME.fullmatch(name) or name in RESERVED:
+        if (why := objection(name)) is not None:
             raise UsageError(
-                f"{given.origin}={given.value!r}: {name!r} cannot be a network's name",
-                hint=f"Write {given.origin}=blue,red; subnets and claims are kept for flannel itself.",
+                f"{given.origin}={given.value!r}: {name!r} cannot be a network's name: {why}",
+                hint=f"Write {given.origin}=blue,red, for example.",
             )
     return names
 

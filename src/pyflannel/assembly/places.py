@@ -43,6 +43,11 @@ class Places:
         return self.state_dir / "identity.json"
 
     @property
+    def spoilt_identity(self) -> Path:
+        """What was kept as who this host is, and could not be read."""
+        return self.identity.with_name(f"{self.identity.name}.corrupt")
+
+    @property
     def last_known(self) -> Path:
         """The leases as of the store's last answer."""
         return self.state_dir / "last-known.json"

@@ -20,15 +20,22 @@ RESERVED = frozenset({"subnets", "claims"})
 class NetworkFollower:
     """Runs `run(name)` for each network that the store has, from its config's coming to its going.
 
-    `allowed` limits them; empty means all.
+    `allowed` limits them; empty means all. `objection` says why a network cannot run here, None if it can.
     """
 
     def __init__(
-        self, *, store: Store, clock: Clock, allowed: Collection[str], run: Callable[[str], Awaitable[None]]
+        self,
+        *,
+        store: Store,
+        clock: Clock,
+        allowed: Collection[str],
+        objection: Callable[[str], str | None],
+        run: Callable[[str], Awaitable[None]],
     ) -> None:
         self._store = store
         self._clock = clock
         self._allowed = allowed
+        self._objection = objection
         self._run = run
         self._running: dict[str, asyncio.Task[None]] = {}
         self._refused: set[str] = set()
@@ -64,6 +71,11 @@ class NetworkFollower:
         if self._allowed and name not in self._allowed:
             if name not in self._refused:
                 log.info('Network "%s" is not allowed', name)
+                self._refused.add(name)
+            return
+        if (why := self._objection(name)) is not None:
+            if name not in self._refused:
+                log.error('Network "%s" cannot run on this host: %s', name, why)
                 self._refused.add(name)
             return
         log.info("Network added: %s", name)

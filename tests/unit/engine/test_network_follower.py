@@ -17,12 +17,16 @@ from pyflannel.testing.fake_store import FakeStore
 class Bench:
     """A follower that runs, and the networks that it runs now."""
 
-    def __init__(self, *allowed: str) -> None:
+    def __init__(self, *allowed: str, impossible: str = "") -> None:
         self.clock = FakeClock()
         self.store = FakeStore(self.clock)
         self.running: set[str] = set()
         self.follower = NetworkFollower(
-            store=self.store, clock=self.clock, allowed=allowed, run=self._run_network
+            store=self.store,
+            clock=self.clock,
+            allowed=allowed,
+            objection=lambda name: "a file has it" if name == impossible else None,
+            run=self._run_network,
         )
 
     async def _run_network(self, name: str) -> None:
@@ -85,6 +89,23 @@ def test_only_allowed_networks_run(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         asyncio.run(check())
     assert caplog.text.count('Network "red" is not allowed') == 1
+
+
+def test_a_network_that_cannot_run_here_is_named_once_and_hinders_no_other(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def check() -> None:
+        bench = Bench(impossible="device")
+        await bench.put("device/config")
+        async with following(bench):
+            await bench.put("blue/config")
+            await bench.put("device/config")
+            await bench.clock.settle()
+
+            assert bench.running == {"blue"}
+
+    asyncio.run(check())
+    assert caplog.text.count('Network "device" cannot run on this host: a file has it') == 1
 
 
 def test_a_network_whose_config_went_while_the_store_was_away_ends() -> None:

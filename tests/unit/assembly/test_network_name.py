@@ -1,0 +1,67 @@
+"""Which names networks can have, where one daemon runs several."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from pyflannel.assembly.network_name import file_in_the_way, objection
+from pyflannel.assembly.options import parse_flanneld
+from pyflannel.assembly.places import Places
+from pyflannel.errors import UsageError
+
+ROOT = Path(__file__).parents[3]
+DOCUMENTED = re.findall(
+    r"^\| `([^`]+)` \|",
+    (ROOT / "docs/reference/files.md").read_text().partition("## The run directory")[2],
+    re.MULTILINE,
+)
+
+
+@pytest.mark.parametrize("name", ["blue", "docker", "networks", "Device", "a.b-c_1", "7"])
+def test_these_are_names(name: str) -> None:
+    assert objection(name) is None
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "subnets",
+        "claims",
+        "subnet.env",
+        "identity.json.corrupt",
+        "",
+        "..",
+        ".bpf",
+        "a/b",
+        "a\0b",
+        *DOCUMENTED,
+    ],
+)
+def test_these_are_none(name: str) -> None:
+    """Those that flannel has in the store, or its files in the directories of its networks."""
+    assert objection(name) is not None
+
+
+def test_the_files_of_both_directories_are_documented() -> None:
+    assert {"device", "flanneld.lock", "forwarder.log", "identity.json", "last-known.json"} <= {*DOCUMENTED}
+
+
+def test_flanneld_says_what_is_wrong_with_a_name() -> None:
+    with pytest.raises(UsageError, match=r"'device' cannot be a network's name: a file of flanneld's has it"):
+        parse_flanneld(["--networks=blue,device"], {})
+
+
+@pytest.mark.parametrize("directory", ["run", "state"])
+def test_a_file_of_somebody_s_is_in_the_way_of_a_network(tmp_path: Path, directory: str) -> None:
+    places = Places(run_dir=tmp_path / "run", state_dir=tmp_path / "state")
+    path = tmp_path / directory / "docker"
+    path.parent.mkdir()
+    assert file_in_the_way("docker", places) is None
+
+    path.touch()
+    assert file_in_the_way("docker", places) == path
+
+    path.unlink()
+    path.mkdir()
+    assert file_in_the_way("docker", places) is None
