@@ -32,7 +32,6 @@ def test_these_are_names(name: str) -> None:
         "identity.json.corrupt",
         "",
         "..",
-        ".bpf",
         "a/b",
         "a\0b",
         *DOCUMENTED,
