@@ -39,12 +39,18 @@ class LabDirectory:
         self._lock: int | None = None
 
     def acquire(self) -> None:
-        """Make the directory if need be, and take the lock.
+        """Make the directory if need be, and take the lock; wait for whoever removes remains.
+
+        They take a directory without a lock for remains, as ours is for a moment.
 
         Raises:
             BusyError: a running program holds it.
             LabError: the directory cannot be made.
         """
+        with nobody_removes():
+            self._acquire()
+
+    def _acquire(self) -> None:
         end = time.monotonic() + _PATIENCE_S
         while True:
             try:
