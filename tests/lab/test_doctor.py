@@ -297,7 +297,10 @@ def test_a_store_that_is_away_is_named(overlay, healthy: Host) -> None:
         found = examine(healthy, exit_code=1)["store-away"]
 
     assert overlay.etcd.url in found["evidence"][0]
-    overlay.wait_status(healthy, lambda status: status.is_ready, "is ready again", DEADLINE_S)
+    again = overlay.wait_status(healthy, lambda status: status.is_ready, "is ready again", DEADLINE_S)
+    assert again.store is not None
+    assert again.store.last_error
+    assert again.store.last_error_age_s is not None
 
 
 def test_a_daemon_that_is_away_is_named_and_the_rest_is_examined(overlay, healthy: Host) -> None:

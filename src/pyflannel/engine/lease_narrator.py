@@ -48,6 +48,7 @@ class LeaseNarrator:
         self.since = clock.now()
         self.holder: str | None = None
         self.store_error: str | None = None
+        self.store_error_at: float | None = None
         self.store_since = clock.now()
         self.is_store_away = False
         self.shared: str | None = None
@@ -105,6 +106,7 @@ class LeaseNarrator:
         match report:
             case StoreAway(cause, retry_in_s):
                 self.store_error = cause  # the last one: why it is away still
+                self.store_error_at = self._clock.now()
                 if self.is_store_away:
                     return
                 log.warning(

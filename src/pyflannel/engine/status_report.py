@@ -41,6 +41,7 @@ def status_of(supervisor: Supervisor, *, version: str, store_url: str, clock: Cl
         is_stale=supervisor.is_stale,
         since_s=now - narrator.store_since,
         last_error=narrator.store_error,
+        last_error_age_s=None if narrator.store_error_at is None else now - narrator.store_error_at,
     )
     warnings = [conflict.text for conflict in planner.conflicts]
     if supervisor.is_stale:

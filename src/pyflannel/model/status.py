@@ -93,7 +93,7 @@ class StoreStatus:
         url: without secrets.
         is_stale: the leases are those known before this start, as it has not answered since.
         since_s: how long it has been connected, or away.
-        last_error: the latest failure, also when it is over.
+        last_error: the latest failure, also when it is over, and `last_error_age_s` how long it is ago.
     """
 
     url: str
@@ -101,6 +101,7 @@ class StoreStatus:
     is_stale: bool = False
     since_s: float | None = None
     last_error: str | None = None
+    last_error_age_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

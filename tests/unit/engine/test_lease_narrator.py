@@ -1,5 +1,6 @@
 """What the log and the status say of store and lease, from what the lease protocol reports."""
 
+import asyncio
 from ipaddress import IPv4Address, IPv4Network
 
 import pytest
@@ -36,6 +37,21 @@ def test_a_store_that_came_back_is_logged_again_when_it_goes(caplog: pytest.LogC
     assert not is_away_between
     assert narrator.is_store_away
     assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
+
+
+def test_of_the_last_error_it_is_known_when_it_was() -> None:
+    """Also when the store is back: whoever looks wants to know whether this is over."""
+    clock = FakeClock()
+    narrator = LeaseNarrator(clock, lambda _: None)
+
+    narrator.tell(StoreAway("one", 0.1))
+    asyncio.run(clock.advance(5))
+    narrator.tell(StoreAway("two", 0.1))
+    when = clock.now()
+    asyncio.run(clock.advance(60))
+    narrator.tell(StoreBack())
+
+    assert (narrator.store_error, narrator.store_error_at) == ("two", when)
 
 
 def test_whom_it_asks_is_known_until_the_lease_is_held() -> None:

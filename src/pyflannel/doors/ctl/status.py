@@ -162,7 +162,10 @@ def _backend(backend: BackendStatus) -> str:
 
 def _store(store: StoreStatus) -> str:
     text = f"{store.url}, {'connected' if store.is_connected else 'away'}{_for(store.since_s)}"
-    return text + (f", last error: {store.last_error}" if store.last_error else "")
+    if not store.last_error:
+        return text
+    when = "" if store.last_error_age_s is None else f" {duration(store.last_error_age_s)} ago"
+    return f"{text}, last error{when}: {store.last_error}"
 
 
 def _forwarder(forwarder: ForwarderStatus) -> str:
