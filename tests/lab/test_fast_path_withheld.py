@@ -108,6 +108,20 @@ def test_user_space_serves_and_the_host_says_why(overlay, ends, before, reason, 
     assert run_inside(host, kernel_programs.look).programs == []
     assert ping(box, far.address).is_reached
     assert measure_throughput(box, far, seconds=1).octets > 0
+    assert_ready_while_the_kernel_is_asked_again(overlay, host)
+
+
+def assert_ready_while_the_kernel_is_asked_again(overlay, host) -> None:
+    """It is, after ever longer pauses; the host serves all the while, and says no more of it."""
+    begun, logged = overlay.status(host).reconcile.passes, len(overlay.log(host))
+    status = overlay.wait_status(
+        host,
+        lambda status: not status.is_ready or status.reconcile.passes >= begun + 2,
+        "has asked again",
+        deadline_s=DEADLINE_S,
+    )
+    assert status.is_ready
+    assert "; refused: " not in overlay.log(host)[logged:]
 
 
 def test_a_bpffs_that_cannot_be_mounted_is_said(ends):

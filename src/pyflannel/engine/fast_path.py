@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import Literal
 
+from pyflannel.model.bpf_container import BpfContainer
 from pyflannel.model.bpf_peer import BpfPeer
 from pyflannel.model.bpf_program import BpfProgram, Role
 from pyflannel.model.feature import Feature
@@ -108,21 +109,25 @@ class FastPath:
             self._features = None
             self._changed()
 
-    def judge(self, refused: Iterable[Refusal], config: NetworkConfig | None) -> None:
-        """Hear what the last pass was refused, and look at what it left."""
+    def judge(self, refused: tuple[Refusal, ...], config: NetworkConfig | None) -> tuple[Refusal, ...]:
+        """Hear what a pass was refused, and look at what it left; return what others answer for.
+
+        The kernel is asked again and again, and each time packets go through user space all the while: that
+        is said once, and the host is ready.
+        """
         self._tell_remarks()
-        refused = tuple(refused)
         if not self.is_on(config) or any(_wanted_link(one.operation, "tun") for one in refused):
-            return  # of programs that want a device which is not there nothing can be told
+            return refused  # of programs that want a device which is not there nothing can be told
         unserved = next((one for one in refused if _carries_packets(one.operation)), None)
         if unserved is not None:
             self._refuse(*self._reason(unserved, refused))
             self._changed()
-            return
+            return tuple(one for one in refused if not _is_of_the_fast_path(one.operation))
         if self._obstacle is not None and not self._is_proved:
             log.info("The kernel carries the packets again: %s is over", self._obstacle)
             self._obstacle, self._retry_s, self._is_proved = None, RETRY_S, True
             self._changed()
+        return refused
 
     def _refuse(self, cause: str, hint: str) -> None:
         if cause != self._obstacle:
@@ -163,6 +168,12 @@ def _wanted_link(operation: Operation, kind: str) -> Link | None:
             return link
         case _:
             return None
+
+
+def _is_of_the_fast_path(operation: Operation) -> bool:
+    item = operation.new if isinstance(operation, Replace) else operation.item
+    is_joint = isinstance(item, Link) and item.kind == "veth"
+    return is_joint or isinstance(item, BpfProgram | BpfPeer | BpfContainer)
 
 
 def _carries_packets(operation: Operation) -> bool:

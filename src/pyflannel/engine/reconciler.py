@@ -56,6 +56,7 @@ class PassCounts:
         repairs_by_kind: how many objects were mended.
         failures: passes that could not read what is there.
         duration_s: of the latest pass that ended.
+        has_given_up: the latest was refused something that leaves the plan because of it.
     """
 
     passes: int = 0
@@ -64,6 +65,7 @@ class PassCounts:
     duration_s: float | None = None
     last_repair: str | None = None
     refused: tuple[Refusal, ...] = ()
+    has_given_up: bool = False
     held: tuple[Operation, ...] = ()
     error: str | None = None
     has_applied: bool = False
@@ -76,7 +78,8 @@ class PassCounts:
     @property
     def is_clean(self) -> bool:
         """The last pass left nothing undone."""
-        return self.has_applied and not self.refused and not self.held and self.error is None
+        is_undone = self.refused or self.has_given_up or self.held
+        return self.has_applied and not is_undone and self.error is None
 
 
 class Reconciler:
@@ -87,7 +90,8 @@ class Reconciler:
 
     `desired` gives the plan as it is now, or None while there is none yet; `passed` hears of each pass, and
     `alive` of each turn of the loop, with a plan or without: they are never further apart than a pass and the
-    pause after it, `audit_s`.
+    pause after it, `audit_s`. `judge` hears what each pass was refused, or that it was nothing, and returns
+    what of it is to be said and waited for: for the rest there is another plan.
     """
 
     def __init__(
@@ -96,6 +100,7 @@ class Reconciler:
         target: Target,
         clock: Clock,
         desired: Callable[[], State | None],
+        judge: Callable[[tuple[Refusal, ...]], tuple[Refusal, ...]] = lambda refused: refused,
         passed: Callable[[], None] = lambda: None,
         alive: Callable[[], object] = lambda: None,
         audit_s: float = AUDIT_S,
@@ -106,6 +111,7 @@ class Reconciler:
         self._target = target
         self._clock = clock
         self._desired = desired
+        self._judge = judge
         self._passed = passed
         self._alive = alive
         self._audit_s = audit_s
@@ -295,8 +301,9 @@ class Reconciler:
             self._journal.note("planned", [o for o in done if _subject(o).key not in mended])
             log.info("Applied the plan operations=%d refused=%d", len(done) - len(repairs), len(refused))
         _tell_each(done)
-        self._tell_refused(refused)
-        self.counts.refused = refused
+        remaining = self._judge(refused)
+        self._tell_refused(remaining)
+        self.counts.refused, self.counts.has_given_up = remaining, len(remaining) < len(refused)
 
     def _is_repair(self, operation: Operation, desired: State) -> bool:
         """Return whether somebody damaged what stood, rather than the plan having changed."""

@@ -78,6 +78,7 @@ class Supervisor:
             clock=world.clock,
             desired=self.planner.desired,
             journal=self.journal,
+            judge=lambda refused: self.fast_path.judge(refused, self.planner.config),
             passed=self._passed,
             alive=world.alive,
             audit_s=options.audit_s,
@@ -156,7 +157,7 @@ class Supervisor:
             return f"the plan to take effect: {found(counts.refused[0].operation)}: {counts.refused[0].cause}"
         if counts.held:
             return f"an end of the fight over what we install: {found(counts.held[0])}"
-        if not counts.has_applied:
+        if not (counts.is_clean or self._said_ready):
             return "the first pass"
         if self.narrator.is_store_away or self.is_stale:
             return f"the store: {self.narrator.store_error or self.config_trouble}"
@@ -333,7 +334,6 @@ class Supervisor:
         self.tell_waiting()
 
     def _passed(self) -> None:
-        self.fast_path.judge(self.reconciler.counts.refused, self.planner.config)
         if self.reconciler.counts.is_clean and not self._said_ready:
             self._said_ready = True
             self._world.notify("READY=1")

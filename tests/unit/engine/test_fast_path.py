@@ -16,6 +16,7 @@ from pyflannel.model.link import Link
 from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.operation import Add, Refusal
 from pyflannel.model.remark import Remark
+from pyflannel.model.route import Route
 from pyflannel.model.status import FastPathStatus
 from pyflannel.model.veth import Veth
 from pyflannel.ports.kernel_path import KernelPath
@@ -92,7 +93,7 @@ def test_what_the_kernel_refuses_goes_through_user_space_and_is_tried_again(capl
     async def check() -> None:
         async with running(Bench()) as bench:
             fast_path = bench.fast_path
-            fast_path.judge([refused(Role.DECAPSULATE)], CONFIG)
+            fast_path.judge((refused(Role.DECAPSULATE),), CONFIG)
             assert not fast_path.is_on(CONFIG)
             assert fast_path.reads(CONFIG) == ()
             assert fast_path.status(CONFIG) == BESIDE
@@ -102,13 +103,13 @@ def test_what_the_kernel_refuses_goes_through_user_space_and_is_tried_again(capl
             assert fast_path.is_on(CONFIG)
             assert fast_path.reads(CONFIG) == ()
             assert fast_path.status(CONFIG) == BESIDE  # as long as nothing else is known
-            fast_path.judge([refused(Role.DECAPSULATE)], CONFIG)
+            fast_path.judge((refused(Role.DECAPSULATE),), CONFIG)
             await bench.clock.advance(1)
             assert not fast_path.is_on(CONFIG)
             await bench.clock.advance(1)
             assert fast_path.is_on(CONFIG)
 
-            fast_path.judge([], CONFIG)
+            fast_path.judge((), CONFIG)
             assert fast_path.reads(CONFIG) == (PARTIAL_CHECKSUM,)
             assert fast_path.status(CONFIG) == FastPathStatus(mode="safe")
 
@@ -117,13 +118,26 @@ def test_what_the_kernel_refuses_goes_through_user_space_and_is_tried_again(capl
     assert "the verifier refuses it. Use another kernel." in caplog.records[0].getMessage()
 
 
+def test_what_is_refused_for_the_want_of_something_else_remains() -> None:
+    """Of the fast path it is told that packets go through user space, and nobody waits for it."""
+    route = Refusal(operation=Add(Route(destination=TUNNEL.subnet, link="eth0")), cause="ENETDOWN")
+    container = BpfContainer(
+        device="flannel0", address=IPv4Address("10.100.15.2"), mac="02:42:0a:64:0f:02", link="veth1"
+    )
+    every = (route, Refusal(operation=Add(container), cause="EPERM"), *map(refused, Role))
+
+    assert Bench().fast_path.judge(every, CONFIG) == (route,)
+
+
 def test_a_bridge_or_a_container_that_has_just_gone_is_no_reason() -> None:
     fast_path = Bench().fast_path
     container = BpfContainer(
         device="flannel0", address=IPv4Address("10.100.15.2"), mac="02:42:0a:64:0f:02", link="veth1"
     )
 
-    fast_path.judge([refused(Role.LAST_HOP), Refusal(operation=Add(container), cause="no such link")], CONFIG)
+    gone = (refused(Role.LAST_HOP), Refusal(operation=Add(container), cause="no such link"))
+
+    assert fast_path.judge(gone, CONFIG) == gone
 
     assert fast_path.is_on(CONFIG)
 
@@ -133,7 +147,9 @@ def test_a_device_that_cannot_be_made_says_nothing_of_the_kernel_s_programs(capl
     device = Link(name="flannel0", kind="tun", mtu=1472)
     fast_path = Bench().fast_path
 
-    fast_path.judge([Refusal(operation=Add(device), cause="EPERM"), refused(Role.DECAPSULATE)], CONFIG)
+    without = (Refusal(operation=Add(device), cause="EPERM"), refused(Role.DECAPSULATE))
+
+    assert fast_path.judge(without, CONFIG) == without
 
     assert fast_path.is_on(CONFIG)
     assert caplog.records == []
@@ -144,7 +160,9 @@ def test_a_joint_that_cannot_be_made_is_named_as_the_reason() -> None:
     joint = Link(name="flannel0-gro", kind="veth", mtu=1500, veth=Veth(peer="flannel0-rx", has_gro=True))
     fast_path = Bench().fast_path
 
-    fast_path.judge([Refusal(operation=Add(joint), cause="EOPNOTSUPP"), refused(Role.DECAPSULATE)], CONFIG)
+    without = (Refusal(operation=Add(joint), cause="EOPNOTSUPP"), refused(Role.DECAPSULATE))
+
+    assert fast_path.judge(without, CONFIG) == ()
 
     assert not fast_path.is_on(CONFIG)
     status = fast_path.status(CONFIG)
@@ -157,7 +175,7 @@ def test_a_joint_that_joins_nothing_is_no_reason() -> None:
     joint = Link(name="flannel0-gro", kind="veth", mtu=1500, veth=Veth(peer="flannel0-rx", has_gro=True))
     fast_path = Bench().fast_path
 
-    fast_path.judge([Refusal(operation=Add(joint), cause="EOPNOTSUPP")], CONFIG)
+    fast_path.judge((Refusal(operation=Add(joint), cause="EOPNOTSUPP"),), CONFIG)
 
     assert fast_path.is_on(CONFIG)
 
@@ -213,7 +231,7 @@ def test_what_is_surely_missing_is_not_tried(caplog) -> None:
             fast_path.examine(CONFIG)
             assert fast_path.is_on(CONFIG)
             assert fast_path.reads(CONFIG) == ()  # until it was seen to work
-            fast_path.judge([], CONFIG)
+            fast_path.judge((), CONFIG)
             assert fast_path.reads(CONFIG) == (PARTIAL_CHECKSUM,)
             assert fast_path.status(CONFIG) == FastPathStatus(mode="safe")
 
@@ -237,7 +255,7 @@ def test_what_cannot_be_told_is_tried_and_its_hint_is_better_than_the_kernel_s()
 
     assert fast_path.is_on(CONFIG)
     assert fast_path.status(CONFIG) == FastPathStatus(mode="safe", lacking=(HIDDEN,))
-    fast_path.judge([refused(Role.DECAPSULATE)], CONFIG)
+    fast_path.judge((refused(Role.DECAPSULATE),), CONFIG)
 
     assert not fast_path.is_on(CONFIG)
     assert fast_path.status(CONFIG) == replace(BESIDE, hint="Let it pass the filter.", lacking=(HIDDEN,))
@@ -257,8 +275,8 @@ def test_what_no_repair_helps_is_said_once_whether_programs_are_wanted_or_not(ch
     fast_path = Bench(choice, kernel=kernel).fast_path
     for remarks in ((Remark("programs stand", "Remove them."),), ()):
         kernel.remarked = remarks
-        fast_path.judge([], CONFIG)
-        fast_path.judge([], CONFIG)
+        fast_path.judge((), CONFIG)
+        fast_path.judge((), CONFIG)
         status = fast_path.status(CONFIG)
         assert status is not None
         assert status.remarks == remarks

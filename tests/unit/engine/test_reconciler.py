@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
@@ -26,6 +26,13 @@ from pyflannel.testing.fake_kernel import FakeKernel
 
 LINK = Link(name="flannel0", kind="tun", mtu=1472)
 PLAN = State.of(LINK)
+TUNNEL = Tunnel(
+    device=LINK.name,
+    underlay="eth0",
+    address=IPv4Address("10.10.10.101"),
+    subnet=IPv4Network("10.100.15.0/24"),
+    port=8285,
+)
 
 
 class Bench:
@@ -37,16 +44,20 @@ class Bench:
         self.clock = FakeClock()
         self.passes = 0
         self.journal = Journal(self.clock)
+        self.judge: Callable[[tuple[Refusal, ...]], tuple[Refusal, ...]] = lambda refused: refused
+        self.heard: Callable[[], object] = lambda: None
         self.reconciler = Reconciler(
             target=kernel,
             clock=self.clock,
             desired=lambda: self.plan,
             journal=self.journal,
+            judge=lambda refused: self.judge(refused),
             passed=self._passed,
         )
 
     def _passed(self) -> None:
         self.passes += 1
+        self.heard()
 
     @property
     def is_healed(self) -> bool:
@@ -146,6 +157,36 @@ def test_what_is_refused_is_said_once_and_tried_again(caplog: pytest.LogCaptureF
     assert caplog.text.count("refused: the test asked for this") == 1
 
 
+def test_a_refusal_for_which_there_is_another_plan_is_neither_said_nor_waited_for(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Yet nothing is clean before the pass that follows it."""
+    program = BpfProgram(link=LINK.name, role=Role.ENCAPSULATE, tunnel=TUNNEL)
+
+    async def check() -> None:
+        kernel = FakeKernel(refuse=lambda operation: subject(operation) == program)
+        bench = Bench(kernel, State.of(LINK, program))
+        seen: list[tuple[bool, tuple[Refusal, ...]]] = []
+
+        def judge(refused: tuple[Refusal, ...]) -> tuple[Refusal, ...]:
+            if refused:
+                bench.plan = PLAN
+                bench.reconciler.wake()
+            return ()
+
+        bench.judge = judge
+        bench.heard = lambda: seen.append((bench.reconciler.counts.is_clean, bench.reconciler.counts.refused))
+        async with running(bench):
+            await bench.clock.advance(1)
+
+            assert seen == [(False, ()), (True, ())]
+            assert bench.is_healed
+
+    with caplog.at_level(logging.ERROR):
+        asyncio.run(check())
+    assert caplog.records == []
+
+
 def test_one_cause_of_several_refusals_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
     async def check() -> None:
         plan = State.of(LINK, HostFile(path="/run/a", text="x\n"), HostFile(path="/run/b", text="x\n"))
@@ -181,14 +222,7 @@ def test_what_was_refused_is_no_repair_when_it_succeeds() -> None:
 def test_a_refused_link_is_the_one_cause_that_is_said(caplog: pytest.LogCaptureFixture) -> None:
     """What hangs on it fails for want of it, and would only hide what to do."""
     address = Address(link=LINK.name, address=IPv4Interface("10.100.15.0/16"))
-    tunnel = Tunnel(
-        device=LINK.name,
-        underlay="eth0",
-        address=IPv4Address("10.10.10.101"),
-        subnet=IPv4Network("10.100.15.0/24"),
-        port=8285,
-    )
-    program = BpfProgram(link="eth0", role=Role.DECAPSULATE, tunnel=tunnel)
+    program = BpfProgram(link="eth0", role=Role.DECAPSULATE, tunnel=TUNNEL)
 
     async def check() -> None:
         kernel = FakeKernel(refuse=lambda operation: operation in (Add(LINK), Add(program)))
