@@ -47,11 +47,12 @@ from pyflannel.wire.forwarder_control import (
 
 Result = TypeVar("Result")
 
-SOON_S = 20.0
+SOON_S = 60.0
 """Far more than anything awaited here takes; a machine that does other things too is no failure."""
 
 _CLONE_NEWNET = 0x40000000
 _SILENCE_S = 0.1
+_TURNS = 20
 _numbers = itertools.count(1)
 
 
@@ -95,7 +96,7 @@ class Namespace:
             assert time.monotonic() < deadline, self.ip("link show")
             time.sleep(0.01)
 
-    def run(self, work: Callable[[], Awaitable[Result]], timeout_s: float = 60.0) -> Result:
+    def run(self, work: Callable[[], Awaitable[Result]], timeout_s: float = 120.0) -> Result:
         """Run a coroutine function on a thread of the namespace and return its result."""
         results: list[Result] = []
         errors: list[BaseException] = []
@@ -154,14 +155,19 @@ class Wakes:
     async def silence(self) -> int:
         """Return when none came for a while, and how many did: that nothing comes shows in time alone."""
         count = 0
-        while True:
-            try:
-                async with asyncio.timeout(_SILENCE_S):
-                    await self._changed.wait()
-            except TimeoutError:
-                return count
+        while await self._comes_soon():
             self._changed.clear()
             count += 1
+        return count
+
+    async def _comes_soon(self) -> bool:
+        """Return whether one comes; one that was announced before the time was up counts, too."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_SILENCE_S):
+                await self._changed.wait()
+        for _ in range(_TURNS):  # of the loop: if it stood still all the time, it has yet to read
+            await asyncio.sleep(0)
+        return self._changed.is_set()
 
     async def _listen(self) -> None:
         async for _ in self._changes:
@@ -301,10 +307,8 @@ class Overlay:
         )
 
     def status(self, host: Host) -> Status:
-        """Return what the host's daemon says of itself."""
-        return asyncio.run(
-            ControlClient(host.directory / "run/flannel" / Places().control_socket.name).status()
-        )
+        """Return what the host's daemon says of itself, as soon as it answers."""
+        return self.wait_status(host, lambda _: True, "answers")
 
     def log(self, host: Host) -> str:
         """All that the host's daemons logged so far."""
@@ -335,9 +339,11 @@ class Overlay:
         """
         seen: list[Status] = []
 
+        client = ControlClient(host.directory / "run/flannel" / Places().control_socket.name)
+
         def look() -> bool:
             with contextlib.suppress(NotReadyError):
-                seen.append(self.status(host))
+                seen.append(asyncio.run(client.status()))
                 return is_so(seen[-1])
             return False
 

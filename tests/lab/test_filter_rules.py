@@ -17,7 +17,7 @@ from pyflannel.lab.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 
-HEALED_S = 15.0
+HEALED_S = 60.0
 """Generous: a second is meant, and less is measured, but machines are shared."""
 
 FLANNELD = Path(sys.executable).with_name("flanneld")
@@ -80,7 +80,8 @@ DAMAGE = {
     "nft flush ruleset": "nft flush ruleset",
     "iptables -F": "iptables -F",
     "nat flushed": "iptables -t nat -F",
-    "chain deleted": "iptables -F FORWARD; iptables -F FLANNEL-FWD; iptables -X FLANNEL-FWD",
+    "chain deleted": "printf '*filter\\n-F FORWARD\\n-F FLANNEL-FWD\\n-X FLANNEL-FWD\\nCOMMIT\\n'"
+    " | iptables-restore --noflush",  # at once: one that is mended in between cannot be deleted
     "jump deleted": "iptables -t nat -F POSTROUTING",
     "a rule of somebody in our chain": "iptables -I FLANNEL-FWD -d 10.100.0.0/16 -j DROP",
     "one rule deleted": "iptables -t nat -D FLANNEL-POSTRTG 5",
@@ -226,6 +227,8 @@ def test_a_held_xtables_lock_is_named_and_waited_for(overlay, alone: Host) -> No
     )
     alone.run(["sh", "-c", script])
     holder = alone.start(["flock", "--no-fork", "/run/xtables.lock", "sleep", "1000"], name="holder")
+    holds = Path(f"/proc/{holder.pid}/comm")
+    wait_until(lambda: holds.read_text() == "sleep\n", what="the lock is held", deadline_s=HEALED_S)
     said = len(overlay.log(alone))
     environment = ["env", f"PATH={bin_dir}:/usr/sbin:/usr/bin:/sbin:/bin"]
 

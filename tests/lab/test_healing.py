@@ -19,12 +19,8 @@ from pyflannel.wire.forwarder_control import Kind, Peer, encode_peers
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 
-HEALED_S = 15.0
+HEALED_S = 60.0
 """Generous: a second is meant, and milliseconds are measured, but machines are shared."""
-
-AUDITED_S = 30.0
-STORE_DEADLINE_S = 30.0
-"""A connection to the store from an address that is gone is given up after some seconds."""
 
 PING_INTERVAL_S = 0.005
 SUBNET_ENV = "/run/flannel/subnet.env"
@@ -168,9 +164,9 @@ def repaired(log: str) -> list[str]:
     return [line for line in log.splitlines() if "Repaired " in line]
 
 
-def wait_as_before(overlay, host: Host, before: dict[str, Any], deadline_s: float = HEALED_S) -> None:
+def wait_as_before(overlay, host: Host, before: dict[str, Any]) -> None:
     try:
-        wait_until(lambda: overlay.state(host) == before, what=f"{host.name} heals", deadline_s=deadline_s)
+        wait_until(lambda: overlay.state(host) == before, what=f"{host.name} heals", deadline_s=HEALED_S)
     except LabError:
         assert overlay.state(host) == before, overlay.log(host)[-2000:]
 
@@ -211,7 +207,7 @@ def test_a_link_deleted_ten_times_in_a_row_is_back(overlay, stream_to, figures) 
     began = time.monotonic()
     for _ in range(10):
         host.run(["ip", "link", "delete", "flannel0"], check=False)
-    wait_as_before(overlay, host, before, AUDITED_S)
+    wait_as_before(overlay, host, before)
 
     figures(f"link deleted ten times: as before after {time.monotonic() - began:.2f} s")
     assert overlay.forwarders(host) == 1
@@ -271,9 +267,9 @@ def test_a_forwarder_that_stands_still_is_replaced(overlay, stream_to, figures) 
     host.run(["pkill", "-STOP", "-x", "flannel-forward"])
     host.run(["ip", "link", "set", "flannel0", "alias", "mine"])
     silent = f"the forwarder, pid {pid}, did not answer"
-    overlay.wait_status(host, lambda status: silent in str(status.waiting_for), "is not ready", AUDITED_S)
+    overlay.wait_status(host, lambda status: silent in str(status.waiting_for), "is not ready", HEALED_S)
     noticed_s = time.monotonic() - began
-    wait_as_before(overlay, host, before, AUDITED_S)
+    wait_as_before(overlay, host, before)
 
     stream_to(host).wait_answered()
     assert overlay.forwarder(host).pid != pid
@@ -327,14 +323,12 @@ def test_damage_is_undone_while_the_store_is_away(overlay, stream_to) -> None:
     before = overlay.state(host)
 
     with paused(overlay.etcd_program):
-        overlay.wait_status(
-            host, lambda status: not status.store.is_connected, "misses the store", STORE_DEADLINE_S
-        )
+        overlay.wait_status(host, lambda status: not status.store.is_connected, "misses the store", HEALED_S)
         host.run(["sh", "-c", "ip link delete flannel0; pkill -KILL -x flannel-forward"])
         wait_as_before(overlay, host, before)
         stream.wait_answered()
 
-    overlay.wait_status(host, lambda status: status.is_ready, "is ready again", STORE_DEADLINE_S)
+    overlay.wait_status(host, lambda status: status.is_ready, "is ready again", HEALED_S)
 
 
 def test_a_fight_is_damped_and_said(overlay, stream_to, figures) -> None:
@@ -352,11 +346,11 @@ def test_a_fight_is_damped_and_said(overlay, stream_to, figures) -> None:
         wait_until(
             lambda: overlay.log(host)[said:].count("Somebody keeps undoing our repairs") >= 2,
             what="the next round",
-            deadline_s=2 * HEALED_S,
+            deadline_s=HEALED_S,
         )
     finally:
         opponent.kill()
-    wait_as_before(overlay, host, before, 2 * HEALED_S)
+    wait_as_before(overlay, host, before)
 
     stream_to(host).wait_answered()
     _, first, second, *_ = overlay.log(host)[said:].split("Somebody keeps undoing our repairs")
@@ -429,7 +423,7 @@ def test_a_new_address_of_the_host_is_published(overlay, stream_to, figures) -> 
             for entry in overlay.peers(peer)
         ),
         what=f"{peer.name} sends to {new.ip}",
-        deadline_s=STORE_DEADLINE_S,
+        deadline_s=HEALED_S,
     )
     followed_s = time.monotonic() - began
     stream.wait_answered()

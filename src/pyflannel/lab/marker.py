@@ -32,7 +32,7 @@ def first_processes(lab: Path) -> dict[str, int]:
     }
 
 
-def end_processes(lab: Path, *, deadline_s: float = 20.0) -> None:
+def end_processes(lab: Path, *, deadline_s: float = 60.0) -> None:
     """Kill every process of the lab and return when the kernel has taken the last one down.
 
     Raises:

@@ -9,8 +9,8 @@ from pathlib import Path
 from pyflannel.errors import LabError
 from pyflannel.lab.waiting import wait_until
 
-_ENTRY_DEADLINE_S = 20.0
-_STOP_DEADLINE_S = 30.0
+_ENTRY_DEADLINE_S = 60.0
+_STOP_DEADLINE_S = 60.0
 
 
 class Program:

@@ -13,8 +13,8 @@ from pyflannel.lab.marker import mark_of
 from pyflannel.lab.notify_socket import NotifySocket
 from pyflannel.lab.program import Program
 
-RUN_TIMEOUT_S = 60.0
-READY_DEADLINE_S = 60.0
+RUN_TIMEOUT_S = 120.0
+READY_DEADLINE_S = 120.0
 _INIT = Path(__file__).with_name("sandbox.sh")
 _INHERITED = frozenset({"HOME", "LANG", "LC_ALL", "TERM"})
 _PROGRAMS = Path(sys.executable).parent  # flanneld, flannelctl and mk-docker-opts of this installation
