@@ -170,7 +170,7 @@ class TestStatus:
         status = host.document("status")
 
         assert (status["is_live"], status["is_ready"], status["waiting_for"]) == (True, True, None)
-        assert status["network"] == {"text": CONFIG, "network": "10.100.0.0/16"}
+        assert status["network"] == {"text": CONFIG, "network": "10.100.0.0/16", "trouble": None}
         assert status["lease"]["phase"] == "held"
         assert 86000 < status["lease"]["expires_in_s"] <= 86400
         assert status["underlay"] == {

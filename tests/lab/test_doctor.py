@@ -235,6 +235,41 @@ def test_peers_that_are_not_sent_to_are_named(overlay, healthy: Host) -> None:
     overlay.wait_status(healthy, lambda status: not status.refused_peers, "refuses nobody")
 
 
+def test_two_living_hosts_with_one_address_are_told_once(overlay, healthy: Host) -> None:
+    """On either side, with what helps."""
+    other = overlay.hosts["docker4"]
+    overlay.daemons[other.name] = other.start_flanneld(
+        f"--store={overlay.etcd.url}", f"--public-ip={healthy.address}", "--iface=eth0"
+    )
+    for host in (healthy, other):
+        overlay.wait_status(host, lambda status: bool(status.refused_peers), "refuses the other")
+
+        found = json.loads(host.run(["flannelctl", "--json", "doctor"]).stdout)["findings"]
+
+        words = ("share an address", "our own address")
+        told = [one for one in found if any(word in json.dumps(one) for word in words)]
+        assert [one["code"] for one in told] == ["peers-refused"]
+        assert "give one of them an address of its own (--public-ip, --iface)" in told[0]["evidence"][0]
+    other.flannelctl("--store", overlay.etcd.url, "cleanup")
+    overlay.wait_status(healthy, lambda status: not status.refused_peers, "refuses nobody")
+
+
+def test_a_bad_network_config_is_named_with_what_is_allowed(overlay, healthy: Host) -> None:
+    before = healthy.flannelctl("config", "get").strip()
+    overlay.etcd.etcdctl("put", "/coreos.com/network/config", before.replace("{", '{"SubnetLen":"24",', 1))
+    overlay.wait_status(healthy, lambda status: bool(status.warnings), "warns")
+
+    found = examine(healthy)["bad-config"]
+
+    overlay.etcd.etcdctl("put", "/coreos.com/network/config", before)
+    assert found["cause"].endswith('waiting for a good network config: not a prefix length: SubnetLen="24"')
+    assert found["fix"].startswith(
+        "Write SubnetLen as a whole number without quotes, for example 24 for /24."
+    )
+    assert found["fix"].endswith("'flannelctl config set FILE' writes it.")
+    overlay.wait_status(healthy, lambda status: not status.warnings, "warns of nothing")
+
+
 def test_iptables_may_drop_where_ours_accept_and_nowhere_else(overlay, healthy: Host) -> None:
     """As Docker sets it; without our accept, as the operator wished, every packet is dropped."""
     healthy.run(["iptables", "-P", "FORWARD", "DROP"])

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from pyflannel.errors import ConfigError, FlannelError, StoreError
 from pyflannel.model.network_config import NetworkConfig
+from pyflannel.model.remark import Remark
 from pyflannel.model.store_record import PutSeen, Record
 from pyflannel.plan.backends import Backend, backend_of
 from pyflannel.ports.clock import Clock
@@ -33,6 +34,11 @@ def read_config(text: str | bytes) -> tuple[NetworkConfig, Backend]:
     return config, backend_of(config)
 
 
+def _how(error: ConfigError) -> str:
+    """Return how a config that is there is set right."""
+    return f"{error.hint} 'flannelctl config get' prints the config, 'flannelctl config set FILE' writes it."
+
+
 class ConfigFollower:
     """Calls `found` with each good config, `waiting` with the reason while there is none, `away` on failure.
 
@@ -46,7 +52,7 @@ class ConfigFollower:
         store: Store,
         clock: Clock,
         found: Callable[[str, NetworkConfig, Backend, int], None],
-        waiting: Callable[[str], None],
+        waiting: Callable[[Remark], None],
         away: Callable[[StoreError], None],
     ) -> None:
         self._store = store
@@ -87,7 +93,9 @@ class ConfigFollower:
             config, backend = read_config(text)
         except ConfigError as error:
             self._say(error, "Waiting for a good one.")
-            self._waiting(f"a good network config: {error}")
+            self._waiting(
+                Remark(f"a good network config: {error}", error.hint if record is None else _how(error))
+            )
             return
         self._said = None
         self._found(text, config, backend, record.revision)

@@ -1,7 +1,7 @@
 """Tells an operator what the lease protocol reports: log lines, the phase, the warnings."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import UTC, datetime
 
 from pyflannel.model.lease_protocol import (
@@ -52,6 +52,8 @@ class LeaseNarrator:
         self.store_since = clock.now()
         self.is_store_away = False
         self.shared: str | None = None
+        self.shared_with: str | None = None
+        self._is_shared_lease_known = False
         self.asked: str | None = None
 
     @property
@@ -84,6 +86,15 @@ class LeaseNarrator:
                 self._tell_store(report)
             case Lost() | Taken() | Contested() | SharedAddress():
                 self._tell_trouble(report)
+
+    def see_owners(self, owners: Collection[str]) -> None:
+        """Hear who holds the leases that are wrong; whom we share an address with comes, and may go."""
+        if self.shared_with in owners:
+            self._is_shared_lease_known = True
+        elif self._is_shared_lease_known:
+            log.info("The host that shared our address or identity is gone owner=%s", self.shared_with)
+            self.shared = self.shared_with = None
+            self._is_shared_lease_known = False
 
     def _tell_held(self, report: Acquired | Renewed) -> None:
         held = report.held
@@ -157,6 +168,7 @@ class LeaseNarrator:
                     f"two living hosts share an address or identity: the other is {other} at {public_ip},"
                     f" lease {subnet}; give one of them an address of its own (--public-ip, --iface)"
                 )
+                self.shared_with, self._is_shared_lease_known = other, False
                 log.error("Warning: %s", self.shared)
 
     def _enter(self, phase: LeasePhase) -> None:

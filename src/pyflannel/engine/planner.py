@@ -100,6 +100,13 @@ class Planner:
         return {**{subnet: conflict.text for subnet, conflict in ignored.items()}, **self.objections}
 
     @property
+    def refused_owners(self) -> dict[IPv4Network, str]:
+        """Who holds those of them that have an owner known by an identity."""
+        leases = self.leases.by_subnet
+        owners = {subnet: lease.attributes.owner for subnet in self.refused if (lease := leases.get(subnet))}
+        return {subnet: owner.owner for subnet, owner in owners.items() if owner is not None}
+
+    @property
     def host(self) -> Host | None:
         """This host, once it has a lease and an underlay."""
         if self.held is None or self.underlay is None:

@@ -1,9 +1,12 @@
 """The daemon's state as a Status, for whoever asks through a door."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from ipaddress import IPv4Network
 
 from pyflannel.engine.supervisor import Supervisor
 from pyflannel.model.link import Link
+from pyflannel.model.remark import Remark
 from pyflannel.model.status import (
     BackendStatus,
     LeaseStatus,
@@ -43,21 +46,26 @@ def status_of(supervisor: Supervisor, *, version: str, store_url: str, clock: Cl
         last_error=narrator.store_error,
         last_error_age_s=None if narrator.store_error_at is None else now - narrator.store_error_at,
     )
-    warnings = [conflict.text for conflict in planner.conflicts]
+    shared = _shared(supervisor)
+    known = {planner.refused[subnet] for subnet in shared}
+    warnings = [conflict.text for conflict in planner.conflicts if conflict.text not in known]
     if supervisor.is_stale:
         warnings.append("leases are stale: those known before this start; the store has not answered since")
     if narrator.shared is not None:
         warnings.append(narrator.shared)
-    if supervisor.config_trouble is not None and planner.config is not None:
-        warnings.append(f"runs on with the network config as it was, waiting for {supervisor.config_trouble}")
-    refused_peers = _refused_peers(supervisor)
+    trouble = _config_trouble(supervisor)
+    if trouble is not None and planner.config is not None:
+        warnings.append(trouble.text)
+    refused_peers = _refused_peers(supervisor, shared)
     return Status(
         version=version,
         owner=supervisor.identity.owner,
         is_ready=waiting is None,
         waiting_for=waiting,
         network=NetworkStatus(
-            text=supervisor.config_text, network=planner.config.network if planner.config else None
+            text=supervisor.config_text,
+            network=planner.config.network if planner.config else None,
+            trouble=trouble,
         ),
         lease=lease,
         underlay=_underlay(supervisor),
@@ -109,11 +117,29 @@ def _backend(supervisor: Supervisor) -> BackendStatus | None:
     )
 
 
-def _refused_peers(supervisor: Supervisor) -> tuple[RefusedPeer, ...]:
+def _config_trouble(supervisor: Supervisor) -> Remark | None:
+    trouble = supervisor.config_trouble
+    if trouble is None:
+        return None
+    is_first = supervisor.planner.config is None
+    how = "waits for" if is_first else "runs on with the network config as it was, waiting for"
+    return replace(trouble, text=f"{how} {trouble.text}")
+
+
+def _shared(supervisor: Supervisor) -> Mapping[IPv4Network, str]:
+    """Return what to do about the peers that are refused as they share our address, where they said so."""
+    narrator, planner = supervisor.narrator, supervisor.planner
+    if narrator.shared is None:
+        return {}
+    owners = planner.refused_owners
+    return {subnet: narrator.shared for subnet, owner in owners.items() if owner == narrator.shared_with}
+
+
+def _refused_peers(supervisor: Supervisor, shared: Mapping[IPv4Network, str]) -> tuple[RefusedPeer, ...]:
     planner = supervisor.planner
     leases = planner.leases.by_subnet
     return tuple(
-        RefusedPeer(subnet=subnet, public_ip=lease.attributes.public_ip, reason=reason)
+        RefusedPeer(subnet=subnet, public_ip=lease.attributes.public_ip, reason=shared.get(subnet, reason))
         for subnet, reason in sorted(planner.refused.items())
         if (lease := leases.get(subnet)) is not None
     )

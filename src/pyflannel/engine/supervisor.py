@@ -32,6 +32,7 @@ from pyflannel.model.lease import Lease, LeaseAttributes
 from pyflannel.model.lease_protocol import Held, Report, Wanted
 from pyflannel.model.lease_set import LeaseSet
 from pyflannel.model.network_config import NetworkConfig
+from pyflannel.model.remark import Remark
 from pyflannel.model.store_record import Put
 from pyflannel.plan.backends import Backend
 from pyflannel.plan.describe import found
@@ -40,6 +41,10 @@ from pyflannel.wire.lease_record import CONFIG
 from pyflannel.wire.subnet_env import previous_subnet
 
 log = logging.getLogger(__name__)
+
+
+_RETURN = "Put the old config back, or stop the containers, run flannelctl cleanup and start flanneld again."
+"""What to do about a network config that does not admit our subnet."""
 
 
 class Supervisor:
@@ -57,7 +62,8 @@ class Supervisor:
         self.identity = options.identity
         self._config_revision: int | None = None
         self.config_text: str | None = None
-        self.config_trouble: str | None = None
+        self.config_trouble: Remark | None = None
+        self._store_trouble: str | None = None
         self.is_stale = False
         self.has_store_answered = False
         self.planner = Planner(
@@ -146,7 +152,9 @@ class Supervisor:
         if self.planner.underlay is None:
             return self.underlay.waiting_for
         if self.planner.config is None:
-            return self.config_trouble or "the network config"
+            if self._store_trouble is not None:
+                return f"the store: {self._store_trouble}"
+            return self.config_trouble.text if self.config_trouble is not None else "the network config"
         if self.planner.held is None:
             if self.narrator.is_store_away:
                 return f"the store: {self.narrator.store_error}"
@@ -160,7 +168,7 @@ class Supervisor:
         if not (counts.is_clean or self._said_ready):
             return "the first pass"
         if self.narrator.is_store_away or self.is_stale:
-            return f"the store: {self.narrator.store_error or self.config_trouble}"
+            return f"the store: {self.narrator.store_error or self._store_trouble}"
         if self.narrator.phase == "taken":
             return f"our subnet, which {self.narrator.holder} holds"
         return "our lease" if self.narrator.phase == "lost" else None
@@ -251,11 +259,13 @@ class Supervisor:
         if held is not None and not config.admits(held.lease.subnet):
             self._config_revision = None  # the one that is run on stands there no longer
             self._inputs_changed()
-            self.config_trouble = f"a network config that admits our subnet {held.lease.subnet}"
+            self.config_trouble = Remark(
+                f"a network config that admits our subnet {held.lease.subnet}", _RETURN
+            )
             log.error(
-                "Network config does not admit our subnet: running on with the old one lease=%s. Put the"
-                " old config back, or stop the containers, run flannelctl cleanup and start flanneld again.",
+                "Network config does not admit our subnet: running on with the old one lease=%s. %s",
                 held.lease.subnet,
+                _RETURN,
             )
             return
         if config != self.planner.config or backend != self.planner.backend or self.is_stale:
@@ -264,14 +274,15 @@ class Supervisor:
                 log.info("%s", backend.config_line)
             for remark in backend.remarks:
                 log.warning("Network config: %s", remark)
-        self.config_text, self.config_trouble, self.is_stale = text, None, False
+        self.config_text, self.is_stale = text, False
+        self.config_trouble = self._store_trouble = None
         self.planner.config, self.planner.backend = config, backend
         self._config_revision = revision
         self._inputs_changed()
 
-    def _config_missing(self, reason: str) -> None:
+    def _config_missing(self, trouble: Remark) -> None:
         self.has_store_answered = True
-        self.config_trouble = reason
+        self.config_trouble, self._store_trouble = trouble, None
         if self.planner.config is not None:
             log.warning("Running on with the network config as it was")
         self.tell_waiting()
@@ -279,7 +290,7 @@ class Supervisor:
     def _config_away(self, error: StoreError) -> None:
         if self.planner.config is None:
             self.has_store_answered = False
-            self.config_trouble = f"the store: {error}"
+            self.config_trouble, self._store_trouble = None, str(error)
         self._store_is_away.set()
         self.tell_waiting()
 
@@ -327,6 +338,8 @@ class Supervisor:
         self.planner.counted = self._departures.counted
         self._last_known.changed()
         changes = self.planner.update()
+        if self.narrator.shared is not None:
+            self.narrator.see_owners(self.planner.refused_owners.values())
         if changes is None:
             self.reconciler.wake()
         elif changes:

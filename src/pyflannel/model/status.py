@@ -25,10 +25,15 @@ FastPathMode = Literal["safe", "off", "user-space"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkStatus:
-    """The network config: as the store has it, and the range that it gives."""
+    """The network config: as the host runs with it, and the range that it gives.
+
+    Attributes:
+        trouble: why the host does not run with the one in the store, and how that is set right.
+    """
 
     text: str | None = None
     network: IPv4Network | None = None
+    trouble: Remark | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

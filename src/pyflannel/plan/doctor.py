@@ -62,6 +62,7 @@ def findings(seen: Observed) -> tuple[Finding, ...]:
     """Return what a person should know, the errors first."""
     checks = (
         _daemon,
+        _config,
         _forwarding,
         _forward_chains,
         _refused_peers,
@@ -118,13 +119,31 @@ def _daemon(seen: Observed) -> Iterator[Finding]:
             evidence=_some(status.reconcile.refused),
             fix="journalctl -u flanneld  # each refusal is there with what helps",
         )
-    elif not status.is_ready:
+    elif not status.is_ready and not _waits_for_config(status):
         yield Finding(
             code="not-ready",
             severity="error",
             cause=f"flanneld waits for {waiting}",
             fix="flannelctl status",
         )
+
+
+def _config(seen: Observed) -> Iterator[Finding]:
+    network = seen.status.network
+    if network is not None and network.trouble is not None:
+        yield Finding(
+            code="bad-config",
+            severity="error" if _waits_for_config(seen.status) else "warning",
+            cause=f"flanneld {network.trouble.text}",
+            evidence=(f"it runs with {network.text}",) if network.text is not None else (),
+            fix=network.trouble.hint,
+        )
+
+
+def _waits_for_config(status: Status) -> bool:
+    """Return whether no network config has been good yet, which is why there is nothing to run on."""
+    network = status.network
+    return network is not None and network.text is None and network.trouble is not None
 
 
 def _forwarding(seen: Observed) -> Iterator[Finding]:
@@ -326,8 +345,14 @@ def _port_mtus(seen: Observed) -> Iterator[Finding]:
 
 
 def _warnings(seen: Observed) -> Iterator[Finding]:
-    for text in seen.status.warnings:
-        yield Finding(code="network-warning", severity="warning", cause=text, fix="flannelctl leases")
+    """Yield those that no other finding has told."""
+    status = seen.status
+    told = {peer.reason for peer in status.refused_peers}
+    if status.network is not None and status.network.trouble is not None:
+        told.add(status.network.trouble.text)
+    for text in status.warnings:
+        if text not in told:
+            yield Finding(code="network-warning", severity="warning", cause=text, fix="flannelctl leases")
 
 
 def _notes(seen: Observed) -> Iterator[Finding]:

@@ -7,7 +7,7 @@ import pytest
 
 from pyflannel.engine.lease_narrator import LeaseNarrator
 from pyflannel.model.lease import Lease, LeaseAttributes
-from pyflannel.model.lease_protocol import Acquired, Contested, Held, StoreAway, StoreBack
+from pyflannel.model.lease_protocol import Acquired, Contested, Held, SharedAddress, StoreAway, StoreBack
 from pyflannel.testing.fake_clock import FakeClock
 
 
@@ -52,6 +52,23 @@ def test_of_the_last_error_it_is_known_when_it_was() -> None:
     narrator.tell(StoreBack())
 
     assert (narrator.store_error, narrator.store_error_at) == ("two", when)
+
+
+def test_whom_it_shares_an_address_with_is_told_until_that_host_is_gone() -> None:
+    """Its lease comes after its claim, and goes with it; of a copy of ourselves there is none."""
+    narrator = LeaseNarrator(FakeClock(), lambda _: None)
+
+    narrator.tell(SharedAddress(IPv4Network("10.1.2.0/24"), "them", "10.0.0.9"))
+    narrator.see_owners([])
+    assert narrator.shared is not None
+    narrator.see_owners(["others", "them"])
+    assert narrator.shared is not None
+    narrator.see_owners(["others"])
+    assert narrator.shared is None
+
+    narrator.tell(SharedAddress(IPv4Network("10.1.2.0/24"), "a copy of this host", "10.0.0.9"))
+    narrator.see_owners(["others"])
+    assert narrator.shared is not None
 
 
 def test_whom_it_asks_is_known_until_the_lease_is_held() -> None:

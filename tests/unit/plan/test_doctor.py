@@ -18,6 +18,7 @@ from pyflannel.model.status import (
     BackendStatus,
     FastPathMode,
     FastPathStatus,
+    NetworkStatus,
     ReconcileStatus,
     RefusedPeer,
     Status,
@@ -78,6 +79,18 @@ def test_of_a_healthy_host_there_is_nothing_to_say() -> None:
         ),
         (replace(READY, warnings=("two hosts share 10.0.0.7",)), "network-warning"),
         (
+            replace(READY, is_ready=False, network=NetworkStatus(trouble=Remark("waits for one"))),
+            "bad-config",
+        ),
+        (
+            replace(
+                READY,
+                network=NetworkStatus(text="{}", trouble=Remark("runs on")),
+                warnings=("runs on",),
+            ),
+            "bad-config",
+        ),
+        (
             replace(READY, backend=BackendStatus(type="vxlan", notes=("checksums are not left to eth0",))),
             "backend-note",
         ),
@@ -134,6 +147,29 @@ def test_what_the_fast_path_lacks_is_evidence() -> None:
     (found,) = findings(replace(HEALTHY, status=replace(READY, fast_path=path)))
 
     assert found.evidence == ("CAP_BPF: absent", "maps: could not tell, EPERM")
+
+
+@pytest.mark.parametrize(("text", "severity"), [(None, "error"), ('{"Network":"10.1.0.0/16"}', "warning")])
+def test_of_a_bad_network_config_it_is_said_how_it_is_set_right(text: str | None, severity: str) -> None:
+    """A host that runs on with the one before loses no packet."""
+    trouble = Remark("waits for a good network config: SubnetLen", "Write SubnetLen as a whole number.")
+    status = replace(READY, is_ready=text is not None, network=NetworkStatus(text=text, trouble=trouble))
+
+    (found,) = findings(replace(HEALTHY, status=status))
+
+    assert (found.severity, found.cause) == (severity, f"flanneld {trouble.text}")
+    assert found.fix == trouble.hint
+    assert found.evidence == (() if text is None else (f"it runs with {text}",))
+
+
+def test_two_hosts_that_contradict_each_other_are_told_once() -> None:
+    """What is wrong with their leases is a warning of status, and the reason why one is not sent to."""
+    why = "lease 10.100.5.0/24 of 10.0.0.9 overlaps lease 10.100.5.0/28: ignored"
+    peer = RefusedPeer(subnet=IPv4Network("10.100.5.0/24"), public_ip=IPv4Address("10.0.0.9"), reason=why)
+
+    (found,) = findings(replace(HEALTHY, status=replace(READY, refused_peers=(peer,), warnings=(why,))))
+
+    assert (found.code, found.evidence) == ("peers-refused", (f"10.100.5.0/24 at 10.0.0.9: {why}",))
 
 
 def test_errors_come_first_and_many_things_are_counted() -> None:
