@@ -1,10 +1,13 @@
 """Doing independent things at the same time."""
 
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TypeVar
 
 Result = TypeVar("Result")
+
+_HEARING_S = 0.2
+"""Python hears of a signal that comes just before a wait only after it, so no wait is longer."""
 
 
 def together(calls: Iterable[Callable[[], Result]]) -> list[Result]:
@@ -20,6 +23,8 @@ def together(calls: Iterable[Callable[[], Result]]) -> list[Result]:
     pool = ThreadPoolExecutor(max_workers=max(1, len(pending)))
     try:
         futures = [pool.submit(call) for call in pending]
+        while wait(futures, timeout=_HEARING_S).not_done:
+            pass
         failures = [failure for future in futures if (failure := future.exception()) is not None]
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
