@@ -3,7 +3,6 @@
 Run by `scripts/bench join`, as root. The hosts have no kernel below them; etcd listens on loopback alone.
 """
 
-import argparse
 import json
 import os
 import subprocess
@@ -15,16 +14,16 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
-from pyflannel.errors import FlannelError
+from command.options import add_json, add_picture, bench_parser, exit_status
+from command.output import load, present, step
+from drawing.curves import Curve, draw_curves
 from pyflannel.lab.etcd_server import PREFIX
 from pyflannel.lab.joining import Crowd, join_at_once
 from pyflannel.lab.waiting import wait_until
 from pyflannel.wire.network_config_json import parse_network_config
 
-PICTURE = Path(__file__).parent / "results" / "join.svg"
 SIZES = (100, 200, 500, 1000, 2000, 5000)
 HOSTS_PER_PROCESS = 50
 MOST_PROCESSES = 20
@@ -77,33 +76,29 @@ class Point:
 
 def main() -> int:
     """Measure and print; return the exit status: 1 when a host was left without a lease."""
-    parser = argparse.ArgumentParser(prog="scripts/bench join", description=__doc__)
+    parser = bench_parser("join", __doc__)
     parser.add_argument("--hosts", type=int, nargs="+", default=list(SIZES), help="how many, one run each")
     parser.add_argument("--deadline", type=float, default=240, help="seconds that one run may take")
-    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
-    parser.add_argument("--picture", type=Path, default=PICTURE, help=f"SVG to write (default {PICTURE})")
+    add_json(parser)
+    add_picture(parser, "join")
     options = parser.parse_args()
     points: list[Point] = []
-    try:
-        for hosts in options.hosts:
-            print(f"· {hosts} hosts", file=sys.stderr)
-            points.append(measure(hosts, options.deadline))
-    except FlannelError as error:
-        print(f"bench: {error}\n  {error.hint}", file=sys.stderr)
-        return 1
-    options.picture.parent.mkdir(parents=True, exist_ok=True)
-    options.picture.write_text(draw(points))
-    if options.json:
-        print(json.dumps([asdict(point) for point in points]))
-    else:
-        show(points)
-        print(f"picture: {options.picture}")
+    for hosts in options.hosts:
+        step(f"{hosts} hosts")
+        points.append(measure(hosts, options.deadline))
+    present(
+        options,
+        figures=[asdict(point) for point in points],
+        tables=[table(points)],
+        proof=[proof(point) for point in points],
+        picture=draw(points),
+    )
     return 1 if any(point.lost or point.ignorant for point in points) else 0
 
 
 def measure(hosts: int, deadline_s: float) -> Point:
     """Let so many hosts join a new etcd."""
-    load = os.getloadavg()[0]
+    before = load()
     watchers = min(hosts, DELIVERIES // hosts)
     network = "10.0.0.0/12" if hosts <= ROOMY else "10.0.0.0/10"
     with running_etcd() as etcd:
@@ -129,7 +124,7 @@ def measure(hosts: int, deadline_s: float) -> Point:
             hosts_s=joining.processor_s,
             etcd_s=processor_s(etcd),
             request_ms=mean_request_ms(),
-            load=load,
+            load=before,
         )
 
 
@@ -194,9 +189,9 @@ def mean_request_ms() -> dict[str, float]:
     }
 
 
-def show(points: Sequence[Point]) -> None:
-    """Print the figures as a table."""
-    table = Table(title=TITLE)
+def table(points: Sequence[Point]) -> Table:
+    """Return the figures as a table."""
+    shown = Table(title=TITLE)
     for heading in (
         "hosts",
         "without lease",
@@ -209,9 +204,9 @@ def show(points: Sequence[Point]) -> None:
         "etcd's processor, s",
         "load before",
     ):
-        table.add_column(heading, justify="right")
+        shown.add_column(heading, justify="right")
     for point in points:
-        table.add_row(
+        shown.add_row(
             str(point.hosts),
             str(point.lost),
             f"{point.last_lease_s:.1f}",
@@ -223,10 +218,7 @@ def show(points: Sequence[Point]) -> None:
             f"{point.etcd_s:.1f}",
             f"{point.load:.1f}",
         )
-    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
-    console.print(table)
-    for point in points:
-        console.print(proof(point), soft_wrap=True)
+    return shown
 
 
 def proof(point: Point) -> str:
@@ -237,51 +229,23 @@ def proof(point: Point) -> str:
 
 def draw(points: Sequence[Point]) -> str:
     """Return the curves as an SVG: hosts to the right, seconds upwards."""
-    left, top, width, height = 70, 50, 640, 340
-    most_hosts = max(point.hosts for point in points)
-    most_s = max(max(point.last_lease_s, point.all_known_s, point.etcd_s) for point in points) or 1.0
-
-    def place(hosts: int, seconds: float) -> str:
-        return f"{left + width * hosts / most_hosts:.1f},{top + height * (1 - seconds / most_s):.1f}"
-
-    lines: list[str] = []
-    for number, (name, colour) in enumerate(COLOURS.items()):
-        told = points if name != "all_known_s" else [point for point in points if not point.ignorant]
-        places = [place(point.hosts, getattr(point, name)) for point in told]
-        lines.append(
-            f'<polyline points="{" ".join(places)}" fill="none" stroke="{colour}" stroke-width="2"/>'
+    curves = [
+        Curve(
+            name=NAMES[figure],
+            colour=colour,
+            points=[
+                (point.hosts, getattr(point, figure))
+                for point in points
+                if figure != "all_known_s" or not point.ignorant
+            ],
         )
-        for spot in places:
-            x, _, y = spot.partition(",")
-            lines.append(f'<circle cx="{x}" cy="{y}" r="3" fill="{colour}"/>')
-        lines.append(f'<text x="90" y="{70 + 18 * number}" fill="{colour}">{NAMES[name]}</text>')
-    for quarter in range(5):
-        level = top + height * (1 - quarter / 4)
-        lines.append(f'<path d="M{left} {level}h{width}" stroke="#dddddd"/>')
-        lines.append(
-            f'<text x="{left - 8}" y="{level + 4}" text-anchor="end">{most_s * quarter / 4:.1f} s</text>'
-        )
-    for point in points:
-        at = left + width * point.hosts / most_hosts
-        lines.append(f'<text x="{at}" y="{top + height + 18}" text-anchor="middle">{point.hosts}</text>')
-    foot = top + height + 44
-    notes = [
-        f'<text x="20" y="{foot + 15 * number}" font-size="10" fill="#555555">{proof(point)};'
-        f" {point.lost} without lease in time, {point.watchers} watched</text>"
-        for number, point in enumerate(points)
+        for figure, colour in COLOURS.items()
     ]
-    return "\n".join(
-        [
-            f'<svg xmlns="http://www.w3.org/2000/svg" width="860" height="{foot + 15 * len(notes)}"'
-            ' font-family="sans-serif" font-size="12">',
-            '<rect width="100%" height="100%" fill="white"/>',
-            f'<text x="20" y="28" font-size="15">{TITLE}</text>',
-            *lines,
-            *notes,
-            "</svg>\n",
-        ]
-    )
+    notes = [
+        f"{proof(point)}; {point.lost} without lease in time, {point.watchers} watched" for point in points
+    ]
+    return draw_curves(TITLE, curves, notes, marks=sorted(point.hosts for point in points), width=640)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))

@@ -4,18 +4,16 @@ Run by `scripts/bench kernel`, as root. No store and no daemon takes part; but f
 fast path of a running daemon, and measures how long that lasts.
 """
 
-import argparse
 import json
-import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from statistics import median
 
-from rich.console import Console
 from rich.table import Table
 
-from pyflannel.errors import FlannelError
+from command.options import add_json, bench_parser, exit_status
+from command.output import load, show, step
 from pyflannel.lab.fast_path_costs import Absences, TableCosts, measure_fast_path
 from pyflannel.lab.kernel_objects import AdapterCosts, BatchCosts, measure_adapter, measure_batch
 
@@ -27,40 +25,33 @@ Point = tuple[AdapterCosts, BatchCosts]
 
 def main() -> int:
     """Measure and print; return the exit status: 1 when the kernel refused something."""
-    parser = argparse.ArgumentParser(prog="scripts/bench kernel", description=__doc__)
+    parser = bench_parser("kernel", __doc__)
     parser.add_argument("--backend", choices=list(SIZES), nargs="*", default=list(SIZES))
     parser.add_argument("--peers", type=int, nargs="+", help="how many, one run each (default 1000 10000)")
     parser.add_argument("--programs", type=int, default=20, help="programs to take away; 0 for none")
     parser.add_argument("--entries", type=int, default=5, help="entries to take away, 5 s each")
-    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    add_json(parser)
     options = parser.parse_args()
     points: list[Point] = []
-    try:
-        for backend in options.backend:
-            for peers in options.peers or SIZES[backend]:
-                print(f"· {backend}, {peers} peers", file=sys.stderr)
-                points.append((measure_adapter(backend, peers), measure_batch(backend, peers)))
-        path = None
-        if options.programs:
-            print("· fast path", file=sys.stderr)
-            path = measure_fast_path(TABLE_PEERS, options.programs, options.entries)
-    except FlannelError as error:
-        print(f"bench: {error}\n  {error.hint}", file=sys.stderr)
-        return 1
+    for backend in options.backend:
+        for peers in options.peers or SIZES[backend]:
+            step(f"{backend}, {peers} peers")
+            points.append((measure_adapter(backend, peers), measure_batch(backend, peers)))
+    path = None
+    if options.programs:
+        step("fast path")
+        path = measure_fast_path(TABLE_PEERS, options.programs, options.entries)
     if options.json:
         objects = [{**asdict(ours), **asdict(batch)} for ours, batch in points]
         print(json.dumps({"objects": objects, "fast_path": [asdict(each) for each in path or ()]}))
     else:
-        if points:
-            show(points)
-        if path is not None:
-            show_fast_path(*path)
+        show([table(points)] if points else [], told(*path) if path is not None else [])
     return 1 if any(ours.refused for ours, _ in points) else 0
 
 
-def show(points: Sequence[Point]) -> None:
-    """Print the figures as a table."""
-    table = Table(title=f"Peers in the kernel; load of the machine {os.getloadavg()[0]:.1f}")
+def table(points: Sequence[Point]) -> Table:
+    """Return the figures as a table."""
+    shown = Table(title=f"Peers in the kernel; load of the machine {load():.1f}")
     for heading in (
         "backend",
         "peers",
@@ -76,9 +67,9 @@ def show(points: Sequence[Point]) -> None:
         "longest turn, ms",
         "resident, MB",
     ):
-        table.add_column(heading, justify="right")
+        shown.add_column(heading, justify="right")
     for ours, batch in points:
-        table.add_row(
+        shown.add_row(
             ours.backend,
             f"{ours.peers:,}",
             f"{ours.plan_s + ours.look_s:.2f}",
@@ -93,24 +84,24 @@ def show(points: Sequence[Point]) -> None:
             f"{ours.turn_max_ms:.0f}",
             f"{ours.resident_mb:.0f}",
         )
-    Console(width=None if sys.stdout.isatty() else 150).print(table)
+    return shown
 
 
-def show_fast_path(table: TableCosts, absences: Absences) -> None:
-    """Print the figures line by line."""
-    print(
+def told(table: TableCosts, absences: Absences) -> Iterator[str]:
+    """Yield what the fast path's table and programs cost, line by line."""
+    yield (
         f"fast path: {table.peers:,} peers are entered in {table.put_ms:.0f} ms"
         f" ({table.put_cpu_ms:.0f} ms of processor time) and read back in {table.look_ms:.0f} ms;"
         f" what it uses is asked for in {table.features_ms:.1f} ms"
     )
     for what, times in (("program", absences.programs_s), ("peer's entry", absences.entries_s)):
         if times:
-            print(
+            yield (
                 f"a {what} that somebody takes away is back after {1000 * median(times):.0f} ms,"
                 f" {1000 * max(times):.0f} ms at most of {len(times)}"
             )
-    print(f"load of the machine {os.getloadavg()[0]:.1f}")
+    yield f"load of the machine {load():.1f}"
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))

@@ -1,4 +1,7 @@
-"""The kernel's own overlay, laid by hand: what ours is measured against."""
+"""The kernel's own paths between two hosts, laid by hand as an operator would who has no flannel.
+
+They are what ours is measured against, and the same objects: vxlan without learning, or a route by the peer.
+"""
 
 from dataclasses import dataclass
 from ipaddress import IPv4Interface
@@ -8,10 +11,14 @@ from pyflannel.lab.host import Host
 from pyflannel.lab.iperf import Throughput, measure_throughput
 from pyflannel.lab.lab import Lab
 from pyflannel.lab.namespace_container import NamespaceContainer
+from pyflannel.lab.peer_objects import lay_vxlan, objects_of
 from pyflannel.lab.topology import LEFT, RIGHT, HostPlace
+from pyflannel.model.backend_data import Vtep
+from pyflannel.model.lease import Lease, LeaseAttributes
 
 VXLAN = "vxlan1"
-VXLAN_MTU = 1450
+_MTUS = {"vxlan": 1450, "host-gw": 1500}
+_MACS = "02:00:00:00:00:01", "02:00:00:00:00:02"
 _LEFT = HostPlace("plain1", LEFT, IPv4Interface("10.10.10.201/24"))
 _RIGHT = HostPlace("plain2", RIGHT, IPv4Interface("192.168.50.201/24"))
 _LEFT_GATEWAY = IPv4Interface("10.200.1.1/24")
@@ -28,17 +35,31 @@ class KernelPath:
     right_host: Host
 
 
+def lay_by_hand(
+    backend: str, hosts: tuple[Host, Host], gateways: tuple[IPv4Interface, IPv4Interface]
+) -> tuple[NamespaceContainer, NamespaceContainer]:
+    """Join two hosts as the backend, vxlan or host-gw, joins them; return a container on each.
+
+    The gateways are the addresses of the containers' bridges.
+    """
+    leases = [_lease(*end) for end in zip(hosts, gateways, _MACS, strict=True)]
+    for host, own, peer, mac in zip(hosts, leases, reversed(leases), _MACS, strict=True):
+        if backend == "vxlan":
+            base = IPv4Interface((own.subnet.network_address, 32))
+            lay_vxlan(host, base, host.address, device=VXLAN, mac=mac)
+        objects_of([peer], backend, device=VXLAN).lay(host)
+    left, right = (
+        host.container("box", gateway=gateway, mtu=_MTUS[backend])
+        for host, gateway in zip(hosts, gateways, strict=True)
+    )
+    return left, right
+
+
 def lay_kernel_path(lab: Lab) -> KernelPath:
     """Plug two fresh hosts in, one on each segment, and join their containers by vxlan and routes."""
-    left, right = lab.add_hosts(_LEFT, _RIGHT)
-    _lay_vxlan(left, right, _LEFT_GATEWAY, _RIGHT_GATEWAY)
-    _lay_vxlan(right, left, _RIGHT_GATEWAY, _LEFT_GATEWAY)
-    return KernelPath(
-        left.container("plain", gateway=_LEFT_GATEWAY, mtu=VXLAN_MTU),
-        right.container("plain", gateway=_RIGHT_GATEWAY, mtu=VXLAN_MTU),
-        left,
-        right,
-    )
+    one, two = lab.add_hosts(_LEFT, _RIGHT)
+    left, right = lay_by_hand("vxlan", (one, two), (_LEFT_GATEWAY, _RIGHT_GATEWAY))
+    return KernelPath(left, right, one, two)
 
 
 def measure_kernel_path(path: KernelPath, *, seconds: int) -> Throughput:
@@ -60,15 +81,10 @@ def measure_kernel_path(path: KernelPath, *, seconds: int) -> Throughput:
     return result
 
 
-def _lay_vxlan(host: Host, peer: Host, gateway: IPv4Interface, peer_gateway: IPv4Interface) -> None:
-    end = f"id 1 local {host.address} remote {peer.address} dstport 4789 dev eth0"
-    lines = [
-        f"link add {VXLAN} mtu {VXLAN_MTU} type vxlan {end}",
-        f"address add {gateway.network.network_address}/32 dev {VXLAN}",
-        f"link set {VXLAN} up",
-        f"route add {peer_gateway.network} via {peer_gateway.network.network_address} dev {VXLAN} onlink",
-    ]
-    host.run(["ip", "-batch", "-"], text="\n".join(lines) + "\n")
+def _lease(host: Host, gateway: IPv4Interface, mac: str) -> Lease:
+    """Return what the other end must know of a host."""
+    attributes = LeaseAttributes(public_ip=host.address, vtep=Vtep(mac=mac, vni=1))
+    return Lease(subnet=gateway.network, attributes=attributes)
 
 
 def _prove_plain(host: Host) -> None:

@@ -56,6 +56,15 @@ async def look() -> KernelPrograms:
     )
 
 
+async def packets_by_outcome() -> dict[str, int]:
+    """Return how many packets each outcome had, where any had it."""
+    with _fast_path() as path:
+        await path.read([_ANY])
+        return {
+            outcome.value: packets for outcome, (packets, _) in path.counts(_ANY.device).items() if packets
+        }
+
+
 async def take_program(role: Role) -> None:
     """Take the programs of a role away."""
     with _fast_path() as path:

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from ipaddress import IPv4Interface
+from ipaddress import IPv4Address, IPv4Interface
 
 from pyflannel.lab.sandbox import Sandbox
 from pyflannel.model.lease import Lease
@@ -53,15 +53,18 @@ class PeerObjects:
         _batch(sandbox, "ip", [*neighbours, *routes], patience_s)
 
 
-def objects_of(leases: Iterable[Lease], backend: str) -> PeerObjects:
-    """Return what these peers must be to the kernel of a host on their link, by vxlan or host-gw."""
+def objects_of(leases: Iterable[Lease], backend: str, *, device: str = VXLAN_DEVICE) -> PeerObjects:
+    """Return what these peers must be to the kernel of a host on their link, by vxlan or host-gw.
+
+    `device` is the one of vxlan.
+    """
     leases = list(leases)
     if backend == "host-gw":
         routes = frozenset((str(lease.subnet), str(lease.attributes.public_ip)) for lease in leases)
         return PeerObjects(device="eth0", routes=routes)
     ends = [(lease, str(lease.subnet.network_address), lease.attributes.vtep) for lease in leases]
     return PeerObjects(
-        device=VXLAN_DEVICE,
+        device=device,
         routes=frozenset((str(lease.subnet), base) for lease, base, _ in ends),
         neighbours=frozenset((base, vtep.mac) for _, base, vtep in ends if vtep is not None),
         fdb=frozenset(
@@ -84,12 +87,20 @@ def objects_on(sandbox: Sandbox, backend: str) -> PeerObjects:
     )
 
 
-def lay_vxlan(sandbox: Sandbox, address: IPv4Interface, local: IPv4Interface) -> None:
-    """Make the device that peers hang on, by hand."""
+def lay_vxlan(
+    sandbox: Sandbox,
+    address: IPv4Interface,
+    local: IPv4Address,
+    *,
+    device: str = VXLAN_DEVICE,
+    mac: str | None = None,
+) -> None:
+    """Make the device that peers hang on, by hand; without `mac` the kernel gives it one."""
+    own = f" address {mac}" if mac else ""
     lines = [
-        f"link add {VXLAN_DEVICE} type vxlan id 1 local {local.ip} dev eth0 dstport 8472 nolearning",
-        f"address add {address} dev {VXLAN_DEVICE}",
-        f"link set {VXLAN_DEVICE} up",
+        f"link add {device}{own} type vxlan id 1 local {local} dev eth0 dstport 8472 nolearning",
+        f"address add {address} dev {device}",
+        f"link set {device} up",
     ]
     _batch(sandbox, "ip", lines)
 

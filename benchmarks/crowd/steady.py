@@ -1,0 +1,107 @@
+"""A host that stands among many: its figures, and how they are told."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+STORM_PER_S = 200
+"""Hosts that come each second, while as many go."""
+
+FOREIGN = 30_000
+"""Foreign routes that come and go while the daemon sleeps: more than the kernel keeps to tell."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rest:
+    """What a daemon takes of a core while nothing happens, in per cent: all in all, and between audits."""
+
+    lasted_s: float
+    percent: float
+    quiet_percent: float
+    passes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Steady:
+    """What a host does that stands among many; `*_ms` are pairs of p50 and p99.
+
+    Attributes:
+        write_ms: etcd's answer to the write of a lease.
+        join_ms: from sending the write to the route in the kernel.
+        looked_at_ms: the same while the host repairs what is damaged, look upon look.
+        leave_ms: from the deletion to the route's end; two seconds of it are patience.
+        storm_percent: of a core, while hosts came and went.
+        storm_settled_s: from the last of them until the kernel was right.
+        flood_passes: after more changes than the kernel kept to tell.
+    """
+
+    backend: str
+    leases: int
+    write_ms: tuple[float, float]
+    join_ms: tuple[float, float]
+    looked_at_ms: tuple[float, float]
+    leave_ms: tuple[float, float]
+    rest: Rest
+    storm_percent: float
+    storm_settled_s: float
+    flood_passes: int
+    resident_mib: float
+    peak_mib: float
+
+    def lines(self) -> Iterator[str]:
+        """Yield what was found out, a line for each question."""
+        name, rest = f"{self.backend}, {self.leases} leases", self.rest
+
+        def pair(of: tuple[float, float]) -> str:
+            return f"p50 {of[0]:.1f} ms, p99 {of[1]:.1f} ms"
+
+        yield (
+            f"{name}: a lease is written: {pair(self.write_ms)};"
+            f" and in the kernel, counted from the same moment: {pair(self.join_ms)};"
+            f" while the host mends damage all the time: {pair(self.looked_at_ms)}"
+        )
+        yield f"{name}: a lease is deleted, its route gone, patience of 2 s included: {pair(self.leave_ms)}"
+        yield (
+            f"{name}: at rest for {rest.lasted_s:.0f} s: {rest.percent:.2f} % of a core"
+            f" with {rest.passes} audits, {rest.quiet_percent:.3f} % between them"
+        )
+        yield (
+            f"{name}: {STORM_PER_S} hosts come and {STORM_PER_S} go each second:"
+            f" {self.storm_percent:.0f} % of a core, all right {self.storm_settled_s:.1f} s after the last"
+        )
+        yield (
+            f"{name}: {2 * FOREIGN} changes while it slept, more than the kernel keeps to tell:"
+            f" all right after looks: {self.flood_passes}"
+        )
+        yield f"{name}: {self.resident_mib:.1f} MiB in the end, {self.peak_mib:.1f} at most"
+
+
+def steady_in_markdown(steady: Sequence[Steady]) -> Iterator[str]:
+    """Yield the table of what a host does that stands among many, a column for each backend."""
+
+    def pair(of: tuple[float, float]) -> str:
+        return f"{of[0]:.1f}, {of[1]:.1f} ms"
+
+    rows = {
+        "a lease is written: etcd's answer, p50 and p99": [pair(one.write_ms) for one in steady],
+        "its route is in the kernel, from the same moment": [pair(one.join_ms) for one in steady],
+        "the same while damage is mended all the time": [pair(one.looked_at_ms) for one in steady],
+        "at rest, with audits and between them": [
+            f"{one.rest.percent:.2f} %, {one.rest.quiet_percent:.3f} % of a core" for one in steady
+        ],
+        f"{STORM_PER_S} hosts come and {STORM_PER_S} go each second": [
+            f"{one.storm_percent:.0f} % of a core" for one in steady
+        ],
+        "all right after the last of them, patience included": [
+            f"{one.storm_settled_s:.1f} s" for one in steady
+        ],
+        f"{2 * FOREIGN:,} foreign changes while it slept, and one of its routes gone": [
+            f"looks: {one.flood_passes}" for one in steady
+        ],
+        "memory in the end, and at most": [
+            f"{one.resident_mib:.1f}, {one.peak_mib:.1f} MiB" for one in steady
+        ],
+    }
+    yield f"| | {' | '.join(one.backend for one in steady)} |"
+    yield f"|{'---|' * (len(steady) + 1)}"
+    for name, cells in rows.items():
+        yield f"| {name} | {' | '.join(cells)} |"

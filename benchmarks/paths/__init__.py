@@ -1,0 +1,1 @@
+"""Paths between two hosts: laid each in a lab of its own, measured turn by turn, compared."""

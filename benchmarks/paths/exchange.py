@@ -1,0 +1,38 @@
+"""One end of a TCP connection over which 64 octets go there and back, again and again; run as a program.
+
+exchange.py PORT answers one client; exchange.py PORT ADDRESS SECONDS is one, and prints exchanges a second.
+"""
+
+import socket
+import sys
+import time
+
+OCTETS = 64
+
+
+def answer(port: int) -> None:
+    """Send everything back that one client sends."""
+    with socket.create_server(("0.0.0.0", port)) as listener:
+        client = listener.accept()[0]
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        while octets := client.recv(OCTETS):
+            client.sendall(octets)
+
+
+def ask(port: int, address: str, seconds: float) -> float:
+    """Return how many times a second octets came back."""
+    with socket.create_connection((address, port)) as server:
+        server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        answered, start = 0, time.monotonic()
+        while time.monotonic() < start + seconds:
+            server.sendall(bytes(OCTETS))
+            server.recv(OCTETS)
+            answered += 1
+        return answered / (time.monotonic() - start)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 2:
+        answer(int(sys.argv[1]))
+    else:
+        print(ask(int(sys.argv[1]), sys.argv[2], float(sys.argv[3])))
