@@ -270,6 +270,24 @@ def test_a_bad_network_config_is_named_with_what_is_allowed(overlay, healthy: Ho
     overlay.wait_status(healthy, lambda status: not status.warnings, "warns of nothing")
 
 
+def test_a_key_that_nobody_knows_is_named_once_in_each_place(overlay, healthy: Host) -> None:
+    """It is accepted, as the original does, and the host is ready."""
+    before = healthy.flannelctl("config", "get").strip()
+    overlay.etcd.etcdctl("put", "/coreos.com/network/config", before.replace("{", '{"SubnetLne":20,', 1))
+    text = "SubnetLne has no effect: the network config knows Network, SubnetLen, "
+    status = overlay.wait_status(
+        healthy, lambda status: any(text in note for note in status.backend.notes), "has a note of it"
+    )
+
+    found = [one for one in examine(healthy).values() if text in one["cause"]]
+
+    overlay.etcd.etcdctl("put", "/coreos.com/network/config", before)
+    assert status.is_ready
+    assert [one["code"] for one in found] == ["backend-note"]
+    assert overlay.log(healthy).count(text) == 1
+    overlay.wait_status(healthy, lambda status: not status.backend.notes, "has no note of it")
+
+
 def test_iptables_may_drop_where_ours_accept_and_nowhere_else(overlay, healthy: Host) -> None:
     """As Docker sets it; without our accept, as the operator wished, every packet is dropped."""
     healthy.run(["iptables", "-P", "FORWARD", "DROP"])

@@ -10,6 +10,27 @@ FAST_PATHS = ("safe", "off")
 """What FastPath may be: programs in the kernel carry packets, past no hook of its firewall; or none do."""
 
 
+KEYS = (
+    "Network",
+    "SubnetLen",
+    "SubnetMin",
+    "SubnetMax",
+    "EnableIPv4",
+    "EnableIPv6",
+    "IPv6Network",
+    "IPv6SubnetLen",
+    "IPv6SubnetMin",
+    "IPv6SubnetMax",
+    "EnableNFTables",
+    "FastPath",
+    "Backend",
+)
+"""The keys that are read."""
+
+LATER_KEYS = ("Networks", "IPv6Networks")
+"""Keys that a release of the original reads, 0.20, and we do not."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkConfig:
     """One network that all hosts share, and how packets cross it.
@@ -25,6 +46,8 @@ class NetworkConfig:
         backend: the Backend object as decoded JSON, `{}` when absent; keys as written.
         enable_nftables: rules by nftables rather than iptables.
         fast_path: one of FAST_PATHS; ours, the original passes it over.
+        unread: keys that are there and have no effect, each once: of LATER_KEYS, or unknown, as written
+            unless that does not bear printing.
 
     Source: flannel 0.28.9, the keys of its network config.
     """
@@ -43,6 +66,7 @@ class NetworkConfig:
     fast_path: str = "safe"
     backend_type: str = DEFAULT_BACKEND
     backend: Mapping[str, object] = field(default_factory=dict)
+    unread: tuple[str, ...] = ()
 
     def admits(self, subnet: IPv4Network) -> bool:
         """Return whether a lease on `subnet` fits: right length, between first and last."""

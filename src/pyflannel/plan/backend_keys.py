@@ -11,10 +11,14 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network
 
 from pyflannel.errors import ConfigError
-from pyflannel.model.network_config import NetworkConfig
+from pyflannel.model.network_config import KEYS, LATER_KEYS, NetworkConfig
 
 _LONGEST_SHOWN = 80
 """Characters of a bad value that a message repeats."""
+
+
+_NAMED = 8
+"""So many unknown keys are named."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,14 +103,32 @@ def ipv4_network(config: NetworkConfig) -> IPv4Network:
 
 def ineffective(config: NetworkConfig, known: Collection[str]) -> tuple[str, ...]:
     """Return what has no effect in a config that is right, in a line each: unknown keys, and IPv6."""
+    lines = list(without_effect(config))
     folded = {key.lower() for key in ("Type", *known)}
-    lines = [
+    lines += [
         f"Backend.{key} has no effect: the {config.backend_type} backend knows {_listing(known)}"
         for key in config.backend
         if key.lower() not in folded
     ]
     if config.enable_ipv6:
         lines.append(f"EnableIPv6=true has no effect: the {config.backend_type} backend carries IPv4 only")
+    return tuple(lines)
+
+
+def without_effect(config: NetworkConfig) -> tuple[str, ...]:
+    """Return which keys beside Backend have no effect: a line for each of the original's, one for others."""
+    lines = [
+        f"{key} has no effect: only flannel 0.20 knows it, and no flanneld of this version supports it"
+        for key in config.unread
+        if key in LATER_KEYS
+    ]
+    unknown = [key for key in config.unread if key not in LATER_KEYS]
+    if unknown:
+        named = ", ".join(unknown[:_NAMED]) + (
+            f" and {len(unknown) - _NAMED} more" if len(unknown) > _NAMED else ""
+        )
+        have = "have" if len(unknown) > 1 else "has"
+        lines.append(f"{named} {have} no effect: the network config knows {_listing(KEYS)}")
     return tuple(lines)
 
 

@@ -12,6 +12,7 @@ from pyflannel.model.lease import Lease
 from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.state import State
 from pyflannel.plan.backend import alloc, host_gw, udp, vxlan
+from pyflannel.plan.backend_keys import without_effect
 
 
 class Backend(Protocol):
@@ -82,7 +83,8 @@ def remarks(config: NetworkConfig) -> tuple[str, ...]:
         ConfigError: no flannel knows the backend, or the backend's own part is wrong.
     """
     if config.backend_type in _LATER:
-        return (f"Backend.Type {config.backend_type} is the original's; no flanneld of this version runs it",)
+        later = f"Backend.Type {config.backend_type} is the original's; no flanneld of this version runs it"
+        return (later, *without_effect(config))
     return backend_of(config).remarks
 
 

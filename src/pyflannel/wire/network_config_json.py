@@ -29,8 +29,8 @@ from pyflannel.wire.subnet_range import subnet_range
 def parse_network_config(text: str | bytes) -> NetworkConfig:
     """Return the network config with all that the operator left out computed.
 
-    Keys are read in any case and unknown ones passed over. Of a key that comes twice the last counts. `null`
-    is as good as absent, except for Network, IPv6Network, SubnetMin and SubnetMax.
+    Keys are read in any case; unknown ones are passed over, and named in `unread`. Of a key that comes twice
+    the last counts. `null` is as good as absent, except for Network, IPv6Network, SubnetMin and SubnetMax.
 
     Raises:
         ConfigError: the text is not JSON, or a value makes no sense; the message names key and value.
@@ -54,7 +54,7 @@ def format_network_config(config: NetworkConfig) -> str:
     """Return the config, computed values among it, as one line of JSON.
 
     Keys, their order and what stands for absent are the original's, with BackendType, which it keeps to
-    itself, at the end. What `parse_network_config` reads from it is the same config again.
+    itself, at the end. What `parse_network_config` reads from it is the same config again, but for `unread`.
     """
     document: dict[str, object] = {
         "EnableIPv4": config.enable_ipv4,
@@ -163,8 +163,18 @@ def _with_member(config: NetworkConfig, key: str, raw: str) -> NetworkConfig:
         case "backend":
             backend = _backend(raw)
             return replace(config, backend=backend, backend_type=_backend_type(backend))
-        case _:
+        case "networks" if decode(raw):
+            return _with_unread(config, "Networks")
+        case "ipv6networks" if decode(raw):
+            return _with_unread(config, "IPv6Networks")
+        case "networks" | "ipv6networks" | "backendtype":  # the last is what `format_network_config` computed
             return config
+        case _:
+            return _with_unread(config, shown(key if key.isprintable() and key else json.dumps(key)))
+
+
+def _with_unread(config: NetworkConfig, key: str) -> NetworkConfig:
+    return config if key in config.unread else replace(config, unread=(*config.unread, key))
 
 
 def _fast_path(raw: str) -> str:

@@ -1,12 +1,14 @@
 """The network config is read, checked and printed as flannel 0.28.9 does it, but for what is listed here."""
 
 import json
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from pathlib import Path
 
 import pytest
 
 from pyflannel.errors import ConfigError
+from pyflannel.model.network_config import KEYS
 from pyflannel.wire.network_config_json import format_network_config, parse_network_config
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden/network-config.json").read_text())["cases"]
@@ -295,3 +297,44 @@ def test_an_unknown_fast_path_is_named(value: str) -> None:
         parse_network_config(f'{{"Network":"10.3.0.0/16","FastPath":{value}}}')
     assert value in str(caught.value)
     assert '"off"' in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("members", "unread"),
+    [
+        ('"SubnetLne":20', ("SubnetLne",)),
+        ('"B":{},"a":[],"B":1', ("B", "a")),
+        ('"":1,"\\ud800":2,"a\\u001b[2J":3', ('""', '"\\ud800"', '"a\\u001b[2J"')),
+        ('"networks":["10.4.0.0/16"],"IPV6NETWORKS":["fc00::/48"]', ("Networks", "IPv6Networks")),
+        ('"Networks":[],"IPv6Networks":null', ()),
+        ('"BackendType":"udp"', ()),
+    ],
+)
+def test_keys_that_are_not_read_are_named(members: str, unread: tuple[str, ...]) -> None:
+    """Not those that the original has too, where they are empty, nor what we print ourselves."""
+    config = parse_network_config(f'{{"Network":"10.3.0.0/16",{members}}}')
+
+    assert config.unread == unread
+    assert replace(config, unread=()) == parse_network_config('{"Network":"10.3.0.0/16"}')
+    format_network_config(config).encode()
+
+
+def test_every_key_that_is_said_to_be_known_is_read() -> None:
+    values: dict[str, object] = {
+        "Network": "10.3.0.0/16",
+        "SubnetLen": 24,
+        "SubnetMin": "10.3.1.0",
+        "SubnetMax": "10.3.9.0",
+        "EnableIPv4": True,
+        "EnableIPv6": True,
+        "IPv6Network": "fc00::/48",
+        "IPv6SubnetLen": 64,
+        "IPv6SubnetMin": None,
+        "IPv6SubnetMax": None,
+        "EnableNFTables": True,
+        "FastPath": "off",
+        "Backend": {"Type": "udp"},
+    }
+    assert values.keys() == {*KEYS}
+
+    assert parse_network_config(json.dumps(values)).unread == ()

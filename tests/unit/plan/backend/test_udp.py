@@ -115,3 +115,19 @@ def test_a_key_without_effect_is_named() -> None:
 
     assert backend.notes(HOST) == ("Backend.VNI has no effect: the udp backend knows Port",)
     assert remarks(replace(CONFIG, backend={"Type": "udp", "port": 7})) == ()
+
+
+def test_keys_of_the_network_config_without_effect_are_named() -> None:
+    """Unknown ones in one line, with those that are known; those of the original as what they are."""
+    unknown = backend_of(replace(CONFIG, unread=("SubnetLne", "b"))).notes(HOST)
+    assert unknown == (
+        "SubnetLne, b have no effect: the network config knows Network, SubnetLen, SubnetMin, SubnetMax,"
+        " EnableIPv4, EnableIPv6, IPv6Network, IPv6SubnetLen, IPv6SubnetMin, IPv6SubnetMax, EnableNFTables,"
+        " FastPath, Backend",
+    )
+    assert remarks(replace(CONFIG, unread=("Networks",))) == (
+        "Networks has no effect: only flannel 0.20 knows it, and no flanneld of this version supports it",
+    )
+    many = tuple(f"key{number}" for number in range(10))
+    assert " key7 and 2 more have no effect" in remarks(replace(CONFIG, unread=many))[0]
+    assert len(remarks(replace(CONFIG, backend_type="ipip", unread=("a",)))) == 2
