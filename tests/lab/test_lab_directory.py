@@ -1,11 +1,13 @@
-"""The directory of a lab, where others remove what killed runs left."""
+"""The directory of a lab, where others remove what killed runs left, and what labs have in common."""
 
 import os
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from pyflannel.lab import cgroups
 from pyflannel.lab.lab_directory import LabDirectory, nobody_removes
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="the labs' directory is root's")
@@ -32,3 +34,19 @@ def test_a_lab_is_not_begun_where_somebody_may_take_it_for_remains(home: LabDire
     assert not is_there
     assert home.path.exists()
     assert not home.take()
+
+
+def test_what_labs_share_stays_as_long_as_one_of_them_stands(
+    home: LabDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program of it may be about to make a control group there."""
+    monkeypatch.setattr(cgroups, "_HIERARCHIES", tmp_path)
+    root = tmp_path / "memory" / cgroups.ROOT
+    other = LabDirectory(f"{home.name}-2")
+    home.acquire()
+    other.acquire()
+    (root / other.name).mkdir(parents=True)
+
+    other.remove()
+
+    assert list(root.iterdir()) == []

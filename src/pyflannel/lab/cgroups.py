@@ -1,5 +1,6 @@
 """The control groups of a lab: all under one of its own, in every hierarchy there is."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -21,8 +22,7 @@ def remove_cgroups(lab: str) -> None:
     Raises:
         LabError: one of them is still in use after some seconds.
     """
-    # Version 2 has one hierarchy, at the mount itself; version 1 has one below it for each controller.
-    for root in [_HIERARCHIES / ROOT, *_HIERARCHIES.glob(f"*/{ROOT}")]:
+    for root in _roots():
         group = root / lab
         if group.is_dir():
             wait_until(
@@ -30,8 +30,21 @@ def remove_cgroups(lab: str) -> None:
                 what=f"control group {group} is empty",
                 deadline_s=_EMPTY_DEADLINE_S,
             )
-        if root.is_dir() and not any(entry.is_dir() for entry in root.iterdir()):
+
+
+def remove_roots() -> None:
+    """Remove what the control groups of all labs lie in; no lab stands, and none begins meanwhile.
+
+    While one does, a program of it may be about to make a group there.
+    """
+    for root in _roots():
+        with contextlib.suppress(OSError):
             root.rmdir()
+
+
+def _roots() -> list[Path]:
+    # Version 2 has one hierarchy, at the mount itself; version 1 has one below it for each controller.
+    return [_HIERARCHIES / ROOT, *_HIERARCHIES.glob(f"*/{ROOT}")]
 
 
 def _remove(group: Path) -> bool:

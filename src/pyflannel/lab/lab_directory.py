@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pyflannel.errors import BusyError, LabError, UsageError
-from pyflannel.lab.cgroups import remove_cgroups
+from pyflannel.lab.cgroups import remove_cgroups, remove_roots
 from pyflannel.lab.marker import end_processes, first_processes
 from pyflannel.lab.waiting import POLL_S
 
@@ -55,8 +55,6 @@ class LabDirectory:
         while True:
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
-            except FileNotFoundError:  # another lab ended and removed ROOT between the two
-                continue
             except OSError as error:
                 what = f"no directory {self.path}: {error.strerror}"
                 raise LabError(what, hint="The lab needs root.") from error
@@ -121,11 +119,14 @@ class LabDirectory:
 
     def remove(self) -> None:
         """Clear the lab, remove the directory and let the lock go."""
+        self._remove()
+        with nobody_removes():
+            _remove_what_is_shared()
+
+    def _remove(self) -> None:
         try:
             self.clear()
             self.path.rmdir()
-            with contextlib.suppress(OSError):  # other labs stand
-                ROOT.rmdir()
         finally:
             self.release()
 
@@ -138,9 +139,10 @@ class LabDirectory:
 
 def lab_names() -> list[str]:
     """Return the names of the labs that have a directory, in order."""
-    if not ROOT.is_dir():
+    try:
+        return sorted(name for name in os.listdir(ROOT) if _NAME.fullmatch(name))
+    except FileNotFoundError:
         return []
-    return sorted(entry.name for entry in ROOT.iterdir() if _NAME.fullmatch(entry.name))
 
 
 def remove_remains() -> None:
@@ -154,12 +156,21 @@ def remove_remains() -> None:
                 home.release()
             else:
                 with contextlib.suppress(LabError):
-                    home.remove()
+                    home._remove()
+        _remove_what_is_shared()
+
+
+def _remove_what_is_shared() -> None:
+    """Remove what labs have in common, if none stands; nobody begins one meanwhile."""
+    if not lab_names():
+        remove_roots()
+        with contextlib.suppress(OSError):
+            ROOT.rmdir()
 
 
 @contextlib.contextmanager
 def nobody_removes() -> Iterator[None]:
-    """Hold off whoever removes remains, for the length of a block; wait for one who does.
+    """Hold off whoever removes remains, or what labs share, for the length of a block; wait for one who does.
 
     Of two labs that begin in the same moment, the second waits for the first: what it removes may have the
     name of the second, which would find it in use.
