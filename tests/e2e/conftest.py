@@ -31,24 +31,25 @@ from pyflannel.lab.topology import COOKBOOK, LEFT, Topology
 from pyflannel.lab.waiting import wait_until
 
 START_S = 60
-SOON_S = 30.0
+SOON_S = 60.0
 """Far more than anything awaited here takes; a machine that does other things too is no failure."""
 
 NETWORK_CONFIG = '{"Network":"10.100.0.0/16"}'
 _labs = count(1)
+_ports = iter(random.sample(range(10_000, 30_000), k=20_000))
 
 
 def free_port() -> int:
-    """Return a port of loopback that nobody listens on.
+    """Return a port of loopback that nobody listens on; each only once.
 
     None of those that the kernel gives to clients: one of these could have it before the server comes, or
     comes back.
     """
-    while True:
-        port = random.randrange(10_000, 30_000)
+    for port in _ports:
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
+    raise AssertionError("no port is free")
 
 
 @pytest.fixture(name="free_port", scope="session")
@@ -77,6 +78,7 @@ class Etcd:
                 [
                     "etcd",
                     f"--data-dir={self.directory}/data",
+                    "--unsafe-no-fsync",  # the data need not outlive the machine
                     f"--listen-client-urls={client}",
                     f"--advertise-client-urls={client}",
                     f"--listen-peer-urls={peer}",
@@ -193,9 +195,8 @@ class Network:
         return str(self.hosts[name].lease().network_address)
 
     def status(self, name: str) -> dict[str, Any]:
-        """Return what `flannelctl status` says on a host."""
-        said: dict[str, Any] = json.loads(self.hosts[name].flannelctl("status", "--json", check=False))
-        return said
+        """Return what flanneld on a host says of itself, once it answers."""
+        return self.wait_status(name, lambda status: True, "answers")
 
     def leases_known(self, name: str) -> set[str]:
         """Return the subnets of all leases that flanneld on a host has heard of; the store is not asked.
@@ -227,12 +228,15 @@ class Network:
     def wait_status(
         self, name: str, is_so: Callable[[dict[str, Any]], bool], what: str, *, deadline_s: float = SOON_S
     ) -> dict[str, Any]:
-        """Return the status of a host once `is_so` holds of it."""
+        """Return the status of a host once flanneld there says one of which `is_so` holds.
+
+        What flannelctl finds in its files while it does not answer is passed over.
+        """
         seen: list[dict[str, Any]] = []
 
         def look() -> bool:
-            seen.append(self.status(name))
-            return is_so(seen[-1])
+            seen.append(json.loads(self.hosts[name].flannelctl("status", "--json", check=False)))
+            return bool(seen[-1]["is_live"]) and is_so(seen[-1])
 
         try:
             wait_until(look, what=f"{name} {what}", deadline_s=deadline_s)

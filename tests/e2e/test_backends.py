@@ -12,7 +12,7 @@ from pyflannel.lab.waiting import wait_until
 from pyflannel.model.backend_data import Vtep
 from pyflannel.wire.backend_data_json import parse_vtep
 
-SOON_S = 20.0
+SOON_S = 60.0
 HOSTS = ("docker1", "docker2", "docker4")
 """Two on one segment, one behind the router."""
 

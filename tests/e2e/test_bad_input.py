@@ -10,7 +10,7 @@ import pytest
 
 from pyflannel.lab.waiting import wait_until
 
-SOON_S = 30.0
+SOON_S = 60.0
 CONFIG = '{"Network":"10.100.0.0/16"}'
 SUBNET_ENV = "/run/flannel/subnet.env"
 HOLD_PORT = """

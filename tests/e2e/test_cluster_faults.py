@@ -70,13 +70,28 @@ class Member:
         return self.host.run(command).stdout
 
     def status(self) -> dict[str, Any]:
-        """Return what it says of itself, or nothing while it does not answer."""
+        """Return what it says of itself, once it answers."""
+        found: list[dict[str, Any]] = []
+        wait_until(
+            lambda: bool(found.append(self.ask()) or found[-1]),
+            what=f"{self.host.name} answers",
+            deadline_s=SOON_S,
+        )
+        return found[-1]
+
+    def ask(self) -> dict[str, Any]:
+        """Return what it says of itself, or nothing when it does not answer at once."""
         try:
             (said,) = json.loads(self.ctl("--command-timeout=1s", "endpoint", "status", "-w", "json"))
         except (LabError, ValueError):
             return {}
         status: dict[str, Any] = said["Status"]
         return status
+
+    @property
+    def number(self) -> str:
+        """What etcdctl calls it by."""
+        return f"{self.status()['header']['member_id']:x}"
 
 
 class Cluster:
@@ -98,8 +113,8 @@ class Cluster:
 
         def look() -> bool:
             for member in self.members:
-                status = member.status()
-                if status and status["header"]["member_id"] == status["leader"]:
+                status = member.ask()
+                if status and status["header"]["member_id"] == status.get("leader"):
                     found.append(member)
             return bool(found)
 
@@ -114,8 +129,7 @@ class Cluster:
     def _leads(self, member: Member) -> bool:
         leader = self.leader()
         if leader is not member:
-            number = f"{member.status()['header']['member_id']:x}"
-            succeeds(leader, "move-leader", number)
+            succeeds(leader, "move-leader", member.number)
         return leader is member
 
     def others(self, member: Member) -> list[Member]:
@@ -308,7 +322,7 @@ def test_a_member_loses_its_data(in_long_run: None, network: Any, pings: Any) ->
     cluster = network.etcd
     lost = spoken_to(network, "docker1")
     rest = cluster.others(lost)
-    number = f"{lost.status()['header']['member_id']:x}"
+    number = lost.number
 
     lost.kill()
     lost.host.run(["rm", "-r", "/var/lib/etcd-lab"])

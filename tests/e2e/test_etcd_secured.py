@@ -26,7 +26,7 @@ from pyflannel.lab.program import Program
 from pyflannel.lab.together import together
 from pyflannel.lab.waiting import wait_until
 
-SOON_S = 40.0
+SOON_S = 60.0
 ADDRESS = "10.10.10.1"
 """Of the members, in their certificates; 192.168.50.1 leads to them too, and is in none."""
 
@@ -155,6 +155,7 @@ class Secured:
             f"--cert={self.pki / 'operator'}.pem",
             f"--key={self.pki / 'operator'}-key.pem",
             *([f"--user={user}"] if user else []),
+            *(["--dial-timeout=20s", "--command-timeout=30s"] if check else []),
         ]
         said: str = self.network.lab.router.run([*command, *argv], check=check, text=text).stdout
         return said

@@ -21,7 +21,7 @@ from pyflannel.wire.lease_record import CONFIG as CONFIG_KEY
 
 BIN = Path(sys.executable).parent
 CONFIG = '{"Network": "10.100.0.0/16"}'
-DEADLINE_S = 40.0
+DEADLINE_S = 60.0
 _numbers = count()
 
 
@@ -98,6 +98,10 @@ class Host:
         eventually(lambda: self.ctl("status").returncode == 0, "flanneld is ready")
         return daemon
 
+    def wait_forwarder(self) -> None:
+        """Return once the forwarder answers: a status does not wait for it for long."""
+        eventually(lambda: self.document("status")["forwarder"] is not None, "the forwarder answers")
+
     def ctl(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
             ["ip", "netns", "exec", self.namespace, BIN / "flannelctl", *arguments],
@@ -166,6 +170,7 @@ def other(host: Host, tmp_path: Path) -> Iterator[Host]:
 class TestStatus:
     def test_a_ready_daemon_tells_what_it_does(self, host: Host) -> None:
         host.start()
+        host.wait_forwarder()
 
         status = host.document("status")
 
@@ -234,6 +239,7 @@ class TestStatus:
         before = host.document("status")
         daemon.kill()
         daemon.wait()
+        host.wait_forwarder()
 
         done = host.ctl("status", "--json")
 

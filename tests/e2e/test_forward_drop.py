@@ -29,7 +29,7 @@ pytestmark = pytest.mark.skipif(
 
 TWO_HOSTS = Topology(COOKBOOK.segments, (COOKBOOK.hosts[0], COOKBOOK.hosts[2]))
 DOCKER_OPTIONS = Path("/etc/default/docker")
-SOON_S = 30.0
+SOON_S = 60.0
 PORT = 7007
 
 TELLING = """

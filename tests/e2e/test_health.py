@@ -9,7 +9,7 @@ import pytest
 
 from pyflannel.lab.waiting import wait_until
 
-SOON_S = 30.0
+SOON_S = 60.0
 PORT = 8081
 FOREIGN = '{"PublicIP":"203.0.113.9","PublicIPv6":null,"Pyflannel":{"Owner":"somebody-else"}}'
 """A lease of a host that is not there."""
@@ -148,14 +148,15 @@ def test_ports_that_cannot_be_had_stop_nothing(new_network: NewNetwork) -> None:
 
     network.start("docker1", f"--healthz-port={PORT}", "--healthz-ip=0.0.0.0", "--http=203.0.113.1:8471")
 
-    log = network.log("docker1")
-    assert (
+    network.wait_logged(
+        "docker1",
         f"--healthz-port={PORT} is not served, and tried again: TCP port 0.0.0.0:{PORT} is in use."
-        f" See who has it: ss -ltnp 'sport = :{PORT}'.\n" in log
+        f" See who has it: ss -ltnp 'sport = :{PORT}'.\n",
     )
-    assert (
+    network.wait_logged(
+        "docker1",
         "--http=203.0.113.1:8471 is not served, and tried again: TCP port 203.0.113.1:8471 cannot be listened"
-        " on: Cannot assign requested address. Name an address of this host" in log
+        " on: Cannot assign requested address. Name an address of this host",
     )
     holder.kill()
     wait_answer(network, "")

@@ -14,7 +14,7 @@ from pyflannel.lab.namespace_container import NamespaceContainer
 from pyflannel.lab.together import together
 from pyflannel.lab.traffic import ping_all, wait_reached
 
-REACHED_S = 30.0
+REACHED_S = 60.0
 WIDE = '{"Network":"10.100.0.0/16"}'
 NARROW = '{"Network":"10.100.0.0/16","SubnetMin":"10.100.1.0","SubnetMax":"10.100.4.0"}'
 """As many subnets as hosts, so that they are sure to draw the same ones."""

@@ -19,7 +19,7 @@ GOLDEN = json.loads((Path(__file__).parents[1] / "golden/mk-docker-opts.json").r
 INSTALLED = Path(sys.executable).with_name("mk-docker-opts.sh")
 SUBNET_ENV = "FLANNEL_SUBNET=10.77.9.1/24\nFLANNEL_MTU=1472\nFLANNEL_IPMASQ=false\n"
 COMBINED = 'DOCKER_OPTS=" --bip=10.77.9.1/24 --ip-masq=true --mtu=1472"\n'
-DEADLINE_S = 30
+DEADLINE_S = 60
 
 # A /run and a network of the case's own; what was written to /run comes back by the working directory.
 SANDBOX = """

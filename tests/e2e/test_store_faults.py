@@ -20,14 +20,14 @@ from pyflannel.lab.together import together
 from pyflannel.lab.traffic import ping
 from pyflannel.lab.waiting import wait_until
 
-SOON_S = 30.0
+SOON_S = 60.0
 """A lost lease is taken again at once, a store that is back found in seconds; the rest is the machine's."""
 
 NewNetwork = Callable[..., Any]
 NetworkOf = Callable[..., AbstractContextManager[Any]]
 Pinging = Callable[[Any, str], AbstractContextManager[Any]]
 
-BACK_S = 60.0
+BACK_S = 90.0
 """A host that waits for its store tries at most every 5 s."""
 
 CONFIG = '{"Network":"10.100.0.0/16"}'
@@ -42,8 +42,14 @@ FOREIGN = '{"PublicIP":"203.0.113.9","PublicIPv6":null,"Pyflannel":{"Owner":"som
 def end_as_by_a_reboot(host: Any, daemon: Program) -> None:
     """End what runs, and take away all that is not on a disk."""
     daemon.kill()
-    forwarder = json.loads(host.flannelctl("status", "--json", check=False))["forwarder"]["pid"]
-    host.run(["kill", "-KILL", str(forwarder)])
+    found: list[dict[str, Any]] = []
+
+    def answers() -> bool:
+        found[:] = [json.loads(host.flannelctl("status", "--json", check=False))["forwarder"] or {}]
+        return "pid" in found[0]
+
+    wait_until(answers, what="the forwarder answers", deadline_s=SOON_S)
+    host.run(["kill", "-KILL", str(found[0]["pid"])])
     host.run(["ip", "link", "delete", "flannel0"])
     host.run(["rm", "-r", "/run/flannel"])
 
@@ -131,7 +137,8 @@ class TestStoreAway:
         together([starting, come_late])
 
         network.wait_status("docker1", is_held, "holds its lease")
-        assert network.log("docker1").count("etcd did not answer") == 1
+        said = re.findall("Couldn't fetch network config: (.*)", network.log("docker1"))
+        assert len(said) == len(set(said)) > 0
 
     def test_away_for_a_while(self, new_network: NewNetwork, pinging: Pinging) -> None:
         network = new_network("docker1", "docker4", config=None)

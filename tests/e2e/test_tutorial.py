@@ -13,7 +13,7 @@ from pyflannel.lab.lab import Lab
 from pyflannel.lab.sandbox import Sandbox
 
 TUTORIAL = Path(__file__).parents[2] / "docs/tutorial.md"
-DEADLINE_S = 40.0
+DEADLINE_S = 60.0
 
 # The subnets of the run that the tutorial shows; every run draws others.
 SHOWN = {"10.100.112": "docker1", "10.100.81": "docker4"}

@@ -13,8 +13,8 @@ from pyflannel.lab.program import Program
 from pyflannel.lab.sandbox import Sandbox
 from pyflannel.lab.waiting import wait_until
 
-_BOOT_DEADLINE_S = 60.0
-_OFF_DEADLINE_S = 60.0
+_BOOT_DEADLINE_S = 120.0
+_OFF_DEADLINE_S = 120.0
 _INSTALLATION = (Path(sys.prefix), Path(pyflannel.__file__).resolve().parents[1])
 _UP = ("running", "degraded")
 _STARTED = ("starting", *_UP)

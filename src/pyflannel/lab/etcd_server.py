@@ -38,5 +38,6 @@ class EtcdServer:
 
     def etcdctl(self, *argv: str) -> str:
         """Run etcdctl beside the server and return what it printed."""
-        command = ["env", "ETCDCTL_API=3", "etcdctl", f"--endpoints=http://127.0.0.1:{CLIENT_PORT}", *argv]
-        return self._place.run(command).stdout
+        patience = ["--dial-timeout=20s", "--command-timeout=30s"]
+        asking = ["etcdctl", f"--endpoints=http://127.0.0.1:{CLIENT_PORT}", *patience]
+        return self._place.run(["env", "ETCDCTL_API=3", *asking, *argv]).stdout
