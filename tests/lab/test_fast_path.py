@@ -14,7 +14,7 @@ from pyflannel.wire.forwarder_control import Kind, decode_counters
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 SAFE = ["flannel_decap at eth0", "flannel_encap at flannel0", "flannel_hop at br0"]
 
 
@@ -51,8 +51,11 @@ def test_it_is_laid_by_default(overlay, ends):
         what="the container's entry",
         deadline_s=DEADLINE_S,
     )
-
-    assert look(one).peers == [f"{other.lease()} True"]  # as its lease says what it reads
+    wait_until(
+        lambda: look(one).peers == [f"{other.lease()} True"],  # as its lease says what it reads
+        what="the peer's entry",
+        deadline_s=DEADLINE_S,
+    )
     before = sent_by_forwarder(overlay, one)
     assert ping(box, far.address).is_reached
     assert sent_by_forwarder(overlay, one) == before

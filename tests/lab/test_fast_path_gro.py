@@ -11,7 +11,7 @@ from pyflannel.lab.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 STREAM_DEADLINE_S = 120.0
 OCTETS = 16 << 20
 
@@ -48,7 +48,12 @@ def ends(overlay):
     overlay.settle(*ends)
     containers = [host.container("box", gateway=host.gateway(), mtu=1472) for host in ends]
     wait_reached(containers, deadline_s=DEADLINE_S)
-    assert [joint_of(host) for host in ends] == [["flannel0-gro", "flannel0-rx"]] * 2
+    for host in ends:
+        wait_until(
+            lambda host=host: joint_of(host) == ["flannel0-gro", "flannel0-rx"],
+            what=f"the joint of {host.name}",
+            deadline_s=DEADLINE_S,
+        )
     box, far = containers
     wait_until(
         lambda: (
@@ -71,7 +76,9 @@ def joint_of(host) -> list[str]:
 def stream_arrives(source, destination, octets: int = OCTETS) -> bool:
     """Return whether a stream comes out as it went in."""
     receiver = destination.start_in_network([sys.executable, "-c", _RECEIVE], name="receive")
-    wait_until(lambda: "listening" in receiver.last_words(), what="the receiver listens", deadline_s=30)
+    wait_until(
+        lambda: "listening" in receiver.last_words(), what="the receiver listens", deadline_s=DEADLINE_S
+    )
     sent = source.run_in_network(
         [sys.executable, "-c", _SEND, str(destination.address), str(octets)], timeout_s=STREAM_DEADLINE_S
     ).stdout

@@ -16,7 +16,7 @@ from pyflannel.model.status import Status
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 SAFE = ["flannel_decap at eth0", "flannel_encap at flannel0", "flannel_hop at br0"]
 FEWER_RIGHTS = ["setpriv", "--bounding-set=-sys_admin"]
 NO_LIBRARY = """

@@ -15,6 +15,7 @@ from pyflannel.lab.waiting import wait_until
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 
 PEERS = 1000
+DEADLINE_S = 60.0
 
 FOREIGN = """
 link add decoy0 type veth peer name decoy1
@@ -59,7 +60,9 @@ def host(overlay) -> Host:
     made.run(["ip", "-batch", "-"], text=FOREIGN)
     made.run(["bridge", "-batch", "-"], text=FOREIGN_FDB)
     wait_until(
-        lambda: "tentative" not in str(overlay.state(made)), what="no address is under way", deadline_s=30
+        lambda: "tentative" not in str(overlay.state(made)),
+        what="no address is under way",
+        deadline_s=DEADLINE_S,
     )
     overlay.set_backend("vxlan")
     overlay.put_peers("vxlan", PEERS)
@@ -79,7 +82,7 @@ def complete(overlay, host: Host, before: dict[str, Any]) -> dict[str, Any]:
     wait_peers(host, PEERS)
     found = everything(overlay, host)
     clean(overlay, host)
-    assert everything(overlay, host) == before
+    wait_equal(overlay, host, before)
     return found
 
 
@@ -111,7 +114,7 @@ def wait_peers(host: Host, count: int) -> None:
     wait_until(
         lambda: len(host.routes("dev", "flannel.1", "proto", "80")) == count,
         what=f"{count} routes by flannel.1",
-        deadline_s=30,
+        deadline_s=DEADLINE_S,
     )
 
 
@@ -122,7 +125,9 @@ def clean(overlay, host: Host) -> None:
 def wait_equal(overlay, host: Host, wanted: dict[str, Any]) -> None:
     """Return when the host has exactly this."""
     with contextlib.suppress(LabError):
-        wait_until(lambda: everything(overlay, host) == wanted, what="all is as wanted", deadline_s=30)
+        wait_until(
+            lambda: everything(overlay, host) == wanted, what="all is as wanted", deadline_s=DEADLINE_S
+        )
     assert everything(overlay, host) == wanted
 
 
@@ -171,9 +176,15 @@ def test_peers_that_left_while_the_daemon_was_down_leave_nothing(overlay, host, 
     overlay.join(host)
     wait_peers(host, PEERS // 10)
 
+    def gained(part: str) -> int:
+        return len(everything(overlay, host)[part]) - len(before[part])
+
+    wait_until(  # what routes led by goes after them
+        lambda: [gained(part) for part in ("neighbours", "FDB")] == [PEERS // 10] * 2,
+        what=f"neighbours and FDB entries of {PEERS // 10} peers",
+        deadline_s=DEADLINE_S,
+    )
     found = everything(overlay, host)
-    assert len(found["neighbours"]) - len(before["neighbours"]) == PEERS // 10
-    assert len(found["FDB"]) - len(before["FDB"]) == PEERS // 10
     assert lacking(before, found) == []
     assert {part: found[part] for part in ("links", "addresses")} == {
         part: complete[part] for part in ("links", "addresses")

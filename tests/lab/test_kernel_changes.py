@@ -167,7 +167,7 @@ def test_lost_notifications_are_a_wake_up(namespace) -> None:
                 for verb in ("add", "delete")
             )
             namespace.command("ip", "-batch", "-", given=churn)
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(100):
                 await anext(target.changes())
         finally:
             target.close()

@@ -29,7 +29,7 @@ def with_target(work: Callable[[FileTarget], Awaitable[None]]) -> None:
     async def run() -> None:
         target = FileTarget()
         try:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(100):
                 await work(target)
         finally:
             target.close()
@@ -222,7 +222,7 @@ def test_a_watched_file_tells_of_each_write(tmp_path: Path) -> None:
             await asyncio.sleep(0)  # the watch is there once anext has begun
             (tmp_path / "neighbour").write_text("x")
             path.write_text(text)
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(100):
                 await told
         await changes.aclose()
 

@@ -273,7 +273,10 @@ def test_a_snapshot_says_what_is_in_the_place_of_the_planned(namespace, target, 
 
 @given(st.lists(st.sampled_from([words for damage in DAMAGE.values() for words in damage]), max_size=5))
 @settings(
-    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], database=None
+    max_examples=12,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    database=None,
 )
 @pytest.mark.usefixtures("underlay")
 def test_one_pass_undoes_any_heap_of_damage(namespace, target, damage: list[str]) -> None:

@@ -257,7 +257,7 @@ def test_a_storm_of_changes_starves_nothing(namespace, notification_octets: int)
                 turns += 1
             is_over.set()
             await weather
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 while ours(await onlooker.snapshot(PLAN), PLAN) != PLAN:
                     await asyncio.sleep(0.01)
             keeper.cancel()

@@ -10,12 +10,12 @@ from ipaddress import IPv4Address
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from pyflannel.lab.traffic import wait_reached
+from pyflannel.lab.traffic import ping, wait_reached
 from pyflannel.lab.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 ENDPOINT = "127.0.0.1:8471"
 NOBODY_S = "10.100.250.2"
 """An address of the network that no host has."""
@@ -60,7 +60,22 @@ def ends(overlay):
     overlay.settle(*ends)
     containers = [host.container("box", gateway=host.gateway(), mtu=1472) for host in ends]
     wait_reached(containers, deadline_s=DEADLINE_S)
+    box, far = containers
+    wait_until(
+        lambda: all(carries(host, lambda: ping(box, far.address, count=1)) for host in ends),
+        what="the kernel carries their packets",
+        deadline_s=DEADLINE_S,
+    )
     return ends, containers
+
+
+def carries(host, send) -> bool:
+    """Return whether what is sent now goes through the programs of a host, both ways."""
+    names = [f"flannel_tunnel_{way}_packets_total programs" for way in ("transmit", "receive")]
+    before = scrape(host)
+    send()
+    now = scrape(host)
+    return all(now.get(name, 0) > before.get(name, 0) for name in names)
 
 
 def test_metrics_say_what_status_says(overlay, ends):
@@ -91,7 +106,7 @@ def test_counters_move_with_packets(ends):
     before = scrape(one)
 
     for size in ("56", "4000"):
-        box.run_in_network(["ping", "-c", "5", "-i", "0.1", "-W", "5", "-s", size, str(far.address)])
+        box.run_in_network(["ping", "-c", "5", "-i", "0.1", "-W", "30", "-s", size, str(far.address)])
 
     now = scrape(one)
     grown = {name: now[name] - before.get(name, 0) for name in now}

@@ -19,7 +19,7 @@ from pyflannel.lab.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 STREAM_INTERVAL_S = 0.001
 
 FRESH_HOST, PEER_DOWN = "docker3", "docker2"
@@ -164,7 +164,7 @@ def test_a_daemon_killed_at_any_moment_of_its_start(
         overlay.join(host)
         wait_until(lambda: shape(overlay, host) == clean, what="as after a start", deadline_s=DEADLINE_S)
 
-        assert overlay.forwarders(host) == 1
+        wait_until(lambda: overlay.forwarders(host) == 1, what="one forwarder", deadline_s=DEADLINE_S)
         overlay.wait_ready(host)
         with ping_stream(peer, host.lease().network_address, interval_s=0.01) as stream:
             stream.wait_answered()

@@ -17,7 +17,7 @@ from pyflannel.lab.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 PING_INTERVAL_S = 0.01
 ROUND = ("udp", "vxlan", "host-gw", "udp", "host-gw", "vxlan", "udp")
 """Each backend comes after each other."""

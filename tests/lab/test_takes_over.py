@@ -17,7 +17,7 @@ from pyflannel.lab.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 SUBNET = "10.100.31.0/24"
 MAC = "36:f5:41:10:dc:86"
 PEER = "10.100.32.0/24"

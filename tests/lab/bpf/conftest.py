@@ -5,9 +5,10 @@ import os
 import re
 import signal
 import socket
+import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -29,14 +30,27 @@ from pyflannel.model.stranger import Stranger
 from pyflannel.plan.diff import diff
 from pyflannel.processes.forwarder import ForwarderTarget
 
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 MTU = 1472
 _ORDER = (BpfPeer, BpfContainer, BpfProgram)
 _RECEIVED = re.compile(r"(\d+) packets transmitted, (\d+) received")
 
 
+class Started(subprocess.Popen[str]):
+    """A program in a namespace, as what the lab starts is used."""
+
+    name = "a program"
+
+    def send(self, number: int) -> None:
+        self.send_signal(number)
+
+
 class Container:
-    """A namespace on a bridge of a host."""
+    """A namespace on a bridge of a host.
+
+    Attributes:
+        directory: where programs that run on write, to `log/NAME.log`.
+    """
 
     def __init__(self, host: "Host", namespace, address: str, link: str, mac: str) -> None:
         self.namespace = namespace
@@ -48,6 +62,13 @@ class Container:
         namespace.ip(f"address add {address}/24 dev eth0")
         namespace.ip(f"route add default via {host.gateway}")
         self.mac = mac
+        self.directory = host.run_dir
+
+    def start(self, command: Sequence[str], *, name: str) -> Started:
+        """Start a program that runs on."""
+        (self.directory / "log").mkdir(exist_ok=True)
+        with open(self.directory / "log" / f"{name}.log", "w") as log:
+            return Started(["ip", "netns", "exec", self.namespace.name, *command], stdout=log)
 
     @property
     def entry(self) -> BpfContainer:
@@ -58,7 +79,7 @@ class Container:
     def ping(self, address: str, *words: str, count: int = 3) -> tuple[int, str]:
         """Ping `address` and return how many were answered, and what ping said."""
         said = self.namespace.attempt(
-            "ping", "-n", "-c", str(count), "-i", "0.05", "-W", "10", *words, address
+            "ping", "-n", "-c", str(count), "-i", "0.05", "-W", "30", *words, address
         )
         return int(_RECEIVED.search(said)[2]), said
 

@@ -8,7 +8,7 @@ import pytest
 
 from pyflannel.kernel.bpf.layout import Outcome
 
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 OFFLOADS = ("tx", "rx", "tso", "gso", "gro", "tx-udp_tnl-segmentation")
 
 # The original's proxy: one packet is one datagram, and each end takes one off the TTL. Nothing is checked.

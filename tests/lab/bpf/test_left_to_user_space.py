@@ -16,7 +16,7 @@ import pytest
 from pyflannel.kernel.bpf.layout import Outcome
 from pyflannel.lab.waiting import wait_until
 
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 UDP_SEGMENT = 103  # linux/udp.h
 TUNSETIFF = 0x400454CA  # linux/if_tun.h, as are the flags
 IFF_TUN, IFF_NO_PI = 0x0001, 0x1000

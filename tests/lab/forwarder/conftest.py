@@ -19,7 +19,7 @@ from pyflannel.model.operation import Add
 from pyflannel.model.state import State
 from pyflannel.processes.forwarder import ForwarderTarget
 
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 REPLIES = re.compile(r"(\d+) packets transmitted, (\d+) received")
 
 
@@ -119,11 +119,11 @@ class Host:
     @contextmanager
     def pinging(self, other: "Host", per_second: int = 1000, seconds: float = 3):
         """Ping in the background; yields a function that waits for the end and returns (sent, received)."""
-        words = f"ping -q -i {1 / per_second} -c {int(per_second * seconds)} -W 2 {other.tunnel_address}"
+        words = f"ping -q -i {1 / per_second} -c {int(per_second * seconds)} -W 30 {other.tunnel_address}"
         process = self.spawn(*words.split())
 
         def result() -> tuple[int, int]:
-            output, _ = process.communicate(timeout=DEADLINE_S + seconds)
+            output, _ = process.communicate(timeout=2 * DEADLINE_S)
             sent, received = REPLIES.search(output).groups()
             return int(sent), int(received)
 

@@ -19,7 +19,7 @@ from pyflannel.model.version import VERSION
 from pyflannel.processes.forwarder import ForwarderTarget
 from pyflannel.wire.forwarder_control import FrameReader, Kind, decode_handed, encode_frame
 
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 NEXT = "next"
 """A version of which no forwarder is, before it was handed over to."""
 
@@ -173,7 +173,7 @@ def test_a_successor_that_dies_before_it_took_over_has_taken_nothing(linked):
     """Packets flow meanwhile; changes are refused, for it would not learn of them; then all is as before."""
     one, two = linked
     with closing(ask_for_everything(one)) as successor:
-        one.namespace.command("ping", "-c", "3", "-i", "0.05", "-W", "2", two.tunnel_address)
+        one.namespace.command("ping", "-c", "3", "-i", "0.05", "-W", "30", two.tunnel_address)
         (refusal,) = one.apply(Replace(two.peer(), two.peer(port=9999)))
         (second,) = hand_over(one)
         successor.shutdown(socket.SHUT_RDWR)
