@@ -22,10 +22,10 @@ from crowd.start import HAND_PATIENCE_S, TITLE, Start, start_curves, starts_in_m
 from crowd.steady import FOREIGN, STORM_PER_S, Rest, Steady, steady_in_markdown
 from drawing.curves import draw_curves
 from pyflannel.errors import LabError
-from pyflannel.lab.crowded_network import BARE_ADDRESS, CrowdedNetwork, crowded_network
+from pyflannel.lab.crowd.crowded_network import BARE_ADDRESS, CrowdedNetwork, crowded_network
+from pyflannel.lab.measuring.usage import running_s, usage_of
 from pyflannel.lab.peer_objects import lay_vxlan, objects_of
-from pyflannel.lab.program import Program
-from pyflannel.lab.usage import running_s, usage_of
+from pyflannel.lab.sandboxes.program import Program
 from pyflannel.lab.waiting import wait_until
 
 BACKENDS = ("udp", "host-gw", "vxlan")

@@ -25,7 +25,7 @@ from pyflannel.errors import LabError, NotReadyError
 from pyflannel.lab.etcd_server import PREFIX, EtcdServer
 from pyflannel.lab.host import Host
 from pyflannel.lab.lab import Lab
-from pyflannel.lab.program import Program
+from pyflannel.lab.sandboxes.program import Program
 from pyflannel.lab.together import together
 from pyflannel.lab.topology import COOKBOOK, LEFT, Topology
 from pyflannel.lab.waiting import wait_until

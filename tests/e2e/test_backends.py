@@ -5,8 +5,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from pyflannel.lab.containers.namespace_container import NamespaceContainer
 from pyflannel.lab.host import Host
-from pyflannel.lab.namespace_container import NamespaceContainer
 from pyflannel.lab.traffic import wait_reached
 from pyflannel.lab.waiting import wait_until
 from pyflannel.model.backend_data import Vtep

@@ -18,7 +18,7 @@ from pyflannel.errors import LabError
 from pyflannel.lab.etcd_server import CLIENT_PORT, PREFIX
 from pyflannel.lab.faults import partitioned, paused
 from pyflannel.lab.host import Host
-from pyflannel.lab.program import Program
+from pyflannel.lab.sandboxes.program import Program
 from pyflannel.lab.together import together
 from pyflannel.lab.topology import LEFT, HostPlace
 from pyflannel.lab.traffic import ping

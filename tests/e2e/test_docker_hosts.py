@@ -13,16 +13,16 @@ from pathlib import Path
 
 import pytest
 
-from pyflannel.lab.docker_engine import DockerContainer
+from pyflannel.lab.containers.docker_engine import DockerContainer
+from pyflannel.lab.containers.image import write_image
+from pyflannel.lab.containers.web import fetch, serving
 from pyflannel.lab.etcd_server import EtcdServer
 from pyflannel.lab.host import Host
-from pyflannel.lab.image import write_image
 from pyflannel.lab.lab import Lab
-from pyflannel.lab.program import Program
+from pyflannel.lab.sandboxes.program import Program
 from pyflannel.lab.together import together
 from pyflannel.lab.traffic import ping, ping_all, wait_reached
 from pyflannel.lab.waiting import wait_until
-from pyflannel.lab.web import fetch, serving
 
 pytestmark = pytest.mark.skipif(
     shutil.which("dockerd") is None, reason="no dockerd: Debian's docker.io has it"

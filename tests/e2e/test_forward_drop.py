@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from pyflannel.lab.docker_engine import DockerContainer
+from pyflannel.lab.containers.docker_engine import DockerContainer
+from pyflannel.lab.containers.image import write_image
 from pyflannel.lab.etcd_server import PREFIX, EtcdServer
 from pyflannel.lab.host import Host
-from pyflannel.lab.image import write_image
 from pyflannel.lab.lab import Lab
-from pyflannel.lab.program import Program
-from pyflannel.lab.sandbox import Sandbox
+from pyflannel.lab.sandboxes.program import Program
+from pyflannel.lab.sandboxes.sandbox import Sandbox
 from pyflannel.lab.together import together
 from pyflannel.lab.topology import COOKBOOK, LEFT, Topology
 from pyflannel.lab.traffic import ping

@@ -7,10 +7,10 @@ from functools import partial
 
 import pytest
 
+from pyflannel.lab.containers.namespace_container import NamespaceContainer
 from pyflannel.lab.etcd_server import EtcdServer
 from pyflannel.lab.host import Host
 from pyflannel.lab.lab import Lab
-from pyflannel.lab.namespace_container import NamespaceContainer
 from pyflannel.lab.together import together
 from pyflannel.lab.traffic import ping_all, wait_reached
 

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from pyflannel.assembly.control_client import ControlClient
+from pyflannel.lab.crowd.joining import Crowd, join_at_once
 from pyflannel.lab.etcd_server import PREFIX, EtcdServer
 from pyflannel.lab.host import Host
-from pyflannel.lab.joining import Crowd, join_at_once
 from pyflannel.lab.lab import Lab
-from pyflannel.lab.program import Program
+from pyflannel.lab.sandboxes.program import Program
 from pyflannel.lab.together import together
 from pyflannel.lab.topology import HostPlace, Segment, Topology
 from pyflannel.lab.traffic import ping

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from pyflannel.lab.faults import paused
-from pyflannel.lab.program import Program
+from pyflannel.lab.sandboxes.program import Program
 from pyflannel.lab.together import together
 from pyflannel.lab.traffic import ping
 from pyflannel.lab.waiting import wait_until

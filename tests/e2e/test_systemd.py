@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from pyflannel.lab.booted_system import BootedSystem
-from pyflannel.lab.image import NAME as IMAGE
-from pyflannel.lab.image import write_image
+from pyflannel.lab.containers.image import NAME as IMAGE
+from pyflannel.lab.containers.image import write_image
+from pyflannel.lab.sandboxes.booted_system import BootedSystem
 from pyflannel.lab.traffic import ping
 from pyflannel.lab.waiting import wait_until
 

@@ -26,7 +26,7 @@ from pyflannel.kernel.network.linux import LinuxTarget
 from pyflannel.lab.etcd_server import PREFIX, EtcdServer
 from pyflannel.lab.host import Host
 from pyflannel.lab.lab import Lab
-from pyflannel.lab.program import Program
+from pyflannel.lab.sandboxes.program import Program
 from pyflannel.lab.topology import LEFT
 from pyflannel.lab.waiting import wait_until
 from pyflannel.model.operation import Operation, Refusal

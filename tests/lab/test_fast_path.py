@@ -4,9 +4,9 @@ import os
 
 import pytest
 
-from pyflannel.lab import kernel_programs
-from pyflannel.lab.inside import run_inside
-from pyflannel.lab.kernel_programs import KernelPrograms
+from pyflannel.lab.measuring import kernel_programs
+from pyflannel.lab.measuring.kernel_programs import KernelPrograms
+from pyflannel.lab.sandboxes.inside import run_inside
 from pyflannel.lab.traffic import ping, wait_reached
 from pyflannel.lab.waiting import wait_until
 from pyflannel.model.bpf_program import Role

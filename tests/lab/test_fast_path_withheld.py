@@ -6,10 +6,10 @@ import sys
 
 import pytest
 
-from pyflannel.lab import kernel_programs
-from pyflannel.lab.inside import run_inside
-from pyflannel.lab.iperf import measure_throughput
-from pyflannel.lab.namespace_container import BRIDGE, lay_bridge
+from pyflannel.lab.containers.namespace_container import BRIDGE, lay_bridge
+from pyflannel.lab.measuring import kernel_programs
+from pyflannel.lab.measuring.iperf import measure_throughput
+from pyflannel.lab.sandboxes.inside import run_inside
 from pyflannel.lab.traffic import ping, wait_reached
 from pyflannel.lab.waiting import wait_until
 from pyflannel.model.status import Status
@@ -28,7 +28,7 @@ exec "$@"
 
 
 def refusing(call: str, code: str) -> list[str]:
-    return [sys.executable, "-m", "pyflannel.lab.refusing", call, code]
+    return [sys.executable, "-m", "pyflannel.lab.sandboxes.refusing", call, code]
 
 
 @pytest.fixture(scope="module")

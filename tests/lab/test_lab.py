@@ -14,9 +14,9 @@ import pytest
 from pyflannel.errors import BusyError, LabError, UsageError
 from pyflannel.lab.faults import lossy, partitioned, paused, unplugged
 from pyflannel.lab.host import Host
-from pyflannel.lab.kernel_path import lay_kernel_path, measure_kernel_path
 from pyflannel.lab.lab import Lab, enter_host, remove_lab, standing_labs
 from pyflannel.lab.lab_directory import ROOT, nobody_removes
+from pyflannel.lab.measuring.kernel_path import lay_kernel_path, measure_kernel_path
 from pyflannel.lab.traffic import ping, ping_all
 from pyflannel.lab.waiting import wait_until
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pyflannel.lab import cgroups
 from pyflannel.lab.lab_directory import LabDirectory, nobody_removes
+from pyflannel.lab.sandboxes import cgroups
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="the labs' directory is root's")
 

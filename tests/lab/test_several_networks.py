@@ -10,7 +10,7 @@ import pytest
 
 from pyflannel.lab.host import Host
 from pyflannel.lab.lab import Lab
-from pyflannel.lab.program import Program
+from pyflannel.lab.sandboxes.program import Program
 from pyflannel.lab.together import together
 from pyflannel.lab.waiting import wait_until
 

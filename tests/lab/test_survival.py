@@ -13,7 +13,7 @@ import pytest
 
 from pyflannel.lab.etcd_server import PREFIX
 from pyflannel.lab.host import Host
-from pyflannel.lab.program import Program
+from pyflannel.lab.sandboxes.program import Program
 from pyflannel.lab.together import together
 from pyflannel.lab.waiting import wait_until
 

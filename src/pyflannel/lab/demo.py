@@ -10,14 +10,14 @@ from statistics import fmean
 from typing import Protocol
 
 from pyflannel.errors import LabError
-from pyflannel.lab import web
-from pyflannel.lab.container import Container
+from pyflannel.lab.containers import web
+from pyflannel.lab.containers.container import Container
+from pyflannel.lab.containers.image import write_image
 from pyflannel.lab.etcd_server import EtcdServer
 from pyflannel.lab.host import Host
-from pyflannel.lab.image import write_image
-from pyflannel.lab.iperf import Throughput, measure_throughput
-from pyflannel.lab.kernel_path import lay_kernel_path, measure_kernel_path
 from pyflannel.lab.lab import Lab
+from pyflannel.lab.measuring.iperf import Throughput, measure_throughput
+from pyflannel.lab.measuring.kernel_path import lay_kernel_path, measure_kernel_path
 from pyflannel.lab.together import together
 from pyflannel.lab.topology import LEFT
 from pyflannel.lab.traffic import PingResult, ping_all, wait_reached

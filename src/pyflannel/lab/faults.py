@@ -6,8 +6,8 @@ from contextlib import contextmanager
 
 from pyflannel.lab.host import Host
 from pyflannel.lab.lab import Lab
-from pyflannel.lab.program import Program
-from pyflannel.lab.sandbox import Sandbox
+from pyflannel.lab.sandboxes.program import Program
+from pyflannel.lab.sandboxes.sandbox import Sandbox
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from pyflannel.errors import LabError, UsageError
 from pyflannel.lab.host import Host
 from pyflannel.lab.lab_directory import LabDirectory, lab_names, remove_remains
 from pyflannel.lab.network import lay_segments, plug_in
-from pyflannel.lab.sandbox import Sandbox
+from pyflannel.lab.sandboxes.sandbox import Sandbox
 from pyflannel.lab.together import together
 from pyflannel.lab.topology import COOKBOOK, ROUTER, HostPlace, Topology
 

@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Iterable
 
 from pyflannel.errors import LabError
-from pyflannel.lab.sandbox import Sandbox
+from pyflannel.lab.sandboxes.sandbox import Sandbox
 from pyflannel.lab.topology import HostPlace, Segment
 
 

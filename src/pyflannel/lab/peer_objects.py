@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface
 
-from pyflannel.lab.sandbox import Sandbox
+from pyflannel.lab.sandboxes.sandbox import Sandbox
 from pyflannel.model.lease import Lease
 
 VXLAN_DEVICE = "flannel.1"

@@ -50,7 +50,7 @@ def with_rights(*names: str) -> list[str]:
 
 
 def refusing(call: str, code: str) -> list[str]:
-    return [sys.executable, "-m", "pyflannel.lab.refusing", call, code]
+    return [sys.executable, "-m", "pyflannel.lab.sandboxes.refusing", call, code]
 
 
 KERNEL = ("programs SCHED_CLS", "maps LPM_TRIE", "tcx")

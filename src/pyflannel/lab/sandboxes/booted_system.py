@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pyflannel
 from pyflannel.errors import LabError
-from pyflannel.lab.cgroups import cgroup_of
-from pyflannel.lab.program import Program
-from pyflannel.lab.sandbox import Sandbox
+from pyflannel.lab.sandboxes.cgroups import cgroup_of
+from pyflannel.lab.sandboxes.program import Program
+from pyflannel.lab.sandboxes.sandbox import Sandbox
 from pyflannel.lab.waiting import wait_until
 
 _BOOT_DEADLINE_S = 120.0

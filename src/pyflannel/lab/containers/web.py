@@ -4,7 +4,7 @@ import time
 from ipaddress import IPv4Address
 
 from pyflannel.errors import LabError
-from pyflannel.lab.container import Container
+from pyflannel.lab.containers.container import Container
 
 PORT = 80
 _ANSWER_DEADLINE_S = 30.0

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pyflannel.errors import LabError
-from pyflannel.lab.sandbox import Sandbox
+from pyflannel.lab.sandboxes.sandbox import Sandbox
 
 _CLONE_NEWNET = 0x40000000
 """linux/sched.h; os.setns comes with Python 3.12."""

@@ -4,8 +4,8 @@ import json
 from dataclasses import dataclass
 
 from pyflannel.errors import LabError
-from pyflannel.lab.program import Program
-from pyflannel.lab.sandbox import RUN_TIMEOUT_S
+from pyflannel.lab.sandboxes.program import Program
+from pyflannel.lab.sandboxes.sandbox import RUN_TIMEOUT_S
 from pyflannel.lab.traffic import Station
 from pyflannel.lab.waiting import wait_until
 

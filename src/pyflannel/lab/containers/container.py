@@ -6,8 +6,8 @@ from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Protocol
 
-from pyflannel.lab.program import Program
-from pyflannel.lab.sandbox import RUN_TIMEOUT_S
+from pyflannel.lab.sandboxes.program import Program
+from pyflannel.lab.sandboxes.sandbox import RUN_TIMEOUT_S
 
 
 class Container(Protocol):

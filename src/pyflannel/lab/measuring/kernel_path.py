@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from ipaddress import IPv4Interface
 
 from pyflannel.errors import LabError
+from pyflannel.lab.containers.namespace_container import NamespaceContainer
 from pyflannel.lab.host import Host
-from pyflannel.lab.iperf import Throughput, measure_throughput
 from pyflannel.lab.lab import Lab
-from pyflannel.lab.namespace_container import NamespaceContainer
+from pyflannel.lab.measuring.iperf import Throughput, measure_throughput
 from pyflannel.lab.peer_objects import lay_vxlan, objects_of
 from pyflannel.lab.topology import LEFT, RIGHT, HostPlace
 from pyflannel.model.backend_data import Vtep

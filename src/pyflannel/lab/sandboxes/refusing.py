@@ -1,6 +1,6 @@
 """A command for which a seccomp filter answers one system call in place of the kernel.
 
-    python -m pyflannel.lab.refusing bpf EPERM flanneld --store=…
+    python -m pyflannel.lab.sandboxes.refusing bpf EPERM flanneld --store=…
 
 The filter stays for whatever the command starts. Source: seccomp(2); linux/filter.h.
 """

@@ -10,7 +10,7 @@ from ipaddress import IPv4Network
 
 from pyflannel.errors import LabError
 from pyflannel.kernel.network.netlink_socket import NotificationSocket
-from pyflannel.lab.standing_leases import LeaseWriter, lease_writer
+from pyflannel.lab.crowd.standing_leases import LeaseWriter, lease_writer
 from pyflannel.model.lease import Lease
 from pyflannel.model.route import Route
 from pyflannel.wire.netlink import routes

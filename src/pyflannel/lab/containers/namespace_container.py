@@ -5,8 +5,8 @@ from ipaddress import IPv4Address, IPv4Interface
 from pathlib import Path
 from subprocess import CompletedProcess
 
-from pyflannel.lab.program import Program
-from pyflannel.lab.sandbox import RUN_TIMEOUT_S, Sandbox
+from pyflannel.lab.sandboxes.program import Program
+from pyflannel.lab.sandboxes.sandbox import RUN_TIMEOUT_S, Sandbox
 
 BRIDGE = "br0"
 

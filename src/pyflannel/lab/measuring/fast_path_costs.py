@@ -11,9 +11,9 @@ from statistics import median
 from pyflannel.errors import LabError
 from pyflannel.kernel.bpf.fast_path import FastPath
 from pyflannel.kernel.bpf.target import BpfTarget
-from pyflannel.lab.crowded_network import crowded_network
-from pyflannel.lab.inside import run_inside
-from pyflannel.lab.kernel_programs import look, time_entry, time_program
+from pyflannel.lab.crowd.crowded_network import crowded_network
+from pyflannel.lab.measuring.kernel_programs import look, time_entry, time_program
+from pyflannel.lab.sandboxes.inside import run_inside
 from pyflannel.lab.waiting import wait_until
 from pyflannel.model.bpf_peer import BpfPeer
 from pyflannel.model.bpf_program import Role

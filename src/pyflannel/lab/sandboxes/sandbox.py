@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from pyflannel.errors import LabError
-from pyflannel.lab.marker import mark_of
-from pyflannel.lab.notify_socket import NotifySocket
-from pyflannel.lab.program import Program
+from pyflannel.lab.sandboxes.marker import mark_of
+from pyflannel.lab.sandboxes.notify_socket import NotifySocket
+from pyflannel.lab.sandboxes.program import Program
 
 RUN_TIMEOUT_S = 120.0
 READY_DEADLINE_S = 120.0

@@ -93,7 +93,7 @@ def measure_adapter(backend: str, peers: int) -> AdapterCosts:
         LabError: it failed.
     """
     with _namespace("own") as name:
-        program = [sys.executable, "-m", "pyflannel.lab.kernel_objects", backend, str(peers)]
+        program = [sys.executable, "-m", "pyflannel.lab.measuring.kernel_objects", backend, str(peers)]
         return AdapterCosts(**json.loads(_run(["ip", "netns", "exec", name, *program])))
 
 

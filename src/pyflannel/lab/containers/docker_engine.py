@@ -7,11 +7,11 @@ from pathlib import Path
 from subprocess import CompletedProcess
 
 from pyflannel.errors import LabError
-from pyflannel.lab import image
-from pyflannel.lab.cgroups import cgroup_of
-from pyflannel.lab.exec_start import expand, read_environment_file
-from pyflannel.lab.program import Program
-from pyflannel.lab.sandbox import RUN_TIMEOUT_S, Sandbox
+from pyflannel.lab.containers import image
+from pyflannel.lab.sandboxes.cgroups import cgroup_of
+from pyflannel.lab.sandboxes.exec_start import expand, read_environment_file
+from pyflannel.lab.sandboxes.program import Program
+from pyflannel.lab.sandboxes.sandbox import RUN_TIMEOUT_S, Sandbox
 
 _START_DEADLINE_S = 60.0
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from types import TracebackType
 
 from pyflannel.errors import LabError
-from pyflannel.lab.program import Program
+from pyflannel.lab.sandboxes.program import Program
 
 _LOOK_S = 0.05
 

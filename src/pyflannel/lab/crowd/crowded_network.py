@@ -6,20 +6,20 @@ from dataclasses import dataclass
 from functools import partial
 from ipaddress import IPv4Interface
 
-from pyflannel.lab.etcd_server import PREFIX, EtcdServer
-from pyflannel.lab.host import Host
-from pyflannel.lab.inside import run_inside
-from pyflannel.lab.lab import Lab
-from pyflannel.lab.lease_events import Churn, EventTimes, churn, time_events
-from pyflannel.lab.peer_objects import objects_of, objects_on
-from pyflannel.lab.program import Program
-from pyflannel.lab.standing_leases import (
+from pyflannel.lab.crowd.lease_events import Churn, EventTimes, churn, time_events
+from pyflannel.lab.crowd.standing_leases import (
     UNDERLAY,
     network_config,
     remove_leases,
     standing_lease,
     write_leases,
 )
+from pyflannel.lab.etcd_server import PREFIX, EtcdServer
+from pyflannel.lab.host import Host
+from pyflannel.lab.lab import Lab
+from pyflannel.lab.peer_objects import objects_of, objects_on
+from pyflannel.lab.sandboxes.inside import run_inside
+from pyflannel.lab.sandboxes.program import Program
 from pyflannel.lab.topology import HostPlace, Topology
 from pyflannel.lab.waiting import wait_until
 from pyflannel.model.lease import Lease

@@ -1,0 +1,1 @@
+"""Sandboxes: processes with mounts, a network and a host name of their own, and what runs in them."""
