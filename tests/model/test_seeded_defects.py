@@ -20,12 +20,21 @@ from pyflannel.model.lease_protocol import (
 from pyflannel.model.lease_set import LeaseSet
 from pyflannel.model.network_config import NetworkConfig
 from pyflannel.plan.lease.knowledge import know
-from pyflannel.plan.lease.state import Draw, LeaseState, Step
+from pyflannel.plan.lease.state import Contesting, Draw, LeaseState, Step
 from pyflannel.plan.lease.step import step
 from pyflannel.testing.lease_model.explorer import REAL, Counterexample, Scenario, explore
 from pyflannel.testing.lease_model.moves import Circumstances
 from pyflannel.testing.lease_model.rules import OLD
-from pyflannel.testing.lease_model.scenarios import FIRST, host, lease, network, scenario, standing
+from pyflannel.testing.lease_model.scenarios import (
+    FIRST,
+    host,
+    lease,
+    network,
+    others_after_the_loss,
+    scenario,
+    sharers_and_the_loss,
+    standing,
+)
 from pyflannel.testing.lease_model.store import lease_at, revision_of, transact
 from pyflannel.testing.lease_model.story import replay, tell
 from pyflannel.testing.lease_model.world import Protocol, Request, StoreState, World
@@ -41,7 +50,7 @@ def found(where: Scenario, defect: Protocol) -> Counterexample:
     assert replay(example) == ()
     story = tell(example, defect)
     assert example.violation.text in story
-    assert "host1: start" in story
+    assert ": start" in story
     return example
 
 
@@ -278,3 +287,32 @@ def test_a_watch_that_goes_on_in_another_store_is_found() -> None:
         "every host that can get a subnet has one",
         "every peer's lease is known",
     }
+
+
+def test_an_answer_to_a_claim_before_the_store_is_known_to_be_the_same_is_found() -> None:
+    """A defect of ours once: another's lease at our revision was the one that was claimed."""
+
+    def hasty(state: LeaseState, event: Event, now: float, draw: Draw) -> Step:
+        if not isinstance(event, Seen) or not state.is_unsure:
+            return step(state, event, now, draw)
+        state, answers = step(replace(state, is_unsure=False), event, now, draw)
+        state, checks = step(replace(state, is_unsure=True), Seen((), event.revision), now, draw)
+        return state, (*answers, *checks)
+
+    example = found(others_after_the_loss(), replace(REAL, step=hasty))
+
+    assert example.violation.rule == "no write to what is not ours"
+
+
+def test_a_claim_that_counts_on_although_the_watch_was_cut_is_found() -> None:
+    """A defect of ours once: the store lost it, and the owner wrote its lease again at the same revision."""
+
+    def stubborn(state: LeaseState, event: Event, now: float, draw: Draw) -> Step:
+        after, actions = step(state, event, now, draw)
+        if isinstance(event, WatchLost) and isinstance(state.phase, Contesting):
+            after = replace(after, phase=state.phase)
+        return after, actions
+
+    example = found(sharers_and_the_loss(), replace(REAL, step=stubborn))
+
+    assert example.violation.rule == "no write to what is not ours"

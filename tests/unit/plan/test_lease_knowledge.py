@@ -12,10 +12,10 @@ from pyflannel.plan.lease.state import LeaseState
 FIRST, SECOND = IPv4Network("10.100.1.0/24"), IPv4Network("10.100.2.0/24")
 
 
-def state(*, revision: int, is_watching: bool) -> LeaseState:
+def state(*, revision: int, is_watching: bool, is_unsure: bool = False) -> LeaseState:
     attributes = LeaseAttributes(public_ip=IPv4Address("192.168.50.102"), owner=Identity(owner="me"))
     wanted = Wanted(network=NetworkConfig(), attributes=attributes)
-    return LeaseState(wanted=wanted, revision=revision, is_watching=is_watching)
+    return LeaseState(wanted=wanted, revision=revision, is_watching=is_watching, is_unsure=is_unsure)
 
 
 def lease(subnet: IPv4Network, revision: int) -> Lease:
@@ -40,5 +40,15 @@ def test_a_listing_without_a_watch_replaces_everything() -> None:
     after = know(
         before, Listed(leases=(lease(SECOND, 2),), revision=2), state(revision=50, is_watching=False)
     )
+
+    assert list(after) == [lease(SECOND, 2)]
+
+
+def test_a_listing_replaces_everything_while_the_watch_may_be_of_another_store() -> None:
+    """The watch then begins again where the listing ends."""
+    before = LeaseSet.of([lease(FIRST, 50)], 50)
+    reopened = state(revision=50, is_watching=True, is_unsure=True)
+
+    after = know(before, Listed(leases=(lease(SECOND, 2),), revision=2), reopened)
 
     assert list(after) == [lease(SECOND, 2)]

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network
 
+import pytest
+
 from pyflannel.model.backend_data import Vtep
 from pyflannel.model.lease import Claim, Identity, Lease, LeaseAttributes
 from pyflannel.model.lease_protocol import (
@@ -1024,6 +1026,155 @@ def test_another_address_is_written_once_the_store_is_known_to_be_the_same() -> 
     assert host.state.is_settled
 
 
+def checking(host: Host) -> Host:
+    """Let a host's watch be cut and opened again, so that it asks what stands at its key."""
+    host.take(WatchLost("cut"))
+    assert host.wake_at is not None
+    host.now = host.wake_at
+    host.take(Woke())
+    host.take(Seen((), host.store.revision))
+    assert [type(request) for request in host.requests] == [Check]
+    return host
+
+
+def claim_on_first() -> Claim:
+    return Claim(subnet=FIRST, owner="newcomer", public_ip=IPv4Address("192.168.50.102"))
+
+
+def test_a_claim_is_not_answered_before_the_store_is_known_to_be_the_same() -> None:
+    """It comes with the first that the watch tells; the lease that it is about may be another's."""
+    host = host_whose_store_began_anew()
+    host.store.write_claim(claim_on_first())
+
+    host.sleep(1)
+
+    assert owner_of(host.store, FIRST) == "other"
+    assert host.heard(Taken)
+    assert host.store.claims
+
+
+def test_a_claim_is_answered_once_the_store_is_known_to_be_the_same() -> None:
+    host = Host(Store(), wanted()).start()
+    before = host.store.leases[FIRST].revision
+    host.take(WatchLost("cut"))
+    host.store.write_claim(claim_on_first())
+
+    host.sleep(1)
+
+    assert host.store.leases[FIRST].revision > before
+    assert not host.store.claims
+    assert [type(report) for report in host.said].count(SharedAddress) == 1
+
+
+def test_a_claim_is_answered_although_the_question_about_the_store_failed() -> None:
+    host = checking(Host(Store(), wanted()).start())
+    host.store.write_claim(claim_on_first())
+    host.watch()
+
+    host.take(Failed(host.requests.pop(0), "no answer"))  # type: ignore[arg-type]
+    host.sleep(1)
+
+    assert not host.store.claims
+
+
+def test_a_claim_is_answered_although_that_question_failed_while_the_lease_was_renewed() -> None:
+    """The renewal is of what the watch told, so it was in the same store."""
+    host = checking(Host(Store(), wanted()).start())
+    host.store.write_lease(lease(FIRST, "me", "192.168.50.102"))
+    host.watch()
+    host.take(Failed(host.requests.pop(0), "no answer"))  # type: ignore[arg-type]
+    host.settle()
+
+    host.store.write_claim(claim_on_first())
+    host.settle()
+
+    assert not host.store.claims
+
+
+def test_a_claim_is_answered_although_the_lease_was_made_a_reservation_meanwhile() -> None:
+    host = checking(Host(Store(), wanted()).start())
+    ours = host.store.leases[FIRST]
+    assert isinstance(ours, Lease)
+    host.store.write_claim(claim_on_first())
+    host.store.write_lease(replace(ours, has_ttl=False))
+    host.watch()
+
+    host.settle()
+
+    assert not host.store.claims
+
+
+def test_a_claim_is_not_answered_while_the_watch_is_cut_once_more() -> None:
+    """What the store said before says nothing of the one that is there by now."""
+    host = checking(Host(Store(), wanted()).start())
+    host.store.write_claim(claim_on_first())
+    host.watch()
+    host.take(WatchLost("cut"))
+
+    host.answer()
+
+    assert host.requests == []
+
+
+def test_another_s_lease_at_a_revision_that_only_we_had_seen_is_noticed() -> None:
+    """The watch, which was behind, tells of it, and it looks like our own write."""
+    host = Host(Store(), wanted()).start()
+    host.state = replace(host.state, revision=0)
+    host.store.leases.clear()
+    host.store.log.clear()
+    host.store.revision = 0
+    checking(host)
+    host.store.write_lease(lease(FIRST, "other", "192.168.50.1"))
+
+    host.settle()
+
+    assert not host.state.is_settled
+    assert host.heard(Taken)
+
+
+@pytest.mark.parametrize("is_open", [True, False])
+def test_a_watch_that_began_in_another_store_begins_again_where_the_listing_ends(is_open: bool) -> None:
+    """What was written between the two would never be told; whether the watch had said that it is open."""
+    store = Store()
+    full = replace(NETWORK, subnet_max=NETWORK.subnet_min)
+    store.revision = 10
+    store.write_lease(lease(FIRST, "other", "192.168.50.1"))
+    host = Host(store, replace(wanted(), network=full)).start()
+    store.leases.clear()
+    store.log.clear()
+    store.revision = 3
+    host.take(WatchLost("cut"))
+    assert host.wake_at is not None
+    host.now = host.wake_at
+    host.take(Woke())
+    host.take(Ordered(replace(wanted(), network=full, config_revision=1)))
+    listed = store.perform(host.requests.pop(0))
+    store.revision = 11
+    if is_open:
+        host.take(Seen((), store.revision))
+
+    host.take(listed)
+
+    assert host.seen == 3
+    assert host.state.revision == 3
+
+
+def test_a_listing_that_ends_where_the_watch_begins_shows_that_the_store_is_the_same() -> None:
+    """A claim that was found in it waits for nothing more."""
+    host = Host(Store(), wanted()).start()
+    host.take(WatchLost("cut"))
+    host.now = 23 * HOUR
+    host.take(Woke())
+    assert [type(request) for request in host.requests] == [List]
+    host.take(Seen((), host.store.revision))
+    host.store.write_claim(claim_on_first())
+    host.seen = None  # the listing is faster
+
+    host.settle()
+
+    assert not host.store.claims
+
+
 def test_a_failed_write_that_nobody_waits_for_is_no_absence_of_the_store() -> None:
     """Nothing would be tried again, so nothing would tell that the store is back."""
     store = Store()
@@ -1196,6 +1347,21 @@ def test_an_owner_that_is_renewing_when_it_is_asked_renews_once_more() -> None:
     newcomer.sleep(10.1)
 
     assert owner_of(store, FIRST) == "owner"
+
+
+def test_a_claim_counts_no_longer_when_the_watch_was_cut() -> None:
+    """The store lost it with its data, and the owner wrote its lease again, at the same revision."""
+    store = Store()
+    Host(store, wanted("owner", machine="m1")).start()
+    newcomer = Host(store, wanted("newcomer", machine="m2")).start()
+    assert newcomer.heard(Contested)
+    store.claims.clear()
+    newcomer.take(WatchLost("cut"))
+
+    newcomer.sleep(11)
+
+    assert owner_of(store, FIRST) == "owner"
+    assert store.claims
 
 
 def test_a_host_whose_address_changes_does_not_take_what_looked_like_its_own() -> None:

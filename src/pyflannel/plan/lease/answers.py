@@ -71,6 +71,12 @@ def on_listed(state: LeaseState, listed: Listed, now: float, draw: Draw) -> Step
     if not state.is_watching:
         # Not the later of both: a store that lost its data counts anew.
         state = replace(state, revision=listed.revision, watch_at=None, is_unsure=False)
+    elif state.is_unsure and listed.revision < state.revision:
+        # So the watch that is to open has to go on from there: what it begins at may be of another store.
+        state = replace(state, revision=listed.revision)
+        actions.append(Watch(listed.revision))
+    else:
+        state = replace(state, is_unsure=False)
     state = replace(state, is_checking=False)
     if state.held is not None:
         following, chosen = _listed_while_running(state, state.held, listed, now)
@@ -176,15 +182,17 @@ def on_checked(state: LeaseState, lease: Lease, current: Lease | None, now: floa
     match state.phase:
         case Holding(put=None) if state.held is not None and state.held.lease == lease:
             pass
+        case Holding(put=None) if state.held is not None:
+            return hold(state, state.held, now)  # the watch has told of another since
         case Degraded(by) if by == lease:
             pass
         case _:
             return state, ()
-    if current is not None and current.revision > state.revision:
+    if current is not None and current.revision > max(state.revision, lease.revision):
         return state, ()
     if current is not None and _is_same(current, lease):
         if isinstance(state.phase, Holding) and state.held is not None:
-            return hold(state, state.held, now)  # what was ordered meanwhile has waited for this
+            return hold(state, state.held, now)  # orders and claims that came meanwhile have waited for this
         return state, ()
     return replace(state, phase=Listing()), (List(),)
 

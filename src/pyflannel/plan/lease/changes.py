@@ -47,7 +47,7 @@ def on_seen(state: LeaseState, changes: tuple[LeaseChange, ...], now: float) -> 
     for change in changes:
         state, more = _changed(state, change, now)
         actions.extend(more)
-    if state.is_unsure:
+    if state.is_unsure and not isinstance(state.phase, Listing):  # the listing will tell
         checks = _check(state)
         state = replace(state, is_unsure=False, is_checking=bool(checks))
         actions.extend(checks)
@@ -164,8 +164,10 @@ def _answer(state: LeaseState, claim: Claim, now: float) -> Step:
     mine = state.wanted.identity.owner, state.wanted.attributes.public_ip
     if (claim.owner, claim.public_ip) == mine:
         return state, (DeleteClaim(claim),)  # left over from our own life before this one
-    if isinstance(state.phase, Holding) and state.phase.put is not None:
-        # The renewal under way may have been done before the newcomer looked: it needs another one.
+    is_renewing = isinstance(state.phase, Holding) and state.phase.put is not None
+    if is_renewing or state.is_unsure or state.is_checking:
+        # The renewal under way may have been done before the newcomer looked: it needs another one. And in
+        # another store the lease at our revision may be the one that is claimed: that is being asked.
         return replace(state, missed=(*state.missed, ClaimSeen(claim))), ()
     state, renewal = renew(state, now)
     other = "a copy of this host" if claim.owner == mine[0] else claim.owner

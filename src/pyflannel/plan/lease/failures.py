@@ -32,6 +32,8 @@ def on_failed(state: LeaseState, failed: Failed, now: float, draw: Draw) -> Step
     """Try again what the host waits for, ever more slowly."""
     pause = _pause(state.failures, draw)
     away = StoreAway(failed.cause, pause)
+    if isinstance(failed.write, Check):
+        state = replace(state, is_checking=False)
     after = replace(state, failures=state.failures + 1)
     match state.phase:
         case Listing() if failed.write is None:
@@ -50,7 +52,7 @@ def on_failed(state: LeaseState, failed: Failed, now: float, draw: Draw) -> Step
 
 def on_watch_lost(state: LeaseState, lost: WatchLost, now: float, draw: Draw) -> Step:
     """Watch again from what was seen last; where the store no longer knows that, look at all there is."""
-    state = replace(state, is_watching=False)
+    state = replace(state, is_watching=False, is_unsure=True)
     if lost.is_compacted:
         # What happened meanwhile is no longer to be had one by one: look at all of it. The revisions of what
         # was missed may belong to another life of the store.
@@ -64,6 +66,9 @@ def on_watch_lost(state: LeaseState, lost: WatchLost, now: float, draw: Draw) ->
                 return look_again(state, now)  # a lost write shows in the listing
     pause = _pause(state.failures, draw)
     away = StoreAway(lost.cause, pause)
+    if isinstance(state.phase, Contesting):
+        # The store may have lost the claim, and its owner have written its lease again at the same revision.
+        state, _ = look_again(state, state.phase.until)
     return replace(state, watch_at=now + pause, failures=state.failures + 1), (away,)
 
 

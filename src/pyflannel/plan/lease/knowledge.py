@@ -12,7 +12,7 @@ def know(leases: LeaseSet, event: Event, state: LeaseState) -> LeaseSet:
     an open watch has told since is old news: nothing would ever tell again what came after it.
     """
     match event:
-        case Listed(revision=revision) if state.is_watching and revision < state.revision:
+        case Listed(revision=revision) if _is_overtaken(revision, state):
             return leases
         case Listed(leases=listed, revision=revision):
             return LeaseSet.of(listed, revision)
@@ -20,3 +20,7 @@ def know(leases: LeaseSet, event: Event, state: LeaseState) -> LeaseSet:
             return leases.after(changes)
         case _:
             return leases
+
+
+def _is_overtaken(revision: int, state: LeaseState) -> bool:
+    return state.is_watching and not state.is_unsure and revision < state.revision

@@ -83,8 +83,8 @@ class LeaseState:
         held: what the host runs on; None before the first lease.
         revision: everything up to it was seen, by a listing or a watch; the watch goes on from it.
         is_watching: a watch is open.
-        is_unsure: the watch was opened again; whether in the store that we know is to be checked once it says
-            that it is open.
+        is_unsure: the watch was lost, or is opened later than what it goes on from; whether in the store that
+            we know is to be checked once it says that it is open.
         is_checking: that is under way.
         watch_at: when to open the watch again.
         failures: how often in a row the store did not answer.

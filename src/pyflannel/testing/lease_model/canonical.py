@@ -51,7 +51,7 @@ class Canon:
         parts = (*hosts, self._parts(world.store))
         now = world.now
         numbers = [number for part in parts for number in part[1]]
-        rank = {number: place for place, number in enumerate(sorted({0, *numbers}))}
+        rank = _ranks(numbers, world.store.revision)
         places: dict[int, int] = {}
         names = tuple(places.setdefault(name, len(places)) for part in parts for name in part[3])
         times = tuple(round(at - now, 3) for part in parts for at in part[2])
@@ -141,3 +141,13 @@ class Canon:
 
     def _network(self, network: NetworkConfig) -> object:
         return network.network, network.subnet_length, network.subnet_min, network.subnet_max
+
+
+def _ranks(revisions: list[int], newest: int) -> dict[int, int]:
+    """Return the rank of each revision. Those of a store that lost its data since will be given out again.
+
+    How many writes that takes is no matter of names.
+    """
+    known = sorted({0, *(number for number in revisions if number <= newest)})
+    rank = {number: place for place, number in enumerate(known)}
+    return rank | {number: len(known) + number - newest for number in revisions if number > newest}

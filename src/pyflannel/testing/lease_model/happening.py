@@ -72,7 +72,7 @@ def apply(world: World, move: Move, protocol: Protocol, circumstances: Circumsta
             store = replace(world.store, compacted=world.store.revision)
             return Outcome(world=replace(world, store=store, faults=world.faults - 1))
         case "data lost" | "data lost, grown":
-            return Outcome(world=_emptied(world, has_grown=move.what == "data lost, grown"))
+            return _emptied(world, protocol, has_grown=move.what == "data lost, grown")
         case "config":
             assert circumstances.other_network is not None
             return Outcome(world=_configured(world, circumstances.other_network))
@@ -80,17 +80,24 @@ def apply(world: World, move: Move, protocol: Protocol, circumstances: Circumsta
             raise AssertionError(f"no such move: {move}")
 
 
-def _emptied(world: World, *, has_grown: bool) -> World:
+def _emptied(world: World, protocol: Protocol, *, has_grown: bool) -> Outcome:
     """Let the store begin anew; when it has grown, it reaches past all that anybody has seen.
 
-    The config is the first that is written again.
+    The config is the first that is written again. Every host is told that its watch was cut before it does
+    anything else: a write that is on its way to a store while that loses its data is not looked at.
     """
-    revision, watch = (world.store.revision + 1, _CUT) if has_grown else (2, _FROM_BEFORE)
-    hosts = tuple(
-        replace(host, is_excused=True, watch=None if host.watch is None else watch) for host in world.hosts
-    )
+    revision = world.store.revision + 1 if has_grown else 2
     store = StoreState(revision=revision, config_revision=revision)
-    return replace(world, store=store, hosts=hosts, faults=world.faults - 1)
+    world = replace(world, store=store, faults=world.faults - 1)
+    violations: list[Violation] = []
+    for place, host in enumerate(world.hosts):
+        if host.watch is not None:
+            happening = _Happening(world, Move(what="watch cut", host=place), protocol)
+            happening.cut()
+            outcome = happening.outcome()
+            world = outcome.world
+            violations += outcome.violations
+    return Outcome(world=world, violations=tuple(violations))
 
 
 def _configured(world: World, network: NetworkConfig) -> World:
@@ -153,17 +160,24 @@ class _Happening:
         self.choices = 1
 
     def to_host(self) -> Outcome:
-        faults = self.world.faults
         if self.move.what in FAULTS:
-            faults -= 1
+            self.world = replace(self.world, faults=self.world.faults - 1)
             self.host = replace(self.host, is_excused=True)
             self._fault()
         else:
             self._ordinary()
+        return self.outcome()
+
+    def outcome(self) -> Outcome:
         hosts = list(self.world.hosts)
         hosts[self.move.host] = self.host
-        world = replace(self.world, hosts=tuple(hosts), store=self.store, faults=faults)
+        world = replace(self.world, hosts=tuple(hosts), store=self.store)
         return Outcome(world=_pruned(world), violations=tuple(self.violations), choices=self.choices)
+
+    def cut(self) -> None:
+        """Tell the host that its watch ended."""
+        self.host = replace(self.host, watch=None)
+        self._take(WatchLost("cut"))
 
     def _ordinary(self) -> None:
         host = self.host
@@ -205,8 +219,7 @@ class _Happening:
             case "failed request":
                 self._answered(_failure(host.requests[0], "it never arrived"))
             case "watch cut":
-                self.host = replace(host, watch=None)
-                self._take(WatchLost("cut"))
+                self.cut()
             case "store away":
                 self.host = replace(host, is_away=True)
             case "address":
@@ -258,10 +271,6 @@ class _Happening:
         if host.is_away:
             self.host = replace(host, watch=None)
             self._take(WatchLost("the store is away"))
-            return
-        if host.watch == _CUT:
-            self.host = replace(host, watch=None)
-            self._take(WatchLost("cut"))
             return
         if not self.store.compacted <= host.watch <= self.store.revision:
             self.host = replace(host, watch=None)
@@ -328,12 +337,6 @@ class _Happening:
         self.choices = n
         return min(self.move.drawn, n - 1)
 
-
-_CUT = -3
-"""Where a watch stands that has ended; nobody has been told yet."""
-
-_FROM_BEFORE = -2
-"""Where a watch stands that was opened before the store lost its data."""
 
 _MOST_SUBNETS = 8
 """A draw among more than these is for the length of a pause."""

@@ -131,9 +131,10 @@ def _faults(world: World, circumstances: Circumstances) -> Iterator[Move]:
             yield Move(what="old renews", subnet=entry.value.subnet)
     if "compaction" in kinds and world.store.compacted < world.store.revision:
         yield Move(what="compaction")
-    has_watches = all(host.watch is not None for host in world.hosts if host.state is not None)
+    all_watch = all(host.watch is not None for host in world.hosts if host.state is not None)
+    is_asked = any(host.requests or host.answers for host in world.hosts)
     for kind in ("data lost", "data lost, grown"):
-        if kind in kinds and world.store.entries and has_watches and not is_busy(world):
+        if kind in kinds and world.store.entries and all_watch and not is_asked:
             yield Move(what=kind)
     if "config" in kinds and world.network != circumstances.other_network:
         yield Move(what="config")

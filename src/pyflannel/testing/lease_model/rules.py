@@ -134,7 +134,8 @@ def of_world(world: World) -> Iterator[Violation]:
     """Yield what is wrong with a world: a host that has seen all must not err about its lease."""
     for host in world.hosts:
         state = host.state
-        if state is None or host.requests or host.answers or host.watch != world.store.revision:
+        has_seen_all = host.is_open and host.watch == world.store.revision
+        if state is None or host.requests or host.answers or not has_seen_all:
             continue
         if isinstance(state.phase, Holding) and state.held is not None:
             entry = lease_at(world.store, state.held.lease.subnet)

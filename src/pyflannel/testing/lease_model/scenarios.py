@@ -6,9 +6,10 @@ from ipaddress import IPv4Address, IPv4Network
 from pyflannel.model.lease import LEASE_TTL_S, Identity, Lease, LeaseAttributes
 from pyflannel.model.lease_protocol import Wanted
 from pyflannel.model.network_config import NetworkConfig
-from pyflannel.testing.lease_model.explorer import Scenario
+from pyflannel.testing.lease_model.explorer import REAL, Scenario
 from pyflannel.testing.lease_model.moves import Circumstances
 from pyflannel.testing.lease_model.rules import DEAD, OLD
+from pyflannel.testing.lease_model.settling import settle
 from pyflannel.testing.lease_model.store import put_lease
 from pyflannel.testing.lease_model.world import HostState, StoreState, World
 
@@ -77,6 +78,44 @@ def standing(*leases: tuple[Lease, str], ttl_s: float | None = LEASE_TTL_S) -> S
     for value, writer in leases:
         store = put_lease(store, value, ttl_s, 0.0, writer)
     return replace(store, history=())
+
+
+def begun(before: Scenario, *newcomers: HostState) -> Scenario:
+    """Return a scenario that begins where the hosts of another one have come to rest, and others start."""
+    world = settle(before.world, REAL, before.circumstances).world
+    world = replace(before.world, hosts=(*world.hosts, *newcomers), store=world.store, now=world.now)
+    return replace(before, world=world)
+
+
+def others_after_the_loss() -> Scenario:
+    """Two hosts with one address start beside one that has the only subnet, until the store loses its data.
+
+    Then one of them may take the subnet, by a write of the very revision that the first had, and the other
+    ask whether it lives.
+    """
+    first = scenario(
+        "a claim on another's lease at our revision",
+        (host(1),),
+        store=standing((lease(FIRST, 1, "id1", "m1"), "host1")),
+        faults=("data lost",),
+        most_faults=1,
+        last=1,
+    )
+    return begun(first, host(2, address=7), host(3, address=7))
+
+
+def sharers_and_the_loss() -> Scenario:
+    """A host asks whether the one with its address lives; the store loses the question, or its answer."""
+    first = scenario(
+        "a claim that went with the store's data",
+        (host(1, address=7),),
+        store=standing((lease(FIRST, 7, "id1", "m1"), "host1")),
+        faults=("data lost",),
+        most_faults=1,
+        ticks=3,
+        last=2,
+    )
+    return begun(first, host(2, address=7))
 
 
 def every_scenario() -> tuple[Scenario, ...]:
@@ -181,6 +220,8 @@ def every_scenario() -> tuple[Scenario, ...]:
             faults=("data lost", "data lost, grown", "watch cut", "lost answer"),
             ticks=3,
         ),
+        others_after_the_loss(),
+        sharers_and_the_loss(),
         scenario(
             "three hosts and two subnets",
             (host(1), host(2), host(3)),
