@@ -136,7 +136,7 @@ def test_two_hundred_hosts_join_at_once(
             hosts=hosts,
             processes=hosts // 50,
             watchers=hosts,
-            deadline_s=240 if long_run else 60,
+            deadline_s=240,
         )
     )
 
