@@ -5,7 +5,6 @@ objects in a network namespace beside, in the same run. Where a kernel is not ri
 """
 
 import json
-import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -23,6 +22,7 @@ from crowd.steady import FOREIGN, STORM_PER_S, Rest, Steady, steady_in_markdown
 from drawing.curves import draw_curves
 from pyflannel.errors import LabError
 from pyflannel.lab.crowd.crowded_network import BARE_ADDRESS, CrowdedNetwork, crowded_network
+from pyflannel.lab.faults import paused
 from pyflannel.lab.measuring.usage import running_s, usage_of
 from pyflannel.lab.peer_objects import lay_vxlan, objects_of
 from pyflannel.lab.sandboxes.program import Program
@@ -260,14 +260,11 @@ def storm(network: CrowdedNetwork, daemon: Program, seconds: float) -> tuple[flo
 def flood(network: CrowdedNetwork, daemon: Program) -> int:
     """Change more than the kernel keeps to tell while the daemon sleeps; return its looks."""
     looks = passes(network)
-    daemon.send(signal.SIGSTOP)
-    try:
+    with paused(daemon):
         lines = [f"route add 203.{n >> 16}.{n >> 8 & 255}.{n & 255}/32 dev lo" for n in range(FOREIGN)]
         lines += [line.replace("add", "delete") for line in lines]
         text = "\n".join([*lines, f"route delete {network.leases[0].subnet}"]) + "\n"
         network.host.run(["ip", "-batch", "-"], text=text, timeout_s=DEADLINE_S)
-    finally:
-        daemon.send(signal.SIGCONT)
     network.wait_right()
     return passes(network) - looks
 

@@ -327,18 +327,27 @@ def test_loss_loses_some(lab: Lab) -> None:
     assert 0 < result.received < result.sent
 
 
-def test_a_paused_program_goes_on_and_ends(lab: Lab) -> None:
-    program = lab.hosts["docker1"].start(["sleep", "1000"])
+THREADS = "import threading as t; [t.Thread(target=t.Event().wait).start() for _ in range(30)]; print('up')"
 
-    with paused(program):
-        wait_until(lambda: state_of(program.pid) == "T", what="stopped", deadline_s=SOON_S)
-    wait_until(lambda: state_of(program.pid) == "S", what="going on", deadline_s=SOON_S)
+
+def test_a_paused_program_stands_still_and_goes_on_and_ends(lab: Lab) -> None:
+    """Each of its threads: one that does not may still answer somebody."""
+    program = lab.hosts["docker1"].start([sys.executable, "-u", "-c", THREADS])
+    wait_until(lambda: "up" in program.last_words(), what="the threads run", deadline_s=SOON_S)
+
+    for _ in range(5):
+        with paused(program):
+            states = states_of(program.pid)
+        assert states == ["T"] * 31
+        wait_until(lambda: states_of(program.pid) == ["S"] * 31, what="going on", deadline_s=SOON_S)
 
     assert program.stop() == -signal.SIGTERM or program.exit_code == 128 + signal.SIGTERM
 
 
-def state_of(pid: int) -> str:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+def states_of(pid: int) -> list[str]:
+    """Return the state of each thread of a process."""
+    stats = [(task / "stat").read_text() for task in Path(f"/proc/{pid}/task").iterdir()]
+    return [stat.rpartition(")")[2].split()[0] for stat in stats]
 
 
 def test_a_service_is_awaited(lab: Lab) -> None:

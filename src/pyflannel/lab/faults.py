@@ -1,6 +1,5 @@
 """What goes wrong between hosts and to programs. Each fault heals when its block ends."""
 
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -42,11 +41,11 @@ def lossy(lab: Lab, host: Host, *, percent: int) -> Iterator[None]:
 @contextmanager
 def paused(program: Program) -> Iterator[None]:
     """Let a program stand still, as on a host that is overloaded."""
-    program.send(signal.SIGSTOP)
+    program.pause()
     try:
         yield
     finally:
-        program.send(signal.SIGCONT)
+        program.go_on()
 
 
 @contextmanager

@@ -49,8 +49,27 @@ class Program:
             return
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal_number)
-        if signal_number == signal.SIGCONT:
-            self._entry.send_signal(signal.SIGCONT)  # nsenter stops itself along with its child
+
+    def pause(self) -> None:
+        """Let it stand still until it is told to go on; return when each of its threads does.
+
+        A thread that does not yet may answer somebody. nsenter stops itself along with its child.
+        """
+        self.send(signal.SIGSTOP)
+        wait_until(
+            lambda: self.exit_code is not None or (_is_stopped(self.pid) and _is_stopped(self._entry.pid)),
+            what=f"{self.name} stands still",
+            deadline_s=_STOP_DEADLINE_S,
+        )
+
+    def go_on(self) -> None:
+        """Let it go on after `pause`: nsenter does, and lets its child."""
+        self._entry.send_signal(signal.SIGCONT)
+        wait_until(
+            lambda: self.exit_code is not None or not _is_stopped(self.pid),
+            what=f"{self.name} goes on",
+            deadline_s=_STOP_DEADLINE_S,
+        )
 
     def wait(self, deadline_s: float = _STOP_DEADLINE_S) -> int:
         """Return the exit status.
@@ -114,3 +133,12 @@ class Program:
         if children:
             self._pid = int(children[0])
         return self._pid is not None or self._entry.poll() is not None
+
+
+def _is_stopped(pid: int) -> bool:
+    """Return whether every thread was stopped; the state stands behind its name, which may have brackets."""
+    try:
+        stats = [(task / "stat").read_text() for task in Path(f"/proc/{pid}/task").iterdir()]
+    except OSError:  # a thread just ended
+        return False
+    return all(stat.rpartition(")")[2].split()[0] == "T" for stat in stats)
