@@ -1,6 +1,7 @@
 """Files on real file systems: whole at every moment, and written again when somebody spoils them."""
 
 import asyncio
+import errno
 import os
 import shutil
 import stat
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from pyflannel.kernel.host import files
 from pyflannel.kernel.host.files import FileTarget
 from pyflannel.kernel.host.inotify import InotifyFileWatch
 from pyflannel.model.host_file import HostFile
@@ -122,6 +124,34 @@ def test_damage_is_announced_and_undone_again_and_again(
             shutil.rmtree(Path(file.path).parent.with_name("elsewhere"), ignore_errors=True)
 
     with_target(work)
+
+
+def test_files_that_cannot_be_watched_are_looked_at_and_are_watched_when_they_can(
+    file: HostFile, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Other programs of the user may have all inotify instances that the kernel gives."""
+    desired = State.of(file)
+
+    def none_left() -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    async def work(target: FileTarget) -> None:
+        changes = target.changes()
+        assert await heal(target, desired) == []
+        Path(file.path).unlink()
+        assert await heal(target, desired) == []
+        assert await target.snapshot(desired) == desired
+
+        monkeypatch.undo()
+        await target.snapshot(desired)
+        Path(file.path).unlink()
+        await anext(changes)
+
+    monkeypatch.setattr(files, "Inotify", none_left)
+    with_target(work)
+    (said,) = caplog.messages
+    assert "Too many open files" in said
+    assert "fs.inotify.max_user_instances" in said
 
 
 def test_a_directory_in_its_place_is_said_and_the_file_comes_when_it_goes(file: HostFile) -> None:

@@ -2,16 +2,18 @@
 
 import asyncio
 import errno
+import logging
 import os
 import stat
 from collections.abc import AsyncIterator, Sequence
 
-from pyflannel.errors import TargetError
 from pyflannel.kernel.host.atomic_file import MODE, replace_file
 from pyflannel.kernel.host.inotify import OVERFLOWED, Event, Inotify
 from pyflannel.model.host_file import HostFile
 from pyflannel.model.operation import Add, Operation, Refusal, Remove, Replace
 from pyflannel.model.state import State
+
+log = logging.getLogger(__name__)
 
 _COALESCE_S = 0.005
 _LARGEST = 1 << 20  # octets; nothing that we write comes near
@@ -24,29 +26,27 @@ class FileTarget:
     """A Target for HostFile items; other items are none of its business.
 
     Made, it hears every change to the files of the last snapshot, whether or not somebody waits for it yet.
-
-    Raises:
-        TargetError: the kernel gives no inotify instance.
+    Where other programs have all of the kernel's inotify instances it hears of none, and asks for one with
+    each look.
     """
 
     def __init__(self) -> None:
-        try:
-            self._inotify = Inotify()
-        except OSError as error:
-            raise TargetError(
-                f"files cannot be watched: {error.strerror}",
-                hint="Raise fs.inotify.max_user_instances with sysctl.",
-            ) from error
+        self._inotify: Inotify | None = None
+        self._hears = asyncio.Event()
+        self._has_complained = False
         self._names: dict[int, set[str]] = {}
+        self._listen()
 
     def close(self) -> None:
         """Let go of the watches."""
-        self._inotify.close()
+        if self._inotify is not None:
+            self._inotify.close()
 
     async def snapshot(self, desired: State) -> State:
         """Return the planned files as they are now; those that are not there are left out."""
         paths = [item.path for item in desired.of_type(HostFile)]
-        self._watch(paths)  # before reading: what changes in between is then announced
+        if (inotify := self._listen()) is not None:
+            self._watch(inotify, paths)  # before reading: what changes in between is then announced
         found = await asyncio.to_thread(lambda: [_read(path) for path in paths])
         return State.collect(item for item in found if item is not None)
 
@@ -56,13 +56,32 @@ class FileTarget:
 
     async def changes(self) -> AsyncIterator[None]:
         """Yield after each burst of changes to the files of the last snapshot."""
+        await self._hears.wait()
+        inotify = self._inotify
+        assert inotify is not None
         while True:
-            if self._concerned(await self._inotify.read()):
+            if self._concerned(await inotify.read()):
                 await asyncio.sleep(_COALESCE_S)
-                self._inotify.take()
+                inotify.take()
                 yield
 
-    def _watch(self, paths: Sequence[str]) -> None:
+    def _listen(self) -> Inotify | None:
+        """Return what tells of changes, if the kernel gives it; say once when it does not."""
+        if self._inotify is None:
+            try:
+                self._inotify = Inotify()
+                self._hears.set()
+            except OSError as error:
+                if not self._has_complained:
+                    log.warning(
+                        "Files cannot be watched, and are looked at now and then instead: %s. Raise"
+                        " fs.inotify.max_user_instances with sysctl.",
+                        error.strerror,
+                    )
+                self._has_complained = True
+        return self._inotify
+
+    def _watch(self, inotify: Inotify, paths: Sequence[str]) -> None:
         """Watch the directory of each path or, while it is not there, the nearest one above it.
 
         Called before each look, so that a directory that was deleted and made again is watched again.
@@ -70,26 +89,27 @@ class FileTarget:
         names: dict[int, set[str]] = {}
         for path in paths:
             directory, name = os.path.split(os.path.abspath(path))
-            while (watch := self._add(directory)) is None and directory != "/":
+            while (watch := _add(inotify, directory)) is None and directory != "/":
                 directory, name = os.path.split(directory)
             if watch is not None:
                 names.setdefault(watch, {""}).add(name)  # "" is the directory itself
         for watch in self._names.keys() - names.keys():
-            self._inotify.remove(watch)
+            inotify.remove(watch)
         self._names = names
-
-    def _add(self, directory: str) -> int | None:
-        try:
-            return self._inotify.add(directory)
-        except OSError:
-            # Not there yet, mostly; whatever else it is, reading and writing will say it.
-            return None
 
     def _concerned(self, events: Sequence[Event]) -> bool:
         """Return whether one is about a file of ours, or a directory that leads to it."""
         return any(
             event.mask & OVERFLOWED or event.name in self._names.get(event.watch, ()) for event in events
         )
+
+
+def _add(inotify: Inotify, directory: str) -> int | None:
+    try:
+        return inotify.add(directory)
+    except OSError:
+        # Not there yet, mostly; whatever else it is, reading and writing will say it.
+        return None
 
 
 def _read(path: str) -> HostFile | None:
