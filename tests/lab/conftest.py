@@ -15,7 +15,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from ipaddress import IPv4Address
-from typing import Any, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import pytest
 
@@ -439,29 +439,41 @@ def _put_peer(kind: str, number: int) -> str:
     return f"put {PREFIX}/subnets/{subnet}-28 {json.dumps(json.dumps(lease))}\n"
 
 
-class PingStream:
-    """Pings that go on, each with its number, from one host to an address of the overlay.
+class Answer(NamedTuple):
+    """An answer to a ping with its number; times are seconds since the epoch.
 
     Attributes:
-        interval_s: between two pings.
+        at: when it came.
+        sent_at: when the ping was sent.
     """
 
+    at: float
+    number: int
+    sent_at: float
+
+
+class PingStream:
+    """Pings that go on, each with its number, from one host to an address of the overlay."""
+
     def __init__(self, source: Host, destination: IPv4Address, *, interval_s: float) -> None:
-        self.interval_s = interval_s
         name = f"ping-{next(_numbers)}"
         command = ["ping", "-n", "-D", "-i", str(interval_s), str(destination)]
         self._program = source.start(command, name=name)
         self._log = source.directory / "log" / f"{name}.log"
 
-    def answers(self) -> list[tuple[float, int]]:
-        """When each answer came, in seconds since the epoch, and its number."""
-        return [(float(at), int(number)) for at, number in _ANSWER.findall(self._log.read_text())]
+    def answers(self) -> list[Answer]:
+        """Return the answers so far, in the order in which they came."""
+        return _answers(self._log.read_text())
+
+    def _latest(self) -> list[Answer]:
+        """Return the last of them: of a minute there are tens of thousands."""
+        return _answers(self._log.read_text()[-_TAIL:])
 
     def wait_answered(self, deadline_s: float = SOON_S) -> None:
         """Return when a ping that is sent from now on was answered."""
         now = time.time()
         wait_until(
-            lambda: any(at > now + self.interval_s for at, _ in self.answers()),
+            lambda: any(answer.sent_at > now for answer in self._latest()),
             what=f"an answer to {self._program.name}",
             deadline_s=deadline_s,
         )
@@ -479,20 +491,28 @@ class PingStream:
 
     def is_silent_for(self, seconds: float) -> bool:
         """Return whether no answer came for so long."""
-        return time.time() - max((at for at, _ in self.answers()), default=0.0) > seconds
+        return time.time() - max((answer.at for answer in self._latest()), default=0.0) > seconds
 
     def lost(self) -> list[int]:
         """Return the numbers of the pings that were not answered though a later one was."""
-        numbers = {number for _, number in self.answers()}
+        numbers = {answer.number for answer in self.answers()}
         return sorted(set(range(1, max(numbers, default=0))) - numbers)
 
     def longest_gap_s(self, since: float = 0.0) -> float:
         """Return the longest time without an answer, between two that came after `since`."""
-        times = [at for at, _ in self.answers() if at >= since]
+        times = [answer.at for answer in self.answers() if answer.at >= since]
         return max((later - earlier for earlier, later in itertools.pairwise(times)), default=0.0)
 
 
-_ANSWER = re.compile(r"^\[(\d+\.\d+)\] .*icmp_seq=(\d+) ttl=", re.MULTILINE)
+def _answers(text: str) -> list[Answer]:
+    return [
+        Answer(float(at), int(number), float(at) - float(took_ms) / 1e3)
+        for at, number, took_ms in _ANSWER.findall(text)
+    ]
+
+
+_TAIL = 4000
+_ANSWER = re.compile(r"^\[(\d+\.\d+)\] .*icmp_seq=(\d+) ttl=\d+ time=([\d.]+) ms", re.MULTILINE)
 
 
 @contextmanager
