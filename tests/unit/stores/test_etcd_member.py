@@ -1,13 +1,21 @@
-"""A connection is given up when nothing arrives any more, not when the answer to a ping is late."""
+"""A connection is given up when nothing arrives any more, not when the answer to a ping is late.
+
+Nor is a member taken for silent by a process that stood still.
+"""
 
 import asyncio
+import ssl
+import time
+from types import SimpleNamespace
+from typing import Any, cast
 
 import h2.config
 import h2.connection
 import pytest
 
+from pyflannel.stores.etcd import member as members
 from pyflannel.stores.etcd.endpoint import Endpoint
-from pyflannel.stores.etcd.member import Connection
+from pyflannel.stores.etcd.member import Connection, Member
 
 REQUEST = [(":method", "POST"), (":path", "/"), (":scheme", "http"), (":authority", "member")]
 
@@ -49,3 +57,25 @@ def test_whatever_arrives_shows_that_the_member_lives(hears: bool) -> None:
         return is_taken_for_alive
 
     assert asyncio.run(test()) is hears
+
+
+def test_a_refusal_that_came_while_the_process_stood_still_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    refusal = ssl.SSLError("tlsv13 alert certificate required")
+
+    async def read(_: int) -> bytes:
+        for _ in range(3):
+            time.sleep(0.2)
+            await asyncio.sleep(0)
+        raise refusal
+
+    async def open_connection(*_: object, **__: object) -> tuple[Any, Any]:
+        return SimpleNamespace(read=read), SimpleNamespace(transport=SimpleNamespace(abort=lambda: None))
+
+    async def test() -> ssl.SSLError | None:
+        tls = cast(Any, SimpleNamespace(context=lambda: None))
+        return await Member.at(Endpoint("127.0.0.1", 1), tls).alert()
+
+    monkeypatch.setattr(members, "_ALERT_S", 0.2)
+    monkeypatch.setattr(asyncio, "open_connection", open_connection)
+
+    assert asyncio.run(test()) is refusal

@@ -8,6 +8,7 @@ from grpclib.config import Configuration
 from grpclib.protocol import H2Protocol
 
 from pyflannel.errors import StoreError
+from pyflannel.stores.etcd.call import within
 from pyflannel.stores.etcd.endpoint import Endpoint
 from pyflannel.stores.etcd.local_address import Address, is_still_ours
 from pyflannel.stores.etcd.tls import TlsFiles
@@ -101,15 +102,18 @@ class Member:
         if self.tls is None:
             return None
         try:
-            async with asyncio.timeout(_ALERT_S):
-                where = self.endpoint
-                reader, writer = await asyncio.open_connection(where.host, where.port, ssl=self.tls.context())
-                try:
-                    await reader.read(1)
-                finally:
-                    writer.transport.abort()
+            await within(_ALERT_S, self._listen(self.tls))
         except SSLError as error:
             return error
         except (OSError, StoreError):
             return None
         return None
+
+    async def _listen(self, tls: TlsFiles) -> None:
+        reader, writer = await asyncio.open_connection(
+            self.endpoint.host, self.endpoint.port, ssl=tls.context()
+        )
+        try:
+            await reader.read(1)
+        finally:
+            writer.transport.abort()
