@@ -26,7 +26,7 @@ CONFIG = {"Network": "10.100.0.0/16"}
 DEVICE = "flannel0"
 _DOCKER_OPTIONS = Path("/etc/default/docker")
 _STREAM_S = 2
-_REACHED_S = 20.0
+_REACHED_S = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
