@@ -7,6 +7,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from ipaddress import IPv4Address
 from typing import TypeVar
 
 from pyflannel.errors import CompactedError, StoreError, WireError
@@ -59,6 +60,7 @@ from pyflannel.model.store_record import (
 from pyflannel.plan.lease.knowledge import know
 from pyflannel.plan.lease.state import LeaseState, Listing
 from pyflannel.plan.lease.step import step
+from pyflannel.plan.one_key import what_counts
 from pyflannel.ports.clock import Clock
 from pyflannel.ports.store import Store
 from pyflannel.wire.lease_record import (
@@ -115,6 +117,7 @@ class LeaseKeeper:
         self._watch: asyncio.Task[None] | None = None
         self._timer: asyncio.Task[None] | None = None
         self._unreadable: set[tuple[str, int]] = set()
+        self._outranked: set[tuple[str, IPv4Address]] = set()
         self.leases = LeaseSet()
         self.state = LeaseState(wanted=wanted, held=held, phase=Listing())
 
@@ -131,15 +134,37 @@ class LeaseKeeper:
                 self._advance(await self._events.get(), tasks)
 
     def _advance(self, event: Event, tasks: asyncio.TaskGroup) -> None:
-        self._know(know(self.leases, event, self.state))
-        self.state, actions = step(self.state, event, self._clock.now(), self._draw)
+        before = self.leases
+        self._know(know(before, event, self.state))
+        counting = what_counts(event, before, self.leases)
+        self.state, actions = step(self.state, counting, self._clock.now(), self._draw)
         for action in actions:
             self._perform(action, tasks)
 
     def _know(self, leases: LeaseSet) -> None:
         if leases is not self.leases:
+            self._tell_outranked(leases)
             self.leases = leases
             self._leases_changed(leases)
+
+    def _tell_outranked(self, leases: LeaseSet) -> None:
+        """Say which leases do not count, as another host's on their IPv4 subnet does, where it is news."""
+        found = set()
+        for subnet, others in leases.outranked.items():
+            counts = leases.by_subnet[subnet]
+            for other in others:
+                if other.attributes.public_ip != counts.attributes.public_ip:
+                    found.add((lease_key(other), other.attributes.public_ip))
+                    if (lease_key(other), other.attributes.public_ip) not in self._outranked:
+                        log.warning(
+                            "Two hosts have leases on one subnet: %s counts, of %s, and %s does not, of %s."
+                            " Delete the key of the one that does not use it.",
+                            lease_key(counts),
+                            counts.attributes.public_ip,
+                            lease_key(other),
+                            other.attributes.public_ip,
+                        )
+        self._outranked = found
 
     def _perform(self, action: Action, tasks: asyncio.TaskGroup) -> None:
         match action:
@@ -269,7 +294,8 @@ def _operation(write: Write) -> Put | Delete:
 def _gone(key: str, revision: int) -> LeaseChange | None:
     try:
         if key.startswith(SUBNETS):
-            return LeaseGone(leased_subnets(key)[0], revision)
+            subnet, ipv6_subnet = leased_subnets(key)
+            return LeaseGone(subnet, revision, ipv6_subnet)
         if key.startswith(CLAIMS):
             return ClaimGone(claimed_subnet(key), revision)
     except WireError:
@@ -279,6 +305,7 @@ def _gone(key: str, revision: int) -> LeaseChange | None:
 
 def _unreadable(record: Record) -> Unreadable | None:
     try:
-        return Unreadable(leased_subnets(record.key)[0], record.revision)
+        subnet, ipv6_subnet = leased_subnets(record.key)
+        return Unreadable(subnet, record.revision, ipv6_subnet)
     except WireError:
         return None

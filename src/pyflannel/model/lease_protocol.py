@@ -4,7 +4,7 @@ Times are seconds of a clock that never steps and counts while the host sleeps.
 """
 
 from dataclasses import dataclass
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, IPv6Network
 from typing import Literal
 
 from pyflannel.model.lease import LEASE_TTL_S, Claim, Identity, Lease, LeaseAttributes
@@ -113,18 +113,23 @@ class LeaseSeen:
 
 @dataclass(frozen=True, slots=True)
 class LeaseGone:
-    """A lease was deleted, or expired."""
+    """A lease was deleted, or expired; with an IPv6 subnet where its key named one."""
 
     subnet: IPv4Network
     revision: int
+    ipv6_subnet: IPv6Network | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """Somebody wrote what is no lease at the key of `subnet`; the key is occupied all the same."""
+    """Somebody wrote what is no lease at the key of `subnet`; the key is occupied all the same.
+
+    So it is when the key names an IPv6 subnet beside it.
+    """
 
     subnet: IPv4Network
     revision: int
+    ipv6_subnet: IPv6Network | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -304,3 +304,74 @@ def test_others_have_their_turn_while_many_leases_are_read() -> None:
         assert turns >= 10
 
     run(check)
+
+
+BOTH = "subnets/10.100.128.0-24&fd00:0:0:80::-64"
+"""A key of the subnet that the first host draws, with an IPv6 subnet beside it."""
+
+
+def both_families(address: str) -> bytes:
+    return lease_value(
+        Lease(
+            subnet=IPv4Network("10.100.128.0/24"),
+            attributes=LeaseAttributes(public_ip=IPv4Address(address)),
+        )
+    )
+
+
+@pytest.mark.parametrize("value", [both_families("192.168.50.9"), b"no lease"])
+def test_a_key_of_both_families_that_meets_ours_is_nobody_s_to_us(
+    value: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its coming takes our lease from nobody, its going neither; it is never written, and named."""
+
+    async def check() -> None:
+        bench = Bench()
+        keeper = bench.keeper("me", "192.168.50.1")
+        async with running(bench, keeper):
+            assert keeper.state.held is not None
+            own = keeper.state.held.lease.subnet
+            assert lease_key(own) == BOTH.partition("&")[0]
+            await bench.store.write(Put(key=BOTH, value=value, ttl_s=None, expected=0))
+            await bench.clock.advance(70)  # renewed more than once
+
+            written = (await bench.leases())[BOTH]
+            assert [lease.attributes.public_ip for lease in keeper.leases] == [IPv4Address("192.168.50.1")]
+
+            await bench.store.write(Delete(key=lease_key(own), expected=None))
+            await bench.clock.advance(20)
+            assert (await bench.leases())[BOTH] == written
+            is_held_by_nobody = value == b"no lease"
+            assert (lease_key(own) in await bench.leases()) == is_held_by_nobody
+
+            await bench.store.write(Delete(key=BOTH, expected=None))
+            await bench.clock.advance(20)
+            assert (await bench.leases()).keys() == {lease_key(own)}
+            assert [lease.subnet for lease in keeper.leases] == [own]
+
+    run(check)
+    said = [record.getMessage() for record in caplog.records]
+    assert len([text for text in said if BOTH in text]) == 1
+
+
+def test_a_peer_s_lease_is_one_whatever_keys_its_subnet_has() -> None:
+    """As after a change of EnableIPv6: the key of before ends when its day is over."""
+
+    async def check() -> None:
+        bench = Bench()
+        keeper, peer = bench.keeper("me", "192.168.50.1"), bench.keeper("peer", "192.168.50.2")
+        async with running(bench, keeper, peer):
+            assert peer.state.held is not None
+            subnet = peer.state.held.lease.subnet
+            key = f"{lease_key(subnet)}&fd00:0:0:9::-64"
+            value = (await bench.leases())[lease_key(subnet)].value
+            await bench.store.write(Put(key=key, value=value, ttl_s=30, expected=0))
+            await bench.clock.advance(1)
+            assert len(keeper.leases) == 2
+            await bench.clock.advance(40)
+
+            assert key not in await bench.leases()
+            assert subnet in keeper.leases.by_subnet
+            assert not bench.heard("peer", Lost)
+
+    run(check)

@@ -34,7 +34,7 @@ async def _leases(invocation: Invocation, run_dir: Path) -> list[LeaseEntry]:
 
 def _row(entry: LeaseEntry) -> tuple[str, ...]:
     return (
-        str(entry.subnet),
+        str(entry.subnet) if entry.ipv6_subnet is None else f"{entry.subnet} {entry.ipv6_subnet}",
         str(entry.public_ip),
         entry.backend_type or "udp",  # which publishes no type
         entry.owner or "-",

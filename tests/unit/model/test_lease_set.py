@@ -1,0 +1,62 @@
+"""Of the keys of one IPv4 subnet one counts, whatever came first."""
+
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyflannel.model.lease import Lease, LeaseAttributes
+from pyflannel.model.lease_protocol import LeaseChange, LeaseGone, LeaseSeen
+from pyflannel.model.lease_set import LeaseSet
+
+SUBNET, OTHER = IPv4Network("10.100.1.0/24"), IPv4Network("10.100.2.0/24")
+LOW, HIGH = IPv6Network("fd00:0:0:1::/64"), IPv6Network("fd00:0:0:2::/64")
+
+
+def lease(ipv6_subnet: IPv6Network | None, revision: int, subnet: IPv4Network = SUBNET) -> Lease:
+    attributes = LeaseAttributes(public_ip=IPv4Address("192.168.50.1"))
+    return Lease(subnet=subnet, ipv6_subnet=ipv6_subnet, attributes=attributes, revision=revision)
+
+
+def test_a_lease_of_both_families_neither_hides_nor_takes_away_that_of_ipv4_alone() -> None:
+    alone, both = lease(None, 5), lease(LOW, 7)
+
+    known = LeaseSet.of([alone, lease(None, 6, OTHER)], 6).after([LeaseSeen(both)])
+
+    assert (known.by_subnet[SUBNET], len(known)) == (alone, 2)
+    assert known.after([LeaseGone(SUBNET, 8, LOW)]).by_subnet[SUBNET] is alone
+    assert known.after([LeaseGone(SUBNET, 8)]).by_subnet[SUBNET] is both
+    assert SUBNET not in known.after([LeaseGone(SUBNET, 8), LeaseGone(SUBNET, 9, LOW)]).by_subnet
+
+
+@given(
+    st.lists(
+        st.tuples(st.booleans(), st.sampled_from([SUBNET, OTHER]), st.sampled_from([None, LOW, HIGH])),
+        max_size=12,
+    ),
+    st.integers(0, 12),
+)
+def test_it_depends_on_the_keys_that_there_are_alone(
+    history: list[tuple[bool, IPv4Network, IPv6Network | None]], cut: int
+) -> None:
+    """Told change by change, at once, or listed: the same leases count, and the same do not."""
+    standing: dict[tuple[IPv4Network, IPv6Network | None], Lease] = {}
+    changes: list[LeaseChange] = []
+    for revision, (is_put, subnet, ipv6_subnet) in enumerate(history, start=1):
+        if is_put:
+            standing[subnet, ipv6_subnet] = lease(ipv6_subnet, revision, subnet)
+            changes.append(LeaseSeen(standing[subnet, ipv6_subnet]))
+        else:
+            standing.pop((subnet, ipv6_subnet), None)
+            changes.append(LeaseGone(subnet, revision, ipv6_subnet))
+
+    listed = LeaseSet.of(standing.values())
+
+    assert LeaseSet().after(changes) == LeaseSet().after(changes[:cut]).after(changes[cut:]) == listed
+    assert len(listed) == len({subnet for subnet, _ in standing})
+    for (subnet, ipv6_subnet), one in standing.items():
+        counts = ipv6_subnet is None or (
+            (subnet, None) not in standing and (ipv6_subnet == LOW or (subnet, LOW) not in standing)
+        )
+        assert (listed.by_subnet[subnet] is one) == counts
+        assert (one in listed.outranked.get(subnet, ())) != counts
