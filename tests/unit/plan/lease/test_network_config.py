@@ -1,0 +1,54 @@
+"""Another network config, while a host asks for a lease."""
+
+from dataclasses import replace
+from ipaddress import IPv4Address
+
+from pyflannel.model.lease_protocol import Conflicted, Ordered, Started
+from pyflannel.testing.performed_step import FIRST, NETWORK, SECOND, Host, Store, lease, wanted
+
+
+def test_a_subnet_that_the_config_no_longer_admits_is_not_begun_with() -> None:
+    """The config changed while the lease was asked for: nothing runs on it yet, so another is taken."""
+    store = Store()
+    host = Host(store, wanted())
+    host.take(Started())
+    host.answer()
+    changed = replace(NETWORK, subnet_min=IPv4Address("10.100.2.0"))
+
+    host.take(Ordered(replace(wanted(), network=changed)))
+    host.settle()
+
+    assert host.subnet == SECOND
+    assert list(store.leases) == [SECOND]
+
+
+def test_a_listing_from_before_the_config_is_not_chosen_from() -> None:
+    """What others took since, by the config before, may lie within what is chosen."""
+    store = Store(revision=3)
+    host = Host(store, replace(wanted(), config_revision=4))
+    host.take(Started())
+    host.answer()
+    assert not host.requests
+
+    store.write_lease(lease(FIRST, "other", "192.168.50.1"))
+    host.sleep(1)
+
+    assert host.subnet == SECOND
+
+
+def test_a_write_that_another_config_refused_is_tried_again_when_its_news_come() -> None:
+    """Whether they come before the refusal or after it, and not every moment until then."""
+    for comes_first in (False, True):
+        host = Host(Store(revision=4), replace(wanted(), config_revision=3))
+        host.take(Started())
+        host.answer()
+        put = host.requests.pop()
+        news = Ordered(replace(wanted(), config_revision=4))
+
+        for event in (news, Conflicted(put, None)) if comes_first else (Conflicted(put, None), news):
+            assert not host.requests
+            host.take(event)
+        host.sleep(0)
+        host.settle()
+
+        assert host.subnet == FIRST

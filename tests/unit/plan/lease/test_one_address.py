@@ -1,0 +1,231 @@
+"""Hosts that share an address or an identity, and former selves."""
+
+from ipaddress import IPv4Address
+
+from pyflannel.model.lease import Lease
+from pyflannel.model.lease_protocol import (
+    Contested,
+    Ordered,
+    Reidentify,
+    SharedAddress,
+    Started,
+    WatchLost,
+    Woke,
+)
+from pyflannel.testing.performed_step import FIRST, HOUR, SECOND, THIRD, Host, Store, lease, owner_of, wanted
+
+
+def test_a_reinstalled_host_takes_its_old_lease_over_at_once() -> None:
+    """Another identity, the same machine and address."""
+    store = Store()
+    store.write_lease(lease(THIRD, "old-self", "192.168.50.102", machine="m"))
+
+    host = Host(store, wanted()).start()
+
+    assert host.subnet == THIRD
+    assert owner_of(store, THIRD) == "me"
+
+
+def test_a_living_owner_keeps_its_lease_and_the_newcomer_takes_another() -> None:
+    """Both say that they share an address, naming each other."""
+    store = Store()
+    owner = Host(store, wanted("owner", machine="m1")).start()
+    newcomer = Host(store, wanted("newcomer", machine="m2")).start()
+    assert newcomer.heard(Contested)
+
+    owner.settle()
+    newcomer.settle()
+
+    assert owner.subnet == FIRST
+    assert newcomer.subnet == SECOND
+    assert owner_of(store, FIRST) == "owner"
+    assert not store.claims
+    assert any(isinstance(r, SharedAddress) and r.other == "newcomer" for r in owner.said)
+    assert any(isinstance(r, SharedAddress) and r.other == "owner" for r in newcomer.said)
+
+
+def test_a_dead_owner_loses_its_lease_after_the_claim_expired() -> None:
+    """Unanswered for ten seconds."""
+    store = Store()
+    store.write_lease(lease(FIRST, "dead", "192.168.50.102"))
+    newcomer = Host(store, wanted("newcomer")).start()
+    newcomer.sleep(9.9)
+    assert newcomer.subnet is None
+
+    newcomer.sleep(0.2)
+
+    assert newcomer.subnet == FIRST
+    assert owner_of(store, FIRST) == "newcomer"
+
+
+def test_an_owner_that_answers_at_the_last_moment_wins() -> None:
+    """Its lease was written anew, so the take-over loses, although the newcomer never saw the answer."""
+    store = Store()
+    owner = Host(store, wanted("owner", machine="m1")).start()
+    newcomer = Host(store, wanted("newcomer", machine="m2")).start()
+    owner.settle()
+    newcomer.seen = None  # its watch hangs
+
+    newcomer.sleep(10.1)
+
+    assert owner_of(store, FIRST) == "owner"
+    assert newcomer.subnet != FIRST
+
+
+def test_a_claim_that_stood_before_a_fresh_listing_is_answered() -> None:
+    """The owner's watch was compacted away while the claim was written."""
+    store = Store()
+    owner = Host(store, wanted("owner", machine="m1")).start()
+    Host(store, wanted("newcomer", machine="m2")).start()
+    store.log.clear()
+    owner.take(WatchLost("compacted", is_compacted=True))
+
+    owner.settle()
+
+    assert not store.claims
+
+
+def test_a_clone_takes_a_new_identity() -> None:
+    """Its identity lives at another address, and answers."""
+    store = Store()
+    first = Host(store, wanted("twin", "192.168.50.102")).start()
+    clone = Host(store, wanted("twin", "192.168.50.103")).start()
+    first.settle()
+    clone.settle()
+    assert clone.heard(Reidentify)
+
+    clone.take(Ordered(wanted("own", "192.168.50.103")))
+    clone.settle()
+
+    assert owner_of(store, FIRST) == "twin"
+    assert clone.subnet == SECOND
+
+
+def test_our_old_address_is_ours_after_nobody_answered() -> None:
+    """The host moved to another address while its daemon was down."""
+    store = Store()
+    store.write_lease(lease(FIRST, "me", "192.168.50.7"))
+    host = Host(store, wanted()).start()
+
+    host.sleep(10.1)
+
+    standing = store.leases[FIRST]
+    assert isinstance(standing, Lease)
+    assert host.subnet == FIRST
+    assert standing.attributes.public_ip == IPv4Address("192.168.50.102")
+
+
+def test_a_claim_that_was_never_written_takes_nothing_over() -> None:
+    """The store was slow: nobody was asked, so nobody's silence means anything."""
+    store = Store()
+    owner = Host(store, wanted("owner", machine="m1")).start()
+    newcomer = Host(store, wanted("newcomer", machine="m2"))
+    newcomer.take(Started())
+    newcomer.answer()
+
+    newcomer.now = 10.1
+    newcomer.take(Woke())
+    newcomer.settle()
+
+    assert owner_of(store, FIRST) == "owner"
+    owner.settle()
+    newcomer.sleep(11)
+    owner.settle()
+    newcomer.settle()
+    assert newcomer.subnet == SECOND
+
+
+def test_the_owner_has_its_time_from_when_the_claim_is_known_to_be_written() -> None:
+    """Not from when it was asked for."""
+    store = Store()
+    store.write_lease(lease(FIRST, "dead", "192.168.50.102"))
+    newcomer = Host(store, wanted("newcomer"))
+    newcomer.take(Started())
+    newcomer.answer()
+    newcomer.now = 9.0
+    newcomer.settle()
+
+    newcomer.sleep(9.9)
+
+    assert newcomer.subnet is None
+    newcomer.sleep(0.2)
+    assert newcomer.subnet == FIRST
+
+
+def test_an_owner_that_is_renewing_when_it_is_asked_renews_once_more() -> None:
+    """The newcomer may have seen the renewal that was under way, and then missed the answer to its claim."""
+    store = Store()
+    owner = Host(store, wanted("owner", machine="m1")).start()
+    owner.now = 23 * HOUR
+    owner.take(Woke())
+    renewal = owner.requests.pop()
+    answer = store.perform(renewal)
+    newcomer = Host(store, wanted("newcomer", machine="m2")).start()
+    newcomer.seen = None  # its watch hangs
+
+    owner.watch()
+    owner.take(answer)
+    owner.settle()
+    newcomer.sleep(10.1)
+
+    assert owner_of(store, FIRST) == "owner"
+
+
+def test_a_claim_counts_no_longer_when_the_watch_was_cut() -> None:
+    """The store lost it with its data, and the owner wrote its lease again, at the same revision."""
+    store = Store()
+    Host(store, wanted("owner", machine="m1")).start()
+    newcomer = Host(store, wanted("newcomer", machine="m2")).start()
+    assert newcomer.heard(Contested)
+    store.claims.clear()
+    newcomer.take(WatchLost("cut"))
+
+    newcomer.sleep(11)
+
+    assert owner_of(store, FIRST) == "owner"
+    assert store.claims
+
+
+def test_a_host_whose_address_changes_does_not_take_what_looked_like_its_own() -> None:
+    """It asked whether the holder of its address lives; then it got another address."""
+    store = Store()
+    store.write_lease(lease(FIRST, "dead", "192.168.50.102"))
+    newcomer = Host(store, wanted("newcomer")).start()
+
+    newcomer.take(Ordered(wanted("newcomer", "192.168.50.103")))
+    newcomer.settle()
+    newcomer.sleep(11)
+
+    assert owner_of(store, FIRST) == "dead"
+    assert newcomer.subnet == SECOND
+
+
+def test_two_hosts_with_one_identity_do_not_write_over_each_other_for_ever() -> None:
+    """The copy took the lease over while its owner slept; the owner asks before it takes it back."""
+    store = Store()
+    first = Host(store, wanted("twin", "192.168.50.102")).start()
+    clone = Host(store, wanted("twin", "192.168.50.103")).start()
+    clone.sleep(11)
+    assert clone.subnet == FIRST
+
+    for _ in range(5):
+        first.settle()
+        clone.settle()
+
+    assert first.heard(Reidentify)
+    first.take(Ordered(wanted("own", "192.168.50.102")))
+    first.settle()
+    assert first.subnet == FIRST
+    assert not first.state.is_settled
+    assert clone.state.is_settled
+
+
+def test_the_subnet_of_our_containers_comes_before_what_a_former_self_left() -> None:
+    """A leftover of the identity before a re-installation; our own lease expired meanwhile."""
+    store = Store()
+    store.write_lease(lease(FIRST, "old-self", "192.168.50.102", machine="m"))
+
+    host = Host(store, wanted(previous=THIRD)).start()
+
+    assert host.subnet == THIRD
+    assert owner_of(store, FIRST) == "old-self"

@@ -1,0 +1,80 @@
+"""Which VTEP a lease speaks of that stood before."""
+
+from dataclasses import replace
+from ipaddress import IPv4Network
+
+from pyflannel.model.backend_data import Vtep
+from pyflannel.model.lease import Lease
+from pyflannel.model.lease_protocol import Wanted
+from pyflannel.testing.performed_step import FIRST, HOUR, Host, Store, lease, owner_of, wanted
+
+THEIRS = "36:f5:41:10:dc:86"
+
+
+def with_vtep(standing: Lease, mac: str, vni: int = 1) -> Lease:
+    data, vtep = f'{{"VNI":{vni},"VtepMAC":"{mac}"}}', Vtep(mac=mac, vni=vni)
+    return replace(standing, attributes=replace(standing.attributes, backend_data=data, vtep=vtep))
+
+
+def wanted_with_vtep(mac: str = "0e:00:00:00:00:01", mac_prefix: bytes = b"") -> Wanted:
+    known = wanted()
+    vtep = Vtep(mac=mac, vni=1, mac_prefix=mac_prefix)
+    data = f'{{"VNI":1,"VtepMAC":"{mac}"}}'
+    return replace(known, attributes=replace(known.attributes, backend_data=data, vtep=vtep))
+
+
+def mac_of(store: Store, subnet: IPv4Network) -> str | None:
+    standing = store.leases[subnet]
+    assert isinstance(standing, Lease)
+    vtep = standing.attributes.vtep
+    assert vtep is None or vtep.mac in (standing.attributes.backend_data or "")
+    return vtep.mac if vtep else None
+
+
+def test_the_vtep_that_the_original_published_stays() -> None:
+    """The peers know it: also when the lease is renewed, lost and taken again, or taken up by a new start."""
+    store = Store()
+    store.write_lease(with_vtep(lease(FIRST, None, "192.168.50.102"), THEIRS))
+
+    host = Host(store, wanted_with_vtep()).start()
+
+    assert (owner_of(store, FIRST), mac_of(store, FIRST)) == ("me", THEIRS)
+    assert store.revision == 2
+    host.sleep(24 * HOUR)
+    assert mac_of(store, FIRST) == THEIRS
+    store.delete_lease(FIRST)
+    host.settle()
+    assert mac_of(store, FIRST) == THEIRS
+    Host(store, wanted_with_vtep()).start()
+    assert mac_of(store, FIRST) == THEIRS
+    assert host.state.is_settled
+
+
+def test_a_vtep_that_is_not_for_us_is_not_kept() -> None:
+    """Of another VNI, of no single device, or not as the config wants it to begin."""
+    ours = wanted_with_vtep()
+    plain = lease(FIRST, None, "192.168.50.102")
+    for standing, asked in (
+        (with_vtep(plain, THEIRS, vni=2), ours),
+        (with_vtep(plain, "ff:ff:ff:ff:ff:ff"), ours),
+        (with_vtep(plain, THEIRS), wanted_with_vtep(mac_prefix=b"\x0e\x2a")),
+    ):
+        store = Store()
+        store.write_lease(standing)
+
+        host = Host(store, asked).start()
+
+        assert host.state.is_settled
+        assert mac_of(store, FIRST) == "0e:00:00:00:00:01"
+
+
+def test_who_takes_over_another_owner_s_lease_has_a_vtep_of_its_own() -> None:
+    """The other may come back, on another subnet and with its own address."""
+    for machine in ("m", "x", ""):
+        store = Store()
+        store.write_lease(with_vtep(lease(FIRST, "other", "192.168.50.102", machine=machine), THEIRS))
+
+        host = Host(store, wanted_with_vtep()).start()
+        host.sleep(60)
+
+        assert (owner_of(store, FIRST), mac_of(store, FIRST)) == ("me", "0e:00:00:00:00:01")

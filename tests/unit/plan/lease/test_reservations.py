@@ -1,0 +1,57 @@
+"""Leases without an end."""
+
+from dataclasses import replace
+
+from pyflannel.model.lease import Lease
+from pyflannel.model.lease_protocol import Woke
+from pyflannel.testing.performed_step import FIRST, HOUR, THIRD, Host, Store, lease, owner_of, wanted
+
+
+def test_a_reservation_never_gets_a_ttl() -> None:
+    """Not when it is used, and not later: it is never renewed."""
+    store = Store()
+    store.write_lease(lease(THIRD, None, "192.168.50.102", ttl=False))
+
+    host = Host(store, wanted()).start()
+    host.sleep(48 * HOUR)
+
+    assert host.subnet == THIRD
+    standing = store.leases[THIRD]
+    assert isinstance(standing, Lease)
+    assert not standing.has_ttl
+    assert standing.revision == 2  # written once by us, with our owner
+
+
+def test_a_lease_that_the_operator_makes_a_reservation_stays_one() -> None:
+    """The documented way to reserve: put the value again without TTL."""
+    store = Store()
+    host = Host(store, wanted()).start()
+    store.write_lease(lease(FIRST, None, "192.168.50.102", ttl=False))
+
+    host.settle()
+    host.sleep(48 * HOUR)
+
+    standing = store.leases[FIRST]
+    assert isinstance(standing, Lease)
+    assert not standing.has_ttl
+    assert owner_of(store, FIRST) == "me"
+
+
+def test_a_reservation_made_in_the_moment_of_a_renewal_is_seen() -> None:
+    """The watch shows our renewal and the operator's copy of it before the answer arrives."""
+    store = Store()
+    host = Host(store, wanted()).start()
+    host.now = 23 * HOUR
+    host.take(Woke())
+    answer = store.perform(host.requests.pop())
+    standing = store.leases[FIRST]
+    assert isinstance(standing, Lease)
+    store.write_lease(replace(standing, has_ttl=False))
+
+    host.watch()
+    host.take(answer)
+    host.settle()
+
+    assert host.state.held is not None
+    assert host.state.held.expires_at is None
+    assert host.state.held.lease.revision == store.revision

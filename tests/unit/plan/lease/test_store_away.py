@@ -1,0 +1,84 @@
+"""A store that does not answer, or has forgotten its history."""
+
+from ipaddress import IPv4Address
+
+from pyflannel.model.lease import Claim
+from pyflannel.model.lease_protocol import DeleteClaim, Failed, Started, StoreAway, StoreBack, WatchLost, Woke
+from pyflannel.plan.lease.failures import RETRY_MAX_S
+from pyflannel.testing.performed_step import FIRST, Host, Store, owner_of, wanted
+
+
+def test_writes_that_keep_failing_are_tried_ever_more_slowly() -> None:
+    """Also when the listings in between succeed; the store is back when it answers what we wait for."""
+    host = Host(Store(), wanted())
+    host.take(Started())
+    for _ in range(8):
+        host.answer()
+        host.take(Failed(host.requests.pop(), "timed out"))
+        assert host.wake_at is not None
+        host.now = host.wake_at
+        host.take(Woke())
+
+    pauses = [said.retry_in_s for said in host.said if isinstance(said, StoreAway)]
+    said_back = host.heard(StoreBack)
+    host.settle()
+
+    assert pauses == sorted(pauses)
+    assert pauses[-1] == RETRY_MAX_S
+    assert not said_back
+    assert host.heard(StoreBack)
+
+
+def test_a_store_that_is_away_longer_than_the_ttl_costs_nothing() -> None:
+    """The lease expires meanwhile; the same subnet is taken when the store is back."""
+    store = Store()
+    host = Host(store, wanted(ttl_s=60)).start()
+    host.take(WatchLost("connection refused"))
+    store.delete_lease(FIRST)
+    host.seen = None  # nothing is delivered while it is away
+
+    host.sleep(120)
+    host.settle()
+
+    assert host.subnet == FIRST
+    assert owner_of(store, FIRST) == "me"
+
+
+def test_compaction_is_a_fresh_look_and_not_an_empty_network() -> None:
+    """What was lost is found out from the listing."""
+    store = Store()
+    host = Host(store, wanted()).start()
+    store.delete_lease(FIRST)
+    store.log.clear()
+    host.take(WatchLost("compacted", is_compacted=True))
+
+    host.settle()
+
+    assert owner_of(store, FIRST) == "me"
+
+
+def test_an_unchanged_lease_survives_compaction_without_a_write() -> None:
+    """Ten thousand hosts that list again must not write ten thousand leases."""
+    store = Store()
+    host = Host(store, wanted()).start()
+    host.take(WatchLost("compacted", is_compacted=True))
+
+    host.settle()
+
+    assert store.revision == 1
+    assert host.state.is_settled
+
+
+def test_a_failed_write_that_nobody_waits_for_is_no_absence_of_the_store() -> None:
+    """Nothing would be tried again, so nothing would tell that the store is back."""
+    store = Store()
+    host = Host(store, wanted()).start()
+
+    host.take(
+        Failed(
+            DeleteClaim(Claim(subnet=FIRST, owner="x", public_ip=IPv4Address("192.168.50.102"))), "timed out"
+        )
+    )
+
+    assert not host.heard(StoreAway)
+    assert host.state.failures == 0
