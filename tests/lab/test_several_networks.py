@@ -1,5 +1,6 @@
 """Two networks on one host, by two daemons and by one: devices, ports, files and leases stay apart."""
 
+import asyncio
 import json
 import os
 from collections.abc import Iterator
@@ -8,11 +9,13 @@ from itertools import product
 
 import pytest
 
+from pyflannel.assembly.store import open_store
 from pyflannel.lab.host import Host
 from pyflannel.lab.lab import Lab
 from pyflannel.lab.sandboxes.program import Program
 from pyflannel.lab.together import together
 from pyflannel.lab.waiting import wait_until
+from pyflannel.model.store_record import Delete
 
 BLUE = '{"Network":"10.101.0.0/16","Backend":{"Type":"udp","Port":8286}}'
 SOON_S = 60.0
@@ -260,8 +263,8 @@ def test_a_network_named_like_the_place_of_pins_has_its_own(pair: tuple[Lab, Hos
     wait_until(lambda: len(pinned()) == 4, what="two programs of each", deadline_s=SOON_S)
 
 
-def test_networks_are_followed_as_they_come(pair: tuple[Lab, Host, Host]) -> None:
-    """--watch-networks: a config that comes is a network that runs."""
+def test_networks_are_followed_as_they_come_and_go(pair: tuple[Lab, Host, Host]) -> None:
+    """--watch-networks: a config that comes is a network that runs, and one that went can be cleaned up."""
     lab, host, _ = pair
     set_config(host, f"{lab.sqlite_url}#green", GREEN)
     host.start_flanneld(f"--store={lab.sqlite_url}", "--networks=green,blue", "--watch-networks")
@@ -271,6 +274,25 @@ def test_networks_are_followed_as_they_come(pair: tuple[Lab, Host, Host]) -> Non
 
     wait_file(host, "/run/flannel/networks/blue.env")
     assert set(tunnels(host)) == {"flannel0", "flannel1"}
+    cleanup = ["flannelctl", "--store", lab.sqlite_url, "cleanup", "--run-dir=/run/flannel/blue"]
+    cleanup += ["--state-dir=/var/lib/flannel/blue", "--subnet-file=/run/flannel/networks/blue.env"]
+    refused = host.run(cleanup, check=False)
+    assert refused.returncode != 0
+    assert "runs the network blue" in refused.stderr
+    assert set(tunnels(host)) == {"flannel0", "flannel1"}
+
+    asyncio.run(delete_config(f"{lab.sqlite_url}#blue"))
+    wait_until(
+        lambda: host.run(cleanup, check=False).returncode == 0, what="blue is cleaned up", deadline_s=SOON_S
+    )
+
+    assert set(tunnels(host)) == {"flannel0"}
+
+
+async def delete_config(url: str) -> None:
+    store = open_store(url)
+    await store.write(Delete(key="config", expected=None))
+    await store.close()
 
 
 def test_a_network_that_nobody_made_is_named_and_keeps_no_other_from_working(

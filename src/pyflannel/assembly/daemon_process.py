@@ -42,13 +42,14 @@ async def stop_daemon(lock: Path) -> int | None:
     One that systemd runs is stopped by systemd, which would start it again.
 
     Raises:
-        BusyError: it did not end in time, or somebody deleted its lock, so that only its socket tells of it.
+        BusyError: it did not end in time, or somebody deleted its lock, so that only its socket tells of
+            it, or this is one of its several networks.
         TargetError: we may not stop it.
         UsageError: it works in another network namespace, so that nothing of it could be removed here.
     """
     pid = running_daemon(lock)
     if pid is None:
-        _check_unserved(Places(run_dir=lock.parent).control_socket)
+        _check_unserved(Places(run_dir=lock.parent))
         return None
     try:
         process = os.pidfd_open(pid)
@@ -113,8 +114,15 @@ async def _end_of(process: int) -> None:
         loop.remove_reader(process)
 
 
-def _check_unserved(control_socket: Path) -> None:
+def _check_unserved(places: Places) -> None:
+    control_socket = places.control_socket
     pid = server_pid(control_socket)
+    if pid is not None and pid == running_daemon(Places(run_dir=places.run_dir.parent).lock):
+        raise BusyError(
+            f"flanneld (pid {pid}) runs the network {places.run_dir.name}, and perhaps others",
+            hint="Take it out of --networks and start flanneld again, or, with --watch-networks, delete its"
+            " config from the store; then clean up again.",
+        )
     if pid is not None:
         unit = service_of(pid)
         raise BusyError(

@@ -112,6 +112,18 @@ def test_one_whose_lock_somebody_deleted_is_named(lock: Path) -> None:
     assert asyncio.run(stop_daemon(lock)) is None  # the socket that it left is no daemon
 
 
+def test_one_of_several_networks_does_not_end_the_daemon_of_all(tmp_path: Path) -> None:
+    """Nobody is told to end it for the sake of one."""
+    blue = Places(run_dir=tmp_path).of_network("blue", tmp_path / "networks")
+
+    with RunLock(str(Places(run_dir=tmp_path).lock)), listen_unix(blue.control_socket):
+        with pytest.raises(BusyError, match=rf"pid {os.getpid()}\) runs the network blue") as refused:
+            asyncio.run(stop_daemon(blue.lock))
+
+    assert "Take it out of --networks" in refused.value.hint
+    assert "kill" not in refused.value.hint
+
+
 @pytest.mark.parametrize("other", ["--state-dir", "--subnet-file"])
 def test_the_usual_daemon_s_files_are_not_another_s(tmp_path: Path, other: str) -> None:
     """Whoever names a run directory alone would take identity and subnet.env from a daemon that goes on."""
