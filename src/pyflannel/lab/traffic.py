@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from ipaddress import IPv4Address
 from itertools import permutations
+from math import ceil
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Protocol
@@ -15,10 +16,10 @@ from pyflannel.lab.sandboxes.sandbox import RUN_TIMEOUT_S
 from pyflannel.lab.together import together
 from pyflannel.lab.waiting import wait_until
 
-_RECEIVED = re.compile(r"(?P<sent>\d+) packets transmitted, (?P<received>\d+) received")
 _RTT = re.compile(r"rtt min/avg/max/mdev = [\d.]+/(?P<average>[\d.]+)/")
-_TTL = re.compile(r" ttl=(?P<ttl>\d+) ")
+_ANSWER = re.compile(r" icmp_seq=(?P<number>\d+) ttl=(?P<ttl>\d+) ")
 _PING_INTERVAL_S = 0.1
+_ANSWER_S = 1.0
 
 
 class Station(Protocol):
@@ -62,18 +63,20 @@ class PingResult:
 
 
 def ping(source: Station, destination: IPv4Address | str, *, count: int = 3) -> PingResult:
-    """Ping an address `count` times, a tenth of a second apart; each may take a second."""
-    command = ["ping", "-n", "-c", str(count), "-i", str(_PING_INTERVAL_S), "-W", "1", str(destination)]
-    said = source.run_in_network(command, check=False).stdout
-    counts = _RECEIVED.search(said)
-    if counts is None:
-        return PingResult(sent=count, received=0, rtt_ms=None, ttl=None)
-    rtt, ttls = _RTT.search(said), _TTL.findall(said)
+    """Ping an address `count` times, a tenth of a second apart; each may take a second.
+
+    ping(8) waits for the last answer hardly longer than for those before, unless it has a deadline: then it
+    goes on sending until as many answers came, and those to later ones do not count.
+    """
+    deadline_s = ceil((count - 1) * _PING_INTERVAL_S + _ANSWER_S)
+    times = ["-c", str(count), "-i", str(_PING_INTERVAL_S), "-w", str(deadline_s)]
+    said = source.run_in_network(["ping", "-n", *times, str(destination)], check=False).stdout
+    answers, rtt = _ANSWER.findall(said), _RTT.search(said)
     return PingResult(
-        sent=int(counts["sent"]),
-        received=int(counts["received"]),
+        sent=count,
+        received=len({number for number, _ in answers} & set(map(str, range(1, count + 1)))),
         rtt_ms=float(rtt["average"]) if rtt else None,
-        ttl=int(ttls[-1]) if ttls else None,
+        ttl=int(answers[-1][1]) if answers else None,
     )
 
 
