@@ -1,9 +1,11 @@
 """Several things at the same time."""
 
 import _thread
+import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -17,6 +19,15 @@ def test_results_come_in_order_and_the_one_failure_as_it_was() -> None:
         together([lambda: 1, lambda: 1 // 0])
 
 
+@pytest.fixture
+def _hearing() -> Iterator[None]:
+    """Whoever runs the tests in the background has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_hearing")
 def test_an_interrupt_that_comes_just_before_the_wait_is_heard() -> None:
     """No system call is broken off by it; the call under way is left to itself."""
     is_over, heard = threading.Event(), []
