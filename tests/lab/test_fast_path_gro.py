@@ -57,7 +57,7 @@ def ends(overlay):
     box, far = containers
     wait_until(
         lambda: (
-            ping(box, far.address).is_reached and all(counters(overlay, one)["delivered"] for one in ends)
+            ping(box, far.address).is_reached and all(counters(overlay, one).get("delivered") for one in ends)
         ),
         what="bridges are passed by",
         deadline_s=DEADLINE_S,

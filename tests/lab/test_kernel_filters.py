@@ -356,7 +356,7 @@ def seen_source(packet: Packet, places) -> str | None:
         bound(receiver, packet.destination, packet.port) as inbox,
         bound(places[packet.sender], packet.source, 0) as outbox,
     ):
-        inbox.settimeout(20 if packet.seen else 0.3)
+        inbox.settimeout(60 if packet.seen else 0.3)
         outbox.sendto(b"x", (packet.destination, packet.port))
         try:
             return inbox.recvfrom(16)[1][0]

@@ -131,7 +131,7 @@ def test_the_service_manager_hears_it(tmp_path: Path, monkeypatch, is_abstract: 
     name = f"@{tmp_path}" if is_abstract else str(tmp_path / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(name.replace("@", "\0", 1))
-        manager.settimeout(20)
+        manager.settimeout(60)
         monkeypatch.setenv("NOTIFY_SOCKET", name)
 
         assert notify("READY=1\nSTATUS=packets can flow")
