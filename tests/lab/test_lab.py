@@ -15,7 +15,7 @@ from pyflannel.errors import BusyError, LabError, UsageError
 from pyflannel.lab.faults import lossy, partitioned, paused, unplugged
 from pyflannel.lab.host import Host
 from pyflannel.lab.lab import Lab, enter_host, remove_lab, standing_labs
-from pyflannel.lab.lab_directory import ROOT, nobody_removes
+from pyflannel.lab.lab_directory import ROOT, LabDirectory, nobody_removes
 from pyflannel.lab.measuring.kernel_path import lay_kernel_path, measure_kernel_path
 from pyflannel.lab.traffic import ping, ping_all
 from pyflannel.lab.waiting import wait_until
@@ -230,6 +230,23 @@ def test_a_lab_can_be_kept_entered_and_removed() -> None:
     assert traces(name) == []
     with pytest.raises(LabError, match="there is no lab"):
         remove_lab(name)
+
+
+def test_a_lab_at_which_somebody_looks_is_not_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever removes remains looks at every lab, and holds it for a moment."""
+    monkeypatch.setattr("pyflannel.lab.lab.PATIENCE_S", SOON_S)
+    monkeypatch.setattr("pyflannel.lab.lab.lab_names", lambda: [f"{NAME}-looked"])
+    home = LabDirectory(f"{NAME}-looked")
+    home.acquire()
+    home.mark_kept()
+    looker = threading.Timer(0.1, home.release)
+    looker.start()
+
+    (found,) = standing_labs()
+
+    looker.join()
+    remove_lab(home.name)
+    assert found.state == "kept"
 
 
 def test_a_kept_lab_goes_when_its_block_fails() -> None:

@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,11 +12,12 @@ from types import TracebackType
 
 from pyflannel.errors import LabError, UsageError
 from pyflannel.lab.host import Host
-from pyflannel.lab.lab_directory import LabDirectory, lab_names, remove_remains
+from pyflannel.lab.lab_directory import PATIENCE_S, LabDirectory, lab_names, remove_remains
 from pyflannel.lab.network import lay_segments, plug_in
 from pyflannel.lab.sandboxes.sandbox import Sandbox
 from pyflannel.lab.together import together
 from pyflannel.lab.topology import COOKBOOK, ROUTER, HostPlace, Topology
+from pyflannel.lab.waiting import POLL_S
 
 _LAST_LINES = 10
 
@@ -154,22 +156,34 @@ class StandingLab:
 
 def standing_labs() -> list[StandingLab]:
     """Return the labs on this machine, by name."""
-    found = []
-    for name in lab_names():
-        home = LabDirectory(name)
-        state = _state(home)
-        if home.path.is_dir():
-            hosts = tuple(sorted(home.hosts()))
-            found.append(StandingLab(name=name, state=state, hosts=hosts, directory=str(home.path)))
-    return found
+    homes = [LabDirectory(name) for name in lab_names()]
+    states = _states(homes)
+    return [
+        StandingLab(
+            name=home.name,
+            state=states[home.name],
+            hosts=tuple(sorted(home.hosts())),
+            directory=str(home.path),
+        )
+        for home in homes
+        if home.path.is_dir()
+    ]
 
 
-def _state(home: LabDirectory) -> str:
-    if not home.take():
-        return "in use"
-    is_kept = home.is_kept
-    home.release()
-    return "kept" if is_kept else "remains"
+def _states(homes: list[LabDirectory]) -> dict[str, str]:
+    """Return the states of labs by name: one that nobody else held for a moment is not in use."""
+    states = dict.fromkeys((home.name for home in homes), "in use")
+    end = time.monotonic() + PATIENCE_S
+    while homes:
+        for home in homes:
+            if home.take():
+                states[home.name] = "kept" if home.is_kept else "remains"
+                home.release()
+        homes = [home for home in homes if states[home.name] == "in use"]
+        if time.monotonic() >= end:
+            break
+        time.sleep(POLL_S)
+    return states
 
 
 def remove_lab(name: str) -> None:

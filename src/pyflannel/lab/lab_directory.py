@@ -17,7 +17,7 @@ from pyflannel.lab.waiting import POLL_S
 ROOT = Path("/var/tmp/flannel-lab")  # not /tmp nor /run: Docker's images may be too large for memory
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,19}")
 _KEPT = "kept"
-_PATIENCE_S = 0.5
+PATIENCE_S = 0.5
 """Who only looks at a lab holds its lock for a moment."""
 
 
@@ -51,7 +51,7 @@ class LabDirectory:
             self._acquire()
 
     def _acquire(self) -> None:
-        end = time.monotonic() + _PATIENCE_S
+        end = time.monotonic() + PATIENCE_S
         while True:
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
