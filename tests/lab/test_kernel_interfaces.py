@@ -105,6 +105,7 @@ class TestOnLink:
         host.ip("route add local 172.26.0.0/16 dev eth0 table main")
         host.ip("route add 172.24.0.0/16 dev eth0 table 100")
         host.ip("route add 172.25.0.1/32 dev eth0")
+        host.ip("route add 172.27.0.0/16 dev eth0 proto 80")  # ours: a peer's containers are behind it
 
         assert self.of(host, "eth0") == [
             "172.20.0.0/16",

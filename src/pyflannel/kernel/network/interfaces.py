@@ -93,8 +93,8 @@ class KernelInterfaces:
         """Return whether a notification may change an answer: most routes of a host do not."""
         if message.kind not in (routes.NEW, routes.DELETE):
             return True
-        if routes.protocol_of(message.body) in PROTOCOLS:
-            return False  # ours lead to containers of peers, and come by the thousand
+        if _is_ours(message.body):
+            return False
         if routes.is_on_link(message.body):
             return True
         return any(routes.covers(message.body, address) for address in (*self._asked_for, _FAR_AWAY))
@@ -135,11 +135,18 @@ class KernelInterfaces:
 
 
 def _default_or_on_link(body: bytes) -> RouteRecord | None:
+    if _is_ours(body):
+        return None
     glance = routes.glance_at_route(body)
     if glance is None or (glance.length and not routes.is_on_link(body)):
         return None
     route = routes.parse_route(body)
     return route if route is not None and route.kind == routes.UNICAST else None
+
+
+def _is_ours(body: bytes) -> bool:
+    """Return whether the route is ours: it leads to containers of a peer, and there are thousands of them."""
+    return routes.protocol_of(body) in PROTOCOLS
 
 
 def _on_link(held: list[AddressRecord], by_routes: list[RouteRecord]) -> tuple[IPv4Network, ...]:
