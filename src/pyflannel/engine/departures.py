@@ -99,6 +99,9 @@ class Departures:
         over = [subnet for subnet, (_, until) in self._gone.items() if until <= now]
         for subnet in over:
             del self._gone[subnet]
-        if over:
+        if over and self._gone:
             self.counted = self.counted.with_changes((subnet, None) for subnet in over)
+        elif over:
+            self.counted = self._present
+        if over:
             self._changed()

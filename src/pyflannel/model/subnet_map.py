@@ -58,14 +58,17 @@ class SubnetMap(Mapping[IPv4Network, _Value]):
     def differences(
         self, other: "SubnetMap[_Value]"
     ) -> Iterator[tuple[IPv4Network, _Value | None, _Value | None]]:
-        """Yield each subnet whose value in `other` is another object, with our value and its."""
+        """Yield each subnet whose value in `other` is another, with our value and its.
+
+        Of two shards that differ, an equal value that is another object counts as another.
+        """
         pairs: Iterable[tuple[Mapping[IPv4Network, _Value], Mapping[IPv4Network, _Value]]]
         if len(self._shards) == len(other._shards):
             pairs = zip(self._shards, other._shards, strict=True)
         else:
             pairs = [(dict(self.entries()), dict(other.entries()))]
         for mine, others in pairs:
-            if mine is others:
+            if mine is others or mine == others:
                 continue
             for subnet, value in mine.items():
                 if (new := others.get(subnet)) is not value:

@@ -70,6 +70,19 @@ def test_a_lease_that_vanished_lingers_and_is_then_forgotten() -> None:
     assert story.changes == 1
 
 
+def test_when_nobody_is_waited_for_one_map_is_in_memory() -> None:
+    there = LeaseSet.of([TWO])
+
+    async def act(story: Story) -> None:
+        story.see(ONE, TWO)
+        story.departures.see(there)
+        await story.clock.advance(LINGER_S * 1.1)
+
+    story = play(act)
+
+    assert story.departures.counted is there.by_subnet
+
+
 def test_a_lease_that_comes_back_does_not_linger() -> None:
     async def act(story: Story) -> None:
         story.see(ONE, TWO)

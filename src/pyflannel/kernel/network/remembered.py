@@ -21,15 +21,16 @@ class Remembered(Generic[_Item]):
     """The items of the last look in the order in which they came, by the hash of what lasts of each message.
 
     The kernel dumps a table in one order, so that the next message is nearly always the one that came next
-    before: two numbers each are enough, where a dictionary takes eight. Python's hash of octets has 64 bits
-    and a secret: that two of a million messages share one is less likely than that the memory errs.
+    before: two numbers each are enough, where a dictionary takes ten. Where the order differs, one is made
+    and kept until the dump ends. Python's hash of octets has 64 bits and a secret: that two of a million
+    messages share one is less likely than that the memory errs.
     """
 
     def __init__(self) -> None:
         self._hashes, self._items = array("q"), list[_Item | None]()
         self._old_hashes, self._old_items = self._hashes, self._items
         self._place = 0
-        self._places: dict[int, int] | None = None
+        self._by_hash: dict[int, _Item | None] | None = None
         self._links: Mapping[int, str] = {}
         self._names: frozenset[str] = frozenset()
 
@@ -40,11 +41,11 @@ class Remembered(Generic[_Item]):
             self._hashes, self._items = array("q"), []
         self._old_hashes, self._old_items = self._hashes, self._items
         self._hashes, self._items = array("q"), []
-        self._place, self._places = 0, None
+        self._place, self._by_hash = 0, None
 
     def end(self) -> None:
         """End the look: what did not come in it is forgotten."""
-        self._old_hashes, self._old_items, self._places = self._hashes, self._items, None
+        self._old_hashes, self._old_items, self._by_hash = self._hashes, self._items, None
 
     def reader(
         self, make: Callable[[bytes], _Item | None], lasting: Callable[[bytes], bytes] = bytes
@@ -61,12 +62,10 @@ class Remembered(Generic[_Item]):
         return read
 
     def _known(self, part: int) -> _Item | None:
-        place, hashes = self._place, self._old_hashes
-        if place == len(hashes) or hashes[place] != part:
-            if self._places is None:
-                self._places = {one: number for number, one in enumerate(hashes)}
-            place = self._places.get(part, -1)
-            if place < 0:
-                return None
-        self._place = place + 1
-        return self._old_items[place]
+        if self._by_hash is None:
+            place = self._place
+            if place < len(self._old_hashes) and self._old_hashes[place] == part:
+                self._place = place + 1
+                return self._old_items[place]
+            self._by_hash = dict(zip(self._old_hashes, self._old_items, strict=True))
+        return self._by_hash.get(part)

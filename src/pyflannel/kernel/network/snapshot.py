@@ -97,14 +97,16 @@ class SnapshotReader:
         items = ItemMap[Item](_link(link, links) for link in found if link.index in links.ours)
         addresses = await self._requests.dump(dump_addresses(), _address_reader(links.ours | links.carriers))
         items.add(address_of(one, links.names) for one in addresses if not _is_kernels_own(one))
-        for link in found:
-            if link.vxlan is not None and link.name in interest.links:
-                await _take(items, await self._read_neighbours(link.index, interest.desired, links))
-                await _take(items, await self._read_fdb(link.index, interest.desired, links))
+        vxlans = [link.index for link in found if link.vxlan is not None and link.name in interest.links]
+        for index in vxlans:
+            await _take(items, await self._read_neighbours(index, interest.desired, links))
+        self._neighbours.end()
+        for index in vxlans:
+            await _take(items, await self._read_fdb(index, interest.desired, links))
+        self._fdb.end()
         for family in (INET, INET6):
             await _take(items, await self._read_routes(family, interest, links))
-        for remembered in (self._routes, self._neighbours, self._fdb):
-            remembered.end()
+        self._routes.end()
         return Snapshot(state=State(items), links=links)
 
     async def _read_neighbours(self, index: int, desired: State, links: Links) -> list[Neighbour]:
