@@ -123,17 +123,22 @@ def test_what_is_foreign_neither_wakes_nor_is_touched(namespace, listen, words: 
 
 @pytest.mark.usefixtures("ready")
 def test_peers_that_we_add_change_and_remove_do_not_wake(namespace, listen) -> None:
-    """Also where the plan of the last look does not know them: a change of single peers needs no look."""
-    moved = peer_items(4, "10.7.1.2")
+    """Also where the last look was before they came: a change of single peers needs no look."""
+    moved, plan = peer_items(4, "10.7.1.2"), State.collect(PLAN)
 
     async def work() -> None:
-        async with standing(listen) as (linux, wakes):
+        async with standing(listen, plan) as (linux, wakes):
+            plan.by_key.add(peer_items(4))
             assert await linux.apply([Add(item) for item in peer_items(4)]) == []
             assert await wakes.silence() == 0
+            for item in moved:
+                plan.by_key.put(item)
             changes = [Replace(*pair) for pair in zip(peer_items(4), moved, strict=True)]
             assert await linux.apply(changes) == []
             assert await wakes.silence() == 0
             assert shown(namespace)["fdb"].count("dst 10.7.1.2 ") == 1
+            for item in moved:
+                plan.by_key.discard(item.key)
             assert await linux.apply([Remove(item) for item in moved]) == []
             assert await wakes.silence() == 0
 
@@ -153,9 +158,11 @@ def test_peers_that_we_add_change_and_remove_do_not_wake(namespace, listen) -> N
 )
 def test_damage_to_a_peer_that_came_after_the_last_look_wakes(namespace, listen, words: str) -> None:
     direct = Route(destination=IPv4Network("10.100.8.0/24"), link="eth0", gateway=IPv4Address("10.7.0.8"))
+    plan = State.collect(PLAN)
 
     async def work() -> None:
-        async with standing(listen) as (linux, wakes):
+        async with standing(listen, plan) as (linux, wakes):
+            plan.by_key.add((*peer_items(4), direct))
             assert await linux.apply([Add(item) for item in (*peer_items(4), direct)]) == []
             await wakes.silence()
             namespace.command(*words.split())

@@ -130,8 +130,11 @@ class Planner:
         return self.backend.obstacle(self.underlay)
 
     def desired(self) -> State | None:
-        """Return the plan, or None while something that it is made of is missing."""
-        return State(self._plan.copy()) if self._plan else None
+        """Return the plan, or None while something that it is made of is missing.
+
+        It is the plan itself: single peers are exchanged in it. Planning everything makes another.
+        """
+        return State(self._plan) if self._plan else None
 
     def update(self) -> list[Operation] | None:
         """Bring the plan up to date, and say what changed.

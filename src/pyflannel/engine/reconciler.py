@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Set
 from dataclasses import dataclass, field
 
 from pyflannel.engine.damping import Damping
@@ -18,7 +18,6 @@ from pyflannel.model.filter_name import FIRST_DEVICE
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer
 from pyflannel.model.host_file import HostFile
 from pyflannel.model.iptables_chain import IptablesChain
-from pyflannel.model.item_map import ItemMap
 from pyflannel.model.link import MARK, Link
 from pyflannel.model.nft_table import NftTable
 from pyflannel.model.operation import Add, Operation, Refusal, Remove, Replace
@@ -88,10 +87,11 @@ class Reconciler:
     A change of single peers is applied at once and without a look: a put takes what stands at its key, and a
     removal names what we had put there. The next look finds what that left.
 
-    `desired` gives the plan as it is now, or None while there is none yet; `passed` hears of each pass, and
-    `alive` of each turn of the loop, with a plan or without: they are never further apart than a pass and the
-    pause after it, `audit_s`. `judge` hears what each pass was refused, or that it was nothing, and returns
-    what of it is to be said and waited for: for the rest there is another plan.
+    `desired` gives the plan, or None while there is none yet. Single peers may be exchanged in it at any
+    time, with a word by `change`; it is another after `wake`. `passed` hears of each pass, and `alive` of
+    each turn of the loop, with a plan or without: they are never further apart than a pass and the pause
+    after it, `audit_s`. `judge` hears what each pass was refused, or that it was nothing, and returns what of
+    it is to be said and waited for: for the rest there is another plan.
     """
 
     def __init__(
@@ -123,8 +123,9 @@ class Reconciler:
         self._may_change = asyncio.Event()
         self._writing = asyncio.Lock()
         self._pending: dict[Hashable, Operation] = {}
-        self._changed_while_looking: set[Hashable] = set()
-        self._applied: ItemMap[Item] = ItemMap()
+        self._changed_while_looking: set[Hashable] | None = None  # as nobody looks
+        self._planned = State.EMPTY  # what was applied, but for what stands under these keys:
+        self._not_applied: set[Hashable] = set()
         self._damping = Damping()
         self._failures = 0
         self._looked_at = float("-inf")
@@ -138,12 +139,15 @@ class Reconciler:
 
     def change(self, operations: Iterable[Operation]) -> None:
         """Apply this change of the plan soon; until a pass has left nothing undone, by a pass."""
+        by_key = {_subject(operation).key: operation for operation in operations}
+        self._not_applied.update(by_key)
         if self._has_other_plan or not self.counts.is_clean:
             self.wake()  # what the change builds on may not be there yet
             return
-        for operation in operations:
-            self._pending.pop(_subject(operation).key, None)  # so that the later is behind
-            self._pending[_subject(operation).key] = operation
+        self._planned = self._desired() or State.EMPTY
+        for key, operation in by_key.items():
+            self._pending.pop(key, None)  # so that the later is behind
+            self._pending[key] = operation
         self._may_change.set()
 
     async def run(self) -> None:
@@ -167,25 +171,18 @@ class Reconciler:
                     await self._make_change(operations)
 
     async def _make_change(self, operations: list[Operation]) -> None:
-        for operation in operations:
-            self._note(operation)
+        keys = {_subject(operation).key for operation in operations}
+        self._not_applied -= keys
         refused = await self._target.apply(operations)
-        # Now, and not before: a look that began meanwhile may have missed it, too.
-        self._changed_while_looking.update(_subject(operation).key for operation in operations)
+        if self._changed_while_looking is not None:
+            # Now, and not before: a look that began meanwhile may have missed it, too.
+            self._changed_while_looking |= keys
         log.info("Applied a change of the plan operations=%d refused=%d", len(operations), len(refused))
         self._journal.note("planned", operations)
         _tell_each(operations)
-        for refusal in refused:
-            self._applied.discard(_subject(refusal.operation).key)
         if refused:
+            self._not_applied.update(_subject(refusal.operation).key for refusal in refused)
             self.wake()  # a pass tries again, and says what is refused
-
-    def _note(self, operation: Operation) -> None:
-        item = _subject(operation)
-        if isinstance(operation, Remove):
-            self._applied.discard(item.key)
-        else:
-            self._applied.put(item)
 
     async def _reconcile(self) -> None:
         while True:
@@ -208,10 +205,11 @@ class Reconciler:
         """Make one pass; return the seconds until the next that nobody asks for."""
         self.counts.passes += 1
         self._looked_at = self._clock.now()
-        self._changed_while_looking.clear()
+        self._changed_while_looking = set()
         try:
             snapshot = await self._target.snapshot(interest)
         except TargetError as error:
+            self._changed_while_looking = None
             return await self._fail(error)
         async with self._writing:
             desired = self._desired() or interest
@@ -222,13 +220,16 @@ class Reconciler:
             actual = ours(snapshot, desired, self._mark, self._device)
             self._count = len(desired)
             wanted = diff(desired, actual)
-            if self._changed_while_looking:
-                wanted = (o for o in wanted if _subject(o).key not in self._changed_while_looking)
+            changed, self._changed_while_looking = self._changed_while_looking, None
+            if changed:
+                wanted = (o for o in wanted if _subject(o).key not in changed)
             operations, wait_s = self._admitted(order(wanted), desired)
+            damaged = {_subject(o).key for o in operations if self._is_repair(o, desired)}
+            self._planned, self._not_applied = desired, set()
             refused, left = await self._apply(operations, tuple(taken.values()))
             undone = {_subject(operation).key for operation in (*left, *(each.operation for each in refused))}
-            self._tell([o for o in operations if _subject(o).key not in undone], refused, desired)
-            self._applied = desired.without(undone).by_key
+            self._not_applied |= undone
+            self._tell([o for o in operations if _subject(o).key not in undone], refused, damaged)
             self.counts.has_applied, self.counts.error = True, None
             self.counts.duration_s = self._clock.now() - self._looked_at
         if not refused:
@@ -288,8 +289,8 @@ class Reconciler:
         self.counts.held = tuple(held)
         return admitted, wait_s
 
-    def _tell(self, done: list[Operation], refused: tuple[Refusal, ...], desired: State) -> None:
-        repairs = [operation for operation in done if self._is_repair(operation, desired)]
+    def _tell(self, done: list[Operation], refused: tuple[Refusal, ...], damaged: Set[Hashable]) -> None:
+        repairs = [operation for operation in done if _subject(operation).key in damaged]
         if repairs:
             self.counts.repairs_by_kind.update(kind(_subject(operation)) for operation in repairs)
             self.counts.last_repair = _listing(repairs)
@@ -297,8 +298,7 @@ class Reconciler:
             log.warning("Repaired %s", self.counts.last_repair)
             self._tell_fights(repairs)
         if len(done) > len(repairs):
-            mended = {_subject(operation).key for operation in repairs}
-            self._journal.note("planned", [o for o in done if _subject(o).key not in mended])
+            self._journal.note("planned", [o for o in done if _subject(o).key not in damaged])
             log.info("Applied the plan operations=%d refused=%d", len(done) - len(repairs), len(refused))
         _tell_each(done)
         remaining = self._judge(refused)
@@ -308,7 +308,11 @@ class Reconciler:
     def _is_repair(self, operation: Operation, desired: State) -> bool:
         """Return whether somebody damaged what stood, rather than the plan having changed."""
         key = _subject(operation).key
-        return self.counts.has_applied and self._applied.get(key) == desired.by_key.get(key)
+        return (
+            self.counts.has_applied
+            and key not in self._not_applied
+            and self._planned.by_key.get(key) == desired.by_key.get(key)
+        )
 
     def _tell_refused(self, refused: tuple[Refusal, ...]) -> None:
         """Say each cause once; what only wants a link that was refused itself would hide it."""

@@ -1,4 +1,4 @@
-"""A mapping of items by key in tables, of which copies share what none of them changes."""
+"""A mapping of items by key, in tables of one sort each."""
 
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from typing import Protocol, TypeVar
@@ -24,22 +24,18 @@ _Item = TypeVar("_Item", bound=Keyed)
 
 
 class ItemMap(Mapping[Key, _Item]):
-    """Items by key; at most one has a key.
+    """Items by key; at most one has a key."""
 
-    A copy costs nothing until it or its original is changed, and then the table that the change is in.
-    """
-
-    __slots__ = ("_own", "_tables")
+    __slots__ = ("_tables",)
 
     def __init__(self, items: Iterable[_Item] = ()) -> None:
         """Make the map of these items; where two have one key, the first stays."""
         self._tables: dict[Hashable, dict[Hashable, _Item]] = {}
-        self._own: set[Hashable] = set()
         self.add(items)
 
     @classmethod
     def of_tables(cls, tables: Mapping[Hashable, Mapping[Hashable, _Item]]) -> "ItemMap[_Item]":
-        """Return the map of these tables, which nobody changes any more."""
+        """Return the map of these tables, which nobody changes any more, nor the map."""
         made = cls()
         made._tables.update((table, names) for table, names in tables.items() if names)  # type: ignore[misc]
         return made
@@ -50,37 +46,30 @@ class ItemMap(Mapping[Key, _Item]):
         return self._tables
 
     def copy(self) -> "ItemMap[_Item]":
-        """Return a map with the same items."""
-        self._own = set()
-        return self.of_tables(self._tables)
+        """Return a map of its own with the same items."""
+        return self.of_tables({table: dict(names) for table, names in self._tables.items()})
 
     def add(self, items: Iterable[_Item]) -> None:
         """Add these items; where two have one key, the first stays."""
-        tables, own = self._tables, self._own
+        tables = self._tables
         for item in items:
             table, name = item.key
-            if table in own:
+            if table in tables:
                 tables[table].setdefault(name, item)
-            elif table in tables:
-                self._changed(table).setdefault(name, item)
             else:
                 tables[table] = {name: item}
-                own.add(table)
 
     def put(self, item: _Item) -> None:
         """Add an item, in the place of that with its key."""
         table, name = item.key
-        self._changed(table)[name] = item
+        self._tables.setdefault(table, {})[name] = item
 
     def discard(self, key: Key) -> None:
         """Take out the item with this key, if there is one."""
         table, name = key
-        if name in self._tables.get(table, ()):
-            names = self._changed(table)
-            del names[name]
-            if not names:
-                del self._tables[table]
-                self._own.remove(table)
+        names = self._tables.get(table, {})
+        if names.pop(name, None) is not None and not names:
+            del self._tables[table]
 
     def each(self) -> Iterator[_Item]:
         """Yield the items, as `values()` does after looking each of them up."""
@@ -88,11 +77,10 @@ class ItemMap(Mapping[Key, _Item]):
             yield from names.values()
 
     def __or__(self, other: "ItemMap[_Item]") -> "ItemMap[_Item]":
-        """Return the union; where both have a key, ours stays."""
+        """Return the union; where both have a key, ours stays. It shares tables: nobody changes them then."""
         tables = dict(other._tables)
         for table, names in self._tables.items():
             tables[table] = {**tables[table], **names} if table in tables else names
-        self._own, other._own = set(), set()
         return self.of_tables(tables)
 
     def __getitem__(self, key: Key) -> _Item:
@@ -114,10 +102,3 @@ class ItemMap(Mapping[Key, _Item]):
         if not isinstance(other, ItemMap):
             return super().__eq__(other)
         return self._tables == other._tables
-
-    def _changed(self, table: Hashable) -> dict[Hashable, _Item]:
-        """Return a table that is this map's own."""
-        if table not in self._own:
-            self._tables[table] = dict(self._tables.get(table, ()))
-            self._own.add(table)
-        return self._tables[table]

@@ -40,7 +40,7 @@ _Kind = TypeVar("_Kind", bound=Item)
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """Items by their key; at most one item has a key. The map is nobody's to change any more."""
+    """Items by their key; at most one item has a key. Nobody changes the map but who says that he does."""
 
     by_key: ItemMap[Item] = field(default_factory=ItemMap)
 

@@ -18,7 +18,8 @@ class Target(Protocol):
         """Return what is there now, normalised so that it compares equal to plans.
 
         `desired` tells the adapter where to look; objects that it does not name may be left out unless
-        they carry our mark or hang on a device of ours.
+        they carry our mark or hang on a device of ours. It is the plan until the next snapshot, and the
+        adapter may keep it: items are exchanged in it before `apply` hears of them.
 
         Raises:
             TargetError: it could not be read.

@@ -157,7 +157,7 @@ def test_planning_what_changed_gives_what_planning_all_gives(
     followed = planner()
     followed.update()
     for known, lingering, found in story:
-        before = followed.desired()
+        before = None if (plan := followed.desired()) is None else State.collect(plan)
         followed.leases, followed.lingering = LeaseSet.of(known), tuple(lingering)
         followed.bridges = found
         operations = followed.update()
@@ -175,15 +175,19 @@ def test_planning_what_changed_gives_what_planning_all_gives(
 
 
 def test_one_lease_re_plans_one_peer() -> None:
+    """And is put into the plan that there is: of a large one nobody makes another."""
     made = planner()
     made.leases = LeaseSet.of(lease(number, number) for number in (1, 2))
     assert made.update() is None
+    plan = made.desired()
 
     made.leases = LeaseSet.of(lease(number, number) for number in (1, 2, 3))
     operations = made.update()
 
     assert operations is not None
+    assert plan is not None
     assert [type(operation) for operation in operations] == [Add, Add]
+    assert all(operation.item in plan for operation in operations if isinstance(operation, Add))
     assert made.update() == []
 
 

@@ -1,7 +1,9 @@
 """The reconciler on a kernel and a clock in memory."""
 
 import asyncio
+import gc
 import logging
+import tracemalloc
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -488,6 +490,110 @@ def test_a_change_that_is_refused_is_tried_again_by_passes(caplog) -> None:
             assert bench.is_healed
             assert bench.reconciler.counts.is_clean
             assert bench.reconciler.counts.repairs == 0
+
+    asyncio.run(check())
+
+
+def test_a_change_that_is_refused_once_is_no_repair() -> None:
+    async def check() -> None:
+        kernel, refusals = Silent(), iter([True])
+        async with running(Bench(kernel, State.of(LINK, FORWARDER))) as bench:
+            kernel.refuse = lambda operation: next(refusals, False)
+            bench.plan = State.of(LINK, FORWARDER, PEER)
+            bench.reconciler.change([Add(PEER)])
+            await bench.clock.settle()
+
+            assert bench.is_healed
+            assert len(kernel.batches) == 3  # the plan, the change, and a pass for what was refused of it
+            assert bench.reconciler.counts.repairs == 0
+
+    asyncio.run(check())
+
+
+def test_a_repair_is_told_from_a_change_whether_the_plan_is_changed_or_exchanged() -> None:
+    """The planner changes single peers in the plan that it gave; what it plans anew is another."""
+
+    async def check(*, is_exchanged: bool) -> None:
+        plan = State.of(LINK, FORWARDER)
+        async with running(Bench(Silent(), plan)) as bench:
+            if is_exchanged:
+                bench.plan = plan = State.collect(plan)
+            plan.by_key.put(PEER)
+            bench.reconciler.change([Add(PEER)])
+            await bench.clock.settle()
+            assert bench.is_healed
+            bench.kernel.damage(Remove(PEER))
+            await bench.clock.advance(10)
+            assert bench.is_healed
+            assert bench.reconciler.counts.repairs == 1
+
+            plan.by_key.discard(PEER.key)
+            bench.reconciler.change([Remove(PEER)])
+            await bench.clock.settle()
+            assert bench.is_healed
+            assert bench.reconciler.counts.repairs == 1
+            bench.kernel.damage(Add(PEER))
+            await bench.clock.advance(10)
+            assert bench.is_healed
+            assert bench.reconciler.counts.repairs == 2
+
+    asyncio.run(check(is_exchanged=False))
+    asyncio.run(check(is_exchanged=True))
+
+
+def test_a_change_that_a_pass_makes_is_no_repair() -> None:
+    """It was in the plan, and not yet applied, when the pass began to compare."""
+
+    async def check() -> None:
+        plan = State.of(LINK, FORWARDER)
+        async with running(Bench(Silent(), plan)) as bench:
+            plan.by_key.put(PEER)
+            bench.reconciler.wake()
+            bench.reconciler.change([Add(PEER)])
+            await bench.clock.settle()
+
+            assert bench.is_healed
+            assert bench.reconciler.counts.repairs == 0
+
+    asyncio.run(check())
+
+
+def test_what_came_and_went_between_two_looks_is_not_remembered() -> None:
+    """Tens of thousands of peers may, and their keys would be the most of a daemon's memory."""
+
+    class Forgetful(Silent):
+        async def apply(self, operations: Sequence[Operation]) -> Sequence[Refusal]:
+            refused = await super().apply(operations)
+            self.batches.clear()
+            return refused
+
+    async def check() -> None:
+        plan = State.of(LINK, FORWARDER)
+        async with running(Bench(Forgetful(), plan)) as bench:
+
+            async def come_and_go(first: int) -> int:
+                for start in range(first, first + 1000, 100):
+                    subnets = [IPv4Network((0x0B000000 + (n << 8), 24)) for n in range(start, start + 100)]
+                    peers = [replace(PEER, subnet=subnet) for subnet in subnets]
+                    plan.by_key.add(peers)
+                    bench.reconciler.change(map(Add, peers))
+                    await bench.clock.settle()
+                    assert bench.is_healed
+                    for peer in peers:
+                        plan.by_key.discard(peer.key)
+                    bench.reconciler.change(map(Remove, peers))
+                    await bench.clock.settle()
+                    assert bench.is_healed
+                gc.collect()
+                return tracemalloc.get_traced_memory()[0]
+
+            tracemalloc.start()
+            try:
+                before = await come_and_go(0)  # the journal is full then
+                after = await come_and_go(1000)
+            finally:
+                tracemalloc.stop()
+            assert after - before < 50_000  # octets
 
     asyncio.run(check())
 

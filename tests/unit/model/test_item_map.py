@@ -55,7 +55,7 @@ def test_it_does_what_dictionaries_do(made: list[tuple[str, Thing]]) -> None:
                 others.append((items, dict(twin)))
                 items = items.copy()
             case _:
-                others.append((items | ItemMap([thing]), {thing.key: thing} | twin))
+                others.append((items.copy() | ItemMap([thing]), {thing.key: thing} | twin))
         others = others[-3:]
 
     for map_, dictionary in [(items, twin), *others]:

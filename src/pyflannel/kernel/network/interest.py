@@ -19,7 +19,7 @@ class Interest:
     """What of a namespace concerns a plan; everything else is passed over unread.
 
     Attributes:
-        desired: the plan.
+        desired: the plan, in which single items are exchanged as they are planned anew.
         links: names of the planned links.
         carriers: names of the links that planned links, addresses and routes hang on.
         marks: aliases of the planned links; another daemon's device is no concern of ours. Empty: any mark.

@@ -51,7 +51,6 @@ class LinuxTarget:
         self._reader = SnapshotReader(questions)
         self._links = LinkWriter(self._requests)
         self._watch = Watch(self._requests.port)
-        self._interest: Interest | None = None
         self._rests_until = 0.0
 
     def close(self) -> None:
@@ -64,9 +63,7 @@ class LinuxTarget:
         Of neighbours and FDB entries, those on planned vxlan devices.
         """
         began = time.monotonic()
-        if self._interest is None or self._interest.desired != desired:
-            self._interest = Interest.of(desired)
-        interest = self._interest
+        interest = Interest.of(desired)
         self._watch.looks(interest)
         seen = await self._reader.read(interest)
         self._watch.saw(seen.links)
@@ -138,7 +135,6 @@ class LinuxTarget:
         asked: list[Asked] = []
         refusals: list[Refusal] = []
         for operation in operations:
-            self._watch.changes(operation)
             try:
                 asked.append(ask(operation, index_of, by_next_hops=by_next_hops))
             except OSError as error:

@@ -1,6 +1,5 @@
 """Which of the kernel's announcements may concern a plan: those, and no others, wake a pass."""
 
-from collections.abc import Hashable
 from dataclasses import replace
 
 from pyflannel.kernel.network.interest import Interest
@@ -8,8 +7,6 @@ from pyflannel.kernel.network.items import fdb_entry_of, neighbour_of
 from pyflannel.kernel.network.snapshot import Links
 from pyflannel.model.fdb_entry import FdbEntry
 from pyflannel.model.neighbour import Neighbour
-from pyflannel.model.operation import Add, Operation, Remove, Replace
-from pyflannel.model.state import Item
 from pyflannel.wire.netlink import addresses, links, neighbours, next_hops, routes
 from pyflannel.wire.netlink.message import Message
 
@@ -19,7 +16,9 @@ by which alone the kernel says that IPv6 was turned on, and RTNLGRP_NEXTHOP (lin
 
 
 class Watch:
-    """Judges what the kernel announces by the last look; until there was one, everything concerns us.
+    """Judges what the kernel announces by the last look, and by what of its plan is planned now.
+
+    Until there was a look everything concerns us.
 
     Args:
         port: of the socket that we change the kernel by: what answers our own requests is no news.
@@ -29,14 +28,12 @@ class Watch:
         self._port = port
         self._interest: Interest | None = None
         self._links: Links | None = None
-        self._changed: dict[Hashable, Item | None] = {}
 
     def looks(self, interest: Interest) -> None:
         """A look begins; where it is about other links, what changes meanwhile may concern us."""
         if self._interest is None or not self._interest.has_links_of(interest):
             self._links = None
         self._interest = interest
-        self._changed.clear()
 
     def saw(self, links: Links) -> None:
         """The look ended."""
@@ -47,19 +44,6 @@ class Watch:
         if self._links is not None:
             names = {**self._links.names, index: name}
             self._links = replace(self._links, names=names, ours=self._links.ours | {index})
-
-    def changes(self, operation: Operation) -> None:
-        """We are about to change something, which may be news to the plan of the last look."""
-        if self._interest is None:
-            return
-        planned = self._interest.desired.by_key
-        match operation:
-            case Add(item) | Replace(_, item):
-                if planned.get(item.key) is not item:
-                    self._changed[item.key] = item
-            case Remove(item):
-                if item.key in planned or item.key in self._changed:
-                    self._changed[item.key] = None
 
     def concerns(self, message: Message) -> bool:
         """Return whether somebody else changed what the last look was about.
@@ -79,9 +63,7 @@ class Watch:
                 return index in seen.ours and self._is_damage(message, interest, seen)
             case routes.NEW | routes.DELETE:
                 glance = routes.glance_at_route(message.body)
-                return glance is not None and (
-                    interest.concerns_route(glance, seen.ours) or glance.key in self._changed
-                )
+                return glance is not None and interest.concerns_route(glance, seen.ours)
             case (
                 next_hops.DELETE
             ):  # the routes that referred to it are gone, of which the kernel says nothing
@@ -112,7 +94,7 @@ class Watch:
             item = fdb_entry_of(entry, seen.names)
         else:
             return False
-        planned = self._changed.get(item.key, interest.desired.by_key.get(item.key))
+        planned = interest.desired.by_key.get(item.key)
         if message.kind == neighbours.NEW:
             return item != planned and (item.is_permanent or planned is not None)
         if isinstance(item, FdbEntry) and isinstance(planned, FdbEntry):
