@@ -35,7 +35,7 @@ def run(tmp_path: Path) -> Run:
             env=environment,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=120,
             check=False,
         )
         assert "Traceback" not in done.stderr

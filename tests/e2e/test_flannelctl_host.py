@@ -108,7 +108,7 @@ class Host:
             env=self.variables,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=120,
             check=False,
         )
         assert "Traceback" not in done.stderr
