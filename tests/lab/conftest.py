@@ -268,14 +268,23 @@ class Overlay:
         self.hosts = lab.hosts
         self.daemons: dict[str, Program] = {}
 
+    @staticmethod
+    def config(**more: Any) -> str:
+        """Return a network config by which hosts draw subnets from 10.100.100.0/24 to 10.100.127.0/24.
+
+        What a test writes by hand lies elsewhere: no host may have it by chance.
+        """
+        drawn = {"SubnetMin": "10.100.100.0", "SubnetMax": "10.100.127.0"}
+        return json.dumps({"Network": "10.100.0.0/16", **drawn, **more})
+
     def join(self, host: Host) -> None:
         """Start flanneld and wait until packets can flow."""
         self.daemons[host.name] = host.start_flanneld(f"--store={self.etcd.url}")
 
     def set_backend(self, kind: str, **options: Any) -> None:
-        """Write a network config with this backend, and with subnets for more than four thousand hosts."""
-        config = {"Network": "10.100.0.0/16", "SubnetLen": 28, "Backend": {"Type": kind, **options}}
-        self.etcd.etcdctl("put", f"{PREFIX}/config", json.dumps(config))
+        """Write a network config with this backend, and with subnets of sixteen addresses."""
+        config = self.config(SubnetLen=28, Backend={"Type": kind, **options})
+        self.etcd.etcdctl("put", f"{PREFIX}/config", config)
 
     def put_peers(self, kind: str, count: int) -> None:
         """Write the leases of so many peers that are nobody: /28s from 10.100.128.0 on.
@@ -516,12 +525,12 @@ _ANSWER = re.compile(r"^\[(\d+\.\d+)\] .*icmp_seq=(\d+) ttl=\d+ time=([\d.]+) ms
 
 
 @contextmanager
-def overlay_in(name: str, *, config: str = '{"Network":"10.100.0.0/16"}') -> Iterator[Overlay]:
+def overlay_in(name: str) -> Iterator[Overlay]:
     """Make a lab with an etcd that holds the network config; no flanneld runs yet."""
     with Lab(f"{name}-{os.getpid()}") as lab:
         etcd = EtcdServer(lab.router, str(LEFT.gateway.ip))
         program = etcd.start()
-        etcd.etcdctl("put", f"{PREFIX}/config", config)
+        etcd.etcdctl("put", f"{PREFIX}/config", Overlay.config())
         yield Overlay(lab, etcd, program)
 
 

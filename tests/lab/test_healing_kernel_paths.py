@@ -227,8 +227,7 @@ def network_of(make_overlay, ping_stream) -> Iterator[Callable[[str], Network]]:
             try:
                 etcd = EtcdServer(lab.router, str(LEFT.gateway.ip))
                 program = etcd.start()
-                config = {"Network": "10.100.0.0/16", "Backend": {"Type": backend}}
-                etcd.etcdctl("put", f"{PREFIX}/config", json.dumps(config))
+                etcd.etcdctl("put", f"{PREFIX}/config", make_overlay.config(Backend={"Type": backend}))
                 made[backend] = Network(make_overlay(lab, etcd, program), backend, ping_stream), lab
             except BaseException:
                 lab.remove()

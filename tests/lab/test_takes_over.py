@@ -183,7 +183,8 @@ def published_mac(overlay, subnet: str) -> str:
 
 
 def set_backend(overlay, kind: str) -> None:
-    text = json.dumps({"Network": "10.100.0.0/16", "Backend": {"Type": kind}})
+    """Write a network config with this backend; no host draws what others left."""
+    text = overlay.config(SubnetMin="10.100.31.0", SubnetMax="10.100.63.0", Backend={"Type": kind})
     overlay.etcd.etcdctl("put", f"{PREFIX}/config", text)
 
 
