@@ -228,7 +228,7 @@ class Reconciler:
             self._planned, self._not_applied = desired, set()
             refused, left = await self._apply(operations, tuple(taken.values()))
             undone = {_subject(operation).key for operation in (*left, *(each.operation for each in refused))}
-            self._not_applied |= undone
+            self._not_applied |= undone - damaged  # which stood: the pass that mends it repairs it
             self._tell([o for o in operations if _subject(o).key not in undone], refused, damaged)
             self.counts.has_applied, self.counts.error = True, None
             self.counts.duration_s = self._clock.now() - self._looked_at

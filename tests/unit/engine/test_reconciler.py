@@ -221,6 +221,28 @@ def test_what_was_refused_is_no_repair_when_it_succeeds() -> None:
     asyncio.run(check())
 
 
+def test_a_repair_that_was_refused_at_first_is_one_when_it_succeeds(caplog: pytest.LogCaptureFixture) -> None:
+    """As when somebody has made a link of the same name in between."""
+
+    async def check() -> None:
+        async with running(Bench(FakeKernel(), PLAN)) as bench:
+            bench.kernel.refuse = lambda operation: True
+            bench.kernel.damage(Remove(LINK))
+            await bench.clock.settle()
+            assert bench.reconciler.counts.repairs == 0
+
+            bench.kernel.refuse = lambda operation: False
+            await bench.clock.advance(1)
+
+            assert bench.is_healed
+            assert bench.reconciler.counts.repairs == 1
+            assert [entry.event for entry in bench.journal.entries()] == ["planned", "refused", "repaired"]
+
+    with caplog.at_level(logging.WARNING):
+        asyncio.run(check())
+    assert "Repaired link flannel0: missing" in caplog.text
+
+
 def test_a_refused_link_is_the_one_cause_that_is_said(caplog: pytest.LogCaptureFixture) -> None:
     """What hangs on it fails for want of it, and would only hide what to do."""
     address = Address(link=LINK.name, address=IPv4Interface("10.100.15.0/16"))
