@@ -30,7 +30,8 @@ Pinging = Callable[[Any, str], AbstractContextManager[Any]]
 BACK_S = 90.0
 """A host that waits for its store tries at most every 5 s."""
 
-CONFIG = '{"Network":"10.100.0.0/16"}'
+CONFIG = '{"Network":"10.100.0.0/16","SubnetMin":"10.100.100.0","SubnetMax":"10.100.127.0"}'
+"""No host draws a subnet that a test writes by hand."""
 TTL_S = 5
 """As short as a lease can be."""
 
@@ -409,19 +410,24 @@ def newcomer(network: Any) -> Any:
 
 def test_a_reservation_is_used_and_stays_without_ttl(network: Any, newcomer: Any) -> None:
     """Through a start and a restart."""
-    network.put("subnets/10.100.77.0-24", '{"PublicIP":"10.10.10.102"}')
+    held = {str(network.hosts[name].lease()) for name in ("docker1", "docker4")}
+    subnet = next(
+        each for each in (f"10.100.{number}.0/24" for number in range(100, 128)) if each not in held
+    )
+    key = f"subnets/{subnet.replace('/', '-')}"
+    network.put(key, '{"PublicIP":"10.10.10.102"}')
 
     network.start("docker2").stop()
-    first = network.record("subnets/10.100.77.0-24"), newcomer.lease()
+    first = network.record(key), newcomer.lease()
     network.start("docker2")
-    again = network.record("subnets/10.100.77.0-24"), network.status("docker2")["lease"]
+    again = network.record(key), network.status("docker2")["lease"]
 
-    network.wait_logged("docker2", "Found lease (10.100.77.0/24) for current IP (10.10.10.102), reusing")
-    assert str(first[1]) == "10.100.77.0/24"
+    network.wait_logged("docker2", f"Found lease ({subnet}) for current IP (10.10.10.102), reusing")
+    assert str(first[1]) == subnet
     assert "lease" not in first[0]
     assert "lease" not in again[0]
-    assert (again[1]["subnet"], again[1]["is_reservation"]) == ("10.100.77.0/24", True)
-    network.etcdctl("del", "/coreos.com/network/subnets/10.100.77.0-24")
+    assert (again[1]["subnet"], again[1]["is_reservation"]) == (subnet, True)
+    network.etcdctl("del", f"/coreos.com/network/{key}")
 
 
 def test_a_taken_subnet_is_given_up_when_told_to_renumber(network: Any, newcomer: Any) -> None:
