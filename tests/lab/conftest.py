@@ -396,6 +396,12 @@ class Overlay:
         """How many forwarder processes run on the host."""
         return sum("pyflannel.programs.forwarder" in command for command in host.commands())
 
+    def wait_one_forwarder(self, host: Host) -> None:
+        """Return when no second forwarder runs there: one that handed over ends a moment later."""
+        wait_until(
+            lambda: self.forwarders(host) == 1, what=f"one forwarder on {host.name}", deadline_s=SOON_S
+        )
+
     def state(self, host: Host) -> dict[str, Any]:
         """All that is on the host, ours or not, apart from what is new when an equal thing is made again."""
         forwarder = self.forwarder(host)

@@ -210,7 +210,7 @@ def test_a_link_deleted_ten_times_in_a_row_is_back(overlay, stream_to, figures) 
     wait_as_before(overlay, host, before)
 
     figures(f"link deleted ten times: as before after {time.monotonic() - began:.2f} s")
-    assert overlay.forwarders(host) == 1
+    overlay.wait_one_forwarder(host)
     stream_to(host).wait_answered()
 
 
@@ -273,7 +273,7 @@ def test_a_forwarder_that_stands_still_is_replaced(overlay, stream_to, figures) 
 
     stream_to(host).wait_answered()
     assert overlay.forwarder(host).pid != pid
-    assert overlay.forwarders(host) == 1
+    overlay.wait_one_forwarder(host)
     figures(
         f"stopped forwarder: noticed after {noticed_s:.1f} s, replaced after {time.monotonic() - began:.1f} s"
     )
@@ -289,7 +289,7 @@ def test_the_run_directory_is_made_again(overlay, stream_to, figures) -> None:
     wait_as_before(overlay, host, before)
 
     figures(f"run directory deleted: as before after {(time.monotonic() - began) * 1e3:.0f} ms")
-    assert overlay.forwarders(host) == 1
+    overlay.wait_one_forwarder(host)
     stream_to(host).wait_answered()
     wait_until(
         lambda: json.loads(host.flannelctl("--json", "status", check=False))["is_live"],
@@ -430,7 +430,7 @@ def test_a_new_address_of_the_host_is_published(overlay, stream_to, figures) -> 
 
     status = overlay.wait_ready(host)
     assert (status.lease.subnet, status.underlay.public_ip) == (lease, new.ip)
-    assert overlay.forwarders(host) == 1
+    overlay.wait_one_forwarder(host)
     figures(
         f"address changed: peers follow after {followed_s:.2f} s,"
         f" longest time without an answer {stream.longest_gap_s(begun_at):.2f} s"

@@ -164,7 +164,7 @@ def test_a_daemon_killed_at_any_moment_of_its_start(
         overlay.join(host)
         wait_until(lambda: shape(overlay, host) == clean, what="as after a start", deadline_s=DEADLINE_S)
 
-        wait_until(lambda: overlay.forwarders(host) == 1, what="one forwarder", deadline_s=DEADLINE_S)
+        overlay.wait_one_forwarder(host)
         overlay.wait_ready(host)
         with ping_stream(peer, host.lease().network_address, interval_s=0.01) as stream:
             stream.wait_answered()
