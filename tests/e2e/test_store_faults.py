@@ -262,10 +262,11 @@ class TestStoreAway:
         network.put("config", CONFIG)
         daemon, _ = network.start_all()
         host, address = network.hosts["docker1"], network.overlay("docker4")
-        before = host.lease()
-        network.wait_status("docker1", lambda status: status["peers"] == 1, "knows its peer")
+        before, kept = host.lease(), host.directory / "var/lib/flannel/last-known.json"
+        for name in network.hosts:
+            network.wait_status(name, lambda status: status["peers"] == 1, "knows its peer")
         wait_until(
-            lambda: address in (host.directory / "var/lib/flannel/last-known.json").read_text(),
+            lambda: str(network.hosts["docker4"].address) in kept.read_text(),
             what="the peer is kept",
             deadline_s=SOON_S,
         )
