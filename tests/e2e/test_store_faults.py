@@ -116,7 +116,7 @@ def wait_all_known(network: Any, name: str, leases: dict[str, Any]) -> None:
 @pytest.fixture(scope="module")
 def network(network_of: NetworkOf) -> Iterator[Any]:
     """Three hosts that are ready; each test leaves docker1 and docker4 so, on the subnets that they have."""
-    with network_of("docker1", "docker2", "docker4") as network:
+    with network_of("docker1", "docker2", "docker4", config=CONFIG) as network:
         network.start_all()
         yield network
 
