@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network
 
-from pyflannel.model.lease import Claim, Identity, Lease, LeaseAttributes
+from pyflannel.model.lease import LEASE_TTL_S, Claim, Identity, Lease, LeaseAttributes
 from pyflannel.model.lease_protocol import (
     Action,
     Check,
@@ -14,6 +14,7 @@ from pyflannel.model.lease_protocol import (
     DeleteClaim,
     DeleteLease,
     Event,
+    Failed,
     Held,
     LeaseChange,
     LeaseGone,
@@ -156,6 +157,11 @@ class Host:
         """Let the store answer the oldest request."""
         self.take(self.store.perform(self.requests.pop(0)))
 
+    def fail(self) -> None:
+        """Leave the oldest request without an answer."""
+        request = self.requests.pop(0)
+        self.take(Failed(None if isinstance(request, List) else request, "no answer"))
+
     def watch(self) -> None:
         """Let the watch deliver what happened since."""
         if self.seen is None:
@@ -200,12 +206,20 @@ class Host:
         return any(isinstance(report, kind) for report in self.said)
 
 
-def wanted(owner: str = "me", address: str = "192.168.50.102", machine: str = "m", **more: object) -> Wanted:
-    """Return what a host wants; `more` are fields of Wanted."""
+def wanted(
+    owner: str = "me",
+    address: str = "192.168.50.102",
+    machine: str = "m",
+    *,
+    previous: IPv4Network | None = None,
+    ttl_s: int = LEASE_TTL_S,
+    renumbers: bool = False,
+) -> Wanted:
+    """Return what a host wants."""
     attributes = LeaseAttributes(
         public_ip=IPv4Address(address), owner=Identity(owner=owner, machine=machine), port=8285
     )
-    return Wanted(network=NETWORK, attributes=attributes, **more)  # type: ignore[arg-type]
+    return Wanted(network=NETWORK, attributes=attributes, previous=previous, ttl_s=ttl_s, renumbers=renumbers)
 
 
 def lease(
