@@ -57,6 +57,12 @@ class Store:
     log: list[LeaseChange] = field(default_factory=list)
     revision: int = 0
 
+    def lose_data(self, *, revision: int) -> None:
+        """Begin anew without a lease, and grow to this revision by what is not ours."""
+        self.leases.clear()
+        self.log.clear()
+        self.revision = revision
+
     def write_lease(self, lease: Lease) -> Lease:
         """Write a lease, whatever stands there; return it with its revision."""
         self.revision += 1

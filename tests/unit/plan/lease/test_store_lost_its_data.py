@@ -33,9 +33,7 @@ def test_a_store_that_lost_its_data_is_watched_from_where_it_is_now() -> None:
     """Its revisions begin anew; watching from the old one would never see anything."""
     store = Store(revision=100)
     host = Host(store, wanted()).start()
-    store.leases.clear()
-    store.log.clear()
-    store.revision = 1
+    store.lose_data(revision=1)
     host.take(WatchLost("compacted", is_compacted=True))
 
     host.settle()
@@ -49,9 +47,7 @@ def test_a_store_that_lost_its_data_and_has_grown_is_noticed() -> None:
     """The watch could go on where it was, and would never tell what stands there now."""
     store = Store()
     host = Host(store, wanted()).start()
-    store.leases.clear()
-    store.log.clear()
-    store.revision = 100
+    store.lose_data(revision=100)
     host.take(WatchLost("cut"))
 
     host.sleep(1)
@@ -65,9 +61,7 @@ def test_a_degraded_host_notices_a_store_that_lost_its_data_and_has_grown() -> N
     host = Host(store, wanted()).start()
     store.write_lease(lease(FIRST, "other", "192.168.50.1"))
     host.settle()
-    store.leases.clear()
-    store.log.clear()
-    store.revision = 100
+    store.lose_data(revision=100)
     host.take(WatchLost("cut"))
 
     host.sleep(1)
@@ -90,9 +84,7 @@ def test_nothing_is_checked_while_the_store_is_away() -> None:
 def test_a_check_that_fails_is_made_up_for_by_a_listing() -> None:
     store = Store()
     host = Host(store, wanted()).start()
-    store.leases.clear()
-    store.log.clear()
-    store.revision = 100
+    store.lose_data(revision=100)
     host.take(WatchLost("cut"))
     assert host.wake_at is not None
     host.now = host.wake_at
@@ -138,9 +130,7 @@ def test_what_was_missed_in_another_life_of_the_store_is_no_news() -> None:
     host.watch()
     host.settle()
     assert not host.state.is_settled
-    store.leases.clear()
-    store.log.clear()
-    store.revision = 1
+    store.lose_data(revision=1)
     host.take(WatchLost("compacted", is_compacted=True))
 
     host.settle()
@@ -153,8 +143,7 @@ def test_a_revision_that_was_given_out_twice_makes_no_lease_ours() -> None:
     """A store that lost its data counts anew, and another host was faster."""
     store = Store()
     host = Host(store, wanted()).start()
-    store.revision = 0
-    store.log.clear()
+    store.lose_data(revision=0)
     store.write_lease(lease(FIRST, "other", "192.168.50.1"))
     host.take(WatchLost("compacted", is_compacted=True))
 
@@ -168,8 +157,7 @@ def host_whose_store_began_anew() -> Host:
     """Return a host whose watch was cut. Its store began anew, another has its subnet, at its revision."""
     store = Store()
     host = Host(store, wanted()).start()
-    store.revision = 0
-    store.log.clear()
+    store.lose_data(revision=0)
     store.write_lease(lease(FIRST, "other", "192.168.50.1"))
     for _ in range(10):
         store.write_lease(lease(SECOND, "another", "192.168.50.2"))
@@ -324,9 +312,7 @@ def test_another_s_lease_at_a_revision_that_only_we_had_seen_is_noticed() -> Non
     """The watch, which was behind, tells of it, and it looks like our own write."""
     host = Host(Store(), wanted()).start()
     host.state = replace(host.state, revision=0)
-    host.store.leases.clear()
-    host.store.log.clear()
-    host.store.revision = 0
+    host.store.lose_data(revision=0)
     checking(host)
     host.store.write_lease(lease(FIRST, "other", "192.168.50.1"))
 
@@ -344,9 +330,7 @@ def test_a_watch_that_began_in_another_store_begins_again_where_the_listing_ends
     store.revision = 10
     store.write_lease(lease(FIRST, "other", "192.168.50.1"))
     host = Host(store, replace(wanted(), network=full)).start()
-    store.leases.clear()
-    store.log.clear()
-    store.revision = 3
+    store.lose_data(revision=3)
     host.take(WatchLost("cut"))
     assert host.wake_at is not None
     host.now = host.wake_at
