@@ -153,17 +153,18 @@ class LeaseKeeper:
         for subnet, others in leases.outranked.items():
             counts = leases.by_subnet[subnet]
             for other in others:
-                if other.attributes.public_ip != counts.attributes.public_ip:
-                    found.add((lease_key(other), other.attributes.public_ip))
-                    if (lease_key(other), other.attributes.public_ip) not in self._outranked:
-                        log.warning(
-                            "Two hosts have leases on one subnet: %s counts, of %s, and %s does not, of %s."
-                            " Delete the key of the one that does not use it.",
-                            lease_key(counts),
-                            counts.attributes.public_ip,
-                            lease_key(other),
-                            other.attributes.public_ip,
-                        )
+                one = lease_key(other), other.attributes.public_ip
+                if other.attributes.public_ip == counts.attributes.public_ip:
+                    continue
+                found.add(one)
+                if one not in self._outranked:
+                    log.warning(
+                        "Two hosts have leases on one subnet: %s counts, of %s, and %s does not, of %s."
+                        " Delete the key of the one that does not use it.",
+                        lease_key(counts),
+                        counts.attributes.public_ip,
+                        *one,
+                    )
         self._outranked = found
 
     def _perform(self, action: Action, tasks: asyncio.TaskGroup) -> None:
