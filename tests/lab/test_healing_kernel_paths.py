@@ -6,7 +6,6 @@ Three hosts on one segment, a bridge on each as Docker's would be, pings to each
 import itertools
 import json
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -27,15 +26,6 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces ne
 
 HEALED_S = 60.0
 """Generous: a second is meant, and milliseconds are measured, but machines are shared."""
-
-WITHOUT_AUDITS = """
-import sys
-from pyflannel.engine import reconciler
-reconciler.AUDIT_S = 1e9
-from pyflannel.programs.flanneld import main
-sys.exit(main())
-"""
-"""A flanneld that mends only what it hears of: an audit would mend the rest."""
 
 PING_INTERVAL_S = 0.01
 
@@ -165,8 +155,7 @@ class Network:
 
     def _join(self, host: Host) -> None:
         host.run(["ip", "-batch", "-"], text=FOREIGN)
-        daemon = [sys.executable, "-c", WITHOUT_AUDITS, f"--store={self.overlay.etcd.url}"]
-        self.overlay.daemons[host.name] = host.start_service(daemon, name="flanneld")
+        self.overlay.join_without_audits(host)
         bridge = (
             f"link add docker0 type bridge\naddress add {host.gateway()} dev docker0\nlink set docker0 up\n"
         )
