@@ -20,6 +20,7 @@ from pyflannel.kernel.host.allocator import give_back, keep_large_blocks_apart
 from pyflannel.kernel.host.clock import BoottimeClock
 from pyflannel.kernel.host.lock import RunLock
 from pyflannel.kernel.host.notify import notify, watchdog_s
+from pyflannel.model.remark import Remark
 from pyflannel.model.status import Status
 from pyflannel.ports.store import Store
 from pyflannel.stores.prefixed import PrefixedStore
@@ -90,7 +91,7 @@ class Daemon:
         keep_large_blocks_apart()
         try:
             if not options.watch_networks:
-                self._check_places()
+                self._check_networks()
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._liveness.run(), name="liveness")
                 if options.watch_networks:
@@ -110,23 +111,21 @@ class Daemon:
         finally:
             await self._store.close()
 
-    def _objection(self, name: str) -> str | None:
-        """Return why a network of this name cannot run here, in words; None if it can."""
+    def _objection(self, name: str) -> Remark | None:
+        """Return why a network of this name cannot run here; None if it can."""
         if (why := objection(name)) is not None:
-            return f"{why}. Give it another name."
+            return Remark(why, "Give it another name.")
         if (path := file_in_the_way(name, self._places)) is not None:
-            return (
-                f"{path} is a file. Move it away and start flanneld again, or give the network another name."
+            return Remark(
+                f"{path} is a file",
+                "Move it away and start flanneld again, or give the network another name.",
             )
         return None
 
-    def _check_places(self) -> None:
+    def _check_networks(self) -> None:
         for name in self._options.networks:
-            if (path := file_in_the_way(name, self._places)) is not None:
-                raise TargetError(
-                    f"network {name} cannot run on this host: {path} is a file",
-                    hint="Move it away, or give the network another name.",
-                )
+            if (why := self._objection(name)) is not None:
+                raise TargetError(f"network {name} cannot run on this host: {why.text}", hint=why.hint)
 
     async def _run_only(self) -> None:
         await self._run_network("", self._places, self._store, self._options.store_url, notify)

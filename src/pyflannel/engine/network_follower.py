@@ -5,6 +5,7 @@ import logging
 from collections.abc import Awaitable, Callable, Collection
 
 from pyflannel.errors import StoreError
+from pyflannel.model.remark import Remark
 from pyflannel.model.store_record import PutSeen
 from pyflannel.ports.clock import Clock
 from pyflannel.ports.store import Store
@@ -29,7 +30,7 @@ class NetworkFollower:
         store: Store,
         clock: Clock,
         allowed: Collection[str],
-        objection: Callable[[str], str | None],
+        objection: Callable[[str], Remark | None],
         run: Callable[[str], Awaitable[None]],
     ) -> None:
         self._store = store

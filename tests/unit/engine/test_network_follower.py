@@ -9,6 +9,7 @@ import pytest
 
 from pyflannel.engine.network_follower import NetworkFollower, network_of
 from pyflannel.engine.readiness import Readiness
+from pyflannel.model.remark import Remark
 from pyflannel.model.store_record import Delete, Put
 from pyflannel.testing.fake_clock import FakeClock
 from pyflannel.testing.fake_store import FakeStore
@@ -25,7 +26,7 @@ class Bench:
             store=self.store,
             clock=self.clock,
             allowed=allowed,
-            objection=lambda name: "a file has it" if name == impossible else None,
+            objection=lambda name: Remark("a file has it") if name == impossible else None,
             run=self._run_network,
         )
 
