@@ -26,9 +26,9 @@ from paths.rounds import Measurement, measure_in_turn
 from paths.traffic import SMALL_OCTETS, round_trips_us, small_packets
 from paths.way import way_of
 from pyflannel.errors import LabError
-from pyflannel.lab.measuring.iperf import measure_throughput, wait_listening
-from pyflannel.lab.measuring.kernel_programs import look, packets_by_outcome
-from pyflannel.lab.sandboxes.inside import run_inside
+from pyflannel.lab.throughput import measure_throughput, wait_listening
+from testlab.inside import run_inside
+from testlab.kernel_programs import look, packets_by_outcome
 
 TITLE = "udp backend in the kernel, beside the kernel's own paths"
 KINDS = ("wire", "host-gw", "vxlan", "user", "safe")

@@ -14,8 +14,8 @@ from rich.table import Table
 
 from command.options import add_json, bench_parser, exit_status
 from command.output import load, show, step
-from pyflannel.lab.measuring.fast_path_costs import Absences, TableCosts, measure_fast_path
-from pyflannel.lab.measuring.kernel_objects import AdapterCosts, BatchCosts, measure_adapter, measure_batch
+from testlab.fast_path_costs import Absences, TableCosts, measure_fast_path
+from testlab.kernel_objects import AdapterCosts, BatchCosts, measure_adapter, measure_batch
 
 TABLE_PEERS = 10_000
 SIZES = {"vxlan": (1000, 10_000), "host-gw": (1000, 10_000)}

@@ -21,12 +21,12 @@ from crowd.start import HAND_PATIENCE_S, TITLE, Start, start_curves, starts_in_m
 from crowd.steady import FOREIGN, STORM_PER_S, Rest, Steady, steady_in_markdown
 from drawing.curves import draw_curves
 from pyflannel.errors import LabError
-from pyflannel.lab.crowd.crowded_network import BARE_ADDRESS, CrowdedNetwork, crowded_network
-from pyflannel.lab.faults import paused
-from pyflannel.lab.measuring.usage import running_s, usage_of
-from pyflannel.lab.peer_objects import lay_vxlan, objects_of
-from pyflannel.lab.sandboxes.program import Program
+from pyflannel.lab.kernel_path import lay_vxlan, objects_of
+from pyflannel.lab.program import Program
 from pyflannel.lab.waiting import wait_until
+from testlab.crowded_network import BARE_ADDRESS, CrowdedNetwork, crowded_network
+from testlab.faults import paused
+from testlab.usage import running_s, usage_of
 
 BACKENDS = ("udp", "host-gw", "vxlan")
 SIZES = (100, 1000, 3000, 10_000)

@@ -23,13 +23,13 @@ from paths.quantity import Quantity, Values, spread
 from paths.rounds import Measurement, measure_in_turn
 from paths.traffic import SMALL_OCTETS, small_packets
 from paths.way import way_of
-from pyflannel.datapath.offload import Offload
+from pyflannel.datapath.tun import Offload
 from pyflannel.errors import LabError
 from pyflannel.lab.demo import CONFIG, DemoOptions, bring_up
 from pyflannel.lab.host import Host
+from pyflannel.lab.kernel_path import KernelPath, lay_kernel_path, measure_kernel_path
 from pyflannel.lab.lab import Lab
-from pyflannel.lab.measuring.iperf import measure_throughput
-from pyflannel.lab.measuring.kernel_path import KernelPath, lay_kernel_path, measure_kernel_path
+from pyflannel.lab.throughput import measure_throughput
 from pyflannel.lab.traffic import Station, ping
 from pyflannel.lab.waiting import wait_until
 from pyflannel.processes.forwarder_client import connected

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from ipaddress import IPv4Interface
 
 from pyflannel.lab.host import Host
+from pyflannel.lab.kernel_path import lay_by_hand
 from pyflannel.lab.lab import Lab
-from pyflannel.lab.measuring.kernel_path import lay_by_hand
-from pyflannel.lab.sandboxes.program import Program
+from pyflannel.lab.program import Program
 from pyflannel.lab.topology import LEFT, HostPlace, Topology
 from pyflannel.lab.traffic import Station, wait_reached
 

@@ -19,16 +19,15 @@ from typing import Any
 
 import pytest
 
-from pyflannel.assembly.control_client import ControlClient
-from pyflannel.assembly.places import Places
+from pyflannel.assembly.directories import Places
+from pyflannel.commands.network_client import ControlClient
 from pyflannel.errors import LabError, NotReadyError
 from pyflannel.lab.etcd_server import PREFIX, EtcdServer
 from pyflannel.lab.host import Host
 from pyflannel.lab.lab import Lab
-from pyflannel.lab.sandboxes.program import Program
-from pyflannel.lab.together import together
+from pyflannel.lab.program import Program
 from pyflannel.lab.topology import COOKBOOK, LEFT, Topology
-from pyflannel.lab.waiting import wait_until
+from pyflannel.lab.waiting import together, wait_until
 
 START_S = 60
 SOON_S = 60.0

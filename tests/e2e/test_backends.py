@@ -5,12 +5,12 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from pyflannel.lab.containers.namespace_container import NamespaceContainer
+from pyflannel.lab.containers import NamespaceContainer
 from pyflannel.lab.host import Host
 from pyflannel.lab.traffic import wait_reached
 from pyflannel.lab.waiting import wait_until
-from pyflannel.model.backend_data import Vtep
-from pyflannel.wire.backend_data_json import parse_vtep
+from pyflannel.model.lease import Vtep
+from pyflannel.wire.lease_json import parse_vtep
 
 SOON_S = 60.0
 HOSTS = ("docker1", "docker2", "docker4")

@@ -16,13 +16,12 @@ import pytest
 
 from pyflannel.errors import LabError
 from pyflannel.lab.etcd_server import CLIENT_PORT, PREFIX
-from pyflannel.lab.faults import partitioned, paused
 from pyflannel.lab.host import Host
-from pyflannel.lab.sandboxes.program import Program
-from pyflannel.lab.together import together
+from pyflannel.lab.program import Program
 from pyflannel.lab.topology import LEFT, HostPlace
 from pyflannel.lab.traffic import ping
-from pyflannel.lab.waiting import wait_until
+from pyflannel.lab.waiting import together, wait_until
+from testlab.faults import partitioned, paused
 
 SOON_S = 60.0
 GUEST = f"{PREFIX}/subnets/10.100.250.0-24"

@@ -13,9 +13,8 @@ from typing import Any
 
 import pytest
 
-from pyflannel.lab.together import together
 from pyflannel.lab.traffic import ping
-from pyflannel.lab.waiting import wait_until
+from pyflannel.lab.waiting import together, wait_until
 
 SOON_S = 60.0
 CONFIG = '{"Network":"10.100.0.0/16"}'

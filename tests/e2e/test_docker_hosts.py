@@ -13,16 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from pyflannel.lab.containers.docker_engine import DockerContainer
-from pyflannel.lab.containers.image import write_image
-from pyflannel.lab.containers.web import fetch, serving
+from pyflannel.lab.containers import DockerContainer, fetch, serving, write_image
 from pyflannel.lab.etcd_server import EtcdServer
 from pyflannel.lab.host import Host
 from pyflannel.lab.lab import Lab
-from pyflannel.lab.sandboxes.program import Program
-from pyflannel.lab.together import together
+from pyflannel.lab.program import Program
 from pyflannel.lab.traffic import ping, ping_all, wait_reached
-from pyflannel.lab.waiting import wait_until
+from pyflannel.lab.waiting import together, wait_until
 
 pytestmark = pytest.mark.skipif(
     shutil.which("dockerd") is None, reason="no dockerd: Debian's docker.io has it"

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 from grpclib.client import Channel
 
-from pyflannel.assembly.store import open_store
+from pyflannel.assembly.stores import open_store
 from pyflannel.errors import StoreError
 from pyflannel.model.store_record import Changes, Conflict, Delete, Put, PutSeen, Written
-from pyflannel.ports.store import Store
+from pyflannel.ports import Store
 from pyflannel.stores.etcd.rpc_grpc import KVStub
 from pyflannel.stores.etcd.rpc_pb2 import PutRequest, RequestOp, TxnRequest
 

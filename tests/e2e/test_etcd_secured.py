@@ -22,9 +22,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from pyflannel.lab.etcd_server import PREFIX
-from pyflannel.lab.sandboxes.program import Program
-from pyflannel.lab.together import together
-from pyflannel.lab.waiting import wait_until
+from pyflannel.lab.program import Program
+from pyflannel.lab.waiting import together, wait_until
 
 SOON_S = 60.0
 ADDRESS = "10.10.10.1"

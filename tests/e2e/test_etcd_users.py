@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from pyflannel.assembly.store import open_store
+from pyflannel.assembly.stores import open_store
 from pyflannel.errors import StoreError
 from pyflannel.model.secret import Secret
 from pyflannel.model.store_record import Changes, Put, Written
-from pyflannel.ports.store import Store
+from pyflannel.ports import Store
 
 PATIENCE_S = 90
 PASSWORD = "correct-horse"

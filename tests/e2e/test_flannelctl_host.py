@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from pyflannel.assembly.store import open_store
+from pyflannel.assembly.stores import open_store
 from pyflannel.model.store_record import Put
 from pyflannel.wire.lease_record import CONFIG as CONFIG_KEY
 

@@ -11,17 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from pyflannel.lab.containers.docker_engine import DockerContainer
-from pyflannel.lab.containers.image import write_image
+from pyflannel.lab.containers import DockerContainer, write_image
 from pyflannel.lab.etcd_server import PREFIX, EtcdServer
 from pyflannel.lab.host import Host
 from pyflannel.lab.lab import Lab
-from pyflannel.lab.sandboxes.program import Program
-from pyflannel.lab.sandboxes.sandbox import Sandbox
-from pyflannel.lab.together import together
+from pyflannel.lab.program import Program
+from pyflannel.lab.sandbox import Sandbox
 from pyflannel.lab.topology import COOKBOOK, LEFT, Topology
 from pyflannel.lab.traffic import ping
-from pyflannel.lab.waiting import wait_until
+from pyflannel.lab.waiting import together, wait_until
 
 pytestmark = pytest.mark.skipif(
     shutil.which("dockerd") is None, reason="no dockerd: Debian's docker.io has it"

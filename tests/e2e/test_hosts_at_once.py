@@ -7,12 +7,12 @@ from functools import partial
 
 import pytest
 
-from pyflannel.lab.containers.namespace_container import NamespaceContainer
+from pyflannel.lab.containers import NamespaceContainer
 from pyflannel.lab.etcd_server import EtcdServer
 from pyflannel.lab.host import Host
 from pyflannel.lab.lab import Lab
-from pyflannel.lab.together import together
 from pyflannel.lab.traffic import ping_all, wait_reached
+from pyflannel.lab.waiting import together
 
 REACHED_S = 60.0
 WIDE = '{"Network":"10.100.0.0/16"}'

@@ -9,14 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from pyflannel.lab.containers.docker_engine import DockerContainer
-from pyflannel.lab.containers.image import write_image
-from pyflannel.lab.containers.web import fetch, serving
+from pyflannel.lab.containers import DockerContainer, fetch, serving, write_image
 from pyflannel.lab.host import Host
 from pyflannel.lab.lab import Lab
 from pyflannel.lab.lab_directory import ROOT, nobody_removes
-from pyflannel.lab.together import together
 from pyflannel.lab.traffic import ping_all
+from pyflannel.lab.waiting import together
 
 pytestmark = pytest.mark.skipif(
     shutil.which("dockerd") is None, reason="no dockerd: Debian's docker.io has it"
@@ -75,9 +73,9 @@ def test_four_engines_side_by_side() -> None:
 
 HOLDER = """
 import signal, sys
-from pyflannel.lab.containers.image import write_image
+from pyflannel.lab.containers import write_image
 from pyflannel.lab.lab import Lab
-from pyflannel.lab.containers.web import serving
+from pyflannel.lab.containers import serving
 
 with Lab(sys.argv[1]) as lab:
     host = lab.hosts["docker1"]

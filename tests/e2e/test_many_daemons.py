@@ -12,17 +12,16 @@ from typing import Any
 
 import pytest
 
-from pyflannel.assembly.control_client import ControlClient
-from pyflannel.lab.crowd.joining import Crowd, join_at_once
+from pyflannel.commands.network_client import ControlClient
 from pyflannel.lab.etcd_server import PREFIX, EtcdServer
 from pyflannel.lab.host import Host
 from pyflannel.lab.lab import Lab
-from pyflannel.lab.sandboxes.program import Program
-from pyflannel.lab.together import together
+from pyflannel.lab.program import Program
 from pyflannel.lab.topology import HostPlace, Segment, Topology
 from pyflannel.lab.traffic import ping
-from pyflannel.lab.waiting import wait_until
+from pyflannel.lab.waiting import together, wait_until
 from pyflannel.wire.network_config_json import parse_network_config
+from testlab.joining import Crowd, join_at_once
 
 CONFIG = '{"Network":"10.0.0.0/12"}'
 SEGMENT = Segment("wide", IPv4Interface("172.30.0.1/16"))

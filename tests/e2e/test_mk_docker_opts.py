@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyflannel.errors import WireError
-from pyflannel.wire.shell_assignments import parse_assignments
+from pyflannel.wire.subnet_env import parse_assignments
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden/mk-docker-opts.json").read_text())["cases"]
 INSTALLED = Path(sys.executable).with_name("mk-docker-opts.sh")

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from pyflannel.lab.crowd.crowded_network import crowded_network
+from testlab.crowded_network import crowded_network
 
 STANDING = 1000
 NEWCOMERS = 300

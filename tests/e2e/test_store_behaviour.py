@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from pyflannel.assembly.store import open_store
+from doubles.fake_clock import FakeClock
+from doubles.fake_store import FakeStore
+from pyflannel.assembly.stores import open_store
 from pyflannel.errors import CompactedError
-from pyflannel.kernel.host.clock import BoottimeClock
 from pyflannel.kernel.host.inotify import InotifyFileWatch
+from pyflannel.kernel.host.machine import BoottimeClock
 from pyflannel.model.store_record import (
     Change,
     Changes,
@@ -24,11 +26,9 @@ from pyflannel.model.store_record import (
     Unchanged,
     Written,
 )
-from pyflannel.ports.store import Store
+from pyflannel.ports import Store
 from pyflannel.stores.embedded.database import Database
 from pyflannel.stores.embedded.store import EmbeddedStore
-from pyflannel.testing.fake_clock import FakeClock
-from pyflannel.testing.fake_store import FakeStore
 
 PATIENCE_S = 60
 TTL_S = 4

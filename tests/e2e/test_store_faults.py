@@ -14,11 +14,10 @@ from typing import Any
 
 import pytest
 
-from pyflannel.lab.faults import paused
-from pyflannel.lab.sandboxes.program import Program
-from pyflannel.lab.together import together
+from pyflannel.lab.program import Program
 from pyflannel.lab.traffic import ping
-from pyflannel.lab.waiting import wait_until
+from pyflannel.lab.waiting import together, wait_until
+from testlab.faults import paused
 
 SOON_S = 60.0
 """A lost lease is taken again at once, a store that is back found in seconds; the rest is the machine's."""

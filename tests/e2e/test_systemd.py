@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from pyflannel.lab.containers.image import NAME as IMAGE
-from pyflannel.lab.containers.image import write_image
-from pyflannel.lab.sandboxes.booted_system import BootedSystem
+from pyflannel.lab.containers import NAME as IMAGE
+from pyflannel.lab.containers import write_image
 from pyflannel.lab.traffic import ping
 from pyflannel.lab.waiting import wait_until
+from testlab.booted_system import BootedSystem
 
 missing = BootedSystem.missing()
 pytestmark = pytest.mark.skipif(missing is not None, reason=f"no {missing}")

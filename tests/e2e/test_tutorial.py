@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pyflannel.lab.lab import Lab
-from pyflannel.lab.sandboxes.sandbox import Sandbox
+from pyflannel.lab.sandbox import Sandbox
 
 TUTORIAL = Path(__file__).parents[2] / "docs/tutorial.md"
 DEADLINE_S = 60.0

@@ -20,21 +20,19 @@ from typing import Any, NamedTuple, Self, TypeVar
 
 import pytest
 
-from pyflannel.assembly.control_client import ControlClient
-from pyflannel.assembly.places import Places
+from pyflannel.assembly.directories import Places
+from pyflannel.commands.network_client import ControlClient
 from pyflannel.errors import LabError, NotReadyError
 from pyflannel.kernel.network.linux import LinuxTarget
 from pyflannel.lab.etcd_server import PREFIX, EtcdServer
 from pyflannel.lab.host import Host
 from pyflannel.lab.lab import Lab
-from pyflannel.lab.sandboxes.program import Program
+from pyflannel.lab.program import Program
 from pyflannel.lab.topology import LEFT
 from pyflannel.lab.waiting import wait_until
-from pyflannel.model.operation import Operation, Refusal
-from pyflannel.model.state import State
+from pyflannel.model.state import Operation, Refusal, State
 from pyflannel.model.status import Status
-from pyflannel.plan.diff import diff
-from pyflannel.plan.order import order
+from pyflannel.plan.diff import diff, order
 from pyflannel.plan.ownership import ours
 from pyflannel.wire.forwarder_control import (
     SOCKET_NAME,

@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 
-from pyflannel.lab.faults import paused
 from pyflannel.lab.host import Host
-from pyflannel.lab.together import together
-from pyflannel.lab.waiting import wait_until
+from pyflannel.lab.waiting import together, wait_until
+from testlab.faults import paused
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 

@@ -4,13 +4,13 @@ import os
 
 import pytest
 
-from pyflannel.lab.measuring import kernel_programs
-from pyflannel.lab.measuring.kernel_programs import KernelPrograms
-from pyflannel.lab.sandboxes.inside import run_inside
 from pyflannel.lab.traffic import ping, wait_reached
 from pyflannel.lab.waiting import wait_until
-from pyflannel.model.bpf_program import Role
+from pyflannel.model.fast_path import Role
 from pyflannel.wire.forwarder_control import Kind, decode_counters
+from testlab import kernel_programs
+from testlab.inside import run_inside
+from testlab.kernel_programs import KernelPrograms
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 

@@ -6,13 +6,13 @@ import sys
 
 import pytest
 
-from pyflannel.lab.containers.namespace_container import BRIDGE, lay_bridge
-from pyflannel.lab.measuring import kernel_programs
-from pyflannel.lab.measuring.iperf import measure_throughput
-from pyflannel.lab.sandboxes.inside import run_inside
+from pyflannel.lab.containers import BRIDGE, lay_bridge
+from pyflannel.lab.throughput import measure_throughput
 from pyflannel.lab.traffic import ping, wait_reached
 from pyflannel.lab.waiting import wait_until
 from pyflannel.model.status import Status
+from testlab import kernel_programs, refusing
+from testlab.inside import run_inside
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 
@@ -27,8 +27,8 @@ exec "$@"
 """
 
 
-def refusing(call: str, code: str) -> list[str]:
-    return [sys.executable, "-m", "pyflannel.lab.sandboxes.refusing", call, code]
+def with_refusal(call: str, code: str) -> list[str]:
+    return [sys.executable, refusing.__file__, call, code]
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +77,8 @@ def doctors_codes(host) -> list[str]:
 @pytest.mark.parametrize(
     ("before", "reason", "answer", "hint"),
     [
-        (refusing("bpf", "EPERM"), "EPERM", "bpf(2): could not tell, EPERM", "seccomp"),
-        (refusing("bpf", "ENOSYS"), "ENOSYS", "bpf(2): could not tell, ENOSYS", "seccomp"),
+        (with_refusal("bpf", "EPERM"), "EPERM", "bpf(2): could not tell, EPERM", "seccomp"),
+        (with_refusal("bpf", "ENOSYS"), "ENOSYS", "bpf(2): could not tell, ENOSYS", "seccomp"),
         (
             ["unshare", "--mount", "sh", "-c", NO_LIBRARY, "sh"],
             "libbpf.so.1: absent",
@@ -130,7 +130,7 @@ def test_a_bpffs_that_cannot_be_mounted_is_said(ends):
 
     for before, code in (
         (FEWER_RIGHTS, "Operation not permitted"),
-        (refusing("mount", "ENODEV"), "No such device"),
+        (with_refusal("mount", "ENODEV"), "No such device"),
     ):
         done = host.run([*before, "flannelctl", "pins"], check=False)
         assert done.returncode != 0

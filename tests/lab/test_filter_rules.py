@@ -12,7 +12,7 @@ import pytest
 
 from pyflannel.lab.etcd_server import PREFIX
 from pyflannel.lab.host import Host
-from pyflannel.lab.sandboxes.program import Program
+from pyflannel.lab.program import Program
 from pyflannel.lab.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")

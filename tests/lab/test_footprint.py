@@ -23,7 +23,7 @@ _OPERATIONS = 100  # a transaction of etcd takes 128
 
 WRITE_LEASES = """
 import asyncio, sys, time
-from pyflannel.assembly.store import open_store
+from pyflannel.assembly.stores import open_store
 from pyflannel.model.store_record import Put
 
 async def write(url, *keys):

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from pyflannel.errors import LabError
-from pyflannel.lab.faults import paused
 from pyflannel.lab.host import Host
 from pyflannel.lab.waiting import wait_until
 from pyflannel.wire.forwarder_control import Kind, Peer, encode_peers
+from testlab.faults import paused
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 

@@ -18,8 +18,7 @@ from pyflannel.errors import LabError
 from pyflannel.lab.etcd_server import PREFIX, EtcdServer
 from pyflannel.lab.host import Host
 from pyflannel.lab.lab import Lab
-from pyflannel.lab.network import plug_in
-from pyflannel.lab.topology import LEFT, HostPlace, Topology
+from pyflannel.lab.topology import LEFT, HostPlace, Topology, plug_in
 from pyflannel.lab.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")

@@ -7,8 +7,8 @@ from typing import TypeVar
 
 import pytest
 
-from pyflannel.kernel.network.bridges import KernelBridges
-from pyflannel.model.bridge import Bridge, BridgedContainer
+from pyflannel.kernel.network.interfaces import KernelBridges
+from pyflannel.model.host import Bridge, BridgedContainer
 
 Result = TypeVar("Result")
 

@@ -11,11 +11,9 @@ import pytest
 
 from pyflannel.kernel.network.linux import LinuxTarget
 from pyflannel.kernel.network.netlink_socket import RequestSocket
-from pyflannel.model.address import Address
-from pyflannel.model.link import Link
-from pyflannel.model.operation import Add, Remove
+from pyflannel.model.link import Address, Link
 from pyflannel.model.route import PROTOCOL_KERNEL, SCOPE_LINK, Route
-from pyflannel.model.state import State
+from pyflannel.model.state import Add, Remove, State
 from pyflannel.plan.ownership import ours
 from pyflannel.wire.netlink.addresses import dump_addresses, parse_address_message
 from pyflannel.wire.netlink.links import change_link, dump_links, parse_link

@@ -15,8 +15,7 @@ from pyflannel.kernel.host import files
 from pyflannel.kernel.host.files import FileTarget
 from pyflannel.kernel.host.inotify import InotifyFileWatch
 from pyflannel.model.host_file import HostFile
-from pyflannel.model.operation import Add, Refusal, Remove, Replace
-from pyflannel.model.state import State
+from pyflannel.model.state import Add, Refusal, Remove, Replace, State
 from pyflannel.plan.diff import diff
 
 TEXT = "FLANNEL_NETWORK=10.100.0.0/16\nFLANNEL_SUBNET=10.100.15.1/24\n"

@@ -14,17 +14,13 @@ import pytest
 from pyflannel.engine.targets import Targets
 from pyflannel.kernel.filters.iptables import IptablesTarget
 from pyflannel.kernel.filters.nftables import NftTarget
-from pyflannel.model.filter_rule import FilterRule, Masquerade
 from pyflannel.model.host import Host, Underlay
-from pyflannel.model.iptables_chain import IptablesChain
 from pyflannel.model.lease import Lease, LeaseAttributes
 from pyflannel.model.network_config import NetworkConfig
-from pyflannel.model.nft_table import NftTable
-from pyflannel.model.operation import Operation, Refusal
-from pyflannel.model.state import State
+from pyflannel.model.packet_filter import FilterRule, IptablesChain, Masquerade, NftTable
+from pyflannel.model.state import Operation, Refusal, State
 from pyflannel.plan.describe import found
-from pyflannel.plan.diff import diff
-from pyflannel.plan.order import order
+from pyflannel.plan.diff import diff, order
 from pyflannel.plan.ownership import ours
 from pyflannel.plan.packet_filter import FilterOptions, plan_filter
 

@@ -8,8 +8,7 @@ import pytest
 
 from pyflannel.errors import NoUnderlayError
 from pyflannel.kernel.network.interfaces import KernelInterfaces
-from pyflannel.model.host import Underlay
-from pyflannel.model.interface import Interfaces
+from pyflannel.model.host import Interfaces, Underlay
 from pyflannel.plan.underlay import UnderlayOptions, choose
 
 Result = TypeVar("Result")

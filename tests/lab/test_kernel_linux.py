@@ -13,11 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pyflannel.kernel.network.linux import LinuxTarget
-from pyflannel.model.address import Address
-from pyflannel.model.link import Link
-from pyflannel.model.operation import Add, Refusal, Remove
+from pyflannel.model.link import Address, Link
 from pyflannel.model.route import PROTOCOL_KERNEL, SCOPE_LINK, Route
-from pyflannel.model.state import State
+from pyflannel.model.state import Add, Refusal, Remove, State
 from pyflannel.plan.ownership import ours
 
 LINK = Link(name="flannel0", kind="tun", mtu=1472)

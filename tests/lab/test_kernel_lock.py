@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from pyflannel.errors import BusyError, TargetError
-from pyflannel.kernel.host.lock import RunLock
+from pyflannel.kernel.host.locks import RunLock
 
 HOLD = """
 import sys
-from pyflannel.kernel.host.lock import RunLock
+from pyflannel.kernel.host.locks import RunLock
 with RunLock(sys.argv[1], "flanneld"):
     print("held", flush=True)
     sys.stdin.read()

@@ -8,11 +8,9 @@ import pytest
 
 from pyflannel.kernel.network.linux import LinuxTarget
 from pyflannel.kernel.network.next_hops import WORTH_IT, next_hop_number
-from pyflannel.model.link import Link
-from pyflannel.model.operation import Add, Remove, Replace
+from pyflannel.model.link import Link, Vxlan
 from pyflannel.model.route import Route
-from pyflannel.model.state import State
-from pyflannel.model.vxlan import Vxlan
+from pyflannel.model.state import Add, Remove, Replace, State
 
 DEVICE = Link(
     name="flannel.1",

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from pyflannel.kernel.filters.rule_dump import RuleDump
+from pyflannel.kernel.filters.programs import RuleDump
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 

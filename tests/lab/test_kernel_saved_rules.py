@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pyflannel.kernel.filters.saved_rules import read_rules, remove_rules
-from pyflannel.model.saved_rules import SavedRules
-from pyflannel.plan.left_rules import rules_left
+from pyflannel.kernel.filters.iptables import read_rules, remove_rules
+from pyflannel.model.packet_filter import SavedRules
+from pyflannel.plan.leftovers import rules_left
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 

@@ -6,10 +6,8 @@ from contextlib import closing
 import pytest
 
 from pyflannel.kernel.network.linux import LinuxTarget
-from pyflannel.model.link import Link
-from pyflannel.model.operation import Add
-from pyflannel.model.state import State
-from pyflannel.model.veth import Veth
+from pyflannel.model.link import Link, Veth
+from pyflannel.model.state import Add, State
 
 
 def end(name: str, peer: str) -> Link:

@@ -11,16 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pyflannel.kernel.network.linux import LinuxTarget
-from pyflannel.model.address import Address
-from pyflannel.model.fdb_entry import FdbEntry
-from pyflannel.model.link import Link
-from pyflannel.model.neighbour import Neighbour
-from pyflannel.model.operation import Add, Replace
-from pyflannel.model.route import Route
-from pyflannel.model.state import State
-from pyflannel.model.vxlan import Vxlan
-from pyflannel.plan.diff import diff
-from pyflannel.plan.order import order
+from pyflannel.model.link import Address, Link, Vxlan
+from pyflannel.model.route import FdbEntry, Neighbour, Route
+from pyflannel.model.state import Add, Replace, State
+from pyflannel.plan.diff import diff, order
 from pyflannel.plan.ownership import ours
 
 VXLAN = Vxlan(vni=1, port=8472, parent="eth0", local=IPv4Address("10.7.0.1"))

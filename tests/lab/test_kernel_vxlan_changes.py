@@ -10,16 +10,10 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 import pytest
 
 from pyflannel.kernel.network.linux import LinuxTarget
-from pyflannel.model.address import Address
-from pyflannel.model.fdb_entry import FdbEntry
-from pyflannel.model.link import Link
-from pyflannel.model.neighbour import Neighbour
-from pyflannel.model.operation import Add, Remove, Replace
-from pyflannel.model.route import Route
-from pyflannel.model.state import Item, State
-from pyflannel.model.vxlan import Vxlan
-from pyflannel.plan.diff import diff
-from pyflannel.plan.order import order
+from pyflannel.model.link import Address, Link, Vxlan
+from pyflannel.model.route import FdbEntry, Neighbour, Route
+from pyflannel.model.state import Add, Item, Remove, Replace, State
+from pyflannel.plan.diff import diff, order
 from pyflannel.plan.ownership import ours
 
 DEVICE = Link(

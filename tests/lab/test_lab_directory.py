@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from pyflannel.lab import program
 from pyflannel.lab.lab_directory import LabDirectory, nobody_removes
-from pyflannel.lab.sandboxes import cgroups
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="the labs' directory is root's")
 
@@ -40,8 +40,8 @@ def test_what_labs_share_stays_as_long_as_one_of_them_stands(
     home: LabDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A program of it may be about to make a control group there."""
-    monkeypatch.setattr(cgroups, "_HIERARCHIES", tmp_path)
-    root = tmp_path / "memory" / cgroups.ROOT
+    monkeypatch.setattr(program, "_HIERARCHIES", tmp_path)
+    root = tmp_path / "memory" / program.ROOT
     other = LabDirectory(f"{home.name}-2")
     home.acquire()
     other.acquire()

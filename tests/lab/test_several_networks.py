@@ -9,12 +9,11 @@ from itertools import product
 
 import pytest
 
-from pyflannel.assembly.store import open_store
+from pyflannel.assembly.stores import open_store
 from pyflannel.lab.host import Host
 from pyflannel.lab.lab import Lab
-from pyflannel.lab.sandboxes.program import Program
-from pyflannel.lab.together import together
-from pyflannel.lab.waiting import wait_until
+from pyflannel.lab.program import Program
+from pyflannel.lab.waiting import together, wait_until
 from pyflannel.model.store_record import Delete
 
 BLUE = '{"Network":"10.101.0.0/16","Backend":{"Type":"udp","Port":8286}}'

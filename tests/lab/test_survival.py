@@ -13,9 +13,8 @@ import pytest
 
 from pyflannel.lab.etcd_server import PREFIX
 from pyflannel.lab.host import Host
-from pyflannel.lab.sandboxes.program import Program
-from pyflannel.lab.together import together
-from pyflannel.lab.waiting import wait_until
+from pyflannel.lab.program import Program
+from pyflannel.lab.waiting import together, wait_until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 

@@ -12,8 +12,7 @@ import pytest
 from pyflannel.errors import LabError
 from pyflannel.lab.etcd_server import PREFIX
 from pyflannel.lab.host import Host
-from pyflannel.lab.together import together
-from pyflannel.lab.waiting import wait_until
+from pyflannel.lab.waiting import together, wait_until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 

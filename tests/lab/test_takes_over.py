@@ -10,10 +10,10 @@ import pytest
 
 from pyflannel.errors import LabError
 from pyflannel.lab.etcd_server import PREFIX
-from pyflannel.lab.faults import paused
 from pyflannel.lab.host import Host
-from pyflannel.lab.sandboxes.program import Program
+from pyflannel.lab.program import Program
 from pyflannel.lab.waiting import wait_until
+from testlab.faults import paused
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 

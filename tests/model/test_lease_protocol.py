@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from pyflannel.testing.lease_model.explorer import explore
-from pyflannel.testing.lease_model.scenarios import every_scenario, host, network, scenario
-from pyflannel.testing.lease_model.story import tell
+from lease_model.explorer import explore
+from lease_model.scenarios import every_scenario, host, network, scenario
+from lease_model.story import tell
 
 STATES, STATES_LONG = 100_000, 1_000_000
 

@@ -3,6 +3,22 @@
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 
+from lease_model.explorer import REAL, Counterexample, Scenario, explore
+from lease_model.moves import Circumstances
+from lease_model.rules import OLD
+from lease_model.scenarios import (
+    FIRST,
+    host,
+    lease,
+    network,
+    others_after_the_loss,
+    scenario,
+    sharers_and_the_loss,
+    standing,
+)
+from lease_model.store import lease_at, revision_of, transact
+from lease_model.story import replay, tell
+from lease_model.world import Protocol, Request, StoreState, World
 from pyflannel.model.lease_protocol import (
     Check,
     Conflicted,
@@ -19,25 +35,8 @@ from pyflannel.model.lease_protocol import (
 )
 from pyflannel.model.lease_set import LeaseSet
 from pyflannel.model.network_config import NetworkConfig
-from pyflannel.plan.lease.knowledge import know
-from pyflannel.plan.lease.state import Contesting, Draw, LeaseState, Step
+from pyflannel.plan.lease.state import Contesting, Draw, LeaseState, Step, know
 from pyflannel.plan.lease.step import step
-from pyflannel.testing.lease_model.explorer import REAL, Counterexample, Scenario, explore
-from pyflannel.testing.lease_model.moves import Circumstances
-from pyflannel.testing.lease_model.rules import OLD
-from pyflannel.testing.lease_model.scenarios import (
-    FIRST,
-    host,
-    lease,
-    network,
-    others_after_the_loss,
-    scenario,
-    sharers_and_the_loss,
-    standing,
-)
-from pyflannel.testing.lease_model.store import lease_at, revision_of, transact
-from pyflannel.testing.lease_model.story import replay, tell
-from pyflannel.testing.lease_model.world import Protocol, Request, StoreState, World
 
 TWO_HOSTS = scenario("two hosts", (host(1), host(2)), faults=("deleted by hand",), most_faults=1, ticks=1)
 

@@ -6,6 +6,11 @@ from ipaddress import IPv4Network
 
 import pytest
 
+from doubles.fake_kernel import FakeKernel
+from lease_model.scenarios import host, network, scenario
+from lease_model.simulation import Simulation
+from lease_model.store import put_lease, transact
+from lease_model.world import Protocol, Request, StoreState, World
 from pyflannel.engine.planner import Planner
 from pyflannel.model.host import Underlay
 from pyflannel.model.lease import Lease
@@ -13,14 +18,8 @@ from pyflannel.model.lease_protocol import Event, Held, PutLease, Wrote
 from pyflannel.model.lease_set import LeaseSet
 from pyflannel.model.state import State
 from pyflannel.plan.backend.udp import UdpBackend
-from pyflannel.plan.diff import diff
-from pyflannel.plan.order import order
+from pyflannel.plan.diff import diff, order
 from pyflannel.plan.packet_filter import FilterOptions
-from pyflannel.testing.fake_kernel import FakeKernel
-from pyflannel.testing.lease_model.scenarios import host, network, scenario
-from pyflannel.testing.lease_model.simulation import Simulation
-from pyflannel.testing.lease_model.store import put_lease, transact
-from pyflannel.testing.lease_model.world import Protocol, Request, StoreState, World
 
 NETWORK = network(last=250)
 RANGE = IPv4Network("10.100.0.0/16")

@@ -9,27 +9,9 @@ from typing import Any
 
 import pytest
 
-from pyflannel.engine import supervisor
-from pyflannel.engine.config_follower import ConfigFollower, read_config
-from pyflannel.engine.host_options import HostOptions
-from pyflannel.engine.lease_keeper import LeaseKeeper
-from pyflannel.engine.planner import Planner
-from pyflannel.engine.reconciler import Reconciler
-from pyflannel.engine.world import World
-from pyflannel.model.bridge import Bridge
-from pyflannel.model.interface import DefaultRoute, Interface, InterfaceAddress, Interfaces
-from pyflannel.model.lease_protocol import Event, Held, Listed, Report, WatchLost
-from pyflannel.model.lease_set import LeaseSet
-from pyflannel.model.state import State
-from pyflannel.model.store_record import Conflict, Delete, Put, Record, Written
-from pyflannel.plan.diff import diff
-from pyflannel.plan.lease.state import LeaseState
-from pyflannel.plan.packet_filter import FilterOptions
-from pyflannel.plan.peers import PeerChange
-from pyflannel.plan.underlay import UnderlayOptions, choose
-from pyflannel.ports.store import Store
-from pyflannel.testing.lease_model.engine_faults import FAULTS, live
-from pyflannel.testing.lease_model.engines import (
+from doubles.simulated_time import SimulatedLoop
+from lease_model.engine_faults import FAULTS, live
+from lease_model.engines import (
     AUDIT_S,
     FOREIGN,
     SUBNET_FILE,
@@ -39,8 +21,24 @@ from pyflannel.testing.lease_model.engines import (
     Make,
     Setting,
 )
-from pyflannel.testing.lease_model.rules import Violation
-from pyflannel.testing.simulated_time import SimulatedLoop
+from lease_model.rules import Violation
+from pyflannel.engine import supervisor
+from pyflannel.engine.config_follower import ConfigFollower, read_config
+from pyflannel.engine.lease_keeper import LeaseKeeper
+from pyflannel.engine.planner import Planner
+from pyflannel.engine.reconciler import Reconciler
+from pyflannel.engine.world import HostOptions, World
+from pyflannel.model.host import Bridge, DefaultRoute, Interface, InterfaceAddress, Interfaces
+from pyflannel.model.lease_protocol import Event, Held, Listed, Report, WatchLost
+from pyflannel.model.lease_set import LeaseSet
+from pyflannel.model.state import State
+from pyflannel.model.store_record import Conflict, Delete, Put, Record, Written
+from pyflannel.plan.diff import diff
+from pyflannel.plan.lease.state import LeaseState
+from pyflannel.plan.packet_filter import FilterOptions
+from pyflannel.plan.peers import PeerChange
+from pyflannel.plan.underlay import UnderlayOptions, choose
+from pyflannel.ports import Store
 
 DAY_S = 24 * 3600.0
 FILTER = FilterOptions(masquerades=True, accepts_forwarded=True)

@@ -6,12 +6,10 @@ from ipaddress import IPv4Address, IPv4Network
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyflannel.model.backend_data import Vtep
-from pyflannel.model.fdb_entry import FdbEntry
+from doubles.strategies import NETWORK, subnets
 from pyflannel.model.host import Host, Underlay
-from pyflannel.model.lease import Lease, LeaseAttributes
-from pyflannel.model.neighbour import Neighbour
-from pyflannel.model.route import Route
+from pyflannel.model.lease import Lease, LeaseAttributes, Vtep
+from pyflannel.model.route import FdbEntry, Neighbour, Route
 from pyflannel.model.state import State
 from pyflannel.plan.backend.alloc import AllocBackend
 from pyflannel.plan.backend.host_gw import HostGwBackend
@@ -19,8 +17,7 @@ from pyflannel.plan.backend.udp import UdpBackend
 from pyflannel.plan.backend.vxlan import VxlanBackend
 from pyflannel.plan.backends import Backend
 from pyflannel.plan.vtep_mac import is_of_one_device, vtep_mac
-from pyflannel.testing.strategies import NETWORK, subnets
-from pyflannel.wire.backend_data_json import format_backend_data, parse_vtep
+from pyflannel.wire.lease_json import format_backend_data, parse_vtep
 
 ON_LINK = IPv4Network("192.168.50.0/24")
 

@@ -7,24 +7,18 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 import pytest
 
-from pyflannel.model.address import Address
-from pyflannel.model.backend_data import Vtep
-from pyflannel.model.fdb_entry import FdbEntry
+from doubles.fake_kernel import FakeKernel
 from pyflannel.model.host import Host, Underlay
-from pyflannel.model.iptables_chain import IptablesChain
-from pyflannel.model.lease import Lease, LeaseAttributes
-from pyflannel.model.link import Link
-from pyflannel.model.neighbour import Neighbour
+from pyflannel.model.lease import Lease, LeaseAttributes, Vtep
+from pyflannel.model.link import Address, Link
 from pyflannel.model.network_config import NetworkConfig
-from pyflannel.model.operation import Operation
-from pyflannel.model.route import Route
-from pyflannel.model.state import State
+from pyflannel.model.packet_filter import IptablesChain
+from pyflannel.model.route import FdbEntry, Neighbour, Route
+from pyflannel.model.state import Operation, State
 from pyflannel.plan.backends import backend_of
-from pyflannel.plan.diff import diff
-from pyflannel.plan.order import order
+from pyflannel.plan.diff import diff, order
 from pyflannel.plan.ownership import ours
 from pyflannel.plan.packet_filter import FilterOptions, plan_filter
-from pyflannel.testing.fake_kernel import FakeKernel
 
 UNDERLAY = IPv4Network("172.16.0.0/16")
 BASE = IPv4Address("10.100.0.0")

@@ -7,15 +7,20 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
+from doubles.strategies import filter_rules
 from pyflannel.errors import WireError
-from pyflannel.model.filter_rule import ForeignRule
-from pyflannel.model.iptables_chain import IptablesChain, IptablesTable, Jump
-from pyflannel.model.nft_table import NftChain, NftTable
-from pyflannel.testing.strategies import filter_rules
-from pyflannel.wire.iptables_restore import format_chain, format_removal
-from pyflannel.wire.iptables_rules import format_rule, parse_rule
-from pyflannel.wire.iptables_save import SavedChain, SavedTables, chains_of, parse_save
-from pyflannel.wire.nft_rules import format_table, parse_names, parse_table
+from pyflannel.model.packet_filter import ForeignRule, IptablesChain, IptablesTable, Jump, NftChain, NftTable
+from pyflannel.wire.iptables import (
+    SavedChain,
+    SavedTables,
+    chains_of,
+    format_chain,
+    format_removal,
+    format_rule,
+    parse_rule,
+    parse_save,
+)
+from pyflannel.wire.nftables import format_table, parse_names, parse_table
 
 tables: st.SearchStrategy[IptablesTable] = st.sampled_from(["nat", "filter"])
 chains = st.builds(

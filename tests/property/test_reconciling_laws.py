@@ -7,23 +7,16 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyflannel.model.address import Address
-from pyflannel.model.fdb_entry import FdbEntry
+from doubles.fake_kernel import FakeKernel
+from doubles.strategies import drifted, items, plans
 from pyflannel.model.host_file import HostFile
-from pyflannel.model.iptables_chain import IptablesChain
-from pyflannel.model.link import Link
-from pyflannel.model.neighbour import Neighbour
-from pyflannel.model.nft_table import NftTable
-from pyflannel.model.operation import Add, Remove, Replace
-from pyflannel.model.route import Route
-from pyflannel.model.route_protocol import route_protocol
-from pyflannel.model.state import Item, State
+from pyflannel.model.link import Address, Link
+from pyflannel.model.packet_filter import IptablesChain, NftTable
+from pyflannel.model.route import FdbEntry, Neighbour, Route, route_protocol
+from pyflannel.model.state import Add, Item, Remove, Replace, State
 from pyflannel.plan.describe import found
-from pyflannel.plan.diff import diff
-from pyflannel.plan.order import order
+from pyflannel.plan.diff import diff, order
 from pyflannel.plan.ownership import ours, taken_links, without_links
-from pyflannel.testing.fake_kernel import FakeKernel
-from pyflannel.testing.strategies import drifted, items, plans
 
 Case = tuple[State, State]
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
+from doubles.fake_clock import FakeClock
+from doubles.fake_store import FakeStore
 from pyflannel.errors import CompactedError
 from pyflannel.model.store_record import Change, Changes, Delete, Put, Unchanged
 from pyflannel.stores.embedded.database import Database
-from pyflannel.testing.fake_clock import FakeClock
-from pyflannel.testing.fake_store import FakeStore
 
 KEYS = st.sampled_from(["config", "subnets/a", "subnets/b", "subnets-old/a", "claims/a"])
 OPERATIONS = st.one_of(

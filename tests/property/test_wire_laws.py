@@ -10,16 +10,15 @@ from hypothesis import strategies as st
 from pyflannel.errors import ConfigError, WireError
 from pyflannel.model.lease import Claim, Identity, Lease, LeaseAttributes
 from pyflannel.model.store_record import Record
-from pyflannel.wire.json_text import escape
+from pyflannel.wire.json_values import escape
 from pyflannel.wire.lease_json import (
     format_claim,
     format_lease_attributes,
     parse_claim,
     parse_lease_attributes,
 )
-from pyflannel.wire.lease_record import lease_key, lease_of, lease_value
+from pyflannel.wire.lease_record import format_subnet_key, lease_key, lease_of, lease_value, parse_subnet_key
 from pyflannel.wire.network_config_json import format_network_config, parse_network_config
-from pyflannel.wire.subnet_key import format_subnet_key, parse_subnet_key
 
 MAPPED = IPv6Network("::ffff:0:0/96")
 

@@ -79,16 +79,13 @@ def names(requirements: list[str]) -> set[str]:
 
 
 def test_the_package_imports_what_it_declares_and_no_more() -> None:
-    """The doubles for tests may also use what tests use."""
     run = names(project()["project"]["dependencies"])
-    dev = names(project()["project"]["optional-dependencies"]["dev"])
     distributions = packages_distributions()
 
     foreign, used = set(), set()
     for path in SOURCE.rglob("*.py"):
-        declared = run | dev if "testing" in path.parts else run
         for name in set(imported(path)) - sys.stdlib_module_names - {"pyflannel"}:
-            providers = declared & {one.replace("_", "-") for one in distributions.get(name, [])}
+            providers = run & {one.replace("_", "-") for one in distributions.get(name, [])}
             used |= providers
             if not providers:
                 foreign.add(f"{name} in {path.relative_to(ROOT)}")

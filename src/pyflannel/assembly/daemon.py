@@ -5,24 +5,20 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from pyflannel.assembly.directories import Places, file_in_the_way, objection
 from pyflannel.assembly.host_network import HostNetwork, open_network
 from pyflannel.assembly.logs import NETWORK
-from pyflannel.assembly.network_name import file_in_the_way, objection
 from pyflannel.assembly.options import FlanneldOptions
-from pyflannel.assembly.places import Places
-from pyflannel.assembly.store import open_store
-from pyflannel.engine.liveness import Liveness
+from pyflannel.assembly.stores import open_store
 from pyflannel.engine.network_follower import NetworkFollower
-from pyflannel.engine.readiness import Readiness
 from pyflannel.engine.reconciler import AUDIT_S
+from pyflannel.engine.service_manager import Liveness, Readiness
 from pyflannel.errors import TargetError
-from pyflannel.kernel.host.allocator import give_back, keep_large_blocks_apart
-from pyflannel.kernel.host.clock import BoottimeClock
-from pyflannel.kernel.host.lock import RunLock
-from pyflannel.kernel.host.notify import notify, watchdog_s
-from pyflannel.model.remark import Remark
-from pyflannel.model.status import Status
-from pyflannel.ports.store import Store
+from pyflannel.kernel.host.locks import RunLock
+from pyflannel.kernel.host.machine import BoottimeClock
+from pyflannel.kernel.host.process import give_back, keep_large_blocks_apart, notify, watchdog_s
+from pyflannel.model.status import Remark, Status
+from pyflannel.ports import Store
 from pyflannel.stores.prefixed import PrefixedStore
 
 Door = Callable[[HostNetwork], Coroutine[Any, Any, None]]

@@ -1,61 +1,83 @@
-"""One network of this host, put together: adapters, engine, and what the doors ask of it."""
+"""One network of this host, put together: adapters, engine, and the answers for the API."""
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import replace
+from ipaddress import IPv4Address
 from pathlib import Path
 
-from pyflannel.assembly.file_memory import FileMemory
+from pyflannel.assembly.directories import Places
 from pyflannel.assembly.forwarder_status import forwarder_status
 from pyflannel.assembly.options import FlanneldOptions
-from pyflannel.assembly.places import Places
-from pyflannel.assembly.tunnel_guard import TunnelGuard
 from pyflannel.engine.guard_narrator import GuardNarrator
-from pyflannel.engine.host_options import HostOptions
 from pyflannel.engine.status_report import status_of, strangers_of
 from pyflannel.engine.supervisor import Supervisor
 from pyflannel.engine.targets import Targets
-from pyflannel.engine.world import World
+from pyflannel.engine.world import HostOptions, World
 from pyflannel.errors import TargetError
 from pyflannel.kernel.bpf.fast_path import FastPath
 from pyflannel.kernel.bpf.target import BpfTarget
 from pyflannel.kernel.filters.iptables import IptablesTarget
 from pyflannel.kernel.filters.nftables import NftTarget
-from pyflannel.kernel.host.atomic_file import replace_file
-from pyflannel.kernel.host.clock import BoottimeClock
-from pyflannel.kernel.host.device_claim import DeviceClaim
-from pyflannel.kernel.host.files import FileTarget
-from pyflannel.kernel.host.machine import new_identity, read_identity
-from pyflannel.kernel.host.release import kernel_release
-from pyflannel.kernel.network.bridges import KernelBridges
-from pyflannel.kernel.network.interfaces import KernelInterfaces
+from pyflannel.kernel.host.files import FileMemory, FileTarget, replace_file
+from pyflannel.kernel.host.locks import DeviceClaim
+from pyflannel.kernel.host.machine import BoottimeClock, kernel_release, new_identity, read_identity
+from pyflannel.kernel.network.interfaces import KernelBridges, KernelInterfaces
 from pyflannel.kernel.network.linux import LinuxTarget
-from pyflannel.kernel.network.route_protocols import route_protocols
-from pyflannel.model.address import Address
-from pyflannel.model.bpf_container import BpfContainer
-from pyflannel.model.bpf_peer import BpfPeer
-from pyflannel.model.bpf_program import BpfProgram
-from pyflannel.model.fdb_entry import FdbEntry
-from pyflannel.model.forwarder import Forwarder, ForwarderPeer
+from pyflannel.kernel.network.snapshot import route_protocols
+from pyflannel.model.fast_path import BpfContainer, BpfPeer, BpfProgram
+from pyflannel.model.forwarder import Forwarder, ForwarderPeer, Stranger
 from pyflannel.model.host_file import HostFile
-from pyflannel.model.iptables_chain import IptablesChain
-from pyflannel.model.journal_entry import JournalEntry
 from pyflannel.model.lease import Lease
-from pyflannel.model.link import Link
-from pyflannel.model.neighbour import Neighbour
-from pyflannel.model.nft_table import NftTable
-from pyflannel.model.route import Route
-from pyflannel.model.status import STRANGERS_SHOWN, FastPathStatus, Status
+from pyflannel.model.link import Address, Link
+from pyflannel.model.packet_filter import IptablesChain, NftTable
+from pyflannel.model.route import FdbEntry, Neighbour, Route
+from pyflannel.model.status import STRANGERS_SHOWN, FastPathStatus, JournalEntry, Status
 from pyflannel.model.version import VERSION
 from pyflannel.plan.device_name import device_names
 from pyflannel.plan.underlay import UnderlayOptions
-from pyflannel.ports.store import Store
+from pyflannel.ports import Store
 from pyflannel.processes.forwarder import ForwarderTarget
+
+_ANSWER_S = 1.0
+"""Whoever asks does not wait for a forwarder that stands still."""
+
+
+class TunnelGuard:
+    """A Guard that asks both, of the tunnel with this device."""
+
+    def __init__(self, device: str, fast_path: BpfTarget, forwarder: ForwarderTarget) -> None:
+        self._device = device
+        self._fast_path = fast_path
+        self._forwarder = forwarder
+
+    async def strangers(self) -> list[Stranger]:
+        """Return whom either turned away; nobody where neither can be asked."""
+        found: list[Stranger] = []
+        with suppress(TargetError, TimeoutError):
+            async with asyncio.timeout(_ANSWER_S):
+                found += await self._forwarder.strangers()
+        with suppress(OSError):
+            found += self._fast_path.strangers(self._device)
+        return _joined(found)
+
+
+def _joined(strangers: Iterable[Stranger]) -> list[Stranger]:
+    """Return one for each address and reason, with the latest packet."""
+    joined: dict[tuple[IPv4Address, str], Stranger] = {}
+    for one in strangers:
+        key = one.address, one.reason
+        if (other := joined.get(key)) is not None:
+            latest = min(one, other, key=lambda each: each.age_s)
+            one = replace(latest, packets=one.packets + other.packets)
+        joined[key] = one
+    return list(joined.values())
 
 
 class HostNetwork:
-    """This host in one network; `run` keeps it there, the rest answers the doors."""
+    """This host in one network; `run` keeps it there, the rest answers the API."""
 
     def __init__(
         self,

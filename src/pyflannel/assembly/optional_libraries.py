@@ -8,10 +8,9 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from pyflannel.assembly.flanneld_flags import FLAGS
-from pyflannel.assembly.settings import Settings
 from pyflannel.assembly.store_flags import chosen_store
 from pyflannel.errors import UsageError
-from pyflannel.wire.go_flags import read_words
+from pyflannel.wire.go_flags import Settings, read_words
 
 _NEVER_NEEDED = ("typing_extensions",)
 _OPENSSL = ("ssl", "_ssl", "_hashlib")

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Literal, TypeVar
 
+from pyflannel.assembly.directories import objection
 from pyflannel.assembly.flanneld_flags import (
     FLAGS,
     IDLE_FLAGS,
@@ -13,16 +14,14 @@ from pyflannel.assembly.flanneld_flags import (
     LATER_FLAGS,
     WORKING_FLAGS,
 )
-from pyflannel.assembly.network_name import objection
-from pyflannel.assembly.settings import Settings
 from pyflannel.assembly.store_flags import STORE_FLAGS, StoreChoice, chosen_store
 from pyflannel.errors import UsageError
-from pyflannel.http.endpoint import Endpoint
+from pyflannel.http.sockets import Endpoint
 from pyflannel.model.host import GroChoice
 from pyflannel.model.secret import Secret
 from pyflannel.model.version import VERSION
 from pyflannel.plan.packet_filter import FilterOptions
-from pyflannel.wire.go_flags import Flag, Given, format_usage, read_words
+from pyflannel.wire.go_flags import Flag, Given, Settings, format_usage, read_words
 
 _MARGIN_MINUTES = range(1, 24 * 60)
 _LAST_PORT = 65535

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import SplitResult, urlsplit
 
-from pyflannel.assembly.settings import Settings
 from pyflannel.assembly.store_url import (
     ETCD_PORT,
     TLS_NAMES,
@@ -20,7 +19,7 @@ from pyflannel.assembly.store_url import (
 from pyflannel.errors import UsageError
 from pyflannel.model.secret import Secret
 from pyflannel.stores.etcd.endpoint import Endpoint
-from pyflannel.wire.go_flags import Flag, Given
+from pyflannel.wire.go_flags import Flag, Given, Settings
 
 PASSWORD_VARIABLE = "FLANNELD_ETCD_PASSWORD"
 

@@ -6,7 +6,7 @@ import struct
 from collections.abc import Callable
 from typing import NamedTuple
 
-from pyflannel.datapath.poller import BROKEN, READABLE, WRITABLE, Poller
+from pyflannel.datapath.relay import BROKEN, READABLE, WRITABLE, Poller
 from pyflannel.errors import BusyError, WireError
 from pyflannel.wire.forwarder_control import FrameReader, Kind, encode_frame
 

@@ -1,10 +1,11 @@
-"""What the forwarder counts, by name."""
+"""The forwarder's counters, and the ICMP errors that it sends within a rate limit."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from errno import errorcode
+from time import monotonic
 
-from pyflannel.datapath.forwarding import Drop
-from pyflannel.datapath.strangers import Strangers
+from pyflannel.datapath.forwarding import Drop, Strangers
+from pyflannel.wire.packet import icmp_time_exceeded, icmp_unreachable
 
 _OUTBOUND = (Drop.SHORT, Drop.NOT_IPV4, Drop.INCONSISTENT, Drop.LONG, Drop.NO_ROUTE, Drop.EXPIRED)
 _INBOUND = (
@@ -74,3 +75,60 @@ class Counters:
             "batches_received": self.batches_received,
             "batches_written": self.batches_written,
         }
+
+
+class TokenBucket:
+    """Grants at most `burst` at once and `rate` a second for long."""
+
+    def __init__(self, rate: float, burst: int) -> None:
+        self._rate = rate
+        self._burst = burst
+        self._tokens = float(burst)
+        self._filled_at: float | None = None
+
+    def take(self, now: float) -> bool:
+        """Return whether one more is granted at `now`, in seconds of a clock that never steps."""
+        if self._filled_at is not None:
+            self._tokens = min(self._burst, self._tokens + (now - self._filled_at) * self._rate)
+        self._filled_at = now
+        if self._tokens < 1:
+            return False
+        self._tokens -= 1
+        return True
+
+
+_RATE_PER_S = 100
+_BURST = 50
+"""Of each kind. RFC 1812 section 4.3.2.8 wants a limit; the numbers are ours."""
+
+Builder = Callable[[bytearray, int, int], bytes | None]
+
+
+class IcmpErrors:
+    """Makes errors from the tunnel's address; None where none may be sent, or none now."""
+
+    def __init__(self, source: int, counters: Counters) -> None:
+        self._source = source
+        self._counters = counters
+        self._unreachables = TokenBucket(_RATE_PER_S, _BURST)
+        self._time_exceededs = TokenBucket(_RATE_PER_S, _BURST)
+
+    def unreachable(self, packet: bytearray, size: int) -> bytes | None:
+        """Return the net unreachable that answers a packet."""
+        return self._make("unreachable", icmp_unreachable, self._unreachables, packet, size)
+
+    def time_exceeded(self, packet: bytearray, size: int) -> bytes | None:
+        """Return the time exceeded that answers a packet."""
+        return self._make("time_exceeded", icmp_time_exceeded, self._time_exceededs, packet, size)
+
+    def _make(
+        self, kind: str, build: Builder, bucket: TokenBucket, packet: bytearray, size: int
+    ) -> bytes | None:
+        error = build(packet, size, self._source)
+        if error is None:
+            return None
+        if not bucket.take(monotonic()):
+            self._counters.count_icmp("held_back")
+            return None
+        self._counters.count_icmp(kind)
+        return error

@@ -6,10 +6,9 @@ from errno import EBUSY
 from socket import inet_ntoa, socket
 
 from pyflannel.datapath.control import Answer, ControlServer, listen, listen_on, remove_stale
-from pyflannel.datapath.inheritance import Inheritance
-from pyflannel.datapath.poller import Poller
-from pyflannel.datapath.relay import Relay
-from pyflannel.datapath.underlay_socket import open_underlay_socket
+from pyflannel.datapath.hand_over import Inheritance
+from pyflannel.datapath.relay import Poller, Relay
+from pyflannel.datapath.underlay import open_underlay_socket
 from pyflannel.errors import WireError
 from pyflannel.wire.forwarder_control import (
     SOCKET_NAME,

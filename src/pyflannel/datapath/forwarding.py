@@ -1,14 +1,66 @@
-"""What becomes of a packet: where it goes, or why it is dropped. No input or output.
+"""The forwarding decision for one packet: its peer, or the reason to drop it. No input or output."""
 
-The two directions differ on purpose: what the host sends is routed; what comes from the underlay is also
-proven, because anybody can send a datagram.
-"""
-
+from collections.abc import Iterable
 from enum import Enum
+from socket import inet_aton, inet_ntoa
+from time import monotonic
 
-from pyflannel.datapath.peer_table import Endpoint, PeerTable
-from pyflannel.wire.forwarder_control import Settings
+from pyflannel.wire.forwarder_control import Peer, Settings, Stranger
 from pyflannel.wire.packet import HEADER_OCTETS, ROUTED, TTL_AND_CHECKSUM, TTL_AT, checksum_one_hop_on
+
+Endpoint = tuple[str, int]
+"""Where a peer is: its address as text, its UDP port; a socket's own form."""
+
+
+class PeerTable:
+    """Peers by subnet, found by longest prefix.
+
+    A look-up costs one dictionary access for each prefix length in use, whatever the number of peers.
+    """
+
+    def __init__(self) -> None:
+        self._peers: dict[tuple[int, int], Peer] = {}
+        self._levels: list[tuple[int, dict[int, Endpoint]]] = []
+
+    @property
+    def peers(self) -> tuple[Peer, ...]:
+        """All peers, in no order."""
+        return tuple(self._peers.values())
+
+    def find(self, address: int) -> Endpoint | None:
+        """Return the endpoint of the longest subnet that holds the address, or None."""
+        for mask, endpoints in self._levels:
+            if (endpoint := endpoints.get(address & mask)) is not None:
+                return endpoint
+        return None
+
+    def replace(self, peers: Iterable[Peer]) -> None:
+        """Let these be all peers."""
+        self._peers.clear()
+        self._levels.clear()
+        self.change((), peers)
+
+    def change(self, removals: Iterable[tuple[int, int]], peers: Iterable[Peer]) -> None:
+        """Take out the (subnet, prefix length) pairs, those that are not there apart, then set the peers."""
+        by_mask = dict(self._levels)
+        for subnet, length in removals:
+            if self._peers.pop((subnet, length), None):
+                by_mask[_mask(length)].pop(subnet)
+        for peer in peers:
+            self._peers[peer.subnet, peer.prefix_length] = peer
+            endpoint = inet_ntoa(peer.address.to_bytes(4, "big")), peer.port
+            by_mask.setdefault(_mask(peer.prefix_length), {})[peer.subnet] = endpoint
+        self._levels = sorted(((m, e) for m, e in by_mask.items() if e), key=lambda level: -level[0])
+
+
+def _mask(prefix_length: int) -> int:
+    return 0xFFFFFFFF << (32 - prefix_length) & 0xFFFFFFFF
+
+
+# What becomes of a packet: where it goes, or why it is dropped. No input or output.
+#
+# The two directions differ on purpose: what the host sends is routed; what comes from the underlay is also
+# proven, because anybody can send a datagram.
 
 
 class Drop(Enum):
@@ -83,3 +135,42 @@ def _fault(version_and_length: int, total: int, size: int, mtu: int) -> Drop | N
     if header_octets < HEADER_OCTETS or not header_octets <= total <= size:
         return Drop.INCONSISTENT
     return Drop.LONG if size > mtu else None
+
+
+REMEMBERED = 256
+"""As an address is easily forged there may be any number: whom we saw least recently we forget."""
+
+_LONGEST_AGE_MS = (1 << 32) - 1
+
+GUARDED = frozenset({Drop.STRANGER, Drop.IMPOSTOR, Drop.NOT_OURS})
+"""Reasons that say more of the sender than of the packet."""
+
+
+class Strangers:
+    """Senders since the start, the latest last."""
+
+    def __init__(self) -> None:
+        self._seen: dict[tuple[str, Drop], tuple[int, float, int, int]] = {}
+
+    def note(self, sender: str, drop: Drop, source: int, destination: int) -> None:
+        """Remember a dropped packet with these inner addresses."""
+        seen, key = self._seen, (sender, drop)
+        packets = seen.pop(key)[0] if key in seen else 0
+        seen[key] = packets + 1, monotonic(), source, destination
+        if len(seen) > REMEMBERED:
+            del seen[next(iter(seen))]
+
+    def all(self) -> list[Stranger]:
+        """Return them as values of the control protocol."""
+        now = monotonic()
+        return [
+            Stranger(
+                int.from_bytes(inet_aton(sender), "big"),
+                drop.value,
+                packets,
+                min(int((now - seen_at) * 1000), _LONGEST_AGE_MS),
+                source,
+                destination,
+            )
+            for (sender, drop), (packets, seen_at, source, destination) in self._seen.items()
+        ]

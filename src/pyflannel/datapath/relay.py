@@ -1,19 +1,52 @@
-"""Moves packets between the device and the UDP socket."""
+"""The relay: waits for packets at the device and the UDP socket, and moves them."""
 
+import select
 from collections.abc import Callable
 from socket import socket
 
-from pyflannel.datapath.counters import Counters
-from pyflannel.datapath.device_writer import DeviceWriter
-from pyflannel.datapath.icmp_errors import IcmpErrors
-from pyflannel.datapath.inbound_path import InboundPath
-from pyflannel.datapath.offload import Offload, Offloads
-from pyflannel.datapath.outbound_path import OutboundPath
-from pyflannel.datapath.peer_table import PeerTable
-from pyflannel.datapath.poller import BROKEN, READABLE, Poller
-from pyflannel.datapath.tun import Tun
-from pyflannel.datapath.underlay_sender import UnderlaySender
+from pyflannel.datapath.counters import Counters, IcmpErrors
+from pyflannel.datapath.forwarding import PeerTable
+from pyflannel.datapath.paths import InboundPath, OutboundPath
+from pyflannel.datapath.tun import DeviceWriter, Offload, Offloads, Tun
+from pyflannel.datapath.underlay import UnderlaySender
 from pyflannel.wire.forwarder_control import Settings
+
+READABLE = select.EPOLLIN
+WRITABLE = select.EPOLLOUT
+BROKEN = select.EPOLLERR | select.EPOLLHUP
+"""Reported always, whether asked for or not."""
+
+Handler = Callable[[int], None]
+"""Called with the events of its descriptor, which are reported again until they are dealt with."""
+
+
+class Poller:
+    """Level-triggered: what a handler leaves comes again in the next round, after the others' turn."""
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._handlers: dict[int, Handler] = {}
+
+    def add(self, descriptor: int, events: int, handler: Handler) -> None:
+        """Call the handler whenever one of the events is there."""
+        self._epoll.register(descriptor, events)
+        self._handlers[descriptor] = handler
+
+    def change(self, descriptor: int, events: int) -> None:
+        """Wait for other events of a descriptor."""
+        self._epoll.modify(descriptor, events)
+
+    def remove(self, descriptor: int) -> None:
+        """Forget a descriptor, which must still be open."""
+        self._epoll.unregister(descriptor)
+        del self._handlers[descriptor]
+
+    def run_round(self) -> None:
+        """Wait until something is ready, then call each handler once."""
+        for descriptor, events in self._epoll.poll():
+            # An earlier handler of this round may have removed it.
+            if (handler := self._handlers.get(descriptor)) is not None:
+                handler(events)
 
 
 class Relay:

@@ -1,14 +1,46 @@
-"""A TUN device that is there already, attached to by name."""
+"""The TUN device: attached to by name, written in batches with the kernel's offloads."""
 
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from enum import IntFlag
 from fcntl import ioctl
 from socket import if_nametoindex
 from struct import Struct
 
-from pyflannel.datapath.offload import Offload, Offloads
+from pyflannel.datapath.counters import Counters
+from pyflannel.datapath.forwarding import Drop
+from pyflannel.datapath.tcp_run import TcpRun
+
+
+class Offload(IntFlag):
+    """What the kernel does for us; each is used where it is there."""
+
+    RUN_WRITE = 1  # the device takes a run of TCP segments in one write (IFF_VNET_HDR)
+    SEGMENTED_SEND = 2  # one call sends many datagrams (UDP_SEGMENT)
+    JOINED_RECEIVE = 4  # one call receives many datagrams (UDP_GRO)
+
+
+class Offloads:
+    """Which of them are in use; each that is missing is said, once."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._said: set[Offload] = set()
+        self.used = Offload(0)
+
+    def use(self, offload: Offload) -> None:
+        """Note that it works."""
+        self.used |= offload
+
+    def lack(self, offload: Offload, reason: OSError | str) -> None:
+        """Note that it does not, and why."""
+        self.used &= ~offload
+        if offload not in self._said:
+            self._said.add(offload)
+            self._say(f"{offload.name} is not to be had, packets go one by one: {reason}")
+
 
 _DEVICE = "/dev/net/tun"
 
@@ -161,3 +193,62 @@ def _index(link: str) -> int:
         return if_nametoindex(link)
     except OSError:
         raise OSError(errno.ENODEV, f"there is no device {link}") from None
+
+
+class DeviceWriter:
+    """The device's writing side. What is refused is counted and lost; nothing is ever raised.
+
+    `on_lost` is called when the device turns out to be gone; `tun` is None until there is another.
+    """
+
+    def __init__(self, counters: Counters, offloads: Offloads, on_lost: Callable[[], None]) -> None:
+        self.tun: Tun | None = None
+        self._counters = counters
+        self._offloads = offloads
+        self._on_lost = on_lost
+
+    def write(self, packet: bytes | memoryview) -> None:
+        """Write a packet of a peer."""
+        if self._write(packet):
+            self._counters.received_packets += 1
+            self._counters.received_octets += len(packet)
+
+    def write_own(self, packet: bytes) -> None:
+        """Write a packet of our own: an ICMP error to the host."""
+        self._write(packet)
+
+    def write_run(self, run: TcpRun, view: memoryview) -> None:
+        """Write the segments of a run that lies in `view`, in one call if that changes no octet."""
+        tun, count = self.tun, len(run.starts)
+        if count > 1 and tun is not None and tun.takes_runs and run.has_true_checksums():
+            try:
+                tun.write_run(*run.merged())
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    self._fail(error, count)
+                    return
+                tun.takes_runs = False
+                self._offloads.lack(Offload.RUN_WRITE, error)
+            else:
+                self._counters.batches_written += 1
+                self._counters.received_packets += count
+                self._counters.received_octets += run.octets
+                return
+        for start, size in run.packets():
+            self.write(view[start : start + size])
+
+    def _write(self, packet: bytes | memoryview) -> bool:
+        if self.tun is None:
+            self._counters.count_dropped_in(Drop.DETACHED)
+            return False
+        try:
+            self.tun.write(packet)
+        except OSError as error:
+            self._fail(error, 1)
+            return False
+        return True
+
+    def _fail(self, error: OSError, packets: int) -> None:
+        self._counters.count_failure("write", error, packets)
+        if error.errno == errno.EBADFD:
+            self._on_lost()

@@ -5,11 +5,10 @@ from collections.abc import Callable
 
 from pyflannel.errors import ConfigError, FlannelError, StoreError
 from pyflannel.model.network_config import NetworkConfig
-from pyflannel.model.remark import Remark
+from pyflannel.model.status import Remark
 from pyflannel.model.store_record import PutSeen, Record
 from pyflannel.plan.backends import Backend, backend_of
-from pyflannel.ports.clock import Clock
-from pyflannel.ports.store import Store
+from pyflannel.ports import Clock, Store
 from pyflannel.wire.lease_record import CONFIG
 from pyflannel.wire.network_config_json import parse_network_config
 

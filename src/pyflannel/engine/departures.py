@@ -7,9 +7,8 @@ from ipaddress import IPv4Network
 
 from pyflannel.model.lease import Lease
 from pyflannel.model.lease_protocol import Report, StoreAway, StoreBack
-from pyflannel.model.lease_set import LeaseSet
-from pyflannel.model.subnet_map import SubnetMap
-from pyflannel.ports.clock import Clock
+from pyflannel.model.lease_set import LeaseSet, SubnetMap
+from pyflannel.ports import Clock
 
 LINGER_S = 2.0
 """How long a lease that vanished still counts for the data path: a living owner needs milliseconds."""

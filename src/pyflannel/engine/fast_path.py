@@ -5,19 +5,14 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import Literal
 
-from pyflannel.model.bpf_container import BpfContainer
-from pyflannel.model.bpf_peer import BpfPeer
-from pyflannel.model.bpf_program import BpfProgram, Role
-from pyflannel.model.feature import Feature
-from pyflannel.model.filter_name import FIRST_DEVICE
+from pyflannel.model.fast_path import BpfContainer, BpfPeer, BpfProgram, Feature, Role
 from pyflannel.model.lease import PARTIAL_CHECKSUM
 from pyflannel.model.link import Link
 from pyflannel.model.network_config import NetworkConfig
-from pyflannel.model.operation import Add, Operation, Refusal, Replace
-from pyflannel.model.remark import Remark
-from pyflannel.model.status import FastPathStatus
-from pyflannel.ports.clock import Clock
-from pyflannel.ports.kernel_path import KernelPath, PlainKernelPath
+from pyflannel.model.packet_filter import FIRST_DEVICE
+from pyflannel.model.state import Add, Operation, Refusal, Replace
+from pyflannel.model.status import FastPathStatus, Remark
+from pyflannel.ports import Clock, KernelPath, PlainKernelPath
 
 log = logging.getLogger(__name__)
 

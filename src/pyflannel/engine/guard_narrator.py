@@ -5,10 +5,9 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from pyflannel.model.forwarder import Stranger
 from pyflannel.model.status import StrangerStatus
-from pyflannel.model.stranger import Stranger
-from pyflannel.ports.clock import Clock
-from pyflannel.ports.guard import Guard
+from pyflannel.ports import Clock, Guard
 
 log = logging.getLogger(__name__)
 

@@ -3,10 +3,10 @@
 from collections import deque
 from collections.abc import Sequence
 
-from pyflannel.model.journal_entry import Event, JournalEntry
-from pyflannel.model.operation import Operation
+from pyflannel.model.state import Operation
+from pyflannel.model.status import Event, JournalEntry
 from pyflannel.plan.describe import found
-from pyflannel.ports.clock import Clock
+from pyflannel.ports import Clock
 
 ROOM = 1000
 """So many entries are kept; they are gone with the daemon."""

@@ -5,10 +5,8 @@ import logging
 from collections.abc import Callable
 
 from pyflannel.errors import WireError
-from pyflannel.model.last_known import LastKnown
-from pyflannel.model.lease import Lease
-from pyflannel.ports.clock import Clock
-from pyflannel.ports.memory import Memory
+from pyflannel.model.lease import LastKnown, Lease
+from pyflannel.ports import Clock, Memory
 from pyflannel.wire.last_known_json import format_last_known, parse_last_known
 
 log = logging.getLogger(__name__)

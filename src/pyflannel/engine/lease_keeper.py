@@ -57,12 +57,9 @@ from pyflannel.model.store_record import (
     Unchanged,
     Written,
 )
-from pyflannel.plan.lease.knowledge import know
-from pyflannel.plan.lease.state import LeaseState, Listing
+from pyflannel.plan.lease.state import LeaseState, Listing, know, what_counts
 from pyflannel.plan.lease.step import step
-from pyflannel.plan.one_key import what_counts
-from pyflannel.ports.clock import Clock
-from pyflannel.ports.store import Store
+from pyflannel.ports import Clock, Store
 from pyflannel.wire.lease_record import (
     CLAIMS,
     CONFIG,

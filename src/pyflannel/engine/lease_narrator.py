@@ -22,7 +22,7 @@ from pyflannel.model.lease_protocol import (
     Unsuitable,
 )
 from pyflannel.model.status import LeasePhase
-from pyflannel.ports.clock import Clock
+from pyflannel.ports import Clock
 
 log = logging.getLogger(__name__)
 

@@ -5,10 +5,9 @@ import logging
 from collections.abc import Awaitable, Callable, Collection
 
 from pyflannel.errors import StoreError
-from pyflannel.model.remark import Remark
+from pyflannel.model.status import Remark
 from pyflannel.model.store_record import PutSeen
-from pyflannel.ports.clock import Clock
-from pyflannel.ports.store import Store
+from pyflannel.ports import Clock, Store
 from pyflannel.wire.lease_record import CONFIG
 
 log = logging.getLogger(__name__)

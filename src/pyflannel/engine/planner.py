@@ -4,21 +4,18 @@ import logging
 from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv4Network
 
-from pyflannel.model.bridge import Bridge
-from pyflannel.model.host import GroChoice, Host, Underlay
+from pyflannel.model.host import Bridge, GroChoice, Host, Underlay
 from pyflannel.model.host_file import HostFile
-from pyflannel.model.item_map import ItemMap
+from pyflannel.model.item import ItemMap
 from pyflannel.model.lease import Lease
 from pyflannel.model.lease_protocol import Held
-from pyflannel.model.lease_set import LeaseSet
+from pyflannel.model.lease_set import LeaseSet, SubnetMap
 from pyflannel.model.network_config import NetworkConfig
-from pyflannel.model.operation import Add, Operation, Remove, Replace
-from pyflannel.model.state import Item, State
-from pyflannel.model.subnet_map import SubnetMap
+from pyflannel.model.state import Add, Item, Operation, Remove, Replace, State
 from pyflannel.plan.backends import Backend
-from pyflannel.plan.blackhole import plan_blackhole
 from pyflannel.plan.packet_filter import FilterOptions, plan_filter
 from pyflannel.plan.peers import Conflict, PeerChange, Peers
+from pyflannel.plan.routes import plan_blackhole
 from pyflannel.wire.subnet_env import format_subnet_env
 
 log = logging.getLogger(__name__)

@@ -7,28 +7,20 @@ from collections.abc import Callable, Hashable, Iterable, Set
 from dataclasses import dataclass, field
 
 from pyflannel.engine.damping import Damping
+from pyflannel.engine.host_followers import pause
 from pyflannel.engine.journal import Journal
-from pyflannel.engine.pause import pause
 from pyflannel.errors import TargetError
-from pyflannel.model.address import Address
-from pyflannel.model.bpf_container import BpfContainer
-from pyflannel.model.bpf_peer import BpfPeer
-from pyflannel.model.bpf_program import BpfProgram
-from pyflannel.model.filter_name import FIRST_DEVICE
+from pyflannel.model.fast_path import BpfContainer, BpfPeer, BpfProgram
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer
 from pyflannel.model.host_file import HostFile
-from pyflannel.model.iptables_chain import IptablesChain
-from pyflannel.model.link import MARK, Link
-from pyflannel.model.nft_table import NftTable
-from pyflannel.model.operation import Add, Operation, Refusal, Remove, Replace
+from pyflannel.model.link import MARK, Address, Link
+from pyflannel.model.packet_filter import FIRST_DEVICE, IptablesChain, NftTable
 from pyflannel.model.route import Route
-from pyflannel.model.state import Item, State
+from pyflannel.model.state import Add, Item, Operation, Refusal, Remove, Replace, State
 from pyflannel.plan.describe import found, kind
-from pyflannel.plan.diff import diff
-from pyflannel.plan.order import order
+from pyflannel.plan.diff import diff, order
 from pyflannel.plan.ownership import ours, taken_links, without_links
-from pyflannel.ports.clock import Clock
-from pyflannel.ports.target import Target
+from pyflannel.ports import Clock, Target
 
 log = logging.getLogger(__name__)
 

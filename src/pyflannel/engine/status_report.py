@@ -5,23 +5,23 @@ from dataclasses import replace
 from ipaddress import IPv4Network
 
 from pyflannel.engine.supervisor import Supervisor
+from pyflannel.model.forwarder import Stranger
 from pyflannel.model.link import Link
-from pyflannel.model.remark import Remark
 from pyflannel.model.status import (
     BackendStatus,
     LeaseStatus,
     NetworkStatus,
     ReconcileStatus,
     RefusedPeer,
+    Remark,
     Status,
     StoreStatus,
     StrangerStatus,
     UnderlayStatus,
 )
-from pyflannel.model.stranger import Stranger
 from pyflannel.plan.describe import found
 from pyflannel.plan.strangers import explain
-from pyflannel.ports.clock import Clock
+from pyflannel.ports import Clock
 
 
 def status_of(supervisor: Supervisor, *, version: str, store_url: str, clock: Clock) -> Status:

@@ -11,32 +11,28 @@ from collections.abc import Sequence
 from dataclasses import replace
 from ipaddress import IPv4Network
 
-from pyflannel.engine.bridge_follower import BridgeFollower
 from pyflannel.engine.config_follower import ConfigFollower, read_config
 from pyflannel.engine.departures import Departures
 from pyflannel.engine.fast_path import FastPath
-from pyflannel.engine.host_options import HostOptions
+from pyflannel.engine.host_followers import BridgeFollower, UnderlayFollower
 from pyflannel.engine.journal import Journal
 from pyflannel.engine.last_known_leases import LastKnownLeases
 from pyflannel.engine.lease_keeper import LeaseKeeper
 from pyflannel.engine.lease_narrator import LeaseNarrator
 from pyflannel.engine.planner import Planner
 from pyflannel.engine.reconciler import Reconciler
-from pyflannel.engine.underlay_follower import UnderlayFollower
-from pyflannel.engine.world import World
+from pyflannel.engine.world import HostOptions, World
 from pyflannel.errors import ConfigError, StoreError, WireError
-from pyflannel.model.bridge import Bridge
-from pyflannel.model.host import Underlay
-from pyflannel.model.last_known import LastKnown
-from pyflannel.model.lease import Lease, LeaseAttributes
+from pyflannel.model.host import Bridge, Underlay
+from pyflannel.model.lease import LastKnown, Lease, LeaseAttributes
 from pyflannel.model.lease_protocol import Held, Report, Wanted
 from pyflannel.model.lease_set import LeaseSet
 from pyflannel.model.network_config import NetworkConfig
-from pyflannel.model.remark import Remark
+from pyflannel.model.status import Remark
 from pyflannel.model.store_record import Put
 from pyflannel.plan.backends import Backend
 from pyflannel.plan.describe import found
-from pyflannel.wire.backend_data_json import format_backend_data
+from pyflannel.wire.lease_json import format_backend_data
 from pyflannel.wire.lease_record import CONFIG
 from pyflannel.wire.subnet_env import previous_subnet
 
@@ -129,7 +125,7 @@ class Supervisor:
             self._keeper = self._make_keeper()
             tasks.create_task(self._keeper.run(), name="lease keeper")
 
-    # The doors ask.
+    # Questions of the API.
 
     def leases(self) -> Sequence[Lease]:
         """Return every lease that is known, our own too, in the order of subnets."""

@@ -6,9 +6,8 @@ from functools import reduce
 from itertools import groupby
 from operator import or_
 
-from pyflannel.model.operation import Operation, Refusal, Remove, Replace
-from pyflannel.model.state import Item, State
-from pyflannel.ports.target import Target
+from pyflannel.model.state import Item, Operation, Refusal, Remove, Replace, State
+from pyflannel.ports import Target
 
 
 class Targets:

@@ -6,8 +6,7 @@ from pathlib import Path
 import h11
 
 from pyflannel.errors import WireError
-from pyflannel.http.event import next_event
-from pyflannel.http.message import JSON, Response
+from pyflannel.http.server import JSON, Response, next_event
 
 _BODY_OCTETS = 64 * 1024 * 1024
 """More than any answer of ours: 10,000 leases are 4 MB."""

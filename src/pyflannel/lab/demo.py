@@ -10,17 +10,15 @@ from statistics import fmean
 from typing import Protocol
 
 from pyflannel.errors import LabError
-from pyflannel.lab.containers import web
-from pyflannel.lab.containers.container import Container
-from pyflannel.lab.containers.image import write_image
+from pyflannel.lab.containers import PORT, Container, fetch, serving, write_image
 from pyflannel.lab.etcd_server import EtcdServer
 from pyflannel.lab.host import Host
+from pyflannel.lab.kernel_path import lay_kernel_path, measure_kernel_path
 from pyflannel.lab.lab import Lab
-from pyflannel.lab.measuring.iperf import Throughput, measure_throughput
-from pyflannel.lab.measuring.kernel_path import lay_kernel_path, measure_kernel_path
-from pyflannel.lab.together import together
+from pyflannel.lab.throughput import Throughput, measure_throughput
 from pyflannel.lab.topology import LEFT
 from pyflannel.lab.traffic import PingResult, ping_all, wait_reached
+from pyflannel.lab.waiting import together
 
 CONFIG = {"Network": "10.100.0.0/16"}
 DEVICE = "flannel0"
@@ -141,14 +139,14 @@ def start_docker(lab: Lab, host: Host, name: str) -> Container:
     host.run(["mk-docker-opts.sh", "-c", "-d", _DOCKER_OPTIONS])
     host.engine.start("dockerd $DOCKER_OPTS", environment_file=_DOCKER_OPTIONS)
     host.engine.import_image(lab.directory / "busybox.tar")
-    options = ["--publish-all", f"--expose={web.PORT}"]
-    return host.engine.run_container(name, web.serving(_page(host), name=name), options=options)
+    options = ["--publish-all", f"--expose={PORT}"]
+    return host.engine.run_container(name, serving(_page(host), name=name), options=options)
 
 
 def start_plain(lab: Lab, host: Host, name: str) -> Container:
     """Start a container that is a network namespace on a bridge with the leased subnet."""
     container = host.container(name, gateway=host.gateway(), mtu=int(host.subnet_env()["FLANNEL_MTU"]))
-    container.start_in_network(web.serving(_page(host), name=name))
+    container.start_in_network(serving(_page(host), name=name))
     return container
 
 
@@ -181,7 +179,7 @@ def _find_out(lab: Lab, containers: dict[str, Container], narrator: Narrator) ->
     with narrator.step(
         f"{last.name} on {hosts[-1].name} fetches the page of {first.name} on {hosts[0].name}"
     ):
-        page = web.fetch(last, first.address)
+        page = fetch(last, first.address)
     with narrator.step("two plain hosts, joined by the kernel's vxlan by hand"):
         path = lay_kernel_path(lab)
     with narrator.step("one TCP stream over the overlay"):

@@ -1,7 +1,7 @@
 """A real etcd in a lab."""
 
-from pyflannel.lab.sandboxes.program import Program
-from pyflannel.lab.sandboxes.sandbox import Sandbox
+from pyflannel.lab.program import Program
+from pyflannel.lab.sandbox import Sandbox
 
 CLIENT_PORT = 2379
 PREFIX = "/coreos.com/network"

@@ -6,11 +6,9 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
 from typing import Any
 
-from pyflannel.lab.containers.docker_engine import DockerEngine
-from pyflannel.lab.containers.namespace_container import NamespaceContainer, lay_bridge
-from pyflannel.lab.sandboxes.exec_start import read_environment_file
-from pyflannel.lab.sandboxes.program import Program
-from pyflannel.lab.sandboxes.sandbox import READY_DEADLINE_S, Sandbox
+from pyflannel.lab.containers import DockerEngine, NamespaceContainer, lay_bridge
+from pyflannel.lab.program import Program, read_environment_file
+from pyflannel.lab.sandbox import READY_DEADLINE_S, Sandbox
 from pyflannel.lab.topology import HostPlace
 
 

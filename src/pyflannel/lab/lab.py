@@ -13,11 +13,9 @@ from types import TracebackType
 from pyflannel.errors import LabError, UsageError
 from pyflannel.lab.host import Host
 from pyflannel.lab.lab_directory import PATIENCE_S, LabDirectory, lab_names, remove_remains
-from pyflannel.lab.network import lay_segments, plug_in
-from pyflannel.lab.sandboxes.sandbox import Sandbox
-from pyflannel.lab.together import together
-from pyflannel.lab.topology import COOKBOOK, ROUTER, HostPlace, Topology
-from pyflannel.lab.waiting import POLL_S
+from pyflannel.lab.sandbox import Sandbox
+from pyflannel.lab.topology import COOKBOOK, ROUTER, HostPlace, Topology, lay_segments, plug_in
+from pyflannel.lab.waiting import POLL_S, together
 
 _LAST_LINES = 10
 

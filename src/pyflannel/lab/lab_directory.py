@@ -10,8 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pyflannel.errors import BusyError, LabError, UsageError
-from pyflannel.lab.sandboxes.cgroups import remove_cgroups, remove_roots
-from pyflannel.lab.sandboxes.marker import end_processes, first_processes
+from pyflannel.lab.program import end_processes, first_processes, remove_cgroups, remove_roots
 from pyflannel.lab.waiting import POLL_S
 
 ROOT = Path("/var/tmp/flannel-lab")  # not /tmp nor /run: Docker's images may be too large for memory

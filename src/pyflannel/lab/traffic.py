@@ -11,10 +11,9 @@ from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Protocol
 
-from pyflannel.lab.sandboxes.program import Program
-from pyflannel.lab.sandboxes.sandbox import RUN_TIMEOUT_S
-from pyflannel.lab.together import together
-from pyflannel.lab.waiting import wait_until
+from pyflannel.lab.program import Program
+from pyflannel.lab.sandbox import RUN_TIMEOUT_S
+from pyflannel.lab.waiting import together, wait_until
 
 _RTT = re.compile(r"rtt min/avg/max/mdev = [\d.]+/(?P<average>[\d.]+)/")
 _ANSWER = re.compile(r" icmp_seq=(?P<number>\d+) ttl=(?P<ttl>\d+) ")

@@ -1,9 +1,10 @@
-"""The user-space forwarder of the udp backend: a process, and its table of peers."""
+"""The user-space forwarder of the udp backend: its process, its peers, and the senders it rejected."""
 
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
+from typing import Literal
 
-from pyflannel.model.item_map import Key
+from pyflannel.model.item import Key
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,3 +50,25 @@ class ForwarderPeer:
     def key(self) -> Key:
         """What makes two values one entry; address and port may be replaced."""
         return ("forwarder-peer", self.link), self.subnet
+
+
+StrangerReason = Literal["stranger", "impostor", "not_ours"]
+"""No host has the inner source; another host has it; the inner destination is not ours."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stranger:
+    """Packets from one address that were dropped for one reason, since counting began.
+
+    Attributes:
+        address: the sender's on the underlay, as the outer header says: it may be forged.
+        age_s: seconds since the latest packet.
+        inner_source: of the latest packet, as is `inner_destination`.
+    """
+
+    address: IPv4Address
+    reason: StrangerReason
+    packets: int
+    age_s: float
+    inner_source: IPv4Address
+    inner_destination: IPv4Address

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from pyflannel.model.item_map import Key
+from pyflannel.model.item import Key
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,9 +1,27 @@
-"""Leases and claims: who holds which subnet, as the store's records say."""
+"""Leases and claims: which host holds which subnet, and how the lists of leases and peers show it."""
 
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
-from pyflannel.model.backend_data import Vtep
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vtep:
+    """The vxlan backend's: whom peers send to.
+
+    Attributes:
+        mac: MAC address of the VTEP, lower case with colons.
+        vni: VXLAN network identifier; None in leases of release 0.6, which publishes none.
+        mac_prefix: how the network config wants `mac` to begin; not published.
+    """
+
+    mac: str
+    vni: int | None = None
+    mac_prefix: bytes = field(default=b"", compare=False)
+
+
+BackendData = Vtep
+"""Every backend's data; another backend's type joins by a union."""
+
 
 LEASE_TTL_S = 24 * 3600
 """How long a subnet is held without renewal (flannel's own 24 h)."""
@@ -78,3 +96,71 @@ class Claim:
     owner: str
     public_ip: IPv4Address
     revision: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LastKnown:
+    """The network config as text, our own lease, and all leases, our own among them."""
+
+    config: str
+    own: Lease
+    leases: tuple[Lease, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseEntry:
+    """One lease; the same names are the JSON of the control socket and of `flannelctl leases --json`.
+
+    Attributes:
+        backend_type: as published: empty for udp and alloc.
+        owner: identity of the holder; None in leases of the original flannel.
+        port: UDP port of the holder's udp backend, when published.
+        is_reservation: it never expires.
+        expires_in_s: seconds until it does; None for a reservation, or when only the daemon was asked.
+        revision: store revision of the last write.
+    """
+
+    subnet: IPv4Network
+    ipv6_subnet: IPv6Network | None = None
+    public_ip: IPv4Address
+    public_ipv6: IPv6Address | None = None
+    backend_type: str = ""
+    owner: str | None = None
+    port: int | None = None
+    is_reservation: bool = False
+    expires_in_s: float | None = None
+    revision: int = 0
+
+    @classmethod
+    def of(cls, lease: Lease, *, expires_in_s: float | None = None) -> "LeaseEntry":
+        """Return the line for `lease`."""
+        attributes = lease.attributes
+        return cls(
+            subnet=lease.subnet,
+            ipv6_subnet=lease.ipv6_subnet,
+            public_ip=attributes.public_ip,
+            public_ipv6=attributes.public_ipv6,
+            backend_type=attributes.backend_type,
+            owner=attributes.owner.owner if attributes.owner else None,
+            port=attributes.port,
+            is_reservation=not lease.has_ttl,
+            expires_in_s=expires_in_s,
+            revision=lease.revision,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerEntry:
+    """Another host of the network; the same names are the JSON of `flannelctl peers --json`.
+
+    Attributes:
+        backend_type: as published: empty for udp and alloc.
+        owner: identity of the host; None for an original flannel.
+        refused: why this host does not send to it; None when it does.
+    """
+
+    subnet: IPv4Network
+    public_ip: IPv4Address
+    backend_type: str = ""
+    owner: str | None = None
+    refused: str | None = None

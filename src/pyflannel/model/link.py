@@ -1,10 +1,66 @@
-"""Links: the network devices of a host."""
+"""Links of a host and what is configured on them: addresses, vxlan and veth parameters."""
 
 from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 
-from pyflannel.model.item_map import Key
-from pyflannel.model.veth import Veth
-from pyflannel.model.vxlan import Vxlan
+from pyflannel.model.item import Key
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vxlan:
+    """The parameters of a vxlan device, as planned or as found.
+
+    Attributes:
+        vni: VXLAN network identifier, 0 to 2^24 - 1.
+        port: UDP destination port.
+        parent: name of the underlay interface; "" when the device is bound to none.
+        local: source address of the tunnel; None when the kernel chooses.
+        group: where packets go that no FDB entry knows; we never plan one.
+        has_gbp: carries the group policy extension.
+        learns: learns FDB entries from what it receives.
+        reports_misses: tells user space of unknown addresses (l2miss or l3miss), as release 0.6 asked for.
+        offloads_checksums: leaves inner checksums to the device (tx-checksum-ip-generic).
+    """
+
+    vni: int
+    port: int
+    parent: str
+    local: IPv4Address | IPv6Address | None
+    group: IPv4Address | IPv6Address | None = None
+    has_gbp: bool = False
+    learns: bool = False
+    reports_misses: bool = False
+    offloads_checksums: bool = True
+
+    def becomes(self, other: "Vxlan") -> bool:
+        """Return whether a standing device can be changed into `other`; else it is made anew."""
+        return self.fixed == other.fixed
+
+    @property
+    def fixed(self) -> tuple[object, ...]:
+        """What the kernel does not change in a standing device."""
+        is_bound = bool(self.parent)
+        is_ipv6 = self.local is not None and self.local.version == 6
+        return self.vni, self.port, is_bound, is_ipv6, self.group, self.has_gbp, self.reports_misses
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Veth:
+    """What one end of a veth is, beyond being a link. Where one end is there the other is too.
+
+    Attributes:
+        peer: name of the other end; "" when that is in another network namespace. Never changes in place.
+        has_gro: segments of TCP that are sent into the other end come out of this one joined. That takes GRO
+            here and no TSO there: the kernel joins nothing for a sender that could have sent it whole.
+    """
+
+    peer: str
+    has_gro: bool = False
+
+    def becomes(self, other: "Veth") -> bool:
+        """Return whether this can be changed into `other` in place; else the link is made anew."""
+        return self.peer == other.peer
+
 
 MARK = "pyflannel"
 """How the alias of every link of ours begins; where several daemons share a host, each has its own."""
@@ -50,3 +106,21 @@ class Link:
     def key(self) -> Key:
         """What makes two values one kernel object."""
         return "link", self.name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Address:
+    """An address with its prefix length on a link; with an IPv4 one the kernel adds the connected route.
+
+    Attributes:
+        peer: the other end of a point-to-point address, which we never plan.
+    """
+
+    link: str
+    address: IPv4Interface | IPv6Interface
+    peer: IPv4Address | IPv6Address | None = None
+
+    @property
+    def key(self) -> Key:
+        """What makes two values one kernel object."""
+        return ("address", self.link), self.address

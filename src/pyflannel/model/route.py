@@ -1,9 +1,10 @@
-"""Routes of the main table."""
+"""Routes, neighbours and FDB entries: the objects that lead packets to a peer."""
 
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
-from pyflannel.model.item_map import Key
+from pyflannel.model.item import Key
+from pyflannel.model.packet_filter import FIRST_DEVICE
 
 PROTOCOL_KERNEL = 2
 """rtm_protocol of what the kernel adds with an address (linux/rtnetlink.h, RTPROT_KERNEL)."""
@@ -47,3 +48,73 @@ class Route:
         """What makes two values one kernel object: link and gateway may be replaced."""
         base = self.destination.network_address
         return route_key(base.version, int(base), self.destination.prefixlen, self.metric)
+
+
+# Route protocols: by which number a daemon knows its routes again, where several share a host.
+#
+# A route has no alias and no name, and its protocol is one octet, of which the kernel only keeps account. The
+# daemon of flannel0 writes 80, that of flannel1 101, that of flannel2 102, and so on. Other programs have
+# numbers around these: 84 is OVN's, 99 openr's, 186 to 198 are those of routing daemons
+# (linux/rtnetlink.h, iproute2's rt_protos).
+
+_STEM = "flannel"
+_BEFORE_OTHERS = 100
+_OTHERS = range(1, 80)
+
+PROTOCOLS = frozenset({PROTOCOL_FLANNEL, *(_BEFORE_OTHERS + number for number in _OTHERS)})
+"""Every number that a daemon of ours may write."""
+
+DEVICES = (FIRST_DEVICE, *(f"{_STEM}{number}" for number in _OTHERS))
+"""Every name that a daemon may claim; each has a number of its own."""
+
+
+def route_protocol(device: str) -> int:
+    """Return the rtm_protocol of the routes of the daemon that claims this name."""
+    number = device.removeprefix(_STEM)
+    if device != FIRST_DEVICE and number.isdecimal() and int(number) in _OTHERS:
+        return _BEFORE_OTHERS + int(number)
+    return PROTOCOL_FLANNEL
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Neighbour:
+    """A neighbour entry, as planned or as found.
+
+    Attributes:
+        mac: six octets in lower-case hexadecimal, with colons; "" when the kernel has none.
+        is_permanent: neither aged nor asked for (NUD_PERMANENT).
+    """
+
+    link: str
+    address: IPv4Address | IPv6Address
+    mac: str
+    is_permanent: bool = True
+
+    @property
+    def key(self) -> Key:
+        """What makes two values one kernel object."""
+        return ("neighbour", self.link, self.address.version), int(self.address)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FdbEntry:
+    """Frames to `mac` are sent to the VTEP at `destination`.
+
+    Attributes:
+        mac: six octets in lower-case hexadecimal, with colons.
+        others: further destinations, each of which would get a copy; we never plan any. Sorted.
+        is_permanent: neither aged nor learned over (NUD_PERMANENT or NUD_NOARP).
+        is_plain: by the device's own port, VNI and underlay; we plan no other.
+    """
+
+    link: str
+    mac: str
+    destination: IPv4Address | IPv6Address
+    others: tuple[IPv4Address | IPv6Address, ...] = ()
+    is_permanent: bool = True
+    is_plain: bool = True
+
+    @property
+    def key(self) -> Key:
+        """What makes two values one kernel object."""
+        return ("fdb", self.link), self.mac

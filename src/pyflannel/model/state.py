@@ -1,22 +1,16 @@
-"""State: a set of kernel objects, files and processes, desired or actual."""
+"""State: a set of kernel objects, files and processes; the operations between two states."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar, TypeVar
 
-from pyflannel.model.address import Address
-from pyflannel.model.bpf_container import BpfContainer
-from pyflannel.model.bpf_peer import BpfPeer
-from pyflannel.model.bpf_program import BpfProgram
-from pyflannel.model.fdb_entry import FdbEntry
+from pyflannel.model.fast_path import BpfContainer, BpfPeer, BpfProgram
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer
 from pyflannel.model.host_file import HostFile
-from pyflannel.model.iptables_chain import IptablesChain
-from pyflannel.model.item_map import ItemMap, Key
-from pyflannel.model.link import Link
-from pyflannel.model.neighbour import Neighbour
-from pyflannel.model.nft_table import NftTable
-from pyflannel.model.route import Route
+from pyflannel.model.item import ItemMap, Key
+from pyflannel.model.link import Address, Link
+from pyflannel.model.packet_filter import IptablesChain, NftTable
+from pyflannel.model.route import FdbEntry, Neighbour, Route
 
 Item = (
     Link
@@ -86,3 +80,37 @@ class State:
 
 
 State.EMPTY = State()
+
+
+@dataclass(frozen=True, slots=True)
+class Add:
+    """The item is missing."""
+
+    item: Item
+
+
+@dataclass(frozen=True, slots=True)
+class Replace:
+    """The item is there, but differs."""
+
+    old: Item
+    new: Item
+
+
+@dataclass(frozen=True, slots=True)
+class Remove:
+    """The item is there and must go; one that is gone already is fine."""
+
+    item: Item
+
+
+Operation = Add | Replace | Remove
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """An operation that did not take effect, why, and what the operator can do about it."""
+
+    operation: Operation
+    cause: str
+    hint: str = ""

@@ -10,9 +10,20 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
 from typing import Literal
 
-from pyflannel.model.feature import Feature
-from pyflannel.model.remark import Remark
-from pyflannel.model.stranger import StrangerReason
+from pyflannel.model.fast_path import Feature
+from pyflannel.model.forwarder import StrangerReason
+
+
+@dataclass(frozen=True, slots=True)
+class Remark:
+    """A line each; `hint` is empty where there is nothing to do."""
+
+    text: str
+    hint: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.text}. {self.hint}" if self.hint else self.text
+
 
 STRANGERS_SHOWN = 64
 """So many strangers a status has, those with most packets."""
@@ -223,3 +234,59 @@ class Status:
     strangers: tuple[StrangerStatus, ...] = ()
     reconcile: ReconcileStatus | None = None
     warnings: tuple[str, ...] = ()
+
+
+Severity = Literal["error", "warning", "info"]
+"""Packets are lost or may be; something should be looked at; good to know."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing that a person should know.
+
+    Attributes:
+        code: what kind of thing it is; never renamed.
+        cause: in one sentence.
+        evidence: what was seen, a line each.
+        fix: the command to type, or what to do.
+    """
+
+    code: str
+    severity: Severity
+    cause: str
+    evidence: tuple[str, ...] = ()
+    fix: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Footing:
+    """What is known of a host's place, whether its daemon runs or not.
+
+    Attributes:
+        network: the whole range.
+        subnet: the host's own share.
+        underlay: name of the interface that carries the tunnel.
+    """
+
+    network: IPv4Network | None = None
+    subnet: IPv4Network | None = None
+    underlay: str | None = None
+
+
+Event = Literal["repaired", "planned", "refused", "fought over"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JournalEntry:
+    """One thing that a pass found, and did; the same names are the JSON of `flannelctl events --json`.
+
+    Attributes:
+        at: seconds since the epoch.
+        event: `repaired`, somebody had damaged it; `planned`, the plan had changed; `refused`, it could not
+            be done; `fought over`, somebody keeps undoing it.
+        found: what was found, `link flannel0: mtu 1300, wanted 1472`; and of a refusal why.
+    """
+
+    at: float
+    event: Event
+    found: str

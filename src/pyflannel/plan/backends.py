@@ -5,10 +5,8 @@ from ipaddress import IPv4Network
 from typing import Protocol
 
 from pyflannel.errors import ConfigError
-from pyflannel.model.backend_data import BackendData
-from pyflannel.model.bridge import Bridge
-from pyflannel.model.host import Host, Underlay
-from pyflannel.model.lease import Lease
+from pyflannel.model.host import Bridge, Host, Underlay
+from pyflannel.model.lease import BackendData, Lease
 from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.state import State
 from pyflannel.plan.backend import alloc, host_gw, udp, vxlan

@@ -4,23 +4,21 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
 from typing import assert_never
 
-from pyflannel.model.address import Address
-from pyflannel.model.bpf_container import BpfContainer
-from pyflannel.model.bpf_peer import BpfPeer
-from pyflannel.model.bpf_program import BpfProgram, Tunnel
-from pyflannel.model.fdb_entry import FdbEntry
-from pyflannel.model.filter_rule import FilterRule, ForeignRule, Rules
+from pyflannel.model.fast_path import BpfContainer, BpfPeer, BpfProgram, Tunnel
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer
 from pyflannel.model.host_file import HostFile
-from pyflannel.model.iptables_chain import Family, IptablesChain, Jump
-from pyflannel.model.link import Link
-from pyflannel.model.neighbour import Neighbour
-from pyflannel.model.nft_table import NftTable
-from pyflannel.model.operation import Add, Operation, Remove, Replace
-from pyflannel.model.route import Route
-from pyflannel.model.state import Item
-from pyflannel.model.veth import Veth
-from pyflannel.model.vxlan import Vxlan
+from pyflannel.model.link import Address, Link, Veth, Vxlan
+from pyflannel.model.packet_filter import (
+    Family,
+    FilterRule,
+    ForeignRule,
+    IptablesChain,
+    Jump,
+    NftTable,
+    Rules,
+)
+from pyflannel.model.route import FdbEntry, Neighbour, Route
+from pyflannel.model.state import Add, Item, Operation, Remove, Replace
 
 _Part = Vxlan | Veth | Tunnel
 

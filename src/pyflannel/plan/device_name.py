@@ -2,10 +2,10 @@
 
 from collections.abc import Collection, Iterator
 
-from pyflannel.model.filter_name import FIRST_DEVICE
-from pyflannel.model.interface import Interfaces
+from pyflannel.model.host import Interfaces
 from pyflannel.model.link import MARK
-from pyflannel.model.route_protocol import DEVICES, route_protocol
+from pyflannel.model.packet_filter import FIRST_DEVICE
+from pyflannel.model.route import DEVICES, route_protocol
 
 
 def device_names(

@@ -1,19 +1,17 @@
-"""The difference: what must happen so that what is there becomes what is wanted."""
+"""The difference between two states, as operations in a safe order."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator, Set
 from dataclasses import replace
 from itertools import compress, filterfalse
 from operator import is_not
 
-from pyflannel.model.address import Address
-from pyflannel.model.bpf_program import BpfProgram
-from pyflannel.model.fdb_entry import FdbEntry
-from pyflannel.model.forwarder import Forwarder
-from pyflannel.model.link import Link
-from pyflannel.model.neighbour import Neighbour
-from pyflannel.model.operation import Add, Operation, Remove, Replace
-from pyflannel.model.route import Route
-from pyflannel.model.state import Item, State
+from pyflannel.model.fast_path import BpfContainer, BpfPeer, BpfProgram
+from pyflannel.model.forwarder import Forwarder, ForwarderPeer
+from pyflannel.model.host_file import HostFile
+from pyflannel.model.link import Address, Link
+from pyflannel.model.packet_filter import IptablesChain, NftTable
+from pyflannel.model.route import FdbEntry, Neighbour, Route
+from pyflannel.model.state import Add, Item, Operation, Remove, Replace, State
 
 
 def diff(desired: State, actual: State) -> Iterator[Operation]:
@@ -64,3 +62,48 @@ def _left_of(item: Item, made: Collection[str], renamed: Collection[str]) -> Ite
             return replace(item, is_attached=False)
         case _:
             return item
+
+
+# The route attracts traffic, so it is built after all that carries it and torn down first: a packet routed
+# while nobody forwards it would be lost. A program comes when its tables are filled. Filter rules come after
+# the route, since they may have to wait for a lock. The file comes last: whoever reads it may start
+# containers at once.
+_BUILD_RANK: dict[type, int] = {
+    Link: 0,
+    Address: 2,
+    Forwarder: 3,
+    ForwarderPeer: 4,
+    FdbEntry: 4,
+    Neighbour: 4,
+    BpfPeer: 4,
+    BpfContainer: 4,
+    BpfProgram: 5,
+    Route: 6,
+    NftTable: 7,
+    IptablesChain: 8,
+    HostFile: 9,
+}
+
+# An address that shares its prefix with another of its link is secondary to it, and goes with it. So the old
+# one leaves before the new one comes, unlike everything else.
+_ADDRESS_CHANGE_RANK = 1
+
+_REMOVAL_RANK = 100
+"""Above every build rank; what was built last is removed first."""
+
+
+def order(operations: Iterable[Operation]) -> list[Operation]:
+    """Sort into a safe sequence: make before break; equal ranks keep their order."""
+    listed = list(operations)
+    readdressed = {one.item.link for one in listed if isinstance(one, Add) and isinstance(one.item, Address)}
+    return sorted(listed, key=lambda operation: _rank(operation, readdressed))
+
+
+def _rank(operation: Operation, readdressed: Set[str]) -> int:
+    match operation:
+        case Add(item) | Replace(_, item):
+            return _BUILD_RANK[type(item)]
+        case Remove(Address(link=link)) if link in readdressed:
+            return _ADDRESS_CHANGE_RANK
+        case Remove(item):
+            return _REMOVAL_RANK - _BUILD_RANK[type(item)]

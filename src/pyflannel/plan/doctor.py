@@ -6,19 +6,12 @@ A check says what it saw, and what to type. On a healthy host none has anything 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from pyflannel.model.bpf_program import BpfProgram
-from pyflannel.model.filter_name import FIRST_DEVICE
-from pyflannel.model.finding import Finding
-from pyflannel.model.footing import Footing
-from pyflannel.model.forward_chain import ForwardChain
-from pyflannel.model.iptables_chain import IptablesChain
+from pyflannel.model.fast_path import BpfProgram
 from pyflannel.model.link import MARK, Link
-from pyflannel.model.nft_table import NftTable
-from pyflannel.model.route import Route
-from pyflannel.model.route_protocol import route_protocol
-from pyflannel.model.saved_rules import LeftRules
+from pyflannel.model.packet_filter import FIRST_DEVICE, ForwardChain, IptablesChain, LeftRules, NftTable
+from pyflannel.model.route import Route, route_protocol
 from pyflannel.model.state import Item
-from pyflannel.model.status import Status
+from pyflannel.model.status import Finding, Footing, Status
 from pyflannel.plan.describe import name
 from pyflannel.plan.leftovers import is_within, left_by_original, unplanned_routes
 

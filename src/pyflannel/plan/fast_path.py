@@ -11,14 +11,10 @@ comes out of the other joined, and goes on into the device.
 
 from collections.abc import Iterable, Iterator
 
-from pyflannel.model.bpf_container import BpfContainer
-from pyflannel.model.bpf_peer import BpfPeer
-from pyflannel.model.bpf_program import BpfProgram, Role, Tunnel
-from pyflannel.model.bridge import Bridge
-from pyflannel.model.host import Host
+from pyflannel.model.fast_path import BpfContainer, BpfPeer, BpfProgram, Role, Tunnel
+from pyflannel.model.host import Bridge, Host
 from pyflannel.model.lease import PARTIAL_CHECKSUM, Lease
-from pyflannel.model.link import Link
-from pyflannel.model.veth import Veth
+from pyflannel.model.link import Link, Veth
 
 _QUEUE_LENGTH = 1000
 """Packets; what the kernel gives a veth by itself."""

@@ -1,21 +1,178 @@
-"""What an original flannel left on a host, and other things inside the network that nobody planned.
-
-The original marks nothing. Its devices are told by name and kind, its routes by what it writes: protocol
-boot, a gateway, a whole subnet. What stands at a key of the plan is taken over and is none of this; a daemon
-leaves the rest alone, and only an operator's order removes it.
-
-Source: flannel 0.6.2 to 0.28.9, as their kernel objects were seen.
-"""
+"""Objects of the original flannel on this host, and rules that it left in the packet filter."""
 
 import re
-from collections.abc import Iterable
-from ipaddress import IPv4Network
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from ipaddress import IPv4Network, IPv6Network, ip_network
 
-from pyflannel.model.footing import Footing
 from pyflannel.model.link import MARK, Link
-from pyflannel.model.route import PROTOCOL_KERNEL, Route
-from pyflannel.model.route_protocol import PROTOCOLS
+from pyflannel.model.packet_filter import HOOKS, STEMS, LeftRules, SavedRules
+from pyflannel.model.route import PROTOCOL_KERNEL, PROTOCOLS, Route
 from pyflannel.model.state import Item, State
+from pyflannel.model.status import Footing
+
+# Which filter rules an original flannel left, told by the very words that its releases write.
+#
+#     before 0.6      nat: a chain FLANNEL, and a jump there
+#     0.6, and later  nat POSTROUTING: `-s N -d N -j RETURN` and two or three more, without a mark; later also
+#                     `-s N -j ACCEPT` and `-d N -j ACCEPT` in filter FORWARD
+#     then            the same, each with a comment, `flanneld masq` or `flanneld forward`
+#     0.20 and newer  chains of its own, FLANNEL-POSTRTG and FLANNEL-FWD, by names that ours bear too
+#
+# A comment says whose a rule is. Without one, the whole set of a release, in its order and for a network that
+# is known on this host, is the original's; any part of it may be somebody else's. The chains are dealt with
+# as ours, apart from those in the kind of iptables that this host no longer uses.
+#
+# Source: flannel 0.6.2 and 0.20.2, as iptables-save printed their rules; the releases between and before, as
+# they are written.
+
+Network = IPv4Network | IPv6Network
+
+_MULTICAST = {4: "224.0.0.0/4", 6: "ff00::/8"}
+_PREFIX = r"[0-9a-f.:]+/\d+"
+_MASQUERADE = r"MASQUERADE(?: --random-fully)?"
+
+_COMMENTED = {
+    "nat": re.compile(
+        rf"(?:-m mark --mark 0x4000/0x4000|(?:! )?-s {_PREFIX} (?:! )?-d {_PREFIX})"
+        rf' -m comment --comment "flanneld masq" -j (?:RETURN|{_MASQUERADE})'
+    ),
+    "filter": re.compile(rf'-[sd] {_PREFIX} -m comment --comment "flanneld forward" -j ACCEPT'),
+}
+
+_INSIDE = re.compile(rf"-s (?P<network>{_PREFIX}) -d (?P=network) -j RETURN")
+_OUT = re.compile(rf"-s (?P<network>{_PREFIX}) ! -d (?P<multicast>{_PREFIX}) -j (?P<verdict>{_MASQUERADE})")
+_OWN = re.compile(rf"! -s (?P<network>{_PREFIX}) -d (?P<subnet>{_PREFIX}) -j RETURN")
+_INTO = re.compile(rf"! -s (?P<network>{_PREFIX}) -d (?P=network) -j (?P<verdict>{_MASQUERADE})")
+
+_FIRST_CHAIN = "FLANNEL"
+_FIRST_FORMS = (
+    (rf"-d (?P<network>{_PREFIX}) -j ACCEPT", r"! -d 224\.0\.0\.0/4 -j MASQUERADE"),
+    (
+        rf"-d (?P<network>{_PREFIX}) -j ACCEPT",
+        r"-d 224\.0\.0\.0/4 -j ACCEPT",
+        r"! -o \S+ -j MASQUERADE",
+    ),
+    (
+        rf"-s (?P<subnet>{_PREFIX}) -o lo -j ACCEPT",
+        rf"-s (?P=subnet) ! -d (?P<network>{_PREFIX}) -j MASQUERADE",
+    ),
+)
+"""What the chain held: with any backend, and before that with udp, and with host-gw for the subnet."""
+
+
+def rules_left(saved: Iterable[SavedRules], networks: Set[Network]) -> tuple[LeftRules, ...]:
+    """Return the rules that an original left or may have left; `networks` are those known on this host."""
+    return tuple(left for one in saved for left in _left(one, networks))
+
+
+def _left(saved: SavedRules, networks: Set[Network]) -> Iterator[LeftRules]:
+    for table, hook in HOOKS.items():
+        marked = [rule for rule in _rules(saved, table, hook) if _COMMENTED[table].fullmatch(rule)]
+        if marked:
+            yield _in_hook(saved, table, hook, marked, is_sure=True)
+    yield from _masquerades(saved, networks)
+    yield from _accepts(saved, networks)
+    yield from _first_chain(saved, networks)
+    if saved.is_other:
+        for table, name in STEMS.items():
+            if name in saved.chains.get(table, {}):
+                yield _whole_chain(saved, table, name, is_sure=True)
+
+
+def _masquerades(saved: SavedRules, networks: Set[Network]) -> Iterator[LeftRules]:
+    """Yield, for each network, the rules of the releases that put them straight into POSTROUTING."""
+    hook = HOOKS["nat"]
+    found: dict[str, list[tuple[re.Pattern[str], re.Match[str]]]] = {}
+    for rule in _rules(saved, "nat", hook):
+        for form in (_INSIDE, _OUT, _INTO, _OWN):
+            if (match := form.fullmatch(rule)) is not None and _is_proper(match, saved):
+                found.setdefault(match["network"], []).append((form, match))
+                break
+    for text, matches in found.items():
+        is_whole = [form for form, _ in matches if form is not _OWN] == [_INSIDE, _OUT, _INTO]
+        is_whole = is_whole and len({m["verdict"] for form, m in matches if form in (_OUT, _INTO)}) == 1
+        is_known = ip_network(text) in networks
+        if is_whole or is_known:
+            rules = [match[0] for _, match in matches]
+            yield _in_hook(saved, "nat", hook, rules, is_sure=is_whole and is_known)
+
+
+def _is_proper(match: re.Match[str], saved: SavedRules) -> bool:
+    """Return whether the multicast addresses, or the subnet, in a rule are what the original writes there."""
+    words = match.groupdict()
+    if "multicast" in words:
+        return words["multicast"] == _MULTICAST[saved.family]
+    if "subnet" not in words:
+        return True
+    network, subnet = ip_network(words["network"]), ip_network(words["subnet"])
+    if subnet.version != network.version or subnet.prefixlen <= network.prefixlen:
+        return False
+    return subnet.supernet(new_prefix=network.prefixlen) == network
+
+
+def _accepts(saved: SavedRules, networks: Set[Network]) -> Iterator[LeftRules]:
+    """Yield the two rules that let a network pass: the original's words, and any operator's."""
+    hook = HOOKS["filter"]
+    rules = _rules(saved, "filter", hook)
+    for network in sorted(map(str, networks)):
+        pair = [rule for rule in rules if rule in (f"-s {network} -j ACCEPT", f"-d {network} -j ACCEPT")]
+        if len(set(pair)) == 2:
+            yield _in_hook(saved, "filter", hook, pair, is_sure=False)
+
+
+def _first_chain(saved: SavedRules, networks: Set[Network]) -> Iterator[LeftRules]:
+    chains = saved.chains.get("nat", {})
+    rules = chains.get(_FIRST_CHAIN)
+    if rules is None:
+        return
+    for form in _FIRST_FORMS:
+        match = re.fullmatch("\n".join(form), "\n".join(rules))
+        if match is None:
+            continue
+        words = match.groupdict()
+        jump = f"-s {words.get('subnet', words['network'])} -j {_FIRST_CHAIN}"
+        is_whole = _jumps(chains, _FIRST_CHAIN) == [(HOOKS["nat"], jump)]
+        is_sure = is_whole and ip_network(words["network"]) in networks
+        yield _whole_chain(saved, "nat", _FIRST_CHAIN, is_sure=is_sure)
+
+
+def _in_hook(saved: SavedRules, table: str, hook: str, rules: Sequence[str], *, is_sure: bool) -> LeftRules:
+    return LeftRules(
+        program=saved.program,
+        table=table,
+        shown=tuple(f"{saved.program} rule in {table} {hook}: {rule}" for rule in rules),
+        removal=tuple(f"-D {hook} {rule}" for rule in rules),
+        is_sure=is_sure,
+    )
+
+
+def _whole_chain(saved: SavedRules, table: str, name: str, *, is_sure: bool) -> LeftRules:
+    jumps = [(where, rule) for where, rule in _jumps(saved.chains[table], name) if where != name]
+    return LeftRules(
+        program=saved.program,
+        table=table,
+        shown=(f"{saved.program} chain {name} in {table}",),
+        removal=(*(f"-D {where} {rule}" for where, rule in jumps), f"-F {name}", f"-X {name}"),
+        is_sure=is_sure,
+    )
+
+
+def _jumps(chains: Mapping[str, Sequence[str]], name: str) -> list[tuple[str, str]]:
+    jump = re.compile(rf"(?:.* )?-[jg] {re.escape(name)}")
+    return [(where, rule) for where, rules in chains.items() for rule in rules if jump.fullmatch(rule)]
+
+
+def _rules(saved: SavedRules, table: str, chain: str) -> Sequence[str]:
+    return saved.chains.get(table, {}).get(chain, ())
+
+
+# What an original flannel left on a host, and other things inside the network that nobody planned.
+#
+# The original marks nothing. Its devices are told by name and kind, its routes by what it writes: protocol
+# boot, a gateway, a whole subnet. What stands at a key of the plan is taken over and is none of this; a
+# daemon leaves the rest alone, and only an operator's order removes it.
+#
+# Source: flannel 0.6.2 to 0.28.9, as their kernel objects were seen.
 
 PROTOCOL_BOOT = 3
 """rtm_protocol of routes whose maker says none (linux/rtnetlink.h, RTPROT_BOOT)."""

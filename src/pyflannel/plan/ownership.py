@@ -5,23 +5,14 @@ from dataclasses import dataclass
 from itertools import filterfalse
 from typing import assert_never
 
-from pyflannel.model.address import Address
-from pyflannel.model.bpf_container import BpfContainer
-from pyflannel.model.bpf_peer import BpfPeer
-from pyflannel.model.bpf_program import BpfProgram
-from pyflannel.model.fdb_entry import FdbEntry
-from pyflannel.model.filter_name import FIRST_DEVICE
+from pyflannel.model.fast_path import BpfContainer, BpfPeer, BpfProgram
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer
 from pyflannel.model.host_file import HostFile
-from pyflannel.model.iptables_chain import IptablesChain
-from pyflannel.model.item_map import ItemMap
-from pyflannel.model.link import MARK, Link
-from pyflannel.model.neighbour import Neighbour
-from pyflannel.model.nft_table import NftTable
-from pyflannel.model.operation import Add, Refusal
-from pyflannel.model.route import Route
-from pyflannel.model.route_protocol import route_protocol
-from pyflannel.model.state import Item, State
+from pyflannel.model.item import ItemMap
+from pyflannel.model.link import MARK, Address, Link
+from pyflannel.model.packet_filter import FIRST_DEVICE, IptablesChain, NftTable
+from pyflannel.model.route import FdbEntry, Neighbour, Route, route_protocol
+from pyflannel.model.state import Add, Item, Refusal, State
 
 
 def ours(actual: State, desired: State, mark: str = MARK, device: str | None = FIRST_DEVICE) -> State:

@@ -1,18 +1,73 @@
-"""The packet filter: which rules a host has, in the words of the engine that the network config names."""
+"""The packet filter rules of a host: masquerading and forwarding, for iptables or nftables."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 
-from pyflannel.model.filter_rule import FilterRule
 from pyflannel.model.host import Host
-from pyflannel.model.iptables_chain import Family, IptablesChain
 from pyflannel.model.lease import Lease
 from pyflannel.model.network_config import NetworkConfig
-from pyflannel.model.nft_table import FORWARD, POSTROUTING, NftChain, NftTable
+from pyflannel.model.packet_filter import (
+    FORWARD,
+    POSTROUTING,
+    Accept,
+    Family,
+    FilterRule,
+    IptablesChain,
+    Mark,
+    Masquerade,
+    NftChain,
+    NftTable,
+    Prefix,
+    Return,
+)
 from pyflannel.model.state import Item, State
-from pyflannel.plan.forward import forward_rules
-from pyflannel.plan.masquerade import masquerade_rules
+
+# Masquerading: packets that leave the network get the host's address; those inside it keep theirs.
+#
+# Source: flannel 0.28.9, its iptables rules and their order. Its nftables rules differ, and let packets from
+# the host to containers elsewhere go unmasked; we have one set of rules for both.
+
+MASQUERADED = Mark(0x4000, 0x4000)
+"""kube-proxy marks what it masquerades itself; twice would lose the port."""
+
+_MULTICAST_IPV4 = IPv4Network("224.0.0.0/4")
+_MULTICAST_IPV6 = IPv6Network("ff00::/8")
+
+
+def masquerade_rules(
+    network: IPv4Network | IPv6Network, subnet: IPv4Network | IPv6Network, *, is_fully_random: bool
+) -> tuple[FilterRule, ...]:
+    """Return the rules for what a host with `subnet` sends, in their order."""
+    inside, outside = Prefix(network), Prefix(network, is_negated=True)
+    own = Prefix(subnet)
+    unicast = Prefix(_MULTICAST_IPV4 if network.version == 4 else _MULTICAST_IPV6, is_negated=True)
+    masquerade = Masquerade(is_fully_random)
+    return (
+        FilterRule(mark=MASQUERADED, verdict=Return()),
+        FilterRule(source=own, destination=inside, verdict=Return()),
+        FilterRule(source=inside, destination=own, verdict=Return()),
+        # A client outside the overlay sees our containers, and they see its true address.
+        FilterRule(source=outside, destination=own, verdict=Return()),
+        FilterRule(source=inside, destination=unicast, verdict=masquerade),
+        # The host itself: a peer could not send the answer to an address of the underlay by the overlay.
+        FilterRule(source=outside, destination=inside, verdict=masquerade),
+    )
+
+
+# Forwarding: packets from and to the network pass, whatever the policy for others.
+#
+# Not bound to an interface, as in the original: with host-gw, and for clients that a router sends here, the
+# packets come by the underlay.
+
+
+def forward_rules(network: IPv4Network | IPv6Network) -> tuple[FilterRule, ...]:
+    """Return the rules for what a host forwards, in their order (flannel 0.28.9)."""
+    return (
+        FilterRule(source=Prefix(network), verdict=Accept()),
+        FilterRule(destination=Prefix(network), verdict=Accept()),
+    )
+
 
 _SRCNAT = 100
 """Priority of NAT on the way out (linux/netfilter_ipv4.h, NF_IP_PRI_NAT_SRC); 0 is the filter's."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 
 from pyflannel.model.lease import Lease
-from pyflannel.model.subnet_map import SubnetMap
+from pyflannel.model.lease_set import SubnetMap
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,9 +3,9 @@
 from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Address, IPv4Network
 
+from pyflannel.model.forwarder import Stranger
 from pyflannel.model.lease import Lease
 from pyflannel.model.status import StrangerStatus
-from pyflannel.model.stranger import Stranger
 
 _ADDRESSES = "Give its containers addresses of {} only: mk-docker-opts there, then start Docker again."
 

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from pyflannel.errors import NoUnderlayError
-from pyflannel.model.host import Underlay
-from pyflannel.model.interface import Interface, InterfaceAddress, Interfaces
+from pyflannel.model.host import Interface, InterfaceAddress, Interfaces, Underlay
 from pyflannel.model.link import MARK
 
 _OVERLAY_KINDS = frozenset({"tun", "vxlan", "ipip", "wireguard"})

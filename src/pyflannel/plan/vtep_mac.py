@@ -8,7 +8,7 @@ import hashlib
 from functools import lru_cache
 from typing import TypeGuard
 
-from pyflannel.model.backend_data import Vtep
+from pyflannel.model.lease import Vtep
 
 _LENGTH = 6
 _LOCAL = 0x02

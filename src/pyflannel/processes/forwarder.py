@@ -12,12 +12,9 @@ from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 from pyflannel.errors import TargetError, WireError
-from pyflannel.model.forwarder import Forwarder, ForwarderPeer
-from pyflannel.model.operation import Add, Operation, Refusal, Remove, Replace
-from pyflannel.model.state import Item, State
-from pyflannel.model.stranger import Stranger, StrangerReason
+from pyflannel.model.forwarder import Forwarder, ForwarderPeer, Stranger, StrangerReason
+from pyflannel.model.state import Add, Item, Operation, Refusal, Remove, Replace, State
 from pyflannel.model.version import VERSION
-from pyflannel.processes.ending import end_process
 from pyflannel.processes.forwarder_client import (
     AbsentError,
     ForeignError,
@@ -32,7 +29,7 @@ from pyflannel.processes.forwarder_launch import (
     PortInUseError,
     start_forwarder,
 )
-from pyflannel.processes.holders import find_forwarders, find_tun_holder, is_forwarder
+from pyflannel.processes.found import end_process, find_forwarders, find_tun_holder, is_forwarder
 from pyflannel.wire.forwarder_control import (
     SOCKET_NAME,
     ForwarderState,

@@ -10,8 +10,8 @@ from pathlib import Path
 from pyflannel.errors import TargetError
 from pyflannel.model.forwarder import Forwarder
 from pyflannel.processes.forwarder_client import connected
-from pyflannel.processes.holders import FORWARDER, find_port_holder
-from pyflannel.processes.own_unit import NoUnitError, own_unit, was_refused
+from pyflannel.processes.found import FORWARDER, find_port_holder
+from pyflannel.processes.systemd import NoUnitError, own_unit, was_refused
 from pyflannel.wire.forwarder_control import SOCKET_NAME
 
 log = logging.getLogger(__name__)

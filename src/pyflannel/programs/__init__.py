@@ -1,1 +1,1 @@
-"""Entry points; they alone put doors together."""
+"""Entry points. Only they combine the API and the commands with the rest."""

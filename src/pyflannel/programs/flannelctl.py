@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from pyflannel.doors.ctl.invocation import Invocation
+from pyflannel.cli.invocation import Invocation
 from pyflannel.errors import ConfigError, FlannelError, NotReadyError, UsageError
 
 _TRACEBACK = "FLANNELCTL_TRACEBACK"
@@ -30,11 +30,14 @@ COMMANDS = {
     "pins": "Let a flanneld without CAP_SYS_ADMIN find its eBPF programs again.",
     "status": "Show what flanneld on this host is doing.",
 }
-"""What each command does: said here, so that `--help` imports none of them."""
+"""Each command with its help. The text is here, so that `--help` imports no command."""
+
+_MODULES = {"events": "network", "leases": "network", "peers": "network", "pins": "cleanup"}
+"""The module of each command that has no module of its own name."""
 
 
 class LazyGroup(click.Group):
-    """The commands above; each is in a module of its name, imported when it runs."""
+    """The commands above; the module of a command is imported when the command runs."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names, in the order of the help."""
@@ -44,7 +47,8 @@ class LazyGroup(click.Group):
         """Import a command; None when there is no such one."""
         if cmd_name not in COMMANDS:
             return None
-        command = getattr(importlib.import_module(f"pyflannel.doors.ctl.{cmd_name}"), cmd_name)
+        module = importlib.import_module(f"pyflannel.cli.{_MODULES.get(cmd_name, cmd_name)}")
+        command = getattr(module, cmd_name)
         assert isinstance(command, click.Command)
         return command
 

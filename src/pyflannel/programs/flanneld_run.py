@@ -8,16 +8,16 @@ import signal
 import sys
 from collections.abc import Iterator
 
+from pyflannel.api.control import serve_control
+from pyflannel.api.health import health_routes
+from pyflannel.api.metrics.routes import metrics_routes
 from pyflannel.assembly.command_line import hide_on_command_line
 from pyflannel.assembly.daemon import Daemon, run_lock
 from pyflannel.assembly.logs import configure_logging
 from pyflannel.assembly.options import FlanneldOptions, Notice, parse_flanneld
-from pyflannel.doors.control import serve_control
-from pyflannel.doors.health import health_routes
-from pyflannel.doors.metrics.routes import metrics_routes
 from pyflannel.errors import FlannelError, UsageError
-from pyflannel.http.endpoint import Endpoint, serve_endpoint
 from pyflannel.http.server import Routes
+from pyflannel.http.sockets import Endpoint, serve_endpoint
 
 log = logging.getLogger(__name__)
 

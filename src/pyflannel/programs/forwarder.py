@@ -14,7 +14,7 @@ from socket import inet_aton
 from types import FrameType
 
 from pyflannel.datapath.forwarder import Forwarder
-from pyflannel.datapath.inheritance import Inheritance
+from pyflannel.datapath.hand_over import Inheritance
 from pyflannel.errors import BusyError
 from pyflannel.wire.forwarder_control import Settings
 

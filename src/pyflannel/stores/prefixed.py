@@ -15,7 +15,7 @@ from pyflannel.model.store_record import (
     Record,
     Written,
 )
-from pyflannel.ports.store import Store
+from pyflannel.ports import Store
 
 
 class PrefixedStore:

@@ -20,10 +20,8 @@ from pyflannel.errors import (
     UsageError,
     WireError,
 )
-from pyflannel.model.journal_entry import JournalEntry
-from pyflannel.model.lease_entry import LeaseEntry
-from pyflannel.model.peer_entry import PeerEntry
-from pyflannel.model.status import Status
+from pyflannel.model.lease import LeaseEntry, PeerEntry
+from pyflannel.model.status import JournalEntry, Status
 
 _ADDRESSES = (IPv4Address, IPv4Network, IPv6Address, IPv6Network)
 

@@ -1,11 +1,4 @@
-"""Command lines and environments as Go's flag library reads them.
-
-`-name` and `--name` are one; `--name=value` and `--name value` are one, except that a boolean takes its value
-only after `=`; the first word that is no flag, or `--`, ends the flags. argparse reads other languages: there
-a value may not begin with a dash, a boolean takes the next word, and flags go on after arguments.
-
-Source: Go 1.19, package flag; numbers as strconv.ParseInt reads them with base 0.
-"""
+"""Command lines and environments as Go's flag library reads them, and the value that counts for each flag."""
 
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -15,6 +8,15 @@ from typing import Literal
 
 from pyflannel.errors import UsageError
 from pyflannel.model.secret import Secret
+
+# Command lines and environments as Go's flag library reads them.
+#
+# `-name` and `--name` are one; `--name=value` and `--name value` are one, except that a boolean takes its
+# value only after `=`; the first word that is no flag, or `--`, ends the flags. argparse reads other
+# languages: there a value may not begin with a dash, a boolean takes the next word, and flags go on after
+# arguments.
+#
+# Source: Go 1.19, package flag; numbers as strconv.ParseInt reads them with base 0.
 
 _BOOLEANS = {
     **dict.fromkeys(("1", "t", "T", "true", "TRUE", "True"), True),
@@ -149,3 +151,26 @@ def _read(flag: Flag, text: str, origin: str) -> Value:
 def _suggestion(name: str, names: Collection[str]) -> str:
     close = get_close_matches(name.lower(), names, n=1)
     return f"Write --{close[0]}." if close else "See --help for the flags there are."
+
+
+ENVIRONMENT_PREFIX = "FLANNELD"
+
+
+class Settings:
+    """The flags that were written and, for those that were not, their variables."""
+
+    def __init__(
+        self, flags: Sequence[Flag], written: Sequence[Given], environment: Mapping[str, str]
+    ) -> None:
+        self._flags = {flag.name: flag for flag in flags}
+        self.on_command_line = {given.flag.name for given in written}
+        others = [flag for flag in flags if flag.name not in self.on_command_line]
+        self._given = [*written, *read_environment(others, environment, ENVIRONMENT_PREFIX)]
+
+    def all(self, name: str) -> list[Given]:
+        """Return everything given for the flag, in its order."""
+        return [given for given in self._given if given.flag.name == name]
+
+    def last(self, name: str) -> Given:
+        """Return what counts for a flag that is not repeated; its default when it was not given."""
+        return (self.all(name) or [default_of(self._flags[name])])[-1]

@@ -11,8 +11,7 @@ from itertools import islice
 import msgspec
 
 from pyflannel.errors import WireError
-from pyflannel.model.last_known import LastKnown
-from pyflannel.model.lease import Lease
+from pyflannel.model.lease import LastKnown, Lease
 from pyflannel.model.store_record import Record
 from pyflannel.wire.lease_record import lease_key, lease_of, lease_value
 

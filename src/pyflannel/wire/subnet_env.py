@@ -1,17 +1,148 @@
-"""subnet.env: what a host tells Docker, CNI and people about its lease.
-
-One `NAME=value` a line, without quotes or blanks. Written by us in flannel's order, read in dotenv's
-wider syntax: comments, `export`, quotes, blanks around the sign, CRLF.
-
-Source: flannel 0.28.9, its subnet file.
-"""
+"""subnet.env, and files of shell assignments like it, read without a shell."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from ipaddress import IPv4Network, IPv6Network
+from itertools import takewhile
+from typing import NamedTuple
 
 from pyflannel.errors import WireError
 from pyflannel.model.network_config import NetworkConfig
+
+# Files of shell assignments, read without a shell: comments, `NAME=value`, quotes, `export`.
+#
+# What only a shell can give a meaning (a command, an expansion, a redirection) is refused, never run.
+#
+# Source: POSIX.1-2017, Shell Command Language, 2.2 quoting, 2.3 tokens, 2.9.1 simple commands.
+
+_EXPANSION = r"(?:\$[A-Za-z0-9_{(@*#?$!-]|`)"
+_PIECE = re.compile(
+    rf"""
+      (?P<blank> [ \t]+ )
+    | (?P<end> [\n;] )
+    | (?P<continuation> \\\n )
+    | \\ (?P<escaped> . )
+    | ' (?P<single> [^']* ) '
+    | " (?P<double> (?: (?!{_EXPANSION}) [^"\\] | \\. )* ) "
+    | (?P<plain> (?: (?!{_EXPANSION}) [^\ \t\n;'"\\|&<>()] )+ )
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+_COMMENT = re.compile(r"(?P<comment>#[^\n]*)")
+_ESCAPE_IN_DOUBLE_QUOTES = re.compile(r"\\(?:([$`\"\\])|\n)")
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_HOME = re.compile(r"(?:\A[A-Za-z_][A-Za-z0-9_]*=|:)~")
+
+_Pieces = list[tuple[str, str]]
+"""A word being read: the kind of each piece, a group of `_PIECE`, and its text without quotes."""
+
+
+class _Word(NamedTuple):
+    """A word after quote removal; its first `bare` characters stood outside quotes."""
+
+    text: str
+    bare: int
+
+
+def parse_assignments(text: str) -> dict[str, str]:
+    """Return the variables that a shell which reads `text` ends up with; the last of each name wins.
+
+    A carriage return is a character like any other, as in a shell.
+
+    Raises:
+        WireError: the text needs a shell, or a quote is not closed; the message names the line.
+    """
+    assigned: dict[str, str] = {}
+    for line, words in _commands(text):
+        assignments = list(takewhile(_is_assignment, words))
+        command = words[len(assignments) :]
+        if command and (command[0].text != "export" or len(command) == 1):
+            raise _needs_shell(line, f"the command {command[0].text!r}")
+        for word in assignments + command[1:]:
+            name, equals, value = word.text.partition("=")
+            if not is_variable_name(name):
+                raise _needs_shell(line, f"'export' of {word.text!r}")
+            if equals:
+                assigned[name] = value
+    return assigned
+
+
+def is_variable_name(text: str) -> bool:
+    """Return whether a shell takes `text` for the name of a variable."""
+    return _NAME.fullmatch(text) is not None
+
+
+def _is_assignment(word: _Word) -> bool:
+    name, equals, _ = word.text.partition("=")
+    return bool(equals) and word.bare > len(name) and is_variable_name(name)
+
+
+def _commands(text: str) -> Iterator[tuple[int, list[_Word]]]:
+    """Yield each command that has words, with the number of the line where it ends."""
+    words: list[_Word] = []
+    word: _Pieces = []
+    position = 0
+    while position < len(text):
+        piece = (not word and _COMMENT.match(text, position)) or _PIECE.match(text, position)
+        if not piece:
+            raise _complaint(text, position)
+        kind, content = str(piece.lastgroup), piece[str(piece.lastgroup)]
+        if kind in ("blank", "end", "comment"):
+            words += _closed(word, _line(text, position))
+            word = []
+        elif kind != "continuation":
+            word.append((kind, content))
+        if kind == "end":
+            if words:
+                yield _line(text, position), words
+            elif content == ";":
+                raise _needs_shell(_line(text, position), "a ';' without a command")
+            words = []
+        position = piece.end()
+    line = _line(text, position)
+    if words := words + _closed(word, line):
+        yield line, words
+
+
+def _closed(pieces: _Pieces, line: int) -> list[_Word]:
+    """Return the word that `pieces` make, none when there are none."""
+    bare = "".join(content for _, content in takewhile(lambda piece: piece[0] == "plain", pieces))
+    plain = [bare, *(content for kind, content in pieces if kind == "plain")]
+    if any(_HOME.search(content) for content in plain):
+        raise _needs_shell(line, "'~'")
+    text = "".join(
+        _ESCAPE_IN_DOUBLE_QUOTES.sub(r"\1", content) if kind == "double" else content
+        for kind, content in pieces
+    )
+    return [_Word(text, len(bare))] if pieces else []
+
+
+def _line(text: str, position: int) -> int:
+    return text.count("\n", 0, position) + 1
+
+
+def _complaint(text: str, position: int) -> WireError:
+    """Return why no piece begins at `position`."""
+    line = _line(text, position)
+    rest = text[position:]
+    if rest.startswith("'") or re.fullmatch(r'"(?:[^"\\]|\\.)*\\?', rest, re.DOTALL):
+        return WireError(f"line {line}: the quote {rest[0]} is not closed", hint="Close the quote.")
+    return _needs_shell(line, "an expansion" if rest[0] in '"$`' else f"{rest[0]!r}")
+
+
+def _needs_shell(line: int, what: str) -> WireError:
+    return WireError(
+        f"line {line}: {what} needs a shell, and the file is only read",
+        hint="Write assignments NAME=value; quote what is special to a shell.",
+    )
+
+
+# subnet.env: what a host tells Docker, CNI and people about its lease.
+#
+# One `NAME=value` a line, without quotes or blanks. Written by us in flannel's order, read in dotenv's
+# wider syntax: comments, `export`, quotes, blanks around the sign, CRLF.
+#
+# Source: flannel 0.28.9, its subnet file.
 
 _LINE = re.compile(
     r"""

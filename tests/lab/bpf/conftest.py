@@ -16,17 +16,13 @@ from pathlib import Path
 import pytest
 
 from pyflannel.kernel.bpf.fast_path import FastPath
+from pyflannel.kernel.bpf.hooks import TcxHooks
 from pyflannel.kernel.bpf.layout import Outcome
 from pyflannel.kernel.bpf.target import LOOK_S, BpfTarget
-from pyflannel.kernel.bpf.tcx import TcxHooks
 from pyflannel.lab.waiting import wait_until
-from pyflannel.model.bpf_container import BpfContainer
-from pyflannel.model.bpf_peer import BpfPeer
-from pyflannel.model.bpf_program import BpfProgram, Role, Tunnel
-from pyflannel.model.forwarder import Forwarder, ForwarderPeer
-from pyflannel.model.operation import Add, Remove, Replace
-from pyflannel.model.state import State
-from pyflannel.model.stranger import Stranger
+from pyflannel.model.fast_path import BpfContainer, BpfPeer, BpfProgram, Role, Tunnel
+from pyflannel.model.forwarder import Forwarder, ForwarderPeer, Stranger
+from pyflannel.model.state import Add, Remove, Replace, State
 from pyflannel.plan.diff import diff
 from pyflannel.processes.forwarder import ForwarderTarget
 

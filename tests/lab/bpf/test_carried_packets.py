@@ -6,7 +6,7 @@ from contextlib import suppress
 from ipaddress import IPv4Address
 
 from pyflannel.kernel.bpf.layout import Outcome
-from pyflannel.model.bpf_program import Role
+from pyflannel.model.fast_path import Role
 from pyflannel.model.state import State
 from pyflannel.wire.packet import checksum
 

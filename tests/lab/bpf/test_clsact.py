@@ -4,11 +4,9 @@ import errno
 
 import pytest
 
-from pyflannel.kernel.bpf.clsact import ClsactHooks
-from pyflannel.kernel.bpf.kernel_hooks import KernelHooks
-from pyflannel.model.bpf_program import Role
-from pyflannel.model.operation import Add, Remove, Replace
-from pyflannel.model.state import State
+from pyflannel.kernel.bpf.hooks import ClsactHooks, KernelHooks
+from pyflannel.model.fast_path import Role
+from pyflannel.model.state import Add, Remove, Replace, State
 
 
 def clsact(objects):

@@ -11,15 +11,21 @@ import pytest
 
 from pyflannel.errors import TargetError
 from pyflannel.kernel.bpf import features
-from pyflannel.kernel.bpf.features import ask_map_type, ask_program_type, examine, has_helper
+from pyflannel.kernel.bpf.features import (
+    BPF,
+    NET_ADMIN,
+    ProcessRights,
+    ask_map_type,
+    ask_program_type,
+    examine,
+    has_helper,
+)
+from pyflannel.kernel.bpf.hooks import ask_tcx
 from pyflannel.kernel.bpf.layout import PEERS
 from pyflannel.kernel.bpf.libbpf import LIBRARY, Libbpf
-from pyflannel.kernel.bpf.object_file import ObjectFile, read_object
-from pyflannel.kernel.bpf.objects import KernelObjects
-from pyflannel.kernel.bpf.pin_directory import remove_pin_directory
-from pyflannel.kernel.bpf.pinning import mount_pin_directory
-from pyflannel.kernel.bpf.process_rights import BPF, NET_ADMIN, ProcessRights
-from pyflannel.kernel.bpf.tcx import ask_tcx
+from pyflannel.kernel.bpf.objects import KernelObjects, ObjectFile, read_object
+from pyflannel.kernel.bpf.pins import mount_pin_directory, remove_pin_directory
+from testlab import refusing
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="rights can only be taken from root")
 
@@ -49,8 +55,8 @@ def with_rights(*names: str) -> list[str]:
     return ["setpriv", f"--bounding-set={rights}", f"--inh-caps={rights}"]
 
 
-def refusing(call: str, code: str) -> list[str]:
-    return [sys.executable, "-m", "pyflannel.lab.sandboxes.refusing", call, code]
+def with_refusal(call: str, code: str) -> list[str]:
+    return [sys.executable, refusing.__file__, call, code]
 
 
 KERNEL = ("programs SCHED_CLS", "maps LPM_TRIE", "tcx")
@@ -91,7 +97,7 @@ def test_pins_take_the_place_of_a_right(tmp_path):
 
 @pytest.mark.parametrize("code", ["EPERM", "ENOSYS"])
 def test_a_seccomp_filter_is_not_taken_for_the_kernel_s_word(code):
-    found = ask(*refusing("bpf", code))
+    found = ask(*with_refusal("bpf", code))
 
     assert answers(found, "bpf(2)", "CAP_BPF") == ["unknown", "present"]
     assert code in found["bpf(2)"]["detail"]
@@ -100,7 +106,7 @@ def test_a_seccomp_filter_is_not_taken_for_the_kernel_s_word(code):
 
 
 def test_whether_right_or_filter_refused_cannot_be_told():
-    found = ask(*refusing("bpf", "EPERM"), *with_rights("net_admin"))
+    found = ask(*with_refusal("bpf", "EPERM"), *with_rights("net_admin"))
 
     assert answers(found, "bpf(2)", "CAP_BPF") == ["unknown", "absent"]
 

@@ -13,7 +13,7 @@ import pytest
 from pyflannel.errors import LabError
 from pyflannel.kernel.bpf.layout import Outcome
 from pyflannel.lab.waiting import wait_until
-from pyflannel.model.stranger import Stranger
+from pyflannel.model.forwarder import Stranger
 from pyflannel.wire.packet import checksum
 
 DEADLINE_S = 60.0

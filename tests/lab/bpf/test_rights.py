@@ -9,8 +9,8 @@ from dataclasses import replace
 
 import pytest
 
-from pyflannel.kernel.bpf.pin_directory import remove_pin_directory
-from pyflannel.model.bpf_program import Role
+from pyflannel.kernel.bpf.pins import remove_pin_directory
+from pyflannel.model.fast_path import Role
 from pyflannel.model.state import State
 
 # Fills an empty host as a daemon with the given rights does; it prints what it did, and what was refused.
@@ -19,7 +19,7 @@ import asyncio, json, pickle, sys
 from pyflannel.kernel.bpf.fast_path import FastPath
 from pyflannel.kernel.bpf.target import BpfTarget
 from pyflannel.plan.diff import diff
-from pyflannel.plan.order import order
+from pyflannel.plan.diff import order
 
 async def make_pass(target, desired):
     operations = order(diff(desired, await target.snapshot(desired)))

@@ -9,18 +9,15 @@ from ipaddress import IPv4Address, IPv4Network
 import pytest
 
 from pyflannel.errors import TargetError
-from pyflannel.kernel.bpf import map_entries, maps, standing
+from pyflannel.kernel.bpf import maps, standing
+from pyflannel.kernel.bpf.hooks import TcxHooks
 from pyflannel.kernel.bpf.layout import BUILD_OCTETS, COUNTS, DEVICES, SHARED
 from pyflannel.kernel.bpf.libbpf import Libbpf
-from pyflannel.kernel.bpf.map_entries import NO_BATCHES, delete_entries, read_entries, update_entries
-from pyflannel.kernel.bpf.object_file import ObjectFile, read_object
-from pyflannel.kernel.bpf.objects import KernelObjects
+from pyflannel.kernel.bpf.maps import NO_BATCHES, delete_entries, read_entries, update_entries
+from pyflannel.kernel.bpf.objects import KernelObjects, ObjectFile, read_object
 from pyflannel.kernel.bpf.standing import StandingPrograms, shared_maps
-from pyflannel.kernel.bpf.tcx import TcxHooks
-from pyflannel.model.bpf_peer import BpfPeer
-from pyflannel.model.bpf_program import BpfProgram, Role
-from pyflannel.model.operation import Add, Remove, Replace
-from pyflannel.model.state import State
+from pyflannel.model.fast_path import BpfPeer, BpfProgram, Role
+from pyflannel.model.state import Add, Remove, Replace, State
 from pyflannel.plan.diff import diff
 
 OTHER = BpfPeer(
@@ -311,14 +308,14 @@ def entries_of_peers(count: int) -> list[BpfPeer]:
 def test_a_kernel_that_knows_no_batches_is_asked_for_each_entry(linked, monkeypatch, code):
     """A trie has them since 5.13; before 5.6 the kernel does not even know the command."""
     one, two = linked
-    call = map_entries.call_bpf
+    call = maps.call_bpf
 
     def refuse_batches(command, attributes):
         if command.name.endswith("_BATCH"):
             raise OSError(code, os.strerror(code))
         return call(command, attributes)
 
-    monkeypatch.setattr(map_entries, "call_bpf", refuse_batches)
+    monkeypatch.setattr(maps, "call_bpf", refuse_batches)
     desired = one.plan(two.peer(), OTHER)
 
     assert one.heal(desired) == [Add(OTHER)]

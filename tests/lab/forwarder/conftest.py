@@ -15,8 +15,7 @@ import pytest
 
 from pyflannel.lab.waiting import wait_until
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer
-from pyflannel.model.operation import Add
-from pyflannel.model.state import State
+from pyflannel.model.state import Add, State
 from pyflannel.processes.forwarder import ForwarderTarget
 
 DEADLINE_S = 60.0

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pyflannel.lab.waiting import wait_until
-from pyflannel.model.operation import Add, Replace
+from pyflannel.model.state import Add, Replace
 
 DEADLINE_S = 60.0
 OCTETS = 48 << 20
@@ -65,7 +65,9 @@ while True:
 
 LACKING = """
 import errno, fcntl, socket, sys
-from pyflannel.datapath import inbound_path, tun, underlay_sender
+from pyflannel.datapath import tun
+from pyflannel.datapath import paths
+from pyflannel.datapath import underlay
 from pyflannel.programs.forwarder import main
 
 lacking = sys.argv.pop(1)
@@ -77,9 +79,9 @@ if lacking == "RUN_WRITE":
         return real(descriptor, request, argument)
     tun.ioctl = ioctl
 elif lacking == "SEGMENTED_SEND":
-    underlay_sender._UDP_SEGMENT = 9999
+    underlay._UDP_SEGMENT = 9999
 elif lacking == "JOINED_RECEIVE":
-    inbound_path._UDP_GRO = 9999
+    paths._UDP_GRO = 9999
 sys.exit(main(sys.argv[2:]))
 """
 """A forwarder on a kernel that knows one thing less."""

@@ -18,10 +18,9 @@ from pathlib import Path
 import pytest
 
 from pyflannel.datapath import tun
-from pyflannel.datapath.offload import Offloads
+from pyflannel.datapath.tun import Offloads
 from pyflannel.errors import TargetError
-from pyflannel.model.operation import Add, Remove, Replace
-from pyflannel.model.state import State
+from pyflannel.model.state import Add, Remove, Replace, State
 from pyflannel.processes.forwarder import ForwarderTarget
 
 DEADLINE_S = 60.0
@@ -30,7 +29,7 @@ import asyncio, sys
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from pyflannel.model.forwarder import Forwarder
-from pyflannel.model.operation import Add
+from pyflannel.model.state import Add
 from pyflannel.processes.forwarder import ForwarderTarget
 
 async def own():

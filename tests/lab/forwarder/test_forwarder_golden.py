@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pyflannel.lab.waiting import wait_until
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer
-from pyflannel.model.operation import Add, Remove
+from pyflannel.model.state import Add, Remove
 from pyflannel.processes.forwarder import ForwarderTarget
 
 DEADLINE_S = 20.0

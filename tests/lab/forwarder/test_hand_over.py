@@ -13,8 +13,7 @@ import pytest
 
 from pyflannel.errors import TargetError
 from pyflannel.lab.waiting import wait_until
-from pyflannel.model.operation import Add, Replace
-from pyflannel.model.state import State
+from pyflannel.model.state import Add, Replace, State
 from pyflannel.model.version import VERSION
 from pyflannel.processes.forwarder import ForwarderTarget
 from pyflannel.wire.forwarder_control import FrameReader, Kind, decode_handed, encode_frame

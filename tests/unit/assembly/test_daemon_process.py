@@ -11,16 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from pyflannel.assembly import daemon_process
-from pyflannel.assembly.daemon_process import check_own_files, running_daemon, stop_daemon
-from pyflannel.assembly.places import Places
+from pyflannel.assembly.directories import Places
+from pyflannel.commands import daemon_process
+from pyflannel.commands.daemon_process import check_own_files, running_daemon, stop_daemon
 from pyflannel.errors import BusyError, UsageError
-from pyflannel.http.unix_socket import listen_unix
-from pyflannel.kernel.host.lock import RunLock
+from pyflannel.http.sockets import listen_unix
+from pyflannel.kernel.host.locks import RunLock
 
 HOLD = """
 import signal, sys
-from pyflannel.kernel.host.lock import RunLock
+from pyflannel.kernel.host.locks import RunLock
 path, program, how = sys.argv[1:]
 if how == "stubborn":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -3,9 +3,9 @@
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 
-from pyflannel.assembly.footing import known_networks
-from pyflannel.assembly.places import Places
-from pyflannel.model.footing import Footing
+from pyflannel.assembly.directories import Places
+from pyflannel.commands.examination import known_networks
+from pyflannel.model.status import Footing
 
 
 def test_the_store_and_every_subnet_env_name_networks(tmp_path: Path) -> None:

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pyflannel.assembly.network_name import file_in_the_way, objection
+from pyflannel.assembly.directories import Places, file_in_the_way, objection
 from pyflannel.assembly.options import parse_flanneld
-from pyflannel.assembly.places import Places
 from pyflannel.errors import UsageError
 
 ROOT = Path(__file__).parents[3]

@@ -5,10 +5,10 @@ import json
 import os
 from pathlib import Path
 
-from pyflannel.assembly.offline_status import offline_status, what_to_do
-from pyflannel.assembly.places import Places
-from pyflannel.http.unix_socket import listen_unix
-from pyflannel.kernel.host.lock import RunLock
+from pyflannel.assembly.directories import Places
+from pyflannel.commands.offline_status import offline_status, what_to_do
+from pyflannel.http.sockets import listen_unix
+from pyflannel.kernel.host.locks import RunLock
 from pyflannel.model.status import Status
 
 SILENT = Status(version="1", is_live=False)

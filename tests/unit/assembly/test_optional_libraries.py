@@ -9,7 +9,7 @@ SCRIPT = """
 import sys
 from pyflannel.assembly.optional_libraries import leave_out_optional_libraries
 leave_out_optional_libraries(sys.argv[1:], {})
-import pyflannel.assembly.embedded_store, pyflannel.assembly.etcd_store, pyflannel.programs.flanneld_run
+import pyflannel.assembly.stores, pyflannel.assembly.stores, pyflannel.programs.flanneld_run
 print(*(name for name in ("ssl", "_ssl", "_hashlib", "typing_extensions") if sys.modules.get(name)))
 """
 

@@ -17,7 +17,7 @@ from pyflannel.assembly.options import (
     store_url_from_environment,
 )
 from pyflannel.errors import UsageError
-from pyflannel.http.endpoint import Endpoint
+from pyflannel.http.sockets import Endpoint
 from pyflannel.model.secret import Secret
 from pyflannel.plan.packet_filter import FilterOptions
 from pyflannel.wire.go_flags import default_of

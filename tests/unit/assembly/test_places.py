@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from pyflannel.assembly.directories import Places
 from pyflannel.assembly.options import parse_flanneld
-from pyflannel.assembly.places import Places
 from pyflannel.errors import UsageError
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pyflannel.assembly.places import Places
-from pyflannel.assembly.removal import claimed_name, in_lines
+from pyflannel.assembly.directories import Places
+from pyflannel.commands.cleanup import claimed_name, in_lines
 from pyflannel.errors import BusyError
 from pyflannel.model.link import Link
 from pyflannel.model.route import Route
@@ -25,14 +25,14 @@ def claims(monkeypatch: pytest.MonkeyPatch) -> set[str]:
         def close(self) -> None:
             pass
 
-    monkeypatch.setattr("pyflannel.assembly.removal.DeviceClaim", Claim)
+    monkeypatch.setattr("pyflannel.commands.cleanup.DeviceClaim", Claim)
     return held
 
 
 @pytest.fixture
 def usual(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Places:
     """The places of the host's usual daemon, and no others."""
-    monkeypatch.setattr("pyflannel.assembly.places._RUN_DIR", tmp_path)
+    monkeypatch.setattr("pyflannel.assembly.directories._RUN_DIR", tmp_path)
     return Places(run_dir=tmp_path)
 
 

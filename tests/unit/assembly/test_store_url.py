@@ -5,14 +5,13 @@ from typing import Any
 
 import pytest
 
-from pyflannel.assembly.store import open_store
 from pyflannel.assembly.store_url import EtcdAddress, StoreAddress, parse_store_url
+from pyflannel.assembly.stores import open_store
 from pyflannel.errors import UsageError
 from pyflannel.stores.embedded.store import EmbeddedStore
-from pyflannel.stores.etcd.endpoint import Endpoint
-from pyflannel.stores.etcd.login import User
+from pyflannel.stores.etcd.endpoint import Endpoint, TlsFiles
+from pyflannel.stores.etcd.member import User
 from pyflannel.stores.etcd.store import EtcdStore
-from pyflannel.stores.etcd.tls import TlsFiles
 
 
 def describe(url: str) -> tuple[list[str], bytes]:

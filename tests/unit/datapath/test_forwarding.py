@@ -6,8 +6,7 @@ from socket import inet_aton
 
 import pytest
 
-from pyflannel.datapath.forwarding import Drop, inbound, outbound
-from pyflannel.datapath.peer_table import PeerTable
+from pyflannel.datapath.forwarding import Drop, PeerTable, inbound, outbound
 from pyflannel.wire.forwarder_control import Peer, Settings
 from pyflannel.wire.packet import icmp_time_exceeded, icmp_unreachable
 

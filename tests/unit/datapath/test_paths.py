@@ -8,14 +8,10 @@ from struct import pack
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pyflannel.datapath.counters import Counters
-from pyflannel.datapath.forwarding import Drop, inbound, outbound
-from pyflannel.datapath.icmp_errors import IcmpErrors
-from pyflannel.datapath.inbound_path import InboundPath
-from pyflannel.datapath.offload import Offloads
-from pyflannel.datapath.outbound_path import OutboundPath
-from pyflannel.datapath.peer_table import PeerTable
-from pyflannel.datapath.tun import Tun
+from pyflannel.datapath.counters import Counters, IcmpErrors
+from pyflannel.datapath.forwarding import Drop, PeerTable, inbound, outbound
+from pyflannel.datapath.paths import InboundPath, OutboundPath
+from pyflannel.datapath.tun import Offloads, Tun
 from pyflannel.wire.forwarder_control import Peer, Settings
 from pyflannel.wire.packet import HEADER, checksum
 

@@ -5,7 +5,7 @@ from socket import inet_aton, inet_ntoa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyflannel.datapath.peer_table import PeerTable
+from pyflannel.datapath.forwarding import PeerTable
 from pyflannel.wire.forwarder_control import Peer
 
 # A few bits, so that prefixes nest and addresses hit them.

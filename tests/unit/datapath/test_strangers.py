@@ -2,9 +2,8 @@
 
 import pytest
 
-from pyflannel.datapath import strangers as strangers_module
-from pyflannel.datapath.forwarding import Drop
-from pyflannel.datapath.strangers import REMEMBERED, Strangers
+from pyflannel.datapath import forwarding
+from pyflannel.datapath.forwarding import REMEMBERED, Drop, Strangers
 from pyflannel.wire.forwarder_control import Stranger
 
 
@@ -12,7 +11,7 @@ from pyflannel.wire.forwarder_control import Stranger
 def clock(monkeypatch):
     """Give a list whose last number is the time."""
     times = [100.0]
-    monkeypatch.setattr(strangers_module, "monotonic", lambda: times[-1])
+    monkeypatch.setattr(forwarding, "monotonic", lambda: times[-1])
     return times
 
 

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyflannel.datapath.token_bucket import TokenBucket
+from pyflannel.datapath.counters import TokenBucket
 
 
 @given(st.lists(st.floats(0, 0.5), min_size=1, max_size=300))

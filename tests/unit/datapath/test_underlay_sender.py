@@ -4,10 +4,10 @@ import errno
 
 import pytest
 
-from pyflannel.datapath import underlay_sender
+from pyflannel.datapath import underlay
 from pyflannel.datapath.counters import Counters
-from pyflannel.datapath.offload import Offload, Offloads
-from pyflannel.datapath.underlay_sender import UnderlaySender
+from pyflannel.datapath.tun import Offload, Offloads
+from pyflannel.datapath.underlay import UnderlaySender
 
 PEER, OTHER = ("10.9.0.2", 8285), ("10.9.0.3", 8285)
 RUN = [memoryview(bytes(100)), memoryview(bytes(100)), memoryview(bytes(40))]
@@ -58,7 +58,7 @@ def test_a_run_is_one_call():
 def test_a_peer_towards_which_a_run_is_refused_gets_its_packets_one_by_one(refusal, monkeypatch):
     """None is lost, the others are spared nothing, it is said once, and tried again later."""
     now = 100.0
-    monkeypatch.setattr(underlay_sender, "monotonic", lambda: now)
+    monkeypatch.setattr(underlay, "monotonic", lambda: now)
     socket = Socket(refusal)
     sender, counters, offloads, said = made(socket)
 

@@ -5,10 +5,10 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 from ipaddress import IPv4Interface
 
-from pyflannel.engine.bridge_follower import LOOK_S, BridgeFollower
+from doubles.fake_clock import FakeClock
+from pyflannel.engine.host_followers import BRIDGE_LOOK_S, BridgeFollower
 from pyflannel.errors import TargetError
-from pyflannel.model.bridge import Bridge
-from pyflannel.testing.fake_clock import FakeClock
+from pyflannel.model.host import Bridge
 
 DOCKER0 = Bridge(name="docker0", addresses=(IPv4Interface("10.100.15.1/24"),))
 
@@ -53,11 +53,11 @@ def test_each_state_that_differs_is_told_while_it_is_wanted() -> None:
         assert told == [(DOCKER0,), ()]
 
         source.bridges = (DOCKER0,)
-        await clock.advance(LOOK_S)
+        await clock.advance(BRIDGE_LOOK_S)
         assert told[-1] == (DOCKER0,)
 
         source.bridges = None
-        await clock.advance(LOOK_S)
+        await clock.advance(BRIDGE_LOOK_S)
         assert told[-1] == ()
         task.cancel()
         with suppress(asyncio.CancelledError):

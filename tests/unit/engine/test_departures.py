@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from doubles.fake_clock import FakeClock
 from pyflannel.engine.departures import LINGER_AFTER_ABSENCE_S, LINGER_S, Departures
 from pyflannel.model.lease import Lease, LeaseAttributes
 from pyflannel.model.lease_protocol import StoreAway, StoreBack
 from pyflannel.model.lease_set import LeaseSet
-from pyflannel.testing.fake_clock import FakeClock
 
 
 def lease(number: int, revision: int = 1) -> Lease:

@@ -7,20 +7,16 @@ from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
+from doubles.fake_clock import FakeClock
 from pyflannel.engine.fast_path import Choice, FastPath
-from pyflannel.model.bpf_container import BpfContainer
-from pyflannel.model.bpf_program import BpfProgram, Role, Tunnel
-from pyflannel.model.feature import Feature
+from pyflannel.model.fast_path import BpfContainer, BpfProgram, Feature, Role, Tunnel
 from pyflannel.model.lease import PARTIAL_CHECKSUM
-from pyflannel.model.link import Link
+from pyflannel.model.link import Link, Veth
 from pyflannel.model.network_config import NetworkConfig
-from pyflannel.model.operation import Add, Refusal
-from pyflannel.model.remark import Remark
 from pyflannel.model.route import Route
-from pyflannel.model.status import FastPathStatus
-from pyflannel.model.veth import Veth
-from pyflannel.ports.kernel_path import KernelPath
-from pyflannel.testing.fake_clock import FakeClock
+from pyflannel.model.state import Add, Refusal
+from pyflannel.model.status import FastPathStatus, Remark
+from pyflannel.ports import KernelPath
 
 CONFIG = NetworkConfig()
 TUNNEL = Tunnel(

@@ -7,11 +7,11 @@ from ipaddress import IPv4Address
 
 import pytest
 
+from doubles.fake_clock import FakeClock
 from pyflannel.engine.guard_narrator import LOOK_S, NAMED, QUIET_S, GuardNarrator
+from pyflannel.model.forwarder import Stranger
 from pyflannel.model.status import StrangerStatus
-from pyflannel.model.stranger import Stranger
 from pyflannel.plan.strangers import explain
-from pyflannel.testing.fake_clock import FakeClock
 
 ONE = Stranger(
     address=IPv4Address("10.9.0.66"),

@@ -3,11 +3,11 @@
 import asyncio
 from ipaddress import IPv4Network
 
+from doubles.fake_clock import FakeClock
 from pyflannel.engine.journal import NAMED_AT_ONCE, ROOM, Journal
-from pyflannel.model.journal_entry import JournalEntry
-from pyflannel.model.operation import Add, Remove
 from pyflannel.model.route import Route
-from pyflannel.testing.fake_clock import FakeClock
+from pyflannel.model.state import Add, Remove
+from pyflannel.model.status import JournalEntry
 
 
 def route(number: int) -> Route:

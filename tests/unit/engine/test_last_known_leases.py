@@ -5,10 +5,9 @@ from collections.abc import Iterable
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 
+from doubles.fake_clock import FakeClock
 from pyflannel.engine.last_known_leases import SAVE_PAUSE_S, SAVED_PER_S, LastKnownLeases
-from pyflannel.model.last_known import LastKnown
-from pyflannel.model.lease import Lease, LeaseAttributes
-from pyflannel.testing.fake_clock import FakeClock
+from pyflannel.model.lease import LastKnown, Lease, LeaseAttributes
 
 
 def lease(number: int) -> Lease:

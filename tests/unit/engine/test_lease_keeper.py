@@ -9,13 +9,13 @@ from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
+from doubles.fake_clock import FakeClock
+from doubles.fake_store import FakeStore
 from pyflannel.engine.lease_keeper import READ_AT_ONCE, LeaseKeeper
 from pyflannel.model.lease import Identity, Lease, LeaseAttributes
 from pyflannel.model.lease_protocol import Acquired, Lost, Report, SharedAddress, StoreAway, StoreBack, Wanted
 from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.store_record import Delete, Put, Record, Written
-from pyflannel.testing.fake_clock import FakeClock
-from pyflannel.testing.fake_store import FakeStore
 from pyflannel.wire.lease_record import lease_key, lease_value
 
 NETWORK = NetworkConfig(

@@ -5,10 +5,10 @@ from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
+from doubles.fake_clock import FakeClock
 from pyflannel.engine.lease_narrator import LeaseNarrator
 from pyflannel.model.lease import Lease, LeaseAttributes
 from pyflannel.model.lease_protocol import Acquired, Contested, Held, SharedAddress, StoreAway, StoreBack
-from pyflannel.testing.fake_clock import FakeClock
 
 
 def test_a_store_that_is_away_is_logged_once_and_its_last_cause_kept(

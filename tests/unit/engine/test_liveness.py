@@ -4,13 +4,12 @@ import asyncio
 from collections.abc import Sequence
 from itertools import pairwise
 
-from pyflannel.engine.liveness import ALIVE, Liveness
+from doubles.fake_clock import FakeClock
+from doubles.fake_kernel import FakeKernel
 from pyflannel.engine.reconciler import Reconciler
+from pyflannel.engine.service_manager import ALIVE, Liveness
 from pyflannel.model.link import Link
-from pyflannel.model.operation import Operation, Refusal
-from pyflannel.model.state import State
-from pyflannel.testing.fake_clock import FakeClock
-from pyflannel.testing.fake_kernel import FakeKernel
+from pyflannel.model.state import Operation, Refusal, State
 
 PLAN = State.of(Link(name="flannel0", kind="tun", mtu=1472))
 

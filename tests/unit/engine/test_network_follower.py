@@ -7,12 +7,12 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from doubles.fake_clock import FakeClock
+from doubles.fake_store import FakeStore
 from pyflannel.engine.network_follower import NetworkFollower, network_of
-from pyflannel.engine.readiness import Readiness
-from pyflannel.model.remark import Remark
+from pyflannel.engine.service_manager import Readiness
+from pyflannel.model.status import Remark
 from pyflannel.model.store_record import Delete, Put
-from pyflannel.testing.fake_clock import FakeClock
-from pyflannel.testing.fake_store import FakeStore
 
 
 class Bench:

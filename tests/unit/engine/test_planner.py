@@ -8,18 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyflannel.engine.planner import NAMED_IN_LOG, Planner
-from pyflannel.model.bpf_container import BpfContainer
-from pyflannel.model.bridge import Bridge, BridgedContainer
-from pyflannel.model.fdb_entry import FdbEntry
-from pyflannel.model.host import Host, Underlay
+from pyflannel.model.fast_path import BpfContainer
+from pyflannel.model.host import Bridge, BridgedContainer, Host, Underlay
 from pyflannel.model.lease import Lease, LeaseAttributes
 from pyflannel.model.lease_protocol import Held
 from pyflannel.model.lease_set import LeaseSet
 from pyflannel.model.link import Link
 from pyflannel.model.network_config import NetworkConfig
-from pyflannel.model.operation import Add, Operation, Remove, Replace
-from pyflannel.model.route import Route
-from pyflannel.model.state import State
+from pyflannel.model.route import FdbEntry, Route
+from pyflannel.model.state import Add, Operation, Remove, Replace, State
 from pyflannel.plan.packet_filter import FilterOptions
 
 CONFIG = NetworkConfig(

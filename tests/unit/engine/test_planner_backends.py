@@ -8,14 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyflannel.engine.planner import NAMED_IN_LOG, Planner
-from pyflannel.model.backend_data import Vtep
-from pyflannel.model.fdb_entry import FdbEntry
 from pyflannel.model.host import Underlay
-from pyflannel.model.lease import Lease, LeaseAttributes
+from pyflannel.model.lease import Lease, LeaseAttributes, Vtep
 from pyflannel.model.lease_protocol import Held
 from pyflannel.model.lease_set import LeaseSet
 from pyflannel.model.network_config import NetworkConfig
-from pyflannel.model.route import Route
+from pyflannel.model.route import FdbEntry, Route
 from pyflannel.plan.backend.host_gw import HostGwBackend
 from pyflannel.plan.backend.vxlan import VxlanBackend
 from pyflannel.plan.backends import Backend

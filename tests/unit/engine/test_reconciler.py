@@ -11,20 +11,18 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 import pytest
 
+from doubles.fake_clock import FakeClock
+from doubles.fake_kernel import FakeKernel
 from pyflannel.engine.journal import Journal
 from pyflannel.engine.reconciler import Reconciler
-from pyflannel.model.address import Address
-from pyflannel.model.bpf_program import BpfProgram, Role, Tunnel
+from pyflannel.model.fast_path import BpfProgram, Role, Tunnel
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer
 from pyflannel.model.host_file import HostFile
-from pyflannel.model.link import Link
-from pyflannel.model.operation import Add, Operation, Refusal, Remove, Replace
+from pyflannel.model.link import Address, Link
 from pyflannel.model.route import Route
-from pyflannel.model.state import State
+from pyflannel.model.state import Add, Operation, Refusal, Remove, Replace, State
 from pyflannel.plan.diff import diff
 from pyflannel.plan.ownership import ours
-from pyflannel.testing.fake_clock import FakeClock
-from pyflannel.testing.fake_kernel import FakeKernel
 
 LINK = Link(name="flannel0", kind="tun", mtu=1472)
 PLAN = State.of(LINK)

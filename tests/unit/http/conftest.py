@@ -8,10 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pyflannel.http.limits import Limits
-from pyflannel.http.message import Request, Response
-from pyflannel.http.server import Admit, HttpServer, Routes, admit_all
-from pyflannel.http.unix_socket import listen_unix
+from pyflannel.http.server import Admit, HttpServer, Limits, Request, Response, Routes, admit_all
+from pyflannel.http.sockets import listen_unix
 
 
 async def echo(request: Request) -> Response:

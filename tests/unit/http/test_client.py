@@ -10,7 +10,7 @@ import pytest
 
 from pyflannel.errors import WireError
 from pyflannel.http.client import request
-from pyflannel.http.unix_socket import listen_unix
+from pyflannel.http.sockets import listen_unix
 
 Serve = Callable[..., AbstractAsyncContextManager[Path]]
 

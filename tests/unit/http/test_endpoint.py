@@ -7,9 +7,8 @@ from ipaddress import IPv4Address, IPv6Address
 import pytest
 
 from pyflannel.errors import TargetError
-from pyflannel.http.endpoint import Endpoint, serve_endpoint
-from pyflannel.http.message import Request, Response
-from pyflannel.http.tcp_socket import listen_tcp
+from pyflannel.http.server import Request, Response
+from pyflannel.http.sockets import Endpoint, listen_tcp, serve_endpoint
 
 DEADLINE_S = 30.0
 LOOPBACK = IPv4Address("127.0.0.1")

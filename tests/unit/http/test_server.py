@@ -14,8 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pyflannel.http.client import request
-from pyflannel.http.limits import Limits
-from pyflannel.http.message import Request, Response
+from pyflannel.http.server import Limits, Request, Response
 
 Serve = Callable[..., AbstractAsyncContextManager[Path]]
 Say = Callable[..., Awaitable[bytes]]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pyflannel.errors import BusyError
-from pyflannel.http.unix_socket import listen_unix, peer_uid
+from pyflannel.http.sockets import listen_unix, peer_uid
 
 
 def test_only_the_owner_may_connect(tmp_path: Path) -> None:

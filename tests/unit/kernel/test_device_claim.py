@@ -6,7 +6,7 @@ from itertools import repeat
 import pytest
 
 from pyflannel.errors import BusyError
-from pyflannel.kernel.host.device_claim import DeviceClaim
+from pyflannel.kernel.host.locks import DeviceClaim
 
 
 def test_a_name_is_held_until_it_is_let_go() -> None:

@@ -10,10 +10,9 @@ import pytest
 from pyflannel.errors import TargetError
 from pyflannel.kernel.network.linux import LinuxTarget
 from pyflannel.kernel.network.netlink_socket import RequestSocket
-from pyflannel.model.operation import Add, Operation
 from pyflannel.model.route import Route
-from pyflannel.wire.netlink.acknowledgement import Acknowledgement
-from pyflannel.wire.netlink.message import Request
+from pyflannel.model.state import Add, Operation
+from pyflannel.wire.netlink.message import Acknowledgement, Request
 
 
 def routes(count: int, link: str = "lo") -> list[Operation]:

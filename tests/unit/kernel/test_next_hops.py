@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyflannel.kernel.network.next_hops import WORTH_IT, WORTH_IT_ON_A_CABLE, links_worth_it, next_hop_number
-from pyflannel.model.operation import Add, Remove, Replace
 from pyflannel.model.route import Route
+from pyflannel.model.state import Add, Remove, Replace
 
 ROUTE = Route(
     destination=IPv4Network("10.100.1.0/24"),

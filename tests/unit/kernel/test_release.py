@@ -2,7 +2,7 @@
 
 import pytest
 
-from pyflannel.kernel.host.release import exact_release, kernel_release
+from pyflannel.kernel.host.machine import exact_release, kernel_release
 
 
 @pytest.mark.parametrize(

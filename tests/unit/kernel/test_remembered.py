@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyflannel.kernel.network.remembered import Remembered
+from pyflannel.kernel.network.items import Remembered
 
 LINKS = {1: "flannel.1"}
 

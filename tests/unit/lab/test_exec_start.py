@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyflannel.lab.sandboxes.exec_start import expand, read_environment_file
+from pyflannel.lab.program import expand, read_environment_file
 
 words = st.lists(st.text(st.characters(codec="ascii", categories=("L", "N", "P")), min_size=1))
 DOCKER_OPTS = " --bip=10.100.15.1/24 --ip-masq=true --mtu=1472"

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from pyflannel.lab.together import together
+from pyflannel.lab.waiting import together
 
 
 def test_results_come_in_order_and_the_one_failure_as_it_was() -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyflannel.model.item_map import ItemMap, Key
+from pyflannel.model.item import ItemMap, Key
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from ipaddress import IPv4Network
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyflannel.model.subnet_map import SubnetMap
+from pyflannel.model.lease_set import SubnetMap
 
 subnets = st.builds(
     lambda number, length: IPv4Network((number << 12 & 0xFFFFFFFF << 32 - length & 0xFFFFFFFF, length)),

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pyflannel.plan.checksum_trap import checksum_trap
+from pyflannel.plan.backend.vxlan import checksum_trap
 
 
 @pytest.mark.parametrize(

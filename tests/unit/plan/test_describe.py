@@ -3,11 +3,10 @@
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 
-from pyflannel.model.bpf_program import BpfProgram, Role, Tunnel
-from pyflannel.model.fdb_entry import FdbEntry
-from pyflannel.model.link import Link
-from pyflannel.model.operation import Replace
-from pyflannel.model.veth import Veth
+from pyflannel.model.fast_path import BpfProgram, Role, Tunnel
+from pyflannel.model.link import Link, Veth
+from pyflannel.model.route import FdbEntry
+from pyflannel.model.state import Replace
 from pyflannel.plan.describe import found
 
 TUNNEL = Tunnel(

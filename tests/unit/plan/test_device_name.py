@@ -4,8 +4,8 @@ from itertools import islice
 
 import pytest
 
-from pyflannel.model.interface import Interface, Interfaces
-from pyflannel.model.route_protocol import DEVICES, PROTOCOLS, route_protocol
+from pyflannel.model.host import Interface, Interfaces
+from pyflannel.model.route import DEVICES, PROTOCOLS, route_protocol
 from pyflannel.plan.device_name import device_names
 
 BLUE = "pyflannel /run/blue"

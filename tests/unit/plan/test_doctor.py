@@ -5,22 +5,20 @@ from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
-from pyflannel.model.bpf_program import BpfProgram, Role, Tunnel
-from pyflannel.model.feature import Feature
-from pyflannel.model.finding import Finding
-from pyflannel.model.footing import Footing
-from pyflannel.model.forward_chain import ForwardChain
-from pyflannel.model.iptables_chain import IptablesChain
+from pyflannel.model.fast_path import BpfProgram, Feature, Role, Tunnel
 from pyflannel.model.link import Link
-from pyflannel.model.remark import Remark
+from pyflannel.model.packet_filter import ForwardChain, IptablesChain
 from pyflannel.model.route import Route
 from pyflannel.model.status import (
     BackendStatus,
     FastPathMode,
     FastPathStatus,
+    Finding,
+    Footing,
     NetworkStatus,
     ReconcileStatus,
     RefusedPeer,
+    Remark,
     Status,
     StoreStatus,
     StrangerStatus,

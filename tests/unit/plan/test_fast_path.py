@@ -5,15 +5,11 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 import pytest
 
-from pyflannel.model.bpf_container import BpfContainer
-from pyflannel.model.bpf_peer import BpfPeer
-from pyflannel.model.bpf_program import BpfProgram, Role
-from pyflannel.model.bridge import Bridge, BridgedContainer
-from pyflannel.model.host import GroChoice, Host, Underlay
+from pyflannel.model.fast_path import BpfContainer, BpfPeer, BpfProgram, Role
+from pyflannel.model.host import Bridge, BridgedContainer, GroChoice, Host, Underlay
 from pyflannel.model.lease import PARTIAL_CHECKSUM, Lease, LeaseAttributes
-from pyflannel.model.link import Link
+from pyflannel.model.link import Link, Veth
 from pyflannel.model.state import State
-from pyflannel.model.veth import Veth
 from pyflannel.plan.backend.udp import UdpBackend
 
 BACKEND = UdpBackend(network=IPv4Network("10.100.0.0/16"), port=8285)

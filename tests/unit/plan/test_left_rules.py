@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from pyflannel.model.saved_rules import LeftRules, SavedRules
-from pyflannel.plan.left_rules import rules_left
+from pyflannel.model.packet_filter import LeftRules, SavedRules
+from pyflannel.plan.leftovers import rules_left
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 FIRST_RELEASE = json.loads((GOLDEN / "iptables-0.6.json").read_text())["cases"]

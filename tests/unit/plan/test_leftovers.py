@@ -5,10 +5,10 @@ from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
-from pyflannel.model.footing import Footing
 from pyflannel.model.link import Link
 from pyflannel.model.route import Route
 from pyflannel.model.state import State
+from pyflannel.model.status import Footing
 from pyflannel.plan.leftovers import left_by_original, unplanned_routes
 
 FOOTING = Footing(network=IPv4Network("10.100.0.0/16"), subnet=IPv4Network("10.100.15.0/24"), underlay="eth0")

@@ -2,11 +2,10 @@
 
 from ipaddress import IPv4Interface, IPv4Network
 
-from pyflannel.model.address import Address
-from pyflannel.model.link import Link
-from pyflannel.model.operation import Add, Remove
+from pyflannel.model.link import Address, Link
 from pyflannel.model.route import Route
-from pyflannel.plan.order import order
+from pyflannel.model.state import Add, Remove
+from pyflannel.plan.diff import order
 
 OLD = Address(link="flannel0", address=IPv4Interface("10.100.15.0/16"))
 

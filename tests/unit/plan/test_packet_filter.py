@@ -4,25 +4,23 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address
 
 import pytest
 
-from pyflannel.model.filter_rule import (
+from pyflannel.model.host import Host, Underlay
+from pyflannel.model.lease import Lease, LeaseAttributes
+from pyflannel.model.network_config import NetworkConfig
+from pyflannel.model.packet_filter import (
     Accept,
     FilterRule,
     ForeignRule,
+    IptablesChain,
     Masquerade,
+    NftTable,
     Prefix,
     Return,
     Rules,
     Verdict,
 )
-from pyflannel.model.host import Host, Underlay
-from pyflannel.model.iptables_chain import IptablesChain
-from pyflannel.model.lease import Lease, LeaseAttributes
-from pyflannel.model.network_config import NetworkConfig
-from pyflannel.model.nft_table import NftTable
 from pyflannel.model.state import State
-from pyflannel.plan.forward import forward_rules
-from pyflannel.plan.masquerade import masquerade_rules
-from pyflannel.plan.packet_filter import FilterOptions, plan_filter
+from pyflannel.plan.packet_filter import FilterOptions, forward_rules, masquerade_rules, plan_filter
 
 NETWORK, SUBNET = IPv4Network("10.100.0.0/16"), IPv4Network("10.100.1.0/24")
 NETWORK6, SUBNET6 = IPv6Network("fd00:5::/48"), IPv6Network("fd00:5:0:1::/64")

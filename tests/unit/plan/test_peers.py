@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyflannel.model.lease import Lease, LeaseAttributes
-from pyflannel.model.subnet_map import SubnetMap
+from pyflannel.model.lease_set import SubnetMap
 from pyflannel.plan.peers import Peers
 
 NETWORK = IPv4Network("10.100.0.0/16")

@@ -4,8 +4,8 @@ from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
+from pyflannel.model.forwarder import Stranger, StrangerReason
 from pyflannel.model.lease import Lease, LeaseAttributes
-from pyflannel.model.stranger import Stranger, StrangerReason
 from pyflannel.plan.strangers import explain
 
 OWN = IPv4Network("10.100.20.0/24")

@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyflannel.errors import NoUnderlayError
-from pyflannel.model.host import Underlay
-from pyflannel.model.interface import DefaultRoute, Interface, InterfaceAddress, Interfaces
+from pyflannel.model.host import DefaultRoute, Interface, InterfaceAddress, Interfaces, Underlay
 from pyflannel.model.link import MARK
 from pyflannel.plan.underlay import UnderlayOptions, choose, narrate
 

@@ -4,8 +4,7 @@ import os
 
 import pytest
 
-from pyflannel.processes.own_unit import own_unit, was_refused
-from pyflannel.processes.service import service_of
+from pyflannel.processes.systemd import own_unit, service_of, was_refused
 
 
 def words(environ: dict[str, str]) -> list[str]:

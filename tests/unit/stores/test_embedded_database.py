@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from doubles.fake_clock import FakeClock
 from pyflannel.errors import CompactedError, StoreError
 from pyflannel.model.store_record import Changes, Delete, DeleteSeen, Put, Record, Written
 from pyflannel.stores.embedded.database import Database
-from pyflannel.testing.fake_clock import FakeClock
 
 
 @pytest.fixture
@@ -56,9 +56,9 @@ def test_several_processes_create_the_file_at_once(path: Path) -> None:
     program = (
         "import sys; from pathlib import Path\n"
         "from pyflannel.stores.embedded.database import Database\n"
-        "from pyflannel.testing.fake_clock import FakeClock\n"
+        "from pyflannel.kernel.host.machine import BoottimeClock\n"
         "from pyflannel.model.store_record import Put\n"
-        "database = Database(Path(sys.argv[1]), FakeClock(), 'first')\n"
+        "database = Database(Path(sys.argv[1]), BoottimeClock(), 'first')\n"
         "sys.stdin.read()\n"
         "print(database.write(Put(key='subnets/a', value=b'', ttl_s=None, expected=0)))\n"
     )

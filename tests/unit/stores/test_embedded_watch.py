@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pyflannel.kernel.host.clock import BoottimeClock
 from pyflannel.kernel.host.inotify import InotifyFileWatch
+from pyflannel.kernel.host.machine import BoottimeClock
 from pyflannel.model.store_record import Put, Written
 from pyflannel.stores.embedded import store as embedded
 from pyflannel.stores.embedded.database import Database

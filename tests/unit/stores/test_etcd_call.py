@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from pyflannel.stores.etcd.call import within
+from pyflannel.stores.etcd.failure import within
 
 LIMIT_S = 0.2
 

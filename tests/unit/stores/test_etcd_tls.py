@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from pyflannel.errors import StoreError
-from pyflannel.stores.etcd.tls import TlsFiles
+from pyflannel.stores.etcd.endpoint import TlsFiles
 
 PLAIN = serialization.NoEncryption()
 

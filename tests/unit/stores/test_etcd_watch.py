@@ -10,7 +10,7 @@ from grpclib.exceptions import StreamTerminatedError
 from pyflannel.errors import CompactedError, StoreError
 from pyflannel.model.store_record import Changes, PutSeen
 from pyflannel.stores.etcd.endpoint import Endpoint
-from pyflannel.stores.etcd.key_space import KeySpace
+from pyflannel.stores.etcd.keys import KeySpace
 from pyflannel.stores.etcd.member import Member
 from pyflannel.stores.etcd.rpc_pb2 import Event, KeyValue, ResponseHeader, WatchResponse
 from pyflannel.stores.etcd.watch import Watch

@@ -4,10 +4,10 @@ import asyncio
 import contextlib
 from dataclasses import replace
 
+from doubles.fake_clock import FakeClock
+from doubles.fake_store import FakeStore
 from pyflannel.model.store_record import Changes, Conflict, Delete, Put, PutSeen, Unchanged, Written
 from pyflannel.stores.prefixed import PrefixedStore
-from pyflannel.testing.fake_clock import FakeClock
-from pyflannel.testing.fake_store import FakeStore
 
 
 def put(key: str, expected: int | None = None) -> Put:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyflannel.wire.address_text import parse_dotted
+from pyflannel.wire.json_values import parse_dotted
 
 numbers = st.integers(0, 300).map(str) | st.sampled_from(
     ["", "00", "01", "+1", " 1", "1_0", "²", "1\n", "-0"]

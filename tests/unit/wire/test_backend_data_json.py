@@ -2,9 +2,13 @@
 
 import pytest
 
-from pyflannel.model.backend_data import Vtep
-from pyflannel.wire.backend_data_json import format_backend_data, parse_vtep
-from pyflannel.wire.lease_json import format_lease_attributes, parse_lease_attributes
+from pyflannel.model.lease import Vtep
+from pyflannel.wire.lease_json import (
+    format_backend_data,
+    format_lease_attributes,
+    parse_lease_attributes,
+    parse_vtep,
+)
 
 MAC = "1a:71:ad:7e:3b:3f"
 

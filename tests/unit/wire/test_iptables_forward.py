@@ -4,8 +4,7 @@ from ipaddress import IPv4Network
 
 import pytest
 
-from pyflannel.wire.iptables_forward import dropping_forward
-from pyflannel.wire.iptables_save import parse_save
+from pyflannel.wire.iptables import dropping_forward, parse_save
 
 NETWORK = IPv4Network("10.100.0.0/16")
 

@@ -8,13 +8,26 @@ from typing import Any
 import pytest
 
 from pyflannel.errors import WireError
-from pyflannel.model.filter_rule import FilterRule, ForeignRule, Masquerade, Prefix
-from pyflannel.model.iptables_chain import Family, IptablesChain, IptablesTable, Jump
-from pyflannel.plan.forward import forward_rules
-from pyflannel.plan.masquerade import masquerade_rules
-from pyflannel.wire.iptables_restore import format_chain, format_removal
-from pyflannel.wire.iptables_rules import format_rule, parse_rule
-from pyflannel.wire.iptables_save import chains_of, drops_forwarded, parse_save
+from pyflannel.model.packet_filter import (
+    Family,
+    FilterRule,
+    ForeignRule,
+    IptablesChain,
+    IptablesTable,
+    Jump,
+    Masquerade,
+    Prefix,
+)
+from pyflannel.plan.packet_filter import forward_rules, masquerade_rules
+from pyflannel.wire.iptables import (
+    chains_of,
+    drops_forwarded,
+    format_chain,
+    format_removal,
+    format_rule,
+    parse_rule,
+    parse_save,
+)
 from pyflannel.wire.subnet_env import parse_subnet_env
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden/iptables.json").read_text())["cases"]

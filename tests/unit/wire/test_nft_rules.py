@@ -8,11 +8,18 @@ from typing import Any
 import pytest
 
 from pyflannel.errors import WireError
-from pyflannel.model.filter_rule import Accept, FilterRule, ForeignRule, Mark, Masquerade, Return
-from pyflannel.model.nft_table import NftChain, NftTable
-from pyflannel.plan.forward import forward_rules
-from pyflannel.plan.masquerade import masquerade_rules
-from pyflannel.wire.nft_rules import format_removal, format_table, parse_names, parse_table
+from pyflannel.model.packet_filter import (
+    Accept,
+    FilterRule,
+    ForeignRule,
+    Mark,
+    Masquerade,
+    NftChain,
+    NftTable,
+    Return,
+)
+from pyflannel.plan.packet_filter import forward_rules, masquerade_rules
+from pyflannel.wire.nftables import format_removal, format_table, parse_names, parse_table
 
 NETWORK = ip_network("10.100.0.0/16")
 TABLE = NftTable(

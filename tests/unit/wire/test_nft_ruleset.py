@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pyflannel.errors import WireError
-from pyflannel.wire.nft_ruleset import parse_forward_chains
+from pyflannel.wire.nftables import parse_forward_chains
 
 NETWORK = IPv4Network("10.100.0.0/16")
 COUNTER = {"counter": {"packets": 0, "bytes": 0}}

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyflannel.errors import WireError
-from pyflannel.wire.shell_assignments import parse_assignments
+from pyflannel.wire.subnet_env import parse_assignments
 
 NAMES = st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,8}", fullmatch=True)
 VALUES = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pyflannel.errors import WireError
-from pyflannel.wire.subnet_key import format_subnet_key, parse_subnet_key
+from pyflannel.wire.lease_record import format_subnet_key, parse_subnet_key
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden/subnet-keys.json").read_text())["cases"]
 

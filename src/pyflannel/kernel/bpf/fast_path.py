@@ -6,22 +6,17 @@ from functools import cached_property
 from ipaddress import IPv4Network
 
 from pyflannel.kernel.bpf.features import examine
-from pyflannel.kernel.bpf.hooks import Hooks
-from pyflannel.kernel.bpf.kernel_hooks import KernelHooks
+from pyflannel.kernel.bpf.hooks import Hooks, KernelHooks
 from pyflannel.kernel.bpf.layout import SHARED, Outcome, Settings, devices_of, pack_settings
 from pyflannel.kernel.bpf.libbpf import Libbpf
 from pyflannel.kernel.bpf.maps import TunnelMaps
-from pyflannel.kernel.bpf.object_file import ObjectFile, read_object
-from pyflannel.kernel.bpf.objects import KernelObjects
+from pyflannel.kernel.bpf.objects import KernelObjects, ObjectFile, read_object
 from pyflannel.kernel.bpf.standing import Standing, StandingPrograms, describe, shared_maps
 from pyflannel.kernel.bpf.syscall import opened
-from pyflannel.kernel.network.link_index import link_index
-from pyflannel.model.bpf_container import BpfContainer
-from pyflannel.model.bpf_peer import BpfPeer
-from pyflannel.model.bpf_program import BpfProgram, Direction, Tunnel
-from pyflannel.model.feature import Feature
-from pyflannel.model.remark import Remark
-from pyflannel.model.stranger import Stranger
+from pyflannel.kernel.network.netlink_socket import link_index
+from pyflannel.model.fast_path import BpfContainer, BpfPeer, BpfProgram, Direction, Feature, Tunnel
+from pyflannel.model.forwarder import Stranger
+from pyflannel.model.status import Remark
 
 _NAMED = 8
 """So many hooks are named."""

@@ -1,25 +1,66 @@
-"""What the fast path uses of this kernel and of this process: asked once each, in a few milliseconds.
-
-Nothing is concluded from a version. What is asked comes from what is used: the types of the maps that the
-programs share, the helpers that they call.
-"""
+"""The kernel features and process rights that the fast path uses, each probed once."""
 
 import ctypes
 import errno
+import os
 import struct
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from pyflannel.errors import TargetError
-from pyflannel.kernel.bpf.asking import ask, said
+from pyflannel.kernel.bpf.hooks import ask_tcx
 from pyflannel.kernel.bpf.layout import SHARED, MapLayout
 from pyflannel.kernel.bpf.libbpf import LIBRARY, Libbpf
-from pyflannel.kernel.bpf.object_file import ObjectFile
-from pyflannel.kernel.bpf.objects import KernelObjects
-from pyflannel.kernel.bpf.pin_directory import is_bpffs, kernel_has_bpffs
-from pyflannel.kernel.bpf.process_rights import BPF, NET_ADMIN, SYS_ADMIN, ProcessRights, own_rights
-from pyflannel.kernel.bpf.syscall import Command, call_bpf, opened
-from pyflannel.kernel.bpf.tcx import ask_tcx
-from pyflannel.model.feature import Answer, Feature
+from pyflannel.kernel.bpf.objects import KernelObjects, ObjectFile
+from pyflannel.kernel.bpf.pins import is_bpffs, kernel_has_bpffs
+from pyflannel.kernel.bpf.syscall import Command, ask, call_bpf, opened, said
+from pyflannel.model.fast_path import Answer, Feature
+
+NET_ADMIN = 1 << 12
+SYS_ADMIN = 1 << 21
+BPF = 1 << 39
+
+_FIRST_USER_NAMESPACE = "user:[4026531837]"
+"""PROC_USER_INIT_INO: rights of any other count for nothing with bpf(2)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessRights:
+    """The rights of a process.
+
+    Attributes:
+        capabilities: those in effect, a bit each.
+        is_filtered: a seccomp filter answers some of its system calls in place of the kernel.
+        is_confined: it lives in a user namespace, where its rights end.
+    """
+
+    capabilities: int
+    is_filtered: bool
+    is_confined: bool
+
+    def has(self, *capabilities: int) -> bool:
+        """Return whether it has one of these."""
+        return any(self.capabilities & one for one in capabilities)
+
+
+def own_rights() -> ProcessRights | None:
+    """Return what this process may do; None when /proc does not say."""
+    try:
+        with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+            fields = dict(line.split(":", 1) for line in file if ":" in line)
+        return ProcessRights(
+            capabilities=int(fields["CapEff"], 16),
+            is_filtered=fields.get("Seccomp", "0").strip() != "0",
+            is_confined=os.readlink("/proc/self/ns/user") != _FIRST_USER_NAMESPACE,
+        )
+    except (OSError, KeyError, ValueError):
+        return None
+
+
+# What the fast path uses of this kernel and of this process: asked once each, in a few milliseconds.
+#
+# Nothing is concluded from a version. What is asked comes from what is used: the types of the maps that the
+# programs share, the helpers that they call.
 
 _RANKS: tuple[Answer, ...] = ("present", "unknown", "absent")
 

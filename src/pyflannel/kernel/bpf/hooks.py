@@ -1,8 +1,30 @@
-"""The places of a link at which programs can stand, whichever sort the kernel has."""
+"""The hooks of links at which programs run: tcx (kernel 6.6 and later), or a clsact qdisc."""
 
+import ctypes
+import errno
+import os
+import socket
+import struct
+from collections.abc import Callable
 from typing import Protocol
 
-from pyflannel.model.bpf_program import Direction
+from pyflannel.kernel.bpf.objects import KernelObjects
+from pyflannel.kernel.bpf.syscall import Command, ask, call_bpf, opened, program_info
+from pyflannel.kernel.network.netlink_socket import RequestSocket
+from pyflannel.model.fast_path import Answer, Direction
+from pyflannel.wire.netlink.message import Request
+from pyflannel.wire.netlink.tc import (
+    EGRESS,
+    INGRESS,
+    BpfFilter,
+    create_clsact,
+    create_filter,
+    delete_clsact,
+    delete_filter,
+    dump_filters,
+    parse_filter,
+    replace_filter,
+)
 
 
 class Hooks(Protocol):
@@ -38,3 +60,184 @@ class Hooks(Protocol):
         Raises:
             OSError: ENOENT, it is not there any more.
         """
+
+
+# Programs at the tcx hooks of links. Source: linux/bpf.h; kernel 6.6 and later.
+#
+# A program is attached itself, without a link object: the hook holds it, and it holds its maps. So it stays
+# when the daemon goes, whatever file systems that one saw.
+
+_TYPES = {Direction.INGRESS: 46, Direction.EGRESS: 47}
+"""BPF_TCX_INGRESS, BPF_TCX_EGRESS."""
+
+_REPLACE = 1 << 2
+"""BPF_F_REPLACE."""
+
+_MOST_PROGRAMS = 64
+"""BPF_MPROG_MAX."""
+
+# link, program, hook, flags, program to replace, relative to which, expected revision
+_ATTACH = struct.Struct("=6IQ")
+# link, hook, flags of query and answer, identifiers, their number; flags of each, links, theirs, revision
+_QUERY = struct.Struct("=4IQI4x4Q")
+
+
+class TcxHooks:
+    """The tcx hooks of this network namespace's links, by the links' indexes."""
+
+    def __init__(self, objects: KernelObjects) -> None:
+        self._objects = objects
+
+    def close(self) -> None:
+        """Do nothing: nothing was opened."""
+
+    async def programs(self, link: int, direction: Direction) -> tuple[int, ...]:
+        """Return the identifiers of the programs, in the order in which they see packets.
+
+        Raises:
+            OSError: ENODEV, there is no such link; EINVAL, the kernel has no tcx.
+        """
+        return _query(link, direction)
+
+    async def attach(self, link: int, direction: Direction, program: int) -> None:
+        """Put a program, given by descriptor, behind the others.
+
+        Raises:
+            OSError: the kernel refused.
+        """
+        call_bpf(Command.PROG_ATTACH, _ATTACH.pack(link, program, _TYPES[direction], 0, 0, 0, 0))
+
+    async def replace(self, link: int, direction: Direction, old: int, program: int) -> None:
+        """Put a program, given by descriptor, into the place of that with the identifier `old`, at once.
+
+        Raises:
+            OSError: ENOENT, the old one is not there any more.
+        """
+        with opened(self._objects.open_program(old)) as replaced:
+            call_bpf(
+                Command.PROG_ATTACH, _ATTACH.pack(link, program, _TYPES[direction], _REPLACE, replaced, 0, 0)
+            )
+
+    async def detach(self, link: int, direction: Direction, old: int) -> None:
+        """Take the program with the identifier `old` away.
+
+        Raises:
+            OSError: ENOENT, it is not there any more.
+        """
+        with opened(self._objects.open_program(old)) as program:
+            call_bpf(Command.PROG_DETACH, _ATTACH.pack(link, program, _TYPES[direction], 0, 0, 0, 0))
+
+
+def ask_tcx() -> tuple[Answer, OSError | None]:
+    """Return whether the kernel has tcx: whoever may ask gets a list of programs, though it may be empty."""
+    return ask(lambda: _query(socket.if_nameindex()[0][0], Direction.INGRESS), (errno.EINVAL,))
+
+
+def _query(link: int, direction: Direction) -> tuple[int, ...]:
+    ids = (ctypes.c_uint32 * _MOST_PROGRAMS)()
+    query = _QUERY.pack(link, _TYPES[direction], 0, 0, ctypes.addressof(ids), _MOST_PROGRAMS, 0, 0, 0, 0)
+    answer = ctypes.create_string_buffer(query, len(query))
+    call_bpf(Command.PROG_QUERY, answer)
+    return tuple(ids[: _QUERY.unpack(answer.raw)[5]])
+
+
+_PARENTS = {Direction.INGRESS: INGRESS, Direction.EGRESS: EGRESS}
+
+
+class ClsactHooks:
+    """Classifiers with direct action of this network namespace's links, by the links' indexes.
+
+    Every method raises:
+        OSError: the kernel refused.
+        TargetError: it did not answer.
+    """
+
+    def __init__(self) -> None:
+        self._requests = RequestSocket()
+
+    def close(self) -> None:
+        """Let go of the socket."""
+        self._requests.close()
+
+    async def programs(self, link: int, direction: Direction) -> tuple[int, ...]:
+        """Return the identifiers of the programs, in the order in which they see packets."""
+        return tuple(one.program for one in await self._filters(link, direction))
+
+    async def attach(self, link: int, direction: Direction, program: int) -> None:
+        """Add a program, given by descriptor; the kernel puts it before the others."""
+        await self._perform(create_clsact(link), but=errno.EEXIST)
+        await self._perform(create_filter(link, _PARENTS[direction], program_info(program).name, program))
+
+    async def replace(self, link: int, direction: Direction, old: int, program: int) -> None:
+        """Put a program, given by descriptor, into the place of that with the identifier `old`, at once."""
+        before = await self._find(link, direction, old)
+        await self._perform(
+            replace_filter(link, _PARENTS[direction], before, program_info(program).name, program)
+        )
+
+    async def detach(self, link: int, direction: Direction, old: int) -> None:
+        """Take the program with the identifier `old` away, and the qdisc with the last program of any."""
+        before = await self._find(link, direction, old)
+        await self._perform(delete_filter(link, _PARENTS[direction], before))
+        others = [await self._requests.dump(dump_filters(link, parent), len) for parent in _PARENTS.values()]
+        if not any(others):
+            await self._perform(delete_clsact(link), but=errno.ENOENT)
+
+    async def _filters(self, link: int, direction: Direction) -> list[BpfFilter]:
+        return await self._requests.dump(dump_filters(link, _PARENTS[direction]), parse_filter)
+
+    async def _find(self, link: int, direction: Direction, program: int) -> BpfFilter:
+        for one in await self._filters(link, direction):
+            if one.program == program:
+                return one
+        raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+
+    async def _perform(self, request: Request, but: int = 0) -> None:
+        (answer,) = await self._requests.transact([request])
+        if answer.errno not in (0, but):
+            raise OSError(answer.errno, answer.text or os.strerror(answer.errno))
+
+
+class KernelHooks:
+    """Hooks of whichever sort there is, found out when they are first asked for.
+
+    Every method raises:
+        OSError: the kernel refused; ENOSYS where it has no bpf(2), EPERM without the right to ask.
+        TargetError: it did not answer.
+    """
+
+    def __init__(
+        self, objects: KernelObjects, ask: Callable[[], tuple[Answer, OSError | None]] = ask_tcx
+    ) -> None:
+        self._objects = objects
+        self._ask = ask
+        self._chosen: Hooks | None = None
+
+    def close(self) -> None:
+        """Let go of what was opened; programs stay."""
+        if self._chosen is not None:
+            self._chosen.close()
+
+    async def programs(self, link: int, direction: Direction) -> tuple[int, ...]:
+        """Return the identifiers of the programs, in the order in which they see packets."""
+        return await (await self._hooks()).programs(link, direction)
+
+    async def attach(self, link: int, direction: Direction, program: int) -> None:
+        """Put a program, given by descriptor, where there are perhaps others."""
+        await (await self._hooks()).attach(link, direction, program)
+
+    async def replace(self, link: int, direction: Direction, old: int, program: int) -> None:
+        """Put a program, given by descriptor, into the place of that with the identifier `old`, at once."""
+        await (await self._hooks()).replace(link, direction, old, program)
+
+    async def detach(self, link: int, direction: Direction, old: int) -> None:
+        """Take the program with the identifier `old` away."""
+        await (await self._hooks()).detach(link, direction, old)
+
+    async def _hooks(self) -> Hooks:
+        if self._chosen is None:
+            answer, error = self._ask()
+            if answer == "unknown" and error is not None:
+                raise error
+            self._chosen = ClsactHooks() if answer == "absent" else TcxHooks(self._objects)
+        return self._chosen

@@ -11,8 +11,8 @@ from enum import Enum
 from ipaddress import IPv4Address, IPv4Network
 
 from pyflannel.kernel.bpf.syscall import MapInfo
-from pyflannel.model.bpf_peer import BpfPeer
-from pyflannel.model.stranger import Stranger, StrangerReason
+from pyflannel.model.fast_path import BpfPeer
+from pyflannel.model.forwarder import Stranger, StrangerReason
 
 BUILD_OCTETS = 8
 """Of the digest by which an object is told from that of another version."""

@@ -12,7 +12,7 @@ from ctypes import POINTER, c_bool, c_char_p, c_int, c_size_t, c_void_p
 from typing import Any, NamedTuple
 
 from pyflannel.errors import TargetError
-from pyflannel.kernel.bpf.object_file import ObjectFile
+from pyflannel.kernel.bpf.objects import ObjectFile
 
 LIBRARY = "libbpf.so.1"
 

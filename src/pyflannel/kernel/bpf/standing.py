@@ -10,11 +10,10 @@ from itertools import product
 
 from pyflannel.kernel.bpf.hooks import Hooks
 from pyflannel.kernel.bpf.layout import SETTINGS_MAP, SHARED, Settings, devices_of, unpack_settings
-from pyflannel.kernel.bpf.map_entries import read_entries
-from pyflannel.kernel.bpf.maps import TunnelMaps
+from pyflannel.kernel.bpf.maps import TunnelMaps, read_entries
 from pyflannel.kernel.bpf.objects import KernelObjects
 from pyflannel.kernel.bpf.syscall import map_info, opened, program_info
-from pyflannel.model.bpf_program import BpfProgram, Direction, Role, Tunnel
+from pyflannel.model.fast_path import BpfProgram, Direction, Role, Tunnel
 
 _ROLES = {role.value: role for role in Role}
 

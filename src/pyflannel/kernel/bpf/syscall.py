@@ -1,14 +1,16 @@
-"""bpf(2), and what the kernel says of programs and maps. Source: linux/bpf.h, union bpf_attr."""
+"""bpf(2): the system call, what it tells of programs and maps. Source: linux/bpf.h, union bpf_attr."""
 
 import ctypes
 import errno
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cache
+
+from pyflannel.model.fast_path import Answer
 
 _NUMBERS = {
     "aarch64": 280,
@@ -141,3 +143,24 @@ def _text(name: bytes) -> str:
 @cache
 def _libc() -> ctypes.CDLL:
     return ctypes.CDLL(None, use_errno=True)
+
+
+def ask(question: Callable[[], object], absent: Collection[int]) -> tuple[Answer, OSError | None]:
+    """Return the answer, and the error that it came by.
+
+    Args:
+        question: does something that succeeds where the feature is there.
+        absent: the errnos by which the kernel says that it is not. Any other tells nothing of it.
+    """
+    try:
+        question()
+    except OSError as error:
+        return ("absent" if error.errno in absent else "unknown"), error
+    return "present", None
+
+
+def said(error: OSError | None) -> str:
+    """Return the kernel's word, as people look it up."""
+    if error is None or error.errno is None:
+        return ""
+    return f"{errno.errorcode.get(error.errno, f'errno {error.errno}')}: {os.strerror(error.errno)}"

@@ -2,22 +2,58 @@
 
 import asyncio
 import errno
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from itertools import groupby
 
 from pyflannel.errors import TargetError
 from pyflannel.kernel.bpf.fast_path import FastPath
+from pyflannel.kernel.bpf.hooks import Hooks
 from pyflannel.kernel.bpf.layout import Outcome
-from pyflannel.kernel.bpf.watching import HookWatch, Place
+from pyflannel.kernel.network.netlink_socket import link_index
 from pyflannel.kernel.network.refusals import refusal_of
-from pyflannel.model.bpf_container import BpfContainer
-from pyflannel.model.bpf_peer import BpfPeer
-from pyflannel.model.bpf_program import BpfProgram
-from pyflannel.model.feature import Feature
-from pyflannel.model.operation import Operation, Refusal, Remove, Replace
-from pyflannel.model.remark import Remark
-from pyflannel.model.state import Item, State
-from pyflannel.model.stranger import Stranger
+from pyflannel.model.fast_path import BpfContainer, BpfPeer, BpfProgram, Direction, Feature
+from pyflannel.model.forwarder import Stranger
+from pyflannel.model.state import Item, Operation, Refusal, Remove, Replace, State
+from pyflannel.model.status import Remark
+
+Place = tuple[str, Direction]
+"""A hook: of which link, by name, and for which packets."""
+
+_Look = tuple[int, tuple[int, ...]]
+"""The link's index, and the programs; nobody's where there is no link."""
+
+_NOTHING: _Look = (0, ())
+
+
+class HookWatch:
+    """Remembers hooks, and tells whether somebody else changed one since."""
+
+    def __init__(self, hooks: Hooks) -> None:
+        self._hooks = hooks
+        self._seen: dict[Place, _Look] = {}
+
+    async def remember(self, places: Iterable[Place]) -> None:
+        """Watch these hooks, as they are now, and no others."""
+        self._seen = {place: await self._look(place) for place in places}
+
+    async def note(self, place: Place) -> None:
+        """Take a change of our own for granted."""
+        self._seen[place] = await self._look(place)
+
+    async def has_changed(self) -> bool:
+        """Return whether a hook differs from the last look; asked again, it does not."""
+        before = self._seen
+        await self.remember(before)
+        return self._seen != before
+
+    async def _look(self, place: Place) -> _Look:
+        link, direction = place
+        try:
+            index = link_index(link)
+            return index, await self._hooks.programs(index, direction)
+        except OSError:
+            return _NOTHING
+
 
 LOOK_S = 0.5
 """The kernel announces no program that goes. So often the hooks are looked at: a system call for each."""

@@ -1,28 +1,205 @@
-"""The Target that is iptables, whichever of its two kinds the host has."""
+"""The Target that is iptables, nft or legacy; its programs, its lock, and rules of others in it."""
 
 import logging
+import os
+import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from pyflannel.errors import TargetError, WireError
-from pyflannel.kernel.filters.iptables_programs import (
-    PROGRAMS,
-    LockHeldError,
-    Version,
-    read_saved,
-    restore,
-    tidy,
-    version_of,
+from pyflannel.kernel.filters.programs import MissingProgramError, Ran, RuleDump, run_program
+from pyflannel.model.packet_filter import (
+    HOOKS,
+    Family,
+    FilterRule,
+    IptablesChain,
+    LeftRules,
+    Masquerade,
+    SavedRules,
 )
-from pyflannel.kernel.filters.program import MissingProgramError
-from pyflannel.kernel.filters.rule_dump import RuleDump
-from pyflannel.model.filter_rule import FilterRule, Masquerade
-from pyflannel.model.iptables_chain import Family, IptablesChain
-from pyflannel.model.operation import Add, Operation, Refusal, Remove, Replace
-from pyflannel.model.state import State
-from pyflannel.wire.iptables_restore import format_chain, format_removal
-from pyflannel.wire.iptables_save import SavedTables, chains_of, drops_forwarded
+from pyflannel.model.state import Add, Operation, Refusal, Remove, Replace, State
+from pyflannel.wire.iptables import (
+    SavedTables,
+    chains_of,
+    drops_forwarded,
+    format_chain,
+    format_removal,
+    is_unused_hook,
+    parse_save,
+)
+
+LOCK = "/run/xtables.lock"
+
+
+def lock_holder() -> str | None:
+    """Return the process that holds the lock, as `NAME (pid N)`; None when nobody does, or it is not told.
+
+    Source: proc(5), /proc/locks: `1: FLOCK ADVISORY WRITE PID MAJOR:MINOR:INODE START END`.
+    """
+    try:
+        inode = os.stat(LOCK).st_ino
+        for line in Path("/proc/locks").read_text(encoding="ascii").splitlines():
+            words = line.split()
+            if len(words) >= 6 and words[1] == "FLOCK" and words[5].rpartition(":")[2] == str(inode):
+                name = Path(f"/proc/{words[4]}/comm").read_text(errors="replace").strip()
+                return f"{name} (pid {words[4]})"
+    except OSError:
+        pass
+    return None
+
+
+PROGRAMS: Mapping[Family, str] = {4: "iptables", 6: "ip6tables"}
+"""What is on the PATH of every host: a name of one of the two kinds."""
+
+_NFT_FAMILIES: Mapping[Family, str] = {4: "ip", 6: "ip6"}
+_MODERN = (1, 6, 2)
+"""The first version that waits for the lock in iptables-restore, and masquerades fully random."""
+
+_LOCK_WAIT_S = 1
+"""So long a change waits for the xtables lock; other repairs wait meanwhile."""
+
+
+class LockHeldError(TargetError):
+    """Another program holds the xtables lock."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Version:
+    """What a program says of itself.
+
+    Attributes:
+        is_nft: it works on nf_tables; else it is legacy iptables.
+    """
+
+    number: tuple[int, ...] = _MODERN
+    is_nft: bool = False
+    text: str = ""
+
+    @property
+    def is_modern(self) -> bool:
+        """Whether it waits for the lock when it is asked to, and draws ports."""
+        return self.number >= _MODERN
+
+
+async def version_of(program: str) -> Version | None:
+    """Return the version of a program; None when it does not tell, or cannot be run."""
+    try:
+        ran = await run_program(program, "--version")
+    except TargetError:
+        return None
+    number = re.search(r"v(\d+(?:\.\d+)*)", ran.output)
+    parts = tuple(int(part) for part in number[1].split(".")) if number else _MODERN
+    return Version(number=parts, is_nft="nf_tables" in ran.output, text=ran.output.strip())
+
+
+async def read_saved(program: str) -> SavedTables:
+    """Return what `PROGRAM-save` prints.
+
+    Raises:
+        TargetError: it failed, or cannot be run.
+        WireError: it printed something else.
+    """
+    ran = await run_program(f"{program}-save")
+    if ran.status:
+        raise _failed(f"{program}-save", ran)
+    return parse_save(ran.output)
+
+
+async def restore(program: str, transaction: str, version: Version) -> None:
+    """Have `PROGRAM-restore` carry a transaction out, all of it or nothing.
+
+    Raises:
+        LockHeldError: another program has held the xtables lock for a second.
+        TargetError: it failed, or cannot be run.
+    """
+    waiting = [f"--wait={_LOCK_WAIT_S}"] if version.is_modern else []
+    ran = await run_program(f"{program}-restore", "--noflush", *waiting, given=transaction)
+    if not ran.status:
+        return
+    if "xtables lock" in ran.complaint:
+        raise LockHeldError(
+            f"{lock_holder() or 'another program'} holds the xtables lock ({LOCK})",
+            hint="It is tried again every few seconds; end the program if it hangs.",
+        )
+    raise _failed(f"{program}-restore", ran)
+
+
+async def tidy(program: str, family: Family, table: str, hook: str) -> None:
+    """Take away what an iptables of nf_tables made for rules: the built-in chain, the table, if unused.
+
+    Both are deleted only as long as they are empty, so that nobody's rules go with them.
+
+    Raises:
+        TargetError: the program cannot be run.
+        WireError: it printed something else than rules.
+    """
+    if is_unused_hook(await read_saved(program), table, hook):
+        await run_program(program, "-t", table, "-X", hook)
+    name = _NFT_FAMILIES[family]
+    try:
+        shown = await run_program("nft", "list", "table", name, table)
+        if not shown.status and shown.output.split() == ["table", name, table, "{", "}"]:
+            await run_program("nft", "delete", "table", name, table)
+    except MissingProgramError:
+        return
+
+
+def _failed(program: str, ran: Ran) -> TargetError:
+    return TargetError(
+        f"{program} failed: {ran.cause}",
+        hint="Run flanneld as root, or with CAP_NET_ADMIN (legacy iptables: CAP_NET_RAW too); see dmesg.",
+    )
+
+
+# All filter rules that iptables knows of, in both of its kinds; and rules of others taken away.
+#
+# A host has one kind of iptables under the plain name. Rules of the other kind stay where they are when the
+# name changes hands, and the kernel asks both.
+
+
+async def read_rules() -> tuple[SavedRules, ...]:
+    """Return what each program prints, nothing of one that is missing or fails; no table is made by it."""
+    read = []
+    for family, program in PROGRAMS.items():
+        for one in (program, await _other(program)):
+            saved = await _read(one, family, is_other=one != program)
+            read += [] if saved is None else [saved]
+    return tuple(read)
+
+
+async def remove_rules(left: LeftRules) -> None:
+    """Remove these rules, all or none; then what was made for them in nf_tables, where it is empty.
+
+    Raises:
+        TargetError: iptables failed, or is not there.
+    """
+    version = await version_of(left.program) or Version()
+    await restore(left.program, "\n".join([f"*{left.table}", *left.removal, "COMMIT", ""]), version)
+    if not version.is_nft:
+        return
+    family: Family = 6 if left.program.startswith(PROGRAMS[6]) else 4
+    with suppress(TargetError, WireError):
+        for table, hook in HOOKS.items():
+            if table == left.table:
+                await tidy(left.program, family, table, hook)
+
+
+async def _read(program: str, family: Family, *, is_other: bool) -> SavedRules | None:
+    try:
+        tables = await read_saved(program)
+    except (TargetError, WireError):
+        return None
+    chains = {table: {name: one.rules for name, one in found.items()} for table, found in tables.items()}
+    return SavedRules(program=program, family=family, is_other=is_other, chains=chains)
+
+
+async def _other(program: str) -> str:
+    """Return the name of the kind that `program` is not."""
+    version = await version_of(program)
+    return f"{program}-nft" if version is not None and not version.is_nft else f"{program}-legacy"
+
 
 log = logging.getLogger(__name__)
 

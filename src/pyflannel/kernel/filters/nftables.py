@@ -6,14 +6,10 @@ from dataclasses import dataclass, field, replace
 
 from pyflannel.errors import TargetError, WireError
 from pyflannel.kernel.filters.iptables import RESYNC_S
-from pyflannel.kernel.filters.program import MissingProgramError, run_program
-from pyflannel.kernel.filters.rule_dump import RuleDump
-from pyflannel.model.filter_rule import FilterRule, Masquerade, Rules
-from pyflannel.model.iptables_chain import Family
-from pyflannel.model.nft_table import NftTable
-from pyflannel.model.operation import Add, Operation, Refusal, Remove, Replace
-from pyflannel.model.state import State
-from pyflannel.wire.nft_rules import (
+from pyflannel.kernel.filters.programs import MissingProgramError, RuleDump, run_program
+from pyflannel.model.packet_filter import Family, FilterRule, Masquerade, NftTable, Rules
+from pyflannel.model.state import Add, Operation, Refusal, Remove, Replace, State
+from pyflannel.wire.nftables import (
     FAMILIES,
     format_check,
     format_removal,

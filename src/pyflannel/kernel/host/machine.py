@@ -1,16 +1,148 @@
-"""Who this host is: a random identity, kept with the digest of the machine it was made on."""
+"""The machine: its identity, its kernel release, its clocks, its network settings."""
 
+import asyncio
+import contextlib
 import errno
 import hashlib
 import hmac
 import json
 import logging
 import os
+import re
+import time
 import uuid
+from pathlib import Path
 
-from pyflannel.errors import TargetError
-from pyflannel.kernel.host.atomic_file import replace_file
+from pyflannel.errors import TargetError, WireError
+from pyflannel.kernel.filters.iptables import PROGRAMS, read_saved, version_of
+from pyflannel.kernel.filters.programs import run_program
+from pyflannel.kernel.host.files import replace_file
 from pyflannel.model.lease import Identity
+from pyflannel.model.packet_filter import ForwardChain
+from pyflannel.wire.iptables import dropping_forward
+from pyflannel.wire.nftables import parse_forward_chains
+
+_NAP_S = 30.0
+"""Longest sleep in one piece: the event loop's own clock stands still while the host sleeps."""
+
+
+class BoottimeClock:
+    """A Clock on CLOCK_BOOTTIME, which counts while the host sleeps and is never set."""
+
+    def now(self) -> float:
+        """Return seconds since the host booted."""
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+    def utc(self) -> float:
+        """Return seconds since the epoch; it may step."""
+        return time.time()
+
+    async def sleep(self, seconds: float) -> None:
+        """Return after `seconds` by `now`, at most half a minute late after the host slept."""
+        deadline = self.now() + seconds
+        await asyncio.sleep(min(seconds, _NAP_S))
+        while (left := deadline - self.now()) > 0:
+            await asyncio.sleep(min(left, _NAP_S))
+
+
+_UBUNTUS = "/proc/version_signature"
+_DEBIANS = re.compile(r"\bDebian (\d+\.\d+\.\d+)")
+
+
+def kernel_release() -> str:
+    """Return the release that the kernel is made from, `5.4.233`, or what uname says, `6.1.0-18-amd64`.
+
+    Debian and Ubuntu keep the last number of uname's release at 0, whatever fixes are in.
+    """
+    signature = ""
+    with contextlib.suppress(OSError), open(_UBUNTUS, encoding="ascii", errors="replace") as file:
+        signature = file.read()
+    system = os.uname()
+    return exact_release(system.release, system.version, signature)
+
+
+def exact_release(release: str, version: str, signature: str) -> str:
+    """Return the release that stands in uname's version or in Ubuntu's signature, or else uname's own.
+
+    The signature is `Ubuntu 5.4.0-150.167-generic 5.4.233`, Debian's version `#1 SMP Debian 4.19.118-2`.
+    """
+    words = signature.split()
+    if len(words) == 3 and words[0] == "Ubuntu":
+        return words[2]
+    found = _DEBIANS.search(version)
+    return found[1] if found else release
+
+
+_DISABLE_IPV6 = "/proc/sys/net/ipv6/conf/{link}/disable_ipv6"
+
+
+def set_ipv6(link: str, is_on: bool) -> None:
+    """Turn IPv6 on or off on a link; where the kernel has none, it is off already.
+
+    Raises:
+        OSError: it could not be written, or IPv6 was wanted and is not there.
+    """
+    nothing_to_turn_off = contextlib.suppress(FileNotFoundError) if not is_on else contextlib.nullcontext()
+    with nothing_to_turn_off, open(_DISABLE_IPV6.format(link=link), "w", encoding="ascii") as setting:
+        setting.write("0" if is_on else "1")
+
+
+_IPV4 = Path("/proc/sys/net/ipv4")
+_DEVICES = Path("/sys/class/net")
+
+
+def forwards() -> bool | None:
+    """Return whether the host forwards IPv4 packets; None when that cannot be read."""
+    value = _number(_IPV4 / "ip_forward")
+    return None if value is None else value != 0
+
+
+def is_strict(link: str) -> bool:
+    """Return whether the host drops what comes in by a link that it would not answer by (RFC 3704, strict).
+
+    The greater of the setting for all and that of the link counts (Documentation/networking/ip-sysctl).
+    """
+    return max(_number(_IPV4 / f"conf/{name}/rp_filter") or 0 for name in ("all", link)) == 1
+
+
+def port_mtus(bridge: str) -> dict[str, int]:
+    """Return the MTU of each port of a bridge, in octets, by name."""
+    with contextlib.suppress(OSError):
+        ports = os.listdir(_DEVICES / bridge / "brif")
+        return {port: mtu for port in sorted(ports) if (mtu := _number(_DEVICES / port / "mtu")) is not None}
+    return {}
+
+
+async def forward_chains() -> list[ForwardChain]:
+    """Return the chains at the forward hook that drop what they do not accept.
+
+    Raises:
+        TargetError: nft failed, or is not installed.
+        WireError: it said what makes no sense.
+    """
+    ran = await run_program("nft", "--json", "list", "ruleset")
+    if ran.status:
+        raise TargetError(f"nft failed: {ran.cause}", hint="Run flannelctl as root.")
+    return parse_forward_chains(ran.output)
+
+
+async def legacy_forward_chains() -> list[ForwardChain]:
+    """Return FORWARD of legacy iptables, if it drops what it does not accept; nothing where there is none."""
+    version = await version_of(PROGRAMS[4])
+    is_legacy = version is not None and not version.is_nft
+    program = PROGRAMS[4] if is_legacy else f"{PROGRAMS[4]}-legacy"
+    try:
+        chain = dropping_forward(await read_saved(program), program)
+    except (TargetError, WireError):
+        return []
+    return [] if chain is None else [chain]
+
+
+def _number(path: Path) -> int | None:
+    with contextlib.suppress(OSError, ValueError):
+        return int(path.read_text(encoding="ascii"))
+    return None
+
 
 log = logging.getLogger(__name__)
 

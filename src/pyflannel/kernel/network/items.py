@@ -1,25 +1,22 @@
-"""Records of the kernel as items of the model, normalised so that they equal plans.
+"""Records of the kernel as items of the model, and the items of the previous dump."""
 
-`names` are those of all links by their index. A link younger than the listing has no name yet; its
-notification brings the next look.
-"""
-
-from collections.abc import Iterable, Mapping
+from array import array
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
+from typing import Generic, Protocol, TypeVar
 
-from pyflannel.model.address import Address
-from pyflannel.model.fdb_entry import FdbEntry
-from pyflannel.model.link import Link
-from pyflannel.model.neighbour import Neighbour
-from pyflannel.model.route import Route
-from pyflannel.model.veth import Veth
-from pyflannel.model.vxlan import Vxlan
+from pyflannel.model.link import Address, Link, Veth, Vxlan
+from pyflannel.model.route import FdbEntry, Neighbour, Route
 from pyflannel.wire.netlink.addresses import AddressRecord
-from pyflannel.wire.netlink.links import LinkRecord
+from pyflannel.wire.netlink.links import LinkRecord, VxlanRecord
 from pyflannel.wire.netlink.neighbours import FdbRecord, NeighbourRecord
 from pyflannel.wire.netlink.routes import RouteRecord
-from pyflannel.wire.netlink.vxlan import VxlanRecord
+
+# Records of the kernel as items of the model, normalised so that they equal plans.
+#
+# `names` are those of all links by their index. A link younger than the listing has no name yet; its
+# notification brings the next look.
 
 KINDS = {
     1: "unicast",
@@ -133,3 +130,69 @@ def _vxlan_of(vxlan: VxlanRecord, names: Mapping[int, str], offloads_checksums: 
         reports_misses=vxlan.reports_misses,
         offloads_checksums=offloads_checksums,
     )
+
+
+class OnLink(Protocol):
+    """What hangs on a link, or on none: its name is empty then."""
+
+    @property
+    def link(self) -> str:
+        """The link's name."""
+        ...
+
+
+_Item = TypeVar("_Item", bound=OnLink)
+
+
+class Remembered(Generic[_Item]):
+    """The items of the last look in the order in which they came, by the hash of what lasts of each message.
+
+    The kernel dumps a table in one order, so that the next message is nearly always the one that came next
+    before: two numbers each are enough, where a dictionary takes ten. Where the order differs, one is made
+    and kept until the dump ends. Python's hash of octets has 64 bits and a secret: that two of a million
+    messages share one is less likely than that the memory errs.
+    """
+
+    def __init__(self) -> None:
+        self._hashes, self._items = array("q"), list[_Item | None]()
+        self._old_hashes, self._old_items = self._hashes, self._items
+        self._place = 0
+        self._by_hash: dict[int, _Item | None] | None = None
+        self._links: Mapping[int, str] = {}
+        self._names: frozenset[str] = frozenset()
+
+    def begin(self, links: Mapping[int, str]) -> None:
+        """Begin another look; only what is on these links is remembered, as their names are known to stay."""
+        if links != self._links:
+            self._links, self._names = links, frozenset(links.values()) | {""}
+            self._hashes, self._items = array("q"), []
+        self._old_hashes, self._old_items = self._hashes, self._items
+        self._hashes, self._items = array("q"), []
+        self._place, self._by_hash = 0, None
+
+    def end(self) -> None:
+        """End the look: what did not come in it is forgotten."""
+        self._old_hashes, self._old_items, self._by_hash = self._hashes, self._items, None
+
+    def reader(
+        self, make: Callable[[bytes], _Item | None], lasting: Callable[[bytes], bytes] = bytes
+    ) -> Callable[[bytes], _Item | None]:
+        """Return what reads a dump; `make` is asked about what is new, and what it made nothing of."""
+
+        def read(body: bytes) -> _Item | None:
+            part = hash(lasting(body))
+            item = self._known(part) or make(body)
+            self._hashes.append(part)
+            self._items.append(item if item is not None and item.link in self._names else None)
+            return item
+
+        return read
+
+    def _known(self, part: int) -> _Item | None:
+        if self._by_hash is None:
+            place = self._place
+            if place < len(self._old_hashes) and self._old_hashes[place] == part:
+                self._place = place + 1
+                return self._old_items[place]
+            self._by_hash = dict(zip(self._old_hashes, self._old_items, strict=True))
+        return self._by_hash.get(part)

@@ -5,19 +5,15 @@ import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 
 from pyflannel.errors import TargetError
-from pyflannel.kernel.host.sysctl import set_ipv6
-from pyflannel.kernel.network.link_index import link_index
-from pyflannel.kernel.network.netlink_socket import RequestSocket
-from pyflannel.kernel.network.offloads import set_checksum_offload, set_gro
+from pyflannel.kernel.host.machine import set_ipv6
+from pyflannel.kernel.network.device_ioctls import create_tun, set_checksum_offload, set_gro
+from pyflannel.kernel.network.netlink_socket import RequestSocket, link_index
 from pyflannel.kernel.network.refusals import GONE, refusal, refusal_of
-from pyflannel.kernel.network.tun import create_tun
-from pyflannel.model.link import Link
-from pyflannel.model.operation import Add, Operation, Refusal, Remove, Replace
-from pyflannel.model.veth import Veth
-from pyflannel.model.vxlan import Vxlan
+from pyflannel.model.link import Link, Veth, Vxlan
+from pyflannel.model.state import Add, Operation, Refusal, Remove, Replace
 from pyflannel.wire.netlink import links
+from pyflannel.wire.netlink.links import VxlanRecord
 from pyflannel.wire.netlink.message import Request
-from pyflannel.wire.netlink.vxlan import VxlanRecord
 
 
 def is_link_operation(operation: Operation) -> bool:

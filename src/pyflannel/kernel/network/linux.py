@@ -8,19 +8,21 @@ from functools import lru_cache
 from itertools import islice
 
 from pyflannel.errors import TargetError
-from pyflannel.kernel.network.interest import Interest
-from pyflannel.kernel.network.link_index import link_index
 from pyflannel.kernel.network.links import LinkWriter, is_link_operation
-from pyflannel.kernel.network.netlink_socket import NOTIFICATION_BUFFER, NotificationSocket, RequestSocket
+from pyflannel.kernel.network.netlink_socket import (
+    NOTIFICATION_BUFFER,
+    NotificationSocket,
+    RequestSocket,
+    link_index,
+)
 from pyflannel.kernel.network.next_hops import are_readable, links_worth_it
+from pyflannel.kernel.network.notifications import GROUPS, Watch
 from pyflannel.kernel.network.refusals import refusal, refusal_of
 from pyflannel.kernel.network.requests import Asked, IndexOf, ask, ask_again, failure
-from pyflannel.kernel.network.snapshot import SnapshotReader
-from pyflannel.kernel.network.watch import GROUPS, Watch
+from pyflannel.kernel.network.snapshot import Interest, SnapshotReader
 from pyflannel.model.link import Link
-from pyflannel.model.operation import Add, Operation, Refusal, Replace
-from pyflannel.model.state import State
-from pyflannel.wire.netlink.acknowledgement import Acknowledgement
+from pyflannel.model.state import Add, Operation, Refusal, Replace, State
+from pyflannel.wire.netlink.message import Acknowledgement
 
 _COALESCE_S = 0.005
 

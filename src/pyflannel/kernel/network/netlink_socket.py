@@ -1,7 +1,4 @@
-"""Two netlink sockets of one network namespace: one that asks the kernel, one that listens to it.
-
-The namespace is the one that the process is in when the socket is made.
-"""
+"""Two netlink sockets of one network namespace: one for requests, one for notifications."""
 
 import asyncio
 import errno
@@ -13,8 +10,35 @@ from contextlib import asynccontextmanager
 from typing import TypeVar
 
 from pyflannel.errors import TargetError, WireError
-from pyflannel.wire.netlink.acknowledgement import Acknowledgement, parse_acknowledgement
-from pyflannel.wire.netlink.message import DONE, DUMP_INTERRUPTED, ERROR, Message, Request, pack, split
+from pyflannel.wire.netlink.message import (
+    DONE,
+    DUMP_INTERRUPTED,
+    ERROR,
+    Acknowledgement,
+    Message,
+    Request,
+    pack,
+    parse_acknowledgement,
+    split,
+)
+
+
+def link_index(name: str) -> int:
+    """Return the index of a link.
+
+    Raises:
+        OSError: ENODEV, there is no such link.
+    """
+    try:
+        return socket.if_nametoindex(name)
+    except OSError as error:
+        # The library keeps the number to itself.
+        raise OSError(errno.ENODEV, os.strerror(errno.ENODEV), name) from error
+
+
+# Two netlink sockets of one network namespace: one that asks the kernel, one that listens to it.
+#
+# The namespace is the one that the process is in when the socket is made.
 
 # linux/netlink.h and asm-generic/socket.h; the socket module lacks them.
 _SOL_NETLINK = 270

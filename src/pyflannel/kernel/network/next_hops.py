@@ -1,21 +1,30 @@
-"""Which routes lead by next hops that are objects of their own, so that tens of thousands cost little.
-
-To add a route that names its gateway itself, the kernel walks all such routes of the link, as it would share
-what two have in common (net/ipv4/fib_semantics.c, fib_find_info): 10,000 take it a second, 50,000 a minute. A
-route that refers to a next hop is found by that. It is read with gateway and link like any other, but
-`ip route` shows it with `nhid`, and the kernel drops it when its link loses the carrier. So only those that
-come by the thousand are made so; and those on a physical link, whose cable may be pulled while no daemon runs
-that would put them back, only by five thousand.
-
-Each has a next hop of its own, which goes with it. See docs/decisions.
-"""
+"""Next hops that are objects of their own, for tens of thousands of routes."""
 
 from collections import Counter
 from collections.abc import Iterable, Set
 from ipaddress import IPv4Address, IPv4Network
 
-from pyflannel.model.operation import Add, Operation, Replace
+from pyflannel.errors import TargetError
+from pyflannel.kernel.network.netlink_socket import RequestSocket
 from pyflannel.model.route import Route
+from pyflannel.model.state import Add, Operation, Replace
+from pyflannel.wire.netlink.next_hops import (
+    dump_next_hops,
+    next_hop_protocol,
+    parse_next_hop_number,
+    remove_next_hop,
+)
+
+# Which routes lead by next hops that are objects of their own, so that tens of thousands cost little.
+#
+# To add a route that names its gateway itself, the kernel walks all such routes of the link, as it would
+# share what two have in common (net/ipv4/fib_semantics.c, fib_find_info): 10,000 take it a second, 50,000 a
+# minute. A route that refers to a next hop is found by that. It is read with gateway and link like any
+# other, but `ip route` shows it with `nhid`, and the kernel drops it when its link loses the carrier. So
+# only those that come by the thousand are made so; and those on a physical link, whose cable may be pulled
+# while no daemon runs that would put them back, only by five thousand.
+#
+# Each has a next hop of its own, which goes with it. See docs/decisions.
 
 WORTH_IT = 2000
 """So many routes that are put in on a tunnel's device together."""
@@ -65,3 +74,27 @@ def are_readable() -> bool:
             return setting.read().strip() == "1"
     except OSError:
         return False  # a kernel before 5.3
+
+
+async def remove_next_hops(protocol: int) -> int:
+    """Remove the next hops of this rtm_protocol, and what refers to them; return how many there were.
+
+    A kernel that knows no next hops has none.
+
+    Raises:
+        TargetError: the kernel did not answer.
+    """
+
+    def read(body: bytes) -> int | None:
+        return parse_next_hop_number(body) if next_hop_protocol(body) == protocol else None
+
+    requests = RequestSocket()
+    try:
+        try:
+            numbers = await requests.dump(dump_next_hops(), read)
+        except TargetError:
+            return 0
+        await requests.transact([remove_next_hop(number) for number in numbers])
+    finally:
+        requests.close()
+    return len(numbers)

@@ -3,8 +3,8 @@
 import errno
 import os
 
-from pyflannel.kernel.network.tun import DEVICE_FILE
-from pyflannel.model.operation import Operation, Refusal
+from pyflannel.kernel.network.device_ioctls import DEVICE_FILE
+from pyflannel.model.state import Operation, Refusal
 
 GONE = frozenset({errno.ENODEV, errno.ENXIO, errno.ENOENT, errno.ESRCH, errno.EADDRNOTAVAIL})
 """Errors by which the kernel says that there is nothing to remove."""

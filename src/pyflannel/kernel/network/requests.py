@@ -7,15 +7,12 @@ from dataclasses import dataclass
 from pyflannel.kernel.network.items import KINDS
 from pyflannel.kernel.network.next_hops import next_hop_number
 from pyflannel.kernel.network.refusals import GONE
-from pyflannel.model.address import Address
-from pyflannel.model.fdb_entry import FdbEntry
-from pyflannel.model.neighbour import Neighbour
-from pyflannel.model.operation import Add, Operation, Remove, Replace
-from pyflannel.model.route import Route
+from pyflannel.model.link import Address
+from pyflannel.model.route import FdbEntry, Neighbour, Route
+from pyflannel.model.state import Add, Operation, Remove, Replace
 from pyflannel.wire.netlink import addresses, neighbours, next_hops, routes
-from pyflannel.wire.netlink.acknowledgement import Acknowledgement
 from pyflannel.wire.netlink.addresses import add_address, remove_address
-from pyflannel.wire.netlink.message import Request
+from pyflannel.wire.netlink.message import Acknowledgement, Request
 from pyflannel.wire.netlink.neighbours import (
     put_fdb_entry,
     put_neighbour,

@@ -1,27 +1,26 @@
-"""What concerns a plan in one network namespace, read and normalised so that it equals plans.
-
-What the kernel adds by itself where IPv6 runs on a link, the link-local address and its route, is left
-out: it comes and goes with `Link.has_ipv6`. So is what the kernel's look-up never gets to, of two routes
-with one key the first stands for the key; and what it learned by itself, unless that is in a plan's place.
-"""
+"""The state of one network namespace: records of the kernel, normalised so that they equal plans."""
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv6Network
 from typing import TypeVar
 
-from pyflannel.kernel.network.interest import Interest
-from pyflannel.kernel.network.items import address_of, fdb_entry_of, gathered, link_of, neighbour_of, route_of
+from pyflannel.kernel.network.device_ioctls import has_gro, offloads_checksums
+from pyflannel.kernel.network.items import (
+    Remembered,
+    address_of,
+    fdb_entry_of,
+    gathered,
+    link_of,
+    neighbour_of,
+    route_of,
+)
 from pyflannel.kernel.network.netlink_socket import RequestSocket
-from pyflannel.kernel.network.offloads import has_gro, offloads_checksums
-from pyflannel.kernel.network.remembered import Remembered
-from pyflannel.model.fdb_entry import FdbEntry
-from pyflannel.model.item_map import ItemMap
-from pyflannel.model.link import Link
-from pyflannel.model.neighbour import Neighbour
-from pyflannel.model.route import Route
+from pyflannel.model.item import ItemMap
+from pyflannel.model.link import MARK, Address, Link
+from pyflannel.model.route import PROTOCOLS, FdbEntry, Neighbour, Route
 from pyflannel.model.state import Item, State
 from pyflannel.wire.netlink.addresses import (
     AddressRecord,
@@ -29,8 +28,8 @@ from pyflannel.wire.netlink.addresses import (
     dump_addresses,
     parse_address_message,
 )
-from pyflannel.wire.netlink.inet import INET, INET6
 from pyflannel.wire.netlink.links import LinkRecord, dump_links, parse_link
+from pyflannel.wire.netlink.message import INET, INET6
 from pyflannel.wire.netlink.neighbours import (
     dump_fdb,
     dump_neighbours,
@@ -38,7 +37,73 @@ from pyflannel.wire.netlink.neighbours import (
     parse_fdb_entry,
     parse_neighbour,
 )
-from pyflannel.wire.netlink.routes import dump_routes, glance_at_route, parse_route
+from pyflannel.wire.netlink.routes import RouteGlance, RouteRecord, dump_routes, glance_at_route, parse_route
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interest:
+    """What of a namespace concerns a plan; everything else is passed over unread.
+
+    Attributes:
+        desired: the plan, in which single items are exchanged as they are planned anew.
+        links: names of the planned links.
+        carriers: names of the links that planned links, addresses and routes hang on.
+        marks: aliases of the planned links; another daemon's device is no concern of ours. Empty: any mark.
+        protocols: by which our routes are known, where the plan has any; else those of every daemon.
+    """
+
+    desired: State
+    links: frozenset[str]
+    carriers: frozenset[str]
+    marks: frozenset[str]
+    protocols: frozenset[int]
+
+    @classmethod
+    def of(cls, desired: State) -> "Interest":
+        """Return what concerns this plan."""
+        links, carriers, marks = set(), set(), set()
+        protocols = set()
+        for link in desired.of_type(Link):
+            links.add(link.name)
+            marks.add(link.alias)
+            if link.vxlan is not None:
+                carriers.add(link.vxlan.parent)
+        for route in desired.of_type(Route):
+            carriers.add(route.link)
+            protocols.add(route.protocol)
+        for names in desired.by_key.tables.values():
+            match next(iter(names.values())):
+                case Neighbour(link=name) | FdbEntry(link=name) | Address(link=name):
+                    carriers.add(name)  # all of a table are on one link
+                case _:
+                    pass
+        return cls(
+            desired=desired,
+            links=frozenset(links),
+            carriers=frozenset(carriers),
+            marks=frozenset(marks),
+            protocols=PROTOCOLS & protocols or PROTOCOLS,
+        )
+
+    def has_links_of(self, other: "Interest") -> bool:
+        """Return whether both are about the same links."""
+        return (self.links, self.carriers, self.marks) == (other.links, other.carriers, other.marks)
+
+    def concerns_link(self, link: LinkRecord) -> bool:
+        """Return whether the link is planned or carries our mark."""
+        is_marked = link.alias in self.marks if self.marks else link.alias.startswith(MARK)
+        return is_marked or link.name in self.links
+
+    def concerns_route(self, route: RouteGlance, ours: Collection[int]) -> bool:
+        """Return whether the route is planned, carries our mark, or leaves by one of the links `ours`."""
+        return route.protocol in self.protocols or route.link in ours or route.key in self.desired.by_key
+
+
+# What concerns a plan in one network namespace, read and normalised so that it equals plans.
+#
+# What the kernel adds by itself where IPv6 runs on a link, the link-local address and its route, is left
+# out: it comes and goes with `Link.has_ipv6`. So is what the kernel's look-up never gets to, of two routes
+# with one key the first stands for the key; and what it learned by itself, unless that is in a plan's place.
 
 _LINK_LOCAL = IPv6Network("fe80::/64")
 
@@ -178,3 +243,46 @@ def _address_reader(wanted: frozenset[int]) -> Callable[[bytes], AddressRecord |
 
 def _is_kernels_own(address: AddressRecord) -> bool:
     return address.address.version == 6 and address.address.ip.is_link_local
+
+
+async def route_protocols() -> frozenset[int]:
+    """Return the rtm_protocol of every route of the main table, each once.
+
+    Raises:
+        TargetError: the kernel refused or did not answer.
+    """
+    requests = RequestSocket()
+    try:
+        found: set[int] = set()
+        for family in (INET, INET6):
+            found.update(await requests.dump(dump_routes(family), _protocol))
+        return frozenset(found)
+    finally:
+        requests.close()
+
+
+def _protocol(body: bytes) -> int | None:
+    glance = glance_at_route(body)
+    return None if glance is None else glance.protocol
+
+
+async def survey() -> list[Item]:
+    """Return all links and all routes of the network namespace that the process is in, in the kernel's order.
+
+    Raises:
+        TargetError: the kernel refused or did not answer.
+    """
+    requests = RequestSocket()
+    try:
+        links = await requests.dump(dump_links(), parse_link)
+        names = {link.index: link.name for link in links}
+        routes: list[RouteRecord] = []
+        for family in (INET, INET6):
+            routes += await requests.dump(dump_routes(family), _read_route)
+    finally:
+        requests.close()
+    return [*(link_of(link, names) for link in links), *(route_of(route, names) for route in routes)]
+
+
+def _read_route(body: bytes) -> RouteRecord | None:
+    return None if glance_at_route(body) is None else parse_route(body)

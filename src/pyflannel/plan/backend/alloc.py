@@ -4,8 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Network
 
-from pyflannel.model.bridge import Bridge
-from pyflannel.model.host import Host, Underlay
+from pyflannel.model.host import Bridge, Host, Underlay
 from pyflannel.model.lease import Lease
 from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.state import State

@@ -8,13 +8,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Network
 
-from pyflannel.model.bridge import Bridge
-from pyflannel.model.host import Host, Underlay
+from pyflannel.model.host import Bridge, Host, Underlay
 from pyflannel.model.lease import Lease
 from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.state import State
 from pyflannel.plan.backend_keys import ineffective, ipv4_network
-from pyflannel.plan.next_hop import address_objection, direct_route
+from pyflannel.plan.routes import address_objection, direct_route
 
 _NAMED = 4
 """So many of our prefixes a message names."""

@@ -9,12 +9,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Interface, IPv4Network
 
-from pyflannel.model.address import Address
-from pyflannel.model.bridge import Bridge
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer
-from pyflannel.model.host import Host, Underlay
+from pyflannel.model.host import Bridge, Host, Underlay
 from pyflannel.model.lease import Lease
-from pyflannel.model.link import Link
+from pyflannel.model.link import Address, Link
 from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.route import PROTOCOL_KERNEL, SCOPE_LINK, Route
 from pyflannel.model.state import State

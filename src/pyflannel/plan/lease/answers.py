@@ -33,8 +33,7 @@ from pyflannel.plan.lease.choice import (
     occupied,
     said,
 )
-from pyflannel.plan.lease.failures import look_again, store_back
-from pyflannel.plan.lease.holding import degrade
+from pyflannel.plan.lease.holding import degrade, look_again, store_back
 from pyflannel.plan.lease.state import (
     Contesting,
     Degraded,

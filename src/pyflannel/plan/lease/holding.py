@@ -1,11 +1,31 @@
-"""A host that runs on a lease: writing it anew, and what becomes of it when somebody else has it."""
+"""A host with a lease: renewal, degradation, and what follows a failed request or a lost watch."""
 
 from dataclasses import replace
 
 from pyflannel.model.lease import Lease
-from pyflannel.model.lease_protocol import List, Taken
+from pyflannel.model.lease_protocol import (
+    Action,
+    Check,
+    Failed,
+    List,
+    PutClaim,
+    StoreAway,
+    StoreBack,
+    Taken,
+    WatchLost,
+)
 from pyflannel.plan.lease.choice import claim_on
-from pyflannel.plan.lease.state import Degraded, Holding, LeaseState, Listing, Step
+from pyflannel.plan.lease.state import (
+    Contesting,
+    Degraded,
+    Draw,
+    Holding,
+    LeaseState,
+    Listing,
+    Putting,
+    Resting,
+    Step,
+)
 
 
 def degrade(state: LeaseState, by: Lease, now: float) -> Step:
@@ -26,3 +46,69 @@ def renew(state: LeaseState, now: float) -> Step:
         return state, ()
     put = claim_on(state.held.lease, state.wanted)
     return replace(state, phase=Holding(renew_at=None, put=put, sent_at=now)), (put,)
+
+
+RETRY_MAX_S = 5.0
+"""Longest pause between two tries at a store that does not answer."""
+
+
+def on_failed(state: LeaseState, failed: Failed, now: float, draw: Draw) -> Step:
+    """Try again what the host waits for, ever more slowly."""
+    pause = _pause(state.failures, draw)
+    away = StoreAway(failed.cause, pause)
+    if isinstance(failed.write, Check):
+        state = replace(state, is_checking=False)
+    after = replace(state, failures=state.failures + 1)
+    match state.phase:
+        case Listing() if failed.write is None:
+            return replace(after, phase=Resting(now + pause)), (away,)
+        case Putting(put) if failed.write == put:
+            return replace(after, phase=Resting(now + pause)), (away,)  # the listing shows what came of it
+        case Contesting() if isinstance(failed.write, PutClaim):
+            return replace(after, phase=Resting(now + pause)), (away,)
+        case Holding(put=put) if put is not None and failed.write == put:
+            return replace(after, phase=Holding(renew_at=now + pause)), (away,)
+        case Holding(put=None) | Degraded() if isinstance(failed.write, Check):
+            return replace(after, phase=Resting(now + pause)), (away,)  # then all leases are asked for
+        case _:
+            return state, ()  # nobody waits for it, and nothing would be tried again
+
+
+def on_watch_lost(state: LeaseState, lost: WatchLost, now: float, draw: Draw) -> Step:
+    """Watch again from what was seen last; where the store no longer knows that, look at all there is."""
+    state = replace(state, is_watching=False, is_unsure=True)
+    if lost.is_compacted:
+        # What happened meanwhile is no longer to be had one by one: look at all of it. The revisions of what
+        # was missed may belong to another life of the store.
+        state = replace(state, missed=())
+        match state.phase:
+            case Listing():
+                return state, ()
+            case Holding() | Degraded() | Resting():
+                return replace(state, phase=Listing()), (List(),)
+            case _:
+                return look_again(state, now)  # a lost write shows in the listing
+    pause = _pause(state.failures, draw)
+    away = StoreAway(lost.cause, pause)
+    if isinstance(state.phase, Contesting):
+        # The store may have lost the claim, and its owner have written its lease again at the same revision.
+        state, _ = look_again(state, state.phase.until)
+    return replace(state, watch_at=now + pause, failures=state.failures + 1), (away,)
+
+
+def look_again(state: LeaseState, until: float) -> Step:
+    """Ask for all leases at that time, and choose anew."""
+    return replace(state, phase=Resting(until)), ()
+
+
+def store_back(state: LeaseState, actions: tuple[Action, ...], *, was: LeaseState) -> Step:
+    """Note that the store answered; say so if it had not before."""
+    if not was.failures:
+        return state, actions
+    return replace(state, failures=0), (StoreBack(), *actions)
+
+
+def _pause(failures: int, draw: Draw) -> float:
+    """Return 0.1 s doubling to RETRY_MAX_S, shortened by up to a half so that hosts do not come in step."""
+    longest = min(0.1 * 2.0 ** min(failures, 16), RETRY_MAX_S)
+    return longest * (1 - draw(500) / 1000)

@@ -42,8 +42,7 @@ from pyflannel.model.lease_protocol import (
 from pyflannel.plan.lease.answers import on_checked, on_conflicted, on_listed, on_wrote
 from pyflannel.plan.lease.changes import hold, on_seen
 from pyflannel.plan.lease.choice import claim_on
-from pyflannel.plan.lease.failures import on_failed, on_watch_lost, store_back
-from pyflannel.plan.lease.holding import degrade, renew
+from pyflannel.plan.lease.holding import degrade, on_failed, on_watch_lost, renew, store_back
 from pyflannel.plan.lease.state import (
     Contesting,
     Degraded,

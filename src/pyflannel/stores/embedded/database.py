@@ -21,7 +21,7 @@ from pyflannel.model.store_record import (
     Unchanged,
     Written,
 )
-from pyflannel.ports.clock import Clock
+from pyflannel.ports import Clock
 
 HISTORY_REVISIONS = 10_000
 """Revisions that a watch can begin at, at least."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from pyflannel.model.store_record import Changes, Conflict, Delete, Listing, Put, Record, Written
-from pyflannel.ports.file_watch import FileWatch
+from pyflannel.ports import FileWatch
 from pyflannel.stores.embedded.database import Database
 
 log = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""One etcd cluster behind several endpoints: the last good one is asked first, the next when it fails."""
+"""One etcd cluster behind several endpoints: the last that answered is asked first."""
 
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
@@ -6,12 +6,19 @@ from typing import Any, TypeVar
 from grpclib.exceptions import GRPCError
 
 from pyflannel.errors import StoreError
-from pyflannel.stores.etcd.call import CALL_S, CONNECT_S, within
-from pyflannel.stores.etcd.endpoint import Endpoint
-from pyflannel.stores.etcd.failure import BROKEN, RefusedError, explain, hint_of, is_refusal, needs_login
-from pyflannel.stores.etcd.login import Login, User
-from pyflannel.stores.etcd.member import Member
-from pyflannel.stores.etcd.tls import TlsFiles
+from pyflannel.stores.etcd.endpoint import Endpoint, TlsFiles
+from pyflannel.stores.etcd.failure import (
+    BROKEN,
+    CALL_S,
+    CONNECT_S,
+    RefusedError,
+    explain,
+    hint_of,
+    is_refusal,
+    needs_login,
+    within,
+)
+from pyflannel.stores.etcd.member import Login, Member, User
 
 _Answer = TypeVar("_Answer")
 

@@ -1,18 +1,39 @@
-"""One endpoint of the cluster, and the connection to it."""
+"""One member of the cluster: its connection, and the user's token there."""
 
 import asyncio
+import logging
+import socket
 from dataclasses import dataclass
+from pathlib import Path
 
 from grpclib.client import Channel, Handler
 from grpclib.config import Configuration
+from grpclib.const import Status
+from grpclib.events import SendRequest, listen
+from grpclib.exceptions import GRPCError
 from grpclib.protocol import H2Protocol
 
 from pyflannel.errors import StoreError
-from pyflannel.stores.etcd.call import within
-from pyflannel.stores.etcd.endpoint import Endpoint
-from pyflannel.stores.etcd.local_address import Address, is_still_ours
-from pyflannel.stores.etcd.tls import TlsFiles
-from pyflannel.stores.etcd.tls_errors import SSLError
+from pyflannel.model.secret import Secret
+from pyflannel.stores.etcd.endpoint import Endpoint, SSLError, TlsFiles
+from pyflannel.stores.etcd.failure import CALL_S, RefusedError, is_refusal, within
+from pyflannel.stores.etcd.rpc_grpc import AuthStub
+from pyflannel.stores.etcd.rpc_pb2 import AuthenticateRequest
+
+Address = tuple[str, int] | tuple[str, int, int, int]
+"""Where a socket is bound, in one family or the other."""
+
+
+def is_still_ours(address: Address) -> bool:
+    """Return whether a socket can be bound to the address, on any port."""
+    family = socket.AF_INET if len(address) == 2 else socket.AF_INET6
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as probe:
+            probe.bind((address[0], 0, *address[2:]))
+    except OSError:
+        return False
+    return True
+
 
 _ALERT_S = 1.5
 """How long a member that just ended a connection may take to say why."""
@@ -117,3 +138,93 @@ class Member:
             await reader.read(1)
         finally:
             writer.transport.abort()
+
+
+log = logging.getLogger(__name__)
+
+_NO_USERS = ""
+"""The token at a cluster that does not ask for its users: none goes with the calls."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class User:
+    """Who logs in.
+
+    Attributes:
+        password: itself, or the file in whose first line it stands, read at each login.
+    """
+
+    name: str
+    password: Secret | Path
+
+    def read_password(self) -> Secret:
+        """Return the password as it is now.
+
+        Raises:
+            StoreError: the file cannot be read, or has no password in it.
+        """
+        if isinstance(self.password, Secret):
+            return self.password
+        try:
+            line = self.password.read_text(encoding="utf-8").partition("\n")[0].rstrip("\r")
+        except (OSError, ValueError) as error:
+            cause = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+            raise StoreError(
+                f"the password file {self.password} cannot be read: {cause}",
+                hint="It is read at each login: put it there, and let flanneld read it.",
+            ) from None
+        if not line:
+            raise StoreError(
+                f"the password file {self.password} has an empty first line",
+                hint="Write the password of the etcd user into its first line.",
+            )
+        return Secret(line)
+
+
+class Login:
+    """The token of one user at one cluster, valid at all members."""
+
+    def __init__(self, user: User) -> None:
+        self.user = user
+        self._token: str | None = None
+        self._turn = asyncio.Lock()
+
+    def accompany(self, member: Member) -> None:
+        """Let the token, when there is one, go with every call to `member`."""
+
+        async def add_token(event: SendRequest) -> None:
+            if self._token:
+                event.metadata["token"] = self._token
+
+        listen(member.channel, SendRequest, add_token)
+
+    async def token(self, member: Member) -> str:
+        """Return the token, after logging in at `member` if there was none yet.
+
+        Raises:
+            StoreError: the password cannot be read, or is refused.
+        """
+        return await self.renew(member, None) if self._token is None else self._token
+
+    async def renew(self, member: Member, refused: str | None) -> str:
+        """Return another token than the one that was refused; of several calls only the first logs in."""
+        async with self._turn:
+            if self._token is None or self._token == refused:
+                self._token = None  # an old one is not sent along
+                self._token = await self._log_in(member)
+            return self._token
+
+    async def _log_in(self, member: Member) -> str:
+        request = AuthenticateRequest(name=self.user.name, password=self.user.read_password().reveal())
+        try:
+            answer = await within(CALL_S, AuthStub(member.channel).Authenticate(request))
+        except GRPCError as error:
+            if error.status is Status.FAILED_PRECONDITION:
+                log.debug("etcd does not ask for its users endpoint=%s", member.endpoint)
+                return _NO_USERS
+            if is_refusal(error):
+                about = f"user {self.user.name!r}"
+                raise RefusedError(member.endpoint, error.status, error.message, about) from error
+            raise
+        log.debug("Logged in at etcd endpoint=%s user=%s", member.endpoint, self.user.name)
+        return str(answer.token)

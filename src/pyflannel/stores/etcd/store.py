@@ -8,10 +8,10 @@ from grpclib.const import Status
 from pyflannel.errors import CompactedError, StoreError
 from pyflannel.model.store_record import Changes, Conflict, Delete, Listing, Put, Record, Written
 from pyflannel.stores.etcd.cluster import Cluster
-from pyflannel.stores.etcd.endpoint import Endpoint
+from pyflannel.stores.etcd.endpoint import Endpoint, TlsFiles
 from pyflannel.stores.etcd.failure import RefusedError
-from pyflannel.stores.etcd.key_space import KeySpace
-from pyflannel.stores.etcd.login import User
+from pyflannel.stores.etcd.keys import KeySpace, lease_left_behind, outcome, transaction
+from pyflannel.stores.etcd.member import User
 from pyflannel.stores.etcd.rpc_grpc import KVStub, LeaseStub
 from pyflannel.stores.etcd.rpc_pb2 import (
     LeaseGrantRequest,
@@ -20,8 +20,6 @@ from pyflannel.stores.etcd.rpc_pb2 import (
     RangeRequest,
     RangeResponse,
 )
-from pyflannel.stores.etcd.tls import TlsFiles
-from pyflannel.stores.etcd.transaction import lease_left_behind, outcome, transaction
 from pyflannel.stores.etcd.watch import Watch
 
 log = logging.getLogger(__name__)

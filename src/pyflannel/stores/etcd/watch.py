@@ -9,7 +9,7 @@ from grpclib.exceptions import GRPCError, StreamTerminatedError
 from pyflannel.errors import CompactedError, StoreError
 from pyflannel.model.store_record import Change, Changes, DeleteSeen, PutSeen
 from pyflannel.stores.etcd.failure import BROKEN, explain
-from pyflannel.stores.etcd.key_space import KeySpace
+from pyflannel.stores.etcd.keys import KeySpace
 from pyflannel.stores.etcd.member import Member
 from pyflannel.stores.etcd.rpc_grpc import WatchStub
 from pyflannel.stores.etcd.rpc_pb2 import Event, WatchCreateRequest, WatchRequest, WatchResponse

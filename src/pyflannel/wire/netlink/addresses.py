@@ -8,16 +8,20 @@ import struct
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 
-from pyflannel.wire.netlink.inet import INET, INET6, family_of, parse_address, parse_interface
 from pyflannel.wire.netlink.message import (
     ACK,
     CREATE,
     DUMP,
+    INET,
+    INET6,
     REPLACE,
     Request,
     attribute,
     attributes,
+    family_of,
     integer,
+    parse_address,
+    parse_interface,
     unpack,
 )
 

@@ -6,8 +6,16 @@ Source: linux/if_link.h (IFLA_BR_*, IFLA_BRPORT_*), linux/if_bridge.h, linux/nei
 import struct
 from dataclasses import dataclass
 
-from pyflannel.wire.netlink.mac import parse_mac
-from pyflannel.wire.netlink.message import DUMP, Request, attribute, attributes, integer, text, unpack
+from pyflannel.wire.netlink.message import (
+    DUMP,
+    Request,
+    attribute,
+    attributes,
+    integer,
+    parse_mac,
+    text,
+    unpack,
+)
 
 _LINK = struct.Struct("=BxHiII")
 _NEIGHBOUR = struct.Struct("=BxxxiHBB")

@@ -1,16 +1,25 @@
-"""The frame of every netlink message: a header, a body, attributes.
-
-Layout of the header, in octets: length 4 (header included), type 2, flags 2, sequence 4, port 4. An
-attribute: length 2 (these four octets included), kind 2, payload. Both are padded to four octets, in the
-host's byte order. Source: RFC 3549 section 2.2; linux/netlink.h.
-"""
+"""Netlink messages: header, attributes, acknowledgements, and addresses in attributes."""
 
 import struct
 import sys
 from collections.abc import Iterator
+from ipaddress import (
+    IPv4Address,
+    IPv4Interface,
+    IPv4Network,
+    IPv6Address,
+    IPv6Interface,
+    IPv6Network,
+)
 from typing import NamedTuple
 
 from pyflannel.errors import WireError
+
+# The frame of every netlink message: a header, a body, attributes.
+#
+# Layout of the header, in octets: length 4 (header included), type 2, flags 2, sequence 4, port 4. An
+# attribute: length 2 (these four octets included), kind 2, payload. Both are padded to four octets, in the
+# host's byte order. Source: RFC 3549 section 2.2; linux/netlink.h.
 
 HEADER = struct.Struct("=IHHII")
 ATTRIBUTE = struct.Struct("=HH")
@@ -134,3 +143,138 @@ def _truncated(what: str, present: int, needed: int) -> WireError:
         f"netlink {what} has {present} octets, needs {needed}",
         hint="The kernel speaks another form of netlink: report its version.",
     )
+
+
+# The kernel's answer to one request: done, or an error number and, often, a text.
+#
+# Layout of the body, in octets: error 4 (negative errno, or 0), header of the request 16, its body unless the
+# answer is capped, then attributes. Source: linux/netlink.h, struct nlmsgerr, enum nlmsgerr_attrs.
+
+_ERROR = struct.Struct("=i")
+_CAPPED = 0x100
+_HAS_ATTRIBUTES = 0x200
+_TEXT = 1  # NLMSGERR_ATTR_MSG
+
+
+class Acknowledgement(NamedTuple):
+    """What became of the request with this sequence number.
+
+    Attributes:
+        errno: 0 when the request took effect.
+        text: the kernel's own explanation (extended acknowledgement); "" when it gave none.
+    """
+
+    sequence: int
+    errno: int
+    text: str
+
+
+def parse_acknowledgement(message: Message) -> Acknowledgement:
+    """Return what an NLMSG_ERROR or NLMSG_DONE message says.
+
+    Raises:
+        WireError: fewer octets than its layout needs.
+    """
+    body = message.body
+    (error,) = unpack(_ERROR, body)
+    errno = -error
+    explanation = ""
+    if message.flags & _HAS_ATTRIBUTES:
+        explanation = text(attributes(body, _attributes_offset(message)).get(_TEXT, b""))
+    return Acknowledgement(message.sequence, errno, explanation)
+
+
+def _attributes_offset(message: Message) -> int:
+    if message.kind != ERROR:
+        return _ERROR.size
+    if message.flags & _CAPPED:
+        return _ERROR.size + HEADER.size
+    size, *_ = unpack(HEADER, message.body[_ERROR.size :])
+    return _ERROR.size + ((size + 3) & ~3)
+
+
+def parse_mac(octets: bytes) -> str:
+    """Return octets in lower-case hexadecimal, with colons; "" for none."""
+    return octets.hex(":") if octets else ""
+
+
+def mac_octets(mac: str) -> bytes:
+    """Return the six octets of a MAC address.
+
+    Raises:
+        WireError: it is none.
+    """
+    try:
+        octets = bytes.fromhex(mac.replace(":", ""))
+    except ValueError:
+        octets = b""
+    if len(octets) != 6:
+        raise WireError(
+            f"a MAC address has six octets in hexadecimal, not {mac!r}",
+            hint="Look at the peer's lease: its VtepMAC is wrong.",
+        )
+    return octets
+
+
+INET = 2
+INET6 = 10
+"""Address families of Linux (linux/socket.h)."""
+
+IpValue = IPv4Address | IPv6Address | IPv4Interface | IPv6Interface | IPv4Network | IPv6Network
+
+
+def family_of(value: IpValue) -> int:
+    """Return the family number of an address or a prefix."""
+    return INET if value.version == 4 else INET6
+
+
+def parse_address(octets: bytes) -> IPv4Address | IPv6Address:
+    """Return the address of 4 or 16 octets.
+
+    Raises:
+        WireError: another number of octets.
+    """
+    if len(octets) == 4:
+        return IPv4Address(int.from_bytes(octets, "big"))
+    if len(octets) == 16:
+        return IPv6Address(int.from_bytes(octets, "big"))
+    raise WireError(
+        f"an IP address has 4 or 16 octets, not {len(octets)}",
+        hint="The kernel speaks another form of netlink: report its version.",
+    )
+
+
+def parse_interface(octets: bytes, length: int) -> IPv4Interface | IPv6Interface:
+    """Return the address of 4 or 16 octets with its prefix length.
+
+    Raises:
+        WireError: another number of octets, or a length beyond the address.
+    """
+    address = parse_address(octets)
+    _check_length(address, length)
+    if isinstance(address, IPv4Address):
+        return IPv4Interface((int(address), length))
+    return IPv6Interface((int(address), length))
+
+
+def parse_prefix(octets: bytes, length: int) -> IPv4Network | IPv6Network:
+    """Return the prefix of 4 or 16 octets and a length; what lies beyond the length does not count.
+
+    Raises:
+        WireError: another number of octets, or a length beyond the address.
+    """
+    address = parse_address(octets)
+    _check_length(address, length)
+    beyond = address.max_prefixlen - length
+    base = int(address) >> beyond << beyond
+    if isinstance(address, IPv4Address):
+        return IPv4Network((base, length))
+    return IPv6Network((base, length))
+
+
+def _check_length(address: IPv4Address | IPv6Address, length: int) -> None:
+    if length > address.max_prefixlen:
+        raise WireError(
+            f"a prefix of {address} has at most {address.max_prefixlen} bits, not {length}",
+            hint="The kernel speaks another form of netlink: report its version.",
+        )

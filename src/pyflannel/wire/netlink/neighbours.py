@@ -9,17 +9,21 @@ import struct
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
-from pyflannel.wire.netlink.inet import INET, INET6, family_of, parse_address
-from pyflannel.wire.netlink.mac import mac_octets, parse_mac
 from pyflannel.wire.netlink.message import (
     ACK,
     ATTRIBUTE,
     CREATE,
     DUMP,
+    INET,
+    INET6,
     REPLACE,
     Request,
     attribute,
     attributes,
+    family_of,
+    mac_octets,
+    parse_address,
+    parse_mac,
     unpack,
 )
 

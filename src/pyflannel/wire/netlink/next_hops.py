@@ -7,7 +7,6 @@ linux/nexthop.h, struct nhmsg.
 import struct
 from ipaddress import IPv4Address, IPv6Address
 
-from pyflannel.wire.netlink.inet import family_of
 from pyflannel.wire.netlink.message import (
     ACK,
     CREATE,
@@ -16,6 +15,7 @@ from pyflannel.wire.netlink.message import (
     Request,
     attribute,
     attributes,
+    family_of,
     integer,
     unpack,
 )
@@ -54,7 +54,7 @@ def dump_next_hops() -> Request:
     return Request(GET, DUMP, _LAYOUT.pack(0, 0, 0, 0))
 
 
-def next_hop_number(body: bytes) -> int:
+def parse_next_hop_number(body: bytes) -> int:
     """Return the number of a next hop.
 
     Raises:

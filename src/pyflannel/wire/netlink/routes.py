@@ -9,19 +9,23 @@ from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import NamedTuple
 
-from pyflannel.model.item_map import Key
+from pyflannel.model.item import Key
 from pyflannel.model.route import route_key
-from pyflannel.wire.netlink.inet import INET, INET6, family_of, parse_address, parse_prefix
 from pyflannel.wire.netlink.message import (
     ACK,
     ATTRIBUTE,
     CREATE,
     DUMP,
+    INET,
+    INET6,
     REPLACE,
     Request,
     attribute,
     attributes,
+    family_of,
     integer,
+    parse_address,
+    parse_prefix,
     unpack,
 )
 

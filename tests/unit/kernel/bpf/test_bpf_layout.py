@@ -25,9 +25,9 @@ from pyflannel.kernel.bpf.layout import (
     unpack_settings,
     unpack_stranger,
 )
-from pyflannel.kernel.bpf.object_file import read_object
-from pyflannel.model.bpf_peer import BpfPeer
-from pyflannel.model.stranger import Stranger
+from pyflannel.kernel.bpf.objects import read_object
+from pyflannel.model.fast_path import BpfPeer
+from pyflannel.model.forwarder import Stranger
 
 addresses = st.integers(0, 2**32 - 1).map(IPv4Address)
 subnets = st.builds(

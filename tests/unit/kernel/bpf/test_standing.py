@@ -7,7 +7,7 @@ import pytest
 from pyflannel.kernel.bpf import standing
 from pyflannel.kernel.bpf.objects import KernelObjects
 from pyflannel.kernel.bpf.standing import StandingPrograms
-from pyflannel.model.bpf_program import Direction
+from pyflannel.model.fast_path import Direction
 
 
 class Hooks:

@@ -7,18 +7,14 @@ from typing import Any
 
 import pytest
 
-from pyflannel.model.address import Address
-from pyflannel.model.backend_data import Vtep
-from pyflannel.model.fdb_entry import FdbEntry
 from pyflannel.model.host import Host, Underlay
-from pyflannel.model.lease import Lease
-from pyflannel.model.link import Link
-from pyflannel.model.neighbour import Neighbour
-from pyflannel.model.route import Route
+from pyflannel.model.lease import Lease, Vtep
+from pyflannel.model.link import Address, Link
+from pyflannel.model.route import FdbEntry, Neighbour, Route
 from pyflannel.model.state import State
 from pyflannel.model.store_record import Record
 from pyflannel.plan.backends import Backend, backend_of
-from pyflannel.wire.backend_data_json import format_backend_data, parse_vtep
+from pyflannel.wire.lease_json import format_backend_data, parse_vtep
 from pyflannel.wire.lease_record import lease_of, lease_value
 from pyflannel.wire.network_config_json import parse_network_config
 

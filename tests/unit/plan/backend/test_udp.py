@@ -6,11 +6,10 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 import pytest
 
 from pyflannel.errors import ConfigError
-from pyflannel.model.address import Address
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer
 from pyflannel.model.host import Host, Underlay
 from pyflannel.model.lease import Lease, LeaseAttributes
-from pyflannel.model.link import Link
+from pyflannel.model.link import Address, Link
 from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.route import Route
 from pyflannel.model.state import State

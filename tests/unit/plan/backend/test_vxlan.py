@@ -6,17 +6,12 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 import pytest
 
 from pyflannel.errors import ConfigError
-from pyflannel.model.address import Address
-from pyflannel.model.backend_data import Vtep
-from pyflannel.model.fdb_entry import FdbEntry
 from pyflannel.model.host import Host, Underlay
-from pyflannel.model.lease import Identity, Lease, LeaseAttributes
-from pyflannel.model.link import Link
-from pyflannel.model.neighbour import Neighbour
+from pyflannel.model.lease import Identity, Lease, LeaseAttributes, Vtep
+from pyflannel.model.link import Address, Link, Vxlan
 from pyflannel.model.network_config import NetworkConfig
-from pyflannel.model.route import Route
+from pyflannel.model.route import FdbEntry, Neighbour, Route
 from pyflannel.model.state import State
-from pyflannel.model.vxlan import Vxlan
 from pyflannel.plan.backend.vxlan import VxlanBackend, parse
 from pyflannel.plan.backends import backend_of
 from pyflannel.plan.vtep_mac import vtep_mac

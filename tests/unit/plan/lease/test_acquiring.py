@@ -3,6 +3,17 @@
 from dataclasses import replace
 from ipaddress import IPv4Network
 
+from doubles.performed_step import (
+    FIRST,
+    NETWORK,
+    SECOND,
+    THIRD,
+    Host,
+    Store,
+    lease,
+    owner_of,
+    wanted,
+)
 from pyflannel.model.lease import Lease
 from pyflannel.model.lease_protocol import (
     Acquired,
@@ -18,17 +29,6 @@ from pyflannel.model.lease_protocol import (
 )
 from pyflannel.plan.lease.answers import IN_TURN_MAX_S
 from pyflannel.plan.lease.state import Resting
-from pyflannel.testing.performed_step import (
-    FIRST,
-    NETWORK,
-    SECOND,
-    THIRD,
-    Host,
-    Store,
-    lease,
-    owner_of,
-    wanted,
-)
 
 
 def test_a_host_takes_a_free_subnet_and_watches_from_the_listing() -> None:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyflannel.model.network_config import NetworkConfig
-from pyflannel.plan.lease.allocate import pick
+from pyflannel.plan.lease.choice import pick
 
 CONFIG = NetworkConfig(
     network=IPv4Network("10.100.0.0/16"),

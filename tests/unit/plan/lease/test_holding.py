@@ -3,6 +3,7 @@
 from dataclasses import replace
 from ipaddress import IPv4Address
 
+from doubles.performed_step import FIRST, HOUR, SECOND, THIRD, Host, Store, lease, owner_of, wanted
 from pyflannel.model.lease import Lease
 from pyflannel.model.lease_protocol import (
     Failed,
@@ -15,7 +16,6 @@ from pyflannel.model.lease_protocol import (
     Taken,
     Woke,
 )
-from pyflannel.testing.performed_step import FIRST, HOUR, SECOND, THIRD, Host, Store, lease, owner_of, wanted
 
 
 def test_a_lease_is_renewed_before_it_ends() -> None:

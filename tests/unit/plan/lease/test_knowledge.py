@@ -6,8 +6,7 @@ from pyflannel.model.lease import Identity, Lease, LeaseAttributes
 from pyflannel.model.lease_protocol import LeaseSeen, Listed, Seen, Wanted
 from pyflannel.model.lease_set import LeaseSet
 from pyflannel.model.network_config import NetworkConfig
-from pyflannel.plan.lease.knowledge import know
-from pyflannel.plan.lease.state import LeaseState
+from pyflannel.plan.lease.state import LeaseState, know
 
 FIRST, SECOND = IPv4Network("10.100.1.0/24"), IPv4Network("10.100.2.0/24")
 

@@ -3,8 +3,8 @@
 from dataclasses import replace
 from ipaddress import IPv4Address
 
+from doubles.performed_step import FIRST, NETWORK, SECOND, Host, Store, lease, wanted
 from pyflannel.model.lease_protocol import Conflicted, Ordered, Started
-from pyflannel.testing.performed_step import FIRST, NETWORK, SECOND, Host, Store, lease, wanted
 
 
 def test_a_subnet_that_the_config_no_longer_admits_is_not_begun_with() -> None:

@@ -2,6 +2,7 @@
 
 from ipaddress import IPv4Address
 
+from doubles.performed_step import FIRST, HOUR, SECOND, THIRD, Host, Store, lease, owner_of, wanted
 from pyflannel.model.lease import Lease
 from pyflannel.model.lease_protocol import (
     Contested,
@@ -12,7 +13,6 @@ from pyflannel.model.lease_protocol import (
     WatchLost,
     Woke,
 )
-from pyflannel.testing.performed_step import FIRST, HOUR, SECOND, THIRD, Host, Store, lease, owner_of, wanted
 
 
 def test_a_reinstalled_host_takes_its_old_lease_over_at_once() -> None:

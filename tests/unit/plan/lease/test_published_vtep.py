@@ -3,10 +3,9 @@
 from dataclasses import replace
 from ipaddress import IPv4Network
 
-from pyflannel.model.backend_data import Vtep
-from pyflannel.model.lease import Lease
+from doubles.performed_step import FIRST, HOUR, Host, Store, lease, owner_of, wanted
+from pyflannel.model.lease import Lease, Vtep
 from pyflannel.model.lease_protocol import Wanted
-from pyflannel.testing.performed_step import FIRST, HOUR, Host, Store, lease, owner_of, wanted
 
 THEIRS = "36:f5:41:10:dc:86"
 

@@ -2,9 +2,9 @@
 
 from dataclasses import replace
 
+from doubles.performed_step import FIRST, HOUR, THIRD, Host, Store, lease, owner_of, wanted
 from pyflannel.model.lease import Lease
 from pyflannel.model.lease_protocol import Woke
-from pyflannel.testing.performed_step import FIRST, HOUR, THIRD, Host, Store, lease, owner_of, wanted
 
 
 def test_a_reservation_never_gets_a_ttl() -> None:

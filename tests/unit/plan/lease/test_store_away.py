@@ -2,10 +2,10 @@
 
 from ipaddress import IPv4Address
 
+from doubles.performed_step import FIRST, Host, Store, owner_of, wanted
 from pyflannel.model.lease import Claim
 from pyflannel.model.lease_protocol import DeleteClaim, Failed, Started, StoreAway, StoreBack, WatchLost, Woke
-from pyflannel.plan.lease.failures import RETRY_MAX_S
-from pyflannel.testing.performed_step import FIRST, Host, Store, owner_of, wanted
+from pyflannel.plan.lease.holding import RETRY_MAX_S
 
 
 def test_writes_that_keep_failing_are_tried_ever_more_slowly() -> None:

@@ -5,6 +5,17 @@ from ipaddress import IPv4Address
 
 import pytest
 
+from doubles.performed_step import (
+    FIRST,
+    HOUR,
+    NETWORK,
+    SECOND,
+    Host,
+    Store,
+    lease,
+    owner_of,
+    wanted,
+)
 from pyflannel.model.lease import Claim, Lease
 from pyflannel.model.lease_protocol import (
     Check,
@@ -15,17 +26,6 @@ from pyflannel.model.lease_protocol import (
     Taken,
     WatchLost,
     Woke,
-)
-from pyflannel.testing.performed_step import (
-    FIRST,
-    HOUR,
-    NETWORK,
-    SECOND,
-    Host,
-    Store,
-    lease,
-    owner_of,
-    wanted,
 )
 
 

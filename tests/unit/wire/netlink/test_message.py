@@ -7,19 +7,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyflannel.errors import WireError
-from pyflannel.wire.netlink.acknowledgement import Acknowledgement, parse_acknowledgement
 from pyflannel.wire.netlink.addresses import address_index, parse_address_message
 from pyflannel.wire.netlink.links import parse_link
 from pyflannel.wire.netlink.message import (
     ERROR,
     HEADER,
     REQUEST,
+    Acknowledgement,
     Message,
     Request,
     attribute,
     attributes,
     nest,
     pack,
+    parse_acknowledgement,
     split,
 )
 from pyflannel.wire.netlink.neighbours import entry_index, lasting_part, parse_fdb_entry, parse_neighbour

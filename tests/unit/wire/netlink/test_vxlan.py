@@ -8,10 +8,16 @@ from hypothesis import strategies as st
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 
 from pyflannel.errors import WireError
-from pyflannel.wire.netlink.links import change_link, change_vxlan, create_vxlan, parse_link
-from pyflannel.wire.netlink.mac import mac_octets, parse_mac
-from pyflannel.wire.netlink.message import HEADER, pack
-from pyflannel.wire.netlink.vxlan import VxlanRecord, parse_vxlan, vxlan_data
+from pyflannel.wire.netlink.links import (
+    VxlanRecord,
+    change_link,
+    change_vxlan,
+    create_vxlan,
+    parse_link,
+    parse_vxlan,
+    vxlan_data,
+)
+from pyflannel.wire.netlink.message import HEADER, mac_octets, pack, parse_mac
 
 v4_addresses = st.integers(1, 2**32 - 1).map(IPv4Address)
 v6_addresses = st.integers(1, 2**128 - 1).map(IPv6Address)

@@ -1,0 +1,1 @@
+"""Metrics for Prometheus: the families, their text, and the route that serves them."""

@@ -1,0 +1,1 @@
+"""The commands of flannelctl: options, tables, JSON. Thin; the work is in `commands`."""

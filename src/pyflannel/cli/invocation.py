@@ -1,0 +1,134 @@
+"""How flannelctl's commands are called and how they print: options, sockets, tables, JSON."""
+
+import itertools
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from pyflannel.assembly.directories import Places
+from pyflannel.commands.network_client import NetworkClient, network_client
+
+_WIDE = 1000
+"""Columns where nobody looks: a file or a pipe takes lines of any length, so that grep finds them whole."""
+
+
+def print_json(document: bytes) -> None:
+    """Print a JSON document, indented."""
+    click.echo(msgspec.json.format(document, indent=2))
+
+
+def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print rows under their headings; a terminal's width is kept, where there is one."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in headings:
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    width = None if sys.stdout.isatty() else _WIDE
+    # No markup and no highlighting: the texts come from the store and from files, not from us.
+    console = Console(width=width, markup=False, highlight=False, emoji=False)
+    with console.capture() as text:
+        console.print(table)
+    for line in text.get().splitlines():
+        click.echo(line.rstrip())
+
+
+def print_facts(facts: Iterable[tuple[str, str]]) -> None:
+    """Print facts, one a line, their names in one column."""
+    lines = list(facts)
+    width = max(len(name) for name, _ in lines)
+    for name, value in lines:
+        click.echo(f"{click.style(name.ljust(width), bold=True)}  {value}")
+
+
+def duration(seconds: float) -> str:
+    """Return a length of time in its two largest units: `23 h 59 min`."""
+    whole = max(0, int(seconds))
+    units = [(86400, "d"), (3600, "h"), (60, "min"), (1, "s")]
+    for (size, name), (small, small_name) in itertools.pairwise(units):
+        if whole >= size:
+            rest = whole % size // small
+            return f"{whole // size} {name}" + (f" {rest} {small_name}" if rest else "")
+    return f"{whole} s"
+
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Invocation:
+    """The options that stand before the command.
+
+    Attributes:
+        store_url: the store to ask instead of the daemon; None when it was not given.
+        socket: the daemon's; None when it was not given, and the run directory decides.
+        wants_json: answers are documents, not text for people.
+    """
+
+    store_url: str | None = None
+    socket: Path | None = None
+    wants_json: bool = False
+
+
+def json_option(command: _Command) -> _Command:
+    """Let `--json` stand after the command too."""
+
+    def want_json(context: click.Context, _: click.Parameter, is_wanted: bool) -> None:
+        if is_wanted:
+            context.obj = replace(context.obj, wants_json=True)
+
+    return click.option(
+        "--json",
+        is_flag=True,
+        expose_value=False,
+        callback=want_json,
+        help="Print a JSON document instead of text for people.",
+    )(command)
+
+
+def run_dir_option(command: _Command) -> _Command:
+    """Let the daemon's run directory be named, as to the daemon itself."""
+    return _directory("--run-dir", "/run/flannel", "Where the daemon has its sockets and its lock.")(command)
+
+
+def state_options(command: _Command) -> _Command:
+    """Let the daemon's state directory and subnet file be named, as to the daemon itself."""
+    command = _directory("--subnet-file", "/run/flannel/subnet.env", "The subnet file of the daemon.")(
+        command
+    )
+    return _directory("--state-dir", "/var/lib/flannel", "Where the daemon keeps its identity.")(command)
+
+
+def _directory(name: str, default: str, text: str) -> Callable[[_Command], _Command]:
+    return click.option(
+        name,
+        type=click.Path(path_type=Path),
+        default=default,
+        show_default=True,
+        envvar="FLANNELD" + name.removeprefix("-").replace("-", "_").upper(),
+        help=f"{text}  [env: the daemon's]",
+    )
+
+
+def socket_of(invocation: Invocation, run_dir: Path) -> Path:
+    """Return the socket of the daemon that has `run_dir`, unless another was given."""
+    return invocation.socket or Places(run_dir=run_dir).control_socket
+
+
+def network_of(invocation: Invocation, run_dir: Path) -> AbstractAsyncContextManager[NetworkClient]:
+    """Return whom to ask about the network, for the length of a block."""
+    return network_client(
+        invocation.store_url,
+        socket_of(invocation, run_dir),
+        os.environ,
+        only_daemon=invocation.socket is not None,
+    )

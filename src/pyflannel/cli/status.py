@@ -1,0 +1,198 @@
+"""flannelctl status: what flanneld on this host is doing, or what it left behind."""
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+from pyflannel.assembly.directories import Places
+from pyflannel.assembly.forwarder_status import forwarder_status
+from pyflannel.cli.invocation import (
+    Invocation,
+    duration,
+    json_option,
+    print_facts,
+    print_json,
+    run_dir_option,
+    socket_of,
+    state_options,
+)
+from pyflannel.commands.network_client import ControlClient
+from pyflannel.commands.offline_status import offline_status, what_to_do
+from pyflannel.errors import NotReadyError
+from pyflannel.model.status import (
+    BackendStatus,
+    FastPathStatus,
+    ForwarderStatus,
+    LeaseStatus,
+    ReconcileStatus,
+    Status,
+    StoreStatus,
+    UnderlayStatus,
+)
+from pyflannel.wire.control_json import format_status
+
+_NAMED = 8
+"""So many of a kind, of refused peers as of strangers, are named one by one."""
+
+
+@click.command()
+@run_dir_option
+@state_options
+@json_option
+@click.pass_obj
+def status(invocation: Invocation, run_dir: Path, state_dir: Path, subnet_file: Path) -> None:
+    """Show what flanneld on this host is doing.
+
+    Exits with 0 when it is ready and 3 when it is not. When it does not answer, its files are read instead.
+    """
+    places = Places(run_dir=run_dir, state_dir=state_dir, subnet_file=subnet_file)
+    try:
+        found = asyncio.run(_status(socket_of(invocation, run_dir)))
+    except NotReadyError as error:
+        left = asyncio.run(offline_status(places, str(error)))
+        _print(invocation, left)
+        raise NotReadyError(str(error), hint=what_to_do(places, left)) from error
+    _print(invocation, found)
+    if not found.is_ready:
+        click.get_current_context().exit(3)
+
+
+async def _status(socket: Path) -> Status:
+    """Return what the daemon says, and its forwarder, which is asked itself unless the daemon did."""
+    found = await ControlClient(socket).status()
+    if found.forwarder is not None:
+        return found
+    return replace(found, forwarder=await forwarder_status(socket.parent))
+
+
+def _print(invocation: Invocation, found: Status) -> None:
+    if invocation.wants_json:
+        print_json(format_status(found))
+    else:
+        print_facts(facts(found))
+
+
+def facts(found: Status) -> Iterator[tuple[str, str]]:
+    """Yield what people read of a status, each with its name."""
+    yield "flanneld", f"{found.version}, {_readiness(found)}"
+    if found.owner:
+        yield "owner", found.owner
+    if found.network and (found.network.network or found.network.text):
+        yield "network", str(found.network.network or found.network.text)
+    if found.lease:
+        yield "lease", _lease(found.lease)
+    if found.underlay:
+        yield "underlay", _underlay(found.underlay)
+    if found.backend:
+        yield "backend", _backend(found.backend)
+        for note in found.backend.notes:
+            yield "note", note
+    if found.store:
+        yield "store", _store(found.store)
+    yield "peers", str(found.peers)
+    yield from _refused_peers(found)
+    if found.forwarder:
+        yield "forwarder", _forwarder(found.forwarder)
+    if found.fast_path:
+        yield "fast path", _fast_path(found.fast_path)
+        for feature in found.fast_path.lacking:
+            if feature.text not in (found.fast_path.reason or ""):
+                yield "lacking", feature.text
+        for remark in found.fast_path.remarks:
+            yield "warning", str(remark)
+    yield from _strangers(found)
+    if found.reconcile:
+        yield "repairs", _repairs(found.reconcile)
+        yield from _first("refused", found.reconcile.refused)
+        yield from _first("held back", found.reconcile.held)
+    for warning in found.warnings:
+        yield "warning", warning
+
+
+def _refused_peers(found: Status) -> Iterator[tuple[str, str]]:
+    """Yield the first of the refused peers that no warning names."""
+    peers = [peer for peer in found.refused_peers if peer.reason not in found.warnings]
+    for peer in peers[:_NAMED]:
+        yield "refused peer", f"{peer.subnet} at {peer.public_ip}: {peer.reason}"
+    if len(peers) > _NAMED:
+        yield "refused peer", f"{len(peers) - _NAMED} more: see flannelctl peers"
+
+
+def _strangers(found: Status) -> Iterator[tuple[str, str]]:
+    for one in found.strangers[:_NAMED]:
+        packets = "1 packet" if one.packets == 1 else f"{one.packets} packets, the latest"
+        latest = f"{packets} {duration(one.age_s)} ago"
+        yield "stranger", f"{one.address}, {one.reason}, {latest}: {one.cause}"
+    if len(found.strangers) > _NAMED:
+        yield "stranger", f"{len(found.strangers) - _NAMED} more: see flannelctl status --json"
+
+
+def _first(name: str, texts: Sequence[str]) -> Iterator[tuple[str, str]]:
+    yield from ((name, text) for text in texts[:_NAMED])
+    if len(texts) > _NAMED:
+        yield name, f"{len(texts) - _NAMED} more: see flannelctl status --json"
+
+
+def _readiness(found: Status) -> str:
+    if found.is_ready:
+        return "ready"
+    if not found.is_live:
+        return "does not answer: this is what it left"
+    return f"not ready: waiting for {found.waiting_for}" if found.waiting_for else "not ready"
+
+
+def _lease(lease: LeaseStatus) -> str:
+    parts = [str(lease.subnet or "none yet")]
+    if lease.phase:
+        parts.append(lease.phase + _for(lease.since_s))
+    if lease.holder:
+        parts.append(f"held by {lease.holder}")
+    if lease.is_reservation:
+        parts.append("reserved")
+    elif lease.expires_in_s is not None:
+        parts.append(f"expires in {duration(lease.expires_in_s)}")
+    return ", ".join(parts)
+
+
+def _underlay(underlay: UnderlayStatus) -> str:
+    public = f", public {underlay.public_ip}" if underlay.public_ip != underlay.address else ""
+    return f"{underlay.link}, {underlay.address}{public}, mtu {underlay.mtu}"
+
+
+def _backend(backend: BackendStatus) -> str:
+    link = f", {backend.link}" if backend.link else ""
+    return backend.type + link + (f", mtu {backend.mtu}" if backend.mtu else "")
+
+
+def _store(store: StoreStatus) -> str:
+    text = f"{store.url}, {'connected' if store.is_connected else 'away'}{_for(store.since_s)}"
+    if not store.last_error:
+        return text
+    when = "" if store.last_error_age_s is None else f" {duration(store.last_error_age_s)} ago"
+    return f"{text}, last error{when}: {store.last_error}"
+
+
+def _forwarder(forwarder: ForwarderStatus) -> str:
+    parts = [f"pid {forwarder.pid}" if forwarder.pid else "not running"]
+    if forwarder.pid:
+        parts.append("attached" if forwarder.is_attached else "not attached")
+    parts += [f"{reason} {count}" for reason, count in forwarder.counters.items() if count]
+    return ", ".join(parts)
+
+
+def _fast_path(fast_path: FastPathStatus) -> str:
+    parts = [f"{fast_path.mode}: {fast_path.reason}" if fast_path.reason else fast_path.mode]
+    parts += [f"{outcome} {count}" for outcome, count in fast_path.counters.items() if count]
+    return ", ".join(parts) + (f". {fast_path.hint}" if fast_path.hint else "")
+
+
+def _repairs(reconcile: ReconcileStatus) -> str:
+    text = f"{reconcile.repairs} in {reconcile.passes} passes"
+    return text + (f", the last: {reconcile.last_repair}" if reconcile.last_repair else "")
+
+
+def _for(seconds: float | None) -> str:
+    return "" if seconds is None else f" for {duration(seconds)}"

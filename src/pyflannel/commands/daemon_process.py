@@ -1,0 +1,139 @@
+"""The daemon as a process: found by the lock that it holds, and stopped."""
+
+import asyncio
+import contextlib
+import os
+import signal
+from pathlib import Path
+
+from pyflannel.assembly.directories import Places
+from pyflannel.errors import BusyError, TargetError, UsageError
+from pyflannel.http.sockets import server_pid
+from pyflannel.processes.systemd import service_of, stop_service
+
+STOP_S = 20.0
+"""For a daemon to end: longer than its own deadlines at the end."""
+
+
+def running_daemon(lock: Path) -> int | None:
+    """Return the process id of the daemon that holds `lock`; None when none does.
+
+    The file says `1234 flanneld`, and may have been left by one that was killed. A process with that id is
+    the daemon only if it has this very file open.
+    """
+    try:
+        number, program = lock.read_text().split(maxsplit=1)
+        if program.strip() != "flanneld":
+            return None  # another clean-up
+        pid = int(number)
+        descriptors = list(Path(f"/proc/{pid}/fd").iterdir())
+    except (OSError, ValueError):
+        return None
+    for descriptor in descriptors:
+        with contextlib.suppress(OSError):
+            if descriptor.samefile(lock):
+                return pid
+    return None
+
+
+async def stop_daemon(lock: Path) -> int | None:
+    """Stop the daemon that holds `lock` and return its process id, or None when there is none.
+
+    One that systemd runs is stopped by systemd, which would start it again.
+
+    Raises:
+        BusyError: it did not end in time, or somebody deleted its lock, so that only its socket tells of
+            it, or this is one of its several networks.
+        TargetError: we may not stop it.
+        UsageError: it works in another network namespace, so that nothing of it could be removed here.
+    """
+    pid = running_daemon(lock)
+    if pid is None:
+        _check_unserved(Places(run_dir=lock.parent))
+        return None
+    try:
+        process = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return None
+    try:
+        if running_daemon(lock) != pid:
+            return None  # it ended before we held on to it
+        _check_namespace(pid)
+        if (unit := service_of(pid)) is not None:
+            await stop_service(unit, STOP_S)
+        else:
+            signal.pidfd_send_signal(process, signal.SIGTERM)
+        await _end_of(process)
+    except ProcessLookupError:
+        return pid
+    except PermissionError as error:
+        raise TargetError(f"flanneld (pid {pid}) may not be stopped", hint="Run this as root.") from error
+    except TimeoutError as error:
+        raise BusyError(
+            f"flanneld (pid {pid}) did not end within {STOP_S:g} s",
+            hint=f"See its log; end it with 'kill -9 {pid}', then clean up again.",
+        ) from error
+    finally:
+        os.close(process)
+    return pid
+
+
+def check_own_files(places: Places, usual: Places) -> None:
+    """Let nobody clean up the files of the `usual` daemon by naming another run directory alone.
+
+    Raises:
+        UsageError: they are given as those of another daemon, and the usual one is in use.
+    """
+    if places.run_dir == usual.run_dir:
+        return
+    theirs = [
+        f"{option}={path}"
+        for option, path, other in (
+            ("--state-dir", places.state_dir, usual.state_dir),
+            ("--subnet-file", places.subnet_file, usual.subnet_file),
+        )
+        if path == other
+    ]
+    if theirs and (usual.device_file.exists() or running_daemon(usual.lock) is not None):
+        raise UsageError(
+            f"{' and '.join(theirs)}: these belong to the flanneld of {usual.run_dir}",
+            hint=f"Name those of {places.run_dir}, too. One of several networks of a daemon has"
+            f" {usual.state_dir}/NAME and {usual.run_dir}/networks/NAME.env.",
+        )
+
+
+async def _end_of(process: int) -> None:
+    """Return when the process ended: a pidfd is readable then."""
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    loop.add_reader(process, ended.set)
+    try:
+        async with asyncio.timeout(STOP_S):
+            await ended.wait()
+    finally:
+        loop.remove_reader(process)
+
+
+def _check_unserved(places: Places) -> None:
+    control_socket = places.control_socket
+    pid = server_pid(control_socket)
+    if pid is not None and pid == running_daemon(Places(run_dir=places.run_dir.parent).lock):
+        raise BusyError(
+            f"flanneld (pid {pid}) runs the network {places.run_dir.name}, and perhaps others",
+            hint="Take it out of --networks and start flanneld again, or, with --watch-networks, delete its"
+            " config from the store; then clean up again.",
+        )
+    if pid is not None:
+        unit = service_of(pid)
+        raise BusyError(
+            f"flanneld (pid {pid}) runs: it serves {control_socket}, though it holds no lock beside it",
+            hint=f"End it with '{f'systemctl stop {unit}' if unit else f'kill {pid}'}', then clean up again.",
+        )
+
+
+def _check_namespace(pid: int) -> None:
+    if not os.path.samefile(f"/proc/{pid}/ns/net", "/proc/self/ns/net"):
+        raise UsageError(
+            f"flanneld (pid {pid}) works in another network namespace",
+            hint=f"Run it there: nsenter --net=/proc/{pid}/ns/net flannelctl …",
+        )

@@ -1,0 +1,159 @@
+"""doctor: examines the host, and gathers all that its checks judge."""
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from pathlib import Path
+
+from pyflannel.assembly.directories import Places
+from pyflannel.commands.network_client import ControlClient
+from pyflannel.commands.offline_status import offline_status
+from pyflannel.errors import FlannelError, NotReadyError, WireError
+from pyflannel.kernel.bpf.fast_path import FastPath
+from pyflannel.kernel.bpf.target import BpfTarget
+from pyflannel.kernel.filters.iptables import IptablesTarget, read_rules
+from pyflannel.kernel.filters.nftables import NftTarget
+from pyflannel.kernel.host.machine import (
+    forward_chains,
+    forwards,
+    is_strict,
+    legacy_forward_chains,
+    port_mtus,
+)
+from pyflannel.kernel.network.interfaces import KernelInterfaces
+from pyflannel.kernel.network.snapshot import survey
+from pyflannel.model.fast_path import BpfProgram
+from pyflannel.model.host import Interfaces
+from pyflannel.model.state import Item, State
+from pyflannel.model.status import Finding, Footing, Status
+from pyflannel.plan.doctor import Observed, findings
+from pyflannel.plan.leftovers import rules_left
+from pyflannel.plan.underlay import UnderlayOptions, choose
+from pyflannel.processes.found import find_original
+from pyflannel.wire.last_known_json import parse_last_known
+from pyflannel.wire.subnet_env import parse_subnet_env
+
+
+async def status_of_host(places: Places) -> Status:
+    """Return what the daemon says, or what its files say when it does not answer."""
+    try:
+        return await ControlClient(places.control_socket).status()
+    except (NotReadyError, WireError) as error:
+        return await offline_status(places, str(error))
+
+
+async def footing_of(places: Places, status: Status) -> Footing:
+    """Return where the host stands; what cannot be known stays open."""
+    return Footing(
+        network=status.network.network if status.network else None,
+        subnet=status.lease.subnet if status.lease else None,
+        underlay=status.underlay.link if status.underlay else await _underlay(places),
+    )
+
+
+def known_networks(places: Places, footing: Footing) -> frozenset[IPv4Network | IPv6Network]:
+    """Return the networks that this host is, or was, in: as the store and each subnet.env here name them."""
+    files = [places.subnet_file, *places.run_dir.glob("networks/*.env")]
+    named = {network for path in files for network in _named_in(path)}
+    return frozenset(named if footing.network is None else {footing.network, *named})
+
+
+def _named_in(path: Path) -> Iterator[IPv4Network | IPv6Network]:
+    with contextlib.suppress(OSError, WireError):
+        env = parse_subnet_env(path.read_text(errors="replace"))
+        for name in ("FLANNEL_NETWORK", "FLANNEL_IPV6_NETWORK"):
+            for word in env.get(name, "").split(","):
+                with contextlib.suppress(ValueError):
+                    yield ip_network(word.strip())
+
+
+async def _underlay(places: Places) -> str | None:
+    """Return the interface that has the address of our last lease, or else that of the default route."""
+    with contextlib.suppress(FlannelError):
+        observer = KernelInterfaces()
+        try:
+            interfaces = await observer.observe()
+        finally:
+            observer.close()
+        with contextlib.suppress(OSError, WireError):
+            own = parse_last_known(places.last_known.read_bytes()).own
+            if (holder := interfaces.holder(own.attributes.public_ip)) is not None:
+                return holder.name
+        return choose(UnderlayOptions(), interfaces).link
+    return None
+
+
+async def examine(places: Places) -> tuple[Finding, ...]:
+    """Return what is wrong with this host, the errors first.
+
+    Raises:
+        TargetError: links and routes cannot be read.
+    """
+    status = await status_of_host(places)
+    footing = await footing_of(places, status)
+    items, rules, saved, interfaces, programs = await asyncio.gather(
+        survey(), _filter_rules(), read_rules(), _interfaces(), _programs(places)
+    )
+    unread: list[Finding] = []
+    dropping = await legacy_forward_chains()
+    try:
+        dropping += await forward_chains()
+    except FlannelError as error:
+        unread.append(
+            Finding(code="rules-unread", severity="info", cause=f"filter rules: {error}", fix=error.hint)
+        )
+    seen = Observed(
+        status=status,
+        footing=footing,
+        claimed=places.device(),
+        original=find_original(),
+        items=(*items, *rules),
+        left_rules=rules_left(saved, known_networks(places, footing)),
+        forwards=forwards(),
+        strict=frozenset(one.name for one in interfaces.interfaces if is_strict(one.name)),
+        dropping=tuple(dropping),
+        programs=programs,
+        ports={name: port_mtus(name) for name in _own_bridges(interfaces, footing)},
+    )
+    return (*findings(seen), *unread)
+
+
+async def _interfaces() -> Interfaces:
+    observer = KernelInterfaces()
+    try:
+        return await observer.observe()
+    finally:
+        observer.close()
+
+
+async def _programs(places: Places) -> tuple[BpfProgram, ...]:
+    """Return the programs of the daemon's tunnel; nothing where they cannot be read."""
+    fast_path, device = BpfTarget(FastPath(str(places.bpf))), places.device()
+    try:
+        found = await fast_path.snapshot(State.EMPTY)
+    finally:
+        fast_path.close()
+    return tuple(one for one in found if isinstance(one, BpfProgram) and one.tunnel.device == device)
+
+
+async def _filter_rules() -> list[Item]:
+    """Return the chains and tables with names of flannel's; nothing where they cannot be read."""
+    iptables, nftables = IptablesTarget(), NftTarget()
+    try:
+        found = await asyncio.gather(iptables.snapshot(State.EMPTY), nftables.snapshot(State.EMPTY))
+        return [item for snapshot in found for item in snapshot]
+    finally:
+        iptables.close()
+        nftables.close()
+
+
+def _own_bridges(interfaces: Interfaces, footing: Footing) -> list[str]:
+    """Return the bridges that have an address of our subnet: containers are behind them."""
+    if footing.subnet is None:
+        return []
+    return [
+        one.name
+        for one in interfaces.interfaces
+        if one.kind == "bridge" and any(held.address.ip in footing.subnet for held in one.addresses)
+    ]

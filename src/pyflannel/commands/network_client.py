@@ -1,0 +1,249 @@
+"""The source of a command's answers: the running daemon, or the store."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Protocol
+
+from pyflannel.assembly.options import store_url_from_environment
+from pyflannel.assembly.store_flags import etcd_password_of
+from pyflannel.assembly.stores import open_store
+from pyflannel.errors import NotReadyError, StoreError, UsageError, WireError
+from pyflannel.http.client import request
+from pyflannel.http.server import Response
+from pyflannel.model.lease import Lease, LeaseEntry
+from pyflannel.model.secret import Secret
+from pyflannel.model.status import JournalEntry, Status
+from pyflannel.model.store_record import Put, Record
+from pyflannel.ports import Store
+from pyflannel.wire.control_json import (
+    parse_config_text,
+    parse_error,
+    parse_events,
+    parse_leases,
+    parse_status,
+)
+from pyflannel.wire.lease_record import CONFIG, SUBNETS, lease_of
+from pyflannel.wire.network_config_json import parse_network_config
+
+DEADLINE_S = 5.0
+"""For an answer from memory; the daemon's loop is never busy for that long."""
+
+WRITE_DEADLINE_S = 40.0
+"""For an answer that waits for the store: longer than the daemon gives it."""
+
+
+class ControlClient:
+    """Asks the daemon behind a control socket.
+
+    Every call raises NotReadyError when no daemon answers in time, WireError when what answers is none, and
+    whatever error the daemon met.
+    """
+
+    def __init__(self, socket: Path) -> None:
+        """Ask over `socket`; nothing is opened before the first question."""
+        self._socket = socket
+
+    async def status(self) -> Status:
+        """Return what the daemon is doing."""
+        return parse_status(await self._ask("GET", "/v1/status"))
+
+    async def leases(self) -> list[LeaseEntry]:
+        """Return the leases that the daemon knows, without their expiry."""
+        return parse_leases(await self._ask("GET", "/v1/leases"))
+
+    async def events(self) -> list[JournalEntry]:
+        """Return what the daemon's passes found and did, the latest last."""
+        return parse_events(await self._ask("GET", "/v1/events"))
+
+    async def config_text(self) -> str | None:
+        """Return the network config that the daemon runs with, or None."""
+        return parse_config_text(await self._ask("GET", "/v1/config"))
+
+    async def set_config(self, text: str) -> None:
+        """Have the daemon check the network config and write it to the store."""
+        await self._ask("PUT", "/v1/config", body=text.encode(), deadline_s=WRITE_DEADLINE_S)
+
+    async def _ask(
+        self, method: str, target: str, *, body: bytes = b"", deadline_s: float = DEADLINE_S
+    ) -> bytes:
+        try:
+            answer = await request(self._socket, method, target, body=body, deadline_s=deadline_s)
+        except OSError as error:
+            raise NotReadyError(
+                f"flanneld does not answer at {self._socket}: {_reason(error, deadline_s)}", hint=_hint(error)
+            ) from error
+        if answer.status != 200:
+            raise _error_of(answer, f"{method} {target}")
+        return answer.body
+
+
+def _error_of(answer: Response, question: str) -> Exception:
+    try:
+        return parse_error(answer.body)
+    except WireError:
+        text = answer.body.decode(errors="replace").strip()
+        return WireError(
+            f"{question} was answered with {answer.status}: {text}",
+            hint="Check that flannelctl and flanneld are of one version.",
+        )
+
+
+def _reason(error: OSError, deadline_s: float) -> str:
+    if isinstance(error, TimeoutError):
+        return f"no answer within {deadline_s:g} s"
+    return (error.strerror or str(error)).lower()
+
+
+def _hint(error: OSError) -> str:
+    if isinstance(error, PermissionError):
+        return "Run flannelctl as root, or as the user of flanneld."
+    return "Start flanneld, or name its socket with --socket, or the store with --store."
+
+
+log = logging.getLogger(__name__)
+
+_QUESTIONS_AT_ONCE = 32
+"""Expiries asked for at the same time: enough to hide the way to the store, too few to be a load."""
+
+
+class StoreClient:
+    """Reads and writes the network that a store holds; a call raises StoreError when it does not answer."""
+
+    def __init__(self, store: Store) -> None:
+        """Ask `store`, which stays the caller's to close."""
+        self._store = store
+
+    async def config_text(self) -> str | None:
+        """Return the network config as it is written, or None."""
+        record = await self._store.get(CONFIG)
+        return None if record is None else record.value.decode(errors="replace")
+
+    async def set_config(self, text: str) -> None:
+        """Write the network config.
+
+        Raises:
+            ConfigError: it admits no plan; nothing was written.
+        """
+        parse_network_config(text)
+        await self._store.write(Put(key=CONFIG, value=text.encode(), ttl_s=None, expected=None))
+
+    async def leases(self) -> list[LeaseEntry]:
+        """Return every lease; a key that holds none is said in the log and left out."""
+        listing = await self._store.list(SUBNETS)
+        turns = asyncio.Semaphore(_QUESTIONS_AT_ONCE)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                asked = [
+                    tasks.create_task(self._entry(record, lease, turns))
+                    for record in listing.records
+                    if (lease := _lease(record)) is not None
+                ]
+        except* StoreError as failures:
+            raise failures.exceptions[0] from None  # one store, one cause
+        return [each.result() for each in asked]
+
+    async def _entry(self, record: Record, lease: Lease, turns: asyncio.Semaphore) -> LeaseEntry:
+        async with turns:
+            expires_in_s = await self._store.time_to_live(record) if lease.has_ttl else None
+        return LeaseEntry.of(lease, expires_in_s=expires_in_s)
+
+
+@asynccontextmanager
+async def store_client(url: str, password: Secret | None = None) -> AsyncIterator[StoreClient]:
+    """Open the store at `url` for the length of a block.
+
+    Raises:
+        UsageError: no store has such a URL, or its user has no password.
+    """
+    store = open_store(url, password)
+    try:
+        yield StoreClient(store)
+    finally:
+        await store.close()
+
+
+def _lease(record: Record) -> Lease | None:
+    try:
+        return lease_of(record)
+    except WireError as error:
+        log.warning("skipped a key that is no lease: %s", error)
+        return None
+
+
+class NetworkClient(Protocol):
+    """The network as its store holds it, or as the daemon knows it."""
+
+    async def config_text(self) -> str | None:
+        """Return the network config, or None."""
+
+    async def set_config(self, text: str) -> None:
+        """Check and write the network config."""
+
+    async def leases(self) -> list[LeaseEntry]:
+        """Return every lease."""
+
+
+class _Daemon:
+    """The daemon; but its store is read while that answers.
+
+    Only the store knows when leases expire, and a config that the daemon does not take.
+    """
+
+    def __init__(self, daemon: ControlClient, store_url: str | None, password: Secret | None) -> None:
+        self._daemon = daemon
+        self._store_url = store_url
+        self._password = password
+        self.set_config = daemon.set_config
+
+    async def config_text(self) -> str | None:
+        if self._store_url is not None:
+            try:
+                async with store_client(self._store_url, self._password) as client:
+                    return await client.config_text()
+            except (StoreError, UsageError) as error:
+                log.warning("asked flanneld, which knows the config that it runs with: %s", error)
+        return await self._daemon.config_text()
+
+    async def leases(self) -> list[LeaseEntry]:
+        if self._store_url is not None:
+            try:
+                async with store_client(self._store_url, self._password) as client:
+                    return await client.leases()
+            except (StoreError, UsageError) as error:
+                log.warning("asked flanneld, which does not know when leases expire: %s", error)
+        return await self._daemon.leases()
+
+
+@asynccontextmanager
+async def network_client(
+    store_url: str | None, socket: Path, environ: Mapping[str, str], *, only_daemon: bool = False
+) -> AsyncIterator[NetworkClient]:
+    """Choose whom to ask, for the length of a block.
+
+    Args:
+        store_url: asked whenever it is given.
+        socket: of the daemon, asked when it answers.
+        environ: its FLANNELD_ variables name the store that is asked otherwise, and hold etcd's password.
+        only_daemon: the user named the daemon, so nobody else will do.
+
+    Raises:
+        NotReadyError: `only_daemon`, and it does not answer.
+        UsageError: the store's URL makes no sense.
+    """
+    password = etcd_password_of(environ)
+    if store_url is None:
+        daemon = ControlClient(socket)
+        try:
+            status = await daemon.status()
+        except NotReadyError:
+            if only_daemon:
+                raise
+            store_url = store_url_from_environment(environ)
+        else:
+            yield _Daemon(daemon, status.store.url if status.store else None, password)
+            return
+    async with store_client(store_url, password) as client:
+        yield client

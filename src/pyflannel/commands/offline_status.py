@@ -1,0 +1,108 @@
+"""status without a daemon: what the files of a stopped daemon and the kernel show."""
+
+import contextlib
+from collections.abc import Mapping
+from ipaddress import IPv4Network
+from pathlib import Path
+
+from pyflannel.assembly.directories import Places
+from pyflannel.assembly.forwarder_status import forwarder_link, forwarder_status
+from pyflannel.commands.daemon_process import running_daemon
+from pyflannel.errors import ConfigError, WireError
+from pyflannel.model.lease import LastKnown
+from pyflannel.model.network_config import NetworkConfig
+from pyflannel.model.status import BackendStatus, LeaseStatus, NetworkStatus, Status
+from pyflannel.model.version import VERSION
+from pyflannel.wire.last_known_json import parse_last_known
+from pyflannel.wire.network_config_json import parse_network_config
+from pyflannel.wire.subnet_env import parse_subnet_env, previous_subnet
+
+
+async def offline_status(places: Places, cause: str) -> Status:
+    """Return what a daemon's files and the forwarder that outlived it say; `cause` is why they are asked."""
+    env_text = _read(places.subnet_file)
+    env = _subnet_env(env_text)
+    known = _last_known(places.last_known)
+    config = _config(known)
+    forwarder = await forwarder_status(places.run_dir)
+    link = await forwarder_link(places.run_dir)
+    return Status(
+        version=VERSION,
+        is_live=False,
+        owner=places.owner() or _owner(known),
+        waiting_for=cause,
+        network=NetworkStatus(
+            text=known.config if known else None, network=config.network if config else _network(env)
+        ),
+        lease=LeaseStatus(subnet=known.own.subnet if known else _previous_subnet(env_text)),
+        backend=_backend(config, link, env),
+        peers=len({lease.subnet for lease in known.leases} - {known.own.subnet}) if known else 0,
+        forwarder=forwarder,
+    )
+
+
+def what_to_do(places: Places, status: Status) -> str:
+    """Return the advice for a host whose daemon does not answer."""
+    pid = running_daemon(places.lock)
+    networks = sorted(path.parent for path in places.run_dir.glob(f"*/{places.control_socket.name}"))
+    if pid is not None and networks:
+        each = " or ".join(f"--run-dir={network}" for network in networks)
+        return f"flanneld (pid {pid}) runs several networks: ask for one with {each}."
+    if pid is not None:
+        return f"flanneld (pid {pid}) runs: see its log, and start it again if it hangs."
+    if status.forwarder is not None:
+        return "Start flanneld again; until then packets reach the peers that it knew last."
+    return "Start flanneld; on another run directory, name that with --run-dir."
+
+
+def _backend(config: NetworkConfig | None, link: str | None, env: Mapping[str, str]) -> BackendStatus | None:
+    if config is None and link is None:
+        return None
+    mtu = env.get("FLANNEL_MTU", "")
+    return BackendStatus(
+        type=config.backend_type if config else "udp",  # only that has a forwarder
+        link=link,
+        mtu=int(mtu) if mtu.isdecimal() else None,
+    )
+
+
+def _read(path: Path) -> str:
+    with contextlib.suppress(OSError):
+        return path.read_text(errors="replace")
+    return ""
+
+
+def _subnet_env(text: str) -> Mapping[str, str]:
+    with contextlib.suppress(WireError):
+        return parse_subnet_env(text)
+    return {}
+
+
+def _previous_subnet(text: str) -> IPv4Network | None:
+    with contextlib.suppress(WireError):
+        return previous_subnet(text)
+    return None
+
+
+def _network(env: Mapping[str, str]) -> IPv4Network | None:
+    with contextlib.suppress(ValueError):
+        return IPv4Network(env.get("FLANNEL_NETWORK", ""))
+    return None
+
+
+def _last_known(path: Path) -> LastKnown | None:
+    with contextlib.suppress(OSError, WireError):
+        return parse_last_known(path.read_bytes())
+    return None
+
+
+def _owner(known: LastKnown | None) -> str | None:
+    """Return who held our lease: one of several networks has no identity of its own."""
+    identity = known.own.attributes.owner if known else None
+    return identity.owner if identity else None
+
+
+def _config(known: LastKnown | None) -> NetworkConfig | None:
+    with contextlib.suppress(ConfigError):
+        return parse_network_config(known.config) if known else None
+    return None

@@ -1,0 +1,126 @@
+"""The UDP socket on the underlay, and the sending of packets to peers."""
+
+import errno
+import socket
+from collections.abc import Sequence
+from struct import Struct
+from time import monotonic
+
+from pyflannel.datapath.counters import Counters
+from pyflannel.datapath.forwarding import Endpoint
+from pyflannel.datapath.tun import Offload, Offloads
+
+_BUFFER_OCTETS = 4 << 20
+
+_IP_MTU_DISCOVER = 10
+_IP_PMTUDISC_WANT = 1
+"""linux/in.h; the socket module does not name them."""
+
+_SO_SNDBUFFORCE = 32
+_SO_RCVBUFFORCE = 33
+"""asm-generic/socket.h: beyond the system's limits, with CAP_NET_ADMIN."""
+
+
+def open_underlay_socket(address: str, port: int) -> socket.socket:
+    """Return the tunnel's socket, bound and non-blocking.
+
+    Datagrams leave as those of any UDP socket do (IP_PMTUDISC_WANT, the kernel's default, whatever the host's
+    ip_no_pmtu_disc says): what is longer than a path's known MTU goes in fragments and is never refused.
+
+    Raises:
+        OSError: EADDRINUSE when another program has the port, EADDRNOTAVAIL when the host lacks the address.
+    """
+    udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    try:
+        udp.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _IP_PMTUDISC_WANT)
+        _enlarge(udp, _SO_SNDBUFFORCE, socket.SO_SNDBUF)
+        _enlarge(udp, _SO_RCVBUFFORCE, socket.SO_RCVBUF)
+        udp.bind((address, port))
+    except OSError as error:
+        udp.close()
+        raise OSError(error.errno, f"UDP {address}:{port}: {error.strerror}") from None
+    return udp
+
+
+def _enlarge(udp: socket.socket, forced: int, plain: int) -> None:
+    try:
+        udp.setsockopt(socket.SOL_SOCKET, forced, _BUFFER_OCTETS)
+    except PermissionError:
+        udp.setsockopt(socket.SOL_SOCKET, plain, _BUFFER_OCTETS)
+
+
+LONGEST_RUN_OCTETS = 65507
+LONGEST_RUN_PACKETS = 64
+"""Limits of UDP_SEGMENT: a datagram's payload, and UDP_MAX_SEGMENTS of Linux 4.18 to 6.8."""
+
+_SOL_UDP = 17
+_UDP_SEGMENT = 103
+"""linux/udp.h."""
+
+_SEGMENT = Struct("=H")
+
+_UNSEGMENTED = frozenset({errno.EIO, errno.EINVAL, errno.EMSGSIZE, errno.EOPNOTSUPP})
+"""What UDP_SEGMENT is refused with where datagrams one by one are not: no checksum offload on the way, IPsec,
+a path narrower than the packets."""
+
+_AGAIN_S = 10.0
+"""How long a peer is spared what was refused."""
+
+
+class UnderlaySender:
+    """The socket's sending side. What is refused is counted and lost; nothing is ever raised."""
+
+    def __init__(self, udp: socket.socket, counters: Counters, offloads: Offloads) -> None:
+        self._udp = udp
+        self._counters = counters
+        self._offloads = offloads
+        self._refused_until: dict[Endpoint, float] = {}
+        try:
+            udp.setsockopt(_SOL_UDP, _UDP_SEGMENT, 0)  # as it is; refused where the kernel does not know it
+        except OSError as error:
+            offloads.lack(Offload.SEGMENTED_SEND, error)
+            self._can_segment = False
+        else:
+            offloads.use(Offload.SEGMENTED_SEND)
+            self._can_segment = True
+
+    def send(self, packet: bytes | memoryview, endpoint: Endpoint) -> None:
+        """Send one packet."""
+        try:
+            self._udp.sendto(packet, endpoint)
+        except OSError as error:
+            self._counters.count_failure("send", error)
+        else:
+            self._counters.sent_packets += 1
+            self._counters.sent_octets += len(packet)
+
+    def send_run(self, packets: Sequence[memoryview], size: int, endpoint: Endpoint) -> None:
+        """Send packets of `size` octets each, the last perhaps shorter."""
+        if len(packets) == 1 or not self._may_segment(endpoint):
+            self._send_one_by_one(packets, endpoint)
+            return
+        try:
+            octets = self._udp.sendmsg(packets, [(_SOL_UDP, _UDP_SEGMENT, _SEGMENT.pack(size))], 0, endpoint)
+        except OSError as error:
+            if error.errno not in _UNSEGMENTED:
+                self._counters.count_failure("send", error, len(packets))
+                return
+            self._refused_until[endpoint] = monotonic() + _AGAIN_S
+            self._offloads.lack(Offload.SEGMENTED_SEND, f"sending to {endpoint[0]}: {error.strerror}")
+            self._send_one_by_one(packets, endpoint)
+        else:
+            self._counters.batches_sent += 1
+            self._counters.sent_packets += len(packets)
+            self._counters.sent_octets += octets
+
+    def _may_segment(self, endpoint: Endpoint) -> bool:
+        if self._refused_until and (until := self._refused_until.get(endpoint)) is not None:
+            if monotonic() < until:
+                return False
+            del self._refused_until[endpoint]
+            self._offloads.use(Offload.SEGMENTED_SEND)
+        return self._can_segment
+
+    def _send_one_by_one(self, packets: Sequence[memoryview], endpoint: Endpoint) -> None:
+        for packet in packets:
+            self.send(packet, endpoint)

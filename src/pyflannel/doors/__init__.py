@@ -1,1 +1,0 @@
-"""How the world comes in: each door is thin, and none knows another."""

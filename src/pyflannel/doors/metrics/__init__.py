@@ -1,1 +1,0 @@
-"""What a daemon counts, for Prometheus."""

@@ -1,0 +1,144 @@
+"""Followers of the host: its underlay interface and its bridges."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from pyflannel.errors import NoUnderlayError, TargetError
+from pyflannel.model.host import Bridge, Underlay
+from pyflannel.plan.underlay import UnderlayOptions, choose, narrate
+from pyflannel.ports import BridgeSource, Clock, InterfaceSource
+
+
+async def pause(clock: Clock, seconds: float, *, until: asyncio.Event) -> None:
+    """Return when the event is set, at the latest after `seconds` by the clock."""
+    waits = {asyncio.ensure_future(until.wait()), asyncio.ensure_future(clock.sleep(seconds))}
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()
+        await asyncio.gather(*waits, return_exceptions=True)
+
+
+log = logging.getLogger(__name__)
+
+LOOK_S = 10.0
+"""Pause after which it looks without being told."""
+
+
+class UnderlayFollower:
+    """Calls `found` with the first underlay and each that differs, `waiting` when it has to wait.
+
+    An underlay that goes away is kept until there is another: what packets there are may still find a way.
+    """
+
+    def __init__(
+        self,
+        *,
+        source: InterfaceSource,
+        wanted: UnderlayOptions,
+        clock: Clock,
+        found: Callable[[Underlay], None],
+        waiting: Callable[[], None],
+        look_s: float = LOOK_S,
+    ) -> None:
+        self._source = source
+        self._wanted = wanted
+        self._clock = clock
+        self._found = found
+        self._waiting = waiting
+        self._look_s = look_s
+        self._current: Underlay | None = None
+        self._changed = asyncio.Event()
+        self.is_known = asyncio.Event()
+        self.waiting_for: str | None = "an interface"
+
+    async def run(self) -> None:
+        """Follow until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._listen(), name="interface changes")
+            while True:
+                self._changed.clear()
+                await self._look()
+                await pause(self._clock, self._look_s, until=self._changed)
+
+    async def _listen(self) -> None:
+        async for _ in self._source.changes():
+            self._changed.set()
+
+    async def _look(self) -> None:
+        target = self._wanted.can_reach
+        try:
+            interfaces = await self._source.observe()
+            reached = None if target is None else await self._source.route_to(target)
+            underlay = choose(self._wanted, interfaces, reached)
+        except (NoUnderlayError, TargetError) as error:
+            self._wait(error)
+            return
+        self.waiting_for = None
+        if underlay == self._current:
+            return
+        if self._current is not None:
+            log.warning("Underlay changed from %s to %s", _words(self._current), _words(underlay))
+        for line in narrate(self._wanted, interfaces, reached):
+            log.info("%s", line)
+        self._current = underlay
+        self._found(underlay)
+        self.is_known.set()
+
+    def _wait(self, error: NoUnderlayError | TargetError) -> None:
+        if self.waiting_for != str(error):
+            log.warning("Waiting for %s. %s", error, error.hint)
+            self.waiting_for = str(error)
+            self._waiting()
+
+
+def _words(underlay: Underlay) -> str:
+    address = f"{underlay.link} {underlay.address} mtu {underlay.mtu} public {underlay.public_ip}"
+    return f"{address} on link {','.join(map(str, underlay.on_link)) or 'nothing'}"
+
+
+BRIDGE_LOOK_S = 10.0
+"""Pause after which it looks without being told."""
+
+
+class BridgeFollower:
+    """Calls `found` with the bridges, and again with each state that differs, while `is_wanted` is set.
+
+    Bridges that cannot be read count as none: without an entry a container is reached the ordinary way.
+    """
+
+    def __init__(
+        self, *, source: BridgeSource, clock: Clock, found: Callable[[tuple[Bridge, ...]], None]
+    ) -> None:
+        self._source = source
+        self._clock = clock
+        self._found = found
+        self._current: tuple[Bridge, ...] = ()
+        self._changed = asyncio.Event()
+        self.is_wanted = asyncio.Event()
+
+    async def run(self) -> None:
+        """Follow until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._listen(), name="bridge changes")
+            while True:
+                await self.is_wanted.wait()
+                self._changed.clear()
+                await self._look()
+                await pause(self._clock, BRIDGE_LOOK_S, until=self._changed)
+
+    async def _listen(self) -> None:
+        async for _ in self._source.changes():
+            self._changed.set()
+
+    async def _look(self) -> None:
+        try:
+            bridges = await self._source.observe()
+        except TargetError as error:
+            log.warning("Bridges cannot be read, containers are reached the ordinary way: %s", error)
+            bridges = ()
+        if bridges != self._current:
+            self._current = bridges
+            self._found(bridges)

@@ -1,0 +1,163 @@
+"""Listening sockets for HTTP: TCP, and Unix sockets that only their owner may use."""
+
+import asyncio
+import errno
+import logging
+import os
+import socket
+import stat
+import struct
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
+
+from pyflannel.errors import BusyError, TargetError
+from pyflannel.http.server import HttpServer, Routes
+
+_BACKLOG = 64
+
+
+def listen_tcp(ip: IPv4Address | IPv6Address, port: int) -> socket.socket:
+    """Return a listening socket; `::` takes IPv4 too, as with Go.
+
+    Raises:
+        BusyError: another program has the port.
+        TargetError: the kernel refuses it otherwise: the address is not this host's, or the port is kept for
+            root.
+    """
+    family = socket.AF_INET if ip.version == 4 else socket.AF_INET6
+    is_dual = ip == IPv6Address("::")
+    if is_dual and not socket.has_dualstack_ipv6():
+        raise TargetError(
+            f"TCP port {format_address(ip, port)} cannot be listened on: this kernel has no IPv6",
+            hint="Name an IPv4 address, or 0.0.0.0 for all.",
+        )
+    try:
+        return socket.create_server((str(ip), port), family=family, backlog=_BACKLOG, dualstack_ipv6=is_dual)
+    except OSError as error:
+        where = format_address(ip, port)
+        if error.errno == errno.EADDRINUSE:
+            raise BusyError(
+                f"TCP port {where} is in use", hint=f"See who has it: ss -ltnp 'sport = :{port}'."
+            ) from error
+        raise TargetError(
+            f"TCP port {where} cannot be listened on: {os.strerror(error.errno or 0)}",
+            hint="Name an address of this host, or 0.0.0.0 for all, and a port that we may have.",
+        ) from error
+
+
+def format_address(ip: IPv4Address | IPv6Address, port: int) -> str:
+    """Return `IP:PORT`, an IPv6 address in brackets."""
+    return f"{ip}:{port}" if ip.version == 4 else f"[{ip}]:{port}"
+
+
+_UCRED = struct.Struct("3i")  # pid, uid, gid: struct ucred of unix(7)
+
+
+def listen_unix(path: Path) -> socket.socket:
+    """Return a non-blocking listening socket at `path`, mode 0600.
+
+    A socket that nobody serves any more is replaced. There is no moment without a socket at `path`,
+    and none at which another user could connect.
+
+    Raises:
+        BusyError: another program serves it, or it is something else than a socket.
+        OSError: it could not be made; a path of more than 107 octets is refused by the kernel.
+    """
+    _check_free(path)
+    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    born = path.with_name(f".{path.name}.{os.getpid()}")
+    born.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        listener.setblocking(False)
+        listener.bind(str(born))
+        born.chmod(0o600)
+        listener.listen(_BACKLOG)
+        born.replace(path)
+    except OSError:
+        listener.close()
+        born.unlink(missing_ok=True)
+        raise
+    return listener
+
+
+def peer_uid(connection: socket.socket) -> int:
+    """Return the user that connected, as the kernel noted it (SO_PEERCRED)."""
+    return _peer(connection)[1]
+
+
+def server_pid(path: Path) -> int | None:
+    """Return the process that serves the socket at `path`, 0 for one that is not seen here; None for none."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return None
+        return _peer(probe)[0]
+
+
+def _peer(connection: socket.socket) -> tuple[int, int, int]:
+    pid, uid, gid = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    return pid, uid, gid
+
+
+def _check_free(path: Path) -> None:
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise BusyError(f"{path} is not a socket", hint="Move it away, or choose another run directory.")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(str(path))
+        except (ConnectionRefusedError, FileNotFoundError):
+            return
+        except OSError:
+            pass  # its queue is full: somebody listens
+    raise BusyError(
+        f"another program serves {path}", hint="Stop it first, or choose another run directory for this one."
+    )
+
+
+log = logging.getLogger(__name__)
+
+RETRY_S = 5.0
+"""How soon an address or a port that cannot be had is tried again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """An address and a port.
+
+    Attributes:
+        name: what the log calls it.
+        asked_by: the flag or variable with its value, as it was written.
+    """
+
+    name: str
+    ip: IPv4Address | IPv6Address
+    port: int
+    asked_by: str
+
+
+async def serve_endpoint(endpoint: Endpoint, routes: Routes, *, retry_s: float = RETRY_S) -> None:
+    """Serve until cancelled; while it cannot be had, say so and try again."""
+    listener = await _listen(endpoint, retry_s)
+    log.info("Start %s server on %s", endpoint.name, format_address(endpoint.ip, endpoint.port))
+    await HttpServer(routes).serve(listener)
+
+
+async def _listen(endpoint: Endpoint, retry_s: float) -> socket.socket:
+    said = ""
+    while True:
+        try:
+            return listen_tcp(endpoint.ip, endpoint.port)
+        except (BusyError, TargetError) as error:
+            if str(error) != said:
+                log.error("%s is not served, and tried again: %s. %s", endpoint.asked_by, error, error.hint)
+            said = str(error)
+        await asyncio.sleep(retry_s)

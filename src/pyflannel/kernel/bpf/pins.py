@@ -1,0 +1,105 @@
+"""Pins of programs and maps in a bpffs, for a daemon that may not open them by identifier."""
+
+import ctypes
+import os
+import re
+import socket
+from collections.abc import Iterable
+from contextlib import ExitStack
+
+from pyflannel.kernel.bpf.hooks import KernelHooks
+from pyflannel.kernel.bpf.objects import KernelObjects
+from pyflannel.kernel.bpf.standing import StandingPrograms
+from pyflannel.kernel.bpf.syscall import opened
+
+
+def is_bpffs(path: str) -> bool | None:
+    """Return whether a bpffs is mounted at `path`; None when that cannot be told.
+
+    Source: proc(5), mountinfo.
+    """
+    place = os.path.realpath(path)
+    try:
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+            mounts = [line.split(" - ", 1) for line in file]
+    except OSError:
+        return None
+    kinds = [kind.split()[0] for mount, kind in mounts if _unescaped(mount.split()[4]) == place]
+    return kinds[-1:] == ["bpf"]  # the last hides those before
+
+
+def kernel_has_bpffs() -> bool | None:
+    """Return whether the kernel has a bpffs that could be mounted; None when that cannot be told."""
+    try:
+        with open("/proc/filesystems", encoding="ascii", errors="replace") as file:
+            return any(line.split()[-1:] == ["bpf"] for line in file)
+    except OSError:
+        return None
+
+
+def _unescaped(path: str) -> str:
+    """Return a path of /proc as it is: it has white space in octal."""
+    return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), path)
+
+
+def remove_pin_directory(path: str) -> bool:
+    """Take the directory away, with its pins and what is mounted on it; return whether there was one.
+
+    Raises:
+        OSError: EPERM, the mount is not ours to undo; ENOTEMPTY, it is a plain directory with files.
+    """
+    if not os.path.isdir(path):
+        return False
+    while os.path.ismount(path):
+        _unmount(path)
+    os.rmdir(path)
+    return True
+
+
+def _unmount(path: str) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.umount2(os.fsencode(path), 0):
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), path)
+
+
+def mount_pin_directory(path: str) -> None:
+    """Make the directory and mount a bpffs on it, for root alone, unless there is one.
+
+    Raises:
+        OSError: EPERM without CAP_SYS_ADMIN; ENODEV, the kernel has no bpffs.
+    """
+    os.makedirs(path, exist_ok=True)
+    if os.path.ismount(path):
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.mount(b"bpf", os.fsencode(path), b"bpf", 0, b"mode=0700"):
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), path)
+
+
+async def pin_standing(directory: str) -> int:
+    """Pin each program of ours that stands in this network namespace; return how many.
+
+    A daemon that had every right, or whose bpffs is gone, left them without.
+
+    Raises:
+        OSError: the kernel refused: EPERM without CAP_SYS_ADMIN, ENOSYS where it has no bpf(2).
+        TargetError: it did not answer.
+    """
+    objects = KernelObjects(directory)
+    hooks = KernelHooks(objects)
+    try:
+        standing = await StandingPrograms(hooks, objects).find(dict(socket.if_nameindex()))
+    finally:
+        hooks.close()
+    for program in (one.program for one in standing):
+        _pin(objects, program.id, {program.settings_map_id, *program.map_ids})
+    return len(standing)
+
+
+def _pin(objects: KernelObjects, program_id: int, map_ids: Iterable[int]) -> None:
+    with ExitStack() as descriptors:
+        program = descriptors.enter_context(opened(objects.open_program(program_id)))
+        maps = [descriptors.enter_context(opened(objects.open_map(map_id))) for map_id in map_ids]
+        objects.pin(program, maps)

@@ -1,0 +1,109 @@
+"""ioctl(2) on network devices: TUN devices created, offloads and drivers read."""
+
+import array
+import fcntl
+import os
+import socket
+import struct
+
+DEVICE_FILE = "/dev/net/tun"
+
+_SET_INTERFACE = 0x400454CA  # TUNSETIFF
+_SET_PERSISTENT = 0x400454CB  # TUNSETPERSIST
+_TUN = 0x0001
+_NO_PACKET_INFORMATION = 0x1000
+_EXCLUSIVE = 0x8000  # IFF_TUN_EXCL: an existing device is an error rather than attached to
+_REQUEST = struct.Struct("=16sH22x")  # struct ifreq
+
+
+def create_tun(name: str) -> None:
+    """Create a TUN device that stays when nobody is attached; it carries bare IP packets.
+
+    Raises:
+        OSError: with the device file's name when that could not be opened, without one when the kernel
+            refused the device.
+    """
+    descriptor = os.open(DEVICE_FILE, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        request = _REQUEST.pack(name.encode(), _TUN | _NO_PACKET_INFORMATION | _EXCLUSIVE)
+        fcntl.ioctl(descriptor, _SET_INTERFACE, request)
+        fcntl.ioctl(descriptor, _SET_PERSISTENT, 1)
+    finally:
+        os.close(descriptor)
+
+
+# What a device does by itself of a sender's or receiver's work: `ethtool --show-features`.
+#
+# On a vxlan device tx-checksumming is tx-checksum-ip-generic and nothing else. Source: linux/ethtool.h.
+
+_ETHTOOL = 0x8946  # SIOCETHTOOL (linux/sockios.h)
+_GET_CHECKSUMS, _SET_CHECKSUMS = 0x16, 0x17  # ETHTOOL_GTXCSUM, ETHTOOL_STXCSUM
+_GET_TSO, _SET_TSO = 0x1E, 0x1F  # ETHTOOL_GTSO, ETHTOOL_STSO
+_GET_GRO, _SET_GRO = 0x2B, 0x2C  # ETHTOOL_GGRO, ETHTOOL_SGRO
+_OFFLOAD_REQUEST = struct.Struct("=16sQ16x") if struct.calcsize("P") == 8 else struct.Struct("=16sI12x")
+"""struct ifreq with a pointer in it."""
+
+
+def offloads_checksums(link: str) -> bool:
+    """Return whether checksums are left to the device.
+
+    Raises:
+        OSError: ENODEV, there is no such link; EOPNOTSUPP, it has no such setting.
+    """
+    return bool(_ask(link, _GET_CHECKSUMS, 0))
+
+
+def set_checksum_offload(link: str, is_on: bool) -> None:
+    """Leave checksums to the device, or compute them before.
+
+    Raises:
+        OSError: there is no such link, it has no such setting, or the right is missing.
+    """
+    _ask(link, _SET_CHECKSUMS, int(is_on))
+
+
+def has_gro(link: str) -> bool:
+    """Return whether an end of a veth joins the segments of TCP that come from the other.
+
+    Raises:
+        OSError: ENODEV, there is no such link; EOPNOTSUPP, it has no such setting.
+    """
+    return bool(_ask(link, _GET_GRO, 0)) and not _ask(link, _GET_TSO, 0)
+
+
+def set_gro(link: str, is_on: bool) -> None:
+    """Let an end of a veth join segments, and send none that are to be cut by whoever gets them; or neither.
+
+    Raises:
+        OSError: there is no such link, it has no such setting, or the right is missing.
+    """
+    _ask(link, _SET_TSO, int(not is_on))
+    _ask(link, _SET_GRO, int(is_on))
+
+
+def _ask(link: str, command: int, value: int) -> int:
+    setting = array.array("I", [command, value])  # struct ethtool_value
+    address, _ = setting.buffer_info()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as anything:
+        fcntl.ioctl(anything, _ETHTOOL, _OFFLOAD_REQUEST.pack(link.encode(errors="surrogateescape"), address))
+    return setting[1]
+
+
+_GET_DRIVER_INFORMATION = 3
+_INFORMATION = struct.Struct("=I32s32s32s32s32s12s5I")
+_DRIVER_REQUEST = struct.Struct("16sP16x")  # struct ifreq, whose data is a pointer
+
+
+def driver_of(asking: socket.socket, name: str) -> str:
+    """Return the driver of the interface `name`, `vmxnet3`, `veth`; "" when it does not say.
+
+    `asking` is any socket of the network namespace that the interface is in.
+    """
+    answer = array.array("B", bytes(_INFORMATION.size))
+    struct.pack_into("=I", answer, 0, _GET_DRIVER_INFORMATION)
+    try:
+        fcntl.ioctl(asking, _ETHTOOL, _DRIVER_REQUEST.pack(name.encode(), answer.buffer_info()[0]))
+    except OSError:
+        return ""  # it is gone, or its driver has no name
+    driver: bytes = _INFORMATION.unpack(answer)[1]
+    return driver.partition(b"\0")[0].decode(errors="replace")

@@ -1,0 +1,218 @@
+"""Paths of the kernel between two hosts, configured manually: what the overlay is compared with."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Interface
+
+from pyflannel.errors import LabError
+from pyflannel.lab.containers import NamespaceContainer
+from pyflannel.lab.host import Host
+from pyflannel.lab.lab import Lab
+from pyflannel.lab.sandbox import Sandbox
+from pyflannel.lab.throughput import Throughput, measure_throughput
+from pyflannel.lab.topology import LEFT, RIGHT, HostPlace
+from pyflannel.model.lease import Lease, LeaseAttributes, Vtep
+
+VXLAN_DEVICE = "flannel.1"
+_PROTOCOL = "80"
+_PATIENCE_S = 300.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerObjects:
+    """The objects of any number of peers, each a line as it follows `add` and `dev NAME`.
+
+    Attributes:
+        device: that they hang on.
+        routes: by destination and gateway.
+        neighbours: by address and MAC address; none where the backend has no tunnel.
+        fdb: by MAC address and host; likewise.
+    """
+
+    device: str
+    routes: frozenset[tuple[str, str]]
+    neighbours: frozenset[tuple[str, str]] = frozenset()
+    fdb: frozenset[tuple[str, str]] = frozenset()
+
+    def __len__(self) -> int:
+        return len(self.routes) + len(self.neighbours) + len(self.fdb)
+
+    def lay(self, sandbox: Sandbox, *, patience_s: float = _PATIENCE_S) -> None:
+        """Add them by hand, as a person would who has many; the device is there.
+
+        Raises:
+            LabError: they were not all there after `patience_s` seconds.
+        """
+        neighbours = (
+            f"neigh add {address} lladdr {mac} nud permanent dev {self.device}"
+            for address, mac in self.neighbours
+        )
+        onlink = " onlink" if self.neighbours else ""
+        routes = (
+            f"route add {destination} via {gateway} dev {self.device}{onlink}"
+            for destination, gateway in self.routes
+        )
+        entries = (f"fdb add {mac} dst {host} dev {self.device} self permanent" for mac, host in self.fdb)
+        if self.fdb:
+            _batch(sandbox, "bridge", entries, patience_s)
+        _batch(sandbox, "ip", [*neighbours, *routes], patience_s)
+
+
+def objects_of(leases: Iterable[Lease], backend: str, *, device: str = VXLAN_DEVICE) -> PeerObjects:
+    """Return what these peers must be to the kernel of a host on their link, by vxlan or host-gw.
+
+    `device` is the one of vxlan.
+    """
+    leases = list(leases)
+    if backend == "host-gw":
+        routes = frozenset((str(lease.subnet), str(lease.attributes.public_ip)) for lease in leases)
+        return PeerObjects(device="eth0", routes=routes)
+    ends = [(lease, str(lease.subnet.network_address), lease.attributes.vtep) for lease in leases]
+    return PeerObjects(
+        device=device,
+        routes=frozenset((str(lease.subnet), base) for lease, base, _ in ends),
+        neighbours=frozenset((base, vtep.mac) for _, base, vtep in ends if vtep is not None),
+        fdb=frozenset(
+            (vtep.mac, str(lease.attributes.public_ip)) for lease, _, vtep in ends if vtep is not None
+        ),
+    )
+
+
+def objects_on(sandbox: Sandbox, backend: str) -> PeerObjects:
+    """Return what the kernel of a host has: by vxlan all that is on the device, by host-gw what is marked."""
+    if backend == "host-gw":
+        return PeerObjects(device="eth0", routes=_routes(sandbox, "proto", _PROTOCOL))
+    neighbours = _ask(sandbox, "ip", "neighbour", "show", "dev", VXLAN_DEVICE, "nud", "permanent")
+    fdb = _ask(sandbox, "bridge", "fdb", "show", "dev", VXLAN_DEVICE)
+    return PeerObjects(
+        device=VXLAN_DEVICE,
+        routes=_routes(sandbox, "dev", VXLAN_DEVICE),
+        neighbours=frozenset((entry["dst"], entry["lladdr"]) for entry in neighbours),
+        fdb=frozenset((entry["mac"], entry["dst"]) for entry in fdb),
+    )
+
+
+def lay_vxlan(
+    sandbox: Sandbox,
+    address: IPv4Interface,
+    local: IPv4Address,
+    *,
+    device: str = VXLAN_DEVICE,
+    mac: str | None = None,
+) -> None:
+    """Make the device that peers hang on, by hand; without `mac` the kernel gives it one."""
+    own = f" address {mac}" if mac else ""
+    lines = [
+        f"link add {device}{own} type vxlan id 1 local {local} dev eth0 dstport 8472 nolearning",
+        f"address add {address} dev {device}",
+        f"link set {device} up",
+    ]
+    _batch(sandbox, "ip", lines)
+
+
+def _routes(sandbox: Sandbox, *selector: str) -> frozenset[tuple[str, str]]:
+    routes = _ask(sandbox, "ip", "route", "show", *selector)
+    return frozenset((route["dst"], route.get("gateway", "")) for route in routes)
+
+
+def _ask(sandbox: Sandbox, program: str, *argv: str) -> list[dict[str, str]]:
+    # Of a device that is not there at the moment nothing is shown.
+    said = sandbox.run([program, "-json", *argv], check=False, timeout_s=_PATIENCE_S).stdout
+    found: list[dict[str, str]] = json.loads(said or "[]")
+    return found
+
+
+def _batch(sandbox: Sandbox, program: str, lines: Iterable[str], patience_s: float = _PATIENCE_S) -> None:
+    sandbox.run([program, "-batch", "-"], text="\n".join(lines) + "\n", timeout_s=patience_s)
+
+
+# The kernel's own paths between two hosts, laid by hand as an operator would who has no flannel.
+#
+# They are what ours is measured against, and the same objects: vxlan without learning, or a route by the
+# peer.
+
+VXLAN = "vxlan1"
+_MTUS = {"vxlan": 1450, "host-gw": 1500}
+_MACS = "02:00:00:00:00:01", "02:00:00:00:00:02"
+_LEFT = HostPlace("plain1", LEFT, IPv4Interface("10.10.10.201/24"))
+_RIGHT = HostPlace("plain2", RIGHT, IPv4Interface("192.168.50.201/24"))
+_LEFT_GATEWAY = IPv4Interface("10.200.1.1/24")
+_RIGHT_GATEWAY = IPv4Interface("10.200.2.1/24")
+
+
+@dataclass(frozen=True, slots=True)
+class KernelPath:
+    """A container on each of two hosts that know nothing of flannel, joined by the kernel's vxlan."""
+
+    left: NamespaceContainer
+    right: NamespaceContainer
+    left_host: Host
+    right_host: Host
+
+
+def lay_by_hand(
+    backend: str, hosts: tuple[Host, Host], gateways: tuple[IPv4Interface, IPv4Interface]
+) -> tuple[NamespaceContainer, NamespaceContainer]:
+    """Join two hosts as the backend, vxlan or host-gw, joins them; return a container on each.
+
+    The gateways are the addresses of the containers' bridges.
+    """
+    leases = [_lease(*end) for end in zip(hosts, gateways, _MACS, strict=True)]
+    for host, own, peer, mac in zip(hosts, leases, reversed(leases), _MACS, strict=True):
+        if backend == "vxlan":
+            base = IPv4Interface((own.subnet.network_address, 32))
+            lay_vxlan(host, base, host.address, device=VXLAN, mac=mac)
+        objects_of([peer], backend, device=VXLAN).lay(host)
+    left, right = (
+        host.container("box", gateway=gateway, mtu=_MTUS[backend])
+        for host, gateway in zip(hosts, gateways, strict=True)
+    )
+    return left, right
+
+
+def lay_kernel_path(lab: Lab) -> KernelPath:
+    """Plug two fresh hosts in, one on each segment, and join their containers by vxlan and routes."""
+    one, two = lab.add_hosts(_LEFT, _RIGHT)
+    left, right = lay_by_hand("vxlan", (one, two), (_LEFT_GATEWAY, _RIGHT_GATEWAY))
+    return KernelPath(left, right, one, two)
+
+
+def measure_kernel_path(path: KernelPath, *, seconds: int) -> Throughput:
+    """Measure one TCP stream, and prove that vxlan carried it and that nothing of ours was there.
+
+    Raises:
+        LabError: the proof fails: the figure would not be the kernel's.
+    """
+    for host in (path.left_host, path.right_host):
+        _prove_plain(host)
+    before = _octets_sent(path.left_host)
+    result = measure_throughput(path.left, path.right, seconds=seconds)
+    carried = _octets_sent(path.left_host) - before
+    if carried < result.octets:
+        raise LabError(
+            f"vxlan carried {carried} octets of {result.octets}",
+            hint="Look at the routes of the plain hosts.",
+        )
+    return result
+
+
+def _lease(host: Host, gateway: IPv4Interface, mac: str) -> Lease:
+    """Return what the other end must know of a host."""
+    attributes = LeaseAttributes(public_ip=host.address, vtep=Vtep(mac=mac, vni=1))
+    return Lease(subnet=gateway.network, attributes=attributes)
+
+
+def _prove_plain(host: Host) -> None:
+    """Check that no device and no program of an overlay of ours is on the host."""
+    names = {link["ifname"] for link in host.links()}
+    kinds = {link.get("linkinfo", {}).get("info_kind") for link in host.links()}
+    programs = [" ".join(command) for command in host.commands()]
+    if "tun" in kinds or any(name.startswith("flannel") for name in names):
+        raise LabError(f"{host.name} has a device of ours: {sorted(names)}", hint="Measure on a fresh host.")
+    if ours := [program for program in programs if "flanneld" in program or "forwarder" in program]:
+        raise LabError(f"{host.name} runs a program of ours: {ours}", hint="Measure on a fresh host.")
+
+
+def _octets_sent(host: Host) -> int:
+    return int(host.run(["cat", f"/sys/class/net/{VXLAN}/statistics/tx_bytes"]).stdout)

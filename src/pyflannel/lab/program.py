@@ -1,0 +1,333 @@
+"""Programs inside a sandbox: their mark, their control groups, their command from a systemd unit."""
+
+import contextlib
+import os
+import re
+import select
+import shlex
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from pyflannel.errors import LabError
+from pyflannel.lab.waiting import wait_until
+
+# How systemd turns a unit's EnvironmentFile and ExecStart into a command.
+#
+# Source: systemd.exec(5), EnvironmentFile; systemd.service(5), Command lines.
+
+_ASSIGNMENT = re.compile(r"\s*(?P<name>[A-Za-z_][A-Za-z0-9_]*)=(?P<value>.*)")
+_BRACED = re.compile(r"\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)\}")
+_WHOLE_WORD = re.compile(r"\$(?P<name>[A-Za-z_][A-Za-z0-9_]*)")
+
+
+def read_environment_file(text: str) -> dict[str, str]:
+    """Return the variables of an EnvironmentFile: quotes are taken off, nothing is expanded.
+
+    Comments and whatever else is no assignment are passed over.
+    """
+    variables = {}
+    for line in text.splitlines():
+        if match := _ASSIGNMENT.fullmatch(line):
+            variables[match["name"]] = _unquoted(match["value"].strip())
+    return variables
+
+
+def expand(exec_start: str, variables: Mapping[str, str]) -> list[str]:
+    """Return the words of a command line.
+
+    `${NAME}` stands for the value as it is, also within a word. `$NAME` as a word of its own is split at
+    white space into none, one or several words. A variable that is not set is empty.
+    """
+    words = []
+    for word in shlex.split(exec_start):
+        if match := _WHOLE_WORD.fullmatch(word):
+            words += shlex.split(variables.get(match["name"], ""))
+        else:
+            words.append(_BRACED.sub(lambda found: variables.get(found["name"], ""), word))
+    return words
+
+
+def _unquoted(value: str) -> str:
+    if len(value) >= 2 and value[0] == value[-1] and value[0] in "'\"":
+        return value[1:-1]
+    return value
+
+
+# The mark on every process of a lab, by which a later program finds them.
+#
+# A process that a lab starts, and all that it starts in turn, carry the sandbox's directory in their
+# environment. So no list of process ids must be kept, none can be out of date, and what a killed run left is
+# found like the rest.
+
+VARIABLE = "PYFLANNEL_SANDBOX"
+_SANDBOX_DEPTH = 2
+"""PID namespaces that the first process of a sandbox is in: the machine's and its own."""
+
+
+def mark_of(directory: Path) -> dict[str, str]:
+    """Return the environment that marks a process of the sandbox in `directory`."""
+    return {VARIABLE: str(directory)}
+
+
+def first_processes(lab: Path) -> dict[str, int]:
+    """Return the first process of each standing sandbox of the lab in `lab`, by the sandbox's name."""
+    return {
+        directory.name: pid for pid, directory in _marked(lab) if directory.parent == lab and _is_first(pid)
+    }
+
+
+def end_processes(lab: Path, *, deadline_s: float = 60.0) -> None:
+    """Kill every process of the lab and return when the kernel has taken the last one down.
+
+    Raises:
+        LabError: some still stand after `deadline_s` seconds.
+    """
+    end = time.monotonic() + deadline_s
+    while doomed := [pid for pid, _ in _marked(lab)]:
+        if time.monotonic() >= end:
+            raise LabError(
+                f"processes {doomed} cannot be killed", hint="Look at them with ps; the lab stays."
+            )
+        _kill(doomed, deadline_s)
+
+
+def _kill(pids: list[int], deadline_s: float) -> None:
+    """Kill these and wait: the first process of a sandbox is gone only when all the others in it are."""
+    descriptors = []
+    poller = select.poll()
+    try:
+        for pid in pids:
+            try:
+                descriptor = os.pidfd_open(pid)
+            except ProcessLookupError:
+                continue
+            descriptors.append(descriptor)
+            poller.register(descriptor, select.POLLIN)
+            with contextlib.suppress(ProcessLookupError):  # has ended, and nobody asked how yet
+                signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+        waiting = len(descriptors)
+        end = time.monotonic() + deadline_s
+        while waiting and time.monotonic() < end:
+            for descriptor, _ in poller.poll(1000):
+                poller.unregister(descriptor)
+                waiting -= 1
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+def _marked(lab: Path) -> Iterator[tuple[int, Path]]:
+    """Yield the living processes of the lab and the sandbox directory that each belongs to."""
+    beginning = f"{VARIABLE}={lab}/".encode()
+    for entry in os.listdir("/proc"):
+        if not entry.isdecimal() or int(entry) == os.getpid():
+            continue
+        try:
+            environment = Path(f"/proc/{entry}/environ").read_bytes()
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue
+        for variable in environment.split(b"\0"):
+            if variable.startswith(beginning):
+                yield int(entry), Path(os.fsdecode(variable.partition(b"=")[2]))
+
+
+def _is_first(pid: int) -> bool:
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    for line in status.splitlines():
+        if line.startswith("NSpid:"):
+            ids = line.split()[1:]
+            # Counted from the namespace of whoever reads: one more than our own.
+            return len(ids) == _SANDBOX_DEPTH and ids[-1] == "1"
+    return False
+
+
+ROOT = "flannel-lab"
+_HIERARCHIES = Path("/sys/fs/cgroup")
+_EMPTY_DEADLINE_S = 30.0
+
+
+def cgroup_of(directory: Path) -> str:
+    """Return the control group for what belongs to the sandbox in `directory`."""
+    return f"{ROOT}/{directory.parent.name}/{directory.name}"
+
+
+def remove_cgroups(lab: str) -> None:
+    """Remove every control group of the lab; its processes have been ended.
+
+    Raises:
+        LabError: one of them is still in use after some seconds.
+    """
+    for root in _roots():
+        group = root / lab
+        if group.is_dir():
+            wait_until(
+                lambda group=group: _remove(group),  # type: ignore[misc]
+                what=f"control group {group} is empty",
+                deadline_s=_EMPTY_DEADLINE_S,
+            )
+
+
+def remove_roots() -> None:
+    """Remove what the control groups of all labs lie in; no lab stands, and none begins meanwhile.
+
+    While one does, a program of it may be about to make a group there.
+    """
+    for root in _roots():
+        with contextlib.suppress(OSError):
+            root.rmdir()
+
+
+def _roots() -> list[Path]:
+    # Version 2 has one hierarchy, at the mount itself; version 1 has one below it for each controller.
+    return [_HIERARCHIES / ROOT, *_HIERARCHIES.glob(f"*/{ROOT}")]
+
+
+def _remove(group: Path) -> bool:
+    """Remove a control group and those in it; return False while one is in use."""
+    try:
+        for path, _, _ in os.walk(group, topdown=False):
+            os.rmdir(path)
+    except OSError:
+        return False
+    return True
+
+
+_ENTRY_DEADLINE_S = 60.0
+_STOP_DEADLINE_S = 60.0
+
+
+class Program:
+    """A running program: signals reach the program itself, not the `nsenter` that brought it in.
+
+    Attributes:
+        name: what it is called in messages.
+        log: file that takes its standard output and error, or None.
+    """
+
+    def __init__(self, name: str, entry: subprocess.Popen[str], *, log: Path | None) -> None:
+        self.name = name
+        self.log = log
+        self._entry = entry
+        self._pid: int | None = None
+
+    @property
+    def pid(self) -> int:
+        """The program's process id, as the machine outside the sandbox counts.
+
+        Raises:
+            LabError: it ended before anybody asked.
+        """
+        if (pid := self._find_pid()) is None:
+            raise LabError(f"{self.name} ended before it could be found", hint=self.last_words())
+        return pid
+
+    @property
+    def exit_code(self) -> int | None:
+        """How it ended: the exit status, or None while it runs."""
+        return self._entry.poll()
+
+    def send(self, signal_number: int) -> None:
+        """Send the program a signal; one that has ended already gets none."""
+        if self.exit_code is not None or (pid := self._find_pid()) is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal_number)
+
+    def pause(self) -> None:
+        """Let it stand still until it is told to go on; return when each of its threads does.
+
+        A thread that does not yet may answer somebody. nsenter stops itself along with its child.
+        """
+        self.send(signal.SIGSTOP)
+        wait_until(
+            lambda: self.exit_code is not None or (_is_stopped(self.pid) and _is_stopped(self._entry.pid)),
+            what=f"{self.name} stands still",
+            deadline_s=_STOP_DEADLINE_S,
+        )
+
+    def go_on(self) -> None:
+        """Let it go on after `pause`: nsenter does, and lets its child."""
+        self._entry.send_signal(signal.SIGCONT)
+        wait_until(
+            lambda: self.exit_code is not None or not _is_stopped(self.pid),
+            what=f"{self.name} goes on",
+            deadline_s=_STOP_DEADLINE_S,
+        )
+
+    def wait(self, deadline_s: float = _STOP_DEADLINE_S) -> int:
+        """Return the exit status.
+
+        Raises:
+            LabError: it still runs after `deadline_s` seconds.
+        """
+        try:
+            return self._entry.wait(deadline_s)
+        except subprocess.TimeoutExpired as error:
+            raise LabError(
+                f"{self.name} still runs after {deadline_s:g} s", hint=self.last_words()
+            ) from error
+
+    def stop(self, deadline_s: float = _STOP_DEADLINE_S) -> int:
+        """Ask it to end by SIGTERM and return its exit status.
+
+        Raises:
+            LabError: it did not end in time.
+        """
+        self.send(signal.SIGTERM)
+        return self.wait(deadline_s)
+
+    def kill(self) -> None:
+        """End it by SIGKILL and wait until it is gone."""
+        self.send(signal.SIGKILL)
+        self.wait()
+
+    def communicate(self, text: str | None, timeout_s: float) -> tuple[str, str]:
+        """Feed standard input, and return what came out and on standard error once the program ended.
+
+        Raises:
+            LabError: it did not end in `timeout_s` seconds, and was killed.
+        """
+        try:
+            return self._entry.communicate(text, timeout=timeout_s)
+        except subprocess.TimeoutExpired as error:
+            self.kill()
+            raise LabError(
+                f"{self.name} did not end in {timeout_s:g} s", hint="Give it more time, or look why it hangs."
+            ) from error
+
+    def last_words(self, lines: int = 8) -> str:
+        """Return the end of its log, for an error message."""
+        if self.log is None or not self.log.exists():
+            return "It left no log."
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:]) or "Its log is empty."
+
+    def _find_pid(self) -> int | None:
+        """Return the process id, or None when the program ended before it was asked for."""
+        if self._pid is None:
+            entered = f"{self.name} enters its sandbox"
+            wait_until(self._has_entered, what=entered, deadline_s=_ENTRY_DEADLINE_S)
+        return self._pid
+
+    def _has_entered(self) -> bool:
+        try:
+            children = Path(f"/proc/{self._entry.pid}/task/{self._entry.pid}/children").read_text().split()
+        except FileNotFoundError:
+            children = []
+        if children:
+            self._pid = int(children[0])
+        return self._pid is not None or self._entry.poll() is not None
+
+
+def _is_stopped(pid: int) -> bool:
+    """Return whether every thread was stopped; the state stands behind its name, which may have brackets."""
+    try:
+        stats = [(task / "stat").read_text() for task in Path(f"/proc/{pid}/task").iterdir()]
+    except OSError:  # a thread just ended
+        return False
+    return all(stat.rpartition(")")[2].split()[0] == "T" for stat in stats)

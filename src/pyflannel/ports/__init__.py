@@ -1,1 +1,0 @@
-"""What the engine needs from the world, as protocols: each has at least two implementations."""

@@ -1,0 +1,84 @@
+"""The store's keys in etcd's flat key space, and conditional writes as etcd transactions."""
+
+from pyflannel.model.store_record import Conflict, Delete, Put, Record, Written
+from pyflannel.stores.etcd.rpc_pb2 import (
+    Compare,
+    DeleteRangeRequest,
+    KeyValue,
+    PutRequest,
+    RangeRequest,
+    RequestOp,
+    TxnRequest,
+    TxnResponse,
+)
+
+
+class KeySpace:
+    """Joins and parts prefix and key by one slash, whether the prefix ends in one or not."""
+
+    def __init__(self, prefix: str) -> None:
+        self._root = prefix.rstrip("/").encode() + b"/"
+
+    def full(self, key: str) -> bytes:
+        """Return the key as etcd has it."""
+        return self._root + key.encode()
+
+    def shown(self, key: str) -> str:
+        """Return the key as etcd has it, as text for people."""
+        return self._root.decode() + key
+
+    def relative(self, full: bytes) -> str:
+        """Return the key as the store's users name it; octets that are no UTF-8 are shown by escapes."""
+        return full.removeprefix(self._root).decode(errors="backslashreplace")
+
+    def range_of(self, prefix: str) -> tuple[bytes, bytes]:
+        """Return first key and end of the range of all keys that start with `prefix`.
+
+        The end is the first key that comes after them all: the prefix with its last octet raised by one.
+        No octet of UTF-8 is 0xff, so there always is one.
+        """
+        start = self.full(prefix)
+        return start, start[:-1] + bytes([start[-1] + 1])
+
+    def record(self, found: KeyValue) -> Record:
+        """Return what etcd holds as a record."""
+        return Record(
+            key=self.relative(found.key), value=found.value, revision=found.mod_revision, lease_id=found.lease
+        )
+
+
+def transaction(keys: KeySpace, operation: Put | Delete, lease_id: int) -> TxnRequest:
+    """Return the request for one write; a put hangs its key on the etcd lease `lease_id`, 0 for none."""
+    key = keys.full(operation.key)
+    if isinstance(operation, Put):
+        put = PutRequest(key=key, value=operation.value, lease=lease_id, prev_kv=True)
+        write = RequestOp(request_put=put)
+    else:
+        write = RequestOp(request_delete_range=DeleteRangeRequest(key=key, prev_kv=True))
+    conditions = [] if operation.expected is None else [_has_revision(key, operation.expected)]
+    if isinstance(operation, Put) and operation.given is not None:
+        conditions.append(_has_revision(keys.full(operation.given.key), operation.given.revision))
+    return TxnRequest(
+        compare=conditions, success=[write], failure=[RequestOp(request_range=RangeRequest(key=key))]
+    )
+
+
+def _has_revision(key: bytes, revision: int) -> Compare:
+    # An absent key has the revision 0: one comparison serves absence and every revision.
+    return Compare(target=Compare.MOD, result=Compare.EQUAL, key=key, mod_revision=revision)
+
+
+def outcome(keys: KeySpace, answer: TxnResponse) -> Written | Conflict:
+    """Return what became of the write."""
+    if answer.succeeded:
+        return Written(answer.header.revision)
+    found = answer.responses[0].response_range.kvs
+    return Conflict(keys.record(found[0]) if found else None)
+
+
+def lease_left_behind(answer: TxnResponse) -> int:
+    """Return the etcd lease that the key hung on until this write succeeded; 0 for none."""
+    response = answer.responses[0]
+    if response.HasField("response_put"):
+        return int(response.response_put.prev_kv.lease)
+    return max((int(previous.lease) for previous in response.response_delete_range.prev_kvs), default=0)

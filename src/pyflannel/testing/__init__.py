@@ -1,1 +1,0 @@
-"""Published doubles of the ports, for the tests of pyflannel and of those who build on it."""

@@ -1,0 +1,323 @@
+"""Rules and chains as iptables-save prints them and as iptables and iptables-restore read them."""
+
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Network, ip_network
+from itertools import pairwise
+
+from pyflannel.errors import WireError
+from pyflannel.model.packet_filter import (
+    HOOKS,
+    STEMS,
+    Accept,
+    Family,
+    FilterRule,
+    ForeignRule,
+    ForwardChain,
+    IptablesChain,
+    IptablesTable,
+    Jump,
+    Mark,
+    Masquerade,
+    Prefix,
+    Return,
+    Verdict,
+    device_of,
+)
+
+# Rules as iptables writes and prints them.
+#
+# `[! ]-s PREFIX [! ]-d PREFIX -m mark --mark VALUE/MASK -m comment --comment "TEXT" -j TARGET`, in the
+# order of iptables-save. Anything else is a foreign rule. Source: iptables-save(8), iptables-extensions(8).
+
+COMMENTS: Mapping[IptablesTable, str] = {"nat": "flanneld masq", "filter": "flanneld forward"}
+"""What each rule of ours says of itself; the original's texts."""
+
+_FULL_MASK = 0xFFFFFFFF
+
+
+def format_rule(rule: FilterRule, table: IptablesTable) -> str:
+    """Return the rule as iptables-save prints it, without the chain."""
+    return " ".join(
+        [
+            *_prefix("-s", rule.source),
+            *_prefix("-d", rule.destination),
+            *_mark(rule.mark),
+            f'-m comment --comment "{COMMENTS[table]}"',
+            *_target(rule.verdict),
+        ]
+    )
+
+
+def parse_rule(text: str, table: IptablesTable) -> FilterRule | ForeignRule:
+    """Return the rule that iptables-save printed so; what ours never say makes it a foreign one."""
+    words = rule_words(text)
+    source, words = _take_prefix("-s", words)
+    destination, words = _take_prefix("-d", words)
+    mark, words = _take_mark(words)
+    verdict = _VERDICTS.get(tuple(words[4:]))
+    if verdict is None or words[:4] != ["-m", "comment", "--comment", COMMENTS[table]]:
+        return ForeignRule(text)
+    return FilterRule(source=source, destination=destination, mark=mark, verdict=verdict)
+
+
+def rule_words(text: str) -> list[str]:
+    """Return the words of a rule, quotes undone; one that has no end of its quotes is a word by itself."""
+    try:
+        return shlex.split(text)
+    except ValueError:
+        return [text]
+
+
+_VERDICTS: Mapping[tuple[str, ...], Verdict] = {
+    ("-j", "ACCEPT"): Accept(),
+    ("-j", "RETURN"): Return(),
+    ("-j", "MASQUERADE"): Masquerade(is_fully_random=False),
+    ("-j", "MASQUERADE", "--random-fully"): Masquerade(is_fully_random=True),
+}
+
+
+def _target(verdict: Verdict) -> tuple[str, ...]:
+    return next(words for words, known in _VERDICTS.items() if known == verdict)
+
+
+def _prefix(option: str, prefix: Prefix | None) -> list[str]:
+    if prefix is None:
+        return []
+    return [*(["!"] if prefix.is_negated else []), option, str(prefix.network)]
+
+
+def _take_prefix(option: str, words: list[str]) -> tuple[Prefix | None, list[str]]:
+    is_negated = words[:1] == ["!"]
+    rest = words[1:] if is_negated else words
+    if rest[:1] != [option] or len(rest) < 2:
+        return None, words
+    try:
+        return Prefix(ip_network(rest[1]), is_negated), rest[2:]
+    except ValueError:
+        return None, words
+
+
+def _mark(mark: Mark | None) -> list[str]:
+    if mark is None:
+        return []
+    mask = "" if mark.mask == _FULL_MASK else f"/{mark.mask:#x}"
+    return ["-m", "mark", "--mark", f"{mark.value:#x}{mask}"]
+
+
+def _take_mark(words: list[str]) -> tuple[Mark | None, list[str]]:
+    if words[:3] != ["-m", "mark", "--mark"] or len(words) < 4:
+        return None, words
+    value, _, mask = words[3].partition("/")
+    try:
+        return Mark(int(value, 0), int(mask, 0) if mask else _FULL_MASK), words[4:]
+    except ValueError:
+        return None, words
+
+
+# What iptables-save prints, and what of it concerns us.
+#
+#     *TABLE
+#     :CHAIN POLICY [PACKETS:OCTETS]
+#     -A CHAIN RULE
+#     COMMIT
+#
+# POLICY is `-` for a chain that is not built in; counters are left out. Source: iptables-save(8).
+
+_FOR_ALL = frozenset({"ACCEPT", "DROP", "REJECT", "RETURN", "QUEUE", "NFQUEUE", "MASQUERADE", "SNAT"})
+"""Targets after which no later rule of the chain is asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class SavedChain:
+    """A chain as printed: its policy, "-" when it is not built in, and its rules without `-A CHAIN`."""
+
+    policy: str
+    rules: tuple[str, ...] = ()
+
+
+SavedTables = Mapping[str, Mapping[str, SavedChain]]
+"""Chains by table and name, in the order printed."""
+
+
+def parse_save(text: str) -> SavedTables:
+    """Return everything that was printed.
+
+    Raises:
+        WireError: a line is none of the four forms.
+    """
+    tables: dict[str, dict[str, SavedChain]] = {}
+    chains: dict[str, SavedChain] = {}
+    for line in text.splitlines():
+        word, _, rest = line.partition(" ")
+        match line[:1]:
+            case "*":
+                chains = tables.setdefault(line[1:].strip(), {})
+            case ":":
+                chains[word[1:]] = SavedChain(rest.partition(" ")[0])
+            case "-" if word == "-A":
+                name, _, rule = rest.partition(" ")
+                known = chains.get(name, SavedChain("-"))
+                chains[name] = SavedChain(known.policy, (*known.rules, rule))
+            case "" | "#":
+                pass
+            case _ if word != "COMMIT":
+                raise WireError(
+                    f"iptables-save printed {line!r}", hint="Report the version of iptables on this host."
+                )
+    return tables
+
+
+def chains_of(tables: SavedTables, family: Family) -> Iterator[IptablesChain]:
+    """Yield the chains with our names, whichever daemon they belong to."""
+    for table, stem in STEMS.items():
+        chains = tables.get(table, {})
+        for name in chains:
+            device = device_of(name, stem)
+            if device is not None:
+                rules = tuple(parse_rule(rule, table) for rule in chains[name].rules)
+                jump = jump_of(chains, table, name)
+                yield IptablesChain(family=family, table=table, device=device, rules=rules, jump=jump)
+
+
+def drops_forwarded(tables: SavedTables) -> bool:
+    """Return whether FORWARD drops what no rule of it accepts, by its policy or by a last rule."""
+    hook = tables.get("filter", {}).get(HOOKS["filter"], SavedChain("ACCEPT"))
+    deciding = deciding_index(hook.rules)
+    if deciding is None:
+        return hook.policy == "DROP"
+    return _target_of(rule_words(hook.rules[deciding])) in ("DROP", "REJECT")
+
+
+def is_unused_hook(tables: SavedTables, table: str, hook: str) -> bool:
+    """Return whether a built-in chain does nothing at all."""
+    return tables.get(table, {}).get(hook) == SavedChain("ACCEPT")
+
+
+def jump_of(chains: Mapping[str, SavedChain], table: IptablesTable, name: str) -> Jump:
+    """Return how packets get from the built-in chain to ours."""
+    hook = HOOKS[table]
+    jumps = jumps_to(chains, name)
+    if not jumps:
+        return Jump.MISSING
+    if jumps != [(hook, jump_rule(table, name))]:
+        return Jump.SEVERAL
+    rules = chains[hook].rules
+    deciding = deciding_index(rules)
+    return Jump.LATE if deciding is not None and deciding < rules.index(jumps[0][1]) else Jump.IN_PLACE
+
+
+def jump_rule(table: IptablesTable, name: str) -> str:
+    """Return the rule that jumps to a chain of ours."""
+    return f'-m comment --comment "{COMMENTS[table]}" -j {name}'
+
+
+def jumps_to(chains: Mapping[str, SavedChain], name: str) -> list[tuple[str, str]]:
+    """Return the rules that jump or go to a chain, each with the chain that it stands in."""
+    return [
+        (where, rule)
+        for where, chain in chains.items()
+        for rule in chain.rules
+        if name in rule and _target_of(rule_words(rule)) == name
+    ]
+
+
+def deciding_index(rules: Sequence[str]) -> int | None:
+    """Return the index of the first rule that decides for every packet."""
+    return next((index for index, rule in enumerate(rules) if _decides_for_all(rule)), None)
+
+
+def _target_of(words: Sequence[str]) -> str | None:
+    for option, target in pairwise(words):
+        if option in ("-j", "-g"):
+            return target
+    return None
+
+
+def _decides_for_all(rule: str) -> bool:
+    words = rule_words(rule)
+    if words[:3] == ["-m", "comment", "--comment"]:
+        words = words[4:]
+    return words[:1] == ["-j"] and words[1:2] != [] and words[1] in _FOR_ALL
+
+
+# What iptables-restore --noflush is given: one transaction a chain, so that no packet sees half of it.
+#
+# `:CHAIN -` makes a chain, or empties the one there is. Source: iptables-restore(8).
+
+
+def format_chain(chain: IptablesChain, saved: SavedTables) -> str:
+    """Return what makes the chain and its jump as they are planned; a jump that is in place stays there."""
+    chains = saved.get(chain.table, {})
+    lines = [
+        f"-A {chain.name} {format_rule(rule, chain.table)}"
+        for rule in chain.rules
+        if isinstance(rule, FilterRule)
+    ]
+    if jump_of(chains, chain.table, chain.name) is not Jump.IN_PLACE:
+        lines = [*_without_jumps(chains, chain.name), *lines, _jump(chain, chains)]
+    return _transaction(chain, *lines)
+
+
+def format_removal(chain: IptablesChain, saved: SavedTables) -> str:
+    """Return what takes the chain and all jumps to it away."""
+    jumps = _without_jumps(saved.get(chain.table, {}), chain.name)
+    return _transaction(chain, *jumps, f"-X {chain.name}")
+
+
+def _transaction(chain: IptablesChain, *lines: str) -> str:
+    return "\n".join([f"*{chain.table}", f":{chain.name} - [0:0]", *lines, "COMMIT", ""])
+
+
+def _without_jumps(chains: Mapping[str, SavedChain], name: str) -> Iterator[str]:
+    # What stands in our own chain goes as it is emptied.
+    return (f"-D {where} {rule}" for where, rule in jumps_to(chains, name) if where != name)
+
+
+def _jump(chain: IptablesChain, chains: Mapping[str, SavedChain]) -> str:
+    jump = jump_rule(chain.table, chain.name)
+    hook = chains.get(chain.hook, SavedChain("ACCEPT"))
+    gone = {rule for where, rule in jumps_to(chains, chain.name) if where == chain.hook}
+    deciding = deciding_index([rule for rule in hook.rules if rule not in gone])
+    return f"-A {chain.hook} {jump}" if deciding is None else f"-I {chain.hook} {deciding + 1} {jump}"
+
+
+_EVERYTHING = IPv4Network("0.0.0.0/0")
+_DEEPEST = 8
+"""Jumps that are followed; the kernel allows more, people do not."""
+
+
+def dropping_forward(tables: SavedTables, program: str) -> ForwardChain | None:
+    """Return FORWARD where its policy is to drop, as `program` shows it; None where it is not."""
+    chains, hook = tables.get("filter", {}), HOOKS["filter"]
+    if hook not in chains or chains[hook].policy != "DROP":
+        return None
+    passes = frozenset(_passed(hook, chains))
+    return ForwardChain(family="ip", table="filter", name=hook, passes=passes, program=program)
+
+
+def _passed(name: str, chains: Mapping[str, SavedChain], depth: int = 0) -> Iterator[IPv4Network]:
+    """Yield what a chain accepts for its source or destination alone.
+
+    A rule that stands before, and drops a part of it, is the operator's wish.
+    """
+    if depth > _DEEPEST or name not in chains:
+        return
+    for rule in chains[name].rules:
+        match _without_comment(rule_words(rule)):
+            case ["-j", "ACCEPT"]:
+                yield _EVERYTHING
+            case ["-s" | "-d", prefix, "-j", "ACCEPT"]:
+                yield IPv4Network(prefix)
+            case ["-j" | "-g", target]:
+                yield from _passed(target, chains, depth + 1)
+            case _:
+                pass
+
+
+def _without_comment(words: list[str]) -> list[str]:
+    for at in range(len(words) - 3):
+        if words[at : at + 3] == ["-m", "comment", "--comment"]:
+            return [*words[:at], *words[at + 4 :]]
+    return words

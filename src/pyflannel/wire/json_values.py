@@ -1,0 +1,246 @@
+"""JSON text and single values of it, read as the original reads them (Go, encoding/json, net.ParseIP)."""
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+
+from pyflannel.errors import ConfigError
+
+_WHITE_SPACE = re.compile(r"[ \t\n\r]*")
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+_ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
+_TO_ESCAPE = re.compile("[<>&\u2028\u2029]")
+
+
+def fold(key: str) -> str:
+    """Return the form of a key in which all its spellings are equal: case does not matter.
+
+    The names of our keys are ASCII. Under Unicode simple folding two other characters match letters of
+    theirs: U+017F (long s) matches s, U+212A (the Kelvin sign) matches k.
+    """
+    return key.replace("\u017f", "s").lower()
+
+
+def escape(document: str) -> str:
+    """Return a JSON document with <, >, & and the line separators escaped; they can stand in strings only."""
+    return _TO_ESCAPE.sub(lambda found: _ESCAPES[found.group()], document)
+
+
+def decode(text: str) -> object:
+    """Return the document that the text is. Of a key that comes twice, the last place and value remain.
+
+    Raises:
+        ValueError: it is not JSON, is nested too deeply, or has a number that is too large.
+    """
+    try:
+        document = json.loads(
+            text, object_pairs_hook=_last_of_each, parse_float=_finite, parse_constant=_finite
+        )
+        # JSON can spell half of a surrogate pair, which no output can carry; the original reads U+FFFD.
+        return json.loads(_LONE_SURROGATE.sub("\ufffd", json.dumps(document, ensure_ascii=False)))
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def members(text: str) -> Iterator[tuple[str, str]]:
+    """Yield each member of the object that the text is: its key, and its value as it stands in the text.
+
+    The text must be one that `decode` takes for an object.
+    """
+    decoder = json.JSONDecoder()
+    at = _skip(text, _skip(text, 0) + len("{"))
+    while text[at] != "}":
+        key, at = decoder.raw_decode(text, at)
+        start = _skip(text, _skip(text, at) + len(":"))
+        _, at = decoder.raw_decode(text, start)
+        yield key, text[start:at]
+        at = _skip(text, at)
+        if text[at] == ",":
+            at = _skip(text, at + len(","))
+
+
+def _skip(text: str, at: int) -> int:
+    """Return where the white space that begins at `at` ends."""
+    found = _WHITE_SPACE.match(text, at)
+    return found.end() if found else at
+
+
+def _last_of_each(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    last: dict[str, object] = {}
+    for key, value in pairs:
+        # Put back at the end: among spellings of one key, too, the last in order is the last written.
+        last.pop(key, None)
+        last[key] = value
+    return last
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is no number")
+    return number
+
+
+# Addresses as text, read as the original reads them (Go, net.ParseIP): one parser for both families.
+#
+# IPv4 text and the IPv6 text that maps it, `10.3.1.0` and `::ffff:10.3.1.0`, are the same address.
+
+_OCTET = "(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
+_DOTTED = re.compile(rf"{_OCTET}\.{_OCTET}\.{_OCTET}\.{_OCTET}")
+
+
+def parse_ipv4(text: str) -> IPv4Address:
+    """Return the IPv4 address.
+
+    Raises:
+        ValueError: the text is no address, or an IPv6 address that maps none.
+    """
+    if ":" not in text:
+        return parse_dotted(text)
+    mapped = parse_ipv6(text).ipv4_mapped
+    if mapped is None:
+        raise ValueError(f"{text!r} is an IPv6 address, not an IPv4 one")
+    return mapped
+
+
+def parse_ipv6(text: str) -> IPv6Address:
+    """Return the IPv6 address; of IPv4 text, the one that maps it.
+
+    Raises:
+        ValueError: the text is no address, or has a zone (`%eth0`), which means nothing to another host.
+    """
+    if "%" in text:
+        raise ValueError(f"{text!r} has a zone")
+    return IPv6Address(text if ":" in text else f"::ffff:{parse_dotted(text)}")
+
+
+def parse_dotted(text: str) -> IPv4Address:
+    """Return the IPv4 address of dotted text alone: the library's answer, several times as fast.
+
+    Whoever follows a network reads one with each lease.
+
+    Raises:
+        ValueError: the text is no address.
+    """
+    found = _DOTTED.fullmatch(text)
+    if found is None:
+        return IPv4Address(text)  # which says what is wrong with it
+    first, second, third, fourth = found.groups()
+    return IPv4Address(int(first) << 24 | int(second) << 16 | int(third) << 8 | int(fourth))
+
+
+# One value of the network config: from JSON as it stands in the text to what it means.
+#
+# Addresses and networks are the text between the quotes, escapes not decoded, as the original reads them; a
+# value that is no string stands for its own text, which is then a bad address.
+#
+# Source: flannel 0.28.9. Its texts are kept in messages, so that they can be searched for.
+
+_PREFIX_LENGTH = re.compile(r"0|[1-9][0-9]{0,8}")
+_CIDR = re.compile(r"([0-9A-Fa-f.:]+)/([0-9]{1,9})")
+
+_LONGEST_SHOWN = 80
+"""Characters of a bad value that a message repeats."""
+
+
+def boolean(key: str, raw: str, if_null: bool) -> bool:
+    """Return whether the value is true."""
+    match raw:
+        case "true":
+            return True
+        case "false":
+            return False
+        case "null":
+            return if_null
+        case _:
+            raise bad_value("not a boolean", key, raw, hint=f"Write {key} as true or false, without quotes.")
+
+
+def prefix_length(key: str, raw: str, if_null: int) -> int:
+    """Return a prefix length, not yet checked against any network."""
+    if raw == "null":
+        return if_null
+    if not _PREFIX_LENGTH.fullmatch(raw):
+        hint = f"Write {key} as a whole number without quotes, for example 24 for /24."
+        raise bad_value("not a prefix length", key, raw, hint=hint)
+    return int(raw)
+
+
+def ipv4_network(key: str, raw: str) -> IPv4Network | None:
+    """Return a network without host bits; None for 0.0.0.0/0, which is as good as absent."""
+    hint = f'Write {key} as an IPv4 network, for example "10.3.0.0/16".'
+    try:
+        network = _network(raw)
+    except ValueError as error:
+        raise _bad_cidr(key, raw, hint) from error
+    if not isinstance(network, IPv4Network):
+        raise bad_value("invalid IPv4 CIDR format", key, raw, hint=hint)
+    return None if network == IPv4Network("0.0.0.0/0") else network
+
+
+def ipv6_network(key: str, raw: str) -> IPv6Network | None:
+    """Return a network without host bits; None for ::/0, which is as good as absent.
+
+    A network of IPv4-mapped addresses is refused: the original writes its subnets into keys as IPv4, and does
+    not find them again.
+    """
+    hint = f'Write {key} as an IPv6 network, for example "fd00:3::/48".'
+    try:
+        network = _network(raw)
+    except ValueError as error:
+        raise _bad_cidr(key, raw, hint) from error
+    if not isinstance(network, IPv6Network) or network.network_address.ipv4_mapped is not None:
+        raise bad_value("invalid IPv6 CIDR format", key, raw, hint=hint)
+    return None if network == IPv6Network("::/0") else network
+
+
+def ipv4_address(key: str, raw: str) -> IPv4Address | None:
+    """Return an address; None for 0.0.0.0, which is as good as absent."""
+    hint = f'Write {key} as an IPv4 address, for example "10.3.1.0", or leave it out.'
+    try:
+        address = parse_ipv6(_unquoted(raw)).ipv4_mapped
+    except ValueError as error:
+        raise bad_value("invalid IP address format", key, raw, hint=hint) from error
+    if address is None:
+        raise bad_value("invalid IPv4 address format", key, raw, hint=hint)
+    return address if int(address) else None
+
+
+def ipv6_address(key: str, raw: str) -> IPv6Address | None:
+    """Return an address, None for null; :: is as good as absent."""
+    if raw == "null":
+        return None
+    try:
+        return parse_ipv6(_unquoted(raw))
+    except ValueError as error:
+        hint = f'Write {key} as an IPv6 address, for example "fd00:3:0:1::", or leave it out.'
+        raise bad_value("invalid IP address format", key, raw, hint=hint) from error
+
+
+def bad_value(what: str, key: str, raw: str, *, hint: str) -> ConfigError:
+    """Return the error that says what is wrong with the value of a key."""
+    return ConfigError(f"{what}: {key}={shown(raw)}", hint=hint)
+
+
+def shown(raw: str) -> str:
+    """Return a value on one line, cut to a length that a log bears."""
+    text = " ".join(raw.split())
+    return text if len(text) <= _LONGEST_SHOWN else text[: _LONGEST_SHOWN - 1] + "…"
+
+
+def _network(raw: str) -> IPv4Network | IPv6Network:
+    found = _CIDR.fullmatch(_unquoted(raw))
+    if found is None:
+        raise ValueError("not an address and a prefix length")
+    family = IPv6Network if ":" in found[1] else IPv4Network
+    return family(found[0], strict=False)
+
+
+def _unquoted(raw: str) -> str:
+    return raw.strip('"')
+
+
+def _bad_cidr(key: str, raw: str, hint: str) -> ConfigError:
+    return ConfigError(f"invalid CIDR address: {shown(_unquoted(raw))}, for {key}", hint=hint)

@@ -1,0 +1,334 @@
+"""Tables, chains and rules as nft reads and prints them in JSON. Source: libnftables-json(5)."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from ipaddress import IPv4Network, ip_network
+from typing import Any
+
+from pyflannel.errors import WireError
+from pyflannel.model.packet_filter import (
+    NFT_STEMS,
+    POSTROUTING,
+    Accept,
+    Family,
+    FilterRule,
+    ForeignRule,
+    ForwardChain,
+    Mark,
+    Masquerade,
+    NftChain,
+    NftTable,
+    Prefix,
+    Return,
+    Rules,
+    Verdict,
+    device_of,
+)
+
+FAMILIES: Mapping[Family, str] = {4: "ip", 6: "ip6"}
+"""What nftables calls the families."""
+
+_FULL_MASK = 0xFFFFFFFF
+_KNOWN_OBJECTS = frozenset({"metainfo", "table", "chain", "rule"})
+
+
+def format_table(table: NftTable) -> str:
+    """Return the transaction that makes the table as it is planned, whatever of it is there."""
+    name = {"family": FAMILIES[table.family], "name": table.name}
+    inside = {"family": FAMILIES[table.family], "table": table.name}
+    commands: list[object] = [
+        {"add": {"table": name}},  # so that it can be deleted
+        {"delete": {"table": name}},
+        {"add": {"table": name}},
+    ]
+    for chain in table.chains:
+        base = {"type": chain.kind, "hook": chain.hook, "prio": chain.priority, "policy": "accept"}
+        commands.append({"add": {"chain": {**inside, "name": chain.name, **base}}})
+        for rule in chain.rules:
+            if isinstance(rule, FilterRule):
+                expressions = list(_expressions(rule, table.family))
+                commands.append({"add": {"rule": {**inside, "chain": chain.name, "expr": expressions}}})
+    return json.dumps({"nftables": commands})
+
+
+def format_removal(table: NftTable) -> str:
+    """Return the transaction that takes the table away, if it is there."""
+    name = {"family": FAMILIES[table.family], "name": table.name}
+    return json.dumps({"nftables": [{"add": {"table": name}}, {"delete": {"table": name}}]})
+
+
+def format_check(family: Family) -> str:
+    """Return a transaction that nft takes, with --check, where masqueraded packets can get random ports."""
+    rules = (FilterRule(verdict=Masquerade()),)
+    chain = NftChain(name=POSTROUTING, kind="nat", hook="postrouting", priority=100, rules=rules)
+    return format_table(NftTable(family=family, device="probe", chains=(chain,)))
+
+
+def parse_names(text: str) -> list[tuple[Family, str]]:
+    """Return the tables with our names that `nft -j list tables` printed, each with its family and device.
+
+    Raises:
+        WireError: it is not what nft prints.
+    """
+    found: list[tuple[Family, str]] = []
+    for kind, value in _objects(text):
+        for family, stem in NFT_STEMS.items():
+            if kind == "table" and value.get("family") == FAMILIES[family]:
+                device = device_of(str(value.get("name")), stem)
+                if device is not None:
+                    found.append((family, device))
+    return found
+
+
+def parse_table(text: str, family: Family, device: str) -> NftTable:
+    """Return the table that `nft -j list table` printed.
+
+    Raises:
+        WireError: it is not what nft prints.
+    """
+    rules: dict[str, list[FilterRule | ForeignRule]] = {}
+    bases: list[Mapping[str, object]] = []
+    others: list[str] = []
+    for kind, value in _objects(text):
+        if kind == "rule":
+            rules.setdefault(str(value.get("chain")), []).append(_parse_rule(value.get("expr"), family))
+        elif kind == "chain" and value.get("policy") == "accept":
+            bases.append(value)
+        elif kind == "chain":
+            others.append(f"chain {value.get('name')} with policy {value.get('policy', 'none')}")
+        elif kind not in _KNOWN_OBJECTS:
+            others.append(f"{kind} {value.get('name')}")
+    chains = tuple(_chain(base, tuple(rules.get(str(base.get("name")), ()))) for base in bases)
+    return NftTable(family=family, device=device, chains=chains, others=tuple(others))
+
+
+def _objects(text: str) -> Iterator[tuple[str, Mapping[str, object]]]:
+    try:
+        listed = json.loads(text)["nftables"]
+        for entry in listed:
+            for kind, value in entry.items():
+                yield kind, value if isinstance(value, dict) else {}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise WireError(
+            f"nft printed what is no listing: {text[:80]!r}", hint="Report the version of nft on this host."
+        ) from error
+
+
+def _chain(base: Mapping[str, object], rules: Rules) -> NftChain:
+    priority = base.get("prio")
+    return NftChain(
+        name=str(base.get("name")),
+        kind=str(base.get("type")),
+        hook=str(base.get("hook")),
+        priority=priority if isinstance(priority, int) else -1,
+        rules=rules,
+    )
+
+
+def _expressions(rule: FilterRule, family: Family) -> Iterator[object]:
+    if rule.mark is not None:
+        yield _match(rule.mark.value, _mark_field(rule.mark), is_negated=False)
+    for field, prefix in (("saddr", rule.source), ("daddr", rule.destination)):
+        if prefix is not None:
+            payload = {"payload": {"protocol": FAMILIES[family], "field": field}}
+            yield _match(_network(prefix), payload, is_negated=prefix.is_negated)
+    yield _verdict(rule.verdict)
+
+
+def _match(right: object, left: object, *, is_negated: bool) -> object:
+    return {"match": {"op": "!=" if is_negated else "==", "left": left, "right": right}}
+
+
+def _mark_field(mark: Mark) -> object:
+    field = {"meta": {"key": "mark"}}
+    return field if mark.mask == _FULL_MASK else {"&": [field, mark.mask]}
+
+
+def _network(prefix: Prefix) -> object:
+    network = prefix.network
+    if network.prefixlen == network.max_prefixlen:
+        return str(network.network_address)
+    return {"prefix": {"addr": str(network.network_address), "len": network.prefixlen}}
+
+
+def _verdict(verdict: Verdict) -> object:
+    match verdict:
+        case Accept():
+            return {"accept": None}
+        case Return():
+            return {"return": None}
+        case Masquerade(is_fully_random):
+            return {"masquerade": {"flags": "fully-random"} if is_fully_random else None}
+
+
+def _parse_rule(expressions: object, family: Family) -> FilterRule | ForeignRule:
+    """Return the rule that prints so: what we would not print the same way is foreign."""
+    match expressions:
+        case [*matches, dict(last)]:
+            verdict = _parse_verdict(last)
+        case _:
+            return ForeignRule(json.dumps(expressions))
+    known: dict[str, Prefix | Mark] = {}
+    for expression in matches:
+        field, value = _parse_match(expression, family)
+        if value is None or field in known:
+            return ForeignRule(json.dumps(expressions))
+        known[field] = value
+    source, destination, mark = known.get("saddr"), known.get("daddr"), known.get("mark")
+    if (
+        verdict is None
+        or isinstance(source, Mark)
+        or isinstance(destination, Mark)
+        or isinstance(mark, Prefix)
+    ):
+        return ForeignRule(json.dumps(expressions))
+    return FilterRule(source=source, destination=destination, mark=mark, verdict=verdict)
+
+
+def _parse_verdict(expression: Mapping[str, object]) -> Verdict | None:
+    match expression:
+        case {"accept": None}:
+            return Accept()
+        case {"return": None}:
+            return Return()
+        case {"masquerade": None}:
+            return Masquerade(is_fully_random=False)
+        case {"masquerade": {"flags": "fully-random" | ["fully-random"]}}:
+            return Masquerade(is_fully_random=True)
+        case _:
+            return None
+
+
+def _parse_match(expression: object, family: Family) -> tuple[str, Prefix | Mark | None]:
+    match expression:
+        case {
+            "match": {
+                "op": "==" | "in",
+                "left": {"&": [{"meta": {"key": "mark"}}, int(mask)]},
+                "right": int(value),
+            }
+        }:
+            return "mark", Mark(value, mask)
+        case {"match": {"op": "==", "left": {"meta": {"key": "mark"}}, "right": int(value)}}:
+            return "mark", Mark(value)
+        case {
+            "match": {
+                "op": "==" | "!=" as operator,
+                "left": {"payload": {"protocol": protocol, "field": "saddr" | "daddr" as field}},
+                "right": right,
+            }
+        } if protocol == FAMILIES[family]:
+            return str(field), _parse_network(right, is_negated=operator == "!=")
+        case _:
+            return "", None
+
+
+def _parse_network(right: object, *, is_negated: bool) -> Prefix | None:
+    match right:
+        case str(address):
+            text = address
+        case {"prefix": {"addr": str(address), "len": int(length)}}:
+            text = f"{address}/{length}"
+        case _:
+            return None
+    try:
+        return Prefix(ip_network(text), is_negated)
+    except ValueError:
+        return None
+
+
+# What `nft --json list ruleset` says of forwarded packets. Source: libnftables-json(5).
+#
+# iptables works on nf_tables as well, so its chains are among these; matches that nftables has no words for
+# are `xt` there.
+
+_FAMILIES = frozenset({"ip", "inet"})
+_EVERYTHING = IPv4Network("0.0.0.0/0")
+_DEEPEST = 16
+"""Jumps that the kernel follows (NFT_JUMP_STACK_SIZE)."""
+
+_Key = tuple[str, str, str]
+_Rules = Mapping[_Key, Sequence[Sequence[Mapping[str, Any]]]]
+
+
+def parse_forward_chains(text: str) -> list[ForwardChain]:
+    """Return the base chains at the forward hook that drop what they do not accept.
+
+    Raises:
+        WireError: it is not nft's JSON.
+    """
+    chains: list[_Key] = []
+    rules: dict[_Key, list[Sequence[Mapping[str, Any]]]] = {}
+    try:
+        for entry in json.loads(text)["nftables"]:
+            match entry:
+                case {"chain": {"hook": "forward", "policy": "drop"} as chain}:
+                    chains.append((chain["family"], chain["table"], chain["name"]))
+                case {"rule": rule}:
+                    rules.setdefault((rule["family"], rule["table"], rule["chain"]), []).append(rule["expr"])
+                case _:
+                    pass
+        return [
+            ForwardChain(family=key[0], table=key[1], name=key[2], passes=frozenset(_passed(key, rules)))
+            for key in chains
+            if key[0] in _FAMILIES
+        ]
+    except (ValueError, TypeError, KeyError) as error:
+        raise WireError(
+            f"nft's JSON makes no sense: {error!r}", hint="Compare with nft --json list ruleset."
+        ) from error
+
+
+def _passed(chain: _Key, rules: _Rules, depth: int = 0) -> Iterator[IPv4Network]:
+    """Yield what a chain accepts for its source or destination alone.
+
+    A rule that stands before, and drops a part of it, is the operator's wish.
+    """
+    if depth > _DEEPEST:
+        return
+    for expressions in rules.get(chain, ()):
+        *conditions, verdict = [one for one in expressions if not _is_remark(one)] or [{}]
+        match verdict:
+            case {"accept": _}:
+                yield from _condition(conditions)
+            case {"jump": {"target": target}} | {"goto": {"target": target}} if not conditions:
+                yield from _passed((chain[0], chain[1], target), rules, depth + 1)
+            case _:
+                pass
+
+
+def _is_remark(expression: Mapping[str, Any]) -> bool:
+    match expression:
+        case {"counter": _} | {"log": _} | {"xt": {"name": "comment"}}:
+            return True
+        case _:
+            return False
+
+
+def _condition(conditions: Sequence[Mapping[str, Any]]) -> Iterator[IPv4Network]:
+    match conditions:
+        case []:
+            yield _EVERYTHING
+        case [
+            {
+                "match": {
+                    "op": "==",
+                    "left": {"payload": {"protocol": "ip", "field": "saddr" | "daddr"}},
+                    "right": right,
+                }
+            }
+        ]:
+            yield from _networks(right)
+        case _:
+            pass
+
+
+def _networks(right: object) -> Iterator[IPv4Network]:
+    match right:
+        case {"prefix": {"addr": str(address), "len": int(length)}}:
+            yield IPv4Network((address, length))
+        case {"set": [*members]}:
+            for member in members:
+                yield from _networks(member)
+        case _:
+            pass  # one address, a range, a named set

@@ -1,0 +1,1 @@
+"""Doubles of the ports: a clock, a kernel, a store; strategies for values of the model."""

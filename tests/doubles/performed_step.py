@@ -1,0 +1,247 @@
+"""The lease protocol of one host, performed against a store in memory; every answer may be held back."""
+
+from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Address, IPv4Network
+
+from lease_model.store import revision_of_change
+from lease_model.world import Request
+from pyflannel.model.lease import LEASE_TTL_S, Claim, Identity, Lease, LeaseAttributes
+from pyflannel.model.lease_protocol import (
+    Action,
+    Check,
+    Checked,
+    ClaimGone,
+    ClaimSeen,
+    Conflicted,
+    DeleteClaim,
+    DeleteLease,
+    Event,
+    Failed,
+    Held,
+    LeaseChange,
+    LeaseGone,
+    LeaseSeen,
+    List,
+    Listed,
+    PutClaim,
+    PutLease,
+    Seen,
+    Started,
+    Unreadable,
+    Wake,
+    Wanted,
+    Watch,
+    Woke,
+    Wrote,
+)
+from pyflannel.model.network_config import NetworkConfig
+from pyflannel.plan.lease.state import LeaseState
+from pyflannel.plan.lease.step import step
+
+NETWORK = NetworkConfig(
+    network=IPv4Network("10.100.0.0/16"),
+    subnet_length=24,
+    subnet_min=IPv4Address("10.100.1.0"),
+    subnet_max=IPv4Address("10.100.4.0"),
+)
+FIRST, SECOND, THIRD = (IPv4Network(f"10.100.{n}.0/24") for n in (1, 2, 3))
+HOUR = 3600.0
+
+
+@dataclass
+class Store:
+    """A store in memory: leases and claims by subnet, a revision, and all that ever happened."""
+
+    leases: dict[IPv4Network, Lease | Unreadable] = field(default_factory=dict)
+    claims: dict[IPv4Network, Claim] = field(default_factory=dict)
+    log: list[LeaseChange] = field(default_factory=list)
+    revision: int = 0
+
+    def lose_data(self, *, revision: int) -> None:
+        """Begin anew without a lease, and grow to this revision by what is not ours."""
+        self.leases.clear()
+        self.log.clear()
+        self.revision = revision
+
+    def write_lease(self, lease: Lease) -> Lease:
+        """Write a lease, whatever stands there; return it with its revision."""
+        self.revision += 1
+        self.leases[lease.subnet] = lease = replace(lease, revision=self.revision)
+        self.log.append(LeaseSeen(lease))
+        return lease
+
+    def write_rubbish(self, subnet: IPv4Network) -> None:
+        """Write what is no lease at the key of a subnet."""
+        self.revision += 1
+        self.leases[subnet] = Unreadable(subnet, self.revision)
+        self.log.append(Unreadable(subnet, self.revision))
+
+    def delete_lease(self, subnet: IPv4Network) -> None:
+        """Delete what stands at the key of a subnet."""
+        self.revision += 1
+        del self.leases[subnet]
+        self.log.append(LeaseGone(subnet, self.revision))
+
+    def write_claim(self, claim: Claim) -> None:
+        """Write a claim, whatever stands there."""
+        self.revision += 1
+        self.claims[claim.subnet] = claim = replace(claim, revision=self.revision)
+        self.log.append(ClaimSeen(claim))
+
+    def delete_claim(self, subnet: IPv4Network) -> None:
+        """Delete the claim on a subnet: it was answered, or expired."""
+        self.revision += 1
+        del self.claims[subnet]
+        self.log.append(ClaimGone(subnet, self.revision))
+
+    def perform(self, request: Request) -> Event:
+        """Perform a request as a store does, and return the answer."""
+        match request:
+            case List():
+                values = self.leases.values()
+                return Listed(
+                    leases=tuple(value for value in values if isinstance(value, Lease)),
+                    unreadable=tuple(value for value in values if isinstance(value, Unreadable)),
+                    claims=tuple(self.claims.values()),
+                    revision=self.revision,
+                )
+            case Check(lease):
+                standing_lease = self.leases.get(lease.subnet)
+                return Checked(lease, standing_lease if isinstance(standing_lease, Lease) else None)
+            case PutLease(lease=lease, ttl_s=ttl_s, expected=expected):
+                current = self.leases.get(lease.subnet)
+                if (current.revision if current else 0) != expected:
+                    return Conflicted(request, current if isinstance(current, Lease) else None)
+                self.write_lease(replace(lease, has_ttl=ttl_s is not None))
+            case DeleteLease(lease):
+                current = self.leases.get(lease.subnet)
+                if current is None or current.revision != lease.revision:
+                    return Conflicted(request, current if isinstance(current, Lease) else None)
+                self.delete_lease(lease.subnet)
+            case PutClaim(claim):
+                if (standing := self.claims.get(claim.subnet)) is not None:
+                    return Conflicted(request, standing)
+                self.write_claim(claim)
+            case DeleteClaim(claim):
+                if claim.subnet not in self.claims:
+                    return Conflicted(request, None)
+                self.delete_claim(claim.subnet)
+        return Wrote(request, self.revision)
+
+
+@dataclass
+class Host:
+    """One host's protocol, performed; `requests` wait until the test lets the store answer them."""
+
+    store: Store
+    wanted: Wanted
+    held: Held | None = None
+    now: float = 0.0
+    requests: list[Request] = field(default_factory=list)
+    said: list[Action] = field(default_factory=list)
+    seen: int | None = None
+    wake_at: float | None = None
+
+    def __post_init__(self) -> None:
+        self.state = LeaseState(wanted=self.wanted, held=self.held)
+
+    def take(self, event: Event) -> None:
+        """Let the protocol have an event, and keep what it asks for and says. The first is drawn always."""
+        self.state, actions = step(self.state, event, self.now, lambda n: 0)
+        for action in actions:
+            match action:
+                case List() | Check() | PutLease() | DeleteLease() | PutClaim() | DeleteClaim():
+                    self.requests.append(action)
+                case Watch(after):
+                    self.seen = after
+                case Wake(at):
+                    self.wake_at = at
+                case _:
+                    self.said.append(action)
+
+    def answer(self) -> None:
+        """Let the store answer the oldest request."""
+        self.take(self.store.perform(self.requests.pop(0)))
+
+    def fail(self) -> None:
+        """Leave the oldest request without an answer."""
+        request = self.requests.pop(0)
+        self.take(Failed(None if isinstance(request, List) else request, "no answer"))
+
+    def watch(self) -> None:
+        """Let the watch deliver what happened since."""
+        if self.seen is None:
+            return
+        changes = tuple(change for change in self.store.log if revision_of_change(change) > self.seen)
+        self.seen = self.store.revision
+        self.take(Seen(changes, self.store.revision))
+
+    def settle(self) -> None:
+        """Go on until nothing more is asked or seen, without letting time pass."""
+        for _ in range(100):
+            if self.requests:
+                self.answer()
+            elif self.seen is not None and self.seen < self.store.revision:
+                self.watch()
+            else:
+                return
+        raise AssertionError("the protocol does not come to rest")
+
+    def sleep(self, seconds: float) -> None:
+        """Let time pass, waking the protocol when it asked for it."""
+        end = self.now + seconds
+        while self.wake_at is not None and self.wake_at <= end:
+            self.now, self.wake_at = max(self.now, self.wake_at), None
+            self.take(Woke())
+            self.settle()
+        self.now = end
+
+    def start(self) -> "Host":
+        """Start the protocol and let all that it asks for happen; return the host."""
+        self.take(Started())
+        self.settle()
+        return self
+
+    @property
+    def subnet(self) -> IPv4Network | None:
+        """The subnet that the host runs on."""
+        return self.state.held.lease.subnet if self.state.held else None
+
+    def heard(self, kind: type) -> bool:
+        """Return whether the operator was told of this."""
+        return any(isinstance(report, kind) for report in self.said)
+
+
+def wanted(
+    owner: str = "me",
+    address: str = "192.168.50.102",
+    machine: str = "m",
+    *,
+    previous: IPv4Network | None = None,
+    ttl_s: int = LEASE_TTL_S,
+    renumbers: bool = False,
+) -> Wanted:
+    """Return what a host wants."""
+    attributes = LeaseAttributes(
+        public_ip=IPv4Address(address), owner=Identity(owner=owner, machine=machine), port=8285
+    )
+    return Wanted(network=NETWORK, attributes=attributes, previous=previous, ttl_s=ttl_s, renumbers=renumbers)
+
+
+def lease(
+    subnet: IPv4Network, owner: str | None, address: str, machine: str = "x", ttl: bool = True
+) -> Lease:
+    """Return a lease as somebody wrote it; without an owner, as the original does."""
+    identity = None if owner is None else Identity(owner=owner, machine=machine)
+    return Lease(
+        subnet=subnet,
+        attributes=LeaseAttributes(public_ip=IPv4Address(address), owner=identity),
+        has_ttl=ttl,
+    )
+
+
+def owner_of(store: Store, subnet: IPv4Network) -> str | None:
+    """Return the identity in the lease of a subnet."""
+    standing = store.leases[subnet]
+    assert isinstance(standing, Lease)
+    return standing.attributes.owner.owner if standing.attributes.owner else None

@@ -1,0 +1,295 @@
+"""Hypothesis strategies for the values of `model`."""
+
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+
+from hypothesis import strategies as st
+
+from pyflannel.model.forwarder import Forwarder, ForwarderPeer
+from pyflannel.model.host import Host, Underlay
+from pyflannel.model.host_file import HostFile
+from pyflannel.model.lease import Identity, Lease, LeaseAttributes, Vtep
+from pyflannel.model.link import Address, Link, Vxlan
+from pyflannel.model.network_config import NetworkConfig
+from pyflannel.model.packet_filter import (
+    Accept,
+    FilterRule,
+    ForeignRule,
+    IptablesChain,
+    Jump,
+    Mark,
+    Masquerade,
+    NftTable,
+    Prefix,
+    Return,
+)
+from pyflannel.model.route import FdbEntry, Neighbour, Route
+from pyflannel.model.state import Item, State
+from pyflannel.plan.backend.udp import UdpBackend
+from pyflannel.plan.backends import backend_of
+from pyflannel.plan.packet_filter import FilterOptions, plan_filter
+
+NETWORK = IPv4Network("10.100.0.0/16")
+LINKS = ("flannel0", "flannel.1", "eth0", "docker0")
+
+subnets = st.integers(1, 255).map(lambda index: IPv4Network((f"10.100.{index}.0", 24)))
+addresses = st.integers(1, 2**32 - 2).map(IPv4Address)
+macs = st.integers(0, 5).map(lambda number: f"0e:00:00:00:00:{number:02x}")
+vxlans = st.builds(
+    Vxlan,
+    vni=st.sampled_from([1, 7]),
+    port=st.sampled_from([8472, 4789]),
+    parent=st.just("eth0"),
+    local=st.none() | addresses,
+    has_gbp=st.booleans(),
+    learns=st.booleans(),
+    offloads_checksums=st.booleans(),
+)
+identities = st.builds(Identity, owner=st.sampled_from("abcdef"), machine=st.sampled_from(["", "m1", "m2"]))
+
+
+prefixes = st.builds(
+    Prefix,
+    st.tuples(st.integers(0, 2**32 - 1), st.integers(1, 32)).map(
+        lambda pair: IPv4Network(pair, strict=False)
+    ),
+    st.booleans(),
+)
+filter_rules = st.builds(
+    FilterRule,
+    source=st.none() | prefixes,
+    destination=st.none() | prefixes,
+    mark=st.none() | st.builds(Mark, st.integers(0, 2**32 - 1), st.integers(1, 2**32 - 1)),
+    verdict=st.sampled_from(
+        [Accept(), Return(), Masquerade(is_fully_random=True), Masquerade(is_fully_random=False)]
+    ),
+)
+filter_options = st.builds(
+    FilterOptions, masquerades=st.booleans(), is_fully_random=st.booleans(), accepts_forwarded=st.booleans()
+)
+
+
+@st.composite
+def leases(draw: st.DrawFn) -> Lease:
+    """Leases in the network, ours and the original's."""
+    attributes = LeaseAttributes(
+        public_ip=draw(addresses),
+        backend_type=draw(st.sampled_from(["", "udp", "vxlan", "host-gw"])),
+        vtep=draw(st.none() | st.builds(Vtep, mac=macs, vni=st.none() | st.just(1))),
+        owner=draw(st.none() | identities),
+        port=draw(st.none() | st.integers(1, 65535)),
+    )
+    return Lease(subnet=draw(subnets), attributes=attributes, revision=draw(st.integers(1, 1000)))
+
+
+_SORTS = (
+    "link",
+    "address",
+    "neighbour",
+    "entry",
+    "route",
+    "forwarder",
+    "peer",
+    "chain",
+    "table",
+    "file",
+)
+
+
+@st.composite
+def items(draw: st.DrawFn) -> Item:
+    """What may be found on a host: ours, damaged, and foreign."""
+    name = draw(st.sampled_from(LINKS))
+    subnet = draw(subnets)
+    match draw(st.sampled_from(_SORTS)):
+        case "link":
+            kind = draw(st.sampled_from(["tun", "vxlan", ""]))
+            return Link(
+                name=name,
+                kind=kind,
+                mtu=draw(st.sampled_from([1300, 1472])),
+                is_up=draw(st.booleans()),
+                alias=draw(st.sampled_from(["", "pyflannel"])),
+                mac="" if kind == "tun" else draw(macs),
+                vxlan=draw(vxlans) if kind == "vxlan" else None,
+            )
+        case "address":
+            return Address(link=name, address=IPv4Interface((subnet.network_address, 16)))
+        case "neighbour":
+            base = subnet.network_address
+            return Neighbour(link=name, address=base, mac=draw(macs), is_permanent=draw(st.booleans()))
+        case "entry":
+            return FdbEntry(link=name, mac=draw(macs), destination=draw(addresses))
+        case "route":
+            destination = draw(st.sampled_from([NETWORK, subnet]))
+            protocol = draw(st.sampled_from([2, 3, 80]))
+            return Route(destination=destination, link=name, protocol=protocol)
+        case "forwarder":
+            return Forwarder(
+                link=name,
+                tunnel_address=subnet.network_address,
+                subnet=subnet,
+                listen_address=draw(addresses),
+                port=draw(st.integers(1, 65535)),
+                mtu=1472,
+                is_attached=draw(st.booleans()),
+            )
+        case "peer":
+            return ForwarderPeer(link=name, subnet=subnet, address=draw(addresses), port=8285)
+        case "chain":
+            device = draw(st.sampled_from(["flannel0", "flannel1"]))
+            rules = tuple(draw(st.lists(filter_rules, max_size=3)))
+            return IptablesChain(
+                family=4, table=draw(st.sampled_from(["nat", "filter"])), device=device, rules=rules
+            )
+        case "table":
+            return NftTable(family=draw(st.sampled_from([4, 6])), device="flannel0", chains=())
+        case _:
+            path = draw(st.sampled_from(["/run/flannel/subnet.env", "/etc/motd"]))
+            return HostFile(path=path, text=draw(st.sampled_from(["", "x\n", "y\n"])))
+
+
+@st.composite
+def udp_plans(draw: st.DrawFn) -> State:
+    """Full plans of a host of a udp network."""
+    underlay = Underlay(
+        link="eth0", address=draw(addresses), mtu=draw(st.integers(576, 9000)), public_ip=draw(addresses)
+    )
+    own, *peers = draw(st.lists(leases(), min_size=1, max_size=6, unique_by=lambda lease: lease.subnet))
+    backend = UdpBackend(network=NETWORK, port=draw(st.integers(1, 65535)))
+    host = Host(lease=own, underlay=underlay)
+    config = NetworkConfig(network=NETWORK, enable_nftables=draw(st.booleans()))
+    state = backend.plan_host(host) | plan_filter(config, host, draw(filter_options))
+    state |= State.of(HostFile(path="/run/flannel/subnet.env", text="x\n"))
+    for peer in peers:
+        state |= backend.plan_peer(peer, host)
+    return state
+
+
+@st.composite
+def plans(draw: st.DrawFn) -> State:
+    """Full plans of a host of a udp, a vxlan or a host-gw network."""
+    kind = draw(st.sampled_from(["udp", "vxlan", "host-gw"]))
+    if kind == "udp":
+        return draw(udp_plans())
+    own, *peers = draw(st.lists(leases(), min_size=1, max_size=6, unique_by=lambda lease: lease.subnet))
+    address = draw(addresses)
+    host = Host(
+        lease=own,
+        owner=draw(st.sampled_from("abcdef")),
+        kernel=draw(st.sampled_from(["", "4.15.0", "6.1.0"])),
+        underlay=Underlay(
+            link="eth0", address=address, mtu=1500, public_ip=address, on_link=(IPv4Network("0.0.0.0/0"),)
+        ),
+    )
+    options = {"DirectRouting": True} if draw(st.booleans()) else {}
+    config = NetworkConfig(
+        network=NETWORK, enable_nftables=draw(st.booleans()), backend_type=kind, backend=options
+    )
+    backend = backend_of(config)
+    state = backend.plan_host(host) | plan_filter(config, host, draw(filter_options))
+    for peer in peers:
+        state |= backend.plan_peer(peer, host)
+    blackhole = Route(destination=own.subnet, link="", kind="blackhole")
+    return state | State.of(HostFile(path="/run/flannel/subnet.env", text="x\n"), blackhole)
+
+
+@st.composite
+def drifted(draw: st.DrawFn, plan: State) -> State:
+    """States that a kernel can be in after damage to a plan: parts of it, changed parts, foreign things.
+
+    Nothing hangs on a link that is not there, and no route on one that is down.
+    """
+    kept = [draw(st.sampled_from([item, *_damaged(item)])) for item in plan if draw(st.booleans())]
+    return possible(State.collect([*kept, *_FOREIGN, *draw(st.lists(items(), max_size=8))]))
+
+
+_FOREIGN: tuple[Item, ...] = (
+    Link(name="eth0", kind="", mtu=1500, alias=""),
+    Address(link="eth0", address=IPv4Interface("192.168.50.102/24")),
+    Route(destination=IPv4Network("192.168.50.0/24"), link="eth0", protocol=2),
+    Route(destination=IPv4Network("10.100.0.0/16"), link="eth0", protocol=3, metric=100),
+)
+
+
+def _damaged(item: Item) -> list[Item]:
+    match item:
+        case Link():
+            others: list[Item] = [
+                replace(item, mtu=1300),
+                replace(item, is_up=False),
+                replace(item, kind="bridge", vxlan=None),
+            ]
+            if item.vxlan is not None:
+                others += [replace(item, mac="0e:99:99:99:99:99"), *_damaged_vxlans(item, item.vxlan)]
+            return others
+        case Neighbour():
+            return [replace(item, mac="0e:99:99:99:99:99"), replace(item, mac="", is_permanent=False)]
+        case FdbEntry():
+            nowhere = IPv4Address("192.0.2.1")
+            return [
+                replace(item, destination=nowhere),
+                replace(item, destination=nowhere, others=(item.destination,)),
+                replace(item, is_permanent=False),
+                replace(item, is_plain=False),
+            ]
+        case Route():
+            return [replace(item, protocol=3), replace(item, link="eth0", source=None, kind="unicast")]
+        case Forwarder():
+            return [
+                replace(item, is_attached=False),
+                replace(item, is_current=False),
+                replace(item, port=1),
+            ]
+        case ForwarderPeer():
+            return [replace(item, port=1)]
+        case IptablesChain():
+            foreign = (*item.rules, ForeignRule("-j DROP"))
+            jumps = [replace(item, jump=jump) for jump in Jump]
+            return [replace(item, rules=foreign), replace(item, rules=item.rules[::-1]), *jumps]
+        case NftTable():
+            return [replace(item, chains=item.chains[1:]), replace(item, others=("set x",))]
+        case _:
+            return []
+
+
+def _damaged_vxlans(link: Link, vxlan: Vxlan) -> list[Link]:
+    damaged = [
+        replace(vxlan, vni=9),
+        replace(vxlan, port=99),
+        replace(vxlan, parent=""),
+        replace(vxlan, parent="eth1"),
+        replace(vxlan, local=None),
+        replace(vxlan, learns=not vxlan.learns),
+        replace(vxlan, offloads_checksums=not vxlan.offloads_checksums),
+    ]
+    return [replace(link, vxlan=each) for each in damaged]
+
+
+def possible(state: State) -> State:
+    """Return what of a state a kernel can hold."""
+    links = {item.name: item for item in state if isinstance(item, Link)}
+    forwarders = {item.link for item in state if isinstance(item, Forwarder)}
+    local = {item.address.ip for item in state if isinstance(item, Address) and item.link in links}
+
+    def can_be(item: Item) -> bool:
+        match item:
+            case Address() | FdbEntry():
+                return item.link in links
+            case Neighbour():
+                return item.link in links and links[item.link].is_up
+            case Route(link=""):
+                return True
+            case Route():
+                has_source = item.source is None or item.source in local
+                return item.link in links and links[item.link].is_up and has_source
+            case ForwarderPeer():
+                return item.link in forwarders
+            case _:
+                return True
+
+    return State.collect(
+        replace(item, is_attached=False) if isinstance(item, Forwarder) and item.link not in links else item
+        for item in state
+        if can_be(item)
+    )

@@ -1,0 +1,1 @@
+"""The model checker of the lease protocol, and simulations of many hosts."""

@@ -1,0 +1,227 @@
+"""What goes wrong with whole engines, by chance: with their store, their kernel, their clock, themselves."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from ipaddress import IPv4Address
+from random import Random
+
+from lease_model.engines import FOREIGN, HOUR_S, START_S, SUBNET_FILE, EngineHost, Engines
+from pyflannel.model.forwarder import Forwarder, ForwarderPeer
+from pyflannel.model.host_file import HostFile
+from pyflannel.model.link import Address, Link
+from pyflannel.model.route import FdbEntry, Neighbour, Route
+from pyflannel.model.state import Item, Operation, Remove, Replace
+from pyflannel.model.store_record import Delete, Put, Record
+from pyflannel.wire.lease_record import CONFIG, SUBNETS, lease_key
+
+_STRANGER = IPv4Address("203.0.113.9")
+_SOME_ITEMS = 12
+_TROUBLE_S = 60.0
+"""Longest time that a kernel refuses, or cannot be read: every second of it is tried again."""
+
+FAULTS = (
+    "crash",
+    "crash",
+    "boot",
+    "leaves",
+    "power cut",
+    "lost answer",
+    "failed call",
+    "watch cut",
+    "compaction",
+    "store away",
+    "store away from all",
+    "data lost",
+    "data lost, grown",
+    "deleted by hand",
+    "all deleted by hand",
+    "reserved by hand",
+    "config changed",
+    "config deleted",
+    "config spoilt",
+    "address changed",
+    "host sleeps",
+    "clock set",
+    "kernel damaged",
+    "kernel damaged",
+    "kernel damaged in silence",
+    "kernel refuses",
+    "kernel unreadable",
+)
+
+
+async def live(engines: Engines, seconds: float, *, faults: Sequence[str] = FAULTS, count: int) -> None:
+    """Let so much time pass, with so many of these faults at random times, some while others last.
+
+    What nobody hears of, and is found by an audit alone, comes last: a later pass would mend it, too.
+    """
+    loop, random = asyncio.get_running_loop(), engines.random
+    begin = loop.time()
+    for at in sorted(begin + random.random() * seconds for _ in range(count)):
+        await asyncio.sleep(at - loop.time())
+        engines.judge()
+        what = random.choice(faults)
+        engines.counts[what] += 1
+        await _befall(what, engines, random.choice(engines.hosts))
+        if engines.broken:
+            return
+    await asyncio.sleep(begin + seconds - loop.time())
+    engines.judge()
+    await _befall("kernel damaged in silence", engines, random.choice(engines.hosts))
+
+
+async def _befall(what: str, engines: Engines, host: EngineHost) -> None:
+    random = engines.random
+    match what:
+        case "crash" | "boot":
+            await (host.crash() if what == "crash" else host.boot())
+            host.start_in(_duration(random))
+        case "leaves":
+            await host.boot()
+            _delete_leases(engines, host)
+            host.start_in(_duration(random))
+        case "power cut":
+            duration_s = _duration(random)
+            for each in engines.hosts:
+                await each.boot()
+                each.start_in(duration_s + random.random() * START_S)
+        case "lost answer":
+            host.client.lose_next_answer()
+        case "failed call":
+            host.client.fail_next(random.choice((1, 3)))
+        case "watch cut":
+            host.client.cut_watches()
+        case "compaction":
+            _compact(engines, host)
+        case "store away":
+            host.line.go_away(_duration(random))
+        case "store away from all":
+            # Without its store a host tries every few seconds: for all of them, hours are enough.
+            duration_s = min(_duration(random), HOUR_S)
+            for each in engines.hosts:
+                each.line.go_away(duration_s)
+        case "data lost" | "data lost, grown":
+            _lose_data(engines, has_grown=what == "data lost, grown")
+        case "config changed":
+            engines.configure(random.choice(engines.configs))
+        case "config deleted" | "config spoilt":
+            _take_config(engines, is_spoilt=what == "config spoilt")
+        case "address changed":
+            host.move()
+        case "host sleeps":
+            host.clock.step(25 * HOUR_S)
+        case "clock set":
+            host.clock.step_utc(random.choice((25, -25)) * HOUR_S)
+        case "kernel damaged" | "kernel damaged in silence":
+            _damage(host, random, is_announced=what == "kernel damaged")
+        case "kernel refuses":
+            host.kernel.refuse = lambda operation: host.random.random() < 0.5
+            _damage(host, random, is_announced=True)
+            _later(random.random() * _TROUBLE_S, lambda: setattr(host.kernel, "refuse", _never))
+        case "kernel unreadable":
+            host.kernel.is_readable = False
+            _damage(host, random, is_announced=True)
+            _later(random.random() * _TROUBLE_S, lambda: setattr(host.kernel, "is_readable", True))
+        case _:
+            _by_hand(what, engines)
+
+
+def _delete_leases(engines: Engines, host: EngineHost) -> None:
+    """Let a host leave the network, as by flannelctl cleanup."""
+    for lease in engines.leases():
+        if lease.attributes.owner == host.identity:
+            engines.store.change(Delete(key=lease_key(lease), expected=None))
+
+
+def _compact(engines: Engines, host: EngineHost) -> None:
+    """Let the store forget what a host that does not reach it would have to hear."""
+    host.line.go_away(_TROUBLE_S)
+    for _ in range(2):
+        engines.store.change(Put(key="elsewhere", value=b"", ttl_s=None, expected=None))
+        engines.store.compact()
+
+
+def _lose_data(engines: Engines, *, has_grown: bool) -> None:
+    """Let the store begin anew, past all that anybody has seen when it has grown, with the config alone."""
+    for host in engines.hosts:
+        host.line.go_away(_TROUBLE_S * (1 + engines.random.random()))
+    engines.store.lose_data(engines.store.listing().revision + 1 if has_grown else 1)
+    engines.ledger.forget()
+    engines.configure(engines.config)
+
+
+def _take_config(engines: Engines, *, is_spoilt: bool) -> None:
+    """Let there be no good config, for at most an hour."""
+    if is_spoilt:
+        engines.store.change(Put(key=CONFIG, value=b"no JSON", ttl_s=None, expected=None))
+    else:
+        engines.store.change(Delete(key=CONFIG, expected=None))
+    _later(min(_duration(engines.random), HOUR_S), lambda: engines.configure(engines.config))
+
+
+def _by_hand(what: str, engines: Engines) -> None:
+    """Let an operator change leases in the store."""
+    records = [record for record in engines.store.listing().records if record.key.startswith(SUBNETS)]
+    if not records:
+        return
+    record: Record = engines.random.choice(records)
+    match what:
+        case "deleted by hand":
+            engines.store.change(Delete(key=record.key, expected=None))
+        case "all deleted by hand":
+            for each in records:
+                engines.store.change(Delete(key=each.key, expected=None))
+        case "reserved by hand":
+            engines.store.change(Put(key=record.key, value=record.value, ttl_s=None, expected=None))
+        case _:
+            raise AssertionError(f"no such fault: {what}")
+
+
+def _damage(host: EngineHost, random: Random, *, is_announced: bool) -> None:
+    """Remove some of what we made, or change it."""
+    items = [item for item in host.kernel.state if item not in FOREIGN and _is_heard_of(item)]
+    count = min(len(items), random.randrange(1, _SOME_ITEMS))
+    operations: list[Operation] = []
+    for item in random.sample(items, count):
+        changed = _changed(item)
+        operations.append(
+            Remove(item) if changed is None or random.random() < 0.5 else Replace(item, changed)
+        )
+    host.kernel.damage(*operations, is_announced=is_announced)
+
+
+def _is_heard_of(item: Item) -> bool:
+    """Return whether it is not what a host remembers its subnet by, which no daemon can make up for."""
+    return not (isinstance(item, HostFile) and item.path == SUBNET_FILE)
+
+
+def _changed(item: Item) -> Item | None:
+    match item:
+        case Link():
+            return replace(item, is_up=False)
+        case Route():
+            return replace(item, gateway=_STRANGER)
+        case Neighbour():
+            return replace(item, mac="02:00:00:00:00:01")
+        case FdbEntry():
+            return replace(item, destination=_STRANGER)
+        case ForwarderPeer():
+            return replace(item, address=_STRANGER)
+        case Forwarder():
+            return replace(item, port=item.port + 1)
+        case Address() | _:
+            return None
+
+
+def _duration(random: Random) -> float:
+    """Return mostly seconds or minutes, sometimes longer than a lease lasts."""
+    return float(random.choice((1.0, 30.0, 600.0, HOUR_S, 30 * HOUR_S))) * (0.5 + random.random())
+
+
+def _later(seconds: float, act: Callable[[], object]) -> None:
+    asyncio.get_running_loop().call_later(seconds, act)
+
+
+def _never(operation: Operation) -> bool:
+    return False

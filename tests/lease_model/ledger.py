@@ -1,0 +1,78 @@
+"""The store in memory as the rules see it: who wrote what stands there."""
+
+from ipaddress import IPv4Network
+
+from doubles.fake_store import FakeStore
+from lease_model.world import Entry, StoreState
+from pyflannel.errors import WireError
+from pyflannel.model.lease import Claim, Lease
+from pyflannel.model.lease_protocol import DeleteLease, PutLease, Unreadable
+from pyflannel.model.store_record import Delete, Put, Record
+from pyflannel.wire.lease_record import (
+    CLAIMS,
+    SUBNETS,
+    claim_of,
+    lease_of,
+    leased_subnets,
+)
+
+_ANY_LEASE_ID = 1
+
+
+class Ledger:
+    """Keeps the writer of each key. A key that is written by hand stands for whom it stood for."""
+
+    def __init__(self, store: FakeStore) -> None:
+        self._store = store
+        self._writers: dict[str, str] = {}
+        self._entries: dict[str, tuple[int, Entry]] = {}
+
+    def wrote(self, key: str, writer: str) -> None:
+        """Note whose write the one that just took effect was."""
+        self._writers[key] = writer
+
+    def forget(self) -> None:
+        """Note that the store lost its data: revisions are given out twice."""
+        self._writers.clear()
+        self._entries.clear()
+
+    def state(self) -> StoreState:
+        """Return the store as it is now, without its history."""
+        listing = self._store.listing()
+        entries = [
+            self._entry(record) for record in listing.records if record.key.startswith((SUBNETS, CLAIMS))
+        ]
+        return StoreState(entries=tuple(entries), revision=listing.revision)
+
+    def _entry(self, record: Record) -> Entry:
+        revision, entry = self._entries.get(record.key, (0, None))
+        if entry is None or revision != record.revision:
+            writer = self._writers.get(record.key, "somebody")
+            entry = Entry(value=_value(record), expires_at=None, writer=writer)
+            self._entries[record.key] = record.revision, entry
+        return entry
+
+
+def request_of(write: Put | Delete, before: StoreState) -> PutLease | DeleteLease | None:
+    """Return the write of a lease that an operation is; None for another key's."""
+    if not write.key.startswith(SUBNETS):
+        return None
+    subnet = leased_subnets(write.key)[0]
+    if isinstance(write, Put):
+        lease_id = 0 if write.ttl_s is None else _ANY_LEASE_ID
+        lease = lease_of(Record(key=write.key, value=write.value, revision=0, lease_id=lease_id))
+        return PutLease(lease=lease, ttl_s=write.ttl_s, expected=write.expected or 0)
+    standing = _lease(before, subnet)
+    return None if standing is None else DeleteLease(standing)
+
+
+def _lease(store: StoreState, subnet: IPv4Network) -> Lease | None:
+    values = (entry.value for entry in store.entries if entry.value.subnet == subnet)
+    return next((value for value in values if isinstance(value, Lease)), None)
+
+
+def _value(record: Record) -> Lease | Claim | Unreadable:
+    try:
+        return claim_of(record) if record.key.startswith(CLAIMS) else lease_of(record)
+    except WireError:
+        return Unreadable(leased_subnets(record.key)[0], record.revision)

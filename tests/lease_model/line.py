@@ -1,0 +1,158 @@
+"""A host's line to the store: it takes time, it breaks, and what passes over it is judged."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager, suppress
+from random import Random
+
+from doubles.fake_store import FakeStore
+from lease_model.ledger import Ledger, request_of
+from lease_model.world import StoreState
+from pyflannel.errors import StoreError
+from pyflannel.model.lease_protocol import DeleteLease, PutLease
+from pyflannel.model.store_record import Changes, Conflict, Delete, Listing, Put, Record, Written
+
+LATENCY_S = 3.0
+"""Longest time that a request, an answer or a change takes."""
+
+CALL_S = 5.0
+"""A call to a store that is away fails after up to so long; later in an absence of hours …"""
+
+CALL_IN_LONG_ABSENCE_S = 1800.0
+"""… after up to so long, or when the store is back: most of what is tried in vain is left out."""
+
+Judge = Callable[[StoreState, StoreState, PutLease | DeleteLease], None]
+
+
+class Line:
+    """A Store, as one host reaches it; the faults are those of `client`.
+
+    A daemon that dies while its write is under way may have it arrive all the same. `judge` hears of each
+    write that took effect: the store before and after it, and what it was.
+
+    Attributes:
+        calls: how many are under way.
+    """
+
+    def __init__(self, client: FakeStore, ledger: Ledger, name: str, random: Random, judge: Judge) -> None:
+        self.client = client
+        self.calls = 0
+        self._ledger = ledger
+        self._name = name
+        self._random = random
+        self._judge = judge
+        self._away_since = 0.0
+        self._away_until = 0.0
+        self._is_back = asyncio.Event()
+
+    def go_away(self, seconds: float) -> None:
+        """Let the store be away for so long, or longer if it is away already."""
+        loop = asyncio.get_running_loop()
+        if not self.client.is_away:
+            self._away_since = loop.time()
+            self._is_back.clear()
+        self.client.is_away = True
+        self._away_until = max(self._away_until, loop.time() + seconds)
+        loop.call_at(self._away_until, self._end_absence, self._away_until)
+
+    def come_back(self) -> None:
+        """End every absence."""
+        self._away_until = 0.0
+        self.client.is_away = False
+        self._is_back.set()
+
+    def _end_absence(self, until: float) -> None:
+        if until == self._away_until:
+            self.come_back()
+
+    async def get(self, key: str) -> Record | None:
+        """Return the record at exactly this key, or None."""
+        with self._call():
+            await self._travel()
+            record = await self.client.get(key)
+            await self._travel_back()
+            return record
+
+    async def list(self, prefix: str) -> Listing:
+        """Return all records whose key starts with `prefix`, in the order of their keys."""
+        with self._call():
+            await self._travel()
+            listing = await self.client.list(prefix)
+            await self._travel_back()
+            return listing
+
+    async def write(self, operation: Put | Delete) -> Written | Conflict:
+        """Perform one conditional write."""
+        with self._call():
+            try:
+                await self._travel()
+            except asyncio.CancelledError:
+                if not self.client.is_away and self._random.random() < 0.5:
+                    loop = asyncio.get_running_loop()
+                    loop.call_later(self._latency(), self._arrive_late, operation)
+                raise
+            written = await self._perform(operation)
+            await self._travel_back()
+            return written
+
+    async def watch(self, prefix: str, after: int) -> AsyncIterator[Changes]:
+        """Yield every change under `prefix` later than `after`."""
+        await self._travel()
+        async for changes in self.client.watch(prefix, after):
+            await asyncio.sleep(self._latency())
+            yield changes
+
+    async def time_to_live(self, record: Record) -> float | None:
+        """Return the seconds until the record expires, or None when it never does."""
+        await self._travel()
+        return await self.client.time_to_live(record)
+
+    async def close(self) -> None:
+        """End the watches."""
+        await self.client.close()
+
+    @contextmanager
+    def _call(self) -> Iterator[None]:
+        self.calls += 1
+        try:
+            yield
+        finally:
+            self.calls -= 1
+
+    async def _perform(self, operation: Put | Delete) -> Written | Conflict:
+        before = self._ledger.state()
+        try:
+            return await self.client.write(operation)
+        finally:
+            revision = self.client.listing().revision
+            if revision != before.revision:
+                self._ledger.wrote(operation.key, self._name)
+                request = request_of(operation, before)
+                if request is not None:
+                    self._judge(before, self._ledger.state(), request)
+
+    def _arrive_late(self, operation: Put | Delete) -> None:
+        asyncio.ensure_future(self._perform(operation)).add_done_callback(_forget)
+
+    async def _travel(self) -> None:
+        await asyncio.sleep(self._latency())
+        if self.client.is_away:
+            absent_s = asyncio.get_running_loop().time() - self._away_since
+            longest_s = min(max(CALL_S, absent_s / 4), CALL_IN_LONG_ABSENCE_S)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._random.random() * longest_s):
+                    await self._is_back.wait()
+            raise StoreError("fake store: it did not answer", hint="Try again.")
+
+    async def _travel_back(self) -> None:
+        await asyncio.sleep(self._latency())
+        if self.client.is_away:
+            raise StoreError("fake store: it went away before it answered", hint="Try again.")
+
+    def _latency(self) -> float:
+        return self._random.random() ** 3 * LATENCY_S
+
+
+def _forget(performed: "asyncio.Future[Written | Conflict]") -> None:
+    if not performed.cancelled():
+        performed.exception()  # whoever asked is dead

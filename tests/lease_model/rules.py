@@ -1,0 +1,204 @@
+"""What must never happen, whatever happens; judged from outside, by who wrote what."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from ipaddress import IPv4Network
+
+from lease_model.store import lease_at, revision_of
+from lease_model.world import Entry, HostState, Request, StoreState, World
+from pyflannel.model.lease import Claim, Lease
+from pyflannel.model.lease_protocol import (
+    Acquired,
+    Action,
+    DeleteLease,
+    Event,
+    Listed,
+    Lost,
+    PutLease,
+    Taken,
+    Unreadable,
+)
+from pyflannel.plan.lease.state import Degraded, Holding
+
+OLD = "an original flannel"
+"""Writer of the lease of a living host that runs the original flannel."""
+
+DEAD = "a dead host"
+"""Writer of the lease of a host that will never come back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """A rule that was broken, and how."""
+
+    rule: str
+    text: str
+
+
+def of_write(
+    before: StoreState, after: StoreState, request: Request, host: HostState, world: World
+) -> Iterator[Violation]:
+    """Yield what is wrong with a write that took effect."""
+    match request:
+        case PutLease(lease=lease):
+            current = lease_at(before, lease.subnet)
+            for other in before.entries:
+                is_beside = other is not current and not isinstance(other.value, Claim)
+                is_new = current is None or current.writer != host.name
+                if is_new and is_beside and other.value.subnet.overlaps(lease.subnet):
+                    text = f"{host.name} takes {lease.subnet}, {other.writer} has {other.value.subnet}"
+                    yield Violation("no two owners of overlapping subnets", text)
+            if current is None:
+                return
+            if _is_reservation(current) and not _is_reservation(lease_at(after, lease.subnet)):
+                yield Violation("a reservation never gets a TTL", f"{host.name} gives {lease.subnet} one")
+            if not _may_replace(host, current, world):
+                text = f"{host.name} writes over the lease {lease.subnet} of {current.writer}"
+                yield Violation("no write to what is not ours", text)
+        case DeleteLease(lease):
+            current = lease_at(before, lease.subnet)
+            if current is not None and current.writer != host.name:
+                text = f"{host.name} deletes the lease {lease.subnet} of {current.writer}"
+                yield Violation("no write to what is not ours", text)
+        case _:
+            pass
+
+
+def _is_reservation(entry: Entry | None) -> bool:
+    return entry is not None and isinstance(entry.value, Lease) and not entry.value.has_ttl
+
+
+def _may_replace(host: HostState, current: Entry, world: World) -> bool:
+    """Return whether a host may write where `current` stands: its own, or what a silent owner left."""
+    if current.writer == host.name:
+        return True
+    if not isinstance(current.value, Lease):
+        return current.value.subnet == host.subnet
+    attributes, wanted = current.value.attributes, host.wanted.attributes
+    looks_like_ours = attributes.public_ip == wanted.public_ip or attributes.owner == wanted.owner
+    if current.writer == DEAD:
+        return looks_like_ours
+    owner = next((other for other in world.hosts if other.name == current.writer), None)
+    if owner is None:
+        return False
+    return owner.is_excused or owner.subnet != current.value.subnet
+
+
+def of_step(
+    before: HostState, event: Event, after: HostState, actions: tuple[Action, ...], store: StoreState
+) -> Iterator[Violation]:
+    """Yield what is wrong with a step of one host."""
+    assert before.state is not None
+    assert after.state is not None
+    was, now = before.state.held, after.state.held
+    stays = was is None or (now is not None and now.lease.subnet == was.lease.subnet)
+    if was is not None and not stays and not after.state.wanted.renumbers:
+        text = f"{after.name} ran on {was.lease.subnet}, now on {now.lease.subnet if now else 'nothing'}"
+        yield Violation("a running host's subnet changes only on an order", text)
+    for action in actions:
+        match action:
+            case Acquired(held) if was is None and not after.wanted.network.admits(held.lease.subnet):
+                text = f"{after.name} begins to run on {held.lease.subnet}"
+                yield Violation("nobody begins to run outside the network config", text)
+            case Lost(lease):
+                current = lease_at(store, lease.subnet)
+                is_ours = current is not None and current.writer == after.name
+                if current is not None and is_ours and revision_of(current) == lease.revision:
+                    text = f"{after.name} says that {lease.subnet} is lost, which stands"
+                    yield Violation("no false alarm", text)
+            case Taken(lease=lease, by=by):
+                current = lease_at(store, by.subnet)
+                if current is not None and current.writer == after.name:
+                    yield Violation("no false alarm", f"{after.name} takes its own write for another's")
+            case PutLease(lease=lease) if isinstance(event, Listed) and was is None:
+                yield from _of_choice(after, event, lease)
+            case _:
+                pass
+
+
+def _of_choice(host: HostState, listed: Listed, chosen: Lease) -> Iterator[Violation]:
+    """A daemon that starts again goes on with the subnet of its containers, unless another holds it."""
+    subnet = host.subnet
+    if subnet is None or chosen.subnet == subnet or not host.wanted.network.admits(subnet):
+        return
+    identity = host.wanted.identity
+    others = [lease for lease in listed.leases if lease.attributes.owner != identity]
+    standing = [lease.subnet for lease in others] + [bad.subnet for bad in listed.unreadable]
+    own = [lease.subnet for lease in listed.leases if lease.attributes.owner == identity]
+    if not any(subnet.overlaps(other) for other in standing) and chosen.subnet not in own:
+        text = f"{host.name} ran on {subnet}, which is free, and asks for {chosen.subnet}"
+        yield Violation("a running host's subnet changes only on an order", text)
+
+
+def of_world(world: World) -> Iterator[Violation]:
+    """Yield what is wrong with a world: a host that has seen all must not err about its lease."""
+    for host in world.hosts:
+        state = host.state
+        has_seen_all = host.is_open and host.watch == world.store.revision
+        if state is None or host.requests or host.answers or not has_seen_all:
+            continue
+        if isinstance(state.phase, Holding) and state.held is not None:
+            entry = lease_at(world.store, state.held.lease.subnet)
+            if entry is None or entry.writer != host.name:
+                text = f"{host.name} believes that {state.held.lease.subnet} is its own; {_whose(entry)}"
+                yield Violation("the owner is whom the store's key names", text)
+
+
+def of_rest(world: World) -> Iterator[Violation]:
+    """Yield what is wrong with a world where all faults have ended and everything came to rest."""
+    spoilt = {entry.value.subnet for entry in world.store.entries if isinstance(entry.value, Unreadable)}
+    known = {
+        entry.value.subnet: entry.value.revision
+        for entry in world.store.entries
+        if isinstance(entry.value, Lease)
+    }
+    for host in world.hosts:
+        if not is_settled(host, world):
+            phase = host.state.phase if host.state is not None else None
+            yield Violation("every host that can get a subnet has one", f"{host.name} is left at {phase}")
+        # What became unreadable may go on to count: its host may be up and well.
+        knows = {lease.subnet: lease.revision for lease in host.leases if lease.subnet not in spoilt}
+        if knows != known:
+            text = f"{host.name} knows {_text(knows)}, there are {_text(known)}"
+            yield Violation("every peer's lease is known", text)
+
+
+def is_settled(host: HostState, world: World) -> bool:
+    """Return whether a host has what it can have: its lease, or its subnet is another's, or none is free."""
+    if host.state is None:
+        return False
+    held = host.state.held
+    if held is None:
+        return _is_exhausted(host, world)
+    entry = lease_at(world.store, held.lease.subnet)
+    if isinstance(host.state.phase, Degraded):
+        return any(
+            other.value.subnet.overlaps(held.lease.subnet) and other.writer != host.name
+            for other in world.store.entries
+            if not isinstance(other.value, Claim)
+        )
+    is_ours = entry is not None and entry.writer == host.name and revision_of(entry) == held.lease.revision
+    return isinstance(host.state.phase, Holding) and is_ours
+
+
+def _is_exhausted(host: HostState, world: World) -> bool:
+    network = host.wanted.network
+    taken = [entry.value.subnet for entry in world.store.entries if not isinstance(entry.value, Claim)]
+    return not any(
+        network.admits(subnet) and not any(subnet.overlaps(other) for other in taken)
+        for subnet in _subnets(host)
+    )
+
+
+def _subnets(host: HostState) -> Iterator[IPv4Network]:
+    network = host.wanted.network
+    assert network.network is not None
+    yield from network.network.subnets(new_prefix=network.subnet_length)
+
+
+def _whose(entry: Entry | None) -> str:
+    return "there is none" if entry is None else f"the store has {entry.writer}'s there"
+
+
+def _text(known: dict[IPv4Network, int]) -> str:
+    return ", ".join(f"{subnet}@{known[subnet]}" for subnet in sorted(known)) or "none"

@@ -1,0 +1,256 @@
+"""The scenarios of the check, each with its own small bounds."""
+
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
+
+from lease_model.explorer import REAL, Scenario
+from lease_model.moves import Circumstances
+from lease_model.rules import DEAD, OLD
+from lease_model.settling import settle
+from lease_model.store import put_lease
+from lease_model.world import HostState, StoreState, World
+from pyflannel.model.lease import LEASE_TTL_S, Identity, Lease, LeaseAttributes
+from pyflannel.model.lease_protocol import Wanted
+from pyflannel.model.network_config import NetworkConfig
+
+FIRST, SECOND, THIRD = (IPv4Network(f"10.100.{n}.0/24") for n in (1, 2, 3))
+
+
+def network(first: int = 1, last: int = 3, length: int = 24) -> NetworkConfig:
+    """Return a network config with the subnets from 10.100.FIRST.0 to 10.100.LAST.0."""
+    return NetworkConfig(
+        network=IPv4Network("10.100.0.0/16"),
+        subnet_length=length,
+        subnet_min=IPv4Address(f"10.100.{first}.0"),
+        subnet_max=IPv4Address(f"10.100.{last}.0"),
+    )
+
+
+def host(
+    number: int,
+    *,
+    address: int | None = None,
+    owner: str | None = None,
+    machine: str = "",
+    ttl_s: int = LEASE_TTL_S,
+) -> HostState:
+    """Return a host that has not started yet; its address and identity are its own unless told otherwise."""
+    identity = Identity(owner=owner or f"id{number}", machine=machine or f"m{number}")
+    attributes = LeaseAttributes(public_ip=IPv4Address(f"192.168.50.{address or number}"), owner=identity)
+    wanted = Wanted(network=network(), attributes=attributes, ttl_s=ttl_s)
+    return HostState(name=f"host{number}", wanted=wanted)
+
+
+def lease(subnet: IPv4Network, address: int, owner: str | None = None, machine: str = "") -> Lease:
+    """Return a lease as somebody wrote it; without an owner, as the original does."""
+    identity = None if owner is None else Identity(owner=owner, machine=machine)
+    attributes = LeaseAttributes(public_ip=IPv4Address(f"192.168.50.{address}"), owner=identity)
+    return Lease(subnet=subnet, attributes=attributes)
+
+
+def scenario(
+    name: str,
+    hosts: tuple[HostState, ...],
+    *,
+    store: StoreState = StoreState(),  # noqa: B008, a value
+    faults: tuple[str, ...] = (),
+    most_faults: int = 2,
+    ticks: int = 2,
+    last: int = 3,
+    other_network: NetworkConfig | None = None,
+    folds_subnets: bool = True,
+) -> Scenario:
+    """Return a scenario in the network of 10.100.1.0/24 and so on up to `last`."""
+    world = World(
+        hosts=hosts,
+        store=store,
+        network=network(last=last),
+        faults=most_faults if faults else 0,
+        ticks=ticks,
+    )
+    circumstances = Circumstances(faults=frozenset(faults), other_network=other_network)
+    return Scenario(name=name, world=world, circumstances=circumstances, folds_subnets=folds_subnets)
+
+
+def standing(*leases: tuple[Lease, str], ttl_s: float | None = LEASE_TTL_S) -> StoreState:
+    """Return a store where these leases stand, each with the host that it stands for."""
+    store = StoreState()
+    for value, writer in leases:
+        store = put_lease(store, value, ttl_s, 0.0, writer)
+    return replace(store, history=())
+
+
+def begun(before: Scenario, *newcomers: HostState) -> Scenario:
+    """Return a scenario that begins where the hosts of another one have come to rest, and others start."""
+    world = settle(before.world, REAL, before.circumstances).world
+    world = replace(before.world, hosts=(*world.hosts, *newcomers), store=world.store, now=world.now)
+    return replace(before, world=world)
+
+
+def others_after_the_loss() -> Scenario:
+    """Two hosts with one address start beside one that has the only subnet, until the store loses its data.
+
+    Then one of them may take the subnet, by a write of the very revision that the first had, and the other
+    ask whether it lives.
+    """
+    first = scenario(
+        "a claim on another's lease at our revision",
+        (host(1),),
+        store=standing((lease(FIRST, 1, "id1", "m1"), "host1")),
+        faults=("data lost",),
+        most_faults=1,
+        last=1,
+    )
+    return begun(first, host(2, address=7), host(3, address=7))
+
+
+def sharers_and_the_loss() -> Scenario:
+    """A host asks whether the one with its address lives; the store loses the question, or its answer."""
+    first = scenario(
+        "a claim that went with the store's data",
+        (host(1, address=7),),
+        store=standing((lease(FIRST, 7, "id1", "m1"), "host1")),
+        faults=("data lost",),
+        most_faults=1,
+        ticks=3,
+        last=2,
+    )
+    return begun(first, host(2, address=7))
+
+
+def every_scenario() -> tuple[Scenario, ...]:
+    """Return all scenarios, the small ones first."""
+    return (
+        scenario(
+            "a host alone",
+            (host(1),),
+            faults=(
+                "crash",
+                "lost answer",
+                "failed request",
+                "watch cut",
+                "compaction",
+                "store away",
+                "slow",
+                "deleted by hand",
+                "rubbish by hand",
+                "clock steps +25 h",
+                "clock steps -2 h",
+            ),
+            ticks=4,
+            last=2,
+        ),
+        scenario(
+            "a reservation",
+            (host(1), host(2)),
+            store=standing((lease(FIRST, 1), "host1"), ttl_s=None),
+            faults=("crash", "lost answer", "watch cut", "compaction", "deleted by hand", "reserved by hand"),
+            last=2,
+        ),
+        scenario(
+            "beside an original flannel",
+            (host(1), host(2)),
+            store=standing((lease(FIRST, 9), OLD), (lease(SECOND, 1), "host1")),
+            faults=("crash", "lost answer", "old renews", "deleted by hand", "compaction"),
+        ),
+        scenario(
+            "a re-installed host",
+            (host(1), host(2)),
+            faults=("crash", "reinstall", "lost answer", "watch cut"),
+            most_faults=3,
+            last=2,
+        ),
+        scenario(
+            "a dead host with our address",
+            (host(1, address=7), host(2, address=7)),
+            store=standing((lease(FIRST, 7, "gone", "mx"), DEAD)),
+            faults=("crash", "lost answer", "watch cut", "compaction", "failed request"),
+            ticks=4,
+        ),
+        scenario(
+            "two hosts with one address",
+            (host(1, address=7), host(2, address=7)),
+            faults=(
+                "crash",
+                "lost answer",
+                "failed request",
+                "watch cut",
+                "compaction",
+                "store away",
+                "slow",
+            ),
+            ticks=4,
+        ),
+        scenario(
+            "leases shorter than a claim",
+            (host(1, address=7, ttl_s=5), host(2, address=7, ttl_s=5)),
+            faults=("crash", "lost answer", "watch cut", "compaction", "store away", "slow"),
+            ticks=4,
+        ),
+        scenario(
+            "a cloned identity",
+            (host(1, owner="twin", machine="m"), host(2, owner="twin", machine="m")),
+            faults=("crash", "lost answer", "watch cut", "compaction", "store away", "deleted by hand"),
+            ticks=4,
+        ),
+        scenario(
+            "a change of address",
+            (host(1), host(2)),
+            faults=("address", "lost answer", "crash", "compaction", "watch cut"),
+            ticks=3,
+        ),
+        scenario(
+            "a change of the network config",
+            (host(1), host(2)),
+            faults=("config", "lost answer", "crash"),
+            other_network=network(first=2, last=4),
+            folds_subnets=False,
+        ),
+        scenario(
+            "a change of the subnets' length",
+            (host(1), host(2)),
+            faults=("config", "lost answer", "crash"),
+            last=2,
+            other_network=network(last=2, length=25),
+            folds_subnets=False,
+        ),
+        scenario(
+            "a store that lost its data",
+            (host(1), host(2)),
+            faults=("data lost", "data lost, grown", "watch cut", "lost answer"),
+            ticks=3,
+        ),
+        others_after_the_loss(),
+        sharers_and_the_loss(),
+        scenario(
+            "three hosts and two subnets",
+            (host(1), host(2), host(3)),
+            faults=("lost answer", "deleted by hand"),
+            most_faults=1,
+            last=2,
+            ticks=1,
+        ),
+        scenario(
+            "two hosts",
+            (host(1), host(2)),
+            faults=(
+                "crash",
+                "lost answer",
+                "failed request",
+                "watch cut",
+                "compaction",
+                "store away",
+                "deleted by hand",
+                "rubbish by hand",
+                "clock steps +25 h",
+                "clock steps -2 h",
+            ),
+            ticks=3,
+        ),
+        scenario(
+            "three hosts and four subnets",
+            (host(1), host(2), host(3)),
+            faults=("crash", "lost answer", "watch cut", "compaction", "store away", "deleted by hand"),
+            last=4,
+        ),
+    )

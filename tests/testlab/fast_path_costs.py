@@ -1,0 +1,122 @@
+"""What the fast path's tables cost, and how long damage to it lasts while flanneld runs."""
+
+import gc
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from ipaddress import IPv4Address, IPv4Network
+from statistics import median
+
+from pyflannel.errors import LabError
+from pyflannel.kernel.bpf.fast_path import FastPath
+from pyflannel.kernel.bpf.target import BpfTarget
+from pyflannel.lab.waiting import wait_until
+from pyflannel.model.fast_path import BpfPeer, Role
+from pyflannel.model.state import Add, State
+from testlab.crowded_network import crowded_network
+from testlab.inside import run_inside
+from testlab.kernel_programs import look, time_entry, time_program
+
+DEVICE = "flannel0"
+_LEASES = 100
+_ROUNDS = 9
+_FIRST_SUBNET = 0x0A000000
+_FIRST_ADDRESS = 0xAC100000
+_DEADLINE_S = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableCosts:
+    """What so many peers take in the table, medians in milliseconds, with all that is done in Python.
+
+    Attributes:
+        features_ms: asking the kernel for what the fast path uses, the first time in a process that has
+            loaded libbpf.
+        put_ms: entering them, from the operations to the last entry; put_cpu_ms of processor time, the
+            kernel's work included.
+        look_ms: reading them back, and knowing that they are as planned.
+    """
+
+    peers: int
+    features_ms: float
+    put_ms: float
+    put_cpu_ms: float
+    look_ms: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Absences:
+    """How long what was taken away was gone, each, in seconds."""
+
+    programs_s: tuple[float, ...]
+    entries_s: tuple[float, ...]
+
+
+def measure_fast_path(peers: int, programs: int, entries: int) -> tuple[TableCosts, Absences]:
+    """Measure in a lab of its own: a daemon among a hundred leases, and a host on which nothing runs.
+
+    Args:
+        peers: how many are entered in the table.
+        programs: how often a program is taken away, each role in turn.
+        entries: how often a peer's entry is, which nothing announces.
+
+    Raises:
+        LabError: something did not come back, or the kernel refused.
+    """
+    with crowded_network("bench-kernel", "udp", _LEASES) as network:
+        table = run_inside(network.bare, partial(_time_table, peers))
+        network.start()
+        wait_until(
+            lambda: len(run_inside(network.host, look).peers) == _LEASES,
+            what="the table has every peer",
+            deadline_s=_DEADLINE_S,
+        )
+        roles = (Role.ENCAPSULATE, Role.DECAPSULATE)
+        programs_s = [
+            run_inside(network.host, partial(time_program, roles[number % len(roles)]))
+            for number in range(programs)
+        ]
+        entries_s = [run_inside(network.host, time_entry) for _ in range(entries)]
+    return table, Absences(programs_s=tuple(programs_s), entries_s=tuple(entries_s))
+
+
+async def _time_table(count: int) -> TableCosts:
+    peers = [
+        BpfPeer(
+            device=DEVICE,
+            subnet=IPv4Network((_FIRST_SUBNET + (number << 8), 24)),
+            address=IPv4Address(_FIRST_ADDRESS + number),
+            port=8285,
+        )
+        for number in range(count)
+    ]
+    plan, operations = State.collect(peers), [Add(peer) for peer in peers]
+    rounds = [await _time_round(plan, operations) for _ in range(_ROUNDS)]
+    features, puts, cpu, looks = zip(*rounds, strict=True)
+    return TableCosts(
+        peers=count,
+        features_ms=1000 * median(features),
+        put_ms=1000 * median(puts),
+        put_cpu_ms=1000 * median(cpu),
+        look_ms=1000 * median(looks),
+    )
+
+
+async def _time_round(plan: State, operations: Sequence[Add]) -> tuple[float, float, float, float]:
+    """Fill a new table, and read it; return what asking, filling, its processor time, and reading took."""
+    gc.collect()
+    target = BpfTarget(FastPath())
+    try:
+        began = time.monotonic()
+        target.features()
+        asked, cpu = time.monotonic(), time.thread_time()
+        refused = await target.apply(operations)
+        put, cpu = time.monotonic(), time.thread_time() - cpu
+        found = await target.snapshot(plan)
+        looked = time.monotonic()
+    finally:
+        target.close()
+    if refused or found != plan:
+        raise LabError("the table is not as planned", hint="The bench needs root, and a kernel with eBPF.")
+    return asked - began, put - asked, cpu, looked - put

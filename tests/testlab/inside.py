@@ -1,0 +1,52 @@
+"""Code of ours in the network of a sandbox: what must talk to etcd and listen to a kernel in there."""
+
+import asyncio
+import ctypes
+import os
+import threading
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pyflannel.errors import LabError
+from pyflannel.lab.sandbox import Sandbox
+
+_CLONE_NEWNET = 0x40000000
+"""linux/sched.h; os.setns comes with Python 3.12."""
+
+Result = TypeVar("Result")
+
+
+def run_inside(sandbox: Sandbox, act: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
+    """Run a coroutine in a thread whose sockets belong to the sandbox's network, and return its result.
+
+    Raises:
+        LabError: the kernel does not let us in.
+    """
+    results: list[Result] = []
+    errors: list[BaseException] = []
+
+    def enter_and_run() -> None:
+        try:
+            _enter(Path(f"/proc/{sandbox.init_pid}/ns/net"))
+            results.append(asyncio.run(act()))
+        except BaseException as error:  # noqa: BLE001 - raised again below
+            errors.append(error)
+
+    thread = threading.Thread(target=enter_and_run, name=f"inside {sandbox.name}")
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+    return results[0]
+
+
+def _enter(namespace: Path) -> None:
+    """Bind the calling thread to a network namespace, for as long as it lives."""
+    descriptor = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if ctypes.CDLL(None, use_errno=True).setns(descriptor, _CLONE_NEWNET):
+            cause = os.strerror(ctypes.get_errno())
+            raise LabError(f"no way into {namespace}: {cause}", hint="The lab needs root.")
+    finally:
+        os.close(descriptor)

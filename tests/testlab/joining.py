@@ -1,0 +1,251 @@
+"""Many hosts that join one network at once: real keepers on a real etcd, and no kernel below them.
+
+A process holds some tens of them, each with a store and a connection of its own, as if it were a daemon.
+"""
+
+import asyncio
+import contextlib
+import gc
+import multiprocessing
+import random
+import resource
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+from multiprocessing.synchronize import Barrier
+from queue import Empty
+from typing import Protocol
+
+from pyflannel.assembly.stores import open_store
+from pyflannel.engine.lease_keeper import LeaseKeeper
+from pyflannel.errors import LabError
+from pyflannel.kernel.host.machine import BoottimeClock
+from pyflannel.model.lease import Identity, LeaseAttributes
+from pyflannel.model.lease_protocol import Acquired, Picking, Report, StoreAway, Wanted
+from pyflannel.model.lease_set import LeaseSet
+from pyflannel.model.network_config import NetworkConfig
+
+FIRST_ADDRESS = IPv4Address("172.16.0.0")
+"""The address of host 0 on an underlay that nobody built."""
+
+IMPORT_S = 60
+"""How long the processes may take to start."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Crowd:
+    """Who joins, and how.
+
+    Attributes:
+        url: of the store, as `--store` takes it.
+        hosts: how many.
+        processes: how many processes they are spread over.
+        watchers: how many of them follow until they know all others; the rest leave with their lease.
+        deadline_s: when those who are not done have failed.
+    """
+
+    url: str
+    network: NetworkConfig
+    hosts: int
+    processes: int
+    watchers: int
+    deadline_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Joined:
+    """What became of one host. Times are seconds after all began.
+
+    Attributes:
+        lease_s: when it had its lease; None if it never did.
+        known_s: when it knew the leases of all; None if it never did, or was not to wait for them.
+        draws: how often it drew a subnet: more than once, it lost a race.
+        failures: how often the store did not answer.
+    """
+
+    number: int
+    subnet: IPv4Network | None
+    lease_s: float | None
+    known_s: float | None
+    draws: int
+    failures: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Part:
+    """What one process tells: its hosts, and the processor time that it took from the start on."""
+
+    hosts: tuple[Joined, ...]
+    processor_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Joining:
+    """How the crowd fared.
+
+    Attributes:
+        processor_s: what all hosts together took of the processors.
+    """
+
+    hosts: tuple[Joined, ...]
+    processor_s: float
+
+    @property
+    def lost(self) -> tuple[int, ...]:
+        """The numbers of the hosts that got no lease."""
+        return tuple(host.number for host in self.hosts if host.lease_s is None)
+
+    @property
+    def last_lease_s(self) -> float:
+        """When the last lease was there."""
+        return max((host.lease_s for host in self.hosts if host.lease_s is not None), default=0.0)
+
+    @property
+    def all_known_s(self) -> float:
+        """When the last of those that waited for it knew all leases."""
+        return max((host.known_s for host in self.hosts if host.known_s is not None), default=0.0)
+
+    @property
+    def lost_races(self) -> int:
+        """How many draws were in vain."""
+        return sum(max(host.draws - 1, 0) for host in self.hosts)
+
+
+class Member:
+    """One host of the crowd."""
+
+    def __init__(self, crowd: Crowd, number: int) -> None:
+        self._crowd = crowd
+        self._number = number
+        self._began = 0.0
+        self._lease: tuple[IPv4Network, float] | None = None
+        self._known_s: float | None = None
+        self._draws = 0
+        self._failures = 0
+        self._done = asyncio.Event()
+
+    @property
+    def _is_watcher(self) -> bool:
+        return self._number < self._crowd.watchers
+
+    async def join(self, began: float) -> Joined:
+        """Join, and return what came of it at the latest when the deadline has passed."""
+        self._began = began
+        store = open_store(self._crowd.url, None)
+        keeper = LeaseKeeper(
+            store=store,
+            clock=BoottimeClock(),
+            draw=random.SystemRandom().randrange,
+            wanted=self._wanted(),
+            held=None,
+            report=self._report,
+            leases_changed=self._leases_changed,
+            reidentify=lambda attributes: attributes,
+        )
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                keeping = tasks.create_task(keeper.run())
+                await self._wait_done()
+                keeping.cancel()
+        finally:
+            await store.close()
+        return Joined(
+            number=self._number,
+            subnet=self._lease[0] if self._lease else None,
+            lease_s=self._lease[1] if self._lease else None,
+            known_s=self._known_s,
+            draws=self._draws,
+            failures=self._failures,
+        )
+
+    async def _wait_done(self) -> None:
+        """Return at the deadline at the latest: what is missing tells."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._crowd.deadline_s):
+                await self._done.wait()
+
+    def _wanted(self) -> Wanted:
+        owner = Identity(owner=f"host-{self._number}", machine=f"machine-{self._number}")
+        attributes = LeaseAttributes(public_ip=FIRST_ADDRESS + self._number, owner=owner, port=8285)
+        return Wanted(network=self._crowd.network, attributes=attributes)
+
+    def _report(self, report: Report) -> None:
+        match report:
+            case Picking():
+                self._draws += 1
+            case StoreAway():
+                self._failures += 1
+            case Acquired(held):
+                self._lease = held.lease.subnet, time.monotonic() - self._began
+                self._see_whether_done()
+            case _:
+                pass
+
+    def _leases_changed(self, leases: LeaseSet) -> None:
+        if self._known_s is None and len(leases) == self._crowd.hosts:
+            self._known_s = time.monotonic() - self._began
+            self._see_whether_done()
+
+    def _see_whether_done(self) -> None:
+        if self._lease is not None and (self._known_s is not None or not self._is_watcher):
+            self._done.set()
+
+
+class _Results(Protocol):
+    """The queue through which the processes tell."""
+
+    def put(self, part: _Part) -> None: ...
+
+    def get(self, block: bool = True, timeout: float | None = None) -> _Part: ...
+
+
+def join_at_once(crowd: Crowd) -> Joining:
+    """Let a crowd join in the same moment, and return how it fared.
+
+    Raises:
+        LabError: a process of it came to nothing.
+    """
+    context = multiprocessing.get_context("spawn")  # nothing of ours goes along
+    barrier = context.Barrier(crowd.processes)
+    results: _Results = context.Queue()
+    shares = [range(first, crowd.hosts, crowd.processes) for first in range(crowd.processes)]
+    processes = [
+        context.Process(target=_run_share, args=(crowd, share, barrier, results), daemon=True)
+        for share in shares
+    ]
+    for process in processes:
+        process.start()
+    try:
+        patience_s = IMPORT_S + 2 * crowd.deadline_s
+        parts = [results.get(timeout=patience_s) for _ in processes]
+    except Empty as error:
+        raise LabError("a process of the crowd said nothing", hint="Is there memory enough?") from error
+    finally:
+        for process in processes:
+            process.join(1)
+            process.kill()
+            process.join()
+    return Joining(
+        hosts=tuple(sorted((host for part in parts for host in part.hosts), key=lambda host: host.number)),
+        processor_s=sum(part.processor_s for part in parts),
+    )
+
+
+def _run_share(crowd: Crowd, share: Sequence[int], barrier: Barrier, results: _Results) -> None:
+    """Be some of the hosts; the barrier makes the beginning one moment for all processes."""
+    # Garbage is looked for as seldom as if each host had a process of its own.
+    gc.set_threshold(gc.get_threshold()[0] * len(share))
+    barrier.wait(IMPORT_S)
+    began, used = time.monotonic(), _processor_s()
+    hosts = asyncio.run(_join_all(crowd, share, began))
+    results.put(_Part(hosts=hosts, processor_s=_processor_s() - used))
+
+
+async def _join_all(crowd: Crowd, share: Sequence[int], began: float) -> tuple[Joined, ...]:
+    return tuple(await asyncio.gather(*(Member(crowd, number).join(began) for number in share)))
+
+
+def _processor_s() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime

@@ -1,0 +1,243 @@
+"""The daemon is asked over its control socket, by its own flannelctl and by nobody else."""
+
+import asyncio
+import shutil
+import stat
+from collections.abc import Awaitable, Callable, Sequence
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+from pyflannel.api.control import serve_control
+from pyflannel.commands.network_client import ControlClient
+from pyflannel.errors import (
+    BusyError,
+    ConfigError,
+    FlannelError,
+    NotReadyError,
+    StoreError,
+    TargetError,
+    WireError,
+)
+from pyflannel.http.client import request
+from pyflannel.model.lease import Identity, Lease, LeaseAttributes, LeaseEntry
+from pyflannel.model.status import (
+    BackendStatus,
+    FastPathStatus,
+    ForwarderStatus,
+    JournalEntry,
+    LeaseStatus,
+    NetworkStatus,
+    ReconcileStatus,
+    Status,
+    StoreStatus,
+    UnderlayStatus,
+)
+
+CONFIG = '{"Network": "10.100.0.0/16"}'
+
+STATUS = Status(
+    version="0.1.0",
+    owner="5d0f",
+    is_ready=True,
+    network=NetworkStatus(text=CONFIG, network=IPv4Network("10.100.0.0/16")),
+    lease=LeaseStatus(
+        phase="held", subnet=IPv4Network("10.100.15.0/24"), expires_in_s=86000.0, since_s=400.0
+    ),
+    underlay=UnderlayStatus(
+        link="eth0", address=IPv4Address("10.10.10.101"), public_ip=IPv4Address("10.10.10.101"), mtu=1500
+    ),
+    backend=BackendStatus(type="udp", link="flannel0", mtu=1472),
+    store=StoreStatus(url="etcd://10.10.10.1:2379/coreos.com/network", is_connected=True, since_s=12.5),
+    peers=3,
+    forwarder=ForwarderStatus(pid=4711, is_attached=True, counters={"sent": 10, "no-route": 1}),
+    fast_path=FastPathStatus(mode="safe", counters={"encapsulated": 7, "impostor": 0}),
+    reconcile=ReconcileStatus(passes=9, repairs=1, last_repair="link flannel0 was down", refused=("route",)),
+    warnings=("two hosts share 10.10.10.101",),
+)
+
+EVENTS = [
+    JournalEntry(at=1792837354.41, event="repaired", found="link flannel0: not up"),
+    JournalEntry(at=1792837355.0, event="fought over", found="link flannel0: not up"),
+]
+
+LEASE = Lease(
+    subnet=IPv4Network("10.100.15.0/24"),
+    attributes=LeaseAttributes(
+        public_ip=IPv4Address("10.10.10.101"), owner=Identity(owner="5d0f", machine="ab"), port=8285
+    ),
+    revision=7,
+)
+RESERVATION = Lease(
+    subnet=IPv4Network("10.100.93.0/24"),
+    attributes=LeaseAttributes(public_ip=IPv4Address("192.168.50.102"), backend_type="vxlan"),
+    revision=5,
+    has_ttl=False,
+)
+
+
+class Daemon:
+    """Answers as a daemon does, and keeps what it was told."""
+
+    def __init__(self, *, failure: FlannelError | None = None) -> None:
+        self.failure = failure
+        self.config: str | None = None
+
+    async def status(self) -> Status:
+        return STATUS
+
+    def leases(self) -> Sequence[Lease]:
+        return [LEASE, RESERVATION]
+
+    def events(self) -> Sequence[JournalEntry]:
+        return EVENTS
+
+    def config_text(self) -> str | None:
+        return self.config
+
+    async def set_config(self, text: str) -> None:
+        if self.failure:
+            raise self.failure
+        self.config = text
+
+
+Answer = TypeVar("Answer")
+
+
+def ask(path: Path, daemon: Daemon, question: Callable[[ControlClient], Awaitable[Answer]]) -> Answer:
+    """Serve `daemon` at `path` for the length of one question."""
+
+    async def exchange() -> Answer:
+        serving = asyncio.ensure_future(serve_control(path, daemon))
+        try:
+            async with asyncio.timeout(30):
+                while not path.exists() and not serving.done():
+                    await asyncio.sleep(0)
+                return await question(ControlClient(path))
+        finally:
+            serving.cancel()
+            await asyncio.wait([serving])
+
+    return asyncio.run(exchange())
+
+
+def test_a_status_arrives_as_it_was_given(tmp_path: Path) -> None:
+    assert ask(tmp_path / "s", Daemon(), lambda client: client.status()) == STATUS
+
+
+def test_the_journal_arrives_as_it_was_given(tmp_path: Path) -> None:
+    assert ask(tmp_path / "s", Daemon(), lambda client: client.events()) == EVENTS
+
+
+def test_a_status_of_a_daemon_that_has_just_started_arrives(tmp_path: Path) -> None:
+    class NewDaemon(Daemon):
+        async def status(self) -> Status:
+            return Status(version="0.1.0", waiting_for="the network config")
+
+    status = ask(tmp_path / "s", NewDaemon(), lambda client: client.status())
+
+    assert status == Status(version="0.1.0", waiting_for="the network config")
+
+
+def test_leases_arrive_line_by_line(tmp_path: Path) -> None:
+    leases = ask(tmp_path / "s", Daemon(), lambda client: client.leases())
+
+    assert leases == [LeaseEntry.of(LEASE), LeaseEntry.of(RESERVATION)]
+    assert [(each.owner, each.is_reservation) for each in leases] == [("5d0f", False), (None, True)]
+
+
+def test_a_config_that_was_set_is_read_back(tmp_path: Path) -> None:
+    async def exchange(client: ControlClient) -> tuple[str | None, str | None]:
+        before = await client.config_text()
+        await client.set_config(CONFIG)
+        return before, await client.config_text()
+
+    assert ask(tmp_path / "s", Daemon(), exchange) == (None, CONFIG)
+
+
+@pytest.mark.parametrize("text", ["{", "{}", '{"Network": "10.100.0.0/16", "SubnetLen": 8}', "\udcff"])
+def test_a_bad_config_is_refused_and_not_written(tmp_path: Path, text: str) -> None:
+    daemon = Daemon()
+    body = text.encode(errors="surrogateescape")
+
+    async def put(_: ControlClient) -> int:
+        return (await request(tmp_path / "s", "PUT", "/v1/config", body=body, deadline_s=20)).status
+
+    assert ask(tmp_path / "s", daemon, put) == 422
+    assert daemon.config is None
+
+
+def test_a_bad_config_s_message_and_hint_arrive(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="Network") as raised:
+        ask(tmp_path / "s", Daemon(), lambda client: client.set_config("{}"))
+
+    assert raised.value.hint
+
+
+@pytest.mark.parametrize("family", [StoreError, BusyError, NotReadyError])
+def test_an_error_of_the_daemon_arrives_as_what_it_is(tmp_path: Path, family: type[FlannelError]) -> None:
+    daemon = Daemon(failure=family("etcd is away", hint="Start it."))
+
+    with pytest.raises(family, match="etcd is away") as raised:
+        ask(tmp_path / "s", daemon, lambda client: client.set_config(CONFIG))
+
+    assert raised.value.hint == "Start it."
+
+
+def test_the_socket_is_for_its_owner_and_gone_afterwards(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "s"
+
+    async def mode(_: ControlClient) -> int:
+        return stat.S_IMODE(path.stat().st_mode)
+
+    assert ask(path, Daemon(), mode) == 0o600
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: shutil.rmtree(path.parent)], ids=["it", "all"])
+def test_a_socket_that_somebody_deletes_is_made_again(
+    tmp_path: Path, damage: Callable[[Path], object]
+) -> None:
+    path = tmp_path / "run" / "flanneld.sock"
+
+    async def delete_and_ask() -> Status:
+        serving = asyncio.ensure_future(serve_control(path, Daemon(), look_s=0.01))
+        try:
+            async with asyncio.timeout(20):
+                for is_damaged in (False, True):
+                    while not path.exists():
+                        await asyncio.sleep(0.001)
+                    if not is_damaged:
+                        damage(path)
+                return await ControlClient(path).status()
+        finally:
+            serving.cancel()
+
+    assert asyncio.run(delete_and_ask()) == STATUS
+    assert not path.exists()
+
+
+def test_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pyflannel.api.control.peer_uid", lambda _: 65534)
+
+    with pytest.raises((WireError, NotReadyError)):
+        ask(tmp_path / "s", Daemon(), lambda client: client.status())
+
+
+def test_a_place_where_no_socket_can_be_is_said(tmp_path: Path) -> None:
+    with pytest.raises(TargetError, match="too long"):
+        asyncio.run(serve_control(tmp_path / ("x" * 120), Daemon()))
+
+
+def test_no_daemon_is_not_ready(tmp_path: Path) -> None:
+    with pytest.raises(NotReadyError, match="no such file"):
+        asyncio.run(ControlClient(tmp_path / "s").status())
+
+
+def test_what_is_not_the_daemon_is_said(tmp_path: Path) -> None:
+    async def ask_elsewhere(_: ControlClient) -> int:
+        return (await request(tmp_path / "s", "GET", "/v2/status", deadline_s=20)).status
+
+    assert ask(tmp_path / "s", Daemon(), ask_elsewhere) == 404

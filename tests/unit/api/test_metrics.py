@@ -1,0 +1,268 @@
+"""What Prometheus is told of a status, and that nobody pays for it who does not ask."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from pyflannel.api.metrics.exposition import expose
+from pyflannel.api.metrics.families import FAMILIES
+from pyflannel.datapath.counters import Counters
+from pyflannel.kernel.bpf.layout import Outcome
+from pyflannel.model.status import (
+    BackendStatus,
+    FastPathStatus,
+    ForwarderStatus,
+    LeaseStatus,
+    ReconcileStatus,
+    RefusedPeer,
+    Status,
+    StoreStatus,
+)
+from pyflannel.plan.describe import KINDS
+
+Samples = Mapping[tuple[str, frozenset[tuple[str, str]]], float]
+
+ROOT = Path(__file__).parents[3]
+UTC = 1_700_000_000.0
+STATUS = Status(
+    version="0.1.0",
+    is_ready=True,
+    lease=LeaseStatus(phase="held", subnet=IPv4Network("10.100.15.0/24"), expires_in_s=3600.0),
+    backend=BackendStatus(type="udp", link="flannel0", mtu=1472),
+    store=StoreStatus(url="etcd://10.0.0.1:2379", is_connected=True, since_s=77.0),
+    peers=5,
+    leases=6,
+    conflicts=1,
+    refused_peers=(
+        RefusedPeer(subnet=IPv4Network("10.100.9.0/24"), public_ip=IPv4Address("10.0.0.9"), reason="no"),
+    ),
+    forwarder=ForwarderStatus(
+        pid=7,
+        is_attached=True,
+        counters={
+            "sent_packets": 3,
+            "sent_octets": 300,
+            "received_packets": 4,
+            "received_octets": 400,
+            "batches_sent": 1,
+            "dropped_out_no_route": 5,
+            "dropped_in_not_ours": 6,
+            "icmp_held_back": 8,
+            "send_failed_ENETUNREACH": 9,
+        },
+    ),
+    fast_path=FastPathStatus(
+        mode="safe",
+        counters={
+            "encapsulated": 10,
+            "decapsulated": 11,
+            "delivered": 12,
+            "rejoined": 15,
+            "left_options": 13,
+            "impostor": 14,
+        },
+        octets={"encapsulated": 1000, "decapsulated": 1100},
+    ),
+    reconcile=ReconcileStatus(
+        passes=20,
+        failures=2,
+        duration_s=0.25,
+        repairs=3,
+        repairs_by_kind={"route": 2, "link": 1},
+        refused=("route: no",),
+        held=("link: a", "link: b"),
+    ),
+)
+
+
+def scrape(statuses: Mapping[str, Status]) -> Samples:
+    """Return what a scraper reads of them, by name and labels."""
+    families = text_string_to_metric_families(expose(statuses, UTC).decode())
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in families
+        for sample in family.samples
+        if sample.name.startswith("flannel_")
+    }
+
+
+def key(name: str, **labels: str) -> tuple[str, frozenset[tuple[str, str]]]:
+    return f"flannel_{name}", frozenset(labels.items())
+
+
+def test_a_status_is_told_whole() -> None:
+    assert scrape({"": STATUS}) == {
+        key("build_info", version="0.1.0"): 1,
+        key("ready"): 1,
+        key("lease_phase", phase="acquiring"): 0,
+        key("lease_phase", phase="held"): 1,
+        key("lease_phase", phase="lost"): 0,
+        key("lease_phase", phase="taken"): 0,
+        key("lease_info", subnet="10.100.15.0/24"): 1,
+        key("lease_expiry_timestamp_seconds"): UTC + 3600,
+        key("leases"): 6,
+        key("lease_conflicts"): 1,
+        key("peers", state="programmed"): 4,
+        key("peers", state="refused"): 1,
+        key("datastore_up"): 1,
+        key("datastore_stale"): 0,
+        key("datastore_staleness_seconds"): 0,
+        key("backend_info", type="udp", link="flannel0"): 1,
+        key("mtu_bytes"): 1472,
+        key("reconcile_passes_total"): 20,
+        key("reconcile_failures_total"): 2,
+        key("reconcile_last_duration_seconds"): 0.25,
+        **{key("repairs_total", object=kind): 0 for kind in KINDS.values()},
+        key("repairs_total", object="route"): 2,
+        key("repairs_total", object="link"): 1,
+        key("operations_refused"): 1,
+        key("operations_held"): 2,
+        key("fast_path_mode", mode="safe"): 1,
+        key("fast_path_mode", mode="user-space"): 0,
+        key("fast_path_mode", mode="off"): 0,
+        key("forwarder_attached"): 1,
+        key("tunnel_transmit_packets_total", path="forwarder"): 3,
+        key("tunnel_transmit_packets_total", path="programs"): 10,
+        key("tunnel_transmit_bytes_total", path="forwarder"): 300,
+        key("tunnel_transmit_bytes_total", path="programs"): 1000,
+        key("tunnel_receive_packets_total", path="forwarder"): 4,
+        key("tunnel_receive_packets_total", path="programs"): 11,
+        key("tunnel_receive_bytes_total", path="forwarder"): 400,
+        key("tunnel_receive_bytes_total", path="programs"): 1100,
+        key("forwarder_dropped_packets_total", direction="out", reason="no_route"): 5,
+        key("forwarder_dropped_packets_total", direction="in", reason="not_ours"): 6,
+        key("forwarder_failed_packets_total", call="send", errno="ENETUNREACH"): 9,
+        key("forwarder_batches_total", call="sent"): 1,
+        key("forwarder_icmp_errors_total", kind="held_back"): 8,
+        key("fast_path_carried_packets_total", part="encapsulated"): 10,
+        key("fast_path_carried_packets_total", part="decapsulated"): 11,
+        key("fast_path_carried_packets_total", part="delivered"): 12,
+        key("fast_path_carried_packets_total", part="rejoined"): 15,
+        key("fast_path_left_packets_total", reason="options"): 13,
+        key("fast_path_dropped_packets_total", reason="impostor"): 14,
+    }
+
+
+def test_what_is_not_there_has_no_sample() -> None:
+    assert scrape({"": Status(version="0.1.0")}) == {
+        key("build_info", version="0.1.0"): 1,
+        key("ready"): 0,
+        key("leases"): 0,
+        key("lease_conflicts"): 0,
+        key("peers", state="programmed"): 0,
+        key("peers", state="refused"): 0,
+    }
+    assert scrape({}) == {}
+
+
+def test_a_store_that_is_away_is_so_since_when_it_went() -> None:
+    store = StoreStatus(url="etcd://10.0.0.1:2379", is_connected=False, is_stale=True, since_s=77.0)
+
+    scraped = scrape({"": replace(STATUS, store=store)})
+
+    assert scraped[key("datastore_up")] == 0
+    assert scraped[key("datastore_stale")] == 1
+    assert scraped[key("datastore_staleness_seconds")] == 77
+
+
+def test_of_several_networks_each_sample_says_whose_it_is() -> None:
+    scraped = scrape({"blue": STATUS, "red": replace(STATUS, is_ready=False)})
+
+    assert scraped[key("ready", network="blue")] == 1
+    assert scraped[key("ready", network="red")] == 0
+    assert scraped[key("peers", network="red", state="refused")] == 1
+    assert all("network" in dict(labels) for _, labels in scraped)
+
+
+def test_every_counter_of_packets_becomes_a_metric() -> None:
+    """One of the forwarder's or the programs' that no family takes would be lost to whoever watches."""
+    forwarder = dict.fromkeys(Counters().by_name(), 1) | {"write_failed_EIO": 1}
+    programs = dict.fromkeys((outcome.value for outcome in Outcome), 1)
+    status = replace(
+        STATUS,
+        forwarder=ForwarderStatus(counters=forwarder),
+        fast_path=FastPathStatus(mode="safe", counters=programs),
+    )
+
+    scraped = scrape({"": status})
+
+    of_the_forwarder = [
+        labels
+        for name, labels in scraped
+        if (name.startswith("flannel_forwarder_") and name.endswith("_total"))
+        or ("path", "forwarder") in labels
+    ]
+    of_the_programs = [
+        labels
+        for name, labels in scraped
+        if name.startswith("flannel_fast_path_") and name.endswith("_total")
+    ]
+    assert len(of_the_forwarder) == len(forwarder)
+    assert len(of_the_programs) == len(programs)
+
+
+def test_names_follow_the_conventions() -> None:
+    """A counter ends in `_total` and nothing else does; units are base units."""
+    for family in FAMILIES:
+        assert family.name.startswith("flannel_")
+        assert family.name.endswith("_total") == (family.kind == "counter"), family.name
+        assert not {"ms", "octets", "minutes"} & set(family.name.split("_")), family.name
+
+
+@pytest.mark.parametrize("path", ["docs/guides/monitoring.md", "deploy/prometheus/flannel.rules.yml"])
+def test_expressions_are_of_metrics_that_there_are(path: str) -> None:
+    labels = {family.name: set(family.labels) for family in FAMILIES}
+
+    used = re.findall(r"\b(flannel_\w+)(?:\{([^}]*)\})?", (ROOT / path).read_text())
+
+    assert len(used) > 5
+    for name, selector in used:
+        assert set(re.findall(r"(\w+)(?:=~?|!=)\"", selector)) <= labels[name], name
+
+
+def test_the_reference_names_every_metric_with_its_labels() -> None:
+    text = (ROOT / "docs/reference/metrics.md").read_text()
+
+    for family in FAMILIES:
+        labels = ", ".join(f"`{label}`" for label in family.labels)
+        assert f"| `{family.name}` | {labels} | " in text
+
+
+def test_the_process_itself_is_measured() -> None:
+    text = expose({"": STATUS}, UTC).decode()
+
+    assert "process_resident_memory_bytes" in text
+    assert "process_cpu_seconds_total" in text
+
+
+def test_a_daemon_that_nobody_scrapes_never_loads_the_library() -> None:
+    """It takes some megabytes. The routes are made, and a health check answered."""
+    script = """
+import asyncio, sys
+import pyflannel.programs.flanneld_run as flanneld
+from pyflannel.assembly.options import parse_flanneld
+from pyflannel.http.server import Request
+
+class Daemon:
+    waiting_for = None
+    async def statuses(self):
+        return {}
+    def utc(self):
+        return 0.0
+
+((_, routes),) = flanneld._endpoints(parse_flanneld(["--http=127.0.0.1:8471"], {}), Daemon())
+def ask(path):
+    assert asyncio.run(routes["GET", path](Request(method="GET", path=path))).status == 200
+    return "prometheus_client" in sys.modules
+print(ask("/healthz"), ask("/readyz"), ask("/metrics"))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+
+    assert done.stdout.split() == ["False", "False", "True"]

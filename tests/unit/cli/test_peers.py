@@ -1,0 +1,60 @@
+"""Peers in flannelctl: who they are, and why some are not sent to."""
+
+import json
+from ipaddress import IPv4Address, IPv4Network
+
+from pyflannel.cli.network import entries_of
+from pyflannel.model.lease import LeaseEntry, PeerEntry
+from pyflannel.model.status import BackendStatus, LeaseStatus, RefusedPeer, Status
+from pyflannel.wire.control_json import format_peers, format_status, parse_status
+
+
+def entry(number: int, owner: str | None = None) -> LeaseEntry:
+    return LeaseEntry(
+        subnet=IPv4Network(f"10.100.{number}.0/24"),
+        public_ip=IPv4Address(f"192.168.50.{number}"),
+        backend_type="host-gw",
+        owner=owner,
+    )
+
+
+def refused(number: int, reason: str = "it is not on our link") -> RefusedPeer:
+    return RefusedPeer(
+        subnet=IPv4Network(f"10.100.{number}.0/24"),
+        public_ip=IPv4Address(f"192.168.50.{number}"),
+        reason=reason,
+    )
+
+
+STATUS = Status(
+    version="0.1.0",
+    is_ready=True,
+    lease=LeaseStatus(subnet=IPv4Network("10.100.15.0/24")),
+    backend=BackendStatus(type="vxlan", link="flannel.1", mtu=1450, notes=("checksums are made here",)),
+    peers=2,
+    refused_peers=(refused(9),),
+)
+
+
+def test_peers_are_the_leases_of_others_in_order_with_what_is_wrong() -> None:
+    found = entries_of(STATUS, [entry(20, "f00d"), entry(15), entry(9)])
+
+    assert found == [
+        PeerEntry(
+            subnet=IPv4Network("10.100.9.0/24"),
+            public_ip=IPv4Address("192.168.50.9"),
+            backend_type="host-gw",
+            refused="it is not on our link",
+        ),
+        PeerEntry(
+            subnet=IPv4Network("10.100.20.0/24"),
+            public_ip=IPv4Address("192.168.50.20"),
+            backend_type="host-gw",
+            owner="f00d",
+        ),
+    ]
+    assert json.loads(format_peers(found))["peers"][0]["refused"] == "it is not on our link"
+
+
+def test_refused_peers_and_notes_survive_the_socket() -> None:
+    assert parse_status(format_status(STATUS)) == STATUS

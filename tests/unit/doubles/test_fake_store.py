@@ -1,0 +1,155 @@
+"""The faults of the double; that it behaves as a store, tests/e2e/test_store_behaviour.py shows."""
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from doubles.fake_clock import FakeClock
+from doubles.fake_store import FakeStore
+from pyflannel.errors import CompactedError, StoreError
+from pyflannel.model.store_record import Delete, Put, Written
+
+PUT = Put(key="subnets/a", value=b"{}", ttl_s=None, expected=None)
+
+
+@pytest.fixture
+def store() -> FakeStore:
+    return FakeStore(FakeClock())
+
+
+CALLS: list[Callable[[FakeStore], Awaitable[object]]] = [
+    lambda store: store.get("config"),
+    lambda store: store.list(""),
+    lambda store: store.write(PUT),
+    lambda store: anext(store.watch("", 0)),
+]
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_store_that_is_away_fails_every_call(
+    store: FakeStore, call: Callable[[FakeStore], Awaitable[object]]
+) -> None:
+    async def test() -> None:
+        await store.write(PUT)
+        store.is_away = True
+        with pytest.raises(StoreError, match="away"):
+            await call(store)
+
+        store.is_away = False
+
+        await call(store)
+
+    asyncio.run(test())
+
+
+def test_faults_concern_one_client_only(store: FakeStore) -> None:
+    async def test() -> None:
+        other = store.client()
+        store.is_away = True
+
+        await other.write(PUT)
+
+        store.is_away = False
+        assert await store.get("subnets/a") == await other.get("subnets/a")
+
+    asyncio.run(test())
+
+
+@pytest.mark.parametrize("fault", [FakeStore.cut_watches, lambda store: setattr(store, "is_away", True)])
+def test_a_watch_ends_when_it_is_cut(store: FakeStore, fault: Callable[[FakeStore], None]) -> None:
+    async def test() -> None:
+        async with contextlib.aclosing(store.watch("", 1)) as watch, asyncio.timeout(20):
+            assert (await anext(watch)).changes == ()  # it is open
+            waiting = asyncio.ensure_future(anext(watch))
+            await asyncio.sleep(0)
+
+            fault(store)
+
+            with pytest.raises(StoreError):
+                await waiting
+
+    asyncio.run(test())
+
+
+def test_calls_fail_as_often_as_asked(store: FakeStore) -> None:
+    async def test() -> None:
+        store.fail_next(2)
+        for _ in range(2):
+            with pytest.raises(StoreError):
+                await store.write(PUT)
+        assert (await store.list("")).records == ()
+
+        assert isinstance(await store.write(PUT), Written)
+
+    asyncio.run(test())
+
+
+def test_a_lost_answer_leaves_the_write_done(store: FakeStore) -> None:
+    async def test() -> None:
+        store.lose_next_answer()
+
+        with pytest.raises(StoreError):
+            await store.write(PUT)
+
+        assert await store.get("subnets/a") is not None
+        assert isinstance(await store.write(Delete(key="subnets/a", expected=None)), Written)
+
+    asyncio.run(test())
+
+
+def test_a_watch_that_falls_behind_the_compaction_is_told(store: FakeStore) -> None:
+    async def test() -> None:
+        async with contextlib.aclosing(store.watch("", 1)) as watch:
+            assert (await anext(watch)).changes == ()  # it is open
+            await store.write(PUT)
+            await anext(watch)
+            await store.write(PUT)
+            await store.write(PUT)
+            store.compact()
+
+            with pytest.raises(CompactedError):
+                await anext(watch)
+
+    asyncio.run(test())
+
+
+def test_a_store_that_lost_its_data_begins_anew(store: FakeStore) -> None:
+    """Nobody can watch on from a revision that it has not reached again."""
+
+    async def test() -> None:
+        store.change(PUT)
+        seen = store.listing().revision
+
+        store.lose_data(1)
+
+        assert store.listing().records == ()
+        with pytest.raises(CompactedError):
+            await anext(store.watch("", seen))
+        assert isinstance(await store.write(PUT), Written)
+
+    asyncio.run(test())
+
+
+def test_a_store_that_has_grown_past_what_was_seen_can_be_watched_on(store: FakeStore) -> None:
+    """And tells nothing of what it lost."""
+
+    async def test() -> None:
+        store.change(PUT)
+        seen = store.listing().revision
+
+        store.lose_data(seen)
+
+        assert (await anext(store.watch("", seen))).changes == ()
+        assert store.listing().records == ()
+
+    asyncio.run(test())
+
+
+def test_what_is_done_by_hand_meets_no_fault(store: FakeStore) -> None:
+    store.is_away = True
+
+    store.change(PUT)
+
+    assert [record.key for record in store.listing().records] == [PUT.key]

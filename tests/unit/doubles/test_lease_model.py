@@ -1,0 +1,79 @@
+"""The checker's own promises: what counts as one state, and that moves come to rest."""
+
+from dataclasses import replace
+
+from lease_model.canonical import Canon
+from lease_model.explorer import REAL
+from lease_model.happening import apply
+from lease_model.moves import Move
+from lease_model.scenarios import host, scenario
+from lease_model.settling import settle
+from lease_model.world import World
+
+TWO = scenario("two hosts", (host(1), host(2)))
+
+
+def after(*moves: Move) -> World:
+    world = TWO.world
+    for move in moves:
+        world = apply(world, move, REAL, TWO.circumstances).world
+    return world
+
+
+def acquire(place: int, drawn: int = 0) -> tuple[Move, ...]:
+    return (
+        Move(what="start", host=place),
+        Move(what="request", host=place),
+        Move(what="answer", host=place, drawn=drawn),
+        Move(what="request", host=place),
+        Move(what="answer", host=place),
+    )
+
+
+def test_symmetric_hosts_are_one_state() -> None:
+    """Whichever of two equal hosts has the lease."""
+    canon = Canon()
+
+    assert canon.key(after(*acquire(0))) == canon.key(after(*acquire(1)))
+
+
+def test_the_names_of_subnets_make_no_difference() -> None:
+    """Unless the scenario says that they do."""
+    first, second = after(*acquire(0)), after(*acquire(0, drawn=1))
+
+    folding, exact = Canon(), Canon(folds_subnets=False)
+
+    assert folding.key(first) == folding.key(second)
+    assert exact.key(first) != exact.key(second)
+
+
+def test_revisions_count_by_their_rank_and_times_from_now() -> None:
+    """A store that has seen more, later in the day, is no other state."""
+    canon = Canon()
+    store = replace(TWO.world.store, revision=77, compacted=0, config_revision=77)
+    later = replace(TWO.world, now=5000.0, store=store)
+
+    assert canon.key(later) == canon.key(TWO.world)
+
+
+def test_what_differs_is_another_state() -> None:
+    """A lease more, an answer under way, a fault less."""
+    canon = Canon()
+    worlds = [
+        TWO.world,
+        replace(TWO.world, faults=1),
+        after(*acquire(0)[:2]),
+        after(*acquire(0)[:4]),
+        after(*acquire(0)),
+        after(*acquire(0), *acquire(1)),
+    ]
+
+    assert len({canon.key(world) for world in worlds}) == len(worlds)
+
+
+def test_a_world_without_faults_comes_to_rest_and_is_judged() -> None:
+    """Both hosts have a lease and know each other's."""
+    rest = settle(after(*acquire(0)), REAL, TWO.circumstances)
+
+    assert rest.violations == ()
+    assert len(rest.world.store.entries) == 2
