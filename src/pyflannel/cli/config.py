@@ -7,7 +7,8 @@ from pathlib import Path
 
 import click
 
-from pyflannel.cli.invocation import Invocation, json_option, network_of, print_json, run_dir_option
+from pyflannel.cli.answers import network_of, print_json
+from pyflannel.cli.invocation import Invocation, json_option, run_dir_option
 from pyflannel.errors import ConfigError, NotReadyError, UsageError
 from pyflannel.plan.backends import remarks
 from pyflannel.wire.network_config_json import format_network_config, parse_network_config

@@ -9,7 +9,8 @@ import click
 import msgspec
 
 from pyflannel.assembly.directories import Places
-from pyflannel.cli.invocation import Invocation, json_option, print_json, run_dir_option, state_options
+from pyflannel.cli.answers import print_json
+from pyflannel.cli.invocation import Invocation, json_option, run_dir_option, state_options
 from pyflannel.commands.examination import examine
 from pyflannel.model.status import Finding
 

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 import click
 import msgspec
 
-from pyflannel.cli.invocation import Invocation, json_option, print_json, print_table
+from pyflannel.cli.answers import print_json, print_table
+from pyflannel.cli.invocation import Invocation, json_option
 from pyflannel.lab.demo import DemoOptions, DemoReport, HostRow, bring_up, run_demo
 from pyflannel.lab.lab import Lab, enter_host, remove_lab, standing_labs
 

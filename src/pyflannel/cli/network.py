@@ -7,16 +7,8 @@ from pathlib import Path
 
 import click
 
-from pyflannel.cli.invocation import (
-    Invocation,
-    duration,
-    json_option,
-    network_of,
-    print_json,
-    print_table,
-    run_dir_option,
-    socket_of,
-)
+from pyflannel.cli.answers import duration, network_of, print_json, print_table, socket_of
+from pyflannel.cli.invocation import Invocation, json_option, run_dir_option
 from pyflannel.commands.network_client import ControlClient
 from pyflannel.model.lease import LeaseEntry, PeerEntry
 from pyflannel.model.status import JournalEntry, Status

@@ -9,16 +9,8 @@ import click
 
 from pyflannel.assembly.directories import Places
 from pyflannel.assembly.forwarder_status import forwarder_status
-from pyflannel.cli.invocation import (
-    Invocation,
-    duration,
-    json_option,
-    print_facts,
-    print_json,
-    run_dir_option,
-    socket_of,
-    state_options,
-)
+from pyflannel.cli.answers import duration, print_facts, print_json, socket_of
+from pyflannel.cli.invocation import Invocation, json_option, run_dir_option, state_options
 from pyflannel.commands.network_client import ControlClient
 from pyflannel.commands.offline_status import offline_status, what_to_do
 from pyflannel.errors import NotReadyError

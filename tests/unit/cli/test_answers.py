@@ -2,7 +2,7 @@
 
 import pytest
 
-from pyflannel.cli.invocation import duration, print_facts, print_table
+from pyflannel.cli.answers import duration, print_facts, print_table
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,75 @@
+"""How a command of flannelctl gets its answer, from the daemon or a store, and how it prints it."""
+
+import itertools
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+
+import click
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from pyflannel.assembly.directories import Places
+from pyflannel.cli.invocation import Invocation
+from pyflannel.commands.network_client import NetworkClient, network_client
+
+_WIDE = 1000
+"""Columns where nobody looks: a file or a pipe takes lines of any length, so that grep finds them whole."""
+
+
+def print_json(document: bytes) -> None:
+    """Print a JSON document, indented."""
+    click.echo(msgspec.json.format(document, indent=2))
+
+
+def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print rows under their headings; a terminal's width is kept, where there is one."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in headings:
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    width = None if sys.stdout.isatty() else _WIDE
+    # No markup and no highlighting: the texts come from the store and from files, not from us.
+    console = Console(width=width, markup=False, highlight=False, emoji=False)
+    with console.capture() as text:
+        console.print(table)
+    for line in text.get().splitlines():
+        click.echo(line.rstrip())
+
+
+def print_facts(facts: Iterable[tuple[str, str]]) -> None:
+    """Print facts, one a line, their names in one column."""
+    lines = list(facts)
+    width = max(len(name) for name, _ in lines)
+    for name, value in lines:
+        click.echo(f"{click.style(name.ljust(width), bold=True)}  {value}")
+
+
+def duration(seconds: float) -> str:
+    """Return a length of time in its two largest units: `23 h 59 min`."""
+    whole = max(0, int(seconds))
+    units = [(86400, "d"), (3600, "h"), (60, "min"), (1, "s")]
+    for (size, name), (small, small_name) in itertools.pairwise(units):
+        if whole >= size:
+            rest = whole % size // small
+            return f"{whole // size} {name}" + (f" {rest} {small_name}" if rest else "")
+    return f"{whole} s"
+
+
+def socket_of(invocation: Invocation, run_dir: Path) -> Path:
+    """Return the socket of the daemon that has `run_dir`, unless another was given."""
+    return invocation.socket or Places(run_dir=run_dir).control_socket
+
+
+def network_of(invocation: Invocation, run_dir: Path) -> AbstractAsyncContextManager[NetworkClient]:
+    """Return whom to ask about the network, for the length of a block."""
+    return network_client(
+        invocation.store_url,
+        socket_of(invocation, run_dir),
+        os.environ,
+        only_daemon=invocation.socket is not None,
+    )
