@@ -8,9 +8,10 @@ from ipaddress import IPv4Address, IPv6Address
 from pyflannel.errors import TargetError
 from pyflannel.model.fast_path import BpfProgram
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer
+from pyflannel.model.item import Item
 from pyflannel.model.link import Address, Link
 from pyflannel.model.route import FdbEntry, Neighbour, Route
-from pyflannel.model.state import Add, Item, Operation, Refusal, Remove, Replace, State
+from pyflannel.model.state import Add, Operation, Refusal, Remove, Replace, State
 
 _ON_LINKS = (Address, Neighbour, FdbEntry, Route, BpfProgram)
 

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer
 from pyflannel.model.host import Host, Underlay
 from pyflannel.model.host_file import HostFile
+from pyflannel.model.item import Item
 from pyflannel.model.lease import Identity, Lease, LeaseAttributes, Vtep
 from pyflannel.model.link import Address, Link, Vxlan
 from pyflannel.model.network_config import NetworkConfig
@@ -24,7 +25,7 @@ from pyflannel.model.packet_filter import (
     Return,
 )
 from pyflannel.model.route import FdbEntry, Neighbour, Route
-from pyflannel.model.state import Item, State
+from pyflannel.model.state import State
 from pyflannel.plan.backend.udp import UdpBackend
 from pyflannel.plan.backends import backend_of
 from pyflannel.plan.packet_filter import FilterOptions, plan_filter

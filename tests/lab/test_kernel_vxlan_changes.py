@@ -10,9 +10,10 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 import pytest
 
 from pyflannel.kernel.network.linux import LinuxTarget
+from pyflannel.model.item import Item
 from pyflannel.model.link import Address, Link, Vxlan
 from pyflannel.model.route import FdbEntry, Neighbour, Route
-from pyflannel.model.state import Add, Item, Remove, Replace, State
+from pyflannel.model.state import Add, Remove, Replace, State
 from pyflannel.plan.diff import diff, order
 from pyflannel.plan.ownership import ours
 

@@ -9,9 +9,10 @@ from random import Random
 from lease_model.engines import FOREIGN, HOUR_S, START_S, SUBNET_FILE, EngineHost, Engines
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer
 from pyflannel.model.host_file import HostFile
+from pyflannel.model.item import Item
 from pyflannel.model.link import Address, Link
 from pyflannel.model.route import FdbEntry, Neighbour, Route
-from pyflannel.model.state import Item, Operation, Remove, Replace
+from pyflannel.model.state import Operation, Remove, Replace
 from pyflannel.model.store_record import Delete, Put, Record
 from pyflannel.wire.lease_record import CONFIG, SUBNETS, lease_key
 

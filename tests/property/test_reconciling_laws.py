@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from doubles.fake_kernel import FakeKernel
 from doubles.strategies import drifted, items, plans
 from pyflannel.model.host_file import HostFile
+from pyflannel.model.item import Item
 from pyflannel.model.link import Address, Link
 from pyflannel.model.packet_filter import IptablesChain, NftTable
 from pyflannel.model.route import FdbEntry, Neighbour, Route, route_protocol
-from pyflannel.model.state import Add, Item, Remove, Replace, State
+from pyflannel.model.state import Add, Remove, Replace, State
 from pyflannel.plan.describe import found
 from pyflannel.plan.diff import diff, order
 from pyflannel.plan.ownership import ours, taken_links, without_links

@@ -5,7 +5,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import assert_never
 
 from pyflannel.assembly.directories import Places
 from pyflannel.assembly.options import store_url_from_environment
@@ -24,17 +23,15 @@ from pyflannel.kernel.host.locks import DeviceClaim, RunLock
 from pyflannel.kernel.network.linux import LinuxTarget
 from pyflannel.kernel.network.next_hops import remove_next_hops
 from pyflannel.kernel.network.snapshot import survey
-from pyflannel.model.fast_path import BpfContainer, BpfPeer, BpfProgram
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer
-from pyflannel.model.host_file import HostFile
+from pyflannel.model.item import Item
 from pyflannel.model.lease import Lease
 from pyflannel.model.link import MARK, Address, Link
 from pyflannel.model.packet_filter import FIRST_DEVICE, IptablesChain, LeftRules, NftTable
 from pyflannel.model.route import DEVICES, FdbEntry, Neighbour, Route, route_protocol
-from pyflannel.model.state import Item, Remove, State
+from pyflannel.model.state import Remove, State
 from pyflannel.model.status import Footing
 from pyflannel.model.store_record import Conflict, Delete, Record, Written
-from pyflannel.plan.describe import name
 from pyflannel.plan.diff import diff, order
 from pyflannel.plan.leftovers import left_by_original, rules_left
 from pyflannel.plan.ownership import ours
@@ -189,42 +186,10 @@ def in_lines(items: Iterable[Item]) -> Iterator[str]:
     """Yield what the items are called, a line each; of a kind of which there are many, how many."""
     found = list(items)
     counts = Counter(type(item) for item in found)
-    yield from (name(item) for item in found if counts[type(item)] <= _NAMED)
+    yield from (item.title for item in found if counts[type(item)] <= _NAMED)
     for kind, count in counts.items():
         if count > _NAMED:
-            yield f"{count} {_plural(next(item for item in found if type(item) is kind))}"
-
-
-def _plural(item: Item) -> str:
-    match item:
-        case Link():
-            return "links"
-        case Address():
-            return "addresses"
-        case Neighbour():
-            return "neighbours"
-        case FdbEntry():
-            return "FDB entries"
-        case Route():
-            return "routes"
-        case Forwarder():
-            return "forwarders"
-        case ForwarderPeer():
-            return "peers of the forwarder"
-        case BpfProgram():
-            return "programs"
-        case BpfPeer():
-            return "peers of the fast path"
-        case BpfContainer():
-            return "containers of the fast path"
-        case IptablesChain():
-            return "iptables chains"
-        case NftTable():
-            return "nftables tables"
-        case HostFile():
-            return "files"
-        case _:
-            assert_never(item)
+            yield f"{count} {kind.PLURAL}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,8 @@ from pyflannel.kernel.network.interfaces import KernelInterfaces
 from pyflannel.kernel.network.snapshot import survey
 from pyflannel.model.fast_path import BpfProgram
 from pyflannel.model.host import Interfaces
-from pyflannel.model.state import Item, State
+from pyflannel.model.item import Item
+from pyflannel.model.state import State
 from pyflannel.model.status import Finding, Footing, Status
 from pyflannel.plan.doctor import Observed, findings
 from pyflannel.plan.leftovers import rules_left

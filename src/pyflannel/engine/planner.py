@@ -6,12 +6,12 @@ from ipaddress import IPv4Address, IPv4Network
 
 from pyflannel.model.host import Bridge, GroChoice, Host, Underlay
 from pyflannel.model.host_file import HostFile
-from pyflannel.model.item import ItemMap
+from pyflannel.model.item import Item, ItemMap
 from pyflannel.model.lease import Lease
 from pyflannel.model.lease_protocol import Held
 from pyflannel.model.lease_set import LeaseSet, SubnetMap
 from pyflannel.model.network_config import NetworkConfig
-from pyflannel.model.state import Add, Item, Operation, Remove, Replace, State
+from pyflannel.model.state import Add, Operation, Remove, Replace, State
 from pyflannel.plan.backends import Backend
 from pyflannel.plan.packet_filter import FilterOptions, plan_filter
 from pyflannel.plan.peers import Conflict, PeerChange, Peers

@@ -10,15 +10,13 @@ from pyflannel.engine.damping import Damping
 from pyflannel.engine.host_followers import pause
 from pyflannel.engine.journal import Journal
 from pyflannel.errors import TargetError
-from pyflannel.model.fast_path import BpfContainer, BpfPeer, BpfProgram
-from pyflannel.model.forwarder import Forwarder, ForwarderPeer
 from pyflannel.model.host_file import HostFile
-from pyflannel.model.link import MARK, Address, Link
-from pyflannel.model.packet_filter import FIRST_DEVICE, IptablesChain, NftTable
-from pyflannel.model.route import Route
-from pyflannel.model.state import Add, Item, Operation, Refusal, Remove, Replace, State
-from pyflannel.plan.describe import found, kind
-from pyflannel.plan.diff import diff, order
+from pyflannel.model.item import Item
+from pyflannel.model.link import MARK
+from pyflannel.model.packet_filter import FIRST_DEVICE
+from pyflannel.model.state import Add, Operation, Refusal, Remove, Replace, State
+from pyflannel.plan.describe import found
+from pyflannel.plan.diff import Missing, diff, order
 from pyflannel.plan.ownership import ours, taken_links, without_links
 from pyflannel.ports import Clock, Target
 
@@ -35,8 +33,6 @@ REFUSED_PAUSE_MAX_S = 1.0
 
 NAMED_IN_LOG = 8
 """So many objects are named in one line."""
-
-_OF_THE_HOST = (Link, Address, Forwarder)
 
 
 @dataclass(kw_only=True)
@@ -239,7 +235,7 @@ class Reconciler:
         files = [operation for operation in operations if isinstance(_subject(operation), HostFile)]
         objects = [operation for operation in operations if not isinstance(_subject(operation), HostFile)]
         refused += tuple(await self._target.apply(objects)) if objects else ()
-        if any(isinstance(_subject(refusal.operation), _OF_THE_HOST) for refusal in refused):
+        if any(_subject(refusal.operation).IS_HOST_PART for refusal in refused):
             return refused, files
         if files:
             refused += tuple(await self._target.apply(files))
@@ -265,26 +261,25 @@ class Reconciler:
         """
         admitted: list[Operation] = []
         held: list[Operation] = []
-        carriers: list[Operation] = []
+        missing = Missing()
         wait_s, now = self._audit_s, self._clock.now()
         for operation in operations:
             item = _subject(operation)
             until = self._damping.waits_until(item.key, now) if self._is_repair(operation, desired) else None
             if until is not None:
                 wait_s = min(wait_s, until - now)
-            elif not any(_needs(operation, carrier) for carrier in carriers):
+            elif not missing.blocks(operation):
                 admitted.append(operation)
                 continue
             held.append(operation)
-            if isinstance(item, _OF_THE_HOST):
-                carriers.append(operation)
+            missing.note(operation)
         self.counts.held = tuple(held)
         return admitted, wait_s
 
     def _tell(self, done: list[Operation], refused: tuple[Refusal, ...], damaged: Set[Hashable]) -> None:
         repairs = [operation for operation in done if _subject(operation).key in damaged]
         if repairs:
-            self.counts.repairs_by_kind.update(kind(_subject(operation)) for operation in repairs)
+            self.counts.repairs_by_kind.update(_subject(operation).KIND for operation in repairs)
             self.counts.last_repair = _listing(repairs)
             self._journal.note("repaired", repairs)
             log.warning("Repaired %s", self.counts.last_repair)
@@ -315,7 +310,7 @@ class Reconciler:
             operation, cause = refusal.operation, refusal.cause
             if (found(operation), cause) in known:
                 continue
-            if any(("link", link) in missing for link in _links_of(_subject(operation))):
+            if any(key in missing for key in _subject(operation).requires):
                 log.debug("%s; refused: %s", found(operation), cause)
             else:
                 news.setdefault((cause, refusal.hint), []).append(operation)
@@ -342,47 +337,6 @@ def _subject(operation: Operation) -> Item:
     match operation:
         case Add(item) | Remove(item) | Replace(_, item):
             return item
-
-
-def _link_of(item: Item) -> str | None:
-    """Return the name of the link that the item hangs on."""
-    match item:
-        case Link() | HostFile() | IptablesChain() | NftTable() | BpfPeer() | BpfContainer():
-            return None
-        case _:
-            return item.link
-
-
-def _links_of(item: Item) -> tuple[str, ...]:
-    """Return the names of the links without which the item is refused."""
-    match item:
-        case BpfProgram():
-            return tuple(filter(None, (item.link, item.tunnel.device, item.tunnel.joint)))
-        case BpfPeer() | BpfContainer():
-            return (item.device,)
-        case _:
-            link = _link_of(item)
-            return () if link is None else (link,)
-
-
-def _needs(operation: Operation, carrier: Operation) -> bool:
-    """Return whether an operation would be refused before that on what carries its object."""
-    if isinstance(operation, Remove):
-        return False
-    item = _subject(operation)
-    match carrier:
-        case Add(Link(name=link)):
-            return link in _links_of(item)
-        case Replace(Link(name=link, is_up=False), _):
-            return _link_of(item) == link
-        case Replace(Link(name=link) as old, Link() as new) if not old.becomes(new):
-            return _link_of(item) == link
-        case Add(Address(link=link)):
-            return isinstance(item, Route) and item.link == link
-        case Add(Forwarder(link=link)):
-            return isinstance(item, ForwarderPeer) and item.link == link
-        case _:
-            return False
 
 
 def _tell_each(operations: Iterable[Operation]) -> None:

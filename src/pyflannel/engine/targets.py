@@ -6,7 +6,8 @@ from functools import reduce
 from itertools import groupby
 from operator import or_
 
-from pyflannel.model.state import Item, Operation, Refusal, Remove, Replace, State
+from pyflannel.model.item import Item
+from pyflannel.model.state import Operation, Refusal, Remove, Replace, State
 from pyflannel.ports import Target
 
 

@@ -5,7 +5,7 @@ from enum import Enum
 from ipaddress import IPv4Address, IPv4Network
 from typing import Literal
 
-from pyflannel.model.item import Key
+from pyflannel.model.item import Item, Key, Marks, Rank
 
 
 class Direction(Enum):
@@ -51,7 +51,7 @@ class Tunnel:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BpfProgram:
+class BpfProgram(Item):
     """A program that carries the packets of a tunnel, attached to `link`.
 
     Attributes:
@@ -59,6 +59,10 @@ class BpfProgram:
         is_current: False when the program is of another version than ours, does not share its maps with the
             others, or stands there twice.
     """
+
+    KIND = "bpf_program"
+    PLURAL = "programs"
+    RANK = Rank.PROGRAM
 
     link: str
     role: Role
@@ -70,9 +74,29 @@ class BpfProgram:
         """What makes two values one object: a tunnel has one program of a role on a link."""
         return ("bpf-program", self.tunnel.device), (self.link, self.role.value)
 
+    @property
+    def title(self) -> str:
+        """The object in the operator's words."""
+        return f"program {self.role.value} at {self.link}"
+
+    @property
+    def parent_link(self) -> str | None:
+        """The link that the object is on."""
+        return self.link
+
+    @property
+    def requires(self) -> tuple[Key, ...]:
+        """The links that the program is attached to and redirects to."""
+        links = (self.link, self.tunnel.device, self.tunnel.joint)
+        return tuple(("link", link) for link in links if link)
+
+    def is_marked(self, marks: Marks) -> bool:
+        """Return whether the program serves the daemon's tunnel."""
+        return self.tunnel.device == marks.device
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BpfPeer:
+class BpfPeer(Item):
     """Packets to `subnet` go in datagrams to `address`:`port`; those from it come from `address` only.
 
     Attributes:
@@ -80,6 +104,10 @@ class BpfPeer:
         is_direct: the kernel sends to it; False when its packets take the way through user space, because
             it cannot read what a sender leaves to hardware to finish.
     """
+
+    KIND = "bpf_peer"
+    PLURAL = "peers of the fast path"
+    RANK = Rank.PEER
 
     device: str
     subnet: IPv4Network
@@ -92,9 +120,23 @@ class BpfPeer:
         """What makes two values one entry; all else may be replaced."""
         return ("bpf-peer", self.device), self.subnet
 
+    @property
+    def title(self) -> str:
+        """The object in the operator's words."""
+        return f"fast path of {self.device} to {self.subnet}"
+
+    @property
+    def requires(self) -> tuple[Key, ...]:
+        """The device of the tunnel."""
+        return (("link", self.device),)
+
+    def is_marked(self, marks: Marks) -> bool:
+        """Return whether the entry is of the daemon's tunnel."""
+        return self.device == marks.device
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BpfContainer:
+class BpfContainer(Item):
     """Frames for `address` that the tunnel brought, and that go to `mac`, go straight to `link`.
 
     Attributes:
@@ -102,6 +144,10 @@ class BpfContainer:
         mac: six octets in lower-case hexadecimal, with colons.
         link: the host's end of the container's veth.
     """
+
+    KIND = "bpf_container"
+    PLURAL = "containers of the fast path"
+    RANK = Rank.PEER
 
     device: str
     address: IPv4Address
@@ -112,6 +158,20 @@ class BpfContainer:
     def key(self) -> Key:
         """What makes two values one entry: MAC address and link may be replaced."""
         return ("bpf-container", self.device), self.address
+
+    @property
+    def title(self) -> str:
+        """The object in the operator's words."""
+        return f"fast path of {self.device} to container {self.address}"
+
+    @property
+    def requires(self) -> tuple[Key, ...]:
+        """The device of the tunnel."""
+        return (("link", self.device),)
+
+    def is_marked(self, marks: Marks) -> bool:
+        """Return whether the entry is of the daemon's tunnel."""
+        return self.device == marks.device
 
 
 Answer = Literal["present", "absent", "unknown"]

@@ -1,30 +1,134 @@
-"""What every planned object has in common: a key, and the maps that hold objects by key."""
+"""Objects of a plan: what all kinds have in common, and the maps that hold objects by key."""
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping
-from typing import Protocol, TypeVar
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Set
+from dataclasses import Field, dataclass
+from enum import IntEnum
+from typing import Any, ClassVar, Self, TypeVar
 
 Key = tuple[Hashable, Hashable]
-"""What makes two values one object: in which table it is, and its name there.
+"""The identity of an object: its table, and its name in the table.
 
-A table holds objects of one sort on one link, say, so that ten thousand objects cost no key of their own: the
-name is a part of each.
+A table holds objects of one kind, for example those on one link. So ten thousand objects cost no key of their
+own: the name is a part of each object.
 """
 
+ANY = None
+"""In place of the name in a key: any object of the table."""
 
-class Keyed(Protocol):
-    """What has a key."""
+
+class Rank(IntEnum):
+    """The place of a kind in a batch: objects are built in this order and removed in the reverse order.
+
+    The route attracts traffic, so it is built after all that carries its packets, and removed first: a packet
+    that is routed while nothing forwards it would be lost. A program is attached when its maps are filled.
+    Filter rules come after the route, because they may have to wait for a lock. Files come last: a program
+    that reads subnet.env may start containers at once.
+    """
+
+    LINK = 0
+    ADDRESS = 2
+    FORWARDER = 3
+    PEER = 4
+    PROGRAM = 5
+    ROUTE = 6
+    NFT_TABLE = 7
+    IPTABLES_CHAIN = 8
+    FILE = 9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Marks:
+    """How a daemon recognises its own objects.
+
+    Attributes:
+        mark: alias of the links that it creates.
+        device: device name that it claims; None if that is unknown, and no route or filter rule is
+            recognised.
+        links: names of the links that carry its mark.
+    """
+
+    mark: str
+    device: str | None
+    links: Set[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkChanges:
+    """Links that a batch is about to change so that the kernel drops other objects.
+
+    Attributes:
+        recreated: links that are deleted and created again; all objects on them go too.
+        readdressed: links that get another MAC address; their neighbours go.
+    """
+
+    recreated: Collection[str]
+    readdressed: Collection[str]
+
+
+class Item:
+    """One object that a plan can ask for: a kernel object, a process, a file, or an entry of a table.
+
+    A kind is a frozen dataclass that inherits from this class and answers every question about itself: its
+    key, its rank, what it needs, what it goes with, its words, its owner. So a new kind touches its own
+    module, the backend that plans it, and its adapter.
+
+    Attributes:
+        KIND: the kind as one word, for metrics and the status.
+        PLURAL: several of the kind, in the operator's words.
+        RANK: when the kind is built within a batch.
+        IS_HOST_PART: no file is written before all objects of the kind are in place.
+        IS_BOUND_TO_LINK: the key names the link, so that the object has the link's owner.
+    """
+
+    __slots__ = ()
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+    KIND: ClassVar[str]
+    PLURAL: ClassVar[str]
+    RANK: ClassVar[Rank]
+    IS_HOST_PART: ClassVar[bool] = False
+    IS_BOUND_TO_LINK: ClassVar[bool] = False
 
     @property
     def key(self) -> Key:
-        """The table, and the name in it."""
-        ...
+        """The table, and the name in it. Two values with one key are one object."""
+        raise NotImplementedError
+
+    @property
+    def title(self) -> str:
+        """The object in the operator's words: `link flannel0`."""
+        raise NotImplementedError
+
+    @property
+    def parent_link(self) -> str | None:
+        """Name of the link that the object is on; None for objects that are on no link."""
+        return None
+
+    @property
+    def requires(self) -> tuple[Key, ...]:
+        """Keys of the objects without which the kernel refuses this one; `ANY` as the name is any of a
+        table.
+        """
+        return () if self.parent_link is None else (("link", self.parent_link),)
+
+    def is_marked(self, marks: Marks) -> bool:
+        """Return whether the object is recognised as pyflannel's although no plan names it."""
+        raise NotImplementedError
+
+    def serves(self, wanted: Self) -> bool:
+        """Return whether the object carries those that require `wanted`, although it differs from it."""
+        return True
+
+    def after(self, changes: LinkChanges) -> "Item | None":
+        """Return what is left of the object when these links have changed; None if the kernel drops it."""
+        return None if self.parent_link in changes.recreated else self
 
 
-_Item = TypeVar("_Item", bound=Keyed)
+_Item = TypeVar("_Item", bound=Item)
 
 
 class ItemMap(Mapping[Key, _Item]):
-    """Items by key; at most one has a key."""
+    """Items by key. At most one item has a key."""
 
     __slots__ = ("_tables",)
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 
-from pyflannel.model.item import Key
+from pyflannel.model.item import Item, Key, LinkChanges, Marks, Rank
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +67,7 @@ MARK = "pyflannel"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Link:
+class Link(Item):
     """A network device, as planned or as found.
 
     Attributes:
@@ -82,6 +82,12 @@ class Link:
         vxlan: its parameters, on a vxlan device.
         veth: its parameters, on an end of a veth.
     """
+
+    KIND = "link"
+    PLURAL = "links"
+    RANK = Rank.LINK
+    IS_HOST_PART = True
+    IS_BOUND_TO_LINK = True
 
     name: str
     kind: str
@@ -107,14 +113,37 @@ class Link:
         """What makes two values one kernel object."""
         return "link", self.name
 
+    @property
+    def title(self) -> str:
+        """The object in the operator's words."""
+        return f"link {self.name}"
+
+    def is_marked(self, marks: Marks) -> bool:
+        """Return whether the link has the daemon's alias."""
+        return self.alias == marks.mark
+
+    def serves(self, wanted: "Link") -> bool:
+        """Return whether objects on the link can be configured before it has changed into `wanted`."""
+        return self.is_up and self.becomes(wanted)
+
+    def after(self, changes: LinkChanges) -> "Link":
+        """Return the link itself: it is compared as it was found."""
+        return self
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Address:
+class Address(Item):
     """An address with its prefix length on a link; with an IPv4 one the kernel adds the connected route.
 
     Attributes:
         peer: the other end of a point-to-point address, which we never plan.
     """
+
+    KIND = "address"
+    PLURAL = "addresses"
+    RANK = Rank.ADDRESS
+    IS_HOST_PART = True
+    IS_BOUND_TO_LINK = True
 
     link: str
     address: IPv4Interface | IPv6Interface
@@ -124,3 +153,17 @@ class Address:
     def key(self) -> Key:
         """What makes two values one kernel object."""
         return ("address", self.link), self.address
+
+    @property
+    def title(self) -> str:
+        """The object in the operator's words."""
+        return f"address {self.address} on {self.link}"
+
+    @property
+    def parent_link(self) -> str | None:
+        """The link that the object is on."""
+        return self.link
+
+    def is_marked(self, marks: Marks) -> bool:
+        """Return whether the link is pyflannel's."""
+        return self.link in marks.links

@@ -6,7 +6,7 @@ from enum import Enum
 from ipaddress import IPv4Network, IPv6Network
 from typing import Literal
 
-from pyflannel.model.item import Key
+from pyflannel.model.item import Item, Key, Marks, Rank
 
 # What chains and tables are called: as the original calls them, where one daemon has the host for itself.
 #
@@ -95,6 +95,8 @@ Rules = tuple[FilterRule | ForeignRule, ...]
 Family = Literal[4, 6]
 IptablesTable = Literal["nat", "filter"]
 
+PROGRAMS: Mapping[Family, str] = {4: "iptables", 6: "ip6tables"}
+
 STEMS: Mapping[IptablesTable, str] = {"nat": "FLANNEL-POSTRTG", "filter": "FLANNEL-FWD"}
 """How the names of our chains begin; the original's names."""
 
@@ -112,7 +114,7 @@ class Jump(Enum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class IptablesChain:
+class IptablesChain(Item):
     """A chain, its rules, and the jump from the built-in chain of its table.
 
     The jump comes last, so that the rules of others decide before; but ahead of one that decides for every
@@ -124,6 +126,10 @@ class IptablesChain:
         is_for_dropping: planned only for a built-in chain that drops; elsewhere it is as good as there when
             it is not, and in the way when it is.
     """
+
+    KIND = "iptables_chain"
+    PLURAL = "iptables chains"
+    RANK = Rank.IPTABLES_CHAIN
 
     family: Family
     table: IptablesTable
@@ -146,6 +152,15 @@ class IptablesChain:
     def hook(self) -> str:
         """The built-in chain that jumps here."""
         return HOOKS[self.table]
+
+    @property
+    def title(self) -> str:
+        """The object in the operator's words."""
+        return f"{PROGRAMS[self.family]} chain {self.name} in {self.table}"
+
+    def is_marked(self, marks: Marks) -> bool:
+        """Return whether the name is that of the daemon's device."""
+        return self.device == marks.device
 
 
 NFT_STEMS: Mapping[Family, str] = {4: "flannel-ipv4", 6: "flannel-ipv6"}
@@ -174,13 +189,17 @@ class NftChain:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NftTable:
+class NftTable(Item):
     """A table of one family, all of it: whatever others put into it is not wanted.
 
     Attributes:
         device: of the daemon that the table belongs to.
         others: what it holds besides, as `set NAME`.
     """
+
+    KIND = "nft_table"
+    PLURAL = "nftables tables"
+    RANK = Rank.NFT_TABLE
 
     family: Family
     device: str
@@ -196,6 +215,15 @@ class NftTable:
     def name(self) -> str:
         """What nftables calls it."""
         return filter_name(NFT_STEMS[self.family], self.device)
+
+    @property
+    def title(self) -> str:
+        """The object in the operator's words."""
+        return f"nftables table {self.name}"
+
+    def is_marked(self, marks: Marks) -> bool:
+        """Return whether the name is that of the daemon's device."""
+        return self.device == marks.device
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
-from pyflannel.model.item import Key
+from pyflannel.model.item import ANY, Item, Key, LinkChanges, Marks, Rank
 from pyflannel.model.packet_filter import FIRST_DEVICE
 
 PROTOCOL_KERNEL = 2
@@ -23,7 +23,7 @@ def route_key(version: int, base: int, length: int, metric: int) -> Key:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Route:
+class Route(Item):
     """Packets to `destination` leave by `link`, towards `gateway` when there is one.
 
     Attributes:
@@ -32,6 +32,10 @@ class Route:
         is_onlink: the gateway is reached on the link although no route says so.
         kind: `unicast`, `blackhole`, `unreachable`, `prohibit`, …, or `multipath`, which we never plan.
     """
+
+    KIND = "route"
+    PLURAL = "routes"
+    RANK = Rank.ROUTE
 
     destination: IPv4Network | IPv6Network
     link: str
@@ -48,6 +52,28 @@ class Route:
         """What makes two values one kernel object: link and gateway may be replaced."""
         base = self.destination.network_address
         return route_key(base.version, int(base), self.destination.prefixlen, self.metric)
+
+    @property
+    def title(self) -> str:
+        """The object in the operator's words."""
+        metric = f" metric {self.metric}" if self.metric else ""
+        return f"route {self.destination}{metric}"
+
+    @property
+    def parent_link(self) -> str | None:
+        """The link that packets leave by; None for a blackhole."""
+        return self.link or None
+
+    @property
+    def requires(self) -> tuple[Key, ...]:
+        """Its link, and the addresses that are still missing there: one of them may be the source."""
+        return (("link", self.link), (("address", self.link), ANY)) if self.link else ()
+
+    def is_marked(self, marks: Marks) -> bool:
+        """Return whether the route is on a link of pyflannel's, or has the daemon's protocol number."""
+        return self.link in marks.links or (
+            marks.device is not None and self.protocol == route_protocol(marks.device)
+        )
 
 
 # Route protocols: by which number a daemon knows its routes again, where several share a host.
@@ -77,13 +103,18 @@ def route_protocol(device: str) -> int:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Neighbour:
+class Neighbour(Item):
     """A neighbour entry, as planned or as found.
 
     Attributes:
         mac: six octets in lower-case hexadecimal, with colons; "" when the kernel has none.
         is_permanent: neither aged nor asked for (NUD_PERMANENT).
     """
+
+    KIND = "neighbour"
+    PLURAL = "neighbours"
+    RANK = Rank.PEER
+    IS_BOUND_TO_LINK = True
 
     link: str
     address: IPv4Address | IPv6Address
@@ -95,9 +126,28 @@ class Neighbour:
         """What makes two values one kernel object."""
         return ("neighbour", self.link, self.address.version), int(self.address)
 
+    @property
+    def title(self) -> str:
+        """The object in the operator's words."""
+        return f"neighbour {self.address} on {self.link}"
+
+    @property
+    def parent_link(self) -> str | None:
+        """The link that the object is on."""
+        return self.link
+
+    def is_marked(self, marks: Marks) -> bool:
+        """Return whether the link is pyflannel's."""
+        return self.link in marks.links
+
+    def after(self, changes: LinkChanges) -> "Neighbour | None":
+        """Return the neighbour, or None if its link is created again or gets another MAC address."""
+        is_dropped = self.link in changes.recreated or self.link in changes.readdressed
+        return None if is_dropped else self
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FdbEntry:
+class FdbEntry(Item):
     """Frames to `mac` are sent to the VTEP at `destination`.
 
     Attributes:
@@ -106,6 +156,11 @@ class FdbEntry:
         is_permanent: neither aged nor learned over (NUD_PERMANENT or NUD_NOARP).
         is_plain: by the device's own port, VNI and underlay; we plan no other.
     """
+
+    KIND = "fdb_entry"
+    PLURAL = "FDB entries"
+    RANK = Rank.PEER
+    IS_BOUND_TO_LINK = True
 
     link: str
     mac: str
@@ -118,3 +173,17 @@ class FdbEntry:
     def key(self) -> Key:
         """What makes two values one kernel object."""
         return ("fdb", self.link), self.mac
+
+    @property
+    def title(self) -> str:
+        """The object in the operator's words."""
+        return f"FDB entry {self.mac} on {self.link}"
+
+    @property
+    def parent_link(self) -> str | None:
+        """The link that the object is on."""
+        return self.link
+
+    def is_marked(self, marks: Marks) -> bool:
+        """Return whether the link is pyflannel's."""
+        return self.link in marks.links

@@ -4,37 +4,16 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar, TypeVar
 
-from pyflannel.model.fast_path import BpfContainer, BpfPeer, BpfProgram
-from pyflannel.model.forwarder import Forwarder, ForwarderPeer
-from pyflannel.model.host_file import HostFile
-from pyflannel.model.item import ItemMap, Key
-from pyflannel.model.link import Address, Link
-from pyflannel.model.packet_filter import IptablesChain, NftTable
-from pyflannel.model.route import FdbEntry, Neighbour, Route
-
-Item = (
-    Link
-    | Address
-    | Neighbour
-    | FdbEntry
-    | Route
-    | Forwarder
-    | ForwarderPeer
-    | BpfProgram
-    | BpfPeer
-    | BpfContainer
-    | IptablesChain
-    | NftTable
-    | HostFile
-)
-"""Everything that a plan can ask for."""
+from pyflannel.model.item import Item, ItemMap, Key
 
 _Kind = TypeVar("_Kind", bound=Item)
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """Items by their key; at most one item has a key. Nobody changes the map but who says that he does."""
+    """Items by their key. At most one item has a key. A state is not changed after it was made, except the
+    plan that `engine.planner` keeps up to date in place.
+    """
 
     by_key: ItemMap[Item] = field(default_factory=ItemMap)
 
@@ -88,20 +67,35 @@ class Add:
 
     item: Item
 
+    @property
+    def subject(self) -> Item:
+        """The item that the operation is about."""
+        return self.item
+
 
 @dataclass(frozen=True, slots=True)
 class Replace:
-    """The item is there, but differs."""
+    """The item exists, but differs."""
 
     old: Item
     new: Item
 
+    @property
+    def subject(self) -> Item:
+        """The item as it is wanted."""
+        return self.new
+
 
 @dataclass(frozen=True, slots=True)
 class Remove:
-    """The item is there and must go; one that is gone already is fine."""
+    """The item exists and is not wanted. An item that is gone already counts as removed."""
 
     item: Item
+
+    @property
+    def subject(self) -> Item:
+        """The item that the operation is about."""
+        return self.item
 
 
 Operation = Add | Replace | Remove
@@ -109,8 +103,14 @@ Operation = Add | Replace | Remove
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
-    """An operation that did not take effect, why, and what the operator can do about it."""
+    """An operation that did not take effect, the cause, and what the operator can do about it.
+
+    Attributes:
+        is_permanent: the same operation cannot succeed before its input changes: a missing right, a read-only
+            file system, an unknown feature. Any other refusal is temporary.
+    """
 
     operation: Operation
     cause: str
     hint: str = ""
+    is_permanent: bool = False

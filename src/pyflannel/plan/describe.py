@@ -1,15 +1,13 @@
 """Operations in words: what was found, for the log, the journal and the status."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import fields, replace
-from typing import assert_never
 
-from pyflannel.model.fast_path import BpfContainer, BpfPeer, BpfProgram, Tunnel
-from pyflannel.model.forwarder import Forwarder, ForwarderPeer
+from pyflannel.model.fast_path import Tunnel
 from pyflannel.model.host_file import HostFile
-from pyflannel.model.link import Address, Link, Veth, Vxlan
+from pyflannel.model.item import Item
+from pyflannel.model.link import Veth, Vxlan
 from pyflannel.model.packet_filter import (
-    Family,
     FilterRule,
     ForeignRule,
     IptablesChain,
@@ -17,84 +15,25 @@ from pyflannel.model.packet_filter import (
     NftTable,
     Rules,
 )
-from pyflannel.model.route import FdbEntry, Neighbour, Route
-from pyflannel.model.state import Add, Item, Operation, Remove, Replace
+from pyflannel.model.state import Add, Operation, Remove, Replace
 
 _Part = Vxlan | Veth | Tunnel
-
-_IPTABLES: Mapping[Family, str] = {4: "iptables", 6: "ip6tables"}
-
-KINDS: Mapping[type[Item], str] = {
-    Link: "link",
-    Address: "address",
-    Neighbour: "neighbour",
-    FdbEntry: "fdb_entry",
-    Route: "route",
-    Forwarder: "forwarder",
-    ForwarderPeer: "forwarder_peer",
-    BpfProgram: "bpf_program",
-    BpfPeer: "bpf_peer",
-    BpfContainer: "bpf_container",
-    IptablesChain: "iptables_chain",
-    NftTable: "nft_table",
-    HostFile: "file",
-}
-"""What sort of thing an item is, as one word."""
-
-
-def kind(item: Item) -> str:
-    """Return what sort of thing the item is, as one word."""
-    return KINDS[type(item)]
-
-
-def name(item: Item) -> str:
-    """Return what the item is called, as an operator would."""
-    match item:
-        case Link():
-            return f"link {item.name}"
-        case Address():
-            return f"address {item.address} on {item.link}"
-        case Neighbour():
-            return f"neighbour {item.address} on {item.link}"
-        case FdbEntry():
-            return f"FDB entry {item.mac} on {item.link}"
-        case Route():
-            metric = f" metric {item.metric}" if item.metric else ""
-            return f"route {item.destination}{metric}"
-        case Forwarder():
-            return f"forwarder of {item.link}"
-        case ForwarderPeer():
-            return f"peer {item.subnet} of {item.link}"
-        case BpfProgram():
-            return f"program {item.role.value} at {item.link}"
-        case BpfPeer():
-            return f"fast path of {item.device} to {item.subnet}"
-        case BpfContainer():
-            return f"fast path of {item.device} to container {item.address}"
-        case IptablesChain():
-            return f"{_IPTABLES[item.family]} chain {item.name} in {item.table}"
-        case NftTable():
-            return f"nftables table {item.name}"
-        case HostFile():
-            return f"file {item.path}"
-        case _:
-            assert_never(item)
 
 
 def found(operation: Operation) -> str:
     """Return what a pass found that made it do `operation`: `link flannel0: mtu 1300, wanted 1472`."""
     match operation:
         case Add(item):
-            return f"{name(item)}: missing"
+            return f"{item.title}: missing"
         case Remove(item):
-            return f"{name(item)}: not wanted"
+            return f"{item.title}: not wanted"
         case Replace(old, new):
-            return f"{name(new)}: {', '.join(_differences(old, new))}"
+            return f"{new.title}: {', '.join(_differences(old, new))}"
 
 
 def _differences(old: Item, new: Item) -> list[str]:
     if type(old) is not type(new):
-        return [f"another thing, {name(old)}"]
+        return [f"another thing, {old.title}"]
     if isinstance(new, HostFile):
         return ["its text differs"]
     if isinstance(old, IptablesChain) and isinstance(new, IptablesChain):

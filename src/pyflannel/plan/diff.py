@@ -1,25 +1,21 @@
 """The difference between two states, as operations in a safe order."""
 
-from collections.abc import Collection, Iterable, Iterator, Set
-from dataclasses import replace
+from collections.abc import Hashable, Iterable, Iterator, Set
 from itertools import compress, filterfalse
 from operator import is_not
 
-from pyflannel.model.fast_path import BpfContainer, BpfPeer, BpfProgram
-from pyflannel.model.forwarder import Forwarder, ForwarderPeer
-from pyflannel.model.host_file import HostFile
+from pyflannel.model.item import ANY, Item, Key, LinkChanges, Rank
 from pyflannel.model.link import Address, Link
-from pyflannel.model.packet_filter import IptablesChain, NftTable
-from pyflannel.model.route import FdbEntry, Neighbour, Route
-from pyflannel.model.state import Add, Item, Operation, Remove, Replace, State
+from pyflannel.model.state import Add, Operation, Remove, Replace, State
 
 
 def diff(desired: State, actual: State) -> Iterator[Operation]:
     """Yield the operations that turn `actual` into `desired`, in no order.
 
-    `actual` holds only what is ours. A link that cannot be changed in place is made anew; what hung on it,
-    and what the kernel drops when a link gets another MAC address, is planned as missing in the same pass.
-    Nearly all items are the very same in both, at nearly all times: no line of ours looks at these.
+    `actual` holds only items that pyflannel owns. A link that cannot be changed in place is created again.
+    The items that the kernel drops with it, or when a link gets another MAC address, count as missing.
+
+    Nearly all items are the same objects in both states. The loops below skip those without a line of Python.
     """
     present, wanted = _after_links(desired, actual).by_key.tables, desired.by_key.tables
     differing = [table for table in {**present, **wanted} if present.get(table) != wanted.get(table)]
@@ -30,70 +26,46 @@ def diff(desired: State, actual: State) -> Iterator[Operation]:
     for table in differing:
         found, planned = present.get(table, {}), wanted.get(table, {})
         for name in compress(planned, map(is_not, map(found.get, planned), planned.values())):
-            old, new = found.get(name), planned[name]
-            if old is None:
-                yield Add(new)
-            elif old != new:
-                yield Replace(old, new)
+            operation = change(found.get(name), planned[name])
+            if operation is not None:
+                yield operation
+
+
+def change(actual: Item | None, desired: Item | None) -> Operation | None:
+    """Return the operation that turns one item into the other; None means no item."""
+    if desired is None:
+        return None if actual is None else Remove(actual)
+    if actual is None:
+        return Add(desired)
+    return None if actual == desired else Replace(actual, desired)
 
 
 def _after_links(desired: State, actual: State) -> State:
-    """Return what will be left of `actual` once the links are as wanted, the links themselves as found."""
-    made: set[str] = set()
-    renamed: set[str] = set()
+    """Return the part of `actual` that remains once the links are as wanted; the links as found."""
+    recreated: set[str] = set()
+    readdressed: set[str] = set()
     for item in desired.of_type(Link):
         old = actual.by_key.get(item.key)
         if not isinstance(old, Link) or not old.becomes(item):
-            made.add(item.name)
+            recreated.add(item.name)
         elif old.mac != item.mac:
-            renamed.add(item.name)
-    if not made and not renamed:
+            readdressed.add(item.name)
+    if not recreated and not readdressed:
         return actual
-    return State.collect(left for item in actual if (left := _left_of(item, made, renamed)) is not None)
+    changes = LinkChanges(recreated=recreated, readdressed=readdressed)
+    return State.collect(left for item in actual if (left := item.after(changes)) is not None)
 
 
-def _left_of(item: Item, made: Collection[str], renamed: Collection[str]) -> Item | None:
-    match item:
-        case Address() | Route() | FdbEntry() | BpfProgram() if item.link in made:
-            return None  # the kernel drops them with their link
-        case Neighbour() if item.link in made or item.link in renamed:
-            return None
-        case Forwarder() if item.link in made:
-            return replace(item, is_attached=False)
-        case _:
-            return item
-
-
-# The route attracts traffic, so it is built after all that carries it and torn down first: a packet routed
-# while nobody forwards it would be lost. A program comes when its tables are filled. Filter rules come after
-# the route, since they may have to wait for a lock. The file comes last: whoever reads it may start
-# containers at once.
-_BUILD_RANK: dict[type, int] = {
-    Link: 0,
-    Address: 2,
-    Forwarder: 3,
-    ForwarderPeer: 4,
-    FdbEntry: 4,
-    Neighbour: 4,
-    BpfPeer: 4,
-    BpfContainer: 4,
-    BpfProgram: 5,
-    Route: 6,
-    NftTable: 7,
-    IptablesChain: 8,
-    HostFile: 9,
-}
-
-# An address that shares its prefix with another of its link is secondary to it, and goes with it. So the old
-# one leaves before the new one comes, unlike everything else.
-_ADDRESS_CHANGE_RANK = 1
+# An address that shares its prefix with another of its link is secondary to it, and the kernel removes it
+# with that one. So the old address is removed before the new one is added, unlike everything else.
+_ADDRESS_CHANGE_RANK = Rank.ADDRESS - 1
 
 _REMOVAL_RANK = 100
-"""Above every build rank; what was built last is removed first."""
+"""Above every build rank. The kind that is built last is removed first."""
 
 
 def order(operations: Iterable[Operation]) -> list[Operation]:
-    """Sort into a safe sequence: make before break; equal ranks keep their order."""
+    """Sort into a safe sequence: make before break. Operations of one rank keep their order."""
     listed = list(operations)
     readdressed = {one.item.link for one in listed if isinstance(one, Add) and isinstance(one.item, Address)}
     return sorted(listed, key=lambda operation: _rank(operation, readdressed))
@@ -102,8 +74,37 @@ def order(operations: Iterable[Operation]) -> list[Operation]:
 def _rank(operation: Operation, readdressed: Set[str]) -> int:
     match operation:
         case Add(item) | Replace(_, item):
-            return _BUILD_RANK[type(item)]
+            return item.RANK
         case Remove(Address(link=link)) if link in readdressed:
             return _ADDRESS_CHANGE_RANK
         case Remove(item):
-            return _REMOVAL_RANK - _BUILD_RANK[type(item)]
+            return _REMOVAL_RANK - item.RANK
+
+
+class Missing:
+    """The objects that are not there yet, or do not serve yet, so that others cannot be built on them."""
+
+    def __init__(self) -> None:
+        self._keys: set[Key] = set()
+        self._tables: set[Hashable] = set()
+
+    def note(self, operation: Operation) -> None:
+        """Note an operation that has not been performed."""
+        match operation:
+            case Add(item):
+                pass
+            case Replace(old, item) if type(old) is type(item) and not old.serves(item):
+                pass
+            case _:
+                return
+        self._keys.add(item.key)
+        self._tables.add(item.key[0])
+
+    def blocks(self, operation: Operation) -> bool:
+        """Return whether the operation would be refused because something that it requires is missing."""
+        if isinstance(operation, Remove) or not self._keys:
+            return False
+        return any(
+            table in self._tables if name is ANY else (table, name) in self._keys
+            for table, name in operation.subject.requires
+        )

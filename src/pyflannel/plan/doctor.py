@@ -7,12 +7,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from pyflannel.model.fast_path import BpfProgram
+from pyflannel.model.item import Item
 from pyflannel.model.link import MARK, Link
 from pyflannel.model.packet_filter import FIRST_DEVICE, ForwardChain, IptablesChain, LeftRules, NftTable
 from pyflannel.model.route import Route, route_protocol
-from pyflannel.model.state import Item
 from pyflannel.model.status import Finding, Footing, Status
-from pyflannel.plan.describe import name
 from pyflannel.plan.leftovers import is_within, left_by_original, unplanned_routes
 
 _NAMED = 8
@@ -212,7 +211,7 @@ def _left_programs(seen: Observed) -> Iterator[Finding]:
             code="programs-left",
             severity="error",
             cause=cause,
-            evidence=_some([*blind, *(name(program) for program in seen.programs)]),
+            evidence=_some([*blind, *(program.title for program in seen.programs)]),
             fix="flannelctl pins && systemctl restart flanneld  # or, to be rid of them: flannelctl cleanup",
         )
     for remark in path.remarks:
@@ -361,10 +360,10 @@ def _some(texts: list[str] | tuple[str, ...]) -> tuple[str, ...]:
 
 def _shown(item: Item) -> str:
     if not isinstance(item, Route):
-        return name(item)
+        return item.title
     gateway = f" via {item.gateway}" if item.gateway is not None else ""
     link = f" dev {item.link}" if item.link else ""
-    return f"{name(item)}{gateway}{link} proto {item.protocol}"
+    return f"{item.title}{gateway}{link} proto {item.protocol}"
 
 
 def _removal(item: Item) -> str:

@@ -4,10 +4,11 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from ipaddress import IPv4Network, IPv6Network, ip_network
 
+from pyflannel.model.item import Item
 from pyflannel.model.link import MARK, Link
 from pyflannel.model.packet_filter import HOOKS, STEMS, LeftRules, SavedRules
 from pyflannel.model.route import PROTOCOL_KERNEL, PROTOCOLS, Route
-from pyflannel.model.state import Item, State
+from pyflannel.model.state import State
 from pyflannel.model.status import Footing
 
 # Which filter rules an original flannel left, told by the very words that its releases write.

@@ -1,18 +1,12 @@
 """What is ours among all that is there: the rules that decide what a pass may touch."""
 
 from collections.abc import Hashable, Mapping, Set
-from dataclasses import dataclass
 from itertools import filterfalse
-from typing import assert_never
 
-from pyflannel.model.fast_path import BpfContainer, BpfPeer, BpfProgram
-from pyflannel.model.forwarder import Forwarder, ForwarderPeer
-from pyflannel.model.host_file import HostFile
-from pyflannel.model.item import ItemMap
-from pyflannel.model.link import MARK, Address, Link
-from pyflannel.model.packet_filter import FIRST_DEVICE, IptablesChain, NftTable
-from pyflannel.model.route import FdbEntry, Neighbour, Route, route_protocol
-from pyflannel.model.state import Add, Item, Refusal, State
+from pyflannel.model.item import Item, ItemMap, Marks
+from pyflannel.model.link import MARK, Link
+from pyflannel.model.packet_filter import FIRST_DEVICE
+from pyflannel.model.state import Add, Refusal, State
 
 
 def ours(actual: State, desired: State, mark: str = MARK, device: str | None = FIRST_DEVICE) -> State:
@@ -30,7 +24,7 @@ def ours(actual: State, desired: State, mark: str = MARK, device: str | None = F
     """
     others = {link.name for link in actual.of_type(Link) if _is_others(link, mark)}
     links = {link.name for link in (*actual.of_type(Link), *desired.of_type(Link)) if link.alias == mark}
-    marks = _Marks(mark=mark, device=device, links=links - others)
+    marks = Marks(mark=mark, device=device, links=links - others)
     kept: dict[Hashable, Mapping[Hashable, Item]] = {}
     for table, found in actual.by_key.tables.items():
         wanted = desired.by_key.tables.get(table, {})
@@ -38,7 +32,7 @@ def ours(actual: State, desired: State, mark: str = MARK, device: str | None = F
         foreign = {
             name
             for name in doubtful
-            if (name not in wanted or _is_on(found[name], others)) and not _is_marked(found[name], marks)
+            if (name not in wanted or _is_on(found[name], others)) and not found[name].is_marked(marks)
         }
         kept[table] = {n: item for n, item in found.items() if n not in foreign} if foreign else found
     return State(ItemMap.of_tables(kept))
@@ -63,16 +57,13 @@ def taken_links(actual: State, desired: State, mark: str = MARK) -> Mapping[str,
 
 def without_links(desired: State, names: Set[str]) -> State:
     """Return the plan but for these links and all that would be on them."""
-    return desired.without([item.key for item in desired if _hangs_on(item, names)])
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Marks:
-    """By what a daemon knows its own: its mark, the name that it claims, its links."""
-
-    mark: str
-    device: str | None
-    links: Set[str]
+    return desired.without(
+        [
+            item.key
+            for item in desired
+            if item.parent_link in names or (isinstance(item, Link) and item.name in names)
+        ]
+    )
 
 
 def _is_others(link: Link, mark: str) -> bool:
@@ -85,41 +76,9 @@ def _run_dir(alias: str) -> str:
 
 
 def _is_on(item: Item, links: Set[str]) -> bool:
-    """Return whether the item is one of these links, or says something of one."""
-    match item:
-        case Link():
-            return item.name in links
-        case Address() | Neighbour() | FdbEntry():
-            return item.link in links
-        case _:
-            return False
+    """Return whether the item is one of these links, or is bound to one of them."""
+    return item.IS_BOUND_TO_LINK and _link_of(item) in links
 
 
-def _hangs_on(item: Item, links: Set[str]) -> bool:
-    match item:
-        case Route() | Forwarder() | ForwarderPeer():
-            return item.link in links
-        case _:
-            return _is_on(item, links)
-
-
-def _is_marked(item: Item, marks: _Marks) -> bool:
-    match item:
-        case Link():
-            return item.alias == marks.mark
-        case Address() | Neighbour() | FdbEntry():
-            return item.link in marks.links
-        case Route():
-            return item.link in marks.links or (
-                marks.device is not None and item.protocol == route_protocol(marks.device)
-            )
-        case IptablesChain() | NftTable() | BpfPeer() | BpfContainer():
-            return item.device == marks.device
-        case BpfProgram():
-            return item.tunnel.device == marks.device
-        case Forwarder() | ForwarderPeer():
-            return True  # nobody else runs one in our run directory
-        case HostFile():
-            return False  # a file at another path is somebody else's
-        case _:
-            assert_never(item)
+def _link_of(item: Item) -> str | None:
+    return item.name if isinstance(item, Link) else item.parent_link

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 
 from pyflannel.model.host import Host
+from pyflannel.model.item import Item
 from pyflannel.model.lease import Lease
 from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.packet_filter import (
@@ -21,7 +22,7 @@ from pyflannel.model.packet_filter import (
     Prefix,
     Return,
 )
-from pyflannel.model.state import Item, State
+from pyflannel.model.state import State
 
 # Masquerading: packets that leave the network get the host's address; those inside it keep theirs.
 #

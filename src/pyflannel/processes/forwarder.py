@@ -13,7 +13,8 @@ from pathlib import Path
 
 from pyflannel.errors import TargetError, WireError
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer, Stranger, StrangerReason
-from pyflannel.model.state import Add, Item, Operation, Refusal, Remove, Replace, State
+from pyflannel.model.item import Item
+from pyflannel.model.state import Add, Operation, Refusal, Remove, Replace, State
 from pyflannel.model.version import VERSION
 from pyflannel.processes.forwarder_client import (
     AbsentError,

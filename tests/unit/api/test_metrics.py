@@ -25,7 +25,6 @@ from pyflannel.model.status import (
     Status,
     StoreStatus,
 )
-from pyflannel.plan.describe import KINDS
 
 Samples = Mapping[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -119,7 +118,6 @@ def test_a_status_is_told_whole() -> None:
         key("reconcile_passes_total"): 20,
         key("reconcile_failures_total"): 2,
         key("reconcile_last_duration_seconds"): 0.25,
-        **{key("repairs_total", object=kind): 0 for kind in KINDS.values()},
         key("repairs_total", object="route"): 2,
         key("repairs_total", object="link"): 1,
         key("operations_refused"): 1,

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pyflannel.model.status import Status
-from pyflannel.plan.describe import KINDS
 
 Sample = tuple[tuple[str, ...], float]
 """Values of the family's labels, and its value."""
@@ -75,8 +74,7 @@ def _backend(status: Status, _: float) -> Iterator[Sample]:
 
 def _repairs(status: Status, _: float) -> Iterator[Sample]:
     if status.reconcile is not None:
-        repairs = status.reconcile.repairs_by_kind
-        yield from (((kind,), repairs.get(kind, 0)) for kind in KINDS.values())  # a rate needs the zero
+        yield from (((kind,), count) for kind, count in status.reconcile.repairs_by_kind.items())
 
 
 def _fast_path_mode(status: Status, _: float) -> Iterator[Sample]:

@@ -13,7 +13,8 @@ from pyflannel.kernel.network.netlink_socket import link_index
 from pyflannel.kernel.network.refusals import refusal_of
 from pyflannel.model.fast_path import BpfContainer, BpfPeer, BpfProgram, Direction, Feature
 from pyflannel.model.forwarder import Stranger
-from pyflannel.model.state import Item, Operation, Refusal, Remove, Replace, State
+from pyflannel.model.item import Item
+from pyflannel.model.state import Operation, Refusal, Remove, Replace, State
 from pyflannel.model.status import Remark
 
 Place = tuple[str, Direction]

@@ -18,10 +18,10 @@ from pyflannel.kernel.network.items import (
     route_of,
 )
 from pyflannel.kernel.network.netlink_socket import RequestSocket
-from pyflannel.model.item import ItemMap
+from pyflannel.model.item import Item, ItemMap
 from pyflannel.model.link import MARK, Address, Link
 from pyflannel.model.route import PROTOCOLS, FdbEntry, Neighbour, Route
-from pyflannel.model.state import Item, State
+from pyflannel.model.state import State
 from pyflannel.wire.netlink.addresses import (
     AddressRecord,
     address_index,
