@@ -9,7 +9,7 @@ from pyflannel.model.fast_path import Feature
 from pyflannel.model.forwarder import Stranger
 from pyflannel.model.host import Bridge, Interfaces
 from pyflannel.model.state import Operation, Refusal, State
-from pyflannel.model.status import Remark
+from pyflannel.model.status import Notice
 from pyflannel.model.store_record import Changes, Conflict, Delete, Listing, Put, Record, Written
 
 
@@ -164,7 +164,7 @@ class KernelPath(Protocol):
     def features(self) -> tuple[Feature, ...]:
         """Return what there is of what the fast path uses, asked anew."""
 
-    def remarks(self, device: str) -> tuple[Remark, ...]:
+    def notices(self, device: str) -> tuple[Notice, ...]:
         """Return what the latest look found of the tunnel of `device` that no repair helps."""
 
 
@@ -175,6 +175,6 @@ class PlainKernelPath:
         """Return nothing."""
         return ()
 
-    def remarks(self, device: str) -> tuple[Remark, ...]:
+    def notices(self, device: str) -> tuple[Notice, ...]:
         """Return nothing."""
         return ()

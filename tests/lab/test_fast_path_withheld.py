@@ -163,11 +163,11 @@ def test_a_daemon_with_fewer_rights_names_what_it_cannot_mend(overlay, ends, com
         "names them",
         deadline_s=DEADLINE_S,
     )
-    (remark,) = status.fast_path.remarks
-    assert all(place in remark.text for place in ("flannel0 egress", "eth0 ingress", "br0 egress"))
-    assert "CAP_SYS_ADMIN" in remark.text
-    overlay.wait_logged(host, str(remark), after=logged)
-    assert f"warning    {remark}" in host.flannelctl("status")
+    (notice,) = status.fast_path.remarks
+    assert all(place in notice.text for place in ("flannel0 egress", "eth0 ingress", "br0 egress"))
+    assert "CAP_SYS_ADMIN" in notice.text
+    overlay.wait_logged(host, str(notice), after=logged)
+    assert f"warning    {notice}" in host.flannelctl("status")
     assert "programs-left" in doctors_codes(host)
     host.run(["ip", "link", "set", "flannel0", "mtu", "1400"])
     repaired = overlay.wait_status(
@@ -177,7 +177,7 @@ def test_a_daemon_with_fewer_rights_names_what_it_cannot_mend(overlay, ends, com
         deadline_s=DEADLINE_S,
     )
     assert repaired.reconcile.repairs_by_kind == {"link": 1}
-    assert overlay.log(host)[logged:].count(remark.text) == 1
+    assert overlay.log(host)[logged:].count(notice.text) == 1
     assert run_inside(host, kernel_programs.look).identifiers == before
     assert ping(box, far.address).is_reached
 

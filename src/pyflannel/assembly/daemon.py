@@ -17,7 +17,7 @@ from pyflannel.errors import TargetError
 from pyflannel.kernel.host.locks import RunLock
 from pyflannel.kernel.host.machine import BoottimeClock
 from pyflannel.kernel.host.process import give_back, keep_large_blocks_apart, notify, watchdog_s
-from pyflannel.model.status import Remark, Status
+from pyflannel.model.status import Notice, Status
 from pyflannel.ports import Store
 from pyflannel.stores.prefixed import PrefixedStore
 
@@ -107,12 +107,12 @@ class Daemon:
         finally:
             await self._store.close()
 
-    def _objection(self, name: str) -> Remark | None:
+    def _objection(self, name: str) -> Notice | None:
         """Return why a network of this name cannot run here; None if it can."""
         if (why := objection(name)) is not None:
-            return Remark(why, "Give it another name.")
+            return Notice(why, "Give it another name.")
         if (path := file_in_the_way(name, self._places)) is not None:
-            return Remark(
+            return Notice(
                 f"{path} is a file",
                 "Move it away and start flanneld again, or give the network another name.",
             )

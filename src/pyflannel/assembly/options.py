@@ -101,7 +101,7 @@ class FlanneldOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class Notice:
+class RequestedText:
     """The text that was asked for instead of a daemon; it goes to stderr, and the exit status is 0."""
 
     text: str
@@ -109,7 +109,7 @@ class Notice:
 
 def parse_flanneld(
     arguments: Sequence[str], environment: Mapping[str, str], *, program: str = "flanneld"
-) -> FlanneldOptions | Notice:
+) -> FlanneldOptions | RequestedText:
     """Return what the command line (without the program's name) and the environment ask for.
 
     A flag on the command line beats its variable; of a repeated flag the last counts, or all of them where
@@ -122,9 +122,9 @@ def parse_flanneld(
     asked = {given.flag.name for given in written if given.value is True}
     if asked & {"help", "h"}:
         later = [replace(flag, meaning=f"{flag.meaning} (not supported yet)") for flag in LATER_FLAGS]
-        return Notice(format_usage(program, [*WORKING_FLAGS, *later, *IDLE_FLAGS]))
+        return RequestedText(format_usage(program, [*WORKING_FLAGS, *later, *IDLE_FLAGS]))
     if "version" in asked:
-        return Notice(VERSION + "\n")
+        return RequestedText(VERSION + "\n")
     if rest:
         raise UsageError(
             f"{rest[0]!r} is no flag, and flanneld takes nothing else",

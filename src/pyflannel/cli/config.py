@@ -10,7 +10,7 @@ import click
 from pyflannel.cli.answers import network_of, print_json
 from pyflannel.cli.invocation import Invocation, json_option, run_dir_option
 from pyflannel.errors import ConfigError, NotReadyError, UsageError
-from pyflannel.plan.backends import remarks
+from pyflannel.plan.backends import config_warnings
 from pyflannel.wire.network_config_json import format_network_config, parse_network_config
 
 
@@ -49,8 +49,8 @@ def set_(invocation: Invocation, source: str, run_dir: Path) -> None:
     """
     text = _read(source)
     computed = parse_network_config(text)
-    for remark in remarks(computed):
-        click.echo(f"flannelctl: warning: {remark}", err=True)
+    for warning in config_warnings(computed):
+        click.echo(f"flannelctl: warning: {warning}", err=True)
     asyncio.run(_set(invocation, run_dir, text))
     if invocation.wants_json:
         print_json(format_network_config(computed).encode())
@@ -67,8 +67,8 @@ def validate(source: str) -> None:
     It is read from FILE, from standard input for -, or is the JSON itself. Nothing is written or asked.
     """
     computed = parse_network_config(_read(source))
-    for remark in remarks(computed):
-        click.echo(f"flannelctl: warning: {remark}", err=True)
+    for warning in config_warnings(computed):
+        click.echo(f"flannelctl: warning: {warning}", err=True)
     print_json(format_network_config(computed).encode())
 
 

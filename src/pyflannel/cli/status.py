@@ -93,8 +93,8 @@ def facts(found: Status) -> Iterator[tuple[str, str]]:
         for feature in found.fast_path.lacking:
             if feature.text not in (found.fast_path.reason or ""):
                 yield "lacking", feature.text
-        for remark in found.fast_path.remarks:
-            yield "warning", str(remark)
+        for notice in found.fast_path.remarks:
+            yield "warning", str(notice)
     yield from _strangers(found)
     if found.reconcile:
         yield "repairs", _repairs(found.reconcile)

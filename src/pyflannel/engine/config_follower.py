@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from pyflannel.errors import ConfigError, FlannelError, StoreError
 from pyflannel.model.network_config import NetworkConfig
-from pyflannel.model.status import Remark
+from pyflannel.model.status import Notice
 from pyflannel.model.store_record import PutSeen, Record
 from pyflannel.plan.backends import Backend, backend_of
 from pyflannel.ports import Clock, Store
@@ -51,7 +51,7 @@ class ConfigFollower:
         store: Store,
         clock: Clock,
         found: Callable[[str, NetworkConfig, Backend, int], None],
-        waiting: Callable[[Remark], None],
+        waiting: Callable[[Notice], None],
         away: Callable[[StoreError], None],
     ) -> None:
         self._store = store
@@ -93,7 +93,7 @@ class ConfigFollower:
         except ConfigError as error:
             self._say(error, "Waiting for a good one.")
             self._waiting(
-                Remark(f"a good network config: {error}", error.hint if record is None else _how(error))
+                Notice(f"a good network config: {error}", error.hint if record is None else _how(error))
             )
             return
         self._said = None

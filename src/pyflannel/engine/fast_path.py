@@ -11,7 +11,7 @@ from pyflannel.model.link import Link
 from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.packet_filter import FIRST_DEVICE
 from pyflannel.model.state import Add, Operation, Refusal, Replace
-from pyflannel.model.status import FastPathStatus, Remark
+from pyflannel.model.status import FastPathStatus, Notice
 from pyflannel.ports import Clock, KernelPath, PlainKernelPath
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class FastPath:
         self._kernel = kernel or PlainKernelPath()
         self._device = device
         self._features: tuple[Feature, ...] | None = None
-        self._remarks: tuple[Remark, ...] = ()
+        self._notices: tuple[Notice, ...] = ()
         self._obstacle: str | None = None
         self._hint: str | None = None
         self._retry_s = RETRY_S
@@ -80,18 +80,18 @@ class FastPath:
         if config is None or config.backend_type != "udp":
             return None
         if self._choice == "off":
-            return FastPathStatus(mode="off", reason="--fast-path=off", remarks=self._remarks)
+            return FastPathStatus(mode="off", reason="--fast-path=off", remarks=self._notices)
         if not self._is_wanted(config):
-            return FastPathStatus(mode="off", reason="FastPath of the network config", remarks=self._remarks)
+            return FastPathStatus(mode="off", reason="FastPath of the network config", remarks=self._notices)
         lacking = tuple(feature for feature in self._features or () if feature.answer != "present")
         if self._is_proved:
-            return FastPathStatus(mode="safe", lacking=lacking, remarks=self._remarks)
+            return FastPathStatus(mode="safe", lacking=lacking, remarks=self._notices)
         return FastPathStatus(
             mode="user-space",
             reason=self._obstacle,
             hint=self._hint,
             lacking=lacking,
-            remarks=self._remarks,
+            remarks=self._notices,
         )
 
     async def run(self) -> None:
@@ -110,7 +110,7 @@ class FastPath:
         The kernel is asked again and again, and each time packets go through user space all the while: that
         is said once, and the host is ready.
         """
-        self._tell_remarks()
+        self._log_notices()
         if not self.is_on(config) or any(_wanted_link(one.operation, "tun") for one in refused):
             return refused  # of programs that want a device which is not there nothing can be told
         unserved = next((one for one in refused if _carries_packets(one.operation)), None)
@@ -142,14 +142,14 @@ class FastPath:
         hidden = (one.hint for one in self._features or () if one.is_needed and one.answer == "unknown")
         return next(hidden, None)
 
-    def _tell_remarks(self) -> None:
-        found = self._kernel.remarks(self._device)
-        for remark in found:
-            if remark not in self._remarks:
-                log.log(logging.ERROR if remark.hint else logging.WARNING, "%s", remark)
-        if self._remarks and not found:
-            log.info("That is over: %s", self._remarks[0].text)
-        self._remarks = found
+    def _log_notices(self) -> None:
+        found = self._kernel.notices(self._device)
+        for notice in found:
+            if notice not in self._notices:
+                log.log(logging.ERROR if notice.hint else logging.WARNING, "%s", notice)
+        if self._notices and not found:
+            log.info("That is over: %s", self._notices[0].text)
+        self._notices = found
 
     def _is_wanted(self, config: NetworkConfig) -> bool:
         mode = config.fast_path if self._choice == "auto" else self._choice

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Awaitable, Callable, Collection
 
 from pyflannel.errors import StoreError
-from pyflannel.model.status import Remark
+from pyflannel.model.status import Notice
 from pyflannel.model.store_record import PutSeen
 from pyflannel.ports import Clock, Store
 from pyflannel.wire.lease_record import CONFIG
@@ -29,7 +29,7 @@ class NetworkFollower:
         store: Store,
         clock: Clock,
         allowed: Collection[str],
-        objection: Callable[[str], Remark | None],
+        objection: Callable[[str], Notice | None],
         run: Callable[[str], Awaitable[None]],
     ) -> None:
         self._store = store

@@ -278,7 +278,7 @@ class Planner:
         """Say what a person should know, where it is news; what is odd about the config was said with it."""
         notes = backend.notes(host)
         for note in notes:
-            if note not in self._said_notes and note not in backend.remarks:
+            if note not in self._said_notes and note not in backend.config_warnings:
                 log.warning("Note: %s", note)
         self._said_notes = notes
 

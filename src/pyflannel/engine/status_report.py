@@ -11,9 +11,9 @@ from pyflannel.model.status import (
     BackendStatus,
     LeaseStatus,
     NetworkStatus,
+    Notice,
     ReconcileStatus,
     RefusedPeer,
-    Remark,
     Status,
     StoreStatus,
     StrangerStatus,
@@ -110,14 +110,14 @@ def _backend(supervisor: Supervisor) -> BackendStatus | None:
     if config is None or backend is None:
         return None
     if host is None:
-        return BackendStatus(type=config.backend_type, notes=backend.remarks)
+        return BackendStatus(type=config.backend_type, notes=backend.config_warnings)
     links = (item.name for item in backend.plan_host(host) if isinstance(item, Link))
     return BackendStatus(
         type=config.backend_type, link=next(links, None), mtu=backend.mtu(host), notes=backend.notes(host)
     )
 
 
-def _config_trouble(supervisor: Supervisor) -> Remark | None:
+def _config_trouble(supervisor: Supervisor) -> Notice | None:
     trouble = supervisor.config_trouble
     if trouble is None:
         return None

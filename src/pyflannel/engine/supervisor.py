@@ -28,7 +28,7 @@ from pyflannel.model.lease import LastKnown, Lease, LeaseAttributes
 from pyflannel.model.lease_protocol import Held, Report, Wanted
 from pyflannel.model.lease_set import LeaseSet
 from pyflannel.model.network_config import NetworkConfig
-from pyflannel.model.status import Remark
+from pyflannel.model.status import Notice
 from pyflannel.model.store_record import Put
 from pyflannel.plan.backends import Backend
 from pyflannel.plan.describe import found
@@ -58,7 +58,7 @@ class Supervisor:
         self.identity = options.identity
         self._config_revision: int | None = None
         self.config_text: str | None = None
-        self.config_trouble: Remark | None = None
+        self.config_trouble: Notice | None = None
         self._store_trouble: str | None = None
         self.is_stale = False
         self.has_store_answered = False
@@ -255,7 +255,7 @@ class Supervisor:
         if held is not None and not config.admits(held.lease.subnet):
             self._config_revision = None  # the one that is run on stands there no longer
             self._inputs_changed()
-            self.config_trouble = Remark(
+            self.config_trouble = Notice(
                 f"a network config that admits our subnet {held.lease.subnet}", _RETURN
             )
             log.error(
@@ -268,15 +268,15 @@ class Supervisor:
             log.info("Found network config - Backend type: %s", config.backend_type)
             if backend.config_line is not None:
                 log.info("%s", backend.config_line)
-            for remark in backend.remarks:
-                log.warning("Network config: %s", remark)
+            for warning in backend.config_warnings:
+                log.warning("Network config: %s", warning)
         self.config_text, self.is_stale = text, False
         self.config_trouble = self._store_trouble = None
         self.planner.config, self.planner.backend = config, backend
         self._config_revision = revision
         self._inputs_changed()
 
-    def _config_missing(self, trouble: Remark) -> None:
+    def _config_missing(self, trouble: Notice) -> None:
         self.has_store_answered = True
         self.config_trouble, self._store_trouble = trouble, None
         if self.planner.config is not None:

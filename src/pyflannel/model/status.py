@@ -15,8 +15,8 @@ from pyflannel.model.forwarder import StrangerReason
 
 
 @dataclass(frozen=True, slots=True)
-class Remark:
-    """A line each; `hint` is empty where there is nothing to do."""
+class Notice:
+    """One line for people; `hint` says what to do, and is empty where there is nothing to do."""
 
     text: str
     hint: str = ""
@@ -44,7 +44,7 @@ class NetworkStatus:
 
     text: str | None = None
     network: IPv4Network | None = None
-    trouble: Remark | None = None
+    trouble: Notice | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,7 +149,7 @@ class FastPathStatus:
     counters: Mapping[str, int] = field(default_factory=dict)
     octets: Mapping[str, int] = field(default_factory=dict)
     lacking: tuple[Feature, ...] = ()
-    remarks: tuple[Remark, ...] = ()
+    remarks: tuple[Notice, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,7 +29,7 @@ class Backend(Protocol):
         """What the original logs of its config when it has read it, or None."""
 
     @property
-    def remarks(self) -> tuple[str, ...]:
+    def config_warnings(self) -> tuple[str, ...]:
         """What is odd about its config though it is right, in a line each: keys without effect."""
 
     def lease_data(self, owner: str) -> BackendData | None:
@@ -39,7 +39,7 @@ class Backend(Protocol):
         """Return the octets of the largest packet that a container may send."""
 
     def notes(self, host: Host) -> tuple[str, ...]:
-        """Return what a person should know of how it runs on this host, in a line each; `remarks` too."""
+        """Return how it runs on this host where that is not as usual, a line each, with `config_warnings`."""
 
     def obstacle(self, underlay: Underlay) -> str | None:
         """Return what it waits for where it cannot work with this underlay, in words; None if it can."""
@@ -74,7 +74,7 @@ _PARSERS: Mapping[str, Callable[[NetworkConfig], Backend]] = {
 _LATER = frozenset({"ipip", "wireguard", "ipsec", "extension", "tencent-vpc"})
 
 
-def remarks(config: NetworkConfig) -> tuple[str, ...]:
+def config_warnings(config: NetworkConfig) -> tuple[str, ...]:
     """Return what to say of a right config, in a line each: flannel takes it, and we do not, or not whole.
 
     Raises:
@@ -83,7 +83,7 @@ def remarks(config: NetworkConfig) -> tuple[str, ...]:
     if config.backend_type in _LATER:
         later = f"Backend.Type {config.backend_type} is the original's; no flanneld of this version runs it"
         return (later, *without_effect(config))
-    return backend_of(config).remarks
+    return backend_of(config).config_warnings
 
 
 def backend_of(config: NetworkConfig) -> Backend:

@@ -204,7 +204,7 @@ def _left_programs(seen: Observed) -> Iterator[Finding]:
     if path is None:
         return
     cause = "programs of an earlier flanneld carry packets by tables that the one that runs cannot mend"
-    blind = [remark.text for remark in path.remarks if remark.hint]
+    blind = [notice.text for notice in path.remarks if notice.hint]
     has_looked = seen.status.reconcile is not None and seen.status.reconcile.passes > 0
     if blind or (path.mode != "safe" and seen.programs and has_looked):
         yield Finding(
@@ -214,9 +214,9 @@ def _left_programs(seen: Observed) -> Iterator[Finding]:
             evidence=_some([*blind, *(program.title for program in seen.programs)]),
             fix="flannelctl pins && systemctl restart flanneld  # or, to be rid of them: flannelctl cleanup",
         )
-    for remark in path.remarks:
-        if not remark.hint:
-            yield Finding(code="fast-path-full", severity="info", cause=remark.text, fix="flannelctl status")
+    for notice in path.remarks:
+        if not notice.hint:
+            yield Finding(code="fast-path-full", severity="info", cause=notice.text, fix="flannelctl status")
 
 
 def _strangers(seen: Observed) -> Iterator[Finding]:

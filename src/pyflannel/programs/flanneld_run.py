@@ -14,7 +14,7 @@ from pyflannel.api.metrics.routes import metrics_routes
 from pyflannel.assembly.command_line import hide_on_command_line
 from pyflannel.assembly.daemon import Daemon, run_lock
 from pyflannel.assembly.logs import configure_logging
-from pyflannel.assembly.options import FlanneldOptions, Notice, parse_flanneld
+from pyflannel.assembly.options import FlanneldOptions, RequestedText, parse_flanneld
 from pyflannel.errors import FlannelError, UsageError
 from pyflannel.http.server import Routes
 from pyflannel.http.sockets import Endpoint, serve_endpoint
@@ -33,7 +33,7 @@ def run() -> int:
     except UsageError as error:
         print(f"flanneld: {error}. {error.hint}", file=sys.stderr)
         return 2
-    if isinstance(options, Notice):
+    if isinstance(options, RequestedText):
         print(options.text, end="", file=sys.stderr)
         return 0
     gc.set_threshold(NEW_OBJECTS)

@@ -24,8 +24,8 @@ from pyflannel.plan.diff import order
 async def make_pass(target, desired):
     operations = order(diff(desired, await target.snapshot(desired)))
     refused = await target.apply(operations)
-    remarks = [[remark.text, remark.hint] for remark in target.remarks("flannel0")]
-    return [len(operations), [[refusal.cause, refusal.hint] for refusal in refused], remarks]
+    notices = [[notice.text, notice.hint] for notice in target.notices("flannel0")]
+    return [len(operations), [[refusal.cause, refusal.hint] for refusal in refused], notices]
 
 target = BpfTarget(FastPath(sys.argv[1]))
 print(json.dumps(asyncio.run(make_pass(target, pickle.load(sys.stdin.buffer)))))
@@ -93,9 +93,9 @@ def test_programs_that_may_not_be_looked_into_are_named(linked, tmp_path):
     one, two = linked
     desired = one.plan(two.peer())
 
-    _, refused, remarks = run_daemon(one, desired, ",+bpf,+net_admin", tmp_path)
+    _, refused, notices = run_daemon(one, desired, ",+bpf,+net_admin", tmp_path)
 
-    ((text, hint),) = remarks
+    ((text, hint),) = notices
     assert len(refused) == len(Role)
     assert all(place in text for place in ("flannel0 egress", "eth0 ingress", "docker0 egress"))
     assert "CAP_SYS_ADMIN" in text
@@ -115,7 +115,7 @@ def test_a_bpffs_without_their_pins_ends_in_no_loop(linked, bpffs):
 
     assert first[:2] == [len(desired), []]
     assert again[:2] == [0, []]
-    assert [len(remarks) for _, _, remarks in (first, again)] == [1, 1]
+    assert [len(notices) for _, _, notices in (first, again)] == [1, 1]
     assert one.container.ping(two.container.address)[0] == 3
 
 
@@ -123,9 +123,9 @@ def test_programs_of_others_at_other_links_are_nobody_s_business(hosts, tmp_path
     one, two = hosts
     one.heal(State.of(one.program(Role.DECAPSULATE), two.peer()))
 
-    _, _, remarks = run_daemon(one, State.EMPTY, ",+bpf,+net_admin", tmp_path)
+    _, _, notices = run_daemon(one, State.EMPTY, ",+bpf,+net_admin", tmp_path)
 
-    assert remarks == []
+    assert notices == []
 
 
 def test_pins_go_with_what_they_stand_for(hosts, bpffs):

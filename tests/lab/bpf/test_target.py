@@ -332,14 +332,14 @@ def test_more_peers_than_there_is_room_for_go_through_user_space(linked, heal):
     async def fill(target):
         await heal(target, one.plan(*peers))
         assert await heal(target, one.plan(*peers)) == []
-        remarks = target.remarks("flannel0")
+        notices = target.notices("flannel0")
         changes = [len(await heal(target, one.plan(*moved))), len(await heal(target, one.plan(*moved)))]
         await heal(target, one.plan(*moved[:-4]))
-        return remarks, changes, target.remarks("flannel0"), await target.snapshot(one.plan(*moved))
+        return notices, changes, target.notices("flannel0"), await target.snapshot(one.plan(*moved))
 
-    (remark,), changes, later, found = one.act(fill)
+    (notice,), changes, later, found = one.act(fill)
 
-    assert remark.text.startswith("the fast path has room for 65536 peers, and 3 more:")
+    assert notice.text.startswith("the fast path has room for 65536 peers, and 3 more:")
     assert changes == [1, 0]
     assert later == ()
     assert len(one.plan(*moved)) - len(found) == 4
@@ -373,13 +373,13 @@ def test_more_containers_than_there_is_room_for_pass_the_bridge(linked, heal):
 
     async def fill(target):
         await heal(target, desired)
-        return await heal(target, desired), target.remarks("flannel0")
+        return await heal(target, desired), target.notices("flannel0")
 
-    operations, (remark,) = one.act(fill)
+    operations, (notice,) = one.act(fill)
 
     assert operations == []
     assert (
-        remark.text
+        notice.text
         == "the fast path has room for 4096 containers, and 1 more: packets to them pass the bridge"
     )
     assert one.container.ping(two.container.address)[0] == 3

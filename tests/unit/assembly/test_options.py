@@ -12,7 +12,7 @@ import pytest
 from pyflannel.assembly.flanneld_flags import FLAGS, IDLE_VALUES, LATER_FLAGS
 from pyflannel.assembly.options import (
     FlanneldOptions,
-    Notice,
+    RequestedText,
     parse_flanneld,
     store_url_from_environment,
 )
@@ -325,9 +325,9 @@ def test_help_and_version_are_told_before_anything_else_is_checked() -> None:
     told = parse_flanneld(["--ip-masq", "--public-ip=x", "--version"], {"FLANNELD_IP_MASQ": "maybe"})
     usage = parse_flanneld(["-h"], {}, program="./flanneld")
 
-    assert isinstance(told, Notice)
+    assert isinstance(told, RequestedText)
     assert re.fullmatch(r"\d+\.\d+\.\d+\S*\n", told.text)
-    assert isinstance(usage, Notice)
+    assert isinstance(usage, RequestedText)
     assert usage.text.startswith("Usage: ./flanneld [OPTION]...\n")
     assert all(f"  --{flag.name}" in usage.text for flag in FLAGS)
 

@@ -15,7 +15,7 @@ from pyflannel.model.link import Link, Veth
 from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.route import Route
 from pyflannel.model.state import Add, Refusal
-from pyflannel.model.status import FastPathStatus, Remark
+from pyflannel.model.status import FastPathStatus, Notice
 from pyflannel.ports import KernelPath
 
 CONFIG = NetworkConfig()
@@ -181,15 +181,15 @@ class Kernel:
 
     def __init__(self, *features: Feature) -> None:
         self.said = features
-        self.remarked: tuple[Remark, ...] = ()
+        self.shown: tuple[Notice, ...] = ()
         self.asked = 0
 
     def features(self) -> tuple[Feature, ...]:
         self.asked += 1
         return self.said
 
-    def remarks(self, device: str) -> tuple[Remark, ...]:
-        return self.remarked if device == "flannel0" else ()
+    def notices(self, device: str) -> tuple[Notice, ...]:
+        return self.shown if device == "flannel0" else ()
 
 
 PRESENT = Feature(name="CAP_BPF", answer="present")
@@ -269,13 +269,13 @@ def test_what_no_repair_helps_is_said_once_whether_programs_are_wanted_or_not(ch
     caplog.set_level("INFO")
     kernel = Kernel()
     fast_path = Bench(choice, kernel=kernel).fast_path
-    for remarks in ((Remark("programs stand", "Remove them."),), ()):
-        kernel.remarked = remarks
+    for notices in ((Notice("programs stand", "Remove them."),), ()):
+        kernel.shown = notices
         fast_path.judge((), CONFIG)
         fast_path.judge((), CONFIG)
         status = fast_path.status(CONFIG)
         assert status is not None
-        assert status.remarks == remarks
+        assert status.remarks == notices
 
     assert [record.levelname for record in caplog.records] == ["ERROR", "INFO"]
     assert caplog.records[0].getMessage() == "programs stand. Remove them."

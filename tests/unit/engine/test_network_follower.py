@@ -11,7 +11,7 @@ from doubles.fake_clock import FakeClock
 from doubles.fake_store import FakeStore
 from pyflannel.engine.network_follower import NetworkFollower, network_of
 from pyflannel.engine.service_manager import Readiness
-from pyflannel.model.status import Remark
+from pyflannel.model.status import Notice
 from pyflannel.model.store_record import Delete, Put
 
 
@@ -26,7 +26,7 @@ class Bench:
             store=self.store,
             clock=self.clock,
             allowed=allowed,
-            objection=lambda name: Remark("a file has it") if name == impossible else None,
+            objection=lambda name: Notice("a file has it") if name == impossible else None,
             run=self._run_network,
         )
 

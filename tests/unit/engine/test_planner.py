@@ -37,7 +37,7 @@ class Backend:
     lease_type: str = ""
     port: int | None = None
     config_line: str | None = None
-    remarks: tuple[str, ...] = ()
+    config_warnings: tuple[str, ...] = ()
     smallest_mtu: int = 0
 
     def lease_data(self, owner: str) -> None:

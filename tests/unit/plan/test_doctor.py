@@ -16,9 +16,9 @@ from pyflannel.model.status import (
     Finding,
     Footing,
     NetworkStatus,
+    Notice,
     ReconcileStatus,
     RefusedPeer,
-    Remark,
     Status,
     StoreStatus,
     StrangerStatus,
@@ -77,13 +77,13 @@ def test_of_a_healthy_host_there_is_nothing_to_say() -> None:
         ),
         (replace(READY, warnings=("two hosts share 10.0.0.7",)), "network-warning"),
         (
-            replace(READY, is_ready=False, network=NetworkStatus(trouble=Remark("waits for one"))),
+            replace(READY, is_ready=False, network=NetworkStatus(trouble=Notice("waits for one"))),
             "bad-config",
         ),
         (
             replace(
                 READY,
-                network=NetworkStatus(text="{}", trouble=Remark("runs on")),
+                network=NetworkStatus(text="{}", trouble=Notice("runs on")),
                 warnings=("runs on",),
             ),
             "bad-config",
@@ -99,12 +99,12 @@ def test_of_a_healthy_host_there_is_nothing_to_say() -> None:
         (
             replace(
                 READY,
-                fast_path=FastPathStatus(mode="off", remarks=(Remark("may not be read", "Be root."),)),
+                fast_path=FastPathStatus(mode="off", remarks=(Notice("may not be read", "Be root."),)),
             ),
             "programs-left",
         ),
         (
-            replace(READY, fast_path=FastPathStatus(mode="safe", remarks=(Remark("there is no room"),))),
+            replace(READY, fast_path=FastPathStatus(mode="safe", remarks=(Notice("there is no room"),))),
             "fast-path-full",
         ),
     ],
@@ -150,7 +150,7 @@ def test_what_the_fast_path_lacks_is_evidence() -> None:
 @pytest.mark.parametrize(("text", "severity"), [(None, "error"), ('{"Network":"10.1.0.0/16"}', "warning")])
 def test_of_a_bad_network_config_it_is_said_how_it_is_set_right(text: str | None, severity: str) -> None:
     """A host that runs on with the one before loses no packet."""
-    trouble = Remark("waits for a good network config: SubnetLen", "Write SubnetLen as a whole number.")
+    trouble = Notice("waits for a good network config: SubnetLen", "Write SubnetLen as a whole number.")
     status = replace(READY, is_ready=text is not None, network=NetworkStatus(text=text, trouble=trouble))
 
     (found,) = findings(replace(HEALTHY, status=status))

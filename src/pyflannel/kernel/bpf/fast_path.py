@@ -16,7 +16,7 @@ from pyflannel.kernel.bpf.syscall import opened
 from pyflannel.kernel.network.netlink_socket import link_index
 from pyflannel.model.fast_path import BpfContainer, BpfPeer, BpfProgram, Direction, Feature, Tunnel
 from pyflannel.model.forwarder import Stranger
-from pyflannel.model.status import Remark
+from pyflannel.model.status import Notice
 
 _NAMED = 8
 """So many hooks are named."""
@@ -143,12 +143,12 @@ class FastPath:
         """Return whose packets the guard of a tunnel that was read dropped; none when it has no fast path."""
         return self._maps[device].strangers() if device in self._maps else ()
 
-    def remarks(self, device: str) -> tuple[Remark, ...]:
+    def notices(self, device: str) -> tuple[Notice, ...]:
         """Return what the latest look found of a tunnel that nobody can mend; raises nothing."""
-        found = self._maps[device].remarks if device in self._maps else []
+        found = self._maps[device].notices if device in self._maps else []
         if any(link == device for link, _ in self._unreadable):
             places = ", ".join(f"{link} {direction.value}" for link, direction in self._unreadable[:_NAMED])
-            found = [Remark(_UNREADABLE.format(places), _HAND_OVER), *found]
+            found = [Notice(_UNREADABLE.format(places), _HAND_OVER), *found]
         return tuple(found)
 
     def features(self) -> tuple[Feature, ...]:

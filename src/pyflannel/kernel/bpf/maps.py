@@ -31,7 +31,7 @@ from pyflannel.kernel.bpf.syscall import Command, call_bpf, map_info
 from pyflannel.kernel.network.netlink_socket import link_index
 from pyflannel.model.fast_path import BpfContainer, BpfPeer
 from pyflannel.model.forwarder import Stranger
-from pyflannel.model.status import Remark
+from pyflannel.model.status import Notice
 
 _Buffer: TypeAlias = ctypes.Array[ctypes.c_char]
 
@@ -209,14 +209,14 @@ class TunnelMaps:
         self._crowded_out: dict[str, int] = {}
 
     @property
-    def remarks(self) -> list[Remark]:
+    def notices(self) -> list[Notice]:
         """What the latest look found to be more than the tables hold."""
         ways = {
             PEERS.name: ("peers", "packets to them go through user space"),
             PORTS.name: ("containers", "packets to them pass the bridge"),
         }
         return [
-            Remark(f"the fast path has room for {self._room[table]} {whom}, and {count} more: {way}")
+            Notice(f"the fast path has room for {self._room[table]} {whom}, and {count} more: {way}")
             for table, count in self._crowded_out.items()
             if count
             for whom, way in [ways[table]]

@@ -14,8 +14,8 @@ from pyflannel.kernel.network.refusals import refusal_of
 from pyflannel.model.fast_path import BpfContainer, BpfPeer, BpfProgram, Direction, Feature
 from pyflannel.model.forwarder import Stranger
 from pyflannel.model.item import Item
-from pyflannel.model.state import Operation, Refusal, Remove, Replace, State
-from pyflannel.model.status import Remark
+from pyflannel.model.state import Item, Operation, Refusal, Remove, Replace, State
+from pyflannel.model.status import Notice
 
 Place = tuple[str, Direction]
 """A hook: of which link, by name, and for which packets."""
@@ -141,9 +141,9 @@ class BpfTarget:
         """Return what there is of what the fast path uses, asked anew."""
         return self._fast_path.features()
 
-    def remarks(self, device: str) -> tuple[Remark, ...]:
+    def notices(self, device: str) -> tuple[Notice, ...]:
         """Return what the latest look found of a tunnel that nobody can mend."""
-        return self._fast_path.remarks(device)
+        return self._fast_path.notices(device)
 
     async def _change_peers(
         self, device: str, operations: Sequence[Operation], is_removal: bool

@@ -17,10 +17,10 @@ class AllocBackend:
 
     Attributes:
         lease_type: empty, as the original leaves it.
-        remarks: what has no effect in the config, a line each.
+        config_warnings: what has no effect in the config, a line each.
     """
 
-    remarks: tuple[str, ...] = ()
+    config_warnings: tuple[str, ...] = ()
     lease_type: str = ""
     port: None = None
     config_line: None = None
@@ -34,7 +34,7 @@ class AllocBackend:
 
     def notes(self, host: Host) -> tuple[str, ...]:
         """Return what a person should know of how it runs on this host, in a line each."""
-        return self.remarks
+        return self.config_warnings
 
     def obstacle(self, underlay: Underlay) -> None:
         """Return nothing: there is nothing that could be in the way."""
@@ -66,4 +66,4 @@ def parse(config: NetworkConfig) -> AllocBackend:
         ConfigError: IPv4 is off.
     """
     ipv4_network(config)
-    return AllocBackend(remarks=ineffective(config, ()))
+    return AllocBackend(config_warnings=ineffective(config, ()))

@@ -24,10 +24,10 @@ class HostGwBackend:
     """The host-gw backend of one network.
 
     Attributes:
-        remarks: what has no effect in the config, a line each.
+        config_warnings: what has no effect in the config, a line each.
     """
 
-    remarks: tuple[str, ...] = ()
+    config_warnings: tuple[str, ...] = ()
     lease_type: str = "host-gw"
     port: None = None
     config_line: None = None
@@ -41,7 +41,7 @@ class HostGwBackend:
 
     def notes(self, host: Host) -> tuple[str, ...]:
         """Return what a person should know of how it runs on this host, in a line each."""
-        return self.remarks
+        return self.config_warnings
 
     def obstacle(self, underlay: Underlay) -> str | None:
         """Return what keeps it from working: peers are told an address that the interface does not have."""
@@ -95,4 +95,4 @@ def parse(config: NetworkConfig) -> HostGwBackend:
         ConfigError: IPv4 is off.
     """
     ipv4_network(config)
-    return HostGwBackend(remarks=ineffective(config, ()))
+    return HostGwBackend(config_warnings=ineffective(config, ()))

@@ -37,12 +37,12 @@ class UdpBackend:
     Attributes:
         network: the whole range, routed to the device.
         port: UDP port of the host, and of every peer that publishes no other.
-        remarks: what has no effect in the config, a line each.
+        config_warnings: what has no effect in the config, a line each.
     """
 
     network: IPv4Network
     port: int = DEFAULT_PORT
-    remarks: tuple[str, ...] = ()
+    config_warnings: tuple[str, ...] = ()
     lease_type: str = ""
     config_line: None = None
 
@@ -55,7 +55,7 @@ class UdpBackend:
 
     def notes(self, host: Host) -> tuple[str, ...]:
         """Return what a person should know of how it runs on this host, in a line each."""
-        return self.remarks
+        return self.config_warnings
 
     def obstacle(self, underlay: Underlay) -> None:
         """Return nothing: where UDP passes, it works."""
@@ -128,4 +128,4 @@ def parse(config: NetworkConfig) -> UdpBackend:
     """
     network = ipv4_network(config)
     port = BackendKeys("UDP", config.backend).number("Port", DEFAULT_PORT, _PORTS)
-    return UdpBackend(network=network, port=port, remarks=ineffective(config, KEYS))
+    return UdpBackend(network=network, port=port, config_warnings=ineffective(config, KEYS))

@@ -96,7 +96,7 @@ class VxlanBackend:
         routes_directly: a peer on our link is reached by way of its address, without the tunnel.
         outer_mtu: octets of the largest tunnel packet; None for the underlay's MTU.
         mac_prefix: how our VTEP's MAC address begins; empty where that is left to us.
-        remarks: what has no effect in the config, a line each.
+        config_warnings: what has no effect in the config, a line each.
     """
 
     vni: int = DEFAULT_VNI
@@ -106,7 +106,7 @@ class VxlanBackend:
     routes_directly: bool = False
     outer_mtu: int | None = None
     mac_prefix: bytes = b""
-    remarks: tuple[str, ...] = ()
+    config_warnings: tuple[str, ...] = ()
     lease_type: str = "vxlan"
     port: None = None
 
@@ -137,7 +137,7 @@ class VxlanBackend:
 
     def notes(self, host: Host) -> tuple[str, ...]:
         """Return what a person should know of how it runs on this host, in a line each."""
-        notes = list(self.remarks)
+        notes = list(self.config_warnings)
         underlay = host.underlay
         if self.outer_mtu is not None and self.outer_mtu > underlay.mtu:
             notes.append(
@@ -288,7 +288,7 @@ def parse(config: NetworkConfig) -> VxlanBackend:
         routes_directly=keys.flag("DirectRouting"),
         outer_mtu=keys.number("MTU", 0, _OUTER_MTUS, default_means="the MTU of the interface") or None,
         mac_prefix=_mac_prefix(keys),
-        remarks=ineffective(config, KEYS),
+        config_warnings=ineffective(config, KEYS),
     )
 
 

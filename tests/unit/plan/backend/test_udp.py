@@ -14,7 +14,7 @@ from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.route import Route
 from pyflannel.model.state import State
 from pyflannel.plan.backend.udp import UdpBackend, parse
-from pyflannel.plan.backends import backend_of, remarks
+from pyflannel.plan.backends import backend_of, config_warnings
 
 NETWORK = IPv4Network("10.100.0.0/16")
 CONFIG = NetworkConfig(network=NETWORK, subnet_length=24)
@@ -103,17 +103,17 @@ def test_an_unknown_backend_is_named(name: str, later: str) -> None:
 
 
 def test_a_config_for_the_originals_of_a_mixed_network_is_only_warned_of() -> None:
-    assert remarks(CONFIG) == ()
-    assert "ipip" in " ".join(remarks(replace(CONFIG, backend_type="ipip")))
+    assert config_warnings(CONFIG) == ()
+    assert "ipip" in " ".join(config_warnings(replace(CONFIG, backend_type="ipip")))
     with pytest.raises(ConfigError, match="unknown backend type"):
-        remarks(replace(CONFIG, backend_type="carrier-pigeon"))
+        config_warnings(replace(CONFIG, backend_type="carrier-pigeon"))
 
 
 def test_a_key_without_effect_is_named() -> None:
     backend = backend_of(replace(CONFIG, backend={"Type": "udp", "VNI": 7}))
 
     assert backend.notes(HOST) == ("Backend.VNI has no effect: the udp backend knows Port",)
-    assert remarks(replace(CONFIG, backend={"Type": "udp", "port": 7})) == ()
+    assert config_warnings(replace(CONFIG, backend={"Type": "udp", "port": 7})) == ()
 
 
 def test_keys_of_the_network_config_without_effect_are_named() -> None:
@@ -124,9 +124,9 @@ def test_keys_of_the_network_config_without_effect_are_named() -> None:
         " EnableIPv4, EnableIPv6, IPv6Network, IPv6SubnetLen, IPv6SubnetMin, IPv6SubnetMax, EnableNFTables,"
         " FastPath, Backend",
     )
-    assert remarks(replace(CONFIG, unread=("Networks",))) == (
+    assert config_warnings(replace(CONFIG, unread=("Networks",))) == (
         "Networks has no effect: only flannel 0.20 knows it, and no flanneld of this version supports it",
     )
     many = tuple(f"key{number}" for number in range(10))
-    assert " key7 and 2 more have no effect" in remarks(replace(CONFIG, unread=many))[0]
-    assert len(remarks(replace(CONFIG, backend_type="ipip", unread=("a",)))) == 2
+    assert " key7 and 2 more have no effect" in config_warnings(replace(CONFIG, unread=many))[0]
+    assert len(config_warnings(replace(CONFIG, backend_type="ipip", unread=("a",)))) == 2
