@@ -13,6 +13,16 @@ FlannelError
 └── LabError         a part of the lab did not do what was asked    exit 1
 """
 
+_MARKS = (".", "?", "!", "…")
+
+
+def sentences(message: str, hint: str) -> str:
+    """Return a message and its hint as sentences; a message that ends in a mark of its own keeps it."""
+    message = message.rstrip()
+    if not hint:
+        return message
+    return f"{message} {hint}" if message.endswith(_MARKS) else f"{message}. {hint}"
+
 
 class FlannelError(Exception):
     """Root of the tree. `hint` tells the operator what to do, in one sentence."""
@@ -20,6 +30,11 @@ class FlannelError(Exception):
     def __init__(self, message: str, *, hint: str) -> None:
         super().__init__(message)
         self.hint = hint
+
+    @property
+    def in_full(self) -> str:
+        """The message and the hint, for one line."""
+        return sentences(str(self), self.hint)
 
 
 class UsageError(FlannelError):

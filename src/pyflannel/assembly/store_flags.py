@@ -134,7 +134,7 @@ def _password(given: Sequence[Given]) -> Secret | None:
 def _check_password(address: EtcdAddress, password: Secret | None) -> None:
     user, file = address.settings.get("username"), address.settings.get("password-file")
     if user is None and password is not None:
-        raise UsageError("the etcd password of whom?", hint="Give --etcd-username, too.")
+        raise UsageError("the etcd password needs a user", hint="Give --etcd-username=NAME.")
     if user is not None and password is None and file is None:
         raise UsageError(
             f"the etcd user {user!r} has no password",

@@ -124,7 +124,7 @@ def check_settings(settings: Mapping[str, str], *, has_tls: bool, shown: str) ->
     if ("certfile" in settings) != ("keyfile" in settings):
         raise UsageError(f"{shown}: certfile and keyfile go together", hint="Give both, or none.")
     if "password-file" in settings and "username" not in settings:
-        raise UsageError(f"{shown}: the password of whom?", hint="Give username, too.")
+        raise UsageError(f"{shown}: password-file needs username", hint="Add username=NAME.")
 
 
 def _etcd(rest: str, *, has_tls: bool, shown: str) -> EtcdAddress:

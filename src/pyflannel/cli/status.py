@@ -13,7 +13,7 @@ from pyflannel.cli.answers import duration, print_facts, print_json, socket_of
 from pyflannel.cli.invocation import Invocation, json_option, run_dir_option, state_options
 from pyflannel.commands.network_client import ControlClient
 from pyflannel.commands.offline_status import offline_status, what_to_do
-from pyflannel.errors import NotReadyError
+from pyflannel.errors import NotReadyError, sentences
 from pyflannel.model.status import (
     BackendStatus,
     FastPathStatus,
@@ -178,7 +178,7 @@ def _forwarder(forwarder: ForwarderStatus) -> str:
 def _fast_path(fast_path: FastPathStatus) -> str:
     parts = [f"{fast_path.mode}: {fast_path.reason}" if fast_path.reason else fast_path.mode]
     parts += [f"{outcome} {count}" for outcome, count in fast_path.counters.items() if count]
-    return ", ".join(parts) + (f". {fast_path.hint}" if fast_path.hint else "")
+    return sentences(", ".join(parts), fast_path.hint or "")
 
 
 def _repairs(reconcile: ReconcileStatus) -> str:

@@ -13,7 +13,7 @@ from pyflannel.assembly.stores import open_store
 from pyflannel.commands.daemon_process import running_daemon, stop_daemon
 from pyflannel.commands.examination import footing_of, known_networks, status_of_host
 from pyflannel.engine.targets import Targets
-from pyflannel.errors import BusyError, FlannelError, WireError
+from pyflannel.errors import BusyError, FlannelError, WireError, sentences
 from pyflannel.kernel.bpf.fast_path import FastPath
 from pyflannel.kernel.bpf.pins import remove_pin_directory
 from pyflannel.kernel.bpf.target import BpfTarget
@@ -69,7 +69,7 @@ async def remove_objects(places: Places, footing: Footing, *, doubtful_rules: bo
             opened.callback(linux.close)
             device = claimed_name(places, await survey())
         except FlannelError as error:
-            done.problems.append(f"{error}. {error.hint}")
+            done.problems.append(error.in_full)
             return done
         forwarder, iptables, nftables = ForwarderTarget(places.run_dir), IptablesTarget(), NftTarget()
         fast_path = BpfTarget(FastPath(str(places.bpf)))
@@ -129,10 +129,10 @@ async def _empty(target: Target, mark: str, device: str | None, done: Removal) -
         refusals = await target.apply(order(diff(State.EMPTY, found)))
         left = ours(await target.snapshot(State.EMPTY), State.EMPTY, mark, device)
     except FlannelError as error:
-        done.problems.append(f"{error}. {error.hint}")
+        done.problems.append(error.in_full)
         return
     done.removed.extend(in_lines(item for item in found if item.key not in left.by_key))
-    done.problems.extend(f"{refusal.cause}. {refusal.hint}" for refusal in refusals)
+    done.problems.extend(sentences(refusal.cause, refusal.hint) for refusal in refusals)
     if not refusals:
         done.problems.extend(f"{line} is still there" for line in in_lines(left))
 
@@ -143,7 +143,7 @@ async def _remove_next_hops(protocol: int, done: Removal) -> None:
         if count := await remove_next_hops(protocol):
             done.removed.append(f"{count} next hop{'' if count == 1 else 's'} without a route")
     except FlannelError as error:
-        done.problems.append(f"{error}. {error.hint}")
+        done.problems.append(error.in_full)
 
 
 async def _remove_originals(linux: LinuxTarget, footing: Footing, done: Removal) -> None:
@@ -155,12 +155,12 @@ async def _remove_originals(linux: LinuxTarget, footing: Footing, done: Removal)
             return
         refusals = await linux.apply(order(diff(State.EMPTY, found)))
     except FlannelError as error:
-        done.problems.append(f"{error}. {error.hint}")
+        done.problems.append(error.in_full)
         return
     refused = {refusal.operation for refusal in refusals}
     gone = [item for item in found if Remove(item) not in refused]
     done.removed.extend(f"{line}, which the original flannel left" for line in in_lines(gone))
-    done.problems.extend(f"{refusal.cause}. {refusal.hint}" for refusal in refusals)
+    done.problems.extend(sentences(refusal.cause, refusal.hint) for refusal in refusals)
 
 
 async def _remove_rules(left: Iterable[LeftRules], done: Removal, takes_doubtful: bool) -> None:
@@ -177,7 +177,7 @@ async def _remove_rules(left: Iterable[LeftRules], done: Removal, takes_doubtful
             try:
                 await remove_rules(one)
             except FlannelError as error:
-                done.problems.append(f"{error}. {error.hint}")
+                done.problems.append(error.in_full)
             else:
                 done.removed.extend(f"{line}, which the original flannel left" for line in one.shown)
 
@@ -289,7 +289,7 @@ async def _release(
         finally:
             await store.close()
     except FlannelError as error:
-        report.problems.append(f"the lease was not deleted: {error}. {error.hint}")
+        report.problems.append(f"the lease was not deleted: {error.in_full}")
         return False
 
 

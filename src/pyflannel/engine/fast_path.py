@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import Literal
 
+from pyflannel.errors import sentences
 from pyflannel.model.fast_path import BpfContainer, BpfPeer, BpfProgram, Feature, Role
 from pyflannel.model.lease import PARTIAL_CHECKSUM
 from pyflannel.model.link import Link
@@ -126,7 +127,7 @@ class FastPath:
 
     def _refuse(self, cause: str, hint: str) -> None:
         if cause != self._obstacle:
-            log.warning("No fast path, packets go through user space: %s. %s", cause, hint)
+            log.warning("No fast path, packets go through user space: %s", sentences(cause, hint))
         self._obstacle, self._hint, self._is_proved = cause, hint, False
         self._refused.set()
 

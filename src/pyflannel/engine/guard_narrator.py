@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from pyflannel.errors import sentences
 from pyflannel.model.forwarder import Stranger
 from pyflannel.model.status import StrangerStatus
 from pyflannel.ports import Clock, Guard
@@ -75,12 +76,11 @@ class GuardNarrator:
     def _tell_each(self, strangers: Sequence[Stranger], now: float) -> None:
         for one in self._explain(strangers):
             log.warning(
-                "Turned away tunnel packets from=%s reason=%s packets=%d: %s. %s",
+                "Turned away tunnel packets from=%s reason=%s packets=%d: %s",
                 one.address,
                 one.reason,
                 self._news(one),
-                one.cause,
-                one.hint,
+                sentences(one.cause, one.hint),
             )
             self._told[_key(one)] = _Told(one.packets, now)
             self._named_at.append(now)

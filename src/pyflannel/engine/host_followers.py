@@ -89,7 +89,7 @@ class UnderlayFollower:
 
     def _wait(self, error: NoUnderlayError | TargetError) -> None:
         if self.waiting_for != str(error):
-            log.warning("Waiting for %s. %s", error, error.hint)
+            log.warning("Waiting for %s", error.in_full)
             self.waiting_for = str(error)
             self._waiting()
 

@@ -70,7 +70,7 @@ class LastKnownLeases:
         try:
             return parse_last_known(octets)
         except WireError as error:
-            log.warning("%s. %s", error, error.hint)
+            log.warning("%s", error.in_full)
             return None
 
 

@@ -260,7 +260,7 @@ class LeaseKeeper:
         except WireError as error:
             if (record.key, record.revision) not in self._unreadable:
                 self._unreadable.add((record.key, record.revision))
-                log.warning("Skipped %s. %s", error, error.hint)
+                log.warning("Skipped %s", error.in_full)
             return _unreadable(record)
         return None
 

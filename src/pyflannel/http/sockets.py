@@ -158,6 +158,6 @@ async def _listen(endpoint: Endpoint, retry_s: float) -> socket.socket:
             return listen_tcp(endpoint.ip, endpoint.port)
         except (BusyError, TargetError) as error:
             if str(error) != said:
-                log.error("%s is not served, and tried again: %s. %s", endpoint.asked_by, error, error.hint)
+                log.error("%s is not served, and tried again: %s", endpoint.asked_by, error.in_full)
             said = str(error)
         await asyncio.sleep(retry_s)

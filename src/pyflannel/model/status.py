@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
 from typing import Literal
 
+from pyflannel.errors import sentences
 from pyflannel.model.fast_path import Feature
 from pyflannel.model.forwarder import StrangerReason
 
@@ -22,7 +23,7 @@ class Notice:
     hint: str = ""
 
     def __str__(self) -> str:
-        return f"{self.text}. {self.hint}" if self.hint else self.text
+        return sentences(self.text, self.hint)
 
 
 STRANGERS_SHOWN = 64

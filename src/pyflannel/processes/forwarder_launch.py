@@ -59,7 +59,7 @@ async def start_forwarder(
     try:
         await _start(unit + command, forwarder, run_dir)
     except NoUnitError as error:
-        log.warning("The forwarder will end whenever this service does: %s. %s", error, error.hint)
+        log.warning("The forwarder will end whenever this service does: %s", error.in_full)
         await _start(command, forwarder, run_dir)
 
 

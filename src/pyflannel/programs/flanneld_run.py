@@ -31,7 +31,7 @@ def run() -> int:
     try:
         options = parse_flanneld(sys.argv[1:], os.environ)
     except UsageError as error:
-        print(f"flanneld: {error}. {error.hint}", file=sys.stderr)
+        print(f"flanneld: {error.in_full}", file=sys.stderr)
         return 2
     if isinstance(options, RequestedText):
         print(options.text, end="", file=sys.stderr)
@@ -64,9 +64,9 @@ def _first(group: BaseExceptionGroup[FlannelError]) -> FlannelError:
 def _give_up(error: FlannelError) -> int:
     """Say why in one line; return the exit status."""
     if isinstance(error, UsageError):
-        print(f"flanneld: {error}. {error.hint}", file=sys.stderr)
+        print(f"flanneld: {error.in_full}", file=sys.stderr)
         return 2
-    log.critical("%s. %s", error, error.hint)
+    log.critical("%s", error.in_full)
     return 1
 
 

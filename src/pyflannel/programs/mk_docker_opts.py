@@ -54,7 +54,7 @@ def main() -> int:
     try:
         variables = _environment() | _read(flags.flannel_env)
     except WireError as error:
-        return _fail(_EXIT_UNREADABLE, f"{flags.flannel_env}: {error}. {error.hint}")
+        return _fail(_EXIT_UNREADABLE, f"{flags.flannel_env}: {error.in_full}")
     except OSError as error:
         return _fail(_EXIT_UNREADABLE, f"{flags.flannel_env}: {error.strerror}")
     return _generate(flags, variables)

@@ -260,8 +260,8 @@ def test_the_environment_alone_names_the_store() -> None:
         (["--store=sqlite://l.db"], "--store 'sqlite://l.db' names no store"),
         (["--store=kube:"], "--store 'kube:': stores of the kind kube: are not supported yet"),
         (["--etcd-username=u"], "the etcd user 'u' has no password: Give --etcd-password-file"),
-        (["--etcd-password=secret"], "the etcd password of whom?: Give --etcd-username"),
-        (["--etcd-password-file=/f"], "etcd: the password of whom?: Give username"),
+        (["--etcd-password=secret"], "the etcd password needs a user: Give --etcd-username=NAME."),
+        (["--etcd-password-file=/f"], "etcd: password-file needs username: Add username=NAME."),
         (
             ["--etcd-username=u", "--etcd-password=secret", "--etcd-password-file=/f"],
             "the etcd user 'u' has two passwords",

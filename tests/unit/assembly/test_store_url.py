@@ -78,7 +78,7 @@ def test_what_is_no_store_is_named_with_what_to_write(url: str) -> None:
         ("etcd://h1/p?xsecret", "store 'etcd://h1/p?…': what stands behind ? is not NAME=VALUE"),
         ("etcd://h1/p?cafile=/c", "cafile needs TLS"),
         ("etcds://h1/p?certfile=/c", "certfile and keyfile go together"),
-        ("etcds://h1/p?password-file=/f", "the password of whom?"),
+        ("etcds://h1/p?password-file=/f", "password-file needs username"),
         ("etcds://h1/p?username=u", "the etcd user 'u' has no password"),
     ],
 )
