@@ -148,6 +148,7 @@ class TestInterface:
 @pytest.mark.parametrize(
     ("flag", "value"),
     [
+        ("--iface", "a-name-of-16-char"),
         ("--iface-regex", "eth["),
         ("--public-ip", "10.10.10"),
         ("--iface-can-reach", "nowhere"),

@@ -1,7 +1,10 @@
 """What the operator asks of flanneld, checked once: flags, FLANNELD_ variables, defaults, in this order."""
 
+import os
 import re
+import string
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Literal, TypeVar
@@ -25,6 +28,9 @@ from pyflannel.wire.go_flags import Flag, Given, Settings, format_usage, read_wo
 
 _MARGIN_MINUTES = range(1, 24 * 60)
 _LAST_PORT = 65535
+_LONGEST_NAME = 15
+"""Bytes of an interface's name (IFNAMSIZ minus the NUL)."""
+
 _TTL_S = range(5, 366 * 24 * 3600)
 _POSIX_CLASSES = {
     "[:alpha:]": "a-zA-Z",
@@ -159,7 +165,7 @@ def _options(settings: Settings) -> FlanneldOptions:
     return FlanneldOptions(
         store_url=store.url,
         etcd_password=store.password,
-        iface=tuple(str(given.value) for given in settings.all("iface") if given.value),
+        iface=tuple(_iface(given) for given in settings.all("iface") if given.value),
         iface_regex=tuple(_regex(given) for given in settings.all("iface-regex") if given.value),
         iface_can_reach=_address(settings.last("iface-can-reach")),
         public_ip=_address(settings.last("public-ip")),
@@ -223,6 +229,30 @@ def _address(given: Given) -> IPv4Address | None:
             f"{given.origin}={given.value!r} is no IPv4 address",
             hint=f"Write {given.origin}=192.0.2.1, for example.",
         ) from error
+
+
+def _iface(given: Given) -> str:
+    """Return the name or the address of an interface; the kernel has no other names (dev_valid_name)."""
+    text = str(given.value)
+    with suppress(ValueError):
+        ip_address(text)
+        return text
+    if (why := _name_objection(text)) is not None:
+        raise UsageError(
+            f"{given.origin}={text!r} is not the name or address of an interface: {why}",
+            hint=f"Write {given.origin}=eth0, for example; `ip link` shows the names.",
+        )
+    return text
+
+
+def _name_objection(name: str) -> str | None:
+    if len(os.fsencode(name)) > _LONGEST_NAME:
+        return f"a name has at most {_LONGEST_NAME} bytes"
+    if name in (".", ".."):
+        return "no interface has this name"
+    if any(each in name for each in string.whitespace):
+        return "a name has no white space"
+    return next((f"a name has no {each!r}" for each in "/:" if each in name), None)
 
 
 def _any_address(given: Given) -> IPv4Address | IPv6Address:

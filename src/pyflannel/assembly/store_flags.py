@@ -4,7 +4,7 @@ The URL says it all but a password that was given itself, which stays apart.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import SplitResult, urlsplit
 
 from pyflannel.assembly.store_url import (
@@ -75,21 +75,39 @@ def chosen_store(settings: Settings) -> StoreChoice:
     """
     given = [given for flag in STORE_FLAGS for given in settings.all(flag.name) if given.value]
     passwords = [each for each in given if isinstance(each.value, Secret)]
-    others = [each for each in given if not isinstance(each.value, Secret)]
-    # A variable for all hosts does not contradict the command line, which beats it.
-    others = [each for each in others if each.flag.name in settings.on_command_line] or others
-    urls = [each for each in others if each.flag.name == "store"]
-    if urls and len(urls) < len(others):
-        names = " and ".join(dict.fromkeys(each.origin for each in others))
+    others, overridden = _one_way(settings, [each for each in given if not isinstance(each.value, Secret)])
+    password = _password(passwords)
+    if others and others[-1].flag.name == "store":
+        url, origin = str(others[-1].value), others[-1].origin
+        choice = StoreChoice(url=_checked(url, origin, password), password=password)
+    else:
+        choice = _etcd(settings, {each.flag.name.removeprefix("etcd-"): each for each in others}, password)
+    return replace(choice, warnings=(*overridden, *choice.warnings))
+
+
+def _one_way(settings: Settings, given: Sequence[Given]) -> tuple[list[Given], list[str]]:
+    """Return what names the store, the URL or the flags of etcd, and a warning of what does not count.
+
+    Both ways may be given where the command line has one and the environment the other: a variable for all
+    hosts does not contradict the command line.
+    """
+    urls = [each for each in given if each.flag.name == "store"]
+    etcd = [each for each in given if each.flag.name != "store"]
+    if not urls or not etcd:
+        return urls or etcd, []
+    has_url, has_etcd = (
+        any(each.flag.name in settings.on_command_line for each in way) for way in (urls, etcd)
+    )
+    if has_url == has_etcd:
+        names = " and ".join(dict.fromkeys(each.origin for each in given))
         raise UsageError(
             f"{names} name two stores",
             hint="Give etcd's flags, or the store's URL with all in it: …?cafile=PATH&username=NAME.",
         )
-    password = _password(passwords)
-    if urls:
-        url = str(urls[-1].value)
-        return StoreChoice(url=_checked(url, urls[-1].origin, password), password=password)
-    return _etcd(settings, {each.flag.name.removeprefix("etcd-"): each for each in others}, password)
+    way, other = (urls, etcd) if has_url else (etcd, urls)
+    origin = next(each.origin for each in way if each.flag.name in settings.on_command_line)
+    idle = ", ".join(dict.fromkeys(each.origin for each in other))
+    return way, [f"Without effect, as {origin} names the store: {idle}"]
 
 
 def etcd_password_of(environment: Mapping[str, str]) -> Secret | None:

@@ -128,6 +128,17 @@ def test_a_flag_beats_its_variable_and_the_last_flag_the_others() -> None:
     assert parsed.iface == ("a,b",)
 
 
+def test_an_empty_interface_is_the_default_one_as_with_the_original() -> None:
+    """Units write --iface=${FLANNEL_IFACE}, and leave the variable unset."""
+    assert options("--iface=").iface == ()
+
+
+def test_a_name_of_fifteen_bytes_and_an_address_with_a_zone_may_name_an_interface() -> None:
+    given = ("enp0s31f6.12345", "fe80::f816:3eff:fe12:3456%eth0", "192.0.2.1")
+
+    assert options(*(f"--iface={each}" for each in given)).iface == given
+
+
 @pytest.mark.parametrize(
     ("arguments", "environment", "url"),
     [
@@ -175,6 +186,79 @@ def test_the_url_names_the_files_of_tls_and_the_user(arguments: list[str], url: 
 
     assert parsed.store_url == url
     assert parsed.warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "url"),
+    [
+        (
+            ["--etcd-endpoints=https://h:1"],
+            {"FLANNELD_ETCD_CAFILE": "/ca.pem"},
+            "etcds://h:1/coreos.com/network?cafile=/ca.pem",
+        ),
+        (
+            ["--etcd-endpoints=https://h:1"],
+            {
+                "FLANNELD_ETCD_CERTFILE": "/c",
+                "FLANNELD_ETCD_KEYFILE": "/k",
+                "FLANNELD_ETCD_USERNAME": "u",
+                "FLANNELD_ETCD_PASSWORD_FILE": "/f",
+            },
+            "etcds://h:1/coreos.com/network?certfile=/c&keyfile=/k&username=u&password-file=/f",
+        ),
+        (
+            ["--etcd-cafile=/mine.pem"],
+            {
+                "FLANNELD_ETCD_ENDPOINTS": "https://h:1",
+                "FLANNELD_ETCD_PREFIX": "/p",
+                "FLANNELD_ETCD_CAFILE": "/ca.pem",
+                "FLANNELD_ETCD_USERNAME": "u",
+                "FLANNELD_ETCD_PASSWORD": "secret",
+            },
+            "etcds://h:1/p?cafile=/mine.pem&username=u",
+        ),
+        (
+            ["--etcd-prefix=/p", "--etcd-cafile="],
+            {"FLANNELD_ETCD_ENDPOINTS": "https://h:1", "FLANNELD_ETCD_CAFILE": "/ca.pem"},
+            "etcds://h:1/p",
+        ),
+    ],
+)
+def test_each_variable_of_the_store_counts_unless_its_own_flag_is_written(
+    arguments: list[str], environment: dict[str, str], url: str
+) -> None:
+    """As with the original: a flag replaces its own variable and no other."""
+    parsed = options(*arguments, environment=environment)
+
+    assert parsed.store_url == url
+    assert parsed.warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "url", "without_effect"),
+    [
+        (
+            ["--store=etcds://h/p"],
+            {"FLANNELD_ETCD_CAFILE": "/ca.pem", "FLANNELD_ETCD_USERNAME": "u"},
+            "etcds://h/p",
+            "Without effect, as --store names the store: FLANNELD_ETCD_CAFILE, FLANNELD_ETCD_USERNAME",
+        ),
+        (
+            ["--etcd-endpoints=http://h:1"],
+            {"FLANNELD_STORE": "sqlite:///l.db"},
+            "etcd://h:1/coreos.com/network",
+            "Without effect, as --etcd-endpoints names the store: FLANNELD_STORE",
+        ),
+    ],
+)
+def test_a_warning_names_the_variables_that_another_way_to_name_the_store_overrides(
+    arguments: list[str], environment: dict[str, str], url: str, without_effect: str
+) -> None:
+    """`--store` and the etcd flags are two ways to name one store: the command line decides which counts."""
+    parsed = options(*arguments, environment=environment)
+
+    assert parsed.store_url == url
+    assert parsed.warnings == (without_effect,)
 
 
 @pytest.mark.parametrize(
@@ -230,6 +314,17 @@ def test_the_environment_alone_names_the_store() -> None:
         (["--ifcae=eth0"], "unknown flag --ifcae: Write --iface."),
         (["--public-ip=xx"], "--public-ip='xx' is no IPv4 address: Write --public-ip=192.0.2.1"),
         (["--public-ip=fd00::1"], "is no IPv4 address"),
+        (
+            ["--iface=a-name-of-16-char"],
+            "--iface='a-name-of-16-char' is not the name or address of an interface: a name has at most 15",
+        ),
+        (["--iface=enp0s31f6-übers"], "a name has at most 15 bytes"),
+        (["--iface=eth0", "--iface=eth 1"], "--iface='eth 1' is not the name or address of an interface"),
+        (["--iface=eth/0"], "'eth/0' is not the name or address of an interface"),
+        (["--iface=eth0:1"], "'eth0:1' is not the name or address of an interface: a name has no ':'"),
+        (["--iface=.."], "'..' is not the name or address of an interface"),
+        (["--iface= "], "--iface=' ' is not the name or address of an interface: a name has no white space"),
+        (["--iface=10.0.0.256.1.2.3.4"], "a name has at most 15 bytes"),
         (["--iface-can-reach=x\ny"], r"--iface-can-reach='x\ny' is no IPv4 address"),
         (["--iface-regex=("], "--iface-regex='(' is no regular expression: missing )"),
         (
