@@ -21,6 +21,13 @@ from pyflannel.http.sockets import Endpoint, serve_endpoint
 
 log = logging.getLogger(__name__)
 
+_IGNORED = {
+    signal.SIGHUP: "config and certificates are read again whenever they change, flags at a restart",
+    signal.SIGUSR1: "it has no meaning to flanneld",
+    signal.SIGUSR2: "it has no meaning to flanneld",
+}
+"""Signals that would end the process, and why they have no effect."""
+
 NEW_OBJECTS = 20_000
 """After so many Python looks for garbage in cycles. After 700, its own measure, it would look through ten
 thousand leases again and again while they are read."""
@@ -76,6 +83,8 @@ async def _run(options: FlanneldOptions) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
+    for number, reason in _IGNORED.items():
+        loop.add_signal_handler(number, log.info, "Ignored %s: %s", number.name, reason)
     daemon = Daemon(options, door=lambda network: serve_control(network.places.control_socket, network))
     async with asyncio.TaskGroup() as tasks:
         running = [tasks.create_task(daemon.run(), name="daemon")]

@@ -54,6 +54,8 @@ def main(arguments: list[str] | None = None) -> int:
     _name_process()
     _take_precedence()
     signal.signal(signal.SIGTERM, _exit)
+    for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, _ignore)
     gc.freeze()
     gc.disable()  # packets make no cycles, and a collection would delay them
     try:
@@ -65,6 +67,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _exit(number: int, frame: FrameType | None) -> None:
     sys.exit(0)
+
+
+def _ignore(number: int, frame: FrameType | None) -> None:
+    """Log a signal that has no meaning here: left alone it would end the data path of the host."""
+    print(f"ignored {signal.Signals(number).name}", file=sys.stderr, flush=True)
 
 
 def _name_process() -> None:

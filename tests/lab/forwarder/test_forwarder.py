@@ -22,6 +22,7 @@ from pyflannel.datapath.tun import Offloads
 from pyflannel.errors import TargetError
 from pyflannel.model.state import Add, Remove, Replace, State
 from pyflannel.processes.forwarder import ForwarderTarget
+from pyflannel.processes.forwarder_launch import LOG_NAME
 
 DEADLINE_S = 60.0
 OWNER = """
@@ -729,3 +730,21 @@ def test_ten_thousand_peers_in_one_request(linked):
     assert found == State.of(one.forwarder, two.peer(), *many)
     assert one.snapshot() == State.of(one.forwarder, two.peer())
     assert sent == received == 600
+
+
+def test_a_signal_without_a_meaning_is_logged_and_no_packet_is_lost(linked):
+    """Its log in the run directory names it; the forwarder goes on with its peers."""
+    one, two = linked
+    pid = one.pid
+    log = one.run_dir / LOG_NAME
+
+    with one.pinging(two, seconds=1) as result:
+        for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+            os.kill(pid, number)
+            wait_until(
+                lambda line=f"ignored {number.name}": line in log.read_text(), f"{number.name} is logged"
+            )
+        sent, received = result()
+
+    assert (sent, received) == (1000, 1000)
+    assert one.pid == pid

@@ -1,0 +1,29 @@
+"""Signals to a real flanneld: those that end it, and those that it logs and ignores."""
+
+import re
+import signal
+from collections.abc import Callable
+from typing import Any
+
+NewNetwork = Callable[..., Any]
+
+IGNORED = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+
+
+def test_a_signal_without_a_meaning_is_logged_and_ends_nothing(new_network: NewNetwork) -> None:
+    """The host stays ready, and each signal that comes is logged once. SIGTERM ends it as ever."""
+    network = new_network("docker1", store="sqlite")
+    daemon = network.start("docker1")
+
+    for number in IGNORED:
+        daemon.send(number)
+        network.wait_logged("docker1", f"Ignored {number.name}")
+    daemon.send(signal.SIGHUP)
+    network.wait_logged("docker1", "Ignored SIGHUP", times=2)
+
+    assert daemon.exit_code is None
+    assert network.wait_ready("docker1")["is_live"]
+    ignored = re.findall(r"^I.*\] Ignored (\w+)", network.log("docker1"), re.MULTILINE)
+    assert ignored == ["SIGHUP", "SIGUSR1", "SIGUSR2", "SIGHUP"]
+    assert daemon.stop() == 0
+    assert network.log("docker1").rstrip().endswith("Exiting...")
