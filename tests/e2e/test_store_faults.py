@@ -300,6 +300,7 @@ class TestLeaseLost:
     def test_a_deleted_lease_is_taken_again(self, network: Any, pinging: Pinging) -> None:
         key, before = network.lease_key("docker1"), network.hosts["docker1"].lease()
         was = network.record(key)
+        losses = network.wait_status("docker1", is_held, "holds its lease")["lease"]["losses"]
 
         with pinging(network.hosts["docker1"], network.overlay("docker4")) as pings:
             network.etcdctl("del", f"/coreos.com/network/{key}")
@@ -312,7 +313,8 @@ class TestLeaseLost:
         assert now["create_revision"] > was["create_revision"]
         assert network.hosts["docker1"].lease() == before
         network.wait_logged("docker1", f"Lease acquired again: {before}")
-        network.wait_status("docker1", is_held, "holds its lease")
+        held = network.wait_status("docker1", is_held, "holds its lease")
+        assert held["lease"]["losses"] == losses + 1
 
     def test_all_leases_deleted(self, network: Any, pinging: Pinging) -> None:
         before = {name: host.lease() for name, host in network.hosts.items()}

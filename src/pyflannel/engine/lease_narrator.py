@@ -34,6 +34,9 @@ _UNSUITABLE = {
     ),
 }
 
+_LOSSES = ("lost", "taken")
+"""Phases in which the store does not have our lease; one may follow the other."""
+
 
 class LeaseNarrator:
     """Keeps what is true of the lease now; the texts of flannel where it has one.
@@ -47,6 +50,7 @@ class LeaseNarrator:
         self._phase: LeasePhase = "acquiring"
         self.since = clock.now()
         self.holder: str | None = None
+        self.losses = 0
         self.store_error: str | None = None
         self.store_error_at: float | None = None
         self.store_since = clock.now()
@@ -172,6 +176,8 @@ class LeaseNarrator:
                 log.error("Warning: %s", self.shared)
 
     def _enter(self, phase: LeasePhase) -> None:
+        if phase in _LOSSES and self._phase not in _LOSSES:
+            self.losses += 1
         if phase != self._phase:
             self._phase = phase
             self.since = self._clock.now()

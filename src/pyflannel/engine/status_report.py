@@ -37,6 +37,7 @@ def status_of(supervisor: Supervisor, *, version: str, store_url: str, clock: Cl
         expires_in_s=max(0.0, held.expires_at - now) if held and held.expires_at is not None else None,
         since_s=now - narrator.since,
         holder=narrator.holder,
+        losses=narrator.losses,
     )
     store = StoreStatus(
         url=store_url,

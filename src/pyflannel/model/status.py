@@ -58,6 +58,7 @@ class LeaseStatus:
         expires_in_s: until the store deletes it, unless it is renewed.
         since_s: how long the phase lasts.
         holder: who holds the subnet when it was taken.
+        losses: how often it vanished from the store, or another host had the subnet, since flanneld started.
     """
 
     phase: LeasePhase | None = None
@@ -66,6 +67,7 @@ class LeaseStatus:
     expires_in_s: float | None = None
     since_s: float | None = None
     holder: str | None = None
+    losses: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -33,7 +33,7 @@ UTC = 1_700_000_000.0
 STATUS = Status(
     version="0.1.0",
     is_ready=True,
-    lease=LeaseStatus(phase="held", subnet=IPv4Network("10.100.15.0/24"), expires_in_s=3600.0),
+    lease=LeaseStatus(phase="held", subnet=IPv4Network("10.100.15.0/24"), expires_in_s=3600.0, losses=2),
     backend=BackendStatus(type="udp", link="flannel0", mtu=1472),
     store=StoreStatus(url="etcd://10.0.0.1:2379", is_connected=True, since_s=77.0),
     peers=5,
@@ -106,6 +106,7 @@ def test_a_status_is_told_whole() -> None:
         key("lease_phase", phase="taken"): 0,
         key("lease_info", subnet="10.100.15.0/24"): 1,
         key("lease_expiry_timestamp_seconds"): UTC + 3600,
+        key("lease_losses_total"): 2,
         key("leases"): 6,
         key("lease_conflicts"): 1,
         key("peers", state="programmed"): 4,

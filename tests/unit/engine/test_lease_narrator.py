@@ -8,7 +8,16 @@ import pytest
 from doubles.fake_clock import FakeClock
 from pyflannel.engine.lease_narrator import LeaseNarrator
 from pyflannel.model.lease import Lease, LeaseAttributes
-from pyflannel.model.lease_protocol import Acquired, Contested, Held, SharedAddress, StoreAway, StoreBack
+from pyflannel.model.lease_protocol import (
+    Acquired,
+    Contested,
+    Held,
+    Lost,
+    SharedAddress,
+    StoreAway,
+    StoreBack,
+    Taken,
+)
 
 
 def test_a_store_that_is_away_is_logged_once_and_its_last_cause_kept(
@@ -87,3 +96,22 @@ def test_whom_it_asks_is_known_until_the_lease_is_held() -> None:
         "the host at 10.10.10.101, which holds 10.100.156.0/24 with our address or identity, whether it lives"
     )
     assert narrator.asked is None
+
+
+def test_a_lost_lease_is_counted_once_whatever_follows() -> None:
+    """Lost and taken again within a second, no scrape would see it otherwise."""
+    narrator = LeaseNarrator(FakeClock(), lambda _: None)
+    subnet = IPv4Network("10.100.156.0/24")
+    lease = Lease(
+        subnet=subnet, attributes=LeaseAttributes(public_ip=IPv4Address("10.10.10.101")), has_ttl=True
+    )
+
+    narrator.tell(Acquired(Held(lease=lease)))
+    assert narrator.losses == 0
+    narrator.tell(Lost(lease))
+    narrator.tell(Lost(lease))
+    narrator.tell(Taken(lease, lease))
+    assert narrator.losses == 1
+    narrator.tell(Acquired(Held(lease=lease)))
+    narrator.tell(Taken(lease, lease))
+    assert narrator.losses == 2

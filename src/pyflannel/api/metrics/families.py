@@ -162,6 +162,12 @@ FAMILIES = (
         samples=_lease_expiry,
     ),
     Family(
+        name="flannel_lease_losses_total",
+        kind="counter",
+        help="How often our lease vanished from the store, or another host had the subnet.",
+        samples=_one(lambda status: status.lease.losses if status.lease else None),
+    ),
+    Family(
         name="flannel_leases",
         help="All leases that are known, our own too.",
         samples=_one(lambda status: status.leases),
