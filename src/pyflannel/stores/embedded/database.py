@@ -1,6 +1,7 @@
 """The store's semantics on SQLite: revisions, conditional writes, expiry, bounded history. Synchronous."""
 
 import contextlib
+import errno
 import os
 import sqlite3
 import time
@@ -58,6 +59,19 @@ _HINTS = {
     "SQLITE_PERM": "Run as a user who may write the file.",
     "SQLITE_READONLY": "Make the file and its directory writable, or run as a user who may write them.",
 }
+"""What to do about an error of SQLite, by the beginning of its name."""
+
+_SQLITE_NAMES = {
+    errno.EACCES: "SQLITE_READONLY",
+    errno.EDQUOT: "SQLITE_FULL",
+    errno.EIO: "SQLITE_IOERR",
+    errno.ENOSPC: "SQLITE_FULL",
+    errno.EPERM: "SQLITE_READONLY",
+    errno.EROFS: "SQLITE_READONLY",
+}
+"""What SQLite would call an error of the system that comes before its own."""
+
+_EXAMINE = "Stop the daemons that use the file, then examine it: sqlite3 FILE 'PRAGMA integrity_check'."
 
 
 class Database:
@@ -171,7 +185,7 @@ class Database:
                     self._expire(connection)
                 yield connection
             except BaseException:
-                connection.execute("ROLLBACK")
+                _roll_back(connection)
                 raise
             connection.execute("COMMIT")
             if connection.total_changes != changes:
@@ -243,7 +257,7 @@ class Database:
             elif not self._is_prepared(connection):
                 self._carry_over_reboot(connection)
         except BaseException:
-            connection.execute("ROLLBACK")
+            _roll_back(connection)
             raise
         connection.execute("COMMIT")
 
@@ -293,6 +307,12 @@ class Database:
             oldest = revision - self._history
             connection.execute("DELETE FROM change WHERE revision <= ?", (oldest,))
             connection.execute("UPDATE store SET compacted = ?", (oldest,))
+
+
+def _roll_back(connection: sqlite3.Connection) -> None:
+    # SQLite does it by itself after some errors, such as that of a full disk, and refuses it then.
+    if connection.in_transaction:
+        connection.execute("ROLLBACK")
 
 
 def _format(connection: sqlite3.Connection) -> int:
@@ -361,10 +381,9 @@ def _inode(path: Path) -> tuple[int, int] | None:
 
 def _store_error(path: Path, error: sqlite3.Error | OSError) -> StoreError:
     if isinstance(error, OSError):
-        return StoreError(f"{path}: {error.strerror}", hint=_HINTS["SQLITE_CANTOPEN"])
+        name, text = _SQLITE_NAMES.get(error.errno or 0, "SQLITE_CANTOPEN"), error.strerror
+    else:
+        name, text = getattr(error, "sqlite_errorname", None) or "", str(error)
     # Extended names begin with the primary one: SQLITE_READONLY_DIRECTORY.
-    name = getattr(error, "sqlite_errorname", None) or ""
-    hint = next(
-        (hint for prefix, hint in _HINTS.items() if name.startswith(prefix)), _HINTS["SQLITE_CORRUPT"]
-    )
-    return StoreError(f"{path}: {error}", hint=hint)
+    hint = next((hint for prefix, hint in _HINTS.items() if name.startswith(prefix)), _EXAMINE)
+    return StoreError(f"{path}: {text}", hint=hint)

@@ -1,0 +1,80 @@
+"""A disk that is full: what the embedded store says, and how it goes on."""
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from doubles.fake_clock import FakeClock
+from pyflannel.errors import StoreError
+from pyflannel.model.store_record import Put
+from pyflannel.stores.embedded.database import Database
+
+DISK = "size=1m"
+SMALL, LARGE = 3000, 4_000_000
+"""Octets of a value: of what is written at the commit, and of what SQLite begins to write before it."""
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own, with room for a few pages."""
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", DISK, "tmpfs", str(tmp_path)], check=False)
+    if mount.returncode != 0:
+        pytest.skip("needs the right to mount a tmpfs")
+    try:
+        yield tmp_path
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+def fill(disk: Path) -> Path:
+    """Take all the room there is."""
+    filler = disk / "filler"
+    with filler.open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(4096))
+        except OSError:
+            return filler
+
+
+def put(database: Database, key: str, size: int = SMALL) -> None:
+    database.write(Put(key=key, value=b"x" * size, ttl_s=None, expected=None))
+
+
+def fill_up(database: Database, size: int) -> None:
+    """Write until something fails."""
+    for number in range(1000):
+        put(database, f"subnets/{number}", size)
+
+
+@pytest.mark.parametrize("size", [SMALL, LARGE])
+def test_a_full_disk_is_named_and_the_store_goes_on_when_there_is_room(disk: Path, size: int) -> None:
+    """Also where SQLite has rolled the transaction back by itself: then there is none to roll back."""
+    database = Database(disk / "leases.db", FakeClock(), "a boot")
+    put(database, "subnets/a")
+    filler = fill(disk)
+
+    with pytest.raises(StoreError) as raised:
+        fill_up(database, size)
+    assert str(raised.value) == f"{disk / 'leases.db'}: database or disk is full"
+    assert raised.value.hint == "Make room on its file system."
+
+    filler.unlink()
+    put(database, "subnets/b")
+    assert {"subnets/a", "subnets/b"} <= {record.key for record in database.list("").records}
+    database.close()
+
+
+def test_a_store_that_begins_on_a_full_disk_says_so(disk: Path) -> None:
+    filler = fill(disk)
+    database = Database(disk / "leases.db", FakeClock(), "a boot")
+
+    with pytest.raises(StoreError) as raised:
+        put(database, "subnets/a")
+    assert raised.value.hint == "Make room on its file system."
+
+    filler.unlink()
+    put(database, "subnets/a")
+    database.close()
