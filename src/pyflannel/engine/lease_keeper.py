@@ -113,7 +113,7 @@ class LeaseKeeper:
         self._requests: asyncio.Queue[List | Check | Write] = asyncio.Queue()
         self._watch: asyncio.Task[None] | None = None
         self._timer: asyncio.Task[None] | None = None
-        self._unreadable: set[tuple[str, int]] = set()
+        self._skipped: dict[str, str] = {}  # keys that are there and no lease or claim, and why
         self._outranked: set[tuple[str, IPv4Address]] = set()
         self.leases = LeaseSet()
         self.state = LeaseState(wanted=wanted, held=held, phase=Listing())
@@ -206,6 +206,8 @@ class LeaseKeeper:
 
     async def _list(self) -> Listed:
         listing = await self._store.list("")  # leases and claims at one revision
+        for key in self._skipped.keys() - {record.key for record in listing.records}:
+            del self._skipped[key]
         read = await _one_by_one(self._seen, listing.records)
         return Listed(
             leases=tuple(change.lease for change in read if isinstance(change, LeaseSeen)),
@@ -248,21 +250,20 @@ class LeaseKeeper:
             case PutSeen(record):
                 return self._seen(record)
             case DeleteSeen(key, revision):
+                self._skipped.pop(key, None)
                 return _gone(key, revision)
 
     def _seen(self, record: Record) -> LeaseChange | None:
         """Return what a record says; None for a key that is none of ours. One bad record hides no other."""
         try:
-            if record.key.startswith(SUBNETS):
-                return LeaseSeen(lease_of(record))
-            if record.key.startswith(CLAIMS):
-                return ClaimSeen(claim_of(record))
+            seen = _read(record)
         except WireError as error:
-            if (record.key, record.revision) not in self._unreadable:
-                self._unreadable.add((record.key, record.revision))
+            if self._skipped.get(record.key) != str(error):
+                self._skipped[record.key] = str(error)
                 log.warning("Skipped %s", error.in_full)
             return _unreadable(record)
-        return None
+        self._skipped.pop(record.key, None)
+        return seen
 
 
 async def _one_by_one(read: Callable[[_Found], _Read], found: Iterable[_Found]) -> list[_Read]:
@@ -273,6 +274,14 @@ async def _one_by_one(read: Callable[[_Found], _Read], found: Iterable[_Found]) 
         if len(results) % READ_AT_ONCE == 0:
             await asyncio.sleep(0)
     return results
+
+
+def _read(record: Record) -> LeaseChange | None:
+    if record.key.startswith(SUBNETS):
+        return LeaseSeen(lease_of(record))
+    if record.key.startswith(CLAIMS):
+        return ClaimSeen(claim_of(record))
+    return None
 
 
 def _operation(write: Write) -> Put | Delete:

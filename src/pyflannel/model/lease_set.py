@@ -117,8 +117,13 @@ _KeyChange = tuple[IPv4Network, IPv6Network | None, Lease | None]
 class LeaseSet:
     """Leases by subnet, and the revision up to which they were listed at once.
 
-    A listing replaces everything; a change from before the listing is old news and ignored. A value that
-    became unreadable does not take the lease away: its host may be up and well.
+    A listing replaces everything; a change from before the listing is old news and ignored.
+
+    A key whose value became unreadable keeps the last good one as long as it is there: its host may be up and
+    well, and needs its traffic until it writes its lease again. This is so whether a watch tells of it or a
+    listing shows it: what is known follows from what stood at each key when it was seen, and a listing of
+    what is known already changes nothing. A host that starts meanwhile cannot know the last good value; it
+    leaves this lease out, and no other.
 
     An IPv4 subnet may have several keys, alone and with IPv6 subnets beside it. The one alone counts, or else
     that with the lowest IPv6 subnet, however they came.
@@ -140,6 +145,11 @@ class LeaseSet:
         found = cls(SubnetMap((x.subnet, x) for x in leases if x.ipv6_subnet is None), revision)
         return found._with([(x.subnet, x.ipv6_subnet, x) for x in leases if x.ipv6_subnet is not None])
 
+    def listed(self, leases: Iterable[Lease], unreadable: Iterable[Unreadable], revision: int) -> "LeaseSet":
+        """Return the set after a listing at `revision` of these leases, and of these keys without one."""
+        kept = (self._at(one.subnet, one.ipv6_subnet) for one in unreadable)
+        return LeaseSet.of([*leases, *(lease for lease in kept if lease is not None)], revision)
+
     def after(self, changes: Iterable[LeaseChange]) -> "LeaseSet":
         """Return the set after these changes, in their order; itself when nothing changed."""
         news: list[_KeyChange] = []
@@ -152,6 +162,12 @@ class LeaseSet:
                 case LeaseSeen() | LeaseGone() | Unreadable() | ClaimSeen() | ClaimGone():
                     pass
         return self._with(news)
+
+    def _at(self, subnet: IPv4Network, ipv6_subnet: IPv6Network | None) -> Lease | None:
+        """Return the lease of the key that names these subnets."""
+        counts = self.by_subnet.get(subnet)
+        others = () if counts is None else (counts, *self.outranked.get(subnet, ()))
+        return next((lease for lease in others if lease.ipv6_subnet == ipv6_subnet), None)
 
     def _with(self, news: Sequence[_KeyChange]) -> "LeaseSet":
         if not news:

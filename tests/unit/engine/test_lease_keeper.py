@@ -218,6 +218,65 @@ def test_what_is_no_lease_is_skipped_once_and_hides_nothing(caplog: pytest.LogCa
     assert caplog.text.count("subnets/10.100.7.0-24") == 1  # the key is not said twice
 
 
+PEER = "subnets/10.100.8.0-24"
+
+
+def test_a_compaction_takes_no_lease_away_that_became_unreadable() -> None:
+    """The watch keeps the last good value of a spoilt record; so does a listing that follows."""
+
+    async def check() -> None:
+        bench = Bench()
+        await bench.store.write(Put(key=PEER, value=b'{"PublicIP":"192.168.50.8"}', ttl_s=None, expected=0))
+        keeper = bench.keeper("me", "192.168.50.1")
+        async with running(bench, keeper):
+            await bench.store.write(Put(key=PEER, value=b"no lease", ttl_s=None, expected=None))
+            await bench.clock.advance(1)
+            known = keeper.leases.by_subnet
+            assert IPv4Network("10.100.8.0/24") in known
+
+            bench.stores["me"].is_away = True
+            await bench.store.write(Put(key="other", value=b"", ttl_s=None, expected=None))
+            bench.store.compact()
+            bench.stores["me"].is_away = False
+            await bench.clock.advance(6)
+            assert dict(keeper.leases.by_subnet.entries()) == dict(known.entries())
+
+            await bench.store.write(Delete(key=PEER, expected=None))
+            await bench.clock.advance(1)
+            assert IPv4Network("10.100.8.0/24") not in keeper.leases.by_subnet
+
+    run(check)
+
+
+def test_what_is_no_lease_is_named_again_only_when_it_is_news(caplog: pytest.LogCaptureFixture) -> None:
+    """A host that writes rubbish each second fills neither the log nor the memory."""
+
+    async def check() -> None:
+        bench = Bench()
+        keeper = bench.keeper("me", "192.168.50.1")
+        async with running(bench, keeper):
+            for _ in range(100):
+                await bench.store.write(Put(key=PEER, value=b"no lease", ttl_s=None, expected=None))
+                await bench.clock.advance(0.1)
+            assert caplog.text.count(f"Skipped {PEER}") == 1
+
+            await bench.store.write(Delete(key=PEER, expected=None))
+            await bench.store.write(Put(key=PEER, value=b"no lease", ttl_s=None, expected=None))
+            await bench.clock.advance(0.1)
+            assert caplog.text.count(f"Skipped {PEER}") == 2
+
+            bench.stores["me"].is_away = True
+            await bench.store.write(Delete(key=PEER, expected=None))
+            bench.store.compact()
+            bench.stores["me"].is_away = False
+            await bench.clock.advance(6)
+            await bench.store.write(Put(key=PEER, value=b"no lease", ttl_s=None, expected=None))
+            await bench.clock.advance(0.1)
+            assert caplog.text.count(f"Skipped {PEER}") == 3
+
+    run(check)
+
+
 def test_two_living_hosts_with_one_address_both_say_so() -> None:
     async def check() -> None:
         bench = Bench()

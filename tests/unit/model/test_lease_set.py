@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyflannel.model.lease import Lease, LeaseAttributes
-from pyflannel.model.lease_protocol import LeaseChange, LeaseGone, LeaseSeen
+from pyflannel.model.lease_protocol import LeaseChange, LeaseGone, LeaseSeen, Unreadable
 from pyflannel.model.lease_set import LeaseSet
 
 SUBNET, OTHER = IPv4Network("10.100.1.0/24"), IPv4Network("10.100.2.0/24")
@@ -60,3 +60,47 @@ def test_it_depends_on_the_keys_that_there_are_alone(
         )
         assert (listed.by_subnet[subnet] is one) == counts
         assert (one in listed.outranked.get(subnet, ())) != counts
+
+
+KEYS = st.tuples(st.sampled_from([SUBNET, OTHER]), st.sampled_from([None, LOW, HIGH]))
+
+
+@given(st.lists(st.tuples(st.sampled_from(["put", "spoil", "delete"]), KEYS), max_size=12), st.data())
+def test_a_listing_of_what_is_known_changes_nothing(
+    history: list[tuple[str, tuple[IPv4Network, IPv6Network | None]]], data: st.DataObject
+) -> None:
+    """Told by a watch alone, or by listings between: the leases are the same, unreadable keys included."""
+    at_key: dict[tuple[IPv4Network, IPv6Network | None], Lease | Unreadable] = {}
+    watched = relisted = LeaseSet()
+    for revision, (what, (subnet, ipv6_subnet)) in enumerate(history, start=1):
+        change: LeaseChange
+        match what:
+            case "put":
+                change = LeaseSeen(lease(ipv6_subnet, revision, subnet))
+                at_key[subnet, ipv6_subnet] = change.lease
+            case "spoil":
+                change = at_key[subnet, ipv6_subnet] = Unreadable(subnet, revision, ipv6_subnet)
+            case _:
+                change = LeaseGone(subnet, revision, ipv6_subnet)
+                at_key.pop((subnet, ipv6_subnet), None)
+        watched, relisted = watched.after([change]), relisted.after([change])
+        if data.draw(st.booleans(), label=f"listed at {revision}"):
+            relisted = relisted.listed(
+                [value for value in at_key.values() if isinstance(value, Lease)],
+                [value for value in at_key.values() if isinstance(value, Unreadable)],
+                revision,
+            )
+
+        assert (relisted.by_subnet, relisted.outranked) == (watched.by_subnet, watched.outranked)
+
+
+def test_an_unreadable_key_keeps_its_last_good_value_until_it_is_deleted() -> None:
+    good = lease(None, 5)
+    known = LeaseSet.of([good], 5)
+    spoilt = Unreadable(SUBNET, 6)
+
+    assert known.after([spoilt]).by_subnet[SUBNET] is good
+    assert known.listed([], [spoilt], 7).by_subnet[SUBNET] is good
+    assert SUBNET not in known.listed([], [spoilt], 7).after([LeaseGone(SUBNET, 8)]).by_subnet
+    assert SUBNET not in known.listed([], [], 7).by_subnet
+    assert SUBNET not in LeaseSet().listed([], [spoilt], 7).by_subnet  # who starts now cannot know it

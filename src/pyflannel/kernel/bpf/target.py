@@ -14,7 +14,7 @@ from pyflannel.kernel.network.refusals import refusal_of
 from pyflannel.model.fast_path import BpfContainer, BpfPeer, BpfProgram, Direction, Feature
 from pyflannel.model.forwarder import Stranger
 from pyflannel.model.item import Item
-from pyflannel.model.state import Item, Operation, Refusal, Remove, Replace, State
+from pyflannel.model.state import Operation, Refusal, Remove, Replace, State
 from pyflannel.model.status import Notice
 
 Place = tuple[str, Direction]

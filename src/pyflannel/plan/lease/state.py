@@ -144,8 +144,8 @@ def know(leases: LeaseSet, event: Event, state: LeaseState) -> LeaseSet:
     match event:
         case Listed(revision=revision) if _is_overtaken(revision, state):
             return leases
-        case Listed(leases=listed, revision=revision):
-            return LeaseSet.of(listed, revision)
+        case Listed(leases=listed, unreadable=unreadable, revision=revision):
+            return leases.listed(listed, unreadable, revision)
         case Seen(changes):
             return leases.after(changes)
         case _:
