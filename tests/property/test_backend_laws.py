@@ -1,6 +1,7 @@
 """Laws of the backends: a peer's plan is its own, peers do not meet, and who came first does not matter."""
 
 import re
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 
 from hypothesis import given
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from doubles.strategies import NETWORK, subnets
 from pyflannel.model.host import Host, Underlay
 from pyflannel.model.lease import Lease, LeaseAttributes, Vtep
+from pyflannel.model.link import Address
 from pyflannel.model.route import FdbEntry, Neighbour, Route
 from pyflannel.model.state import State
 from pyflannel.plan.backend.alloc import AllocBackend
@@ -114,6 +116,24 @@ def test_a_peers_packets_go_to_its_subnet_and_address_alone(case: tuple[Backend,
                     assert is_of_one_device(item.mac)
                 case Neighbour():
                     assert item.address in peer.subnet
+
+
+@given(case=cases(), data=st.data())
+def test_no_plan_replaces_a_connected_route_of_the_underlay(
+    case: tuple[Backend, Host, list[Lease]], data: st.DataObject
+) -> None:
+    """Whatever network and leases the store has: the route by which the host reaches its underlay stays."""
+    backend, host, others = case
+    subnets = [peer.subnet for peer in others]
+    prefix = data.draw(st.sampled_from([NETWORK, ON_LINK, *subnets, *(s.supernet() for s in subnets)]))
+    host = replace(host, underlay=replace(host.underlay, on_link=(ON_LINK, prefix)))
+
+    states = [backend.plan_host(host), *plan(backend, host, others).values()]
+
+    # An address of flannel0 makes the kernel add a route to its prefix.
+    destinations = {item.destination for state in states for item in state if isinstance(item, Route)}
+    destinations |= {item.address.network for state in states for item in state if isinstance(item, Address)}
+    assert not destinations & set(host.underlay.on_link)
 
 
 @given(owner=st.text(), prefix=st.sampled_from([b"", b"\x0e\x2a"]))

@@ -115,6 +115,7 @@ async def examine(places: Places) -> tuple[Finding, ...]:
         strict=frozenset(one.name for one in interfaces.interfaces if is_strict(one.name)),
         dropping=tuple(dropping),
         programs=programs,
+        on_link=_on_link(interfaces, footing),
         ports={name: port_mtus(name) for name in _own_bridges(interfaces, footing)},
     )
     return (*findings(seen), *unread)
@@ -147,6 +148,11 @@ async def _filter_rules() -> list[Item]:
     finally:
         iptables.close()
         nftables.close()
+
+
+def _on_link(interfaces: Interfaces, footing: Footing) -> tuple[IPv4Network, ...]:
+    underlay = None if footing.underlay is None else interfaces.named(footing.underlay)
+    return () if underlay is None else underlay.on_link
 
 
 def _own_bridges(interfaces: Interfaces, footing: Footing) -> list[str]:

@@ -12,7 +12,7 @@ from pyflannel.model.lease_protocol import Held
 from pyflannel.model.lease_set import LeaseSet, SubnetMap
 from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.state import Add, Operation, Remove, Replace, State
-from pyflannel.plan.backends import Backend
+from pyflannel.plan.backends import Backend, notes_on
 from pyflannel.plan.packet_filter import FilterOptions, plan_filter
 from pyflannel.plan.peers import Conflict, PeerChange, Peers
 from pyflannel.plan.routes import plan_blackhole
@@ -190,7 +190,7 @@ class Planner:
             mtu=backend.mtu(host),
             ip_masq=self._packet_filter.masquerades,
         )
-        self._tell_notes(backend, host)
+        self._tell_notes(notes_on(config, backend, host), backend)
         plan: ItemMap[Item] = backend.plan_host(host).by_key.copy()
         if self._has_blackhole:
             plan.add(plan_blackhole(host))
@@ -274,9 +274,8 @@ class Planner:
         self._said_obstacle = obstacle
         return obstacle is not None
 
-    def _tell_notes(self, backend: Backend, host: Host) -> None:
+    def _tell_notes(self, notes: tuple[str, ...], backend: Backend) -> None:
         """Say what a person should know, where it is news; what is odd about the config was said with it."""
-        notes = backend.notes(host)
         for note in notes:
             if note not in self._said_notes and note not in backend.config_warnings:
                 log.warning("Note: %s", note)

@@ -19,6 +19,7 @@ from pyflannel.model.status import (
     StrangerStatus,
     UnderlayStatus,
 )
+from pyflannel.plan.backends import notes_on
 from pyflannel.plan.describe import found
 from pyflannel.plan.strangers import explain
 from pyflannel.ports import Clock
@@ -114,7 +115,10 @@ def _backend(supervisor: Supervisor) -> BackendStatus | None:
         return BackendStatus(type=config.backend_type, notes=backend.config_warnings)
     links = (item.name for item in backend.plan_host(host) if isinstance(item, Link))
     return BackendStatus(
-        type=config.backend_type, link=next(links, None), mtu=backend.mtu(host), notes=backend.notes(host)
+        type=config.backend_type,
+        link=next(links, None),
+        mtu=backend.mtu(host),
+        notes=notes_on(config, backend, host),
     )
 
 

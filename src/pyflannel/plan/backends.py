@@ -11,6 +11,7 @@ from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.state import State
 from pyflannel.plan.backend import alloc, host_gw, udp, vxlan
 from pyflannel.plan.backend_keys import without_effect
+from pyflannel.plan.route_conflicts import network_notes
 
 
 class Backend(Protocol):
@@ -84,6 +85,11 @@ def config_warnings(config: NetworkConfig) -> tuple[str, ...]:
         later = f"Backend.Type {config.backend_type} is the original's; no flanneld of this version runs it"
         return (later, *without_effect(config))
     return backend_of(config).config_warnings
+
+
+def notes_on(config: NetworkConfig, backend: Backend, host: Host) -> tuple[str, ...]:
+    """Return how the network runs on this host where that is not as usual, a line each."""
+    return (*backend.notes(host), *network_notes(config.network, host.underlay))
 
 
 def backend_of(config: NetworkConfig) -> Backend:

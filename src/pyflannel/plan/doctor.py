@@ -5,14 +5,16 @@ A check says what it saw, and what to type. On a healthy host none has anything 
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from ipaddress import IPv4Network
 
 from pyflannel.model.fast_path import BpfProgram
 from pyflannel.model.item import Item
 from pyflannel.model.link import MARK, Link
 from pyflannel.model.packet_filter import FIRST_DEVICE, ForwardChain, IptablesChain, LeftRules, NftTable
-from pyflannel.model.route import Route, route_protocol
+from pyflannel.model.route import PROTOCOLS, Route, route_protocol
 from pyflannel.model.status import Finding, Footing, Status
 from pyflannel.plan.leftovers import is_within, left_by_original, unplanned_routes
+from pyflannel.plan.route_conflicts import RouteConflict, conflicts, on_link_prefixes
 
 _NAMED = 8
 """So many things of one finding are named."""
@@ -34,6 +36,7 @@ class Observed:
         strict: links whose reverse path is filtered strictly.
         dropping: chains that drop what they do not accept.
         programs: at the hooks of links, of the device that the daemon claims.
+        on_link: prefixes that the underlay reaches without a gateway.
         ports: MTU of what is plugged into each bridge of our subnet, in octets, by name.
     """
 
@@ -47,6 +50,7 @@ class Observed:
     strict: frozenset[str] = frozenset()
     dropping: tuple[ForwardChain, ...] = ()
     programs: tuple[BpfProgram, ...] = ()
+    on_link: tuple[IPv4Network, ...] = ()
     ports: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
 
@@ -61,6 +65,7 @@ def findings(seen: Observed) -> tuple[Finding, ...]:
         _user_space,
         _left_programs,
         _strangers,
+        _underlay_conflicts,
         _leftovers,
         _doubtful_rules,
         _unplanned_routes,
@@ -234,6 +239,40 @@ def _strangers(seen: Observed) -> Iterator[Finding]:
         )
 
 
+def _underlay_conflicts(seen: Observed) -> Iterator[Finding]:
+    """Yield how the network overlaps the underlay; an error where a route takes packets from it."""
+    found = _conflicts(seen)
+    if found:
+        routes = (item for item in seen.items if isinstance(item, Route))
+        taking = [route for route in routes if _takes(route, found, seen.footing)]
+        yield Finding(
+            code="network-overlaps-underlay",
+            severity="error" if taking else "warning",
+            cause=f"Network {found[0].text}",
+            evidence=_some([*(f"Network {one.text}" for one in found[1:]), *map(_shown, taking)]),
+            fix="flannelctl config set FILE  # with a Network apart from the addresses of all hosts",
+        )
+
+
+def _conflicts(seen: Observed) -> tuple[RouteConflict, ...]:
+    network, link = seen.footing.network, seen.footing.underlay
+    if network is None or link is None:
+        return ()
+    return conflicts([network], on_link_prefixes(link, seen.on_link))
+
+
+def _takes(route: Route, found: Iterable[RouteConflict], footing: Footing) -> bool:
+    """Return whether a route into the overlay wins over those of the underlay to one of its prefixes."""
+    destination = route.destination
+    return (
+        route.kind == "unicast"
+        and (route.link != footing.underlay or route.protocol in PROTOCOLS)
+        and is_within(route, footing)
+        and isinstance(destination, IPv4Network)
+        and any(destination.subnet_of(one.other.prefix) for one in found)
+    )
+
+
 def _leftovers(seen: Observed) -> Iterator[Finding]:
     """Yield what an original flannel left, or has; its rules only where no daemon of ours took them over."""
     left = list(left_by_original(seen.items, seen.footing))
@@ -349,7 +388,10 @@ def _warnings(seen: Observed) -> Iterator[Finding]:
 
 def _notes(seen: Observed) -> Iterator[Finding]:
     backend = seen.status.backend
+    told = {f"Network {conflict.text}" for conflict in _conflicts(seen)}
     for note in backend.notes if backend is not None else ():
+        if note in told:
+            continue
         yield Finding(code="backend-note", severity="info", cause=note, fix="flannelctl config get")
 
 

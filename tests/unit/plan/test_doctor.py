@@ -253,3 +253,63 @@ def test_nobody_is_told_to_delete_what_a_running_original_has() -> None:
     assert (runs.code, runs.evidence) == ("original-runs", ("link flannel0",))
     assert runs.fix.startswith("kill 77 ")
     assert codes(replace(HEALTHY, original=77)) == []  # it may be in another network, and harms nobody
+
+
+class TestNetworkThatOverlapsTheUnderlay:
+    """Packets to hosts of the underlay, to the gateway among them, may go into the overlay."""
+
+    WITH = replace(HEALTHY, on_link=(IPv4Network("10.0.0.0/8"),), strict=frozenset())
+    CAPTURING = Route(destination=NETWORK, link="flannel0", protocol=2)
+
+    @pytest.mark.parametrize(
+        ("on_link", "cause"),
+        [
+            ("10.100.0.0/16", "Network 10.100.0.0/16 is the prefix of eth0 itself"),
+            ("10.0.0.0/8", "Network 10.100.0.0/16 is a part of 10.0.0.0/8, the prefix of eth0"),
+            ("10.100.7.0/24", "Network 10.100.0.0/16 contains 10.100.7.0/24, the prefix of eth0"),
+        ],
+    )
+    def test_is_a_warning(self, on_link: str, cause: str) -> None:
+        (found,) = findings(replace(HEALTHY, on_link=(IPv4Network(on_link),), items=()))
+
+        assert (found.code, found.severity) == ("network-overlaps-underlay", "warning")
+        assert found.cause.startswith(cause)
+        assert found.fix.startswith("flannelctl config set FILE")
+
+    @pytest.mark.parametrize("destination", ["10.100.0.0/16", "10.100.7.0/24", "10.100.7.1/32"])
+    @pytest.mark.parametrize("link", ["flannel.1", "eth0"])
+    def test_is_an_error_where_a_route_takes_packets_from_the_underlay(
+        self, destination: str, link: str
+    ) -> None:
+        """Whoever made it: an original, or a flanneld that was killed. With host-gw the link is eth0."""
+        taking = Route(destination=IPv4Network(destination), link=link)
+        seen = replace(self.WITH, items=(taking,))
+
+        (found,) = findings(seen)
+
+        assert (found.code, found.severity) == ("network-overlaps-underlay", "error")
+        assert found.evidence == (f"route {destination} dev {link} proto 80",)
+
+    def test_routes_of_the_underlay_and_of_our_own_bridge_take_nothing(self) -> None:
+        """A more specific route by eth0 is the underlay's own; our subnet is on this host."""
+        routes = (
+            Route(destination=IPv4Network("10.100.8.0/24"), link="eth0", protocol=2),
+            Route(destination=IPv4Network("10.100.15.0/24"), link="docker0", protocol=2),
+            Route(destination=IPv4Network("172.17.0.0/16"), link="docker0", protocol=2),
+        )
+
+        (found,) = findings(replace(self.WITH, items=routes))
+
+        assert (found.severity, found.evidence) == ("warning", ())
+
+    def test_the_note_of_the_backend_is_not_repeated(self) -> None:
+        note = (
+            "Network 10.100.0.0/16 is a part of 10.0.0.0/8, the prefix of eth0: hosts and gateways there with"
+            " such addresses may become unreachable"
+        )
+        status = replace(READY, backend=BackendStatus(type="vxlan", link="flannel.1", notes=(note, "other")))
+
+        found = findings(replace(self.WITH, status=status, items=()))
+
+        assert [one.code for one in found] == ["network-overlaps-underlay", "backend-note"]
+        assert found[0].cause == note

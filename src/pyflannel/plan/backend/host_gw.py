@@ -13,6 +13,7 @@ from pyflannel.model.lease import Lease
 from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.state import State
 from pyflannel.plan.backend_keys import ineffective, ipv4_network
+from pyflannel.plan.route_conflicts import route_objection
 from pyflannel.plan.routes import address_objection, direct_route
 
 _NAMED = 4
@@ -62,8 +63,8 @@ class HostGwBackend:
         attributes, underlay = peer.attributes, host.underlay
         if attributes.backend_type != self.lease_type:
             return f"Ignoring non-host-gw subnet: type={attributes.backend_type}"
-        if (objection := address_objection(peer, host)) is not None:
-            return objection
+        if (why := address_objection(peer, host) or route_objection(peer.subnet, underlay)) is not None:
+            return why
         if underlay.reaches(attributes.public_ip):
             return None
         prefixes = [str(prefix) for prefix in underlay.on_link[:_NAMED]]

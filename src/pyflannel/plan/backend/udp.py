@@ -7,7 +7,7 @@ The forwarder takes it from there: it knows each peer's subnet and address.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Interface, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer
 from pyflannel.model.host import Bridge, Host, Underlay
@@ -18,6 +18,7 @@ from pyflannel.model.route import PROTOCOL_KERNEL, SCOPE_LINK, Route
 from pyflannel.model.state import State
 from pyflannel.plan.backend_keys import BackendKeys, ineffective, ipv4_network
 from pyflannel.plan.fast_path import plan_last_hops, plan_peer_entry, plan_programs
+from pyflannel.plan.route_conflicts import route_objection
 
 KEYS = ("Port",)
 
@@ -71,16 +72,7 @@ class UdpBackend:
                 queue_length=QUEUE_LENGTH,
                 alias=host.mark,
             ),
-            Address(link=host.device, address=IPv4Interface((base, self.network.prefixlen))),
-            # The kernel adds this route with the address; it is planned all the same, so that it comes
-            # back when it alone is removed or replaced.
-            Route(
-                destination=self.network,
-                link=host.device,
-                source=base,
-                protocol=PROTOCOL_KERNEL,
-                scope=SCOPE_LINK,
-            ),
+            *self._network_route(host, base),
             Forwarder(
                 link=host.device,
                 tunnel_address=base,
@@ -90,6 +82,25 @@ class UdpBackend:
                 mtu=self.mtu(host),
             ),
             *plan_programs(host, self.port),
+        )
+
+    def _network_route(self, host: Host, base: IPv4Address) -> tuple[Address | Route, ...]:
+        """Return the device's address and the route of the network; the address alone where that may not be.
+
+        The kernel adds the route with the address. It is planned all the same, so that it comes back when it
+        alone is removed or replaced.
+        """
+        if route_objection(self.network, host.underlay) is not None:
+            return (Address(link=host.device, address=IPv4Interface(base)),)
+        return (
+            Address(link=host.device, address=IPv4Interface((base, self.network.prefixlen))),
+            Route(
+                destination=self.network,
+                link=host.device,
+                source=base,
+                protocol=PROTOCOL_KERNEL,
+                scope=SCOPE_LINK,
+            ),
         )
 
     def objection(self, peer: Lease, host: Host) -> str | None:

@@ -22,6 +22,7 @@ from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.route import FdbEntry, Neighbour, Route
 from pyflannel.model.state import State
 from pyflannel.plan.backend_keys import BackendKeys, ineffective, ipv4_network
+from pyflannel.plan.route_conflicts import route_objection
 from pyflannel.plan.routes import address_objection, direct_route
 from pyflannel.plan.vtep_mac import is_of_one_device, may_stay, vtep_mac, vtep_of
 
@@ -182,8 +183,8 @@ class VxlanBackend:
         attributes = peer.attributes
         if attributes.backend_type != self.lease_type:
             return f"Ignoring non-vxlan subnet: type={attributes.backend_type}"
-        if (objection := address_objection(peer, host)) is not None:
-            return objection
+        if (why := address_objection(peer, host) or route_objection(peer.subnet, host.underlay)) is not None:
+            return why
         if self._is_direct(peer, host):
             return None
         vtep = attributes.vtep

@@ -67,6 +67,11 @@ class TestHostGw:
                 "172.31.255.255 is no address of a host, but one of 172.16.0.0/12 itself",
             ),
             (peer("0.0.0.0"), "0.0.0.0 is no address of a host"),
+            (
+                replace(peer("192.168.50.101"), subnet=IPv4Network("192.168.50.0/24")),
+                "192.168.50.0/24 is the prefix of eth0 itself: it is not routed to the overlay, as this host"
+                " would lose the underlay",
+            ),
         ],
     )
     def test_a_peer_that_cannot_be_the_next_hop_is_refused_by_name(self, refused: Lease, reason: str) -> None:

@@ -55,6 +55,27 @@ def test_the_host_of_the_cookbook() -> None:
     )
 
 
+def test_a_network_that_is_the_prefix_of_the_underlay_is_not_routed() -> None:
+    """Its route would replace that of eth0, and the host would lose gateway and store.
+
+    The kernel would add the route with an address of that prefix, so the address is alone.
+    """
+    host = replace(HOST, underlay=replace(HOST.underlay, on_link=(NETWORK,)))
+
+    plan = UdpBackend(network=NETWORK).plan_host(host)
+
+    assert [item for item in plan if isinstance(item, Route)] == []
+    assert Address(link="flannel0", address=IPv4Interface("10.100.15.0/32")) in tuple(plan)
+
+
+def test_a_network_that_is_wider_than_a_prefix_of_the_underlay_is_routed_as_it_is() -> None:
+    host = replace(HOST, underlay=replace(HOST.underlay, on_link=(IPv4Network("10.100.0.0/24"),)))
+
+    backend = UdpBackend(network=NETWORK)
+
+    assert backend.plan_host(host) == backend.plan_host(HOST)
+
+
 def test_a_peer_is_one_entry_and_its_own_port_counts() -> None:
     """Peers of the original publish none: the config's then."""
     backend = UdpBackend(network=NETWORK, port=9000)

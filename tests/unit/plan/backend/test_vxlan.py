@@ -133,6 +133,11 @@ class TestDirectRouting:
             Route(destination=near.subnet, gateway=IPv4Address("192.168.50.101"), link="eth0")
         )
 
+    def test_no_route_by_way_of_a_peer_replaces_that_of_the_underlay(self) -> None:
+        near = peer("192.168.50.0/24", "192.168.50.101")
+
+        assert VxlanBackend(routes_directly=True).plan_peer(near, HOST) == State.EMPTY
+
     def test_a_peer_behind_a_router_goes_through_the_tunnel(self) -> None:
         assert len(VxlanBackend(routes_directly=True).plan_peer(peer(), HOST)) == 3
 
@@ -159,6 +164,7 @@ class TestDirectRouting:
         (peer(address="255.255.255.255"), "no address of a host"),
         (peer(address="192.168.50.255"), "one of 192.168.50.0/24 itself"),
         (peer(address="192.168.50.102"), "our own address"),
+        (peer("192.168.50.0/24"), "192.168.50.0/24 is the prefix of eth0 itself: it is not routed"),
     ],
 )
 def test_a_peer_that_makes_no_sense_is_refused_by_name(refused: Lease, reason: str) -> None:
