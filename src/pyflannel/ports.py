@@ -1,16 +1,20 @@
 """The ports: what the engine needs from outside, as protocols; each has at least two implementations."""
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
 from ipaddress import IPv4Address
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, Self
 
+from pyflannel.errors import TargetError
 from pyflannel.model.fast_path import Feature
 from pyflannel.model.forwarder import Stranger
 from pyflannel.model.host import Bridge, Interfaces
 from pyflannel.model.state import Operation, Refusal, State
 from pyflannel.model.status import Notice
-from pyflannel.model.store_record import Changes, Conflict, Delete, Listing, Put, Record, Written
+from pyflannel.model.store_record import Changes as StoreChanges
+from pyflannel.model.store_record import Conflict, Delete, Listing, Put, Record, Written
 
 
 class Clock(Protocol):
@@ -39,17 +43,77 @@ class Memory(Protocol):
         """
 
 
+class Changes(Protocol):
+    """An open channel of changes."""
+
+    async def next(self) -> None:
+        """Return after the next burst of changes: what came since the last return, or since the opening.
+
+        A burst is announced at least once, and bursts that nobody asked for meanwhile are one. Whoever is
+        cancelled here may ask again, and has lost nothing.
+
+        Raises:
+            TargetError: the reader of the changes failed, and so will each later call. Anything may have
+                changed since: open another channel, then look.
+        """
+
+
+Announce = Callable[[], None]
+"""By which a reader says that a burst of changes came."""
+
+
+class ChangeChannel:
+    """The changes that readers announce, for the length of an `async with` block.
+
+    Each reader is a task of the block: it runs from the block's beginning, whether or not somebody asks, and
+    has ended when the block has. One that ends by itself has failed, whatever ended it.
+    """
+
+    def __init__(self, *readers: Callable[[Announce], Coroutine[Any, Any, None]]) -> None:
+        self._readers = readers
+        self._tasks: list[asyncio.Task[None]] = []
+        self._told = asyncio.Event()
+        self._failure: BaseException | None = None
+
+    async def __aenter__(self) -> Self:
+        for reader in self._readers:
+            task = asyncio.create_task(reader(self._told.set), name="reader of changes")
+            task.add_done_callback(self._note_end)
+            self._tasks.append(task)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def next(self) -> None:
+        """Return after the next burst of changes; raise when a reader has failed."""
+        await self._told.wait()
+        if self._failure is not None:
+            raise self._failure
+        self._told.clear()
+
+    def _note_end(self, task: "asyncio.Task[None]") -> None:
+        error = None if task.cancelled() else task.exception()
+        if error is None:
+            error = TargetError("the reader of changes ended", hint="It is started again.")
+        elif isinstance(error, OSError):
+            error = TargetError(f"the reader of changes failed: {error}", hint="It is started again.")
+        self._failure = self._failure or error
+        self._told.set()
+
+
 class FileWatch(Protocol):
     """Something that says when a file may have changed, whoever wrote it."""
 
-    def changes(self, path: Path) -> AsyncIterator[None]:
-        """Yield after each burst of writes to `path`, also when the file is created, replaced or deleted.
+    def changes(self, path: Path) -> AbstractAsyncContextManager[Changes]:
+        """Open a channel of writes to `path`, also of its creation, replacement and deletion.
 
-        It may yield once too often. Only what happens after the first `anext` began is sure to be told,
-        so the caller looks at the file once by itself after that.
+        It may tell once too often.
 
         Raises:
-            OSError: the file's directory cannot be watched.
+            TargetError: on opening, when the file's directory cannot be watched.
         """
 
 
@@ -69,7 +133,7 @@ class Store(Protocol):
     async def write(self, operation: Put | Delete) -> Written | Conflict:
         """Perform one conditional write, atomically; a lost condition leaves nothing behind."""
 
-    def watch(self, prefix: str, after: int) -> AsyncIterator[Changes]:
+    def watch(self, prefix: str, after: int) -> AsyncIterator[StoreChanges]:
         """Yield every change of keys under `prefix` later than revision `after`, each exactly once, in order.
 
         No changes up to `after` come first, as soon as the watch is open. Ends only by an error.
@@ -107,8 +171,8 @@ class Target(Protocol):
     async def apply(self, operations: Sequence[Operation]) -> Sequence[Refusal]:
         """Perform the operations in order and return the refused; one refusal does not stop the rest."""
 
-    def changes(self) -> AsyncIterator[None]:
-        """Yield after each burst of changes, whoever made them; a burst is announced at least once."""
+    def changes(self) -> AbstractAsyncContextManager[Changes]:
+        """Open a channel of changes to what the latest snapshot was about, whoever made them."""
 
 
 class InterfaceSource(Protocol):
@@ -130,8 +194,8 @@ class InterfaceSource(Protocol):
             TargetError: it could not be asked.
         """
 
-    def changes(self) -> AsyncIterator[None]:
-        """Yield after each burst of changes that may alter the answers above."""
+    def changes(self) -> AbstractAsyncContextManager[Changes]:
+        """Open a channel of changes that may alter the answers above."""
 
 
 class BridgeSource(Protocol):
@@ -144,8 +208,8 @@ class BridgeSource(Protocol):
             TargetError: they could not be read.
         """
 
-    def changes(self) -> AsyncIterator[None]:
-        """Yield after each burst of changes that may alter the answer."""
+    def changes(self) -> AbstractAsyncContextManager[Changes]:
+        """Open a channel of changes that may alter the answer."""
 
 
 class Guard(Protocol):

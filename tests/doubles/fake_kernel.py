@@ -1,7 +1,7 @@
 """A kernel in memory."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
 
@@ -12,6 +12,7 @@ from pyflannel.model.item import Item
 from pyflannel.model.link import Address, Link
 from pyflannel.model.route import FdbEntry, Neighbour, Route
 from pyflannel.model.state import Add, Operation, Refusal, Remove, Replace, State
+from pyflannel.ports import Announce, ChangeChannel
 
 _ON_LINKS = (Address, Neighbour, FdbEntry, Route, BpfProgram)
 
@@ -55,12 +56,15 @@ class FakeKernel:
         self._changed.set()
         return refusals
 
-    async def changes(self) -> AsyncIterator[None]:
-        """Yield after each change, ours too."""
+    def changes(self) -> ChangeChannel:
+        """Open a channel of all changes, ours too."""
+        return ChangeChannel(self._read_changes)
+
+    async def _read_changes(self, announce: Announce) -> None:
         while True:
             await self._changed.wait()
             self._changed.clear()
-            yield
+            announce()
 
     def damage(self, *operations: Operation, is_announced: bool = True) -> None:
         """Change something behind the daemon's back."""

@@ -13,9 +13,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager
 from ipaddress import IPv4Address
+from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeVar
 
 import pytest
@@ -34,6 +35,7 @@ from pyflannel.model.state import Operation, Refusal, State
 from pyflannel.model.status import Status
 from pyflannel.plan.diff import diff, order
 from pyflannel.plan.ownership import ours
+from pyflannel.ports import Changes
 from pyflannel.wire.forwarder_control import (
     SOCKET_NAME,
     ForwarderState,
@@ -138,48 +140,43 @@ class Namespace:
 
 
 class Wakes:
-    """What a `changes()` of a port yields while a block runs."""
+    """What the `changes()` of a port announce while a block runs."""
 
-    def __init__(self, changes: AsyncIterator[None]) -> None:
-        self._changes = changes
-        self._changed = asyncio.Event()
+    def __init__(self, channel: AbstractAsyncContextManager[Changes]) -> None:
+        self._channel = channel
 
     async def __aenter__(self) -> Self:
-        self._listening = asyncio.ensure_future(self._listen())
+        self._changes = await self._channel.__aenter__()
         await asyncio.sleep(0)
         return self
 
-    async def __aexit__(self, *error: object) -> None:
-        self._listening.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._listening
+    async def __aexit__(self, *error: Any) -> None:
+        await self._channel.__aexit__(*error)
 
     async def next(self) -> None:
         """Return at the next wake-up; fail when none comes."""
         async with asyncio.timeout(SOON_S):
-            await self._changed.wait()
-        self._changed.clear()
+            await self._changes.next()
 
     async def silence(self) -> int:
         """Return when none came for a while, and how many did: that nothing comes shows in time alone."""
         count = 0
-        while await self._comes_soon():
-            self._changed.clear()
+        while await self._comes_within(_SILENCE_S) or await self._comes_at_once():
             count += 1
         return count
 
-    async def _comes_soon(self) -> bool:
-        """Return whether one comes; one that was announced before the time was up counts, too."""
+    async def _comes_within(self, seconds: float) -> bool:
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_SILENCE_S):
-                await self._changed.wait()
-        for _ in range(_TURNS):  # of the loop: if it stood still all the time, it has yet to read
-            await asyncio.sleep(0)
-        return self._changed.is_set()
+            async with asyncio.timeout(seconds):
+                await self._changes.next()
+                return True
+        return False
 
-    async def _listen(self) -> None:
-        async for _ in self._changes:
-            self._changed.set()
+    async def _comes_at_once(self) -> bool:
+        """Return whether one comes that was announced before: if the loop stood still, it has yet to read."""
+        for _ in range(_TURNS):
+            await asyncio.sleep(0)
+        return await self._comes_within(0)
 
 
 @pytest.fixture
@@ -218,6 +215,17 @@ def make_namespace() -> Iterator[Callable[[], Namespace]]:
             namespace.delete()
 
 
+@pytest.fixture
+def no_forwarder_stays(tmp_path: Path) -> Iterator[None]:
+    """Kill the forwarders that a test started with a run directory of its own."""
+    yield
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            command = (process / "cmdline").read_text()
+            if str(tmp_path) in command and "pyflannel.programs.forwarder" in command:
+                os.kill(int(process.name), signal.SIGKILL)
+
+
 class Driver:
     """Passes of a LinuxTarget in a namespace, without an engine."""
 
@@ -226,32 +234,23 @@ class Driver:
 
     def snapshot(self, desired: State) -> State:
         async def look() -> State:
-            target = LinuxTarget()
-            try:
+            async with LinuxTarget() as target:
                 return await target.snapshot(desired)
-            finally:
-                target.close()
 
         return self.namespace.run(look)
 
     def heal(self, desired: State) -> list[Refusal]:
         async def make_pass() -> list[Refusal]:
-            target = LinuxTarget()
-            try:
+            async with LinuxTarget() as target:
                 actual = ours(await target.snapshot(desired), desired)
                 return list(await target.apply(order(diff(desired, actual))))
-            finally:
-                target.close()
 
         return self.namespace.run(make_pass)
 
     def apply(self, *operations: Operation) -> list[Refusal]:
         async def perform() -> list[Refusal]:
-            target = LinuxTarget()
-            try:
+            async with LinuxTarget() as target:
                 return list(await target.apply(operations))
-            finally:
-                target.close()
 
         return self.namespace.run(perform)
 

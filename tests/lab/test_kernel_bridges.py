@@ -43,11 +43,8 @@ def plug_in(host, container, port: str, address: str, mac: str) -> None:
 
 def asked(namespace, work: Callable[[KernelBridges], Awaitable[Result]]) -> Result:
     async def run() -> Result:
-        source = KernelBridges()
-        try:
+        async with KernelBridges() as source:
             return await work(source)
-        finally:
-            source.close()
 
     return namespace.run(run)
 

@@ -74,8 +74,7 @@ def standing(namespace, listen):
 
     def run(then) -> None:
         async def work() -> None:
-            target = LinuxTarget()
-            try:
+            async with LinuxTarget() as target:
                 assert await target.apply([Add(item) for item in PLAN]) == []
                 attached = attach("flannel0")
                 namespace.settle(**dict.fromkeys(_NAMES, "UP"), flannel0="UP")
@@ -83,8 +82,6 @@ def standing(namespace, listen):
                     assert ours(await target.snapshot(PLAN), PLAN) == PLAN
                     await wakes.silence()
                     await then(target, wakes)
-            finally:
-                target.close()
                 os.close(attached)
 
         namespace.run(work)
@@ -153,8 +150,7 @@ def test_lost_notifications_are_a_wake_up(namespace) -> None:
     """Nobody reads while thousands of changes overflow the buffer; what was lost may have been ours."""
 
     async def run() -> None:
-        target = LinuxTarget()
-        try:
+        async with LinuxTarget() as target:
             await target.snapshot(PLAN)
             namespace.ip("link add other type veth peer name otherend")
             namespace.ip("link set otherend up")
@@ -165,10 +161,8 @@ def test_lost_notifications_are_a_wake_up(namespace) -> None:
                 for verb in ("add", "delete")
             )
             namespace.command("ip", "-batch", "-", given=churn)
-            async with asyncio.timeout(100):
-                await anext(target.changes())
-        finally:
-            target.close()
+            async with asyncio.timeout(100), target.changes() as changes:
+                await changes.next()
 
     namespace.run(run)
 

@@ -28,12 +28,8 @@ def file(tmp_path: Path) -> HostFile:
 
 def with_target(work: Callable[[FileTarget], Awaitable[None]]) -> None:
     async def run() -> None:
-        target = FileTarget()
-        try:
-            async with asyncio.timeout(100):
-                await work(target)
-        finally:
-            target.close()
+        async with FileTarget() as target, asyncio.timeout(100):
+            await work(target)
 
     asyncio.run(run())
 
@@ -111,16 +107,16 @@ def test_damage_is_announced_and_undone_again_and_again(
     desired = State.of(file)
 
     async def work(target: FileTarget) -> None:
-        changes = target.changes()
-        await target.snapshot(desired)
-        for _ in range(3):
-            assert await heal(target, desired) == []
-            await anext(changes)  # our own writing is announced too
-            assert await target.snapshot(desired) == desired
-            spoil(Path(file.path))
-            await anext(changes)
-            assert await target.snapshot(desired) != desired
-            shutil.rmtree(Path(file.path).parent.with_name("elsewhere"), ignore_errors=True)
+        async with target.changes() as changes:
+            await target.snapshot(desired)
+            for _ in range(3):
+                assert await heal(target, desired) == []
+                await changes.next()  # our own writing is announced too
+                assert await target.snapshot(desired) == desired
+                spoil(Path(file.path))
+                await changes.next()
+                assert await target.snapshot(desired) != desired
+                shutil.rmtree(Path(file.path).parent.with_name("elsewhere"), ignore_errors=True)
 
     with_target(work)
 
@@ -135,16 +131,16 @@ def test_files_that_cannot_be_watched_are_looked_at_and_are_watched_when_they_ca
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     async def work(target: FileTarget) -> None:
-        changes = target.changes()
-        assert await heal(target, desired) == []
-        Path(file.path).unlink()
-        assert await heal(target, desired) == []
-        assert await target.snapshot(desired) == desired
+        async with target.changes() as changes:
+            assert await heal(target, desired) == []
+            Path(file.path).unlink()
+            assert await heal(target, desired) == []
+            assert await target.snapshot(desired) == desired
 
-        monkeypatch.undo()
-        await target.snapshot(desired)
-        Path(file.path).unlink()
-        await anext(changes)
+            monkeypatch.undo()
+            await target.snapshot(desired)
+            Path(file.path).unlink()
+            await changes.next()
 
     monkeypatch.setattr(files, "Inotify", none_left)
     with_target(work)
@@ -189,9 +185,9 @@ def test_a_directory_that_comes_later_wakes(file: HostFile) -> None:
 
     async def work(target: FileTarget) -> None:
         await target.snapshot(desired)
-        changes = target.changes()
-        Path(file.path).parent.mkdir(parents=True)
-        await anext(changes)
+        async with target.changes() as changes:
+            Path(file.path).parent.mkdir(parents=True)
+            await changes.next()
 
     with_target(work)
 
@@ -245,14 +241,10 @@ def test_a_watched_file_tells_of_each_write(tmp_path: Path) -> None:
     path = tmp_path / "leases.db-wal"
 
     async def run() -> None:
-        changes = InotifyFileWatch().changes(path)
-        for text in ("one", "two"):
-            told = asyncio.ensure_future(anext(changes))
-            await asyncio.sleep(0)  # the watch is there once anext has begun
-            (tmp_path / "neighbour").write_text("x")
-            path.write_text(text)
-            async with asyncio.timeout(100):
-                await told
-        await changes.aclose()
+        async with InotifyFileWatch().changes(path) as changes, asyncio.timeout(100):
+            for text in ("one", "two"):
+                (tmp_path / "neighbour").write_text("x")
+                path.write_text(text)
+                await changes.next()
 
     asyncio.run(run())

@@ -3,8 +3,8 @@
 import asyncio
 import os
 import socket
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from pathlib import Path
@@ -50,15 +50,11 @@ def plan(*, nftables: bool, ipv6: bool = False, options: FilterOptions = EVERYTH
     return plan_filter(config, Host(lease=lease, underlay=underlay), options)
 
 
-@contextmanager
-def filters(resync_s: float = 60.0) -> Iterator[Targets]:
+@asynccontextmanager
+async def filters(resync_s: float = 60.0) -> AsyncIterator[Targets]:
     """Make the two adapters, as one target."""
-    iptables, nftables = IptablesTarget(resync_s), NftTarget(resync_s)
-    try:
+    async with IptablesTarget(resync_s) as iptables, NftTarget(resync_s) as nftables:
         yield Targets({IptablesChain: iptables, NftTable: nftables})
-    finally:
-        iptables.close()
-        nftables.close()
 
 
 async def one_pass(target: Targets, desired: State) -> tuple[list[Operation], list[Refusal]]:
@@ -71,7 +67,7 @@ def settled(namespace, *plans: State) -> None:
     """Make a pass towards each plan in turn, and see that the next finds nothing to do."""
 
     async def work() -> None:
-        with filters() as target:
+        async with filters() as target:
             for desired in plans:
                 _, refused = await one_pass(target, desired)
                 assert not refused
@@ -214,7 +210,7 @@ def healed_when_announced(namespace, listen, desired: State, words: str) -> int:
     """Do something to the rules of a plan; return how many objects the pass that this wakes repairs."""
 
     async def work() -> int:
-        with filters() as target:
+        async with filters() as target:
             await one_pass(target, desired)
             async with listen(target.changes()) as wakes:
                 await calm(wakes)
@@ -254,7 +250,7 @@ def test_a_forward_that_begins_to_drop_gets_the_accept(namespace, listen) -> Non
 def test_rules_of_others_wake_nobody(namespace, listen) -> None:
     async def work() -> int:
         desired = plan(nftables=False)
-        with filters() as target:
+        async with filters() as target:
             await one_pass(target, desired)
             async with listen(target.changes()) as wakes:
                 await wakes.next()  # of our own changes, which are announced as well
@@ -272,7 +268,7 @@ def test_rules_of_others_wake_nobody(namespace, listen) -> None:
 def test_passes_that_others_ask_for_run_no_program(namespace, monkeypatch) -> None:
     async def work() -> State:
         desired = plan(nftables=False)
-        with filters() as target:
+        async with filters() as target:
             await one_pass(target, desired)
             before = await target.snapshot(desired)
             monkeypatch.setenv("PATH", "/nowhere")
@@ -398,7 +394,7 @@ def test_legacy_iptables_is_looked_at_by_the_clock(namespace, listen, tmp_path: 
     desired = plan(nftables=False)
 
     async def work() -> list[Operation]:
-        with filters(RESYNC_S) as target:
+        async with filters(RESYNC_S) as target:
             _, refused = await one_pass(target, desired)
             assert not refused
             async with listen(target.changes()) as wakes:
@@ -460,7 +456,7 @@ def test_a_missing_program_is_named(namespace, monkeypatch, nftables: bool, caus
     monkeypatch.setenv("PATH", "/nowhere")
 
     async def work() -> list[Refusal]:
-        with filters() as target:
+        async with filters() as target:
             return (await one_pass(target, plan(nftables=nftables)))[1]
 
     refused = namespace.run(work)
@@ -480,7 +476,7 @@ def test_a_program_that_fails_is_quoted(namespace, tmp_path: Path, monkeypatch) 
 
     def work(nftables: bool):
         async def run() -> list[Refusal]:
-            with filters() as target:
+            async with filters() as target:
                 return (await one_pass(target, plan(nftables=nftables)))[1]
 
         return run

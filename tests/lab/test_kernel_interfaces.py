@@ -32,11 +32,8 @@ def host(namespace):
 
 def asked(namespace, work: Callable[[KernelInterfaces], Awaitable[Result]]) -> Result:
     async def run() -> Result:
-        source = KernelInterfaces()
-        try:
+        async with KernelInterfaces() as source:
             return await work(source)
-        finally:
-            source.close()
 
     return namespace.run(run)
 

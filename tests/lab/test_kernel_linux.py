@@ -59,11 +59,8 @@ def test_what_was_applied_is_read_back_as_planned(target):
 def test_a_namespace_that_has_no_routing_table_yet_is_empty(namespace):
     async def look() -> State:
         enter_new_namespace()
-        target = LinuxTarget()
-        try:
+        async with LinuxTarget() as target:
             return await target.snapshot(SEED)
-        finally:
-            target.close()
 
     assert namespace.run(look) == State.EMPTY
 
@@ -256,12 +253,9 @@ def test_a_link_goes_up_although_one_of_its_settings_is_refused(namespace, targe
 
 def test_without_the_right_the_operator_is_told_which_one(namespace, target):
     async def without_rights() -> list[Refusal]:
-        target = LinuxTarget()
-        try:
+        async with LinuxTarget() as target:
             drop_capabilities()
             return list(await target.apply([Add(replace(ADDRESS, link="flannel1")), Add(LINK)]))
-        finally:
-            target.close()
 
     target.heal(State.of(replace(LINK, name="flannel1")))
 
@@ -276,11 +270,8 @@ def test_without_the_right_the_operator_is_told_which_one(namespace, target):
 def test_without_the_device_file_the_operator_is_told_how_to_get_it(namespace):
     async def without_device_file() -> list[Refusal]:
         hide_device_file()
-        target = LinuxTarget()
-        try:
+        async with LinuxTarget() as target:
             return list(await target.apply([Add(LINK)]))
-        finally:
-            target.close()
 
     (refused,) = namespace.run(without_device_file)
 
@@ -295,11 +286,8 @@ def test_without_the_right_to_the_device_file_the_operator_is_told_who_may(names
         os.mknod("/dev/net/tun", stat.S_IFCHR | 0o600, os.makedev(10, 200))
         os.chown("/dev/net/tun", 65534, 65534)
         drop_capabilities()  # root without rights is no owner's equal
-        target = LinuxTarget()
-        try:
+        async with LinuxTarget() as target:
             return list(await target.apply([Add(LINK)]))
-        finally:
-            target.close()
 
     (refused,) = namespace.run(without_right)
 
@@ -343,14 +331,11 @@ def test_thousands_of_foreign_routes_cost_little_and_stay_out(namespace, target)
     target.heal(SEED)
 
     async def look_often() -> tuple[State, float]:
-        target = LinuxTarget()
-        try:
+        async with LinuxTarget() as target:
             started = time.process_time()
             for _ in range(3):
                 found = await target.snapshot(SEED)
             return found, (time.process_time() - started) / 3
-        finally:
-            target.close()
 
     found, cpu_s = namespace.run(look_often)
 

@@ -111,8 +111,7 @@ def test_next_hops_that_somebody_takes_away_wake_a_pass(namespace, listen) -> No
     """The kernel says nothing of the routes that go with them."""
 
     async def work() -> None:
-        linux = LinuxTarget()
-        try:
+        async with LinuxTarget() as linux:
             assert await linux.apply([Add(item) for item in MANY]) == []
             async with listen(linux.changes()) as wakes:
                 assert await linux.snapshot(MANY) == MANY
@@ -120,7 +119,5 @@ def test_next_hops_that_somebody_takes_away_wake_a_pass(namespace, listen) -> No
                 namespace.ip(f"nexthop delete id {next_hop_number(ROUTES[5])}")
                 await wakes.next()
                 assert ROUTES[5] not in await linux.snapshot(MANY)
-        finally:
-            linux.close()
 
     namespace.run(work)

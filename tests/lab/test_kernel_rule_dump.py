@@ -2,8 +2,6 @@
 
 import asyncio
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 
@@ -30,13 +28,8 @@ class Filter:
         return rules
 
 
-@contextmanager
-def dump_of(filter_: Filter, resync_s: float) -> Iterator[RuleDump[str]]:
-    dump = RuleDump(filter_.read, resync_s)
-    try:
-        yield dump
-    finally:
-        dump.close()
+def dump_of(filter_: Filter, resync_s: float) -> RuleDump[str]:
+    return RuleDump(filter_.read, resync_s)
 
 
 def test_a_reading_is_used_until_it_is_forgotten(namespace) -> None:

@@ -1,7 +1,6 @@
 """Both ends of a veth on the real kernel: made, read back, mended and removed."""
 
 import os
-from contextlib import closing
 
 import pytest
 
@@ -62,7 +61,7 @@ def test_a_feature_that_somebody_set_is_heard_of_and_set_again(namespace, target
     target.heal(BOTH)
 
     async def hear() -> None:
-        with closing(LinuxTarget()) as adapter:
+        async with LinuxTarget() as adapter:
             await adapter.snapshot(BOTH)
             async with listen(adapter.changes()) as wakes:
                 namespace.command("ethtool", "-K", "flannel0-rx", *feature.split())

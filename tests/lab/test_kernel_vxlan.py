@@ -214,8 +214,7 @@ def test_damage_wakes_a_pass_that_undoes_it(namespace, target, listen, damage: l
     before = all_shown(namespace)
 
     async def work() -> None:
-        linux = LinuxTarget()
-        try:
+        async with LinuxTarget() as linux:
             async with listen(linux.changes()) as wakes:
                 assert ours(await linux.snapshot(PLAN), PLAN) == PLAN
                 await wakes.silence()
@@ -227,8 +226,6 @@ def test_damage_wakes_a_pass_that_undoes_it(namespace, target, listen, damage: l
                 assert found != PLAN
                 assert await linux.apply(order(diff(PLAN, found))) == []
                 assert ours(await linux.snapshot(PLAN), PLAN) == PLAN
-        finally:
-            linux.close()
 
     namespace.run(work)
 
@@ -289,13 +286,10 @@ def test_one_pass_undoes_any_heap_of_damage(namespace, target, damage: list[str]
 
 async def agree(linux: LinuxTarget) -> bool:
     """Return whether a target sees what a new one sees; the kernel may forget an entry between the two."""
-    new = LinuxTarget()
-    try:
+    async with LinuxTarget() as new:
         for _ in range(10):
             if await linux.snapshot(PLAN) == await new.snapshot(PLAN):
                 return True
-    finally:
-        new.close()
     return False
 
 
@@ -304,16 +298,13 @@ def test_a_look_is_the_same_whatever_was_seen_before(namespace, target) -> None:
     """What is remembered of earlier looks makes them cheaper, and changes nothing."""
 
     async def work() -> None:
-        linux = LinuxTarget()
-        try:
+        async with LinuxTarget() as linux:
             for damage in (*DAMAGE.values(), *DAMAGE.values()):
                 for words in damage:
                     do(namespace.attempt, words)
                 assert await agree(linux)
                 if "link delete flannel.1" in damage:
                     assert await linux.apply(order(diff(PLAN, ours(await linux.snapshot(PLAN), PLAN)))) == []
-        finally:
-            linux.close()
 
     target.heal(PLAN)
     namespace.run(work)
@@ -326,15 +317,12 @@ def test_a_link_that_was_renamed_is_called_by_its_new_name(namespace, target, li
     namespace.ip(f"route replace 10.100.2.0/24 dev {link}")
 
     async def work() -> None:
-        linux = LinuxTarget()
-        try:
+        async with LinuxTarget() as linux:
             assert (await linux.snapshot(PLAN)).by_key[ROUTE.key].link == link
             namespace.attempt("ip", "link", "set", link, "name", "renamed")
             if "renamed" not in namespace.ip("link show"):
                 pytest.skip("the kernel renames no link that is up")
             assert (await linux.snapshot(PLAN)).by_key[ROUTE.key].link == "renamed"
-        finally:
-            linux.close()
 
     namespace.run(work)
 
@@ -344,15 +332,12 @@ def test_what_did_not_change_is_the_very_item_of_the_plan(namespace, target) -> 
     """So that thousands of items are in memory once, and compared at a glance."""
 
     async def work() -> None:
-        linux = LinuxTarget()
-        try:
+        async with LinuxTarget() as linux:
             first = await linux.snapshot(PLAN)
             assert (
                 await linux.apply([Replace(ROUTE, replace(ROUTE, gateway=IPv4Address("10.100.7.0")))]) == []
             )
             second = await linux.snapshot(PLAN)
-        finally:
-            linux.close()
         hanging = [key for key, item in PLAN.by_key.items() if isinstance(item, Neighbour | FdbEntry | Route)]
         assert all(first.by_key[key] is PLAN.by_key[key] for key in hanging)
         assert [key for key in hanging if second.by_key[key] is not PLAN.by_key[key]] == [ROUTE.key]

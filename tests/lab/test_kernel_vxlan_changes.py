@@ -87,15 +87,12 @@ def ready(namespace) -> None:
 @asynccontextmanager
 async def standing(listen, plan: State = PLAN, **options) -> AsyncIterator:
     """Yield a target with the plan in place and its wake-ups, all that was announced of that heard."""
-    linux = LinuxTarget(**options)
-    try:
+    async with LinuxTarget(**options) as linux:
         assert await make_pass(linux, plan) == []
         async with listen(linux.changes()) as wakes:
             assert ours(await linux.snapshot(plan), plan) == plan
             await wakes.silence()
             yield linux, wakes
-    finally:
-        linux.close()
 
 
 async def make_pass(linux: LinuxTarget, plan: State = PLAN) -> list:
@@ -169,15 +166,12 @@ def test_damage_to_a_peer_that_came_after_the_last_look_wakes(namespace, listen,
 @pytest.mark.usefixtures("ready")
 def test_what_hangs_on_a_device_that_we_just_made_wakes_before_the_next_look(namespace, listen) -> None:
     async def work() -> None:
-        linux = LinuxTarget()
-        try:
+        async with LinuxTarget() as linux:
             assert await make_pass(linux) == []
             async with listen(linux.changes()) as wakes:
                 await wakes.silence()
                 namespace.ip("neigh delete 10.100.2.0 dev flannel.1")
                 await wakes.next()
-        finally:
-            linux.close()
 
     namespace.run(work)
 
@@ -239,16 +233,17 @@ def test_a_storm_of_changes_starves_nothing(namespace, notification_octets: int)
     )
 
     async def work() -> None:
-        linux, onlooker = LinuxTarget(notification_octets), LinuxTarget()
-        try:
+        async with LinuxTarget(notification_octets) as linux, LinuxTarget() as onlooker:
             assert await make_pass(linux) == []
             passes, turns, is_over = 0, 0, threading.Event()
 
             async def keep_making_passes() -> None:
                 nonlocal passes
-                async for _ in linux.changes():
-                    await make_pass(linux)
-                    passes += 1
+                async with linux.changes() as changes:
+                    while True:
+                        await changes.next()
+                        await make_pass(linux)
+                        passes += 1
 
             keeper = asyncio.ensure_future(keep_making_passes())
             weather = asyncio.ensure_future(asyncio.to_thread(stir, namespace, storm, is_over))
@@ -265,9 +260,6 @@ def test_a_storm_of_changes_starves_nothing(namespace, notification_octets: int)
             keeper.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await keeper
-        finally:
-            linux.close()
-            onlooker.close()
 
     namespace.run(work)
 

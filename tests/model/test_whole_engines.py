@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface
 from typing import Any
@@ -38,7 +38,7 @@ from pyflannel.plan.lease.state import LeaseState
 from pyflannel.plan.packet_filter import FilterOptions
 from pyflannel.plan.peers import PeerChange
 from pyflannel.plan.underlay import UnderlayOptions, choose
-from pyflannel.ports import Store
+from pyflannel.ports import Announce, ChangeChannel, Store
 
 DAY_S = 24 * 3600.0
 FILTER = FilterOptions(masquerades=True, accepts_forwarded=True)
@@ -83,20 +83,22 @@ class Surroundings:
     async def route_to(self, address: IPv4Address) -> None:
         return None
 
-    async def changes(self) -> AsyncIterator[None]:
+    def changes(self) -> ChangeChannel:
+        return ChangeChannel(self._read_changes)
+
+    async def _read_changes(self, announce: Announce) -> None:
         while True:
             await self._moved.wait()
             self._moved.clear()
-            yield
+            announce()
 
 
 class NoBridges:
     async def observe(self) -> tuple[Bridge, ...]:
         return ()
 
-    async def changes(self) -> AsyncIterator[None]:
-        await asyncio.Event().wait()
-        yield
+    def changes(self) -> ChangeChannel:
+        return ChangeChannel(lambda announce: asyncio.Event().wait())
 
 
 class Engine(supervisor.Supervisor):

@@ -106,8 +106,7 @@ async def _time_table(count: int) -> TableCosts:
 async def _time_round(plan: State, operations: Sequence[Add]) -> tuple[float, float, float, float]:
     """Fill a new table, and read it; return what asking, filling, its processor time, and reading took."""
     gc.collect()
-    target = BpfTarget(FastPath())
-    try:
+    async with BpfTarget(FastPath()) as target:
         began = time.monotonic()
         target.features()
         asked, cpu = time.monotonic(), time.thread_time()
@@ -115,8 +114,6 @@ async def _time_round(plan: State, operations: Sequence[Add]) -> tuple[float, fl
         put, cpu = time.monotonic(), time.thread_time() - cpu
         found = await target.snapshot(plan)
         looked = time.monotonic()
-    finally:
-        target.close()
     if refused or found != plan:
         raise LabError("the table is not as planned", hint="The bench needs root, and a kernel with eBPF.")
     return asked - began, put - asked, cpu, looked - put

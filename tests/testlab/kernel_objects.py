@@ -158,36 +158,34 @@ async def _measure(backend: str, peers: int) -> AdapterCosts:
     planned_s = time.monotonic() - began
     gc.collect()
     gc.freeze()  # a daemon's collector has seen its plan long ago
-    linux = LinuxTarget()
-    turns = asyncio.ensure_future(_longest_turn_s())
-    await asyncio.sleep(0)
-    began = time.monotonic()
-    operations = order(diff(plan, ours(await linux.snapshot(plan), plan)))
-    looked = time.monotonic()
-    cpu_s = time.process_time()
-    refused = await linux.apply(operations)
-    applied, cpu_s = time.monotonic(), time.process_time() - cpu_s
-    turns.cancel()
-    first, *later = [await _audit_cpu_s(linux, plan) for _ in range(1 + _AUDITS)]
-    events_ms = sorted([1000 * took_s for took_s in await _event_times(linux, plan, backend, peers)])
-    costs = AdapterCosts(
-        backend=backend,
-        peers=peers,
-        objects=len(plan),
-        plan_s=planned_s,
-        look_s=looked - began,
-        apply_s=applied - looked,
-        apply_cpu_s=cpu_s,
-        refused=len(refused),
-        first_audit_cpu_s=first,
-        audit_cpu_s=sorted(later)[_AUDITS // 2],
-        event_p50_ms=events_ms[len(events_ms) // 2],
-        event_p99_ms=events_ms[len(events_ms) * 99 // 100],
-        turn_max_ms=1000 * await turns,
-        resident_mb=_resident_mb(),
-    )
-    linux.close()
-    return costs
+    async with LinuxTarget() as linux:
+        turns = asyncio.ensure_future(_longest_turn_s())
+        await asyncio.sleep(0)
+        began = time.monotonic()
+        operations = order(diff(plan, ours(await linux.snapshot(plan), plan)))
+        looked = time.monotonic()
+        cpu_s = time.process_time()
+        refused = await linux.apply(operations)
+        applied, cpu_s = time.monotonic(), time.process_time() - cpu_s
+        turns.cancel()
+        first, *later = [await _audit_cpu_s(linux, plan) for _ in range(1 + _AUDITS)]
+        events_ms = sorted([1000 * took_s for took_s in await _event_times(linux, plan, backend, peers)])
+        return AdapterCosts(
+            backend=backend,
+            peers=peers,
+            objects=len(plan),
+            plan_s=planned_s,
+            look_s=looked - began,
+            apply_s=applied - looked,
+            apply_cpu_s=cpu_s,
+            refused=len(refused),
+            first_audit_cpu_s=first,
+            audit_cpu_s=sorted(later)[_AUDITS // 2],
+            event_p50_ms=events_ms[len(events_ms) // 2],
+            event_p99_ms=events_ms[len(events_ms) * 99 // 100],
+            turn_max_ms=1000 * await turns,
+            resident_mb=_resident_mb(),
+        )
 
 
 async def _longest_turn_s() -> float:

@@ -145,7 +145,7 @@ class Daemon:
                 alive()
                 give_back()  # what the pass needed
 
-            network = await open_network(
+            async with open_network(
                 options=self._options,
                 places=places,
                 store=store,
@@ -153,15 +153,15 @@ class Daemon:
                 notify=notify,
                 alive=turn,
                 audit_s=min(AUDIT_S, self._liveness.pause_s),
-            )
-            self._running[name] = network
-            try:
-                async with asyncio.TaskGroup() as tasks:
-                    tasks.create_task(network.run(), name="network")
-                    tasks.create_task(self._door(network), name="door")
-            finally:
-                if self._running.get(name) is network:  # else it is back already
-                    del self._running[name]
+            ) as network:
+                self._running[name] = network
+                try:
+                    async with asyncio.TaskGroup() as tasks:
+                        tasks.create_task(network.run(), name="network")
+                        tasks.create_task(self._door(network), name="door")
+                finally:
+                    if self._running.get(name) is network:  # else it is back already
+                        del self._running[name]
 
     def _expected(self) -> Iterable[str]:
         """Return the networks that count; of those that come and go, the ones that are there."""

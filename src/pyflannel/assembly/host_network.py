@@ -2,8 +2,8 @@
 
 import asyncio
 import random
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
 from dataclasses import replace
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -38,7 +38,7 @@ from pyflannel.model.status import STRANGERS_SHOWN, FastPathStatus, JournalEntry
 from pyflannel.model.version import VERSION
 from pyflannel.plan.device_name import device_names
 from pyflannel.plan.underlay import UnderlayOptions
-from pyflannel.ports import Store
+from pyflannel.ports import Clock, Store
 from pyflannel.processes.forwarder import ForwarderTarget
 
 _ANSWER_S = 1.0
@@ -82,70 +82,28 @@ class HostNetwork:
     def __init__(
         self,
         *,
-        options: FlanneldOptions,
         places: Places,
-        store: Store,
         store_url: str,
-        interfaces: KernelInterfaces,
-        claim: DeviceClaim,
-        notify: Callable[[str], object],
-        alive: Callable[[], object],
-        audit_s: float,
+        clock: Clock,
+        supervisor: Supervisor,
+        fast_path: BpfTarget,
+        guard: TunnelGuard,
     ) -> None:
-        """Put it together; `open_network` finds a device first.
-
-        Raises:
-            TargetError: the kernel or the state directory cannot be used at all.
-        """
         self.places = places
         self._store_url = store_url
-        self._claim = claim  # held as long as we are
-        self._clock = BoottimeClock()
-        linux, forwarder = LinuxTarget(), ForwarderTarget(places.run_dir)
-        self._fast_path = fast_path = BpfTarget(FastPath(str(places.bpf)))
-        world = World(
-            store=store,
-            target=Targets(
-                {
-                    Link: linux,
-                    Address: linux,
-                    Neighbour: linux,
-                    FdbEntry: linux,
-                    Route: linux,
-                    Forwarder: forwarder,
-                    ForwarderPeer: forwarder,
-                    IptablesChain: IptablesTarget(options.iptables_resync_s),
-                    NftTable: NftTarget(options.iptables_resync_s),
-                    BpfProgram: fast_path,
-                    BpfPeer: fast_path,
-                    BpfContainer: fast_path,
-                    HostFile: FileTarget(),
-                }
-            ),
-            interfaces=interfaces,
-            bridges=KernelBridges(),
-            clock=self._clock,
-            memory=FileMemory(places.last_known),
-            notify=notify,
-            alive=alive,
-            kernel_path=fast_path,
-            draw=random.SystemRandom().randrange,
-            reidentify=lambda: new_identity(options.state_dir, options.machine_id_file),
-        )
-        self._supervisor = Supervisor(world, _host_options(options, places, claim.name, audit_s))
-        self._guard = TunnelGuard(claim.name, fast_path, forwarder)
+        self._clock = clock
+        self._supervisor = supervisor
+        self._fast_path = fast_path
+        self._guard = guard
         self._guard_narrator = GuardNarrator(
-            self._guard, self._clock, lambda strangers: strangers_of(self._supervisor, strangers)
+            guard, clock, lambda strangers: strangers_of(supervisor, strangers)
         )
 
     async def run(self) -> None:
         """Run until cancelled; nothing that carries packets ends with it."""
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._supervisor.run(), name="supervisor")
-                tasks.create_task(self._guard_narrator.run(), name="guard narrator")
-        finally:
-            self._claim.close()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._supervisor.run(), name="supervisor")
+            tasks.create_task(self._guard_narrator.run(), name="guard narrator")
 
     @property
     def waiting_for(self) -> str | None:
@@ -193,6 +151,7 @@ class HostNetwork:
         await self._supervisor.set_config(text)
 
 
+@asynccontextmanager
 async def open_network(
     *,
     options: FlanneldOptions,
@@ -202,8 +161,8 @@ async def open_network(
     notify: Callable[[str], object],
     alive: Callable[[], object],
     audit_s: float,
-) -> HostNetwork:
-    """Return this host in one network, with a device of its own.
+) -> AsyncIterator[HostNetwork]:
+    """Put this host in one network together, with a device of its own; its adapters end with the block.
 
     Args:
         options: what the operator asks for.
@@ -218,18 +177,49 @@ async def open_network(
         BusyError: there is no name left for a device.
         TargetError: the kernel, the run directory or the state directory cannot be used at all.
     """
-    interfaces = KernelInterfaces()
-    return HostNetwork(
-        options=options,
-        places=places,
-        store=store,
-        store_url=store_url,
-        interfaces=interfaces,
-        claim=await _claim(places, interfaces),
-        notify=notify,
-        alive=alive,
-        audit_s=audit_s,
-    )
+    async with AsyncExitStack() as opened:
+        enter, clock = opened.enter_async_context, BoottimeClock()
+        interfaces = await enter(KernelInterfaces())
+        claim = opened.enter_context(closing(await _claim(places, interfaces)))
+        linux, fast_path = await enter(LinuxTarget()), await enter(BpfTarget(FastPath(str(places.bpf))))
+        forwarder = await enter(ForwarderTarget(places.run_dir))
+        world = World(
+            store=store,
+            target=Targets(
+                {
+                    Link: linux,
+                    Address: linux,
+                    Neighbour: linux,
+                    FdbEntry: linux,
+                    Route: linux,
+                    Forwarder: forwarder,
+                    ForwarderPeer: forwarder,
+                    IptablesChain: await enter(IptablesTarget(options.iptables_resync_s)),
+                    NftTable: await enter(NftTarget(options.iptables_resync_s)),
+                    BpfProgram: fast_path,
+                    BpfPeer: fast_path,
+                    BpfContainer: fast_path,
+                    HostFile: await enter(FileTarget()),
+                }
+            ),
+            interfaces=interfaces,
+            bridges=await enter(KernelBridges()),
+            clock=clock,
+            memory=FileMemory(places.last_known),
+            notify=notify,
+            alive=alive,
+            kernel_path=fast_path,
+            draw=random.SystemRandom().randrange,
+            reidentify=lambda: new_identity(options.state_dir, options.machine_id_file),
+        )
+        yield HostNetwork(
+            places=places,
+            store_url=store_url,
+            clock=clock,
+            supervisor=Supervisor(world, _host_options(options, places, claim.name, audit_s)),
+            fast_path=fast_path,
+            guard=TunnelGuard(claim.name, fast_path, forwarder),
+        )
 
 
 async def _claim(places: Places, interfaces: KernelInterfaces) -> DeviceClaim:

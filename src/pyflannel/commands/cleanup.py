@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -63,19 +63,18 @@ async def remove_objects(places: Places, footing: Footing, *, doubtful_rules: bo
     rules that may be the original's or anybody's go where `doubtful_rules` says so.
     """
     done = Removal()
-    with ExitStack() as opened:
+    async with AsyncExitStack() as opened:
+        enter = opened.enter_async_context
         try:
-            linux = LinuxTarget()
-            opened.callback(linux.close)
+            linux = await enter(LinuxTarget())
             device = claimed_name(places, await survey())
         except FlannelError as error:
             done.problems.append(error.in_full)
             return done
-        forwarder, iptables, nftables = ForwarderTarget(places.run_dir), IptablesTarget(), NftTarget()
-        fast_path = BpfTarget(FastPath(str(places.bpf)))
-        opened.callback(fast_path.close)
-        opened.callback(iptables.close)
-        opened.callback(nftables.close)
+        forwarder, fast_path = ForwarderTarget(places.run_dir), BpfTarget(FastPath(str(places.bpf)))
+        iptables, nftables = IptablesTarget(), NftTarget()
+        for adapter in (forwarder, fast_path, iptables, nftables):
+            await enter(adapter)
         unreachable = await forwarder.end_unreachable()
         done.removed.extend(f"forwarder (pid {pid}), which answered nobody" for pid in unreachable)
         for target in (

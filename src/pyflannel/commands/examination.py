@@ -72,11 +72,7 @@ def _named_in(path: Path) -> Iterator[IPv4Network | IPv6Network]:
 async def _underlay(places: Places) -> str | None:
     """Return the interface that has the address of our last lease, or else that of the default route."""
     with contextlib.suppress(FlannelError):
-        observer = KernelInterfaces()
-        try:
-            interfaces = await observer.observe()
-        finally:
-            observer.close()
+        interfaces = await _interfaces()
         with contextlib.suppress(OSError, WireError):
             own = parse_last_known(places.last_known.read_bytes()).own
             if (holder := interfaces.holder(own.attributes.public_ip)) is not None:
@@ -122,32 +118,23 @@ async def examine(places: Places) -> tuple[Finding, ...]:
 
 
 async def _interfaces() -> Interfaces:
-    observer = KernelInterfaces()
-    try:
+    async with KernelInterfaces() as observer:
         return await observer.observe()
-    finally:
-        observer.close()
 
 
 async def _programs(places: Places) -> tuple[BpfProgram, ...]:
     """Return the programs of the daemon's tunnel; nothing where they cannot be read."""
-    fast_path, device = BpfTarget(FastPath(str(places.bpf))), places.device()
-    try:
+    device = places.device()
+    async with BpfTarget(FastPath(str(places.bpf))) as fast_path:
         found = await fast_path.snapshot(State.EMPTY)
-    finally:
-        fast_path.close()
     return tuple(one for one in found if isinstance(one, BpfProgram) and one.tunnel.device == device)
 
 
 async def _filter_rules() -> list[Item]:
     """Return the chains and tables with names of flannel's; nothing where they cannot be read."""
-    iptables, nftables = IptablesTarget(), NftTarget()
-    try:
+    async with IptablesTarget() as iptables, NftTarget() as nftables:
         found = await asyncio.gather(iptables.snapshot(State.EMPTY), nftables.snapshot(State.EMPTY))
         return [item for snapshot in found for item in snapshot]
-    finally:
-        iptables.close()
-        nftables.close()
 
 
 def _on_link(interfaces: Interfaces, footing: Footing) -> tuple[IPv4Network, ...]:

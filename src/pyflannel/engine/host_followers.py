@@ -3,11 +3,12 @@
 import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 
 from pyflannel.errors import NoUnderlayError, TargetError
 from pyflannel.model.host import Bridge, Underlay
 from pyflannel.plan.underlay import UnderlayOptions, choose, narrate
-from pyflannel.ports import BridgeSource, Clock, InterfaceSource
+from pyflannel.ports import BridgeSource, Changes, Clock, InterfaceSource
 
 
 async def pause(clock: Clock, seconds: float, *, until: asyncio.Event) -> None:
@@ -22,6 +23,29 @@ async def pause(clock: Clock, seconds: float, *, until: asyncio.Event) -> None:
 
 
 log = logging.getLogger(__name__)
+
+REOPEN_S = 1.0
+"""Pause before a channel of changes whose reader failed is opened again."""
+
+
+async def hear(
+    source: Callable[[], AbstractAsyncContextManager[Changes]], clock: Clock, changed: asyncio.Event
+) -> None:
+    """Set the event after each burst of changes, until cancelled; a reader that failed is started again."""
+    has_failed = False
+    while True:
+        try:
+            async with source() as changes:
+                if has_failed:
+                    changed.set()  # whatever happened meanwhile
+                while True:
+                    await changes.next()
+                    changed.set()
+        except TargetError as error:
+            log.warning("Changes are not heard for a moment: %s. %s", error, error.hint)
+            has_failed = True
+        await clock.sleep(REOPEN_S)
+
 
 LOOK_S = 10.0
 """Pause after which it looks without being told."""
@@ -57,15 +81,13 @@ class UnderlayFollower:
     async def run(self) -> None:
         """Follow until cancelled."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._listen(), name="interface changes")
+            tasks.create_task(
+                hear(self._source.changes, self._clock, self._changed), name="interface changes"
+            )
             while True:
                 self._changed.clear()
                 await self._look()
                 await pause(self._clock, self._look_s, until=self._changed)
-
-    async def _listen(self) -> None:
-        async for _ in self._source.changes():
-            self._changed.set()
 
     async def _look(self) -> None:
         target = self._wanted.can_reach
@@ -122,16 +144,12 @@ class BridgeFollower:
     async def run(self) -> None:
         """Follow until cancelled."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._listen(), name="bridge changes")
+            tasks.create_task(hear(self._source.changes, self._clock, self._changed), name="bridge changes")
             while True:
                 await self.is_wanted.wait()
                 self._changed.clear()
                 await self._look()
                 await pause(self._clock, BRIDGE_LOOK_S, until=self._changed)
-
-    async def _listen(self) -> None:
-        async for _ in self._source.changes():
-            self._changed.set()
 
     async def _look(self) -> None:
         try:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Iterable, Set
 from dataclasses import dataclass, field
 
 from pyflannel.engine.damping import Damping
-from pyflannel.engine.host_followers import pause
+from pyflannel.engine.host_followers import hear, pause
 from pyflannel.engine.journal import Journal
 from pyflannel.errors import TargetError
 from pyflannel.model.host_file import HostFile
@@ -141,13 +141,9 @@ class Reconciler:
     async def run(self) -> None:
         """Run until cancelled; if a task fails, the others are cancelled. The target stays as it is."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._watch_target(), name="watch target")
+            tasks.create_task(hear(self._target.changes, self._clock, self._must_look), name="watch target")
             tasks.create_task(self._follow_changes(), name="follow changes")
             tasks.create_task(self._reconcile(), name="reconcile")
-
-    async def _watch_target(self) -> None:
-        async for _ in self._target.changes():
-            self._must_look.set()
 
     async def _follow_changes(self) -> None:
         while True:

@@ -1,14 +1,14 @@
 """Several targets as one: each item goes to the target that can hold it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
-from functools import reduce
+from collections.abc import Mapping, Sequence
+from functools import partial, reduce
 from itertools import groupby
 from operator import or_
 
 from pyflannel.model.item import Item
 from pyflannel.model.state import Operation, Refusal, Remove, Replace, State
-from pyflannel.ports import Target
+from pyflannel.ports import Announce, ChangeChannel, Target
 
 
 class Targets:
@@ -30,21 +30,16 @@ class Targets:
             refusals.extend(await target.apply(list(run)))
         return refusals
 
-    async def changes(self) -> AsyncIterator[None]:
-        """Yield whenever one of the targets does; bursts of several are one."""
-        changed = asyncio.Event()
+    def changes(self) -> ChangeChannel:
+        """Open a channel of the changes of all targets."""
+        return ChangeChannel(*(partial(_read_changes, target) for target in self._targets))
 
-        async def follow(target: Target) -> None:
-            async for _ in target.changes():
-                changed.set()
 
-        async with asyncio.TaskGroup() as tasks:
-            for target in self._targets:
-                tasks.create_task(follow(target), name=f"changes of {type(target).__name__}")
-            while True:
-                await changed.wait()
-                changed.clear()
-                yield
+async def _read_changes(target: Target, announce: Announce) -> None:
+    async with target.changes() as changes:
+        while True:
+            await changes.next()
+            announce()
 
 
 def _item(operation: Operation) -> Item:

@@ -3,19 +3,21 @@
 import asyncio
 import logging
 import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from errno import EACCES, EBUSY, ENODEV, ENOENT, EPERM
 from functools import partial
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
+from typing import Self
 
 from pyflannel.errors import TargetError, WireError
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer, Stranger, StrangerReason
 from pyflannel.model.item import Item
 from pyflannel.model.state import Add, Operation, Refusal, Remove, Replace, State
 from pyflannel.model.version import VERSION
+from pyflannel.ports import Announce, ChangeChannel
 from pyflannel.processes.forwarder_client import (
     AbsentError,
     ForeignError,
@@ -98,6 +100,12 @@ class ForwarderTarget:
         self._is_planned = False
         self._useless: int | None = None
 
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Do nothing yet."""
+
     async def snapshot(self, desired: State) -> State:
         """Return the running forwarder and its peers, or nothing.
 
@@ -172,19 +180,22 @@ class ForwarderTarget:
                 refusals.append(_refusal(operation, error))
         return refusals
 
-    async def changes(self) -> AsyncIterator[None]:
-        """Yield when a forwarder appears, ends, loses its device, or is changed by another process.
+    def changes(self) -> ChangeChannel:
+        """Open a channel that tells when a forwarder appears, ends, loses its device, or somebody changes it.
 
         Where none is planned nobody looks for one that appears.
         """
+        return ChangeChannel(self._read_changes)
+
+    async def _read_changes(self, announce: Announce) -> None:
         while True:
             self._started.clear()
             with suppress(TargetError):
                 async with connected(self._socket) as client:
-                    yield  # for whatever happened before we listened
+                    announce()  # for whatever happened before we listened
                     while await client.wait_for_change():
-                        yield
-                yield
+                        announce()
+                announce()
             with suppress(TimeoutError):
                 async with asyncio.timeout(_LOOK_AGAIN_S if self._is_planned else None):
                     await self._started.wait()

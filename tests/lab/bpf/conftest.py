@@ -159,11 +159,8 @@ class Host:
         """Run a coroutine function with a target of its own, as a daemon that has just started has it."""
 
         async def with_target():
-            target = make_target(hooks)
-            try:
+            async with make_target(hooks) as target:
                 return await work(target)
-            finally:
-                target.close()
 
         return self.namespace.run(with_target)
 

@@ -21,14 +21,14 @@ from pyflannel.kernel.bpf.target import BpfTarget
 from pyflannel.plan.diff import diff
 from pyflannel.plan.diff import order
 
-async def make_pass(target, desired):
-    operations = order(diff(desired, await target.snapshot(desired)))
-    refused = await target.apply(operations)
-    notices = [[notice.text, notice.hint] for notice in target.notices("flannel0")]
-    return [len(operations), [[refusal.cause, refusal.hint] for refusal in refused], notices]
+async def make_pass(desired):
+    async with BpfTarget(FastPath(sys.argv[1])) as target:
+        operations = order(diff(desired, await target.snapshot(desired)))
+        refused = await target.apply(operations)
+        notices = [[notice.text, notice.hint] for notice in target.notices("flannel0")]
+        return [len(operations), [[refusal.cause, refusal.hint] for refusal in refused], notices]
 
-target = BpfTarget(FastPath(sys.argv[1]))
-print(json.dumps(asyncio.run(make_pass(target, pickle.load(sys.stdin.buffer)))))
+print(json.dumps(asyncio.run(make_pass(pickle.load(sys.stdin.buffer)))))
 """
 
 

@@ -38,8 +38,10 @@ async def own():
     forwarder = Forwarder(link="flannel0", tunnel_address=IPv4Address(sys.argv[2]),
         subnet=IPv4Network(sys.argv[2] + "/24"), listen_address=IPv4Address(sys.argv[3]), port=8285, mtu=1472)
     print(await target.apply([Add(forwarder)]), flush=True)
-    async for _ in target.changes():
-        print("change", flush=True)
+    async with target.changes() as changes:
+        while True:
+            await changes.next()
+            print("change", flush=True)
 
 asyncio.run(own())
 """
@@ -289,21 +291,19 @@ def test_a_killed_forwarder_is_announced_and_leaves_no_zombie(linked):
     one.stop()
 
     async def live_through_a_kill():
-        target = ForwarderTarget(one.run_dir)
-        changes = target.changes()
-        assert not await target.apply([Add(one.forwarder), Add(two.peer())])
-        await anext(changes)
-        pid = one.pid
-        os.kill(pid, signal.SIGKILL)
-        await anext(changes)
-        while Path(f"/proc/{pid}").exists():
-            await asyncio.sleep(0.01)
-        gone = await target.snapshot(State.EMPTY)
-        again = await target.apply([Add(one.forwarder), Add(two.peer())])
-        await anext(changes)
-        found = await target.snapshot(State.EMPTY)
-        await changes.aclose()
-        return gone, again, found
+        async with ForwarderTarget(one.run_dir) as target, target.changes() as changes:
+            assert not await target.apply([Add(one.forwarder), Add(two.peer())])
+            await changes.next()
+            pid = one.pid
+            os.kill(pid, signal.SIGKILL)
+            await changes.next()
+            while Path(f"/proc/{pid}").exists():
+                await asyncio.sleep(0.01)
+            gone = await target.snapshot(State.EMPTY)
+            again = await target.apply([Add(one.forwarder), Add(two.peer())])
+            await changes.next()
+            found = await target.snapshot(State.EMPTY)
+            return gone, again, found
 
     gone, again, found = one.namespace.run(live_through_a_kill, DEADLINE_S)
 
@@ -319,20 +319,18 @@ def test_a_deleted_device_is_announced_and_attached_to_again(linked):
     detached = replace(one.forwarder, is_attached=False)
 
     async def live_through_a_deletion():
-        target = ForwarderTarget(one.run_dir)
-        changes = target.changes()
-        await anext(changes)
-        await asyncio.to_thread(one.namespace.ip, "link delete flannel0")
-        await anext(changes)
-        without = await target.snapshot(State.EMPTY)
-        early = await target.apply([Replace(detached, one.forwarder)])
-        before, _ = cpu_ticks(one.pid), await asyncio.sleep(0.3)
-        spent = cpu_ticks(one.pid) - before
-        await asyncio.to_thread(one.add_device)
-        refusals = await target.apply([Replace(detached, one.forwarder)])
-        found = await target.snapshot(State.EMPTY)
-        await changes.aclose()
-        return without, early, spent, refusals, found
+        async with ForwarderTarget(one.run_dir) as target, target.changes() as changes:
+            await changes.next()
+            await asyncio.to_thread(one.namespace.ip, "link delete flannel0")
+            await changes.next()
+            without = await target.snapshot(State.EMPTY)
+            early = await target.apply([Replace(detached, one.forwarder)])
+            before, _ = cpu_ticks(one.pid), await asyncio.sleep(0.3)
+            spent = cpu_ticks(one.pid) - before
+            await asyncio.to_thread(one.add_device)
+            refusals = await target.apply([Replace(detached, one.forwarder)])
+            found = await target.snapshot(State.EMPTY)
+            return without, early, spent, refusals, found
 
     without, early, spent, refusals, found = one.namespace.run(live_through_a_deletion, DEADLINE_S)
 
@@ -690,22 +688,20 @@ def test_another_process_s_change_is_announced(linked):
     )
 
     async def watch():
-        target = ForwarderTarget(one.run_dir)
-        changes = target.changes()
-        await anext(changes)
-        waiting = asyncio.ensure_future(anext(changes))
-        assert not await target.apply([Add(two.peer(subnet=IPv4Network("10.100.7.0/24")))])
-        await target.snapshot(State.EMPTY)
-        woken_by_us = waiting.done()
-        await asyncio.to_thread(
-            subprocess.run,
-            [sys.executable, "-c", meddle, str(one.run_dir / "forwarder.sock")],
-            check=True,
-        )
-        await waiting
-        found = await target.snapshot(State.EMPTY)
-        await changes.aclose()
-        return woken_by_us, found
+        async with ForwarderTarget(one.run_dir) as target, target.changes() as changes:
+            await changes.next()
+            waiting = asyncio.ensure_future(changes.next())
+            assert not await target.apply([Add(two.peer(subnet=IPv4Network("10.100.7.0/24")))])
+            await target.snapshot(State.EMPTY)
+            woken_by_us = waiting.done()
+            await asyncio.to_thread(
+                subprocess.run,
+                [sys.executable, "-c", meddle, str(one.run_dir / "forwarder.sock")],
+                check=True,
+            )
+            await waiting
+            found = await target.snapshot(State.EMPTY)
+            return woken_by_us, found
 
     woken_by_us, found = one.namespace.run(watch, DEADLINE_S)
 

@@ -1,7 +1,6 @@
 """The follower of bridges, on a source and a clock in memory."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from contextlib import suppress
 from ipaddress import IPv4Interface
 
@@ -9,6 +8,7 @@ from doubles.fake_clock import FakeClock
 from pyflannel.engine.host_followers import BRIDGE_LOOK_S, BridgeFollower
 from pyflannel.errors import TargetError
 from pyflannel.model.host import Bridge
+from pyflannel.ports import Announce, ChangeChannel
 
 DOCKER0 = Bridge(name="docker0", addresses=(IPv4Interface("10.100.15.1/24"),))
 
@@ -23,11 +23,14 @@ class Source:
             raise TargetError("the kernel does not answer", hint="Look at dmesg.")
         return self.bridges
 
-    async def changes(self) -> AsyncIterator[None]:
+    def changes(self) -> ChangeChannel:
+        return ChangeChannel(self.read_changes)
+
+    async def read_changes(self, announce: Announce) -> None:
         while True:
             await self.changed.wait()
             self.changed.clear()
-            yield
+            announce()
 
 
 def test_each_state_that_differs_is_told_while_it_is_wanted() -> None:

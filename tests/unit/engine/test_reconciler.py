@@ -23,6 +23,7 @@ from pyflannel.model.route import Route
 from pyflannel.model.state import Add, Operation, Refusal, Remove, Replace, State
 from pyflannel.plan.diff import diff
 from pyflannel.plan.ownership import ours
+from pyflannel.ports import ChangeChannel
 
 LINK = Link(name="flannel0", kind="tun", mtu=1472)
 PLAN = State.of(LINK)
@@ -412,9 +413,8 @@ class LookedAt(FakeKernel):
 class Silent(FakeKernel):
     """A kernel that announces nothing."""
 
-    async def changes(self) -> AsyncIterator[None]:
-        await asyncio.Event().wait()
-        yield
+    def changes(self) -> ChangeChannel:
+        return ChangeChannel(lambda announce: asyncio.Event().wait())
 
 
 def test_a_change_of_a_peer_takes_no_look() -> None:

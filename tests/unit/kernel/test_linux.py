@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Sequence
-from contextlib import closing
 from ipaddress import IPv4Address, IPv4Network
 
 import pytest
@@ -23,7 +22,7 @@ def routes(count: int, link: str = "lo") -> list[Operation]:
 
 
 async def refused(operations: Sequence[Operation]) -> list[tuple[Operation, str]]:
-    with closing(LinuxTarget()) as target:
+    async with LinuxTarget() as target:
         return [(refusal.operation, refusal.cause) for refusal in await target.apply(operations)]
 
 

@@ -24,14 +24,10 @@ def read(monkeypatch, *listings: str) -> State:
 
     async def run() -> State:
         monkeypatch.setattr(nftables, "_nft", nft)
-        target = NftTarget(60)
-        try:
-            seen = await target._read()
-            if seen.error is not None:
-                raise seen.error
-            return State.of(*seen.tables)
-        finally:
-            target.close()
+        seen = await NftTarget(60)._read()
+        if seen.error is not None:
+            raise seen.error
+        return State.of(*seen.tables)
 
     return asyncio.run(run())
 

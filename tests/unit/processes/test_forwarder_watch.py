@@ -1,7 +1,6 @@
 """Who looks out for a forwarder, and when."""
 
 import asyncio
-from contextlib import suppress
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
@@ -40,23 +39,16 @@ def test_nobody_looks_for_a_forwarder_that_is_not_planned(
     async def watch() -> tuple[int, int]:
         target = ForwarderTarget(tmp_path)
 
-        async def listen() -> None:
-            async for _ in target.changes():
-                pass
-
-        listening = asyncio.ensure_future(listen())
-        await target.snapshot(State.EMPTY)
-        for _ in range(100):
-            await asyncio.sleep(0.001)
-        idle = looks
-        await target.snapshot(State.of(FORWARDER))
-        async with asyncio.timeout(30):
-            while looks < idle + 20:
+        async with target.changes():
+            await target.snapshot(State.EMPTY)
+            for _ in range(100):
                 await asyncio.sleep(0.001)
-        listening.cancel()
-        with suppress(asyncio.CancelledError):
-            await listening
-        return idle, looks
+            idle = looks
+            await target.snapshot(State.of(FORWARDER))
+            async with asyncio.timeout(30):
+                while looks < idle + 20:
+                    await asyncio.sleep(0.001)
+            return idle, looks
 
     idle, _ = asyncio.run(watch())
     assert idle <= 3  # the first look of each of both, and one that was under way

@@ -2,8 +2,9 @@
 
 import asyncio
 import errno
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
+from typing import Self
 
 from pyflannel.errors import TargetError
 from pyflannel.kernel.bpf.fast_path import FastPath
@@ -16,6 +17,7 @@ from pyflannel.model.forwarder import Stranger
 from pyflannel.model.item import Item
 from pyflannel.model.state import Operation, Refusal, Remove, Replace, State
 from pyflannel.model.status import Notice
+from pyflannel.ports import Announce, ChangeChannel
 
 Place = tuple[str, Direction]
 """A hook: of which link, by name, and for which packets."""
@@ -80,7 +82,10 @@ class BpfTarget:
         self._look_s = look_s
         self._has_places = asyncio.Event()
 
-    def close(self) -> None:
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
         """Let go of all descriptors; programs and maps stay."""
         self._fast_path.close()
 
@@ -113,13 +118,16 @@ class BpfTarget:
                 refusals += [refused for one in run if (refused := await self._change(one)) is not None]
         return refusals
 
-    async def changes(self) -> AsyncIterator[None]:
-        """Yield when the programs at a hook of the plan are not those of the last look."""
+    def changes(self) -> ChangeChannel:
+        """Open a channel that tells when a hook of the plan has other programs than at the last look."""
+        return ChangeChannel(self._read_changes)
+
+    async def _read_changes(self, announce: Announce) -> None:
         while True:
             await self._has_places.wait()
             await asyncio.sleep(self._look_s)
             if await self._watch.has_changed():
-                yield
+                announce()
 
     def counts(self, device: str) -> Mapping[Outcome, tuple[int, int]]:
         """Return packets and octets by outcome of a tunnel; empty when it has no fast path.

@@ -3,10 +3,11 @@
 import logging
 import os
 import re
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Self
 
 from pyflannel.errors import TargetError, WireError
 from pyflannel.kernel.filters.programs import MissingProgramError, Ran, RuleDump, run_program
@@ -20,6 +21,7 @@ from pyflannel.model.packet_filter import (
     SavedRules,
 )
 from pyflannel.model.state import Add, Operation, Refusal, Remove, Replace, State
+from pyflannel.ports import ChangeChannel
 from pyflannel.wire.iptables import (
     SavedTables,
     chains_of,
@@ -233,9 +235,12 @@ class IptablesTarget:
         self._families = frozenset(PROGRAMS)
         self._versions: dict[Family, Version] = {}
 
-    def close(self) -> None:
-        """Let go of the notifications."""
-        self._dump.close()
+    async def __aenter__(self) -> Self:
+        self._dump.__enter__()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._dump.__exit__()
 
     async def snapshot(self, desired: State) -> State:
         """Return the chains with our names; one that is only for a policy of DROP is there without it."""
@@ -262,8 +267,8 @@ class IptablesTarget:
         finally:
             self._dump.forget()
 
-    def changes(self) -> AsyncIterator[None]:
-        """Yield when our chains, the jumps to them, or the policy of FORWARD are not as they were read."""
+    def changes(self) -> ChangeChannel:
+        """Open a channel that tells when chains, jumps or the policy of FORWARD differ from the last look."""
         return self._dump.changes()
 
     async def _apply(self, operations: Sequence[Operation], seen: Mapping[Family, _Seen]) -> list[Refusal]:

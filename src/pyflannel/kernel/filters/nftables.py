@@ -1,14 +1,16 @@
 """The Target that is nftables: tables of ours, each replaced as a whole in one transaction."""
 
 import logging
-from collections.abc import AsyncIterator, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Self
 
 from pyflannel.errors import TargetError, WireError
 from pyflannel.kernel.filters.iptables import RESYNC_S
 from pyflannel.kernel.filters.programs import MissingProgramError, RuleDump, run_program
 from pyflannel.model.packet_filter import Family, FilterRule, Masquerade, NftTable, Rules
 from pyflannel.model.state import Add, Operation, Refusal, Remove, Replace, State
+from pyflannel.ports import ChangeChannel
 from pyflannel.wire.nftables import (
     FAMILIES,
     format_check,
@@ -42,9 +44,12 @@ class NftTarget:
         self._dump = RuleDump(self._read, resync_s)
         self._draws: dict[Family, bool] = {}
 
-    def close(self) -> None:
-        """Let go of the notifications."""
-        self._dump.close()
+    async def __aenter__(self) -> Self:
+        self._dump.__enter__()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._dump.__exit__()
 
     async def snapshot(self, desired: State) -> State:
         """Return the tables with our names."""
@@ -66,8 +71,8 @@ class NftTarget:
         finally:
             self._dump.forget()
 
-    def changes(self) -> AsyncIterator[None]:
-        """Yield when our tables are not as they were read."""
+    def changes(self) -> ChangeChannel:
+        """Open a channel that tells when our tables are not as they were read."""
         return self._dump.changes()
 
     async def _apply(self, operations: Sequence[Operation], seen: _Seen) -> list[Refusal]:

@@ -3,12 +3,13 @@
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, Self, TypeVar
 
 from pyflannel.errors import TargetError
 from pyflannel.kernel.network.netlink_socket import NotificationSocket
+from pyflannel.ports import Announce, ChangeChannel
 
 _DEADLINE_S = 10.0
 
@@ -96,7 +97,7 @@ _Dump = TypeVar("_Dump")
 class RuleDump(Generic[_Dump]):
     """The last reading, and the wish to know when the next differs.
 
-    Made, it hears every change from then on. `read` reads; `resync_s` is the longest that a reading counts
+    Entered, it hears every change from then on. `read` reads; `resync_s` is the longest that a reading counts
     while `is_wanted`.
     """
 
@@ -108,15 +109,18 @@ class RuleDump(Generic[_Dump]):
         self._forgotten = 0  # times; a reading that began before the last of them does not count
         self.is_wanted = True
         self._notifications: NotificationSocket | None = None
+
+    def __enter__(self) -> Self:
         try:
             self._notifications = NotificationSocket(_NFTABLES, _NETLINK_NETFILTER)
         except TargetError as error:
-            log.debug("The kernel announces no rules, they are read every %.0f s: %s", resync_s, error)
+            log.debug("The kernel announces no rules, they are read every %.0f s: %s", self._resync_s, error)
+        return self
 
-    def close(self) -> None:
-        """Let go of the socket."""
+    def __exit__(self, *_: object) -> None:
         if self._notifications is not None:
             self._notifications.close()
+            self._notifications = None
 
     async def get(self) -> _Dump:
         """Return what is there, as far as is known; while it is read anew, that is the reading before."""
@@ -127,8 +131,11 @@ class RuleDump(Generic[_Dump]):
         self._last = None
         self._forgotten += 1
 
-    async def changes(self) -> AsyncIterator[None]:
-        """Yield when a reading differs from the last, or there has to be a new one."""
+    def changes(self) -> ChangeChannel:
+        """Open a channel that tells when a reading differs from the last, or there has to be a new one."""
+        return ChangeChannel(self._read_changes)
+
+    async def _read_changes(self, announce: Announce) -> None:
         while True:
             await self._wait()
             if not self.is_wanted:
@@ -136,7 +143,7 @@ class RuleDump(Generic[_Dump]):
             before = self._last
             await self._refresh()
             if before is None or before != self._last:
-                yield
+                announce()
 
     async def _refresh(self) -> _Dump:
         async with self._reading:

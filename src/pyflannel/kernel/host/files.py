@@ -6,13 +6,14 @@ import errno
 import logging
 import os
 import stat
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Self
 
 from pyflannel.kernel.host.inotify import OVERFLOWED, Event, Inotify
 from pyflannel.model.host_file import HostFile
 from pyflannel.model.state import Add, Operation, Refusal, Remove, Replace, State
+from pyflannel.ports import Announce, ChangeChannel
 
 MODE = 0o644
 
@@ -124,9 +125,9 @@ _OTHER = "\0"
 class FileTarget:
     """A Target for HostFile items; other items are none of its business.
 
-    Made, it hears every change to the files of the last snapshot, whether or not somebody waits for it yet.
-    Where other programs have all of the kernel's inotify instances it hears of none, and asks for one with
-    each look.
+    Entered, it hears every change to the files of the last snapshot, whether or not somebody waits for it
+    yet. Where other programs have all of the kernel's inotify instances it hears of none, and asks for one
+    with each look.
     """
 
     def __init__(self) -> None:
@@ -134,12 +135,15 @@ class FileTarget:
         self._hears = asyncio.Event()
         self._has_complained = False
         self._names: dict[int, set[str]] = {}
-        self._listen()
 
-    def close(self) -> None:
-        """Let go of the watches."""
+    async def __aenter__(self) -> Self:
+        self._listen()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
         if self._inotify is not None:
             self._inotify.close()
+            self._inotify = None
 
     async def snapshot(self, desired: State) -> State:
         """Return the planned files as they are now; those that are not there are left out."""
@@ -153,8 +157,11 @@ class FileTarget:
         """Write or delete the files, in order."""
         return await asyncio.to_thread(lambda: [r for o in operations if (r := _perform(o)) is not None])
 
-    async def changes(self) -> AsyncIterator[None]:
-        """Yield after each burst of changes to the files of the last snapshot."""
+    def changes(self) -> ChangeChannel:
+        """Open a channel of changes to the files of the last snapshot."""
+        return ChangeChannel(self._read_changes)
+
+    async def _read_changes(self, announce: Announce) -> None:
         await self._hears.wait()
         inotify = self._inotify
         assert inotify is not None
@@ -162,7 +169,7 @@ class FileTarget:
             if self._concerned(await inotify.read()):
                 await asyncio.sleep(_COALESCE_S)
                 inotify.take()
-                yield
+                announce()
 
     def _listen(self) -> Inotify | None:
         """Return what tells of changes, if the kernel gives it; say once when it does not."""

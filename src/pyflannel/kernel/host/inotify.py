@@ -5,8 +5,13 @@ import ctypes
 import os
 import struct
 from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager, closing
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
+
+from pyflannel.errors import TargetError
+from pyflannel.ports import Announce, ChangeChannel, Changes
 
 MODIFIED = 0x2
 ATTRIBUTES = 0x4
@@ -97,17 +102,26 @@ class Inotify:
 class InotifyFileWatch:
     """A FileWatch by inotify on the file's directory."""
 
-    async def changes(self, path: Path) -> AsyncIterator[None]:
-        """Yield after each burst of writes to `path`, also when it is created, replaced or deleted."""
-        inotify = Inotify()
-        try:
-            inotify.add(str(path.parent))
-            while True:
-                events = await inotify.read()
-                if any(event.name in (path.name, "") for event in events):
-                    yield
-        finally:
-            inotify.close()
+    @asynccontextmanager
+    async def changes(self, path: Path) -> AsyncIterator[Changes]:
+        """Open a channel of writes to `path`, also of its creation, replacement and deletion."""
+        with ExitStack() as opened:
+            try:
+                inotify = opened.enter_context(closing(Inotify()))
+                inotify.add(str(path.parent))
+            except OSError as error:
+                raise TargetError(
+                    f"{path.parent} cannot be watched: {error.strerror}",
+                    hint="Raise fs.inotify.max_user_instances with sysctl.",
+                ) from error
+            async with ChangeChannel(partial(_read_changes, inotify, path.name)) as changes:
+                yield changes
+
+
+async def _read_changes(inotify: Inotify, name: str, announce: Announce) -> None:
+    while True:
+        if any(event.name in (name, "") for event in await inotify.read()):
+            announce()
 
 
 async def _readable(descriptor: int) -> None:

@@ -3,12 +3,13 @@
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator
+from functools import partial
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from typing import Self
 
 from pyflannel.errors import TargetError
 from pyflannel.kernel.network.device_ioctls import driver_of
-from pyflannel.kernel.network.netlink_socket import NotificationSocket, RequestSocket
+from pyflannel.kernel.network.netlink_socket import NotificationSocket, RequestSocket, failed
 from pyflannel.model.host import (
     Bridge,
     BridgedContainer,
@@ -18,6 +19,7 @@ from pyflannel.model.host import (
     Interfaces,
 )
 from pyflannel.model.route import PROTOCOLS
+from pyflannel.ports import Announce, ChangeChannel
 from pyflannel.wire.netlink import addresses, bridges, links, neighbours, nftables, routes
 from pyflannel.wire.netlink.addresses import AddressRecord
 from pyflannel.wire.netlink.bridges import BridgeLink
@@ -38,29 +40,22 @@ class KernelInterfaces:
     """An InterfaceSource.
 
     Raises:
-        TargetError: the kernel gives no netlink socket.
+        TargetError: on entering, when the kernel gives no socket.
     """
 
     def __init__(self) -> None:
-        self._devices = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
-        try:
-            self._requests = RequestSocket()
-        except TargetError:
-            self._devices.close()
-            raise
-        try:
-            self._notifications = NotificationSocket(_GROUPS)
-        except TargetError:
-            self._devices.close()
-            self._requests.close()
-            raise
         self._asked_for: set[IPv4Address] = set()
 
-    def close(self) -> None:
-        """Let go of the sockets."""
-        self._requests.close()
-        self._notifications.close()
-        self._devices.close()
+    async def __aenter__(self) -> Self:
+        with contextlib.ExitStack() as opened:
+            self._devices = opened.enter_context(_device_socket())
+            self._requests = opened.enter_context(contextlib.closing(RequestSocket()))
+            self._notifications = opened.enter_context(contextlib.closing(NotificationSocket(_GROUPS)))
+            self._sockets = opened.pop_all()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._sockets.close()
 
     async def observe(self) -> Interfaces:
         """Return the interfaces, their addresses and the IPv4 routes that matter, as they are now."""
@@ -89,13 +84,16 @@ class KernelInterfaces:
         name = next((link.name for link in found if link.index == route.index), None)
         return None if name is None else (name, route.source)
 
-    async def changes(self) -> AsyncIterator[None]:
-        """Yield after each burst of changes to links, addresses, or routes that lead where was asked for."""
+    def changes(self) -> ChangeChannel:
+        """Open a channel of changes to links, addresses, and routes that lead where was asked for."""
+        return ChangeChannel(self._read_changes)
+
+    async def _read_changes(self, announce: Announce) -> None:
         while True:
             await self._notifications.wait(self._concerns)
             await asyncio.sleep(_COALESCE_S)
             self._notifications.drain()
-            yield
+            announce()
 
     def _concerns(self, message: Message) -> bool:
         """Return whether a notification may change an answer: most routes of a host do not."""
@@ -140,6 +138,14 @@ class KernelInterfaces:
         # Rules may send the host's packets to another table than main: the kernel knows.
         reached = await self.route_to(_FAR_AWAY)
         return () if reached is None else (DefaultRoute(link=reached[0], source=reached[1]),)
+
+
+def _device_socket() -> socket.socket:
+    """Return a socket by which drivers are asked for."""
+    try:
+        return socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+    except OSError as error:
+        raise failed("a socket to ask drivers by", error) from error
 
 
 def _default_or_on_link(body: bytes) -> RouteRecord | None:
@@ -202,28 +208,26 @@ class KernelBridges:
     """A BridgeSource.
 
     Raises:
-        TargetError: the kernel gives no netlink socket.
+        TargetError: on entering, when the kernel gives no netlink socket.
     """
 
     def __init__(self) -> None:
-        self._requests = RequestSocket()
-        self._filter_requests = RequestSocket(nftables.PROTOCOL)
-        self._notifications = NotificationSocket(_BRIDGE_GROUPS)
-        self._filter_notifications: NotificationSocket | None = None
-        with contextlib.suppress(TargetError):  # they want CAP_NET_ADMIN
-            self._filter_notifications = NotificationSocket(nftables.CHANGES, nftables.PROTOCOL)
         self._bridges: frozenset[int] = frozenset()
 
-    def close(self) -> None:
-        """Let go of the sockets."""
-        for each in (
-            self._requests,
-            self._filter_requests,
-            self._notifications,
-            self._filter_notifications,
-        ):
-            if each is not None:
-                each.close()
+    async def __aenter__(self) -> Self:
+        with contextlib.ExitStack() as opened:
+            self._requests = opened.enter_context(contextlib.closing(RequestSocket()))
+            self._filter_requests = opened.enter_context(contextlib.closing(RequestSocket(nftables.PROTOCOL)))
+            self._notifications = opened.enter_context(contextlib.closing(NotificationSocket(_BRIDGE_GROUPS)))
+            self._filter_notifications: NotificationSocket | None = None
+            with contextlib.suppress(TargetError):  # they want CAP_NET_ADMIN
+                rules = NotificationSocket(nftables.CHANGES, nftables.PROTOCOL)
+                self._filter_notifications = opened.enter_context(contextlib.closing(rules))
+            self._sockets = opened.pop_all()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._sockets.close()
 
     async def observe(self) -> tuple[Bridge, ...]:
         """Return the bridges that have IPv4 addresses, in the order of their names."""
@@ -247,24 +251,17 @@ class KernelBridges:
             ]
         )
 
-    async def changes(self) -> AsyncIterator[None]:
-        """Yield after each burst of changes to bridges, their ports and what is behind them."""
-        changed = asyncio.Event()
+    def changes(self) -> ChangeChannel:
+        """Open a channel of changes to bridges, their ports, what is behind them and their rules."""
+        sockets = (self._notifications, self._filter_notifications)
+        return ChangeChannel(*(partial(self._read_changes, each) for each in sockets if each is not None))
 
-        async def hear(socket: NotificationSocket) -> None:
-            while True:
-                await socket.wait(self._concerns)
-                changed.set()
-
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(hear(self._notifications), name="bridges")
-            if self._filter_notifications is not None:
-                tasks.create_task(hear(self._filter_notifications), name="bridge rules")
-            while True:
-                await changed.wait()
-                await asyncio.sleep(_BRIDGE_COALESCE_S)
-                changed.clear()
-                yield
+    async def _read_changes(self, notifications: NotificationSocket, announce: Announce) -> None:
+        while True:
+            await notifications.wait(self._concerns)
+            await asyncio.sleep(_BRIDGE_COALESCE_S)
+            notifications.drain()
+            announce()
 
     def _concerns(self, message: Message) -> bool:
         """Return whether a notification may change the answer: most neighbours are not behind a bridge."""

@@ -3,9 +3,10 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from functools import lru_cache
 from itertools import islice
+from typing import Self
 
 from pyflannel.errors import TargetError
 from pyflannel.kernel.network.links import LinkWriter, is_link_operation
@@ -22,6 +23,7 @@ from pyflannel.kernel.network.requests import Asked, IndexOf, ask, ask_again, fa
 from pyflannel.kernel.network.snapshot import Interest, SnapshotReader
 from pyflannel.model.link import Link
 from pyflannel.model.state import Add, Operation, Refusal, Replace, State
+from pyflannel.ports import Announce, ChangeChannel
 from pyflannel.wire.netlink.message import Acknowledgement
 
 _COALESCE_S = 0.005
@@ -33,30 +35,33 @@ _BATCH = 100
 class LinuxTarget:
     """A Target for Link, Address, Neighbour, FdbEntry and Route items.
 
-    Made, it hears every change from then on, whether or not somebody waits for it yet. It looks by one socket
-    and changes by another, so that no change waits for a long look.
+    Entered, it hears every change from then on, whether or not somebody waits for it yet. It looks by one
+    socket and changes by another, so that no change waits for a long look.
 
     Args:
         notification_octets: of changes that may lie unheard; when more come, everything may have changed.
 
     Raises:
-        TargetError: the kernel gives no netlink socket.
+        TargetError: on entering, when the kernel gives no netlink socket.
     """
 
     def __init__(self, notification_octets: int = NOTIFICATION_BUFFER) -> None:
-        with contextlib.ExitStack() as made:
-            questions = made.enter_context(contextlib.closing(RequestSocket()))
-            self._requests = made.enter_context(contextlib.closing(RequestSocket()))
-            notifications = NotificationSocket(GROUPS, buffer_octets=notification_octets)
-            self._notifications = made.enter_context(contextlib.closing(notifications))
-            self._sockets = made.pop_all()
+        self._notification_octets = notification_octets
+        self._rests_until = 0.0
+
+    async def __aenter__(self) -> Self:
+        with contextlib.ExitStack() as opened:
+            questions = opened.enter_context(contextlib.closing(RequestSocket()))
+            self._requests = opened.enter_context(contextlib.closing(RequestSocket()))
+            notifications = NotificationSocket(GROUPS, buffer_octets=self._notification_octets)
+            self._notifications = opened.enter_context(contextlib.closing(notifications))
+            self._sockets = opened.pop_all()
         self._reader = SnapshotReader(questions)
         self._links = LinkWriter(self._requests)
         self._watch = Watch(self._requests.port)
-        self._rests_until = 0.0
+        return self
 
-    def close(self) -> None:
-        """Let go of the sockets."""
+    async def __aexit__(self, *_: object) -> None:
         self._sockets.close()
 
     async def snapshot(self, desired: State) -> State:
@@ -86,16 +91,19 @@ class LinuxTarget:
             self._note_made(operation)
         return refusals + await self._perform(batch)
 
-    async def changes(self) -> AsyncIterator[None]:
-        """Yield after each burst of changes to what the last snapshot was about, made by others.
+    def changes(self) -> ChangeChannel:
+        """Open a channel of changes to what the latest snapshot was about, made by others.
 
-        However long a burst is, looks take half of the time at most.
+        However long a burst is, it is announced no more often than the latest look took.
         """
+        return ChangeChannel(self._read_changes)
+
+    async def _read_changes(self, announce: Announce) -> None:
         while True:
             await self._notifications.wait(self._watch.concerns)
             await asyncio.sleep(max(_COALESCE_S, self._rests_until - time.monotonic()))
             await self._notifications.forget()
-            yield
+            announce()
 
     def _note_made(self, operation: Operation) -> None:
         """Hear of what hangs on a link that we made from now on, not from the next look on."""

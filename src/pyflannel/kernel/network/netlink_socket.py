@@ -196,14 +196,14 @@ class RequestSocket:
         try:
             self._socket.send(octets)
         except OSError as error:
-            raise _failed("netlink request", error) from error
+            raise failed("netlink request", error) from error
 
     async def _receive(self) -> list[Message]:
         try:
             octets = await asyncio.get_running_loop().sock_recv(self._socket, _DATAGRAM)
             return list(split(octets))
         except OSError as error:
-            raise _failed("netlink answer", error) from error
+            raise failed("netlink answer", error) from error
 
     def _drain(self) -> None:
         """Read a broken-off dump to its end: the kernel starts no second one on a socket before."""
@@ -244,7 +244,7 @@ class NotificationSocket:
             except OSError as error:
                 if error.errno == errno.ENOBUFS:
                     return  # the buffer was full, and who knows what was lost
-                raise _failed("netlink notification", error) from error
+                raise failed("netlink notification", error) from error
             try:
                 if any(concerns(message) for message in split(octets)):
                     return
@@ -292,7 +292,7 @@ def _open(buffer_octets: int, groups: int, protocol: int = socket.NETLINK_ROUTE)
     try:
         opened = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
     except OSError as error:
-        raise _failed("netlink socket", error) from error
+        raise failed("netlink socket", error) from error
     opened.setblocking(False)
     # Beyond net.core.rmem_max only with CAP_NET_ADMIN.
     _try_option(opened, socket.SOL_SOCKET, socket.SO_RCVBUF, buffer_octets)
@@ -301,7 +301,7 @@ def _open(buffer_octets: int, groups: int, protocol: int = socket.NETLINK_ROUTE)
         opened.bind((0, groups))
     except OSError as error:  # some groups want CAP_NET_ADMIN
         opened.close()
-        raise _failed("listening to the kernel's netlink groups", error) from error
+        raise failed("listening to the kernel's netlink groups", error) from error
     return opened
 
 
@@ -315,10 +315,11 @@ def _try_option(opened: socket.socket, level: int, option: int, value: int) -> N
 
 def _raise_refused_dump(answer: Acknowledgement) -> None:
     if answer.errno > 0 and answer.errno not in _NOTHING_THERE:
-        raise _failed("netlink dump", OSError(answer.errno, answer.text or os.strerror(answer.errno)))
+        raise failed("netlink dump", OSError(answer.errno, answer.text or os.strerror(answer.errno)))
 
 
-def _failed(what: str, error: OSError) -> TargetError:
+def failed(what: str, error: OSError) -> TargetError:
+    """Return what a failed system call stands for."""
     name = errno.errorcode.get(error.errno or 0, "unknown error")
     return TargetError(
         f"{what} failed: {name}: {error.strerror}", hint="Look at the kernel's log (dmesg) for the reason."

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
+from pyflannel.errors import TargetError
 from pyflannel.model.store_record import Changes, Conflict, Delete, Listing, Put, Record, Written
 from pyflannel.ports import FileWatch
 from pyflannel.stores.embedded.database import Database
@@ -85,9 +86,11 @@ class EmbeddedStore:
 
     async def _hear(self, heard: asyncio.Event) -> None:
         try:
-            async for _ in self._file_watch.changes(self._log_file):
-                heard.set()
-        except OSError as error:
+            async with self._file_watch.changes(self._log_file) as changes:
+                while True:
+                    await changes.next()
+                    heard.set()
+        except TargetError as error:
             log.warning(
                 "cannot be told of changes, looking every %g s file=%s: %s", LOOK_S, self._log_file, error
             )
