@@ -1,7 +1,7 @@
 """The ports: what the engine needs from outside, as protocols; each has at least two implementations."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -11,6 +11,7 @@ from pyflannel.errors import TargetError
 from pyflannel.model.fast_path import Feature
 from pyflannel.model.forwarder import Stranger
 from pyflannel.model.host import Bridge, Interfaces
+from pyflannel.model.item import Item
 from pyflannel.model.state import Operation, Refusal, State
 from pyflannel.model.status import Notice
 from pyflannel.model.store_record import Changes as StoreChanges
@@ -156,6 +157,10 @@ class Target(Protocol):
     A snapshot is made afresh from what is there, never from memory. It may hold foreign objects too:
     what is ours among them is decided by `plan.ownership`, from the plan that `desired` holds.
     """
+
+    @property
+    def kinds(self) -> Collection[type[Item]]:
+        """The kinds of items that it holds; no other target holds them."""
 
     async def snapshot(self, desired: State) -> State:
         """Return what is there now, normalised so that it compares equal to plans.

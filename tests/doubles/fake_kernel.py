@@ -6,10 +6,12 @@ from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
 
 from pyflannel.errors import TargetError
-from pyflannel.model.fast_path import BpfProgram
+from pyflannel.model.fast_path import BpfContainer, BpfPeer, BpfProgram
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer
+from pyflannel.model.host_file import HostFile
 from pyflannel.model.item import Item
 from pyflannel.model.link import Address, Link
+from pyflannel.model.packet_filter import IptablesChain, NftTable
 from pyflannel.model.route import FdbEntry, Neighbour, Route
 from pyflannel.model.state import Add, Operation, Refusal, Remove, Replace, State
 from pyflannel.ports import Announce, ChangeChannel
@@ -28,6 +30,12 @@ class FakeKernel:
     Attributes:
         is_readable: a snapshot fails while this is False.
     """
+
+    kinds = (
+        *(Link, Address, Neighbour, FdbEntry, Route),
+        *(Forwarder, ForwarderPeer, BpfProgram, BpfPeer, BpfContainer),
+        *(IptablesChain, NftTable, HostFile),
+    )
 
     def __init__(
         self, state: State = State.EMPTY, *, refuse: Callable[[Operation], bool] = lambda operation: False
@@ -53,7 +61,8 @@ class FakeKernel:
                 refusals.append(Refusal(operation=operation, cause="the test asked for this"))
             elif (cause := self._perform(operation)) is not None:
                 refusals.append(Refusal(operation=operation, cause=cause))
-        self._changed.set()
+        if len(refusals) < len(operations):
+            self._changed.set()
         return refusals
 
     def changes(self) -> ChangeChannel:

@@ -7,14 +7,15 @@ from ipaddress import IPv4Network
 import pytest
 
 from doubles.fake_kernel import FakeKernel
+from doubles.planning import SUBNET_FILE, plan_of
 from lease_model.scenarios import host, network, scenario
 from lease_model.simulation import Simulation
 from lease_model.store import put_lease, transact
 from lease_model.world import Protocol, Request, StoreState, World
-from pyflannel.engine.planner import Planner
+from pyflannel.engine.planner import Inputs, PlanOptions
 from pyflannel.model.host import Underlay
 from pyflannel.model.lease import Lease
-from pyflannel.model.lease_protocol import Event, Held, PutLease, Wrote
+from pyflannel.model.lease_protocol import Event, PutLease, Wrote
 from pyflannel.model.lease_set import LeaseSet
 from pyflannel.model.state import State
 from pyflannel.plan.backend.udp import UdpBackend
@@ -29,19 +30,16 @@ DAY_S = 24 * 3600.0
 def plan(own: Lease, leases: LeaseSet) -> State:
     """Return what a host should have, as the daemon's planner makes it."""
     address = own.attributes.public_ip
-    planner = Planner(
-        subnet_file="/run/flannel/subnet.env",
-        packet_filter=FilterOptions(masquerades=True, is_fully_random=True, accepts_forwarded=True),
-        device="flannel0",
-        mark="pyflannel",
+    underlay = Underlay(link="eth0", address=address, mtu=1500, public_ip=address)
+    inputs = Inputs(
+        config=NETWORK,
+        backend=UdpBackend(network=RANGE),
+        underlay=underlay,
+        lease=own,
+        leases=leases.by_subnet,
     )
-    planner.config, planner.backend = NETWORK, UdpBackend(network=RANGE)
-    planner.underlay = Underlay(link="eth0", address=address, mtu=1500, public_ip=address)
-    planner.held, planner.leases = Held(lease=own), leases
-    planner.update()
-    desired = planner.desired()
-    assert desired is not None
-    return desired
+    options = FilterOptions(masquerades=True, is_fully_random=True, accepts_forwarded=True)
+    return plan_of(inputs, PlanOptions(subnet_file=SUBNET_FILE, packet_filter=options))
 
 
 async def one_pass(kernel: FakeKernel, desired: State) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from doubles.planning import plan_of
 from doubles.simulated_time import SimulatedLoop
 from lease_model.engine_faults import FAULTS, live
 from lease_model.engines import (
@@ -25,13 +27,13 @@ from lease_model.rules import Violation
 from pyflannel.engine import supervisor
 from pyflannel.engine.config_follower import ConfigFollower, read_config
 from pyflannel.engine.lease_keeper import LeaseKeeper
-from pyflannel.engine.planner import Planner
+from pyflannel.engine.planner import Inputs, Planner, PlanOptions
 from pyflannel.engine.reconciler import Reconciler
 from pyflannel.engine.world import HostOptions, World
 from pyflannel.model.host import Bridge, DefaultRoute, Interface, InterfaceAddress, Interfaces
 from pyflannel.model.lease_protocol import Event, Held, Listed, Report, WatchLost
 from pyflannel.model.lease_set import LeaseSet
-from pyflannel.model.state import State
+from pyflannel.model.state import Operation, Refusal, State
 from pyflannel.model.store_record import Conflict, Delete, Put, Record, Written
 from pyflannel.plan.diff import diff
 from pyflannel.plan.lease.state import LeaseState
@@ -109,7 +111,7 @@ class Engine(supervisor.Supervisor):
         surroundings = Surroundings(setting)
         world = World(
             store=setting.store,
-            target=setting.kernel,
+            targets=(setting.kernel,),
             interfaces=surroundings,
             bridges=NoBridges(),
             clock=setting.clock,
@@ -121,9 +123,8 @@ class Engine(supervisor.Supervisor):
         options = HostOptions(
             identity=setting.identity,
             underlay=UnderlayOptions(),
-            subnet_file=SUBNET_FILE,
+            plan=PlanOptions(subnet_file=SUBNET_FILE, packet_filter=FILTER),
             subnet_env=setting.subnet_env,
-            packet_filter=FILTER,
             audit_s=AUDIT_S,
             fast_path="off",
         )
@@ -144,20 +145,16 @@ class Engine(supervisor.Supervisor):
 
 def plan(host: EngineHost, held: Held, truth: LeaseSet, config: str) -> State:
     """Return what a host should have, from what the store says alone."""
-    planner = Planner(
-        subnet_file=SUBNET_FILE,
-        packet_filter=FILTER,
-        device="flannel0",
-        mark="pyflannel",
+    read, backend = read_config(config)
+    inputs = Inputs(
+        config=read,
+        backend=backend,
+        underlay=choose(UnderlayOptions(), interfaces_of(host.address)),
+        lease=held.lease,
+        leases=truth.by_subnet,
         owner=host.identity.owner,
     )
-    planner.config, planner.backend = read_config(config)
-    planner.underlay = choose(UnderlayOptions(), interfaces_of(host.address))
-    planner.held, planner.leases = held, truth
-    planner.update()
-    desired = planner.desired()
-    assert desired is not None
-    return desired
+    return plan_of(inputs, PlanOptions(subnet_file=SUBNET_FILE, packet_filter=FILTER))
 
 
 def wrong_kernels(engines: Engines) -> Iterator[Violation]:
@@ -274,24 +271,29 @@ class Unconditional:
 
 
 class ResignedReconciler(Reconciler):
-    """Makes no pass after one that was refused something."""
+    """Never tries again what was refused."""
 
-    async def _pass(self, interest: State) -> float:
-        return AUDIT_S if self.counts.refused else await super()._pass(interest)
+    def _is_hopeless(self, operation: Operation) -> bool:
+        mark = self._work.get(operation.subject.key)
+        return mark is not None and mark.refusal is not None
+
+    def _retry_due_s(self, refusal: Refusal, cost_s: float) -> float:
+        return math.inf
 
 
 class TrustingReconciler(Reconciler):
     """Looks only when the kernel says that it changed."""
 
-    def _is_audit_due(self) -> bool:
-        return not self.counts.is_clean
+    @property
+    def _audit_due_s(self) -> float:
+        return math.inf if self._has_applied else super()._audit_due_s
 
 
 class ForgetfulPlanner(Planner):
     """Leaves peers in the plan that went alone."""
 
-    def _update_peers(self) -> list[PeerChange]:
-        return [change for change in super()._update_peers() if change.new is not None]
+    def _update_peers(self, inputs: Inputs) -> list[PeerChange]:
+        return [change for change in super()._update_peers(inputs) if change.new is not None]
 
 
 class StubbornFollower(ConfigFollower):

@@ -12,9 +12,9 @@ from pyflannel.assembly.directories import Places
 from pyflannel.assembly.forwarder_status import forwarder_status
 from pyflannel.assembly.options import FlanneldOptions
 from pyflannel.engine.guard_narrator import GuardNarrator
+from pyflannel.engine.planner import PlanOptions
 from pyflannel.engine.status_report import status_of, strangers_of
 from pyflannel.engine.supervisor import Supervisor
-from pyflannel.engine.targets import Targets
 from pyflannel.engine.world import HostOptions, World
 from pyflannel.errors import TargetError
 from pyflannel.kernel.bpf.fast_path import FastPath
@@ -27,13 +27,9 @@ from pyflannel.kernel.host.machine import BoottimeClock, kernel_release, new_ide
 from pyflannel.kernel.network.interfaces import KernelBridges, KernelInterfaces
 from pyflannel.kernel.network.linux import LinuxTarget
 from pyflannel.kernel.network.snapshot import route_protocols
-from pyflannel.model.fast_path import BpfContainer, BpfPeer, BpfProgram
-from pyflannel.model.forwarder import Forwarder, ForwarderPeer, Stranger
+from pyflannel.model.forwarder import Stranger
 from pyflannel.model.host_file import HostFile
 from pyflannel.model.lease import Lease
-from pyflannel.model.link import Address, Link
-from pyflannel.model.packet_filter import IptablesChain, NftTable
-from pyflannel.model.route import FdbEntry, Neighbour, Route
 from pyflannel.model.status import STRANGERS_SHOWN, FastPathStatus, JournalEntry, Status
 from pyflannel.model.version import VERSION
 from pyflannel.plan.device_name import device_names
@@ -136,7 +132,7 @@ class HostNetwork:
 
     def leases(self) -> list[Lease]:
         """Return every lease that is known, our own too."""
-        return list(self._supervisor.leases())
+        return list(self._supervisor.known_leases())
 
     def events(self) -> list[JournalEntry]:
         """Return what the passes found and did, the latest last."""
@@ -185,22 +181,13 @@ async def open_network(
         forwarder = await enter(ForwarderTarget(places.run_dir))
         world = World(
             store=store,
-            target=Targets(
-                {
-                    Link: linux,
-                    Address: linux,
-                    Neighbour: linux,
-                    FdbEntry: linux,
-                    Route: linux,
-                    Forwarder: forwarder,
-                    ForwarderPeer: forwarder,
-                    IptablesChain: await enter(IptablesTarget(options.iptables_resync_s)),
-                    NftTable: await enter(NftTarget(options.iptables_resync_s)),
-                    BpfProgram: fast_path,
-                    BpfPeer: fast_path,
-                    BpfContainer: fast_path,
-                    HostFile: await enter(FileTarget()),
-                }
+            targets=(
+                linux,
+                forwarder,
+                fast_path,
+                await enter(IptablesTarget(options.iptables_resync_s)),
+                await enter(NftTarget(options.iptables_resync_s)),
+                await enter(FileTarget()),
             ),
             interfaces=interfaces,
             bridges=await enter(KernelBridges()),
@@ -260,19 +247,21 @@ def _host_options(options: FlanneldOptions, places: Places, device: str, audit_s
             can_reach=options.iface_can_reach,
             public_ip=options.public_ip,
         ),
-        subnet_file=str(places.subnet_file),
-        other_files=(_device_file(places, device),),
+        plan=PlanOptions(
+            subnet_file=str(places.subnet_file),
+            other_files=(_device_file(places, device),),
+            packet_filter=options.packet_filter,
+            device=device,
+            mark=places.mark,
+            kernel=kernel_release(),
+            has_blackhole=options.has_blackhole,
+            gro=options.fast_path_gro,
+        ),
         subnet_env=_old_text(places.subnet_file),
         lease_ttl_s=options.lease_ttl_s,
         renew_margin_s=options.renew_margin_s,
         renumbers=options.on_subnet_lost == "renumber",
-        packet_filter=options.packet_filter,
         fast_path=options.fast_path,
-        fast_path_gro=options.fast_path_gro,
-        has_blackhole=options.has_blackhole,
-        kernel=kernel_release(),
-        device=device,
-        mark=places.mark,
         audit_s=audit_s,
     )
 

@@ -12,7 +12,6 @@ from pyflannel.assembly.store_flags import etcd_password_of
 from pyflannel.assembly.stores import open_store
 from pyflannel.commands.daemon_process import running_daemon, stop_daemon
 from pyflannel.commands.examination import footing_of, known_networks, status_of_host
-from pyflannel.engine.targets import Targets
 from pyflannel.errors import BusyError, FlannelError, WireError, sentences
 from pyflannel.kernel.bpf.fast_path import FastPath
 from pyflannel.kernel.bpf.pins import remove_pin_directory
@@ -23,12 +22,11 @@ from pyflannel.kernel.host.locks import DeviceClaim, RunLock
 from pyflannel.kernel.network.linux import LinuxTarget
 from pyflannel.kernel.network.next_hops import remove_next_hops
 from pyflannel.kernel.network.snapshot import survey
-from pyflannel.model.forwarder import Forwarder, ForwarderPeer
 from pyflannel.model.item import Item
 from pyflannel.model.lease import Lease
-from pyflannel.model.link import MARK, Address, Link
-from pyflannel.model.packet_filter import FIRST_DEVICE, IptablesChain, LeftRules, NftTable
-from pyflannel.model.route import DEVICES, FdbEntry, Neighbour, Route, route_protocol
+from pyflannel.model.link import MARK, Link
+from pyflannel.model.packet_filter import FIRST_DEVICE, LeftRules
+from pyflannel.model.route import DEVICES, route_protocol
 from pyflannel.model.state import Remove, State
 from pyflannel.model.status import Footing
 from pyflannel.model.store_record import Conflict, Delete, Record, Written
@@ -77,12 +75,7 @@ async def remove_objects(places: Places, footing: Footing, *, doubtful_rules: bo
             await enter(adapter)
         unreachable = await forwarder.end_unreachable()
         done.removed.extend(f"forwarder (pid {pid}), which answered nobody" for pid in unreachable)
-        for target in (
-            fast_path,
-            Targets({Forwarder: forwarder, ForwarderPeer: forwarder}),
-            Targets({IptablesChain: iptables, NftTable: nftables}),
-            Targets(dict.fromkeys((Link, Address, Neighbour, FdbEntry, Route), linux)),
-        ):
+        for target in (fast_path, forwarder, iptables, nftables, linux):
             await _empty(target, places.mark, device, done)
         if device is not None:
             await _remove_next_hops(route_protocol(device), done)

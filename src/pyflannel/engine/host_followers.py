@@ -5,22 +5,11 @@ import logging
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 
+from pyflannel.engine.pacing import pause
 from pyflannel.errors import NoUnderlayError, TargetError
 from pyflannel.model.host import Bridge, Underlay
 from pyflannel.plan.underlay import UnderlayOptions, choose, narrate
 from pyflannel.ports import BridgeSource, Changes, Clock, InterfaceSource
-
-
-async def pause(clock: Clock, seconds: float, *, until: asyncio.Event) -> None:
-    """Return when the event is set, at the latest after `seconds` by the clock."""
-    waits = {asyncio.ensure_future(until.wait()), asyncio.ensure_future(clock.sleep(seconds))}
-    try:
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for wait in waits:
-            wait.cancel()
-        await asyncio.gather(*waits, return_exceptions=True)
-
 
 log = logging.getLogger(__name__)
 

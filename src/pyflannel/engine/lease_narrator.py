@@ -1,7 +1,7 @@
 """Tells an operator what the lease protocol reports: log lines, the phase, the warnings."""
 
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from datetime import UTC, datetime
 
 from pyflannel.model.lease_protocol import (
@@ -44,9 +44,8 @@ class LeaseNarrator:
     `held_changed` hears each subnet that the host is to run on.
     """
 
-    def __init__(self, clock: Clock, held_changed: Callable[[Held], None]) -> None:
+    def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._held_changed = held_changed
         self._phase: LeasePhase = "acquiring"
         self.since = clock.now()
         self.holder: str | None = None
@@ -115,7 +114,6 @@ class LeaseNarrator:
                 log.info("Lease renewed, new expiration: %s lease=%s", self._time(held), held.lease.subnet)
         self._enter("held")
         self.holder = None
-        self._held_changed(held)
 
     def _tell_store(self, report: StoreAway | StoreBack) -> None:
         match report:

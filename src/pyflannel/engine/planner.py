@@ -1,83 +1,155 @@
-"""The planner: holds what is known of the network and this host, and keeps the plan made from it."""
+"""The planner: from everything that is known of a network and this host to a plan.
 
-import logging
-from collections.abc import Iterable
-from ipaddress import IPv4Address, IPv4Network
+The plan is a function of `Inputs` alone. A cache behind it makes small changes cheap: a lease that changes
+re-plans its peer only, and the result equals a plan made anew.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Network
 
 from pyflannel.model.host import Bridge, GroChoice, Host, Underlay
 from pyflannel.model.host_file import HostFile
-from pyflannel.model.item import Item, ItemMap
+from pyflannel.model.item import Item, ItemMap, Key
 from pyflannel.model.lease import Lease
-from pyflannel.model.lease_protocol import Held
-from pyflannel.model.lease_set import LeaseSet, SubnetMap
+from pyflannel.model.lease_set import SubnetMap
+from pyflannel.model.link import MARK
 from pyflannel.model.network_config import NetworkConfig
-from pyflannel.model.state import Add, Operation, Remove, Replace, State
+from pyflannel.model.packet_filter import FIRST_DEVICE
+from pyflannel.model.state import State
 from pyflannel.plan.backends import Backend, notes_on
 from pyflannel.plan.packet_filter import FilterOptions, plan_filter
 from pyflannel.plan.peers import Conflict, PeerChange, Peers
 from pyflannel.plan.routes import plan_blackhole
 from pyflannel.wire.subnet_env import format_subnet_env
 
-log = logging.getLogger(__name__)
 
-NAMED_IN_LOG = 20
-"""So many peers that come or go at once are named one by one."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inputs:
+    """Everything that changes while a host runs, and that its plan is made of.
 
-_Whom = tuple[IPv4Network, IPv4Address, IPv4Network | None, int]
+    Attributes:
+        config: the network config in force; None until one is known.
+        backend: as the config asks for.
+        underlay: the interface that carries the tunnel.
+        lease: our own.
+        leases: those that count for the data path, ours too.
+        bridges: of containers; only the fast path asks for them.
+        has_fast_path: programs in the kernel may carry packets.
+        owner: our identity.
+    """
+
+    config: NetworkConfig | None = None
+    backend: Backend | None = None
+    underlay: Underlay | None = None
+    lease: Lease | None = None
+    leases: SubnetMap[Lease] = field(default_factory=SubnetMap)
+    bridges: tuple[Bridge, ...] = ()
+    has_fast_path: bool = False
+    owner: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanOptions:
+    """What the operator asked for, and what does not change while the host runs.
+
+    Attributes:
+        subnet_file: path of subnet.env.
+        other_files: files that are kept as well.
+        packet_filter: the rules that are wanted.
+        device: device name that the daemon claims.
+        mark: alias of its links.
+        kernel: release of the running kernel; "" if unknown.
+        has_blackhole: drop packets to this host's subnet that no local bridge accepts.
+        gro: coalesce received TCP segments of the fast path.
+    """
+
+    subnet_file: str
+    other_files: tuple[HostFile, ...] = ()
+    packet_filter: FilterOptions = field(default_factory=FilterOptions)
+    device: str = FIRST_DEVICE
+    mark: str = MARK
+    kernel: str = ""
+    has_blackhole: bool = False
+    gro: GroChoice = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class Unchanged:
+    """The plan is as before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """Some objects of the plan changed. Their keys, with the planned objects before the change."""
+
+    previous: Mapping[Key, Item | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Replaced:
+    """Another plan. Later changes are made in it, in place, and told by `Changed`."""
+
+    plan: State
+
+
+@dataclass(frozen=True, slots=True)
+class Blocked:
+    """There is no plan for these inputs, so the plan before stays in force.
+
+    Attributes:
+        reason: what the backend waits for; "" while an input is missing.
+    """
+
+    reason: str = ""
+
+
+PlanResult = Unchanged | Changed | Replaced | Blocked
+
+
+@dataclass(frozen=True, slots=True)
+class Objection:
+    """A peer that is not planned for, and why."""
+
+    peer: Lease
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Basis:
+    """What every object of a plan depends on. Another basis makes another plan."""
+
+    config: NetworkConfig
+    backend: Backend
+    host: Host
 
 
 class Planner:
-    """What the plan is made of, and the plan.
+    """A cache behind the plan: `update` takes the inputs as they are now, and tells what changes.
 
-    Any of what it is made of may change at any time; `update` then brings the plan up to date. The plan
-    depends on what there is alone: a lease that changes re-plans its peer only, and gives what planning
-    everything would.
+    Attributes:
+        conflicts: leases that cannot all be right, in the order of their subnets.
+        objections: the peers that are not planned for, by subnet.
+        notes: how the network runs on this host where that is not as usual, a line each.
+        peer_changes: peers that came, went or changed by the latest update.
     """
 
-    def __init__(
-        self,
-        *,
-        subnet_file: str,
-        other_files: tuple[HostFile, ...] = (),
-        packet_filter: FilterOptions,
-        device: str,
-        mark: str,
-        owner: str = "",
-        kernel: str = "",
-        has_blackhole: bool = False,
-        gro: GroChoice = "auto",
-    ) -> None:
-        self._subnet_file = subnet_file
-        self._other_files = other_files
-        self._packet_filter = packet_filter
-        self._device = device
-        self._mark = mark
-        self._kernel = kernel
-        self._has_blackhole = has_blackhole
-        self._gro = gro
-        self.owner = owner
-        self.config: NetworkConfig | None = None
-        self.backend: Backend | None = None
-        self.underlay: Underlay | None = None
-        self.held: Held | None = None
-        self.leases = LeaseSet()
-        self.counted: SubnetMap[Lease] | None = None
-        self.bridges: tuple[Bridge, ...] = ()
-        self.has_fast_path = False
-        self.objections: dict[IPv4Network, str] = {}
-        self._said_obstacle: str | None = None
-        self._said_notes: tuple[str, ...] = ()
-        self._whom: _Whom | None = None
-        self._peers: Peers | None = None
-        self._conflicts: tuple[Conflict, ...] = ()
-        self._made_of: tuple[NetworkConfig, Backend, Host] | None = None
+    def __init__(self, options: PlanOptions) -> None:
+        self._options = options
+        self._basis: _Basis | None = None
         self._plan: ItemMap[Item] = ItemMap()
-        self._is_contested = False
-        self._bridged: tuple[Bridge, ...] = ()
+        self._peers: Peers | None = None
+        self._peers_of: tuple[object, ...] = ()
+        self._bridges: tuple[Bridge, ...] = ()
+        self._is_contested = False  # two peers want one key, and only a whole plan tells which gets it
+        self.conflicts: tuple[Conflict, ...] = ()
+        self.objections: Mapping[IPv4Network, Objection] = {}
+        self.notes: tuple[str, ...] = ()
+        self.peer_changes: list[PeerChange] = []
 
     @property
     def peers(self) -> tuple[Lease, ...]:
-        """The peers that are planned for, in the order of their subnets."""
+        """The leases of other hosts that are sound, in the order of their subnets."""
         return tuple(sorted(self._peers or (), key=_place))
 
     @property
@@ -86,220 +158,157 @@ class Planner:
         return len(self._peers or ())
 
     @property
-    def conflicts(self) -> tuple[Conflict, ...]:
-        """What is wrong with the leases."""
-        return self._conflicts
-
-    @property
     def refused(self) -> dict[IPv4Network, str]:
         """The leases of others that are not planned for, and why."""
         ignored = {} if self._peers is None else self._peers.ignored
-        return {**{subnet: conflict.text for subnet, conflict in ignored.items()}, **self.objections}
+        objected = {subnet: objection.reason for subnet, objection in self.objections.items()}
+        return {**{subnet: conflict.text for subnet, conflict in ignored.items()}, **objected}
 
     @property
-    def refused_owners(self) -> dict[IPv4Network, str]:
-        """Who holds those of them that have an owner known by an identity."""
-        leases = self.leases.by_subnet
-        owners = {subnet: lease.attributes.owner for subnet in self.refused if (lease := leases.get(subnet))}
-        return {subnet: owner.owner for subnet, owner in owners.items() if owner is not None}
-
-    @property
-    def host(self) -> Host | None:
-        """This host, once it has a lease and an underlay."""
-        if self.held is None or self.underlay is None:
-            return None
-        return Host(
-            lease=self.held.lease,
-            underlay=self.underlay,
-            device=self._device,
-            mark=self._mark,
-            owner=self.owner,
-            has_fast_path=self.has_fast_path,
-            gro=self._gro,
-            kernel=self._kernel,
-        )
-
-    @property
-    def obstacle(self) -> str | None:
-        """What the backend waits for, as it cannot work with the underlay that there is; None when it can."""
-        if self.backend is None or self.underlay is None:
-            return None
-        return self.backend.obstacle(self.underlay)
-
-    def desired(self) -> State | None:
-        """Return the plan, or None while something that it is made of is missing.
-
-        It is the plan itself: single peers are exchanged in it. Planning everything makes another.
-        """
+    def plan(self) -> State | None:
+        """The plan in force, None before the first."""
         return State(self._plan) if self._plan else None
 
-    def update(self) -> list[Operation] | None:
-        """Bring the plan up to date, and say what changed.
+    def host(self, inputs: Inputs) -> Host | None:
+        """Return the host as backends see it; None while its lease or its underlay is missing."""
+        if inputs.lease is None or inputs.underlay is None:
+            return None
+        return Host(
+            lease=inputs.lease,
+            underlay=inputs.underlay,
+            device=self._options.device,
+            mark=self._options.mark,
+            owner=inputs.owner,
+            has_fast_path=inputs.has_fast_path,
+            gro=self._options.gro,
+            kernel=self._options.kernel,
+        )
 
-        Returns:
-            What turns the plan of before into that of now, when single peers changed; None when anything may
-            have.
-        """
-        changes = self._update_peers()
-        host = self.host
-        if self._is_obstructed() or host is None or self.config is None or self.backend is None:
-            return None  # what stands is kept
-        made_of = self.config, self.backend, host
-        if made_of == self._made_of and not self._is_contested:
-            operations = self._plan_changes(changes, self.backend, host)
-            if not self._is_contested:
-                return operations + self._plan_bridges(self.backend, host)
-        self._made_of = made_of
-        self._plan_all(self.config, self.backend, host)
-        return None
+    def update(self, inputs: Inputs) -> PlanResult:
+        """Bring the plan up to date with these inputs, and return what changed."""
+        self.peer_changes = self._update_peers(inputs)
+        if inputs.backend is None or inputs.underlay is None:
+            return self._block("")
+        reason = inputs.backend.obstacle(inputs.underlay)
+        host = self.host(inputs)
+        if reason is not None or host is None or inputs.config is None:
+            return self._block(reason or "")
+        basis = _Basis(inputs.config, inputs.backend, host)
+        if basis == self._basis and not self._is_contested:
+            previous = self._plan_peers(basis)
+            if previous is not None:
+                previous |= self._plan_bridges(basis, inputs.bridges)
+                return Changed(previous) if previous else Unchanged()
+        self._basis = basis
+        return self._plan_all(basis, inputs.bridges)
 
-    def _update_peers(self) -> list[PeerChange]:
-        if self.held is None or self.config is None:
+    def _block(self, reason: str) -> Blocked:
+        """Keep the plan in force. If peers changed meanwhile, the next plan is made anew."""
+        if self.peer_changes:
+            self._basis = None
+        return Blocked(reason)
+
+    def _update_peers(self, inputs: Inputs) -> list[PeerChange]:
+        """Take in the leases; return the peers that came, went or changed."""
+        config, own = inputs.config, inputs.lease
+        if own is None or config is None:
             return []
-        own = self.held.lease
-        whom = (own.subnet, own.attributes.public_ip, self.config.network, self.config.subnet_length)
+        peers_of = (own.subnet, own.attributes.public_ip, config.network, config.subnet_length)
         before: dict[IPv4Network, Lease] | None = None
-        if self._peers is None or whom != self._whom:
+        if self._peers is None or peers_of != self._peers_of:
             before = {peer.subnet: peer for peer in self._peers or ()}
-            self._whom = whom
-            self._peers = Peers(own, self.config.network, self.config.subnet_length)
-        changes = self._peers.update(self.leases.by_subnet if self.counted is None else self.counted)
-        if before is not None:
-            now = {peer.subnet: peer for peer in self._peers}
-            changes = [PeerChange(before.get(s), now.get(s)) for s in before.keys() | now.keys()]
-        _tell("added", [change.new for change in changes if change.new and not change.old])
-        _tell("removed", [change.old for change in changes if change.old and not change.new])
-        self._take_conflicts(self._peers.conflicts)
-        return changes
+            self._peers_of = peers_of
+            self._peers = Peers(own, config.network, config.subnet_length)
+        changes = self._peers.update(inputs.leases)
+        self.conflicts = self._peers.conflicts
+        if before is None:
+            return changes
+        now = {peer.subnet: peer for peer in self._peers}
+        pairs = ((before.get(subnet), now.get(subnet)) for subnet in before.keys() | now.keys())
+        return [PeerChange(old, new) for old, new in pairs if old is not new]
 
-    def _take_conflicts(self, conflicts: tuple[Conflict, ...]) -> None:
-        """Take the conflicts of now, and say what is news."""
-        known = frozenset(self._conflicts)
-        news = [conflict for conflict in conflicts if conflict not in known]
-        self._conflicts = conflicts
-        for conflict in news[:NAMED_IN_LOG]:
-            log.warning("Conflict: %s", conflict.text)
-        if len(news) > NAMED_IN_LOG:
-            log.warning("Conflicts: %d more; flannelctl status names them", len(news) - NAMED_IN_LOG)
-
-    def _plan_all(self, config: NetworkConfig, backend: Backend, host: Host) -> None:
-        """Plan everything; of two peers that want one thing, the backend says who gets it."""
+    def _plan_all(self, basis: _Basis, bridges: tuple[Bridge, ...]) -> Replaced:
+        """Plan everything. Of two peers that want one thing, the backend decides which gets it."""
+        config, backend, host, options = basis.config, basis.backend, basis.host, self._options
         text = format_subnet_env(
             config=config,
             subnet=host.lease.subnet,
             mtu=backend.mtu(host),
-            ip_masq=self._packet_filter.masquerades,
+            ip_masq=options.packet_filter.masquerades,
         )
-        self._tell_notes(notes_on(config, backend, host), backend)
+        self.notes = notes_on(config, backend, host)
         plan: ItemMap[Item] = backend.plan_host(host).by_key.copy()
-        if self._has_blackhole:
+        if options.has_blackhole:
             plan.add(plan_blackhole(host))
-        plan.add(plan_filter(config, host, self._packet_filter))
-        plan.add((*self._other_files, HostFile(path=self._subnet_file, text=text)))
-        self._bridged = self.bridges
-        plan.add(backend.plan_bridges(self.bridges, host))
-        count = len(plan)
-        peers = self.peers
+        plan.add(plan_filter(config, host, options.packet_filter))
+        plan.add((*options.other_files, HostFile(path=options.subnet_file, text=text)))
+        plan.add(backend.plan_bridges(bridges, host))
+        self._bridges = bridges
+        count, peers = len(plan), self.peers
         outranked = backend.outranked(peers, host)
-        objections: dict[IPv4Network, str] = {}
-        refused: list[Lease] = []
+        objections: dict[IPv4Network, Objection] = {}
         for peer in peers:
-            objection = outranked.get(peer.subnet) or backend.objection(peer, host)
-            if objection is not None:
-                objections[peer.subnet] = objection
-                refused.append(peer)
+            reason = outranked.get(peer.subnet) or backend.objection(peer, host)
+            if reason is not None:
+                objections[peer.subnet] = Objection(peer, reason)
                 continue
             items = backend.plan_peer(peer, host)
             count += len(items)
             plan.add(items)
-        self._take_objections(objections, refused)
+        self.objections = objections
         self._plan, self._is_contested = plan, bool(outranked) or len(plan) < count
+        return Replaced(State(plan))
 
-    def _plan_changes(self, changes: Iterable[PeerChange], backend: Backend, host: Host) -> list[Operation]:
-        """Plan the changed peers anew; when two peers want one key, only that this is so is noted."""
+    def _plan_peers(self, basis: _Basis) -> dict[Key, Item | None] | None:
+        """Plan the changed peers anew; return None if two peers want one key, so that all must be planned."""
+        if not self.peer_changes:
+            return {}
         gone: ItemMap[Item] = ItemMap()
         come: ItemMap[Item] = ItemMap()
         objections = dict(self.objections)
-        refused: list[Lease] = []
-        for change in changes:
+        for change in self.peer_changes:
             if change.old is not None:
-                gone.add(backend.plan_peer(change.old, host))
+                gone.add(basis.backend.plan_peer(change.old, basis.host))
                 objections.pop(change.old.subnet, None)
-        for change in changes:
+        for change in self.peer_changes:
             if change.new is None:
                 continue
-            objection = backend.objection(change.new, host)
-            if objection is not None:
-                objections[change.new.subnet] = objection
-                refused.append(change.new)
+            reason = basis.backend.objection(change.new, basis.host)
+            if reason is not None:
+                objections[change.new.subnet] = Objection(change.new, reason)
                 continue
-            items = backend.plan_peer(change.new, host)
-            if any(i.key in come or (i.key in self._plan and i.key not in gone) for i in items):
+            items = basis.backend.plan_peer(change.new, basis.host)
+            if any(item.key in come or (item.key in self._plan and item.key not in gone) for item in items):
                 self._is_contested = True
-                return []
+                return None
             come.add(items)
-        self._take_objections(objections, refused)
+        self.objections = objections
         return self._exchange(gone, come)
 
-    def _plan_bridges(self, backend: Backend, host: Host) -> list[Operation]:
-        """Plan anew what hangs on the bridges and their containers, where these changed."""
-        if self.bridges is self._bridged:
-            return []
-        gone = backend.plan_bridges(self._bridged, host).by_key
-        come = backend.plan_bridges(self.bridges, host).by_key
-        self._bridged = self.bridges
+    def _plan_bridges(self, basis: _Basis, bridges: tuple[Bridge, ...]) -> dict[Key, Item | None]:
+        """Plan the objects anew that depend on the bridges and their containers, if these changed."""
+        if bridges is self._bridges:
+            return {}
+        gone = basis.backend.plan_bridges(self._bridges, basis.host).by_key
+        come = basis.backend.plan_bridges(bridges, basis.host).by_key
+        self._bridges = bridges
         return self._exchange(gone, come)
 
-    def _exchange(self, gone: ItemMap[Item], come: ItemMap[Item]) -> list[Operation]:
-        """Take the items of before out of the plan and those of now in; return the operations of that."""
-        operations: list[Operation] = []
+    def _exchange(self, gone: ItemMap[Item], come: ItemMap[Item]) -> dict[Key, Item | None]:
+        """Take items out of the plan and put others in; return what was at each key that changed."""
+        previous: dict[Key, Item | None] = {}
         for item in gone.each():
             if item.key not in come:
+                previous[item.key] = item
                 self._plan.discard(item.key)
-                operations.append(Remove(item))
         for item in come.each():
             old = gone.get(item.key)
-            if old is None:
-                operations.append(Add(item))
-            elif old != item:
-                operations.append(Replace(old, item))
+            if old != item:
+                previous[item.key] = old
             self._plan.put(item)
-        return operations
-
-    def _is_obstructed(self) -> bool:
-        """Return whether the backend cannot work on this host, and say so where it is news."""
-        obstacle = self.obstacle
-        if obstacle is not None and obstacle != self._said_obstacle:
-            log.warning("Waiting for %s", obstacle)
-        self._said_obstacle = obstacle
-        return obstacle is not None
-
-    def _tell_notes(self, notes: tuple[str, ...], backend: Backend) -> None:
-        """Say what a person should know, where it is news; what is odd about the config was said with it."""
-        for note in notes:
-            if note not in self._said_notes and note not in backend.config_warnings:
-                log.warning("Note: %s", note)
-        self._said_notes = notes
-
-    def _take_objections(self, objections: dict[IPv4Network, str], peers: Iterable[Lease]) -> None:
-        """Take the objections of now, which are to these peers or were there before, and say what is news."""
-        news = [peer for peer in peers if self.objections.get(peer.subnet) != objections[peer.subnet]]
-        self.objections = objections
-        for peer in news[:NAMED_IN_LOG]:
-            objection, address = objections[peer.subnet], peer.attributes.public_ip
-            log.warning("%s lease=%s address=%s", objection, peer.subnet, address)
-        if len(news) > NAMED_IN_LOG:
-            log.warning("Refused %d more peers: flannelctl peers names them", len(news) - NAMED_IN_LOG)
-
-
-def _tell(what: str, leases: list[Lease]) -> None:
-    if len(leases) > NAMED_IN_LOG:
-        log.info("Subnets %s: %d", what, len(leases))
-        return
-    for lease in sorted(leases, key=_place):
-        log.info("Subnet %s: %s", what, lease.subnet)
+        return previous
 
 
 def _place(lease: Lease) -> tuple[int, int]:
-    """Return what sorts as the subnet does, ten times as fast."""
+    """Return a key that sorts as the subnet does, ten times as fast."""
     return int(lease.subnet.network_address), lease.subnet.prefixlen

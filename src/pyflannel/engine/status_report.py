@@ -27,9 +27,10 @@ from pyflannel.ports import Clock
 
 def status_of(supervisor: Supervisor, *, version: str, store_url: str, clock: Clock) -> Status:
     """Return what is so at this moment."""
-    planner, narrator, counts = supervisor.planner, supervisor.narrator, supervisor.reconciler.counts
+    planner, narrator, reconciler = supervisor.planner, supervisor.narrator, supervisor.reconciler
+    inputs, counts = supervisor.inputs, reconciler.counts
     now = clock.now()
-    held = planner.held
+    held = supervisor.held
     waiting = supervisor.waiting_for
     lease = LeaseStatus(
         phase=narrator.phase,
@@ -56,7 +57,7 @@ def status_of(supervisor: Supervisor, *, version: str, store_url: str, clock: Cl
     if narrator.shared is not None:
         warnings.append(narrator.shared)
     trouble = _config_trouble(supervisor)
-    if trouble is not None and planner.config is not None:
+    if trouble is not None and inputs.config is not None:
         warnings.append(trouble.text)
     refused_peers = _refused_peers(supervisor, shared)
     return Status(
@@ -66,7 +67,7 @@ def status_of(supervisor: Supervisor, *, version: str, store_url: str, clock: Cl
         waiting_for=waiting,
         network=NetworkStatus(
             text=supervisor.config_text,
-            network=planner.config.network if planner.config else None,
+            network=inputs.config.network if inputs.config else None,
             trouble=trouble,
         ),
         lease=lease,
@@ -74,10 +75,10 @@ def status_of(supervisor: Supervisor, *, version: str, store_url: str, clock: Cl
         backend=_backend(supervisor),
         store=store,
         peers=planner.peer_count + sum(one.subnet not in planner.objections for one in refused_peers),
-        leases=len(planner.leases),
+        leases=len(supervisor.leases),
         conflicts=len(planner.conflicts),
         refused_peers=refused_peers,
-        fast_path=supervisor.fast_path.status(planner.config),
+        fast_path=supervisor.fast_path.status(inputs.config),
         reconcile=ReconcileStatus(
             passes=counts.passes,
             failures=counts.failures,
@@ -85,8 +86,8 @@ def status_of(supervisor: Supervisor, *, version: str, store_url: str, clock: Cl
             repairs=counts.repairs,
             repairs_by_kind=dict(counts.repairs_by_kind),
             last_repair=counts.last_repair,
-            refused=tuple(f"{found(r.operation)}; refused: {r.cause}" for r in counts.refused),
-            held=tuple(found(operation) for operation in counts.held),
+            refused=tuple(f"{found(r.operation)}; refused: {r.cause}" for r in reconciler.refused),
+            held=tuple(found(operation) for operation in reconciler.delayed),
         ),
         warnings=tuple(warnings),
     )
@@ -94,12 +95,12 @@ def status_of(supervisor: Supervisor, *, version: str, store_url: str, clock: Cl
 
 def strangers_of(supervisor: Supervisor, strangers: Sequence[Stranger]) -> tuple[StrangerStatus, ...]:
     """Return what the leases of this moment say of whom the guard turned away."""
-    held = supervisor.planner.held
-    return explain(strangers, supervisor.planner.leases, held.lease.subnet if held else None)
+    held = supervisor.held
+    return explain(strangers, supervisor.leases, held.lease.subnet if held else None)
 
 
 def _underlay(supervisor: Supervisor) -> UnderlayStatus | None:
-    underlay = supervisor.planner.underlay
+    underlay = supervisor.inputs.underlay
     if underlay is None:
         return None
     return UnderlayStatus(
@@ -108,7 +109,8 @@ def _underlay(supervisor: Supervisor) -> UnderlayStatus | None:
 
 
 def _backend(supervisor: Supervisor) -> BackendStatus | None:
-    config, backend, host = supervisor.planner.config, supervisor.planner.backend, supervisor.planner.host
+    inputs = supervisor.inputs
+    config, backend, host = inputs.config, inputs.backend, supervisor.planner.host(inputs)
     if config is None or backend is None:
         return None
     if host is None:
@@ -126,25 +128,24 @@ def _config_trouble(supervisor: Supervisor) -> Notice | None:
     trouble = supervisor.config_trouble
     if trouble is None:
         return None
-    is_first = supervisor.planner.config is None
+    is_first = supervisor.inputs.config is None
     how = "waits for" if is_first else "runs on with the network config as it was, waiting for"
     return replace(trouble, text=f"{how} {trouble.text}")
 
 
 def _shared(supervisor: Supervisor) -> Mapping[IPv4Network, str]:
     """Return what to do about the peers that are refused as they share our address, where they said so."""
-    narrator, planner = supervisor.narrator, supervisor.planner
+    narrator = supervisor.narrator
     if narrator.shared is None:
         return {}
-    owners = planner.refused_owners
+    owners = supervisor.refused_owners
     return {subnet: narrator.shared for subnet, owner in owners.items() if owner == narrator.shared_with}
 
 
 def _refused_peers(supervisor: Supervisor, shared: Mapping[IPv4Network, str]) -> tuple[RefusedPeer, ...]:
-    planner = supervisor.planner
-    leases = planner.leases.by_subnet
+    leases = supervisor.leases.by_subnet
     return tuple(
         RefusedPeer(subnet=subnet, public_ip=lease.attributes.public_ip, reason=shared.get(subnet, reason))
-        for subnet, reason in sorted(planner.refused.items())
+        for subnet, reason in sorted(supervisor.planner.refused.items())
         if (lease := leases.get(subnet)) is not None
     )

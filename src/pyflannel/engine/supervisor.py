@@ -19,13 +19,14 @@ from pyflannel.engine.journal import Journal
 from pyflannel.engine.last_known_leases import LastKnownLeases
 from pyflannel.engine.lease_keeper import LeaseKeeper
 from pyflannel.engine.lease_narrator import LeaseNarrator
-from pyflannel.engine.planner import Planner
+from pyflannel.engine.plan_log import PlanLog
+from pyflannel.engine.planner import Blocked, Inputs, Planner
 from pyflannel.engine.reconciler import Reconciler
 from pyflannel.engine.world import HostOptions, World
 from pyflannel.errors import ConfigError, StoreError, WireError
 from pyflannel.model.host import Bridge, Underlay
 from pyflannel.model.lease import LastKnown, Lease, LeaseAttributes
-from pyflannel.model.lease_protocol import Held, Report, Wanted
+from pyflannel.model.lease_protocol import Acquired, Held, Renewed, Report, Wanted
 from pyflannel.model.lease_set import LeaseSet
 from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.status import Notice
@@ -62,30 +63,25 @@ class Supervisor:
         self._store_trouble: str | None = None
         self.is_stale = False
         self.has_store_answered = False
-        self.planner = Planner(
-            subnet_file=options.subnet_file,
-            other_files=options.other_files,
-            packet_filter=options.packet_filter,
-            device=options.device,
-            mark=options.mark,
-            owner=options.identity.owner,
-            kernel=options.kernel,
-            has_blackhole=options.has_blackhole,
-            gro=options.fast_path_gro,
-        )
-        self.narrator = LeaseNarrator(world.clock, self._held_changed)
+        self.held: Held | None = None
+        self.leases = LeaseSet()
+        self.inputs = Inputs(owner=options.identity.owner)
+        self.obstacle = ""
+        self.planner = Planner(options.plan)
+        self._plan_log = PlanLog()
+        self.narrator = LeaseNarrator(world.clock)
         self.journal = Journal(world.clock)
         self.reconciler = Reconciler(
-            target=world.target,
+            targets=world.targets,
             clock=world.clock,
-            desired=self.planner.desired,
+            draw=world.draw,
             journal=self.journal,
-            judge=lambda refused: self.fast_path.judge(refused, self.planner.config),
-            passed=self._passed,
+            judge=lambda refused: self.fast_path.judge(tuple(refused), self.inputs.config),
+            progressed=self._progressed,
             alive=world.alive,
             audit_s=options.audit_s,
-            mark=options.mark,
-            device=options.device,
+            mark=options.plan.mark,
+            device=options.plan.device,
         )
         self.underlay = UnderlayFollower(
             source=world.interfaces,
@@ -103,7 +99,7 @@ class Supervisor:
             away=self._config_away,
         )
         self.fast_path = FastPath(
-            options.fast_path, world.clock, self._inputs_changed, world.kernel_path, options.device
+            options.fast_path, world.clock, self._inputs_changed, world.kernel_path, options.plan.device
         )
         self._bridges = BridgeFollower(source=world.bridges, clock=world.clock, found=self._bridges_changed)
         self._departures = Departures(world.clock, self._replan)
@@ -127,9 +123,17 @@ class Supervisor:
 
     # Questions of the API.
 
-    def leases(self) -> Sequence[Lease]:
+    def known_leases(self) -> Sequence[Lease]:
         """Return every lease that is known, our own too, in the order of subnets."""
-        return sorted(self.planner.leases, key=lambda lease: lease.subnet)
+        return sorted(self.leases, key=lambda lease: lease.subnet)
+
+    @property
+    def refused_owners(self) -> dict[IPv4Network, str]:
+        """The owners of the leases that are not planned for, as far as they have an identity."""
+        leases = self.leases.by_subnet
+        known = ((subnet, leases.get(subnet)) for subnet in self.planner.refused)
+        owners = {subnet: lease.attributes.owner for subnet, lease in known if lease is not None}
+        return {subnet: owner.owner for subnet, owner in owners.items() if owner is not None}
 
     async def set_config(self, text: str) -> None:
         """Write the network config to the store.
@@ -142,26 +146,26 @@ class Supervisor:
     @property
     def waiting_for(self) -> str | None:
         """What keeps the host from being ready, in one line; None when it is."""
-        counts = self.reconciler.counts
-        if self.planner.obstacle is not None:
-            return self.planner.obstacle
-        if self.planner.underlay is None:
+        reconciler = self.reconciler
+        if self.obstacle:
+            return self.obstacle
+        if self.inputs.underlay is None:
             return self.underlay.waiting_for
-        if self.planner.config is None:
+        if self.inputs.config is None:
             if self._store_trouble is not None:
                 return f"the store: {self._store_trouble}"
             return self.config_trouble.text if self.config_trouble is not None else "the network config"
-        if self.planner.held is None:
+        if self.held is None:
             if self.narrator.is_store_away:
                 return f"the store: {self.narrator.store_error}"
             return f"a lease: asking {self.narrator.asked}" if self.narrator.asked else "a lease"
-        if counts.error is not None:
-            return counts.error
-        if counts.refused:
-            return f"the plan to take effect: {found(counts.refused[0].operation)}: {counts.refused[0].cause}"
-        if counts.held:
-            return f"an end of the fight over what we install: {found(counts.held[0])}"
-        if not (counts.is_clean or self._said_ready):
+        if reconciler.error is not None:
+            return reconciler.error
+        if refused := reconciler.refused:
+            return f"the plan to take effect: {found(refused[0].operation)}: {refused[0].cause}"
+        if delayed := reconciler.delayed:
+            return f"the next repair, as another program keeps changing this object: {found(delayed[0])}"
+        if not (reconciler.is_clean or self._said_ready):
             return "the first pass"
         if self.narrator.is_store_away or self.is_stale:
             return f"the store: {self.narrator.store_error or self._store_trouble}"
@@ -177,14 +181,14 @@ class Supervisor:
             clock=self._world.clock,
             draw=self._world.draw,
             wanted=self._wanted(),
-            held=self.planner.held,
+            held=self.held,
             report=self._report,
             leases_changed=self._leases_changed,
             reidentify=self._reidentify,
         )
 
     def _wanted(self) -> Wanted:
-        config, backend, underlay = self.planner.config, self.planner.backend, self.planner.underlay
+        config, backend, underlay = self.inputs.config, self.inputs.backend, self.inputs.underlay
         assert config is not None
         assert backend is not None
         assert underlay is not None
@@ -218,7 +222,7 @@ class Supervisor:
         """Start with the last known leases when the store does not answer; go on trying all the same."""
         await self._store_is_away.wait()
         known = await self._last_known.load()
-        if known is None or self.planner.config is not None:
+        if known is None or self.inputs.config is not None:
             return
         try:
             config, backend = read_config(known.config)
@@ -232,26 +236,25 @@ class Supervisor:
         )
         self.is_stale = True
         self.config_text = known.config
-        self.planner.config, self.planner.backend = config, backend
-        self.planner.held = Held(lease=known.own)
+        self.held = Held(lease=known.own)
+        self.inputs = replace(self.inputs, config=config, backend=backend, lease=known.own)
         self._leases_changed(LeaseSet.of(known.leases))
         self._prerequisites.set()
 
     def _current(self) -> LastKnown | None:
-        if self.planner.held is None or self.config_text is None or self.is_stale:
+        if self.held is None or self.config_text is None or self.is_stale:
             return None
-        own = self.planner.held.lease
-        return LastKnown(config=self.config_text, own=own, leases=tuple(self.planner.leases))
+        return LastKnown(config=self.config_text, own=self.held.lease, leases=tuple(self.leases))
 
     # Inputs change.
 
     def _underlay_changed(self, underlay: Underlay) -> None:
-        self.planner.underlay = underlay
+        self.inputs = replace(self.inputs, underlay=underlay)
         self._inputs_changed()
 
     def _config_changed(self, text: str, config: NetworkConfig, backend: Backend, revision: int) -> None:
         self.has_store_answered = True
-        held = self.planner.held
+        held = self.held
         if held is not None and not config.admits(held.lease.subnet):
             self._config_revision = None  # the one that is run on stands there no longer
             self._inputs_changed()
@@ -264,7 +267,7 @@ class Supervisor:
                 _RETURN,
             )
             return
-        if config != self.planner.config or backend != self.planner.backend or self.is_stale:
+        if config != self.inputs.config or backend != self.inputs.backend or self.is_stale:
             log.info("Found network config - Backend type: %s", config.backend_type)
             if backend.config_line is not None:
                 log.info("%s", backend.config_line)
@@ -272,78 +275,81 @@ class Supervisor:
                 log.warning("Network config: %s", warning)
         self.config_text, self.is_stale = text, False
         self.config_trouble = self._store_trouble = None
-        self.planner.config, self.planner.backend = config, backend
+        self.inputs = replace(self.inputs, config=config, backend=backend)
         self._config_revision = revision
         self._inputs_changed()
 
     def _config_missing(self, trouble: Notice) -> None:
         self.has_store_answered = True
         self.config_trouble, self._store_trouble = trouble, None
-        if self.planner.config is not None:
+        if self.inputs.config is not None:
             log.warning("Running on with the network config as it was")
         self.tell_waiting()
 
     def _config_away(self, error: StoreError) -> None:
-        if self.planner.config is None:
+        if self.inputs.config is None:
             self.has_store_answered = False
             self.config_trouble, self._store_trouble = None, str(error)
         self._store_is_away.set()
         self.tell_waiting()
 
     def _bridges_changed(self, bridges: tuple[Bridge, ...]) -> None:
-        self.planner.bridges = bridges
+        self.inputs = replace(self.inputs, bridges=bridges)
         self._replan()
 
     def _inputs_changed(self) -> None:
-        self.fast_path.examine(self.planner.config)
-        self.planner.has_fast_path = self.fast_path.is_on(self.planner.config)
-        if self.planner.has_fast_path:
+        self.fast_path.examine(self.inputs.config)
+        has_fast_path = self.fast_path.is_on(self.inputs.config)
+        self.inputs = replace(self.inputs, has_fast_path=has_fast_path)
+        if has_fast_path:
             self._bridges.is_wanted.set()
         else:
             self._bridges.is_wanted.clear()
-        if self.planner.backend is not None and self.planner.obstacle is None:
-            self._prerequisites.set()
         if self._keeper is not None:
             self._keeper.order(self._wanted())
         self._replan()
+        if self.inputs.backend is not None and not self.obstacle:
+            self._prerequisites.set()
 
     def _held_changed(self, held: Held) -> None:
-        self.planner.held = held
+        self.held, self.inputs = held, replace(self.inputs, lease=held.lease)
         self._replan()
 
     def _leases_changed(self, leases: LeaseSet) -> None:
         self._departures.see(leases)
-        self.planner.leases = leases
+        self.leases = leases
         self._replan()
 
     def _reidentify(self, attributes: LeaseAttributes) -> LeaseAttributes:
-        assert self.planner.backend is not None  # else nobody would have asked for a lease
+        backend = self.inputs.backend
+        assert backend is not None  # no lease is asked for before there is a backend
         self.identity = self._world.reidentify()
-        self.planner.owner = self.identity.owner
+        self.inputs = replace(self.inputs, owner=self.identity.owner)
         log.warning("Made a new identity for this host owner=%s", self.identity.owner)
-        return self._identified(attributes, self.planner.backend)
+        return self._identified(attributes, backend)
 
     def _report(self, report: Report) -> None:
         self.narrator.tell(report)
         self._departures.hear(report)
+        if isinstance(report, Acquired | Renewed):
+            self._held_changed(report.held)
         self.tell_waiting()
 
     # What follows from it.
 
     def _replan(self) -> None:
-        self.planner.counted = self._departures.counted
+        self.inputs = replace(self.inputs, leases=self._departures.counted)
         self._last_known.changed()
-        changes = self.planner.update()
+        result = self.planner.update(self.inputs)
+        self.obstacle = result.reason if isinstance(result, Blocked) else ""
+        self._plan_log.tell(self.planner, result, self.inputs.backend)
+        self.reconciler.follow(result)
         if self.narrator.shared is not None:
-            self.narrator.see_owners(self.planner.refused_owners.values())
-        if changes is None:
-            self.reconciler.wake()
-        elif changes:
-            self.reconciler.change(changes)
+            self.narrator.see_owners(self.refused_owners.values())
         self.tell_waiting()
 
-    def _passed(self) -> None:
-        if self.reconciler.counts.is_clean and not self._said_ready:
+    def _progressed(self) -> None:
+        if self.reconciler.is_clean and not self._said_ready:
             self._said_ready = True
             self._world.notify("READY=1")
         self.tell_waiting()
@@ -351,7 +357,7 @@ class Supervisor:
     def tell_waiting(self) -> None:
         """Tell the service manager, and the log where it is news, what is being waited for."""
         waiting = self.waiting_for
-        lease = self.planner.held.lease.subnet if self.planner.held is not None else None
+        lease = self.held.lease.subnet if self.held is not None else None
         status = f"waiting for {waiting}" if waiting else f"lease {lease}, {self.planner.peer_count} peers"
         if status != self._said_status:
             self._said_status = status
@@ -366,6 +372,8 @@ def _previous(options: HostOptions) -> IPv4Network | None:
         return previous_subnet(options.subnet_env)
     except WireError as error:
         log.error(
-            "Couldn't parse previous FLANNEL_SUBNET from subnet file at %s: %s", options.subnet_file, error
+            "Couldn't parse previous FLANNEL_SUBNET from subnet file at %s: %s",
+            options.plan.subnet_file,
+            error,
         )
         return None

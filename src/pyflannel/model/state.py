@@ -1,6 +1,6 @@
 """State: a set of kernel objects, files and processes; the operations between two states."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, TypeVar
 
@@ -28,6 +28,16 @@ class State:
     def collect(cls, items: Iterable[Item]) -> "State":
         """Return the state of these items; where two have one key, the first stays, as in a look-up."""
         return cls(ItemMap(items))
+
+    @classmethod
+    def of_tables(cls, tables: Mapping[Hashable, Mapping[Hashable, Item]]) -> "State":
+        """Return the state of these tables, which are shared and must not change any more."""
+        return cls(ItemMap.of_tables(tables))
+
+    def of_kinds(self, kinds: Container[type[Item]]) -> "State":
+        """Return the items of these kinds. It shares the tables, as each holds items of one kind."""
+        tables = self.by_key.tables.items()
+        return State.of_tables({t: names for t, names in tables if type(next(iter(names.values()))) in kinds})
 
     def of_type(self, kind: type[_Kind]) -> Iterator[_Kind]:
         """Yield the items of a type; a table has those of one type alone."""

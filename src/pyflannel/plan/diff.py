@@ -14,21 +14,29 @@ def diff(desired: State, actual: State) -> Iterator[Operation]:
 
     `actual` holds only items that pyflannel owns. A link that cannot be changed in place is created again.
     The items that the kernel drops with it, or when a link gets another MAC address, count as missing.
-
-    Nearly all items are the same objects in both states. The loops below skip those without a line of Python.
     """
-    present, wanted = _after_links(desired, actual).by_key.tables, desired.by_key.tables
-    differing = [table for table in {**present, **wanted} if present.get(table) != wanted.get(table)]
+    for old, new in differences(_after_links(desired, actual), desired):
+        operation = change(old, new)
+        if operation is not None:
+            yield operation
+
+
+def differences(before: State, after: State) -> Iterator[tuple[Item | None, Item | None]]:
+    """Yield both items of each key whose item differs, those without an item in `after` first.
+
+    Nearly all items are the same objects in both states. The loops skip those without a line of Python.
+    """
+    olds, news = before.by_key.tables, after.by_key.tables
+    differing = [table for table in {**olds, **news} if olds.get(table) != news.get(table)]
     for table in differing:
-        found, planned = present.get(table, {}), wanted.get(table, {})
-        for name in filterfalse(planned.__contains__, found):
-            yield Remove(found[name])
+        old, new = olds.get(table, {}), news.get(table, {})
+        for name in filterfalse(new.__contains__, old):
+            yield old[name], None
     for table in differing:
-        found, planned = present.get(table, {}), wanted.get(table, {})
-        for name in compress(planned, map(is_not, map(found.get, planned), planned.values())):
-            operation = change(found.get(name), planned[name])
-            if operation is not None:
-                yield operation
+        old, new = olds.get(table, {}), news.get(table, {})
+        for name in compress(new, map(is_not, map(old.get, new), new.values())):
+            if old.get(name) != new[name]:
+                yield old.get(name), new[name]
 
 
 def change(actual: Item | None, desired: Item | None) -> Operation | None:
@@ -99,6 +107,10 @@ class Missing:
                 return
         self._keys.add(item.key)
         self._tables.add(item.key[0])
+
+    def __bool__(self) -> bool:
+        """Return whether anything is missing."""
+        return bool(self._keys)
 
     def blocks(self, operation: Operation) -> bool:
         """Return whether the operation would be refused because something that it requires is missing."""

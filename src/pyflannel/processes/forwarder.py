@@ -89,6 +89,8 @@ class ForwarderTarget:
     One that runs is taken as it is, whoever started it. It ends only by an operation, never with us.
     """
 
+    kinds = (Forwarder, ForwarderPeer)
+
     def __init__(self, run_dir: Path, python: str = sys.executable, version: str | None = None) -> None:
         self._run_dir = run_dir
         self._python = python

@@ -24,7 +24,7 @@ def test_a_store_that_is_away_is_logged_once_and_its_last_cause_kept(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """The first try may say no more than that the connection was lost; why it stays so comes later."""
-    narrator = LeaseNarrator(FakeClock(), lambda _: None)
+    narrator = LeaseNarrator(FakeClock())
 
     narrator.tell(StoreAway("the connection was lost", 0.1))
     narrator.tell(StoreAway("our certificate expired", 0.2))
@@ -36,7 +36,7 @@ def test_a_store_that_is_away_is_logged_once_and_its_last_cause_kept(
 
 
 def test_a_store_that_came_back_is_logged_again_when_it_goes(caplog: pytest.LogCaptureFixture) -> None:
-    narrator = LeaseNarrator(FakeClock(), lambda _: None)
+    narrator = LeaseNarrator(FakeClock())
 
     narrator.tell(StoreAway("one", 0.1))
     narrator.tell(StoreBack())
@@ -51,7 +51,7 @@ def test_a_store_that_came_back_is_logged_again_when_it_goes(caplog: pytest.LogC
 def test_of_the_last_error_it_is_known_when_it_was() -> None:
     """Also when the store is back: whoever looks wants to know whether this is over."""
     clock = FakeClock()
-    narrator = LeaseNarrator(clock, lambda _: None)
+    narrator = LeaseNarrator(clock)
 
     narrator.tell(StoreAway("one", 0.1))
     asyncio.run(clock.advance(5))
@@ -65,7 +65,7 @@ def test_of_the_last_error_it_is_known_when_it_was() -> None:
 
 def test_whom_it_shares_an_address_with_is_told_until_that_host_is_gone() -> None:
     """Its lease comes after its claim, and goes with it; of a copy of ourselves there is none."""
-    narrator = LeaseNarrator(FakeClock(), lambda _: None)
+    narrator = LeaseNarrator(FakeClock())
 
     narrator.tell(SharedAddress(IPv4Network("10.1.2.0/24"), "them", "10.0.0.9"))
     narrator.see_owners([])
@@ -82,7 +82,7 @@ def test_whom_it_shares_an_address_with_is_told_until_that_host_is_gone() -> Non
 
 def test_whom_it_asks_is_known_until_the_lease_is_held() -> None:
     """A host waits ten seconds for that answer, and whoever looks meanwhile wants to know why."""
-    narrator = LeaseNarrator(FakeClock(), lambda _: None)
+    narrator = LeaseNarrator(FakeClock())
     subnet = IPv4Network("10.100.156.0/24")
     lease = Lease(
         subnet=subnet, attributes=LeaseAttributes(public_ip=IPv4Address("10.10.10.101")), has_ttl=True
@@ -100,7 +100,7 @@ def test_whom_it_asks_is_known_until_the_lease_is_held() -> None:
 
 def test_a_lost_lease_is_counted_once_whatever_follows() -> None:
     """Lost and taken again within a second, no scrape would see it otherwise."""
-    narrator = LeaseNarrator(FakeClock(), lambda _: None)
+    narrator = LeaseNarrator(FakeClock())
     subnet = IPv4Network("10.100.156.0/24")
     lease = Lease(
         subnet=subnet, attributes=LeaseAttributes(public_ip=IPv4Address("10.10.10.101")), has_ttl=True

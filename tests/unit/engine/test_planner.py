@@ -7,17 +7,16 @@ from ipaddress import IPv4Address, IPv4Network
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyflannel.engine.planner import NAMED_IN_LOG, Planner
+from doubles.planning import Planning, by_subnet
+from pyflannel.engine.plan_log import NAMED_IN_LOG
+from pyflannel.engine.planner import Blocked, Changed, Inputs, Objection, Replaced, Unchanged
 from pyflannel.model.fast_path import BpfContainer
 from pyflannel.model.host import Bridge, BridgedContainer, Host, Underlay
 from pyflannel.model.lease import Lease, LeaseAttributes
-from pyflannel.model.lease_protocol import Held
-from pyflannel.model.lease_set import LeaseSet
 from pyflannel.model.link import Link
 from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.route import FdbEntry, Route
-from pyflannel.model.state import Add, Operation, Remove, Replace, State
-from pyflannel.plan.packet_filter import FilterOptions
+from pyflannel.model.state import State
 
 CONFIG = NetworkConfig(
     network=IPv4Network("10.100.0.0/16"),
@@ -91,17 +90,10 @@ class Backend:
         )
 
 
-def planner() -> Planner:
-    made = Planner(
-        subnet_file="/run/flannel/subnet.env",
-        packet_filter=FilterOptions(),
-        device="flannel0",
-        mark="pyflannel",
-    )
-    made.config, made.backend, made.held = CONFIG, Backend(), Held(lease=OWN)
+def planner() -> Planning:
     address = IPv4Address("172.16.0.99")
-    made.underlay = Underlay(link="eth0", address=address, mtu=1500, public_ip=address)
-    return made
+    underlay = Underlay(link="eth0", address=address, mtu=1500, public_ip=address)
+    return Planning(Inputs(config=CONFIG, backend=Backend(), lease=OWN, underlay=underlay))
 
 
 def lease(number: int, host: int, backend_type: str = "") -> Lease:
@@ -111,17 +103,14 @@ def lease(number: int, host: int, backend_type: str = "") -> Lease:
     )
 
 
-def after(state: State, operations: list[Operation]) -> State:
-    items = {item.key: item for item in state}
-    for operation in operations:
-        match operation:
-            case Remove(item):
-                assert items.pop(item.key) == item
-            case Add(item):
-                assert items.setdefault(item.key, item) is item
-            case Replace(old, new):
-                assert items[new.key] == old
-                items[new.key] = new
+def before_change(plan: State, changed: Changed) -> State:
+    """Return the plan as it was before the change."""
+    items = {item.key: item for item in plan}
+    for key, item in changed.previous.items():
+        assert items.get(key) != item
+        items.pop(key, None)
+        if item is not None:
+            items[key] = item
     return State.collect(items.values())
 
 
@@ -146,94 +135,104 @@ bridges = st.lists(
 ).map(tuple)
 
 
-@given(st.lists(st.tuples(leases, leases, bridges), min_size=1, max_size=6))
-def test_planning_what_changed_gives_what_planning_all_gives(
-    story: list[tuple[list[Lease], list[Lease], tuple[Bridge, ...]]],
+mtus = st.sampled_from([1500, 1500, 1500, 1400])
+
+
+@given(st.lists(st.tuples(leases, bridges, mtus), min_size=1, max_size=6))
+def test_an_incremental_plan_equals_the_full_plan(
+    story: list[tuple[list[Lease], tuple[Bridge, ...], int]],
 ) -> None:
-    """After each change the plan is that of a planner that knows nothing of before."""
+    """After any history, obstacles included, the plan is that of a planner that knows nothing of before."""
     followed = planner()
-    followed.update()
-    for known, lingering, found in story:
-        before = None if (plan := followed.desired()) is None else State.collect(plan)
-        followed.leases, followed.lingering = LeaseSet.of(known), tuple(lingering)
-        followed.bridges = found
-        operations = followed.update()
+    followed.take(backend=Backend(smallest_mtu=1450))
+    for known, found, mtu in story:
+        before = None if followed.plan is None else State.collect(followed.plan)
+        underlay = replace(followed.inputs.underlay, mtu=mtu)
+        result = followed.take(leases=by_subnet(known), bridges=found, underlay=underlay)
 
         fresh = planner()
-        fresh.leases, fresh.lingering = LeaseSet.of(known), tuple(lingering)
-        fresh.bridges = found
-        assert fresh.update() is None
-        assert followed.desired() == fresh.desired()
+        made = fresh.take(**{name: getattr(followed.inputs, name) for name in Inputs.__slots__})
         assert followed.peers == fresh.peers
+        match result:
+            case Blocked(reason):
+                assert made == Blocked(reason)
+                assert followed.plan == before
+                continue
+            case Unchanged():
+                assert followed.plan == before
+            case Changed():
+                assert before is not None
+                assert before_change(followed.plan, result) == before
+            case Replaced(plan):
+                assert plan == followed.plan
+        assert followed.plan == fresh.plan
         assert followed.objections == fresh.objections
-        if operations is not None:
-            assert before is not None
-            assert after(before, operations) == followed.desired()
+
+
+def test_peers_that_change_behind_an_obstacle_are_planned_when_it_is_gone() -> None:
+    """One leaves and another joins meanwhile; nothing else changes."""
+    made = planner()
+    made.take(backend=Backend(smallest_mtu=1500), leases=by_subnet([lease(1, 1)]))
+    underlay = made.inputs.underlay
+    made.take(underlay=replace(underlay, mtu=1400))
+
+    made.take(leases=by_subnet([lease(2, 2)]))
+    made.take(underlay=underlay)
+
+    assert {item.destination for item in made.plan if isinstance(item, Route)} == {lease(2, 2).subnet}
 
 
 def test_one_lease_re_plans_one_peer() -> None:
-    """And is put into the plan that there is: of a large one nobody makes another."""
+    """The change is made in the plan in force: of a large plan nobody makes another."""
     made = planner()
-    made.leases = LeaseSet.of(lease(number, number) for number in (1, 2))
-    assert made.update() is None
-    plan = made.desired()
+    assert isinstance(made.take(leases=by_subnet(lease(number, number) for number in (1, 2))), Replaced)
+    plan = made.plan
 
-    made.leases = LeaseSet.of(lease(number, number) for number in (1, 2, 3))
-    operations = made.update()
+    result = made.take(leases=by_subnet(lease(number, number) for number in (1, 2, 3)))
 
-    assert operations is not None
-    assert plan is not None
-    assert [type(operation) for operation in operations] == [Add, Add]
-    assert all(operation.item in plan for operation in operations if isinstance(operation, Add))
-    assert made.update() == []
+    assert isinstance(result, Changed)
+    assert list(result.previous.values()) == [None, None]
+    assert all(key in plan.by_key for key in result.previous)
+    assert made.take() == Unchanged()
 
 
 def test_a_peer_with_an_objection_is_named_once(caplog) -> None:
-    made = planner()
-    made.leases = LeaseSet.of([lease(1, 1), lease(2, 2, "udp")])
+    made, refused = planner(), lease(2, 2, "udp")
 
-    made.update()
-    made.leases = LeaseSet.of([lease(1, 1), lease(2, 2, "udp"), lease(3, 3)])
-    made.update()
+    made.take(leases=by_subnet([lease(1, 1), refused]))
+    made.take(leases=by_subnet([lease(1, 1), refused, lease(3, 3)]))
 
     assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
         "Ignoring it lease=10.100.2.0/24 address=172.16.0.2"
     ]
-    assert made.objections == {IPv4Network("10.100.2.0/24"): "Ignoring it"}
-    made.leases = LeaseSet.of([lease(1, 1), lease(2, 2)])
-    made.update()
+    assert made.objections == {refused.subnet: Objection(refused, "Ignoring it")}
+    made.take(leases=by_subnet([lease(1, 1), lease(2, 2)]))
     assert made.objections == {}
 
 
 def test_of_very_many_conflicts_the_first_are_named_and_all_are_kept(caplog) -> None:
     """As after a change of Network, with ten thousand leases of before."""
-    followed = planner()
+    made = planner()
     outside = [
         replace(lease(0, host), subnet=IPv4Network((0x0B000000 + (host << 8), 24))) for host in range(30)
     ]
 
-    followed.leases = LeaseSet.of([*followed.leases, *outside])
-    followed.update()
-    followed.update()
+    made.take(leases=by_subnet(outside))
+    made.take()
 
-    said = [record.getMessage() for record in caplog.records if "onflict" in record.getMessage()]
-    assert len(followed.conflicts) == len(outside)
-    assert len(said) == NAMED_IN_LOG + 1
-    assert said[-1] == "Conflicts: 10 more; flannelctl status names them"
+    logged = [record.getMessage() for record in caplog.records if "onflict" in record.getMessage()]
+    assert len(made.conflicts) == len(outside)
+    assert len(logged) == NAMED_IN_LOG + 1
+    assert logged[-1] == "Conflicts: 10 more; flannelctl status names them"
 
 
-def test_where_the_backend_cannot_work_what_stands_is_kept() -> None:
+def test_where_the_backend_cannot_work_the_plan_before_stays_in_force() -> None:
     made = planner()
-    made.backend = Backend(smallest_mtu=1500)
-    made.update()
-    before = made.desired()
-    assert made.underlay is not None
+    made.take(backend=Backend(smallest_mtu=1500))
+    before, underlay = State.collect(made.plan), made.inputs.underlay
 
-    made.underlay = replace(made.underlay, mtu=1400)
-    made.update()
+    result = made.take(underlay=replace(underlay, mtu=1400))
 
-    assert made.obstacle == "a larger MTU"
-    assert made.desired() == before
-    made.underlay = replace(made.underlay, mtu=1600)
-    made.update()
-    assert made.obstacle is None
+    assert result == Blocked("a larger MTU")
+    assert made.plan == before
+    assert isinstance(made.take(underlay=replace(underlay, mtu=1600)), Replaced)

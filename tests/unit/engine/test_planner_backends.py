@@ -7,17 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyflannel.engine.planner import NAMED_IN_LOG, Planner
+from doubles.planning import SUBNET_FILE, Planning, by_subnet
+from pyflannel.engine.plan_log import NAMED_IN_LOG
+from pyflannel.engine.planner import Inputs, PlanOptions
 from pyflannel.model.host import Underlay
 from pyflannel.model.lease import Lease, LeaseAttributes, Vtep
-from pyflannel.model.lease_protocol import Held
-from pyflannel.model.lease_set import LeaseSet
 from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.route import FdbEntry, Route
 from pyflannel.plan.backend.host_gw import HostGwBackend
 from pyflannel.plan.backend.vxlan import VxlanBackend
 from pyflannel.plan.backends import Backend
-from pyflannel.plan.packet_filter import FilterOptions
 
 CONFIG = NetworkConfig(network=IPv4Network("10.100.0.0/16"), subnet_length=24)
 OWN = Lease(
@@ -28,18 +27,12 @@ UNDERLAY = Underlay(
 )
 
 
-def planner(backend: Backend | None = None, *, has_blackhole: bool = False) -> Planner:
-    made = Planner(
-        subnet_file="/run/flannel/subnet.env",
-        packet_filter=FilterOptions(),
-        device="flannel0",
-        mark="pyflannel",
-        owner="f00d",
-        has_blackhole=has_blackhole,
+def planner(backend: Backend | None = None, *, has_blackhole: bool = False) -> Planning:
+    options = PlanOptions(subnet_file=SUBNET_FILE, has_blackhole=has_blackhole)
+    inputs = Inputs(
+        config=CONFIG, backend=backend or VxlanBackend(), lease=OWN, underlay=UNDERLAY, owner="f00d"
     )
-    made.config, made.backend, made.held = CONFIG, backend or VxlanBackend(), Held(lease=OWN)
-    made.underlay = UNDERLAY
-    return made
+    return Planning(inputs, options)
 
 
 def lease(number: int, host: int, mac: int = 0, revision: int = 1) -> Lease:
@@ -71,13 +64,11 @@ def test_however_peers_with_one_mac_address_come_the_plan_is_that_of_those_there
 ) -> None:
     followed = planner()
     for known in story:
-        followed.leases = LeaseSet.of(known)
-        followed.update()
+        followed.take(leases=by_subnet(known))
 
         fresh = planner()
-        fresh.leases = LeaseSet.of(known)
-        fresh.update()
-        assert followed.desired() == fresh.desired()
+        fresh.take(leases=by_subnet(known))
+        assert followed.plan == fresh.plan
         assert followed.refused == fresh.refused
 
 
@@ -88,13 +79,12 @@ def test_a_copy_of_a_host_gives_way_and_comes_back_when_the_other_goes(
     made = planner()
 
     def destinations() -> list[str]:
-        state = made.desired()
+        state = made.plan
         assert state is not None
         return [str(item.destination) for item in state if isinstance(item, FdbEntry)]
 
     for known, reached in (([old], "172.16.0.1"), ([old, new], "172.16.0.2"), ([old], "172.16.0.1")):
-        made.leases = LeaseSet.of(known)
-        made.update()
+        made.take(leases=by_subnet(known))
         assert destinations() == [reached]
 
     assert made.refused == {}
@@ -109,8 +99,7 @@ def test_every_lease_that_is_not_planned_for_is_refused_with_a_reason() -> None:
     other = replace(lease(11, 4), attributes=LeaseAttributes(public_ip=IPv4Address("172.16.0.4")))
     made = planner()
 
-    made.leases = LeaseSet.of([lease(10, 1), outside, other])
-    made.update()
+    made.take(leases=by_subnet([lease(10, 1), outside, other]))
 
     assert made.refused.keys() == {outside.subnet, other.subnet}
     assert "outside the network" in made.refused[outside.subnet]
@@ -122,10 +111,8 @@ def test_of_many_refused_peers_the_first_are_named_and_the_rest_counted(
 ) -> None:
     made = planner(HostGwBackend())
 
-    made.leases = LeaseSet.of(lease(number, number) for number in range(20, 50))
-    made.update()
-    made.leases = LeaseSet.of(lease(number, number) for number in range(20, 51))
-    made.update()
+    made.take(leases=by_subnet(lease(number, number) for number in range(20, 50)))
+    made.take(leases=by_subnet(lease(number, number) for number in range(20, 51)))
 
     said = warnings(caplog)
     assert len(said) == NAMED_IN_LOG + 2
@@ -138,28 +125,25 @@ def test_while_the_backend_cannot_work_there_is_no_plan_and_it_is_said_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     made = planner(HostGwBackend())
-    made.underlay = replace(UNDERLAY, public_ip=IPv4Address("203.0.113.9"))
 
-    made.update()
-    made.update()
-    behind_nat = made.desired()
+    made.take(underlay=replace(UNDERLAY, public_ip=IPv4Address("203.0.113.9")))
+    made.take()
+    behind_nat = made.plan
     said = warnings(caplog)
-    made.underlay = UNDERLAY
-    made.update()
+    made.take(underlay=UNDERLAY)
 
     assert behind_nat is None
     (line,) = said
     assert "you're on a NAT" in line
-    assert made.obstacle is None
-    assert made.desired() is not None
+    assert made.peers == ()
+    assert made.plan is not None
 
 
 def test_what_a_person_should_know_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     made = planner(VxlanBackend(outer_mtu=9000))
 
-    made.update()
-    made.underlay = replace(UNDERLAY, driver="vmxnet3")
-    made.update()
+    made.take()
+    made.take(underlay=replace(UNDERLAY, driver="vmxnet3"))
 
     assert [said.partition(":")[0] for said in warnings(caplog)] == ["Note", "Note"]
     assert "Backend.MTU is 9000" in warnings(caplog)[0]
@@ -171,9 +155,9 @@ def test_our_subnet_has_a_blackhole_behind_every_other_route_where_it_is_asked_f
     has_blackhole: bool,
 ) -> None:
     made = planner(has_blackhole=has_blackhole)
-    made.update()
+    made.take()
 
-    state = made.desired()
+    state = made.plan
     assert state is not None
     routes = [item for item in state if isinstance(item, Route)]
     assert routes == [

@@ -76,6 +76,8 @@ class BpfTarget:
     else is mended all the same, and packets go through user space.
     """
 
+    kinds = (BpfProgram, BpfPeer, BpfContainer)
+
     def __init__(self, fast_path: FastPath, look_s: float = LOOK_S) -> None:
         self._fast_path = fast_path
         self._watch = HookWatch(fast_path.hooks)

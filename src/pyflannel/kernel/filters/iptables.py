@@ -230,6 +230,8 @@ class IptablesTarget:
     routes are mended all the same.
     """
 
+    kinds = (IptablesChain,)
+
     def __init__(self, resync_s: float = RESYNC_S) -> None:
         self._dump = RuleDump(self._read, resync_s)
         self._families = frozenset(PROGRAMS)

@@ -40,6 +40,8 @@ class NftTarget:
     are mended all the same.
     """
 
+    kinds = (NftTable,)
+
     def __init__(self, resync_s: float = RESYNC_S) -> None:
         self._dump = RuleDump(self._read, resync_s)
         self._draws: dict[Family, bool] = {}

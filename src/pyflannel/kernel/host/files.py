@@ -130,6 +130,8 @@ class FileTarget:
     with each look.
     """
 
+    kinds = (HostFile,)
+
     def __init__(self) -> None:
         self._inotify: Inotify | None = None
         self._hears = asyncio.Event()

@@ -21,7 +21,8 @@ from pyflannel.kernel.network.notifications import GROUPS, Watch
 from pyflannel.kernel.network.refusals import refusal, refusal_of
 from pyflannel.kernel.network.requests import Asked, IndexOf, ask, ask_again, failure
 from pyflannel.kernel.network.snapshot import Interest, SnapshotReader
-from pyflannel.model.link import Link
+from pyflannel.model.link import Address, Link
+from pyflannel.model.route import FdbEntry, Neighbour, Route
 from pyflannel.model.state import Add, Operation, Refusal, Replace, State
 from pyflannel.ports import Announce, ChangeChannel
 from pyflannel.wire.netlink.message import Acknowledgement
@@ -44,6 +45,8 @@ class LinuxTarget:
     Raises:
         TargetError: on entering, when the kernel gives no netlink socket.
     """
+
+    kinds = (Link, Address, Neighbour, FdbEntry, Route)
 
     def __init__(self, notification_octets: int = NOTIFICATION_BUFFER) -> None:
         self._notification_octets = notification_octets

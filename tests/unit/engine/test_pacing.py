@@ -1,6 +1,6 @@
 """Who is fought over, and what is forgotten."""
 
-from pyflannel.engine.damping import FIGHT_REPAIRS, FIGHT_WINDOW_S, Damping
+from pyflannel.engine.pacing import COSTS, FIGHT_REPAIRS, FIGHT_WINDOW_S, PAUSE_S, Damping
 
 
 def test_objects_that_were_left_in_peace_are_forgotten() -> None:
@@ -22,7 +22,7 @@ def test_a_fight_is_remembered_until_a_window_after_its_pause() -> None:
     assert pauses[:-1] == [None] * (FIGHT_REPAIRS - 1)
     first = pauses[-1]
     assert first is not None
-    until = damping.waits_until("route", 1.0)
+    until = damping.waits_until("route", 0.1 * FIGHT_REPAIRS)
     assert until is not None
 
     damping.forget(until + FIGHT_WINDOW_S)
@@ -30,3 +30,14 @@ def test_a_fight_is_remembered_until_a_window_after_its_pause() -> None:
 
     damping.forget(until + first + 3 * FIGHT_WINDOW_S)
     assert damping.remembered == 0
+
+
+def test_a_pause_is_no_longer_than_the_fight_needs() -> None:
+    """Cheap repairs are made each second; costly ones use 1 % of a core."""
+    for cost_s, longest_s in ((0.001, PAUSE_S), (0.2, COSTS * 0.2)):
+        damping, now, pauses = Damping(), 0.0, []
+        for _ in range(60):
+            pauses.append(damping.repaired("route", now, cost_s))
+            now = (damping.waits_until("route", now) or now) + 0.3
+
+        assert max(pause for pause in pauses if pause is not None) == longest_s

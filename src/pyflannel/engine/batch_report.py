@@ -1,0 +1,110 @@
+"""What became of a batch of operations: counted, logged, and recorded in the journal."""
+
+import logging
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from pyflannel.engine.journal import Journal
+from pyflannel.errors import sentences
+from pyflannel.model.item import Item
+from pyflannel.model.state import Operation, Refusal
+from pyflannel.plan.describe import found
+
+log = logging.getLogger(__name__)
+
+NAMED_IN_LOG = 8
+"""Objects that one log line names."""
+
+
+@dataclass(kw_only=True)
+class Counts:
+    """What the reconciler has done since its start.
+
+    Attributes:
+        passes: looks at the host that were compared with the plan.
+        failures: attempts to read a target that failed.
+        duration_s: of the latest comparison, its operations included.
+        repairs_by_kind: how many damaged objects were repaired; each kind has an entry.
+        last_repair: what the latest repair found.
+    """
+
+    passes: int = 0
+    failures: int = 0
+    duration_s: float | None = None
+    repairs_by_kind: Counter[str] = field(default_factory=Counter)
+    last_repair: str | None = None
+
+    @property
+    def repairs(self) -> int:
+        """How many objects were repaired."""
+        return self.repairs_by_kind.total()
+
+
+@dataclass(slots=True)
+class Batch:
+    """A batch of operations, and what became of them.
+
+    Attributes:
+        since: generation of the plan from which the operations were computed.
+        new_kinds: kinds of which nothing was applied before, so that no operation on them is a repair.
+        refused: the operations that did not take effect.
+        done: the others, in the order in which they were applied.
+        repairs: those of them that repaired damage.
+        fights: those of the repairs that another program keeps undoing, since now.
+    """
+
+    since: int
+    new_kinds: frozenset[type[Item]]
+    refused: list[Refusal]
+    done: list[Operation] = field(default_factory=list)
+    repairs: list[Operation] = field(default_factory=list)
+    fights: list[Operation] = field(default_factory=list)
+
+
+class BatchReport:
+    """Reports each batch to the log, the counts and the journal. It decides nothing."""
+
+    def __init__(self, journal: Journal, kinds: Iterable[type[Item]]) -> None:
+        self._journal = journal
+        self.counts = Counts(repairs_by_kind=Counter({kind.KIND: 0 for kind in kinds}))
+
+    def tell(self, batch: Batch) -> None:
+        """Report what was done."""
+        repaired = {operation.subject.key for operation in batch.repairs}
+        planned = [operation for operation in batch.done if operation.subject.key not in repaired]
+        if batch.repairs:
+            self.counts.repairs_by_kind.update(operation.subject.KIND for operation in batch.repairs)
+            self.counts.last_repair = _listing(batch.repairs)
+            self._journal.note("repaired", batch.repairs)
+            log.warning("Repaired %s", self.counts.last_repair)
+        for operation in batch.fights:
+            self._journal.note("fought over", [operation])
+            log.error(
+                "Delayed the next repair: another program keeps changing this object object=%s. Find the"
+                " program that manages it (NetworkManager, systemd-networkd, dhcpcd) and exclude it there.",
+                found(operation),
+            )
+        if planned:
+            self._journal.note("planned", planned)
+            log.info("Applied the plan operations=%d refused=%d", len(planned), len(batch.refused))
+        if log.isEnabledFor(logging.DEBUG):
+            for operation in batch.done:
+                log.debug("%s %s", type(operation).__name__, found(operation))
+
+    def tell_refusals(self, refused: Iterable[Refusal], known: Iterable[Refusal]) -> None:
+        """Report each cause of refusals, with the objects that it concerns, unless it is `known`."""
+        before = {(found(one.operation), one.cause) for one in known}
+        by_cause: dict[tuple[str, str], list[Operation]] = {}
+        for one in refused:
+            if (found(one.operation), one.cause) not in before:
+                by_cause.setdefault((one.cause, one.hint), []).append(one.operation)
+        for (cause, hint), operations in by_cause.items():
+            self._journal.note("refused", operations, cause)
+            log.error("%s; refused: %s", _listing(operations), sentences(cause, hint))
+
+
+def _listing(operations: Sequence[Operation]) -> str:
+    named = "; ".join(found(operation) for operation in operations[:NAMED_IN_LOG])
+    more = len(operations) - NAMED_IN_LOG
+    return f"{named}; and {more} more" if more > 0 else named

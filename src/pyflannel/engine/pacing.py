@@ -1,0 +1,83 @@
+"""Pauses: one that an event ends, and those between repairs that another program keeps undoing."""
+
+import asyncio
+from collections.abc import Hashable
+
+from pyflannel.ports import Clock
+
+FIGHT_REPAIRS = 6
+"""So many repairs of one object …"""
+
+FIGHT_WINDOW_S = 10.0
+"""… within this time mean that another program undoes them."""
+
+FIRST_PAUSE_S = 0.25
+
+PAUSE_S = 1.0
+"""The pause that a cheap repair grows to: one repair a second costs no processor time worth counting."""
+
+COSTS = 100
+"""A pause is at least so many times as long as the repair takes: it may use 1 % of a core."""
+
+
+async def pause(clock: Clock, seconds: float, *, until: asyncio.Event) -> None:
+    """Return when the event is set, at the latest after `seconds` by the clock."""
+    waits = {asyncio.ensure_future(until.wait()), asyncio.ensure_future(clock.sleep(seconds))}
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()
+        await asyncio.gather(*waits, return_exceptions=True)
+
+
+def longest_pause_s(cost_s: float) -> float:
+    """Return the longest pause before a batch that took `cost_s` seconds is tried again."""
+    return max(PAUSE_S, COSTS * cost_s)
+
+
+class Damping:
+    """Counts the repairs of each object. If another program keeps undoing them, they are made less often.
+
+    The pause between two repairs doubles, up to the length at which the repairs use 1 % of a core: a second
+    for one object. A longer pause would protect nothing, and the object is damaged meanwhile. The fight is
+    over when the object was left alone for `FIGHT_WINDOW_S`.
+    """
+
+    def __init__(self) -> None:
+        self._repairs: dict[Hashable, list[float]] = {}
+        self._pauses: dict[Hashable, tuple[float, float]] = {}
+
+    def repaired(self, key: Hashable, now: float, cost_s: float = 0.0) -> float | None:
+        """Note a repair; return the pause in seconds that begins now, None if there is none.
+
+        `cost_s` is the time that the batch of the repair took.
+        """
+        times = [at for at in self._repairs.get(key, ()) if now - at < FIGHT_WINDOW_S]
+        self._repairs[key] = [*times[-FIGHT_REPAIRS:], now]
+        if len(times) + 1 < FIGHT_REPAIRS and key not in self._pauses:
+            return None
+        until, length = self._pauses.get(key, (now, FIRST_PAUSE_S / 2))
+        if now - until > FIGHT_WINDOW_S:
+            del self._pauses[key]
+            return None
+        length = min(2 * length, longest_pause_s(cost_s))
+        self._pauses[key] = (now + length, length)
+        return length
+
+    def forget(self, now: float) -> None:
+        """Forget the objects that were left alone for a window: ten thousand may be repaired at once."""
+        self._repairs = {
+            key: times for key, times in self._repairs.items() if now - times[-1] < FIGHT_WINDOW_S
+        }
+        self._pauses = {key: pause for key, pause in self._pauses.items() if now - pause[0] <= FIGHT_WINDOW_S}
+
+    @property
+    def remembered(self) -> int:
+        """How many objects it knows of."""
+        return len(self._repairs.keys() | self._pauses.keys())
+
+    def waits_until(self, key: Hashable, now: float) -> float | None:
+        """Return until when this object must not be repaired, or None when it may be now."""
+        until, _ = self._pauses.get(key, (0.0, 0.0))
+        return until if until > now else None

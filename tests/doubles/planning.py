@@ -1,0 +1,43 @@
+"""A planner whose inputs a test changes one by one. It logs as the daemon does."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+from pyflannel.engine.plan_log import PlanLog
+from pyflannel.engine.planner import Inputs, Planner, PlanOptions, PlanResult
+from pyflannel.model.lease import Lease
+from pyflannel.model.lease_set import SubnetMap
+from pyflannel.model.state import State
+
+SUBNET_FILE = "/run/flannel/subnet.env"
+
+
+class Planning(Planner):
+    """A planner and its inputs."""
+
+    def __init__(self, inputs: Inputs, options: PlanOptions | None = None) -> None:
+        super().__init__(options or PlanOptions(subnet_file=SUBNET_FILE))
+        self.inputs = inputs
+        self._plan_log = PlanLog()
+
+    def take(self, **changes: Any) -> PlanResult:
+        """Change some inputs, and bring the plan up to date."""
+        self.inputs = replace(self.inputs, **changes)
+        result = self.update(self.inputs)
+        self._plan_log.tell(self, result, self.inputs.backend)
+        return result
+
+
+def by_subnet(leases: Iterable[Lease]) -> SubnetMap[Lease]:
+    """Return leases as an input of the planner."""
+    return SubnetMap((lease.subnet, lease) for lease in leases)
+
+
+def plan_of(inputs: Inputs, options: PlanOptions | None = None) -> State:
+    """Return the plan for these inputs, made at once."""
+    planner = Planner(options or PlanOptions(subnet_file=SUBNET_FILE))
+    planner.update(inputs)
+    plan = planner.plan
+    assert plan is not None
+    return plan
