@@ -176,12 +176,17 @@ class Host:
         self.seen = self.store.revision
         self.take(Seen(changes, self.store.revision))
 
+    @property
+    def is_behind(self) -> bool:
+        """Return whether the watch has something to deliver."""
+        return self.seen is not None and self.seen < self.store.revision
+
     def settle(self) -> None:
         """Go on until nothing more is asked or seen, without letting time pass."""
         for _ in range(100):
             if self.requests:
                 self.answer()
-            elif self.seen is not None and self.seen < self.store.revision:
+            elif self.is_behind:
                 self.watch()
             else:
                 return

@@ -29,87 +29,130 @@ def state_dir(tmp_path: Path) -> str:
     return str(tmp_path / "state" / "flannel")
 
 
-def test_an_identity_is_made_once_and_kept(state_dir: str, machine_id: Path) -> None:
-    first = read_identity(state_dir, str(machine_id))
+@pytest.fixture
+def run_dir(tmp_path: Path) -> str:
+    return str(tmp_path / "run" / "flannel")
+
+
+def test_an_identity_is_made_once_and_kept(state_dir: str, run_dir: str, machine_id: Path) -> None:
+    first = read_identity(state_dir, run_dir, str(machine_id))
 
     assert len(first.owner) == 32
-    assert read_identity(state_dir, str(machine_id)) == first
-    assert read_identity(state_dir + "2", str(machine_id)).owner != first.owner
+    assert read_identity(state_dir, run_dir, str(machine_id)) == first
+    assert read_identity(state_dir + "2", run_dir + "2", str(machine_id)).owner != first.owner
 
 
-def test_the_machine_id_itself_is_never_told(state_dir: str, machine_id: Path) -> None:
-    identity = read_identity(state_dir, str(machine_id))
+def test_the_machine_id_itself_is_never_told(state_dir: str, run_dir: str, machine_id: Path) -> None:
+    identity = read_identity(state_dir, run_dir, str(machine_id))
 
     assert len(identity.machine) == 16
     assert identity.machine not in MACHINE_ID
     assert MACHINE_ID.strip() not in (Path(state_dir) / "identity.json").read_text()
 
 
-def test_a_cloned_disk_gets_an_identity_of_its_own(state_dir: str, machine_id: Path, caplog) -> None:
-    original = read_identity(state_dir, str(machine_id))
+def test_a_cloned_disk_gets_an_identity_of_its_own(
+    state_dir: str, run_dir: str, machine_id: Path, caplog
+) -> None:
+    original = read_identity(state_dir, run_dir, str(machine_id))
     machine_id.write_text("ffffffffffffffffffffffffffffffff\n")
 
-    clone = read_identity(state_dir, str(machine_id))
+    clone = read_identity(state_dir, run_dir, str(machine_id))
 
     assert clone.owner != original.owner
     assert clone.machine != original.machine
     assert "identity of another machine" in caplog.text
-    assert read_identity(state_dir, str(machine_id)) == clone
+    assert read_identity(state_dir, run_dir, str(machine_id)) == clone
 
 
 @pytest.mark.parametrize("text", ["", "uninitialized\n"])
-def test_a_machine_without_id_is_no_clone(state_dir: str, machine_id: Path, text: str) -> None:
+def test_a_machine_without_id_is_no_clone(state_dir: str, run_dir: str, machine_id: Path, text: str) -> None:
     machine_id.write_text(text)
-    nameless = read_identity(state_dir, str(machine_id))
+    nameless = read_identity(state_dir, run_dir, str(machine_id))
     machine_id.write_text(MACHINE_ID)
 
-    named = read_identity(state_dir, str(machine_id))
+    named = read_identity(state_dir, run_dir, str(machine_id))
 
     assert nameless.machine == ""
     assert named == Identity(owner=nameless.owner, machine=machine_digest(str(machine_id)))
     machine_id.write_text("ffffffffffffffffffffffffffffffff\n")
-    assert read_identity(state_dir, str(machine_id)).owner != named.owner
+    assert read_identity(state_dir, run_dir, str(machine_id)).owner != named.owner
 
 
 def test_a_missing_machine_id_is_unknown(tmp_path: Path) -> None:
     assert machine_digest(str(tmp_path / "nothing")) == ""
 
 
-def test_a_given_id_is_the_owner_and_nothing_is_kept(state_dir: str, machine_id: Path) -> None:
-    identity = read_identity(state_dir, str(machine_id), "node-7")
+def test_a_given_id_is_the_owner_and_nothing_is_kept(state_dir: str, run_dir: str, machine_id: Path) -> None:
+    identity = read_identity(state_dir, run_dir, str(machine_id), "node-7")
 
     assert identity == Identity(owner="node-7", machine=machine_digest(str(machine_id)))
     assert not Path(state_dir).exists()
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"Owner": 7}', '{"Owner": "", "Machine": ""}', "\x00\xff"])
-def test_a_spoilt_identity_is_put_aside_and_said(state_dir: str, machine_id: Path, caplog, text: str) -> None:
-    read_identity(state_dir, str(machine_id))
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"Owner": 7}', '{"Owner": "", "Machine": ""}', "\x00\xff", "[" * 100_000]
+)
+def test_a_spoilt_identity_is_put_aside_and_said(
+    state_dir: str, run_dir: str, machine_id: Path, caplog, text: str
+) -> None:
+    read_identity(state_dir, run_dir, str(machine_id))
     path = Path(state_dir) / "identity.json"
     path.write_bytes(text.encode("latin-1"))
 
     with caplog.at_level(logging.WARNING):
-        identity = read_identity(state_dir, str(machine_id))
+        identity = read_identity(state_dir, run_dir, str(machine_id))
 
     assert json.loads(path.read_text())["Owner"] == identity.owner
     assert path.with_name("identity.json.corrupt").read_bytes() == text.encode("latin-1")
     assert "spoilt" in caplog.text
 
 
-def test_a_new_identity_takes_the_old_ones_place(state_dir: str, machine_id: Path) -> None:
-    old = read_identity(state_dir, str(machine_id))
+def test_a_new_identity_takes_the_old_ones_place(state_dir: str, run_dir: str, machine_id: Path) -> None:
+    old = read_identity(state_dir, run_dir, str(machine_id))
 
-    new = new_identity(state_dir, str(machine_id))
+    new = new_identity(state_dir, run_dir, str(machine_id))
 
     assert new.owner != old.owner
-    assert read_identity(state_dir, str(machine_id)) == new
+    assert read_identity(state_dir, run_dir, str(machine_id)) == new
 
 
-def test_a_place_that_cannot_keep_it_is_said(tmp_path: Path, machine_id: Path) -> None:
+def test_without_a_state_directory_the_run_directory_has_the_identity(
+    state_dir: str, run_dir: str, machine_id: Path
+) -> None:
+    """The former daemon of this boot and namespace left it there; the caller holds its lock."""
+    former = read_identity(state_dir, run_dir, str(machine_id))
+
+    assert read_identity(state_dir + "2", run_dir, str(machine_id)) == former
+    assert read_identity(state_dir + "2", run_dir + "2", str(machine_id)) == former
+
+
+@pytest.mark.parametrize("key", ["Boot", "Namespace", "Machine"])
+def test_the_run_directory_of_another_host_has_no_identity_for_this_one(
+    state_dir: str, run_dir: str, machine_id: Path, key: str
+) -> None:
+    """It was copied from another boot, network namespace or machine."""
+    former = read_identity(state_dir, run_dir, str(machine_id))
+    path = Path(run_dir) / "identity.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: "another"}) + "\n")
+
+    assert read_identity(state_dir + "2", run_dir, str(machine_id)).owner != former.owner
+
+
+def test_a_new_identity_counts_without_a_state_directory_too(
+    state_dir: str, run_dir: str, machine_id: Path
+) -> None:
+    read_identity(state_dir, run_dir, str(machine_id))
+
+    new = new_identity(state_dir, run_dir, str(machine_id))
+
+    assert read_identity(state_dir + "2", run_dir, str(machine_id)) == new
+
+
+def test_a_place_that_cannot_keep_it_is_said(tmp_path: Path, run_dir: str, machine_id: Path) -> None:
     (tmp_path / "file").write_text("")
 
     with pytest.raises(TargetError, match=r"identity\.json: ENOTDIR") as raised:
-        read_identity(str(tmp_path / "file" / "state"), str(machine_id))
+        read_identity(str(tmp_path / "file" / "state"), run_dir, str(machine_id))
 
     assert "--node-id" in raised.value.hint
 

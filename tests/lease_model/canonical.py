@@ -94,7 +94,7 @@ class Canon:
                     return "revision"
                 return min(value, _FAILURES_MAX) if name == "failures" else value
             case float():
-                if name in {"skew_s", "renew_margin_s", "ttl_s"}:
+                if name in {"skew_s", "renew_margin_s", "ttl_s", "held_s"}:
                     return value
                 found[1].append(value)
                 return "time"

@@ -39,6 +39,7 @@ from pyflannel.model.lease_protocol import (
     Reidentify,
     Renewed,
     Seen,
+    SharedAddress,
     Started,
     Wake,
     Wanted,
@@ -259,6 +260,7 @@ class _Happening:
             is_away=host.is_away,
             skew_s=host.skew_s,
             is_excused=True,
+            is_warned=host.is_warned,
         )
 
     def _order(self, wanted: Wanted) -> None:
@@ -325,6 +327,8 @@ class _Happening:
                     host = replace(host, answers=(*host.answers, Ordered(_anew(host))))
                 case Acquired(held) | Renewed(held):
                     host = replace(host, memory=held.lease)
+                case SharedAddress():
+                    host = replace(host, is_warned=True)
                 case _:
                     pass
         self.host = host

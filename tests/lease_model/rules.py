@@ -27,6 +27,10 @@ DEAD = "a dead host"
 """Writer of the lease of a host that will never come back."""
 
 
+BEFORE_COPYING = "a host before it was copied"
+"""Writer of a lease that two copies of a host run on, until one of them writes it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Violation:
     """A rule that was broken, and how."""
@@ -70,17 +74,27 @@ def _is_reservation(entry: Entry | None) -> bool:
 
 def _may_replace(host: HostState, current: Entry, world: World) -> bool:
     """Return whether a host may write where `current` stands: its own, or what a silent owner left."""
-    if current.writer == host.name:
+    if _is_own(current, host):
         return True
     if not isinstance(current.value, Lease):
         return current.value.subnet == host.subnet
     attributes, wanted = current.value.attributes, host.wanted.attributes
-    looks_like_ours = attributes.public_ip == wanted.public_ip or attributes.owner == wanted.owner
+    has_our_address, has_our_name = (
+        attributes.public_ip == wanted.public_ip,
+        attributes.owner == wanted.owner,
+    )
+    if has_our_address and has_our_name:
+        return True  # a copy of this host wrote it, which no host can tell from its own write
+    looks_like_ours = has_our_address or has_our_name
     if current.writer == DEAD:
         return looks_like_ours
     owner = next((other for other in world.hosts if other.name == current.writer), None)
     if owner is None:
         return False
+    if attributes.owner != owner.wanted.attributes.owner:
+        return True  # it has given way to the host that it is a copy of
+    if has_our_name and host.subnet == owner.subnet:
+        return True  # two copies run on one subnet, and one of them is to give way
     return owner.is_excused or owner.subnet != current.value.subnet
 
 
@@ -102,13 +116,13 @@ def of_step(
                 yield Violation("nobody begins to run outside the network config", text)
             case Lost(lease):
                 current = lease_at(store, lease.subnet)
-                is_ours = current is not None and current.writer == after.name
+                is_ours = current is not None and _is_own(current, after)
                 if current is not None and is_ours and revision_of(current) == lease.revision:
                     text = f"{after.name} says that {lease.subnet} is lost, which stands"
                     yield Violation("no false alarm", text)
             case Taken(lease=lease, by=by):
                 current = lease_at(store, by.subnet)
-                if current is not None and current.writer == after.name:
+                if current is not None and _is_own(current, after) and _names(current, after):
                     yield Violation("no false alarm", f"{after.name} takes its own write for another's")
             case PutLease(lease=lease) if isinstance(event, Listed) and was is None:
                 yield from _of_choice(after, event, lease)
@@ -139,7 +153,8 @@ def of_world(world: World) -> Iterator[Violation]:
             continue
         if isinstance(state.phase, Holding) and state.held is not None:
             entry = lease_at(world.store, state.held.lease.subnet)
-            if entry is None or entry.writer != host.name:
+            is_in_doubt = entry is not None and state.is_in_doubt and _names(entry, host)
+            if entry is None or not (_is_own(entry, host) or is_in_doubt):
                 text = f"{host.name} believes that {state.held.lease.subnet} is its own; {_whose(entry)}"
                 yield Violation("the owner is whom the store's key names", text)
 
@@ -161,6 +176,34 @@ def of_rest(world: World) -> Iterator[Violation]:
         if knows != known:
             text = f"{host.name} knows {_text(knows)}, there are {_text(known)}"
             yield Violation("every peer's lease is known", text)
+    yield from _of_copies(world)
+
+
+def _of_copies(world: World) -> Iterator[Violation]:
+    """Copies of one host that run on one subnet report it, once one of them has written the lease."""
+    for host in world.hosts:
+        for other in world.hosts:
+            if host is other or host.subnet is None or host.subnet != other.subnet:
+                continue
+            entry = lease_at(world.store, host.subnet)
+            is_written = entry is not None and entry.writer != BEFORE_COPYING
+            if is_written and _origin(host) == _origin(other) and not host.is_warned:
+                text = f"{host.name} shares {host.subnet} with {other.name} and does not say so"
+                yield Violation("copies of one host say so", text)
+
+
+def _origin(host: HostState) -> str:
+    """Return the identity that a host had first: one that gave way has a new one, made of the first."""
+    return host.wanted.identity.owner.rstrip("'")
+
+
+def _is_own(entry: Entry, host: HostState) -> bool:
+    return entry.writer in (host.name, BEFORE_COPYING)
+
+
+def _names(entry: Entry, host: HostState) -> bool:
+    """Return whether the key names a host: it may have taken another identity since it wrote it."""
+    return isinstance(entry.value, Lease) and entry.value.attributes.owner == host.wanted.attributes.owner
 
 
 def is_settled(host: HostState, world: World) -> bool:
@@ -177,7 +220,7 @@ def is_settled(host: HostState, world: World) -> bool:
             for other in world.store.entries
             if not isinstance(other.value, Claim)
         )
-    is_ours = entry is not None and entry.writer == host.name and revision_of(entry) == held.lease.revision
+    is_ours = entry is not None and _is_own(entry, host) and revision_of(entry) == held.lease.revision
     return isinstance(host.state.phase, Holding) and is_ours
 
 

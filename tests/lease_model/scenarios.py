@@ -5,7 +5,7 @@ from ipaddress import IPv4Address, IPv4Network
 
 from lease_model.explorer import REAL, Scenario
 from lease_model.moves import Circumstances
-from lease_model.rules import DEAD, OLD
+from lease_model.rules import BEFORE_COPYING, DEAD, OLD
 from lease_model.settling import settle
 from lease_model.store import put_lease
 from lease_model.world import HostState, StoreState, World
@@ -118,6 +118,50 @@ def sharers_and_the_loss() -> Scenario:
     return begun(first, host(2, address=7))
 
 
+def beside_a_clone() -> Scenario:
+    """A clone starts beside a living host: same machine-id, same address, and an empty state directory."""
+    first = scenario(
+        "a clone with the machine-id",
+        (host(1, address=7, machine="m"),),
+        faults=_COPY_FAULTS,
+        ticks=3,
+        last=2,
+    )
+    return begun(first, host(2, address=7, machine="m"))
+
+
+def beside_a_copy() -> Scenario:
+    """A copy starts beside a living host, with its identity and its address too."""
+    first = scenario(
+        "a copy with identity and address",
+        (host(1, address=7, owner="twin", machine="m"),),
+        faults=_COPY_FAULTS,
+        ticks=3,
+        last=2,
+    )
+    before = begun(first, host(2, address=7, owner="twin", machine="m"))
+    return replace(before, world=replace(before.world, now=before.world.now + 1.0))
+
+
+def resumed_twice() -> Scenario:
+    """A snapshot of a running host is resumed twice: two daemons go on from one state, on one address."""
+    first = scenario(
+        "a snapshot that is resumed twice",
+        (host(1),),
+        faults=(*_COPY_FAULTS, "address"),
+        ticks=3,
+        last=2,
+    )
+    world = begun(first).world
+    (entry,) = world.store.entries
+    store = replace(world.store, entries=(replace(entry, writer=BEFORE_COPYING),))
+    hosts = (*world.hosts, replace(world.hosts[0], name="host2"))
+    return replace(first, world=replace(world, hosts=hosts, store=store))
+
+
+_COPY_FAULTS = ("crash", "lost answer", "watch cut", "compaction", "slow")
+
+
 def every_scenario() -> tuple[Scenario, ...]:
     """Return all scenarios, the small ones first."""
     return (
@@ -220,6 +264,9 @@ def every_scenario() -> tuple[Scenario, ...]:
             faults=("data lost", "data lost, grown", "watch cut", "lost answer"),
             ticks=3,
         ),
+        beside_a_clone(),
+        beside_a_copy(),
+        resumed_twice(),
         others_after_the_loss(),
         sharers_and_the_loss(),
         scenario(

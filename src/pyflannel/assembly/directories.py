@@ -48,6 +48,11 @@ class Places:
         return self.state_dir / "identity.json"
 
     @property
+    def run_identity(self) -> Path:
+        """Who this host is in this boot and network namespace, for a daemon without a state directory."""
+        return (self.daemon_dir or self.run_dir) / self.identity.name
+
+    @property
     def spoilt_identity(self) -> Path:
         """What was kept as who this host is, and could not be read."""
         return self.identity.with_name(f"{self.identity.name}.corrupt")
@@ -104,10 +109,11 @@ class Places:
 
     def owner(self) -> str | None:
         """Return who this host is; None when no identity is kept, or it cannot be read."""
-        with contextlib.suppress(OSError, ValueError):
-            match json.loads(self.identity.read_bytes()):
-                case {"Owner": str(owner)} if owner:
-                    return owner
+        for path in (self.identity, self.run_identity):
+            with contextlib.suppress(OSError, ValueError, RecursionError):
+                match json.loads(path.read_bytes()):
+                    case {"Owner": str(owner)} if owner:
+                        return owner
         return None
 
 

@@ -197,7 +197,7 @@ async def open_network(
             alive=alive,
             kernel_path=fast_path,
             draw=random.SystemRandom().randrange,
-            reidentify=lambda: new_identity(options.state_dir, options.machine_id_file),
+            reidentify=lambda: new_identity(options.state_dir, options.run_dir, options.machine_id_file),
         )
         yield HostNetwork(
             places=places,
@@ -240,7 +240,7 @@ def _keep(file: HostFile) -> None:
 
 def _host_options(options: FlanneldOptions, places: Places, device: str, audit_s: float) -> HostOptions:
     return HostOptions(
-        identity=read_identity(options.state_dir, options.machine_id_file, options.node_id),
+        identity=read_identity(options.state_dir, options.run_dir, options.machine_id_file, options.node_id),
         underlay=UnderlayOptions(
             ifaces=options.iface,
             iface_regexes=options.iface_regex,

@@ -243,6 +243,7 @@ async def clean_up(cleanup: Cleanup, environ: Mapping[str, str]) -> CleanupRepor
             places.subnet_file,
             places.subnet_file.with_name(f".{places.subnet_file.name}"),  # an original was killed writing it
             places.device_file,
+            places.run_identity,
             places.control_socket,
             places.run_dir / SOCKET_NAME,
             places.run_dir / LOG_NAME,

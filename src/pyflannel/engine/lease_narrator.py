@@ -26,6 +26,9 @@ from pyflannel.ports import Clock
 
 log = logging.getLogger(__name__)
 
+EXHAUSTED_HINT = "Widen Network, increase SubnetLen, or remove stale leases."
+"""What to do when no subnet is free."""
+
 _UNSUITABLE = {
     "deleted": "Found lease (%s) for current IP but not compatible with current config, deleting",
     "kept": "Found reservation or foreign lease (%s) for this host, not compatible with current config, kept",
@@ -36,6 +39,12 @@ _UNSUITABLE = {
 
 _LOSSES = ("lost", "taken")
 """Phases in which the store does not have our lease; one may follow the other."""
+
+_HOLDERS = {
+    True: "this host keeps",
+    False: "the other host holds",
+    None: "they are settling which of them keeps",
+}
 
 
 class LeaseNarrator:
@@ -58,6 +67,7 @@ class LeaseNarrator:
         self.shared_with: str | None = None
         self._is_shared_lease_known = False
         self.asked: str | None = None
+        self.exhausted: str | None = None
 
     @property
     def phase(self) -> LeasePhase:
@@ -77,12 +87,10 @@ class LeaseNarrator:
             case Unsuitable(subnet, fate):
                 log.warning(_UNSUITABLE[fate], subnet)
             case Exhausted(network):
-                log.error(
-                    "No free /%d left in %s; looking again in a while lease=none. Widen Network, increase"
-                    " SubnetLen, or remove stale leases.",
-                    network.subnet_length,
-                    network.network,
-                )
+                exhausted = f"no free /{network.subnet_length} is left in {network.network}"
+                if exhausted != self.exhausted:
+                    log.error("Cannot get a lease: %s, retrying. %s lease=none", exhausted, EXHAUSTED_HINT)
+                self.exhausted, self.asked = exhausted, None
             case Acquired() | Renewed():
                 self._tell_held(report)
             case StoreAway() | StoreBack():
@@ -101,7 +109,7 @@ class LeaseNarrator:
 
     def _tell_held(self, report: Acquired | Renewed) -> None:
         held = report.held
-        self.asked = None
+        self.asked = self.exhausted = None
         match report:
             case Acquired() if self._phase == "acquiring":
                 log.info("Lease acquired: %s", held.lease.subnet)
@@ -165,10 +173,12 @@ class LeaseNarrator:
                     public_ip,
                     lease.subnet,
                 )
-            case SharedAddress(subnet, other, public_ip):
+            case SharedAddress(subnet, other, public_ip, is_ours):
+                self.asked = None
                 self.shared = (
-                    f"two living hosts share an address or identity: the other is {other} at {public_ip},"
-                    f" lease {subnet}; give one of them an address of its own (--public-ip, --iface)"
+                    f"two living hosts share an address or identity: the other is {other} at {public_ip};"
+                    f" {_HOLDERS[is_ours]} lease {subnet};"
+                    " give one of them an address of its own (--public-ip, --iface)"
                 )
                 self.shared_with, self._is_shared_lease_known = other, False
                 log.error("Warning: %s", self.shared)

@@ -158,7 +158,8 @@ class Supervisor:
         if self.held is None:
             if self.narrator.is_store_away:
                 return f"the store: {self.narrator.store_error}"
-            return f"a lease: asking {self.narrator.asked}" if self.narrator.asked else "a lease"
+            reason = f"asking {self.narrator.asked}" if self.narrator.asked else self.narrator.exhausted
+            return f"a lease: {reason}" if reason else "a lease"
         if reconciler.error is not None:
             return reconciler.error
         if refused := reconciler.refused:

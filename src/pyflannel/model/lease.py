@@ -90,11 +90,17 @@ class Lease:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """A newcomer asks whether the holder of `subnet` is alive; unanswered, it takes the lease over."""
+    """A host asks whether the holder of `subnet` is alive; unanswered, it takes the lease over.
+
+    Attributes:
+        held_s: how long the asking host has run on this lease itself, after a copy of it wrote the lease: the
+            one that has run on it for longer keeps it. None when the asking host does not run on it.
+    """
 
     subnet: IPv4Network
     owner: str
     public_ip: IPv4Address
+    held_s: float | None = None
     revision: int = 0
 
 

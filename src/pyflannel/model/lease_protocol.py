@@ -333,11 +333,18 @@ class Contested:
 
 @dataclass(frozen=True, slots=True)
 class SharedAddress:
-    """Another living host has our address, or our identity; both say so."""
+    """Another living host has our address, or our identity; both report it.
+
+    Attributes:
+        subnet: of the lease by which they met.
+        other: identity of the other host, or what it is to this one.
+        is_ours: this host keeps that lease; else the other host holds it; None until they have settled that.
+    """
 
     subnet: IPv4Network
     other: str
     public_ip: str
+    is_ours: bool | None
 
 
 @dataclass(frozen=True, slots=True)

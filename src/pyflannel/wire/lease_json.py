@@ -102,11 +102,14 @@ class _LeaseValue(
     ours: _Ours | UnsetType = UNSET
 
 
-class _ClaimValue(Struct, rename={"owner": "Owner", "public_ip": "PublicIP"}):
+class _ClaimValue(
+    Struct, omit_defaults=True, rename={"owner": "Owner", "public_ip": "PublicIP", "held": "Held"}
+):
     """A claim, its keys in the order in which they are written."""
 
     owner: Annotated[str, Meta(min_length=1)]
     public_ip: str
+    held: Annotated[float, Meta(ge=0)] | None = None
 
 
 _LEASE = msgspec.json.Decoder(_LeaseValue)
@@ -172,12 +175,14 @@ def parse_claim(value: bytes, subnet: IPv4Network, revision: int) -> Claim:
         raise WireError(
             f"not a claim: {error}", hint="Delete the key; a claim is only a question."
         ) from error
-    return Claim(subnet=subnet, owner=claim.owner, public_ip=public_ip, revision=revision)
+    return Claim(subnet=subnet, owner=claim.owner, public_ip=public_ip, held_s=claim.held, revision=revision)
 
 
 def format_claim(claim: Claim) -> bytes:
     """Return the value of a claim; subnet and revision stand in the key and in the store."""
-    return msgspec.json.encode(_ClaimValue(owner=claim.owner, public_ip=str(claim.public_ip)))
+    return msgspec.json.encode(
+        _ClaimValue(owner=claim.owner, public_ip=str(claim.public_ip), held=claim.held_s)
+    )
 
 
 def _decode(value: bytes) -> _LeaseValue:

@@ -11,6 +11,7 @@ from pyflannel.model.lease import Lease, LeaseAttributes
 from pyflannel.model.lease_protocol import (
     Acquired,
     Contested,
+    Exhausted,
     Held,
     Lost,
     SharedAddress,
@@ -18,6 +19,7 @@ from pyflannel.model.lease_protocol import (
     StoreBack,
     Taken,
 )
+from pyflannel.model.network_config import NetworkConfig
 
 
 def test_a_store_that_is_away_is_logged_once_and_its_last_cause_kept(
@@ -67,7 +69,7 @@ def test_whom_it_shares_an_address_with_is_told_until_that_host_is_gone() -> Non
     """Its lease comes after its claim, and goes with it; of a copy of ourselves there is none."""
     narrator = LeaseNarrator(FakeClock())
 
-    narrator.tell(SharedAddress(IPv4Network("10.1.2.0/24"), "them", "10.0.0.9"))
+    narrator.tell(SharedAddress(IPv4Network("10.1.2.0/24"), "them", "10.0.0.9", is_ours=True))
     narrator.see_owners([])
     assert narrator.shared is not None
     narrator.see_owners(["others", "them"])
@@ -75,7 +77,7 @@ def test_whom_it_shares_an_address_with_is_told_until_that_host_is_gone() -> Non
     narrator.see_owners(["others"])
     assert narrator.shared is None
 
-    narrator.tell(SharedAddress(IPv4Network("10.1.2.0/24"), "a copy of this host", "10.0.0.9"))
+    narrator.tell(SharedAddress(IPv4Network("10.1.2.0/24"), "a copy of this host", "10.0.0.9", is_ours=None))
     narrator.see_owners(["others"])
     assert narrator.shared is not None
 
@@ -115,3 +117,44 @@ def test_a_lost_lease_is_counted_once_whatever_follows() -> None:
     narrator.tell(Acquired(Held(lease=lease)))
     narrator.tell(Taken(lease, lease))
     assert narrator.losses == 2
+
+
+def test_the_holder_of_a_lease_does_not_call_it_that_of_the_host_that_asked(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The host that shares our address asked for our lease; it has none that we know of."""
+    narrator = LeaseNarrator(FakeClock(), lambda _: None)
+
+    narrator.tell(SharedAddress(IPv4Network("10.1.2.0/24"), "them", "10.0.0.9", is_ours=True))
+
+    assert narrator.shared is not None
+    assert "them at 10.0.0.9" in narrator.shared
+    assert "this host keeps lease 10.1.2.0/24" in narrator.shared
+    assert narrator.shared in caplog.text
+
+
+def test_the_host_that_asked_names_the_lease_of_the_other() -> None:
+    narrator = LeaseNarrator(FakeClock(), lambda _: None)
+
+    narrator.tell(SharedAddress(IPv4Network("10.1.2.0/24"), "them", "10.0.0.9", is_ours=False))
+
+    assert narrator.shared is not None
+    assert "the other host holds lease 10.1.2.0/24" in narrator.shared
+
+
+def test_an_exhausted_network_is_known_until_a_lease_is_held(caplog: pytest.LogCaptureFixture) -> None:
+    """The host looks again every ten seconds; the log has one line for each network that is full."""
+    narrator = LeaseNarrator(FakeClock(), lambda _: None)
+    config = NetworkConfig(network=IPv4Network("10.1.0.0/16"), subnet_length=24)
+    lease = Lease(
+        subnet=IPv4Network("10.1.2.0/24"), attributes=LeaseAttributes(public_ip=IPv4Address("10.0.0.1"))
+    )
+
+    narrator.tell(Exhausted(config))
+    narrator.tell(Exhausted(config))
+    exhausted = narrator.exhausted
+    narrator.tell(Acquired(Held(lease=lease)))
+
+    assert exhausted == "no free /24 is left in 10.1.0.0/16"
+    assert narrator.exhausted is None
+    assert [record.levelname for record in caplog.records] == ["ERROR"]

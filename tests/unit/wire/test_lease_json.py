@@ -1,6 +1,7 @@
 """Leases are read and written as flannel 0.20.2 does it, with one key of ours; claims are ours alone."""
 
 import json
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address
 from pathlib import Path
 
@@ -175,12 +176,22 @@ def test_claim_is_written_as_owner_and_address() -> None:
     assert parse_claim(value, CLAIM.subnet, CLAIM.revision) == CLAIM
 
 
+def test_claim_of_a_host_with_a_copy_says_how_long_it_has_held_the_lease() -> None:
+    claim = replace(CLAIM, held_s=3600.5)
+
+    value = format_claim(claim)
+
+    assert value == b'{"Owner":"f00d","PublicIP":"1.2.3.4","Held":3600.5}'
+    assert parse_claim(value, claim.subnet, claim.revision) == claim
+
+
 @pytest.mark.parametrize(
     "value",
     [
         b"",
         b"{}",
         b'{"Owner":"","PublicIP":"1.2.3.4"}',
+        b'{"Owner":"a","PublicIP":"1.2.3.4","Held":-1}',
         b'{"Owner":"a","PublicIP":"fd00::1"}',
         b'{"Owner":"a"}',
     ],

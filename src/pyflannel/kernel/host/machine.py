@@ -151,40 +151,43 @@ _APPLICATION = b"pyflannel lease identity"
 _DIGEST_LENGTH = 16
 
 
-def read_identity(state_dir: str, machine_id_file: str, node_id: str | None = None) -> Identity:
+def read_identity(state_dir: str, run_dir: str, machine_id_file: str, node_id: str | None = None) -> Identity:
     """Return this host's identity, made and kept at the first start.
+
+    Without a state directory, the former flanneld of this run directory, boot and network namespace left it
+    in the run directory. The caller holds the lock of that, so the former flanneld has ended.
 
     A disk that was cloned to another machine carries another's identity: a new one is made, and said so.
     `node_id`, where given, is the owner, and nothing is kept.
 
     Raises:
-        TargetError: the identity cannot be kept in `state_dir`.
+        TargetError: the identity cannot be kept in `state_dir` or `run_dir`.
     """
     machine = machine_digest(machine_id_file)
     if node_id:
         return Identity(owner=node_id, machine=machine)
     path = os.path.join(state_dir, _FILE)
-    kept = _read(path)
+    kept = _read(path) or _left_in(run_dir, machine)
     if kept is None:
-        return new_identity(state_dir, machine_id_file)
+        return new_identity(state_dir, run_dir, machine_id_file)
     if machine and kept.machine and machine != kept.machine:
         log.warning(
             "Found the identity of another machine, made a new one owner=%s path=%s", kept.owner, path
         )
-        return new_identity(state_dir, machine_id_file)
-    if machine != kept.machine and machine:
-        _write(path, Identity(owner=kept.owner, machine=machine))
-    return Identity(owner=kept.owner, machine=machine)
+        return new_identity(state_dir, run_dir, machine_id_file)
+    identity = Identity(owner=kept.owner, machine=machine or kept.machine)
+    _keep(state_dir, run_dir, identity)
+    return identity
 
 
-def new_identity(state_dir: str, machine_id_file: str) -> Identity:
+def new_identity(state_dir: str, run_dir: str, machine_id_file: str) -> Identity:
     """Return a new random identity, kept in the place of the one before: another host has that.
 
     Raises:
-        TargetError: the identity cannot be kept in `state_dir`.
+        TargetError: the identity cannot be kept in `state_dir` or `run_dir`.
     """
     identity = Identity(owner=uuid.uuid4().hex, machine=machine_digest(machine_id_file))
-    _write(os.path.join(state_dir, _FILE), identity)
+    _keep(state_dir, run_dir, identity)
     return identity
 
 
@@ -224,20 +227,56 @@ def _read(path: str) -> Identity | None:
 
 
 def _parse(text: str) -> Identity | None:
-    try:
-        kept = json.loads(text)
-    except ValueError:
-        return None
-    match kept:
+    match _json(text):
         case {"Owner": str(owner), "Machine": str(machine)} if owner:
             return Identity(owner=owner, machine=machine)
         case _:
             return None
 
 
-def _write(path: str, identity: Identity) -> None:
+def _left_in(run_dir: str, machine: str) -> Identity | None:
+    """Return the identity of the former flanneld here; None when it may be that of another host."""
     try:
-        text = json.dumps({"Owner": identity.owner, "Machine": identity.machine}) + "\n"
+        text = Path(run_dir, _FILE).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    identity = _parse(text)
+    if identity is None or identity.machine != machine or text != _run_text(identity):
+        return None
+    log.info("Took over the identity of the former flanneld of this boot and network namespace")
+    return identity
+
+
+def _keep(state_dir: str, run_dir: str, identity: Identity) -> None:
+    _write(os.path.join(state_dir, _FILE), _text(identity))
+    _write(os.path.join(run_dir, _FILE), _run_text(identity))
+
+
+def _text(identity: Identity, **more: str) -> str:
+    return json.dumps({"Owner": identity.owner, "Machine": identity.machine} | more) + "\n"
+
+
+def _run_text(identity: Identity) -> str:
+    """Return what is kept in the run directory, which a copy of the directory elsewhere does not match."""
+    namespace = os.stat("/proc/self/ns/net")
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    return _text(identity, Boot=boot, Namespace=f"{namespace.st_dev}:{namespace.st_ino}")
+
+
+def _json(text: str) -> object:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _write(path: str, text: str) -> None:
+    try:
+        if Path(path).read_text(encoding="utf-8", errors="replace") == text:
+            return
+    except OSError:
+        pass  # written below, or refused there
+    try:
         replace_file(path, text.encode())
     except OSError as error:
         raise _failed("kept in", path, error) from error
@@ -247,5 +286,5 @@ def _failed(what: str, path: str, error: OSError) -> TargetError:
     name = errno.errorcode.get(error.errno or 0, "unknown error")
     return TargetError(
         f"the identity cannot be {what} {path}: {name}: {error.strerror}",
-        hint="Run as root, name another --state-dir, or give --node-id.",
+        hint="Run as root, name another --state-dir and --run-dir, or give --node-id.",
     )

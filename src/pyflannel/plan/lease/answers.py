@@ -9,7 +9,6 @@ from pyflannel.model.lease_protocol import (
     Acquired,
     Action,
     ClaimSeen,
-    Contested,
     Held,
     List,
     Listed,
@@ -33,7 +32,7 @@ from pyflannel.plan.lease.choice import (
     occupied,
     said,
 )
-from pyflannel.plan.lease.holding import degrade, look_again, store_back
+from pyflannel.plan.lease.holding import contest, degrade, look_again, store_back
 from pyflannel.plan.lease.state import (
     Contesting,
     Degraded,
@@ -123,7 +122,7 @@ def _listed_while_running(state: LeaseState, held: Held, listed: Listed, now: fl
         return hold(state, held, now)
     # Made anew, the lease says what it said.
     wanted = replace(state.wanted, attributes=said(held.lease.attributes, state.wanted))
-    return _begin(state, keep(subnet, listed, wanted), now)
+    return _begin(state, keep(subnet, listed, wanted, state.answered), now)
 
 
 def _is_untouched(standing: Lease, held: Held, wanted: Wanted) -> bool:
@@ -139,13 +138,7 @@ def _begin(state: LeaseState, choice: Choice, now: float, *, taken: tuple[IPv4Ne
         case PutLease():
             return replace(state, phase=Putting(choice, now, taken)), (choice,)
         case Contest(lease):
-            claim = Claim(
-                subnet=lease.subnet,
-                owner=state.wanted.identity.owner,
-                public_ip=state.wanted.attributes.public_ip,
-            )
-            phase = Contesting(lease=lease, until=now + CLAIM_TTL_S, asked_at=now)
-            return replace(state, phase=phase), (Contested(lease), PutClaim(claim))
+            return contest(state, lease, now)
         case TakenBy(lease):
             return degrade(state, lease, now)
         case NoneFree():
@@ -161,12 +154,14 @@ def on_wrote(state: LeaseState, write: Action, revision: int, now: float) -> Ste
             if state.held is None and not state.wanted.network.admits(put.lease.subnet):
                 return replace(state, phase=Listing()), (List(),)  # the config changed meanwhile
             held = _held(put, revision, sent_at)
-            state, watch = _watch_in_turn(replace(state, answered=frozenset()), now - sent_at, now)
+            runs_since = sent_at if state.runs_since is None else state.runs_since
+            state = replace(state, answered=frozenset(), runs_since=runs_since, is_in_doubt=False)
+            state, watch = _watch_in_turn(state, now - sent_at, now)
             state, actions = hold(state, held, now)
             return state, (Acquired(held), *watch, *actions)
         case Holding(put=put, sent_at=sent_at), PutLease() if write == put:
             held = _held(write, revision, sent_at)
-            state, actions = hold(state, held, now)
+            state, actions = hold(replace(state, is_in_doubt=False), held, now)
             return state, (Renewed(held), *actions)
         case Contesting() as contest, PutClaim(claim) if claim.subnet == contest.lease.subnet:
             phase = replace(contest, claim_revision=revision, until=now + CLAIM_TTL_S)

@@ -24,7 +24,7 @@ from pyflannel.model.lease_protocol import (
     Wanted,
 )
 from pyflannel.plan.lease.choice import is_ours, must_contest, said
-from pyflannel.plan.lease.holding import degrade, renew
+from pyflannel.plan.lease.holding import contest, degrade, held_s, renew
 from pyflannel.plan.lease.state import (
     Contesting,
     Degraded,
@@ -36,6 +36,8 @@ from pyflannel.plan.lease.state import (
     Resting,
     Step,
 )
+
+_COPY = "a copy of this host"
 
 
 def on_seen(state: LeaseState, changes: tuple[LeaseChange, ...], now: float) -> Step:
@@ -143,14 +145,33 @@ def overwritten(state: LeaseState, held: Held, lease: Lease, now: float) -> Step
     """See who wrote to our key: somebody in our name, a copy of this host, or another host."""
     if not is_ours(lease, state.wanted):
         return degrade(state, lease, now)
+    if _is_by_a_copy(state, held, lease):
+        return _meet_copy(state, lease, now)
     has_our_address = lease.attributes.public_ip == held.lease.attributes.public_ip
     if must_contest(lease, state.wanted) and not has_our_address:
         return replace(state, phase=Listing()), (List(),)
     return _adopt(state, held, lease, now)
 
 
+def _is_by_a_copy(state: LeaseState, held: Held, lease: Lease) -> bool:
+    """Return whether a living copy of this host wrote our lease: it was not us, nor an operator.
+
+    What an operator writes is a reservation. A lease without identity may be of an original flannel.
+    """
+    has_identity = lease.attributes.owner is not None
+    return has_identity and not state.is_in_doubt and lease.has_ttl and held.lease.has_ttl
+
+
+def _meet_copy(state: LeaseState, lease: Lease, now: float) -> Step:
+    """Share identity and address with a living copy: ask it which of us has run on the lease for longer."""
+    shared = SharedAddress(lease.subnet, _COPY, str(lease.attributes.public_ip), is_ours=None)
+    state, actions = contest(state, lease, now)
+    return state, (shared, *actions)
+
+
 def _adopt(state: LeaseState, held: Held, lease: Lease, now: float) -> Step:
     """Take over what somebody wrote to our key in our name: a lost answer of ours, or an operator."""
+    state = replace(state, is_in_doubt=False)
     adopted = Held(lease=lease, expires_at=held.expires_at if lease.has_ttl else None)
     state, actions = hold(state, adopted, now)
     if lease.has_ttl:
@@ -161,17 +182,19 @@ def _adopt(state: LeaseState, held: Held, lease: Lease, now: float) -> Step:
 
 def _answer(state: LeaseState, claim: Claim, now: float) -> Step:
     """Show a newcomer that we live: our lease is written anew, so that its take-over loses in any case."""
-    mine = state.wanted.identity.owner, state.wanted.attributes.public_ip
-    if (claim.owner, claim.public_ip) == mine:
+    identity, public_ip = state.wanted.identity, str(claim.public_ip)
+    is_of_copy = claim.owner == identity.owner
+    if is_of_copy and claim.held_s is None and claim.public_ip == state.wanted.attributes.public_ip:
         return state, (DeleteClaim(claim),)  # left over from our own life before this one
     is_renewing = isinstance(state.phase, Holding) and state.phase.put is not None
     if is_renewing or state.is_unsure or state.is_checking:
         # The renewal under way may have been done before the newcomer looked: it needs another one. And in
         # another store the lease at our revision may be the one that is claimed: that is being asked.
         return replace(state, missed=(*state.missed, ClaimSeen(claim))), ()
+    if is_of_copy and claim.held_s is not None and claim.held_s > held_s(state, now):
+        return _give_way(state, claim.subnet, public_ip)
     state, renewal = renew(state, now)
-    other = "a copy of this host" if claim.owner == mine[0] else claim.owner
-    shared = SharedAddress(claim.subnet, other, str(claim.public_ip))
+    shared = SharedAddress(claim.subnet, _COPY if is_of_copy else claim.owner, public_ip, is_ours=True)
     return state, (*renewal, DeleteClaim(claim), shared)
 
 
@@ -182,8 +205,11 @@ def _changed_while_contesting(
         case ClaimGone(subnet, revision):
             is_answer = subnet == contest.lease.subnet and 0 < contest.claim_revision < revision
             is_answer = is_answer and now < contest.asked_at + CLAIM_TTL_S  # later, it is its own end
-        case LeaseSeen(lease):
-            is_answer = lease.subnet == contest.lease.subnet and lease.revision > contest.lease.revision
+        case LeaseSeen(lease) if lease.subnet == contest.lease.subnet:
+            is_answer = lease.revision > contest.lease.revision
+            if is_answer and state.held is not None and is_ours(lease, state.wanted):
+                # A copy of this host, which may write before it sees the claim, answers by deleting that.
+                return replace(state, phase=replace(contest, lease=lease)), ()
         case LeaseGone(subnet) if subnet == contest.lease.subnet:
             return replace(state, phase=Listing()), (List(),)
         case _:
@@ -194,9 +220,15 @@ def _changed_while_contesting(
 def _answered(state: LeaseState, contest: Contesting) -> Step:
     attributes = contest.lease.attributes
     owner = attributes.owner.owner if attributes.owner is not None else ""
+    public_ip = str(attributes.public_ip)
+    state = replace(state, answered=state.answered | {owner})
     if owner == state.wanted.identity.owner:
-        shared = SharedAddress(contest.lease.subnet, "the host we are a copy of", str(attributes.public_ip))
-        return replace(state, phase=Reidentifying()), (shared, Reidentify())
-    shared = SharedAddress(contest.lease.subnet, owner, str(attributes.public_ip))
-    state = replace(state, answered=state.answered | {owner}, phase=Listing())
-    return state, (shared, List())
+        return _give_way(state, contest.lease.subnet, public_ip)
+    shared = SharedAddress(contest.lease.subnet, owner, public_ip, is_ours=False)
+    return replace(state, phase=Listing()), (shared, List())
+
+
+def _give_way(state: LeaseState, subnet: IPv4Network, public_ip: str) -> Step:
+    """Leave lease and identity to the host that this one is a copy of."""
+    shared = SharedAddress(subnet, "the host that this one is a copy of", public_ip, is_ours=False)
+    return replace(state, phase=Reidentifying()), (shared, Reidentify())

@@ -123,13 +123,16 @@ def recreate(running: IPv4Network, wanted: Wanted, expected: int = 0) -> PutLeas
     return PutLease(lease=lease, ttl_s=wanted.ttl_s, expected=expected)
 
 
-def keep(running: IPv4Network, listed: Listed, wanted: Wanted) -> Choice:
-    """Choose for a host that runs on `running` already: that subnet or none."""
+def keep(running: IPv4Network, listed: Listed, wanted: Wanted, answered: frozenset[str]) -> Choice:
+    """Choose for a host that runs on `running` already: that subnet or none.
+
+    `answered` are the owners known to be alive.
+    """
     for unreadable in listed.unreadable:
         if unreadable.subnet == running:
             return recreate(running, wanted, expected=unreadable.revision)
     standing = next((lease for lease in listed.leases if lease.subnet == running), None)
-    if standing is not None and (is_ours(standing, wanted) or _is_reinstalled(standing, wanted)):
+    if standing is not None and _looks_like_ours(standing, wanted) and _owner(standing) not in answered:
         return Contest(standing) if must_contest(standing, wanted) else claim_on(standing, wanted)
     others = (
         lease for lease in listed.leases if lease.subnet.overlaps(running) and not is_ours(lease, wanted)
@@ -145,11 +148,11 @@ def choose(
     """Choose for a host that runs on nothing yet; with what is to be deleted and said before.
 
     In this order: our own lease, by identity, then by address as the original does; the subnet of our last
-    life; the lease of a host that was this machine; the lease of a dead host with our address; any free one.
+    life; the lease of a dead host with our address; any free one.
     `answered` are the owners known to be alive.
     """
     before: list[DeleteLease | Report] = []
-    own = (lease for lease in listed.leases if is_ours(lease, wanted) or _has_our_address(lease, wanted))
+    own = (lease for lease in listed.leases if _looks_like_ours(lease, wanted))
     for lease in sorted(own, key=lambda lease: _preference(lease, wanted)):
         if not is_ours(lease, wanted) and _is_previous_free(occupied(listed), wanted):
             break  # the containers of our last life have addresses of that
@@ -203,29 +206,20 @@ def _preference(lease: Lease, wanted: Wanted) -> tuple[int, int]:
         rank = 1 if must_contest(lease, wanted) else 0
     elif is_ours(lease, wanted):
         rank = 2
-    elif _is_reinstalled(lease, wanted):
-        rank = 3
     else:
-        rank = 4
+        rank = 3
     return rank, -lease.revision
 
 
 def must_contest(lease: Lease, wanted: Wanted) -> bool:
     """Return whether somebody else may be living on this lease, although it looks like ours."""
-    if is_ours(lease, wanted):
-        return not _has_our_address(lease, wanted)  # our old address, or our clone
-    return not _is_reinstalled(lease, wanted)
+    # At another address: our old one, or our clone's. Under another identity: a former self of ours, or a
+    # living host with our address; the machine-id says nothing, as a clone has that too.
+    return not (is_ours(lease, wanted) and _has_our_address(lease, wanted))
 
 
-def _is_reinstalled(lease: Lease, wanted: Wanted) -> bool:
-    """Return whether the holder was this machine before it lost its state directory."""
-    owner = lease.attributes.owner
-    return (
-        owner is not None
-        and owner.machine != ""
-        and owner.machine == wanted.identity.machine
-        and _has_our_address(lease, wanted)
-    )
+def _looks_like_ours(lease: Lease, wanted: Wanted) -> bool:
+    return is_ours(lease, wanted) or _has_our_address(lease, wanted)
 
 
 def _has_our_address(lease: Lease, wanted: Wanted) -> bool:

@@ -2,19 +2,21 @@
 
 from dataclasses import replace
 
-from pyflannel.model.lease import Lease
+from pyflannel.model.lease import CLAIM_TTL_S, Claim, Lease
 from pyflannel.model.lease_protocol import (
     Action,
     Check,
+    Contested,
     Failed,
     List,
     PutClaim,
+    PutLease,
     StoreAway,
     StoreBack,
     Taken,
     WatchLost,
 )
-from pyflannel.plan.lease.choice import claim_on
+from pyflannel.plan.lease.choice import claim_on, is_ours
 from pyflannel.plan.lease.state import (
     Contesting,
     Degraded,
@@ -39,6 +41,24 @@ def degrade(state: LeaseState, by: Lease, now: float) -> Step:
     return replace(state, phase=Degraded(by)), (taken,)
 
 
+def contest(state: LeaseState, lease: Lease, now: float) -> Step:
+    """Ask the holder of a lease, which may be ours, whether it lives."""
+    is_copied = state.held is not None and is_ours(lease, state.wanted)
+    claim = Claim(
+        subnet=lease.subnet,
+        owner=state.wanted.identity.owner,
+        public_ip=state.wanted.attributes.public_ip,
+        held_s=held_s(state, now) if is_copied else None,
+    )
+    phase = Contesting(lease=lease, until=now + CLAIM_TTL_S, asked_at=now)
+    return replace(state, phase=phase), (Contested(lease), PutClaim(claim))
+
+
+def held_s(state: LeaseState, now: float) -> float:
+    """Return for how many seconds this daemon has run on a lease."""
+    return 0.0 if state.runs_since is None else now - state.runs_since
+
+
 def renew(state: LeaseState, now: float) -> Step:
     """Write the lease anew, unless that is under way."""
     assert state.held is not None
@@ -58,6 +78,8 @@ def on_failed(state: LeaseState, failed: Failed, now: float, draw: Draw) -> Step
     away = StoreAway(failed.cause, pause)
     if isinstance(failed.write, Check):
         state = replace(state, is_checking=False)
+    if isinstance(failed.write, PutLease):
+        state = replace(state, is_in_doubt=True)
     after = replace(state, failures=state.failures + 1)
     match state.phase:
         case Listing() if failed.write is None:

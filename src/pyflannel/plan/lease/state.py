@@ -102,6 +102,8 @@ class LeaseState:
         watch_at: when to open the watch again.
         failures: how often in a row the store did not answer.
         answered: owners at our address that showed that they live.
+        runs_since: when this daemon first held a lease; None before.
+        is_in_doubt: a write of our lease failed, and may have taken effect: what is seen next may be it.
         missed: changes of the subnet that we run on, or ask for, while an answer was awaited; the answer
             tells which of them came after it.
         wake_at: the time that was asked for last.
@@ -117,6 +119,8 @@ class LeaseState:
     watch_at: float | None = None
     failures: int = 0
     answered: frozenset[str] = frozenset()
+    runs_since: float | None = None
+    is_in_doubt: bool = False
     missed: tuple[LeaseChange, ...] = ()
     wake_at: float | None = None
 

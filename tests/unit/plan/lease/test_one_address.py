@@ -10,17 +10,21 @@ from pyflannel.model.lease_protocol import (
     Reidentify,
     SharedAddress,
     Started,
+    Taken,
     WatchLost,
     Woke,
 )
 
 
-def test_a_reinstalled_host_takes_its_old_lease_over_at_once() -> None:
-    """Another identity, the same machine and address."""
+def test_a_reinstalled_host_takes_its_old_lease_over_when_nobody_answers() -> None:
+    """Another identity, the same machine-id and address: a clone of a living host looks just so."""
     store = Store()
     store.write_lease(lease(THIRD, "old-self", "192.168.50.102", machine="m"))
-
     host = Host(store, wanted()).start()
+    host.sleep(9.9)
+    assert host.subnet is None
+
+    host.sleep(0.2)
 
     assert host.subnet == THIRD
     assert owner_of(store, THIRD) == "me"
@@ -229,3 +233,117 @@ def test_the_subnet_of_our_containers_comes_before_what_a_former_self_left() -> 
 
     assert host.subnet == THIRD
     assert owner_of(store, FIRST) == "old-self"
+
+
+def test_a_clone_with_the_machine_id_of_a_living_host_takes_another_subnet() -> None:
+    """Same machine-id, same address, an empty state directory: the living host keeps its lease."""
+    store = Store()
+    owner = Host(store, wanted("owner", machine="m")).start()
+    clone = Host(store, wanted("clone", machine="m")).start()
+
+    owner.settle()
+    clone.settle()
+
+    assert owner_of(store, FIRST) == "owner"
+    assert (owner.subnet, clone.subnet) == (FIRST, SECOND)
+    assert owner.state.is_settled
+    assert any(isinstance(r, SharedAddress) and r.other == "clone" for r in owner.said)
+    assert any(isinstance(r, SharedAddress) and r.other == "owner" for r in clone.said)
+
+
+def resumed_twice() -> tuple[Store, Host, Host]:
+    """Return the two copies that run on from one snapshot of a host that holds a lease, and their store."""
+    store = Store()
+    first = Host(store, wanted("twin")).start()
+    second = Host(store, wanted("twin"), held=first.held, seen=first.seen, wake_at=first.wake_at)
+    second.state = first.state
+    return store, first, second
+
+
+def settle_together(*hosts: Host) -> None:
+    """Let each host in turn have an answer or see a change, until nothing more is under way."""
+    for _ in range(100):
+        busy = [host for host in hosts if host.requests or host.is_behind]
+        if not busy:
+            return
+        for host in busy:
+            if host.requests:
+                host.answer()
+            else:
+                host.watch()
+    raise AssertionError("the hosts write over each other for ever")
+
+
+def test_two_copies_of_a_running_host_do_not_write_over_each_other_for_ever() -> None:
+    """A snapshot was resumed twice: same identity, address, lease and revision. One renews its lease."""
+    store, first, second = resumed_twice()
+    first.now = second.now = 23 * HOUR
+
+    first.take(Woke())
+    settle_together(first, second)
+
+    assert owner_of(store, FIRST) == "twin"
+
+
+def test_two_copies_of_a_running_host_that_renew_at_once_both_say_so() -> None:
+    """One of them keeps the lease; the other runs on degraded, under a new identity. Neither is silent."""
+    store, first, second = resumed_twice()
+    first.now = second.now = 23 * HOUR
+
+    first.take(Woke())
+    second.take(Woke())
+    settle_together(first, second)
+    loser, keeper = (first, second) if first.heard(Reidentify) else (second, first)
+    loser.take(Ordered(wanted("own")))
+    settle_together(first, second)
+
+    assert owner_of(store, FIRST) == "twin"
+    assert keeper.state.is_settled
+    assert not loser.state.is_settled
+    assert (keeper.subnet, loser.subnet) == (FIRST, FIRST)
+    assert keeper.heard(SharedAddress)
+    assert loser.heard(SharedAddress)
+    assert loser.heard(Taken)
+
+
+def test_a_copy_that_starts_with_identity_and_address_of_a_living_host_gives_way() -> None:
+    """Nothing tells the two apart at first; of those that run on one lease, the older has it."""
+    store = Store()
+    owner = Host(store, wanted("twin")).start()
+    owner.now = 3.0
+    copy = Host(store, wanted("twin"), now=3.0)
+
+    copy.take(Started())
+    settle_together(owner, copy)
+    assert copy.heard(Reidentify)
+    copy.take(Ordered(wanted("own")))
+    settle_together(owner, copy)
+    store.delete_claim(FIRST)  # at the end of its TTL
+    owner.sleep(10.1)
+    copy.sleep(10.1)
+    settle_together(owner, copy)
+
+    assert owner_of(store, FIRST) == "twin"
+    assert owner.state.is_settled
+    assert owner.heard(SharedAddress)
+    assert not copy.state.is_settled
+    assert copy.heard(Taken)
+
+
+def test_a_renewal_whose_answer_was_lost_is_no_other_host() -> None:
+    """It took effect: the next attempt finds our own write at the key."""
+    store = Store()
+    host = Host(store, wanted("me")).start()
+    host.now = 23 * HOUR
+    host.take(Woke())
+    renewal = host.requests[0]
+    host.fail()
+    store.perform(renewal)
+
+    host.watch()
+    host.sleep(10)
+    host.settle()
+
+    assert host.state.is_settled
+    assert not host.heard(SharedAddress)
+    assert not host.heard(Contested)

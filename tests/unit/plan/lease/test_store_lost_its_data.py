@@ -272,7 +272,7 @@ def test_a_claim_is_answered_although_the_question_about_the_store_failed() -> N
 def test_a_claim_is_answered_although_that_question_failed_while_the_lease_was_renewed() -> None:
     """The renewal is of what the watch told, so it was in the same store."""
     host = checking(Host(Store(), wanted()).start())
-    host.store.write_lease(lease(FIRST, "me", "192.168.50.102"))
+    host.store.write_lease(lease(FIRST, "me", "192.168.50.102", ttl=False))
     host.watch()
     host.fail()
     host.settle()

@@ -1,0 +1,61 @@
+"""Copies of a host, and restarts that keep next to nothing, on a real etcd and a real kernel."""
+
+import json
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+Pinging = Callable[[Any, str], AbstractContextManager[Any]]
+
+READY_S = 2.0
+"""A restart in the same network namespace is ready in this time."""
+
+
+def test_a_clone_with_the_machine_id_and_the_address_takes_another_subnet(
+    new_network: Callable[..., Any], pinging: Pinging
+) -> None:
+    """Its state directory is empty. The living host keeps its lease, loses no packet, and both say so."""
+    network = new_network("docker1", "docker2", "docker4")
+    network.start("docker1")
+    network.start("docker4")
+    original, clone = network.hosts["docker1"], network.hosts["docker2"]
+    before = original.lease()
+    clone.run(["tee", "/etc/machine-id"], text=original.run(["cat", "/etc/machine-id"]).stdout)
+
+    with pinging(network.hosts["docker4"], network.overlay("docker1")) as pings:
+        network.start("docker2", "--public-ip=10.10.10.101", "--iface=eth0")
+        pings.wait_answered(more=50)
+
+    assert pings.lost == 0
+    assert original.lease() == before
+    assert clone.lease() != before
+    for name in ("docker1", "docker2"):
+        network.wait_status(
+            name, lambda status: "share an address" in " ".join(status["warnings"]), "names the other"
+        )
+
+
+def test_a_restart_without_a_state_directory_is_ready_at_once_with_its_subnet(
+    new_network: Callable[..., Any], pinging: Pinging
+) -> None:
+    """A container may keep its run directory only: the former daemon of that is known to have ended."""
+    network = new_network("docker1", "docker4")
+    daemon, _ = network.start_all()
+    host = network.hosts["docker1"]
+    before, key = host.lease(), network.lease_key("docker1")
+    owner = json.loads(network.record(key)["value"])["Pyflannel"]["Owner"]
+    network.wait_status("docker1", lambda status: status["peers"] == 1, "knows its peer")
+
+    with pinging(host, network.overlay("docker4")) as pings:
+        daemon.kill()
+        host.run(["rm", "-r", "/var/lib/flannel"])
+        began = time.monotonic()
+        network.start("docker1")
+        took_s = time.monotonic() - began
+        pings.wait_answered(more=20)
+
+    assert took_s < READY_S
+    assert host.lease() == before
+    assert json.loads(network.record(key)["value"])["Pyflannel"]["Owner"] == owner
+    assert pings.lost == 0
