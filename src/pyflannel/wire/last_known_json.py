@@ -34,7 +34,7 @@ def parse_last_known(octets: bytes) -> LastKnown:
     try:
         file = msgspec.json.decode(octets, type=_File)
         own = lease_of(_record(file.own, file.leases[file.own]))
-    except (msgspec.MsgspecError, KeyError, WireError) as error:
+    except (msgspec.MsgspecError, RecursionError, KeyError, WireError) as error:
         raise WireError(
             f"last-known.json cannot be read: {error}", hint="Delete it; it is written anew."
         ) from error
