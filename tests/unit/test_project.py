@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import importlib.util
 import re
 import sys
 import tomllib
@@ -143,6 +144,25 @@ def test_the_links_of_a_document_lead_somewhere(document: Path) -> None:
     links = [link for link in re.findall(r"\]\(([^)#\s]+)", prose(document)) if "://" not in link]
 
     assert [link for link in links if not (document.parent / link).exists()] == []
+
+
+def test_every_module_that_the_source_names_exists() -> None:
+    """In backticks, in a docstring or a comment: `plan.lease.answers`, or `plan.lease.step.step` in it."""
+    rooms = "|".join(path.name for path in (SOURCE / "pyflannel").iterdir() if path.is_dir())
+    named = re.compile(rf"`((?:{rooms})(?:\.\w+)+)`")
+    names = {name for path in sources() for name in named.findall(path.read_text())}
+
+    assert names
+    assert [name for name in sorted(names) if not is_importable(f"pyflannel.{name}")] == []
+
+
+def is_importable(name: str) -> bool:
+    """Return whether a dotted name is that of a module, or of something in one."""
+    room, _, last = name.rpartition(".")
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:
+        return hasattr(importlib.import_module(room), last)
 
 
 def test_every_file_that_the_architecture_names_exists() -> None:

@@ -14,8 +14,8 @@ host runs on (`held`) changes only by an order: its containers have addresses of
 The store decides who owns a subnet: each write names the revision that it replaces. An answer that is lost
 does no harm, as the next look at the key shows what came of the write.
 
-Time and orders are here; the store's answers are in `lease_answers`, what its watch tells in `lease_changes`,
-its silence in `lease_failures`.
+Time and orders are here. The store's answers are in `plan.lease.answers`, the changes that its watch delivers
+in `plan.lease.changes`, requests that fail and watches that are lost in `plan.lease.holding`.
 """
 
 from dataclasses import replace
