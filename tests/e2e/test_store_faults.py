@@ -6,7 +6,7 @@ The data path is pinged all the while, a hundred times a second; not one may be 
 import json
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from itertools import product
@@ -90,11 +90,12 @@ def revision_of(network: Any) -> int:
 
 
 @contextmanager
-def cut_off(*hosts: Any) -> Iterator[None]:
-    """Let nothing pass between these hosts and the store."""
+def cut_off(*hosts: Any, hooks: Collection[str] = ("input", "output")) -> Iterator[None]:
+    """Let nothing pass between these hosts and the store: neither its answers, nor what they ask."""
+    ports = {"input": "sport", "output": "dport"}
     rules = "\n".join(
-        f"chain {hook} {{ type filter hook {hook} priority 0; tcp {port} 2379 drop; }}"
-        for hook, port in (("input", "sport"), ("output", "dport"))
+        f"chain {hook} {{ type filter hook {hook} priority 0; tcp {ports[hook]} 2379 drop; }}"
+        for hook in hooks
     )
     for host in hosts:
         host.run(["nft", "-f", "-"], text=f"table ip cut {{\n{rules}\n}}\n")
@@ -197,6 +198,37 @@ class TestStoreAway:
             pings.wait_answered(more=50)
 
         assert {name: host.lease() for name, host in network.hosts.items()} == before
+        assert pings.lost == 0
+
+    @pytest.mark.parametrize("names", [("docker1",), ("docker1", "docker4")])
+    def test_answers_are_cut_off_for_longer_than_leases_last(
+        self, new_network: NewNetwork, pinging: Pinging, names: tuple[str, ...]
+    ) -> None:
+        """Requests arrive and answers do not: leases expire before the silence is noticed."""
+        network = new_network("docker1", "docker4")
+        network.start_all(f"--subnet-lease-ttl={TTL_S}")
+        before = {name: host.lease() for name, host in network.hosts.items()}
+        for name in network.hosts:
+            wait_all_known(network, name, before)
+        keys = [network.lease_key(name) for name in names]
+
+        with pinging(network.hosts["docker1"], network.overlay("docker4")) as pings:
+            with cut_off(*(network.hosts[name] for name in names), hooks=("input",)):
+                for key in keys:
+                    wait_until(
+                        lambda key=key: network.record(key) is None,
+                        what=f"{key} expires",
+                        deadline_s=BACK_S,
+                    )
+                for name in names:
+                    network.wait_status(
+                        name, lambda status: not status["is_ready"], "says so", deadline_s=BACK_S
+                    )
+                pings.wait_answered(more=50)
+            for name in network.hosts:
+                wait_all_known(network, name, before)
+            pings.wait_answered(more=50)
+
         assert pings.lost == 0
 
     def test_grown_anew(self, new_network: NewNetwork, pinging: Pinging, long_run: bool) -> None:

@@ -1,8 +1,8 @@
-"""Patience with leases that vanish: a living owner writes its lease again at once, and no packet is lost."""
+"""Grace period of vanished leases: a living owner writes its lease again, and no packet to it is lost."""
 
 import asyncio
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from ipaddress import IPv4Network
 
 from pyflannel.model.lease import Lease
@@ -10,95 +10,118 @@ from pyflannel.model.lease_protocol import Report, StoreAway, StoreBack
 from pyflannel.model.lease_set import LeaseSet, SubnetMap
 from pyflannel.ports import Clock
 
-LINGER_S = 2.0
+GRACE_S = 2.0
 """How long a lease that vanished still counts for the data path: a living owner needs milliseconds."""
 
-LINGER_AFTER_ABSENCE_S = 20.0
-"""The same while the store is away and so long after it: its owner may not have found it again yet.
+SILENCE_S = 20.0
+"""How long an owner that the store does not answer may need to write its lease again.
 
 A silent member is noticed after 10 s, a call takes up to 5 s, and the next try is up to 5 s later.
 """
 
+_TICK_S = 0.1
+"""Shortest pause between two looks for grace periods that ended: thousands may end one by one."""
 
-class Departures:
-    """The leases that vanished a moment ago, until somebody holds their subnet, or a part of it, again.
 
-    `changed` is called when one has been waited for in vain.
+class LeaseGrace:
+    """The leases that vanished a moment ago, until their grace period ends, or their subnet is held again.
+
+    A subnet that another host holds in part counts as held again. The grace period is SILENCE_S while the
+    store is unreachable and for so long after it. It is SILENCE_S, too, where leases are renewed less than
+    that before they end: an owner may lose its lease before it has noticed that the store is silent. It is
+    GRACE_S otherwise.
+
+    `changed` is called when a grace period ended.
 
     Attributes:
-        counted: the leases that count: those that there are, and those that are waited for.
+        counted: the leases that count: those in the store, and those in their grace period.
     """
 
-    def __init__(self, clock: Clock, changed: Callable[[], None]) -> None:
+    def __init__(self, clock: Clock, changed: Callable[[], None], *, renewal_margin_s: float) -> None:
+        """Begin without a lease; owners renew theirs `renewal_margin_s` before they end."""
         self._clock = clock
         self._changed = changed
+        self._grace_s = GRACE_S if renewal_margin_s >= SILENCE_S else SILENCE_S
         self._present: SubnetMap[Lease] = SubnetMap()
         self.counted: SubnetMap[Lease] = SubnetMap()
-        self._gone: dict[IPv4Network, tuple[Lease, float]] = {}
-        self._some_left = asyncio.Event()
-        self._patient_until = -math.inf
+        self._vanished: dict[int, dict[IPv4Network, tuple[Lease, float]]] = {}
+        self._has_vanished = asyncio.Event()
+        self._outage_until = -math.inf
 
     def hear(self, report: Report) -> None:
-        """Note how the store is."""
+        """Note whether the store is reachable."""
         match report:
             case StoreAway():
-                self._patient_until = math.inf
+                self._outage_until = math.inf
             case StoreBack():
-                self._patient_until = self._clock.now() + LINGER_AFTER_ABSENCE_S
+                self._outage_until = self._clock.now() + SILENCE_S
             case _:
                 pass
 
     def see(self, leases: LeaseSet) -> None:
-        """Note who left and who came since the last set."""
+        """Note which leases vanished and which came since the last set."""
         now = self._clock.now()
-        until = now + (LINGER_AFTER_ABSENCE_S if now < self._patient_until else LINGER_S)
+        until = now + (SILENCE_S if now < self._outage_until else self._grace_s)
         came: list[tuple[IPv4Network, Lease]] = []
         for subnet, old, new in self._present.differences(leases.by_subnet):
             if new is not None:
                 came.append((subnet, new))
             elif old is not None:
-                self._gone[subnet] = old, until
-                self._some_left.set()
-        taken = [over for subnet, _ in came for over in self._held_again(subnet)]
+                self._vanished.setdefault(subnet.prefixlen, {})[subnet] = old, until
+                self._has_vanished.set()
+        taken = [over for subnet, _ in came for over in self._overlapping(subnet)]
+        self._drop(taken)
         self._present = leases.by_subnet
-        if self._gone:
+        if self._vanished:
             self.counted = self.counted.with_changes([*((over, None) for over in taken), *came])
         else:
             self.counted = self._present  # one map in memory instead of two
 
     @property
-    def lingering(self) -> tuple[Lease, ...]:
-        """The leases that are waited for, as they were."""
-        return tuple(lease for lease, _ in self._gone.values())
+    def vanished(self) -> tuple[Lease, ...]:
+        """The leases in their grace period, as they were."""
+        return tuple(lease for group in self._vanished.values() for lease, _ in group.values())
 
     async def run(self) -> None:
-        """Forget each in time, until cancelled."""
+        """End each grace period in time, until cancelled."""
         while True:
-            await self._some_left.wait()
-            self._some_left.clear()
-            while self._gone:
-                due_in_s = min(until for _, until in self._gone.values()) - self._clock.now()
-                # What leaves meanwhile may be due sooner.
-                await self._clock.sleep(min(due_in_s, LINGER_S))
-                self._forget()
+            await self._has_vanished.wait()
+            self._has_vanished.clear()
+            while self._vanished:
+                first = min(until for group in self._vanished.values() for _, until in group.values())
+                # The grace period of a lease that vanishes meanwhile may end sooner.
+                await self._clock.sleep(min(max(first - self._clock.now(), _TICK_S), GRACE_S))
+                self._expire()
 
-    def _held_again(self, subnet: IPv4Network) -> list[IPv4Network]:
-        """Wait no longer for those whose subnet is this one, or has a part of it; return their subnets."""
-        over = [
-            other for other in self._gone if other.prefixlen != subnet.prefixlen and other.overlaps(subnet)
-        ]
-        if subnet in self._gone:
-            over.append(subnet)
-        for other in over:
-            del self._gone[other]
-        return over
+    def _overlapping(self, subnet: IPv4Network) -> Iterator[IPv4Network]:
+        """Yield the vanished subnets that overlap a subnet, without a search among all."""
+        for length, group in self._vanished.items():
+            if length <= subnet.prefixlen:
+                wide = subnet if length == subnet.prefixlen else subnet.supernet(new_prefix=length)
+                if wide in group:
+                    yield wide
+            elif 1 << (length - subnet.prefixlen) <= len(group):
+                yield from (part for part in subnet.subnets(new_prefix=length) if part in group)
+            else:
+                yield from (part for part in group if part.subnet_of(subnet))
 
-    def _forget(self) -> None:
+    def _drop(self, subnets: list[IPv4Network]) -> None:
+        for subnet in subnets:
+            group = self._vanished.get(subnet.prefixlen, {})
+            group.pop(subnet, None)
+            if not group:
+                self._vanished.pop(subnet.prefixlen, None)
+
+    def _expire(self) -> None:
         now = self._clock.now()
-        over = [subnet for subnet, (_, until) in self._gone.items() if until <= now]
-        for subnet in over:
-            del self._gone[subnet]
-        if over and self._gone:
+        over = [
+            subnet
+            for group in self._vanished.values()
+            for subnet, (_, until) in group.items()
+            if until <= now
+        ]
+        self._drop(over)
+        if over and self._vanished:
             self.counted = self.counted.with_changes((subnet, None) for subnet in over)
         elif over:
             self.counted = self._present

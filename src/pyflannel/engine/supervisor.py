@@ -12,11 +12,11 @@ from dataclasses import replace
 from ipaddress import IPv4Network
 
 from pyflannel.engine.config_follower import ConfigFollower, read_config
-from pyflannel.engine.departures import Departures
 from pyflannel.engine.fast_path import FastPath
 from pyflannel.engine.host_followers import BridgeFollower, UnderlayFollower
 from pyflannel.engine.journal import Journal
 from pyflannel.engine.last_known_leases import LastKnownLeases
+from pyflannel.engine.lease_grace import LeaseGrace
 from pyflannel.engine.lease_keeper import LeaseKeeper
 from pyflannel.engine.lease_narrator import LeaseNarrator
 from pyflannel.engine.plan_log import PlanLog
@@ -25,7 +25,7 @@ from pyflannel.engine.reconciler import Reconciler
 from pyflannel.engine.world import HostOptions, World
 from pyflannel.errors import ConfigError, StoreError, WireError
 from pyflannel.model.host import Bridge, Underlay
-from pyflannel.model.lease import LastKnown, Lease, LeaseAttributes
+from pyflannel.model.lease import LastKnown, Lease, LeaseAttributes, renewal_margin_s
 from pyflannel.model.lease_protocol import Acquired, Held, Renewed, Report, Wanted
 from pyflannel.model.lease_set import LeaseSet
 from pyflannel.model.network_config import NetworkConfig
@@ -102,7 +102,11 @@ class Supervisor:
             options.fast_path, world.clock, self._inputs_changed, world.kernel_path, options.plan.device
         )
         self._bridges = BridgeFollower(source=world.bridges, clock=world.clock, found=self._bridges_changed)
-        self._departures = Departures(world.clock, self._replan)
+        self._grace = LeaseGrace(
+            world.clock,
+            self._replan,
+            renewal_margin_s=renewal_margin_s(options.renew_margin_s, options.lease_ttl_s),
+        )
         self._last_known = LastKnownLeases(memory=world.memory, clock=world.clock, current=self._current)
 
     async def run(self) -> None:
@@ -110,7 +114,7 @@ class Supervisor:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.reconciler.run(), name="reconciler")
             tasks.create_task(self._last_known.run(), name="last known leases")
-            tasks.create_task(self._departures.run(), name="departures")
+            tasks.create_task(self._grace.run(), name="lease grace")
             tasks.create_task(self.fast_path.run(), name="fast path")
             tasks.create_task(self._bridges.run(), name="bridges")
             tasks.create_task(self.underlay.run(), name="underlay")
@@ -317,7 +321,7 @@ class Supervisor:
         self._replan()
 
     def _leases_changed(self, leases: LeaseSet) -> None:
-        self._departures.see(leases)
+        self._grace.see(leases)
         self.leases = leases
         self._replan()
 
@@ -331,7 +335,7 @@ class Supervisor:
 
     def _report(self, report: Report) -> None:
         self.narrator.tell(report)
-        self._departures.hear(report)
+        self._grace.hear(report)
         if isinstance(report, Acquired | Renewed):
             self._held_changed(report.held)
         self.tell_waiting()
@@ -339,7 +343,7 @@ class Supervisor:
     # What follows from it.
 
     def _replan(self) -> None:
-        self.inputs = replace(self.inputs, leases=self._departures.counted)
+        self.inputs = replace(self.inputs, leases=self._grace.counted)
         self._last_known.changed()
         result = self.planner.update(self.inputs)
         self.obstacle = result.reason if isinstance(result, Blocked) else ""

@@ -88,6 +88,11 @@ class Lease:
     has_ttl: bool = True
 
 
+def renewal_margin_s(wanted_s: float, ttl_s: float) -> float:
+    """Return how many seconds before its end a lease is renewed: as wanted, but at most half of its TTL."""
+    return min(wanted_s, ttl_s / 2)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
     """A host asks whether the holder of `subnet` is alive; unanswered, it takes the lease over.

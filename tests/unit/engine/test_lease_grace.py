@@ -1,6 +1,7 @@
-"""A lease that vanishes is waited for, for a moment."""
+"""A lease that vanishes counts on for its grace period."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from ipaddress import IPv4Address, IPv4Network
 
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from doubles.fake_clock import FakeClock
-from pyflannel.engine.departures import LINGER_AFTER_ABSENCE_S, LINGER_S, Departures
+from pyflannel.engine.lease_grace import GRACE_S, SILENCE_S, LeaseGrace
 from pyflannel.model.lease import Lease, LeaseAttributes
 from pyflannel.model.lease_protocol import StoreAway, StoreBack
 from pyflannel.model.lease_set import LeaseSet
@@ -27,25 +28,25 @@ ONE, TWO = lease(1), lease(2)
 
 
 class Story:
-    """Departures that run on a clock of the test's; `changes` counts what they announced."""
+    """Grace periods on a clock of the test's; `changes` counts what they announced."""
 
-    def __init__(self) -> None:
+    def __init__(self, renewal_margin_s: float = 3600.0) -> None:
         self.clock = FakeClock()
         self.changes = 0
-        self.departures = Departures(self.clock, self._count)
+        self.grace = LeaseGrace(self.clock, self._count, renewal_margin_s=renewal_margin_s)
 
     def _count(self) -> None:
         self.changes += 1
 
     def see(self, *leases: Lease) -> None:
-        self.departures.see(LeaseSet.of(leases))
+        self.grace.see(LeaseSet.of(leases))
 
 
-def play(act: Callable[[Story], Awaitable[None]]) -> Story:
-    story = Story()
+def play(act: Callable[[Story], Awaitable[None]], *, renewal_margin_s: float = 3600.0) -> Story:
+    story = Story(renewal_margin_s)
 
     async def run() -> None:
-        task = asyncio.create_task(story.departures.run())
+        task = asyncio.create_task(story.grace.run())
         await act(story)
         task.cancel()
 
@@ -54,19 +55,19 @@ def play(act: Callable[[Story], Awaitable[None]]) -> Story:
 
 
 def test_a_lease_that_vanished_lingers_and_is_then_forgotten() -> None:
-    lingering: list[tuple[Lease, ...]] = []
+    vanished: list[tuple[Lease, ...]] = []
 
     async def act(story: Story) -> None:
         story.see(ONE, TWO)
         story.see(TWO)
-        await story.clock.advance(LINGER_S * 0.9)
-        lingering.append(story.departures.lingering)
-        await story.clock.advance(LINGER_S * 0.2)
-        lingering.append(story.departures.lingering)
+        await story.clock.advance(GRACE_S * 0.9)
+        vanished.append(story.grace.vanished)
+        await story.clock.advance(GRACE_S * 0.2)
+        vanished.append(story.grace.vanished)
 
     story = play(act)
 
-    assert lingering == [(ONE,), ()]
+    assert vanished == [(ONE,), ()]
     assert story.changes == 1
 
 
@@ -75,12 +76,12 @@ def test_when_nobody_is_waited_for_one_map_is_in_memory() -> None:
 
     async def act(story: Story) -> None:
         story.see(ONE, TWO)
-        story.departures.see(there)
-        await story.clock.advance(LINGER_S * 1.1)
+        story.grace.see(there)
+        await story.clock.advance(GRACE_S * 1.1)
 
     story = play(act)
 
-    assert story.departures.counted is there.by_subnet
+    assert story.grace.counted is there.by_subnet
 
 
 def test_a_lease_that_comes_back_does_not_linger() -> None:
@@ -88,58 +89,58 @@ def test_a_lease_that_comes_back_does_not_linger() -> None:
         story.see(ONE, TWO)
         story.see(TWO)
         story.see(lease(1, revision=5), TWO)
-        assert story.departures.lingering == ()
-        await story.clock.advance(LINGER_S * 2)
+        assert story.grace.vanished == ()
+        await story.clock.advance(GRACE_S * 2)
 
     assert play(act).changes == 0
 
 
 def test_each_has_its_own_time() -> None:
     """One that leaves again is waited for anew."""
-    lingering: list[tuple[Lease, ...]] = []
+    vanished: list[tuple[Lease, ...]] = []
 
     async def act(story: Story) -> None:
         story.see(ONE, TWO)
         story.see()
-        await story.clock.advance(LINGER_S / 2)
+        await story.clock.advance(GRACE_S / 2)
         story.see(ONE)
         story.see()
-        await story.clock.advance(LINGER_S * 0.6)
-        lingering.append(story.departures.lingering)
-        await story.clock.advance(LINGER_S / 2)
-        lingering.append(story.departures.lingering)
+        await story.clock.advance(GRACE_S * 0.6)
+        vanished.append(story.grace.vanished)
+        await story.clock.advance(GRACE_S / 2)
+        vanished.append(story.grace.vanished)
 
     story = play(act)
 
-    assert lingering == [(ONE,), ()]
+    assert vanished == [(ONE,), ()]
     assert story.changes == 2
 
 
 @pytest.mark.parametrize("is_back", [False, True])
 def test_after_an_absence_of_the_store_owners_have_longer(is_back: bool) -> None:
     """They may not have found it again yet; what vanishes long after it is no longer waited for so long."""
-    lingering: list[tuple[Lease, ...]] = []
+    vanished: list[tuple[Lease, ...]] = []
 
     async def act(story: Story) -> None:
         story.see(ONE, TWO)
-        story.departures.hear(StoreAway("cut", 1.0))
+        story.grace.hear(StoreAway("cut", 1.0))
         if is_back:
-            story.departures.hear(StoreBack())
-        await story.clock.advance(LINGER_AFTER_ABSENCE_S * 0.9)
+            story.grace.hear(StoreBack())
+        await story.clock.advance(SILENCE_S * 0.9)
         story.see(TWO)
-        await story.clock.advance(LINGER_AFTER_ABSENCE_S * 0.9)
-        lingering.append(story.departures.lingering)
-        await story.clock.advance(LINGER_AFTER_ABSENCE_S * 0.2)
-        lingering.append(story.departures.lingering)
-        story.departures.hear(StoreBack())
-        await story.clock.advance(LINGER_AFTER_ABSENCE_S)
+        await story.clock.advance(SILENCE_S * 0.9)
+        vanished.append(story.grace.vanished)
+        await story.clock.advance(SILENCE_S * 0.2)
+        vanished.append(story.grace.vanished)
+        story.grace.hear(StoreBack())
+        await story.clock.advance(SILENCE_S)
         story.see()
-        await story.clock.advance(LINGER_S * 1.1)
-        lingering.append(story.departures.lingering)
+        await story.clock.advance(GRACE_S * 1.1)
+        vanished.append(story.grace.vanished)
 
     play(act)
 
-    assert lingering == [(ONE,), (), ()]
+    assert vanished == [(ONE,), (), ()]
 
 
 def test_nobody_is_waited_for_whose_subnet_is_another_s_in_part() -> None:
@@ -148,30 +149,30 @@ def test_nobody_is_waited_for_whose_subnet_is_another_s_in_part() -> None:
     async def act(story: Story) -> None:
         story.see(ONE)
         story.see()
-        assert story.departures.lingering == (ONE,)
+        assert story.grace.vanished == (ONE,)
         story.see(half)
-        assert story.departures.lingering == ()
+        assert story.grace.vanished == ()
 
     play(act)
 
 
 def test_who_leaves_later_may_be_forgotten_sooner() -> None:
     """One left as the store's absence ended, the other long after it."""
-    lingering: list[tuple[Lease, ...]] = []
+    vanished: list[tuple[Lease, ...]] = []
 
     async def act(story: Story) -> None:
         story.see(ONE, TWO)
-        story.departures.hear(StoreBack())
-        await story.clock.advance(LINGER_AFTER_ABSENCE_S - 1)
+        story.grace.hear(StoreBack())
+        await story.clock.advance(SILENCE_S - 1)
         story.see(TWO)
         await story.clock.advance(2)
         story.see()
-        await story.clock.advance(LINGER_S * 2)
-        lingering.append(story.departures.lingering)
+        await story.clock.advance(GRACE_S * 2)
+        vanished.append(story.grace.vanished)
 
     play(act)
 
-    assert lingering == [(ONE,)]
+    assert vanished == [(ONE,)]
 
 
 @given(st.lists(st.sets(st.sampled_from([1, 2, 3, 4])), max_size=8))
@@ -182,11 +183,64 @@ def test_what_counts_is_what_there_is_and_what_is_waited_for(history: list[set[i
     async def act(story: Story) -> None:
         for numbers in history:
             leases = LeaseSet.of(wide if number == 4 else lease(number) for number in numbers)
-            story.departures.see(leases)
-            lingering = {lease.subnet: lease for lease in story.departures.lingering}
-            assert dict(story.departures.counted) == lingering | dict(leases.by_subnet)
-            await story.clock.advance(LINGER_S / 2)
-        await story.clock.advance(LINGER_S * 1.1)
-        assert dict(story.departures.counted) == (dict(leases.by_subnet) if history else {})
+            story.grace.see(leases)
+            vanished = {lease.subnet: lease for lease in story.grace.vanished}
+            assert dict(story.grace.counted) == vanished | dict(leases.by_subnet)
+            await story.clock.advance(GRACE_S / 2)
+        await story.clock.advance(GRACE_S * 1.1)
+        assert dict(story.grace.counted) == (dict(leases.by_subnet) if history else {})
 
     play(act)
+
+
+@pytest.mark.parametrize(
+    ("ttl_s", "grace_s"), [(5, SILENCE_S), (39, SILENCE_S), (40, GRACE_S), (24 * 3600, GRACE_S)]
+)
+def test_short_leases_have_a_longer_grace_period(ttl_s: float, grace_s: float) -> None:
+    """Their owner needs up to 20 seconds from the first renewal to notice that the store is silent."""
+    vanished: list[tuple[Lease, ...]] = []
+
+    async def act(story: Story) -> None:
+        story.see(ONE)
+        story.see()
+        await story.clock.advance(grace_s - 0.1)
+        vanished.append(story.grace.vanished)
+        await story.clock.advance(0.3)
+        vanished.append(story.grace.vanished)
+
+    play(act, renewal_margin_s=ttl_s / 2)
+
+    assert vanished == [(ONE,), ()]
+
+
+def test_a_wide_subnet_ends_the_grace_period_of_its_parts() -> None:
+    """However many of them there are, and whatever else vanished."""
+    halves = [Lease(subnet=half, attributes=ONE.attributes) for half in ONE.subnet.subnets()]
+
+    async def act(story: Story) -> None:
+        story.see(*halves, TWO)
+        story.see()
+        story.see(ONE)
+        assert story.grace.vanished == (TWO,)
+        assert dict(story.grace.counted) == {ONE.subnet: ONE, TWO.subnet: TWO}
+
+    play(act)
+
+
+def seconds_to_lose_and_regain(count: int) -> float:
+    """Return the seconds of one turn in which so many leases, all of them gone, come back together."""
+    there, none = LeaseSet.of(map(lease, range(count))), LeaseSet()
+    grace = LeaseGrace(FakeClock(), lambda: None, renewal_margin_s=3600)
+    grace.see(there)
+    grace.see(none)
+    began = time.perf_counter()
+    grace.see(there)
+    return time.perf_counter() - began
+
+
+def test_the_time_for_a_mass_loss_grows_in_proportion_to_the_leases() -> None:
+    """Four times as many leases take about four times as long; a search among all of them takes sixteen."""
+    few = min(seconds_to_lose_and_regain(1_000) for _ in range(5))
+    many = min(seconds_to_lose_and_regain(4_000) for _ in range(5))
+
+    assert many / few < 9

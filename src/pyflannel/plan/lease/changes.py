@@ -3,7 +3,7 @@
 from dataclasses import replace
 from ipaddress import IPv4Network
 
-from pyflannel.model.lease import CLAIM_TTL_S, Claim, Lease
+from pyflannel.model.lease import CLAIM_TTL_S, Claim, Lease, renewal_margin_s
 from pyflannel.model.lease_protocol import (
     Action,
     Check,
@@ -74,7 +74,7 @@ def hold(state: LeaseState, held: Held, now: float) -> Step:
     """Enter Holding; then see what was missed while the answer was awaited."""
     renew_at = None
     if held.expires_at is not None:
-        renew_at = held.expires_at - min(state.wanted.renew_margin_s, state.wanted.ttl_s / 2)
+        renew_at = held.expires_at - renewal_margin_s(state.wanted.renew_margin_s, state.wanted.ttl_s)
     missed = state.missed
     state = replace(state, held=held, phase=Holding(renew_at=renew_at), missed=())
     actions: tuple[Action, ...] = ()
