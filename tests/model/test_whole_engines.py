@@ -5,7 +5,7 @@ import logging
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Interface
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from typing import Any
 
 import pytest
@@ -31,6 +31,7 @@ from pyflannel.engine.planner import Inputs, Planner, PlanOptions
 from pyflannel.engine.reconciler import Reconciler
 from pyflannel.engine.world import HostOptions, World
 from pyflannel.model.host import Bridge, DefaultRoute, Interface, InterfaceAddress, Interfaces
+from pyflannel.model.lease import Lease
 from pyflannel.model.lease_protocol import Event, Held, Listed, Report, WatchLost
 from pyflannel.model.lease_set import LeaseSet
 from pyflannel.model.state import Operation, Refusal, State
@@ -41,6 +42,7 @@ from pyflannel.plan.packet_filter import FilterOptions
 from pyflannel.plan.peers import PeerChange
 from pyflannel.plan.underlay import UnderlayOptions, choose
 from pyflannel.ports import Announce, ChangeChannel, Store
+from pyflannel.wire.lease_record import CONFIG
 
 DAY_S = 24 * 3600.0
 FILTER = FilterOptions(masquerades=True, accepts_forwarded=True)
@@ -235,6 +237,58 @@ def test_equal_seeds_give_equal_lives() -> None:
 
     assert first == again
     assert first != other
+
+
+Broken = list[tuple[float, Violation]]
+
+
+async def restarted(news: str | None, *, is_booted: bool) -> tuple[IPv4Network, Lease, Broken]:
+    """Return the subnet of a host, its lease after a restart on another config, and the broken rules."""
+    engines = Engines(Engine, 2, 1, configs(4))
+    await engines.start()
+    host = engines.hosts[0]
+    assert host.runs_on is not None
+    before = host.runs_on.subnet
+    await (host.boot() if is_booted else host.crash())
+    value = None if news is None else news.encode()
+    engines.store.change(
+        Delete(key=CONFIG, expected=None)
+        if value is None
+        else Put(key=CONFIG, value=value, ttl_s=None, expected=None)
+    )
+    host.start_in(0.0)
+    await asyncio.sleep(120)
+    engines.judge()
+    state = host.state
+    assert state is not None
+    assert state.held is not None
+    await engines.end()
+    return before, state.held.lease, engines.broken
+
+
+def run_restarted(news: str | None, *, is_booted: bool = False) -> tuple[IPv4Network, Lease, Broken]:
+    with asyncio.Runner(loop_factory=SimulatedLoop) as runner:
+        return runner.run(restarted(news, is_booted=is_booted))
+
+
+OTHER_NETWORK = '{"Network":"10.200.0.0/16"}'
+
+
+@pytest.mark.parametrize("news", [OTHER_NETWORK, "no JSON", None])
+def test_a_restart_keeps_the_subnet_whatever_became_of_the_config(news: str | None) -> None:
+    """Containers run on it; the lease is written again, in the store that has another config."""
+    before, lease, broken = run_restarted(news)
+
+    assert lease.subnet == before
+    assert lease.revision > 0
+    assert not broken
+
+
+def test_a_boot_takes_a_subnet_of_the_config_that_the_store_has() -> None:
+    """Nothing runs on the old one any more."""
+    _, lease, _ = run_restarted(OTHER_NETWORK, is_booted=True)
+
+    assert lease.subnet.subnet_of(IPv4Network("10.200.0.0/16"))
 
 
 class DeafKeeper(LeaseKeeper):

@@ -7,8 +7,9 @@ Each input may change at any time, and each change makes a new plan; the reconci
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from ipaddress import IPv4Network
 
 from pyflannel.engine.config_follower import ConfigFollower, read_config
@@ -40,7 +41,10 @@ from pyflannel.wire.subnet_env import previous_subnet
 log = logging.getLogger(__name__)
 
 
-_RETURN = "Put the old config back, or stop the containers, run flannelctl cleanup and start flanneld again."
+_RETURN = (
+    "Write the old config again. Or, for a new subnet, stop the containers, run flannelctl cleanup and start"
+    " flanneld."
+)
 """What to do about a network config that does not admit our subnet."""
 
 
@@ -52,7 +56,9 @@ class Supervisor:
         self._options = options
         self._previous = _previous(options)
         self._prerequisites = asyncio.Event()
-        self._store_is_away = asyncio.Event()
+        self._needs_last_known = asyncio.Event()
+        self._has_last_known = False
+        self._deferred: Callable[[], None] | None = None
         self._said_ready = False
         self._said_status = ""
         self._keeper: LeaseKeeper | None = None
@@ -120,7 +126,7 @@ class Supervisor:
             tasks.create_task(self.underlay.run(), name="underlay")
             await self.underlay.is_known.wait()
             tasks.create_task(self._config.run(), name="network config")
-            tasks.create_task(self._start_without_store(), name="start without store")
+            tasks.create_task(self._run_on_last_known(), name="run on last known leases")
             await self._prerequisites.wait()
             self._keeper = self._make_keeper()
             tasks.create_task(self._keeper.run(), name="lease keeper")
@@ -223,23 +229,33 @@ class Supervisor:
             vtep=data,
         )
 
-    async def _start_without_store(self) -> None:
-        """Start with the last known leases when the store does not answer; go on trying all the same."""
-        await self._store_is_away.wait()
+    async def _run_on_last_known(self) -> None:
+        """Start with the last known config and leases, if the store has no config that this host can run on.
+
+        It does not answer, or the config is missing or does not admit the subnet of the running containers.
+        """
+        await self._needs_last_known.wait()
         known = await self._last_known.load()
-        if known is None or self.inputs.config is not None:
-            return
+        self._has_last_known = True
+        is_running = known is not None and known.own.subnet == self._previous
+        if known is not None and self.inputs.config is None and (is_running or not self.has_store_answered):
+            self._start_with(known)
+        if self._deferred is not None:
+            self._deferred()
+
+    def _start_with(self, known: LastKnown) -> None:
         try:
             config, backend = read_config(known.config)
         except ConfigError as error:
             log.warning("The last known network config is of no use: %s. %s", error, error.hint)
             return
         log.warning(
-            "Store is away: starting with what was known last lease=%s peers=%d",
+            "%s: starting with what was known last lease=%s peers=%d",
+            "No network config to run on" if self.has_store_answered else "Store is away",
             known.own.subnet,
             len(known.leases) - 1,
         )
-        self.is_stale = True
+        self.is_stale = not self.has_store_answered
         self.config_text = known.config
         self.held = Held(lease=known.own)
         self.inputs = replace(self.inputs, config=config, backend=backend, lease=known.own)
@@ -260,14 +276,19 @@ class Supervisor:
     def _config_changed(self, text: str, config: NetworkConfig, backend: Backend, revision: int) -> None:
         self.has_store_answered = True
         held = self.held
+        if held is None and self._may_run_outside(config):
+            self._deferred = partial(self._config_changed, text, config, backend, revision)
+            self._needs_last_known.set()
+            return
         if held is not None and not config.admits(held.lease.subnet):
             self._config_revision = None  # the one that is run on stands there no longer
+            self.is_stale, self._store_trouble = False, None
             self._inputs_changed()
             self.config_trouble = Notice(
                 f"a network config that admits our subnet {held.lease.subnet}", _RETURN
             )
             log.error(
-                "Network config does not admit our subnet: running on with the old one lease=%s. %s",
+                "Network config does not admit our subnet, running on with the last good one lease=%s. %s",
                 held.lease.subnet,
                 _RETURN,
             )
@@ -284,18 +305,24 @@ class Supervisor:
         self._config_revision = revision
         self._inputs_changed()
 
+    def _may_run_outside(self, config: NetworkConfig) -> bool:
+        """Return whether containers may run on a subnet that a config does not admit: the last known tell."""
+        return self._previous is not None and not (self._has_last_known or config.admits(self._previous))
+
     def _config_missing(self, trouble: Notice) -> None:
-        self.has_store_answered = True
+        self.has_store_answered, self.is_stale = True, False
         self.config_trouble, self._store_trouble = trouble, None
         if self.inputs.config is not None:
             log.warning("Running on with the network config as it was")
+        elif self._previous is not None:
+            self._needs_last_known.set()
         self.tell_waiting()
 
     def _config_away(self, error: StoreError) -> None:
         if self.inputs.config is None:
             self.has_store_answered = False
             self.config_trouble, self._store_trouble = None, str(error)
-        self._store_is_away.set()
+        self._needs_last_known.set()
         self.tell_waiting()
 
     def _bridges_changed(self, bridges: tuple[Bridge, ...]) -> None:

@@ -1,0 +1,75 @@
+"""A network config that does not admit the subnet of a running host, on a real etcd and a real kernel."""
+
+import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from ipaddress import IPv4Network
+from typing import Any
+
+import pytest
+
+Pinging = Callable[[Any, str], AbstractContextManager[Any]]
+
+CONFIG = '{"Network":"10.100.0.0/16"}'
+OTHER = '{"Network":"10.200.0.0/16"}'
+
+
+@pytest.mark.parametrize("news", [OTHER, "no JSON", None])
+def test_a_restart_after_a_change_of_the_network_keeps_the_subnet(
+    new_network: Callable[..., Any], pinging: Pinging, news: str | None
+) -> None:
+    """Containers run on addresses of it: the daemon runs on as before, and says so everywhere."""
+    network = new_network("docker1", "docker4", config=CONFIG)
+    daemon, _ = network.start_all()
+    host = network.hosts["docker1"]
+    before, key = host.lease(), network.lease_key("docker1")
+    owner = json.loads(network.record(key)["value"])["Pyflannel"]["Owner"]
+    for name in network.hosts:
+        network.wait_status(name, lambda status: status["peers"] == 1, "knows its peer")
+
+    with pinging(host, network.overlay("docker4")) as pings:
+        if news is None:
+            network.etcdctl("del", "/coreos.com/network/config")
+        else:
+            network.put("config", news)
+        daemon.kill()
+        network.start("docker1")
+        status = network.wait_status(
+            "docker1",
+            lambda status: status["lease"]["phase"] == "held" and status["lease"]["expires_in_s"] is not None,
+            "holds its lease",
+        )
+        pings.wait_answered(more=100)
+
+    record = network.record(key)
+    findings = json.loads(host.flannelctl("doctor", "--json", check=False))["findings"]
+    assert host.lease() == before
+    assert status["lease"]["subnet"] == str(before)
+    assert pings.lost == 0
+    assert json.loads(record["value"])["Pyflannel"]["Owner"] == owner
+    assert record["lease"]
+    assert "runs on with the network config as it was" in " ".join(status["warnings"])
+    assert [one["code"] for one in findings if one["code"] == "bad-config"] == ["bad-config"]
+
+
+def test_a_change_of_the_network_takes_effect_when_it_is_ordered(new_network: Callable[..., Any]) -> None:
+    """By the command that log, status and doctor name."""
+    network = new_network("docker1", config=CONFIG)
+    daemon = network.start("docker1")
+    host, key = network.hosts["docker1"], network.lease_key("docker1")
+    network.put("config", OTHER)
+    network.wait_logged("docker1", "flannelctl cleanup")
+    daemon.kill()
+    network.start("docker1")
+    hint = next(
+        one["fix"]
+        for one in json.loads(host.flannelctl("doctor", "--json", check=False))["findings"]
+        if one["code"] == "bad-config"
+    )
+
+    host.flannelctl("cleanup")
+    network.start("docker1")
+
+    assert "flannelctl cleanup" in hint
+    assert host.lease().subnet_of(IPv4Network("10.200.0.0/16"))
+    assert network.record(key) is None
