@@ -59,3 +59,32 @@ def test_a_restart_without_a_state_directory_is_ready_at_once_with_its_subnet(
     assert host.lease() == before
     assert json.loads(network.record(key)["value"])["Pyflannel"]["Owner"] == owner
     assert pings.lost == 0
+
+
+def test_a_copy_with_identity_and_address_gives_way_to_the_living_host(
+    new_network: Callable[..., Any], pinging: Pinging
+) -> None:
+    """As of a disk that was cloned with its state directory. It runs on degraded, and both say so."""
+    network = new_network("docker1", "docker2", "docker4")
+    network.start("docker1", "--node-id=twin")
+    network.start("docker4")
+    before = network.hosts["docker1"].lease()
+
+    with pinging(network.hosts["docker4"], network.overlay("docker1")) as pings:
+        network.launch("docker2", "--node-id=twin", "--public-ip=10.10.10.101", "--iface=eth0")
+        copy = network.wait_status(
+            "docker2", lambda status: status["lease"]["phase"] == "taken", "gives way to docker1"
+        )
+        original = network.wait_status(
+            "docker1", lambda status: "this host keeps" in " ".join(status["warnings"]), "names the copy"
+        )
+        pings.wait_answered(more=50)
+
+    assert pings.lost == 0
+    assert network.hosts["docker1"].lease() == before
+    assert original["lease"]["phase"] == "held"
+    assert not copy["is_ready"]
+    assert copy["owner"] != original["owner"] == "twin"
+    assert f"this host keeps lease {before}" in " ".join(original["warnings"])
+    assert f"the other host holds lease {before}" in " ".join(copy["warnings"])
+    network.wait_logged("docker1", "the other is a copy of this host")
