@@ -311,7 +311,7 @@ class _Happening:
         """Let the protocol have an event, and carry out what it decides."""
         before = self.host
         assert before.state is not None
-        leases = self.protocol.know(before.leases, event, before.state)
+        leases = self.protocol.known_leases(before.leases, event, before.state)
         now = max(self.world.now + before.skew_s, not_before)  # the sum is rounded
         state, actions = self.protocol.step(before.state, event, now, self._draw)
         host = replace(before, state=state, wanted=state.wanted, leases=leases)

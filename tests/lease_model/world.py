@@ -8,7 +8,7 @@ from pyflannel.model.lease import Claim, Lease
 from pyflannel.model.lease_protocol import Action, Check, Event, LeaseChange, List, Unreadable, Wanted, Write
 from pyflannel.model.lease_set import LeaseSet
 from pyflannel.model.network_config import NetworkConfig
-from pyflannel.plan.lease.state import LeaseState, know
+from pyflannel.plan.lease.state import LeaseState, known_leases
 from pyflannel.plan.lease.step import step
 
 Request = List | Check | Write
@@ -106,5 +106,5 @@ class Protocol:
     step: Callable[
         [LeaseState, Event, float, Callable[[int], int]], tuple[LeaseState, tuple[Action, ...]]
     ] = step
-    know: Callable[[LeaseSet, Event, LeaseState], LeaseSet] = know
+    known_leases: Callable[[LeaseSet, Event, LeaseState], LeaseSet] = known_leases
     transact: Transact

@@ -38,7 +38,7 @@ from pyflannel.model.lease_protocol import (
 )
 from pyflannel.model.lease_set import LeaseSet
 from pyflannel.model.network_config import NetworkConfig
-from pyflannel.plan.lease.state import Contesting, Draw, LeaseState, Step, know
+from pyflannel.plan.lease.state import Contesting, Draw, LeaseState, Step, known_leases
 from pyflannel.plan.lease.step import step
 
 TWO_HOSTS = scenario("two hosts", (host(1), host(2)), faults=("deleted by hand",), most_faults=1, ticks=1)
@@ -125,12 +125,12 @@ def test_compaction_taken_for_an_empty_list_is_found() -> None:
     def forgetful(leases: LeaseSet, event: Event, state: LeaseState) -> LeaseSet:
         if isinstance(event, WatchLost) and event.is_compacted:
             return LeaseSet()
-        return know(leases, event, state)
+        return known_leases(leases, event, state)
 
     event_horizon = 2  # the compacted revision, once one lease is written
     where = scenario("two hosts", (host(1), host(2)), faults=("compaction",), most_faults=1)
 
-    example = found(where, replace(REAL, step=careless, know=forgetful))
+    example = found(where, replace(REAL, step=careless, known_leases=forgetful))
 
     assert example.violation.rule == "every peer's lease is known"
 
@@ -143,7 +143,7 @@ def test_taking_only_the_first_event_of_a_response_is_found() -> None:
 
     defect = Protocol(
         step=lambda state, event, now, draw: step(state, first(event), now, draw),
-        know=lambda leases, event, state: know(leases, first(event), state),
+        known_leases=lambda leases, event, state: known_leases(leases, first(event), state),
         transact=transact,
     )
 
@@ -230,9 +230,9 @@ def test_a_listing_that_takes_away_what_the_watch_told_is_found() -> None:
     def forgetful(leases: LeaseSet, event: Event, state: LeaseState) -> LeaseSet:
         if isinstance(event, Listed):
             return LeaseSet.of(event.leases, event.revision)
-        return know(leases, event, state)
+        return known_leases(leases, event, state)
 
-    example = found(TWO_HOSTS, replace(REAL, know=forgetful))
+    example = found(TWO_HOSTS, replace(REAL, known_leases=forgetful))
 
     assert example.violation.rule == "every peer's lease is known"
 

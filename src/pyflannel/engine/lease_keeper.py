@@ -57,7 +57,7 @@ from pyflannel.model.store_record import (
     Unchanged,
     Written,
 )
-from pyflannel.plan.lease.state import LeaseState, Listing, know, what_counts
+from pyflannel.plan.lease.state import LeaseState, Listing, apply_key_precedence, known_leases
 from pyflannel.plan.lease.step import step
 from pyflannel.ports import Clock, Store
 from pyflannel.wire.lease_record import (
@@ -132,8 +132,8 @@ class LeaseKeeper:
 
     def _advance(self, event: Event, tasks: asyncio.TaskGroup) -> None:
         before = self.leases
-        self._know(know(before, event, self.state))
-        counting = what_counts(event, before, self.leases)
+        self._know(known_leases(before, event, self.state))
+        counting = apply_key_precedence(event, before, self.leases)
         self.state, actions = step(self.state, counting, self._clock.now(), self._draw)
         for action in actions:
             self._perform(action, tasks)

@@ -139,8 +139,8 @@ Step = tuple[LeaseState, tuple[Action, ...]]
 """Where a host stands after an event, and what is to be done."""
 
 
-def know(leases: LeaseSet, event: Event, state: LeaseState) -> LeaseSet:
-    """Return what is known after `event`; `leases` itself when it says nothing new.
+def known_leases(leases: LeaseSet, event: Event, state: LeaseState) -> LeaseSet:
+    """Return the known leases after `event`; `leases` itself when it says nothing new.
 
     `state` is where the protocol stood when the event came. A listing that took longer to arrive than what
     an open watch has told since is old news: nothing would ever tell again what came after it.
@@ -160,37 +160,37 @@ def _is_overtaken(revision: int, state: LeaseState) -> bool:
     return state.is_watching and not state.is_unsure and revision < state.revision
 
 
-def what_counts(event: Event, before: LeaseSet, after: LeaseSet) -> Event:
-    """Return the event without what happened to keys with an IPv6 subnet, where they do not count.
+def apply_key_precedence(event: Event, before: LeaseSet, after: LeaseSet) -> Event:
+    """Return the event without keys that another key of the same IPv4 subnet takes precedence over.
 
-    `before` and `after` it, these leases were known. The protocol asks for IPv4 subnets alone: at such a key
-    it neither loses a lease nor finds somebody who took it.
+    `before` and `after` are the known leases before and after the event. The protocol asks for IPv4 subnets
+    alone: at a key with an IPv6 subnet it neither loses a lease nor finds somebody who took it.
     """
     match event:
         case Listed():
-            return _listed(event)
+            return _by_precedence(event)
         case Seen(changes, revision):
-            return Seen(tuple(one for one in changes if _counts(one, before, after)), revision)
+            return Seen(tuple(one for one in changes if _has_precedence(one, before, after)), revision)
         case _:
             return event
 
 
-def _listed(listed: Listed) -> Listed:
+def _by_precedence(listed: Listed) -> Listed:
     if not any(one.ipv6_subnet for one in listed.leases + listed.unreadable):
         return listed
-    counting = LeaseSet.of(listed.leases).by_subnet
+    first = LeaseSet.of(listed.leases).by_subnet
     alone = [one for one in listed.unreadable if one.ipv6_subnet is None]
-    known = {*counting, *(one.subnet for one in alone)}
+    known = {*first, *(one.subnet for one in alone)}
     # The subnet is occupied, and its own key is free.
     others = (replace(one, revision=0) for one in listed.unreadable if one.subnet not in known)
     return replace(
         listed,
-        leases=tuple(lease for lease in listed.leases if counting[lease.subnet] is lease),
+        leases=tuple(lease for lease in listed.leases if first[lease.subnet] is lease),
         unreadable=(*alone, *others),
     )
 
 
-def _counts(change: LeaseChange, before: LeaseSet, after: LeaseSet) -> bool:
+def _has_precedence(change: LeaseChange, before: LeaseSet, after: LeaseSet) -> bool:
     match change:
         case LeaseSeen(lease):
             subnet, ipv6_subnet = lease.subnet, lease.ipv6_subnet

@@ -6,7 +6,7 @@ from pyflannel.model.lease import Identity, Lease, LeaseAttributes
 from pyflannel.model.lease_protocol import LeaseSeen, Listed, Seen, Wanted
 from pyflannel.model.lease_set import LeaseSet
 from pyflannel.model.network_config import NetworkConfig
-from pyflannel.plan.lease.state import LeaseState, know
+from pyflannel.plan.lease.state import LeaseState, known_leases
 
 FIRST, SECOND = IPv4Network("10.100.1.0/24"), IPv4Network("10.100.2.0/24")
 
@@ -25,9 +25,11 @@ def lease(subnet: IPv4Network, revision: int) -> Lease:
 def test_a_listing_that_arrives_late_does_not_take_away_what_the_watch_told() -> None:
     """A host that lost a race lists again while its watch tells of those who won."""
     before = LeaseSet.of([lease(FIRST, 5)], 5)
-    seen = know(before, Seen((LeaseSeen(lease(SECOND, 7)),), 7), state(revision=5, is_watching=True))
+    seen = known_leases(before, Seen((LeaseSeen(lease(SECOND, 7)),), 7), state(revision=5, is_watching=True))
 
-    after = know(seen, Listed(leases=(lease(FIRST, 5),), revision=6), state(revision=7, is_watching=True))
+    after = known_leases(
+        seen, Listed(leases=(lease(FIRST, 5),), revision=6), state(revision=7, is_watching=True)
+    )
 
     assert {known.subnet for known in after} == {FIRST, SECOND}
 
@@ -36,7 +38,7 @@ def test_a_listing_without_a_watch_replaces_everything() -> None:
     """A store that lost its data counts anew: its lower revision is no older news."""
     before = LeaseSet.of([lease(FIRST, 50)], 50)
 
-    after = know(
+    after = known_leases(
         before, Listed(leases=(lease(SECOND, 2),), revision=2), state(revision=50, is_watching=False)
     )
 
@@ -48,6 +50,6 @@ def test_a_listing_replaces_everything_while_the_watch_may_be_of_another_store()
     before = LeaseSet.of([lease(FIRST, 50)], 50)
     reopened = state(revision=50, is_watching=True, is_unsure=True)
 
-    after = know(before, Listed(leases=(lease(SECOND, 2),), revision=2), reopened)
+    after = known_leases(before, Listed(leases=(lease(SECOND, 2),), revision=2), reopened)
 
     assert list(after) == [lease(SECOND, 2)]
