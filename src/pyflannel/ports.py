@@ -1,7 +1,7 @@
 """The ports: what the engine needs from outside, as protocols; each has at least two implementations."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -14,8 +14,7 @@ from pyflannel.model.host import Bridge, Interfaces
 from pyflannel.model.item import Item
 from pyflannel.model.state import Operation, Refusal, State
 from pyflannel.model.status import Notice
-from pyflannel.model.store_record import Changes as StoreChanges
-from pyflannel.model.store_record import Conflict, Delete, Listing, Put, Record, Written
+from pyflannel.model.store_record import Conflict, Delete, Listing, Put, Record, StoreChanges, Written
 
 
 class Clock(Protocol):
@@ -118,6 +117,21 @@ class FileWatch(Protocol):
         """
 
 
+class Watcher(Protocol):
+    """A watch that is open; for one task."""
+
+    async def next(self) -> StoreChanges:
+        """Wait for changes and return all that have come, each exactly once, in the store's order.
+
+        First come no changes, up to the revision where the watch begins. It waits only as long as changes can
+        come: whatever ends the watch raises here, a silence of the store's too, within a bounded time.
+
+        Raises:
+            CompactedError: the history no longer reaches back.
+            StoreError: the watch is lost; watch again from the last revision seen.
+        """
+
+
 class Store(Protocol):
     """Keys under one prefix, with revisions, conditional writes, TTLs and watches.
 
@@ -134,14 +148,12 @@ class Store(Protocol):
     async def write(self, operation: Put | Delete) -> Written | Conflict:
         """Perform one conditional write, atomically; a lost condition leaves nothing behind."""
 
-    def watch(self, prefix: str, after: int) -> AsyncIterator[StoreChanges]:
-        """Yield every change of keys under `prefix` later than revision `after`, each exactly once, in order.
-
-        No changes up to `after` come first, as soon as the watch is open. Ends only by an error.
+    def watch(self, prefix: str, after: int) -> AbstractAsyncContextManager[Watcher]:
+        """Watch the keys under `prefix` for what is later than revision `after`, as long as the block runs.
 
         Raises:
             CompactedError: the history no longer reaches back to `after`.
-            StoreError: the connection was lost; watch again from the last revision seen.
+            StoreError: the watch cannot be opened.
         """
 
     async def time_to_live(self, record: Record) -> float | None:

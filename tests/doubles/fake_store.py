@@ -3,13 +3,13 @@
 import asyncio
 from bisect import bisect_right
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
 from pyflannel.errors import CompactedError, StoreError
 from pyflannel.model.store_record import (
     Change,
-    Changes,
     Conflict,
     Delete,
     DeleteSeen,
@@ -17,6 +17,7 @@ from pyflannel.model.store_record import (
     Put,
     PutSeen,
     Record,
+    StoreChanges,
     Unchanged,
     Written,
 )
@@ -40,7 +41,11 @@ class FakeStore:
     - `is_away`: every call fails and every watch ends, until it is set to False again;
     - `fail_next(calls)`: so many calls fail before they take effect;
     - `lose_next_answer()`: the next write takes effect and fails all the same;
-    - `cut_watches()`: the watches there are end, calls go on.
+    - `cut_watches()`: the watches there are end, calls go on;
+    - `refuses_watches`: no watch opens, calls go on.
+
+    Attributes:
+        listings: how many listings were asked for.
     """
 
     def __init__(self, clock: Timers) -> None:
@@ -49,6 +54,8 @@ class FakeStore:
         self._calls_to_fail = 0
         self._loses_next_answer = False
         self._cuts = 0
+        self.refuses_watches = False
+        self.listings = 0
 
     def client(self) -> "FakeStore":
         """Return another client of the same records, without faults."""
@@ -103,6 +110,7 @@ class FakeStore:
 
     async def list(self, prefix: str) -> Listing:
         """Return all records whose key starts with `prefix`, in the order of their keys."""
+        self.listings += 1
         self._reach()
         return self._memory.listing(prefix)
 
@@ -115,21 +123,18 @@ class FakeStore:
             raise _lost("the answer was lost")
         return result
 
-    async def watch(self, prefix: str, after: int) -> AsyncIterator[Changes]:
-        """Yield every change under `prefix` later than `after`; what happened at once comes at once."""
+    @asynccontextmanager
+    async def watch(self, prefix: str, after: int) -> AsyncIterator["FakeWatcher"]:
+        """Watch the keys under `prefix` for what is later than `after`, within the block."""
         self._reach()
-        cuts = self._cuts
+        if self.refuses_watches:
+            raise _lost("watches are refused")
         self._memory.changes(prefix, after)  # raises when it cannot go on from there
-        yield Changes((), after)
-        while True:
-            if self._cuts != cuts:
-                raise _lost("the watch was cut")
-            changes = self._memory.changes(prefix, after)
-            after = changes.revision
-            if changes.changes:
-                yield changes
-            else:
-                await self._memory.changed()
+        watcher = FakeWatcher(self, prefix, after)
+        try:
+            yield watcher
+        finally:
+            watcher.is_open = False
 
     async def time_to_live(self, record: Record) -> float | None:
         """Return the seconds until the record expires, or None when it never does."""
@@ -146,6 +151,42 @@ class FakeStore:
         if self._calls_to_fail:
             self._calls_to_fail -= 1
             raise _lost("the test asked for this")
+
+
+class FakeWatcher:
+    """A watch of a client; what happened at once comes at once."""
+
+    def __init__(self, client: FakeStore, prefix: str, after: int) -> None:
+        self.is_open = True
+        self._client = client
+        self._prefix = prefix
+        self._after = after
+        self._cuts = client._cuts
+        self._is_new = True
+        self._is_waiting = False
+
+    async def next(self) -> StoreChanges:
+        """Wait for the next changes; for one task, within the block."""
+        assert self.is_open, "the watch's block has been left"
+        assert not self._is_waiting, "two tasks wait for one watch"
+        self._is_waiting = True
+        try:
+            return await self._next()
+        finally:
+            self._is_waiting = False
+
+    async def _next(self) -> StoreChanges:
+        if self._is_new:
+            self._is_new = False
+            return StoreChanges((), self._after)
+        while True:
+            if self._client._cuts != self._cuts:
+                raise _lost("the watch was cut")
+            changes = self._client._memory.changes(self._prefix, self._after)
+            self._after = changes.revision
+            if changes.changes:
+                return changes
+            await self._client._memory.changed()
 
 
 def _lost(why: str) -> StoreError:
@@ -195,12 +236,12 @@ class _Memory:
         current = self.record(given.key)
         return given.revision == (current.revision if current else 0)
 
-    def changes(self, prefix: str, after: int) -> Changes:
+    def changes(self, prefix: str, after: int) -> StoreChanges:
         if not self._compacted <= after <= self._revision:
             raise CompactedError(after + 1, self._compacted + 1)
         start = bisect_right(self._history, after, key=lambda entry: entry[0])
         found = (change for _, change in self._history[start:] if _key(change).startswith(prefix))
-        return Changes(tuple(found), self._revision)
+        return StoreChanges(tuple(found), self._revision)
 
     def compact(self, revision: int | None) -> None:
         self._compacted = self._revision if revision is None else min(revision, self._revision)

@@ -16,15 +16,18 @@ from grpclib.client import Channel
 
 from pyflannel.assembly.stores import open_store
 from pyflannel.errors import StoreError
-from pyflannel.model.store_record import Changes, Conflict, Delete, Put, PutSeen, Written
-from pyflannel.ports import Store
+from pyflannel.model.store_record import Conflict, Delete, Put, PutSeen, StoreChanges, Written
+from pyflannel.ports import Store, Watcher
 from pyflannel.stores.etcd.rpc_grpc import KVStub
 from pyflannel.stores.etcd.rpc_pb2 import PutRequest, RequestOp, TxnRequest
+from pyflannel.stores.etcd.watch import ANSWER_S, SILENT_S
 
 PATIENCE_S = 120
 """Far more than a hang takes to show, by the deadline of a call or the pings of a connection."""
 
 CLOSED = "127.0.0.1:1"
+BUSY_S = 5.0
+"""What a machine may add that does other things too."""
 
 
 def run(test: Awaitable[None]) -> None:
@@ -48,9 +51,9 @@ async def opened(*endpoints: str, prefix: str = "/test") -> AsyncIterator[Store]
 
 
 @contextlib.asynccontextmanager
-async def watching(store: Store, prefix: str, after: int) -> AsyncIterator[AsyncIterator[Changes]]:
-    async with contextlib.aclosing(store.watch(prefix, after)) as watch:
-        assert await anext(watch) == Changes((), after)  # it is open
+async def watching(store: Store, prefix: str, after: int) -> AsyncIterator[Watcher]:
+    async with store.watch(prefix, after) as watch:
+        assert await watch.next() == StoreChanges((), after)  # it is open
         yield watch
 
 
@@ -82,7 +85,7 @@ def test_the_next_endpoint_answers_when_one_is_down(shared_etcd: Any) -> None:
 
             assert (await store.list("")).records[0].revision == revision
             async with watching(store, "", revision - 1) as watch:
-                assert (await anext(watch)).revision == revision
+                assert (await watch.next()).revision == revision
 
     run(test())
 
@@ -96,7 +99,7 @@ def test_an_etcd_that_is_away_is_an_error_and_is_found_when_it_comes(new_etcd: C
                 store.get("config"),
                 store.list(""),
                 put(store, "config"),
-                anext(store.watch("", 0)),
+                store.watch("", 0).__aenter__(),
             ):
                 with pytest.raises(StoreError, match=f"{etcd.endpoint}: connection refused"):
                     await call
@@ -116,16 +119,16 @@ def test_a_watch_ends_when_etcd_is_killed_and_goes_on_where_it_was(new_etcd: Cal
         async with opened(etcd.endpoint) as store:
             seen = await put(store, "subnets/a")
             async with watching(store, "subnets/", seen - 1) as watch:
-                assert (await anext(watch)).revision == seen
+                assert (await watch.next()).revision == seen
                 etcd.kill()
                 with pytest.raises(StoreError, match="ended"):
-                    await anext(watch)
+                    await watch.next()
 
             await asyncio.to_thread(etcd.start)
             etcd.ctl("put", "/test/subnets/b", "{}")
 
             async with watching(store, "subnets/", seen) as watch:
-                (change,) = (await anext(watch)).changes
+                (change,) = (await watch.next()).changes
                 assert isinstance(change, PutSeen)
                 assert change.record.key == "subnets/b"
 
@@ -140,12 +143,14 @@ def test_a_member_that_hangs_is_noticed_by_calls_and_watches(new_etcd: Callable[
         async with opened(etcd.endpoint) as caller, opened(etcd.endpoint) as watcher:
             revision = await put(caller, "config")
             async with watching(watcher, "", revision - 1) as watch:
-                await anext(watch)
+                await watch.next()
                 etcd.signal(signal.SIGSTOP)
+                stopped = time.monotonic()
                 with pytest.raises(StoreError, match="no answer in time"):
                     await caller.get("config")
                 with pytest.raises(StoreError, match="ended"):
-                    await anext(watch)
+                    await watch.next()
+                assert time.monotonic() - stopped < SILENT_S + ANSWER_S + BUSY_S
 
             etcd.signal(signal.SIGCONT)
 
@@ -201,8 +206,40 @@ def test_an_idle_watch_is_left_in_peace(shared_etcd: Any, long_run: bool) -> Non
         async with opened(shared_etcd.endpoint, prefix="/idle") as store:
             revision = await put(store, "config")
             async with watching(store, "", revision) as watch:
-                next_changes = asyncio.ensure_future(anext(watch))
+                next_changes = asyncio.ensure_future(watch.next())
                 done, _ = await asyncio.wait([next_changes], timeout=40 if long_run else 13)
+                assert not done
+                later = await put(store, "config")
+                assert (await next_changes).revision == later
+
+    run(test())
+
+
+@pytest.fixture
+def proxy(shared_etcd: Any, free_port: Callable[[], int]) -> Iterator[str]:
+    """Where etcd's own proxy serves clients."""
+    endpoint = f"127.0.0.1:{free_port()}"
+    process = subprocess.Popen(
+        ["etcd", "grpc-proxy", "start", f"--endpoints={shared_etcd.endpoint}", f"--listen-addr={endpoint}"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        yield endpoint
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_watch_through_etcd_s_proxy_stays_open(proxy: str) -> None:
+    """It passes no request for a sign of life on: that it does not answer says nothing."""
+
+    async def test() -> None:
+        async with opened(proxy, prefix="/proxy") as store:
+            revision = await written_at_last(store, "config")
+            async with watching(store, "", revision) as watch:
+                next_changes = asyncio.ensure_future(watch.next())
+                done, _ = await asyncio.wait([next_changes], timeout=SILENT_S + ANSWER_S + 1)
                 assert not done
                 later = await put(store, "config")
                 assert (await next_changes).revision == later
@@ -219,7 +256,7 @@ def test_events_of_one_revision_come_together(shared_etcd: Any) -> None:
             async with watching(store, "subnets/", start) as watch:
                 await put_at_one_revision(shared_etcd, keys, b"{}")
 
-                changes = await anext(watch)
+                changes = await watch.next()
 
             assert [f"/together/{change.record.key}" for change in changes.changes] == keys
             assert {change.record.revision for change in changes.changes} == {changes.revision}
@@ -237,10 +274,10 @@ def test_a_replay_of_many_megabytes_arrives_whole(shared_etcd: Any) -> None:
                 keys = [f"/large/subnets/{batch}-{number}" for number in range(20)]
                 await put_at_one_revision(shared_etcd, keys, b"x" * 20_000)
 
-            seen: list[Changes] = []
+            seen: list[StoreChanges] = []
             async with watching(store, "subnets/", start) as watch:
                 while sum(len(changes.changes) for changes in seen) < 600:
-                    seen.append(await anext(watch))
+                    seen.append(await watch.next())
 
             keys_seen = [change.record.key for changes in seen for change in changes.changes]
             assert len(keys_seen) == len(set(keys_seen)) == 600
@@ -394,15 +431,15 @@ def test_writes_and_watches_go_on_at_the_others_when_the_leader_is_killed(member
         async with opened(*(member.endpoint for member in [leader, *others])) as store:
             seen = await written_at_last(store, "subnets/a")
             async with watching(store, "subnets/", seen - 1) as watch:
-                await anext(watch)
+                await watch.next()
                 leader.kill()
                 with pytest.raises(StoreError, match="ended"):
-                    await anext(watch)
+                    await watch.next()
 
             later = await written_at_last(store, "subnets/b")
 
             async with watching(store, "subnets/", seen) as watch:
-                while (await anext(watch)).revision < later:  # a write without an answer may have happened
+                while (await watch.next()).revision < later:  # a write without an answer may have happened
                     pass
 
     run(test())
@@ -415,7 +452,7 @@ def test_a_member_cut_off_from_the_others_ends_its_watches(members: list[Member]
         async with opened(left.endpoint) as store:
             seen = await written_at_last(store, "subnets/a")
             async with watching(store, "subnets/", seen) as watch:
-                waiting = asyncio.ensure_future(anext(watch))
+                waiting = asyncio.ensure_future(watch.next())
                 await asyncio.wait([waiting], timeout=0.1)
                 for member in others:
                     member.kill()

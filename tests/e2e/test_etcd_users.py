@@ -12,7 +12,7 @@ import pytest
 from pyflannel.assembly.stores import open_store
 from pyflannel.errors import StoreError
 from pyflannel.model.secret import Secret
-from pyflannel.model.store_record import Changes, Put, Written
+from pyflannel.model.store_record import Put, StoreChanges, Written
 from pyflannel.ports import Store
 
 PATIENCE_S = 90
@@ -102,8 +102,8 @@ def test_a_watch_begins_with_a_token_that_was_refused(users: Users) -> None:
             revision = await put(store, "subnets/a")
             await asyncio.to_thread(users.spoil_tokens)
 
-            async with contextlib.aclosing(store.watch("subnets/", revision)) as watch:
-                assert await anext(watch) == Changes((), revision)
+            async with store.watch("subnets/", revision) as watch:
+                assert await watch.next() == StoreChanges((), revision)
 
     run(test())
 
@@ -112,12 +112,12 @@ def test_an_open_watch_goes_on_while_tokens_change(users: Users) -> None:
     async def test() -> None:
         async with opened(users) as store:
             revision = await put(store, "subnets/a")
-            async with contextlib.aclosing(store.watch("subnets/", revision)) as watch:
-                await anext(watch)
+            async with store.watch("subnets/", revision) as watch:
+                await watch.next()
                 await asyncio.to_thread(users.spoil_tokens)
                 later = await put(store, "subnets/b")
 
-                assert (await anext(watch)).revision == later
+                assert (await watch.next()).revision == later
 
     run(test())
 
@@ -129,7 +129,7 @@ def test_a_user_without_rights_hears_which_key_it_may_not_have(users: Users) -> 
                 (store.get("config"), "/test/config"),
                 (store.list("subnets/"), "/test/subnets/"),
                 (put(store, "subnets/a"), "/test/subnets/a"),
-                (anext(store.watch("subnets/", 0)), "/test/subnets/"),
+                (store.watch("subnets/", 0).__aenter__(), "/test/subnets/"),
             ):
                 with pytest.raises(StoreError, match=f"user 'guest' {key}: permission denied") as caught:
                     await call

@@ -16,17 +16,17 @@ from pyflannel.kernel.host.inotify import InotifyFileWatch
 from pyflannel.kernel.host.machine import BoottimeClock
 from pyflannel.model.store_record import (
     Change,
-    Changes,
     Conflict,
     Delete,
     DeleteSeen,
     Put,
     PutSeen,
     Record,
+    StoreChanges,
     Unchanged,
     Written,
 )
-from pyflannel.ports import Store
+from pyflannel.ports import Store, Watcher
 from pyflannel.stores.embedded.database import Database
 from pyflannel.stores.embedded.store import EmbeddedStore
 
@@ -135,18 +135,18 @@ async def delete(store: Store, key: str, *, expected: int | None = None) -> int:
 
 
 @contextlib.asynccontextmanager
-async def watching(store: Store, prefix: str, after: int) -> AsyncIterator[AsyncIterator[Changes]]:
-    async with contextlib.aclosing(store.watch(prefix, after)) as changes:
-        assert await anext(changes) == Changes((), after)  # it is open
+async def watching(store: Store, prefix: str, after: int) -> AsyncIterator[Watcher]:
+    async with store.watch(prefix, after) as changes:
+        assert await changes.next() == StoreChanges((), after)  # it is open
         yield changes
 
 
-async def seen(watch: AsyncIterator[Changes], count: int) -> list[Change]:
+async def seen(watch: Watcher, count: int) -> list[Change]:
     """Return the next `count` changes of a watch, whose revisions never go back."""
     found: list[Change] = []
     revision = 0
     while len(found) < count:
-        changes = await anext(watch)
+        changes = await watch.next()
         assert changes.revision >= max([revision, *map(revision_of, changes.changes)])
         revision = changes.revision
         found += changes.changes
@@ -459,7 +459,7 @@ def test_a_watch_from_before_the_compaction_says_so(subject: Subject, run: Calla
 
         with pytest.raises(CompactedError) as error:
             async with watching(store, "subnets/", old) as watch:
-                await anext(watch)
+                await watch.next()
         assert error.value.oldest > old
 
         listing = await store.list("subnets/")
@@ -511,6 +511,6 @@ def test_a_revision_that_the_store_never_had_is_refused(subject: Subject, run: C
 
         with pytest.raises(CompactedError):
             async with watching(store, "subnets/", revision + 1_000_000) as watch:
-                await anext(watch)
+                await watch.next()
 
     run(test())

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from random import Random
 
 from doubles.fake_store import FakeStore
@@ -10,7 +10,8 @@ from lease_model.ledger import Ledger, request_of
 from lease_model.world import StoreState
 from pyflannel.errors import StoreError
 from pyflannel.model.lease_protocol import DeleteLease, PutLease
-from pyflannel.model.store_record import Changes, Conflict, Delete, Listing, Put, Record, Written
+from pyflannel.model.store_record import Conflict, Delete, Listing, Put, Record, StoreChanges, Written
+from pyflannel.ports import Watcher
 
 LATENCY_S = 3.0
 """Longest time that a request, an answer or a change takes."""
@@ -95,12 +96,12 @@ class Line:
             await self._travel_back()
             return written
 
-    async def watch(self, prefix: str, after: int) -> AsyncIterator[Changes]:
-        """Yield every change under `prefix` later than `after`."""
+    @asynccontextmanager
+    async def watch(self, prefix: str, after: int) -> AsyncIterator[Watcher]:
+        """Watch the keys under `prefix` for what is later than `after`, within the block."""
         await self._travel()
-        async for changes in self.client.watch(prefix, after):
-            await asyncio.sleep(self._latency())
-            yield changes
+        async with self.client.watch(prefix, after) as watcher:
+            yield _DistantWatcher(watcher, self._latency)
 
     async def time_to_live(self, record: Record) -> float | None:
         """Return the seconds until the record expires, or None when it never does."""
@@ -151,6 +152,17 @@ class Line:
 
     def _latency(self) -> float:
         return self._random.random() ** 3 * LATENCY_S
+
+
+class _DistantWatcher:
+    def __init__(self, watcher: Watcher, latency: Callable[[], float]) -> None:
+        self._watcher = watcher
+        self._latency = latency
+
+    async def next(self) -> StoreChanges:
+        changes = await self._watcher.next()
+        await asyncio.sleep(self._latency())
+        return changes
 
 
 def _forget(performed: "asyncio.Future[Written | Conflict]") -> None:

@@ -1,8 +1,8 @@
 """The double and the embedded store answer alike, whatever is asked of them and whenever things expire."""
 
 import asyncio
-import contextlib
 import tempfile
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from doubles.fake_clock import FakeClock
 from doubles.fake_store import FakeStore
 from pyflannel.errors import CompactedError
-from pyflannel.model.store_record import Change, Changes, Delete, Put, Unchanged
+from pyflannel.model.store_record import Change, Delete, Put, StoreChanges, Unchanged
 from pyflannel.stores.embedded.database import Database
 
 KEYS = st.sampled_from(["config", "subnets/a", "subnets/b", "subnets-old/a", "claims/a"])
@@ -71,12 +71,13 @@ def changes_in(database: Database, prefix: str, after: int) -> tuple[Change, ...
 async def changes_of(
     double: FakeStore, clock: FakeClock, prefix: str, after: int
 ) -> tuple[Change, ...] | None:
-    async with contextlib.aclosing(double.watch(prefix, after)) as watch:
+    async with AsyncExitStack() as opened:
         try:
-            await anext(watch)
+            watch = await opened.enter_async_context(double.watch(prefix, after))
         except CompactedError:
             return None
-        waiting: asyncio.Task[Changes] = asyncio.ensure_future(anext(watch))
+        await watch.next()
+        waiting: asyncio.Task[StoreChanges] = asyncio.ensure_future(watch.next())
         await clock.settle()
         if not waiting.done():
             waiting.cancel()

@@ -1,12 +1,12 @@
 """Follows the network config in the store: waits for a good one, and takes a better one when it comes."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from pyflannel.errors import ConfigError, FlannelError, StoreError
 from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.status import Notice
-from pyflannel.model.store_record import PutSeen, Record
+from pyflannel.model.store_record import Change, PutSeen, Record
 from pyflannel.plan.backends import Backend, backend_of
 from pyflannel.ports import Clock, Store
 from pyflannel.wire.lease_record import CONFIG
@@ -69,17 +69,21 @@ class ConfigFollower:
                 listing = await self._store.list(CONFIG)
                 self._retry_s = RETRY_MIN_S
                 self._read(next((record for record in listing.records if record.key == CONFIG), None))
-                async for batch in self._store.watch(CONFIG, listing.revision):
-                    for change in batch.changes:
-                        if isinstance(change, PutSeen) and change.record.key == CONFIG:
-                            self._read(change.record)
-                        elif not isinstance(change, PutSeen) and change.key == CONFIG:
-                            self._read(None)
+                async with self._store.watch(CONFIG, listing.revision) as watcher:
+                    while True:
+                        self._take((await watcher.next()).changes)
             except StoreError as error:
                 self._say(error, f"Trying again, at most {RETRY_MAX_S:.0f} s apart.")
                 self._away(error)
             await self._clock.sleep(self._retry_s)
             self._retry_s = min(2 * self._retry_s, RETRY_MAX_S)
+
+    def _take(self, changes: Iterable[Change]) -> None:
+        for change in changes:
+            if isinstance(change, PutSeen) and change.record.key == CONFIG:
+                self._read(change.record)
+            elif not isinstance(change, PutSeen) and change.key == CONFIG:
+                self._read(None)
 
     def _read(self, record: Record | None) -> None:
         try:

@@ -237,9 +237,11 @@ class LeaseKeeper:
 
     async def _follow(self, after: int) -> None:
         try:
-            async for batch in self._store.watch("", after):
-                changes = await _one_by_one(self._change, batch.changes)
-                self._events.put_nowait(Seen(tuple(c for c in changes if c is not None), batch.revision))
+            async with self._store.watch("", after) as watcher:
+                while True:
+                    batch = await watcher.next()
+                    changes = await _one_by_one(self._change, batch.changes)
+                    self._events.put_nowait(Seen(tuple(c for c in changes if c is not None), batch.revision))
         except CompactedError as error:
             self._events.put_nowait(WatchLost(str(error), is_compacted=True))
         except StoreError as error:

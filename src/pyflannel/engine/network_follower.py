@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Collection
 
 from pyflannel.errors import StoreError
 from pyflannel.model.status import Notice
-from pyflannel.model.store_record import PutSeen
+from pyflannel.model.store_record import Change, PutSeen
 from pyflannel.ports import Clock, Store
 from pyflannel.wire.lease_record import CONFIG
 
@@ -57,13 +57,17 @@ class NetworkFollower:
             self._remove(name)
         for name in sorted(present):
             self._add(name, tasks)
-        async for batch in self._store.watch("", listing.revision):
-            for change in batch.changes:
-                if isinstance(change, PutSeen):
-                    if (name := network_of(change.record.key)) is not None:
-                        self._add(name, tasks)
-                elif (name := network_of(change.key)) is not None:
-                    self._remove(name)
+        async with self._store.watch("", listing.revision) as watcher:
+            while True:
+                for change in (await watcher.next()).changes:
+                    self._take(change, tasks)
+
+    def _take(self, change: Change, tasks: asyncio.TaskGroup) -> None:
+        if isinstance(change, PutSeen):
+            if (name := network_of(change.record.key)) is not None:
+                self._add(name, tasks)
+        elif (name := network_of(change.key)) is not None:
+            self._remove(name)
 
     def _add(self, name: str, tasks: asyncio.TaskGroup) -> None:
         if name in self._running:

@@ -98,7 +98,7 @@ Change = PutSeen | DeleteSeen
 
 
 @dataclass(frozen=True, slots=True)
-class Changes:
+class StoreChanges:
     """All that a watch saw up to and with `revision`, in the store's order.
 
     Empty `changes` say only that nothing else happened up to `revision`.

@@ -1,11 +1,11 @@
 """One network of several in a store: its keys stand below the network's name."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import replace
 
 from pyflannel.model.store_record import (
     Change,
-    Changes,
     Conflict,
     Delete,
     DeleteSeen,
@@ -13,9 +13,10 @@ from pyflannel.model.store_record import (
     Put,
     PutSeen,
     Record,
+    StoreChanges,
     Written,
 )
-from pyflannel.ports import Store
+from pyflannel.ports import Store, Watcher
 
 
 class PrefixedStore:
@@ -49,10 +50,11 @@ class PrefixedStore:
             case _:
                 return outcome
 
-    async def watch(self, prefix: str, after: int) -> AsyncIterator[Changes]:
-        """Yield every change of keys under `prefix` later than `after`."""
-        async for changes in self._store.watch(self._prefix + prefix, after):
-            yield Changes(tuple(map(self._our_change, changes.changes)), changes.revision)
+    @asynccontextmanager
+    async def watch(self, prefix: str, after: int) -> AsyncIterator[Watcher]:
+        """Watch the keys under `prefix` for what is later than `after`, within the block."""
+        async with self._store.watch(self._prefix + prefix, after) as watcher:
+            yield _PrefixedWatcher(watcher, self._our_change)
 
     async def time_to_live(self, record: Record) -> float | None:
         """Return the seconds until the record expires, or None when it never does."""
@@ -72,3 +74,13 @@ class PrefixedStore:
                 return PutSeen(self._ours(record))
             case DeleteSeen(key, revision):
                 return DeleteSeen(key.removeprefix(self._prefix), revision)
+
+
+class _PrefixedWatcher:
+    def __init__(self, watcher: Watcher, our: Callable[[Change], Change]) -> None:
+        self._watcher = watcher
+        self._our = our
+
+    async def next(self) -> StoreChanges:
+        changes = await self._watcher.next()
+        return StoreChanges(tuple(map(self._our, changes.changes)), changes.revision)

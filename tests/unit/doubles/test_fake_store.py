@@ -1,7 +1,6 @@
 """The faults of the double; that it behaves as a store, tests/e2e/test_store_behaviour.py shows."""
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -9,7 +8,7 @@ import pytest
 from doubles.fake_clock import FakeClock
 from doubles.fake_store import FakeStore
 from pyflannel.errors import CompactedError, StoreError
-from pyflannel.model.store_record import Delete, Put, Written
+from pyflannel.model.store_record import Delete, Put, StoreChanges, Written
 
 PUT = Put(key="subnets/a", value=b"{}", ttl_s=None, expected=None)
 
@@ -19,11 +18,17 @@ def store() -> FakeStore:
     return FakeStore(FakeClock())
 
 
+async def opened(store: FakeStore, after: int) -> StoreChanges:
+    """Return what a watch tells first."""
+    async with store.watch("", after) as watch:
+        return await watch.next()
+
+
 CALLS: list[Callable[[FakeStore], Awaitable[object]]] = [
     lambda store: store.get("config"),
     lambda store: store.list(""),
     lambda store: store.write(PUT),
-    lambda store: anext(store.watch("", 0)),
+    lambda store: opened(store, 0),
 ]
 
 
@@ -60,9 +65,9 @@ def test_faults_concern_one_client_only(store: FakeStore) -> None:
 @pytest.mark.parametrize("fault", [FakeStore.cut_watches, lambda store: setattr(store, "is_away", True)])
 def test_a_watch_ends_when_it_is_cut(store: FakeStore, fault: Callable[[FakeStore], None]) -> None:
     async def test() -> None:
-        async with contextlib.aclosing(store.watch("", 1)) as watch, asyncio.timeout(20):
-            assert (await anext(watch)).changes == ()  # it is open
-            waiting = asyncio.ensure_future(anext(watch))
+        async with store.watch("", 1) as watch, asyncio.timeout(20):
+            assert (await watch.next()).changes == ()  # it is open
+            waiting = asyncio.ensure_future(watch.next())
             await asyncio.sleep(0)
 
             fault(store)
@@ -101,16 +106,16 @@ def test_a_lost_answer_leaves_the_write_done(store: FakeStore) -> None:
 
 def test_a_watch_that_falls_behind_the_compaction_is_told(store: FakeStore) -> None:
     async def test() -> None:
-        async with contextlib.aclosing(store.watch("", 1)) as watch:
-            assert (await anext(watch)).changes == ()  # it is open
+        async with store.watch("", 1) as watch:
+            assert (await watch.next()).changes == ()  # it is open
             await store.write(PUT)
-            await anext(watch)
+            await watch.next()
             await store.write(PUT)
             await store.write(PUT)
             store.compact()
 
             with pytest.raises(CompactedError):
-                await anext(watch)
+                await watch.next()
 
     asyncio.run(test())
 
@@ -126,7 +131,7 @@ def test_a_store_that_lost_its_data_begins_anew(store: FakeStore) -> None:
 
         assert store.listing().records == ()
         with pytest.raises(CompactedError):
-            await anext(store.watch("", seen))
+            await opened(store, seen)
         assert isinstance(await store.write(PUT), Written)
 
     asyncio.run(test())
@@ -141,7 +146,7 @@ def test_a_store_that_has_grown_past_what_was_seen_can_be_watched_on(store: Fake
 
         store.lose_data(seen)
 
-        assert (await anext(store.watch("", seen))).changes == ()
+        assert (await opened(store, seen)).changes == ()
         assert store.listing().records == ()
 
     asyncio.run(test())

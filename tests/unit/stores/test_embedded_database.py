@@ -10,7 +10,7 @@ import pytest
 
 from doubles.fake_clock import FakeClock
 from pyflannel.errors import CompactedError, StoreError
-from pyflannel.model.store_record import Changes, Delete, DeleteSeen, Put, Record, Written
+from pyflannel.model.store_record import Delete, DeleteSeen, Put, Record, StoreChanges, Written
 from pyflannel.stores.embedded.database import Database
 
 
@@ -110,7 +110,7 @@ def test_what_expired_is_seen_by_whoever_looks_next(path: Path) -> None:
 
     advance(clock, 10)
 
-    assert reader.changes("claims/a", record.revision) == Changes(
+    assert reader.changes("claims/a", record.revision) == StoreChanges(
         (DeleteSeen("claims/a", record.revision + 3),), record.revision + 3
     )
     assert writer.list("").records == ()

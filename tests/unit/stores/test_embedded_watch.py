@@ -1,13 +1,15 @@
 """Changes of the embedded store are heard, not waited for."""
 
 import asyncio
-import contextlib
+import errno
 import os
 import threading
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
+from pyflannel.errors import CompactedError
 from pyflannel.kernel.host.inotify import InotifyFileWatch
 from pyflannel.kernel.host.machine import BoottimeClock
 from pyflannel.model.store_record import Put, Written
@@ -39,11 +41,11 @@ def test_every_write_wakes_the_watch(tmp_path: Path, monkeypatch: pytest.MonkeyP
         writer, reader = opened(tmp_path / "leases.db"), opened(tmp_path / "leases.db")
         try:
             start = (await reader.list("")).revision
-            async with contextlib.aclosing(reader.watch("", start)) as watch:
-                await anext(watch)
+            async with reader.watch("", start) as watch:
+                await watch.next()
                 for number in range(100):
                     key = f"subnets/{number}"
-                    waiting = asyncio.ensure_future(anext(watch))
+                    waiting = asyncio.ensure_future(watch.next())
                     written = await writer.write(Put(key=key, value=b"", ttl_s=None, expected=0))
                     assert isinstance(written, Written)
                     async with asyncio.timeout(30):
@@ -52,5 +54,51 @@ def test_every_write_wakes_the_watch(tmp_path: Path, monkeypatch: pytest.MonkeyP
             busy.set()
             await writer.close()
             await reader.close()
+
+    asyncio.run(check())
+
+
+class DeafFileWatch:
+    """inotify that the kernel has no room for."""
+
+    async def changes(self, path: Path) -> AsyncIterator[None]:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        yield
+
+
+def test_without_inotify_the_watch_looks_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(embedded, "LOOK_S", 0.05)
+
+    async def check() -> None:
+        path = tmp_path / "leases.db"
+        store = EmbeddedStore(path, Database(path, BoottimeClock(), "boot"), DeafFileWatch())
+        async with asyncio.timeout(30), store.watch("", (await store.list("")).revision) as watch:
+            await watch.next()
+            waiting = asyncio.ensure_future(watch.next())
+            written = await store.write(Put(key="config", value=b"", ttl_s=None, expected=0))
+            assert isinstance(written, Written)
+            assert (await waiting).revision == written.revision
+        await store.close()
+
+    asyncio.run(check())
+    assert caplog.text.count("cannot be told of changes") == 1
+
+
+def test_a_watch_that_is_left_leaves_nothing(tmp_path: Path) -> None:
+    """Neither a task nor a descriptor, also where it could not be opened."""
+
+    async def check() -> None:
+        store = opened(tmp_path / "leases.db")
+        revision = (await store.list("")).revision
+        tasks, descriptors = asyncio.all_tasks(), os.listdir("/proc/self/fd")
+        for _ in range(20):
+            async with store.watch("", revision) as watch:
+                await watch.next()
+            with pytest.raises(CompactedError):
+                await store.watch("", 1_000_000).__aenter__()
+        assert (asyncio.all_tasks(), os.listdir("/proc/self/fd")) == (tasks, descriptors)
+        await store.close()
 
     asyncio.run(check())

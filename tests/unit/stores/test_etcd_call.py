@@ -4,6 +4,7 @@ import asyncio
 import time
 
 import pytest
+from grpclib.exceptions import StreamTerminatedError
 
 from pyflannel.stores.etcd.failure import within
 
@@ -60,5 +61,24 @@ def test_a_cancelled_call_leaves_no_timer() -> None:
 
         assert asking.cancelled()
         assert [timer for timer in loop._scheduled if not timer.cancelled()] == []  # type: ignore[attr-defined]
+
+    asyncio.run(test())
+
+
+def test_a_call_that_grpclib_cancels_is_an_error_and_no_cancellation_of_the_caller() -> None:
+    """So grpclib wakes who waits when a connection breaks: the caller would end without a word."""
+
+    async def test() -> None:
+        async def call() -> None:
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+            await asyncio.sleep(0)
+
+        with pytest.raises(StreamTerminatedError):
+            await within(60, call())
+        task = asyncio.current_task()
+        assert task is not None
+        assert task.cancelling() == 0
 
     asyncio.run(test())

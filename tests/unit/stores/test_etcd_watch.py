@@ -1,21 +1,27 @@
 """A watch of etcd tells all that has arrived at once, and no revision in parts."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
-from typing import Any
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from types import SimpleNamespace
 
 import pytest
 from grpclib.exceptions import StreamTerminatedError
 
 from pyflannel.errors import CompactedError, StoreError
-from pyflannel.model.store_record import Changes, PutSeen
+from pyflannel.model.store_record import PutSeen, StoreChanges
+from pyflannel.stores.etcd import watch as watches
 from pyflannel.stores.etcd.endpoint import Endpoint
 from pyflannel.stores.etcd.keys import KeySpace
 from pyflannel.stores.etcd.member import Member
-from pyflannel.stores.etcd.rpc_pb2 import Event, KeyValue, ResponseHeader, WatchResponse
+from pyflannel.stores.etcd.rpc_pb2 import Event, KeyValue, ResponseHeader, WatchRequest, WatchResponse
 from pyflannel.stores.etcd.watch import Watch
 
+Check = Callable[[Watch, asyncio.Event], Awaitable[None]]
+Watching = Callable[[Sequence[WatchResponse | BaseException], int, Check], None]
+
 KEYS = KeySpace("/net")
+PATIENCE_S = 10
+BROKE = StreamTerminatedError("the connection broke")
 TURNS = 50
 """After so many turns of the loop whatever can go on has gone on."""
 
@@ -30,31 +36,60 @@ def response(*revisions: int, header: int = 0, fragment: bool = False) -> WatchR
     return WatchResponse(header=ResponseHeader(revision=header), events=events, fragment=fragment)
 
 
-async def watching(
-    responses: Sequence[WatchResponse], after: int, check: Callable[[Watch, asyncio.Event], Any]
-) -> None:
+class Stream:
+    """What grpclib gives: a stream of which each message is asked for; an exception among them is raised."""
+
+    def __init__(self, messages: AsyncGenerator[WatchResponse, None]) -> None:
+        self._messages = messages
+
+    async def __aenter__(self) -> "Stream":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._messages.aclose()
+
+    async def send_message(self, message: WatchRequest) -> None:
+        """Let it go."""
+
+    async def recv_message(self) -> WatchResponse | None:
+        return await anext(self._messages, None)
+
+
+@pytest.fixture
+def watching(monkeypatch: pytest.MonkeyPatch) -> Watching:
     """Watch after that revision what comes, the last response only when `check` sets the event."""
-    last = asyncio.Event()
 
-    async def come() -> AsyncGenerator[WatchResponse, None]:
-        for number, item in enumerate(responses):
-            if number == len(responses) - 1:
-                await last.wait()
-            yield item
-        raise StreamTerminatedError("the connection broke")
+    async def watch(messages: Sequence[WatchResponse | BaseException], after: int, check: Check) -> None:
+        last = asyncio.Event()
 
-    watch = Watch(KEYS, after, Member.at(Endpoint("127.0.0.1", 1), None), come(), 0)
-    try:
-        await check(watch, last)
-    finally:
-        await watch.close()
+        async def come() -> AsyncGenerator[WatchResponse, None]:
+            yield WatchResponse(created=True)
+            for number, item in enumerate(messages):
+                if number == len(messages) - 1:
+                    await last.wait()
+                if isinstance(item, BaseException):
+                    raise item
+                yield item
+
+        stub = SimpleNamespace(Watch=SimpleNamespace(open=lambda metadata: Stream(come())))
+        monkeypatch.setattr(watches, "WatchStub", lambda channel: stub)
+        watch = Watch(KEYS, after, Member.at(Endpoint("127.0.0.1", 1), None), set())
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                await watch.start("")
+                assert await watch.next() == StoreChanges((), after)  # it is open
+                await check(watch, last)
+        finally:
+            await watch.close()
+
+    return lambda messages, after, check: asyncio.run(watch(messages, after, check))
 
 
-def revisions_of(changes: Changes) -> list[int]:
+def revisions_of(changes: StoreChanges) -> list[int]:
     return [change.record.revision for change in changes.changes if isinstance(change, PutSeen)]
 
 
-def test_all_that_has_arrived_is_told_at_once() -> None:
+def test_all_that_has_arrived_is_told_at_once(watching: Watching) -> None:
     async def check(watch: Watch, last: asyncio.Event) -> None:
         first = await watch.next()
         last.set()
@@ -63,10 +98,10 @@ def test_all_that_has_arrived_is_told_at_once() -> None:
         assert (revisions_of(first), first.revision) == ([4, 5, 6], 6)
         assert (revisions_of(second), second.revision) == ([7], 7)
 
-    asyncio.run(watching([response(4), response(5, 6), response(7)], 3, check))
+    watching([response(4), response(5, 6), response(7)], 3, check)
 
 
-def test_one_revision_is_never_parted() -> None:
+def test_one_revision_is_never_parted(watching: Watching) -> None:
     """What has arrived of a response in fragments waits for the rest."""
 
     async def check(watch: Watch, last: asyncio.Event) -> None:
@@ -78,29 +113,31 @@ def test_one_revision_is_never_parted() -> None:
 
         assert revisions_of(await waiting) == [4, 4, 4]
 
-    asyncio.run(watching([response(4, 4, fragment=True), response(4)], 3, check))
+    watching([response(4, 4, fragment=True), response(4)], 3, check)
 
 
-def test_what_was_seen_before_is_passed_over_and_the_header_of_old_events_means_nothing() -> None:
+def test_what_was_seen_before_is_passed_over_and_the_header_of_old_events_means_nothing(
+    watching: Watching,
+) -> None:
     async def check(watch: Watch, last: asyncio.Event) -> None:
         last.set()
         changes = await watch.next()
 
         assert (revisions_of(changes), changes.revision) == ([4], 4)
 
-    asyncio.run(watching([response(2, 3, header=90), response(4, header=90)], 3, check))
+    watching([response(2, 3, header=90), response(4, header=90)], 3, check)
 
 
-def test_progress_is_told_without_changes() -> None:
+def test_progress_is_told_without_changes(watching: Watching) -> None:
     async def check(watch: Watch, last: asyncio.Event) -> None:
         last.set()
 
-        assert await watch.next() == Changes((), 9)
+        assert await watch.next() == StoreChanges((), 9)
 
-    asyncio.run(watching([response(header=9)], 3, check))
+    watching([response(header=9)], 3, check)
 
 
-def test_what_came_before_the_end_is_told_before_it() -> None:
+def test_what_came_before_the_end_is_told_before_it(watching: Watching) -> None:
     async def check(watch: Watch, last: asyncio.Event) -> None:
         last.set()
 
@@ -108,10 +145,10 @@ def test_what_came_before_the_end_is_told_before_it() -> None:
         with pytest.raises(StoreError, match="ended: connection lost"):
             await watch.next()
 
-    asyncio.run(watching([response(4), response(5)], 3, check))
+    watching([response(4), response(5), BROKE], 3, check)
 
 
-def test_a_history_that_is_gone_is_told_after_what_came_before() -> None:
+def test_a_history_that_is_gone_is_told_after_what_came_before(watching: Watching) -> None:
     compacted = WatchResponse(compact_revision=8, canceled=True)
 
     async def check(watch: Watch, last: asyncio.Event) -> None:
@@ -121,10 +158,10 @@ def test_a_history_that_is_gone_is_told_after_what_came_before() -> None:
         with pytest.raises(CompactedError):
             await watch.next()
 
-    asyncio.run(watching([response(4), compacted], 3, check))
+    watching([response(4), compacted], 3, check)
 
 
-def test_who_does_not_take_holds_the_member_up() -> None:
+def test_who_does_not_take_holds_the_member_up(watching: Watching) -> None:
     """However much comes, only so much is read ahead; nothing of it is lost."""
 
     async def check(watch: Watch, last: asyncio.Event) -> None:
@@ -140,4 +177,53 @@ def test_who_does_not_take_holds_the_member_up() -> None:
         assert at_once < 100
         assert seen == list(range(4, 504))
 
-    asyncio.run(watching([response(revision) for revision in range(4, 504)], 3, check))
+    watching([response(revision) for revision in range(4, 504)], 3, check)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        StreamTerminatedError("the connection broke"),
+        ValueError("no message of this kind"),
+        TypeError("nobody expected this"),
+        asyncio.CancelledError(),
+    ],
+)
+def test_whatever_ends_the_reader_is_raised(watching: Watching, error: BaseException) -> None:
+    """Also an error that nobody expected, or a cancellation from elsewhere: the user never waits in vain."""
+
+    async def check(watch: Watch, last: asyncio.Event) -> None:
+        waiting = asyncio.ensure_future(watch.next())
+        await asyncio.sleep(0)
+        last.set()
+
+        for waits in (waiting, watch.next()):
+            with pytest.raises(StoreError, match=r"the watch at etcd .* ended"):
+                await waits
+        assert watch.is_lost
+
+    watching([error], 3, check)
+
+
+def test_a_stream_that_the_member_ends_is_a_lost_watch(watching: Watching) -> None:
+    async def check(watch: Watch, last: asyncio.Event) -> None:
+        last.set()
+        assert revisions_of(await watch.next()) == [4]
+        with pytest.raises(StoreError, match="ended"):
+            await watch.next()
+
+    watching([response(4)], 3, check)
+
+
+def test_a_call_that_is_cancelled_loses_nothing(watching: Watching) -> None:
+    async def check(watch: Watch, last: asyncio.Event) -> None:
+        waiting = asyncio.ensure_future(watch.next())
+        for _ in range(TURNS):
+            await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        last.set()
+
+        assert revisions_of(await watch.next()) == [4, 4, 4]
+
+    watching([response(4, 4, fragment=True), response(4)], 3, check)

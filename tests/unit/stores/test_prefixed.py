@@ -1,12 +1,11 @@
 """A network's keys stand below its name, and no other's are seen."""
 
 import asyncio
-import contextlib
 from dataclasses import replace
 
 from doubles.fake_clock import FakeClock
 from doubles.fake_store import FakeStore
-from pyflannel.model.store_record import Changes, Conflict, Delete, Put, PutSeen, Unchanged, Written
+from pyflannel.model.store_record import Conflict, Delete, Put, PutSeen, StoreChanges, Unchanged, Written
 from pyflannel.stores.prefixed import PrefixedStore
 
 
@@ -54,11 +53,11 @@ def test_writes_are_conditional_and_watches_see_them() -> None:
         whole = FakeStore(FakeClock())
         blue = PrefixedStore(whole, "blue")
         await whole.write(put("red/config"))
-        async with contextlib.aclosing(blue.watch("", 1)) as watch:  # type: ignore[type-var]
-            assert await anext(watch) == Changes((), 1)
+        async with blue.watch("", 1) as watch:
+            assert await watch.next() == StoreChanges((), 1)
             written = await blue.write(put("config", expected=0))
             conflict = await blue.write(put("config", expected=0))
-            seen = await anext(watch)
+            seen = await watch.next()
 
             assert isinstance(written, Written)
             assert isinstance(conflict, Conflict)
@@ -66,7 +65,7 @@ def test_writes_are_conditional_and_watches_see_them() -> None:
             assert conflict.current.key == "config"
             assert [change.record.key for change in seen.changes if isinstance(change, PutSeen)] == ["config"]
             await blue.write(Delete(key="config", expected=written.revision))
-            gone = await anext(watch)
+            gone = await watch.next()
             assert [change.key for change in gone.changes if not isinstance(change, PutSeen)] == ["config"]
 
     asyncio.run(check())

@@ -11,7 +11,6 @@ from pathlib import Path
 from pyflannel.errors import CompactedError, StoreError
 from pyflannel.model.store_record import (
     Change,
-    Changes,
     Conflict,
     Delete,
     DeleteSeen,
@@ -19,6 +18,7 @@ from pyflannel.model.store_record import (
     Put,
     PutSeen,
     Record,
+    StoreChanges,
     Unchanged,
     Written,
 )
@@ -131,7 +131,7 @@ class Database:
             self._forget_history(connection, revision)
             return Written(revision)
 
-    def changes(self, prefix: str, after: int) -> Changes:
+    def changes(self, prefix: str, after: int) -> StoreChanges:
         """Return the next changes under `prefix` later than `after`, perhaps none.
 
         Raises:
@@ -147,7 +147,9 @@ class Database:
                 (after, prefix, len(prefix), BATCH_CHANGES),
             )
             changes = tuple(_to_change(row) for row in rows)
-            return Changes(changes, _revision_of(changes[-1]) if len(changes) == BATCH_CHANGES else revision)
+            return StoreChanges(
+                changes, _revision_of(changes[-1]) if len(changes) == BATCH_CHANGES else revision
+            )
 
     def time_to_live(self, record: Record) -> float | None:
         """Return the seconds until the record expires, 0 when it did, None when it never does."""

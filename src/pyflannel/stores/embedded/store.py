@@ -3,14 +3,16 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from pyflannel.errors import TargetError
-from pyflannel.model.store_record import Changes, Conflict, Delete, Listing, Put, Record, Written
-from pyflannel.ports import FileWatch
+from pyflannel.model.store_record import Conflict, Delete, Listing, Put, Record, StoreChanges, Written
+from pyflannel.ports import FileWatch, Watcher
 from pyflannel.stores.embedded.database import Database
 
 log = logging.getLogger(__name__)
@@ -43,20 +45,19 @@ class EmbeddedStore:
         """Perform one conditional write in one transaction."""
         return await self._call(self._database.write, operation)
 
-    async def watch(self, prefix: str, after: int) -> AsyncGenerator[Changes, None]:
-        """Yield every change under `prefix` later than `after`, each exactly once, in order."""
-        is_new = True
-        async with contextlib.aclosing(self._wake_ups()) as wake_ups:
-            async for _ in wake_ups:
-                changes = await self._call(self._database.changes, prefix, after)
-                if is_new:
-                    is_new = False
-                    yield Changes((), after)  # the file is there and goes back that far
-                while changes.changes:
-                    yield changes
-                    after = changes.revision
-                    changes = await self._call(self._database.changes, prefix, after)
-                after = changes.revision
+    @asynccontextmanager
+    async def watch(self, prefix: str, after: int) -> AsyncIterator[Watcher]:
+        """Watch the keys under `prefix` for what is later than `after`, within the block."""
+        await self._seconds_to_look()  # makes the file's directory, where the file watch looks
+        heard = asyncio.Event()
+        hearing = asyncio.create_task(self._hear(heard), name="file watch")
+        try:
+            await asyncio.sleep(0)  # it hears before the first look
+            await self._call(self._database.changes, prefix, after)  # the file goes back that far
+            yield _Watcher(partial(self._next, prefix, heard), after)
+        finally:
+            hearing.cancel()
+            await asyncio.wait([hearing])
 
     async def time_to_live(self, record: Record) -> float | None:
         """Return the seconds until the record expires, or None when it never does."""
@@ -66,23 +67,17 @@ class EmbeddedStore:
         """Let go of the file."""
         await self._call(self._database.close)
 
-    async def _wake_ups(self) -> AsyncGenerator[None, None]:
-        """Yield at once, and then whenever something may have been written or expired."""
-        heard = asyncio.Event()
-        await self._seconds_to_look()  # makes the file's directory, where the file watch looks
-        # Not in a task group, whose scope may not span a yield; it ends with this generator.
-        hearing = asyncio.ensure_future(self._hear(heard))
-        try:
-            await asyncio.sleep(0)  # it hears before the first look
-            while True:
-                heard.clear()
-                yield
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(await self._seconds_to_look()):
-                        await heard.wait()
-        finally:
-            hearing.cancel()
-            await asyncio.wait([hearing])
+    async def _next(self, prefix: str, heard: asyncio.Event, after: int) -> StoreChanges:
+        """Wait for changes later than `after`; look whenever something may have been written or expired."""
+        while True:
+            heard.clear()
+            changes = await self._call(self._database.changes, prefix, after)
+            if changes.changes:
+                return changes
+            after = changes.revision
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(await self._seconds_to_look()):
+                    await heard.wait()
 
     async def _hear(self, heard: asyncio.Event) -> None:
         try:
@@ -104,3 +99,20 @@ class EmbeddedStore:
     ) -> _Answer:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._thread, lambda: act(*arguments, **options))
+
+
+class _Watcher:
+    """`wait(after)` returns the next changes."""
+
+    def __init__(self, wait: Callable[[int], Awaitable[StoreChanges]], after: int) -> None:
+        self._wait = wait
+        self._after = after
+        self._is_new = True
+
+    async def next(self) -> StoreChanges:
+        if self._is_new:
+            self._is_new = False
+            return StoreChanges((), self._after)
+        changes = await self._wait(self._after)
+        self._after = changes.revision
+        return changes

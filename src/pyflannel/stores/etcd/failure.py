@@ -7,13 +7,25 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import h2.exceptions
+from google.protobuf.message import DecodeError
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
 
 from pyflannel.errors import StoreError
 from pyflannel.stores.etcd.endpoint import Endpoint, SSLCertVerificationError, SSLError
 
-BROKEN = (OSError, GRPCError, ProtocolError, StreamTerminatedError, h2.exceptions.H2Error, AssertionError)
+NONSENSE = (DecodeError, ValueError, LookupError)
+"""What the client's layers raise when a member does not speak the protocol: a message, a header, a status."""
+
+BROKEN = (
+    OSError,
+    GRPCError,
+    ProtocolError,
+    StreamTerminatedError,
+    h2.exceptions.H2Error,
+    AssertionError,
+    *NONSENSE,
+)
 """Whatever ends a call before its answer: a broken connection shows in several layers of the client.
 
 grpclib asserts that a message is there, and whole, when the stream has ended.
@@ -92,8 +104,12 @@ def explain(error: BaseException) -> str:
             return error.strerror or str(error)
         case GRPCError():
             return error.message or error.status.name
-        case _:
+        case _ if isinstance(error, NONSENSE):
+            return f"it does not speak etcd's protocol: {error}"
+        case _ if isinstance(error, BROKEN):
             return "connection lost"
+        case _:
+            return f"{type(error).__name__}: {error}"
 
 
 def hint_of(error: BaseException) -> str:
@@ -128,12 +144,12 @@ _Answer = TypeVar("_Answer")
 
 async def within(seconds: float, call: Coroutine[Any, Any, _Answer]) -> _Answer:
     """Return what `call` does, or raise TimeoutError after `seconds` in which this process ran."""
-    async with _patience(seconds):
+    async with patience(seconds):
         return await apart(call)
 
 
 @asynccontextmanager
-async def _patience(seconds: float) -> AsyncIterator[None]:
+async def patience(seconds: float) -> AsyncIterator[None]:
     """Raise TimeoutError in the body after `seconds` that were lived through.
 
     A process that stood still, as one of many on a busy machine does, would else blame an endpoint for an
@@ -167,6 +183,8 @@ async def apart(call: Coroutine[Any, Any, _Answer]) -> _Answer:
     """
     async with asyncio.TaskGroup() as tasks:
         task = tasks.create_task(_answer_or_error(call))
+    if task.cancelled():  # by grpclib: had it been the caller, we would not be here
+        raise StreamTerminatedError("the connection was lost")
     match task.result():
         case _Failed(error):
             raise error

@@ -2,16 +2,18 @@
 
 import logging
 from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 
 from grpclib.const import Status
 
 from pyflannel.errors import CompactedError, StoreError
-from pyflannel.model.store_record import Changes, Conflict, Delete, Listing, Put, Record, Written
+from pyflannel.model.store_record import Conflict, Delete, Listing, Put, Record, Written
+from pyflannel.ports import Watcher
 from pyflannel.stores.etcd.cluster import Cluster
 from pyflannel.stores.etcd.endpoint import Endpoint, TlsFiles
 from pyflannel.stores.etcd.failure import RefusedError
 from pyflannel.stores.etcd.keys import KeySpace, lease_left_behind, outcome, transaction
-from pyflannel.stores.etcd.member import User
+from pyflannel.stores.etcd.member import Member, User
 from pyflannel.stores.etcd.rpc_grpc import KVStub, LeaseStub
 from pyflannel.stores.etcd.rpc_pb2 import (
     LeaseGrantRequest,
@@ -46,6 +48,7 @@ class EtcdStore:
         self._cluster = Cluster(endpoints, tls=tls, user=user)
         self._keys = KeySpace(prefix)
         self._page_records = page_records
+        self._answering: set[Endpoint] = set()  # members that answer progress requests
 
     async def get(self, key: str) -> Record | None:
         """Return the record at exactly this key, or None; linearisable."""
@@ -90,24 +93,25 @@ class EtcdStore:
             await self._release(lease_left_behind(answer))
         return result
 
-    async def watch(self, prefix: str, after: int) -> AsyncIterator[Changes]:
-        """Yield every change under `prefix` later than `after`, each exactly once, in order."""
-        watch = await self._cluster.ask(
-            lambda member: Watch.start(member, self._keys, prefix, after), about=self._keys.shown(prefix)
-        )
-        try:
+    @asynccontextmanager
+    async def watch(self, prefix: str, after: int) -> AsyncIterator[Watcher]:
+        """Watch the keys under `prefix` for what is later than `after`, within the block."""
+        async with AsyncExitStack() as attempts:
+
+            async def start(member: Member) -> Watch:
+                watch = Watch(self._keys, after, member, self._answering)
+                attempts.push_async_callback(watch.close)  # also when the answer comes too late
+                await watch.start(prefix)
+                return watch
+
+            watch = await self._cluster.ask(start, about=self._keys.shown(prefix))
             if watch.revision < after:
                 await self._raise_if_rewound(after)
-            yield Changes((), after)
-            while True:
-                yield await watch.next()
-        except CompactedError:
-            raise
-        except StoreError:
-            self._cluster.distrust(watch.member)
-            raise
-        finally:
-            await watch.close()
+            try:
+                yield watch
+            finally:
+                if watch.is_lost:
+                    self._cluster.distrust(watch.member)
 
     async def time_to_live(self, record: Record) -> float | None:
         """Return the seconds, in whole ones, until the record expires; None when it never does."""

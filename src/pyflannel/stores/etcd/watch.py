@@ -1,18 +1,33 @@
 """One watch at one member, until the member, the connection or the history ends it."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import Coroutine
+from typing import Any
 
+from grpclib.client import Stream
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError, StreamTerminatedError
 
 from pyflannel.errors import CompactedError, StoreError
-from pyflannel.model.store_record import Change, Changes, DeleteSeen, PutSeen
-from pyflannel.stores.etcd.failure import BROKEN, explain
+from pyflannel.model.store_record import Change, DeleteSeen, PutSeen, StoreChanges
+from pyflannel.stores.etcd.endpoint import Endpoint
+from pyflannel.stores.etcd.failure import explain, hint_of, within
 from pyflannel.stores.etcd.keys import KeySpace
 from pyflannel.stores.etcd.member import Member
 from pyflannel.stores.etcd.rpc_grpc import WatchStub
-from pyflannel.stores.etcd.rpc_pb2 import Event, WatchCreateRequest, WatchRequest, WatchResponse
+from pyflannel.stores.etcd.rpc_pb2 import (
+    Event,
+    WatchCreateRequest,
+    WatchProgressRequest,
+    WatchRequest,
+    WatchResponse,
+)
+
+SILENT_S = 5.0
+"""After so long a silence the member is asked for a sign of life …"""
+
+ANSWER_S = 5.0
+"""… and has so long to give it. The progress that etcd tells by itself comes every 10 minutes only."""
 
 # A member that is cut off from the others then ends the watch, rather than keep silent.
 _REQUIRE_LEADER = {"hasleader": "true"}
@@ -20,56 +35,75 @@ _REQUIRE_LEADER = {"hasleader": "true"}
 _READ_AHEAD = 10
 """Responses that may wait for whoever watches; then the member is held up."""
 
+_REQUESTED = -1
+"""`watch_id` of the answer to a progress request."""
+
+_PROGRESS_REQUEST = WatchRequest(progress_request=WatchProgressRequest())
+
+_Stream = Stream[WatchRequest, WatchResponse]
+
 
 class Watch:
-    """A watch that a member has confirmed; its holder closes it.
+    """A watch of what happens later than revision `after`, at one member; whoever starts it closes it.
+
+    One task reads, another one requires signs of life. However one of them ends, `next` raises.
 
     Attributes:
         member: who serves it.
-        revision: how far that member was at the time; it may lag behind the cluster.
+        revision: how far the member was when it confirmed the watch; it may lag behind the cluster.
     """
 
-    def __init__(
-        self,
-        keys: KeySpace,
-        after: int,
-        member: Member,
-        responses: AsyncGenerator[WatchResponse, None],
-        revision: int,
-    ) -> None:
+    def __init__(self, keys: KeySpace, after: int, member: Member, answering: set[Endpoint]) -> None:
+        """`answering`: the members that have answered a progress request; this one is added when it does."""
         self.member = member
-        self.revision = revision
+        self.revision = 0
         self._keys = keys
         self._after = after
-        self._responses = responses
-        self._arrived: asyncio.Queue[WatchResponse | StoreError] = asyncio.Queue(_READ_AHEAD)
-        self._reading: asyncio.Task[None] | None = None
+        self._answering = answering
+        self._tasks: list[asyncio.Task[None]] = []
+        self._arrived: asyncio.Queue[WatchResponse | None] = asyncio.Queue(_READ_AHEAD)
+        self._taken: list[WatchResponse] = []
+        self._life = asyncio.Event()
+        self._end: StoreError | None = None
+        self._is_first = True
 
-    @classmethod
-    async def start(cls, member: Member, keys: KeySpace, prefix: str, after: int) -> "Watch":
-        """Return a watch of all keys under `prefix`, later than revision `after`.
+    async def start(self, prefix: str) -> None:
+        """Begin to watch all keys under `prefix`; return when the member has confirmed it.
 
         It begins at `after` itself, which is passed over when it comes: etcd 3.4 lets a watch begin at the
         very revision that was compacted, and then says nothing of a key deleted there (etcd issue 18089).
 
         Raises:
             GRPCError: the member refused it.
+            StreamTerminatedError: the connection broke; so may other members of BROKEN tell.
         """
-        start, end = keys.range_of(prefix)
-        request = WatchRequest(
-            create_request=WatchCreateRequest(
-                key=start, range_end=end, start_revision=max(after, 1), progress_notify=True, fragment=True
-            )
+        start, end = self._keys.range_of(prefix)
+        request = WatchCreateRequest(
+            key=start, range_end=end, start_revision=max(self._after, 1), progress_notify=True, fragment=True
         )
-        responses = _responses(member, request)
-        created = await anext(responses)
-        if created.canceled:
-            await responses.aclose()
-            # So etcd 3.4 answers a user without rights, and also one whose token has expired.
-            raise GRPCError(Status.UNAUTHENTICATED, created.cancel_reason or "the watch was canceled")
-        return cls(keys, after, member, responses, created.header.revision)
+        confirmed: asyncio.Future[_Stream] = asyncio.get_running_loop().create_future()
+        # One task for all responses: grpclib 0.4 cancels the one that waits when the connection breaks (see
+        # `apart`), and a task for each response would take longer than to read it.
+        reading = self._run(self._read(WatchRequest(create_request=request), confirmed), "etcd watch")
+        waits: list[asyncio.Future[Any]] = [reading, confirmed]
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        if not confirmed.done():
+            raise _why(reading)
+        self._run(self._require_life(confirmed.result()), "signs of life of an etcd watch")
 
-    async def next(self) -> Changes:
+    async def close(self) -> None:
+        """End the tasks; the member hears that nobody listens any more."""
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether member or connection failed."""
+        return self._end is not None and not isinstance(self._end, CompactedError)
+
+    async def next(self) -> StoreChanges:
         """Wait for the next changes and return all that have arrived, in etcd's order.
 
         One revision's are never parted.
@@ -78,11 +112,9 @@ class Watch:
             CompactedError: the member's history no longer reaches back.
             StoreError: the watch has ended; watch again.
         """
-        if self._reading is None:
-            # One task for all responses: grpclib 0.4 cancels the one that waits when the connection breaks
-            # (see `apart`), and a task for each response would take longer than to read it. Not in a group,
-            # as the store's generator yields while it runs.
-            self._reading = asyncio.create_task(self._read(), name="etcd watch")
+        if self._is_first:
+            self._is_first = False
+            return StoreChanges((), self._after)
         while True:
             responses = await self._whole_responses()
             # Progress notifications, which etcd sends only to a watch that has seen all up to there.
@@ -92,56 +124,97 @@ class Watch:
             if progress or later:
                 # Not the header's revision: to a watch that catches up, old events come under the newest.
                 seen = [event.kv.mod_revision for event in later[-1:]]
-                return Changes(tuple(map(self._change, later)), max(self._after, *progress, *seen))
+                return StoreChanges(tuple(map(self._change, later)), max(self._after, *progress, *seen))
 
-    async def close(self) -> None:
-        """Tell the member that nobody listens any more."""
-        if self._reading is not None:
-            self._reading.cancel()
-            await asyncio.wait([self._reading])
-        await self._responses.aclose()
-
-    async def _read(self) -> None:
+    async def _read(self, request: WatchRequest, confirmed: "asyncio.Future[_Stream]") -> None:
         """Let responses arrive until the watch has ended."""
-        try:
-            async for response in self._responses:
-                ended = self._ended(response)
-                await self._arrived.put(ended or response)
-                if ended is not None:
-                    return
-        except BROKEN as error:
-            lost = StoreError(
-                f"the watch at etcd {self.member.endpoint} ended: {explain(error)}",
-                hint="Watch again from the last revision seen.",
+        async with WatchStub(self.member.channel).Watch.open(metadata=_REQUIRE_LEADER) as stream:
+            await stream.send_message(request)
+            created = await _received(stream)
+            if created.canceled:
+                # So etcd 3.4 answers a user without rights, and also one whose token has expired.
+                raise GRPCError(Status.UNAUTHENTICATED, created.cancel_reason or "the watch was canceled")
+            self.revision = created.header.revision
+            confirmed.set_result(stream)
+            while True:
+                response = await _received(stream)
+                self._life.set()
+                if response.watch_id == _REQUESTED:
+                    # A sign of life and no more: etcd before 3.4.25 may tell a revision in it ahead of
+                    # events that belong before that (etcd issue 15220).
+                    self._answering.add(self.member.endpoint)
+                else:
+                    self._raise_if_ended(response)
+                    await self._arrived.put(response)
+
+    async def _require_life(self, stream: _Stream) -> None:
+        """Raise TimeoutError when the member neither tells anything nor answers.
+
+        A member that has never answered need not, and is asked once: etcd's grpc-proxy passes no request for
+        progress on, and writes an error into its log at each (etcd issue 19710).
+        """
+        is_asked = False
+        while True:
+            self._life.clear()
+            await asyncio.sleep(SILENT_S)
+            must_answer = self.member.endpoint in self._answering
+            if self._is_alive() or (is_asked and not must_answer):
+                continue
+            is_asked = True
+            try:
+                await within(ANSWER_S, self._ask(stream))
+            except TimeoutError:
+                if must_answer and not self._is_alive():
+                    raise
+
+    async def _ask(self, stream: _Stream) -> None:
+        await stream.send_message(_PROGRESS_REQUEST)
+        await self._life.wait()
+
+    def _is_alive(self) -> bool:
+        return self._life.is_set() or self._arrived.full()  # who does not take holds the member up
+
+    def _run(self, work: Coroutine[Any, Any, None], name: str) -> "asyncio.Task[None]":
+        task = asyncio.create_task(work, name=name)
+        task.add_done_callback(self._ended)
+        self._tasks.append(task)
+        return task
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        """Let `next` raise why a task has ended, after what arrived before; the first cause counts."""
+        error = _why(task)
+        if self._end is None and isinstance(error, StoreError):
+            self._end = error
+        elif self._end is None:
+            why = "no sign of life" if isinstance(error, TimeoutError) else explain(error)
+            self._end = StoreError(
+                f"the watch at etcd {self.member.endpoint} ended: {why}", hint=hint_of(error)
             )
-            lost.__cause__ = error
-            await self._arrived.put(lost)
+            self._end.__cause__ = error
+        if not self._arrived.full():
+            self._arrived.put_nowait(None)  # wakes who waits
 
     async def _whole_responses(self) -> list[WatchResponse]:
         """Wait for responses and return those that have arrived, none without its last fragment."""
-        responses: list[WatchResponse] = []
-        while not responses or responses[-1].fragment or not self._arrived.empty():
+        while not self._taken or self._taken[-1].fragment or not self._arrived.empty():
+            if self._end is not None and self._arrived.empty():
+                raise self._end
             arrived = await self._arrived.get()
-            if isinstance(arrived, WatchResponse):
-                responses.append(arrived)
-            elif responses and not responses[-1].fragment:
-                self._arrived.put_nowait(arrived)  # what came before it is told first
-                break
-            else:
-                raise arrived
+            if arrived is not None:
+                self._taken.append(arrived)
+        responses, self._taken = self._taken, []
         return responses
 
-    def _ended(self, response: WatchResponse) -> StoreError | None:
-        """Return why the member ends the watch with this response, if it does."""
+    def _raise_if_ended(self, response: WatchResponse) -> None:
+        """Raise why the member ends the watch with this response, if it does."""
         if response.compact_revision:
-            return CompactedError(self._after + 1, response.compact_revision)
-        if not response.canceled:
-            return None
-        reason = response.cancel_reason or "no reason given"
-        return StoreError(
-            f"etcd at {self.member.endpoint} ended the watch: {reason}",
-            hint="Watch again from the last revision seen.",
-        )
+            raise CompactedError(self._after + 1, response.compact_revision)
+        if response.canceled:
+            reason = response.cancel_reason or "no reason given"
+            raise StoreError(
+                f"etcd at {self.member.endpoint} ended the watch: {reason}",
+                hint="It is watched again, from the last revision seen.",
+            )
 
     def _change(self, event: Event) -> Change:
         if event.type == Event.DELETE:
@@ -149,10 +222,16 @@ class Watch:
         return PutSeen(self._keys.record(event.kv))
 
 
-async def _responses(member: Member, request: WatchRequest) -> AsyncGenerator[WatchResponse, None]:
-    async with WatchStub(member.channel).Watch.open(metadata=_REQUIRE_LEADER) as stream:
-        await stream.send_message(request)
-        while (response := await stream.recv_message()) is not None:
-            yield response
+async def _received(stream: _Stream) -> WatchResponse:
+    response = await stream.recv_message()
+    if response is None:
         # Within the stream's scope, so that leaving it tells the status that the member ended with.
         raise StreamTerminatedError("the member ended the stream")
+    return response
+
+
+def _why(task: "asyncio.Task[None]") -> BaseException:
+    """Return why a task ended that should not."""
+    if task.cancelled():
+        return StreamTerminatedError("the reader was cancelled")
+    return task.exception() or StreamTerminatedError("the reader ended")
