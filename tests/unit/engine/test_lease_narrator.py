@@ -123,7 +123,7 @@ def test_the_holder_of_a_lease_does_not_call_it_that_of_the_host_that_asked(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """The host that shares our address asked for our lease; it has none that we know of."""
-    narrator = LeaseNarrator(FakeClock(), lambda _: None)
+    narrator = LeaseNarrator(FakeClock())
 
     narrator.tell(SharedAddress(IPv4Network("10.1.2.0/24"), "them", "10.0.0.9", is_ours=True))
 
@@ -134,7 +134,7 @@ def test_the_holder_of_a_lease_does_not_call_it_that_of_the_host_that_asked(
 
 
 def test_the_host_that_asked_names_the_lease_of_the_other() -> None:
-    narrator = LeaseNarrator(FakeClock(), lambda _: None)
+    narrator = LeaseNarrator(FakeClock())
 
     narrator.tell(SharedAddress(IPv4Network("10.1.2.0/24"), "them", "10.0.0.9", is_ours=False))
 
@@ -144,7 +144,7 @@ def test_the_host_that_asked_names_the_lease_of_the_other() -> None:
 
 def test_an_exhausted_network_is_known_until_a_lease_is_held(caplog: pytest.LogCaptureFixture) -> None:
     """The host looks again every ten seconds; the log has one line for each network that is full."""
-    narrator = LeaseNarrator(FakeClock(), lambda _: None)
+    narrator = LeaseNarrator(FakeClock())
     config = NetworkConfig(network=IPv4Network("10.1.0.0/16"), subnet_length=24)
     lease = Lease(
         subnet=IPv4Network("10.1.2.0/24"), attributes=LeaseAttributes(public_ip=IPv4Address("10.0.0.1"))

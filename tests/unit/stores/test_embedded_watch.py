@@ -1,18 +1,19 @@
 """Changes of the embedded store are heard, not waited for."""
 
 import asyncio
-import errno
 import os
 import threading
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
-from pyflannel.errors import CompactedError
+from pyflannel.errors import CompactedError, TargetError
 from pyflannel.kernel.host.inotify import InotifyFileWatch
 from pyflannel.kernel.host.machine import BoottimeClock
 from pyflannel.model.store_record import Put, Written
+from pyflannel.ports import Changes
 from pyflannel.stores.embedded import store as embedded
 from pyflannel.stores.embedded.database import Database
 from pyflannel.stores.embedded.store import EmbeddedStore
@@ -61,8 +62,9 @@ def test_every_write_wakes_the_watch(tmp_path: Path, monkeypatch: pytest.MonkeyP
 class DeafFileWatch:
     """inotify that the kernel has no room for."""
 
-    async def changes(self, path: Path) -> AsyncIterator[None]:
-        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+    @asynccontextmanager
+    async def changes(self, path: Path) -> AsyncIterator[Changes]:
+        raise TargetError("no inotify instance is left", hint="Raise fs.inotify.max_user_instances.")
         yield
 
 
