@@ -5,7 +5,7 @@ from ipaddress import IPv4Address, IPv4Network
 
 from lease_model.store import revision_of_change
 from lease_model.world import Request
-from pyflannel.model.lease import LEASE_TTL_S, Claim, Identity, Lease, LeaseAttributes
+from pyflannel.model.lease import LEASE_TTL_S, Claim, Lease, LeaseAttributes
 from pyflannel.model.lease_protocol import (
     Action,
     Check,
@@ -220,27 +220,21 @@ class Host:
 def wanted(
     owner: str = "me",
     address: str = "192.168.50.102",
-    machine: str = "m",
     *,
     previous: IPv4Network | None = None,
     ttl_s: int = LEASE_TTL_S,
     renumbers: bool = False,
 ) -> Wanted:
     """Return what a host wants."""
-    attributes = LeaseAttributes(
-        public_ip=IPv4Address(address), owner=Identity(owner=owner, machine=machine), port=8285
-    )
+    attributes = LeaseAttributes(public_ip=IPv4Address(address), owner=owner, port=8285)
     return Wanted(network=NETWORK, attributes=attributes, previous=previous, ttl_s=ttl_s, renumbers=renumbers)
 
 
-def lease(
-    subnet: IPv4Network, owner: str | None, address: str, machine: str = "x", ttl: bool = True
-) -> Lease:
+def lease(subnet: IPv4Network, owner: str | None, address: str, ttl: bool = True) -> Lease:
     """Return a lease as somebody wrote it; without an owner, as the original does."""
-    identity = None if owner is None else Identity(owner=owner, machine=machine)
     return Lease(
         subnet=subnet,
-        attributes=LeaseAttributes(public_ip=IPv4Address(address), owner=identity),
+        attributes=LeaseAttributes(public_ip=IPv4Address(address), owner=owner),
         has_ttl=ttl,
     )
 
@@ -249,4 +243,4 @@ def owner_of(store: Store, subnet: IPv4Network) -> str | None:
     """Return the identity in the lease of a subnet."""
     standing = store.leases[subnet]
     assert isinstance(standing, Lease)
-    return standing.attributes.owner.owner if standing.attributes.owner else None
+    return standing.attributes.owner

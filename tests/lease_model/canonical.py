@@ -19,7 +19,7 @@ _REVISIONS = frozenset(
         "compacted",
     }
 )
-_NAMES = frozenset({"owner", "machine", "name", "writer"})
+_NAMES = frozenset({"owner", "name", "writer"})
 _FAILURES_MAX = 6  # the pause between two tries grows no longer
 _MEMORY_MAX = 300_000
 

@@ -131,7 +131,7 @@ async def _befall(what: str, engines: Engines, host: EngineHost) -> None:
 def _delete_leases(engines: Engines, host: EngineHost) -> None:
     """Let a host leave the network, as by flannelctl cleanup."""
     for lease in engines.leases():
-        if lease.attributes.owner == host.identity:
+        if lease.attributes.owner == host.identity.owner:
             engines.store.change(Delete(key=lease_key(lease), expected=None))
 
 

@@ -151,7 +151,7 @@ class EngineHost:
         self.name = f"host{number}"
         self.random = Random(f"{world.seed}/{number}")
         self.address = _FIRST_ADDRESS + number
-        self.identity = Identity(owner=f"id{number}", machine=f"m{number}")
+        self.identity = Identity(owner=f"id{number}")
         self.kernel = SlowKernel(self.random)
         self.clock = SimulatedClock()
         self.runs_on: Lease | None = None
@@ -246,7 +246,7 @@ class EngineHost:
         """Return the host as the rules see it."""
         state = self.state
         watch = store.revision if state is not None and _has_seen_all(state, store) else None
-        attributes = LeaseAttributes(public_ip=self.address, owner=self.identity)
+        attributes = LeaseAttributes(public_ip=self.address, owner=self.identity.owner)
         return HostState(
             name=self.name,
             wanted=state.wanted if state is not None else Wanted(network=network, attributes=attributes),

@@ -22,10 +22,11 @@ from lease_model.store import (
     revision_of_change,
 )
 from lease_model.world import HostState, Protocol, Request, StoreState, World
-from pyflannel.model.lease import Claim, Identity, Lease
+from pyflannel.model.lease import Claim, Lease
 from pyflannel.model.lease_protocol import (
     Acquired,
     Check,
+    Contested,
     DeleteClaim,
     DeleteLease,
     Event,
@@ -227,9 +228,7 @@ class _Happening:
                 attributes = replace(host.wanted.attributes, public_ip=moved_address(host))
                 self._order(replace(host.wanted, attributes=attributes))
             case "reinstall":
-                identity = host.wanted.identity
-                anew = Identity(owner=f"{identity.owner}+", machine=identity.machine)
-                attributes = replace(host.wanted.attributes, owner=anew)
+                attributes = replace(host.wanted.attributes, owner=f"{host.wanted.owner}+")
                 self.host = replace(
                     host, wanted=replace(host.wanted, attributes=attributes), memory=None, is_excused=True
                 )
@@ -327,7 +326,7 @@ class _Happening:
                     host = replace(host, answers=(*host.answers, Ordered(_anew(host))))
                 case Acquired(held) | Renewed(held):
                     host = replace(host, memory=held.lease)
-                case SharedAddress():
+                case SharedAddress() | Contested():
                     host = replace(host, is_warned=True)
                 case _:
                     pass
@@ -355,9 +354,7 @@ def _failure(request: Request, cause: str) -> Failed:
 
 
 def _anew(host: HostState) -> Wanted:
-    identity = host.wanted.identity
-    anew = Identity(owner=f"{identity.owner}'", machine=identity.machine)
-    return replace(host.wanted, attributes=replace(host.wanted.attributes, owner=anew))
+    return replace(host.wanted, attributes=replace(host.wanted.attributes, owner=f"{host.wanted.owner}'"))
 
 
 def _pruned(world: World) -> World:

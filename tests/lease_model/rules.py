@@ -135,10 +135,10 @@ def _of_choice(host: HostState, listed: Listed, chosen: Lease) -> Iterator[Viola
     subnet = host.subnet
     if subnet is None or chosen.subnet == subnet or not host.wanted.network.admits(subnet):
         return
-    identity = host.wanted.identity
-    others = [lease for lease in listed.leases if lease.attributes.owner != identity]
+    owner = host.wanted.owner
+    others = [lease for lease in listed.leases if lease.attributes.owner != owner]
     standing = [lease.subnet for lease in others] + [bad.subnet for bad in listed.unreadable]
-    own = [lease.subnet for lease in listed.leases if lease.attributes.owner == identity]
+    own = [lease.subnet for lease in listed.leases if lease.attributes.owner == owner]
     if not any(subnet.overlaps(other) for other in standing) and chosen.subnet not in own:
         text = f"{host.name} ran on {subnet}, which is free, and asks for {chosen.subnet}"
         yield Violation("a running host's subnet changes only on an order", text)
@@ -194,7 +194,7 @@ def _of_copies(world: World) -> Iterator[Violation]:
 
 def _origin(host: HostState) -> str:
     """Return the identity that a host had first: one that gave way has a new one, made of the first."""
-    return host.wanted.identity.owner.rstrip("'")
+    return host.wanted.owner.rstrip("'")
 
 
 def _is_own(entry: Entry, host: HostState) -> bool:

@@ -129,7 +129,7 @@ def _answer(answer: object) -> str:
 
 
 def _lease(lease: Lease) -> str:
-    owner = lease.attributes.owner.owner if lease.attributes.owner is not None else "nobody"
+    owner = lease.attributes.owner or "nobody"
     return f"{lease.subnet}@{lease.revision} of {owner} at {lease.attributes.public_ip}"
 
 

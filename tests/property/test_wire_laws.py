@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyflannel.errors import ConfigError, WireError
-from pyflannel.model.lease import Claim, Identity, Lease, LeaseAttributes
+from pyflannel.model.lease import Claim, Lease, LeaseAttributes
 from pyflannel.model.store_record import Record
 from pyflannel.wire.json_values import escape
 from pyflannel.wire.lease_json import (
@@ -63,7 +63,7 @@ attributes_with_owner = st.builds(
     public_ipv6=st.none() | st.ip_addresses(v=6),
     backend_type=texts,
     backend_data=backend_data,
-    owner=st.builds(Identity, owner=texts.filter(bool), machine=texts),
+    owner=texts.filter(bool),
     port=st.none() | st.integers(1, 65535),
     reads=st.lists(texts, max_size=3).map(lambda reads: tuple(sorted(reads))),
 )

@@ -21,7 +21,7 @@ from pyflannel.assembly.stores import open_store
 from pyflannel.engine.lease_keeper import LeaseKeeper
 from pyflannel.errors import LabError
 from pyflannel.kernel.host.machine import BoottimeClock
-from pyflannel.model.lease import Identity, LeaseAttributes
+from pyflannel.model.lease import LeaseAttributes
 from pyflannel.model.lease_protocol import Acquired, Picking, Report, StoreAway, Wanted
 from pyflannel.model.lease_set import LeaseSet
 from pyflannel.model.network_config import NetworkConfig
@@ -166,7 +166,7 @@ class Member:
                 await self._done.wait()
 
     def _wanted(self) -> Wanted:
-        owner = Identity(owner=f"host-{self._number}", machine=f"machine-{self._number}")
+        owner = f"host-{self._number}"
         attributes = LeaseAttributes(public_ip=FIRST_ADDRESS + self._number, owner=owner, port=8285)
         return Wanted(network=self._crowd.network, attributes=attributes)
 

@@ -11,7 +11,7 @@ from grpclib.client import Channel
 
 from pyflannel.lab.etcd_server import CLIENT_PORT, PREFIX
 from pyflannel.lab.topology import Segment
-from pyflannel.model.lease import LEASE_TTL_S, Identity, Lease, LeaseAttributes, Vtep
+from pyflannel.model.lease import LEASE_TTL_S, Lease, LeaseAttributes, Vtep
 from pyflannel.stores.etcd.keys import KeySpace
 from pyflannel.stores.etcd.rpc_grpc import KVStub, LeaseStub
 from pyflannel.stores.etcd.rpc_pb2 import (
@@ -56,7 +56,7 @@ def standing_lease(number: int, backend: str, *, address: IPv4Address | None = N
             backend_type="" if backend == "udp" else backend,
             backend_data=format_backend_data(vtep) if has_vtep else None,
             vtep=vtep if has_vtep else None,
-            owner=Identity(owner=f"{number:032x}", machine=f"{number:016x}"),
+            owner=f"{number:032x}",
             port=8285 if backend == "udp" else None,
         ),
     )

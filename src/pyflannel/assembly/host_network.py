@@ -140,7 +140,7 @@ class HostNetwork:
 
     def config_text(self) -> str | None:
         """Return the network config that the host runs with; None when there is none."""
-        return self._supervisor.config_text
+        return self._supervisor.condition.config.text
 
     async def set_config(self, text: str) -> None:
         """Write the network config to the store."""

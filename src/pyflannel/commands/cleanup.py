@@ -307,8 +307,7 @@ def _lease_of(record: Record, owner: str) -> Lease | None:
         lease = lease_of(record)
     except WireError:
         return None
-    identity = lease.attributes.owner
-    return lease if identity is not None and identity.owner == owner else None
+    return lease if lease.attributes.owner == owner else None
 
 
 def _remove_files(report: CleanupReport, *paths: Path) -> None:

@@ -98,8 +98,7 @@ def _last_known(path: Path) -> LastKnown | None:
 
 def _owner(known: LastKnown | None) -> str | None:
     """Return who held our lease: one of several networks has no identity of its own."""
-    identity = known.own.attributes.owner if known else None
-    return identity.owner if identity else None
+    return known.own.attributes.owner if known else None
 
 
 def _config(known: LastKnown | None) -> NetworkConfig | None:

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Network
 
+from pyflannel.engine.condition import HostCondition
+from pyflannel.engine.lease_log import holder_text, shared_text
 from pyflannel.engine.supervisor import Supervisor
 from pyflannel.model.forwarder import Stranger
 from pyflannel.model.link import Link
@@ -27,55 +29,36 @@ from pyflannel.ports import Clock
 
 def status_of(supervisor: Supervisor, *, version: str, store_url: str, clock: Clock) -> Status:
     """Return what is so at this moment."""
-    planner, narrator, reconciler = supervisor.planner, supervisor.narrator, supervisor.reconciler
-    inputs, counts = supervisor.inputs, reconciler.counts
-    now = clock.now()
-    held = supervisor.held
+    condition, planner, reconciler = supervisor.condition, supervisor.planner, supervisor.reconciler
+    inputs, counts, now = condition.inputs, reconciler.counts, clock.now()
     waiting = supervisor.waiting_for
-    lease = LeaseStatus(
-        phase=narrator.phase,
-        subnet=held.lease.subnet if held else None,
-        is_reservation=held is not None and not held.lease.has_ttl,
-        expires_in_s=max(0.0, held.expires_at - now) if held and held.expires_at is not None else None,
-        since_s=now - narrator.since,
-        holder=narrator.holder,
-        losses=narrator.losses,
-    )
-    store = StoreStatus(
-        url=store_url,
-        is_connected=supervisor.has_store_answered and not (narrator.is_store_away or supervisor.is_stale),
-        is_stale=supervisor.is_stale,
-        since_s=now - narrator.store_since,
-        last_error=narrator.store_error,
-        last_error_age_s=None if narrator.store_error_at is None else now - narrator.store_error_at,
-    )
     shared = _shared(supervisor)
     known = {planner.refused[subnet] for subnet in shared}
     warnings = [conflict.text for conflict in planner.conflicts if conflict.text not in known]
-    if supervisor.is_stale:
+    if condition.store.is_stale:
         warnings.append("leases are stale: those known before this start; the store has not answered since")
-    if narrator.shared is not None:
-        warnings.append(narrator.shared)
-    trouble = _config_trouble(supervisor)
+    if condition.lease.shared is not None:
+        warnings.append(shared_text(condition.lease.shared))
+    trouble = _config_trouble(condition)
     if trouble is not None and inputs.config is not None:
         warnings.append(trouble.text)
     refused_peers = _refused_peers(supervisor, shared)
     return Status(
         version=version,
-        owner=supervisor.identity.owner,
+        owner=condition.identity.owner,
         is_ready=waiting is None,
         waiting_for=waiting,
         network=NetworkStatus(
-            text=supervisor.config_text,
+            text=condition.config.text,
             network=inputs.config.network if inputs.config else None,
             trouble=trouble,
         ),
-        lease=lease,
-        underlay=_underlay(supervisor),
+        lease=_lease(condition, now),
+        underlay=_underlay(condition),
         backend=_backend(supervisor),
-        store=store,
+        store=_store(condition, store_url, now),
         peers=planner.peer_count + sum(one.subnet not in planner.objections for one in refused_peers),
-        leases=len(supervisor.leases),
+        leases=len(condition.leases),
         conflicts=len(planner.conflicts),
         refused_peers=refused_peers,
         fast_path=supervisor.fast_path.status(inputs.config),
@@ -95,12 +78,37 @@ def status_of(supervisor: Supervisor, *, version: str, store_url: str, clock: Cl
 
 def strangers_of(supervisor: Supervisor, strangers: Sequence[Stranger]) -> tuple[StrangerStatus, ...]:
     """Return what the leases of this moment say of whom the guard turned away."""
-    held = supervisor.held
-    return explain(strangers, supervisor.leases, held.lease.subnet if held else None)
+    held = supervisor.condition.held
+    return explain(strangers, supervisor.condition.leases, held.lease.subnet if held else None)
 
 
-def _underlay(supervisor: Supervisor) -> UnderlayStatus | None:
-    underlay = supervisor.inputs.underlay
+def _lease(condition: HostCondition, now: float) -> LeaseStatus:
+    held, lease = condition.held, condition.lease
+    return LeaseStatus(
+        phase=lease.phase,
+        subnet=held.lease.subnet if held else None,
+        is_reservation=held is not None and not held.lease.has_ttl,
+        expires_in_s=max(0.0, held.expires_at - now) if held and held.expires_at is not None else None,
+        since_s=now - lease.since_s,
+        holder=None if lease.taken is None else holder_text(lease.taken),
+        losses=lease.losses,
+    )
+
+
+def _store(condition: HostCondition, url: str, now: float) -> StoreStatus:
+    store = condition.store
+    return StoreStatus(
+        url=url,
+        is_connected=store.has_answered and not (store.is_away or store.is_stale),
+        is_stale=store.is_stale,
+        since_s=now - store.since_s,
+        last_error=store.error,
+        last_error_age_s=None if store.error_s is None else now - store.error_s,
+    )
+
+
+def _underlay(condition: HostCondition) -> UnderlayStatus | None:
+    underlay = condition.inputs.underlay
     if underlay is None:
         return None
     return UnderlayStatus(
@@ -109,7 +117,7 @@ def _underlay(supervisor: Supervisor) -> UnderlayStatus | None:
 
 
 def _backend(supervisor: Supervisor) -> BackendStatus | None:
-    inputs = supervisor.inputs
+    inputs = supervisor.condition.inputs
     config, backend, host = inputs.config, inputs.backend, supervisor.planner.host(inputs)
     if config is None or backend is None:
         return None
@@ -124,26 +132,26 @@ def _backend(supervisor: Supervisor) -> BackendStatus | None:
     )
 
 
-def _config_trouble(supervisor: Supervisor) -> Notice | None:
-    trouble = supervisor.config_trouble
+def _config_trouble(condition: HostCondition) -> Notice | None:
+    trouble = condition.config.trouble
     if trouble is None:
         return None
-    is_first = supervisor.inputs.config is None
+    is_first = condition.inputs.config is None
     how = "waits for" if is_first else "runs on with the network config as it was, waiting for"
     return replace(trouble, text=f"{how} {trouble.text}")
 
 
 def _shared(supervisor: Supervisor) -> Mapping[IPv4Network, str]:
-    """Return what to do about the peers that are refused as they share our address, where they said so."""
-    narrator = supervisor.narrator
-    if narrator.shared is None:
+    """Return what to do about the peers that are refused because they share our address, if they told us."""
+    shared = supervisor.condition.lease.shared
+    if shared is None:
         return {}
     owners = supervisor.refused_owners
-    return {subnet: narrator.shared for subnet, owner in owners.items() if owner == narrator.shared_with}
+    return {subnet: shared_text(shared) for subnet, owner in owners.items() if owner == shared.other}
 
 
 def _refused_peers(supervisor: Supervisor, shared: Mapping[IPv4Network, str]) -> tuple[RefusedPeer, ...]:
-    leases = supervisor.leases.by_subnet
+    leases = supervisor.condition.leases.by_subnet
     return tuple(
         RefusedPeer(subnet=subnet, public_ip=lease.attributes.public_ip, reason=shared.get(subnet, reason))
         for subnet, reason in sorted(supervisor.planner.refused.items())

@@ -11,7 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from ipaddress import IPv4Network
+from typing import Any
 
+from pyflannel.engine.condition import ConfigCondition, HostCondition, LeaseCondition, StoreCondition
 from pyflannel.engine.config_follower import ConfigFollower, read_config
 from pyflannel.engine.fast_path import FastPath
 from pyflannel.engine.host_followers import BridgeFollower, UnderlayFollower
@@ -19,9 +21,10 @@ from pyflannel.engine.journal import Journal
 from pyflannel.engine.last_known_leases import LastKnownLeases
 from pyflannel.engine.lease_grace import LeaseGrace
 from pyflannel.engine.lease_keeper import LeaseKeeper
-from pyflannel.engine.lease_narrator import LeaseNarrator
+from pyflannel.engine.lease_log import log_report, log_shared_over
 from pyflannel.engine.plan_log import PlanLog
 from pyflannel.engine.planner import Blocked, Inputs, Planner
+from pyflannel.engine.readiness import reason_to_wait
 from pyflannel.engine.reconciler import Reconciler
 from pyflannel.engine.world import HostOptions, World
 from pyflannel.errors import ConfigError, StoreError, WireError
@@ -33,7 +36,6 @@ from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.status import Notice
 from pyflannel.model.store_record import Put
 from pyflannel.plan.backends import Backend
-from pyflannel.plan.describe import found
 from pyflannel.wire.lease_json import format_backend_data
 from pyflannel.wire.lease_record import CONFIG
 from pyflannel.wire.subnet_env import previous_subnet
@@ -59,30 +61,25 @@ class Supervisor:
         self._needs_last_known = asyncio.Event()
         self._has_last_known = False
         self._deferred: Callable[[], None] | None = None
-        self._said_ready = False
-        self._said_status = ""
+        self._notified_status = ""
         self._keeper: LeaseKeeper | None = None
-        self.identity = options.identity
-        self._config_revision: int | None = None
-        self.config_text: str | None = None
-        self.config_trouble: Notice | None = None
-        self._store_trouble: str | None = None
-        self.is_stale = False
-        self.has_store_answered = False
-        self.held: Held | None = None
-        self.leases = LeaseSet()
-        self.inputs = Inputs(owner=options.identity.owner)
-        self.obstacle = ""
+        now = world.clock.now()
+        self.is_ready = False
+        self.condition = HostCondition(
+            identity=options.identity,
+            inputs=Inputs(owner=options.identity.owner),
+            lease=LeaseCondition(since_s=now),
+            store=StoreCondition(since_s=now),
+        )
         self.planner = Planner(options.plan)
         self._plan_log = PlanLog()
-        self.narrator = LeaseNarrator(world.clock)
         self.journal = Journal(world.clock)
         self.reconciler = Reconciler(
             targets=world.targets,
             clock=world.clock,
             draw=world.draw,
             journal=self.journal,
-            judge=lambda refused: self.fast_path.judge(tuple(refused), self.inputs.config),
+            judge=lambda refused: self.fast_path.judge(tuple(refused), self.condition.inputs.config),
             progressed=self._progressed,
             alive=world.alive,
             audit_s=options.audit_s,
@@ -135,15 +132,15 @@ class Supervisor:
 
     def known_leases(self) -> Sequence[Lease]:
         """Return every lease that is known, our own too, in the order of subnets."""
-        return sorted(self.leases, key=lambda lease: lease.subnet)
+        return sorted(self.condition.leases, key=lambda lease: lease.subnet)
 
     @property
     def refused_owners(self) -> dict[IPv4Network, str]:
         """The owners of the leases that are not planned for, as far as they have an identity."""
-        leases = self.leases.by_subnet
+        leases = self.condition.leases.by_subnet
         known = ((subnet, leases.get(subnet)) for subnet in self.planner.refused)
         owners = {subnet: lease.attributes.owner for subnet, lease in known if lease is not None}
-        return {subnet: owner.owner for subnet, owner in owners.items() if owner is not None}
+        return {subnet: owner for subnet, owner in owners.items() if owner is not None}
 
     async def set_config(self, text: str) -> None:
         """Write the network config to the store.
@@ -155,34 +152,10 @@ class Supervisor:
 
     @property
     def waiting_for(self) -> str | None:
-        """What keeps the host from being ready, in one line; None when it is."""
-        reconciler = self.reconciler
-        if self.obstacle:
-            return self.obstacle
-        if self.inputs.underlay is None:
+        """What keeps the host from being ready, in one line; None when it is ready."""
+        if self.condition.inputs.underlay is None and not self.condition.obstacle:
             return self.underlay.waiting_for
-        if self.inputs.config is None:
-            if self._store_trouble is not None:
-                return f"the store: {self._store_trouble}"
-            return self.config_trouble.text if self.config_trouble is not None else "the network config"
-        if self.held is None:
-            if self.narrator.is_store_away:
-                return f"the store: {self.narrator.store_error}"
-            reason = f"asking {self.narrator.asked}" if self.narrator.asked else self.narrator.exhausted
-            return f"a lease: {reason}" if reason else "a lease"
-        if reconciler.error is not None:
-            return reconciler.error
-        if refused := reconciler.refused:
-            return f"the plan to take effect: {found(refused[0].operation)}: {refused[0].cause}"
-        if delayed := reconciler.delayed:
-            return f"the next repair, as another program keeps changing this object: {found(delayed[0])}"
-        if not (reconciler.is_clean or self._said_ready):
-            return "the first pass"
-        if self.narrator.is_store_away or self.is_stale:
-            return f"the store: {self.narrator.store_error or self._store_trouble}"
-        if self.narrator.phase == "taken":
-            return f"our subnet, which {self.narrator.holder} holds"
-        return "our lease" if self.narrator.phase == "lost" else None
+        return reason_to_wait(self.condition, self.reconciler, was_ready=self.is_ready)
 
     # Starting.
 
@@ -192,14 +165,15 @@ class Supervisor:
             clock=self._world.clock,
             draw=self._world.draw,
             wanted=self._wanted(),
-            held=self.held,
+            held=self.condition.held,
             report=self._report,
             leases_changed=self._leases_changed,
             reidentify=self._reidentify,
         )
 
     def _wanted(self) -> Wanted:
-        config, backend, underlay = self.inputs.config, self.inputs.backend, self.inputs.underlay
+        inputs = self.condition.inputs
+        config, backend, underlay = inputs.config, inputs.backend, inputs.underlay
         assert config is not None
         assert backend is not None
         assert underlay is not None
@@ -211,7 +185,7 @@ class Supervisor:
         )
         return Wanted(
             network=config,
-            config_revision=self._config_revision,
+            config_revision=self.condition.config.revision,
             attributes=self._identified(attributes, backend),
             previous=self._previous,
             ttl_s=self._options.lease_ttl_s,
@@ -221,10 +195,10 @@ class Supervisor:
 
     def _identified(self, attributes: LeaseAttributes, backend: Backend) -> LeaseAttributes:
         """Return what our lease says, as that of who we are now."""
-        data = backend.lease_data(self.identity.owner)
+        data = backend.lease_data(self.condition.identity.owner)
         return replace(
             attributes,
-            owner=self.identity,
+            owner=self.condition.identity.owner,
             backend_data=None if data is None else format_backend_data(data),
             vtep=data,
         )
@@ -238,7 +212,8 @@ class Supervisor:
         known = await self._last_known.load()
         self._has_last_known = True
         is_running = known is not None and known.own.subnet == self._previous
-        if known is not None and self.inputs.config is None and (is_running or not self.has_store_answered):
+        may_start = is_running or not self.condition.store.has_answered
+        if known is not None and self.condition.inputs.config is None and may_start:
             self._start_with(known)
         if self._deferred is not None:
             self._deferred()
@@ -247,62 +222,74 @@ class Supervisor:
         try:
             config, backend = read_config(known.config)
         except ConfigError as error:
-            log.warning("The last known network config is of no use: %s. %s", error, error.hint)
+            log.warning("The last known network config is of no use: %s", error.in_full)
             return
+        has_answered = self.condition.store.has_answered
         log.warning(
             "%s: starting with what was known last lease=%s peers=%d",
-            "No network config to run on" if self.has_store_answered else "Store is away",
+            "No network config to run on" if has_answered else "Store is away",
             known.own.subnet,
             len(known.leases) - 1,
         )
-        self.is_stale = not self.has_store_answered
-        self.config_text = known.config
-        self.held = Held(lease=known.own)
-        self.inputs = replace(self.inputs, config=config, backend=backend, lease=known.own)
+        self._change_store(is_stale=not has_answered)
+        self._change_config(text=known.config)
+        self._change(held=Held(lease=known.own))
+        self._change_inputs(config=config, backend=backend, lease=known.own)
         self._leases_changed(LeaseSet.of(known.leases))
         self._prerequisites.set()
 
     def _current(self) -> LastKnown | None:
-        if self.held is None or self.config_text is None or self.is_stale:
+        """Return what is worth keeping for a start without a store; None while there is nothing new."""
+        held, text = self.condition.held, self.condition.config.text
+        if held is None or text is None or self.condition.store.is_stale:
             return None
-        return LastKnown(config=self.config_text, own=self.held.lease, leases=tuple(self.leases))
+        return LastKnown(config=text, own=held.lease, leases=tuple(self.condition.leases))
 
-    # Inputs change.
+    # Events change the condition.
+
+    def _change(self, **changes: Any) -> None:
+        self.condition = replace(self.condition, **changes)
+
+    def _change_inputs(self, **changes: Any) -> None:
+        self._change(inputs=replace(self.condition.inputs, **changes))
+
+    def _change_store(self, **changes: Any) -> None:
+        self._change(store=replace(self.condition.store, **changes))
+
+    def _change_config(self, **changes: Any) -> None:
+        self._change(config=replace(self.condition.config, **changes))
 
     def _underlay_changed(self, underlay: Underlay) -> None:
-        self.inputs = replace(self.inputs, underlay=underlay)
+        self._change_inputs(underlay=underlay)
         self._inputs_changed()
 
     def _config_changed(self, text: str, config: NetworkConfig, backend: Backend, revision: int) -> None:
-        self.has_store_answered = True
-        held = self.held
+        self._change_store(has_answered=True)
+        held, inputs = self.condition.held, self.condition.inputs
         if held is None and self._may_run_outside(config):
             self._deferred = partial(self._config_changed, text, config, backend, revision)
             self._needs_last_known.set()
             return
+        is_stale = self.condition.store.is_stale
+        self._change_store(is_stale=False)
         if held is not None and not config.admits(held.lease.subnet):
-            self._config_revision = None  # the one that is run on stands there no longer
-            self.is_stale, self._store_trouble = False, None
+            trouble = Notice(f"a network config that admits our subnet {held.lease.subnet}", _RETURN)
+            self._change_config(revision=None, trouble=trouble, store_trouble=None)
             self._inputs_changed()
-            self.config_trouble = Notice(
-                f"a network config that admits our subnet {held.lease.subnet}", _RETURN
-            )
             log.error(
                 "Network config does not admit our subnet, running on with the last good one lease=%s. %s",
                 held.lease.subnet,
                 _RETURN,
             )
             return
-        if config != self.inputs.config or backend != self.inputs.backend or self.is_stale:
+        if config != inputs.config or backend != inputs.backend or is_stale:
             log.info("Found network config - Backend type: %s", config.backend_type)
             if backend.config_line is not None:
                 log.info("%s", backend.config_line)
             for warning in backend.config_warnings:
                 log.warning("Network config: %s", warning)
-        self.config_text, self.is_stale = text, False
-        self.config_trouble = self._store_trouble = None
-        self.inputs = replace(self.inputs, config=config, backend=backend)
-        self._config_revision = revision
+        self._change(config=ConfigCondition(text=text, revision=revision))
+        self._change_inputs(config=config, backend=backend)
         self._inputs_changed()
 
     def _may_run_outside(self, config: NetworkConfig) -> bool:
@@ -310,29 +297,30 @@ class Supervisor:
         return self._previous is not None and not (self._has_last_known or config.admits(self._previous))
 
     def _config_missing(self, trouble: Notice) -> None:
-        self.has_store_answered, self.is_stale = True, False
-        self.config_trouble, self._store_trouble = trouble, None
-        if self.inputs.config is not None:
+        self._change_store(has_answered=True, is_stale=False)
+        self._change_config(trouble=trouble, store_trouble=None)
+        if self.condition.inputs.config is not None:
             log.warning("Running on with the network config as it was")
         elif self._previous is not None:
             self._needs_last_known.set()
         self.tell_waiting()
 
     def _config_away(self, error: StoreError) -> None:
-        if self.inputs.config is None:
-            self.has_store_answered = False
-            self.config_trouble, self._store_trouble = None, str(error)
+        if self.condition.inputs.config is None:
+            self._change_store(has_answered=False)
+            self._change_config(trouble=None, store_trouble=str(error))
         self._needs_last_known.set()
         self.tell_waiting()
 
     def _bridges_changed(self, bridges: tuple[Bridge, ...]) -> None:
-        self.inputs = replace(self.inputs, bridges=bridges)
+        self._change_inputs(bridges=bridges)
         self._replan()
 
     def _inputs_changed(self) -> None:
-        self.fast_path.examine(self.inputs.config)
-        has_fast_path = self.fast_path.is_on(self.inputs.config)
-        self.inputs = replace(self.inputs, has_fast_path=has_fast_path)
+        config = self.condition.inputs.config
+        self.fast_path.examine(config)
+        has_fast_path = self.fast_path.is_on(config)
+        self._change_inputs(has_fast_path=has_fast_path)
         if has_fast_path:
             self._bridges.is_wanted.set()
         else:
@@ -340,59 +328,66 @@ class Supervisor:
         if self._keeper is not None:
             self._keeper.order(self._wanted())
         self._replan()
-        if self.inputs.backend is not None and not self.obstacle:
+        if self.condition.inputs.backend is not None and not self.condition.obstacle:
             self._prerequisites.set()
-
-    def _held_changed(self, held: Held) -> None:
-        self.held, self.inputs = held, replace(self.inputs, lease=held.lease)
-        self._replan()
 
     def _leases_changed(self, leases: LeaseSet) -> None:
         self._grace.see(leases)
-        self.leases = leases
+        self._change(leases=leases)
         self._replan()
 
     def _reidentify(self, attributes: LeaseAttributes) -> LeaseAttributes:
-        backend = self.inputs.backend
+        backend = self.condition.inputs.backend
         assert backend is not None  # no lease is asked for before there is a backend
-        self.identity = self._world.reidentify()
-        self.inputs = replace(self.inputs, owner=self.identity.owner)
-        log.warning("Made a new identity for this host owner=%s", self.identity.owner)
+        identity = self._world.reidentify()
+        self._change(identity=identity)
+        self._change_inputs(owner=identity.owner)
+        log.warning("Made a new identity for this host owner=%s", identity.owner)
         return self._identified(attributes, backend)
 
     def _report(self, report: Report) -> None:
-        self.narrator.tell(report)
+        """Take in a report of the lease protocol."""
+        now, before = self._world.clock.now(), self.condition
+        self._change(lease=before.lease.after(report, now), store=before.store.after(report, now))
         self._grace.hear(report)
+        log_report(report, before, self._world.clock)
         if isinstance(report, Acquired | Renewed):
-            self._held_changed(report.held)
+            self._change(held=report.held)
+            self._change_inputs(lease=report.held.lease)
+            self._replan()
         self.tell_waiting()
 
     # What follows from it.
 
     def _replan(self) -> None:
-        self.inputs = replace(self.inputs, leases=self._grace.counted)
+        """Let the planner and the reconciler follow the inputs."""
+        self._change_inputs(leases=self._grace.counted)
         self._last_known.changed()
-        result = self.planner.update(self.inputs)
-        self.obstacle = result.reason if isinstance(result, Blocked) else ""
-        self._plan_log.tell(self.planner, result, self.inputs.backend)
+        inputs = self.condition.inputs
+        result = self.planner.update(inputs)
+        self._change(obstacle=result.reason if isinstance(result, Blocked) else "")
         self.reconciler.follow(result)
-        if self.narrator.shared is not None:
-            self.narrator.see_owners(self.refused_owners.values())
+        self._plan_log.tell(self.planner, result, inputs.backend)
+        shared = self.condition.lease.shared
+        if shared is not None:
+            self._change(lease=self.condition.lease.after_owners(self.refused_owners.values()))
+            if self.condition.lease.shared is None:
+                log_shared_over(shared)
         self.tell_waiting()
 
     def _progressed(self) -> None:
-        if self.reconciler.is_clean and not self._said_ready:
-            self._said_ready = True
+        if self.reconciler.is_clean and not self.is_ready:
+            self.is_ready = True
             self._world.notify("READY=1")
         self.tell_waiting()
 
     def tell_waiting(self) -> None:
-        """Tell the service manager, and the log where it is news, what is being waited for."""
-        waiting = self.waiting_for
-        lease = self.held.lease.subnet if self.held is not None else None
+        """Tell the service manager what is being waited for, if that is news."""
+        waiting, held = self.waiting_for, self.condition.held
+        lease = None if held is None else held.lease.subnet
         status = f"waiting for {waiting}" if waiting else f"lease {lease}, {self.planner.peer_count} peers"
-        if status != self._said_status:
-            self._said_status = status
+        if status != self._notified_status:
+            self._notified_status = status
             self._world.notify(f"STATUS={status}")
 
 

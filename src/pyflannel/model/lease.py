@@ -35,8 +35,8 @@ class Identity:
     """Who a host is, whatever its address.
 
     Attributes:
-        owner: random id made at the first start, or what `--node-id` says.
-        machine: digest of the machine-id, so that a re-installed host is known again; "" when unknown.
+        owner: random id made at the first start, or what `--node-id` says; published in the lease.
+        machine: digest of the machine-id, by which a copied state directory is detected; "" when unknown.
     """
 
     owner: str
@@ -56,7 +56,7 @@ class LeaseAttributes:
         backend_type: as published: empty for udp and alloc.
         backend_data: the backend's own JSON, as text; None when absent.
         vtep: what `backend_data` says in a vxlan lease; None where it says of no VTEP.
-        owner: identity of the holder; None in leases of the original flannel.
+        owner: `Identity.owner` of the holder; None in leases of the original flannel.
         port: UDP port where the holder's udp backend listens; None when not published.
         reads: what the holder's data path can read beyond the original's, sorted.
     """
@@ -66,7 +66,7 @@ class LeaseAttributes:
     backend_type: str = ""
     backend_data: str | None = None
     backend_v6_data: str | None = None
-    owner: Identity | None = None
+    owner: str | None = None
     port: int | None = None
     reads: tuple[str, ...] = ()
     vtep: Vtep | None = field(default=None, compare=False)
@@ -124,7 +124,7 @@ class LeaseEntry:
 
     Attributes:
         backend_type: as published: empty for udp and alloc.
-        owner: identity of the holder; None in leases of the original flannel.
+        owner: `Identity.owner` of the holder; None in leases of the original flannel.
         port: UDP port of the holder's udp backend, when published.
         is_reservation: it never expires.
         expires_in_s: seconds until it does; None for a reservation, or when only the daemon was asked.
@@ -152,7 +152,7 @@ class LeaseEntry:
             public_ip=attributes.public_ip,
             public_ipv6=attributes.public_ipv6,
             backend_type=attributes.backend_type,
-            owner=attributes.owner.owner if attributes.owner else None,
+            owner=attributes.owner,
             port=attributes.port,
             is_reservation=not lease.has_ttl,
             expires_in_s=expires_in_s,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 from typing import Literal
 
-from pyflannel.model.lease import LEASE_TTL_S, Claim, Identity, Lease, LeaseAttributes
+from pyflannel.model.lease import LEASE_TTL_S, Claim, Lease, LeaseAttributes
 from pyflannel.model.network_config import NetworkConfig
 
 
@@ -35,7 +35,7 @@ class Wanted:
     renumbers: bool = False
 
     @property
-    def identity(self) -> Identity:
+    def owner(self) -> str:
         """Who we are."""
         assert self.attributes.owner is not None  # a host of ours always has one
         return self.attributes.owner

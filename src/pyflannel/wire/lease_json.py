@@ -9,7 +9,7 @@ import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from pyflannel.errors import WireError
-from pyflannel.model.lease import BackendData, Claim, Identity, LeaseAttributes, Vtep
+from pyflannel.model.lease import BackendData, Claim, LeaseAttributes, Vtep
 from pyflannel.wire.json_values import escape, fold, parse_ipv4, parse_ipv6
 
 # What a backend publishes in its lease: `BackendData` as JSON, and back.
@@ -64,9 +64,9 @@ def parse_vtep(text: str) -> Vtep | None:
 # A lease, as flannel 0.28.9 writes it, with one key of ours at its end that the original passes over:
 #
 #     {"PublicIP":"192.168.50.102","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1},
-#      "BackendV6Data":{"VNI":1},"Pyflannel":{"Owner":"…","Machine":"…","Port":8285,"Reads":["…"]}}
+#      "BackendV6Data":{"VNI":1},"Pyflannel":{"Owner":"…","Port":8285,"Reads":["…"]}}
 #
-# A claim is ours alone: {"Owner":"…","PublicIP":"192.168.50.102"}.
+# A claim is ours alone: {"Owner":"…","PublicIP":"192.168.50.102","Held":3600.5}.
 
 _HINT = "Delete the key if no living host owns it; a living owner writes it again."
 
@@ -75,7 +75,6 @@ class _Ours(Struct, omit_defaults=True, rename="pascal"):
     """What we tell each other beyond the original's lease."""
 
     owner: Annotated[str, Meta(min_length=1)]
-    machine: str = ""
     port: Annotated[int, Meta(ge=1, le=65535)] | None = None
     reads: tuple[str, ...] = ()
 
@@ -138,7 +137,7 @@ def parse_lease_attributes(value: bytes) -> LeaseAttributes:
             backend_data=data,
             vtep=parse_vtep(data) if data is not None and lease.backend_type == "vxlan" else None,
             backend_v6_data=_compact(lease.backend_v6_data) if lease.backend_v6_data else None,
-            owner=Identity(owner=lease.ours.owner, machine=lease.ours.machine) if lease.ours else None,
+            owner=lease.ours.owner if lease.ours else None,
             port=lease.ours.port if lease.ours else None,
             reads=tuple(sorted(lease.ours.reads)) if lease.ours else (),
         )
@@ -158,7 +157,7 @@ def format_lease_attributes(attributes: LeaseAttributes) -> bytes:
         backend_v6_data=UNSET if attributes.backend_v6_data is None else Raw(attributes.backend_v6_data),
     )
     if owner is not None:
-        lease.ours = _Ours(owner.owner, owner.machine, attributes.port, attributes.reads)
+        lease.ours = _Ours(owner, attributes.port, attributes.reads)
     return escape(msgspec.json.encode(lease).decode()).encode()
 
 

@@ -22,7 +22,7 @@ from pyflannel.errors import (
     WireError,
 )
 from pyflannel.http.client import request
-from pyflannel.model.lease import Identity, Lease, LeaseAttributes, LeaseEntry
+from pyflannel.model.lease import Lease, LeaseAttributes, LeaseEntry
 from pyflannel.model.status import (
     BackendStatus,
     FastPathStatus,
@@ -65,9 +65,7 @@ EVENTS = [
 
 LEASE = Lease(
     subnet=IPv4Network("10.100.15.0/24"),
-    attributes=LeaseAttributes(
-        public_ip=IPv4Address("10.10.10.101"), owner=Identity(owner="5d0f", machine="ab"), port=8285
-    ),
+    attributes=LeaseAttributes(public_ip=IPv4Address("10.10.10.101"), owner="5d0f", port=8285),
     revision=7,
 )
 RESERVATION = Lease(

@@ -12,7 +12,7 @@ import pytest
 from doubles.fake_clock import FakeClock
 from doubles.fake_store import FakeStore
 from pyflannel.engine.lease_keeper import READ_AT_ONCE, LeaseKeeper
-from pyflannel.model.lease import Identity, Lease, LeaseAttributes
+from pyflannel.model.lease import Lease, LeaseAttributes
 from pyflannel.model.lease_protocol import Acquired, Lost, Report, SharedAddress, StoreAway, StoreBack, Wanted
 from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.store_record import Delete, Put, Record, Written
@@ -35,25 +35,22 @@ class Bench:
         self.reports: dict[str, list[Report]] = {}
         self.stores: dict[str, FakeStore] = {}
 
-    def keeper(self, owner: str, address: str, *, machine: str = "") -> LeaseKeeper:
+    def keeper(self, owner: str, address: str) -> LeaseKeeper:
         self.reports[owner] = []
         self.stores[owner] = self.store.client()
-        identity = Identity(owner=owner, machine=machine)
         return LeaseKeeper(
             store=self.stores[owner],
             clock=self.clock,
             draw=lambda n: n // 2,
             wanted=Wanted(
                 network=NETWORK,
-                attributes=LeaseAttributes(public_ip=IPv4Address(address), owner=identity),
+                attributes=LeaseAttributes(public_ip=IPv4Address(address), owner=owner),
                 ttl_s=60,
             ),
             held=None,
             report=self.reports[owner].append,
             leases_changed=lambda leases: None,
-            reidentify=lambda attributes: replace(
-                attributes, owner=Identity(owner=f"{owner}-anew", machine=machine)
-            ),
+            reidentify=lambda attributes: replace(attributes, owner=f"{owner}-anew"),
         )
 
     def heard(self, owner: str, kind: type[Report]) -> bool:
@@ -280,8 +277,8 @@ def test_what_is_no_lease_is_named_again_only_when_it_is_news(caplog: pytest.Log
 def test_two_living_hosts_with_one_address_both_say_so() -> None:
     async def check() -> None:
         bench = Bench()
-        owner = bench.keeper("owner", "192.168.50.1", machine="m1")
-        newcomer = bench.keeper("newcomer", "192.168.50.1", machine="m2")
+        owner = bench.keeper("owner", "192.168.50.1")
+        newcomer = bench.keeper("newcomer", "192.168.50.1")
         async with running(bench, owner):
             async with running(bench, newcomer):
                 await bench.clock.advance(15)
@@ -296,10 +293,10 @@ def test_two_living_hosts_with_one_address_both_say_so() -> None:
 def test_a_dead_host_gives_its_lease_to_its_successor_after_ten_seconds() -> None:
     async def check() -> None:
         bench = Bench()
-        dead = bench.keeper("dead", "192.168.50.1", machine="m1")
+        dead = bench.keeper("dead", "192.168.50.1")
         async with running(bench, dead):
             assert dead.state.held is not None
-        newcomer = bench.keeper("newcomer", "192.168.50.1", machine="m2")
+        newcomer = bench.keeper("newcomer", "192.168.50.1")
         async with running(bench, newcomer):
             await bench.clock.advance(12)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pyflannel.errors import WireError
-from pyflannel.model.lease import Claim, Identity, LeaseAttributes
+from pyflannel.model.lease import Claim, LeaseAttributes
 from pyflannel.wire.lease_json import (
     format_claim,
     format_lease_attributes,
@@ -21,7 +21,7 @@ GOLDEN = json.loads((Path(__file__).parents[2] / "golden/lease-attrs-roundtrip.j
 PLAIN = LeaseAttributes(public_ip=IPv4Address("192.168.50.102"))
 OWNED = LeaseAttributes(
     public_ip=IPv4Address("192.168.50.102"),
-    owner=Identity(owner="f00d", machine="beef"),
+    owner="f00d",
     port=8285,
     reads=("partial-checksum",),
 )
@@ -54,10 +54,10 @@ def test_refuses_what_stops_the_original(case: dict[str, str]) -> None:
         (
             OWNED,
             b'{"PublicIP":"192.168.50.102","PublicIPv6":null,'
-            b'"Pyflannel":{"Owner":"f00d","Machine":"beef","Port":8285,"Reads":["partial-checksum"]}}',
+            b'"Pyflannel":{"Owner":"f00d","Port":8285,"Reads":["partial-checksum"]}}',
         ),
         (
-            LeaseAttributes(public_ip=IPv4Address("1.2.3.4"), owner=Identity(owner="f00d")),
+            LeaseAttributes(public_ip=IPv4Address("1.2.3.4"), owner="f00d"),
             b'{"PublicIP":"1.2.3.4","PublicIPv6":null,"Pyflannel":{"Owner":"f00d"}}',
         ),
         (
@@ -92,7 +92,7 @@ def test_every_key_stands_where_it_must_and_only_when_it_says_something(
         '{"Owner":"f00d","Port":0}',
         '{"Owner":"f00d","Port":65536}',
         '{"Owner":"f00d","Reads":"all"}',
-        '{"Owner":"f00d","Machine":null}',
+        '{"Owner":"f00d","Port":"8285"}',
     ],
 )
 def test_malformed_object_of_ours_hides_no_peer(ours: str) -> None:
@@ -102,9 +102,7 @@ def test_malformed_object_of_ours_hides_no_peer(ours: str) -> None:
 
 
 def test_angle_brackets_and_ampersands_are_escaped() -> None:
-    attributes = LeaseAttributes(
-        public_ip=IPv4Address("1.2.3.4"), backend_data='"<&>"', owner=Identity(owner="a<b")
-    )
+    attributes = LeaseAttributes(public_ip=IPv4Address("1.2.3.4"), backend_data='"<&>"', owner="a<b")
 
     assert format_lease_attributes(attributes) == (
         rb'{"PublicIP":"1.2.3.4","PublicIPv6":null,"BackendData":"\u003c\u0026\u003e",'
@@ -119,7 +117,7 @@ def test_backend_data_that_is_not_utf8_hides_no_peer() -> None:
 def test_keys_that_later_versions_add_to_ours_are_passed_over() -> None:
     value = b'{"PublicIP":"1.2.3.4","Pyflannel":{"Owner":"f00d","Later":{"a":1}},"Later":true}'
 
-    assert parse_lease_attributes(value).owner == Identity(owner="f00d")
+    assert parse_lease_attributes(value).owner == "f00d"
 
 
 def test_keys_are_read_in_any_case() -> None:

@@ -6,7 +6,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Network
 import pytest
 
 from pyflannel.errors import WireError
-from pyflannel.model.lease import Claim, Identity, Lease, LeaseAttributes
+from pyflannel.model.lease import Claim, Lease, LeaseAttributes
 from pyflannel.model.store_record import Record
 from pyflannel.wire.lease_record import (
     claim_key,
@@ -21,7 +21,7 @@ from pyflannel.wire.lease_record import (
 
 LEASE = Lease(
     subnet=IPv4Network("10.5.52.0/24"),
-    attributes=LeaseAttributes(public_ip=IPv4Address("192.168.50.102"), owner=Identity(owner="f00d")),
+    attributes=LeaseAttributes(public_ip=IPv4Address("192.168.50.102"), owner="f00d"),
     revision=9,
 )
 DUAL = replace(LEASE, ipv6_subnet=IPv6Network("fd00:5:0:34::/64"))

@@ -269,7 +269,7 @@ class VxlanBackend:
 
     def _mac(self, host: Host) -> str:
         ours, standing = self.lease_data(host.owner), host.lease.attributes
-        is_ours = standing.owner is None or standing.owner.owner == host.owner
+        is_ours = standing.owner is None or standing.owner == host.owner
         return standing.vtep.mac if is_ours and may_stay(standing.vtep, ours) else ours.mac
 
 

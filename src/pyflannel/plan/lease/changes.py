@@ -182,8 +182,8 @@ def _adopt(state: LeaseState, held: Held, lease: Lease, now: float) -> Step:
 
 def _answer(state: LeaseState, claim: Claim, now: float) -> Step:
     """Show a newcomer that we live: our lease is written anew, so that its take-over loses in any case."""
-    identity, public_ip = state.wanted.identity, str(claim.public_ip)
-    is_of_copy = claim.owner == identity.owner
+    public_ip = str(claim.public_ip)
+    is_of_copy = claim.owner == state.wanted.owner
     if is_of_copy and claim.held_s is None and claim.public_ip == state.wanted.attributes.public_ip:
         return state, (DeleteClaim(claim),)  # left over from our own life before this one
     is_renewing = isinstance(state.phase, Holding) and state.phase.put is not None
@@ -219,10 +219,10 @@ def _changed_while_contesting(
 
 def _answered(state: LeaseState, contest: Contesting) -> Step:
     attributes = contest.lease.attributes
-    owner = attributes.owner.owner if attributes.owner is not None else ""
+    owner = attributes.owner or ""
     public_ip = str(attributes.public_ip)
     state = replace(state, answered=state.answered | {owner})
-    if owner == state.wanted.identity.owner:
+    if owner == state.wanted.owner:
         return _give_way(state, contest.lease.subnet, public_ip)
     shared = SharedAddress(contest.lease.subnet, owner, public_ip, is_ours=False)
     return replace(state, phase=Listing()), (shared, List())

@@ -86,7 +86,7 @@ def is_ours(lease: Lease, wanted: Wanted) -> bool:
     owner = lease.attributes.owner
     if owner is None:
         return _has_our_address(lease, wanted)
-    return owner.owner == wanted.identity.owner
+    return owner == wanted.owner
 
 
 def said(standing: LeaseAttributes, wanted: Wanted) -> LeaseAttributes:
@@ -95,7 +95,7 @@ def said(standing: LeaseAttributes, wanted: Wanted) -> LeaseAttributes:
     Not that of another owner of ours, which may come back and has its address then.
     """
     attributes, owner = wanted.attributes, standing.owner
-    if owner is not None and owner.owner != wanted.identity.owner:
+    if owner is not None and owner != wanted.owner:
         return attributes
     if attributes.vtep is None or not may_stay(standing.vtep, attributes.vtep):
         return attributes
@@ -228,4 +228,4 @@ def _has_our_address(lease: Lease, wanted: Wanted) -> bool:
 
 
 def _owner(lease: Lease) -> str:
-    return lease.attributes.owner.owner if lease.attributes.owner is not None else ""
+    return lease.attributes.owner or ""

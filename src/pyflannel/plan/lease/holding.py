@@ -46,7 +46,7 @@ def contest(state: LeaseState, lease: Lease, now: float) -> Step:
     is_copied = state.held is not None and is_ours(lease, state.wanted)
     claim = Claim(
         subnet=lease.subnet,
-        owner=state.wanted.identity.owner,
+        owner=state.wanted.owner,
         public_ip=state.wanted.attributes.public_ip,
         held_s=held_s(state, now) if is_copied else None,
     )

@@ -7,7 +7,7 @@ import pytest
 
 from pyflannel.errors import ConfigError
 from pyflannel.model.host import Host, Underlay
-from pyflannel.model.lease import Identity, Lease, LeaseAttributes, Vtep
+from pyflannel.model.lease import Lease, LeaseAttributes, Vtep
 from pyflannel.model.link import Address, Link, Vxlan
 from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.route import FdbEntry, Neighbour, Route
@@ -102,8 +102,7 @@ def test_the_device_keeps_its_mac_address_and_the_lease_says_it() -> None:
 
 
 def leased(mac: str, *, vni: int | None = 1, owner: str | None = "f00d") -> Host:
-    identity = None if owner is None else Identity(owner=owner)
-    attributes = replace(OWN.attributes, owner=identity, vtep=Vtep(mac=mac, vni=vni))
+    attributes = replace(OWN.attributes, owner=owner, vtep=Vtep(mac=mac, vni=vni))
     return replace(HOST, lease=replace(OWN, attributes=attributes))
 
 

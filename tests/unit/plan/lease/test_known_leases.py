@@ -2,7 +2,7 @@
 
 from ipaddress import IPv4Address, IPv4Network
 
-from pyflannel.model.lease import Identity, Lease, LeaseAttributes
+from pyflannel.model.lease import Lease, LeaseAttributes
 from pyflannel.model.lease_protocol import LeaseSeen, Listed, Seen, Wanted
 from pyflannel.model.lease_set import LeaseSet
 from pyflannel.model.network_config import NetworkConfig
@@ -12,7 +12,7 @@ FIRST, SECOND = IPv4Network("10.100.1.0/24"), IPv4Network("10.100.2.0/24")
 
 
 def state(*, revision: int, is_watching: bool, is_unsure: bool = False) -> LeaseState:
-    attributes = LeaseAttributes(public_ip=IPv4Address("192.168.50.102"), owner=Identity(owner="me"))
+    attributes = LeaseAttributes(public_ip=IPv4Address("192.168.50.102"), owner="me")
     wanted = Wanted(network=NetworkConfig(), attributes=attributes)
     return LeaseState(wanted=wanted, revision=revision, is_watching=is_watching, is_unsure=is_unsure)
 

@@ -19,7 +19,7 @@ from pyflannel.model.lease_protocol import (
 def test_a_reinstalled_host_takes_its_old_lease_over_when_nobody_answers() -> None:
     """Another identity, the same machine-id and address: a clone of a living host looks just so."""
     store = Store()
-    store.write_lease(lease(THIRD, "old-self", "192.168.50.102", machine="m"))
+    store.write_lease(lease(THIRD, "old-self", "192.168.50.102"))
     host = Host(store, wanted()).start()
     host.sleep(9.9)
     assert host.subnet is None
@@ -33,8 +33,8 @@ def test_a_reinstalled_host_takes_its_old_lease_over_when_nobody_answers() -> No
 def test_a_living_owner_keeps_its_lease_and_the_newcomer_takes_another() -> None:
     """Both say that they share an address, naming each other."""
     store = Store()
-    owner = Host(store, wanted("owner", machine="m1")).start()
-    newcomer = Host(store, wanted("newcomer", machine="m2")).start()
+    owner = Host(store, wanted("owner")).start()
+    newcomer = Host(store, wanted("newcomer")).start()
     assert newcomer.heard(Contested)
 
     owner.settle()
@@ -65,8 +65,8 @@ def test_a_dead_owner_loses_its_lease_after_the_claim_expired() -> None:
 def test_an_owner_that_answers_at_the_last_moment_wins() -> None:
     """Its lease was written anew, so the take-over loses, although the newcomer never saw the answer."""
     store = Store()
-    owner = Host(store, wanted("owner", machine="m1")).start()
-    newcomer = Host(store, wanted("newcomer", machine="m2")).start()
+    owner = Host(store, wanted("owner")).start()
+    newcomer = Host(store, wanted("newcomer")).start()
     owner.settle()
     newcomer.seen = None  # its watch hangs
 
@@ -79,8 +79,8 @@ def test_an_owner_that_answers_at_the_last_moment_wins() -> None:
 def test_a_claim_that_stood_before_a_fresh_listing_is_answered() -> None:
     """The owner's watch was compacted away while the claim was written."""
     store = Store()
-    owner = Host(store, wanted("owner", machine="m1")).start()
-    Host(store, wanted("newcomer", machine="m2")).start()
+    owner = Host(store, wanted("owner")).start()
+    Host(store, wanted("newcomer")).start()
     store.log.clear()
     owner.take(WatchLost("compacted", is_compacted=True))
 
@@ -122,8 +122,8 @@ def test_our_old_address_is_ours_after_nobody_answered() -> None:
 def test_a_claim_that_was_never_written_takes_nothing_over() -> None:
     """The store was slow: nobody was asked, so nobody's silence means anything."""
     store = Store()
-    owner = Host(store, wanted("owner", machine="m1")).start()
-    newcomer = Host(store, wanted("newcomer", machine="m2"))
+    owner = Host(store, wanted("owner")).start()
+    newcomer = Host(store, wanted("newcomer"))
     newcomer.take(Started())
     newcomer.answer()
 
@@ -159,12 +159,12 @@ def test_the_owner_has_its_time_from_when_the_claim_is_known_to_be_written() -> 
 def test_an_owner_that_is_renewing_when_it_is_asked_renews_once_more() -> None:
     """The newcomer may have seen the renewal that was under way, and then missed the answer to its claim."""
     store = Store()
-    owner = Host(store, wanted("owner", machine="m1")).start()
+    owner = Host(store, wanted("owner")).start()
     owner.now = 23 * HOUR
     owner.take(Woke())
     renewal = owner.requests.pop()
     answer = store.perform(renewal)
-    newcomer = Host(store, wanted("newcomer", machine="m2")).start()
+    newcomer = Host(store, wanted("newcomer")).start()
     newcomer.seen = None  # its watch hangs
 
     owner.watch()
@@ -178,8 +178,8 @@ def test_an_owner_that_is_renewing_when_it_is_asked_renews_once_more() -> None:
 def test_a_claim_counts_no_longer_when_the_watch_was_cut() -> None:
     """The store lost it with its data, and the owner wrote its lease again, at the same revision."""
     store = Store()
-    Host(store, wanted("owner", machine="m1")).start()
-    newcomer = Host(store, wanted("newcomer", machine="m2")).start()
+    Host(store, wanted("owner")).start()
+    newcomer = Host(store, wanted("newcomer")).start()
     assert newcomer.heard(Contested)
     store.claims.clear()
     newcomer.take(WatchLost("cut"))
@@ -227,7 +227,7 @@ def test_two_hosts_with_one_identity_do_not_write_over_each_other_for_ever() -> 
 def test_the_subnet_of_our_containers_comes_before_what_a_former_self_left() -> None:
     """A leftover of the identity before a re-installation; our own lease expired meanwhile."""
     store = Store()
-    store.write_lease(lease(FIRST, "old-self", "192.168.50.102", machine="m"))
+    store.write_lease(lease(FIRST, "old-self", "192.168.50.102"))
 
     host = Host(store, wanted(previous=THIRD)).start()
 
@@ -238,8 +238,8 @@ def test_the_subnet_of_our_containers_comes_before_what_a_former_self_left() -> 
 def test_a_clone_with_the_machine_id_of_a_living_host_takes_another_subnet() -> None:
     """Same machine-id, same address, an empty state directory: the living host keeps its lease."""
     store = Store()
-    owner = Host(store, wanted("owner", machine="m")).start()
-    clone = Host(store, wanted("clone", machine="m")).start()
+    owner = Host(store, wanted("owner")).start()
+    clone = Host(store, wanted("clone")).start()
 
     owner.settle()
     clone.settle()

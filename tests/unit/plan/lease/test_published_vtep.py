@@ -69,11 +69,10 @@ def test_a_vtep_that_is_not_for_us_is_not_kept() -> None:
 
 def test_who_takes_over_another_owner_s_lease_has_a_vtep_of_its_own() -> None:
     """The other may come back, on another subnet and with its own address."""
-    for machine in ("m", "x", ""):
-        store = Store()
-        store.write_lease(with_vtep(lease(FIRST, "other", "192.168.50.102", machine=machine), THEIRS))
+    store = Store()
+    store.write_lease(with_vtep(lease(FIRST, "other", "192.168.50.102"), THEIRS))
 
-        host = Host(store, wanted_with_vtep()).start()
-        host.sleep(60)
+    host = Host(store, wanted_with_vtep()).start()
+    host.sleep(60)
 
-        assert (owner_of(store, FIRST), mac_of(store, FIRST)) == ("me", "0e:00:00:00:00:01")
+    assert (owner_of(store, FIRST), mac_of(store, FIRST)) == ("me", "0e:00:00:00:00:01")

@@ -1,0 +1,158 @@
+"""The host's condition: all that is known of its part in a network, as one value.
+
+Log lines, the status, readiness and metrics are views of it. None of them changes it, and none is between an
+event and the data path. The supervisor makes a new condition from each event, and plans from its inputs.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
+
+from pyflannel.engine.planner import Inputs
+from pyflannel.model.lease import Identity
+from pyflannel.model.lease_protocol import (
+    Acquired,
+    Contested,
+    Exhausted,
+    Held,
+    Lost,
+    Renewed,
+    Report,
+    SharedAddress,
+    StoreAway,
+    StoreBack,
+    Taken,
+)
+from pyflannel.model.lease_set import LeaseSet
+from pyflannel.model.status import LeasePhase, Notice
+
+_LOSSES = ("lost", "taken")
+"""Phases in which the store does not have our lease. One may follow the other."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseCondition:
+    """Our own lease.
+
+    Attributes:
+        phase: what the lease protocol is at.
+        since_s: time of the clock at which the phase began.
+        taken: the latest report that another host holds our subnet; None while it is ours.
+        losses: how often the store had no lease of ours after it had one.
+        contested: the holder that was asked whether it lives, until it is known.
+        exhausted: the latest report that no subnet is free; None when one was found.
+        shared: the latest report that another living host has our address or identity; None when it is gone.
+        is_sharer_known: that host had a lease since. When the lease goes, so does the host.
+    """
+
+    phase: LeasePhase = "acquiring"
+    since_s: float
+    taken: Taken | None = None
+    losses: int = 0
+    contested: Contested | None = None
+    exhausted: Exhausted | None = None
+    shared: SharedAddress | None = None
+    is_sharer_known: bool = False
+
+    def after(self, report: Report, now: float) -> "LeaseCondition":
+        """Return the condition after a report of the lease protocol at time `now`."""
+        match report:
+            case Acquired() | Renewed():
+                held = replace(self, taken=None, contested=None, exhausted=None)
+                return held._enter("held", now)
+            case Lost():
+                return self._enter("lost", now)
+            case Taken():
+                return replace(self, taken=report)._enter("taken", now)
+            case Contested():
+                return replace(self, contested=report)
+            case SharedAddress():
+                return replace(self, contested=None, shared=report, is_sharer_known=False)
+            case Exhausted():
+                return replace(self, contested=None, exhausted=report)
+            case _:
+                return self
+
+    def after_owners(self, owners: Collection[str]) -> "LeaseCondition":
+        """Return the condition when these hosts have leases that are not planned for."""
+        if self.shared is None:
+            return self
+        if self.shared.other in owners:
+            return self if self.is_sharer_known else replace(self, is_sharer_known=True)
+        return replace(self, shared=None, is_sharer_known=False) if self.is_sharer_known else self
+
+    def _enter(self, phase: LeasePhase, now: float) -> "LeaseCondition":
+        if phase == self.phase:
+            return self
+        is_loss = phase in _LOSSES and self.phase not in _LOSSES
+        return replace(self, phase=phase, since_s=now, losses=self.losses + is_loss)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreCondition:
+    """The store of leases.
+
+    Attributes:
+        is_away: the lease protocol cannot reach it.
+        since_s: time of the clock at which it was lost or found.
+        error: the latest failure, also when it is over.
+        error_s: time of the clock of that failure.
+        has_answered: it told the network config, or that there is none.
+        is_stale: the host runs on what it knew before its start; the store has not answered since.
+    """
+
+    since_s: float
+    is_away: bool = False
+    error: str | None = None
+    error_s: float | None = None
+    has_answered: bool = False
+    is_stale: bool = False
+
+    def after(self, report: Report, now: float) -> "StoreCondition":
+        """Return the condition after a report of the lease protocol at time `now`."""
+        match report:
+            case StoreAway(cause):
+                since_s = self.since_s if self.is_away else now
+                return replace(self, is_away=True, since_s=since_s, error=cause, error_s=now)
+            case StoreBack():
+                return replace(self, is_away=False, since_s=now)
+            case _:
+                return self
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConfigCondition:
+    """The network config, in force and in the store.
+
+    Attributes:
+        text: of the config in force; None before the first.
+        revision: of the store's key, if the config in force is the one there.
+        trouble: why the host does not run on the config in the store.
+        store_trouble: why the store could not be asked for the first config.
+    """
+
+    text: str | None = None
+    revision: int | None = None
+    trouble: Notice | None = None
+    store_trouble: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostCondition:
+    """This host in one network.
+
+    Attributes:
+        identity: what our lease names as its owner.
+        inputs: what the plan is made of.
+        held: our lease, held or held last.
+        leases: all that are known.
+        obstacle: what the backend waits for; "" if it can work.
+    """
+
+    identity: Identity
+    inputs: Inputs
+    lease: LeaseCondition
+    store: StoreCondition
+    config: ConfigCondition = field(default_factory=ConfigCondition)
+    held: Held | None = None
+    leases: LeaseSet = field(default_factory=LeaseSet)
+    obstacle: str = ""

@@ -1,0 +1,156 @@
+"""The log of the lease protocol: each report in words, in those of flannel where it has a text for it."""
+
+import logging
+from datetime import UTC, datetime
+
+from pyflannel.engine.condition import HostCondition
+from pyflannel.model.lease_protocol import (
+    Acquired,
+    Contested,
+    Exhausted,
+    Held,
+    Lost,
+    Picking,
+    Renewed,
+    Report,
+    Reusing,
+    ReusingPrevious,
+    SharedAddress,
+    StoreAway,
+    StoreBack,
+    Taken,
+    Unsuitable,
+)
+from pyflannel.ports import Clock
+
+log = logging.getLogger(__name__)
+
+EXHAUSTED_HINT = "Widen Network, increase SubnetLen, or remove stale leases."
+"""What to do when no subnet is free."""
+
+_UNSUITABLE = {
+    "deleted": "Found lease (%s) for current IP but not compatible with current config, deleting",
+    "kept": "Found reservation or foreign lease (%s) for this host, not compatible with current config, kept",
+    "previous": (
+        "Found previously leased subnet (%s) that is not compatible with the Etcd network config, ignoring"
+    ),
+}
+
+_KEEPERS = {
+    True: "this host keeps",
+    False: "the other host holds",
+    None: "they are settling which of them keeps",
+}
+
+
+def log_report(report: Report, before: HostCondition, clock: Clock) -> None:
+    """Log a report of the lease protocol; `before` is the condition that it changes."""
+    match report:
+        case Picking(network):
+            log.info("Picking subnet in range %s ... %s", network.subnet_min, network.subnet_max)
+        case Reusing(lease):
+            public_ip = lease.attributes.public_ip
+            log.info("Found lease (%s) for current IP (%s), reusing", lease.subnet, public_ip)
+        case ReusingPrevious(subnet):
+            log.info("Found previously leased subnet (%s), reusing", subnet)
+        case Unsuitable(subnet, fate):
+            log.warning(_UNSUITABLE[fate], subnet)
+        case Exhausted():
+            if report != before.lease.exhausted:
+                log.error(
+                    "Cannot get a lease: %s, retrying. %s lease=none", exhausted_text(report), EXHAUSTED_HINT
+                )
+        case Acquired() | Renewed():
+            _log_held(report, before, clock)
+        case StoreAway(cause, retry_in_s):
+            if not before.store.is_away:
+                log.warning(
+                    "Store is away, trying again in %.1f s, the data path stays: %s", retry_in_s, cause
+                )
+        case StoreBack():
+            log.info("Store is back")
+        case Lost() | Taken() | Contested() | SharedAddress():
+            _log_trouble(report, before)
+
+
+def _log_held(report: Acquired | Renewed, before: HostCondition, clock: Clock) -> None:
+    held = report.held
+    match report:
+        case Acquired() if before.lease.phase == "acquiring":
+            log.info("Lease acquired: %s", held.lease.subnet)
+            log.info("Watching for new subnet leases")
+        case Acquired():
+            log.info("Lease acquired again: %s", held.lease.subnet)
+        case Renewed() if held.expires_at is None:
+            log.info("Lease is a reservation and is not renewed lease=%s", held.lease.subnet)
+        case Renewed():
+            log.info("Lease renewed, new expiration: %s lease=%s", _time(held, clock), held.lease.subnet)
+
+
+def _log_trouble(report: Lost | Taken | Contested | SharedAddress, before: HostCondition) -> None:
+    match report:
+        case Lost(lease):
+            log.warning(
+                "Lease is gone from the store: taking it again, the data path stays lease=%s", lease.subnet
+            )
+        case Taken(lease, by):
+            holder = holder_text(report)
+            if before.lease.taken is None or holder_text(before.lease.taken) != holder:
+                log.error(
+                    "Subnet is held by %s now: this host runs on degraded and does not renumber unless"
+                    " told (--on-subnet-lost=renumber) lease=%s theirs=%s",
+                    holder,
+                    lease.subnet,
+                    by.subnet,
+                )
+        case Contested(lease):
+            log.warning(
+                "A lease with our address or identity is held by %s at %s: asking whether that host lives"
+                " lease=%s",
+                lease.attributes.owner or "nobody known",
+                lease.attributes.public_ip,
+                lease.subnet,
+            )
+        case SharedAddress():
+            log.error("Warning: %s", shared_text(report))
+
+
+def log_shared_over(shared: SharedAddress) -> None:
+    """Log that no other host has our address or identity any more."""
+    log.info("The host that shared our address or identity is gone owner=%s", shared.other)
+
+
+def holder_text(taken: Taken) -> str:
+    """Return the host that holds our subnet."""
+    owner = taken.by.attributes.owner or "an original flannel"
+    return f"{taken.by.attributes.public_ip} ({owner})"
+
+
+def contested_text(contested: Contested) -> str:
+    """Return the host that is asked whether it lives."""
+    lease = contested.lease
+    return (
+        f"the host at {lease.attributes.public_ip}, which holds {lease.subnet} with our address or identity,"
+        " whether it lives"
+    )
+
+
+def exhausted_text(exhausted: Exhausted) -> str:
+    """Return which subnets are all leased."""
+    network = exhausted.network
+    return f"no free /{network.subnet_length} is left in {network.network}"
+
+
+def shared_text(shared: SharedAddress) -> str:
+    """Return the two hosts that share an address or identity, and what to do."""
+    return (
+        f"two living hosts share an address or identity: the other is {shared.other} at {shared.public_ip};"
+        f" {_KEEPERS[shared.is_ours]} lease {shared.subnet};"
+        " give one of them an address of its own (--public-ip, --iface)"
+    )
+
+
+def _time(held: Held, clock: Clock) -> str:
+    assert held.expires_at is not None
+    left_s = held.expires_at - clock.now()
+    return datetime.fromtimestamp(clock.utc() + left_s, UTC).isoformat(timespec="seconds")

@@ -1,0 +1,198 @@
+"""What the log and the status say of store and lease, from what the lease protocol reports."""
+
+import asyncio
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
+
+import pytest
+
+from doubles.fake_clock import FakeClock
+from pyflannel.engine.condition import HostCondition, LeaseCondition, StoreCondition
+from pyflannel.engine.lease_log import contested_text, exhausted_text, log_report, shared_text
+from pyflannel.engine.planner import Inputs
+from pyflannel.model.lease import Identity, Lease, LeaseAttributes
+from pyflannel.model.lease_protocol import (
+    Acquired,
+    Contested,
+    Exhausted,
+    Held,
+    Lost,
+    Report,
+    SharedAddress,
+    StoreAway,
+    StoreBack,
+    Taken,
+)
+from pyflannel.model.network_config import NetworkConfig
+
+
+class Host:
+    """A host that hears reports: its condition changes and its log grows, as in the supervisor."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        self._clock = clock
+        identity, now = Identity(owner="us"), clock.now()
+        self.condition = HostCondition(
+            identity=identity,
+            inputs=Inputs(owner=identity.owner),
+            lease=LeaseCondition(since_s=now),
+            store=StoreCondition(since_s=now),
+        )
+
+    @property
+    def lease(self) -> LeaseCondition:
+        return self.condition.lease
+
+    @property
+    def store(self) -> StoreCondition:
+        return self.condition.store
+
+    def tell(self, report: Report) -> None:
+        before, now = self.condition, self._clock.now()
+        lease, store = before.lease.after(report, now), before.store.after(report, now)
+        self.condition = replace(before, lease=lease, store=store)
+        log_report(report, before, self._clock)
+
+    def see_owners(self, owners: list[str]) -> None:
+        self.condition = replace(self.condition, lease=self.lease.after_owners(owners))
+
+
+def test_a_store_that_is_away_is_logged_once_and_its_last_cause_kept(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The first try may say no more than that the connection was lost; why it stays so comes later."""
+    host = Host(FakeClock())
+
+    host.tell(StoreAway("the connection was lost", 0.1))
+    host.tell(StoreAway("our certificate expired", 0.2))
+
+    assert host.store.error == "our certificate expired"
+    assert [record.getMessage() for record in caplog.records] == [
+        "Store is away, trying again in 0.1 s, the data path stays: the connection was lost"
+    ]
+
+
+def test_a_store_that_came_back_is_logged_again_when_it_goes(caplog: pytest.LogCaptureFixture) -> None:
+    host = Host(FakeClock())
+
+    host.tell(StoreAway("one", 0.1))
+    host.tell(StoreBack())
+    is_away_between = host.store.is_away
+    host.tell(StoreAway("two", 0.1))
+
+    assert not is_away_between
+    assert host.store.is_away
+    assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
+
+
+def test_of_the_last_error_it_is_known_when_it_was() -> None:
+    """Also when the store is back: whoever looks wants to know whether this is over."""
+    clock = FakeClock()
+    host = Host(clock)
+
+    host.tell(StoreAway("one", 0.1))
+    asyncio.run(clock.advance(5))
+    host.tell(StoreAway("two", 0.1))
+    when = clock.now()
+    asyncio.run(clock.advance(60))
+    host.tell(StoreBack())
+
+    assert (host.store.error, host.store.error_s) == ("two", when)
+
+
+def test_whom_it_shares_an_address_with_is_told_until_that_host_is_gone() -> None:
+    """Its lease comes after its claim, and goes with it; of a copy of ourselves there is none."""
+    host = Host(FakeClock())
+
+    host.tell(SharedAddress(IPv4Network("10.1.2.0/24"), "them", "10.0.0.9", is_ours=True))
+    host.see_owners([])
+    assert host.lease.shared is not None
+    host.see_owners(["others", "them"])
+    assert host.lease.shared is not None
+    host.see_owners(["others"])
+    assert host.lease.shared is None
+
+    host.tell(SharedAddress(IPv4Network("10.1.2.0/24"), "a copy of this host", "10.0.0.9", is_ours=None))
+    host.see_owners(["others"])
+    assert host.lease.shared is not None
+
+
+def test_whom_it_asks_is_known_until_the_lease_is_held() -> None:
+    """A host waits ten seconds for that answer, and whoever looks meanwhile wants to know why."""
+    host = Host(FakeClock())
+    subnet = IPv4Network("10.100.156.0/24")
+    lease = Lease(
+        subnet=subnet, attributes=LeaseAttributes(public_ip=IPv4Address("10.10.10.101")), has_ttl=True
+    )
+
+    host.tell(Contested(lease))
+    assert host.lease.contested is not None
+    asked = contested_text(host.lease.contested)
+    host.tell(Acquired(Held(lease=lease)))
+
+    assert asked == (
+        "the host at 10.10.10.101, which holds 10.100.156.0/24 with our address or identity, whether it lives"
+    )
+    assert host.lease.contested is None
+
+
+def test_a_lost_lease_is_counted_once_whatever_follows() -> None:
+    """Lost and taken again within a second, no scrape would see it otherwise."""
+    host = Host(FakeClock())
+    subnet = IPv4Network("10.100.156.0/24")
+    lease = Lease(
+        subnet=subnet, attributes=LeaseAttributes(public_ip=IPv4Address("10.10.10.101")), has_ttl=True
+    )
+
+    host.tell(Acquired(Held(lease=lease)))
+    assert host.lease.losses == 0
+    host.tell(Lost(lease))
+    host.tell(Lost(lease))
+    host.tell(Taken(lease, lease))
+    assert host.lease.losses == 1
+    host.tell(Acquired(Held(lease=lease)))
+    host.tell(Taken(lease, lease))
+    assert host.lease.losses == 2
+
+
+def test_the_holder_of_a_lease_does_not_call_it_that_of_the_host_that_asked(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The host that shares our address asked for our lease; it has none that we know of."""
+    host = Host(FakeClock())
+
+    host.tell(SharedAddress(IPv4Network("10.1.2.0/24"), "them", "10.0.0.9", is_ours=True))
+
+    assert host.lease.shared is not None
+    text = shared_text(host.lease.shared)
+    assert "them at 10.0.0.9" in text
+    assert "this host keeps lease 10.1.2.0/24" in text
+    assert text in caplog.text
+
+
+def test_the_host_that_asked_names_the_lease_of_the_other() -> None:
+    host = Host(FakeClock())
+
+    host.tell(SharedAddress(IPv4Network("10.1.2.0/24"), "them", "10.0.0.9", is_ours=False))
+
+    assert host.lease.shared is not None
+    assert "the other host holds lease 10.1.2.0/24" in shared_text(host.lease.shared)
+
+
+def test_an_exhausted_network_is_known_until_a_lease_is_held(caplog: pytest.LogCaptureFixture) -> None:
+    """The host looks again every ten seconds; the log has one line for each network that is full."""
+    host = Host(FakeClock())
+    config = NetworkConfig(network=IPv4Network("10.1.0.0/16"), subnet_length=24)
+    lease = Lease(
+        subnet=IPv4Network("10.1.2.0/24"), attributes=LeaseAttributes(public_ip=IPv4Address("10.0.0.1"))
+    )
+
+    host.tell(Exhausted(config))
+    host.tell(Exhausted(config))
+    assert host.lease.exhausted is not None
+    exhausted = exhausted_text(host.lease.exhausted)
+    host.tell(Acquired(Held(lease=lease)))
+
+    assert exhausted == "no free /24 is left in 10.1.0.0/16"
+    assert host.lease.exhausted is None
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
