@@ -233,13 +233,16 @@ class Reconciler:
     def _note_errors(self, answers: Iterable[Answer]) -> None:
         """Note which targets could not be read. They are asked again soon, and delay no other."""
         for answer in answers:
+            before = next((self._unread[kind] for kind in answer.kinds if kind in self._unread), None)
             for kind in answer.kinds:
-                before = self._unread.pop(kind, None)
-                if answer.error is not None:
-                    self._unread[kind] = answer.error
-                    if str(before) != str(answer.error):
-                        log.error("Could not read the current state of the host: %s", answer.error.in_full)
-                    self.counts.failures += kind is min(answer.kinds, key=lambda one: one.KIND)
+                self._unread.pop(kind, None)
+            if answer.error is not None:
+                self._unread.update(dict.fromkeys(answer.kinds, answer.error))
+                self.counts.failures += 1
+                if str(before) != str(answer.error):
+                    log.error("Could not read the current state of the host: %s", answer.error.in_full)
+            elif before is not None:
+                log.info("Read the current state of the host again, after: %s", before)
         self._retries = self._retries + 1 if self._unread else 0
         pause_s = min(RETRY_MIN_S * 2.0**self._retries, longest_pause_s(0))
         self._retry_at = self._clock.now() + pause_s if self._unread else math.inf

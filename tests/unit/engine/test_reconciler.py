@@ -725,3 +725,141 @@ def test_the_journal_says_what_was_planned_repaired_and_refused() -> None:
             ]
 
     asyncio.run(check())
+
+
+def test_a_later_change_of_a_peer_wins_over_one_that_is_being_applied() -> None:
+    """It comes while the first is applied and a look is under way, and is applied next, as no repair."""
+
+    async def check() -> None:
+        kernel = Slow()
+        async with running(Bench(kernel, State.of(LINK, FORWARDER))) as bench:
+            kernel.may_go_on.clear()
+            bench.change(Add(PEER))
+            await bench.clock.settle()
+            kernel.damage()
+            moved = replace(PEER, address=IPv4Address("10.10.10.9"))
+            bench.change(Replace(PEER, moved))
+            kernel.may_go_on.set()
+            await bench.clock.settle()
+
+            assert moved in kernel.state
+            assert bench.reconciler.is_clean
+            assert bench.reconciler.counts.repairs == 0
+
+    asyncio.run(check())
+
+
+def test_a_permanent_refusal_costs_no_look_and_delays_nothing_else() -> None:
+    """As where /proc/sys is read-only. It is tried again by each audit, and reported once."""
+
+    class ReadOnly(FakeKernel):
+        async def apply(self, operations: Sequence[Operation]) -> Sequence[Refusal]:
+            return [replace(one, is_permanent=True) for one in await super().apply(operations)]
+
+    async def check() -> None:
+        kernel = ReadOnly(refuse=lambda operation: isinstance(subject(operation), HostFile))
+        file = HostFile(path="/proc/sys/x", text="1\n")
+        async with running(Bench(kernel, State.of(LINK, FORWARDER, file))) as bench:
+            passes, batches = bench.passes, len(kernel.batches)
+            await bench.clock.advance(600)
+            assert bench.passes - passes <= 60
+            assert len(kernel.batches) - batches <= 60
+
+            bench.change(Add(PEER))
+            await bench.clock.settle()
+
+            assert PEER in kernel.state
+            assert [one.operation for one in bench.reconciler.refused] == [Add(file)]
+
+    asyncio.run(check())
+
+
+class Part(FakeKernel):
+    """A target for some kinds, which may be silent."""
+
+    def __init__(self, *kinds: type[Item]) -> None:
+        super().__init__()
+        self.kinds = kinds
+        self.answers = asyncio.Event()
+        self.answers.set()
+        self.looks = 0
+
+    async def snapshot(self, desired: State) -> State:
+        self.looks += 1
+        await self.answers.wait()
+        return await super().snapshot(desired)
+
+    def _missing(self, item: Item) -> str | None:
+        return None  # what it requires is in another target
+
+
+LINKS_AND_FILES = tuple(kind for kind in FakeKernel.kinds if kind not in (Forwarder, ForwarderPeer))
+
+
+def test_a_silent_target_delays_no_repair_in_another() -> None:
+    """A forwarder that hangs answers no look. A link is repaired all the same, and at once."""
+
+    async def check() -> None:
+        links, forwarder = Part(*LINKS_AND_FILES), Part(Forwarder, ForwarderPeer)
+        bench = Bench(links, None)
+        bench.reconciler = Reconciler(targets=[links, forwarder], clock=bench.clock)
+        bench.replace(State.of(LINK, FORWARDER, PEER))
+        async with running(bench):
+            assert bench.reconciler.is_clean
+            forwarder.answers.clear()
+            links.damage(Remove(LINK))
+            await bench.clock.advance(0.3)
+
+            assert LINK in links.state
+            assert bench.reconciler.counts.repairs_by_kind["link"] == 1
+
+            forwarder.damage(Remove(PEER))
+            forwarder.answers.set()
+            await bench.clock.settle()
+
+            assert PEER in forwarder.state
+
+    asyncio.run(check())
+
+
+def test_a_target_that_cannot_be_read_is_tried_again_alone(caplog: pytest.LogCaptureFixture) -> None:
+    async def check() -> None:
+        links, forwarder = Part(*LINKS_AND_FILES), Part(Forwarder, ForwarderPeer)
+        bench = Bench(links, None)
+        bench.reconciler = Reconciler(targets=[links, forwarder], clock=bench.clock)
+        bench.replace(State.of(LINK, FORWARDER))
+        async with running(bench):
+            forwarder.is_readable = False
+            forwarder.damage(Remove(FORWARDER))
+            await bench.clock.settle()
+            looks, attempts = links.looks, forwarder.looks
+            await bench.clock.advance(8)
+            assert links.looks == looks
+            assert forwarder.looks - attempts >= 7
+            assert bench.reconciler.error == "the test asked for this"
+            assert not bench.reconciler.is_clean
+
+            forwarder.is_readable = True
+            await bench.clock.advance(1)
+
+            assert FORWARDER in forwarder.state
+            assert bench.reconciler.is_clean
+
+    asyncio.run(check())
+    assert caplog.text.count("Could not read the current state of the host") == 1
+
+
+def test_an_event_ends_the_pause_before_a_retry() -> None:
+    """The cause of a refusal is gone when the kernel announces a change: nothing waits for the pause then."""
+
+    async def check() -> None:
+        kernel = FakeKernel(refuse=lambda operation: True)
+        async with running(Bench(kernel, PLAN)) as bench:
+            await bench.clock.advance(30.2)  # the pauses are at their longest
+            kernel.refuse = lambda operation: False
+            kernel.damage()
+            await bench.clock.advance(0.06)
+
+            assert bench.is_healed
+
+    asyncio.run(check())
