@@ -115,11 +115,12 @@ class Reconciler:
 
     @property
     def delayed(self) -> tuple[Operation, ...]:
-        """Operations that wait: another program keeps undoing them, or an object that they require is
-        missing.
-        """
-        waiting = (self._operation_on(key, mark) for key, mark in self._work.open() if mark.is_waiting)
-        return tuple(operation for operation in waiting if operation is not None)
+        """Repairs that wait because another program keeps undoing them, and what requires these objects."""
+        waiting = [(key, mark) for key, mark in self._work.open() if mark.is_waiting]
+        if all(mark.due_s == math.inf for _, mark in waiting):
+            return ()
+        operations = (self._operation_on(key, mark) for key, mark in waiting)
+        return tuple(operation for operation in operations if operation is not None)
 
     @property
     def error(self) -> str | None:
