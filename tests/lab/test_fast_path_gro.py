@@ -50,8 +50,8 @@ def ends(overlay):
     wait_reached(containers, deadline_s=DEADLINE_S)
     for host in ends:
         wait_until(
-            lambda host=host: joint_of(host) == ["flannel0-gro", "flannel0-rx"],
-            what=f"the joint of {host.name}",
+            lambda host=host: gro_links_of(host) == ["flannel0-gro", "flannel0-rx"],
+            what=f"the GRO veth of {host.name}",
             deadline_s=DEADLINE_S,
         )
     box, far = containers
@@ -69,7 +69,7 @@ def counters(overlay, host) -> dict[str, int]:
     return dict(overlay.status(host).fast_path.counters)
 
 
-def joint_of(host) -> list[str]:
+def gro_links_of(host) -> list[str]:
     return sorted(one["ifname"] for one in host.links() if one["ifname"].startswith("flannel0-"))
 
 
@@ -119,7 +119,7 @@ def test_what_is_not_tcp_goes_its_way_alone(overlay, ends):
         "ip link set flannel0-rx mtu 600",
     ],
 )
-def test_a_damaged_joint_is_mended_while_a_stream_runs(overlay, ends, damage):
+def test_a_damaged_gro_veth_is_repaired_while_a_stream_runs(overlay, ends, damage):
     (_, other), (box, far) = ends
     repairs = overlay.status(other).reconcile.repairs
     with ThreadPoolExecutor() as aside:
@@ -147,7 +147,7 @@ def test_switched_off_nothing_of_it_stays(overlay, ends):
 
     overlay.join(other)
 
-    wait_until(lambda: joint_of(other) == [], what="no joint", deadline_s=DEADLINE_S)
+    wait_until(lambda: gro_links_of(other) == [], what="no GRO veth", deadline_s=DEADLINE_S)
     before = counters(overlay, other)["rejoined"]
     assert stream_arrives(box, far)
     assert counters(overlay, other)["rejoined"] == before

@@ -21,7 +21,7 @@ RETRY_S = 1.0
 RETRY_MAX_S = 60.0
 """Packets go through user space so long after the kernel refused a program; it doubles up to the longest."""
 
-_WITHOUT_JOINT = "flanneld --fast-path-gro=off does without it; a kernel with veth has it (CONFIG_VETH)."
+_WITHOUT_GRO_LINK = "flanneld --fast-path-gro=off does without it; a kernel with veth has it (CONFIG_VETH)."
 
 Choice = Literal["auto", "safe", "off"]
 
@@ -132,10 +132,10 @@ class FastPath:
         self._refused.set()
 
     def _reason(self, unserved: Refusal, refused: Iterable[Refusal]) -> tuple[str, str]:
-        """Return the cause of a refusal and what to do; programs want the joint, where one is planned."""
+        """Return the cause of a refusal and what to do; programs need the GRO veth, if one is planned."""
         for one in refused:
-            if (joint := _wanted_link(one.operation, "veth")) is not None:
-                return f"{joint.name} cannot be made: {one.cause}", _WITHOUT_JOINT
+            if (gro_link := _wanted_link(one.operation, "veth")) is not None:
+                return f"{gro_link.name} cannot be made: {one.cause}", _WITHOUT_GRO_LINK
         return unserved.cause, self._hint_of_what_is_hidden() or unserved.hint
 
     def _hint_of_what_is_hidden(self) -> str | None:
@@ -168,8 +168,8 @@ def _wanted_link(operation: Operation, kind: str) -> Link | None:
 
 def _is_of_the_fast_path(operation: Operation) -> bool:
     item = operation.new if isinstance(operation, Replace) else operation.item
-    is_joint = isinstance(item, Link) and item.kind == "veth"
-    return is_joint or isinstance(item, BpfProgram | BpfPeer | BpfContainer)
+    is_gro_link = isinstance(item, Link) and item.kind == "veth"
+    return is_gro_link or isinstance(item, BpfProgram | BpfPeer | BpfContainer)
 
 
 def _carries_packets(operation: Operation) -> bool:

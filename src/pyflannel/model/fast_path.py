@@ -39,7 +39,7 @@ class Tunnel:
         address: ours on the underlay, source of what we send and destination of what we take.
         subnet: our own subnet; only packets to it are taken from peers.
         port: UDP port that datagrams arrive at and come from.
-        joint: link into which TCP that arrived in segments is sent, to come out joined; "" where none is.
+        gro_link: link that coalesces TCP that arrived in segments; "" if there is none.
     """
 
     device: str
@@ -47,7 +47,7 @@ class Tunnel:
     address: IPv4Address
     subnet: IPv4Network
     port: int
-    joint: str = ""
+    gro_link: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +55,7 @@ class BpfProgram(Item):
     """A program that carries the packets of a tunnel, attached to `link`.
 
     Attributes:
-        link: the TUN device, the underlay, the far end of the joint or a bridge, as the role says.
+        link: the TUN device, the underlay, the far end of the GRO veth or a bridge, as the role says.
         is_current: False when the program is of another version than ours, does not share its maps with the
             others, or stands there twice.
     """
@@ -87,7 +87,7 @@ class BpfProgram(Item):
     @property
     def requires(self) -> tuple[Key, ...]:
         """The links that the program is attached to and redirects to."""
-        links = (self.link, self.tunnel.device, self.tunnel.joint)
+        links = (self.link, self.tunnel.device, self.tunnel.gro_link)
         return tuple(("link", link) for link in links if link)
 
     def is_marked(self, marks: Marks) -> bool:

@@ -5,8 +5,8 @@ arrives at the underlay is decapsulated into the device, before them; and a fram
 carry to a container goes to the container's port straight away.
 
 Where the underlay is a network card TCP arrives in segments, since the kernel's GRO does not look into a
-tunnel that it does not know. Two ends of a veth, the joint, make up for it: what the programs send into one
-comes out of the other joined, and goes on into the device.
+tunnel that it does not know. A veth pair with GRO makes up for it: what the programs send into one end
+comes out of the other coalesced, and goes on into the device.
 """
 
 from collections.abc import Iterable, Iterator
@@ -21,13 +21,13 @@ _QUEUE_LENGTH = 1000
 
 
 def plan_programs(host: Host, port: int) -> Iterator[BpfProgram | Link]:
-    """Yield the programs and the joint of a host, whatever bridges it has; nothing without fast path."""
+    """Yield the programs and the GRO veth of a host, whatever bridges it has; nothing without fast path."""
     if host.has_fast_path:
         tunnel = _tunnel(host, port)
         yield BpfProgram(link=host.device, role=Role.ENCAPSULATE, tunnel=tunnel)
         yield BpfProgram(link=host.underlay.link, role=Role.DECAPSULATE, tunnel=tunnel)
-        if _has_joint(host):
-            near, far = _joint(host)
+        if _has_gro_link(host):
+            near, far = _gro_pair(host)
             yield from (_end(near, far, host), _end(far, near, host))
             yield BpfProgram(link=far, role=Role.REJOIN, tunnel=tunnel)
 
@@ -70,16 +70,16 @@ def _tunnel(host: Host, port: int) -> Tunnel:
         address=host.underlay.address,
         subnet=host.lease.subnet,
         port=port,
-        joint=_joint(host)[0] if _has_joint(host) else "",
+        gro_link=_gro_pair(host)[0] if _has_gro_link(host) else "",
     )
 
 
-def _has_joint(host: Host) -> bool:
+def _has_gro_link(host: Host) -> bool:
     """Return whether TCP is joined; hosts without hardware between them send it whole."""
     return host.gro == "on" or (host.gro == "auto" and not host.underlay.is_virtual)
 
 
-def _joint(host: Host) -> tuple[str, str]:
+def _gro_pair(host: Host) -> tuple[str, str]:
     """Return the names of the end that programs send into, and of that where it comes out."""
     return f"{host.device}-gro", f"{host.device}-rx"
 

@@ -127,7 +127,7 @@ class Host:
             address=IPv4Address(self.address),
             subnet=self.subnet,
             port=8285,
-            joint="flannel0-gro",
+            gro_link="flannel0-gro",
         )
 
     def program(self, role: Role) -> BpfProgram:

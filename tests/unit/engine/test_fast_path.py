@@ -151,12 +151,12 @@ def test_a_device_that_cannot_be_made_says_nothing_of_the_kernel_s_programs(capl
     assert caplog.records == []
 
 
-def test_a_joint_that_cannot_be_made_is_named_as_the_reason() -> None:
+def test_a_gro_veth_that_cannot_be_made_is_named_as_the_reason() -> None:
     """The programs that send into it are refused for want of it; without it there would be some."""
-    joint = Link(name="flannel0-gro", kind="veth", mtu=1500, veth=Veth(peer="flannel0-rx", has_gro=True))
+    gro_link = Link(name="flannel0-gro", kind="veth", mtu=1500, veth=Veth(peer="flannel0-rx", has_gro=True))
     fast_path = Bench().fast_path
 
-    without = (Refusal(operation=Add(joint), cause="EOPNOTSUPP"), refused(Role.DECAPSULATE))
+    without = (Refusal(operation=Add(gro_link), cause="EOPNOTSUPP"), refused(Role.DECAPSULATE))
 
     assert fast_path.judge(without, CONFIG) == ()
 
@@ -167,11 +167,11 @@ def test_a_joint_that_cannot_be_made_is_named_as_the_reason() -> None:
     assert "--fast-path-gro=off" in (status.hint or "")
 
 
-def test_a_joint_that_joins_nothing_is_no_reason() -> None:
-    joint = Link(name="flannel0-gro", kind="veth", mtu=1500, veth=Veth(peer="flannel0-rx", has_gro=True))
+def test_a_gro_veth_that_coalesces_nothing_is_no_reason() -> None:
+    gro_link = Link(name="flannel0-gro", kind="veth", mtu=1500, veth=Veth(peer="flannel0-rx", has_gro=True))
     fast_path = Bench().fast_path
 
-    fast_path.judge((Refusal(operation=Add(joint), cause="EOPNOTSUPP"),), CONFIG)
+    fast_path.judge((Refusal(operation=Add(gro_link), cause="EOPNOTSUPP"),), CONFIG)
 
     assert fast_path.is_on(CONFIG)
 

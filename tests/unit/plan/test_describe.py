@@ -20,20 +20,21 @@ TUNNEL = Tunnel(
 
 def test_of_a_program_s_tunnel_only_what_differs_is_said() -> None:
     old = BpfProgram(link="eth0", role=Role.DECAPSULATE, tunnel=TUNNEL, is_current=False)
-    new = replace(old, tunnel=replace(TUNNEL, joint="flannel0-gro", port=8286), is_current=True)
+    new = replace(old, tunnel=replace(TUNNEL, gro_link="flannel0-gro", port=8286), is_current=True)
 
     assert found(Replace(old, new)) == (
-        "program flannel_decap at eth0: port 8285, wanted 8286, joint none, wanted flannel0-gro, not current"
+        "program flannel_decap at eth0: port 8285, wanted 8286,"
+        " gro link none, wanted flannel0-gro, not current"
     )
 
 
 def test_what_a_link_is_beyond_a_link_is_told_the_same_way() -> None:
-    joint = Link(name="flannel0-rx", kind="veth", mtu=1472, veth=Veth(peer="flannel0-gro", has_gro=True))
-    without_gro = replace(joint, veth=Veth(peer="flannel0-gro"))
-    dummy = replace(joint, kind="dummy", veth=None)
+    gro_link = Link(name="flannel0-rx", kind="veth", mtu=1472, veth=Veth(peer="flannel0-gro", has_gro=True))
+    without_gro = replace(gro_link, veth=Veth(peer="flannel0-gro"))
+    dummy = replace(gro_link, kind="dummy", veth=None)
 
-    assert found(Replace(without_gro, joint)) == "link flannel0-rx: not gro"
-    assert found(Replace(dummy, joint)) == "link flannel0-rx: kind dummy, wanted veth, no veth"
+    assert found(Replace(without_gro, gro_link)) == "link flannel0-rx: not gro"
+    assert found(Replace(dummy, gro_link)) == "link flannel0-rx: kind dummy, wanted veth, no veth"
 
 
 def test_several_addresses_are_a_list() -> None:

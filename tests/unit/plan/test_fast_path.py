@@ -66,7 +66,7 @@ def test_a_program_at_each_end_of_the_tunnel() -> None:
 
 
 @pytest.mark.parametrize(
-    ("driver", "gro", "has_joint"),
+    ("driver", "gro", "has_gro_link"),
     [
         ("e1000e", "auto", True),
         ("veth", "auto", False),
@@ -76,13 +76,13 @@ def test_a_program_at_each_end_of_the_tunnel() -> None:
     ],
 )
 def test_tcp_that_hardware_delivers_in_segments_is_joined(
-    driver: str, gro: GroChoice, has_joint: bool
+    driver: str, gro: GroChoice, has_gro_link: bool
 ) -> None:
     planned = BACKEND.plan_host(replace(HOST, underlay=replace(HOST.underlay, driver=driver), gro=gro))
 
     ends = [(item.name, item.veth, item.alias) for item in planned if isinstance(item, Link) and item.veth]
-    tunnels = {item.tunnel.joint for item in planned if isinstance(item, BpfProgram)}
-    if has_joint:
+    tunnels = {item.tunnel.gro_link for item in planned if isinstance(item, BpfProgram)}
+    if has_gro_link:
         assert ends == [
             ("flannel0-gro", Veth(peer="flannel0-rx", has_gro=True), "pyflannel"),
             ("flannel0-rx", Veth(peer="flannel0-gro", has_gro=True), "pyflannel"),

@@ -173,7 +173,7 @@ class FastPath:
             address=tunnel.address,
             subnet=tunnel.subnet,
             port=tunnel.port,
-            joint_index=link_index(tunnel.joint) if tunnel.joint else 0,
+            joint_index=link_index(tunnel.gro_link) if tunnel.gro_link else 0,
         )
 
     def _hold_maps(self, devices: set[str], standing: Iterable[Standing]) -> None:

@@ -177,7 +177,7 @@ def describe(
             address=settings.address,
             subnet=settings.subnet,
             port=settings.port,
-            joint=names.get(settings.joint_index, ""),
+            gro_link=names.get(settings.joint_index, ""),
         )
         items.append(
             BpfProgram(link=names[one.link], role=program.role, tunnel=tunnel, is_current=is_current)
