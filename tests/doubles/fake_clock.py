@@ -9,13 +9,17 @@ _SETTLE_TURNS = 100
 """Turns of the event loop that tasks get after each wake-up: more than any chain of waits in the engine."""
 
 
+_Timer = tuple[float, int, Callable[[], object]]
+"""The time, a number that keeps the order of equal times, and what to call."""
+
+
 class FakeClock:
     """Time by hand: sleepers wake, in the order of their times, when `advance` passes them."""
 
     def __init__(self, *, now: float = 1000.0, utc: float = 1_700_000_000.0) -> None:
         self._now = now
         self._utc_offset = utc - now
-        self._timers: list[tuple[float, int, Callable[[], object]]] = []
+        self._timers: list[_Timer] = []
         self._serial = itertools.count()
 
     def now(self) -> float:
@@ -32,12 +36,19 @@ class FakeClock:
             await asyncio.sleep(0)
             return
         woken = asyncio.Event()
-        self.call_at(self._now + seconds, woken.set)
-        await woken.wait()
+        timer = self.call_at(self._now + seconds, woken.set)
+        try:
+            await woken.wait()
+        finally:
+            if timer in self._timers:  # as cancelled
+                self._timers.remove(timer)
+                heapq.heapify(self._timers)
 
-    def call_at(self, when: float, act: Callable[[], object]) -> None:
-        """Call `act` when time reaches `when`, before any sleeper of a later time wakes."""
-        heapq.heappush(self._timers, (when, next(self._serial), act))
+    def call_at(self, when: float, act: Callable[[], object]) -> _Timer:
+        """Call `act` when time reaches `when`, before any sleeper of a later time wakes; return the timer."""
+        timer = when, next(self._serial), act
+        heapq.heappush(self._timers, timer)
+        return timer
 
     def step_utc(self, seconds: float) -> None:
         """Step the clock that people read, as an operator or NTP may."""

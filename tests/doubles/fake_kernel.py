@@ -24,8 +24,8 @@ class FakeKernel:
 
     Everything goes with a deleted link, also the other end of a veth; the routes and neighbours of a link go
     when it is set down, its neighbours when its MAC address changes; the routes that have an address as their
-    source go with it. A change by anybody is announced, but for those the kernel is silent about: what it
-    drops by itself.
+    source go with it. A change by another program is announced. What the daemon does itself is not, nor what
+    the kernel drops because of that.
 
     Attributes:
         is_readable: a snapshot fails while this is False.
@@ -61,12 +61,10 @@ class FakeKernel:
                 refusals.append(Refusal(operation=operation, cause="the test asked for this"))
             elif (cause := self._perform(operation)) is not None:
                 refusals.append(Refusal(operation=operation, cause=cause))
-        if len(refusals) < len(operations):
-            self._changed.set()
         return refusals
 
     def changes(self) -> ChangeChannel:
-        """Open a channel of all changes, ours too."""
+        """Open a channel of the changes by other programs."""
         return ChangeChannel(self._read_changes)
 
     async def _read_changes(self, announce: Announce) -> None:

@@ -48,6 +48,8 @@ class Batch:
     Attributes:
         since: generation of the plan from which the operations were computed.
         new_kinds: kinds of which nothing was applied before, so that no operation on them is a repair.
+        changed_links: links that the plan changes so that the kernel drops objects on them. Their return is
+            no repair either.
         refused: the operations that did not take effect.
         done: the others, in the order in which they were applied.
         repairs: those of them that repaired damage.
@@ -55,8 +57,9 @@ class Batch:
     """
 
     since: int
-    new_kinds: frozenset[type[Item]]
-    refused: list[Refusal]
+    new_kinds: frozenset[type[Item]] = frozenset()
+    changed_links: frozenset[str] = frozenset()
+    refused: list[Refusal] = field(default_factory=list)
     done: list[Operation] = field(default_factory=list)
     repairs: list[Operation] = field(default_factory=list)
     fights: list[Operation] = field(default_factory=list)

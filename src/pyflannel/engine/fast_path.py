@@ -2,11 +2,12 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable, Sequence
 from typing import Literal
 
 from pyflannel.errors import sentences
 from pyflannel.model.fast_path import BpfContainer, BpfPeer, BpfProgram, Feature, Role
+from pyflannel.model.item import Item
 from pyflannel.model.lease import PARTIAL_CHECKSUM
 from pyflannel.model.link import Link
 from pyflannel.model.network_config import NetworkConfig
@@ -105,11 +106,18 @@ class FastPath:
             self._features = None
             self._changed()
 
-    def judge(self, refused: tuple[Refusal, ...], config: NetworkConfig | None) -> tuple[Refusal, ...]:
-        """Hear what a pass was refused, and look at what it left; return what others answer for.
+    def judge(
+        self, refused: Sequence[Refusal], settled: Container[type[Item]], config: NetworkConfig | None
+    ) -> Sequence[Refusal]:
+        """Judge what is refused now; return the refusals that do not concern the fast path.
 
-        The kernel is asked again and again, and each time packets go through user space all the while: that
-        is said once, and the host is ready.
+        The kernel carries the packets again when every program and every peer is in place. That nothing is
+        refused proves nothing: it may not have been tried.
+
+        Args:
+            refused: what is refused now.
+            settled: kinds of which every object is in place.
+            config: in force.
         """
         self._log_notices()
         if not self.is_on(config) or any(_wanted_link(one.operation, "tun") for one in refused):
@@ -119,7 +127,8 @@ class FastPath:
             self._refuse(*self._reason(unserved, refused))
             self._changed()
             return tuple(one for one in refused if not _is_of_the_fast_path(one.operation))
-        if self._obstacle is not None and not self._is_proved:
+        is_in_place = BpfProgram in settled and BpfPeer in settled
+        if self._obstacle is not None and not self._is_proved and is_in_place:
             log.info("The kernel carries the packets again: %s is over", self._obstacle)
             self._obstacle, self._retry_s, self._is_proved = None, RETRY_S, True
             self._changed()

@@ -3,37 +3,15 @@
 import asyncio
 import logging
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
 
+from pyflannel.engine.listening import listen
 from pyflannel.engine.pacing import pause
 from pyflannel.errors import NoUnderlayError, TargetError
 from pyflannel.model.host import Bridge, Underlay
 from pyflannel.plan.underlay import UnderlayOptions, choose, narrate
-from pyflannel.ports import BridgeSource, Changes, Clock, InterfaceSource
+from pyflannel.ports import BridgeSource, Clock, InterfaceSource
 
 log = logging.getLogger(__name__)
-
-REOPEN_S = 1.0
-"""Pause before a channel of changes whose reader failed is opened again."""
-
-
-async def hear(
-    source: Callable[[], AbstractAsyncContextManager[Changes]], clock: Clock, changed: asyncio.Event
-) -> None:
-    """Set the event after each burst of changes, until cancelled; a reader that failed is started again."""
-    has_failed = False
-    while True:
-        try:
-            async with source() as changes:
-                if has_failed:
-                    changed.set()  # whatever happened meanwhile
-                while True:
-                    await changes.next()
-                    changed.set()
-        except TargetError as error:
-            log.warning("Changes are not heard for a moment: %s. %s", error, error.hint)
-            has_failed = True
-        await clock.sleep(REOPEN_S)
 
 
 LOOK_S = 10.0
@@ -71,7 +49,7 @@ class UnderlayFollower:
         """Follow until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(
-                hear(self._source.changes, self._clock, self._changed), name="interface changes"
+                listen(self._source.changes, self._clock, self._changed.set), name="interface changes"
             )
             while True:
                 self._changed.clear()
@@ -133,7 +111,9 @@ class BridgeFollower:
     async def run(self) -> None:
         """Follow until cancelled."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(hear(self._source.changes, self._clock, self._changed), name="bridge changes")
+            tasks.create_task(
+                listen(self._source.changes, self._clock, self._changed.set), name="bridge changes"
+            )
             while True:
                 await self.is_wanted.wait()
                 self._changed.clear()

@@ -42,8 +42,8 @@ def _reason_without_lease(condition: HostCondition) -> str:
 def _reason_of_plan(reconciler: Reconciler, *, was_ready: bool) -> str | None:
     if reconciler.error is not None:
         return reconciler.error
-    if refused := reconciler.refused:
-        return f"the plan to take effect: {found(refused[0].operation)}: {refused[0].cause}"
-    if delayed := reconciler.delayed:
-        return f"the next repair, as another program keeps changing this object: {found(delayed[0])}"
+    if (refused := next(reconciler.refused(), None)) is not None:
+        return f"the plan to take effect: {found(refused.operation)}: {refused.cause}"
+    if (delayed := next(reconciler.delayed(), None)) is not None:
+        return f"the next repair, as another program keeps changing this object: {found(delayed)}"
     return None if was_ready or reconciler.is_clean else "the first pass"

@@ -8,24 +8,24 @@ operation for each from the present plan, puts them into order, and applies them
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import reduce
 from operator import or_
-from types import NoneType
 
 from pyflannel.engine.batch_report import Batch, BatchReport, Counts
 from pyflannel.engine.journal import Journal
 from pyflannel.engine.pacing import FIRST_PAUSE_S, Damping, longest_pause_s, pause
 from pyflannel.engine.planner import Blocked, Changed, PlanResult, Replaced, Unchanged
-from pyflannel.engine.targets import Answer, Kinds, Targets
-from pyflannel.engine.work import Mark, Work
+from pyflannel.engine.targets import Reading, Targets
+from pyflannel.engine.work import Kinds, Mark, Stage, Work
 from pyflannel.errors import TargetError
 from pyflannel.model.host_file import HostFile
 from pyflannel.model.item import Item, Key
 from pyflannel.model.link import MARK, Link
 from pyflannel.model.packet_filter import FIRST_DEVICE
 from pyflannel.model.state import Add, Operation, Refusal, Remove, Replace, State
-from pyflannel.plan.diff import Missing, change, diff, differences, order
+from pyflannel.plan.diff import Missing, change, diff, differences, link_changes, order
 from pyflannel.plan.ownership import ours, taken_links, without_links
 from pyflannel.ports import Clock, Target
 
@@ -40,6 +40,12 @@ AUDITED_PER_S = 1000
 RETRY_MIN_S = 0.05
 """First pause before a temporary refusal is retried. It doubles; an event ends it at once."""
 
+RETRY_COSTS = 4
+"""A refused operation waits so many times as long as it took: a target that hangs takes long."""
+
+
+Judge = Callable[[Sequence[Refusal], Kinds], Sequence[Refusal]]
+
 
 class Reconciler:
     """Keeps `targets` equal to the plan.
@@ -48,8 +54,8 @@ class Reconciler:
         targets: what the plan is applied to.
         clock: time.
         draw: a random number below its argument, for the jitter of retries.
-        judge: is told the refusals of a batch, and returns those that are to be reported. For the others
-            it has changed the inputs of the plan.
+        judge: is told what is refused now, and the kinds of which every object is in place. It returns the
+            refusals that are to be reported; for the others it has changed the inputs of the plan.
         progressed: is called after each batch and each look.
         alive: is called in each turn of the loop, at least every `audit_s`.
         audit_s: longest pause between two looks.
@@ -64,7 +70,7 @@ class Reconciler:
         targets: Iterable[Target],
         clock: Clock,
         draw: Callable[[int], int] = lambda below: below - 1,
-        judge: Callable[[Sequence[Refusal]], Sequence[Refusal]] = lambda refused: refused,
+        judge: Judge = lambda refused, settled: refused,
         progressed: Callable[[], None] = lambda: None,
         alive: Callable[[], object] = lambda: None,
         audit_s: float = AUDIT_S,
@@ -81,22 +87,23 @@ class Reconciler:
         self._audit_s = audit_s
         self._mark = mark
         self._device = device
+        self._report = BatchReport(Journal(clock) if journal is None else journal, self._targets.kinds)
         self._damping = Damping()
-        self._plan: State | None = None
+        self._plan = State.EMPTY
+        self._has_plan = False
         self._work = Work()
         self._has_news = asyncio.Event()
         self._must_look = False
-        self._is_audit = False
         self._looked_at = -math.inf
+        self._unread: dict[Kinds, TargetError] = {}
         self._retry_at = math.inf
         self._retries = 0
-        self._unread: dict[type[Item], TargetError] = {}
-        self._new_kinds: Kinds = frozenset(self._targets.kinds)  # nothing of them was applied: no damage yet
+        self._new_kinds = self._targets.kinds  # nothing of them was applied: no difference is damage yet
         self._has_applied = False
         self._taken: Mapping[str, Refusal] = {}
-        self._report = BatchReport(Journal(clock) if journal is None else journal, self._targets.kinds)
+        self._known: tuple[Refusal, ...] = ()  # refusals that were reported
 
-    # What others ask.
+    # Questions.
 
     @property
     def counts(self) -> Counts:
@@ -108,37 +115,36 @@ class Reconciler:
         """The host is as planned: every target was read, and nothing is left to do."""
         return self._has_applied and not self._unread and self._work.is_empty
 
-    @property
-    def refused(self) -> tuple[Refusal, ...]:
-        """The operations that were refused, and not performed since."""
-        return self._work.refusals
+    def refused(self) -> Iterator[Refusal]:
+        """Yield the operations that were refused, and not performed since."""
+        return self._work.refusals()
 
-    @property
-    def delayed(self) -> tuple[Operation, ...]:
-        """Repairs that wait because another program keeps undoing them, and what requires these objects."""
-        waiting = [(key, mark) for key, mark in self._work.open() if mark.is_waiting]
-        if all(mark.due_s == math.inf for _, mark in waiting):
-            return ()
-        operations = (self._operation_on(key, mark) for key, mark in waiting)
-        return tuple(operation for operation in operations if operation is not None)
+    def delayed(self) -> Iterator[Operation]:
+        """Yield the repairs that wait because another program keeps undoing them, and what requires these."""
+        waiting = (Stage.PAUSED, Stage.BLOCKED) if self._work.has_pauses else ()
+        for key, mark in self._work.undone() if waiting else ():
+            if mark.stage in waiting and (operation := self._operation_on(key, mark)) is not None:
+                yield operation
 
     @property
     def error(self) -> str | None:
         """Why a target could not be read; None if all were."""
         return "; ".join(dict.fromkeys(map(str, self._unread.values()))) or None
 
+    # Events.
+
     def follow(self, result: PlanResult) -> None:
         """Take in what the planner made of new inputs. The host follows soon."""
         match result:
             case Changed(previous):
-                for key, item in previous.items():
-                    self._work.plan(key, item, is_known=self._is_known(key, item))
+                for key, old in previous.items():
+                    self._note_change(key, old, self._plan.by_key.get(key), is_known=True)
             case Replaced(plan):
-                before, self._plan = self._plan or State.EMPTY, plan
+                before, self._plan, self._has_plan = self._plan, plan, True
                 for old, new in differences(before, plan):
                     item = new if old is None else old
                     if item is not None and type(item) not in self._new_kinds:
-                        self._work.plan(item.key, old, is_known=False)
+                        self._note_change(item.key, old, new, is_known=False)
                 self._must_look = True
             case Unchanged() | Blocked():
                 return
@@ -149,6 +155,15 @@ class Reconciler:
         self._must_look = True
         self._has_news.set()
 
+    def _note_change(self, key: Key, old: Item | None, new: Item | None, *, is_known: bool) -> None:
+        item = new if old is None else old
+        if item is not None:
+            is_known = is_known and type(item) not in self._new_kinds
+            self._must_look = self._must_look or not is_known
+            self._work.change(key, old, type(item), is_known=is_known)
+
+    # The loop.
+
     async def run(self) -> None:
         """Run until cancelled. The host stays as it is."""
         async with asyncio.TaskGroup() as tasks:
@@ -156,30 +171,27 @@ class Reconciler:
             tasks.create_task(following, name="targets")
             tasks.create_task(self._reconcile(), name="reconcile")
 
-    # The loop.
-
     async def _reconcile(self) -> None:
         while True:
             self._has_news.clear()
             self._alive()
-            if self._plan is None:
-                await pause(self._clock, self._audit_s, until=self._has_news)
-            elif not await self._turn(self._plan):
+            if not self._has_plan or not await self._turn():
                 await pause(self._clock, self._rest_s(), until=self._has_news)
 
-    async def _turn(self, plan: State) -> bool:
+    async def _turn(self) -> bool:
         """Do what can be done now; return whether anything was done."""
         now = self._clock.now()
         if self._must_look or now >= self._audit_due_s:
-            self._is_audit, self._must_look, self._looked_at = not self._must_look, False, now
-            self._targets.ask(plan, self._work.begin_look, self._targets.kinds)
-        elif self._unread and now >= self._retry_at:
+            self._must_look = False
+            self._looked_at = now
+            self._targets.ask(self._plan, self._work.begin_look, self._targets.kinds)
+        elif now >= self._retry_at:
             self._retry_at = math.inf
-            self._targets.ask(plan, self._work.begin_look, self._unread.keys())
-        if answers := self._targets.take(must_have_all=bool(self._new_kinds)):
-            await self._compare(answers, plan)
+            self._targets.ask(self._plan, self._work.begin_look, self._unread_kinds)
+        if readings := self._targets.take():
+            await self._compare(readings)
             if changed := self._targets.changed_kinds:
-                self._targets.ask(plan, self._work.begin_look, changed)
+                self._targets.ask(self._plan, self._work.begin_look, changed)
         elif due := self._work.due(now):
             await self._work_on(due)
         else:
@@ -190,128 +202,136 @@ class Reconciler:
     def _rest_s(self) -> float:
         """Return the seconds until something is due although nothing happens."""
         now = self._clock.now()
+        if not self._has_plan:
+            return self._audit_s
         due_s = min(self._audit_due_s, self._work.next_due_s(), self._retry_at) - now
-        if self._targets.has_answer and not self._new_kinds:
-            due_s = min(due_s, self._targets.late_in_s)
+        if (late_in_s := self._targets.late_in_s) is not None:
+            due_s = min(due_s, late_in_s)
         return max(0.0, min(due_s, self._audit_s))
 
     @property
     def _audit_due_s(self) -> float:
         """Time of the next audit: the more there is to read, the later."""
-        return self._looked_at + max(self._audit_s, len(self._plan or ()) / AUDITED_PER_S)
+        return self._looked_at + max(self._audit_s, len(self._plan) / AUDITED_PER_S)
 
-    async def _compare(self, answers: Sequence[Answer], plan: State) -> None:
+    @property
+    def _unread_kinds(self) -> Kinds:
+        """The kinds of the targets that could not be read."""
+        return frozenset[type[Item]]().union(*self._unread)
+
+    async def _compare(self, readings: Sequence[Reading]) -> None:
         """Compare what the targets showed with the plan, and perform the operations that follow."""
         began = self._clock.now()
-        read = [answer for answer in answers if answer.error is None]
-        kinds: Kinds = frozenset[type[Item]]().union(*(answer.kinds for answer in read))
-        shown = reduce(or_, (answer.state for answer in read), State.EMPTY)
-        generation = min(answer.generation for answer in answers)
-        self._note_errors(answers)
-        if Link in kinds:
-            self._taken = taken_links(shown, plan, self._mark)
-        desired = without_links(plan, self._taken.keys()) if self._taken else plan
-        actual = ours(shown, desired, self._mark, self._device)
-        operations = [
-            operation
-            for operation in diff(desired.of_kinds(kinds), actual)
-            if not self._work.is_later(operation.subject.key, generation)
-        ]
-        self._settle_equal(desired, kinds, generation, operations)
-        for answer in answers:
-            self._work.end_look(answer.generation)
-        for item in plan if self._taken else ():
-            if item.key not in desired.by_key and not isinstance(item, Link):
-                self._work.postpone(item.key, None, self._work.generation, is_planned=True)
-        new_kinds, self._new_kinds = self._new_kinds, self._new_kinds - kinds
-        hopeful = [operation for operation in operations if not self._is_hopeless(operation)]
-        taken = tuple(self._taken.values())
-        await self._perform(hopeful, self._work.generation, new_kinds, taken, is_look=True)
+        self._note_errors(readings)
+        shown = [reading for reading in readings if reading.error is None]
+        generations = {kind: reading.generation for reading in shown for kind in reading.kinds}
+        state = reduce(or_, (reading.state for reading in shown), State.EMPTY)
+        if Link in generations:
+            self._taken = taken_links(state, self._plan, self._mark)
+        desired = without_links(self._plan, self._taken.keys()) if self._taken else self._plan
+        wanted = desired.of_kinds(generations)
+        actual = ours(state, desired, self._mark, self._device)
+        operations = list(diff(wanted, actual))
+        if not self._work.is_idle:
+            operations = self._without_later(operations, generations, desired)
+        for reading in readings:
+            self._work.end_look(reading.generation, reading.kinds)
+        changes = link_changes(wanted, actual)
+        changed = frozenset(filter(self._is_planned_link, (*changes.recreated, *changes.readdressed)))
+        batch = Batch(self._work.generation, self._new_kinds, changed)
+        self._leave_taken(batch, desired)
+        self._new_kinds -= generations.keys()
+        await self._perform(batch, operations)
         self._has_applied = not self._new_kinds
         self.counts.passes += 1
         self.counts.duration_s = self._clock.now() - began
+        self._report.tell_refusals(self._judge(tuple(self.refused()), self._settled_kinds()), self._known)
+        self._known = tuple(self.refused())
 
-    def _note_errors(self, answers: Iterable[Answer]) -> None:
+    def _note_errors(self, readings: Iterable[Reading]) -> None:
         """Note which targets could not be read. They are asked again soon, and delay no other."""
-        for answer in answers:
-            before = next((self._unread[kind] for kind in answer.kinds if kind in self._unread), None)
-            for kind in answer.kinds:
-                self._unread.pop(kind, None)
-            if answer.error is not None:
-                self._unread.update(dict.fromkeys(answer.kinds, answer.error))
+        for reading in readings:
+            before = self._unread.pop(reading.kinds, None)
+            if reading.error is not None:
+                self._unread[reading.kinds] = reading.error
                 self.counts.failures += 1
-                if str(before) != str(answer.error):
-                    log.error("Could not read the current state of the host: %s", answer.error.in_full)
+                self._retries += 1
+                if before is None:
+                    log.error("Could not read the current state of the host: %s", reading.error.in_full)
             elif before is not None:
                 log.info("Read the current state of the host again, after: %s", before)
-        self._retries = self._retries + 1 if self._unread else 0
-        pause_s = min(RETRY_MIN_S * 2.0**self._retries, longest_pause_s(0))
-        self._retry_at = self._clock.now() + pause_s if self._unread else math.inf
+        if not self._unread:
+            self._retries, self._retry_at = 0, math.inf
+        elif self._retry_at == math.inf:
+            pause_s = min(RETRY_MIN_S * 2.0 ** min(self._retries, 30), longest_pause_s(0))
+            self._retry_at = self._clock.now() + pause_s
 
-    def _settle_equal(
-        self, desired: State, kinds: Kinds, generation: int, differing: Iterable[Operation]
-    ) -> None:
-        """Take the keys out of the record whose object a look found as desired."""
-        if self._work.is_empty:
-            return
-        keys, plan = {operation.subject.key for operation in differing}, self._plan or State.EMPTY
-        for key, mark in list(self._work.open()):
-            item = plan.by_key.get(key)
-            is_shown = type(item or mark.found) in {*kinds, NoneType}
-            is_left_out = item is not None and key not in desired.by_key
-            if is_shown and key not in keys and mark.generation <= generation and not is_left_out:
-                self._work.settle(key, item, self._work.generation)
+    def _without_later(
+        self, operations: Iterable[Operation], generations: Mapping[type[Item], int], desired: State
+    ) -> list[Operation]:
+        """Leave out the keys of which something later is known. Settle the keys that the look found right."""
+        left, differing = [], set()
+        for operation in operations:
+            item = operation.subject
+            differing.add(item.key)
+            if not self._work.is_later(item.key, generations[type(item)]) and not self._is_hopeless(
+                operation
+            ):
+                left.append(operation)
+        has_host_part = False
+        for key, mark in list(self._work.undone()):
+            wanted = desired.by_key.get(key)
+            is_left_out = wanted is None and key in self._plan.by_key  # another daemon has its link
+            is_shown = mark.generation <= generations.get(mark.kind, -1)
+            if is_shown and not is_left_out and key not in differing:
+                self._work.settle(key, wanted, mark.kind, self._work.generation)
+                has_host_part = has_host_part or mark.kind.IS_HOST_PART
+        if has_host_part:
+            self._work.release()
+        return left
+
+    def _leave_taken(self, batch: Batch, desired: State) -> None:
+        """Keep for later what would be on the links that another daemon of this host has."""
+        for refusal in self._taken.values():
+            self._postpone(batch, refusal.operation, Stage.REFUSED, refusal=refusal)
+        for item in self._plan if self._taken else ():
+            if item.key not in desired.by_key and not isinstance(item, Link):
+                later = self._later(item, None, Stage.BLOCKED, is_planned=True)
+                self._work.postpone(item.key, later, batch.since)
 
     async def _work_on(self, due: Iterable[tuple[Key, Mark]]) -> None:
         """Perform what is due without a look: the record knows what is in place."""
-        since = self._work.generation
+        batch = Batch(self._work.generation)
         operations = []
         for key, mark in due:
             operation = self._operation_on(key, mark)
             if operation is None:
-                self._work.settle(key, mark.found, since)
+                self._work.settle(key, mark.found, mark.kind, batch.since)
             else:
                 operations.append(operation)
-        await self._perform(operations, since)
+        await self._perform(batch, operations)
+        if any(isinstance(one.subject, Link) and not isinstance(one, Remove) for one in batch.done):
+            self.look()  # the kernel may have dropped objects on it
+        if batch.refused:
+            self._report.tell_refusals(self._judge(tuple(self.refused()), self._settled_kinds()), self._known)
+        self._known = tuple(self.refused())
 
-    async def _perform(
-        self,
-        operations: Iterable[Operation],
-        since: int,
-        new_kinds: Kinds = frozenset(),
-        refused: Sequence[Refusal] = (),
-        *,
-        is_look: bool = False,
-    ) -> None:
-        """Apply the operations as one batch. Keep in the record what is refused or must wait.
-
-        Args:
-            operations: in any order.
-            since: generation of the plan from which the operations were computed.
-            new_kinds: of which nothing was applied before, so that none of their operations is a repair.
-            refused: operations that need not be tried.
-            is_look: the operations follow from a look.
-        """
-        known = self._work.refusals
+    async def _perform(self, batch: Batch, operations: Iterable[Operation]) -> None:
+        """Apply the operations as one batch. Keep in the record what is refused or must wait."""
         began = self._clock.now()
-        batch = Batch(since, new_kinds, list(refused))
-        for refusal in refused:
-            self._postpone(batch, refusal.operation, refusal=refusal)
         admitted = self._admit(batch, order(operations))
         objects = [operation for operation in admitted if not isinstance(operation.subject, HostFile)]
         files = [operation for operation in admitted if isinstance(operation.subject, HostFile)]
         await self._apply(batch, objects)
         if files and self._is_host_part_missing():
             for operation in files:
-                self._postpone(batch, operation)
+                self._postpone(batch, operation, Stage.BLOCKED)
         else:
             await self._apply(batch, files)
-        if batch.done:
+        if any(operation.subject.IS_HOST_PART for operation in batch.done):
             self._work.release()
         self._note_fights(batch, self._clock.now() - began)
         self._report.tell(batch)
-        if is_look or batch.refused:
-            self._report.tell_refusals(self._judge(batch.refused), known)
 
     def _note_fights(self, batch: Batch, cost_s: float) -> None:
         """Find the repairs that another program undid so often that the next one must wait."""
@@ -330,20 +350,15 @@ class Reconciler:
         an object that it requires is missing.
         """
         admitted: list[Operation] = []
-        missing, now = Missing(), self._clock.now()
-        if not self._work.is_empty:
-            keys = {operation.subject.key for operation in operations}
-            for undone in self._undone():
-                if undone.subject.key not in keys:
-                    missing.note(undone)
+        unread, now = self._unread_kinds, self._clock.now()
+        missing = self._missing_host_parts({operation.subject.key for operation in operations})
         for operation in operations:
             item = operation.subject
-            is_planned = self._is_planned(batch, item)
-            until = None if is_planned else self._damping.waits_until(item.key, now)
-            if until is not None:
-                self._postpone(batch, operation, due_s=until)
-            elif type(item) in self._unread or missing.blocks(operation):
-                self._postpone(batch, operation)
+            until = self._damping.waits_until(item.key, now)
+            if until is not None and not self._is_planned(batch, item):
+                self._postpone(batch, operation, Stage.PAUSED, due_s=until)
+            elif type(item) in unread or missing.blocks(operation):
+                self._postpone(batch, operation, Stage.BLOCKED)
             else:
                 admitted.append(operation)
                 continue
@@ -360,74 +375,77 @@ class Reconciler:
         keys = {refusal.operation.subject.key for refusal in refused}
         for operation in operations:
             item = operation.subject
-            if item.key in keys:
+            key = item.key
+            if key in keys:
                 continue
             batch.done.append(operation)
             if not self._is_planned(batch, item):
                 batch.repairs.append(operation)
-            self._work.settle(item.key, None if isinstance(operation, Remove) else item, batch.since)
+            if not self._work.is_idle:
+                found = None if isinstance(operation, Remove) else item
+                self._work.settle(key, found, type(item), batch.since)
         missing = Missing()
         for refusal in refused:
             if missing.blocks(refusal.operation):
-                self._postpone(batch, refusal.operation)  # no trouble of its own
+                self._postpone(batch, refusal.operation, Stage.BLOCKED)  # no trouble of its own
             else:
-                due_s = math.inf if refusal.is_permanent else self._retry_due_s(refusal, cost_s)
-                now = self._clock.now()
-                self._postpone(batch, refusal.operation, due_s=due_s, refusal=refusal, tried_s=now)
+                due_s = self._retry_due_s(refusal, cost_s)
+                self._postpone(batch, refusal.operation, Stage.REFUSED, due_s=due_s, refusal=refusal)
                 batch.refused.append(refusal)
             missing.note(refusal.operation)
+
+    # The record.
 
     def _postpone(
         self,
         batch: Batch,
         operation: Operation,
+        stage: Stage,
         *,
         due_s: float = math.inf,
         refusal: Refusal | None = None,
-        tried_s: float = -math.inf,
     ) -> None:
         item = operation.subject
         is_planned = self._is_planned(batch, item)
-        self._work.postpone(
-            item.key,
-            _found_by(operation),
-            batch.since,
-            is_planned=is_planned,
-            due_s=due_s,
-            refusal=refusal,
-            tried_s=tried_s,
-        )
+        later = self._later(item, _found_by(operation), stage, is_planned=is_planned)
+        tried_s = self._clock.now() if due_s < math.inf else -math.inf
+        later = replace(later, due_s=due_s, refusal=refusal, tried_s=tried_s)
+        self._work.postpone(item.key, later, batch.since)
+
+    def _later(self, item: Item, found: Item | None, stage: Stage, *, is_planned: bool) -> Mark:
+        return Mark(kind=type(item), generation=0, stage=stage, found=found, is_planned=is_planned)
 
     def _retry_due_s(self, refusal: Refusal, cost_s: float) -> float:
-        """Return when a temporary refusal is retried. Jitter keeps hosts with one trouble apart."""
+        """Return when a refused operation is tried again without an event.
+
+        A permanent refusal waits for the time of an audit. The pause before a temporary one doubles; jitter
+        keeps hosts with one trouble apart.
+        """
+        if refusal.is_permanent:
+            return self._clock.now() + self._audit_s
         mark = self._work.get(refusal.operation.subject.key)
         attempts = 0 if mark is None else mark.attempts
         pause_s = min(RETRY_MIN_S * 2.0 ** min(attempts, 30), longest_pause_s(cost_s))
+        pause_s = max(pause_s, RETRY_COSTS * cost_s)
         return self._clock.now() + pause_s * (0.5 + self._draw(1000) / 2000)
-
-    # Questions about the record.
 
     def _operation_on(self, key: Key, mark: Mark) -> Operation | None:
         """Return what is to be done about a key, as far as known."""
-        planned = (self._plan or State.EMPTY).by_key.get(key)
-        return change(mark.found if mark.is_known or planned is None else None, planned)
-
-    def _undone(self) -> Iterator[Operation]:
-        """Yield what is left to do."""
-        for key, mark in self._work.open():
-            operation = self._operation_on(key, mark)
-            if operation is not None:
-                yield operation
-
-    def _is_known(self, key: Key, item: Item | None) -> bool:
-        """Return whether the object at a changed key is known without a look."""
-        planned = (self._plan or State.EMPTY).by_key.get(key)
-        return type(planned if item is None else item) not in self._new_kinds
+        planned = self._plan.by_key.get(key)
+        is_unknown = mark.stage is Stage.UNKNOWN and planned is not None
+        return change(None if is_unknown else mark.found, planned)
 
     def _is_planned(self, batch: Batch, item: Item) -> bool:
         """Return whether an operation on the item follows from the plan, and repairs no damage."""
+        if type(item) in batch.new_kinds or item.parent_link in batch.changed_links:
+            return True
         mark = self._work.get(item.key)
-        return type(item) in batch.new_kinds or (mark is not None and mark.is_planned)
+        return mark is not None and mark.is_planned
+
+    def _is_planned_link(self, name: str) -> bool:
+        """Return whether a link differs from the plan because the plan has changed."""
+        mark = self._work.get(("link", name))
+        return Link in self._new_kinds or (mark is not None and mark.is_planned)
 
     def _is_hopeless(self, operation: Operation) -> bool:
         """Return whether the operation need not be tried again after a look.
@@ -437,18 +455,26 @@ class Reconciler:
         mark = self._work.get(operation.subject.key)
         if mark is None or mark.refusal is None or mark.found != _found_by(operation):
             return False
-        if mark.refusal.is_permanent:
-            return not self._is_audit
-        return self._clock.now() < mark.tried_s + RETRY_MIN_S
+        return mark.refusal.is_permanent or self._clock.now() < mark.tried_s + RETRY_MIN_S
+
+    def _missing_host_parts(self, but: Collection[Key] = ()) -> Missing:
+        """Return the objects that others may require and that are not in place, without those in `but`."""
+        missing = Missing()
+        for key, mark in self._work.undone_host_parts():
+            if key not in but and (operation := self._operation_on(key, mark)) is not None:
+                missing.note(operation)
+        return missing
 
     def _is_host_part_missing(self) -> bool:
         """Return whether a program that reads subnet.env now would start containers too early."""
-        missing, plan = Missing(), self._plan or State.EMPTY
-        for operation in self._undone():
-            if operation.subject.IS_HOST_PART:
-                missing.note(operation)
-        unread = (kind for kind in self._unread if kind.IS_HOST_PART)
-        return bool(missing) or any(next(plan.of_type(kind), None) is not None for kind in unread)
+        unread = (kind for kind in self._unread_kinds if kind.IS_HOST_PART)
+        is_unread = any(next(self._plan.of_type(kind), None) is not None for kind in unread)
+        return is_unread or bool(self._missing_host_parts())
+
+    def _settled_kinds(self) -> Kinds:
+        """Return the kinds of which every object is in place."""
+        open_kinds = {mark.kind for _, mark in self._work.undone()}
+        return self._targets.kinds - self._new_kinds - self._unread_kinds - open_kinds
 
 
 def _found_by(operation: Operation) -> Item | None:

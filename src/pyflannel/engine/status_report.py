@@ -69,8 +69,8 @@ def status_of(supervisor: Supervisor, *, version: str, store_url: str, clock: Cl
             repairs=counts.repairs,
             repairs_by_kind=dict(counts.repairs_by_kind),
             last_repair=counts.last_repair,
-            refused=tuple(f"{found(r.operation)}; refused: {r.cause}" for r in reconciler.refused),
-            held=tuple(found(operation) for operation in reconciler.delayed),
+            refused=tuple(f"{found(r.operation)}; refused: {r.cause}" for r in reconciler.refused()),
+            held=tuple(found(operation) for operation in reconciler.delayed()),
         ),
         warnings=tuple(warnings),
     )

@@ -79,7 +79,9 @@ class Supervisor:
             clock=world.clock,
             draw=world.draw,
             journal=self.journal,
-            judge=lambda refused: self.fast_path.judge(tuple(refused), self.condition.inputs.config),
+            judge=lambda refused, settled: self.fast_path.judge(
+                refused, settled, self.condition.inputs.config
+            ),
             progressed=self._progressed,
             alive=world.alive,
             audit_s=options.audit_s,

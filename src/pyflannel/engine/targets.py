@@ -1,31 +1,38 @@
 """The targets of a plan: each is read in a task of its own, so that one that is silent delays no other."""
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any, TypeVar
 
+from pyflannel.engine.listening import listen
+from pyflannel.engine.pacing import pause
+from pyflannel.engine.work import Kinds
 from pyflannel.errors import TargetError
 from pyflannel.model.item import Item
 from pyflannel.model.state import Operation, Refusal, State
 from pyflannel.ports import Clock, Target
 
 LATE_S = 0.2
-"""Time after which a look goes on without the targets that have not answered. Their answers count later."""
+"""Time after which a look goes on without a target that has not answered. Its answer counts later."""
 
-REOPEN_S = 1.0
-"""Pause before the notifications of a target are opened again after they failed."""
+ANSWER_S = 15.0
+"""Time that a target has for an answer …"""
 
-Kinds = frozenset[type[Item]]
+PER_OBJECT_S = 0.005
+"""… and so much more for each object: a busy kernel needs a tenth of it."""
+
+_Answer = TypeVar("_Answer")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class Reading:
     """The state of one target, or the error of the attempt to read it.
 
     Attributes:
         kinds: what the target can hold.
-        generation: of the record of work, at the time when the target was asked.
+        generation: of the record of work, when the target was asked.
         state: empty if there is an error.
     """
 
@@ -36,64 +43,62 @@ class Answer:
 
 
 class _Reader:
-    """Reads one target when it is asked to, and hears of its changes.
+    """Reads one target when it is asked to.
 
     Attributes:
-        is_asked: an answer is on its way, or was not taken yet.
-        must_ask: the target may have changed since it was asked; it must be asked again after its answer.
+        reading: the latest, until it is taken.
+        is_asked: a reading is under way, or was not taken yet.
+        asked_at: time of the clock when it was asked.
+        must_ask: the target may have changed since; it must be asked again.
+        was_read: it has answered once, be it with an error.
     """
 
     def __init__(self, target: Target, clock: Clock) -> None:
         self.target = target
         self.kinds: Kinds = frozenset(target.kinds)
-        self.answer: Answer | None = None
+        self.reading: Reading | None = None
         self.is_asked = False
+        self.asked_at = 0.0
         self.must_ask = False
+        self.was_read = False
         self._clock = clock
         self._desired = State.EMPTY
         self._generation = 0
         self._asked = asyncio.Event()
 
-    def ask(self, desired: State, begin: Callable[[], int]) -> None:
+    def ask(self, desired: State, begin: Callable[[Kinds], int]) -> None:
         """Read the target soon."""
         if self.is_asked:
             self.must_ask = True
             return
-        self._desired, self._generation = desired, begin()
-        self.is_asked, self.must_ask = True, False
+        self._desired, self._generation = desired, begin(self.kinds)
+        self.is_asked, self.must_ask, self.asked_at = True, False, self._clock.now()
         self._asked.set()
 
-    def take(self) -> Answer | None:
-        """Return the answer, once."""
-        answer, self.answer = self.answer, None
-        if answer is not None:
-            self.is_asked = False
-        return answer
+    def take(self) -> Reading | None:
+        """Return the reading, once."""
+        reading, self.reading = self.reading, None
+        if reading is not None:
+            self.is_asked, self.was_read = False, True
+        return reading
+
+    def is_awaited(self, now: float) -> bool:
+        """Return whether a look waits for it. It waits for the first reading until there is one."""
+        is_late = self.was_read and now >= self.asked_at + LATE_S
+        return self.is_asked and self.reading is None and not is_late
 
     async def read(self, answered: Callable[[], None]) -> None:
         """Read whenever asked, until cancelled."""
         while True:
             await self._asked.wait()
             self._asked.clear()
-            generation = self._generation
+            kinds, generation, desired = self.kinds, self._generation, self._desired
             try:
-                state = await self.target.snapshot(self._desired)
-                self.answer = Answer(kinds=self.kinds, generation=generation, state=state)
+                state = await within_time(self.target.snapshot(desired), self._clock, len(desired))
+                self.reading = Reading(kinds=kinds, generation=generation, state=state)
             except TargetError as error:
-                self.answer = Answer(kinds=self.kinds, generation=generation, error=error)
+                self.reading = Reading(kinds=kinds, generation=generation, error=error)
             answered()
-
-    async def follow(self, changed: Callable[[], None]) -> None:
-        """Call `changed` after each burst of changes, until cancelled."""
-        while True:
-            try:
-                async with self.target.changes() as changes:
-                    while True:
-                        await changes.next()
-                        changed()
-            except TargetError:
-                changed()  # nothing was announced since
-                await self._clock.sleep(REOPEN_S)
 
 
 class Targets:
@@ -103,51 +108,50 @@ class Targets:
         self._clock = clock
         self._readers = [_Reader(target, clock) for target in targets]
         self._by_kind = {kind: reader.target for reader in self._readers for kind in reader.kinds}
-        self._asked_at = 0.0
 
     @property
-    def kinds(self) -> Collection[type[Item]]:
+    def kinds(self) -> Kinds:
         """Every kind of item that some target holds."""
-        return self._by_kind.keys()
+        return frozenset(self._by_kind)
 
     async def run(self, *, changed: Callable[[], None], answered: Callable[[], None]) -> None:
-        """Read the targets when asked and hear of their changes, until cancelled."""
+        """Read the targets when asked and listen to their changes, until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             for reader in self._readers:
                 name = type(reader.target).__name__
                 tasks.create_task(reader.read(answered), name=f"read {name}")
-                tasks.create_task(reader.follow(changed), name=f"changes of {name}")
+                tasks.create_task(
+                    listen(reader.target.changes, self._clock, changed), name=f"changes of {name}"
+                )
 
-    def ask(self, desired: State, begin: Callable[[], int], kinds: Collection[type[Item]]) -> None:
+    def ask(self, desired: State, begin: Callable[[Kinds], int], kinds: Collection[type[Item]]) -> None:
         """Ask for the state of the targets that hold some of these kinds.
 
-        `begin` gives the generation of what is known when a target is asked.
+        `begin` is told the kinds of a target that is asked, and gives the generation of what is known then.
         """
-        self._asked_at = self._clock.now()
         for reader in self._readers:
             if not reader.kinds.isdisjoint(kinds):
                 reader.ask(desired, begin)
 
-    def take(self, *, must_have_all: bool) -> list[Answer]:
-        """Return the answers that can be used now.
+    def take(self) -> list[Reading]:
+        """Return the readings that can be used now.
 
-        Answers of one look are used together, so that their operations have one order. A target that is late
-        is left out, unless all are needed.
+        Readings of one look are used together, so that their operations have one order. A late target is left
+        out.
         """
-        is_waiting = any(reader.is_asked and reader.answer is None for reader in self._readers)
-        if is_waiting and (must_have_all or self.late_in_s > 0):
+        now = self._clock.now()
+        if any(reader.is_awaited(now) for reader in self._readers):
             return []
-        return [answer for reader in self._readers if (answer := reader.take()) is not None]
+        return [reading for reader in self._readers if (reading := reader.take()) is not None]
 
     @property
-    def late_in_s(self) -> float:
-        """Seconds until answers are used without those of late targets."""
-        return max(0.0, self._asked_at + LATE_S - self._clock.now())
-
-    @property
-    def has_answer(self) -> bool:
-        """An answer waits for those of other targets."""
-        return any(reader.answer is not None for reader in self._readers)
+    def late_in_s(self) -> float | None:
+        """Seconds until readings are used without those of late targets; None while none waits for them."""
+        now = self._clock.now()
+        if all(reader.reading is None for reader in self._readers):
+            return None
+        awaited = [reader for reader in self._readers if reader.is_awaited(now) and reader.was_read]
+        return max((reader.asked_at + LATE_S - now for reader in awaited), default=None)
 
     @property
     def changed_kinds(self) -> Kinds:
@@ -160,5 +164,39 @@ class Targets:
         """Apply the operations in their order, neighbouring ones for one target as one batch."""
         refusals: list[Refusal] = []
         for target, run in groupby(operations, key=lambda operation: self._by_kind[type(operation.subject)]):
-            refusals.extend(await target.apply(list(run)))
+            batch = list(run)
+            try:
+                refusals.extend(await within_time(target.apply(batch), self._clock, len(batch)))
+            except TargetError as error:
+                refusals += [Refusal(operation=one, cause=str(error), hint=error.hint) for one in batch]
         return refusals
+
+
+async def within_time(work: Coroutine[Any, Any, _Answer], clock: Clock, objects: int) -> _Answer:
+    """Return the result of the work on so many objects.
+
+    Raises:
+        TargetError: the work raised it, or there was no result in time. Then the work is cancelled.
+    """
+    limit_s = ANSWER_S + PER_OBJECT_S * objects
+    ended = asyncio.Event()
+    async with asyncio.TaskGroup() as tasks:
+        task = tasks.create_task(_caught(work))
+        task.add_done_callback(lambda _: ended.set())
+        await pause(clock, limit_s, until=ended)
+        if not task.done():
+            task.cancel()
+    if task.cancelled():
+        raise TargetError(f"no answer within {limit_s:.0f} s", hint="It is asked again.")
+    result = task.result()
+    if isinstance(result, TargetError):
+        raise result
+    return result
+
+
+async def _caught(work: Coroutine[Any, Any, _Answer]) -> _Answer | TargetError:
+    """Return the error of the work instead of raising it, as a group would end by it."""
+    try:
+        return await work
+    except TargetError as error:
+        return error

@@ -15,7 +15,7 @@ def diff(desired: State, actual: State) -> Iterator[Operation]:
     `actual` holds only items that pyflannel owns. A link that cannot be changed in place is created again.
     The items that the kernel drops with it, or when a link gets another MAC address, count as missing.
     """
-    for old, new in differences(_after_links(desired, actual), desired):
+    for old, new in differences(_after(link_changes(desired, actual), actual), desired):
         operation = change(old, new)
         if operation is not None:
             yield operation
@@ -48,8 +48,8 @@ def change(actual: Item | None, desired: Item | None) -> Operation | None:
     return None if actual == desired else Replace(actual, desired)
 
 
-def _after_links(desired: State, actual: State) -> State:
-    """Return the part of `actual` that remains once the links are as wanted; the links as found."""
+def link_changes(desired: State, actual: State) -> LinkChanges:
+    """Return the links whose change into the desired ones makes the kernel drop other objects."""
     recreated: set[str] = set()
     readdressed: set[str] = set()
     for item in desired.of_type(Link):
@@ -58,9 +58,13 @@ def _after_links(desired: State, actual: State) -> State:
             recreated.add(item.name)
         elif old.mac != item.mac:
             readdressed.add(item.name)
-    if not recreated and not readdressed:
+    return LinkChanges(recreated=recreated, readdressed=readdressed)
+
+
+def _after(changes: LinkChanges, actual: State) -> State:
+    """Return the part of `actual` that remains once the links have changed; the links as found."""
+    if not changes.recreated and not changes.readdressed:
         return actual
-    changes = LinkChanges(recreated=recreated, readdressed=readdressed)
     return State.collect(left for item in actual if (left := item.after(changes)) is not None)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from doubles.fake_clock import FakeClock
 from pyflannel.engine.fast_path import Choice, FastPath
-from pyflannel.model.fast_path import BpfContainer, BpfProgram, Feature, Role, Tunnel
+from pyflannel.model.fast_path import BpfContainer, BpfPeer, BpfProgram, Feature, Role, Tunnel
 from pyflannel.model.lease import PARTIAL_CHECKSUM
 from pyflannel.model.link import Link, Veth
 from pyflannel.model.network_config import NetworkConfig
@@ -89,7 +89,7 @@ def test_what_the_kernel_refuses_goes_through_user_space_and_is_tried_again(capl
     async def check() -> None:
         async with running(Bench()) as bench:
             fast_path = bench.fast_path
-            fast_path.judge((refused(Role.DECAPSULATE),), CONFIG)
+            fast_path.judge((refused(Role.DECAPSULATE),), (BpfProgram, BpfPeer), CONFIG)
             assert not fast_path.is_on(CONFIG)
             assert fast_path.reads(CONFIG) == ()
             assert fast_path.status(CONFIG) == BESIDE
@@ -99,13 +99,13 @@ def test_what_the_kernel_refuses_goes_through_user_space_and_is_tried_again(capl
             assert fast_path.is_on(CONFIG)
             assert fast_path.reads(CONFIG) == ()
             assert fast_path.status(CONFIG) == BESIDE  # as long as nothing else is known
-            fast_path.judge((refused(Role.DECAPSULATE),), CONFIG)
+            fast_path.judge((refused(Role.DECAPSULATE),), (BpfProgram, BpfPeer), CONFIG)
             await bench.clock.advance(1)
             assert not fast_path.is_on(CONFIG)
             await bench.clock.advance(1)
             assert fast_path.is_on(CONFIG)
 
-            fast_path.judge((), CONFIG)
+            fast_path.judge((), (BpfProgram, BpfPeer), CONFIG)
             assert fast_path.reads(CONFIG) == (PARTIAL_CHECKSUM,)
             assert fast_path.status(CONFIG) == FastPathStatus(mode="safe")
 
@@ -122,7 +122,7 @@ def test_what_is_refused_for_the_want_of_something_else_remains() -> None:
     )
     every = (route, Refusal(operation=Add(container), cause="EPERM"), *map(refused, Role))
 
-    assert Bench().fast_path.judge(every, CONFIG) == (route,)
+    assert Bench().fast_path.judge(every, (BpfProgram, BpfPeer), CONFIG) == (route,)
 
 
 def test_a_bridge_or_a_container_that_has_just_gone_is_no_reason() -> None:
@@ -133,7 +133,7 @@ def test_a_bridge_or_a_container_that_has_just_gone_is_no_reason() -> None:
 
     gone = (refused(Role.LAST_HOP), Refusal(operation=Add(container), cause="no such link"))
 
-    assert fast_path.judge(gone, CONFIG) == gone
+    assert fast_path.judge(gone, (BpfProgram, BpfPeer), CONFIG) == gone
 
     assert fast_path.is_on(CONFIG)
 
@@ -145,7 +145,7 @@ def test_a_device_that_cannot_be_made_says_nothing_of_the_kernel_s_programs(capl
 
     without = (Refusal(operation=Add(device), cause="EPERM"), refused(Role.DECAPSULATE))
 
-    assert fast_path.judge(without, CONFIG) == without
+    assert fast_path.judge(without, (BpfProgram, BpfPeer), CONFIG) == without
 
     assert fast_path.is_on(CONFIG)
     assert caplog.records == []
@@ -158,7 +158,7 @@ def test_a_gro_veth_that_cannot_be_made_is_named_as_the_reason() -> None:
 
     without = (Refusal(operation=Add(gro_link), cause="EOPNOTSUPP"), refused(Role.DECAPSULATE))
 
-    assert fast_path.judge(without, CONFIG) == ()
+    assert fast_path.judge(without, (BpfProgram, BpfPeer), CONFIG) == ()
 
     assert not fast_path.is_on(CONFIG)
     status = fast_path.status(CONFIG)
@@ -171,7 +171,7 @@ def test_a_gro_veth_that_coalesces_nothing_is_no_reason() -> None:
     gro_link = Link(name="flannel0-gro", kind="veth", mtu=1500, veth=Veth(peer="flannel0-rx", has_gro=True))
     fast_path = Bench().fast_path
 
-    fast_path.judge((Refusal(operation=Add(gro_link), cause="EOPNOTSUPP"),), CONFIG)
+    fast_path.judge((Refusal(operation=Add(gro_link), cause="EOPNOTSUPP"),), (BpfProgram, BpfPeer), CONFIG)
 
     assert fast_path.is_on(CONFIG)
 
@@ -227,7 +227,7 @@ def test_what_is_surely_missing_is_not_tried(caplog) -> None:
             fast_path.examine(CONFIG)
             assert fast_path.is_on(CONFIG)
             assert fast_path.reads(CONFIG) == ()  # until it was seen to work
-            fast_path.judge((), CONFIG)
+            fast_path.judge((), (BpfProgram, BpfPeer), CONFIG)
             assert fast_path.reads(CONFIG) == (PARTIAL_CHECKSUM,)
             assert fast_path.status(CONFIG) == FastPathStatus(mode="safe")
 
@@ -251,7 +251,7 @@ def test_what_cannot_be_told_is_tried_and_its_hint_is_better_than_the_kernel_s()
 
     assert fast_path.is_on(CONFIG)
     assert fast_path.status(CONFIG) == FastPathStatus(mode="safe", lacking=(HIDDEN,))
-    fast_path.judge((refused(Role.DECAPSULATE),), CONFIG)
+    fast_path.judge((refused(Role.DECAPSULATE),), (BpfProgram, BpfPeer), CONFIG)
 
     assert not fast_path.is_on(CONFIG)
     assert fast_path.status(CONFIG) == replace(BESIDE, hint="Let it pass the filter.", lacking=(HIDDEN,))
@@ -271,8 +271,8 @@ def test_what_no_repair_helps_is_said_once_whether_programs_are_wanted_or_not(ch
     fast_path = Bench(choice, kernel=kernel).fast_path
     for notices in ((Notice("programs stand", "Remove them."),), ()):
         kernel.shown = notices
-        fast_path.judge((), CONFIG)
-        fast_path.judge((), CONFIG)
+        fast_path.judge((), (BpfProgram, BpfPeer), CONFIG)
+        fast_path.judge((), (BpfProgram, BpfPeer), CONFIG)
         status = fast_path.status(CONFIG)
         assert status is not None
         assert status.remarks == notices

@@ -52,7 +52,7 @@ class Bench:
             targets=[kernel],
             clock=self.clock,
             journal=self.journal,
-            judge=lambda refused: self.judge(tuple(refused)),
+            judge=lambda refused, settled: self.judge(tuple(refused)),
             progressed=lambda: self.heard(),
         )
         if plan is not None:
@@ -194,7 +194,7 @@ def test_a_refusal_for_which_there_is_another_plan_is_neither_said_nor_waited_fo
             return ()
 
         bench.judge = judge
-        bench.heard = lambda: seen.append((bench.reconciler.is_clean, bench.reconciler.refused))
+        bench.heard = lambda: seen.append((bench.reconciler.is_clean, tuple(bench.reconciler.refused())))
         async with running(bench):
             await bench.clock.advance(1)
 
@@ -269,8 +269,8 @@ def test_a_refused_link_is_the_one_cause_that_is_said(caplog: pytest.LogCaptureF
     async def check() -> None:
         kernel = FakeKernel(refuse=lambda operation: operation in (Add(LINK), Add(program)))
         async with running(Bench(kernel, State.of(LINK, address, program))) as bench:
-            assert [one.operation for one in bench.reconciler.refused] == [Add(LINK)]
-            assert bench.reconciler.delayed == ()
+            assert [one.operation for one in bench.reconciler.refused()] == [Add(LINK)]
+            assert list(bench.reconciler.delayed()) == []
 
     with caplog.at_level(logging.ERROR):
         asyncio.run(check())
@@ -302,7 +302,7 @@ DOWN = Replace(LINK, replace(LINK, is_up=False))
 
 async def fight(bench: Bench) -> None:
     """Set the link down so often that its repair waits."""
-    while not bench.reconciler.delayed:
+    while not any(bench.reconciler.delayed()):
         bench.kernel.damage(DOWN)
         await bench.clock.settle()
 
@@ -359,7 +359,7 @@ def test_what_hangs_on_an_object_that_is_fought_over_waits_with_it() -> None:
             await bench.clock.settle()
 
             assert len(bench.kernel.batches) == batches
-            assert {*map(subject, bench.reconciler.delayed)} == {LINK, address, forwarder, peer}
+            assert {*map(subject, bench.reconciler.delayed())} == {LINK, address, forwarder, peer}
 
             await bench.clock.advance(2)
 
@@ -514,7 +514,7 @@ def test_a_change_that_is_refused_is_tried_again_by_passes(caplog) -> None:
             kernel.refuse = lambda operation: subject(operation) == PEER
             bench.change(Add(PEER))
             await bench.clock.settle()
-            assert [refusal.operation for refusal in bench.reconciler.refused] == [Add(PEER)]
+            assert [refusal.operation for refusal in bench.reconciler.refused()] == [Add(PEER)]
 
             kernel.refuse = lambda operation: False
             await bench.clock.advance(2)
@@ -670,7 +670,7 @@ def test_another_daemon_s_device_is_left_to_it_and_said(caplog) -> None:
         async with running(Bench(kernel, State.of(wanted, route, LINK, file))) as bench:
             assert kernel.state == State.of(theirs, LINK)
             assert not bench.reconciler.is_clean
-            assert [r.operation for r in bench.reconciler.refused] == [Add(wanted)]
+            assert [r.operation for r in bench.reconciler.refused()] == [Add(wanted)]
             assert caplog.text.count("--run-dir=/run/blue has this link") == 1
 
             kernel.damage(Remove(theirs))
@@ -769,7 +769,7 @@ def test_a_permanent_refusal_costs_no_look_and_delays_nothing_else() -> None:
             await bench.clock.settle()
 
             assert PEER in kernel.state
-            assert [one.operation for one in bench.reconciler.refused] == [Add(file)]
+            assert [one.operation for one in bench.reconciler.refused()] == [Add(file)]
 
     asyncio.run(check())
 
