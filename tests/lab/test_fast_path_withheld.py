@@ -176,7 +176,7 @@ def test_a_daemon_with_fewer_rights_names_what_it_cannot_mend(overlay, ends, com
         "mends what somebody damages",
         deadline_s=DEADLINE_S,
     )
-    assert repaired.reconcile.repairs_by_kind == {"link": 1}
+    assert {kind: count for kind, count in repaired.reconcile.repairs_by_kind.items() if count} == {"link": 1}
     assert overlay.log(host)[logged:].count(notice.text) == 1
     assert run_inside(host, kernel_programs.look).identifiers == before
     assert ping(box, far.address).is_reached

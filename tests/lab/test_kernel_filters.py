@@ -3,15 +3,16 @@
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
+from itertools import groupby
 from pathlib import Path
 
 import pytest
 
-from pyflannel.engine.targets import Targets
 from pyflannel.kernel.filters.iptables import IptablesTarget
 from pyflannel.kernel.filters.nftables import NftTarget
 from pyflannel.model.host import Host, Underlay
@@ -23,6 +24,7 @@ from pyflannel.plan.describe import found
 from pyflannel.plan.diff import diff, order
 from pyflannel.plan.ownership import ours
 from pyflannel.plan.packet_filter import FilterOptions, plan_filter
+from pyflannel.ports import Announce, ChangeChannel, Target
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 
@@ -51,13 +53,39 @@ def plan(*, nftables: bool, ipv6: bool = False, options: FilterOptions = EVERYTH
 
 
 @asynccontextmanager
-async def filters(resync_s: float = 60.0) -> AsyncIterator[Targets]:
+async def filters(resync_s: float = 60.0) -> AsyncIterator["Filters"]:
     """Make the two adapters, as one target."""
     async with IptablesTarget(resync_s) as iptables, NftTarget(resync_s) as nftables:
-        yield Targets({IptablesChain: iptables, NftTable: nftables})
+        yield Filters(iptables, nftables)
 
 
-async def one_pass(target: Targets, desired: State) -> tuple[list[Operation], list[Refusal]]:
+class Filters:
+    """Both adapters as one target."""
+
+    def __init__(self, iptables: IptablesTarget, nftables: NftTarget) -> None:
+        self._by_kind = {IptablesChain: iptables, NftTable: nftables}
+
+    async def snapshot(self, desired: State) -> State:
+        states = [await target.snapshot(desired) for target in self._by_kind.values()]
+        return states[0] | states[1]
+
+    async def apply(self, operations: Sequence[Operation]) -> list[Refusal]:
+        refusals: list[Refusal] = []
+        for kind, run in groupby(operations, key=lambda operation: type(operation.subject)):
+            refusals += await self._by_kind[kind].apply(list(run))
+        return refusals
+
+    def changes(self) -> ChangeChannel:
+        return ChangeChannel(*(partial(self._announce, target) for target in self._by_kind.values()))
+
+    async def _announce(self, target: Target, announce: Announce) -> None:
+        async with target.changes() as changes:
+            while True:
+                await changes.next()
+                announce()
+
+
+async def one_pass(target: Filters, desired: State) -> tuple[list[Operation], list[Refusal]]:
     """Make one pass, as the reconciler does; return what it did and what was refused."""
     operations = order(diff(desired, ours(await target.snapshot(desired), desired)))
     return operations, list(await target.apply(operations)) if operations else []
@@ -196,7 +224,7 @@ async def calm(wakes) -> None:
         pass
 
 
-async def mended(target: Targets, desired: State, wakes) -> list[Operation]:
+async def mended(target: Filters, desired: State, wakes) -> list[Operation]:
     """Make a pass at each wake-up, and return what the first of them that found work did."""
     while True:
         await wakes.next()
