@@ -16,7 +16,7 @@ from pyflannel.engine.service_manager import Liveness, Readiness
 from pyflannel.errors import TargetError
 from pyflannel.kernel.host.locks import RunLock
 from pyflannel.kernel.host.machine import BoottimeClock
-from pyflannel.kernel.host.process import give_back, keep_large_blocks_apart, notify, watchdog_s
+from pyflannel.kernel.host.process import notify, watchdog_s
 from pyflannel.model.status import Notice, Status
 from pyflannel.ports import Store
 from pyflannel.stores.prefixed import PrefixedStore
@@ -42,13 +42,16 @@ def run_lock(options: FlanneldOptions) -> RunLock:
 class Daemon:
     """One flanneld.
 
+    `turned` is called after each turn of a reconciler's loop: what a pass needed is free then.
+
     Raises:
         UsageError: the store's URL makes no sense.
     """
 
-    def __init__(self, options: FlanneldOptions, door: Door) -> None:
+    def __init__(self, options: FlanneldOptions, door: Door, turned: Callable[[], object]) -> None:
         self._options = options
         self._door = door
+        self._turned = turned
         self._places = places_of(options)
         self._store = open_store(options.store_url, options.etcd_password)
         self._clock = BoottimeClock()
@@ -84,7 +87,6 @@ class Daemon:
             FlannelError: it cannot run on this host at all.
         """
         options = self._options
-        keep_large_blocks_apart()
         try:
             if not options.watch_networks:
                 self._check_networks()
@@ -143,7 +145,7 @@ class Daemon:
 
             def turn() -> None:
                 alive()
-                give_back()  # what the pass needed
+                self._turned()
 
             async with open_network(
                 options=self._options,

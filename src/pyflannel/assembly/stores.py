@@ -1,54 +1,17 @@
-"""From a store's URL to the store."""
+"""From a store's URL to the store.
+
+A daemon imports the store that it uses: the libraries of etcd take 8 MB of memory, SQLite 1 MB.
+"""
 
 from pathlib import Path
 
 from pyflannel.assembly.store_url import EmbeddedAddress, EtcdAddress, parse_store_url
 from pyflannel.errors import UsageError
-from pyflannel.kernel.host.inotify import InotifyFileWatch
-from pyflannel.kernel.host.machine import BoottimeClock
 from pyflannel.model.secret import Secret
 from pyflannel.ports import Store
-from pyflannel.stores.embedded.database import Database
-from pyflannel.stores.embedded.store import EmbeddedStore
-from pyflannel.stores.etcd.endpoint import TlsFiles
-from pyflannel.stores.etcd.member import User
-from pyflannel.stores.etcd.store import EtcdStore
 from pyflannel.stores.prefixed import PrefixedStore
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-
-
-def embedded_store(path: Path) -> EmbeddedStore:
-    """Return the store."""
-    database = Database(path, BoottimeClock(), _BOOT_ID.read_text().strip())
-    return EmbeddedStore(path, database, InotifyFileWatch())
-
-
-def etcd_store(address: EtcdAddress, password: Secret | None) -> EtcdStore:
-    """Return the store; `password` is the user's, unless the address names the file where it stands.
-
-    Raises:
-        UsageError: there is a user, and no password.
-    """
-    tls = None
-    if address.has_tls:
-        tls = TlsFiles(
-            ca=address.path("cafile"), certificate=address.path("certfile"), key=address.path("keyfile")
-        )
-    return EtcdStore(address.endpoints, address.prefix, tls=tls, user=_user(address, password))
-
-
-def _user(address: EtcdAddress, password: Secret | None) -> User | None:
-    name = address.settings.get("username")
-    if name is None:
-        return None
-    secret = address.path("password-file") or password
-    if secret is None:
-        raise UsageError(
-            f"the etcd user {name!r} has no password",
-            hint="Set FLANNELD_ETCD_PASSWORD, or write password-file=PATH into the store's URL.",
-        )
-    return User(name=name, password=secret)
 
 
 def open_store(url: str, password: Secret | None = None) -> Store:
@@ -61,14 +24,44 @@ def open_store(url: str, password: Secret | None = None) -> Store:
     """
     address = parse_store_url(url)
     store: Store
-    # A daemon loads the one that it needs: etcd's libraries take 8 MB of memory, SQLite 1 MB.
     match address.store:
         case EtcdAddress() as etcd:
-            from pyflannel.assembly.stores import etcd_store
-
-            store = etcd_store(etcd, password)
+            store = _etcd_store(etcd, password)
         case EmbeddedAddress(path):
-            from pyflannel.assembly.stores import embedded_store
-
-            store = embedded_store(path)
+            store = _embedded_store(path)
     return PrefixedStore(store, address.network, closes=True) if address.network else store
+
+
+def _embedded_store(path: Path) -> Store:
+    from pyflannel.kernel.host.inotify import InotifyFileWatch
+    from pyflannel.kernel.host.machine import BoottimeClock
+    from pyflannel.stores.embedded.database import Database
+    from pyflannel.stores.embedded.store import EmbeddedStore
+
+    database = Database(path, BoottimeClock(), _BOOT_ID.read_text().strip())
+    return EmbeddedStore(path, database, InotifyFileWatch())
+
+
+def _etcd_store(address: EtcdAddress, password: Secret | None) -> Store:
+    from pyflannel.stores.etcd.endpoint import TlsFiles
+    from pyflannel.stores.etcd.member import User
+    from pyflannel.stores.etcd.store import EtcdStore
+
+    tls = user = None
+    if address.has_tls:
+        tls = TlsFiles(
+            ca=address.path("cafile"), certificate=address.path("certfile"), key=address.path("keyfile")
+        )
+    if (name := address.settings.get("username")) is not None:
+        user = User(name=name, password=_secret(address, name, password))
+    return EtcdStore(address.endpoints, address.prefix, tls=tls, user=user)
+
+
+def _secret(address: EtcdAddress, name: str, password: Secret | None) -> Path | Secret:
+    secret = address.path("password-file") or password
+    if secret is None:
+        raise UsageError(
+            f"the etcd user {name!r} has no password",
+            hint="Set FLANNELD_ETCD_PASSWORD, or write password-file=PATH into the store's URL.",
+        )
+    return secret

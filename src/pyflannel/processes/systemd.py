@@ -71,9 +71,7 @@ def own_unit(name: str, description: str, environ: Mapping[str, str] = os.enviro
     """
     if environ.get("SYSTEMD_EXEC_PID") != str(os.getpid()):
         return []
-    from shutil import which  # half a megabyte that nobody else needs
-
-    if which(_SYSTEMD_RUN) is None:
+    if not any(os.access(os.path.join(path, _SYSTEMD_RUN), os.X_OK) for path in os.get_exec_path()):
         return []
     return [
         _SYSTEMD_RUN,

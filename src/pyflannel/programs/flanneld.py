@@ -3,12 +3,12 @@
 import os
 import sys
 
-from pyflannel.assembly.optional_libraries import leave_out_optional_libraries
+from pyflannel.programs.process_memory import leave_out_openssl
 
 
 def main() -> int:
     """Run until a signal ends it; 0 then, 1 when it cannot run here, 2 on wrong use."""
-    leave_out_optional_libraries(sys.argv[1:], os.environ)
+    leave_out_openssl(sys.argv[1:], os.environ)
     from pyflannel.programs.flanneld_run import run
 
     return run()

@@ -1,7 +1,6 @@
 """flanneld, once what it loads is decided: it joins this host to a flannel network."""
 
 import asyncio
-import gc
 import logging
 import os
 import signal
@@ -18,6 +17,7 @@ from pyflannel.assembly.options import FlanneldOptions, RequestedText, parse_fla
 from pyflannel.errors import FlannelError, UsageError
 from pyflannel.http.server import Routes
 from pyflannel.http.sockets import Endpoint, serve_endpoint
+from pyflannel.programs.process_memory import return_free_memory
 
 log = logging.getLogger(__name__)
 
@@ -27,10 +27,6 @@ _IGNORED = {
     signal.SIGUSR2: "it has no meaning to flanneld",
 }
 """Signals that would end the process, and why they have no effect."""
-
-NEW_OBJECTS = 20_000
-"""After so many Python looks for garbage in cycles. After 700, its own measure, it would look through ten
-thousand leases again and again while they are read."""
 
 
 def run() -> int:
@@ -43,7 +39,6 @@ def run() -> int:
     if isinstance(options, RequestedText):
         print(options.text, end="", file=sys.stderr)
         return 0
-    gc.set_threshold(NEW_OBJECTS)
     configure_logging(options.log_format, options.verbosity, sys.stderr)
     for warning in options.warnings:
         log.warning("%s", warning)
@@ -85,7 +80,11 @@ async def _run(options: FlanneldOptions) -> None:
         loop.add_signal_handler(number, stop.set)
     for number, reason in _IGNORED.items():
         loop.add_signal_handler(number, log.info, "Ignored %s: %s", number.name, reason)
-    daemon = Daemon(options, door=lambda network: serve_control(network.places.control_socket, network))
+    daemon = Daemon(
+        options,
+        door=lambda network: serve_control(network.places.control_socket, network),
+        turned=return_free_memory,
+    )
     async with asyncio.TaskGroup() as tasks:
         running = [tasks.create_task(daemon.run(), name="daemon")]
         for endpoint, routes in _endpoints(options, daemon):

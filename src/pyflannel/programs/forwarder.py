@@ -5,7 +5,6 @@ goes before the programs that load the host.
 """
 
 import argparse
-import gc
 import os
 import signal
 import sys
@@ -56,8 +55,6 @@ def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _exit)
     for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, _ignore)
-    gc.freeze()
-    gc.disable()  # packets make no cycles, and a collection would delay them
     try:
         forwarder.run()
     finally:

@@ -62,7 +62,7 @@ class TlsFiles:
         Raises:
             StoreError: a file cannot be read or used; the message names it.
         """
-        import ssl  # not at the top: see assembly/optional_libraries.py
+        import ssl  # not at the top: see programs/process_memory.py
 
         context = ssl.create_default_context() if self.ca is None else _trusting(self.ca)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
