@@ -1,0 +1,165 @@
+"""The udp backend's packets while an original flannel gives way to flanneld, and the other way round.
+
+The original is imitated: a process with a TUN device that ends with it, its address, and the tunnel's port.
+"""
+
+import os
+import time
+from collections.abc import Iterator
+from ipaddress import IPv4Address
+
+import pytest
+
+from pyflannel.lab.etcd_server import PREFIX
+from pyflannel.lab.host import Host
+from pyflannel.lab.program import Program
+from pyflannel.lab.waiting import wait_until
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
+
+DEADLINE_S = 60.0
+SUBNET = "10.100.110.0/24"
+BASE = IPv4Address("10.100.110.0")
+INTERVAL_S = 0.001
+
+GAP_S = 2.0
+"""Packets flow again within this time; on an idle machine within a fifth of it."""
+
+SHORT_GAP_S = 0.8
+"""The same where flanneld runs already: the end of the original's device ends its pause between two tries."""
+
+TRIES = 8
+"""After so many the pause between two tries is as long as it becomes."""
+
+ORIGINAL = """
+import fcntl, os, select, socket, struct, subprocess, sys
+
+own, address, subnet, peer = sys.argv[1:]
+tun = os.open("/dev/net/tun", os.O_RDWR)
+request = fcntl.ioctl(tun, 0x400454CA, struct.pack("16sH22x", b"flannel%d", 0x1 | 0x1000))
+name = request[:16].rstrip(b"\\0").decode()
+print("device", name, flush=True)
+udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+udp.bind((own, 8285))
+commands = f"address add {address} dev {name}\\nlink set {name} mtu 1472 up\\n"
+subprocess.run(["ip", "-batch", "-"], input=commands.encode(), check=True)
+prefix = socket.inet_aton(subnet.partition("/")[0])[:3]
+print("running", flush=True)
+while True:
+    ready, _, _ = select.select([tun, udp], [], [])
+    if tun in ready and (packet := os.read(tun, 2000))[16:19] == prefix:
+        udp.sendto(packet, (peer, 8285))
+    if udp in ready and len(packet := udp.recv(2000)) >= 20:
+        os.write(tun, packet)
+"""
+"""Release 0.6 with one peer: own address, address of the device, subnet and address of the peer."""
+
+
+@pytest.fixture
+def peer(overlay) -> Host:
+    """A host that runs flanneld."""
+    overlay.etcd.etcdctl("put", f"{PREFIX}/config", overlay.config())
+    peer = overlay.hosts["docker2"]
+    overlay.join(peer)
+    return peer
+
+
+@pytest.fixture
+def host(overlay) -> Iterator[Host]:
+    """The host on which both run in turn; afterwards neither does, and there is no lease."""
+    host = overlay.hosts["docker1"]
+    yield host
+    for each in (host, overlay.hosts["docker2"]):
+        each.flannelctl("--store", overlay.etcd.url, "cleanup")
+    overlay.delete_leases()
+
+
+def start_original(overlay, host: Host, peer: Host) -> Program:
+    """Start the imitation, with the lease that an original has in the store."""
+    lease = f'{{"PublicIP":"{host.address}","BackendType":"udp"}}'
+    overlay.etcd.etcdctl("put", f"{PREFIX}/subnets/{SUBNET.replace('/', '-')}", lease)
+    words = [str(host.address), f"{BASE}/16", str(peer.lease()), str(peer.address)]
+    return host.start(["python3", "-c", ORIGINAL, *words], name=f"original-{time.monotonic_ns()}")
+
+
+def wait_running(original: Program) -> None:
+    wait_until(lambda: "running" in original.last_words(), what="the original runs", deadline_s=DEADLINE_S)
+
+
+def test_flanneld_may_start_while_the_original_runs_and_takes_over_when_it_stops(
+    overlay, host: Host, peer: Host, ping_stream, figures
+) -> None:
+    """The original carries the packets until its end. Log and status name it, and the subnet stays."""
+    original = start_original(overlay, host, peer)
+    wait_running(original)
+    tries = host.directory / "run/flannel/forwarder.log"
+    with ping_stream(peer, BASE, interval_s=INTERVAL_S) as stream:
+        stream.wait_answered()
+
+        overlay.daemons[host.name] = host.launch_flanneld(f"--store={overlay.etcd.url}")
+        overlay.wait_logged(host, "UDP port 8285 of 10.10.10.101 is in use by python3")
+        wait_until(
+            lambda: len(tries.read_text().splitlines()) >= TRIES,
+            what="flanneld has tried several times",
+            deadline_s=DEADLINE_S,
+        )
+        stream.wait_answered()
+        lost_while_both_run = stream.lost()
+        stopped_at = time.time()
+        original.stop()
+        overlay.wait_ready(host)
+        stream.wait_answered()
+
+    gap_s = stream.longest_gap_s(stopped_at - 1)
+    figures(f"the original stopped, flanneld ran already: no packets for {gap_s:.2f} s")
+    assert lost_while_both_run == []
+    assert str(host.lease()) == SUBNET
+    assert gap_s < SHORT_GAP_S
+
+
+def test_flanneld_may_start_after_the_original_has_stopped(
+    overlay, host: Host, peer: Host, ping_stream, figures
+) -> None:
+    """The whole start of flanneld is without packets then."""
+    original = start_original(overlay, host, peer)
+    wait_running(original)
+    with ping_stream(peer, BASE, interval_s=INTERVAL_S) as stream:
+        stream.wait_answered()
+
+        stopped_at = time.time()
+        original.stop()
+        overlay.join(host)
+        stream.wait_answered()
+
+    gap_s = stream.longest_gap_s(stopped_at - 1)
+    figures(f"the original stopped, then flanneld started: no packets for {gap_s:.2f} s")
+    assert str(host.lease()) == SUBNET
+    assert gap_s < GAP_S
+
+
+def test_the_original_starts_again_after_a_cleanup_that_keeps_the_lease(
+    overlay, host: Host, peer: Host, ping_stream, figures
+) -> None:
+    """Without the cleanup it cannot: the forwarder outlives flanneld, with port and device."""
+    overlay.etcd.etcdctl("put", f"{PREFIX}/subnets/{SUBNET.replace('/', '-')}", '{"PublicIP":"10.10.10.101"}')
+    overlay.join(host)
+    with ping_stream(peer, BASE, interval_s=INTERVAL_S) as stream:
+        stream.wait_answered()
+        overlay.daemons[host.name].stop()
+        stream.wait_answered()
+        refused = start_original(overlay, host, peer)
+        exit_code = refused.wait(DEADLINE_S)
+
+        began_at = time.time()
+        host.flannelctl("--store", overlay.etcd.url, "cleanup", "--keep-lease")
+        original = start_original(overlay, host, peer)
+        stream.wait_answered()
+
+    gap_s = stream.longest_gap_s(began_at - 1)
+    figures(f"flannelctl cleanup --keep-lease, then the original started: no packets for {gap_s:.2f} s")
+    assert exit_code != 0
+    assert "device flannel1" in refused.log.read_text()
+    assert "Address already in use" in refused.log.read_text()
+    assert "device flannel0" in original.last_words()
+    original.stop()
+    assert gap_s < GAP_S
