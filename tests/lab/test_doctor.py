@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from pyflannel.lab.etcd_server import PREFIX
 from pyflannel.lab.host import Host
 from pyflannel.lab.waiting import together, wait_until
 from testlab.faults import paused
@@ -318,6 +319,31 @@ def test_of_a_healthy_host_of_any_backend_there_is_nothing_to_say(overlay, host:
         f"runs {kind}, and so do its peers",
     )
     assert not trouble(host)
+
+
+def test_a_network_without_a_free_subnet_is_named_in_status_and_doctor(overlay, healthy: Host) -> None:
+    """A host that joins while the only subnet that may be leased is that of another."""
+    other = overlay.hosts["docker4"]
+    before = overlay.etcd.etcdctl("get", "--print-value-only", f"{PREFIX}/config")
+    only = str(healthy.lease().network_address)
+    ends = {"SubnetMin": only, "SubnetMax": only}
+    overlay.etcd.etcdctl("put", f"{PREFIX}/config", json.dumps({**json.loads(before), **ends}))
+    overlay.daemons[other.name] = other.launch_flanneld(f"--store={overlay.etcd.url}")
+    text = "no free /28 is left in 10.100.0.0/16"
+    status = overlay.wait_status(
+        other, lambda status: bool(status.lease and status.lease.trouble), "has no lease"
+    )
+
+    found = examine(other, exit_code=1)
+
+    assert status.lease.trouble.text == text
+    assert text in other.flannelctl("status", check=False)
+    assert found["no-free-subnet"]["cause"] == f"flanneld has no lease: {text}"
+    assert "not-ready" not in found
+    overlay.etcd.etcdctl("put", f"{PREFIX}/config", before.strip())
+    overlay.wait_ready(other)
+    assert not trouble(other)
+    other.flannelctl("--store", overlay.etcd.url, "cleanup")
 
 
 def test_how_the_backend_runs_is_told_where_it_is_not_as_usual(overlay, healthy: Host) -> None:

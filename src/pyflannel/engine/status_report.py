@@ -5,7 +5,7 @@ from dataclasses import replace
 from ipaddress import IPv4Network
 
 from pyflannel.engine.condition import HostCondition
-from pyflannel.engine.lease_log import holder_text, shared_text
+from pyflannel.engine.lease_log import EXHAUSTED_HINT, exhausted_text, holder_text, shared_text
 from pyflannel.engine.supervisor import Supervisor
 from pyflannel.model.forwarder import Stranger
 from pyflannel.model.link import Link
@@ -91,6 +91,7 @@ def _lease(condition: HostCondition, now: float) -> LeaseStatus:
         expires_in_s=max(0.0, held.expires_at - now) if held and held.expires_at is not None else None,
         since_s=now - lease.since_s,
         holder=None if lease.taken is None else holder_text(lease.taken),
+        trouble=None if lease.exhausted is None else Notice(exhausted_text(lease.exhausted), EXHAUSTED_HINT),
         losses=lease.losses,
     )
 

@@ -58,6 +58,7 @@ class LeaseStatus:
         expires_in_s: until the store deletes it, unless it is renewed.
         since_s: how long the phase lasts.
         holder: who holds the subnet when it was taken.
+        trouble: why there is no lease, and what to do; None where it is not known, or there is one.
         losses: how often it vanished from the store, or another host had the subnet, since flanneld started.
     """
 
@@ -67,6 +68,7 @@ class LeaseStatus:
     expires_in_s: float | None = None
     since_s: float | None = None
     holder: str | None = None
+    trouble: Notice | None = None
     losses: int = 0
 
 

@@ -116,6 +116,13 @@ def _daemon(seen: Observed) -> Iterator[Finding]:
             evidence=_some(status.reconcile.refused),
             fix="journalctl -u flanneld  # each refusal is there with what helps",
         )
+    elif status.lease is not None and status.lease.trouble is not None:
+        yield Finding(
+            code="no-free-subnet",
+            severity="error",
+            cause=f"flanneld has no lease: {status.lease.trouble.text}",
+            fix=status.lease.trouble.hint,
+        )
     elif not status.is_ready and not _waits_for_config(status):
         yield Finding(
             code="not-ready",

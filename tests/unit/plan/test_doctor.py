@@ -15,6 +15,7 @@ from pyflannel.model.status import (
     FastPathStatus,
     Finding,
     Footing,
+    LeaseStatus,
     NetworkStatus,
     Notice,
     ReconcileStatus,
@@ -253,6 +254,20 @@ def test_nobody_is_told_to_delete_what_a_running_original_has() -> None:
     assert (runs.code, runs.evidence) == ("original-runs", ("link flannel0",))
     assert runs.fix.startswith("kill 77 ")
     assert codes(replace(HEALTHY, original=77)) == []  # it may be in another network, and harms nobody
+
+
+def test_a_network_without_a_free_subnet_is_named_with_the_remedy() -> None:
+    """It is the reason why the host is not ready, so that is not found a second time."""
+    trouble = Notice("no free /24 is left in 10.100.0.0/16", "Widen Network.")
+    status = replace(
+        READY, is_ready=False, waiting_for="a lease: no free /24", lease=LeaseStatus(trouble=trouble)
+    )
+
+    (found,) = findings(replace(HEALTHY, status=status))
+
+    assert (found.code, found.severity) == ("no-free-subnet", "error")
+    assert found.cause == "flanneld has no lease: no free /24 is left in 10.100.0.0/16"
+    assert found.fix == "Widen Network."
 
 
 class TestNetworkThatOverlapsTheUnderlay:
