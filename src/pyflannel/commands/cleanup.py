@@ -11,7 +11,7 @@ from pyflannel.assembly.options import store_url_from_environment
 from pyflannel.assembly.store_flags import etcd_password_of
 from pyflannel.assembly.stores import open_store
 from pyflannel.commands.daemon_process import running_daemon, stop_daemon
-from pyflannel.commands.examination import footing_of, known_networks, status_of_host
+from pyflannel.commands.examination import known_networks, membership_of, status_of_host
 from pyflannel.errors import BusyError, FlannelError, WireError, sentences
 from pyflannel.kernel.bpf.fast_path import FastPath
 from pyflannel.kernel.bpf.pins import remove_pin_directory
@@ -28,7 +28,7 @@ from pyflannel.model.link import MARK, Link
 from pyflannel.model.packet_filter import FIRST_DEVICE, LeftRules
 from pyflannel.model.route import DEVICES, route_protocol
 from pyflannel.model.state import Remove, State
-from pyflannel.model.status import Footing
+from pyflannel.model.status import Membership
 from pyflannel.model.store_record import Conflict, Delete, Record, Written
 from pyflannel.plan.diff import diff, order
 from pyflannel.plan.leftovers import left_by_original, rules_left
@@ -54,7 +54,7 @@ class Removal:
     problems: list[str] = field(default_factory=list)
 
 
-async def remove_objects(places: Places, footing: Footing, *, doubtful_rules: bool = False) -> Removal:
+async def remove_objects(places: Places, membership: Membership, *, doubtful_rules: bool = False) -> Removal:
     """Remove the forwarder, every kernel object of ours, and, for the usual daemon, what the original left.
 
     One after the other, so that one that does not answer hides nothing of the rest. No daemon may run. Filter
@@ -80,8 +80,8 @@ async def remove_objects(places: Places, footing: Footing, *, doubtful_rules: bo
         if device is not None:
             await _remove_next_hops(route_protocol(device), done)
         if places.mark == MARK:
-            await _remove_originals(linux, footing, done)
-            networks = known_networks(places, footing)
+            await _remove_originals(linux, membership, done)
+            networks = known_networks(places, membership)
             await _remove_rules(rules_left(await read_rules(), networks), done, doubtful_rules)
     return done
 
@@ -138,10 +138,10 @@ async def _remove_next_hops(protocol: int, done: Removal) -> None:
         done.problems.append(error.in_full)
 
 
-async def _remove_originals(linux: LinuxTarget, footing: Footing, done: Removal) -> None:
+async def _remove_originals(linux: LinuxTarget, membership: Membership, done: Removal) -> None:
     """Remove what an original flannel left; one that runs still uses it."""
     try:
-        found = left_by_original(await survey(), footing)
+        found = left_by_original(await survey(), membership)
         if found and (pid := find_original()) is not None:
             done.kept.extend(f"{line} of the flanneld with pid {pid}, which runs" for line in in_lines(found))
             return
@@ -223,7 +223,7 @@ async def clean_up(cleanup: Cleanup, environ: Mapping[str, str]) -> CleanupRepor
     report = CleanupReport()
     places = cleanup.places
     status = await status_of_host(places)
-    footing = await footing_of(places, status)
+    membership = await membership_of(places, status)
     store_url = status.store.url if status.store else None
     running = running_daemon(places.lock)
     unit = None if running is None else service_of(running)
@@ -234,7 +234,7 @@ async def clean_up(cleanup: Cleanup, environ: Mapping[str, str]) -> CleanupRepor
         report.kept.append(f"unit {unit}; if it is enabled, `systemctl disable {unit}` before the next boot")
     was_here = places.run_dir.exists()  # the lock makes it
     with RunLock(str(places.lock), "flannelctl cleanup"):  # no daemon starts meanwhile
-        removal = await remove_objects(places, footing, doubtful_rules=cleanup.doubtful_rules)
+        removal = await remove_objects(places, membership, doubtful_rules=cleanup.doubtful_rules)
         report.removed.extend(removal.removed)
         report.kept.extend(removal.kept)
         report.problems.extend(removal.problems)

@@ -27,7 +27,7 @@ from pyflannel.model.fast_path import BpfProgram
 from pyflannel.model.host import Interfaces
 from pyflannel.model.item import Item
 from pyflannel.model.state import State
-from pyflannel.model.status import Finding, Footing, Status
+from pyflannel.model.status import Finding, Membership, Status
 from pyflannel.plan.doctor import Observed, findings
 from pyflannel.plan.leftovers import rules_left
 from pyflannel.plan.underlay import UnderlayOptions, choose
@@ -44,20 +44,20 @@ async def status_of_host(places: Places) -> Status:
         return await offline_status(places, str(error))
 
 
-async def footing_of(places: Places, status: Status) -> Footing:
-    """Return where the host stands; what cannot be known stays open."""
-    return Footing(
+async def membership_of(places: Places, status: Status) -> Membership:
+    """Return the part of the host in its network; None for each value that is not known."""
+    return Membership(
         network=status.network.network if status.network else None,
         subnet=status.lease.subnet if status.lease else None,
         underlay=status.underlay.link if status.underlay else await _underlay(places),
     )
 
 
-def known_networks(places: Places, footing: Footing) -> frozenset[IPv4Network | IPv6Network]:
+def known_networks(places: Places, membership: Membership) -> frozenset[IPv4Network | IPv6Network]:
     """Return the networks that this host is, or was, in: as the store and each subnet.env here name them."""
     files = [places.subnet_file, *places.run_dir.glob("networks/*.env")]
     named = {network for path in files for network in _named_in(path)}
-    return frozenset(named if footing.network is None else {footing.network, *named})
+    return frozenset(named if membership.network is None else {membership.network, *named})
 
 
 def _named_in(path: Path) -> Iterator[IPv4Network | IPv6Network]:
@@ -88,7 +88,7 @@ async def examine(places: Places) -> tuple[Finding, ...]:
         TargetError: links and routes cannot be read.
     """
     status = await status_of_host(places)
-    footing = await footing_of(places, status)
+    membership = await membership_of(places, status)
     items, rules, saved, interfaces, programs = await asyncio.gather(
         survey(), _filter_rules(), read_rules(), _interfaces(), _programs(places)
     )
@@ -102,17 +102,17 @@ async def examine(places: Places) -> tuple[Finding, ...]:
         )
     seen = Observed(
         status=status,
-        footing=footing,
+        membership=membership,
         claimed=places.device(),
         original=find_original(),
         items=(*items, *rules),
-        left_rules=rules_left(saved, known_networks(places, footing)),
+        left_rules=rules_left(saved, known_networks(places, membership)),
         forwards=forwards(),
         strict=frozenset(one.name for one in interfaces.interfaces if is_strict(one.name)),
         dropping=tuple(dropping),
         programs=programs,
-        on_link=_on_link(interfaces, footing),
-        ports={name: port_mtus(name) for name in _own_bridges(interfaces, footing)},
+        on_link=_on_link(interfaces, membership),
+        ports={name: port_mtus(name) for name in _own_bridges(interfaces, membership)},
     )
     return (*findings(seen), *unread)
 
@@ -137,17 +137,17 @@ async def _filter_rules() -> list[Item]:
         return [item for snapshot in found for item in snapshot]
 
 
-def _on_link(interfaces: Interfaces, footing: Footing) -> tuple[IPv4Network, ...]:
-    underlay = None if footing.underlay is None else interfaces.named(footing.underlay)
+def _on_link(interfaces: Interfaces, membership: Membership) -> tuple[IPv4Network, ...]:
+    underlay = None if membership.underlay is None else interfaces.named(membership.underlay)
     return () if underlay is None else underlay.on_link
 
 
-def _own_bridges(interfaces: Interfaces, footing: Footing) -> list[str]:
+def _own_bridges(interfaces: Interfaces, membership: Membership) -> list[str]:
     """Return the bridges that have an address of our subnet: containers are behind them."""
-    if footing.subnet is None:
+    if membership.subnet is None:
         return []
     return [
         one.name
         for one in interfaces.interfaces
-        if one.kind == "bridge" and any(held.address.ip in footing.subnet for held in one.addresses)
+        if one.kind == "bridge" and any(held.address.ip in membership.subnet for held in one.addresses)
     ]

@@ -27,7 +27,7 @@ class Offloads:
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say
-        self._said: set[Offload] = set()
+        self._logged: set[Offload] = set()
         self.used = Offload(0)
 
     def use(self, offload: Offload) -> None:
@@ -37,8 +37,8 @@ class Offloads:
     def lack(self, offload: Offload, reason: OSError | str) -> None:
         """Note that it does not, and why."""
         self.used &= ~offload
-        if offload not in self._said:
-            self._said.add(offload)
+        if offload not in self._logged:
+            self._logged.add(offload)
             self._say(f"{offload.name} is not to be had, packets go one by one: {reason}")
 
 

@@ -59,7 +59,7 @@ class ConfigFollower:
         self._found = found
         self._waiting = waiting
         self._away = away
-        self._said: str | None = None
+        self._logged: str | None = None
         self._retry_s = RETRY_MIN_S
 
     async def run(self) -> None:
@@ -100,12 +100,12 @@ class ConfigFollower:
                 Notice(f"a good network config: {error}", error.hint if record is None else _how(error))
             )
             return
-        self._said = None
+        self._logged = None
         self._found(text, config, backend, record.revision)
 
     def _say(self, error: FlannelError, what_follows: str) -> None:
         """Say each problem once, until it is another one."""
-        if self._said != str(error):
+        if self._logged != str(error):
             end = "" if str(error).endswith("?") else "."
             log.error("Couldn't fetch network config: %s%s %s %s", error, end, error.hint, what_follows)
-            self._said = str(error)
+            self._logged = str(error)

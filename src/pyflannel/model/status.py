@@ -264,8 +264,8 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Footing:
-    """What is known of a host's place, whether its daemon runs or not.
+class Membership:
+    """The part of this host in a network, as far as it is known; its daemon may be down.
 
     Attributes:
         network: the whole range.

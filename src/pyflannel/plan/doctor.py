@@ -12,7 +12,7 @@ from pyflannel.model.item import Item
 from pyflannel.model.link import MARK, Link
 from pyflannel.model.packet_filter import FIRST_DEVICE, ForwardChain, IptablesChain, LeftRules, NftTable
 from pyflannel.model.route import PROTOCOLS, Route, route_protocol
-from pyflannel.model.status import Finding, Footing, Status
+from pyflannel.model.status import Finding, Membership, Status
 from pyflannel.plan.leftovers import is_within, left_by_original, unplanned_routes
 from pyflannel.plan.route_conflicts import RouteConflict, conflicts, on_link_prefixes
 
@@ -41,7 +41,7 @@ class Observed:
     """
 
     status: Status
-    footing: Footing
+    membership: Membership
     claimed: str | None = None
     original: int | None = None
     items: tuple[Item, ...] = ()
@@ -162,7 +162,7 @@ def _forwarding(seen: Observed) -> Iterator[Finding]:
 
 
 def _forward_chains(seen: Observed) -> Iterator[Finding]:
-    network = seen.footing.network
+    network = seen.membership.network
     for chain in seen.dropping:
         if network is None or chain.lets_pass(network):
             continue
@@ -251,7 +251,7 @@ def _underlay_conflicts(seen: Observed) -> Iterator[Finding]:
     found = _conflicts(seen)
     if found:
         routes = (item for item in seen.items if isinstance(item, Route))
-        taking = [route for route in routes if _takes(route, found, seen.footing)]
+        taking = [route for route in routes if _takes(route, found, seen.membership)]
         yield Finding(
             code="network-overlaps-underlay",
             severity="error" if taking else "warning",
@@ -262,19 +262,19 @@ def _underlay_conflicts(seen: Observed) -> Iterator[Finding]:
 
 
 def _conflicts(seen: Observed) -> tuple[RouteConflict, ...]:
-    network, link = seen.footing.network, seen.footing.underlay
+    network, link = seen.membership.network, seen.membership.underlay
     if network is None or link is None:
         return ()
     return conflicts([network], on_link_prefixes(link, seen.on_link))
 
 
-def _takes(route: Route, found: Iterable[RouteConflict], footing: Footing) -> bool:
+def _takes(route: Route, found: Iterable[RouteConflict], membership: Membership) -> bool:
     """Return whether a route into the overlay wins over those of the underlay to one of its prefixes."""
     destination = route.destination
     return (
         route.kind == "unicast"
-        and (route.link != footing.underlay or route.protocol in PROTOCOLS)
-        and is_within(route, footing)
+        and (route.link != membership.underlay or route.protocol in PROTOCOLS)
+        and is_within(route, membership)
         and isinstance(destination, IPv4Network)
         and any(destination.subnet_of(one.other.prefix) for one in found)
     )
@@ -282,7 +282,7 @@ def _takes(route: Route, found: Iterable[RouteConflict], footing: Footing) -> bo
 
 def _leftovers(seen: Observed) -> Iterator[Finding]:
     """Yield what an original flannel left, or has; its rules only where no daemon of ours took them over."""
-    left = list(left_by_original(seen.items, seen.footing))
+    left = list(left_by_original(seen.items, seen.membership))
     if seen.claimed is None and not seen.status.is_live and not _has_another_daemon(seen.items):
         rules = (item for item in seen.items if isinstance(item, IptablesChain | NftTable))
         left += [item for item in rules if item.device == FIRST_DEVICE]
@@ -332,7 +332,7 @@ def _doubtful_rules(seen: Observed) -> Iterator[Finding]:
 
 
 def _unplanned_routes(seen: Observed) -> Iterator[Finding]:
-    routes = list(unplanned_routes(seen.items, seen.footing))
+    routes = list(unplanned_routes(seen.items, seen.membership))
     if routes:
         yield Finding(
             code="unplanned-route",
@@ -355,7 +355,7 @@ def _reverse_path(seen: Observed) -> Iterator[Finding]:
         if isinstance(item, Route)
         and item.kind == "unicast"
         and item.link != tunnel
-        and is_within(item, seen.footing)
+        and is_within(item, seen.membership)
     ]
     if elsewhere:
         yield Finding(

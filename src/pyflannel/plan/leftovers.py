@@ -9,7 +9,7 @@ from pyflannel.model.link import MARK, Link
 from pyflannel.model.packet_filter import HOOKS, STEMS, LeftRules, SavedRules
 from pyflannel.model.route import PROTOCOL_KERNEL, PROTOCOLS, Route
 from pyflannel.model.state import State
-from pyflannel.model.status import Footing
+from pyflannel.model.status import Membership
 
 # Which filter rules an original flannel left, told by the very words that its releases write.
 #
@@ -187,17 +187,17 @@ _DEVICES = (
 """Kinds and names of the original's devices."""
 
 
-def left_by_original(found: Iterable[Item], footing: Footing) -> State:
+def left_by_original(found: Iterable[Item], membership: Membership) -> State:
     """Return the devices and routes among `found` that look like the original's."""
     return State.collect(
         item
         for item in found
         if (isinstance(item, Link) and _is_originals_link(item))
-        or (isinstance(item, Route) and _is_originals_route(item, footing))
+        or (isinstance(item, Route) and _is_originals_route(item, membership))
     )
 
 
-def unplanned_routes(found: Iterable[Item], footing: Footing) -> State:
+def unplanned_routes(found: Iterable[Item], membership: Membership) -> State:
     """Return the routes to parts of the network that are neither ours nor the original's.
 
     They draw packets away from the peers. In its own subnet a host has what it wants.
@@ -208,16 +208,16 @@ def unplanned_routes(found: Iterable[Item], footing: Footing) -> State:
         item
         for item in items
         if isinstance(item, Route)
-        and is_within(item, footing)
+        and is_within(item, membership)
         and item.protocol not in PROTOCOLS | {PROTOCOL_KERNEL}
         and item.link not in ours
-        and not _is_originals_route(item, footing)
+        and not _is_originals_route(item, membership)
     )
 
 
-def is_within(route: Route, footing: Footing) -> bool:
+def is_within(route: Route, membership: Membership) -> bool:
     """Return whether the route is to a part of the network that is not the host's own."""
-    destination, network, subnet = route.destination, footing.network, footing.subnet
+    destination, network, subnet = route.destination, membership.network, membership.subnet
     if network is None or not isinstance(destination, IPv4Network) or not destination.subnet_of(network):
         return False
     return subnet is None or not destination.subnet_of(subnet)
@@ -229,23 +229,23 @@ def _is_originals_link(link: Link) -> bool:
     )
 
 
-def _is_originals_route(route: Route, footing: Footing) -> bool:
-    return _is_originals_blackhole(route, footing) or (
-        is_within(route, footing)
-        and footing.subnet is not None
-        and route.destination.prefixlen == footing.subnet.prefixlen
+def _is_originals_route(route: Route, membership: Membership) -> bool:
+    return _is_originals_blackhole(route, membership) or (
+        is_within(route, membership)
+        and membership.subnet is not None
+        and route.destination.prefixlen == membership.subnet.prefixlen
         and route.protocol == PROTOCOL_BOOT
         and route.kind == "unicast"
         and route.gateway is not None
-        and route.link == footing.underlay
+        and route.link == membership.underlay
         and route.metric == 0
     )
 
 
-def _is_originals_blackhole(route: Route, footing: Footing) -> bool:
+def _is_originals_blackhole(route: Route, membership: Membership) -> bool:
     """Return whether it is the route that keeps what no bridge wants of the subnet from the default route."""
     return (
-        route.destination == footing.subnet
+        route.destination == membership.subnet
         and route.kind == "blackhole"
         and route.protocol == PROTOCOL_BOOT
         and route.metric == 0

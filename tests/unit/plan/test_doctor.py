@@ -14,8 +14,8 @@ from pyflannel.model.status import (
     FastPathMode,
     FastPathStatus,
     Finding,
-    Footing,
     LeaseStatus,
+    Membership,
     NetworkStatus,
     Notice,
     ReconcileStatus,
@@ -38,7 +38,7 @@ READY = Status(
 HEALTHY = Observed(
     status=READY,
     claimed="flannel0",
-    footing=Footing(network=NETWORK, subnet=IPv4Network("10.100.15.0/24"), underlay="eth0"),
+    membership=Membership(network=NETWORK, subnet=IPv4Network("10.100.15.0/24"), underlay="eth0"),
     strict=frozenset({"lo", "flannel.1"}),
     items=(
         Route(destination=IPv4Network("10.100.16.0/24"), link="flannel.1"),

@@ -8,10 +8,12 @@ import pytest
 from pyflannel.model.link import Link
 from pyflannel.model.route import Route
 from pyflannel.model.state import State
-from pyflannel.model.status import Footing
+from pyflannel.model.status import Membership
 from pyflannel.plan.leftovers import left_by_original, unplanned_routes
 
-FOOTING = Footing(network=IPv4Network("10.100.0.0/16"), subnet=IPv4Network("10.100.15.0/24"), underlay="eth0")
+MEMBERSHIP = Membership(
+    network=IPv4Network("10.100.0.0/16"), subnet=IPv4Network("10.100.15.0/24"), underlay="eth0"
+)
 ROUTE = Route(
     destination=IPv4Network("10.100.77.0/24"), gateway=IPv4Address("10.10.10.77"), link="eth0", protocol=3
 )
@@ -35,14 +37,14 @@ ROUTE = Route(
 def test_devices_are_told_by_name_and_kind(name: str, kind: str, is_original: bool) -> None:
     link = Link(name=name, kind=kind, mtu=1450, alias="")
 
-    assert bool(left_by_original([link], FOOTING)) == is_original
-    assert not left_by_original([replace(link, alias="pyflannel")], FOOTING)
-    assert not left_by_original([replace(link, alias="pyflannel /run/blue")], FOOTING)
+    assert bool(left_by_original([link], MEMBERSHIP)) == is_original
+    assert not left_by_original([replace(link, alias="pyflannel")], MEMBERSHIP)
+    assert not left_by_original([replace(link, alias="pyflannel /run/blue")], MEMBERSHIP)
 
 
 def test_a_route_as_the_original_makes_it_is_told() -> None:
-    assert left_by_original([ROUTE], FOOTING) == State.of(ROUTE)
-    assert not unplanned_routes([ROUTE], FOOTING)
+    assert left_by_original([ROUTE], MEMBERSHIP) == State.of(ROUTE)
+    assert not unplanned_routes([ROUTE], MEMBERSHIP)
 
 
 @pytest.mark.parametrize(
@@ -58,8 +60,8 @@ def test_a_route_as_the_original_makes_it_is_told() -> None:
     ],
 )
 def test_other_routes_into_the_network_are_unplanned_and_nobody_s(route: Route) -> None:
-    assert not left_by_original([route], FOOTING)
-    assert unplanned_routes([route], FOOTING) == State.of(route)
+    assert not left_by_original([route], MEMBERSHIP)
+    assert unplanned_routes([route], MEMBERSHIP) == State.of(route)
 
 
 @pytest.mark.parametrize(
@@ -76,18 +78,18 @@ def test_other_routes_into_the_network_are_unplanned_and_nobody_s(route: Route) 
 )
 def test_ours_the_kernel_s_and_those_elsewhere_are_neither(route: Route) -> None:
     """And in its own subnet a host has what it wants."""
-    assert not left_by_original([route], FOOTING)
-    assert not unplanned_routes([route], FOOTING)
+    assert not left_by_original([route], MEMBERSHIP)
+    assert not unplanned_routes([route], MEMBERSHIP)
 
 
 def test_nothing_is_said_of_routes_where_the_network_is_not_known() -> None:
-    for footing in (Footing(), replace(FOOTING, subnet=None)):
-        assert not left_by_original([ROUTE], footing)
-    assert not unplanned_routes([ROUTE], Footing())
+    for membership in (Membership(), replace(MEMBERSHIP, subnet=None)):
+        assert not left_by_original([ROUTE], membership)
+    assert not unplanned_routes([ROUTE], Membership())
 
 
 def test_routes_on_a_device_of_ours_are_the_daemon_s_to_judge() -> None:
     link = Link(name="flannel.1", kind="vxlan", mtu=1450)
     route = replace(ROUTE, link="flannel.1", protocol=4)
 
-    assert not unplanned_routes([link, route], FOOTING)
+    assert not unplanned_routes([link, route], MEMBERSHIP)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pyflannel.assembly.directories import Places
 from pyflannel.commands.examination import known_networks
-from pyflannel.model.status import Footing
+from pyflannel.model.status import Membership
 
 
 def test_the_store_and_every_subnet_env_name_networks(tmp_path: Path) -> None:
@@ -17,11 +17,13 @@ def test_the_store_and_every_subnet_env_name_networks(tmp_path: Path) -> None:
     (tmp_path / "networks/red.env").write_text("FLANNEL_NETWORK=everything\n")
     (tmp_path / "networks/bad.env").write_text("FLANNEL_NETWORK\n")
 
-    assert known_networks(places, Footing(network=IPv4Network("10.100.0.0/16"))) == {
+    assert known_networks(places, Membership(network=IPv4Network("10.100.0.0/16"))) == {
         *(IPv4Network(f"10.{number}.0.0/16") for number in (99, 100, 101, 102)),
         IPv6Network("fd00:5::/48"),
     }
 
 
 def test_where_nothing_is_known_there_is_no_network(tmp_path: Path) -> None:
-    assert known_networks(Places(run_dir=tmp_path, subnet_file=tmp_path / "none"), Footing()) == frozenset()
+    places = Places(run_dir=tmp_path, subnet_file=tmp_path / "none")
+
+    assert known_networks(places, Membership()) == frozenset()
