@@ -124,7 +124,7 @@ class LeaseEntry:
 
     Attributes:
         backend_type: as published: empty for udp and alloc.
-        owner: `Identity.owner` of the holder; None in leases of the original flannel.
+        owner: identity of the holder; None in leases of the original flannel.
         port: UDP port of the holder's udp backend, when published.
         is_reservation: it never expires.
         expires_in_s: seconds until it does; None for a reservation, or when only the daemon was asked.
