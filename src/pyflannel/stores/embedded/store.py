@@ -1,18 +1,16 @@
 """Leases in a SQLite file, for an event loop: calls in a thread, watches by the file's own changes."""
 
 import asyncio
-import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
-from functools import partial
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from pyflannel.errors import TargetError
 from pyflannel.model.store_record import Conflict, Delete, Listing, Put, Record, StoreChanges, Written
-from pyflannel.ports import FileWatch, Watcher
+from pyflannel.ports import Changes, FileWatch, Watcher
 from pyflannel.stores.embedded.database import Database
 
 log = logging.getLogger(__name__)
@@ -49,15 +47,14 @@ class EmbeddedStore:
     async def watch(self, prefix: str, after: int) -> AsyncIterator[Watcher]:
         """Watch the keys under `prefix` for what is later than `after`, within the block."""
         await self._seconds_to_look()  # makes the file's directory, where the file watch looks
-        heard = asyncio.Event()
-        hearing = asyncio.create_task(self._hear(heard), name="file watch")
-        try:
-            await asyncio.sleep(0)  # it hears before the first look
+        async with AsyncExitStack() as opened:
+            try:
+                writes = await opened.enter_async_context(self._file_watch.changes(self._log_file))
+            except TargetError as error:
+                self._warn(error)
+                writes = None
             await self._call(self._database.changes, prefix, after)  # the file goes back that far
-            yield _Watcher(partial(self._next, prefix, heard), after)
-        finally:
-            hearing.cancel()
-            await asyncio.wait([hearing])
+            yield _Watcher(self, prefix, after, writes)
 
     async def time_to_live(self, record: Record) -> float | None:
         """Return the seconds until the record expires, or None when it never does."""
@@ -67,28 +64,10 @@ class EmbeddedStore:
         """Let go of the file."""
         await self._call(self._database.close)
 
-    async def _next(self, prefix: str, heard: asyncio.Event, after: int) -> StoreChanges:
-        """Wait for changes later than `after`; look whenever something may have been written or expired."""
-        while True:
-            heard.clear()
-            changes = await self._call(self._database.changes, prefix, after)
-            if changes.changes:
-                return changes
-            after = changes.revision
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(await self._seconds_to_look()):
-                    await heard.wait()
-
-    async def _hear(self, heard: asyncio.Event) -> None:
-        try:
-            async with self._file_watch.changes(self._log_file) as changes:
-                while True:
-                    await changes.next()
-                    heard.set()
-        except TargetError as error:
-            log.warning(
-                "cannot be told of changes, looking every %g s file=%s: %s", LOOK_S, self._log_file, error
-            )
+    def _warn(self, error: TargetError) -> None:
+        log.warning(
+            "cannot be told of changes, looking every %g s file=%s: %s", LOOK_S, self._log_file, error
+        )
 
     async def _seconds_to_look(self) -> float:
         to_expiry = await self._call(self._database.seconds_to_expiry)
@@ -102,17 +81,36 @@ class EmbeddedStore:
 
 
 class _Watcher:
-    """`wait(after)` returns the next changes."""
+    """A watch of the file; `writes` tells when it may have been written to, None when nothing does."""
 
-    def __init__(self, wait: Callable[[int], Awaitable[StoreChanges]], after: int) -> None:
-        self._wait = wait
+    def __init__(self, store: EmbeddedStore, prefix: str, after: int, writes: Changes | None) -> None:
+        self._store = store
+        self._prefix = prefix
         self._after = after
+        self._writes = writes
         self._is_new = True
 
     async def next(self) -> StoreChanges:
+        """Wait for changes; look whenever something may have been written or expired."""
         if self._is_new:
             self._is_new = False
             return StoreChanges((), self._after)
-        changes = await self._wait(self._after)
-        self._after = changes.revision
-        return changes
+        while True:
+            changes = await self._store._call(self._store._database.changes, self._prefix, self._after)
+            self._after = changes.revision
+            if changes.changes:
+                return changes
+            await self._pause(await self._store._seconds_to_look())
+
+    async def _pause(self, seconds: float) -> None:
+        if self._writes is None:
+            await asyncio.sleep(seconds)
+            return
+        try:
+            async with asyncio.timeout(seconds):
+                await self._writes.next()
+        except TimeoutError:
+            return
+        except TargetError as error:
+            self._store._warn(error)
+            self._writes = None
