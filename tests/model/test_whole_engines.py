@@ -27,6 +27,7 @@ from lease_model.rules import Violation
 from pyflannel.engine import supervisor
 from pyflannel.engine.config_follower import ConfigFollower, read_config
 from pyflannel.engine.lease_keeper import LeaseKeeper
+from pyflannel.engine.list_watch import StoreLog
 from pyflannel.engine.planner import Inputs, Planner, PlanOptions
 from pyflannel.engine.reconciler import Reconciler
 from pyflannel.engine.world import HostOptions, World
@@ -113,6 +114,7 @@ class Engine(supervisor.Supervisor):
         surroundings = Surroundings(setting)
         world = World(
             store=setting.store,
+            store_log=StoreLog(setting.clock),
             targets=(setting.kernel,),
             interfaces=surroundings,
             bridges=NoBridges(),

@@ -19,6 +19,7 @@ from typing import Protocol
 
 from pyflannel.assembly.stores import open_store
 from pyflannel.engine.lease_keeper import LeaseKeeper
+from pyflannel.engine.list_watch import StoreLog
 from pyflannel.errors import LabError
 from pyflannel.kernel.host.machine import BoottimeClock
 from pyflannel.model.lease import LeaseAttributes
@@ -137,6 +138,7 @@ class Member:
             store=store,
             clock=BoottimeClock(),
             draw=random.SystemRandom().randrange,
+            store_log=StoreLog(BoottimeClock()),
             wanted=self._wanted(),
             held=None,
             report=self._report,

@@ -1,6 +1,7 @@
 """The daemon, put together: one network, or several in one process (flannel 0.6's --networks)."""
 
 import asyncio
+import random
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from pyflannel.assembly.host_network import HostNetwork, open_network
 from pyflannel.assembly.logs import NETWORK
 from pyflannel.assembly.options import FlanneldOptions
 from pyflannel.assembly.stores import open_store
+from pyflannel.engine.list_watch import StoreLog
 from pyflannel.engine.network_follower import NetworkFollower
 from pyflannel.engine.reconciler import AUDIT_S
 from pyflannel.engine.service_manager import Liveness, Readiness
@@ -55,6 +57,7 @@ class Daemon:
         self._places = places_of(options)
         self._store = open_store(options.store_url, options.etcd_password)
         self._clock = BoottimeClock()
+        self._store_log = StoreLog(self._clock)
         self._liveness = Liveness(notify, self._clock, watchdog_s())
         self._running: dict[str, HostNetwork] = {}
         # Networks that come and go are not waited for: the first that is ready is enough.
@@ -96,6 +99,8 @@ class Daemon:
                     follower = NetworkFollower(
                         store=self._store,
                         clock=self._clock,
+                        draw=random.SystemRandom().randrange,
+                        store_log=self._store_log,
                         allowed=options.networks,
                         objection=self._objection,
                         run=self._run_named,
@@ -152,6 +157,7 @@ class Daemon:
                 places=places,
                 store=store,
                 store_url=store_url,
+                store_log=self._store_log,
                 notify=notify,
                 alive=turn,
                 audit_s=min(AUDIT_S, self._liveness.pause_s),

@@ -12,6 +12,7 @@ from pyflannel.assembly.directories import Places
 from pyflannel.assembly.forwarder_status import forwarder_status
 from pyflannel.assembly.options import FlanneldOptions
 from pyflannel.engine.guard_narrator import GuardNarrator
+from pyflannel.engine.list_watch import StoreLog
 from pyflannel.engine.planner import PlanOptions
 from pyflannel.engine.status_report import status_of, strangers_of
 from pyflannel.engine.supervisor import Supervisor
@@ -154,6 +155,7 @@ async def open_network(
     places: Places,
     store: Store,
     store_url: str,
+    store_log: StoreLog,
     notify: Callable[[str], object],
     alive: Callable[[], object],
     audit_s: float,
@@ -165,6 +167,7 @@ async def open_network(
         places: where its files are.
         store: where its leases are.
         store_url: what people know the store by.
+        store_log: says in the log how the store is, for all networks.
         notify: tells the service manager.
         alive: hears of each turn of the reconciler's loop.
         audit_s: longest pause between two passes.
@@ -181,6 +184,7 @@ async def open_network(
         forwarder = await enter(ForwarderTarget(places.run_dir))
         world = World(
             store=store,
+            store_log=store_log,
             targets=(
                 linux,
                 forwarder,

@@ -1,12 +1,13 @@
 """Follows the network config in the store: waits for a good one, and takes a better one when it comes."""
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 
-from pyflannel.errors import ConfigError, FlannelError, StoreError
+from pyflannel.engine.list_watch import ListAndWatch, StoreLog
+from pyflannel.errors import ConfigError, StoreError, sentences
 from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.status import Notice
-from pyflannel.model.store_record import Change, PutSeen, Record
+from pyflannel.model.store_record import Change, Listing, PutSeen, Record
 from pyflannel.plan.backends import Backend, backend_of
 from pyflannel.ports import Clock, Store
 from pyflannel.wire.lease_record import CONFIG
@@ -14,12 +15,7 @@ from pyflannel.wire.network_config_json import parse_network_config
 
 log = logging.getLogger(__name__)
 
-RETRY_MIN_S = 0.25
-"""First pause before a store that failed is asked again; it doubles …"""
-
-RETRY_MAX_S = 4.0
-"""… up to this."""
-
+_FAILED = "Couldn't fetch network config"
 MISSING = "flannel config not found in etcd store. Did you create your config using etcdv3 API?"
 
 
@@ -50,35 +46,35 @@ class ConfigFollower:
         *,
         store: Store,
         clock: Clock,
+        draw: Callable[[int], int],
+        store_log: StoreLog,
         found: Callable[[str, NetworkConfig, Backend, int], None],
         waiting: Callable[[Notice], None],
         away: Callable[[StoreError], None],
     ) -> None:
-        self._store = store
-        self._clock = clock
         self._found = found
         self._waiting = waiting
-        self._away = away
         self._logged: str | None = None
-        self._retry_s = RETRY_MIN_S
+        self._loop = ListAndWatch(
+            store=store,
+            prefix=CONFIG,
+            clock=clock,
+            draw=draw,
+            store_log=store_log,
+            doing=_FAILED,
+            listed=self._listed,
+            changed=self._changed,
+            failed=away,
+        )
 
     async def run(self) -> None:
         """Follow until cancelled."""
-        while True:
-            try:
-                listing = await self._store.list(CONFIG)
-                self._retry_s = RETRY_MIN_S
-                self._read(next((record for record in listing.records if record.key == CONFIG), None))
-                async with self._store.watch(CONFIG, listing.revision) as watcher:
-                    while True:
-                        self._take((await watcher.next()).changes)
-            except StoreError as error:
-                self._say(error, f"Trying again, at most {RETRY_MAX_S:.0f} s apart.")
-                self._away(error)
-            await self._clock.sleep(self._retry_s)
-            self._retry_s = min(2 * self._retry_s, RETRY_MAX_S)
+        await self._loop.run()
 
-    def _take(self, changes: Iterable[Change]) -> None:
+    def _listed(self, listing: Listing) -> None:
+        self._read(next((record for record in listing.records if record.key == CONFIG), None))
+
+    def _changed(self, changes: Sequence[Change]) -> None:
         for change in changes:
             if isinstance(change, PutSeen) and change.record.key == CONFIG:
                 self._read(change.record)
@@ -95,7 +91,7 @@ class ConfigFollower:
             text = record.value.decode(errors="replace")
             config, backend = read_config(text)
         except ConfigError as error:
-            self._say(error, "Waiting for a good one.")
+            self._say(error)
             self._waiting(
                 Notice(f"a good network config: {error}", error.hint if record is None else _how(error))
             )
@@ -103,9 +99,8 @@ class ConfigFollower:
         self._logged = None
         self._found(text, config, backend, record.revision)
 
-    def _say(self, error: FlannelError, what_follows: str) -> None:
+    def _say(self, error: ConfigError) -> None:
         """Say each problem once, until it is another one."""
         if self._logged != str(error):
-            end = "" if str(error).endswith("?") else "."
-            log.error("Couldn't fetch network config: %s%s %s %s", error, end, error.hint, what_follows)
+            log.error("%s: %s", _FAILED, sentences(error.in_full, "Waiting for a good one."))
             self._logged = str(error)

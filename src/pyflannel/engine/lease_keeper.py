@@ -10,6 +10,7 @@ from dataclasses import replace
 from ipaddress import IPv4Address
 from typing import TypeVar
 
+from pyflannel.engine.list_watch import StoreLog, follow
 from pyflannel.errors import CompactedError, StoreError, WireError
 from pyflannel.model.lease import CLAIM_TTL_S, Lease, LeaseAttributes
 from pyflannel.model.lease_protocol import (
@@ -36,6 +37,8 @@ from pyflannel.model.lease_protocol import (
     Report,
     Seen,
     Started,
+    StoreAway,
+    StoreBack,
     Unreadable,
     Wake,
     Wanted,
@@ -54,6 +57,7 @@ from pyflannel.model.store_record import (
     Put,
     PutSeen,
     Record,
+    StoreChanges,
     Unchanged,
     Written,
 )
@@ -88,7 +92,7 @@ class LeaseKeeper:
 
     `report` hears what an operator should know, `leases_changed` each new set of leases; both are called
     in the order in which things happened, and must not block. `reidentify` makes a new identity, and says
-    what the lease is to say under it.
+    what the lease is to say under it. `store_log` says in the log how the store is.
     """
 
     def __init__(
@@ -97,6 +101,7 @@ class LeaseKeeper:
         store: Store,
         clock: Clock,
         draw: Callable[[int], int],
+        store_log: StoreLog,
         wanted: Wanted,
         held: Held | None,
         report: Callable[[Report], None],
@@ -106,12 +111,14 @@ class LeaseKeeper:
         self._store = store
         self._clock = clock
         self._draw = draw
+        self._store_log = store_log
         self._report = report
         self._leases_changed = leases_changed
         self._reidentify = reidentify
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._requests: asyncio.Queue[List | Check | Write] = asyncio.Queue()
         self._watch: asyncio.Task[None] | None = None
+        self._watching = asyncio.Lock()
         self._timer: asyncio.Task[None] | None = None
         self._skipped: dict[str, str] = {}  # keys that are there and no lease or claim, and why
         self._outranked: set[tuple[str, IPv4Address]] = set()
@@ -124,11 +131,14 @@ class LeaseKeeper:
 
     async def run(self) -> None:
         """Keep the lease until cancelled; the lease stays in the store."""
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._perform_requests(), name="lease requests")
-            self._events.put_nowait(Started())
-            while True:
-                self._advance(await self._events.get(), tasks)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._perform_requests(), name="lease requests")
+                self._events.put_nowait(Started())
+                while True:
+                    self._advance(await self._events.get(), tasks)
+        finally:
+            self._store_log.forget(self)
 
     def _advance(self, event: Event, tasks: asyncio.TaskGroup) -> None:
         before = self.leases
@@ -179,6 +189,12 @@ class LeaseKeeper:
             case Reidentify():
                 attributes = self._reidentify(self.state.wanted.attributes)
                 self._events.put_nowait(Ordered(replace(self.state.wanted, attributes=attributes)))
+            case StoreAway(cause, retry_in_s, hint):
+                self._store_log.failed(self, StoreError(cause, hint=hint), retry_in_s)
+                self._report(action)
+            case StoreBack():
+                self._store_log.answered(self)
+                self._report(action)
             case _:
                 self._report(action)
 
@@ -201,7 +217,7 @@ class LeaseKeeper:
                     case _:
                         event = await self._write(request)
             except StoreError as error:
-                event = Failed(None if isinstance(request, List) else request, str(error))
+                event = Failed(None if isinstance(request, List) else request, str(error), error.hint)
             self._events.put_nowait(event)
 
     async def _list(self) -> Listed:
@@ -236,16 +252,13 @@ class LeaseKeeper:
                         return Conflicted(write, None)
 
     async def _follow(self, after: int) -> None:
-        try:
-            async with self._store.watch("", after) as watcher:
-                while True:
-                    batch = await watcher.next()
-                    changes = await _one_by_one(self._change, batch.changes)
-                    self._events.put_nowait(Seen(tuple(c for c in changes if c is not None), batch.revision))
-        except CompactedError as error:
-            self._events.put_nowait(WatchLost(str(error), is_compacted=True))
-        except StoreError as error:
-            self._events.put_nowait(WatchLost(str(error)))
+        async with self._watching:  # the watch before has ended
+            error = await follow(self._store, "", after, self._tell)
+        self._events.put_nowait(WatchLost(str(error), isinstance(error, CompactedError), error.hint))
+
+    async def _tell(self, batch: StoreChanges) -> None:
+        changes = await _one_by_one(self._change, batch.changes)
+        self._events.put_nowait(Seen(tuple(c for c in changes if c is not None), batch.revision))
 
     def _change(self, change: Change) -> LeaseChange | None:
         match change:

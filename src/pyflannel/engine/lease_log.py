@@ -62,13 +62,8 @@ def log_report(report: Report, before: HostCondition, clock: Clock) -> None:
                 )
         case Acquired() | Renewed():
             _log_held(report, before, clock)
-        case StoreAway(cause, retry_in_s):
-            if not before.store.is_away:
-                log.warning(
-                    "Store is away, trying again in %.1f s, the data path stays: %s", retry_in_s, cause
-                )
-        case StoreBack():
-            log.info("Store is back")
+        case StoreAway() | StoreBack():
+            pass  # logged once for all who use the store, by `StoreLog`
         case Lost() | Taken() | Contested() | SharedAddress():
             _log_trouble(report, before)
 

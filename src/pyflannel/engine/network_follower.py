@@ -2,17 +2,17 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from weakref import WeakValueDictionary
 
-from pyflannel.errors import StoreError
+from pyflannel.engine.list_watch import ListAndWatch, StoreLog
 from pyflannel.model.status import Notice
-from pyflannel.model.store_record import Change, PutSeen
+from pyflannel.model.store_record import Change, Listing, PutSeen
 from pyflannel.ports import Clock, Store
 from pyflannel.wire.lease_record import CONFIG
 
 log = logging.getLogger(__name__)
 
-RETRY_S = 1.0
 RESERVED = frozenset({"subnets", "claims"})
 """No network can have these names: the default network's own keys stand there."""
 
@@ -28,48 +28,51 @@ class NetworkFollower:
         *,
         store: Store,
         clock: Clock,
+        draw: Callable[[int], int],
+        store_log: StoreLog,
         allowed: Collection[str],
         objection: Callable[[str], Notice | None],
         run: Callable[[str], Awaitable[None]],
     ) -> None:
-        self._store = store
-        self._clock = clock
         self._allowed = allowed
         self._objection = objection
         self._run = run
         self._running: dict[str, asyncio.Task[None]] = {}
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._refused: set[str] = set()
+        self._tasks = asyncio.TaskGroup()
+        self._loop = ListAndWatch(
+            store=store,
+            prefix="",
+            clock=clock,
+            draw=draw,
+            store_log=store_log,
+            doing="Couldn't list the networks",
+            listed=self._listed,
+            changed=self._changed,
+        )
 
     async def run(self) -> None:
         """Follow until cancelled; all networks end with it."""
-        async with asyncio.TaskGroup() as tasks:
-            while True:
-                try:
-                    await self._follow(tasks)
-                except StoreError as error:
-                    log.warning("Could not list the networks, trying again: %s", error)
-                await self._clock.sleep(RETRY_S)
+        async with self._tasks:
+            await self._loop.run()
 
-    async def _follow(self, tasks: asyncio.TaskGroup) -> None:
-        listing = await self._store.list("")
+    def _listed(self, listing: Listing) -> None:
         present = {name for record in listing.records if (name := network_of(record.key)) is not None}
         for name in sorted(self._running.keys() - present):
             self._remove(name)
         for name in sorted(present):
-            self._add(name, tasks)
-        async with self._store.watch("", listing.revision) as watcher:
-            while True:
-                for change in (await watcher.next()).changes:
-                    self._take(change, tasks)
+            self._add(name)
 
-    def _take(self, change: Change, tasks: asyncio.TaskGroup) -> None:
-        if isinstance(change, PutSeen):
-            if (name := network_of(change.record.key)) is not None:
-                self._add(name, tasks)
-        elif (name := network_of(change.key)) is not None:
-            self._remove(name)
+    def _changed(self, changes: Sequence[Change]) -> None:
+        for change in changes:
+            if isinstance(change, PutSeen):
+                if (name := network_of(change.record.key)) is not None:
+                    self._add(name)
+            elif (name := network_of(change.key)) is not None:
+                self._remove(name)
 
-    def _add(self, name: str, tasks: asyncio.TaskGroup) -> None:
+    def _add(self, name: str) -> None:
         if name in self._running:
             return
         if self._allowed and name not in self._allowed:
@@ -82,11 +85,14 @@ class NetworkFollower:
                 log.error('Network "%s" cannot run on this host: %s', name, why)
                 self._refused.add(name)
             return
-        log.info("Network added: %s", name)
-        self._running[name] = tasks.create_task(self._network(name), name=f"network {name}")
+        turn = self._turns.setdefault(name, asyncio.Lock())
+        self._running[name] = self._tasks.create_task(self._live(name, turn), name=f"network {name}")
 
-    async def _network(self, name: str) -> None:
-        await self._run(name)
+    async def _live(self, name: str, turn: asyncio.Lock) -> None:
+        """Run the network, when the one that had this name before it has ended."""
+        async with turn:
+            log.info("Network added: %s", name)
+            await self._run(name)
 
     def _remove(self, name: str) -> None:
         task = self._running.pop(name, None)

@@ -99,6 +99,8 @@ class Supervisor:
         self._config = ConfigFollower(
             store=world.store,
             clock=world.clock,
+            draw=world.draw,
+            store_log=world.store_log,
             found=self._config_changed,
             waiting=self._config_missing,
             away=self._config_away,
@@ -166,6 +168,7 @@ class Supervisor:
             store=self._world.store,
             clock=self._world.clock,
             draw=self._world.draw,
+            store_log=self._world.store_log,
             wanted=self._wanted(),
             held=self.condition.held,
             report=self._report,

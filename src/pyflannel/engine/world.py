@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pyflannel.engine.fast_path import Choice
+from pyflannel.engine.list_watch import StoreLog
 from pyflannel.engine.planner import PlanOptions
 from pyflannel.engine.reconciler import AUDIT_S
 from pyflannel.model.lease import LEASE_TTL_S, Identity
@@ -19,12 +20,14 @@ class World:
         notify: tells the service manager (sd_notify).
         alive: hears of each turn of the reconciler's loop.
         draw: a random number below its argument.
+        store_log: one for all who use the store.
         reidentify: makes and keeps a new identity.
         memory: keeps the last known leases.
         kernel_path: says what the kernel can for the fast path; None, where only trying tells.
     """
 
     store: Store
+    store_log: StoreLog
     targets: Sequence[Target]
     interfaces: InterfaceSource
     bridges: BridgeSource

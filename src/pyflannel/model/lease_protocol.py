@@ -182,6 +182,7 @@ class WatchLost:
 
     cause: str
     is_compacted: bool = False
+    hint: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +207,7 @@ class Failed:
 
     write: Write | Check | None
     cause: str
+    hint: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -360,6 +362,7 @@ class StoreAway:
 
     cause: str
     retry_in_s: float
+    hint: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ import pytest
 from doubles.fake_clock import FakeClock
 from doubles.fake_store import FakeStore
 from pyflannel.engine.lease_keeper import READ_AT_ONCE, LeaseKeeper
+from pyflannel.engine.list_watch import StoreLog
 from pyflannel.model.lease import Lease, LeaseAttributes
 from pyflannel.model.lease_protocol import Acquired, Lost, Report, SharedAddress, StoreAway, StoreBack, Wanted
 from pyflannel.model.network_config import NetworkConfig
@@ -42,6 +43,7 @@ class Bench:
             store=self.stores[owner],
             clock=self.clock,
             draw=lambda n: n // 2,
+            store_log=StoreLog(self.clock),
             wanted=Wanted(
                 network=NETWORK,
                 attributes=LeaseAttributes(public_ip=IPv4Address(address), owner=owner),

@@ -9,22 +9,28 @@ import pytest
 
 from doubles.fake_clock import FakeClock
 from doubles.fake_store import FakeStore
+from pyflannel.engine.list_watch import StoreLog
 from pyflannel.engine.network_follower import NetworkFollower, network_of
 from pyflannel.engine.service_manager import Readiness
 from pyflannel.model.status import Notice
 from pyflannel.model.store_record import Delete, Put
+from pyflannel.plan.lease.holding import RETRY_MAX_S
 
 
 class Bench:
     """A follower that runs, and the networks that it runs now."""
 
-    def __init__(self, *allowed: str, impossible: str = "") -> None:
+    def __init__(self, *allowed: str, impossible: str = "", ends_after_s: float = 0.0) -> None:
+        self.ends_after_s = ends_after_s
+        self.at_once = self._count = 0
         self.clock = FakeClock()
         self.store = FakeStore(self.clock)
         self.running: set[str] = set()
         self.follower = NetworkFollower(
             store=self.store,
             clock=self.clock,
+            draw=lambda n: n // 2,
+            store_log=StoreLog(self.clock),
             allowed=allowed,
             objection=lambda name: Notice("a file has it") if name == impossible else None,
             run=self._run_network,
@@ -32,9 +38,13 @@ class Bench:
 
     async def _run_network(self, name: str) -> None:
         self.running.add(name)
+        self._count += 1
+        self.at_once = max(self.at_once, self._count)
         try:
             await asyncio.Event().wait()
         finally:
+            await self.clock.sleep(self.ends_after_s)
+            self._count -= 1
             self.running.discard(name)
 
     async def put(self, key: str) -> None:
@@ -52,6 +62,7 @@ async def following(bench: Bench) -> AsyncIterator[None]:
         yield
     finally:
         task.cancel()
+        await bench.clock.advance(bench.ends_after_s)
         await asyncio.gather(task, return_exceptions=True)
 
 
@@ -121,9 +132,42 @@ def test_a_network_whose_config_went_while_the_store_was_away_ends() -> None:
 
             await other.write(Delete(key="blue/config", expected=None))
             bench.store.is_away = False
-            await bench.clock.advance(2)
+            await bench.clock.advance(RETRY_MAX_S)
 
             assert bench.running == set()
+
+    asyncio.run(check())
+
+
+def test_a_network_that_is_made_again_starts_when_the_old_one_has_ended() -> None:
+    """Deleted and created in one batch of the watch: the two never run at the same time."""
+
+    async def check() -> None:
+        bench = Bench(ends_after_s=3.0)
+        await bench.put("blue/config")
+        async with following(bench):
+            await bench.delete("blue/config")
+            await bench.put("blue/config")
+            await bench.clock.settle()
+            assert bench.running == {"blue"}
+
+            await bench.delete("blue/config")
+            await bench.put("blue/config")
+            await bench.clock.advance(10)
+
+            assert (bench.running, bench.at_once) == ({"blue"}, 1)
+
+    asyncio.run(check())
+
+
+def test_a_store_that_ends_every_watch_is_listed_ever_more_seldom() -> None:
+    async def check() -> None:
+        bench = Bench()
+        bench.store.refuses_watches = True
+        async with following(bench):
+            await bench.clock.advance(60)
+
+            assert bench.store.listings < 30
 
     asyncio.run(check())
 

@@ -74,8 +74,8 @@ RETRY_MAX_S = 5.0
 
 def on_failed(state: LeaseState, failed: Failed, now: float, draw: Draw) -> Step:
     """Try again what the host waits for, ever more slowly."""
-    pause = _pause(state.failures, draw)
-    away = StoreAway(failed.cause, pause)
+    pause = retry_pause_s(state.failures, draw)
+    away = StoreAway(failed.cause, pause, failed.hint)
     if isinstance(failed.write, Check):
         state = replace(state, is_checking=False)
     if isinstance(failed.write, PutLease):
@@ -110,8 +110,8 @@ def on_watch_lost(state: LeaseState, lost: WatchLost, now: float, draw: Draw) ->
                 return replace(state, phase=Listing()), (List(),)
             case _:
                 return look_again(state, now)  # a lost write shows in the listing
-    pause = _pause(state.failures, draw)
-    away = StoreAway(lost.cause, pause)
+    pause = retry_pause_s(state.failures, draw)
+    away = StoreAway(lost.cause, pause, lost.hint)
     if isinstance(state.phase, Contesting):
         # The store may have lost the claim, and its owner have written its lease again at the same revision.
         state, _ = look_again(state, state.phase.until)
@@ -130,7 +130,7 @@ def store_back(state: LeaseState, actions: tuple[Action, ...], *, was: LeaseStat
     return replace(state, failures=0), (StoreBack(), *actions)
 
 
-def _pause(failures: int, draw: Draw) -> float:
+def retry_pause_s(failures: int, draw: Draw) -> float:
     """Return 0.1 s doubling to RETRY_MAX_S, shortened by up to a half so that hosts do not come in step."""
     longest = min(0.1 * 2.0 ** min(failures, 16), RETRY_MAX_S)
     return longest * (1 - draw(500) / 1000)

@@ -1,0 +1,167 @@
+"""Listing and watching keys of the store: the loop of all who follow them, and what the log says of it."""
+
+import logging
+import math
+from collections.abc import Awaitable, Callable, Sequence
+from contextvars import copy_context
+
+from pyflannel.errors import CompactedError, StoreError, sentences
+from pyflannel.model.store_record import Change, Listing, StoreChanges
+from pyflannel.plan.lease.holding import retry_pause_s
+from pyflannel.ports import Clock, Store
+
+log = logging.getLogger(__name__)
+
+STEADY_S = 5.0
+"""A watch that stays open for so long works: the next failure is the first again."""
+
+SHORT_S = 10.0
+"""An absence of the store is short up to here."""
+
+CALM_S = 60.0
+"""Absences less than that apart are one matter, as on a link that loses packets."""
+
+
+async def follow(
+    store: Store, prefix: str, after: int, tell: Callable[[StoreChanges], Awaitable[None]]
+) -> StoreError:
+    """Tell each batch of a watch, in turn, until the watch ends; return why it did."""
+    try:
+        async with store.watch(prefix, after) as watcher:
+            while True:
+                await tell(await watcher.next())
+    except StoreError as error:
+        return error
+
+
+class StoreLog:
+    """Says in the log that the store is away, and that it is back: once for all who use it.
+
+    An absence is said once, and once more when its cause becomes one that asks for another remedy. While
+    absences follow each other, a short one is not said by itself; how many there were is, once in a while.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._context = copy_context()  # whose task speaks says nothing: the store is not one network's
+        self._failing: set[object] = set()
+        self._began_at = 0.0
+        self._ended_at = -math.inf
+        self._said: set[str] = set()  # remedies, in this absence
+        self._short_count = 0
+        self._counted_from = -math.inf
+
+    def failed(self, user: object, error: StoreError, retry_in_s: float, doing: str | None = None) -> None:
+        """Hear that a user of the store had no answer. `doing` names what it cannot do, at a start."""
+        now = self._clock.now()
+        if not self._failing:
+            self._began_at = now
+        self._failing.add(user)
+        is_news = self._began_at - self._ended_at >= CALM_S or now - self._began_at >= SHORT_S
+        if not is_news or error.hint in self._said:
+            return
+        self._said.add(error.hint)
+        if doing is not None:
+            text = sentences(error.in_full, f"Trying again in {retry_in_s:.1f} s.")
+            self._say(logging.ERROR, "%s: %s", doing, text)
+        else:
+            text = "Store is away, trying again in %.1f s, the data path stays: %s"
+            self._say(logging.WARNING, text, retry_in_s, error.in_full)
+
+    def answered(self, user: object) -> None:
+        """Hear that a user of the store had an answer."""
+        if user not in self._failing:
+            return
+        self._failing.remove(user)
+        if self._failing:
+            return
+        now = self._ended_at = self._clock.now()
+        if self._said:
+            self._say(logging.INFO, "Store is back")
+            self._said.clear()
+            self._counted_from = now
+            return
+        self._short_count += 1
+        if now - self._counted_from >= CALM_S:
+            self._say(
+                logging.WARNING,
+                "Store comes and goes: it was away %d times, each for less than %.0f s, in the last %.0f s",
+                self._short_count,
+                SHORT_S,
+                now - self._counted_from,
+            )
+            self._short_count, self._counted_from = 0, now
+
+    def _say(self, level: int, text: str, *arguments: object) -> None:
+        self._context.run(log.log, level, text, *arguments, stacklevel=2)
+
+    def forget(self, user: object) -> None:
+        """Hear that a user has ended."""
+        self._failing.discard(user)
+
+
+class ListAndWatch:
+    """Keeps its user informed of all records under `prefix`, over every failure of the store.
+
+    `listed` hears all there is, at first and whenever a change may have been missed; `changed` what happens
+    from there on, in order; `failed` each error. They are called in turn, and must not block.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        prefix: str,
+        clock: Clock,
+        draw: Callable[[int], int],
+        store_log: StoreLog,
+        doing: str,
+        listed: Callable[[Listing], None],
+        changed: Callable[[Sequence[Change]], None],
+        failed: Callable[[StoreError], None] = lambda error: None,
+    ) -> None:
+        """`doing`: how the log names a failure before the first answer."""
+        self._store = store
+        self._prefix = prefix
+        self._clock = clock
+        self._draw = draw
+        self._store_log = store_log
+        self._doing: str | None = doing
+        self._listed = listed
+        self._changed = changed
+        self._failed = failed
+        self._opened_at: float | None = None
+
+    async def run(self) -> None:
+        """Follow until cancelled."""
+        failures = 0
+        try:
+            while True:
+                error = await self._list_and_watch()
+                if self._opened_at is not None and self._clock.now() - self._opened_at >= STEADY_S:
+                    failures = 0
+                pause_s = retry_pause_s(failures, self._draw)
+                failures += 1
+                if not isinstance(error, CompactedError):
+                    self._store_log.failed(self, error, pause_s, self._doing)
+                    self._failed(error)
+                await self._clock.sleep(pause_s)
+        finally:
+            self._store_log.forget(self)
+
+    async def _list_and_watch(self) -> StoreError:
+        """Do so until that ends; return why it did."""
+        self._opened_at = None
+        try:
+            listing = await self._store.list(self._prefix)
+        except StoreError as error:
+            return error
+        self._doing = None
+        self._listed(listing)
+        return await follow(self._store, self._prefix, listing.revision, self._tell)
+
+    async def _tell(self, changes: StoreChanges) -> None:
+        if self._opened_at is None:
+            self._opened_at = self._clock.now()
+            self._store_log.answered(self)
+        self._changed(changes.changes)
