@@ -101,6 +101,9 @@ class Reconciler:
         self._new_kinds = self._targets.kinds  # nothing of them was applied: no difference is damage yet
         self._has_applied = False
         self._taken: Mapping[str, Refusal] = {}
+        self._changed_links: frozenset[str] = (
+            frozenset()
+        )  # since the latest look
         self._known: tuple[Refusal, ...] = ()  # refusals that were reported
 
     # Questions.
@@ -238,7 +241,8 @@ class Reconciler:
             self._work.end_look(reading.generation, reading.kinds)
         changes = link_changes(wanted, actual)
         changed = frozenset(filter(self._is_planned_link, (*changes.recreated, *changes.readdressed)))
-        batch = Batch(self._work.generation, self._new_kinds, changed)
+        batch = Batch(self._work.generation, self._new_kinds, changed | self._changed_links)
+        self._changed_links = frozenset()
         self._leave_taken(batch, desired)
         self._new_kinds -= generations.keys()
         await self._perform(batch, operations)
@@ -310,8 +314,10 @@ class Reconciler:
             else:
                 operations.append(operation)
         await self._perform(batch, operations)
-        if any(isinstance(one.subject, Link) and not isinstance(one, Remove) for one in batch.done):
-            self.look()  # the kernel may have dropped objects on it
+        links = {one.subject.name for one in batch.done if isinstance(one.subject, Link)}
+        if links:
+            self._changed_links |= links
+            self.look()  # the kernel may have dropped objects on them
         if batch.refused:
             self._report.tell_refusals(self._judge(tuple(self.refused()), self._settled_kinds()), self._known)
         self._known = tuple(self.refused())
