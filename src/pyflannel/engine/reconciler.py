@@ -101,9 +101,7 @@ class Reconciler:
         self._new_kinds = self._targets.kinds  # nothing of them was applied: no difference is damage yet
         self._has_applied = False
         self._taken: Mapping[str, Refusal] = {}
-        self._changed_links: frozenset[str] = (
-            frozenset()
-        )  # since the latest look
+        self._changed_links: frozenset[str] = frozenset()  # since the latest look
         self._known: tuple[Refusal, ...] = ()  # refusals that were reported
 
     # Questions.

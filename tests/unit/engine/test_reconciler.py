@@ -16,6 +16,7 @@ from doubles.fake_kernel import FakeKernel
 from pyflannel.engine.journal import Journal
 from pyflannel.engine.planner import Changed, Replaced
 from pyflannel.engine.reconciler import Reconciler
+from pyflannel.errors import TargetError
 from pyflannel.model.fast_path import BpfProgram, Role, Tunnel
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer
 from pyflannel.model.host_file import HostFile
@@ -861,5 +862,188 @@ def test_an_event_ends_the_pause_before_a_retry() -> None:
             await bench.clock.advance(0.06)
 
             assert bench.is_healed
+
+    asyncio.run(check())
+
+
+def two_targets(plan: State) -> tuple[Bench, Part, Part]:
+    """A reconciler of links and of a forwarder, each a target of its own."""
+    links, forwarder = Part(*LINKS_AND_FILES), Part(Forwarder, ForwarderPeer)
+    bench = Bench(links, None)
+    bench.reconciler = Reconciler(targets=[links, forwarder], clock=bench.clock)
+    bench.replace(plan)
+    return bench, links, forwarder
+
+
+def test_a_target_that_stays_unreadable_for_an_hour_ends_nothing() -> None:
+    async def check() -> None:
+        bench, _, forwarder = two_targets(State.of(LINK, FORWARDER))
+        forwarder.is_readable = False
+        async with running(bench):
+            await bench.clock.advance(3600)
+            assert bench.reconciler.error == "the test asked for this"
+
+            forwarder.is_readable = True
+            await bench.clock.advance(2)
+
+            assert bench.reconciler.is_clean
+
+    asyncio.run(check())
+
+
+def test_a_silent_target_delays_no_repair_under_a_stream_of_events() -> None:
+    """Each event asks for a look. None of them may wait for the silent target anew."""
+
+    async def check() -> None:
+        bench, links, forwarder = two_targets(State.of(LINK, FORWARDER))
+        async with running(bench):
+            forwarder.answers.clear()
+            links.damage(Remove(LINK))
+            for _ in range(10):
+                await bench.clock.advance(0.1)
+                links.damage()
+
+            assert LINK in links.state
+
+    asyncio.run(check())
+
+
+def test_a_host_starts_although_a_target_is_silent() -> None:
+    """It is named after its time for an answer, and the rest of the plan is applied."""
+
+    async def check() -> None:
+        bench, links, forwarder = two_targets(State.of(LINK, FORWARDER))
+        forwarder.answers.clear()
+        async with running(bench):
+            await bench.clock.advance(20)
+
+            assert LINK in links.state
+            assert "no answer within" in str(bench.reconciler.error)
+            assert not bench.reconciler.is_clean
+
+    asyncio.run(check())
+
+
+def test_a_target_that_hangs_while_it_applies_stops_the_engine_for_its_time_only() -> None:
+    class Hanging(Part):
+        hangs = False
+
+        async def apply(self, operations: Sequence[Operation]) -> Sequence[Refusal]:
+            if self.hangs:
+                await asyncio.Event().wait()
+            return await super().apply(operations)
+
+    async def check() -> None:
+        links, forwarder = Part(*LINKS_AND_FILES), Hanging(Forwarder, ForwarderPeer)
+        bench = Bench(links, None)
+        bench.reconciler = Reconciler(targets=[links, forwarder], clock=bench.clock)
+        bench.replace(State.of(LINK, FORWARDER))
+        async with running(bench):
+            forwarder.hangs = True
+            bench.change(Add(PEER))
+            await bench.clock.settle()
+            links.damage(Remove(LINK))
+            await bench.clock.advance(20)
+
+            assert LINK in links.state
+            assert [one.operation for one in bench.reconciler.refused()] == [Add(PEER)]
+
+            forwarder.hangs = False
+            await bench.clock.advance(70)
+
+            assert PEER in forwarder.state
+            assert bench.reconciler.is_clean
+
+    asyncio.run(check())
+
+
+def test_a_change_during_the_first_look_is_applied_after_it() -> None:
+    """The first look knows nothing of it, and no audit is due for ten seconds."""
+
+    async def check() -> None:
+        kernel = LookedAt()
+        bench = Bench(kernel, State.of(LINK, FORWARDER))
+
+        def join() -> None:
+            kernel.meanwhile = lambda: None
+            bench.change(Add(PEER))
+
+        kernel.meanwhile = join
+        async with running(bench):
+            assert PEER in kernel.state
+            assert bench.reconciler.is_clean
+
+    asyncio.run(check())
+
+
+def test_a_late_answer_takes_nothing_from_what_a_later_look_found() -> None:
+    """Each answer has the generation of its own question."""
+
+    async def check() -> None:
+        bench, links, forwarder = two_targets(State.of(LINK, FORWARDER))
+        async with running(bench):
+            forwarder.answers.clear()
+            bench.reconciler.look()
+            await bench.clock.advance(0.3)
+            moved = replace(LINK, mtu=1300)
+            bench.replace(State.of(moved, FORWARDER))
+            links.answers.clear()
+            await bench.clock.settle()
+            links.answers.set()
+            forwarder.answers.set()
+            await bench.clock.settle()
+
+            assert moved in links.state
+            assert bench.reconciler.is_clean
+
+    asyncio.run(check())
+
+
+def test_what_waits_for_an_object_that_somebody_else_makes_goes_on_at_once() -> None:
+    async def check() -> None:
+        kernel = LookedAt(refuse=lambda operation: operation == Add(LINK))
+        async with running(Bench(kernel, State.of(LINK))) as bench:
+            await bench.clock.advance(5)
+            kernel.meanwhile = lambda: bench.change(Add(FORWARDER))
+            kernel.damage(Add(LINK))
+            await bench.clock.settle()
+            kernel.meanwhile = lambda: None
+            await bench.clock.settle()
+
+            assert FORWARDER in kernel.state
+            assert bench.reconciler.is_clean
+
+    asyncio.run(check())
+
+
+def test_changes_that_cannot_be_heard_cost_a_look_at_each_audit(caplog: pytest.LogCaptureFixture) -> None:
+    """As where other programs hold all inotify instances. It is logged once."""
+
+    class Deaf(FakeKernel):
+        def changes(self) -> ChangeChannel:
+            raise TargetError("no inotify instance is left", hint="Raise fs.inotify.max_user_instances.")
+
+    async def check() -> None:
+        async with running(Bench(Deaf(), PLAN)) as bench:
+            await bench.clock.advance(600)
+            assert bench.passes <= 63
+
+    asyncio.run(check())
+    assert caplog.text.count("Cannot listen to changes") == 1
+
+
+def test_objects_that_return_with_a_link_that_the_plan_changed_are_no_repairs() -> None:
+    """The kernel drops them when the link is made again."""
+
+    async def check() -> None:
+        link = Link(name="flannel.1", kind="vxlan", mtu=1450)
+        again = replace(link, kind="tun")
+        address = Address(link="flannel.1", address=IPv4Interface("10.100.15.0/32"))
+        async with running(Bench(FakeKernel(), State.of(link, address))) as bench:
+            bench.replace(State.of(again, address))
+            await bench.clock.settle()
+
+            assert bench.is_healed
+            assert bench.reconciler.counts.repairs == 0
 
     asyncio.run(check())
