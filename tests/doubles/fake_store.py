@@ -42,10 +42,12 @@ class FakeStore:
     - `fail_next(calls)`: so many calls fail before they take effect;
     - `lose_next_answer()`: the next write takes effect and fails all the same;
     - `cut_watches()`: the watches there are end, calls go on;
-    - `refuses_watches`: no watch opens, calls go on.
+    - `refuses_watches`: no watch opens, calls go on;
+    - `ends_watches_at_once`: each ends as soon as it is open, calls go on.
 
     Attributes:
         listings: how many listings were asked for.
+        watches: how many watches were.
     """
 
     def __init__(self, clock: Timers) -> None:
@@ -55,7 +57,9 @@ class FakeStore:
         self._loses_next_answer = False
         self._cuts = 0
         self.refuses_watches = False
+        self.ends_watches_at_once = False
         self.listings = 0
+        self.watches = 0
 
     def client(self) -> "FakeStore":
         """Return another client of the same records, without faults."""
@@ -126,6 +130,7 @@ class FakeStore:
     @asynccontextmanager
     async def watch(self, prefix: str, after: int) -> AsyncIterator["FakeWatcher"]:
         """Watch the keys under `prefix` for what is later than `after`, within the block."""
+        self.watches += 1
         self._reach()
         if self.refuses_watches:
             raise _lost("watches are refused")
@@ -180,7 +185,7 @@ class FakeWatcher:
             self._is_new = False
             return StoreChanges((), self._after)
         while True:
-            if self._client._cuts != self._cuts:
+            if self._client._cuts != self._cuts or self._client.ends_watches_at_once:
                 raise _lost("the watch was cut")
             changes = self._client._memory.changes(self._prefix, self._after)
             self._after = changes.revision

@@ -20,6 +20,7 @@ _REVISIONS = frozenset(
     }
 )
 _NAMES = frozenset({"owner", "name", "writer"})
+_COUNTS = {"failures", "short_watches"}
 _FAILURES_MAX = 6  # the pause between two tries grows no longer
 _MEMORY_MAX = 300_000
 
@@ -92,7 +93,7 @@ class Canon:
                 if name in _REVISIONS:
                     found[0].append(value)
                     return "revision"
-                return min(value, _FAILURES_MAX) if name == "failures" else value
+                return min(value, _FAILURES_MAX) if name in _COUNTS else value
             case float():
                 if name in {"skew_s", "renew_margin_s", "ttl_s", "held_s"}:
                     return value

@@ -5,12 +5,13 @@ No lease logic lives here: events go into `plan.lease.step.step`, actions come o
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from ipaddress import IPv4Address
 from typing import TypeVar
 
-from pyflannel.engine.list_watch import StoreLog, follow
+from pyflannel.engine.list_watch import STEADY_S, StoreLog, follow
 from pyflannel.errors import CompactedError, StoreError, WireError
 from pyflannel.model.lease import CLAIM_TTL_S, Lease, LeaseAttributes
 from pyflannel.model.lease_protocol import (
@@ -119,6 +120,7 @@ class LeaseKeeper:
         self._requests: asyncio.Queue[List | Check | Write] = asyncio.Queue()
         self._watch: asyncio.Task[None] | None = None
         self._watching = asyncio.Lock()
+        self._opened_at = math.inf
         self._timer: asyncio.Task[None] | None = None
         self._skipped: dict[str, str] = {}  # keys that are there and no lease or claim, and why
         self._outranked: set[tuple[str, IPv4Address]] = set()
@@ -253,10 +255,18 @@ class LeaseKeeper:
 
     async def _follow(self, after: int) -> None:
         async with self._watching:  # the watch before has ended
+            self._opened_at = math.inf
             error = await follow(self._store, "", after, self._tell)
-        self._events.put_nowait(WatchLost(str(error), isinstance(error, CompactedError), error.hint))
+        lost = WatchLost(
+            cause=str(error),
+            is_compacted=isinstance(error, CompactedError),
+            hint=error.hint,
+            was_steady=self._clock.now() - self._opened_at >= STEADY_S,
+        )
+        self._events.put_nowait(lost)
 
     async def _tell(self, batch: StoreChanges) -> None:
+        self._opened_at = min(self._opened_at, self._clock.now())
         changes = await _one_by_one(self._change, batch.changes)
         self._events.put_nowait(Seen(tuple(c for c in changes if c is not None), batch.revision))
 

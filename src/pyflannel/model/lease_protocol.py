@@ -178,11 +178,17 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class WatchLost:
-    """The watch ended; `is_compacted` when the store no longer knows the revision it was to go on from."""
+    """The watch ended.
+
+    Attributes:
+        is_compacted: the store no longer knows the revision it was to go on from.
+        was_steady: it had been open for a while.
+    """
 
     cause: str
     is_compacted: bool = False
     hint: str = ""
+    was_steady: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -158,6 +158,52 @@ def test_a_cut_watch_goes_on_where_it_was_and_says_that_the_store_is_back() -> N
     run(check)
 
 
+def test_a_lease_is_renewed_although_no_watch_opens() -> None:
+    """The listing shows that the store is the one that we know; there is one for each renewal, not one after
+    the other.
+    """
+
+    async def check() -> None:
+        bench = Bench()
+        keeper = bench.keeper("me", "192.168.50.1")
+        store = bench.stores["me"]
+        async with running(bench, keeper):
+            (before,) = (await bench.leases()).values()
+            store.refuses_watches = True
+            store.cut_watches()
+            store.listings = 0
+            await bench.clock.advance(130)  # the TTL is 60 s
+
+            (after,) = (await bench.leases()).values()
+            assert after.revision > before.revision
+            assert not bench.heard("me", Lost)
+            assert store.listings <= 5
+
+    run(check)
+
+
+def test_watches_that_end_at_once_are_opened_ever_more_seldom() -> None:
+    async def check() -> None:
+        bench = Bench()
+        keeper = bench.keeper("me", "192.168.50.1")
+        store = bench.stores["me"]
+        async with running(bench, keeper):
+            store.ends_watches_at_once = True
+            store.cut_watches()
+            store.watches = 0
+            await bench.clock.advance(60)
+            assert store.watches < 30
+
+            store.ends_watches_at_once = False
+            await bench.clock.advance(20)
+            store.cut_watches()
+            store.watches = 0
+            await bench.clock.advance(0.2)
+            assert store.watches == 1
+
+    run(check)
+
+
 def test_compaction_while_the_watch_was_cut_is_no_empty_network() -> None:
     async def check() -> None:
         bench = Bench()

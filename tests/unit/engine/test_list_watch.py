@@ -125,7 +125,6 @@ class Bench:
         self.store = FakeStore(self.clock)
         self.told: list[tuple[str, ...]] = []
         self.listed_at: list[float] = []
-        self.cuts_at_once = False
         self.loop = ListAndWatch(
             store=self.store,
             prefix="subnets/",
@@ -142,8 +141,6 @@ class Bench:
         self.told.append(("all", *(record.key for record in listing.records)))
 
     def _changed(self, changes: Sequence[Change]) -> None:
-        if self.cuts_at_once:
-            self.store.cut_watches()
         self.told += [(type(change).__name__,) for change in changes]
 
     @property
@@ -209,13 +206,13 @@ def test_pauses_grow_until_a_watch_has_stayed_open() -> None:
     async def check() -> None:
         bench = Bench()
         async with running(bench):
-            bench.cuts_at_once = True
+            bench.store.ends_watches_at_once = True
             bench.store.cut_watches()
             await bench.clock.advance(60)
             assert bench.pauses[:7] == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0])
             assert max(bench.pauses) == RETRY_MAX_S
 
-            bench.cuts_at_once = False
+            bench.store.ends_watches_at_once = False
             await bench.clock.advance(RETRY_MAX_S + STEADY_S)
             count = len(bench.listed_at)
             bench.store.cut_watches()

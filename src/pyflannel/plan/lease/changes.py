@@ -78,7 +78,8 @@ def hold(state: LeaseState, held: Held, now: float) -> Step:
     missed = state.missed
     state = replace(state, held=held, phase=Holding(renew_at=renew_at), missed=())
     actions: tuple[Action, ...] = ()
-    if held.lease.attributes != said(held.lease.attributes, state.wanted):
+    is_due = renew_at is not None and renew_at <= now and not (state.is_unsure or state.is_checking)
+    if is_due or held.lease.attributes != said(held.lease.attributes, state.wanted):
         state, actions = renew(state, now)
     for change in missed:
         state, more = _changed(state, change, now)

@@ -110,8 +110,12 @@ def on_watch_lost(state: LeaseState, lost: WatchLost, now: float, draw: Draw) ->
                 return replace(state, phase=Listing()), (List(),)
             case _:
                 return look_again(state, now)  # a lost write shows in the listing
-    pause = retry_pause_s(state.failures, draw)
+    if lost.was_steady:
+        state = replace(state, short_watches=0)
+    pause = retry_pause_s(max(state.failures, state.short_watches), draw)
     away = StoreAway(lost.cause, pause, lost.hint)
+    if not lost.was_steady:
+        state = replace(state, short_watches=state.short_watches + 1)
     if isinstance(state.phase, Contesting):
         # The store may have lost the claim, and its owner have written its lease again at the same revision.
         state, _ = look_again(state, state.phase.until)

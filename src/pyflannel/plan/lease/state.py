@@ -101,6 +101,7 @@ class LeaseState:
         is_checking: that is under way.
         watch_at: when to open the watch again.
         failures: how often in a row the store did not answer.
+        short_watches: how many watches in a row did not stay open, although the store answered between them.
         answered: owners at our address that showed that they live.
         runs_since: when this daemon first held a lease; None before.
         is_in_doubt: a write of our lease failed, and may have taken effect: what is seen next may be it.
@@ -118,6 +119,7 @@ class LeaseState:
     is_checking: bool = False
     watch_at: float | None = None
     failures: int = 0
+    short_watches: int = 0
     answered: frozenset[str] = frozenset()
     runs_since: float | None = None
     is_in_doubt: bool = False

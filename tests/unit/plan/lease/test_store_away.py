@@ -82,3 +82,38 @@ def test_a_failed_write_that_nobody_waits_for_is_no_absence_of_the_store() -> No
 
     assert not host.heard(StoreAway)
     assert host.state.failures == 0
+
+
+def test_the_pause_grows_while_watches_do_not_stay_open() -> None:
+    """Although the store answers between them, and so is back each time."""
+    host = Host(Store(), wanted()).start()
+
+    for was_steady in (True, False, False, False, True):
+        host.take(WatchLost("cut", was_steady=was_steady))
+        host.watch()
+        assert host.wake_at is not None
+        host.now = host.state.watch_at or host.now
+        host.take(Woke())
+        host.watch()
+
+    pauses = [said.retry_in_s for said in host.said if isinstance(said, StoreAway)]
+    assert pauses[0] == pauses[1] == pauses[4]
+    assert pauses[1] < pauses[2] < pauses[3]
+
+
+def test_a_renewal_that_is_due_is_written_after_the_listing_that_shows_our_lease() -> None:
+    """It waits for no watch: where none opens, each wait for one would be another listing."""
+    store = Store()
+    host = Host(store, wanted(ttl_s=60)).start()
+    host.take(WatchLost("refused", was_steady=False))
+    host.now = 40.0
+    host.take(Woke())
+    host.take(WatchLost("refused", was_steady=False))
+
+    host.answer()
+    host.take(WatchLost("refused", was_steady=False))
+    host.answer()
+
+    assert store.revision == 2
+    assert host.state.is_settled
+    assert not host.requests
