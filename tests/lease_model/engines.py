@@ -31,6 +31,7 @@ from pyflannel.model.lease_protocol import (
     PutLease,
     Renewed,
     Report,
+    SharedAddress,
     Taken,
     Wanted,
     Woke,
@@ -274,7 +275,7 @@ class EngineHost:
         world.blame(rules.of_write(before, after, write, host, world.as_world(before)))
 
     def _hear(self, report: Report) -> None:
-        if not isinstance(report, Acquired | Renewed | Lost | Taken):
+        if not isinstance(report, Acquired | Renewed | Lost | Taken | SharedAddress):
             return
         world, state = self._world, self.state
         assert state is not None
@@ -282,6 +283,7 @@ class EngineHost:
         after = self.as_state(store, world.network)
         before = replace(after, state=replace(state, held=self._held))
         world.blame(rules.of_step(before, Woke(), after, (report,), store))
+        world.blame(rules.of_reports(after, (report,), world.as_world(store)))
         if isinstance(report, Acquired | Renewed):
             world.blame(self._begins(report.held.lease, store))
             self._held, self.runs_on = report.held, report.held.lease

@@ -332,6 +332,7 @@ class _Happening:
                     pass
         self.host = host
         self.violations += rules.of_step(before, event, host, actions, self.store)
+        self.violations += rules.of_reports(host, actions, self.world)
 
     def _draw(self, n: int) -> int:
         """Draw a subnet as the move says; pauses are as short as can be."""

@@ -15,6 +15,7 @@ from pyflannel.model.lease_protocol import (
     Listed,
     Lost,
     PutLease,
+    SharedAddress,
     Taken,
     Unreadable,
 )
@@ -128,6 +129,23 @@ def of_step(
                 yield from _of_choice(after, event, lease)
             case _:
                 pass
+
+
+def of_reports(host: HostState, actions: tuple[Action, ...], world: World) -> Iterator[Violation]:
+    """Yield a report of a shared address or identity by a running host, where no other host has either.
+
+    A host that starts may take a late write of its own last life for another's.
+    """
+    if host.subnet is None or host.state is None or host.state.held is None:
+        return
+    others = [other for other in world.hosts if other.name != host.name]
+    is_shared = any(
+        other.wanted.attributes.public_ip == host.wanted.attributes.public_ip
+        or _origin(other) == _origin(host)
+        for other in others
+    )
+    if not is_shared and any(isinstance(action, SharedAddress) for action in actions):
+        yield Violation("no false alarm", f"{host.name} reports a shared address, which nobody else has")
 
 
 def _of_choice(host: HostState, listed: Listed, chosen: Lease) -> Iterator[Violation]:
