@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from pyflannel.api.control import serve_control
 from pyflannel.api.health import health_routes
 from pyflannel.api.metrics.routes import metrics_routes
-from pyflannel.assembly.command_line import hide_on_command_line
 from pyflannel.assembly.daemon import Daemon, run_lock
 from pyflannel.assembly.logs import configure_logging
 from pyflannel.assembly.options import FlanneldOptions, RequestedText, parse_flanneld
 from pyflannel.errors import FlannelError, UsageError
 from pyflannel.http.server import Routes
 from pyflannel.http.sockets import Endpoint, serve_endpoint
+from pyflannel.programs.command_line import hide_on_command_line
 from pyflannel.programs.process_memory import return_free_memory
 
 log = logging.getLogger(__name__)
