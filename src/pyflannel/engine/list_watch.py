@@ -47,7 +47,7 @@ class StoreLog:
         self._failing: set[object] = set()
         self._began_at = 0.0
         self._ended_at = -math.inf
-        self._said: set[str] = set()  # remedies, in this absence
+        self._logged: set[str] = set()  # remedies, in this absence
         self._short_count = 0
         self._counted_from = -math.inf
 
@@ -58,9 +58,9 @@ class StoreLog:
             self._began_at = now
         self._failing.add(user)
         is_news = self._began_at - self._ended_at >= CALM_S or now - self._began_at >= SHORT_S
-        if not is_news or error.hint in self._said:
+        if not is_news or error.hint in self._logged:
             return
-        self._said.add(error.hint)
+        self._logged.add(error.hint)
         if doing is not None:
             text = sentences(error.in_full, f"Trying again in {retry_in_s:.1f} s.")
             self._say(logging.ERROR, "%s: %s", doing, text)
@@ -76,9 +76,9 @@ class StoreLog:
         if self._failing:
             return
         now = self._ended_at = self._clock.now()
-        if self._said:
+        if self._logged:
             self._say(logging.INFO, "Store is back")
-            self._said.clear()
+            self._logged.clear()
             self._counted_from = now
             return
         self._short_count += 1
