@@ -13,6 +13,10 @@ FlannelError
 └── LabError         a part of the lab did not do what was asked    exit 1
 """
 
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 _MARKS = (".", "?", "!", "…")
 
 
@@ -69,7 +73,76 @@ class CompactedError(StoreError):
 
 
 class TargetError(FlannelError):
-    """The kernel, or a program that stands in for it, refused an operation."""
+    """The kernel, or a program that stands in for it, refused an operation.
+
+    Attributes:
+        is_permanent: the same is refused until something else changes; otherwise a later try may succeed.
+    """
+
+    def __init__(self, message: str, *, hint: str, is_permanent: bool = False) -> None:
+        super().__init__(message, hint=hint)
+        self.is_permanent = is_permanent
+
+    @classmethod
+    def of(cls, what: str, error: OSError, *, hint: str) -> "TargetError":
+        """Return what a failed system call stands for; `what` says what cannot be done."""
+        return cls(f"{what}: {in_words(error)}", hint=hint, is_permanent=is_permanent(error.errno))
+
+
+@contextmanager
+def target_errors(what: str, *, hint: str) -> Iterator[None]:
+    """Raise what the system refuses in the block as a TargetError: the boundary of an adapter."""
+    try:
+        yield
+    except OSError as error:
+        raise TargetError.of(what, error, hint=hint) from error
+
+
+def in_words(error: OSError) -> str:
+    """Return name, text and file of an error of the system: `ENOSPC: No space left on device (/run)`."""
+    words = error.strerror or str(error)
+    if error.errno is not None:
+        words = f"{errno.errorcode.get(error.errno, f'errno {error.errno}')}: {words}"
+    return words if error.filename is None else f"{words} ({error.filename})"
+
+
+def is_permanent(code: int | None) -> bool:
+    """Return whether what fails with this errno fails until something else changes.
+
+    What may end by itself is temporary: a lack (EMFILE, ENFILE, ENOMEM, ENOBUFS, ENOSPC, EDQUOT), a moment
+    (EAGAIN, EBUSY, EINTR, ETIMEDOUT), a fault (EIO), a holder who may leave (EADDRINUSE), and what the
+    network is like just now (ENODEV, ENETDOWN, ENETUNREACH, EADDRNOTAVAIL), of which not every change is
+    announced. So is an errno that is not known here: a needless try costs little.
+    """
+    return code in _PERMANENT
+
+
+_PERMANENT = frozenset(
+    {
+        # A right is missing; whoever gives it restarts the daemon, or changes the file.
+        errno.EPERM,
+        errno.EACCES,
+        errno.EROFS,
+        # This kernel has no such thing.
+        errno.ENOSYS,
+        errno.EOPNOTSUPP,
+        errno.EAFNOSUPPORT,
+        errno.EPROTONOSUPPORT,
+        524,  # ENOTSUPP, which is the kernel's own
+        # The request makes no sense to it, and will make none the next time.
+        errno.EINVAL,
+        errno.ERANGE,
+        errno.E2BIG,
+        errno.ENAMETOOLONG,
+        # Something else stands in the way, or nothing where something must be.
+        errno.EEXIST,
+        errno.EISDIR,
+        errno.ENOTDIR,
+        errno.ENOENT,
+        errno.ELOOP,
+        errno.ENOEXEC,
+    }
+)
 
 
 class BusyError(FlannelError):

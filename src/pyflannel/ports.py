@@ -1,13 +1,14 @@
 """The ports: what the engine needs from outside, as protocols; each has at least two implementations."""
 
 import asyncio
-from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
+import errno
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from ipaddress import IPv4Address
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, TypeVar, TypeVarTuple, Unpack
 
-from pyflannel.errors import TargetError
+from pyflannel.errors import TargetError, in_words, target_errors
 from pyflannel.model.fast_path import Feature
 from pyflannel.model.forwarder import Stranger
 from pyflannel.model.host import Bridge, Interfaces
@@ -15,6 +16,9 @@ from pyflannel.model.item import Item
 from pyflannel.model.state import Operation, Refusal, State
 from pyflannel.model.status import Notice
 from pyflannel.model.store_record import Conflict, Delete, Listing, Put, Record, StoreChanges, Written
+
+_Answer = TypeVar("_Answer")
+_Arguments = TypeVarTuple("_Arguments")
 
 
 class Clock(Protocol):
@@ -99,7 +103,9 @@ class ChangeChannel:
         if error is None:
             error = TargetError("the reader of changes ended", hint="It is started again.")
         elif isinstance(error, OSError):
-            error = TargetError(f"the reader of changes failed: {error}", hint="It is started again.")
+            error = TargetError(
+                f"the reader of changes failed: {in_words(error)}", hint="It is started again."
+            )
         self._failure = self._failure or error
         self._told.set()
 
@@ -190,6 +196,41 @@ class Target(Protocol):
 
     def changes(self) -> AbstractAsyncContextManager[Changes]:
         """Open a channel of changes to what the latest snapshot was about, whoever made them."""
+
+
+def refused_by(operation: Operation, error: TargetError) -> Refusal:
+    """Return the refusal that an error stands for."""
+    return Refusal(operation=operation, cause=str(error), hint=error.hint, is_permanent=error.is_permanent)
+
+
+async def performed(
+    operations: Sequence[Operation], performing: Awaitable[Sequence[Refusal]]
+) -> Sequence[Refusal]:
+    """Return what was refused: the boundary of a target's `apply`.
+
+    Where the whole failed, each operation is refused for that: what took effect, the next look tells.
+    """
+    try:
+        with target_errors(
+            "the change cannot be made", hint="Look at the kernel's log (dmesg) for the reason."
+        ):
+            return await performing
+    except TargetError as error:
+        return [refused_by(operation, error) for operation in operations]
+
+
+async def in_thread(act: Callable[[Unpack[_Arguments]], _Answer], *arguments: *_Arguments) -> _Answer:
+    """Return what a call returns that may block, made in a thread.
+
+    Raises:
+        OSError: EAGAIN, there is no thread for it.
+    """
+    try:
+        return await asyncio.to_thread(act, *arguments)
+    except RuntimeError as error:
+        if "new thread" not in str(error):
+            raise
+        raise OSError(errno.EAGAIN, "no thread can be started") from error
 
 
 class InterfaceSource(Protocol):

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from errno import EACCES, EBUSY, ENODEV, ENOENT, EPERM
 from functools import partial
@@ -12,12 +12,12 @@ from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Self
 
-from pyflannel.errors import TargetError, WireError
+from pyflannel.errors import TargetError, WireError, target_errors
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer, Stranger, StrangerReason
 from pyflannel.model.item import Item
 from pyflannel.model.state import Add, Operation, Refusal, Remove, Replace, State
 from pyflannel.model.version import VERSION
-from pyflannel.ports import Announce, ChangeChannel
+from pyflannel.ports import Announce, ChangeChannel, in_thread, performed, refused_by
 from pyflannel.processes.forwarder_client import (
     AbsentError,
     ForeignError,
@@ -30,6 +30,7 @@ from pyflannel.processes.forwarder_launch import (
     NoHandOverError,
     PortFreedError,
     PortInUseError,
+    Reaper,
     start_forwarder,
 )
 from pyflannel.processes.found import end_process, find_forwarders, find_tun_holder, is_forwarder
@@ -101,12 +102,13 @@ class ForwarderTarget:
         self._started = asyncio.Event()
         self._is_planned = False
         self._useless: int | None = None
+        self._reaper = Reaper()
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Do nothing yet."""
+        self._reaper.close()
 
     async def snapshot(self, desired: State) -> State:
         """Return the running forwarder and its peers, or nothing.
@@ -118,7 +120,8 @@ class ForwarderTarget:
         """
         self._note_plan(desired)
         try:
-            found = await self._read()
+            with _boundary():
+                found = await self._read()
         except AbsentError:
             return State.EMPTY
         except (SilentError, ForeignError) as error:
@@ -126,7 +129,8 @@ class ForwarderTarget:
                 self._useless = error.pid
                 raise
             log.error("Killed the forwarder: %s", error)
-            await end_process(error.pid)
+            with _boundary():
+                await end_process(error.pid)
             return State.EMPTY
         self._useless = None
         return found
@@ -166,20 +170,25 @@ class ForwarderTarget:
         In this order whatever that of the operations: a forwarder makes room for its successor first, and no
         packet meets an empty table.
         """
+        return await performed(operations, self._apply(operations))
+
+    async def _apply(self, operations: Sequence[Operation]) -> list[Refusal]:
         refusals: list[Refusal] = []
         waiting: list[tuple[Operation, Forwarder]] = []
         for operation in sorted(operations, key=lambda operation: not isinstance(operation, Remove)):
             try:
-                if (forwarder := await self._apply_process(operation)) is not None:
-                    waiting.append((operation, forwarder))
+                with _boundary():
+                    if (forwarder := await self._apply_process(operation)) is not None:
+                        waiting.append((operation, forwarder))
             except TargetError as error:
-                refusals.append(_refusal(operation, error))
+                refusals.append(refused_by(operation, error))
         refusals += await self._apply_peers(operations)
         for operation, forwarder in waiting:
             try:
-                await self._attach(forwarder.link)
+                with _boundary():
+                    await self._attach(forwarder.link)
             except TargetError as error:
-                refusals.append(_refusal(operation, error))
+                refusals.append(refused_by(operation, error))
         return refusals
 
     def changes(self) -> ChangeChannel:
@@ -190,14 +199,22 @@ class ForwarderTarget:
         return ChangeChannel(self._read_changes)
 
     async def _read_changes(self, announce: Announce) -> None:
+        is_absent = False
         while True:
             self._started.clear()
-            with suppress(TargetError):
+            try:
                 async with connected(self._socket) as client:
+                    is_absent = False
                     announce()  # for whatever happened before we listened
                     while await client.wait_for_change():
                         announce()
                 announce()
+            except AbsentError:
+                if not is_absent:
+                    announce()  # it may have ended before we listened
+                is_absent = True
+            except TargetError as error:
+                log.debug("the forwarder is not heard: %s", error)
             with suppress(TimeoutError):
                 async with asyncio.timeout(_LOOK_AGAIN_S if self._is_planned else None):
                     await self._started.wait()
@@ -216,7 +233,7 @@ class ForwarderTarget:
             async with connected(self._socket) as client:
                 await client.ask(Kind.READ_STATE)
                 answering = client.pid
-        found = await asyncio.to_thread(find_forwarders, self._run_dir)
+        found = await in_thread(find_forwarders, self._run_dir)
         unreachable = [pid for pid in found if pid != answering]
         for pid in unreachable:
             log.error("Killed the forwarder, which nobody could reach pid=%d", pid)
@@ -297,7 +314,13 @@ class ForwarderTarget:
 
     async def _launch(self, forwarder: Forwarder, *, is_successor: bool = False) -> None:
         start = partial(
-            start_forwarder, forwarder, self._run_dir, self._python, self._version, is_successor=is_successor
+            start_forwarder,
+            forwarder,
+            self._run_dir,
+            self._python,
+            self._version,
+            self._reaper,
+            is_successor=is_successor,
         )
         try:
             await start()
@@ -348,9 +371,9 @@ class ForwarderTarget:
         try:
             await self._ask(Kind.CHANGE_PEERS, encode_change(removals, peers))
         except AbsentError as error:
-            return [_refusal(operation, error) for operation in ours if not isinstance(operation, Remove)]
+            return [refused_by(operation, error) for operation in ours if not isinstance(operation, Remove)]
         except TargetError as error:
-            return [_refusal(operation, error) for operation in ours]
+            return [refused_by(operation, error) for operation in ours]
         return ()
 
     async def _attach(self, link: str) -> None:
@@ -359,8 +382,8 @@ class ForwarderTarget:
         except RefusedError as error:
             cause, hint = str(error), _ATTACH_HINTS.get(error.errno, "")
             if error.errno == EBUSY:
-                cause = f"{link} is held by {await asyncio.to_thread(find_tun_holder, link) or 'a program'}"
-            raise TargetError(cause, hint=hint) from error
+                cause = f"{link} is held by {await in_thread(find_tun_holder, link) or 'a program'}"
+            raise TargetError(cause, hint=hint, is_permanent=error.is_permanent) from error
 
     async def _ask(self, kind: Kind, payload: bytes = b"") -> bytes:
         async with connected(self._socket) as client:
@@ -371,8 +394,8 @@ def _item(operation: Operation) -> Item:
     return operation.new if isinstance(operation, Replace) else operation.item
 
 
-def _refusal(operation: Operation, error: TargetError) -> Refusal:
-    return Refusal(operation=operation, cause=str(error), hint=error.hint)
+def _boundary() -> AbstractContextManager[None]:
+    return target_errors("the forwarder cannot be reached or changed", hint="Look at its run directory.")
 
 
 def _to_forwarder(state: ForwarderState, *, is_current: bool) -> Forwarder:

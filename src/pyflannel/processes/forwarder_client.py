@@ -5,10 +5,10 @@ import socket
 import struct
 from collections import deque
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 
-from pyflannel.errors import TargetError, WireError
+from pyflannel.errors import TargetError, WireError, in_words, is_permanent
 from pyflannel.wire.forwarder_control import FrameReader, Kind, decode_refusal, encode_frame
 
 ANSWER_S = 5.0
@@ -46,7 +46,7 @@ class RefusedError(TargetError):
     """The forwarder could not do what it was asked; `errno` is the kernel's, or 0."""
 
     def __init__(self, message: str, *, errno: int, hint: str = "") -> None:
-        super().__init__(message, hint=hint)
+        super().__init__(message, hint=hint, is_permanent=is_permanent(errno))
         self.errno = errno
 
 
@@ -58,35 +58,40 @@ async def connected(path: Path) -> AsyncIterator["ForwarderClient"]:
         AbsentError: nobody listens there.
         TargetError: it does not take the connection.
     """
-    try:
-        async with asyncio.timeout(ANSWER_S):
-            reader, writer = await asyncio.open_unix_connection(path)
-    except (FileNotFoundError, ConnectionRefusedError) as error:
-        raise AbsentError(f"no forwarder answers at {path}", hint=_NEXT_PASS) from error
-    except OSError as error:
-        raise TargetError(f"the forwarder at {path} takes no connection: {error}", hint=_STARVED) from error
-    try:
-        yield ForwarderClient(reader, writer)
-    finally:
-        writer.close()
+    loop, kind = asyncio.get_running_loop(), socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+    with ExitStack() as opened:
+        try:
+            connection = opened.enter_context(socket.socket(socket.AF_UNIX, kind))
+            async with asyncio.timeout(ANSWER_S):
+                await loop.sock_connect(connection, str(path))
+            pid = _pid_of_peer(connection)
+        except (FileNotFoundError, ConnectionRefusedError) as error:
+            raise AbsentError(f"no forwarder answers at {path}", hint=_NEXT_PASS) from error
+        except OSError as error:
+            raise TargetError.of(
+                f"the forwarder at {path} takes no connection", error, hint=_STARVED
+            ) from error
+        yield ForwarderClient(connection, pid)
+
+
+def _pid_of_peer(connection: socket.socket) -> int:
+    form = struct.Struct("3i")
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, form.size)
+    return int(form.unpack(credentials)[0])
 
 
 class ForwarderClient:
-    """Asks, and hears of changes. One task at a time may use it."""
+    """Asks, and hears of changes. One task at a time may use it.
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader = reader
-        self._writer = writer
+    Attributes:
+        pid: the forwarder's process.
+    """
+
+    def __init__(self, connection: socket.socket, pid: int) -> None:
+        self._connection = connection
         self._frames = FrameReader()
         self._received: deque[tuple[Kind, bytes]] = deque()
-
-    @property
-    def pid(self) -> int:
-        """The forwarder's process."""
-        credentials = self._writer.get_extra_info("socket").getsockopt(
-            socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")
-        )
-        return int(struct.unpack("3i", credentials)[0])
+        self.pid = pid
 
     async def ask(self, kind: Kind, payload: bytes = b"") -> bytes:
         """Send a request and return the payload of its answer.
@@ -99,14 +104,14 @@ class ForwarderClient:
         """
         try:
             async with asyncio.timeout(ANSWER_S):
-                self._writer.write(encode_frame(kind, payload))
-                await self._writer.drain()
+                frame = encode_frame(kind, payload)
+                await asyncio.get_running_loop().sock_sendall(self._connection, frame)
                 while (answer := await self._receive()) is not None and answer[0] is Kind.CHANGED:
                     pass
         except TimeoutError:
             raise SilentError(self.pid) from None
         except OSError as error:
-            raise _gone(error) from error
+            raise _gone(in_words(error)) from error
         if answer is None:
             raise _gone("end of the connection")
         if answer[0] is Kind.REFUSED:
@@ -127,7 +132,7 @@ class ForwarderClient:
     async def _receive(self) -> tuple[Kind, bytes] | None:
         """Return the next frame, or None at the end of the connection."""
         while not self._received:
-            octets = await self._reader.read(_READ_OCTETS)
+            octets = await asyncio.get_running_loop().sock_recv(self._connection, _READ_OCTETS)
             if not octets:
                 return None
             try:
@@ -137,5 +142,5 @@ class ForwarderClient:
         return self._received.popleft()
 
 
-def _gone(reason: object) -> TargetError:
+def _gone(reason: str) -> TargetError:
     return TargetError(f"the forwarder went away: {reason}", hint=_NEXT_PASS)

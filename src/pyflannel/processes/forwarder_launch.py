@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pyflannel.errors import TargetError
 from pyflannel.model.forwarder import Forwarder
+from pyflannel.ports import in_thread
 from pyflannel.processes.forwarder_client import connected
 from pyflannel.processes.found import FORWARDER, find_port_holder
 from pyflannel.processes.systemd import NoUnitError, own_unit, was_refused
@@ -41,8 +42,48 @@ class NoHandOverError(TargetError):
     """The running forwarder does not let another one take over; it goes on."""
 
 
+class Reaper:
+    """Takes the exit status of our children as soon as there is one, for they would stay zombies."""
+
+    def __init__(self) -> None:
+        self._children: dict[int, subprocess.Popen[bytes]] = {}
+
+    def watch(self, process: "subprocess.Popen[bytes]") -> None:
+        """Take the status of this child when it ends.
+
+        Raises:
+            OSError: the kernel does not tell of its end.
+        """
+        descriptor = os.pidfd_open(process.pid)
+        try:
+            asyncio.get_running_loop().add_reader(descriptor, self._reap, descriptor)
+        except OSError:
+            os.close(descriptor)
+            raise
+        self._children[descriptor] = process
+
+    def close(self) -> None:
+        """Watch no more; a child that ends later is taken when the next one is started."""
+        for descriptor in list(self._children):
+            self._forget(descriptor)
+
+    def _reap(self, descriptor: int) -> None:
+        self._forget(descriptor).wait()
+
+    def _forget(self, descriptor: int) -> "subprocess.Popen[bytes]":
+        asyncio.get_running_loop().remove_reader(descriptor)
+        os.close(descriptor)
+        return self._children.pop(descriptor)
+
+
 async def start_forwarder(
-    forwarder: Forwarder, run_dir: Path, python: str, version: str, *, is_successor: bool = False
+    forwarder: Forwarder,
+    run_dir: Path,
+    python: str,
+    version: str,
+    reaper: Reaper,
+    *,
+    is_successor: bool = False,
 ) -> None:
     """Start the process, and return when it answers on its control socket. It is not attached yet.
 
@@ -57,13 +98,13 @@ async def start_forwarder(
     command = _command(forwarder, run_dir, python, version) + ["--take-over"] * is_successor
     unit = own_unit("flannel-forwarder", f"Forwarder of {forwarder.link}")
     try:
-        await _start(unit + command, forwarder, run_dir)
+        await _start(unit + command, forwarder, run_dir, reaper)
     except NoUnitError as error:
         log.warning("The forwarder will end whenever this service does: %s", error.in_full)
-        await _start(command, forwarder, run_dir)
+        await _start(command, forwarder, run_dir, reaper)
 
 
-async def _start(command: list[str], forwarder: Forwarder, run_dir: Path) -> None:
+async def _start(command: list[str], forwarder: Forwarder, run_dir: Path, reaper: Reaper) -> None:
     said = run_dir / LOG_NAME
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -71,16 +112,20 @@ async def _start(command: list[str], forwarder: Forwarder, run_dir: Path) -> Non
             written = stderr.tell()
             process = _spawn(command, stderr.fileno())
     except OSError as error:
-        raise TargetError(
-            f"the forwarder cannot be started: {error}",
-            hint=f"Check that {run_dir} can be written to and that {command[0]} can be run.",
-        ) from error
-    _reap_when_it_ends(process)
+        hint = f"Check that {run_dir} can be written to and that {command[0]} can be run."
+        raise TargetError.of("the forwarder cannot be started", error, hint=hint) from error
+    try:
+        reaper.watch(process)
+    except OSError as error:
+        process.kill()
+        process.wait()
+        hint = "Raise the limit of open files (LimitNOFILE=); Linux before 5.3 cannot do it."
+        raise TargetError.of("the forwarder cannot be watched", error, hint=hint) from error
     try:
         async with asyncio.timeout(_START_S):
             while not await _answers(process.pid, run_dir / SOCKET_NAME):
                 if process.poll() is not None:
-                    raise await _explain(forwarder, process.returncode, _read_from(said, written))
+                    raise await _explain(forwarder, run_dir, process.returncode, _read_from(said, written))
                 await asyncio.sleep(_LOOK_AGAIN_S)
     except TimeoutError:
         process.kill()
@@ -117,19 +162,6 @@ def _spawn(command: list[str], stderr: int) -> subprocess.Popen[bytes]:
     )
 
 
-def _reap_when_it_ends(process: subprocess.Popen[bytes]) -> None:
-    """Take the exit status of our child as soon as there is one, for it would stay a zombie."""
-    loop = asyncio.get_running_loop()
-    descriptor = os.pidfd_open(process.pid)
-
-    def reap() -> None:
-        loop.remove_reader(descriptor)
-        os.close(descriptor)
-        process.wait()
-
-    loop.add_reader(descriptor, reap)
-
-
 async def _answers(pid: int, path: Path) -> bool:
     """Return whether this very process listens at `path`: another forwarder may be there."""
     try:
@@ -139,18 +171,24 @@ async def _answers(pid: int, path: Path) -> bool:
         return False
 
 
-async def _explain(forwarder: Forwarder, status: int, said: str) -> TargetError:
+async def _explain(forwarder: Forwarder, run_dir: Path, status: int, said: str) -> TargetError:
     """Return why the process ended, from its exit code, which is an errno, and its last words."""
     if was_refused(status, said):
         return NoUnitError(f"systemd gave it no unit of its own: {said.strip()}", hint=_NO_UNIT_HINT)
     if status == errno.EADDRINUSE:
-        holder = await asyncio.to_thread(find_port_holder, forwarder.listen_address, forwarder.port)
+        holder = await in_thread(find_port_holder, forwarder.listen_address, forwarder.port)
         port = f"UDP port {forwarder.port} of {forwarder.listen_address}"
         if holder is None:
             return PortFreedError(f"{port} was in use a moment ago", hint="It is tried again.")
         return PortInUseError(
             f"{port} is in use by {holder}",
             hint="Stop that program, or set another Backend.Port in the network config, for all hosts.",
+        )
+    if status == errno.EISDIR:
+        return TargetError(
+            f"a directory stands at {run_dir / SOCKET_NAME}, where the forwarder's socket should be",
+            hint="Move it away.",
+            is_permanent=True,
         )
     if status == errno.EADDRNOTAVAIL:
         return TargetError(

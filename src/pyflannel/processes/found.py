@@ -1,6 +1,5 @@
 """Processes found in /proc: the holders of a port, a device or a directory; and how one is ended."""
 
-import asyncio
 import os
 import re
 import select
@@ -9,12 +8,14 @@ from collections.abc import Iterator
 from ipaddress import IPv4Address
 from pathlib import Path
 
+from pyflannel.ports import in_thread
+
 _GONE_S = 2.0
 
 
 async def end_process(pid: int) -> None:
     """Kill a process and return when it is gone, and with it what it held; so it is when there was none."""
-    await asyncio.to_thread(_end, pid)
+    await in_thread(_end, pid)
 
 
 def _end(pid: int) -> None:

@@ -1,7 +1,10 @@
 """The fast path of this network namespace's tunnels: their programs, and the maps that those share."""
 
+import errno
+import os
 import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import cached_property
 from ipaddress import IPv4Network
 
@@ -13,7 +16,7 @@ from pyflannel.kernel.bpf.maps import TunnelMaps
 from pyflannel.kernel.bpf.objects import KernelObjects, ObjectFile, read_object
 from pyflannel.kernel.bpf.standing import Standing, StandingPrograms, describe, shared_maps
 from pyflannel.kernel.bpf.syscall import opened
-from pyflannel.kernel.network.netlink_socket import link_index
+from pyflannel.kernel.network.device_ioctls import link_index
 from pyflannel.model.fast_path import BpfContainer, BpfPeer, BpfProgram, Direction, Feature, Tunnel
 from pyflannel.model.forwarder import Stranger
 from pyflannel.model.status import Notice
@@ -113,8 +116,10 @@ class FastPath:
         """Take a program away from its hook, if it is there."""
         try:
             link = link_index(item.link)
-        except OSError:
-            return  # the program went with it
+        except OSError as error:
+            if error.errno == errno.ENODEV:
+                return  # the program went with it
+            raise
         for one in await self._of_same_key(link, item):
             await self.hooks.detach(link, item.role.direction, one.program.id)
         await self._unpin_leftovers()
@@ -192,9 +197,17 @@ class FastPath:
         return self._maps[device]
 
     def _completed(self, device: str, found: Mapping[str, int]) -> TunnelMaps:
+        """Return the maps that were found, by descriptors, and new ones for those that are missing."""
         missing = [layout.name for layout in SHARED if layout.name not in found]
-        made = self._library.create_maps(self._object_file, missing) if missing else {}
-        return TunnelMaps(device, {**found, **made})
+        with ExitStack() as on_failure:
+            for descriptor in found.values():
+                on_failure.callback(os.close, descriptor)
+            made = self._library.create_maps(self._object_file, missing) if missing else {}
+            for descriptor in made.values():
+                on_failure.callback(os.close, descriptor)
+            maps = TunnelMaps(device, {**found, **made})
+            on_failure.pop_all()
+        return maps
 
     async def _of_same_key(self, link: int, item: BpfProgram) -> list[Standing]:
         return [

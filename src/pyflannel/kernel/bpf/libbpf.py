@@ -6,12 +6,12 @@ It is the one that knows relocation, BTF and the older kernels' ways. Source: li
 import ctypes
 import errno
 import os
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from ctypes import POINTER, c_bool, c_char_p, c_int, c_size_t, c_void_p
 from typing import Any, NamedTuple
 
-from pyflannel.errors import TargetError
+from pyflannel.errors import TargetError, is_permanent
 from pyflannel.kernel.bpf.objects import ObjectFile
 
 LIBRARY = "libbpf.so.1"
@@ -66,6 +66,7 @@ class Libbpf:
             raise TargetError(
                 f"libbpf cannot be used: {error}",
                 hint="Install libbpf 1.0 or later (Debian: libbpf1, Fedora: libbpf).",
+                is_permanent=isinstance(error, AttributeError) or "No such file" in str(error),
             ) from error
         self._library.libbpf_set_print(None)  # it would write to standard error
 
@@ -88,7 +89,9 @@ class Libbpf:
             for name, of_object in maps.items():
                 self._library.bpf_map__set_autocreate(of_object, name in names)
             self._load(opened, "the maps", None)
-            return {name: os.dup(self._library.bpf_map__fd(maps[name])) for name in names}
+            return dict(
+                zip(names, _kept([self._library.bpf_map__fd(maps[name]) for name in names]), strict=True)
+            )
 
     def load_program(
         self, object_file: ObjectFile, name: str, settings: bytes, maps: Mapping[str, int]
@@ -113,7 +116,7 @@ class Libbpf:
             self._load(opened, f"the program {name}", log)
             made = self._library.bpf_program__fd(programs[name])
             settings_map = self._library.bpf_map__fd(maps_of_object[_SETTINGS_SECTION])
-            return Loaded(os.dup(made), os.dup(settings_map))
+            return Loaded(*_kept([made, settings_map]))
 
     @contextmanager
     def _open(self, object_file: ObjectFile) -> Iterator[c_void_p]:
@@ -123,6 +126,7 @@ class Libbpf:
             raise TargetError(
                 f"the object of the eBPF programs is spoilt: {os.strerror(code)}",
                 hint="Install pyflannel again.",
+                is_permanent=is_permanent(code),
             )
         try:
             yield opened
@@ -147,6 +151,7 @@ class Libbpf:
             raise TargetError(
                 f"the eBPF programs want {size.value} octets of settings, not {len(octets)}",
                 hint="Install pyflannel again: its object is of another version.",
+                is_permanent=True,
             )
         ctypes.memmove(initial, octets, len(octets))
 
@@ -156,18 +161,32 @@ class Libbpf:
             raise _refused(what, code, log.value.decode("ascii", "replace") if log else "")
 
 
+def _kept(descriptors: Iterable[int]) -> list[int]:
+    """Return descriptors of the same things that stay when the object is closed.
+
+    Raises:
+        OSError: there are no more descriptors.
+    """
+    with ExitStack() as on_failure:
+        kept = []
+        for descriptor in descriptors:
+            kept.append(os.dup(descriptor))
+            on_failure.callback(os.close, kept[-1])
+        on_failure.pop_all()
+        return kept
+
+
 def _refused(what: str, code: int, log: str) -> TargetError:
     """Return the kernel's refusal, with the part of the verifier's log that says why."""
     name = errno.errorcode.get(code, f"errno {code}")
     message = f"kernel {os.uname().release} refused {what}: {name}: {os.strerror(code)}"
+    hint = "Look at the kernel's log (dmesg) for the reason."
     if lines := useful_lines(log):
-        return TargetError(
-            f"{message}; its verifier said: {' / '.join(lines)}",
-            hint="Report it with the kernel's version.",
-        )
-    if code in (errno.EPERM, errno.EACCES):
-        return TargetError(message, hint="Run it as root, or give it CAP_BPF and CAP_NET_ADMIN.")
-    return TargetError(message, hint="Look at the kernel's log (dmesg) for the reason.")
+        message = f"{message}; its verifier said: {' / '.join(lines)}"
+        hint = "Report it with the kernel's version."
+    elif code in (errno.EPERM, errno.EACCES):
+        hint = "Run it as root, or give it CAP_BPF and CAP_NET_ADMIN."
+    return TargetError(message, hint=hint, is_permanent=is_permanent(code))
 
 
 def useful_lines(log: str) -> list[str]:

@@ -28,7 +28,7 @@ from pyflannel.kernel.bpf.layout import (
     unpack_stranger,
 )
 from pyflannel.kernel.bpf.syscall import Command, call_bpf, map_info
-from pyflannel.kernel.network.netlink_socket import link_index
+from pyflannel.kernel.network.device_ioctls import link_index
 from pyflannel.model.fast_path import BpfContainer, BpfPeer
 from pyflannel.model.forwarder import Stranger
 from pyflannel.model.status import Notice

@@ -54,8 +54,8 @@ def read_object() -> ObjectFile:
     try:
         octets = Path(__file__).with_name(OBJECT_NAME).read_bytes()
     except OSError as error:
-        raise TargetError(
-            f"the eBPF programs cannot be read: {error}", hint="Install pyflannel again."
+        raise TargetError.of(
+            "the eBPF programs cannot be read", error, hint="Install pyflannel again."
         ) from error
     return ObjectFile(octets, hashlib.sha256(octets).digest()[:BUILD_OCTETS])
 

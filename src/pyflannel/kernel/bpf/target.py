@@ -3,21 +3,22 @@
 import asyncio
 import errno
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
 from typing import Self
 
-from pyflannel.errors import TargetError
+from pyflannel.errors import TargetError, target_errors
 from pyflannel.kernel.bpf.fast_path import FastPath
 from pyflannel.kernel.bpf.hooks import Hooks
 from pyflannel.kernel.bpf.layout import Outcome
-from pyflannel.kernel.network.netlink_socket import link_index
+from pyflannel.kernel.network.device_ioctls import link_index
 from pyflannel.kernel.network.refusals import refusal_of
 from pyflannel.model.fast_path import BpfContainer, BpfPeer, BpfProgram, Direction, Feature
 from pyflannel.model.forwarder import Stranger
 from pyflannel.model.item import Item
 from pyflannel.model.state import Operation, Refusal, Remove, Replace, State
 from pyflannel.model.status import Notice
-from pyflannel.ports import Announce, ChangeChannel
+from pyflannel.ports import Announce, ChangeChannel, performed, refused_by
 
 Place = tuple[str, Direction]
 """A hook: of which link, by name, and for which packets."""
@@ -61,6 +62,7 @@ class HookWatch:
 LOOK_S = 0.5
 """The kernel announces no program that goes. So often the hooks are looked at: a system call for each."""
 
+_SEE_DMESG = "Look at the kernel's log (dmesg) for the reason."
 _RIGHTS = "Run it as root, or give it CAP_BPF and CAP_NET_ADMIN, and a bpffs at `.bpf` in its run directory."
 _HINTS = {
     errno.EPERM: _RIGHTS,
@@ -72,8 +74,8 @@ _HINTS = {
 class BpfTarget:
     """A Target for BpfProgram, BpfPeer and BpfContainer items.
 
-    Where nothing can be read nothing is found, and each operation is refused with the reason: everything
-    else is mended all the same, and packets go through user space.
+    Where nothing can be read for good nothing is found, and each operation is refused with the reason:
+    packets go through user space.
     """
 
     kinds = (BpfProgram, BpfPeer, BpfContainer)
@@ -100,18 +102,24 @@ class BpfTarget:
             *desired.of_type(BpfContainer),
         ]
         places = {_place(item) for item in programs}
-        await self._watch.remember(places)
         if places:
             self._has_places.set()
         else:
             self._has_places.clear()
         try:
-            return State.collect(await self._fast_path.read(planned))
-        except (OSError, TargetError):
+            with target_errors("eBPF programs and maps cannot be read", hint=_SEE_DMESG):
+                await self._watch.remember(places)
+                return State.collect(await self._fast_path.read(planned))
+        except TargetError as error:
+            if not error.is_permanent:
+                raise
             return State.EMPTY
 
     async def apply(self, operations: Sequence[Operation]) -> Sequence[Refusal]:
         """Perform the operations in order; neighbouring ones on peers go out as one batch."""
+        return await performed(operations, self._apply(operations))
+
+    async def _apply(self, operations: Sequence[Operation]) -> list[Refusal]:
         refusals: list[Refusal] = []
         for (is_peer, device, is_removal), run in groupby(operations, _batch):
             if is_peer:
@@ -212,7 +220,6 @@ def _place(item: BpfProgram) -> Place:
 
 def _refusal(operation: Operation, error: OSError | TargetError) -> Refusal:
     if isinstance(error, TargetError):
-        return Refusal(operation=operation, cause=str(error), hint=error.hint)
+        return refused_by(operation, error)
     refused = refusal_of(operation, error)
-    hint = _HINTS.get(error.errno or 0, refused.hint)
-    return Refusal(operation=operation, cause=refused.cause, hint=hint)
+    return replace(refused, hint=_HINTS.get(error.errno or 0, refused.hint))

@@ -21,7 +21,7 @@ from pyflannel.model.packet_filter import (
     SavedRules,
 )
 from pyflannel.model.state import Add, Operation, Refusal, Remove, Replace, State
-from pyflannel.ports import ChangeChannel
+from pyflannel.ports import ChangeChannel, performed, refused_by
 from pyflannel.wire.iptables import (
     SavedTables,
     chains_of,
@@ -152,6 +152,7 @@ def _failed(program: str, ran: Ran) -> TargetError:
     return TargetError(
         f"{program} failed: {ran.cause}",
         hint="Run flanneld as root, or with CAP_NET_ADMIN (legacy iptables: CAP_NET_RAW too); see dmesg.",
+        is_permanent=ran.is_permanent,
     )
 
 
@@ -226,8 +227,7 @@ class _Seen:
 class IptablesTarget:
     """A Target for IptablesChain items.
 
-    Where iptables cannot be read nothing is found, and each operation is refused with the reason: links and
-    routes are mended all the same.
+    Where iptables cannot be read for good nothing is found, and each operation is refused with the reason.
     """
 
     kinds = (IptablesChain,)
@@ -263,27 +263,27 @@ class IptablesTarget:
 
     async def apply(self, operations: Sequence[Operation]) -> Sequence[Refusal]:
         """Make or remove the chains, each in one transaction; once the lock was waited for, no more."""
-        seen = await self._dump.get()
-        try:
-            return await self._apply(operations, seen)
-        finally:
-            self._dump.forget()
+        return await performed(operations, self._apply(operations))
 
     def changes(self) -> ChangeChannel:
         """Open a channel that tells when chains, jumps or the policy of FORWARD differ from the last look."""
         return self._dump.changes()
 
-    async def _apply(self, operations: Sequence[Operation], seen: Mapping[Family, _Seen]) -> list[Refusal]:
+    async def _apply(self, operations: Sequence[Operation]) -> list[Refusal]:
         refusals: list[Refusal] = []
         held: LockHeldError | None = None
-        for operation in operations:
-            try:
-                if held is not None:
-                    raise held
-                await self._perform(operation, seen)
-            except TargetError as error:
-                held = error if isinstance(error, LockHeldError) else None
-                refusals.append(Refusal(operation=operation, cause=str(error), hint=error.hint))
+        seen = await self._dump.get()
+        try:
+            for operation in operations:
+                try:
+                    if held is not None:
+                        raise held
+                    await self._perform(operation, seen)
+                except TargetError as error:
+                    held = error if isinstance(error, LockHeldError) else None
+                    refusals.append(refused_by(operation, error))
+        finally:
+            self._dump.forget()
         return refusals
 
     async def _see(self, families: frozenset[Family]) -> Mapping[Family, _Seen]:
@@ -305,9 +305,11 @@ class IptablesTarget:
         except MissingProgramError:
             return _Seen(error=MissingProgramError(PROGRAMS[family], hint=_MISSING_HINT))
         except TargetError as error:
+            if not error.is_permanent:
+                raise
             return _Seen(error=error)
         except WireError as error:
-            return _Seen(error=TargetError(str(error), hint=error.hint))
+            return _Seen(error=TargetError(str(error), hint=error.hint, is_permanent=True))
         return _Seen(chains=tuple(chains_of(saved, family)), drops=drops_forwarded(saved), saved=saved)
 
     async def _normalised(self, there: IptablesChain, planned: IptablesChain) -> IptablesChain:

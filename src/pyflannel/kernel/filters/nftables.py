@@ -10,7 +10,7 @@ from pyflannel.kernel.filters.iptables import RESYNC_S
 from pyflannel.kernel.filters.programs import MissingProgramError, RuleDump, run_program
 from pyflannel.model.packet_filter import Family, FilterRule, Masquerade, NftTable, Rules
 from pyflannel.model.state import Add, Operation, Refusal, Remove, Replace, State
-from pyflannel.ports import ChangeChannel
+from pyflannel.ports import ChangeChannel, performed, refused_by
 from pyflannel.wire.nftables import (
     FAMILIES,
     format_check,
@@ -36,8 +36,7 @@ class _Seen:
 class NftTarget:
     """A Target for NftTable items.
 
-    Where nft cannot be run nothing is found, and each operation is refused with the reason: links and routes
-    are mended all the same.
+    Where nft cannot be run for good nothing is found, and each operation is refused with the reason.
     """
 
     kinds = (NftTable,)
@@ -67,25 +66,25 @@ class NftTarget:
 
     async def apply(self, operations: Sequence[Operation]) -> Sequence[Refusal]:
         """Make or remove the tables, in order."""
-        seen = await self._dump.get()
-        try:
-            return await self._apply(operations, seen)
-        finally:
-            self._dump.forget()
+        return await performed(operations, self._apply(operations))
 
     def changes(self) -> ChangeChannel:
         """Open a channel that tells when our tables are not as they were read."""
         return self._dump.changes()
 
-    async def _apply(self, operations: Sequence[Operation], seen: _Seen) -> list[Refusal]:
+    async def _apply(self, operations: Sequence[Operation]) -> list[Refusal]:
         refusals: list[Refusal] = []
-        for operation in operations:
-            try:
-                if seen.error is not None:
-                    raise seen.error
-                await self._perform(operation)
-            except TargetError as error:
-                refusals.append(Refusal(operation=operation, cause=str(error), hint=error.hint))
+        seen = await self._dump.get()
+        try:
+            for operation in operations:
+                try:
+                    if seen.error is not None:
+                        raise seen.error
+                    await self._perform(operation)
+                except TargetError as error:
+                    refusals.append(refused_by(operation, error))
+        finally:
+            self._dump.forget()
         return refusals
 
     async def _read(self) -> _Seen:
@@ -95,9 +94,11 @@ class NftTarget:
         except MissingProgramError:
             return _Seen(error=MissingProgramError("nft", hint=_MISSING_HINT))
         except TargetError as error:
+            if not error.is_permanent:
+                raise
             return _Seen(error=error)
         except WireError as error:
-            return _Seen(error=TargetError(str(error), hint=error.hint))
+            return _Seen(error=TargetError(str(error), hint=error.hint, is_permanent=True))
 
     async def _read_names(self) -> list[tuple[Family, str]]:
         return parse_names(await _nft("-j", "list", "tables"))
@@ -152,7 +153,9 @@ async def _nft(*words: str, given: str = "") -> str:
     ran = await run_program("nft", *words, given=given)
     if ran.status:
         raise TargetError(
-            f"nft failed: {ran.cause}", hint="Run flanneld as root, or with CAP_NET_ADMIN; see dmesg."
+            f"nft failed: {ran.cause}",
+            hint="Run flanneld as root, or with CAP_NET_ADMIN; see dmesg.",
+            is_permanent=ran.is_permanent,
         )
     return ran.output
 

@@ -1,15 +1,18 @@
 """Programs that are run for their answer, iptables and nft; and what was read, until it changes."""
 
 import asyncio
+import errno
 import logging
 import os
-from collections.abc import Awaitable, Callable
+import signal
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Generic, Self, TypeVar
 
-from pyflannel.errors import TargetError
+from pyflannel.errors import TargetError, is_permanent, target_errors
 from pyflannel.kernel.network.netlink_socket import NotificationSocket
-from pyflannel.ports import Announce, ChangeChannel
+from pyflannel.ports import Announce, ChangeChannel, in_thread
 
 _DEADLINE_S = 10.0
 
@@ -18,7 +21,7 @@ class MissingProgramError(TargetError):
     """The program is not installed."""
 
     def __init__(self, program: str, *, hint: str = "Install it, or put it on the PATH.") -> None:
-        super().__init__(f"{program} is not installed", hint=hint)
+        super().__init__(f"{program} is not installed", hint=hint, is_permanent=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +31,11 @@ class Ran:
     status: int
     output: str
     complaint: str
+
+    @property
+    def is_permanent(self) -> bool:
+        """Whether it complained of what stays until something else changes: it names the error in words."""
+        return any(is_permanent(code) and os.strerror(code) in self.complaint for code in errno.errorcode)
 
     @property
     def cause(self) -> str:
@@ -40,40 +48,68 @@ class Ran:
 async def run_program(*words: str, given: str = "") -> Ran:
     """Run a program with `given` as its input, to its end; cancelled or too slow, it is killed.
 
+    A thread waits for it. asyncio's own processes wait for ever when the system refuses them a pipe or a
+    watch; those of subprocess lose descriptors, and the process itself, when it refuses them a pipe.
+
     Raises:
         MissingProgramError: it is not installed.
         TargetError: it cannot be started, or did not end within its deadline.
     """
+    running_pids: list[int] = []
+    running = asyncio.ensure_future(
+        in_thread(_run, words, given.encode(errors="surrogateescape"), running_pids)
+    )
     try:
-        process = await asyncio.create_subprocess_exec(
-            *words,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env={**os.environ, "LC_ALL": "C"},  # we look for words in what it says
-        )
-    except FileNotFoundError as error:
-        raise MissingProgramError(words[0]) from error
-    except OSError as error:
-        raise TargetError(
-            f"{words[0]} cannot be started: {error.strerror}", hint="Look at the file, and who may run it."
-        ) from error
-    try:
-        async with asyncio.timeout(_DEADLINE_S):
-            output, complaint = await process.communicate(given.encode(errors="surrogateescape"))
+        with target_errors(f"{words[0]} cannot be run", hint="Look at the file, who may run it, and dmesg."):
+            async with asyncio.timeout(_DEADLINE_S):
+                return await asyncio.shield(running)
     except TimeoutError as error:
         raise TargetError(
             f"{words[0]} did not end within {_DEADLINE_S:.0f} s", hint="See what it waits for: ps, dmesg."
         ) from error
     finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    return Ran(process.returncode or 0, _text(output), _text(complaint))
+        if not running.done():
+            running.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+            for pid in running_pids:
+                os.killpg(pid, signal.SIGKILL)
 
 
-def _text(octets: bytes) -> str:
-    return octets.decode(errors="surrogateescape")
+def _run(words: Sequence[str], given: bytes, running_pids: list[int]) -> Ran:
+    with _memory("input") as entered, _memory("output") as output, _memory("complaint") as complaint:
+        os.pwrite(entered, given, 0)
+        try:
+            pid = os.posix_spawnp(
+                words[0],
+                list(words),
+                {**os.environ, "LC_ALL": "C"},  # we look for words in what it says
+                file_actions=[
+                    (os.POSIX_SPAWN_DUP2, file, number)
+                    for number, file in enumerate((entered, output, complaint))
+                ],
+                setpgroup=0,  # so that what it started is killed with it
+                setsigdef=[signal.SIGPIPE],
+            )
+        except FileNotFoundError as error:
+            raise MissingProgramError(words[0]) from error
+        running_pids.append(pid)
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        running_pids.clear()  # as long as nobody else can have its number
+        _, status = os.waitpid(pid, 0)
+        return Ran(os.waitstatus_to_exitcode(status), _text(output), _text(complaint))
+
+
+@contextmanager
+def _memory(name: str) -> Iterator[int]:
+    """Open a file in memory, which nobody has to read while the program runs."""
+    descriptor = os.memfd_create(name)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _text(file: int) -> str:
+    return os.pread(file, os.fstat(file).st_size, 0).decode(errors="surrogateescape")
 
 
 # What was read of the packet filter, for as long as nobody changed it.
@@ -95,7 +131,7 @@ _Dump = TypeVar("_Dump")
 
 
 class RuleDump(Generic[_Dump]):
-    """The last reading, and the wish to know when the next differs.
+    """The last reading, and the wish to know when the next differs. What `read` raises is not kept.
 
     Entered, it hears every change from then on. `read` reads; `resync_s` is the longest that a reading counts
     while `is_wanted`.
@@ -136,14 +172,22 @@ class RuleDump(Generic[_Dump]):
         return ChangeChannel(self._read_changes)
 
     async def _read_changes(self, announce: Announce) -> None:
-        while True:
-            await self._wait()
-            if not self.is_wanted:
-                continue
-            before = self._last
+        try:
+            while True:
+                await self._wait()
+                if self.is_wanted and await self._has_changed():
+                    announce()
+        finally:
+            self.forget()  # nobody hears whether it still counts
+
+    async def _has_changed(self) -> bool:
+        """Read, and return whether that differs from the last reading, or there was none that counts."""
+        before = self._last
+        try:
             await self._refresh()
-            if before is None or before != self._last:
-                announce()
+        except TargetError:
+            self.forget()  # the look that follows says it
+        return before is None or before != self._last
 
     async def _refresh(self) -> _Dump:
         async with self._reading:

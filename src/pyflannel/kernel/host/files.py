@@ -10,10 +10,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Self
 
+from pyflannel.errors import in_words, is_permanent, target_errors
 from pyflannel.kernel.host.inotify import OVERFLOWED, Event, Inotify
 from pyflannel.model.host_file import HostFile
 from pyflannel.model.state import Add, Operation, Refusal, Remove, Replace, State
-from pyflannel.ports import Announce, ChangeChannel
+from pyflannel.ports import Announce, ChangeChannel, in_thread, performed
 
 MODE = 0o644
 
@@ -97,7 +98,7 @@ class FileMemory:
     async def load(self) -> bytes | None:
         """Return the file's octets, or None."""
         try:
-            return await asyncio.to_thread(self._path.read_bytes)
+            return await in_thread(self._path.read_bytes)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -107,10 +108,10 @@ class FileMemory:
     async def save(self, parts: Iterable[bytes]) -> None:
         """Replace the file by these parts; they are written apart, so that others have their turn."""
         try:
-            with await asyncio.to_thread(Replacement, str(self._path)) as replacement:
+            with await in_thread(Replacement, str(self._path)) as replacement:
                 for part in parts:
-                    await asyncio.to_thread(replacement.write, part)
-                await asyncio.to_thread(replacement.finish)
+                    await in_thread(replacement.write, part)
+                await in_thread(replacement.finish)
         except OSError as error:
             log.warning("Could not save the last known leases to %s: %s", self._path, error.strerror)
 
@@ -152,12 +153,13 @@ class FileTarget:
         paths = [item.path for item in desired.of_type(HostFile)]
         if (inotify := self._listen()) is not None:
             self._watch(inotify, paths)  # before reading: what changes in between is then announced
-        found = await asyncio.to_thread(lambda: [_read(path) for path in paths])
+        with target_errors("a file cannot be read", hint="Look at its file system, and at dmesg."):
+            found = await in_thread(lambda: [_read(path) for path in paths])
         return State.collect(item for item in found if item is not None)
 
     async def apply(self, operations: Sequence[Operation]) -> Sequence[Refusal]:
         """Write or delete the files, in order."""
-        return await asyncio.to_thread(lambda: [r for o in operations if (r := _perform(o)) is not None])
+        return await performed(operations, in_thread(_apply, operations))
 
     def changes(self) -> ChangeChannel:
         """Open a channel of changes to the files of the last snapshot."""
@@ -180,14 +182,18 @@ class FileTarget:
                 self._inotify = Inotify()
                 self._hears.set()
             except OSError as error:
-                if not self._has_complained:
-                    log.warning(
-                        "Files cannot be watched, and are looked at now and then instead: %s. Raise"
-                        " fs.inotify.max_user_instances with sysctl.",
-                        error.strerror,
-                    )
-                self._has_complained = True
+                self._complain(error)
         return self._inotify
+
+    def _complain(self, error: OSError) -> None:
+        """Say once that files cannot be watched."""
+        if not self._has_complained:
+            log.warning(
+                "Files cannot be watched, and are looked at now and then instead: %s. Raise"
+                " fs.inotify.max_user_instances and max_user_watches with sysctl.",
+                in_words(error),
+            )
+        self._has_complained = True
 
     def _watch(self, inotify: Inotify, paths: Sequence[str]) -> None:
         """Watch the directory of each path or, while it is not there, the nearest one above it.
@@ -197,10 +203,14 @@ class FileTarget:
         names: dict[int, set[str]] = {}
         for path in paths:
             directory, name = os.path.split(os.path.abspath(path))
-            while (watch := _add(inotify, directory)) is None and directory != "/":
-                directory, name = os.path.split(directory)
-            if watch is not None:
-                names.setdefault(watch, {""}).add(name)  # "" is the directory itself
+            try:
+                while (watch := _add(inotify, directory)) is None and directory != "/":
+                    directory, name = os.path.split(directory)
+            except OSError as error:
+                self._complain(error)
+            else:
+                if watch is not None:
+                    names.setdefault(watch, {""}).add(name)  # "" is the directory itself
         for watch in self._names.keys() - names.keys():
             inotify.remove(watch)
         self._names = names
@@ -213,31 +223,44 @@ class FileTarget:
 
 
 def _add(inotify: Inotify, directory: str) -> int | None:
+    """Watch a directory and return the watch's number; None where it is not there yet, or may not be read.
+
+    Raises:
+        OSError: there are no more watches.
+    """
     try:
         return inotify.add(directory)
-    except OSError:
-        # Not there yet, mostly; whatever else it is, reading and writing will say it.
-        return None
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return None  # reading and writing will say it
 
 
 def _read(path: str) -> HostFile | None:
+    """Return what stands at the path.
+
+    Raises:
+        OSError: it cannot be told just now.
+    """
     try:
         # O_NONBLOCK: opening a FIFO must not wait for its writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except OSError:
-        return HostFile(path=path, text=_OTHER)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EACCES, errno.ENXIO):  # a link, not ours to read, a socket
+            return HostFile(path=path, text=_OTHER)
+        raise
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode) or stat.S_IMODE(status.st_mode) != MODE:
             return HostFile(path=path, text=_OTHER)
         with open(descriptor, "rb", closefd=False) as file:
             return HostFile(path=path, text=file.read(_LARGEST).decode(errors="surrogateescape"))
-    except OSError:
-        return HostFile(path=path, text=_OTHER)
     finally:
         os.close(descriptor)
+
+
+def _apply(operations: Sequence[Operation]) -> list[Refusal]:
+    return [refusal for operation in operations if (refusal := _perform(operation)) is not None]
 
 
 def _perform(operation: Operation) -> Refusal | None:
@@ -262,7 +285,6 @@ def _delete(path: str) -> None:
 
 
 def _refusal(operation: Operation, error: OSError, path: str) -> Refusal:
-    name = errno.errorcode.get(error.errno or 0, "unknown error")
     directory = os.path.dirname(path)
     hints = {
         errno.ENOSPC: f"Free space on the file system of {directory}; the old file is whole.",
@@ -275,6 +297,7 @@ def _refusal(operation: Operation, error: OSError, path: str) -> Refusal:
     }
     return Refusal(
         operation=operation,
-        cause=f"{name}: {error.strerror}",
+        cause=in_words(error),
         hint=hints.get(error.errno or 0, f"Look at the file system of {directory}."),
+        is_permanent=is_permanent(error.errno),
     )

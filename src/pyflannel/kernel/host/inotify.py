@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from pyflannel.errors import TargetError
+from pyflannel.errors import target_errors
 from pyflannel.ports import Announce, ChangeChannel, Changes
 
 MODIFIED = 0x2
@@ -32,6 +32,8 @@ WHOLE = SELF_DELETED | SELF_MOVED
 _ONLY_DIRECTORY = 0x01000000
 _EVENT = struct.Struct("=iIII")
 _BUFFER = 1 << 16
+
+_FEW_INSTANCES = "Raise fs.inotify.max_user_instances with sysctl."
 
 
 class Event(NamedTuple):
@@ -106,14 +108,9 @@ class InotifyFileWatch:
     async def changes(self, path: Path) -> AsyncIterator[Changes]:
         """Open a channel of writes to `path`, also of its creation, replacement and deletion."""
         with ExitStack() as opened:
-            try:
+            with target_errors(f"{path.parent} cannot be watched", hint=_FEW_INSTANCES):
                 inotify = opened.enter_context(closing(Inotify()))
                 inotify.add(str(path.parent))
-            except OSError as error:
-                raise TargetError(
-                    f"{path.parent} cannot be watched: {error.strerror}",
-                    hint="Raise fs.inotify.max_user_instances with sysctl.",
-                ) from error
             async with ChangeChannel(partial(_read_changes, inotify, path.name)) as changes:
                 yield changes
 

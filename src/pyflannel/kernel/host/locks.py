@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import Self
 
-from pyflannel.errors import BusyError, TargetError
+from pyflannel.errors import BusyError, target_errors
 
 
 class RunLock:
@@ -28,14 +28,10 @@ class RunLock:
         self._descriptor = -1
 
     def __enter__(self) -> Self:
-        try:
+        hint = "Run as root, or name a directory that this user may write to."
+        with target_errors(f"the lock file {self._path} cannot be made", hint=hint):
             os.makedirs(os.path.dirname(os.path.abspath(self._path)), mode=0o755, exist_ok=True)
             self._descriptor = self._acquire()
-        except OSError as error:
-            raise TargetError(
-                f"the lock file {self._path} cannot be made: {error.strerror}",
-                hint="Run as root, or name a directory that this user may write to.",
-            ) from error
         with contextlib.suppress(OSError):  # a full disk keeps us from signing, not from holding
             os.truncate(self._descriptor, 0)
             os.pwrite(self._descriptor, f"{os.getpid()} {self._program}\n".encode(), 0)
@@ -51,15 +47,16 @@ class RunLock:
     def _acquire(self) -> int:
         while True:
             descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                holder = os.pread(descriptor, 256, 0).decode(errors="replace").strip()
-                os.close(descriptor)
-                raise self._busy(holder) from None
-            if self._is_at_path(descriptor):
-                return descriptor
-            os.close(descriptor)  # the holder left, and took the file away, between our two calls
+            with contextlib.ExitStack() as unless_held:
+                unless_held.callback(os.close, descriptor)
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    holder = os.pread(descriptor, 256, 0).decode(errors="replace").strip()
+                    raise self._busy(holder) from None
+                if self._is_at_path(descriptor):  # else the holder left, and took the file away, meanwhile
+                    unless_held.pop_all()
+                    return descriptor
 
     def _is_at_path(self, descriptor: int) -> bool:
         try:
@@ -108,15 +105,17 @@ class DeviceClaim:
 
 
 def _bind(name: str) -> socket.socket | None:
-    claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
-    try:
-        claim.bind(f"\0pyflannel/device/{name}")
-    except OSError as error:
-        claim.close()
-        if error.errno == errno.EADDRINUSE:
-            return None
-        raise TargetError(
-            f"the device name {name} cannot be claimed: {error.strerror}",
-            hint="Give flanneld the right to make Unix sockets.",
-        ) from error
-    return claim
+    """Return what holds the claim; None when somebody else has it."""
+    hint = "Give flanneld the right to make Unix sockets."
+    what = f"the device name {name} cannot be claimed"
+    with target_errors(what, hint=hint), contextlib.ExitStack() as unless_held:
+        claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        unless_held.enter_context(claim)
+        try:
+            claim.bind(f"\0pyflannel/device/{name}")
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                return None
+            raise
+        unless_held.pop_all()
+        return claim

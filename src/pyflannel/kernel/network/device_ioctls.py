@@ -32,6 +32,26 @@ def create_tun(name: str) -> None:
         os.close(descriptor)
 
 
+_GET_INDEX = 0x8933  # SIOCGIFINDEX (linux/sockios.h)
+_INDEX_REQUEST = struct.Struct("=16si20x")  # struct ifreq
+
+
+def link_index(name: str) -> int:
+    """Return the index of a link, of the network namespace that the process is in.
+
+    Raises:
+        OSError: ENODEV, there is no such link.
+    """
+    request = _INDEX_REQUEST.pack(name.encode(errors="surrogateescape"), 0)
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as anything:
+            index: int = _INDEX_REQUEST.unpack(fcntl.ioctl(anything, _GET_INDEX, request))[1]
+    except OSError as error:
+        error.filename = name
+        raise
+    return index
+
+
 # What a device does by itself of a sender's or receiver's work: `ethtool --show-features`.
 #
 # On a vxlan device tx-checksumming is tx-checksum-ip-generic and nothing else. Source: linux/ethtool.h.

@@ -6,11 +6,12 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 
 from pyflannel.errors import TargetError
 from pyflannel.kernel.host.machine import set_ipv6
-from pyflannel.kernel.network.device_ioctls import create_tun, set_checksum_offload, set_gro
-from pyflannel.kernel.network.netlink_socket import RequestSocket, link_index
+from pyflannel.kernel.network.device_ioctls import create_tun, link_index, set_checksum_offload, set_gro
+from pyflannel.kernel.network.netlink_socket import RequestSocket
 from pyflannel.kernel.network.refusals import GONE, refusal, refusal_of
 from pyflannel.model.link import Link, Veth, Vxlan
 from pyflannel.model.state import Add, Operation, Refusal, Remove, Replace
+from pyflannel.ports import refused_by
 from pyflannel.wire.netlink import links
 from pyflannel.wire.netlink.links import VxlanRecord
 from pyflannel.wire.netlink.message import Request
@@ -53,7 +54,7 @@ class LinkWriter:
         except OSError as error:
             return [refusal_of(operation, error)]
         except TargetError as error:
-            return [Refusal(operation=operation, cause=str(error), hint=error.hint)]
+            return [refused_by(operation, error)]
         return refusals[:1]
 
     async def _create(self, operation: Operation, link: Link) -> list[Refusal]:
@@ -113,8 +114,10 @@ class LinkWriter:
     async def _delete(self, operation: Operation, name: str) -> list[Refusal]:
         try:
             index = link_index(name)
-        except OSError:
-            return []  # gone already
+        except OSError as error:
+            if error.errno == errno.ENODEV:
+                return []  # gone already
+            raise
         return await self._ask(operation, [links.delete_link(index)], tolerated=GONE)
 
     async def _ask(

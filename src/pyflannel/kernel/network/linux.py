@@ -8,13 +8,13 @@ from functools import lru_cache
 from itertools import islice
 from typing import Self
 
-from pyflannel.errors import TargetError
+from pyflannel.errors import TargetError, target_errors
+from pyflannel.kernel.network.device_ioctls import link_index
 from pyflannel.kernel.network.links import LinkWriter, is_link_operation
 from pyflannel.kernel.network.netlink_socket import (
     NOTIFICATION_BUFFER,
     NotificationSocket,
     RequestSocket,
-    link_index,
 )
 from pyflannel.kernel.network.next_hops import are_readable, links_worth_it
 from pyflannel.kernel.network.notifications import GROUPS, Watch
@@ -24,7 +24,7 @@ from pyflannel.kernel.network.snapshot import Interest, SnapshotReader
 from pyflannel.model.link import Address, Link
 from pyflannel.model.route import FdbEntry, Neighbour, Route
 from pyflannel.model.state import Add, Operation, Refusal, Replace, State
-from pyflannel.ports import Announce, ChangeChannel
+from pyflannel.ports import Announce, ChangeChannel, performed, refused_by
 from pyflannel.wire.netlink.message import Acknowledgement
 
 _COALESCE_S = 0.005
@@ -75,13 +75,17 @@ class LinuxTarget:
         began = time.monotonic()
         interest = Interest.of(desired)
         self._watch.looks(interest)
-        seen = await self._reader.read(interest)
+        with target_errors("links and routes cannot be read", hint="Look at the kernel's log (dmesg)."):
+            seen = await self._reader.read(interest)
         self._watch.saw(seen.links)
         self._rests_until = 2 * time.monotonic() - began
         return seen.state
 
     async def apply(self, operations: Sequence[Operation]) -> Sequence[Refusal]:
         """Perform the operations in order; neighbouring ones on anything but links go out as one batch."""
+        return await performed(operations, self._apply(operations))
+
+    async def _apply(self, operations: Sequence[Operation]) -> list[Refusal]:
         refusals: list[Refusal] = []
         batch: list[Operation] = []
         for operation in operations:
@@ -176,7 +180,7 @@ class LinuxTarget:
 
 
 def _unknown(operations: Sequence[Operation], error: TargetError) -> Iterator[Refusal]:
-    return (Refusal(operation=operation, cause=str(error), hint=error.hint) for operation in operations)
+    return (refused_by(operation, error) for operation in operations)
 
 
 def _refused(asked: Asked, answers: Sequence[Acknowledgement]) -> list[Refusal]:

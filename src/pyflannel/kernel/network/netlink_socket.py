@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from typing import TypeVar
 
 from pyflannel.errors import TargetError, WireError
+from pyflannel.ports import in_thread
 from pyflannel.wire.netlink.message import (
     DONE,
     DUMP_INTERRUPTED,
@@ -21,24 +22,6 @@ from pyflannel.wire.netlink.message import (
     parse_acknowledgement,
     split,
 )
-
-
-def link_index(name: str) -> int:
-    """Return the index of a link.
-
-    Raises:
-        OSError: ENODEV, there is no such link.
-    """
-    try:
-        return socket.if_nametoindex(name)
-    except OSError as error:
-        # The library keeps the number to itself.
-        raise OSError(errno.ENODEV, os.strerror(errno.ENODEV), name) from error
-
-
-# Two netlink sockets of one network namespace: one that asks the kernel, one that listens to it.
-#
-# The namespace is the one that the process is in when the socket is made.
 
 # linux/netlink.h and asm-generic/socket.h; the socket module lacks them.
 _SOL_NETLINK = 270
@@ -81,7 +64,11 @@ class RequestSocket:
         self._socket = _open(_REQUEST_BUFFER, 0, protocol)
         for option in (_CAP_ACK, _EXT_ACK, _GET_STRICT_CHECK):
             _try_option(self._socket, _SOL_NETLINK, option, 1)
-        self.port: int = self._socket.getsockname()[0]
+        try:
+            self.port: int = self._socket.getsockname()[0]
+        except OSError as error:
+            self._socket.close()
+            raise failed("the name of a netlink socket", error) from error
         self._sequence = 0
         self._turn = asyncio.Lock()
 
@@ -184,7 +171,7 @@ class RequestSocket:
     async def _send_apart(self, requests: Sequence[Request]) -> int:
         """Do it in a thread: the kernel performs requests while it takes them, and others work meanwhile."""
         first, octets = self._packed(requests)
-        await asyncio.to_thread(self._put, octets)
+        await in_thread(self._put, octets)
         return first
 
     def _packed(self, requests: Sequence[Request]) -> tuple[int, bytes]:
@@ -204,6 +191,8 @@ class RequestSocket:
             return list(split(octets))
         except OSError as error:
             raise failed("netlink answer", error) from error
+        except WireError as error:
+            raise TargetError(str(error), hint=error.hint) from error
 
     def _drain(self) -> None:
         """Read a broken-off dump to its end: the kernel starts no second one on a socket before."""
@@ -290,10 +279,10 @@ async def _deadline() -> AsyncIterator[None]:
 
 def _open(buffer_octets: int, groups: int, protocol: int = socket.NETLINK_ROUTE) -> socket.socket:
     try:
-        opened = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
+        kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+        opened = socket.socket(socket.AF_NETLINK, kind, protocol)
     except OSError as error:
         raise failed("netlink socket", error) from error
-    opened.setblocking(False)
     # Beyond net.core.rmem_max only with CAP_NET_ADMIN.
     _try_option(opened, socket.SOL_SOCKET, socket.SO_RCVBUF, buffer_octets)
     _try_option(opened, socket.SOL_SOCKET, _SO_RCVBUFFORCE, buffer_octets)
@@ -320,7 +309,4 @@ def _raise_refused_dump(answer: Acknowledgement) -> None:
 
 def failed(what: str, error: OSError) -> TargetError:
     """Return what a failed system call stands for."""
-    name = errno.errorcode.get(error.errno or 0, "unknown error")
-    return TargetError(
-        f"{what} failed: {name}: {error.strerror}", hint="Look at the kernel's log (dmesg) for the reason."
-    )
+    return TargetError.of(f"{what} failed", error, hint="Look at the kernel's log (dmesg) for the reason.")

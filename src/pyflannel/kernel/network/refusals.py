@@ -2,7 +2,9 @@
 
 import errno
 import os
+from dataclasses import replace
 
+from pyflannel.errors import is_permanent
 from pyflannel.kernel.network.device_ioctls import DEVICE_FILE
 from pyflannel.model.state import Operation, Refusal
 
@@ -38,6 +40,7 @@ def refusal(operation: Operation, code: int, text: str = "") -> Refusal:
         operation=operation,
         cause=f"{cause} ({text})" if text else cause,
         hint=_HINTS.get(code, "Look at the kernel's log (dmesg) for the reason."),
+        is_permanent=is_permanent(code),
     )
 
 
@@ -47,4 +50,4 @@ def refusal_of(operation: Operation, error: OSError) -> Refusal:
     if error.filename != DEVICE_FILE:
         return refused
     hint = _NO_RIGHT_TO_TUN if error.errno in (errno.EPERM, errno.EACCES) else _NO_TUN
-    return Refusal(operation=operation, cause=refused.cause, hint=hint)
+    return replace(refused, hint=hint)

@@ -57,8 +57,8 @@ def ask(operation: Operation, index_of: IndexOf, *, by_next_hops: Set[str] = fro
     """
     try:
         return Asked(operation, _requests(operation, index_of, by_next_hops))
-    except OSError:
-        if isinstance(operation, Remove):
+    except OSError as error:
+        if isinstance(operation, Remove) and error.errno == errno.ENODEV:
             return Asked(operation, ())
         raise
 

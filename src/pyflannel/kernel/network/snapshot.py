@@ -1,7 +1,7 @@
 """The state of one network namespace: records of the kernel, normalised so that they equal plans."""
 
 import asyncio
-import contextlib
+import errno
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv6Network
@@ -226,11 +226,14 @@ def _links(found: Iterable[LinkRecord], interest: Interest) -> Links:
 
 def _link(link: LinkRecord, links: Links) -> Link:
     offloads, joins = True, False
-    with contextlib.suppress(OSError):  # gone since; its notification brings the next look
+    try:
         if link.vxlan is not None:
             offloads = offloads_checksums(link.name)
         elif link.kind == "veth":
             joins = has_gro(link.name)
+    except OSError as error:
+        if error.errno not in (errno.ENODEV, errno.EOPNOTSUPP):
+            raise  # else it is gone since, and its notification brings the next look; or has no such setting
     return link_of(link, links.names, offloads_checksums=offloads, has_gro=joins)
 
 

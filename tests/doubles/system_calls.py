@@ -1,0 +1,236 @@
+"""System calls of a thread that fail when a test says so: the kernel itself refuses them.
+
+A seccomp filter stops each system call of the thread that it knows, and asks a supervisor, a process of its
+own, whether the call goes on or fails with an errno (seccomp_unotify(2)). So whatever makes the call meets
+the failure: Python, the C library, libbpf. Threads that the thread starts inherit the filter; so do the
+programs that it starts, whose calls always go on.
+"""
+
+import asyncio
+import ctypes
+import errno
+import fcntl
+import mmap
+import os
+import platform
+import select
+import socket
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+ERRNOS = (errno.EIO, errno.EMFILE, errno.ENOSPC, errno.EISDIR, errno.EACCES, errno.EINTR)
+"""What calls fail with: a broken disk, a limit, a full disk, a thing of another sort, a right, a signal."""
+
+_X86_64 = {
+    "read": 0,
+    "write": 1,
+    "lseek": 8,
+    "ioctl": 16,
+    "pread64": 17,
+    "pwrite64": 18,
+    "select": 23,
+    "dup": 32,
+    "socket": 41,
+    "connect": 42,
+    "sendto": 44,
+    "recvfrom": 45,
+    "recvmsg": 47,
+    "bind": 49,
+    "getsockname": 51,
+    "socketpair": 53,
+    "setsockopt": 54,
+    "getsockopt": 55,
+    "clone": 56,
+    "vfork": 58,
+    "wait4": 61,
+    "fsync": 74,
+    "ftruncate": 77,
+    "rename": 82,
+    "mkdir": 83,
+    "rmdir": 84,
+    "unlink": 87,
+    "readlink": 89,
+    "fchmod": 91,
+    "getdents64": 217,
+    "waitid": 247,
+    "epoll_ctl": 233,
+    "inotify_add_watch": 254,
+    "openat": 257,
+    "newfstatat": 262,
+    "pipe2": 293,
+    "inotify_init1": 294,
+    "memfd_create": 319,
+    "bpf": 321,
+    "statx": 332,
+    "pidfd_send_signal": 424,
+    "pidfd_open": 434,
+    "clone3": 435,
+}
+"""asm/unistd_64.h. Left out: what cannot fail so, and what the interpreter needs to live, such as memory."""
+
+_AUDIT_ARCH_X86_64 = 0xC000003E
+_SECCOMP = 317
+_SET_MODE_FILTER = 1
+_NEW_LISTENER = 1 << 3
+_RETURN_ALLOW = 0x7FFF0000
+_RETURN_USER_NOTIFICATION = 0x7FC00000
+
+_INSTRUCTION = struct.Struct("=HBBI")
+_LOAD, _JUMP_EQUAL, _RETURN = 0x20, 0x15, 0x06
+_NUMBER_AT, _ARCH_AT = 0, 4
+
+_RECEIVE = 0xC0502100  # SECCOMP_IOCTL_NOTIF_RECV
+_SEND = 0xC0182101  # SECCOMP_IOCTL_NOTIF_SEND
+_NOTIFICATION = struct.Struct("=QIIiIQ6Q")  # id, task, flags, number, architecture, instruction, arguments
+_RESPONSE = struct.Struct("=QqiI")  # id, value, errno, flags
+_GO_ON = 1
+
+_EPOLL_CTL_ADD = 1
+
+_ORDER = struct.Struct(
+    "=5I"
+)  # is armed, which call fails, with what, does every such call from then on, seen
+_IGNORED_AT, _IGNORED = _ORDER.size, struct.Struct("=8i")
+_CALLS_AT = _IGNORED_AT + _IGNORED.size
+_MOST_CALLS = 4096
+
+
+class Call(NamedTuple):
+    """A system call: which of those in the block, from 1, and its name."""
+
+    place: int
+    name: str
+
+
+class SystemCalls:
+    """The system calls of the thread that makes this, from now to the thread's end.
+
+    It is made in a coroutine: the calls by which its event loop wakes itself are not counted.
+    """
+
+    def __init__(self) -> None:
+        descriptor = os.memfd_create("system calls")
+        os.ftruncate(descriptor, _CALLS_AT + _MOST_CALLS * 2)
+        self._memory = mmap.mmap(descriptor, 0)
+        loop = asyncio.get_running_loop()
+        ignored = [loop._ssock.fileno(), loop._csock.fileno()]  # type: ignore[attr-defined]
+        _IGNORED.pack_into(self._memory, _IGNORED_AT, *ignored, *[-1] * (8 - len(ignored)))
+        ours, its = socket.socketpair()
+        command = [sys.executable, "-I", "-S", __file__, str(descriptor), str(its.fileno()), str(os.getpid())]
+        self._supervisor = subprocess.Popen(command, pass_fds=[descriptor, its.fileno()])
+        os.close(descriptor)
+        its.close()
+        listener = _install_filter()
+        socket.send_fds(ours, [b"x"], [listener])  # no filter stops this call
+        os.close(listener)
+        ours.close()
+
+    @contextmanager
+    def counted(self) -> Iterator[list[Call]]:
+        """Count the calls of a block; the list is filled at its end."""
+        calls: list[Call] = []
+        _ORDER.pack_into(self._memory, 0, 1, 0, 0, 0, 0)
+        try:
+            yield calls
+        finally:
+            calls += self._stop()
+
+    @contextmanager
+    def failing(self, place: int, code: int, *, lasting: bool = False) -> Iterator[None]:
+        """Let one call of a block fail: the `place`-th, from 1; or also each later one of its name."""
+        _ORDER.pack_into(self._memory, 0, 1, place, code, lasting, 0)
+        try:
+            yield
+        finally:
+            self._stop()
+
+    def _stop(self) -> list[Call]:
+        seen = _ORDER.unpack_from(self._memory, 0)[4]
+        _ORDER.pack_into(self._memory, 0, 0, 0, 0, 0, 0)
+        numbers = struct.unpack_from(f"={min(seen, _MOST_CALLS)}H", self._memory, _CALLS_AT)
+        return [Call(place, _NAMES[number]) for place, number in enumerate(numbers, 1)]
+
+
+_NAMES = {number: name for name, number in _X86_64.items()}
+
+
+def why_not() -> str | None:
+    """Return why system calls cannot be made to fail here; None if they can."""
+    if platform.machine() != "x86_64":
+        return "numbers of system calls are known for x86_64 only"
+    if os.geteuid() != 0:
+        return "needs root: seccomp filters"
+    try:
+        with open("/proc/sys/kernel/seccomp/actions_avail", encoding="ascii") as file:
+            return None if "user_notif" in file.read() else "the kernel has no seccomp user notification"
+    except OSError:
+        return "the kernel has no seccomp"
+
+
+def _install_filter() -> int:
+    """Filter the calling thread; return the descriptor by which its calls are judged."""
+    numbers = list(_NAMES)
+    program = [
+        (_LOAD, 0, 0, _ARCH_AT),
+        (_JUMP_EQUAL, 0, len(numbers) + 1, _AUDIT_ARCH_X86_64),
+        (_LOAD, 0, 0, _NUMBER_AT),
+        *((_JUMP_EQUAL, len(numbers) - place, 0, number) for place, number in enumerate(numbers)),
+        (_RETURN, 0, 0, _RETURN_ALLOW),
+        (_RETURN, 0, 0, _RETURN_USER_NOTIFICATION),
+    ]
+    code = ctypes.create_string_buffer(b"".join(_INSTRUCTION.pack(*each) for each in program))
+    attributes = ctypes.create_string_buffer(struct.pack("=H6xQ", len(program), ctypes.addressof(code)))
+    libc = ctypes.CDLL(None, use_errno=True)
+    listener: int = libc.syscall(_SECCOMP, _SET_MODE_FILTER, _NEW_LISTENER, attributes)
+    if listener < 0:
+        raise OSError(ctypes.get_errno(), f"seccomp: {os.strerror(ctypes.get_errno())}")
+    return listener
+
+
+def _supervise(descriptor: int, socket_descriptor: int, process: int) -> None:
+    """Judge calls until the last filtered task is gone."""
+    memory = mmap.mmap(descriptor, 0)
+    with socket.socket(fileno=socket_descriptor) as channel:
+        _, (listener, *_), _, _ = socket.recv_fds(channel, 1, 1)
+    events = select.poll()
+    events.register(listener, select.POLLIN)
+    failing = 0
+    while events.poll()[0][1] & select.POLLIN:
+        notification = bytearray(_NOTIFICATION.size)
+        try:
+            fcntl.ioctl(listener, _RECEIVE, notification)
+        except OSError:
+            continue  # the task died meanwhile
+        identifier, task, _, number, _, _, *arguments = _NOTIFICATION.unpack(notification)
+        is_armed, place, code, is_lasting, seen = _ORDER.unpack_from(memory, 0)
+        error = 0
+        if is_armed and _counts(memory, process, task, number, arguments):
+            struct.pack_into("=H", memory, _CALLS_AT + 2 * min(seen, _MOST_CALLS - 1), number)
+            seen += 1
+            _ORDER.pack_into(memory, 0, is_armed, place, code, is_lasting, seen)
+            if seen == place:
+                failing = number
+            if seen == place or (is_lasting and place and seen > place and number == failing):
+                error = code
+        try:
+            response = _RESPONSE.pack(identifier, 0, -error, 0 if error else _GO_ON)
+            fcntl.ioctl(listener, _SEND, response)
+        except OSError:
+            continue
+
+
+def _counts(memory: mmap.mmap, process: int, task: int, number: int, arguments: list[int]) -> bool:
+    if not os.path.exists(f"/proc/{process}/task/{task}"):
+        return False  # of a program that was started
+    if number == _X86_64["epoll_ctl"] and arguments[1] != _EPOLL_CTL_ADD:
+        return False
+    # A descriptor is an int, of which the upper half of the register says nothing.
+    return arguments[0] & 0xFFFFFFFF not in _IGNORED.unpack_from(memory, _IGNORED_AT)
+
+
+if __name__ == "__main__":
+    _supervise(*map(int, sys.argv[1:]))

@@ -1,0 +1,445 @@
+"""Each system call of each adapter fails in turn: nothing but what the port declares comes out, and it heals.
+
+What an adapter does is counted first. Then it is done again, and one of its system calls after the other is
+refused by the kernel (tests/doubles/system_calls.py): every third in the short form, with an errno each;
+every one with every errno in the long one.
+"""
+
+import asyncio
+import errno
+import gc
+import os
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from itertools import cycle
+from pathlib import Path
+
+import pytest
+
+from doubles.system_calls import ERRNOS, Call, SystemCalls, why_not
+from pyflannel.errors import FlannelError, TargetError, target_errors
+from pyflannel.kernel.bpf.fast_path import FastPath
+from pyflannel.kernel.bpf.target import BpfTarget
+from pyflannel.kernel.filters import programs
+from pyflannel.kernel.filters.iptables import IptablesTarget
+from pyflannel.kernel.filters.nftables import NftTarget
+from pyflannel.kernel.host.files import FileMemory, FileTarget
+from pyflannel.kernel.host.inotify import InotifyFileWatch
+from pyflannel.kernel.host.locks import DeviceClaim, RunLock
+from pyflannel.kernel.host.machine import new_identity, read_identity
+from pyflannel.kernel.network.interfaces import KernelBridges, KernelInterfaces
+from pyflannel.kernel.network.linux import LinuxTarget
+from pyflannel.kernel.network.snapshot import route_protocols, survey
+from pyflannel.model.fast_path import BpfPeer, BpfProgram, Role, Tunnel
+from pyflannel.model.forwarder import Forwarder, ForwarderPeer
+from pyflannel.model.host_file import HostFile
+from pyflannel.model.item import Item
+from pyflannel.model.link import Address, Link, Veth, Vxlan
+from pyflannel.model.packet_filter import Accept, FilterRule, IptablesChain, NftTable
+from pyflannel.model.route import FdbEntry, Neighbour, Route
+from pyflannel.model.state import Operation, Remove, State
+from pyflannel.plan.diff import diff, order
+from pyflannel.plan.ownership import ours
+from pyflannel.ports import Target
+from pyflannel.processes import forwarder, forwarder_client
+from pyflannel.processes.forwarder import ForwarderTarget
+
+pytestmark = [
+    pytest.mark.skipif(why_not() is not None, reason=str(why_not())),
+    pytest.mark.usefixtures("no_forwarder_stays", "underlay"),
+]
+
+Failure = tuple[int, int, str]
+"""Which call fails, with which errno; and both in words."""
+
+SOON_S, HEARD_S = 30.0, 3.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapter:
+    """A Target, and a plan that makes it do all that it can do.
+
+    Attributes:
+        make: makes it, in a directory.
+        prepare: commands that give the namespace what the plan hangs on.
+    """
+
+    make: Callable[[Path], Target]
+    plan: Callable[[Path], State]
+    prepare: tuple[str, ...] = ()
+
+
+_PEER = IPv4Network("10.100.2.0/24")
+_MAC = "0e:00:00:00:00:02"
+_TUNNEL = Tunnel(
+    device="flannel0",
+    underlay="eth0",
+    address=IPv4Address("10.7.0.1"),
+    subnet=IPv4Network("10.100.15.0/24"),
+    port=8285,
+)
+
+
+def _links(_: Path) -> State:
+    vxlan = Vxlan(vni=1, port=8472, parent="eth0", local=IPv4Address("10.7.0.1"), offloads_checksums=False)
+    ends = ("flannel0-gro", "flannel0-rx")
+    return State.of(
+        Link(name="flannel0", kind="tun", mtu=1472),
+        *(
+            Link(name=end, kind="veth", mtu=1472, veth=Veth(peer=other, has_gro=True))
+            for end, other in (ends, ends[::-1])
+        ),
+        Link(name="flannel.1", kind="vxlan", mtu=1450, queue_length=0, mac="0e:11:22:33:44:55", vxlan=vxlan),
+        Address(link="flannel.1", address=IPv4Interface("10.100.15.0/32")),
+        Neighbour(link="flannel.1", address=_PEER.network_address, mac=_MAC),
+        FdbEntry(link="flannel.1", mac=_MAC, destination=IPv4Address("10.7.0.2")),
+        Route(destination=_PEER, link="flannel.1", gateway=_PEER.network_address, is_onlink=True),
+    )
+
+
+def _forwarder(_: Path) -> State:
+    return State.of(
+        Forwarder(
+            link="flannel0",
+            tunnel_address=IPv4Address("10.100.15.0"),
+            subnet=IPv4Network("10.100.15.0/24"),
+            listen_address=IPv4Address("10.7.0.1"),
+            port=8285,
+            mtu=1472,
+        ),
+        ForwarderPeer(link="flannel0", subnet=_PEER, address=IPv4Address("10.7.0.2"), port=8285),
+    )
+
+
+def _programs(_: Path) -> State:
+    peer = BpfPeer(
+        device="flannel0", subnet=_PEER, address=IPv4Address("10.7.0.2"), port=8285, is_direct=True
+    )
+    return State.of(
+        peer,
+        BpfProgram(link="flannel0", role=Role.ENCAPSULATE, tunnel=_TUNNEL),
+        BpfProgram(link="eth0", role=Role.DECAPSULATE, tunnel=_TUNNEL),
+    )
+
+
+def _chains(_: Path) -> State:
+    accept = FilterRule(verdict=Accept())
+    return State.of(IptablesChain(family=4, table="filter", device="flannel0", rules=(accept,)))
+
+
+_TUN = ("tuntap add flannel0 mode tun", "link set flannel0 mtu 1472 up")
+
+ADAPTERS = {
+    "links": Adapter(make=lambda _: LinuxTarget(), plan=_links),
+    "files": Adapter(
+        make=lambda _: FileTarget(),
+        plan=lambda directory: State.of(HostFile(path=str(directory / "run/subnet.env"), text="x\n")),
+    ),
+    "iptables": Adapter(make=lambda _: IptablesTarget(60.0), plan=_chains),
+    "nftables": Adapter(
+        make=lambda _: NftTarget(60.0),
+        plan=lambda _: State.of(NftTable(family=4, device="flannel0", chains=())),
+    ),
+    "forwarder": Adapter(make=ForwarderTarget, plan=_forwarder, prepare=_TUN),
+    "programs": Adapter(make=lambda _: BpfTarget(FastPath(), look_s=0.02), plan=_programs, prepare=_TUN),
+}
+
+
+@pytest.fixture
+def underlay(namespace) -> None:
+    """Give the namespace an interface with an address."""
+    namespace.ip("link add eth0 type veth peer name eth0r")
+    namespace.ip("address add 10.7.0.1/24 dev eth0")
+    namespace.ip("link set eth0r up")
+    namespace.ip("link set eth0 up")
+
+
+@pytest.fixture(params=ADAPTERS, name="adapter")
+def give_adapter(request: pytest.FixtureRequest, namespace, underlay, monkeypatch) -> Adapter:
+    """Give each adapter in turn, in a namespace that has what its plan needs."""
+    monkeypatch.setattr(programs, "_DEADLINE_S", 5.0)
+    monkeypatch.setattr(forwarder_client, "ANSWER_S", 2.0)
+    monkeypatch.setattr(forwarder, "_LOOK_AGAIN_S", 0.05)
+    adapter = ADAPTERS[request.param]
+    for words in adapter.prepare:
+        namespace.ip(words)
+    return adapter
+
+
+@pytest.fixture
+def failures(long_run: bool) -> Callable[[list[Call]], Iterator[Failure]]:
+    """Give the function that pairs calls with what they fail with."""
+    turns = cycle(ERRNOS)
+
+    def pairs(calls: list[Call]) -> Iterator[Failure]:
+        for call in calls if long_run else calls[::3]:
+            for code in ERRNOS if long_run else (next(turns),):
+                where = f"{call.name} ({call.place} of {len(calls)}) fails with {errno.errorcode[code]}"
+                yield call.place, code, where
+
+    return pairs
+
+
+async def steps(target: Target, desired: State) -> list[Operation]:
+    """Return what a pass would do."""
+    return order(diff(desired, ours(await target.snapshot(desired), desired)))
+
+
+async def heal(target: Target, plan: State) -> None:
+    """Make a pass; nothing may be refused, nor be left to do."""
+    refused = await target.apply(await steps(target, plan))
+    assert [(each.operation, each.cause) for each in refused] == []
+    assert await steps(target, plan) == []
+
+
+async def remove(target: Target, plan: State) -> None:
+    """Take everything away; nothing may be refused, nor be left."""
+    refused = await target.apply(removals(plan))
+    assert [(each.operation, each.cause) for each in refused] == []
+    assert await left_of(target, plan) == []
+
+
+def removals(plan: State) -> list[Operation]:
+    return order(Remove(item) for item in plan)
+
+
+async def left_of(target: Target, plan: State) -> list[Item]:
+    """Return what stands at the keys of the plan."""
+    found = await target.snapshot(plan)
+    return [found.by_key[item.key] for item in plan if item.key in found.by_key]
+
+
+def descriptors() -> int:
+    gc.collect()
+    return len(os.listdir("/proc/self/fd"))
+
+
+@pytest.mark.parametrize("is_removal", [False, True], ids=["made", "removed"])
+def test_what_fails_while_a_plan_is_applied_is_refused_and_heals_when_it_ends(
+    namespace, adapter: Adapter, tmp_path: Path, failures, is_removal: bool
+) -> None:
+    """Whatever system call fails: it is named, or it made no difference; and no descriptor is lost."""
+    plan = adapter.plan(tmp_path)
+    before, after = (heal, remove) if is_removal else (remove, heal)
+
+    async def work() -> list[str]:
+        calls, wrong = SystemCalls(), []
+        async with adapter.make(tmp_path) as target:
+            for make in (after, before, after, before):  # whatever is only done once
+                await make(target, plan)
+            opened = descriptors()
+            operations = removals(plan) if is_removal else await steps(target, plan)
+            with calls.counted() as made:
+                assert await target.apply(operations) == []
+            for place, code, where in failures(made):
+                await before(target, plan)
+                if descriptors() > opened:
+                    wrong.append(f"before {where}: {descriptors() - opened} descriptors are lost")
+                    opened = descriptors()
+                try:
+                    async with asyncio.timeout(SOON_S):
+                        with calls.failing(place, code):
+                            refused = await target.apply(operations)
+                except Exception as error:  # noqa: BLE001 - it is what is looked for
+                    wrong.append(f"{where}: {error!r} was raised")
+                else:
+                    left = await (left_of if is_removal else steps)(target, plan)
+                    if left and not refused:
+                        wrong.append(f"{where}: nothing is refused, and this is left: {left}")
+                    if not all(each.cause and each.hint for each in refused):
+                        wrong.append(f"{where}: it is not named: {refused}")
+                await after(target, plan)
+            await remove(target, plan)
+        return wrong
+
+    assert namespace.run(work, 1200) == []
+
+
+def test_what_fails_while_a_target_is_read_is_a_target_error_and_the_next_look_sees_all(
+    namespace, adapter: Adapter, tmp_path: Path, failures
+) -> None:
+    """It is as it stands, or it cannot be read; nothing that stands is taken for damaged."""
+    plan = adapter.plan(tmp_path)
+
+    async def work() -> list[str]:
+        calls, wrong = SystemCalls(), []
+        async with adapter.make(tmp_path) as target:
+            await heal(target, plan)
+            await target.snapshot(plan)
+            opened = descriptors()
+            with calls.counted() as made:
+                await target.snapshot(plan)
+            for place, code, where in failures(made):
+                try:
+                    async with asyncio.timeout(SOON_S):
+                        with calls.failing(place, code):
+                            left = await steps(target, plan)
+                except TargetError as error:
+                    if errno.errorcode[code] not in str(error) and "forwarder" not in str(error):
+                        wrong.append(f"{where}: {error} does not name it")
+                except Exception as error:  # noqa: BLE001 - it is what is looked for
+                    wrong.append(f"{where}: {error!r} was raised")
+                else:
+                    if left and code not in (errno.EACCES, errno.EISDIR):  # what stays is told by `apply`
+                        wrong.append(f"{where}: {left}")
+                await heal(target, plan)
+                if descriptors() > opened:
+                    wrong.append(f"{where}: {descriptors() - opened} descriptors are lost")
+                    opened = descriptors()
+            await remove(target, plan)
+        return wrong
+
+    assert namespace.run(work, 1200) == []
+
+
+def test_what_fails_while_changes_are_heard_is_said_and_the_next_channel_hears(
+    namespace, adapter: Adapter, tmp_path: Path, failures, caplog
+) -> None:
+    """Nobody waits for ever for a reader that is gone."""
+    plan = adapter.plan(tmp_path)
+
+    async def work() -> list[str]:
+        calls, wrong = SystemCalls(), []
+        async with adapter.make(tmp_path) as target, adapter.make(tmp_path) as somebody:
+
+            async def hear() -> None:
+                """Return when a change by somebody else was heard."""
+                async with asyncio.timeout(HEARD_S), target.changes() as changes:
+                    await target.snapshot(plan)
+                    await remove(somebody, plan)
+                    await changes.next()
+
+            await heal(target, plan)
+            with calls.counted() as made:
+                await hear()
+            for place, code, where in failures(made):
+                await heal(target, plan)
+                caplog.clear()
+                try:
+                    with calls.failing(place, code):
+                        await hear()
+                except (TargetError, AssertionError, TimeoutError) as error:
+                    # It is said by the channel or in the log; or what was to be heard was refused itself.
+                    if isinstance(error, TimeoutError) and not caplog.messages:
+                        wrong.append(f"{where}: nothing is heard, and nobody says so")
+                    await heal(target, plan)
+                    try:
+                        await hear()
+                    except Exception as error:  # noqa: BLE001 - it is what is looked for
+                        wrong.append(f"after {where}: {error!r} was raised")
+                except Exception as error:  # noqa: BLE001 - it is what is looked for
+                    wrong.append(f"{where}: {error!r} was raised")
+            await remove(target, plan)
+        return wrong
+
+    assert namespace.run(work, 1200) == []
+
+
+def test_what_fails_while_a_target_is_opened_is_a_target_error(
+    namespace, adapter: Adapter, tmp_path: Path, failures
+) -> None:
+    """It opens with less, or not at all; what it had opened is closed again."""
+
+    async def work() -> list[str]:
+        async def open_it() -> None:
+            async with adapter.make(tmp_path) as target:
+                await target.snapshot(State.EMPTY)
+
+        return await wrong_of(open_it, failures)
+
+    assert namespace.run(work, 1200) == []
+
+
+async def _observe_interfaces(_: Path) -> object:
+    async with KernelInterfaces() as interfaces:
+        return await interfaces.observe(), await interfaces.route_to(IPv4Address("10.7.0.2"))
+
+
+async def _observe_bridges(_: Path) -> object:
+    async with KernelBridges() as bridges:
+        return await bridges.observe()
+
+
+async def _watch_file(directory: Path) -> object:
+    async with asyncio.timeout(SOON_S), InotifyFileWatch().changes(directory / "leases.db-wal") as changes:
+        with target_errors("the test cannot write", hint=""):
+            (directory / "leases.db-wal").write_text("x")
+        await changes.next()
+
+
+async def _remember(directory: Path) -> object:
+    memory = FileMemory(directory / "last-known.json")
+    await memory.save([b"a", b"b"])
+    return await memory.load()
+
+
+async def _identify(directory: Path) -> object:
+    machine_id = directory / "machine-id"
+    return new_identity(str(directory), str(machine_id)), read_identity(str(directory), str(machine_id))
+
+
+async def _lock(directory: Path) -> object:
+    with RunLock(str(directory / "run/flanneld.lock")):
+        return None
+
+
+async def _claim(_: Path) -> object:
+    DeviceClaim(["flannel0", "flannel1"]).close()
+
+
+async def _survey(_: Path) -> object:
+    return await survey(), await route_protocols()
+
+
+async def _ask_features(_: Path) -> object:
+    return FastPath().features()
+
+
+OTHERS: dict[str, Callable[[Path], Awaitable[object]]] = {
+    "interfaces": _observe_interfaces,
+    "bridges": _observe_bridges,
+    "file watch": _watch_file,
+    "memory": _remember,
+    "identity": _identify,
+    "lock": _lock,
+    "claim": _claim,
+    "survey": _survey,
+    "features": _ask_features,
+}
+
+
+@pytest.mark.parametrize("act", OTHERS.values(), ids=OTHERS.keys())
+def test_what_fails_in_another_adapter_is_an_error_of_ours(
+    namespace, tmp_path: Path, failures, act: Callable[[Path], Awaitable[object]]
+) -> None:
+    """It is done all the same, or the error says what could not be done."""
+
+    async def work() -> list[str]:
+        return await wrong_of(lambda: act(tmp_path), failures)
+
+    assert namespace.run(work, 600) == []
+
+
+async def wrong_of(
+    act: Callable[[], Awaitable[object]], failures: Callable[[list[Call]], Iterator[Failure]]
+) -> list[str]:
+    """Return what comes out of an action whose system calls fail in turn, other than errors of ours."""
+    calls, wrong = SystemCalls(), []
+    for _ in range(2):  # whatever is only done once
+        await act()
+    opened = descriptors()
+    with calls.counted() as made:
+        await act()
+    for place, code, where in failures(made):
+        try:
+            with calls.failing(place, code), suppress(FlannelError):
+                await act()
+        except Exception as error:  # noqa: BLE001 - it is what is looked for
+            wrong.append(f"{where}: {error!r} was raised")
+        await act()
+        if descriptors() > opened:
+            wrong.append(f"{where}: {descriptors() - opened} descriptors are lost")
+            opened = descriptors()
+    return wrong

@@ -1,0 +1,61 @@
+"""What the system refuses the forwarder's target is a refusal of the operation, and never ends the daemon."""
+
+import asyncio
+import errno
+import os
+from collections.abc import Sequence
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+
+import pytest
+
+from pyflannel.model.forwarder import Forwarder
+from pyflannel.model.state import Add, Operation, Refusal, Remove
+from pyflannel.processes.forwarder import ForwarderTarget
+from pyflannel.processes.found import find_forwarders
+from pyflannel.wire.forwarder_control import SOCKET_NAME
+
+FORWARDER = Forwarder(
+    link="flannel0",
+    tunnel_address=IPv4Address("10.100.15.0"),
+    subnet=IPv4Network("10.100.15.0/24"),
+    listen_address=IPv4Address("127.0.0.1"),
+    port=0,
+    mtu=1472,
+)
+
+
+def apply(run_dir: Path, *operations: Operation) -> Sequence[Refusal]:
+    async def run() -> Sequence[Refusal]:
+        return await ForwarderTarget(run_dir).apply(operations)
+
+    return asyncio.run(run())
+
+
+@pytest.mark.parametrize("operation", [Add(FORWARDER), Remove(FORWARDER)])
+def test_a_directory_where_the_socket_should_be_is_a_refusal(tmp_path: Path, operation: Operation) -> None:
+    """The cause names the path, so that whoever reads it knows what to move away."""
+    (tmp_path / SOCKET_NAME).mkdir()
+
+    (refusal,) = apply(tmp_path, operation)
+
+    assert refusal.operation == operation
+    assert str(tmp_path / SOCKET_NAME) in refusal.cause
+    assert "irectory" in refusal.cause
+    assert find_forwarders(tmp_path) == []
+
+
+def test_a_forwarder_that_cannot_be_watched_is_a_refusal_and_no_process_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The daemon has no descriptor left when it wants to hear of the process's end."""
+
+    def none_left(pid: int, flags: int = 0) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(os, "pidfd_open", none_left)
+
+    (refusal,) = apply(tmp_path, Add(FORWARDER))
+
+    assert "EMFILE" in refusal.cause
+    assert find_forwarders(tmp_path) == []
