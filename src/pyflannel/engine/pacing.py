@@ -20,6 +20,10 @@ COSTS = 100
 """A pause is at least so many times as long as the repair takes: it may use 1 % of a core."""
 
 
+RETRY_MIN_S = 0.05
+"""First pause before a failure is retried. It doubles; an event ends it at once."""
+
+
 async def pause(clock: Clock, seconds: float, *, until: asyncio.Event) -> None:
     """Return when the event is set, at the latest after `seconds` by the clock."""
     waits = {asyncio.ensure_future(until.wait()), asyncio.ensure_future(clock.sleep(seconds))}

@@ -15,11 +15,10 @@ from operator import or_
 
 from pyflannel.engine.batch_report import Batch, BatchReport, Counts
 from pyflannel.engine.journal import Journal
-from pyflannel.engine.pacing import FIRST_PAUSE_S, Damping, longest_pause_s, pause
+from pyflannel.engine.pacing import FIRST_PAUSE_S, RETRY_MIN_S, Damping, longest_pause_s, pause
 from pyflannel.engine.planner import Blocked, Changed, PlanResult, Replaced, Unchanged
 from pyflannel.engine.targets import Reading, Targets
 from pyflannel.engine.work import Kinds, Mark, Stage, Work
-from pyflannel.errors import TargetError
 from pyflannel.model.host_file import HostFile
 from pyflannel.model.item import Item, Key
 from pyflannel.model.link import MARK, Link
@@ -36,9 +35,6 @@ AUDIT_S = 10.0
 
 AUDITED_PER_S = 1000
 """Objects that an audit may look at for each second since the last one: 10 µs each are 1 % of a core."""
-
-RETRY_MIN_S = 0.05
-"""First pause before a temporary refusal is retried. It doubles; an event ends it at once."""
 
 RETRY_COSTS = 4
 """A refused operation waits so many times as long as it took: a target that hangs takes long."""
@@ -95,9 +91,6 @@ class Reconciler:
         self._has_news = asyncio.Event()
         self._must_look = False
         self._looked_at = -math.inf
-        self._unread: dict[Kinds, TargetError] = {}
-        self._retry_at = math.inf
-        self._retries = 0
         self._new_kinds = self._targets.kinds  # nothing of them was applied: no difference is damage yet
         self._has_applied = False
         self._taken: Mapping[str, Refusal] = {}
@@ -114,7 +107,7 @@ class Reconciler:
     @property
     def is_clean(self) -> bool:
         """The host is as planned: every target was read, and nothing is left to do."""
-        return self._has_applied and not self._unread and self._work.is_empty
+        return self._has_applied and not self._targets.errors and self._work.is_empty
 
     def refused(self) -> Iterator[Refusal]:
         """Yield the operations that were refused, and not performed since."""
@@ -130,7 +123,7 @@ class Reconciler:
     @property
     def error(self) -> str | None:
         """Why a target could not be read; None if all were."""
-        return "; ".join(dict.fromkeys(map(str, self._unread.values()))) or None
+        return "; ".join(dict.fromkeys(map(str, self._targets.errors))) or None
 
     # Events.
 
@@ -185,14 +178,11 @@ class Reconciler:
         if self._must_look or now >= self._audit_due_s:
             self._must_look = False
             self._looked_at = now
-            self._targets.ask(self._plan, self._work.begin_look, self._targets.kinds)
-        elif now >= self._retry_at:
-            self._retry_at = math.inf
-            self._targets.ask(self._plan, self._work.begin_look, self._unread_kinds)
+            self._targets.ask(self._plan, self._work.begin_look)
+        else:
+            self._targets.ask_again(self._plan, self._work.begin_look)
         if readings := self._targets.take():
             await self._compare(readings)
-            if changed := self._targets.changed_kinds:
-                self._targets.ask(self._plan, self._work.begin_look, changed)
         elif due := self._work.due(now):
             await self._work_on(due)
         else:
@@ -205,7 +195,7 @@ class Reconciler:
         now = self._clock.now()
         if not self._has_plan:
             return self._audit_s
-        due_s = min(self._audit_due_s, self._work.next_due_s(), self._retry_at) - now
+        due_s = min(self._audit_due_s, self._work.next_due_s(), self._targets.retry_at) - now
         if (late_in_s := self._targets.late_in_s) is not None:
             due_s = min(due_s, late_in_s)
         return max(0.0, min(due_s, self._audit_s))
@@ -215,15 +205,9 @@ class Reconciler:
         """Time of the next audit: the more there is to read, the later."""
         return self._looked_at + max(self._audit_s, len(self._plan) / AUDITED_PER_S)
 
-    @property
-    def _unread_kinds(self) -> Kinds:
-        """The kinds of the targets that could not be read."""
-        return frozenset[type[Item]]().union(*self._unread)
-
     async def _compare(self, readings: Sequence[Reading]) -> None:
         """Compare what the targets showed with the plan, and perform the operations that follow."""
         began = self._clock.now()
-        self._note_errors(readings)
         shown = [reading for reading in readings if reading.error is None]
         generations = {kind: reading.generation for reading in shown for kind in reading.kinds}
         state = reduce(or_, (reading.state for reading in shown), State.EMPTY)
@@ -240,33 +224,16 @@ class Reconciler:
         changes = link_changes(wanted, actual)
         changed = frozenset(filter(self._is_planned_link, (*changes.recreated, *changes.readdressed)))
         batch = Batch(self._work.generation, self._new_kinds, changed | self._changed_links)
-        self._changed_links = frozenset()
+        if Link in generations:
+            self._changed_links = frozenset()
         self._leave_taken(batch, desired)
         self._new_kinds -= generations.keys()
         await self._perform(batch, operations)
         self._has_applied = not self._new_kinds
         self.counts.passes += 1
+        self.counts.failures += len(readings) - len(shown)
         self.counts.duration_s = self._clock.now() - began
-        self._report.tell_refusals(self._judge(tuple(self.refused()), self._settled_kinds()), self._known)
-        self._known = tuple(self.refused())
-
-    def _note_errors(self, readings: Iterable[Reading]) -> None:
-        """Note which targets could not be read. They are asked again soon, and delay no other."""
-        for reading in readings:
-            before = self._unread.pop(reading.kinds, None)
-            if reading.error is not None:
-                self._unread[reading.kinds] = reading.error
-                self.counts.failures += 1
-                self._retries += 1
-                if before is None:
-                    log.error("Could not read the current state of the host: %s", reading.error.in_full)
-            elif before is not None:
-                log.info("Read the current state of the host again, after: %s", before)
-        if not self._unread:
-            self._retries, self._retry_at = 0, math.inf
-        elif self._retry_at == math.inf:
-            pause_s = min(RETRY_MIN_S * 2.0 ** min(self._retries, 30), longest_pause_s(0))
-            self._retry_at = self._clock.now() + pause_s
+        self._report_refusals()
 
     def _without_later(
         self, operations: Iterable[Operation], generations: Mapping[type[Item], int], desired: State
@@ -317,8 +284,7 @@ class Reconciler:
             self._changed_links |= links
             self.look()  # the kernel may have dropped objects on them
         if batch.refused:
-            self._report.tell_refusals(self._judge(tuple(self.refused()), self._settled_kinds()), self._known)
-        self._known = tuple(self.refused())
+            self._report_refusals()
 
     async def _perform(self, batch: Batch, operations: Iterable[Operation]) -> None:
         """Apply the operations as one batch. Keep in the record what is refused or must wait."""
@@ -337,6 +303,12 @@ class Reconciler:
         self._note_fights(batch, self._clock.now() - began)
         self._report.tell(batch)
 
+    def _report_refusals(self) -> None:
+        """Have the refusals judged, and report those that are new. The judge may change the plan."""
+        known, refused = self._known, tuple(self.refused())
+        self._known = refused
+        self._report.tell_refusals(self._judge(refused, self._settled_kinds()), known)
+
     def _note_fights(self, batch: Batch, cost_s: float) -> None:
         """Find the repairs that another program undid so often that the next one must wait."""
         now = self._clock.now()
@@ -354,7 +326,7 @@ class Reconciler:
         an object that it requires is missing.
         """
         admitted: list[Operation] = []
-        unread, now = self._unread_kinds, self._clock.now()
+        unread, now = self._targets.unread_kinds, self._clock.now()
         missing = self._missing_host_parts({operation.subject.key for operation in operations})
         for operation in operations:
             item = operation.subject
@@ -471,14 +443,14 @@ class Reconciler:
 
     def _is_host_part_missing(self) -> bool:
         """Return whether a program that reads subnet.env now would start containers too early."""
-        unread = (kind for kind in self._unread_kinds if kind.IS_HOST_PART)
+        unread = (kind for kind in self._targets.unread_kinds if kind.IS_HOST_PART)
         is_unread = any(next(self._plan.of_type(kind), None) is not None for kind in unread)
         return is_unread or bool(self._missing_host_parts())
 
     def _settled_kinds(self) -> Kinds:
         """Return the kinds of which every object is in place."""
         open_kinds = {mark.kind for _, mark in self._work.undone()}
-        return self._targets.kinds - self._new_kinds - self._unread_kinds - open_kinds
+        return self._targets.kinds - self._new_kinds - self._targets.unread_kinds - open_kinds
 
 
 def _found_by(operation: Operation) -> Item | None:

@@ -1,18 +1,22 @@
 """The targets of a plan: each is read in a task of its own, so that one that is silent delays no other."""
 
 import asyncio
-from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
+import logging
+import math
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, TypeVar
 
 from pyflannel.engine.listening import listen
-from pyflannel.engine.pacing import pause
+from pyflannel.engine.pacing import RETRY_MIN_S, longest_pause_s, pause
 from pyflannel.engine.work import Kinds
 from pyflannel.errors import TargetError
 from pyflannel.model.item import Item
 from pyflannel.model.state import Operation, Refusal, State
 from pyflannel.ports import Clock, Target
+
+log = logging.getLogger(__name__)
 
 LATE_S = 0.2
 """Time after which a look goes on without a target that has not answered. Its answer counts later."""
@@ -51,6 +55,8 @@ class _Reader:
         asked_at: time of the clock when it was asked.
         must_ask: the target may have changed since; it must be asked again.
         was_read: it has answered once, be it with an error.
+        error: of the latest attempt; None if that succeeded.
+        retry_at: time of the clock when it is asked again because of the error.
     """
 
     def __init__(self, target: Target, clock: Clock) -> None:
@@ -61,6 +67,9 @@ class _Reader:
         self.asked_at = 0.0
         self.must_ask = False
         self.was_read = False
+        self.error: TargetError | None = None
+        self.retry_at = math.inf
+        self._retries = 0
         self._clock = clock
         self._desired = State.EMPTY
         self._generation = 0
@@ -73,6 +82,7 @@ class _Reader:
             return
         self._desired, self._generation = desired, begin(self.kinds)
         self.is_asked, self.must_ask, self.asked_at = True, False, self._clock.now()
+        self.retry_at = math.inf
         self._asked.set()
 
     def take(self) -> Reading | None:
@@ -80,12 +90,26 @@ class _Reader:
         reading, self.reading = self.reading, None
         if reading is not None:
             self.is_asked, self.was_read = False, True
+            self._note_error(reading.error)
         return reading
 
     def is_awaited(self, now: float) -> bool:
         """Return whether a look waits for it. It waits for the first reading until there is one."""
         is_late = self.was_read and now >= self.asked_at + LATE_S
         return self.is_asked and self.reading is None and not is_late
+
+    def _note_error(self, error: TargetError | None) -> None:
+        """Log the change from readable to unreadable and back. An unreadable target is asked again soon."""
+        before, self.error = self.error, error
+        if error is not None:
+            self._retries += 1
+            pause_s = min(RETRY_MIN_S * 2.0 ** min(self._retries, 30), longest_pause_s(0))
+            self.retry_at = self._clock.now() + pause_s
+            if before is None:
+                log.error("Could not read the current state of the host: %s", error.in_full)
+        elif before is not None:
+            self._retries = 0
+            log.info("Read the current state of the host again, after: %s", before)
 
     async def read(self, answered: Callable[[], None]) -> None:
         """Read whenever asked, until cancelled."""
@@ -114,6 +138,21 @@ class Targets:
         """Every kind of item that some target holds."""
         return frozenset(self._by_kind)
 
+    @property
+    def unread_kinds(self) -> Kinds:
+        """The kinds of the targets that could not be read."""
+        return _union(reader.kinds for reader in self._readers if reader.error is not None)
+
+    @property
+    def errors(self) -> list[TargetError]:
+        """Why targets could not be read."""
+        return [reader.error for reader in self._readers if reader.error is not None]
+
+    @property
+    def retry_at(self) -> float:
+        """Time of the clock when an unreadable target is asked again; infinite if there is none."""
+        return min((reader.retry_at for reader in self._readers), default=math.inf)
+
     async def run(self, *, changed: Callable[[], None], answered: Callable[[], None]) -> None:
         """Read the targets when asked and listen to their changes, until cancelled."""
         async with asyncio.TaskGroup() as tasks:
@@ -124,13 +163,19 @@ class Targets:
                     listen(reader.target.changes, self._clock, changed), name=f"changes of {name}"
                 )
 
-    def ask(self, desired: State, begin: Callable[[Kinds], int], kinds: Collection[type[Item]]) -> None:
-        """Ask for the state of the targets that hold some of these kinds.
+    def ask(self, desired: State, begin: Callable[[Kinds], int]) -> None:
+        """Ask for the state of each target.
 
         `begin` is told the kinds of a target that is asked, and gives the generation of what is known then.
         """
         for reader in self._readers:
-            if not reader.kinds.isdisjoint(kinds):
+            reader.ask(desired, begin)
+
+    def ask_again(self, desired: State, begin: Callable[[Kinds], int]) -> None:
+        """Ask the unreadable targets whose pause is over, and those that changed since they were asked."""
+        now = self._clock.now()
+        for reader in self._readers:
+            if reader.retry_at <= now or (reader.must_ask and not reader.is_asked):
                 reader.ask(desired, begin)
 
     def take(self) -> list[Reading]:
@@ -153,13 +198,6 @@ class Targets:
         awaited = [reader for reader in self._readers if reader.is_awaited(now) and reader.was_read]
         return max((reader.asked_at + LATE_S - now for reader in awaited), default=None)
 
-    @property
-    def changed_kinds(self) -> Kinds:
-        """The kinds of the targets that may have changed since they were asked and have answered."""
-        return frozenset[type[Item]]().union(
-            *(reader.kinds for reader in self._readers if reader.must_ask and not reader.is_asked)
-        )
-
     async def apply(self, operations: Sequence[Operation]) -> list[Refusal]:
         """Apply the operations in their order, neighbouring ones for one target as one batch."""
         refusals: list[Refusal] = []
@@ -170,6 +208,10 @@ class Targets:
             except TargetError as error:
                 refusals += [Refusal(operation=one, cause=str(error), hint=error.hint) for one in batch]
         return refusals
+
+
+def _union(kinds: Iterable[Kinds]) -> Kinds:
+    return frozenset[type[Item]]().union(*kinds)
 
 
 async def within_time(work: Coroutine[Any, Any, _Answer], clock: Clock, objects: int) -> _Answer:
