@@ -2,8 +2,9 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 from pyflannel.engine.journal import Journal
 from pyflannel.errors import sentences
@@ -51,8 +52,8 @@ class Batch:
         changed_links: links that the plan changes so that the kernel drops objects on them. Their return is
             no repair either.
         refused: the operations that did not take effect.
-        done: the others, in the order in which they were applied.
-        repairs: those of them that repaired damage.
+        planned: those that followed from the plan, in the order in which they were applied.
+        repairs: those that repaired damage.
         fights: those of the repairs that another program keeps undoing, since now.
     """
 
@@ -60,9 +61,13 @@ class Batch:
     new_kinds: frozenset[type[Item]] = frozenset()
     changed_links: frozenset[str] = frozenset()
     refused: list[Refusal] = field(default_factory=list)
-    done: list[Operation] = field(default_factory=list)
+    planned: list[Operation] = field(default_factory=list)
     repairs: list[Operation] = field(default_factory=list)
     fights: list[Operation] = field(default_factory=list)
+
+    def done(self) -> Iterator[Operation]:
+        """Yield the operations that took effect."""
+        return chain(self.planned, self.repairs)
 
 
 class BatchReport:
@@ -74,8 +79,6 @@ class BatchReport:
 
     def tell(self, batch: Batch) -> None:
         """Report what was done."""
-        repaired = {operation.subject.key for operation in batch.repairs}
-        planned = [operation for operation in batch.done if operation.subject.key not in repaired]
         if batch.repairs:
             self.counts.repairs_by_kind.update(operation.subject.KIND for operation in batch.repairs)
             self.counts.last_repair = _listing(batch.repairs)
@@ -88,11 +91,11 @@ class BatchReport:
                 " program that manages it (NetworkManager, systemd-networkd, dhcpcd) and exclude it there.",
                 found(operation),
             )
-        if planned:
-            self._journal.note("planned", planned)
-            log.info("Applied the plan operations=%d refused=%d", len(planned), len(batch.refused))
+        if batch.planned:
+            self._journal.note("planned", batch.planned)
+            log.info("Applied the plan operations=%d refused=%d", len(batch.planned), len(batch.refused))
         if log.isEnabledFor(logging.DEBUG):
-            for operation in batch.done:
+            for operation in batch.done():
                 log.debug("%s %s", type(operation).__name__, found(operation))
 
     def tell_refusals(self, refused: Iterable[Refusal], known: Iterable[Refusal]) -> None:

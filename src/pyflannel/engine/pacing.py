@@ -81,6 +81,11 @@ class Damping:
         """How many objects it knows of."""
         return len(self._repairs.keys() | self._pauses.keys())
 
+    @property
+    def has_pauses(self) -> bool:
+        """Some object is or was being fought over."""
+        return bool(self._pauses)
+
     def waits_until(self, key: Hashable, now: float) -> float | None:
         """Return until when this object must not be repaired, or None when it may be now."""
         until, _ = self._pauses.get(key, (0.0, 0.0))

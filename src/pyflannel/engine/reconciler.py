@@ -8,7 +8,7 @@ operation for each from the present plan, puts them into order, and applies them
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
 from operator import or_
@@ -217,7 +217,7 @@ class Reconciler:
         wanted = desired.of_kinds(generations)
         actual = ours(state, desired, self._mark, self._device)
         operations = list(diff(wanted, actual))
-        if not self._work.is_idle:
+        if not self._work.is_blank:  # else ten thousand keys would be made for nothing
             operations = self._without_later(operations, generations, desired)
         for reading in readings:
             self._work.end_look(reading.generation, reading.kinds)
@@ -279,7 +279,7 @@ class Reconciler:
             else:
                 operations.append(operation)
         await self._perform(batch, operations)
-        links = {one.subject.name for one in batch.done if isinstance(one.subject, Link)}
+        links = {one.subject.name for one in batch.done() if isinstance(one.subject, Link)}
         if links:
             self._changed_links |= links
             self.look()  # the kernel may have dropped objects on them
@@ -298,7 +298,7 @@ class Reconciler:
                 self._postpone(batch, operation, Stage.BLOCKED)
         else:
             await self._apply(batch, files)
-        if any(operation.subject.IS_HOST_PART for operation in batch.done):
+        if any(operation.subject.IS_HOST_PART for operation in batch.done()):
             self._work.release()
         self._note_fights(batch, self._clock.now() - began)
         self._report.tell(batch)
@@ -327,10 +327,10 @@ class Reconciler:
         """
         admitted: list[Operation] = []
         unread, now = self._targets.unread_kinds, self._clock.now()
-        missing = self._missing_host_parts({operation.subject.key for operation in operations})
+        missing = self._missing_host_parts(but=operations)
         for operation in operations:
             item = operation.subject
-            until = self._damping.waits_until(item.key, now)
+            until = self._damping.waits_until(item.key, now) if self._damping.has_pauses else None
             if until is not None and not self._is_planned(batch, item):
                 self._postpone(batch, operation, Stage.PAUSED, due_s=until)
             elif type(item) in unread or missing.blocks(operation):
@@ -351,15 +351,13 @@ class Reconciler:
         keys = {refusal.operation.subject.key for refusal in refused}
         for operation in operations:
             item = operation.subject
-            key = item.key
-            if key in keys:
+            if keys and item.key in keys:
                 continue
-            batch.done.append(operation)
-            if not self._is_planned(batch, item):
-                batch.repairs.append(operation)
+            done = batch.planned if self._is_planned(batch, item) else batch.repairs
+            done.append(operation)
             if not self._work.is_idle:
                 found = None if isinstance(operation, Remove) else item
-                self._work.settle(key, found, type(item), batch.since)
+                self._work.settle(item.key, found, type(item), batch.since)
         missing = Missing()
         for refusal in refused:
             if missing.blocks(refusal.operation):
@@ -433,11 +431,12 @@ class Reconciler:
             return False
         return mark.refusal.is_permanent or self._clock.now() < mark.tried_s + RETRY_MIN_S
 
-    def _missing_host_parts(self, but: Collection[Key] = ()) -> Missing:
-        """Return the objects that others may require and that are not in place, without those in `but`."""
-        missing = Missing()
-        for key, mark in self._work.undone_host_parts():
-            if key not in but and (operation := self._operation_on(key, mark)) is not None:
+    def _missing_host_parts(self, but: Iterable[Operation] = ()) -> Missing:
+        """Return the objects that others may require and that are not in place, without those of `but`."""
+        missing, undone = Missing(), list(self._work.undone_host_parts())
+        keys = {operation.subject.key for operation in but} if undone else set()
+        for key, mark in undone:
+            if key not in keys and (operation := self._operation_on(key, mark)) is not None:
                 missing.note(operation)
         return missing
 

@@ -89,6 +89,11 @@ class Work:
         return len(self._marks) == len(self._done)
 
     @property
+    def is_blank(self) -> bool:
+        """No key is marked, so that a look is the only knowledge."""
+        return not self._marks
+
+    @property
     def is_idle(self) -> bool:
         """Nothing is known of any key, and no look is under way: the record needs no word of a write."""
         return not self._marks and not self._looks
