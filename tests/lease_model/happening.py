@@ -42,6 +42,7 @@ from pyflannel.model.lease_protocol import (
     Seen,
     SharedAddress,
     Started,
+    Taken,
     Wake,
     Wanted,
     Watch,
@@ -326,7 +327,7 @@ class _Happening:
                     host = replace(host, answers=(*host.answers, Ordered(_anew(host))))
                 case Acquired(held) | Renewed(held):
                     host = replace(host, memory=held.lease)
-                case SharedAddress() | Contested():
+                case SharedAddress() | Contested() | Taken():
                     host = replace(host, is_warned=True)
                 case _:
                     pass

@@ -59,7 +59,7 @@ class HostState:
         is_away: the store cannot be reached from here.
         skew_s: how far the host's clock was stepped.
         is_excused: had a fault that may have kept it from answering, since it was last asked.
-        is_warned: has ever reported that another host has, or may have, its address or identity.
+        is_warned: has ever reported that another host has, or may have, its address, identity or subnet.
     """
 
     name: str

@@ -195,8 +195,11 @@ def _answer(state: LeaseState, claim: Claim, now: float) -> Step:
     if is_of_copy and claim.held_s is not None and claim.held_s > held_s(state, now):
         return _give_way(state, claim.subnet, public_ip)
     state, renewal = renew(state, now)
+    answer = (*renewal, DeleteClaim(claim))
+    if not is_of_copy and claim.public_ip != state.wanted.attributes.public_ip:
+        return state, answer  # it was about another lease, of a host that had the subnet before
     shared = SharedAddress(claim.subnet, _COPY if is_of_copy else claim.owner, public_ip, is_ours=True)
-    return state, (*renewal, DeleteClaim(claim), shared)
+    return state, (*answer, shared)
 
 
 def _changed_while_contesting(

@@ -104,7 +104,8 @@ class LeaseState:
         short_watches: how many watches in a row did not stay open, although the store answered between them.
         answered: owners at our address that showed that they live.
         runs_since: when this daemon first held a lease; None before.
-        is_in_doubt: a write of our lease failed, and may have taken effect: what is seen next may be it.
+        is_in_doubt: a write of our lease may take effect without our knowledge, and what is seen next may be
+            it: one failed, or, before our first, one of our last life may be on its way.
         missed: changes of the subnet that we run on, or ask for, while an answer was awaited; the answer
             tells which of them came after it.
         wake_at: the time that was asked for last.
@@ -122,7 +123,7 @@ class LeaseState:
     short_watches: int = 0
     answered: frozenset[str] = frozenset()
     runs_since: float | None = None
-    is_in_doubt: bool = False
+    is_in_doubt: bool = True
     missed: tuple[LeaseChange, ...] = ()
     wake_at: float | None = None
 

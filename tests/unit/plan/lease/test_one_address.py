@@ -3,7 +3,7 @@
 from ipaddress import IPv4Address
 
 from doubles.performed_step import FIRST, HOUR, SECOND, THIRD, Host, Store, lease, owner_of, wanted
-from pyflannel.model.lease import Lease
+from pyflannel.model.lease import Claim, Lease
 from pyflannel.model.lease_protocol import (
     Contested,
     Ordered,
@@ -347,3 +347,32 @@ def test_a_renewal_whose_answer_was_lost_is_no_other_host() -> None:
     assert host.state.is_settled
     assert not host.heard(SharedAddress)
     assert not host.heard(Contested)
+
+
+def test_a_claim_on_the_lease_that_stood_here_before_is_no_shared_address() -> None:
+    """That lease expired while its claim was written; the holder of the subnet has another address."""
+    store = Store()
+    host = Host(store, wanted("me")).start()
+
+    store.write_claim(Claim(subnet=FIRST, owner="other", public_ip=IPv4Address("192.168.50.7")))
+    host.settle()
+
+    assert not store.claims
+    assert host.state.is_settled
+    assert not host.heard(SharedAddress)
+
+
+def test_a_late_write_of_our_last_life_is_no_other_host() -> None:
+    """It takes effect after this life has found the lease as it was, and has written nothing yet."""
+    store = Store()
+    last = Host(store, wanted("me")).start()
+    last.now = 23 * HOUR
+    last.take(Woke())
+    host = Host(store, wanted("me"), held=last.state.held, now=last.now).start()
+    assert host.state.is_settled
+
+    store.perform(last.requests[0])
+    host.settle()
+
+    assert host.state.is_settled
+    assert not host.heard(SharedAddress)
