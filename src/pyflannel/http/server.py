@@ -196,6 +196,18 @@ async def linger(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, lin
                 pass
 
 
+def _drop(transport: asyncio.WriteTransport) -> None:
+    """Close the connection now, and discard octets that the client did not take.
+
+    `abort` is called only while octets are left. asyncio (Python 3.11) raises AttributeError if `abort` is
+    called after a transport ended by itself: after `close`, it ends as soon as its last octets are sent.
+    """
+    if transport.get_write_buffer_size():
+        transport.abort()
+    else:
+        transport.close()
+
+
 def _declared_length(head: h11.Request) -> int:
     """Return the Content-Length, 0 without one; h11 has seen to it that it is a number."""
     return next((int(value) for name, value in head.headers if name == b"content-length"), 0)
@@ -215,7 +227,10 @@ def admit_all(_: socket.socket) -> bool:
 
 
 class HttpServer:
-    """Answers requests by its routes; what one client does, or a handler raises, never reaches another."""
+    """Answers requests by its routes.
+
+    Each connection is an error boundary: no error of a client, a handler or the server itself leaves it.
+    """
 
     def __init__(self, routes: Routes, *, limits: Limits | None = None, admit: Admit = admit_all) -> None:
         """Serve `routes` within `limits` to the clients whose socket `admit` lets in."""
@@ -247,8 +262,10 @@ class HttpServer:
                     await self._turn_away(reader, writer, HTTPStatus.SERVICE_UNAVAILABLE)
                 else:
                     await self._attend(reader, writer)
+        except Exception:
+            log.exception("Dropped an HTTP connection after an unexpected error")
         finally:
-            writer.transport.abort()
+            _drop(writer.transport)
 
     async def _attend(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Converse with one client of the bounded number, until it has its last answer."""

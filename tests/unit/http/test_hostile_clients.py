@@ -1,0 +1,141 @@
+"""Nothing that one client does leaves its own connection: the server answers the next client."""
+
+import asyncio
+import logging
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from pyflannel.http.client import request
+from pyflannel.http.server import HttpServer, Limits, Request, Response, Routes
+
+Serve = Callable[..., AbstractAsyncContextManager[Path]]
+Steps = Callable[[socket.socket], Awaitable[None]]
+
+DEADLINE_S = 30.0
+GET = b"GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n"
+
+
+async def healthz(_: Request) -> Response:
+    return Response.text(200, "flanneld is healthy")
+
+
+HEALTH: Routes = {("GET", "/healthz"): healthz}
+
+
+@asynccontextmanager
+async def tcp_server(*, limits: Limits | None = None, routes: Routes = HEALTH) -> AsyncIterator[int]:
+    """Serve on a TCP port of the loopback device for the length of the block, which gets the port."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # a slow client fills it soon
+    async with asyncio.TaskGroup() as tasks:
+        task = tasks.create_task(HttpServer(routes, limits=limits).serve(listener))
+        try:
+            async with asyncio.timeout(DEADLINE_S):
+                yield listener.getsockname()[1]
+        finally:
+            task.cancel()
+
+
+async def connect(port: int, *, receive_buffer: int = 0) -> socket.socket:
+    client = socket.socket()
+    client.setblocking(False)
+    if receive_buffer:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+    await asyncio.get_running_loop().sock_connect(client, ("127.0.0.1", port))
+    return client
+
+
+async def read_all(client: socket.socket) -> bytes:
+    loop, octets = asyncio.get_running_loop(), bytearray()
+    while piece := await loop.sock_recv(client, 4096):
+        octets += piece
+    return bytes(octets)
+
+
+async def ask(port: int) -> bytes:
+    """Return the answer to one honest request."""
+    with await connect(port) as client:
+        await asyncio.get_running_loop().sock_sendall(
+            client, GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+        )
+        return await read_all(client)
+
+
+def test_a_client_that_reads_late_does_not_end_the_server() -> None:
+    """The answers to 100 pipelined requests wait for a client with a small buffer, which reads them late."""
+
+    async def attack() -> tuple[bytes, bytes]:
+        answered = 0
+        all_answered = asyncio.Event()
+
+        async def count(_: Request) -> Response:
+            nonlocal answered
+            answered += 1
+            if answered == 100:
+                all_answered.set()
+            return Response.text(200, "flanneld is healthy")
+
+        async with tcp_server(routes={("GET", "/healthz"): count}) as port:
+            with await connect(port, receive_buffer=2048) as client:
+                await asyncio.get_running_loop().sock_sendall(client, GET * 100)
+                client.shutdown(socket.SHUT_WR)
+                await all_answered.wait()
+                for _ in range(
+                    20
+                ):  # the server meets the end of the requests and closes, its buffer not empty
+                    await asyncio.sleep(0)
+                taken = await read_all(client)
+            return taken, await ask(port)
+
+    taken, next_answer = asyncio.run(attack())
+
+    assert taken.count(b"HTTP/1.1 200 OK\r\n") == 100
+    assert next_answer.startswith(b"HTTP/1.1 200")
+
+
+def test_a_large_answer_over_a_unix_socket_does_not_end_the_server(serve: Serve) -> None:
+    """`flannelctl status` over thousands of leases gets more than a socket buffers."""
+    sizes = range(100_000, 400_000, 15_000)  # at some of them the rest fits below asyncio's high-water mark
+
+    async def large(request: Request) -> Response:
+        return Response(status=200, body=bytes(int(request.body)))
+
+    async def ask_all() -> list[int]:
+        async with serve({("GET", "/status"): large}) as path:
+            return [
+                len((await request(path, "GET", "/status", body=b"%d" % size, deadline_s=20)).body)
+                for size in sizes
+            ]
+
+    assert asyncio.run(ask_all()) == list(sizes)
+
+
+def test_a_defect_met_by_one_connection_does_not_end_the_server(caplog: pytest.LogCaptureFixture) -> None:
+    """The connection is the boundary of any error: it is logged, and the next client is served."""
+    failures = [ZeroDivisionError()]
+
+    def fails_once(_: socket.socket) -> bool:
+        if failures:
+            raise failures.pop()
+        return True
+
+    async def attack() -> bytes:
+        listener = socket.create_server(("127.0.0.1", 0))
+        async with asyncio.TaskGroup() as tasks, asyncio.timeout(DEADLINE_S):
+            task = tasks.create_task(HttpServer(HEALTH, admit=fails_once).serve(listener))
+            port = listener.getsockname()[1]
+            with suppress(ConnectionError):  # the request may be unread when the connection ends
+                assert await ask(port) == b""
+            answer = await ask(port)
+            task.cancel()
+        return answer
+
+    with caplog.at_level(logging.ERROR):
+        next_answer = asyncio.run(attack())
+
+    assert next_answer.startswith(b"HTTP/1.1 200")
+    assert "ZeroDivisionError" in caplog.text
