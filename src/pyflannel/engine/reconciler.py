@@ -438,6 +438,9 @@ class Reconciler:
         for key, mark in undone:
             if key not in keys and (operation := self._operation_on(key, mark)) is not None:
                 missing.note(operation)
+        for kind in self._new_kinds:
+            for item in self._plan.of_type(kind) if kind.IS_HOST_PART else ():
+                missing.note(Add(item))  # as far as known: its target was never read
         return missing
 
     def _is_host_part_missing(self) -> bool:

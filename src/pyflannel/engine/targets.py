@@ -54,7 +54,6 @@ class _Reader:
         is_asked: a reading is under way, or was not taken yet.
         asked_at: time of the clock when it was asked.
         must_ask: the target may have changed since; it must be asked again.
-        was_read: it has answered once, be it with an error.
         error: of the latest attempt; None if that succeeded.
         retry_at: time of the clock when it is asked again because of the error.
     """
@@ -66,7 +65,6 @@ class _Reader:
         self.is_asked = False
         self.asked_at = 0.0
         self.must_ask = False
-        self.was_read = False
         self.error: TargetError | None = None
         self.retry_at = math.inf
         self._retries = 0
@@ -89,14 +87,13 @@ class _Reader:
         """Return the reading, once."""
         reading, self.reading = self.reading, None
         if reading is not None:
-            self.is_asked, self.was_read = False, True
+            self.is_asked = False
             self._note_error(reading.error)
         return reading
 
     def is_awaited(self, now: float) -> bool:
-        """Return whether a look waits for it. It waits for the first reading until there is one."""
-        is_late = self.was_read and now >= self.asked_at + LATE_S
-        return self.is_asked and self.reading is None and not is_late
+        """Return whether a look waits for it."""
+        return self.is_asked and self.reading is None and now < self.asked_at + LATE_S
 
     def _note_error(self, error: TargetError | None) -> None:
         """Log the change from readable to unreadable and back. An unreadable target is asked again soon."""
@@ -195,8 +192,8 @@ class Targets:
         now = self._clock.now()
         if all(reader.reading is None for reader in self._readers):
             return None
-        awaited = [reader for reader in self._readers if reader.is_awaited(now) and reader.was_read]
-        return max((reader.asked_at + LATE_S - now for reader in awaited), default=None)
+        awaited = (reader.asked_at for reader in self._readers if reader.is_awaited(now))
+        return max((asked_at + LATE_S - now for asked_at in awaited), default=0.0)
 
     async def apply(self, operations: Sequence[Operation]) -> list[Refusal]:
         """Apply the operations in their order, neighbouring ones for one target as one batch."""

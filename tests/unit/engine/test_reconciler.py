@@ -794,6 +794,7 @@ class Part(FakeKernel):
         return None  # what it requires is in another target
 
 
+BLACKHOLE = Route(destination=IPv4Network("10.100.15.0/24"), link="", kind="blackhole")
 LINKS_AND_FILES = tuple(kind for kind in FakeKernel.kinds if kind not in (Forwarder, ForwarderPeer))
 
 
@@ -819,6 +820,45 @@ def test_a_silent_target_delays_no_repair_in_another() -> None:
             await bench.clock.settle()
 
             assert PEER in forwarder.state
+
+    asyncio.run(check())
+
+
+FILE = HostFile(path="/run/flannel/subnet.env", text="x\n")
+
+
+@pytest.mark.parametrize("is_readable", [True, False])
+def test_a_target_that_is_silent_from_the_start_delays_no_other(is_readable: bool) -> None:
+    """What does not need its objects is applied. The rest waits and is not refused; so does subnet.env."""
+
+    async def check() -> None:
+        for silent, others, blocked in (
+            (Part(Forwarder, ForwarderPeer), Part(*LINKS_AND_FILES), FILE),
+            (Part(Link, Address), Part(Forwarder, ForwarderPeer, HostFile, Route), FORWARDER),
+        ):
+            bench = Bench(others, None)
+            bench.reconciler = Reconciler(targets=[silent, others], clock=bench.clock)
+            plan = State.of(LINK, FORWARDER, PEER, BLACKHOLE, FILE)
+            bench.replace(plan)
+            silent.answers.clear()
+            if not is_readable:
+                silent.is_readable = False
+                silent.answers.set()
+            async with running(bench):
+                await bench.clock.advance(0.3)
+
+                assert BLACKHOLE in others.state
+                assert blocked not in others.state
+                assert list(bench.reconciler.refused()) == []
+                assert not bench.reconciler.is_clean
+
+                silent.is_readable = True
+                silent.answers.set()
+                await bench.clock.advance(1)
+
+                assert {*silent.state, *others.state} == {*plan}
+                assert bench.reconciler.is_clean
+                assert bench.reconciler.counts.repairs == 0
 
     asyncio.run(check())
 
