@@ -49,8 +49,6 @@ class Batch:
     Attributes:
         since: generation of the plan from which the operations were computed.
         new_kinds: kinds of which nothing was applied before, so that no operation on them is a repair.
-        changed_links: links that the plan changes so that the kernel drops objects on them. Their return is
-            no repair either.
         refused: the operations that did not take effect.
         planned: those that followed from the plan, in the order in which they were applied.
         repairs: those that repaired damage.
@@ -59,7 +57,6 @@ class Batch:
 
     since: int
     new_kinds: frozenset[type[Item]] = frozenset()
-    changed_links: frozenset[str] = frozenset()
     refused: list[Refusal] = field(default_factory=list)
     planned: list[Operation] = field(default_factory=list)
     repairs: list[Operation] = field(default_factory=list)

@@ -8,7 +8,7 @@ operation for each from the present plan, puts them into order, and applies them
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
 from operator import or_
@@ -24,7 +24,7 @@ from pyflannel.model.item import Item, Key
 from pyflannel.model.link import MARK, Link
 from pyflannel.model.packet_filter import FIRST_DEVICE
 from pyflannel.model.state import Add, Operation, Refusal, Remove, Replace, State
-from pyflannel.plan.diff import Missing, change, diff, differences, link_changes, order
+from pyflannel.plan.diff import Missing, change, differences, losses, order
 from pyflannel.plan.ownership import ours, taken_links, without_links
 from pyflannel.ports import Clock, Target
 
@@ -94,7 +94,6 @@ class Reconciler:
         self._new_kinds = self._targets.kinds  # nothing of them was applied: no difference is damage yet
         self._has_applied = False
         self._taken: Mapping[str, Refusal] = {}
-        self._changed_links: frozenset[str] = frozenset()  # since the latest look
         self._known: tuple[Refusal, ...] = ()  # refusals that were reported
 
     # Questions.
@@ -216,16 +215,13 @@ class Reconciler:
         desired = without_links(self._plan, self._taken.keys()) if self._taken else self._plan
         wanted = desired.of_kinds(generations)
         actual = ours(state, desired, self._mark, self._device)
-        operations = list(diff(wanted, actual))
+        found = (change(old, new) for old, new in differences(actual, wanted))
+        operations = [operation for operation in found if operation is not None]
         if not self._work.is_blank:  # else ten thousand keys would be made for nothing
             operations = self._without_later(operations, generations, desired)
         for reading in readings:
             self._work.end_look(reading.generation, reading.kinds)
-        changes = link_changes(wanted, actual)
-        changed = frozenset(filter(self._is_planned_link, (*changes.recreated, *changes.readdressed)))
-        batch = Batch(self._work.generation, self._new_kinds, changed | self._changed_links)
-        if Link in generations:
-            self._changed_links = frozenset()
+        batch = Batch(self._work.generation, self._new_kinds)
         self._leave_taken(batch, desired)
         self._new_kinds -= generations.keys()
         await self._perform(batch, operations)
@@ -279,10 +275,6 @@ class Reconciler:
             else:
                 operations.append(operation)
         await self._perform(batch, operations)
-        links = {one.subject.name for one in batch.done() if isinstance(one.subject, Link)}
-        if links:
-            self._changed_links |= links
-            self.look()  # the kernel may have dropped objects on them
         if batch.refused:
             self._report_refusals()
 
@@ -358,6 +350,7 @@ class Reconciler:
             if not self._work.is_idle:
                 found = None if isinstance(operation, Remove) else item
                 self._work.settle(item.key, found, type(item), batch.since)
+        self._note_losses(operations, keys)
         missing = Missing()
         for refusal in refused:
             if missing.blocks(refusal.operation):
@@ -367,6 +360,16 @@ class Reconciler:
                 self._postpone(batch, refusal.operation, Stage.REFUSED, due_s=due_s, refusal=refusal)
                 batch.refused.append(refusal)
             missing.note(refusal.operation)
+
+    def _note_losses(self, operations: Sequence[Operation], refused: Collection[Key]) -> None:
+        """Note the planned objects that the kernel has dropped with links which these operations changed."""
+        for operation in operations:
+            if (changes := losses(operation)) is None or operation.subject.key in refused:
+                continue
+            written = {one.subject.key for one in operations} - set(refused)  # after the link
+            for item in self._plan:
+                if (left := item.after(changes)) is not item and item.key not in written:
+                    self._work.lose(item.key, left, type(item))
 
     # The record.
 
@@ -411,15 +414,8 @@ class Reconciler:
 
     def _is_planned(self, batch: Batch, item: Item) -> bool:
         """Return whether an operation on the item follows from the plan, and repairs no damage."""
-        if type(item) in batch.new_kinds or item.parent_link in batch.changed_links:
-            return True
         mark = self._work.get(item.key)
-        return mark is not None and mark.is_planned
-
-    def _is_planned_link(self, name: str) -> bool:
-        """Return whether a link differs from the plan because the plan has changed."""
-        mark = self._work.get(("link", name))
-        return Link in self._new_kinds or (mark is not None and mark.is_planned)
+        return type(item) in batch.new_kinds or (mark is not None and mark.is_planned)
 
     def _is_hopeless(self, operation: Operation) -> bool:
         """Return whether the operation need not be tried again after a look.

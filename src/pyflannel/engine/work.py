@@ -185,6 +185,12 @@ class Work:
         else:
             self._drop(key)
 
+    def lose(self, key: Key, left: Item | None, kind: type[Item]) -> None:
+        """Note that a planned object was dropped with another, and `left` remains of it. It is no damage."""
+        self.generation += 1
+        lost = Mark(kind=kind, generation=self.generation, stage=Stage.OPEN, found=left, is_planned=True)
+        self._put(key, lost)
+
     def postpone(self, key: Key, later: Mark, since: int) -> None:
         """Keep a key for later, with the mark `later`, whose generation and attempts are filled in.
 

@@ -68,6 +68,16 @@ def _after(changes: LinkChanges, actual: State) -> State:
     return State.collect(left for item in actual if (left := item.after(changes)) is not None)
 
 
+def losses(operation: Operation) -> LinkChanges | None:
+    """Return the change of a link with which the kernel drops other objects; None if it drops none."""
+    match operation:
+        case Replace(Link() as old, Link() as new):
+            changes = link_changes(State.of(new), State.of(old))
+            return changes if changes.recreated or changes.readdressed else None
+        case _:
+            return None
+
+
 # An address that shares its prefix with another of its link is secondary to it, and the kernel removes it
 # with that one. So the old address is removed before the new one is added, unlike everything else.
 _ADDRESS_CHANGE_RANK = Rank.ADDRESS - 1

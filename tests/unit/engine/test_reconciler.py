@@ -21,8 +21,8 @@ from pyflannel.model.fast_path import BpfProgram, Role, Tunnel
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer
 from pyflannel.model.host_file import HostFile
 from pyflannel.model.item import Item, Key
-from pyflannel.model.link import Address, Link
-from pyflannel.model.route import Route
+from pyflannel.model.link import Address, Link, Vxlan
+from pyflannel.model.route import Neighbour, Route
 from pyflannel.model.state import Add, Operation, Refusal, Remove, Replace, State
 from pyflannel.plan.diff import diff
 from pyflannel.plan.ownership import ours
@@ -278,6 +278,59 @@ def test_a_refused_link_is_the_one_cause_that_is_said(caplog: pytest.LogCaptureF
     assert [record.getMessage().partition(" refused:")[0] for record in caplog.records] == [
         "link flannel0: missing;"
     ]
+
+
+VXLAN = Link(
+    name="flannel.1",
+    kind="vxlan",
+    mtu=1450,
+    mac="0e:00:00:00:00:01",
+    vxlan=Vxlan(vni=1, port=8472, parent="eth0", local=None),
+)
+NEIGHBOUR = Neighbour(link=VXLAN.name, address=IPv4Address("10.100.16.0"), mac="0e:00:00:00:00:02")
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        replace(VXLAN, mac="0e:00:00:00:00:03"),
+        replace(VXLAN, vxlan=Vxlan(vni=1, port=4789, parent="eth0", local=None)),
+    ],
+)
+@pytest.mark.parametrize("refusals", [0, 1])
+def test_objects_that_a_planned_change_of_a_link_drops_are_no_repairs(changed: Link, refusals: int) -> None:
+    """The plan of the neighbour is as before. It comes back with the link, also if that was refused once."""
+
+    async def check() -> None:
+        kernel, answers = Silent(), iter([True] * refusals)
+        async with running(Bench(kernel, State.of(VXLAN, NEIGHBOUR))) as bench:
+            kernel.refuse = lambda operation: subject(operation) == changed and next(answers, False)
+            bench.replace(State.of(changed, NEIGHBOUR))
+            await bench.clock.advance(0.1)
+
+            assert bench.is_healed
+            assert bench.reconciler.is_clean
+            assert bench.reconciler.counts.repairs == 0
+
+    asyncio.run(check())
+
+
+def test_objects_written_during_a_look_survive_the_repair_of_their_link() -> None:
+    """The look knows nothing of the neighbour, which the kernel drops with the MAC address of the link."""
+
+    async def check() -> None:
+        kernel = LookedAt()
+        async with running(Bench(kernel, State.of(VXLAN))) as bench:
+            kernel.meanwhile = lambda: bench.change(Add(NEIGHBOUR))
+            kernel.damage(Replace(VXLAN, replace(VXLAN, mac="0e:99:00:00:00:01")))
+            await bench.clock.settle()
+            kernel.meanwhile = lambda: None
+            await bench.clock.advance(0.3)
+
+            assert bench.is_healed
+            assert bench.reconciler.counts.repairs == 1
+
+    asyncio.run(check())
 
 
 def test_a_fight_over_an_object_is_damped_and_said(caplog: pytest.LogCaptureFixture) -> None:
