@@ -180,7 +180,10 @@ class Reconciler:
             self._targets.ask(self._plan, self._work.begin_look)
         else:
             self._targets.ask_again(self._plan, self._work.begin_look)
+        unread = self._targets.unread_kinds
         if readings := self._targets.take():
+            if unread - self._targets.unread_kinds:
+                self._work.release()
             await self._compare(readings)
         elif due := self._work.due(now):
             await self._work_on(due)

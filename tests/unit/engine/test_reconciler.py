@@ -916,6 +916,34 @@ def test_a_target_that_is_silent_from_the_start_delays_no_other(is_readable: boo
     asyncio.run(check())
 
 
+def test_a_change_that_waits_for_an_unreadable_target_is_applied_when_it_can_be_read() -> None:
+    """It came after the read that succeeds had begun, which says nothing of it."""
+
+    async def check() -> None:
+        links, forwarder = Part(*LINKS_AND_FILES), Part(Forwarder, ForwarderPeer)
+        bench = Bench(links, None)
+        bench.reconciler = Reconciler(targets=[links, forwarder], clock=bench.clock)
+        bench.replace(State.of(LINK, FORWARDER))
+        async with running(bench):
+            forwarder.is_readable = False
+            forwarder.damage()
+            await bench.clock.settle()
+            forwarder.answers.clear()
+            await bench.clock.advance(0.2)  # it is read again
+            bench.change(Add(PEER))
+            await bench.clock.settle()
+            assert PEER not in forwarder.state
+
+            forwarder.is_readable = True
+            forwarder.answers.set()
+            await bench.clock.settle()
+
+            assert PEER in forwarder.state
+            assert bench.reconciler.is_clean
+
+    asyncio.run(check())
+
+
 def test_a_target_that_cannot_be_read_is_tried_again_alone(caplog: pytest.LogCaptureFixture) -> None:
     async def check() -> None:
         links, forwarder = Part(*LINKS_AND_FILES), Part(Forwarder, ForwarderPeer)
