@@ -5,7 +5,7 @@ import contextlib
 import logging
 import socket
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 
@@ -49,14 +49,16 @@ class Limits:
     """Bounds of a server: all are choices of ours, wide for honest clients.
 
     Attributes:
-        connections: open at once; more are answered with 503.
+        connections: open at once. A further one takes the place of the client that has kept the server
+            waiting longest; it is answered with 503 only while the server owes an answer to every client.
         head_octets: request line and headers together, also one chunk header or the trailers.
         body_octets: of a request.
         idle_s: from one answer, or the connection, to the first octet of a request.
         request_s: from a request's first octet to its last.
         handler_s: for the answer to be made.
         response_s: for the client to take the answer.
-        linger_s: for a client that was refused to stop sending, so that it can read why.
+        linger_s: for a client that was refused to stop sending, so that it can read why; at most
+            `connections` clients linger without a place, and more are dropped unanswered.
     """
 
     connections: int = 64
@@ -226,6 +228,53 @@ def admit_all(_: socket.socket) -> bool:
     return True
 
 
+class _Places:
+    """The places of a bounded number of clients. A client that keeps the server waiting can lose its own."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._waiting: dict[asyncio.WriteTransport, None] = {}  # for the client; the longest wait first
+        self._busy: set[asyncio.WriteTransport] = set()  # the server makes an answer
+
+    @contextlib.contextmanager
+    def take(self, transport: asyncio.WriteTransport) -> Iterator[bool]:
+        """Hold a place for the length of the block, which gets whether there was one."""
+        if has_place := self._make_room():
+            self._waiting[transport] = None
+        try:
+            yield has_place
+        finally:
+            self._waiting.pop(transport, None)
+
+    @contextlib.contextmanager
+    def keep_busy(self, transport: asyncio.WriteTransport) -> Iterator[None]:
+        """Make a place safe from eviction for the length of the block; then a new wait begins."""
+        self._waiting.pop(transport, None)
+        self._busy.add(transport)
+        try:
+            yield
+        finally:
+            self._busy.discard(transport)
+            self._waiting[transport] = None
+
+    def _make_room(self) -> bool:
+        if len(self._waiting) + len(self._busy) < self._count:
+            return True
+        if not self._waiting:
+            return False
+        longest = next(iter(self._waiting))
+        del self._waiting[longest]
+        _drop(longest)  # its task ends at the next read or write
+        return True
+
+
+_BACKLOG = 32
+"""Connections accepted in one turn of the event loop, and the kernel's queue of further ones.
+
+It is below `Limits.connections`, so that newer clients cannot evict a client before its request is read.
+"""
+
+
 class HttpServer:
     """Answers requests by its routes.
 
@@ -237,7 +286,8 @@ class HttpServer:
         self._routes = routes
         self._limits = limits or Limits()
         self._admit = admit
-        self._open = 0
+        self._places = _Places(self._limits.connections)
+        self._lingering = 0
 
     async def serve(self, listener: socket.socket) -> None:
         """Serve until cancelled; the listening socket is then closed, and every connection with it."""
@@ -246,7 +296,7 @@ class HttpServer:
             def accepted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
                 tasks.create_task(self._converse(reader, writer), name="http connection")
 
-            server = await asyncio.start_server(accepted, sock=listener)
+            server = await asyncio.start_server(accepted, sock=listener, backlog=_BACKLOG)
             try:
                 await asyncio.get_running_loop().create_future()
             finally:
@@ -258,33 +308,42 @@ class HttpServer:
             with contextlib.suppress(OSError):
                 if not self._admit(writer.get_extra_info("socket")):
                     await self._turn_away(reader, writer, HTTPStatus.FORBIDDEN)
-                elif self._open >= self._limits.connections:
+                    return
+                with self._places.take(writer.transport) as has_place:
+                    if has_place:
+                        await self._attend(reader, writer)
+                if not has_place:
                     await self._turn_away(reader, writer, HTTPStatus.SERVICE_UNAVAILABLE)
-                else:
-                    await self._attend(reader, writer)
         except Exception:
             log.exception("Dropped an HTTP connection after an unexpected error")
         finally:
             _drop(writer.transport)
 
     async def _attend(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Converse with one client of the bounded number, until it has its last answer."""
-        self._open += 1
-        try:
-            await Conversation(reader, writer, self._limits).run(self._answer)
-            writer.close()
-            async with asyncio.timeout(self._limits.response_s):
-                await writer.wait_closed()
-        finally:
-            self._open -= 1
+        """Converse with a client that has a place, until it has its last answer."""
+
+        async def answer(request: Request) -> Response:
+            with self._places.keep_busy(writer.transport):
+                return await self._answer(request)
+
+        await Conversation(reader, writer, self._limits).run(answer)
+        writer.close()
+        async with asyncio.timeout(self._limits.response_s):
+            await writer.wait_closed()
 
     async def _turn_away(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, status: HTTPStatus
     ) -> None:
-        """Answer without having read anything, whatever was asked."""
+        """Answer without having read anything, whatever was asked; drop it if many linger already."""
+        if self._lingering >= self._limits.connections:
+            return
         head = f"HTTP/1.1 {status.value} {status.phrase}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
-        writer.write(head.encode("ascii"))
-        await linger(reader, writer, self._limits.linger_s)
+        self._lingering += 1
+        try:
+            writer.write(head.encode("ascii"))
+            await linger(reader, writer, self._limits.linger_s)
+        finally:
+            self._lingering -= 1
 
     async def _answer(self, request: Request) -> Response:
         method = "GET" if request.method == "HEAD" else request.method

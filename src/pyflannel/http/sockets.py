@@ -12,7 +12,7 @@ from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 from pyflannel.errors import BusyError, TargetError
-from pyflannel.http.server import HttpServer, Routes
+from pyflannel.http.server import HttpServer, Limits, Routes
 
 _BACKLOG = 64
 
@@ -125,6 +125,9 @@ def _check_free(path: Path) -> None:
 
 log = logging.getLogger(__name__)
 
+_STRANGERS = Limits(head_octets=8 * 1024, body_octets=4 * 1024, idle_s=10.0, request_s=5.0, response_s=5.0)
+"""Any container may reach a TCP port. A probe and a collector of metrics need less than this."""
+
 RETRY_S = 5.0
 """How soon an address or a port that cannot be had is tried again."""
 
@@ -148,7 +151,7 @@ async def serve_endpoint(endpoint: Endpoint, routes: Routes, *, retry_s: float =
     """Serve until cancelled; while it cannot be had, say so and try again."""
     listener = await _listen(endpoint, retry_s)
     log.info("Start %s server on %s", endpoint.name, format_address(endpoint.ip, endpoint.port))
-    await HttpServer(routes).serve(listener)
+    await HttpServer(routes, limits=_STRANGERS).serve(listener)
 
 
 async def _listen(endpoint: Endpoint, retry_s: float) -> socket.socket:

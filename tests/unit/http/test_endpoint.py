@@ -84,3 +84,23 @@ def test_all_addresses_of_a_kernel_without_ipv6_are_refused_in_words(monkeypatch
 
     with pytest.raises(TargetError, match="IPv6"):
         listen_tcp(IPv6Address("::"), 0)
+
+
+def test_an_endpoint_takes_no_large_request() -> None:
+    """Strangers reach it: health and metrics need no body, so that one costs no memory."""
+
+    async def live() -> bytes:
+        with socket.create_server((str(LOOPBACK), 0)) as free:
+            port = free.getsockname()[1]
+        serving = asyncio.create_task(serve_endpoint(endpoint(port), {("GET", "/hello"): hello}, retry_s=0))
+        async with asyncio.timeout(DEADLINE_S):
+            await ask(port)
+            reader, writer = await asyncio.open_connection(str(LOOPBACK), port)
+            writer.write(b"GET /hello HTTP/1.1\r\nHost: x\r\nContent-Length: 5000\r\n\r\n")
+            writer.write_eof()
+            answer = await reader.read()
+            writer.close()
+        serving.cancel()
+        return answer
+
+    assert asyncio.run(live()).startswith(b"HTTP/1.1 413")

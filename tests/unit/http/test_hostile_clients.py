@@ -4,7 +4,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -139,3 +139,95 @@ def test_a_defect_met_by_one_connection_does_not_end_the_server(caplog: pytest.L
 
     assert next_answer.startswith(b"HTTP/1.1 200")
     assert "ZeroDivisionError" in caplog.text
+
+
+async def ended(client: socket.socket) -> bool:
+    """Return whether the server closed the connection."""
+    try:
+        return await asyncio.get_running_loop().sock_recv(client, 1) == b""
+    except ConnectionResetError:
+        return True
+
+
+@pytest.mark.parametrize("sent", [b"", b"G"], ids=["silent", "one octet of a request"])
+def test_idle_clients_do_not_keep_an_honest_one_out(sent: bytes) -> None:
+    """As many clients as there are places say nothing more: the oldest loses its place, and no other."""
+
+    async def attack() -> tuple[bytes, bool, int]:
+        places = Limits().connections
+        async with tcp_server() as port:
+            with ExitStack() as held:
+                idle = [held.enter_context(await connect(port)) for _ in range(places)]
+                for client in idle:
+                    await asyncio.get_running_loop().sock_sendall(client, sent)
+                answer = await ask(port)
+                oldest_ended = await ended(idle[0])
+                return answer, oldest_ended, sum(is_closed(client) for client in idle[1:])
+
+    answer, oldest_ended, others_ended = asyncio.run(attack())
+
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert oldest_ended
+    assert others_ended == 0
+
+
+def is_closed(client: socket.socket) -> bool:
+    try:
+        return client.recv(1) == b""
+    except BlockingIOError:
+        return False
+
+
+def test_a_client_whose_answer_is_being_made_keeps_its_place() -> None:
+    """Idle clients are evicted, and never one that waits for the server."""
+
+    async def attack() -> bytes:
+        asked, may_answer = asyncio.Event(), asyncio.Event()
+
+        async def slow(_: Request) -> Response:
+            asked.set()
+            await may_answer.wait()
+            return Response.text(200, "done")
+
+        async with tcp_server(limits=Limits(connections=2), routes={("GET", "/healthz"): slow}) as port:
+            honest = asyncio.ensure_future(ask(port))
+            await asked.wait()
+            with ExitStack() as held:
+                idle = [held.enter_context(await connect(port)) for _ in range(10)]
+                await ended(idle[0])
+                may_answer.set()
+                return await honest
+
+    assert asyncio.run(attack()).startswith(b"HTTP/1.1 200")
+
+
+def test_refused_clients_that_linger_are_bounded() -> None:
+    """While every place is busy, as many refused clients as there are places may read why; no more."""
+
+    async def attack() -> tuple[list[bytes], bool]:
+        busy = asyncio.Queue[None]()
+        may_answer = asyncio.Event()
+
+        async def slow(_: Request) -> Response:
+            busy.put_nowait(None)
+            await may_answer.wait()
+            return Response.text(200, "done")
+
+        limits = Limits(connections=2, linger_s=DEADLINE_S)
+        async with tcp_server(limits=limits, routes={("GET", "/healthz"): slow}) as port:
+            served = [asyncio.ensure_future(ask(port)) for _ in range(2)]
+            for _ in range(2):
+                await busy.get()
+            with ExitStack() as held:
+                lingering = [held.enter_context(await connect(port)) for _ in range(2)]
+                refusals = [await read_all(client) for client in lingering]
+                beyond = held.enter_context(await connect(port))
+                beyond_ended = await ended(beyond)
+                may_answer.set()
+                await asyncio.gather(*served)
+                return refusals, beyond_ended
+
+    refusals, beyond_ended = asyncio.run(attack())
+
+    assert [refusal[:12] for refusal in refusals] == [b"HTTP/1.1 503"] * 2
+    assert beyond_ended

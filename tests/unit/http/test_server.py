@@ -170,24 +170,27 @@ def test_a_client_that_does_not_take_its_answer_is_let_go(serve: Serve) -> None:
     assert asyncio.run(ask()) == 1
 
 
-def test_clients_beyond_the_bound_are_turned_away_and_the_rest_served(serve: Serve) -> None:
-    async def ask() -> tuple[bytes, bytes]:
-        async with serve(limits=Limits(connections=2)) as path:
-            held = [await asyncio.open_unix_connection(path) for _ in range(2)]
-            beyond, _writer = await asyncio.open_unix_connection(path)
-            refused = await beyond.read()
-            _writer.close()
-            reader, writer = held[1]
-            writer.write(LAST)
-            answered = await reader.read()
-            for _, each in held:
-                each.close()
-            return refused, answered
+def test_clients_beyond_the_bound_are_turned_away_while_every_place_is_busy(serve: Serve) -> None:
+    async def ask() -> tuple[int, list[int]]:
+        busy, may_answer = asyncio.Queue[None](), asyncio.Event()
+
+        async def slow(_: Request) -> Response:
+            busy.put_nowait(None)
+            await may_answer.wait()
+            return Response(status=200)
+
+        async with serve({("GET", "/echo"): slow}, limits=Limits(connections=2)) as path:
+            served = [asyncio.ensure_future(request(path, "GET", "/echo", deadline_s=20)) for _ in range(2)]
+            for _ in range(2):
+                await busy.get()
+            refused = await request(path, "GET", "/echo", deadline_s=20)
+            may_answer.set()
+            return refused.status, [answer.status for answer in await asyncio.gather(*served)]
 
     refused, answered = asyncio.run(ask())
 
-    assert refused.startswith(b"HTTP/1.1 503")
-    assert answered.startswith(b"HTTP/1.1 200")
+    assert refused == 503
+    assert answered == [200, 200]
 
 
 def test_a_place_is_free_again_after_its_client_left(serve: Serve) -> None:
