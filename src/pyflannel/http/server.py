@@ -123,6 +123,7 @@ class Conversation:
             if (self._h11.our_state, self._h11.their_state) != (h11.DONE, h11.DONE):
                 return
             self._h11.start_next_cycle()
+            await asyncio.sleep(0)  # pipelined requests need no wait: other tasks run in between
 
     async def _has_more(self) -> bool:
         """Return whether the first octets of another request are there; False after a long silence."""

@@ -231,3 +231,24 @@ def test_refused_clients_that_linger_are_bounded() -> None:
 
     assert [refusal[:12] for refusal in refusals] == [b"HTTP/1.1 503"] * 2
     assert beyond_ended
+
+
+def test_pipelined_requests_leave_turns_for_other_tasks() -> None:
+    """Requests that arrived together are answered in as many turns: the daemon's other tasks run in between."""
+
+    async def attack() -> int:
+        turns, turns_at_answer = 0, list[int]()
+
+        async def note(_: Request) -> Response:
+            turns_at_answer.append(turns)
+            return Response(status=200)
+
+        async with tcp_server(routes={("GET", "/healthz"): note}) as port:
+            with await connect(port) as client:
+                await asyncio.get_running_loop().sock_sendall(client, GET * 50)
+                while len(turns_at_answer) < 50:
+                    turns += 1
+                    await asyncio.sleep(0)
+        return len(set(turns_at_answer))
+
+    assert asyncio.run(attack()) == 50
