@@ -73,7 +73,7 @@ class CompactedError(StoreError):
 
 
 class TargetError(FlannelError):
-    """The kernel, or a program that stands in for it, refused an operation.
+    """The kernel, or the forwarder in its place, refused an operation.
 
     Attributes:
         is_permanent: the same is refused until something else changes; otherwise a later try may succeed.
@@ -85,7 +85,7 @@ class TargetError(FlannelError):
 
     @classmethod
     def of(cls, what: str, error: OSError, *, hint: str) -> "TargetError":
-        """Return what a failed system call stands for; `what` says what cannot be done."""
+        """Return the error of a failed system call; `what` names the operation that cannot be done."""
         return cls(f"{what}: {in_words(error)}", hint=hint, is_permanent=is_permanent(error.errno))
 
 
@@ -119,7 +119,7 @@ def is_permanent(code: int | None) -> bool:
 
 _PERMANENT = frozenset(
     {
-        # A right is missing; whoever gives it restarts the daemon, or changes the file.
+        # A right is missing. To give it, one restarts the daemon or changes the file.
         errno.EPERM,
         errno.EACCES,
         errno.EROFS,
@@ -134,7 +134,7 @@ _PERMANENT = frozenset(
         errno.ERANGE,
         errno.E2BIG,
         errno.ENAMETOOLONG,
-        # Something else stands in the way, or nothing where something must be.
+        # Another object is in the way, or an object that must be there is missing.
         errno.EEXIST,
         errno.EISDIR,
         errno.ENOTDIR,

@@ -35,15 +35,15 @@ class Clock(Protocol):
 
 
 class Memory(Protocol):
-    """One file in the state directory, or whatever stands in for it."""
+    """One file in the state directory, or a double of it."""
 
     async def load(self) -> bytes | None:
-        """Return what was saved last, or None; a file that cannot be read counts as none, and is said."""
+        """Return the bytes saved last, or None. A file that cannot be read counts as none, and is logged."""
 
     async def save(self, parts: Iterable[bytes]) -> None:
         """Replace it by these parts, each asked for in its turn.
 
-        Atomically; a failure is said, and the old text stays.
+        Atomically; a failure is logged, and the old text stays.
         """
 
 
@@ -53,8 +53,8 @@ class Changes(Protocol):
     async def next(self) -> None:
         """Return after the next burst of changes: what came since the last return, or since the opening.
 
-        A burst is announced at least once, and bursts that nobody asked for meanwhile are one. Whoever is
-        cancelled here may ask again, and has lost nothing.
+        A burst is announced at least once. Bursts that came before the call are coalesced. A call that is
+        cancelled loses nothing: the next one returns.
 
         Raises:
             TargetError: the reader of the changes failed, and so will each later call. Anything may have
@@ -63,14 +63,14 @@ class Changes(Protocol):
 
 
 Announce = Callable[[], None]
-"""By which a reader says that a burst of changes came."""
+"""A reader calls it when a burst of changes came."""
 
 
 class ChangeChannel:
     """The changes that readers announce, for the length of an `async with` block.
 
-    Each reader is a task of the block: it runs from the block's beginning, whether or not somebody asks, and
-    has ended when the block has. One that ends by itself has failed, whatever ended it.
+    Each reader is a task of the block: it runs from the beginning of the block to its end, also while nobody
+    waits for a change. A reader that ends before the block does has failed.
     """
 
     def __init__(self, *readers: Callable[[Announce], Coroutine[Any, Any, None]]) -> None:
@@ -111,12 +111,12 @@ class ChangeChannel:
 
 
 class FileWatch(Protocol):
-    """Something that says when a file may have changed, whoever wrote it."""
+    """Reports when a file may have changed, by any process."""
 
     def changes(self, path: Path) -> AbstractAsyncContextManager[Changes]:
         """Open a channel of writes to `path`, also of its creation, replacement and deletion.
 
-        It may tell once too often.
+        It may report a change that did not happen.
 
         Raises:
             TargetError: on opening, when the file's directory cannot be watched.
@@ -129,8 +129,8 @@ class Watcher(Protocol):
     async def next(self) -> StoreChanges:
         """Wait for changes and return all that have come, each exactly once, in the store's order.
 
-        First come no changes, up to the revision where the watch begins. It waits only as long as changes can
-        come: whatever ends the watch raises here, a silence of the store's too, within a bounded time.
+        First come no changes, up to the revision where the watch begins. It waits only while
+        the watch is open: an end of the watch, and a silence of the store, raises within a bounded time.
 
         Raises:
             CompactedError: the history no longer reaches back.

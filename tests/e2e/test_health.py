@@ -151,7 +151,7 @@ def test_ports_that_cannot_be_had_stop_nothing(new_network: NewNetwork) -> None:
     network.wait_logged(
         "docker1",
         f"--healthz-port={PORT} is not served, and tried again: TCP port 0.0.0.0:{PORT} is in use."
-        f" See who has it: ss -ltnp 'sport = :{PORT}'.\n",
+        f" See which process has it: ss -ltnp 'sport = :{PORT}'.\n",
     )
     network.wait_logged(
         "docker1",

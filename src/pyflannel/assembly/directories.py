@@ -54,7 +54,7 @@ class Places:
 
     @property
     def spoilt_identity(self) -> Path:
-        """What was kept as who this host is, and could not be read."""
+        """The stored identity that could not be read."""
         return self.identity.with_name(f"{self.identity.name}.corrupt")
 
     @property
@@ -94,7 +94,7 @@ class Places:
     def network(self) -> str | None:
         """The network of several that has these places; None for those of a daemon.
 
-        They are told by their names, those of `of_network`, and by that a daemon has an identity of its own.
+        Their names are those of `of_network`, and each daemon has an identity of its own.
         """
         name = self.state_dir.name
         is_one = self.run_dir.name == name and self.subnet_file.name == f"{name}.env"

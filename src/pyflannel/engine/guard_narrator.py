@@ -13,7 +13,7 @@ from pyflannel.ports import Clock, Guard
 log = logging.getLogger(__name__)
 
 LOOK_S = 5.0
-"""Pause between two looks at who was turned away; each is a few system calls."""
+"""Pause between two readings of the rejected senders; each is a few system calls."""
 
 QUIET_S = 60.0
 """So long after a line about a stranger there is no other."""
@@ -67,7 +67,7 @@ class GuardNarrator:
             self._tell_together(due[free:], now)
 
     def _told_of(self, stranger: Stranger, now: float) -> _Told | None:
-        """Return what was told of a stranger; of the time long before us the daemon of then has told."""
+        """Return what was logged of a stranger; the former daemon logged those of long before our start."""
         is_of_before = now - stranger.age_s < self._began - QUIET_S
         return self._told.get(_key(stranger)) or (
             _Told(stranger.packets, -math.inf) if is_of_before else None

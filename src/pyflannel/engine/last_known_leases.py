@@ -63,7 +63,7 @@ class LastKnownLeases:
         return True
 
     async def load(self) -> LastKnown | None:
-        """Return what was saved last, or None; a file that cannot be read is said and counts as none."""
+        """Return what was saved last, or None. A file that cannot be read is logged, and counts as none."""
         octets = await self._memory.load()
         if octets is None:
             return None

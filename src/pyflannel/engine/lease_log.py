@@ -63,7 +63,7 @@ def log_report(report: Report, before: HostCondition, clock: Clock) -> None:
         case Acquired() | Renewed():
             _log_held(report, before, clock)
         case StoreAway() | StoreBack():
-            pass  # logged once for all who use the store, by `StoreLog`
+            pass  # `StoreLog` logs it once for all users of the store
         case Lost() | Taken() | Contested() | SharedAddress():
             _log_trouble(report, before)
 

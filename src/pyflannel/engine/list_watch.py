@@ -1,4 +1,4 @@
-"""Listing and watching keys of the store: the loop of all who follow them, and what the log says of it."""
+"""List keys of the store and watch them: the loop of every follower, and its log lines."""
 
 import logging
 import math
@@ -16,16 +16,16 @@ STEADY_S = 5.0
 """A watch that stays open for so long works: the next failure is the first again."""
 
 SHORT_S = 10.0
-"""An absence of the store is short up to here."""
+"""An absence of the store up to this long is short."""
 
 CALM_S = 60.0
-"""Absences less than that apart are one matter, as on a link that loses packets."""
+"""Absences with less than this between them are reported as one, as on a link that loses packets."""
 
 
 async def follow(
     store: Store, prefix: str, after: int, tell: Callable[[StoreChanges], Awaitable[None]]
 ) -> StoreError:
-    """Tell each batch of a watch, in turn, until the watch ends; return why it did."""
+    """Pass each batch of a watch on, in order, until the watch ends; return the reason."""
     try:
         async with store.watch(prefix, after) as watcher:
             while True:
@@ -35,15 +35,17 @@ async def follow(
 
 
 class StoreLog:
-    """Says in the log that the store is away, and that it is back: once for all who use it.
+    """Logs that the store is away, and that it is back: once for all its users.
 
-    An absence is said once, and once more when its cause becomes one that asks for another remedy. While
-    absences follow each other, a short one is not said by itself; how many there were is, once in a while.
+    An absence is logged once, and again when its cause changes to one with another remedy. While absences
+    follow each other, the short ones are not logged one by one; their number is, from time to time.
     """
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._context = copy_context()  # whose task speaks says nothing: the store is not one network's
+        self._context = (
+            copy_context()
+        )  # not the caller's context, which names one network: all networks share the store
         self._failing: set[object] = set()
         self._began_at = 0.0
         self._ended_at = -math.inf
@@ -52,7 +54,7 @@ class StoreLog:
         self._counted_from = -math.inf
 
     def failed(self, user: object, error: StoreError, retry_in_s: float, doing: str | None = None) -> None:
-        """Hear that a user of the store had no answer. `doing` names what it cannot do, at a start."""
+        """Note that a user of the store had no answer. `doing` names what it cannot do, at a start."""
         now = self._clock.now()
         if not self._failing:
             self._began_at = now
@@ -69,7 +71,7 @@ class StoreLog:
             self._say(logging.WARNING, text, retry_in_s, error.in_full)
 
     def answered(self, user: object) -> None:
-        """Hear that a user of the store had an answer."""
+        """Note that a user of the store had an answer."""
         if user not in self._failing:
             return
         self._failing.remove(user)

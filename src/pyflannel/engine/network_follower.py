@@ -102,6 +102,6 @@ class NetworkFollower:
 
 
 def network_of(key: str) -> str | None:
-    """Return the network whose config stands at this key; None for any other key."""
+    """Return the network whose config is at this key; None for any other key."""
     name, _, rest = key.partition("/")
     return name if rest == CONFIG and name not in RESERVED else None

@@ -10,14 +10,14 @@ READY = "READY=1"
 
 
 class Readiness:
-    """Passes READY=1 on when every expected network has said it, and each network's status with its name."""
+    """Passes READY=1 on when every expected network has sent it, and each network's status with its name."""
 
     def __init__(self, notify: Callable[[str], object], expected: Collection[str]) -> None:
         self._notify = notify
         self._awaited = set(expected)
 
     def voice(self, name: str) -> Callable[[str], object]:
-        """Return what network `name` tells the service manager with."""
+        """Return the function by which network `name` notifies the service manager."""
 
         def say(text: str) -> None:
             if text == READY:
@@ -34,9 +34,9 @@ ALIVE = "WATCHDOG=1"
 
 
 class Liveness:
-    """Says WATCHDOG=1 once every network has given a sign of life since it was said last.
+    """Sends WATCHDOG=1 once every network has given a sign of life since the last WATCHDOG=1.
 
-    So one reconciler that is stuck silences all of them, and the daemon is started again.
+    So one reconciler that is stuck stops it, and systemd starts the daemon again.
 
     Attributes:
         pause_s: how long a network may be silent: half of what the watchdog grants, as

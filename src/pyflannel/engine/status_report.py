@@ -1,4 +1,4 @@
-"""The daemon's state as a Status, for whoever asks through a door."""
+"""The daemon's state as a Status, for the API and flannelctl."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

@@ -199,7 +199,7 @@ class Supervisor:
         )
 
     def _identified(self, attributes: LeaseAttributes, backend: Backend) -> LeaseAttributes:
-        """Return what our lease says, as that of who we are now."""
+        """Return the attributes of our lease, with our present identity as the owner."""
         data = backend.lease_data(self.condition.identity.owner)
         return replace(
             attributes,

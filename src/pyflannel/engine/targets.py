@@ -163,7 +163,7 @@ class Targets:
     def ask(self, desired: State, begin: Callable[[Kinds], int]) -> None:
         """Ask for the state of each target.
 
-        `begin` is told the kinds of a target that is asked, and gives the generation of what is known then.
+        `begin` is called with the kinds of each target that is asked; it returns the reading's generation.
         """
         for reader in self._readers:
             reader.ask(desired, begin)

@@ -20,10 +20,10 @@ class World:
         notify: tells the service manager (sd_notify).
         alive: hears of each turn of the reconciler's loop.
         draw: a random number below its argument.
-        store_log: one for all who use the store.
+        store_log: shared by all users of the store.
         reidentify: makes and keeps a new identity.
         memory: keeps the last known leases.
-        kernel_path: says what the kernel can for the fast path; None, where only trying tells.
+        kernel_path: returns the fast-path features of the kernel; None, where only a try shows them.
     """
 
     store: Store

@@ -38,7 +38,7 @@ def listen_tcp(ip: IPv4Address | IPv6Address, port: int) -> socket.socket:
         where = format_address(ip, port)
         if error.errno == errno.EADDRINUSE:
             raise BusyError(
-                f"TCP port {where} is in use", hint=f"See who has it: ss -ltnp 'sport = :{port}'."
+                f"TCP port {where} is in use", hint=f"See which process has it: ss -ltnp 'sport = :{port}'."
             ) from error
         raise TargetError(
             f"TCP port {where} cannot be listened on: {os.strerror(error.errno or 0)}",

@@ -25,7 +25,7 @@ class Role(Enum):
 
     @property
     def direction(self) -> Direction:
-        """The side of its link at which the program stands."""
+        """The side of its link at which the program is attached."""
         return Direction.INGRESS if self in (Role.DECAPSULATE, Role.REJOIN) else Direction.EGRESS
 
 
@@ -57,7 +57,7 @@ class BpfProgram(Item):
     Attributes:
         link: the TUN device, the underlay, the far end of the GRO veth or a bridge, as the role says.
         is_current: False when the program is of another version than ours, does not share its maps with the
-            others, or stands there twice.
+            others, or is attached there twice.
     """
 
     KIND = "bpf_program"

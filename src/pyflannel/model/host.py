@@ -104,7 +104,7 @@ class Bridge:
 
     Attributes:
         obstacles: what a frame would miss that goes to a port past the bridge, in words; empty for most.
-        containers: who was heard behind its forwarding ports, in the order of addresses.
+        containers: the neighbours behind its forwarding ports that sent something, in the order of addresses.
     """
 
     name: str
@@ -172,8 +172,8 @@ class Host:
     """This host: its lease, its underlay, and what it calls its own.
 
     Attributes:
-        device: name that the daemon claims, which no other on this host has; that of its TUN device, and what
-            its filter rules and its routes are told by.
+        device: name that the daemon claims, unique on this host: the name of its TUN device, and the mark of
+            its filter rules and its routes.
         mark: alias of the links that we make.
         owner: our identity, from which a VTEP's MAC address is derived.
         kernel: release of the running kernel, `6.1.0-18-amd64`; "" when not known.

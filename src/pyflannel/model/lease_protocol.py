@@ -17,9 +17,9 @@ class Wanted:
 
     Attributes:
         network: the range to take a subnet from.
-        config_revision: the store's revision of that; None when it is not known, or no longer what stands
-            there: nothing depends on it then.
-        attributes: what our lease is to say; its owner is who we are.
+        config_revision: the store's revision of that; None when it is not known or is out of date. Then no
+            write depends on it.
+        attributes: the attributes of our lease; its owner is our identity.
         previous: the subnet of our last life, from the old subnet.env; preferred when free.
         ttl_s: how long a lease lasts unless it is renewed.
         renew_margin_s: how long before its end that is; at most half of it.
@@ -36,7 +36,7 @@ class Wanted:
 
     @property
     def owner(self) -> str:
-        """Who we are."""
+        """Our identity."""
         assert self.attributes.owner is not None  # a host of ours always has one
         return self.attributes.owner
 
@@ -96,7 +96,7 @@ Write = PutLease | DeleteLease | PutClaim | DeleteClaim
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """Ask what stands at the key of a lease that we know: a store that lost its data knows it no longer."""
+    """Read the key of a lease that we know: a store that lost its data has it no longer."""
 
     lease: Lease
 
@@ -201,7 +201,7 @@ class Wrote:
 
 @dataclass(frozen=True, slots=True)
 class Conflicted:
-    """A write lost its condition. `current` is what stands at the key; None when nothing readable does."""
+    """A write lost its condition. `current` is the lease at the key; None when there is no readable one."""
 
     write: Write
     current: Lease | Claim | None
@@ -209,7 +209,7 @@ class Conflicted:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The store did not answer. A write may have taken effect all the same. None stands for the listing."""
+    """The store did not answer. A write may have taken effect all the same. None means the listing."""
 
     write: Write | Check | None
     cause: str
@@ -218,7 +218,7 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """What stands at the key of the lease that was asked for; None when nothing readable does."""
+    """The lease at the key that was asked for; None when there is no readable one."""
 
     lease: Lease
     current: Lease | None
@@ -266,7 +266,7 @@ class Reidentify:
     """Make a new identity: ours is a copy of a living host's. The answer is Ordered."""
 
 
-# Reports: what the operator is told.
+# Reports to the operator.
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,7 +326,7 @@ class Lost:
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """Somebody else holds our subnet; the host runs on, degraded, until it is told to renumber."""
+    """Another host holds our subnet; ours runs on, degraded, until the operator orders it to renumber."""
 
     lease: Lease
     by: Lease

@@ -110,7 +110,7 @@ def _place(subnet: IPv4Network, count: int) -> int:
 
 
 _KeyChange = tuple[IPv4Network, IPv6Network | None, Lease | None]
-"""The subnets that a key names, and what stands there now."""
+"""The subnets that a key names, and the lease that is there now."""
 
 
 @dataclass(frozen=True, slots=True)

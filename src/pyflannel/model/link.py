@@ -77,7 +77,7 @@ class Link(Item):
         is_up: administratively up (IFF_UP).
         queue_length: packets (txqueuelen).
         has_ipv6: False when IPv6 is disabled on it.
-        alias: free text; the mark of whoever made it on links of ours.
+        alias: free text; on a link that we made, the mark of its daemon.
         mac: lower case with colons; "" where there is none, as on a TUN device.
         vxlan: its parameters, on a vxlan device.
         veth: its parameters, on an end of a veth.

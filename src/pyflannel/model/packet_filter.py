@@ -8,12 +8,12 @@ from typing import Literal
 
 from pyflannel.model.item import Item, Key, Marks, Rank
 
-# What chains and tables are called: as the original calls them, where one daemon has the host for itself.
+# Names of chains and tables. A host's only daemon uses the names of the original.
 #
-# The daemons beside it have another device each, whose number stands behind the name.
+# Each further daemon has another device, and appends the number of its device to the names.
 
 FIRST_DEVICE = "flannel0"
-"""Its daemon calls its rules as the original does."""
+"""The daemon with this device uses the names of the original."""
 
 _STEM = "flannel"
 

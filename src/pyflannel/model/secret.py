@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Secret:
-    """A password: its text shows nowhere but to who asks by `reveal`. An empty one is false."""
+    """A password. Only `reveal` shows its text. An empty one is false."""
 
     _text: str
 

@@ -57,7 +57,7 @@ class LeaseStatus:
         is_reservation: the operator wrote it without TTL: it never expires.
         expires_in_s: until the store deletes it, unless it is renewed.
         since_s: how long the phase lasts.
-        holder: who holds the subnet when it was taken.
+        holder: the host that holds the subnet when it was taken.
         trouble: why there is no lease, and what to do; None where it is not known, or there is one.
         losses: how often it vanished from the store, or another host had the subnet, since flanneld started.
     """
@@ -145,7 +145,7 @@ class FastPathStatus:
         counters: packets by what became of them in the programs; empty where there are none.
         octets: the same of octets of inner packets.
         lacking: what it uses that is absent, or hidden from us, when it was asked for last.
-        remarks: what stands in the kernel otherwise than planned, and no repair helps.
+        remarks: differences between kernel and plan that no repair can end.
     """
 
     mode: FastPathMode

@@ -71,9 +71,9 @@ class Written:
 
 @dataclass(frozen=True, slots=True)
 class Conflict:
-    """The key had another revision, or what was given is not so; nothing was written.
+    """The key had another revision, or a further condition was false; nothing was written.
 
-    `current` is what stands at the key, None when it is absent.
+    `current` is the record at the key, None when it is absent.
     """
 
     current: Record | None

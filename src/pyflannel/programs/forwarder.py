@@ -98,7 +98,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--listen-address", required=True, type=_address, help="address of the underlay")
     parser.add_argument("--port", required=True, type=int, help="UDP port")
     parser.add_argument("--mtu", required=True, type=int, help="octets of the largest inner packet")
-    parser.add_argument("--version", default="", help="what it tells those who ask")
+    parser.add_argument("--version", default="", help="version that it reports")
     parser.add_argument("--take-over", action="store_true", help="go on with all that the running one has")
     return parser.parse_args(arguments)
 

@@ -61,7 +61,7 @@ def main() -> int:
 
 
 def _generate(flags: _Flags, variables: Mapping[str, str]) -> int:
-    """Write the options that `variables` ask for, then look whether another route stands in their way."""
+    """Write the options that `variables` ask for, then check whether another route is in their way."""
     try:
         text = format_docker_opts(
             variables,

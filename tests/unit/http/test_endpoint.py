@@ -56,7 +56,7 @@ def test_a_port_in_use_is_said_once_and_served_when_it_is_free(caplog: pytest.Lo
     assert said.endswith(b"hello\n")
     assert caplog.messages == [
         f"--http=127.0.0.1:{port} is not served, and tried again: TCP port 127.0.0.1:{port} is in use."
-        f" See who has it: ss -ltnp 'sport = :{port}'.",
+        f" See which process has it: ss -ltnp 'sport = :{port}'.",
         f"Start http server on 127.0.0.1:{port}",
     ]
     assert caplog.records[0].levelname == "ERROR"

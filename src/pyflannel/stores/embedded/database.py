@@ -50,14 +50,14 @@ _SCHEMA = (
 )
 
 _HINTS = {
-    "SQLITE_BUSY": "Another process holds the file: see who has it open (fuser).",
+    "SQLITE_BUSY": "Another process has the file open: find it with fuser.",
     "SQLITE_CANTOPEN": "Give the path of a file in a directory that may be written to.",
     "SQLITE_CORRUPT": "Move the file away, with its -wal and -shm; hosts write their leases again.",
     "SQLITE_FULL": "Make room on its file system.",
     "SQLITE_IOERR": "See the kernel's log for its file system.",
     "SQLITE_NOTADB": "This is no SQLite database: give another path, or move the file away.",
-    "SQLITE_PERM": "Run as a user who may write the file.",
-    "SQLITE_READONLY": "Make the file and its directory writable, or run as a user who may write them.",
+    "SQLITE_PERM": "Run as a user that can write the file.",
+    "SQLITE_READONLY": "Make the file and its directory writable, or run as a user that can write them.",
 }
 """What to do about an error of SQLite, by the beginning of its name."""
 
@@ -197,7 +197,7 @@ class Database:
             raise _store_error(self._path, error) from error
 
     def _announce(self) -> None:
-        """Wake whoever watches the log: SQLite writes it before the commit can be read, then syncs."""
+        """Wake the watchers of the log: SQLite writes it before the commit can be read, then syncs."""
         with contextlib.suppress(FileNotFoundError):
             os.utime(f"{self._path}-wal")
 

@@ -76,7 +76,7 @@ class Cluster:
                 self._endpoints.remove(endpoint)
                 self._endpoints.insert(0, endpoint)
                 return answer
-        # In one order, whoever is asked first by now: the same trouble has the same words, and is said once.
+        # In the order given, not by who answers first: the same trouble has the same text and is logged once.
         failures.sort(key=lambda failure: self._given.index(failure[0]))
         raise StoreError(
             f"etcd did not answer: {'; '.join(f'{where}: {explain(error)}' for where, error in failures)}",

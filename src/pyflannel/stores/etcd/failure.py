@@ -79,7 +79,7 @@ def is_refusal(error: BaseException) -> bool:
 def needs_login(error: GRPCError, *, has_token: bool) -> bool:
     """Return whether the call may go through with another token.
 
-    Without one, a client with a certificate is the user that its common name says, who may have no rights.
+    Without one, a client with a certificate is the user in its common name, which may have no rights.
     """
     if error.status is Status.PERMISSION_DENIED:
         return not has_token

@@ -118,7 +118,7 @@ class Member:
         """Return how the member refuses our certificate, if it does.
 
         In TLS 1.3 it does so when the handshake is over for us. By then we have spoken, and a connection that
-        is closed with octets unread takes the alert with it: here nothing is said, so that it can be heard.
+        is closed with unread octets loses the alert. So nothing is written here, and the alert is read.
         """
         if self.tls is None:
             return None
@@ -151,7 +151,7 @@ class User:
     """Who logs in.
 
     Attributes:
-        password: itself, or the file in whose first line it stands, read at each login.
+        password: the password, or the file that has it in its first line, read at each login.
     """
 
     name: str

@@ -33,7 +33,7 @@ ANSWER_S = 5.0
 _REQUIRE_LEADER = {"hasleader": "true"}
 
 _READ_AHEAD = 10
-"""Responses that may wait for whoever watches; then the member is held up."""
+"""Responses that may wait for the watcher; beyond that the member has to wait."""
 
 _REQUESTED = -1
 """`watch_id` of the answer to a progress request."""
@@ -44,12 +44,12 @@ _Stream = Stream[WatchRequest, WatchResponse]
 
 
 class Watch:
-    """A watch of what happens later than revision `after`, at one member; whoever starts it closes it.
+    """A watch of the changes after revision `after`, at one member; its starter closes it.
 
     One task reads, another one requires signs of life. However one of them ends, `next` raises.
 
     Attributes:
-        member: who serves it.
+        member: the member that serves it.
         revision: how far the member was when it confirmed the watch; it may lag behind the cluster.
     """
 
@@ -172,7 +172,7 @@ class Watch:
         await self._life.wait()
 
     def _is_alive(self) -> bool:
-        return self._life.is_set() or self._arrived.full()  # who does not take holds the member up
+        return self._life.is_set() or self._arrived.full()  # a watcher that does not read holds the member up
 
     def _run(self, work: Coroutine[Any, Any, None], name: str) -> "asyncio.Task[None]":
         task = asyncio.create_task(work, name=name)
@@ -192,7 +192,7 @@ class Watch:
             )
             self._end.__cause__ = error
         if not self._arrived.full():
-            self._arrived.put_nowait(None)  # wakes who waits
+            self._arrived.put_nowait(None)  # wakes the waiting task
 
     async def _whole_responses(self) -> list[WatchResponse]:
         """Wait for responses and return those that have arrived, none without its last fragment."""
