@@ -22,7 +22,7 @@ from paths.rounds import Measurement, measure_in_turn
 from paths.traffic import SMALL_OCTETS, round_trips_us, small_packets
 from paths.way import way_of
 from pyflannel.errors import LabError
-from pyflannel.lab.throughput import measure_throughput
+from pyflannel.lab.kernel_path import measure_throughput
 
 TITLE = "Each backend beside the same path laid by hand"
 REFERENCES = {"vxlan": "vxlan by hand", "host-gw": "host-gw by hand", "udp": "vxlan by hand"}

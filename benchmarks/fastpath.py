@@ -26,7 +26,7 @@ from paths.rounds import Measurement, measure_in_turn
 from paths.traffic import SMALL_OCTETS, round_trips_us, small_packets
 from paths.way import way_of
 from pyflannel.errors import LabError
-from pyflannel.lab.throughput import measure_throughput, wait_listening
+from pyflannel.lab.kernel_path import measure_throughput, wait_listening
 from testlab.inside import run_inside
 from testlab.kernel_programs import look, packets_by_outcome
 

@@ -19,7 +19,7 @@ from rich.table import Table
 from command.options import add_json, add_picture, bench_parser, exit_status
 from command.output import load, present, step
 from drawing.curves import Curve, draw_curves
-from pyflannel.lab.etcd_server import PREFIX
+from pyflannel.lab.lab import PREFIX
 from pyflannel.lab.waiting import wait_until
 from pyflannel.wire.network_config_json import parse_network_config
 from testlab.joining import Crowd, join_at_once

@@ -3,7 +3,7 @@
 import re
 
 from paths.path import Path
-from pyflannel.lab.throughput import Datagrams, measure_datagrams
+from pyflannel.lab.kernel_path import Datagrams, measure_datagrams
 
 SMALL_OCTETS = 64
 

@@ -8,7 +8,7 @@ from ipaddress import IPv4Address, IPv6Address
 from pyflannel.errors import TargetError
 from pyflannel.model.fast_path import BpfContainer, BpfPeer, BpfProgram
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer
-from pyflannel.model.host_file import HostFile
+from pyflannel.model.host import HostFile
 from pyflannel.model.item import Item
 from pyflannel.model.link import Address, Link
 from pyflannel.model.packet_filter import IptablesChain, NftTable

@@ -6,8 +6,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from hypothesis import strategies as st
 
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer
-from pyflannel.model.host import Host, Underlay
-from pyflannel.model.host_file import HostFile
+from pyflannel.model.host import Host, HostFile, Underlay
 from pyflannel.model.item import Item
 from pyflannel.model.lease import Lease, LeaseAttributes, Vtep
 from pyflannel.model.link import Address, Link, Vxlan

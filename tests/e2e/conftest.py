@@ -22,9 +22,8 @@ import pytest
 from pyflannel.assembly.directories import Places
 from pyflannel.commands.network_client import ControlClient
 from pyflannel.errors import LabError, NotReadyError
-from pyflannel.lab.etcd_server import PREFIX, EtcdServer
 from pyflannel.lab.host import Host
-from pyflannel.lab.lab import Lab
+from pyflannel.lab.lab import PREFIX, EtcdServer, Lab
 from pyflannel.lab.program import Program
 from pyflannel.lab.topology import COOKBOOK, LEFT, Topology
 from pyflannel.lab.waiting import together, wait_until

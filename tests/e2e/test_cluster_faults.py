@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from pyflannel.errors import LabError
-from pyflannel.lab.etcd_server import CLIENT_PORT, PREFIX
 from pyflannel.lab.host import Host
+from pyflannel.lab.lab import CLIENT_PORT, PREFIX
 from pyflannel.lab.program import Program
 from pyflannel.lab.topology import LEFT, HostPlace
 from pyflannel.lab.traffic import ping

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from pyflannel.lab.etcd_server import PREFIX
+from pyflannel.lab.lab import PREFIX
 from pyflannel.lab.program import Program
 from pyflannel.lab.waiting import together, wait_until
 

@@ -12,9 +12,8 @@ from pathlib import Path
 import pytest
 
 from pyflannel.lab.containers import DockerContainer, write_image
-from pyflannel.lab.etcd_server import PREFIX, EtcdServer
 from pyflannel.lab.host import Host
-from pyflannel.lab.lab import Lab
+from pyflannel.lab.lab import PREFIX, EtcdServer, Lab
 from pyflannel.lab.program import Program
 from pyflannel.lab.sandbox import Sandbox
 from pyflannel.lab.topology import COOKBOOK, LEFT, Topology

@@ -13,9 +13,8 @@ from typing import Any
 import pytest
 
 from pyflannel.commands.network_client import ControlClient
-from pyflannel.lab.etcd_server import PREFIX, EtcdServer
 from pyflannel.lab.host import Host
-from pyflannel.lab.lab import Lab
+from pyflannel.lab.lab import PREFIX, EtcdServer, Lab
 from pyflannel.lab.program import Program
 from pyflannel.lab.topology import HostPlace, Segment, Topology
 from pyflannel.lab.traffic import ping

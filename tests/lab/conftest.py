@@ -25,9 +25,8 @@ from pyflannel.assembly.directories import Places
 from pyflannel.commands.network_client import ControlClient
 from pyflannel.errors import LabError, NotReadyError
 from pyflannel.kernel.network.linux import LinuxTarget
-from pyflannel.lab.etcd_server import PREFIX, EtcdServer
 from pyflannel.lab.host import Host
-from pyflannel.lab.lab import Lab
+from pyflannel.lab.lab import PREFIX, EtcdServer, Lab
 from pyflannel.lab.program import Program
 from pyflannel.lab.topology import LEFT
 from pyflannel.lab.waiting import wait_until

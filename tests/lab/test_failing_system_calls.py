@@ -34,7 +34,7 @@ from pyflannel.kernel.network.linux import LinuxTarget
 from pyflannel.kernel.network.snapshot import route_protocols, survey
 from pyflannel.model.fast_path import BpfPeer, BpfProgram, Role, Tunnel
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer
-from pyflannel.model.host_file import HostFile
+from pyflannel.model.host import HostFile
 from pyflannel.model.item import Item
 from pyflannel.model.link import Address, Link, Veth, Vxlan
 from pyflannel.model.packet_filter import Accept, FilterRule, IptablesChain, NftTable

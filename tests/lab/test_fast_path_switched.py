@@ -5,8 +5,8 @@ import os
 
 import pytest
 
-from pyflannel.lab.etcd_server import PREFIX
-from pyflannel.lab.throughput import measure_throughput
+from pyflannel.lab.kernel_path import measure_throughput
+from pyflannel.lab.lab import PREFIX
 from pyflannel.lab.traffic import ping, wait_reached
 from pyflannel.lab.waiting import wait_until
 from pyflannel.model.status import FastPathStatus

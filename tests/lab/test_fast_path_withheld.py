@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from pyflannel.lab.containers import BRIDGE, lay_bridge
-from pyflannel.lab.throughput import measure_throughput
+from pyflannel.lab.kernel_path import measure_throughput
 from pyflannel.lab.traffic import ping, wait_reached
 from pyflannel.lab.waiting import wait_until
 from pyflannel.model.status import Status

@@ -14,7 +14,7 @@ import pytest
 from pyflannel.kernel.host import files
 from pyflannel.kernel.host.files import FileTarget
 from pyflannel.kernel.host.inotify import InotifyFileWatch
-from pyflannel.model.host_file import HostFile
+from pyflannel.model.host import HostFile
 from pyflannel.model.state import Add, Refusal, Remove, Replace, State
 from pyflannel.plan.diff import diff
 

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from pyflannel.errors import TargetError
-from pyflannel.kernel.host.machine import BoottimeClock, machine_digest, new_identity, read_identity
-from pyflannel.kernel.host.process import notify
+from pyflannel.kernel.host.machine import BoottimeClock, machine_digest, new_identity, notify, read_identity
 from pyflannel.model.lease import Identity
 
 MACHINE_ID = "0123456789abcdef0123456789abcdef\n"

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from pyflannel.lab.etcd_server import PREFIX
 from pyflannel.lab.host import Host
+from pyflannel.lab.lab import PREFIX
 from pyflannel.lab.program import Program
 from pyflannel.lab.waiting import together, wait_until
 

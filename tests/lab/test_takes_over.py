@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import pytest
 
 from pyflannel.errors import LabError
-from pyflannel.lab.etcd_server import PREFIX
 from pyflannel.lab.host import Host
+from pyflannel.lab.lab import PREFIX
 from pyflannel.lab.program import Program
 from pyflannel.lab.waiting import wait_until
 from testlab.faults import paused

@@ -10,8 +10,8 @@ from ipaddress import IPv4Address
 
 import pytest
 
-from pyflannel.lab.etcd_server import PREFIX
 from pyflannel.lab.host import Host
+from pyflannel.lab.lab import PREFIX
 from pyflannel.lab.program import Program
 from pyflannel.lab.waiting import wait_until
 

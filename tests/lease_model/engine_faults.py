@@ -8,7 +8,7 @@ from random import Random
 
 from lease_model.engines import FOREIGN, HOUR_S, START_S, SUBNET_FILE, EngineHost, Engines
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer
-from pyflannel.model.host_file import HostFile
+from pyflannel.model.host import HostFile
 from pyflannel.model.item import Item
 from pyflannel.model.link import Address, Link
 from pyflannel.model.route import FdbEntry, Neighbour, Route

@@ -20,7 +20,7 @@ from lease_model.line import Line
 from lease_model.rules import Violation
 from lease_model.world import HostState, StoreState, World
 from pyflannel.errors import WireError
-from pyflannel.model.host_file import HostFile
+from pyflannel.model.host import HostFile
 from pyflannel.model.lease import Claim, Identity, Lease, LeaseAttributes
 from pyflannel.model.lease_protocol import (
     Acquired,

@@ -16,9 +16,8 @@ from pyflannel.model.state import State
 from pyflannel.plan.backend.alloc import AllocBackend
 from pyflannel.plan.backend.host_gw import HostGwBackend
 from pyflannel.plan.backend.udp import UdpBackend
-from pyflannel.plan.backend.vxlan import VxlanBackend
+from pyflannel.plan.backend.vxlan import VxlanBackend, is_of_one_device, vtep_mac
 from pyflannel.plan.backends import Backend
-from pyflannel.plan.vtep_mac import is_of_one_device, vtep_mac
 from pyflannel.wire.lease_json import format_backend_data, parse_vtep
 
 ON_LINK = IPv4Network("192.168.50.0/24")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from doubles.fake_kernel import FakeKernel
 from doubles.strategies import drifted, items, plans
-from pyflannel.model.host_file import HostFile
+from pyflannel.model.host import HostFile
 from pyflannel.model.item import Item
 from pyflannel.model.link import Address, Link
 from pyflannel.model.packet_filter import IptablesChain, NftTable

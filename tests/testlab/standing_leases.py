@@ -9,7 +9,7 @@ from itertools import islice
 
 from grpclib.client import Channel
 
-from pyflannel.lab.etcd_server import CLIENT_PORT, PREFIX
+from pyflannel.lab.lab import CLIENT_PORT, PREFIX
 from pyflannel.lab.topology import Segment
 from pyflannel.model.lease import LEASE_TTL_S, Lease, LeaseAttributes, Vtep
 from pyflannel.stores.etcd.keys import KeySpace

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from pyflannel.errors import TargetError
-from pyflannel.model.host_file import HostFile
+from pyflannel.model.host import HostFile
 from pyflannel.model.state import Add, Operation, Refusal
 from pyflannel.ports import in_thread, performed
 

@@ -17,8 +17,7 @@ from pyflannel.engine.reconciler import AUDIT_S
 from pyflannel.engine.service_manager import Liveness, Readiness
 from pyflannel.errors import TargetError
 from pyflannel.kernel.host.locks import RunLock
-from pyflannel.kernel.host.machine import BoottimeClock
-from pyflannel.kernel.host.process import notify, watchdog_s
+from pyflannel.kernel.host.machine import BoottimeClock, notify, watchdog_s
 from pyflannel.model.status import Notice, Status
 from pyflannel.ports import Store
 from pyflannel.stores.prefixed import PrefixedStore

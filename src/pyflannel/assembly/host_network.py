@@ -29,11 +29,11 @@ from pyflannel.kernel.network.interfaces import KernelBridges, KernelInterfaces
 from pyflannel.kernel.network.linux import LinuxTarget
 from pyflannel.kernel.network.snapshot import route_protocols
 from pyflannel.model.forwarder import Stranger
-from pyflannel.model.host_file import HostFile
+from pyflannel.model.host import HostFile
 from pyflannel.model.lease import Lease
 from pyflannel.model.status import STRANGERS_SHOWN, FastPathStatus, JournalEntry, Status
 from pyflannel.model.version import VERSION
-from pyflannel.plan.device_name import device_names
+from pyflannel.plan.ownership import device_names
 from pyflannel.plan.underlay import UnderlayOptions
 from pyflannel.ports import Clock, Store
 from pyflannel.processes.forwarder import ForwarderTarget

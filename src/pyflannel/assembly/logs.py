@@ -1,13 +1,25 @@
-"""The daemon's log: klog's form for people, JSON for collectors; stderr carries nothing else."""
+"""The daemon's log: klog's form for people, JSON for collectors. Nothing else is written to stderr."""
 
 import json
 import logging
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from typing import TextIO
+from typing import Literal, TextIO
 
 from pyflannel.assembly.options import LogForm
-from pyflannel.wire.klog import Letter, format_klog
+
+# Log lines in klog's form: `I1012 08:50:54.409928   25161 daemon.py:126] message`.
+#
+# Source: flannel 0.28.9, whose lines are klog's: letter, month and day, time, process id in 7 columns.
+
+Letter = Literal["I", "W", "E", "F"]
+"""Info, warning, error, fatal: the severities that klog knows."""
+
+
+def format_klog(letter: Letter, when: datetime, process: int, file: str, line: int, message: str) -> str:
+    """Return one log line, without a newline at its end; `when` is local time, as klog's is."""
+    return f"{letter}{when:%m%d %H:%M:%S.%f} {process:7d} {file}:{line}] {message}"
+
 
 NETWORK: ContextVar[str] = ContextVar("NETWORK", default="")
 """The network that the current task works for, where one daemon runs several: it ends each line."""

@@ -11,9 +11,8 @@ import msgspec
 from pyflannel.assembly.directories import Places
 from pyflannel.cli.answers import print_json
 from pyflannel.cli.invocation import Invocation, json_option, run_dir_option, state_options
-from pyflannel.commands.cleanup import Cleanup, CleanupReport, clean_up
+from pyflannel.commands.cleanup import Cleanup, CleanupReport, clean_up, lay_pins
 from pyflannel.commands.daemon_process import check_own_files
-from pyflannel.commands.pins import lay_pins
 
 
 @click.command()

@@ -1,22 +1,25 @@
-"""flannelctl status: what flanneld on this host is doing, or what it left behind."""
+"""flannelctl status and flannelctl doctor."""
 
 import asyncio
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import click
+import msgspec
 
 from pyflannel.assembly.directories import Places
 from pyflannel.assembly.forwarder_status import forwarder_status
 from pyflannel.cli.answers import duration, print_facts, print_json, socket_of
 from pyflannel.cli.invocation import Invocation, json_option, run_dir_option, state_options
+from pyflannel.commands.examination import examine
 from pyflannel.commands.network_client import ControlClient
 from pyflannel.commands.offline_status import offline_status, what_to_do
 from pyflannel.errors import NotReadyError, sentences
 from pyflannel.model.status import (
     BackendStatus,
     FastPathStatus,
+    Finding,
     ForwarderStatus,
     LeaseStatus,
     ReconcileStatus,
@@ -25,6 +28,39 @@ from pyflannel.model.status import (
     UnderlayStatus,
 )
 from pyflannel.wire.control_json import format_status
+
+_COLOURS = {"error": "red", "warning": "yellow", "info": "cyan"}
+
+
+@click.command()
+@run_dir_option
+@state_options
+@json_option
+@click.pass_obj
+def doctor(invocation: Invocation, run_dir: Path, state_dir: Path, subnet_file: Path) -> None:
+    """Say what is wrong with this host, why, and what to type.
+
+    Nothing is changed. Exits with 1 when something is wrong that loses packets.
+    """
+    found = asyncio.run(examine(Places(run_dir=run_dir, state_dir=state_dir, subnet_file=subnet_file)))
+    is_ok = all(one.severity != "error" for one in found)
+    if invocation.wants_json:
+        print_json(msgspec.json.encode({"ok": is_ok, "findings": [asdict(one) for one in found]}))
+    else:
+        _print(found)
+    if not is_ok:
+        click.get_current_context().exit(1)
+
+
+def _print(found: Sequence[Finding]) -> None:
+    for one in found:
+        click.echo(f"{click.style(one.severity, fg=_COLOURS[one.severity], bold=True)}: {one.cause}")
+        for line in one.evidence:
+            click.echo(f"    seen: {line}")
+        click.echo(f"    type: {one.fix}")
+    if not found:
+        click.echo("nothing is wrong with this host")
+
 
 _NAMED = 8
 """So many of a kind, of refused peers as of strangers, are named one by one."""
@@ -45,9 +81,9 @@ def status(invocation: Invocation, run_dir: Path, state_dir: Path, subnet_file: 
         found = asyncio.run(_status(socket_of(invocation, run_dir)))
     except NotReadyError as error:
         left = asyncio.run(offline_status(places, str(error)))
-        _print(invocation, left)
+        _print_status(invocation, left)
         raise NotReadyError(str(error), hint=what_to_do(places, left)) from error
-    _print(invocation, found)
+    _print_status(invocation, found)
     if not found.is_ready:
         click.get_current_context().exit(3)
 
@@ -60,7 +96,7 @@ async def _status(socket: Path) -> Status:
     return replace(found, forwarder=await forwarder_status(socket.parent))
 
 
-def _print(invocation: Invocation, found: Status) -> None:
+def _print_status(invocation: Invocation, found: Status) -> None:
     if invocation.wants_json:
         print_json(format_status(found))
     else:

@@ -12,9 +12,9 @@ from pyflannel.assembly.store_flags import etcd_password_of
 from pyflannel.assembly.stores import open_store
 from pyflannel.commands.daemon_process import running_daemon, stop_daemon
 from pyflannel.commands.examination import known_networks, membership_of, status_of_host
-from pyflannel.errors import BusyError, FlannelError, WireError, sentences
+from pyflannel.errors import BusyError, FlannelError, TargetError, WireError, sentences
 from pyflannel.kernel.bpf.fast_path import FastPath
-from pyflannel.kernel.bpf.pins import remove_pin_directory
+from pyflannel.kernel.bpf.pins import mount_pin_directory, pin_standing, remove_pin_directory
 from pyflannel.kernel.bpf.target import BpfTarget
 from pyflannel.kernel.filters.iptables import IptablesTarget, read_rules, remove_rules
 from pyflannel.kernel.filters.nftables import NftTarget
@@ -40,6 +40,24 @@ from pyflannel.processes.found import find_original
 from pyflannel.processes.systemd import service_of
 from pyflannel.wire.forwarder_control import SOCKET_NAME
 from pyflannel.wire.lease_record import SUBNETS, lease_of
+
+
+async def lay_pins(places: Places) -> str:
+    """Mount it and fill it with what stands; return what was done, in a line.
+
+    Raises:
+        TargetError: it cannot be had here.
+    """
+    try:
+        mount_pin_directory(str(places.bpf))
+        count = await pin_standing(str(places.bpf))
+    except OSError as error:
+        raise TargetError(
+            f"no eBPF programs can be pinned in {places.bpf}: {error.strerror}",
+            hint="It takes root, and a kernel with eBPF. Without it packets go through user space.",
+        ) from error
+    return f"{places.bpf} holds the programs that stand here: {count}"
+
 
 _NAMED = 8
 """So many of one kind are named one by one."""

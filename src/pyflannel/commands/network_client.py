@@ -11,8 +11,8 @@ from pyflannel.assembly.options import store_url_from_environment
 from pyflannel.assembly.store_flags import etcd_password_of
 from pyflannel.assembly.stores import open_store
 from pyflannel.errors import NotReadyError, StoreError, UsageError, WireError
-from pyflannel.http.client import request
 from pyflannel.http.server import Response
+from pyflannel.http.sockets import request
 from pyflannel.model.lease import Lease, LeaseEntry
 from pyflannel.model.secret import Secret
 from pyflannel.model.status import JournalEntry, Status

@@ -1,15 +1,226 @@
-"""The relay: waits for packets at the device and the UDP socket, and moves them."""
+"""The relay: packets from the device to the peers and back, in batches, whenever a socket is ready."""
 
 import select
+import struct
 from collections.abc import Callable
+from io import FileIO
 from socket import socket
+from struct import Struct
 
 from pyflannel.datapath.counters import Counters, IcmpErrors
-from pyflannel.datapath.forwarding import PeerTable
-from pyflannel.datapath.paths import InboundPath, OutboundPath
+from pyflannel.datapath.forwarding import GUARDED, Drop, Endpoint, PeerTable, inbound, outbound
+from pyflannel.datapath.tcp_run import TcpRun
 from pyflannel.datapath.tun import DeviceWriter, Offload, Offloads, Tun
-from pyflannel.datapath.underlay import UnderlaySender
+from pyflannel.datapath.underlay import LONGEST_RUN_OCTETS, LONGEST_RUN_PACKETS, UnderlaySender
 from pyflannel.wire.forwarder_control import Settings
+from pyflannel.wire.packet import HEADER, ROUTED, TTL_AND_CHECKSUM, TTL_AT, checksum_one_hop_on
+
+_ROUTE = Struct("!I4xBBH4xI")
+"""First word (version, header length, TOS, total length), TTL, protocol, checksum, destination."""
+
+_ROUND = 132
+"""Packets of a round, before the other direction and the control socket have their turn: three full calls."""
+
+
+class OutboundPath:
+    """A slot for each packet of a round, behind whatever the device puts before it."""
+
+    def __init__(
+        self,
+        mtu: int,
+        peers: PeerTable,
+        sender: UnderlaySender,
+        writer: DeviceWriter,
+        errors: IcmpErrors,
+        counters: Counters,
+    ) -> None:
+        self._mtu = mtu
+        self._peers = peers
+        self._sender = sender
+        self._writer = writer
+        self._errors = errors
+        self._counters = counters
+        # An octet more than the MTU, so that a longer packet is seen as such, and not cut.
+        stride = Tun.HEADER_OCTETS + mtu + 1
+        self._buffer = bytearray(_ROUND * stride)
+        self._view = memoryview(self._buffer)
+        self._slots = [(at, self._view[at : at + stride]) for at in range(0, _ROUND * stride, stride)]
+
+    def relay(self, tun: Tun) -> bool:
+        """Send on what the device has, a round at most; return False when the device is gone."""
+        read, header_octets = FileIO(tun.descriptor, closefd=False).readinto, tun.header_octets
+        buffer, view, mtu, peers = self._buffer, self._view, self._mtu, self._peers
+        unpack, patch = _ROUTE.unpack_from, TTL_AND_CHECKSUM.pack_into
+        run: list[memoryview] = []
+        run_size = room = usual = usual_destination = 0
+        endpoint: Endpoint = ("", 0)
+        for slot, slot_view in self._slots:
+            try:
+                size = read(slot_view)
+            except OSError:
+                self._send(run, run_size, endpoint)
+                return False
+            if size is None:  # no more for now
+                break
+            at, size = slot + header_octets, size - header_octets
+            if size == run_size and room:
+                # The same first word, destination and size get the same verdict, if the TTL allows.
+                first, ttl, protocol, old, destination = unpack(buffer, at)
+                if first == usual and destination == usual_destination and ttl > 1:
+                    patch(buffer, at + TTL_AT, ttl - 1, protocol, checksum_one_hop_on(old))
+                    run.append(view[at : at + size])
+                    room -= 1
+                    continue
+            verdict = outbound(buffer, at, size, peers, mtu)
+            if isinstance(verdict, Drop):
+                self._drop(verdict, at, size)
+            elif verdict is endpoint and size <= run_size and room:
+                run.append(view[at : at + size])
+                # A run ends with its first shorter packet, as UDP_SEGMENT cuts it.
+                room = room - 1 if size == run_size else 0
+            else:
+                self._send(run, run_size, endpoint)
+                run, run_size, endpoint = [view[at : at + size]], size, verdict
+                room = min(LONGEST_RUN_PACKETS, LONGEST_RUN_OCTETS // size) - 1
+                usual, _, _, _, usual_destination = unpack(buffer, at)
+        self._send(run, run_size, endpoint)
+        return True
+
+    def _send(self, run: list[memoryview], size: int, endpoint: Endpoint) -> None:
+        if run:
+            self._sender.send_run(run, size, endpoint)
+
+    def _drop(self, drop: Drop, at: int, size: int) -> None:
+        self._counters.count_dropped_out(drop)
+        error = None
+        if drop is Drop.NO_ROUTE:
+            error = self._errors.unreachable(self._buffer[at : at + size], size)
+        elif drop is Drop.EXPIRED:
+            error = self._errors.time_exceeded(self._buffer[at : at + size], size)
+        if error is not None:
+            self._writer.write_own(error)
+
+
+_SOL_UDP = 17
+_UDP_GRO = 104
+"""linux/udp.h."""
+
+_SIZE = struct.Struct("=i")
+_ANCILLARY_OCTETS = 64
+
+_CALLS = 64
+"""Calls of a round, before the other direction and the control socket have their turn."""
+
+_LONGEST_OCTETS = 65535
+"""Of a datagram, or of several that the kernel joined: one longer than the MTU is seen as such, not cut."""
+
+_BUFFER_OCTETS = 4 * _LONGEST_OCTETS
+"""A run lies in it until it is written: more would leave the processor's cache."""
+
+
+class InboundPath:
+    """Every datagram is proven, whatever call brought it; a run ends with the round at the latest."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        udp: socket,
+        peers: PeerTable,
+        sender: UnderlaySender,
+        writer: DeviceWriter,
+        errors: IcmpErrors,
+        counters: Counters,
+        offloads: Offloads,
+    ) -> None:
+        self._settings = settings
+        self._udp = udp
+        self._peers = peers
+        self._sender = sender
+        self._writer = writer
+        self._errors = errors
+        self._counters = counters
+        self._buffer = bytearray(_BUFFER_OCTETS)
+        self._view = memoryview(self._buffer)
+        self._run = TcpRun(self._buffer)
+        self._run_sender = ""
+        try:
+            udp.setsockopt(_SOL_UDP, _UDP_GRO, 1)
+        except OSError as error:
+            offloads.lack(Offload.JOINED_RECEIVE, error)
+        else:
+            offloads.use(Offload.JOINED_RECEIVE)
+
+    def relay(self) -> None:
+        """Write to the device what peers sent, a round at most."""
+        view, receive, counters = self._view, self._udp.recvmsg_into, self._counters
+        at = 0
+        for _ in range(_CALLS):
+            try:
+                octets, ancillary, _, sender = receive([view[at:]], _ANCILLARY_OCTETS)
+            except BlockingIOError:
+                break
+            except OSError as error:
+                counters.count_failure("receive", error)
+                continue
+            size = octets
+            for level, kind, value in ancillary:
+                if level == _SOL_UDP and kind == _UDP_GRO:
+                    size = _SIZE.unpack_from(value)[0]
+                    counters.batches_received += 1
+            self._take(at, at + octets, size, sender[0])
+            at += octets
+            if at > _BUFFER_OCTETS - _LONGEST_OCTETS:
+                break
+        self._write_run()
+
+    def _take(self, start: int, end: int, size: int, sender: str) -> None:
+        """Write or drop packets of `size` octets each, the last perhaps shorter, that one peer sent."""
+        run = self._run
+        if sender != self._run_sender:
+            self._write_run()
+            self._run_sender = sender
+        at, is_run_likely = start, True
+        while True:
+            octets = min(size, end - at)  # 0 for an empty datagram
+            if not run.starts:
+                self._begin(at, octets, sender)
+            elif is_run_likely and octets and (taken := run.extend_all(at, size, (end - at) // size)):
+                octets = taken * size
+                is_run_likely = False
+            elif run.extend(at, octets):
+                is_run_likely = len(run.starts) == 2
+            else:
+                self._write_run()
+                self._begin(at, octets, sender)
+            at += octets
+            if at >= end:
+                return
+
+    def _begin(self, at: int, size: int, sender: str) -> None:
+        """Judge a packet that continues nothing, and begin a run with it or write it."""
+        drop = inbound(self._buffer, at, size, sender, self._peers, self._settings)
+        if drop is not None:
+            self._drop(drop, at, size, sender)
+        elif not self._run.start(at, size):
+            self._writer.write(self._view[at : at + size])
+
+    def _write_run(self) -> None:
+        if self._run.starts:
+            self._writer.write_run(self._run, self._view)
+            self._run.clear()
+
+    def _drop(self, drop: Drop, at: int, size: int, sender: str) -> None:
+        self._counters.count_dropped_in(drop)
+        if drop in GUARDED:
+            source, destination = ROUTED.unpack_from(self._buffer, at)[-2:]
+            self._counters.strangers.note(sender, drop, source, destination)
+        if drop is not Drop.EXPIRED:
+            return
+        error = self._errors.time_exceeded(self._buffer[at : at + size], size)
+        endpoint = self._peers.find(HEADER.unpack_from(self._buffer, at)[8])
+        if error is not None and endpoint is not None:
+            self._sender.send(error, endpoint)
+
 
 READABLE = select.EPOLLIN
 WRITABLE = select.EPOLLOUT

@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network
 
-from pyflannel.model.host import Bridge, GroChoice, Host, Underlay
-from pyflannel.model.host_file import HostFile
+from pyflannel.model.host import Bridge, GroChoice, Host, HostFile, Underlay
 from pyflannel.model.item import Item, ItemMap, Key
 from pyflannel.model.lease import Lease
 from pyflannel.model.lease_set import SubnetMap

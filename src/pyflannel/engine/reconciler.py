@@ -13,13 +13,12 @@ from dataclasses import replace
 from functools import reduce
 from operator import or_
 
-from pyflannel.engine.batch_report import Batch, BatchReport, Counts
-from pyflannel.engine.journal import Journal
+from pyflannel.engine.batch_report import Batch, BatchReport, Counts, Journal
 from pyflannel.engine.pacing import FIRST_PAUSE_S, RETRY_MIN_S, Damping, longest_pause_s, pause
 from pyflannel.engine.planner import Blocked, Changed, PlanResult, Replaced, Unchanged
 from pyflannel.engine.targets import Reading, Targets
 from pyflannel.engine.work import Kinds, Mark, Stage, Work
-from pyflannel.model.host_file import HostFile
+from pyflannel.model.host import HostFile
 from pyflannel.model.item import Item, Key
 from pyflannel.model.link import MARK, Link
 from pyflannel.model.packet_filter import FIRST_DEVICE

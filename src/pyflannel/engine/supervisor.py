@@ -13,11 +13,11 @@ from functools import partial
 from ipaddress import IPv4Network
 from typing import Any
 
+from pyflannel.engine.batch_report import Journal
 from pyflannel.engine.condition import ConfigCondition, HostCondition, LeaseCondition, StoreCondition
 from pyflannel.engine.config_follower import ConfigFollower, read_config
 from pyflannel.engine.fast_path import FastPath
 from pyflannel.engine.host_followers import BridgeFollower, UnderlayFollower
-from pyflannel.engine.journal import Journal
 from pyflannel.engine.last_known_leases import LastKnownLeases
 from pyflannel.engine.lease_grace import LeaseGrace
 from pyflannel.engine.lease_keeper import LeaseKeeper

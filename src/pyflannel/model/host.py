@@ -4,9 +4,36 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface
 from typing import Literal
 
+from pyflannel.model.item import Item, Key, Marks, Rank
 from pyflannel.model.lease import Lease
 from pyflannel.model.link import MARK
 from pyflannel.model.route import route_protocol
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostFile(Item):
+    """A file with exactly this text, mode 0644, replaced atomically."""
+
+    KIND = "file"
+    PLURAL = "files"
+    RANK = Rank.FILE
+
+    path: str
+    text: str
+
+    @property
+    def key(self) -> Key:
+        """What makes two values one file."""
+        return "file", self.path
+
+    @property
+    def title(self) -> str:
+        """The object in the operator's words."""
+        return f"file {self.path}"
+
+    def is_marked(self, marks: Marks) -> bool:
+        """Return False: a file at another path belongs to another program."""
+        return False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

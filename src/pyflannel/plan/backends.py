@@ -11,7 +11,7 @@ from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.state import State
 from pyflannel.plan.backend import alloc, host_gw, udp, vxlan
 from pyflannel.plan.backend_keys import without_effect
-from pyflannel.plan.route_conflicts import network_notes
+from pyflannel.plan.routes import network_notes
 
 
 class Backend(Protocol):

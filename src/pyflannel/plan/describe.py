@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import fields, replace
 
 from pyflannel.model.fast_path import Tunnel
-from pyflannel.model.host_file import HostFile
+from pyflannel.model.host import HostFile
 from pyflannel.model.item import Item
 from pyflannel.model.link import Veth, Vxlan
 from pyflannel.model.packet_filter import (

@@ -14,7 +14,7 @@ from pyflannel.model.packet_filter import FIRST_DEVICE, ForwardChain, IptablesCh
 from pyflannel.model.route import PROTOCOLS, Route, route_protocol
 from pyflannel.model.status import Finding, Membership, Status
 from pyflannel.plan.leftovers import is_within, left_by_original, unplanned_routes
-from pyflannel.plan.route_conflicts import RouteConflict, conflicts, on_link_prefixes
+from pyflannel.plan.routes import RouteConflict, conflicts, on_link_prefixes
 
 _NAMED = 8
 """So many things of one finding are named."""

@@ -66,7 +66,7 @@ while True:
 LACKING = """
 import errno, fcntl, socket, sys
 from pyflannel.datapath import tun
-from pyflannel.datapath import paths
+from pyflannel.datapath import relay
 from pyflannel.datapath import underlay
 from pyflannel.programs.forwarder import main
 
@@ -81,7 +81,7 @@ if lacking == "RUN_WRITE":
 elif lacking == "SEGMENTED_SEND":
     underlay._UDP_SEGMENT = 9999
 elif lacking == "JOINED_RECEIVE":
-    paths._UDP_GRO = 9999
+    relay._UDP_GRO = 9999
 sys.exit(main(sys.argv[2:]))
 """
 """A forwarder on a kernel that knows one thing less."""

@@ -21,7 +21,7 @@ from pyflannel.errors import (
     TargetError,
     WireError,
 )
-from pyflannel.http.client import request
+from pyflannel.http.sockets import request
 from pyflannel.model.lease import Lease, LeaseAttributes, LeaseEntry
 from pyflannel.model.status import (
     BackendStatus,

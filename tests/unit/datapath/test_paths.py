@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pyflannel.datapath.counters import Counters, IcmpErrors
 from pyflannel.datapath.forwarding import Drop, PeerTable, inbound, outbound
-from pyflannel.datapath.paths import InboundPath, OutboundPath
+from pyflannel.datapath.relay import InboundPath, OutboundPath
 from pyflannel.datapath.tun import Offloads, Tun
 from pyflannel.wire.forwarder_control import Peer, Settings
 from pyflannel.wire.packet import HEADER, checksum

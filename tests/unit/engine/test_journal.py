@@ -4,7 +4,7 @@ import asyncio
 from ipaddress import IPv4Network
 
 from doubles.fake_clock import FakeClock
-from pyflannel.engine.journal import NAMED_AT_ONCE, ROOM, Journal
+from pyflannel.engine.batch_report import NAMED_AT_ONCE, ROOM, Journal
 from pyflannel.model.route import Route
 from pyflannel.model.state import Add, Remove
 from pyflannel.model.status import JournalEntry

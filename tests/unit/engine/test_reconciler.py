@@ -13,13 +13,13 @@ import pytest
 
 from doubles.fake_clock import FakeClock
 from doubles.fake_kernel import FakeKernel
-from pyflannel.engine.journal import Journal
+from pyflannel.engine.batch_report import Journal
 from pyflannel.engine.planner import Changed, Replaced
 from pyflannel.engine.reconciler import Reconciler
 from pyflannel.errors import TargetError
 from pyflannel.model.fast_path import BpfProgram, Role, Tunnel
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer
-from pyflannel.model.host_file import HostFile
+from pyflannel.model.host import HostFile
 from pyflannel.model.item import Item, Key
 from pyflannel.model.link import Address, Link, Vxlan
 from pyflannel.model.route import Neighbour, Route

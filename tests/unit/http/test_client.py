@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from pyflannel.errors import WireError
-from pyflannel.http.client import request
-from pyflannel.http.sockets import listen_unix
+from pyflannel.http.sockets import listen_unix, request
 
 Serve = Callable[..., AbstractAsyncContextManager[Path]]
 

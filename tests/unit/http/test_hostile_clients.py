@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pyflannel.http.client import request
 from pyflannel.http.server import HttpServer, Limits, Request, Response, Routes
+from pyflannel.http.sockets import request
 
 Serve = Callable[..., AbstractAsyncContextManager[Path]]
 Steps = Callable[[socket.socket], Awaitable[None]]

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pyflannel.http.client import request
 from pyflannel.http.server import Limits, Request, Response
+from pyflannel.http.sockets import request
 
 Serve = Callable[..., AbstractAsyncContextManager[Path]]
 Say = Callable[..., Awaitable[bytes]]

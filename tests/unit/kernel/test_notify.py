@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pyflannel.kernel.host.process import notify, watchdog_s
+from pyflannel.kernel.host.machine import notify, watchdog_s
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 
 from pyflannel.model.host import Interface, Interfaces
 from pyflannel.model.route import DEVICES, PROTOCOLS, route_protocol
-from pyflannel.plan.device_name import device_names
+from pyflannel.plan.ownership import device_names
 
 BLUE = "pyflannel /run/blue"
 

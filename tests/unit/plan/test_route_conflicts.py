@@ -5,7 +5,7 @@ from ipaddress import IPv4Address, IPv4Network
 import pytest
 
 from pyflannel.model.host import Underlay
-from pyflannel.plan.route_conflicts import (
+from pyflannel.plan.routes import (
     HostPrefix,
     conflicts,
     network_notes,

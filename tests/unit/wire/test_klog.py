@@ -4,7 +4,7 @@ from datetime import datetime
 
 import pytest
 
-from pyflannel.wire.klog import Letter, format_klog
+from pyflannel.assembly.logs import Letter, format_klog
 
 WHEN = datetime(2016, 10, 12, 8, 50, 54, 409928)  # noqa: DTZ001 - klog's time is local and names no zone
 

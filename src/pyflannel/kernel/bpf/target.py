@@ -12,7 +12,7 @@ from pyflannel.kernel.bpf.fast_path import FastPath
 from pyflannel.kernel.bpf.hooks import Hooks
 from pyflannel.kernel.bpf.layout import Outcome
 from pyflannel.kernel.network.device_ioctls import link_index
-from pyflannel.kernel.network.refusals import refusal_of
+from pyflannel.kernel.network.requests import refusal_of
 from pyflannel.model.fast_path import BpfContainer, BpfPeer, BpfProgram, Direction, Feature
 from pyflannel.model.forwarder import Stranger
 from pyflannel.model.item import Item

@@ -12,7 +12,7 @@ from typing import Self
 
 from pyflannel.errors import in_words, is_permanent, target_errors
 from pyflannel.kernel.host.inotify import OVERFLOWED, Event, Inotify
-from pyflannel.model.host_file import HostFile
+from pyflannel.model.host import HostFile
 from pyflannel.model.state import Add, Operation, Refusal, Remove, Replace, State
 from pyflannel.ports import Announce, ChangeChannel, in_thread, performed
 

@@ -8,7 +8,7 @@ from pyflannel.errors import TargetError
 from pyflannel.kernel.host.machine import set_ipv6
 from pyflannel.kernel.network.device_ioctls import create_tun, link_index, set_checksum_offload, set_gro
 from pyflannel.kernel.network.netlink_socket import RequestSocket
-from pyflannel.kernel.network.refusals import GONE, refusal, refusal_of
+from pyflannel.kernel.network.requests import GONE, refusal, refusal_of
 from pyflannel.model.link import Link, Veth, Vxlan
 from pyflannel.model.state import Add, Operation, Refusal, Remove, Replace
 from pyflannel.ports import refused_by

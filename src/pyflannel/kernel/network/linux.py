@@ -18,8 +18,7 @@ from pyflannel.kernel.network.netlink_socket import (
 )
 from pyflannel.kernel.network.next_hops import are_readable, links_worth_it
 from pyflannel.kernel.network.notifications import GROUPS, Watch
-from pyflannel.kernel.network.refusals import refusal, refusal_of
-from pyflannel.kernel.network.requests import Asked, IndexOf, ask, ask_again, failure
+from pyflannel.kernel.network.requests import Asked, IndexOf, ask, ask_again, failure, refusal, refusal_of
 from pyflannel.kernel.network.snapshot import Interest, SnapshotReader
 from pyflannel.model.link import Address, Link
 from pyflannel.model.route import FdbEntry, Neighbour, Route

@@ -1,15 +1,17 @@
 """Items as netlink requests: what to ask for an operation, and what an answer means."""
 
 import errno
+import os
 from collections.abc import Callable, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from pyflannel.errors import is_permanent
+from pyflannel.kernel.network.device_ioctls import DEVICE_FILE
 from pyflannel.kernel.network.items import KINDS
 from pyflannel.kernel.network.next_hops import next_hop_number
-from pyflannel.kernel.network.refusals import GONE
 from pyflannel.model.link import Address
 from pyflannel.model.route import FdbEntry, Neighbour, Route
-from pyflannel.model.state import Add, Operation, Remove, Replace
+from pyflannel.model.state import Add, Operation, Refusal, Remove, Replace
 from pyflannel.wire.netlink import addresses, neighbours, next_hops, routes
 from pyflannel.wire.netlink.addresses import add_address, remove_address
 from pyflannel.wire.netlink.message import Acknowledgement, Request
@@ -28,6 +30,51 @@ from pyflannel.wire.netlink.routes import (
     remove_route,
     remove_route_by,
 )
+
+GONE = frozenset({errno.ENODEV, errno.ENXIO, errno.ENOENT, errno.ESRCH, errno.EADDRNOTAVAIL})
+"""Errors by which the kernel says that there is nothing to remove."""
+
+_NO_TUN = (
+    "Load the driver with `modprobe tun`; where the file alone is missing, `mkdir -p /dev/net && "
+    "mknod /dev/net/tun c 10 200`; in a container, start it with --device /dev/net/tun."
+)
+_NO_RIGHT_TO_TUN = (
+    "Run it as root, or give it CAP_NET_ADMIN; in a container, start it with --device /dev/net/tun and "
+    "--cap-add NET_ADMIN."
+)
+_HINTS = {
+    errno.EPERM: "Run it as root, or give it CAP_NET_ADMIN (in a container: --cap-add NET_ADMIN).",
+    errno.EACCES: "Run it as root, or give it CAP_NET_ADMIN (in a container: --cap-add NET_ADMIN).",
+    errno.EROFS: "Mount /proc/sys writable (in a container: --privileged, or the setting by --sysctl).",
+    errno.EBUSY: "Another program made the device in the same moment: find it, and stop it.",
+    errno.ENODEV: "The link went away; it is looked at again in the next pass.",
+    errno.ENETUNREACH: "The gateway is on no network of this host: look at the addresses of its interface.",
+    errno.EEXIST: "Another program keeps an object of the same key: find it by `ip route` or `ip -d link`.",
+    errno.ENOBUFS: "The kernel lacks memory: look at dmesg.",
+    errno.ENOMEM: "The kernel lacks memory: look at dmesg.",
+}
+
+
+def refusal(operation: Operation, code: int, text: str = "") -> Refusal:
+    """Return the refusal that an error number stands for; `text` is what the kernel said to it."""
+    name = errno.errorcode.get(code, f"errno {code}")
+    cause = f"{name}: {os.strerror(code)}"
+    return Refusal(
+        operation=operation,
+        cause=f"{cause} ({text})" if text else cause,
+        hint=_HINTS.get(code, "Look at the kernel's log (dmesg) for the reason."),
+        is_permanent=is_permanent(code),
+    )
+
+
+def refusal_of(operation: Operation, error: OSError) -> Refusal:
+    """Return the refusal that a failed system call stands for."""
+    refused = refusal(operation, error.errno or 0, str(error.filename or ""))
+    if error.filename != DEVICE_FILE:
+        return refused
+    hint = _NO_RIGHT_TO_TUN if error.errno in (errno.EPERM, errno.EACCES) else _NO_TUN
+    return replace(refused, hint=hint)
+
 
 _KIND_NUMBERS = {name: number for number, name in KINDS.items()}
 

@@ -13,8 +13,7 @@ from pyflannel.model.lease import Lease
 from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.state import State
 from pyflannel.plan.backend_keys import ineffective, ipv4_network
-from pyflannel.plan.route_conflicts import route_objection
-from pyflannel.plan.routes import address_objection, direct_route
+from pyflannel.plan.routes import address_objection, direct_route, route_objection
 
 _NAMED = 4
 """So many of our prefixes a message names."""

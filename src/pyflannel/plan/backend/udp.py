@@ -18,7 +18,7 @@ from pyflannel.model.route import PROTOCOL_KERNEL, SCOPE_LINK, Route
 from pyflannel.model.state import State
 from pyflannel.plan.backend_keys import BackendKeys, ineffective, ipv4_network
 from pyflannel.plan.fast_path import plan_last_hops, plan_peer_entry, plan_programs
-from pyflannel.plan.route_conflicts import route_objection
+from pyflannel.plan.routes import route_objection
 
 KEYS = ("Port",)
 

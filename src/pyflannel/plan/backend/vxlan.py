@@ -9,11 +9,14 @@ IPv6 will be a second device beside this one, with data, neighbours, entries and
 Source: flannel 0.28.9 (per peer, /32); RFC 7348.
 """
 
+import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import IPv4Interface, IPv4Network
 from sys import intern
+from typing import TypeGuard
 
 from pyflannel.model.host import Bridge, Host, Underlay
 from pyflannel.model.lease import Lease, Vtep
@@ -22,9 +25,56 @@ from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.route import FdbEntry, Neighbour, Route
 from pyflannel.model.state import State
 from pyflannel.plan.backend_keys import BackendKeys, ineffective, ipv4_network
-from pyflannel.plan.route_conflicts import route_objection
-from pyflannel.plan.routes import address_objection, direct_route
-from pyflannel.plan.vtep_mac import is_of_one_device, may_stay, vtep_mac, vtep_of
+from pyflannel.plan.routes import address_objection, direct_route, route_objection
+
+# The MAC address of a host's VTEP: the one that its lease names already, or else one made from its identity.
+#
+# So a device that was deleted and made again, one after a restart, or one that the original made has the
+# address that the peers know. The original draws one for each device, and all peers have to learn it anew.
+
+_LENGTH = 6
+_LOCAL = 0x02
+_GROUP = 0x01
+"""Bits of the first octet: given by nobody's registry; not a single device's (IEEE 802, clause 8.2)."""
+
+_LABEL = b"pyflannel VTEP\0"
+
+
+@lru_cache(maxsize=16)  # asked for several times a peer
+def vtep_of(owner: str, vni: int, prefix: bytes = b"") -> Vtep:
+    """Return the VTEP that `owner` has of its own."""
+    return Vtep(mac=vtep_mac(owner, prefix), vni=vni, mac_prefix=prefix)
+
+
+def vtep_mac(owner: str, prefix: bytes = b"") -> str:
+    """Return the MAC address of `owner`: lower case with colons, locally administered, of a single device.
+
+    `prefix`, where given, is how it begins instead, whatever its bits say.
+    """
+    digest = bytearray(hashlib.sha256(_LABEL + owner.encode(errors="surrogateescape")).digest()[:_LENGTH])
+    digest[0] = (digest[0] | _LOCAL) & ~_GROUP & 0xFF
+    digest[: len(prefix)] = prefix
+    return digest.hex(":")
+
+
+def may_stay(standing: Vtep | None, wanted: Vtep) -> TypeGuard[Vtep]:
+    """Return whether the VTEP that a lease of ours names already can go on being ours."""
+    return standing is not None and standing.vni == wanted.vni and _fits(standing.mac, wanted.mac_prefix)
+
+
+@lru_cache(maxsize=16)
+def _fits(mac: str, prefix: bytes) -> bool:
+    return is_of_one_device(mac) and bytes.fromhex(mac.replace(":", "")).startswith(prefix)
+
+
+def is_of_one_device(mac: str) -> bool:
+    """Return whether frames can be sent to this address alone: it is no group's, and not all zeros.
+
+    In a vxlan device's FDB the address of all zeros is the way to everybody whom it does not know.
+    """
+    octets = bytes.fromhex(mac.replace(":", ""))
+    return any(octets) and not octets[0] & _GROUP
+
 
 # Where tunnel packets arrive with a wrong checksum, unless the sending host makes the inner ones itself.
 #

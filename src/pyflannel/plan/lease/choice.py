@@ -19,8 +19,8 @@ from pyflannel.model.lease_protocol import (
     Wanted,
 )
 from pyflannel.model.network_config import NetworkConfig
+from pyflannel.plan.backend.vxlan import may_stay
 from pyflannel.plan.lease.state import Draw
-from pyflannel.plan.vtep_mac import may_stay
 
 
 def pick(

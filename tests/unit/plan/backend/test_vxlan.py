@@ -12,9 +12,8 @@ from pyflannel.model.link import Address, Link, Vxlan
 from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.route import FdbEntry, Neighbour, Route
 from pyflannel.model.state import State
-from pyflannel.plan.backend.vxlan import VxlanBackend, parse
+from pyflannel.plan.backend.vxlan import VxlanBackend, parse, vtep_mac
 from pyflannel.plan.backends import backend_of
-from pyflannel.plan.vtep_mac import vtep_mac
 
 CONFIG = NetworkConfig(network=IPv4Network("10.100.0.0/16"), subnet_length=24, backend_type="vxlan")
 OWN = Lease(
