@@ -6,7 +6,7 @@ Source: flannel 0.28.9; how its messages begin is kept, so that they can be sear
 """
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Network
 
@@ -14,7 +14,7 @@ from pyflannel.errors import ConfigError
 from pyflannel.model.network_config import KEYS, LATER_KEYS, NetworkConfig
 
 _LONGEST_SHOWN = 80
-"""Characters of a bad value that a message repeats."""
+"""Characters of a key or of a bad value that a message repeats."""
 
 
 _NAMED = 8
@@ -71,8 +71,7 @@ class BackendKeys:
 
     def bad(self, key: str, value: object, wanted: str, default: str | None = None) -> ConfigError:
         """Return the error that names the key, its value and what is allowed."""
-        shown = json.dumps(value)
-        shown = shown if len(shown) <= _LONGEST_SHOWN else shown[: _LONGEST_SHOWN - 1] + "…"
+        shown = _cut(json.dumps(value))
         left_out = f"leave it out for {default}" if default is not None else "leave it out"
         return ConfigError(
             f"error decoding {self.name} backend config: Backend.{key} is {shown}, not {wanted}",
@@ -102,14 +101,14 @@ def ipv4_network(config: NetworkConfig) -> IPv4Network:
 
 
 def ineffective(config: NetworkConfig, known: Collection[str]) -> tuple[str, ...]:
-    """Return what has no effect in a config that is right, in a line each: unknown keys, and IPv6."""
+    """Return which parts of a right config have no effect: a line for unknown keys, and one for IPv6."""
     lines = list(without_effect(config))
     folded = {key.lower() for key in ("Type", *known)}
-    lines += [
-        f"Backend.{key} has no effect: the {config.backend_type} backend knows {_listing(known)}"
-        for key in config.backend
-        if key.lower() not in folded
-    ]
+    unknown = [_cut(f"Backend.{key}") for key in config.backend if key.lower() not in folded]
+    if unknown:
+        lines.append(
+            f"{_named(unknown)} no effect: the {config.backend_type} backend knows {_listing(known)}"
+        )
     if config.enable_ipv6:
         lines.append(f"EnableIPv6=true has no effect: the {config.backend_type} backend carries IPv4 only")
     return tuple(lines)
@@ -124,12 +123,18 @@ def without_effect(config: NetworkConfig) -> tuple[str, ...]:
     ]
     unknown = [key for key in config.unread if key not in LATER_KEYS]
     if unknown:
-        named = ", ".join(unknown[:_NAMED]) + (
-            f" and {len(unknown) - _NAMED} more" if len(unknown) > _NAMED else ""
-        )
-        have = "have" if len(unknown) > 1 else "has"
-        lines.append(f"{named} {have} no effect: the network config knows {_listing(KEYS)}")
+        lines.append(f"{_named(unknown)} no effect: the network config knows {_listing(KEYS)}")
     return tuple(lines)
+
+
+def _named(keys: Sequence[str]) -> str:
+    """Return the first keys, how many more there are, and the verb: they have."""
+    more = f" and {len(keys) - _NAMED} more" if len(keys) > _NAMED else ""
+    return f"{', '.join(keys[:_NAMED])}{more} {'have' if len(keys) > 1 else 'has'}"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONGEST_SHOWN else text[: _LONGEST_SHOWN - 1] + "…"
 
 
 def _listing(known: Collection[str]) -> str:

@@ -28,20 +28,69 @@ def escape(document: str) -> str:
     return _TO_ESCAPE.sub(lambda found: _ESCAPES[found.group()], document)
 
 
+LONGEST = 64 * 1024
+"""Characters of a network config. A large one has a thousand."""
+
+_MOST_KEYS = 1000
+"""Keys of a network config, those of inner objects and repeated ones included."""
+
+_DEEPEST = 32
+"""Objects and arrays around a value."""
+
+
 def decode(text: str) -> object:
     """Return the document that the text is. Of a key that comes twice, the last place and value remain.
 
     Raises:
-        ValueError: it is not JSON, is nested too deeply, or has a number that is too large.
+        ValueError: it is not JSON, or has a number that is too large.
+        ConfigError: it has too many keys, or is nested too deeply.
     """
+    keys = 0
+
+    def read_object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        nonlocal keys
+        keys += len(pairs)
+        if keys > _MOST_KEYS:
+            raise beyond_bound(f"has more than {_MOST_KEYS} keys")
+        return _last_of_each(pairs)
+
     try:
         document = json.loads(
-            text, object_pairs_hook=_last_of_each, parse_float=_finite, parse_constant=_finite
+            text, object_pairs_hook=read_object, parse_float=_finite, parse_constant=_finite
         )
-        # JSON can spell half of a surrogate pair, which no output can carry; the original reads U+FFFD.
-        return json.loads(_LONE_SURROGATE.sub("\ufffd", json.dumps(document, ensure_ascii=False)))
     except RecursionError as error:
-        raise ValueError("nested too deeply") from error
+        raise _too_deep() from error
+    _check_depth(document)
+    # JSON can spell half of a surrogate pair, which no output can carry; the original reads U+FFFD.
+    return json.loads(_LONE_SURROGATE.sub("\ufffd", json.dumps(document, ensure_ascii=False)))
+
+
+def beyond_bound(how: str) -> ConfigError:
+    """Return the error that says by which bound the network config is refused."""
+    return ConfigError(f"the network config {how}", hint="Remove the keys that flannel does not know.")
+
+
+def _check_depth(document: object) -> None:
+    level = _inner(document)
+    for _ in range(_DEEPEST - 1):
+        level = [inner for value in level for inner in _inner(value)]
+    if level:
+        raise _too_deep()
+
+
+def _inner(value: object) -> list[object]:
+    """Return the objects and arrays directly inside a value."""
+    match value:
+        case dict():
+            return [inner for inner in value.values() if isinstance(inner, dict | list)]
+        case list():
+            return [inner for inner in value if isinstance(inner, dict | list)]
+        case _:
+            return []
+
+
+def _too_deep() -> ConfigError:
+    return beyond_bound(f"is nested more than {_DEEPEST} deep")
 
 
 def members(text: str) -> Iterator[tuple[str, str]]:

@@ -68,6 +68,12 @@ def parse_vtep(text: str) -> Vtep | None:
 #
 # A claim is ours alone: {"Owner":"…","PublicIP":"192.168.50.102","Held":3600.5}.
 
+_LONGEST = 64 * 1024
+"""Bytes of a value; every release writes a few hundred.
+
+The parsers take linear time. msgspec bounds the depth by RecursionError.
+"""
+
 _HINT = "Delete the key if no living host owns it; a living owner writes it again."
 
 
@@ -128,6 +134,7 @@ def parse_lease_attributes(value: bytes) -> LeaseAttributes:
         WireError: the value is no lease. IPv6 text as PublicIP, which crashes the original, is such.
     """
     try:
+        _check_length(value)
         lease = _decode(value)
         data = _compact(lease.backend_data) if lease.backend_data else None
         return LeaseAttributes(
@@ -168,6 +175,7 @@ def parse_claim(value: bytes, subnet: IPv4Network, revision: int) -> Claim:
         WireError: the value is no claim.
     """
     try:
+        _check_length(value)
         claim = _CLAIM.decode(value)
         public_ip = parse_ipv4(claim.public_ip)
     except (ValueError, RecursionError) as error:
@@ -182,6 +190,11 @@ def format_claim(claim: Claim) -> bytes:
     return msgspec.json.encode(
         _ClaimValue(owner=claim.owner, public_ip=str(claim.public_ip), held=claim.held_s)
     )
+
+
+def _check_length(value: bytes) -> None:
+    if len(value) > _LONGEST:
+        raise ValueError(f"longer than {_LONGEST} bytes")
 
 
 def _decode(value: bytes) -> _LeaseValue:

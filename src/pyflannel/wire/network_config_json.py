@@ -6,9 +6,11 @@ from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from pyflannel.errors import ConfigError
-from pyflannel.model.network_config import FAST_PATHS, NetworkConfig
+from pyflannel.model.network_config import FAST_PATHS, KEYS, NetworkConfig
 from pyflannel.wire.json_values import (
+    LONGEST,
     bad_value,
+    beyond_bound,
     boolean,
     decode,
     escape,
@@ -114,11 +116,16 @@ def parse_network_config(text: str | bytes) -> NetworkConfig:
     Keys are read in any case; unknown ones are passed over, and named in `unread`. Of a key that comes twice
     the last counts. `null` is as good as absent, except for Network, IPv6Network, SubnetMin and SubnetMax.
 
+    The time is linear in the length of the text, which is bounded, as are keys and depth.
+
     Raises:
-        ConfigError: the text is not JSON, or a value makes no sense; the message names key and value.
+        ConfigError: the text is not JSON, is beyond a bound, or a value makes no sense; the message names key
+            and value.
     """
     if isinstance(text, bytes):
         text = text.decode(errors="replace")
+    if len(text) > LONGEST:
+        raise beyond_bound(f"is longer than {LONGEST} characters")
     config = _as_written(text)
     if not (config.enable_ipv4 or config.enable_ipv6):
         raise ConfigError(
@@ -209,9 +216,30 @@ def _as_written(text: str) -> NetworkConfig:
     if not isinstance(document, dict):
         raise ConfigError(f"the network config is not a JSON object: {shown(text)}", hint=example)
     config = NetworkConfig()
+    unread: dict[str, None] = {}
     for key, raw in members(text):
-        config = _with_member(config, key, raw)
-    return config
+        if (name := _unread_name(key, raw)) is None:
+            config = _with_member(config, key, raw)
+        else:
+            unread[name] = None
+    return replace(config, unread=tuple(unread))
+
+
+def _unread_name(key: str, raw: str) -> str | None:
+    """Return how a key that has no effect is named; None for one that is read, or may be passed over."""
+    match fold(key):
+        case "networks":
+            return "Networks" if decode(raw) else None
+        case "ipv6networks":
+            return "IPv6Networks" if decode(raw) else None
+        case folded if folded in _READ:
+            return None
+        case _:
+            return shown(key if key.isprintable() and key else json.dumps(key))
+
+
+_READ = {fold(key) for key in (*KEYS, "BackendType")}
+"""The last is one that `format_network_config` computes."""
 
 
 def _with_member(config: NetworkConfig, key: str, raw: str) -> NetworkConfig:
@@ -245,18 +273,8 @@ def _with_member(config: NetworkConfig, key: str, raw: str) -> NetworkConfig:
         case "backend":
             backend = _backend(raw)
             return replace(config, backend=backend, backend_type=_backend_type(backend))
-        case "networks" if decode(raw):
-            return _with_unread(config, "Networks")
-        case "ipv6networks" if decode(raw):
-            return _with_unread(config, "IPv6Networks")
-        case "networks" | "ipv6networks" | "backendtype":  # the last is what `format_network_config` computed
-            return config
         case _:
-            return _with_unread(config, shown(key if key.isprintable() and key else json.dumps(key)))
-
-
-def _with_unread(config: NetworkConfig, key: str) -> NetworkConfig:
-    return config if key in config.unread else replace(config, unread=(*config.unread, key))
+            return config
 
 
 def _fast_path(raw: str) -> str:

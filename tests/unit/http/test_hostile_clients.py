@@ -234,7 +234,7 @@ def test_refused_clients_that_linger_are_bounded() -> None:
 
 
 def test_pipelined_requests_leave_turns_for_other_tasks() -> None:
-    """Requests that arrived together are answered in as many turns: other tasks run in between."""
+    """Other tasks of the daemon run between the answers to requests that arrived together."""
 
     async def attack() -> int:
         turns, turns_at_answer = 0, list[int]()

@@ -197,3 +197,15 @@ def test_claim_of_a_host_with_a_copy_says_how_long_it_has_held_the_lease() -> No
 def test_what_is_no_claim_is_refused(value: bytes) -> None:
     with pytest.raises(WireError, match="not a claim"):
         parse_claim(value, CLAIM.subnet, 1)
+
+
+def test_a_value_beyond_its_bound_is_refused_unread() -> None:
+    """A lease is a few hundred bytes. A writer of the store cannot make peers keep megabytes for each."""
+    longest = b'{"PublicIP":"1.2.3.4","Owner":"a"}'.ljust(65_536)
+
+    assert parse_lease_attributes(longest).public_ip == IPv4Address("1.2.3.4")
+    assert parse_claim(longest.replace(b"}", b',"Held":1}').rstrip(), CLAIM.subnet, 1).held_s == 1
+    with pytest.raises(WireError, match="not a lease: longer than 65536 bytes"):
+        parse_lease_attributes(longest + b" ")
+    with pytest.raises(WireError, match="not a claim: longer than 65536 bytes"):
+        parse_claim(longest + b" ", CLAIM.subnet, 1)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pyflannel.errors import ConfigError
-from pyflannel.model.network_config import KEYS
+from pyflannel.model.network_config import KEYS, NetworkConfig
 from pyflannel.wire.network_config_json import format_network_config, parse_network_config
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden/network-config.json").read_text())["cases"]
@@ -256,7 +256,7 @@ def test_half_a_surrogate_pair_can_be_printed() -> None:
     ],
 )
 def test_extreme_documents_are_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match="not JSON"):
+    with pytest.raises(ConfigError, match=r"not JSON|longer than"):
         parse_network_config(text)
 
 
@@ -338,3 +338,65 @@ def test_every_key_that_is_said_to_be_known_is_read() -> None:
     assert values.keys() == {*KEYS}
 
     assert parse_network_config(json.dumps(values)).unread == ()
+
+
+def test_many_unknown_keys_cost_as_much_each_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The parser copies the config for each key that it reads, and not for unknown keys."""
+    copies = 0
+
+    def counted(config: NetworkConfig, **changes: object) -> NetworkConfig:
+        nonlocal copies
+        copies += 1
+        return replace(config, **changes)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("pyflannel.wire.network_config_json.replace", counted)
+    keys = [f"k{number}" for number in range(900)]
+    text = json.dumps({"Network": "10.3.0.0/16"} | dict.fromkeys(keys, 1))
+
+    config = parse_network_config(text)
+
+    assert config.unread == tuple(keys)
+    assert copies == 3  # Network, unread and the computed range
+
+
+@pytest.mark.parametrize(
+    ("text", "bound"),
+    [
+        (json.dumps(dict.fromkeys(map(str, range(20_000)), 1)), "longer than 65536 characters"),
+        (" " * 65_537, "longer than 65536 characters"),
+        (json.dumps(dict.fromkeys(map(str, range(1001)), 1)), "more than 1000 keys"),
+        ("{" + ",".join(['"Network":"10.3.0.0/16"'] * 1001) + "}", "more than 1000"),
+        (json.dumps({"Backend": [{"a": 1}] * 1001}), "more than 1000 keys"),
+        ('{"Network":"10.3.0.0/16","x":' + "[" * 32 + "]" * 32 + "}", "nested more than 32 deep"),
+        ('{"x":' * 33 + "1" + "}" * 33, "nested more than 32 deep"),
+        ("[" * 30_000, "nested more than 32 deep"),
+    ],
+    ids=["20,000 keys", "white space", "1,001 keys", "one key", "inner keys", "lists", "objects", "no end"],
+)
+def test_a_config_beyond_a_bound_is_refused(text: str, bound: str) -> None:
+    """What the store holds costs a bounded time and memory, whoever wrote it."""
+    for written in (text, text.encode()):
+        with pytest.raises(ConfigError, match=bound) as caught:
+            parse_network_config(written)
+
+        assert len(str(caught.value)) < 200
+
+
+def test_a_config_at_every_bound_is_read() -> None:
+    keys = dict.fromkeys(map(str, range(998)), 1)
+    nested = json.loads("[" * 31 + "]" * 31)
+
+    text = json.dumps({"Network": "10.3.0.0/16", "x": nested} | keys)
+
+    assert len(parse_network_config(text.ljust(65_536)).unread) == 999
+
+
+@pytest.mark.parametrize(
+    ("members", "network"),
+    [
+        ('"network":"10.4.0.0/16","Network":"10.5.0.0/16","network":"10.6.0.0/16"', "10.6.0.0/16"),
+        ('"Network":"10.4.0.0/16","network":"10.5.0.0/16","Network":"10.6.0.0/16"', "10.6.0.0/16"),
+    ],
+)
+def test_of_the_spellings_of_a_key_the_last_counts(members: str, network: str) -> None:
+    assert parse_network_config(f"{{{members}}}").network == IPv4Network(network)

@@ -137,6 +137,17 @@ def test_a_key_without_effect_is_named() -> None:
     assert config_warnings(replace(CONFIG, backend={"Type": "udp", "port": 7})) == ()
 
 
+def test_of_many_backend_keys_without_effect_the_first_are_named() -> None:
+    """One line of bounded length, however many keys the config has."""
+    keys = ["K0", *(f"K{number}" + "x" * 100 for number in range(1, 500))]
+
+    (note,) = config_warnings(replace(CONFIG, backend={"Type": "udp"} | dict.fromkeys(keys, 1)))
+
+    assert note.startswith("Backend.K0, Backend.K1xxx")
+    assert note.endswith("xxx… and 492 more have no effect: the udp backend knows Port")
+    assert len(note) < 1000
+
+
 def test_keys_of_the_network_config_without_effect_are_named() -> None:
     """Unknown ones in one line, with those that are known; those of the original as what they are."""
     unknown = backend_of(replace(CONFIG, unread=("SubnetLne", "b"))).notes(HOST)
