@@ -10,7 +10,7 @@ from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from pyflannel.errors import WireError
 from pyflannel.model.lease import BackendData, Claim, LeaseAttributes, Vtep
-from pyflannel.wire.json_values import escape, fold, parse_ipv4, parse_ipv6
+from pyflannel.wire.json_values import escape, fold, members, parse_ipv4, parse_ipv6
 
 # What a backend publishes in its lease: `BackendData` as JSON, and back.
 #
@@ -47,11 +47,10 @@ def parse_vtep(text: str) -> Vtep | None:
     if (usual := _USUAL.fullmatch(text)) is not None:
         return Vtep(mac=usual[2], vni=int(usual[1]))
     try:
-        members = msgspec.json.decode(text, type=dict[str, object])
+        found = _last_of_each(text)
+        mac, vni = (msgspec.json.decode(found.get(key, b"null")) for key in ("vtepmac", "vni"))
     except (ValueError, RecursionError):
         return None
-    by_key = {fold(key): value for key, value in members.items()}
-    mac, vni = by_key.get("vtepmac"), by_key.get("vni")
     if not isinstance(mac, str) or not _MAC.fullmatch(mac):
         return None
     if vni is not None and (type(vni) is not int or vni not in _VNIS):
@@ -207,13 +206,36 @@ def _decode(value: bytes) -> _LeaseValue:
 
 def _known_members(value: bytes) -> dict[str, Raw]:
     """Return the members of a lease that we read, under the names that we write; ours only if well formed."""
-    members = {_LEASE_KEYS.get(fold(key), ""): member for key, member in _MEMBERS.decode(value).items()}
-    members.pop("", None)
+    known = {_LEASE_KEYS.get(key, ""): member for key, member in _last_of_each(value).items()}
+    known.pop("", None)
     try:
-        _OURS.decode(members.get("Pyflannel", b""))
+        _OURS.decode(known.get("Pyflannel", b""))
     except (ValueError, RecursionError):
-        members.pop("Pyflannel", None)
-    return members
+        known.pop("Pyflannel", None)
+    return known
+
+
+def _last_of_each(value: bytes | str) -> dict[str, Raw]:
+    """Return the members of an object by folded key: of all spellings of a key, the last counts.
+
+    Raises:
+        ValueError: it is no object.
+        RecursionError: it is nested too deeply.
+    """
+    found = _MEMBERS.decode(value)
+    by_key = {fold(key): member for key, member in found.items()}
+    if len(by_key) == len(found):
+        return by_key
+    # The decoder has lost the order: a key that comes again keeps its first place.
+    by_key.clear()
+    for key, member in members(value if isinstance(value, str) else value.decode(errors="replace")):
+        if member != "null" or fold(key) not in _NULL_KEEPS:
+            by_key[fold(key)] = Raw(member)
+    return by_key
+
+
+_NULL_KEEPS = {"backendtype", "vni"}
+"""Keys of plain values, which Go leaves as they are for null. Null sets the others."""
 
 
 def _compact(data: Raw) -> str:

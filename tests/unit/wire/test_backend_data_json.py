@@ -28,6 +28,10 @@ def test_it_is_written_as_the_original_does() -> None:
         ('{"VNI":1,"VtepMAC":"1A-71-AD-7E-3B-3F"}', 1),
         ('{"VNI":1,"VtepMAC":"1a71.ad7e.3b3f"}', 1),
         (f'{{"VNI":1,"VtepMAC":"{MAC}","Later":{{"a":1}}}}', 1),
+        (f'{{"vni":1,"VNI":2,"vni":3,"VtepMAC":"{MAC}"}}', 3),
+        (f'{{"VNI":1,"vni":2,"VNI":3,"VtepMAC":"{MAC}"}}', 3),
+        (f'{{"VNI":1,"vni":null,"VtepMAC":"{MAC}"}}', 1),
+        (f'{{"VNI":1,"vtepmac":"02:00:00:00:00:01","VtepMAC":"02:00:00:00:00:02","vtepmac":"{MAC}"}}', 1),
     ],
 )
 def test_every_spelling_is_read(text: str, vni: int | None) -> None:

@@ -209,3 +209,28 @@ def test_a_value_beyond_its_bound_is_refused_unread() -> None:
         parse_lease_attributes(longest + b" ")
     with pytest.raises(WireError, match="not a claim: longer than 65536 bytes"):
         parse_claim(longest + b" ", CLAIM.subnet, 1)
+
+
+@pytest.mark.parametrize(
+    ("members", "public_ip"),
+    [
+        ('"publicip":"1.1.1.1","PublicIP":"2.2.2.2","publicip":"3.3.3.3"', "3.3.3.3"),
+        ('"PublicIP":"1.1.1.1","publicip":"2.2.2.2","PublicIP":"3.3.3.3"', "3.3.3.3"),
+        ('"PublicIP":"1.1.1.1","PUBLICIP":"2.2.2.2"', "2.2.2.2"),
+        ('"PUBLICIP":"1.1.1.1","PublicIP":"2.2.2.2"', "2.2.2.2"),
+    ],
+)
+def test_of_the_spellings_of_a_key_the_last_counts(members: str, public_ip: str) -> None:
+    """As with the original: two readers of one lease must not send packets to different hosts."""
+    assert parse_lease_attributes(f"{{{members}}}".encode()).public_ip == IPv4Address(public_ip)
+
+
+def test_null_keeps_the_backend_type_of_another_spelling() -> None:
+    """Go leaves a string as it is for null, and sets other values."""
+    null = b'"backendtype":null,"publicipv6":null'
+    value = b'{"PublicIP":"1.1.1.1","BackendType":"vxlan","PublicIPv6":"fd00::1",%s}' % null
+
+    attributes = parse_lease_attributes(value)
+
+    assert attributes.backend_type == "vxlan"
+    assert attributes.public_ipv6 is None
