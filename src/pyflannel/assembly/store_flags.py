@@ -78,8 +78,7 @@ def chosen_store(settings: Settings) -> StoreChoice:
     others, overridden = _one_way(settings, [each for each in given if not isinstance(each.value, Secret)])
     password = _password(passwords)
     if others and others[-1].flag.name == "store":
-        url, origin = str(others[-1].value), others[-1].origin
-        choice = StoreChoice(url=_checked(url, origin, password), password=password)
+        choice = _named_by_url(str(others[-1].value), others[-1].origin, password)
     else:
         choice = _etcd(settings, {each.flag.name.removeprefix("etcd-"): each for each in others}, password)
     return replace(choice, warnings=(*overridden, *choice.warnings))
@@ -123,22 +122,30 @@ def _etcd(settings: Settings, given: Mapping[str, Given], password: Secret | Non
     if not has_tls and (idle := [given[name].origin for name in TLS_NAMES if name in given]):
         warnings.append(f"Without effect, as {endpoints.origin} says http://: {', '.join(idle)}")
         wanted = {name: value for name, value in wanted.items() if name not in TLS_NAMES}
-    if not has_tls and "username" in wanted:
-        warnings.append(f"The etcd password goes unencrypted, as {endpoints.origin} says http://")
     _check_prefix(prefix)
     check_settings(wanted, has_tls=has_tls, shown="etcd")
     address = EtcdAddress(
         endpoints=tuple(members), prefix=str(prefix.value), has_tls=has_tls, settings=wanted
     )
     _check_password(address, password)
+    warnings += _clear_text(address, f"{endpoints.origin} says http://")
     return StoreChoice(url=address.url, password=password, warnings=tuple(warnings))
 
 
-def _checked(url: str, origin: str, password: Secret | None) -> str:
+def _named_by_url(url: str, origin: str, password: Secret | None) -> StoreChoice:
     address = parse_store_url(url, origin).store
-    if isinstance(address, EtcdAddress):
-        _check_password(address, password)
-    return url
+    if not isinstance(address, EtcdAddress):
+        return StoreChoice(url=url, password=password)
+    _check_password(address, password)
+    warnings = _clear_text(address, f"{origin} says etcd://")
+    return StoreChoice(url=url, password=password, warnings=tuple(warnings))
+
+
+def _clear_text(address: EtcdAddress, cause: str) -> list[str]:
+    """Return a warning if the user's password is sent in clear text."""
+    if address.has_tls or "username" not in address.settings:
+        return []
+    return [f"The etcd password goes unencrypted, as {cause}"]
 
 
 def _password(given: Sequence[Given]) -> Secret | None:

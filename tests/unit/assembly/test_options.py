@@ -284,6 +284,27 @@ def test_what_http_endpoints_leave_without_effect_is_said() -> None:
     assert ["--etcd-cafile" in parsed.warnings[0], "unencrypted" in parsed.warnings[1]] == [True, True]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "environment", "origin"),
+    [
+        (["--store=etcd://h/p?username=u", "--etcd-password=secret"], {}, "--store"),
+        (["--store=etcd://h/p?username=u&password-file=/f"], {}, "--store"),
+        ([], {"FLANNELD_STORE": "etcd://h/p?username=u", "FLANNELD_ETCD_PASSWORD": "s"}, "FLANNELD_STORE"),
+    ],
+)
+def test_a_password_that_a_store_url_sends_in_clear_text_is_warned_about(
+    arguments: list[str], environment: dict[str, str], origin: str
+) -> None:
+    parsed = options(*arguments, environment=environment)
+
+    assert parsed.warnings == (f"The etcd password goes unencrypted, as {origin} says etcd://",)
+
+
+@pytest.mark.parametrize("url", ["etcds://h/p?username=u&password-file=/f", "etcd://h/p", "sqlite:///f"])
+def test_a_store_url_without_a_clear_text_password_gives_no_warning(url: str) -> None:
+    assert options(f"--store={url}").warnings == ()
+
+
 def test_the_health_endpoint_is_off_below_port_one() -> None:
     assert options("--healthz-port=-1").healthz is None
     assert options("--healthz-port=8081").healthz == Endpoint(
