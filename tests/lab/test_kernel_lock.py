@@ -80,7 +80,7 @@ def test_a_place_where_no_file_can_be_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
 
     with (
-        pytest.raises(TargetError, match="cannot be made: Not a directory"),
+        pytest.raises(TargetError, match="cannot be made: ENOTDIR: Not a directory"),
         RunLock(str(tmp_path / "file" / "run" / "lock")),
     ):
         pass

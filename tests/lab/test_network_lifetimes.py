@@ -14,6 +14,7 @@ from doubles.fake_store import FakeStore
 from pyflannel.assembly.daemon import places_of
 from pyflannel.assembly.host_network import open_network
 from pyflannel.assembly.options import FlanneldOptions, parse_flanneld
+from pyflannel.engine.list_watch import StoreLog
 from pyflannel.kernel.host.machine import BoottimeClock
 from pyflannel.model.store_record import Put
 
@@ -44,6 +45,7 @@ async def live_once(options: FlanneldOptions, store: FakeStore) -> None:
         places=places_of(options),
         store=store,
         store_url="",
+        store_log=StoreLog(BoottimeClock()),
         notify=lambda text: is_ready.set() if "READY=1" in text else None,
         alive=lambda: None,
         audit_s=10.0,

@@ -201,6 +201,7 @@ class FileTarget:
         Called before each look, so that a directory that was deleted and made again is watched again.
         """
         names: dict[int, set[str]] = {}
+        has_failed = False
         for path in paths:
             directory, name = os.path.split(os.path.abspath(path))
             try:
@@ -208,12 +209,14 @@ class FileTarget:
                     directory, name = os.path.split(directory)
             except OSError as error:
                 self._complain(error)
+                has_failed = True
             else:
                 if watch is not None:
                     names.setdefault(watch, {""}).add(name)  # "" is the directory itself
         for watch in self._names.keys() - names.keys():
             inotify.remove(watch)
         self._names = names
+        self._has_complained = has_failed
 
     def _concerned(self, events: Sequence[Event]) -> bool:
         """Return whether one is about a file of ours, or a directory that leads to it."""

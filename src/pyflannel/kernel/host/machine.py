@@ -14,7 +14,7 @@ import time
 import uuid
 from pathlib import Path
 
-from pyflannel.errors import TargetError, WireError
+from pyflannel.errors import TargetError, WireError, target_errors
 from pyflannel.kernel.filters.iptables import PROGRAMS, read_saved, version_of
 from pyflannel.kernel.filters.programs import run_program
 from pyflannel.kernel.host.files import replace_file
@@ -270,10 +270,10 @@ def _left_in(run_dir: str, machine: str) -> Identity | None:
     """Return the identity of the former flanneld here; None when it may be that of another host."""
     try:
         text = Path(run_dir, _FILE).read_text(encoding="utf-8", errors="replace")
+        identity = _parse(text)
+        if identity is None or identity.machine != machine or text != _run_text(identity):
+            return None
     except OSError:
-        return None
-    identity = _parse(text)
-    if identity is None or identity.machine != machine or text != _run_text(identity):
         return None
     log.info("Took over the identity of the former flanneld of this boot and network namespace")
     return identity
@@ -281,7 +281,9 @@ def _left_in(run_dir: str, machine: str) -> Identity | None:
 
 def _keep(state_dir: str, run_dir: str, identity: Identity) -> None:
     _write(os.path.join(state_dir, _FILE), _text(identity))
-    _write(os.path.join(run_dir, _FILE), _run_text(identity))
+    with target_errors("boot and network namespace cannot be told", hint="Mount /proc."):
+        text = _run_text(identity)
+    _write(os.path.join(run_dir, _FILE), text)
 
 
 def _text(identity: Identity, **more: str) -> str:
