@@ -150,7 +150,7 @@ class Reconciler:
     def _note_change(self, key: Key, old: Item | None, new: Item | None, *, is_known: bool) -> None:
         item = new if old is None else old
         if item is not None:
-            is_known = is_known and type(item) not in self._new_kinds
+            is_known = is_known and type(item) not in self._new_kinds and not self._work.was_refused(key)
             self._must_look = self._must_look or not is_known
             self._work.change(key, old, type(item), is_known=is_known)
 
@@ -355,11 +355,16 @@ class Reconciler:
         self._note_losses(operations, keys)
         missing = Missing()
         for refusal in refused:
-            if missing.blocks(refusal.operation):
-                self._postpone(batch, refusal.operation, Stage.BLOCKED)  # no trouble of its own
+            if self._work.is_later(refusal.operation.subject.key, batch.since):
+                self.look()  # the object changed meanwhile
+            now = self._clock.now()
+            if missing.blocks(refusal.operation):  # it has no trouble of its own
+                self._postpone(batch, refusal.operation, Stage.BLOCKED, tried_s=now)
             else:
                 due_s = self._retry_due_s(refusal, cost_s)
-                self._postpone(batch, refusal.operation, Stage.REFUSED, due_s=due_s, refusal=refusal)
+                self._postpone(
+                    batch, refusal.operation, Stage.REFUSED, due_s=due_s, tried_s=now, refusal=refusal
+                )
                 batch.refused.append(refusal)
             missing.note(refusal.operation)
 
@@ -382,13 +387,13 @@ class Reconciler:
         stage: Stage,
         *,
         due_s: float = math.inf,
+        tried_s: float = -math.inf,
         refusal: Refusal | None = None,
     ) -> None:
         item = operation.subject
         is_planned = self._is_planned(batch, item)
         later = self._later(item, _found_by(operation), stage, is_planned=is_planned)
-        tried_s = self._clock.now() if due_s < math.inf else -math.inf
-        later = replace(later, due_s=due_s, refusal=refusal, tried_s=tried_s)
+        later = replace(later, due_s=due_s, tried_s=tried_s, refusal=refusal)
         self._work.postpone(item.key, later, batch.since)
 
     def _later(self, item: Item, found: Item | None, stage: Stage, *, is_planned: bool) -> Mark:

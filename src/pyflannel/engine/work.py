@@ -51,7 +51,7 @@ class Mark:
         due_s: time of the clock at which a pause or a refusal ends.
         attempts: refusals in succession.
         refusal: the latest; None if it was not refused.
-        tried_s: time of the clock of the latest refusal.
+        tried_s: time of the clock of the latest attempt; infinitely long ago if there was none.
     """
 
     kind: type[Item]
@@ -112,6 +112,11 @@ class Work:
         """Return whether the key was changed or written after `generation`."""
         mark = self._marks.get(key)
         return mark is not None and mark.generation > generation
+
+    def was_refused(self, key: Key) -> bool:
+        """Return whether the latest operation on a key was refused: it may have taken effect all the same."""
+        mark = self.get(key)
+        return mark is not None and mark.tried_s > -math.inf
 
     def undone(self) -> Iterator[tuple[Key, Mark]]:
         """Yield each key on which something is left to do."""
@@ -194,11 +199,15 @@ class Work:
     def postpone(self, key: Key, later: Mark, since: int) -> None:
         """Keep a key for later, with the mark `later`, whose generation and attempts are filled in.
 
-        A change of the key after generation `since` wins: then only what is in place is noted.
+        A change of the key after generation `since` wins: then only what is in place is noted. If `later` was
+        tried, only a look tells that.
         """
         mark = self.get(key)
         if mark is not None and mark.generation > since:
-            self._note_found(key, mark, later.found)
+            if later.tried_s > -math.inf:
+                self._put(key, replace(mark, stage=Stage.UNKNOWN))
+            else:
+                self._note_found(key, mark, later.found)
             return
         if mark is None:
             self.generation += 1

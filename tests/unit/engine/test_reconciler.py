@@ -971,6 +971,48 @@ def test_a_target_that_cannot_be_read_is_tried_again_alone(caplog: pytest.LogCap
     assert caplog.text.count("Could not read the current state of the host") == 1
 
 
+class LosesAnswers(Slow):
+    """A kernel whose answers are lost: an operation takes effect, and is refused all the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loses_answers = False
+
+    async def apply(self, operations: Sequence[Operation]) -> Sequence[Refusal]:
+        refusals = await super().apply(operations)
+        if not self.loses_answers:
+            return refusals
+        return [Refusal(operation=operation, cause="no answer") for operation in operations]
+
+    def changes(self) -> ChangeChannel:
+        return ChangeChannel(lambda announce: asyncio.Event().wait())
+
+
+@pytest.mark.parametrize("is_slow", [False, True])
+def test_a_refused_operation_may_have_taken_effect(is_slow: bool) -> None:
+    """A later change of the object, even during the attempt, leaves no trace of it and is no repair."""
+
+    async def check() -> None:
+        kernel = LosesAnswers()
+        async with running(Bench(kernel, State.of(LINK, FORWARDER))) as bench:
+            kernel.loses_answers = True
+            if is_slow:
+                kernel.may_go_on.clear()
+            bench.change(Add(PEER))
+            await bench.clock.settle()
+            bench.change(Remove(PEER))
+            kernel.may_go_on.set()
+            await bench.clock.settle()
+            kernel.loses_answers = False
+            await bench.clock.advance(0.2)
+
+            assert bench.is_healed
+            assert bench.reconciler.is_clean
+            assert bench.reconciler.counts.repairs == 0
+
+    asyncio.run(check())
+
+
 def test_an_event_ends_the_pause_before_a_retry() -> None:
     """The cause of a refusal is gone when the kernel announces a change: nothing waits for the pause then."""
 
