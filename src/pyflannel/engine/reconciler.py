@@ -241,10 +241,12 @@ class Reconciler:
         for operation in operations:
             item = operation.subject
             differing.add(item.key)
-            if not self._work.is_later(item.key, generations[type(item)]) and not self._is_hopeless(
-                operation
-            ):
+            if self._work.is_later(item.key, generations[type(item)]):
+                continue
+            if not self._is_hopeless(operation):
                 left.append(operation)
+            else:
+                self._work.hasten(item.key, RETRY_MIN_S)
         has_host_part = False
         for key, mark in list(self._work.undone()):
             wanted = desired.by_key.get(key)

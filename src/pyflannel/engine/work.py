@@ -52,6 +52,7 @@ class Mark:
         attempts: refusals in succession.
         refusal: the latest; None if it was not refused.
         tried_s: time of the clock of the latest attempt; infinitely long ago if there was none.
+        ignored: looks that came too soon after a refusal for another attempt.
     """
 
     kind: type[Item]
@@ -63,6 +64,7 @@ class Mark:
     attempts: int = 0
     refusal: Refusal | None = None
     tried_s: float = -math.inf
+    ignored: int = 0
 
 
 class Work:
@@ -197,7 +199,7 @@ class Work:
         self._put(key, lost)
 
     def postpone(self, key: Key, later: Mark, since: int) -> None:
-        """Keep a key for later, with the mark `later`, whose generation and attempts are filled in.
+        """Keep a key for later, with the mark `later`, whose generation and counts are filled in.
 
         A change of the key after generation `since` wins: then only what is in place is noted. If `later` was
         tried, only a look tells that.
@@ -212,10 +214,21 @@ class Work:
         if mark is None:
             self.generation += 1
         generation = self.generation if mark is None else mark.generation
-        attempts = 0 if mark is None else mark.attempts
+        attempts, ignored = (0, 0) if mark is None else (mark.attempts, mark.ignored)
         if later.stage is Stage.REFUSED:
             attempts += 1
-        self._put(key, replace(later, generation=generation, attempts=attempts))
+        self._put(key, replace(later, generation=generation, attempts=attempts, ignored=ignored))
+
+    def hasten(self, key: Key, pause_s: float) -> None:
+        """Bring the next attempt at a refused key forward, because a look came soon after the latest one.
+
+        The look may be due to that attempt itself. So it is brought forward less and less: the first time to
+        `pause_s` after the latest attempt. A permanent refusal stays as it is.
+        """
+        mark = self._marks[key]
+        due_s = mark.tried_s + pause_s * 2.0 ** min(mark.ignored, 30)
+        if mark.refusal is not None and not mark.refusal.is_permanent and due_s < mark.due_s:
+            self._put(key, replace(mark, due_s=due_s, ignored=mark.ignored + 1))
 
     def release(self) -> None:
         """Open what is blocked: an object that it may require is in place now."""

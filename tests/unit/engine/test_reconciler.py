@@ -1029,6 +1029,47 @@ def test_an_event_ends_the_pause_before_a_retry() -> None:
     asyncio.run(check())
 
 
+def test_an_event_soon_after_an_attempt_brings_the_next_one_forward() -> None:
+    """The attempt itself may have caused the event, so it is repeated soon, not at once."""
+
+    async def check() -> None:
+        kernel = FakeKernel(refuse=lambda operation: True)
+        async with running(Bench(kernel, PLAN)) as bench:
+            await bench.clock.advance(30.2)  # the pauses are at their longest
+            attempts = len(kernel.batches)
+            while len(kernel.batches) == attempts:
+                await bench.clock.advance(0.01)
+            kernel.refuse = lambda operation: False
+            kernel.damage()
+            await bench.clock.advance(0.1)
+
+            assert bench.is_healed
+
+    asyncio.run(check())
+
+
+def test_attempts_that_cause_events_are_made_less_and_less_often() -> None:
+    """Each of them is announced to the daemon as a change."""
+
+    class Echoing(FakeKernel):
+        async def apply(self, operations: Sequence[Operation]) -> Sequence[Refusal]:
+            refused = await super().apply(operations)
+            self.damage()
+            return refused
+
+    async def check() -> None:
+        kernel = Echoing(refuse=lambda operation: True)
+        async with running(Bench(kernel, PLAN)) as bench:
+            await bench.clock.advance(10)
+            batches = len(kernel.batches)
+            await bench.clock.advance(10)
+
+            assert batches < 20
+            assert len(kernel.batches) - batches <= 11
+
+    asyncio.run(check())
+
+
 def two_targets(plan: State) -> tuple[Bench, Part, Part]:
     """A reconciler of links and of a forwarder, each a target of its own."""
     links, forwarder = Part(*LINKS_AND_FILES), Part(Forwarder, ForwarderPeer)
