@@ -2,8 +2,10 @@
 
 import asyncio
 import errno
+import os
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
+from fnmatch import fnmatchcase
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar, TypeVarTuple, Unpack
@@ -231,6 +233,18 @@ async def in_thread(act: Callable[[Unpack[_Arguments]], _Answer], *arguments: *_
         if "new thread" not in str(error):
             raise
         raise OSError(errno.EAGAIN, "no thread can be started") from error
+
+
+def child_environment(*wanted: str) -> dict[str, str]:
+    """Return the environment of a program that the daemon starts: PATH, and variables by name or `PREFIX*`.
+
+    Each other variable may be a secret: the store's password, or one of a container's other programs.
+    """
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if any(fnmatchcase(name, pattern) for pattern in ("PATH", *wanted))
+    }
 
 
 class InterfaceSource(Protocol):

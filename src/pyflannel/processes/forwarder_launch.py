@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pyflannel.errors import TargetError
 from pyflannel.model.forwarder import Forwarder
-from pyflannel.ports import in_thread
+from pyflannel.ports import child_environment, in_thread
 from pyflannel.processes.forwarder_client import connected
 from pyflannel.processes.found import FORWARDER, find_port_holder
 from pyflannel.processes.systemd import NoUnitError, own_unit, was_refused
@@ -23,8 +23,8 @@ LOG_NAME = "forwarder.log"
 _START_S = 5.0
 _LOOK_AGAIN_S = 0.01
 
-_NOT_INHERITED = ("FLANNELD_", "NOTIFY_", "WATCHDOG_", "LISTEN_")
-"""The daemon's own variables: its settings, passwords among them, and its bonds with systemd."""
+_INHERITED = ("PYTHON*", "LD_LIBRARY_PATH", "LANG", "LC_*", "TZ")
+"""Variables that the interpreter and its log need. No setting of the daemon is among them."""
 
 
 _NO_UNIT_HINT = "Let flanneld.service reach /run/systemd/private, then restart it."
@@ -157,7 +157,7 @@ def _spawn(command: list[str], stderr: int) -> subprocess.Popen[bytes]:
         stdout=subprocess.DEVNULL,
         stderr=stderr,
         cwd="/",
-        env={name: value for name, value in os.environ.items() if not name.startswith(_NOT_INHERITED)},
+        env=child_environment(*_INHERITED),
         start_new_session=True,  # no signal of the daemon's terminal or group reaches it
     )
 

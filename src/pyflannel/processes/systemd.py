@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pyflannel.errors import TargetError
+from pyflannel.ports import child_environment
 
 _CGROUP = re.compile(r"^(?:\d+:name=systemd|0:):.*/(?P<unit>[^/]+\.service)$", re.MULTILINE)
 """systemd's own hierarchy of version 1, or the only one of version 2 (cgroups(7), /proc/PID/cgroup)."""
@@ -37,7 +38,12 @@ async def stop_service(unit: str, deadline_s: float) -> None:
         TimeoutError: nor say anything in time.
     """
     systemctl = await asyncio.create_subprocess_exec(
-        "systemctl", "stop", unit, stdin=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE
+        "systemctl",
+        "stop",
+        unit,
+        stdin=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+        env=child_environment("LC_*"),
     )
     try:
         async with asyncio.timeout(deadline_s):

@@ -210,6 +210,7 @@ def test_peers_change_in_place(linked):
 def test_process_is_detached(hosts, monkeypatch):
     """A session of its own, no descriptors inherited, no settings of the daemon in its environment."""
     monkeypatch.setenv("FLANNELD_ETCD_PASSWORD", "secret")
+    monkeypatch.setenv("ETCDCTL_PASSWORD", "secret")
     one, _ = hosts
     assert not one.apply(Add(one.forwarder))
     pid = one.pid

@@ -12,7 +12,7 @@ from typing import Generic, Self, TypeVar
 
 from pyflannel.errors import TargetError, is_permanent, target_errors
 from pyflannel.kernel.network.netlink_socket import NotificationSocket
-from pyflannel.ports import Announce, ChangeChannel, in_thread
+from pyflannel.ports import Announce, ChangeChannel, child_environment, in_thread
 
 _DEADLINE_S = 10.0
 
@@ -81,7 +81,7 @@ def _run(words: Sequence[str], given: bytes, running_pids: list[int]) -> Ran:
             pid = os.posix_spawnp(
                 words[0],
                 list(words),
-                {**os.environ, "LC_ALL": "C"},  # we look for words in what it says
+                child_environment("XTABLES_*") | {"LC_ALL": "C"},  # its words are parsed
                 file_actions=[
                     (os.POSIX_SPAWN_DUP2, file, number)
                     for number, file in enumerate((entered, output, complaint))
