@@ -32,7 +32,13 @@ COMMANDS = {
 }
 """Each command with its help. The text is here, so that `--help` imports no command."""
 
-_MODULES = {"events": "network", "leases": "network", "peers": "network", "pins": "cleanup"}
+_MODULES = {
+    "doctor": "status",
+    "events": "network",
+    "leases": "network",
+    "peers": "network",
+    "pins": "cleanup",
+}
 """The module of each command that has no module of its own name."""
 
 
