@@ -67,8 +67,9 @@ def on_listed(state: LeaseState, listed: Listed, now: float, draw: Draw) -> Step
         return state, ()
     actions: list[Action] = []
     if not state.is_watching:
-        # Not the later of both: a store that lost its data counts anew.
-        state = replace(state, revision=listed.revision, watch_at=None, is_unsure=False)
+        # Not the later of both: a store that lost its data counts anew. What was missed is in the listing, or
+        # the watch, which goes on from there, delivers it again.
+        state = replace(state, revision=listed.revision, watch_at=None, is_unsure=False, missed=())
     elif state.is_unsure and listed.revision < state.revision:
         # So the watch that is to open has to go on from there: what it begins at may be of another store.
         state = replace(state, revision=listed.revision)

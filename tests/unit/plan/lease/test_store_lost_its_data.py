@@ -139,6 +139,26 @@ def test_what_was_missed_in_another_life_of_the_store_is_no_news() -> None:
     assert [type(report) for report in host.said].count(Taken) == 1
 
 
+def test_our_own_renewal_in_another_life_of_the_store_is_no_other_host() -> None:
+    """It was seen, and its answer was lost with the data of the store; the watch was cut, not compacted."""
+    store = Store()
+    host = Host(store, wanted()).start()
+    host.now = 23 * HOUR
+    host.take(Woke())
+    store.perform(host.requests[0])
+    host.watch()
+    host.fail()
+    store.lose_data(revision=0)
+    host.seen = None
+    host.take(WatchLost("cut"))
+
+    host.sleep(10)
+    host.settle()
+
+    assert host.state.is_settled
+    assert not host.heard(SharedAddress)
+
+
 def test_a_revision_that_was_given_out_twice_makes_no_lease_ours() -> None:
     """A store that lost its data counts anew, and another host was faster."""
     store = Store()
