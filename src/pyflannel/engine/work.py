@@ -52,7 +52,8 @@ class Mark:
         attempts: refusals in succession.
         refusal: the latest; None if it was not refused.
         tried_s: time of the clock of the latest attempt; infinitely long ago if there was none.
-        ignored: looks that came too soon after a refusal for another attempt.
+        is_hastened: the next attempt was brought forward.
+        hastened: attempts in succession that were.
     """
 
     kind: type[Item]
@@ -64,7 +65,8 @@ class Mark:
     attempts: int = 0
     refusal: Refusal | None = None
     tried_s: float = -math.inf
-    ignored: int = 0
+    is_hastened: bool = False
+    hastened: int = 0
 
 
 class Work:
@@ -214,21 +216,22 @@ class Work:
         if mark is None:
             self.generation += 1
         generation = self.generation if mark is None else mark.generation
-        attempts, ignored = (0, 0) if mark is None else (mark.attempts, mark.ignored)
+        attempts = 0 if mark is None else mark.attempts
+        hastened = 0 if mark is None or not mark.is_hastened else mark.hastened + 1
         if later.stage is Stage.REFUSED:
             attempts += 1
-        self._put(key, replace(later, generation=generation, attempts=attempts, ignored=ignored))
+        self._put(key, replace(later, generation=generation, attempts=attempts, hastened=hastened))
 
     def hasten(self, key: Key, pause_s: float) -> None:
         """Bring the next attempt at a refused key forward, because a look came soon after the latest one.
 
-        The look may be due to that attempt itself. So it is brought forward less and less: the first time to
-        `pause_s` after the latest attempt. A permanent refusal stays as it is.
+        The look may be due to that attempt itself. So of attempts in succession each is brought forward less:
+        the first to `pause_s` after the latest attempt. A permanent refusal stays as it is.
         """
         mark = self._marks[key]
-        due_s = mark.tried_s + pause_s * 2.0 ** min(mark.ignored, 30)
-        if mark.refusal is not None and not mark.refusal.is_permanent and due_s < mark.due_s:
-            self._put(key, replace(mark, due_s=due_s, ignored=mark.ignored + 1))
+        if mark.refusal is not None and not mark.refusal.is_permanent:
+            due_s = mark.tried_s + pause_s * 2.0 ** min(mark.hastened, 30)
+            self._put(key, replace(mark, due_s=min(due_s, mark.due_s), is_hastened=True))
 
     def release(self) -> None:
         """Open what is blocked: an object that it may require is in place now."""
