@@ -14,7 +14,7 @@ from pyflannel.commands.daemon_process import running_daemon, stop_daemon
 from pyflannel.commands.examination import known_networks, membership_of, status_of_host
 from pyflannel.errors import BusyError, FlannelError, TargetError, WireError, sentences
 from pyflannel.kernel.bpf.fast_path import FastPath
-from pyflannel.kernel.bpf.pins import mount_pin_directory, pin_standing, remove_pin_directory
+from pyflannel.kernel.bpf.pins import pin_directory, pin_standing, remove_pin_directory
 from pyflannel.kernel.bpf.target import BpfTarget
 from pyflannel.kernel.filters.iptables import IptablesTarget, read_rules, remove_rules
 from pyflannel.kernel.filters.nftables import NftTarget
@@ -49,8 +49,13 @@ async def lay_pins(places: Places) -> str:
         TargetError: it cannot be had here.
     """
     try:
-        mount_pin_directory(str(places.bpf))
-        count = await pin_standing(str(places.bpf))
+        with pin_directory(str(places.bpf)) as directory:
+            count = await pin_standing(directory)
+    except NotADirectoryError as error:
+        raise TargetError(
+            f"{places.bpf} is not a directory",
+            hint="Remove it, and look for the program that made it: flanneld makes no file or symlink there.",
+        ) from error
     except OSError as error:
         raise TargetError(
             f"no eBPF programs can be pinned in {places.bpf}: {error.strerror}",

@@ -24,7 +24,7 @@ from pyflannel.kernel.bpf.hooks import ask_tcx
 from pyflannel.kernel.bpf.layout import PEERS
 from pyflannel.kernel.bpf.libbpf import LIBRARY, Libbpf
 from pyflannel.kernel.bpf.objects import KernelObjects, ObjectFile, read_object
-from pyflannel.kernel.bpf.pins import mount_pin_directory, remove_pin_directory
+from pyflannel.kernel.bpf.pins import pin_directory, remove_pin_directory
 from testlab import refusing
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="rights can only be taken from root")
@@ -84,7 +84,8 @@ def test_pins_take_the_place_of_a_right(tmp_path):
     poor, directory = with_rights("bpf", "net_admin"), tmp_path / "pins of ours"
 
     without = ask(*poor, pins=directory)["CAP_SYS_ADMIN or"]
-    mount_pin_directory(str(directory))
+    with pin_directory(str(directory)):
+        pass
     try:
         pinned = ask(*poor, pins=directory)["CAP_SYS_ADMIN or"]
     finally:

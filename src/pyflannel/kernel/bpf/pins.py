@@ -1,11 +1,12 @@
 """Pins of programs and maps in a bpffs, for a daemon that may not open them by identifier."""
 
 import ctypes
+import errno
 import os
 import re
 import socket
-from collections.abc import Iterable
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 
 from pyflannel.kernel.bpf.hooks import KernelHooks
 from pyflannel.kernel.bpf.objects import KernelObjects
@@ -56,24 +57,63 @@ def remove_pin_directory(path: str) -> bool:
     return True
 
 
+_UMOUNT_NOFOLLOW = 8
+"""sys/mount.h: a symlink that took the place of the directory is refused."""
+
+
 def _unmount(path: str) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.umount2(os.fsencode(path), 0):
+    if libc.umount2(os.fsencode(path), _UMOUNT_NOFOLLOW):
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code), path)
 
 
-def mount_pin_directory(path: str) -> None:
-    """Make the directory and mount a bpffs on it, for root alone, unless there is one.
+@contextmanager
+def pin_directory(path: str) -> Iterator[str]:
+    """Mount a bpffs at `path`, for root alone, unless there is one; the block gets a path that stays its own.
+
+    The daemon owns the directory around `path`, and may exchange `path` for a symlink at any moment. So root
+    opens it without following one, and uses the descriptor for everything that follows.
 
     Raises:
+        NotADirectoryError: a symlink or a file is there.
         OSError: EPERM without CAP_SYS_ADMIN; ENODEV, the kernel has no bpffs.
     """
-    os.makedirs(path, exist_ok=True)
-    if os.path.ismount(path):
-        return
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with suppress(FileExistsError):
+        os.mkdir(path)
+    with opened(_open_directory(path)) as directory:
+        if not _has_bpffs(directory):
+            _mount_bpffs(_path_of(directory), path)
+    with opened(_open_directory(path)) as directory:
+        if not _has_bpffs(directory):
+            raise NotADirectoryError(errno.ENOTDIR, "exchanged while a bpffs was mounted", path)
+        yield _path_of(directory)
+
+
+def _open_directory(path: str) -> int:
+    return os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+
+
+def _path_of(descriptor: int) -> str:
+    return f"/proc/self/fd/{descriptor}"
+
+
+def _has_bpffs(directory: int) -> bool:
+    """Return whether the directory is on a bpffs.
+
+    Source: proc(5), mountinfo: the third field is the device, the first behind the dash the file system.
+    """
+    number = os.fstat(directory).st_dev
+    device = f"{os.major(number)}:{os.minor(number)}"
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        mounts = [line.split(" - ", 1) for line in file]
+    return any(mount.split()[2] == device and kind.split()[0] == "bpf" for mount, kind in mounts)
+
+
+def _mount_bpffs(place: str, path: str) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.mount(b"bpf", os.fsencode(path), b"bpf", 0, b"mode=0700"):
+    if libc.mount(b"bpf", os.fsencode(place), b"bpf", 0, b"mode=0700"):
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code), path)
 
