@@ -156,6 +156,8 @@ class ControlServer:
             self._send(client, answer.frame, answer.descriptors)
             if answer.is_change:
                 self.notify(but_pid=client.pid)
+            if not client.is_open:  # it left before its answer
+                return
 
     @property
     def descriptor(self) -> int:
