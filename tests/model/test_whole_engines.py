@@ -30,8 +30,10 @@ from pyflannel.engine.lease_keeper import LeaseKeeper
 from pyflannel.engine.list_watch import StoreLog
 from pyflannel.engine.planner import Inputs, Planner, PlanOptions
 from pyflannel.engine.reconciler import Reconciler
+from pyflannel.engine.work import Work
 from pyflannel.engine.world import HostOptions, World
 from pyflannel.model.host import Bridge, DefaultRoute, Interface, InterfaceAddress, Interfaces
+from pyflannel.model.item import Key
 from pyflannel.model.lease import Lease
 from pyflannel.model.lease_protocol import Event, Held, Listed, Report, WatchLost
 from pyflannel.model.lease_set import LeaseSet
@@ -326,8 +328,19 @@ class Unconditional:
         return await self._store.write(replace(operation, expected=None))
 
 
+class ResignedWork(Work):
+    """Brings no attempt forward."""
+
+    def hasten(self, key: Key, pause_s: float) -> None:
+        pass
+
+
 class ResignedReconciler(Reconciler):
     """Never tries again what was refused."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._work = ResignedWork()
 
     def _is_hopeless(self, operation: Operation) -> bool:
         mark = self._work.get(operation.subject.key)
