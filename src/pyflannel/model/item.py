@@ -59,12 +59,10 @@ class LinkChanges:
     Attributes:
         recreated: links that are deleted and created again; all objects on them go too.
         readdressed: links that get another MAC address; their neighbours go.
-        prefixes: links with a prefix of which an address is removed; the others of the prefix may go too.
     """
 
-    recreated: Collection[str] = ()
-    readdressed: Collection[str] = ()
-    prefixes: Collection[tuple[str, Hashable]] = ()
+    recreated: Collection[str]
+    readdressed: Collection[str]
 
 
 class Item:

@@ -1,6 +1,6 @@
 """The difference between two states, as operations in a safe order."""
 
-from collections.abc import Hashable, Iterable, Iterator, Sequence, Set
+from collections.abc import Hashable, Iterable, Iterator, Set
 from itertools import compress, filterfalse
 from operator import is_not
 
@@ -15,8 +15,7 @@ def diff(desired: State, actual: State) -> Iterator[Operation]:
     `actual` holds only items that pyflannel owns. A link that cannot be changed in place is created again.
     The items that the kernel drops with it, or when a link gets another MAC address, count as missing.
     """
-    left = _after_removals(desired, _after(link_changes(desired, actual), actual))
-    for old, new in differences(left, desired):
+    for old, new in differences(_after(link_changes(desired, actual), actual), desired):
         operation = change(old, new)
         if operation is not None:
             yield operation
@@ -69,24 +68,12 @@ def _after(changes: LinkChanges, actual: State) -> State:
     return State.collect(left for item in actual if (left := item.after(changes)) is not None)
 
 
-def _after_removals(desired: State, actual: State) -> State:
-    """Return the part of `actual` that may remain once the addresses that are not desired are removed."""
-    removed = {one.prefix for one in actual.of_type(Address) if desired.by_key.get(one.key) != one}
-    if not removed:
-        return actual
-    return actual.without(
-        [one.key for one in desired.of_type(Address) if one.prefix in removed and one in actual]
-    )
-
-
 def losses(operation: Operation) -> LinkChanges | None:
-    """Return the change with which the kernel drops other objects than its subject; None if it drops none."""
+    """Return the change of a link with which the kernel drops other objects; None if it drops none."""
     match operation:
         case Replace(Link() as old, Link() as new):
             changes = link_changes(State.of(new), State.of(old))
             return changes if changes.recreated or changes.readdressed else None
-        case Remove(Address() as address):
-            return LinkChanges(prefixes={address.prefix})
         case _:
             return None
 
@@ -95,33 +82,23 @@ def losses(operation: Operation) -> LinkChanges | None:
 # with that one. So the old address is removed before the new one is added, unlike everything else.
 _ADDRESS_CHANGE_RANK = Rank.ADDRESS - 1
 
-# A vxlan device that somebody renamed has the VNI and the port of the planned one, and the kernel refuses a
-# second. So it is removed before that is built.
-_LINK_IN_THE_WAY_RANK = Rank.LINK - 1
-
 _REMOVAL_RANK = 100
 """Above every build rank. The kind that is built last is removed first."""
 
 
 def order(operations: Iterable[Operation]) -> list[Operation]:
-    """Sort into a safe sequence: make before break, unless the kernel refuses to have both.
-
-    Operations of one rank keep their order.
-    """
+    """Sort into a safe sequence: make before break. Operations of one rank keep their order."""
     listed = list(operations)
     readdressed = {one.item.link for one in listed if isinstance(one, Add) and isinstance(one.item, Address)}
-    built = [one.subject for one in listed if isinstance(one.subject, Link) and not isinstance(one, Remove)]
-    return sorted(listed, key=lambda operation: _rank(operation, readdressed, built))
+    return sorted(listed, key=lambda operation: _rank(operation, readdressed))
 
 
-def _rank(operation: Operation, readdressed: Set[str], built: Sequence[Link]) -> int:
+def _rank(operation: Operation, readdressed: Set[str]) -> int:
     match operation:
         case Add(item) | Replace(_, item):
             return item.RANK
         case Remove(Address(link=link)) if link in readdressed:
             return _ADDRESS_CHANGE_RANK
-        case Remove(Link() as old) if any(old.excludes(link) for link in built):
-            return _LINK_IN_THE_WAY_RANK
         case Remove(item):
             return _REMOVAL_RANK - item.RANK
 

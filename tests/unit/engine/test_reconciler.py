@@ -285,7 +285,7 @@ VXLAN = Link(
     kind="vxlan",
     mtu=1450,
     mac="0e:00:00:00:00:01",
-    vxlan=Vxlan(vni=1, port=8472, parent="", local=None),
+    vxlan=Vxlan(vni=1, port=8472, parent="eth0", local=None),
 )
 NEIGHBOUR = Neighbour(link=VXLAN.name, address=IPv4Address("10.100.16.0"), mac="0e:00:00:00:00:02")
 
@@ -294,7 +294,7 @@ NEIGHBOUR = Neighbour(link=VXLAN.name, address=IPv4Address("10.100.16.0"), mac="
     "changed",
     [
         replace(VXLAN, mac="0e:00:00:00:00:03"),
-        replace(VXLAN, vxlan=Vxlan(vni=1, port=4789, parent="", local=None)),
+        replace(VXLAN, vxlan=Vxlan(vni=1, port=4789, parent="eth0", local=None)),
     ],
 )
 @pytest.mark.parametrize("refusals", [0, 1])
@@ -392,7 +392,7 @@ def test_a_changed_plan_waits_for_no_fight() -> None:
 
 def test_what_hangs_on_an_object_that_is_fought_over_waits_with_it() -> None:
     """It could only be refused."""
-    address = Address(link=LINK.name, address=IPv4Interface("10.100.15.0/32"))
+    address = Address(link=LINK.name, address=IPv4Interface("10.100.15.0/16"))
     forwarder = Forwarder(
         link=LINK.name,
         tunnel_address=IPv4Address("10.100.15.0"),
