@@ -39,7 +39,7 @@ from pyflannel.ports import Clock, Store
 from pyflannel.processes.forwarder import ForwarderTarget
 
 _ANSWER_S = 1.0
-"""Whoever asks does not wait for a forwarder that stands still."""
+"""The longest wait for an answer of a forwarder that hangs."""
 
 
 class TunnelGuard:

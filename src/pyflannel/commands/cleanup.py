@@ -78,7 +78,7 @@ class Removal:
 
 
 async def remove_objects(places: Places, membership: Membership, *, doubtful_rules: bool = False) -> Removal:
-    """Remove the forwarder, every kernel object of ours, and, for the usual daemon, what the original left.
+    """Remove the forwarder, our kernel objects, and, for the default daemon, the objects of the original.
 
     One after the other, so that one that does not answer hides nothing of the rest. No daemon may run. Filter
     rules that may be the original's or anybody's go where `doubtful_rules` says so.
@@ -153,7 +153,7 @@ async def _empty(target: Target, mark: str, device: str | None, done: Removal) -
 
 
 async def _remove_next_hops(protocol: int, done: Removal) -> None:
-    """Remove the next hops of routes that somebody deleted; those of ours went with them."""
+    """Remove the next hops of routes that another program deleted. We remove ours with their routes."""
     try:
         if count := await remove_next_hops(protocol):
             done.removed.append(f"{count} next hop{'' if count == 1 else 's'} without a route")

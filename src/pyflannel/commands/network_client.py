@@ -131,7 +131,7 @@ class StoreClient:
         await self._store.write(Put(key=CONFIG, value=text.encode(), ttl_s=None, expected=None))
 
     async def leases(self) -> list[LeaseEntry]:
-        """Return every lease; a key that holds none is said in the log and left out."""
+        """Return every lease. A key without a valid lease is logged and skipped."""
         listing = await self._store.list(SUBNETS)
         turns = asyncio.Semaphore(_QUESTIONS_AT_ONCE)
         try:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 from pyflannel.errors import LabError
@@ -167,7 +168,7 @@ def remove_cgroups(lab: str) -> None:
         group = root / lab
         if group.is_dir():
             wait_until(
-                lambda group=group: _remove(group),  # type: ignore[misc]
+                partial(_remove, group),
                 what=f"control group {group} is empty",
                 deadline_s=_EMPTY_DEADLINE_S,
             )

@@ -138,15 +138,15 @@ class ItemMap(Mapping[Key, _Item]):
         self.add(items)
 
     @classmethod
-    def of_tables(cls, tables: Mapping[Hashable, Mapping[Hashable, _Item]]) -> "ItemMap[_Item]":
-        """Return the map of these tables, which nobody changes any more, nor the map."""
+    def of_tables(cls, tables: Mapping[Hashable, dict[Hashable, _Item]]) -> "ItemMap[_Item]":
+        """Return the map of these tables. It shares them: neither they nor the map may change any more."""
         made = cls()
-        made._tables.update((table, names) for table, names in tables.items() if names)  # type: ignore[misc]
+        made._tables.update((table, names) for table, names in tables.items() if names)
         return made
 
     @property
-    def tables(self) -> Mapping[Hashable, Mapping[Hashable, _Item]]:
-        """The items by table and name; no table is empty."""
+    def tables(self) -> Mapping[Hashable, dict[Hashable, _Item]]:
+        """The items by table and name; no table is empty. A reader does not change them."""
         return self._tables
 
     def copy(self) -> "ItemMap[_Item]":

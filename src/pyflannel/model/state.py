@@ -30,7 +30,7 @@ class State:
         return cls(ItemMap(items))
 
     @classmethod
-    def of_tables(cls, tables: Mapping[Hashable, Mapping[Hashable, Item]]) -> "State":
+    def of_tables(cls, tables: Mapping[Hashable, dict[Hashable, Item]]) -> "State":
         """Return the state of these tables, which are shared and must not change any more."""
         return cls(ItemMap.of_tables(tables))
 

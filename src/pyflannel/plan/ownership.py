@@ -54,7 +54,7 @@ def ours(actual: State, desired: State, mark: str = MARK, device: str | None = F
     others = {link.name for link in actual.of_type(Link) if _is_others(link, mark)}
     links = {link.name for link in (*actual.of_type(Link), *desired.of_type(Link)) if link.alias == mark}
     marks = Marks(mark=mark, device=device, links=links - others)
-    kept: dict[Hashable, Mapping[Hashable, Item]] = {}
+    kept: dict[Hashable, dict[Hashable, Item]] = {}
     for table, found in actual.by_key.tables.items():
         wanted = desired.by_key.tables.get(table, {})
         doubtful = found if others else list(filterfalse(wanted.__contains__, found))
