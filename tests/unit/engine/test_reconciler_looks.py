@@ -1,0 +1,478 @@
+"""The reconciler in memory: looks, and targets that are slow, silent or unreadable."""
+
+import asyncio
+import gc
+import tracemalloc
+from collections.abc import Sequence
+from dataclasses import replace
+from ipaddress import IPv4Network
+
+import pytest
+
+from doubles.fake_kernel import FakeKernel
+from doubles.reconciler_bench import (
+    FORWARDER,
+    LINK,
+    NEIGHBOUR,
+    PEER,
+    PLAN,
+    VXLAN,
+    Bench,
+    LookedAt,
+    Silent,
+    Slow,
+    running,
+)
+from pyflannel.engine.reconciler import Reconciler
+from pyflannel.errors import TargetError
+from pyflannel.model.forwarder import Forwarder, ForwarderPeer
+from pyflannel.model.host import HostFile
+from pyflannel.model.item import Item
+from pyflannel.model.link import Address, Link
+from pyflannel.model.route import Route
+from pyflannel.model.state import Add, Operation, Refusal, Remove, Replace, State
+from pyflannel.ports import ChangeChannel
+
+
+def test_damage_that_nobody_announces_is_found_by_the_audit() -> None:
+    async def check() -> None:
+        async with running(Bench(FakeKernel(), PLAN)) as bench:
+            bench.kernel.state = State.EMPTY
+            await bench.clock.settle()
+            assert not bench.is_healed
+
+            await bench.clock.advance(10)
+
+            assert bench.is_healed
+
+    asyncio.run(check())
+
+
+def test_objects_written_during_a_look_survive_the_repair_of_their_link() -> None:
+    """The look knows nothing of the neighbour, which the kernel drops with the MAC address of the link."""
+
+    async def check() -> None:
+        kernel = LookedAt()
+        async with running(Bench(kernel, State.of(VXLAN))) as bench:
+            kernel.meanwhile = lambda: bench.change(Add(NEIGHBOUR))
+            kernel.damage(Replace(VXLAN, replace(VXLAN, mac="0e:99:00:00:00:01")))
+            await bench.clock.settle()
+            kernel.meanwhile = lambda: None
+            await bench.clock.advance(0.3)
+
+            assert bench.is_healed
+            assert bench.reconciler.counts.repairs == 1
+
+    asyncio.run(check())
+
+
+def test_a_change_of_a_peer_takes_no_look() -> None:
+    async def check() -> None:
+        kernel = LookedAt()
+        async with running(Bench(kernel, State.of(LINK, FORWARDER))) as bench:
+            looks = kernel.looks
+            bench.change(Add(PEER))
+            await bench.clock.settle()
+            batch = kernel.batches[-1]
+
+            assert bench.is_healed
+            assert batch == [Add(PEER)]
+            assert kernel.looks - looks <= 1  # the double announces our own changes too
+            assert bench.reconciler.counts.repairs == 0
+
+    asyncio.run(check())
+
+
+def test_what_changed_during_a_look_is_no_damage() -> None:
+    """The look may have been at what was before; it is not counted as somebody's doing."""
+
+    async def check() -> None:
+        kernel = LookedAt()
+        async with running(Bench(kernel, State.of(LINK, FORWARDER))) as bench:
+
+            def join() -> None:
+                kernel.meanwhile = lambda: None
+                bench.change(Add(PEER))
+
+            kernel.meanwhile = join
+            bench.reconciler.look()
+            await bench.clock.settle()
+
+            assert bench.is_healed
+            assert bench.reconciler.counts.repairs == 0
+
+    asyncio.run(check())
+
+
+def test_a_look_that_began_during_a_change_finds_no_damage() -> None:
+    """It may have been before the change took effect, though it ended after."""
+
+    async def check() -> None:
+        kernel = Slow()
+        async with running(Bench(kernel, State.of(LINK, FORWARDER))) as bench:
+            kernel.may_go_on.clear()
+            bench.change(Add(PEER))
+            await bench.clock.settle()
+            kernel.damage()
+            await bench.clock.settle()
+            kernel.may_go_on.set()
+            await bench.clock.settle()
+
+            assert bench.is_healed
+            assert bench.reconciler.counts.repairs == 0
+
+    asyncio.run(check())
+
+
+def test_what_came_and_went_between_two_looks_is_not_remembered() -> None:
+    """Tens of thousands of peers may, and their keys would be the most of a daemon's memory."""
+
+    class Forgetful(Silent):
+        async def apply(self, operations: Sequence[Operation]) -> Sequence[Refusal]:
+            refused = await super().apply(operations)
+            self.batches.clear()
+            return refused
+
+    async def check() -> None:
+        plan = State.of(LINK, FORWARDER)
+        async with running(Bench(Forgetful(), plan)) as bench:
+
+            async def come_and_go(first: int) -> int:
+                for start in range(first, first + 1000, 100):
+                    subnets = [IPv4Network((0x0B000000 + (n << 8), 24)) for n in range(start, start + 100)]
+                    peers = [replace(PEER, subnet=subnet) for subnet in subnets]
+                    bench.change(*map(Add, peers))
+                    await bench.clock.settle()
+                    assert bench.is_healed
+                    bench.change(*map(Remove, peers))
+                    await bench.clock.settle()
+                    assert bench.is_healed
+                gc.collect()
+                return tracemalloc.get_traced_memory()[0]
+
+            tracemalloc.start()
+            try:
+                before = await come_and_go(0)  # the journal is full then
+                after = await come_and_go(1000)
+            finally:
+                tracemalloc.stop()
+            assert after - before < 50_000  # octets
+
+    asyncio.run(check())
+
+
+def test_audits_of_many_objects_are_further_apart(monkeypatch) -> None:
+    monkeypatch.setattr("pyflannel.engine.reconciler.AUDITED_PER_S", 10)
+
+    async def check() -> None:
+        many = [
+            replace(PEER, subnet=IPv4Network((0x0A640000 + (number << 4), 28))) for number in range(1, 200)
+        ]
+        async with running(Bench(FakeKernel(), State.of(LINK, FORWARDER, *many))) as bench:
+            await bench.clock.advance(10)
+            passes = bench.passes
+            await bench.clock.advance(10)
+            assert bench.passes == passes
+            few = State.of(LINK, FORWARDER)
+            bench.replace(few)
+            await bench.clock.settle()
+            assert few == bench.kernel.state
+            passes = bench.passes
+            await bench.clock.advance(10)
+            assert bench.passes == passes + 1
+
+    asyncio.run(check())
+
+
+class Part(FakeKernel):
+    """A target for some kinds, which may be silent."""
+
+    def __init__(self, *kinds: type[Item]) -> None:
+        super().__init__()
+        self.kinds = kinds
+        self.answers = asyncio.Event()
+        self.answers.set()
+        self.looks = 0
+
+    async def snapshot(self, desired: State) -> State:
+        self.looks += 1
+        await self.answers.wait()
+        return await super().snapshot(desired)
+
+    def _missing(self, item: Item) -> str | None:
+        return None  # what it requires is in another target
+
+
+BLACKHOLE = Route(destination=IPv4Network("10.100.15.0/24"), link="", kind="blackhole")
+
+
+LINKS_AND_FILES = tuple(kind for kind in FakeKernel.kinds if kind not in (Forwarder, ForwarderPeer))
+
+
+def test_a_silent_target_delays_no_repair_in_another() -> None:
+    """A forwarder that hangs answers no look. A link is repaired all the same, and at once."""
+
+    async def check() -> None:
+        links, forwarder = Part(*LINKS_AND_FILES), Part(Forwarder, ForwarderPeer)
+        bench = Bench(links, None)
+        bench.reconciler = Reconciler(targets=[links, forwarder], clock=bench.clock)
+        bench.replace(State.of(LINK, FORWARDER, PEER))
+        async with running(bench):
+            assert bench.reconciler.is_clean
+            forwarder.answers.clear()
+            links.damage(Remove(LINK))
+            await bench.clock.advance(0.3)
+
+            assert LINK in links.state
+            assert bench.reconciler.counts.repairs_by_kind["link"] == 1
+
+            forwarder.damage(Remove(PEER))
+            forwarder.answers.set()
+            await bench.clock.settle()
+
+            assert PEER in forwarder.state
+
+    asyncio.run(check())
+
+
+FILE = HostFile(path="/run/flannel/subnet.env", text="x\n")
+
+
+@pytest.mark.parametrize("is_readable", [True, False])
+def test_a_target_that_is_silent_from_the_start_delays_no_other(is_readable: bool) -> None:
+    """What does not need its objects is applied. The rest waits and is not refused; so does subnet.env."""
+
+    async def check() -> None:
+        for silent, others, blocked in (
+            (Part(Forwarder, ForwarderPeer), Part(*LINKS_AND_FILES), FILE),
+            (Part(Link, Address), Part(Forwarder, ForwarderPeer, HostFile, Route), FORWARDER),
+        ):
+            bench = Bench(others, None)
+            bench.reconciler = Reconciler(targets=[silent, others], clock=bench.clock)
+            plan = State.of(LINK, FORWARDER, PEER, BLACKHOLE, FILE)
+            bench.replace(plan)
+            silent.answers.clear()
+            if not is_readable:
+                silent.is_readable = False
+                silent.answers.set()
+            async with running(bench):
+                await bench.clock.advance(0.3)
+
+                assert BLACKHOLE in others.state
+                assert blocked not in others.state
+                assert list(bench.reconciler.refused()) == []
+                assert not bench.reconciler.is_clean
+
+                silent.is_readable = True
+                silent.answers.set()
+                await bench.clock.advance(1)
+
+                assert {*silent.state, *others.state} == {*plan}
+                assert bench.reconciler.is_clean
+                assert bench.reconciler.counts.repairs == 0
+
+    asyncio.run(check())
+
+
+def test_a_change_that_waits_for_an_unreadable_target_is_applied_when_it_can_be_read() -> None:
+    """It came after the read that succeeds had begun, which says nothing of it."""
+
+    async def check() -> None:
+        links, forwarder = Part(*LINKS_AND_FILES), Part(Forwarder, ForwarderPeer)
+        bench = Bench(links, None)
+        bench.reconciler = Reconciler(targets=[links, forwarder], clock=bench.clock)
+        bench.replace(State.of(LINK, FORWARDER))
+        async with running(bench):
+            forwarder.is_readable = False
+            forwarder.damage()
+            await bench.clock.settle()
+            forwarder.answers.clear()
+            await bench.clock.advance(0.2)  # it is read again
+            bench.change(Add(PEER))
+            await bench.clock.settle()
+            assert PEER not in forwarder.state
+
+            forwarder.is_readable = True
+            forwarder.answers.set()
+            await bench.clock.settle()
+
+            assert PEER in forwarder.state
+            assert bench.reconciler.is_clean
+
+    asyncio.run(check())
+
+
+def test_a_target_that_cannot_be_read_is_tried_again_alone(caplog: pytest.LogCaptureFixture) -> None:
+    async def check() -> None:
+        links, forwarder = Part(*LINKS_AND_FILES), Part(Forwarder, ForwarderPeer)
+        bench = Bench(links, None)
+        bench.reconciler = Reconciler(targets=[links, forwarder], clock=bench.clock)
+        bench.replace(State.of(LINK, FORWARDER))
+        async with running(bench):
+            forwarder.is_readable = False
+            forwarder.damage(Remove(FORWARDER))
+            await bench.clock.settle()
+            looks, attempts = links.looks, forwarder.looks
+            await bench.clock.advance(8)
+            assert links.looks == looks
+            assert forwarder.looks - attempts >= 7
+            assert bench.reconciler.error == "the test asked for this"
+            assert not bench.reconciler.is_clean
+
+            forwarder.is_readable = True
+            await bench.clock.advance(1)
+
+            assert FORWARDER in forwarder.state
+            assert bench.reconciler.is_clean
+
+    asyncio.run(check())
+    assert caplog.text.count("Could not read the current state of the host") == 1
+
+
+def two_targets(plan: State) -> tuple[Bench, Part, Part]:
+    """A reconciler of links and of a forwarder, each a target of its own."""
+    links, forwarder = Part(*LINKS_AND_FILES), Part(Forwarder, ForwarderPeer)
+    bench = Bench(links, None)
+    bench.reconciler = Reconciler(targets=[links, forwarder], clock=bench.clock)
+    bench.replace(plan)
+    return bench, links, forwarder
+
+
+def test_a_target_that_stays_unreadable_for_an_hour_ends_nothing() -> None:
+    async def check() -> None:
+        bench, _, forwarder = two_targets(State.of(LINK, FORWARDER))
+        forwarder.is_readable = False
+        async with running(bench):
+            await bench.clock.advance(3600)
+            assert bench.reconciler.error == "the test asked for this"
+
+            forwarder.is_readable = True
+            await bench.clock.advance(2)
+
+            assert bench.reconciler.is_clean
+
+    asyncio.run(check())
+
+
+def test_a_silent_target_delays_no_repair_under_a_stream_of_events() -> None:
+    """Each event asks for a look. None of them may wait for the silent target anew."""
+
+    async def check() -> None:
+        bench, links, forwarder = two_targets(State.of(LINK, FORWARDER))
+        async with running(bench):
+            forwarder.answers.clear()
+            links.damage(Remove(LINK))
+            for _ in range(10):
+                await bench.clock.advance(0.1)
+                links.damage()
+
+            assert LINK in links.state
+
+    asyncio.run(check())
+
+
+def test_a_host_starts_although_a_target_is_silent() -> None:
+    """It is named after its time for an answer, and the rest of the plan is applied."""
+
+    async def check() -> None:
+        bench, links, forwarder = two_targets(State.of(LINK, FORWARDER))
+        forwarder.answers.clear()
+        async with running(bench):
+            await bench.clock.advance(20)
+
+            assert LINK in links.state
+            assert "no answer within" in str(bench.reconciler.error)
+            assert not bench.reconciler.is_clean
+
+    asyncio.run(check())
+
+
+def test_a_target_that_hangs_while_it_applies_stops_the_engine_for_its_time_only() -> None:
+    class Hanging(Part):
+        hangs = False
+
+        async def apply(self, operations: Sequence[Operation]) -> Sequence[Refusal]:
+            if self.hangs:
+                await asyncio.Event().wait()
+            return await super().apply(operations)
+
+    async def check() -> None:
+        links, forwarder = Part(*LINKS_AND_FILES), Hanging(Forwarder, ForwarderPeer)
+        bench = Bench(links, None)
+        bench.reconciler = Reconciler(targets=[links, forwarder], clock=bench.clock)
+        bench.replace(State.of(LINK, FORWARDER))
+        async with running(bench):
+            forwarder.hangs = True
+            bench.change(Add(PEER))
+            await bench.clock.settle()
+            links.damage(Remove(LINK))
+            await bench.clock.advance(20)
+
+            assert LINK in links.state
+            assert [one.operation for one in bench.reconciler.refused()] == [Add(PEER)]
+
+            forwarder.hangs = False
+            await bench.clock.advance(70)
+
+            assert PEER in forwarder.state
+            assert bench.reconciler.is_clean
+
+    asyncio.run(check())
+
+
+def test_a_change_during_the_first_look_is_applied_after_it() -> None:
+    """The first look knows nothing of it, and no audit is due for ten seconds."""
+
+    async def check() -> None:
+        kernel = LookedAt()
+        bench = Bench(kernel, State.of(LINK, FORWARDER))
+
+        def join() -> None:
+            kernel.meanwhile = lambda: None
+            bench.change(Add(PEER))
+
+        kernel.meanwhile = join
+        async with running(bench):
+            assert PEER in kernel.state
+            assert bench.reconciler.is_clean
+
+    asyncio.run(check())
+
+
+def test_a_late_answer_takes_nothing_from_what_a_later_look_found() -> None:
+    """Each answer has the generation of its own question."""
+
+    async def check() -> None:
+        bench, links, forwarder = two_targets(State.of(LINK, FORWARDER))
+        async with running(bench):
+            forwarder.answers.clear()
+            bench.reconciler.look()
+            await bench.clock.advance(0.3)
+            moved = replace(LINK, mtu=1300)
+            bench.replace(State.of(moved, FORWARDER))
+            links.answers.clear()
+            await bench.clock.settle()
+            links.answers.set()
+            forwarder.answers.set()
+            await bench.clock.settle()
+
+            assert moved in links.state
+            assert bench.reconciler.is_clean
+
+    asyncio.run(check())
+
+
+def test_changes_that_cannot_be_heard_cost_a_look_at_each_audit(caplog: pytest.LogCaptureFixture) -> None:
+    """As where other programs hold all inotify instances. It is logged once."""
+
+    class Deaf(FakeKernel):
+        def changes(self) -> ChangeChannel:
+            raise TargetError("no inotify instance is left", hint="Raise fs.inotify.max_user_instances.")
+
+    async def check() -> None:
+        async with running(Bench(Deaf(), PLAN)) as bench:
+            await bench.clock.advance(600)
+            assert bench.passes <= 63
+
+    asyncio.run(check())
+    assert caplog.text.count("Cannot listen to changes") == 1
