@@ -13,11 +13,16 @@ from pyflannel.model.status import Event, JournalEntry
 from pyflannel.plan.describe import found
 from pyflannel.ports import Clock
 
+log = logging.getLogger(__name__)
+
 ROOM = 1000
-"""So many entries are kept; they are gone with the daemon."""
+"""Entries that the journal keeps. They are lost when the daemon ends."""
 
 NAMED_AT_ONCE = 100
-"""So many objects of one pass have entries of their own, so that a start leaves room for what came before."""
+"""Objects of one pass that have entries of their own, so that a start leaves room for older entries."""
+
+NAMED_IN_LOG = 8
+"""Objects that one log line names."""
 
 
 class Journal:
@@ -39,12 +44,6 @@ class Journal:
     def entries(self) -> list[JournalEntry]:
         """Return what is kept."""
         return list(self._entries)
-
-
-log = logging.getLogger(__name__)
-
-NAMED_IN_LOG = 8
-"""Objects that one log line names."""
 
 
 @dataclass(kw_only=True)

@@ -6,10 +6,8 @@ operation for each from the present plan, puts them into order, and applies them
 """
 
 import asyncio
-import logging
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import reduce
 from operator import or_
 
@@ -27,8 +25,6 @@ from pyflannel.plan.diff import Missing, change, differences, losses, order
 from pyflannel.plan.ownership import ours, taken_links, without_links
 from pyflannel.ports import Clock, Target
 
-log = logging.getLogger(__name__)
-
 AUDIT_S = 10.0
 """Longest pause between two looks at the host: the kernel does not announce every change."""
 
@@ -37,7 +33,6 @@ AUDITED_PER_S = 1000
 
 RETRY_COSTS = 4
 """A refused operation waits so many times as long as it took: a target that hangs takes long."""
-
 
 Judge = Callable[[Sequence[Refusal], Kinds], Sequence[Refusal]]
 
@@ -49,8 +44,8 @@ class Reconciler:
         targets: what the plan is applied to.
         clock: time.
         draw: a random number below its argument, for the jitter of retries.
-        judge: is told what is refused now, and the kinds of which every object is in place. It returns the
-            refusals that are to be reported; for the others it has changed the inputs of the plan.
+        judge: takes the present refusals, and the kinds of which every object is in place. It returns the
+            refusals to report; for the others it has changed the inputs of the plan.
         progressed: is called after each batch and each look.
         alive: is called in each turn of the loop, at least every `audit_s`.
         audit_s: longest pause between two looks.
@@ -66,7 +61,7 @@ class Reconciler:
         clock: Clock,
         draw: Callable[[int], int] = lambda below: below - 1,
         judge: Judge = lambda refused, settled: refused,
-        progressed: Callable[[], None] = lambda: None,
+        progressed: Callable[[], object] = lambda: None,
         alive: Callable[[], object] = lambda: None,
         audit_s: float = AUDIT_S,
         mark: str = MARK,
@@ -265,8 +260,8 @@ class Reconciler:
             self._postpone(batch, refusal.operation, Stage.REFUSED, refusal=refusal)
         for item in self._plan if self._taken else ():
             if item.key not in desired.by_key and not isinstance(item, Link):
-                later = self._later(item, None, Stage.BLOCKED, is_planned=True)
-                self._work.postpone(item.key, later, batch.since)
+                blocked = Mark(kind=type(item), stage=Stage.BLOCKED, is_planned=True)
+                self._work.postpone(item.key, blocked, batch.since)
 
     async def _work_on(self, due: Iterable[tuple[Key, Mark]]) -> None:
         """Perform what is due without a look: the record knows what is in place."""
@@ -372,10 +367,12 @@ class Reconciler:
 
     def _note_losses(self, operations: Sequence[Operation], refused: Collection[Key]) -> None:
         """Note the planned objects that the kernel has dropped with links which these operations changed."""
-        for operation in operations:
-            if (changes := losses(operation)) is None or operation.subject.key in refused:
+        causes = [each for each in operations if each.subject.key not in refused]
+        written: set[Key] = set()
+        for operation in causes:
+            if (changes := losses(operation)) is None:
                 continue
-            written = {one.subject.key for one in operations} - set(refused)  # after the link
+            written = written or {each.subject.key for each in causes}  # after the link
             for item in self._plan:
                 if (left := item.after(changes)) is not item and item.key not in written:
                     self._work.lose(item.key, left, type(item))
@@ -393,13 +390,16 @@ class Reconciler:
         refusal: Refusal | None = None,
     ) -> None:
         item = operation.subject
-        is_planned = self._is_planned(batch, item)
-        later = self._later(item, _found_by(operation), stage, is_planned=is_planned)
-        later = replace(later, due_s=due_s, tried_s=tried_s, refusal=refusal)
+        later = Mark(
+            kind=type(item),
+            stage=stage,
+            found=_found_by(operation),
+            is_planned=self._is_planned(batch, item),
+            due_s=due_s,
+            refusal=refusal,
+            tried_s=tried_s,
+        )
         self._work.postpone(item.key, later, batch.since)
-
-    def _later(self, item: Item, found: Item | None, stage: Stage, *, is_planned: bool) -> Mark:
-        return Mark(kind=type(item), generation=0, stage=stage, found=found, is_planned=is_planned)
 
     def _retry_due_s(self, refusal: Refusal, cost_s: float) -> float:
         """Return when a refused operation is tried again without an event.

@@ -57,9 +57,9 @@ class Mark:
     """
 
     kind: type[Item]
-    generation: int
+    generation: int = 0
     stage: Stage
-    found: Item | None
+    found: Item | None = None
     is_planned: bool
     due_s: float = math.inf
     attempts: int = 0
