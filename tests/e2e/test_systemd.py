@@ -13,8 +13,7 @@ from typing import Any
 
 import pytest
 
-from pyflannel.lab.containers import NAME as IMAGE
-from pyflannel.lab.containers import write_image
+from pyflannel.lab.containers import IMAGE, write_image
 from pyflannel.lab.traffic import ping
 from pyflannel.lab.waiting import wait_until
 from testlab.booted_system import BootedSystem

@@ -47,12 +47,12 @@ def doctor(invocation: Invocation, run_dir: Path, state_dir: Path, subnet_file: 
     if invocation.wants_json:
         print_json(msgspec.json.encode({"ok": is_ok, "findings": [asdict(one) for one in found]}))
     else:
-        _print(found)
+        _print_findings(found)
     if not is_ok:
         click.get_current_context().exit(1)
 
 
-def _print(found: Sequence[Finding]) -> None:
+def _print_findings(found: Sequence[Finding]) -> None:
     for one in found:
         click.echo(f"{click.style(one.severity, fg=_COLOURS[one.severity], bold=True)}: {one.cause}")
         for line in one.evidence:

@@ -42,7 +42,6 @@ from pyflannel.wire.subnet_env import previous_subnet
 
 log = logging.getLogger(__name__)
 
-
 _RETURN = (
     "Write the old config again. Or, for a new subnet, stop the containers, run flannelctl cleanup and start"
     " flanneld."

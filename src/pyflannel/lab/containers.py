@@ -13,11 +13,11 @@ from subprocess import CompletedProcess
 from typing import Protocol
 
 from pyflannel.errors import LabError
-from pyflannel.lab import containers
 from pyflannel.lab.program import Program, cgroup_of, expand, read_environment_file
 from pyflannel.lab.sandbox import RUN_TIMEOUT_S, Sandbox
 
-NAME = "busybox"
+IMAGE = "busybox"
+"""Name of the image of a lab's Docker containers."""
 
 
 def write_image(path: Path) -> None:
@@ -50,7 +50,7 @@ def _add_file(archive: tarfile.TarFile, name: str, content: bytes, *, mode: int)
 
 
 class Container(Protocol):
-    """A container on a host, whoever made it."""
+    """A container on a host, of a namespace or of Docker."""
 
     @property
     def name(self) -> str:
@@ -61,7 +61,7 @@ class Container(Protocol):
         """Its address on the overlay."""
 
     def run(self, argv: Sequence[str], *, check: bool = True) -> CompletedProcess[str]:
-        """Run a command in the container, as its user would."""
+        """Run a command in the container, as a user of it does."""
 
     def run_in_network(
         self, argv: Sequence[str | Path], *, check: bool = True, timeout_s: float = RUN_TIMEOUT_S
@@ -85,25 +85,14 @@ def lay_bridge(host: Sandbox, address: IPv4Interface) -> None:
     host.run(["ip", "link", "set", BRIDGE, "up"])
 
 
-class NamespaceContainer:
-    """Eth0 in a network of its own, on the host's bridge; the files are the host's."""
+class _NetworkUser:
+    """Runs the machine's programs in the network of a container."""
 
-    def __init__(
-        self, host: Sandbox, name: str, *, address: IPv4Interface, gateway: IPv4Address, mtu: int
-    ) -> None:
+    def __init__(self, host: Sandbox, name: str, into: Sequence[str]) -> None:
+        """Enter the network by the command `into`."""
         self.name = name
-        self.address = address.ip
         self._host = host
-        host.run(["ip", "netns", "add", name])
-        cable = f"link add c-{name} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {name}\n"
-        host.run(["ip", "-batch", "-"], text=f"{cable}link set c-{name} master {BRIDGE} up\n")
-        inside = [f"address add {address} dev eth0", "link set eth0 up", "link set lo up"]
-        inside.append(f"route add default via {gateway}")
-        host.run(["ip", "-netns", name, "-batch", "-"], text="\n".join(inside) + "\n")
-
-    def run(self, argv: Sequence[str], *, check: bool = True) -> CompletedProcess[str]:
-        """Run a command in the container."""
-        return self.run_in_network(argv, check=check)
+        self._into = into
 
     def run_in_network(
         self, argv: Sequence[str | Path], *, check: bool = True, timeout_s: float = RUN_TIMEOUT_S
@@ -115,14 +104,30 @@ class NamespaceContainer:
         """Start one of the machine's programs in the network of the container."""
         return self._host.start([*self._into, *argv], name=name or f"{self.name}-{Path(argv[0]).name}")
 
+
+class NamespaceContainer(_NetworkUser):
+    """Eth0 in a network of its own, on the host's bridge; the files are the host's."""
+
+    def __init__(
+        self, host: Sandbox, name: str, *, address: IPv4Interface, gateway: IPv4Address, mtu: int
+    ) -> None:
+        super().__init__(host, name, ["nsenter", f"--net=/run/netns/{name}", "--"])
+        self.address = address.ip
+        host.run(["ip", "netns", "add", name])
+        cable = f"link add c-{name} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {name}\n"
+        host.run(["ip", "-batch", "-"], text=f"{cable}link set c-{name} master {BRIDGE} up\n")
+        inside = [f"address add {address} dev eth0", "link set eth0 up", "link set lo up"]
+        inside.append(f"route add default via {gateway}")
+        host.run(["ip", "-netns", name, "-batch", "-"], text="\n".join(inside) + "\n")
+
+    def run(self, argv: Sequence[str], *, check: bool = True) -> CompletedProcess[str]:
+        """Run a command in the container."""
+        return self.run_in_network(argv, check=check)
+
     def remove(self) -> None:
         """Take the network away; programs in it lose it."""
         self._host.run(["ip", "link", "delete", f"c-{self.name}"])
         self._host.run(["ip", "netns", "delete", self.name])
-
-    @property
-    def _into(self) -> list[str]:
-        return ["nsenter", f"--net=/run/netns/{self.name}", "--"]
 
 
 _START_DEADLINE_S = 60.0
@@ -176,44 +181,32 @@ class DockerEngine:
         return self._host.run(["docker", *argv], check=check)
 
     def import_image(self, archive: Path) -> None:
-        """Make the image of `containers.NAME` from a root file system."""
-        self.docker("import", str(archive), containers.NAME)
+        """Make the image `IMAGE` from a root file system."""
+        self.docker("import", str(archive), IMAGE)
 
     def run_container(
         self, name: str, command: Sequence[str], *, options: Sequence[str] = ()
     ) -> "DockerContainer":
         """Run a container in the background, as `docker run --detach` with these further options."""
-        self.docker("run", "--detach", f"--name={name}", *options, containers.NAME, *command)
+        self.docker("run", "--detach", f"--name={name}", *options, IMAGE, *command)
         return DockerContainer(self._host, self, name)
 
 
-class DockerContainer:
+class DockerContainer(_NetworkUser):
     """A container of a Docker engine."""
 
     def __init__(self, host: Sandbox, engine: DockerEngine, name: str) -> None:
-        self.name = name
-        self._host = host
         self._engine = engine
         (found,) = json.loads(engine.docker("inspect", name).stdout)
         if not found["State"]["Running"]:
             said = engine.docker("logs", name, check=False)
             raise LabError(f"container {name} on {host.name} has ended", hint=said.stdout + said.stderr)
         self.address = IPv4Address(found["NetworkSettings"]["Networks"]["bridge"]["IPAddress"])
-        self._pid = int(found["State"]["Pid"])
+        super().__init__(host, name, ["nsenter", f"--target={found['State']['Pid']}", "--net", "--"])
 
     def run(self, argv: Sequence[str], *, check: bool = True) -> CompletedProcess[str]:
         """Run a command in the container by `docker exec`."""
         return self._engine.docker("exec", self.name, *argv, check=check)
-
-    def run_in_network(
-        self, argv: Sequence[str | Path], *, check: bool = True, timeout_s: float = RUN_TIMEOUT_S
-    ) -> CompletedProcess[str]:
-        """Run one of the machine's commands in the network of the container."""
-        return self._host.run([*self._into, *argv], check=check, timeout_s=timeout_s)
-
-    def start_in_network(self, argv: Sequence[str | Path], *, name: str = "") -> Program:
-        """Start one of the machine's programs in the network of the container."""
-        return self._host.start([*self._into, *argv], name=name or f"{self.name}-{Path(argv[0]).name}")
 
     def published_port(self, port: int) -> int:
         """Return the host's port that leads to a port of the container."""
@@ -223,10 +216,6 @@ class DockerContainer:
     def remove(self) -> None:
         """End it at once and forget it."""
         self._engine.docker("rm", "--force", self.name)
-
-    @property
-    def _into(self) -> list[str]:
-        return ["nsenter", f"--target={self._pid}", "--net", "--"]
 
 
 PORT = 80
