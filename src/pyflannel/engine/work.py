@@ -234,10 +234,12 @@ class Work:
             self._put(key, replace(mark, due_s=min(due_s, mark.due_s), is_hastened=True))
 
     def release(self) -> None:
-        """Open what is blocked: an object that it may require is in place now."""
+        """Make due what may have waited for an object that is in place now: blocked keys and refused ones."""
         for key, mark in list(self.undone()):
             if mark.stage is Stage.BLOCKED:
                 self._put(key, replace(mark, stage=Stage.OPEN))
+            elif mark.refusal is not None and not mark.refusal.is_permanent and mark.due_s < math.inf:
+                self._put(key, replace(mark, due_s=-math.inf))
 
     def _note_found(self, key: Key, mark: Mark, found: Item | None) -> None:
         stage = Stage.OPEN if mark.stage is Stage.UNKNOWN else mark.stage

@@ -354,6 +354,38 @@ def test_a_target_that_stays_unreadable_for_an_hour_ends_nothing() -> None:
     asyncio.run(check())
 
 
+def test_a_refused_object_is_retried_when_the_object_that_it_needs_is_built() -> None:
+    """While links cannot be read, nothing shows that the forwarder is refused because its link is missing."""
+
+    class Forwarders(Part):
+        def _perform(self, operation: Operation) -> str | None:
+            return super()._perform(operation) if LINK in links.state else "no link flannel0"
+
+    links, forwarder = Part(*LINKS_AND_FILES), Forwarders(Forwarder, ForwarderPeer)
+
+    async def check() -> None:
+        bench = Bench(links, None)
+        bench.reconciler = Reconciler(targets=[links, forwarder], clock=bench.clock)
+        bench.replace(State.of(LINK, FORWARDER))
+        async with running(bench):
+            links.is_readable = False
+            links.damage(Remove(LINK))
+            await bench.clock.settle()
+            forwarder.state = State.EMPTY
+            bench.reconciler.look()
+            await bench.clock.advance(3)
+            assert [one.operation for one in bench.reconciler.refused()] == [Add(FORWARDER)]
+
+            links.is_readable = True
+            while LINK not in links.state:
+                await bench.clock.advance(0.01)
+            await bench.clock.settle()
+
+            assert FORWARDER in forwarder.state
+
+    asyncio.run(check())
+
+
 def test_a_silent_target_delays_no_repair_under_a_stream_of_events() -> None:
     """Each event asks for a look. None of them may wait for the silent target anew."""
 
