@@ -7,7 +7,10 @@ from time import monotonic
 from pyflannel.datapath.forwarding import Drop, Strangers
 from pyflannel.wire.packet import icmp_time_exceeded, icmp_unreachable
 
-_OUTBOUND = (Drop.SHORT, Drop.NOT_IPV4, Drop.INCONSISTENT, Drop.LONG, Drop.NO_ROUTE, Drop.EXPIRED)
+_OUTBOUND = (
+    *(Drop.SHORT, Drop.NOT_IPV4, Drop.INCONSISTENT, Drop.LONG),
+    *(Drop.LOOP, Drop.NO_ROUTE, Drop.EXPIRED),
+)
 _INBOUND = (
     *(Drop.SHORT, Drop.NOT_IPV4, Drop.INCONSISTENT, Drop.LONG),
     *(Drop.STRANGER, Drop.IMPOSTOR, Drop.NOT_OURS, Drop.EXPIRED, Drop.DETACHED),

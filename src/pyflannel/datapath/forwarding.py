@@ -6,7 +6,15 @@ from socket import inet_aton, inet_ntoa
 from time import monotonic
 
 from pyflannel.wire.forwarder_control import Peer, Settings, Stranger
-from pyflannel.wire.packet import HEADER_OCTETS, ROUTED, TTL_AND_CHECKSUM, TTL_AT, checksum_one_hop_on
+from pyflannel.wire.packet import (
+    HEADER_OCTETS,
+    PROTOCOL_UDP,
+    ROUTED,
+    TTL_AND_CHECKSUM,
+    TTL_AT,
+    checksum_one_hop_on,
+    destination_port,
+)
 
 Endpoint = tuple[str, int]
 """Where a peer is: its address as text, its UDP port; a socket's own form."""
@@ -21,6 +29,7 @@ class PeerTable:
     def __init__(self) -> None:
         self._peers: dict[tuple[int, int], Peer] = {}
         self._levels: list[tuple[int, dict[int, Endpoint]]] = []
+        self._ports: dict[int, tuple[int, ...]] = {}
 
     @property
     def peers(self) -> tuple[Peer, ...]:
@@ -34,23 +43,38 @@ class PeerTable:
                 return endpoint
         return None
 
+    def ports_at(self, address: int) -> tuple[int, ...]:
+        """Return the tunnel ports of the peers at this underlay address, one for each subnet; usually none."""
+        return self._ports.get(address, ())
+
     def replace(self, peers: Iterable[Peer]) -> None:
         """Let these be all peers."""
         self._peers.clear()
         self._levels.clear()
+        self._ports.clear()
         self.change((), peers)
 
     def change(self, removals: Iterable[tuple[int, int]], peers: Iterable[Peer]) -> None:
         """Take out the (subnet, prefix length) pairs, those that are not there apart, then set the peers."""
         by_mask = dict(self._levels)
         for subnet, length in removals:
-            if self._peers.pop((subnet, length), None):
+            if old := self._peers.pop((subnet, length), None):
                 by_mask[_mask(length)].pop(subnet)
+                self._close_port(old)
         for peer in peers:
+            if old := self._peers.get((peer.subnet, peer.prefix_length)):
+                self._close_port(old)
             self._peers[peer.subnet, peer.prefix_length] = peer
+            self._ports[peer.address] = (*self.ports_at(peer.address), peer.port)
             endpoint = inet_ntoa(peer.address.to_bytes(4, "big")), peer.port
             by_mask.setdefault(_mask(peer.prefix_length), {})[peer.subnet] = endpoint
         self._levels = sorted(((m, e) for m, e in by_mask.items() if e), key=lambda level: -level[0])
+
+    def _close_port(self, peer: Peer) -> None:
+        ports = list(self._ports.pop(peer.address))
+        ports.remove(peer.port)
+        if ports:
+            self._ports[peer.address] = tuple(ports)
 
 
 def _mask(prefix_length: int) -> int:
@@ -70,6 +94,7 @@ class Drop(Enum):
     NOT_IPV4 = "not_ipv4"
     INCONSISTENT = "inconsistent"  # header and length contradict each other or the size
     LONG = "long"  # more octets than the tunnel's MTU
+    LOOP = "loop"  # a tunnel datagram to a peer, which the host routes into the tunnel itself
     NO_ROUTE = "no_route"  # no peer has the destination
     EXPIRED = "expired"  # TTL used up
     STRANGER = "stranger"  # no peer has the inner source
@@ -82,6 +107,10 @@ def outbound(buffer: bytearray, at: int, size: int, peers: PeerTable, mtu: int) 
     """Return where the device's packet at `at` goes, its TTL decremented in place, or why it is dropped.
 
     The route comes before the TTL: a packet without a route is unreachable whatever its TTL.
+
+    UDP to the underlay address and tunnel port of a peer is a tunnel datagram that the host routes into the
+    tunnel: sent on, it would come back for ever, each time in one datagram more. It is dropped whatever its
+    source, which a NAT may have changed. A later fragment has no port: there the address decides.
     """
     if size < HEADER_OCTETS:
         return Drop.SHORT
@@ -90,6 +119,10 @@ def outbound(buffer: bytearray, at: int, size: int, peers: PeerTable, mtu: int) 
         fault = _fault(version_and_length, total, size, mtu)
         if fault is not None:
             return fault
+    if protocol == PROTOCOL_UDP and (ports := peers.ports_at(destination)):
+        port = destination_port(buffer, at, size)
+        if port is None or port in ports:
+            return Drop.LOOP
     endpoint = peers.find(destination)
     if endpoint is None:
         return Drop.NO_ROUTE

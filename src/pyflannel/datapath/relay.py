@@ -64,7 +64,8 @@ class OutboundPath:
                 break
             at, size = slot + header_octets, size - header_octets
             if size == run_size and room:
-                # The same first word, destination and size get the same verdict, if the TTL allows.
+                # The same first word, destination and size get the same verdict, if the TTL allows and the
+                # destination is no peer's own address, where the port decides.
                 first, ttl, protocol, old, destination = unpack(buffer, at)
                 if first == usual and destination == usual_destination and ttl > 1:
                     patch(buffer, at + TTL_AT, ttl - 1, protocol, checksum_one_hop_on(old))
@@ -83,6 +84,8 @@ class OutboundPath:
                 run, run_size, endpoint = [view[at : at + size]], size, verdict
                 room = min(LONGEST_RUN_PACKETS, LONGEST_RUN_OCTETS // size) - 1
                 usual, _, _, _, usual_destination = unpack(buffer, at)
+                if peers.ports_at(usual_destination):
+                    usual = 0
         self._send(run, run_size, endpoint)
         return True
 

@@ -19,6 +19,7 @@ TTL_AT = 8
 
 PROTOCOL_ICMP = 1
 PROTOCOL_TCP = 6
+PROTOCOL_UDP = 17
 
 ICMP_UNREACHABLE = 3
 ICMP_TIME_EXCEEDED = 11
@@ -45,6 +46,17 @@ def checksum(octets: bytes | bytearray | memoryview) -> int:
     if len(octets) % 2:
         number <<= 8
     return -number % 65535
+
+
+def destination_port(packet: bytearray, at: int, size: int) -> int | None:
+    """Return the destination port of the UDP or TCP packet of `size` octets that starts there, header valid.
+
+    None for one without a port: a later fragment, or a packet that ends before it.
+    """
+    port_at = (packet[at] & 0x0F) * 4 + 2
+    if size < port_at + 2 or int.from_bytes(packet[at + 6 : at + 8], "big") & _FRAGMENT_OFFSET:
+        return None
+    return int.from_bytes(packet[at + port_at : at + port_at + 2], "big")
 
 
 def decrement_ttl(packet: bytearray, at: int = 0) -> None:

@@ -3,12 +3,13 @@
 import json
 from pathlib import Path
 from socket import inet_aton
+from struct import pack
 
 import pytest
 
 from pyflannel.datapath.forwarding import Drop, PeerTable, inbound, outbound
 from pyflannel.wire.forwarder_control import Peer, Settings
-from pyflannel.wire.packet import icmp_time_exceeded, icmp_unreachable
+from pyflannel.wire.packet import HEADER, icmp_time_exceeded, icmp_unreachable
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "udp-proxy.json").read_text())["cases"]
 """71 packets put into the original, releases 0.6.2 and 0.20.2, and what came out."""
@@ -104,6 +105,62 @@ def test_where_the_original_is_wrong(case):
     assert len(sent) + len(written) == is_something_sent
     theirs = [(out["to"], out["payload"]) for out in case["datagrams_out"]], case["written_to_tun"]
     assert (sent, written) != theirs
+
+
+LOOPED = Peer(number("10.77.60.0"), 24, number("10.77.60.9"), 8285)
+"""A peer whose underlay address lies in its own subnet, so that the host routes it into the tunnel."""
+
+
+def outbound_verdict(payload: bytes, *, protocol: int = 17, fragment: int = 0, options: bytes = b""):
+    """Return what becomes of a packet to the underlay address of the looped peer."""
+    table = PeerTable()
+    table.replace([LOOPED])
+    octets = 20 + len(options) + len(payload)
+    header = HEADER.pack(
+        0x45 + len(options) // 4,
+        0,
+        octets,
+        7,
+        fragment,
+        64,
+        protocol,
+        0,
+        number("10.77.40.0"),
+        LOOPED.address,
+    )
+    packet = bytearray(header + options + payload)
+    return outbound(packet, 0, octets, table, SETTINGS.mtu)
+
+
+@pytest.mark.parametrize("source_port", [8285, 40000])
+@pytest.mark.parametrize("options", [b"", b"\x01" * 8])
+def test_a_tunnel_datagram_from_the_device_is_dropped(source_port: int, options: bytes) -> None:
+    """It would come back for ever; a NAT may have changed its source."""
+    payload = pack("!HHHH", source_port, 8285, 8, 0)
+
+    assert outbound_verdict(payload, options=options) is Drop.LOOP
+
+
+@pytest.mark.parametrize("fragment", [0x2000, 0x0003, 0x2003])
+def test_a_fragment_of_a_tunnel_datagram_is_dropped(fragment: int) -> None:
+    """The first has the port. Of a later one the address decides."""
+    is_first = not fragment & 0x1FFF
+    payload = pack("!HHHH", 8285, 8285, 3000, 0) if is_first else bytes(64)
+
+    assert outbound_verdict(payload, fragment=fragment) is Drop.LOOP
+
+
+@pytest.mark.parametrize(
+    ("payload", "protocol"),
+    [
+        (pack("!HHHH", 8285, 53, 8, 0), 17),
+        (pack("!HHHH", 8285, 8285, 8, 0), 6),
+        (pack("!HHHH", 8285, 8285, 8, 0), 1),
+    ],
+)
+def test_other_packets_to_a_peers_address_go_on(payload: bytes, protocol: int) -> None:
+    """Another port, or another protocol, is no tunnel datagram."""
+    assert outbound_verdict(payload, protocol=protocol) == ("10.77.60.9", 8285)
 
 
 def test_neither_side_passes_what_is_longer_than_the_mtu():

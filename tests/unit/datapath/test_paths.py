@@ -20,8 +20,9 @@ SETTINGS = Settings("flannel0", 0x0A640100, 0x0A640100, 24, 0x0A090001, 8285, MT
 PEERS = [
     Peer(0x0A640200, 24, 0x0A090002, 8285),
     Peer(0x0A640280, 25, 0x0A090003, 8285),
-    Peer(0x0A640300, 24, 0x0A090003, 8286),
+    Peer(0x0A640300, 24, 0x0A640301, 8286),
 ]
+"""The address of the third lies in its own subnet."""
 
 
 def table() -> PeerTable:
@@ -53,9 +54,15 @@ def segments(source: int, destination: int, count: int, size: int) -> list[bytes
 
 
 addresses = st.sampled_from(
-    [0x0A640105, 0x0A640205, 0x0A640285, 0x0A640305, 0x0A640905, 0x0A640106, 0, 0xE0000001]
+    [0x0A640105, 0x0A640205, 0x0A640285, 0x0A640305, 0x0A640905, 0x0A640106, 0, 0xE0000001, 0x0A640301]
 )
+TUNNEL_DATAGRAM = pack("!HHHH", 8285, 8286, 108, 0) + bytes(100)
+"""The payload of one, to the port of the third peer's underlay address."""
+
 packets = st.one_of(
+    st.builds(
+        packet, addresses, addresses, st.sampled_from([TUNNEL_DATAGRAM, TUNNEL_DATAGRAM[:3], bytes(108)])
+    ),
     st.binary(max_size=60),
     st.just(b""),
     st.builds(packet, addresses, addresses, st.binary(max_size=40), ttl=st.sampled_from([0, 1, 2, 64])),
@@ -215,6 +222,7 @@ class Sent:
 @given(streams, st.booleans())
 @example([packet(0x0A640105, 0x0A640205, bytes(MTU - 20))] * 50, True)
 @example([packet(0x0A640105, 0x0A640205, bytes(20))] * 70, False)
+@example([packet(5, 0x0A640301, body) for body in (bytes(108), bytes(108), TUNNEL_DATAGRAM)], False)
 def test_what_the_device_has_is_judged_packet_by_packet(stream, has_header):
     """Any packets, with a header before each or not: same octets, same way, same order, same counters."""
     stream = [one for one in stream if one or has_header]  # a read of nothing would be the end of a file

@@ -45,6 +45,9 @@ def test_the_longest_prefix_is_found_whatever_the_history(start, history, addres
 
     assert table.find(address) == naive_find(model, address)
     assert set(table.peers) == set(model.values())
+    for underlay in range(1, 10):
+        ports = sorted(peer.port for peer in model.values() if peer.address == underlay)
+        assert sorted(table.ports_at(underlay)) == ports
 
 
 @given(before=st.lists(peers), after=st.lists(peers), address=crowded)
