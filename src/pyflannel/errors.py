@@ -14,8 +14,53 @@ FlannelError
 """
 
 import errno
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+# Texts for people. Parts of them come from the store: whoever may write there must not forge a line of the
+# log, steer a terminal, or fill a disk.
+
+LONGEST_TEXT = 4000
+"""Characters of a line of the log or of flannelctl, before characters are escaped."""
+
+_LONGEST_MESSAGE = 1000
+"""Characters of the message of an error."""
+
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Characters that end a line, steer a terminal or turn the direction of text, and halves of characters."""
+
+_SHORT_ESCAPES = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
+
+
+def one_line(text: str, longest: int = LONGEST_TEXT) -> str:
+    """Return a text on one line that is safe to print: cut, then its control characters escaped."""
+    return printable(cut(text, longest))
+
+
+def printable(text: str, *, keep: str = "") -> str:
+    """Return a text with its control characters escaped as in JSON, but those to `keep`.
+
+    A JSON document stays the same document when its line feeds are kept.
+    """
+    return _CONTROLS.sub(lambda found: found[0] if found[0] in keep else _escaped(found[0]), text)
+
+
+def _escaped(character: str) -> str:
+    return _SHORT_ESCAPES.get(character) or f"\\u{ord(character):04x}"
+
+
+def cut(text: str, longest: int) -> str:
+    """Return a text that is not much longer than `longest`: of a longer one, both ends.
+
+    What is wrong with a value often stands behind it, so the end is worth as much as the beginning.
+    """
+    left_out = len(text) - longest
+    if left_out <= 0:
+        return text
+    half = longest // 2
+    return f"{text[: longest - half]}… {left_out} characters …{text[len(text) - half :]}"
+
 
 _MARKS = (".", "?", "!", "…")
 
@@ -29,10 +74,13 @@ def sentences(message: str, hint: str) -> str:
 
 
 class FlannelError(Exception):
-    """Root of the tree. `hint` tells the operator what to do, in one sentence."""
+    """Root of the tree. `hint` tells the operator what to do, in one sentence.
+
+    A long message is cut: it may repeat a value of the store, and is kept as long as it holds.
+    """
 
     def __init__(self, message: str, *, hint: str) -> None:
-        super().__init__(message)
+        super().__init__(cut(message, _LONGEST_MESSAGE))
         self.hint = hint
 
     @property

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Literal, TextIO
 
 from pyflannel.assembly.options import LogForm
+from pyflannel.errors import LONGEST_TEXT, cut, one_line, printable
 
 # Log lines in klog's form: `I1012 08:50:54.409928   25161 daemon.py:126] message`.
 #
@@ -23,6 +24,12 @@ def format_klog(letter: Letter, when: datetime, process: int, file: str, line: i
 
 NETWORK: ContextVar[str] = ContextVar("NETWORK", default="")
 """The network that the current task works for, where one daemon runs several: it ends each line."""
+
+_LONGEST_TRACEBACK = 16_000
+"""Characters."""
+
+_INDENT = "    "
+"""What each line of a traceback begins with. No text in it can look like the beginning of a log line."""
 
 _OURS = "pyflannel"
 _SEVERITIES: tuple[tuple[int, Letter, str], ...] = (
@@ -47,14 +54,18 @@ def configure_logging(form: LogForm, verbosity: int, stream: TextIO) -> None:
 
 
 class KlogFormatter(logging.Formatter):
-    """`I1012 08:50:54.409928   25161 daemon.py:126] message`, in local time; a traceback follows its line."""
+    """`I1012 08:50:54.409928   25161 daemon.py:126] message`, in local time; a traceback follows, indented.
+
+    Control characters are escaped and long messages cut, so that one event is one line of bounded length.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
         _, letter, _ = _severity(record)
         when = _utc(record).astimezone()
-        message = _message(record, self)
-        return format_klog(letter, when, record.process or 0, record.filename, record.lineno, message)
+        message = one_line(_message(record))
+        line = format_klog(letter, when, record.process or 0, record.filename, record.lineno, message)
+        return "\n".join([line, *(_INDENT + printable(part) for part in _traceback(record, self))])
 
 
 class JsonFormatter(logging.Formatter):
@@ -69,7 +80,7 @@ class JsonFormatter(logging.Formatter):
                 "level": level,
                 "file": record.filename,
                 "line": record.lineno,
-                "message": _message(record, self),
+                "message": "\n".join([cut(_message(record), LONGEST_TEXT), *_traceback(record, self)]),
             }
         )
 
@@ -82,8 +93,13 @@ def _utc(record: logging.LogRecord) -> datetime:
     return datetime.fromtimestamp(record.created, UTC)
 
 
-def _message(record: logging.LogRecord, formatter: logging.Formatter) -> str:
+def _message(record: logging.LogRecord) -> str:
     message = record.getMessage()
-    if name := NETWORK.get():
-        message = f"{message} network={name}"
-    return f"{message}\n{formatter.formatException(record.exc_info)}" if record.exc_info else message
+    return f"{message} network={name}" if (name := NETWORK.get()) else message
+
+
+def _traceback(record: logging.LogRecord, formatter: logging.Formatter) -> list[str]:
+    """Return the lines of the traceback that belongs to the line, if any."""
+    if not record.exc_info:
+        return []
+    return cut(formatter.formatException(record.exc_info), _LONGEST_TRACEBACK).split("\n")

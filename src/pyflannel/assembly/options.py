@@ -18,9 +18,10 @@ from pyflannel.assembly.flanneld_flags import (
     WORKING_FLAGS,
 )
 from pyflannel.assembly.store_flags import STORE_FLAGS, StoreChoice, chosen_store
-from pyflannel.errors import UsageError
+from pyflannel.errors import UsageError, cut
 from pyflannel.http.sockets import Endpoint
 from pyflannel.model.host import GroChoice
+from pyflannel.model.lease import LONGEST_OWNER
 from pyflannel.model.secret import Secret
 from pyflannel.model.version import VERSION
 from pyflannel.plan.packet_filter import FilterOptions
@@ -180,7 +181,7 @@ def _options(settings: Settings) -> FlanneldOptions:
         has_blackhole=bool(settings.last("ip-blackhole-route").value),
         run_dir=_path(settings.last("run-dir")),
         state_dir=_path(settings.last("state-dir")),
-        node_id=str(settings.last("node-id").value) or None,
+        node_id=_node_id(settings.last("node-id")),
         machine_id_file=_path(settings.last("machine-id-file")),
         log_format=_one_of(settings.last("log-format"), _LOG_FORMS),
         verbosity=settings.last("v").number,
@@ -314,6 +315,16 @@ def _path(given: Given) -> str:
     if not given.value:
         raise UsageError(f"{given.origin} is empty", hint=f"Write {given.origin}={given.flag.default}.")
     return str(given.value)
+
+
+def _node_id(given: Given) -> str | None:
+    text = str(given.value)
+    if len(text) > LONGEST_OWNER or not all(map(str.isprintable, text)):
+        raise UsageError(
+            f"{given.origin}={cut(text, LONGEST_OWNER)!r} is no identity",
+            hint=f"Write {given.origin} with at most {LONGEST_OWNER} printable characters.",
+        )
+    return text or None
 
 
 def _networks(given: Given) -> tuple[str, ...]:

@@ -15,6 +15,10 @@ from rich.table import Table
 from pyflannel.assembly.directories import Places
 from pyflannel.cli.invocation import Invocation
 from pyflannel.commands.network_client import NetworkClient, network_client
+from pyflannel.errors import one_line, printable
+
+_LONGEST_CELL = 256
+"""Characters of a cell of a table that are printed: as many as an owner may have."""
 
 _WIDE = 1000
 """Columns where nobody looks: a file or a pipe takes lines of any length, so that grep finds them whole."""
@@ -22,7 +26,13 @@ _WIDE = 1000
 
 def print_json(document: bytes) -> None:
     """Print a JSON document, indented."""
-    click.echo(msgspec.json.format(document, indent=2))
+    text = msgspec.json.format(document, indent=2).decode()
+    click.echo(printable(text, keep="\n"))  # characters that JSON allows may steer a terminal
+
+
+def print_text(text: str) -> None:
+    """Print a text of the store in full; a JSON document stays the same document."""
+    click.echo(printable(text, keep="\n\t"))
 
 
 def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -31,7 +41,8 @@ def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     for heading in headings:
         table.add_column(heading, overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        *cells, last = row
+        table.add_row(*(one_line(cell, _LONGEST_CELL) for cell in cells), one_line(last))
     width = None if sys.stdout.isatty() else _WIDE
     # No markup and no highlighting: the texts come from the store and from files, not from us.
     console = Console(width=width, markup=False, highlight=False, emoji=False)
@@ -46,7 +57,7 @@ def print_facts(facts: Iterable[tuple[str, str]]) -> None:
     lines = list(facts)
     width = max(len(name) for name, _ in lines)
     for name, value in lines:
-        click.echo(f"{click.style(name.ljust(width), bold=True)}  {value}")
+        click.echo(f"{click.style(name.ljust(width), bold=True)}  {one_line(value)}")
 
 
 def duration(seconds: float) -> str:

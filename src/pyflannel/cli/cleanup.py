@@ -10,7 +10,7 @@ import msgspec
 
 from pyflannel.assembly.directories import Places
 from pyflannel.cli.answers import print_json
-from pyflannel.cli.invocation import Invocation, json_option, run_dir_option, state_options
+from pyflannel.cli.invocation import Invocation, json_option, run_dir_option, say, state_options
 from pyflannel.commands.cleanup import Cleanup, CleanupReport, clean_up, lay_pins
 from pyflannel.commands.daemon_process import check_own_files
 
@@ -63,13 +63,13 @@ def cleanup(
 
 def _print(report: CleanupReport) -> None:
     for line in report.removed:
-        click.echo(f"removed {line}")
+        say(f"removed {line}")
     for line in report.kept:
-        click.echo(f"kept {line}")
+        say(f"kept {line}")
     if not report.removed:
-        click.echo("nothing of flannel was here")
+        say("nothing of flannel was here")
     for line in report.problems:
-        click.echo(f"flannelctl: {line}", err=True)
+        say(f"flannelctl: {line}", err=True)
 
 
 @click.command()
@@ -80,4 +80,4 @@ def pins(run_dir: Path) -> None:
     Mounts a bpffs at `.bpf` in the run directory, and pins there what stands at this host's links. It takes
     root, and the mount namespace of the host.
     """
-    click.echo(asyncio.run(lay_pins(Places(run_dir=run_dir))))
+    say(asyncio.run(lay_pins(Places(run_dir=run_dir))))

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
-from pyflannel.cli.answers import network_of, print_json
-from pyflannel.cli.invocation import Invocation, json_option, run_dir_option
+from pyflannel.cli.answers import network_of, print_json, print_text
+from pyflannel.cli.invocation import Invocation, json_option, run_dir_option, say
 from pyflannel.errors import ConfigError, NotReadyError, UsageError
 from pyflannel.plan.backends import config_warnings
 from pyflannel.wire.network_config_json import format_network_config, parse_network_config
@@ -32,7 +32,7 @@ def get(invocation: Invocation, run_dir: Path) -> None:
             hint="""Write one: flannelctl config set '{"Network": "10.100.0.0/16"}'""",
         )
     if not invocation.wants_json:
-        click.echo(text)
+        print_text(text)
         return
     print_json(_described(text))
 
@@ -50,12 +50,12 @@ def set_(invocation: Invocation, source: str, run_dir: Path) -> None:
     text = _read(source)
     computed = parse_network_config(text)
     for warning in config_warnings(computed):
-        click.echo(f"flannelctl: warning: {warning}", err=True)
+        say(f"flannelctl: warning: {warning}", err=True)
     asyncio.run(_set(invocation, run_dir, text))
     if invocation.wants_json:
         print_json(format_network_config(computed).encode())
     else:
-        click.echo(f"wrote the network config: {computed.network or computed.ipv6_network}")
+        say(f"wrote the network config: {computed.network or computed.ipv6_network}")
 
 
 @config.command()
@@ -68,7 +68,7 @@ def validate(source: str) -> None:
     """
     computed = parse_network_config(_read(source))
     for warning in config_warnings(computed):
-        click.echo(f"flannelctl: warning: {warning}", err=True)
+        say(f"flannelctl: warning: {warning}", err=True)
     print_json(format_network_config(computed).encode())
 
 

@@ -1,4 +1,7 @@
-"""The options that every command of flannelctl takes. `--help` imports this module, so it imports little."""
+"""What all commands of flannelctl share: their options, and how they print text.
+
+`--help` imports this module, so it imports little.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -6,6 +9,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+
+from pyflannel.errors import one_line
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -23,6 +28,17 @@ class Invocation:
     store_url: str | None = None
     socket: Path | None = None
     wants_json: bool = False
+
+
+def say(text: str, *, label: str = "", err: bool = False) -> None:
+    """Print a text as one line, escaped and cut, as parts of it may come from the store.
+
+    Args:
+        text: what is printed.
+        label: printed before it as it is, with a colon; it may be styled.
+        err: print on standard error.
+    """
+    click.echo(f"{label}: {one_line(text)}" if label else one_line(text), err=err)
 
 
 def json_option(command: _Command) -> _Command:

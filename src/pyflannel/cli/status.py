@@ -11,7 +11,7 @@ import msgspec
 from pyflannel.assembly.directories import Places
 from pyflannel.assembly.forwarder_status import forwarder_status
 from pyflannel.cli.answers import duration, print_facts, print_json, socket_of
-from pyflannel.cli.invocation import Invocation, json_option, run_dir_option, state_options
+from pyflannel.cli.invocation import Invocation, json_option, run_dir_option, say, state_options
 from pyflannel.commands.examination import examine
 from pyflannel.commands.network_client import ControlClient
 from pyflannel.commands.offline_status import offline_status, what_to_do
@@ -54,12 +54,12 @@ def doctor(invocation: Invocation, run_dir: Path, state_dir: Path, subnet_file: 
 
 def _print_findings(found: Sequence[Finding]) -> None:
     for one in found:
-        click.echo(f"{click.style(one.severity, fg=_COLOURS[one.severity], bold=True)}: {one.cause}")
+        say(one.cause, label=click.style(one.severity, fg=_COLOURS[one.severity], bold=True))
         for line in one.evidence:
-            click.echo(f"    seen: {line}")
-        click.echo(f"    type: {one.fix}")
+            say(f"    seen: {line}")
+        say(f"    type: {one.fix}")
     if not found:
-        click.echo("nothing is wrong with this host")
+        say("nothing is wrong with this host")
 
 
 _NAMED = 8

@@ -27,7 +27,7 @@ from pyflannel.engine.planner import Blocked, Inputs, Planner
 from pyflannel.engine.readiness import reason_to_wait
 from pyflannel.engine.reconciler import Reconciler
 from pyflannel.engine.world import HostOptions, World
-from pyflannel.errors import ConfigError, StoreError, WireError
+from pyflannel.errors import ConfigError, StoreError, WireError, one_line
 from pyflannel.model.host import Bridge, Underlay
 from pyflannel.model.lease import LastKnown, Lease, LeaseAttributes, renewal_margin_s
 from pyflannel.model.lease_protocol import Acquired, Held, Renewed, Report, Wanted
@@ -157,8 +157,11 @@ class Supervisor:
     def waiting_for(self) -> str | None:
         """What keeps the host from being ready, in one line; None when it is ready."""
         if self.condition.inputs.underlay is None and not self.condition.obstacle:
-            return self.underlay.waiting_for
-        return reason_to_wait(self.condition, self.reconciler, was_ready=self.is_ready)
+            reason = self.underlay.waiting_for
+        else:
+            reason = reason_to_wait(self.condition, self.reconciler, was_ready=self.is_ready)
+        # A line feed from the store would be an assignment of its own to the service manager.
+        return None if reason is None else one_line(reason)
 
     # Starting.
 

@@ -30,6 +30,10 @@ CLAIM_TTL_S = 10
 """How long a living owner has to answer a claim on its subnet."""
 
 
+LONGEST_OWNER = 256
+"""Characters of an owner: more than any name of a Kubernetes Node has (253)."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
     """Who a host is, whatever its address.

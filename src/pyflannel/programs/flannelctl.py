@@ -9,8 +9,8 @@ from pathlib import Path
 
 import click
 
-from pyflannel.cli.invocation import Invocation
-from pyflannel.errors import ConfigError, FlannelError, NotReadyError, UsageError
+from pyflannel.cli.invocation import Invocation, say
+from pyflannel.errors import ConfigError, FlannelError, NotReadyError, UsageError, one_line
 
 _TRACEBACK = "FLANNELCTL_TRACEBACK"
 """The variable that shows where a defect of ours struck, which otherwise takes one line."""
@@ -83,9 +83,18 @@ def flannelctl(context: click.Context, store_url: str | None, socket: Path | Non
     context.obj = Invocation(store_url=store_url, socket=socket, wants_json=wants_json)
 
 
+class _Formatter(logging.Formatter):
+    """One line for each record: parts of it may come from the store."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return one_line(super().format(record))
+
+
 def main() -> None:
     """Run flannelctl with the arguments of this process, and exit."""
-    logging.basicConfig(format="flannelctl: %(message)s", level=logging.WARNING, stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Formatter("flannelctl: %(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
     sys.exit(run(sys.argv[1:]))
 
 
@@ -110,9 +119,9 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _fail(message: str, hint: str, code: int) -> int:
-    click.echo(f"flannelctl: {message}", err=True)
+    say(f"flannelctl: {message}", err=True)
     if hint:
-        click.echo(f"  {hint}", err=True)
+        say(f"  {hint}", err=True)
     return code
 
 

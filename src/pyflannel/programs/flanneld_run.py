@@ -13,7 +13,7 @@ from pyflannel.api.metrics.routes import metrics_routes
 from pyflannel.assembly.daemon import Daemon, run_lock
 from pyflannel.assembly.logs import configure_logging
 from pyflannel.assembly.options import FlanneldOptions, RequestedText, parse_flanneld
-from pyflannel.errors import FlannelError, UsageError
+from pyflannel.errors import FlannelError, UsageError, one_line
 from pyflannel.http.server import Routes
 from pyflannel.http.sockets import Endpoint, serve_endpoint
 from pyflannel.programs.command_line import hide_on_command_line
@@ -34,7 +34,7 @@ def run() -> int:
     try:
         options = parse_flanneld(sys.argv[1:], os.environ)
     except UsageError as error:
-        print(f"flanneld: {error.in_full}", file=sys.stderr)
+        print(f"flanneld: {one_line(error.in_full)}", file=sys.stderr)
         return 2
     if isinstance(options, RequestedText):
         print(options.text, end="", file=sys.stderr)
@@ -66,7 +66,7 @@ def _first(group: BaseExceptionGroup[FlannelError]) -> FlannelError:
 def _give_up(error: FlannelError) -> int:
     """Say why in one line; return the exit status."""
     if isinstance(error, UsageError):
-        print(f"flanneld: {error.in_full}", file=sys.stderr)
+        print(f"flanneld: {one_line(error.in_full)}", file=sys.stderr)
         return 2
     log.critical("%s", error.in_full)
     return 1

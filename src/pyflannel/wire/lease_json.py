@@ -9,7 +9,7 @@ import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from pyflannel.errors import WireError
-from pyflannel.model.lease import BackendData, Claim, LeaseAttributes, Vtep
+from pyflannel.model.lease import LONGEST_OWNER, BackendData, Claim, LeaseAttributes, Vtep
 from pyflannel.wire.json_values import escape, fold, members, parse_ipv4, parse_ipv6
 
 # What a backend publishes in its lease: `BackendData` as JSON, and back.
@@ -67,11 +67,14 @@ def parse_vtep(text: str) -> Vtep | None:
 #
 # A claim is ours alone: {"Owner":"…","PublicIP":"192.168.50.102","Held":3600.5}.
 
-_LONGEST = 64 * 1024
-"""Bytes of a value; every release writes a few hundred.
+_LONGEST = 4096
+"""Bytes of a value; every release writes a few hundred. A host keeps a value of each lease in memory.
 
 The parsers take linear time. msgspec bounds the depth by RecursionError.
 """
+
+_LONGEST_TYPE = 64
+"""Characters of a backend's type, which lists and messages repeat."""
 
 _HINT = "Delete the key if no living host owns it; a living owner writes it again."
 
@@ -79,7 +82,7 @@ _HINT = "Delete the key if no living host owns it; a living owner writes it agai
 class _Ours(Struct, omit_defaults=True, rename="pascal"):
     """What we tell each other beyond the original's lease."""
 
-    owner: Annotated[str, Meta(min_length=1)]
+    owner: Annotated[str, Meta(min_length=1, max_length=LONGEST_OWNER)]
     port: Annotated[int, Meta(ge=1, le=65535)] | None = None
     reads: tuple[str, ...] = ()
 
@@ -100,7 +103,7 @@ class _LeaseValue(
 
     public_ip: str = "0.0.0.0"
     public_ipv6: str | None = None
-    backend_type: str | UnsetType | None = UNSET
+    backend_type: Annotated[str, Meta(max_length=_LONGEST_TYPE)] | UnsetType | None = UNSET
     backend_data: Raw | UnsetType = UNSET
     backend_v6_data: Raw | UnsetType = UNSET
     ours: _Ours | UnsetType = UNSET
@@ -111,7 +114,7 @@ class _ClaimValue(
 ):
     """A claim, its keys in the order in which they are written."""
 
-    owner: Annotated[str, Meta(min_length=1)]
+    owner: Annotated[str, Meta(min_length=1, max_length=LONGEST_OWNER)]
     public_ip: str
     held: Annotated[float, Meta(ge=0)] | None = None
 

@@ -6,6 +6,7 @@ import logging
 import os
 import re
 from collections.abc import Iterator
+from typing import Literal
 
 import pytest
 
@@ -95,3 +96,49 @@ def test_a_second_call_replaces_the_first() -> None:
 
     assert first.getvalue() == ""
     assert second.getvalue().count("once") == 1
+
+
+HOSTILE = "vxlan\nF1012 08:50:54.409928       1 daemon.py:1] forged\r\x1b[2J\x9b31m\u202e"
+SHOWN = "vxlan\\nF1012 08:50:54.409928       1 daemon.py:1] forged\\r\\u001b[2J\\u009b31m\\u202e"
+
+
+def test_a_text_of_the_store_cannot_forge_a_line_or_steer_a_terminal() -> None:
+    stream = io.StringIO()
+    configure_logging("klog", 0, stream)
+
+    log.warning("Ignoring non-vxlan subnet: type=%s", HOSTILE)
+
+    (line,) = stream.getvalue().splitlines()
+    assert line.endswith(f"] Ignoring non-vxlan subnet: type={SHOWN}")
+
+
+def test_each_line_of_a_traceback_is_indented_and_escaped() -> None:
+    """The text of an exception may come from the store: no line of it looks like a line of the log."""
+    stream = io.StringIO()
+    configure_logging("klog", 0, stream)
+
+    try:
+        raise ValueError(HOSTILE)
+    except ValueError:
+        log.exception("failed")
+
+    first, *rest = stream.getvalue().removesuffix("\n").split("\n")
+    assert first.endswith("] failed")
+    assert rest[0] == "    Traceback (most recent call last):"
+    assert all(line.startswith("    ") and line.isprintable() for line in rest)
+
+
+@pytest.mark.parametrize("form", ["klog", "json"])
+def test_a_field_of_a_megabyte_makes_a_short_line_that_keeps_both_ends(form: Literal["klog", "json"]) -> None:
+    stream = io.StringIO()
+    configure_logging(form, 0, stream)
+
+    log.warning("Skipped %s: it has another form", "\x1b" * 1_000_000)
+    try:
+        raise ValueError("x" * 1_000_000)
+    except ValueError:
+        log.exception("failed")
+
+    assert len(stream.getvalue()) < 60_000
+    assert "Skipped" in stream.getvalue()
+    assert ": it has another form" in stream.getvalue()

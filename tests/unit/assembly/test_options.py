@@ -388,6 +388,8 @@ def test_the_environment_alone_names_the_store() -> None:
         ),
         (["--store=etcds://h", "--etcd-cafile=/c"], "--etcd-cafile and --store name two stores"),
         (["--store=etcds://h?username=u"], "the etcd user 'u' has no password"),
+        (["--node-id=" + "x" * 257], "Write --node-id with at most 256 printable characters."),
+        (["--node-id=a\nb"], "--node-id='a\\nb' is no identity"),
         (["--healthz-ip=x"], "--healthz-ip='x' is no IP address"),
         (["--healthz-port=65536"], "--healthz-port=65536 is no port"),
         (

@@ -1,8 +1,13 @@
 """What flannelctl prints can be read by people."""
 
+import json
+from pathlib import Path
+
+import click
 import pytest
 
-from pyflannel.cli.answers import duration, print_facts, print_table
+from pyflannel.cli.answers import duration, print_facts, print_json, print_table
+from pyflannel.cli.invocation import say
 
 
 @pytest.mark.parametrize(
@@ -45,3 +50,47 @@ def test_facts_stand_in_one_column(capsys: pytest.CaptureFixture[str]) -> None:
     print_facts([("lease", "10.100.15.0/24"), ("forwarder", "pid 1")])
 
     assert capsys.readouterr().out == "lease      10.100.15.0/24\nforwarder  pid 1\n"
+
+
+HOSTILE = "vxlan\nready\x1b[2J\x9b31m\x7f\u2028\u202e"
+
+
+def test_a_text_of_the_store_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither a new line nor an escape sequence gets through, in whatever form a text is printed."""
+    print_table(("BACKEND", "OWNER"), [(HOSTILE, HOSTILE)])
+    print_facts([("waiting", HOSTILE)])
+    say(HOSTILE)
+    say(HOSTILE, err=True)
+    print_json(json.dumps({"owner": HOSTILE}, ensure_ascii=False).encode())
+
+    printed = capsys.readouterr()
+    lines = (printed.out + printed.err).split("\n")
+    assert all(line.isprintable() for line in lines)
+    assert len(lines) == 2 + 1 + 2 + 3 + 1
+    assert json.loads(printed.out[printed.out.index("{") :]) == {"owner": HOSTILE}
+
+
+def test_long_texts_are_cut_and_keep_both_ends(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table(("BACKEND", "OWNER"), [("x" * 1_000_000, "o")] + [("udp", "o")] * 4)
+    say("first " + "\x1b" * 1_000_000 + " last")
+
+    printed = capsys.readouterr().out
+    assert len(printed) < 40_000
+    assert "first " in printed
+    assert printed.endswith(" last\n")
+
+
+def test_styles_of_our_own_reach_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    say("a cause\x1b[0m", label=click.style("error", fg="red"))
+
+    assert "a cause\\u001b[0m\n" in capsys.readouterr().out
+
+
+def test_every_text_is_printed_by_the_functions_that_escape() -> None:
+    """No command prints by itself what may come from the store."""
+    package = Path(__file__).parents[3] / "src/pyflannel"
+    sources = [*(package / "cli").glob("*.py"), package / "programs/flannelctl.py"]
+
+    printing = {path.name for path in sources if "click.echo(" in path.read_text()}
+
+    assert printing <= {"answers.py", "lab.py", "invocation.py"}

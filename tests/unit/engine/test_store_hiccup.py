@@ -1,6 +1,7 @@
-"""What the log says of a store that goes away and comes back: one cause, one line."""
+"""What the log and the service manager hear of a store: one cause, one line."""
 
 import asyncio
+import json
 import logging
 from collections.abc import Awaitable, Callable, Iterable
 from ipaddress import IPv4Interface
@@ -59,6 +60,7 @@ class Bench:
     def __init__(self) -> None:
         self.clock = FakeClock()
         self.store = FakeStore(self.clock)
+        self.notified: list[str] = []
         surroundings = Surroundings()
         self.supervisor = Supervisor(
             World(
@@ -69,7 +71,7 @@ class Bench:
                 bridges=NoBridges(),
                 clock=self.clock,
                 memory=surroundings,
-                notify=lambda text: None,
+                notify=self.notified.append,
                 draw=lambda n: n // 2,
                 reidentify=lambda: Identity(owner="again", machine="m"),
             ),
@@ -129,3 +131,24 @@ def test_a_link_that_loses_packets_does_not_fill_the_log(caplog: pytest.LogCaptu
         await bench.clock.advance(60)
 
     assert len(lived(check, caplog)) <= 4
+
+
+def test_a_config_cannot_assign_anything_in_a_notification() -> None:
+    """A line feed would begin an assignment of its own: MAINPID=1, READY=1."""
+
+    async def live() -> list[str]:
+        bench = Bench()
+        config = json.dumps({"Network": "10.100.0.0/16", "Backend": {"Type": "x\nMAINPID=1\nREADY=1"}})
+        bench.store.change(Put(key="config", value=config.encode(), ttl_s=None, expected=0))
+        running = asyncio.ensure_future(bench.supervisor.run())
+        try:
+            await bench.clock.advance(20)
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+        return bench.notified
+
+    notified = asyncio.run(live())
+
+    assert any("mainpid=1" in text for text in notified)
+    assert [text for text in notified if "\n" in text] == []

@@ -201,13 +201,13 @@ def test_what_is_no_claim_is_refused(value: bytes) -> None:
 
 def test_a_value_beyond_its_bound_is_refused_unread() -> None:
     """A lease is a few hundred bytes. A writer of the store cannot make peers keep megabytes for each."""
-    longest = b'{"PublicIP":"1.2.3.4","Owner":"a"}'.ljust(65_536)
+    longest = b'{"PublicIP":"1.2.3.4","Owner":"a"}'.ljust(4096)
 
     assert parse_lease_attributes(longest).public_ip == IPv4Address("1.2.3.4")
     assert parse_claim(longest.replace(b"}", b',"Held":1}').rstrip(), CLAIM.subnet, 1).held_s == 1
-    with pytest.raises(WireError, match="not a lease: longer than 65536 bytes"):
+    with pytest.raises(WireError, match="not a lease: longer than 4096 bytes"):
         parse_lease_attributes(longest + b" ")
-    with pytest.raises(WireError, match="not a claim: longer than 65536 bytes"):
+    with pytest.raises(WireError, match="not a claim: longer than 4096 bytes"):
         parse_claim(longest + b" ", CLAIM.subnet, 1)
 
 
@@ -234,3 +234,14 @@ def test_null_keeps_the_backend_type_of_another_spelling() -> None:
 
     assert attributes.backend_type == "vxlan"
     assert attributes.public_ipv6 is None
+
+
+def test_texts_that_lists_repeat_are_bounded() -> None:
+    """A type that is too long makes no lease, an owner that is too long makes a lease without an owner."""
+    assert parse_lease_attributes(b'{"BackendType":"%s"}' % (b"x" * 64)).backend_type == "x" * 64
+    with pytest.raises(WireError, match="length <= 64"):
+        parse_lease_attributes(b'{"BackendType":"%s"}' % (b"x" * 65))
+    assert parse_lease_attributes(b'{"Pyflannel":{"Owner":"%s"}}' % (b"x" * 256)).owner == "x" * 256
+    assert parse_lease_attributes(b'{"Pyflannel":{"Owner":"%s"}}' % (b"x" * 257)).owner is None
+    with pytest.raises(WireError, match="not a claim"):
+        parse_claim(b'{"PublicIP":"1.2.3.4","Owner":"%s"}' % (b"x" * 257), CLAIM.subnet, 1)
