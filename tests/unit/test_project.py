@@ -146,6 +146,28 @@ def test_the_links_of_a_document_lead_somewhere(document: Path) -> None:
     assert [link for link in links if not (document.parent / link).exists()] == []
 
 
+def anchors(document: Path) -> set[str]:
+    """The anchors of a document: its headings, in GitHub's spelling, and its `<a id="…">`."""
+    text = prose(document)
+    headings = (
+        re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading)
+        for heading in re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
+    )
+    slugs = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    return slugs | set(re.findall(r'<a id="([^"]+)"', text))
+
+
+@pytest.mark.parametrize("document", documents(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_anchor_that_a_document_links_to_exists(document: Path) -> None:
+    links = re.findall(r"\]\(([^)#\s:]*)#([^)\s]+)\)", prose(document))
+
+    assert [
+        f"{path}#{anchor}"
+        for path, anchor in links
+        if anchor not in anchors(document.parent / path if path else document)
+    ] == []
+
+
 def test_every_module_that_the_source_names_exists() -> None:
     """In backticks, in a docstring or a comment: `plan.lease.answers`, or `plan.lease.step.step` in it."""
     rooms = "|".join(path.name for path in (SOURCE / "pyflannel").iterdir() if path.is_dir())
