@@ -1,4 +1,4 @@
-"""The daemon, put together: one network, or several in one process (flannel 0.6's --networks)."""
+"""Composition of the daemon: one network, or several in one process (--networks of flannel 0.6)."""
 
 import asyncio
 import random
@@ -23,11 +23,11 @@ from pyflannel.ports import Store
 from pyflannel.stores.prefixed import PrefixedStore
 
 Door = Callable[[HostNetwork], Coroutine[Any, Any, None]]
-"""Lets the world in to one network, until it is cancelled."""
+"""Serves the API of one network until cancelled."""
 
 
 def places_of(options: FlanneldOptions) -> Places:
-    """Return where the daemon keeps its files."""
+    """Return the directories and files of the daemon."""
     return Places(
         run_dir=Path(options.run_dir),
         state_dir=Path(options.state_dir),
@@ -36,17 +36,17 @@ def places_of(options: FlanneldOptions) -> Places:
 
 
 def run_lock(options: FlanneldOptions) -> RunLock:
-    """Return the lock that keeps a second daemon out of the run directory."""
+    """Return the lock that prevents a second daemon in the run directory."""
     return RunLock(str(places_of(options).lock))
 
 
 class Daemon:
     """One flanneld.
 
-    `turned` is called after each turn of a reconciler's loop: what a pass needed is free then.
+    `turned` is called after each turn of a reconciler's loop, when the memory of the pass is free again.
 
     Raises:
-        UsageError: the store's URL makes no sense.
+        UsageError: the store URL is invalid.
     """
 
     def __init__(self, options: FlanneldOptions, door: Door, turned: Callable[[], object]) -> None:
@@ -59,12 +59,12 @@ class Daemon:
         self._store_log = StoreLog(self._clock)
         self._liveness = Liveness(notify, self._clock, watchdog_s())
         self._running: dict[str, HostNetwork] = {}
-        # Networks that come and go are not waited for: the first that is ready is enough.
+        # With --watch-networks, one ready network suffices: the others may appear at any time.
         self._readiness = Readiness(notify, () if options.watch_networks else options.networks)
 
     @property
     def waiting_for(self) -> str | None:
-        """What keeps the host from being ready in all its networks, in one line; None when it is."""
+        """The reason why the host is not ready in all its networks, in one line; None if it is ready."""
         for name in self._expected():
             network = self._running.get(name)
             waiting_for = "its start" if network is None else network.waiting_for
@@ -73,7 +73,7 @@ class Daemon:
         return None if self._running else "a network"
 
     async def statuses(self) -> Mapping[str, Status]:
-        """Return how each network that runs is now, by its name; "" is the only one."""
+        """Return the status of each running network by its name; "" is the name of a single network."""
         running = dict(self._running)
         found = await asyncio.gather(*(network.status() for network in running.values()))
         return dict(zip(running, found, strict=True))
@@ -83,10 +83,10 @@ class Daemon:
         return self._clock.utc()
 
     async def run(self) -> None:
-        """Run until cancelled; nothing that carries packets ends with it.
+        """Run until cancelled. The data path stays.
 
         Raises:
-            FlannelError: it cannot run on this host at all.
+            FlannelError: the daemon cannot run on this host.
         """
         options = self._options
         try:
@@ -114,13 +114,13 @@ class Daemon:
             await self._store.close()
 
     def _objection(self, name: str) -> Notice | None:
-        """Return why a network of this name cannot run here; None if it can."""
+        """Return why a network of this name cannot run on this host; None if it can."""
         if (why := objection(name)) is not None:
-            return Notice(why, "Give it another name.")
+            return Notice(why, "Rename the network.")
         if (path := file_in_the_way(name, self._places)) is not None:
             return Notice(
-                f"{path} is a file",
-                "Move it away and start flanneld again, or give the network another name.",
+                f"{path} is a file, and flanneld needs a directory there",
+                "Move the file and restart flanneld, or rename the network.",
             )
         return None
 
@@ -167,11 +167,11 @@ class Daemon:
                         tasks.create_task(network.run(), name="network")
                         tasks.create_task(self._door(network), name="door")
                 finally:
-                    if self._running.get(name) is network:  # else it is back already
+                    if self._running.get(name) is network:  # otherwise the network has started again
                         del self._running[name]
 
     def _expected(self) -> Iterable[str]:
-        """Return the networks that count; of those that come and go, the ones that are there."""
+        """Return the networks that must be ready; with --watch-networks, those that run."""
         if self._options.watch_networks:
             return sorted(self._running)
         return self._options.networks or [""]

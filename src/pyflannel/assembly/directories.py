@@ -18,13 +18,13 @@ _RUN_DIR = Path("/run/flannel")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Places:
-    """The directories of one daemon: what its options of these names say.
+    """The directories and files of one daemon, as its options of these names set them.
 
     Attributes:
-        run_dir: sockets and the lock; gone after a boot.
-        state_dir: identity and last known leases; stays.
-        subnet_file: what Docker and others read.
-        daemon_dir: the run directory of the daemon, where this is one of its several networks.
+        run_dir: directory of the sockets and the lock; empty after a boot.
+        state_dir: directory of the identity and the last known leases; survives a boot.
+        subnet_file: file that Docker and other programs read.
+        daemon_dir: run directory of the daemon, if these are the places of one of its several networks.
     """
 
     run_dir: Path = _RUN_DIR
@@ -34,55 +34,55 @@ class Places:
 
     @property
     def control_socket(self) -> Path:
-        """The socket on which the daemon answers."""
+        """The control socket of the daemon."""
         return self.run_dir / "flanneld.sock"
 
     @property
     def lock(self) -> Path:
-        """The lock that a running daemon holds; its process id is in it."""
+        """The lock file that a running daemon holds; it contains the process ID."""
         return self.run_dir / "flanneld.lock"
 
     @property
     def identity(self) -> Path:
-        """Who this host is."""
+        """The file of the identity of this host."""
         return self.state_dir / "identity.json"
 
     @property
     def run_identity(self) -> Path:
-        """Who this host is in this boot and network namespace, for a daemon without a state directory."""
+        """The identity in this boot and network namespace, for a daemon without a state directory."""
         return (self.daemon_dir or self.run_dir) / self.identity.name
 
     @property
     def spoilt_identity(self) -> Path:
-        """The stored identity that could not be read."""
+        """The unreadable identity file that was set aside."""
         return self.identity.with_name(f"{self.identity.name}.corrupt")
 
     @property
     def last_known(self) -> Path:
-        """The leases as of the store's last answer."""
+        """The file of the leases in the last answer of the store."""
         return self.state_dir / "last-known.json"
 
     @property
     def device_file(self) -> Path:
-        """The name that the daemon claims: with a backend that has no such device, nothing else tells it."""
+        """The device name that the daemon claimed. Backends without a device record it nowhere else."""
         return self.run_dir / "device"
 
     @property
     def bpf(self) -> Path:
-        """Where a bpffs may be, for a daemon that may not open programs by their identifiers.
+        """Mount point of a bpffs, for a daemon without the right to open programs by their identifiers.
 
-        Several networks share it: the programs of each are known by their device. No network's name begins
-        with a dot.
+        Several networks share it, and each finds its programs by their device. The name begins with a dot,
+        which no name of a network does.
         """
         return (self.daemon_dir or self.run_dir) / ".bpf"
 
     @property
     def mark(self) -> str:
-        """The alias of our links: with the run directory, where it is not the usual one."""
+        """The alias of pyflannel's links. It contains the run directory unless that is the default one."""
         return MARK if self.run_dir == _RUN_DIR else f"{MARK} {self.run_dir}"
 
     def of_network(self, name: str, subnet_dir: Path) -> "Places":
-        """Return the places of one of several networks; the identity is the host's."""
+        """Return the places of one of several networks. All networks share the identity of the host."""
         return Places(
             run_dir=self.run_dir / name,
             state_dir=self.state_dir / name,
@@ -92,23 +92,23 @@ class Places:
 
     @property
     def network(self) -> str | None:
-        """The network of several that has these places; None for those of a daemon.
+        """The name of the network if these are the places of one of several networks; None otherwise.
 
-        Their names are those of `of_network`, and each daemon has an identity of its own.
+        The places of a network are named as by `of_network` and contain no identity.
         """
         name = self.state_dir.name
         is_one = self.run_dir.name == name and self.subnet_file.name == f"{name}.env"
         return name if is_one and not self.identity.exists() else None
 
     def device(self) -> str | None:
-        """Return the name that the daemon of this run directory claimed last; None when that is not known."""
+        """Return the device name that the daemon of this run directory claimed last; None if unknown."""
         with contextlib.suppress(OSError, ValueError):
             if (name := self.device_file.read_text(encoding="ascii").strip()) in DEVICES:
                 return name
         return None
 
     def owner(self) -> str | None:
-        """Return who this host is; None when no identity is kept, or it cannot be read."""
+        """Return the identity of this host; None if no identity is stored or readable."""
         for path in (self.identity, self.run_identity):
             with contextlib.suppress(OSError, ValueError, RecursionError):
                 match json.loads(path.read_bytes()):
@@ -117,7 +117,7 @@ class Places:
         return None
 
 
-# The names of networks, where one daemon runs several: each is a key in the store, and directories here.
+# The names of several networks in one daemon. Each name is a key in the store and a directory name here.
 #
 # Source: flannel 0.6.2, where a name is one segment of a path.
 
@@ -132,22 +132,22 @@ _FILES = frozenset(
         LOG_NAME,
     }
 )
-"""What a daemon keeps where the directories of its networks are, in its run or its state directory."""
+"""The files of a daemon next to the directories of its networks, in its run and state directories."""
 
 
 def objection(name: str) -> str | None:
-    """Return why no network can have this name, in words; None if one can."""
+    """Return why this name is not allowed for a network; None if it is allowed."""
     if name in RESERVED:
-        return "flannel's own keys have it in the store"
+        return "flannel uses this key in the store"
     if name in _FILES:
-        return "a file of flanneld's has it"
+        return "a file of flanneld has this name"
     if not _FORM.fullmatch(name):
-        return "a name has letters, digits, '.', '-' and '_', the first a letter or a digit"
+        return "a name consists of letters, digits, '.', '-' and '_', and begins with a letter or a digit"
     return None
 
 
 def file_in_the_way(name: str, places: Places) -> Path | None:
-    """Return what stands where a directory of this network of the daemon is to be; None if nothing does."""
+    """Return the file that occupies the path of a directory of this network; None if there is none."""
     own = places.of_network(name, places.run_dir)
     directories = (own.run_dir, own.state_dir)
     return next((path for path in directories if os.path.exists(path) and not os.path.isdir(path)), None)

@@ -1,48 +1,84 @@
-"""Every flag of flanneld: those of the original under their names and defaults, and ours.
+"""All flags of flanneld, those of the original under their names and defaults, and the text of --help.
 
 Source: flannel 0.6.2, 0.20.2 and 0.28.9, the union of their flags.
 """
 
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping
 
 from pyflannel.assembly.store_flags import STORE_FLAGS
 from pyflannel.model.lease import LEASE_TTL_S
 from pyflannel.wire.go_flags import Flag, Value
 
-WORKING_FLAGS = (
-    *STORE_FLAGS,
-    Flag(name="iface", meaning="name or address of the interface to other hosts; may be repeated"),
-    Flag(
-        name="iface-regex",
-        meaning="regular expression on the addresses, then the names of interfaces; may be repeated",
-    ),
-    Flag(name="iface-can-reach", meaning="take the interface by which the kernel reaches this address"),
-    Flag(
-        name="public-ip", meaning="the IPv4 address that other hosts use; that of the interface if not given"
-    ),
-    Flag(
-        name="subnet-file",
-        default="/run/flannel/subnet.env",
-        meaning="where subnet, MTU and masquerading are written for other programs",
-    ),
-    Flag(name="subnet-dir", default="/run/flannel/networks", meaning="the same for each of several networks"),
+_LEASE_FLAGS = (
     Flag(
         name="subnet-lease-renew-margin",
         kind="integer",
         default="60",
-        meaning="minutes before its end at which the lease is renewed, 1 to 1439",
+        meaning="minutes before the end of the lease at which flanneld renews it, 1 to 1439; limited to"
+        " half of the lease time",
     ),
     Flag(
         name="subnet-lease-ttl",
         kind="integer",
         default=str(LEASE_TTL_S),
-        meaning="seconds that the lease lasts unless it is renewed, from 5",
+        meaning="lease time in seconds, 5 to 31622400",
     ),
-    Flag(name="ip-masq", kind="boolean", meaning="masquerade what leaves the network"),
+    Flag(
+        name="on-subnet-lost",
+        default="keep",
+        meaning="action if another host holds this host's subnet: keep the subnet, or renumber",
+    ),
+    Flag(name="node-id", meaning="identity of this host, instead of the identity kept in state-dir"),
+    Flag(name="machine-id-file", default="/etc/machine-id", meaning="path of the machine-id"),
+    Flag(name="networks", meaning="names of several networks to join, separated by commas"),
+    Flag(
+        name="watch-networks",
+        kind="boolean",
+        meaning="join each network of the store, or of networks, when its config appears; leave it when its"
+        " config is deleted",
+    ),
+)
+
+_UNDERLAY_FLAGS = (
+    Flag(
+        name="iface",
+        meaning="name or address of the interface to the other hosts; may be repeated. Without an iface flag,"
+        " flanneld uses the interface of the default route",
+    ),
+    Flag(
+        name="iface-regex",
+        meaning="regular expression that selects the interface by its addresses, then by its name; may be"
+        " repeated",
+    ),
+    Flag(name="iface-can-reach", meaning="use the interface by which the kernel reaches this IPv4 address"),
+    Flag(
+        name="public-ip",
+        meaning="IPv4 address that the other hosts use, for a host behind NAT; default: the address of the"
+        " interface",
+    ),
+)
+
+_BACKEND_FLAGS = (
+    Flag(
+        name="fast-path",
+        default="auto",
+        meaning="how the udp backend forwards packets: safe (eBPF programs in the kernel), off (user space),"
+        " or auto (as FastPath in the network config)",
+    ),
+    Flag(
+        name="fast-path-gro",
+        default="auto",
+        meaning="coalesce received TCP segments: on, off, or auto (on if the underlay is a network card)",
+    ),
+)
+
+_FIREWALL_FLAGS = (
+    Flag(name="ip-masq", kind="boolean", meaning="masquerade packets that leave the network"),
     Flag(
         name="ip-masq-fully-random-disable",
         kind="boolean",
-        meaning="do not draw the ports of masqueraded packets",
+        meaning="do not randomise the source ports of masqueraded packets",
     ),
     Flag(
         name="iptables-forward-rules",
@@ -54,67 +90,60 @@ WORKING_FLAGS = (
         name="iptables-resync",
         kind="integer",
         default="5",
-        meaning="seconds between two looks at the filter rules; most changes are noticed at once",
+        meaning="interval in seconds between checks of the filter rules, 1 or more; most changes are detected"
+        " immediately",
     ),
     Flag(
         name="ip-blackhole-route",
         kind="boolean",
-        meaning="drop what goes to our own subnet and no bridge of this host takes",
+        meaning="drop packets to this host's subnet that no local bridge accepts",
     ),
-    Flag(name="v", kind="integer", default="0", meaning="verbosity of the log; debug lines from 1"),
-    Flag(name="version", kind="boolean", meaning="print the version and exit", from_environment=False),
-    Flag(name="help", kind="boolean", meaning="print this text and exit", from_environment=False),
-    Flag(name="h", kind="boolean", meaning="print this text and exit", from_environment=False),
+)
+
+_OPERATION_FLAGS = (
+    Flag(
+        name="subnet-file",
+        default="/run/flannel/subnet.env",
+        meaning="file in which flanneld writes subnet, MTU and masquerading for other programs",
+    ),
+    Flag(
+        name="subnet-dir",
+        default="/run/flannel/networks",
+        meaning="directory of the subnet files of several networks: NAME.env",
+    ),
     Flag(name="run-dir", default="/run/flannel", meaning="directory of the sockets and the lock"),
     Flag(
         name="state-dir",
         default="/var/lib/flannel",
         meaning="directory of the host's identity and the last known leases",
     ),
-    Flag(name="node-id", meaning="identity of the host, instead of the one kept in state-dir"),
-    Flag(name="machine-id-file", default="/etc/machine-id", meaning="where the machine-id is read"),
-    Flag(name="log-format", default="klog", meaning="form of the log lines: klog or json"),
-    Flag(name="healthz-ip", default="0.0.0.0", meaning="address of the health endpoint"),
-    Flag(name="healthz-port", kind="integer", default="0", meaning="port of the health endpoint; 0 for none"),
     Flag(
         name="http",
-        meaning="address and port, as in 127.0.0.1:8471, of health and metrics; none if not given",
+        meaning="IP address and port of health and metrics, for example 127.0.0.1:8471; default: none",
     ),
-    Flag(name="networks", meaning="names of several networks, separated by commas"),
-    Flag(name="watch-networks", kind="boolean", meaning="follow networks as they come and go"),
-    Flag(
-        name="fast-path",
-        default="auto",
-        meaning="how the udp backend moves packets: safe, by programs in the kernel; off, through user space;"
-        " auto, as the network config says",
-    ),
-    Flag(
-        name="fast-path-gro",
-        default="auto",
-        meaning="whether the programs have TCP joined that arrives in segments: on, off, or auto, where the"
-        " underlay is a network card",
-    ),
-    Flag(
-        name="on-subnet-lost",
-        default="keep",
-        meaning="when another host took our subnet: keep running on it, or renumber",
-    ),
+    Flag(name="healthz-ip", default="0.0.0.0", meaning="IP address of health"),
+    Flag(name="healthz-port", kind="integer", default="0", meaning="port of health; default: none"),
+    Flag(name="log-format", default="klog", meaning="format of the log lines: klog or json"),
+    Flag(name="v", kind="integer", default="0", meaning="log level; 1 or more adds debug lines"),
+    Flag(name="version", kind="boolean", meaning="print the version and exit", from_environment=False),
+    Flag(name="help", kind="boolean", meaning="print this text and exit", from_environment=False),
+    Flag(name="h", kind="boolean", meaning="print this text and exit", from_environment=False),
 )
 
 LATER_FLAGS = (
-    Flag(name="public-ipv6", meaning="the IPv6 address that other hosts use"),
-    Flag(name="listen", meaning="serve leases to other hosts on this address"),
-    Flag(name="remote", meaning="take leases from the server at this address"),
-    Flag(name="remote-keyfile", meaning="TLS of listen and remote: private key"),
-    Flag(name="remote-certfile", meaning="TLS of listen and remote: certificate"),
-    Flag(name="remote-cafile", meaning="TLS of listen and remote: certificate authority"),
-    Flag(name="kube-subnet-mgr", kind="boolean", meaning="leases in Kubernetes instead of etcd"),
+    Flag(name="public-ipv6", meaning="IPv6 address that the other hosts use"),
+    Flag(name="listen", meaning="address on which to serve leases to other hosts"),
+    Flag(name="remote", meaning="address of the server to get leases from"),
+    Flag(name="remote-keyfile", meaning="private key for TLS of listen and remote"),
+    Flag(name="remote-certfile", meaning="certificate for TLS of listen and remote"),
+    Flag(name="remote-cafile", meaning="certificate authority for TLS of listen and remote"),
+    Flag(name="kube-subnet-mgr", kind="boolean", meaning="keep leases in Kubernetes instead of etcd"),
     Flag(name="kube-api-url", meaning="URL of the Kubernetes API"),
-    Flag(name="kubeconfig-file", meaning="file that says how to reach the Kubernetes API"),
+    Flag(name="kubeconfig-file", meaning="kubeconfig file for the Kubernetes API"),
     Flag(
         name="kube-annotation-prefix",
         default="flannel.alpha.coreos.com",
-        meaning="how the annotations of a Kubernetes node begin",
+        meaning="prefix of the annotations of a Kubernetes node",
     ),
     Flag(
         name="net-config-path",
@@ -125,26 +154,91 @@ LATER_FLAGS = (
         name="set-node-network-unavailable",
         kind="boolean",
         default="true",
-        meaning="keep the Kubernetes node's network condition",
+        meaning="maintain the network condition of the Kubernetes node",
     ),
-    Flag(name="vmodule", meaning="verbosity by source file"),
-    Flag(name="log_backtrace_at", meaning="source line whose log line carries a backtrace"),
+    Flag(name="vmodule", meaning="log level for each source file"),
+    Flag(name="log_backtrace_at", meaning="source line that logs a backtrace"),
 )
-"""Known, but what they ask for is not there yet: only a value of IDLE_VALUES is taken."""
+"""Known flags without an implementation: only the values of IDLE_VALUES are accepted."""
 
 IDLE_VALUES: Mapping[str, tuple[Value, ...]] = {
     "kube-annotation-prefix": ("flannel.alpha.coreos.com", ""),
     "net-config-path": ("/etc/kube-flannel/net-conf.json", ""),
     "set-node-network-unavailable": (True, False),
 }
-"""Values that ask for nothing, where these are not the empty text, 0 or false."""
+"""Values that request nothing, for flags where these are not the empty text, 0 or false."""
 
-IDLE_FLAGS = (
-    Flag(name="logtostderr", kind="boolean", default="true", meaning="no effect: the log is on stderr"),
-    Flag(name="alsologtostderr", kind="boolean", meaning="no effect: the log is on stderr"),
-    Flag(name="stderrthreshold", meaning="no effect: the log is on stderr"),
-    Flag(name="log_dir", meaning="no effect: the log is on stderr"),
+_IDLE_FLAGS = (
+    Flag(name="logtostderr", kind="boolean", default="true", meaning="the log is always on stderr"),
+    Flag(name="alsologtostderr", kind="boolean", meaning="the log is always on stderr"),
+    Flag(name="stderrthreshold", meaning="the log is always on stderr"),
+    Flag(name="log_dir", meaning="the log is always on stderr"),
 )
-"""Taken with any value, as the original's log is always on stderr, too."""
+"""Accepted with any value, because the log of the original is always on stderr too."""
 
-FLAGS = (*WORKING_FLAGS, *LATER_FLAGS, *IDLE_FLAGS)
+_GROUPS: Mapping[str, tuple[Flag, ...]] = {
+    "Store": STORE_FLAGS,
+    "Leases": _LEASE_FLAGS,
+    "Underlay": _UNDERLAY_FLAGS,
+    "Backend": _BACKEND_FLAGS,
+    "Firewall": _FIREWALL_FLAGS,
+    "Operation": _OPERATION_FLAGS,
+    "Accepted without effect": _IDLE_FLAGS,
+    "Not supported yet": LATER_FLAGS,
+}
+"""The flags by subject, in the order of --help."""
+
+FLAGS = tuple(flag for group in _GROUPS.values() for flag in group)
+
+_WIDTH = 79
+_INDENT = " " * 6
+
+_INTRODUCTION = """\
+Joins this host to a flannel network: leases a subnet in the store and
+connects it to the subnets of the other hosts. Runs until SIGTERM or SIGINT.
+
+Write -NAME=VALUE, --NAME=VALUE or --NAME VALUE; a boolean as --NAME or
+--NAME=false.
+"""
+
+_CONCLUSION = """\
+Environment variables:
+  A flag that is not on the command line is read from FLANNELD_ and its name
+  in capitals, with _ for -: FLANNELD_ETCD_ENDPOINTS for --etcd-endpoints.
+  An empty variable is ignored. --help and --version have no variable.
+
+Exit codes:
+  0  stopped by a signal, or printed the requested text
+  1  cannot run on this host
+  2  invalid flag, variable or argument
+
+Examples:
+  flanneld --etcd-endpoints=http://10.0.0.1:2379,http://10.0.0.2:2379
+  flanneld --etcd-endpoints=https://10.0.0.1:2379 --etcd-cafile=/etc/etcd/ca.pem
+  flanneld --store=sqlite:///var/lib/flannel/leases.db --iface=eth1 --ip-masq
+  FLANNELD_ETCD_PREFIX=/blue flanneld --http=127.0.0.1:8471
+"""
+
+
+def format_help(program: str) -> str:
+    """Return the text of --help: all flags by subject, variables, exit codes and examples."""
+    groups = [f"{title}:\n{_format_group(flags)}" for title, flags in _GROUPS.items()]
+    return "\n".join([f"Usage: {program} [OPTION]...\n", _INTRODUCTION, *groups, _CONCLUSION])
+
+
+def _format_group(flags: Iterable[Flag]) -> str:
+    return "".join(f"{line}\n" for flag in flags for line in _format_flag(flag))
+
+
+def _format_flag(flag: Flag) -> Iterator[str]:
+    value = {"boolean": "", "integer": "=INTEGER"}.get(flag.kind, "=TEXT")
+    yield f"  {'-' if len(flag.name) == 1 else '--'}{flag.name}{value}"
+    default = f" (default {flag.default})" if flag.default not in ("", "false", "0") else ""
+    yield from textwrap.wrap(
+        flag.meaning + default,
+        _WIDTH,
+        initial_indent=_INDENT,
+        subsequent_indent=_INDENT,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )

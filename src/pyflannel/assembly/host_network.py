@@ -1,4 +1,4 @@
-"""One network of this host, put together: adapters, engine, and the answers for the API."""
+"""Composition of one network of this host: adapters, engine, and the answers for the API."""
 
 import asyncio
 import random
@@ -39,11 +39,11 @@ from pyflannel.ports import Clock, Store
 from pyflannel.processes.forwarder import ForwarderTarget
 
 _ANSWER_S = 1.0
-"""The longest wait for an answer of a forwarder that hangs."""
+"""Deadline for an answer of the forwarder, which may hang."""
 
 
 class TunnelGuard:
-    """A Guard that asks both, of the tunnel with this device."""
+    """Collects the strangers of one tunnel from the eBPF programs and from the forwarder."""
 
     def __init__(self, device: str, fast_path: BpfTarget, forwarder: ForwarderTarget) -> None:
         self._device = device
@@ -51,7 +51,7 @@ class TunnelGuard:
         self._forwarder = forwarder
 
     async def strangers(self) -> list[Stranger]:
-        """Return whom either turned away; nobody where neither can be asked."""
+        """Return the senders whose packets were dropped; empty if neither source responds."""
         found: list[Stranger] = []
         with suppress(TargetError, TimeoutError):
             async with asyncio.timeout(_ANSWER_S):
@@ -62,7 +62,7 @@ class TunnelGuard:
 
 
 def _joined(strangers: Iterable[Stranger]) -> list[Stranger]:
-    """Return one for each address and reason, with the latest packet."""
+    """Merge the entries of each address and reason; the latest packet counts."""
     joined: dict[tuple[IPv4Address, str], Stranger] = {}
     for one in strangers:
         key = one.address, one.reason
@@ -74,7 +74,7 @@ def _joined(strangers: Iterable[Stranger]) -> list[Stranger]:
 
 
 class HostNetwork:
-    """This host in one network; `run` keeps it there, the rest answers the API."""
+    """This host in one network. `run` maintains the membership; the other methods answer the API."""
 
     def __init__(
         self,
@@ -97,18 +97,18 @@ class HostNetwork:
         )
 
     async def run(self) -> None:
-        """Run until cancelled; nothing that carries packets ends with it."""
+        """Run until cancelled. The data path stays."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._supervisor.run(), name="supervisor")
             tasks.create_task(self._guard_narrator.run(), name="guard narrator")
 
     @property
     def waiting_for(self) -> str | None:
-        """What keeps the host from being ready in this network; None when it is."""
+        """The reason why the host is not ready in this network; None if it is ready."""
         return self._supervisor.waiting_for
 
     async def status(self) -> Status:
-        """Return how it is now; the forwarder is asked itself."""
+        """Return the current status, with the status of the forwarder."""
         forwarder = await forwarder_status(self.places.run_dir)
         strangers = await self._guard.strangers()
         status = status_of(self._supervisor, version=VERSION, store_url=self._store_url, clock=self._clock)
@@ -120,7 +120,7 @@ class HostNetwork:
         )
 
     def _with_counters(self, status: Status) -> FastPathStatus | None:
-        """Return the fast path with what the programs counted; without where that cannot be read."""
+        """Return the status of the fast path with the counters of the programs, if they are readable."""
         if status.fast_path is None or status.backend is None or status.backend.link is None:
             return status.fast_path
         try:
@@ -132,15 +132,15 @@ class HostNetwork:
         return replace(status.fast_path, counters=packets, octets=octets)
 
     def leases(self) -> list[Lease]:
-        """Return every lease that is known, our own too."""
+        """Return every known lease, including the lease of this host."""
         return list(self._supervisor.known_leases())
 
     def events(self) -> list[JournalEntry]:
-        """Return what the passes found and did, the latest last."""
+        """Return the events of the passes, the latest last."""
         return self._supervisor.journal.entries()
 
     def config_text(self) -> str | None:
-        """Return the network config that the host runs with; None when there is none."""
+        """Return the network config in use; None if there is none."""
         return self._supervisor.condition.config.text
 
     async def set_config(self, text: str) -> None:
@@ -160,21 +160,21 @@ async def open_network(
     alive: Callable[[], object],
     audit_s: float,
 ) -> AsyncIterator[HostNetwork]:
-    """Put this host in one network together, with a device of its own; its adapters end with the block.
+    """Open the adapters of one network with a device of its own. They are closed at the end of the block.
 
     Args:
-        options: what the operator asks for.
-        places: where its files are.
-        store: where its leases are.
-        store_url: what people know the store by.
-        store_log: says in the log how the store is, for all networks.
-        notify: tells the service manager.
-        alive: hears of each turn of the reconciler's loop.
-        audit_s: longest pause between two passes.
+        options: options of the daemon.
+        places: directories and files of this network.
+        store: store of its leases.
+        store_url: URL of the store, for status and log.
+        store_log: logs the state of the store connection, for all networks.
+        notify: sends a message to the service manager.
+        alive: called after each turn of the reconciler's loop.
+        audit_s: longest interval between two passes.
 
     Raises:
-        BusyError: there is no name left for a device.
-        TargetError: the kernel, the run directory or the state directory cannot be used at all.
+        BusyError: every device name is in use.
+        TargetError: the kernel, the run directory or the state directory is unusable.
     """
     async with AsyncExitStack() as opened:
         enter, clock = opened.enter_async_context, BoottimeClock()
@@ -214,17 +214,17 @@ async def open_network(
 
 
 async def _claim(places: Places, interfaces: KernelInterfaces) -> DeviceClaim:
-    """Claim a name for the device, that of the last life if nobody else has it, and keep it."""
+    """Claim a device name and record it. The name of the previous run is preferred."""
     kept = places.device()
     names = device_names(
         places.mark,
         await interfaces.observe(),
         kept=kept,
-        protocols=await route_protocols() if kept is None else (),  # there may be a great many
+        protocols=await route_protocols() if kept is None else (),  # there may be many routes
     )
     claim = DeviceClaim(names)
     if claim.name != kept:
-        _keep(_device_file(places, claim.name))  # before anything is made by that name
+        _keep(_device_file(places, claim.name))  # before any object with that name is created
     return claim
 
 
@@ -238,7 +238,7 @@ def _keep(file: HostFile) -> None:
     except OSError as error:
         raise TargetError(
             f"{file.path} cannot be written: {error.strerror}",
-            hint="Let flanneld write to its run directory, or name another with --run-dir.",
+            hint="Make the run directory writable for flanneld, or choose another one with --run-dir.",
         ) from error
 
 
@@ -271,7 +271,7 @@ def _host_options(options: FlanneldOptions, places: Places, device: str, audit_s
 
 
 def _old_text(path: Path) -> str | None:
-    """Return the subnet file of the life before; one that cannot be read is replaced later."""
+    """Return the subnet file of the previous run; None if unreadable, and flanneld replaces it later."""
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError:

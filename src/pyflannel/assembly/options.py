@@ -1,21 +1,20 @@
-"""What the operator asks of flanneld, checked once: flags, FLANNELD_ variables, defaults, in this order."""
+"""The checked options of flanneld, read from flags, FLANNELD_ variables and defaults, in this order."""
 
 import os
 import re
 import string
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Literal, TypeVar
 
 from pyflannel.assembly.directories import objection
 from pyflannel.assembly.flanneld_flags import (
     FLAGS,
-    IDLE_FLAGS,
     IDLE_VALUES,
     LATER_FLAGS,
-    WORKING_FLAGS,
+    format_help,
 )
 from pyflannel.assembly.store_flags import STORE_FLAGS, StoreChoice, chosen_store
 from pyflannel.errors import UsageError, cut
@@ -25,7 +24,7 @@ from pyflannel.model.lease import LONGEST_OWNER
 from pyflannel.model.secret import Secret
 from pyflannel.model.version import VERSION
 from pyflannel.plan.packet_filter import FilterOptions
-from pyflannel.wire.go_flags import Flag, Given, Settings, format_usage, read_words
+from pyflannel.wire.go_flags import Flag, Given, Settings, read_words
 
 _MARGIN_MINUTES = range(1, 24 * 60)
 _LAST_PORT = 65535
@@ -41,7 +40,7 @@ _POSIX_CLASSES = {
     "[:upper:]": "A-Z",
     "[:xdigit:]": "0-9a-fA-F",
 }
-"""Go's expressions have them inside brackets; Python's would take them for something else."""
+"""Go's regular expressions have these classes inside brackets, Python's do not."""
 
 LogForm = Literal["klog", "json"]
 OnSubnetLost = Literal["keep", "renumber"]
@@ -55,27 +54,27 @@ _Choice = TypeVar("_Choice")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FlanneldOptions:
-    """How flanneld is to run.
+    """The options of one flanneld.
 
     Attributes:
-        store_url: where the leases live: `etcd://HOST:PORT,…/PREFIX`, `sqlite:///PATH`.
-        etcd_password: of the user in the URL, when it was given itself and not by a file.
+        store_url: URL of the store: `etcd://HOST:PORT,…/PREFIX`, `sqlite:///PATH`.
+        etcd_password: password of the user in the URL, if it was given directly and not by a file.
         iface: names or addresses of interfaces, in the order in which they are tried.
-        iface_regex: tried after `iface`: found anywhere in an interface's addresses, then in its name.
+        iface_regex: tried after `iface`: matched anywhere in the addresses of an interface, then in its name.
         iface_can_reach: tried last.
         subnet_dir: directory of the subnet files of several networks.
-        networks: their names, below the store's prefix; none for the one network that stands there itself.
-        watch_networks: run each network of the store, or of `networks`, as it comes.
-        has_blackhole: drop what goes to our own subnet and nothing on the host takes.
-        iptables_resync_s: longest time after which filter rules are read again.
-        lease_ttl_s: how long the lease lasts unless it is renewed.
-        renew_margin_s: how long before its end that is; at most half of it.
-        node_id: identity that replaces the one kept in `state_dir`; None for that one.
-        verbosity: debug lines are logged from 1.
-        healthz: where health is served, and `http`, where metrics are too.
-        fast_path: how the udp backend moves packets; auto for as the network config says.
+        networks: names of several networks below the prefix of the store; empty for a single network.
+        watch_networks: run each network of the store, or of `networks`, while its config exists.
+        has_blackhole: drop packets to the own subnet that no local bridge accepts.
+        iptables_resync_s: longest interval between two checks of the filter rules.
+        lease_ttl_s: lease time.
+        renew_margin_s: time before the end of the lease at which it is renewed; at most half of it.
+        node_id: identity instead of the one kept in `state_dir`; None to use the kept one.
+        verbosity: 1 or more adds debug lines to the log.
+        healthz: endpoint of health; `http` serves health and metrics.
+        fast_path: how the udp backend forwards packets; auto: as the network config says.
         fast_path_gro: whether TCP that arrives in segments is joined; auto where the underlay is hardware.
-        warnings: what is odd about all this, a line each.
+        warnings: messages for the operator, one line each.
     """
 
     store_url: str
@@ -109,33 +108,36 @@ class FlanneldOptions:
 
 @dataclass(frozen=True, slots=True)
 class RequestedText:
-    """The text that was asked for instead of a daemon; it goes to stderr, and the exit status is 0."""
+    """The text of --help or --version, which is printed instead of running.
+
+    The original prints both to stderr. The help is on stdout, so that it can be paged (decision 0036).
+    """
 
     text: str
+    stream: Literal["stdout", "stderr"]
 
 
 def parse_flanneld(
     arguments: Sequence[str], environment: Mapping[str, str], *, program: str = "flanneld"
 ) -> FlanneldOptions | RequestedText:
-    """Return what the command line (without the program's name) and the environment ask for.
+    """Return the options in the command line (without the program's name) and the environment.
 
-    A flag on the command line beats its variable; of a repeated flag the last counts, or all of them where
-    it may be repeated.
+    A flag on the command line overrides its variable. If a flag is repeated, the last one counts, or all if
+    the flag allows it.
 
     Raises:
-        UsageError: wrong use; message and hint are one line together.
+        UsageError: an invalid flag, variable or argument; message and hint fit one line.
     """
     written, rest = read_words(FLAGS, arguments)
     asked = {given.flag.name for given in written if given.value is True}
     if asked & {"help", "h"}:
-        later = [replace(flag, meaning=f"{flag.meaning} (not supported yet)") for flag in LATER_FLAGS]
-        return RequestedText(format_usage(program, [*WORKING_FLAGS, *later, *IDLE_FLAGS]))
+        return RequestedText(format_help(program), "stdout")
     if "version" in asked:
-        return RequestedText(VERSION + "\n")
+        return RequestedText(VERSION + "\n", "stderr")
     if rest:
         raise UsageError(
-            f"{rest[0]!r} is no flag, and flanneld takes nothing else",
-            hint="Write --NAME=VALUE; a boolean as --NAME or --NAME=false.",
+            f"{rest[0]!r} is not a flag, and flanneld takes no other arguments",
+            hint="Write --NAME=VALUE, or --NAME=false for a boolean.",
         )
     settings = Settings(FLAGS, written, environment)
     for flag in LATER_FLAGS:
@@ -147,7 +149,7 @@ def store_from_environment(environment: Mapping[str, str]) -> StoreChoice:
     """Return the store that flanneld without flags would use in this environment.
 
     Raises:
-        UsageError: a variable makes no sense; message and hint are one line together.
+        UsageError: a variable is invalid; message and hint fit one line.
     """
     return chosen_store(Settings(STORE_FLAGS, [], environment))
 
@@ -156,7 +158,7 @@ def store_url_from_environment(environment: Mapping[str, str]) -> str:
     """Return the URL of the store that flanneld without flags would use in this environment.
 
     Raises:
-        UsageError: a variable makes no sense; message and hint are one line together.
+        UsageError: a variable is invalid; message and hint fit one line.
     """
     return store_from_environment(environment).url
 
@@ -205,7 +207,7 @@ def _packet_filter(settings: Settings) -> FilterOptions:
 def _resync_s(given: Given) -> int:
     if given.number < 1:
         raise UsageError(
-            f"{given.origin}={given.value} is no number of seconds from 1 up",
+            f"{given.origin}={given.value} is not a number of seconds of 1 or more",
             hint=f"Write {given.origin}={given.flag.default}.",
         )
     return given.number
@@ -215,9 +217,9 @@ def _refuse_later(flag: Flag, settings: Settings) -> None:
     idle = IDLE_VALUES.get(flag.name, ("", 0, False))
     for given in settings.all(flag.name):
         if given.value not in idle:
-            # The value is not quoted: it may be a password.
+            # The value is not quoted, because it may be a password.
             other = f", or write {given.origin}=false" if flag.kind == "boolean" else ""
-            raise UsageError(f"{given.origin} is not supported yet", hint=f"Leave it out{other}.")
+            raise UsageError(f"{given.origin} is not supported yet", hint=f"Remove it{other}.")
 
 
 def _address(given: Given) -> IPv4Address | None:
@@ -227,13 +229,13 @@ def _address(given: Given) -> IPv4Address | None:
         return IPv4Address(str(given.value))
     except ValueError as error:
         raise UsageError(
-            f"{given.origin}={given.value!r} is no IPv4 address",
+            f"{given.origin}={given.value!r} is not an IPv4 address",
             hint=f"Write {given.origin}=192.0.2.1, for example.",
         ) from error
 
 
 def _iface(given: Given) -> str:
-    """Return the name or the address of an interface; the kernel has no other names (dev_valid_name)."""
+    """Return a name or an address of an interface. The rules of names are the kernel's (dev_valid_name)."""
     text = str(given.value)
     with suppress(ValueError):
         ip_address(text)
@@ -262,7 +264,7 @@ def _any_address(given: Given) -> IPv4Address | IPv6Address:
         return ip_address(text)
     except ValueError as error:
         raise UsageError(
-            f"{given.origin}={given.value!r} is no IP address", hint=f"Write {given.origin}=127.0.0.1."
+            f"{given.origin}={given.value!r} is not an IP address", hint=f"Write {given.origin}=127.0.0.1."
         ) from error
 
 
@@ -270,9 +272,10 @@ def _healthz(settings: Settings) -> Endpoint | None:
     ip, given = _any_address(settings.last("healthz-ip")), settings.last("healthz-port")
     if given.number > _LAST_PORT:
         raise UsageError(
-            f"{given.origin}={given.value} is no port", hint=f"Write {given.origin}=8081, for example."
+            f"{given.origin}={given.value} is not a port from 1 to {_LAST_PORT}",
+            hint=f"Write {given.origin}=8081, for example.",
         )
-    if given.number <= 0:  # the original takes less than 0 for none, too
+    if given.number <= 0:  # the original treats negative numbers as 0 too
         return None
     return Endpoint(name="healthz", ip=ip, port=given.number, asked_by=f"{given.origin}={given.value}")
 
@@ -287,12 +290,12 @@ def _http(given: Given) -> Endpoint | None:
             raise ValueError
     except ValueError as error:
         raise UsageError(
-            f"{given.origin}={given.value!r} is no IP address and port",
+            f"{given.origin}={given.value!r} is not an IP address and port",
             hint=f"Write {given.origin}=127.0.0.1:8471, or [::1]:8471.",
         ) from error
     if not port.isascii() or not port.isdigit() or not 1 <= int(port) <= _LAST_PORT:
         raise UsageError(
-            f"{given.origin}={given.value!r}: {port!r} is no port from 1 to {_LAST_PORT}",
+            f"{given.origin}={given.value!r}: {port!r} is not a port from 1 to {_LAST_PORT}",
             hint=f"Write {given.origin}={host}:8471, for example.",
         )
     return Endpoint(name="http", ip=ip, port=int(port), asked_by=f"{given.origin}={given.value}")
@@ -306,7 +309,7 @@ def _regex(given: Given) -> re.Pattern[str]:
         return re.compile(text, re.ASCII)
     except re.error as error:
         raise UsageError(
-            f"{given.origin}={given.value!r} is no regular expression: {error}",
+            f"{given.origin}={given.value!r} is not a regular expression: {error}",
             hint=f"Write {given.origin}='^eth', for example.",
         ) from error
 
@@ -321,7 +324,7 @@ def _node_id(given: Given) -> str | None:
     text = str(given.value)
     if len(text) > LONGEST_OWNER or not all(map(str.isprintable, text)):
         raise UsageError(
-            f"{given.origin}={cut(text, LONGEST_OWNER)!r} is no identity",
+            f"{given.origin}={cut(text, LONGEST_OWNER)!r} is not an identity",
             hint=f"Write {given.origin} with at most {LONGEST_OWNER} printable characters.",
         )
     return text or None
@@ -332,7 +335,7 @@ def _networks(given: Given) -> tuple[str, ...]:
     for name in names:
         if (why := objection(name)) is not None:
             raise UsageError(
-                f"{given.origin}={given.value!r}: {name!r} cannot be a network's name: {why}",
+                f"{given.origin}={given.value!r}: {name!r} cannot be the name of a network: {why}",
                 hint=f"Write {given.origin}=blue,red, for example.",
             )
     return names
@@ -342,7 +345,7 @@ def _margin_s(given: Given) -> int:
     if given.value not in _MARGIN_MINUTES:
         raise UsageError(
             f"Invalid {given.flag.name} option, out of acceptable range: {given.value}",
-            hint=f"Write {given.origin}=60; 1 to {_MARGIN_MINUTES[-1]} minutes can be had.",
+            hint=f"Write {given.origin}=60; the range is 1 to {_MARGIN_MINUTES[-1]} minutes.",
         )
     return given.number * 60
 
@@ -350,7 +353,7 @@ def _margin_s(given: Given) -> int:
 def _ttl_s(given: Given) -> int:
     if given.value not in _TTL_S:
         raise UsageError(
-            f"{given.origin}={given.value} is no number of seconds from {_TTL_S[0]} to a year",
+            f"{given.origin}={given.value} is not a number of seconds from {_TTL_S[0]} to {_TTL_S[-1]}",
             hint=f"Write {given.origin}={given.flag.default}.",
         )
     return given.number
@@ -359,7 +362,7 @@ def _ttl_s(given: Given) -> int:
 def _one_of(given: Given, choices: Mapping[str, _Choice]) -> _Choice:
     if given.value not in choices:
         raise UsageError(
-            f"{given.origin}={given.value!r} is not known",
+            f"{given.origin}={given.value!r} is not a valid value",
             hint=f"Write {given.origin}={' or '.join(choices)}.",
         )
     return choices[str(given.value)]

@@ -1,6 +1,6 @@
-"""From the flags that say where the leases live, and as whom we ask there, to the store's URL.
+"""The flags that name the store and its user, and the store URL that they form.
 
-The URL says it all but a password that was given itself, which stays apart.
+The URL contains every setting except a password given directly, which is kept separately.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,6 +13,7 @@ from pyflannel.assembly.store_url import (
     USER_NAMES,
     EtcdAddress,
     check_settings,
+    masked,
     parse_endpoint,
     parse_store_url,
 )
@@ -31,35 +32,35 @@ STORE_FLAGS = (
         default="http://127.0.0.1:4001,http://127.0.0.1:2379",
         meaning="URLs of the etcd members, separated by commas; https:// for TLS",
     ),
-    Flag(name="etcd-prefix", default="/coreos.com/network", meaning="where flannel's keys begin in etcd"),
+    Flag(name="etcd-prefix", default="/coreos.com/network", meaning="prefix of flannel's keys in etcd"),
     Flag(
         name="etcd-cafile",
-        meaning="who signed etcd's certificates; those whom the system trusts if not given",
+        meaning="file of the certificate authorities of etcd; default: those that the system trusts",
     ),
-    Flag(name="etcd-certfile", meaning="our certificate, where etcd asks for one"),
-    Flag(name="etcd-keyfile", meaning="the private key of our certificate"),
-    Flag(name="etcd-username", meaning="user of etcd"),
+    Flag(name="etcd-certfile", meaning="client certificate, if etcd requires one"),
+    Flag(name="etcd-keyfile", meaning="private key of the client certificate"),
+    Flag(name="etcd-username", meaning="name of the etcd user"),
     Flag(
         name="etcd-password",
         kind="secret",
-        meaning="password of the user; better in its variable or in a file",
+        meaning="password of the etcd user; prefer its variable or etcd-password-file",
     ),
-    Flag(name="etcd-password-file", meaning="file with the password in its first line"),
+    Flag(name="etcd-password-file", meaning="file that contains the password in its first line"),
     Flag(
         name="store",
-        meaning="the lease store as a URL: etcd://HOST:PORT,HOST:PORT/PREFIX, etcds:// or sqlite:///PATH; "
-        "instead of all flags of etcd but its password",
+        meaning="URL of the store: etcd://HOST:PORT,HOST:PORT/PREFIX, etcds://... (TLS) or sqlite:///PATH; "
+        "replaces all other etcd flags except the password",
     ),
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreChoice:
-    """Which store was asked for.
+    """The requested store.
 
     Attributes:
-        password: of the user in the URL, when it was given itself.
-        warnings: what the operator should know, a line each.
+        password: password of the user in the URL, if it was given directly and not by a file.
+        warnings: messages for the operator, one line each.
     """
 
     url: str
@@ -68,10 +69,10 @@ class StoreChoice:
 
 
 def chosen_store(settings: Settings) -> StoreChoice:
-    """Return the store that flags and variables name together.
+    """Return the store that the flags and variables name.
 
     Raises:
-        UsageError: they make no sense; message and hint are one line together.
+        UsageError: they are invalid or contradict each other; message and hint fit one line.
     """
     given = [given for flag in STORE_FLAGS for given in settings.all(flag.name) if given.value]
     passwords = [each for each in given if isinstance(each.value, Secret)]
@@ -85,10 +86,10 @@ def chosen_store(settings: Settings) -> StoreChoice:
 
 
 def _one_way(settings: Settings, given: Sequence[Given]) -> tuple[list[Given], list[str]]:
-    """Return what names the store, the URL or the flags of etcd, and a warning of what does not count.
+    """Return the settings that name the store, the URL or the etcd flags, and a warning about the rest.
 
-    Both ways may be given where the command line has one and the environment the other: a variable for all
-    hosts does not contradict the command line.
+    The command line may use one form and the environment the other: a variable for all hosts does not
+    contradict the command line.
     """
     urls = [each for each in given if each.flag.name == "store"]
     etcd = [each for each in given if each.flag.name != "store"]
@@ -101,16 +102,16 @@ def _one_way(settings: Settings, given: Sequence[Given]) -> tuple[list[Given], l
         names = " and ".join(dict.fromkeys(each.origin for each in given))
         raise UsageError(
             f"{names} name two stores",
-            hint="Give etcd's flags, or the store's URL with all in it: …?cafile=PATH&username=NAME.",
+            hint="Use either the etcd flags, or a store URL with all settings: …?cafile=PATH&username=NAME.",
         )
     way, other = (urls, etcd) if has_url else (etcd, urls)
     origin = next(each.origin for each in way if each.flag.name in settings.on_command_line)
     idle = ", ".join(dict.fromkeys(each.origin for each in other))
-    return way, [f"Without effect, as {origin} names the store: {idle}"]
+    return way, [f"Ignored {idle}, because {origin} names the store"]
 
 
 def etcd_password_of(environment: Mapping[str, str]) -> Secret | None:
-    """Return the password that the environment gives, for a store that is named otherwise."""
+    """Return the password in the environment, for a store that is named by other means."""
     return Secret(environment.get(PASSWORD_VARIABLE, "")) or None
 
 
@@ -120,7 +121,7 @@ def _etcd(settings: Settings, given: Mapping[str, Given], password: Secret | Non
     wanted = {name: str(given[name].value) for name in (*TLS_NAMES, *USER_NAMES) if name in given}
     warnings = []
     if not has_tls and (idle := [given[name].origin for name in TLS_NAMES if name in given]):
-        warnings.append(f"Without effect, as {endpoints.origin} says http://: {', '.join(idle)}")
+        warnings.append(f"Ignored {', '.join(idle)}, because {endpoints.origin} uses http://")
         wanted = {name: value for name, value in wanted.items() if name not in TLS_NAMES}
     _check_prefix(prefix)
     check_settings(wanted, has_tls=has_tls, shown="etcd")
@@ -128,7 +129,7 @@ def _etcd(settings: Settings, given: Mapping[str, Given], password: Secret | Non
         endpoints=tuple(members), prefix=str(prefix.value), has_tls=has_tls, settings=wanted
     )
     _check_password(address, password)
-    warnings += _clear_text(address, f"{endpoints.origin} says http://")
+    warnings += _clear_text(address, f"{endpoints.origin} uses http://")
     return StoreChoice(url=address.url, password=password, warnings=tuple(warnings))
 
 
@@ -137,7 +138,7 @@ def _named_by_url(url: str, origin: str, password: Secret | None) -> StoreChoice
     if not isinstance(address, EtcdAddress):
         return StoreChoice(url=url, password=password)
     _check_password(address, password)
-    warnings = _clear_text(address, f"{origin} says etcd://")
+    warnings = _clear_text(address, f"{origin} uses etcd://")
     return StoreChoice(url=url, password=password, warnings=tuple(warnings))
 
 
@@ -145,7 +146,7 @@ def _clear_text(address: EtcdAddress, cause: str) -> list[str]:
     """Return a warning if the user's password is sent in clear text."""
     if address.has_tls or "username" not in address.settings:
         return []
-    return [f"The etcd password goes unencrypted, as {cause}"]
+    return [f"The etcd password is sent unencrypted, because {cause}"]
 
 
 def _password(given: Sequence[Given]) -> Secret | None:
@@ -159,16 +160,16 @@ def _password(given: Sequence[Given]) -> Secret | None:
 def _check_password(address: EtcdAddress, password: Secret | None) -> None:
     user, file = address.settings.get("username"), address.settings.get("password-file")
     if user is None and password is not None:
-        raise UsageError("the etcd password needs a user", hint="Give --etcd-username=NAME.")
+        raise UsageError("the etcd password needs a user", hint="Add --etcd-username=NAME.")
     if user is not None and password is None and file is None:
         raise UsageError(
             f"the etcd user {user!r} has no password",
-            hint=f"Give --etcd-password-file, or set {PASSWORD_VARIABLE}.",
+            hint=f"Add --etcd-password-file=PATH, or set {PASSWORD_VARIABLE}.",
         )
     if password is not None and file is not None:
         raise UsageError(
             f"the etcd user {user!r} has two passwords",
-            hint="Give --etcd-password-file, or the password itself; not both.",
+            hint="Use either --etcd-password-file, or the password itself.",
         )
 
 
@@ -176,19 +177,19 @@ def _check_prefix(prefix: Given) -> None:
     path = str(prefix.value)
     if not path.startswith("/") or "?" in path or "#" in path:
         raise UsageError(
-            f"{prefix.origin}={path!r} is no path of keys",
+            f"{prefix.origin}={path!r} is not a key prefix: it must begin with / and contain no ? or #",
             hint=f"Write {prefix.origin}={prefix.flag.default}.",
         )
 
 
 def _members(endpoints: Given) -> tuple[bool, list[Endpoint]]:
-    """Return whether the members are reached over TLS, and where they are."""
+    """Return whether the members use TLS, and their endpoints."""
     texts = [text.strip() for text in str(endpoints.value).split(",")]
     schemes = {_split(text).scheme for text in texts}
     members = [_member(text, endpoints.origin) for text in texts]
     if len(schemes) > 1:
         raise UsageError(
-            f"{endpoints.origin} mixes http:// and https://", hint="Let every member serve one of them."
+            f"{endpoints.origin} mixes http:// and https://", hint="Use the same scheme for every member."
         )
     return schemes == {"https"}, members
 
@@ -200,16 +201,16 @@ def _member(text: str, origin: str) -> Endpoint:
     if has_scheme and is_bare and _has_port(parts.netloc):
         return parse_endpoint(parts.netloc)
     if _has_port(text):
-        correct = f"http://{text}"
+        fault, correct = "has no http:// or https://", f"http://{text}"
     elif has_scheme and is_bare and _has_port(f"{parts.netloc}:{ETCD_PORT}"):
-        correct = f"{parts.scheme}://{parts.netloc}:{ETCD_PORT}"
+        fault, correct = "has no port", f"{parts.scheme}://{parts.netloc}:{ETCD_PORT}"
     else:
-        correct = "http://HOST:PORT"
-    raise UsageError(f"{origin} has an endpoint that is no URL of an etcd member", hint=f"Write {correct}.")
+        fault, correct = "is not the URL of an etcd member", "http://HOST:PORT"
+    raise UsageError(f"{origin}: endpoint {masked(text)!r} {fault}", hint=f"Write {correct}.")
 
 
 def _has_port(text: str) -> bool:
-    # What stands before an @ may be a password: it is refused, and no message quotes it.
+    # The text before an @ may be a password: such an endpoint is refused, and no message quotes it.
     try:
         return bool(parse_endpoint(text) and _split(f"//{text}").port)
     except ValueError:

@@ -4,7 +4,8 @@
     etcds://…                             [?cafile=PATH&certfile=PATH&keyfile=PATH&…]
     sqlite:///PATH
 
-A `#NAME` behind it is one of several networks in the store. A password has no place in it: URLs are shown.
+A `#NAME` at the end selects one of several networks in the store. A URL must not contain a password, because
+URLs are shown.
 """
 
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from pyflannel.errors import UsageError
 from pyflannel.stores.etcd.endpoint import Endpoint
 
 DEFAULT_PREFIX = "/coreos.com/network"
-"""Where flannel keeps its network unless told otherwise."""
+"""The default prefix of flannel's keys."""
 
 ETCD_PORT = 2379
 
@@ -32,10 +33,10 @@ _FORMS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EtcdAddress:
-    """An etcd cluster, and as whom it is asked.
+    """An etcd cluster, and the user and TLS files for it.
 
     Attributes:
-        settings: paths and names by `TLS_NAMES` and `USER_NAMES`; those given, and none of them empty.
+        settings: the given paths and names, by `TLS_NAMES` and `USER_NAMES`; none is empty.
     """
 
     endpoints: tuple[Endpoint, ...]
@@ -44,12 +45,12 @@ class EtcdAddress:
     settings: Mapping[str, str]
 
     def path(self, name: str) -> Path | None:
-        """Return the path among the settings that has this name."""
+        """Return the setting of this name as a path, or None."""
         return Path(self.settings[name]) if name in self.settings else None
 
     @property
     def url(self) -> str:
-        """The URL that means this."""
+        """The URL of this address."""
         query = "&".join(f"{name}={quote(value, safe='/')}" for name, value in self.settings.items())
         hosts = ",".join(map(str, self.endpoints))
         return f"{'etcds' if self.has_tls else 'etcd'}://{hosts}{self.prefix}{query and '?'}{query}"
@@ -57,43 +58,43 @@ class EtcdAddress:
 
 @dataclass(frozen=True, slots=True)
 class EmbeddedAddress:
-    """A file for the hosts of one machine."""
+    """A database file, for the hosts of one machine."""
 
     path: Path
 
 
 @dataclass(frozen=True, slots=True)
 class StoreAddress:
-    """A store, and the network in it, where it holds several."""
+    """A store, and the name of the network in it if the store holds several."""
 
     store: EtcdAddress | EmbeddedAddress
     network: str | None = None
 
 
 def parse_store_url(url: str, origin: str = "store") -> StoreAddress:
-    """Return what the URL names; `origin` says in messages where it was given.
+    """Return the store that the URL names; messages name `origin` as the source of the URL.
 
     Raises:
-        UsageError: it has no known form. What may be a password is not quoted.
+        UsageError: the URL is invalid. Parts that may contain a password are not quoted.
     """
     whole, _, network = url.partition("#")
     scheme, separator, rest = whole.partition(":")
-    shown = f"{origin} {_masked(url)!r}"
+    shown = f"{origin} {masked(url)!r}"
     if scheme in _LATER_SCHEMES and separator:
-        raise UsageError(f"{shown}: stores of the kind {scheme}: are not supported yet", hint=_FORMS)
+        raise UsageError(f"{shown}: {scheme}: stores are not supported yet", hint=_FORMS)
     if scheme in ("etcd", "etcds") and rest.startswith("//"):
         etcd = _etcd(rest.removeprefix("//"), has_tls=scheme == "etcds", shown=shown)
         return StoreAddress(etcd, network or None)
     if scheme == "sqlite" and rest.startswith("///") and len(rest) > 3 and not rest.endswith("/"):
         return StoreAddress(EmbeddedAddress(Path(rest.removeprefix("//"))), network or None)
-    raise UsageError(f"{shown} names no store", hint=_FORMS)
+    raise UsageError(f"{shown} is not a store URL", hint=_FORMS)
 
 
 def parse_endpoint(text: str) -> Endpoint:
     """Return the endpoint that `HOST` or `HOST:PORT` names.
 
     Raises:
-        ValueError: it is neither. It is not quoted, as a password may stand before an @.
+        ValueError: the text has neither form. It is not quoted: it may contain a password before an @.
     """
     parts = urlsplit(f"//{text}")
     if not parts.hostname or parts.netloc != text or "@" in text:
@@ -101,14 +102,14 @@ def parse_endpoint(text: str) -> Endpoint:
     try:
         return Endpoint(parts.hostname, parts.port or ETCD_PORT)
     except ValueError as error:
-        raise ValueError("an endpoint's port is no number from 1 to 65535") from error
+        raise ValueError("the port of an endpoint is not a number from 1 to 65535") from error
 
 
 def check_settings(settings: Mapping[str, str], *, has_tls: bool, shown: str) -> None:
-    """Check that the settings of an etcd cluster suit each other.
+    """Check that the settings of an etcd cluster are known and complete.
 
     Raises:
-        UsageError: `shown` and what does not suit.
+        UsageError: the message begins with `shown` and names the wrong setting.
     """
     known = (*TLS_NAMES, *USER_NAMES) if has_tls else USER_NAMES
     for name in settings:
@@ -116,13 +117,15 @@ def check_settings(settings: Mapping[str, str], *, has_tls: bool, shown: str) ->
             raise UsageError(f"{shown}: {name} needs TLS", hint="Write etcds:// instead of etcd://.")
         if name == "password":
             raise UsageError(
-                f"{shown}: a password has no place in a URL",
+                f"{shown}: a store URL must not contain a password",
                 hint="Write password-file=PATH, or set FLANNELD_ETCD_PASSWORD.",
             )
         if name not in known:
-            raise UsageError(f"{shown}: {name} is not known", hint=f"There are {', '.join(known)}.")
+            raise UsageError(
+                f"{shown}: {name} is not a setting", hint=f"The settings are {', '.join(known)}."
+            )
     if ("certfile" in settings) != ("keyfile" in settings):
-        raise UsageError(f"{shown}: certfile and keyfile go together", hint="Give both, or none.")
+        raise UsageError(f"{shown}: certfile and keyfile need each other", hint="Give both, or neither.")
     if "password-file" in settings and "username" not in settings:
         raise UsageError(f"{shown}: password-file needs username", hint="Add username=NAME.")
 
@@ -147,14 +150,14 @@ def _etcd(rest: str, *, has_tls: bool, shown: str) -> EtcdAddress:
 def _settings(query: str, shown: str) -> dict[str, str]:
     try:
         return dict(parse_qsl(query, strict_parsing=True)) if query else {}
-    except ValueError:  # whose text quotes it
-        raise UsageError(f"{shown}: what stands behind ? is not NAME=VALUE&NAME=VALUE", hint=_FORMS) from None
+    except ValueError:  # its text quotes the query
+        raise UsageError(f"{shown}: the query is not NAME=VALUE&NAME=VALUE", hint=_FORMS) from None
 
 
-def _masked(url: str) -> str:
-    """Return the URL without what may be a password: what stands before an @, and the query's values."""
+def masked(url: str) -> str:
+    """Return the URL without parts that may contain a password: text before an @, values of the query."""
     place, mark, query = url.partition("?")
-    scheme, slashes, rest = place.partition("//")
+    scheme, slashes, rest = place.partition("//") if "//" in place else ("", "", place)
     _, at, hosts = rest.rpartition("@")
     shown = f"{scheme}{slashes}{'***@' if at else ''}{hosts}"
     parts = [part.partition("=") for part in query.split("&")] if mark else []

@@ -1,6 +1,6 @@
-"""From a store's URL to the store.
+"""Opens the store that a URL names.
 
-A daemon imports the store that it uses: the libraries of etcd take 8 MB of memory, SQLite 1 MB.
+Only the module of the store in use is imported: the libraries of etcd take 8 MB of memory, SQLite 1 MB.
 """
 
 from pathlib import Path
@@ -15,12 +15,12 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 def open_store(url: str, password: Secret | None = None) -> Store:
-    """Return the store that `url` names; it connects when it is first asked.
+    """Return the store that `url` names. It connects at its first request.
 
-    `password`: of the user that the URL names, unless the URL names the file where it stands.
+    `password`: password of the user in the URL, unless the URL names a password file.
 
     Raises:
-        UsageError: the URL has no form of those in store_url, or there is no password.
+        UsageError: the URL is invalid, or the password is missing.
     """
     address = parse_store_url(url)
     store: Store
@@ -62,6 +62,6 @@ def _secret(address: EtcdAddress, name: str, password: Secret | None) -> Path | 
     if secret is None:
         raise UsageError(
             f"the etcd user {name!r} has no password",
-            hint="Set FLANNELD_ETCD_PASSWORD, or write password-file=PATH into the store's URL.",
+            hint="Set FLANNELD_ETCD_PASSWORD, or add password-file=PATH to the store URL.",
         )
     return secret

@@ -1,4 +1,4 @@
-"""Our own command line, as `ps` shows it to every user of the host."""
+"""The command line of this process, which `ps` shows to every user of the host."""
 
 import os
 from pathlib import Path
@@ -8,15 +8,15 @@ from pyflannel.model.secret import Secret
 _PROCESS = Path("/proc/self")
 _ARG_START = 48
 _STATE = 3
-"""Numbers of fields of /proc/PID/stat, proc(5); those from the state on stand behind the program's name."""
+"""Field numbers in /proc/PID/stat, proc(5). The name before the state may contain spaces."""
 
 
 def hide_on_command_line(secret: Secret) -> bool:
-    """Overwrite the words of our command line that are `secret`, or end in `=` and it, by asterisks.
+    """Overwrite `secret` in the command line of this process with asterisks; return whether it is hidden.
 
-    Returns whether none is left to be seen: what runs in a sandbox may not be able to write its own memory.
-    The kernel reads /proc/PID/cmdline from the process's memory each time, so this hides it for good, but
-    for the milliseconds from exec until here; starting anew with a variable would be no faster.
+    A word is overwritten if it equals `secret` or ends in `=` and `secret`. A process in a sandbox may not be
+    allowed to write its own memory. The kernel reads /proc/PID/cmdline from the memory of the process, so the
+    secret is visible only in the milliseconds between exec and this call. Another exec would not be faster.
     """
     try:
         start, words = _read_words()
@@ -38,7 +38,7 @@ def hide_on_command_line(secret: Secret) -> bool:
 
 
 def _read_words() -> tuple[int, list[bytes]]:
-    """Return the address of the first word in memory, and the words."""
+    """Return the memory address of the first word, and the words."""
     _, _, fields = (_PROCESS / "stat").read_text().rpartition(") ")
     start = int(fields.split()[_ARG_START - _STATE])
     return start, (_PROCESS / "cmdline").read_bytes().split(b"\0")

@@ -7,7 +7,7 @@ from pyflannel.programs.process_memory import leave_out_openssl
 
 
 def main() -> int:
-    """Run until a signal ends it; 0 then, 1 when it cannot run here, 2 on wrong use."""
+    """Run until a signal; return 0 then, 1 if flanneld cannot run here, 2 on wrong use."""
     leave_out_openssl(sys.argv[1:], os.environ)
     from pyflannel.programs.flanneld_run import run
 

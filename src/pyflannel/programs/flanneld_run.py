@@ -1,4 +1,4 @@
-"""flanneld, once what it loads is decided: it joins this host to a flannel network."""
+"""The run of flanneld, after process_memory has decided which libraries to load."""
 
 import asyncio
 import logging
@@ -22,28 +22,28 @@ from pyflannel.programs.process_memory import return_free_memory
 log = logging.getLogger(__name__)
 
 _IGNORED = {
-    signal.SIGHUP: "config and certificates are read again whenever they change, flags at a restart",
-    signal.SIGUSR1: "it has no meaning to flanneld",
-    signal.SIGUSR2: "it has no meaning to flanneld",
+    signal.SIGHUP: "flanneld reads config and certificates when they change, and flags only at its start",
+    signal.SIGUSR1: "flanneld does not use this signal",
+    signal.SIGUSR2: "flanneld does not use this signal",
 }
-"""Signals that would end the process, and why they have no effect."""
+"""Signals that would end the process by default, and why flanneld ignores them."""
 
 
 def run() -> int:
-    """Run until a signal ends it; 0 then, 1 when it cannot run here, 2 on wrong use."""
+    """Run until a signal; return 0 then, 1 if flanneld cannot run here, 2 on wrong use."""
     try:
         options = parse_flanneld(sys.argv[1:], os.environ)
     except UsageError as error:
         print(f"flanneld: {one_line(error.in_full)}", file=sys.stderr)
         return 2
     if isinstance(options, RequestedText):
-        print(options.text, end="", file=sys.stderr)
+        print(options.text, end="", file=getattr(sys, options.stream))
         return 0
     configure_logging(options.log_format, options.verbosity, sys.stderr)
     for warning in options.warnings:
         log.warning("%s", warning)
     if options.etcd_password is not None and not hide_on_command_line(options.etcd_password):
-        log.warning("The etcd password can be read in the list of processes: give it by --etcd-password-file")
+        log.warning("The etcd password is visible in the process list: use --etcd-password-file instead")
     try:
         with run_lock(options):
             asyncio.run(_run(options))
@@ -58,13 +58,13 @@ def run() -> int:
 
 
 def _first(group: BaseExceptionGroup[FlannelError]) -> FlannelError:
-    """Return what came first: it cancelled the others."""
+    """Return the first failure; it cancelled the other tasks."""
     first = group.exceptions[0]
     return _first(first) if isinstance(first, BaseExceptionGroup) else first
 
 
 def _give_up(error: FlannelError) -> int:
-    """Say why in one line; return the exit status."""
+    """Report the error in one line; return the exit status."""
     if isinstance(error, UsageError):
         print(f"flanneld: {one_line(error.in_full)}", file=sys.stderr)
         return 2
@@ -92,13 +92,13 @@ async def _run(options: FlanneldOptions) -> None:
         await stop.wait()
         log.info("Exiting...")
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(number)  # a second signal ends it at once
+            loop.remove_signal_handler(number)  # a second signal ends the process immediately
         for task in running:
             task.cancel()
 
 
 def _endpoints(options: FlanneldOptions, daemon: Daemon) -> Iterator[tuple[Endpoint, Routes]]:
-    """Yield where HTTP is to be served, and what."""
+    """Yield each HTTP endpoint and its routes."""
     health = health_routes(daemon)
     if options.healthz is not None:
         yield options.healthz, health

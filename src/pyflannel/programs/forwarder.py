@@ -1,7 +1,7 @@
-"""The forwarder's process: the user-space data path of the udp backend.
+"""The forwarder process: the user-space data path of the udp backend.
 
-The daemon starts it, and it outlives the daemon. It needs CAP_NET_ADMIN for the device; with CAP_SYS_NICE it
-goes before the programs that load the host.
+The daemon starts it, and it continues after the daemon ends. It needs CAP_NET_ADMIN for the device. With
+CAP_SYS_NICE it gets a higher priority than ordinary programs.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from pyflannel.errors import BusyError
 from pyflannel.wire.forwarder_control import Settings
 
 _COMMAND_NAME = "flannel-forward"
-"""What ps and /proc/PID/comm show; 15 octets at most."""
+"""The name in ps and /proc/PID/comm; 15 bytes at most."""
 
 _NICENESS = -10
 
@@ -26,10 +26,10 @@ EXIT_FAILED = 1
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run until told to stop.
+    """Run until SIGTERM.
 
     Returns:
-        The exit code: 0; or, with one line on standard error, the errno of what refused the start, or 1.
+        The exit code: 0, or after a failed start, with one line on stderr, the errno of the cause or 1.
     """
     options = _parse(arguments)
     settings = Settings(
@@ -67,7 +67,7 @@ def _exit(number: int, frame: FrameType | None) -> None:
 
 
 def _ignore(number: int, frame: FrameType | None) -> None:
-    """Log a signal that has no meaning here: left alone it would end the data path of the host."""
+    """Log and ignore a signal that would end the data path of the host by default."""
     print(f"ignored {signal.Signals(number).name}", file=sys.stderr, flush=True)
 
 
@@ -77,12 +77,12 @@ def _name_process() -> None:
 
 
 def _take_precedence() -> None:
-    """Go before what loads the host, as the kernel's network code does: packets must not wait for containers.
+    """Raise the priority of this process, so that packets do not wait for busy containers.
 
-    Where each session has one share of the processors, a process' niceness counts inside of it alone, and the
-    session's is its own (sched(7), autogroup); the daemon gives us a session to ourselves.
+    With autogroup scheduling (sched(7)), the niceness of a process counts only within its session, and the
+    session has its own niceness. The daemon starts the forwarder in a session of its own.
     """
-    with suppress(OSError):  # without the right we are one among others
+    with suppress(OSError):  # without CAP_SYS_NICE the default priority stays
         os.setpriority(os.PRIO_PROCESS, 0, _NICENESS)
         if os.getsid(0) == os.getpid():
             with open("/proc/self/autogroup", "w", encoding="ascii") as file:
@@ -90,16 +90,24 @@ def _take_precedence() -> None:
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="forwarder", description="Moves packets of the udp backend.")
-    parser.add_argument("--run-dir", required=True, help="where the control socket is made")
-    parser.add_argument("--link", required=True, help="name of the TUN device, which exists")
-    parser.add_argument("--tunnel-address", required=True, type=_address, help="source of ICMP errors")
-    parser.add_argument("--subnet", required=True, type=_subnet, help="what peers may send to, as A.B.C.D/N")
-    parser.add_argument("--listen-address", required=True, type=_address, help="address of the underlay")
+    parser = argparse.ArgumentParser(
+        prog="forwarder", description="Forwards the packets of the udp backend. flanneld starts this program."
+    )
+    parser.add_argument("--run-dir", required=True, help="directory of the control socket")
+    parser.add_argument("--link", required=True, help="name of the existing TUN device")
+    parser.add_argument(
+        "--tunnel-address", required=True, type=_address, help="source address of ICMP errors"
+    )
+    parser.add_argument("--subnet", required=True, type=_subnet, help="subnet of this host, as A.B.C.D/N")
+    parser.add_argument(
+        "--listen-address", required=True, type=_address, help="underlay address to listen on"
+    )
     parser.add_argument("--port", required=True, type=int, help="UDP port")
-    parser.add_argument("--mtu", required=True, type=int, help="octets of the largest inner packet")
-    parser.add_argument("--version", default="", help="version that it reports")
-    parser.add_argument("--take-over", action="store_true", help="go on with all that the running one has")
+    parser.add_argument("--mtu", required=True, type=int, help="size of the largest inner packet in bytes")
+    parser.add_argument("--version", default="", help="version to report")
+    parser.add_argument(
+        "--take-over", action="store_true", help="take over the sockets and peers of the running forwarder"
+    )
     return parser.parse_args(arguments)
 
 

@@ -115,16 +115,6 @@ def read_environment(flags: Iterable[Flag], environment: Mapping[str, str], pref
     return given
 
 
-def format_usage(program: str, flags: Iterable[Flag]) -> str:
-    """Return the header and two lines for each flag, sorted by name, ending with a newline."""
-    lines = [f"Usage: {program} [OPTION]..."]
-    for flag in sorted(flags, key=lambda flag: flag.name):
-        value = "" if flag.kind == "boolean" else "=INTEGER" if flag.kind == "integer" else "=TEXT"
-        default = f" (default {flag.default})" if flag.default not in ("", "false", "0") else ""
-        lines += [f"  --{flag.name}{value}", f"      {flag.meaning}{default}"]
-    return "\n".join(lines) + "\n"
-
-
 def _read(flag: Flag, text: str, origin: str) -> Value:
     match flag.kind:
         case "text":

@@ -1,4 +1,4 @@
-"""Which names networks can have, where one daemon runs several."""
+"""The allowed names of several networks in one daemon."""
 
 import re
 from pathlib import Path
@@ -18,7 +18,7 @@ DOCUMENTED = re.findall(
 
 
 @pytest.mark.parametrize("name", ["blue", "docker", "networks", "Device", "a.b-c_1", "7"])
-def test_these_are_names(name: str) -> None:
+def test_allowed_names(name: str) -> None:
     assert objection(name) is None
 
 
@@ -36,8 +36,8 @@ def test_these_are_names(name: str) -> None:
         *DOCUMENTED,
     ],
 )
-def test_these_are_none(name: str) -> None:
-    """Those that flannel has in the store, or its files in the directories of its networks."""
+def test_refused_names(name: str) -> None:
+    """Keys of flannel in the store, and files of flanneld next to the directories of its networks."""
     assert objection(name) is not None
 
 
@@ -45,13 +45,15 @@ def test_the_files_of_both_directories_are_documented() -> None:
     assert {"device", "flanneld.lock", "forwarder.log", "identity.json", "last-known.json"} <= {*DOCUMENTED}
 
 
-def test_flanneld_says_what_is_wrong_with_a_name() -> None:
-    with pytest.raises(UsageError, match=r"'device' cannot be a network's name: a file of flanneld's has it"):
+def test_flanneld_reports_why_a_name_is_refused() -> None:
+    with pytest.raises(
+        UsageError, match=r"'device' cannot be the name of a network: a file of flanneld has this name"
+    ):
         parse_flanneld(["--networks=blue,device"], {})
 
 
 @pytest.mark.parametrize("directory", ["run", "state"])
-def test_a_file_of_somebody_s_is_in_the_way_of_a_network(tmp_path: Path, directory: str) -> None:
+def test_a_foreign_file_at_the_path_of_a_network_is_found(tmp_path: Path, directory: str) -> None:
     places = Places(run_dir=tmp_path / "run", state_dir=tmp_path / "state")
     path = tmp_path / directory / "docker"
     path.parent.mkdir()

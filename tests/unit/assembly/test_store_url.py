@@ -1,4 +1,4 @@
-"""Which store a URL means, and what is said of those that mean none."""
+"""Store URLs: the stores that they name, and the messages about invalid ones."""
 
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ def test_an_etcd_url_names_endpoints_and_prefix(url: str, endpoints: list[str], 
     assert describe(url) == (endpoints, key)
 
 
-def test_a_sqlite_url_names_a_file_that_opening_does_not_touch(tmp_path: Path) -> None:
+def test_opening_a_sqlite_url_does_not_create_the_file(tmp_path: Path) -> None:
     assert isinstance(open_store(f"sqlite://{tmp_path}/leases.db"), EmbeddedStore)
     assert list(tmp_path.iterdir()) == []
 
@@ -61,7 +61,7 @@ def test_a_sqlite_url_names_a_file_that_opening_does_not_touch(tmp_path: Path) -
         "/var/lib/flannel/leases.db",
     ],
 )
-def test_what_is_no_store_is_named_with_what_to_write(url: str) -> None:
+def test_an_invalid_url_is_quoted_with_a_remedy(url: str) -> None:
     with pytest.raises(UsageError) as error:
         open_store(url)
 
@@ -73,16 +73,16 @@ def test_what_is_no_store_is_named_with_what_to_write(url: str) -> None:
     ("url", "message"),
     [
         ("etcd://user:secret@h1/p", "store 'etcd://***@h1/p': an endpoint is not HOST or HOST:PORT"),
-        ("etcd://h1/p?username=u&password=secret", "a password has no place in a URL"),
-        ("etcds://h1/p?user=u&x=secret", "'etcds://h1/p?user=…&x=…': user is not known"),
-        ("etcd://h1/p?xsecret", "store 'etcd://h1/p?…': what stands behind ? is not NAME=VALUE"),
+        ("etcd://h1/p?username=u&password=secret", "a store URL must not contain a password"),
+        ("etcds://h1/p?user=u&x=secret", "'etcds://h1/p?user=…&x=…': user is not a setting"),
+        ("etcd://h1/p?xsecret", "store 'etcd://h1/p?…': the query is not NAME=VALUE"),
         ("etcd://h1/p?cafile=/c", "cafile needs TLS"),
-        ("etcds://h1/p?certfile=/c", "certfile and keyfile go together"),
+        ("etcds://h1/p?certfile=/c", "certfile and keyfile need each other"),
         ("etcds://h1/p?password-file=/f", "password-file needs username"),
         ("etcds://h1/p?username=u", "the etcd user 'u' has no password"),
     ],
 )
-def test_what_does_not_suit_is_named_without_passwords(url: str, message: str) -> None:
+def test_a_wrong_setting_is_named_and_no_password_is_quoted(url: str, message: str) -> None:
     with pytest.raises(UsageError) as error:
         open_store(url)
 
@@ -103,7 +103,7 @@ def test_an_etcds_url_names_files_and_user() -> None:
 @pytest.mark.parametrize(
     "settings", [{}, {"cafile": "/a&b=c/%#?"}, {"username": "ü +", "password-file": "/f"}]
 )
-def test_a_url_means_what_it_was_made_from(settings: dict[str, str]) -> None:
+def test_the_url_of_an_address_parses_to_the_same_address(settings: dict[str, str]) -> None:
     address = EtcdAddress(
         endpoints=(Endpoint("h1", 1), Endpoint("fd00::1", 2)), prefix="/p", has_tls=True, settings=settings
     )
@@ -112,7 +112,7 @@ def test_a_url_means_what_it_was_made_from(settings: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("url", ["http://h1:8888", "https://h1", "kube:", "kube:~/.kube/config"])
-def test_what_comes_later_is_refused_in_one_line(url: str) -> None:
+def test_a_store_not_yet_supported_is_refused_in_one_line(url: str) -> None:
     with pytest.raises(UsageError, match="not supported yet") as error:
         open_store(url)
 

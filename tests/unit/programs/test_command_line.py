@@ -1,4 +1,4 @@
-"""A password on the command line is gone from the list of processes."""
+"""A password on the command line is hidden from the process list."""
 
 import subprocess
 import sys
@@ -17,7 +17,7 @@ sys.stdin.read()
 
 
 def shown(secret: str, *words: str) -> tuple[str, list[str]]:
-    """Return what the program said, and the words that /proc shows of it after its first three."""
+    """Return the output of the program, and its words in /proc after the first four."""
     command = [sys.executable, "-c", SCRIPT, "given by the test", *words]
     command[3] = secret
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
@@ -38,5 +38,7 @@ def shown(secret: str, *words: str) -> tuple[str, list[str]]:
         ("hunter2", ["--node-id=hunter22", "xhunter2"], ["--node-id=hunter22", "xhunter2"]),
     ],
 )
-def test_it_is_hidden_from_others_and_kept_for_itself(secret: str, words: list[str], seen: list[str]) -> None:
+def test_the_process_list_shows_asterisks_and_the_process_keeps_the_password(
+    secret: str, words: list[str], seen: list[str]
+) -> None:
     assert shown(secret, *words) == (f"True {words}", seen)

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyflannel.errors import UsageError
-from pyflannel.wire.go_flags import Flag, Value, default_of, format_usage, read_environment, read_words
+from pyflannel.wire.go_flags import Flag, Value, default_of, read_environment, read_words
 
 PREFIX = Flag(name="etcd-prefix", default="/coreos.com/network", meaning="where keys begin")
 MASQ = Flag(name="ip-masq", kind="boolean", meaning="masquerade")
@@ -132,11 +132,3 @@ def test_a_wrong_variable_is_named() -> None:
 
 def test_defaults_are_read_like_values() -> None:
     assert [default_of(flag).value for flag in FLAGS] == ["/coreos.com/network", False, 5, False]
-
-
-def test_the_usage_lists_every_flag_with_its_default() -> None:
-    assert format_usage("./x", [RESYNC, MASQ]) == (
-        "Usage: ./x [OPTION]...\n"
-        "  --ip-masq\n      masquerade\n"
-        "  --iptables-resync=INTEGER\n      seconds between checks (default 5)\n"
-    )
