@@ -44,7 +44,7 @@ class PeerTable:
         return None
 
     def ports_at(self, address: int) -> tuple[int, ...]:
-        """Return the tunnel ports of the peers at this underlay address, one for each subnet; usually none."""
+        """Return the tunnel ports of the peers at this underlay address, one per subnet; usually none."""
         return self._ports.get(address, ())
 
     def replace(self, peers: Iterable[Peer]) -> None:
