@@ -92,7 +92,7 @@ def measurements(seconds: int) -> list[Measurement]:
     return [
         Measurement(partial(stream, seconds=seconds), (Quantity("TCP, one stream", "Gbit/s"),)),
         Measurement(
-            partial(packets, seconds=seconds), (Quantity(f"{SMALL_OCTETS} octets, received", "kpps"),)
+            partial(packets, seconds=seconds), (Quantity(f"{SMALL_OCTETS}-byte packets, received", "kpps"),)
         ),
         Measurement(round_trip, (Quantity("round trip, median", "µs", is_less_better=True),)),
     ]

@@ -122,8 +122,8 @@ def measurements(seconds: int, prefix: str = "") -> list[Measurement]:
         Measurement(
             partial(packets, seconds=seconds),
             (
-                quantity(f"{SMALL_OCTETS} octets, received", "kpps"),
-                quantity(f"{SMALL_OCTETS} octets, lost", "%", is_less_better=True),
+                quantity(f"{SMALL_OCTETS}-byte packets, received", "kpps"),
+                quantity(f"{SMALL_OCTETS}-byte packets, lost", "%", is_less_better=True),
             ),
         ),
         Measurement(
@@ -195,7 +195,7 @@ def describe(path: Path) -> Iterator[str]:
     yield (f"{path.name}: {way.route}; {way.device}, MTU {way.mtu}, {way.sent} packets sent by the device")
     yield f"{path.name}: {', '.join(programs) or 'no program'}; {counts or 'no counters'}"
     if counts:
-        yield f"{path.name}, where it arrives: {run_inside(other, packets_by_outcome)}"
+        yield f"{path.name}, on the receiving host: {run_inside(other, packets_by_outcome)}"
 
 
 def table(quantities: Sequence[Quantity], values: Values) -> Table:

@@ -278,7 +278,10 @@ def percentiles(seconds: Sequence[float]) -> tuple[float, float]:
 def draw(starts: Sequence[Start], notes: Sequence[str]) -> str:
     """Return the curves as an SVG: leases to the right, seconds upwards; what is laid by hand in dashes."""
     most = max(start.leases for start in starts)
-    small_print = ["dashed: the same objects laid by ip and bridge -batch", *(each.line for each in starts)]
+    small_print = [
+        "dashed: the same objects, added by ip -batch and bridge -batch",
+        *(each.line for each in starts),
+    ]
     return draw_curves(
         TITLE,
         list(start_curves(starts)),

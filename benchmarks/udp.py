@@ -44,7 +44,7 @@ TITLE = "udp backend, in user space, beside the kernel's vxlan laid by hand"
 PINGS = 20
 QUANTITIES = (
     Quantity("TCP, one stream", "Gbit/s"),
-    Quantity(f"UDP, {SMALL_OCTETS} octets, received", "kpps"),
+    Quantity(f"UDP, {SMALL_OCTETS}-byte packets, received", "kpps"),
     Quantity("round trip", "ms", is_less_better=True),
 )
 FORM = ".2f"

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from drawing.curves import Curve
 
-TITLE = "A host that starts in a network of so many: seconds until the last peer is in the kernel"
+TITLE = "Start of a host in a large network: seconds until the last peer is in the kernel"
 HAND_PATIENCE_S = 30.0
 """After so long nobody waits for what is laid by hand: what one more gateway on a link takes of the kernel
 grows with their number."""
@@ -48,7 +48,7 @@ class Start:
     @property
     def line(self) -> str:
         """What was found out, in a line."""
-        hand = f", by hand {self.by_hand} s" if self.by_hand else ""
+        hand = f", ip -batch {self.by_hand} s" if self.by_hand else ""
         return (
             f"{self.backend}, {self.leases} leases: {self.last_s:.2f} s{hand};"
             f" processor {self.processor_s:.2f} s; {self.resident_mib:.1f} to {self.peak_mib:.1f} MiB"
@@ -73,14 +73,14 @@ def starts_table(starts: Sequence[Start]) -> Table:
     shown.add_column("backend")
     for heading in (
         "leases",
-        "by hand, s",
+        "ip -batch, s",
         "last route, s",
         "ratio",
         "ready, s",
         "processor, s",
-        "µs a lease",
+        "µs per lease",
         "MiB",
-        "MiB at most",
+        "MiB peak",
     ):
         shown.add_column(heading, justify="right")
     for start in starts:
@@ -101,7 +101,10 @@ def starts_table(starts: Sequence[Start]) -> Table:
 
 def starts_in_markdown(starts: Sequence[Start]) -> Iterator[str]:
     """Yield the table of starts as the documentation has it."""
-    yield "| backend | leases | processor, s | last route, s | by hand, s | memory, at most, MiB |"
+    yield (
+        "| backend | leases | processor, s | last route, s | `ip -batch`, s"
+        " | memory after the start and peak, MiB |"
+    )
     yield "|---|---|---|---|---|---|"
     for start in starts:
         yield (

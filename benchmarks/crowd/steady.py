@@ -55,24 +55,28 @@ class Steady:
             return f"p50 {of[0]:.1f} ms, p99 {of[1]:.1f} ms"
 
         yield (
-            f"{name}: a lease is written: {pair(self.write_ms)};"
-            f" and in the kernel, counted from the same moment: {pair(self.join_ms)};"
-            f" while the host mends damage all the time: {pair(self.looked_at_ms)}"
+            f"{name}: etcd's response to the write of a lease: {pair(self.write_ms)};"
+            f" the route in the kernel, from the same moment: {pair(self.join_ms)};"
+            f" the same while flanneld continuously repairs damage: {pair(self.looked_at_ms)}"
         )
-        yield f"{name}: a lease is deleted, its route gone, patience of 2 s included: {pair(self.leave_ms)}"
         yield (
-            f"{name}: at rest for {rest.lasted_s:.0f} s: {rest.percent:.2f} % of a core"
+            f"{name}: from a lease's deletion to its route's removal, with the delay of 2 s:"
+            f" {pair(self.leave_ms)}"
+        )
+        yield (
+            f"{name}: idle for {rest.lasted_s:.0f} s: {rest.percent:.2f} % of a core"
             f" with {rest.passes} audits, {rest.quiet_percent:.3f} % between them"
         )
         yield (
-            f"{name}: {STORM_PER_S} hosts come and {STORM_PER_S} go each second:"
-            f" {self.storm_percent:.0f} % of a core, all right {self.storm_settled_s:.1f} s after the last"
+            f"{name}: {STORM_PER_S} hosts join and {STORM_PER_S} leave every second:"
+            f" {self.storm_percent:.0f} % of a core, kernel correct"
+            f" {self.storm_settled_s:.1f} s after the last"
         )
         yield (
-            f"{name}: {2 * FOREIGN} changes while it slept, more than the kernel keeps to tell:"
-            f" all right after looks: {self.flood_passes}"
+            f"{name}: {2 * FOREIGN} changes while flanneld was suspended, more than the kernel can announce:"
+            f" full reads until correct: {self.flood_passes}"
         )
-        yield f"{name}: {self.resident_mib:.1f} MiB in the end, {self.peak_mib:.1f} at most"
+        yield f"{name}: memory {self.resident_mib:.1f} MiB at the end, {self.peak_mib:.1f} MiB peak"
 
 
 def steady_in_markdown(steady: Sequence[Steady]) -> Iterator[str]:
@@ -82,24 +86,21 @@ def steady_in_markdown(steady: Sequence[Steady]) -> Iterator[str]:
         return f"{of[0]:.1f}, {of[1]:.1f} ms"
 
     rows = {
-        "a lease is written: etcd's answer, p50 and p99": [pair(one.write_ms) for one in steady],
-        "its route is in the kernel, from the same moment": [pair(one.join_ms) for one in steady],
-        "the same while damage is mended all the time": [pair(one.looked_at_ms) for one in steady],
-        "at rest, with audits and between them": [
+        "etcd's response to the write of a lease, p50 and p99": [pair(one.write_ms) for one in steady],
+        "the lease's route is in the kernel, from the same moment": [pair(one.join_ms) for one in steady],
+        "the same while flanneld continuously repairs damage": [pair(one.looked_at_ms) for one in steady],
+        "idle, with audits and between them": [
             f"{one.rest.percent:.2f} %, {one.rest.quiet_percent:.3f} % of a core" for one in steady
         ],
-        f"{STORM_PER_S} hosts come and {STORM_PER_S} go each second": [
+        f"{STORM_PER_S} hosts join and {STORM_PER_S} leave every second": [
             f"{one.storm_percent:.0f} % of a core" for one in steady
         ],
-        "all right after the last of them, patience included": [
+        "kernel correct after the last of them, including the 2 s delay of removals": [
             f"{one.storm_settled_s:.1f} s" for one in steady
         ],
-        f"{2 * FOREIGN:,} foreign changes while it slept, and one of its routes gone": [
-            f"looks: {one.flood_passes}" for one in steady
-        ],
-        "memory in the end, and at most": [
-            f"{one.resident_mib:.1f}, {one.peak_mib:.1f} MiB" for one in steady
-        ],
+        f"{2 * FOREIGN:,} changes by another program while flanneld was suspended,"
+        " one of its routes deleted": [f"full reads: {one.flood_passes}" for one in steady],
+        "memory at the end and peak": [f"{one.resident_mib:.1f}, {one.peak_mib:.1f} MiB" for one in steady],
     }
     yield f"| | {' | '.join(one.backend for one in steady)} |"
     yield f"|{'---|' * (len(steady) + 1)}"

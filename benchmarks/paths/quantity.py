@@ -16,7 +16,7 @@ class Quantity:
     @property
     def label(self) -> str:
         """What a row of a table, or a chart, is about."""
-        return f"{self.name} ({self.unit}){', less is better' if self.is_less_better else ''}"
+        return f"{self.name} ({self.unit}){', lower is better' if self.is_less_better else ''}"
 
 
 Values = Mapping[tuple[str, str], Sequence[float]]
