@@ -87,6 +87,7 @@ class Reconciler:
         self._looked_at = -math.inf
         self._new_kinds = self._targets.kinds  # nothing of them was applied: no difference is damage yet
         self._has_applied = False
+        self._is_performing = False
         self._taken: Mapping[str, Refusal] = {}
         self._known: tuple[Refusal, ...] = ()  # refusals that were reported
 
@@ -99,8 +100,9 @@ class Reconciler:
 
     @property
     def is_clean(self) -> bool:
-        """The host is as planned: every target was read, and nothing is left to do."""
-        return self._has_applied and not self._targets.errors and self._work.is_empty
+        """The host is as planned: every target was read, and nothing is left to do or being done."""
+        is_busy = self._is_performing or not self._work.is_empty
+        return self._has_applied and not self._targets.errors and not is_busy
 
     def refused(self) -> Iterator[Refusal]:
         """Yield the operations that were refused, and not performed since."""
@@ -280,6 +282,7 @@ class Reconciler:
     async def _perform(self, batch: Batch, operations: Iterable[Operation]) -> None:
         """Apply the operations as one batch. Keep in the record what is refused or must wait."""
         began = self._clock.now()
+        self._is_performing = True
         admitted = self._admit(batch, order(operations))
         objects = [operation for operation in admitted if not isinstance(operation.subject, HostFile)]
         files = [operation for operation in admitted if isinstance(operation.subject, HostFile)]
@@ -289,6 +292,7 @@ class Reconciler:
                 self._postpone(batch, operation, Stage.BLOCKED)
         else:
             await self._apply(batch, files)
+        self._is_performing = False
         if any(operation.subject.IS_HOST_PART for operation in batch.done()):
             self._work.release()
         self._note_fights(batch, self._clock.now() - began)

@@ -70,6 +70,25 @@ def test_damage_is_repaired_at_once_and_said(caplog: pytest.LogCaptureFixture) -
     assert "Repaired link flannel0: not up" in caplog.text
 
 
+def test_a_host_is_not_clean_before_its_repair_has_ended() -> None:
+    async def check() -> None:
+        kernel = Slow()
+        async with running(Bench(kernel, PLAN)) as bench:
+            kernel.may_go_on.clear()
+            kernel.damage(Remove(LINK))
+            await bench.clock.settle()
+            assert not bench.is_healed
+            assert not bench.reconciler.is_clean
+
+            kernel.may_go_on.set()
+            await bench.clock.settle()
+
+            assert bench.is_healed
+            assert bench.reconciler.is_clean
+
+    asyncio.run(check())
+
+
 @pytest.mark.parametrize(
     "changed",
     [
