@@ -281,7 +281,14 @@ class _Memory:
     def _put(self, put: Put) -> None:
         self._revision += 1
         lease_id = 0 if put.ttl_s is None else self._revision
-        record = Record(key=put.key, value=put.value, revision=self._revision, lease_id=lease_id)
+        before = self.record(put.key)
+        record = Record(
+            key=put.key,
+            value=put.value,
+            revision=self._revision,
+            lease_id=lease_id,
+            created=self._revision if before is None else before.created,
+        )
         deadline = None if put.ttl_s is None else self.clock.now() + put.ttl_s
         self._held[put.key] = _Held(record, deadline)
         self._happened(PutSeen(record))

@@ -173,6 +173,23 @@ def test_a_record_reads_back_as_it_was_written(subject: Subject, run: Callable) 
     run(test())
 
 
+def test_a_record_tells_when_its_key_was_created_or_nothing(subject: Subject, run: Callable) -> None:
+    """A write keeps it, a deletion does not."""
+
+    async def test() -> None:
+        store = subject.client()
+        first = await put(store, "subnets/a")
+        await put(store, "subnets/a")
+        (changed,) = (await store.list("")).records
+        await delete(store, "subnets/a")
+        again = await put(store, "subnets/a")
+        (created_again,) = (await store.list("")).records
+
+        assert (changed.created, created_again.created) in ((first, again), (0, 0))
+
+    run(test())
+
+
 def test_a_create_is_refused_when_the_key_is_there(subject: Subject, run: Callable) -> None:
     async def test() -> None:
         store, other = subject.client(), subject.client()

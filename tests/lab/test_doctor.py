@@ -235,6 +235,26 @@ def test_peers_that_are_not_sent_to_are_named(overlay, healthy: Host) -> None:
     overlay.wait_status(healthy, lambda status: not status.refused_peers, "refuses nobody")
 
 
+def test_a_lease_with_the_mac_address_of_a_peer_takes_nothing_from_it(overlay, healthy: Host) -> None:
+    """The peer that published it first stays; the other is refused, and both are named."""
+    (peer,) = json.loads(healthy.run(["flannelctl", "--json", "peers"]).stdout)["peers"]
+    key = "/coreos.com/network/subnets/" + peer["subnet"].replace("/", "-")
+    lease = json.loads(overlay.etcd.etcdctl("get", "--print-value-only", key))
+    vtep, copy = lease["BackendData"]["VtepMAC"], {**lease, "PublicIP": "10.10.10.77"}
+    before = healthy.run(["bridge", "fdb", "show", "dev", "flannel.1"]).stdout
+
+    overlay.etcd.etcdctl("put", "/coreos.com/network/subnets/10.100.0.0-28", json.dumps(copy))
+    overlay.wait_status(healthy, lambda status: bool(status.refused_peers), "refuses the copy")
+
+    (said,) = examine(healthy)["peers-refused"]["evidence"]
+    assert said.startswith(f"10.100.0.0/28 at 10.10.10.77: its VtepMAC {vtep} is that of {peer['subnet']}")
+    assert f"at {peer['public_ip']} too, which published it first" in said
+    assert healthy.run(["bridge", "fdb", "show", "dev", "flannel.1"]).stdout == before
+    assert peer["public_ip"] in before
+    overlay.etcd.etcdctl("del", "/coreos.com/network/subnets/10.100.0.0-28")
+    overlay.wait_status(healthy, lambda status: not status.refused_peers, "refuses nobody")
+
+
 def test_two_living_hosts_with_one_address_are_told_once(overlay, healthy: Host) -> None:
     """On either side, with what helps."""
     other = overlay.hosts["docker4"]

@@ -83,6 +83,8 @@ class Lease:
     Attributes:
         revision: store revision of the last write; 0 for a lease that is not yet written.
         has_ttl: False for a reservation, which never expires and never gets a TTL.
+        since: store revision since which the holder has published its VTEP here, as far as is known; 0 when
+            it is not.
     """
 
     subnet: IPv4Network
@@ -90,6 +92,7 @@ class Lease:
     attributes: LeaseAttributes
     revision: int = 0
     has_ttl: bool = True
+    since: int = field(default=0, compare=False)
 
 
 def renewal_margin_s(wanted_s: float, ttl_s: float) -> float:

@@ -1,7 +1,7 @@
 """The known leases of a network, by subnet, in a map whose changed copies share their parts."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Network, IPv6Network
 from typing import TypeVar
 
@@ -125,6 +125,8 @@ class LeaseSet:
     what is known already changes nothing. A host that starts meanwhile cannot know the last good value; it
     leaves this lease out, and no other.
 
+    A lease keeps the revision since which its VTEP has been published, as long as the same VTEP is published.
+
     An IPv4 subnet may have several keys, alone and with IPv6 subnets beside it. The one alone counts, or else
     that with the lowest IPv6 subnet, however they came.
 
@@ -147,6 +149,7 @@ class LeaseSet:
 
     def listed(self, leases: Iterable[Lease], unreadable: Iterable[Unreadable], revision: int) -> "LeaseSet":
         """Return the set after a listing at `revision` of these leases, and of these keys without one."""
+        leases = map(self._dated, leases)
         kept = (self._at(one.subnet, one.ipv6_subnet) for one in unreadable)
         return LeaseSet.of([*leases, *(lease for lease in kept if lease is not None)], revision)
 
@@ -156,7 +159,7 @@ class LeaseSet:
         for change in changes:
             match change:
                 case LeaseSeen(lease) if lease.revision > self.listed_at:
-                    news.append((lease.subnet, lease.ipv6_subnet, lease))
+                    news.append((lease.subnet, lease.ipv6_subnet, self._dated(lease)))
                 case LeaseGone(subnet, revision, ipv6_subnet) if revision > self.listed_at:
                     news.append((subnet, ipv6_subnet, None))
                 case LeaseSeen() | LeaseGone() | Unreadable() | ClaimSeen() | ClaimGone():
@@ -168,6 +171,17 @@ class LeaseSet:
         counts = self.by_subnet.get(subnet)
         others = () if counts is None else (counts, *self.outranked.get(subnet, ()))
         return next((lease for lease in others if lease.ipv6_subnet == ipv6_subnet), None)
+
+    def _dated(self, lease: Lease) -> Lease:
+        """Return a lease that was seen, with the revision since which its holder has published its VTEP.
+
+        What was known at its key tells: the same VTEP, or another one until this write.
+        """
+        known = self._at(lease.subnet, lease.ipv6_subnet)
+        if known is None or not known.since:
+            return lease
+        is_same = _mac(known) == _mac(lease)
+        return replace(lease, since=known.since if is_same else lease.revision)
 
     def _with(self, news: Sequence[_KeyChange]) -> "LeaseSet":
         if not news:
@@ -207,6 +221,11 @@ class LeaseSet:
 
     def __len__(self) -> int:
         return len(self.by_subnet)
+
+
+def _mac(lease: Lease) -> str | None:
+    vtep = lease.attributes.vtep
+    return None if vtep is None else vtep.mac
 
 
 def _rank(lease: Lease) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 Keys are relative to the store's prefix: `config`, `subnets/10.5.52.0-24`, `claims/10.5.52.0-24`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -13,12 +13,15 @@ class Record:
     Attributes:
         revision: the store's revision of the last write to this key (etcd: mod_revision).
         lease_id: the store's expiry handle; 0 for a key without TTL.
+        created: the store's revision since which the key has been there without a gap (etcd:
+            create_revision); 0 where the store does not keep it.
     """
 
     key: str
     value: bytes
     revision: int
     lease_id: int = 0
+    created: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

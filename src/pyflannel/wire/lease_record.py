@@ -114,6 +114,7 @@ def lease_of(record: Record) -> Lease:
         attributes=attributes,
         revision=record.revision,
         has_ttl=record.lease_id != 0,
+        since=record.created or record.revision,
     )
 
 

@@ -46,6 +46,7 @@ def lease(number: int, host: int, mac: int = 0, revision: int = 1) -> Lease:
             backend_data=str(mac or host),
         ),
         revision=revision,
+        since=revision,
     )
 
 
@@ -72,7 +73,7 @@ def test_however_peers_with_one_mac_address_come_the_plan_is_that_of_those_there
         assert followed.refused == fresh.refused
 
 
-def test_a_copy_of_a_host_gives_way_and_comes_back_when_the_other_goes(
+def test_a_copy_of_a_host_is_refused_by_name_and_takes_nothing_from_it(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     old, new = lease(10, 1, mac=7, revision=4), lease(11, 2, mac=7, revision=5)
@@ -83,14 +84,19 @@ def test_a_copy_of_a_host_gives_way_and_comes_back_when_the_other_goes(
         assert state is not None
         return [str(item.destination) for item in state if isinstance(item, FdbEntry)]
 
-    for known, reached in (([old], "172.16.0.1"), ([old, new], "172.16.0.2"), ([old], "172.16.0.1")):
+    for known, reached in (
+        ([old], "172.16.0.1"),
+        ([old, new], "172.16.0.1"),
+        ([new], "172.16.0.2"),
+        ([old], "172.16.0.1"),
+    ):
         made.take(leases=by_subnet(known))
         assert destinations() == [reached]
 
     assert made.refused == {}
     (said,) = warnings(caplog)
-    assert "its VtepMAC 0e:00:00:00:00:07 is that of 10.100.11.0/24 at 172.16.0.2 too" in said
-    assert said.endswith("lease=10.100.10.0/24 address=172.16.0.1")
+    assert "its VtepMAC 0e:00:00:00:00:07 is that of 10.100.10.0/24 at 172.16.0.1 too" in said
+    assert said.endswith("lease=10.100.11.0/24 address=172.16.0.2")
 
 
 def test_every_lease_that_is_not_planned_for_is_refused_with_a_reason() -> None:

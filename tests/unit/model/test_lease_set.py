@@ -1,11 +1,11 @@
-"""Of the keys of one IPv4 subnet one counts, whatever came first."""
+"""What is known of leases: the key that counts, unreadable keys, since when a VTEP is published."""
 
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyflannel.model.lease import Lease, LeaseAttributes
+from pyflannel.model.lease import Lease, LeaseAttributes, Vtep
 from pyflannel.model.lease_protocol import LeaseChange, LeaseGone, LeaseSeen, Unreadable
 from pyflannel.model.lease_set import LeaseSet
 
@@ -104,3 +104,36 @@ def test_an_unreadable_key_keeps_its_last_good_value_until_it_is_deleted() -> No
     assert SUBNET not in known.listed([], [spoilt], 7).after([LeaseGone(SUBNET, 8)]).by_subnet
     assert SUBNET not in known.listed([], [], 7).by_subnet
     assert SUBNET not in LeaseSet().listed([], [spoilt], 7).by_subnet  # who starts now cannot know it
+
+
+def published(mac: str, revision: int, created: int) -> Lease:
+    """A lease as it is read from a record of this revision."""
+    attributes = LeaseAttributes(public_ip=IPv4Address("192.168.50.1"), vtep=Vtep(mac=mac))
+    return Lease(subnet=SUBNET, attributes=attributes, revision=revision, since=created)
+
+
+def test_a_renewed_lease_has_published_its_vtep_since_its_key_was_written_first() -> None:
+    known = LeaseSet.of([published("0e:00:00:00:00:01", 9, 4)], 9)
+
+    for later in (
+        known.after([LeaseSeen(published("0e:00:00:00:00:01", 12, 12))]),  # from a store that keeps no more
+        known.listed([published("0e:00:00:00:00:01", 12, 12)], [], 12),
+    ):
+        assert later.by_subnet[SUBNET].since == 4
+
+
+def test_a_lease_that_takes_another_vtep_has_published_it_since_this_write() -> None:
+    """The age of the key does not help whoever writes another host's MAC address there."""
+    known = LeaseSet.of([published("0e:00:00:00:00:01", 9, 4)], 9)
+
+    for later in (
+        known.after([LeaseSeen(published("0e:00:00:00:00:02", 12, 4))]),
+        known.listed([published("0e:00:00:00:00:02", 12, 4)], [], 12),
+    ):
+        assert later.by_subnet[SUBNET].since == 12
+
+
+def test_what_was_known_before_the_start_gives_way_to_what_the_store_tells() -> None:
+    known = LeaseSet.of([published("0e:00:00:00:00:01", 0, 0)])
+
+    assert known.listed([published("0e:00:00:00:00:01", 12, 4)], [], 12).by_subnet[SUBNET].since == 4

@@ -42,6 +42,13 @@ def test_lease_comes_back_from_its_record(lease: Lease) -> None:
     assert lease_of(record_of(lease)) == lease
 
 
+def test_a_lease_has_published_its_vtep_since_its_key_was_created_where_the_store_tells() -> None:
+    record = replace(record_of(LEASE), created=4)
+
+    assert lease_of(record).since == 4
+    assert lease_of(record_of(LEASE)).since == LEASE.revision
+
+
 def test_claim_comes_back_from_its_record() -> None:
     record = Record(key=claim_key(CLAIM.subnet), value=claim_value(CLAIM), revision=10, lease_id=3)
 

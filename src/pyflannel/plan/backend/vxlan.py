@@ -253,9 +253,9 @@ class VxlanBackend:
     def outranked(self, peers: Iterable[Lease], host: Host) -> Mapping[IPv4Network, str]:
         """Return the peers that give way to another, by subnet, and why.
 
-        A MAC address is behind one host. Where peers at several addresses publish the same one, as after a
-        host was copied or moved, the lease that was written last is right; of equal ones, that of the first
-        subnet.
+        A MAC address is behind one host. Where peers at several addresses publish the same one, the host that
+        published it first stays: a copy, a mistake or a forged lease does not take its packets away. Of equal
+        ones, as after a start without the store, that of the first subnet stays.
         """
         by_mac: dict[str, list[Lease]] = {}
         for peer in peers:
@@ -304,14 +304,15 @@ class VxlanBackend:
     ) -> Iterator[tuple[IPv4Network, str]]:
         """Yield which of the peers with one MAC address are not to be planned for, and why."""
         able = [peer for peer in sharing if self._is_tunnelled(peer, host)]
-        able.sort(key=lambda peer: (-peer.revision, peer.subnet))
+        able.sort(key=lambda peer: (peer.since, peer.subnet))
         for peer in able[1:]:
             first, address = able[0].subnet, able[0].attributes.public_ip
             if peer.attributes.public_ip != address:
                 yield (
                     peer.subnet,
-                    f"its VtepMAC {mac} is that of {first} at {address} too, which is sent to instead: is one"
-                    " a copy of the other?",
+                    f"its VtepMAC {mac} is that of {first} at {address} too, which published it first and is"
+                    " sent to instead: if that host is gone, delete its lease; if one is a copy of the other,"
+                    " give it a MAC address of its own",
                 )
 
     def _is_tunnelled(self, peer: Lease, host: Host) -> bool:

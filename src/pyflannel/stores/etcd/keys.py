@@ -43,7 +43,11 @@ class KeySpace:
     def record(self, found: KeyValue) -> Record:
         """Return what etcd holds as a record."""
         return Record(
-            key=self.relative(found.key), value=found.value, revision=found.mod_revision, lease_id=found.lease
+            key=self.relative(found.key),
+            value=found.value,
+            revision=found.mod_revision,
+            lease_id=found.lease,
+            created=found.create_revision,
         )
 
 

@@ -41,11 +41,12 @@ def peer(
     *,
     vni: int | None = 1,
     revision: int = 1,
+    since: int = 1,
 ) -> Lease:
     attributes = LeaseAttributes(
         public_ip=IPv4Address(address), backend_type="vxlan", vtep=Vtep(mac=mac, vni=vni)
     )
-    return Lease(subnet=IPv4Network(subnet), attributes=attributes, revision=revision)
+    return Lease(subnet=IPv4Network(subnet), attributes=attributes, revision=revision, since=since)
 
 
 def configured(**backend: object) -> VxlanBackend:
@@ -179,29 +180,32 @@ def test_leases_of_old_releases_are_understood(vni: int, published: int | None) 
 
 
 class TestOneMacAddressTwice:
-    OLD = peer("10.100.93.0/24", "10.10.10.101", revision=4)
-    NEW = peer("10.100.94.0/24", "10.10.10.102", revision=9)
+    OLD = peer("10.100.94.0/24", "10.10.10.101", revision=12, since=4)
+    NEW = peer("10.100.93.0/24", "10.10.10.102", revision=9, since=9)
 
-    def test_the_newer_lease_wins_however_they_came(self) -> None:
+    def test_the_host_that_published_it_first_stays_however_they_came(self) -> None:
+        """Also after it renewed its lease, which is then the one that was written last."""
         for peers in ([self.OLD, self.NEW], [self.NEW, self.OLD]):
             outranked = VxlanBackend().outranked(peers, HOST)
 
-            assert outranked.keys() == {self.OLD.subnet}
-            assert "10.100.94.0/24 at 10.10.10.102" in outranked[self.OLD.subnet]
+            assert outranked.keys() == {self.NEW.subnet}
+            assert (
+                "10.100.94.0/24 at 10.10.10.101 too, which published it first" in (outranked[self.NEW.subnet])
+            )
 
     def test_of_equal_ones_the_first_subnet_wins(self) -> None:
-        old, new = replace(self.OLD, revision=0), replace(self.NEW, revision=0)
+        old, new = replace(self.OLD, since=0), replace(self.NEW, since=0)
 
-        assert VxlanBackend().outranked([new, old], HOST).keys() == {new.subnet}
+        assert VxlanBackend().outranked([new, old], HOST).keys() == {old.subnet}
 
     def test_two_leases_of_one_host_do_not_disturb_each_other(self) -> None:
-        same = peer("10.100.94.0/24", "10.10.10.101", revision=9)
+        same = peer("10.100.95.0/24", "10.10.10.101", since=9)
 
         assert VxlanBackend().outranked([self.OLD, same], HOST) == {}
 
     def test_peers_that_are_refused_or_routed_directly_outrank_nobody(self) -> None:
-        refused = peer("10.100.94.0/24", "10.10.10.102", vni=9, revision=9)
-        near = peer("10.100.95.0/24", "192.168.50.101", revision=9)
+        refused = peer("10.100.95.0/24", "10.10.10.102", vni=9, since=1)
+        near = peer("10.100.96.0/24", "192.168.50.101", since=1)
 
         assert VxlanBackend(routes_directly=True).outranked([self.OLD, refused, near], HOST) == {}
 
