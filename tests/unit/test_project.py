@@ -187,8 +187,14 @@ def is_importable(name: str) -> bool:
         return hasattr(importlib.import_module(room), last)
 
 
-def test_every_file_that_the_architecture_names_exists() -> None:
-    named = re.findall(r"`((?:src|tests|scripts|docs)/[\w./-]+)[`:]", prose(ROOT / "ARCHITECTURE.md"))
+@pytest.mark.parametrize(
+    "document",
+    [path for path in documents() if path.parent.name != "decisions"],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
+def test_every_file_that_a_document_names_exists(document: Path) -> None:
+    """Except in a decision, which records the files of its time."""
+    named = re.findall(r"`((?:src|tests|scripts|docs|deploy)/[\w./-]+)[`: ]", prose(document))
 
     assert [name for name in named if not (ROOT / name).exists()] == []
 

@@ -1,10 +1,15 @@
-"""The README's commands for real hosts, run as they are printed."""
+"""Commands and examples of the documents, run as they are printed."""
 
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from pyflannel.lab.topology import LEFT
 
@@ -20,7 +25,9 @@ def command_blocks(section: str) -> list[str]:
     return re.findall(r"^```\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
 
 
-def test_docker_gets_the_leased_subnet(network_of: Callable[..., AbstractContextManager[Any]]) -> None:
+def test_the_readme_gives_docker_the_leased_subnet(
+    network_of: Callable[..., AbstractContextManager[Any]],
+) -> None:
     """A fresh host, a real etcd and a real Docker engine; `ETCD` in the README is the name of the etcd."""
     blocks = command_blocks(SECTION)
 
@@ -38,3 +45,24 @@ def test_docker_gets_the_leased_subnet(network_of: Callable[..., AbstractContext
         bridge = host.run(["ip", "-brief", "-4", "address", "show", "docker0"]).stdout.split()[2]
 
         assert bridge == str(host.gateway())
+
+
+def test_the_example_of_the_lab_guide_shows_the_partition() -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root: namespaces and mounts")
+    (example,) = re.findall(
+        r"^```python\n(.*?)^```",
+        (ROOT / "docs/guides/lab.md").read_text(),
+        flags=re.DOTALL | re.MULTILINE,
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", example.replace('"mine"', f'"mine-{os.getpid()}"')],
+        env=os.environ | {"PYTHONPATH": str(ROOT / "tests")},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+
+    assert done.stdout.splitlines()[-1] == "[('docker1', 'docker3'), ('docker3', 'docker1')]"
