@@ -1,0 +1,70 @@
+"""The check of the wording, scripts/plain-english, on texts of its own."""
+
+import importlib.util
+from importlib.machinery import SourceFileLoader
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "scripts/plain-english"
+
+
+@pytest.fixture(scope="module")
+def plain_english() -> ModuleType:
+    loader = SourceFileLoader("plain_english", str(SCRIPT))
+    spec = importlib.util.spec_from_loader(loader.name, loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "The daemon mends the route.",
+        "Whoever reads the file finds it.",
+        "A warning is said once.",
+        "The store is\naway.",
+        "It is the peer that goes.",
+        "[Who decides](page.md) the order",
+    ],
+)
+def test_a_forbidden_phrase_is_found(plain_english: ModuleType, sentence: str) -> None:
+    assert len(list(plain_english.findings(sentence))) == 1
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "flanneld repairs the route.",
+        "An operator who reads the log finds it.",
+        "The counter `sent_octets` counts bytes.",
+        "```\nStore is away, trying again\n```\n",
+        "See [the firewall](what-goes.md).",
+    ],
+)
+def test_plain_sentences_and_code_pass(plain_english: ModuleType, sentence: str) -> None:
+    assert list(plain_english.findings(sentence)) == []
+
+
+def test_a_finding_names_the_line_and_the_replacement(plain_english: ModuleType) -> None:
+    assert list(plain_english.findings("One.\n\nTwo\noctets.\n")) == [(4, "octets", "byte")]
+
+
+def test_only_comments_and_strings_of_a_program_are_checked(
+    plain_english: ModuleType, tmp_path: Path
+) -> None:
+    path = tmp_path / "one.py"
+    path.write_text('"""Mend it."""\nwhat = "octets"  # by hand\nkin = f"{ours}"\n')
+
+    assert [(line, found) for line, found, _ in plain_english.findings_in(path)] == [
+        (1, "Mend"),
+        (2, "octets"),
+        (2, "by hand"),
+    ]
+
+
+def test_every_document_that_is_not_checked_yet_exists(plain_english: ModuleType) -> None:
+    assert [path for path in plain_english.NOT_YET if not (plain_english.ROOT / path).exists()] == []
