@@ -6,22 +6,23 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pyflannel.lab.topology import LEFT
+from pyflannel.lab.traffic import ping
 
 ROOT = Path(__file__).parents[2]
-SECTION = "Run it on real hosts"
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 DAEMONS = ("flanneld ", "dockerd ")
 
 
-def command_blocks(section: str) -> list[str]:
-    """Return the code blocks of a section of the README; each is typed in a terminal of its own."""
-    text = (ROOT / "README.md").read_text().partition(f"\n## {section}\n")[2].partition("\n## ")[0]
+def command_blocks(document: str, section: str) -> list[str]:
+    """Return the code blocks of a section of a document; each is typed in a terminal of its own."""
+    text = (ROOT / document).read_text().partition(f"\n## {section}\n")[2].partition("\n## ")[0]
     return re.findall(r"^```\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
 
 
@@ -29,7 +30,7 @@ def test_the_readme_gives_docker_the_leased_subnet(
     network_of: Callable[..., AbstractContextManager[Any]],
 ) -> None:
     """A fresh host, a real etcd and a real Docker engine; `ETCD` in the README is the name of the etcd."""
-    blocks = command_blocks(SECTION)
+    blocks = command_blocks("README.md", "Run it on real hosts")
 
     with network_of("docker1", config=None) as network:
         network.etcd.start()
@@ -66,3 +67,40 @@ def test_the_example_of_the_lab_guide_shows_the_partition() -> None:
     )
 
     assert done.stdout.splitlines()[-1] == "[('docker1', 'docker3'), ('docker3', 'docker1')]"
+
+
+# Datagrams of a tunnel in one direction make those of the other one "established", so only TCP may be.
+DROP_INPUT = {
+    "nftables": """
+        nft add table inet filter
+        nft add chain inet filter input '{ type filter hook input priority 0; policy drop; }'
+        nft add rule inet filter input ip protocol tcp ct state established accept
+        """,
+    "iptables": """
+        iptables -P INPUT DROP
+        iptables -A INPUT -p tcp -m state --state ESTABLISHED -j ACCEPT
+        """,
+}
+
+
+def test_the_rules_of_the_ports_guide_open_hosts_that_drop_all_input(
+    network_of: Callable[..., AbstractContextManager[Any]],
+) -> None:
+    """One host has a firewall of nftables, the other one of iptables. User space has the packets."""
+    firewalls = {"docker1": "nftables", "docker3": "iptables"}
+
+    with network_of(*firewalls) as network:
+        for name, engine in firewalls.items():
+            network.hosts[name].run(["bash", "-ec", DROP_INPUT[engine]])
+        network.lab.router.run(["bash", "-ec", DROP_INPUT["nftables"]])
+        network.lab.router.run(["bash", "-ec", command_blocks("docs/guides/ports.md", "nftables")[1]])
+        network.start_all("--fast-path=off")
+        hosts = network.hosts.values()
+        containers = [host.container("web", gateway=host.gateway(), mtu=1472) for host in hosts]
+        before = [ping(one, other.address, count=1) for one, other in permutations(containers)]
+        for name, engine in firewalls.items():
+            network.hosts[name].run(["bash", "-ec", command_blocks("docs/guides/ports.md", engine)[0]])
+        after = [ping(one, other.address, count=1) for one, other in permutations(containers)]
+
+    assert [result.is_reached for result in before] == [False, False]
+    assert [result.is_reached for result in after] == [True, True]
