@@ -3,13 +3,16 @@
 FlannelError
 ├── UsageError       flags or environment make no sense             exit 2
 ├── ConfigError      the network config admits no plan              not ready, again on its next change
+│   └── UnknownBackendError  no flanneld of this version runs it
 ├── NoUnderlayError  no interface can carry the tunnel yet          not ready, again when interfaces change
 ├── WireError        octets or text do not follow their format      drop, count
 ├── StoreError       the lease store refused or is unreachable      retry
 │   └── CompactedError   the store forgot the revision asked for    list again, then watch
 ├── TargetError      the kernel refused; errno and extended ack     retry
 ├── BusyError        another program holds what is ours alone       exit 1
-├── NotReadyError    what was asked is not there yet, or in time    exit 3
+├── NotReadyError    the requested object does not exist yet, or
+│   │                no answer in time                              exit 3
+│   └── NoStoreError     the file of the store does not exist
 └── LabError         a part of the lab did not do what was asked    exit 1
 """
 
@@ -95,6 +98,10 @@ class UsageError(FlannelError):
 
 class ConfigError(FlannelError):
     """The network config admits no plan; the message names the key and the value."""
+
+
+class UnknownBackendError(ConfigError):
+    """The network config names a backend type that does not exist."""
 
 
 class NoUnderlayError(FlannelError):
@@ -202,4 +209,8 @@ class LabError(FlannelError):
 
 
 class NotReadyError(FlannelError):
-    """What was asked for is not there yet, or did not answer in time."""
+    """The requested object does not exist yet, or there was no answer in time."""
+
+
+class NoStoreError(NotReadyError):
+    """The file of an embedded store does not exist. A read does not create it."""

@@ -252,8 +252,8 @@ class TestStatus:
         assert left["backend"] == before["backend"]
         assert left["forwarder"]["pid"]
         message, hint = done.stderr.splitlines()
-        assert "does not answer" in message
-        assert "Start flanneld again" in hint
+        assert "does not respond" in message
+        assert "Start flanneld. Until then" in hint
 
     def test_a_daemon_that_hangs_is_named(self, host: Host) -> None:
         daemon = host.start()
@@ -344,7 +344,7 @@ class TestThroughTheDaemon:
         done = host.ctl("config", "get")
 
         assert (done.returncode, done.stdout) == (0, CONFIG + "\n")
-        assert "asked flanneld, which knows the config that it runs with: " in done.stderr
+        assert "read the config that flanneld uses, because the store cannot be read: " in done.stderr
 
     def test_another_user_gets_no_answer(self, host: Host) -> None:
         """Not even when somebody opened the socket to all: the kernel tells who connects."""
@@ -389,14 +389,27 @@ class TestCleanup:
         assert "removed link flannel0" in done.stdout
         assert "removed lease 10.100." in done.stdout
 
-    def test_a_second_time_there_is_nothing(self, host: Host) -> None:
+    def test_a_dry_run_lists_the_objects_and_changes_nothing(self, host: Host) -> None:
+        host.start()
+        before = host.trace()
+
+        listed = host.document("cleanup", "--dry-run")["removed"]
+
+        assert host.trace() == before
+        assert host.ctl("status").returncode == 0
+        removed = host.document("cleanup")["removed"]
+        named = {line for line in removed if not line.startswith("directory")}
+        assert named - set(listed) == set()
+        assert {"link flannel0", f"file {host.directory}/run/subnet.env"} <= set(listed)
+
+    def test_a_second_cleanup_finds_nothing(self, host: Host) -> None:
         host.start()
         host.ctl("cleanup")
 
         again = host.ctl("cleanup")
 
         assert again.returncode == 0
-        assert again.stdout == "nothing of flannel was here\n"
+        assert again.stdout == "found nothing of flannel on this host\n"
         assert not (host.directory / "run").exists()
 
     def test_foreign_objects_stay(self, host: Host) -> None:
@@ -445,7 +458,7 @@ class TestCleanup:
         done = host.ctl("--store", "etcd://127.0.0.1:9/prefix", "cleanup")
 
         assert done.returncode == 1
-        assert "the lease was not deleted" in done.stderr
+        assert "could not delete the lease" in done.stderr
         daemon.wait(DEADLINE_S)
         after = host.trace()
         assert (after["links"], after["routes"]) == (before["links"], before["routes"])

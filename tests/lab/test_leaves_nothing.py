@@ -166,7 +166,7 @@ def test_cleanup_ends_a_forwarder_that_answers_nobody(overlay, damage: str) -> N
     said = host.flannelctl("--store", overlay.etcd.url, "cleanup")
 
     wait_as_before(overlay, host, before)
-    assert re.search(r"removed forwarder \(pid \d+\), which answered nobody", said)
+    assert re.search(r"removed forwarder \(pid \d+\), which did not respond", said)
 
 
 def test_cleanup_of_a_clean_host_does_nothing(overlay) -> None:
@@ -176,7 +176,7 @@ def test_cleanup_of_a_clean_host_does_nothing(overlay) -> None:
     said = host.flannelctl("--store", overlay.etcd.url, "cleanup")
 
     wait_as_before(overlay, host, before)
-    assert "nothing of flannel was here" in said
+    assert "found nothing of flannel on this host" in said
 
 
 def test_cleanup_leaves_what_others_have(overlay) -> None:
@@ -201,7 +201,7 @@ def test_cleanup_leaves_what_others_have(overlay) -> None:
 
     wait_as_before(overlay, host, before)
     assert "removed 1 next hop without a route" in said
-    assert "kept directory /run/flannel, which holds other files" in said
+    assert "kept directory /run/flannel, which contains other files" in said
 
 
 def test_a_kept_lease_is_taken_again(overlay) -> None:

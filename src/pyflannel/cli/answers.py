@@ -1,4 +1,4 @@
-"""How a command of flannelctl gets its answer, from the daemon or a store, and how it prints it."""
+"""Source of the answers of flannelctl's verbs, and printing as JSON, table or list."""
 
 import itertools
 import os
@@ -21,7 +21,7 @@ _LONGEST_CELL = 256
 """Characters of a cell of a table that are printed: as many as an owner may have."""
 
 _WIDE = 1000
-"""Columns where nobody looks: a file or a pipe takes lines of any length, so that grep finds them whole."""
+"""Width of a table in a file or a pipe. Long lines stay whole, so that grep finds them."""
 
 
 def print_json(document: bytes) -> None:
@@ -36,7 +36,7 @@ def print_text(text: str) -> None:
 
 
 def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print rows under their headings; a terminal's width is kept, where there is one."""
+    """Print rows under their headings; on a terminal, within its width."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in headings:
         table.add_column(heading, overflow="fold")
@@ -53,7 +53,7 @@ def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 
 def print_facts(facts: Iterable[tuple[str, str]]) -> None:
-    """Print facts, one a line, their names in one column."""
+    """Print facts, one per line, with their names in one column."""
     lines = list(facts)
     width = max(len(name) for name, _ in lines)
     for name, value in lines:
@@ -61,7 +61,7 @@ def print_facts(facts: Iterable[tuple[str, str]]) -> None:
 
 
 def duration(seconds: float) -> str:
-    """Return a length of time in its two largest units: `23 h 59 min`."""
+    """Return a duration in its two largest units: `23 h 59 min`."""
     whole = max(0, int(seconds))
     units = [(86400, "d"), (3600, "h"), (60, "min"), (1, "s")]
     for (size, name), (small, small_name) in itertools.pairwise(units):
@@ -72,15 +72,18 @@ def duration(seconds: float) -> str:
 
 
 def socket_of(invocation: Invocation, run_dir: Path) -> Path:
-    """Return the socket of the daemon that has `run_dir`, unless another was given."""
+    """Return the given control socket, or that of the daemon with this run directory."""
     return invocation.socket or Places(run_dir=run_dir).control_socket
 
 
-def network_of(invocation: Invocation, run_dir: Path) -> AbstractAsyncContextManager[NetworkClient]:
-    """Return whom to ask about the network, for the length of a block."""
+def network_of(
+    invocation: Invocation, run_dir: Path, *, creates: bool = False
+) -> AbstractAsyncContextManager[NetworkClient]:
+    """Open the daemon or the store that the options select; `creates` allows to create the store."""
     return network_client(
         invocation.store_url,
         socket_of(invocation, run_dir),
         os.environ,
         only_daemon=invocation.socket is not None,
+        creates=creates,
     )

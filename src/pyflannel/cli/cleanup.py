@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -10,38 +11,42 @@ import msgspec
 
 from pyflannel.assembly.directories import Places
 from pyflannel.cli.answers import print_json
-from pyflannel.cli.invocation import Invocation, json_option, run_dir_option, say, state_options
-from pyflannel.commands.cleanup import Cleanup, CleanupReport, clean_up, lay_pins
+from pyflannel.cli.invocation import Invocation, run_dir_option, say, shared_options, state_options
+from pyflannel.commands.cleanup import Cleanup, CleanupReport, clean_up, lay_pins, preview
 from pyflannel.commands.daemon_process import check_own_files
 
 
 @click.command()
-@click.option("--keep-lease", is_flag=True, help="Leave the lease, so that another program takes it over.")
+@click.option("--dry-run", is_flag=True, help="List the objects to remove, and change nothing.")
+@click.option("--keep-lease", is_flag=True, help="Keep the lease, so that another program takes it over.")
 @click.option(
     "--doubtful-rules",
     is_flag=True,
-    help="Remove filter rules, too, that may be an original flannel's or anybody's.",
+    help="Remove filter rules too that may belong to the original flannel or to another program.",
 )
 @click.option(
-    "--node-id", metavar="ID", envvar="FLANNELD_NODE_ID", help="The identity that the daemon was given."
+    "--node-id", metavar="ID", envvar="FLANNELD_NODE_ID", help="The identity that flanneld got by --node-id."
 )
+@click.option("--yes", "-y", "is_confirmed", is_flag=True, help="Do not ask on a terminal.")
 @run_dir_option
 @state_options
-@json_option
+@shared_options("store", "json")
 @click.pass_obj
 def cleanup(
     invocation: Invocation,
+    dry_run: bool,
     keep_lease: bool,
     doubtful_rules: bool,
     node_id: str | None,
+    is_confirmed: bool,
     run_dir: Path,
     state_dir: Path,
     subnet_file: Path,
 ) -> None:
-    """Take everything of flannel off this host.
+    """Remove flannel from this host.
 
-    Stops flanneld and its forwarder, and removes their links, routes and files, and the lease. Packets of the
-    network stop. What was removed is said.
+    Stops flanneld and its forwarder, and removes their links, routes, filter rules and files, and the lease.
+    The traffic of the network stops. flannelctl lists the removed objects. On a terminal it asks first.
     """
     places = Places(run_dir=run_dir, state_dir=state_dir, subnet_file=subnet_file)
     check_own_files(places, Places())
@@ -52,32 +57,40 @@ def cleanup(
         keep_lease=keep_lease,
         doubtful_rules=doubtful_rules,
     )
+    if dry_run:
+        _report(invocation, asyncio.run(preview(work, os.environ)), "would remove")
+        return
+    if not is_confirmed and sys.stdin.isatty() and sys.stderr.isatty():
+        for line in asyncio.run(preview(work, os.environ)).removed:
+            say(f"will remove {line}", err=True)
+        click.confirm("Remove flannel from this host?", abort=True, err=True)
     report = asyncio.run(clean_up(work, os.environ))
-    if invocation.wants_json:
-        print_json(msgspec.json.encode(asdict(report)))
-    else:
-        _print(report)
+    _report(invocation, report, "removed")
     if report.problems:
         click.get_current_context().exit(1)
 
 
-def _print(report: CleanupReport) -> None:
+def _report(invocation: Invocation, report: CleanupReport, verb: str) -> None:
+    if invocation.wants_json:
+        print_json(msgspec.json.encode(asdict(report)))
+        return
     for line in report.removed:
-        say(f"removed {line}")
+        say(f"{verb} {line}")
     for line in report.kept:
         say(f"kept {line}")
     if not report.removed:
-        say("nothing of flannel was here")
+        say("found nothing of flannel on this host")
     for line in report.problems:
         say(f"flannelctl: {line}", err=True)
 
 
 @click.command()
 @run_dir_option
+@shared_options()
 def pins(run_dir: Path) -> None:
-    """Let a flanneld without CAP_SYS_ADMIN find its eBPF programs again.
+    """Pin the eBPF programs of this host, so that a flanneld without CAP_SYS_ADMIN can open them.
 
-    Mounts a bpffs at `.bpf` in the run directory, and pins there what stands at this host's links. It takes
-    root, and the mount namespace of the host.
+    Mounts a bpffs at `.bpf` in the run directory, and pins the programs at the links of this network
+    namespace there. Needs root and the mount namespace of the host. The systemd unit of flanneld runs it.
     """
     say(asyncio.run(lay_pins(Places(run_dir=run_dir))))

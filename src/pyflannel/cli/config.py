@@ -1,30 +1,49 @@
-"""flannelctl config: the network config, read, checked and written."""
+"""flannelctl config: shows, checks and writes the network config."""
 
 import asyncio
+import contextlib
+import difflib
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
 from pyflannel.cli.answers import network_of, print_json, print_text
-from pyflannel.cli.invocation import Invocation, json_option, run_dir_option, say
-from pyflannel.errors import ConfigError, NotReadyError, UsageError
+from pyflannel.cli.invocation import (
+    Invocation,
+    VerbGroup,
+    print_warning,
+    run_dir_option,
+    say,
+    shared_options,
+)
+from pyflannel.errors import (
+    ConfigError,
+    NoStoreError,
+    NotReadyError,
+    UnknownBackendError,
+    UsageError,
+)
+from pyflannel.model.network_config import NetworkConfig
 from pyflannel.plan.backends import config_warnings
 from pyflannel.wire.network_config_json import format_network_config, parse_network_config
 
+_SOURCE = "Name a file, write the JSON itself, or - for standard input."
 
-@click.group(no_args_is_help=False)
+
+@click.group(cls=VerbGroup)
 def config() -> None:
-    """Read, check and write the network config."""
+    """Show, check and write the network config."""
 
 
 @config.command()
 @run_dir_option
-@json_option
+@shared_options("store", "socket", "json")
 @click.pass_obj
 def get(invocation: Invocation, run_dir: Path) -> None:
-    """Print the network config as it is written."""
+    """Print the network config as it is stored."""
     text = asyncio.run(_get(invocation, run_dir))
     if text is None:
         raise NotReadyError(
@@ -39,37 +58,95 @@ def get(invocation: Invocation, run_dir: Path) -> None:
 
 @config.command("set")
 @click.argument("source", metavar="FILE|JSON|-")
+@click.option("--dry-run", is_flag=True, help="Check the config and show the difference, write nothing.")
+@click.option("--force", is_flag=True, help="Write a config with unknown keys or an unknown backend too.")
+@click.option("--yes", "-y", "is_confirmed", is_flag=True, help="Do not ask on a terminal.")
 @run_dir_option
-@json_option
+@shared_options("store", "socket", "json")
 @click.pass_obj
-def set_(invocation: Invocation, source: str, run_dir: Path) -> None:
+def set_(
+    invocation: Invocation, source: str, dry_run: bool, force: bool, is_confirmed: bool, run_dir: Path
+) -> None:
     """Check a network config and write it, for all hosts.
 
-    It is read from FILE, from standard input for -, or is the JSON itself. A bad one is not written.
+    The config is a FILE, the JSON itself, or - for standard input. flannelctl shows the difference to the
+    stored config and asks on a terminal. An invalid config is not written.
     """
     text = _read(source)
-    computed = parse_network_config(text)
-    for warning in config_warnings(computed):
-        say(f"flannelctl: warning: {warning}", err=True)
-    asyncio.run(_set(invocation, run_dir, text))
+    computed, warnings = _checked(text, accepts_unknown=force)
+    if warnings and not force:
+        raise ConfigError("; ".join(warnings), hint="Correct the config, or write it with --force.")
+    difference = _difference(asyncio.run(_stored(invocation, run_dir)), text)
+    if not invocation.wants_json:
+        print_text("\n".join(difference) or "no difference to the stored network config")
+    if not dry_run:
+        if not is_confirmed and sys.stdin.isatty() and sys.stderr.isatty():
+            click.confirm("Write this network config for all hosts?", abort=True, err=True)
+        asyncio.run(_set(invocation, run_dir, text))
     if invocation.wants_json:
-        print_json(format_network_config(computed).encode())
+        _print_computed(computed, warnings, Difference=difference, Written=not dry_run)
     else:
-        say(f"wrote the network config: {computed.network or computed.ipv6_network}")
+        verb = "would write" if dry_run else "wrote"
+        say(f"{verb} the network config: {computed.network or computed.ipv6_network}")
 
 
 @config.command()
 @click.argument("source", metavar="FILE|JSON|-")
-@json_option
-def validate(source: str) -> None:
-    """Check a network config, and print all that follows from it.
+@shared_options("json")
+@click.pass_obj
+def validate(invocation: Invocation, source: str) -> None:
+    """Check a network config, and print it with all computed values.
 
-    It is read from FILE, from standard input for -, or is the JSON itself. Nothing is written or asked.
+    The config is a FILE, the JSON itself, or - for standard input. Nothing is written.
     """
-    computed = parse_network_config(_read(source))
-    for warning in config_warnings(computed):
-        say(f"flannelctl: warning: {warning}", err=True)
-    print_json(format_network_config(computed).encode())
+    computed, warnings = _checked(_read(source), accepts_unknown=False)
+    if invocation.wants_json:
+        _print_computed(computed, warnings)
+    else:
+        print_json(format_network_config(computed).encode())
+
+
+def _checked(text: str, *, accepts_unknown: bool) -> tuple[NetworkConfig, list[str]]:
+    """Return the config and the warnings about it, which are printed too.
+
+    Raises:
+        ConfigError: it is invalid; an unknown backend is a warning if `accepts_unknown`.
+    """
+    computed = parse_network_config(text)
+    try:
+        warnings = list(config_warnings(computed))
+    except UnknownBackendError as error:
+        if not accepts_unknown:
+            raise
+        warnings = [str(error)]
+    for warning in warnings:
+        print_warning(warning)
+    return computed, warnings
+
+
+def _print_computed(computed: NetworkConfig, warnings: Sequence[str], **others: object) -> None:
+    document = json.loads(format_network_config(computed))
+    print_json(json.dumps({**document, "Warnings": warnings, **others}).encode())
+
+
+def _difference(old: str | None, new: str) -> list[str]:
+    """Return a unified diff of two configs; empty if they differ in white space only."""
+    return list(
+        difflib.unified_diff(
+            [] if old is None else _lines(old),
+            _lines(new),
+            fromfile="stored" if old is not None else "/dev/null",
+            tofile="new",
+            lineterm="",
+        )
+    )
+
+
+def _lines(text: str) -> list[str]:
+    """Return the lines of the indented JSON, or of the text if it is not JSON."""
+    with contextlib.suppress(ValueError, RecursionError):
+        text = json.dumps(json.loads(text), indent=2, ensure_ascii=False)
+    return text.splitlines()
 
 
 async def _get(invocation: Invocation, run_dir: Path) -> str | None:
@@ -77,32 +154,40 @@ async def _get(invocation: Invocation, run_dir: Path) -> str | None:
         return await network.config_text()
 
 
+async def _stored(invocation: Invocation, run_dir: Path) -> str | None:
+    try:
+        return await _get(invocation, run_dir)
+    except NoStoreError:  # `config set` creates it
+        return None
+
+
 async def _set(invocation: Invocation, run_dir: Path, text: str) -> None:
-    async with network_of(invocation, run_dir) as network:
+    async with network_of(invocation, run_dir, creates=True) as network:
         await network.set_config(text)
 
 
 def _read(source: str) -> str:
-    """Return the text that an argument stands for: a file's, standard input's, or itself."""
+    """Return the text of an argument: of the file, of standard input, or the argument itself."""
     if source.lstrip().startswith("{"):
         return source
+    if not source:
+        raise UsageError("the network config is missing: the argument is empty", hint=_SOURCE)
     try:
         octets = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
     except OSError as error:
         raise UsageError(
-            f"cannot read {source}: {(error.strerror or str(error)).lower()}",
-            hint="Name a file, give the JSON itself, or - for standard input.",
+            f"cannot read {source}: {(error.strerror or str(error)).lower()}", hint=_SOURCE
         ) from error
     try:
         return octets.decode()
     except UnicodeDecodeError as error:
         raise ConfigError(
-            f"{source} is not UTF-8: {error.reason}", hint="Write the config as JSON."
+            f"{source} is not UTF-8: {error.reason}", hint="Write the config as JSON in UTF-8."
         ) from error
 
 
 def _described(text: str) -> bytes:
-    """Return the stored text, and what follows from it or why nothing does."""
+    """Return the stored text, with its computed values or the reason why it is invalid."""
     computed, fault = None, None
     try:
         computed = json.loads(format_network_config(parse_network_config(text)))

@@ -1,28 +1,32 @@
-"""What all commands of flannelctl share: their options, and how they print text.
+"""Shared parts of flannelctl's verbs: options, groups, and printing of text.
 
 `--help` imports this module, so it imports little.
 """
 
-from collections.abc import Callable
+import functools
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal
 
 import click
 
-from pyflannel.errors import one_line
+from pyflannel.errors import one_line, printable
 
-_Command = TypeVar("_Command", bound=Callable[..., Any])
+_Command = Callable[..., Any]
+_Shared = Literal["store", "socket", "json"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Invocation:
-    """The options that stand before the command.
+    """The options that are accepted before and after the verb.
 
     Attributes:
-        store_url: the store to ask instead of the daemon; None when it was not given.
-        socket: the daemon's; None when it was not given, and the run directory decides.
-        wants_json: answers are documents, not text for people.
+        store_url: URL of the store to read instead of asking flanneld; None if it was not given.
+        socket: control socket of flanneld; None to use the one in the run directory.
+        wants_json: print JSON documents instead of text.
     """
 
     store_url: str | None = None
@@ -31,43 +35,133 @@ class Invocation:
 
 
 def say(text: str, *, label: str = "", err: bool = False) -> None:
-    """Print a text as one line, escaped and cut, as parts of it may come from the store.
+    """Print a text as one line, escaped and cut, because parts of it may come from the store.
 
     Args:
-        text: what is printed.
-        label: printed before it as it is, with a colon; it may be styled.
+        text: the text.
+        label: printed unchanged before the text, with a colon; it may be styled.
         err: print on standard error.
     """
     click.echo(f"{label}: {one_line(text)}" if label else one_line(text), err=err)
 
 
+def print_warning(text: str) -> None:
+    """Print a warning on standard error."""
+    say(f"flannelctl: warning: {text}", err=True)
+
+
+def print_object(document: Mapping[str, object]) -> None:
+    """Print a small JSON document. Unlike `answers.print_json`, this loads no library."""
+    click.echo(printable(json.dumps(document, indent=2), keep="\n"))
+
+
+def print_help(context: click.Context) -> None:
+    """Print the help of a command."""
+    click.echo(context.get_help())
+
+
+class VerbGroup(click.Group):
+    """A group of verbs. Without a verb it prints its help; for an unknown verb it suggests a similar one."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **{"invoke_without_command": True, **settings})
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the verb, or print the help if there is none."""
+        result = super().invoke(ctx)
+        if ctx.invoked_subcommand is None:
+            print_help(ctx)
+        return result
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the verb in `args`.
+
+        Raises:
+            click.UsageError: there is no such verb; the message names a similar one.
+        """
+        name = args[0]
+        if self.get_command(ctx, name) is None and not name.startswith("-"):
+            similar = get_close_matches(name.lower(), self.list_commands(ctx), n=1)
+            question = f" Did you mean {similar[0]!r}?" if similar else ""
+            ctx.fail(f"unknown command {_full_name(ctx, name)!r}.{question}")
+        return super().resolve_command(ctx, args)
+
+
+def _full_name(context: click.Context, name: str) -> str:
+    _, *groups = context.command_path.split()
+    return " ".join([*groups, name])
+
+
+def shared_options(*used: _Shared) -> Callable[[_Command], _Command]:
+    """Accept --store, --socket and --json after the verb too, and warn about one that has no effect."""
+
+    def decorate(command: _Command) -> _Command:
+        @functools.wraps(command)
+        def checked(*arguments: Any, **options: Any) -> Any:
+            context = click.get_current_context()
+            warn_of_ignored(context.obj, context.command_path, *used)
+            return command(*arguments, **options)
+
+        with_json = _shared(*_JSON, is_hidden="json" not in used)(checked)
+        with_socket = _shared(*_SOCKET, is_hidden="socket" not in used)(with_json)
+        return _shared(*_STORE, is_hidden="store" not in used)(with_socket)
+
+    return decorate
+
+
+def warn_of_ignored(invocation: Invocation, verb: str, *used: _Shared) -> None:
+    """Warn on standard error about --store and --socket if they were given and have no effect."""
+    if invocation.store_url is not None and "store" not in used:
+        print_warning(f"--store has no effect on '{verb}'")
+    if invocation.socket is not None and "socket" not in used:
+        print_warning(f"--socket has no effect on '{verb}'")
+    elif invocation.socket is not None and invocation.store_url is not None and "store" in used:
+        print_warning("--socket has no effect, because --store is given")
+
+
 def json_option(command: _Command) -> _Command:
-    """Let `--json` stand after the command too."""
+    """Accept --json after the verb too."""
+    return _shared(*_JSON, is_hidden=False)(command)
 
-    def want_json(context: click.Context, _: click.Parameter, is_wanted: bool) -> None:
-        if is_wanted:
-            context.obj = replace(context.obj, wants_json=True)
 
-    return click.option(
-        "--json",
-        is_flag=True,
-        expose_value=False,
-        callback=want_json,
-        help="Print a JSON document instead of text for people.",
-    )(command)
+_STORE = (
+    "--store",
+    "store_url",
+    {"metavar": "URL", "help": "Read this store instead of asking flanneld."},
+)
+_SOCKET = (
+    "--socket",
+    "socket",
+    {
+        "metavar": "PATH",
+        "type": click.Path(path_type=Path),
+        "help": "Ask flanneld on this control socket.",
+    },
+)
+_JSON = ("--json", "wants_json", {"is_flag": True, "help": "Print a JSON document instead of text."})
+
+
+def _shared(
+    option: str, field: str, settings: Mapping[str, Any], *, is_hidden: bool
+) -> Callable[[_Command], _Command]:
+    def keep(context: click.Context, _: click.Parameter, value: Any) -> None:
+        if value:
+            context.obj = replace(context.obj, **{field: value})
+
+    return click.option(option, field, expose_value=False, callback=keep, hidden=is_hidden, **settings)
 
 
 def run_dir_option(command: _Command) -> _Command:
-    """Let the daemon's run directory be named, as to the daemon itself."""
-    return _directory("--run-dir", "/run/flannel", "Where the daemon has its sockets and its lock.")(command)
+    """Add --run-dir, with the default and the variable of flanneld."""
+    return _directory("--run-dir", "/run/flannel", "Run directory of flanneld.")(command)
 
 
 def state_options(command: _Command) -> _Command:
-    """Let the daemon's state directory and subnet file be named, as to the daemon itself."""
-    command = _directory("--subnet-file", "/run/flannel/subnet.env", "The subnet file of the daemon.")(
-        command
-    )
-    return _directory("--state-dir", "/var/lib/flannel", "Where the daemon keeps its identity.")(command)
+    """Add --state-dir and --subnet-file, with the defaults and variables of flanneld."""
+    command = _directory("--subnet-file", "/run/flannel/subnet.env", "Subnet file of flanneld.")(command)
+    return _directory("--state-dir", "/var/lib/flannel", "State directory of flanneld.")(command)
 
 
 def _directory(name: str, default: str, text: str) -> Callable[[_Command], _Command]:
@@ -77,5 +171,6 @@ def _directory(name: str, default: str, text: str) -> Callable[[_Command], _Comm
         default=default,
         show_default=True,
         envvar="FLANNELD" + name.removeprefix("-").replace("-", "_").upper(),
-        help=f"{text}  [env: the daemon's]",
+        show_envvar=True,
+        help=text,
     )

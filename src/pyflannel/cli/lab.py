@@ -1,4 +1,4 @@
-"""flannelctl lab: several hosts on one machine, to see flannel work and to try things on."""
+"""flannelctl lab: several flannel hosts on one machine, for a demo or a trial."""
 
 import contextlib
 import os
@@ -11,7 +11,7 @@ import click
 import msgspec
 
 from pyflannel.cli.answers import print_json, print_table
-from pyflannel.cli.invocation import Invocation, json_option
+from pyflannel.cli.invocation import Invocation, VerbGroup, json_option, warn_of_ignored
 from pyflannel.lab.demo import DemoOptions, DemoReport, HostRow, bring_up, run_demo
 from pyflannel.lab.lab import Lab, enter_host, remove_lab, standing_labs
 
@@ -25,27 +25,37 @@ _store_option = click.option(
     type=click.Choice(["sqlite", "etcd"]),
     default="sqlite",
     show_default=True,
-    help="Where leases live: the embedded store, or a real etcd on the router.",
+    help="Store of the leases: the embedded store, or an etcd on the router.",
 )
 _docker_option = click.option(
-    "--docker/--no-docker", default=True, help="Real Docker engines, or plain namespaces as containers."
+    "--docker/--no-docker", default=True, help="Run containers by Docker, or as plain namespaces."
 )
 
 
-@click.group(no_args_is_help=False)
-def lab() -> None:
-    """Several hosts on this machine, in namespaces of their own. Needs root."""
+@click.group(cls=VerbGroup)
+@click.pass_context
+def lab(context: click.Context) -> None:
+    """Run several flannel hosts on this machine, for a demo or a trial.
+
+    Each host has network, process and mount namespaces of its own. Needs root.
+    """
+    warn_of_ignored(context.obj, context.command_path)
 
 
 @lab.command()
 @_name_option
 @_store_option
 @_docker_option
-@click.option("--keep", is_flag=True, help="Leave the lab up, to look around in it.")
+@click.option("--keep", is_flag=True, help="Keep the lab at the end, for a look around.")
 @json_option
 @click.pass_context
 def demo(context: click.Context, name: str, store: str, docker: bool, keep: bool) -> None:
-    """Show four Docker hosts on one flannel network, with figures, and remove them again."""
+    """Set up four Docker hosts with one flannel network, measure it, and remove all.
+
+    Prints lease, device and MTU of each host, the number of containers that its container reaches, the
+    round-trip time, and the TCP throughput beside that of the kernel's vxlan. The exit code is 1 if a
+    container is not reachable.
+    """
     invocation: Invocation = context.obj
     options = DemoOptions(name=name, has_etcd=store == "etcd", has_docker=docker, is_kept=keep)
     with _one_failure(), _ending_as_by_interrupt():
@@ -64,9 +74,9 @@ def demo(context: click.Context, name: str, store: str, docker: bool, keep: bool
 @_name_option
 @_store_option
 @_docker_option
-@click.option("--bare", is_flag=True, help="The hosts alone: no store, no flanneld, no containers.")
+@click.option("--bare", is_flag=True, help="Create only the hosts, without store, flanneld and containers.")
 def up(name: str, store: str, docker: bool, bare: bool) -> None:
-    """Make the hosts of the demo and leave them up; a lab of the same name is replaced."""
+    """Set up the hosts of the demo and keep them. Replaces a lab of the same name."""
     options = DemoOptions(name=name, has_etcd=store == "etcd", has_docker=docker)
     with _one_failure(), _ending_as_by_interrupt(), Lab(name) as hosts:
         if not bare:
@@ -78,7 +88,7 @@ def up(name: str, store: str, docker: bool, bare: bool) -> None:
 @lab.command()
 @_name_option
 def down(name: str) -> None:
-    """Remove a lab that was kept, or what a killed run left of one."""
+    """Remove a kept lab, or the remains of a killed run."""
     remove_lab(name)
 
 
@@ -101,23 +111,23 @@ def list_labs(invocation: Invocation) -> None:
 @click.argument("host")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 def execute(name: str, host: str, command: tuple[str, ...]) -> None:
-    """Run COMMAND on HOST, which may be the `router`; a shell when none is given."""
+    """Run COMMAND on HOST, or a shell without COMMAND. HOST may be `router`."""
     sandbox = enter_host(name, host)
     argv = sandbox.entering(command or ("bash",))
     os.execvpe(argv[0], argv, sandbox.environment)
 
 
 class _Narrator:
-    """Tells each step on standard error: when it began, what it is, how long it took."""
+    """Prints each step on standard error: its start, its name, its duration."""
 
     def __init__(self) -> None:
         self._start = time.monotonic()
 
     @contextlib.contextmanager
-    def step(self, what: str) -> Iterator[None]:
-        """Say what begins, and when it has ended."""
+    def step(self, name: str) -> Iterator[None]:
+        """Print the name of a step, and its duration at the end of the block."""
         began = time.monotonic()
-        click.echo(f"{began - self._start:6.1f} s  {what} … ", nl=False, err=True)
+        click.echo(f"{began - self._start:6.1f} s  {name} … ", nl=False, err=True)
         try:
             yield
         except BaseException:
@@ -130,11 +140,11 @@ def _print_report(report: DemoReport) -> None:
     overlay, kernel = report.overlay.gbit_s, report.kernel.gbit_s
     click.echo()
     print_table(_HOST_HEADINGS, map(_row, report.rows))
-    click.echo(f"\n{report.page_url} says: {report.page}")
+    click.echo(f"\nThe page at {report.page_url}: {report.page}")
     click.echo("\nOne TCP stream from the first container to the last:")
     click.echo(f"  {overlay:6.2f} Gbit/s over the overlay")
-    click.echo(f"  {kernel:6.2f} Gbit/s over the kernel's own vxlan, laid by hand between two plain hosts")
-    click.echo(f"  {report.ratio:6.2f} of the kernel's own")
+    click.echo(f"  {kernel:6.2f} Gbit/s over the kernel's vxlan, configured manually between two plain hosts")
+    click.echo(f"  {report.ratio:6.2f} times the throughput of the kernel's vxlan")
 
 
 def _row(row: HostRow) -> tuple[str, ...]:
@@ -144,7 +154,7 @@ def _row(row: HostRow) -> tuple[str, ...]:
 
 
 def _format(report: DemoReport) -> bytes:
-    """Return the report as a document: what it holds, whether it is good, and the ratio."""
+    """Return the report as JSON, with `ok` and `ratio` added."""
     found = msgspec.to_builtins(report, enc_hook=str)
     return msgspec.json.encode({"ok": report.is_good, **found, "ratio": report.ratio})
 
@@ -156,18 +166,18 @@ def _print_guide(options: DemoOptions, *, bare: bool = False) -> None:
         (f"lab exec{option} docker1 ip route", "one command"),
     ]
     if not bare:
-        examples.append((f"lab exec{option} docker4 flannelctl status", "what its flanneld says"))
+        examples.append((f"lab exec{option} docker4 flannelctl status", "the state of its flanneld"))
     if options.has_docker and not bare:
         examples.append((f"lab exec{option} docker4 docker ps", "its containers"))
-    examples.append((f"lab down{option}", "end it"))
-    click.echo(f"\nThe lab {options.name} stands. Look around, and end it:", err=True)
+    examples.append((f"lab down{option}", "remove the lab"))
+    click.echo(f"\nThe lab {options.name} is up. Commands to use and to remove it:", err=True)
     for command, meaning in examples:
         click.echo(f"  {sys.argv[0]} {command:<48} {meaning}", err=True)
 
 
 @contextlib.contextmanager
 def _one_failure() -> Iterator[None]:
-    """Raise the first of several failures alone: the others, on other hosts, mostly say the same."""
+    """Raise only the first of several failures; the others on other hosts mostly have the same cause."""
     try:
         yield
     except ExceptionGroup as group:
@@ -176,7 +186,7 @@ def _one_failure() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _ending_as_by_interrupt() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end the block as Ctrl-C does, so that the lab is removed."""
+    """Make SIGTERM and SIGHUP end the block as Ctrl-C does, so that the lab is removed."""
     numbers = (signal.SIGTERM, signal.SIGHUP)
     before = [signal.signal(number, signal.default_int_handler) for number in numbers]
     try:

@@ -1,4 +1,4 @@
-"""flannelctl leases, peers and events: what the host knows of its network."""
+"""flannelctl leases, peers and events: the network as this host knows it."""
 
 import asyncio
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from pyflannel.cli.answers import duration, network_of, print_json, print_table, socket_of
-from pyflannel.cli.invocation import Invocation, json_option, run_dir_option
+from pyflannel.cli.invocation import Invocation, run_dir_option, shared_options
 from pyflannel.commands.network_client import ControlClient
 from pyflannel.model.lease import LeaseEntry, PeerEntry
 from pyflannel.model.status import JournalEntry, Status
@@ -19,7 +19,7 @@ _HEADINGS = ("SUBNET", "PUBLIC IP", "BACKEND", "OWNER", "EXPIRES")
 
 @click.command()
 @run_dir_option
-@json_option
+@shared_options("store", "socket", "json")
 @click.pass_obj
 def leases(invocation: Invocation, run_dir: Path) -> None:
     """List the leases of the network."""
@@ -39,7 +39,7 @@ def _row(entry: LeaseEntry) -> tuple[str, ...]:
     return (
         str(entry.subnet) if entry.ipv6_subnet is None else f"{entry.subnet} {entry.ipv6_subnet}",
         str(entry.public_ip),
-        entry.backend_type or "udp",  # which publishes no type
+        entry.backend_type or "udp",  # leases of the udp backend contain no type
         entry.owner or "-",
         _expiry(entry),
     )
@@ -47,9 +47,9 @@ def _row(entry: LeaseEntry) -> tuple[str, ...]:
 
 def _expiry(entry: LeaseEntry) -> str:
     if entry.is_reservation:
-        return "never: reserved"
+        return "never (reserved)"
     if entry.expires_in_s is None:
-        return "not known"
+        return "unknown"
     return f"in {duration(entry.expires_in_s)}"
 
 
@@ -58,12 +58,12 @@ _PEER_HEADINGS = ("SUBNET", "PUBLIC IP", "BACKEND", "OWNER", "STATE")
 
 @click.command()
 @run_dir_option
-@json_option
+@shared_options("socket", "json")
 @click.pass_obj
 def peers(invocation: Invocation, run_dir: Path) -> None:
-    """List the other hosts, and why this host does not send to some of them.
+    """List the other hosts, and why some are not reachable.
 
-    Only the daemon knows.
+    Needs a running flanneld.
     """
     entries = asyncio.run(_peers(socket_of(invocation, run_dir)))
     if invocation.wants_json:
@@ -78,7 +78,7 @@ async def _peers(socket: Path) -> list[PeerEntry]:
 
 
 def entries_of(status: Status, leases: Sequence[LeaseEntry]) -> list[PeerEntry]:
-    """Return the peers among the leases, in the order of their subnets."""
+    """Return the leases of the other hosts, sorted by subnet."""
     refused = {peer.subnet: peer.reason for peer in status.refused_peers}
     own = status.lease.subnet if status.lease else None
     return [
@@ -98,9 +98,9 @@ def _peer_row(entry: PeerEntry) -> tuple[str, ...]:
     return (
         str(entry.subnet),
         str(entry.public_ip),
-        entry.backend_type or "udp",  # which publishes no type
+        entry.backend_type or "udp",  # leases of the udp backend contain no type
         entry.owner or "-",
-        "sent to" if entry.refused is None else f"refused: {entry.refused}",
+        "reachable" if entry.refused is None else f"refused: {entry.refused}",
     )
 
 
@@ -109,12 +109,12 @@ _EVENT_HEADINGS = ("TIME", "EVENT", "FOUND")
 
 @click.command()
 @run_dir_option
-@json_option
+@shared_options("socket", "json")
 @click.pass_obj
 def events(invocation: Invocation, run_dir: Path) -> None:
-    """List what was repaired, planned and refused on this host, the latest last.
+    """List the repairs, changes and refusals on this host, the latest last.
 
-    Only the daemon knows, since its start, and the last thousand.
+    Shows the last 1,000 events since flanneld started. Needs a running flanneld.
     """
     entries = asyncio.run(ControlClient(socket_of(invocation, run_dir)).events())
     if invocation.wants_json:

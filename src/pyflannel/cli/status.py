@@ -11,7 +11,7 @@ import msgspec
 from pyflannel.assembly.directories import Places
 from pyflannel.assembly.forwarder_status import forwarder_status
 from pyflannel.cli.answers import duration, print_facts, print_json, socket_of
-from pyflannel.cli.invocation import Invocation, json_option, run_dir_option, say, state_options
+from pyflannel.cli.invocation import Invocation, run_dir_option, say, shared_options, state_options
 from pyflannel.commands.examination import examine
 from pyflannel.commands.network_client import ControlClient
 from pyflannel.commands.offline_status import offline_status, what_to_do
@@ -35,12 +35,12 @@ _COLOURS = {"error": "red", "warning": "yellow", "info": "cyan"}
 @click.command()
 @run_dir_option
 @state_options
-@json_option
+@shared_options("json")
 @click.pass_obj
 def doctor(invocation: Invocation, run_dir: Path, state_dir: Path, subnet_file: Path) -> None:
-    """Say what is wrong with this host, why, and what to type.
+    """Find what is wrong with this host, with cause and remedy.
 
-    Nothing is changed. Exits with 1 when something is wrong that loses packets.
+    Changes nothing. The exit code is 1 if packets are lost or may be lost.
     """
     found = asyncio.run(examine(Places(run_dir=run_dir, state_dir=state_dir, subnet_file=subnet_file)))
     is_ok = all(one.severity != "error" for one in found)
@@ -59,22 +59,24 @@ def _print_findings(found: Sequence[Finding]) -> None:
             say(f"    seen: {line}")
         say(f"    type: {one.fix}")
     if not found:
-        say("nothing is wrong with this host")
+        say("found nothing wrong with this host")
 
+
+_NOT_LIVE = "does not respond; the facts below are from its files"
 
 _NAMED = 8
-"""So many of a kind, of refused peers as of strangers, are named one by one."""
+"""Refused peers, strangers and repairs that are listed individually, of each kind."""
 
 
 @click.command()
 @run_dir_option
 @state_options
-@json_option
+@shared_options("socket", "json")
 @click.pass_obj
 def status(invocation: Invocation, run_dir: Path, state_dir: Path, subnet_file: Path) -> None:
-    """Show what flanneld on this host is doing.
+    """Show the state of flanneld on this host.
 
-    Exits with 0 when it is ready and 3 when it is not. When it does not answer, its files are read instead.
+    The exit code is 0 if flanneld is ready, and 3 if not. If flanneld does not respond, its files are shown.
     """
     places = Places(run_dir=run_dir, state_dir=state_dir, subnet_file=subnet_file)
     try:
@@ -82,14 +84,16 @@ def status(invocation: Invocation, run_dir: Path, state_dir: Path, subnet_file: 
     except NotReadyError as error:
         left = asyncio.run(offline_status(places, str(error)))
         _print_status(invocation, left)
-        raise NotReadyError(str(error), hint=what_to_do(places, left)) from error
+        say(f"flannelctl: {error}", err=True)
+        say(f"  {what_to_do(places, left)}", err=True)
+        click.get_current_context().exit(3)
     _print_status(invocation, found)
     if not found.is_ready:
         click.get_current_context().exit(3)
 
 
 async def _status(socket: Path) -> Status:
-    """Return what the daemon says, and its forwarder, which is asked itself unless the daemon did."""
+    """Return the status of the daemon, and of its forwarder, which may respond only to flannelctl."""
     found = await ControlClient(socket).status()
     if found.forwarder is not None:
         return found
@@ -104,8 +108,8 @@ def _print_status(invocation: Invocation, found: Status) -> None:
 
 
 def facts(found: Status) -> Iterator[tuple[str, str]]:
-    """Yield what people read of a status, each with its name."""
-    yield "flanneld", f"{found.version}, {_readiness(found)}"
+    """Yield the facts of a status for people, each with its name."""
+    yield "flanneld", f"{found.version}, {_readiness(found)}" if found.is_live else _NOT_LIVE
     if found.owner:
         yield "owner", found.owner
     if found.network and (found.network.network or found.network.text):
@@ -141,7 +145,7 @@ def facts(found: Status) -> Iterator[tuple[str, str]]:
 
 
 def _refused_peers(found: Status) -> Iterator[tuple[str, str]]:
-    """Yield the first of the refused peers that no warning names."""
+    """Yield the first refused peers that no warning names."""
     peers = [peer for peer in found.refused_peers if peer.reason not in found.warnings]
     for peer in peers[:_NAMED]:
         yield "refused peer", f"{peer.subnet} at {peer.public_ip}: {peer.reason}"
@@ -167,8 +171,6 @@ def _first(name: str, texts: Sequence[str]) -> Iterator[tuple[str, str]]:
 def _readiness(found: Status) -> str:
     if found.is_ready:
         return "ready"
-    if not found.is_live:
-        return "does not answer: this is what it left"
     return f"not ready: waiting for {found.waiting_for}" if found.waiting_for else "not ready"
 
 
@@ -196,7 +198,7 @@ def _backend(backend: BackendStatus) -> str:
 
 
 def _store(store: StoreStatus) -> str:
-    text = f"{store.url}, {'connected' if store.is_connected else 'away'}{_for(store.since_s)}"
+    text = f"{store.url}, {'connected' if store.is_connected else 'unreachable'}{_for(store.since_s)}"
     if not store.last_error:
         return text
     when = "" if store.last_error_age_s is None else f" {duration(store.last_error_age_s)} ago"

@@ -1,5 +1,6 @@
-"""cleanup: takes everything of flannel off this host: processes, kernel objects, files, the lease."""
+"""cleanup: removes flannel from this host: processes, kernel objects, files, the lease."""
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack, suppress
@@ -12,6 +13,7 @@ from pyflannel.assembly.store_flags import etcd_password_of
 from pyflannel.assembly.stores import open_store
 from pyflannel.commands.daemon_process import running_daemon, stop_daemon
 from pyflannel.commands.examination import known_networks, membership_of, status_of_host
+from pyflannel.commands.network_client import is_missing
 from pyflannel.errors import BusyError, FlannelError, TargetError, WireError, sentences
 from pyflannel.kernel.bpf.fast_path import FastPath
 from pyflannel.kernel.bpf.pins import pin_directory, pin_standing, remove_pin_directory
@@ -43,10 +45,10 @@ from pyflannel.wire.lease_record import SUBNETS, lease_of
 
 
 async def lay_pins(places: Places) -> str:
-    """Mount it and fill it with what stands; return what was done, in a line.
+    """Mount the directory of pins and pin the attached programs; return a line that reports it.
 
     Raises:
-        TargetError: it cannot be had here.
+        TargetError: this host or user cannot pin programs there.
     """
     try:
         with pin_directory(str(places.bpf)) as directory:
@@ -54,34 +56,41 @@ async def lay_pins(places: Places) -> str:
     except NotADirectoryError as error:
         raise TargetError(
             f"{places.bpf} is not a directory",
-            hint="Remove it, and look for the program that made it: flanneld makes no file or symlink there.",
+            hint="Remove it, and find the program that created it: flanneld creates only a directory.",
         ) from error
     except OSError as error:
         raise TargetError(
-            f"no eBPF programs can be pinned in {places.bpf}: {error.strerror}",
-            hint="It takes root, and a kernel with eBPF. Without it packets go through user space.",
+            f"eBPF programs cannot be pinned in {places.bpf}: {error.strerror}",
+            hint="Run as root, on a kernel with eBPF. Without pins, packets go through user space.",
         ) from error
-    return f"{places.bpf} holds the programs that stand here: {count}"
+    return f"pinned {count} eBPF programs of this host in {places.bpf}"
 
 
 _NAMED = 8
-"""So many of one kind are named one by one."""
+"""Objects of one kind that are listed individually. More are counted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Removal:
-    """What became of it, in lines for people: taken away, left on purpose, left because something failed."""
+    """Lines for people about removed objects, deliberately kept objects, and failures."""
 
     removed: list[str] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
 
-async def remove_objects(places: Places, membership: Membership, *, doubtful_rules: bool = False) -> Removal:
-    """Remove the forwarder, our kernel objects, and, for the default daemon, the objects of the original.
+async def remove_objects(
+    places: Places, membership: Membership, *, doubtful_rules: bool = False, is_preview: bool = False
+) -> Removal:
+    """Remove the forwarder, pyflannel's kernel objects and, for the default daemon, those of the original.
 
-    One after the other, so that one that does not answer hides nothing of the rest. No daemon may run. Filter
-    rules that may be the original's or anybody's go where `doubtful_rules` says so.
+    The targets are emptied one after the other, so that a failing one hides no other. No daemon may run.
+
+    Args:
+        places: the places of the daemon.
+        membership: the networks of this host.
+        doubtful_rules: remove filter rules too that may belong to the original or to another program.
+        is_preview: change nothing; list the objects that would be removed.
     """
     done = Removal()
     async with AsyncExitStack() as opened:
@@ -96,23 +105,24 @@ async def remove_objects(places: Places, membership: Membership, *, doubtful_rul
         iptables, nftables = IptablesTarget(), NftTarget()
         for adapter in (forwarder, fast_path, iptables, nftables):
             await enter(adapter)
-        unreachable = await forwarder.end_unreachable()
-        done.removed.extend(f"forwarder (pid {pid}), which answered nobody" for pid in unreachable)
+        if not is_preview:
+            unreachable = await forwarder.end_unreachable()
+            done.removed.extend(f"forwarder (pid {pid}), which did not respond" for pid in unreachable)
         for target in (fast_path, forwarder, iptables, nftables, linux):
-            await _empty(target, places.mark, device, done)
-        if device is not None:
+            await _empty(target, places.mark, device, done, is_preview)
+        if device is not None and not is_preview:
             await _remove_next_hops(route_protocol(device), done)
         if places.mark == MARK:
-            await _remove_originals(linux, membership, done)
-            networks = known_networks(places, membership)
-            await _remove_rules(rules_left(await read_rules(), networks), done, doubtful_rules)
+            await _remove_originals(linux, membership, done, is_preview)
+            left = rules_left(await read_rules(), known_networks(places, membership))
+            await _remove_rules(left, done, doubtful_rules, is_preview)
     return done
 
 
 def claimed_name(places: Places, found: Iterable[Item]) -> str | None:
-    """Return the name that the daemon claimed, which tells its routes and filter rules; None if unknown.
+    """Return the device name that the daemon claimed, which identifies its routes and rules; None if unknown.
 
-    Without a word of it, the usual daemon would have flannel0, unless another daemon has.
+    If nothing records the name, the default daemon has flannel0, unless another daemon has that.
     """
     if (kept := places.device()) is not None:
         return kept
@@ -131,16 +141,19 @@ def claimed_name(places: Places, found: Iterable[Item]) -> str | None:
 
 
 def _names_of_others(places: Places, aliases: Iterable[str]) -> set[str | None]:
-    """Return the names that other daemons kept: those with links here, and the networks of our own daemon."""
+    """Return the recorded names of other daemons with links here, and of the networks of the same daemon."""
     marked = {Path(alias.removeprefix(MARK).strip()) for alias in aliases if alias.startswith(f"{MARK} ")}
     with suppress(OSError):
         marked.update(entry for entry in places.run_dir.iterdir() if entry.is_dir())
     return {Places(run_dir=run_dir).device() for run_dir in marked}
 
 
-async def _empty(target: Target, mark: str, device: str | None, done: Removal) -> None:
+async def _empty(target: Target, mark: str, device: str | None, done: Removal, is_preview: bool) -> None:
     try:
         found = ours(await target.snapshot(State.EMPTY), State.EMPTY, mark, device)
+        if is_preview:
+            done.removed.extend(in_lines(found))
+            return
         refusals = await target.apply(order(diff(State.EMPTY, found)))
         left = ours(await target.snapshot(State.EMPTY), State.EMPTY, mark, device)
     except FlannelError as error:
@@ -149,11 +162,11 @@ async def _empty(target: Target, mark: str, device: str | None, done: Removal) -
     done.removed.extend(in_lines(item for item in found if item.key not in left.by_key))
     done.problems.extend(sentences(refusal.cause, refusal.hint) for refusal in refusals)
     if not refusals:
-        done.problems.extend(f"{line} is still there" for line in in_lines(left))
+        done.problems.extend(f"{line} still exists" for line in in_lines(left))
 
 
 async def _remove_next_hops(protocol: int, done: Removal) -> None:
-    """Remove the next hops of routes that another program deleted. We remove ours with their routes."""
+    """Remove next hops whose routes another program deleted."""
     try:
         if count := await remove_next_hops(protocol):
             done.removed.append(f"{count} next hop{'' if count == 1 else 's'} without a route")
@@ -161,44 +174,51 @@ async def _remove_next_hops(protocol: int, done: Removal) -> None:
         done.problems.append(error.in_full)
 
 
-async def _remove_originals(linux: LinuxTarget, membership: Membership, done: Removal) -> None:
-    """Remove what an original flannel left; one that runs still uses it."""
+async def _remove_originals(
+    linux: LinuxTarget, membership: Membership, done: Removal, is_preview: bool
+) -> None:
+    """Remove objects that the original flannel left, unless an original flanneld runs and uses them."""
     try:
         found = left_by_original(await survey(), membership)
         if found and (pid := find_original()) is not None:
-            done.kept.extend(f"{line} of the flanneld with pid {pid}, which runs" for line in in_lines(found))
+            done.kept.extend(
+                f"{line} of the running original flanneld (pid {pid})" for line in in_lines(found)
+            )
             return
-        refusals = await linux.apply(order(diff(State.EMPTY, found)))
+        refusals = [] if is_preview else await linux.apply(order(diff(State.EMPTY, found)))
     except FlannelError as error:
         done.problems.append(error.in_full)
         return
     refused = {refusal.operation for refusal in refusals}
     gone = [item for item in found if Remove(item) not in refused]
-    done.removed.extend(f"{line}, which the original flannel left" for line in in_lines(gone))
+    done.removed.extend(f"{line} of the original flannel" for line in in_lines(gone))
     done.problems.extend(sentences(refusal.cause, refusal.hint) for refusal in refusals)
 
 
-async def _remove_rules(left: Iterable[LeftRules], done: Removal, takes_doubtful: bool) -> None:
-    """Remove the rules that an original left; those that it may have left only where that was asked for."""
+async def _remove_rules(
+    left: Iterable[LeftRules], done: Removal, takes_doubtful: bool, is_preview: bool
+) -> None:
+    """Remove the rules that the original left, and doubtful ones only if `takes_doubtful`."""
     pid = find_original()
     for one in left:
         if pid is not None:
-            done.kept.extend(f"{line}; of the flanneld with pid {pid}, which runs" for line in one.shown)
+            done.kept.extend(f"{line} of the running original flanneld (pid {pid})" for line in one.shown)
         elif not one.is_sure and not takes_doubtful:
             done.kept.extend(
-                f"{line}; the original's or anybody's, goes with --doubtful-rules" for line in one.shown
+                f"{line}; it may belong to another program: --doubtful-rules removes it" for line in one.shown
             )
         else:
             try:
-                await remove_rules(one)
+                if not is_preview:
+                    await remove_rules(one)
             except FlannelError as error:
                 done.problems.append(error.in_full)
             else:
-                done.removed.extend(f"{line}, which the original flannel left" for line in one.shown)
+                done.removed.extend(f"{line} of the original flannel" for line in one.shown)
 
 
 def in_lines(items: Iterable[Item]) -> Iterator[str]:
-    """Yield what the items are called, a line each; of a kind of which there are many, how many."""
+    """Yield the titles of the items, one line each; of a kind with many items, their number."""
     found = list(items)
     counts = Counter(type(item) for item in found)
     yield from (item.title for item in found if counts[type(item)] <= _NAMED)
@@ -209,7 +229,7 @@ def in_lines(items: Iterable[Item]) -> Iterator[str]:
 
 @dataclass(frozen=True, slots=True)
 class CleanupReport:
-    """What was done, in lines for people: taken away, left on purpose, left because something failed."""
+    """Lines for people about removed objects, deliberately kept objects, and failures."""
 
     removed: list[str] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
@@ -218,14 +238,14 @@ class CleanupReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cleanup:
-    """What is to be cleaned up.
+    """The options of a cleanup.
 
     Attributes:
-        store_url: where our lease is; None for the store of the daemon that runs, or else of the environment.
-            Of one of several networks the store of all will do.
-        node_id: our identity, where it was given to the daemon instead of kept.
-        doubtful_rules: filter rules that may be an original flannel's or anybody's go too.
-        keep_lease: the host goes on under another program with the same subnet; the identity stays too.
+        store_url: URL of the store with the lease; None for the store of the running daemon, or else of the
+            environment. For one of several networks, the URL may omit the network.
+        node_id: identity of the host, if the daemon got it as an option.
+        doubtful_rules: remove filter rules too that may belong to the original or to another program.
+        keep_lease: keep lease and identity, so that another program takes over the subnet.
     """
 
     places: Places
@@ -236,12 +256,12 @@ class Cleanup:
 
 
 async def clean_up(cleanup: Cleanup, environ: Mapping[str, str]) -> CleanupReport:
-    """Return the host to the state before flannel; whatever fails is reported, and the rest is still done.
+    """Return the host to its state before flannel. A failure is reported and does not stop the cleanup.
 
     Raises:
         BusyError: the daemon does not end, or another one starts.
-        TargetError: we may not stop it, or not write to its run directory.
-        UsageError: the daemon works in another network namespace.
+        TargetError: the user may not stop the daemon, or not write to its run directory.
+        UsageError: the daemon runs in another network namespace.
     """
     report = CleanupReport()
     places = cleanup.places
@@ -255,34 +275,65 @@ async def clean_up(cleanup: Cleanup, environ: Mapping[str, str]) -> CleanupRepor
         report.removed.append(f"flanneld (pid {pid})")
     if unit is not None:
         report.kept.append(f"unit {unit}; if it is enabled, `systemctl disable {unit}` before the next boot")
-    was_here = places.run_dir.exists()  # the lock makes it
-    with RunLock(str(places.lock), "flannelctl cleanup"):  # no daemon starts meanwhile
+    run_dir_existed = places.run_dir.exists()  # the lock creates it
+    with RunLock(str(places.lock), "flannelctl cleanup"):  # prevents the start of a daemon
         removal = await remove_objects(places, membership, doubtful_rules=cleanup.doubtful_rules)
         report.removed.extend(removal.removed)
         report.kept.extend(removal.kept)
         report.problems.extend(removal.problems)
-        _remove_files(
-            report,
-            places.subnet_file,
-            places.subnet_file.with_name(f".{places.subnet_file.name}"),  # an original was killed writing it
-            places.device_file,
-            places.run_identity,
-            places.control_socket,
-            places.run_dir / SOCKET_NAME,
-            places.run_dir / LOG_NAME,
-        )
+        _remove_files(report, *_run_files(places))
         _remove_pins(report, places.bpf)
         owner = cleanup.node_id or status.owner
         if cleanup.keep_lease:
-            report.kept.append("the lease, and the identity that holds it")
+            report.kept.append("the lease, and the identity of this host")
         elif owner is None or await _release(
             cleanup.store_url or store_url, places.network, owner, environ, report
         ):
-            _remove_files(report, places.identity, places.last_known, places.spoilt_identity)
+            _remove_files(report, *_state_files(places))
     if not cleanup.keep_lease:
         _remove_directory(places.state_dir, report)
-    _remove_directory(places.run_dir, report if was_here else CleanupReport())
+    _remove_directory(places.run_dir, report if run_dir_existed else CleanupReport())
     return report
+
+
+async def preview(cleanup: Cleanup, environ: Mapping[str, str]) -> CleanupReport:
+    """Return the report that `clean_up` would give, as far as it is known beforehand. Changes nothing."""
+    report = CleanupReport()
+    places = cleanup.places
+    status = await status_of_host(places)
+    if (pid := running_daemon(places.lock)) is not None:
+        report.removed.append(f"flanneld (pid {pid})")
+    membership = await membership_of(places, status)
+    removal = await remove_objects(places, membership, doubtful_rules=cleanup.doubtful_rules, is_preview=True)
+    report.removed.extend(removal.removed)
+    report.kept.extend(removal.kept)
+    report.problems.extend(removal.problems)
+    files = _run_files(places) if cleanup.keep_lease else (*_run_files(places), *_state_files(places))
+    report.removed.extend(f"file {path}" for path in files if os.path.lexists(path))
+    if places.bpf.exists():
+        report.removed.append(f"directory {places.bpf}")
+    if cleanup.keep_lease:
+        report.kept.append("the lease, and the identity of this host")
+    elif (owner := cleanup.node_id or status.owner) is not None:
+        store_url = cleanup.store_url or (status.store.url if status.store else None)
+        await _release(store_url, places.network, owner, environ, report, is_preview=True)
+    return report
+
+
+def _run_files(places: Places) -> tuple[Path, ...]:
+    return (
+        places.subnet_file,
+        places.subnet_file.with_name(f".{places.subnet_file.name}"),  # of an original killed during a write
+        places.device_file,
+        places.run_identity,
+        places.control_socket,
+        places.run_dir / SOCKET_NAME,
+        places.run_dir / LOG_NAME,
+    )
+
+
+def _state_files(places: Places) -> tuple[Path, ...]:
+    return places.identity, places.last_known, places.spoilt_identity
 
 
 async def _release(
@@ -291,35 +342,46 @@ async def _release(
     owner: str,
     environ: Mapping[str, str],
     report: CleanupReport,
+    *,
+    is_preview: bool = False,
 ) -> bool:
-    """Delete the leases of `owner` from the store; return whether none is left there."""
+    """Delete the leases of `owner` from the store; return whether none remains."""
     try:
         url = store_url or store_url_from_environment(environ)
         if network is not None and "#" not in url:
             url = f"{url}#{network}"
+        if is_missing(url):
+            return True
         store = open_store(url, etcd_password_of(environ))
         try:
             listing = await store.list(SUBNETS)
             leases = [(record, lease) for record in listing.records if (lease := _lease_of(record, owner))]
-            return all([await _delete(store, record, lease, report) for record, lease in leases])
+            return all([await _delete(store, record, lease, report, is_preview) for record, lease in leases])
         finally:
             await store.close()
     except FlannelError as error:
-        report.problems.append(f"the lease was not deleted: {error.in_full}")
+        report.problems.append(f"could not delete the lease: {error.in_full}")
         return False
 
 
-async def _delete(store: Store, record: Record, lease: Lease, report: CleanupReport) -> bool:
+async def _delete(
+    store: Store, record: Record, lease: Lease, report: CleanupReport, is_preview: bool
+) -> bool:
     if not lease.has_ttl:
         report.kept.append(f"reservation of {lease.subnet}, which an operator made")
+        return True
+    if is_preview:
+        report.removed.append(f"lease {lease.subnet}")
         return True
     match await store.write(Delete(key=record.key, expected=record.revision)):
         case Written():
             report.removed.append(f"lease {lease.subnet}")
         case Conflict(None):
-            pass  # it expired meanwhile
+            pass  # the lease has expired
         case Conflict():
-            report.problems.append(f"lease {lease.subnet} was written again meanwhile: by another flanneld?")
+            report.problems.append(
+                f"lease {lease.subnet} was changed during the cleanup, perhaps by another flanneld"
+            )
             return False
     return True
 
@@ -335,7 +397,7 @@ def _lease_of(record: Record, owner: str) -> Lease | None:
 
 def _remove_files(report: CleanupReport, *paths: Path) -> None:
     for path in paths:
-        # A writer that was killed leaves the name that it was going to rename.
+        # A killed writer leaves its temporary file.
         for each in (path, path.with_name(f".{path.name}.new")):
             try:
                 each.unlink()
@@ -355,7 +417,7 @@ def _remove_pins(report: CleanupReport, path: Path) -> None:
 
 
 def _remove_directory(path: Path, report: CleanupReport) -> None:
-    """Remove a directory that is empty now; what others put there keeps it."""
+    """Remove a directory unless it contains files of others."""
     try:
         path.rmdir()
         report.removed.append(f"directory {path}")
@@ -363,4 +425,4 @@ def _remove_directory(path: Path, report: CleanupReport) -> None:
         pass
     except OSError:
         others = ", ".join(sorted(entry.name for entry in path.glob("*")))
-        report.kept.append(f"directory {path}, which holds other files: {others}")
+        report.kept.append(f"directory {path}, which contains other files: {others}")

@@ -32,6 +32,7 @@ from pyflannel.plan.doctor import Observed, findings
 from pyflannel.plan.leftovers import rules_left
 from pyflannel.plan.underlay import UnderlayOptions, choose
 from pyflannel.processes.found import find_original
+from pyflannel.processes.systemd import has_unit
 from pyflannel.wire.last_known_json import parse_last_known
 from pyflannel.wire.subnet_env import parse_subnet_env
 
@@ -113,6 +114,7 @@ async def examine(places: Places) -> tuple[Finding, ...]:
         programs=programs,
         on_link=_on_link(interfaces, membership),
         ports={name: port_mtus(name) for name in _own_bridges(interfaces, membership)},
+        has_unit=has_unit("flanneld.service"),
     )
     return (*findings(seen), *unread)
 

@@ -9,8 +9,9 @@ from typing import Protocol
 
 from pyflannel.assembly.options import store_url_from_environment
 from pyflannel.assembly.store_flags import etcd_password_of
+from pyflannel.assembly.store_url import EmbeddedAddress, parse_store_url
 from pyflannel.assembly.stores import open_store
-from pyflannel.errors import NotReadyError, StoreError, UsageError, WireError
+from pyflannel.errors import NoStoreError, NotReadyError, StoreError, UsageError, WireError
 from pyflannel.http.server import Response
 from pyflannel.http.sockets import request
 from pyflannel.model.lease import Lease, LeaseEntry
@@ -29,25 +30,25 @@ from pyflannel.wire.lease_record import CONFIG, SUBNETS, lease_of
 from pyflannel.wire.network_config_json import parse_network_config
 
 DEADLINE_S = 5.0
-"""For an answer from memory; the daemon's loop is never busy for that long."""
+"""Deadline for an answer from the memory of the daemon, whose loop is never busy for that long."""
 
 WRITE_DEADLINE_S = 40.0
-"""For an answer that waits for the store: longer than the daemon gives it."""
+"""Deadline for an answer that depends on the store; longer than the daemon's own deadline."""
 
 
 class ControlClient:
-    """Asks the daemon behind a control socket.
+    """Client of the daemon at a control socket.
 
-    Every call raises NotReadyError when no daemon answers in time, WireError when what answers is none, and
-    whatever error the daemon met.
+    Every call raises NotReadyError if no daemon answers in time, WireError if the answer is not that of a
+    daemon, and the error that the daemon reports.
     """
 
     def __init__(self, socket: Path) -> None:
-        """Ask over `socket`; nothing is opened before the first question."""
+        """Use `socket`, which is opened at each call."""
         self._socket = socket
 
     async def status(self) -> Status:
-        """Return what the daemon is doing."""
+        """Return the status of the daemon."""
         return parse_status(await self._ask("GET", "/v1/status"))
 
     async def leases(self) -> list[LeaseEntry]:
@@ -55,7 +56,7 @@ class ControlClient:
         return parse_leases(await self._ask("GET", "/v1/leases"))
 
     async def events(self) -> list[JournalEntry]:
-        """Return what the daemon's passes found and did, the latest last."""
+        """Return the events of the daemon's passes, the latest last."""
         return parse_events(await self._ask("GET", "/v1/events"))
 
     async def config_text(self) -> str | None:
@@ -63,7 +64,7 @@ class ControlClient:
         return parse_config_text(await self._ask("GET", "/v1/config"))
 
     async def set_config(self, text: str) -> None:
-        """Have the daemon check the network config and write it to the store."""
+        """Let the daemon check the network config and write it to the store."""
         await self._ask("PUT", "/v1/config", body=text.encode(), deadline_s=WRITE_DEADLINE_S)
 
     async def _ask(
@@ -73,7 +74,8 @@ class ControlClient:
             answer = await request(self._socket, method, target, body=body, deadline_s=deadline_s)
         except OSError as error:
             raise NotReadyError(
-                f"flanneld does not answer at {self._socket}: {_reason(error, deadline_s)}", hint=_hint(error)
+                f"flanneld does not respond at {self._socket}: {_reason(error, deadline_s)}",
+                hint=_hint(error),
             ) from error
         if answer.status != 200:
             raise _error_of(answer, f"{method} {target}")
@@ -86,8 +88,8 @@ def _error_of(answer: Response, question: str) -> Exception:
     except WireError:
         text = answer.body.decode(errors="replace").strip()
         return WireError(
-            f"{question} was answered with {answer.status}: {text}",
-            hint="Check that flannelctl and flanneld are of one version.",
+            f"flanneld answered {question} with status {answer.status}: {text}",
+            hint="Check that flannelctl and flanneld have the same version.",
         )
 
 
@@ -100,24 +102,24 @@ def _reason(error: OSError, deadline_s: float) -> str:
 def _hint(error: OSError) -> str:
     if isinstance(error, PermissionError):
         return "Run flannelctl as root, or as the user of flanneld."
-    return "Start flanneld, or name its socket with --socket, or the store with --store."
+    return "Start flanneld, or select its socket with --socket or --run-dir."
 
 
 log = logging.getLogger(__name__)
 
 _QUESTIONS_AT_ONCE = 32
-"""Expiries asked for at the same time: enough to hide the way to the store, too few to be a load."""
+"""Concurrent requests for expiries: enough to hide the latency of the store, too few to load it."""
 
 
 class StoreClient:
-    """Reads and writes the network that a store holds; a call raises StoreError when it does not answer."""
+    """Reads and writes a network in a store. Every call raises StoreError if the store does not respond."""
 
     def __init__(self, store: Store) -> None:
-        """Ask `store`, which stays the caller's to close."""
+        """Use `store`. The caller closes it."""
         self._store = store
 
     async def config_text(self) -> str | None:
-        """Return the network config as it is written, or None."""
+        """Return the network config as it is stored, or None."""
         record = await self._store.get(CONFIG)
         return None if record is None else record.value.decode(errors="replace")
 
@@ -125,7 +127,7 @@ class StoreClient:
         """Write the network config.
 
         Raises:
-            ConfigError: it admits no plan; nothing was written.
+            ConfigError: it is invalid; nothing was written.
         """
         parse_network_config(text)
         await self._store.write(Put(key=CONFIG, value=text.encode(), ttl_s=None, expected=None))
@@ -142,7 +144,7 @@ class StoreClient:
                     if (lease := _lease(record)) is not None
                 ]
         except* StoreError as failures:
-            raise failures.exceptions[0] from None  # one store, one cause
+            raise failures.exceptions[0] from None  # all have the same cause
         return [each.result() for each in asked]
 
     async def _entry(self, record: Record, lease: Lease, turns: asyncio.Semaphore) -> LeaseEntry:
@@ -151,13 +153,31 @@ class StoreClient:
         return LeaseEntry.of(lease, expires_in_s=expires_in_s)
 
 
+def is_missing(url: str) -> bool:
+    """Return whether the URL names a database file that does not exist. Opening the store would create it.
+
+    Raises:
+        UsageError: the URL is invalid.
+    """
+    address = parse_store_url(url).store
+    return isinstance(address, EmbeddedAddress) and not address.path.exists()
+
+
 @asynccontextmanager
-async def store_client(url: str, password: Secret | None = None) -> AsyncIterator[StoreClient]:
+async def store_client(
+    url: str, password: Secret | None = None, *, creates: bool = False
+) -> AsyncIterator[StoreClient]:
     """Open the store at `url` for the length of a block.
 
     Raises:
-        UsageError: no store has such a URL, or its user has no password.
+        NoStoreError: the file of the store does not exist, and `creates` is false.
+        UsageError: the URL is invalid, or its user has no password.
     """
+    if not creates and is_missing(url):
+        raise NoStoreError(
+            f"the store {url} does not exist",
+            hint="Correct the path. If it is right, 'flannelctl config set' creates the store.",
+        )
     store = open_store(url, password)
     try:
         yield StoreClient(store)
@@ -169,12 +189,12 @@ def _lease(record: Record) -> Lease | None:
     try:
         return lease_of(record)
     except WireError as error:
-        log.warning("skipped a key that is no lease: %s", error)
+        log.warning("skipped a key without a valid lease: %s", error)
         return None
 
 
 class NetworkClient(Protocol):
-    """The network as its store holds it, or as the daemon knows it."""
+    """A network as the store contains it, or as the daemon knows it."""
 
     async def config_text(self) -> str | None:
         """Return the network config, or None."""
@@ -187,9 +207,9 @@ class NetworkClient(Protocol):
 
 
 class _Daemon:
-    """The daemon; but its store is read while that answers.
+    """The daemon, and its store as long as that responds.
 
-    Only the store knows when leases expire, and a config that the daemon does not take.
+    Only the store knows when leases expire, and a config that the daemon rejected.
     """
 
     def __init__(self, daemon: ControlClient, store_url: str | None, password: Secret | None) -> None:
@@ -203,8 +223,8 @@ class _Daemon:
             try:
                 async with store_client(self._store_url, self._password) as client:
                     return await client.config_text()
-            except (StoreError, UsageError) as error:
-                log.warning("asked flanneld, which knows the config that it runs with: %s", error)
+            except (StoreError, UsageError, NoStoreError) as error:
+                log.warning("read the config that flanneld uses, because the store cannot be read: %s", error)
         return await self._daemon.config_text()
 
     async def leases(self) -> list[LeaseEntry]:
@@ -212,26 +232,36 @@ class _Daemon:
             try:
                 async with store_client(self._store_url, self._password) as client:
                     return await client.leases()
-            except (StoreError, UsageError) as error:
-                log.warning("asked flanneld, which does not know when leases expire: %s", error)
+            except (StoreError, UsageError, NoStoreError) as error:
+                log.warning(
+                    "read the leases from flanneld, without expiry, because the store cannot be read: %s",
+                    error,
+                )
         return await self._daemon.leases()
 
 
 @asynccontextmanager
 async def network_client(
-    store_url: str | None, socket: Path, environ: Mapping[str, str], *, only_daemon: bool = False
+    store_url: str | None,
+    socket: Path,
+    environ: Mapping[str, str],
+    *,
+    only_daemon: bool = False,
+    creates: bool = False,
 ) -> AsyncIterator[NetworkClient]:
-    """Choose whom to ask, for the length of a block.
+    """Open the daemon or a store, for the length of a block.
 
     Args:
-        store_url: asked whenever it is given.
-        socket: of the daemon, asked when it answers.
-        environ: its FLANNELD_ variables name the store that is asked otherwise, and hold etcd's password.
-        only_daemon: the user named the daemon, so nobody else will do.
+        store_url: the store to use, if given.
+        socket: control socket of the daemon, which is used otherwise if it responds.
+        environ: its FLANNELD_ variables name the store that is used otherwise, and contain etcd's password.
+        only_daemon: the user selected the daemon, so no store replaces it.
+        creates: create the file of an embedded store.
 
     Raises:
-        NotReadyError: `only_daemon`, and it does not answer.
-        UsageError: the store's URL makes no sense.
+        NoStoreError: the file of the store does not exist, and `creates` is false.
+        NotReadyError: `only_daemon`, and it does not respond.
+        UsageError: the store URL is invalid.
     """
     password = etcd_password_of(environ)
     if store_url is None:
@@ -245,5 +275,5 @@ async def network_client(
         else:
             yield _Daemon(daemon, status.store.url if status.store else None, password)
             return
-    async with store_client(store_url, password) as client:
+    async with store_client(store_url, password, creates=creates) as client:
         yield client

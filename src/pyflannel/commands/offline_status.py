@@ -1,4 +1,4 @@
-"""status without a daemon: what the files of a stopped daemon and the kernel show."""
+"""status without a daemon, from the files of the last daemon and the running forwarder."""
 
 import contextlib
 from collections.abc import Mapping
@@ -12,14 +12,13 @@ from pyflannel.errors import ConfigError, WireError
 from pyflannel.model.lease import LastKnown
 from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.status import BackendStatus, LeaseStatus, NetworkStatus, Status
-from pyflannel.model.version import VERSION
 from pyflannel.wire.last_known_json import parse_last_known
 from pyflannel.wire.network_config_json import parse_network_config
 from pyflannel.wire.subnet_env import parse_subnet_env, previous_subnet
 
 
 async def offline_status(places: Places, cause: str) -> Status:
-    """Return what a daemon's files and the forwarder that outlived it say; `cause` is why they are asked."""
+    """Return a status from the files of a daemon and its forwarder; `cause` is why the daemon gave none."""
     env_text = _read(places.subnet_file)
     env = _subnet_env(env_text)
     known = _last_known(places.last_known)
@@ -27,7 +26,7 @@ async def offline_status(places: Places, cause: str) -> Status:
     forwarder = await forwarder_status(places.run_dir)
     link = await forwarder_link(places.run_dir)
     return Status(
-        version=VERSION,
+        version=None,
         is_live=False,
         owner=places.owner() or _owner(known),
         waiting_for=cause,
@@ -42,17 +41,17 @@ async def offline_status(places: Places, cause: str) -> Status:
 
 
 def what_to_do(places: Places, status: Status) -> str:
-    """Return the advice for a host whose daemon does not answer."""
+    """Return the remedy for a host whose daemon does not respond."""
     pid = running_daemon(places.lock)
     networks = sorted(path.parent for path in places.run_dir.glob(f"*/{places.control_socket.name}"))
     if pid is not None and networks:
         each = " or ".join(f"--run-dir={network}" for network in networks)
-        return f"flanneld (pid {pid}) runs several networks: ask for one with {each}."
+        return f"flanneld (pid {pid}) runs several networks: select one with {each}."
     if pid is not None:
-        return f"flanneld (pid {pid}) runs: see its log, and start it again if it hangs."
+        return f"flanneld (pid {pid}) runs: read its log, and restart it if it hangs."
     if status.forwarder is not None:
-        return "Start flanneld again; until then packets reach the peers that it knew last."
-    return "Start flanneld; on another run directory, name that with --run-dir."
+        return "Start flanneld. Until then, packets reach only the peers that it knew last."
+    return "Start flanneld. If it uses another run directory, select that with --run-dir."
 
 
 def _backend(config: NetworkConfig | None, link: str | None, env: Mapping[str, str]) -> BackendStatus | None:
@@ -60,7 +59,7 @@ def _backend(config: NetworkConfig | None, link: str | None, env: Mapping[str, s
         return None
     mtu = env.get("FLANNEL_MTU", "")
     return BackendStatus(
-        type=config.backend_type if config else "udp",  # only that has a forwarder
+        type=config.backend_type if config else "udp",  # no other backend has a forwarder
         link=link,
         mtu=int(mtu) if mtu.isdecimal() else None,
     )
@@ -97,7 +96,7 @@ def _last_known(path: Path) -> LastKnown | None:
 
 
 def _owner(known: LastKnown | None) -> str | None:
-    """Return who held our lease: one of several networks has no identity of its own."""
+    """Return the owner of the last lease, because one of several networks has no identity file."""
     return known.own.attributes.owner if known else None
 
 

@@ -206,6 +206,7 @@ class Status:
     """The daemon at one moment.
 
     Attributes:
+        version: version of the daemon; None if it does not respond.
         is_live: the daemon said so itself; False when it does not answer and files had to speak for it.
         owner: the identity of this host in its lease.
         is_ready: packets can flow, the lease is ours, and the latest pass succeeded.
@@ -220,7 +221,7 @@ class Status:
         warnings: what a person should look at, one line each: two hosts share an address, a lease was taken.
     """
 
-    version: str
+    version: str | None
     is_live: bool = True
     owner: str | None = None
     is_ready: bool = False

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from ipaddress import IPv4Network
 from typing import Protocol
 
-from pyflannel.errors import ConfigError
+from pyflannel.errors import UnknownBackendError
 from pyflannel.model.host import Bridge, Host, Underlay
 from pyflannel.model.lease import BackendData, Lease
 from pyflannel.model.network_config import NetworkConfig
@@ -101,7 +101,7 @@ def backend_of(config: NetworkConfig) -> Backend:
     parser = _PARSERS.get(config.backend_type)
     if parser is None:
         later = " (not yet supported)" if config.backend_type in _LATER else ""
-        raise ConfigError(
+        raise UnknownBackendError(
             f"unknown backend type: {config.backend_type}{later}",
             hint=f"Set Backend.Type to one of: {', '.join(sorted(_PARSERS))}.",
         )

@@ -38,6 +38,7 @@ class Observed:
         programs: at the hooks of links, of the device that the daemon claims.
         on_link: prefixes that the underlay reaches without a gateway.
         ports: MTU of what is plugged into each bridge of our subnet, in octets, by name.
+        has_unit: systemd runs here and has a unit flanneld.service.
     """
 
     status: Status
@@ -52,6 +53,7 @@ class Observed:
     programs: tuple[BpfProgram, ...] = ()
     on_link: tuple[IPv4Network, ...] = ()
     ports: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    has_unit: bool = True
 
 
 def findings(seen: Observed) -> tuple[Finding, ...]:
@@ -90,7 +92,7 @@ def _daemon(seen: Observed) -> Iterator[Finding]:
             severity="error",
             cause="flanneld does not answer, so nothing is mended and no peer that joins is reached",
             evidence=(waiting,),
-            fix="systemctl start flanneld",
+            fix="systemctl start flanneld" if seen.has_unit else "start flanneld",
         )
     elif status.store is not None and not status.store.is_connected:
         yield Finding(
@@ -215,6 +217,7 @@ def _left_programs(seen: Observed) -> Iterator[Finding]:
     path = seen.status.fast_path
     if path is None:
         return
+    restart = "systemctl restart flanneld" if seen.has_unit else "restart flanneld"
     cause = "programs of an earlier flanneld carry packets by tables that the one that runs cannot mend"
     blind = [notice.text for notice in path.remarks if notice.hint]
     has_looked = seen.status.reconcile is not None and seen.status.reconcile.passes > 0
@@ -224,7 +227,7 @@ def _left_programs(seen: Observed) -> Iterator[Finding]:
             severity="error",
             cause=cause,
             evidence=_some([*blind, *(program.title for program in seen.programs)]),
-            fix="flannelctl pins && systemctl restart flanneld  # or, to be rid of them: flannelctl cleanup",
+            fix=f"flannelctl pins, then {restart}  # or, to remove the programs: flannelctl cleanup",
         )
     for notice in path.remarks:
         if not notice.hint:

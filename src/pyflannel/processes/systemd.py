@@ -1,4 +1,4 @@
-"""systemd: the unit of a process, and a unit of its own for the forwarder."""
+"""systemd: units of this host, the unit of a process, and a scope for the forwarder."""
 
 import asyncio
 import os
@@ -11,14 +11,31 @@ from pyflannel.errors import TargetError
 from pyflannel.ports import child_environment
 
 _CGROUP = re.compile(r"^(?:\d+:name=systemd|0:):.*/(?P<unit>[^/]+\.service)$", re.MULTILINE)
-"""systemd's own hierarchy of version 1, or the only one of version 2 (cgroups(7), /proc/PID/cgroup)."""
+"""The hierarchy of systemd in cgroup version 1, or the only one in version 2, cgroups(7)."""
+
+
+_BOOTED = "run/systemd/system"
+"""Exists if systemd is the init system (sd_booted(3))."""
+
+_UNIT_DIRECTORIES = (
+    "etc/systemd/system",
+    _BOOTED,
+    "usr/local/lib/systemd/system",
+    "usr/lib/systemd/system",
+    "lib/systemd/system",
+)
+"""Directories of system units, systemd.unit(5)."""
+
+
+def has_unit(name: str, root: Path = Path("/")) -> bool:
+    """Return whether systemd runs on this host and has a unit file of this name."""
+    return (root / _BOOTED).is_dir() and any((root / each / name).exists() for each in _UNIT_DIRECTORIES)
 
 
 def service_of(pid: int) -> str | None:
-    """Return the service whose main process `pid` is, such as `flanneld.service`; None when it is none's.
+    """Return the service whose main process is `pid`, such as `flanneld.service`, or None.
 
-    What merely descends from a service, as a shell does, has the number of another process in its
-    SYSTEMD_EXEC_PID.
+    A mere descendant of a service, such as a shell, has another process ID in its SYSTEMD_EXEC_PID.
     """
     process = Path(f"/proc/{pid}")
     try:
@@ -31,11 +48,11 @@ def service_of(pid: int) -> str | None:
 
 
 async def stop_service(unit: str, deadline_s: float) -> None:
-    """Stop a service; by a signal it would be started again.
+    """Stop a service. systemd would restart it after a mere signal.
 
     Raises:
-        TargetError: systemd did not stop it; the message says why.
-        TimeoutError: nor say anything in time.
+        TargetError: systemd did not stop it; the message contains the reason.
+        TimeoutError: systemd did not respond in time.
     """
     systemctl = await asyncio.create_subprocess_exec(
         "systemctl",
@@ -54,8 +71,8 @@ async def stop_service(unit: str, deadline_s: float) -> None:
             await systemctl.wait()
     if systemctl.returncode:
         raise TargetError(
-            f"systemd does not stop {unit}: {complaint.decode(errors='replace').strip()}",
-            hint=f"See systemctl status {unit}.",
+            f"systemd could not stop {unit}: {complaint.decode(errors='replace').strip()}",
+            hint=f"Run systemctl status {unit}.",
         )
 
 
@@ -63,15 +80,15 @@ _SYSTEMD_RUN = "systemd-run"
 
 
 class NoUnitError(TargetError):
-    """systemd gave the process no unit, and it did not run."""
+    """systemd refused to create a unit for the process, which did not start."""
 
 
 def own_unit(name: str, description: str, environ: Mapping[str, str] = os.environ) -> list[str]:
-    """Return the words before a command by which it runs in a scope of its own: none if we are no service.
+    """Return the prefix that starts a command in a scope of its own; empty outside of a service.
 
-    `systemd-run --scope` moves itself and then becomes the command, so it stays our child, with its
-    descriptors, its exit status and our sandbox. The name is made unique: of two forwarders, one hands over
-    to the other.
+    `systemd-run --scope` moves itself to the scope and then executes the command. So the command stays a
+    child of this process and keeps descriptors, exit status and sandbox. The name of the scope is unique,
+    because a forwarder and its successor run at the same time during a hand-over.
 
     Source: SYSTEMD_EXEC_PID of systemd.exec(5), since version 248.
     """
@@ -83,14 +100,14 @@ def own_unit(name: str, description: str, environ: Mapping[str, str] = os.enviro
         _SYSTEMD_RUN,
         "--scope",
         "--quiet",
-        "--collect",  # a scope that failed leaves nothing to be reset by hand
+        "--collect",  # systemd forgets a failed scope without a manual reset
         f"--unit={name}-{secrets.token_hex(4)}.scope",
         f"--description={description}",
-        "--property=Before=docker.service",  # at shutdown, containers end before their packets do
+        "--property=Before=docker.service",  # at shutdown, containers end before the forwarder
         "--",
     ]
 
 
 def was_refused(status: int, said: str) -> bool:
-    """Return whether it was systemd-run that ended with this status and words, not what it was to start."""
+    """Return whether systemd-run itself failed with this status and output, not the started command."""
     return status == 1 and said.startswith("Failed to ")

@@ -1,6 +1,7 @@
-"""flannelctl: what an operator asks and tells a flannel network."""
+"""flannelctl: shows, checks and changes a flannel network."""
 
 import importlib
+import itertools
 import logging
 import os
 import sys
@@ -9,28 +10,31 @@ from pathlib import Path
 
 import click
 
-from pyflannel.cli.invocation import Invocation, say
+from pyflannel.cli.invocation import Invocation, VerbGroup, print_help, print_object, say, shared_options
 from pyflannel.errors import ConfigError, FlannelError, NotReadyError, UsageError, one_line
+from pyflannel.model.version import VERSION
 
 _TRACEBACK = "FLANNELCTL_TRACEBACK"
-"""The variable that shows where a defect of ours struck, which otherwise takes one line."""
+"""The variable that makes an unexpected error show its traceback instead of one line."""
 
 _INTERRUPTED = 130
-"""What a shell reports of a program that SIGINT ended."""
+"""The exit code of a program that SIGINT ended, as shells report it."""
 
 
 COMMANDS = {
-    "cleanup": "Take everything of flannel off this host.",
-    "config": "Read, check and write the network config.",
-    "doctor": "Say what is wrong with this host, why, and what to type.",
-    "events": "List what flanneld found on this host, and did about it.",
-    "lab": "Several hosts on this machine, in namespaces of their own.",
+    "cleanup": "Remove flannel from this host.",
+    "config": "Show, check and write the network config.",
+    "doctor": "Find what is wrong with this host, with cause and remedy.",
+    "events": "List the repairs, changes and refusals on this host.",
+    "lab": "Run several flannel hosts on this machine, for a demo or a trial.",
     "leases": "List the leases of the network.",
-    "peers": "List the other hosts, and why some are not sent to.",
-    "pins": "Let a flanneld without CAP_SYS_ADMIN find its eBPF programs again.",
-    "status": "Show what flanneld on this host is doing.",
+    "peers": "List the other hosts, and why some are not reachable.",
+    "status": "Show the state of flanneld on this host.",
 }
-"""Each command with its help. The text is here, so that `--help` imports no command."""
+"""Each listed command with its help. The texts are here, so that `--help` imports no command."""
+
+_UNLISTED = ("pins",)
+"""Commands for the systemd unit, not for operators."""
 
 _MODULES = {
     "doctor": "status",
@@ -42,17 +46,17 @@ _MODULES = {
 """The module of each command that has no module of its own name."""
 
 
-class LazyGroup(click.Group):
-    """The commands above; the module of a command is imported when the command runs."""
+class LazyGroup(VerbGroup):
+    """The commands above. The module of a command is imported when the command runs."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return the names, in the order of the help."""
-        return sorted(COMMANDS)
+        """Return the names of the listed commands, in the order of the help."""
+        return sorted([*COMMANDS, *self.commands])
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import a command; None when there is no such one."""
-        if cmd_name not in COMMANDS:
-            return None
+        """Import a command; None if it does not exist."""
+        if cmd_name not in (*COMMANDS, *_UNLISTED):
+            return super().get_command(ctx, cmd_name)
         module = importlib.import_module(f"pyflannel.cli.{_MODULES.get(cmd_name, cmd_name)}")
         command = getattr(module, cmd_name)
         assert isinstance(command, click.Command)
@@ -60,31 +64,71 @@ class LazyGroup(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list of commands without importing any."""
+        texts = COMMANDS | {name: command.get_short_help_str() for name, command in self.commands.items()}
         with formatter.section("Commands"):
-            formatter.write_dl(sorted(COMMANDS.items()))
+            formatter.write_dl(sorted(texts.items()))
 
 
-@click.group(cls=LazyGroup, no_args_is_help=False, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--store", "store_url", metavar="URL", help="Ask this store, not the daemon.")
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--store", "store_url", metavar="URL", help="Read this store instead of asking flanneld.")
 @click.option(
-    "--socket", metavar="PATH", type=click.Path(path_type=Path), help="Ask the daemon behind this socket."
+    "--socket", metavar="PATH", type=click.Path(path_type=Path), help="Ask flanneld on this control socket."
 )
-@click.option("--json", "wants_json", is_flag=True, help="Print JSON documents instead of text for people.")
-@click.version_option(package_name="pyflannel", message="%(prog)s %(version)s")
+@click.option("--json", "wants_json", is_flag=True, help="Print JSON documents instead of text.")
+@click.version_option(VERSION, message="%(prog)s %(version)s")
 @click.pass_context
 def flannelctl(context: click.Context, store_url: str | None, socket: Path | None, wants_json: bool) -> None:
-    """See and steer a flannel network.
+    """Show, check and change a flannel network.
 
-    Without --store the running daemon is asked; when none runs, the store that the FLANNELD_ variables name.
+    flannelctl asks the running flanneld. If none runs, it reads the store that the FLANNELD_ variables name.
+    --store, --socket and --json may be written before or after the command.
 
-    Exit codes: 0 fine; 1 a problem was found, or the act failed; 2 wrong use or a bad config; 3 not ready, or
-    no answer in time.
-    """
+    \b
+    Exit codes:
+      0  success
+      1  a problem was found, or the action failed
+      2  wrong use, or a bad network config
+      3  not ready, or no answer in time
+
+    \b
+    Examples:
+      flannelctl status
+      flannelctl --store etcd://10.0.0.1:2379/coreos.com/network leases
+      flannelctl config set '{"Network": "10.100.0.0/16"}'
+    """  # noqa: D301 - \b is the character by which click keeps line breaks
     context.obj = Invocation(store_url=store_url, socket=socket, wants_json=wants_json)
 
 
+@flannelctl.command("help")
+@click.argument("command", nargs=-1)
+@shared_options()
+@click.pass_context
+def help_(context: click.Context, command: tuple[str, ...]) -> None:
+    """Show the help of a command."""
+    assert context.parent is not None
+    at = context.parent
+    for name in command:
+        if not isinstance(at.command, click.Group):
+            at.fail(f"{at.command_path} has no command {name!r}.")
+        _, found, _ = at.command.resolve_command(at, [name])
+        assert found is not None
+        at = click.Context(found, info_name=name, parent=at)
+    print_help(at)
+
+
+@flannelctl.command()
+@shared_options("json")
+@click.pass_obj
+def version(invocation: Invocation) -> None:
+    """Show the version of flannelctl."""
+    if invocation.wants_json:
+        print_object({"version": VERSION})
+    else:
+        say(f"flannelctl {VERSION}")
+
+
 class _Formatter(logging.Formatter):
-    """One line for each record: parts of it may come from the store."""
+    """One line for each record, because parts of it may come from the store."""
 
     def format(self, record: logging.LogRecord) -> str:
         return one_line(super().format(record))
@@ -99,26 +143,34 @@ def main() -> None:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command and return its exit code; what failed is one line on standard error, and what to do."""
+    """Run one command and return its exit code.
+
+    An error is one line on standard error, with the remedy in a second line. With --json it is also a
+    document on standard output.
+    """
+    # The words after `exec` belong to the command that runs in the lab.
+    own = itertools.takewhile(lambda word: word not in ("exec", "--"), arguments)
+    wants_json = "--json" in own
     try:
         code = flannelctl.main(list(arguments), prog_name="flannelctl", standalone_mode=False)
     except click.Abort:
         return _INTERRUPTED
     except click.UsageError as error:
         path = error.ctx.command_path if error.ctx else "flannelctl"
-        return _fail(error.format_message(), f"Try '{path} --help'.", error.exit_code)
+        return _fail(error.format_message(), f"Try '{path} --help'.", error.exit_code, wants_json)
     except FlannelError as error:
-        return _fail(str(error), error.hint, _exit_code(error))
+        return _fail(str(error), error.hint, _exit_code(error), wants_json)
     except Exception as error:
         if os.environ.get(_TRACEBACK):
             raise
-        return _fail(
-            f"{type(error).__name__}: {error}", f"Set {_TRACEBACK}=1 to see where, and report it.", 1
-        )
+        hint = f"Set {_TRACEBACK}=1 to see the traceback, and report it."
+        return _fail(f"{type(error).__name__}: {error}", hint, 1, wants_json)
     return code if isinstance(code, int) else 0
 
 
-def _fail(message: str, hint: str, code: int) -> int:
+def _fail(message: str, hint: str, code: int, wants_json: bool) -> int:
+    if wants_json:
+        print_object({"error": {"message": message, "hint": hint, "code": code}})
     say(f"flannelctl: {message}", err=True)
     if hint:
         say(f"  {hint}", err=True)

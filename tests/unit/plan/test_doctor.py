@@ -230,6 +230,14 @@ def test_rules_with_the_original_s_names_are_ours_where_a_daemon_of_ours_is() ->
     assert codes(elsewhere) == ["daemon-away", "left-by-original"]
 
 
+def test_a_remedy_names_systemctl_only_if_a_unit_exists() -> None:
+    seen = replace(HEALTHY, status=replace(READY, is_live=False, is_ready=False))
+
+    fixes = [findings(replace(seen, has_unit=has_unit))[0].fix for has_unit in (True, False)]
+
+    assert fixes == ["systemctl start flanneld", "start flanneld"]
+
+
 @pytest.mark.parametrize(
     "trace",
     [

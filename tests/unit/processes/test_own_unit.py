@@ -1,10 +1,11 @@
-"""Who asks systemd for a unit, and whose words a refusal is in."""
+"""Units of systemd: whether one exists, which process gets one, and who refused one."""
 
 import os
+from pathlib import Path
 
 import pytest
 
-from pyflannel.processes.systemd import own_unit, service_of, was_refused
+from pyflannel.processes.systemd import has_unit, own_unit, service_of, was_refused
 
 
 def words(environ: dict[str, str]) -> list[str]:
@@ -12,14 +13,29 @@ def words(environ: dict[str, str]) -> list[str]:
 
 
 @pytest.mark.parametrize("pid", [None, "1", ""])
-def test_whoever_is_no_main_process_of_a_service_asks_for_none(pid: str | None) -> None:
-    """A shell of a service, and all below it, inherit the variable."""
+def test_a_unit_exists_if_systemd_runs_and_has_its_file(tmp_path: Path) -> None:
+    assert not has_unit("flanneld.service", tmp_path)
+    directory = tmp_path / "usr/lib/systemd/system"
+    directory.mkdir(parents=True)
+    (directory / "flanneld.service").touch()
+    assert not has_unit("flanneld.service", tmp_path)  # the package is installed, but systemd does not run
+
+    (tmp_path / "run/systemd/system").mkdir(parents=True)
+
+    assert has_unit("flanneld.service", tmp_path)
+    assert not has_unit("docker.service", tmp_path)
+
+
+def test_only_the_main_process_of_a_service_asks_for_a_scope(pid: str | None) -> None:
+    """A shell of a service and its children inherit the variable."""
     environ = {} if pid is None else {"SYSTEMD_EXEC_PID": pid}
 
     assert words(environ) == []
 
 
-def test_two_forwarders_may_run_at_once(tmp_path: os.PathLike[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_forwarders_get_different_scopes(
+    tmp_path: os.PathLike[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     program = os.path.join(tmp_path, "systemd-run")
     os.close(os.open(program, os.O_CREAT, 0o755))
     monkeypatch.setenv("PATH", os.fspath(tmp_path))
@@ -32,7 +48,7 @@ def test_two_forwarders_may_run_at_once(tmp_path: os.PathLike[str], monkeypatch:
     assert first != second
 
 
-def test_without_systemd_run_there_is_none(
+def test_without_systemd_run_no_scope_is_requested(
     tmp_path: os.PathLike[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", os.fspath(tmp_path))

@@ -139,7 +139,7 @@ FAMILIES = (
         name="flannel_build_info",
         help="The version of flanneld; always 1.",
         labels=("version",),
-        samples=lambda status, _: [((status.version,), 1)],
+        samples=lambda status, _: [((status.version or "",), 1)],
     ),
     Family(
         name="flannel_ready",

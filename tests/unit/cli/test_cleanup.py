@@ -1,0 +1,92 @@
+"""flannelctl cleanup asks on a terminal before it removes anything."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from pyflannel.commands.cleanup import CleanupReport
+from pyflannel.programs.flannelctl import run
+
+
+@pytest.fixture
+def performed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Replace the work of cleanup; return the list of the calls."""
+    calls: list[str] = []
+
+    def double(name: str) -> Any:
+        async def call(*_: Any) -> CleanupReport:
+            calls.append(name)
+            return CleanupReport(removed=["link flannel0"])
+
+        return call
+
+    monkeypatch.setattr("pyflannel.cli.cleanup.clean_up", double("clean up"))
+    monkeypatch.setattr("pyflannel.cli.cleanup.preview", double("preview"))
+    return calls
+
+
+@pytest.fixture
+def words(tmp_path: Path) -> list[str]:
+    places = ["--run-dir", tmp_path, "--state-dir", tmp_path, "--subnet-file", tmp_path / "subnet.env"]
+    return ["cleanup", *map(str, places)]
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+
+
+def answer(monkeypatch: pytest.MonkeyPatch, *, is_yes: bool) -> None:
+    def confirm(*_: Any, **__: Any) -> bool:
+        if not is_yes:
+            raise click.Abort
+        return True
+
+    monkeypatch.setattr(click, "confirm", confirm)
+
+
+@pytest.mark.usefixtures("terminal")
+@pytest.mark.parametrize(("is_yes", "calls"), [(True, ["preview", "clean up"]), (False, ["preview"])])
+def test_on_a_terminal_it_lists_the_objects_and_asks(
+    is_yes: bool,
+    calls: list[str],
+    words: list[str],
+    performed: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    answer(monkeypatch, is_yes=is_yes)
+
+    code = run(words)
+
+    assert (code == 0) == is_yes
+    assert performed == calls
+    assert "will remove link flannel0\n" in capfd.readouterr().err
+
+
+@pytest.mark.usefixtures("terminal")
+def test_with_yes_it_does_not_ask(
+    words: list[str], performed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer(monkeypatch, is_yes=False)
+
+    assert run([*words, "--yes"]) == 0
+    assert performed == ["clean up"]
+
+
+def test_in_a_script_it_does_not_ask(words: list[str], performed: list[str]) -> None:
+    assert run(words) == 0
+    assert performed == ["clean up"]
+
+
+def test_a_dry_run_removes_nothing(
+    words: list[str], performed: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*words, "--dry-run"]) == 0
+
+    assert performed == ["preview"]
+    assert capfd.readouterr().out == "would remove link flannel0\n"
