@@ -12,7 +12,6 @@ def words(environ: dict[str, str]) -> list[str]:
     return own_unit("flannel-forwarder", "Forwarder of flannel0", environ)
 
 
-@pytest.mark.parametrize("pid", [None, "1", ""])
 def test_a_unit_exists_if_systemd_runs_and_has_its_file(tmp_path: Path) -> None:
     assert not has_unit("flanneld.service", tmp_path)
     directory = tmp_path / "usr/lib/systemd/system"
@@ -26,6 +25,7 @@ def test_a_unit_exists_if_systemd_runs_and_has_its_file(tmp_path: Path) -> None:
     assert not has_unit("docker.service", tmp_path)
 
 
+@pytest.mark.parametrize("pid", [None, "1", ""])
 def test_only_the_main_process_of_a_service_asks_for_a_scope(pid: str | None) -> None:
     """A shell of a service and its children inherit the variable."""
     environ = {} if pid is None else {"SYSTEMD_EXEC_PID": pid}
