@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,7 +10,14 @@ import msgspec
 
 from pyflannel.assembly.directories import Places
 from pyflannel.cli.answers import print_json
-from pyflannel.cli.invocation import Invocation, run_dir_option, say, shared_options, state_options
+from pyflannel.cli.invocation import (
+    Invocation,
+    is_interactive,
+    run_dir_option,
+    say,
+    shared_options,
+    state_options,
+)
 from pyflannel.commands.cleanup import Cleanup, CleanupReport, clean_up, lay_pins, preview
 from pyflannel.commands.daemon_process import check_own_files
 
@@ -60,7 +66,7 @@ def cleanup(
     if dry_run:
         _report(invocation, asyncio.run(preview(work, os.environ)), "would remove")
         return
-    if not is_confirmed and sys.stdin.isatty() and sys.stderr.isatty():
+    if not is_confirmed and is_interactive():
         for line in asyncio.run(preview(work, os.environ)).removed:
             say(f"will remove {line}", err=True)
         click.confirm("Remove flannel from this host?", abort=True, err=True)

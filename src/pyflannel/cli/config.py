@@ -14,6 +14,7 @@ from pyflannel.cli.answers import network_of, print_json, print_text
 from pyflannel.cli.invocation import (
     Invocation,
     VerbGroup,
+    is_interactive,
     print_warning,
     run_dir_option,
     say,
@@ -80,7 +81,7 @@ def set_(
     if not invocation.wants_json:
         print_text("\n".join(difference) or "no difference to the stored network config")
     if not dry_run:
-        if not is_confirmed and sys.stdin.isatty() and sys.stderr.isatty():
+        if not is_confirmed and is_interactive():
             click.confirm("Write this network config for all hosts?", abort=True, err=True)
         asyncio.run(_set(invocation, run_dir, text))
     if invocation.wants_json:

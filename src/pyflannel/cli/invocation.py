@@ -5,6 +5,7 @@
 
 import functools
 import json
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -48,6 +49,11 @@ def say(text: str, *, label: str = "", err: bool = False) -> None:
 def print_warning(text: str) -> None:
     """Print a warning on standard error."""
     say(f"flannelctl: warning: {text}", err=True)
+
+
+def is_interactive() -> bool:
+    """Return whether a person can be asked: standard input and standard error are a terminal."""
+    return sys.stdin.isatty() and sys.stderr.isatty()
 
 
 def print_object(document: Mapping[str, object]) -> None:

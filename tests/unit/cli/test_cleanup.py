@@ -1,6 +1,5 @@
 """flannelctl cleanup asks on a terminal before it removes anything."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +35,7 @@ def words(tmp_path: Path) -> list[str]:
 
 @pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr("pyflannel.cli.cleanup.is_interactive", lambda: True)
 
 
 def answer(monkeypatch: pytest.MonkeyPatch, *, is_yes: bool) -> None:

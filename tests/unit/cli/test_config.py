@@ -1,12 +1,13 @@
 """flannelctl config: checks, warnings, the difference to the stored config, the question on a terminal."""
 
 import json
+import os
+import pty
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import click
 import pytest
 
 from pyflannel.programs.flannelctl import run
@@ -146,49 +147,41 @@ def test_a_dry_run_on_a_new_store_does_not_create_it(set_config: Set, tmp_path: 
     assert list(tmp_path.iterdir()) == []
 
 
-class TestOnATerminal:
-    @pytest.fixture(autouse=True)
-    def terminal(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
-        monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+def on_a_terminal(answer: bytes, *words: str) -> tuple[int, str]:
+    """Run flannelctl on a terminal of its own; return the exit code and the text on the terminal."""
+    master, slave = pty.openpty()
+    try:
+        process = subprocess.Popen(
+            [Path(sys.executable).with_name("flannelctl"), *words], stdin=slave, stdout=slave, stderr=slave
+        )
+        os.close(slave)
+        os.write(master, answer)  # the terminal keeps it until flannelctl reads it
+        text = b""
+        while chunk := _read(master):
+            text += chunk
+        return process.wait(20), text.decode()
+    finally:
+        os.close(master)
 
-    @pytest.fixture
-    def answer(self, monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], list[str]]:
-        """Set the answer of the user; return the list of the questions."""
 
-        def set_answer(is_yes: bool) -> list[str]:
-            questions: list[str] = []
+def _read(master: int) -> bytes:
+    try:
+        return os.read(master, 4096)
+    except OSError:  # EIO: the last process closed the terminal
+        return b""
 
-            def confirm(text: str, **_: Any) -> bool:
-                questions.append(text)
-                if not is_yes:
-                    raise click.Abort
-                return True
 
-            monkeypatch.setattr(click, "confirm", confirm)
-            return questions
+@pytest.mark.parametrize(("answer", "is_written"), [(b"y\n", True), (b"n\n", False), (b"\n", False)])
+def test_on_a_terminal_set_writes_only_after_a_yes(answer: bytes, is_written: bool, tmp_path: Path) -> None:
+    file = tmp_path / "leases.db"
 
-        return set_answer
+    code, text = on_a_terminal(answer, "--store", f"sqlite://{file}", "config", "set", GOOD)
 
-    def test_set_writes_nothing_without_a_yes(
-        self, set_config: Set, answer: Callable[[bool], list[str]], tmp_path: Path
-    ) -> None:
-        questions = answer(False)
+    assert "Write this network config for all hosts? [y/N]" in text
+    assert (code == 0, file.exists()) == (is_written, is_written)
 
-        assert set_config(GOOD) != 0
-        assert questions == ["Write this network config for all hosts?"]
-        assert list(tmp_path.iterdir()) == []
 
-    def test_set_writes_after_a_yes(
-        self, set_config: Set, answer: Callable[[bool], list[str]], stored: Callable[[], str]
-    ) -> None:
-        answer(True)
+def test_set_does_not_ask_with_yes(tmp_path: Path) -> None:
+    code, text = on_a_terminal(b"", "--store", f"sqlite://{tmp_path}/l.db", "config", "set", "--yes", GOOD)
 
-        assert set_config(GOOD) == 0
-        assert stored() == GOOD
-
-    def test_set_does_not_ask_with_yes(self, set_config: Set, answer: Callable[[bool], list[str]]) -> None:
-        questions = answer(False)
-
-        assert set_config("--yes", GOOD) == 0
-        assert questions == []
+    assert (code, "[y/N]" in text) == (0, False)

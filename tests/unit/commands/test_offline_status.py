@@ -1,4 +1,4 @@
-"""What is known, and advised, where no daemon answers."""
+"""Status and remedy if no daemon responds."""
 
 import asyncio
 import json
@@ -14,8 +14,8 @@ from pyflannel.model.status import Status
 SILENT = Status(version="1", is_live=False)
 
 
-def test_of_a_daemon_with_several_networks_each_is_named(tmp_path: Path) -> None:
-    """It has a socket for each, and none of its own: it does not hang."""
+def test_each_of_several_networks_is_named_in_the_remedy(tmp_path: Path) -> None:
+    """The daemon has a socket for each network and none of its own, so it does not hang."""
     places = Places(run_dir=tmp_path)
 
     with (
@@ -27,21 +27,21 @@ def test_of_a_daemon_with_several_networks_each_is_named(tmp_path: Path) -> None
 
     assert advice == (
         f"flanneld (pid {os.getpid()}) runs several networks:"
-        f" ask for one with --run-dir={tmp_path}/blue or --run-dir={tmp_path}/red."
+        f" select one with --run-dir={tmp_path}/blue or --run-dir={tmp_path}/red."
     )
 
 
-def test_a_daemon_that_runs_and_is_silent_hangs(tmp_path: Path) -> None:
+def test_a_running_daemon_that_does_not_respond_hangs(tmp_path: Path) -> None:
     places = Places(run_dir=tmp_path)
 
     with RunLock(str(places.lock)):
         advice = what_to_do(places, SILENT)
 
-    assert advice.startswith(f"flanneld (pid {os.getpid()}) runs: see its log")
+    assert advice.startswith(f"flanneld (pid {os.getpid()}) runs: read its log")
 
 
-def test_who_held_the_lease_is_known_without_an_identity(tmp_path: Path) -> None:
-    """One of several networks has none: it is kept once for all. Where there is one, it counts."""
+def test_the_owner_is_known_without_an_identity_file(tmp_path: Path) -> None:
+    """One of several networks has no identity file. If there is one, it counts."""
     places = Places(run_dir=tmp_path, state_dir=tmp_path, subnet_file=tmp_path / "blue.env")
     lease = '{"PublicIP":"10.0.0.1","Pyflannel":{"Owner":"us"}}'
     known = {"Config": "{}", "Own": "subnets/10.1.2.0-24", "Leases": {"subnets/10.1.2.0-24": lease}}
