@@ -1,4 +1,4 @@
-"""The installed mk-docker-opts answers as flannel's script does, and never executes what it reads."""
+"""The installed mk-docker-opts writes the same as flannel's script, and never executes its input."""
 
 import json
 import os
@@ -21,7 +21,7 @@ SUBNET_ENV = "FLANNEL_SUBNET=10.77.9.1/24\nFLANNEL_MTU=1472\nFLANNEL_IPMASQ=fals
 COMBINED = 'DOCKER_OPTS=" --bip=10.77.9.1/24 --ip-masq=true --mtu=1472"\n'
 DEADLINE_S = 60
 
-# A /run and a network of the case's own; what was written to /run comes back by the working directory.
+# Each case has its own /run and network. The output in /run is copied to the working directory.
 SANDBOX = """
 set -e
 mount -t tmpfs tmpfs /run
@@ -48,14 +48,20 @@ HAS_ROUTE = "Your routing table already contains the subnet: 10.77.9.0/24 via 19
 UNWRITABLE = {"stderr": "./no/such/dir/out.env: No such file or directory\n", "exit": 2}
 
 
-def refused(what: str) -> dict[str, Any]:
-    """Return what changes when the input needs a shell."""
-    cause = f"./subnet.env: line 1: {what} needs a shell, and the file is only read"
+def refused(part: str) -> dict[str, Any]:
+    """Return the differences if the input needs a shell."""
+    cause = f"./subnet.env: line 1: {part} needs a shell, and the file is only read"
     hint = "Write assignments NAME=value; quote what is special to a shell."
     return {"output": None, "stderr": f"{cause}. {hint}\n", "exit": 2}
 
 
-# Where we differ from the original, and why: the case's number, the reason, what changes.
+def missing(path: str) -> dict[str, Any]:
+    """Return the differences if the input does not exist."""
+    cause = f"warning: {path} does not exist or is not a file, so Docker gets no subnet from it."
+    return {"stderr": f"{cause} Start flanneld first.\n"}
+
+
+# Differences from the original: number of the case, reason, changed values.
 DIFFERENCES: dict[str, tuple[str, dict[str, Any]]] = {
     "046": ("arithmetic needs a shell", refused("an expansion")),
     "047": (
@@ -64,6 +70,8 @@ DIFFERENCES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "055": ("the message is the shell's own", refused("'('")),
     "056": ("a command needs a shell: the file cannot end the program", refused("the command 'exit'")),
+    "074": ("only the rewrite warns of a missing input", missing("./nothere")),
+    "077": ("only the rewrite warns of a missing input", missing("./subnet.env")),
     "079": ("the messages are the shell's own", UNWRITABLE),
     "080": ("the messages are the shell's own; nothing written is never a success", UNWRITABLE),
     "082": ("the messages are the shell's own; nothing written is never a success", UNWRITABLE),
@@ -99,7 +107,7 @@ def run(
 
 
 @pytest.mark.parametrize("case", GOLDEN, ids=lambda case: case["id"])
-def test_answers_as_the_original(case: dict[str, Any], tmp_path: Path) -> None:
+def test_output_and_exit_status_are_those_of_the_original(case: dict[str, Any], tmp_path: Path) -> None:
     _, changes = DIFFERENCES.get(case["id"].removeprefix("mk-docker-opts-"), ("", {}))
     expected = {"default_output": None, **case, **changes}
     if case["input"] is not None:
@@ -128,7 +136,7 @@ def test_answers_as_the_original(case: dict[str, Any], tmp_path: Path) -> None:
     assert done.returncode == expected["exit"]
 
 
-def test_reads_the_file_and_executes_nothing(tmp_path: Path) -> None:
+def test_the_input_is_not_executed(tmp_path: Path) -> None:
     (tmp_path / "subnet.env").write_text("FLANNEL_MTU=$(touch executed; echo 1472)\n")
 
     done = run(tmp_path, "-f", "./subnet.env", "-d", "./out.env")
@@ -139,7 +147,7 @@ def test_reads_the_file_and_executes_nothing(tmp_path: Path) -> None:
 
 @given(st.text("AB=1 \t\n'\"\\$#;x~*\r", max_size=16))
 @settings(max_examples=150, deadline=None)
-def test_whatever_is_accepted_a_shell_reads_the_same(text: str) -> None:
+def test_a_shell_reads_the_same_values_from_an_accepted_file(text: str) -> None:
     try:
         assigned = parse_assignments(text)
     except WireError:
@@ -153,7 +161,7 @@ def test_whatever_is_accepted_a_shell_reads_the_same(text: str) -> None:
     assert done.stdout == b"".join(f"{value}\0".encode() for value in assigned.values())
 
 
-def test_replaces_the_output_whole_and_keeps_mode_and_link(tmp_path: Path) -> None:
+def test_the_output_is_replaced_as_a_whole_and_keeps_mode_and_link(tmp_path: Path) -> None:
     (tmp_path / "subnet.env").write_text(SUBNET_ENV)
     real = tmp_path / "etc" / "docker"
     real.parent.mkdir()
@@ -174,7 +182,7 @@ def test_replaces_the_output_whole_and_keeps_mode_and_link(tmp_path: Path) -> No
     assert os.listdir(real.parent) == ["docker"]
 
 
-def test_a_new_output_has_the_mode_that_umask_leaves(tmp_path: Path) -> None:
+def test_a_new_output_has_the_mode_that_the_umask_allows(tmp_path: Path) -> None:
     (tmp_path / "subnet.env").write_text(SUBNET_ENV)
 
     run(tmp_path, "-f", "./subnet.env", "-d", "./out.env", umask=0o027)
@@ -216,7 +224,7 @@ def test_a_file_mounted_by_itself_is_written_in_place(tmp_path: Path) -> None:
     assert (tmp_path / "real.env").read_text() == COMBINED
 
 
-def test_a_full_disk_leaves_the_old_output_whole(tmp_path: Path) -> None:
+def test_a_full_disk_leaves_the_old_output_unchanged(tmp_path: Path) -> None:
     (tmp_path / "subnet.env").write_text(SUBNET_ENV)
     (tmp_path / "full").mkdir()
     script = """

@@ -1,6 +1,6 @@
-"""`mk-docker-opts`: write Docker's options from subnet.env, as flannel's shell script of that name does.
+"""`mk-docker-opts` writes Docker's options from subnet.env, as flannel's shell script of that name does.
 
-The input is read, never executed; the output is replaced, never half-written.
+It never executes the input. It replaces the output as a whole.
 """
 
 import errno
@@ -44,7 +44,7 @@ class _Flags(NamedTuple):
 
 
 def main() -> int:
-    """Run the program; return its exit status: 1 wrong use or a refusal, 2 a file that cannot be had."""
+    """Run the program; return its exit status: 1 on wrong use or a refusal, 2 on an unusable file."""
     try:
         flags = _parse(sys.argv[1:])
     except UsageError as error:
@@ -61,7 +61,7 @@ def main() -> int:
 
 
 def _generate(flags: _Flags, variables: Mapping[str, str]) -> int:
-    """Write the options that `variables` ask for, then check whether another route is in their way."""
+    """Write the options for `variables`, then look for a conflicting route."""
     try:
         text = format_docker_opts(
             variables,
@@ -83,10 +83,10 @@ def _generate(flags: _Flags, variables: Mapping[str, str]) -> int:
 
 
 def _parse(arguments: Sequence[str]) -> _Flags:
-    """Return what the flags say, read as a POSIX shell's getopts reads them; words after them are ignored.
+    """Return the flags, parsed like getopts of a POSIX shell. Words after the flags are ignored.
 
     Raises:
-        UsageError: a wrong flag (the message is that of dash), or a call for the usage (no message).
+        UsageError: a wrong flag (with the message of dash), or a request for the usage (without a message).
     """
     given: dict[str, str] = {}
     words = list(arguments)
@@ -121,18 +121,25 @@ def _environment() -> dict[str, str]:
 
 
 def _read(path: str) -> dict[str, str]:
-    """Return the variables that the file assigns; none when there is no such file."""
+    """Return the variables that the file assigns. A missing file is empty, with a warning on stderr.
+
+    The original does not warn. Docker then starts with its default subnet, which no peer reaches.
+    """
     if not os.path.isfile(path):
+        sys.stderr.write(
+            f"warning: {path} does not exist or is not a file, so Docker gets no subnet from it."
+            " Start flanneld first.\n"
+        )
         return {}
     with open(path, "rb") as file:
         return parse_assignments(os.fsdecode(file.read()))
 
 
 def _write(path: str, octets: bytes) -> None:
-    """Leave in `path` what `>` would: through symbolic links, mode and owner kept; but all or nothing.
+    """Replace the content of `path` as a whole. Like `>`, follow symbolic links and keep mode and owner.
 
-    Written in place is only what cannot be replaced: an open descriptor, such as /dev/stdout, what is no
-    regular file, and a file that is mounted by itself, as into a container.
+    Paths that cannot be replaced are written in place: an open descriptor such as /dev/stdout, a file that is
+    not regular, and a file that is a mount point, as in a container.
     """
     try:
         found = os.stat(path)
@@ -151,7 +158,7 @@ def _write(path: str, octets: bytes) -> None:
 
 
 def _replace(path: str, octets: bytes, found: os.stat_result | None) -> None:
-    """Put a new file with the mode and owner of the one found, or those of any new file, at `path`."""
+    """Rename a new file to `path`, with mode and owner of the existing file `found`, if any."""
     temporary = f"{os.path.dirname(path)}/.{os.path.basename(path)}.{os.urandom(4).hex()}"
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
@@ -169,7 +176,7 @@ def _replace(path: str, octets: bytes, found: os.stat_result | None) -> None:
 
 
 def _ip_routes() -> list[str]:
-    """Return the lines of `ip route show`; none when the command is missing or fails."""
+    """Return the lines of `ip route show`; empty if the command is missing or fails."""
     try:
         shown = subprocess.run(["ip", "route", "show"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     except OSError:
