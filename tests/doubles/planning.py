@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
+from doubles.fake_clock import FakeClock
 from pyflannel.engine.plan_log import PlanLog
 from pyflannel.engine.planner import Inputs, Planner, PlanOptions, PlanResult
 from pyflannel.model.lease import Lease
@@ -19,7 +20,7 @@ class Planning(Planner):
     def __init__(self, inputs: Inputs, options: PlanOptions | None = None) -> None:
         super().__init__(options or PlanOptions(subnet_file=SUBNET_FILE))
         self.inputs = inputs
-        self._plan_log = PlanLog()
+        self._plan_log = PlanLog(FakeClock())
 
     def take(self, **changes: Any) -> PlanResult:
         """Change some inputs, and bring the plan up to date."""

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Sequence
 
 from pyflannel.engine.list_watch import ListAndWatch, StoreLog
+from pyflannel.engine.pacing import LogLimit
 from pyflannel.errors import ConfigError, StoreError, sentences
 from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.status import Notice
@@ -55,6 +56,7 @@ class ConfigFollower:
         self._found = found
         self._waiting = waiting
         self._logged: str | None = None
+        self._bad = LogLimit(log, clock, "network configs that are refused")
         self._loop = ListAndWatch(
             store=store,
             prefix=CONFIG,
@@ -102,5 +104,6 @@ class ConfigFollower:
     def _say(self, error: ConfigError) -> None:
         """Say each problem once, until it is another one."""
         if self._logged != str(error):
-            log.error("%s: %s", _FAILED, sentences(error.in_full, "Waiting for a good one."))
+            text = sentences(error.in_full, "Waiting for a good one.")
+            self._bad.line(logging.ERROR, "%s: %s", _FAILED, text)
             self._logged = str(error)

@@ -11,7 +11,9 @@ from dataclasses import replace
 from ipaddress import IPv4Address
 from typing import TypeVar
 
+from pyflannel.engine.lease_log import SkippedKeys, left_out_text
 from pyflannel.engine.list_watch import STEADY_S, StoreLog, follow
+from pyflannel.engine.pacing import LogLimit
 from pyflannel.errors import CompactedError, StoreError, WireError
 from pyflannel.model.lease import CLAIM_TTL_S, Lease, LeaseAttributes
 from pyflannel.model.lease_protocol import (
@@ -122,8 +124,9 @@ class LeaseKeeper:
         self._watching = asyncio.Lock()
         self._opened_at = math.inf
         self._timer: asyncio.Task[None] | None = None
-        self._skipped: dict[str, str] = {}  # keys that are there and no lease or claim, and why
+        self._skipped = SkippedKeys(clock)
         self._outranked: set[tuple[str, IPv4Address]] = set()
+        self._outranked_log = LogLimit(log, clock, "keys that do not count")
         self.leases = LeaseSet()
         self.state = LeaseState(wanted=wanted, held=held, phase=Listing())
 
@@ -153,6 +156,8 @@ class LeaseKeeper:
     def _know(self, leases: LeaseSet) -> None:
         if leases is not self.leases:
             self._tell_outranked(leases)
+            if leases.left_out and not self.leases.left_out:
+                log.error("%s", left_out_text(leases))
             self.leases = leases
             self._leases_changed(leases)
 
@@ -167,7 +172,8 @@ class LeaseKeeper:
                     continue
                 found.add(one)
                 if one not in self._outranked:
-                    log.warning(
+                    self._outranked_log.line(
+                        logging.WARNING,
                         "Two hosts have leases on one subnet: %s counts, of %s, and %s does not, of %s."
                         " Delete the key of the one that does not use it.",
                         lease_key(counts),
@@ -224,8 +230,7 @@ class LeaseKeeper:
 
     async def _list(self) -> Listed:
         listing = await self._store.list("")  # leases and claims at one revision
-        for key in self._skipped.keys() - {record.key for record in listing.records}:
-            del self._skipped[key]
+        self._skipped.keep_only(record.key for record in listing.records)
         read = await _one_by_one(self._seen, listing.records)
         return Listed(
             leases=tuple(change.lease for change in read if isinstance(change, LeaseSeen)),
@@ -275,7 +280,7 @@ class LeaseKeeper:
             case PutSeen(record):
                 return self._seen(record)
             case DeleteSeen(key, revision):
-                self._skipped.pop(key, None)
+                self._skipped.forget(key)
                 return _gone(key, revision)
 
     def _seen(self, record: Record) -> LeaseChange | None:
@@ -283,11 +288,9 @@ class LeaseKeeper:
         try:
             seen = _read(record)
         except WireError as error:
-            if self._skipped.get(record.key) != str(error):
-                self._skipped[record.key] = str(error)
-                log.warning("Skipped %s", error.in_full)
+            self._skipped.skip(record.key, error)
             return _unreadable(record)
-        self._skipped.pop(record.key, None)
+        self._skipped.forget(record.key)
         return seen
 
 

@@ -1,9 +1,12 @@
 """The log of the lease protocol: each report in words, in those of flannel where it has a text for it."""
 
 import logging
+from collections.abc import Iterable
 from datetime import UTC, datetime
 
 from pyflannel.engine.condition import HostCondition
+from pyflannel.engine.pacing import LogLimit
+from pyflannel.errors import WireError, cut
 from pyflannel.model.lease_protocol import (
     Acquired,
     Contested,
@@ -21,9 +24,16 @@ from pyflannel.model.lease_protocol import (
     Taken,
     Unsuitable,
 )
+from pyflannel.model.lease_set import LARGEST, LeaseSet
 from pyflannel.ports import Clock
 
 log = logging.getLogger(__name__)
+
+SKIPPED_KEPT = 1000
+"""Keys without a lease that are remembered, so that each is logged once."""
+
+_KEY_KEPT = 256
+"""Characters of a key that are remembered. A key of a lease has at most 68."""
 
 EXHAUSTED_HINT = "Widen Network, increase SubnetLen, or remove stale leases."
 """What to do when no subnet is free."""
@@ -110,6 +120,41 @@ def _log_trouble(report: Lost | Taken | Contested | SharedAddress, before: HostC
             log.error("Warning: %s", shared_text(report))
 
 
+class SkippedKeys:
+    """Logs the keys of the store that hold no lease or claim, each once for each reason.
+
+    Whoever may write to the store may write any number of them, so memory and log are bounded.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._limit = LogLimit(log, clock, "keys that hold no lease")
+        self._reasons: dict[str, str] = {}
+
+    def __len__(self) -> int:
+        """Return how many are remembered."""
+        return len(self._reasons)
+
+    def skip(self, key: str, error: WireError) -> None:
+        """Log that the record at a key is skipped, if that is news."""
+        key, reason = cut(key, _KEY_KEPT), str(error)
+        if self._reasons.pop(key, None) != reason:
+            self._limit.line(logging.WARNING, "Skipped %s", error.in_full)
+        self._reasons[key] = reason
+        if len(self._reasons) > SKIPPED_KEPT:
+            del self._reasons[next(iter(self._reasons))]
+
+    def forget(self, key: str) -> None:
+        """Note that a key is gone, or holds a lease now."""
+        if self._reasons:
+            self._reasons.pop(cut(key, _KEY_KEPT), None)
+
+    def keep_only(self, keys: Iterable[str]) -> None:
+        """Note all keys that there are."""
+        if self._reasons:
+            present = {cut(key, _KEY_KEPT) for key in keys}
+            self._reasons = {key: reason for key, reason in self._reasons.items() if key in present}
+
+
 def log_shared_over(shared: SharedAddress) -> None:
     """Log that no other host has our address or identity any more."""
     log.info("The host that shared our address or identity is gone owner=%s", shared.other)
@@ -127,6 +172,14 @@ def contested_text(contested: Contested) -> str:
     return (
         f"the host at {lease.attributes.public_ip}, which holds {lease.subnet} with our address or identity,"
         " whether it lives"
+    )
+
+
+def left_out_text(leases: LeaseSet) -> str:
+    """Return that there are more leases than a host takes, and what to do."""
+    return (
+        f"the network has more than {LARGEST} leases: {leases.left_out} that came later are left out;"
+        " delete those that no host owns, or divide the network"
     )
 
 

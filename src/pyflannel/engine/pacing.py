@@ -1,6 +1,8 @@
-"""Pauses: one that an event ends, and those between repairs that another program keeps undoing."""
+"""Limits over time: pauses that an event ends, pauses between repairs, and lines of the log."""
 
 import asyncio
+import logging
+import math
 from collections.abc import Hashable
 
 from pyflannel.ports import Clock
@@ -90,3 +92,32 @@ class Damping:
         """Return until when this object must not be repaired, or None when it may be now."""
         until, _ = self._pauses.get(key, (0.0, 0.0))
         return until if until > now else None
+
+
+LINES_A_MINUTE = 60
+"""Lines of one kind in the log that somebody who writes to the store can cause."""
+
+
+class LogLimit:
+    """Logs lines of one kind, so many a minute. The next minute begins with the number of those left out."""
+
+    def __init__(self, log: logging.Logger, clock: Clock, kind: str) -> None:
+        self._log = log
+        self._clock = clock
+        self._kind = kind
+        self._until = -math.inf
+        self._lines = 0
+
+    def line(self, level: int, text: str, *values: object) -> None:
+        """Log a line, or count it."""
+        now = self._clock.now()
+        if now >= self._until:
+            if self._lines > LINES_A_MINUTE:
+                left_out = self._lines - LINES_A_MINUTE
+                self._log.warning("Left out %d lines about %s", left_out, self._kind, stacklevel=2)
+            self._until, self._lines = now + 60.0, 0
+        self._lines += 1
+        if self._lines <= LINES_A_MINUTE:
+            self._log.log(level, text, *values, stacklevel=2)
+        elif self._lines == LINES_A_MINUTE + 1:
+            self._log.warning("More lines about %s are left out for a minute", self._kind, stacklevel=2)

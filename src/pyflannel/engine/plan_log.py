@@ -4,10 +4,12 @@ import logging
 from collections.abc import Mapping
 from ipaddress import IPv4Network
 
+from pyflannel.engine.pacing import LogLimit
 from pyflannel.engine.planner import Blocked, Objection, Planner, PlanResult
 from pyflannel.model.lease import Lease
 from pyflannel.plan.backends import Backend
 from pyflannel.plan.peers import Conflict
+from pyflannel.ports import Clock
 
 log = logging.getLogger(__name__)
 
@@ -18,7 +20,8 @@ NAMED_IN_LOG = 20
 class PlanLog:
     """Logs peers that come and go, conflicts, objections, notes and obstacles, each once."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock) -> None:
+        self._refused = LogLimit(log, clock, "leases that are refused")
         self._conflicts: tuple[Conflict, ...] = ()
         self._notes: tuple[str, ...] = ()
         self._reason = ""
@@ -42,9 +45,10 @@ class PlanLog:
         news = [conflict for conflict in conflicts if conflict not in known]
         self._conflicts = conflicts
         for conflict in news[:NAMED_IN_LOG]:
-            log.warning("Conflict: %s", conflict.text)
+            self._refused.line(logging.WARNING, "Conflict: %s", conflict.text)
         if len(news) > NAMED_IN_LOG:
-            log.warning("Conflicts: %d more; flannelctl status names them", len(news) - NAMED_IN_LOG)
+            more = len(news) - NAMED_IN_LOG
+            self._refused.line(logging.WARNING, "Conflicts: %d more; flannelctl status names them", more)
 
     def _tell_obstacle(self, result: PlanResult) -> None:
         reason = result.reason if isinstance(result, Blocked) else ""
@@ -63,13 +67,25 @@ class PlanLog:
     def _tell_objections(self, objections: Mapping[IPv4Network, Objection]) -> None:
         if objections is self._objections:
             return
-        news = [one for subnet, one in objections.items() if self._objections.get(subnet) != one]
+        news = [one for subnet, one in objections.items() if _is_news(one, self._objections.get(subnet))]
         self._objections = objections
         for one in news[:NAMED_IN_LOG]:
             address = one.peer.attributes.public_ip
-            log.warning("%s lease=%s address=%s", one.reason, one.peer.subnet, address)
+            self._refused.line(
+                logging.WARNING, "%s lease=%s address=%s", one.reason, one.peer.subnet, address
+            )
         if len(news) > NAMED_IN_LOG:
-            log.warning("Refused %d more peers: flannelctl peers names them", len(news) - NAMED_IN_LOG)
+            more = len(news) - NAMED_IN_LOG
+            self._refused.line(logging.WARNING, "Refused %d more peers: flannelctl peers names them", more)
+
+
+def _is_news(one: Objection, known: Objection | None) -> bool:
+    """Return whether an objection says something else than before: a lease that is renewed does not."""
+    return (
+        known is None
+        or known.reason != one.reason
+        or known.peer.attributes.public_ip != one.peer.attributes.public_ip
+    )
 
 
 def _tell_peers(event: str, leases: list[Lease]) -> None:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from ipaddress import IPv4Network
 
 from pyflannel.engine.condition import HostCondition
-from pyflannel.engine.lease_log import EXHAUSTED_HINT, exhausted_text, holder_text, shared_text
+from pyflannel.engine.lease_log import EXHAUSTED_HINT, exhausted_text, holder_text, left_out_text, shared_text
 from pyflannel.engine.supervisor import Supervisor
 from pyflannel.model.forwarder import Stranger
 from pyflannel.model.link import Link
@@ -37,6 +37,8 @@ def status_of(supervisor: Supervisor, *, version: str, store_url: str, clock: Cl
     warnings = [conflict.text for conflict in planner.conflicts if conflict.text not in known]
     if condition.store.is_stale:
         warnings.append("leases are stale: those known before this start; the store has not answered since")
+    if condition.leases.left_out:
+        warnings.append(left_out_text(condition.leases))
     if condition.lease.shared is not None:
         warnings.append(shared_text(condition.lease.shared))
     trouble = _config_trouble(condition)

@@ -71,7 +71,7 @@ class Supervisor:
             store=StoreCondition(since_s=now),
         )
         self.planner = Planner(options.plan)
-        self._plan_log = PlanLog()
+        self._plan_log = PlanLog(world.clock)
         self.journal = Journal(world.clock)
         self.reconciler = Reconciler(
             targets=world.targets,

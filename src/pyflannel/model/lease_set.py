@@ -109,6 +109,13 @@ def _place(subnet: IPv4Network, count: int) -> int:
     return (int(subnet.network_address) >> (32 - subnet.prefixlen)) % count
 
 
+LARGEST = 65_536
+"""Leases that one host takes: as many as a /8 has subnets of /24.
+
+Each costs up to two kilobytes here, in the plan and in the kernel. Without a bound, whoever may write to the
+store could exhaust the memory of all hosts.
+"""
+
 _KeyChange = tuple[IPv4Network, IPv6Network | None, Lease | None]
 """The subnets that a key names, and the lease that is there now."""
 
@@ -133,18 +140,25 @@ class LeaseSet:
     Attributes:
         outranked: the leases that do not count, by the subnet that they share with one that does.
         has_ipv6: a key with an IPv6 subnet was known, and may be still.
+        left_out: leases beyond LARGEST, those that came last. One of them is taken by the next listing after
+            there is room.
     """
 
     by_subnet: SubnetMap[Lease] = field(default_factory=SubnetMap)
     listed_at: int = 0
     outranked: Mapping[IPv4Network, tuple[Lease, ...]] = field(default_factory=dict)
     has_ipv6: bool = field(default=False, compare=False)
+    left_out: int = field(default=0, compare=False)
 
     @classmethod
     def of(cls, leases: Iterable[Lease], revision: int = 0) -> "LeaseSet":
         """Return the set that a listing at `revision` shows."""
         leases = tuple(leases)
-        found = cls(SubnetMap((x.subnet, x) for x in leases if x.ipv6_subnet is None), revision)
+        left_out = max(0, len(leases) - LARGEST)
+        if left_out:
+            leases = tuple(sorted(leases, key=lambda lease: (lease.since, lease.subnet)))[:LARGEST]
+        counting = SubnetMap((x.subnet, x) for x in leases if x.ipv6_subnet is None)
+        found = cls(counting, revision, left_out=left_out)
         return found._with([(x.subnet, x.ipv6_subnet, x) for x in leases if x.ipv6_subnet is not None])
 
     def listed(self, leases: Iterable[Lease], unreadable: Iterable[Unreadable], revision: int) -> "LeaseSet":
@@ -156,15 +170,25 @@ class LeaseSet:
     def after(self, changes: Iterable[LeaseChange]) -> "LeaseSet":
         """Return the set after these changes, in their order; itself when nothing changed."""
         news: list[_KeyChange] = []
+        room, left_out = LARGEST - len(self.by_subnet), 0
+        if self.outranked:
+            room -= sum(map(len, self.outranked.values()))
         for change in changes:
             match change:
                 case LeaseSeen(lease) if lease.revision > self.listed_at:
+                    if self._at(lease.subnet, lease.ipv6_subnet) is None:
+                        room -= 1
+                        if room < 0:
+                            left_out += 1
+                            continue
                     news.append((lease.subnet, lease.ipv6_subnet, self._dated(lease)))
                 case LeaseGone(subnet, revision, ipv6_subnet) if revision > self.listed_at:
+                    room += self._at(subnet, ipv6_subnet) is not None
                     news.append((subnet, ipv6_subnet, None))
                 case LeaseSeen() | LeaseGone() | Unreadable() | ClaimSeen() | ClaimGone():
                     pass
-        return self._with(news)
+        known = replace(self, left_out=self.left_out + left_out) if left_out else self
+        return known._with(news)
 
     def _at(self, subnet: IPv4Network, ipv6_subnet: IPv6Network | None) -> Lease | None:
         """Return the lease of the key that names these subnets."""
@@ -177,18 +201,20 @@ class LeaseSet:
 
         What was known at its key tells: the same VTEP, or another one until this write.
         """
-        known = self._at(lease.subnet, lease.ipv6_subnet)
+        known = self.by_subnet.get(lease.subnet)
+        if known is not None and known.ipv6_subnet != lease.ipv6_subnet:
+            known = self._at(lease.subnet, lease.ipv6_subnet)
         if known is None or not known.since:
             return lease
-        is_same = _mac(known) == _mac(lease)
-        return replace(lease, since=known.since if is_same else lease.revision)
+        since = known.since if _mac(known) == _mac(lease) else lease.revision
+        return lease if since == lease.since else replace(lease, since=since)
 
     def _with(self, news: Sequence[_KeyChange]) -> "LeaseSet":
         if not news:
             return self
         if not self.has_ipv6 and all(ipv6_subnet is None for _, ipv6_subnet, _ in news):
             changes = ((subnet, lease) for subnet, _, lease in news)
-            return LeaseSet(self.by_subnet.with_changes(changes), self.listed_at)
+            return replace(self, by_subnet=self.by_subnet.with_changes(changes))
         return self._ranked(news)
 
     def _ranked(self, news: Sequence[_KeyChange]) -> "LeaseSet":
@@ -212,8 +238,11 @@ class LeaseSet:
                 outranked[subnet] = tuple(rest)
         if not changed and outranked == self.outranked:
             return self
-        return LeaseSet(
-            self.by_subnet.with_changes(changed.items()), self.listed_at, outranked, has_ipv6=True
+        return replace(
+            self,
+            by_subnet=self.by_subnet.with_changes(changed.items()),
+            outranked=outranked,
+            has_ipv6=True,
         )
 
     def __iter__(self) -> Iterator[Lease]:

@@ -67,8 +67,8 @@ def parse_vtep(text: str) -> Vtep | None:
 #
 # A claim is ours alone: {"Owner":"…","PublicIP":"192.168.50.102","Held":3600.5}.
 
-_LONGEST = 4096
-"""Bytes of a value; every release writes a few hundred. A host keeps a value of each lease in memory.
+LONGEST_LEASE = 4096
+"""Bytes of a lease or claim; every release writes a few hundred. A host keeps each lease in memory.
 
 The parsers take linear time. msgspec bounds the depth by RecursionError.
 """
@@ -195,8 +195,8 @@ def format_claim(claim: Claim) -> bytes:
 
 
 def _check_length(value: bytes) -> None:
-    if len(value) > _LONGEST:
-        raise ValueError(f"longer than {_LONGEST} bytes")
+    if len(value) > LONGEST_LEASE:
+        raise ValueError(f"longer than {LONGEST_LEASE} bytes")
 
 
 def _decode(value: bytes) -> _LeaseValue:

@@ -6,8 +6,10 @@ from ipaddress import IPv4Network, IPv6Network
 from pyflannel.errors import WireError
 from pyflannel.model.lease import Claim, Lease
 from pyflannel.model.store_record import Record
+from pyflannel.wire.json_values import LONGEST as LONGEST_CONFIG
 from pyflannel.wire.json_values import parse_dotted
 from pyflannel.wire.lease_json import (
+    LONGEST_LEASE,
     format_claim,
     format_lease_attributes,
     parse_claim,
@@ -95,6 +97,12 @@ SUBNETS = "subnets/"
 
 CLAIMS = "claims/"
 """What the keys of claims begin with."""
+
+
+def longest_value(key: str) -> int:
+    """Return how many octets of a value are worth keeping: one more than are read, so that it is refused."""
+    is_config = key.rpartition("/")[2] == CONFIG  # of one network, or of one among several
+    return 4 * LONGEST_CONFIG + 1 if is_config else LONGEST_LEASE + 1
 
 
 def lease_of(record: Record) -> Lease:

@@ -12,7 +12,10 @@ import pytest
 from doubles.fake_clock import FakeClock
 from doubles.fake_store import FakeStore
 from pyflannel.engine.lease_keeper import READ_AT_ONCE, LeaseKeeper
+from pyflannel.engine.lease_log import SKIPPED_KEPT
 from pyflannel.engine.list_watch import StoreLog
+from pyflannel.engine.pacing import LINES_A_MINUTE
+from pyflannel.model import lease_set
 from pyflannel.model.lease import Lease, LeaseAttributes
 from pyflannel.model.lease_protocol import Acquired, Lost, Report, SharedAddress, StoreAway, StoreBack, Wanted
 from pyflannel.model.network_config import NetworkConfig
@@ -320,6 +323,48 @@ def test_what_is_no_lease_is_named_again_only_when_it_is_news(caplog: pytest.Log
             assert caplog.text.count(f"Skipped {PEER}") == 3
 
     run(check)
+
+
+def test_any_number_of_bad_keys_costs_little_log_and_memory(caplog: pytest.LogCaptureFixture) -> None:
+    async def check() -> None:
+        bench = Bench()
+        keeper = bench.keeper("me", "192.168.50.1")
+        for number in range(3000):
+            bench.store.change(Put(key=f"subnets/{number}", value=b"{}", ttl_s=None, expected=0))
+        async with running(bench, keeper):
+            for number in range(3000, 6000):
+                bench.store.change(
+                    Put(key=f"subnets/{number}", value=b"x" * number, ttl_s=None, expected=None)
+                )
+            await bench.clock.advance(5)
+            assert len(keeper._skipped) == SKIPPED_KEPT
+            assert keeper.state.held is not None
+
+    run(check)
+    assert caplog.text.count("Skipped subnets/") == LINES_A_MINUTE
+    assert len(caplog.records) < LINES_A_MINUTE + 5
+
+
+def test_more_leases_than_a_host_takes_are_reported(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease_set, "LARGEST", 3)
+
+    async def check() -> None:
+        bench = Bench()
+        keeper = bench.keeper("me", "192.168.50.1")
+        async with running(bench, keeper):
+            for number in range(1, 6):
+                value = b'{"PublicIP":"192.168.50.8"}'
+                bench.store.change(
+                    Put(key=f"subnets/10.100.{number}.0-24", value=value, ttl_s=None, expected=0)
+                )
+            await bench.clock.advance(5)
+            assert len(keeper.leases) == 3
+            assert keeper.leases.left_out == 3
+
+    run(check)
+    assert caplog.text.count("leases: 3 that came later are left out") == 1
 
 
 def test_two_living_hosts_with_one_address_both_say_so() -> None:

@@ -1,6 +1,20 @@
-"""Who is fought over, and what is forgotten."""
+"""Who is fought over, what is forgotten, and how many lines a minute the log gets."""
 
-from pyflannel.engine.pacing import COSTS, FIGHT_REPAIRS, FIGHT_WINDOW_S, PAUSE_S, Damping
+import asyncio
+import logging
+
+import pytest
+
+from doubles.fake_clock import FakeClock
+from pyflannel.engine.pacing import (
+    COSTS,
+    FIGHT_REPAIRS,
+    FIGHT_WINDOW_S,
+    LINES_A_MINUTE,
+    PAUSE_S,
+    Damping,
+    LogLimit,
+)
 
 
 def test_objects_that_were_left_in_peace_are_forgotten() -> None:
@@ -41,3 +55,27 @@ def test_a_pause_is_no_longer_than_the_fight_needs() -> None:
             now = (damping.waits_until("route", now) or now) + 0.3
 
         assert max(pause for pause in pauses if pause is not None) == longest_s
+
+
+def test_beyond_so_many_lines_a_minute_lines_are_counted(caplog: pytest.LogCaptureFixture) -> None:
+    async def check() -> None:
+        clock = FakeClock()
+        limit = LogLimit(logging.getLogger("pyflannel.test"), clock, "bad keys")
+        for number in range(1000):
+            limit.line(logging.WARNING, "Skipped %d", number)
+        await clock.advance(60)
+        limit.line(logging.WARNING, "Skipped %s", "another")
+        await clock.advance(60)
+        limit.line(logging.WARNING, "Skipped %s", "the last")
+
+    asyncio.run(check())
+
+    said = [record.getMessage() for record in caplog.records]
+    assert said == [
+        *(f"Skipped {number}" for number in range(LINES_A_MINUTE)),
+        "More lines about bad keys are left out for a minute",
+        f"Left out {1000 - LINES_A_MINUTE} lines about bad keys",
+        "Skipped another",
+        "Skipped the last",
+    ]
+    assert {record.filename for record in caplog.records} == {"test_pacing.py"}

@@ -1,10 +1,13 @@
 """What is known of leases: the key that counts, unreadable keys, since when a VTEP is published."""
 
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pyflannel.model import lease_set
 from pyflannel.model.lease import Lease, LeaseAttributes, Vtep
 from pyflannel.model.lease_protocol import LeaseChange, LeaseGone, LeaseSeen, Unreadable
 from pyflannel.model.lease_set import LeaseSet
@@ -137,3 +140,40 @@ def test_what_was_known_before_the_start_gives_way_to_what_the_store_tells() -> 
     known = LeaseSet.of([published("0e:00:00:00:00:01", 0, 0)])
 
     assert known.listed([published("0e:00:00:00:00:01", 12, 4)], [], 12).by_subnet[SUBNET].since == 4
+
+
+def numbered(number: int, ipv6_subnet: IPv6Network | None = None) -> Lease:
+    attributes = LeaseAttributes(public_ip=IPv4Address("192.168.50.1"))
+    subnet = IPv4Network(f"10.100.{number}.0/24")
+    return Lease(subnet=subnet, ipv6_subnet=ipv6_subnet, attributes=attributes, revision=number, since=number)
+
+
+def test_beyond_the_bound_the_leases_that_came_first_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many somebody writes, they push no living host out, and they cost no memory."""
+    monkeypatch.setattr(lease_set, "LARGEST", 3)
+    six = [numbered(number) for number in (4, 1, 5, 2, 6, 3)]
+
+    listed = LeaseSet.of(six, 6)
+    told = LeaseSet().after([LeaseSeen(numbered(number)) for number in range(1, 7)])
+
+    for known in (listed, told):
+        assert {lease.revision for lease in known} == {1, 2, 3}
+        assert known.left_out == 3
+    renewed = replace(numbered(2), revision=7)
+    assert told.after([LeaseSeen(renewed)]).by_subnet[renewed.subnet] is not told.by_subnet[renewed.subnet]
+    freed = told.after([LeaseGone(numbered(1).subnet, 8), LeaseSeen(replace(numbered(9), revision=9))])
+    assert {str(lease.subnet) for lease in freed} == {"10.100.2.0/24", "10.100.3.0/24", "10.100.9.0/24"}
+    assert freed.listed([numbered(number) for number in range(2, 5)], [], 10).left_out == 0
+
+
+def test_keys_with_an_ipv6_subnet_count_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any number of them may name one IPv4 subnet."""
+    monkeypatch.setattr(lease_set, "LARGEST", 3)
+
+    known = LeaseSet().after(
+        [LeaseSeen(numbered(1, IPv6Network((number << 64, 64)))) for number in range(1, 9)]
+    )
+    later = known.after([LeaseSeen(numbered(1, IPv6Network((number << 64, 64)))) for number in range(9, 12)])
+
+    assert later.left_out == 8
+    assert sum(map(len, later.outranked.values())) == 2

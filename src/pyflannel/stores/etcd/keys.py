@@ -11,6 +11,7 @@ from pyflannel.stores.etcd.rpc_pb2 import (
     TxnRequest,
     TxnResponse,
 )
+from pyflannel.wire.lease_record import longest_value
 
 
 class KeySpace:
@@ -41,10 +42,11 @@ class KeySpace:
         return start, start[:-1] + bytes([start[-1] + 1])
 
     def record(self, found: KeyValue) -> Record:
-        """Return what etcd holds as a record."""
+        """Return what etcd holds as a record; of a value that is too long, no more than shows that."""
+        key = self.relative(found.key)
         return Record(
-            key=self.relative(found.key),
-            value=found.value,
+            key=key,
+            value=found.value[: longest_value(key)],
             revision=found.mod_revision,
             lease_id=found.lease,
             created=found.create_revision,

@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from grpclib.const import Status
 
 from pyflannel.errors import CompactedError, StoreError
+from pyflannel.model.lease_set import LARGEST
 from pyflannel.model.store_record import Conflict, Delete, Listing, Put, Record, Written
 from pyflannel.ports import Watcher
 from pyflannel.stores.etcd.cluster import Cluster
@@ -29,6 +30,9 @@ log = logging.getLogger(__name__)
 PAGE_RECORDS = 1000
 """Records asked for at a time, so that one answer stays far below etcd's limits."""
 
+MOST_RECORDS = 4 * LARGEST
+"""Records of a listing. There may be reservations and claims beside the leases, and keys that hold none."""
+
 
 class EtcdStore:
     """The keys under one prefix of an etcd v3 cluster (3.4 and newer).
@@ -44,10 +48,12 @@ class EtcdStore:
         tls: TlsFiles | None = None,
         user: User | None = None,
         page_records: int = PAGE_RECORDS,
+        most_records: int = MOST_RECORDS,
     ) -> None:
         self._cluster = Cluster(endpoints, tls=tls, user=user)
         self._keys = KeySpace(prefix)
         self._page_records = page_records
+        self._most_records = most_records
         self._answering: set[Endpoint] = set()  # members that answer progress requests
 
     async def get(self, key: str) -> Record | None:
@@ -143,6 +149,11 @@ class EtcdStore:
             )
             revision = revision or page.header.revision
             records += map(self._keys.record, page.kvs)
+            if len(records) > self._most_records:
+                raise StoreError(
+                    f"there are more than {self._most_records} keys below {self._keys.shown(prefix)}",
+                    hint="Delete the keys that hold no lease.",
+                )
             if not page.more:
                 return Listing(tuple(records), revision)
             start = page.kvs[-1].key + b"\0"
