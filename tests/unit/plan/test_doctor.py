@@ -1,7 +1,9 @@
 """What doctor says of what was observed."""
 
+import re
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
 
 import pytest
 
@@ -26,6 +28,7 @@ from pyflannel.model.status import (
 )
 from pyflannel.plan.doctor import RECENT_S, Observed, findings
 
+ROOT = Path(__file__).parents[3]
 NETWORK = IPv4Network("10.100.0.0/16")
 READY = Status(
     version="1",
@@ -336,3 +339,18 @@ class TestNetworkThatOverlapsTheUnderlay:
 
         assert [one.code for one in found] == ["network-overlaps-underlay", "backend-note"]
         assert found[0].cause == note
+
+
+@pytest.mark.parametrize("document", ["docs/guides/troubleshooting.md", "docs/reference/flannelctl.md"])
+def test_the_documents_explain_every_code(document: str) -> None:
+    sources = ("plan/doctor.py", "commands/examination.py")
+    known = {
+        code
+        for source in sources
+        for code in re.findall(r'code="([\w-]+)"', (ROOT / "src/pyflannel" / source).read_text())
+    }
+
+    text = (ROOT / document).read_text()
+
+    assert len(known) > 20
+    assert [code for code in sorted(known) if f"`{code}`" not in text] == []
