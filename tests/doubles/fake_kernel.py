@@ -3,29 +3,45 @@
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from ipaddress import IPv4Address, IPv6Address
 
 from pyflannel.errors import TargetError
 from pyflannel.model.fast_path import BpfContainer, BpfPeer, BpfProgram
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer
 from pyflannel.model.host import HostFile
-from pyflannel.model.item import Item
-from pyflannel.model.link import Address, Link
+from pyflannel.model.item import Item, ItemMap
+from pyflannel.model.link import Address, Link, Vxlan
 from pyflannel.model.packet_filter import IptablesChain, NftTable
-from pyflannel.model.route import FdbEntry, Neighbour, Route
+from pyflannel.model.route import PROTOCOL_KERNEL, SCOPE_LINK, FdbEntry, Neighbour, Route
 from pyflannel.model.state import Add, Operation, Refusal, Remove, Replace, State
 from pyflannel.ports import Announce, ChangeChannel
 
-_ON_LINKS = (Address, Neighbour, FdbEntry, Route, BpfProgram)
+_ON_LINKS = (Neighbour, FdbEntry, BpfProgram)
 
 
 class FakeKernel:
-    """A Target in memory that refuses what a test names, and drops what the kernel drops.
+    """A target in memory. It refuses and drops what the kernel does, and also refuses what a test names.
 
-    Everything goes with a deleted link, also the other end of a veth; the routes and neighbours of a link go
-    when it is set down, its neighbours when its MAC address changes; the routes that have an address as their
-    source go with it. A change by another program is announced. What the daemon does itself is not, nor what
-    the kernel drops because of that.
+    It refuses:
+
+    - an object on a missing link;
+    - a route by a link that is down, from a source that is no address of the host, or by a gateway that is
+      an address of the host or that no route of the link reaches;
+    - a link whose name is in use, and a veth one of whose names is;
+    - a second vxlan device with one VNI and port.
+
+    It drops:
+
+    - with a link all objects on it, the other end of a veth, and the vxlan devices on top of it;
+    - with a link that is set down its IPv4 routes and neighbours, with its MAC address its neighbours;
+    - with an address the routes that have it as their source; with the first IPv4 address of a prefix on a
+      link the others of that prefix; with the last IPv4 address of a link its IPv4 routes and neighbours.
+
+    It adds the route to the prefix of an address. Of several routes with one key the first is visible, and
+    the next one after that is removed.
+
+    A change by another program is announced. A change by the daemon is not, and neither is what goes with it.
 
     Attributes:
         is_readable: a snapshot fails while this is False.
@@ -44,6 +60,7 @@ class FakeKernel:
         self.refuse = refuse
         self.batches: list[list[Operation]] = []
         self.is_readable = True
+        self._hidden: list[Route] = []
         self._changed = asyncio.Event()
 
     async def snapshot(self, desired: State) -> State:
@@ -53,7 +70,7 @@ class FakeKernel:
         return self.state
 
     async def apply(self, operations: Sequence[Operation]) -> Sequence[Refusal]:
-        """Perform what the test does not refuse, and what the kernel would not."""
+        """Perform the operations that neither the test nor the kernel refuses."""
         self.batches.append(list(operations))
         refusals = []
         for operation in operations:
@@ -81,78 +98,239 @@ class FakeKernel:
             self._changed.set()
 
     def _perform(self, operation: Operation) -> str | None:
+        """Perform an operation, or return why the kernel refuses it."""
         match operation:
-            case Add(item) | Replace(_, item):
-                if (cause := self._missing(item)) is not None:
-                    return cause
-                old = self.state.by_key.get(item.key)
-                self._set(item)
-                if isinstance(old, Link) and isinstance(item, Link):
-                    self._link_changed(old, item)
             case Remove(item):
-                self._drop([item])
-                self._drop(self._dependants(item))
+                self._remove(item)
+                return None
+            case Add(Link(name=name, veth=None)) if self._link(name) is not None:
+                return f"EEXIST: {name} is there"
+            case Add(Link() as link) | Replace(_, Link() as link):
+                return self._put_link(link)
+            case Replace(Address() as old, Address() as address):
+                self._remove(old)
+                return self._put_address(address)
+            case Add(Address() as address):
+                return self._put_address(address)
+            case Add(item) | Replace(_, item):
+                if (cause := self._objection(item)) is None:
+                    self._hidden = [route for route in self._hidden if route != item]
+                    self._set(item)
+                return cause
+
+    def _put_link(self, link: Link) -> str | None:
+        old = self._link(link.name)
+        if old is not None and not old.becomes(link):
+            self._remove(old)
+            old = None
+        if (cause := self._link_objection(link, is_new=old is None)) is not None:
+            return cause
+        if link.veth is not None and link.veth.peer and self._link(link.veth.peer) is None:
+            other = replace(link.veth, peer=link.name, has_gro=False)
+            self._set(Link(name=link.veth.peer, kind="veth", mtu=1500, is_up=False, alias="", veth=other))
+        is_busy = link.is_up and any(_share_port(link, other) for other in self._others(link) if other.is_up)
+        made = replace(link, is_up=False) if is_busy else link
+        self._set(made)
+        self._follow(old, made)
+        return f"EADDRINUSE: another vxlan device has the port of {link.name}" if is_busy else None
+
+    def _link_objection(self, link: Link, *, is_new: bool) -> str | None:
+        if link.vxlan is not None:
+            if link.vxlan.parent and self._link(link.vxlan.parent) is None:
+                return f"ENODEV: no link {link.vxlan.parent}"
+            if is_new and any(_share_vni(link, other) for other in self._others(link)):
+                return "EEXIST: a VXLAN device with the specified VNI already exists"
+        if link.veth is not None and is_new:
+            other_end = self._link(link.veth.peer)
+            if other_end is not None and (other_end.veth is None or other_end.veth.peer != link.name):
+                return f"EEXIST: {link.veth.peer} is there"
         return None
 
-    def _missing(self, item: Item) -> str | None:
-        """Return why the kernel would refuse the item: what it hangs on is not there."""
-        match item:
-            case Address(link=name) | Forwarder(link=name) | Neighbour(link=name) | FdbEntry(link=name):
-                return None if self._has_link(name) else f"no link {name}"
-            case Route(link=name, source=source) if name:
-                link = self.state.by_key.get(("link", name))
-                if not (isinstance(link, Link) and link.is_up):
-                    return f"link {name} is down or missing"
-                return (
-                    None if source is None or self._has_address(source) else f"{source} is nobody's address"
-                )
-            case ForwarderPeer(link=name):
-                return None if ("forwarder", name) in self.state.by_key else f"no forwarder of {name}"
+    def _follow(self, old: Link | None, new: Link) -> None:
+        """Drop and add what the kernel does when a link has changed."""
+        was_up = old is not None and old.is_up
+        if was_up and not new.is_up:
+            self._drop_ipv4(new.name)
+        elif old is not None and old.mac != new.mac:
+            self._drop(neighbour for neighbour in self.state.of_type(Neighbour) if neighbour.link == new.name)
+        if new.is_up and not was_up:
+            for address in self._addresses(new.name):
+                self._connect(address)
+
+    def _put_address(self, address: Address) -> str | None:
+        link = self._link(address.link)
+        if link is None:
+            return f"ENODEV: no link {address.link}"
+        self._set(address)
+        if link.is_up:
+            self._connect(address)
+        return None
+
+    def _connect(self, address: Address) -> None:
+        """Add the route to the prefix of an address, unless another address of the prefix came before."""
+        network = address.address.network
+        if network.version == 6 or network.prefixlen == 32 or self._first_of(address) != address:
+            return
+        route = Route(
+            destination=network,
+            link=address.link,
+            source=address.address.ip,
+            protocol=PROTOCOL_KERNEL,
+            scope=SCOPE_LINK,
+        )
+        if route.key not in self.state.by_key:
+            self._set(route)
+        elif route not in (*self._hidden, self.state.by_key[route.key]):
+            self._hidden.append(route)
+
+    def _remove(self, item: Item) -> None:
+        """Remove the object at the key of an item, and all that goes with it. A route must be equal."""
+        if isinstance(item, Route):
+            self._drop_routes(lambda route: route == item)
+            return
+        found = self.state.by_key.get(item.key)
+        match found:
+            case None:
+                return
+            case Link():
+                self._remove_link(found)
+            case Address():
+                self._remove_address(found)
+            case Forwarder():
+                self._drop([found, *(p for p in self.state.of_type(ForwarderPeer) if p.link == found.link)])
             case _:
+                self._drop([found])
+
+    def _remove_link(self, link: Link) -> None:
+        self._drop([link])
+        for address in self._addresses(link.name):
+            self._remove(address)
+        self._drop_routes(lambda route: route.link == link.name)
+        self._drop(item for item in self.state if isinstance(item, _ON_LINKS) and item.link == link.name)
+        for forwarder in list(self.state.of_type(Forwarder)):
+            if forwarder.link == link.name:
+                self._set(replace(forwarder, is_attached=False))
+        for other in list(self.state.of_type(Link)):
+            is_other_end = link.veth is not None and other.name == link.veth.peer
+            if is_other_end or (other.vxlan is not None and other.vxlan.parent == link.name):
+                self._remove(other)
+
+    def _remove_address(self, address: Address) -> None:
+        gone = [address]
+        if address.address.version == 4 and self._first_of(address) == address:
+            gone += [one for one in self._addresses(address.link) if _share_prefix(one, address)]
+        self._drop(gone)
+        if not any(one.address.version == 4 for one in self._addresses(address.link)):
+            self._drop_ipv4(address.link)
+        for one in gone:
+            if not self._is_local(one.address.ip):
+                self._drop_routes(partial(_has_source, one.address.ip))
+
+    def _objection(self, item: Item) -> str | None:
+        """Return why the kernel refuses an item that is neither a link nor an address."""
+        match item:
+            case Route():
+                return self._route_objection(item)
+            case _:
+                parent = item.parent_link
+                if parent is not None and Link in self.kinds and self._link(parent) is None:
+                    return f"ENODEV: no link {parent}"
+                if isinstance(item, ForwarderPeer) and ("forwarder", item.link) not in self.state.by_key:
+                    return f"no forwarder of {item.link}"
                 return None
 
-    def _has_link(self, name: str) -> bool:
-        return ("link", name) in self.state.by_key
+    def _route_objection(self, route: Route) -> str | None:
+        if not route.link:
+            return None
+        link = self._link(route.link)
+        if link is None:
+            return f"ENODEV: no link {route.link}"
+        if not link.is_up:
+            return f"ENETDOWN: {route.link} is down"
+        if route.source is not None and not self._is_local(route.source):
+            return f"EINVAL: {route.source} is no address of this host"
+        if route.gateway is None or route.gateway.version == 6:
+            return None
+        if self._is_local(route.gateway):
+            return f"EINVAL: the gateway {route.gateway} is our own address"
+        if not route.is_onlink and not self._reaches(route.link, int(route.gateway)):
+            return f"ENETUNREACH: no route of {route.link} reaches {route.gateway}"
+        return None
 
-    def _has_address(self, address: IPv4Address | IPv6Address) -> bool:
-        return any(isinstance(item, Address) and item.address.ip == address for item in self.state)
+    def _reaches(self, link: str, gateway: int) -> bool:
+        """Return whether a route of the link leads to an IPv4 gateway."""
+        for table, ways in self.state.by_key.tables.items():
+            if isinstance(table, tuple) and table[:2] == ("route", 4):
+                way = ways.get(gateway >> 32 - table[2] << 32 - table[2])
+                if isinstance(way, Route) and way.link == link and way.gateway is None:
+                    return True
+        return False
 
-    def _link_changed(self, old: Link, new: Link) -> None:
-        if not old.becomes(new):
-            self._drop(self._dependants(old))
-        elif old.is_up and not new.is_up:
-            self._drop(
-                item for item in self.state if isinstance(item, Route | Neighbour) and item.link == new.name
-            )
-        elif old.mac != new.mac:
-            self._drop(item for item in self.state if isinstance(item, Neighbour) and item.link == new.name)
+    def _link(self, name: str) -> Link | None:
+        found = self.state.by_key.get(("link", name))
+        return found if isinstance(found, Link) else None
 
-    def _dependants(self, gone: Item) -> list[Item]:
-        match gone:
-            case Link(name=name):
-                for item in list(self.state):
-                    if isinstance(item, Forwarder) and item.link == name:
-                        self._set(replace(item, is_attached=False))
-                gone_links = {name} if gone.veth is None else {name, gone.veth.peer}
-                return [
-                    item
-                    for item in self.state
-                    if (isinstance(item, _ON_LINKS) and item.link in gone_links)
-                    or (isinstance(item, Link) and item.name in gone_links and item.veth is not None)
-                ]
-            case Address(link=name, address=address):
-                return [
-                    item
-                    for item in self.state
-                    if isinstance(item, Route) and item.link == name and item.source == address.ip
-                ]
-            case Forwarder(link=name):
-                return [item for item in self.state if isinstance(item, ForwarderPeer) and item.link == name]
-            case _:
-                return []
+    def _others(self, link: Link) -> list[Link]:
+        return [other for other in self.state.of_type(Link) if other.name != link.name]
+
+    def _addresses(self, link: str) -> list[Address]:
+        """Return the addresses of a link in the order in which they came."""
+        return [address for address in self.state.of_type(Address) if address.link == link]
+
+    def _first_of(self, address: Address) -> Address:
+        """Return the first address of the same prefix on the same link: the others are secondary to it."""
+        return next(one for one in self._addresses(address.link) if _share_prefix(one, address))
+
+    def _is_local(self, address: IPv4Address | IPv6Address) -> bool:
+        return any(item.address.ip == address for item in self.state.of_type(Address))
 
     def _set(self, item: Item) -> None:
-        self.state = State.of(item) | self.state
+        tables = dict(self.state.by_key.tables)
+        table, name = item.key
+        tables[table] = {**tables.get(table, {}), name: item}
+        self.state = State(ItemMap.of_tables(tables))
+
+    def _drop_ipv4(self, link: str) -> None:
+        self._drop_routes(lambda route: route.link == link and route.destination.version == 4)
+        self._drop(
+            one for one in self.state.of_type(Neighbour) if (one.link, one.address.version) == (link, 4)
+        )
+
+    def _drop_routes(self, goes: Callable[[Route], bool]) -> None:
+        """Drop routes. The next one of the same key becomes visible."""
+        self._hidden = [route for route in self._hidden if not goes(route)]
+        gone = [route for route in self.state.of_type(Route) if goes(route)]
+        self._drop(gone)
+        for route in gone:
+            if (following := next((one for one in self._hidden if one.key == route.key), None)) is not None:
+                self._hidden.remove(following)
+                self._set(following)
 
     def _drop(self, items: Iterable[Item]) -> None:
-        self.state = self.state.without([item.key for item in items])
+        if keys := [item.key for item in items]:
+            self.state = self.state.without(keys)
+
+
+def _has_source(source: IPv4Address | IPv6Address, route: Route) -> bool:
+    return route.source == source
+
+
+def _share_prefix(one: Address, other: Address) -> bool:
+    return one.address.network == other.address.network
+
+
+def _share_vni(one: Link, other: Link) -> bool:
+    """Return whether the kernel could not tell for which of two vxlan devices a packet is."""
+    a, b = one.vxlan, other.vxlan
+    return a is not None and b is not None and (a.vni, *_socket(a)) == (b.vni, *_socket(b))
+
+
+def _share_port(one: Link, other: Link) -> bool:
+    """Return whether two vxlan devices need different sockets on one port."""
+    a, b = one.vxlan, other.vxlan
+    return a is not None and b is not None and _socket(a)[:2] == _socket(b)[:2] and a.has_gbp != b.has_gbp
+
+
+def _socket(vxlan: Vxlan) -> tuple[int, bool, bool]:
+    is_ipv6 = vxlan.local is not None and vxlan.local.version == 6
+    return vxlan.port, is_ipv6, vxlan.has_gbp

@@ -9,7 +9,8 @@ from pyflannel.engine.plan_log import PlanLog
 from pyflannel.engine.planner import Inputs, Planner, PlanOptions, PlanResult
 from pyflannel.model.lease import Lease
 from pyflannel.model.lease_set import SubnetMap
-from pyflannel.model.state import State
+from pyflannel.model.state import Add, Operation, Replace, State
+from pyflannel.plan.diff import diff, losses, order
 
 SUBNET_FILE = "/run/flannel/subnet.env"
 
@@ -42,3 +43,12 @@ def plan_of(inputs: Inputs, options: PlanOptions | None = None) -> State:
     plan = planner.plan
     assert plan is not None
     return plan
+
+
+def pass_operations(desired: State, actual: State) -> list[Operation]:
+    """Return the operations that the reconciler applies after one look, in order; `actual` is pyflannel's."""
+    operations = list(diff(desired, actual))
+    restored = [
+        Add(item) if left is None else Replace(left, item) for item, left in losses(operations, desired)
+    ]
+    return order([*operations, *restored], desired)

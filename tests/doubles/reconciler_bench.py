@@ -96,7 +96,7 @@ VXLAN = Link(
     kind="vxlan",
     mtu=1450,
     mac="0e:00:00:00:00:01",
-    vxlan=Vxlan(vni=1, port=8472, parent="eth0", local=None),
+    vxlan=Vxlan(vni=1, port=8472, parent="", local=None),
 )
 
 

@@ -1,5 +1,6 @@
 """Hypothesis strategies for the values of `model`."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
@@ -23,24 +24,27 @@ from pyflannel.model.packet_filter import (
     Prefix,
     Return,
 )
-from pyflannel.model.route import FdbEntry, Neighbour, Route
-from pyflannel.model.state import State
+from pyflannel.model.route import PROTOCOL_KERNEL, SCOPE_LINK, FdbEntry, Neighbour, Route
+from pyflannel.model.state import Add, Operation, Remove, Replace, State
 from pyflannel.plan.backend.udp import UdpBackend
 from pyflannel.plan.backends import backend_of
 from pyflannel.plan.packet_filter import FilterOptions, plan_filter
 
 NETWORK = IPv4Network("10.100.0.0/16")
-LINKS = ("flannel0", "flannel.1", "eth0", "docker0")
+UNDERLAY = IPv4Interface("192.168.50.102/24")
+LINKS = ("flannel0", "flannel.1", "docker0", "stray")
 
 subnets = st.integers(1, 255).map(lambda index: IPv4Network((f"10.100.{index}.0", 24)))
 addresses = st.integers(1, 2**32 - 2).map(IPv4Address)
+hosts = st.integers(1, 101).map(lambda number: UNDERLAY.network[number])
+"""Addresses of other hosts on the link of the underlay."""
 macs = st.integers(0, 5).map(lambda number: f"0e:00:00:00:00:{number:02x}")
 vxlans = st.builds(
     Vxlan,
     vni=st.sampled_from([1, 7]),
     port=st.sampled_from([8472, 4789]),
     parent=st.just("eth0"),
-    local=st.none() | addresses,
+    local=st.none() | hosts,
     has_gbp=st.booleans(),
     learns=st.booleans(),
     offloads_checksums=st.booleans(),
@@ -82,6 +86,21 @@ def leases(draw: st.DrawFn) -> Lease:
     return Lease(subnet=draw(subnets), attributes=attributes, revision=draw(st.integers(1, 1000)))
 
 
+HOST = State.of(
+    Link(name="eth0", kind="", mtu=1500, alias=""),
+    Link(name="eth1", kind="", mtu=1500, alias=""),
+    Address(link="eth0", address=UNDERLAY),
+    Route(
+        destination=UNDERLAY.network,
+        link="eth0",
+        source=UNDERLAY.ip,
+        protocol=PROTOCOL_KERNEL,
+        scope=SCOPE_LINK,
+    ),
+    Route(destination=NETWORK, link="eth0", protocol=3, metric=100),
+)
+"""The objects of a host without pyflannel. They are never damaged, because each plan needs them."""
+
 _SORTS = (
     "link",
     "address",
@@ -97,33 +116,41 @@ _SORTS = (
 
 
 @st.composite
-def items(draw: st.DrawFn) -> Item:
+def items(draw: st.DrawFn, sorts: Sequence[str] = _SORTS) -> Item:
     """What may be found on a host: ours, damaged, and foreign."""
     name = draw(st.sampled_from(LINKS))
     subnet = draw(subnets)
-    match draw(st.sampled_from(_SORTS)):
+    match draw(st.sampled_from(sorts)):
         case "link":
-            kind = draw(st.sampled_from(["tun", "vxlan", ""]))
+            kind = draw(st.sampled_from(["tun", "vxlan", "bridge"]))
+            alias = draw(st.sampled_from(["", "pyflannel"]))
+            vxlan = draw(vxlans) if kind == "vxlan" else None
+            if vxlan is not None and not alias:
+                # One of another program with our VNI and port would make the plan impossible.
+                vxlan = replace(vxlan, vni=9, port=99)
             return Link(
                 name=name,
                 kind=kind,
-                mtu=draw(st.sampled_from([1300, 1472])),
+                mtu=draw(st.sampled_from([1300, 1450])),
                 is_up=draw(st.booleans()),
-                alias=draw(st.sampled_from(["", "pyflannel"])),
-                mac="" if kind == "tun" else draw(macs),
-                vxlan=draw(vxlans) if kind == "vxlan" else None,
+                alias=alias,
+                mac=draw(macs) if kind == "vxlan" else "",
+                vxlan=vxlan,
             )
         case "address":
-            return Address(link=name, address=IPv4Interface((subnet.network_address, 16)))
+            # On flannel0 it shares its prefix with the address of the udp backend.
+            length = 16 if name == "flannel0" else draw(st.sampled_from([32, 24]))
+            base = subnet.network_address if length != 24 else IPv4Address("10.101.7.1")
+            return Address(link=name, address=IPv4Interface((base, length)))
         case "neighbour":
             base = subnet.network_address
             return Neighbour(link=name, address=base, mac=draw(macs), is_permanent=draw(st.booleans()))
         case "entry":
-            return FdbEntry(link=name, mac=draw(macs), destination=draw(addresses))
+            return FdbEntry(link=name, mac=draw(macs), destination=draw(hosts))
         case "route":
             destination = draw(st.sampled_from([NETWORK, subnet]))
-            protocol = draw(st.sampled_from([2, 3, 80]))
-            return Route(destination=destination, link=name, protocol=protocol)
+            link = draw(st.sampled_from([name, "eth0"]))
+            return Route(destination=destination, link=link, protocol=draw(st.sampled_from([2, 3, 80])))
         case "forwarder":
             return Forwarder(
                 link=name,
@@ -153,7 +180,7 @@ def items(draw: st.DrawFn) -> Item:
 def udp_plans(draw: st.DrawFn) -> State:
     """Full plans of a host of a udp network."""
     underlay = Underlay(
-        link="eth0", address=draw(addresses), mtu=draw(st.integers(576, 9000)), public_ip=draw(addresses)
+        link="eth0", address=UNDERLAY.ip, mtu=draw(st.integers(576, 9000)), public_ip=draw(addresses)
     )
     own, *peers = draw(st.lists(leases(), min_size=1, max_size=6, unique_by=lambda lease: lease.subnet))
     backend = UdpBackend(network=NETWORK, port=draw(st.integers(1, 65535)))
@@ -173,13 +200,17 @@ def plans(draw: st.DrawFn) -> State:
     if kind == "udp":
         return draw(udp_plans())
     own, *peers = draw(st.lists(leases(), min_size=1, max_size=6, unique_by=lambda lease: lease.subnet))
-    address = draw(addresses)
+    peers = [draw(st.sampled_from([peer, _at(peer, draw(hosts))])) for peer in peers]
     host = Host(
         lease=own,
         owner=draw(st.sampled_from("abcdef")),
         kernel=draw(st.sampled_from(["", "4.15.0", "6.1.0"])),
         underlay=Underlay(
-            link="eth0", address=address, mtu=1500, public_ip=address, on_link=(IPv4Network("0.0.0.0/0"),)
+            link="eth0",
+            address=UNDERLAY.ip,
+            mtu=1500,
+            public_ip=UNDERLAY.ip,
+            on_link=(UNDERLAY.network,),
         ),
     )
     options = {"DirectRouting": True} if draw(st.booleans()) else {}
@@ -194,22 +225,30 @@ def plans(draw: st.DrawFn) -> State:
     return state | State.of(HostFile(path="/run/flannel/subnet.env", text="x\n"), blackhole)
 
 
+def _at(lease: Lease, address: IPv4Address) -> Lease:
+    return replace(lease, attributes=replace(lease.attributes, public_ip=address))
+
+
 @st.composite
-def drifted(draw: st.DrawFn, plan: State) -> State:
-    """States that a kernel can be in after damage to a plan: parts of it, changed parts, foreign things.
-
-    Nothing hangs on a link that is not there, and no route on one that is down.
-    """
-    kept = [draw(st.sampled_from([item, *_damaged(item)])) for item in plan if draw(st.booleans())]
-    return possible(State.collect([*kept, *_FOREIGN, *draw(st.lists(items(), max_size=8))]))
-
-
-_FOREIGN: tuple[Item, ...] = (
-    Link(name="eth0", kind="", mtu=1500, alias=""),
-    Address(link="eth0", address=IPv4Interface("192.168.50.102/24")),
-    Route(destination=IPv4Network("192.168.50.0/24"), link="eth0", protocol=2),
-    Route(destination=IPv4Network("10.100.0.0/16"), link="eth0", protocol=3, metric=100),
-)
+def damages(draw: st.DrawFn, plan: State, sorts: Sequence[str] = _SORTS) -> list[Operation]:
+    """Operations of other programs on a host with a plan: they remove, change, rename and add objects."""
+    acts: list[list[Operation]] = [[Add(item)] for item in draw(st.lists(items(sorts), max_size=8))]
+    for item in plan:
+        changed = draw(st.sampled_from([None, item, item, *_damaged(item)]))
+        if changed is None:
+            acts.append([Remove(item)])
+        elif changed != item:
+            acts.append([Replace(item, changed)])
+        match item:
+            case Link() if draw(st.booleans()):
+                acts.append([Remove(item), Add(replace(item, name="stray"))])
+            case Address() if draw(st.booleans()):
+                # The planned address becomes secondary to another one, and goes with it.
+                other = IPv4Interface((NETWORK[draw(st.integers(1, 9))], item.address.network.prefixlen))
+                acts.append([Remove(item), Add(replace(item, address=other)), Add(item)])
+            case _:
+                pass
+    return [operation for act in draw(st.permutations(acts)) for operation in act]
 
 
 def _damaged(item: Item) -> list[Item]:
@@ -264,32 +303,3 @@ def _damaged_vxlans(link: Link, vxlan: Vxlan) -> list[Link]:
         replace(vxlan, offloads_checksums=not vxlan.offloads_checksums),
     ]
     return [replace(link, vxlan=each) for each in damaged]
-
-
-def possible(state: State) -> State:
-    """Return what of a state a kernel can hold."""
-    links = {item.name: item for item in state if isinstance(item, Link)}
-    forwarders = {item.link for item in state if isinstance(item, Forwarder)}
-    local = {item.address.ip for item in state if isinstance(item, Address) and item.link in links}
-
-    def can_be(item: Item) -> bool:
-        match item:
-            case Address() | FdbEntry():
-                return item.link in links
-            case Neighbour():
-                return item.link in links and links[item.link].is_up
-            case Route(link=""):
-                return True
-            case Route():
-                has_source = item.source is None or item.source in local
-                return item.link in links and links[item.link].is_up and has_source
-            case ForwarderPeer():
-                return item.link in forwarders
-            case _:
-                return True
-
-    return State.collect(
-        replace(item, is_attached=False) if isinstance(item, Forwarder) and item.link not in links else item
-        for item in state
-        if can_be(item)
-    )

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, Self, TypeVar
 
 import pytest
 
+from doubles.planning import pass_operations
 from pyflannel.assembly.directories import Places
 from pyflannel.commands.network_client import ControlClient
 from pyflannel.errors import LabError, NotReadyError
@@ -32,7 +33,6 @@ from pyflannel.lab.topology import LEFT
 from pyflannel.lab.waiting import wait_until
 from pyflannel.model.state import Operation, Refusal, State
 from pyflannel.model.status import Status
-from pyflannel.plan.diff import diff, order
 from pyflannel.plan.ownership import ours
 from pyflannel.ports import Changes
 from pyflannel.wire.forwarder_control import (
@@ -242,7 +242,7 @@ class Driver:
         async def make_pass() -> list[Refusal]:
             async with LinuxTarget() as target:
                 actual = ours(await target.snapshot(desired), desired)
-                return list(await target.apply(order(diff(desired, actual))))
+                return list(await target.apply(pass_operations(desired, actual)))
 
         return self.namespace.run(make_pass)
 

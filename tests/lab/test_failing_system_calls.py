@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from doubles.planning import pass_operations
 from doubles.system_calls import ERRNOS, Call, SystemCalls, why_not
 from pyflannel.errors import FlannelError, TargetError, target_errors
 from pyflannel.kernel.bpf.fast_path import FastPath
@@ -40,7 +41,7 @@ from pyflannel.model.link import Address, Link, Veth, Vxlan
 from pyflannel.model.packet_filter import Accept, FilterRule, IptablesChain, NftTable
 from pyflannel.model.route import FdbEntry, Neighbour, Route
 from pyflannel.model.state import Operation, Remove, State
-from pyflannel.plan.diff import diff, order
+from pyflannel.plan.diff import order
 from pyflannel.plan.ownership import ours
 from pyflannel.ports import Target
 from pyflannel.processes import forwarder, forwarder_client
@@ -184,7 +185,7 @@ def failures(long_run: bool) -> Callable[[list[Call]], Iterator[Failure]]:
 
 async def steps(target: Target, desired: State) -> list[Operation]:
     """Return what a pass would do."""
-    return order(diff(desired, ours(await target.snapshot(desired), desired)))
+    return pass_operations(desired, ours(await target.snapshot(desired), desired))
 
 
 async def heal(target: Target, plan: State) -> None:

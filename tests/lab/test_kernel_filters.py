@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from doubles.planning import pass_operations
 from pyflannel.errors import TargetError
 from pyflannel.kernel.filters.iptables import IptablesTarget
 from pyflannel.kernel.filters.nftables import NftTarget
@@ -22,7 +23,6 @@ from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.packet_filter import FilterRule, IptablesChain, Masquerade, NftTable
 from pyflannel.model.state import Operation, Refusal, State
 from pyflannel.plan.describe import found
-from pyflannel.plan.diff import diff, order
 from pyflannel.plan.ownership import ours
 from pyflannel.plan.packet_filter import FilterOptions, plan_filter
 from pyflannel.ports import Announce, ChangeChannel, Target
@@ -88,7 +88,7 @@ class Filters:
 
 async def one_pass(target: Filters, desired: State) -> tuple[list[Operation], list[Refusal]]:
     """Make one pass, as the reconciler does; return what it did and what was refused."""
-    operations = order(diff(desired, ours(await target.snapshot(desired), desired)))
+    operations = pass_operations(desired, ours(await target.snapshot(desired), desired))
     return operations, list(await target.apply(operations)) if operations else []
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import signal
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -9,12 +10,12 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 import pytest
 
+from doubles.planning import pass_operations
 from pyflannel.kernel.network.linux import LinuxTarget
 from pyflannel.model.item import Item
 from pyflannel.model.link import Address, Link, Vxlan
 from pyflannel.model.route import FdbEntry, Neighbour, Route
 from pyflannel.model.state import Add, Remove, Replace, State
-from pyflannel.plan.diff import diff, order
 from pyflannel.plan.ownership import ours
 
 DEVICE = Link(
@@ -96,7 +97,7 @@ async def standing(listen, plan: State = PLAN, **options) -> AsyncIterator:
 
 
 async def make_pass(linux: LinuxTarget, plan: State = PLAN) -> list:
-    return list(await linux.apply(order(diff(plan, ours(await linux.snapshot(plan), plan)))))
+    return list(await linux.apply(pass_operations(plan, ours(await linux.snapshot(plan), plan))))
 
 
 @pytest.mark.usefixtures("ready")
@@ -200,6 +201,49 @@ def test_an_underlay_that_goes_and_comes_again_wakes_and_is_followed(namespace, 
             assert ours(await linux.snapshot(plan), plan) == plan
 
     namespace.run(work)
+
+
+FAR_HOST = (
+    "link add flannel.1 address 0e:00:00:00:00:02 type vxlan id 1 dstport 8472 local 10.7.1.1 nolearning",
+    "link set flannel.1 up",
+    "address add 10.100.2.0/32 dev flannel.1",
+    "address add 10.100.2.1/32 dev lo",
+    "neighbour add 10.100.15.0 lladdr 0e:11:22:33:44:55 dev flannel.1 nud permanent",
+    "route add 10.100.15.0/24 via 10.100.15.0 dev flannel.1 onlink",
+)
+
+
+@pytest.mark.usefixtures("ready")
+def test_another_address_of_the_device_loses_no_packet(namespace, make_namespace) -> None:
+    """With its last IPv4 address a link loses its routes and neighbours, so the new one is added first."""
+    far = make_namespace()
+    namespace.ip(f"link set eth0r netns {far.name}")
+    far.ip("address add 10.7.1.1/16 dev eth0r")
+    far.ip("link set eth0r up")
+    for words in FAR_HOST:
+        far.ip(words)
+    far.command(*["bridge", "fdb", "add", "0e:11:22:33:44:55", "dev", "flannel.1", "dst", "10.7.0.1"])
+    namespace.ip("address add 10.100.15.1/32 dev lo")
+    other = Address(link="flannel.1", address=IPv4Interface("10.100.77.0/32"))
+    plan = State.collect(other if isinstance(item, Address) else item for item in PLAN)
+
+    async def work() -> None:
+        async with LinuxTarget() as linux:
+            assert await make_pass(linux) == []
+            command = ["ping", "-n", "-i", "0.002", "-I", "10.100.15.1", "10.100.2.1"]
+            pings = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+            assert pings.stdout is not None
+            while b"bytes from" not in await pings.stdout.readline():
+                pass
+            assert await make_pass(linux, plan) == []
+            assert ours(await linux.snapshot(plan), plan) == plan
+            for _ in range(50):
+                assert b"bytes from" in await pings.stdout.readline()
+            pings.send_signal(signal.SIGINT)
+            left, _ = await pings.communicate()
+            assert b" 0% packet loss" in left
+
+    namespace.run(work, timeout_s=10.0)
 
 
 @pytest.mark.usefixtures("ready")

@@ -3,10 +3,9 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from ipaddress import IPv4Address
 from random import Random
 
-from lease_model.engines import FOREIGN, HOUR_S, START_S, SUBNET_FILE, EngineHost, Engines
+from lease_model.engines import HOUR_S, START_S, SUBNET_FILE, UNDERLAY, EngineHost, Engines, foreign
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer
 from pyflannel.model.host import HostFile
 from pyflannel.model.item import Item
@@ -16,7 +15,7 @@ from pyflannel.model.state import Operation, Remove, Replace
 from pyflannel.model.store_record import Delete, Put, Record
 from pyflannel.wire.lease_record import CONFIG, SUBNETS, lease_key
 
-_STRANGER = IPv4Address("203.0.113.9")
+_STRANGER = UNDERLAY.broadcast_address - 1
 _SOME_ITEMS = 12
 _TROUBLE_S = 60.0
 """Longest time that a kernel refuses, or cannot be read: every second of it is tried again."""
@@ -180,8 +179,13 @@ def _by_hand(what: str, engines: Engines) -> None:
 
 
 def _damage(host: EngineHost, random: Random, *, is_announced: bool) -> None:
-    """Remove some of what we made, or change it."""
-    items = [item for item in host.kernel.state if item not in FOREIGN and _is_heard_of(item)]
+    """Remove or change some of pyflannel's objects. The kernel announces each change of a link."""
+    others = foreign(host.address)
+    items = [
+        item
+        for item in host.kernel.state
+        if item not in others and _may_be_damaged(item) and (is_announced or not isinstance(item, Link))
+    ]
     count = min(len(items), random.randrange(1, _SOME_ITEMS))
     operations: list[Operation] = []
     for item in random.sample(items, count):
@@ -192,8 +196,8 @@ def _damage(host: EngineHost, random: Random, *, is_announced: bool) -> None:
     host.kernel.damage(*operations, is_announced=is_announced)
 
 
-def _is_heard_of(item: Item) -> bool:
-    """Return whether it is not what a host remembers its subnet by, which no daemon can make up for."""
+def _may_be_damaged(item: Item) -> bool:
+    """Return whether it is not the file with the subnet of the previous run, which nobody can restore."""
     return not (isinstance(item, HostFile) and item.path == SUBNET_FILE)
 
 
@@ -202,7 +206,7 @@ def _changed(item: Item) -> Item | None:
         case Link():
             return replace(item, is_up=False)
         case Route():
-            return replace(item, gateway=_STRANGER)
+            return replace(item, gateway=_STRANGER, is_onlink=True)
         case Neighbour():
             return replace(item, mac="02:00:00:00:00:01")
         case FdbEntry():

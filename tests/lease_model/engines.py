@@ -7,7 +7,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from random import Random
 from typing import Protocol
 
@@ -37,10 +37,10 @@ from pyflannel.model.lease_protocol import (
     Woke,
 )
 from pyflannel.model.lease_set import LeaseSet
-from pyflannel.model.link import Link
+from pyflannel.model.link import Address, Link
 from pyflannel.model.network_config import NetworkConfig
-from pyflannel.model.route import Route
-from pyflannel.model.state import Operation, Refusal, State
+from pyflannel.model.route import PROTOCOL_KERNEL, SCOPE_LINK, Route
+from pyflannel.model.state import Add, Operation, Refusal, Remove, State
 from pyflannel.model.store_record import Put
 from pyflannel.plan.lease.state import LeaseState
 from pyflannel.wire.lease_record import CONFIG
@@ -61,11 +61,20 @@ START_S = 3.0
 """Hosts that start together do so within this time, as after a power cut."""
 
 SUBNET_FILE = "/run/flannel/subnet.env"
-FOREIGN = State.of(
-    Link(name="eth0", kind="", mtu=1500, alias=""),
-    Route(destination=IPv4Network("172.20.0.0/16"), link="eth0", protocol=3),
-)
-"""What a host has that is none of ours."""
+_FOREIGN_ROUTE = Route(destination=IPv4Network("172.20.0.0/16"), link="eth0", protocol=3)
+
+
+def foreign(address: IPv4Address) -> State:
+    """Return the objects of a host with this address that are not pyflannel's."""
+    connected = Route(
+        destination=UNDERLAY, link="eth0", source=address, protocol=PROTOCOL_KERNEL, scope=SCOPE_LINK
+    )
+    link = Link(name="eth0", kind="", mtu=1500, alias="")
+    return State.of(link, _held(address), connected, _FOREIGN_ROUTE)
+
+
+def _held(address: IPv4Address) -> Address:
+    return Address(link="eth0", address=IPv4Interface((address, UNDERLAY.prefixlen)))
 
 
 _FIRST_ADDRESS = UNDERLAY.network_address
@@ -123,8 +132,8 @@ class SlowKernel(FakeKernel):
         batch_count: how many batches were begun; what they held is not kept, for weeks of it is much.
     """
 
-    def __init__(self, random: Random) -> None:
-        super().__init__(FOREIGN)
+    def __init__(self, state: State, random: Random) -> None:
+        super().__init__(state)
         self.batch_count = 0
         self._random = random
 
@@ -153,7 +162,7 @@ class EngineHost:
         self.random = Random(f"{world.seed}/{number}")
         self.address = _FIRST_ADDRESS + number
         self.identity = Identity(owner=f"id{number}")
-        self.kernel = SlowKernel(self.random)
+        self.kernel = SlowKernel(foreign(self.address), self.random)
         self.clock = SimulatedClock()
         self.runs_on: Lease | None = None
         self._world = world
@@ -235,12 +244,13 @@ class EngineHost:
     async def boot(self) -> None:
         """Let the host lose all that is not on a disk, its containers too."""
         await self.crash()
-        self.kernel.state, self.runs_on = FOREIGN, None
+        self.kernel.state, self.runs_on = foreign(self.address), None
 
     def move(self) -> None:
         """Give the host another address, which nobody else has or had."""
         offset = int(self.address) - int(_FIRST_ADDRESS) + _HOSTS_MAX
-        self.address = _FIRST_ADDRESS + offset % UNDERLAY.num_addresses
+        before, self.address = self.address, _FIRST_ADDRESS + offset % UNDERLAY.num_addresses
+        self.kernel.damage(Remove(_held(before)), Add(_held(self.address)), Add(_FOREIGN_ROUTE))
         self._moved.set()
 
     def as_state(self, store: StoreState, network: NetworkConfig) -> HostState:

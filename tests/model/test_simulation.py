@@ -7,7 +7,7 @@ from ipaddress import IPv4Network
 import pytest
 
 from doubles.fake_kernel import FakeKernel
-from doubles.planning import SUBNET_FILE, plan_of
+from doubles.planning import SUBNET_FILE, pass_operations, plan_of
 from lease_model.scenarios import host, network, scenario
 from lease_model.simulation import Simulation
 from lease_model.store import put_lease, transact
@@ -19,7 +19,6 @@ from pyflannel.model.lease_protocol import Event, PutLease, Wrote
 from pyflannel.model.lease_set import LeaseSet
 from pyflannel.model.state import State
 from pyflannel.plan.backend.udp import UdpBackend
-from pyflannel.plan.diff import diff, order
 from pyflannel.plan.packet_filter import FilterOptions
 
 NETWORK = network(last=250)
@@ -43,7 +42,7 @@ def plan(own: Lease, leases: LeaseSet) -> State:
 
 
 async def one_pass(kernel: FakeKernel, desired: State) -> None:
-    await kernel.apply(order(diff(desired, await kernel.snapshot(desired))))
+    await kernel.apply(pass_operations(desired, await kernel.snapshot(desired)))
 
 
 def check_kernels(world: World, kernels: Sequence[FakeKernel]) -> None:

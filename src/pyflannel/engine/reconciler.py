@@ -7,7 +7,7 @@ operation for each from the present plan, puts them into order, and applies them
 
 import asyncio
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import reduce
 from operator import or_
 
@@ -283,7 +283,7 @@ class Reconciler:
         """Apply the operations as one batch. Keep in the record what is refused or must wait."""
         began = self._clock.now()
         self._is_performing = True
-        admitted = self._admit(batch, order(operations))
+        admitted = self._with_losses(batch, self._admit(batch, order(operations, self._plan)))
         objects = [operation for operation in admitted if not isinstance(operation.subject, HostFile)]
         files = [operation for operation in admitted if isinstance(operation.subject, HostFile)]
         await self._apply(batch, objects)
@@ -314,15 +314,28 @@ class Reconciler:
             if pause_s == FIRST_PAUSE_S:
                 batch.fights.append(operation)
 
-    def _admit(self, batch: Batch, operations: Sequence[Operation]) -> list[Operation]:
+    def _with_losses(self, batch: Batch, operations: list[Operation]) -> list[Operation]:
+        """Return the operations, with those that restore what the kernel drops because of them."""
+        restored: list[Operation] = []
+        for item, left in losses(operations, self._plan):
+            self._work.lose(item.key, left, type(item))
+            restored.append(Add(item) if left is None else Replace(left, item))
+        if not restored:
+            return operations
+        batch.since = self._work.generation
+        return order([*operations, *self._admit(batch, restored, after=operations)], self._plan)
+
+    def _admit(
+        self, batch: Batch, operations: Sequence[Operation], after: Sequence[Operation] = ()
+    ) -> list[Operation]:
         """Return the operations that can succeed now. The others wait in the record.
 
         An operation waits while another program keeps undoing it, while its target cannot be read, and while
-        an object that it requires is missing.
+        an object that it requires is missing. The operations `after` were admitted before.
         """
         admitted: list[Operation] = []
         unread, now = self._targets.unread_kinds, self._clock.now()
-        missing = self._missing_host_parts(but=operations)
+        missing = self._missing_host_parts(but=(*after, *operations))
         for operation in operations:
             item = operation.subject
             until = self._damping.waits_until(item.key, now) if self._damping.has_pauses else None
@@ -353,7 +366,6 @@ class Reconciler:
             if not self._work.is_idle:
                 found = None if isinstance(operation, Remove) else item
                 self._work.settle(item.key, found, type(item), batch.since)
-        self._note_losses(operations, keys)
         missing = Missing()
         for refusal in refused:
             if self._work.is_later(refusal.operation.subject.key, batch.since):
@@ -368,18 +380,6 @@ class Reconciler:
                 )
                 batch.refused.append(refusal)
             missing.note(refusal.operation)
-
-    def _note_losses(self, operations: Sequence[Operation], refused: Collection[Key]) -> None:
-        """Note the planned objects that the kernel has dropped with links which these operations changed."""
-        causes = [each for each in operations if each.subject.key not in refused]
-        written: set[Key] = set()
-        for operation in causes:
-            if (changes := losses(operation)) is None:
-                continue
-            written = written or {each.subject.key for each in causes}  # after the link
-            for item in self._plan:
-                if (left := item.after(changes)) is not item and item.key not in written:
-                    self._work.lose(item.key, left, type(item))
 
     # The record.
 

@@ -52,17 +52,25 @@ class Marks:
     links: Set[str]
 
 
+LinkPrefix = tuple[str, Hashable]
+"""The name of a link, and the prefix of an address on it."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinkChanges:
-    """Links that a batch is about to change so that the kernel drops other objects.
+    """Changes of links with which the kernel drops other objects.
 
     Attributes:
         recreated: links that are deleted and created again; all objects on them go too.
         readdressed: links that get another MAC address; their neighbours go.
+        prefixes: of IPv4 addresses that are removed; other addresses of the prefix may go too.
+        unaddressed: links that lose their last IPv4 address; their IPv4 routes and neighbours go.
     """
 
     recreated: Collection[str]
     readdressed: Collection[str]
+    prefixes: Collection[LinkPrefix]
+    unaddressed: Collection[str]
 
 
 class Item:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 
-from pyflannel.model.item import Item, Key, LinkChanges, Marks, Rank
+from pyflannel.model.item import Item, Key, LinkChanges, LinkPrefix, Marks, Rank
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,12 +36,24 @@ class Vxlan:
         """Return whether a standing device can be changed into `other`; else it is made anew."""
         return self.fixed == other.fixed
 
+    def excludes(self, other: "Vxlan") -> bool:
+        """Return whether the kernel refuses a device with one while a device with the other is there.
+
+        Devices share the socket of a port and tell packets apart by the VNI. With the group policy extension
+        a device has a socket of its own, of which there is one for a port (drivers/net/vxlan).
+        """
+        is_one_port = (self.port, self._is_ipv6) == (other.port, other._is_ipv6)
+        return is_one_port and (self.vni == other.vni or self.has_gbp != other.has_gbp)
+
     @property
     def fixed(self) -> tuple[object, ...]:
         """What the kernel does not change in a standing device."""
         is_bound = bool(self.parent)
-        is_ipv6 = self.local is not None and self.local.version == 6
-        return self.vni, self.port, is_bound, is_ipv6, self.group, self.has_gbp, self.reports_misses
+        return self.vni, self.port, is_bound, self._is_ipv6, self.group, self.has_gbp, self.reports_misses
+
+    @property
+    def _is_ipv6(self) -> bool:
+        return self.local is not None and self.local.version == 6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +120,10 @@ class Link(Item):
             return self.veth.becomes(other.veth)
         return self.vxlan is None or other.vxlan is None or self.vxlan.becomes(other.vxlan)
 
+    def excludes(self, other: "Link") -> bool:
+        """Return whether the kernel refuses this link while the other is there."""
+        return self.vxlan is not None and other.vxlan is not None and self.vxlan.excludes(other.vxlan)
+
     @property
     def key(self) -> Key:
         """What makes two values one kernel object."""
@@ -167,3 +183,17 @@ class Address(Item):
     def is_marked(self, marks: Marks) -> bool:
         """Return whether the link is pyflannel's."""
         return self.link in marks.links
+
+    @property
+    def prefix(self) -> LinkPrefix:
+        """The link and the prefix.
+
+        The second IPv4 address of a prefix on a link is secondary to the first, and goes with it unless the
+        kernel promotes it (promote_secondaries in ip-sysctl).
+        """
+        return self.link, self.address.network
+
+    def after(self, changes: LinkChanges) -> "Address | None":
+        """Return the address, or None if its link is created again or another of its prefix is removed."""
+        is_dropped = self.link in changes.recreated or self.prefix in changes.prefixes
+        return None if is_dropped else self

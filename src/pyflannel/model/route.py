@@ -64,6 +64,12 @@ class Route(Item):
         """The link that packets leave by; None for a blackhole."""
         return self.link or None
 
+    def after(self, changes: LinkChanges) -> "Route | None":
+        """Return the route, or None if its link is created again or loses its last IPv4 address."""
+        is_ipv4 = self.destination.version == 4
+        is_dropped = self.link in changes.recreated or (is_ipv4 and self.link in changes.unaddressed)
+        return None if is_dropped else self
+
     @property
     def requires(self) -> tuple[Key, ...]:
         """Its link, and the addresses that are still missing there: one of them may be the source."""
@@ -141,9 +147,10 @@ class Neighbour(Item):
         return self.link in marks.links
 
     def after(self, changes: LinkChanges) -> "Neighbour | None":
-        """Return the neighbour, or None if its link is created again or gets another MAC address."""
+        """Return the neighbour; None if its link is created again, or loses its MAC or last IPv4 address."""
+        is_ipv4 = self.address.version == 4
         is_dropped = self.link in changes.recreated or self.link in changes.readdressed
-        return None if is_dropped else self
+        return None if is_dropped or (is_ipv4 and self.link in changes.unaddressed) else self
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

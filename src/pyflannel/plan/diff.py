@@ -1,10 +1,10 @@
 """The difference between two states, as operations in a safe order."""
 
-from collections.abc import Hashable, Iterable, Iterator, Set
+from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence, Set
 from itertools import compress, filterfalse
 from operator import is_not
 
-from pyflannel.model.item import ANY, Item, Key, LinkChanges, Rank
+from pyflannel.model.item import ANY, Item, Key, LinkChanges, LinkPrefix, Rank
 from pyflannel.model.link import Address, Link
 from pyflannel.model.state import Add, Operation, Remove, Replace, State
 
@@ -13,9 +13,8 @@ def diff(desired: State, actual: State) -> Iterator[Operation]:
     """Yield the operations that turn `actual` into `desired`, in no order.
 
     `actual` holds only items that pyflannel owns. A link that cannot be changed in place is created again.
-    The items that the kernel drops with it, or when a link gets another MAC address, count as missing.
     """
-    for old, new in differences(_after(link_changes(desired, actual), actual), desired):
+    for old, new in differences(actual, desired):
         operation = change(old, new)
         if operation is not None:
             yield operation
@@ -48,57 +47,79 @@ def change(actual: Item | None, desired: Item | None) -> Operation | None:
     return None if actual == desired else Replace(actual, desired)
 
 
-def link_changes(desired: State, actual: State) -> LinkChanges:
-    """Return the links whose change into the desired ones makes the kernel drop other objects."""
+def losses(operations: Collection[Operation], desired: State) -> Iterator[tuple[Item, Item | None]]:
+    """Yield the items of `desired` that the kernel drops, or may drop, with what the operations change.
+
+    With each comes what is left of it; None if nothing is. An item that the operations write is left out, as
+    it is written afterwards. To write an item that the kernel has kept has no effect.
+    """
+    changes = _link_changes(operations, desired)
+    if changes is None:
+        return
+    written = {operation.subject.key for operation in operations}
+    for item in desired:
+        if (left := item.after(changes)) is not item and item.key not in written:
+            yield item, left
+
+
+def _link_changes(operations: Iterable[Operation], desired: State) -> LinkChanges | None:
+    """Return the changes with which the kernel drops other objects; None if there are none."""
     recreated: set[str] = set()
     readdressed: set[str] = set()
-    for item in desired.of_type(Link):
-        old = actual.by_key.get(item.key)
-        if not isinstance(old, Link) or not old.becomes(item):
-            recreated.add(item.name)
-        elif old.mac != item.mac:
-            readdressed.add(item.name)
-    return LinkChanges(recreated=recreated, readdressed=readdressed)
+    prefixes: set[LinkPrefix] = set()
+    for operation in operations:
+        match operation:
+            case Replace(Link() as old, Link() as new) if not old.becomes(new):
+                recreated.add(new.name)
+            case Replace(Link() as old, Link() as new) if old.mac != new.mac:
+                readdressed.add(new.name)
+            case Remove(Address() as old) | Replace(Address() as old, _) if old.address.version == 4:
+                prefixes.add(old.prefix)
+            case _:
+                pass
+    if not (recreated or readdressed or prefixes):
+        return None
+    held = {one.link for one in desired.of_type(Address) if one.prefix not in prefixes}
+    return LinkChanges(
+        recreated=recreated,
+        readdressed=readdressed,
+        prefixes=prefixes,
+        unaddressed={link for link, _ in prefixes} - held,
+    )
 
 
-def _after(changes: LinkChanges, actual: State) -> State:
-    """Return the part of `actual` that remains once the links have changed; the links as found."""
-    if not changes.recreated and not changes.readdressed:
-        return actual
-    return State.collect(left for item in actual if (left := item.after(changes)) is not None)
+# With the first IPv4 address of a prefix on a link the kernel removes the others of that prefix. So an
+# address whose prefix stays is removed before others are added. Any other address is removed after that,
+# because a link loses its routes and neighbours with its last address.
+_SHARED_PREFIX_RANK = Rank.ADDRESS - 1
 
-
-def losses(operation: Operation) -> LinkChanges | None:
-    """Return the change of a link with which the kernel drops other objects; None if it drops none."""
-    match operation:
-        case Replace(Link() as old, Link() as new):
-            changes = link_changes(State.of(new), State.of(old))
-            return changes if changes.recreated or changes.readdressed else None
-        case _:
-            return None
-
-
-# An address that shares its prefix with another of its link is secondary to it, and the kernel removes it
-# with that one. So the old address is removed before the new one is added, unlike everything else.
-_ADDRESS_CHANGE_RANK = Rank.ADDRESS - 1
+# The kernel refuses a second vxlan device with one VNI and port. So a device that was renamed is removed
+# before its successor is built.
+_LINK_IN_THE_WAY_RANK = Rank.LINK - 1
 
 _REMOVAL_RANK = 100
 """Above every build rank. The kind that is built last is removed first."""
 
 
-def order(operations: Iterable[Operation]) -> list[Operation]:
-    """Sort into a safe sequence: make before break. Operations of one rank keep their order."""
+def order(operations: Iterable[Operation], desired: State) -> list[Operation]:
+    """Sort into a safe sequence: make before break, unless the kernel cannot have both.
+
+    Operations of one rank keep their order.
+    """
     listed = list(operations)
-    readdressed = {one.item.link for one in listed if isinstance(one, Add) and isinstance(one.item, Address)}
-    return sorted(listed, key=lambda operation: _rank(operation, readdressed))
+    kept = {address.prefix for address in desired.of_type(Address)}
+    built = [one.subject for one in listed if isinstance(one.subject, Link) and not isinstance(one, Remove)]
+    return sorted(listed, key=lambda operation: _rank(operation, kept, built))
 
 
-def _rank(operation: Operation, readdressed: Set[str]) -> int:
+def _rank(operation: Operation, kept: Set[LinkPrefix], built: Sequence[Link]) -> int:
     match operation:
         case Add(item) | Replace(_, item):
             return item.RANK
-        case Remove(Address(link=link)) if link in readdressed:
-            return _ADDRESS_CHANGE_RANK
+        case Remove(Address() as old) if old.prefix in kept:
+            return _SHARED_PREFIX_RANK
+        case Remove(Link() as old) if any(old.excludes(link) for link in built):
+            return _LINK_IN_THE_WAY_RANK
         case Remove(item):
             return _REMOVAL_RANK - item.RANK
 

@@ -23,7 +23,7 @@ from pyflannel.plan.diff import order
 
 async def make_pass(desired):
     async with BpfTarget(FastPath(sys.argv[1])) as target:
-        operations = order(diff(desired, await target.snapshot(desired)))
+        operations = order(diff(desired, await target.snapshot(desired)), desired)
         refused = await target.apply(operations)
         notices = [[notice.text, notice.hint] for notice in target.notices("flannel0")]
         return [len(operations), [[refusal.cause, refusal.hint] for refusal in refused], notices]

@@ -24,7 +24,7 @@ from doubles.reconciler_bench import (
 )
 from pyflannel.model.host import HostFile
 from pyflannel.model.link import Address, Link, Vxlan
-from pyflannel.model.route import Route
+from pyflannel.model.route import PROTOCOL_KERNEL, SCOPE_LINK, Route
 from pyflannel.model.state import Add, Remove, Replace, State
 
 
@@ -93,7 +93,7 @@ def test_a_host_is_not_clean_before_its_repair_has_ended() -> None:
     "changed",
     [
         replace(VXLAN, mac="0e:00:00:00:00:03"),
-        replace(VXLAN, vxlan=Vxlan(vni=1, port=4789, parent="eth0", local=None)),
+        replace(VXLAN, vxlan=Vxlan(vni=1, port=4789, parent="", local=None)),
     ],
 )
 @pytest.mark.parametrize("refusals", [0, 1])
@@ -109,6 +109,54 @@ def test_objects_that_a_planned_change_of_a_link_drops_are_no_repairs(changed: L
 
             assert bench.is_healed
             assert bench.reconciler.is_clean
+            assert bench.reconciler.counts.repairs == 0
+
+    asyncio.run(check())
+
+
+def test_a_renamed_vxlan_device_is_replaced_by_one_batch() -> None:
+    """Nothing is refused, and what was on the device is repaired with it."""
+
+    async def check() -> None:
+        async with running(Bench(FakeKernel(), State.of(VXLAN, NEIGHBOUR))) as bench:
+            batches = len(bench.kernel.batches)
+            bench.kernel.damage(Remove(VXLAN), Add(replace(VXLAN, name="stray")))
+            await bench.clock.settle()
+
+            assert bench.is_healed
+            assert len(bench.kernel.batches) == batches + 1
+            assert not list(bench.reconciler.refused())
+
+    asyncio.run(check())
+
+
+@pytest.mark.parametrize("length", [16, 32])
+def test_another_address_of_a_link_is_put_in_place_by_one_batch(length: int) -> None:
+    """What the kernel drops with the old address is there at the end of the batch, and is no repair."""
+
+    def plan(subnet: str) -> State:
+        address = Address(link=LINK.name, address=IPv4Interface((subnet, length)))
+        connected = Route(
+            destination=IPv4Network("10.100.0.0/16"),
+            link=LINK.name,
+            source=address.address.ip,
+            protocol=PROTOCOL_KERNEL,
+            scope=SCOPE_LINK,
+        )
+        route = Route(destination=IPv4Network("10.101.0.0/24"), link=LINK.name)
+        return State.of(LINK, address, connected, route)
+
+    async def check() -> None:
+        kernel = Silent()
+        async with running(Bench(kernel, plan("10.100.15.0"))) as bench:
+            batches = len(kernel.batches)
+            bench.replace(plan("10.100.16.0"))
+            await bench.clock.settle()
+
+            assert bench.is_healed
+            assert bench.reconciler.is_clean
+            assert len(kernel.batches) == batches + 1
+            assert not list(bench.reconciler.refused())
             assert bench.reconciler.counts.repairs == 0
 
     asyncio.run(check())

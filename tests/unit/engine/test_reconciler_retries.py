@@ -131,7 +131,7 @@ def test_a_repair_that_was_refused_at_first_is_one_when_it_succeeds(caplog: pyte
 
 def test_a_refused_link_is_the_one_cause_that_is_said(caplog: pytest.LogCaptureFixture) -> None:
     """What hangs on it fails for want of it, and would only hide what to do."""
-    address = Address(link=LINK.name, address=IPv4Interface("10.100.15.0/16"))
+    address = Address(link=LINK.name, address=IPv4Interface("10.100.15.0/32"))
     program = BpfProgram(link="eth0", role=Role.DECAPSULATE, tunnel=TUNNEL)
 
     async def check() -> None:
@@ -206,7 +206,7 @@ def test_a_changed_plan_waits_for_no_fight() -> None:
 
 def test_what_hangs_on_an_object_that_is_fought_over_waits_with_it() -> None:
     """It could only be refused."""
-    address = Address(link=LINK.name, address=IPv4Interface("10.100.15.0/16"))
+    address = Address(link=LINK.name, address=IPv4Interface("10.100.15.0/32"))
     forwarder = Forwarder(
         link=LINK.name,
         tunnel_address=IPv4Address("10.100.15.0"),

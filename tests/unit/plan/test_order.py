@@ -1,29 +1,95 @@
-"""Make before break."""
+"""The order of the operations of a batch, and what the kernel drops with them."""
 
-from ipaddress import IPv4Interface, IPv4Network
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 
-from pyflannel.model.link import Address, Link
-from pyflannel.model.route import Route
-from pyflannel.model.state import Add, Remove
-from pyflannel.plan.diff import order
+from pyflannel.model.link import Address, Link, Vxlan
+from pyflannel.model.route import FdbEntry, Neighbour, Route
+from pyflannel.model.state import Add, Remove, Replace, State
+from pyflannel.plan.diff import losses, order
 
 OLD = Address(link="flannel0", address=IPv4Interface("10.100.15.0/16"))
+VXLAN = Link(
+    name="flannel.1", kind="vxlan", mtu=1450, vxlan=Vxlan(vni=1, port=8472, parent="eth0", local=None)
+)
+ADDRESS = Address(link="flannel.1", address=IPv4Interface("10.100.15.0/32"))
+NEW = Address(link="flannel.1", address=IPv4Interface("10.100.16.0/32"))
+NEIGHBOUR = Neighbour(link="flannel.1", address=IPv4Address("10.100.17.0"), mac="0e:00:00:00:00:02")
+ENTRY = FdbEntry(link="flannel.1", mac="0e:00:00:00:00:02", destination=IPv4Address("192.168.50.101"))
+ROUTE = Route(destination=IPv4Network("10.100.17.0/24"), link="flannel.1")
+ROUTE6 = Route(destination=IPv6Network("fd00:17::/64"), link="flannel.1")
+NEIGHBOUR6 = Neighbour(link="flannel.1", address=IPv6Address("fd00:17::"), mac="0e:00:00:00:00:02")
+PLAN = State.of(VXLAN, NEW, NEIGHBOUR, ENTRY, ROUTE, ROUTE6, NEIGHBOUR6)
 
 
-def test_an_address_leaves_before_another_of_its_link_comes() -> None:
-    """Else the new one would be secondary to it, and go with it."""
+def test_an_address_is_removed_before_one_with_its_prefix_is_added() -> None:
+    """Otherwise the new address is secondary to it and goes with it."""
     new = Address(link="flannel0", address=IPv4Interface("10.100.16.0/16"))
 
-    assert order([Add(new), Remove(OLD)]) == [Remove(OLD), Add(new)]
+    assert order([Add(new), Remove(OLD)], State.of(new)) == [Remove(OLD), Add(new)]
+
+
+def test_an_address_is_removed_early_if_one_with_its_prefix_stays() -> None:
+    """The kernel may drop that one, and its routes, which are written afterwards."""
+    kept = Address(link="flannel0", address=IPv4Interface("10.100.16.0/16"))
+    route = Route(destination=IPv4Network("10.100.0.0/16"), link="flannel0", source=kept.address.ip)
+
+    assert order([Add(route), Remove(OLD)], State.of(kept, route)) == [Remove(OLD), Add(route)]
+    assert dict(losses([Remove(OLD)], State.of(kept, route))) == {kept: None, route: None}
+
+
+def test_an_address_is_added_before_the_last_one_of_another_prefix_is_removed() -> None:
+    """Otherwise the link loses its routes and neighbours."""
+    assert order([Remove(ADDRESS), Add(NEW)], PLAN) == [Add(NEW), Remove(ADDRESS)]
+    assert not list(losses([Remove(ADDRESS), Add(NEW)], PLAN))
 
 
 def test_an_address_stays_while_its_link_still_carries_packets() -> None:
     """Its routes go with it: when the backend changes, the new ones are there before."""
-    link = Link(name="flannel.1", kind="vxlan", mtu=1450)
-    address = Address(link="flannel.1", address=IPv4Interface("10.100.15.0/32"))
-    route = Route(destination=IPv4Network("10.100.16.0/24"), link="flannel.1")
     old = Link(name="flannel0", kind="tun", mtu=1472)
 
-    operations = order([Remove(OLD), Remove(old), Add(route), Add(address), Add(link)])
+    operations = order([Remove(OLD), Remove(old), Add(ROUTE), Add(NEW), Add(VXLAN)], PLAN)
 
-    assert operations == [Add(link), Add(address), Add(route), Remove(OLD), Remove(old)]
+    assert operations == [Add(VXLAN), Add(NEW), Add(ROUTE), Remove(OLD), Remove(old)]
+
+
+def test_a_link_loses_ipv4_routes_and_neighbours_with_its_last_ipv4_address() -> None:
+    """IPv6 and the FDB are not affected."""
+    pointed = replace(NEW, peer=IPv4Address("10.100.99.1"))
+
+    assert dict(losses([Replace(pointed, NEW)], PLAN)) == {NEIGHBOUR: None, ROUTE: None}
+
+
+def test_a_removed_ipv6_address_takes_nothing_with_it() -> None:
+    address = Address(link="flannel.1", address=IPv6Interface("fd00:15::/128"))
+
+    assert not list(losses([Remove(address)], PLAN))
+
+
+def test_a_link_that_is_created_again_loses_all_objects_on_it() -> None:
+    assert VXLAN.vxlan is not None
+    old = replace(VXLAN, vxlan=replace(VXLAN.vxlan, vni=2))
+
+    lost = dict(losses([Replace(old, VXLAN), Add(ENTRY)], PLAN))
+
+    assert set(lost) == {NEW, NEIGHBOUR, ROUTE, ROUTE6, NEIGHBOUR6}  # the entry is written afterwards
+
+
+def test_a_link_with_another_mac_address_loses_its_neighbours() -> None:
+    lost = dict(losses([Replace(replace(VXLAN, mac="0e:00:00:00:00:09"), VXLAN)], PLAN))
+
+    assert set(lost) == {NEIGHBOUR, NEIGHBOUR6}
+
+
+def test_a_renamed_vxlan_device_is_removed_before_its_successor_is_built() -> None:
+    """The kernel refuses a second device with its VNI and port."""
+    renamed = replace(VXLAN, name="stray")
+
+    assert order([Add(VXLAN), Remove(renamed)], PLAN) == [Remove(renamed), Add(VXLAN)]
+
+
+def test_another_vxlan_device_is_removed_after_its_successor_is_built() -> None:
+    assert VXLAN.vxlan is not None
+    other = replace(VXLAN, name="flannel.2", vxlan=replace(VXLAN.vxlan, vni=2))
+
+    assert order([Remove(other), Add(VXLAN)], PLAN) == [Add(VXLAN), Remove(other)]
