@@ -3,13 +3,19 @@
 import contextlib
 import errno
 import fcntl
+import logging
 import os
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import islice
 from types import TracebackType
 from typing import Self
 
-from pyflannel.errors import BusyError, target_errors
+from pyflannel.errors import BusyError, in_words, target_errors
+from pyflannel.wire.netlink.message import ERROR, Request, pack, parse_acknowledgement, split
+from pyflannel.wire.netlink.nftables import IPV4, PROTOCOL, get_table, own_table
+
+log = logging.getLogger(__name__)
 
 
 class RunLock:
@@ -74,13 +80,24 @@ class RunLock:
 
 
 _TRIES = 256
+_ANSWER_S = 10.0
+"""The kernel answers while it takes a request."""
+
+_NO_OWNED_TABLE = frozenset(
+    {errno.EOPNOTSUPP, errno.EINVAL, errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT, errno.EPERM}
+)
+"""How a kernel before 5.12 or without nf_tables refuses, and any kernel if CAP_NET_ADMIN is missing."""
 
 
 class DeviceClaim:
     """A name of a device, held for as long as this process lives, in its network namespace.
 
-    The claim is a bound name in the abstract namespace of Unix sockets, which each network namespace has of
-    its own, as it has its devices; the kernel lets go of it however the process ends. Nothing listens there.
+    The claim is an empty nftables table that belongs to our socket: it takes CAP_NET_ADMIN to create it,
+    nobody else can delete it, and the kernel deletes it however the process ends. Each network namespace has
+    tables of its own, as it has its devices.
+
+    A kernel that has no such tables (before Linux 5.12, or without nf_tables) leaves a name in the abstract
+    namespace of Unix sockets. Any local user can hold such a name, and the daemon then takes the next one.
     """
 
     def __init__(self, names: Iterable[str]) -> None:
@@ -88,34 +105,75 @@ class DeviceClaim:
 
         Raises:
             BusyError: somebody holds each of the first few hundred.
+            TargetError: the kernel refuses sockets.
         """
-        for _, name in zip(range(_TRIES), names, strict=False):
-            if (held := _bind(name)) is not None:
-                self.name = name
-                self._held = held
-                return
-        raise BusyError(
-            "every name for a tunnel device is taken by another daemon",
-            hint="Stop the daemons that are too many; each holds a name @pyflannel/device/….",
-        )
+        hint = "Give flanneld the right to make netlink and Unix sockets."
+        with target_errors("no device name can be claimed", hint=hint):
+            claim = _claim(list(islice(names, _TRIES)))
+        if claim is None:
+            raise BusyError(
+                "every name for a tunnel device is taken by another daemon",
+                hint="Stop the daemons that are too many; each holds an nftables table pyflannel-device-….",
+            )
+        self.name, self._held = claim
 
     def close(self) -> None:
         """Let go of the name."""
         self._held.close()
 
 
-def _bind(name: str) -> socket.socket | None:
-    """Return what holds the claim; None when somebody else has it."""
-    hint = "Give flanneld the right to make Unix sockets."
-    what = f"the device name {name} cannot be claimed"
-    with target_errors(what, hint=hint), contextlib.ExitStack() as unless_held:
-        claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
-        unless_held.enter_context(claim)
-        try:
-            claim.bind(f"\0pyflannel/device/{name}")
-        except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                return None
+def _claim(names: Sequence[str]) -> tuple[str, socket.socket] | None:
+    """Return the first name that nobody holds, with what holds it now."""
+    try:
+        return _claim_by_table(names)
+    except OSError as error:
+        if error.errno not in _NO_OWNED_TABLE:
             raise
-        unless_held.pop_all()
-        return claim
+        log.info("Claiming the device name by a Unix socket, as no nftables table: %s", in_words(error))
+    return _claim_by_address(names)
+
+
+def _claim_by_table(names: Iterable[str]) -> tuple[str, socket.socket] | None:
+    with contextlib.ExitStack() as unless_held:
+        kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC
+        owner = unless_held.enter_context(socket.socket(socket.AF_NETLINK, kind, PROTOCOL))
+        owner.settimeout(_ANSWER_S)
+        owner.bind((0, 0))
+        for name in names:
+            table = f"pyflannel-device-{name}"
+            code = _ask(owner, [get_table(IPV4, table)])
+            if code == errno.ENOENT:  # to ask is a hundred times as fast as to be refused
+                code = _ask(owner, own_table(IPV4, table))
+                if not code:
+                    unless_held.pop_all()
+                    return name, owner
+                if code in (errno.EEXIST, errno.EPERM):
+                    continue  # another daemon was faster
+            if code:
+                raise OSError(code, os.strerror(code))
+    return None
+
+
+def _claim_by_address(names: Iterable[str]) -> tuple[str, socket.socket] | None:
+    with contextlib.ExitStack() as unless_held:
+        kind = socket.SOCK_DGRAM | socket.SOCK_CLOEXEC
+        holder = unless_held.enter_context(socket.socket(socket.AF_UNIX, kind))
+        for name in names:
+            try:
+                holder.bind(f"\0pyflannel/device/{name}")
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+            else:
+                unless_held.pop_all()
+                return name, holder
+    return None
+
+
+def _ask(asking: socket.socket, requests: Sequence[Request]) -> int:
+    """Send requests of which one wants an answer; return the errno of the answer, 0 for success."""
+    asking.send(b"".join(pack(request, number) for number, request in enumerate(requests, start=1)))
+    while True:
+        answers = [message for message in split(asking.recv(1 << 16)) if message.kind == ERROR]
+        if answers:
+            return parse_acknowledgement(answers[0]).errno

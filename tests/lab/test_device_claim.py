@@ -1,0 +1,153 @@
+"""Names of devices are held by one daemon each, and by nobody without rights."""
+
+import errno
+import os
+import signal
+import socket
+import subprocess
+import sys
+from itertools import repeat
+
+import pytest
+
+from pyflannel.errors import BusyError
+from pyflannel.kernel.host import locks
+from pyflannel.kernel.host.locks import DeviceClaim
+
+NAMES = ("flannel0", "flannel1")
+TABLE = "pyflannel-device-flannel0"
+
+HOLD = """
+import signal
+from pyflannel.kernel.host.locks import DeviceClaim
+claim = DeviceClaim(["flannel0"])
+print("held", flush=True)
+signal.pause()
+"""
+
+SQUAT = """
+import os, signal, socket
+os.setgid(65534), os.setuid(65534)
+held = []
+for number in range(300):
+    held.append(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+    held[-1].bind(f"\\0pyflannel/device/flannel{number}")
+print("held", flush=True)
+signal.pause()
+"""
+
+
+def start(namespace, script: str) -> subprocess.Popen[str]:
+    """Start a program in the namespace and wait until it holds its names."""
+    command = ["ip", "netns", "exec", namespace.name, sys.executable, "-c", script]
+    program = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert program.stdout is not None
+    assert program.stdout.readline() == "held\n"
+    return program
+
+
+def end(program: subprocess.Popen[str]) -> None:
+    program.send_signal(signal.SIGKILL)
+    program.communicate()
+
+
+def test_a_name_is_held_until_it_is_let_go(namespace) -> None:
+    async def check() -> None:
+        one, other = DeviceClaim(NAMES), DeviceClaim(NAMES)
+        assert (one.name, other.name) == NAMES
+
+        one.close()
+        again = DeviceClaim(NAMES)
+
+        assert again.name == NAMES[0]
+        with pytest.raises(BusyError):
+            DeviceClaim(repeat(NAMES[0]))
+        again.close()
+        other.close()
+
+    namespace.run(check)
+    assert "pyflannel-device" not in namespace.command("nft", "list", "tables")
+
+
+def test_each_namespace_has_names_of_its_own(namespace, make_namespace) -> None:
+    async def claim() -> DeviceClaim:
+        return DeviceClaim(NAMES)
+
+    here, there = namespace.run(claim), make_namespace().run(claim)
+
+    assert (here.name, there.name) == (NAMES[0], NAMES[0])
+    here.close()
+    there.close()
+
+
+def test_another_process_cannot_take_the_claim_away_and_its_end_frees_it(namespace) -> None:
+    """Neither root by nft, nor a flush of all rules; SIGKILL leaves nothing."""
+
+    async def claim() -> str:
+        claim = DeviceClaim(NAMES)
+        claim.close()
+        return claim.name
+
+    holder = start(namespace, HOLD)
+    try:
+        assert namespace.run(claim) == NAMES[1]
+        refused = subprocess.run(
+            ["ip", "netns", "exec", namespace.name, "nft", "delete", "table", "ip", TABLE],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        namespace.command("nft", "flush", "ruleset")
+        assert "Operation not permitted" in refused.stderr
+        assert TABLE in namespace.command("nft", "list", "tables")
+        assert namespace.run(claim) == NAMES[1]
+    finally:
+        end(holder)
+
+    assert namespace.run(claim) == NAMES[0]
+
+
+def test_a_user_without_rights_cannot_hold_a_name(namespace) -> None:
+    """Of abstract sockets such a user may hold any number, in the network namespace of the host."""
+
+    async def claim() -> str:
+        claim = DeviceClaim(f"flannel{number}" for number in range(256))
+        claim.close()
+        return claim.name
+
+    squatter = start(namespace, SQUAT)
+    try:
+        assert namespace.run(claim) == NAMES[0]
+    finally:
+        end(squatter)
+
+
+@pytest.mark.parametrize("code", [errno.EOPNOTSUPP, errno.EINVAL, errno.EPROTONOSUPPORT, errno.EPERM])
+def test_where_no_table_can_be_owned_a_unix_socket_claims_the_name(
+    namespace, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """As on a kernel before 5.12, or without the right."""
+
+    def refuse(names: object) -> tuple[str, socket.socket]:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(locks, "_claim_by_table", refuse)
+
+    async def check() -> None:
+        one, other = DeviceClaim(NAMES), DeviceClaim(NAMES)
+        assert (one.name, other.name) == NAMES
+        one.close()
+        other.close()
+
+    namespace.run(check)
+
+
+def test_without_the_right_to_own_a_table_a_unix_socket_claims_the_name(namespace) -> None:
+    """The kernel answers with EPERM, too, where another socket owns the table."""
+    script = HOLD.replace("import signal", "import os, signal; os.setgid(65534), os.setuid(65534)", 1)
+    holder = start(namespace, script)
+    try:
+        shown = namespace.command("cat", "/proc/net/unix")
+        assert "@pyflannel/device/flannel0" in shown
+        assert "pyflannel-device" not in namespace.command("nft", "list", "tables")
+    finally:
+        end(holder)
