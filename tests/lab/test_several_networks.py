@@ -325,7 +325,7 @@ def test_a_network_that_meets_a_file_is_named_and_hinders_no_other(pair: tuple[L
     log = (host.directory / "log/flanneld.log").read_text()
     for name in ("..", "device", "docker"):
         assert log.count(f'Network "{name}" cannot run on this host: ') == 1
-    assert "/run/flannel/docker is a file. Move it away" in log
+    assert "/run/flannel/docker is a file, and flanneld needs a directory there. Move the file" in log
     told = host.run(["flanneld", f"--store={lab.sqlite_url}", "--networks=green,docker"], check=False)
     assert told.returncode == 1
     assert "network docker cannot run on this host: /run/flannel/docker is a file" in told.stderr
