@@ -37,6 +37,9 @@ def test_the_readme_gives_docker_the_leased_subnet(
         host = network.hosts["docker1"]
         host.run(["tee", "--append", "/etc/hosts"], text=f"{LEFT.gateway.ip} ETCD\n")
         host.run(["mount", "-t", "tmpfs", "tmpfs", "/usr/local/bin"])
+        # scripts/setup must find everything installed, as after scripts/test: it must not change this .venv.
+        host.run(["mount", "--bind", ROOT / ".venv", ROOT / ".venv"])
+        host.run(["mount", "-o", "remount,bind,ro", ROOT / ".venv"])
         for number, block in enumerate(blocks):
             command = ["env", f"PATH={PATH}", "bash", "-ec", f"cd {ROOT}\n{block}"]
             if block.splitlines()[-1].startswith(DAEMONS):
