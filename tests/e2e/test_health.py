@@ -150,13 +150,13 @@ def test_ports_that_cannot_be_had_stop_nothing(new_network: NewNetwork) -> None:
 
     network.wait_logged(
         "docker1",
-        f"--healthz-port={PORT} is not served, and tried again: TCP port 0.0.0.0:{PORT} is in use."
-        f" See which process has it: ss -ltnp 'sport = :{PORT}'.\n",
+        f"Could not serve --healthz-port={PORT}, retrying: TCP port 0.0.0.0:{PORT} is in use."
+        f" Find the process that uses it: ss -ltnp 'sport = :{PORT}'.\n",
     )
     network.wait_logged(
         "docker1",
-        "--http=203.0.113.1:8471 is not served, and tried again: TCP port 203.0.113.1:8471 cannot be listened"
-        " on: Cannot assign requested address. Name an address of this host",
+        "Could not serve --http=203.0.113.1:8471, retrying: TCP port 203.0.113.1:8471 cannot be opened"
+        ": Cannot assign requested address. Use an address of this host",
     )
     holder.kill()
     wait_answer(network, "")

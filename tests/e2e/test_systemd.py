@@ -318,7 +318,9 @@ class TestRestart:
             booted.system.run(["kill", before])
             forwarder = booted.wait_another_forwarder([before])
 
-            booted.wait_said("The forwarder will end whenever this service does: systemd gave it no unit")
+            booted.wait_said(
+                "Started the forwarder inside this service, so both stop together: systemd refused a unit"
+            )
             assert "flanneld.service" in booted.cgroup(forwarder)
 
         third = booted.wait_another_forwarder([before, forwarder])

@@ -266,7 +266,7 @@ def test_a_forwarder_that_stands_still_is_replaced(overlay, stream_to, figures) 
     began = time.monotonic()
     host.run(["pkill", "-STOP", "-x", "flannel-forward"])
     host.run(["ip", "link", "set", "flannel0", "alias", "mine"])
-    silent = f"the forwarder, pid {pid}, did not answer"
+    silent = f"the forwarder (pid {pid}) did not respond"
     overlay.wait_status(host, lambda status: silent in str(status.waiting_for), "is not ready", HEALED_S)
     noticed_s = time.monotonic() - began
     wait_as_before(overlay, host, before)

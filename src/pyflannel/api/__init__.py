@@ -1,1 +1,1 @@
-"""The API of a running daemon: control socket, health, metrics. Its modules do not import each other."""
+"""The API of a running daemon: control socket, health and metrics. Its modules do not import each other."""

@@ -1,7 +1,7 @@
-"""The daemon's control socket: what it is doing, and the network config, over HTTP on a Unix socket.
+"""The control socket of the daemon: status, leases, events and network config by HTTP on a Unix socket.
 
-GET /v1/status, GET /v1/leases, GET /v1/events, GET and PUT /v1/config; the documents are those of
-wire.control_json. Only root and the user of the daemon are answered.
+GET /v1/status, GET /v1/leases, GET /v1/events, GET and PUT /v1/config. wire.control_json defines the
+documents. Only root and the user of the daemon have access.
 """
 
 import asyncio
@@ -39,40 +39,40 @@ log = logging.getLogger(__name__)
 
 
 LOOK_S = 1.0
-"""How soon a socket that somebody deleted is made again."""
+"""Interval between checks for a deleted socket, which is then created again."""
 
 
 class Controlled(Protocol):
-    """What the door needs from the daemon. Leases and config are answered from memory, at once."""
+    """The part of the daemon that the control socket needs. Leases and config come from memory."""
 
     async def status(self) -> Status:
-        """Return what the daemon is doing now; soon, whatever is broken."""
+        """Return the current status, within a bounded time."""
 
     def leases(self) -> Sequence[Lease]:
-        """Return every lease that the daemon knows, its own too."""
+        """Return every known lease, including the lease of this host."""
 
     def events(self) -> Sequence[JournalEntry]:
-        """Return what the passes found and did, the latest last."""
+        """Return the events of the passes, the latest last."""
 
     def config_text(self) -> str | None:
-        """Return the network config that the host runs with; None when there is none."""
+        """Return the network config in use; None if there is none."""
 
     async def set_config(self, text: str) -> None:
         """Write the network config to the store.
 
         Raises:
-            StoreError: it was not written, or it is not known whether it was.
+            StoreError: it was not written, or the result is unknown.
         """
 
 
 async def serve_control(path: Path, daemon: Controlled, *, look_s: float = LOOK_S) -> None:
-    """Serve the control socket at `path` until cancelled; it is then removed.
+    """Serve the control socket at `path` until cancelled, then remove it.
 
-    Every `look_s` seconds it looks whether somebody deleted the socket, and makes it again.
+    Every `look_s` seconds, the socket is created again if it was deleted.
 
     Raises:
         BusyError: another daemon serves it.
-        TargetError: it cannot be made there.
+        TargetError: it cannot be created there.
     """
     server = HttpServer(control_routes(daemon), admit=_is_ours)
     listener = _listen(path)
@@ -94,23 +94,23 @@ def _listen(path: Path) -> socket.socket:
         return listen_unix(path)
     except OSError as error:
         raise TargetError(
-            f"the control socket {path} cannot be made: {error.strerror or error}",
-            hint="Run as root, or name a --run-dir that is writable and not too long for a socket.",
+            f"the control socket {path} cannot be created: {error.strerror or error}",
+            hint="Run as root, or choose a --run-dir that is writable and short enough for a socket path.",
         ) from error
 
 
 async def _listen_again(path: Path, look_s: float) -> socket.socket:
-    log.warning("Control socket is gone: making it again path=%s", path)
+    log.warning("Creating the deleted control socket again path=%s", path)
     while True:
         try:
             return _listen(path)
         except (BusyError, TargetError) as error:
-            log.debug("Could not make the control socket: %s", error)
+            log.debug("Could not create the control socket: %s", error)
             await asyncio.sleep(look_s)
 
 
 def control_routes(daemon: Controlled) -> Routes:
-    """Return what the control socket answers."""
+    """Return the routes of the control socket."""
 
     async def status(_: Request) -> Response:
         return Response(status=200, body=format_status(await daemon.status()))
@@ -144,11 +144,11 @@ def control_routes(daemon: Controlled) -> Routes:
 
 
 def _is_ours(connection: socket.socket) -> bool:
-    """Return whether root or our own user asks; so says the socket's mode, unless someone changed it."""
+    """Return whether the client is root or the daemon's user, even if the mode of the socket was changed."""
     uid = peer_uid(connection)
     if uid in (0, os.geteuid()):
         return True
-    log.warning("refused the control socket uid=%d", uid)
+    log.warning("Refused a client of the control socket uid=%d", uid)
     return False
 
 
@@ -172,6 +172,6 @@ def _inode(path: Path) -> int | None:
 
 
 def _remove(path: Path, inode: int | None) -> None:
-    """Remove our socket, unless another program put its own there."""
+    """Remove the daemon's socket, unless another program replaced it."""
     if inode is not None and _inode(path) == inode:
         path.unlink(missing_ok=True)

@@ -9,7 +9,6 @@ from ipaddress import IPv4Address
 from pathlib import Path
 
 from pyflannel.assembly.directories import Places
-from pyflannel.assembly.forwarder_status import forwarder_status
 from pyflannel.assembly.options import FlanneldOptions
 from pyflannel.engine.guard_narrator import GuardNarrator
 from pyflannel.engine.list_watch import StoreLog
@@ -37,6 +36,7 @@ from pyflannel.plan.ownership import device_names
 from pyflannel.plan.underlay import UnderlayOptions
 from pyflannel.ports import Clock, Store
 from pyflannel.processes.forwarder import ForwarderTarget
+from pyflannel.processes.forwarder_client import forwarder_status
 
 _ANSWER_S = 1.0
 """Deadline for an answer of the forwarder, which may hang."""

@@ -2,18 +2,17 @@
 
 import asyncio
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import click
 import msgspec
 
 from pyflannel.assembly.directories import Places
-from pyflannel.assembly.forwarder_status import forwarder_status
 from pyflannel.cli.answers import duration, print_facts, print_json, socket_of
 from pyflannel.cli.invocation import Invocation, run_dir_option, say, shared_options, state_options
 from pyflannel.commands.examination import examine
-from pyflannel.commands.network_client import ControlClient
+from pyflannel.commands.network_client import live_status
 from pyflannel.commands.offline_status import offline_status, what_to_do
 from pyflannel.errors import NotReadyError, sentences
 from pyflannel.model.status import (
@@ -80,7 +79,7 @@ def status(invocation: Invocation, run_dir: Path, state_dir: Path, subnet_file: 
     """
     places = Places(run_dir=run_dir, state_dir=state_dir, subnet_file=subnet_file)
     try:
-        found = asyncio.run(_status(socket_of(invocation, run_dir)))
+        found = asyncio.run(live_status(socket_of(invocation, run_dir)))
     except NotReadyError as error:
         left = asyncio.run(offline_status(places, str(error)))
         _print_status(invocation, left)
@@ -90,14 +89,6 @@ def status(invocation: Invocation, run_dir: Path, state_dir: Path, subnet_file: 
     _print_status(invocation, found)
     if not found.is_ready:
         click.get_current_context().exit(3)
-
-
-async def _status(socket: Path) -> Status:
-    """Return the status of the daemon, and of its forwarder, which may respond only to flannelctl."""
-    found = await ControlClient(socket).status()
-    if found.forwarder is not None:
-        return found
-    return replace(found, forwarder=await forwarder_status(socket.parent))
 
 
 def _print_status(invocation: Invocation, found: Status) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -19,6 +20,7 @@ from pyflannel.model.secret import Secret
 from pyflannel.model.status import JournalEntry, Status
 from pyflannel.model.store_record import Put, Record
 from pyflannel.ports import Store
+from pyflannel.processes.forwarder_client import forwarder_status
 from pyflannel.wire.control_json import (
     parse_config_text,
     parse_error,
@@ -80,6 +82,20 @@ class ControlClient:
         if answer.status != 200:
             raise _error_of(answer, f"{method} {target}")
         return answer.body
+
+
+async def live_status(socket: Path) -> Status:
+    """Return the status of the daemon at a control socket, and of its forwarder.
+
+    flannelctl queries the forwarder itself if the daemon could not.
+
+    Raises:
+        NotReadyError: the daemon does not respond.
+    """
+    found = await ControlClient(socket).status()
+    if found.forwarder is not None:
+        return found
+    return replace(found, forwarder=await forwarder_status(socket.parent))
 
 
 def _error_of(answer: Response, question: str) -> Exception:

@@ -6,12 +6,12 @@ from ipaddress import IPv4Network
 from pathlib import Path
 
 from pyflannel.assembly.directories import Places
-from pyflannel.assembly.forwarder_status import forwarder_link, forwarder_status
 from pyflannel.commands.daemon_process import running_daemon
 from pyflannel.errors import ConfigError, WireError
 from pyflannel.model.lease import LastKnown
 from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.status import BackendStatus, LeaseStatus, NetworkStatus, Status
+from pyflannel.processes.forwarder_client import forwarder_link, forwarder_status
 from pyflannel.wire.last_known_json import parse_last_known
 from pyflannel.wire.network_config_json import parse_network_config
 from pyflannel.wire.subnet_env import parse_subnet_env, previous_subnet

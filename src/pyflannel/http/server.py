@@ -1,4 +1,4 @@
-"""A small HTTP/1.1 server over h11: routes on one listening socket, each client within limits."""
+"""A small HTTP/1.1 server based on h11: routes on one listening socket, with limits for each client."""
 
 import asyncio
 import contextlib
@@ -17,7 +17,7 @@ TEXT = "text/plain; charset=utf-8"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """A request that arrived whole.
+    """A complete request.
 
     Attributes:
         method: as sent, upper case by convention; HEAD arrives as GET.
@@ -31,7 +31,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Response:
-    """An answer, whole; its length and date are added when it is sent."""
+    """A complete answer. The server adds length and date."""
 
     status: int
     body: bytes = b""
@@ -46,19 +46,19 @@ class Response:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Bounds of a server: all are choices of ours, wide for honest clients.
+    """Limits of a server. All are pyflannel's choices, generous for normal clients.
 
     Attributes:
-        connections: open at once. A further one takes the place of the client that has kept the server
-            waiting longest; it is answered with 503 only while the server owes an answer to every client.
-        head_octets: request line and headers together, also one chunk header or the trailers.
-        body_octets: of a request.
-        idle_s: from one answer, or the connection, to the first octet of a request.
-        request_s: from a request's first octet to its last.
-        handler_s: for the answer to be made.
-        response_s: for the client to take the answer.
-        linger_s: for a client that was refused to stop sending, so that it can read why; at most
-            `connections` clients linger without a place, and more are dropped unanswered.
+        connections: open connections. A further client replaces the client that has kept the server waiting
+            longest. It gets 503 only if the server is preparing an answer for every client.
+        head_octets: size of request line and headers together, or of a chunk header, or of the trailers.
+        body_octets: size of the body of a request.
+        idle_s: time between an answer, or the start of the connection, and the first byte of a request.
+        request_s: time between the first and the last byte of a request.
+        handler_s: time to prepare the answer.
+        response_s: time for the client to read the answer.
+        linger_s: time for a refused client to stop sending, so that it can read the reason. At most
+            `connections` refused clients linger, and more are dropped without an answer.
     """
 
     connections: int = 64
@@ -75,10 +75,10 @@ READ_OCTETS = 64 * 1024
 
 
 async def next_event(connection: h11.Connection, reader: asyncio.StreamReader) -> object:
-    """Return the next h11 event, reading as much as it takes; the stream's end is an event too.
+    """Return the next h11 event. The end of the stream is an event too.
 
     Raises:
-        h11.RemoteProtocolError: the other side does not keep to HTTP/1.1, or to the connection's bounds.
+        h11.RemoteProtocolError: the other side violates HTTP/1.1, or exceeds a limit of the connection.
     """
     while (event := connection.next_event()) is h11.NEED_DATA:
         connection.receive_data(await reader.read(READ_OCTETS))
@@ -89,7 +89,7 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 
 class _RefusedError(Exception):
-    """The request is not taken, and the rest of the connection with it."""
+    """The request is refused, and the connection ends after the answer."""
 
     def __init__(self, status: int, reason: str) -> None:
         super().__init__(reason)
@@ -97,7 +97,7 @@ class _RefusedError(Exception):
 
 
 class Conversation:
-    """Answers the requests of one connection in turn, pipelined ones too, until either side ends it."""
+    """Answers the requests of one connection in order, also pipelined ones, until either side ends it."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, limits: Limits) -> None:
         self._reader = reader
@@ -106,10 +106,10 @@ class Conversation:
         self._h11 = h11.Connection(h11.SERVER, max_incomplete_event_size=limits.head_octets)
 
     async def run(self, answer: Handler) -> None:
-        """Answer until the client leaves, is silent for too long or breaks a rule.
+        """Answer until the client disconnects, is silent for too long or exceeds a limit.
 
         Raises:
-            OSError: the connection broke, or the client did not take an answer in time (TimeoutError).
+            OSError: the connection broke, or the client did not read an answer in time (TimeoutError).
         """
         while await self._has_more():
             try:
@@ -123,10 +123,10 @@ class Conversation:
             if (self._h11.our_state, self._h11.their_state) != (h11.DONE, h11.DONE):
                 return
             self._h11.start_next_cycle()
-            await asyncio.sleep(0)  # pipelined requests need no wait: other tasks run in between
+            await asyncio.sleep(0)  # lets other tasks run between pipelined requests
 
     async def _has_more(self) -> bool:
-        """Return whether the first octets of another request are there; False after a long silence."""
+        """Return whether another request has begun; False after a long silence."""
         if self._h11.trailing_data[0]:
             return True
         with contextlib.suppress(TimeoutError):
@@ -137,7 +137,7 @@ class Conversation:
         return False
 
     async def _receive(self) -> Request | None:
-        """Return one whole request, or None when the client closed instead."""
+        """Return a complete request, or None if the client disconnected."""
         try:
             async with asyncio.timeout(self._limits.request_s):
                 return await self._request()
@@ -165,7 +165,7 @@ class Conversation:
 
     def _check_length(self, octets: int) -> None:
         if octets > self._limits.body_octets:
-            raise _RefusedError(413, f"the body is longer than {self._limits.body_octets} octets")
+            raise _RefusedError(413, f"the body is longer than {self._limits.body_octets} bytes")
 
     async def _send(self, response: Response, *, has_body: bool = True) -> None:
         headers = [
@@ -191,7 +191,7 @@ class Conversation:
 
 
 async def linger(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, linger_s: float) -> None:
-    """Send no more, but let the client finish: a socket closed with octets unread loses the answer."""
+    """Stop sending and let the client finish. Closing a socket with unread bytes would lose the answer."""
     writer.write_eof()
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(linger_s):
@@ -200,10 +200,10 @@ async def linger(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, lin
 
 
 def _drop(transport: asyncio.WriteTransport) -> None:
-    """Close the connection now, and discard octets that the client did not take.
+    """Close the connection now, and discard bytes that the client did not read.
 
-    `abort` is called only while octets are left. asyncio (Python 3.11) raises AttributeError if `abort` is
-    called after a transport ended by itself: after `close`, it ends as soon as its last octets are sent.
+    `abort` is called only while bytes are left. asyncio (Python 3.11) raises AttributeError if `abort` is
+    called after a transport ended by itself: after `close`, it ends as soon as its last bytes are sent.
     """
     if transport.get_write_buffer_size():
         transport.abort()
@@ -212,34 +212,36 @@ def _drop(transport: asyncio.WriteTransport) -> None:
 
 
 def _declared_length(head: h11.Request) -> int:
-    """Return the Content-Length, 0 without one; h11 has seen to it that it is a number."""
+    """Return the Content-Length, 0 without one. h11 has checked that it is a number."""
     return next((int(value) for name, value in head.headers if name == b"content-length"), 0)
 
 
 log = logging.getLogger(__name__)
 
 Routes = Mapping[tuple[str, str], Handler]
-"""Handlers by method and path; HEAD is answered by GET's."""
+"""Handlers by method and path. The handler of GET also answers HEAD."""
 
 Admit = Callable[[socket.socket], bool]
 
 
 def admit_all(_: socket.socket) -> bool:
-    """Let every client in."""
+    """Admit every client."""
     return True
 
 
 class _Places:
-    """The places of a bounded number of clients. A client that keeps the server waiting can lose its own."""
+    """Places for a limited number of clients. A client that keeps the server waiting can lose its place."""
 
     def __init__(self, count: int) -> None:
         self._count = count
-        self._waiting: dict[asyncio.WriteTransport, None] = {}  # for the client; the longest wait first
-        self._busy: set[asyncio.WriteTransport] = set()  # the server makes an answer
+        self._waiting: dict[
+            asyncio.WriteTransport, None
+        ] = {}  # the server waits for the client; the longest wait is first
+        self._busy: set[asyncio.WriteTransport] = set()  # the server prepares an answer
 
     @contextlib.contextmanager
     def take(self, transport: asyncio.WriteTransport) -> Iterator[bool]:
-        """Hold a place for the length of the block, which gets whether there was one."""
+        """Hold a place during the block. Yields False if there is none."""
         if has_place := self._make_room():
             self._waiting[transport] = None
         try:
@@ -249,7 +251,7 @@ class _Places:
 
     @contextlib.contextmanager
     def keep_busy(self, transport: asyncio.WriteTransport) -> Iterator[None]:
-        """Make a place safe from eviction for the length of the block; then a new wait begins."""
+        """Protect a place from eviction during the block. After it, a new wait begins."""
         self._waiting.pop(transport, None)
         self._busy.add(transport)
         try:
@@ -270,20 +272,22 @@ class _Places:
 
 
 _BACKLOG = 32
-"""Connections accepted in one turn of the event loop, and the kernel's queue of further ones.
+"""Connections accepted in one turn of the event loop, and the length of the kernel's queue.
 
-It is below `Limits.connections`, so that newer clients cannot evict a client before its request is read.
+It is smaller than `Limits.connections`, so that newer clients cannot evict a client before its request is
+read.
 """
 
 
 class HttpServer:
-    """Answers requests by its routes.
+    """Answers requests according to its routes.
 
-    Each connection is an error boundary: no error of a client, a handler or the server itself leaves it.
+    Each connection is an error boundary: an error of a client, a handler or the server ends only the
+    connection.
     """
 
     def __init__(self, routes: Routes, *, limits: Limits | None = None, admit: Admit = admit_all) -> None:
-        """Serve `routes` within `limits` to the clients whose socket `admit` lets in."""
+        """Serve `routes` within `limits` to the clients that `admit` accepts."""
         self._routes = routes
         self._limits = limits or Limits()
         self._admit = admit
@@ -291,7 +295,7 @@ class HttpServer:
         self._lingering = 0
 
     async def serve(self, listener: socket.socket) -> None:
-        """Serve until cancelled; the listening socket is then closed, and every connection with it."""
+        """Serve until cancelled, then close the listening socket and every connection."""
         async with asyncio.TaskGroup() as tasks:
 
             def accepted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -305,7 +309,7 @@ class HttpServer:
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            # A client that breaks off, or does not take its answer, is its own affair.
+            # A client that disconnects, or does not read its answer, is not an error of the server.
             with contextlib.suppress(OSError):
                 if not self._admit(writer.get_extra_info("socket")):
                     await self._turn_away(reader, writer, HTTPStatus.FORBIDDEN)
@@ -321,7 +325,7 @@ class HttpServer:
             _drop(writer.transport)
 
     async def _attend(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Converse with a client that has a place, until it has its last answer."""
+        """Answer a client that has a place, until it has read its last answer."""
 
         async def answer(request: Request) -> Response:
             with self._places.keep_busy(writer.transport):
@@ -335,7 +339,7 @@ class HttpServer:
     async def _turn_away(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, status: HTTPStatus
     ) -> None:
-        """Answer without having read anything, whatever was asked; drop it if many linger already."""
+        """Refuse a client without reading its request. Drop it if too many refused clients linger."""
         if self._lingering >= self._limits.connections:
             return
         head = f"HTTP/1.1 {status.value} {status.phrase}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
@@ -355,15 +359,15 @@ class HttpServer:
             async with asyncio.timeout(self._limits.handler_s):
                 return await handler(request)
         except TimeoutError:
-            return Response.text(504, f"no answer was found within {self._limits.handler_s:g} s")
+            return Response.text(504, f"the answer was not ready within {self._limits.handler_s:g} s")
         except Exception:
-            log.exception("handler failed method=%s path=%s", request.method, request.path)
-            return Response.text(500, "the server failed; its log says why")
+            log.exception("Failed to answer a request method=%s path=%s", request.method, request.path)
+            return Response.text(500, "internal error: see the log of flanneld")
 
     def _no_route(self, request: Request) -> Response:
         allowed = sorted(method for method, path in self._routes if path == request.path)
         if not allowed:
-            return Response.text(404, f"there is no {request.path}")
+            return Response.text(404, f"{request.path} does not exist")
         return Response.text(
-            405, f"{request.path} takes {', '.join(allowed)}", headers=(("Allow", ", ".join(allowed)),)
+            405, f"{request.path} accepts only {', '.join(allowed)}", headers=(("Allow", ", ".join(allowed)),)
         )

@@ -1,4 +1,4 @@
-"""Sockets for HTTP: listening ones on TCP and Unix paths, and one request over a Unix socket."""
+"""Sockets for HTTP: listening on TCP and Unix paths, and a request over a Unix socket."""
 
 import asyncio
 import errno
@@ -17,15 +17,15 @@ from pyflannel.errors import BusyError, TargetError, WireError
 from pyflannel.http.server import JSON, HttpServer, Limits, Response, Routes, next_event
 
 _BODY_OCTETS = 64 * 1024 * 1024
-"""More than any answer of ours: 10,000 leases are 4 MB."""
+"""More than any answer of the daemon: 10,000 leases are 4 MB."""
 
 
 async def request(path: Path, method: str, target: str, *, body: bytes = b"", deadline_s: float) -> Response:
     """Return the answer to one request, whatever its status, within `deadline_s`.
 
     Raises:
-        OSError: nobody listens, the connection broke, or the deadline passed (TimeoutError).
-        WireError: what answered does not speak HTTP, or speaks without end.
+        OSError: no process listens, the connection broke, or the deadline passed (TimeoutError).
+        WireError: the answer is not HTTP, or too long.
     """
     async with asyncio.timeout(deadline_s):
         reader, writer = await asyncio.open_unix_connection(path)
@@ -33,7 +33,7 @@ async def request(path: Path, method: str, target: str, *, body: bytes = b"", de
             return await _exchange(reader, writer, method, target, body)
         except h11.RemoteProtocolError as error:
             raise WireError(
-                f"{path} gave no HTTP answer: {error}", hint="Check that the socket is flanneld's."
+                f"the answer of {path} is not HTTP: {error}", hint="Check that flanneld serves this socket."
             ) from error
         finally:
             writer.close()
@@ -59,13 +59,16 @@ async def _exchange(
     while isinstance(head, h11.InformationalResponse):
         head = await next_event(connection, reader)
     if not isinstance(head, h11.Response):
-        raise WireError("the connection ended without an answer", hint="Try again; see the log of flanneld.")
+        raise WireError(
+            "the connection ended without an answer",
+            hint="Try again. If it fails again, read the log of flanneld.",
+        )
     answer = bytearray()
     while isinstance(piece := await next_event(connection, reader), h11.Data):
         answer += piece.data
         if len(answer) > _BODY_OCTETS:
             raise WireError(
-                f"the answer is longer than {_BODY_OCTETS} octets", hint="Check what listens there."
+                f"the answer is longer than {_BODY_OCTETS} bytes", hint="Check which program listens there."
             )
     content_type = next((value for name, value in head.headers if name == b"content-type"), b"")
     return Response(status=head.status_code, body=bytes(answer), content_type=content_type.decode("latin-1"))
@@ -75,19 +78,19 @@ _BACKLOG = 64
 
 
 def listen_tcp(ip: IPv4Address | IPv6Address, port: int) -> socket.socket:
-    """Return a listening socket; `::` takes IPv4 too, as with Go.
+    """Return a listening socket. `::` also accepts IPv4, as in Go.
 
     Raises:
-        BusyError: another program has the port.
-        TargetError: the kernel refuses it otherwise: the address is not this host's, or the port is kept for
+        BusyError: another program uses the port.
+        TargetError: the kernel refused it: the host does not have the address, or the port is reserved for
             root.
     """
     family = socket.AF_INET if ip.version == 4 else socket.AF_INET6
     is_dual = ip == IPv6Address("::")
     if is_dual and not socket.has_dualstack_ipv6():
         raise TargetError(
-            f"TCP port {format_address(ip, port)} cannot be listened on: this kernel has no IPv6",
-            hint="Name an IPv4 address, or 0.0.0.0 for all.",
+            f"TCP port {format_address(ip, port)} cannot be opened: this kernel has no IPv6",
+            hint="Use an IPv4 address, or 0.0.0.0 for all.",
         )
     try:
         return socket.create_server((str(ip), port), family=family, backlog=_BACKLOG, dualstack_ipv6=is_dual)
@@ -95,16 +98,17 @@ def listen_tcp(ip: IPv4Address | IPv6Address, port: int) -> socket.socket:
         where = format_address(ip, port)
         if error.errno == errno.EADDRINUSE:
             raise BusyError(
-                f"TCP port {where} is in use", hint=f"See which process has it: ss -ltnp 'sport = :{port}'."
+                f"TCP port {where} is in use",
+                hint=f"Find the process that uses it: ss -ltnp 'sport = :{port}'.",
             ) from error
         raise TargetError(
-            f"TCP port {where} cannot be listened on: {os.strerror(error.errno or 0)}",
-            hint="Name an address of this host, or 0.0.0.0 for all, and a port that we may have.",
+            f"TCP port {where} cannot be opened: {os.strerror(error.errno or 0)}",
+            hint="Use an address of this host, or 0.0.0.0 for all, and a port that flanneld may open.",
         ) from error
 
 
 def format_address(ip: IPv4Address | IPv6Address, port: int) -> str:
-    """Return `IP:PORT`, an IPv6 address in brackets."""
+    """Return `IP:PORT`, with brackets around an IPv6 address."""
     return f"{ip}:{port}" if ip.version == 4 else f"[{ip}]:{port}"
 
 
@@ -114,12 +118,11 @@ _UCRED = struct.Struct("3i")  # pid, uid, gid: struct ucred of unix(7)
 def listen_unix(path: Path) -> socket.socket:
     """Return a non-blocking listening socket at `path`, mode 0600.
 
-    A socket that nobody serves any more is replaced. There is no moment without a socket at `path`,
-    and none at which another user could connect.
+    A socket without a server is replaced atomically. At no time can another user connect.
 
     Raises:
-        BusyError: another program serves it, or it is something else than a socket.
-        OSError: it could not be made; a path of more than 107 octets is refused by the kernel.
+        BusyError: another program serves it, or the path is not a socket.
+        OSError: it could not be created. The kernel refuses a path of more than 107 bytes.
     """
     _check_free(path)
     path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -140,12 +143,12 @@ def listen_unix(path: Path) -> socket.socket:
 
 
 def peer_uid(connection: socket.socket) -> int:
-    """Return the user that connected, as the kernel noted it (SO_PEERCRED)."""
+    """Return the user of the client, from the kernel (SO_PEERCRED)."""
     return _peer(connection)[1]
 
 
 def server_pid(path: Path) -> int | None:
-    """Return the process that serves the socket at `path`, 0 for one that is not seen here; None for none."""
+    """Return the process ID of the server at `path`, 0 if in another PID namespace; None without one."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         try:
@@ -166,7 +169,7 @@ def _check_free(path: Path) -> None:
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(mode):
-        raise BusyError(f"{path} is not a socket", hint="Move it away, or choose another run directory.")
+        raise BusyError(f"{path} is not a socket", hint="Move that file, or choose another run directory.")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(1.0)
         try:
@@ -174,19 +177,19 @@ def _check_free(path: Path) -> None:
         except (ConnectionRefusedError, FileNotFoundError):
             return
         except OSError:
-            pass  # its queue is full: somebody listens
+            pass  # the queue is full, so a process listens
     raise BusyError(
-        f"another program serves {path}", hint="Stop it first, or choose another run directory for this one."
+        f"another program serves {path}", hint="Stop that program, or choose another run directory."
     )
 
 
 log = logging.getLogger(__name__)
 
 _STRANGERS = Limits(head_octets=8 * 1024, body_octets=4 * 1024, idle_s=10.0, request_s=5.0, response_s=5.0)
-"""Any container may reach a TCP port. A probe and a collector of metrics need less than this."""
+"""Limits for TCP clients, which may be any container. Probes and collectors of metrics need less."""
 
 RETRY_S = 5.0
-"""How soon an address or a port that cannot be had is tried again."""
+"""Interval between attempts to open an address and port."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,8 +197,8 @@ class Endpoint:
     """An address and a port.
 
     Attributes:
-        name: what the log calls it.
-        asked_by: the flag or variable with its value, as it was written.
+        name: name in the log.
+        asked_by: the flag or variable with its value, as given.
     """
 
     name: str
@@ -205,19 +208,19 @@ class Endpoint:
 
 
 async def serve_endpoint(endpoint: Endpoint, routes: Routes, *, retry_s: float = RETRY_S) -> None:
-    """Serve until cancelled; while it cannot be had, say so and try again."""
+    """Serve until cancelled. If the address or port cannot be opened, log this and retry."""
     listener = await _listen(endpoint, retry_s)
     log.info("Start %s server on %s", endpoint.name, format_address(endpoint.ip, endpoint.port))
     await HttpServer(routes, limits=_STRANGERS).serve(listener)
 
 
 async def _listen(endpoint: Endpoint, retry_s: float) -> socket.socket:
-    said = ""
+    logged = ""
     while True:
         try:
             return listen_tcp(endpoint.ip, endpoint.port)
         except (BusyError, TargetError) as error:
-            if str(error) != said:
-                log.error("%s is not served, and tried again: %s", endpoint.asked_by, error.in_full)
-            said = str(error)
+            if str(error) != logged:
+                log.error("Could not serve %s, retrying: %s", endpoint.asked_by, error.in_full)
+            logged = str(error)
         await asyncio.sleep(retry_s)

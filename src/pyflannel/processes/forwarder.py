@@ -1,4 +1,4 @@
-"""The forwarder as a target of plans: a process that is started, told its peers, and found again."""
+"""The forwarder as a target of plans: a process that is started, updated and found again."""
 
 import asyncio
 import logging
@@ -50,7 +50,7 @@ from pyflannel.wire.forwarder_control import (
 log = logging.getLogger(__name__)
 
 _LOOK_AGAIN_S = 1.0
-"""How soon a forwarder that somebody else started is noticed."""
+"""Interval between checks for a forwarder that another program started."""
 
 _REASONS: Mapping[str, StrangerReason] = {
     "stranger": "stranger",
@@ -58,24 +58,24 @@ _REASONS: Mapping[str, StrangerReason] = {
     "not_ours": "not_ours",
 }
 
-_NO_RIGHT = "Give the daemon CAP_NET_ADMIN and /dev/net/tun; `modprobe tun` where the kernel lacks it."
+_NO_RIGHT = "Give the daemon CAP_NET_ADMIN and /dev/net/tun. If the kernel lacks tun, run `modprobe tun`."
 _ATTACH_HINTS = {
     EACCES: _NO_RIGHT,
     ENOENT: _NO_RIGHT,
     EPERM: _NO_RIGHT,
-    EBUSY: "Stop that program: one forwarder moves the packets of a device.",
-    ENODEV: "The device is created again by the next pass.",
+    EBUSY: "Stop that program. A device can have only one forwarder.",
+    ENODEV: "The next pass creates the device again.",
 }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Known:
-    """What was read last, of which process.
+    """The last state that was read, and its process.
 
     Attributes:
-        generation: of the table, or None when it was not asked for.
-        attached: the state, when the device is there.
-        detached: the state, when it is not.
+        generation: generation of the table; None if it was not read.
+        attached: the state if the device is attached.
+        detached: the state if it is not.
     """
 
     pid: int | None = None
@@ -85,9 +85,10 @@ class _Known:
 
 
 class ForwarderTarget:
-    """The forwarder of one run directory; at most one runs there.
+    """The forwarder of one run directory. At most one runs there.
 
-    One that runs is taken as it is, whoever started it. It ends only by an operation, never with us.
+    A running forwarder is used, whichever program started it. Only an operation ends it, not the end of the
+    daemon.
     """
 
     kinds = (Forwarder, ForwarderPeer)
@@ -111,12 +112,13 @@ class ForwarderTarget:
         self._reaper.close()
 
     async def snapshot(self, desired: State) -> State:
-        """Return the running forwarder and its peers, or nothing.
+        """Return the running forwarder and its peers, or an empty state.
 
-        One that is silent, or unintelligible, twice in succession is killed: nobody can tell it of a peer.
+        A forwarder that twice in succession does not respond, or uses another protocol, is killed, because it
+        cannot be told about peers.
 
         Raises:
-            TargetError: one runs, but does not answer.
+            TargetError: a forwarder runs, but does not respond.
         """
         self._note_plan(desired)
         try:
@@ -128,7 +130,7 @@ class ForwarderTarget:
             if error.pid != self._useless or not is_forwarder(error.pid):
                 self._useless = error.pid
                 raise
-            log.error("Killed the forwarder: %s", error)
+            log.error("Killed the forwarder cause=%s", error)
             with _boundary():
                 await end_process(error.pid)
             return State.EMPTY
@@ -136,12 +138,13 @@ class ForwarderTarget:
         return found
 
     async def _read(self) -> State:
-        """Return what the forwarder says; its table only if that is another than the last one we read."""
+        """Return the state of the forwarder. Read its table only if it changed since the last time."""
         async with connected(self._socket) as client:
             pid, summary = client.pid, None
             try:
                 if pid == self._known.pid != self._terse:
-                    self._terse = pid  # until it has answered: one that does not know the request hangs up
+                    # Reset after the answer: a forwarder without this request closes the connection.
+                    self._terse = pid
                     summary = decode_summary(await client.ask(Kind.READ_SUMMARY))
                     self._terse = None
                     if summary.generation == self._known.generation:
@@ -154,8 +157,8 @@ class ForwarderTarget:
         attached, detached = (
             State.collect((replace(one, is_attached=value), *peers)) for value in (True, False)
         )
-        if one.is_current:  # one of another version may not know summaries
-            # The generation was read before the table: a change in between shows in the next.
+        if one.is_current:  # another version may not know summaries
+            # The generation was read before the table, so the next summary shows a change in between.
             self._known = _Known(
                 pid=pid,
                 generation=None if summary is None else summary.generation,
@@ -167,8 +170,8 @@ class ForwarderTarget:
     async def apply(self, operations: Sequence[Operation]) -> Sequence[Refusal]:
         """Stop and start the process, then change its peers in one request, then attach it.
 
-        In this order whatever that of the operations: a forwarder makes room for its successor first, and no
-        packet meets an empty table.
+        This order does not depend on the order of the operations: a forwarder must end before its successor
+        starts, and no packet may arrive while the table is empty.
         """
         return await performed(operations, self._apply(operations))
 
@@ -192,9 +195,9 @@ class ForwarderTarget:
         return refusals
 
     def changes(self) -> ChangeChannel:
-        """Open a channel that tells when a forwarder appears, ends, loses its device, or somebody changes it.
+        """Open a channel that announces when a forwarder appears, ends, loses its device or is changed.
 
-        Where none is planned nobody looks for one that appears.
+        A forwarder that appears is noticed only if one is planned.
         """
         return ChangeChannel(self._read_changes)
 
@@ -205,29 +208,29 @@ class ForwarderTarget:
             try:
                 async with connected(self._socket) as client:
                     is_absent = False
-                    announce()  # for whatever happened before we listened
+                    announce()  # for changes before the connection
                     while await client.wait_for_change():
                         announce()
                 announce()
             except AbsentError:
                 if not is_absent:
-                    announce()  # it may have ended before we listened
+                    announce()  # it may have ended before the first attempt
                 is_absent = True
             except TargetError as error:
-                log.debug("the forwarder is not heard: %s", error)
+                log.debug("Could not watch the forwarder: %s", error)
             with suppress(TimeoutError):
                 async with asyncio.timeout(_LOOK_AGAIN_S if self._is_planned else None):
                     await self._started.wait()
 
     def _note_plan(self, desired: State) -> None:
-        """Look out for a forwarder as soon as one is planned."""
+        """Wake the watch as soon as a forwarder is planned."""
         is_planned = next(desired.of_type(Forwarder), None) is not None
         if is_planned and not self._is_planned:
             self._started.set()
         self._is_planned = is_planned
 
     async def end_unreachable(self) -> Sequence[int]:
-        """End the forwarders of the run directory that answer nobody, and return their process ids."""
+        """End the unreachable forwarders of the run directory, and return their process IDs."""
         answering: int | None = None
         with suppress(TargetError):
             async with connected(self._socket) as client:
@@ -236,15 +239,15 @@ class ForwarderTarget:
         found = await in_thread(find_forwarders, self._run_dir)
         unreachable = [pid for pid in found if pid != answering]
         for pid in unreachable:
-            log.error("Killed the forwarder, which nobody could reach pid=%d", pid)
+            log.error("Killed the unreachable forwarder pid=%d", pid)
             await end_process(pid)
         return unreachable
 
     async def counters(self) -> Mapping[str, int]:
-        """Return the forwarder's counters by name; none when it does not run.
+        """Return the counters of the forwarder by name; empty if it does not run.
 
         Raises:
-            TargetError: one runs, but does not answer.
+            TargetError: a forwarder runs, but does not respond.
         """
         try:
             return decode_counters(await self._ask(Kind.READ_COUNTERS))
@@ -254,10 +257,10 @@ class ForwarderTarget:
             raise TargetError(str(error), hint=error.hint) from error
 
     async def strangers(self) -> list[Stranger]:
-        """Return who sent what the forwarder's guard dropped, the latest last; nobody when it does not run.
+        """Return the senders of packets that the guard dropped, the latest last; empty if none runs.
 
         Raises:
-            TargetError: one runs, but does not answer.
+            TargetError: a forwarder runs, but does not respond.
         """
         try:
             strangers = decode_strangers(await self._ask(Kind.READ_STRANGERS))
@@ -285,7 +288,7 @@ class ForwarderTarget:
             raise TargetError(str(error), hint=error.hint) from error
 
     async def _apply_process(self, operation: Operation) -> Forwarder | None:
-        """Start, replace or stop the process; return the forwarder that is to be attached now, if any."""
+        """Start, replace or stop the process; return the forwarder to attach now, or None."""
         match operation:
             case Add(Forwarder() as new):
                 await self._start(new)
@@ -306,7 +309,7 @@ class ForwarderTarget:
         try:
             await self._launch(forwarder)
         except PortInUseError:
-            # One whose socket was deleted runs on, and nobody can reach it any more.
+            # A forwarder whose socket was deleted still runs, but is unreachable.
             if not await self.end_unreachable():
                 raise
             await self._launch(forwarder)
@@ -328,24 +331,24 @@ class ForwarderTarget:
             await start()
 
     async def _hand_over(self, forwarder: Forwarder) -> None:
-        """Let another process go on with other settings, or of our version; no packet is lost."""
+        """Replace the process by one with other settings or of this version, without losing a packet."""
         try:
             await self._launch(forwarder, is_successor=True)
         except NoHandOverError as error:
-            log.warning("Packets are lost for a moment: %s", error)
+            log.warning("Restarting the forwarder, a few packets are lost cause=%s", error)
             await self._restart(forwarder)
         else:
             log.info("Handed the forwarder over link=%s", forwarder.link)
 
     async def _restart(self, forwarder: Forwarder) -> None:
-        """Start again with other settings and the same peers."""
+        """Restart with other settings and the same peers."""
         peers = (await self._read_state()).peers
         await self._stop()
         await self._start(forwarder)
         await self._ask(Kind.REPLACE_PEERS, encode_peers(peers))
 
     async def _stop(self) -> None:
-        """Ask it to stop, and kill it when it does not answer; its port and device are free then."""
+        """Stop the process, or kill it if it does not respond. Port and device are free afterwards."""
         with suppress(AbsentError):
             async with connected(self._socket) as client:
                 try:
@@ -354,7 +357,7 @@ class ForwarderTarget:
                     await end_process(client.pid)
 
     async def _apply_peers(self, operations: Sequence[Operation]) -> Sequence[Refusal]:
-        """Change all peers in one request; all or none take effect. The last word on a subnet counts."""
+        """Change all peers in one atomic request. The last operation on a subnet counts."""
         ours = [operation for operation in operations if isinstance(_item(operation), ForwarderPeer)]
         removals: list[tuple[int, int]] = []
         peers: list[Peer] = []
@@ -382,7 +385,7 @@ class ForwarderTarget:
         except RefusedError as error:
             cause, hint = str(error), _ATTACH_HINTS.get(error.errno, "")
             if error.errno == EBUSY:
-                cause = f"{link} is held by {await in_thread(find_tun_holder, link) or 'a program'}"
+                cause = f"{link} is in use by {await in_thread(find_tun_holder, link) or 'another program'}"
             raise TargetError(cause, hint=hint, is_permanent=error.is_permanent) from error
 
     async def _ask(self, kind: Kind, payload: bytes = b"") -> bytes:
@@ -395,7 +398,9 @@ def _item(operation: Operation) -> Item:
 
 
 def _boundary() -> AbstractContextManager[None]:
-    return target_errors("the forwarder cannot be reached or changed", hint="Look at its run directory.")
+    return target_errors(
+        "the forwarder cannot be reached or changed", hint="Check its run directory and its log there."
+    )
 
 
 def _to_forwarder(state: ForwarderState, *, is_current: bool) -> Forwarder:

@@ -1,4 +1,4 @@
-"""One connection to a forwarder's control socket."""
+"""Client of a forwarder's control socket, and the status of a forwarder."""
 
 import asyncio
 import socket
@@ -9,14 +9,27 @@ from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 
 from pyflannel.errors import TargetError, WireError, in_words, is_permanent
-from pyflannel.wire.forwarder_control import FrameReader, Kind, decode_refusal, encode_frame
+from pyflannel.model.status import ForwarderStatus
+from pyflannel.wire.forwarder_control import (
+    SOCKET_NAME,
+    FrameReader,
+    Kind,
+    decode_counters,
+    decode_refusal,
+    decode_state,
+    decode_summary,
+    encode_frame,
+)
 
 ANSWER_S = 5.0
-"""How long a forwarder may take to answer; a busy one needs milliseconds."""
+"""Deadline for an answer of the forwarder. A busy forwarder needs milliseconds."""
 
 _READ_OCTETS = 65536
-_NEXT_PASS = "It is started again by the next pass."
-_STARVED = "See whether it is stopped or starved, or has more clients than it takes."
+_STATUS_S = 1.0
+"""Deadline for a status, whose reader does not wait for a forwarder that hangs."""
+
+_NEXT_PASS = "The next pass starts it again."
+_STARVED = "Check whether the process is stopped or gets no processor time, or has too many clients."
 
 
 class AbsentError(TargetError):
@@ -24,26 +37,26 @@ class AbsentError(TargetError):
 
 
 class SilentError(TargetError):
-    """The forwarder of process `pid` runs and does not answer."""
+    """The forwarder with process ID `pid` runs and does not respond."""
 
     def __init__(self, pid: int) -> None:
         super().__init__(
-            f"the forwarder, pid {pid}, did not answer for {ANSWER_S:.0f} s",
-            hint="See whether it is stopped or starved; silent for as long again, it is replaced.",
+            f"the forwarder (pid {pid}) did not respond for {ANSWER_S:.0f} s",
+            hint="Check whether it is stopped or gets no processor time. If it stays silent, it is replaced.",
         )
         self.pid = pid
 
 
 class ForeignError(TargetError):
-    """What answers at the socket, process `pid`, does not speak our language."""
+    """The process `pid` at the socket does not use the protocol of the forwarder."""
 
     def __init__(self, pid: int, error: WireError) -> None:
-        super().__init__(f"the forwarder, pid {pid}, answers in another language: {error}", hint=error.hint)
+        super().__init__(f"the forwarder (pid {pid}) uses another protocol: {error}", hint=error.hint)
         self.pid = pid
 
 
 class RefusedError(TargetError):
-    """The forwarder could not do what it was asked; `errno` is the kernel's, or 0."""
+    """The forwarder refused a request; `errno` is that of the kernel, or 0."""
 
     def __init__(self, message: str, *, errno: int, hint: str = "") -> None:
         super().__init__(message, hint=hint, is_permanent=is_permanent(errno))
@@ -55,8 +68,8 @@ async def connected(path: Path) -> AsyncIterator["ForwarderClient"]:
     """Connect to the forwarder that listens at `path`, for the length of a block.
 
     Raises:
-        AbsentError: nobody listens there.
-        TargetError: it does not take the connection.
+        AbsentError: no process listens there.
+        TargetError: it does not accept the connection.
     """
     loop, kind = asyncio.get_running_loop(), socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
     with ExitStack() as opened:
@@ -66,10 +79,10 @@ async def connected(path: Path) -> AsyncIterator["ForwarderClient"]:
                 await loop.sock_connect(connection, str(path))
             pid = _pid_of_peer(connection)
         except (FileNotFoundError, ConnectionRefusedError) as error:
-            raise AbsentError(f"no forwarder answers at {path}", hint=_NEXT_PASS) from error
+            raise AbsentError(f"no forwarder listens at {path}", hint=_NEXT_PASS) from error
         except OSError as error:
             raise TargetError.of(
-                f"the forwarder at {path} takes no connection", error, hint=_STARVED
+                f"the forwarder at {path} accepts no connection", error, hint=_STARVED
             ) from error
         yield ForwarderClient(connection, pid)
 
@@ -81,10 +94,10 @@ def _pid_of_peer(connection: socket.socket) -> int:
 
 
 class ForwarderClient:
-    """Asks, and hears of changes. One task at a time may use it.
+    """Sends requests and receives notices of changes. Only one task at a time may use it.
 
     Attributes:
-        pid: the forwarder's process.
+        pid: process ID of the forwarder.
     """
 
     def __init__(self, connection: socket.socket, pid: int) -> None:
@@ -98,9 +111,9 @@ class ForwarderClient:
 
         Raises:
             RefusedError: the forwarder refused.
-            SilentError: it did not answer in time.
-            ForeignError: it answered in another language.
-            TargetError: it went away.
+            SilentError: it did not respond in time.
+            ForeignError: it uses another protocol.
+            TargetError: the connection ended.
         """
         try:
             async with asyncio.timeout(ANSWER_S):
@@ -113,14 +126,14 @@ class ForwarderClient:
         except OSError as error:
             raise _gone(in_words(error)) from error
         if answer is None:
-            raise _gone("end of the connection")
+            raise _gone("it closed the connection")
         if answer[0] is Kind.REFUSED:
             errno, text = decode_refusal(answer[1])
             raise RefusedError(text, errno=errno)
         return answer[1]
 
     async def wait_for_change(self) -> bool:
-        """Return True when the forwarder says that something changed, False when the connection ended."""
+        """Return True if the forwarder reports a change, False if the connection ended."""
         try:
             while (notice := await self._receive()) is not None:
                 if notice[0] is Kind.CHANGED:
@@ -143,4 +156,27 @@ class ForwarderClient:
 
 
 def _gone(reason: str) -> TargetError:
-    return TargetError(f"the forwarder went away: {reason}", hint=_NEXT_PASS)
+    return TargetError(f"the connection to the forwarder ended: {reason}", hint=_NEXT_PASS)
+
+
+async def forwarder_status(run_dir: Path) -> ForwarderStatus | None:
+    """Return the status of the forwarder of a run directory; None if it does not respond soon.
+
+    The table of peers is not read: it may be long, and packets would wait.
+    """
+    try:
+        async with asyncio.timeout(_STATUS_S), connected(run_dir / SOCKET_NAME) as client:
+            summary = decode_summary(await client.ask(Kind.READ_SUMMARY))
+            counters = decode_counters(await client.ask(Kind.READ_COUNTERS))
+            return ForwarderStatus(pid=client.pid, is_attached=summary.is_attached, counters=counters)
+    except (TargetError, WireError, TimeoutError):
+        return None
+
+
+async def forwarder_link(run_dir: Path) -> str | None:
+    """Return the device of the forwarder of a run directory; None if it does not respond soon."""
+    try:
+        async with asyncio.timeout(_STATUS_S), connected(run_dir / SOCKET_NAME) as client:
+            return decode_state(await client.ask(Kind.READ_STATE)).settings.link
+    except (TargetError, WireError, TimeoutError):
+        return None

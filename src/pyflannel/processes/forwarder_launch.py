@@ -1,4 +1,4 @@
-"""Starts the forwarder as a process that outlives its parent."""
+"""Starts the forwarder as a process that continues after the end of its parent."""
 
 import asyncio
 import errno
@@ -18,41 +18,41 @@ from pyflannel.wire.forwarder_control import SOCKET_NAME
 log = logging.getLogger(__name__)
 
 LOG_NAME = "forwarder.log"
-"""Its standard error, in the run directory."""
+"""Name of the file in the run directory that receives its standard error."""
 
 _START_S = 5.0
 _LOOK_AGAIN_S = 0.01
 
 _INHERITED = ("PYTHON*", "LD_LIBRARY_PATH", "LANG", "LC_*", "TZ")
-"""Variables that the interpreter and its log need. No setting of the daemon is among them."""
+"""Variables that the interpreter and its log need. They contain no setting of the daemon."""
 
 
-_NO_UNIT_HINT = "Let flanneld.service reach /run/systemd/private, then restart it."
+_NO_UNIT_HINT = "Give flanneld.service access to /run/systemd/private, then restart it."
 
 
 class PortInUseError(TargetError):
-    """Another program has the UDP port."""
+    """Another program uses the UDP port."""
 
 
 class PortFreedError(PortInUseError):
-    """Another program had the UDP port, and has it no more: another try succeeds."""
+    """Another program used the UDP port and has released it. A retry succeeds."""
 
 
 class NoHandOverError(TargetError):
-    """The running forwarder does not let another one take over; it goes on."""
+    """The running forwarder refuses a hand-over and continues."""
 
 
 class Reaper:
-    """Takes the exit status of our children as soon as there is one, for they would stay zombies."""
+    """Reads the exit status of child processes when they end, so that they do not remain zombies."""
 
     def __init__(self) -> None:
         self._children: dict[int, subprocess.Popen[bytes]] = {}
 
     def watch(self, process: "subprocess.Popen[bytes]") -> None:
-        """Take the status of this child when it ends.
+        """Read the status of this child when it ends.
 
         Raises:
-            OSError: the kernel does not tell of its end.
+            OSError: the kernel cannot announce its end.
         """
         descriptor = os.pidfd_open(process.pid)
         try:
@@ -63,7 +63,7 @@ class Reaper:
         self._children[descriptor] = process
 
     def close(self) -> None:
-        """Watch no more; a child that ends later is taken when the next one is started."""
+        """Stop watching. `subprocess` reads the status of a later end when it starts the next child."""
         for descriptor in list(self._children):
             self._forget(descriptor)
 
@@ -85,22 +85,23 @@ async def start_forwarder(
     *,
     is_successor: bool = False,
 ) -> None:
-    """Start the process, and return when it answers on its control socket. It is not attached yet.
+    """Start the process, and return when it responds on its control socket. It is not attached yet.
 
-    A successor takes over from the one that runs, which ends; when that fails the other goes on.
+    A successor takes over from the running forwarder, which then ends. If this fails, the running one
+    continues.
 
     Raises:
-        PortInUseError: the message names who has the port.
-        PortFreedError: who had the port ended meanwhile.
-        NoHandOverError: a successor was not given what it asked for.
-        TargetError: it did not start; the message says why.
+        PortInUseError: another program uses the port; the message names it.
+        PortFreedError: another program used the port and has released it.
+        NoHandOverError: the running forwarder refused the hand-over.
+        TargetError: it did not start; the message contains the cause.
     """
     command = _command(forwarder, run_dir, python, version) + ["--take-over"] * is_successor
     unit = own_unit("flannel-forwarder", f"Forwarder of {forwarder.link}")
     try:
         await _start(unit + command, forwarder, run_dir, reaper)
     except NoUnitError as error:
-        log.warning("The forwarder will end whenever this service does: %s", error.in_full)
+        log.warning("Started the forwarder inside this service, so both stop together: %s", error.in_full)
         await _start(command, forwarder, run_dir, reaper)
 
 
@@ -112,14 +113,14 @@ async def _start(command: list[str], forwarder: Forwarder, run_dir: Path, reaper
             written = stderr.tell()
             process = _spawn(command, stderr.fileno())
     except OSError as error:
-        hint = f"Check that {run_dir} can be written to and that {command[0]} can be run."
+        hint = f"Check that {run_dir} is writable and that {command[0]} is executable."
         raise TargetError.of("the forwarder cannot be started", error, hint=hint) from error
     try:
         reaper.watch(process)
     except OSError as error:
         process.kill()
         process.wait()
-        hint = "Raise the limit of open files (LimitNOFILE=); Linux before 5.3 cannot do it."
+        hint = "Raise the limit of open files (LimitNOFILE=). Linux 5.3 or newer is required."
         raise TargetError.of("the forwarder cannot be watched", error, hint=hint) from error
     try:
         async with asyncio.timeout(_START_S):
@@ -130,8 +131,8 @@ async def _start(command: list[str], forwarder: Forwarder, run_dir: Path, reaper
     except TimeoutError:
         process.kill()
         raise TargetError(
-            f"the forwarder did not answer within {_START_S:.0f} s of its start",
-            hint=f"See {said}; the host may be overloaded.",
+            f"the forwarder did not respond within {_START_S:.0f} s of its start",
+            hint=f"Read {said}. The host may be overloaded.",
         ) from None
 
 
@@ -146,7 +147,7 @@ def _command(forwarder: Forwarder, run_dir: Path, python: str, version: str) -> 
         "--mtu": forwarder.mtu,
         "--version": version,
     }
-    # -P: a file named like a module of ours in the working directory is none.
+    # -P: the working directory is not searched for modules.
     return [python, "-P", "-m", FORWARDER, *(f"{k}={v}" for k, v in settings.items())]
 
 
@@ -158,12 +159,12 @@ def _spawn(command: list[str], stderr: int) -> subprocess.Popen[bytes]:
         stderr=stderr,
         cwd="/",
         env=child_environment(*_INHERITED),
-        start_new_session=True,  # no signal of the daemon's terminal or group reaches it
+        start_new_session=True,  # signals to the terminal or process group of the daemon do not reach it
     )
 
 
 async def _answers(pid: int, path: Path) -> bool:
-    """Return whether this very process listens at `path`: another forwarder may be there."""
+    """Return whether this process listens at `path`, and not another forwarder."""
     try:
         async with connected(path) as client:
             return client.pid == pid
@@ -172,35 +173,35 @@ async def _answers(pid: int, path: Path) -> bool:
 
 
 async def _explain(forwarder: Forwarder, run_dir: Path, status: int, said: str) -> TargetError:
-    """Return why the process ended, from its exit code, which is an errno, and its last words."""
+    """Return the cause of the end of the process, from its exit code (an errno) and its output."""
     if was_refused(status, said):
-        return NoUnitError(f"systemd gave it no unit of its own: {said.strip()}", hint=_NO_UNIT_HINT)
+        return NoUnitError(f"systemd refused a unit for the forwarder: {said.strip()}", hint=_NO_UNIT_HINT)
     if status == errno.EADDRINUSE:
         holder = await in_thread(find_port_holder, forwarder.listen_address, forwarder.port)
         port = f"UDP port {forwarder.port} of {forwarder.listen_address}"
         if holder is None:
-            return PortFreedError(f"{port} was in use a moment ago", hint="It is tried again.")
+            return PortFreedError(f"{port} was in use until now", hint="flanneld retries.")
         return PortInUseError(
             f"{port} is in use by {holder}",
             hint="Stop that program, or set another Backend.Port in the network config, for all hosts.",
         )
     if status == errno.EISDIR:
         return TargetError(
-            f"a directory stands at {run_dir / SOCKET_NAME}, where the forwarder's socket should be",
-            hint="Move it away.",
+            f"{run_dir / SOCKET_NAME} is a directory, but must be the socket of the forwarder",
+            hint="Remove the directory.",
             is_permanent=True,
         )
     if status == errno.EADDRNOTAVAIL:
         return TargetError(
             f"the host has no address {forwarder.listen_address} to listen on",
-            hint="Give the interface its address back, or restart the daemon to choose the interface anew.",
+            hint="Add the address to the interface again, or restart flanneld to choose another interface.",
         )
     if status == errno.EOPNOTSUPP:
-        return NoHandOverError(said.strip(), hint="It is stopped and started anew.")
+        return NoHandOverError(said.strip(), hint="flanneld restarts the forwarder.")
     last_line = said.strip().rpartition("\n")[2]
     return TargetError(
-        f"the forwarder ended with status {status}: {last_line or 'it said nothing'}",
-        hint="Its log in the run directory has the rest.",
+        f"the forwarder ended with status {status}: {last_line or 'no output'}",
+        hint=f"Read {run_dir / LOG_NAME}.",
     )
 
 

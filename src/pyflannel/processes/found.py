@@ -1,4 +1,4 @@
-"""Processes found in /proc: the holders of a port, a device or a directory; and how one is ended."""
+"""Processes in /proc that use a port, a device or a directory, and the end of a process."""
 
 import os
 import re
@@ -14,7 +14,7 @@ _GONE_S = 2.0
 
 
 async def end_process(pid: int) -> None:
-    """Kill a process and return when it is gone, and with it what it held; so it is when there was none."""
+    """Kill a process, if it exists, and return when it has ended and released its resources."""
     await in_thread(_end, pid)
 
 
@@ -25,7 +25,7 @@ def _end(pid: int) -> None:
         return
     try:
         signal.pidfd_send_signal(descriptor, signal.SIGKILL)
-        # One that sleeps in the kernel may take longer; whoever needs what it holds is then refused it.
+        # A process that sleeps in the kernel may take longer. Its resources then stay in use.
         select.select([descriptor], [], [], _GONE_S)
     except ProcessLookupError:
         return
@@ -36,13 +36,13 @@ def _end(pid: int) -> None:
 _PROC = Path("/proc")
 
 FORWARDER = "pyflannel.programs.forwarder"
-"""The module that a forwarder's command line names."""
+"""The module in the command line of a forwarder."""
 
 
 def find_port_holder(address: IPv4Address, port: int) -> str | None:
-    """Return the program that keeps us from binding this UDP address, as `NAME, pid N`.
+    """Return the program that uses this UDP address, as `NAME, pid N`, or None.
 
-    Or `another program`, when it is not to be seen from here, and None when nobody keeps us any more.
+    The result is `another program` if the program is not visible from this PID namespace.
     """
     targets = _sockets(address, port)
     for process in _processes():
@@ -54,7 +54,7 @@ def find_port_holder(address: IPv4Address, port: int) -> str | None:
 def find_tun_holder(link: str) -> str | None:
     """Return the program that is attached to a TUN device, as `NAME, pid N`, or None.
 
-    Only in our network namespace: devices of one name may be in many.
+    Only this network namespace is searched, because others may have devices of the same name.
     """
     namespace = _link(_PROC / "thread-self/ns/net")
     attached = re.compile(rf"^iff:\t{re.escape(link)}$", re.MULTILINE)
@@ -67,7 +67,7 @@ def find_tun_holder(link: str) -> str | None:
 
 
 def find_forwarders(run_dir: Path) -> list[int]:
-    """Return the forwarders of a run directory, reachable or not, in our network namespace."""
+    """Return the forwarders of a run directory in this network namespace, reachable or not."""
     namespace = _link(_PROC / "thread-self/ns/net")
     ours = {FORWARDER, f"--run-dir={run_dir.absolute()}"}
     return [
@@ -78,9 +78,9 @@ def find_forwarders(run_dir: Path) -> list[int]:
 
 
 def find_original() -> int | None:
-    """Return an original flanneld in our network namespace, or None.
+    """Return the process ID of an original flanneld in this network namespace, or None.
 
-    It is a program of its own, where ours is one of the interpreter's.
+    Its executable is named flanneld, while pyflannel's executable is the Python interpreter.
     """
     namespace = _link(_PROC / "thread-self/ns/net")
     for process in _processes():
@@ -91,12 +91,12 @@ def find_original() -> int | None:
 
 
 def is_forwarder(pid: int) -> bool:
-    """Return whether a process is a forwarder, of whatever version and run directory."""
+    """Return whether a process is a forwarder, of any version and run directory."""
     return FORWARDER in _read(_PROC / str(pid) / "cmdline").split("\0")
 
 
 def _sockets(address: IPv4Address, port: int) -> set[str]:
-    """Return the UDP sockets bound to the port on this address or on all, as descriptors name them."""
+    """Return the UDP sockets bound to the port on this address or on all, named as in /proc/PID/fd."""
     return {f"socket:[{inode}]" for table in ("udp", "udp6") for inode in _inodes(table, address, port)}
 
 
@@ -122,14 +122,14 @@ def _link(path: Path) -> str:
     try:
         return str(path.readlink())
     except OSError:
-        return ""  # closed meanwhile, or not ours to look into
+        return ""  # closed, or access denied
 
 
 def _entries(directory: Path) -> list[Path]:
     try:
         return list(directory.iterdir())
     except OSError:
-        return []  # the process ended, or is not ours to look into
+        return []  # the process ended, or access denied
 
 
 def _read(path: Path) -> str:

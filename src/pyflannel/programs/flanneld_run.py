@@ -8,8 +8,7 @@ import sys
 from collections.abc import Iterator
 
 from pyflannel.api.control import serve_control
-from pyflannel.api.health import health_routes
-from pyflannel.api.metrics.routes import metrics_routes
+from pyflannel.api.monitoring.routes import health_routes, metrics_routes
 from pyflannel.assembly.daemon import Daemon, run_lock
 from pyflannel.assembly.logs import configure_logging
 from pyflannel.assembly.options import FlanneldOptions, RequestedText, parse_flanneld

@@ -386,7 +386,7 @@ def test_a_held_device_names_its_holder(namesake, hosts):
         (refusal,) = one.apply(Add(one.forwarder))
         holder.kill()
 
-    assert refusal.cause == f"flannel0 is held by {Path(sys.executable).name}, pid {holder.pid}"
+    assert refusal.cause == f"flannel0 is in use by {Path(sys.executable).name}, pid {holder.pid}"
     assert refusal.hint
 
 
@@ -623,7 +623,7 @@ def test_a_stopped_forwarder_is_told_from_a_missing_one(linked, monkeypatch):
     pid = one.pid
     os.kill(pid, signal.SIGSTOP)
 
-    with pytest.raises(TargetError, match=f"pid {pid}, did not answer") as caught:
+    with pytest.raises(TargetError, match=rf"pid {pid}\) did not respond") as caught:
         one.snapshot()
     refusals = one.apply(Remove(one.forwarder))
 
@@ -655,7 +655,7 @@ def test_a_forwarder_that_is_silent_twice_is_killed(linked, monkeypatch):
 
     async def look_twice():
         target = ForwarderTarget(one.run_dir)
-        with pytest.raises(TargetError, match=f"pid {pid}, did not answer"):
+        with pytest.raises(TargetError, match=rf"pid {pid}\) did not respond"):
             await target.snapshot(State.EMPTY)
         return await target.snapshot(State.EMPTY)
 

@@ -6,7 +6,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 
 import pytest
 
-from pyflannel.api.health import health_routes
+from pyflannel.api.monitoring.routes import health_routes
 from pyflannel.errors import BusyError, TargetError
 from pyflannel.http.server import HttpServer, Request
 from pyflannel.http.sockets import format_address, listen_tcp
@@ -83,7 +83,7 @@ def test_a_port_in_use_is_said() -> None:
 
 
 def test_an_address_of_another_host_is_said() -> None:
-    with pytest.raises(TargetError, match=r"203\.0\.113\.1:8081 cannot be listened on"):
+    with pytest.raises(TargetError, match=r"203\.0\.113\.1:8081 cannot be opened"):
         listen_tcp(IPv4Address("203.0.113.1"), 8081)
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from pyflannel.api.metrics.exposition import expose
-from pyflannel.api.metrics.families import FAMILIES
+from pyflannel.api.monitoring.exposition import expose
+from pyflannel.api.monitoring.families import FAMILIES
 from pyflannel.datapath.counters import Counters
 from pyflannel.kernel.bpf.layout import Outcome
 from pyflannel.model.status import (

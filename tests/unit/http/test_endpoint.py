@@ -55,8 +55,8 @@ def test_a_port_in_use_is_said_once_and_served_when_it_is_free(caplog: pytest.Lo
 
     assert said.endswith(b"hello\n")
     assert caplog.messages == [
-        f"--http=127.0.0.1:{port} is not served, and tried again: TCP port 127.0.0.1:{port} is in use."
-        f" See which process has it: ss -ltnp 'sport = :{port}'.",
+        f"Could not serve --http=127.0.0.1:{port}, retrying: TCP port 127.0.0.1:{port} is in use."
+        f" Find the process that uses it: ss -ltnp 'sport = :{port}'.",
         f"Start http server on 127.0.0.1:{port}",
     ]
     assert caplog.records[0].levelname == "ERROR"
@@ -72,9 +72,9 @@ def test_an_address_of_another_host_is_said(caplog: pytest.LogCaptureFixture) ->
     asyncio.run(live())
 
     assert caplog.messages == [
-        "--http=203.0.113.1:8471 is not served, and tried again: TCP port 203.0.113.1:8471 cannot be listened"
-        " on: Cannot assign requested address. Name an address of this host, or 0.0.0.0 for all, and a port"
-        " that we may have."
+        "Could not serve --http=203.0.113.1:8471, retrying: TCP port 203.0.113.1:8471 cannot be opened"
+        ": Cannot assign requested address. Use an address of this host, or 0.0.0.0 for all, and a port"
+        " that flanneld may open."
     ]
 
 

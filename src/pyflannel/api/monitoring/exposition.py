@@ -1,4 +1,4 @@
-"""Prometheus' text of what a daemon counts. This module alone loads prometheus-client."""
+"""The metrics of a daemon in the text format of Prometheus. Only this module loads prometheus-client."""
 
 from collections.abc import Iterator, Mapping
 
@@ -6,7 +6,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector, generate_late
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from pyflannel.api.metrics.families import FAMILIES, Family
+from pyflannel.api.monitoring.families import FAMILIES, Family
 from pyflannel.model.status import Status
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -14,13 +14,13 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 def expose(statuses: Mapping[str, Status], utc: float) -> bytes:
-    """Return the text of all metrics, with those of this process.
+    """Return the text of all metrics, including those of this process.
 
-    Where the daemon has several networks, each sample says by `network` whose it is.
+    With several networks, each sample has the label `network`.
 
     Args:
-        statuses: by the network's name; "" where there is but one.
-        utc: of this moment, in seconds since the epoch.
+        statuses: status by name of the network; "" for a single network.
+        utc: current time in seconds since the epoch.
     """
     registry = CollectorRegistry()
     registry.register(_Statuses(statuses, utc))

@@ -1,7 +1,7 @@
-"""Which metrics there are, and what a status gives for each.
+"""The families of metrics, and their samples from a status.
 
-Whatever is not known, or not there, has no sample. No label takes values without bound: peers are counted,
-never named.
+An unknown or absent value has no sample. No label has an unlimited number of values: peers are counted, not
+named.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -11,7 +11,7 @@ from typing import Literal
 from pyflannel.model.status import Status
 
 Sample = tuple[tuple[str, ...], float]
-"""Values of the family's labels, and its value."""
+"""Values of the labels of a family, and the value of the sample."""
 
 _CARRIED = ("encapsulated", "decapsulated", "rejoined", "delivered")
 _MODES = ("safe", "user-space", "off")
@@ -23,9 +23,9 @@ class Family:
     """One metric.
 
     Attributes:
-        name: as scraped; `_total` of a counter included.
-        help: what it says, in one line.
-        samples: of one network, at a moment of Unix time.
+        name: name as scraped, with `_total` of a counter.
+        help: meaning, in one line.
+        samples: function that returns the samples of one network at a Unix time.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Family:
 
 
 def _one(value: Callable[[Status], float | None]) -> Callable[[Status, float], Iterable[Sample]]:
-    """Return the only sample of a family without labels, if there is a value."""
+    """Return the function for a family without labels: one sample, or none without a value."""
 
     def samples(status: Status, _: float) -> Iterator[Sample]:
         found = value(status)
@@ -83,7 +83,7 @@ def _fast_path_mode(status: Status, _: float) -> Iterator[Sample]:
 
 
 def _tunnel(forwarder: str, programs: str, unit: str) -> Callable[[Status, float], Iterable[Sample]]:
-    """Return both ways of the udp backend's packets, in packets or octets."""
+    """Return the function for packets or bytes of the udp backend, by forwarder and by programs."""
 
     def samples(status: Status, _: float) -> Iterator[Sample]:
         user_space = status.forwarder.counters if status.forwarder is not None else {}
@@ -98,9 +98,9 @@ def _tunnel(forwarder: str, programs: str, unit: str) -> Callable[[Status, float
 
 
 def _forwarder(*prefixes: str) -> Callable[[Status, float], Iterable[Sample]]:
-    """Return the forwarder's counters that begin so, by the rest of their names.
+    """Return the function for the forwarder's counters with these prefixes, by the rest of their names.
 
-    Several prefixes are the values of a label before it: `dropped_in`, of which the last word is that value.
+    With several prefixes, their last word is the value of a label in front: `in` of `dropped_in`.
     """
 
     def samples(status: Status, _: float) -> Iterator[Sample]:
@@ -124,7 +124,7 @@ def _failures(status: Status, _: float) -> Iterator[Sample]:
 def _programs(
     belongs: Callable[[str], bool], prefix: str = ""
 ) -> Callable[[Status, float], Iterable[Sample]]:
-    """Return the programs' counters of packets that belong to a family, without their prefix."""
+    """Return the function for the programs' counters that belong to a family, without their prefix."""
 
     def samples(status: Status, _: float) -> Iterator[Sample]:
         for outcome, count in (status.fast_path.counters if status.fast_path is not None else {}).items():
@@ -143,122 +143,125 @@ FAMILIES = (
     ),
     Family(
         name="flannel_ready",
-        help="Packets can flow, the lease is ours, and the latest pass succeeded.",
+        help="1 if packets can flow, this host holds its lease, and the latest pass succeeded.",
         samples=_one(lambda status: status.is_ready),
     ),
-    # The lease, and those of others.
+    # The lease of this host, and the leases of others.
     Family(
-        name="flannel_lease_phase", help="Where our lease stands.", labels=("phase",), samples=_lease_phase
+        name="flannel_lease_phase",
+        help="Phase of the lease of this host: 1 for the current phase.",
+        labels=("phase",),
+        samples=_lease_phase,
     ),
     Family(
         name="flannel_lease_info",
-        help="Our subnet, held or held last; always 1.",
+        help="Subnet that this host holds or held last; always 1.",
         labels=("subnet",),
         samples=_lease_info,
     ),
     Family(
         name="flannel_lease_expiry_timestamp_seconds",
-        help="When our lease ends unless it is renewed; none for a reservation.",
+        help="Time at which the lease of this host expires unless it is renewed; absent for a reservation.",
         samples=_lease_expiry,
     ),
     Family(
         name="flannel_lease_losses_total",
         kind="counter",
-        help="How often our lease vanished from the store, or another host had the subnet.",
+        help="Number of times that the lease of this host disappeared, or another host took its subnet.",
         samples=_one(lambda status: status.lease.losses if status.lease else None),
     ),
     Family(
         name="flannel_leases",
-        help="All leases that are known, our own too.",
+        help="Number of known leases, including that of this host.",
         samples=_one(lambda status: status.leases),
     ),
     Family(
         name="flannel_lease_conflicts",
-        help="Leases that contradict each other or the network config.",
+        help="Number of leases that contradict each other or the network config.",
         samples=_one(lambda status: status.conflicts),
     ),
     Family(
         name="flannel_peers",
-        help="Other hosts with a lease: those that are sent to, and those that are refused.",
+        help="Number of other hosts with a lease, by state: programmed or refused.",
         labels=("state",),
         samples=_peers,
     ),
     # The store.
     Family(
         name="flannel_datastore_up",
-        help="The store of leases answers.",
+        help="1 if the store responds.",
         samples=_one(lambda status: status.store.is_connected if status.store else None),
     ),
     Family(
         name="flannel_datastore_stale",
-        help="The store has not answered since the start: what is known is from before.",
+        help="1 if the store has not responded since the start, so that flanneld uses its last known leases.",
         samples=_one(lambda status: status.store.is_stale if status.store else None),
     ),
     Family(
         name="flannel_datastore_staleness_seconds",
-        help="How long the store has been away; 0 while it answers.",
+        help="Time since the store became unreachable; 0 while it responds.",
         samples=_one(
             lambda status: (
                 (0.0 if status.store.is_connected else status.store.since_s) if status.store else None
             )
         ),
     ),
-    # The host as it is against the plan.
+    # The host compared with the plan.
     Family(
         name="flannel_backend_info",
-        help="How packets cross the network, and the device; always 1.",
+        help="Backend and its device; always 1.",
         labels=("type", "link"),
         samples=_backend,
     ),
     Family(
         name="flannel_mtu_bytes",
-        help="MTU of a container.",
+        help="MTU of containers in bytes.",
         samples=_one(lambda status: status.backend.mtu if status.backend else None),
     ),
     Family(
         name="flannel_reconcile_passes_total",
         kind="counter",
-        help="How often the host was compared with the plan.",
+        help="Number of comparisons of the host with the plan.",
         samples=_one(lambda status: status.reconcile.passes if status.reconcile else None),
     ),
     Family(
         name="flannel_reconcile_failures_total",
         kind="counter",
-        help="Passes that could not read what is there.",
+        help="Number of passes that could not read the state of the host.",
         samples=_one(lambda status: status.reconcile.failures if status.reconcile else None),
     ),
     Family(
         name="flannel_reconcile_last_duration_seconds",
-        help="How long the latest pass took.",
+        help="Duration of the latest pass.",
         samples=_one(lambda status: status.reconcile.duration_s if status.reconcile else None),
     ),
     Family(
         name="flannel_repairs_total",
         kind="counter",
-        help="Objects that somebody had damaged, and that were mended.",
+        help="Number of damaged objects that were repaired.",
         labels=("object",),
         samples=_repairs,
     ),
     Family(
         name="flannel_operations_refused",
-        help="Operations of the latest pass that did not take effect.",
+        help="Number of operations of the latest pass that were refused.",
         samples=_one(lambda status: len(status.reconcile.refused) if status.reconcile else None),
     ),
     Family(
         name="flannel_operations_held",
-        help="Repairs that wait, as somebody keeps undoing them.",
+        help="Number of delayed repairs, because another program keeps undoing them.",
         samples=_one(lambda status: len(status.reconcile.held) if status.reconcile else None),
     ),
     # The packets of the udp backend.
     Family(
         name="flannel_fast_path_mode",
-        help="Which way packets of the udp backend take.",
+        help="Mode of the fast path of the udp backend: 1 for the current mode.",
         labels=("mode",),
         samples=_fast_path_mode,
     ),
     Family(
         name="flannel_forwarder_attached",
-        help="The forwarder moves packets of the device.",
+        help="1 if the forwarder is attached to the device.",
         samples=_one(lambda status: status.forwarder.is_attached if status.forwarder else None),
     ),
     Family(
@@ -271,7 +274,7 @@ FAMILIES = (
     Family(
         name="flannel_tunnel_transmit_bytes_total",
         kind="counter",
-        help="Octets of inner packets sent to peers.",
+        help="Bytes of inner packets sent to peers.",
         labels=("path",),
         samples=_tunnel("sent", "encapsulated", "octets"),
     ),
@@ -285,7 +288,7 @@ FAMILIES = (
     Family(
         name="flannel_tunnel_receive_bytes_total",
         kind="counter",
-        help="Octets of inner packets received from peers.",
+        help="Bytes of inner packets received from peers.",
         labels=("path",),
         samples=_tunnel("received", "decapsulated", "octets"),
     ),
@@ -299,35 +302,35 @@ FAMILIES = (
     Family(
         name="flannel_forwarder_failed_packets_total",
         kind="counter",
-        help="Packets lost as the kernel refused a call of the forwarder, by its errno.",
+        help="Packets lost because the kernel refused a system call of the forwarder, by errno.",
         labels=("call", "errno"),
         samples=_failures,
     ),
     Family(
         name="flannel_forwarder_batches_total",
         kind="counter",
-        help="Calls of the forwarder that carried several packets.",
+        help="System calls of the forwarder that carried several packets.",
         labels=("call",),
         samples=_forwarder("batches"),
     ),
     Family(
         name="flannel_forwarder_icmp_errors_total",
         kind="counter",
-        help="ICMP errors that the forwarder sent, or held back by the limit of their rate.",
+        help="ICMP errors that the forwarder sent, or suppressed by its rate limit.",
         labels=("kind",),
         samples=_forwarder("icmp"),
     ),
     Family(
         name="flannel_fast_path_carried_packets_total",
         kind="counter",
-        help="Packets that the programs in the kernel carried a part of their way.",
+        help="Packets that the programs in the kernel processed, by part of the path.",
         labels=("part",),
         samples=_programs(lambda outcome: outcome in _CARRIED),
     ),
     Family(
         name="flannel_fast_path_left_packets_total",
         kind="counter",
-        help="Packets that the programs left to user space or to the kernel's ordinary way.",
+        help="Packets that the programs passed to user space or to the regular kernel path.",
         labels=("reason",),
         samples=_programs(lambda outcome: outcome.startswith("left_"), "left_"),
     ),

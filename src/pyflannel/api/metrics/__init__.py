@@ -1,1 +1,0 @@
-"""Metrics for Prometheus: the families, their text, and the route that serves them."""
