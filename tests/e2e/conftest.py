@@ -5,7 +5,6 @@ import base64
 import json
 import os
 import random
-import re
 import signal
 import socket
 import subprocess
@@ -27,6 +26,7 @@ from pyflannel.lab.lab import PREFIX, EtcdServer, Lab
 from pyflannel.lab.program import Program
 from pyflannel.lab.topology import COOKBOOK, LEFT, Topology
 from pyflannel.lab.waiting import together, wait_until
+from testlab.pinging import Pings, pinging
 
 START_S = 60
 SOON_S = 60.0
@@ -281,44 +281,7 @@ def new_network(
         yield lambda *names, **settings: stack.enter_context(network_of(*names, **settings))
 
 
-class Pings:
-    """A stream of pings, a hundred a second.
-
-    Attributes:
-        lost: how many were not answered, between the first and the last answer; known when the block ended.
-    """
-
-    def __init__(self, program: Program) -> None:
-        self.lost = 0
-        self._program = program
-
-    @property
-    def answered(self) -> list[int]:
-        """The sequence numbers that were answered so far."""
-        assert self._program.log is not None
-        lines = re.findall(r"bytes from .* icmp_seq=(\d+) ", self._program.log.read_text())
-        return [int(number) for number in lines]
-
-    def wait_answered(self, more: int = 1) -> None:
-        """Return after so many further answers."""
-        goal = len(self.answered) + more
-        wait_until(lambda: len(self.answered) >= goal, what="pings are answered", deadline_s=SOON_S)
-
-
-@pytest.fixture
-def pinging() -> Callable[[Host, str], AbstractContextManager[Pings]]:
+@pytest.fixture(name="pinging")
+def _pinging() -> Callable[[Host, str], AbstractContextManager[Pings]]:
     """Ping an address from a host, for the length of a block."""
-
-    @contextmanager
-    def ping_on(host: Host, address: str) -> Iterator[Pings]:
-        program = host.start_in_network(["ping", "-n", "-i", "0.01", address], name=f"ping-{next(_labs)}")
-        pings = Pings(program)
-        pings.wait_answered()
-        yield pings
-        pings.wait_answered(more=5)
-        program.send(signal.SIGINT)
-        program.wait()
-        answered = pings.answered
-        pings.lost = max(answered) - min(answered) + 1 - len(set(answered))
-
-    return ping_on
+    return pinging

@@ -21,7 +21,7 @@ _PROGRAMS = ("flanneld", "flannelctl", "mk-docker-opts")
 
 _LAY = """
 mkdir -p "$1/layer" "$1/work" "$2"
-mount -t overlay -o "lowerdir=/,upperdir=$1/layer,workdir=$1/work" system "$2" || exit
+mount -t overlay -o "lowerdir=$3,upperdir=$1/layer,workdir=$1/work" system "$2" || exit
 rm -rf "$2"/etc/systemd/system/*.wants
 tr -d - </proc/sys/kernel/random/uuid >"$2/etc/machine-id"
 """
@@ -54,14 +54,15 @@ _UNLOCK = (
 class BootedSystem(Sandbox):
     """What runs on a real host: units, drop-ins, a journal, order at boot.
 
-    Its root is the machine's own root, as far as it lies on one file system, below a layer of its own; its
-    network is that of the host. Programs of this installation are in /usr/local/bin. `run` and `start` work
-    inside once it is booted.
+    Its root is a writable layer over `base`: the machine's own root, as far as it is on one file system, or a
+    directory with another Debian. Over the machine's own root, the programs of this installation are in
+    /usr/local/bin. Its network is that of the host. `run` and `start` work inside once it is booted.
     """
 
-    def __init__(self, host: Sandbox) -> None:
+    def __init__(self, host: Sandbox, base: Path = Path("/")) -> None:
         super().__init__(host.name, host.directory)
         self._host = host
+        self._base = base
         self._root = host.directory / "system/root"
         self._console: Program | None = None
 
@@ -76,7 +77,9 @@ class BootedSystem(Sandbox):
         Raises:
             LabError: the machine's root cannot be the lower layer of another.
         """
-        self._host.run(["sh", "-c", _LAY, "sh", self._root.parent, self._root])
+        self._host.run(["sh", "-c", _LAY, "sh", self._root.parent, self._root, self._base])
+        if self._base != Path("/"):
+            return
         for name in _PROGRAMS:
             self._host.run(["ln", "-sf", Path(sys.executable).parent / name, self._root / "usr/local/bin"])
         if any(path.is_relative_to("/tmp") or path.is_relative_to("/var/tmp") for path in _INSTALLATION):
@@ -100,6 +103,7 @@ class BootedSystem(Sandbox):
             LabError: it did not get there.
         """
         docker = self._host.directory / "docker"  # its overlays cannot lie on ours
+        binds = (f"--bind={docker}:/var/lib/docker", *(f"--bind-ro={path}" for path in _INSTALLATION))
         self._console = self._host.start(
             [
                 *("sh", "-c", _BOOT, cgroup_of(self.directory)),
@@ -109,8 +113,7 @@ class BootedSystem(Sandbox):
                 "--capability=all",
                 "--system-call-filter=@keyring bpf",  # which Docker needs
                 "--bind=/dev/net/tun",
-                f"--bind={docker}:/var/lib/docker",
-                *(f"--bind-ro={path}" for path in _INSTALLATION),
+                *(binds if self._base == Path("/") else ()),
                 "systemd.unit=multi-user.target",
                 "systemd.mask=systemd-modules-load.service",  # the kernel is the machine's
             ],

@@ -1,0 +1,170 @@
+"""The Debian packages on fresh Debian systems that systemd boots, two hosts per release.
+
+The systems come from debootstrap, with nothing of this checkout inside. Their network namespaces reach no
+package index, so a package that downloads something fails.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from ipaddress import IPv4Interface
+from pathlib import Path
+
+import pytest
+
+from pyflannel.lab.containers import NamespaceContainer
+from pyflannel.lab.lab import EtcdServer, Lab
+from pyflannel.lab.topology import COOKBOOK, LEFT, Topology
+from pyflannel.lab.traffic import ping
+from pyflannel.lab.waiting import wait_until
+from testlab.booted_system import BootedSystem
+from testlab.pinging import Pings, pinging
+
+ROOT = Path(__file__).parents[2]
+DIST = ROOT / "dist"
+CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "pyflannel"
+CODENAMES = {"12": "bookworm", "13": "trixie"}
+BASE_PACKAGES = "systemd,systemd-sysv,dbus,python3,iproute2,iptables,libbpf1"
+NAMES = ("docker1", "docker2")
+SOON_S = 60.0
+MTU = 1472
+
+missing = BootedSystem.missing() or (None if shutil.which("debootstrap") else "debootstrap")
+pytestmark = [
+    pytest.mark.skipif(missing is not None, reason=f"no {missing}"),
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root: namespaces and mounts"),
+    pytest.mark.timeout(1200),
+]
+
+
+@dataclass(frozen=True)
+class Installed:
+    """Two booted hosts with the package installed and flanneld running, and a container on each."""
+
+    lab: Lab
+    package: Path
+    systems: dict[str, BootedSystem]
+    containers: dict[str, NamespaceContainer]
+
+    def subnet(self, name: str) -> str:
+        return subnet_of(self.systems[name])
+
+    def pinging(self) -> AbstractContextManager[Pings]:
+        first, second = (self.containers[name] for name in NAMES)
+        return pinging(first, str(second.address))
+
+
+@pytest.fixture(scope="session", params=CODENAMES)
+def release(request: pytest.FixtureRequest) -> str:
+    """The Debian release."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def package(release: str) -> Path:
+    """Build the package of this release."""
+    subprocess.run([ROOT / "scripts/package", "--release", release], check=True)
+    (built,) = DIST.glob(f"pyflannel_*~deb{release}_*.deb")
+    return built
+
+
+@pytest.fixture(scope="session")
+def base(release: str) -> Path:
+    """A minimal Debian system; made once per machine."""
+    system, unfinished = CACHE / f"debian-{release}", CACHE / f"debian-{release}.part"
+    if not system.exists():
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        options = ["--variant=minbase", f"--include={BASE_PACKAGES}"]
+        subprocess.run(["debootstrap", *options, CODENAMES[release], unfinished], check=True)
+        unfinished.rename(system)
+    return system
+
+
+@pytest.fixture(scope="session")
+def installed(package: Path, base: Path) -> Iterator[Installed]:
+    """Install the package on two hosts as the README does."""
+    places = tuple(place for place in COOKBOOK.hosts if place.name in NAMES)
+    with Lab(f"p{os.getpid()}", Topology(COOKBOOK.segments, places)) as lab:
+        etcd = EtcdServer(lab.router, str(LEFT.gateway.ip))
+        etcd.start()
+        systems = {name: BootedSystem(lab.hosts[name], base) for name in NAMES}
+        for system in systems.values():
+            system.install()
+            system.boot()
+            system.wait_up()
+            install(system, package)
+            system.run(["tee", "/etc/default/flanneld"], text=f"FLANNELD_ETCD_ENDPOINTS={etcd.endpoint}\n")
+        store = ("--store", etcd.url)
+        systems["docker1"].run(["flannelctl", *store, "config", "set", '{"Network":"10.100.0.0/16"}'])
+        for system in systems.values():
+            system.systemctl("enable", "--now", "flanneld")
+        containers = {
+            name: lab.hosts[name].container("c", gateway=IPv4Interface(subnet_of(system)), mtu=MTU)
+            for name, system in systems.items()
+        }
+        yield Installed(lab, package, systems, containers)
+
+
+def install(system: BootedSystem, package: Path) -> None:
+    """Copy a package into a system and install it."""
+    system.run(
+        ["tee", "/root/pyflannel.deb.b64"], text=subprocess.check_output(["base64", package], text=True)
+    )
+    system.run(["sh", "-c", "base64 -d /root/pyflannel.deb.b64 >/root/pyflannel.deb"])
+    system.run(["dpkg", "--install", "/root/pyflannel.deb"])
+
+
+def subnet_of(system: BootedSystem) -> str:
+    text = system.run(["cat", "/run/flannel/subnet.env"]).stdout
+    return re.findall(r"^FLANNEL_SUBNET=(.+)$", text, re.MULTILINE)[0]
+
+
+def newer(package: Path, directory: Path) -> Path:
+    """Return a copy of the package with a higher version."""
+    tree, copy = directory / "tree", directory / "newer.deb"
+    subprocess.run(["dpkg-deb", "--raw-extract", package, tree], check=True)
+    control = tree / "DEBIAN/control"
+    control.write_text(re.sub(r"^(Version: .*)-1~", r"\1-2~", control.read_text(), flags=re.MULTILINE))
+    subprocess.run(["dpkg-deb", "--build", tree, copy], check=True, stdout=subprocess.DEVNULL)
+    return copy
+
+
+def test_containers_of_two_hosts_reach_each_other(installed: Installed) -> None:
+    first, second = (installed.containers[name] for name in NAMES)
+
+    wait_until(lambda: ping(first, str(second.address)).is_reached, what="a reply", deadline_s=SOON_S)
+
+
+def test_upgrade_and_roll_back_lose_no_ping_and_keep_the_lease(installed: Installed, tmp_path: Path) -> None:
+    subnet = installed.subnet("docker1")
+
+    with installed.pinging() as pings:
+        for package in newer(installed.package, tmp_path), installed.package:
+            system = installed.systems["docker1"]
+            pid = system.show("flanneld", "MainPID")
+            install(system, package)
+            assert system.show("flanneld", "ActiveState") == "active"
+            assert system.show("flanneld", "MainPID") != pid
+
+    assert pings.lost == 0
+    assert installed.subnet("docker1") == subnet
+
+
+def test_remove_leaves_the_network_and_purge_leaves_no_file(installed: Installed) -> None:
+    """The last test: it takes one host out of the network."""
+    system = installed.systems["docker2"]
+
+    system.run(["dpkg", "--remove", "pyflannel"])
+
+    links = installed.lab.hosts["docker2"].links()
+    assert not [link["ifname"] for link in links if link["ifname"].startswith("flannel")]
+    assert system.run(["test", "-e", "/etc/default/flanneld"], check=False).returncode == 0
+    system.run(["dpkg", "--purge", "pyflannel"])
+    found = system.run(["find", "/", "-xdev", "-name", "*flannel*", "-not", "-path", "/root/*"]).stdout
+    assert found == ""
+    assert system.run(["find", "/run", "-name", "*flannel*"]).stdout == ""

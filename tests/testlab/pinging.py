@@ -1,0 +1,53 @@
+"""A stream of pings during a change, and the number of lost ones."""
+
+import itertools
+import re
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pyflannel.lab.containers import NamespaceContainer
+from pyflannel.lab.host import Host
+from pyflannel.lab.program import Program
+from pyflannel.lab.waiting import wait_until
+
+_ANSWER_DEADLINE_S = 60.0
+_numbers = itertools.count(1)
+
+
+class Pings:
+    """A stream of 100 pings per second.
+
+    Attributes:
+        lost: number of unanswered pings between the first and the last answer; known when the block ended.
+    """
+
+    def __init__(self, program: Program) -> None:
+        self.lost = 0
+        self._program = program
+
+    @property
+    def answered(self) -> list[int]:
+        """The sequence numbers of the answered pings so far."""
+        assert self._program.log is not None
+        lines = re.findall(r"bytes from .* icmp_seq=(\d+) ", self._program.log.read_text())
+        return [int(number) for number in lines]
+
+    def wait_answered(self, more: int = 1) -> None:
+        """Return after so many further answers."""
+        goal = len(self.answered) + more
+        wait_until(lambda: len(self.answered) >= goal, what="answered pings", deadline_s=_ANSWER_DEADLINE_S)
+
+
+@contextmanager
+def pinging(source: Host | NamespaceContainer, address: str) -> Iterator[Pings]:
+    """Ping an address for the length of a block."""
+    program = source.start_in_network(["ping", "-n", "-i", "0.01", address], name=f"ping-{next(_numbers)}")
+    pings = Pings(program)
+    pings.wait_answered()
+    yield pings
+    pings.wait_answered(more=5)
+    program.send(signal.SIGINT)
+    program.wait()
+    answered = pings.answered
+    pings.lost = max(answered) - min(answered) + 1 - len(set(answered))
