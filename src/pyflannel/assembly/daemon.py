@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections.abc import Callable, Coroutine, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from pyflannel.assembly.directories import Places, file_in_the_way, objection
 from pyflannel.assembly.host_network import HostNetwork, open_network
 from pyflannel.assembly.logs import NETWORK
 from pyflannel.assembly.options import FlanneldOptions
+from pyflannel.assembly.store_url import parse_store_url
 from pyflannel.assembly.stores import open_store
 from pyflannel.engine.list_watch import StoreLog
 from pyflannel.engine.network_follower import NetworkFollower
@@ -27,21 +29,26 @@ Door = Callable[[HostNetwork], Coroutine[Any, Any, None]]
 
 
 def places_of(options: FlanneldOptions) -> Places:
-    """Return the directories and files of the daemon."""
-    return Places(
-        run_dir=Path(options.run_dir),
-        state_dir=Path(options.state_dir),
-        subnet_file=Path(options.subnet_file),
+    """Return the directories and files of the daemon. Call this before the daemon locks its run directory.
+
+    Raises:
+        UsageError: the store URL is invalid.
+    """
+    usual = Places(subnet_file=Path(options.subnet_file)).of_prefix(parse_store_url(options.store_url).prefix)
+    return replace(
+        usual,
+        run_dir=usual.run_dir if options.run_dir is None else Path(options.run_dir),
+        state_dir=usual.state_dir if options.state_dir is None else Path(options.state_dir),
     )
 
 
-def run_lock(options: FlanneldOptions) -> RunLock:
+def run_lock(places: Places) -> RunLock:
     """Return the lock that prevents a second daemon in the run directory."""
-    return RunLock(str(places_of(options).lock))
+    return RunLock(str(places.lock))
 
 
 class Daemon:
-    """One flanneld.
+    """One flanneld. The caller holds the lock of its run directory.
 
     `turned` is called after each turn of a reconciler's loop, when the memory of the pass is free again.
 
@@ -49,11 +56,13 @@ class Daemon:
         UsageError: the store URL is invalid.
     """
 
-    def __init__(self, options: FlanneldOptions, door: Door, turned: Callable[[], object]) -> None:
+    def __init__(
+        self, options: FlanneldOptions, places: Places, door: Door, turned: Callable[[], object]
+    ) -> None:
         self._options = options
         self._door = door
         self._turned = turned
-        self._places = places_of(options)
+        self._places = places
         self._store = open_store(options.store_url, options.etcd_password)
         self._clock = BoottimeClock()
         self._store_log = StoreLog(self._clock)
@@ -89,6 +98,7 @@ class Daemon:
             FlannelError: the daemon cannot run on this host.
         """
         options = self._options
+        self._places.keep_prefix(parse_store_url(options.store_url).prefix)
         try:
             if not options.watch_networks:
                 self._check_networks()

@@ -1,13 +1,18 @@
 """The directories and files of a daemon, and the names of its networks."""
 
 import contextlib
+import hashlib
 import json
-import os.path
+import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from urllib.parse import quote
 
+from pyflannel.assembly.store_url import DEFAULT_PREFIX
 from pyflannel.engine.network_follower import RESERVED
+from pyflannel.kernel.host.files import replace_file
+from pyflannel.kernel.host.locks import is_locked
 from pyflannel.model.link import MARK
 from pyflannel.model.route import DEVICES
 from pyflannel.processes.forwarder_launch import LOG_NAME
@@ -24,13 +29,18 @@ class Places:
         run_dir: directory of the sockets and the lock; empty after a boot.
         state_dir: directory of the identity and the last known leases; survives a boot.
         subnet_file: file that Docker and other programs read.
-        daemon_dir: run directory of the daemon, if these are the places of one of its several networks.
+        daemon: places of the daemon, if these are the places of one of its several networks.
     """
 
     run_dir: Path = _RUN_DIR
     state_dir: Path = Path("/var/lib/flannel")
     subnet_file: Path = Path("/run/flannel/subnet.env")
-    daemon_dir: Path | None = None
+    daemon: "Places | None" = None
+
+    @property
+    def shared(self) -> "Places":
+        """The places that all networks of the daemon share."""
+        return self.daemon or self
 
     @property
     def control_socket(self) -> Path:
@@ -50,7 +60,7 @@ class Places:
     @property
     def run_identity(self) -> Path:
         """The identity in this boot and network namespace, for a daemon without a state directory."""
-        return (self.daemon_dir or self.run_dir) / self.identity.name
+        return self.shared.run_dir / self.identity.name
 
     @property
     def spoilt_identity(self) -> Path:
@@ -61,6 +71,11 @@ class Places:
     def last_known(self) -> Path:
         """The file of the leases in the last answer of the store."""
         return self.state_dir / "last-known.json"
+
+    @property
+    def prefix_file(self) -> Path:
+        """The file of the store's prefix. Its name begins with a dot, which no name of a network does."""
+        return self.state_dir / ".prefix"
 
     @property
     def device_file(self) -> Path:
@@ -74,7 +89,7 @@ class Places:
         Several networks share it, and each finds its programs by their device. The name begins with a dot,
         which no name of a network does.
         """
-        return (self.daemon_dir or self.run_dir) / ".bpf"
+        return self.shared.run_dir / ".bpf"
 
     @property
     def mark(self) -> str:
@@ -87,7 +102,7 @@ class Places:
             run_dir=self.run_dir / name,
             state_dir=self.state_dir / name,
             subnet_file=subnet_dir / f"{name}.env",
-            daemon_dir=self.run_dir,
+            daemon=self,
         )
 
     @property
@@ -107,6 +122,32 @@ class Places:
                 return name
         return None
 
+    def of_prefix(self, prefix: str | None) -> "Places":
+        """Return the places of the daemon with this prefix in the store, where these are the usual ones.
+
+        The default prefix, and a store without a prefix (None), have the usual places. Another prefix has
+        directories in the usual ones, unless its daemon uses the usual places already, from a version that
+        had no other. The name of these directories is no name of a network.
+        """
+        if prefix in (None, DEFAULT_PREFIX):
+            return self
+        name = _directory_of(str(prefix))
+        own = replace(self, run_dir=self.run_dir / name, state_dir=self.state_dir / name)
+        return self if not os.path.exists(own.identity) and self._belong_to(str(prefix)) else own
+
+    def _belong_to(self, prefix: str) -> bool:
+        try:
+            return self.prefix_file.read_bytes() == os.fsencode(prefix)
+        except FileNotFoundError:
+            return self.identity.exists() and not is_locked(str(self.lock))
+        except OSError:
+            return False
+
+    def keep_prefix(self, prefix: str | None) -> None:
+        """Record the prefix of the daemon that uses these places, unless the directory is read-only."""
+        with contextlib.suppress(OSError):
+            replace_file(str(self.prefix_file), os.fsencode(prefix or ""))
+
     def owner(self) -> str | None:
         """Return the identity of this host; None if no identity is stored or readable."""
         for path in (self.identity, self.run_identity):
@@ -115,6 +156,19 @@ class Places:
                     case {"Owner": str(owner)} if owner:
                         return owner
         return None
+
+
+_LONGEST_DIRECTORY = 64
+"""Characters of the directory of a prefix: the path of a Unix socket in it has at most 107 bytes."""
+
+
+def _directory_of(prefix: str) -> str:
+    """Return the name of the directories of a prefix: `@coreos.com@blue` for `/coreos.com/blue`."""
+    name = quote(os.fsencode(prefix), safe="/").replace("/", "@")
+    if len(name) < _LONGEST_DIRECTORY:
+        return name
+    digest = hashlib.sha256(os.fsencode(prefix)).hexdigest()[:16]
+    return f"{name[: _LONGEST_DIRECTORY - len(digest) - 1]}~{digest}"
 
 
 # The names of several networks in one daemon. Each name is a key in the store and a directory name here.

@@ -111,11 +111,16 @@ _OPERATION_FLAGS = (
         default="/run/flannel/networks",
         meaning="directory of the subnet files of several networks: NAME.env",
     ),
-    Flag(name="run-dir", default="/run/flannel", meaning="directory of the sockets and the lock"),
+    Flag(
+        name="run-dir",
+        default="/run/flannel",
+        meaning="directory of the sockets and the lock; for another etcd-prefix, a directory in it",
+    ),
     Flag(
         name="state-dir",
         default="/var/lib/flannel",
-        meaning="directory of the host's identity and the last known leases",
+        meaning="directory of the host's identity and the last known leases; for another etcd-prefix, a"
+        " directory in it",
     ),
     Flag(
         name="http",

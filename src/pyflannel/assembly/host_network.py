@@ -201,7 +201,7 @@ async def open_network(
             alive=alive,
             kernel_path=fast_path,
             draw=random.SystemRandom().randrange,
-            reidentify=lambda: new_identity(options.state_dir, options.run_dir, options.machine_id_file),
+            reidentify=lambda: new_identity(*_directories(places), options.machine_id_file),
         )
         yield HostNetwork(
             places=places,
@@ -244,7 +244,7 @@ def _keep(file: HostFile) -> None:
 
 def _host_options(options: FlanneldOptions, places: Places, device: str, audit_s: float) -> HostOptions:
     return HostOptions(
-        identity=read_identity(options.state_dir, options.run_dir, options.machine_id_file, options.node_id),
+        identity=read_identity(*_directories(places), options.machine_id_file, options.node_id),
         underlay=UnderlayOptions(
             ifaces=options.iface,
             iface_regexes=options.iface_regex,
@@ -268,6 +268,11 @@ def _host_options(options: FlanneldOptions, places: Places, device: str, audit_s
         fast_path=options.fast_path,
         audit_s=audit_s,
     )
+
+
+def _directories(places: Places) -> tuple[str, str]:
+    """Return the state and run directory with the identity of the host."""
+    return str(places.shared.state_dir), str(places.shared.run_dir)
 
 
 def _old_text(path: Path) -> str | None:

@@ -69,6 +69,7 @@ class FlanneldOptions:
         iptables_resync_s: longest interval between two checks of the filter rules.
         lease_ttl_s: lease time.
         renew_margin_s: time before the end of the lease at which it is renewed; at most half of it.
+        run_dir, state_dir: directories of the daemon; None for those of the prefix in the store.
         node_id: identity instead of the one kept in `state_dir`; None to use the kept one.
         verbosity: 1 or more adds debug lines to the log.
         healthz: endpoint of health; `http` serves health and metrics.
@@ -92,8 +93,8 @@ class FlanneldOptions:
     packet_filter: FilterOptions
     iptables_resync_s: int
     has_blackhole: bool
-    run_dir: str
-    state_dir: str
+    run_dir: str | None
+    state_dir: str | None
     node_id: str | None
     machine_id_file: str
     log_format: LogForm
@@ -181,8 +182,8 @@ def _options(settings: Settings) -> FlanneldOptions:
         packet_filter=_packet_filter(settings),
         iptables_resync_s=_resync_s(settings.last("iptables-resync")),
         has_blackhole=bool(settings.last("ip-blackhole-route").value),
-        run_dir=_path(settings.last("run-dir")),
-        state_dir=_path(settings.last("state-dir")),
+        run_dir=_directory(settings, "run-dir"),
+        state_dir=_directory(settings, "state-dir"),
         node_id=_node_id(settings.last("node-id")),
         machine_id_file=_path(settings.last("machine-id-file")),
         log_format=_one_of(settings.last("log-format"), _LOG_FORMS),
@@ -318,6 +319,10 @@ def _path(given: Given) -> str:
     if not given.value:
         raise UsageError(f"{given.origin} is empty", hint=f"Write {given.origin}={given.flag.default}.")
     return str(given.value)
+
+
+def _directory(settings: Settings, name: str) -> str | None:
+    return _path(settings.last(name)) if settings.all(name) else None
 
 
 def _node_id(given: Given) -> str | None:

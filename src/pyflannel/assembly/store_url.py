@@ -70,6 +70,14 @@ class StoreAddress:
     store: EtcdAddress | EmbeddedAddress
     network: str | None = None
 
+    @property
+    def prefix(self) -> str | None:
+        """The prefix of the keys, with the name of the network; None in a database file."""
+        if isinstance(self.store, EmbeddedAddress):
+            return None
+        prefix = self.store.prefix.rstrip("/")
+        return prefix if self.network is None else f"{prefix}/{self.network}"
+
 
 def parse_store_url(url: str, origin: str = "store") -> StoreAddress:
     """Return the store that the URL names; messages name `origin` as the source of the URL.

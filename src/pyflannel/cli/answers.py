@@ -1,10 +1,12 @@
 """Source of the answers of flannelctl's verbs, and printing as JSON, table or list."""
 
+import contextlib
 import itertools
 import os
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -13,9 +15,11 @@ from rich.console import Console
 from rich.table import Table
 
 from pyflannel.assembly.directories import Places
+from pyflannel.assembly.options import store_url_from_environment
+from pyflannel.assembly.store_url import parse_store_url
 from pyflannel.cli.invocation import Invocation
 from pyflannel.commands.network_client import NetworkClient, network_client
-from pyflannel.errors import one_line, printable
+from pyflannel.errors import UsageError, one_line, printable
 
 _LONGEST_CELL = 256
 """Characters of a cell of a table that are printed: as many as an owner may have."""
@@ -71,13 +75,36 @@ def duration(seconds: float) -> str:
     return f"{whole} s"
 
 
-def socket_of(invocation: Invocation, run_dir: Path) -> Path:
+def places_of(
+    run_dir: Path | None,
+    state_dir: Path | None = None,
+    subnet_file: Path | None = None,
+    *,
+    store_url: str | None = None,
+) -> Places:
+    """Return the places of a daemon: those given, and otherwise those of its prefix in the store.
+
+    `store_url`: the store of the daemon; None for that of the FLANNELD_ variables.
+    """
+    usual = Places()
+    with contextlib.suppress(UsageError):  # flanneld reports an invalid variable
+        url = store_url or store_url_from_environment(os.environ)
+        usual = usual.of_prefix(parse_store_url(url).prefix)
+    return replace(
+        usual,
+        run_dir=run_dir or usual.run_dir,
+        state_dir=state_dir or usual.state_dir,
+        subnet_file=subnet_file or usual.subnet_file,
+    )
+
+
+def socket_of(invocation: Invocation, run_dir: Path | None) -> Path:
     """Return the given control socket, or that of the daemon with this run directory."""
-    return invocation.socket or Places(run_dir=run_dir).control_socket
+    return invocation.socket or places_of(run_dir).control_socket
 
 
 def network_of(
-    invocation: Invocation, run_dir: Path, *, creates: bool = False
+    invocation: Invocation, run_dir: Path | None, *, creates: bool = False
 ) -> AbstractAsyncContextManager[NetworkClient]:
     """Open the daemon or the store that the options select; `creates` allows to create the store."""
     return network_client(

@@ -9,7 +9,7 @@ import click
 import msgspec
 
 from pyflannel.assembly.directories import Places
-from pyflannel.cli.answers import print_json
+from pyflannel.cli.answers import places_of, print_json
 from pyflannel.cli.invocation import (
     Invocation,
     is_interactive,
@@ -45,16 +45,16 @@ def cleanup(
     doubtful_rules: bool,
     node_id: str | None,
     is_confirmed: bool,
-    run_dir: Path,
-    state_dir: Path,
-    subnet_file: Path,
+    run_dir: Path | None,
+    state_dir: Path | None,
+    subnet_file: Path | None,
 ) -> None:
     """Remove flannel from this host.
 
     Stops flanneld and its forwarder, and removes their links, routes, filter rules and files, and the lease.
     The traffic of the network stops. flannelctl lists the removed objects. On a terminal it asks first.
     """
-    places = Places(run_dir=run_dir, state_dir=state_dir, subnet_file=subnet_file)
+    places = places_of(run_dir, state_dir, subnet_file, store_url=invocation.store_url)
     check_own_files(places, Places())
     work = Cleanup(
         places=places,
@@ -93,10 +93,10 @@ def _report(invocation: Invocation, report: CleanupReport, verb: str) -> None:
 @click.command()
 @run_dir_option
 @shared_options()
-def pins(run_dir: Path) -> None:
+def pins(run_dir: Path | None) -> None:
     """Pin the eBPF programs of this host, so that a flanneld without CAP_SYS_ADMIN can open them.
 
     Mounts a bpffs at `.bpf` in the run directory, and pins the programs at the links of this network
     namespace there. Needs root and the mount namespace of the host. The systemd unit of flanneld runs it.
     """
-    say(asyncio.run(lay_pins(Places(run_dir=run_dir))))
+    say(asyncio.run(lay_pins(places_of(run_dir))))

@@ -43,7 +43,7 @@ def config() -> None:
 @run_dir_option
 @shared_options("store", "socket", "json")
 @click.pass_obj
-def get(invocation: Invocation, run_dir: Path) -> None:
+def get(invocation: Invocation, run_dir: Path | None) -> None:
     """Print the network config as it is stored."""
     text = asyncio.run(_get(invocation, run_dir))
     if text is None:
@@ -150,19 +150,19 @@ def _lines(text: str) -> list[str]:
     return text.splitlines()
 
 
-async def _get(invocation: Invocation, run_dir: Path) -> str | None:
+async def _get(invocation: Invocation, run_dir: Path | None) -> str | None:
     async with network_of(invocation, run_dir) as network:
         return await network.config_text()
 
 
-async def _stored(invocation: Invocation, run_dir: Path) -> str | None:
+async def _stored(invocation: Invocation, run_dir: Path | None) -> str | None:
     try:
         return await _get(invocation, run_dir)
     except NoStoreError:  # `config set` creates it
         return None
 
 
-async def _set(invocation: Invocation, run_dir: Path, text: str) -> None:
+async def _set(invocation: Invocation, run_dir: Path | None, text: str) -> None:
     async with network_of(invocation, run_dir, creates=True) as network:
         await network.set_config(text)
 

@@ -160,22 +160,24 @@ def _shared(
 
 
 def run_dir_option(command: _Command) -> _Command:
-    """Add --run-dir, with the default and the variable of flanneld."""
-    return _directory("--run-dir", "/run/flannel", "Run directory of flanneld.")(command)
+    """Add --run-dir, with the variable of flanneld. Without it, `places_of` finds the directory."""
+    return _directory("--run-dir", f"/run/flannel{_OF_PREFIX}", "Run directory of flanneld.")(command)
 
 
 def state_options(command: _Command) -> _Command:
-    """Add --state-dir and --subnet-file, with the defaults and variables of flanneld."""
+    """Add --state-dir and --subnet-file, with the variables of flanneld."""
     command = _directory("--subnet-file", "/run/flannel/subnet.env", "Subnet file of flanneld.")(command)
-    return _directory("--state-dir", "/var/lib/flannel", "State directory of flanneld.")(command)
+    return _directory("--state-dir", f"/var/lib/flannel{_OF_PREFIX}", "State directory of flanneld.")(command)
+
+
+_OF_PREFIX = ", or the directory in it of FLANNELD_ETCD_PREFIX"
 
 
 def _directory(name: str, default: str, text: str) -> Callable[[_Command], _Command]:
     return click.option(
         name,
         type=click.Path(path_type=Path),
-        default=default,
-        show_default=True,
+        show_default=default,
         envvar="FLANNELD" + name.removeprefix("-").replace("-", "_").upper(),
         show_envvar=True,
         help=text,

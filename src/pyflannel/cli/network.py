@@ -21,7 +21,7 @@ _HEADINGS = ("SUBNET", "PUBLIC IP", "BACKEND", "OWNER", "EXPIRES")
 @run_dir_option
 @shared_options("store", "socket", "json")
 @click.pass_obj
-def leases(invocation: Invocation, run_dir: Path) -> None:
+def leases(invocation: Invocation, run_dir: Path | None) -> None:
     """List the leases of the network."""
     entries = sorted(asyncio.run(_leases(invocation, run_dir)), key=lambda entry: entry.subnet)
     if invocation.wants_json:
@@ -30,7 +30,7 @@ def leases(invocation: Invocation, run_dir: Path) -> None:
         print_table(_HEADINGS, map(_row, entries))
 
 
-async def _leases(invocation: Invocation, run_dir: Path) -> list[LeaseEntry]:
+async def _leases(invocation: Invocation, run_dir: Path | None) -> list[LeaseEntry]:
     async with network_of(invocation, run_dir) as network:
         return await network.leases()
 
@@ -60,7 +60,7 @@ _PEER_HEADINGS = ("SUBNET", "PUBLIC IP", "BACKEND", "OWNER", "STATE")
 @run_dir_option
 @shared_options("socket", "json")
 @click.pass_obj
-def peers(invocation: Invocation, run_dir: Path) -> None:
+def peers(invocation: Invocation, run_dir: Path | None) -> None:
     """List the other hosts, and why some are not reachable.
 
     Needs a running flanneld.
@@ -111,7 +111,7 @@ _EVENT_HEADINGS = ("TIME", "EVENT", "FOUND")
 @run_dir_option
 @shared_options("socket", "json")
 @click.pass_obj
-def events(invocation: Invocation, run_dir: Path) -> None:
+def events(invocation: Invocation, run_dir: Path | None) -> None:
     """List the repairs, changes and refusals on this host, the latest last.
 
     Shows the last 1,000 events since flanneld started. Needs a running flanneld.

@@ -8,8 +8,7 @@ from pathlib import Path
 import click
 import msgspec
 
-from pyflannel.assembly.directories import Places
-from pyflannel.cli.answers import duration, print_facts, print_json, socket_of
+from pyflannel.cli.answers import duration, places_of, print_facts, print_json, socket_of
 from pyflannel.cli.invocation import Invocation, run_dir_option, say, shared_options, state_options
 from pyflannel.commands.examination import examine
 from pyflannel.commands.network_client import live_status
@@ -36,12 +35,14 @@ _COLOURS = {"error": "red", "warning": "yellow", "info": "cyan"}
 @state_options
 @shared_options("json")
 @click.pass_obj
-def doctor(invocation: Invocation, run_dir: Path, state_dir: Path, subnet_file: Path) -> None:
+def doctor(
+    invocation: Invocation, run_dir: Path | None, state_dir: Path | None, subnet_file: Path | None
+) -> None:
     """Find what is wrong with this host, with cause and remedy.
 
     Changes nothing. The exit code is 1 if packets are lost or may be lost.
     """
-    found = asyncio.run(examine(Places(run_dir=run_dir, state_dir=state_dir, subnet_file=subnet_file)))
+    found = asyncio.run(examine(places_of(run_dir, state_dir, subnet_file)))
     is_ok = all(one.severity != "error" for one in found)
     if invocation.wants_json:
         print_json(msgspec.json.encode({"ok": is_ok, "findings": [asdict(one) for one in found]}))
@@ -72,12 +73,14 @@ _NAMED = 8
 @state_options
 @shared_options("socket", "json")
 @click.pass_obj
-def status(invocation: Invocation, run_dir: Path, state_dir: Path, subnet_file: Path) -> None:
+def status(
+    invocation: Invocation, run_dir: Path | None, state_dir: Path | None, subnet_file: Path | None
+) -> None:
     """Show the state of flanneld on this host.
 
     The exit code is 0 if flanneld is ready, and 3 if not. If flanneld does not respond, its files are shown.
     """
-    places = Places(run_dir=run_dir, state_dir=state_dir, subnet_file=subnet_file)
+    places = places_of(run_dir, state_dir, subnet_file)
     try:
         found = asyncio.run(live_status(socket_of(invocation, run_dir)))
     except NotReadyError as error:

@@ -333,7 +333,7 @@ def _run_files(places: Places) -> tuple[Path, ...]:
 
 
 def _state_files(places: Places) -> tuple[Path, ...]:
-    return places.identity, places.last_known, places.spoilt_identity
+    return places.identity, places.last_known, places.spoilt_identity, places.prefix_file
 
 
 async def _release(

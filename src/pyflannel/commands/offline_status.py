@@ -1,7 +1,7 @@
 """status without a daemon, from the files of the last daemon and the running forwarder."""
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Network
 from pathlib import Path
 
@@ -43,15 +43,22 @@ async def offline_status(places: Places, cause: str) -> Status:
 def what_to_do(places: Places, status: Status) -> str:
     """Return the remedy for a host whose daemon does not respond."""
     pid = running_daemon(places.lock)
-    networks = sorted(path.parent for path in places.run_dir.glob(f"*/{places.control_socket.name}"))
+    inside = {path.parent for path in places.run_dir.glob(f"*/{places.control_socket.name}")}
+    others = sorted(path for path in inside if running_daemon(Places(run_dir=path).lock) is not None)
+    networks = sorted(inside.difference(others))
     if pid is not None and networks:
-        each = " or ".join(f"--run-dir={network}" for network in networks)
-        return f"flanneld (pid {pid}) runs several networks: select one with {each}."
+        return f"flanneld (pid {pid}) runs several networks: select one with {_options(networks)}."
+    if pid is None and others:
+        return f"Start flanneld, or select the one of another prefix with {_options(others)}."
     if pid is not None:
         return f"flanneld (pid {pid}) runs: read its log, and restart it if it hangs."
     if status.forwarder is not None:
         return "Start flanneld. Until then, packets reach only the peers that it knew last."
     return "Start flanneld. If it uses another run directory, select that with --run-dir."
+
+
+def _options(run_dirs: Iterable[Path]) -> str:
+    return " or ".join(f"--run-dir={path}" for path in run_dirs)
 
 
 def _backend(config: NetworkConfig | None, link: str | None, env: Mapping[str, str]) -> BackendStatus | None:

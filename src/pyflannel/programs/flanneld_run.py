@@ -9,7 +9,8 @@ from collections.abc import Iterator
 
 from pyflannel.api.control import serve_control
 from pyflannel.api.monitoring.routes import health_routes, metrics_routes
-from pyflannel.assembly.daemon import Daemon, run_lock
+from pyflannel.assembly.daemon import Daemon, places_of, run_lock
+from pyflannel.assembly.directories import Places
 from pyflannel.assembly.logs import configure_logging
 from pyflannel.assembly.options import FlanneldOptions, RequestedText, parse_flanneld
 from pyflannel.errors import FlannelError, UsageError, one_line
@@ -44,8 +45,9 @@ def run() -> int:
     if options.etcd_password is not None and not hide_on_command_line(options.etcd_password):
         log.warning("The etcd password is visible in the process list: use --etcd-password-file instead")
     try:
-        with run_lock(options):
-            asyncio.run(_run(options))
+        places = places_of(options)
+        with run_lock(places):
+            asyncio.run(_run(options, places))
     except FlannelError as error:
         return _give_up(error)
     except BaseExceptionGroup as group:
@@ -71,7 +73,7 @@ def _give_up(error: FlannelError) -> int:
     return 1
 
 
-async def _run(options: FlanneldOptions) -> None:
+async def _run(options: FlanneldOptions, places: Places) -> None:
     log.info("Installing signal handlers")
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -81,6 +83,7 @@ async def _run(options: FlanneldOptions) -> None:
         loop.add_signal_handler(number, log.info, "Ignored %s: %s", number.name, reason)
     daemon = Daemon(
         options,
+        places,
         door=lambda network: serve_control(network.places.control_socket, network),
         turned=return_free_memory,
     )

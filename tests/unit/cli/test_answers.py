@@ -6,7 +6,8 @@ from pathlib import Path
 import click
 import pytest
 
-from pyflannel.cli.answers import duration, print_facts, print_json, print_table
+from pyflannel.assembly.directories import Places
+from pyflannel.cli.answers import duration, places_of, print_facts, print_json, print_table
 from pyflannel.cli.invocation import say
 
 
@@ -94,3 +95,16 @@ def test_every_text_is_printed_by_the_functions_that_escape() -> None:
     printing = {path.name for path in sources if "click.echo(" in path.read_text()}
 
     assert printing <= {"answers.py", "lab.py", "invocation.py"}
+
+
+def test_the_variable_of_a_prefix_selects_its_daemon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A given directory takes precedence; an invalid variable selects the usual places."""
+    monkeypatch.setattr(Places, "_belong_to", lambda *_: False)
+    monkeypatch.setenv("FLANNELD_ETCD_PREFIX", "/blue")
+
+    assert places_of(None).run_dir == Path("/run/flannel/@blue")
+    assert places_of(None, store_url="etcd://a/red").run_dir == Path("/run/flannel/@red")
+    assert places_of(Path("/r")).run_dir == Path("/r")
+
+    monkeypatch.setenv("FLANNELD_ETCD_PREFIX", "blue")
+    assert places_of(None) == Places()

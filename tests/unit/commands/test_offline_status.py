@@ -31,6 +31,20 @@ def test_each_of_several_networks_is_named_in_the_remedy(tmp_path: Path) -> None
     )
 
 
+def test_a_daemon_of_another_prefix_is_named(tmp_path: Path) -> None:
+    """It is not a network of the selected daemon."""
+    places = Places(run_dir=tmp_path)
+    blue = places.of_prefix("/blue")
+
+    with RunLock(str(blue.lock)), listen_unix(blue.control_socket):
+        advice = what_to_do(places, SILENT)
+        with RunLock(str(places.lock)):
+            hanging = what_to_do(places, SILENT)
+
+    assert advice == f"Start flanneld, or select the one of another prefix with --run-dir={tmp_path}/@blue."
+    assert hanging.startswith(f"flanneld (pid {os.getpid()}) runs: ")
+
+
 def test_a_running_daemon_that_does_not_respond_hangs(tmp_path: Path) -> None:
     places = Places(run_dir=tmp_path)
 

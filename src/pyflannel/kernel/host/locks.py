@@ -79,6 +79,21 @@ class RunLock:
         )
 
 
+def is_locked(path: str) -> bool:
+    """Return whether a program holds the lock at `path`."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
 _TRIES = 256
 _ANSWER_S = 10.0
 """The kernel answers while it takes a request."""
