@@ -234,7 +234,7 @@ def damages(draw: st.DrawFn, plan: State, sorts: Sequence[str] = _SORTS) -> list
     """Operations of other programs on a host with a plan: they remove, change, rename and add objects."""
     acts: list[list[Operation]] = [[Add(item)] for item in draw(st.lists(items(sorts), max_size=8))]
     for item in plan:
-        changed = draw(st.sampled_from([None, item, item, *_damaged(item)]))
+        changed = draw(st.sampled_from([None, item, item, *damaged(item)]))
         if changed is None:
             acts.append([Remove(item)])
         elif changed != item:
@@ -251,7 +251,7 @@ def damages(draw: st.DrawFn, plan: State, sorts: Sequence[str] = _SORTS) -> list
     return [operation for act in draw(st.permutations(acts)) for operation in act]
 
 
-def _damaged(item: Item) -> list[Item]:
+def damaged(item: Item) -> list[Item]:
     match item:
         case Link():
             others: list[Item] = [

@@ -1,0 +1,1 @@
+"""The stateful law of the engine: histories of one host, and the rules that hold after each of them."""

@@ -1,0 +1,70 @@
+"""Defects that the engine once had, put back one at a time: the law must find each of them."""
+
+from collections.abc import Iterable
+
+import pytest
+
+from pyflannel.engine import targets
+from pyflannel.engine.planner import Blocked, Planner
+from pyflannel.engine.reconciler import Reconciler
+from pyflannel.engine.work import Work
+from pyflannel.model.item import Item, Key
+from pyflannel.model.lease import Lease
+from pyflannel.model.lease_protocol import Unreadable
+from pyflannel.model.lease_set import LeaseSet
+from pyflannel.model.state import Operation
+
+
+def forget_changes_behind_an_obstacle(patch: pytest.MonkeyPatch) -> None:
+    """Take in the peers while the backend cannot run, and leave them out of the plan when it can again."""
+    patch.setattr(Planner, "_block", lambda planner, reason: Blocked(reason))
+
+
+def lose_a_later_change(patch: pytest.MonkeyPatch) -> None:
+    """Take a key off the record when it was written, though its object changed again meanwhile."""
+    settle = Work.settle
+
+    def settle_all(work: Work, key: Key, found: Item | None, kind: type[Item], since: int) -> None:
+        settle(work, key, found, kind, work.generation)
+
+    patch.setattr(Work, "settle", settle_all)
+
+
+def look_while_refused(patch: pytest.MonkeyPatch) -> None:
+    """Look at everything each second, as long as anything is refused."""
+    audit_due_s = vars(Reconciler)["_audit_due_s"].fget
+
+    def due_s(engine: Reconciler) -> float:
+        due: float = audit_due_s(engine)
+        return min(due, engine._looked_at + 1.0) if any(engine.refused()) else due
+
+    patch.setattr(Reconciler, "_audit_due_s", property(due_s))
+
+
+def wait_for_all_targets(patch: pytest.MonkeyPatch) -> None:
+    """Compare nothing before every target has answered."""
+    reader = targets._Reader
+    patch.setattr(reader, "is_awaited", lambda reader, now: reader.is_asked and reader.reading is None)
+    patch.setattr(targets.Targets, "late_in_s", None)
+
+
+def sleep_through_events(patch: pytest.MonkeyPatch) -> None:
+    """Try again what was refused when its pause is over, whatever happens before."""
+
+    def is_hopeless(engine: Reconciler, operation: Operation) -> bool:
+        mark = engine._work.get(operation.subject.key)
+        return mark is not None and mark.refusal is not None
+
+    patch.setattr(Reconciler, "_is_hopeless", is_hopeless)
+    patch.setattr(Work, "hasten", lambda work, key, pause_s: None)
+
+
+def drop_unreadable_leases(patch: pytest.MonkeyPatch) -> None:
+    """Forget a lease that became unreadable at the next listing, though a watch keeps it."""
+
+    def listed(
+        known: LeaseSet, leases: Iterable[Lease], unreadable: Iterable[Unreadable], revision: int
+    ) -> LeaseSet:
+        return LeaseSet.of(leases, revision)
+
+    patch.setattr(LeaseSet, "listed", listed)

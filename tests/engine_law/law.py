@@ -1,0 +1,197 @@
+"""The law: at the end of any history a host is as its inputs ask, soon, and nothing else was done.
+
+A host lives through a history. Then all trouble ends but for one target, which stays silent, and the others
+must be right. Then that ends too, and everything must be right, and stay so. At last the inputs change once,
+and the host is damaged once, with no trouble around.
+
+"Soon" is a bounded number of simulated seconds: `Life.patience_s`.
+"""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+
+from doubles.simulated_time import SimulatedLoop
+from engine_law.host import Part
+from engine_law.life import SOON_S, Life
+from engine_law.steps import History
+from pyflannel.engine.listening import REOPEN_MIN_S
+from pyflannel.engine.reconciler import AUDIT_S
+
+BUSY_S = 4.0
+"""Time between two announcements of a busy host: shorter than that between two audits."""
+
+QUIET_S = 25.0
+"""Time for which the host is watched when it is right."""
+
+RIGHT = "the kernel equals the plan"
+OTHERS_RIGHT = "the kernel equals the plan, but for a silent target"
+CLEAN = "the engine reports the host as planned if it is, and only then"
+REPAIRS = "a repair follows damage"
+QUIET = "nothing is done while nothing happens"
+REFUSALS = "the kernel is asked for nothing that it must refuse"
+LOOKS = "a look is an audit, or follows an announcement, another plan or a failed read"
+COUNTS = "the counters say what was done"
+
+
+class BrokenLaw(AssertionError):
+    """The engine broke a rule."""
+
+
+def check(history: History) -> None:
+    """Let a host live through the history.
+
+    Raises:
+        BrokenLaw: the engine broke a rule.
+    """
+    with asyncio.Runner(loop_factory=SimulatedLoop) as runner:
+        runner.run(_check(history))
+
+
+async def _check(history: History) -> None:
+    life = Life(history)
+    engine = asyncio.create_task(life.reconciler.run())
+    try:
+        with _listening(life):
+            await _judge(life)
+        _demand(not engine.done(), "the engine runs on")
+    finally:
+        engine.cancel()
+        with suppress(asyncio.CancelledError):
+            await engine
+
+
+async def _judge(life: Life) -> None:
+    began = life.clock.now()
+    await life.live()
+    async with _busy(life):
+        if life.history.silent is not None:
+            await _check_others(life, life.host.parts[life.history.silent])
+        life.end_troubles()
+        await _settle(life, life.patience_s)
+        await _stay(life)
+    await _change(life)
+    await _damage(life)
+    _check_looks(life, life.looks, life.causes_of_looks, began)
+    failures = sum(part.failures for part in life.host.parts)
+    _demand(life.reconciler.counts.failures == failures, COUNTS, f"{failures} reads failed")
+
+
+async def _check_others(life: Life, silent: Part) -> None:
+    """While a target is silent, all that does not depend on it is put right."""
+    life.end_troubles(silent=silent)
+    await life.until(lambda: not life.differences(silent), life.patience_s)
+    _demand(not life.differences(silent), OTHERS_RIGHT, *life.differences(silent))
+    _check_repairs(life)
+
+
+async def _settle(life: Life, seconds: float) -> None:
+    """The host is right within so many seconds, and the engine says so."""
+    reconciler = life.reconciler
+    await life.until(lambda: not life.differences() and reconciler.is_clean, seconds)
+    _demand(not life.differences(), RIGHT, *life.differences())
+    left = [*reconciler.refused(), *reconciler.delayed()]
+    _demand(life.wanted is None or (reconciler.is_clean and not left), CLEAN, reconciler.error, *left)
+    _demand(not life.clean_writes, CLEAN, life.clean_writes)
+    _check_repairs(life)
+
+
+async def _stay(life: Life) -> None:
+    """Then it stays as it is: audits look at it, and find nothing."""
+    await asyncio.sleep(2 * REOPEN_MIN_S)  # channels that failed are open again
+    parts, began = life.host.parts, life.clock.now()
+    looks, causes = life.looks, life.causes_of_looks
+    state, tries = life.host.kernel.state, [part.tries for part in parts]
+    await asyncio.sleep(QUIET_S)
+    _demand(life.host.kernel.state == state and [part.tries for part in parts] == tries, QUIET)
+    _demand(life.wanted is None or life.reconciler.is_clean, CLEAN)
+    _check_looks(
+        life,
+        [now - before for now, before in zip(life.looks, looks, strict=True)],
+        life.causes_of_looks - causes,
+        began,
+    )
+
+
+async def _change(life: Life) -> None:
+    """Another plan takes effect at once. It is no repair, and nothing of it is refused."""
+    asked, repairs = len(life.host.kernel.own_refusals), len(life.repairs)
+    life.change(life.history.change)
+    await _settle(life, SOON_S)
+    _demand(len(life.repairs) == repairs, REPAIRS, *life.repairs[repairs:])
+    refused = life.host.kernel.own_refusals[asked:]
+    _demand(not refused, REFUSALS, *refused)
+
+
+async def _damage(life: Life) -> None:
+    """Damage is repaired at once, and reported. Nothing of the repair is refused."""
+    asked, repairs = len(life.host.kernel.own_refusals), len(life.repairs)
+    life.damage(life.history.damage)
+    is_damaged = bool(life.differences())
+    await _settle(life, SOON_S)
+    _demand(len(life.repairs) > repairs or not is_damaged, REPAIRS, "nothing was reported")
+    refused = life.host.kernel.own_refusals[asked:]
+    _demand(not refused, REFUSALS, *refused)
+
+
+def _check_repairs(life: Life) -> None:
+    """A repair is reported only for an object that was damaged; log, journal and counters agree."""
+    undamaged = life.undamaged_repairs
+    _demand(not undamaged, REPAIRS, *undamaged, *life.repairs)
+    counts, repaired = life.reconciler.counts, life.witness.repaired
+    counted = {kind: count for kind, count in counts.repairs_by_kind.items() if count}
+    _demand(counted == Counter(item.KIND for item in repaired), COUNTS, counted, *repaired)
+    _demand(counts.repairs == len(repaired), COUNTS, counts.repairs, *repaired)
+    _demand(counts.last_repair == (life.repairs[-1] if life.repairs else None), COUNTS, *life.repairs)
+
+
+def _check_looks(life: Life, looks: list[int], causes: int, since: float) -> None:
+    """Check that no target was read more often than there was a cause, since a time."""
+    audits = (life.clock.now() - since) / AUDIT_S
+    _demand(max(looks) <= causes + audits + 2, LOOKS, looks, causes, audits)
+
+
+@asynccontextmanager
+async def _busy(life: Life) -> AsyncIterator[None]:
+    """Let the host be busy, if it is to be."""
+
+    async def keep_busy() -> None:
+        while life.history.is_busy:
+            await asyncio.sleep(BUSY_S)
+            life.host.parts[0].announce()
+
+    task = asyncio.create_task(keep_busy())
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+@contextmanager
+def _listening(life: Life) -> Iterator[None]:
+    """Let the life hear what the engine logs; print nothing of it."""
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            life.hear(record.getMessage())
+
+    log = logging.getLogger("pyflannel")
+    listener, level, propagates = Listener(), log.level, log.propagate
+    log.addHandler(listener)
+    log.setLevel(logging.WARNING)
+    log.propagate = False
+    try:
+        yield
+    finally:
+        log.removeHandler(listener)
+        log.setLevel(level)
+        log.propagate = propagates
+
+
+def _demand(is_so: bool, rule: str, *found: object) -> None:
+    if not is_so:
+        raise BrokenLaw(": ".join([rule, *map(str, found)]))

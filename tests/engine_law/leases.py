@@ -1,0 +1,63 @@
+"""The leases of the other hosts: the records of a store, and two accounts of them that must agree."""
+
+from ipaddress import IPv4Network
+
+from pyflannel.model.lease import Lease
+from pyflannel.model.lease_protocol import LeaseChange, LeaseGone, LeaseSeen, Unreadable
+from pyflannel.model.lease_set import LeaseSet, SubnetMap
+
+
+class LeaseRecords:
+    """The store's records of leases, and what a watch of them and listings have shown.
+
+    Attributes:
+        known: the product's account.
+        revision: of the latest write.
+    """
+
+    def __init__(self) -> None:
+        self.known = LeaseSet()
+        self.revision = 0
+        self._records: dict[IPv4Network, Lease | Unreadable] = {}
+        self._shown: dict[IPv4Network, Lease] = {}
+        self._is_watched = True
+
+    def write(self, record: Lease | Unreadable) -> None:
+        """Write a record; its revision is one more than the latest."""
+        self.revision += 1
+        self._records[record.subnet] = record
+        if not self._is_watched:
+            return
+        if isinstance(record, Lease):
+            self._shown[record.subnet] = record
+        self._see(LeaseSeen(record) if isinstance(record, Lease) else record)
+
+    def delete(self, subnet: IPv4Network) -> None:
+        """Delete a record."""
+        self.revision += 1
+        self._records.pop(subnet, None)
+        if self._is_watched:
+            self._shown.pop(subnet, None)
+            self._see(LeaseGone(subnet, self.revision))
+
+    def _see(self, change: LeaseChange) -> None:
+        self.known = self.known.after([change])
+
+    def lose_watch(self) -> None:
+        """Show nothing of what is written from now on."""
+        self._is_watched = False
+
+    def list(self) -> None:
+        """Show all records at once, as after a compaction, and watch them from here on."""
+        self._is_watched = True
+        records = self._records.values()
+        leases = [record for record in records if isinstance(record, Lease)]
+        unreadable = [record for record in records if isinstance(record, Unreadable)]
+        kept = [self._shown[one.subnet] for one in unreadable if one.subnet in self._shown]
+        self._shown = {lease.subnet: lease for lease in (*leases, *kept)}
+        self.known = self.known.listed(leases, unreadable, self.revision)
+
+    @property
+    def expected(self) -> SubnetMap[Lease]:
+        """The leases that count: of each key the latest readable value, as long as the key is there."""
+        return SubnetMap(self._shown.items())

@@ -1,0 +1,453 @@
+"""The steps that a history is made of, and the strategies that draw them."""
+
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from itertools import chain
+
+from hypothesis import strategies as st
+
+from pyflannel.model.host import Bridge, BridgedContainer, Underlay
+from pyflannel.model.lease import PARTIAL_CHECKSUM, Lease, LeaseAttributes, Vtep
+from pyflannel.model.network_config import NetworkConfig
+from pyflannel.plan.backend.vxlan import vtep_of
+
+# What the inputs of the planner can be.
+
+NETWORK = IPv4Network("10.100.0.0/16")
+
+
+def _config(backend_type: str, *, nftables: bool = False, **backend: object) -> NetworkConfig:
+    return NetworkConfig(
+        network=NETWORK,
+        subnet_length=24,
+        subnet_min=IPv4Address("10.100.1.0"),
+        subnet_max=IPv4Address("10.100.255.0"),
+        enable_nftables=nftables,
+        backend_type=backend_type,
+        backend=backend,
+    )
+
+
+CONFIGS = (
+    _config("vxlan"),
+    _config("host-gw"),
+    _config("udp"),
+    _config("vxlan", DirectRouting=True),
+    _config("vxlan", Port=4789),
+    _config("vxlan", VNI=7, nftables=True),
+    _config("udp", Port=8286),
+)
+
+_ON_LINK = (IPv4Network("192.168.50.0/24"),)
+
+
+def _underlay(address: str, *, public_ip: str = "", mtu: int = 1500, driver: str = "") -> Underlay:
+    return Underlay(
+        link="eth0",
+        address=IPv4Address(address),
+        mtu=mtu,
+        public_ip=IPv4Address(public_ip or address),
+        on_link=_ON_LINK,
+        driver=driver,
+    )
+
+
+UNDERLAYS = (
+    _underlay("192.168.50.102"),
+    _underlay("192.168.50.102", public_ip="203.0.113.2"),  # behind a NAT: host-gw cannot run
+    _underlay("192.168.50.103"),
+    _underlay("192.168.50.102", mtu=1400, driver="igb"),
+    _underlay("192.168.50.102", mtu=100),  # vxlan cannot run
+)
+
+OWNERS = ("me", "me again")
+
+
+def own_lease(number: int, owner: str, underlay: Underlay) -> Lease:
+    """Return a lease of this host."""
+    attributes = LeaseAttributes(public_ip=underlay.public_ip, owner=owner, vtep=vtep_of(owner, 1))
+    return Lease(subnet=IPv4Network(f"10.100.{15 + number}.0/24"), attributes=attributes)
+
+
+PEERS = 4
+VARIANTS = 6
+
+
+def peer_subnet(slot: int) -> IPv4Network:
+    """Return the subnet of a peer. That of the last slot is a part of the one before."""
+    return IPv4Network("10.100.22.0/25") if slot == PEERS - 1 else IPv4Network(f"10.100.{20 + slot}.0/24")
+
+
+def peer_lease(slot: int, variant: int, lease_type: str, revision: int) -> Lease:
+    """Return a lease of another host.
+
+    Most variants suit the backend that runs. One has another type, and one the VTEP of another host.
+    """
+    number = 0 if variant == VARIANTS - 1 else slot * 3 + variant % 3
+    address = f"192.168.{50 if variant % 2 else 51}.{20 + slot * 3 + variant % 3}"
+    return Lease(
+        subnet=peer_subnet(slot),
+        attributes=LeaseAttributes(
+            public_ip=IPv4Address(address),
+            backend_type="extension" if variant == VARIANTS - 2 else lease_type,
+            vtep=Vtep(mac=f"0e:00:00:00:00:{number:02x}", vni=None),
+            owner=f"peer {slot}",
+            reads=(PARTIAL_CHECKSUM,) if variant % 2 else (),
+        ),
+        revision=revision,
+    )
+
+
+def _bridge(*containers: int, obstacles: tuple[str, ...] = ()) -> tuple[Bridge, ...]:
+    found = tuple(
+        BridgedContainer(
+            address=IPv4Address(f"10.100.15.{number}"),
+            mac=f"02:42:0a:64:0f:{number:02x}",
+            port=f"veth{number}",
+        )
+        for number in containers
+    )
+    addresses = (IPv4Interface("10.100.15.1/24"),)
+    return (Bridge(name="eth1", addresses=addresses, obstacles=obstacles, containers=found),)
+
+
+BRIDGES = ((), _bridge(), _bridge(2), _bridge(2, 3), _bridge(2, obstacles=("a VLAN",)))
+
+
+# Changes of the inputs.
+
+
+@dataclass(frozen=True)
+class Configure:
+    """The network config becomes another."""
+
+    config: int
+
+
+@dataclass(frozen=True)
+class MoveUnderlay:
+    """The underlay has another address, or another MTU. The host's lease stays as it is for now."""
+
+    underlay: int
+
+
+@dataclass(frozen=True)
+class OwnLease:
+    """The host gets a lease, with its present identity and public address."""
+
+    number: int
+
+
+@dataclass(frozen=True)
+class Reidentify:
+    """The host has another identity. Its lease stays as it is for now."""
+
+    owner: int
+
+
+@dataclass(frozen=True)
+class SetPeer:
+    """A peer joins or changes, or leaves if the variant is None."""
+
+    slot: int
+    variant: int | None
+
+
+@dataclass(frozen=True)
+class SpoilPeer:
+    """The record of a peer's lease becomes unreadable."""
+
+    slot: int
+
+
+@dataclass(frozen=True)
+class SetBridges:
+    """The containers on this host change."""
+
+    bridges: int
+
+
+@dataclass(frozen=True)
+class SwitchFastPath:
+    """The programs in the kernel may carry packets, or may not any more."""
+
+    is_on: bool
+
+
+Change = Configure | MoveUnderlay | OwnLease | Reidentify | SetPeer | SpoilPeer | SetBridges | SwitchFastPath
+
+
+# What goes wrong.
+
+
+@dataclass(frozen=True)
+class Damage:
+    """An object changes behind the engine's back.
+
+    Attributes:
+        nth: which of the objects that pyflannel made.
+        how: in which way it changes; 0 removes it.
+    """
+
+    nth: int
+    how: int
+    is_announced: bool = True
+
+
+@dataclass(frozen=True)
+class AddStray:
+    """An object that carries pyflannel's mark comes into being."""
+
+    which: int
+    is_announced: bool = True
+
+
+@dataclass(frozen=True)
+class RenameLink:
+    """A link that pyflannel made, and that is no end of a veth, gets another name, with all that is on it.
+
+    Attributes:
+        nth: which of these links.
+    """
+
+    nth: int
+    is_announced: bool = True
+
+
+@dataclass(frozen=True)
+class RemoveUnderlay:
+    """The underlay's link vanishes."""
+
+
+@dataclass(frozen=True)
+class CreateUnderlay:
+    """The underlay's link comes back."""
+
+
+@dataclass(frozen=True)
+class Refuse:
+    """A target refuses an object of the plan, or all if `nth` is None."""
+
+    part: int
+    nth: int | None
+    is_permanent: bool
+    takes_effect: bool = False
+
+
+@dataclass(frozen=True)
+class Allow:
+    """The target refuses nothing any more."""
+
+    part: int
+
+
+@dataclass(frozen=True)
+class Silence:
+    """The target answers no read."""
+
+    part: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """It answers again, also the reads that wait."""
+
+    part: int
+
+
+@dataclass(frozen=True)
+class Stall:
+    """The target stops in the middle of a batch, or before the next."""
+
+    part: int
+
+
+@dataclass(frozen=True)
+class GoOn:
+    """It performs the rest."""
+
+    part: int
+
+
+@dataclass(frozen=True)
+class FailReads:
+    """Every read of the target fails."""
+
+    part: int
+
+
+@dataclass(frozen=True)
+class AllowReads:
+    """Reads succeed again."""
+
+    part: int
+
+
+@dataclass(frozen=True)
+class BreakChannel:
+    """The target's channel of changes fails."""
+
+    part: int
+
+
+@dataclass(frozen=True)
+class Announce:
+    """The target announces a change that concerns nothing of pyflannel's."""
+
+    part: int
+
+
+@dataclass(frozen=True)
+class LoseWatch:
+    """The watch of the leases ends, so that changes of them are not seen."""
+
+
+@dataclass(frozen=True)
+class ListLeases:
+    """All leases are listed and watched again."""
+
+
+Harm = Damage | AddStray | RenameLink
+Fault = (
+    Harm
+    | RemoveUnderlay
+    | CreateUnderlay
+    | Refuse
+    | Allow
+    | Silence
+    | Answer
+    | Stall
+    | GoOn
+    | FailReads
+    | AllowReads
+    | BreakChannel
+    | Announce
+    | LoseWatch
+    | ListLeases
+)
+Step = Change | Fault
+
+
+@dataclass(frozen=True)
+class History:
+    """What one host lives through, and how it comes to rest.
+
+    Attributes:
+        config: of the network, at the beginning.
+        has_lease: of its own, from the beginning.
+        hears_itself: its targets announce the changes that pyflannel makes, too.
+        steps: each with the seconds that pass afterwards; none at all if that is None.
+        silent: a target that stays silent for longer than all else; None for none.
+        is_announced: the end of each trouble is announced. Else a retry or an audit has to find it.
+        is_busy: other programs change the host all the time, which is announced.
+        change: of the inputs, when all is quiet.
+        damage: when all is quiet again.
+    """
+
+    steps: tuple[tuple[Step, float | None], ...] = ()
+    config: int = 0
+    has_lease: bool = True
+    hears_itself: bool = False
+    silent: int | None = None
+    is_announced: bool = True
+    is_busy: bool = False
+    change: Change = SetPeer(0, None)
+    damage: Harm = Damage(0, 0)
+
+
+_parts = st.sampled_from([0, 0, 0, 1, 2, 3, 4])
+_bits = st.booleans()
+_nths = st.integers(0, 30)
+_ways = st.integers(0, 8)
+
+peers = st.one_of(
+    st.builds(SetPeer, st.integers(0, 1), st.none() | st.integers(0, 2)),
+    st.builds(SetPeer, st.integers(0, PEERS - 1), st.none() | st.integers(0, VARIANTS - 1)),
+    st.builds(SpoilPeer, st.integers(0, 1)),
+)
+changes = st.one_of(
+    peers,
+    peers,
+    st.builds(Configure, st.integers(0, len(CONFIGS) - 1)),
+    st.builds(MoveUnderlay, st.integers(0, len(UNDERLAYS) - 1)),
+    st.builds(OwnLease, st.integers(0, 1)),
+    st.builds(Reidentify, st.integers(0, len(OWNERS) - 1)),
+    st.builds(SetBridges, st.integers(0, len(BRIDGES) - 1)),
+    st.builds(SwitchFastPath, _bits),
+)
+announced_damage = st.one_of(
+    st.builds(Damage, _nths, _ways),
+    st.builds(AddStray, st.integers(0, 3)),
+    st.builds(RenameLink, st.integers(0, 2)),
+)
+damage = announced_damage | announced_damage.map(lambda harm: replace(harm, is_announced=False))
+
+Trouble = tuple[Step, ...]
+"""The beginning of a trouble, and its end if that is a step."""
+
+obstacles: st.SearchStrategy[Trouble] = st.builds(
+    lambda obstacle: (MoveUnderlay(obstacle), MoveUnderlay(0)), st.sampled_from([1, 4])
+)
+underlay_losses: st.SearchStrategy[Trouble] = st.just((RemoveUnderlay(), CreateUnderlay()))
+refusals: st.SearchStrategy[Trouble] = st.builds(Refuse, _parts, st.none() | _nths, _bits, _bits).map(
+    lambda refuse: (refuse, Allow(refuse.part))
+)
+silences: st.SearchStrategy[Trouble] = _parts.map(lambda part: (Silence(part), Answer(part)))
+stalls: st.SearchStrategy[Trouble] = _parts.map(lambda part: (Stall(part), GoOn(part)))
+failing_reads: st.SearchStrategy[Trouble] = _parts.map(lambda part: (FailReads(part), AllowReads(part)))
+broken_channels: st.SearchStrategy[Trouble] = _parts.map(lambda part: (BreakChannel(part),))
+announcements: st.SearchStrategy[Trouble] = _parts.map(lambda part: (Announce(part),))
+lost_watches: st.SearchStrategy[Trouble] = st.just((LoseWatch(), ListLeases()))
+troubles = st.one_of(
+    obstacles,
+    underlay_losses,
+    refusals,
+    refusals,
+    silences,
+    stalls,
+    failing_reads,
+    broken_channels,
+    announcements,
+    lost_watches,
+)
+pauses = st.sampled_from([None, 0.001, 0.001, 0.03, 0.06, 0.3, 1.2, 6.0, 11.0])
+
+_Paused = tuple[Step, float | None]
+
+
+def histories(
+    troubles: st.SearchStrategy[Trouble] = troubles, work: st.SearchStrategy[Step] = changes | damage
+) -> st.SearchStrategy[History]:
+    """Return histories in which work is done, some of it during these troubles.
+
+    A trouble may outlast the work. It ends when another of its kind ends, or at the end of all troubles.
+    """
+
+    def scene(
+        trouble: Trouble, works: list[_Paused], is_over: bool, waits: tuple[float | None, ...]
+    ) -> list[_Paused]:
+        begin, *end = trouble
+        ends = [(step, waits[1]) for step in end] if is_over else []
+        return [(begin, waits[0]), *works, *ends]
+
+    worked = st.tuples(work, pauses)
+    scenes = st.builds(
+        scene,
+        troubles,
+        st.lists(worked, min_size=1, max_size=3),
+        _bits,
+        st.tuples(pauses, pauses),
+    )
+    singles = worked.map(lambda step: [step])
+    return st.builds(
+        History,
+        steps=st.lists(scenes | singles, max_size=6).map(lambda found: tuple(chain.from_iterable(found))),
+        config=st.integers(0, 2),
+        has_lease=st.sampled_from([True, True, False]),
+        hears_itself=_bits,
+        silent=st.none() | _parts,
+        is_announced=_bits,
+        is_busy=_bits,
+        change=changes,
+        damage=announced_damage,
+    )

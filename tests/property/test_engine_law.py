@@ -1,0 +1,97 @@
+"""After any history the host is as its inputs ask, soon, and the engine has done nothing else."""
+
+from collections.abc import Callable
+
+import pytest
+from hypothesis import Phase, given, settings
+
+from engine_law import defects
+from engine_law.law import LOOKS, OTHERS_RIGHT, REPAIRS, RIGHT, BrokenLaw, check
+from engine_law.steps import (
+    Allow,
+    Announce,
+    GoOn,
+    History,
+    ListLeases,
+    LoseWatch,
+    MoveUnderlay,
+    Refuse,
+    SetPeer,
+    Silence,
+    SpoilPeer,
+    Stall,
+    Step,
+    histories,
+)
+
+EXAMPLES = 500
+LONG_EXAMPLES = 20_000
+
+
+def test_the_law(long_run: bool) -> None:
+    """The kernel equals the plan within a bounded time, a repair follows damage, looks are few."""
+    examples = LONG_EXAMPLES if long_run else EXAMPLES
+    settings(max_examples=examples)(given(histories())(check))()
+
+
+def lived(*steps: Step, config: int = 0, silent: int | None = None) -> History:
+    """A history of these steps, 1 ms apart."""
+    return History(steps=tuple((step, 0.001) for step in steps), config=config, silent=silent)
+
+
+HOST_GW = 1
+LINKS, FORWARDER = 0, 1  # targets
+
+DEFECTS = {
+    "changes behind an obstacle are lost": (
+        defects.forget_changes_behind_an_obstacle,
+        RIGHT,
+        lived(MoveUnderlay(1), SetPeer(0, 1), MoveUnderlay(0), config=HOST_GW),
+    ),
+    "a later change is lost": (
+        defects.lose_a_later_change,
+        f"{RIGHT}|{REPAIRS}",  # an audit finds the difference, and takes it for damage
+        lived(SetPeer(0, 0), Stall(LINKS), SetPeer(0, 1), Announce(LINKS), SetPeer(0, 2), GoOn(LINKS)),
+    ),
+    "a refused object costs a look each second": (
+        defects.look_while_refused,
+        LOOKS,
+        History(steps=((SetPeer(0, 0), 0.001), (Refuse(LINKS, None, True), 0.001), (SetPeer(0, 1), 11.0))),
+    ),
+    "a lease that became unreadable is dropped": (
+        defects.drop_unreadable_leases,
+        RIGHT,
+        lived(SetPeer(0, 0), SpoilPeer(0), LoseWatch(), ListLeases()),
+    ),
+    "a silent target delays the others": (
+        defects.wait_for_all_targets,
+        OTHERS_RIGHT,
+        lived(Silence(FORWARDER), Announce(LINKS), MoveUnderlay(2), silent=FORWARDER),
+    ),
+    "no event ends a pause": (
+        defects.sleep_through_events,
+        RIGHT,
+        History(steps=((Refuse(LINKS, None, False), 0.001), (SetPeer(0, 0), 11.0), (Allow(LINKS), 0.001))),
+    ),
+}
+
+
+@pytest.mark.parametrize(("defect", "rule", "history"), DEFECTS.values(), ids=DEFECTS)
+def test_the_law_finds_a_defect(
+    monkeypatch: pytest.MonkeyPatch,
+    defect: Callable[[pytest.MonkeyPatch], None],
+    rule: str,
+    history: History,
+    long_run: bool,
+) -> None:
+    """Each former defect of the engine breaks a rule when it is put back. The long form searches for it."""
+    check(history)
+    defect(monkeypatch)
+
+    with pytest.raises(BrokenLaw, match=rule):
+        check(history)
+
+    if long_run:
+        search = settings(max_examples=LONG_EXAMPLES, phases=[Phase.generate], report_multiple_bugs=False)
+        with pytest.raises(BrokenLaw):
+            search(given(histories())(check))()
