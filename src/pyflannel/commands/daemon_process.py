@@ -59,7 +59,9 @@ async def stop_daemon(lock: Path) -> int | None:
         if running_daemon(lock) != pid:
             return None  # it ended before we held on to it
         _check_namespace(pid)
-        if (unit := service_of(pid)) is not None:
+        unit = service_of(pid)
+        signal.pidfd_send_signal(process, 0)  # it has not ended, so that all this is true of it
+        if unit is not None:
             await stop_service(unit, STOP_S)
         else:
             signal.pidfd_send_signal(process, signal.SIGTERM)

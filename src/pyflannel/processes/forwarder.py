@@ -33,7 +33,13 @@ from pyflannel.processes.forwarder_launch import (
     Reaper,
     start_forwarder,
 )
-from pyflannel.processes.found import end_process, find_forwarders, find_tun_holder, is_forwarder
+from pyflannel.processes.found import (
+    end_process,
+    find_forwarders,
+    find_tun_holder,
+    is_forwarder,
+    is_forwarder_of,
+)
 from pyflannel.wire.forwarder_control import (
     SOCKET_NAME,
     ForwarderState,
@@ -127,12 +133,10 @@ class ForwarderTarget:
         except AbsentError:
             return State.EMPTY
         except (SilentError, ForeignError) as error:
-            if error.pid != self._useless or not is_forwarder(error.pid):
+            if error.pid != self._useless or not await _killed(error.pid):
                 self._useless = error.pid
                 raise
             log.error("Killed the forwarder cause=%s", error)
-            with _boundary():
-                await end_process(error.pid)
             return State.EMPTY
         self._useless = None
         return found
@@ -237,11 +241,11 @@ class ForwarderTarget:
                 await client.ask(Kind.READ_STATE)
                 answering = client.pid
         found = await in_thread(find_forwarders, self._run_dir)
-        unreachable = [pid for pid in found if pid != answering]
-        for pid in unreachable:
+        is_ours = partial(is_forwarder_of, self._run_dir)
+        ended = [pid for pid in found if pid != answering and await end_process(pid, is_ours)]
+        for pid in ended:
             log.error("Killed the unreachable forwarder pid=%d", pid)
-            await end_process(pid)
-        return unreachable
+        return ended
 
     async def counters(self) -> Mapping[str, int]:
         """Return the counters of the forwarder by name; empty if it does not run.
@@ -354,7 +358,7 @@ class ForwarderTarget:
                 try:
                     await client.ask(Kind.STOP)
                 except TargetError:
-                    await end_process(client.pid)
+                    await _killed(client.pid)
 
     async def _apply_peers(self, operations: Sequence[Operation]) -> Sequence[Refusal]:
         """Change all peers in one atomic request. The last operation on a subnet counts."""
@@ -395,6 +399,12 @@ class ForwarderTarget:
 
 def _item(operation: Operation) -> Item:
     return operation.new if isinstance(operation, Replace) else operation.item
+
+
+async def _killed(pid: int) -> bool:
+    """Kill the process that serves our socket; return whether it was a forwarder."""
+    with _boundary():
+        return await end_process(pid, is_forwarder)
 
 
 def _boundary() -> AbstractContextManager[None]:

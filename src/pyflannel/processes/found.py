@@ -4,7 +4,7 @@ import os
 import re
 import select
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from ipaddress import IPv4Address
 from pathlib import Path
 
@@ -13,24 +13,31 @@ from pyflannel.ports import in_thread
 _GONE_S = 2.0
 
 
-async def end_process(pid: int) -> None:
-    """Kill a process, if it exists, and return when it has ended and released its resources."""
-    await in_thread(_end, pid)
+async def end_process(pid: int, is_meant: Callable[[int], bool]) -> bool:
+    """Kill a process if `is_meant` accepts it. Return, when it has ended, whether it was killed here.
+
+    The pidfd is opened before `is_meant` examines the process. Another process that gets this process ID
+    later is not killed.
+    """
+    return await in_thread(_end, pid, is_meant)
 
 
-def _end(pid: int) -> None:
+def _end(pid: int, is_meant: Callable[[int], bool]) -> bool:
     try:
         descriptor = os.pidfd_open(pid)
     except ProcessLookupError:
-        return
+        return False
     try:
+        if not is_meant(pid):
+            return False
         signal.pidfd_send_signal(descriptor, signal.SIGKILL)
         # A process that sleeps in the kernel may take longer. Its resources then stay in use.
         select.select([descriptor], [], [], _GONE_S)
     except ProcessLookupError:
-        return
+        return False
     finally:
         os.close(descriptor)
+    return True
 
 
 _PROC = Path("/proc")
@@ -67,14 +74,8 @@ def find_tun_holder(link: str) -> str | None:
 
 
 def find_forwarders(run_dir: Path) -> list[int]:
-    """Return the forwarders of a run directory in this network namespace, reachable or not."""
-    namespace = _link(_PROC / "thread-self/ns/net")
-    ours = {FORWARDER, f"--run-dir={run_dir.absolute()}"}
-    return [
-        int(process.name)
-        for process in _processes()
-        if ours <= set(_read(process / "cmdline").split("\0")) and _link(process / "ns/net") == namespace
-    ]
+    """Return the forwarders of a run directory, reachable or not, in our network namespace."""
+    return [int(process.name) for process in _processes() if is_forwarder_of(run_dir, int(process.name))]
 
 
 def find_original() -> int | None:
@@ -93,6 +94,14 @@ def find_original() -> int | None:
 def is_forwarder(pid: int) -> bool:
     """Return whether a process is a forwarder, of any version and run directory."""
     return FORWARDER in _read(_PROC / str(pid) / "cmdline").split("\0")
+
+
+def is_forwarder_of(run_dir: Path, pid: int) -> bool:
+    """Return whether a process is a forwarder of a run directory, in our network namespace."""
+    process = _PROC / str(pid)
+    ours = {FORWARDER, f"--run-dir={run_dir.absolute()}"}
+    is_here = _link(process / "ns/net") == _link(_PROC / "thread-self/ns/net")
+    return is_here and ours <= set(_read(process / "cmdline").split("\0"))
 
 
 def _sockets(address: IPv4Address, port: int) -> set[str]:

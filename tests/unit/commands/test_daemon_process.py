@@ -68,6 +68,29 @@ def test_the_holder_is_found_and_stopped(lock: Path, hold: Hold) -> None:
     assert running_daemon(lock) is None
 
 
+def test_the_service_of_a_process_that_got_the_number_is_not_stopped(
+    lock: Path, hold: Hold, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The daemon ends after it was found, and its number is given to the main process of another service."""
+    daemon = hold()
+    stopped: list[str] = []
+
+    def end_and_return_other(pid: int) -> str:
+        daemon.kill()
+        daemon.wait()
+        return "other.service"
+
+    async def stop(unit: str, deadline_s: float) -> None:
+        stopped.append(unit)
+
+    monkeypatch.setattr(daemon_process, "service_of", end_and_return_other)
+    monkeypatch.setattr(daemon_process, "_check_namespace", lambda pid: None)
+    monkeypatch.setattr(daemon_process, "stop_service", stop)
+
+    assert asyncio.run(stop_daemon(lock)) == daemon.pid
+    assert stopped == []
+
+
 def test_no_lock_is_no_daemon(lock: Path) -> None:
     assert running_daemon(lock) is None
     assert asyncio.run(stop_daemon(lock)) is None

@@ -1,0 +1,76 @@
+"""Only the process that is meant is killed, whatever happens to its number meanwhile."""
+
+import asyncio
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pyflannel.processes.found import FORWARDER, end_process, is_forwarder, is_forwarder_of
+
+
+@pytest.fixture
+def sleeper() -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen(["sleep", "60"]) as process:
+        yield process
+        process.kill()
+
+
+def test_a_process_that_is_meant_is_killed(sleeper: subprocess.Popen[bytes]) -> None:
+    assert asyncio.run(end_process(sleeper.pid, lambda pid: pid == sleeper.pid))
+    assert sleeper.wait(10) == -9
+
+
+def test_a_process_that_is_not_meant_is_left_alone(sleeper: subprocess.Popen[bytes]) -> None:
+    assert not asyncio.run(end_process(sleeper.pid, lambda pid: False))
+    assert sleeper.poll() is None
+
+
+def test_whoever_gets_the_number_after_the_examination_is_not_killed(
+    sleeper: subprocess.Popen[bytes],
+) -> None:
+    """The process is fixed first: if it ends while it is examined, the signal has no receiver."""
+
+    def end_meanwhile(pid: int) -> bool:
+        sleeper.kill()
+        sleeper.wait(10)
+        return True
+
+    assert not asyncio.run(end_process(sleeper.pid, end_meanwhile))
+
+
+def test_a_process_is_examined_only_after_it_is_fixed(
+    sleeper: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    really_open = os.pidfd_open
+
+    def open_noted(pid: int, flags: int = 0) -> int:
+        done.append("fixed")
+        return really_open(pid, flags)
+
+    monkeypatch.setattr(os, "pidfd_open", open_noted)
+
+    asyncio.run(end_process(sleeper.pid, lambda pid: bool(done.append("examined"))))
+
+    assert done == ["fixed", "examined"]
+
+
+def test_a_number_that_nobody_has_is_nobody() -> None:
+    with subprocess.Popen(["true"]) as process:
+        process.wait()
+
+    assert not asyncio.run(end_process(process.pid, lambda pid: True))
+
+
+def test_a_forwarder_is_that_of_its_run_directory(tmp_path: Path) -> None:
+    wait = "import sys; sys.stdin.read()"
+    command = [sys.executable, "-c", wait, FORWARDER, f"--run-dir={tmp_path}"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+        assert is_forwarder(process.pid)
+        assert is_forwarder_of(tmp_path, process.pid)
+        assert not is_forwarder_of(tmp_path / "other", process.pid)
+        process.kill()
