@@ -1,4 +1,4 @@
-"""The tutorial is true: every command in it runs, and answers as it says."""
+"""Each command of the tutorial runs and prints the output that the tutorial shows."""
 
 import os
 import re
@@ -15,31 +15,31 @@ from pyflannel.lab.sandbox import Sandbox
 TUTORIAL = Path(__file__).parents[2] / "docs/tutorial.md"
 DEADLINE_S = 60.0
 
-# The subnets of the run that the tutorial shows; every run draws others.
+# The subnets that the tutorial shows. Each run picks others.
 SHOWN = {"10.100.112": "docker1", "10.100.81": "docker4"}
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A command, where it is typed, and the lines that it answers."""
+    """A command, the host on which it runs, and the lines of its output."""
 
     host: str
     command: str
-    answer: tuple[str, ...]
+    output: tuple[str, ...]
 
 
 def read_steps(document: str) -> Iterator[Step]:
-    """Take the console blocks apart; what is typed outside of the lab has no host and is left out."""
+    """Yield the commands of the console blocks, except those that run outside the lab and have no host."""
     for block in re.findall(r"^```console\n(.*?)^```", document, flags=re.DOTALL | re.MULTILINE):
         for typed in re.split(r"^(?=\w*# )", block, flags=re.MULTILINE)[1:]:
-            first, *answer = typed.splitlines()
+            first, *output = typed.splitlines()
             host, command = first.split("# ", 1)
             if host:
-                yield Step(host, command, tuple(answer))
+                yield Step(host, command, tuple(output))
 
 
 def shape(line: str) -> str:
-    """The line without what differs from run to run, from kernel to kernel, or from Docker to Docker."""
+    """Return the line without values that depend on the run, the kernel or the version of Docker."""
     line = re.sub(r"([0-9a-f]{2}:){5}[0-9a-f]{2}|[0-9a-f]{32,}", "#", line)
     line = re.sub(r"qdisc \w+", "qdisc #", line)
     line = line.replace("[::]:", ":::")
@@ -62,17 +62,17 @@ def as_in_this_run(command: str, lab: Lab) -> str:
     return command
 
 
-def answers_in_time(sandbox: Sandbox, command: str, expected: list[str]) -> list[list[str]]:
-    """Run the command until it answers as is expected, or time is up; return the shapes of all answers."""
-    answers: list[list[str]] = []
+def outputs_in_time(sandbox: Sandbox, command: str, expected: list[str]) -> list[list[str]]:
+    """Run the command until its output is as expected, or the deadline ends. Return all outputs."""
+    outputs: list[list[str]] = []
     end = time.monotonic() + DEADLINE_S
-    while expected not in answers and (not answers or time.monotonic() < end):
-        said = sandbox.run(["bash", "-c", command], check=False)
-        answers.append([shape(line) for line in (said.stdout + said.stderr).splitlines()])
-    return answers
+    while expected not in outputs and (not outputs or time.monotonic() < end):
+        done = sandbox.run(["bash", "-c", command], check=False)
+        outputs.append([shape(line) for line in (done.stdout + done.stderr).splitlines()])
+    return outputs
 
 
-def test_every_command_of_the_tutorial_answers_as_it_says(lab: Lab) -> None:
+def test_each_command_of_the_tutorial_prints_the_shown_output(lab: Lab) -> None:
     sandboxes: dict[str, Sandbox] = {"router": lab.router, **lab.hosts}
 
     steps = list(read_steps(TUTORIAL.read_text()))
@@ -80,6 +80,6 @@ def test_every_command_of_the_tutorial_answers_as_it_says(lab: Lab) -> None:
     assert len(steps) > 30
     for step in steps:
         command = as_in_this_run(step.command, lab)
-        expected = [shape(line) for line in step.answer]
-        answers = answers_in_time(sandboxes[step.host], command, expected)
-        assert answers[-1] == expected, f"{step.host}# {command}\nat first: {answers[0]}"
+        expected = [shape(line) for line in step.output]
+        outputs = outputs_in_time(sandboxes[step.host], command, expected)
+        assert outputs[-1] == expected, f"{step.host}# {command}\nfirst output: {outputs[0]}"
