@@ -1,19 +1,19 @@
-"""Every error pyflannel raises on purpose.
+"""All errors that pyflannel raises deliberately, and the preparation of texts for people.
 
 FlannelError
-├── UsageError       flags or environment make no sense             exit 2
-├── ConfigError      the network config admits no plan              not ready, again on its next change
+├── UsageError       invalid flags or environment                   exit 2
+├── ConfigError      the network config allows no plan              not ready, retry on its next change
 │   └── UnknownBackendError  no flanneld of this version runs it
-├── NoUnderlayError  no interface can carry the tunnel yet          not ready, again when interfaces change
-├── WireError        octets or text do not follow their format      drop, count
+├── NoUnderlayError  no interface can carry the tunnel yet          not ready, retry when interfaces change
+├── WireError        bytes or text do not follow their format       drop, count
 ├── StoreError       the lease store refused or is unreachable      retry
-│   └── CompactedError   the store forgot the revision asked for    list again, then watch
+│   └── CompactedError   the store deleted the revision             list again, then watch
 ├── TargetError      the kernel refused; errno and extended ack     retry
-├── BusyError        another program holds what is ours alone       exit 1
+├── BusyError        another program uses an exclusive resource     exit 1
 ├── NotReadyError    the requested object does not exist yet, or
 │   │                no answer in time                              exit 3
 │   └── NoStoreError     the file of the store does not exist
-└── LabError         a part of the lab did not do what was asked    exit 1
+└── LabError         a part of the lab failed                       exit 1
 """
 
 import errno
@@ -21,8 +21,8 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# Texts for people. Parts of them come from the store: whoever may write there must not forge a line of the
-# log, steer a terminal, or fill a disk.
+# Texts for people. Parts of them come from the store. A writer of the store must not be able to forge a line
+# of the log, control a terminal, or fill a disk.
 
 LONGEST_TEXT = 4000
 """Characters of a line of the log or of flannelctl, before characters are escaped."""
@@ -31,7 +31,7 @@ _LONGEST_MESSAGE = 1000
 """Characters of the message of an error."""
 
 _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-"""Characters that end a line, steer a terminal or turn the direction of text, and halves of characters."""
+"""Characters that end a line, control a terminal or change the text direction, and surrogates."""
 
 _SHORT_ESCAPES = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
@@ -42,9 +42,9 @@ def one_line(text: str, longest: int = LONGEST_TEXT) -> str:
 
 
 def printable(text: str, *, keep: str = "") -> str:
-    """Return a text with its control characters escaped as in JSON, but those to `keep`.
+    """Return a text with its control characters escaped as in JSON, except those in `keep`.
 
-    A JSON document stays the same document when its line feeds are kept.
+    A JSON document remains the same document if its line feeds are kept.
     """
     return _CONTROLS.sub(lambda found: found[0] if found[0] in keep else _escaped(found[0]), text)
 
@@ -54,9 +54,9 @@ def _escaped(character: str) -> str:
 
 
 def cut(text: str, longest: int) -> str:
-    """Return a text that is not much longer than `longest`: of a longer one, both ends.
+    """Return a text of about `longest` characters. Of a longer text, both ends are kept.
 
-    What is wrong with a value often stands behind it, so the end is worth as much as the beginning.
+    A message often quotes a value before its fault, so the end is as important as the beginning.
     """
     left_out = len(text) - longest
     if left_out <= 0:
@@ -69,7 +69,7 @@ _MARKS = (".", "?", "!", "…")
 
 
 def sentences(message: str, hint: str) -> str:
-    """Return a message and its hint as sentences; a message that ends in a mark of its own keeps it."""
+    """Return a message and its hint as sentences. Punctuation at the end of the message is kept."""
     message = message.rstrip()
     if not hint:
         return message
@@ -77,9 +77,9 @@ def sentences(message: str, hint: str) -> str:
 
 
 class FlannelError(Exception):
-    """Root of the tree. `hint` tells the operator what to do, in one sentence.
+    """Root of the tree. `hint` is the remedy, in one sentence.
 
-    A long message is cut: it may repeat a value of the store, and is kept as long as it holds.
+    A long message is shortened, because it may quote a value of the store, and may be kept for a long time.
     """
 
     def __init__(self, message: str, *, hint: str) -> None:
@@ -88,16 +88,16 @@ class FlannelError(Exception):
 
     @property
     def in_full(self) -> str:
-        """The message and the hint, for one line."""
+        """The message and the hint in one line."""
         return sentences(str(self), self.hint)
 
 
 class UsageError(FlannelError):
-    """Flags, environment or arguments make no sense; the hint says what to write instead."""
+    """Flags, environment or arguments are invalid. The hint contains the correct form."""
 
 
 class ConfigError(FlannelError):
-    """The network config admits no plan; the message names the key and the value."""
+    """The network config allows no plan. The message names the key and the value."""
 
 
 class UnknownBackendError(ConfigError):
@@ -105,19 +105,19 @@ class UnknownBackendError(ConfigError):
 
 
 class NoUnderlayError(FlannelError):
-    """No interface can carry the tunnel yet; the message says what is waited for."""
+    """No interface can carry the tunnel yet. The message names the missing condition."""
 
 
 class WireError(FlannelError):
-    """Octets or text do not follow their format."""
+    """Bytes or text do not follow their format."""
 
 
 class StoreError(FlannelError):
-    """The lease store refused or is unreachable; a later try may succeed."""
+    """The store refused or is unreachable. A retry may succeed."""
 
 
 class CompactedError(StoreError):
-    """The revision asked for is no longer in the store's history: list again, then watch."""
+    """The history of the store no longer contains the revision: list again, then watch."""
 
     def __init__(self, revision: int, oldest: int) -> None:
         super().__init__(
@@ -131,7 +131,7 @@ class TargetError(FlannelError):
     """The kernel, or the forwarder in its place, refused an operation.
 
     Attributes:
-        is_permanent: the same is refused until something else changes; otherwise a later try may succeed.
+        is_permanent: a retry fails until something else changes. Otherwise a retry may succeed.
     """
 
     def __init__(self, message: str, *, hint: str, is_permanent: bool = False) -> None:
@@ -140,13 +140,13 @@ class TargetError(FlannelError):
 
     @classmethod
     def of(cls, what: str, error: OSError, *, hint: str) -> "TargetError":
-        """Return the error of a failed system call; `what` names the operation that cannot be done."""
+        """Return the error of a failed system call; `what` describes the failed operation."""
         return cls(f"{what}: {in_words(error)}", hint=hint, is_permanent=is_permanent(error.errno))
 
 
 @contextmanager
 def target_errors(what: str, *, hint: str) -> Iterator[None]:
-    """Raise what the system refuses in the block as a TargetError: the boundary of an adapter."""
+    """Raise an OSError in the block as a TargetError. This is the error boundary of an adapter."""
     try:
         yield
     except OSError as error:
@@ -154,7 +154,7 @@ def target_errors(what: str, *, hint: str) -> Iterator[None]:
 
 
 def in_words(error: OSError) -> str:
-    """Return name, text and file of an error of the system: `ENOSPC: No space left on device (/run)`."""
+    """Return name, text and file of a system error: `ENOSPC: No space left on device (/run)`."""
     words = error.strerror or str(error)
     if error.errno is not None:
         words = f"{errno.errorcode.get(error.errno, f'errno {error.errno}')}: {words}"
@@ -162,34 +162,35 @@ def in_words(error: OSError) -> str:
 
 
 def is_permanent(code: int | None) -> bool:
-    """Return whether what fails with this errno fails until something else changes.
+    """Return whether an operation with this errno fails until something else changes.
 
-    What may end by itself is temporary: a lack (EMFILE, ENFILE, ENOMEM, ENOBUFS, ENOSPC, EDQUOT), a moment
-    (EAGAIN, EBUSY, EINTR, ETIMEDOUT), a fault (EIO), a holder who may leave (EADDRINUSE), and what the
-    network is like just now (ENODEV, ENETDOWN, ENETUNREACH, EADDRNOTAVAIL), of which not every change is
-    announced. So is an errno that is not known here: a needless try costs little.
+    Errors that may disappear by themselves are temporary: a lack of resources (EMFILE, ENFILE, ENOMEM,
+    ENOBUFS, ENOSPC, EDQUOT), a moment (EAGAIN, EBUSY, EINTR, ETIMEDOUT), a fault (EIO), another user of the
+    resource (EADDRINUSE), and the state of the network (ENODEV, ENETDOWN, ENETUNREACH, EADDRNOTAVAIL), of
+    which not every change is announced. An unknown errno is temporary too, because a needless retry costs
+    little.
     """
     return code in _PERMANENT
 
 
 _PERMANENT = frozenset(
     {
-        # A right is missing. To give it, one restarts the daemon or changes the file.
+        # A right is missing. To grant it, the operator restarts the daemon or changes the file.
         errno.EPERM,
         errno.EACCES,
         errno.EROFS,
-        # This kernel has no such thing.
+        # This kernel does not support it.
         errno.ENOSYS,
         errno.EOPNOTSUPP,
         errno.EAFNOSUPPORT,
         errno.EPROTONOSUPPORT,
-        524,  # ENOTSUPP, which is the kernel's own
-        # The request makes no sense to it, and will make none the next time.
+        524,  # ENOTSUPP, which exists only in the kernel
+        # The kernel rejects the request as invalid, and a retry is the same request.
         errno.EINVAL,
         errno.ERANGE,
         errno.E2BIG,
         errno.ENAMETOOLONG,
-        # Another object is in the way, or an object that must be there is missing.
+        # Another object conflicts, or a required object is missing.
         errno.EEXIST,
         errno.EISDIR,
         errno.ENOTDIR,
@@ -201,11 +202,11 @@ _PERMANENT = frozenset(
 
 
 class BusyError(FlannelError):
-    """Another program holds what only one may hold: a lock, a port, a device."""
+    """Another program uses an exclusive resource: a lock, a port, a device."""
 
 
 class LabError(FlannelError):
-    """A part of the lab did not start, did not answer in time, or failed a command."""
+    """A part of the lab did not start or respond in time, or a command failed."""
 
 
 class NotReadyError(FlannelError):

@@ -1,4 +1,4 @@
-"""The ports: what the engine needs from outside, as protocols; each has at least two implementations."""
+"""The ports: protocols of the adapters that the engine needs. Each has at least two implementations."""
 
 import asyncio
 import errno
@@ -24,13 +24,13 @@ _Arguments = TypeVarTuple("_Arguments")
 
 
 class Clock(Protocol):
-    """Two clocks: one that never steps, for deadlines, and one that people read."""
+    """Two clocks: a monotonic one for deadlines, and the wall clock for texts."""
 
     def now(self) -> float:
-        """Return seconds of a clock that never steps and counts while the host sleeps (CLOCK_BOOTTIME)."""
+        """Return seconds of a monotonic clock that also counts while the host sleeps (CLOCK_BOOTTIME)."""
 
     def utc(self) -> float:
-        """Return seconds since the epoch; for texts only, as it may step."""
+        """Return seconds since the epoch. Only for texts, because the wall clock may step."""
 
     async def sleep(self, seconds: float) -> None:
         """Return after `seconds`, measured by `now`."""
@@ -40,12 +40,12 @@ class Memory(Protocol):
     """One file in the state directory, or a double of it."""
 
     async def load(self) -> bytes | None:
-        """Return the bytes saved last, or None. A file that cannot be read counts as none, and is logged."""
+        """Return the bytes saved last, or None. An unreadable file is logged and counts as None."""
 
     async def save(self, parts: Iterable[bytes]) -> None:
-        """Replace it by these parts, each asked for in its turn.
+        """Replace the content atomically by these parts, which are iterated once.
 
-        Atomically; a failure is logged, and the old text stays.
+        A failure is logged, and the old content stays.
         """
 
 
@@ -53,26 +53,27 @@ class Changes(Protocol):
     """An open channel of changes."""
 
     async def next(self) -> None:
-        """Return after the next burst of changes: what came since the last return, or since the opening.
+        """Return after the next burst of changes since the last return, or since the opening.
 
-        A burst is announced at least once. Bursts that came before the call are coalesced. A call that is
-        cancelled loses nothing: the next one returns.
+        A burst is announced at least once. Bursts before the call are coalesced. A cancelled call loses no
+        burst: the next call returns.
 
         Raises:
-            TargetError: the reader of the changes failed, and so will each later call. Anything may have
-                changed since: open another channel, then look.
+            TargetError: the reader of the changes failed, and each later call fails too. Changes may have
+                been
+                missed: open another channel, then take a snapshot.
         """
 
 
 Announce = Callable[[], None]
-"""A reader calls it when a burst of changes came."""
+"""Function that a reader calls after a burst of changes."""
 
 
 class ChangeChannel:
-    """The changes that readers announce, for the length of an `async with` block.
+    """The changes that readers announce during an `async with` block.
 
-    Each reader is a task of the block: it runs from the beginning of the block to its end, also while nobody
-    waits for a change. A reader that ends before the block does has failed.
+    Each reader is a task that runs during the whole block, also while no task waits for a change. A reader
+    that ends before the block has failed.
     """
 
     def __init__(self, *readers: Callable[[Announce], Coroutine[Any, Any, None]]) -> None:
@@ -94,7 +95,7 @@ class ChangeChannel:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def next(self) -> None:
-        """Return after the next burst of changes; raise when a reader has failed."""
+        """Return after the next burst of changes; raise if a reader has failed."""
         await self._told.wait()
         if self._failure is not None:
             raise self._failure
@@ -103,10 +104,10 @@ class ChangeChannel:
     def _note_end(self, task: "asyncio.Task[None]") -> None:
         error = None if task.cancelled() else task.exception()
         if error is None:
-            error = TargetError("the reader of changes ended", hint="It is started again.")
+            error = TargetError("the reader of changes ended", hint="flanneld starts it again.")
         elif isinstance(error, OSError):
             error = TargetError(
-                f"the reader of changes failed: {in_words(error)}", hint="It is started again."
+                f"the reader of changes failed: {in_words(error)}", hint="flanneld starts it again."
             )
         self._failure = self._failure or error
         self._told.set()
@@ -116,116 +117,114 @@ class FileWatch(Protocol):
     """Reports when a file may have changed, by any process."""
 
     def changes(self, path: Path) -> AbstractAsyncContextManager[Changes]:
-        """Open a channel of writes to `path`, also of its creation, replacement and deletion.
+        """Open a channel of writes to `path`, including its creation, replacement and deletion.
 
         It may report a change that did not happen.
 
         Raises:
-            TargetError: on opening, when the file's directory cannot be watched.
+            TargetError: on opening, if the directory of the file cannot be watched.
         """
 
 
 class Watcher(Protocol):
-    """A watch that is open; for one task."""
+    """An open watch. Only one task may use it."""
 
     async def next(self) -> StoreChanges:
-        """Wait for changes and return all that have come, each exactly once, in the store's order.
+        """Wait for changes and return all that have arrived, each exactly once, in the store's order.
 
-        First come no changes, up to the revision where the watch begins. It waits only while
-        the watch is open: an end of the watch, and a silence of the store, raises within a bounded time.
+        The first result is empty, with the revision where the watch begins. If the watch ends or the store is
+        silent, this raises within a bounded time.
 
         Raises:
-            CompactedError: the history no longer reaches back.
-            StoreError: the watch is lost; watch again from the last revision seen.
+            CompactedError: the history no longer contains the revision.
+            StoreError: the watch is lost. Start a new one at the last revision.
         """
 
 
 class Store(Protocol):
     """Keys under one prefix, with revisions, conditional writes, TTLs and watches.
 
-    Every call raises StoreError when the store cannot be reached or refuses, within a bounded time;
-    it may then be called again. A write that raised may or may not have taken effect.
+    Every call raises StoreError within a bounded time if the store is unreachable or refuses. The caller may
+    retry. A write that raised may or may not have taken effect.
     """
 
     async def get(self, key: str) -> Record | None:
         """Return the record at exactly this key, or None; linearisable."""
 
     async def list(self, prefix: str) -> Listing:
-        """Return all records whose key starts with `prefix`, at one revision, from which to watch."""
+        """Return all records whose key starts with `prefix`, and the revision at which to start a watch."""
 
     async def write(self, operation: Put | Delete) -> Written | Conflict:
-        """Perform one conditional write, atomically; a lost condition leaves nothing behind."""
+        """Perform one conditional write atomically. If the condition fails, nothing is written."""
 
     def watch(self, prefix: str, after: int) -> AbstractAsyncContextManager[Watcher]:
-        """Watch the keys under `prefix` for what is later than revision `after`, as long as the block runs.
+        """Watch the keys under `prefix` for changes after revision `after`, during the block.
 
         Raises:
-            CompactedError: the history no longer reaches back to `after`.
+            CompactedError: the history no longer contains `after`.
             StoreError: the watch cannot be opened.
         """
 
     async def time_to_live(self, record: Record) -> float | None:
-        """Return the seconds until the record expires, or None when it never does."""
+        """Return the seconds until the record expires, or None if it never does."""
 
     async def close(self) -> None:
-        """Let go of connections and files."""
+        """Close connections and files."""
 
 
 class Target(Protocol):
-    """Something that can be read, changed, and that says when it may have changed.
+    """An external system, such as the kernel, that can be read and changed, and announces its changes.
 
-    A snapshot is made afresh from what is there, never from memory. It may hold foreign objects too:
-    what is ours among them is decided by `plan.ownership`, from the plan that `desired` holds.
+    A snapshot always reads the current state, never a memory of it. It may contain foreign objects:
+    `plan.ownership` decides which objects pyflannel owns, from the plan in `desired`.
     """
 
     @property
     def kinds(self) -> Collection[type[Item]]:
-        """The kinds of items that it holds; no other target holds them."""
+        """The kinds of items in this target. No other target has them."""
 
     async def snapshot(self, desired: State) -> State:
-        """Return what is there now, normalised so that it compares equal to plans.
+        """Return the current state, normalised so that it compares equal to plans.
 
-        `desired` tells the adapter where to look; objects that it does not name may be left out unless
-        they carry our mark or hang on a device of ours. It is the plan until the next snapshot, and the
-        adapter may keep it: items are exchanged in it before `apply` hears of them.
+        `desired` tells the adapter which objects to read. It may omit other objects, unless they carry
+        pyflannel's mark or depend on a device of pyflannel. `desired` is the plan until the next snapshot,
+        and the adapter may keep it: items in it are replaced before `apply` gets them.
 
         Raises:
-            TargetError: it could not be read.
+            TargetError: the state is unreadable.
         """
 
     async def apply(self, operations: Sequence[Operation]) -> Sequence[Refusal]:
-        """Perform the operations in order and return the refused; one refusal does not stop the rest."""
+        """Perform the operations in order and return the refusals. A refusal does not stop the rest."""
 
     def changes(self) -> AbstractAsyncContextManager[Changes]:
-        """Open a channel of changes to what the latest snapshot was about, whoever made them."""
+        """Open a channel of changes to the objects of the latest snapshot, made by any program."""
 
 
 def refused_by(operation: Operation, error: TargetError) -> Refusal:
-    """Return the refusal that an error stands for."""
+    """Return an error as the refusal of an operation."""
     return Refusal(operation=operation, cause=str(error), hint=error.hint, is_permanent=error.is_permanent)
 
 
 async def performed(
     operations: Sequence[Operation], performing: Awaitable[Sequence[Refusal]]
 ) -> Sequence[Refusal]:
-    """Return what was refused: the boundary of a target's `apply`.
+    """Return the refusals. This is the error boundary of a target's `apply`.
 
-    Where the whole failed, each operation is refused for that: what took effect, the next look tells.
+    If the whole call failed, every operation is refused with its cause. The next look finds the effects.
     """
     try:
-        with target_errors(
-            "the change cannot be made", hint="Look at the kernel's log (dmesg) for the reason."
-        ):
+        with target_errors("the change failed", hint="Read the kernel's log (dmesg) for the cause."):
             return await performing
     except TargetError as error:
         return [refused_by(operation, error) for operation in operations]
 
 
 async def in_thread(act: Callable[[Unpack[_Arguments]], _Answer], *arguments: *_Arguments) -> _Answer:
-    """Return what a call returns that may block, made in a thread.
+    """Return the result of a call that may block, run in a thread.
 
     Raises:
-        OSError: EAGAIN, there is no thread for it.
+        OSError: EAGAIN, no thread can be started.
     """
     try:
         return await asyncio.to_thread(act, *arguments)
@@ -236,9 +235,9 @@ async def in_thread(act: Callable[[Unpack[_Arguments]], _Answer], *arguments: *_
 
 
 def child_environment(*wanted: str) -> dict[str, str]:
-    """Return the environment of a program that the daemon starts: PATH, and variables by name or `PREFIX*`.
+    """Return the environment of a program that the daemon starts: PATH and variables by name or `PREFIX*`.
 
-    Each other variable may be a secret: the store's password, or one of a container's other programs.
+    Any other variable may be a secret, such as the password of the store.
     """
     return {
         name: value
@@ -248,22 +247,22 @@ def child_environment(*wanted: str) -> dict[str, str]:
 
 
 class InterfaceSource(Protocol):
-    """The interfaces of one network namespace, read afresh, and word of their changes."""
+    """The current interfaces of one network namespace, and notices of their changes."""
 
     async def observe(self) -> Interfaces:
         """Return the interfaces, their addresses and the default routes as they are now.
 
         Raises:
-            TargetError: they could not be read.
+            TargetError: they are unreadable.
         """
 
     async def route_to(self, address: IPv4Address) -> tuple[str, IPv4Address] | None:
-        """Return the link and the source of the host's own packets to `address`; None when there is no route.
+        """Return link and source address of the host's own packets to `address`; None without a route.
 
-        Nothing is sent.
+        No packet is sent.
 
         Raises:
-            TargetError: it could not be asked.
+            TargetError: the kernel gave no answer.
         """
 
     def changes(self) -> AbstractAsyncContextManager[Changes]:
@@ -271,13 +270,13 @@ class InterfaceSource(Protocol):
 
 
 class BridgeSource(Protocol):
-    """The bridges of one network namespace, read afresh, and word of their changes."""
+    """The current bridges of one network namespace, and notices of their changes."""
 
     async def observe(self) -> tuple[Bridge, ...]:
         """Return the bridges that have IPv4 addresses, in the order of their names.
 
         Raises:
-            TargetError: they could not be read.
+            TargetError: they are unreadable.
         """
 
     def changes(self) -> AbstractAsyncContextManager[Changes]:
@@ -285,27 +284,27 @@ class BridgeSource(Protocol):
 
 
 class Guard(Protocol):
-    """Drops tunnel packets that come from where they must not."""
+    """Drops tunnel packets from unexpected senders."""
 
     async def strangers(self) -> Sequence[Stranger]:
-        """Return who sent what was dropped, one for each address and reason, in no order.
+        """Return the senders of dropped packets, one for each address and reason, in no order.
 
-        Of very many only the latest. Nobody, where it cannot be asked.
+        If there are very many, only the latest. Empty if the guard does not respond.
         """
 
 
 class KernelPath(Protocol):
-    """Says what there is, and what nobody can mend. Neither raises, nor takes more than milliseconds."""
+    """Features of the kernel, and problems without a repair. Calls never raise and take milliseconds."""
 
     def features(self) -> tuple[Feature, ...]:
-        """Return what there is of what the fast path uses, asked anew."""
+        """Return the features that the fast path uses, probed at each call."""
 
     def notices(self, device: str) -> tuple[Notice, ...]:
-        """Return what the latest look found of the tunnel of `device` that no repair helps."""
+        """Return the problems of the tunnel of `device` that the latest look found and no repair solves."""
 
 
 class PlainKernelPath:
-    """One of which nothing is known beforehand: whatever is planned is tried."""
+    """A kernel without probes: every planned operation is tried."""
 
     def features(self) -> tuple[Feature, ...]:
         """Return nothing."""

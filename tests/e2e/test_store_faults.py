@@ -139,7 +139,7 @@ class TestStoreAway:
 
         network.wait_status("docker1", is_held, "holds its lease")
         said = re.findall("Couldn't fetch network config: (.*)", network.log("docker1"))
-        assert len([text for text in said if "etcd did not answer" in text]) == 1
+        assert len([text for text in said if "etcd does not respond" in text]) == 1
         assert network.log("docker1").count("Store is back") == 1
 
     def test_away_for_a_while(self, new_network: NewNetwork, pinging: Pinging) -> None:

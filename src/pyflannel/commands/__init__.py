@@ -1,1 +1,1 @@
-"""Work that flannelctl does itself: it examines and cleans a host, with or without a daemon."""
+"""Work of flannelctl itself: it examines and cleans a host, with or without a daemon."""

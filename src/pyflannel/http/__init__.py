@@ -1,1 +1,1 @@
-"""One small HTTP server over h11, for sockets of the host and of the network."""
+"""A small HTTP server based on h11, for Unix sockets and TCP."""

@@ -1,1 +1,1 @@
-"""Adapter: programs of ours that are started, watched and told what to do."""
+"""Adapter: processes of pyflannel that are started, watched and controlled."""

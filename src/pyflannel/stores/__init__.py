@@ -1,1 +1,1 @@
-"""Adapter: where leases live."""
+"""Adapters: the stores of leases."""

@@ -1,4 +1,4 @@
-"""One network of several in a store: its keys stand below the network's name."""
+"""One network of several in a store: its keys are below the name of the network."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -20,7 +20,7 @@ from pyflannel.ports import Store, Watcher
 
 
 class PrefixedStore:
-    """A Store in a store: key `K` of ours is `NAME/K` there; `closes` says whether that one ends with us."""
+    """A store inside another store, where key `K` is `NAME/K`. With `closes`, it closes the other store."""
 
     def __init__(self, store: Store, name: str, *, closes: bool = False) -> None:
         self._store = store
@@ -52,12 +52,12 @@ class PrefixedStore:
 
     @asynccontextmanager
     async def watch(self, prefix: str, after: int) -> AsyncIterator[Watcher]:
-        """Watch the keys under `prefix` for what is later than `after`, within the block."""
+        """Watch the keys under `prefix` for changes after revision `after`, during the block."""
         async with self._store.watch(self._prefix + prefix, after) as watcher:
             yield _PrefixedWatcher(watcher, self._our_change)
 
     async def time_to_live(self, record: Record) -> float | None:
-        """Return the seconds until the record expires, or None when it never does."""
+        """Return the seconds until the record expires, or None if it never does."""
         return await self._store.time_to_live(replace(record, key=self._prefix + record.key))
 
     async def close(self) -> None:

@@ -279,7 +279,7 @@ def test_what_speaks_another_language_is_replaced(hosts):
             path.unlink()
 
     assert ask_twice("pyflannel.programs.forwarder") == State.EMPTY
-    with pytest.raises(TargetError, match="another language"):
+    with pytest.raises(TargetError, match="another protocol"):
         ask_twice("another.program")
 
 

@@ -141,7 +141,7 @@ def test_a_long_history_comes_in_batches_that_leave_nothing_out(path: Path) -> N
 
 @pytest.mark.parametrize(
     ("content", "hint"),
-    [(b"this is no database " * 100, "no SQLite database"), (b"SQLite format 3\0" + b"\xff" * 4096, "")],
+    [(b"this is no database " * 100, "not a SQLite database"), (b"SQLite format 3\0" + b"\xff" * 4096, "")],
 )
 def test_a_corrupt_file_is_an_error_that_names_it(path: Path, content: bytes, hint: str) -> None:
     path.parent.mkdir()
@@ -167,7 +167,7 @@ def test_a_file_of_another_format_is_refused(path: Path) -> None:
         connection.execute("PRAGMA user_version = 99")
     connection.close()
 
-    with pytest.raises(StoreError, match="format is 99"):
+    with pytest.raises(StoreError, match="has format 99"):
         opened(path).list("")
 
 
@@ -177,7 +177,7 @@ def test_a_database_of_another_program_is_left_as_it_is(path: Path) -> None:
         connection.execute("CREATE TABLE bookmarks (url TEXT)")
     connection.close()
 
-    with pytest.raises(StoreError, match="something else"):
+    with pytest.raises(StoreError, match="needs format"):
         opened(path).list("")
 
 

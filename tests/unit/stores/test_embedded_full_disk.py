@@ -59,7 +59,7 @@ def test_a_full_disk_is_named_and_the_store_goes_on_when_there_is_room(disk: Pat
     with pytest.raises(StoreError) as raised:
         fill_up(database, size)
     assert str(raised.value) == f"{disk / 'leases.db'}: database or disk is full"
-    assert raised.value.hint == "Make room on its file system."
+    assert raised.value.hint == "Free space on its file system."
 
     filler.unlink()
     put(database, "subnets/b")
@@ -73,7 +73,7 @@ def test_a_store_that_begins_on_a_full_disk_says_so(disk: Path) -> None:
 
     with pytest.raises(StoreError) as raised:
         put(database, "subnets/a")
-    assert raised.value.hint == "Make room on its file system."
+    assert raised.value.hint == "Free space on its file system."
 
     filler.unlink()
     put(database, "subnets/a")

@@ -171,7 +171,7 @@ def test_a_member_that_talks_nonsense_is_an_error_of_the_store() -> None:
     async def check() -> None:
         async with serving(Nonsense()) as store:
             for call in (store.list(""), store.watch("", 1).__aenter__()):
-                with pytest.raises(StoreError, match="does not speak etcd's protocol"):
+                with pytest.raises(StoreError, match="does not use etcd's protocol"):
                     await call
 
     asyncio.run(check())

@@ -117,7 +117,7 @@ def test_a_pass_phrase_is_not_asked_for(tmp_path: Path) -> None:
 def test_a_certificate_of_tomorrow_is_said(tmp_path: Path) -> None:
     ours = issue(tmp_path, "ours", starts_in=timedelta(hours=1))
 
-    with pytest.raises(StoreError, match=r"ours\.pem is valid only from \d{4}-") as caught:
+    with pytest.raises(StoreError, match=r"ours\.pem is not valid before \d{4}-") as caught:
         ours.context()
     assert "clock" in caught.value.hint
 

@@ -1,4 +1,4 @@
-"""The store's semantics on SQLite: revisions, conditional writes, expiry, bounded history. Synchronous."""
+"""The store on SQLite: revisions, conditional writes, expiry, limited history. Calls are synchronous."""
 
 import contextlib
 import errno
@@ -25,19 +25,20 @@ from pyflannel.model.store_record import (
 from pyflannel.ports import Clock
 
 HISTORY_REVISIONS = 10_000
-"""Revisions that a watch can begin at, at least."""
+"""Minimum number of past revisions at which a watch can begin."""
 
 BUSY_S = 5.0
-"""How long a call waits for another process to finish its own."""
+"""Time that a call waits for the transaction of another process."""
 
 BATCH_CHANGES = 1000
-"""Changes that a watch takes at a time."""
+"""Maximum number of changes that a watch reads at once."""
 
 _FORMAT = 1
 """PRAGMA user_version of the tables below."""
 
-# One revision changes one key, so a change is known by its revision. Deadlines are CLOCK_BOOTTIME seconds of
-# the boot named in `store`: no step of the wall clock touches them; `expires_utc` carries them over a reboot.
+# One revision changes one key, so the revision identifies the change. Deadlines are CLOCK_BOOTTIME seconds of
+# the boot named in `store`, which steps of the wall clock do not affect. After a reboot, `expires_utc` gives
+# them.
 _SCHEMA = (
     """CREATE TABLE store (revision INTEGER NOT NULL, compacted INTEGER NOT NULL, boot_id TEXT NOT NULL)""",
     """CREATE TABLE record (
@@ -50,16 +51,16 @@ _SCHEMA = (
 )
 
 _HINTS = {
-    "SQLITE_BUSY": "Another process has the file open: find it with fuser.",
-    "SQLITE_CANTOPEN": "Give the path of a file in a directory that may be written to.",
-    "SQLITE_CORRUPT": "Move the file away, with its -wal and -shm; hosts write their leases again.",
-    "SQLITE_FULL": "Make room on its file system.",
-    "SQLITE_IOERR": "See the kernel's log for its file system.",
-    "SQLITE_NOTADB": "This is no SQLite database: give another path, or move the file away.",
-    "SQLITE_PERM": "Run as a user that can write the file.",
-    "SQLITE_READONLY": "Make the file and its directory writable, or run as a user that can write them.",
+    "SQLITE_BUSY": "Another process locks the file: find it with fuser.",
+    "SQLITE_CANTOPEN": "Use the path of a file in a writable directory.",
+    "SQLITE_CORRUPT": "Move the file, its -wal and its -shm elsewhere. Hosts write their leases again.",
+    "SQLITE_FULL": "Free space on its file system.",
+    "SQLITE_IOERR": "Read the kernel's log about its file system.",
+    "SQLITE_NOTADB": "The file is not a SQLite database: use another path, or move the file.",
+    "SQLITE_PERM": "Run as a user with write access to the file.",
+    "SQLITE_READONLY": "Make the file and its directory writable, or run as a user with write access.",
 }
-"""What to do about an error of SQLite, by the beginning of its name."""
+"""Remedies for errors of SQLite, by the beginning of their names."""
 
 _SQLITE_NAMES = {
     errno.EACCES: "SQLITE_READONLY",
@@ -69,16 +70,16 @@ _SQLITE_NAMES = {
     errno.EPERM: "SQLITE_READONLY",
     errno.EROFS: "SQLITE_READONLY",
 }
-"""What SQLite would call an error of the system that comes before its own."""
+"""SQLite's names for system errors before SQLite opens the file."""
 
-_EXAMINE = "Stop the daemons that use the file, then examine it: sqlite3 FILE 'PRAGMA integrity_check'."
+_EXAMINE = "Stop the daemons that use the file, then check it: sqlite3 FILE 'PRAGMA integrity_check'."
 
 
 class Database:
-    """One file, opened at the first call and again after an error; for the use of one thread.
+    """One file, opened at the first call and again after an error. Only one thread may use it.
 
     Raises:
-        StoreError: from every call: the file cannot be used; the next call may succeed.
+        StoreError: by every call if the file is unusable. The next call may succeed.
     """
 
     def __init__(
@@ -132,10 +133,10 @@ class Database:
             return Written(revision)
 
     def changes(self, prefix: str, after: int) -> StoreChanges:
-        """Return the next changes under `prefix` later than `after`, perhaps none.
+        """Return the next changes under `prefix` after revision `after`, possibly none.
 
         Raises:
-            CompactedError: the history does not reach back to `after`, or never came as far.
+            CompactedError: the history does not contain `after`, or has not reached it yet.
         """
         with self._transaction("DEFERRED") as connection:
             ((revision, compacted),) = connection.execute("SELECT revision, compacted FROM store")
@@ -152,7 +153,7 @@ class Database:
             )
 
     def time_to_live(self, record: Record) -> float | None:
-        """Return the seconds until the record expires, 0 when it did, None when it never does."""
+        """Return the seconds until the record expires, 0 if it has expired, None if it never does."""
         if not record.lease_id:
             return None
         with self._transaction("DEFERRED") as connection:
@@ -162,20 +163,20 @@ class Database:
             return max(0.0, found[0] - self._clock.now()) if found else 0.0
 
     def seconds_to_expiry(self) -> float | None:
-        """Return the seconds until the next record expires, or None when none ever does."""
+        """Return the seconds until the next record expires, or None if none does."""
         with self._transaction("DEFERRED") as connection:
             (deadline,) = connection.execute("SELECT min(deadline) FROM record").fetchone()
             return None if deadline is None else max(0.0, deadline - self._clock.now())
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None
 
     @contextlib.contextmanager
     def _transaction(self, kind: str) -> Iterator[sqlite3.Connection]:
-        """Run the block in one transaction from which every record is gone that is due by now."""
+        """Run the block in one transaction, in which expired records are deleted first."""
         try:
             connection = self._opened()
             if kind == "DEFERRED" and self._is_any_due(connection):
@@ -197,12 +198,12 @@ class Database:
             raise _store_error(self._path, error) from error
 
     def _announce(self) -> None:
-        """Wake the watchers of the log: SQLite writes it before the commit can be read, then syncs."""
+        """Wake the watchers of the log. SQLite writes to it before the commit is readable."""
         with contextlib.suppress(FileNotFoundError):
             os.utime(f"{self._path}-wal")
 
     def _opened(self) -> sqlite3.Connection:
-        """Return the connection; a new one when the file was moved away or replaced under the old one."""
+        """Return the connection, or a new one if the file was moved or replaced."""
         if self._connection is not None and self._inode == _inode(self._path):
             return self._connection
         self.close()
@@ -214,7 +215,7 @@ class Database:
         )
         try:
             self._enter_wal_mode(connection)
-            connection.execute("PRAGMA synchronous = FULL")  # what was acknowledged outlives a power cut
+            connection.execute("PRAGMA synchronous = FULL")  # acknowledged writes survive a power failure
             if not self._is_prepared(connection):
                 self._prepare(connection)
         except BaseException:
@@ -224,7 +225,7 @@ class Database:
         return connection
 
     def _enter_wal_mode(self, connection: sqlite3.Connection) -> None:
-        # SQLite does not wait by itself for others who open the new file in the same moment.
+        # SQLite does not wait for other processes that open the new file at the same time.
         deadline = time.monotonic() + self._busy_s
         while True:
             try:
@@ -243,7 +244,7 @@ class Database:
         return bool(boot_id == self._boot_id)
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
-        """Make the tables in a new file, and take the deadlines over from an earlier boot."""
+        """Create the tables in a new file, or convert the deadlines of an earlier boot."""
         connection.execute("BEGIN IMMEDIATE")
         try:
             version = _format(connection)
@@ -253,8 +254,8 @@ class Database:
                 connection.execute("INSERT INTO store VALUES (1, 0, ?)", (self._boot_id,))
             elif version != _FORMAT:
                 raise StoreError(
-                    f"{self._path} holds something else: its format is {version}, this program's {_FORMAT}",
-                    hint="Use the version of pyflannel that made the file, or another path.",
+                    f"{self._path} has format {version}, and this pyflannel needs format {_FORMAT}",
+                    hint="Use the version of pyflannel that created the file, or another path.",
                 )
             elif not self._is_prepared(connection):
                 self._carry_over_reboot(connection)
@@ -264,9 +265,10 @@ class Database:
         connection.execute("COMMIT")
 
     def _carry_over_reboot(self, connection: sqlite3.Connection) -> None:
-        """Count on from what the wall clock says is left of each TTL.
+        """Compute new deadlines from the wall clock.
 
-        The clock may have been set while the host was off, or not yet be set: nothing gets more than its TTL.
+        The clock may have been changed while the host was off, or may not be set yet. No record gets more
+        than its TTL.
         """
         connection.execute(
             "UPDATE record SET deadline = ?1 + max(0, min(expires_utc - ?2, ttl_s))"
@@ -303,7 +305,7 @@ class Database:
         return revision
 
     def _forget_history(self, connection: sqlite3.Connection, revision: int) -> None:
-        """Keep the last `history` revisions, and up to a tenth more so that this seldom has work."""
+        """Keep the last `history` revisions, and up to a tenth more, so that deletions are rare."""
         ((compacted,),) = connection.execute("SELECT compacted FROM store")
         if revision - compacted > self._history + self._history // 10:
             oldest = revision - self._history
@@ -312,7 +314,7 @@ class Database:
 
 
 def _roll_back(connection: sqlite3.Connection) -> None:
-    # SQLite does it by itself after some errors, such as that of a full disk, and refuses it then.
+    # After some errors, such as a full disk, SQLite has rolled back already and refuses another rollback.
     if connection.in_transaction:
         connection.execute("ROLLBACK")
 

@@ -1,4 +1,4 @@
-"""Leases in a SQLite file, for an event loop: calls in a thread, watches by the file's own changes."""
+"""The embedded store for an event loop: calls run in a thread, and watches follow changes of the file."""
 
 import asyncio
 import logging
@@ -16,7 +16,7 @@ from pyflannel.stores.embedded.database import Database
 log = logging.getLogger(__name__)
 
 LOOK_S = 1.0
-"""How often a watch looks by itself, should a change of the file not be told."""
+"""Interval at which a watch reads the file without a notification."""
 
 _Arguments = ParamSpec("_Arguments")
 _Answer = TypeVar("_Answer")
@@ -45,28 +45,33 @@ class EmbeddedStore:
 
     @asynccontextmanager
     async def watch(self, prefix: str, after: int) -> AsyncIterator[Watcher]:
-        """Watch the keys under `prefix` for what is later than `after`, within the block."""
-        await self._seconds_to_look()  # makes the file's directory, where the file watch looks
+        """Watch the keys under `prefix` for changes after revision `after`, during the block."""
+        await self._seconds_to_look()  # creates the directory of the file, which the file watch needs
         async with AsyncExitStack() as opened:
             try:
                 writes = await opened.enter_async_context(self._file_watch.changes(self._log_file))
             except TargetError as error:
                 self._warn(error)
                 writes = None
-            await self._call(self._database.changes, prefix, after)  # the file goes back that far
+            await self._call(
+                self._database.changes, prefix, after
+            )  # raises CompactedError if the history is too short
             yield _Watcher(self, prefix, after, writes)
 
     async def time_to_live(self, record: Record) -> float | None:
-        """Return the seconds until the record expires, or None when it never does."""
+        """Return the seconds until the record expires, or None if it never does."""
         return await self._call(self._database.time_to_live, record)
 
     async def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         await self._call(self._database.close)
 
     def _warn(self, error: TargetError) -> None:
         log.warning(
-            "cannot be told of changes, looking every %g s file=%s: %s", LOOK_S, self._log_file, error
+            "Could not watch the file of the store, reading it every %g s file=%s: %s",
+            LOOK_S,
+            self._log_file,
+            error,
         )
 
     async def _seconds_to_look(self) -> float:
@@ -81,7 +86,7 @@ class EmbeddedStore:
 
 
 class _Watcher:
-    """A watch of the file; `writes` tells when it may have been written to, None when nothing does."""
+    """A watch of the file. `writes` announces possible writes; None without notifications."""
 
     def __init__(self, store: EmbeddedStore, prefix: str, after: int, writes: Changes | None) -> None:
         self._store = store
@@ -91,7 +96,7 @@ class _Watcher:
         self._is_new = True
 
     async def next(self) -> StoreChanges:
-        """Wait for changes; look whenever something may have been written or expired."""
+        """Wait for changes. Read the file whenever it may have been written, or a record may have expired."""
         if self._is_new:
             self._is_new = False
             return StoreChanges((), self._after)

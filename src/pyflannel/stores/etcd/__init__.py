@@ -1,1 +1,1 @@
-"""The store on etcd v3, several endpoints of one cluster."""
+"""The store in etcd v3, with several endpoints of one cluster."""

@@ -1,4 +1,4 @@
-"""One etcd cluster behind several endpoints: the last that answered is asked first."""
+"""An etcd cluster with several endpoints. The endpoint that answered last is tried first."""
 
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
@@ -24,12 +24,12 @@ _Answer = TypeVar("_Answer")
 
 
 class Cluster:
-    """The members, at most one connection to each, in the order in which they are asked."""
+    """The members, with at most one connection to each, in the order in which they are tried."""
 
     def __init__(
         self, endpoints: Sequence[Endpoint], *, tls: TlsFiles | None = None, user: User | None = None
     ) -> None:
-        """Speak to `endpoints` over TLS when there is `tls`, and as `user` when there is one."""
+        """Use `endpoints`, over TLS if `tls` is given, and as `user` if one is given."""
         self._given = tuple(endpoints)
         self._endpoints = list(endpoints)
         self._tls = tls
@@ -43,21 +43,22 @@ class Cluster:
         about: str = "",
         once: bool = False,
     ) -> _Answer:
-        """Return what `call` returns at the first member that answers.
+        """Return the result of `call` at the first member that answers.
 
-        `about`: the keys that are asked for, as a refusal names them.
-        `once`: what may have reached one member is not sent to another, since it must not happen twice.
+        `about`: the requested keys, for the message of a refusal.
+        `once`: do not send a request to another member after it may have reached one, so that it is not
+        performed twice.
 
         Raises:
-            RefusedError: a member refused; nothing took effect.
-            StoreError: no member answered; with `once`, it may have taken effect all the same. Or a file of
-                ours, a certificate or a password, cannot be used; nothing was sent then.
+            RefusedError: a member refused the request, which had no effect.
+            StoreError: no member answered. With `once`, the request may have had its effect. Or a certificate
+                or password file is unusable, and nothing was sent.
         """
         failures: list[tuple[Endpoint, Exception]] = []
         for endpoint in tuple(self._endpoints):
             member = self._member(endpoint)
             try:
-                # Apart from the call: when this fails, surely nothing was sent.
+                # Separate from the call: if this fails, nothing was sent.
                 if not member.channel.is_open:
                     await within(CONNECT_S, member.channel.__connect__())
             except OSError as error:
@@ -76,15 +77,15 @@ class Cluster:
                 self._endpoints.remove(endpoint)
                 self._endpoints.insert(0, endpoint)
                 return answer
-        # In the order given, not by who answers first: the same trouble has the same text and is logged once.
+        # In the given order, so that the same failure has the same text and is logged once.
         failures.sort(key=lambda failure: self._given.index(failure[0]))
         raise StoreError(
-            f"etcd did not answer: {'; '.join(f'{where}: {explain(error)}' for where, error in failures)}",
+            f"etcd does not respond: {'; '.join(f'{where}: {explain(error)}' for where, error in failures)}",
             hint=hint_of(failures[0][1]),
         )
 
     def distrust(self, member: Member) -> None:
-        """Ask this member last from now on, over a new connection; all that uses the old one ends too."""
+        """Try this member last from now on, over a new connection. Calls over the old connection end."""
         self._endpoints.remove(member.endpoint)
         self._endpoints.append(member.endpoint)
         if self._members.get(member.endpoint) is member:
@@ -100,7 +101,7 @@ class Cluster:
     async def _answer(
         self, member: Member, call: Callable[[Member], Coroutine[Any, Any, _Answer]]
     ) -> _Answer:
-        """Return the answer; a token that was refused, since it expired for example, is renewed once."""
+        """Return the answer. A refused token, for example an expired one, is renewed once."""
         if self._login is None:
             return await within(CALL_S, call(member))
         token = await self._login.token(member)
@@ -116,10 +117,10 @@ class Cluster:
         return f"user {self._login.user.name!r} {about}" if self._login is not None else about
 
     def _member(self, endpoint: Endpoint) -> Member:
-        standing = self._members.get(endpoint)
-        if standing is not None and standing.channel.is_stranded:
-            # Nothing would be heard until the call's time is over.
-            standing.channel.close()
+        existing = self._members.get(endpoint)
+        if existing is not None and existing.channel.is_stranded:
+            # A call would get no answer until its deadline.
+            existing.channel.close()
             del self._members[endpoint]
         if endpoint not in self._members:
             member = Member.at(endpoint, self._tls)
@@ -130,7 +131,7 @@ class Cluster:
 
 
 async def _cause(member: Member, error: Exception) -> Exception:
-    """Return why a call ended without an answer: what it saw itself, or that our certificate is refused."""
+    """Return the cause of a call without an answer, or the TLS alert that refuses the client certificate."""
     if isinstance(error, TimeoutError | GRPCError):
         return error
     return await member.alert() or error

@@ -1,4 +1,4 @@
-"""The address of an etcd member, and TLS towards it: authorities and the host's own certificate."""
+"""The address of an etcd member, and the TLS files for it: CA, client certificate and key."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -30,7 +30,7 @@ except ImportError:
         reason = ""
 
     class SSLCertVerificationError(SSLError):  # type: ignore[no-redef]
-        """A certificate was not accepted."""
+        """The certificate of the other side is not valid."""
 
         verify_message = ""
 
@@ -44,12 +44,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TlsFiles:
-    """The files, PEM each; they are read again for each connection, so that replaced ones are used.
+    """PEM files. They are read for each connection, so that replaced files are used.
 
     Attributes:
-        ca: the authorities that may have signed a member's certificate; None for those of the system.
-        certificate: ours, its chain behind it; None when members do not ask for one.
-        key: its private key, without a pass phrase; given exactly with `certificate`.
+        ca: certificate authorities for the members; None for those of the system.
+        certificate: client certificate, followed by its chain; None if members do not require one.
+        key: its private key, without a pass phrase; given if and only if `certificate` is.
     """
 
     ca: Path | None = None
@@ -57,17 +57,17 @@ class TlsFiles:
     key: Path | None = None
 
     def context(self) -> "ssl.SSLContext":
-        """Return what a connection is made with now: TLS 1.2 or newer, the member's name checked.
+        """Return the settings for a new connection: TLS 1.2 or newer, with a check of the member's name.
 
         Raises:
-            StoreError: a file cannot be read or used; the message names it.
+            StoreError: a file is unreadable or unusable; the message names it.
         """
         import ssl  # not at the top: see programs/process_memory.py
 
         context = ssl.create_default_context() if self.ca is None else _trusting(self.ca)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
-        # As Go does: names stand in the extension made for them, and authorities of old, which lack
-        # extensions that Python 3.13 asks for, are good enough.
+        # As in Go: only the extension for names counts, and old authorities without the extensions that
+        # Python 3.13 requires are valid.
         context.hostname_checks_common_name = False
         context.verify_flags &= ~ssl.VERIFY_X509_STRICT
         context.set_alpn_protocols(["h2"])
@@ -84,13 +84,13 @@ def _trusting(ca: Path) -> "ssl.SSLContext":
         return ssl.create_default_context(cadata=text)
     except (ssl.SSLError, ValueError) as error:
         raise StoreError(
-            f"the etcd CA file {ca} holds no usable certificate",
-            hint="Give the certificate of the authority that signed etcd's, in PEM.",
+            f"the etcd CA file {ca} contains no usable certificate",
+            hint="Use the PEM certificate of the authority that signed etcd's certificate.",
         ) from error
 
 
 def _show(context: "ssl.SSLContext", certificate: Path, key: Path) -> None:
-    """Make our certificate part of `context`; what a member would refuse without a word is refused here."""
+    """Add the client certificate to `context`. Check it first, because a member refuses without a reason."""
     try:
         validity = validity_of(_read(certificate, "certificate"))
     except WireError as error:
@@ -104,12 +104,12 @@ def _show(context: "ssl.SSLContext", certificate: Path, key: Path) -> None:
     except SSLError as error:
         if error.reason == "KEY_VALUES_MISMATCH":
             raise StoreError(
-                f"the etcd key {key} is not that of the certificate {certificate}",
-                hint="Give the two files that were made together.",
+                f"the etcd key {key} does not belong to the certificate {certificate}",
+                hint="Use the key and the certificate that were created together.",
             ) from error
         raise StoreError(
             f"the etcd key {key} or the certificate {certificate} cannot be used",
-            hint="Both are PEM; the key begins with -----BEGIN PRIVATE KEY----- or BEGIN EC PRIVATE KEY.",
+            hint="Both must be PEM. The key begins with -----BEGIN PRIVATE KEY----- or BEGIN EC PRIVATE KEY.",
         ) from error
 
 
@@ -118,27 +118,30 @@ def _check_time(certificate: Path, not_before: datetime, not_after: datetime) ->
     if now > not_after:
         raise StoreError(
             f"the etcd certificate {certificate} expired at {not_after:%Y-%m-%d %H:%M:%S} UTC",
-            hint="Put a new one in its place: it is used at the next try.",
+            hint="Replace the file. flanneld uses the new one at the next attempt.",
         )
     if now < not_before:
         raise StoreError(
-            f"the etcd certificate {certificate} is valid only from {not_before:%Y-%m-%d %H:%M:%S} UTC on",
+            f"the etcd certificate {certificate} is not valid before {not_before:%Y-%m-%d %H:%M:%S} UTC",
             hint="Check the clock of this host, and the certificate.",
         )
 
 
 def _refuse_pass_phrase(key: Path) -> str:
-    # Without this OpenSSL would ask for it on the terminal.
+    # Without this, OpenSSL would ask for the pass phrase on the terminal.
     raise StoreError(
-        f"the etcd key {key} is protected by a pass phrase", hint="Give the key without one, mode 0600."
+        f"the etcd key {key} is protected by a pass phrase",
+        hint="Remove the pass phrase from the key, and set mode 0600.",
     )
 
 
-def _read(path: Path, what: str) -> str:
+def _read(path: Path, kind: str) -> str:
     try:
-        return path.read_text(encoding="ascii", errors="ignore")  # bundles carry names in between
+        return path.read_text(
+            encoding="ascii", errors="ignore"
+        )  # bundles contain names between the certificates
     except OSError as error:
         raise StoreError(
-            f"the etcd {what} {path} cannot be read: {error.strerror}",
-            hint="It is read at each try: put it there, and let flanneld read it.",
+            f"the etcd {kind} {path} cannot be read: {error.strerror}",
+            hint="Create the file, readable for flanneld. flanneld reads it at each attempt.",
         ) from error

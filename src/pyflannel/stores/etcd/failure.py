@@ -1,4 +1,4 @@
-"""One call to a member within its time, and the reasons why it failed."""
+"""Deadlines of calls to an etcd member, and the causes of their failures."""
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine
@@ -15,7 +15,7 @@ from pyflannel.errors import StoreError
 from pyflannel.stores.etcd.endpoint import Endpoint, SSLCertVerificationError, SSLError
 
 NONSENSE = (DecodeError, ValueError, LookupError)
-"""What the client's layers raise when a member does not speak the protocol: a message, a header, a status."""
+"""Errors of the client's layers if a member violates the protocol in a message, a header or a status."""
 
 BROKEN = (
     OSError,
@@ -26,60 +26,62 @@ BROKEN = (
     AssertionError,
     *NONSENSE,
 )
-"""Whatever ends a call before its answer: a broken connection shows in several layers of the client.
+"""Errors that end a call before its answer. A broken connection shows in several layers of the client.
 
-grpclib asserts that a message is there, and whole, when the stream has ended.
+grpclib asserts that a complete message is there when the stream has ended.
 """
 
 _REFUSALS = {
-    Status.INVALID_ARGUMENT: "See etcd's log: the request does not suit it.",
-    Status.NOT_FOUND: "Try again: what the request named is gone.",
+    Status.INVALID_ARGUMENT: "Read etcd's log: it rejects the request as invalid.",
+    Status.NOT_FOUND: "Try again: the object of the request no longer exists.",
     Status.OUT_OF_RANGE: "Try again from a fresh listing.",
     Status.PERMISSION_DENIED: "Grant the user a role that may read and write all keys below the prefix.",
-    Status.UNAUTHENTICATED: "Check the user, and that the cluster's members agree on its users.",
+    Status.UNAUTHENTICATED: "Check the user, and that all members of the cluster have the same users.",
     Status.RESOURCE_EXHAUSTED: "etcd is full or overloaded: compact, defragment, then disarm its alarm.",
-    Status.UNIMPLEMENTED: "etcd 3.4 or newer is needed.",
+    Status.UNIMPLEMENTED: "Use etcd 3.4 or newer.",
 }
-"""What every member would say alike, and surely without effect; and what to do about it."""
+"""Refusals that have no effect and that every member would give, and their remedies."""
 
 _HINTS = {
-    "user name is empty": "This etcd wants to know its users: give --etcd-username and a password.",
-    "authentication failed": "Check user and password; a password file is read again at each try.",
+    "user name is empty": "This etcd requires a user: set --etcd-username and a password.",
+    "authentication failed": "Check user and password. A password file is read again at each attempt.",
     "permission denied": _REFUSALS[Status.PERMISSION_DENIED],
 }
-"""Where etcd's message says more than its status."""
+"""Remedies by etcd's message, which is more specific than its status."""
 
 _NEEDS_LOGIN = ("invalid auth token", "user name is empty", "revision of auth store is old")
-"""What etcd says when the token is missing, expired, or older than the last change of its users."""
+"""Messages of etcd if the token is missing, expired, or older than the last change of its users."""
 
-_NOT_RUNNING = "Is etcd running, and are these the addresses where it serves clients?"
+_NOT_RUNNING = "Check that etcd runs, and that these are its client addresses."
 _NOT_TRUSTED = "Check the CA file, and the names and dates in the certificate of that member."
-_NOT_LET_IN = "Check our certificate: the member's CA must have signed it for client authentication."
-_NO_TLS = "Say http:// (or etcd://) where etcd serves without TLS."
+_NOT_LET_IN = (
+    "Check the client certificate: the CA of the member must have signed it for client authentication."
+)
+_NO_TLS = "If etcd serves without TLS, use http:// (or etcd://)."
 
 
 class RefusedError(StoreError):
-    """A member understood the request and refused it: nothing took effect."""
+    """A member understood and refused the request, which had no effect."""
 
     def __init__(self, endpoint: Endpoint, status: Status, message: str | None, about: str = "") -> None:
         reason = (message or status.name).rpartition("etcdserver: ")[2]
         hints = (hint for text, hint in _HINTS.items() if text in reason)
         super().__init__(
             f"etcd at {endpoint} refused{about and f' {about}'}: {reason}",
-            hint=next(hints, _REFUSALS.get(status, "See etcd's log.")),
+            hint=next(hints, _REFUSALS.get(status, "Read etcd's log.")),
         )
         self.status = status
 
 
 def is_refusal(error: BaseException) -> bool:
-    """Return whether a member understood and refused, as every other would."""
+    """Return whether a member understood and refused the request, as every other member would."""
     return isinstance(error, GRPCError) and error.status in _REFUSALS
 
 
 def needs_login(error: GRPCError, *, has_token: bool) -> bool:
-    """Return whether the call may go through with another token.
+    """Return whether the call may succeed with another token.
 
-    Without one, a client with a certificate is the user in its common name, which may have no rights.
+    Without a token, a client with a certificate is the user in its common name, who may have no rights.
     """
     if error.status is Status.PERMISSION_DENIED:
         return not has_token
@@ -89,13 +91,13 @@ def needs_login(error: GRPCError, *, has_token: bool) -> bool:
 
 
 def explain(error: BaseException) -> str:
-    """Return in a few words why a member gave no answer."""
+    """Return the short cause why a member gave no answer."""
     match error:
         case SSLCertVerificationError():
             return f"its certificate is not accepted: {error.verify_message.rstrip('.')}"
         case SSLError():
             reason = (error.reason or "TLS failed").lower().replace("_", " ")
-            return f"it refused our TLS: {_alert(reason)}" if "alert" in reason else f"no TLS: {reason}"
+            return f"it refused TLS: {_alert(reason)}" if "alert" in reason else f"TLS failed: {reason}"
         case TimeoutError():
             return "no answer in time"
         case ConnectionRefusedError():
@@ -105,7 +107,7 @@ def explain(error: BaseException) -> str:
         case GRPCError():
             return error.message or error.status.name
         case _ if isinstance(error, NONSENSE):
-            return f"it does not speak etcd's protocol: {error}"
+            return f"it does not use etcd's protocol: {error}"
         case _ if isinstance(error, BROKEN):
             return "connection lost"
         case _:
@@ -113,7 +115,7 @@ def explain(error: BaseException) -> str:
 
 
 def hint_of(error: BaseException) -> str:
-    """Return what to do about a member that gave no answer."""
+    """Return the remedy for a member that gave no answer."""
     match error:
         case SSLCertVerificationError():
             return _NOT_TRUSTED
@@ -126,35 +128,35 @@ def hint_of(error: BaseException) -> str:
 
 
 def _alert(reason: str) -> str:
-    """Return the name of the alert alone: OpenSSL puts the version before it."""
+    """Return only the name of the alert, without the TLS version that OpenSSL puts before it."""
     return reason.partition("alert ")[2]
 
 
 CONNECT_S = 2
-"""How long an endpoint may take to accept a connection, with TLS where there is."""
+"""Deadline for a connection, including TLS."""
 
 CALL_S = 5
-"""How long an endpoint may take to answer; etcd itself gives a request up after about 7 s."""
+"""Deadline for an answer. etcd itself cancels a request after about 7 s."""
 
 _TICKS = 20
-"""In so many parts a time is counted."""
+"""Number of ticks of a deadline."""
 
 _Answer = TypeVar("_Answer")
 
 
 async def within(seconds: float, call: Coroutine[Any, Any, _Answer]) -> _Answer:
-    """Return what `call` does, or raise TimeoutError after `seconds` in which this process ran."""
+    """Return the result of `call`, or raise TimeoutError after `seconds` in which this process ran."""
     async with patience(seconds):
         return await apart(call)
 
 
 @asynccontextmanager
 async def patience(seconds: float) -> AsyncIterator[None]:
-    """Raise TimeoutError in the body after `seconds` that were lived through.
+    """Raise TimeoutError in the body after `seconds` in which this process ran.
 
-    A process that stood still, as one of many on a busy machine does, would else blame an endpoint for an
-    answer that lay there unread; and whoever then connects anew makes the machine busier. So the time is
-    counted in ticks, of which each counts once, however late it comes.
+    On a busy machine a process may not run for a while, although the answer has arrived. An ordinary timeout
+    would blame the endpoint, and a new connection would increase the load. So the time is counted in ticks,
+    each of which counts once, however late it is.
     """
     loop = asyncio.get_running_loop()
     tick_s = seconds / _TICKS
@@ -166,7 +168,7 @@ async def patience(seconds: float) -> AsyncIterator[None]:
             if left:
                 timer = loop.call_later(tick_s, count, left - 1)
             else:
-                deadline.reschedule(loop.time())  # what has arrived by now is seen first
+                deadline.reschedule(loop.time())  # handles the data that has arrived first
 
         try:
             yield
@@ -177,13 +179,13 @@ async def patience(seconds: float) -> AsyncIterator[None]:
 async def apart(call: Coroutine[Any, Any, _Answer]) -> _Answer:
     """Await `call` in a task of its own.
 
-    grpclib 0.4 wakes a task whose connection broke by cancelling it and does not take that back
-    (`Task.uncancel`): in the caller's own task, timeouts and task groups would go wrong from then on.
-    For the same reason the error leaves the group as a value: the groups of Python 3.11 do likewise.
+    If a connection breaks, grpclib 0.4 cancels the waiting task without `Task.uncancel`. In the caller's
+    task, later timeouts and task groups would then fail. The task groups of Python 3.11 have the same defect,
+    so the error leaves the group as a value.
     """
     async with asyncio.TaskGroup() as tasks:
         task = tasks.create_task(_answer_or_error(call))
-    if task.cancelled():  # by grpclib: had it been the caller, we would not be here
+    if task.cancelled():  # by grpclib; a cancellation of the caller does not reach this line
         raise StreamTerminatedError("the connection was lost")
     match task.result():
         case _Failed(error):

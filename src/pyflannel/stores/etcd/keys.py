@@ -1,4 +1,4 @@
-"""The store's keys in etcd's flat key space, and conditional writes as etcd transactions."""
+"""Keys of the store in etcd's flat key space, and conditional writes as etcd transactions."""
 
 from pyflannel.model.store_record import Conflict, Delete, Put, Record, Written
 from pyflannel.stores.etcd.rpc_pb2 import (
@@ -15,34 +15,34 @@ from pyflannel.wire.lease_record import longest_value
 
 
 class KeySpace:
-    """Joins and parts prefix and key by one slash, whether the prefix ends in one or not."""
+    """Joins and splits prefix and key at one slash, whether or not the prefix ends in one."""
 
     def __init__(self, prefix: str) -> None:
         self._root = prefix.rstrip("/").encode() + b"/"
 
     def full(self, key: str) -> bytes:
-        """Return the key as etcd has it."""
+        """Return the full key in etcd."""
         return self._root + key.encode()
 
     def shown(self, key: str) -> str:
-        """Return the key as etcd has it, as text for people."""
+        """Return the full key in etcd, as text for people."""
         return self._root.decode() + key
 
     def relative(self, full: bytes) -> str:
-        """Return the key as the store's users name it; octets that are no UTF-8 are shown by escapes."""
+        """Return the key relative to the prefix. Bytes that are not UTF-8 become escapes."""
         return full.removeprefix(self._root).decode(errors="backslashreplace")
 
     def range_of(self, prefix: str) -> tuple[bytes, bytes]:
         """Return first key and end of the range of all keys that start with `prefix`.
 
-        The end is the first key that comes after them all: the prefix with its last octet raised by one.
-        No octet of UTF-8 is 0xff, so there always is one.
+        The end is the first key after all of them: the prefix with its last byte incremented. This is always
+        possible, because no byte of UTF-8 is 0xff.
         """
         start = self.full(prefix)
         return start, start[:-1] + bytes([start[-1] + 1])
 
     def record(self, found: KeyValue) -> Record:
-        """Return what etcd holds as a record; of a value that is too long, no more than shows that."""
+        """Return a key and value of etcd as a record. A value that is too long is cut just above the limit."""
         key = self.relative(found.key)
         return Record(
             key=key,
@@ -54,7 +54,7 @@ class KeySpace:
 
 
 def transaction(keys: KeySpace, operation: Put | Delete, lease_id: int) -> TxnRequest:
-    """Return the request for one write; a put hangs its key on the etcd lease `lease_id`, 0 for none."""
+    """Return the request for one write. A put attaches its key to the etcd lease `lease_id`; 0 for none."""
     key = keys.full(operation.key)
     if isinstance(operation, Put):
         put = PutRequest(key=key, value=operation.value, lease=lease_id, prev_kv=True)
@@ -75,7 +75,7 @@ def _has_revision(key: bytes, revision: int) -> Compare:
 
 
 def outcome(keys: KeySpace, answer: TxnResponse) -> Written | Conflict:
-    """Return what became of the write."""
+    """Return the outcome of the write."""
     if answer.succeeded:
         return Written(answer.header.revision)
     found = answer.responses[0].response_range.kvs
@@ -83,7 +83,7 @@ def outcome(keys: KeySpace, answer: TxnResponse) -> Written | Conflict:
 
 
 def lease_left_behind(answer: TxnResponse) -> int:
-    """Return the etcd lease that the key hung on until this write succeeded; 0 for none."""
+    """Return the etcd lease to which the key was attached before this write; 0 for none."""
     response = answer.responses[0]
     if response.HasField("response_put"):
         return int(response.response_put.prev_kv.lease)

@@ -1,4 +1,4 @@
-"""One member of the cluster: its connection, and the user's token there."""
+"""A member of the cluster: its connection, and the token of the user."""
 
 import asyncio
 import logging
@@ -21,7 +21,7 @@ from pyflannel.stores.etcd.rpc_grpc import AuthStub
 from pyflannel.stores.etcd.rpc_pb2 import AuthenticateRequest
 
 Address = tuple[str, int] | tuple[str, int, int, int]
-"""Where a socket is bound, in one family or the other."""
+"""The address of a bound socket, IPv4 or IPv6."""
 
 
 def is_still_ours(address: Address) -> bool:
@@ -36,11 +36,11 @@ def is_still_ours(address: Address) -> bool:
 
 
 _ALERT_S = 1.5
-"""How long a member that just ended a connection may take to say why."""
+"""Time for the TLS alert of a member that has just ended a connection."""
 
-# A stopped or unplugged member leaves its connections standing: only pings tell. etcd's servers drop clients
-# that ping more often than every 5 s (--grpc-keepalive-min-time) or without calls.
-# The connection's window is larger than a stream's, so that a watch nobody reads cannot starve the calls.
+# The connections of a stopped or unplugged member stay open, and only pings detect this. etcd drops clients
+# that ping more often than every 5 s (--grpc-keepalive-min-time) or without calls. The window of the
+# connection is larger than that of a stream, so that an unread watch does not block calls.
 _CONFIGURATION = Configuration(
     _keepalive_time=6,
     _keepalive_timeout=4,
@@ -52,10 +52,10 @@ _CONFIGURATION = Configuration(
 
 
 class _Protocol(H2Protocol):
-    """Takes whatever arrives as a sign of life, and knows where it goes out from.
+    """Counts all received data as a sign of life, and knows its local address.
 
-    grpclib waits for the answer to its ping alone, which stands behind all that was sent before it: many
-    megabytes, when a watch catches up over a slow line.
+    grpclib accepts only the answer to its ping, which follows all data sent before: many megabytes if a watch
+    catches up over a slow connection.
     """
 
     local: Address | None = None
@@ -70,7 +70,7 @@ class _Protocol(H2Protocol):
 
 
 class Connection(Channel):
-    """A gRPC channel that opens again by itself, each time with the TLS files as they are then."""
+    """A gRPC channel that reopens by itself, each time with the current TLS files."""
 
     def __init__(self, endpoint: Endpoint, tls: TlsFiles | None) -> None:
         super().__init__(endpoint.host, endpoint.port, config=_CONFIGURATION)
@@ -79,19 +79,19 @@ class Connection(Channel):
 
     @property
     def is_open(self) -> bool:
-        """Return whether a call can be sent at once."""
+        """Return whether a call can be sent immediately."""
         return self._connected
 
     @property
     def is_stranded(self) -> bool:
-        """Return whether the host has lost the address that the connection goes out from."""
+        """Return whether the host has lost the local address of the connection."""
         return self._connected and self._local is not None and not is_still_ours(self._local)
 
     def _protocol_factory(self) -> H2Protocol:
         return _Protocol(Handler(), self._config, self._h2_config)
 
     async def _create_connection(self) -> H2Protocol:
-        # grpclib takes one context for all connections; from outside it cannot be given another.
+        # grpclib uses one context for all connections, and has no way to replace it.
         if self._tls is not None:
             self._ssl = self._tls.context()
             self._scheme = "https"
@@ -103,7 +103,7 @@ class Connection(Channel):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Member:
-    """One endpoint, and the connection to it."""
+    """An endpoint and the connection to it."""
 
     endpoint: Endpoint
     tls: TlsFiles | None
@@ -111,14 +111,14 @@ class Member:
 
     @classmethod
     def at(cls, endpoint: Endpoint, tls: TlsFiles | None) -> "Member":
-        """Return the member at `endpoint`; nothing is connected yet."""
+        """Return the member at `endpoint`, not connected yet."""
         return cls(endpoint, tls, Connection(endpoint, tls))
 
     async def alert(self) -> SSLError | None:
-        """Return how the member refuses our certificate, if it does.
+        """Return the TLS alert by which the member refuses the client certificate, or None.
 
-        In TLS 1.3 it does so when the handshake is over for us. By then we have spoken, and a connection that
-        is closed with unread octets loses the alert. So nothing is written here, and the alert is read.
+        In TLS 1.3 the alert follows the handshake. The client has sent data by then, and a connection that is
+        closed with unread bytes loses the alert. So this connection sends nothing and only reads the alert.
         """
         if self.tls is None:
             return None
@@ -143,25 +143,25 @@ class Member:
 log = logging.getLogger(__name__)
 
 _NO_USERS = ""
-"""The token at a cluster that does not ask for its users: none goes with the calls."""
+"""The token for a cluster without users: calls contain no token."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class User:
-    """Who logs in.
+    """A user of etcd.
 
     Attributes:
-        password: the password, or the file that has it in its first line, read at each login.
+        password: the password, or a file that contains it in the first line and is read at each login.
     """
 
     name: str
     password: Secret | Path
 
     def read_password(self) -> Secret:
-        """Return the password as it is now.
+        """Return the current password.
 
         Raises:
-            StoreError: the file cannot be read, or has no password in it.
+            StoreError: the file is unreadable, or contains no password.
         """
         if isinstance(self.password, Secret):
             return self.password
@@ -171,18 +171,18 @@ class User:
             cause = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
             raise StoreError(
                 f"the password file {self.password} cannot be read: {cause}",
-                hint="It is read at each login: put it there, and let flanneld read it.",
+                hint="Create the file, readable for flanneld. flanneld reads it at each login.",
             ) from None
         if not line:
             raise StoreError(
                 f"the password file {self.password} has an empty first line",
-                hint="Write the password of the etcd user into its first line.",
+                hint="Write the password of the etcd user in the first line.",
             )
         return Secret(line)
 
 
 class Login:
-    """The token of one user at one cluster, valid at all members."""
+    """The token of a user at a cluster, valid at all members."""
 
     def __init__(self, user: User) -> None:
         self.user = user
@@ -190,7 +190,7 @@ class Login:
         self._turn = asyncio.Lock()
 
     def accompany(self, member: Member) -> None:
-        """Let the token, when there is one, go with every call to `member`."""
+        """Add the token, if there is one, to every call to `member`."""
 
         async def add_token(event: SendRequest) -> None:
             if self._token:
@@ -199,18 +199,18 @@ class Login:
         listen(member.channel, SendRequest, add_token)
 
     async def token(self, member: Member) -> str:
-        """Return the token, after logging in at `member` if there was none yet.
+        """Return the token. Log in at `member` if there is none yet.
 
         Raises:
-            StoreError: the password cannot be read, or is refused.
+            StoreError: the password is unreadable, or etcd refused it.
         """
         return await self.renew(member, None) if self._token is None else self._token
 
     async def renew(self, member: Member, refused: str | None) -> str:
-        """Return another token than the one that was refused; of several calls only the first logs in."""
+        """Return a token other than the refused one. Of several concurrent calls, only the first logs in."""
         async with self._turn:
             if self._token is None or self._token == refused:
-                self._token = None  # an old one is not sent along
+                self._token = None  # the login must not contain the old token
                 self._token = await self._log_in(member)
             return self._token
 
@@ -220,7 +220,7 @@ class Login:
             answer = await within(CALL_S, AuthStub(member.channel).Authenticate(request))
         except GRPCError as error:
             if error.status is Status.FAILED_PRECONDITION:
-                log.debug("etcd does not ask for its users endpoint=%s", member.endpoint)
+                log.debug("Logged in without a user: etcd has no users endpoint=%s", member.endpoint)
                 return _NO_USERS
             if is_refusal(error):
                 about = f"user {self.user.name!r}"

@@ -28,7 +28,7 @@ from pyflannel.stores.etcd.watch import Watch
 log = logging.getLogger(__name__)
 
 PAGE_RECORDS = 1000
-"""Records asked for at a time, so that one answer stays far below etcd's limits."""
+"""Records of one request, so that an answer stays far below etcd's limits."""
 
 MOST_RECORDS = 4 * LARGEST
 """Records of a listing. There may be reservations and claims beside the leases, and keys that hold none."""
@@ -37,7 +37,7 @@ MOST_RECORDS = 4 * LARGEST
 class EtcdStore:
     """The keys under one prefix of an etcd v3 cluster (3.4 and newer).
 
-    A key with a TTL hangs on an etcd lease of its own: `lease_id`.
+    A key with a TTL is attached to an etcd lease of its own: `lease_id`.
     """
 
     def __init__(
@@ -67,15 +67,15 @@ class EtcdStore:
             try:
                 return await self._list_at_one_revision(prefix)
             except RefusedError as refused:
-                # The revision was compacted between two pages: begin again at a newer one.
+                # The revision was compacted between two pages: start again at a newer one.
                 if refused.status is not Status.OUT_OF_RANGE:
                     raise
 
     async def write(self, operation: Put | Delete) -> Written | Conflict:
         """Perform one conditional write as one transaction.
 
-        When the answer gets lost, the write may have taken effect; the new etcd lease is then left to expire
-        by itself, as revoking it would delete the key.
+        If the answer gets lost, the write may have taken effect. The new etcd lease then expires by itself,
+        because revoking it would delete the key.
         """
         lease_id = 0
         if isinstance(operation, Put) and operation.ttl_s is not None:
@@ -91,8 +91,8 @@ class EtcdStore:
             await self._revoke(lease_id)
             raise
         result = outcome(self._keys, answer)
-        # A lost race leaves the new lease with nothing on it, a write that was done the one before. An hourly
-        # renewal would else pile up 24 h leases in etcd.
+        # After a lost race the new lease has no key, and after a write the previous lease has none. Hourly
+        # renewals would otherwise collect 24 h leases in etcd.
         if isinstance(result, Conflict):
             await self._revoke(lease_id)
         else:
@@ -101,12 +101,12 @@ class EtcdStore:
 
     @asynccontextmanager
     async def watch(self, prefix: str, after: int) -> AsyncIterator[Watcher]:
-        """Watch the keys under `prefix` for what is later than `after`, within the block."""
+        """Watch the keys under `prefix` for changes after revision `after`, during the block."""
         async with AsyncExitStack() as attempts:
 
             async def start(member: Member) -> Watch:
                 watch = Watch(self._keys, after, member, self._answering)
-                attempts.push_async_callback(watch.close)  # also when the answer comes too late
+                attempts.push_async_callback(watch.close)  # also if the answer arrives too late
                 await watch.start(prefix)
                 return watch
 
@@ -120,7 +120,7 @@ class EtcdStore:
                     self._cluster.distrust(watch.member)
 
     async def time_to_live(self, record: Record) -> float | None:
-        """Return the seconds, in whole ones, until the record expires; None when it never does."""
+        """Return the whole seconds until the record expires, or None if it never does."""
         if not record.lease_id:
             return None
         request = LeaseTimeToLiveRequest(ID=record.lease_id)
@@ -131,7 +131,7 @@ class EtcdStore:
         return max(0.0, float(answer.TTL))
 
     async def close(self) -> None:
-        """Close the connections; watches end."""
+        """Close the connections and end the watches."""
         self._cluster.close()
 
     async def _range(self, request: RangeRequest, key: str) -> RangeResponse:
@@ -166,9 +166,10 @@ class EtcdStore:
         return int(answer.ID)
 
     async def _release(self, lease_id: int) -> None:
-        """Revoke an etcd lease that our key does not hang on any more; left to expire when that fails.
+        """Revoke an etcd lease whose key has another lease now. If this fails, the lease expires by itself.
 
-        Somebody may have hung other keys on it by hand, which revoking would delete: so etcd is asked first.
+        An operator may have attached other keys to it, which would be deleted. So etcd is asked for its keys
+        first.
         """
         if not lease_id:
             return
@@ -176,23 +177,27 @@ class EtcdStore:
         try:
             lease = await self._cluster.ask(lambda member: LeaseStub(member.channel).LeaseTimeToLive(request))
         except StoreError as error:
-            log.debug("etcd lease was left to expire lease_id=%x cause=%s", lease_id, error)
+            log.debug(
+                "Could not revoke an etcd lease, it expires by itself lease_id=%x cause=%s", lease_id, error
+            )
             return
         if lease.TTL > 0 and not lease.keys:
             await self._revoke(lease_id)
 
     async def _revoke(self, lease_id: int) -> None:
-        """Revoke an etcd lease, 0 for none, with all that hangs on it; left to expire when that fails."""
+        """Revoke an etcd lease and its keys; 0 for none. If this fails, the lease expires by itself."""
         if not lease_id:
             return
         request = LeaseRevokeRequest(ID=lease_id)
         try:
             await self._cluster.ask(lambda member: LeaseStub(member.channel).LeaseRevoke(request))
         except StoreError as error:
-            log.debug("etcd lease was left to expire lease_id=%x cause=%s", lease_id, error)
+            log.debug(
+                "Could not revoke an etcd lease, it expires by itself lease_id=%x cause=%s", lease_id, error
+            )
 
     async def _raise_if_rewound(self, after: int) -> None:
-        """Raise CompactedError when etcd never was at revision `after`: it was restored or begun anew."""
+        """Raise CompactedError if etcd is older than revision `after`: it was restored or replaced."""
         answer = await self._range(RangeRequest(key=self._keys.full(""), count_only=True), "")
         if answer.header.revision < after:
             raise CompactedError(after, answer.header.revision)

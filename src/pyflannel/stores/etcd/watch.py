@@ -1,4 +1,4 @@
-"""One watch at one member, until the member, the connection or the history ends it."""
+"""A watch at one member. It ends with the member, the connection or the history."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -24,16 +24,16 @@ from pyflannel.stores.etcd.rpc_pb2 import (
 )
 
 SILENT_S = 5.0
-"""After so long a silence the member is asked for a sign of life …"""
+"""Silence after which the member is asked for a sign of life."""
 
 ANSWER_S = 5.0
-"""… and has so long to give it. The progress that etcd tells by itself comes every 10 minutes only."""
+"""Deadline for the sign of life. Without a request, etcd reports progress only every 10 minutes."""
 
-# A member that is cut off from the others then ends the watch, rather than keep silent.
+# With this, a member without contact to the others ends the watch instead of keeping silent.
 _REQUIRE_LEADER = {"hasleader": "true"}
 
 _READ_AHEAD = 10
-"""Responses that may wait for the watcher; beyond that the member has to wait."""
+"""Responses that are read before the watcher takes them. Then the member has to wait."""
 
 _REQUESTED = -1
 """`watch_id` of the answer to a progress request."""
@@ -44,17 +44,17 @@ _Stream = Stream[WatchRequest, WatchResponse]
 
 
 class Watch:
-    """A watch of the changes after revision `after`, at one member; its starter closes it.
+    """A watch of the changes after revision `after`, at one member. The caller of `start` must close it.
 
-    One task reads, another one requires signs of life. However one of them ends, `next` raises.
+    One task reads, and another requires signs of life. When one of them ends, `next` raises.
 
     Attributes:
-        member: the member that serves it.
-        revision: how far the member was when it confirmed the watch; it may lag behind the cluster.
+        member: the member that serves the watch.
+        revision: revision of the member when it confirmed the watch. It may lag behind the cluster.
     """
 
     def __init__(self, keys: KeySpace, after: int, member: Member, answering: set[Endpoint]) -> None:
-        """`answering`: the members that have answered a progress request; this one is added when it does."""
+        """`answering`: the members that have answered a progress request. This watch adds its own member."""
         self.member = member
         self.revision = 0
         self._keys = keys
@@ -68,22 +68,22 @@ class Watch:
         self._is_first = True
 
     async def start(self, prefix: str) -> None:
-        """Begin to watch all keys under `prefix`; return when the member has confirmed it.
+        """Watch all keys under `prefix`; return when the member has confirmed the watch.
 
-        It begins at `after` itself, which is passed over when it comes: etcd 3.4 lets a watch begin at the
-        very revision that was compacted, and then says nothing of a key deleted there (etcd issue 18089).
+        The watch begins at `after` itself, and that revision is skipped. etcd 3.4 lets a watch begin at a
+        compacted revision, and does not report a key deleted there (etcd issue 18089).
 
         Raises:
-            GRPCError: the member refused it.
-            StreamTerminatedError: the connection broke; so may other members of BROKEN tell.
+            GRPCError: the member refused the watch.
+            StreamTerminatedError: the connection broke. Other errors of BROKEN may mean the same.
         """
         start, end = self._keys.range_of(prefix)
         request = WatchCreateRequest(
             key=start, range_end=end, start_revision=max(self._after, 1), progress_notify=True, fragment=True
         )
         confirmed: asyncio.Future[_Stream] = asyncio.get_running_loop().create_future()
-        # One task for all responses: grpclib 0.4 cancels the one that waits when the connection breaks (see
-        # `apart`), and a task for each response would take longer than to read it.
+        # One task reads all responses: grpclib 0.4 cancels the waiting task when the connection breaks (see
+        # `apart`), and a task for each response would take longer than reading it.
         reading = self._run(self._read(WatchRequest(create_request=request), confirmed), "etcd watch")
         waits: list[asyncio.Future[Any]] = [reading, confirmed]
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
@@ -92,7 +92,7 @@ class Watch:
         self._run(self._require_life(confirmed.result()), "signs of life of an etcd watch")
 
     async def close(self) -> None:
-        """End the tasks; the member hears that nobody listens any more."""
+        """End the tasks. The stream to the member is closed."""
         for task in self._tasks:
             task.cancel()
         if self._tasks:
@@ -104,35 +104,36 @@ class Watch:
         return self._end is not None and not isinstance(self._end, CompactedError)
 
     async def next(self) -> StoreChanges:
-        """Wait for the next changes and return all that have arrived, in etcd's order.
+        """Wait for changes and return all that have arrived, in etcd's order.
 
-        One revision's are never parted.
+        The changes of one revision are returned together.
 
         Raises:
-            CompactedError: the member's history no longer reaches back.
-            StoreError: the watch has ended; watch again.
+            CompactedError: the history of the member no longer contains the revision.
+            StoreError: the watch has ended, and a new one is required.
         """
         if self._is_first:
             self._is_first = False
             return StoreChanges((), self._after)
         while True:
             responses = await self._whole_responses()
-            # Progress notifications, which etcd sends only to a watch that has seen all up to there.
+            # etcd sends progress notifications only to a watch that has received all earlier changes.
             progress = [response.header.revision for response in responses if not response.events]
             events = [event for response in responses for event in response.events]
             later = [event for event in events if event.kv.mod_revision > self._after]
             if progress or later:
-                # Not the header's revision: to a watch that catches up, old events come under the newest.
+                # Not the revision of the header: if a watch catches up, the header of old events has the
+                # newest one.
                 seen = [event.kv.mod_revision for event in later[-1:]]
                 return StoreChanges(tuple(map(self._change, later)), max(self._after, *progress, *seen))
 
     async def _read(self, request: WatchRequest, confirmed: "asyncio.Future[_Stream]") -> None:
-        """Let responses arrive until the watch has ended."""
+        """Receive responses until the watch has ended."""
         async with WatchStub(self.member.channel).Watch.open(metadata=_REQUIRE_LEADER) as stream:
             await stream.send_message(request)
             created = await _received(stream)
             if created.canceled:
-                # So etcd 3.4 answers a user without rights, and also one whose token has expired.
+                # etcd 3.4 answers this to a user without rights, and also to an expired token.
                 raise GRPCError(Status.UNAUTHENTICATED, created.cancel_reason or "the watch was canceled")
             self.revision = created.header.revision
             confirmed.set_result(stream)
@@ -140,18 +141,18 @@ class Watch:
                 response = await _received(stream)
                 self._life.set()
                 if response.watch_id == _REQUESTED:
-                    # A sign of life and no more: etcd before 3.4.25 may tell a revision in it ahead of
-                    # events that belong before that (etcd issue 15220).
+                    # Only a sign of life: etcd before 3.4.25 may report a revision here before it sends
+                    # earlier events (etcd issue 15220).
                     self._answering.add(self.member.endpoint)
                 else:
                     self._raise_if_ended(response)
                     await self._arrived.put(response)
 
     async def _require_life(self, stream: _Stream) -> None:
-        """Raise TimeoutError when the member neither tells anything nor answers.
+        """Raise TimeoutError if the member neither sends anything nor answers a progress request.
 
-        A member that has never answered need not, and is asked once: etcd's grpc-proxy passes no request for
-        progress on, and writes an error into its log at each (etcd issue 19710).
+        A member that has never answered is asked only once and need not answer. etcd's grpc-proxy does not
+        forward progress requests, and logs an error for each (etcd issue 19710).
         """
         is_asked = False
         while True:
@@ -172,7 +173,7 @@ class Watch:
         await self._life.wait()
 
     def _is_alive(self) -> bool:
-        return self._life.is_set() or self._arrived.full()  # a watcher that does not read holds the member up
+        return self._life.is_set() or self._arrived.full()  # a slow watcher delays the member
 
     def _run(self, work: Coroutine[Any, Any, None], name: str) -> "asyncio.Task[None]":
         task = asyncio.create_task(work, name=name)
@@ -181,7 +182,7 @@ class Watch:
         return task
 
     def _ended(self, task: "asyncio.Task[None]") -> None:
-        """Let `next` raise why a task has ended, after what arrived before; the first cause counts."""
+        """Make `next` raise why a task ended, after the responses before it. The first cause counts."""
         error = _why(task)
         if self._end is None and isinstance(error, StoreError):
             self._end = error
@@ -195,7 +196,7 @@ class Watch:
             self._arrived.put_nowait(None)  # wakes the waiting task
 
     async def _whole_responses(self) -> list[WatchResponse]:
-        """Wait for responses and return those that have arrived, none without its last fragment."""
+        """Wait for responses and return those that have arrived completely."""
         while not self._taken or self._taken[-1].fragment or not self._arrived.empty():
             if self._end is not None and self._arrived.empty():
                 raise self._end
@@ -206,14 +207,14 @@ class Watch:
         return responses
 
     def _raise_if_ended(self, response: WatchResponse) -> None:
-        """Raise why the member ends the watch with this response, if it does."""
+        """Raise the cause if the member ends the watch with this response."""
         if response.compact_revision:
             raise CompactedError(self._after + 1, response.compact_revision)
         if response.canceled:
             reason = response.cancel_reason or "no reason given"
             raise StoreError(
                 f"etcd at {self.member.endpoint} ended the watch: {reason}",
-                hint="It is watched again, from the last revision seen.",
+                hint="flanneld starts a new watch at the last revision.",
             )
 
     def _change(self, event: Event) -> Change:
@@ -225,13 +226,13 @@ class Watch:
 async def _received(stream: _Stream) -> WatchResponse:
     response = await stream.recv_message()
     if response is None:
-        # Within the stream's scope, so that leaving it tells the status that the member ended with.
+        # Raised inside the stream's block: leaving the block raises the status of the member.
         raise StreamTerminatedError("the member ended the stream")
     return response
 
 
 def _why(task: "asyncio.Task[None]") -> BaseException:
-    """Return why a task ended that should not."""
+    """Return the cause of the unexpected end of a task."""
     if task.cancelled():
         return StreamTerminatedError("the reader was cancelled")
     return task.exception() or StreamTerminatedError("the reader ended")
