@@ -42,7 +42,7 @@ class KeySpace:
         return start, start[:-1] + bytes([start[-1] + 1])
 
     def record(self, found: KeyValue) -> Record:
-        """Return a key and value of etcd as a record. A value that is too long is cut just above the limit."""
+        """Return a key and value of etcd as a record. A value above the limit is cut just above it."""
         key = self.relative(found.key)
         return Record(
             key=key,
