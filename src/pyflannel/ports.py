@@ -13,7 +13,7 @@ from typing import Any, Protocol, Self, TypeVar, TypeVarTuple, Unpack
 from pyflannel.errors import TargetError, in_words, target_errors
 from pyflannel.model.fast_path import Feature
 from pyflannel.model.forwarder import Stranger
-from pyflannel.model.host import Bridge, Interfaces
+from pyflannel.model.host import Bridge, Interfaces, RouteScope
 from pyflannel.model.item import Item
 from pyflannel.model.state import Operation, Refusal, State
 from pyflannel.model.status import Notice
@@ -168,6 +168,9 @@ class Store(Protocol):
     async def time_to_live(self, record: Record) -> float | None:
         """Return the seconds until the record expires, or None if it never does."""
 
+    def addresses(self) -> tuple[IPv4Address, ...]:
+        """Return the addresses by which it is reached, as far as they are known; none for a file."""
+
     async def close(self) -> None:
         """Close connections and files."""
 
@@ -249,8 +252,8 @@ def child_environment(*wanted: str) -> dict[str, str]:
 class InterfaceSource(Protocol):
     """The current interfaces of one network namespace, and notices of their changes."""
 
-    async def observe(self) -> Interfaces:
-        """Return the interfaces, their addresses and the default routes as they are now.
+    async def observe(self, scope: RouteScope) -> Interfaces:
+        """Return the interfaces, their addresses, the default routes and those in `scope` as they are now.
 
         Raises:
             TargetError: they are unreadable.
@@ -266,7 +269,7 @@ class InterfaceSource(Protocol):
         """
 
     def changes(self) -> AbstractAsyncContextManager[Changes]:
-        """Open a channel of changes that may alter the answers above."""
+        """Open a channel of changes that may alter the latest answers above."""
 
 
 class BridgeSource(Protocol):

@@ -5,6 +5,7 @@ from bisect import bisect_right
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from ipaddress import IPv4Address
 from typing import Protocol
 
 from pyflannel.errors import CompactedError, StoreError
@@ -29,7 +30,7 @@ class Timers(Protocol):
     def now(self) -> float:
         """Return seconds."""
 
-    def call_at(self, when: float, act: Callable[[], object]) -> None:
+    def call_at(self, when: float, act: Callable[[], object]) -> object:
         """Call `act` when time reaches `when`."""
 
 
@@ -48,6 +49,7 @@ class FakeStore:
     Attributes:
         listings: how many listings were asked for.
         watches: how many watches were.
+        reached_at: its addresses.
     """
 
     def __init__(self, clock: Timers) -> None:
@@ -56,6 +58,7 @@ class FakeStore:
         self._calls_to_fail = 0
         self._loses_next_answer = False
         self._cuts = 0
+        self.reached_at: tuple[IPv4Address, ...] = ()
         self.refuses_watches = False
         self.ends_watches_at_once = False
         self.listings = 0
@@ -145,6 +148,10 @@ class FakeStore:
         """Return the seconds until the record expires, or None when it never does."""
         self._reach()
         return self._memory.time_to_live(record)
+
+    def addresses(self) -> tuple[IPv4Address, ...]:
+        """Return the addresses that the test gave it."""
+        return self.reached_at
 
     async def close(self) -> None:
         """End the watches."""

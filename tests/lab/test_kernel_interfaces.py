@@ -7,8 +7,8 @@ from typing import TypeVar
 import pytest
 
 from pyflannel.errors import NoUnderlayError
-from pyflannel.kernel.network.interfaces import KernelInterfaces
-from pyflannel.model.host import Interfaces, Underlay
+from pyflannel.kernel.network.interfaces import KernelInterfaces, parse_resolvers
+from pyflannel.model.host import Interfaces, RouteScope, Underlay
 from pyflannel.plan.underlay import UnderlayOptions, choose
 
 Result = TypeVar("Result")
@@ -128,6 +128,88 @@ class TestOnLink:
         host.ip("route add default dev eth0 metric 7")
 
         assert self.of(host, "eth0") == ["192.168.50.0/24"]
+
+
+class TestScope:
+    """The routes of other programs that a network could meet."""
+
+    NETWORK = IPv4Network("172.20.0.0/16")
+    SCOPE = RouteScope(networks=frozenset([NETWORK, IPv4Network("10.100.0.0/16")]), protocol=101)
+
+    def of(self, host) -> list[str]:
+        found = asked(host, lambda source: source.observe(self.SCOPE))
+        return [f"{route.destination} {route.kind} {route.link} {route.protocol}" for route in found.routes]
+
+    def test_each_that_overlaps_is_seen_but_ours_and_the_default(self, host) -> None:
+        """Parts of the network, all of it, and what contains it; of every kind, also of another daemon."""
+        host.ip("route add 172.20.1.0/24 via 192.168.50.1 metric 5")
+        host.ip("route add 172.20.0.0/16 dev eth0")
+        host.ip("route add 172.16.0.0/12 via 10.10.10.1 proto static")
+        host.ip("route add blackhole 172.20.2.0/24")
+        host.ip("route add 172.20.3.0/24 via 192.168.50.1 proto 80")
+        host.ip("route add 172.20.4.0/24 via 192.168.50.1 proto 101")
+        host.ip("route add 172.21.0.0/16 via 192.168.50.1")
+        host.ip("route add 172.20.5.0/24 via 192.168.50.1 table 100")
+        host.ip("address add 10.100.7.1/24 dev eth1")
+
+        assert sorted(self.of(host)) == [
+            "10.100.7.0/24 unicast eth1 2",
+            "172.16.0.0/12 unicast eth1 4",
+            "172.20.0.0/16 unicast eth0 3",
+            "172.20.1.0/24 unicast eth0 3",
+            "172.20.2.0/24 blackhole  3",
+            "172.20.3.0/24 unicast eth0 80",
+        ]
+
+    def test_what_prefixes_a_link_has_does_not_depend_on_the_scope(self, host) -> None:
+        """A route of another daemon leads to containers, not to hosts on the link."""
+        host.ip("route add 172.20.3.0/24 dev eth0 proto 80")
+
+        found = asked(host, lambda source: source.observe(self.SCOPE))
+
+        assert found.interfaces == observed(host).interfaces
+        assert found.default_routes == observed(host).default_routes
+        assert [route.gateway for route in found.default_routes] == [
+            IPv4Address("192.168.50.1"),
+            IPv4Address("10.10.10.1"),
+        ]
+
+    @pytest.mark.parametrize(
+        ("words", "wakes_up"),
+        [
+            ("172.20.1.0/24 via 192.168.50.1", True),
+            ("172.16.0.0/12 via 192.168.50.1", True),
+            ("172.20.1.0/24 via 192.168.50.1 proto 101", False),
+            ("172.21.0.0/16 via 192.168.50.1", False),
+        ],
+    )
+    def test_a_change_wakes(self, host, listen, words: str, wakes_up: bool) -> None:
+        async def work(source: KernelInterfaces) -> None:
+            await source.observe(self.SCOPE)
+            async with listen(source.changes()) as wakes:
+                await wakes.silence()
+                host.ip(f"route add {words}")
+                if wakes_up:
+                    await wakes.next()
+                else:
+                    assert await wakes.silence() == 0
+
+        asked(host, work)
+
+
+def test_the_dns_servers_are_read() -> None:
+    """IPv6 ones, and lines that say nothing, are passed over (resolv.conf(5))."""
+    lines = [
+        "search example",
+        "nameserver 10.9.0.1",
+        " nameserver\t10.9.0.2 ",
+        "nameserver fd00::1",
+        "nameserver",
+        "#nameserver 10.9.0.3",
+    ]
+    text = "\n".join(lines)
+
+    assert list(parse_resolvers(text)) == [IPv4Address("10.9.0.1"), IPv4Address("10.9.0.2")]
 
 
 def test_the_default_route_of_another_table_counts_when_main_has_none(host) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from pyflannel.lab.host import Host
 from pyflannel.lab.lab import PREFIX
+from pyflannel.model.status import Status
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 
@@ -30,11 +31,6 @@ def host(overlay) -> Iterator[Host]:
     overlay.delete_leases()
 
 
-def connected(host: Host) -> list[tuple[str, str]]:
-    """Return device and protocol of the host's routes to the prefix of its underlay."""
-    return [(route["dev"], route["protocol"]) for route in host.routes() if route["dst"] == UNDERLAY]
-
-
 def reaches_gateway(host: Host) -> bool:
     return host.run(["ping", "-c", "1", "-W", "5", "10.10.10.1"], check=False).returncode == 0
 
@@ -45,31 +41,143 @@ def overlap(host: Host) -> dict[str, str]:
     return next(one for one in found if one["code"] == "network-overlaps-underlay")
 
 
-def test_a_network_that_is_the_prefix_of_the_underlay_leaves_its_route(overlay, host: Host) -> None:
-    """With udp the route of the network is to the whole of it. Log, status and doctor name the conflict."""
-    overlay.etcd.etcdctl("put", f"{PREFIX}/config", json.dumps({"Network": UNDERLAY, "SubnetLen": 28}))
+def put_config(overlay, **config) -> None:
+    overlay.etcd.etcdctl("put", f"{PREFIX}/config", json.dumps(config))
 
+
+def put_lease(overlay, subnet: str, lease: str) -> None:
+    overlay.etcd.etcdctl("put", f"{PREFIX}/subnets/{subnet.replace('/', '-')}", lease)
+
+
+def wait_refused(overlay, host: Host, text: str) -> Status:
+    """Return the status, once the network config in the store is refused for this reason."""
+    return overlay.wait_status(
+        host,
+        lambda status: status.network.trouble is not None and text in status.network.trouble.text,
+        f"refuses the config: {text}",
+    )
+
+
+def routed(host: Host, destination: str) -> list[tuple[str, str]]:
+    """Return device and protocol of the host's routes to a prefix."""
+    found = [route for route in host.routes() if route["dst"] == destination]
+    return [(route["dev"], route.get("protocol", "boot")) for route in found]
+
+
+def sent_by_tunnel(host: Host) -> int:
+    return int(host.run(["cat", "/sys/class/net/flannel0/statistics/tx_packets"]).stdout)
+
+
+def test_a_network_that_contains_the_store_is_refused_and_the_last_good_one_stays(overlay) -> None:
+    """At a first start nothing is planned. Later the host runs on, and sees the config that mends it."""
+    host, text = overlay.hosts["docker3"], "0.0.0.0/1 contains 10.10.10.1, an address of the store"
+    routes = host.routes()
+    put_config(overlay, Network="0.0.0.0/1", SubnetLen=24)
+    host.launch_flanneld(f"--store={overlay.etcd.url}")
+
+    status = wait_refused(overlay, host, text)
+    assert not status.is_ready
+    assert text in (status.waiting_for or "")
+    assert host.routes() == routes
+    found = json.loads(host.flannelctl("--json", "doctor", check=False))["findings"]
+    assert [(one["code"], one["severity"]) for one in found] == [("bad-config", "error")]
+    assert text in found[0]["cause"]
+    assert overlay.log(host).count(text) == 1
+
+    put_config(overlay, Network="10.100.0.0/16")
+    overlay.wait_ready(host)
+    routes = host.routes()
+    put_config(overlay, Network="0.0.0.0/1", SubnetLen=24)
+    assert wait_refused(overlay, host, text).is_ready
+    assert host.routes() == routes
+
+    put_config(overlay, Network="10.100.0.0/16", SubnetMin="10.100.1.0")
+    overlay.wait_status(host, lambda status: status.network.trouble is None, "takes the good config")
+    host.flannelctl("--store", overlay.etcd.url, "cleanup")
+    overlay.delete_leases()
+
+
+BRIDGE = "ip link add br9 type bridge && ip link set br9 up && ip address add 10.78.0.1/16 dev br9"
+
+
+@pytest.mark.parametrize(("network", "lay"), [(UNDERLAY, "true"), ("10.78.0.0/16", BRIDGE)])
+def test_a_network_that_a_link_of_the_host_has_is_refused(
+    overlay, host: Host, network: str, lay: str
+) -> None:
+    """The route of the link stays, over cleanup too."""
+    host.run(["sh", "-c", lay])
+    routes = routed(host, network)
+    put_config(overlay, Network=network, SubnetLen=28)
+    host.launch_flanneld(f"--store={overlay.etcd.url}")
+
+    wait_refused(overlay, host, network)
+    assert routed(host, network) == routes
+    assert reaches_gateway(host)
+    host.flannelctl("--store", overlay.etcd.url, "cleanup")
+
+    assert routed(host, network) == routes
+    host.run(["ip", "link", "delete", "br9"], check=False)
+
+
+def test_a_network_with_a_static_route_is_refused_until_the_route_is_gone(overlay, host: Host) -> None:
+    network = "10.77.0.0/16"
+    host.run(["ip", "route", "add", network, "via", "10.10.10.1"])
+    put_config(overlay, Network=network, SubnetLen=28)
+    host.launch_flanneld(f"--store={overlay.etcd.url}")
+
+    wait_refused(overlay, host, f"route {network} via 10.10.10.1 dev eth0")
+    assert routed(host, network) == [("eth0", "boot")]
+    host.run(["ip", "route", "delete", network])
+
+    overlay.wait_ready(host)
+    assert routed(host, network) == [("flannel0", "kernel")]
+
+
+@pytest.mark.parametrize("kind", ["vxlan", "host-gw"])
+def test_a_lease_with_the_prefix_of_a_bridge_leaves_its_route(overlay, host: Host, kind: str) -> None:
+    """The peer is refused by name until the bridge is gone."""
+    subnet = "10.100.250.0/24"
+    host.run(["sh", "-c", "ip link add br9 type bridge && ip link set br9 up"])
+    host.run(["ip", "address", "add", "10.100.250.1/24", "dev", "br9"])
+    overlay.set_backend(kind)
     overlay.join(host)
 
-    text = f"Network {UNDERLAY} is the prefix of eth0 itself"
-    assert connected(host) == [("eth0", "kernel")]
-    assert reaches_gateway(host)
-    assert any(text in note for note in overlay.status(host).backend.notes)
-    assert overlay.log(host).count(text) == 1
-    assert overlap(host)["cause"].startswith(text)
+    put_lease(overlay, subnet, LEASES[kind])
+    status = overlay.wait_status(host, lambda status: bool(status.refused_peers), "refuses the lease")
+
+    assert routed(host, subnet) == [("br9", "kernel")]
+    assert f"{subnet} is routed by another program" in status.refused_peers[0].reason
+    assert any(f"contains {subnet}, routed by another program" in note for note in status.backend.notes)
+    host.run(["ip", "link", "delete", "br9"])
+    overlay.wait_status(host, lambda status: not status.refused_peers, "sends to the peer")
+
+
+def test_no_packet_loops_when_a_peer_has_an_address_in_the_overlay(overlay, host: Host) -> None:
+    """A ping, and one in fragments, are a few packets of the tunnel at most."""
+    put_config(overlay, Network="10.100.0.0/16", SubnetMax="10.100.127.0")
+    overlay.join(host)
+    put_lease(overlay, "10.100.200.0/24", '{"PublicIP":"10.100.200.9"}')
+    overlay.wait_status(host, lambda status: status.peers == 1, "knows the peer")
+    before = sent_by_tunnel(host)
+
+    for size in ("56", "3000"):
+        host.run(["ping", "-c", "1", "-W", "1", "-s", size, "10.100.200.5"], check=False)
+
+    assert sent_by_tunnel(host) - before < 10
+    refused = overlay.status(host).refused_peers
+    assert ["10.100.200.9 lies in 10.100.0.0/16" in peer.reason for peer in refused] == [True]
 
 
 @pytest.mark.parametrize("kind", ["vxlan", "host-gw"])
 def test_a_lease_that_is_the_prefix_of_the_underlay_leaves_its_route(overlay, host: Host, kind: str) -> None:
     """The peer that has it is refused, and the network draws a warning before there is any such lease."""
-    config = {"Network": "10.10.0.0/16", "SubnetMin": "10.10.100.0", "Backend": {"Type": kind}}
-    overlay.etcd.etcdctl("put", f"{PREFIX}/config", json.dumps(config))
+    put_config(overlay, Network="10.10.0.0/16", SubnetMin="10.10.100.0", Backend={"Type": kind})
     overlay.join(host)
     assert overlap(host)["severity"] == "warning"
 
-    overlay.etcd.etcdctl("put", f"{PREFIX}/subnets/{UNDERLAY.replace('/', '-')}", LEASES[kind])
+    put_lease(overlay, UNDERLAY, LEASES[kind])
     status = overlay.wait_status(host, lambda status: bool(status.refused_peers), "refuses the lease")
 
-    assert connected(host) == [("eth0", "kernel")]
+    assert routed(host, UNDERLAY) == [("eth0", "kernel")]
     assert reaches_gateway(host)
     assert f"{UNDERLAY} is the prefix of eth0 itself" in status.refused_peers[0].reason

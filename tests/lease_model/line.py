@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
+from ipaddress import IPv4Address
 from random import Random
 
 from doubles.fake_store import FakeStore
@@ -107,6 +108,10 @@ class Line:
         """Return the seconds until the record expires, or None when it never does."""
         await self._travel()
         return await self.client.time_to_live(record)
+
+    def addresses(self) -> tuple[IPv4Address, ...]:
+        """Return nothing: the line leads along no route."""
+        return ()
 
     async def close(self) -> None:
         """End the watches."""

@@ -32,7 +32,7 @@ from pyflannel.engine.planner import Inputs, Planner, PlanOptions
 from pyflannel.engine.reconciler import Reconciler
 from pyflannel.engine.work import Work
 from pyflannel.engine.world import HostOptions, World
-from pyflannel.model.host import Bridge, DefaultRoute, Interface, InterfaceAddress, Interfaces
+from pyflannel.model.host import Bridge, DefaultRoute, Interface, InterfaceAddress, Interfaces, RouteScope
 from pyflannel.model.item import Key
 from pyflannel.model.lease import Lease
 from pyflannel.model.lease_protocol import Event, Held, Listed, Report, WatchLost
@@ -84,7 +84,7 @@ class Surroundings:
     async def save(self, parts: Iterable[bytes]) -> None:
         self._memory[:] = [b"".join(parts)]
 
-    async def observe(self) -> Interfaces:
+    async def observe(self, scope: RouteScope) -> Interfaces:
         return interfaces_of(self._address())
 
     async def route_to(self, address: IPv4Address) -> None:

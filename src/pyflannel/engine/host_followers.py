@@ -2,13 +2,16 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from ipaddress import IPv4Network
 
 from pyflannel.engine.listening import listen
 from pyflannel.engine.pacing import pause
 from pyflannel.errors import NoUnderlayError, TargetError
-from pyflannel.model.host import Bridge, Underlay
-from pyflannel.plan.underlay import UnderlayOptions, choose, narrate
+from pyflannel.model.host import Bridge, RouteScope, Surroundings, Underlay
+from pyflannel.model.route import PROTOCOL_FLANNEL
+from pyflannel.plan.underlay import UnderlayOptions, choose, narrate, surroundings_of
 from pyflannel.ports import BridgeSource, Clock, InterfaceSource
 
 log = logging.getLogger(__name__)
@@ -21,6 +24,8 @@ LOOK_S = 10.0
 class UnderlayFollower:
     """Calls `found` with the first underlay and each that differs, `waiting` when it has to wait.
 
+    `surrounded` hears the same of what the host has beside it; before the underlay, if both changed.
+
     An underlay that goes away is kept until there is another: what packets there are may still find a way.
     """
 
@@ -31,15 +36,20 @@ class UnderlayFollower:
         wanted: UnderlayOptions,
         clock: Clock,
         found: Callable[[Underlay], None],
+        surrounded: Callable[[Surroundings], None],
         waiting: Callable[[], None],
+        protocol: int = PROTOCOL_FLANNEL,
         look_s: float = LOOK_S,
     ) -> None:
         self._source = source
         self._wanted = wanted
         self._clock = clock
         self._found = found
+        self._surrounded = surrounded
         self._waiting = waiting
         self._look_s = look_s
+        self._scope = RouteScope(protocol=protocol)
+        self._surroundings: Surroundings | None = None
         self._current: Underlay | None = None
         self._changed = asyncio.Event()
         self.is_known = asyncio.Event()
@@ -56,10 +66,16 @@ class UnderlayFollower:
                 await self._look()
                 await pause(self._clock, self._look_s, until=self._changed)
 
+    def ask_about(self, networks: Iterable[IPv4Network]) -> None:
+        """Tell of the routes to these networks from now on, soon for the first time."""
+        self._scope = replace(self._scope, networks=frozenset(networks))
+        self._changed.set()
+
     async def _look(self) -> None:
-        target = self._wanted.can_reach
+        target, scope = self._wanted.can_reach, self._scope
         try:
-            interfaces = await self._source.observe()
+            interfaces = await self._source.observe(scope)
+            self._take_surroundings(surroundings_of(interfaces, scope))
             reached = None if target is None else await self._source.route_to(target)
             underlay = choose(self._wanted, interfaces, reached)
         except (NoUnderlayError, TargetError) as error:
@@ -75,6 +91,11 @@ class UnderlayFollower:
         self._current = underlay
         self._found(underlay)
         self.is_known.set()
+
+    def _take_surroundings(self, surroundings: Surroundings) -> None:
+        if surroundings != self._surroundings:
+            self._surroundings = surroundings
+            self._surrounded(surroundings)
 
     def _wait(self, error: NoUnderlayError | TargetError) -> None:
         if self.waiting_for != str(error):

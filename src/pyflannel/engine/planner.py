@@ -4,22 +4,23 @@ The plan is a function of `Inputs` alone. A cache behind it makes small changes 
 re-plans its peer only, and the result equals a plan made anew.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from ipaddress import IPv4Network
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Address, IPv4Network
 
-from pyflannel.model.host import Bridge, GroChoice, Host, HostFile, Underlay
+from pyflannel.model.host import ALONE, Bridge, GroChoice, Host, HostFile, Surroundings, Underlay
 from pyflannel.model.item import Item, ItemMap, Key
 from pyflannel.model.lease import Lease
 from pyflannel.model.lease_set import SubnetMap
-from pyflannel.model.link import MARK
+from pyflannel.model.link import MARK, Link
 from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.packet_filter import FIRST_DEVICE
+from pyflannel.model.route import Route
 from pyflannel.model.state import State
 from pyflannel.plan.backends import Backend, notes_on
 from pyflannel.plan.packet_filter import FilterOptions, plan_filter
 from pyflannel.plan.peers import Conflict, PeerChange, Peers
-from pyflannel.plan.routes import plan_blackhole
+from pyflannel.plan.routes import network_objection, overlay_objection, plan_blackhole, subnet_objection
 from pyflannel.wire.subnet_env import format_subnet_env
 
 
@@ -36,6 +37,7 @@ class Inputs:
         bridges: of containers; only the fast path asks for them.
         has_fast_path: programs in the kernel may carry packets.
         owner: our identity.
+        surroundings: what the host has beside the overlay, and needs to reach.
     """
 
     config: NetworkConfig | None = None
@@ -46,6 +48,7 @@ class Inputs:
     bridges: tuple[Bridge, ...] = ()
     has_fast_path: bool = False
     owner: str = ""
+    surroundings: Surroundings = ALONE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,6 +143,7 @@ class Planner:
         self._peers: Peers | None = None
         self._peers_of: tuple[object, ...] = ()
         self._bridges: tuple[Bridge, ...] = ()
+        self._host_routes: tuple[IPv4Network, ...] = ()  # that the host itself has, whatever peers there are
         self._is_contested = False  # two peers want one key, and only a whole plan tells which gets it
         self.conflicts: tuple[Conflict, ...] = ()
         self.objections: Mapping[IPv4Network, Objection] = {}
@@ -172,7 +176,7 @@ class Planner:
         """Return the host as backends see it; None while its lease or its underlay is missing."""
         if inputs.lease is None or inputs.underlay is None:
             return None
-        return Host(
+        host = Host(
             lease=inputs.lease,
             underlay=inputs.underlay,
             device=self._options.device,
@@ -181,6 +185,51 @@ class Planner:
             has_fast_path=inputs.has_fast_path,
             gro=self._options.gro,
             kernel=self._options.kernel,
+        )
+        config, backend = inputs.config, inputs.backend
+        if config is None or backend is None or config.network is None:
+            return host
+        links = (
+            {item.name for item in backend.plan_host(host).of_type(Link)}
+            if inputs.surroundings.routes
+            else ()
+        )
+        found = self._foreign(inputs.surroundings, config.network, links)
+        own = host.lease.subnet
+        foreign = replace(
+            found,
+            routes=tuple(route for route in found.routes if not _is_within(route, own)),
+            addresses=frozenset(address for address in found.addresses if address not in own),
+        )
+        return replace(host, surroundings=foreign)
+
+    def objection_to(self, config: NetworkConfig, backend: Backend, inputs: Inputs) -> str | None:
+        """Return why this host cannot run on a config, whatever leases there are; None when it can."""
+        if config.network is None or inputs.underlay is None:
+            return None
+        found = self._foreign(inputs.surroundings, config.network, {self._options.device})
+        return network_objection(config.network, backend.routed, inputs.underlay, found)
+
+    def _foreign(self, found: Surroundings, network: IPv4Network, links: Collection[str]) -> Surroundings:
+        """Return what of the surroundings can meet a plan, without what the plan itself has made.
+
+        A route at a key of the plan in force is no other program's: it is damage, which a look repairs. One
+        on a link of the plan, as an original flannel leaves it, is taken over.
+        """
+        return replace(
+            found,
+            networks=frozenset(),
+            routes=tuple(
+                route
+                for route in found.routes
+                if route.link not in links
+                and route.key not in self._plan
+                and isinstance(route.destination, IPv4Network)
+                and route.destination.overlaps(network)
+            ),
+            gateways=_within(found.gateways, network),
+            stores=_within(found.stores, network),
+            resolvers=_within(found.resolvers, network),
         )
 
     def update(self, inputs: Inputs) -> PlanResult:
@@ -192,6 +241,10 @@ class Planner:
         host = self.host(inputs)
         if reason is not None or host is None or inputs.config is None:
             return self._block(reason or "")
+        if inputs.backend.routed != "nothing":
+            why = subnet_objection(host.lease.subnet, inputs.underlay, inputs.surroundings)
+            if why is not None:
+                return self._block(f"another subnet for this host: {why}")
         basis = _Basis(inputs.config, inputs.backend, host)
         if basis == self._basis and not self._is_contested:
             previous = self._plan_peers(basis)
@@ -237,6 +290,11 @@ class Planner:
         )
         self.notes = notes_on(config, backend, host)
         plan: ItemMap[Item] = backend.plan_host(host).by_key.copy()
+        self._host_routes = tuple(
+            item.destination
+            for item in State(plan).of_type(Route)
+            if item.kind == "unicast" and isinstance(item.destination, IPv4Network)
+        )
         if options.has_blackhole:
             plan.add(plan_blackhole(host))
         plan.add(plan_filter(config, host, options.packet_filter))
@@ -244,10 +302,12 @@ class Planner:
         plan.add(backend.plan_bridges(bridges, host))
         self._bridges = bridges
         count, peers = len(plan), self.peers
-        outranked = backend.outranked(peers, host)
+        reasons = {peer.subnet: self._objection(peer, basis) for peer in peers}
+        # A peer that is not sent to outranks nobody.
+        outranked = backend.outranked([peer for peer in peers if reasons[peer.subnet] is None], host)
         objections: dict[IPv4Network, Objection] = {}
         for peer in peers:
-            reason = outranked.get(peer.subnet) or backend.objection(peer, host)
+            reason = outranked.get(peer.subnet) or reasons[peer.subnet]
             if reason is not None:
                 objections[peer.subnet] = Objection(peer, reason)
                 continue
@@ -265,14 +325,14 @@ class Planner:
         gone: ItemMap[Item] = ItemMap()
         come: ItemMap[Item] = ItemMap()
         objections = dict(self.objections)
-        for change in self.peer_changes:
-            if change.old is not None:
+        changes = [*self.peer_changes, *self._affected(basis)]
+        for change in changes:
+            if change.old is not None and objections.pop(change.old.subnet, None) is None:
                 gone.add(basis.backend.plan_peer(change.old, basis.host))
-                objections.pop(change.old.subnet, None)
-        for change in self.peer_changes:
+        for change in changes:
             if change.new is None:
                 continue
-            reason = basis.backend.objection(change.new, basis.host)
+            reason = self._objection(change.new, basis)
             if reason is not None:
                 objections[change.new.subnet] = Objection(change.new, reason)
                 continue
@@ -283,6 +343,30 @@ class Planner:
             come.add(items)
         self.objections = objections
         return self._exchange(gone, come)
+
+    def _affected(self, basis: _Basis) -> list[PeerChange]:
+        """Return the peers whose address enters or leaves the overlay as other peers come and go."""
+        if basis.backend.routed != "peers" or self._peers is None:
+            return []
+        changed = {
+            each.subnet for one in self.peer_changes for each in (one.old, one.new) if each is not None
+        }
+        return [PeerChange(peer, peer) for peer in self._peers.inside(changed) if peer.subnet not in changed]
+
+    def _objection(self, peer: Lease, basis: _Basis) -> str | None:
+        """Return why a peer is not planned for: its backend's objection, or its address is in the overlay."""
+        config, backend, host = basis.config, basis.backend, basis.host
+        reason, address = backend.objection(peer, host), peer.attributes.public_ip
+        if reason is not None or config.network is None or address not in config.network:
+            return reason
+        if self._peers is None or backend.routed == "nothing":
+            return None
+        routed = [
+            lease.subnet
+            for lease in self._peers.covering(address)
+            if any(backend.plan_peer(lease, host).of_type(Route))
+        ]
+        return overlay_objection(address, (host.lease.subnet, *self._host_routes, *routed), host)
 
     def _plan_bridges(self, basis: _Basis, bridges: tuple[Bridge, ...]) -> dict[Key, Item | None]:
         """Plan the objects anew that depend on the bridges and their containers, if these changed."""
@@ -306,6 +390,14 @@ class Planner:
                 previous[item.key] = old
             self._plan.put(item)
         return previous
+
+
+def _is_within(route: Route, subnet: IPv4Network) -> bool:
+    return isinstance(route.destination, IPv4Network) and route.destination.subnet_of(subnet)
+
+
+def _within(addresses: Iterable[IPv4Address], network: IPv4Network) -> tuple[IPv4Address, ...]:
+    return tuple(address for address in addresses if address in network)
 
 
 def _place(lease: Lease) -> tuple[int, int]:

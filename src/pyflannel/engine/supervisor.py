@@ -7,9 +7,8 @@ Each input may change at any time, and each change makes a new plan; the reconci
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Network
 from typing import Any
 
@@ -28,11 +27,12 @@ from pyflannel.engine.readiness import reason_to_wait
 from pyflannel.engine.reconciler import Reconciler
 from pyflannel.engine.world import HostOptions, World
 from pyflannel.errors import ConfigError, StoreError, WireError, one_line
-from pyflannel.model.host import Bridge, Underlay
+from pyflannel.model.host import Bridge, Surroundings, Underlay
 from pyflannel.model.lease import LastKnown, Lease, LeaseAttributes, renewal_margin_s
 from pyflannel.model.lease_protocol import Acquired, Held, Renewed, Report, Wanted
 from pyflannel.model.lease_set import LeaseSet
 from pyflannel.model.network_config import NetworkConfig
+from pyflannel.model.route import route_protocol
 from pyflannel.model.status import Notice
 from pyflannel.model.store_record import Put
 from pyflannel.plan.backends import Backend
@@ -48,6 +48,19 @@ _RETURN = (
 )
 """What to do about a network config that does not admit our subnet."""
 
+_APART = "Write a config whose Network is apart from the addresses and the routes of all hosts."
+"""What to do about a network config whose routes this host refuses."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Candidate:
+    """The network config in the store, until the host runs on it."""
+
+    text: str
+    config: NetworkConfig
+    backend: Backend
+    revision: int
+
 
 class Supervisor:
     """One host of one network."""
@@ -59,7 +72,8 @@ class Supervisor:
         self._prerequisites = asyncio.Event()
         self._needs_last_known = asyncio.Event()
         self._has_last_known = False
-        self._deferred: Callable[[], None] | None = None
+        self._candidate: _Candidate | None = None
+        self._is_surrounded = asyncio.Event()
         self._notified_status = ""
         self._keeper: LeaseKeeper | None = None
         now = world.clock.now()
@@ -92,7 +106,9 @@ class Supervisor:
             wanted=options.underlay,
             clock=world.clock,
             found=self._underlay_changed,
+            surrounded=self._surroundings_changed,
             waiting=self.tell_waiting,
+            protocol=route_protocol(options.plan.device),
             look_s=options.audit_s,
         )
         self._config = ConfigFollower(
@@ -221,15 +237,23 @@ class Supervisor:
         is_running = known is not None and known.own.subnet == self._previous
         may_start = is_running or not self.condition.store.has_answered
         if known is not None and self.condition.inputs.config is None and may_start:
-            self._start_with(known)
-        if self._deferred is not None:
-            self._deferred()
+            await self._start_with(known)
+        self._examine()
 
-    def _start_with(self, known: LastKnown) -> None:
+    async def _start_with(self, known: LastKnown) -> None:
         try:
             config, backend = read_config(known.config)
         except ConfigError as error:
             log.warning("The last known network config is of no use: %s", error.in_full)
+            return
+        while not self._has_asked_about(config):
+            self._is_surrounded.clear()
+            await self._is_surrounded.wait()
+        if self.condition.inputs.config is not None:
+            return
+        why = self.planner.objection_to(config, backend, self.condition.inputs)
+        if why is not None:
+            log.error("The last known network config is refused: %s", why)
             return
         has_answered = self.condition.store.has_answered
         log.warning(
@@ -269,33 +293,76 @@ class Supervisor:
     def _underlay_changed(self, underlay: Underlay) -> None:
         self._change_inputs(underlay=underlay)
         self._inputs_changed()
+        self._examine()
+
+    def _surroundings_changed(self, surroundings: Surroundings) -> None:
+        stores = self.condition.inputs.surroundings.stores
+        self._change_inputs(surroundings=replace(surroundings, stores=stores))
+        self._is_surrounded.set()
+        self._replan()
+        self._examine()
 
     def _config_changed(self, text: str, config: NetworkConfig, backend: Backend, revision: int) -> None:
         self._change_store(has_answered=True)
-        held, inputs = self.condition.held, self.condition.inputs
+        self._candidate = _Candidate(text=text, config=config, backend=backend, revision=revision)
+        self._examine()
+
+    def _examine(self) -> None:
+        """Run on the config in the store, once it is known what its routes could take from the host.
+
+        A config that is refused is examined again when the host changes.
+        """
+        candidate = self._candidate
+        if candidate is None or not self._has_asked_about(candidate.config):
+            return
+        held, config = self.condition.held, candidate.config
         if held is None and self._may_run_outside(config):
-            self._deferred = partial(self._config_changed, text, config, backend, revision)
             self._needs_last_known.set()
             return
+        self._refresh_stores()
+        why = self.planner.objection_to(config, candidate.backend, self.condition.inputs)
+        if why is not None:
+            self._refuse(Notice(f"a network config that leaves this host its routes: {why}", _APART))
+        elif held is not None and not config.admits(held.lease.subnet):
+            self._refuse(Notice(f"a network config that admits our subnet {held.lease.subnet}", _RETURN))
+        else:
+            self._candidate = None
+            self._run_on(candidate)
+
+    def _has_asked_about(self, config: NetworkConfig) -> bool:
+        """Return whether it is known what a config could take from the host; if not, it soon will be."""
+        inputs = self.condition.inputs
+        wanted = {
+            one.network for one in (config, inputs.config) if one is not None and one.network is not None
+        }
+        if wanted <= inputs.surroundings.networks:
+            return True
+        self.underlay.ask_about(wanted)
+        return False
+
+    def _refuse(self, trouble: Notice) -> None:
+        """Run on with the last good config, if there is one."""
+        is_first, is_news = self.condition.inputs.config is None, trouble != self.condition.config.trouble
+        self._change_store(is_stale=False)
+        self._change_config(revision=None, trouble=trouble, store_trouble=None)
+        self._inputs_changed()
+        if is_news:
+            how = "waiting for another" if is_first else "running on with the last good one"
+            log.error("Network config refused, %s; wanted is %s. %s", how, trouble.text, trouble.hint)
+        if is_first and self._previous is not None:
+            self._needs_last_known.set()
+
+    def _run_on(self, candidate: _Candidate) -> None:
+        config, backend, inputs = candidate.config, candidate.backend, self.condition.inputs
         is_stale = self.condition.store.is_stale
         self._change_store(is_stale=False)
-        if held is not None and not config.admits(held.lease.subnet):
-            trouble = Notice(f"a network config that admits our subnet {held.lease.subnet}", _RETURN)
-            self._change_config(revision=None, trouble=trouble, store_trouble=None)
-            self._inputs_changed()
-            log.error(
-                "Network config does not admit our subnet, running on with the last good one lease=%s. %s",
-                held.lease.subnet,
-                _RETURN,
-            )
-            return
         if config != inputs.config or backend != inputs.backend or is_stale:
             log.info("Found network config - Backend type: %s", config.backend_type)
             if backend.config_line is not None:
                 log.info("%s", backend.config_line)
             for warning in backend.config_warnings:
                 log.warning("Network config: %s", warning)
-        self._change(config=ConfigCondition(text=text, revision=revision))
+        self._change(config=ConfigCondition(text=candidate.text, revision=candidate.revision))
         self._change_inputs(config=config, backend=backend)
         self._inputs_changed()
 
@@ -303,7 +370,15 @@ class Supervisor:
         """Return whether containers may run on a subnet that a config does not admit: the last known tell."""
         return self._previous is not None and not (self._has_last_known or config.admits(self._previous))
 
+    def _refresh_stores(self) -> None:
+        """Take in by which addresses the store is reached."""
+        found = self.condition.inputs.surroundings
+        stores = tuple(one for one in self._world.store.addresses() if not one.is_loopback)
+        if stores != found.stores:
+            self._change_inputs(surroundings=replace(found, stores=stores))
+
     def _config_missing(self, trouble: Notice) -> None:
+        self._candidate = None
         self._change_store(has_answered=True, is_stale=False)
         self._change_config(trouble=trouble, store_trouble=None)
         if self.condition.inputs.config is not None:
@@ -369,6 +444,7 @@ class Supervisor:
     def _replan(self) -> None:
         """Let the planner and the reconciler follow the inputs."""
         self._change_inputs(leases=self._grace.counted)
+        self._refresh_stores()
         self._last_known.changed()
         inputs = self.condition.inputs
         result = self.planner.update(inputs)

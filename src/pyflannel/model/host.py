@@ -7,7 +7,7 @@ from typing import Literal
 from pyflannel.model.item import Item, Key, Marks, Rank
 from pyflannel.model.lease import Lease
 from pyflannel.model.link import MARK
-from pyflannel.model.route import route_protocol
+from pyflannel.model.route import PROTOCOL_FLANNEL, Route, route_protocol
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,19 +88,37 @@ class DefaultRoute:
     Attributes:
         link: name of the interface that it leaves by.
         source: the address that it prefers for the host's own packets, when it names one.
+        gateway: None where it leads to everybody without one.
     """
 
     link: str
     metric: int = 0
     source: IPv4Address | None = None
+    gateway: IPv4Address | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouteScope:
+    """Which routes matter: those that overlap these networks and do not have the protocol of our own."""
+
+    networks: frozenset[IPv4Network] = frozenset()
+    protocol: int = PROTOCOL_FLANNEL
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interfaces:
-    """All interfaces of a host, by index, and its IPv4 default routes, in the kernel's order."""
+    """All interfaces of a host, by index, and its IPv4 default routes, in the kernel's order.
+
+    Attributes:
+        routes: of other programs and of the kernel, of every kind, in the scope that was asked about; without
+            default routes.
+        resolvers: addresses of the host's DNS servers.
+    """
 
     interfaces: tuple[Interface, ...] = ()
     default_routes: tuple[DefaultRoute, ...] = ()
+    routes: tuple[Route, ...] = ()
+    resolvers: tuple[IPv4Address, ...] = ()
 
     def named(self, name: str) -> Interface | None:
         """Return the interface of this name."""
@@ -195,6 +213,31 @@ class Underlay:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Surroundings:
+    """What the host has beside the overlay, and needs to reach.
+
+    Attributes:
+        networks: the ranges that `routes` is about.
+        routes: of other programs and of the kernel, that overlap the networks; without default routes.
+        addresses: of its interfaces.
+        gateways: of its default routes.
+        stores: by which it reaches the store, as far as known.
+        resolvers: of its DNS servers.
+    """
+
+    networks: frozenset[IPv4Network] = frozenset()
+    routes: tuple[Route, ...] = ()
+    addresses: frozenset[IPv4Address] = frozenset()
+    gateways: tuple[IPv4Address, ...] = ()
+    stores: tuple[IPv4Address, ...] = ()
+    resolvers: tuple[IPv4Address, ...] = ()
+
+
+ALONE = Surroundings()
+"""Nothing is known beside the overlay."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
     """This host: its lease, its underlay, and what it calls its own.
 
@@ -207,6 +250,7 @@ class Host:
         has_fast_path: programs in the kernel may carry the udp backend's packets.
         gro: whether TCP that the programs take from the underlay in segments is joined before it goes on;
             auto where the underlay is hardware.
+        surroundings: without what is in its own subnet, and without what the plan itself has made.
     """
 
     lease: Lease
@@ -217,6 +261,7 @@ class Host:
     kernel: str = ""
     has_fast_path: bool = False
     gro: GroChoice = "auto"
+    surroundings: Surroundings = ALONE
 
     @property
     def protocol(self) -> int:

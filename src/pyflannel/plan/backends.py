@@ -11,7 +11,7 @@ from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.state import State
 from pyflannel.plan.backend import alloc, host_gw, udp, vxlan
 from pyflannel.plan.backend_keys import without_effect
-from pyflannel.plan.routes import network_notes
+from pyflannel.plan.routes import Routed, network_notes
 
 
 class Backend(Protocol):
@@ -24,6 +24,10 @@ class Backend(Protocol):
     @property
     def port(self) -> int | None:
         """UDP port that our lease publishes, or None."""
+
+    @property
+    def routed(self) -> Routed:
+        """What its routes lead to."""
 
     @property
     def config_line(self) -> str | None:
@@ -89,7 +93,8 @@ def config_warnings(config: NetworkConfig) -> tuple[str, ...]:
 
 def notes_on(config: NetworkConfig, backend: Backend, host: Host) -> tuple[str, ...]:
     """Return how the network runs on this host where that is not as usual, a line each."""
-    return (*backend.notes(host), *network_notes(config.network, host.underlay))
+    notes = (*backend.notes(host), *network_notes(config.network, host.underlay, host.surroundings))
+    return tuple(dict.fromkeys(notes))
 
 
 def backend_of(config: NetworkConfig) -> Backend:

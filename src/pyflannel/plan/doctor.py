@@ -14,10 +14,12 @@ from pyflannel.model.packet_filter import FIRST_DEVICE, ForwardChain, IptablesCh
 from pyflannel.model.route import PROTOCOLS, Route, route_protocol
 from pyflannel.model.status import Finding, Membership, Status
 from pyflannel.plan.leftovers import is_within, left_by_original, unplanned_routes
-from pyflannel.plan.routes import RouteConflict, conflicts, on_link_prefixes
+from pyflannel.plan.routes import RouteConflict, conflicts, on_link_prefixes, overlap_note
 
 _NAMED = 8
 """So many things of one finding are named."""
+
+_APART = "flannelctl config set FILE  # with a Network apart from the addresses of all hosts"
 
 RECENT_S = 3600.0
 """Whose latest packet is longer ago is a stranger of the past: status still shows it."""
@@ -260,7 +262,7 @@ def _underlay_conflicts(seen: Observed) -> Iterator[Finding]:
             severity="error" if taking else "warning",
             cause=f"Network {found[0].text}",
             evidence=_some([*(f"Network {one.text}" for one in found[1:]), *map(_shown, taking)]),
-            fix="flannelctl config set FILE  # with a Network apart from the addresses of all hosts",
+            fix=_APART,
         )
 
 
@@ -397,12 +399,22 @@ def _warnings(seen: Observed) -> Iterator[Finding]:
 
 
 def _notes(seen: Observed) -> Iterator[Finding]:
-    backend = seen.status.backend
+    """Yield those that no other finding has told."""
+    backend, network = seen.status.backend, seen.membership.network
     told = {f"Network {conflict.text}" for conflict in _conflicts(seen)}
+    if network is not None:
+        items = (
+            *unplanned_routes(seen.items, seen.membership),
+            *left_by_original(seen.items, seen.membership),
+        )
+        told |= {overlap_note(network, item) for item in items if isinstance(item, Route)}
     for note in backend.notes if backend is not None else ():
         if note in told:
             continue
-        yield Finding(code="backend-note", severity="info", cause=note, fix="flannelctl config get")
+        if note.startswith("Network "):
+            yield Finding(code="network-overlaps-host", severity="warning", cause=note, fix=_APART)
+        else:
+            yield Finding(code="backend-note", severity="info", cause=note, fix="flannelctl config get")
 
 
 def _some(texts: list[str] | tuple[str, ...]) -> tuple[str, ...]:

@@ -46,7 +46,7 @@ def ours(actual: State, desired: State, mark: str = MARK, device: str | None = F
 
     1. What stands at a key of the plan, or on a link of the plan or with our mark, is ours whoever made
        it: a route that somebody replaced is taken back. But a link with another daemon's mark is that
-       daemon's, and so is what is on it.
+       daemon's, and so is what is on it; and a route that somebody had first is not planned (plan.routes).
     2. Elsewhere only what carries our mark is ours: links by alias, routes by protocol number, filter rules
        by the name of their chain or table, which says the device.
     3. Everything else is foreign and stays.

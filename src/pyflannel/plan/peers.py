@@ -2,12 +2,16 @@
 
 from bisect import bisect_right, insort
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 
 from pyflannel.model.lease import Lease
 from pyflannel.model.lease_set import SubnetMap
+
+_FIRST_RESERVED = 0xF0000000
+_BROADCAST = 0xFFFFFFFF
+"""240.0.0.0/4 has no use yet (RFC 1112 section 4), but for the limited broadcast."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +52,8 @@ class Peers:
         self._lengths: Counter[int] = Counter()
         self._at: dict[IPv4Address, IPv4Network] = {}
         self._sharing: dict[IPv4Address, set[IPv4Network]] = {}
+        self._inside: dict[IPv4Network, int] = {}
+        self._reserved: set[IPv4Network] = set()
 
     def update(self, leases: SubnetMap[Lease]) -> list[PeerChange]:
         """Take in the leases as they are now; return what changed, in no order."""
@@ -81,6 +87,28 @@ class Peers:
     def __len__(self) -> int:
         return sum(self._lengths.values()) - len(self._overlapped)
 
+    def covering(self, address: IPv4Address) -> Iterator[Lease]:
+        """Yield the peers whose subnet holds this address; nearly always nobody."""
+        for length in self._lengths:
+            subnet = IPv4Network((address, length), strict=False)
+            if subnet in self._leases and self._is_sound(subnet) and subnet not in self._overlapped:
+                yield self._leases[subnet]
+
+    def inside(self, subnets: Iterable[IPv4Network]) -> list[Lease]:
+        """Return the peers whose own address lies in one of these subnets of the network."""
+        if not self._inside:
+            return []
+        by_mask: dict[int, set[int]] = {}
+        for subnet in subnets:
+            by_mask.setdefault(int(subnet.netmask), set()).add(int(subnet.network_address))
+        found = [
+            subnet
+            for mask, bases in by_mask.items()
+            for subnet, address in self._inside.items()
+            if address & mask in bases and subnet not in self._overlapped
+        ]
+        return [self._leases[subnet] for subnet in dict.fromkeys(found)]
+
     @property
     def ignored(self) -> Mapping[IPv4Network, Conflict]:
         """The leases that are left out, and why."""
@@ -98,7 +126,13 @@ class Peers:
             for subnet in others
             if subnet not in self._overlapped
         }
-        found = {**shared, **self.ignored}
+        reserved = {
+            subnet: Conflict(
+                f"{_who(self._leases[subnet])} has a reserved address, which many hosts and routers drop"
+            )
+            for subnet in self._reserved
+        }
+        found = {**reserved, **shared, **self.ignored}
         return tuple(found[subnet] for subnet in sorted(found, key=_range))
 
     def _left(self, subnet: IPv4Network, lease: Lease | None) -> Lease | None:
@@ -110,6 +144,8 @@ class Peers:
         if not self._lengths[subnet.prefixlen]:
             del self._lengths[subnet.prefixlen]
         self._leave(lease.attributes.public_ip, subnet)
+        self._inside.pop(subnet, None)
+        self._reserved.discard(subnet)
         return lease
 
     def _came(self, subnet: IPv4Network, lease: Lease | None) -> Lease | None:
@@ -122,6 +158,11 @@ class Peers:
             return None
         self._lengths[subnet.prefixlen] += 1
         self._join(lease.attributes.public_ip, subnet)
+        address = int(lease.attributes.public_ip)
+        if self._network is not None and self._network[0] <= address <= self._network[1]:
+            self._inside[subnet] = address
+        if _FIRST_RESERVED <= address < _BROADCAST:
+            self._reserved.add(subnet)
         return lease
 
     def _is_sound(self, subnet: IPv4Network) -> bool:
@@ -137,9 +178,14 @@ class Peers:
         if first <= own_last and own_first <= last:
             return f"overlaps our own {self._own.subnet}"
         address = lease.attributes.public_ip
-        if address == self._own.attributes.public_ip:
+        if address == self._own.attributes.public_ip and not self._is_told_apart(lease):
             return "has our own address, its packets would come back to us"
         return "has no address" if address.is_unspecified else None
+
+    def _is_told_apart(self, lease: Lease) -> bool:
+        """Return whether a NAT may tell the lease's host from us, as the ports behind its address differ."""
+        ports = self._own.attributes.port, lease.attributes.port
+        return None not in ports and ports[0] != ports[1]
 
     def _overlaps(self) -> dict[IPv4Network, Conflict]:
         """Return the sound leases that overlap a better one."""

@@ -1,11 +1,17 @@
-"""Routes that several backends plan, and their conflicts with the routes of the underlay."""
+"""Routes that several backends plan, and what no route of a plan may do to the host.
+
+The law: no content of the store makes a plan whose routes take packets away from an address that the host
+needs to reach the store: the store itself, a default gateway, and whatever the underlay reaches without a
+gateway. And no route of another program is replaced or removed. Longest prefix decides: a network that
+contains the underlay takes nothing away where the underlay's own routes are longer.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from ipaddress import IPv4Network
+from ipaddress import IPv4Address, IPv4Network
 from typing import Literal
 
-from pyflannel.model.host import Host, Underlay
+from pyflannel.model.host import Host, Surroundings, Underlay
 from pyflannel.model.lease import Lease
 from pyflannel.model.route import Route
 from pyflannel.model.state import State
@@ -13,6 +19,9 @@ from pyflannel.model.state import State
 Effect = Literal["replaces", "captures", "contains"]
 """The route to the destination takes the place of that to the prefix; it wins for a part of the prefix, as it
 is longer; or it is shorter, and loses where the prefix is routed."""
+
+Routed = Literal["network", "peers", "nothing"]
+"""To what a backend plans routes: to the network as a whole, to the subnet of each peer, or none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +51,13 @@ class RouteConflict:
                 )
             case "captures":
                 return (
-                    f"{self.destination} is a part of {self.other.prefix}, {self.other.role}: hosts and"
-                    " gateways there with such addresses may become unreachable"
+                    f"{self.destination} is a part of {self.other.prefix}, {self.other.role}: it is not"
+                    " routed to the overlay, as this host would lose hosts and gateways of the underlay"
                 )
             case "contains":
                 return (
-                    f"{self.destination} contains {self.other.prefix}, {self.other.role}: a lease there may"
-                    " make hosts of the underlay unreachable"
+                    f"{self.destination} contains {self.other.prefix}, {self.other.role}: leases there are"
+                    " refused, as this host would lose hosts and gateways of the underlay"
                 )
 
 
@@ -70,47 +79,203 @@ def conflicts(
     )
 
 
-def route_objection(destination: IPv4Network, underlay: Underlay) -> str | None:
-    """Return why no route of the overlay may lead to `destination`, in one sentence; None when one may.
-
-    It would replace the connected route of the underlay where both have the same metric, and win where that
-    has a greater one, as a DHCP client writes it. A blackhole, which has the greatest metric, may be planned.
-    """
-    if destination not in underlay.on_link:
-        return None
-    (found,) = conflicts([destination], on_link_prefixes(underlay.link, [destination]))
-    return found.text
-
-
-def network_notes(network: IPv4Network | None, underlay: Underlay) -> tuple[str, ...]:
-    """Return what is wrong with a network that overlaps the underlay, in a line each."""
-    if network is None:
-        return ()
-    found = conflicts([network], on_link_prefixes(underlay.link, underlay.on_link))
-    return tuple(f"Network {one.text}" for one in found)
-
-
 def _effect(destination: IPv4Network, prefix: IPv4Network) -> Effect:
     if destination == prefix:
         return "replaces"
     return "captures" if destination.prefixlen > prefix.prefixlen else "contains"
 
 
+def route_objection(
+    destination: IPv4Network, underlay: Underlay, surroundings: Surroundings, *, adopted: Lease | None = None
+) -> str | None:
+    """Return why no route with metric 0 may lead to `destination`, in one sentence; None when one may.
+
+    A blackhole, which has the greatest metric, may be planned.
+
+    Args:
+        destination: of the route into the overlay.
+        underlay: which has prefixes that must stay reachable.
+        surroundings: the other routes of the host, and the addresses that it needs.
+        adopted: a peer. A route to its subnet by way of its address is what we would plan, whoever made it.
+    """
+    if (loss := _loss(destination, underlay, surroundings)) is not None:
+        return loss
+    for route in surroundings.routes:
+        if route.destination == destination and not route.metric and not _leads_to(route, adopted, underlay):
+            return f"{destination} is routed by another program ({shown(route)}), whose route is not replaced"
+    return None
+
+
+def peer_objection(peer: Lease, host: Host) -> str | None:
+    """Return why nothing is sent to a peer by a route of its own: its address, or that route."""
+    return address_objection(peer, host) or route_objection(
+        peer.subnet, host.underlay, host.surroundings, adopted=peer
+    )
+
+
+def network_objection(
+    network: IPv4Network | None, routed: Routed, underlay: Underlay, surroundings: Surroundings
+) -> str | None:
+    """Return why this host cannot run on a config with this network, in one sentence; None when it can."""
+    if network is None or routed == "nothing":
+        return None
+    if routed == "network":
+        return route_objection(network, underlay, surroundings)
+    return _loss_of_underlay(network, underlay)  # as much is lost by the route to each part of it
+
+
+def subnet_objection(subnet: IPv4Network, underlay: Underlay, surroundings: Surroundings) -> str | None:
+    """Return why containers of this host cannot have this subnet, in one sentence; None when they can.
+
+    Their bridge has a route to it. Where it is there already, it takes nothing. The first address becomes
+    that of our device.
+    """
+    base = subnet.network_address
+    if underlay.reaches(base) or base in (*surroundings.stores, *surroundings.gateways):
+        return f"{subnet} begins with {base}, an address that this host needs to reach"
+    bridges = [route for route in surroundings.routes if route.destination == subnet]
+    return None if bridges else _loss(subnet, underlay, surroundings)
+
+
+def wins(destination: IPv4Network, address: IPv4Address, others: Iterable[IPv4Network]) -> bool:
+    """Return whether a route to `destination` takes packets to an address that these routes have now."""
+    return address in destination and not any(
+        other.prefixlen > destination.prefixlen and address in other for other in others
+    )
+
+
+def _loss(destination: IPv4Network, underlay: Underlay, surroundings: Surroundings) -> str | None:
+    loss = _loss_of_underlay(destination, underlay)
+    if loss is not None or not (surroundings.stores or surroundings.gateways):
+        return loss
+    others = [*underlay.on_link, *_destinations(surroundings.routes)]
+    for role, addresses in (
+        ("an address of the store", surroundings.stores),
+        ("the default gateway", surroundings.gateways),
+    ):
+        for address in addresses:
+            if address not in surroundings.addresses and wins(destination, address, others):
+                return f"{destination} contains {address}, {role}, which this host would lose"
+    return None
+
+
+def _loss_of_underlay(destination: IPv4Network, underlay: Underlay) -> str | None:
+    base, length = int(destination.network_address), destination.prefixlen
+    for prefix in underlay.on_link:  # asked of thousands of peers: their own methods take ten times as long
+        if length >= prefix.prefixlen and not (base ^ int(prefix.network_address)) >> (32 - prefix.prefixlen):
+            return conflicts([destination], on_link_prefixes(underlay.link, [prefix]))[0].text
+    return None
+
+
+def _leads_to(route: Route, peer: Lease | None, underlay: Underlay) -> bool:
+    return (
+        peer is not None
+        and route.kind == "unicast"
+        and (route.link, route.gateway) == (underlay.link, peer.attributes.public_ip)
+    )
+
+
+def _destinations(routes: Iterable[Route]) -> list[IPv4Network]:
+    return [route.destination for route in routes if isinstance(route.destination, IPv4Network)]
+
+
+def shown(route: Route) -> str:
+    """Return a route in the words of `ip route`."""
+    gateway = f" via {route.gateway}" if route.gateway is not None else ""
+    link = f" dev {route.link}" if route.link else ""
+    kind = "" if route.kind == "unicast" else f"{route.kind} "
+    return f"{kind}{route.title}{gateway}{link} proto {route.protocol}"
+
+
+_DEFAULT_IN_HALVES = 1
+"""A VPN routes everything to itself by two prefixes of this length."""
+
+_NAMED = 8
+"""So many routes of other programs are named in notes."""
+
+
+def network_notes(
+    network: IPv4Network | None, underlay: Underlay, surroundings: Surroundings
+) -> tuple[str, ...]:
+    """Return what of the host a network overlaps that nothing is refused for, in a line each."""
+    if network is None:
+        return ()
+    found = conflicts([network], on_link_prefixes(underlay.link, underlay.on_link))
+    routes = [
+        route
+        for route in surroundings.routes
+        if route.destination not in underlay.on_link and route.destination.prefixlen > _DEFAULT_IN_HALVES
+    ]
+    notes = [overlap_note(network, route) for route in routes[:_NAMED]]
+    if len(routes) > _NAMED:
+        notes.append(f"Network {network} overlaps {len(routes) - _NAMED} more routes of this host")
+    others = [*underlay.on_link, *_destinations(surroundings.routes)]
+    names = [
+        f"Network {network} contains {address}, a DNS server of this host: a lease there makes it unreachable"
+        for address in surroundings.resolvers
+        if address not in surroundings.addresses and wins(network, address, others)
+    ]
+    return (*(f"Network {one.text}" for one in found), *notes, *names)
+
+
+def overlap_note(network: IPv4Network, route: Route) -> str:
+    """Return what becomes of packets where the network and a route of another program overlap, in a line."""
+    destination = route.destination
+    if not isinstance(destination, IPv4Network) or destination.prefixlen < network.prefixlen:
+        return f"Network {network} is a part of {destination} ({shown(route)}): its packets enter the overlay"
+    if destination == network:
+        return f"Network {network} is routed by another program too ({shown(route)})"
+    return (
+        f"Network {network} contains {destination}, routed by another program ({shown(route)}): packets there"
+        " do not enter the overlay"
+    )
+
+
+# Addresses of peers.
+
 _EVERY_ADDRESS = 31
 """From this prefix length on no address of a prefix is its broadcast (RFC 3021)."""
+
+_NO_HOST = frozenset({0, 127})
+"""First octets: never a destination, and the host itself (RFC 1122 section 3.2.1.3)."""
+
+_MULTICAST = 0xE
+_LINK_LOCAL = 0xA9FE
+_BROADCAST = 0xFFFFFFFF
+"""224.0.0.0/4 (RFC 5771), 169.254.0.0/16 (RFC 3927), 255.255.255.255."""
 
 
 def address_objection(peer: Lease, host: Host) -> str | None:
     """Return why nothing can be sent to a peer's address, whatever the backend; None when it can."""
-    address = peer.attributes.public_ip
-    if address.is_unspecified or address.is_loopback or address.is_multicast or address.is_reserved:
+    address, underlay = peer.attributes.public_ip, host.underlay
+    value = int(address)
+    if value >> 24 in _NO_HOST or value >> 28 == _MULTICAST or value == _BROADCAST:
         return f"{address} is no address of a host"
-    if address == host.underlay.address:
+    if address == underlay.address or address in host.surroundings.addresses:
         return f"{address} is our own address"
-    for prefix in host.underlay.on_link:
+    if value >> 16 == _LINK_LOCAL and not underlay.reaches(address):
+        return f"{address} is a link-local address, and {underlay.link} has no route to it without a gateway"
+    for prefix in underlay.on_link:
         ends = prefix.network_address, prefix.broadcast_address
         if prefix.prefixlen < _EVERY_ADDRESS and address in ends:
             return f"{address} is no address of a host, but one of {prefix} itself"
+    return None
+
+
+def overlay_objection(address: IPv4Address, routed: Iterable[IPv4Network], host: Host) -> str | None:
+    """Return why a peer's address cannot be sent to: the host routes it into the overlay; None when it can.
+
+    Such tunnel packets would enter the tunnel again, for ever.
+
+    Args:
+        address: of the peer, on the underlay.
+        routed: destinations of routes into the overlay, and our own subnet.
+        host: with the other routes, which win where they are longer.
+    """
+    others = [*host.underlay.on_link, *_destinations(host.surroundings.routes)]
+    for destination in routed:
+        if wins(destination, address, others):
+            return f"{address} lies in {destination}, which is routed into the overlay: packets would loop"
     return None
 
 

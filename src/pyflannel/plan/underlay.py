@@ -6,7 +6,14 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from pyflannel.errors import NoUnderlayError
-from pyflannel.model.host import Interface, InterfaceAddress, Interfaces, Underlay
+from pyflannel.model.host import (
+    Interface,
+    InterfaceAddress,
+    Interfaces,
+    RouteScope,
+    Surroundings,
+    Underlay,
+)
 from pyflannel.model.link import MARK
 
 _OVERLAY_KINDS = frozenset({"tun", "vxlan", "ipip", "wireguard"})
@@ -82,6 +89,19 @@ def choose(wanted: UnderlayOptions, interfaces: Interfaces, reached: Reached = N
                     "by itself when the interface is there."
                 ),
             )
+
+
+def surroundings_of(interfaces: Interfaces, scope: RouteScope) -> Surroundings:
+    """Return what the host has beside the overlay, as it was observed in this scope."""
+    held = (one.address.ip for interface in interfaces.interfaces for one in interface.addresses)
+    gateways = (route.gateway for route in interfaces.default_routes)
+    return Surroundings(
+        networks=scope.networks,
+        routes=interfaces.routes,
+        addresses=frozenset(address for address in held if isinstance(address, IPv4Address)),
+        gateways=tuple(gateway for gateway in gateways if gateway is not None),
+        resolvers=interfaces.resolvers,
+    )
 
 
 def narrate(wanted: UnderlayOptions, interfaces: Interfaces, reached: Reached = None) -> tuple[str, ...]:

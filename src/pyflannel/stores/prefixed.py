@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from ipaddress import IPv4Address
 
 from pyflannel.model.store_record import (
     Change,
@@ -59,6 +60,10 @@ class PrefixedStore:
     async def time_to_live(self, record: Record) -> float | None:
         """Return the seconds until the record expires, or None if it never does."""
         return await self._store.time_to_live(replace(record, key=self._prefix + record.key))
+
+    def addresses(self) -> tuple[IPv4Address, ...]:
+        """Return the addresses by which the store is reached."""
+        return self._store.addresses()
 
     async def close(self) -> None:
         """Close the store, unless other networks use it too."""

@@ -108,6 +108,19 @@ def test_no_route_is_told_to_the_sender(linked):
     assert counters["icmp_unreachable"] + counters["icmp_held_back"] == counters["dropped_out_no_route"]
 
 
+def test_no_packet_loops_where_a_peers_address_is_routed_into_the_tunnel(linked):
+    """A ping, and one in fragments: each fragment of its tunnel datagram comes back once, and is dropped."""
+    one, two = linked
+    looped = two.peer(address=IPv4Address("10.100.2.9"))
+    assert not one.apply(Replace(two.peer(), looped))
+
+    for size in ("56", "1444"):
+        one.namespace.attempt("ping", "-c", "1", "-W", "1", "-s", size, "10.100.2.5")
+
+    wait_until(lambda: one.counters()["dropped_out_loop"] == 3, "3 drops")
+    assert int(one.namespace.command("cat", "/sys/class/net/flannel0/statistics/tx_packets")) < 10
+
+
 def test_a_datagram_longer_than_the_path_goes_in_fragments(linked):
     """An underlay that is narrower than planned costs fragments, not packets."""
     one, two = linked

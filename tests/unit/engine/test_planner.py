@@ -17,6 +17,7 @@ from pyflannel.model.link import Link
 from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.route import FdbEntry, Route
 from pyflannel.model.state import State
+from pyflannel.plan.routes import Routed
 
 CONFIG = NetworkConfig(
     network=IPv4Network("10.100.0.0/16"),
@@ -34,6 +35,7 @@ class Backend:
     """A backend in which peers with one address want one object, as two VTEPs with one MAC address do."""
 
     lease_type: str = ""
+    routed: Routed = "peers"
     port: int | None = None
     config_line: str | None = None
     config_warnings: tuple[str, ...] = ()
@@ -114,8 +116,16 @@ def before_change(plan: State, changed: Changed) -> State:
     return State.collect(items.values())
 
 
+def crossed(number: int, other: int) -> Lease:
+    """Return a lease whose address lies in the overlay: in its own subnet, or in that of another peer."""
+    address = IPv4Address(f"10.100.{other}.{other}")
+    return Lease(subnet=IPv4Network(f"10.100.{number}.0/24"), attributes=LeaseAttributes(public_ip=address))
+
+
 leases = st.lists(
-    st.builds(lease, st.integers(10, 30), st.integers(1, 12), st.sampled_from(["", "", "udp"])), max_size=8
+    st.builds(lease, st.integers(10, 30), st.integers(1, 12), st.sampled_from(["", "", "udp"]))
+    | st.builds(crossed, st.integers(10, 30), st.integers(10, 30)),
+    max_size=8,
 )
 
 
@@ -180,6 +190,39 @@ def test_peers_that_change_behind_an_obstacle_are_planned_when_it_is_gone() -> N
     made.take(underlay=underlay)
 
     assert {item.destination for item in made.plan if isinstance(item, Route)} == {lease(2, 2).subnet}
+
+
+def planned(made: Planning) -> list[int]:
+    """Return the numbers of the subnets that are routed to peers."""
+    assert made.plan is not None
+    return sorted(int(item.destination[0]) >> 8 & 0xFF for item in made.plan if isinstance(item, Route))
+
+
+def test_a_peer_whose_address_lies_in_the_overlay_is_not_sent_to(caplog) -> None:
+    """Its tunnel packets would enter the tunnel, for ever: in its own subnet, in ours, or in one crossed."""
+    made, refused = planner(), [crossed(20, 20), crossed(21, 15), crossed(22, 23), crossed(23, 22)]
+
+    made.take(leases=by_subnet([*refused, lease(1, 1)]))
+
+    assert planned(made) == [1]
+    assert made.refused[crossed(20, 20).subnet] == (
+        "10.100.20.20 lies in 10.100.20.0/24, which is routed into the overlay: packets would loop"
+    )
+    assert "10.100.15.15 lies in 10.100.15.0/24" in made.refused[crossed(21, 15).subnet]
+    assert caplog.text.count("packets would loop") == 4
+
+
+def test_a_peer_is_withdrawn_when_another_lease_covers_its_address_and_comes_back() -> None:
+    """An address in the network that is routed nowhere else is that of a host behind a gateway."""
+    made, peer, covering = planner(), crossed(20, 40), lease(40, 1)
+    made.take(leases=by_subnet([peer]))
+    assert planned(made) == [20]
+
+    assert isinstance(made.take(leases=by_subnet([peer, covering])), Changed)
+    assert planned(made) == [40]
+
+    assert isinstance(made.take(leases=by_subnet([peer])), Changed)
+    assert planned(made) == [20]
 
 
 def test_one_lease_re_plans_one_peer() -> None:

@@ -27,6 +27,7 @@ from pyflannel.model.status import (
     StrangerStatus,
 )
 from pyflannel.plan.doctor import RECENT_S, Observed, findings
+from pyflannel.plan.routes import overlap_note
 
 ROOT = Path(__file__).parents[3]
 NETWORK = IPv4Network("10.100.0.0/16")
@@ -328,10 +329,26 @@ class TestNetworkThatOverlapsTheUnderlay:
 
         assert (found.severity, found.evidence) == ("warning", ())
 
+    def test_a_route_of_another_program_that_overlaps_is_a_warning(self) -> None:
+        """One that draws packets away from peers has a finding of its own."""
+        bridge = Route(destination=IPv4Network("10.100.8.0/24"), link="br9", protocol=2)
+        static = Route(destination=IPv4Network("10.100.9.0/24"), link="eth1", protocol=4)
+        notes = tuple(overlap_note(NETWORK, route) for route in (bridge, static))
+        status = replace(READY, backend=BackendStatus(type="vxlan", link="flannel.1", notes=notes))
+        seen = replace(HEALTHY, status=status, items=(bridge, static), strict=frozenset())
+
+        found = findings(seen)
+
+        assert [(one.code, one.severity) for one in found] == [
+            ("unplanned-route", "warning"),
+            ("network-overlaps-host", "warning"),
+        ]
+        assert found[1].cause == notes[0]
+
     def test_the_note_of_the_backend_is_not_repeated(self) -> None:
         note = (
-            "Network 10.100.0.0/16 is a part of 10.0.0.0/8, the prefix of eth0: hosts and gateways there with"
-            " such addresses may become unreachable"
+            "Network 10.100.0.0/16 is a part of 10.0.0.0/8, the prefix of eth0: it is not routed to the"
+            " overlay, as this host would lose hosts and gateways of the underlay"
         )
         status = replace(READY, backend=BackendStatus(type="vxlan", link="flannel.1", notes=(note, "other")))
 

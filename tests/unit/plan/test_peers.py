@@ -1,5 +1,6 @@
 """Whom a host plans for: the holders of its network's leases, but for those that could never work."""
 
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 
 from hypothesis import given
@@ -52,6 +53,47 @@ def test_a_peer_that_could_never_be_reached_is_left_out_and_said() -> None:
         "lease 10.100.4.0/24 of 0.0.0.0 has no address: ignored",
         "lease 10.101.0.0/24 of 172.16.0.1 lies outside the network 10.100.0.0/16: ignored",
     ]
+
+
+def behind_nat(subnet: str, port: int | None) -> Lease:
+    """Return a lease with our own public address, as of a host behind the same NAT."""
+    found = lease(subnet)
+    return replace(found, attributes=replace(found.attributes, port=port))
+
+
+def test_hosts_behind_one_nat_with_different_ports_are_peers() -> None:
+    """Ours is known by its port there; without one, or with the same, the address says that it is us."""
+    own = replace(OWN, attributes=replace(OWN.attributes, port=8285))
+    others = [behind_nat("10.100.3.0/24", 8286), behind_nat("10.100.4.0/24", 8285)]
+    peers = Peers(own, NETWORK, 24)
+
+    peers.update(SubnetMap((one.subnet, one) for one in [*others, behind_nat("10.100.5.0/24", None)]))
+
+    assert list(peers) == others[:1]
+
+
+def test_a_reserved_address_is_used_with_a_warning() -> None:
+    """Linux sends to 240.0.0.0/4. The limited broadcast is no address at all, which the backends say."""
+    peers, conflicts = settled(lease("10.100.1.0/24", "240.0.0.7"), lease("10.100.2.0/24", "255.255.255.255"))
+
+    assert peers == ["10.100.1.0/24", "10.100.2.0/24"]
+    assert conflicts == [
+        "lease 10.100.1.0/24 of 240.0.0.7 has a reserved address, which many hosts and routers drop"
+    ]
+    assert settled(lease("10.100.1.0/24", "100.64.0.7")) == (["10.100.1.0/24"], [])
+
+
+def test_who_covers_an_address_and_whose_address_lies_in_a_subnet() -> None:
+    inside, other = lease("10.100.1.0/24", "10.100.2.9"), lease("10.100.2.0/24", "172.16.0.1")
+    peers = Peers(OWN, NETWORK, 24)
+
+    peers.update(SubnetMap((one.subnet, one) for one in (inside, other)))
+
+    assert list(peers.covering(IPv4Address("10.100.2.9"))) == [other]
+    assert peers.inside([other.subnet]) == [inside]
+    assert peers.inside([inside.subnet]) == []
+    peers.update(SubnetMap([(other.subnet, other)]))
+    assert peers.inside([other.subnet]) == []
 
 
 def test_of_peers_that_overlap_the_one_that_fits_the_network_stays() -> None:

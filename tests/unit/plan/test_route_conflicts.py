@@ -1,16 +1,25 @@
 """Routes of the overlay that would take packets from the underlay are found before they are planned."""
 
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
+from typing import Any
 
 import pytest
 
-from pyflannel.model.host import Underlay
+from pyflannel.model.host import Host, Surroundings, Underlay
+from pyflannel.model.lease import Lease, LeaseAttributes
+from pyflannel.model.route import Route
 from pyflannel.plan.routes import (
     HostPrefix,
+    Routed,
+    address_objection,
     conflicts,
     network_notes,
+    network_objection,
     on_link_prefixes,
+    overlay_objection,
     route_objection,
+    subnet_objection,
 )
 
 PREFIX = IPv4Network("192.168.50.0/24")
@@ -21,6 +30,7 @@ UNDERLAY = Underlay(
     public_ip=IPv4Address("192.168.50.102"),
     on_link=(IPv4Network("172.16.0.0/12"), PREFIX),
 )
+NOTHING = Surroundings()
 
 
 @pytest.mark.parametrize(
@@ -55,21 +65,149 @@ def test_each_conflict_with_each_prefix_is_found() -> None:
 
 
 @pytest.mark.parametrize(
-    ("destination", "is_refused"),
-    [("192.168.50.0/24", True), ("172.16.0.0/12", True), ("172.16.7.0/24", False), ("10.100.3.0/24", False)],
+    ("destination", "word"),
+    [
+        ("192.168.50.0/24", "is the prefix of eth0 itself"),
+        ("172.16.0.0/12", "is the prefix of eth0 itself"),
+        ("172.16.7.0/24", "is a part of 172.16.0.0/12, the prefix of eth0"),
+        ("192.168.0.0/16", None),
+        ("10.100.3.0/24", None),
+    ],
 )
-def test_a_route_that_would_replace_one_of_the_underlay_is_refused(
-    destination: str, is_refused: bool
-) -> None:
-    """A longer prefix takes a part of the underlay: the network draws a note, and it is routed."""
-    found = route_objection(IPv4Network(destination), UNDERLAY)
+def test_a_route_that_takes_packets_from_the_underlay_is_refused(destination: str, word: str | None) -> None:
+    """One that is shorter than the prefix of the underlay takes nothing."""
+    found = route_objection(IPv4Network(destination), UNDERLAY, NOTHING)
 
-    assert found == (
-        f"{destination} is the prefix of eth0 itself: it is not routed to the overlay, as this host would"
-        " lose the underlay"
-        if is_refused
-        else None
+    assert found is None if word is None else word in (found or "")
+
+
+STORE = IPv4Address("10.20.0.5")
+
+
+def route(destination: str, **more: Any) -> Route:
+    return Route(destination=IPv4Network(destination), **{"link": "eth1", "protocol": 4, **more})
+
+
+@pytest.mark.parametrize("needed", [Surroundings(stores=(STORE,)), Surroundings(gateways=(STORE,))])
+class TestNeededAddresses:
+    """The store and the default gateway, wherever they are."""
+
+    def test_a_route_that_wins_over_the_route_to_it_is_refused(self, needed: Surroundings) -> None:
+        """The default route loses, and so does one that is shorter or has another metric."""
+        others = (route("10.0.0.0/8"), route("10.20.0.0/16", metric=100))
+        for surroundings in (needed, replace(needed, routes=others)):
+            found = route_objection(IPv4Network("10.20.0.0/16"), UNDERLAY, surroundings)
+
+            assert "10.20.0.0/16 contains 10.20.0.5, " in (found or "")
+
+    def test_a_longer_route_keeps_it_reachable(self, needed: Surroundings) -> None:
+        """So the whole of 10.0.0.0/8 may be the network of hosts that are in it."""
+        surroundings = replace(needed, routes=(route("10.20.0.0/24"),))
+
+        assert route_objection(IPv4Network("10.0.0.0/8"), UNDERLAY, surroundings) is None
+
+    def test_a_prefix_of_the_underlay_keeps_it_reachable(self, needed: Surroundings) -> None:
+        underlay = replace(UNDERLAY, on_link=(IPv4Network("10.20.0.0/24"),))
+
+        assert route_objection(IPv4Network("10.0.0.0/8"), underlay, needed) is None
+
+    def test_an_address_of_the_host_itself_is_never_lost(self, needed: Surroundings) -> None:
+        """The kernel looks at its own addresses first."""
+        surroundings = replace(needed, addresses=frozenset([STORE]))
+
+        assert route_objection(IPv4Network("10.20.0.0/16"), UNDERLAY, surroundings) is None
+
+
+class TestRoutesOfOtherPrograms:
+    """None is replaced, and what we would plan ourselves is taken over."""
+
+    DESTINATION = IPv4Network("10.100.3.0/24")
+    PEER = Lease(subnet=DESTINATION, attributes=LeaseAttributes(public_ip=IPv4Address("192.168.50.101")))
+
+    @pytest.mark.parametrize(
+        "other",
+        [
+            route("10.100.3.0/24", link="docker0", protocol=2),
+            route("10.100.3.0/24", gateway=IPv4Address("192.168.50.7"), link="eth0"),
+            route("10.100.3.0/24", kind="blackhole", link=""),
+            route("10.100.3.0/24", kind="multipath", gateway=IPv4Address("192.168.50.101"), link="eth0"),
+        ],
     )
+    def test_one_to_the_same_destination_is_not_replaced(self, other: Route) -> None:
+        surroundings = Surroundings(routes=(other,))
+
+        found = route_objection(self.DESTINATION, UNDERLAY, surroundings, adopted=self.PEER)
+
+        assert found is not None
+        assert "whose route is not replaced" in found
+
+    @pytest.mark.parametrize(
+        "other",
+        [
+            route("10.100.3.0/24", metric=100),
+            route("10.100.3.0/25"),
+            route("10.100.0.0/16"),
+            route("10.100.3.0/24", gateway=IPv4Address("192.168.50.101"), link="eth0", protocol=3),
+        ],
+    )
+    def test_one_that_stays_or_is_what_we_plan_is_no_obstacle(self, other: Route) -> None:
+        """An original leaves the last of these for host-gw."""
+        surroundings = Surroundings(routes=(other,))
+
+        assert route_objection(self.DESTINATION, UNDERLAY, surroundings, adopted=self.PEER) is None
+
+
+@pytest.mark.parametrize(
+    ("network", "routed", "is_refused"),
+    [
+        ("0.0.0.0/1", "network", True),
+        ("10.0.0.0/8", "network", True),
+        ("192.168.0.0/16", "network", False),
+        ("192.168.50.0/24", "network", True),
+        ("192.168.50.0/25", "network", True),
+        ("172.17.0.0/16", "network", True),
+        ("10.100.0.0/16", "network", False),
+        ("0.0.0.0/1", "peers", False),
+        ("192.168.0.0/16", "peers", False),
+        ("192.168.50.0/24", "peers", True),
+        ("192.168.50.0/25", "peers", True),
+        ("192.168.50.0/25", "nothing", False),
+        ("0.0.0.0/1", "nothing", False),
+    ],
+)
+def test_which_networks_a_host_refuses(network: str, routed: Routed, is_refused: bool) -> None:
+    """With routes to peers, the lease decides, unless each would take packets from the underlay."""
+    underlay = replace(UNDERLAY, on_link=(PREFIX,))
+    surroundings = Surroundings(
+        stores=(STORE,), gateways=(PREFIX[1],), routes=(route("172.17.0.0/16", link="docker0", protocol=2),)
+    )
+
+    found = network_objection(IPv4Network(network), routed, underlay, surroundings)
+
+    assert (found is not None) == is_refused
+
+
+def test_a_subnet_for_containers_that_would_cut_the_host_off_is_refused() -> None:
+    surroundings = Surroundings(stores=(STORE,))
+
+    assert subnet_objection(IPv4Network("10.20.0.0/24"), UNDERLAY, surroundings) is not None
+    assert subnet_objection(IPv4Network("192.168.50.64/26"), UNDERLAY, surroundings) is not None
+    assert subnet_objection(IPv4Network("10.21.0.0/24"), UNDERLAY, surroundings) is None
+
+
+def test_a_subnet_whose_first_address_is_needed_is_refused() -> None:
+    """Our device has that address, however long the route is that leads there now."""
+    first = Surroundings(stores=(IPv4Address("10.20.0.0"),), routes=(route("10.20.0.0/31"),))
+
+    assert "begins with 10.20.0.0" in (subnet_objection(IPv4Network("10.20.0.0/24"), UNDERLAY, first) or "")
+    assert subnet_objection(IPv4Network("192.168.50.0/23"), UNDERLAY, NOTHING) is not None
+
+
+def test_a_store_in_a_container_of_this_host_is_not_lost() -> None:
+    """The bridge is there, and so the subnet is routed to it already."""
+    surroundings = Surroundings(stores=(STORE,), routes=(route("10.20.0.0/24", link="docker0", protocol=2),))
+
+    assert subnet_objection(IPv4Network("10.20.0.0/24"), UNDERLAY, surroundings) is None
 
 
 @pytest.mark.parametrize(
@@ -81,12 +219,101 @@ def test_a_route_that_would_replace_one_of_the_underlay_is_refused(
     ],
 )
 def test_a_network_that_overlaps_the_underlay_draws_a_note(network: str, word: str) -> None:
-    (note,) = network_notes(IPv4Network(network), UNDERLAY)
+    (note,) = network_notes(IPv4Network(network), UNDERLAY, NOTHING)
 
     assert note.startswith(f"Network {network} ")
     assert word in note
 
 
+@pytest.mark.parametrize(
+    ("other", "word"),
+    [
+        ("10.100.7.0/24", "contains 10.100.7.0/24, routed by another program (route 10.100.7.0/24 dev eth1"),
+        ("10.100.0.0/16", "is routed by another program too"),
+        ("10.0.0.0/8", "is a part of 10.0.0.0/8"),
+    ],
+)
+def test_a_network_that_overlaps_a_route_of_another_program_draws_a_note(other: str, word: str) -> None:
+    (note,) = network_notes(IPv4Network("10.100.0.0/16"), UNDERLAY, Surroundings(routes=(route(other),)))
+
+    assert word in note
+
+
+def test_of_many_routes_that_overlap_the_first_are_named() -> None:
+    many = tuple(route(f"10.100.{number}.0/24") for number in range(30))
+
+    notes = network_notes(IPv4Network("10.100.0.0/16"), UNDERLAY, Surroundings(routes=many))
+
+    assert len(notes) == 9
+    assert notes[-1] == "Network 10.100.0.0/16 overlaps 22 more routes of this host"
+
+
+def test_a_dns_server_in_the_network_draws_a_note() -> None:
+    """It may be one in a container, so nothing is refused."""
+    surroundings = Surroundings(resolvers=(IPv4Address("10.100.0.10"), IPv4Address("10.9.0.1")))
+
+    (note,) = network_notes(IPv4Network("10.100.0.0/16"), UNDERLAY, surroundings)
+
+    assert note.startswith("Network 10.100.0.0/16 contains 10.100.0.10, a DNS server of this host")
+    assert route_objection(IPv4Network("10.100.0.0/16"), UNDERLAY, surroundings) is None
+
+
 def test_a_network_apart_from_the_underlay_draws_none() -> None:
-    assert network_notes(IPv4Network("10.100.0.0/16"), UNDERLAY) == ()
-    assert network_notes(None, UNDERLAY) == ()
+    assert network_notes(IPv4Network("10.100.0.0/16"), UNDERLAY, NOTHING) == ()
+    assert network_notes(None, UNDERLAY, NOTHING) == ()
+
+
+class TestAddresses:
+    """PublicIP of a peer, as a writer of the store may choose it."""
+
+    HOST = Host(
+        lease=Lease(
+            subnet=IPv4Network("10.100.15.0/24"), attributes=LeaseAttributes(public_ip=UNDERLAY.public_ip)
+        ),
+        underlay=replace(UNDERLAY, on_link=(PREFIX,)),
+        surroundings=Surroundings(addresses=frozenset([IPv4Address("172.17.0.1")])),
+    )
+
+    def objection(self, address: str, host: Host = HOST) -> str | None:
+        attributes = LeaseAttributes(public_ip=IPv4Address(address))
+        return address_objection(Lease(subnet=IPv4Network("10.100.3.0/24"), attributes=attributes), host)
+
+    @pytest.mark.parametrize(
+        ("address", "word"),
+        [
+            ("0.0.0.0", "no address of a host"),
+            ("0.1.2.3", "no address of a host"),
+            ("127.0.0.1", "no address of a host"),
+            ("127.255.0.9", "no address of a host"),
+            ("224.0.0.1", "no address of a host"),
+            ("239.255.255.255", "no address of a host"),
+            ("255.255.255.255", "no address of a host"),
+            ("192.168.50.0", "one of 192.168.50.0/24 itself"),
+            ("192.168.50.255", "one of 192.168.50.0/24 itself"),
+            ("192.168.50.102", "our own address"),
+            ("172.17.0.1", "our own address"),
+            ("169.254.7.7", "link-local"),
+        ],
+    )
+    def test_one_that_no_other_host_can_have_is_refused(self, address: str, word: str) -> None:
+        assert word in (self.objection(address) or "")
+
+    @pytest.mark.parametrize(
+        "address", ["100.64.0.7", "10.10.10.101", "203.0.113.9", "240.0.0.7", "255.0.0.1"]
+    )
+    def test_others_are_legal(self, address: str) -> None:
+        """Carrier-grade NAT (RFC 6598) and what is reserved, for which there is a warning."""
+        assert self.objection(address) is None
+
+    def test_a_link_local_one_needs_a_route_without_a_gateway(self) -> None:
+        underlay = replace(UNDERLAY, on_link=(IPv4Network("169.254.0.0/16"),))
+
+        assert self.objection("169.254.7.7", replace(self.HOST, underlay=underlay)) is None
+
+    def test_one_in_the_overlay_is_refused_unless_a_longer_route_leads_elsewhere(self) -> None:
+        routed = [IPv4Network("10.0.0.0/8")]
+        longer = replace(self.HOST.surroundings, routes=(route("10.20.0.0/16"),))
+
+        assert "would loop" in (overlay_objection(STORE, routed, self.HOST) or "")
+        assert overlay_objection(STORE, routed, replace(self.HOST, surroundings=longer)) is None
+        assert overlay_objection(IPv4Address("11.0.0.1"), routed, self.HOST) is None

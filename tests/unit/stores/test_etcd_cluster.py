@@ -2,6 +2,7 @@
 
 import asyncio
 from contextlib import AsyncExitStack
+from ipaddress import IPv4Address
 
 import pytest
 
@@ -14,6 +15,26 @@ from pyflannel.stores.etcd.rpc_pb2 import RangeRequest
 
 async def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     writer.close()
+
+
+def test_a_name_has_the_address_that_it_led_to() -> None:
+    """Before a connection only addresses are known that were given as such. None of IPv6 counts."""
+
+    async def ask_once() -> list[tuple[IPv4Address, ...]]:
+        server = await asyncio.start_server(hang_up, "127.0.0.1", 0)
+        async with server, asyncio.timeout(60):
+            port = server.sockets[0].getsockname()[1]
+            cluster = Cluster([Endpoint("localhost", port), Endpoint("10.9.0.7", 1), Endpoint("fd00::7", 1)])
+            before = cluster.addresses()
+            with pytest.raises(StoreError):
+                await cluster.ask(
+                    lambda member: KVStub(member.channel).Range(RangeRequest(key=b"config")), once=True
+                )
+            cluster.close()
+            return [before, cluster.addresses()]
+
+    given = IPv4Address("10.9.0.7")
+    assert asyncio.run(ask_once()) == [(given,), (IPv4Address("127.0.0.1"), given)]
 
 
 def test_the_same_trouble_has_the_same_words_whoever_is_asked_first() -> None:

@@ -3,12 +3,15 @@
 import asyncio
 import contextlib
 import socket
+from collections.abc import Iterator
 from functools import partial
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from pathlib import Path
 from typing import Self
 
 from pyflannel.errors import TargetError
 from pyflannel.kernel.network.device_ioctls import driver_of
+from pyflannel.kernel.network.items import route_of
 from pyflannel.kernel.network.netlink_socket import NotificationSocket, RequestSocket, failed
 from pyflannel.model.host import (
     Bridge,
@@ -17,6 +20,7 @@ from pyflannel.model.host import (
     Interface,
     InterfaceAddress,
     Interfaces,
+    RouteScope,
 )
 from pyflannel.model.route import PROTOCOLS
 from pyflannel.ports import Announce, ChangeChannel
@@ -25,12 +29,16 @@ from pyflannel.wire.netlink.addresses import AddressRecord
 from pyflannel.wire.netlink.bridges import BridgeLink
 from pyflannel.wire.netlink.links import LinkRecord
 from pyflannel.wire.netlink.message import INET, Message
-from pyflannel.wire.netlink.routes import RouteRecord
+from pyflannel.wire.netlink.routes import RouteGlance, RouteRecord
 
 _GROUPS = 0x1 | 0x10 | 0x40 | 0x100
 """RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE, RTMGRP_IPV6_IFADDR (linux/rtnetlink.h)."""
 
 _COALESCE_S = 0.01
+
+_RESOLVERS = "/etc/resolv.conf"
+
+_NO_ROUTES = RouteScope()
 
 _FAR_AWAY = IPv4Address("198.51.100.1")
 """An address on no network of anybody's (RFC 5737): which way it would go is the way to everywhere."""
@@ -45,6 +53,7 @@ class KernelInterfaces:
 
     def __init__(self) -> None:
         self._asked_for: set[IPv4Address] = set()
+        self._scope = RouteScope()
 
     async def __aenter__(self) -> Self:
         with contextlib.ExitStack() as opened:
@@ -57,18 +66,22 @@ class KernelInterfaces:
     async def __aexit__(self, *_: object) -> None:
         self._sockets.close()
 
-    async def observe(self) -> Interfaces:
+    async def observe(self, scope: RouteScope = _NO_ROUTES) -> Interfaces:
         """Return the interfaces, their addresses and the IPv4 routes that matter, as they are now."""
+        self._scope = scope
         found = await self._requests.dump(links.dump_links(), links.parse_link)
         held = await self._requests.dump(addresses.dump_addresses(), addresses.parse_address_message)
-        by_routes = await self._requests.dump(routes.dump_routes(INET), _default_or_on_link)
+        dumped = await self._requests.dump(routes.dump_routes(INET), partial(_route_that_matters, scope))
+        by_routes = [route for route in dumped if _is_default_or_on_link(route)]
         links_by_index = sorted(found, key=lambda link: link.index)
+        names = {link.index: link.name for link in found}
         return Interfaces(
             interfaces=tuple(self._interface(link, held, by_routes) for link in links_by_index),
             default_routes=await self._default_routes(
-                {link.index: link.name for link in found},
-                [route for route in by_routes if not route.destination.prefixlen],
+                names, [route for route in by_routes if not route.destination.prefixlen]
             ),
+            routes=tuple(route_of(route, names) for route in dumped if _is_in(scope, route)),
+            resolvers=_resolvers(),
         )
 
     async def route_to(self, address: IPv4Address) -> tuple[str, IPv4Address] | None:
@@ -99,7 +112,12 @@ class KernelInterfaces:
         """Return whether a notification may change an answer: most routes of a host do not."""
         if message.kind not in (routes.NEW, routes.DELETE):
             return True
-        if _is_ours(message.body):
+        if routes.protocol_of(message.body) == self._scope.protocol:
+            return False
+        glance = routes.glance_at_route(message.body)
+        if glance is not None and _overlaps(self._scope, glance):
+            return True
+        if routes.protocol_of(message.body) in PROTOCOLS:
             return False
         if routes.is_on_link(message.body):
             return True
@@ -131,6 +149,7 @@ class KernelInterfaces:
                     link=names[route.index],
                     metric=route.metric,
                     source=route.source if isinstance(route.source, IPv4Address) else None,
+                    gateway=route.gateway if isinstance(route.gateway, IPv4Address) else None,
                 )
                 for route in found
                 if route.index in names
@@ -148,19 +167,63 @@ def _device_socket() -> socket.socket:
         raise failed("a socket to ask drivers by", error) from error
 
 
-def _default_or_on_link(body: bytes) -> RouteRecord | None:
-    if _is_ours(body):
+def _route_that_matters(scope: RouteScope, body: bytes) -> RouteRecord | None:
+    """Return a route in the scope, a default route or one without a gateway; None for others: most."""
+    protocol = routes.protocol_of(body)
+    if protocol == scope.protocol or (protocol in PROTOCOLS and not scope.networks):
         return None
     glance = routes.glance_at_route(body)
-    if glance is None or (glance.length and not routes.is_on_link(body)):
+    if glance is None:
         return None
-    route = routes.parse_route(body)
-    return route if route is not None and route.kind == routes.UNICAST else None
+    is_foreign = protocol not in PROTOCOLS
+    if _overlaps(scope, glance) or (is_foreign and (not glance.length or routes.is_on_link(body))):
+        return routes.parse_route(body)
+    return None
 
 
-def _is_ours(body: bytes) -> bool:
-    """Return whether the route is ours: it leads to containers of a peer, and there are thousands of them."""
-    return routes.protocol_of(body) in PROTOCOLS
+def _overlaps(scope: RouteScope, glance: RouteGlance) -> bool:
+    """Return whether an IPv4 route, but no default route, overlaps a network of the scope."""
+    base = glance.key[1]
+    return (
+        bool(glance.length)
+        and isinstance(base, int)
+        and any(
+            not (int(network.network_address) ^ base) >> (32 - min(glance.length, network.prefixlen))
+            for network in scope.networks
+        )
+    )
+
+
+def _is_in(scope: RouteScope, route: RouteRecord) -> bool:
+    destination = route.destination
+    return (
+        isinstance(destination, IPv4Network)
+        and destination.prefixlen > 0
+        and any(destination.overlaps(network) for network in scope.networks)
+    )
+
+
+def _is_default_or_on_link(route: RouteRecord) -> bool:
+    """Return whether it leads to everybody, or to its destination without a gateway; nobody's containers."""
+    if route.kind != routes.UNICAST or route.protocol in PROTOCOLS:
+        return False
+    return not route.destination.prefixlen or (route.gateway is None and not route.is_multipath)
+
+
+def _resolvers() -> tuple[IPv4Address, ...]:
+    """Return the host's DNS servers; none where the file cannot be read."""
+    with contextlib.suppress(OSError):
+        return tuple(parse_resolvers(Path(_RESOLVERS).read_text(errors="replace")))
+    return ()
+
+
+def parse_resolvers(text: str) -> Iterator[IPv4Address]:
+    """Yield the IPv4 addresses of the name servers that a resolv.conf names (resolv.conf(5))."""
+    for line in text.splitlines():
+        words = line.split()
+        if words[:1] == ["nameserver"] and words[1:]:
+            with contextlib.suppress(ValueError):
+                yield IPv4Address(words[1])
 
 
 def _on_link(held: list[AddressRecord], by_routes: list[RouteRecord]) -> tuple[IPv4Network, ...]:

@@ -9,6 +9,7 @@ from pyflannel.model.lease import Lease
 from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.state import State
 from pyflannel.plan.backend_keys import ineffective, ipv4_network
+from pyflannel.plan.routes import Routed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +25,7 @@ class AllocBackend:
     lease_type: str = ""
     port: None = None
     config_line: None = None
+    routed: Routed = "nothing"
 
     def lease_data(self, owner: str) -> None:
         """Return nothing: subnet and address say it all."""

@@ -13,7 +13,7 @@ from pyflannel.model.lease import Lease
 from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.state import State
 from pyflannel.plan.backend_keys import ineffective, ipv4_network
-from pyflannel.plan.routes import address_objection, direct_route, route_objection
+from pyflannel.plan.routes import Routed, direct_route, peer_objection
 
 _NAMED = 4
 """So many of our prefixes a message names."""
@@ -31,6 +31,7 @@ class HostGwBackend:
     lease_type: str = "host-gw"
     port: None = None
     config_line: None = None
+    routed: Routed = "peers"
 
     def lease_data(self, owner: str) -> None:
         """Return nothing: subnet and address say it all."""
@@ -62,7 +63,7 @@ class HostGwBackend:
         attributes, underlay = peer.attributes, host.underlay
         if attributes.backend_type != self.lease_type:
             return f"Ignoring non-host-gw subnet: type={attributes.backend_type}"
-        if (why := address_objection(peer, host) or route_objection(peer.subnet, underlay)) is not None:
+        if (why := peer_objection(peer, host)) is not None:
             return why
         if underlay.reaches(attributes.public_ip):
             return None

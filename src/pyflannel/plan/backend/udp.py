@@ -18,7 +18,7 @@ from pyflannel.model.route import PROTOCOL_KERNEL, SCOPE_LINK, Route
 from pyflannel.model.state import State
 from pyflannel.plan.backend_keys import BackendKeys, ineffective, ipv4_network
 from pyflannel.plan.fast_path import plan_last_hops, plan_peer_entry, plan_programs
-from pyflannel.plan.routes import route_objection
+from pyflannel.plan.routes import Routed, address_objection, route_objection
 
 KEYS = ("Port",)
 
@@ -46,6 +46,7 @@ class UdpBackend:
     config_warnings: tuple[str, ...] = ()
     lease_type: str = ""
     config_line: None = None
+    routed: Routed = "network"
 
     def lease_data(self, owner: str) -> None:
         """Return nothing: subnet and address say it all."""
@@ -56,7 +57,8 @@ class UdpBackend:
 
     def notes(self, host: Host) -> tuple[str, ...]:
         """Return what a person should know of how it runs on this host, in a line each."""
-        return self.config_warnings
+        why = route_objection(self.network, host.underlay, host.surroundings)
+        return self.config_warnings if why is None else (*self.config_warnings, f"Network {why}")
 
     def obstacle(self, underlay: Underlay) -> None:
         """Return nothing: where UDP passes, it works."""
@@ -90,7 +92,7 @@ class UdpBackend:
         The kernel adds the route with the address. It is planned all the same, so that it comes back when it
         alone is removed or replaced.
         """
-        if route_objection(self.network, host.underlay) is not None:
+        if route_objection(self.network, host.underlay, host.surroundings) is not None:
             return (Address(link=host.device, address=IPv4Interface(base)),)
         return (
             Address(link=host.device, address=IPv4Interface((base, self.network.prefixlen))),
@@ -104,10 +106,10 @@ class UdpBackend:
         )
 
     def objection(self, peer: Lease, host: Host) -> str | None:
-        """Return why the peer cannot be reached: it has another backend."""
+        """Return why the peer cannot be reached: it has another backend, or an address of no other host."""
         if peer.attributes.backend_type not in ("", "udp"):
             return f"Ignoring non-udp subnet: type={peer.attributes.backend_type}"
-        return None
+        return address_objection(peer, host)
 
     def outranked(self, peers: Iterable[Lease], host: Host) -> Mapping[IPv4Network, str]:
         """Return nobody: no two peers want the same thing."""

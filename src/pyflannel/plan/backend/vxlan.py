@@ -25,7 +25,7 @@ from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.route import FdbEntry, Neighbour, Route
 from pyflannel.model.state import State
 from pyflannel.plan.backend_keys import BackendKeys, ineffective, ipv4_network
-from pyflannel.plan.routes import address_objection, direct_route, route_objection
+from pyflannel.plan.routes import Routed, direct_route, peer_objection
 
 # The MAC address of a host's VTEP: the one that its lease names already, or else one made from its identity.
 #
@@ -160,6 +160,7 @@ class VxlanBackend:
     config_warnings: tuple[str, ...] = ()
     lease_type: str = "vxlan"
     port: None = None
+    routed: Routed = "peers"
 
     @property
     def config_line(self) -> str:
@@ -233,7 +234,7 @@ class VxlanBackend:
         attributes = peer.attributes
         if attributes.backend_type != self.lease_type:
             return f"Ignoring non-vxlan subnet: type={attributes.backend_type}"
-        if (why := address_objection(peer, host) or route_objection(peer.subnet, host.underlay)) is not None:
+        if (why := peer_objection(peer, host)) is not None:
             return why
         if self._is_direct(peer, host):
             return None

@@ -5,6 +5,7 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
@@ -61,6 +62,10 @@ class EmbeddedStore:
     async def time_to_live(self, record: Record) -> float | None:
         """Return the seconds until the record expires, or None if it never does."""
         return await self._call(self._database.time_to_live, record)
+
+    def addresses(self) -> tuple[IPv4Address, ...]:
+        """Return nothing: the store is a file of this host."""
+        return ()
 
     async def close(self) -> None:
         """Close the file."""

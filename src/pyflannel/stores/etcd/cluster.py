@@ -1,6 +1,7 @@
 """An etcd cluster with several endpoints. The endpoint that answered last is tried first."""
 
 from collections.abc import Callable, Coroutine, Sequence
+from ipaddress import IPv4Address
 from typing import Any, TypeVar
 
 from grpclib.exceptions import GRPCError
@@ -35,6 +36,7 @@ class Cluster:
         self._tls = tls
         self._login = None if user is None else Login(user)
         self._members: dict[Endpoint, Member] = {}
+        self._reached: dict[Endpoint, IPv4Address] = {}
 
     async def ask(
         self,
@@ -64,6 +66,8 @@ class Cluster:
             except OSError as error:
                 failures.append((endpoint, error))
                 continue
+            if (address := member.channel.remote) is not None:
+                self._reached[endpoint] = address
             try:
                 answer = await self._answer(member, call)
             except BROKEN as error:
@@ -91,6 +95,11 @@ class Cluster:
         if self._members.get(member.endpoint) is member:
             del self._members[member.endpoint]
         member.channel.close()
+
+    def addresses(self) -> tuple[IPv4Address, ...]:
+        """Return the members' IPv4 addresses: of a name, the one that it led to last."""
+        known = (self._reached.get(endpoint, endpoint.ipv4) for endpoint in self._given)
+        return tuple(address for address in known if address is not None)
 
     def close(self) -> None:
         """Close all connections."""

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,14 @@ class Endpoint:
 
     host: str
     port: int
+
+    @property
+    def ipv4(self) -> IPv4Address | None:
+        """The host's IPv4 address; None for a name, or an IPv6 address."""
+        try:
+            return IPv4Address(self.host)
+        except ValueError:
+            return None
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import socket
 from dataclasses import dataclass
+from ipaddress import IPv4Address
 from pathlib import Path
 
 from grpclib.client import Channel, Handler
@@ -52,16 +53,18 @@ _CONFIGURATION = Configuration(
 
 
 class _Protocol(H2Protocol):
-    """Counts all received data as a sign of life, and knows its local address.
+    """Counts all received data as a sign of life, and knows both ends of the connection.
 
     grpclib accepts only the answer to its ping, which follows all data sent before: many megabytes if a watch
     catches up over a slow connection.
     """
 
     local: Address | None = None
+    remote: Address | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.local = transport.get_extra_info("sockname")
+        self.remote = transport.get_extra_info("peername")
         super().connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
@@ -70,12 +73,17 @@ class _Protocol(H2Protocol):
 
 
 class Connection(Channel):
-    """A gRPC channel that reopens by itself, each time with the current TLS files."""
+    """A gRPC channel that reopens by itself, each time with the current TLS files.
+
+    Attributes:
+        remote: the member's IPv4 address at the last connection; None before, or if it has none.
+    """
 
     def __init__(self, endpoint: Endpoint, tls: TlsFiles | None) -> None:
         super().__init__(endpoint.host, endpoint.port, config=_CONFIGURATION)
         self._tls = tls
         self._local: Address | None = None
+        self.remote: IPv4Address | None = None
 
     @property
     def is_open(self) -> bool:
@@ -98,6 +106,8 @@ class Connection(Channel):
         protocol = await super()._create_connection()
         assert isinstance(protocol, _Protocol)
         self._local = protocol.local
+        remote = protocol.remote
+        self.remote = IPv4Address(remote[0]) if remote is not None and len(remote) == 2 else None
         return protocol
 
 

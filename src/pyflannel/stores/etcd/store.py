@@ -3,6 +3,7 @@
 import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from ipaddress import IPv4Address
 
 from grpclib.const import Status
 
@@ -129,6 +130,10 @@ class EtcdStore:
             about=self._keys.shown(record.key),
         )
         return max(0.0, float(answer.TTL))
+
+    def addresses(self) -> tuple[IPv4Address, ...]:
+        """Return the addresses of the members, as far as they are known."""
+        return self._cluster.addresses()
 
     async def close(self) -> None:
         """Close the connections and end the watches."""
