@@ -204,7 +204,7 @@ async def remove(target: Target, plan: State) -> None:
 
 
 def removals(plan: State) -> list[Operation]:
-    return order(Remove(item) for item in plan)
+    return order((Remove(item) for item in plan), State.EMPTY)
 
 
 async def left_of(target: Target, plan: State) -> list[Item]:
