@@ -8,11 +8,10 @@ from pathlib import Path
 from pyflannel.assembly.directories import Places
 from pyflannel.commands.daemon_process import running_daemon
 from pyflannel.errors import ConfigError, WireError
-from pyflannel.model.lease import LastKnown
 from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.status import BackendStatus, LeaseStatus, NetworkStatus, Status
 from pyflannel.processes.forwarder_client import forwarder_link, forwarder_status
-from pyflannel.wire.last_known_json import parse_last_known
+from pyflannel.wire.last_known_json import Kept, kept_lease, parse_last_known
 from pyflannel.wire.network_config_json import parse_network_config
 from pyflannel.wire.subnet_env import parse_subnet_env, previous_subnet
 
@@ -35,7 +34,7 @@ async def offline_status(places: Places, cause: str) -> Status:
         ),
         lease=LeaseStatus(subnet=known.own.subnet if known else _previous_subnet(env_text)),
         backend=_backend(config, link, env),
-        peers=len({lease.subnet for lease in known.leases} - {known.own.subnet}) if known else 0,
+        peers=_peers(known) if known else 0,
         forwarder=forwarder,
     )
 
@@ -96,18 +95,23 @@ def _network(env: Mapping[str, str]) -> IPv4Network | None:
     return None
 
 
-def _last_known(path: Path) -> LastKnown | None:
+def _last_known(path: Path) -> Kept | None:
     with contextlib.suppress(OSError, WireError):
         return parse_last_known(path.read_bytes())
     return None
 
 
-def _owner(known: LastKnown | None) -> str | None:
+def _owner(known: Kept | None) -> str | None:
     """Return the owner of the last lease, because one of several networks has no identity file."""
     return known.own.attributes.owner if known else None
 
 
-def _config(known: LastKnown | None) -> NetworkConfig | None:
+def _peers(known: Kept) -> int:
+    leases = map(kept_lease, known.records)
+    return len({lease.subnet for lease in leases if lease is not None} - {known.own.subnet})
+
+
+def _config(known: Kept | None) -> NetworkConfig | None:
     with contextlib.suppress(ConfigError):
         return parse_network_config(known.config) if known else None
     return None

@@ -4,10 +4,11 @@ import asyncio
 import logging
 from collections.abc import Callable
 
+from pyflannel.engine.pacing import one_by_one
 from pyflannel.errors import WireError
 from pyflannel.model.lease import LastKnown, Lease
 from pyflannel.ports import Clock, Memory
-from pyflannel.wire.last_known_json import format_last_known, parse_last_known
+from pyflannel.wire.last_known_json import format_last_known, kept_lease, parse_last_known
 
 log = logging.getLogger(__name__)
 
@@ -68,10 +69,14 @@ class LastKnownLeases:
         if octets is None:
             return None
         try:
-            return parse_last_known(octets)
+            kept = parse_last_known(octets)
         except WireError as error:
             log.warning("%s", error.in_full)
             return None
+        leases = await one_by_one(kept_lease, kept.records)
+        return LastKnown(
+            config=kept.config, own=kept.own, leases=tuple(lease for lease in leases if lease is not None)
+        )
 
 
 def _says_the_same(known: LastKnown, other: LastKnown) -> bool:

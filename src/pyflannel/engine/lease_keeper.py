@@ -6,14 +6,13 @@ No lease logic lives here: events go into `plan.lease.step.step`, actions come o
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from ipaddress import IPv4Address
-from typing import TypeVar
 
 from pyflannel.engine.lease_log import SkippedKeys, left_out_text
 from pyflannel.engine.list_watch import STEADY_S, StoreLog, follow
-from pyflannel.engine.pacing import LogLimit
+from pyflannel.engine.pacing import LogLimit, one_by_one
 from pyflannel.errors import CompactedError, StoreError, WireError
 from pyflannel.model.lease import CLAIM_TTL_S, Lease, LeaseAttributes
 from pyflannel.model.lease_protocol import (
@@ -82,12 +81,6 @@ from pyflannel.wire.lease_record import (
 )
 
 log = logging.getLogger(__name__)
-
-READ_AT_ONCE = 10
-"""So many records are read before anything else has its turn: a tenth of a millisecond of work."""
-
-_Found = TypeVar("_Found")
-_Read = TypeVar("_Read")
 
 
 class LeaseKeeper:
@@ -231,7 +224,7 @@ class LeaseKeeper:
     async def _list(self) -> Listed:
         listing = await self._store.list("")  # leases and claims at one revision
         self._skipped.keep_only(record.key for record in listing.records)
-        read = await _one_by_one(self._seen, listing.records)
+        read = await one_by_one(self._seen, listing.records)
         return Listed(
             leases=tuple(change.lease for change in read if isinstance(change, LeaseSeen)),
             claims=tuple(change.claim for change in read if isinstance(change, ClaimSeen)),
@@ -272,7 +265,7 @@ class LeaseKeeper:
 
     async def _tell(self, batch: StoreChanges) -> None:
         self._opened_at = min(self._opened_at, self._clock.now())
-        changes = await _one_by_one(self._change, batch.changes)
+        changes = await one_by_one(self._change, batch.changes)
         self._events.put_nowait(Seen(tuple(c for c in changes if c is not None), batch.revision))
 
     def _change(self, change: Change) -> LeaseChange | None:
@@ -292,16 +285,6 @@ class LeaseKeeper:
             return _unreadable(record)
         self._skipped.forget(record.key)
         return seen
-
-
-async def _one_by_one(read: Callable[[_Found], _Read], found: Iterable[_Found]) -> list[_Read]:
-    """Return what each says. Whoever waits for anything else has a turn after every few."""
-    results: list[_Read] = []
-    for item in found:
-        results.append(read(item))
-        if len(results) % READ_AT_ONCE == 0:
-            await asyncio.sleep(0)
-    return results
 
 
 def _read(record: Record) -> LeaseChange | None:

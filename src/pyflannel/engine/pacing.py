@@ -1,9 +1,10 @@
-"""Limits over time: pauses that an event ends, pauses between repairs, and lines of the log."""
+"""Limits over time: turns of the event loop, pauses, and lines of the log."""
 
 import asyncio
 import logging
 import math
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Iterable
+from typing import TypeVar
 
 from pyflannel.ports import Clock
 
@@ -35,6 +36,23 @@ async def pause(clock: Clock, seconds: float, *, until: asyncio.Event) -> None:
         for wait in waits:
             wait.cancel()
         await asyncio.gather(*waits, return_exceptions=True)
+
+
+READ_AT_ONCE = 10
+"""So many records are read before anything else has its turn: a tenth of a millisecond of work."""
+
+_Found = TypeVar("_Found")
+_Read = TypeVar("_Read")
+
+
+async def one_by_one(read: Callable[[_Found], _Read], found: Iterable[_Found]) -> list[_Read]:
+    """Return what each says. Whoever waits for anything else has a turn after every few."""
+    results: list[_Read] = []
+    for item in found:
+        results.append(read(item))
+        if len(results) % READ_AT_ONCE == 0:
+            await asyncio.sleep(0)
+    return results
 
 
 def longest_pause_s(cost_s: float) -> float:

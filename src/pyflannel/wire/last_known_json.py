@@ -6,12 +6,14 @@ Keys and values are those of the store, so that whoever reads the store reads th
 """
 
 from collections.abc import Iterator
-from itertools import islice
+from itertools import islice, starmap
+from typing import NamedTuple
 
 import msgspec
 
 from pyflannel.errors import WireError
 from pyflannel.model.lease import LastKnown, Lease
+from pyflannel.model.lease_set import LARGEST
 from pyflannel.model.store_record import Record
 from pyflannel.wire.lease_record import lease_key, lease_of, lease_value
 
@@ -25,11 +27,22 @@ class _File(msgspec.Struct, rename="pascal"):
     leases: dict[str, str]
 
 
-def parse_last_known(octets: bytes) -> LastKnown:
-    """Return what the file holds; revisions are 0, and every lease counts as one with a TTL.
+class Kept(NamedTuple):
+    """The file, its leases not yet read: a record costs more time than its share of the file.
+
+    Revisions are 0, and every lease counts as one with a TTL.
+    """
+
+    config: str
+    own: Lease
+    records: Iterator[Record]
+
+
+def parse_last_known(octets: bytes) -> Kept:
+    """Return what the file holds.
 
     Raises:
-        WireError: it is not such a file, or lacks our own lease; a bad lease of a peer is left out.
+        WireError: it is not such a file, or lacks our own lease.
     """
     try:
         file = msgspec.json.decode(octets, type=_File)
@@ -38,13 +51,16 @@ def parse_last_known(octets: bytes) -> LastKnown:
         raise WireError(
             f"last-known.json cannot be read: {error}", hint="Delete it; it is written anew."
         ) from error
-    leases = []
-    for key, value in file.leases.items():
-        try:
-            leases.append(lease_of(_record(key, value)))
-        except WireError:
-            continue
-    return LastKnown(config=file.config, own=own, leases=tuple(leases))
+    records = starmap(_record, islice(file.leases.items(), LARGEST))
+    return Kept(file.config, own, records)
+
+
+def kept_lease(record: Record) -> Lease | None:
+    """Return the lease of a record of the file; None for a bad one, which is left out."""
+    try:
+        return lease_of(record)
+    except WireError:
+        return None
 
 
 def format_last_known(known: LastKnown) -> Iterator[bytes]:

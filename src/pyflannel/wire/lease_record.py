@@ -24,6 +24,9 @@ from pyflannel.wire.lease_json import (
 _LENGTH = "(0|[1-9][0-9]{0,2})"
 _KEY = re.compile(f"([0-9.]+)-{_LENGTH}(?:&([0-9a-f:]+)-{_LENGTH})?")
 
+_LONGEST_KEY = len("255.255.255.255-31&ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff-127")
+"""Characters. A store may hold keys of a megabyte."""
+
 # The original keeps an IPv4 length in 5 bits and an IPv6 length in 7: a single address has no key.
 _LONGEST_IPV4 = 31
 _LONGEST_IPV6 = 127
@@ -39,7 +42,7 @@ def parse_subnet_key(text: str) -> tuple[IPv4Network, IPv6Network | None]:
     Raises:
         WireError: the text is no such key.
     """
-    found = _KEY.fullmatch(text)
+    found = _KEY.fullmatch(text) if len(text) <= _LONGEST_KEY else None
     if found is None:
         raise _not_a_key(text, "it has another form")
     address, length, ipv6_address, ipv6_length = found.groups()

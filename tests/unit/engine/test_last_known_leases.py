@@ -5,9 +5,15 @@ from collections.abc import Iterable
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 
+import pytest
+
 from doubles.fake_clock import FakeClock
+from pyflannel.engine import last_known_leases
 from pyflannel.engine.last_known_leases import SAVE_PAUSE_S, SAVED_PER_S, LastKnownLeases
+from pyflannel.engine.pacing import READ_AT_ONCE
 from pyflannel.model.lease import LastKnown, Lease, LeaseAttributes
+from pyflannel.model.store_record import Record
+from pyflannel.wire.last_known_json import kept_lease
 
 
 def lease(number: int) -> Lease:
@@ -146,3 +152,31 @@ def test_a_large_network_is_saved_the_later_the_larger_it_is() -> None:
         assert await story.kept.load() == story.known
 
     asyncio.run(run())
+
+
+def test_a_large_file_is_read_a_few_leases_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The start of a host without its store holds nothing else up, however many leases there are."""
+    story = Story()
+    story.known = replace(story.known, leases=tuple(map(lease, range(1, 3000))))
+    reads, most, turns = 0, 0, 0
+
+    def read(record: Record) -> Lease | None:
+        nonlocal reads
+        reads += 1
+        return kept_lease(record)
+
+    monkeypatch.setattr(last_known_leases, "kept_lease", read)
+
+    async def run() -> None:
+        nonlocal reads, most, turns
+        await story.kept._save()
+        loading = asyncio.ensure_future(story.kept.load())
+        while not loading.done():
+            reads = 0
+            await asyncio.sleep(0)
+            most, turns = max(most, reads), turns + 1
+        assert loading.result() == story.known
+
+    asyncio.run(run())
+    assert most == READ_AT_ONCE
+    assert turns > 2999 // READ_AT_ONCE

@@ -11,10 +11,10 @@ import pytest
 
 from doubles.fake_clock import FakeClock
 from doubles.fake_store import FakeStore
-from pyflannel.engine.lease_keeper import READ_AT_ONCE, LeaseKeeper
+from pyflannel.engine.lease_keeper import LeaseKeeper
 from pyflannel.engine.lease_log import SKIPPED_KEPT
 from pyflannel.engine.list_watch import StoreLog
-from pyflannel.engine.pacing import LINES_A_MINUTE
+from pyflannel.engine.pacing import LINES_A_MINUTE, READ_AT_ONCE
 from pyflannel.model import lease_set
 from pyflannel.model.lease import Lease, LeaseAttributes
 from pyflannel.model.lease_protocol import Acquired, Lost, Report, SharedAddress, StoreAway, StoreBack, Wanted

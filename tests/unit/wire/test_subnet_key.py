@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from pyflannel.errors import WireError
+from pyflannel.wire import lease_record
 from pyflannel.wire.lease_record import format_subnet_key, parse_subnet_key
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden/subnet-keys.json").read_text())["cases"]
@@ -83,3 +84,24 @@ def test_prints_ipv6_with_its_colons() -> None:
 def test_refuses_what_is_no_key(text: str) -> None:
     with pytest.raises(WireError):
         parse_subnet_key(text)
+
+
+@pytest.mark.parametrize("text", ["1" * 1_500_000, "." * 1_500_000 + "-24", "10.1.1.0-24&" + ":" * 1_500_000])
+def test_a_long_key_is_refused_unread(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Etcd takes keys of 1.5 MB, and no key of a lease is longer than 63 characters."""
+
+    class Unread:
+        def fullmatch(self, text: str) -> None:
+            raise AssertionError("the key was read")
+
+    monkeypatch.setattr(lease_record, "_KEY", Unread())
+
+    with pytest.raises(WireError, match="not the key of a subnet"):
+        parse_subnet_key(text)
+
+
+def test_the_longest_key_is_read() -> None:
+    subnet = IPv4Network("255.255.255.254/31")
+    ipv6_subnet = IPv6Network("ffff:ffff:ffff:ffff:ffff:ffff:ffff:fffe/127")
+
+    assert parse_subnet_key(format_subnet_key(subnet, ipv6_subnet)) == (subnet, ipv6_subnet)
