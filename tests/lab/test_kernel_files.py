@@ -13,7 +13,7 @@ import pytest
 
 from pyflannel.kernel.host import files
 from pyflannel.kernel.host.files import FileTarget
-from pyflannel.kernel.host.inotify import InotifyFileWatch
+from pyflannel.kernel.host.inotify import Inotify, InotifyFileWatch
 from pyflannel.model.host import HostFile
 from pyflannel.model.state import Add, Refusal, Remove, Replace, State
 from pyflannel.plan.diff import diff
@@ -147,6 +147,27 @@ def test_files_that_cannot_be_watched_are_looked_at_and_are_watched_when_they_ca
     (said,) = caplog.messages
     assert "Too many open files" in said
     assert "fs.inotify.max_user_instances" in said
+
+
+def test_a_directory_that_may_not_be_watched_is_named_once(
+    file: HostFile, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """To write the file it is enough to enter the directory; to watch it, it must be readable."""
+    desired = State.of(file)
+    directory = str(Path(file.path).parent)
+
+    def refuse(self: Inotify, watched: str) -> int:
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES), watched)
+
+    async def work(target: FileTarget) -> None:
+        await heal(target, desired)
+        assert await target.snapshot(desired) == desired
+
+    monkeypatch.setattr(Inotify, "add", refuse)
+    with_target(work)
+    (line,) = caplog.messages
+    assert f"EACCES: Permission denied ({directory})" in line
+    assert "the daemon may read the directory" in line
 
 
 def test_a_directory_in_its_place_is_said_and_the_file_comes_when_it_goes(file: HostFile) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Self
 
 from pyflannel.errors import in_words, is_permanent, target_errors
-from pyflannel.kernel.host.inotify import OVERFLOWED, Event, Inotify
+from pyflannel.kernel.host.inotify import OVERFLOWED, UNWATCHED_HINT, Event, Inotify
 from pyflannel.model.host import HostFile
 from pyflannel.model.state import Add, Operation, Refusal, Remove, Replace, State
 from pyflannel.ports import Announce, ChangeChannel, in_thread, performed
@@ -186,12 +186,12 @@ class FileTarget:
         return self._inotify
 
     def _complain(self, error: OSError) -> None:
-        """Say once that files cannot be watched."""
+        """Log once that files cannot be watched."""
         if not self._has_complained:
             log.warning(
-                "Files cannot be watched, and are looked at now and then instead: %s. Raise"
-                " fs.inotify.max_user_instances and max_user_watches with sysctl.",
+                "Could not watch files for changes, checking them at each audit instead: %s. %s",
                 in_words(error),
+                UNWATCHED_HINT,
             )
         self._has_complained = True
 
@@ -226,15 +226,15 @@ class FileTarget:
 
 
 def _add(inotify: Inotify, directory: str) -> int | None:
-    """Watch a directory and return the watch's number; None where it is not there yet, or may not be read.
+    """Watch a directory and return the number of the watch; None if there is no such directory yet.
 
     Raises:
-        OSError: there are no more watches.
+        OSError: there are no more watches, or the directory may not be read.
     """
     try:
         return inotify.add(directory)
-    except (FileNotFoundError, NotADirectoryError, PermissionError):
-        return None  # reading and writing will say it
+    except (FileNotFoundError, NotADirectoryError):
+        return None
 
 
 def _read(path: str) -> HostFile | None:

@@ -33,7 +33,10 @@ _ONLY_DIRECTORY = 0x01000000
 _EVENT = struct.Struct("=iIII")
 _BUFFER = 1 << 16
 
-_FEW_INSTANCES = "Raise fs.inotify.max_user_instances with sysctl."
+UNWATCHED_HINT = (
+    "Check that the daemon may read the directory. If a limit is reached (EMFILE, ENOSPC), raise"
+    " fs.inotify.max_user_instances and fs.inotify.max_user_watches with sysctl."
+)
 
 
 class Event(NamedTuple):
@@ -108,7 +111,7 @@ class InotifyFileWatch:
     async def changes(self, path: Path) -> AsyncIterator[Changes]:
         """Open a channel of writes to `path`, also of its creation, replacement and deletion."""
         with ExitStack() as opened:
-            with target_errors(f"{path.parent} cannot be watched", hint=_FEW_INSTANCES):
+            with target_errors(f"{path.parent} cannot be watched", hint=UNWATCHED_HINT):
                 inotify = opened.enter_context(closing(Inotify()))
                 inotify.add(str(path.parent))
             async with ChangeChannel(partial(_read_changes, inotify, path.name)) as changes:
