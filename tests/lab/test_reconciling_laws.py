@@ -142,6 +142,7 @@ def sample(count: int) -> settings:
         max_examples=count,
         deadline=None,
         suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+        derandomize=True,  # the same sample in each run
         database=None,
         phases=[Phase.generate],
     )
