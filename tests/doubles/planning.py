@@ -1,6 +1,6 @@
 """A planner whose inputs a test changes one by one. It logs as the daemon does."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -47,7 +47,11 @@ def plan_of(inputs: Inputs, options: PlanOptions | None = None) -> State:
 
 def pass_operations(desired: State, actual: State) -> list[Operation]:
     """Return the operations that the reconciler applies after one look, in order; `actual` is pyflannel's."""
-    operations = list(diff(desired, actual))
+    return with_losses(list(diff(desired, actual)), desired)
+
+
+def with_losses(operations: Sequence[Operation], desired: State) -> list[Operation]:
+    """Return the operations, and those that restore the objects that the kernel drops with them, in order."""
     restored = [
         Add(item) if left is None else Replace(left, item) for item, left in losses(operations, desired)
     ]

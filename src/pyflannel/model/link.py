@@ -142,9 +142,9 @@ class Link(Item):
         """Return whether objects on the link can be configured before it has changed into `wanted`."""
         return self.is_up and self.becomes(wanted)
 
-    def after(self, changes: LinkChanges) -> "Link":
-        """Return the link itself: it is compared as it was found."""
-        return self
+    def after(self, changes: LinkChanges) -> "Link | None":
+        """Return the link, or None if it is the other end of a veth that is recreated."""
+        return None if self.veth is not None and self.veth.peer in changes.recreated else self
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -93,9 +93,13 @@ def _link_changes(operations: Iterable[Operation], desired: State) -> LinkChange
 # because a link loses its routes and neighbours with its last address.
 _SHARED_PREFIX_RANK = Rank.ADDRESS - 1
 
+# Both ends of a veth are made together. While another link has the name of one end, the kernel refuses the
+# other. So a link that is recreated makes room before other links are added.
+_RECREATED_LINK_RANK = Rank.LINK - 1
+
 # The kernel refuses a second vxlan device with one VNI and port. So a device that was renamed is removed
 # before its successor is built.
-_LINK_IN_THE_WAY_RANK = Rank.LINK - 1
+_LINK_IN_THE_WAY_RANK = Rank.LINK - 2
 
 _REMOVAL_RANK = 100
 """Above every build rank. The kind that is built last is removed first."""
@@ -114,6 +118,8 @@ def order(operations: Iterable[Operation], desired: State) -> list[Operation]:
 
 def _rank(operation: Operation, kept: Set[LinkPrefix], built: Sequence[Link]) -> int:
     match operation:
+        case Replace(Link() as old, Link() as new) if not old.becomes(new):
+            return _RECREATED_LINK_RANK
         case Add(item) | Replace(_, item):
             return item.RANK
         case Remove(Address() as old) if old.prefix in kept:

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 
-from pyflannel.model.link import Address, Link, Vxlan
+from pyflannel.model.link import Address, Link, Veth, Vxlan
 from pyflannel.model.route import FdbEntry, Neighbour, Route
 from pyflannel.model.state import Add, Remove, Replace, State
 from pyflannel.plan.diff import losses, order
@@ -93,3 +93,31 @@ def test_another_vxlan_device_is_removed_after_its_successor_is_built() -> None:
     other = replace(VXLAN, name="flannel.2", vxlan=replace(VXLAN.vxlan, vni=2))
 
     assert order([Remove(other), Add(VXLAN)], PLAN) == [Add(VXLAN), Remove(other)]
+
+
+NEAR = Link(name="flannel0-gro", kind="veth", mtu=1500, veth=Veth(peer="flannel0-rx"))
+FAR = Link(name="flannel0-rx", kind="veth", mtu=1500, veth=Veth(peer="flannel0-gro"))
+
+
+def test_an_end_of_a_veth_is_recreated_before_the_other_is_added() -> None:
+    """If the other end was renamed, the kernel refuses to add it while the name of this one is taken."""
+    renamed = replace(NEAR, name="other")
+    recreate = Replace(replace(FAR, veth=Veth(peer="other")), FAR)
+
+    operations = order([Add(NEAR), recreate, Remove(renamed)], State.of(NEAR, FAR))
+
+    assert operations == [recreate, Add(NEAR), Remove(renamed)]
+
+
+def test_a_vxlan_device_in_the_way_is_removed_before_a_link_is_recreated() -> None:
+    """It was renamed, and another link has got its name."""
+    renamed, recreate = replace(VXLAN, name="other"), Replace(replace(VXLAN, kind="dummy", vxlan=None), VXLAN)
+
+    assert order([recreate, Remove(renamed)], State.of(VXLAN)) == [Remove(renamed), recreate]
+
+
+def test_the_other_end_of_a_veth_is_lost_when_one_is_recreated() -> None:
+    """The first attempt was refused because both names were taken. The operation on the other made both."""
+    recreate = Replace(replace(NEAR, kind="dummy", veth=None), NEAR)
+
+    assert dict(losses([recreate], State.of(NEAR, FAR))) == {FAR: None}
