@@ -8,11 +8,12 @@ from pyflannel.engine import targets
 from pyflannel.engine.planner import Blocked, Planner
 from pyflannel.engine.reconciler import Reconciler
 from pyflannel.engine.work import Work
-from pyflannel.model.item import Item, Key
+from pyflannel.model.item import Item, Key, Rank
 from pyflannel.model.lease import Lease
 from pyflannel.model.lease_protocol import Unreadable
 from pyflannel.model.lease_set import LeaseSet
 from pyflannel.model.state import Operation
+from pyflannel.plan import diff
 
 
 def forget_changes_behind_an_obstacle(patch: pytest.MonkeyPatch) -> None:
@@ -39,6 +40,11 @@ def look_while_refused(patch: pytest.MonkeyPatch) -> None:
         return min(due, engine._looked_at + 1.0) if any(engine.refused()) else due
 
     patch.setattr(Reconciler, "_audit_due_s", property(due_s))
+
+
+def build_before_removing(patch: pytest.MonkeyPatch) -> None:
+    """Remove a renamed vxlan device as late as other links. Until then the kernel refuses its successor."""
+    patch.setattr(diff, "_LINK_IN_THE_WAY_RANK", diff._REMOVAL_RANK - Rank.LINK)
 
 
 def wait_for_all_targets(patch: pytest.MonkeyPatch) -> None:

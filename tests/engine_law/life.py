@@ -262,7 +262,7 @@ class Life:
         self._has_silent_changes |= not step.is_announced
         foreign = {item.key for item in (*FOREIGN, *UNDERLAY_OBJECTS)}
         made = [item for item in self.host.kernel.state if item.key not in foreign]
-        links = [item for item in made if isinstance(item, Link) and item.veth is None]
+        links = [item for item in made if isinstance(item, Link)]
         match step:
             case Damage(nth, how, is_announced) if made:
                 self._befall(_harm(made[nth % len(made)], how), is_announced=is_announced)

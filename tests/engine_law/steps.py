@@ -204,7 +204,7 @@ class AddStray:
 
 @dataclass(frozen=True)
 class RenameLink:
-    """A link that pyflannel made, and that is no end of a veth, gets another name, with all that is on it.
+    """A link that pyflannel made gets another name, with all that is on it.
 
     Attributes:
         nth: which of these links.

@@ -6,16 +6,18 @@ import pytest
 from hypothesis import Phase, given, settings
 
 from engine_law import defects
-from engine_law.law import LOOKS, OTHERS_RIGHT, REPAIRS, RIGHT, BrokenLaw, check
+from engine_law.law import LOOKS, OTHERS_RIGHT, REFUSALS, REPAIRS, RIGHT, BrokenLaw, check
 from engine_law.steps import (
-    Allow,
     Announce,
+    CreateUnderlay,
     GoOn,
     History,
     ListLeases,
     LoseWatch,
     MoveUnderlay,
     Refuse,
+    RemoveUnderlay,
+    RenameLink,
     SetPeer,
     Silence,
     SpoilPeer,
@@ -24,7 +26,7 @@ from engine_law.steps import (
     histories,
 )
 
-EXAMPLES = 500
+EXAMPLES = 400
 LONG_EXAMPLES = 20_000
 
 
@@ -68,10 +70,15 @@ DEFECTS = {
         OTHERS_RIGHT,
         lived(Silence(FORWARDER), Announce(LINKS), MoveUnderlay(2), silent=FORWARDER),
     ),
+    "a renamed device is in the way of its successor": (
+        defects.build_before_removing,
+        REFUSALS,
+        History(damage=RenameLink(0)),
+    ),
     "no event ends a pause": (
         defects.sleep_through_events,
         RIGHT,
-        History(steps=((Refuse(LINKS, None, False), 0.001), (SetPeer(0, 0), 11.0), (Allow(LINKS), 0.001))),
+        History(steps=((RemoveUnderlay(), 6.0), (CreateUnderlay(), 0.001))),
     ),
 }
 
