@@ -20,7 +20,13 @@ from pyflannel.model.state import State
 from pyflannel.plan.backends import Backend, notes_on
 from pyflannel.plan.packet_filter import FilterOptions, plan_filter
 from pyflannel.plan.peers import Conflict, PeerChange, Peers
-from pyflannel.plan.routes import network_objection, overlay_objection, plan_blackhole, subnet_objection
+from pyflannel.plan.routes import (
+    avoided,
+    network_objection,
+    overlay_objection,
+    plan_blackhole,
+    subnet_objection,
+)
 from pyflannel.wire.subnet_env import format_subnet_env
 
 
@@ -209,6 +215,13 @@ class Planner:
             return None
         found = self._foreign(inputs.surroundings, config.network, {self._options.device})
         return network_objection(config.network, backend.routed, inputs.underlay, found)
+
+    def avoided(self, config: NetworkConfig, inputs: Inputs) -> tuple[IPv4Network, ...]:
+        """Return the prefixes that a new subnet of this host should not overlap."""
+        if config.network is None or inputs.underlay is None:
+            return ()
+        found = self._foreign(inputs.surroundings, config.network, {self._options.device})
+        return avoided(config.network, inputs.underlay, found)
 
     def _foreign(self, found: Surroundings, network: IPv4Network, links: Collection[str]) -> Surroundings:
         """Return what of the surroundings can meet a plan, without what the plan itself has made.

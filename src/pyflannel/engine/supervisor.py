@@ -211,6 +211,7 @@ class Supervisor:
             config_revision=self.condition.config.revision,
             attributes=self._identified(attributes, backend),
             previous=self._previous,
+            avoided=self.planner.avoided(config, inputs),
             ttl_s=self._options.lease_ttl_s,
             renew_margin_s=self._options.renew_margin_s,
             renumbers=self._options.renumbers,

@@ -21,6 +21,8 @@ class Wanted:
             write depends on it.
         attributes: the attributes of our lease; its owner is our identity.
         previous: the subnet of our last life, from the old subnet.env; preferred when free.
+        avoided: prefixes in the network that this host needs, or routes elsewhere: no new subnet overlaps one
+            while there is another.
         ttl_s: how long a lease lasts unless it is renewed.
         renew_margin_s: how long before its end that is; at most half of it.
         renumbers: take another subnet when somebody else holds ours (`--on-subnet-lost=renumber`).
@@ -30,6 +32,7 @@ class Wanted:
     config_revision: int | None = None
     attributes: LeaseAttributes
     previous: IPv4Network | None = None
+    avoided: tuple[IPv4Network, ...] = ()
     ttl_s: int = LEASE_TTL_S
     renew_margin_s: float = 3600
     renumbers: bool = False

@@ -137,6 +137,13 @@ def subnet_objection(subnet: IPv4Network, underlay: Underlay, surroundings: Surr
     return None if bridges else _loss(subnet, underlay, surroundings)
 
 
+def avoided(network: IPv4Network, underlay: Underlay, surroundings: Surroundings) -> tuple[IPv4Network, ...]:
+    """Return the prefixes in a network that no new subnet of this host should overlap, in their order."""
+    addresses = (*surroundings.stores, *surroundings.gateways, *surroundings.resolvers)
+    found = {*underlay.on_link, *_destinations(surroundings.routes), *map(IPv4Network, addresses)}
+    return tuple(sorted(one for one in found if one != network and one.subnet_of(network)))
+
+
 def wins(destination: IPv4Network, address: IPv4Address, others: Iterable[IPv4Network]) -> bool:
     """Return whether a route to `destination` takes packets to an address that these routes have now."""
     return address in destination and not any(

@@ -18,6 +18,7 @@ BAD = '{"Network":"10.96.0.0/11","SubnetLen":24}'
 STORE = IPv4Address("10.99.0.1")
 """In the second network, behind the gateway."""
 
+NETWORK = IPv4Network("10.100.0.0/16")
 STATIC = Route(destination=IPv4Network("10.100.0.0/16"), link="eth0", gateway=HELD.network[7], protocol=4)
 """A route to the whole of the first."""
 
@@ -102,6 +103,22 @@ def test_a_config_is_taken_once_the_route_in_its_way_is_gone() -> None:
         await bench.clock.advance(20)
         assert bench.supervisor.waiting_for is None
         assert devices(bench) == ["flannel0"]
+
+    lived(story)
+
+
+def test_the_subnet_of_this_host_avoids_routes_of_other_programs() -> None:
+    """All subnets but one are routed elsewhere."""
+
+    async def story(bench: HostBench) -> None:
+        others = list(NETWORK.subnets(new_prefix=18))[1:]
+        bench.interfaces.route(*(Route(destination=one, link="br9", protocol=2) for one in others))
+        await put(bench, '{"Network":"10.100.0.0/16","SubnetLen":18,"SubnetMin":"10.100.0.0"}')
+        held = bench.supervisor.condition.held
+        assert held is not None
+        assert held.lease.subnet == IPv4Network("10.100.0.0/18")
+        notes = bench.supervisor.planner.notes
+        assert len([note for note in notes if "routed by another program (route" in note]) == len(others)
 
     lived(story)
 

@@ -13,6 +13,7 @@ from pyflannel.plan.routes import (
     HostPrefix,
     Routed,
     address_objection,
+    avoided,
     conflicts,
     network_notes,
     network_objection,
@@ -201,6 +202,20 @@ def test_a_subnet_whose_first_address_is_needed_is_refused() -> None:
 
     assert "begins with 10.20.0.0" in (subnet_objection(IPv4Network("10.20.0.0/24"), UNDERLAY, first) or "")
     assert subnet_objection(IPv4Network("192.168.50.0/23"), UNDERLAY, NOTHING) is not None
+
+
+def test_a_new_subnet_avoids_what_the_host_has_in_the_network() -> None:
+    """Prefixes of the underlay, routes of other programs, and needed addresses."""
+    surroundings = Surroundings(
+        stores=(STORE,),
+        gateways=(IPv4Address("192.168.50.1"),),
+        routes=(route("10.9.0.0/24"), route("10.0.0.0/8"), route("172.17.0.0/16")),
+    )
+    underlay = replace(UNDERLAY, on_link=(IPv4Network("10.8.0.0/24"), PREFIX))
+
+    found = avoided(IPv4Network("10.0.0.0/8"), underlay, surroundings)
+
+    assert [str(prefix) for prefix in found] == ["10.8.0.0/24", "10.9.0.0/24", "10.20.0.5/32"]
 
 
 def test_a_store_in_a_container_of_this_host_is_not_lost() -> None:

@@ -181,7 +181,9 @@ def choose_free(
     if previous is not None and not any(previous.overlaps(subnet) for subnet in taken):
         said.append(Unsuitable(previous, "previous"))
     said.append(Picking(wanted.network))
-    subnet = pick(wanted.network, taken, draw)
+    subnet = pick(wanted.network, (*taken, *wanted.avoided), draw)
+    if subnet is None and wanted.avoided:
+        subnet = pick(wanted.network, taken, draw)
     if subnet is None:
         return NoneFree(), (*said, Exhausted(wanted.network))
     return create(subnet, wanted), tuple(said)

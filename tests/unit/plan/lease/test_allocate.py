@@ -5,8 +5,10 @@ from ipaddress import IPv4Address, IPv4Network
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pyflannel.model.lease import LeaseAttributes
+from pyflannel.model.lease_protocol import PutLease, Wanted
 from pyflannel.model.network_config import NetworkConfig
-from pyflannel.plan.lease.choice import pick
+from pyflannel.plan.lease.choice import choose_free, pick
 
 CONFIG = NetworkConfig(
     network=IPv4Network("10.100.0.0/16"),
@@ -33,6 +35,18 @@ def test_what_is_picked_is_free_and_admitted(occupied: list[IPv4Network], drawn:
     picked = pick(CONFIG, occupied, lambda n: drawn % n)
 
     assert picked == (free[drawn % len(free)] if free else None)
+
+
+def test_a_prefix_that_the_host_needs_is_picked_last() -> None:
+    """A subnet that overlaps it would be refused, or take packets from another program's route."""
+    attributes = LeaseAttributes(public_ip=IPv4Address("192.168.50.101"), owner="me")
+    wanted = Wanted(network=CONFIG, attributes=attributes, avoided=(IPv4Network("10.100.0.0/20"),))
+    taken = [IPv4Network(f"10.100.{number}.0/24") for number in range(16, 21)]
+
+    for occupied, expected in ((taken[:-1], "10.100.20.0/24"), (taken, "10.100.1.0/24")):
+        choice, _ = choose_free(occupied, wanted, lambda n: 0)
+        assert isinstance(choice, PutLease)
+        assert choice.lease.subnet == IPv4Network(expected)
 
 
 def test_a_network_of_a_million_subnets_is_not_listed() -> None:
