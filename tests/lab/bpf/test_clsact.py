@@ -1,6 +1,7 @@
 """The fast path where the kernel has no tcx: programs are classifiers of a clsact qdisc."""
 
 import errno
+from dataclasses import replace
 
 import pytest
 
@@ -119,3 +120,26 @@ def test_this_kernel_gets_tcx(hosts):
     one.heal(one.plan(two.peer()), KernelHooks)
 
     assert one.snapshot(one.plan(two.peer())) == one.plan(two.peer())
+
+
+@pytest.mark.parametrize("place", [(), ("prio", "50000")], ids=["any", "a late one"])
+def test_filters_of_others_see_packets_first(classified, place):
+    """What a policer or a firewall at the underlay decides about is not carried past it."""
+    one, two = classified
+    tc = ("tc", "filter", "add", "dev", "eth0", "ingress", "protocol", "ip", *place)
+    two.namespace.command(*tc, "u32", "match", "ip", "dport", "8285", "0xffff", "classid", "1:1")
+
+    assert one.container.ping(two.container.address)[0] == 0
+
+
+def test_two_programs_at_one_hook_have_the_last_priority(classified):
+    """As with two tunnels over one underlay."""
+    one = classified[0]
+    one.namespace.ip("link add flannel1 type veth peer name other1")
+    other = replace(one.program(Role.DECAPSULATE).tunnel, device="flannel1", gro_link="")
+    program = replace(one.program(Role.DECAPSULATE), tunnel=other)
+
+    refused = one.act(lambda target: target.apply([Add(program)]), clsact)
+
+    shown = one.namespace.command("tc", "filter", "show", "dev", "eth0", "ingress")
+    assert (refused, shown.count("flannel_decap direct-action")) == ([], 2)

@@ -164,7 +164,7 @@ class ClsactHooks:
         return tuple(one.program for one in await self._filters(link, direction))
 
     async def attach(self, link: int, direction: Direction, program: int) -> None:
-        """Add a program, given by descriptor; the kernel puts it before the others."""
+        """Add a program, given by descriptor, behind the filters of other programs."""
         await self._perform(create_clsact(link), but=errno.EEXIST)
         await self._perform(create_filter(link, _PARENTS[direction], program_info(program).name, program))
 

@@ -42,6 +42,9 @@ _CLSACT_PARENT = 0xFFFFFFF1
 
 _EVERY_PROTOCOL = integer((0x0003).to_bytes(2, "big"))  # ETH_P_ALL, in network order
 
+LAST = 0xFFFF << 16 | _EVERY_PROTOCOL
+"""Information of a filter with the last priority."""
+
 _KIND = 1
 _OPTIONS = 2
 # Within _OPTIONS of a bpf classifier.
@@ -100,9 +103,10 @@ def parse_filter(body: bytes) -> BpfFilter | None:
 def create_filter(link: int, parent: int, name: str, program: int) -> Request:
     """Return the request that adds a program, given by descriptor, which decides itself over packets.
 
-    The kernel gives it a priority of its own.
+    It sees packets after the filters of other programs. The kernel gives a filter without a priority one
+    before those that are there, 49152 at most.
     """
-    body = _LAYOUT.pack(0, link, 0, parent, _EVERY_PROTOCOL) + _options(name, program)
+    body = _LAYOUT.pack(0, link, 0, parent, LAST) + _options(name, program)
     return Request(NEW_FILTER, ACK | CREATE | EXCLUSIVE, body)
 
 

@@ -38,6 +38,7 @@ def test_a_program_is_given_by_descriptor_and_decides_itself():
     request = create_filter(7, EGRESS, "flannel_encap", 5)
 
     assert HEAD.unpack_from(request.body)[1:4] == (7, 0, 0xFFFFFFF3)
+    assert HEAD.unpack_from(request.body)[4] >> 16 == 0xFFFF
     found = attributes(request.body, HEAD.size)
     assert found[1] == b"bpf\0"
     assert attributes(found[2]) == {
