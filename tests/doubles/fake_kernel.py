@@ -15,6 +15,7 @@ from pyflannel.model.link import Address, Link, Vxlan
 from pyflannel.model.packet_filter import IptablesChain, NftTable
 from pyflannel.model.route import PROTOCOL_KERNEL, SCOPE_LINK, FdbEntry, Neighbour, Route
 from pyflannel.model.state import Add, Operation, Refusal, Remove, Replace, State
+from pyflannel.model.tunnel_guard import GuardPeer, GuardTable
 from pyflannel.ports import Announce, ChangeChannel
 
 _ON_LINKS = (Neighbour, FdbEntry, BpfProgram)
@@ -50,7 +51,7 @@ class FakeKernel:
     kinds = (
         *(Link, Address, Neighbour, FdbEntry, Route),
         *(Forwarder, ForwarderPeer, BpfProgram, BpfPeer, BpfContainer),
-        *(IptablesChain, NftTable, HostFile),
+        *(IptablesChain, NftTable, GuardTable, GuardPeer, HostFile),
     )
 
     def __init__(

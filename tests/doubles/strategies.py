@@ -26,9 +26,10 @@ from pyflannel.model.packet_filter import (
 )
 from pyflannel.model.route import PROTOCOL_KERNEL, SCOPE_LINK, FdbEntry, Neighbour, Route
 from pyflannel.model.state import Add, Operation, Remove, Replace, State
+from pyflannel.model.tunnel_guard import GuardMode, GuardPeer, GuardTable
 from pyflannel.plan.backend.udp import UdpBackend
 from pyflannel.plan.backends import backend_of
-from pyflannel.plan.packet_filter import FilterOptions, plan_filter
+from pyflannel.plan.packet_filter import FilterOptions, plan_filter, plan_guard, plan_guard_peer
 
 NETWORK = IPv4Network("10.100.0.0/16")
 UNDERLAY = IPv4Interface("192.168.50.102/24")
@@ -188,8 +189,11 @@ def udp_plans(draw: st.DrawFn) -> State:
     config = NetworkConfig(network=NETWORK, enable_nftables=draw(st.booleans()))
     state = backend.plan_host(host) | plan_filter(config, host, draw(filter_options))
     state |= State.of(HostFile(path="/run/flannel/subnet.env", text="x\n"))
+    modes: list[GuardMode] = ["strict", "peer", "off"]
+    path, mode = backend.guarded_path(host), draw(st.sampled_from(modes))
+    state |= plan_guard(path, config, host, mode)
     for peer in peers:
-        state |= backend.plan_peer(peer, host)
+        state |= backend.plan_peer(peer, host) | plan_guard_peer(path, peer, host, mode)
     return state
 
 
@@ -286,6 +290,10 @@ def damaged(item: Item) -> list[Item]:
             foreign = (*item.rules, ForeignRule("-j DROP"))
             jumps = [replace(item, jump=jump) for jump in Jump]
             return [replace(item, rules=foreign), replace(item, rules=item.rules[::-1]), *jumps]
+        case GuardTable():
+            return [replace(item, differences=("rules differ in to_us",))]
+        case GuardPeer():
+            return [replace(item, port=1)]
         case NftTable():
             return [replace(item, chains=item.chains[1:]), replace(item, others=("set x",))]
         case _:

@@ -76,6 +76,12 @@ _BACKEND_FLAGS = (
 _FIREWALL_FLAGS = (
     Flag(name="ip-masq", kind="boolean", meaning="masquerade packets that leave the network"),
     Flag(
+        name="guard",
+        default="strict",
+        meaning="accept tunnel packets from the address of a host, with an inner source in its subnet (strict)"
+        " or with any inner source (peer); or from everyone (off)",
+    ),
+    Flag(
         name="ip-masq-fully-random-disable",
         kind="boolean",
         meaning="do not randomise the source ports of masqueraded packets",

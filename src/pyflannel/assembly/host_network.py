@@ -21,6 +21,7 @@ from pyflannel.kernel.bpf.fast_path import FastPath
 from pyflannel.kernel.bpf.target import BpfTarget
 from pyflannel.kernel.filters.iptables import IptablesTarget
 from pyflannel.kernel.filters.nftables import NftTarget
+from pyflannel.kernel.filters.tunnel_guard import TunnelGuardTarget
 from pyflannel.kernel.host.files import FileMemory, FileTarget, replace_file
 from pyflannel.kernel.host.locks import DeviceClaim
 from pyflannel.kernel.host.machine import BoottimeClock, kernel_release, new_identity, read_identity
@@ -43,21 +44,26 @@ _ANSWER_S = 1.0
 
 
 class TunnelGuard:
-    """Collects the strangers of one tunnel from the eBPF programs and from the forwarder."""
+    """Collects the strangers of one tunnel from eBPF programs, forwarder and filter rules."""
 
-    def __init__(self, device: str, fast_path: BpfTarget, forwarder: ForwarderTarget) -> None:
+    def __init__(
+        self, device: str, fast_path: BpfTarget, forwarder: ForwarderTarget, rules: TunnelGuardTarget
+    ) -> None:
         self._device = device
         self._fast_path = fast_path
         self._forwarder = forwarder
+        self._rules = rules
 
     async def strangers(self) -> list[Stranger]:
-        """Return the senders whose packets were dropped; empty if neither source responds."""
+        """Return the senders whose packets were dropped; empty if no source responds."""
         found: list[Stranger] = []
         with suppress(TargetError, TimeoutError):
             async with asyncio.timeout(_ANSWER_S):
                 found += await self._forwarder.strangers()
         with suppress(OSError):
             found += self._fast_path.strangers(self._device)
+        with suppress(TargetError):
+            found += await self._rules.strangers(self._device)
         return _joined(found)
 
 
@@ -181,7 +187,7 @@ async def open_network(
         interfaces = await enter(KernelInterfaces())
         claim = opened.enter_context(closing(await _claim(places, interfaces)))
         linux, fast_path = await enter(LinuxTarget()), await enter(BpfTarget(FastPath(str(places.bpf))))
-        forwarder = await enter(ForwarderTarget(places.run_dir))
+        forwarder, rules = await enter(ForwarderTarget(places.run_dir)), await enter(TunnelGuardTarget())
         world = World(
             store=store,
             store_log=store_log,
@@ -191,6 +197,7 @@ async def open_network(
                 fast_path,
                 await enter(IptablesTarget(options.iptables_resync_s)),
                 await enter(NftTarget(options.iptables_resync_s)),
+                rules,
                 await enter(FileTarget()),
             ),
             interfaces=interfaces,
@@ -209,7 +216,7 @@ async def open_network(
             clock=clock,
             supervisor=Supervisor(world, _host_options(options, places, claim.name, audit_s)),
             fast_path=fast_path,
-            guard=TunnelGuard(claim.name, fast_path, forwarder),
+            guard=TunnelGuard(claim.name, fast_path, forwarder, rules),
         )
 
 

@@ -22,6 +22,7 @@ from pyflannel.http.sockets import Endpoint
 from pyflannel.model.host import GroChoice
 from pyflannel.model.lease import LONGEST_OWNER
 from pyflannel.model.secret import Secret
+from pyflannel.model.tunnel_guard import GuardMode
 from pyflannel.model.version import VERSION
 from pyflannel.plan.packet_filter import FilterOptions
 from pyflannel.wire.go_flags import Flag, Given, Settings, read_words
@@ -49,6 +50,7 @@ _LOG_FORMS: Mapping[str, LogForm] = {"klog": "klog", "json": "json"}
 _ON_SUBNET_LOST: Mapping[str, OnSubnetLost] = {"keep": "keep", "renumber": "renumber"}
 _FAST_PATHS: Mapping[str, FastPathChoice] = {"auto": "auto", "safe": "safe", "off": "off"}
 _GRO: Mapping[str, GroChoice] = {"auto": "auto", "on": "on", "off": "off"}
+_GUARD_MODES: Mapping[str, GuardMode] = {"strict": "strict", "peer": "peer", "off": "off"}
 _Choice = TypeVar("_Choice")
 
 
@@ -202,6 +204,7 @@ def _packet_filter(settings: Settings) -> FilterOptions:
         masquerades=bool(settings.last("ip-masq").value),
         is_fully_random=not settings.last("ip-masq-fully-random-disable").value,
         accepts_forwarded=bool(settings.last("iptables-forward-rules").value),
+        guard=_one_of(settings.last("guard"), _GUARD_MODES),
     )
 
 

@@ -20,6 +20,7 @@ from pyflannel.kernel.bpf.pins import pin_directory, pin_standing, remove_pin_di
 from pyflannel.kernel.bpf.target import BpfTarget
 from pyflannel.kernel.filters.iptables import IptablesTarget, read_rules, remove_rules
 from pyflannel.kernel.filters.nftables import NftTarget
+from pyflannel.kernel.filters.tunnel_guard import TunnelGuardTarget
 from pyflannel.kernel.host.locks import DeviceClaim, RunLock
 from pyflannel.kernel.network.linux import LinuxTarget
 from pyflannel.kernel.network.next_hops import remove_next_hops
@@ -102,13 +103,13 @@ async def remove_objects(
             done.problems.append(error.in_full)
             return done
         forwarder, fast_path = ForwarderTarget(places.run_dir), BpfTarget(FastPath(str(places.bpf)))
-        iptables, nftables = IptablesTarget(), NftTarget()
-        for adapter in (forwarder, fast_path, iptables, nftables):
+        filters = (IptablesTarget(), NftTarget(), TunnelGuardTarget())
+        for adapter in (forwarder, fast_path, *filters):
             await enter(adapter)
         if not is_preview:
             unreachable = await forwarder.end_unreachable()
             done.removed.extend(f"forwarder (pid {pid}), which did not respond" for pid in unreachable)
-        for target in (fast_path, forwarder, iptables, nftables, linux):
+        for target in (fast_path, forwarder, *filters, linux):
             await _empty(target, places.mark, device, done, is_preview)
         if device is not None and not is_preview:
             await _remove_next_hops(route_protocol(device), done)

@@ -18,7 +18,7 @@ from pyflannel.model.packet_filter import FIRST_DEVICE
 from pyflannel.model.route import Route
 from pyflannel.model.state import State
 from pyflannel.plan.backends import Backend, notes_on
-from pyflannel.plan.packet_filter import FilterOptions, plan_filter
+from pyflannel.plan.packet_filter import FilterOptions, plan_filter, plan_guard, plan_guard_peer
 from pyflannel.plan.peers import Conflict, PeerChange, Peers
 from pyflannel.plan.routes import (
     avoided,
@@ -311,6 +311,7 @@ class Planner:
         if options.has_blackhole:
             plan.add(plan_blackhole(host))
         plan.add(plan_filter(config, host, options.packet_filter))
+        plan.add(plan_guard(backend.guarded_path(host), config, host, options.packet_filter.guard))
         plan.add((*options.other_files, HostFile(path=options.subnet_file, text=text)))
         plan.add(backend.plan_bridges(bridges, host))
         self._bridges = bridges
@@ -324,7 +325,7 @@ class Planner:
             if reason is not None:
                 objections[peer.subnet] = Objection(peer, reason)
                 continue
-            items = backend.plan_peer(peer, host)
+            items = self._plan_peer(peer, basis)
             count += len(items)
             plan.add(items)
         self.objections = objections
@@ -341,7 +342,7 @@ class Planner:
         changes = [*self.peer_changes, *self._affected(basis)]
         for change in changes:
             if change.old is not None and objections.pop(change.old.subnet, None) is None:
-                gone.add(basis.backend.plan_peer(change.old, basis.host))
+                gone.add(self._plan_peer(change.old, basis))
         for change in changes:
             if change.new is None:
                 continue
@@ -349,7 +350,7 @@ class Planner:
             if reason is not None:
                 objections[change.new.subnet] = Objection(change.new, reason)
                 continue
-            items = basis.backend.plan_peer(change.new, basis.host)
+            items = self._plan_peer(change.new, basis)
             if any(item.key in come or (item.key in self._plan and item.key not in gone) for item in items):
                 self._is_contested = True
                 return None
@@ -380,6 +381,14 @@ class Planner:
             if any(backend.plan_peer(lease, host).of_type(Route))
         ]
         return overlay_objection(address, (host.lease.subnet, *self._host_routes, *routed), host)
+
+    def _plan_peer(self, peer: Lease, basis: _Basis) -> State:
+        """Return what one peer needs; nothing for one that the backend plans nothing for."""
+        items = basis.backend.plan_peer(peer, basis.host)
+        if not items:
+            return items
+        path = basis.backend.guarded_path(basis.host)
+        return items | plan_guard_peer(path, peer, basis.host, self._options.packet_filter.guard)
 
     def _plan_bridges(self, basis: _Basis, bridges: tuple[Bridge, ...]) -> dict[Key, Item | None]:
         """Plan the objects anew that depend on the bridges and their containers, if these changed."""

@@ -31,9 +31,11 @@ class Rank(IntEnum):
     PEER = 4
     PROGRAM = 5
     ROUTE = 6
-    NFT_TABLE = 7
-    IPTABLES_CHAIN = 8
-    FILE = 9
+    GUARD = 7
+    GUARD_PEER = 8
+    NFT_TABLE = 9
+    IPTABLES_CHAIN = 10
+    FILE = 11
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,6 +9,7 @@ from pyflannel.model.host import Bridge, Host, Underlay
 from pyflannel.model.lease import BackendData, Lease
 from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.state import State
+from pyflannel.model.tunnel_guard import GuardedPath
 from pyflannel.plan.backend import alloc, host_gw, udp, vxlan
 from pyflannel.plan.backend_keys import without_effect
 from pyflannel.plan.routes import Routed, network_notes
@@ -63,6 +64,9 @@ class Backend(Protocol):
 
     def plan_peer(self, peer: Lease, host: Host) -> State:
         """Return what one peer needs; empty for one that there is an objection to."""
+
+    def guarded_path(self, host: Host) -> GuardedPath | None:
+        """Return how packets of other hosts come to this one; None if the backend does not know."""
 
     def plan_bridges(self, bridges: Iterable[Bridge], host: Host) -> State:
         """Return what the containers behind these bridges need; empty for most backends."""

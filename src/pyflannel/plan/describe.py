@@ -16,6 +16,7 @@ from pyflannel.model.packet_filter import (
     Rules,
 )
 from pyflannel.model.state import Add, Operation, Remove, Replace
+from pyflannel.model.tunnel_guard import GuardTable
 
 _Part = Vxlan | Veth | Tunnel
 
@@ -38,6 +39,8 @@ def _differences(old: Item, new: Item) -> list[str]:
         return ["its text differs"]
     if isinstance(old, IptablesChain) and isinstance(new, IptablesChain):
         return _chain_differences(old, new)
+    if isinstance(old, GuardTable) and old.differences:
+        return list(old.differences)
     if isinstance(old, NftTable) and isinstance(new, NftTable):
         return _table_differences(old, new)
     return list(_attribute_differences(old, new))

@@ -23,6 +23,7 @@ from pyflannel.model.packet_filter import (
     Return,
 )
 from pyflannel.model.state import State
+from pyflannel.model.tunnel_guard import GuardedPath, GuardMode, GuardPeer, GuardTable
 
 # Masquerading: packets that leave the network get the host's address; those inside it keep theirs.
 #
@@ -80,11 +81,13 @@ class FilterOptions:
 
     Attributes:
         is_fully_random: ports of masqueraded packets are drawn, where the host can do so.
+        guard: which tunnel packets are taken.
     """
 
     masquerades: bool = False
     is_fully_random: bool = True
     accepts_forwarded: bool = False
+    guard: GuardMode = "off"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,3 +150,38 @@ def _nftables(rules: _FamilyRules, device: str) -> Iterator[Item]:
         yield IptablesChain(
             family=rules.family, table="filter", device=device, rules=rules.forward, is_for_dropping=True
         )
+
+
+# The tunnel guard: who may send tunnel packets to us and to our peers, and inner packets of other hosts.
+
+_ANYBODY = IPv4Network("0.0.0.0/0")
+
+
+def plan_guard(path: GuardedPath | None, config: NetworkConfig, host: Host, mode: GuardMode) -> State:
+    """Return the table of the guard, without its peers."""
+    if path is None or mode == "off":
+        return State.EMPTY
+    return State.of(
+        GuardTable(
+            device=host.device,
+            underlay=host.underlay.link,
+            network=config.network,
+            subnet=host.lease.subnet,
+            path=path,
+        )
+    )
+
+
+def plan_guard_peer(path: GuardedPath | None, peer: Lease, host: Host, mode: GuardMode) -> State:
+    """Return the guard's entry for a peer; none without a tunnel."""
+    if path is None or path.tunnel is None or mode == "off":
+        return State.EMPTY
+    return State.of(
+        GuardPeer(
+            device=host.device,
+            subnet=peer.subnet,
+            address=peer.attributes.public_ip,
+            port=peer.attributes.port or path.tunnel.port,
+            sources=peer.subnet if mode == "strict" else _ANYBODY,
+        )
+    )

@@ -57,7 +57,7 @@ def test_without_flags_everything_has_the_original_default() -> None:
         watch_networks=False,
         lease_ttl_s=24 * 3600,
         renew_margin_s=3600,
-        packet_filter=FilterOptions(accepts_forwarded=True),
+        packet_filter=FilterOptions(accepts_forwarded=True, guard="strict"),
         iptables_resync_s=5,
         has_blackhole=False,
         run_dir=None,
@@ -80,11 +80,15 @@ def test_a_flag_enables_the_blackhole_route() -> None:
 
 def test_flags_select_the_filter_rules() -> None:
     asked = options(
-        "--ip-masq", "--ip-masq-fully-random-disable", "--iptables-forward-rules=false", "--iptables-resync=7"
+        "--ip-masq",
+        "--ip-masq-fully-random-disable",
+        "--iptables-forward-rules=false",
+        "--iptables-resync=7",
+        "--guard=peer",
     )
 
     assert asked.packet_filter == FilterOptions(
-        masquerades=True, is_fully_random=False, accepts_forwarded=False
+        masquerades=True, is_fully_random=False, accepts_forwarded=False, guard="peer"
     )
     assert asked.iptables_resync_s == 7
 

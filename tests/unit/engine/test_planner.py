@@ -7,9 +7,9 @@ from ipaddress import IPv4Address, IPv4Network
 from hypothesis import given
 from hypothesis import strategies as st
 
-from doubles.planning import Planning, by_subnet
+from doubles.planning import SUBNET_FILE, Planning, by_subnet
 from pyflannel.engine.plan_log import NAMED_IN_LOG
-from pyflannel.engine.planner import Blocked, Changed, Inputs, Objection, Replaced, Unchanged
+from pyflannel.engine.planner import Blocked, Changed, Inputs, Objection, PlanOptions, Replaced, Unchanged
 from pyflannel.model.fast_path import BpfContainer
 from pyflannel.model.host import Bridge, BridgedContainer, Host, Underlay
 from pyflannel.model.lease import Lease, LeaseAttributes
@@ -17,6 +17,8 @@ from pyflannel.model.link import Link
 from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.route import FdbEntry, Route
 from pyflannel.model.state import State
+from pyflannel.model.tunnel_guard import GuardedPath, GuardedTunnel
+from pyflannel.plan.packet_filter import FilterOptions
 from pyflannel.plan.routes import Routed
 
 CONFIG = NetworkConfig(
@@ -70,6 +72,10 @@ class Backend:
     def plan_host(self, host: Host) -> State:
         return State.of(Link(name="flannel.1", kind="vxlan", mtu=1450))
 
+    def guarded_path(self, host: Host) -> GuardedPath:
+        tunnel = GuardedTunnel(link="flannel.1", port=8472, vni=1)
+        return GuardedPath(links=("flannel.1",), tunnel=tunnel)
+
     def objection(self, peer: Lease, host: Host) -> str | None:
         return "Ignoring it" if peer.attributes.backend_type else None
 
@@ -95,7 +101,9 @@ class Backend:
 def planner() -> Planning:
     address = IPv4Address("172.16.0.99")
     underlay = Underlay(link="eth0", address=address, mtu=1500, public_ip=address)
-    return Planning(Inputs(config=CONFIG, backend=Backend(), lease=OWN, underlay=underlay))
+    inputs = Inputs(config=CONFIG, backend=Backend(), lease=OWN, underlay=underlay)
+    options = PlanOptions(subnet_file=SUBNET_FILE, packet_filter=FilterOptions(guard="strict"))
+    return Planning(inputs, options)
 
 
 def lease(number: int, host: int, backend_type: str = "") -> Lease:
@@ -234,7 +242,7 @@ def test_one_lease_re_plans_one_peer() -> None:
     result = made.take(leases=by_subnet(lease(number, number) for number in (1, 2, 3)))
 
     assert isinstance(result, Changed)
-    assert list(result.previous.values()) == [None, None]
+    assert list(result.previous.values()) == [None, None, None]
     assert all(key in plan.by_key for key in result.previous)
     assert made.take() == Unchanged()
 

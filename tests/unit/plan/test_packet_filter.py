@@ -20,7 +20,16 @@ from pyflannel.model.packet_filter import (
     Verdict,
 )
 from pyflannel.model.state import State
-from pyflannel.plan.packet_filter import FilterOptions, forward_rules, masquerade_rules, plan_filter
+from pyflannel.model.tunnel_guard import GuardedPath, GuardedTunnel, GuardMode, GuardPeer, GuardTable
+from pyflannel.plan.backends import backend_of
+from pyflannel.plan.packet_filter import (
+    FilterOptions,
+    forward_rules,
+    masquerade_rules,
+    plan_filter,
+    plan_guard,
+    plan_guard_peer,
+)
 
 NETWORK, SUBNET = IPv4Network("10.100.0.0/16"), IPv4Network("10.100.1.0/24")
 NETWORK6, SUBNET6 = IPv6Network("fd00:5::/48"), IPv6Network("fd00:5:0:1::/64")
@@ -186,3 +195,69 @@ def test_a_second_daemon_has_names_of_its_own() -> None:
 def test_the_evaluator_knows_no_foreign_rule() -> None:
     with pytest.raises(AssertionError):
         verdict((ForeignRule("-j DROP"),), OURS, WORLD)
+
+
+UDP_PATH = GuardedPath(
+    links=("flannel0",), tunnel=GuardedTunnel(link="flannel0", port=8285, checks_arriving=False)
+)
+VXLAN_TUNNEL = GuardedTunnel(link="flannel.1", port=8472, vni=1)
+PATHS = {
+    "udp": UDP_PATH,
+    "vxlan": GuardedPath(links=("flannel.1",), tunnel=VXLAN_TUNNEL),
+    "host-gw": GuardedPath(links=("eth0",)),
+    "alloc": None,
+}
+
+
+@pytest.mark.parametrize(("kind", "path"), PATHS.items())
+def test_each_backend_tells_how_packets_of_other_hosts_come(kind: str, path: GuardedPath | None) -> None:
+    config = NetworkConfig(network=NETWORK, backend_type=kind)
+
+    assert backend_of(config).guarded_path(host()) == path
+
+
+def test_with_direct_routing_inner_packets_come_by_the_underlay_too() -> None:
+    config = NetworkConfig(network=NETWORK, backend_type="vxlan", backend={"DirectRouting": True})
+
+    path = backend_of(config).guarded_path(host())
+
+    assert path == GuardedPath(links=("flannel.1", "eth0"), tunnel=VXLAN_TUNNEL)
+
+
+@pytest.mark.parametrize(
+    ("mode", "sources"), [("strict", IPv4Network("10.100.2.0/24")), ("peer", IPv4Network("0.0.0.0/0"))]
+)
+def test_the_guard_takes_packets_of_peers_only(mode: GuardMode, sources: IPv4Network) -> None:
+    peer = Lease(
+        subnet=IPv4Network("10.100.2.0/24"), attributes=LeaseAttributes(public_ip=IPv4Address("192.0.2.2"))
+    )
+
+    (table,) = plan_guard(UDP_PATH, NetworkConfig(network=NETWORK), host("flannel1"), mode)
+    (entry,) = plan_guard_peer(UDP_PATH, peer, host("flannel1"), mode)
+
+    assert table == GuardTable(
+        device="flannel1", underlay="eth0", network=NETWORK, subnet=SUBNET, path=UDP_PATH
+    )
+    assert entry == GuardPeer(
+        device="flannel1", subnet=peer.subnet, address=IPv4Address("192.0.2.2"), port=8285, sources=sources
+    )
+
+
+def test_a_peer_behind_a_translated_port_is_guarded_at_that_port() -> None:
+    attributes = LeaseAttributes(public_ip=IPv4Address("192.0.2.2"), port=40000)
+    peer = Lease(subnet=IPv4Network("10.100.2.0/24"), attributes=attributes)
+
+    (entry,) = plan_guard_peer(UDP_PATH, peer, host(), "strict")
+
+    assert isinstance(entry, GuardPeer)
+    assert entry.port == 40000
+
+
+def test_without_a_tunnel_peers_need_no_entry_and_without_a_guard_there_is_nothing() -> None:
+    peer = Lease(subnet=IPv4Network("10.100.2.0/24"), attributes=LeaseAttributes(public_ip=IPv4Address(HOST)))
+    config = NetworkConfig(network=NETWORK)
+
+    assert not plan_guard_peer(PATHS["host-gw"], peer, host(), "strict")
+    assert not plan_guard(None, config, host(), "strict")
+    assert not plan_guard(UDP_PATH, config, host(), "off")
+    assert not plan_guard_peer(UDP_PATH, peer, host(), "off")

@@ -128,6 +128,32 @@ class RequestSocket:
                         if message.sequence == first:
                             return parse_acknowledgement(message) if message.kind == ERROR else message
 
+    async def transact_whole(self, requests: Sequence[Request]) -> Acknowledgement | None:
+        """Perform requests that belong together: the first and the last mark the batch, and want no answer.
+
+        Returns:
+            The first refusal, with which nothing took effect; None if all took effect.
+
+        Raises:
+            TargetError: the kernel did not answer, so that it is not known what took effect.
+        """
+        async with self._turn:
+            first = await self._send_apart(requests)
+            left = set(range(first + 1, first + len(requests) - 1))
+            refusal: Acknowledgement | None = None
+            async with _deadline():
+                while left:
+                    for message in await self._receive():
+                        if message.kind != ERROR or not first <= message.sequence <= self._sequence:
+                            continue
+                        answer = parse_acknowledgement(message)
+                        left.discard(answer.sequence)
+                        if answer.errno:
+                            refusal = refusal or answer
+                        if answer.sequence == first:  # the batch itself was refused
+                            left.clear()
+            return refusal
+
     async def _transact_batch(self, requests: Sequence[Request]) -> list[Acknowledgement]:
         first = await self._send_apart(requests) if len(requests) > _FEW else self._send(requests)
         answers: dict[int, Acknowledgement] = {}

@@ -52,6 +52,9 @@ class AllocBackend:
         """Return nobody: peers are not looked at."""
         return {}
 
+    def guarded_path(self, host: Host) -> None:
+        """Return nothing: others see to how packets cross."""
+
     def plan_bridges(self, bridges: Iterable[Bridge], host: Host) -> State:
         """Return nothing: bridges have what they need."""
         return State.EMPTY

@@ -12,6 +12,7 @@ from pyflannel.model.host import Bridge, Host, Underlay
 from pyflannel.model.lease import Lease
 from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.state import State
+from pyflannel.model.tunnel_guard import GuardedPath
 from pyflannel.plan.backend_keys import ineffective, ipv4_network
 from pyflannel.plan.routes import Routed, direct_route, peer_objection
 
@@ -77,6 +78,10 @@ class HostGwBackend:
     def outranked(self, peers: Iterable[Lease], host: Host) -> Mapping[IPv4Network, str]:
         """Return nobody: no two peers want the same thing."""
         return {}
+
+    def guarded_path(self, host: Host) -> GuardedPath:
+        """Return the underlay, by which peers send inner packets as they are."""
+        return GuardedPath(links=(host.underlay.link,))
 
     def plan_bridges(self, bridges: Iterable[Bridge], host: Host) -> State:
         """Return nothing: bridges have what they need."""

@@ -16,6 +16,7 @@ from pyflannel.model.link import Address, Link
 from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.route import PROTOCOL_KERNEL, SCOPE_LINK, Route
 from pyflannel.model.state import State
+from pyflannel.model.tunnel_guard import GuardedPath, GuardedTunnel
 from pyflannel.plan.backend_keys import BackendKeys, ineffective, ipv4_network
 from pyflannel.plan.fast_path import plan_last_hops, plan_peer_entry, plan_programs
 from pyflannel.plan.routes import Routed, address_objection, route_objection
@@ -127,6 +128,11 @@ class UdpBackend:
             ForwarderPeer(link=host.device, subnet=peer.subnet, address=peer.attributes.public_ip, port=port),
             *plan_peer_entry(peer, host, port),
         )
+
+    def guarded_path(self, host: Host) -> GuardedPath:
+        """Return the tunnel; the forwarder and the programs check what arrives by the underlay."""
+        tunnel = GuardedTunnel(link=host.device, port=self.port, checks_arriving=False)
+        return GuardedPath(links=(host.device,), tunnel=tunnel)
 
     def plan_bridges(self, bridges: Iterable[Bridge], host: Host) -> State:
         """Return the ways of the fast path past the bridges that only carry."""

@@ -24,6 +24,7 @@ from pyflannel.model.link import Address, Link, Vxlan
 from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.route import FdbEntry, Neighbour, Route
 from pyflannel.model.state import State
+from pyflannel.model.tunnel_guard import GuardedPath, GuardedTunnel
 from pyflannel.plan.backend_keys import BackendKeys, ineffective, ipv4_network
 from pyflannel.plan.routes import Routed, direct_route, peer_objection
 
@@ -268,6 +269,12 @@ class VxlanBackend:
             if len(sharing) > 1
             for subnet, reason in self._giving_way(mac, sharing, host)
         }
+
+    def guarded_path(self, host: Host) -> GuardedPath:
+        """Return the tunnel; peers that route directly send inner packets as they are, too."""
+        direct = (host.underlay.link,) if self.routes_directly else ()
+        tunnel = GuardedTunnel(link=self.device, port=self.udp_port or KERNELS_PORT, vni=self.vni)
+        return GuardedPath(links=(self.device, *direct), tunnel=tunnel)
 
     def plan_bridges(self, bridges: Iterable[Bridge], host: Host) -> State:
         """Return nothing: bridges have what they need."""

@@ -1,12 +1,27 @@
-"""nf_tables by netlink, no more of it than the tables of a family, and a table that ends with its owner.
+"""nf_tables by netlink: transactions, tables, chains, rules, sets, and the expressions of rules.
 
-Layout of the body, in octets: family 1, version 1, resource 2 in network order. Source:
-linux/netfilter/nfnetlink.h, struct nfgenmsg; linux/netfilter/nf_tables.h.
+Layout of a body, in octets: family 1, version 1, resource 2 (big-endian), then attributes. All numbers in
+attributes are big-endian. Source: linux/netfilter/nfnetlink.h, struct nfgenmsg; linux/netfilter/nf_tables.h.
 """
 
 import struct
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
-from pyflannel.wire.netlink.message import ACK, CREATE, DUMP, EXCLUSIVE, Request, attribute
+from pyflannel.wire.netlink.message import (
+    ACK,
+    ATTRIBUTE,
+    CREATE,
+    DUMP,
+    EXCLUSIVE,
+    Message,
+    Request,
+    attribute,
+    attributes,
+    nest,
+    text,
+)
 
 PROTOCOL = 12
 """NETLINK_NETFILTER (linux/netlink.h)."""
@@ -19,40 +34,446 @@ BRIDGE = 7
 """NFPROTO_IPV4, NFPROTO_BRIDGE (linux/netfilter.h)."""
 
 _SUBSYSTEM = 10  # NFNL_SUBSYS_NFTABLES
-_NEW_TABLE = _SUBSYSTEM << 8  # NFT_MSG_NEWTABLE
-_GET_TABLE = _SUBSYSTEM << 8 | 1  # NFT_MSG_GETTABLE
-_BEGIN = 16  # NFNL_MSG_BATCH_BEGIN
-_END = 17  # NFNL_MSG_BATCH_END
-_NAME = 1  # NFTA_TABLE_NAME
+_NEW_TABLE, _GET_TABLE, _DELETE_TABLE = 0, 1, 2
+_NEW_CHAIN, _GET_CHAIN, _DELETE_CHAIN = 3, 4, 5
+_NEW_RULE, _GET_RULE, _DELETE_RULE = 6, 7, 8
+_NEW_SET, _GET_SET = 9, 10
+_NEW_ELEMENTS, _GET_ELEMENTS, _DELETE_ELEMENTS = 12, 13, 14
+_BATCH_BEGIN, _BATCH_END = 0x10, 0x11
+
+_BODY = struct.Struct(">BBH")
+_U32 = struct.Struct(">I")
+_U64 = struct.Struct(">Q")
+
+_TABLE, _NAME = 1, 2
+"""NFTA_*_TABLE of every message but that of a table, whose name has the same number; NFTA_SET_NAME."""
+
 _FLAGS = 2  # NFTA_TABLE_FLAGS
 _OWNER = 2  # NFT_TABLE_F_OWNER, Linux 5.12
-_BODY = struct.Struct("!BBH")
+
+_LIST_ELEMENT = 1
+_APPEND = 0x800
 
 
-def dump_tables(family: int) -> Request:
+def dump_tables(family: int = IPV4) -> Request:
     """Return the request for the tables of a family."""
-    return Request(_GET_TABLE, DUMP, _BODY.pack(family, 0, 0))
+    return Request(_kind(_GET_TABLE), DUMP, _BODY.pack(family, 0, 0))
+
+
+def parse_table_name(body: bytes) -> str:
+    """Return the name of the table that a message is about."""
+    return text(attributes(body, _BODY.size).get(_TABLE, b""))
+
+
+def transaction(requests: Iterable[Request]) -> list[Request]:
+    """Return the requests as one transaction: all take effect, or none."""
+    body = _BODY.pack(0, 0, _SUBSYSTEM)
+    return [Request(_BATCH_BEGIN, 0, body), *requests, Request(_BATCH_END, 0, body)]
+
+
+def table_of(message: Message) -> str | None:
+    """Return the table that a notification is about; None if it is about none."""
+    if message.kind >> 8 != _SUBSYSTEM or message.kind & 0xFF > _DELETE_ELEMENTS:
+        return None
+    return parse_table_name(message.body)
 
 
 def get_table(family: int, name: str) -> Request:
     """Return the request for one table."""
-    return Request(_GET_TABLE, ACK, _BODY.pack(family, 0, 0) + _text(_NAME, name))
+    return Request(_kind(_GET_TABLE), ACK, _BODY.pack(family, 0, 0) + _text(_TABLE, name))
 
 
-def own_table(family: int, name: str) -> tuple[Request, ...]:
+def own_table(family: int, name: str) -> list[Request]:
     """Return the requests, for one datagram, that create a table of the socket's own.
 
     Nobody else can change it or delete it, and the kernel deletes it when the socket is closed. Where a table
     has this name, the kernel refuses: EPERM if another socket owns it, else EEXIST.
     """
-    table = _BODY.pack(family, 0, 0) + _text(_NAME, name) + attribute(_FLAGS, struct.pack("!I", _OWNER))
-    batch = _BODY.pack(0, 0, _SUBSYSTEM)
-    return (
-        Request(_BEGIN, 0, batch),
-        Request(_NEW_TABLE, CREATE | EXCLUSIVE | ACK, table),
-        Request(_END, 0, batch),
+    table = _BODY.pack(family, 0, 0) + _text(_TABLE, name) + _number(_FLAGS, _OWNER)
+    return transaction([Request(_kind(_NEW_TABLE), CREATE | EXCLUSIVE | ACK, table)])
+
+
+def create_table(name: str) -> Request:
+    """Return the request for a table; one that is there stays."""
+    return _request(_NEW_TABLE, CREATE, _text(_TABLE, name))
+
+
+def delete_table(name: str) -> Request:
+    """Return the request that removes a table with everything in it."""
+    return _request(_DELETE_TABLE, 0, _text(_TABLE, name))
+
+
+# Sets, and their elements.
+
+
+@dataclass(frozen=True, slots=True)
+class SetSpec:
+    """A set, and what nft shows of its key.
+
+    Attributes:
+        types: of the key's fields (libnftables: 7 ipv4_addr, 13 inet_service); each has four octets.
+        flags: NFT_SET_*.
+        size: most elements; 0 for no bound.
+        timeout_ms: how long an element that a rule adds stays; 0 for ever.
+    """
+
+    name: str
+    types: tuple[int, ...]
+    flags: int = 0
+    size: int = 0
+    timeout_ms: int = 0
+
+    @property
+    def key_length(self) -> int:
+        """Octets of a key."""
+        return 4 * len(self.types)
+
+
+_CONCATENATED = 0x80
+INTERVALS = 0x4 | _CONCATENATED
+"""NFT_SET_INTERVAL, NFT_SET_CONCAT: elements are ranges in each field of the key."""
+
+ADDED_BY_RULES = 0x10 | 0x20
+"""NFT_SET_TIMEOUT, NFT_SET_EVAL."""
+
+IPV4_ADDRESS, SERVICE = 7, 13
+
+
+class Element(NamedTuple):
+    """An element of a set: its key, and the last key of its range; empty if it is no range."""
+
+    key: bytes
+    end: bytes = b""
+
+
+def create_set(table: str, spec: SetSpec, number: int) -> Request:
+    """Return the request for a set; one that is there and equal stays.
+
+    `number` is different for each set of a transaction.
+    """
+    fields = [nest(_LIST_ELEMENT, _number(1, 4)) for _ in spec.types] if spec.flags & _CONCATENATED else []
+    size = [_number(1, spec.size)] if spec.size else []
+    key_type = 0
+    for one in spec.types:
+        key_type = key_type << 6 | one
+    return _request(
+        _NEW_SET,
+        CREATE,
+        _text(_TABLE, table),
+        _text(_NAME, spec.name),
+        _number(3, spec.flags),
+        _number(4, key_type),
+        _number(5, spec.key_length),
+        nest(9, *size, *([nest(2, *fields)] if fields else [])),
+        _number(10, number),
+        *([attribute(11, _U64.pack(spec.timeout_ms))] if spec.timeout_ms else []),
     )
 
 
-def _text(kind: int, text: str) -> bytes:
-    return attribute(kind, text.encode() + b"\0")
+def dump_sets(table: str) -> Request:
+    """Return the request for the sets of a table."""
+    return Request(_kind(_GET_SET), DUMP, _BODY.pack(IPV4, 0, 0) + _text(_TABLE, table))
+
+
+def parse_set(body: bytes) -> tuple[str, int, int]:
+    """Return name, flags and length of the key."""
+    found = attributes(body, _BODY.size)
+    return text(found.get(_NAME, b"")), _integer(found.get(3)), _integer(found.get(5))
+
+
+_MOST_ELEMENTS = 1000
+"""In a message: an attribute holds 65,535 octets."""
+
+
+def add_elements(table: str, name: str, elements: Iterable[Element]) -> Iterator[Request]:
+    """Yield the requests for elements of a set; those that are there stay."""
+    yield from _elements(_NEW_ELEMENTS, CREATE, table, name, list(elements))
+
+
+def delete_elements(table: str, name: str, elements: Iterable[Element]) -> Iterator[Request]:
+    """Yield the requests that remove elements; they are refused if one is not there."""
+    yield from _elements(_DELETE_ELEMENTS, 0, table, name, list(elements))
+
+
+def _elements(kind: int, flags: int, table: str, name: str, elements: Sequence[Element]) -> Iterator[Request]:
+    for first in range(0, len(elements), _MOST_ELEMENTS):
+        packed = [
+            nest(_LIST_ELEMENT, _value(1, one.key), *([_value(10, one.end)] if one.end else []))
+            for one in elements[first : first + _MOST_ELEMENTS]
+        ]
+        yield _request(kind, flags, _text(_TABLE, table), _text(_NAME, name), nest(3, *packed))
+
+
+def dump_elements(table: str, name: str) -> Request:
+    """Return the request for the elements of a set."""
+    body = _BODY.pack(IPV4, 0, 0) + _text(_TABLE, table) + _text(_NAME, name)
+    return Request(_kind(_GET_ELEMENTS), DUMP, body)
+
+
+def parse_elements(body: bytes) -> list[Element]:
+    """Return the elements of one message."""
+    parsed = []
+    for _, listed in _each(attributes(body, _BODY.size).get(3, b"")):
+        found = attributes(listed)
+        end = attributes(found[10])[1] if 10 in found else b""
+        parsed.append(Element(attributes(found[1])[1], end))
+    return parsed
+
+
+class CountedElement(NamedTuple):
+    """An element that a rule added: its key, the packets that met the rule, the age of the latest."""
+
+    key: bytes
+    packets: int
+    age_s: float
+
+
+def parse_counted_elements(body: bytes) -> list[CountedElement]:
+    """Return the elements of one message of a set whose rule counts packets."""
+    parsed = []
+    for _, listed in _each(attributes(body, _BODY.size).get(3, b"")):
+        found = attributes(listed)
+        counter = attributes(attributes(found.get(7, b"")).get(2, b""))
+        age_ms = _integer(found.get(4)) - _integer(found.get(5))
+        packets = _integer(counter.get(2))
+        parsed.append(CountedElement(attributes(found[1])[1], packets, max(age_ms, 0) / 1e3))
+    return parsed
+
+
+# Chains and rules.
+
+PREROUTING, LOCAL_OUT = 0, 3
+"""Hooks of IPv4 (linux/netfilter.h)."""
+
+Expression = tuple[str, bytes]
+"""Name and attributes of one step of a rule."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Steps, performed in order until one does not match; and what nft shows as its comment."""
+
+    comment: str
+    expressions: tuple[Expression, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """A chain; one without a hook is entered by jumps only."""
+
+    name: str
+    rules: tuple[Rule, ...]
+    hook: int | None = None
+    priority: int = 0
+
+
+def create_chain(table: str, chain: Chain) -> Request:
+    """Return the request for a chain that is not there, without its rules."""
+    base: list[bytes] = []
+    if chain.hook is not None:
+        place = nest(4, _number(1, chain.hook), _number(2, chain.priority & 0xFFFFFFFF))
+        base = [place, _number(5, ACCEPT), _text(7, "filter")]
+    return _request(_NEW_CHAIN, CREATE, _text(_TABLE, table), _text(3, chain.name), *base)
+
+
+def create_rules(table: str, chain: Chain) -> Iterator[Request]:
+    """Yield the requests for the rules of a chain, behind those that are there."""
+    for rule in chain.rules:
+        steps = [nest(_LIST_ELEMENT, _text(1, name), nest(2, data)) for name, data in rule.expressions]
+        comment = rule.comment.encode() + b"\0"
+        yield _request(
+            _NEW_RULE,
+            CREATE | _APPEND,
+            _text(_TABLE, table),
+            _text(2, chain.name),
+            nest(4, *steps),
+            attribute(7, bytes((0, len(comment))) + comment),  # libnftnl: type 0 is a comment
+        )
+
+
+def delete_rules(table: str) -> Request:
+    """Return the request that removes every rule of a table."""
+    return _request(_DELETE_RULE, 0, _text(_TABLE, table))
+
+
+def delete_chain(table: str, name: str) -> Request:
+    """Return the request that removes a chain without rules."""
+    return _request(_DELETE_CHAIN, 0, _text(_TABLE, table), _text(3, name))
+
+
+def dump_chains(family: int = IPV4) -> Request:
+    """Return the request for the chains of a family."""
+    return Request(_kind(_GET_CHAIN), DUMP, _BODY.pack(family, 0, 0))
+
+
+def parse_chain(body: bytes) -> tuple[str, Chain, bool]:
+    """Return the table, the chain without rules, and whether it accepts what no rule decides."""
+    found = attributes(body, _BODY.size)
+    place = attributes(found.get(4, b""))
+    priority = int.from_bytes(place.get(2, b""), "big", signed=True)
+    hook = _integer(place[1]) if 1 in place else None
+    accepts = hook is None or (_integer(found.get(5)) == ACCEPT and text(found.get(7, b"")) == "filter")
+    return text(found.get(_TABLE, b"")), Chain(text(found.get(3, b"")), (), hook, priority), accepts
+
+
+def dump_rules(table: str) -> Request:
+    """Return the request for the rules of a table."""
+    return Request(_kind(_GET_RULE), DUMP, _BODY.pack(IPV4, 0, 0) + _text(_TABLE, table))
+
+
+def parse_rule(body: bytes) -> tuple[str, str, tuple[Expression, ...]]:
+    """Return the table and the chain of a rule, and its steps."""
+    found = attributes(body, _BODY.size)
+    steps = []
+    for _, listed in _each(found.get(4, b"")):
+        parts = attributes(listed)
+        steps.append((text(parts.get(1, b"")), parts.get(2, b"")))
+    return text(found.get(_TABLE, b"")), text(found.get(2, b"")), tuple(steps)
+
+
+def is_rule(wanted: Rule, steps: Sequence[Expression]) -> bool:
+    """Return whether the kernel's steps are those of the rule; the kernel may say more of each."""
+    return len(steps) == len(wanted.expressions) and all(
+        name == found and (name == "counter" or _says(data, said))
+        for (name, data), (found, said) in zip(wanted.expressions, steps, strict=True)
+    )
+
+
+_NESTED = 0x8000
+
+
+def _says(wanted: bytes, said: bytes) -> bool:
+    found = attributes(said)
+    for kind, value in _each(wanted):
+        is_nested = bool(kind & _NESTED)
+        there = found.get(kind & ~_NESTED)
+        if there is None or not (_says(value, there) if is_nested else value == there):
+            return False
+    return True
+
+
+# Expressions. A register holds four octets; keys of several fields lie in registers that follow each other.
+
+REGISTER, SECOND, THIRD = 1, 9, 10
+"""NFT_REG_1, as the kernel names NFT_REG32_00; NFT_REG32_01, NFT_REG32_02."""
+
+ACCEPT, DROP = 1, 0
+_GOTO, _RETURN = -4 & 0xFFFFFFFF, -5 & 0xFFFFFFFF
+_EQUAL, _NOT_EQUAL = 0, 1
+
+META_MARK, META_INPUT, META_OUTPUT, META_USER, META_PROTOCOL = 3, 6, 7, 10, 16
+NETWORK_HEADER, TRANSPORT_HEADER = 1, 2
+_FIB_INPUT, _FIB_TYPE = 1, 3
+
+
+def meta(key: int, register: int = REGISTER) -> Expression:
+    """Load a property of the packet."""
+    return "meta", _number(1, register) + _number(2, key)
+
+
+def set_mark(register: int = REGISTER) -> Expression:
+    """Set the packet's mark."""
+    return "meta", _number(2, META_MARK) + _number(3, register)
+
+
+def payload(base: int, offset: int, octets: int, register: int = REGISTER) -> Expression:
+    """Load octets of a header; the rule does not match a packet that lacks them."""
+    return "payload", _number(1, register) + _number(2, base) + _number(3, offset) + _number(4, octets)
+
+
+def masked(mask: bytes, flip: bytes | None = None, register: int = REGISTER) -> Expression:
+    """Keep the bits of the mask, then flip bits."""
+    data = _number(1, register) + _number(2, register) + _number(3, len(mask))
+    return "bitwise", data + _value(4, mask) + _value(5, flip or bytes(len(mask)))
+
+
+def equals(value: bytes, register: int = REGISTER) -> Expression:
+    """Match if the register has this value."""
+    return "cmp", _number(1, register) + _number(2, _EQUAL) + _value(3, value)
+
+
+def differs(value: bytes, register: int = REGISTER) -> Expression:
+    """Match if the register has another value."""
+    return "cmp", _number(1, register) + _number(2, _NOT_EQUAL) + _value(3, value)
+
+
+def input_route(register: int = REGISTER) -> Expression:
+    """Load the input interface's index if our own route leads to the source by it, else 0."""
+    return "fib", _number(1, register) + _number(2, _FIB_INPUT) + _number(3, 0x1 | 0x8)
+
+
+def destination_type(register: int = REGISTER) -> Expression:
+    """Load the type of the destination, RTN_* (linux/rtnetlink.h)."""
+    return "fib", _number(1, register) + _number(2, _FIB_TYPE) + _number(3, 0x2)
+
+
+def is_in(name: str, register: int = REGISTER) -> Expression:
+    """Match if the set has the key."""
+    return "lookup", _text(1, name) + _number(2, register)
+
+
+def remember(name: str, timeout_ms: int, register: int = REGISTER) -> Expression:
+    """Add the key to a set with a count of its packets, or refresh and count it there."""
+    counting = nest(7, _text(1, "counter"), nest(2))
+    return "dynset", _text(1, name) + _number(3, 1) + _number(4, register) + attribute(
+        6, _U64.pack(timeout_ms)
+    ) + counting
+
+
+def counter() -> Expression:
+    """Count packets and octets."""
+    return "counter", b""
+
+
+def verdict(code: int) -> Expression:
+    """Decide: ACCEPT or DROP."""
+    return _verdict(_number(1, code))
+
+
+def goto(chain: str) -> Expression:
+    """Go on in a chain, and do not come back."""
+    return _verdict(_number(1, _GOTO) + _text(2, chain))
+
+
+def leave() -> Expression:
+    """Leave the chain."""
+    return _verdict(_number(1, _RETURN))
+
+
+def _verdict(parts: bytes) -> Expression:
+    return "immediate", _number(1, 0) + nest(2, nest(2, parts))
+
+
+def _request(kind: int, flags: int, *parts: bytes) -> Request:
+    return Request(_kind(kind), ACK | flags, _BODY.pack(IPV4, 0, 0) + b"".join(parts))
+
+
+def _kind(message: int) -> int:
+    return _SUBSYSTEM << 8 | message
+
+
+def _number(kind: int, value: int) -> bytes:
+    return attribute(kind, _U32.pack(value))
+
+
+def _text(kind: int, value: str) -> bytes:
+    return attribute(kind, value.encode() + b"\0")
+
+
+def _value(kind: int, octets: bytes) -> bytes:
+    return nest(kind, attribute(1, octets))
+
+
+def _integer(octets: bytes | None) -> int:
+    return int.from_bytes(octets or b"", "big")
+
+
+def _each(octets: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield kind and payload of each attribute, those of one kind too; the kind with its flags."""
+    offset = 0
+    while offset + ATTRIBUTE.size <= len(octets):
+        size, kind = ATTRIBUTE.unpack_from(octets, offset)
+        if size < ATTRIBUTE.size:
+            return
+        yield kind, octets[offset + ATTRIBUTE.size : offset + size]
+        offset += (size + 3) & ~3

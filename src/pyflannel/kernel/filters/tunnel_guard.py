@@ -1,0 +1,325 @@
+"""The Target that is the tunnel guard: a table of nf_tables that it writes and reads by netlink."""
+
+import asyncio
+import errno
+import logging
+import os
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import replace
+from itertools import groupby
+from typing import Self, TypeVar
+
+from pyflannel.errors import TargetError
+from pyflannel.kernel.network.netlink_socket import NotificationSocket, RequestSocket
+from pyflannel.model.forwarder import Stranger
+from pyflannel.model.item import Item
+from pyflannel.model.state import Add, Operation, Refusal, Remove, Replace, State
+from pyflannel.model.tunnel_guard import GuardPeer, GuardTable, guard_device_of, guard_peers
+from pyflannel.ports import Announce, ChangeChannel, performed, refused_by
+from pyflannel.wire.netlink.guard_rules import DROPPED, ENDS, SENDERS, SETS, chains_of, end, sender, strangers
+from pyflannel.wire.netlink.message import Message, Request
+from pyflannel.wire.netlink.nftables import (
+    CHANGES,
+    PROTOCOL,
+    Chain,
+    Element,
+    Expression,
+    add_elements,
+    create_chain,
+    create_rules,
+    create_set,
+    create_table,
+    delete_chain,
+    delete_elements,
+    delete_rules,
+    delete_table,
+    dump_chains,
+    dump_elements,
+    dump_rules,
+    dump_sets,
+    dump_tables,
+    is_rule,
+    parse_chain,
+    parse_counted_elements,
+    parse_elements,
+    parse_rule,
+    parse_set,
+    parse_table_name,
+    table_of,
+    transaction,
+)
+
+log = logging.getLogger(__name__)
+
+_Value = TypeVar("_Value")
+
+_ELEMENTS = ((SENDERS, sender), (ENDS, end))
+"""The sets that peers have elements in, and which element a peer has."""
+
+_MOST_OCTETS = 100_000
+"""Of one transaction: without rights over the whole machine a socket sends some 200,000 at once."""
+
+_COALESCE_S = 0.1
+"""A program that sets up a firewall changes hundreds of rules in a row."""
+
+_HINT = (
+    "Run flanneld as root, or with CAP_NET_ADMIN, on a kernel with nf_tables; or set --guard=off. See dmesg."
+)
+
+
+class TunnelGuardTarget:
+    """A Target for GuardTable and GuardPeer items.
+
+    Where nf_tables cannot be used for good nothing is found, and each operation is refused with the reason.
+    """
+
+    kinds = (GuardTable, GuardPeer)
+
+    def __init__(self) -> None:
+        self._requests: RequestSocket | None = None
+        self._desired = State.EMPTY
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._requests is not None:
+            self._requests.close()
+            self._requests = None
+
+    async def snapshot(self, desired: State) -> State:
+        """Return our tables, and the peers that the tables of the plan have entries for."""
+        self._desired = desired
+        try:
+            names = await self._dump(dump_tables(), parse_table_name)
+            found: list[Item] = []
+            for device in (device for name in names if (device := guard_device_of(name)) is not None):
+                planned = desired.by_key.get(GuardTable(device=device).key)
+                if isinstance(planned, GuardTable):
+                    found += await self._compare(planned)
+                else:
+                    found.append(GuardTable(device=device))
+            return State.collect(found)
+        except TargetError as error:
+            if not error.is_permanent:
+                raise
+            return State.EMPTY
+
+    async def apply(self, operations: Sequence[Operation]) -> Sequence[Refusal]:
+        """Perform the operations, those of a device as one change."""
+        return await performed(operations, self._apply(operations))
+
+    def changes(self) -> ChangeChannel:
+        """Open a channel that tells when another program changes a table of ours."""
+        return ChangeChannel(self._read_changes)
+
+    async def strangers(self, device: str) -> list[Stranger]:
+        """Return whose packets the table of a device dropped.
+
+        Raises:
+            TargetError: they cannot be read.
+        """
+        table = GuardTable(device=device)
+        listed = await self._dump(dump_elements(table.name, DROPPED.name), parse_counted_elements)
+        dropped = [one for some in listed for one in some]
+        return list(strangers(dropped, self._peers(device).values())) if dropped else []
+
+    async def _compare(self, planned: GuardTable) -> list[Item]:
+        """Return the table, with its differences from the plan, and its peers."""
+        table = planned.name
+        differences = [*await self._set_differences(table), *await self._rule_differences(planned)]
+        peers = self._peers(planned.device).values()
+        present: list[Item] = list(peers)
+        for spec, element_of in _ELEMENTS:
+            found = await self._elements(table, spec.name)
+            if strange := len(found - {element_of(peer) for peer in peers}):
+                differences.append(f"{strange} foreign elements in set {spec.name}")
+            present = [peer for peer in present if isinstance(peer, GuardPeer) and element_of(peer) in found]
+        return [replace(planned, differences=tuple(differences)), *present]
+
+    async def _set_differences(self, table: str) -> list[str]:
+        found = {name: spec for name, *spec in await self._dump(dump_sets(table), parse_set)}
+        return [
+            f"set {spec.name} {'differs' if spec.name in found else 'missing'}"
+            for spec in SETS
+            if found.get(spec.name) != [spec.flags, spec.key_length]
+        ]
+
+    async def _rule_differences(self, planned: GuardTable) -> list[str]:
+        chains = await self._chains(planned.name)
+        rules: dict[str, list[tuple[Expression, ...]]] = {}
+        for table, name, steps in await self._dump(dump_rules(planned.name), parse_rule):
+            if table == planned.name:
+                rules.setdefault(name, []).append(steps)
+        wanted = chains_of(planned)
+        differences = [f"chain {name} not wanted" for name in chains.keys() - {one.name for one in wanted}]
+        for chain in wanted:
+            there = rules.get(chain.name, [])
+            if chain.name not in chains:
+                differences.append(f"chain {chain.name} missing")
+            elif chains[chain.name] != replace(chain, rules=()):
+                differences.append(f"chain {chain.name} at another hook")
+            elif len(there) != len(chain.rules) or not all(map(is_rule, chain.rules, there)):
+                differences.append(f"rules differ in {chain.name}")
+        return differences
+
+    async def _chains(self, table: str) -> dict[str, Chain | None]:
+        """Return the chains of a table by name, without rules; None for one that drops or is no filter."""
+        listed = await self._dump(dump_chains(), parse_chain)
+        return {chain.name: chain if accepts else None for where, chain, accepts in listed if where == table}
+
+    async def _elements(self, table: str, name: str) -> set[Element]:
+        listed = await self._dump(dump_elements(table, name), parse_elements)
+        return {element for some in listed for element in some}
+
+    async def _apply(self, operations: Sequence[Operation]) -> list[Refusal]:
+        refusals: list[Refusal] = []
+        for device, run in groupby(operations, lambda operation: _device(operation.subject)):
+            batch = list(run)
+            try:
+                await self._change(device, batch)
+            except TargetError as error:
+                refusals += [refused_by(operation, error) for operation in batch]
+        return refusals
+
+    async def _change(self, device: str, operations: Sequence[Operation]) -> None:
+        table = next((one for one in operations if isinstance(one.subject, GuardTable)), None)
+        match table:
+            case Remove():
+                await self._commit([delete_table(GuardTable(device=device).name)], but=errno.ENOENT)
+            case Add(GuardTable() as wanted) | Replace(_, GuardTable() as wanted):
+                await self._build(wanted, operations)
+            case _:
+                await self._exchange(device, operations)
+
+    async def _build(self, planned: GuardTable, operations: Sequence[Operation]) -> None:
+        """Make a table as it is planned: the rules last, so that no peer's packet is dropped meanwhile."""
+        table = planned.name
+        peers = self._peers_after(planned.device, operations).values()
+        if await self._set_differences(table):
+            await self._commit([delete_table(table)], but=errno.ENOENT)
+        requests = [create_table(table)]
+        requests += (create_set(table, spec, number) for number, spec in enumerate(SETS, start=1))
+        for spec, element_of in _ELEMENTS:
+            wanted = {element_of(peer) for peer in peers}
+            requests += delete_elements(table, spec.name, await self._elements(table, spec.name) - wanted)
+            requests += add_elements(table, spec.name, wanted)
+        await self._commit_in_parts(requests)
+        chains = chains_of(planned)
+        await self._commit(
+            [
+                delete_rules(table),
+                *(delete_chain(table, name) for name in await self._chains(table)),
+                *(create_chain(table, chain) for chain in chains),
+                *(request for chain in chains for request in create_rules(table, chain)),
+            ]
+        )
+
+    async def _exchange(self, device: str, operations: Sequence[Operation]) -> None:
+        """Change the entries of peers in a table that is there."""
+        table = GuardTable(device=device).name
+        come = [peer for one in operations if (peer := _after(one)) is not None]
+        gone = [peer for one in operations if (peer := _before(one)) is not None]
+        left = self._peers_after(device, operations).values() if gone else ()
+        addresses = {peer.address for peer in gone}
+        sharing = [peer for peer in left if peer.address in addresses]
+        requests: list[Request] = []
+        for spec, element_of in _ELEMENTS:
+            requests += add_elements(table, spec.name, (element_of(peer) for peer in come))
+            useless = {element_of(peer) for peer in gone} - {element_of(peer) for peer in sharing}
+            if useless:
+                useless &= await self._elements(table, spec.name)
+            requests += delete_elements(table, spec.name, useless)
+        await self._commit_in_parts(requests)
+
+    def _peers(self, device: str) -> Mapping[Hashable, GuardPeer]:
+        """Return the planned peers of a device by subnet."""
+        named = self._desired.by_key.tables.get(guard_peers(device), {})
+        return {subnet: peer for subnet, peer in named.items() if isinstance(peer, GuardPeer)}
+
+    def _peers_after(self, device: str, operations: Sequence[Operation]) -> Mapping[Hashable, GuardPeer]:
+        """Return them as the operations leave them: the plan may be newer than the latest look."""
+        peers = dict(self._peers(device))
+        for operation in operations:
+            if not isinstance(operation.subject, GuardPeer):
+                continue
+            if (peer := _after(operation)) is None:
+                peers.pop(operation.subject.subnet, None)
+            else:
+                peers[peer.subnet] = peer
+        return peers
+
+    async def _commit_in_parts(self, requests: Sequence[Request]) -> None:
+        """Perform requests that need not take effect at once."""
+        part: list[Request] = []
+        for request in requests:
+            if part and sum(len(one.body) for one in part) + len(request.body) > _MOST_OCTETS:
+                await self._commit(part)
+                part = []
+            part.append(request)
+        if part:
+            await self._commit(part)
+
+    async def _commit(self, requests: Sequence[Request], but: int = 0) -> None:
+        """Perform a transaction; `but` is the one errno that is no refusal."""
+        refused = await self._socket().transact_whole(transaction(requests))
+        if refused is not None and refused.errno not in (0, but):
+            error = OSError(refused.errno, refused.text or os.strerror(refused.errno))
+            raise TargetError.of("nf_tables refused the tunnel guard", error, hint=_HINT)
+
+    async def _dump(self, request: Request, read: Callable[[bytes], _Value]) -> list[_Value]:
+        return await self._socket().dump(request, read)
+
+    def _socket(self) -> RequestSocket:
+        if self._requests is None:
+            self._requests = RequestSocket(PROTOCOL)
+        return self._requests
+
+    async def _read_changes(self, announce: Announce) -> None:
+        try:
+            notifications = NotificationSocket(CHANGES, PROTOCOL)
+        except TargetError as error:
+            log.debug("The kernel announces no changes of nf_tables: %s", error)
+            await asyncio.Event().wait()
+            return
+        try:
+            while True:
+                await notifications.wait(self._concerns_us)
+                await asyncio.sleep(_COALESCE_S)
+                await notifications.forget()
+                announce()
+        finally:
+            notifications.close()
+
+    def _concerns_us(self, message: Message) -> bool:
+        """Return whether another program changed a table with a name of ours."""
+        table = table_of(message)
+        if table is None or guard_device_of(table) is None:
+            return False
+        return self._requests is None or message.port != self._requests.port
+
+
+def _device(item: Item) -> str:
+    match item:
+        case GuardTable() | GuardPeer():
+            return item.device
+        case _:
+            raise TypeError(f"not an item of the tunnel guard: {item!r}")
+
+
+def _before(operation: Operation) -> GuardPeer | None:
+    """Return the peer that an operation takes away."""
+    match operation:
+        case Remove(GuardPeer() as peer) | Replace(GuardPeer() as peer, _):
+            return peer
+        case _:
+            return None
+
+
+def _after(operation: Operation) -> GuardPeer | None:
+    """Return the peer that an operation leaves."""
+    match operation:
+        case Add(GuardPeer() as peer) | Replace(_, GuardPeer() as peer):
+            return peer
+        case _:
+            return None

@@ -1,0 +1,299 @@
+"""The tunnel guard as chains and sets of nf_tables.
+
+    arriving, before routing and after DNAT
+        an inner packet of another host that comes by no link of the overlay, and our route does not lead to
+            its source by that interface: drop
+        a datagram to a peer's tunnel port: goto to_peers
+        a datagram to our tunnel port: goto to_us
+    to_peers
+        of another VNI: return
+        our route does not lead to the outer source by the interface that it came by: goto refused
+        outer and inner source are a peer's: return; else goto refused
+    to_us
+        of another VNI: return
+        not by the underlay, and our route does not lead to the outer source by its interface: goto refused
+        outer and inner source are a peer's: return; else goto refused
+    refused
+        remember the addresses; drop
+    leaving, by the host itself
+        a datagram to a peer's tunnel port that a user other than root sends: drop
+
+A datagram that vxlan makes of a local user's packet still belongs to the user's socket, so the packet gets a
+mark, which a user without rights cannot give, when it leaves by the overlay, and loses it with the tunnel
+header.
+
+A datagram that is too short for the comparison of the VNI counts as one of ours. Of an outer fragment only
+the first has ports; the receiver has no use for the others.
+"""
+
+import struct
+from collections.abc import Callable, Iterable, Iterator
+from ipaddress import IPv4Address, IPv4Network
+
+from pyflannel.model.forwarder import Stranger
+from pyflannel.model.tunnel_guard import GuardedTunnel, GuardPeer, GuardTable
+from pyflannel.wire.netlink.nftables import (
+    ADDED_BY_RULES,
+    DROP,
+    INTERVALS,
+    IPV4_ADDRESS,
+    LOCAL_OUT,
+    META_INPUT,
+    META_MARK,
+    META_OUTPUT,
+    META_PROTOCOL,
+    META_USER,
+    NETWORK_HEADER,
+    PREROUTING,
+    SECOND,
+    SERVICE,
+    THIRD,
+    TRANSPORT_HEADER,
+    Chain,
+    CountedElement,
+    Element,
+    Expression,
+    Rule,
+    SetSpec,
+    counter,
+    destination_type,
+    differs,
+    equals,
+    goto,
+    input_route,
+    is_in,
+    leave,
+    masked,
+    meta,
+    payload,
+    remember,
+    set_mark,
+    verdict,
+)
+
+REMEMBERED_MS = 3_600_000
+"""How long a dropped packet is remembered after the latest of its kind."""
+
+SENDERS = SetSpec("senders", (IPV4_ADDRESS, IPV4_ADDRESS), INTERVALS)
+"""Outer source and inner sources of each peer."""
+
+ENDS = SetSpec("ends", (IPV4_ADDRESS, SERVICE))
+"""Address and tunnel port of each peer."""
+
+DROPPED = SetSpec("dropped", (IPV4_ADDRESS,) * 3, ADDED_BY_RULES, size=1024, timeout_ms=REMEMBERED_MS)
+"""Outer source, inner source and inner destination of what was dropped."""
+
+SETS = (SENDERS, ENDS, DROPPED)
+
+_AFTER_DNAT = -90
+"""Priority of base chains: DNAT has -100 (linux/netfilter_ipv4.h, NF_IP_PRI_NAT_DST)."""
+
+_USERS_PACKET = 0x2000_0000
+"""Bit of the mark of local users' inner packets."""
+
+_SOURCE, _DESTINATION, _PROTOCOL_UDP, _UNICAST = 12, 16, 17, 1
+_NO_ROUTE = bytes(4)
+_UDP_HEADER, _VXLAN_HEADER, _ETHERNET_HEADER = 8, 8, 14
+_IPV4 = b"\x08\x00"
+
+
+def chains_of(table: GuardTable) -> tuple[Chain, ...]:
+    """Return the chains, those that others go to first."""
+    tunnel = None if table.path is None else table.path.tunnel
+    if tunnel is None:
+        return (Chain("arriving", tuple(_overlay_rules(table)), PREROUTING, _AFTER_DNAT),)
+    arriving = (
+        *_overlay_rules(table),
+        Rule("to a peer's tunnel port", (*_udp(), *_to_a_peer(), goto("to_peers"))),
+        Rule(
+            "to our tunnel port",
+            (
+                *_udp(),
+                *_port(tunnel.port),
+                destination_type(),
+                differs(_word(_UNICAST)),
+                goto("to_us"),
+            ),
+        ),
+    )
+    return (
+        Chain("refused", tuple(_refused(tunnel))),
+        Chain("to_peers", tuple(_to_peers(tunnel))),
+        Chain("to_us", tuple(_to_us(tunnel, table.underlay))),
+        Chain("arriving", arriving, PREROUTING, _AFTER_DNAT),
+        Chain("leaving", tuple(_leaving(tunnel)), LOCAL_OUT, _AFTER_DNAT),
+    )
+
+
+def _overlay_rules(table: GuardTable) -> Iterator[Rule]:
+    """Yield what drops packets of other hosts' subnets that come from elsewhere: containers, other links."""
+    if table.network is None or table.subnet is None or table.path is None:
+        return
+    yield Rule(
+        "inner source of another host",
+        (
+            *_source_in(table.network),
+            *_source_in(table.subnet, is_negated=True),
+            *(step for link in table.path.links for step in (meta(META_INPUT), differs(_name(link)))),
+            *_unrouted(),
+            counter(),
+            verdict(DROP),
+        ),
+    )
+
+
+def _to_peers(tunnel: GuardedTunnel) -> Iterator[Rule]:
+    yield from _of_another_network(tunnel)
+    yield Rule("source not routed to its interface", (*_unrouted(), goto("refused")))
+    yield Rule("from a peer", (*_from_a_peer(tunnel), leave()))
+    yield Rule("from nobody of the network", (goto("refused"),))
+
+
+def _to_us(tunnel: GuardedTunnel, underlay: str) -> Iterator[Rule]:
+    yield from _of_another_network(tunnel)
+    by_underlay = meta(META_INPUT)
+    yield Rule(
+        "source not routed to its interface",
+        (by_underlay, differs(_name(underlay)), *_unrouted(), goto("refused")),
+    )
+    if not tunnel.checks_arriving:
+        yield Rule("the receiver checks it", (by_underlay, equals(_name(underlay)), leave()))
+    yield Rule("from a peer", (*_from_a_peer(tunnel), leave()))
+    yield Rule("from nobody of the network", (goto("refused"),))
+
+
+def _refused(tunnel: GuardedTunnel) -> Iterator[Rule]:
+    inner = _inner(tunnel)
+    yield Rule(
+        "remember it",
+        (
+            payload(NETWORK_HEADER, _SOURCE, 4),
+            payload(TRANSPORT_HEADER, inner + _SOURCE, 4, SECOND),
+            payload(TRANSPORT_HEADER, inner + _DESTINATION, 4, THIRD),
+            remember(DROPPED.name, DROPPED.timeout_ms),
+        ),
+    )
+    yield Rule("drop it, also if the set is full or it is too short", (counter(), verdict(DROP)))
+
+
+def _leaving(tunnel: GuardedTunnel) -> Iterator[Rule]:
+    by_user = (meta(META_USER), differs(bytes(4)))
+    if tunnel.vni is None:
+        yield Rule("tunnel packets of a user", (*_udp(), *_to_a_peer(), *by_user, counter(), verdict(DROP)))
+        return
+    others = _word(~_USERS_PACKET)
+    mark = meta(META_MARK)
+    yield Rule(
+        "a user's packet through the overlay",
+        (
+            meta(META_OUTPUT),
+            equals(_name(tunnel.link)),
+            *by_user,
+            mark,
+            masked(others, _word(_USERS_PACKET)),
+            set_mark(),
+        ),
+    )
+    tunnelled = (*_udp(), *_to_a_peer(), *_vni(tunnel.vni, equals), *by_user)
+    unmarked = (mark, masked(_word(_USERS_PACKET)), equals(bytes(4)))
+    yield Rule("tunnel packets of a user", (*tunnelled, *unmarked, counter(), verdict(DROP)))
+    yield Rule("has its tunnel header", (*tunnelled, mark, masked(others), set_mark()))
+
+
+def _of_another_network(tunnel: GuardedTunnel) -> Iterator[Rule]:
+    if tunnel.vni is not None:
+        yield Rule("another VNI", (*_vni(tunnel.vni, differs), leave()))
+
+
+def _vni(vni: int, compare: Callable[[bytes], Expression]) -> tuple[Expression, ...]:
+    octets = vni.to_bytes(3, "big")
+    return payload(TRANSPORT_HEADER, _UDP_HEADER + 4, len(octets)), compare(octets)
+
+
+def _from_a_peer(tunnel: GuardedTunnel) -> tuple[Expression, ...]:
+    inner = _inner(tunnel)
+    is_ipv4 = (payload(TRANSPORT_HEADER, inner - len(_IPV4), len(_IPV4)), equals(_IPV4))
+    return (
+        *(is_ipv4 if tunnel.vni is not None else ()),
+        payload(NETWORK_HEADER, _SOURCE, 4),
+        payload(TRANSPORT_HEADER, inner + _SOURCE, 4, SECOND),
+        is_in(SENDERS.name),
+    )
+
+
+def _inner(tunnel: GuardedTunnel) -> int:
+    """Return where the inner IPv4 header begins, counted from the UDP header."""
+    return _UDP_HEADER + (0 if tunnel.vni is None else _VXLAN_HEADER + _ETHERNET_HEADER)
+
+
+def _to_a_peer() -> tuple[Expression, ...]:
+    return (
+        payload(NETWORK_HEADER, _DESTINATION, 4),
+        payload(TRANSPORT_HEADER, 2, 2, SECOND),
+        is_in(ENDS.name),
+    )
+
+
+def _udp() -> tuple[Expression, ...]:
+    return meta(META_PROTOCOL), equals(bytes((_PROTOCOL_UDP,)))
+
+
+def _port(port: int) -> tuple[Expression, ...]:
+    return payload(TRANSPORT_HEADER, 2, 2), equals(port.to_bytes(2, "big"))
+
+
+def _unrouted() -> tuple[Expression, ...]:
+    return input_route(), equals(_NO_ROUTE)
+
+
+def _source_in(network: IPv4Network, *, is_negated: bool = False) -> tuple[Expression, ...]:
+    compare = differs if is_negated else equals
+    return (
+        payload(NETWORK_HEADER, _SOURCE, 4),
+        masked(network.netmask.packed),
+        compare(network.network_address.packed),
+    )
+
+
+def _name(link: str) -> bytes:
+    """Return the name of a link as the kernel compares it: 16 octets (IFNAMSIZ)."""
+    return link.encode(errors="surrogateescape").ljust(16, b"\0")
+
+
+def _word(value: int) -> bytes:
+    """Return a number that the kernel keeps in its own byte order."""
+    return struct.pack("=I", value & 0xFFFFFFFF)
+
+
+# The elements of the sets.
+
+
+def sender(peer: GuardPeer) -> Element:
+    """Return the element of SENDERS."""
+    address, sources = peer.address.packed, peer.sources
+    return Element(address + sources.network_address.packed, address + sources.broadcast_address.packed)
+
+
+def end(peer: GuardPeer) -> Element:
+    """Return the element of ENDS."""
+    return Element(peer.address.packed + peer.port.to_bytes(2, "big") + bytes(2))
+
+
+def strangers(dropped: Iterable[CountedElement], peers: Iterable[GuardPeer]) -> Iterator[Stranger]:
+    """Yield who sent what was dropped, one for each packet that differs in its addresses.
+
+    The sender is an impostor if some peer has the inner source.
+    """
+    subnets = {peer.subnet for peer in peers}
+    lengths = {subnet.prefixlen for subnet in subnets}
+    for one in dropped:
+        outer, inner, destination = (IPv4Address(one.key[place : place + 4]) for place in (0, 4, 8))
+        is_known = any(IPv4Network((int(inner), length), strict=False) in subnets for length in lengths)
+        yield Stranger(
+            address=outer,
+            reason="impostor" if is_known else "stranger",
+            packets=one.packets,
+            age_s=one.age_s,
+            inner_source=inner,
+            inner_destination=destination,
+        )

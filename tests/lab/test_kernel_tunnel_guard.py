@@ -1,0 +1,161 @@
+"""The adapter of the tunnel guard on the real nf_tables: what is made, read back, repaired and removed."""
+
+import asyncio
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
+
+import pytest
+
+from pyflannel.kernel.filters.tunnel_guard import TunnelGuardTarget
+from pyflannel.model.state import Operation, State
+from pyflannel.model.tunnel_guard import GuardedPath, GuardedTunnel, GuardPeer, GuardTable
+from pyflannel.plan.describe import found
+from pyflannel.plan.diff import diff, order
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
+
+DEADLINE_S = 60.0
+NETWORK, SUBNET = IPv4Network("10.100.0.0/16"), IPv4Network("10.100.1.0/24")
+VXLAN = GuardTable(
+    device="flannel0",
+    underlay="eth0",
+    network=NETWORK,
+    subnet=SUBNET,
+    path=GuardedPath(links=("flannel.1",), tunnel=GuardedTunnel(link="flannel.1", port=8472, vni=1)),
+)
+UDP = replace(
+    VXLAN,
+    path=GuardedPath(
+        links=("flannel0",), tunnel=GuardedTunnel(link="flannel0", port=8285, checks_arriving=False)
+    ),
+)
+HOST_GW = replace(VXLAN, path=GuardedPath(links=("eth0",)))
+DAMAGE = {
+    "table deleted": "delete table ip flannel-guard",
+    "everything flushed": "flush ruleset",
+    "rule deleted": "flush chain ip flannel-guard to_us",
+    "foreign rule": "insert rule ip flannel-guard to_us accept",
+    "foreign chain": "add chain ip flannel-guard mine",
+    "policy changed": "add chain ip flannel-guard arriving { policy drop; }",
+    "elements deleted": "flush set ip flannel-guard senders; flush set ip flannel-guard ends",
+    "foreign element": "add element ip flannel-guard senders { 192.0.2.66 . 0.0.0.0-255.255.255.255 }",
+    "another set": "delete table ip flannel-guard; add table ip flannel-guard;"
+    " add set ip flannel-guard senders { type ipv4_addr; }",
+}
+
+
+def peer(number: int, **changes: object) -> GuardPeer:
+    subnet = IPv4Network((int(NETWORK.network_address) + (number << 8), 24))
+    address = IPv4Address("192.0.2.0") + number
+    made = GuardPeer(device="flannel0", subnet=subnet, address=address, port=8472, sources=subnet)
+    return replace(made, **changes)  # type: ignore[arg-type]
+
+
+async def heal(target: TunnelGuardTarget, desired: State) -> list[Operation]:
+    """Make one pass, and see that the next finds nothing to do."""
+    operations = order(diff(desired, await target.snapshot(desired)))
+    assert not await target.apply(operations)
+    again = list(diff(desired, await target.snapshot(desired)))
+    assert not again, [found(operation) for operation in again]
+    return operations
+
+
+def passes(namespace, desired: Sequence[State]) -> list[list[Operation]]:
+    async def work() -> list[list[Operation]]:
+        async with TunnelGuardTarget() as target:
+            return [await heal(target, state) for state in desired]
+
+    return namespace.run(work)
+
+
+@pytest.mark.parametrize("table", [VXLAN, UDP, HOST_GW], ids=["vxlan", "udp", "host-gw"])
+def test_it_is_there_after_one_pass_and_gone_after_another(namespace, table: GuardTable) -> None:
+    peers = [peer(2), peer(3)] if table is not HOST_GW else []
+
+    made, kept, removed = passes(namespace, [State.of(table, *peers), State.of(table, *peers), State.EMPTY])
+
+    assert (len(made), kept, len(removed)) == (1 + len(peers), [], 1)
+    assert namespace.command("nft", "list", "ruleset") == ""
+
+
+def test_the_table_of_another_daemon_stays(namespace) -> None:
+    other = replace(VXLAN, device="flannel1")
+    passes(namespace, [State.of(VXLAN), State.of(VXLAN, other, peer(2, device="flannel1"))])
+    before = namespace.command("nft", "list", "table", "ip", "flannel-guard-1")
+
+    passes(namespace, [State.of(UDP, other, peer(2), peer(2, device="flannel1"))])
+
+    assert namespace.command("nft", "list", "table", "ip", "flannel-guard-1") == before
+
+
+@pytest.mark.parametrize("words", DAMAGE.values(), ids=list(DAMAGE))
+def test_damage_is_announced_and_repaired(namespace, words: str) -> None:
+    desired = State.of(VXLAN, peer(2), peer(3))
+
+    async def work() -> None:
+        async with TunnelGuardTarget() as target, target.changes() as changes:
+            await heal(target, desired)
+            namespace.command("nft", words)
+            async with asyncio.timeout(DEADLINE_S):
+                await changes.next()
+            assert await heal(target, desired)
+
+    namespace.run(work)
+
+
+def test_peers_come_move_and_go(namespace) -> None:
+    two, three = peer(2), peer(3)
+    moved = replace(two, address=IPv4Address("192.0.2.99"))
+    shared = replace(three, address=moved.address, port=9000)
+
+    passes(
+        namespace,
+        [
+            State.of(VXLAN, two),
+            State.of(VXLAN, two, three),
+            State.of(VXLAN, moved, three),
+            State.of(VXLAN, moved, shared),
+            State.of(VXLAN, shared),
+            State.of(VXLAN, replace(shared, sources=IPv4Network("0.0.0.0/0"))),
+            State.of(VXLAN),
+        ],
+    )
+    listed = namespace.command("nft", "list", "table", "ip", "flannel-guard")
+    assert "elements" not in listed
+
+
+def test_a_change_of_the_rules_keeps_the_elements(namespace) -> None:
+    operations = passes(
+        namespace, [State.of(VXLAN, peer(2)), State.of(replace(VXLAN, underlay="eth1"), peer(2))]
+    )[1]
+
+    assert [found(operation) for operation in operations] == [
+        "nftables table flannel-guard: rules differ in to_us"
+    ]
+
+
+def test_many_peers_are_sent_in_parts(namespace) -> None:
+    """A socket takes some 200,000 octets at once from a process without rights over the whole machine."""
+    peers = [
+        peer(2, subnet=IPv4Network((int(NETWORK.network_address) + 16 * number, 28)), address=address)
+        for number in range(3000)
+        for address in [IPv4Address("198.18.0.0") + number]
+    ]
+    passes(namespace, [State.of(VXLAN, *peers), State.of(VXLAN, *peers[::2])])
+
+
+def test_without_the_right_it_is_refused_by_name(namespace) -> None:
+    async def work() -> None:
+        async with TunnelGuardTarget() as target:
+            os.seteuid(65534)
+            try:
+                operations = order(diff(State.of(VXLAN), await target.snapshot(State.of(VXLAN))))
+                (refusal,) = await target.apply(operations)
+            finally:
+                os.seteuid(0)
+            assert "EPERM" in refusal.cause
+            assert refusal.is_permanent
+
+    namespace.run(work)
