@@ -48,7 +48,7 @@ def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         *cells, last = row
         table.add_row(*(one_line(cell, _LONGEST_CELL) for cell in cells), one_line(last))
     width = None if sys.stdout.isatty() else _WIDE
-    # No markup and no highlighting: the texts come from the store and from files, not from us.
+    # No markup and no highlighting: the texts come from the store and from files.
     console = Console(width=width, markup=False, highlight=False, emoji=False)
     with console.capture() as text:
         console.print(table)

@@ -1,4 +1,4 @@
-"""The daemon as a process: found by the lock that it holds, and stopped."""
+"""The process of the daemon: finding it by its lock, and stopping it."""
 
 import asyncio
 import contextlib
@@ -12,19 +12,19 @@ from pyflannel.http.sockets import server_pid
 from pyflannel.processes.systemd import service_of, stop_service
 
 STOP_S = 20.0
-"""For a daemon to end: longer than its own deadlines at the end."""
+"""Deadline for the end of a daemon; longer than its own deadlines."""
 
 
 def running_daemon(lock: Path) -> int | None:
-    """Return the process id of the daemon that holds `lock`; None when none does.
+    """Return the process ID of the daemon that holds `lock`; None without a daemon.
 
-    The file says `1234 flanneld`, and may have been left by one that was killed. A process with that id is
-    the daemon only if it has this very file open.
+    The file contains `1234 flanneld`, possibly from a killed daemon. The process with that ID is the daemon
+    only if it has the file open.
     """
     try:
         number, program = lock.read_text().split(maxsplit=1)
         if program.strip() != "flanneld":
-            return None  # another clean-up
+            return None  # another cleanup
         pid = int(number)
         descriptors = list(Path(f"/proc/{pid}/fd").iterdir())
     except (OSError, ValueError):
@@ -37,15 +37,14 @@ def running_daemon(lock: Path) -> int | None:
 
 
 async def stop_daemon(lock: Path) -> int | None:
-    """Stop the daemon that holds `lock` and return its process id, or None when there is none.
+    """Stop the daemon that holds `lock` and return its process ID, or None without a daemon.
 
-    One that systemd runs is stopped by systemd, which would start it again.
+    A service is stopped by systemd, which would otherwise restart it.
 
     Raises:
-        BusyError: it did not end in time, or somebody deleted its lock, so that only its socket tells of
-            it, or this is one of its several networks.
-        TargetError: we may not stop it.
-        UsageError: it works in another network namespace, so that nothing of it could be removed here.
+        BusyError: it did not end in time, or its lock was deleted and only its socket shows that it runs, or
+            these are the places of one of its several networks. TargetError: the user has no right to stop
+            it. UsageError: it runs in another network namespace, so its objects cannot be removed from here.
     """
     pid = running_daemon(lock)
     if pid is None:
@@ -57,7 +56,7 @@ async def stop_daemon(lock: Path) -> int | None:
         return None
     try:
         if running_daemon(lock) != pid:
-            return None  # it ended before we held on to it
+            return None  # it ended before the pidfd was open
         _check_namespace(pid)
         unit = service_of(pid)
         signal.pidfd_send_signal(process, 0)  # it has not ended, so that all this is true of it
@@ -69,11 +68,13 @@ async def stop_daemon(lock: Path) -> int | None:
     except ProcessLookupError:
         return pid
     except PermissionError as error:
-        raise TargetError(f"flanneld (pid {pid}) may not be stopped", hint="Run this as root.") from error
+        raise TargetError(
+            f"no permission to stop flanneld (pid {pid})", hint="Run flannelctl as root."
+        ) from error
     except TimeoutError as error:
         raise BusyError(
             f"flanneld (pid {pid}) did not end within {STOP_S:g} s",
-            hint=f"See its log; end it with 'kill -9 {pid}', then clean up again.",
+            hint=f"Read its log, end it with 'kill -9 {pid}', then clean up again.",
         ) from error
     finally:
         os.close(process)
@@ -81,10 +82,10 @@ async def stop_daemon(lock: Path) -> int | None:
 
 
 def check_own_files(places: Places, usual: Places) -> None:
-    """Let nobody clean up the files of the `usual` daemon by naming another run directory alone.
+    """Prevent that a cleanup with only another run directory removes the files of the `usual` daemon.
 
     Raises:
-        UsageError: they are given as those of another daemon, and the usual one is in use.
+        UsageError: a path is that of the usual daemon, which is in use.
     """
     if places.run_dir == usual.run_dir:
         return
@@ -99,13 +100,13 @@ def check_own_files(places: Places, usual: Places) -> None:
     if theirs and (usual.device_file.exists() or running_daemon(usual.lock) is not None):
         raise UsageError(
             f"{' and '.join(theirs)}: these belong to the flanneld of {usual.run_dir}",
-            hint=f"Name those of {places.run_dir}, too. One of several networks of a daemon has"
+            hint=f"Give the paths of {places.run_dir} too. One of several networks of a daemon has"
             f" {usual.state_dir}/NAME and {usual.run_dir}/networks/NAME.env.",
         )
 
 
 async def _end_of(process: int) -> None:
-    """Return when the process ended: a pidfd is readable then."""
+    """Return after the end of the process, when its pidfd becomes readable."""
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()
     loop.add_reader(process, ended.set)
@@ -122,13 +123,13 @@ def _check_unserved(places: Places) -> None:
     if pid is not None and pid == running_daemon(Places(run_dir=places.run_dir.parent).lock):
         raise BusyError(
             f"flanneld (pid {pid}) runs the network {places.run_dir.name}, and perhaps others",
-            hint="Take it out of --networks and start flanneld again, or, with --watch-networks, delete its"
+            hint="Remove it from --networks and restart flanneld, or, with --watch-networks, delete its"
             " config from the store; then clean up again.",
         )
     if pid is not None:
         unit = service_of(pid)
         raise BusyError(
-            f"flanneld (pid {pid}) runs: it serves {control_socket}, though it holds no lock beside it",
+            f"flanneld (pid {pid}) runs: it serves {control_socket}, but its lock file is missing",
             hint=f"End it with '{f'systemctl stop {unit}' if unit else f'kill {pid}'}', then clean up again.",
         )
 
@@ -136,6 +137,6 @@ def _check_unserved(places: Places) -> None:
 def _check_namespace(pid: int) -> None:
     if not os.path.samefile(f"/proc/{pid}/ns/net", "/proc/self/ns/net"):
         raise UsageError(
-            f"flanneld (pid {pid}) works in another network namespace",
-            hint=f"Run it there: nsenter --net=/proc/{pid}/ns/net flannelctl …",
+            f"flanneld (pid {pid}) runs in another network namespace",
+            hint=f"Run flannelctl there: nsenter --net=/proc/{pid}/ns/net flannelctl …",
         )

@@ -1,4 +1,4 @@
-"""doctor: examines the host, and gathers all that its checks judge."""
+"""doctor: collects the observations of the host for the checks."""
 
 import asyncio
 import contextlib
@@ -38,7 +38,7 @@ from pyflannel.wire.subnet_env import parse_subnet_env
 
 
 async def status_of_host(places: Places) -> Status:
-    """Return what the daemon says, or what its files say when it does not answer."""
+    """Return the status of the daemon, or a status from its files if it does not respond."""
     try:
         return await ControlClient(places.control_socket).status()
     except (NotReadyError, WireError) as error:
@@ -46,7 +46,7 @@ async def status_of_host(places: Places) -> Status:
 
 
 async def membership_of(places: Places, status: Status) -> Membership:
-    """Return the part of the host in its network; None for each value that is not known."""
+    """Return network, subnet and underlay of the host; None for each unknown value."""
     return Membership(
         network=status.network.network if status.network else None,
         subnet=status.lease.subnet if status.lease else None,
@@ -55,7 +55,7 @@ async def membership_of(places: Places, status: Status) -> Membership:
 
 
 def known_networks(places: Places, membership: Membership) -> frozenset[IPv4Network | IPv6Network]:
-    """Return the networks that this host is, or was, in: as the store and each subnet.env here name them."""
+    """Return the present and former networks of this host, from the store and each subnet.env."""
     files = [places.subnet_file, *places.run_dir.glob("networks/*.env")]
     named = {network for path in files for network in _named_in(path)}
     return frozenset(named if membership.network is None else {membership.network, *named})
@@ -71,7 +71,7 @@ def _named_in(path: Path) -> Iterator[IPv4Network | IPv6Network]:
 
 
 async def _underlay(places: Places) -> str | None:
-    """Return the interface that has the address of our last lease, or else that of the default route."""
+    """Return the interface with the address of the last lease, or else that of the default route."""
     with contextlib.suppress(FlannelError):
         interfaces = await _interfaces()
         with contextlib.suppress(OSError, WireError):
@@ -83,10 +83,10 @@ async def _underlay(places: Places) -> str | None:
 
 
 async def examine(places: Places) -> tuple[Finding, ...]:
-    """Return what is wrong with this host, the errors first.
+    """Return the findings about this host, errors first.
 
     Raises:
-        TargetError: links and routes cannot be read.
+        TargetError: links and routes are unreadable.
     """
     status = await status_of_host(places)
     membership = await membership_of(places, status)
@@ -125,7 +125,7 @@ async def _interfaces() -> Interfaces:
 
 
 async def _programs(places: Places) -> tuple[BpfProgram, ...]:
-    """Return the programs of the daemon's tunnel; nothing where they cannot be read."""
+    """Return the eBPF programs of the daemon's tunnel; empty if they are unreadable."""
     device = places.device()
     async with BpfTarget(FastPath(str(places.bpf))) as fast_path:
         found = await fast_path.snapshot(State.EMPTY)
@@ -133,7 +133,7 @@ async def _programs(places: Places) -> tuple[BpfProgram, ...]:
 
 
 async def _filter_rules() -> list[Item]:
-    """Return the chains and tables with names of flannel's; nothing where they cannot be read."""
+    """Return the chains and tables with flannel's names; empty if they are unreadable."""
     async with IptablesTarget() as iptables, NftTarget() as nftables:
         found = await asyncio.gather(iptables.snapshot(State.EMPTY), nftables.snapshot(State.EMPTY))
         return [item for snapshot in found for item in snapshot]
@@ -145,7 +145,7 @@ def _on_link(interfaces: Interfaces, membership: Membership) -> tuple[IPv4Networ
 
 
 def _own_bridges(interfaces: Interfaces, membership: Membership) -> list[str]:
-    """Return the bridges that have an address of our subnet: containers are behind them."""
+    """Return the bridges with an address of this host's subnet, which connect its containers."""
     if membership.subnet is None:
         return []
     return [

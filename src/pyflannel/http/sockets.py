@@ -21,7 +21,7 @@ _BODY_OCTETS = 64 * 1024 * 1024
 
 
 async def request(path: Path, method: str, target: str, *, body: bytes = b"", deadline_s: float) -> Response:
-    """Return the answer to one request, whatever its status, within `deadline_s`.
+    """Return the answer to one request, of any status, within `deadline_s`.
 
     Raises:
         OSError: no process listens, the connection broke, or the deadline passed (TimeoutError).

@@ -1,4 +1,4 @@
-"""Containers of a lab: network namespaces, or Docker's; their image, and a web server in one."""
+"""Containers of a lab, as network namespaces or by Docker: their image, and a web server in one."""
 
 import io
 import json
@@ -24,14 +24,14 @@ def write_image(path: Path) -> None:
     """Write the root file system of a busybox container as a tar archive, for `docker import`.
 
     Raises:
-        LabError: the machine has no busybox, or one that needs libraries which a container lacks.
+        LabError: the machine has no busybox, or one that needs shared libraries.
     """
     found = shutil.which("busybox")
     if found is None:
-        raise LabError("busybox is not installed", hint="Run scripts/setup; it installs busybox-static.")
+        raise LabError("busybox is not installed", hint="Run scripts/setup, which installs busybox-static.")
     program = Path(found).read_bytes()
     if b"/lib64/ld-linux" in program or b"/lib/ld-linux" in program:
-        raise LabError(f"{found} needs shared libraries", hint="Install busybox-static in its place.")
+        raise LabError(f"{found} needs shared libraries", hint="Install busybox-static instead.")
     applets = subprocess.run([found, "--list"], capture_output=True, text=True, check=True).stdout.split()
     with tarfile.open(path, "w") as archive:
         _add_file(archive, "bin/busybox", program, mode=0o755)
@@ -50,43 +50,43 @@ def _add_file(archive: tarfile.TarFile, name: str, content: bytes, *, mode: int)
 
 
 class Container(Protocol):
-    """A container on a host, of a namespace or of Docker."""
+    """A container on a host, as a network namespace or by Docker."""
 
     @property
     def name(self) -> str:
-        """What it is called on its host."""
+        """Its name on its host."""
 
     @property
     def address(self) -> IPv4Address:
         """Its address on the overlay."""
 
     def run(self, argv: Sequence[str], *, check: bool = True) -> CompletedProcess[str]:
-        """Run a command in the container, as a user of it does."""
+        """Run a command in the container."""
 
     def run_in_network(
         self, argv: Sequence[str | Path], *, check: bool = True, timeout_s: float = RUN_TIMEOUT_S
     ) -> CompletedProcess[str]:
-        """Run one of the machine's commands in the network of the container."""
+        """Run a command of the machine in the network of the container."""
 
     def start_in_network(self, argv: Sequence[str | Path], *, name: str = "") -> Program:
-        """Start one of the machine's programs in the network of the container."""
+        """Start a program of the machine in the network of the container."""
 
     def remove(self) -> None:
-        """End it and forget it."""
+        """Remove the container."""
 
 
 BRIDGE = "br0"
 
 
 def lay_bridge(host: Sandbox, address: IPv4Interface) -> None:
-    """Give the host the bridge that its containers hang on; `address` is their gateway."""
+    """Create the bridge for the containers of a host; `address` is their gateway."""
     host.run(["ip", "link", "add", BRIDGE, "type", "bridge"])
     host.run(["ip", "address", "add", str(address), "dev", BRIDGE])
     host.run(["ip", "link", "set", BRIDGE, "up"])
 
 
 class _NetworkUser:
-    """Runs the machine's programs in the network of a container."""
+    """Runs programs of the machine in the network of a container."""
 
     def __init__(self, host: Sandbox, name: str, into: Sequence[str]) -> None:
         """Enter the network by the command `into`."""
@@ -97,16 +97,16 @@ class _NetworkUser:
     def run_in_network(
         self, argv: Sequence[str | Path], *, check: bool = True, timeout_s: float = RUN_TIMEOUT_S
     ) -> CompletedProcess[str]:
-        """Run one of the machine's commands in the network of the container."""
+        """Run a command of the machine in the network of the container."""
         return self._host.run([*self._into, *argv], check=check, timeout_s=timeout_s)
 
     def start_in_network(self, argv: Sequence[str | Path], *, name: str = "") -> Program:
-        """Start one of the machine's programs in the network of the container."""
+        """Start a program of the machine in the network of the container."""
         return self._host.start([*self._into, *argv], name=name or f"{self.name}-{Path(argv[0]).name}")
 
 
 class NamespaceContainer(_NetworkUser):
-    """Eth0 in a network of its own, on the host's bridge; the files are the host's."""
+    """A network namespace with eth0 on the bridge of the host, and with the files of the host."""
 
     def __init__(
         self, host: Sandbox, name: str, *, address: IPv4Interface, gateway: IPv4Address, mtu: int
@@ -125,7 +125,7 @@ class NamespaceContainer(_NetworkUser):
         return self.run_in_network(argv, check=check)
 
     def remove(self) -> None:
-        """Take the network away; programs in it lose it."""
+        """Remove the network namespace and the veth."""
         self._host.run(["ip", "link", "delete", f"c-{self.name}"])
         self._host.run(["ip", "netns", "delete", self.name])
 
@@ -134,16 +134,16 @@ _START_DEADLINE_S = 60.0
 
 
 class DockerEngine:
-    """The engine of one host: /var/run/docker.sock, /var/lib/docker and /etc/docker are the host's own."""
+    """The Docker engine of one host, with the host's own docker.sock, /var/lib/docker and /etc/docker."""
 
     def __init__(self, host: Sandbox) -> None:
         self._host = host
         self._daemon: Program | None = None
 
     def write_settings(self) -> None:
-        """Write the host's daemon.json, before the host begins; whoever starts dockerd there, it holds.
+        """Write the host's daemon.json before the host starts, so that it applies to every dockerd there.
 
-        The lab removes what lies under its own control group, whichever way the run ended.
+        The containers are in the control group of the lab, which the lab removes in any case.
         """
         settings = {
             "cgroup-parent": f"/{cgroup_of(self._host.directory)}",
@@ -154,11 +154,11 @@ class DockerEngine:
         path.write_text(json.dumps(settings))
 
     def start(self, exec_start: str, *, environment_file: Path | None = None) -> Program:
-        """Start dockerd as systemd would by this ExecStart, and return when it is ready.
+        """Start dockerd as systemd does with this ExecStart, and return when it is ready.
 
         Args:
             exec_start: the command line, `dockerd $DOCKER_OPTS` or `dockerd --bip=${FLANNEL_SUBNET}`.
-            environment_file: where the variables stand, as the host sees the path.
+            environment_file: file of the variables, as a path on the host.
 
         Raises:
             LabError: dockerd ended, or was not ready in time.
@@ -181,7 +181,7 @@ class DockerEngine:
         return self._host.run(["docker", *argv], check=check)
 
     def import_image(self, archive: Path) -> None:
-        """Make the image `IMAGE` from a root file system."""
+        """Create the image `IMAGE` from a root file system."""
         self.docker("import", str(archive), IMAGE)
 
     def run_container(
@@ -209,12 +209,12 @@ class DockerContainer(_NetworkUser):
         return self._engine.docker("exec", self.name, *argv, check=check)
 
     def published_port(self, port: int) -> int:
-        """Return the host's port that leads to a port of the container."""
+        """Return the port of the host that is published for a port of the container."""
         answer = self._engine.docker("port", self.name, str(port)).stdout.splitlines()
         return int(answer[0].rpartition(":")[2])
 
     def remove(self) -> None:
-        """End it at once and forget it."""
+        """Remove the container, also if it runs."""
         self._engine.docker("rm", "--force", self.name)
 
 
@@ -229,13 +229,13 @@ def serving(page: str, *, name: str, port: int = PORT) -> list[str]:
 
 
 def fetch(container: Container, address: IPv4Address, *, port: int = PORT) -> str:
-    """Fetch the page at an address from within a container; a server that just starts has time to.
+    """Fetch the page at an address from a container. Retry for some seconds while the server starts.
 
     Raises:
-        LabError: no page came within some seconds.
+        LabError: there was no page within the deadline.
     """
     url = f"http://{address}:{port}/"
-    # Not by wget's own -T: with it the static busybox 1.35 of Debian 12 crashes.
+    # Without wget's option -T, which crashes the static busybox 1.35 of Debian 12.
     command = ["busybox", "timeout", "3", "busybox", "wget", "-q", "-O", "-", url]
     end = time.monotonic() + _ANSWER_DEADLINE_S
     while (got := container.run(command, check=False)).returncode != 0:

@@ -1,4 +1,4 @@
-"""The demo: the cookbook's four Docker hosts on one flannel network, and the figures that show it works."""
+"""The demo: the cookbook's four Docker hosts on one flannel network, with measurements."""
 
 import json
 from contextlib import AbstractContextManager, ExitStack, suppress
@@ -27,13 +27,13 @@ _REACHED_S = 60.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoOptions:
-    """What to show.
+    """The options of the demo.
 
     Attributes:
-        name: of the lab.
-        has_etcd: leases in a real etcd on the router; else in the embedded store.
-        has_docker: a real Docker engine on each host; else containers are plain namespaces.
-        is_kept: the lab stays.
+        name: name of the lab.
+        has_etcd: keep the leases in an etcd on the router, otherwise in the embedded store.
+        has_docker: run a Docker engine on each host, otherwise use plain namespaces as containers.
+        is_kept: keep the lab at the end.
     """
 
     name: str
@@ -44,13 +44,13 @@ class DemoOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostRow:
-    """What was found out about one host.
+    """The measurements of one host.
 
     Attributes:
-        mtu: octets, of the device.
-        reached: containers of other hosts that answered every ping from this host's container.
-        others: containers of other hosts.
-        rtt_ms: average to those that answered; None when none did.
+        mtu: MTU of the device in bytes.
+        reached: number of containers of other hosts that answered every ping of this host's container.
+        others: number of containers of other hosts.
+        rtt_ms: average round-trip time to those that answered; None if none did.
     """
 
     host: str
@@ -65,12 +65,12 @@ class HostRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoReport:
-    """What the demo found.
+    """The results of the demo.
 
     Attributes:
-        page: what the container on the last host fetched from the one on the first.
-        overlay: one TCP stream from the first host's container to the last one's.
-        kernel: the same between plain hosts, over the kernel's vxlan laid by hand.
+        page: the page that the container on the last host fetched from the container on the first host.
+        overlay: throughput of one TCP stream from the first host's container to the last host's.
+        kernel: the same between plain hosts, over manually configured vxlan of the kernel.
     """
 
     rows: tuple[HostRow, ...]
@@ -81,59 +81,59 @@ class DemoReport:
 
     @property
     def is_good(self) -> bool:
-        """Whether every container reached every other one."""
+        """Whether every container reached every other container."""
         return all(row.reached == row.others for row in self.rows)
 
     @property
     def ratio(self) -> float:
-        """The overlay's throughput, the kernel's own being 1."""
+        """The throughput of the overlay, divided by that of the kernel's vxlan."""
         return self.overlay.gbit_s / self.kernel.gbit_s
 
 
 class Narrator(Protocol):
-    """Whoever tells the user what happens."""
+    """Reports the progress to the user."""
 
-    def step(self, what: str) -> AbstractContextManager[None]:
-        """Say that a step begins, and when its block ends how long it took."""
+    def step(self, name: str) -> AbstractContextManager[None]:
+        """Report the begin of a step, and its duration at the end of the block."""
 
 
 def run_demo(options: DemoOptions, narrator: Narrator) -> DemoReport:
-    """Show the whole story and return what was found; the lab is gone afterwards, unless it is to be kept.
+    """Run the demo and return its results. The lab is removed afterwards, unless it is to be kept.
 
     Raises:
-        LabError: a part did not do what it should; the lab is removed.
+        LabError: a part failed; the lab is removed.
     """
     lab = Lab(options.name)
-    with ExitStack() as standing:
-        with narrator.step("two segments, a router and four hosts"):
-            standing.enter_context(lab)
+    with ExitStack() as opened:
+        with narrator.step("creating two segments, a router and four hosts"):
+            opened.enter_context(lab)
         containers = bring_up(lab, options, narrator)
-        report = _find_out(lab, containers, narrator)
+        report = _measure(lab, containers, narrator)
         if options.is_kept:
             lab.keep()
         else:
-            with narrator.step("everything removed"):
-                standing.close()
+            with narrator.step("removing the lab"):
+                opened.close()
     return report
 
 
 def bring_up(lab: Lab, options: DemoOptions, narrator: Narrator) -> dict[str, Container]:
-    """Make the hosts of the lab one flannel network, and return a web server's container on each, by host."""
-    with narrator.step("etcd on the router" if options.has_etcd else "the embedded store"):
+    """Join the hosts to one flannel network, start a web server in a container on each, and return them."""
+    with narrator.step("starting etcd on the router" if options.has_etcd else "creating the embedded store"):
         store = _open_store(lab, options)
-    with narrator.step("flanneld on each host"):
+    with narrator.step("starting flanneld on each host"):
         lab.each(lambda host: host.start_flanneld(*store))
     kind, start = ("Docker engine", start_docker) if options.has_docker else ("bridge", start_plain)
     if options.has_docker:
         write_image(lab.directory / "busybox.tar")
-    with narrator.step(f"a {kind} and a web server in a container on each host"):
+    with narrator.step(f"starting a {kind} and a container with a web server on each host"):
         hosts = list(lab.hosts.values())
         containers = together([partial(start, lab, host, f"web{i}") for i, host in enumerate(hosts, 1)])
     return {host.name: container for host, container in zip(hosts, containers, strict=True)}
 
 
 def start_docker(lab: Lab, host: Host, name: str) -> Container:
-    """Start the host's Docker engine on the leased subnet, as the cookbook does, and a container."""
+    """Start the Docker engine of the host on the leased subnet, as in the cookbook, and a container."""
     host.run(["mk-docker-opts.sh", "-c", "-d", _DOCKER_OPTIONS])
     host.engine.start("dockerd $DOCKER_OPTS", environment_file=_DOCKER_OPTIONS)
     host.engine.import_image(lab.directory / "busybox.tar")
@@ -153,7 +153,7 @@ def _page(host: Host) -> str:
 
 
 def _open_store(lab: Lab, options: DemoOptions) -> list[str]:
-    """Make the store, write the network config into it, and return flanneld's flags for it."""
+    """Create the store, write the network config to it, and return flanneld's flags for it."""
     if options.has_etcd:
         etcd = EtcdServer(lab.router, str(LEFT.gateway.ip))
         etcd.start()
@@ -166,23 +166,23 @@ def _open_store(lab: Lab, options: DemoOptions) -> list[str]:
     return flags
 
 
-def _find_out(lab: Lab, containers: dict[str, Container], narrator: Narrator) -> DemoReport:
+def _measure(lab: Lab, containers: dict[str, Container], narrator: Narrator) -> DemoReport:
     hosts = list(lab.hosts.values())
     first, last = containers[hosts[0].name], containers[hosts[-1].name]
-    with narrator.step("every container pings every other one"):
-        with suppress(LabError, ExceptionGroup):  # who is not reached shows in the table
+    with narrator.step("pinging every container from every other container"):
+        with suppress(LabError, ExceptionGroup):  # the table shows unreachable containers
             wait_reached(containers.values(), deadline_s=_REACHED_S)
         pings = ping_all(containers.values())
         rows = [_row(host, containers[host.name], pings) for host in hosts]
     with narrator.step(
-        f"{last.name} on {hosts[-1].name} fetches the page of {first.name} on {hosts[0].name}"
+        f"fetching the page of {first.name} on {hosts[0].name} from {last.name} on {hosts[-1].name}"
     ):
         page = fetch(last, first.address)
-    with narrator.step("two plain hosts, joined by the kernel's vxlan by hand"):
+    with narrator.step("connecting two plain hosts by the kernel's vxlan"):
         path = lay_kernel_path(lab)
-    with narrator.step("one TCP stream over the overlay"):
+    with narrator.step("sending a TCP stream over the overlay"):
         overlay = measure_throughput(first, last, seconds=_STREAM_S)
-    with narrator.step("one TCP stream over the kernel's vxlan"):
+    with narrator.step("sending a TCP stream over the kernel's vxlan"):
         kernel = measure_kernel_path(path, seconds=_STREAM_S)
     url = f"http://{first.address}/"
     return DemoReport(rows=tuple(rows), page=page, page_url=url, overlay=overlay, kernel=kernel)

@@ -22,11 +22,11 @@ _LISTEN_DEADLINE_S = 30.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Throughput:
-    """What TCP carried.
+    """Throughput of TCP.
 
     Attributes:
-        gbit_s: payload that arrived, 10^9 bits in a second.
-        octets: payload that arrived in all.
+        gbit_s: received payload in 10^9 bits per second.
+        octets: received payload in bytes.
     """
 
     gbit_s: float
@@ -35,11 +35,11 @@ class Throughput:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Datagrams:
-    """What became of datagrams that were sent as fast as they go.
+    """Result of sending datagrams at the maximum rate.
 
     Attributes:
-        received_kpps: thousands that arrived in a second.
-        lost_percent: of those that were sent.
+        received_kpps: received datagrams in thousands per second.
+        lost_percent: lost part of the sent datagrams.
     """
 
     received_kpps: float
@@ -49,20 +49,20 @@ class Datagrams:
 def measure_throughput(
     source: Station, destination: Station, *, seconds: int = 2, streams: int = 1
 ) -> Throughput:
-    """Send TCP streams side by side from source to destination.
+    """Send concurrent TCP streams from source to destination.
 
     Raises:
-        LabError: iperf3 failed; the hint is what it said.
+        LabError: iperf3 failed; the hint is its output.
     """
     received = _run(source, destination, seconds, "--parallel", str(streams))["sum_received"]
     return Throughput(gbit_s=received["bits_per_second"] / 1e9, octets=int(received["bytes"]))
 
 
 def measure_datagrams(source: Station, destination: Station, *, octets: int, seconds: int) -> Datagrams:
-    """Send datagrams of so many octets of payload as fast as they go.
+    """Send datagrams with a payload of `octets` bytes at the maximum rate.
 
     Raises:
-        LabError: iperf3 failed; the hint is what it said.
+        LabError: iperf3 failed; the hint is its output.
     """
     flags = ["--udp", "--bandwidth", "0", "--length", str(octets)]
     total = _run(source, destination, seconds, *flags)["sum"]
@@ -71,7 +71,7 @@ def measure_datagrams(source: Station, destination: Station, *, octets: int, sec
 
 
 def _run(source: Station, destination: Station, seconds: int, *flags: str) -> dict[str, dict[str, float]]:
-    """Run iperf3 for so many seconds and return the end of its report."""
+    """Run iperf3 for `seconds` and return the `end` part of its report."""
     server = destination.start_in_network(
         ["iperf3", "--server", "--one-off", "--forceflush", "--port", str(PORT)]
     )
@@ -94,10 +94,10 @@ def _run(source: Station, destination: Station, seconds: int, *flags: str) -> di
 
 
 def wait_listening(server: Program, station: Station, port: int) -> None:
-    """Return when a program listens at a TCP port of its station.
+    """Return when a program listens on a TCP port of its station.
 
     Raises:
-        LabError: it ended, or does not in time.
+        LabError: it ended, or did not listen in time.
     """
 
     def listens() -> bool:
@@ -115,13 +115,13 @@ _PATIENCE_S = 300.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeerObjects:
-    """The objects of any number of peers, each a line as it follows `add` and `dev NAME`.
+    """The kernel objects of any number of peers.
 
     Attributes:
-        device: that they hang on.
-        routes: by destination and gateway.
-        neighbours: by address and MAC address; none where the backend has no tunnel.
-        fdb: by MAC address and host; likewise.
+        device: their device.
+        routes: pairs of destination and gateway.
+        neighbours: pairs of address and MAC address; empty if the backend has no tunnel.
+        fdb: pairs of MAC address and host; empty if the backend has no tunnel.
     """
 
     device: str
@@ -133,10 +133,10 @@ class PeerObjects:
         return len(self.routes) + len(self.neighbours) + len(self.fdb)
 
     def lay(self, sandbox: Sandbox, *, patience_s: float = _PATIENCE_S) -> None:
-        """Add them by hand, as a person would who has many; the device is there.
+        """Add the objects by `ip` and `bridge`. The device must exist.
 
         Raises:
-            LabError: they were not all there after `patience_s` seconds.
+            LabError: not all were added within `patience_s` seconds.
         """
         neighbours = (
             f"neigh add {address} lladdr {mac} nud permanent dev {self.device}"
@@ -154,9 +154,9 @@ class PeerObjects:
 
 
 def objects_of(leases: Iterable[Lease], backend: str, *, device: str = VXLAN_DEVICE) -> PeerObjects:
-    """Return what these peers must be to the kernel of a host on their link, by vxlan or host-gw.
+    """Return the kernel objects for these peers on a host of the same link, for vxlan or host-gw.
 
-    `device` is the one of vxlan.
+    `device` is the device of vxlan.
     """
     leases = list(leases)
     if backend == "host-gw":
@@ -174,7 +174,7 @@ def objects_of(leases: Iterable[Lease], backend: str, *, device: str = VXLAN_DEV
 
 
 def objects_on(sandbox: Sandbox, backend: str) -> PeerObjects:
-    """Return what the kernel of a host has: by vxlan all that is on the device, by host-gw what is marked."""
+    """Return the kernel objects of a host: for vxlan those on the device, for host-gw the marked ones."""
     if backend == "host-gw":
         return PeerObjects(device="eth0", routes=_routes(sandbox, "proto", _PROTOCOL))
     neighbours = _ask(sandbox, "ip", "neighbour", "show", "dev", VXLAN_DEVICE, "nud", "permanent")
@@ -195,7 +195,7 @@ def lay_vxlan(
     device: str = VXLAN_DEVICE,
     mac: str | None = None,
 ) -> None:
-    """Make the device that peers hang on, by hand; without `mac` the kernel gives it one."""
+    """Create the vxlan device by `ip`. Without `mac`, the kernel chooses an address."""
     own = f" address {mac}" if mac else ""
     lines = [
         f"link add {device}{own} type vxlan id 1 local {local} dev eth0 dstport 8472 nolearning",
@@ -211,7 +211,7 @@ def _routes(sandbox: Sandbox, *selector: str) -> frozenset[tuple[str, str]]:
 
 
 def _ask(sandbox: Sandbox, program: str, *argv: str) -> list[dict[str, str]]:
-    # Of a device that is not there at the moment nothing is shown.
+    # The output for a missing device is empty.
     said = sandbox.run([program, "-json", *argv], check=False, timeout_s=_PATIENCE_S).stdout
     found: list[dict[str, str]] = json.loads(said or "[]")
     return found
@@ -221,10 +221,10 @@ def _batch(sandbox: Sandbox, program: str, lines: Iterable[str], patience_s: flo
     sandbox.run([program, "-batch", "-"], text="\n".join(lines) + "\n", timeout_s=patience_s)
 
 
-# The kernel's own paths between two hosts, laid by hand as an operator would who has no flannel.
+# Paths of the kernel between two hosts, configured manually as by an operator without flannel.
 #
-# They are what ours is measured against, and the same objects: vxlan without learning, or a route by the
-# peer.
+# They are the reference for measurements, with the same objects as pyflannel: vxlan without learning, or a
+# route by the peer.
 
 VXLAN = "vxlan1"
 _MTUS = {"vxlan": 1450, "host-gw": 1500}
@@ -237,7 +237,7 @@ _RIGHT_GATEWAY = IPv4Interface("10.200.2.1/24")
 
 @dataclass(frozen=True, slots=True)
 class KernelPath:
-    """A container on each of two hosts that know nothing of flannel, joined by the kernel's vxlan."""
+    """A container on each of two hosts without flannel, connected by the kernel's vxlan."""
 
     left: NamespaceContainer
     right: NamespaceContainer
@@ -248,9 +248,9 @@ class KernelPath:
 def lay_by_hand(
     backend: str, hosts: tuple[Host, Host], gateways: tuple[IPv4Interface, IPv4Interface]
 ) -> tuple[NamespaceContainer, NamespaceContainer]:
-    """Join two hosts as the backend, vxlan or host-gw, joins them; return a container on each.
+    """Connect two hosts as the backend, vxlan or host-gw, connects them; return a container on each.
 
-    The gateways are the addresses of the containers' bridges.
+    The gateways are the addresses of the bridges for the containers.
     """
     leases = [_lease(*end) for end in zip(hosts, gateways, _MACS, strict=True)]
     for host, own, peer, mac in zip(hosts, leases, reversed(leases), _MACS, strict=True):
@@ -266,17 +266,17 @@ def lay_by_hand(
 
 
 def lay_kernel_path(lab: Lab) -> KernelPath:
-    """Plug two fresh hosts in, one on each segment, and join their containers by vxlan and routes."""
+    """Add two new hosts, one on each segment, and connect their containers by vxlan and routes."""
     one, two = lab.add_hosts(_LEFT, _RIGHT)
     left, right = lay_by_hand("vxlan", (one, two), (_LEFT_GATEWAY, _RIGHT_GATEWAY))
     return KernelPath(left, right, one, two)
 
 
 def measure_kernel_path(path: KernelPath, *, seconds: int) -> Throughput:
-    """Measure one TCP stream, and prove that vxlan carried it and that nothing of ours was there.
+    """Measure one TCP stream. Check that vxlan carried it and that nothing of pyflannel is on the hosts.
 
     Raises:
-        LabError: the proof fails: the figure would not be the kernel's.
+        LabError: a check failed, so that the figure would not be that of the kernel.
     """
     for host in (path.left_host, path.right_host):
         _prove_plain(host)
@@ -285,27 +285,29 @@ def measure_kernel_path(path: KernelPath, *, seconds: int) -> Throughput:
     carried = _octets_sent(path.left_host) - before
     if carried < result.octets:
         raise LabError(
-            f"vxlan carried {carried} octets of {result.octets}",
-            hint="Look at the routes of the plain hosts.",
+            f"vxlan carried {carried} bytes of {result.octets}",
+            hint="Check the routes of the plain hosts.",
         )
     return result
 
 
 def _lease(host: Host, gateway: IPv4Interface, mac: str) -> Lease:
-    """Return what the other end must know of a host."""
+    """Return the lease of a host for the other end."""
     attributes = LeaseAttributes(public_ip=host.address, vtep=Vtep(mac=mac, vni=1))
     return Lease(subnet=gateway.network, attributes=attributes)
 
 
 def _prove_plain(host: Host) -> None:
-    """Check that no device and no program of an overlay of ours is on the host."""
+    """Check that the host has no device and no program of pyflannel."""
     names = {link["ifname"] for link in host.links()}
     kinds = {link.get("linkinfo", {}).get("info_kind") for link in host.links()}
     programs = [" ".join(command) for command in host.commands()]
     if "tun" in kinds or any(name.startswith("flannel") for name in names):
-        raise LabError(f"{host.name} has a device of ours: {sorted(names)}", hint="Measure on a fresh host.")
+        raise LabError(
+            f"{host.name} has a device of pyflannel: {sorted(names)}", hint="Measure on a new host."
+        )
     if ours := [program for program in programs if "flanneld" in program or "forwarder" in program]:
-        raise LabError(f"{host.name} runs a program of ours: {ours}", hint="Measure on a fresh host.")
+        raise LabError(f"{host.name} runs a program of pyflannel: {ours}", hint="Measure on a new host.")
 
 
 def _octets_sent(host: Host) -> int:

@@ -1,4 +1,4 @@
-"""A lab: hosts, a router and what they store, made at once and gone when its block ends."""
+"""A lab: hosts, a router and their files. It is created at once and removed at the end of its block."""
 
 import os
 import signal
@@ -23,11 +23,11 @@ PREFIX = "/coreos.com/network"
 
 
 class EtcdServer:
-    """One etcd on a sandbox of the lab, reached by the address that the hosts know.
+    """An etcd in a sandbox of the lab.
 
     Attributes:
-        endpoint: what `--etcd-endpoints` takes.
-        url: what `--store` takes.
+        endpoint: its URL for `--etcd-endpoints`.
+        url: its URL for `--store`.
     """
 
     def __init__(self, place: Sandbox, address: str) -> None:
@@ -36,12 +36,12 @@ class EtcdServer:
         self.url = f"etcd://{address}:{CLIENT_PORT}{PREFIX}"
 
     def start(self) -> Program:
-        """Start it, on the data of an earlier start if there are any; return when it answers."""
+        """Start it with the data of an earlier start, if any; return when it responds."""
         return self._place.start_service(
             [
                 "etcd",
                 "--data-dir=/var/lib/etcd-lab",
-                "--unsafe-no-fsync",  # the data need not outlive the machine
+                "--unsafe-no-fsync",  # the data need not survive a crash of the machine
                 f"--listen-client-urls=http://0.0.0.0:{CLIENT_PORT}",
                 f"--advertise-client-urls={self.endpoint}",
                 "--listen-peer-urls=http://127.0.0.1:2380",
@@ -52,7 +52,7 @@ class EtcdServer:
         )
 
     def etcdctl(self, *argv: str) -> str:
-        """Run etcdctl beside the server and return what it printed."""
+        """Run etcdctl in the same sandbox and return its output."""
         patience = ["--dial-timeout=20s", "--command-timeout=30s"]
         asking = ["etcdctl", f"--endpoints=http://127.0.0.1:{CLIENT_PORT}", *patience]
         return self._place.run(["env", "ETCDCTL_API=3", *asking, *argv]).stdout
@@ -64,15 +64,15 @@ _LAST_LINES = 10
 class Lab:
     """Several hosts on one machine, in namespaces of their own.
 
-    Used as a context manager: whatever ends the block, an exception or Ctrl-C among it, the lab is removed;
-    what runs that were killed left is removed first, as is a lab of the same name that was kept. Two labs of
-    different names do not meet.
+    It is a context manager. The lab is removed at the end of the block, also after an exception or Ctrl-C. At
+    the beginning, the remains of killed runs and a kept lab of the same name are removed. Labs with different
+    names are independent.
 
     Attributes:
-        name: tells it from others on this machine.
-        directory: all its files; each host has its own below.
-        router: joins the segments; a store or a client outside the overlay may run here.
-        hosts: by name.
+        name: name of the lab, unique on this machine.
+        directory: all its files, with a directory for each host.
+        router: sandbox that connects the segments. A store or a client outside the overlay may run here.
+        hosts: the hosts by name.
     """
 
     def __init__(self, name: str, topology: Topology = COOKBOOK) -> None:
@@ -89,7 +89,7 @@ class Lab:
 
     def __enter__(self) -> "Lab":
         if os.geteuid() != 0:
-            raise UsageError("the lab needs root: it makes namespaces and mounts", hint="Run it by sudo.")
+            raise UsageError("the lab needs root to create namespaces and mounts", hint="Run it with sudo.")
         remove_remains()
         self._home.acquire()
         try:
@@ -114,21 +114,21 @@ class Lab:
                 sandbox.let_go()
             return
         if isinstance(error, Exception):
-            error.add_note(self._last_words())  # the logs go with the lab
+            error.add_note(self._last_words())  # the logs are removed with the lab
         self.remove()
 
     def add_hosts(self, *places: HostPlace) -> list[Host]:
-        """Plug in further hosts, all at the same time."""
+        """Add further hosts, all at the same time."""
         hosts = self._begin_hosts(places)
         self._join(hosts)
         return hosts
 
     def keep(self) -> None:
-        """Let the lab stand when the block ends well; `remove` or a lab of the same name ends it later."""
+        """Keep the lab if the block succeeds. `remove`, or a lab of the same name, removes it later."""
         self._is_kept = True
 
     def remove(self) -> None:
-        """End and remove everything, and let nobody interrupt that."""
+        """End all processes and remove everything. Signals cannot interrupt this."""
         with self._may_begin:
             self._is_ending = True
         with _uninterrupted():
@@ -137,12 +137,12 @@ class Lab:
             sandbox.reap()
 
     def each(self, act: Callable[[Host], object]) -> None:
-        """Do something on all hosts at the same time."""
+        """Call `act` for all hosts at the same time."""
         together([partial(act, host) for host in self.hosts.values()])
 
     @property
     def sqlite_url(self) -> str:
-        """The embedded store that all hosts of the lab can share."""
+        """URL of an embedded store that all hosts of the lab share."""
         store = self.directory / "store"
         store.mkdir(exist_ok=True)
         return f"sqlite://{store}/leases.db"
@@ -162,10 +162,10 @@ class Lab:
         return hosts
 
     def _begin(self, sandbox: Sandbox) -> None:
-        """Begin a sandbox, unless the lab is ending: nothing may appear behind the back of `remove`."""
+        """Begin a sandbox, unless the lab is ending: `remove` would not find it."""
         with self._may_begin:
             if self._is_ending:
-                raise LabError(f"lab {self.name} is ending", hint="Nothing can be added to it.")
+                raise LabError(f"lab {self.name} is ending", hint="Add hosts before the end of the lab.")
             self._begun.append(sandbox)
             sandbox.begin()
 
@@ -183,8 +183,8 @@ class StandingLab:
     """A lab that has a directory on this machine.
 
     Attributes:
-        state: `in use` by a running program, `kept` on purpose, or `remains` of a killed run.
-        hosts: names of the sandboxes that run, the router among them.
+        state: `in use` by a running program, `kept`, or `remains` of a killed run.
+        hosts: names of the running sandboxes, including the router.
     """
 
     name: str
@@ -210,7 +210,7 @@ def standing_labs() -> list[StandingLab]:
 
 
 def _states(homes: list[LabDirectory]) -> dict[str, str]:
-    """Return the states of labs by name: one that nobody else held for a moment is not in use."""
+    """Return the states of labs by name. A lab is in use if its lock stays taken for a while."""
     states = dict.fromkeys((home.name for home in homes), "in use")
     end = time.monotonic() + PATIENCE_S
     while homes:
@@ -226,22 +226,22 @@ def _states(homes: list[LabDirectory]) -> dict[str, str]:
 
 
 def remove_lab(name: str) -> None:
-    """Remove a lab that was kept, or what a killed run left of one.
+    """Remove a kept lab, or the remains of a killed run.
 
     Raises:
-        LabError: there is none of this name.
+        LabError: there is no lab of this name.
         BusyError: a running program uses it.
     """
     home = LabDirectory(name)
     if not home.path.is_dir():
-        raise LabError(f"there is no lab {name}", hint="`flannelctl lab list` shows those that stand.")
+        raise LabError(f"there is no lab {name}", hint="`flannelctl lab list` lists the existing labs.")
     home.acquire()
     with _uninterrupted():
         home.remove()
 
 
 def enter_host(name: str, host: str) -> Sandbox:
-    """Return a host, or the router, of a lab that stands.
+    """Return a host, or the router, of an existing lab.
 
     Raises:
         LabError: there is no such lab or host.
@@ -249,7 +249,7 @@ def enter_host(name: str, host: str) -> Sandbox:
     home = LabDirectory(name)
     hosts = home.hosts()
     if host not in hosts:
-        known = ", ".join(sorted(hosts)) or "none: `flannelctl lab up` makes a lab"
+        known = ", ".join(sorted(hosts)) or "none. Create a lab with `flannelctl lab up`"
         raise LabError(f"lab {name} has no host {host}", hint=f"Its hosts: {known}.")
     sandbox = Sandbox(host, home.path / host)
     sandbox.adopt(hosts[host])
@@ -258,7 +258,7 @@ def enter_host(name: str, host: str) -> Sandbox:
 
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Hold Ctrl-C and SIGTERM off, if this is the thread that would get them."""
+    """Ignore Ctrl-C and SIGTERM during the block, in the main thread, which receives them."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

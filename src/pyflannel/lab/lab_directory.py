@@ -1,4 +1,4 @@
-"""The directory of a lab: its name, its lock, and all that its end must remove."""
+"""The directory of a lab: its name, its lock, and the removal of the lab."""
 
 import contextlib
 import fcntl
@@ -13,38 +13,38 @@ from pyflannel.errors import BusyError, LabError, UsageError
 from pyflannel.lab.program import end_processes, first_processes, remove_cgroups, remove_roots
 from pyflannel.lab.waiting import POLL_S
 
-ROOT = Path("/var/tmp/flannel-lab")  # not /tmp nor /run: Docker's images may be too large for memory
+ROOT = Path("/var/tmp/flannel-lab")  # not /tmp or /run: Docker's images may be too large for memory
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,19}")
 _KEPT = "kept"
 PATIENCE_S = 0.5
-"""Who only looks at a lab holds its lock for a moment."""
+"""Time for other programs to release a lock that they hold only to examine a lab."""
 
 
 class LabDirectory:
-    """One lab's directory below ROOT; whoever holds the lock on it may change the lab.
+    """The directory of one lab below ROOT. Only the holder of its lock may change the lab.
 
-    The lock goes with the process that took it, so a lab without one was kept on purpose, or is the remains
-    of a run that was killed.
+    The lock ends with the process that took it. So a lab without a lock was kept, or is the remains of a
+    killed run.
     """
 
     def __init__(self, name: str) -> None:
         if not _NAME.fullmatch(name):
             raise UsageError(
-                f"{name!r} is no name for a lab",
-                hint="Use up to 20 lower-case letters, digits and dashes, a letter first.",
+                f"{name!r} is not a name for a lab",
+                hint="Use up to 20 lower-case letters, digits and dashes, beginning with a letter.",
             )
         self.name = name
         self.path = ROOT / name
         self._lock: int | None = None
 
     def acquire(self) -> None:
-        """Make the directory if need be, and take the lock; wait for whoever removes remains.
+        """Create the directory if necessary, and take the lock. Wait for a program that removes remains.
 
-        They take a directory without a lock for remains, as ours is for a moment.
+        That program would treat the new directory as remains while it has no lock.
 
         Raises:
-            BusyError: a running program holds it.
-            LabError: the directory cannot be made.
+            BusyError: a running program holds the lock.
+            LabError: the directory cannot be created.
         """
         with nobody_removes():
             self._acquire()
@@ -55,19 +55,20 @@ class LabDirectory:
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                what = f"no directory {self.path}: {error.strerror}"
-                raise LabError(what, hint="The lab needs root.") from error
+                raise LabError(
+                    f"{self.path} cannot be created: {error.strerror}", hint="Run the lab as root."
+                ) from error
             if self.take():
                 return
             if time.monotonic() >= end:
                 raise BusyError(
                     f"lab {self.name} is in use by another program",
-                    hint="Wait until it ends, or choose another name.",
+                    hint="Wait until that program ends, or choose another name.",
                 )
             time.sleep(POLL_S)
 
     def take(self) -> bool:
-        """Take the lock and return True; False when there is no directory, or somebody else has the lock."""
+        """Take the lock and return True; False if there is no directory, or another program has the lock."""
         try:
             descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -77,36 +78,38 @@ class LabDirectory:
         except BlockingIOError:
             os.close(descriptor)
             return False
-        if not self._is_current(descriptor):  # it was removed, and perhaps made again, meanwhile
+        if not self._is_current(
+            descriptor
+        ):  # it was removed, and perhaps created again, before the lock was taken
             os.close(descriptor)
             return False
         self._lock = descriptor
         return True
 
     def release(self) -> None:
-        """Let the lock go; the lab stays as it is."""
+        """Release the lock. The lab stays unchanged."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
 
     def mark_kept(self) -> None:
-        """Note that the lab stays on purpose when its program ends."""
+        """Record that the lab is kept when its program ends."""
         (self.path / _KEPT).touch()
 
     @property
     def is_kept(self) -> bool:
-        """Whether it stays on purpose; of meaning only while no program uses the lab."""
+        """Whether the lab is kept. Valid only while no program uses the lab."""
         return (self.path / _KEPT).exists()
 
     def hosts(self) -> dict[str, int]:
-        """Return the first process of each sandbox that stands, by name."""
+        """Return the first process of each running sandbox, by name."""
         return first_processes(self.path)
 
     def clear(self) -> None:
-        """End every process, and remove every control group and file of the lab, but not the directory.
+        """End every process, and remove every control group and file of the lab, except the directory.
 
         Raises:
-            LabError: something resists; the message names it.
+            LabError: a removal failed; the message names the object.
         """
         end_processes(self.path)
         remove_cgroups(self.name)
@@ -117,7 +120,7 @@ class LabDirectory:
                 entry.unlink()
 
     def remove(self) -> None:
-        """Clear the lab, remove the directory and let the lock go."""
+        """Clear the lab, remove the directory and release the lock."""
         self._remove()
         with nobody_removes():
             _remove_what_is_shared()
@@ -137,7 +140,7 @@ class LabDirectory:
 
 
 def lab_names() -> list[str]:
-    """Return the names of the labs that have a directory, in order."""
+    """Return the names of the labs that have a directory, sorted."""
     try:
         return sorted(name for name in os.listdir(ROOT) if _NAME.fullmatch(name))
     except FileNotFoundError:
@@ -145,7 +148,7 @@ def lab_names() -> list[str]:
 
 
 def remove_remains() -> None:
-    """Remove what killed runs left, under whatever name; what resists is left to `flannelctl lab down`."""
+    """Remove the remains of all killed runs. `flannelctl lab down` reports remains that cannot be removed."""
     with nobody_removes():
         for name in lab_names():
             home = LabDirectory(name)
@@ -160,7 +163,7 @@ def remove_remains() -> None:
 
 
 def _remove_what_is_shared() -> None:
-    """Remove what labs have in common, if none stands; nobody begins one meanwhile."""
+    """Remove the objects that all labs share, if no lab exists. No lab may begin meanwhile."""
     if not lab_names():
         remove_roots()
         with contextlib.suppress(OSError):
@@ -169,10 +172,10 @@ def _remove_what_is_shared() -> None:
 
 @contextlib.contextmanager
 def nobody_removes() -> Iterator[None]:
-    """Hold off whoever removes remains, or what labs share, for the length of a block; wait for one who does.
+    """Prevent the removal of remains and shared objects by other programs during the block.
 
-    Of two labs that begin in the same moment, the second waits for the first: what it removes may have the
-    name of the second, which would find it in use.
+    Of two labs that begin at the same time, the second waits for the first. The first may be removing remains
+    with the name of the second, which would otherwise find them in use.
     """
     descriptor = os.open(ROOT.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

@@ -1,4 +1,4 @@
-"""Programs inside a sandbox: their mark, their control groups, their command from a systemd unit."""
+"""Programs in a sandbox: their mark, their control groups, and commands of systemd units."""
 
 import contextlib
 import os
@@ -15,7 +15,7 @@ from pathlib import Path
 from pyflannel.errors import LabError
 from pyflannel.lab.waiting import wait_until
 
-# How systemd turns a unit's EnvironmentFile and ExecStart into a command.
+# EnvironmentFile and ExecStart of a unit, interpreted as by systemd.
 #
 # Source: systemd.exec(5), EnvironmentFile; systemd.service(5), Command lines.
 
@@ -25,9 +25,9 @@ _WHOLE_WORD = re.compile(r"\$(?P<name>[A-Za-z_][A-Za-z0-9_]*)")
 
 
 def read_environment_file(text: str) -> dict[str, str]:
-    """Return the variables of an EnvironmentFile: quotes are taken off, nothing is expanded.
+    """Return the variables of an EnvironmentFile. Quotes are removed, and nothing is expanded.
 
-    Comments and whatever else is no assignment are passed over.
+    Comments and other lines that are not assignments are ignored.
     """
     variables = {}
     for line in text.splitlines():
@@ -39,8 +39,8 @@ def read_environment_file(text: str) -> dict[str, str]:
 def expand(exec_start: str, variables: Mapping[str, str]) -> list[str]:
     """Return the words of a command line.
 
-    `${NAME}` stands for the value as it is, also within a word. `$NAME` as a word of its own is split at
-    white space into none, one or several words. A variable that is not set is empty.
+    `${NAME}` is replaced by the value, also inside a word. `$NAME` as a separate word is split at white space
+    into any number of words. An unset variable is empty.
     """
     words = []
     for word in shlex.split(exec_start):
@@ -57,15 +57,14 @@ def _unquoted(value: str) -> str:
     return value
 
 
-# The mark on every process of a lab, by which a later program finds them.
+# The mark on every process of a lab, by which a later program finds it.
 #
-# A process that a lab starts, and all that it starts in turn, carry the sandbox's directory in their
-# environment. So no list of process ids must be kept, none can be out of date, and what a killed run left is
-# found like the rest.
+# The environment of every process of a lab, and of its children, contains the directory of its sandbox. So no
+# list of process IDs is needed, and the processes of a killed run are found like all others.
 
 VARIABLE = "PYFLANNEL_SANDBOX"
 _SANDBOX_DEPTH = 2
-"""PID namespaces that the first process of a sandbox is in: the machine's and its own."""
+"""Number of PID namespaces of the first process of a sandbox: the machine's and its own."""
 
 
 def mark_of(directory: Path) -> dict[str, str]:
@@ -74,29 +73,29 @@ def mark_of(directory: Path) -> dict[str, str]:
 
 
 def first_processes(lab: Path) -> dict[str, int]:
-    """Return the first process of each standing sandbox of the lab in `lab`, by the sandbox's name."""
+    """Return the first process of each running sandbox of the lab in `lab`, by name of the sandbox."""
     return {
         directory.name: pid for pid, directory in _marked(lab) if directory.parent == lab and _is_first(pid)
     }
 
 
 def end_processes(lab: Path, *, deadline_s: float = 60.0) -> None:
-    """Kill every process of the lab and return when the kernel has taken the last one down.
+    """Kill every process of the lab and return when the last one has ended.
 
     Raises:
-        LabError: some still stand after `deadline_s` seconds.
+        LabError: some still run after `deadline_s` seconds.
     """
     end = time.monotonic() + deadline_s
     while doomed := [pid for pid, _ in _marked(lab)]:
         if time.monotonic() >= end:
             raise LabError(
-                f"processes {doomed} cannot be killed", hint="Look at them with ps; the lab stays."
+                f"processes {doomed} cannot be killed", hint="Examine them with ps. The lab stays."
             )
         _kill(doomed, deadline_s)
 
 
 def _kill(pids: list[int], deadline_s: float) -> None:
-    """Kill these and wait: the first process of a sandbox is gone only when all the others in it are."""
+    """Kill these processes and wait. The first process of a sandbox ends after all others in it."""
     descriptors = []
     poller = select.poll()
     try:
@@ -107,7 +106,9 @@ def _kill(pids: list[int], deadline_s: float) -> None:
                 continue
             descriptors.append(descriptor)
             poller.register(descriptor, select.POLLIN)
-            with contextlib.suppress(ProcessLookupError):  # has ended, and nobody asked how yet
+            with contextlib.suppress(
+                ProcessLookupError
+            ):  # has ended, and its parent has not read the status yet
                 signal.pidfd_send_signal(descriptor, signal.SIGKILL)
         waiting = len(descriptors)
         end = time.monotonic() + deadline_s
@@ -121,7 +122,7 @@ def _kill(pids: list[int], deadline_s: float) -> None:
 
 
 def _marked(lab: Path) -> Iterator[tuple[int, Path]]:
-    """Yield the living processes of the lab and the sandbox directory that each belongs to."""
+    """Yield the processes of the lab, each with the directory of its sandbox."""
     beginning = f"{VARIABLE}={lab}/".encode()
     for entry in os.listdir("/proc"):
         if not entry.isdecimal() or int(entry) == os.getpid():
@@ -143,7 +144,7 @@ def _is_first(pid: int) -> bool:
     for line in status.splitlines():
         if line.startswith("NSpid:"):
             ids = line.split()[1:]
-            # Counted from the namespace of whoever reads: one more than our own.
+            # Counted from the PID namespace of the reader: one more than that.
             return len(ids) == _SANDBOX_DEPTH and ids[-1] == "1"
     return False
 
@@ -154,15 +155,15 @@ _EMPTY_DEADLINE_S = 30.0
 
 
 def cgroup_of(directory: Path) -> str:
-    """Return the control group for what belongs to the sandbox in `directory`."""
+    """Return the control group of the sandbox in `directory`."""
     return f"{ROOT}/{directory.parent.name}/{directory.name}"
 
 
 def remove_cgroups(lab: str) -> None:
-    """Remove every control group of the lab; its processes have been ended.
+    """Remove every control group of the lab, whose processes have ended.
 
     Raises:
-        LabError: one of them is still in use after some seconds.
+        LabError: a group is still in use after some seconds.
     """
     for root in _roots():
         group = root / lab
@@ -175,9 +176,9 @@ def remove_cgroups(lab: str) -> None:
 
 
 def remove_roots() -> None:
-    """Remove what the control groups of all labs lie in; no lab stands, and none begins meanwhile.
+    """Remove the parent of the control groups of all labs.
 
-    While one does, a program of it may be about to make a group there.
+    No lab may exist or begin meanwhile, because its programs may be creating a group there.
     """
     for root in _roots():
         with contextlib.suppress(OSError):
@@ -190,7 +191,7 @@ def _roots() -> list[Path]:
 
 
 def _remove(group: Path) -> bool:
-    """Remove a control group and those in it; return False while one is in use."""
+    """Remove a control group and its descendants; return False while one is in use."""
     try:
         for path, _, _ in os.walk(group, topdown=False):
             os.rmdir(path)
@@ -204,11 +205,11 @@ _STOP_DEADLINE_S = 60.0
 
 
 class Program:
-    """A running program: signals reach the program itself, not the `nsenter` that brought it in.
+    """A running program. Signals are sent to the program itself, not to the `nsenter` that started it.
 
     Attributes:
-        name: what it is called in messages.
-        log: file that takes its standard output and error, or None.
+        name: name in messages.
+        log: file with its standard output and error, or None.
     """
 
     def __init__(self, name: str, entry: subprocess.Popen[str], *, log: Path | None) -> None:
@@ -219,10 +220,10 @@ class Program:
 
     @property
     def pid(self) -> int:
-        """The program's process id, as the machine outside the sandbox counts.
+        """The process ID of the program in the machine's PID namespace.
 
         Raises:
-            LabError: it ended before anybody asked.
+            LabError: it ended before its process ID was read.
         """
         if (pid := self._find_pid()) is None:
             raise LabError(f"{self.name} ended before it could be found", hint=self.last_words())
@@ -230,34 +231,34 @@ class Program:
 
     @property
     def exit_code(self) -> int | None:
-        """How it ended: the exit status, or None while it runs."""
+        """The exit status, or None while it runs."""
         return self._entry.poll()
 
     def send(self, signal_number: int) -> None:
-        """Send the program a signal; one that has ended already gets none."""
+        """Send a signal to the program, unless it has ended."""
         if self.exit_code is not None or (pid := self._find_pid()) is None:
             return
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal_number)
 
     def pause(self) -> None:
-        """Let it stand still until it is told to go on; return when each of its threads does.
+        """Stop the program until `go_on`; return when each of its threads has stopped.
 
-        A thread that does not yet may answer somebody. nsenter stops itself along with its child.
+        A running thread could still answer a request. nsenter stops together with its child.
         """
         self.send(signal.SIGSTOP)
         wait_until(
             lambda: self.exit_code is not None or (_is_stopped(self.pid) and _is_stopped(self._entry.pid)),
-            what=f"{self.name} stands still",
+            what=f"{self.name} stops",
             deadline_s=_STOP_DEADLINE_S,
         )
 
     def go_on(self) -> None:
-        """Let it go on after `pause`: nsenter does, and lets its child."""
+        """Continue after `pause`. nsenter continues and lets its child continue."""
         self._entry.send_signal(signal.SIGCONT)
         wait_until(
             lambda: self.exit_code is not None or not _is_stopped(self.pid),
-            what=f"{self.name} goes on",
+            what=f"{self.name} continues",
             deadline_s=_STOP_DEADLINE_S,
         )
 
@@ -275,7 +276,7 @@ class Program:
             ) from error
 
     def stop(self, deadline_s: float = _STOP_DEADLINE_S) -> int:
-        """Ask it to end by SIGTERM and return its exit status.
+        """End it by SIGTERM and return its exit status.
 
         Raises:
             LabError: it did not end in time.
@@ -284,12 +285,12 @@ class Program:
         return self.wait(deadline_s)
 
     def kill(self) -> None:
-        """End it by SIGKILL and wait until it is gone."""
+        """End it by SIGKILL and wait for its end."""
         self.send(signal.SIGKILL)
         self.wait()
 
     def communicate(self, text: str | None, timeout_s: float) -> tuple[str, str]:
-        """Feed standard input, and return what came out and on standard error once the program ended.
+        """Write standard input, and return standard output and standard error at the end of the program.
 
         Raises:
             LabError: it did not end in `timeout_s` seconds, and was killed.
@@ -299,17 +300,18 @@ class Program:
         except subprocess.TimeoutExpired as error:
             self.kill()
             raise LabError(
-                f"{self.name} did not end in {timeout_s:g} s", hint="Give it more time, or look why it hangs."
+                f"{self.name} did not end in {timeout_s:g} s",
+                hint="Allow more time, or find out why it hangs.",
             ) from error
 
     def last_words(self, lines: int = 8) -> str:
         """Return the end of its log, for an error message."""
         if self.log is None or not self.log.exists():
-            return "It left no log."
+            return "There is no log."
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:]) or "Its log is empty."
 
     def _find_pid(self) -> int | None:
-        """Return the process id, or None when the program ended before it was asked for."""
+        """Return the process ID, or None if the program ended before its process ID was read."""
         if self._pid is None:
             entered = f"{self.name} enters its sandbox"
             wait_until(self._has_entered, what=entered, deadline_s=_ENTRY_DEADLINE_S)
@@ -326,7 +328,7 @@ class Program:
 
 
 def _is_stopped(pid: int) -> bool:
-    """Return whether every thread was stopped; the state stands behind its name, which may have brackets."""
+    """Return whether every thread has stopped. The state follows the name, which may contain brackets."""
     try:
         stats = [(task / "stat").read_text() for task in Path(f"/proc/{pid}/task").iterdir()]
     except OSError:  # a thread just ended

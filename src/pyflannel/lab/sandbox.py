@@ -1,4 +1,4 @@
-"""A sandbox: processes, mounts, a network and a host name of its own, on this machine."""
+"""A sandbox: processes, mounts, a network and a host name of its own on this machine."""
 
 import os
 import socket
@@ -17,9 +17,9 @@ _LOOK_S = 0.05
 
 
 class NotifySocket:
-    """A datagram socket where a service says READY=1; closed when the wait is over.
+    """A datagram socket to which a service sends READY=1. It is closed after the wait.
 
-    It does not stay: nobody would read it then, and a full queue would block the service.
+    An open socket without a reader would block the service when its queue is full.
     """
 
     def __init__(self, path: Path) -> None:
@@ -43,7 +43,8 @@ class NotifySocket:
         """Return when `program` is ready.
 
         Raises:
-            LabError: it ended, or said nothing for `deadline_s` seconds; the hint is the end of its log.
+            LabError: it ended, or sent nothing for `deadline_s` seconds; the message contains the end of its
+                log.
         """
         end = time.monotonic() + deadline_s
         while time.monotonic() < end:
@@ -58,9 +59,9 @@ class NotifySocket:
         raise _not_ready(program, f"was not ready within {deadline_s:g} s")
 
 
-def _not_ready(program: Program, what: str) -> LabError:
+def _not_ready(program: Program, fault: str) -> LabError:
     return LabError(
-        f"{program.name} {what}; its log ends:\n{program.last_words()}",
+        f"{program.name} {fault}; its log ends:\n{program.last_words()}",
         hint=f"Read the rest in {program.log}.",
     )
 
@@ -74,14 +75,14 @@ _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 class Sandbox:
-    """What a machine is to the programs on it: own PIDs, /run, /etc, /var/lib, network and host name.
+    """A machine for its programs: own process IDs, /run, /etc, /var/lib, network and host name.
 
-    Everything in it ends with its first process: one SIGKILL takes processes, mounts, devices and
-    routes alike, and nothing of it is visible in the machine's own namespaces.
+    Everything in it ends with its first process: one SIGKILL removes processes, mounts, devices and routes.
+    Nothing of it is visible in the namespaces of the machine.
 
     Attributes:
         name: its host name, and the name of its directory.
-        directory: where its files are kept: `run` is its /run, `etc` what it changed in /etc, `log` its logs.
+        directory: its files: `run` is its /run, `etc` contains its changes of /etc, `log` its logs.
     """
 
     def __init__(self, name: str, directory: Path) -> None:
@@ -93,7 +94,7 @@ class Sandbox:
         self._entering = threading.Lock()
 
     def begin(self) -> None:
-        """Start the first process; `finish` waits until it has done its work."""
+        """Start the first process. `finish` waits until the sandbox is ready."""
         self.directory.mkdir(parents=True, exist_ok=True)
         namespaces = ["--mount", "--propagation=private", "--uts", "--net", "--pid", "--mount-proc"]
         self._init = subprocess.Popen(
@@ -107,13 +108,13 @@ class Sandbox:
         )
 
     def finish(self) -> None:
-        """Return when programs may come in.
+        """Return when programs can be started in the sandbox.
 
         Raises:
-            LabError: the machine refused a namespace or a mount; the message says which.
+            LabError: the kernel refused a namespace or a mount; the message names it.
         """
         if self._init is None or self._init.stdout is None:
-            raise LabError(f"sandbox {self.name} was never begun", hint="Call begin() first.")
+            raise LabError(f"sandbox {self.name} has not been started", hint="Call begin() first.")
         with self._init.stdout as said:
             heard = ""
             for line in said:
@@ -122,14 +123,14 @@ class Sandbox:
                 heard += line
             else:
                 raise LabError(
-                    f"sandbox {self.name} could not be made: {heard.strip() or 'it was ended'}",
+                    f"sandbox {self.name} could not be created: {heard.strip() or 'its first process ended'}",
                     hint="The lab needs root, namespaces, and an ext4 or xfs file system for its directory.",
                 )
         children = Path(f"/proc/{self._init.pid}/task/{self._init.pid}/children").read_text().split()
         self._init_pid = int(children[0])
 
     def reap(self) -> None:
-        """Take note of the end of what was started here, once every process of the lab is dead."""
+        """Read the exit status of all started processes, after every process of the lab has ended."""
         for entry in [*self._entries, self._init]:
             if entry is not None:
                 entry.wait()
@@ -138,28 +139,28 @@ class Sandbox:
                         stream.close()
 
     def let_go(self) -> None:
-        """Leave what was started here to itself: the lab outlives this program."""
+        """Leave the started processes running after the end of this program."""
         for entry in [*self._entries, self._init]:
             if entry is not None and entry.poll() is None:
-                entry.returncode = 0  # by which Popen knows that nobody means to wait for it
+                entry.returncode = 0  # tells Popen that no code will wait for it
 
     def adopt(self, init_pid: int) -> None:
-        """Work in a sandbox that another program made, whose first process is `init_pid`."""
+        """Use a sandbox that another program created, with the first process `init_pid`."""
         self._init_pid = init_pid
 
     @property
     def init_pid(self) -> int:
-        """Its first process, as the machine outside counts: `nsenter --target` takes it."""
+        """Its first process in the machine's PID namespace, for `nsenter --target`."""
         return self._init_pid
 
     @property
     def environment(self) -> dict[str, str]:
-        """What programs inside inherit: little of the caller's, no FLANNELD_ or DOCKER_ variable."""
+        """Environment of programs in the sandbox, without the caller's FLANNELD_ and DOCKER_ variables."""
         inherited = {name: value for name, value in os.environ.items() if name in _INHERITED}
         return {**inherited, "PATH": f"{_PROGRAMS}:{_PATH}", **mark_of(self.directory)}
 
     def entering(self, argv: Sequence[str | Path]) -> list[str]:
-        """Return the command that runs `argv` inside."""
+        """Return the command that runs `argv` in the sandbox."""
         into = ["nsenter", f"--target={self._init_pid}", "--mount", "--uts", "--net", "--pid", "--"]
         return [*into, *map(str, argv)]
 
@@ -171,7 +172,7 @@ class Sandbox:
         check: bool = True,
         timeout_s: float = RUN_TIMEOUT_S,
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command inside and return what it said; `text` is its standard input.
+        """Run a command in the sandbox and return its output; `text` is its standard input.
 
         Raises:
             LabError: it failed (with `check`), or did not end in time.
@@ -186,14 +187,14 @@ class Sandbox:
             complaint = complained.strip() or said.strip()
             raise LabError(
                 f"`{command}` on {self.name} failed with status {status}: {complaint}",
-                hint=f"Its files are in {self.directory}; `flannelctl lab exec` runs commands there.",
+                hint=f"Its files are in {self.directory}. `flannelctl lab exec` runs commands there.",
             )
         return subprocess.CompletedProcess([str(word) for word in argv], status, said, complained)
 
     def start(
         self, argv: Sequence[str | Path], *, name: str = "", environment: Mapping[str, str] | None = None
     ) -> Program:
-        """Start a program inside that runs on; it writes to `log/NAME.log`."""
+        """Start a program in the sandbox without waiting for its end. It writes to `log/NAME.log`."""
         name = name or PurePosixPath(argv[0]).name
         log = self.directory / "log" / f"{name}.log"
         with log.open("a") as output:
@@ -214,7 +215,7 @@ class Sandbox:
         environment: Mapping[str, str] | None = None,
         deadline_s: float = READY_DEADLINE_S,
     ) -> Program:
-        """Start a program and return when it told its NOTIFY_SOCKET that it is ready.
+        """Start a program and return when it has sent READY=1 to its NOTIFY_SOCKET.
 
         Raises:
             LabError: it ended, or was not ready in time.
@@ -230,11 +231,11 @@ class Sandbox:
     def run_in_network(
         self, argv: Sequence[str | Path], *, check: bool = True, timeout_s: float = RUN_TIMEOUT_S
     ) -> subprocess.CompletedProcess[str]:
-        """Run one of the machine's commands in the network of the sandbox."""
+        """Run a command of the machine in the network of the sandbox."""
         return self.run(argv, check=check, timeout_s=timeout_s)
 
     def start_in_network(self, argv: Sequence[str | Path], *, name: str = "") -> Program:
-        """Start one of the machine's programs in the network of the sandbox."""
+        """Start a program of the machine in the network of the sandbox."""
         return self.start(argv, name=name)
 
     def _enter(

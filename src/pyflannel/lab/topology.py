@@ -1,4 +1,4 @@
-"""The topology of a lab: segments, the router between them, hosts, and the cables that join them."""
+"""The topology of a lab: segments, the router between them, hosts, and their connections."""
 
 import subprocess
 from collections.abc import Iterable
@@ -9,15 +9,15 @@ from pyflannel.errors import LabError
 from pyflannel.lab.sandbox import Sandbox
 
 ROUTER = "router"
-"""Name of the sandbox that joins the segments."""
+"""Name of the sandbox that connects the segments."""
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """One Ethernet that hosts are plugged into; the router is its gateway.
+    """An Ethernet with hosts. The router is its gateway.
 
     Attributes:
-        name: also the name of its switch, a bridge beside the router; at most 12 octets.
+        name: also the name of its switch, a bridge in the sandbox of the router; at most 12 bytes.
     """
 
     name: str
@@ -26,10 +26,10 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class HostPlace:
-    """A host and where it is plugged in: `eth0` with this address, default route to the segment's gateway.
+    """A host and its connection: `eth0` with this address, and a default route to the segment's gateway.
 
     Attributes:
-        name: also the name of its port on the switch, at most 15 octets.
+        name: also the name of its port on the switch, at most 15 bytes.
     """
 
     name: str
@@ -39,7 +39,7 @@ class HostPlace:
 
 @dataclass(frozen=True, slots=True)
 class Topology:
-    """Segments joined by one router, and hosts on them."""
+    """Segments connected by one router, and hosts on them."""
 
     segments: tuple[Segment, ...]
     hosts: tuple[HostPlace, ...]
@@ -60,16 +60,16 @@ COOKBOOK = Topology(
 """Docker Networking Cookbook, chapter 8: two hosts on each of two segments."""
 
 
-# Cables: the router's segments, and hosts plugged into them.
+# The segments of the router, and the connections of hosts.
 #
-# Every device is made directly in the sandbox where it belongs; the machine's own network sees none of them.
+# Every device is created in its sandbox, so none appears in the network of the machine.
 
 
 def lay_segments(router: Sandbox, segments: Iterable[Segment]) -> None:
-    """Make a switch for each segment, and plug the router into it with the gateway's address.
+    """Create a switch for each segment, and connect the router to it with the address of the gateway.
 
-    The switch is a bridge beside the router's port, not the port itself: what the kernel routes out of a
-    bridge device is segmented in software when it is a tunnel's, and tunnels would seem half as fast.
+    The switch is a bridge with a separate port for the router. If the bridge were the port, the kernel would
+    segment tunnel packets in software, and tunnels would seem half as fast.
     """
     lines = []
     for segment in segments:
@@ -78,7 +78,8 @@ def lay_segments(router: Sandbox, segments: Iterable[Segment]) -> None:
             f"link add {segment.name} type bridge",
             f"link add {port} type veth peer name sw-{segment.name}",
             f"link set sw-{segment.name} master {segment.name} up",
-            # Else it answers for the gateway too, with an address that changes when a host is plugged in.
+            # Otherwise the bridge also answers ARP for the gateway, with a MAC address that changes with its
+            # ports.
             f"link set {segment.name} arp off up",
             f"address add {segment.gateway} dev {port}",
             f"link set {port} up",
@@ -87,11 +88,11 @@ def lay_segments(router: Sandbox, segments: Iterable[Segment]) -> None:
 
 
 def plug_in(router: Sandbox, host: Sandbox, place: HostPlace) -> None:
-    """Lay a cable from the host's eth0 to a port of its segment, named after the host."""
+    """Connect the host's eth0 to a port of its segment, named after the host."""
     cable = f"link add eth0 netns {host.init_pid} type veth peer name {place.name} netns {router.init_pid}\n"
     done = subprocess.run(["ip", "-batch", "-"], input=cable, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise LabError(f"no cable for {place.name}", hint=done.stderr.strip())
+        raise LabError(f"{place.name} could not be connected to its segment", hint=done.stderr.strip())
     _ip(
         host,
         [

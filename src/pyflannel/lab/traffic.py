@@ -1,4 +1,4 @@
-"""Traffic between hosts or containers: reached or not, and how long it takes."""
+"""Pings between hosts or containers: reachability and round-trip times."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -22,32 +22,32 @@ _ANSWER_S = 1.0
 
 
 class Station(Protocol):
-    """What has an address and a network of its own: a host or a container."""
+    """A host or container: it has an address and a network of its own."""
 
     @property
     def name(self) -> str:
-        """What it is called in tables."""
+        """Its name in tables."""
 
     @property
     def address(self) -> IPv4Address:
-        """Where it is reached."""
+        """Its address."""
 
     def run_in_network(
         self, argv: Sequence[str | Path], *, check: bool = True, timeout_s: float = RUN_TIMEOUT_S
     ) -> CompletedProcess[str]:
-        """Run one of the machine's commands in its network."""
+        """Run a command of the machine in its network."""
 
     def start_in_network(self, argv: Sequence[str | Path], *, name: str = "") -> Program:
-        """Start one of the machine's programs in its network."""
+        """Start a program of the machine in its network."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PingResult:
-    """What a series of pings found.
+    """The result of a series of pings.
 
     Attributes:
-        rtt_ms: average of the answered; None when none was.
-        ttl: of the last answer; None when none was.
+        rtt_ms: average round-trip time; None without an answer.
+        ttl: TTL of the last answer; None without an answer.
     """
 
     sent: int
@@ -62,10 +62,10 @@ class PingResult:
 
 
 def ping(source: Station, destination: IPv4Address | str, *, count: int = 3) -> PingResult:
-    """Ping an address `count` times, a tenth of a second apart; each may take a second.
+    """Ping an address `count` times at intervals of 0.1 s, with a deadline of 1 s for each answer.
 
-    ping(8) waits for the last answer hardly longer than for those before, unless it has a deadline: then it
-    goes on sending until as many answers came, and those to later ones do not count.
+    Without a deadline, ping(8) hardly waits for the last answer. With one, it sends until `count` answers
+    have arrived, and answers to further pings are not counted here.
     """
     deadline_s = ceil((count - 1) * _PING_INTERVAL_S + _ANSWER_S)
     times = ["-c", str(count), "-i", str(_PING_INTERVAL_S), "-w", str(deadline_s)]
@@ -80,12 +80,12 @@ def ping(source: Station, destination: IPv4Address | str, *, count: int = 3) -> 
 
 
 def wait_reached(stations: Iterable[Station], *, deadline_s: float) -> None:
-    """Return when each station has had an answer from each other one.
+    """Return when each station has received an answer from every other station.
 
-    A host is ready when its own packets can flow; the others hear of it a moment later.
+    A host is ready when its own packets can flow. The other hosts learn of it a moment later.
 
     Raises:
-        LabError: a pair is not joined after `deadline_s` seconds; the message names the first such.
+        LabError: a pair is not connected after `deadline_s` seconds; the message names the first such pair.
     """
 
     def reach(one: Station, other: Station) -> None:
@@ -99,7 +99,7 @@ def wait_reached(stations: Iterable[Station], *, deadline_s: float) -> None:
 
 
 def ping_all(stations: Iterable[Station], *, count: int = 3) -> dict[tuple[str, str], PingResult]:
-    """Ping from each station to each other one, all at once; by source's and destination's name."""
+    """Ping every station from every other one at the same time; return results by names of both."""
     pairs = _pairs(stations)
     results = together([partial(ping, one, other.address, count=count) for one, other in pairs])
     return {(one.name, other.name): result for (one, other), result in zip(pairs, results, strict=True)}

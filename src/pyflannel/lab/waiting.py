@@ -1,4 +1,4 @@
-"""Waiting for an event with a deadline, and doing independent things at the same time."""
+"""Waiting for an event with a deadline, and concurrent calls."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -14,13 +14,13 @@ def wait_until(condition: Callable[[], bool], *, what: str, deadline_s: float) -
     """Return as soon as `condition` holds.
 
     Raises:
-        LabError: it did not within `deadline_s` seconds; `what` says what was waited for.
+        LabError: it did not within `deadline_s` seconds; the message begins with `what`.
     """
     end = time.monotonic() + deadline_s
     while not condition():
         if time.monotonic() >= end:
             raise LabError(
-                f"{what}: not within {deadline_s:g} s", hint="Read the logs in the lab's directory."
+                f"{what}: not within {deadline_s:g} s", hint="Read the logs in the directory of the lab."
             )
         time.sleep(POLL_S)
 
@@ -28,16 +28,16 @@ def wait_until(condition: Callable[[], bool], *, what: str, deadline_s: float) -
 Result = TypeVar("Result")
 
 _HEARING_S = 0.2
-"""Python hears of a signal that comes just before a wait only after it, so no wait is longer."""
+"""Longest single wait. Python handles a signal that arrives just before a wait only after that wait."""
 
 
 def together(calls: Iterable[Callable[[], Result]]) -> list[Result]:
-    """Make all calls at once and return their results in order.
+    """Perform all calls concurrently and return their results in order.
 
-    An interrupt does not wait for the calls under way: whoever ends the lab ends what they wait for.
+    An interrupt does not wait for the running calls, because the end of the lab ends them.
 
     Raises:
-        Exception: the failure of one call, as it was.
+        Exception: the failure, if one call failed.
         ExceptionGroup: several calls failed.
     """
     pending = list(calls)

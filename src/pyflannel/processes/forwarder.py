@@ -121,7 +121,7 @@ class ForwarderTarget:
         """Return the running forwarder and its peers, or an empty state.
 
         A forwarder that twice in succession does not respond, or uses another protocol, is killed, because it
-        cannot be told about peers.
+        gets no changes of peers.
 
         Raises:
             TargetError: a forwarder runs, but does not respond.

@@ -1,4 +1,4 @@
-"""Whose routes and rules a cleanup may take, and how it says what it took."""
+"""The device name by which a cleanup finds routes and rules, and the lines about removed objects."""
 
 from ipaddress import IPv4Network
 from pathlib import Path
@@ -14,7 +14,7 @@ from pyflannel.model.route import Route
 
 @pytest.fixture(autouse=True)
 def claims(monkeypatch: pytest.MonkeyPatch) -> set[str]:
-    """Names that running daemons hold: here nobody does, whatever runs on this machine."""
+    """Device names of running daemons: none, regardless of the programs on this machine."""
     held: set[str] = set()
 
     class Claim:
@@ -31,7 +31,7 @@ def claims(monkeypatch: pytest.MonkeyPatch) -> set[str]:
 
 @pytest.fixture
 def usual(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Places:
-    """The places of the host's usual daemon, and no others."""
+    """The places of the usual daemon of the host."""
     monkeypatch.setattr("pyflannel.assembly.directories._RUN_DIR", tmp_path)
     return Places(run_dir=tmp_path)
 
@@ -40,22 +40,22 @@ def tun(name: str, alias: str) -> Link:
     return Link(name=name, kind="tun", mtu=1472, alias=alias)
 
 
-def test_what_the_daemon_kept_counts_most(usual: Places) -> None:
+def test_the_recorded_name_has_precedence(usual: Places) -> None:
     usual.device_file.write_text("flannel3\n")
 
     assert claimed_name(usual, [tun("flannel5", usual.mark)]) == "flannel3"
 
 
-def test_without_a_word_its_device_tells(usual: Places, tmp_path: Path) -> None:
+def test_without_a_record_the_device_determines_the_name(usual: Places, tmp_path: Path) -> None:
     assert claimed_name(usual, [tun("flannel5", usual.mark)]) == "flannel5"
     blue = Places(run_dir=tmp_path / "blue")
     assert claimed_name(blue, [tun("flannel5", blue.mark), tun("flannel0", usual.mark)]) == "flannel5"
 
 
-def test_the_usual_daemon_has_flannel0_unless_another_has(
+def test_the_usual_daemon_has_flannel0_unless_another_daemon_has_it(
     usual: Places, tmp_path: Path, claims: set[str]
 ) -> None:
-    """By its link, by the file in its run directory, or by its claim while it runs."""
+    """Another daemon shows this by its link, its device file, or its claim while it runs."""
     blue = tmp_path / "blue"
     assert claimed_name(Places(run_dir=blue), []) is None
     assert claimed_name(usual, [tun("flannel0", "")]) == "flannel0"
@@ -71,8 +71,8 @@ def test_the_usual_daemon_has_flannel0_unless_another_has(
     assert claimed_name(usual, []) == "flannel0"
 
 
-def test_the_network_of_another_daemon_with_vxlan_is_left_alone(usual: Places, tmp_path: Path) -> None:
-    """Its link does not have the claimed name; its run directory has."""
+def test_the_network_of_another_daemon_with_vxlan_is_not_touched(usual: Places, tmp_path: Path) -> None:
+    """The claimed name is not the name of its link, but is in its run directory."""
     elsewhere = tmp_path / "a" / "b"
     elsewhere.mkdir(parents=True)
     (elsewhere / "device").write_text("flannel0\n")
@@ -81,7 +81,7 @@ def test_the_network_of_another_daemon_with_vxlan_is_left_alone(usual: Places, t
     assert claimed_name(usual, [link]) is None
 
 
-def test_few_are_named_and_many_are_counted() -> None:
+def test_few_objects_are_listed_and_many_are_counted() -> None:
     routes = [Route(destination=IPv4Network((f"10.100.{n}.0", 24)), link="eth0") for n in range(9)]
     link = tun("flannel0", "pyflannel")
 

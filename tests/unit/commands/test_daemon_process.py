@@ -1,4 +1,4 @@
-"""The daemon is found by the lock that it holds, and only the daemon is stopped."""
+"""The daemon is found by its lock, and only the daemon is stopped."""
 
 import asyncio
 import contextlib
@@ -39,7 +39,7 @@ def lock(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def hold(lock: Path) -> Iterator[Hold]:
-    """Start a process that holds the lock under the name of a program."""
+    """Start a process that holds the lock with the name of a program."""
     with contextlib.ExitStack() as started:
 
         def start(program: str = "flanneld", how: str = "") -> subprocess.Popen[bytes]:
@@ -91,33 +91,35 @@ def test_the_service_of_a_process_that_got_the_number_is_not_stopped(
     assert stopped == []
 
 
-def test_no_lock_is_no_daemon(lock: Path) -> None:
+def test_without_a_lock_there_is_no_daemon(lock: Path) -> None:
     assert running_daemon(lock) is None
     assert asyncio.run(stop_daemon(lock)) is None
 
 
 @pytest.mark.parametrize("text", ["", "flanneld", "nonsense flanneld", "999999999 flanneld", "-1 flanneld"])
-def test_a_spoilt_or_stale_lock_is_no_daemon(lock: Path, text: str) -> None:
+def test_an_invalid_or_stale_lock_is_ignored(lock: Path, text: str) -> None:
     lock.write_text(text)
 
     assert running_daemon(lock) is None
 
 
-def test_a_process_that_got_a_dead_daemon_s_id_is_left_alone(lock: Path) -> None:
-    """The lock of a daemon that was killed names an id that anybody may have now."""
+def test_a_process_with_the_id_of_a_dead_daemon_is_not_stopped(lock: Path) -> None:
+    """The lock of a killed daemon contains a process ID that another process may have now."""
     lock.write_text(f"{os.getpid()} flanneld\n")
 
     assert asyncio.run(stop_daemon(lock)) is None
 
 
-def test_another_clean_up_is_left_alone(lock: Path, hold: Hold) -> None:
+def test_another_cleanup_is_not_stopped(lock: Path, hold: Hold) -> None:
     other = hold("flannelctl cleanup")
 
     assert asyncio.run(stop_daemon(lock)) is None
     assert other.poll() is None
 
 
-def test_one_that_does_not_end_is_named(lock: Path, hold: Hold, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_daemon_that_does_not_end_is_reported(
+    lock: Path, hold: Hold, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(daemon_process, "STOP_S", 0.1)
     daemon = hold(how="stubborn")
 
@@ -125,31 +127,31 @@ def test_one_that_does_not_end_is_named(lock: Path, hold: Hold, monkeypatch: pyt
         asyncio.run(stop_daemon(lock))
 
 
-def test_one_whose_lock_somebody_deleted_is_named(lock: Path) -> None:
-    """Nothing is taken away from under a daemon, which would make it all again."""
+def test_a_daemon_whose_lock_was_deleted_is_reported(lock: Path) -> None:
+    """Nothing of a running daemon is removed, because the daemon would create it again."""
     with listen_unix(lock.with_name("flanneld.sock")):
         with pytest.raises(BusyError, match=rf"pid {os.getpid()}\) runs: it serves") as refused:
             asyncio.run(stop_daemon(lock))
 
     assert refused.value.hint == f"End it with 'kill {os.getpid()}', then clean up again."
-    assert asyncio.run(stop_daemon(lock)) is None  # the socket that it left is no daemon
+    assert asyncio.run(stop_daemon(lock)) is None  # a remaining socket is not a daemon
 
 
-def test_one_of_several_networks_does_not_end_the_daemon_of_all(tmp_path: Path) -> None:
-    """Nobody is told to end it for the sake of one."""
+def test_the_cleanup_of_one_network_does_not_end_the_daemon_of_several(tmp_path: Path) -> None:
+    """The remedy does not end the daemon of the other networks."""
     blue = Places(run_dir=tmp_path).of_network("blue", tmp_path / "networks")
 
     with RunLock(str(Places(run_dir=tmp_path).lock)), listen_unix(blue.control_socket):
         with pytest.raises(BusyError, match=rf"pid {os.getpid()}\) runs the network blue") as refused:
             asyncio.run(stop_daemon(blue.lock))
 
-    assert "Take it out of --networks" in refused.value.hint
+    assert "Remove it from --networks" in refused.value.hint
     assert "kill" not in refused.value.hint
 
 
 @pytest.mark.parametrize("other", ["--state-dir", "--subnet-file"])
-def test_the_usual_daemon_s_files_are_not_another_s(tmp_path: Path, other: str) -> None:
-    """Whoever names a run directory alone would take identity and subnet.env from a daemon that goes on."""
+def test_the_files_of_the_usual_daemon_are_protected(tmp_path: Path, other: str) -> None:
+    """A cleanup with only another run directory would remove identity and subnet.env of a running daemon."""
     usual = Places(run_dir=tmp_path / "usual", state_dir=tmp_path / "state", subnet_file=tmp_path / "env")
     own = Places(run_dir=tmp_path / "own", state_dir=tmp_path / "own-state", subnet_file=tmp_path / "own-env")
     shared = (
@@ -158,7 +160,7 @@ def test_the_usual_daemon_s_files_are_not_another_s(tmp_path: Path, other: str) 
         else replace(own, subnet_file=usual.subnet_file)
     )
 
-    check_own_files(shared, usual)  # the usual daemon never was here
+    check_own_files(shared, usual)  # the usual daemon has never run here
     with RunLock(str(usual.lock)), pytest.raises(UsageError, match=f"{other}=.*: these belong to"):
         check_own_files(shared, usual)
     usual.device_file.touch()

@@ -1,4 +1,4 @@
-"""Which networks a host is known to be, or to have been, in."""
+"""The present and former networks of a host."""
 
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
@@ -8,8 +8,8 @@ from pyflannel.commands.examination import known_networks
 from pyflannel.model.status import Membership
 
 
-def test_the_store_and_every_subnet_env_name_networks(tmp_path: Path) -> None:
-    """Of several networks of the first releases, too; a file that cannot be read names none."""
+def test_networks_come_from_the_store_and_every_subnet_env(tmp_path: Path) -> None:
+    """Also from several networks of the first releases. An unreadable file names none."""
     places = Places(run_dir=tmp_path, subnet_file=tmp_path / "subnet.env")
     (tmp_path / "networks").mkdir()
     places.subnet_file.write_text("FLANNEL_NETWORK=10.99.0.0/16\nFLANNEL_IPV6_NETWORK=fd00:5::/48\n")
@@ -23,7 +23,7 @@ def test_the_store_and_every_subnet_env_name_networks(tmp_path: Path) -> None:
     }
 
 
-def test_where_nothing_is_known_there_is_no_network(tmp_path: Path) -> None:
+def test_without_any_file_there_is_no_network(tmp_path: Path) -> None:
     places = Places(run_dir=tmp_path, subnet_file=tmp_path / "none")
 
     assert known_networks(places, Membership()) == frozenset()

@@ -1,7 +1,7 @@
 """HTTP routes that monitoring reads: GET /healthz, GET /readyz, GET /metrics.
 
-/healthz shows that the daemon runs. /readyz shows whether packets can flow and the leases are up to date, and
-what is missing if not. It becomes false again if the store is unreachable, the lease is lost, or a repair
+/healthz shows that the daemon runs. /readyz shows whether packets can flow and the leases are up to date, or
+else the missing condition. It becomes false again if the store is unreachable, the lease is lost, or a repair
 failed.
 """
 

@@ -81,7 +81,7 @@ def is_refusal(error: BaseException) -> bool:
 def needs_login(error: GRPCError, *, has_token: bool) -> bool:
     """Return whether the call may succeed with another token.
 
-    Without a token, a client with a certificate is the user in its common name, who may have no rights.
+    Without a token, a client with a certificate is the user in its common name, possibly without rights.
     """
     if error.status is Status.PERMISSION_DENIED:
         return not has_token
