@@ -18,6 +18,7 @@ from pyflannel.model.packet_filter import FIRST_DEVICE
 from pyflannel.model.route import Route
 from pyflannel.model.state import State
 from pyflannel.plan.backends import Backend, notes_on
+from pyflannel.plan.leftovers import is_on_originals_device
 from pyflannel.plan.packet_filter import FilterOptions, plan_filter, plan_guard, plan_guard_peer
 from pyflannel.plan.peers import Conflict, PeerChange, Peers
 from pyflannel.plan.routes import (
@@ -201,11 +202,20 @@ class Planner:
             else ()
         )
         found = self._foreign(inputs.surroundings, config.network, links)
-        own = host.lease.subnet
+        own, needed, peers = (
+            host.lease.subnet,
+            {*found.stores, *found.gateways, *found.resolvers},
+            self._peers,
+        )
+        # A host may have thousands of addresses, of services, that come and go and meet nothing.
         foreign = replace(
             found,
             routes=tuple(route for route in found.routes if not _is_within(route, own)),
-            addresses=frozenset(address for address in found.addresses if address not in own),
+            addresses=frozenset(
+                address
+                for address in found.addresses
+                if address in needed or (peers is not None and peers.has_address(address))
+            ),
         )
         return replace(host, surroundings=foreign)
 
@@ -227,7 +237,7 @@ class Planner:
         """Return what of the surroundings can meet a plan, without what the plan itself has made.
 
         A route at a key of the plan in force is no other program's: it is damage, which a look repairs. One
-        on a link of the plan, as an original flannel leaves it, is taken over.
+        on a link of the plan, or on another device of an original flannel, is taken over.
         """
         return replace(
             found,
@@ -236,6 +246,7 @@ class Planner:
                 route
                 for route in found.routes
                 if route.link not in links
+                and not is_on_originals_device(route)
                 and route.key not in self._plan
                 and isinstance(route.destination, IPv4Network)
                 and route.destination.overlaps(network)

@@ -21,12 +21,13 @@ from pyflannel.engine.last_known_leases import LastKnownLeases
 from pyflannel.engine.lease_grace import LeaseGrace
 from pyflannel.engine.lease_keeper import LeaseKeeper
 from pyflannel.engine.lease_log import log_report, log_shared_over
+from pyflannel.engine.pacing import LogLimit
 from pyflannel.engine.plan_log import PlanLog
 from pyflannel.engine.planner import Blocked, Inputs, Planner
 from pyflannel.engine.readiness import reason_to_wait
 from pyflannel.engine.reconciler import Reconciler
 from pyflannel.engine.world import HostOptions, World
-from pyflannel.errors import ConfigError, StoreError, WireError, one_line
+from pyflannel.errors import ConfigError, StoreError, WireError, one_line, sentences
 from pyflannel.model.host import Bridge, Surroundings, Underlay
 from pyflannel.model.lease import LastKnown, Lease, LeaseAttributes, renewal_margin_s
 from pyflannel.model.lease_protocol import Acquired, Held, Renewed, Report, Wanted
@@ -73,6 +74,7 @@ class Supervisor:
         self._needs_last_known = asyncio.Event()
         self._has_last_known = False
         self._candidate: _Candidate | None = None
+        self._refusals = LogLimit(log, world.clock, "network configs that this host refuses")
         self._is_surrounded = asyncio.Event()
         self._notified_status = ""
         self._keeper: LeaseKeeper | None = None
@@ -332,10 +334,9 @@ class Supervisor:
 
     def _has_asked_about(self, config: NetworkConfig) -> bool:
         """Return whether it is known what a config could take from the host; if not, it soon will be."""
-        inputs = self.condition.inputs
-        wanted = {
-            one.network for one in (config, inputs.config) if one is not None and one.network is not None
-        }
+        inputs, candidate = self.condition.inputs, self._candidate
+        configs = (config, inputs.config, None if candidate is None else candidate.config)
+        wanted = {one.network for one in configs if one is not None and one.network is not None}
         if wanted <= inputs.surroundings.networks:
             return True
         self.underlay.ask_about(wanted)
@@ -348,8 +349,9 @@ class Supervisor:
         self._change_config(revision=None, trouble=trouble, store_trouble=None)
         self._inputs_changed()
         if is_news:
-            how = "waiting for another" if is_first else "running on with the last good one"
-            log.error("Network config refused, %s; wanted is %s. %s", how, trouble.text, trouble.hint)
+            how = "waiting for" if is_first else "running on with the last good one, waiting for"
+            text = sentences(trouble.text, trouble.hint)
+            self._refusals.line(logging.ERROR, "Network config refused, %s %s", how, text)
         if is_first and self._previous is not None:
             self._needs_last_known.set()
 

@@ -97,6 +97,8 @@ def config_warnings(config: NetworkConfig) -> tuple[str, ...]:
 
 def notes_on(config: NetworkConfig, backend: Backend, host: Host) -> tuple[str, ...]:
     """Return how the network runs on this host where that is not as usual, a line each."""
+    if backend.routed == "nothing":
+        return backend.notes(host)
     notes = (*backend.notes(host), *network_notes(config.network, host.underlay, host.surroundings))
     return tuple(dict.fromkeys(notes))
 

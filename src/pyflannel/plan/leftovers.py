@@ -229,6 +229,16 @@ def _is_originals_link(link: Link) -> bool:
     )
 
 
+def is_on_originals_device(route: Route) -> bool:
+    """Return whether the route is to a peer of an original, on a device that only an original names so.
+
+    A daemon of ours marks its routes by their protocol.
+    """
+    return route.protocol == PROTOCOL_BOOT and any(
+        name.fullmatch(route.link) for kind, name in _DEVICES if kind != "tun"
+    )
+
+
 def _is_originals_route(route: Route, membership: Membership) -> bool:
     return _is_originals_blackhole(route, membership) or (
         is_within(route, membership)

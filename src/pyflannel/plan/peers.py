@@ -87,6 +87,10 @@ class Peers:
     def __len__(self) -> int:
         return sum(self._lengths.values()) - len(self._overlapped)
 
+    def has_address(self, address: IPv4Address) -> bool:
+        """Return whether a lease of another host, sound by itself, has this address."""
+        return address in self._at
+
     def covering(self, address: IPv4Address) -> Iterator[Lease]:
         """Yield the peers whose subnet holds this address; nearly always nobody."""
         for length in self._lengths:

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,13 +12,15 @@ from doubles.planning import SUBNET_FILE, Planning, by_subnet
 from pyflannel.engine.plan_log import NAMED_IN_LOG
 from pyflannel.engine.planner import Blocked, Changed, Inputs, Objection, PlanOptions, Replaced, Unchanged
 from pyflannel.model.fast_path import BpfContainer
-from pyflannel.model.host import Bridge, BridgedContainer, Host, Underlay
-from pyflannel.model.lease import Lease, LeaseAttributes
+from pyflannel.model.host import Bridge, BridgedContainer, Host, Surroundings, Underlay
+from pyflannel.model.lease import Lease, LeaseAttributes, Vtep
 from pyflannel.model.link import Link
 from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.route import FdbEntry, Route
 from pyflannel.model.state import State
 from pyflannel.model.tunnel_guard import GuardedPath, GuardedTunnel
+from pyflannel.plan.backend.udp import UdpBackend
+from pyflannel.plan.backend.vxlan import VxlanBackend
 from pyflannel.plan.packet_filter import FilterOptions
 from pyflannel.plan.routes import Routed
 
@@ -231,6 +234,39 @@ def test_a_peer_is_withdrawn_when_another_lease_covers_its_address_and_comes_bac
 
     assert isinstance(made.take(leases=by_subnet([peer])), Changed)
     assert planned(made) == [20]
+
+
+def test_addresses_of_the_host_that_meet_no_peer_change_nothing() -> None:
+    """A host may have thousands, of services, that come and go. A peer with one of them is refused."""
+    made, peers = planner(), by_subnet([lease(1, 1), lease(2, 2)])
+    made.take(backend=UdpBackend(network=CONFIG.network), leases=peers)
+    addresses = frozenset(IPv4Address("10.96.0.0") + number for number in range(1000))
+
+    assert made.take(surroundings=Surroundings(addresses=addresses)) == Unchanged()
+    own = lease(2, 2).attributes.public_ip
+    made.take(surroundings=Surroundings(addresses=addresses | {own}))
+
+    assert "our own address" in made.refused[lease(2, 2).subnet]
+
+
+@pytest.mark.parametrize(
+    ("link", "protocol", "is_planned"),
+    [("flannel.1", 2, True), ("flannel.7", 3, True), ("flannel.7", 101, False), ("docker0", 2, False)],
+)
+def test_a_route_to_the_subnet_of_a_peer(link: str, protocol: int, is_planned: bool) -> None:
+    """On the planned device or one of an original it is taken over; that of another program stays."""
+    other = Route(destination=lease(1, 1).subnet, link=link, protocol=protocol)
+    made = planner()
+    backend = VxlanBackend()
+    attributes = replace(
+        lease(1, 1).attributes, backend_type="vxlan", vtep=Vtep(mac="0e:00:00:00:00:01", vni=1)
+    )
+    peer = replace(lease(1, 1), attributes=attributes)
+
+    made.take(backend=backend, leases=by_subnet([peer]), surroundings=Surroundings(routes=(other,)))
+
+    assert (planned(made) == [1]) == is_planned
+    assert ("is routed by another program" in made.refused.get(peer.subnet, "")) == (not is_planned)
 
 
 def test_one_lease_re_plans_one_peer() -> None:
