@@ -4,9 +4,9 @@ The plan is a function of `Inputs` alone. A cache behind it makes small changes 
 re-plans its peer only, and the result equals a plan made anew.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Network
 
 from pyflannel.model.host import ALONE, Bridge, GroChoice, Host, HostFile, Surroundings, Underlay
 from pyflannel.model.item import Item, ItemMap, Key
@@ -18,12 +18,13 @@ from pyflannel.model.packet_filter import FIRST_DEVICE
 from pyflannel.model.route import Route
 from pyflannel.model.state import State
 from pyflannel.plan.backends import Backend, notes_on
-from pyflannel.plan.leftovers import is_on_originals_device
 from pyflannel.plan.packet_filter import FilterOptions, plan_filter, plan_guard, plan_guard_peer
 from pyflannel.plan.peers import Conflict, PeerChange, Peers
 from pyflannel.plan.routes import (
     avoided,
+    foreign,
     network_objection,
+    outside,
     overlay_objection,
     plan_blackhole,
     subnet_objection,
@@ -201,60 +202,33 @@ class Planner:
             if inputs.surroundings.routes
             else ()
         )
-        found = self._foreign(inputs.surroundings, config.network, links)
+        found = foreign(inputs.surroundings, config.network, links, self._plan)
         own, needed, peers = (
             host.lease.subnet,
             {*found.stores, *found.gateways, *found.resolvers},
             self._peers,
         )
         # A host may have thousands of addresses, of services, that come and go and meet nothing.
-        foreign = replace(
-            found,
-            routes=tuple(route for route in found.routes if not _is_within(route, own)),
-            addresses=frozenset(
-                address
-                for address in found.addresses
-                if address in needed or (peers is not None and peers.has_address(address))
-            ),
+        addresses = frozenset(
+            address
+            for address in found.addresses
+            if address in needed or (peers is not None and peers.has_address(address))
         )
-        return replace(host, surroundings=foreign)
+        return replace(host, surroundings=replace(outside(found, own), addresses=addresses))
 
     def objection_to(self, config: NetworkConfig, backend: Backend, inputs: Inputs) -> str | None:
         """Return why this host cannot run on a config, whatever leases there are; None when it can."""
         if config.network is None or inputs.underlay is None:
             return None
-        found = self._foreign(inputs.surroundings, config.network, {self._options.device})
+        found = foreign(inputs.surroundings, config.network, {self._options.device}, self._plan)
         return network_objection(config.network, backend.routed, inputs.underlay, found)
 
     def avoided(self, config: NetworkConfig, inputs: Inputs) -> tuple[IPv4Network, ...]:
         """Return the prefixes that a new subnet of this host should not overlap."""
         if config.network is None or inputs.underlay is None:
             return ()
-        found = self._foreign(inputs.surroundings, config.network, {self._options.device})
+        found = foreign(inputs.surroundings, config.network, {self._options.device}, self._plan)
         return avoided(config.network, inputs.underlay, found)
-
-    def _foreign(self, found: Surroundings, network: IPv4Network, links: Collection[str]) -> Surroundings:
-        """Return what of the surroundings can meet a plan, without what the plan itself has made.
-
-        A route at a key of the plan in force is no other program's: it is damage, which a look repairs. One
-        on a link of the plan, or on another device of an original flannel, is taken over.
-        """
-        return replace(
-            found,
-            networks=frozenset(),
-            routes=tuple(
-                route
-                for route in found.routes
-                if route.link not in links
-                and not is_on_originals_device(route)
-                and route.key not in self._plan
-                and isinstance(route.destination, IPv4Network)
-                and route.destination.overlaps(network)
-            ),
-            gateways=_within(found.gateways, network),
-            stores=_within(found.stores, network),
-            resolvers=_within(found.resolvers, network),
-        )
 
     def update(self, inputs: Inputs) -> PlanResult:
         """Bring the plan up to date with these inputs, and return what changed."""
@@ -423,14 +397,6 @@ class Planner:
                 previous[item.key] = old
             self._plan.put(item)
         return previous
-
-
-def _is_within(route: Route, subnet: IPv4Network) -> bool:
-    return isinstance(route.destination, IPv4Network) and route.destination.subnet_of(subnet)
-
-
-def _within(addresses: Iterable[IPv4Address], network: IPv4Network) -> tuple[IPv4Address, ...]:
-    return tuple(address for address in addresses if address in network)
 
 
 def _place(lease: Lease) -> tuple[int, int]:

@@ -6,15 +6,17 @@ gateway. And no route of another program is replaced or removed. Longest prefix 
 contains the underlay takes nothing away where the underlay's own routes are longer.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Container, Iterable
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
 from typing import Literal
 
 from pyflannel.model.host import Host, Surroundings, Underlay
+from pyflannel.model.item import Key
 from pyflannel.model.lease import Lease
 from pyflannel.model.route import Route
 from pyflannel.model.state import State
+from pyflannel.plan.leftovers import is_on_originals_device
 
 Effect = Literal["replaces", "captures", "contains"]
 """The route to the destination takes the place of that to the prefix; it wins for a part of the prefix, as it
@@ -85,6 +87,54 @@ def _effect(destination: IPv4Network, prefix: IPv4Network) -> Effect:
     return "captures" if destination.prefixlen > prefix.prefixlen else "contains"
 
 
+def foreign(
+    found: Surroundings, network: IPv4Network, links: Collection[str], planned: Container[Key]
+) -> Surroundings:
+    """Return what of the surroundings can meet a plan for this network.
+
+    A route at a key of the plan in force is no other program's: it is damage, which a look repairs. One on a
+    link of the plan, or on another device of an original flannel, is taken over.
+
+    Args:
+        found: what was observed.
+        network: of the plan.
+        links: names of the plan's own links.
+        planned: keys of the plan in force.
+    """
+    return replace(
+        found,
+        networks=frozenset(),
+        routes=tuple(
+            route
+            for route in found.routes
+            if route.link not in links
+            and not is_on_originals_device(route)
+            and route.key not in planned
+            and isinstance(route.destination, IPv4Network)
+            and route.destination.overlaps(network)
+        ),
+        gateways=_within(found.gateways, network),
+        stores=_within(found.stores, network),
+        resolvers=_within(found.resolvers, network),
+    )
+
+
+def outside(found: Surroundings, subnet: IPv4Network) -> Surroundings:
+    """Return the surroundings without the routes to containers of this host."""
+    return replace(
+        found,
+        routes=tuple(
+            route
+            for route in found.routes
+            if not (isinstance(route.destination, IPv4Network) and route.destination.subnet_of(subnet))
+        ),
+    )
+
+
+def _within(addresses: Iterable[IPv4Address], network: IPv4Network) -> tuple[IPv4Address, ...]:
+    return tuple(address for address in addresses if address in network)
+
+
 def route_objection(
     destination: IPv4Network, underlay: Underlay, surroundings: Surroundings, *, adopted: Lease | None = None
 ) -> str | None:
@@ -130,11 +180,13 @@ def subnet_objection(subnet: IPv4Network, underlay: Underlay, surroundings: Surr
     Their bridge has a route to it. Where it is there already, it takes nothing. The first address becomes
     that of our device.
     """
+    has_bridge = any(route.destination == subnet for route in surroundings.routes)
+    if not has_bridge and (loss := _loss(subnet, underlay, surroundings)) is not None:
+        return loss
     base = subnet.network_address
     if underlay.reaches(base) or base in (*surroundings.stores, *surroundings.gateways):
         return f"{subnet} begins with {base}, an address that this host needs to reach"
-    bridges = [route for route in surroundings.routes if route.destination == subnet]
-    return None if bridges else _loss(subnet, underlay, surroundings)
+    return None
 
 
 def avoided(network: IPv4Network, underlay: Underlay, surroundings: Surroundings) -> tuple[IPv4Network, ...]:

@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 
 from doubles.planning import SUBNET_FILE, Planning, by_subnet
 from pyflannel.engine.plan_log import NAMED_IN_LOG
-from pyflannel.engine.planner import Inputs, PlanOptions
+from pyflannel.engine.planner import Blocked, Inputs, PlanOptions, Replaced
 from pyflannel.model.host import Underlay
 from pyflannel.model.lease import Lease, LeaseAttributes, Vtep
 from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.route import FdbEntry, Route
+from pyflannel.plan.backend.alloc import AllocBackend
 from pyflannel.plan.backend.host_gw import HostGwBackend
 from pyflannel.plan.backend.vxlan import VxlanBackend
 from pyflannel.plan.backends import Backend
@@ -170,3 +171,16 @@ def test_our_subnet_has_a_blackhole_behind_every_other_route_where_it_is_asked_f
         Route(destination=OWN.subnet, link="", kind="blackhole", metric=2**32 - 1)
         for _ in range(has_blackhole)
     ]
+
+
+def test_a_host_waits_for_another_subnet_if_its_own_would_cut_it_off() -> None:
+    """The bridge of its containers would take packets from the underlay. alloc plans no routes."""
+    underlay = replace(UNDERLAY, on_link=(IPv4Network("10.100.0.0/20"),))
+    made = planner()
+
+    assert made.take(underlay=underlay) == Blocked(
+        "another subnet for this host: 10.100.15.0/24 is a part of 10.100.0.0/20, the prefix of eth0: it is"
+        " not routed to the overlay, as this host would lose hosts and gateways of the underlay"
+    )
+    assert made.plan is None
+    assert isinstance(made.take(backend=AllocBackend()), Replaced)
