@@ -1,4 +1,4 @@
-"""Channels of changes: nothing is lost, nobody waits for a reader that is gone, none outlives its block."""
+"""Channels of changes: no change is lost, an ended reader is reported, and readers end with the block."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -10,7 +10,7 @@ from pyflannel.ports import Announce, ChangeChannel
 
 
 class Reader:
-    """A reader that does as the test says."""
+    """A reader that the test controls."""
 
     def __init__(self) -> None:
         self.announce: Announce = lambda: None
@@ -23,7 +23,7 @@ class Reader:
 
 
 async def returns(awaitable: Awaitable[None]) -> bool:
-    """Return whether it returns soon; it is cancelled otherwise."""
+    """Return whether the call returns soon. Otherwise it is cancelled."""
     try:
         async with asyncio.timeout(0.01):
             await awaitable
@@ -32,7 +32,7 @@ async def returns(awaitable: Awaitable[None]) -> bool:
     return True
 
 
-def test_bursts_that_came_while_nobody_asked_are_one() -> None:
+def test_bursts_before_the_call_are_coalesced() -> None:
     async def check() -> tuple[bool, bool]:
         reader = Reader()
         async with ChangeChannel(reader.read) as changes:
@@ -44,7 +44,7 @@ def test_bursts_that_came_while_nobody_asked_are_one() -> None:
     assert asyncio.run(check()) == (True, False)
 
 
-def test_whoever_is_cancelled_while_waiting_loses_nothing() -> None:
+def test_a_cancelled_call_loses_no_burst() -> None:
     async def check() -> bool:
         reader = Reader()
         async with ChangeChannel(reader.read) as changes:
@@ -58,7 +58,7 @@ def test_whoever_is_cancelled_while_waiting_loses_nothing() -> None:
     assert asyncio.run(check())
 
 
-def test_each_of_several_readers_is_heard() -> None:
+def test_changes_of_each_reader_are_announced() -> None:
     async def check() -> list[bool]:
         one, two = Reader(), Reader()
         async with ChangeChannel(one.read, two.read) as changes:
@@ -76,12 +76,12 @@ ENDS: dict[str, Callable[[Reader], object]] = {
     "returns": lambda reader: reader.end.set_result(None),
     "is refused": lambda reader: reader.end.set_exception(TargetError("the kernel refused", hint="Look.")),
     "meets an error of the system": lambda reader: reader.end.set_exception(OSError(5, "Input/output error")),
-    "is cancelled by somebody": lambda reader: reader.task and reader.task.cancel(),
+    "is cancelled from elsewhere": lambda reader: reader.task and reader.task.cancel(),
 }
 
 
 @pytest.mark.parametrize("end", ENDS.values(), ids=ENDS.keys())
-def test_a_reader_that_ends_fails_whoever_waits_and_whoever_asks_later(
+def test_an_ended_reader_fails_waiting_and_later_calls(
     end: Callable[[Reader], object],
 ) -> None:
     async def check() -> None:
@@ -98,8 +98,8 @@ def test_a_reader_that_ends_fails_whoever_waits_and_whoever_asks_later(
     asyncio.run(check())
 
 
-def test_a_mistake_in_a_reader_is_no_target_error() -> None:
-    """It ends the program, which says where it is."""
+def test_a_defect_of_a_reader_is_not_a_target_error() -> None:
+    """It ends the program with a traceback."""
 
     async def check() -> None:
         reader = Reader()
@@ -112,7 +112,7 @@ def test_a_mistake_in_a_reader_is_no_target_error() -> None:
     asyncio.run(check())
 
 
-def test_readers_end_with_the_block_however_it_ends() -> None:
+def test_readers_end_with_the_block_in_any_case() -> None:
     async def fail(*readers: Reader) -> None:
         async with ChangeChannel(*(reader.read for reader in readers)):
             await asyncio.sleep(0)

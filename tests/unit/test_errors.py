@@ -1,4 +1,4 @@
-"""How an error is shown: its message and its hint, as sentences."""
+"""Errors for people: message and hint as sentences, and temporary or permanent system errors."""
 
 import errno
 
@@ -18,13 +18,13 @@ from pyflannel.errors import TargetError, in_words, is_permanent, sentences, tar
         ("nft: syntax error\n", "nft: syntax error. Add one."),
     ],
 )
-def test_message_and_hint_are_joined_by_one_mark(message: str, shown: str) -> None:
-    """A message may quote another program, whose text ends as it likes."""
+def test_message_and_hint_are_joined_by_one_punctuation_mark(message: str, shown: str) -> None:
+    """A message may end with the text of another program, with or without punctuation."""
     assert sentences(message, "Add one.") == shown
     assert TargetError(message, hint="Add one.").in_full == shown
 
 
-def test_without_a_hint_the_message_stays_as_it_is() -> None:
+def test_without_a_hint_the_message_is_unchanged() -> None:
     assert sentences("is it a copy?", "") == "is it a copy?"
     assert sentences("no route", "") == "no route"
 
@@ -36,17 +36,17 @@ PERMANENT = "EPERM EACCES EROFS EOPNOTSUPP ENOSYS EINVAL ENOENT EEXIST EISDIR EN
 
 
 @pytest.mark.parametrize("code", [*(getattr(errno, name) for name in TEMPORARY.split()), 9999, None])
-def test_what_may_end_by_itself_is_temporary(code: int | None) -> None:
-    """So is what is not known: a needless try costs little, a try that never comes a host."""
+def test_an_error_that_may_disappear_by_itself_is_temporary(code: int | None) -> None:
+    """An unknown error is temporary too: a needless retry costs little, a missing retry costs a host."""
     assert not is_permanent(code)
 
 
 @pytest.mark.parametrize("code", [getattr(errno, name) for name in PERMANENT.split()])
-def test_what_somebody_must_change_is_permanent(code: int) -> None:
+def test_an_error_that_needs_an_operator_is_permanent(code: int) -> None:
     assert is_permanent(code)
 
 
-def test_what_the_system_refuses_within_a_boundary_is_a_target_error_that_names_it() -> None:
+def test_a_system_error_inside_a_boundary_is_a_target_error_with_its_cause() -> None:
     with pytest.raises(TargetError) as raised, target_errors("the file cannot be read", hint="Look at it."):
         raise OSError(errno.EACCES, "Permission denied", "/run/x")
 
@@ -55,5 +55,5 @@ def test_what_the_system_refuses_within_a_boundary_is_a_target_error_that_names_
     assert raised.value.is_permanent
 
 
-def test_an_error_of_the_system_without_a_number_is_told_in_its_words() -> None:
+def test_a_system_error_without_an_errno_is_shown_by_its_text() -> None:
     assert in_words(OSError("libbpf.so.1: cannot open shared object file")).startswith("libbpf.so.1")

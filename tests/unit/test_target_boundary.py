@@ -1,4 +1,4 @@
-"""What comes out of a target's `apply`: refusals, whatever happens within."""
+"""`apply` of a target returns refusals in every case."""
 
 import asyncio
 import errno
@@ -23,7 +23,7 @@ ADDS: list[Operation] = [Add(HostFile(path=path, text="")) for path in ("/a", "/
         (TargetError("no answer", hint="Wait."), "no answer", False),
     ],
 )
-def test_where_the_whole_fails_each_operation_is_refused_for_that(
+def test_if_the_call_fails_every_operation_is_refused_with_its_cause(
     error: Exception, cause: str, is_permanent: bool
 ) -> None:
     async def fail() -> Sequence[Refusal]:
@@ -36,7 +36,7 @@ def test_where_the_whole_fails_each_operation_is_refused_for_that(
     assert {each.is_permanent for each in refused} == {is_permanent}
 
 
-def test_a_mistake_is_no_refusal() -> None:
+def test_a_defect_is_not_a_refusal() -> None:
     async def fail() -> Sequence[Refusal]:
         raise KeyError("mistake")
 
@@ -44,8 +44,8 @@ def test_a_mistake_is_no_refusal() -> None:
         asyncio.run(performed(ADDS, fail()))
 
 
-def test_where_no_thread_can_be_started_the_system_lacks_something(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter says it by an error that means a mistake elsewhere."""
+def test_a_failed_start_of_a_thread_is_a_system_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter raises an error that means a defect in other cases."""
 
     async def refuse(*_: object) -> None:
         raise RuntimeError("can't start new thread")

@@ -1,4 +1,4 @@
-"""The daemon is asked over its control socket, by its own flannelctl and by nobody else."""
+"""The control socket serves flannelctl, and no other user than root and the user of the daemon."""
 
 import asyncio
 import shutil
@@ -77,7 +77,7 @@ RESERVATION = Lease(
 
 
 class Daemon:
-    """Answers as a daemon does, and keeps what it was told."""
+    """Answers like a daemon, and records the written config."""
 
     def __init__(self, *, failure: FlannelError | None = None) -> None:
         self.failure = failure
@@ -105,7 +105,7 @@ Answer = TypeVar("Answer")
 
 
 def ask(path: Path, daemon: Daemon, question: Callable[[ControlClient], Awaitable[Answer]]) -> Answer:
-    """Serve `daemon` at `path` for the length of one question."""
+    """Serve `daemon` at `path` for one request."""
 
     async def exchange() -> Answer:
         serving = asyncio.ensure_future(serve_control(path, daemon))
@@ -121,15 +121,15 @@ def ask(path: Path, daemon: Daemon, question: Callable[[ControlClient], Awaitabl
     return asyncio.run(exchange())
 
 
-def test_a_status_arrives_as_it_was_given(tmp_path: Path) -> None:
+def test_a_status_is_received_unchanged(tmp_path: Path) -> None:
     assert ask(tmp_path / "s", Daemon(), lambda client: client.status()) == STATUS
 
 
-def test_the_journal_arrives_as_it_was_given(tmp_path: Path) -> None:
+def test_the_journal_is_received_unchanged(tmp_path: Path) -> None:
     assert ask(tmp_path / "s", Daemon(), lambda client: client.events()) == EVENTS
 
 
-def test_a_status_of_a_daemon_that_has_just_started_arrives(tmp_path: Path) -> None:
+def test_the_status_of_a_daemon_that_has_just_started_is_received(tmp_path: Path) -> None:
     class NewDaemon(Daemon):
         async def status(self) -> Status:
             return Status(version="0.1.0", waiting_for="the network config")
@@ -139,14 +139,14 @@ def test_a_status_of_a_daemon_that_has_just_started_arrives(tmp_path: Path) -> N
     assert status == Status(version="0.1.0", waiting_for="the network config")
 
 
-def test_leases_arrive_line_by_line(tmp_path: Path) -> None:
+def test_leases_are_received_one_by_one(tmp_path: Path) -> None:
     leases = ask(tmp_path / "s", Daemon(), lambda client: client.leases())
 
     assert leases == [LeaseEntry.of(LEASE), LeaseEntry.of(RESERVATION)]
     assert [(each.owner, each.is_reservation) for each in leases] == [("5d0f", False), (None, True)]
 
 
-def test_a_config_that_was_set_is_read_back(tmp_path: Path) -> None:
+def test_a_written_config_is_read_back(tmp_path: Path) -> None:
     async def exchange(client: ControlClient) -> tuple[str | None, str | None]:
         before = await client.config_text()
         await client.set_config(CONFIG)
@@ -167,7 +167,7 @@ def test_a_bad_config_is_refused_and_not_written(tmp_path: Path, text: str) -> N
     assert daemon.config is None
 
 
-def test_a_bad_config_s_message_and_hint_arrive(tmp_path: Path) -> None:
+def test_message_and_hint_of_a_bad_config_are_received(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="Network") as raised:
         ask(tmp_path / "s", Daemon(), lambda client: client.set_config("{}"))
 
@@ -175,16 +175,18 @@ def test_a_bad_config_s_message_and_hint_arrive(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("family", [StoreError, BusyError, NotReadyError])
-def test_an_error_of_the_daemon_arrives_as_what_it_is(tmp_path: Path, family: type[FlannelError]) -> None:
-    daemon = Daemon(failure=family("etcd is away", hint="Start it."))
+def test_an_error_of_the_daemon_is_received_with_its_class(
+    tmp_path: Path, family: type[FlannelError]
+) -> None:
+    daemon = Daemon(failure=family("etcd is unreachable", hint="Start it."))
 
-    with pytest.raises(family, match="etcd is away") as raised:
+    with pytest.raises(family, match="etcd is unreachable") as raised:
         ask(tmp_path / "s", daemon, lambda client: client.set_config(CONFIG))
 
     assert raised.value.hint == "Start it."
 
 
-def test_the_socket_is_for_its_owner_and_gone_afterwards(tmp_path: Path) -> None:
+def test_the_socket_is_for_its_owner_and_is_removed_at_the_end(tmp_path: Path) -> None:
     path = tmp_path / "run" / "s"
 
     async def mode(_: ControlClient) -> int:
@@ -195,9 +197,7 @@ def test_the_socket_is_for_its_owner_and_gone_afterwards(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("damage", [Path.unlink, lambda path: shutil.rmtree(path.parent)], ids=["it", "all"])
-def test_a_socket_that_somebody_deletes_is_made_again(
-    tmp_path: Path, damage: Callable[[Path], object]
-) -> None:
+def test_a_deleted_socket_is_created_again(tmp_path: Path, damage: Callable[[Path], object]) -> None:
     path = tmp_path / "run" / "flanneld.sock"
 
     async def delete_and_ask() -> Status:
@@ -224,17 +224,17 @@ def test_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         ask(tmp_path / "s", Daemon(), lambda client: client.status())
 
 
-def test_a_place_where_no_socket_can_be_is_said(tmp_path: Path) -> None:
+def test_an_unusable_path_of_the_socket_is_reported(tmp_path: Path) -> None:
     with pytest.raises(TargetError, match="too long"):
         asyncio.run(serve_control(tmp_path / ("x" * 120), Daemon()))
 
 
-def test_no_daemon_is_not_ready(tmp_path: Path) -> None:
+def test_without_a_daemon_the_error_is_not_ready(tmp_path: Path) -> None:
     with pytest.raises(NotReadyError, match="no such file"):
         asyncio.run(ControlClient(tmp_path / "s").status())
 
 
-def test_what_is_not_the_daemon_is_said(tmp_path: Path) -> None:
+def test_a_server_that_is_not_the_daemon_is_reported(tmp_path: Path) -> None:
     async def ask_elsewhere(_: ControlClient) -> int:
         return (await request(tmp_path / "s", "GET", "/v2/status", deadline_s=20)).status
 

@@ -1,4 +1,4 @@
-"""Health over HTTP: the original's texts, and a readiness that is asked anew each time."""
+"""Health over HTTP: the texts of the original, and the current readiness at each request."""
 
 import asyncio
 import socket
@@ -15,7 +15,7 @@ LOOPBACK = IPv4Address("127.0.0.1")
 
 
 class Host:
-    """A daemon that waits for what the test says."""
+    """A daemon whose readiness the test sets."""
 
     waiting_for: str | None = None
 
@@ -41,7 +41,7 @@ def test_readiness_becomes_false_again() -> None:
     ]
 
 
-def test_it_runs_whatever_it_waits_for() -> None:
+def test_healthz_does_not_depend_on_readiness() -> None:
     host = Host()
     host.waiting_for = "everything"
 
@@ -49,8 +49,8 @@ def test_it_runs_whatever_it_waits_for() -> None:
 
 
 @pytest.mark.parametrize("ip", ["127.0.0.1", "::1", "0.0.0.0", "::"])
-def test_it_is_served_on_every_kind_of_address(ip: str) -> None:
-    """`::` answers IPv4 as well, as Go's does."""
+def test_health_is_served_on_every_kind_of_address(ip: str) -> None:
+    """`::` also serves IPv4, as in Go."""
     listener = listen_tcp(ip_address(ip), 0)
     port = listener.getsockname()[1]
     loopback = "127.0.0.1" if ip != "::1" else ip
@@ -73,7 +73,7 @@ def test_it_is_served_on_every_kind_of_address(ip: str) -> None:
     assert listener.fileno() == -1
 
 
-def test_a_port_in_use_is_said() -> None:
+def test_a_port_in_use_is_reported() -> None:
     with socket.create_server(("127.0.0.1", 0)) as holder:
         port = holder.getsockname()[1]
         with pytest.raises(BusyError, match=f"TCP port 127.0.0.1:{port} is in use") as caught:
@@ -82,7 +82,7 @@ def test_a_port_in_use_is_said() -> None:
     assert str(port) in caught.value.hint
 
 
-def test_an_address_of_another_host_is_said() -> None:
+def test_an_address_of_another_host_is_reported() -> None:
     with pytest.raises(TargetError, match=r"203\.0\.113\.1:8081 cannot be opened"):
         listen_tcp(IPv4Address("203.0.113.1"), 8081)
 

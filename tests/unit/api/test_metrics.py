@@ -1,4 +1,4 @@
-"""What Prometheus is told of a status, and that nobody pays for it who does not ask."""
+"""The metrics of a status. Without a scrape they cost no memory."""
 
 import re
 import subprocess
@@ -82,7 +82,7 @@ STATUS = Status(
 
 
 def scrape(statuses: Mapping[str, Status]) -> Samples:
-    """Return what a scraper reads of them, by name and labels."""
+    """Return the scraped samples by name and labels."""
     families = text_string_to_metric_families(expose(statuses, UTC).decode())
     return {
         (sample.name, frozenset(sample.labels.items())): sample.value
@@ -96,7 +96,7 @@ def key(name: str, **labels: str) -> tuple[str, frozenset[tuple[str, str]]]:
     return f"flannel_{name}", frozenset(labels.items())
 
 
-def test_a_status_is_told_whole() -> None:
+def test_every_value_of_a_status_has_a_sample() -> None:
     assert scrape({"": STATUS}) == {
         key("build_info", version="0.1.0"): 1,
         key("ready"): 1,
@@ -149,7 +149,7 @@ def test_a_status_is_told_whole() -> None:
     }
 
 
-def test_what_is_not_there_has_no_sample() -> None:
+def test_a_missing_value_has_no_sample() -> None:
     assert scrape({"": Status(version="0.1.0")}) == {
         key("build_info", version="0.1.0"): 1,
         key("ready"): 0,
@@ -161,7 +161,7 @@ def test_what_is_not_there_has_no_sample() -> None:
     assert scrape({}) == {}
 
 
-def test_a_store_that_is_away_is_so_since_when_it_went() -> None:
+def test_the_staleness_of_a_store_counts_from_its_loss() -> None:
     store = StoreStatus(url="etcd://10.0.0.1:2379", is_connected=False, is_stale=True, since_s=77.0)
 
     scraped = scrape({"": replace(STATUS, store=store)})
@@ -171,7 +171,7 @@ def test_a_store_that_is_away_is_so_since_when_it_went() -> None:
     assert scraped[key("datastore_staleness_seconds")] == 77
 
 
-def test_of_several_networks_each_sample_says_whose_it_is() -> None:
+def test_with_several_networks_each_sample_names_its_network() -> None:
     scraped = scrape({"blue": STATUS, "red": replace(STATUS, is_ready=False)})
 
     assert scraped[key("ready", network="blue")] == 1
@@ -181,7 +181,7 @@ def test_of_several_networks_each_sample_says_whose_it_is() -> None:
 
 
 def test_every_counter_of_packets_becomes_a_metric() -> None:
-    """One of the forwarder's or the programs' that no family takes would be lost to whoever watches."""
+    """A counter of the forwarder or of the programs without a family would be invisible."""
     forwarder = dict.fromkeys(Counters().by_name(), 1) | {"write_failed_EIO": 1}
     programs = dict.fromkeys((outcome.value for outcome in Outcome), 1)
     status = replace(
@@ -216,7 +216,7 @@ def test_names_follow_the_conventions() -> None:
 
 
 @pytest.mark.parametrize("path", ["docs/guides/monitoring.md", "deploy/prometheus/flannel.rules.yml"])
-def test_expressions_are_of_metrics_that_there_are(path: str) -> None:
+def test_expressions_use_only_existing_metrics(path: str) -> None:
     labels = {family.name: set(family.labels) for family in FAMILIES}
 
     used = re.findall(r"\b(flannel_\w+)(?:\{([^}]*)\})?", (ROOT / path).read_text())
@@ -241,8 +241,8 @@ def test_the_process_itself_is_measured() -> None:
     assert "process_cpu_seconds_total" in text
 
 
-def test_a_daemon_that_nobody_scrapes_never_loads_the_library() -> None:
-    """It takes some megabytes. The routes are made, and a health check answered."""
+def test_without_a_scrape_the_library_is_not_loaded() -> None:
+    """The library takes some megabytes. The test creates the routes and answers a health check."""
     script = """
 import asyncio, sys
 import pyflannel.programs.flanneld_run as flanneld

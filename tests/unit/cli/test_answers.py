@@ -1,4 +1,4 @@
-"""What flannelctl prints can be read by people."""
+"""flannelctl prints readable texts."""
 
 import json
 from pathlib import Path
@@ -24,30 +24,30 @@ from pyflannel.cli.invocation import say
         (93600.0, "1 d 2 h"),
     ],
 )
-def test_a_length_of_time_is_its_two_largest_units(seconds: float, text: str) -> None:
+def test_a_duration_is_shown_in_its_two_largest_units(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
-def test_a_row_stays_one_line_where_nobody_looks(capsys: pytest.CaptureFixture[str]) -> None:
-    """A long owner is found whole by grep, in a file or a pipe."""
+def test_a_row_stays_one_line_in_a_file_or_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
+    """A long owner is found by grep in a file or a pipe."""
     print_table(("SUBNET", "OWNER"), [("10.100.15.0/24", "x" * 200)])
 
     assert f"10.100.15.0/24  {'x' * 200}" in capsys.readouterr().out
 
 
-def test_no_line_ends_in_blanks(capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_line_ends_with_spaces(capsys: pytest.CaptureFixture[str]) -> None:
     print_table(("LAB", "DIRECTORY"), [("r", "/a/long/path"), ("s", "/b")])
 
     assert capsys.readouterr().out == "LAB  DIRECTORY\nr    /a/long/path\ns    /b\n"
 
 
-def test_texts_of_others_are_not_markup(capsys: pytest.CaptureFixture[str]) -> None:
+def test_texts_of_the_store_are_not_interpreted_as_markup(capsys: pytest.CaptureFixture[str]) -> None:
     print_table(("OWNER",), [("[red]x[/red] :smile:",)])
 
     assert "[red]x[/red] :smile:" in capsys.readouterr().out
 
 
-def test_facts_stand_in_one_column(capsys: pytest.CaptureFixture[str]) -> None:
+def test_facts_are_aligned_in_one_column(capsys: pytest.CaptureFixture[str]) -> None:
     print_facts([("lease", "10.100.15.0/24"), ("forwarder", "pid 1")])
 
     assert capsys.readouterr().out == "lease      10.100.15.0/24\nforwarder  pid 1\n"
@@ -56,8 +56,8 @@ def test_facts_stand_in_one_column(capsys: pytest.CaptureFixture[str]) -> None:
 HOSTILE = "vxlan\nready\x1b[2J\x9b31m\x7f\u2028\u202e"
 
 
-def test_a_text_of_the_store_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    """Neither a new line nor an escape sequence gets through, in whatever form a text is printed."""
+def test_a_text_of_the_store_cannot_control_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """Line feeds and escape sequences are escaped in every form of output."""
     print_table(("BACKEND", "OWNER"), [(HOSTILE, HOSTILE)])
     print_facts([("waiting", HOSTILE)])
     say(HOSTILE)
@@ -71,7 +71,7 @@ def test_a_text_of_the_store_cannot_steer_the_terminal(capsys: pytest.CaptureFix
     assert json.loads(printed.out[printed.out.index("{") :]) == {"owner": HOSTILE}
 
 
-def test_long_texts_are_cut_and_keep_both_ends(capsys: pytest.CaptureFixture[str]) -> None:
+def test_long_texts_are_shortened_and_keep_both_ends(capsys: pytest.CaptureFixture[str]) -> None:
     print_table(("BACKEND", "OWNER"), [("x" * 1_000_000, "o")] + [("udp", "o")] * 4)
     say("first " + "\x1b" * 1_000_000 + " last")
 
@@ -81,14 +81,14 @@ def test_long_texts_are_cut_and_keep_both_ends(capsys: pytest.CaptureFixture[str
     assert printed.endswith(" last\n")
 
 
-def test_styles_of_our_own_reach_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+def test_styles_of_flannelctl_reach_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     say("a cause\x1b[0m", label=click.style("error", fg="red"))
 
     assert "a cause\\u001b[0m\n" in capsys.readouterr().out
 
 
 def test_every_text_is_printed_by_the_functions_that_escape() -> None:
-    """No command prints by itself what may come from the store."""
+    """Commands print texts that may come from the store only by these functions."""
     package = Path(__file__).parents[3] / "src/pyflannel"
     sources = [*(package / "cli").glob("*.py"), package / "programs/flannelctl.py"]
 

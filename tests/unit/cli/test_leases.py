@@ -1,4 +1,4 @@
-"""flannelctl leases: every key of the store is a line of its own."""
+"""flannelctl leases prints one line for each key of the store."""
 
 import asyncio
 from pathlib import Path
@@ -10,7 +10,7 @@ from pyflannel.model.store_record import Put
 from pyflannel.programs.flannelctl import run
 
 
-def test_two_keys_of_one_subnet_are_told_apart(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_two_keys_of_one_subnet_are_distinguished(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     url = f"sqlite://{tmp_path}/leases.db"
 
     async def write() -> None:

@@ -1,4 +1,4 @@
-"""Peers in flannelctl: who they are, and why some are not sent to."""
+"""flannelctl peers: the other hosts, and why some are not reachable."""
 
 import json
 from ipaddress import IPv4Address, IPv4Network
@@ -36,7 +36,7 @@ STATUS = Status(
 )
 
 
-def test_peers_are_the_leases_of_others_in_order_with_what_is_wrong() -> None:
+def test_peers_are_the_leases_of_others_sorted_with_the_reason_of_a_refusal() -> None:
     found = entries_of(STATUS, [entry(20, "f00d"), entry(15), entry(9)])
 
     assert found == [
@@ -56,5 +56,5 @@ def test_peers_are_the_leases_of_others_in_order_with_what_is_wrong() -> None:
     assert json.loads(format_peers(found))["peers"][0]["refused"] == "it is not on our link"
 
 
-def test_refused_peers_and_notes_survive_the_socket() -> None:
+def test_refused_peers_and_notes_are_received_unchanged() -> None:
     assert parse_status(format_status(STATUS)) == STATUS

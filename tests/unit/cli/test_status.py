@@ -1,4 +1,4 @@
-"""flannelctl status tells people all that keeps a host from being ready, and of many the first."""
+"""flannelctl status lists the reasons why a host is not ready, and limits long lists."""
 
 from dataclasses import replace
 
@@ -14,20 +14,20 @@ def told(reconcile: ReconcileStatus, name: str) -> list[str]:
     return [text for each, text in facts(Status(version="1", reconcile=reconcile)) if each == name]
 
 
-def test_a_repair_that_waits_is_named() -> None:
+def test_a_delayed_repair_is_listed() -> None:
     fought = replace(QUIET, held=("route 10.100.0.0/16: missing",))
 
     assert told(fought, "held back") == ["route 10.100.0.0/16: missing"]
     assert told(QUIET, "held back") == []
 
 
-def test_of_many_refusals_the_rest_is_counted() -> None:
+def test_many_refusals_are_partly_counted() -> None:
     many = replace(QUIET, refused=tuple(f"peer {number}" for number in range(1000)))
 
     assert told(many, "refused")[-2:] == ["peer 7", "992 more: see flannelctl status --json"]
 
 
-def test_an_error_of_the_store_that_is_over_is_told_with_its_time() -> None:
+def test_a_past_error_of_the_store_is_shown_with_its_age() -> None:
     store = StoreStatus(url="etcd://a", is_connected=True, since_s=60.0, last_error="no route")
 
     def line(store: StoreStatus) -> str:

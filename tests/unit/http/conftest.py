@@ -1,4 +1,4 @@
-"""A server on a Unix socket in a directory of its own, and raw octets towards it."""
+"""A server on a Unix socket in a temporary directory, and raw bytes to it."""
 
 import asyncio
 import contextlib
@@ -24,7 +24,7 @@ Say = Callable[..., Awaitable[bytes]]
 
 @pytest.fixture
 def serve(tmp_path: Path) -> Serve:
-    """Serve routes for the length of a block, which gets the socket's path."""
+    """Serve routes during a block, which gets the path of the socket."""
 
     @contextlib.asynccontextmanager
     async def serving(
@@ -46,7 +46,7 @@ def serve(tmp_path: Path) -> Serve:
 
 @pytest.fixture
 def say(serve: Serve) -> Say:
-    """Send these octets to an echo, and return all that comes back until the server closes."""
+    """Send these bytes to an echo handler, and return everything until the server closes."""
 
     async def exchange(octets: bytes, *, limits: Limits | None = None, ends: bool = False) -> bytes:
         async with serve(limits=limits) as path:

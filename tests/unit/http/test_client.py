@@ -1,4 +1,4 @@
-"""The client returns an answer, or says within its deadline that there is none."""
+"""The client returns an answer, or raises an error within its deadline."""
 
 import asyncio
 import contextlib
@@ -16,12 +16,12 @@ Serve = Callable[..., AbstractAsyncContextManager[Path]]
 
 @contextlib.asynccontextmanager
 async def answering(path: Path, octets: bytes) -> AsyncIterator[None]:
-    """Answer every connection with these octets, whatever it asks; with none: never."""
+    """Answer every request with these bytes; never answer if there are none."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         if not octets:
-            await asyncio.Event().wait()  # since Python 3.13 a connection that nobody holds is closed
+            await asyncio.Event().wait()  # since Python 3.13, an unreferenced connection is closed
         writer.write(octets)
         writer.close()
 
@@ -40,7 +40,7 @@ def ask(path: Path, octets: bytes, *, deadline_s: float = 20.0) -> bytes:
     return asyncio.run(exchange())
 
 
-def test_a_body_of_a_megabyte_comes_back_whole(serve: Serve) -> None:
+def test_a_body_of_a_megabyte_is_returned_completely(serve: Serve) -> None:
     body = bytes(range(256)) * 4096
 
     async def exchange() -> bytes:
@@ -50,7 +50,7 @@ def test_a_body_of_a_megabyte_comes_back_whole(serve: Serve) -> None:
     assert asyncio.run(exchange()) == body
 
 
-def test_interim_answers_are_passed_over(tmp_path: Path) -> None:
+def test_interim_answers_are_ignored(tmp_path: Path) -> None:
     octets = b"HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"
 
     assert ask(tmp_path / "s", octets) == b"hi"
@@ -59,7 +59,7 @@ def test_interim_answers_are_passed_over(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "octets", [b"SSH-2.0-OpenSSH\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhi", b"\x00" * 100]
 )
-def test_what_is_no_answer_is_a_wire_error(tmp_path: Path, octets: bytes) -> None:
+def test_an_invalid_answer_is_a_wire_error(tmp_path: Path, octets: bytes) -> None:
     with pytest.raises(WireError):
         ask(tmp_path / "s", octets)
 
@@ -69,6 +69,6 @@ def test_silence_ends_at_the_deadline(tmp_path: Path) -> None:
         ask(tmp_path / "s", b"", deadline_s=0.1)
 
 
-def test_nobody_there_is_said_at_once(tmp_path: Path) -> None:
+def test_a_missing_server_is_an_error_immediately(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         asyncio.run(request(tmp_path / "s", "GET", "/", deadline_s=20))

@@ -1,4 +1,4 @@
-"""An endpoint that cannot be had stops nothing: it is said, and had as soon as it can be."""
+"""An endpoint that cannot be opened is logged and retried, and does not stop the daemon."""
 
 import asyncio
 import socket
@@ -23,7 +23,7 @@ def endpoint(port: int, ip: IPv4Address = LOOPBACK) -> Endpoint:
 
 
 async def ask(port: int) -> bytes:
-    """Return the answer, as soon as somebody listens."""
+    """Return the answer as soon as a server listens."""
     while True:
         try:
             reader, writer = await asyncio.open_connection(str(LOOPBACK), port)
@@ -36,14 +36,14 @@ async def ask(port: int) -> bytes:
         return said
 
 
-def test_a_port_in_use_is_said_once_and_served_when_it_is_free(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_port_in_use_is_logged_once_and_served_when_it_is_free(caplog: pytest.LogCaptureFixture) -> None:
     async def live() -> tuple[int, bytes]:
         with socket.create_server((str(LOOPBACK), 0)) as holder:
             port = holder.getsockname()[1]
             serving = asyncio.create_task(
                 serve_endpoint(endpoint(port), {("GET", "/hello"): hello}, retry_s=0)
             )
-            for _ in range(100):  # it tries in each turn
+            for _ in range(100):  # one attempt in each turn
                 await asyncio.sleep(0)
         async with asyncio.timeout(DEADLINE_S):
             said = await ask(port)
@@ -62,7 +62,7 @@ def test_a_port_in_use_is_said_once_and_served_when_it_is_free(caplog: pytest.Lo
     assert caplog.records[0].levelname == "ERROR"
 
 
-def test_an_address_of_another_host_is_said(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_address_of_another_host_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     async def live() -> None:
         serving = asyncio.create_task(serve_endpoint(endpoint(8471, IPv4Address("203.0.113.1")), {}))
         await asyncio.sleep(0)
@@ -78,16 +78,18 @@ def test_an_address_of_another_host_is_said(caplog: pytest.LogCaptureFixture) ->
     ]
 
 
-def test_all_addresses_of_a_kernel_without_ipv6_are_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Python says it otherwise than the kernel does."""
+def test_all_addresses_on_a_kernel_without_ipv6_are_refused_with_a_cause(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Python reports this with another error than the kernel."""
     monkeypatch.setattr(socket, "has_dualstack_ipv6", lambda: False)
 
     with pytest.raises(TargetError, match="IPv6"):
         listen_tcp(IPv6Address("::"), 0)
 
 
-def test_an_endpoint_takes_no_large_request() -> None:
-    """Strangers reach it: health and metrics need no body, so that one costs no memory."""
+def test_an_endpoint_refuses_a_large_request() -> None:
+    """Any program may reach it. Health and metrics need no body, so a large one must cost no memory."""
 
     async def live() -> bytes:
         with socket.create_server((str(LOOPBACK), 0)) as free:

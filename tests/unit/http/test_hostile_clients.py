@@ -1,4 +1,4 @@
-"""Nothing that one client does leaves its own connection: the server answers the next client."""
+"""A client affects only its own connection: the server answers the next client."""
 
 import asyncio
 import logging
@@ -28,7 +28,7 @@ HEALTH: Routes = {("GET", "/healthz"): healthz}
 
 @asynccontextmanager
 async def tcp_server(*, limits: Limits | None = None, routes: Routes = HEALTH) -> AsyncIterator[int]:
-    """Serve on a TCP port of the loopback device for the length of the block, which gets the port."""
+    """Serve on a TCP port of the loopback device during the block, which gets the port."""
     listener = socket.create_server(("127.0.0.1", 0))
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # a slow client fills it soon
     async with asyncio.TaskGroup() as tasks:
@@ -57,7 +57,7 @@ async def read_all(client: socket.socket) -> bytes:
 
 
 async def ask(port: int) -> bytes:
-    """Return the answer to one honest request."""
+    """Return the answer to one normal request."""
     with await connect(port) as client:
         await asyncio.get_running_loop().sock_sendall(
             client, GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
@@ -86,7 +86,7 @@ def test_a_client_that_reads_late_does_not_end_the_server() -> None:
                 await all_answered.wait()
                 for _ in range(
                     20
-                ):  # the server meets the end of the requests and closes, its buffer not empty
+                ):  # the server reads the end of the requests and closes with a non-empty buffer
                     await asyncio.sleep(0)
                 taken = await read_all(client)
             return taken, await ask(port)
@@ -98,7 +98,7 @@ def test_a_client_that_reads_late_does_not_end_the_server() -> None:
 
 
 def test_a_large_answer_over_a_unix_socket_does_not_end_the_server(serve: Serve) -> None:
-    """`flannelctl status` over thousands of leases gets more than a socket buffers."""
+    """`flannelctl status` with thousands of leases gets more data than a socket buffers."""
     sizes = range(100_000, 400_000, 15_000)  # at some of them the rest fits below asyncio's high-water mark
 
     async def large(request: Request) -> Response:
@@ -150,8 +150,8 @@ async def ended(client: socket.socket) -> bool:
 
 
 @pytest.mark.parametrize("sent", [b"", b"G"], ids=["silent", "one octet of a request"])
-def test_idle_clients_do_not_keep_an_honest_one_out(sent: bytes) -> None:
-    """As many clients as there are places say nothing more: the oldest loses its place, and no other."""
+def test_idle_clients_do_not_block_an_active_one(sent: bytes) -> None:
+    """All places have silent clients: the oldest one loses its place, and no other does."""
 
     async def attack() -> tuple[bytes, bool, int]:
         places = Limits().connections
@@ -178,8 +178,8 @@ def is_closed(client: socket.socket) -> bool:
         return False
 
 
-def test_a_client_whose_answer_is_being_made_keeps_its_place() -> None:
-    """Idle clients are evicted, and never one that waits for the server."""
+def test_a_client_keeps_its_place_while_its_answer_is_prepared() -> None:
+    """Idle clients are evicted, but no client that waits for the server."""
 
     async def attack() -> bytes:
         asked, may_answer = asyncio.Event(), asyncio.Event()
@@ -201,8 +201,8 @@ def test_a_client_whose_answer_is_being_made_keeps_its_place() -> None:
     assert asyncio.run(attack()).startswith(b"HTTP/1.1 200")
 
 
-def test_refused_clients_that_linger_are_bounded() -> None:
-    """While every place is busy, as many refused clients as there are places may read why; no more."""
+def test_the_number_of_lingering_refused_clients_is_limited() -> None:
+    """While every place is busy, a limited number of refused clients can read the reason."""
 
     async def attack() -> tuple[list[bytes], bool]:
         busy = asyncio.Queue[None]()

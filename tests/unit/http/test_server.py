@@ -1,4 +1,4 @@
-"""The server keeps its promises to honest clients, and its bounds against the others."""
+"""The server serves normal clients and enforces its limits."""
 
 import asyncio
 import contextlib
@@ -28,14 +28,14 @@ def put(body: bytes, *, declared: int | None = None) -> bytes:
     return b"PUT /echo HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n" % length + body
 
 
-def test_pipelined_requests_are_answered_in_turn(say: Say) -> None:
+def test_pipelined_requests_are_answered_in_order(say: Say) -> None:
     answers = asyncio.run(say(put(b"first") + put(b"second") + LAST))
 
     assert answers.count(b"HTTP/1.1 200 OK\r\n") == 3
     assert answers.index(b"first") < answers.index(b"second") < answers.index(b"nothing")
 
 
-def test_an_answer_says_its_length_and_date(say: Say) -> None:
+def test_an_answer_contains_its_length_and_date(say: Say) -> None:
     head = asyncio.run(say(LAST)).partition(b"\r\n\r\n")[0]
 
     assert b"Content-Length: 7" in head
@@ -55,7 +55,7 @@ def test_http_1_0_closes_after_one_answer(say: Say) -> None:
     assert answer.startswith(b"HTTP/1.1 200")
 
 
-def test_chunks_are_put_together(say: Say) -> None:
+def test_chunks_are_joined(say: Say) -> None:
     chunks = b"3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n"
 
     answer = asyncio.run(
@@ -65,7 +65,7 @@ def test_chunks_are_put_together(say: Say) -> None:
     assert b"\r\n\r\nabcde" in answer
 
 
-def test_a_client_that_waits_is_told_to_continue(serve: Serve) -> None:
+def test_a_waiting_client_gets_100_continue(serve: Serve) -> None:
     async def ask() -> tuple[bytes, bytes]:
         async with serve() as path:
             reader, writer = await asyncio.open_unix_connection(path)
@@ -93,26 +93,26 @@ def test_a_client_that_waits_is_told_to_continue(serve: Serve) -> None:
         (b"PUT /echo HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: gzip\r\n\r\n", b"501"),
     ],
 )
-def test_what_is_wrong_is_named_by_its_status(say: Say, octets: bytes, status: bytes) -> None:
+def test_the_status_identifies_the_fault(say: Say, octets: bytes, status: bytes) -> None:
     answer = asyncio.run(say(octets))
 
     assert answer.startswith(b"HTTP/1.1 " + status)
 
 
-def test_a_wrong_method_is_told_the_right_ones(say: Say) -> None:
+def test_a_wrong_method_is_answered_with_the_allowed_ones(say: Say) -> None:
     answer = asyncio.run(say(b"DELETE /echo HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"))
 
     assert b"\r\nAllow: GET, PUT\r\n" in answer
 
 
-def test_a_body_that_is_declared_too_long_is_refused_unread(say: Say) -> None:
+def test_a_body_that_is_declared_too_long_is_refused_without_reading_it(say: Say) -> None:
     answer = asyncio.run(say(put(b"x" * 10, declared=10**9), limits=Limits(body_octets=100), ends=True))
 
     assert answer.startswith(b"HTTP/1.1 413")
 
 
 def test_a_body_that_grows_too_long_is_refused_and_the_reason_arrives(say: Say) -> None:
-    """The client is still sending when it is refused; it must read why all the same."""
+    """The client is still sending when it is refused. It must be able to read the reason."""
     chunk = b"10000\r\n" + b"x" * 0x10000 + b"\r\n"
 
     answer = asyncio.run(
@@ -126,14 +126,14 @@ def test_a_body_that_grows_too_long_is_refused_and_the_reason_arrives(say: Say) 
     assert answer.startswith(b"HTTP/1.1 413")
 
 
-def test_headers_without_end_are_refused(say: Say) -> None:
+def test_endless_headers_are_refused(say: Say) -> None:
     answer = asyncio.run(say(b"GET /echo HTTP/1.1\r\nA: " + b"x" * 100_000, ends=True))
 
     assert answer.startswith(b"HTTP/1.1 431")
 
 
-def test_a_request_that_trickles_in_is_given_up(serve: Serve) -> None:
-    """One octet at a time keeps no connection open for longer than a request may take."""
+def test_a_very_slow_request_is_refused(serve: Serve) -> None:
+    """A client that sends single bytes is disconnected at the deadline of a request."""
 
     async def trickle() -> bytes:
         async with serve(limits=Limits(request_s=0.1, linger_s=0.1)) as path:
@@ -148,13 +148,13 @@ def test_a_request_that_trickles_in_is_given_up(serve: Serve) -> None:
     assert asyncio.run(trickle()).startswith(b"HTTP/1.1 408")
 
 
-def test_a_silent_client_is_let_go(say: Say) -> None:
+def test_a_silent_client_is_disconnected(say: Say) -> None:
     answer = asyncio.run(say(b"", limits=Limits(idle_s=0.05)))
 
     assert answer == b""
 
 
-def test_a_client_that_does_not_take_its_answer_is_let_go(serve: Serve) -> None:
+def test_a_client_that_does_not_read_its_answer_is_disconnected(serve: Serve) -> None:
     async def huge(_: Request) -> Response:
         return Response(status=200, body=bytes(10_000_000))
 
@@ -170,7 +170,7 @@ def test_a_client_that_does_not_take_its_answer_is_let_go(serve: Serve) -> None:
     assert asyncio.run(ask()) == 1
 
 
-def test_clients_beyond_the_bound_are_turned_away_while_every_place_is_busy(serve: Serve) -> None:
+def test_clients_above_the_limit_are_refused_while_every_place_is_busy(serve: Serve) -> None:
     async def ask() -> tuple[int, list[int]]:
         busy, may_answer = asyncio.Queue[None](), asyncio.Event()
 
@@ -193,7 +193,7 @@ def test_clients_beyond_the_bound_are_turned_away_while_every_place_is_busy(serv
     assert answered == [200, 200]
 
 
-def test_a_place_is_free_again_after_its_client_left(serve: Serve) -> None:
+def test_a_place_is_free_again_after_its_client_disconnected(serve: Serve) -> None:
     async def ask() -> list[int]:
         async with serve(limits=Limits(connections=1)) as path:
             return [(await request(path, "GET", "/echo", deadline_s=20)).status for _ in range(5)]
@@ -201,14 +201,14 @@ def test_a_place_is_free_again_after_its_client_left(serve: Serve) -> None:
     assert asyncio.run(ask()) == [200] * 5
 
 
-def test_whom_the_server_does_not_admit_gets_nothing(serve: Serve) -> None:
+def test_a_client_that_is_not_admitted_gets_403(serve: Serve) -> None:
     async def ask() -> bytes:
         async with serve(admit=lambda _: False) as path:
             reader, writer = await asyncio.open_unix_connection(path)
             writer.write(b"GET /echo HTTP/1.1\r\n")
             await writer.drain()
             answer = await reader.read()
-            with contextlib.suppress(ConnectionError):  # if it waited no longer
+            with contextlib.suppress(ConnectionError):  # if the server has closed the connection
                 writer.write(b"Host: h\r\n\r\n")
                 await writer.drain()
             writer.close()
@@ -217,7 +217,7 @@ def test_whom_the_server_does_not_admit_gets_nothing(serve: Serve) -> None:
     assert asyncio.run(ask()).startswith(b"HTTP/1.1 403")
 
 
-def test_a_handler_that_fails_costs_one_answer(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failing_handler_affects_only_one_answer(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
     async def broken(_: Request) -> Response:
         raise ZeroDivisionError
 
@@ -234,7 +234,7 @@ def test_a_handler_that_fails_costs_one_answer(serve: Serve, caplog: pytest.LogC
     assert "ZeroDivisionError" in caplog.text
 
 
-def test_a_handler_that_hangs_is_ended(serve: Serve) -> None:
+def test_a_hanging_handler_is_cancelled(serve: Serve) -> None:
     async def hanging(_: Request) -> Response:
         await asyncio.Event().wait()
         raise AssertionError
@@ -252,8 +252,8 @@ def test_a_handler_that_hangs_is_ended(serve: Serve) -> None:
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
     deadline=None,
 )
-def test_no_octets_at_all_harm_the_server(serve: Serve, octets: bytes) -> None:
-    """Whatever one client sends, the next one is served."""
+def test_no_bytes_damage_the_server(serve: Serve, octets: bytes) -> None:
+    """After any input of a client, the next client is served."""
 
     async def ask() -> int:
         async with serve(limits=Limits(linger_s=0.05)) as path:

@@ -20,7 +20,7 @@ def test_only_the_owner_may_connect(tmp_path: Path) -> None:
     assert not listener.getblocking()
 
 
-def test_a_dead_program_s_socket_is_replaced(tmp_path: Path) -> None:
+def test_the_socket_of_an_ended_program_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "s"
     listen_unix(path).close()
 
@@ -30,14 +30,14 @@ def test_a_dead_program_s_socket_is_replaced(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["s"]
 
 
-def test_a_living_program_s_socket_is_left_alone(tmp_path: Path) -> None:
+def test_the_socket_of_a_running_program_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "s"
 
     with listen_unix(path), pytest.raises(BusyError, match="another program serves"):
         listen_unix(path)
 
 
-def test_a_file_that_is_no_socket_is_left_alone(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_socket_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "s"
     path.write_text("precious")
 
@@ -47,14 +47,14 @@ def test_a_file_that_is_no_socket_is_left_alone(tmp_path: Path) -> None:
     assert path.read_text() == "precious"
 
 
-def test_a_path_too_long_for_the_kernel_leaves_nothing(tmp_path: Path) -> None:
+def test_a_path_too_long_for_the_kernel_leaves_no_file(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="too long"):
         listen_unix(tmp_path / ("x" * 120))
 
     assert not list(tmp_path.iterdir())
 
 
-def test_the_peer_s_user_is_known(tmp_path: Path) -> None:
+def test_the_user_of_the_client_is_known(tmp_path: Path) -> None:
     path = tmp_path / "s"
 
     with listen_unix(path) as listener, socket.socket(socket.AF_UNIX) as client:

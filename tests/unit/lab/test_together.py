@@ -1,4 +1,4 @@
-"""Several things at the same time."""
+"""Concurrent calls."""
 
 import _thread
 import signal
@@ -12,7 +12,7 @@ import pytest
 from pyflannel.lab.waiting import together
 
 
-def test_results_come_in_order_and_the_one_failure_as_it_was() -> None:
+def test_results_are_ordered_and_a_single_failure_is_raised_unchanged() -> None:
     assert together([lambda: "first", lambda: "second"]) == ["first", "second"]
     assert together([]) == []
     with pytest.raises(ZeroDivisionError):
@@ -21,22 +21,22 @@ def test_results_come_in_order_and_the_one_failure_as_it_was() -> None:
 
 @pytest.fixture
 def _hearing() -> Iterator[None]:
-    """Whoever runs the tests in the background has it ignored."""
+    """Background jobs of a shell ignore SIGINT."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.usefixtures("_hearing")
-def test_an_interrupt_that_comes_just_before_the_wait_is_heard() -> None:
-    """No system call is broken off by it; the call under way is left to itself."""
+def test_an_interrupt_just_before_the_wait_is_handled() -> None:
+    """The signal interrupts no system call, and the running call continues."""
     is_over, heard = threading.Event(), []
 
     def interrupt_and_go_on() -> None:
         main = threading.main_thread().ident
         while sys._current_frames()[main or 0].f_code.co_name != "wait":
             time.sleep(0.001)
-        time.sleep(0.05)  # in which it has begun to wait; if it has not, it hears all the sooner
+        time.sleep(0.05)  # long enough for the wait to begin; otherwise the signal is handled earlier
         _thread.interrupt_main()
         heard.append(is_over.wait(30))
 

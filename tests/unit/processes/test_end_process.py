@@ -1,4 +1,4 @@
-"""Only the process that is meant is killed, whatever happens to its number meanwhile."""
+"""Only the intended process is killed, even if its process ID is reused."""
 
 import asyncio
 import os
@@ -19,20 +19,20 @@ def sleeper() -> Iterator[subprocess.Popen[bytes]]:
         process.kill()
 
 
-def test_a_process_that_is_meant_is_killed(sleeper: subprocess.Popen[bytes]) -> None:
+def test_the_intended_process_is_killed(sleeper: subprocess.Popen[bytes]) -> None:
     assert asyncio.run(end_process(sleeper.pid, lambda pid: pid == sleeper.pid))
     assert sleeper.wait(10) == -9
 
 
-def test_a_process_that_is_not_meant_is_left_alone(sleeper: subprocess.Popen[bytes]) -> None:
+def test_another_process_is_not_killed(sleeper: subprocess.Popen[bytes]) -> None:
     assert not asyncio.run(end_process(sleeper.pid, lambda pid: False))
     assert sleeper.poll() is None
 
 
-def test_whoever_gets_the_number_after_the_examination_is_not_killed(
+def test_a_process_that_reuses_the_id_after_the_check_is_not_killed(
     sleeper: subprocess.Popen[bytes],
 ) -> None:
-    """The process is fixed first: if it ends while it is examined, the signal has no receiver."""
+    """The pidfd is opened first. If the process ends during the check, the signal has no receiver."""
 
     def end_meanwhile(pid: int) -> bool:
         sleeper.kill()
@@ -42,7 +42,7 @@ def test_whoever_gets_the_number_after_the_examination_is_not_killed(
     assert not asyncio.run(end_process(sleeper.pid, end_meanwhile))
 
 
-def test_a_process_is_examined_only_after_it_is_fixed(
+def test_a_process_is_checked_only_after_its_pidfd_is_open(
     sleeper: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done: list[str] = []
@@ -59,17 +59,19 @@ def test_a_process_is_examined_only_after_it_is_fixed(
     assert done == ["fixed", "examined"]
 
 
-def test_a_number_that_nobody_has_is_nobody() -> None:
+def test_an_unused_process_id_is_no_error() -> None:
     with subprocess.Popen(["true"]) as process:
         process.wait()
 
     assert not asyncio.run(end_process(process.pid, lambda pid: True))
 
 
-def test_a_forwarder_is_that_of_its_run_directory(tmp_path: Path) -> None:
-    wait = "import sys; sys.stdin.read()"
+def test_a_forwarder_belongs_to_its_run_directory(tmp_path: Path) -> None:
+    wait = "import sys; print('ready', flush=True); sys.stdin.read()"
     command = [sys.executable, "-c", wait, FORWARDER, f"--run-dir={tmp_path}"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()  # Popen may return before /proc shows the command line
         assert is_forwarder(process.pid)
         assert is_forwarder_of(tmp_path, process.pid)
         assert not is_forwarder_of(tmp_path / "other", process.pid)

@@ -1,4 +1,4 @@
-"""What the system refuses the forwarder's target is a refusal of the operation, and never ends the daemon."""
+"""A system error of the forwarder target is a refusal of the operation and does not end the daemon."""
 
 import asyncio
 import errno
@@ -33,8 +33,8 @@ def apply(run_dir: Path, *operations: Operation) -> Sequence[Refusal]:
 
 
 @pytest.mark.parametrize("operation", [Add(FORWARDER), Remove(FORWARDER)])
-def test_a_directory_where_the_socket_should_be_is_a_refusal(tmp_path: Path, operation: Operation) -> None:
-    """The cause names the path, so that whoever reads it knows what to move away."""
+def test_a_directory_at_the_path_of_the_socket_is_a_refusal(tmp_path: Path, operation: Operation) -> None:
+    """The cause names the path, so that the operator can remove it."""
     (tmp_path / SOCKET_NAME).mkdir()
 
     (refusal,) = apply(tmp_path, operation)
@@ -45,10 +45,10 @@ def test_a_directory_where_the_socket_should_be_is_a_refusal(tmp_path: Path, ope
     assert find_forwarders(tmp_path) == []
 
 
-def test_a_forwarder_that_cannot_be_watched_is_a_refusal_and_no_process_is_left(
+def test_a_forwarder_that_cannot_be_watched_is_refused_and_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The daemon has no descriptor left when it wants to hear of the process's end."""
+    """The daemon has no free descriptor to watch the end of the process."""
 
     def none_left(pid: int, flags: int = 0) -> int:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))

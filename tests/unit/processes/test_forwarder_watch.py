@@ -1,4 +1,4 @@
-"""Who looks out for a forwarder, and when."""
+"""The watch for a new forwarder."""
 
 import asyncio
 from ipaddress import IPv4Address, IPv4Network
@@ -21,10 +21,8 @@ FORWARDER = Forwarder(
 )
 
 
-def test_nobody_looks_for_a_forwarder_that_is_not_planned(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With another backend a daemon at rest would wake each second for nothing."""
+def test_an_unplanned_forwarder_is_not_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With another backend, an idle daemon would otherwise wake up every second."""
     looks = 0
     real = module.connected
 
@@ -51,4 +49,4 @@ def test_nobody_looks_for_a_forwarder_that_is_not_planned(
             return idle, looks
 
     idle, _ = asyncio.run(watch())
-    assert idle <= 3  # the first look of each of both, and one that was under way
+    assert idle <= 3  # the first check of each, and one that had begun

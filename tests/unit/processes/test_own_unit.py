@@ -1,4 +1,4 @@
-"""Units of systemd: whether one exists, which process gets one, and who refused one."""
+"""Units of systemd: existing units, the scope of a process, and its refusal."""
 
 import os
 from pathlib import Path
@@ -64,10 +64,12 @@ def test_without_systemd_run_no_scope_is_requested(
         (98, "Failed to think of anything\n", False),
     ],
 )
-def test_a_refusal_is_told_from_an_end_of_the_forwarder(status: int, said: str, expected: bool) -> None:
+def test_a_refusal_of_systemd_is_distinguished_from_an_end_of_the_forwarder(
+    status: int, said: str, expected: bool
+) -> None:
     assert was_refused(status, said) == expected
 
 
-def test_a_test_run_is_no_service_and_neither_is_nobody() -> None:
+def test_a_test_run_and_a_missing_process_are_no_services() -> None:
     assert service_of(os.getpid()) is None
-    assert service_of(2**22) is None  # beyond the largest process id
+    assert service_of(2**22) is None  # larger than any process ID

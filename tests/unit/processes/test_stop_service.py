@@ -1,4 +1,4 @@
-"""A service is stopped by a systemctl that gets no secret of the daemon."""
+"""systemctl stops a service and gets no secret of the daemon."""
 
 import asyncio
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A daemon that speaks no TLS does without OpenSSL, and each loads the store that it uses alone."""
+"""A daemon without TLS does not load OpenSSL, and a daemon loads only the store that it uses."""
 
 import subprocess
 import sys
@@ -32,8 +32,8 @@ def loaded(*flags: str, script: str = SCRIPT, environment: Mapping[str, str] | N
 
 
 @pytest.mark.parametrize("flags", [(), ("--etcd-endpoints=http://192.0.2.1:2379",), ("--store=sqlite:///x",)])
-def test_openssl_is_left_out_where_nobody_speaks_tls(flags: tuple[str, ...]) -> None:
-    """A module that every daemon loads, and that imports ssl, fails here; so does one that came first."""
+def test_openssl_is_not_loaded_without_tls(flags: tuple[str, ...]) -> None:
+    """This fails if a module that every daemon loads imports ssl, or is imported before the setting."""
     assert loaded(*flags) == []
 
 
@@ -47,7 +47,7 @@ def test_openssl_is_left_out_where_nobody_speaks_tls(flags: tuple[str, ...]) -> 
         ("-http", "127.0.0.1:8471"),
     ],
 )
-def test_openssl_is_there_where_somebody_may(flags: tuple[str, ...]) -> None:
+def test_openssl_is_loaded_if_tls_may_be_used(flags: tuple[str, ...]) -> None:
     assert "ssl" in loaded(*flags)
 
 
@@ -66,5 +66,5 @@ def test_variables_may_need_openssl_too(environment: dict[str, str]) -> None:
 @pytest.mark.parametrize(
     ("url", "library"), [("etcd://192.0.2.1:2379", "grpclib"), ("sqlite:///tmp/x.db", "sqlite3")]
 )
-def test_the_libraries_of_one_store_are_loaded_alone(url: str, library: str) -> None:
+def test_only_the_libraries_of_the_store_in_use_are_loaded(url: str, library: str) -> None:
     assert loaded(url, script=STORE) == [library]

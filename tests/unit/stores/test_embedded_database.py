@@ -1,4 +1,4 @@
-"""What is the embedded store's own: the file, the reboot, the bounded history."""
+"""Properties of the embedded store: its file, reboots, and the limited history."""
 
 import asyncio
 import sqlite3
@@ -44,7 +44,7 @@ def test_the_file_and_its_directory_are_for_their_owner_only(path: Path) -> None
     assert {entry.stat().st_mode & 0o777 for entry in path.parent.iterdir()} == {0o600}
 
 
-def test_what_was_written_is_there_when_the_file_is_opened_again(path: Path) -> None:
+def test_written_records_exist_after_reopening_the_file(path: Path) -> None:
     database = opened(path)
     record = put(database, "config")
     database.close()
@@ -91,7 +91,7 @@ def test_a_step_of_the_wall_clock_changes_no_ttl(path: Path) -> None:
         pytest.param(+5000.0, 100.0, id="the wall clock is not set yet"),
     ],
 )
-def test_a_ttl_goes_on_after_a_reboot(path: Path, utc_step: float, left: float) -> None:
+def test_a_ttl_continues_after_a_reboot(path: Path, utc_step: float, left: float) -> None:
     database = opened(path, FakeClock(now=500_000, utc=1_000_000))
     record = put(database, "subnets/a", ttl_s=100)
     database.close()
@@ -102,7 +102,7 @@ def test_a_ttl_goes_on_after_a_reboot(path: Path, utc_step: float, left: float) 
     assert (after_reboot.get("subnets/a") is None) == (left == 0)
 
 
-def test_what_expired_is_seen_by_whoever_looks_next(path: Path) -> None:
+def test_the_next_reader_sees_an_expiry(path: Path) -> None:
     clock = FakeClock()
     writer, reader = opened(path, clock), opened(path, clock)
     record = put(writer, "claims/a", ttl_s=10)
@@ -116,7 +116,7 @@ def test_what_expired_is_seen_by_whoever_looks_next(path: Path) -> None:
     assert writer.list("").records == ()
 
 
-def test_the_history_is_bounded(path: Path) -> None:
+def test_the_history_is_limited(path: Path) -> None:
     database = opened(path, history=50)
     for _ in range(200):
         record = put(database, "config")
@@ -127,7 +127,7 @@ def test_the_history_is_bounded(path: Path) -> None:
     assert record.revision - 60 < error.value.oldest <= record.revision - 49
 
 
-def test_a_long_history_comes_in_batches_that_leave_nothing_out(path: Path) -> None:
+def test_a_long_history_is_returned_in_complete_batches(path: Path) -> None:
     database = opened(path, history=3000)
     revisions = [put(database, "config").revision for _ in range(1500)]
 
@@ -153,7 +153,7 @@ def test_a_corrupt_file_is_an_error_that_names_it(path: Path, content: bytes, hi
     assert hint in error.value.hint
 
 
-def test_a_place_that_cannot_be_written_is_an_error_that_names_it(tmp_path: Path) -> None:
+def test_an_unwritable_path_is_an_error_that_names_it(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
 
     for path in (tmp_path / "file" / "leases.db", tmp_path):
@@ -171,7 +171,7 @@ def test_a_file_of_another_format_is_refused(path: Path) -> None:
         opened(path).list("")
 
 
-def test_a_database_of_another_program_is_left_as_it_is(path: Path) -> None:
+def test_a_database_of_another_program_is_not_changed(path: Path) -> None:
     path.parent.mkdir()
     with sqlite3.connect(path) as connection:
         connection.execute("CREATE TABLE bookmarks (url TEXT)")
@@ -181,7 +181,7 @@ def test_a_database_of_another_program_is_left_as_it_is(path: Path) -> None:
         opened(path).list("")
 
 
-def test_a_store_that_another_holds_is_an_error_and_then_goes_on(path: Path) -> None:
+def test_a_locked_store_is_an_error_and_continues_after_the_release(path: Path) -> None:
     database = opened(path)
     put(database, "config")
     other = sqlite3.connect(path, isolation_level=None)
@@ -189,14 +189,14 @@ def test_a_store_that_another_holds_is_an_error_and_then_goes_on(path: Path) -> 
 
     with pytest.raises(StoreError, match="locked"):
         database.write(Delete(key="config", expected=None))
-    assert database.get("config") is not None  # readers are not kept out
+    assert database.get("config") is not None  # readers are not blocked
 
     other.execute("ROLLBACK")
     other.close()
     put(database, "config")
 
 
-def test_a_file_that_was_taken_away_is_begun_anew(path: Path) -> None:
+def test_a_removed_file_is_created_again(path: Path) -> None:
     database = opened(path)
     record = put(database, "config")
     for entry in path.parent.iterdir():

@@ -1,4 +1,4 @@
-"""A disk that is full: what the embedded store says, and how it goes on."""
+"""The embedded store on a full disk: its error, and its continuation."""
 
 import subprocess
 from collections.abc import Iterator
@@ -13,12 +13,12 @@ from pyflannel.stores.embedded.database import Database
 
 DISK = "size=1m"
 SMALL, LARGE = 3000, 4_000_000
-"""Octets of a value: of what is written at the commit, and of what SQLite begins to write before it."""
+"""Bytes of a value: written at the commit, or so large that SQLite writes before the commit."""
 
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own, with room for a few pages."""
+    """A separate file system with space for a few pages."""
     mount = subprocess.run(["mount", "-t", "tmpfs", "-o", DISK, "tmpfs", str(tmp_path)], check=False)
     if mount.returncode != 0:
         pytest.skip("needs the right to mount a tmpfs")
@@ -29,7 +29,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def fill(disk: Path) -> Path:
-    """Take all the room there is."""
+    """Fill the file system."""
     filler = disk / "filler"
     with filler.open("wb", buffering=0) as file:
         try:
@@ -44,14 +44,14 @@ def put(database: Database, key: str, size: int = SMALL) -> None:
 
 
 def fill_up(database: Database, size: int) -> None:
-    """Write until something fails."""
+    """Write until a write fails."""
     for number in range(1000):
         put(database, f"subnets/{number}", size)
 
 
 @pytest.mark.parametrize("size", [SMALL, LARGE])
-def test_a_full_disk_is_named_and_the_store_goes_on_when_there_is_room(disk: Path, size: int) -> None:
-    """Also where SQLite has rolled the transaction back by itself: then there is none to roll back."""
+def test_a_full_disk_is_reported_and_the_store_continues_when_there_is_space(disk: Path, size: int) -> None:
+    """Also if SQLite has rolled the transaction back already, so that there is none to roll back."""
     database = Database(disk / "leases.db", FakeClock(), "a boot")
     put(database, "subnets/a")
     filler = fill(disk)
@@ -67,7 +67,7 @@ def test_a_full_disk_is_named_and_the_store_goes_on_when_there_is_room(disk: Pat
     database.close()
 
 
-def test_a_store_that_begins_on_a_full_disk_says_so(disk: Path) -> None:
+def test_a_new_store_on_a_full_disk_reports_it(disk: Path) -> None:
     filler = fill(disk)
     database = Database(disk / "leases.db", FakeClock(), "a boot")
 

@@ -1,4 +1,4 @@
-"""Changes of the embedded store are heard, not waited for."""
+"""A watch of the embedded store is notified of changes."""
 
 import asyncio
 import os
@@ -20,7 +20,7 @@ from pyflannel.stores.embedded.store import EmbeddedStore
 
 
 def keep_disk_busy(path: Path, ended: threading.Event) -> None:
-    """Make syncs slow, as they are on most disks."""
+    """Make syncs slow, as on most disks."""
     with path.open("wb", buffering=0) as file:
         while not ended.is_set():
             file.seek(0)
@@ -63,7 +63,7 @@ FAILED = TargetError("too many open files", hint="Close some.")
 
 
 class UnopenedFileWatch:
-    """inotify that the kernel has no room for."""
+    """inotify without a free instance in the kernel."""
 
     @asynccontextmanager
     async def changes(self, path: Path) -> AsyncIterator[Changes]:
@@ -72,7 +72,7 @@ class UnopenedFileWatch:
 
 
 class BrokenFileWatch:
-    """inotify whose reader fails."""
+    """inotify with a failing reader."""
 
     @asynccontextmanager
     async def changes(self, path: Path) -> AsyncIterator[Changes]:
@@ -84,7 +84,7 @@ class BrokenFileWatch:
 
 
 @pytest.mark.parametrize("file_watch", [UnopenedFileWatch(), BrokenFileWatch()])
-def test_without_inotify_the_watch_looks_by_itself(
+def test_without_inotify_the_watch_polls_the_file(
     file_watch: FileWatch,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -109,8 +109,8 @@ def test_without_inotify_the_watch_looks_by_itself(
     assert caplog.text.count("Could not watch the file of the store") == 1
 
 
-def test_a_watch_that_is_left_leaves_nothing(tmp_path: Path) -> None:
-    """Neither a task nor a descriptor, also where it could not be opened."""
+def test_a_closed_watch_leaves_nothing_behind(tmp_path: Path) -> None:
+    """No task and no descriptor remain, also if the watch could not be opened."""
 
     async def check() -> None:
         store = opened(tmp_path / "leases.db")

@@ -1,4 +1,4 @@
-"""A call's time is what this process lived through: an answer that waits to be read is not late."""
+"""The deadline of a call counts only time in which the process ran: an unread answer is not late."""
 
 import asyncio
 import time
@@ -11,7 +11,7 @@ from pyflannel.stores.etcd.failure import within
 LIMIT_S = 0.2
 
 
-def test_an_answer_that_came_while_the_process_stood_still_counts() -> None:
+def test_an_answer_that_arrived_while_the_process_was_stopped_counts() -> None:
     async def test() -> str:
         answer = asyncio.get_running_loop().create_future()
 
@@ -28,8 +28,8 @@ def test_an_answer_that_came_while_the_process_stood_still_counts() -> None:
     assert asyncio.run(test()) == "here"
 
 
-def test_each_standstill_counts_as_a_moment() -> None:
-    """Several steps of a call may each have to wait for the process, and it is in time all the same."""
+def test_each_stop_of_the_process_counts_as_one_tick() -> None:
+    """A stop of the process in each of several steps of a call does not exceed the deadline."""
 
     async def test() -> str:
         async def call() -> str:
@@ -43,7 +43,7 @@ def test_each_standstill_counts_as_a_moment() -> None:
     assert asyncio.run(test()) == "here"
 
 
-def test_a_silent_endpoint_is_given_up() -> None:
+def test_a_silent_endpoint_times_out() -> None:
     async def test() -> None:
         with pytest.raises(TimeoutError):
             await within(LIMIT_S, asyncio.Event().wait())
@@ -65,8 +65,8 @@ def test_a_cancelled_call_leaves_no_timer() -> None:
     asyncio.run(test())
 
 
-def test_a_call_that_grpclib_cancels_is_an_error_and_no_cancellation_of_the_caller() -> None:
-    """So grpclib wakes who waits when a connection breaks: the caller would end without a word."""
+def test_a_cancellation_by_grpclib_is_an_error_and_does_not_cancel_the_caller() -> None:
+    """When a connection breaks, grpclib cancels the waiting task. The caller would end without an error."""
 
     async def test() -> None:
         async def call() -> None:

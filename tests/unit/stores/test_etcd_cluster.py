@@ -1,4 +1,4 @@
-"""A cluster of which no member answers."""
+"""A cluster without a responding member."""
 
 import asyncio
 from contextlib import AsyncExitStack
@@ -17,8 +17,8 @@ async def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None
     writer.close()
 
 
-def test_a_name_has_the_address_that_it_led_to() -> None:
-    """Before a connection only addresses are known that were given as such. None of IPv6 counts."""
+def test_a_host_name_is_shown_with_its_address() -> None:
+    """Before a connection, only numeric addresses in the endpoints are known. IPv6 is not used here."""
 
     async def ask_once() -> list[tuple[IPv4Address, ...]]:
         server = await asyncio.start_server(hang_up, "127.0.0.1", 0)
@@ -37,8 +37,8 @@ def test_a_name_has_the_address_that_it_led_to() -> None:
     assert asyncio.run(ask_once()) == [(given,), (IPv4Address("127.0.0.1"), given)]
 
 
-def test_the_same_trouble_has_the_same_words_whoever_is_asked_first() -> None:
-    """Members that failed are asked last; who says each trouble once would take that for another one."""
+def test_the_same_failure_has_the_same_text_in_any_order_of_members() -> None:
+    """Failed members are tried last. A text in that order would be logged again as another failure."""
 
     async def ask_often() -> tuple[list[str], list[str]]:
         async with AsyncExitStack() as servers, asyncio.timeout(60):

@@ -1,4 +1,4 @@
-"""A store that somebody filled costs a host a bounded amount of memory."""
+"""A store with too many or too large keys costs a host a limited amount of memory."""
 
 import asyncio
 
@@ -16,7 +16,7 @@ from pyflannel.wire.network_config_json import parse_network_config
 KEYS = KeySpace("/net")
 
 
-def test_of_a_value_that_is_too_long_only_as_much_is_kept_as_shows_that() -> None:
+def test_a_value_that_is_too_long_is_cut_just_above_the_limit() -> None:
     lease = KEYS.record(KeyValue(key=b"/net/subnets/10.5.1.0-24", value=b"{" + b" " * 1_500_000))
     config = KEYS.record(KeyValue(key=b"/net/blue/config", value=b"{" + "\U0001f600".encode() * 300_000))
 
@@ -29,7 +29,7 @@ def test_of_a_value_that_is_too_long_only_as_much_is_kept_as_shows_that() -> Non
 
 
 @pytest.mark.parametrize(("records", "is_listed"), [(40, True), (41, False)])
-def test_a_listing_of_too_many_keys_is_an_error_that_says_what_to_do(
+def test_a_listing_of_too_many_keys_is_an_error_with_a_remedy(
     monkeypatch: pytest.MonkeyPatch, records: int, is_listed: bool
 ) -> None:
     store = EtcdStore([Endpoint("127.0.0.1", 1)], "/net", page_records=10, most_records=40)

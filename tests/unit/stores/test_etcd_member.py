@@ -1,6 +1,6 @@
-"""A connection is given up when nothing arrives any more, not when the answer to a ping is late.
+"""A connection ends if no data arrives any more, not if the answer to a ping is late.
 
-Nor is a member taken for silent by a process that stood still.
+A member is not considered silent because this process was stopped.
 """
 
 import asyncio
@@ -21,14 +21,14 @@ REQUEST = [(":method", "POST"), (":path", "/"), (":scheme", "http"), (":authorit
 
 
 class Wire(asyncio.Transport):
-    """Takes what is sent, and says whether it was closed."""
+    """Accepts data, and records whether it was closed."""
 
     def __init__(self) -> None:
         super().__init__()
         self.is_closed = False
 
     def write(self, data: object) -> None:
-        """Let it go."""
+        """Close it."""
 
     def is_closing(self) -> bool:
         return self.is_closed
@@ -38,7 +38,7 @@ class Wire(asyncio.Transport):
 
 
 @pytest.mark.parametrize("hears", [True, False])
-def test_whatever_arrives_shows_that_the_member_lives(hears: bool) -> None:
+def test_any_received_data_is_a_sign_of_life(hears: bool) -> None:
     async def test() -> bool:
         protocol = Connection(Endpoint("127.0.0.1", 1), None)._protocol_factory()
         protocol.connection_made(Wire())
@@ -59,7 +59,9 @@ def test_whatever_arrives_shows_that_the_member_lives(hears: bool) -> None:
     assert asyncio.run(test()) is hears
 
 
-def test_a_refusal_that_came_while_the_process_stood_still_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refusal_that_arrived_while_the_process_was_stopped_is_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     refusal = ssl.SSLError("tlsv13 alert certificate required")
 
     async def read(_: int) -> bytes:

@@ -1,4 +1,4 @@
-"""A watch shows signs of life, or is lost: over a connection that lives all the while."""
+"""A watch without signs of life is lost, even if the connection is alive."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -31,7 +31,7 @@ PATIENCE_S = 30
 
 @dataclass
 class FakeMember(WatchBase):
-    """Confirms each watch, and answers the first so many requests for progress.
+    """Confirms each watch, and answers a number of progress requests.
 
     Attributes:
         requests: how many there were.
@@ -60,7 +60,7 @@ def response(**fields: Any) -> WatchResponse:
 
 @asynccontextmanager
 async def serving(*services: Any) -> AsyncIterator[EtcdStore]:
-    """Give a store whose only member has these services."""
+    """Return a store with one member that has these services."""
     server = Server(services)
     await server.start("127.0.0.1", 0)
     assert server._server is not None
@@ -85,8 +85,8 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watches, "ANSWER_S", SHORT_S)
 
 
-def test_a_member_that_stops_to_answer_is_lost() -> None:
-    """Pings are answered all the while: a member may live and its watch be dead."""
+def test_a_member_that_stops_responding_is_lost() -> None:
+    """Pings are answered: a member may be alive while its watch is dead."""
 
     async def check() -> None:
         async with serving(FakeMember(answers=2)) as store:
@@ -98,8 +98,8 @@ def test_a_member_that_stops_to_answer_is_lost() -> None:
     asyncio.run(check())
 
 
-def test_a_member_that_answers_is_left_in_peace() -> None:
-    """The revision of such an answer means nothing: older etcd tells it ahead of the events before it."""
+def test_a_responding_member_keeps_the_watch() -> None:
+    """The revision of such an answer is ignored, because older etcd reports it before earlier events."""
 
     async def check() -> None:
         member = FakeMember(answers=1000)
@@ -114,7 +114,7 @@ def test_a_member_that_answers_is_left_in_peace() -> None:
 
 
 def test_a_proxy_that_never_answers_is_asked_once_in_each_watch() -> None:
-    """Etcd's grpc-proxy does not pass requests for progress on, and logs an error at each."""
+    """Etcd's grpc-proxy does not forward progress requests, and logs an error for each."""
 
     async def check() -> None:
         member = FakeMember(answers=0)
@@ -131,8 +131,8 @@ def test_a_proxy_that_never_answers_is_asked_once_in_each_watch() -> None:
     asyncio.run(check())
 
 
-def test_a_user_that_does_not_take_is_no_silence_of_the_member() -> None:
-    """The member is held up then, and could not answer."""
+def test_a_slow_watcher_is_not_a_silence_of_the_member() -> None:
+    """The member is blocked then, and cannot answer."""
 
     async def check() -> None:
         member = FakeMember(answers=1)
@@ -150,7 +150,7 @@ def test_a_user_that_does_not_take_is_no_silence_of_the_member() -> None:
 
 
 class Nonsense:
-    """A gRPC server of another kind on the member's port."""
+    """A different gRPC server on the port of the member."""
 
     def __mapping__(self) -> dict[str, Handler]:
         async def answer(stream: Any) -> None:
@@ -167,7 +167,7 @@ class Nonsense:
         }
 
 
-def test_a_member_that_talks_nonsense_is_an_error_of_the_store() -> None:
+def test_a_member_with_another_protocol_is_a_store_error() -> None:
     async def check() -> None:
         async with serving(Nonsense()) as store:
             for call in (store.list(""), store.watch("", 1).__aenter__()):

@@ -1,4 +1,4 @@
-"""A connection from an address that the host has lost is left at once, not when a call's time is over."""
+"""A connection from an address that the host has lost is replaced immediately, not after a deadline."""
 
 import asyncio
 
@@ -10,11 +10,11 @@ from pyflannel.stores.etcd.endpoint import Endpoint
 from pyflannel.stores.etcd.member import Address, Member, is_still_ours
 
 FOREIGN = "192.0.2.1"
-"""Of TEST-NET-1 (RFC 5737), which no host has."""
+"""An address of TEST-NET-1 (RFC 5737), which no host has."""
 
 
 async def listening() -> asyncio.Server:
-    """Return a server on loopback that says nothing, and leaves connections open."""
+    """Return a silent server on loopback that keeps connections open."""
     return await asyncio.get_running_loop().create_server(asyncio.Protocol, "127.0.0.1", 0)
 
 
@@ -26,12 +26,14 @@ async def listening() -> asyncio.Server:
         (("2001:db8::1", 40000, 0, 0), False),
     ],
 )
-def test_an_address_is_ours_while_a_socket_can_have_it(address: Address, expected: bool) -> None:
+def test_an_address_belongs_to_the_host_while_a_socket_can_be_bound_to_it(
+    address: Address, expected: bool
+) -> None:
     assert is_still_ours(address) is expected
 
 
 @pytest.mark.parametrize("stays", [True, False])
-def test_a_call_goes_over_a_new_connection_when_the_old_one_s_address_is_gone(stays: bool) -> None:
+def test_a_call_uses_a_new_connection_after_the_loss_of_the_local_address(stays: bool) -> None:
     async def test() -> None:
         server = await listening()
         cluster = Cluster([Endpoint("127.0.0.1", server.sockets[0].getsockname()[1])])
@@ -52,7 +54,7 @@ def test_a_call_goes_over_a_new_connection_when_the_old_one_s_address_is_gone(st
     asyncio.run(test())
 
 
-def test_nobody_at_the_new_connection_is_an_error_as_ever() -> None:
+def test_a_failing_new_connection_is_an_ordinary_error() -> None:
     async def test() -> None:
         server = await listening()
         cluster = Cluster([Endpoint("127.0.0.1", server.sockets[0].getsockname()[1])])

@@ -1,4 +1,4 @@
-"""What a connection to etcd is made with: whom it trusts, what it shows, and what it never asks for."""
+"""TLS of a connection to etcd: authorities, client certificate, and no prompt for a pass phrase."""
 
 import asyncio
 import ssl
@@ -25,7 +25,7 @@ def issue(
     starts_in: timedelta = timedelta(hours=-1),
     encryption: serialization.KeySerializationEncryption = PLAIN,
 ) -> TlsFiles:
-    """Make a certificate that is its own authority; return the files of one who trusts and shows it."""
+    """Create a self-signed certificate; return TLS files that use it as CA and client certificate."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     start = datetime.now(UTC) + starts_in
@@ -50,7 +50,7 @@ def issue(
 
 
 def version_with(server: TlsFiles, newest: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3) -> str:
-    """Return the version that a connection to `localhost` agrees on, where `server` and `newest` serve."""
+    """Return the TLS version of a connection to `localhost` with a server of these settings."""
     serving = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     serving.load_cert_chain(str(server.certificate), server.key)
     serving.maximum_version = newest
@@ -73,7 +73,7 @@ def version_with(server: TlsFiles, newest: ssl.TLSVersion = ssl.TLSVersion.TLSv1
     return asyncio.run(connect())
 
 
-def test_tls_1_2_and_newer_speak_http_2(tmp_path: Path) -> None:
+def test_http_2_is_negotiated_over_tls_1_2_and_newer(tmp_path: Path) -> None:
     server = issue(tmp_path, "server", names=("localhost",))
 
     versions = [version_with(server, newest) for newest in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3)]
@@ -89,7 +89,7 @@ def test_a_member_must_have_its_name_in_its_certificate(tmp_path: Path, names: t
         version_with(server)
 
 
-def test_without_a_ca_file_the_system_decides_whom_to_trust() -> None:
+def test_without_a_ca_file_the_authorities_of_the_system_are_trusted() -> None:
     context = TlsFiles().context()
 
     assert context.verify_mode is ssl.CERT_REQUIRED
@@ -97,7 +97,7 @@ def test_without_a_ca_file_the_system_decides_whom_to_trust() -> None:
     assert context.minimum_version is ssl.TLSVersion.TLSv1_2
 
 
-def test_text_between_the_certificates_of_a_bundle_is_passed_over(tmp_path: Path) -> None:
+def test_text_between_the_certificates_of_a_bundle_is_ignored(tmp_path: Path) -> None:
     ours = issue(tmp_path, "ours")
     assert ours.ca is not None
     ours.ca.write_text(f"# Autorité de Nîmes\n{ours.ca.read_text()}", encoding="utf-8")
@@ -105,8 +105,8 @@ def test_text_between_the_certificates_of_a_bundle_is_passed_over(tmp_path: Path
     assert ours.context().get_ca_certs() is not None
 
 
-def test_a_pass_phrase_is_not_asked_for(tmp_path: Path) -> None:
-    """OpenSSL would, on the terminal, and wait."""
+def test_a_key_with_a_pass_phrase_is_refused_without_a_prompt(tmp_path: Path) -> None:
+    """OpenSSL would ask for it on the terminal."""
     encryption = serialization.BestAvailableEncryption(b"phrase")
     ours = issue(tmp_path, "ours", encryption=encryption)
 
@@ -114,7 +114,7 @@ def test_a_pass_phrase_is_not_asked_for(tmp_path: Path) -> None:
         ours.context()
 
 
-def test_a_certificate_of_tomorrow_is_said(tmp_path: Path) -> None:
+def test_a_certificate_that_is_not_valid_yet_is_reported(tmp_path: Path) -> None:
     ours = issue(tmp_path, "ours", starts_in=timedelta(hours=1))
 
     with pytest.raises(StoreError, match=r"ours\.pem is not valid before \d{4}-") as caught:
@@ -122,7 +122,7 @@ def test_a_certificate_of_tomorrow_is_said(tmp_path: Path) -> None:
     assert "clock" in caught.value.hint
 
 
-def test_a_key_that_is_none_is_said(tmp_path: Path) -> None:
+def test_a_file_without_a_key_is_reported(tmp_path: Path) -> None:
     ours = issue(tmp_path, "ours")
     assert ours.key is not None
     ours.key.write_text("nothing")

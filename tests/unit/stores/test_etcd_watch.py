@@ -1,4 +1,4 @@
-"""A watch of etcd tells all that has arrived at once, and no revision in parts."""
+"""A watch of etcd returns all arrived changes together, and never a part of a revision."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
@@ -23,7 +23,7 @@ KEYS = KeySpace("/net")
 PATIENCE_S = 10
 BROKE = StreamTerminatedError("the connection broke")
 TURNS = 50
-"""After so many turns of the loop whatever can go on has gone on."""
+"""Turns of the event loop after which every runnable task has run."""
 
 
 def put(revision: int, name: str = "") -> Event:
@@ -37,7 +37,7 @@ def response(*revisions: int, header: int = 0, fragment: bool = False) -> WatchR
 
 
 class Stream:
-    """What grpclib gives: a stream of which each message is asked for; an exception among them is raised."""
+    """A double of grpclib's stream: it returns one message per call, and raises an exception among them."""
 
     def __init__(self, messages: AsyncGenerator[WatchResponse, None]) -> None:
         self._messages = messages
@@ -49,7 +49,7 @@ class Stream:
         await self._messages.aclose()
 
     async def send_message(self, message: WatchRequest) -> None:
-        """Let it go."""
+        """Close it."""
 
     async def recv_message(self) -> WatchResponse | None:
         return await anext(self._messages, None)
@@ -57,7 +57,7 @@ class Stream:
 
 @pytest.fixture
 def watching(monkeypatch: pytest.MonkeyPatch) -> Watching:
-    """Watch after that revision what comes, the last response only when `check` sets the event."""
+    """Watch these responses after that revision. The last one arrives when `check` sets the event."""
 
     async def watch(messages: Sequence[WatchResponse | BaseException], after: int, check: Check) -> None:
         last = asyncio.Event()
@@ -77,7 +77,7 @@ def watching(monkeypatch: pytest.MonkeyPatch) -> Watching:
         try:
             async with asyncio.timeout(PATIENCE_S):
                 await watch.start("")
-                assert await watch.next() == StoreChanges((), after)  # it is open
+                assert await watch.next() == StoreChanges((), after)  # the watch is open
                 await check(watch, last)
         finally:
             await watch.close()
@@ -89,7 +89,7 @@ def revisions_of(changes: StoreChanges) -> list[int]:
     return [change.record.revision for change in changes.changes if isinstance(change, PutSeen)]
 
 
-def test_all_that_has_arrived_is_told_at_once(watching: Watching) -> None:
+def test_all_arrived_changes_are_returned_together(watching: Watching) -> None:
     async def check(watch: Watch, last: asyncio.Event) -> None:
         first = await watch.next()
         last.set()
@@ -101,8 +101,8 @@ def test_all_that_has_arrived_is_told_at_once(watching: Watching) -> None:
     watching([response(4), response(5, 6), response(7)], 3, check)
 
 
-def test_one_revision_is_never_parted(watching: Watching) -> None:
-    """What has arrived of a response in fragments waits for the rest."""
+def test_the_changes_of_one_revision_are_returned_together(watching: Watching) -> None:
+    """Fragments of a response wait for the rest of it."""
 
     async def check(watch: Watch, last: asyncio.Event) -> None:
         waiting = asyncio.ensure_future(watch.next())
@@ -116,7 +116,7 @@ def test_one_revision_is_never_parted(watching: Watching) -> None:
     watching([response(4, 4, fragment=True), response(4)], 3, check)
 
 
-def test_what_was_seen_before_is_passed_over_and_the_header_of_old_events_means_nothing(
+def test_known_changes_are_skipped_and_the_header_of_old_events_is_ignored(
     watching: Watching,
 ) -> None:
     async def check(watch: Watch, last: asyncio.Event) -> None:
@@ -128,7 +128,7 @@ def test_what_was_seen_before_is_passed_over_and_the_header_of_old_events_means_
     watching([response(2, 3, header=90), response(4, header=90)], 3, check)
 
 
-def test_progress_is_told_without_changes(watching: Watching) -> None:
+def test_progress_is_returned_without_changes(watching: Watching) -> None:
     async def check(watch: Watch, last: asyncio.Event) -> None:
         last.set()
 
@@ -137,7 +137,7 @@ def test_progress_is_told_without_changes(watching: Watching) -> None:
     watching([response(header=9)], 3, check)
 
 
-def test_what_came_before_the_end_is_told_before_it(watching: Watching) -> None:
+def test_changes_before_the_end_are_returned_before_it(watching: Watching) -> None:
     async def check(watch: Watch, last: asyncio.Event) -> None:
         last.set()
 
@@ -148,7 +148,7 @@ def test_what_came_before_the_end_is_told_before_it(watching: Watching) -> None:
     watching([response(4), response(5), BROKE], 3, check)
 
 
-def test_a_history_that_is_gone_is_told_after_what_came_before(watching: Watching) -> None:
+def test_a_compacted_history_is_raised_after_the_changes_before_it(watching: Watching) -> None:
     compacted = WatchResponse(compact_revision=8, canceled=True)
 
     async def check(watch: Watch, last: asyncio.Event) -> None:
@@ -161,8 +161,8 @@ def test_a_history_that_is_gone_is_told_after_what_came_before(watching: Watchin
     watching([response(4), compacted], 3, check)
 
 
-def test_who_does_not_take_holds_the_member_up(watching: Watching) -> None:
-    """However much comes, only so much is read ahead; nothing of it is lost."""
+def test_a_slow_watcher_delays_the_member(watching: Watching) -> None:
+    """The number of responses read ahead is limited, and none is lost."""
 
     async def check(watch: Watch, last: asyncio.Event) -> None:
         last.set()
@@ -189,8 +189,8 @@ def test_who_does_not_take_holds_the_member_up(watching: Watching) -> None:
         asyncio.CancelledError(),
     ],
 )
-def test_whatever_ends_the_reader_is_raised(watching: Watching, error: BaseException) -> None:
-    """Also an error that nobody expected, or a cancellation from elsewhere: the user never waits in vain."""
+def test_any_end_of_the_reader_is_raised(watching: Watching, error: BaseException) -> None:
+    """This includes unexpected errors and cancellations from elsewhere: `next` never waits forever."""
 
     async def check(watch: Watch, last: asyncio.Event) -> None:
         waiting = asyncio.ensure_future(watch.next())

@@ -1,4 +1,4 @@
-"""A network's keys stand below its name, and no other's are seen."""
+"""The keys of a network are below its name, and other keys are not visible."""
 
 import asyncio
 from dataclasses import replace
@@ -33,7 +33,7 @@ def test_each_network_sees_its_own_keys() -> None:
     asyncio.run(check())
 
 
-def test_what_else_is_to_be_so_stands_below_the_name_too() -> None:
+def test_the_key_of_a_condition_is_prefixed_too() -> None:
     async def check() -> None:
         whole = FakeStore(FakeClock())
         blue = PrefixedStore(whole, "blue")
