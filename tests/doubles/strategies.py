@@ -10,7 +10,7 @@ from pyflannel.model.forwarder import Forwarder, ForwarderPeer
 from pyflannel.model.host import Host, HostFile, Underlay
 from pyflannel.model.item import Item
 from pyflannel.model.lease import Lease, LeaseAttributes, Vtep
-from pyflannel.model.link import Address, Link, Vxlan
+from pyflannel.model.link import MARK, Address, Link, Vxlan
 from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.packet_filter import (
     Accept,
@@ -124,7 +124,7 @@ def items(draw: st.DrawFn, sorts: Sequence[str] = _SORTS) -> Item:
     match draw(st.sampled_from(sorts)):
         case "link":
             kind = draw(st.sampled_from(["tun", "vxlan", "bridge"]))
-            alias = draw(st.sampled_from(["", "pyflannel"]))
+            alias, owner = draw(st.sampled_from([("", ""), (MARK, ""), (MARK, "0" * 32)]))
             vxlan = draw(vxlans) if kind == "vxlan" else None
             if vxlan is not None and not alias:
                 # One of another program with our VNI and port would make the plan impossible.
@@ -135,6 +135,7 @@ def items(draw: st.DrawFn, sorts: Sequence[str] = _SORTS) -> Item:
                 mtu=draw(st.sampled_from([1300, 1450])),
                 is_up=draw(st.booleans()),
                 alias=alias,
+                owner=owner,
                 mac=draw(macs) if kind == "vxlan" else "",
                 vxlan=vxlan,
             )

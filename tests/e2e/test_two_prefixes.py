@@ -8,6 +8,7 @@ from typing import Any
 
 from pyflannel.lab.host import Host
 from pyflannel.lab.waiting import together, wait_until
+from pyflannel.model.link import split_alias
 
 PREFIXES = {"green": "/coreos.com/network", "blue": "/coreos.com/blue"}
 CONFIGS = {
@@ -38,10 +39,10 @@ def device_address(host: Host, name: str) -> str:
 
 
 def devices(host: Host) -> dict[str, str]:
-    """Return the alias of each TUN device, by its address."""
+    """Return the mark of each TUN device, by its address."""
     links = json.loads(host.run(["ip", "-j", "-d", "addr"]).stdout)
     return {
-        link["addr_info"][0]["local"]: link.get("ifalias", "")
+        link["addr_info"][0]["local"]: split_alias(link.get("ifalias", ""))[0]
         for link in links
         if link.get("linkinfo", {}).get("info_kind") == "tun"
     }

@@ -50,10 +50,13 @@ def test_the_device_looks_as_the_book_shows_it(namespace, target):
     assert route_in_use(namespace) == SEED_ROUTE
 
 
-def test_what_was_applied_is_read_back_as_planned(target):
-    target.heal(SEED)
+@pytest.mark.parametrize("owner", ["", "0123456789abcdef" * 2])
+def test_what_was_applied_is_read_back_as_planned(target, owner):
+    seed = State.of(replace(LINK, owner=owner), ADDRESS, NETWORK_ROUTE)
 
-    assert target.snapshot(SEED) == SEED
+    target.heal(seed)
+
+    assert target.snapshot(seed) == seed
 
 
 def test_a_namespace_that_has_no_routing_table_yet_is_empty(namespace):

@@ -77,6 +77,18 @@ def test_a_machine_without_id_is_no_clone(state_dir: str, run_dir: str, machine_
     assert read_identity(state_dir, run_dir, str(machine_id)).owner != named.owner
 
 
+def test_the_identity_on_the_device_is_used_without_a_file(
+    state_dir: str, run_dir: str, machine_id: Path
+) -> None:
+    """As of a container that keeps no directory. It is kept from then on."""
+    found = read_identity(state_dir, run_dir, str(machine_id), standing="a" * 32)
+
+    assert found == Identity(owner="a" * 32, machine=machine_digest(str(machine_id)))
+    assert read_identity(state_dir, run_dir, str(machine_id), standing="b" * 32) == found
+    assert read_identity(state_dir + "2", run_dir, str(machine_id), standing="b" * 32) == found
+    assert read_identity(state_dir, run_dir, str(machine_id), "node-7", standing="b" * 32).owner == "node-7"
+
+
 def test_a_missing_machine_id_is_unknown(tmp_path: Path) -> None:
     assert machine_digest(str(tmp_path / "nothing")) == ""
 

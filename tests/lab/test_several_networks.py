@@ -14,6 +14,7 @@ from pyflannel.lab.host import Host
 from pyflannel.lab.lab import Lab
 from pyflannel.lab.program import Program
 from pyflannel.lab.waiting import together, wait_until
+from pyflannel.model.link import split_alias
 from pyflannel.model.store_record import Delete
 
 BLUE = '{"Network":"10.101.0.0/16","Backend":{"Type":"udp","Port":8286}}'
@@ -38,10 +39,10 @@ def lease_of(host: Host, subnet_file: str) -> str:
 
 
 def tunnels(host: Host) -> dict[str, tuple[str, str]]:
-    """Return the alias and the address of each TUN device, by its name."""
+    """Return the mark and the address of each TUN device, by its name."""
     links = json.loads(host.run(["ip", "-j", "-d", "addr"]).stdout)
     return {
-        link["ifname"]: (link.get("ifalias", ""), link["addr_info"][0]["local"])
+        link["ifname"]: (split_alias(link.get("ifalias", ""))[0], link["addr_info"][0]["local"])
         for link in links
         if link.get("linkinfo", {}).get("info_kind") == "tun"
     }

@@ -33,7 +33,7 @@ from pyflannel.model.host import HostFile
 from pyflannel.model.lease import Lease
 from pyflannel.model.status import STRANGERS_SHOWN, FastPathStatus, JournalEntry, Status
 from pyflannel.model.version import VERSION
-from pyflannel.plan.ownership import device_names
+from pyflannel.plan.ownership import device_names, standing_identity
 from pyflannel.plan.underlay import UnderlayOptions
 from pyflannel.ports import Clock, Store
 from pyflannel.processes.forwarder import ForwarderTarget
@@ -185,7 +185,8 @@ async def open_network(
     async with AsyncExitStack() as opened:
         enter, clock = opened.enter_async_context, BoottimeClock()
         interfaces = await enter(KernelInterfaces())
-        claim = opened.enter_context(closing(await _claim(places, interfaces)))
+        claim, standing = await _claim(places, interfaces)
+        opened.enter_context(closing(claim))
         linux, fast_path = await enter(LinuxTarget()), await enter(BpfTarget(FastPath(str(places.bpf))))
         forwarder, rules = await enter(ForwarderTarget(places.run_dir)), await enter(TunnelGuardTarget())
         world = World(
@@ -214,25 +215,28 @@ async def open_network(
             places=places,
             store_url=store_url,
             clock=clock,
-            supervisor=Supervisor(world, _host_options(options, places, claim.name, audit_s)),
+            supervisor=Supervisor(world, _host_options(options, places, claim.name, standing, audit_s)),
             fast_path=fast_path,
             guard=TunnelGuard(claim.name, fast_path, forwarder, rules),
         )
 
 
-async def _claim(places: Places, interfaces: KernelInterfaces) -> DeviceClaim:
-    """Claim a device name and record it. The name of the previous run is preferred."""
-    kept = places.device()
+async def _claim(places: Places, interfaces: KernelInterfaces) -> tuple[DeviceClaim, str | None]:
+    """Claim a device name and record it. The name of the previous run is preferred.
+
+    Return the claim, and the identity on the device of the previous run.
+    """
+    kept, found = places.device(), await interfaces.observe()
     names = device_names(
         places.mark,
-        await interfaces.observe(),
+        found,
         kept=kept,
         protocols=await route_protocols() if kept is None else (),  # there may be many routes
     )
     claim = DeviceClaim(names)
     if claim.name != kept:
         _keep(_device_file(places, claim.name))  # before any object with that name is created
-    return claim
+    return claim, standing_identity(places.mark, claim.name, found)
 
 
 def _device_file(places: Places, name: str) -> HostFile:
@@ -249,9 +253,13 @@ def _keep(file: HostFile) -> None:
         ) from error
 
 
-def _host_options(options: FlanneldOptions, places: Places, device: str, audit_s: float) -> HostOptions:
+def _host_options(
+    options: FlanneldOptions, places: Places, device: str, standing: str | None, audit_s: float
+) -> HostOptions:
     return HostOptions(
-        identity=read_identity(*_directories(places), options.machine_id_file, options.node_id),
+        identity=read_identity(
+            *_directories(places), options.machine_id_file, options.node_id, standing=standing
+        ),
         underlay=UnderlayOptions(
             ifaces=options.iface,
             iface_regexes=options.iface_regex,

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pyflannel.model.item import Item, Key, Marks, Rank
 from pyflannel.model.lease import Lease
-from pyflannel.model.link import MARK
+from pyflannel.model.link import MARK, is_random_identity
 from pyflannel.model.route import PROTOCOL_FLANNEL, Route, route_protocol
 
 
@@ -60,7 +60,8 @@ class Interface:
 
     Attributes:
         kind: the kernel's kind; "" for a physical device.
-        alias: free text.
+        alias: free text; the mark on a link of pyflannel.
+        owner: random identity of a host, on its tunnel device; "" if there is none.
         on_link: prefixes that the host reaches by it without a gateway, sorted; without the default route.
         driver: the kernel driver, `vmxnet3`, `veth`; "" when it does not say, or there is no IPv4 address.
     """
@@ -72,6 +73,7 @@ class Interface:
     is_loopback: bool = False
     kind: str = ""
     alias: str = ""
+    owner: str = ""
     addresses: tuple[InterfaceAddress, ...] = ()
     on_link: tuple[IPv4Network, ...] = ()
     driver: str = ""
@@ -262,6 +264,11 @@ class Host:
     has_fast_path: bool = False
     gro: GroChoice = "auto"
     surroundings: Surroundings = ALONE
+
+    @property
+    def device_owner(self) -> str:
+        """The identity on its tunnel device, from which a restart without directories reads it."""
+        return self.owner if is_random_identity(self.owner) else ""
 
     @property
     def protocol(self) -> int:

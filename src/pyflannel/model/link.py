@@ -1,5 +1,6 @@
 """Links of a host and what is configured on them: addresses, vxlan and veth parameters."""
 
+import re
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 
@@ -77,6 +78,25 @@ class Veth:
 MARK = "pyflannel"
 """How the alias of every link of ours begins; where several daemons share a host, each has its own."""
 
+_IDENTITY = re.compile(r"[0-9a-f]{32}")
+_WITH_OWNER = re.compile(rf"({MARK}(?: .*)?) owner=({_IDENTITY.pattern})")
+
+
+def is_random_identity(owner: str) -> bool:
+    """Return whether flanneld generated this identity. It does not keep one that an operator set."""
+    return _IDENTITY.fullmatch(owner) is not None
+
+
+def split_alias(text: str) -> tuple[str, str]:
+    """Return the mark and the owner in the kernel's alias of a link; "" for the owner if there is none."""
+    found = _WITH_OWNER.fullmatch(text)
+    return (found[1], found[2]) if found else (text, "")
+
+
+def join_alias(mark: str, owner: str) -> str:
+    """Return the kernel's alias of a link with this mark and owner, as `split_alias` reads it."""
+    return f"{mark} owner={owner}" if owner else mark
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Link(Item):
@@ -90,6 +110,7 @@ class Link(Item):
         queue_length: packets (txqueuelen).
         has_ipv6: False when IPv6 is disabled on it.
         alias: free text; on a link that we made, the mark of its daemon.
+        owner: random identity of the host, on a tunnel device of its daemon; "" if there is none.
         mac: lower case with colons; "" where there is none, as on a TUN device.
         vxlan: its parameters, on a vxlan device.
         veth: its parameters, on an end of a veth.
@@ -108,6 +129,7 @@ class Link(Item):
     queue_length: int = 500
     has_ipv6: bool = False
     alias: str = MARK
+    owner: str = ""
     mac: str = ""
     vxlan: Vxlan | None = None
     veth: Veth | None = None

@@ -38,6 +38,23 @@ def device_names(
             yield name
 
 
+def standing_identity(mark: str, claimed: str, interfaces: Interfaces) -> str | None:
+    """Return the identity on the tunnel device of the former daemon with this mark, which has ended.
+
+    None if there is no such device, or if its daemon may still run: only the holder of a name has a device of
+    that name, and only the holder of flannel0 has a vxlan device with the default mark.
+
+    Args:
+        mark: alias of our links.
+        claimed: the name that this daemon holds.
+        interfaces: the links of the host.
+    """
+    ours = [one for one in interfaces.interfaces if one.alias == mark and one.owner]
+    owners = {one.owner for one in ours}
+    has_ended = any(one.name == claimed for one in ours) or (mark, claimed) == (MARK, FIRST_DEVICE)
+    return owners.pop() if has_ended and len(owners) == 1 else None
+
+
 def ours(actual: State, desired: State, mark: str = MARK, device: str | None = FIRST_DEVICE) -> State:
     """Return the part of `actual` that a pass towards `desired` may change or remove.
 

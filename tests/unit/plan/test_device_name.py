@@ -1,12 +1,13 @@
 """Which name a daemon's device gets."""
 
+from dataclasses import replace
 from itertools import islice
 
 import pytest
 
 from pyflannel.model.host import Interface, Interfaces
 from pyflannel.model.route import DEVICES, PROTOCOLS, route_protocol
-from pyflannel.plan.ownership import device_names
+from pyflannel.plan.ownership import device_names, standing_identity
 
 BLUE = "pyflannel /run/blue"
 
@@ -61,3 +62,47 @@ def test_each_name_has_a_protocol_of_its_own() -> None:
     assert set(protocols) == PROTOCOLS
     assert not PROTOCOLS & others
     assert max(PROTOCOLS) < 256
+
+
+OWNER, OTHER = "a" * 32, "b" * 32
+
+
+def owned(interfaces: Interfaces, *owners: str) -> Interfaces:
+    """Return the interfaces with these identities."""
+    named = zip(interfaces.interfaces, owners, strict=True)
+    return Interfaces(interfaces=tuple(replace(one, owner=owner) for one, owner in named))
+
+
+@pytest.mark.parametrize(
+    ("mark", "claimed", "interfaces", "found"),
+    [
+        ("pyflannel", "flannel0", owned(host(flannel0="pyflannel"), OWNER), OWNER),
+        ("pyflannel", "flannel0", owned(host(flannel_1="pyflannel"), OWNER), OWNER),
+        (BLUE, "flannel1", owned(host(flannel0="pyflannel", flannel1=BLUE), OTHER, OWNER), OWNER),
+        ("pyflannel", "flannel0", host(flannel0="pyflannel"), None),
+        ("pyflannel", "flannel0", host(), None),
+    ],
+    ids=["udp", "vxlan", "second daemon", "older version", "no device"],
+)
+def test_the_device_of_the_former_daemon_has_its_identity(
+    mark: str, claimed: str, interfaces: Interfaces, found: str | None
+) -> None:
+    assert standing_identity(mark, claimed, interfaces) == found
+
+
+@pytest.mark.parametrize(
+    ("mark", "claimed", "interfaces"),
+    [
+        ("pyflannel", "flannel1", owned(host(flannel0="pyflannel"), OWNER)),
+        ("pyflannel", "flannel1", owned(host(flannel_1="pyflannel"), OWNER)),
+        (BLUE, "flannel1", owned(host(flannel_1=BLUE), OWNER)),
+        (BLUE, "flannel1", owned(host(flannel1="pyflannel"), OWNER)),
+        ("pyflannel", "flannel0", owned(host(flannel0="pyflannel", flannel_1="pyflannel"), OWNER, OTHER)),
+    ],
+    ids=["udp", "vxlan", "vxlan of a second daemon", "another daemon's device", "two identities"],
+)
+def test_the_identity_of_a_daemon_that_may_still_run_is_not_taken(
+    mark: str, claimed: str, interfaces: Interfaces
+) -> None:
+    """It would hold the name flannel0, or that of the device."""
+    assert standing_identity(mark, claimed, interfaces) is None

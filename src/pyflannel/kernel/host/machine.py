@@ -183,11 +183,20 @@ _APPLICATION = b"pyflannel lease identity"
 _DIGEST_LENGTH = 16
 
 
-def read_identity(state_dir: str, run_dir: str, machine_id_file: str, node_id: str | None = None) -> Identity:
+def read_identity(
+    state_dir: str,
+    run_dir: str,
+    machine_id_file: str,
+    node_id: str | None = None,
+    *,
+    standing: str | None = None,
+) -> Identity:
     """Return this host's identity, made and kept at the first start.
 
     Without a state directory, the former flanneld of this run directory, boot and network namespace left it
-    in the run directory. The caller holds the lock of that, so the former flanneld has ended.
+    in the run directory. The caller holds the lock of that, so the former flanneld has ended. Without a run
+    directory too, `standing` is the identity on the device in this network namespace; None if there is none,
+    or the former flanneld may still run.
 
     A disk that was cloned to another machine carries another's identity: a new one is made, and said so.
     `node_id`, where given, is the owner, and nothing is kept.
@@ -199,7 +208,7 @@ def read_identity(state_dir: str, run_dir: str, machine_id_file: str, node_id: s
     if node_id:
         return Identity(owner=node_id, machine=machine)
     path = os.path.join(state_dir, _FILE)
-    kept = _read(path) or _left_in(run_dir, machine)
+    kept = _read(path) or _left_in(run_dir, machine) or _standing(standing, machine)
     if kept is None:
         return new_identity(state_dir, run_dir, machine_id_file)
     if machine and kept.machine and machine != kept.machine:
@@ -277,6 +286,13 @@ def _left_in(run_dir: str, machine: str) -> Identity | None:
         return None
     log.info("Took over the identity of the former flanneld of this boot and network namespace")
     return identity
+
+
+def _standing(owner: str | None, machine: str) -> Identity | None:
+    if owner is None:
+        return None
+    log.info("Took over the identity on the device in this network namespace owner=%s", owner)
+    return Identity(owner=owner, machine=machine)
 
 
 def _keep(state_dir: str, run_dir: str, identity: Identity) -> None:

@@ -22,6 +22,7 @@ from pyflannel.model.host import (
     Interfaces,
     RouteScope,
 )
+from pyflannel.model.link import split_alias
 from pyflannel.model.route import PROTOCOLS
 from pyflannel.ports import Announce, ChangeChannel
 from pyflannel.wire.netlink import addresses, bridges, links, neighbours, nftables, routes
@@ -127,6 +128,7 @@ class KernelInterfaces:
         self, link: LinkRecord, held: list[AddressRecord], by_routes: list[RouteRecord]
     ) -> Interface:
         own = [one for one in held if one.index == link.index]
+        mark, owner = split_alias(link.alias)
         return Interface(
             name=link.name,
             index=link.index,
@@ -134,7 +136,8 @@ class KernelInterfaces:
             is_up=link.is_up,
             is_loopback=link.is_loopback,
             kind=link.kind,
-            alias=link.alias,
+            alias=mark,
+            owner=owner,
             addresses=tuple(_address(one) for one in own),
             on_link=_on_link(own, [route for route in by_routes if route.index == link.index]),
             driver=driver_of(self._devices, link.name) if _has_ipv4(own) else "",

@@ -6,7 +6,7 @@ from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
 from typing import Generic, Protocol, TypeVar
 
-from pyflannel.model.link import Address, Link, Veth, Vxlan
+from pyflannel.model.link import Address, Link, Veth, Vxlan, split_alias
 from pyflannel.model.route import FdbEntry, Neighbour, Route
 from pyflannel.wire.netlink.addresses import AddressRecord
 from pyflannel.wire.netlink.links import LinkRecord, VxlanRecord
@@ -43,6 +43,7 @@ def link_of(
 ) -> Link:
     """Return the link. The MAC address that the kernel draws for an end of a veth matters to nobody."""
     is_veth = link.kind == "veth"
+    mark, owner = split_alias(link.alias)
     return Link(
         name=link.name,
         kind=link.kind,
@@ -50,7 +51,8 @@ def link_of(
         is_up=link.is_up,
         queue_length=link.queue_length,
         has_ipv6=link.has_ipv6,
-        alias=link.alias,
+        alias=mark,
+        owner=owner,
         mac="" if is_veth else link.mac,
         vxlan=None if link.vxlan is None else _vxlan_of(link.vxlan, names, offloads_checksums),
         veth=Veth(peer=names.get(link.other, ""), has_gro=has_gro) if is_veth else None,

@@ -9,7 +9,7 @@ from pyflannel.kernel.host.machine import set_ipv6
 from pyflannel.kernel.network.device_ioctls import create_tun, link_index, set_checksum_offload, set_gro
 from pyflannel.kernel.network.netlink_socket import RequestSocket
 from pyflannel.kernel.network.requests import GONE, refusal, refusal_of
-from pyflannel.model.link import Link, Veth, Vxlan
+from pyflannel.model.link import Link, Veth, Vxlan, join_alias
 from pyflannel.model.state import Add, Operation, Refusal, Remove, Replace
 from pyflannel.ports import refused_by
 from pyflannel.wire.netlink import links
@@ -135,8 +135,8 @@ def _changed_attributes(index: int, old: Link | None, new: Link) -> Iterator[Req
 
     One request each: the kernel leaves out what follows an attribute that it refuses.
     """
-    if old is None or old.alias != new.alias:
-        yield links.change_link(index, alias=new.alias)
+    if old is None or (old.alias, old.owner) != (new.alias, new.owner):
+        yield links.change_link(index, alias=join_alias(new.alias, new.owner))
     if old is not None and old.vxlan != new.vxlan and new.vxlan is not None:
         yield links.change_vxlan(index, _record(new.vxlan))
     if old is not None and old.mac != new.mac and new.mac:

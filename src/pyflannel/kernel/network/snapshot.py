@@ -19,7 +19,7 @@ from pyflannel.kernel.network.items import (
 )
 from pyflannel.kernel.network.netlink_socket import RequestSocket
 from pyflannel.model.item import Item, ItemMap
-from pyflannel.model.link import MARK, Address, Link
+from pyflannel.model.link import MARK, Address, Link, split_alias
 from pyflannel.model.route import PROTOCOLS, FdbEntry, Neighbour, Route
 from pyflannel.model.state import State
 from pyflannel.wire.netlink.addresses import (
@@ -91,7 +91,8 @@ class Interest:
 
     def concerns_link(self, link: LinkRecord) -> bool:
         """Return whether the link is planned or carries our mark."""
-        is_marked = link.alias in self.marks if self.marks else link.alias.startswith(MARK)
+        mark, _ = split_alias(link.alias)
+        is_marked = mark in self.marks if self.marks else mark.startswith(MARK)
         return is_marked or link.name in self.links
 
     def concerns_route(self, route: RouteGlance, ours: Collection[int]) -> bool:

@@ -74,6 +74,7 @@ class UdpBackend:
                 mtu=self.mtu(host),
                 queue_length=QUEUE_LENGTH,
                 alias=host.mark,
+                owner=host.device_owner,
             ),
             *self._network_route(host, base),
             Forwarder(

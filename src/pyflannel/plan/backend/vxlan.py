@@ -216,6 +216,7 @@ class VxlanBackend:
                 mtu=self.mtu(host),
                 queue_length=0,
                 alias=host.mark,
+                owner=host.device_owner,
                 mac=self._mac(host),
                 vxlan=Vxlan(
                     vni=self.vni,
