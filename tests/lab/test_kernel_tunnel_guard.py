@@ -55,7 +55,7 @@ def peer(number: int, **changes: object) -> GuardPeer:
 
 async def heal(target: TunnelGuardTarget, desired: State) -> list[Operation]:
     """Make one pass, and see that the next finds nothing to do."""
-    operations = order(diff(desired, await target.snapshot(desired)))
+    operations = order(diff(desired, await target.snapshot(desired)), desired)
     assert not await target.apply(operations)
     again = list(diff(desired, await target.snapshot(desired)))
     assert not again, [found(operation) for operation in again]
@@ -151,7 +151,9 @@ def test_without_the_right_it_is_refused_by_name(namespace) -> None:
         async with TunnelGuardTarget() as target:
             os.seteuid(65534)
             try:
-                operations = order(diff(State.of(VXLAN), await target.snapshot(State.of(VXLAN))))
+                operations = order(
+                    diff(State.of(VXLAN), await target.snapshot(State.of(VXLAN))), State.of(VXLAN)
+                )
                 (refusal,) = await target.apply(operations)
             finally:
                 os.seteuid(0)

@@ -78,8 +78,8 @@ _FIREWALL_FLAGS = (
     Flag(
         name="guard",
         default="strict",
-        meaning="accept tunnel packets from the address of a host, with an inner source in its subnet (strict)"
-        " or with any inner source (peer); or from everyone (off)",
+        meaning="accept tunnel packets from the address of a host, with an inner source in its subnet"
+        " (strict) or with any inner source (peer); or from everyone (off)",
     ),
     Flag(
         name="ip-masq-fully-random-disable",
