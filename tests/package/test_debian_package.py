@@ -33,7 +33,8 @@ NAMES = ("docker1", "docker2")
 SOON_S = 60.0
 MTU = 1472
 
-missing = BootedSystem.missing() or (None if shutil.which("debootstrap") else "debootstrap")
+TOOLS = ("debootstrap", "help2man")
+missing = BootedSystem.missing() or next((tool for tool in TOOLS if not shutil.which(tool)), None)
 pytestmark = [
     pytest.mark.skipif(missing is not None, reason=f"no {missing}"),
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root: namespaces and mounts"),
@@ -138,6 +139,15 @@ def test_containers_of_two_hosts_reach_each_other(installed: Installed) -> None:
     first, second = (installed.containers[name] for name in NAMES)
 
     wait_until(lambda: ping(first, str(second.address)).is_reached, what="a reply", deadline_s=SOON_S)
+
+
+def test_programs_have_man_pages(installed: Installed) -> None:
+    system = installed.systems["docker1"]
+    pages = system.run(["ls", "/usr/share/man/man8"]).stdout.split()
+
+    assert {"flanneld.8.gz", "flannelctl.8.gz", "flannelctl-status.8.gz", "mk-docker-opts.8.gz"} <= {*pages}
+    text = system.run(["zcat", "/usr/share/man/man8/flanneld.8.gz"]).stdout
+    assert r"\-\-etcd\-endpoints" in text
 
 
 def test_upgrade_and_roll_back_lose_no_ping_and_keep_the_lease(installed: Installed, tmp_path: Path) -> None:
