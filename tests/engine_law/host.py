@@ -17,7 +17,7 @@ from pyflannel.model.item import ANY, Item, Key
 from pyflannel.model.link import Address, Link, Veth
 from pyflannel.model.packet_filter import IptablesChain, NftTable
 from pyflannel.model.route import FdbEntry, Neighbour, Route
-from pyflannel.model.state import Add, Operation, Refusal, Remove, State
+from pyflannel.model.state import Add, Operation, Refusal, Remove, Replace, State
 from pyflannel.plan.diff import differences
 from pyflannel.ports import Announce, ChangeChannel
 
@@ -121,6 +121,7 @@ class Part:
         self._tell = changed
         self._changed = asyncio.Event()
         self._is_broken = False
+        self._begun: set[Key] = set()
 
     @property
     def state(self) -> State:
@@ -166,15 +167,25 @@ class Part:
         if trouble is not None and trouble.key in (None, operation.subject.key):
             cause = "the test asked for this"
             if trouble.takes_effect:
-                self.kernel.perform(operation)
+                self.kernel.perform(self._completing(operation))
+                self._begun.add(operation.subject.key)
         else:
-            trouble, cause = None, self.kernel.perform(operation)
+            trouble, cause = None, self.kernel.perform(self._completing(operation))
+            self._begun.discard(operation.subject.key)
         self._tell(before, self)
         if cause is None:
             return []
         self.refusals += 1
         is_permanent = trouble is not None and trouble.is_permanent
         return [Refusal(operation=operation, cause=cause, is_permanent=is_permanent)]
+
+    def _completing(self, operation: Operation) -> Operation:
+        """Return the operation; if an earlier attempt may have added its object, that is completed."""
+        item = operation.subject
+        found = self.kernel.state.by_key.get(item.key)
+        if found is None or item.key not in self._begun or not isinstance(operation, Add):
+            return operation
+        return Replace(found, item)
 
     def changes(self) -> ChangeChannel:
         """Open a channel of changes."""

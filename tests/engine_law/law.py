@@ -75,8 +75,10 @@ async def _judge(life: Life) -> None:
     await _change(life)
     await _damage(life)
     _check_looks(life, life.looks, life.causes_of_looks, began)
-    failures = sum(part.failures for part in life.host.parts)
-    _demand(life.reconciler.counts.failures == failures, COUNTS, f"{failures} reads failed")
+    counts, failures = life.reconciler.counts, sum(part.failures for part in life.host.parts)
+    _demand(counts.failures == failures, COUNTS, counts.failures, failures)
+    # A comparison has one answer of each target at most. One look may be under way.
+    _demand(max(life.looks) - 1 <= counts.passes <= sum(life.looks), COUNTS, counts.passes, life.looks)
 
 
 async def _check_others(life: Life, silent: Part) -> None:

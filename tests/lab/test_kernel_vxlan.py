@@ -112,6 +112,18 @@ def test_the_device_and_its_peers_look_as_flannel_makes_them(namespace, target):
 
 
 @pytest.mark.usefixtures("underlay")
+def test_the_next_attempt_completes_a_device_that_was_made_in_part(namespace, target):
+    """The kernel refuses an MTU of 70,000 when the device is there already."""
+
+    async def make_attempts() -> list[int]:
+        async with LinuxTarget() as adapter:
+            return [len(await adapter.apply([Add(link)])) for link in (replace(DEVICE, mtu=70_000), DEVICE)]
+
+    assert namespace.run(make_attempts) == [1, 0]
+    assert DEVICE in target.snapshot(PLAN)
+
+
+@pytest.mark.usefixtures("underlay")
 @pytest.mark.parametrize(
     "vxlan",
     [

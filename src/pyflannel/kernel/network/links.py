@@ -31,6 +31,7 @@ class LinkWriter:
 
     def __init__(self, requests: RequestSocket) -> None:
         self._requests = requests
+        self._begun: dict[str, Vxlan] = {}  # devices that may be there although their creation was refused
 
     async def perform(self, operation: Operation) -> list[Refusal]:
         """Perform one operation; what can be done is done even when a part of it is refused.
@@ -63,7 +64,10 @@ class LinkWriter:
                 create_tun(link.name)
             case Link(kind="vxlan", vxlan=Vxlan() as vxlan):
                 request = links.create_vxlan(link.name, link.mac, _record(vxlan))
-                if refusals := await self._ask(operation, [request]):
+                begun, self._begun[link.name] = self._begun.get(link.name), vxlan
+                is_begun = begun is not None and begun.becomes(vxlan)
+                if refusals := await self._ask(operation, [request], (errno.EEXIST,) if is_begun else ()):
+                    del self._begun[link.name]
                     return refusals
             case Link(kind="veth", veth=Veth(peer=peer)):
                 # Each end is made with the other: the second is there when its turn comes. With a queue for
@@ -73,7 +77,9 @@ class LinkWriter:
                     return refusals
             case _:
                 raise OSError(errno.EOPNOTSUPP, f"links of kind {link.kind} cannot be made")
-        return await self._change(operation, None, link)
+        if not (refusals := await self._change(operation, None, link)):
+            self._begun.pop(link.name, None)
+        return refusals
 
     async def _change(self, operation: Operation, old: Link | None, new: Link) -> list[Refusal]:
         """Change a link in place; of one that was just made nothing is known."""
