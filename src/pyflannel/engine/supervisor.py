@@ -236,11 +236,11 @@ class Supervisor:
         """
         await self._needs_last_known.wait()
         known = await self._last_known.load()
-        self._has_last_known = True
         is_running = known is not None and known.own.subnet == self._previous
         may_start = is_running or not self.condition.store.has_answered
         if known is not None and self.condition.inputs.config is None and may_start:
             await self._start_with(known)
+        self._has_last_known = True
         self._examine()
 
     async def _start_with(self, known: LastKnown) -> None:
