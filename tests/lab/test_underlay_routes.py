@@ -134,6 +134,21 @@ def test_a_network_with_a_static_route_is_refused_until_the_route_is_gone(overla
     assert routed(host, network) == [("flannel0", "kernel")]
 
 
+def test_a_lease_with_a_static_route_leaves_it_and_cleanup_too(overlay, host: Host) -> None:
+    """It looks like a route of the original, but leads to another host than the lease does."""
+    subnet = "10.100.251.0/24"
+    host.run(["ip", "route", "add", subnet, "via", "10.10.10.77"])
+    overlay.set_backend("host-gw")
+    overlay.join(host)
+    put_lease(overlay, subnet, LEASES["host-gw"])
+    overlay.wait_status(host, lambda status: bool(status.refused_peers), "refuses the lease")
+
+    host.flannelctl("--store", overlay.etcd.url, "cleanup")
+
+    assert host.routes(subnet)[0]["gateway"] == "10.10.10.77"
+    host.run(["ip", "route", "delete", subnet])
+
+
 @pytest.mark.parametrize("kind", ["vxlan", "host-gw"])
 def test_a_lease_with_the_prefix_of_a_bridge_leaves_its_route(overlay, host: Host, kind: str) -> None:
     """The peer is refused by name until the bridge is gone."""

@@ -33,7 +33,7 @@ from pyflannel.plan.leftovers import rules_left
 from pyflannel.plan.underlay import UnderlayOptions, choose
 from pyflannel.processes.found import find_original
 from pyflannel.processes.systemd import has_unit
-from pyflannel.wire.last_known_json import parse_last_known
+from pyflannel.wire.last_known_json import Kept, kept_lease, parse_last_known
 from pyflannel.wire.subnet_env import parse_subnet_env
 
 
@@ -47,11 +47,23 @@ async def status_of_host(places: Places) -> Status:
 
 async def membership_of(places: Places, status: Status) -> Membership:
     """Return network, subnet and underlay of the host; None for each unknown value."""
+    known = _last_known(places)
+    leases = () if known is None else filter(None, map(kept_lease, known.records))
     return Membership(
         network=status.network.network if status.network else None,
         subnet=status.lease.subnet if status.lease else None,
-        underlay=status.underlay.link if status.underlay else await _underlay(places),
+        underlay=status.underlay.link if status.underlay else await _underlay(known),
+        peers={
+            **{lease.subnet: lease.attributes.public_ip for lease in leases},
+            **{peer.subnet: peer.public_ip for peer in status.refused_peers},
+        },
     )
+
+
+def _last_known(places: Places) -> Kept | None:
+    with contextlib.suppress(OSError, WireError):
+        return parse_last_known(places.last_known.read_bytes())
+    return None
 
 
 def known_networks(places: Places, membership: Membership) -> frozenset[IPv4Network | IPv6Network]:
@@ -70,14 +82,13 @@ def _named_in(path: Path) -> Iterator[IPv4Network | IPv6Network]:
                     yield ip_network(word.strip())
 
 
-async def _underlay(places: Places) -> str | None:
+async def _underlay(known: Kept | None) -> str | None:
     """Return the interface with the address of the last lease, or else that of the default route."""
     with contextlib.suppress(FlannelError):
         interfaces = await _interfaces()
-        with contextlib.suppress(OSError, WireError):
-            own = parse_last_known(places.last_known.read_bytes()).own
-            if (holder := interfaces.holder(own.attributes.public_ip)) is not None:
-                return holder.name
+        own = None if known is None else interfaces.holder(known.own.attributes.public_ip)
+        if own is not None:
+            return own.name
         return choose(UnderlayOptions(), interfaces).link
     return None
 

@@ -272,11 +272,13 @@ class Membership:
         network: the whole range.
         subnet: the host's own share.
         underlay: name of the interface that carries the tunnel.
+        peers: the address of each peer that is known, by its subnet.
     """
 
     network: IPv4Network | None = None
     subnet: IPv4Network | None = None
     underlay: str | None = None
+    peers: Mapping[IPv4Network, IPv4Address] = field(default_factory=dict)
 
 
 Event = Literal["repaired", "planned", "refused", "fought over"]

@@ -249,7 +249,15 @@ def _is_originals_route(route: Route, membership: Membership) -> bool:
         and route.gateway is not None
         and route.link == membership.underlay
         and route.metric == 0
+        and _may_lead_to_peer(route, membership)
     )
+
+
+def _may_lead_to_peer(route: Route, membership: Membership) -> bool:
+    """Return whether a peer with this subnet has the gateway's address, or no such peer is known."""
+    destination = route.destination
+    peer = membership.peers.get(destination) if isinstance(destination, IPv4Network) else None
+    return peer in (None, route.gateway)
 
 
 def _is_originals_blackhole(route: Route, membership: Membership) -> bool:

@@ -47,6 +47,15 @@ def test_a_route_as_the_original_makes_it_is_told() -> None:
     assert not unplanned_routes([ROUTE], MEMBERSHIP)
 
 
+def test_a_route_to_the_subnet_of_a_peer_by_way_of_another_host_is_not_the_originals() -> None:
+    """The original routes it by way of the address that the lease has. An operator made this one."""
+    for address, is_original in (("10.10.10.77", True), ("10.10.10.78", False)):
+        membership = replace(MEMBERSHIP, peers={ROUTE.destination: IPv4Address(address)})
+
+        assert bool(left_by_original([ROUTE], membership)) == is_original
+        assert bool(unplanned_routes([ROUTE], membership)) == (not is_original)
+
+
 @pytest.mark.parametrize(
     "route",
     [
