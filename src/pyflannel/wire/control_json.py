@@ -148,7 +148,7 @@ def _encode(document: object) -> bytes:
 def _decode(document: bytes, kind: type[_Document]) -> _Document:
     try:
         return msgspec.json.decode(document, type=kind, dec_hook=_address_of_text)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise WireError(
             f"the daemon's answer makes no sense: {error}",
             hint="Check that flannelctl is not older than flanneld, and that the socket is flanneld's.",

@@ -1,0 +1,153 @@
+"""Hostile inputs for parsers: valid ones that are damaged, and how a parser is tried with them.
+
+A parser is tried with its corpus, which are known inputs, and with drawn ones. Random octets alone would not
+get past the first check of most parsers. So the drawn inputs are valid ones that are damaged, or have the
+right structure with any values.
+"""
+
+import json
+import random
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pyflannel.errors import WireError
+
+INPUTS = 40
+SEEDS_LONG = 500
+INPUTS_LONG = 40_000
+"""For each parser: drawn ones, and in the long form drawn ones and those that are made of them."""
+
+LONGEST_S = 20.0
+"""For one input; each takes far less than a millisecond."""
+
+
+class Parser(NamedTuple):
+    """A parser, its inputs, and the errors that it may raise."""
+
+    name: str
+    parse: Callable[[Any], object]
+    inputs: st.SearchStrategy[Any]
+    errors: tuple[type[Exception], ...] = (WireError,)
+    corpus: Sequence[Any] = ()
+
+
+def golden(name: str, field: str) -> list[str]:
+    """A field of all cases of a file of golden answers."""
+    cases = json.loads((Path(__file__).parents[1] / "golden" / f"{name}.json").read_text())["cases"]
+    return [case[field] for case in cases if case.get(field) is not None]
+
+
+@contextmanager
+def deadline() -> Iterator[None]:
+    """Fail a block that does not end."""
+
+    def fail(number: int, frame: object) -> None:
+        raise AssertionError(f"the parser has not ended within {LONGEST_S} s")
+
+    before = signal.signal(signal.SIGALRM, fail)
+    signal.setitimer(signal.ITIMER_REAL, LONGEST_S)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+# Damage: octets or characters that are overwritten, left out, inserted or repeated.
+
+Edits = list[tuple[str, int, Any]]
+
+
+def damaged(valid: st.SearchStrategy[bytes]) -> st.SearchStrategy[bytes]:
+    return st.builds(damage, valid, edits(st.binary(min_size=1, max_size=4)))
+
+
+def damaged_text(valid: st.SearchStrategy[str], special: str) -> st.SearchStrategy[str]:
+    return st.builds(damage, valid, edits(st.text(special, min_size=1, max_size=4)))
+
+
+def edits(new: st.SearchStrategy[Any]) -> st.SearchStrategy[Edits]:
+    how = st.sampled_from(["overwrite", "overwrite", "insert", "omit", "end", "repeat"])
+    return st.lists(st.tuples(how, st.integers(0, 1 << 16), new), max_size=3)
+
+
+def damage(text: Any, changes: Edits) -> Any:
+    for how, place, new in changes:
+        at = place % (len(text) + 1)
+        match how:
+            case "overwrite":
+                text = text[:at] + new + text[at + len(new) :]
+            case "insert":
+                text = text[:at] + new + text[at:]
+            case "omit":
+                text = text[:at] + text[at + len(new) :]
+            case "end":
+                text = text[:at]
+            case _:  # repeat
+                text = text[:at] + text[at : at + 32] * 20 + text[at:]
+    return text
+
+
+def check(parser: Parser, long_run: bool) -> None:
+    """Try a parser with its corpus and with drawn inputs: it returns or raises one of its errors."""
+    seeds: list[Any] = list(parser.corpus)
+
+    @settings(max_examples=SEEDS_LONG if long_run else INPUTS, database=None)
+    @given(parser.inputs)
+    def law(given: Any) -> None:
+        attempt(parser, given)
+        seeds.append(given)
+
+    for one in parser.corpus:
+        attempt(parser, one)
+    law()
+    if long_run:
+        chance = random.Random(parser.name)
+        for _ in range(INPUTS_LONG):
+            attempt(parser, disturbed(chance.choice(seeds), chance))
+
+
+def attempt(parser: Parser, given: Any) -> None:
+    with deadline(), suppress(*parser.errors):
+        parser.parse(given)
+
+
+def disturbed(given: Any, chance: random.Random) -> Any:
+    """An input with damage somewhere in it: many times as fast as one that hypothesis draws."""
+    match given:
+        case bytes() | str():
+            how = ("overwrite", "overwrite", "insert", "omit", "end", "repeat")
+            octets = chance.randbytes(chance.randrange(1, 5))
+            new = octets if isinstance(given, bytes) else octets.decode("latin-1")
+            places = range(chance.randrange(1, 4))
+            return damage(given, [(chance.choice(how), chance.randrange(1 << 16), new) for _ in places])
+        case tuple() | list() if given:
+            parts: list[Any] = list(given)
+            at = chance.randrange(len(parts))
+            parts[at] = disturbed(parts[at], chance)
+            return type(given)(*parts) if hasattr(given, "_fields") else type(given)(parts)
+        case _:
+            return given
+
+
+def as_octets(texts: st.SearchStrategy[str]) -> st.SearchStrategy[bytes]:
+    return texts.map(lambda text: text.encode(errors="surrogatepass")) | st.binary(max_size=40)
+
+
+# Texts and values of JSON.
+
+characters = st.characters(codec="utf-8")
+words = st.text(characters, max_size=8)
+deep = st.sampled_from(["[", '{"a":', "[[1,"]).map(lambda opened: opened * 3000)
+scalars = st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | words
+values = st.recursive(
+    scalars,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(words, inner, max_size=3),
+    max_leaves=5,
+)

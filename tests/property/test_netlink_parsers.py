@@ -1,0 +1,207 @@
+"""Parsers of netlink messages under hostile input: each returns or raises its own error.
+
+All parsers together get about a thousand drawn inputs, or a million with --long.
+"""
+
+import struct
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
+from typing import Any
+
+import pytest
+from hypothesis import strategies as st
+
+from doubles.hostile_inputs import Parser, check, damaged
+from pyflannel.errors import WireError
+from pyflannel.wire.netlink import addresses, bridges, links, message, neighbours, next_hops, routes, tc
+
+# Netlink: bodies of messages, with the attributes that each parser reads.
+
+U32 = struct.Struct("=I")
+families = st.sampled_from([0, 2, 2, 7, 7, 10, 10, 28])
+numbers = st.integers(0, 2**32 - 1).map(U32.pack) | st.sampled_from([b"", b"\1", bytes(4), U32.pack(254)])
+ips = st.sampled_from([bytes([10, 3, 1, 0]), bytes(4), bytes(16), bytes([0xFD]) + bytes(15), b"\1\2\3"])
+names = st.sampled_from([b"eth0\0", b"bridge\0", b"vxlan\0", b"tun\0", b"bpf\0", b"\xff\xfe", b""])
+macs = st.sampled_from([bytes.fromhex("0e0000000001"), b"", b"\1"])
+payloads = numbers | ips | names | macs | st.binary(max_size=12)
+
+
+def attributes_of(
+    kinds: Sequence[int], inner: st.SearchStrategy[bytes] = payloads
+) -> st.SearchStrategy[bytes]:
+    """Attributes one after the other, some of them nested."""
+    one = st.builds(message.attribute, st.sampled_from(kinds), inner)
+    return st.lists(one, max_size=8).map(b"".join)
+
+
+def body(layout: str, fields: Sequence[Any], parts: st.SearchStrategy[bytes]) -> st.SearchStrategy[bytes]:
+    """The fixed fields of a message and its attributes, sometimes damaged."""
+    packed = st.tuples(*fields).map(lambda values: struct.pack(layout, *values))
+    whole = st.builds(bytes.__add__, packed, parts)
+    return whole | damaged(whole)
+
+
+octet = st.integers(0, 255)
+index = st.integers(-(2**31), 2**31 - 1)
+word = st.integers(0, 2**32 - 1)
+info = attributes_of([1, 2, 5], payloads | attributes_of(range(1, 24)))
+per_family = attributes_of([10], attributes_of([2], st.just(bytes(400)) | payloads))
+vxlan_info = st.just(message.attribute(1, b"vxlan\0")).flatmap(
+    lambda kind: attributes_of(range(1, 24)).map(lambda data: kind + message.attribute(2, data))
+)
+tap_info = st.just(message.attribute(1, b"tun\0") + message.attribute(2, message.attribute(3, b"\2\0\0\0")))
+bridge_info = attributes_of(range(1, 9), numbers).map(
+    lambda data: message.attribute(1, b"bridge\0") + message.attribute(2, data) + message.attribute(5, data)
+)
+link_parts = attributes_of(
+    [1, 3, 4, 5, 6, 10, 13, 18, 20, 26, 37],
+    payloads | info | per_family | vxlan_info | tap_info | bridge_info,
+) | st.tuples(vxlan_info | tap_info | bridge_info, per_family).map(
+    lambda two: message.attribute(18, two[0]) + message.attribute(26, two[1])
+)
+link_bodies = body("=BxHiII", [families, st.integers(0, 9), index, word, word], link_parts)
+route_parts = attributes_of([1, 4, 5, 6, 7, 9, 18], payloads | st.just(bytes(8)))
+route_bodies = body(
+    "=BBBBBBBBI",
+    [
+        families,
+        st.integers(0, 130),
+        octet,
+        st.sampled_from([0, 0, 4]),
+        st.just(254) | octet,
+        octet,
+        octet,
+        octet,
+        st.sampled_from([0, 4, 0x200]),
+    ],
+    route_parts,
+)
+neighbour_bodies = body(
+    "=BxxxiHBB",
+    [families, index, st.integers(0, 255), st.sampled_from([0, 2]), octet],
+    attributes_of([1, 2, 3, 7, 9], ips | macs | payloads),
+)
+address_bodies = body(
+    "=BBBBi", [families, st.integers(0, 130), octet, octet, index], attributes_of([1, 2, 8], ips | payloads)
+)
+tc_bodies = body(
+    "=B3xiIII",
+    [octet, index, word, word, word],
+    attributes_of([1, 2], names | attributes_of([6, 7, 8, 11]))
+    | attributes_of([11, 8], numbers).map(lambda o: message.attribute(1, b"bpf\0") + message.attribute(2, o)),
+)
+acknowledgements = st.builds(
+    lambda kind, flags, octets: message.Message(kind, flags, 1, 0, octets),
+    st.sampled_from([message.ERROR, message.DONE]),
+    st.sampled_from([0, 0x100, 0x200, 0x300]),
+    body("=iIHHII", [index, st.integers(0, 40), octet, octet, word, word], attributes_of([1, 2], names)),
+)
+datagrams = damaged(
+    st.lists(
+        st.builds(
+            lambda kind, octets: message.pack(message.Request(kind, 0, octets), 1),
+            octet,
+            st.binary(max_size=9),
+        ),
+        max_size=3,
+    ).map(b"".join)
+)
+
+
+def read_route(octets: bytes) -> None:
+    for read in (
+        routes.glance_at_route,
+        routes.protocol_of,
+        routes.is_on_link,
+        routes.parse_route,
+        lambda one: routes.covers(one, IPv4Address("10.3.1.9")),
+    ):
+        with suppress(WireError):
+            read(octets)
+
+
+def read_neighbour(octets: bytes) -> None:
+    for read in (
+        neighbours.lasting_part,
+        neighbours.entry_index,
+        neighbours.parse_neighbour,
+        neighbours.parse_fdb_entry,
+        bridges.parse_learned,
+    ):
+        with suppress(WireError):
+            read(octets)
+
+
+def read_next_hop(octets: bytes) -> None:
+    next_hops.next_hop_protocol(octets)
+    next_hops.parse_next_hop_number(octets)
+
+
+def read_address(octets: bytes) -> None:
+    addresses.address_index(octets)
+    addresses.parse_address_message(octets)
+
+
+HEADER = struct.pack("=IHHII", 20, 24, 0, 1, 0)
+REFUSED = struct.pack("=i", -22) + HEADER + message.attribute(1, b"no\0")
+ACKNOWLEDGEMENTS = [
+    *(message.Message(message.ERROR, flags, 1, 0, REFUSED) for flags in (0, 0x100, 0x200, 0x300)),
+    message.Message(message.DONE, 0x200, 1, 0, bytes(4) + message.attribute(1, b"no\0")),
+]
+A_ROUTE = routes.RouteRecord(
+    destination=IPv4Network("10.3.1.0/24"), index=4, gateway=IPv4Address("10.3.1.1"), metric=7, is_onlink=True
+)
+PLAIN = routes.put_route(A_ROUTE).body
+ROUTES = [
+    b"",
+    PLAIN,
+    routes.put_route(replace(A_ROUTE, gateway=IPv6Address("fe80::1"), source=IPv4Address("10.3.1.1"))).body,
+    routes.put_route(replace(A_ROUTE, destination=IPv6Network("fd00::/64"), gateway=None)).body,
+    PLAIN[:12] + bytes(4),
+    PLAIN[:12] + message.attribute(9, struct.pack("=HBBi", 8, 0, 0, 4)),
+    struct.pack("=BBBBBBBBI", 2, 33, 0, 0, 254, 0, 0, 1, 0),
+    struct.pack("=BBBBBBBBI", 10, 129, 0, 0, 254, 0, 0, 1, 0),
+    struct.pack("=BBBBBBBBI", 28, 0, 0, 0, 254, 0, 0, 1, 0),
+    struct.pack("=BBBBBBBBI", 2, 24, 0, 4, 254, 0, 0, 1, 0),
+]
+A_NEIGHBOUR = neighbours.put_neighbour(4, IPv4Address("10.3.1.0"), "0e:00:00:00:00:01").body
+NEIGHBOURS = [
+    A_NEIGHBOUR,
+    A_NEIGHBOUR + message.attribute(3, bytes(16)),
+    neighbours.put_fdb_entry(4, "0e:00:00:00:00:01", IPv4Address("192.0.2.1")).body,
+]
+ADDRESSES = [
+    addresses.add_address(4, IPv4Interface("10.3.1.1/24")).body,
+    addresses.add_address(4, IPv6Interface("fd00::1/64")).body + message.attribute(8, U32.pack(0x80)),
+    addresses.remove_address(4, IPv4Interface("10.3.1.1/24"), IPv4Address("10.3.1.2")).body,
+    struct.pack("=BBBBi", 2, 33, 0, 0, 4) + message.attribute(1, bytes(4)),
+    struct.pack("=BBBBi", 28, 0, 0, 0, 4),
+]
+TAP = message.attribute(1, b"tun\0") + message.attribute(2, message.attribute(3, b"\2\0\0\0"))
+LINKS = [
+    links.create_vxlan("flannel.1", "0e:00:00:00:00:01", links.VxlanRecord(vni=1, port=8472, parent=4)).body,
+    links.create_veth("a", "b", 1).body,
+    bytes(16) + message.attribute(18, TAP),
+]
+PARSERS = [
+    Parser(
+        "netlink datagram", lambda octets: list(message.split(octets)), datagrams | st.binary(max_size=40)
+    ),
+    Parser("acknowledgement", message.parse_acknowledgement, acknowledgements, corpus=ACKNOWLEDGEMENTS),
+    Parser("link", links.parse_link, link_bodies, corpus=LINKS),
+    Parser("link of a bridge", bridges.parse_bridge_link, link_bodies),
+    Parser("route", read_route, route_bodies, (), ROUTES),
+    Parser("neighbour", read_neighbour, neighbour_bodies, (), NEIGHBOURS),
+    Parser("address", read_address, address_bodies, corpus=ADDRESSES),
+    Parser(
+        "next hop", read_next_hop, body("=BBBxI", [families, octet, octet, word], attributes_of([1, 5, 6]))
+    ),
+    Parser("filter of tc", tc.parse_filter, tc_bodies),
+]
+
+
+@pytest.mark.parametrize("parser", PARSERS, ids=lambda parser: parser.name)
+def test_a_parser_raises_no_error_but_its_own(parser: Parser, long_run: bool) -> None:
+    check(parser, long_run)

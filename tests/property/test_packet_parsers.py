@@ -1,0 +1,373 @@
+"""Parsers of packets, control frames and HTTP under hostile input: each returns or raises its own error.
+
+All parsers together get about a thousand drawn inputs, or a million with --long.
+"""
+
+import asyncio
+import json
+import struct
+from collections.abc import Callable
+from ipaddress import IPv4Address, IPv4Network
+
+import pytest
+from hypothesis import strategies as st
+
+from doubles.hostile_inputs import Parser, as_octets, check, damaged, deep, golden, values
+from pyflannel.datapath.forwarding import Drop, PeerTable, inbound, outbound
+from pyflannel.datapath.tcp_run import TcpRun
+from pyflannel.errors import WireError
+from pyflannel.http.server import Conversation, Limits, Request, Response
+from pyflannel.model.lease import LeaseEntry
+from pyflannel.model.status import JournalEntry, LeaseStatus, Notice, RefusedPeer, Status, StoreStatus
+from pyflannel.wire import control_json, forwarder_control
+from pyflannel.wire.forwarder_control import FrameReader, Kind, Peer, Settings, encode_frame
+from pyflannel.wire.packet import icmp_time_exceeded, icmp_unreachable
+
+# Packets: from a container, and from the tunnel.
+
+# Those of the golden cases.
+PEER, OTHER, OWN, UNDERLAY = 0x0A4D3200, 0x0A4D3C00, 0x0A4D2800, 0xC0A83266
+SETTINGS = Settings("flannel0", OWN, OWN, 24, 0xC0A83265, 8285, 1472)
+PEERS = [
+    Peer(PEER, 24, UNDERLAY, 8285),
+    Peer(PEER + 128, 25, UNDERLAY + 1, 8285),
+    Peer(OTHER, 24, UNDERLAY + 1, 9),
+]
+OLD_PACKETS = [bytes.fromhex(text) for text in golden("udp-proxy", "packet")]
+SENDERS = st.sampled_from(["192.168.50.102", "192.168.50.103", "192.0.2.1"])
+ips_in_packets = st.sampled_from(
+    [PEER + 9, PEER + 200, OTHER + 1, OWN + 5, UNDERLAY, 0, 0xE0000001, 0xFFFFFFFF]
+)
+
+
+def ip_packet(
+    first: int,
+    total: int,
+    fragment: int,
+    ttl: int,
+    protocol: int,
+    ends: tuple[int, int],
+    payload: bytes,
+    identity: int = 7,
+) -> bytes:
+    size = 20 + len(payload) if total < 0 else total
+    return (
+        struct.pack("!BBHHHBBHII", first, 0, size, identity, fragment, ttl, protocol, 0x1234, *ends) + payload
+    )
+
+
+def segment(sequence: int, control: int, data: bytes) -> bytes:
+    return struct.pack("!HHIIHHHH", 80, 81, sequence, 5, control, 500, 0x77, 0) + data
+
+
+tcp_payloads = st.builds(
+    segment,
+    st.integers(0, 2**32 - 1),
+    st.sampled_from([0x5010, 0x5018, 0x5002, 0xF010, 0x8010]),
+    st.sampled_from([bytes(10), bytes(10), b"", bytes(7)]),
+)
+
+
+def flow(odd: list[int], last: int, control: int) -> tuple[list[bytes], str]:
+    """Segments that follow each other, as one that starts a run does its successors, but for a few."""
+    found = []
+    for number, change in enumerate(odd):
+        data = bytes(last if number == len(odd) - 1 else 10)
+        payload = segment(1000 + 10 * number + change, control if number else 0x5010, data)
+        found.append(ip_packet(0x45, -1, 0x4000, 64, 6, (PEER + 9, OWN + 5), payload, 7 + number))
+    return found, "192.168.50.102"
+
+
+TO_PEER = struct.pack("!HHHH", 9, 8285, 8, 0)
+udp_payloads = st.sampled_from([TO_PEER, struct.pack("!HHHH", 9, 53, 8, 0), b"\0"])
+ip_packets = st.builds(
+    ip_packet,
+    st.sampled_from([0x45] * 5 + [0x46, 0x4F, 0x44, 0x65, 0]),
+    st.sampled_from([-1, -1, -1, 20, 19, 65535]),
+    st.sampled_from([0x4000, 0x4000, 0, 0x2000, 1]),
+    st.sampled_from([64, 64, 1, 0]),
+    st.sampled_from([6, 6, 17, 1]),
+    st.tuples(ips_in_packets, ips_in_packets),
+    tcp_payloads | udp_payloads | st.binary(max_size=60) | st.just(bytes(1500)),
+)
+old_packets = st.sampled_from(OLD_PACKETS)
+packets = ip_packets | damaged(ip_packets) | damaged(old_packets) | st.binary(max_size=40)
+GUARD = b"\xee" * 80
+
+
+def a_table() -> PeerTable:
+    table = PeerTable()
+    table.replace(PEERS)
+    return table
+
+
+def send(packet: bytes) -> None:
+    """As a packet from the device: routed, or answered by an ICMP error. Nothing beside it is changed."""
+    buffer, size = bytearray(packet + GUARD), len(packet)
+    verdict = outbound(buffer, 0, size, a_table(), SETTINGS.mtu)
+    if verdict is Drop.NO_ROUTE:
+        icmp_unreachable(buffer, size, OWN)
+    elif verdict is Drop.EXPIRED:
+        icmp_time_exceeded(buffer, size, OWN)
+    assert buffer[size:] == GUARD
+
+
+def receive(arrived: tuple[list[bytes], str]) -> None:
+    """As datagrams of one batch: each proven, and TCP segments put together and taken apart again."""
+    datagrams, sender = arrived
+    buffer = bytearray(b"".join(datagrams) + GUARD)
+    run, at = TcpRun(buffer), 0
+    for datagram in datagrams:
+        size = len(datagram)
+        if run.starts and run.extend(at, size):
+            pass
+        elif inbound(buffer, at, size, sender, a_table(), SETTINGS) is None:
+            finish(run)
+            run.start(at, size)
+        at += size
+    finish(run)
+    assert buffer[at:] == GUARD
+
+
+def finish(run: TcpRun) -> None:
+    if run.starts:
+        if run.has_true_checksums():
+            run.merged()
+        run.packets()
+        run.clear()
+
+
+PACKETS = [
+    Parser(
+        "packet of a container",
+        send,
+        packets,
+        (),
+        [
+            *OLD_PACKETS,
+            ip_packet(0x45, -1, 0x4000, 64, 17, (OWN + 5, UNDERLAY), TO_PEER),
+            ip_packet(0x45, -1, 1, 64, 17, (OWN + 5, UNDERLAY), TO_PEER),
+            ip_packet(0x45, -1, 0x4000, 1, 17, (OWN + 5, PEER + 9), bytes(5)),
+            ip_packet(0x45, -1, 0x4000, 1, 1, (OWN + 5, PEER + 9), bytes([3, 0, 0, 0])),
+        ],
+    ),
+    Parser(
+        "packets of the tunnel",
+        receive,
+        st.tuples(st.lists(packets, max_size=4), SENDERS),
+        (),
+        [([packet], f"192.168.50.{host}") for packet in OLD_PACKETS for host in (102, 103)],
+    ),
+    Parser(
+        "segments of one flow",
+        receive,
+        st.builds(
+            flow,
+            st.lists(st.sampled_from([0, 0, 0, 1]), min_size=2, max_size=5),
+            st.sampled_from([10, 7, 11]),
+            st.sampled_from([0x5010, 0x5018]),
+        ),
+        (),
+    ),
+]
+
+# Control: the forwarder's frames, and the documents of the control socket.
+
+a_state = forwarder_control.encode_state(
+    forwarder_control.ForwarderState("0.1.0", 7, True, SETTINGS, tuple(PEERS))
+)
+a_stranger = forwarder_control.Stranger(UNDERLAY, "stranger", 3, 100, PEER, OWN)
+CONTENTS: dict[Kind, tuple[Callable[[bytes], object], bytes]] = {
+    Kind.STATE: (forwarder_control.decode_state, a_state),
+    Kind.HANDED: (forwarder_control.decode_handed, b"\2" + a_state),
+    Kind.REPLACE_PEERS: (forwarder_control.decode_peers, forwarder_control.encode_peers(PEERS)),
+    Kind.CHANGE_PEERS: (
+        forwarder_control.decode_change,
+        forwarder_control.encode_change([(PEER, 24)], PEERS),
+    ),
+    Kind.COUNTERS: (
+        forwarder_control.decode_counters,
+        forwarder_control.encode_counters({"short": 3, "long": 1}),
+    ),
+    Kind.STRANGERS: (
+        forwarder_control.decode_strangers,
+        forwarder_control.encode_strangers([a_stranger] * 2),
+    ),
+    Kind.SUMMARY: (
+        forwarder_control.decode_summary,
+        forwarder_control.encode_summary(forwarder_control.Summary(9, True, 1)),
+    ),
+    Kind.REFUSED: (forwarder_control.decode_refusal, forwarder_control.encode_refusal(16, "busy")),
+}
+contents = st.sampled_from(sorted(CONTENTS)).flatmap(
+    lambda kind: damaged(st.just(CONTENTS[kind][1])).map(lambda payload: (kind, payload))
+)
+frames = st.lists(contents.map(lambda one: encode_frame(*one)), max_size=3).map(b"".join)
+
+
+def read_content(content: tuple[Kind, bytes]) -> None:
+    CONTENTS[content[0]][0](content[1])
+
+
+def read_frames(octets: bytes) -> None:
+    reader = FrameReader()
+    for start in range(0, len(octets), 7):
+        list(reader.feed(octets[start : start + 7]))
+
+
+a_status = Status(
+    version="0.1.0",
+    is_ready=False,
+    waiting_for="the store",
+    lease=LeaseStatus(subnet=IPv4Network("10.3.1.0/24"), trouble=Notice("none left", "Widen it.")),
+    store=StoreStatus(url="etcd://a", is_connected=False, since_s=4.0),
+    refused_peers=(
+        RefusedPeer(subnet=IPv4Network("10.3.2.0/24"), public_ip=IPv4Address("192.0.2.1"), reason="x"),
+    ),
+)
+an_entry = LeaseEntry(subnet=IPv4Network("10.3.1.0/24"), public_ip=IPv4Address("192.0.2.1"), owner="a")
+DOCUMENTS: list[tuple[Callable[[bytes], object], bytes]] = [
+    (control_json.parse_status, control_json.format_status(a_status)),
+    (control_json.parse_leases, control_json.format_leases([an_entry])),
+    (
+        control_json.parse_events,
+        control_json.format_events([JournalEntry(at=1.0, event="repaired", found="x")]),
+    ),
+    (control_json.parse_config_text, control_json.format_config_text("{}")),
+    (control_json.parse_error, control_json.format_error(WireError("bad", hint="Mend it."))),
+]
+DEEP = b'{"a":' * 3000
+documents = st.sampled_from(range(len(DOCUMENTS))).flatmap(
+    lambda number: st.tuples(
+        st.just(number), damaged(st.just(DOCUMENTS[number][1])) | as_octets(values.map(json.dumps) | deep)
+    )
+)
+
+
+def read_document(found: tuple[int, bytes]) -> None:
+    number, octets = found
+    DOCUMENTS[number][0](octets)
+
+
+CONTROL = [
+    Parser(
+        "content of a control frame",
+        read_content,
+        contents,
+        corpus=[
+            (kind, content[:size]) for kind, (_, content) in CONTENTS.items() for size in (0, 3, 8, 13, 99)
+        ],
+    ),
+    Parser(
+        "control frames",
+        read_frames,
+        damaged(frames) | st.binary(max_size=40),
+        corpus=[b"pf\1\0\0\0\0\0", b"pf\1\1\xff\0\0\0", encode_frame(Kind.STATE, a_state)],
+    ),
+    Parser(
+        "document of the control socket",
+        read_document,
+        documents,
+        corpus=[
+            (number, text) for number, (_, document) in enumerate(DOCUMENTS) for text in (document, DEEP)
+        ],
+    ),
+]
+
+# HTTP: what a client sends, in pieces, to the server's side of one connection.
+
+requests = st.builds(
+    lambda method, target, version, headers, payload: (
+        b"%s %s HTTP/%s\r\n" % (method, target, version) + b"".join(headers) + b"\r\n" + payload
+    ),
+    st.sampled_from([b"GET", b"PUT", b"HEAD", b"POST", b"get", b"CONNECT", b"\xff"]),
+    st.sampled_from([b"/healthz", b"/echo?x=1", b"*", b"http://h/", b"/\xe9", b""]),
+    st.sampled_from([b"1.1", b"1.1", b"1.0", b"2.0", b"0.9"]),
+    st.lists(
+        st.sampled_from(
+            [
+                b"Host: h\r\n",
+                b"Host: h\r\n",
+                b"Content-Length: 4\r\n",
+                b"Content-Length: 99999999\r\n",
+                b"Content-Length: -1\r\n",
+                b"Transfer-Encoding: chunked\r\n",
+                b"Transfer-Encoding: gzip\r\n",
+                b"Expect: 100-continue\r\n",
+                b"Connection: close\r\n",
+                b"Upgrade: websocket\r\nConnection: upgrade\r\n",
+                b"X: " + b"y" * 3000 + b"\r\n",
+                b" folded\r\n",
+                b"no colon\r\n",
+            ]
+        ),
+        max_size=4,
+    ),
+    st.sampled_from(
+        [b"", b"body", b"4\r\nbody\r\n0\r\n\r\n", b"ffffffffffffffffffff\r\n", b"0\r\nTrailer: x\r\n\r\n"]
+    ),
+)
+BODIES = [
+    b"Content-Length: 4\r\n\r\nbody",
+    b"Content-Length: 4\r\nExpect: 100-continue\r\n\r\nbody",
+    b"Content-Length: 99999999\r\n\r\nbody",
+    b"Content-Length: 4\r\n\r\nbo",
+    b"Transfer-Encoding: chunked\r\n\r\n4\r\nbody\r\n0\r\n\r\n",
+    b"Transfer-Encoding: chunked\r\n\r\n" + b"200\r\n" + b"x" * 512 + b"\r\n" + b"1ff\r\n" + b"y" * 511,
+    b"Connection: close\r\n\r\n",
+    b"X: " + b"y" * 3000,
+    b"\r\n",
+]
+SOUND_REQUESTS = [b"PUT /echo HTTP/1.1\r\nHost: h\r\n" + rest for rest in BODIES]
+sound_requests = st.sampled_from(SOUND_REQUESTS)
+some_requests = st.lists(requests | sound_requests, min_size=1, max_size=3).map(b"".join)
+conversations = damaged(some_requests) | some_requests | sound_requests | st.binary(max_size=60)
+
+
+class Client:
+    """A writer that takes all answers and shows none."""
+
+    def write(self, octets: bytes) -> None:
+        assert isinstance(octets, bytes | bytearray | memoryview)
+
+    async def drain(self) -> None:
+        """Have read all of it."""
+
+    def write_eof(self) -> None:
+        """Hear no more."""
+
+
+def converse(octets: bytes) -> None:
+    async def answer(request: Request) -> Response:
+        return Response(status=200 if request.method in ("GET", "PUT", "HEAD") else 405, body=request.body)
+
+    async def run() -> None:
+        reader = asyncio.StreamReader()
+        for start in range(0, len(octets), 100):
+            reader.feed_data(octets[start : start + 100])
+        reader.feed_eof()
+        limits = Limits(head_octets=2000, body_octets=1000, linger_s=0.1)
+        await Conversation(reader, Client(), limits).run(answer)  # type: ignore[arg-type]
+
+    asyncio.run(run())
+
+
+HTTP = Parser(
+    "HTTP",
+    converse,
+    conversations,
+    (),
+    [
+        *SOUND_REQUESTS,
+        SOUND_REQUESTS[0] * 3,
+        SOUND_REQUESTS[2] + bytes(200_000),
+        b"HEAD / HTTP/1.0\r\n\r\n",
+        b"",
+    ],
+)
+PARSERS = [*PACKETS, *CONTROL, HTTP]
+
+
+@pytest.mark.parametrize("parser", PARSERS, ids=lambda parser: parser.name)
+def test_a_parser_raises_no_error_but_its_own(parser: Parser, long_run: bool) -> None:
+    check(parser, long_run)

@@ -1,0 +1,302 @@
+"""Parsers of the store and of subnet.env under hostile input: each returns or raises its own error.
+
+All parsers together get about a thousand drawn inputs, or a million with --long.
+"""
+
+import json
+from contextlib import suppress
+from ipaddress import IPv4Network
+from typing import Any
+
+import pytest
+from hypothesis import strategies as st
+
+from doubles.hostile_inputs import (
+    Parser,
+    as_octets,
+    check,
+    damaged,
+    damaged_text,
+    deep,
+    golden,
+    values,
+    words,
+)
+from pyflannel.errors import ConfigError, WireError
+from pyflannel.model.store_record import Record
+from pyflannel.plan.backends import backend_of
+from pyflannel.stores.etcd.keys import KeySpace
+from pyflannel.stores.etcd.rpc_pb2 import KeyValue
+from pyflannel.wire.last_known_json import kept_lease, parse_last_known
+from pyflannel.wire.lease_json import parse_claim, parse_lease_attributes, parse_vtep
+from pyflannel.wire.lease_record import claim_of, lease_of
+from pyflannel.wire.network_config_json import format_network_config, parse_network_config
+from pyflannel.wire.subnet_env import parse_assignments, parse_subnet_env, previous_subnet
+
+# The store: JSON of leases, claims, configs and the file of the last known leases.
+
+
+def written(
+    members: dict[str, st.SearchStrategy[Any]], required: dict[str, Any] | None = None
+) -> st.SearchStrategy[str]:
+    """JSON of an object with some of these members, in any case, or any value in their place."""
+    spelled = {
+        name.swapcase() if odd else name: usual | values
+        for name, usual in members.items()
+        for odd in (False, True)
+    }
+    found = st.fixed_dictionaries({}, optional=spelled).map(lambda one: {**(required or {}), **one})
+    texts = found.map(json.dumps) | found.map(lambda one: json.dumps(one, ensure_ascii=False, indent=1))
+    return texts | deep | damaged_text(texts, '"{}[]:,0\\\x00\ud800é')
+
+
+address_texts = st.sampled_from(
+    ["10.3.0.0", "10.3.255.0", "::ffff:10.3.1.0", "fd00::1", "fe80::1%eth0", "0.0.0.0", "1.2.3", "256.1.1.1"]
+)
+vteps = st.fixed_dictionaries(
+    {},
+    optional={
+        "VNI": st.integers(-1, 2**33) | values,
+        "VtepMAC": st.sampled_from(["0e:00:00:00:00:01", "0E-00-00-00-00-01", "0e00.0000.0001", "x"])
+        | values,
+        "vtepmac": st.just("0e:00:00:00:00:02"),
+        "vni": st.none() | st.just(7),
+    },
+)
+ours = st.fixed_dictionaries(
+    {}, optional={"Owner": words, "Port": st.integers(-1, 70000), "Reads": st.lists(words, max_size=2)}
+)
+leases = written(
+    {
+        "PublicIP": address_texts,
+        "PublicIPv6": address_texts,
+        "BackendType": st.sampled_from(["vxlan", "host-gw", "udp", "x" * 65]),
+        "BackendData": vteps,
+        "BackendV6Data": vteps,
+        "Pyflannel": ours,
+    }
+)
+claims = written(
+    {"Owner": words, "PublicIP": address_texts, "Held": st.floats(0, 9)},
+    {"Owner": "a", "PublicIP": "1.2.3.4"},
+)
+keys = st.sampled_from(["10.5.52.0-24", "10.5.52.0-24&fd00:5:0:34::-64", "10.5.52.1-24", "0.0.0.0-0"])
+LEASES = [
+    *(text.encode() for text in golden("lease-attrs-roundtrip", "input")),
+    *(text.encode() for text in golden("backend-leases", "value")),
+    b'{"PublicIP":"1.2.3.4","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"0E-00-00-00-00-01"}}',
+    b"[" * 3000,
+    b"x" * 5000,
+    b"\xff",
+]
+CLAIMS = [b'{"Owner":"a","PublicIP":"1.2.3.4","Held":1}', b"{}", b"[" * 3000, b"x" * 5000]
+VTEPS = [
+    "{}",
+    '{"VtepMAC":"0e:00:00:00:00:01","VNI":-1}',
+    '{"VtepMAC":7}',
+    '{"vtepmac":"x","VtepMAC":"y"}',
+    "[" * 3000,
+]
+SUBNET_KEYS = [
+    *golden("subnet-keys", "input"),
+    "10.5.52.0-32",
+    "10.5.52.0-24&fd00::-128",
+    "10.5.52.0-24&::ffff:0:0-96",
+    "10.5.52.0-24&fd00:0::-64",
+    "10.5.52.0-24&fd00::1-64",
+    "1" * 100_000,
+]
+key_names = keys | damaged_text(keys, "0123456789.-&:af\n") | words
+backends = st.fixed_dictionaries(
+    {"Type": st.sampled_from(["udp", "vxlan", "host-gw", "alloc", "wireguard", "x", 7])},
+    optional={
+        "Port": st.integers(-1, 70000) | values,
+        "VNI": st.integers(-1, 2**25) | values,
+        "MTU": st.integers(0, 70000),
+        "MacPrefix": st.sampled_from(["0E-2A", "01-00", "x"]) | values,
+        "DirectRouting": st.booleans() | values,
+        "unknown": values,
+    },
+)
+config_networks = st.sampled_from(["10.3.0.0/16", "10.3.1.2/16", "fd00:3::/48", "0.0.0.0/0", "10.3.0.0/30"])
+config_members: dict[str, st.SearchStrategy[Any]] = {
+    "Network": config_networks,
+    "SubnetLen": st.integers(-1, 40),
+    "SubnetMin": address_texts,
+    "SubnetMax": address_texts,
+    "IPv6Network": config_networks,
+    "IPv6SubnetLen": st.integers(0, 130),
+    "IPv6SubnetMin": address_texts,
+    "IPv6SubnetMax": address_texts,
+    "EnableIPv4": st.booleans(),
+    "EnableIPv6": st.booleans(),
+    "EnableNFTables": st.booleans(),
+    "FastPath": st.sampled_from(["safe", "off", "flow"]),
+    "Backend": backends,
+}
+sound_members: dict[str, st.SearchStrategy[Any]] = {
+    "SubnetLen": st.sampled_from([0, 17, 24, 30, 31, "24", None]),
+    "SubnetMin": st.sampled_from(["10.3.1.0", "10.3.1.7", "10.4.0.0", None, 7]),
+    "SubnetMax": st.sampled_from(["10.3.9.0", "10.3.0.0", "fd00::1"]),
+    "IPv6SubnetLen": st.sampled_from([0, 49, 64, 126, 127]),
+    "IPv6SubnetMin": st.sampled_from(["fd00:3:0:1::", "fd00:4::", "::", None]),
+    "Network": st.sampled_from(["10.3.0.0/29", "10.3.0.0/28", "10.3.0.0/8", "0.0.0.0/0", "fd00::/16"]),
+    "EnableIPv4": st.booleans() | st.none(),
+    "FastPath": st.sampled_from(["safe", "off", "flow", 7]),
+    "Later": values,
+    "": values,
+    "a\n": values,
+    "EnableNFTables": st.booleans() | st.none(),
+    "Backend": backends | st.sampled_from([None, {}, {"Type": None}, {"type": "UDP", "TYPE": "vxlan"}, []]),
+}
+sound_configs = st.builds(
+    lambda changes, has_ipv6: json.dumps(
+        {"Network": "10.3.0.0/16", "IPv6Network": "fd00:3::/48", "EnableIPv6": has_ipv6, **changes}
+    ),
+    st.fixed_dictionaries({}, optional=sound_members),
+    st.booleans(),
+) | st.sampled_from(sorted(sound_members)).flatmap(
+    lambda name: sound_members[name].map(
+        lambda value: json.dumps({"Network": "10.3.0.0/16", "IPv6Network": "fd00:3::/48", name: value})
+    )
+)
+CONFIGS = golden("network-config", "input")
+BAD_CONFIGS = [
+    "x" * 70_000,
+    "[" * 3000,
+    '{"a":' * 40 + "1" + "}" * 40,
+    '{"Network":"10.3.0.0/16","SubnetMin":"10.3.1.7"}',
+    '{"Network":"10.3.0.0/16","SubnetMin":"10.3.9.0","SubnetMax":"10.3.1.0"}',
+    '{"Network":"10.3.0.0/16","SubnetMax":"10.4.1.0"}',
+    '{"Network":"10.3.0.0/16","SubnetLen":31}',
+    '{"Network":"10.3.0.0/29","SubnetLen":0}',
+    '{"Network":"10.3.0.0/16","FastPath":7,"":1,"a\\n":2,"' + "long" * 300 + '":3}',
+    '{"Network":"10.3.0.0/16","EnableIPv6":true,"IPv6Network":"::ffff:0:0/96"}',
+    '{"Network":"10.3.0.0/16","EnableIPv6":true}',
+    '{"Network":"10.3.0.0/16","EnableIPv6":true,"IPv6Network":"10.3.0.0/16"}',
+    '{"Network":"fd00::/64"}',
+    '{"Network":"10.3.0.0/16","SubnetMin":"fd00::1"}',
+    '{"Network":"10.3.0.0/16","EnableIPv4":7}',
+    '{"Network":"10.3.0.0/16","SubnetLen":"24"}',
+    '{"Network":"10.3.0.0/16","SubnetLen":null,"IPv6SubnetMin":null,"IPv6SubnetMax":"x"}',
+    '{"EnableIPv4":false}',
+    '{"Network":"10.3.0.0/16","Backend":[]}',
+    '{"Network":"10.3.0.0/16","Backend":{"Type":7}}',
+    '{"Network":"10.3.0.0/16","Backend":{"type":"UDP","TYPE":null}}',
+    '{"Network":1e999}',
+    "[]",
+    json.dumps({f"key{number}": number for number in range(1010)}),
+]
+many_keys = st.integers(990, 1010).map(lambda count: json.dumps({f"key{n}": n for n in range(count)}))
+configs = written(config_members, {"Network": "10.3.0.0/16"}) | sound_configs | sound_configs | many_keys
+kept = st.builds(
+    lambda own, config, others: json.dumps({"Config": config, "Own": own, "Leases": {own: "{}", **others}}),
+    keys.map(lambda key: f"subnets/{key}"),
+    words,
+    st.dictionaries(key_names.map(lambda key: f"subnets/{key}"), leases | words, max_size=3),
+)
+
+
+KEYS = KeySpace("/net")
+
+
+def read_config(text: str | bytes) -> None:
+    config = parse_network_config(text)
+    format_network_config(config)
+    backend_of(config)
+
+
+def read_record(found: tuple[bytes, bytes]) -> None:
+    record = KEYS.record(KeyValue(key=found[0], value=found[1], mod_revision=4, create_revision=2))
+    for read in (lease_of, claim_of):
+        with suppress(WireError):
+            read(record)
+
+
+def read_kept(octets: bytes) -> None:
+    for record in parse_last_known(octets).records:
+        kept_lease(record)
+
+
+def read_claim(value: bytes) -> None:
+    parse_claim(value, IPv4Network("10.5.52.0/24"), 4)
+
+
+def read_key(key: str) -> None:
+    for prefix in ("subnets/", "claims/", "other/"):
+        record = Record(key=prefix + key, value=b'{"PublicIP":"1.2.3.4","Owner":"a"}', revision=4, lease_id=1)
+        for read in (lease_of, claim_of):
+            with suppress(WireError):
+                read(record)
+
+
+STORE = [
+    Parser(
+        "network config", read_config, configs | as_octets(configs), (ConfigError,), CONFIGS + BAD_CONFIGS
+    ),
+    Parser(
+        "damaged network config",
+        read_config,
+        damaged_text(st.sampled_from(CONFIGS), '"{}[]:,0\\'),
+        (ConfigError,),
+    ),
+    Parser("lease", parse_lease_attributes, as_octets(leases), corpus=LEASES),
+    Parser("damaged lease", parse_lease_attributes, damaged(st.sampled_from(LEASES))),
+    Parser("claim", read_claim, as_octets(claims), corpus=CLAIMS),
+    Parser("key", read_key, key_names, (), SUBNET_KEYS),
+    Parser("VTEP", parse_vtep, vteps.map(json.dumps) | words | deep, (), VTEPS),
+    Parser(
+        "etcd's record", read_record, st.tuples(st.binary(max_size=20).map(b"/net/".__add__), st.binary()), ()
+    ),
+    Parser("last known leases", read_kept, damaged(kept.map(str.encode)) | as_octets(kept | deep)),
+]
+
+# subnet.env, as we read it and as Docker's script reads it.
+
+lines = st.sampled_from(
+    [
+        "FLANNEL_NETWORK=10.3.0.0/16",
+        "FLANNEL_SUBNET=10.3.1.1/24",
+        "FLANNEL_SUBNET=10.3.1.1/24,10.3.2.1/24",
+        "export FLANNEL_MTU=1450 # octets",
+        "FLANNEL_IPMASQ='true'",
+        'A="b \\" $ c"',
+        "FLANNEL_SUBNET=10.3.1.1/33",
+        "A=~/x:~",
+        "A=b;B=`c`",
+        "if true; then",
+        "# a comment",
+        "A=$(b)\\",
+        "export A",
+        "A=b command",
+    ]
+)
+ENV_FILES = [
+    *golden("mk-docker-opts", "input"),
+    *golden("subnet-env", "bytes"),
+    "FLANNEL_SUBNET=10.3.1.1/33",
+    "FLANNEL_SUBNET=10.3.1.1",
+    "FLANNEL_SUBNET=10.3.1.1/24,10.3.2.1/24",
+    "no assignment",
+    "export A",
+    "export 1=2",
+    "A=~",
+    "A=b\\\nc ;;",
+    "A='b",
+]
+env_files = st.lists(lines, max_size=5).map("\n".join)
+env_texts = damaged_text(env_files, "\"'\\$`;#=~\n\r \t&|<>()\x00é/,") | words
+
+
+def read_env(text: str) -> None:
+    for read in (parse_assignments, parse_subnet_env, previous_subnet):
+        with suppress(WireError):
+            read(text)
+
+
+PARSERS = [*STORE, Parser("subnet.env", read_env, env_texts, (), ENV_FILES)]
+
+
+@pytest.mark.parametrize("parser", PARSERS, ids=lambda parser: parser.name)
+def test_a_parser_raises_no_error_but_its_own(parser: Parser, long_run: bool) -> None:
+    check(parser, long_run)
