@@ -53,71 +53,94 @@ _KEEPERS = {
 }
 
 
-def log_report(report: Report, before: HostCondition, clock: Clock) -> None:
-    """Log a report of the lease protocol; `before` is the condition that it changes."""
-    match report:
-        case Picking(network):
-            log.info("Picking subnet in range %s ... %s", network.subnet_min, network.subnet_max)
-        case Reusing(lease):
-            public_ip = lease.attributes.public_ip
-            log.info("Found lease (%s) for current IP (%s), reusing", lease.subnet, public_ip)
-        case ReusingPrevious(subnet):
-            log.info("Found previously leased subnet (%s), reusing", subnet)
-        case Unsuitable(subnet, fate):
-            log.warning(_UNSUITABLE[fate], subnet)
-        case Exhausted():
-            if report != before.lease.exhausted:
-                log.error(
-                    "Cannot get a lease: %s, retrying. %s lease=none", exhausted_text(report), EXHAUSTED_HINT
+class LeaseLog:
+    """Logs reports of the lease protocol, of which whoever writes to the store can cause any number."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._limit = LogLimit(log, clock, "the lease of this host")
+
+    def tell(self, report: Report, before: HostCondition) -> None:
+        """Log a report of the lease protocol; `before` is the condition that it changes."""
+        match report:
+            case Picking(network):
+                self._limit.line(
+                    logging.INFO, "Picking subnet in range %s ... %s", network.subnet_min, network.subnet_max
                 )
-        case Acquired() | Renewed():
-            _log_held(report, before, clock)
-        case StoreAway() | StoreBack():
-            pass  # `StoreLog` logs it once for all users of the store
-        case Lost() | Taken() | Contested() | SharedAddress():
-            _log_trouble(report, before)
+            case Reusing(lease):
+                public_ip = lease.attributes.public_ip
+                self._limit.line(
+                    logging.INFO, "Found lease (%s) for current IP (%s), reusing", lease.subnet, public_ip
+                )
+            case ReusingPrevious(subnet):
+                self._limit.line(logging.INFO, "Found previously leased subnet (%s), reusing", subnet)
+            case Unsuitable(subnet, fate):
+                self._limit.line(logging.WARNING, _UNSUITABLE[fate], subnet)
+            case Exhausted():
+                if report != before.lease.exhausted:
+                    self._limit.line(
+                        logging.ERROR,
+                        "Cannot get a lease: %s, retrying. %s lease=none",
+                        exhausted_text(report),
+                        EXHAUSTED_HINT,
+                    )
+            case Acquired() | Renewed():
+                self._tell_held(report, before)
+            case StoreAway() | StoreBack():
+                pass  # `StoreLog` logs it once for all users of the store
+            case Lost() | Taken() | Contested() | SharedAddress():
+                self._tell_trouble(report, before)
 
+    def _tell_held(self, report: Acquired | Renewed, before: HostCondition) -> None:
+        held = report.held
+        match report:
+            case Acquired() if before.lease.phase == "acquiring":
+                self._limit.line(logging.INFO, "Lease acquired: %s", held.lease.subnet)
+                self._limit.line(logging.INFO, "Watching for new subnet leases")
+            case Acquired():
+                self._limit.line(logging.INFO, "Lease acquired again: %s", held.lease.subnet)
+            case Renewed() if held.expires_at is None:
+                self._limit.line(
+                    logging.INFO, "Lease is a reservation and is not renewed lease=%s", held.lease.subnet
+                )
+            case Renewed():
+                self._limit.line(
+                    logging.INFO,
+                    "Lease renewed, new expiration: %s lease=%s",
+                    _time(held, self._clock),
+                    held.lease.subnet,
+                )
 
-def _log_held(report: Acquired | Renewed, before: HostCondition, clock: Clock) -> None:
-    held = report.held
-    match report:
-        case Acquired() if before.lease.phase == "acquiring":
-            log.info("Lease acquired: %s", held.lease.subnet)
-            log.info("Watching for new subnet leases")
-        case Acquired():
-            log.info("Lease acquired again: %s", held.lease.subnet)
-        case Renewed() if held.expires_at is None:
-            log.info("Lease is a reservation and is not renewed lease=%s", held.lease.subnet)
-        case Renewed():
-            log.info("Lease renewed, new expiration: %s lease=%s", _time(held, clock), held.lease.subnet)
-
-
-def _log_trouble(report: Lost | Taken | Contested | SharedAddress, before: HostCondition) -> None:
-    match report:
-        case Lost(lease):
-            log.warning(
-                "Lease is gone from the store: taking it again, the data path stays lease=%s", lease.subnet
-            )
-        case Taken(lease, by):
-            holder = holder_text(report)
-            if before.lease.taken is None or holder_text(before.lease.taken) != holder:
-                log.error(
-                    "Subnet is held by %s now: this host runs on degraded and does not renumber unless"
-                    " told (--on-subnet-lost=renumber) lease=%s theirs=%s",
-                    holder,
+    def _tell_trouble(self, report: Lost | Taken | Contested | SharedAddress, before: HostCondition) -> None:
+        match report:
+            case Lost(lease):
+                self._limit.line(
+                    logging.WARNING,
+                    "Lease is gone from the store: taking it again, the data path stays lease=%s",
                     lease.subnet,
-                    by.subnet,
                 )
-        case Contested(lease):
-            log.warning(
-                "A lease with our address or identity is held by %s at %s: asking whether that host lives"
-                " lease=%s",
-                lease.attributes.owner or "nobody known",
-                lease.attributes.public_ip,
-                lease.subnet,
-            )
-        case SharedAddress():
-            log.error("Warning: %s", shared_text(report))
+            case Taken(lease, by):
+                holder = holder_text(report)
+                if before.lease.taken is None or holder_text(before.lease.taken) != holder:
+                    self._limit.line(
+                        logging.ERROR,
+                        "Subnet is held by %s now: this host runs on degraded and does not renumber unless"
+                        " told (--on-subnet-lost=renumber) lease=%s theirs=%s",
+                        holder,
+                        lease.subnet,
+                        by.subnet,
+                    )
+            case Contested(lease):
+                self._limit.line(
+                    logging.WARNING,
+                    "A lease with our address or identity is held by %s at %s: asking whether that host lives"
+                    " lease=%s",
+                    lease.attributes.owner or "nobody known",
+                    lease.attributes.public_ip,
+                    lease.subnet,
+                )
+            case SharedAddress():
+                self._limit.line(logging.ERROR, "Warning: %s", shared_text(report))
 
 
 class SkippedKeys:

@@ -119,7 +119,10 @@ LINES_A_MINUTE = 60
 class LogLimit:
     """Logs lines of one kind, so many a minute. The next minute begins with the number of those left out."""
 
-    def __init__(self, log: logging.Logger, clock: Clock, kind: str) -> None:
+    def __init__(
+        self, log: logging.Logger, clock: Clock, kind: str, lines_a_minute: int = LINES_A_MINUTE
+    ) -> None:
+        self._most = lines_a_minute
         self._log = log
         self._clock = clock
         self._kind = kind
@@ -130,12 +133,12 @@ class LogLimit:
         """Log a line, or count it."""
         now = self._clock.now()
         if now >= self._until:
-            if self._lines > LINES_A_MINUTE:
-                left_out = self._lines - LINES_A_MINUTE
+            if self._lines > self._most:
+                left_out = self._lines - self._most
                 self._log.warning("Left out %d lines about %s", left_out, self._kind, stacklevel=2)
             self._until, self._lines = now + 60.0, 0
         self._lines += 1
-        if self._lines <= LINES_A_MINUTE:
+        if self._lines <= self._most:
             self._log.log(level, text, *values, stacklevel=2)
-        elif self._lines == LINES_A_MINUTE + 1:
+        elif self._lines == self._most + 1:
             self._log.warning("More lines about %s are left out for a minute", self._kind, stacklevel=2)

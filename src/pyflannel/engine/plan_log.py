@@ -16,12 +16,16 @@ log = logging.getLogger(__name__)
 NAMED_IN_LOG = 20
 """Peers that one update logs line by line."""
 
+PEERS_A_MINUTE = 1000
+"""Lines about peers that come and go. More hosts than that join within a minute only in a storm."""
+
 
 class PlanLog:
     """Logs peers that come and go, conflicts, objections, notes and obstacles, each once."""
 
     def __init__(self, clock: Clock) -> None:
         self._refused = LogLimit(log, clock, "leases that are refused")
+        self._peers = LogLimit(log, clock, "subnets that come and go", PEERS_A_MINUTE)
         self._conflicts: tuple[Conflict, ...] = ()
         self._notes: tuple[str, ...] = ()
         self._reason = ""
@@ -30,13 +34,20 @@ class PlanLog:
     def tell(self, planner: Planner, result: PlanResult, backend: Backend | None) -> None:
         """Log what is news after an update of the planner."""
         changes = planner.peer_changes
-        _tell_peers("added", [change.new for change in changes if change.new and not change.old])
-        _tell_peers("removed", [change.old for change in changes if change.old and not change.new])
+        self._tell_peers("added", [change.new for change in changes if change.new and not change.old])
+        self._tell_peers("removed", [change.old for change in changes if change.old and not change.new])
         self._tell_conflicts(planner.conflicts)
         self._tell_obstacle(result)
         if not isinstance(result, Blocked):
             self._tell_notes(planner.notes, backend)
             self._tell_objections(planner.objections)
+
+    def _tell_peers(self, event: str, leases: list[Lease]) -> None:
+        if len(leases) > NAMED_IN_LOG:
+            self._peers.line(logging.INFO, "Subnets %s: %d", event, len(leases))
+            return
+        for lease in sorted(leases, key=lambda lease: lease.subnet):
+            self._peers.line(logging.INFO, "Subnet %s: %s", event, lease.subnet)
 
     def _tell_conflicts(self, conflicts: tuple[Conflict, ...]) -> None:
         if conflicts is self._conflicts:
@@ -86,11 +97,3 @@ def _is_news(one: Objection, known: Objection | None) -> bool:
         or known.reason != one.reason
         or known.peer.attributes.public_ip != one.peer.attributes.public_ip
     )
-
-
-def _tell_peers(event: str, leases: list[Lease]) -> None:
-    if len(leases) > NAMED_IN_LOG:
-        log.info("Subnets %s: %d", event, len(leases))
-        return
-    for lease in sorted(leases, key=lambda lease: lease.subnet):
-        log.info("Subnet %s: %s", event, lease.subnet)

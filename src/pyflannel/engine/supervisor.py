@@ -20,7 +20,7 @@ from pyflannel.engine.host_followers import BridgeFollower, UnderlayFollower
 from pyflannel.engine.last_known_leases import LastKnownLeases
 from pyflannel.engine.lease_grace import LeaseGrace
 from pyflannel.engine.lease_keeper import LeaseKeeper
-from pyflannel.engine.lease_log import log_report, log_shared_over
+from pyflannel.engine.lease_log import LeaseLog, log_shared_over
 from pyflannel.engine.pacing import LogLimit
 from pyflannel.engine.plan_log import PlanLog
 from pyflannel.engine.planner import Blocked, Inputs, Planner
@@ -88,6 +88,7 @@ class Supervisor:
         )
         self.planner = Planner(options.plan)
         self._plan_log = PlanLog(world.clock)
+        self._lease_log = LeaseLog(world.clock)
         self.journal = Journal(world.clock)
         self.reconciler = Reconciler(
             targets=world.targets,
@@ -435,7 +436,7 @@ class Supervisor:
         now, before = self._world.clock.now(), self.condition
         self._change(lease=before.lease.after(report, now), store=before.store.after(report, now))
         self._grace.hear(report)
-        log_report(report, before, self._world.clock)
+        self._lease_log.tell(report, before)
         if isinstance(report, Acquired | Renewed):
             self._change(held=report.held)
             self._change_inputs(lease=report.held.lease)

@@ -8,7 +8,8 @@ import pytest
 
 from doubles.fake_clock import FakeClock
 from pyflannel.engine.condition import HostCondition, LeaseCondition, StoreCondition
-from pyflannel.engine.lease_log import contested_text, exhausted_text, log_report, shared_text
+from pyflannel.engine.lease_log import LeaseLog, contested_text, exhausted_text, shared_text
+from pyflannel.engine.pacing import LINES_A_MINUTE
 from pyflannel.engine.planner import Inputs
 from pyflannel.model.lease import Identity, Lease, LeaseAttributes
 from pyflannel.model.lease_protocol import (
@@ -31,6 +32,7 @@ class Host:
 
     def __init__(self, clock: FakeClock) -> None:
         self._clock = clock
+        self._log = LeaseLog(clock)
         identity, now = Identity(owner="us"), clock.now()
         self.condition = HostCondition(
             identity=identity,
@@ -51,7 +53,7 @@ class Host:
         before, now = self.condition, self._clock.now()
         lease, store = before.lease.after(report, now), before.store.after(report, now)
         self.condition = replace(before, lease=lease, store=store)
-        log_report(report, before, self._clock)
+        self._log.tell(report, before)
 
     def see_owners(self, owners: list[str]) -> None:
         self.condition = replace(self.condition, lease=self.lease.after_owners(owners))
@@ -190,3 +192,19 @@ def test_an_exhausted_network_is_known_until_a_lease_is_held(caplog: pytest.LogC
     assert exhausted == "no free /24 is left in 10.1.0.0/16"
     assert host.lease.exhausted is None
     assert [record.levelname for record in caplog.records] == ["ERROR"]
+
+
+def test_any_number_of_claims_cannot_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """Whoever writes to the store can claim our subnet again and again, each time in another name."""
+
+    async def check() -> None:
+        clock = FakeClock()
+        host, subnet = Host(clock), IPv4Network("10.100.15.0/24")
+        for number in range(1000):
+            host.tell(SharedAddress(subnet, f"owner{number}", "192.168.50.9", is_ours=True))
+            await clock.advance(0.01)
+
+    asyncio.run(check())
+
+    assert caplog.text.count("two living hosts share an address") == LINES_A_MINUTE
+    assert len(caplog.records) == LINES_A_MINUTE + 1

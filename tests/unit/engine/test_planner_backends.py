@@ -1,5 +1,6 @@
 """The planner and its backend: whom it does not send to, what it waits for, and what it drops."""
 
+import logging
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from doubles.planning import SUBNET_FILE, Planning, by_subnet
-from pyflannel.engine.plan_log import NAMED_IN_LOG
+from pyflannel.engine.plan_log import NAMED_IN_LOG, PEERS_A_MINUTE
 from pyflannel.engine.planner import Blocked, Inputs, PlanOptions, Replaced
 from pyflannel.model.host import Underlay
 from pyflannel.model.lease import Lease, LeaseAttributes, Vtep
@@ -184,3 +185,24 @@ def test_a_host_waits_for_another_subnet_if_its_own_would_cut_it_off() -> None:
     )
     assert made.plan is None
     assert isinstance(made.take(backend=AllocBackend()), Replaced)
+
+
+def test_a_lease_that_comes_and_goes_cannot_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    made = planner(VxlanBackend())
+
+    with caplog.at_level(logging.INFO):
+        for _ in range(PEERS_A_MINUTE):
+            made.take(leases=by_subnet([lease(10, 1)]))
+            made.take(leases=by_subnet([]))
+
+    assert caplog.text.count("Subnet ") == PEERS_A_MINUTE
+    assert len(caplog.records) == PEERS_A_MINUTE + 1
+
+
+def test_a_refused_lease_that_is_renewed_is_not_logged_again(caplog: pytest.LogCaptureFixture) -> None:
+    made = planner(HostGwBackend())
+
+    for revision in range(1, 100):
+        made.take(leases=by_subnet([lease(10, 1, revision=revision)]))
+
+    assert len(warnings(caplog)) == 1
