@@ -134,7 +134,7 @@ def test_a_bpffs_that_cannot_be_mounted_is_said(ends):
     ):
         done = host.run([*before, "flannelctl", "pins"], check=False)
         assert done.returncode != 0
-        assert f"no eBPF programs can be pinned in /run/flannel/.bpf: {code}" in done.stderr
+        assert f"eBPF programs cannot be pinned in /run/flannel/.bpf: {code}" in done.stderr
         assert "packets go through user space" in done.stderr
 
 

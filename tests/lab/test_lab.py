@@ -284,8 +284,8 @@ def test_two_labs_do_not_meet(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "A", "a/b", "..", "1a", "a" * 21])
-def test_a_name_that_is_no_file_name_is_refused(name: str) -> None:
-    with pytest.raises(UsageError, match="no name for a lab"):
+def test_an_invalid_name_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match="is not a name for a lab"):
         Lab(name)
 
 
@@ -439,7 +439,7 @@ def test_the_kernels_own_path_is_proved_to_be_it(lab: Lab) -> None:
 
         result = measure_kernel_path(path, seconds=1)
         path.left_host.run(["ip", "tuntap", "add", "overlay0", "mode", "tun"])
-        with pytest.raises(LabError, match="has a device of ours"):
+        with pytest.raises(LabError, match="has a device of pyflannel"):
             measure_kernel_path(path, seconds=1)
 
     assert result.gbit_s > 0

@@ -369,7 +369,7 @@ def test_host_gw_s_routes_are_taken_over_and_strange_ones_stay(overlay, host: Ho
     wait_routes(host, {PEER: ("10.10.10.102", "80"), GONE: ("10.10.10.77", "boot")})
     said = host.flannelctl("--store", overlay.etcd.url, "cleanup")
     assert host.routes() == before
-    assert f"removed route {GONE} of the original flannel" in said
+    assert f"removed route {GONE} (left by the original flannel)" in said
     assert chains(host) == []
 
 
@@ -408,7 +408,7 @@ def test_cleanup_removes_what_an_original_left(overlay, host: Host) -> None:
 
     assert overlay.state(host) == before
     for name in ("link flannel.1", "link flannel0", "route 10.100.33.0/24", "route 10.100.78.0/24"):
-        assert f"removed {name} of the original flannel" in said
+        assert f"removed {name} (left by the original flannel)" in said
     assert "removed iptables chain FLANNEL-FWD in filter" in said
 
 
@@ -441,13 +441,13 @@ def test_rules_of_every_release_go_and_all_others_stay(overlay, host: Host, prog
     said = host.flannelctl("--store", overlay.etcd.url, "cleanup")
 
     assert f"{program} rule in nat POSTROUTING: -s 10.100.0.0/16 ! -d 224.0.0.0/4 -j MASQUERADE" in str(found)
-    assert f"removed {program} chain FLANNEL in nat of the original flannel" in said
+    assert f"removed {program} chain FLANNEL in nat (left by the original flannel)" in said
     assert (
         f"removed {program} rule in filter FORWARD: -s 10.99.0.0/16"
-        ' -m comment --comment "flanneld forward" -j ACCEPT of the original flannel'
+        ' -m comment --comment "flanneld forward" -j ACCEPT (left by the original flannel)'
     ) in said
     assert rules(host, program) == before
-    assert f"kept {program} rule in filter FORWARD: -s 10.100.0.0/16 -j ACCEPT; the original's or" in said
+    assert f"kept {program} rule in filter FORWARD: -s 10.100.0.0/16 -j ACCEPT (may belong to" in said
     host.run([program, "-F"])
     host.run([program, "-X"])
     host.run([program, "-t", "nat", "-F"])
@@ -463,7 +463,7 @@ def test_doubtful_rules_go_on_order(overlay, host: Host) -> None:
     said = host.flannelctl("--store", overlay.etcd.url, "cleanup")
     assert rules(host) == with_them
     assert (
-        "kept iptables rule in nat POSTROUTING: -s 10.55.0.0/16 -d 10.55.0.0/16 -j RETURN; the orig" in said
+        "kept iptables rule in nat POSTROUTING: -s 10.55.0.0/16 -d 10.55.0.0/16 -j RETURN (may belong" in said
     )
 
     host.flannelctl("--store", overlay.etcd.url, "cleanup", "--doubtful-rules")
@@ -485,7 +485,7 @@ def test_a_blackhole_of_the_original_s_is_named_and_goes(overlay, host: Host) ->
     said = host.flannelctl("--store", overlay.etcd.url, "cleanup")
 
     assert f"route {SUBNET} proto 3" in doctor
-    assert f"removed route {SUBNET} of the original flannel" in said
+    assert f"removed route {SUBNET} (left by the original flannel)" in said
     assert "removed file /run/flannel/.subnet.env" in said
     host.run(["ip", "route", "delete", "blackhole", "10.100.200.0/24"])
     assert host.routes() == before
@@ -499,8 +499,8 @@ def test_what_an_original_uses_is_left_to_it(overlay, host: Host) -> None:
     with running_original(host):
         said = host.flannelctl("--store", overlay.etcd.url, "cleanup")
 
-        assert "kept link flannel.1 of the flanneld with pid" in said
-        assert "-j RETURN; of the flanneld with pid" in said
+        assert "kept link flannel.1 (in use by the original flanneld, pid" in said
+        assert "-j RETURN (in use by the original flanneld, pid" in said
         assert link(host, "flannel.1")
     host.flannelctl("--store", overlay.etcd.url, "cleanup")
     assert not link(host, "flannel.1")

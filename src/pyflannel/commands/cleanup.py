@@ -183,7 +183,7 @@ async def _remove_originals(
         found = left_by_original(await survey(), membership)
         if found and (pid := find_original()) is not None:
             done.kept.extend(
-                f"{line} of the running original flanneld (pid {pid})" for line in in_lines(found)
+                f"{line} (in use by the original flanneld, pid {pid})" for line in in_lines(found)
             )
             return
         refusals = [] if is_preview else await linux.apply(order(diff(State.EMPTY, found), State.EMPTY))
@@ -192,7 +192,7 @@ async def _remove_originals(
         return
     refused = {refusal.operation for refusal in refusals}
     gone = [item for item in found if Remove(item) not in refused]
-    done.removed.extend(f"{line} of the original flannel" for line in in_lines(gone))
+    done.removed.extend(f"{line} (left by the original flannel)" for line in in_lines(gone))
     done.problems.extend(sentences(refusal.cause, refusal.hint) for refusal in refusals)
 
 
@@ -203,10 +203,10 @@ async def _remove_rules(
     pid = find_original()
     for one in left:
         if pid is not None:
-            done.kept.extend(f"{line} of the running original flanneld (pid {pid})" for line in one.shown)
+            done.kept.extend(f"{line} (in use by the original flanneld, pid {pid})" for line in one.shown)
         elif not one.is_sure and not takes_doubtful:
             done.kept.extend(
-                f"{line}; it may belong to another program: --doubtful-rules removes it" for line in one.shown
+                f"{line} (may belong to another program; --doubtful-rules removes it)" for line in one.shown
             )
         else:
             try:
@@ -215,7 +215,7 @@ async def _remove_rules(
             except FlannelError as error:
                 done.problems.append(error.in_full)
             else:
-                done.removed.extend(f"{line} of the original flannel" for line in one.shown)
+                done.removed.extend(f"{line} (left by the original flannel)" for line in one.shown)
 
 
 def in_lines(items: Iterable[Item]) -> Iterator[str]:
