@@ -48,14 +48,14 @@ def is_of_the_lab(process: Path) -> bool:
 
 
 def start_demo(*flags: str) -> subprocess.Popen[str]:
-    hearing = ["env", "--default-signal=INT"]  # whoever runs the tests in the background has it ignored
+    hearing = ["env", "--default-signal=INT"]  # background jobs of a shell ignore SIGINT
     return subprocess.Popen(
         [*hearing, DEMO, "--name", NAME, *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
 
 
 def wait_step(demo: subprocess.Popen[str], word: str) -> None:
-    """Read what the demo tells until a step with this word begins."""
+    """Read the output of the demo until a step with this word begins."""
     assert demo.stderr is not None
     told = ""
     end = time.monotonic() + SOON_S
@@ -119,7 +119,7 @@ def test_the_demo_prints_a_table_for_people() -> None:
     assert "removing the lab" in told
 
 
-def test_the_demo_works_again_after_one_that_was_killed() -> None:
+def test_the_demo_works_after_a_killed_demo() -> None:
     killed = start_demo("--no-docker")
     wait_step(killed, "sending a TCP stream")
     with nobody_removes():
@@ -147,7 +147,7 @@ def test_a_signal_ends_the_demo_and_removes_the_lab(number: signal.Signals) -> N
     assert demo.returncode == 130
 
 
-def test_a_kept_demo_can_be_looked_at_and_ended() -> None:
+def test_a_kept_demo_can_be_used_and_removed() -> None:
     demo = start_demo("--no-docker", "--keep")
     _, told = demo.communicate(timeout=SOON_S)
     listed = json.loads(flannelctl_lab("list", "--json"))
@@ -164,7 +164,7 @@ def test_a_kept_demo_can_be_looked_at_and_ended() -> None:
     assert "FLANNEL_MTU=1472" in page
 
 
-def test_flannelctl_lab_says_what_is_wrong_in_one_line() -> None:
+def test_flannelctl_lab_reports_an_error_in_one_line() -> None:
     for arguments in (["down"], ["exec", "docker1"], ["demo", "--name", "No/Name"]):
         command, *rest = arguments
         name = [] if "--name" in rest else ["--name", NAME]

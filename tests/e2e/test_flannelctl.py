@@ -63,8 +63,8 @@ def document(done: subprocess.CompletedProcess[str]) -> Any:
     return json.loads(done.stdout)
 
 
-def test_help_loads_little(run: Run) -> None:
-    """The shell completes and people read: what commands need is loaded when they run."""
+def test_help_loads_few_libraries(run: Run) -> None:
+    """Completion and help need few libraries. The libraries of a command are loaded when it runs."""
     done = run("--help", PYTHONPROFILEIMPORTTIME="1")
 
     loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
@@ -75,7 +75,7 @@ def test_help_loads_little(run: Run) -> None:
 
 
 @pytest.mark.parametrize("command", ["config", "leases", "status", "cleanup", "lab"])
-def test_every_command_explains_itself_as_the_list_does(run: Run, command: str) -> None:
+def test_the_help_of_a_command_begins_as_in_the_list(run: Run, command: str) -> None:
     listed = run("--help").stdout
     explained = run(command, "--help")
 
@@ -85,7 +85,7 @@ def test_every_command_explains_itself_as_the_list_does(run: Run, command: str) 
 
 
 class TestConfig:
-    def test_what_was_set_is_got(self, run: Run, store: str) -> None:
+    def test_get_returns_the_written_config(self, run: Run, store: str) -> None:
         written = run("--store", store, "config", "set", CONFIG)
         read = run("--store", store, "config", "get")
 
@@ -93,12 +93,14 @@ class TestConfig:
         assert written.stdout.endswith("\nwrote the network config: 10.100.0.0/16\n")
         assert read.stdout == CONFIG + "\n"
 
-    def test_it_is_where_etcdctl_finds_it(self, run: Run, shared_etcd: Any, prefix: str) -> None:
+    def test_etcdctl_finds_the_written_config(self, run: Run, shared_etcd: Any, prefix: str) -> None:
         run("--store", f"etcd://{shared_etcd.endpoint}{prefix}", "config", "set", CONFIG)
 
         assert shared_etcd.ctl("get", "--print-value-only", f"{prefix}/config").stdout.strip() == CONFIG
 
-    def test_a_file_and_standard_input_do_as_well(self, run: Run, store: str, tmp_path: Path) -> None:
+    def test_a_config_is_read_from_a_file_and_from_standard_input(
+        self, run: Run, store: str, tmp_path: Path
+    ) -> None:
         file = tmp_path / "config.json"
         file.write_text('{"Network": "10.1.0.0/16"}')
 
@@ -120,7 +122,9 @@ class TestConfig:
             ('{"Network": "10.100.0.0/16", "SubnetMin": "10.99.0.0"}', "10.99.0.0"),
         ],
     )
-    def test_a_bad_one_is_named_and_not_written(self, run: Run, store: str, bad: str, named: str) -> None:
+    def test_a_bad_config_is_reported_and_not_written(
+        self, run: Run, store: str, bad: str, named: str
+    ) -> None:
         run("--store", store, "config", "set", CONFIG)
 
         refused = run("--store", store, "config", "set", bad)
@@ -130,13 +134,13 @@ class TestConfig:
         assert len(refused.stderr.splitlines()) == 2
         assert run("--store", store, "config", "get").stdout == CONFIG + "\n"
 
-    def test_none_yet_is_not_ready(self, run: Run, store: str) -> None:
+    def test_a_missing_config_is_not_ready(self, run: Run, store: str) -> None:
         done = run("--store", store, "config", "get")
 
         assert done.returncode == 3
         assert "flannelctl config set" in done.stderr
 
-    def test_get_as_json_says_what_follows(self, run: Run, store: str) -> None:
+    def test_get_as_json_contains_the_computed_values(self, run: Run, store: str) -> None:
         run("--store", store, "config", "set", CONFIG)
 
         got = document(run("--store", store, "config", "get", "--json"))
@@ -145,7 +149,9 @@ class TestConfig:
         assert got["config"]["SubnetMax"] == "10.100.255.0"
         assert got["error"] is None
 
-    def test_get_as_json_says_why_nothing_follows(self, run: Run, shared_etcd: Any, prefix: str) -> None:
+    def test_get_as_json_contains_the_fault_of_a_bad_config(
+        self, run: Run, shared_etcd: Any, prefix: str
+    ) -> None:
         shared_etcd.ctl("put", f"{prefix}/config", "nonsense")
 
         got = document(run("--json", "--store", f"etcd://{shared_etcd.endpoint}{prefix}", "config", "get"))
@@ -153,7 +159,7 @@ class TestConfig:
         assert (got["text"], got["config"]) == ("nonsense", None)
         assert got["error"]
 
-    def test_validate_prints_what_follows(self, run: Run) -> None:
+    def test_validate_prints_the_computed_values(self, run: Run) -> None:
         computed = document(run("config", "validate", '{"Network": "10.100.0.0/16", "SubnetLen": 26}'))
 
         assert computed["Network"] == "10.100.0.0/16"
@@ -161,7 +167,7 @@ class TestConfig:
         assert computed["BackendType"] == "udp"
 
     @pytest.mark.parametrize("source", ["{}", "/nowhere/config.json", "-"])
-    def test_validate_refuses(self, run: Run, source: str) -> None:
+    def test_validate_refuses_a_bad_config(self, run: Run, source: str) -> None:
         done = run("config", "validate", source)
 
         assert (done.returncode, done.stdout) == (2, "")
@@ -185,7 +191,7 @@ class TestLeases:
         shared_etcd.ctl("put", f"{prefix}/subnets/10.100.16.0-24", "nonsense")
         return f"etcd://{shared_etcd.endpoint}{prefix}"
 
-    def test_they_are_listed_with_their_expiry(self, run: Run, network: str) -> None:
+    def test_leases_are_listed_with_their_expiry(self, run: Run, network: str) -> None:
         leases = document(run("--store", network, "leases", "--json"))["leases"]
 
         assert [lease["subnet"] for lease in leases] == ["10.100.15.0/24", "10.100.93.0/24"]
@@ -195,7 +201,7 @@ class TestLeases:
         assert (leased["public_ip"], leased["backend_type"]) == ("10.10.10.101", "vxlan")
         assert (leased["owner"], leased["port"]) == ("5d0f", 8285)
 
-    def test_the_table_says_the_same(self, run: Run, network: str) -> None:
+    def test_the_table_contains_the_same_values(self, run: Run, network: str) -> None:
         done = run("--store", network, "leases")
 
         headings, reserved, leased = done.stdout.splitlines()
@@ -204,7 +210,7 @@ class TestLeases:
         assert "reserved" in reserved
         assert "in 59 min" in leased or "in 1 h" in leased
 
-    def test_what_is_no_lease_is_said_beside(self, run: Run, network: str) -> None:
+    def test_keys_without_a_lease_are_reported_on_standard_error(self, run: Run, network: str) -> None:
         done = run("--store", network, "leases")
 
         assert done.returncode == 0
@@ -221,7 +227,7 @@ class TestLeases:
 
         assert len(document(done)["leases"]) == 2
 
-    def test_none_is_an_empty_list(self, run: Run, store: str) -> None:
+    def test_without_leases_the_list_is_empty(self, run: Run, store: str) -> None:
         run("--store", store, "config", "set", CONFIG)
 
         assert document(run("--store", store, "leases", "--json")) == {"leases": []}
@@ -241,7 +247,7 @@ class TestFailures:
             ["--store", "etcd://", "config", "get"],
         ],
     )
-    def test_wrong_use_is_one_line_and_what_to_do(self, run: Run, arguments: list[str]) -> None:
+    def test_wrong_use_is_one_line_and_a_remedy(self, run: Run, arguments: list[str]) -> None:
         done = run(*arguments)
 
         assert (done.returncode, done.stdout) == (2, "")
@@ -249,20 +255,20 @@ class TestFailures:
         assert message.startswith("flannelctl: ")
         assert hint.startswith("  ")
 
-    def test_a_variable_that_makes_no_sense_is_wrong_use(self, run: Run) -> None:
+    def test_an_invalid_variable_is_wrong_use(self, run: Run) -> None:
         done = run("leases", FLANNELD_ETCD_ENDPOINTS="nonsense")
 
         assert done.returncode == 2
         assert "FLANNELD_ETCD_ENDPOINTS" in done.stderr
 
-    def test_a_store_that_does_not_answer_fails_the_act(self, run: Run) -> None:
+    def test_an_unreachable_store_fails_the_command(self, run: Run) -> None:
         done = run("--store", "etcd://127.0.0.1:9/prefix", "leases")
 
         assert (done.returncode, done.stdout) == (1, "")
         assert "127.0.0.1:9" in done.stderr
         assert len(done.stderr.splitlines()) == 2
 
-    def test_a_daemon_that_was_named_and_does_not_answer_is_not_ready(self, run: Run, tmp_path: Path) -> None:
+    def test_a_selected_daemon_that_does_not_respond_is_not_ready(self, run: Run, tmp_path: Path) -> None:
         done = run("--socket", str(tmp_path / "nobody.sock"), "leases")
 
         assert done.returncode == 3

@@ -34,7 +34,7 @@ def eventually(is_so: Callable[[], bool], what: str) -> None:
 
 
 async def write(store_url: str, key: str, text: str) -> None:
-    """Write what flannelctl would not."""
+    """Write a config that flannelctl refuses."""
     store = open_store(store_url)
     try:
         await store.write(Put(key=key, value=text.encode(), ttl_s=None, expected=None))
@@ -52,7 +52,7 @@ class Host:
         self.store = store
         self._daemons: list[subprocess.Popen[bytes]] = []
         self.ip("netns", "add", self.namespace)
-        # The kernel adds IPv6 routes of its own a while after a link goes up: not what is compared here.
+        # The kernel adds IPv6 routes some time after a link is up. They are not compared.
         self.ip("netns", "exec", self.namespace, "sysctl", "-q", "net.ipv6.conf.default.disable_ipv6=1")
         for words in (
             "link set lo up",
@@ -168,7 +168,7 @@ def other(host: Host, tmp_path: Path) -> Iterator[Host]:
 
 
 class TestStatus:
-    def test_a_ready_daemon_tells_what_it_does(self, host: Host) -> None:
+    def test_the_status_of_a_ready_daemon_is_complete(self, host: Host) -> None:
         host.start()
         host.wait_forwarder()
 
@@ -196,7 +196,7 @@ class TestStatus:
         assert status["fast_path"]["mode"] == "safe"
         assert status["fast_path"]["counters"]["impostor"] == 0
 
-    def test_people_read_the_same(self, host: Host) -> None:
+    def test_the_text_contains_the_same_facts(self, host: Host) -> None:
         host.start()
 
         done = host.ctl("status")
@@ -208,7 +208,7 @@ class TestStatus:
         assert facts["backend"] == "udp, flannel0, mtu 1472"
         assert "fast path  safe" in done.stdout
 
-    def test_a_daemon_that_waits_is_not_ready(self, host: Host) -> None:
+    def test_a_waiting_daemon_is_not_ready(self, host: Host) -> None:
         host.ip("-n", host.namespace, "route", "delete", "default")
         with host.launched():
             eventually(
@@ -220,8 +220,8 @@ class TestStatus:
         assert done.returncode == 3
         assert json.loads(done.stdout)["is_live"]
 
-    def test_a_store_that_answers_without_a_config_is_not_away(self, host: Host) -> None:
-        """What is missing is the config, and nothing else is said to be."""
+    def test_a_store_without_a_config_is_connected(self, host: Host) -> None:
+        """Only the config is missing, and only that is reported."""
         asyncio.run(write(host.store, CONFIG_KEY, "{}"))
 
         with host.launched():
@@ -233,7 +233,7 @@ class TestStatus:
 
         assert store["is_connected"]
 
-    def test_files_speak_for_a_daemon_that_was_killed(self, host: Host) -> None:
+    def test_the_status_of_a_killed_daemon_comes_from_its_files(self, host: Host) -> None:
         """Its lease, its network and the forwarder that still carries packets are known."""
         daemon = host.start()
         before = host.document("status")
@@ -255,7 +255,7 @@ class TestStatus:
         assert "does not respond" in message
         assert "Start flanneld. Until then" in hint
 
-    def test_a_daemon_that_hangs_is_named(self, host: Host) -> None:
+    def test_a_hanging_daemon_is_reported(self, host: Host) -> None:
         daemon = host.start()
         daemon.send_signal(signal.SIGSTOP)
 
@@ -265,7 +265,7 @@ class TestStatus:
         assert done.returncode == 3
         assert f"(pid {daemon.pid}) runs" in done.stderr
 
-    def test_a_host_without_flanneld_says_so(self, host: Host) -> None:
+    def test_a_host_without_flanneld_is_reported(self, host: Host) -> None:
         done = host.ctl("status")
 
         assert done.returncode == 3
@@ -274,7 +274,7 @@ class TestStatus:
 
 
 class TestThroughTheDaemon:
-    def test_leases_come_with_their_expiry(self, host: Host) -> None:
+    def test_leases_are_listed_with_their_expiry(self, host: Host) -> None:
         host.start()
 
         (lease,) = host.document("leases")["leases"]
@@ -283,8 +283,8 @@ class TestThroughTheDaemon:
         assert lease["public_ip"] == "10.10.10.101"
         assert 86000 < lease["expires_in_s"] <= 86400
 
-    def test_a_lease_that_is_ignored_is_a_peer_that_is_not_sent_to(self, host: Host) -> None:
-        """Whoever counts the peers and those not sent to gets those that are."""
+    def test_an_ignored_lease_is_a_refused_peer(self, host: Host) -> None:
+        """Peers minus refused peers are the reachable ones."""
         host.start()
         own = host.document("status")["lease"]["subnet"]
         subnet = "10.100.9.0/24" if own != "10.100.9.0/24" else "10.100.10.0/24"
@@ -296,7 +296,7 @@ class TestThroughTheDaemon:
         assert [peer["subnet"] for peer in status["refused_peers"]] == [subnet]
         assert status["peers"] == len(host.document("peers")["peers"]) == 1
 
-    def test_a_config_that_is_set_reaches_the_daemon(self, host: Host) -> None:
+    def test_a_written_config_reaches_the_daemon(self, host: Host) -> None:
         host.start()
 
         done = host.ctl("config", "set", '{"Network": "10.100.0.0/16", "SubnetLen": 24}')
@@ -316,8 +316,8 @@ class TestThroughTheDaemon:
         assert "SubnetLen" in done.stderr
         assert host.ctl("config", "get").stdout == CONFIG + "\n"
 
-    def test_a_bad_one_that_another_hand_wrote_is_shown(self, host: Host) -> None:
-        """What the host runs with is another thing, and status says so."""
+    def test_a_bad_config_of_another_program_is_shown(self, host: Host) -> None:
+        """The host uses another config, and status reports this."""
         host.start()
         bad = '{"Network": "10.100.0.0/16", "SubnetLen": "24"}'
 
@@ -332,7 +332,7 @@ class TestThroughTheDaemon:
         ]
         assert (status["is_ready"], status["network"]["text"]) == (True, CONFIG)
 
-    def test_a_config_is_known_while_the_store_is_away(self, host: Host) -> None:
+    def test_the_config_is_known_while_the_store_is_unreachable(self, host: Host) -> None:
         host.start()
         leases = Path(host.store.removeprefix("sqlite://"))
         rubbish = leases.with_name("rubbish")
@@ -346,8 +346,8 @@ class TestThroughTheDaemon:
         assert (done.returncode, done.stdout) == (0, CONFIG + "\n")
         assert "read the config that flanneld uses, because the store cannot be read: " in done.stderr
 
-    def test_another_user_gets_no_answer(self, host: Host) -> None:
-        """Not even when somebody opened the socket to all: the kernel tells who connects."""
+    def test_another_user_is_refused(self, host: Host) -> None:
+        """Also if the mode of the socket allows it: the kernel identifies the user of the client."""
         host.start()
         (host.directory / "run" / "flanneld.sock").chmod(0o666)
 
@@ -373,7 +373,7 @@ with socket.socket(socket.AF_UNIX) as client:
 
 class TestCleanup:
     @pytest.mark.parametrize("was_killed", [False, True])
-    def test_nothing_is_left(self, host: Host, was_killed: bool) -> None:
+    def test_cleanup_leaves_nothing(self, host: Host, was_killed: bool) -> None:
         before = host.trace()
         daemon = host.start()
         if was_killed:
@@ -412,7 +412,7 @@ class TestCleanup:
         assert again.stdout == "found nothing of flannel on this host\n"
         assert not (host.directory / "run").exists()
 
-    def test_foreign_objects_stay(self, host: Host) -> None:
+    def test_cleanup_keeps_foreign_objects(self, host: Host) -> None:
         host.ip("-n", host.namespace, "link", "add", "other0", "type", "veth", "peer", "name", "other1")
         host.ip("-n", host.namespace, "route", "add", "10.99.0.0/16", "via", "10.10.10.1")
         before = host.trace()
@@ -426,7 +426,7 @@ class TestCleanup:
         after = host.trace()
         assert (after["links"], after["routes"]) == (before["links"], before["routes"])
 
-    def test_a_kept_lease_is_held_again_by_the_next_daemon(self, host: Host) -> None:
+    def test_the_next_daemon_holds_a_kept_lease_again(self, host: Host) -> None:
         host.start()
         subnet = host.document("status")["lease"]["subnet"]
 
@@ -438,7 +438,7 @@ class TestCleanup:
         host.start()
         assert host.document("status")["lease"]["subnet"] == subnet
 
-    def test_leases_of_others_stay(self, host: Host, other: Host) -> None:
+    def test_cleanup_keeps_leases_of_others(self, host: Host, other: Host) -> None:
         host.start()
         other.start()
         ours = host.document("status")["lease"]["subnet"]
@@ -446,12 +446,12 @@ class TestCleanup:
 
         removed = host.document("cleanup")["removed"]
 
-        # Theirs would soon be there again, had it been deleted: their daemon heals.
+        # The other daemon would soon create its lease again if it had been deleted.
         assert [line for line in removed if line.startswith("lease")] == [f"lease {ours}"]
         assert [lease["subnet"] for lease in host.document("leases")["leases"]] == [theirs]
         assert other.ctl("status").returncode == 0
 
-    def test_a_store_that_is_away_is_said_and_the_rest_is_done(self, host: Host) -> None:
+    def test_an_unreachable_store_is_reported_and_the_rest_is_removed(self, host: Host) -> None:
         before = host.trace()
         daemon = host.start()
 
@@ -466,8 +466,8 @@ class TestCleanup:
         assert host.ctl("cleanup").returncode == 0
         eventually(lambda: host.trace() == before, "the host is as it was")
 
-    def test_a_daemon_of_another_namespace_is_left_alone(self, host: Host, other: Host) -> None:
-        """What it made could not be removed from here."""
+    def test_a_daemon_of_another_namespace_is_not_stopped(self, host: Host, other: Host) -> None:
+        """Its objects cannot be removed from this namespace."""
         daemon = host.start()
 
         done = other.ctl("cleanup", "--run-dir", str(host.directory / "run"))

@@ -15,7 +15,7 @@ FOREIGN = '{"PublicIP":"203.0.113.9","PublicIPv6":null,"Pyflannel":{"Owner":"som
 """A lease of a host that is not there."""
 
 HOLD = "import socket, time; s = socket.create_server(('0.0.0.0', {port})); time.sleep(3600)"
-"""A program that has a port and answers nobody."""
+"""A program that uses a port and answers no request."""
 
 READY = (200, "flanneld is ready")
 
@@ -67,18 +67,18 @@ def network(network_of: NetworkOf) -> Iterator[Any]:
         yield network
 
 
-def test_it_runs_and_is_ready(network: Any) -> None:
+def test_a_ready_daemon_is_healthy_and_ready(network: Any) -> None:
     assert get(network, "/healthz") == (200, "flanneld is running")
     assert get(network, "/readyz") == READY
     assert get(network, "/status")[0] == 404
-    assert get(network, "/metrics")[0] == 404  # whoever may ask for health need not see more
+    assert get(network, "/metrics")[0] == 404  # health does not expose metrics
     assert get(network, "/healthz", METRICS_PORT) == (200, "flanneld is running")
     assert get(network, "/readyz", METRICS_PORT) == READY
     assert {"flannel_ready 1.0", "flannel_datastore_up 1.0"} <= metrics(network)
     assert f"Start healthz server on 0.0.0.0:{PORT}\n" in network.log("docker1")
 
 
-def test_the_store_goes_and_comes(network: Any) -> None:
+def test_readiness_follows_the_store(network: Any) -> None:
     network.lab.router.run(["pkill", "-STOP", "-x", "etcd"])
     network.lab.router.run(["pkill", "-KILL", "-x", "etcd"])
     wait_answer(network, "flanneld is not ready yet: the store: ")
@@ -91,7 +91,7 @@ def test_the_store_goes_and_comes(network: Any) -> None:
     assert {"flannel_ready 0.0", "flannel_datastore_up 0.0", 'flannel_lease_phase{phase="held"} 1.0'} <= away
 
 
-def test_the_subnet_is_taken_and_given_back(network: Any) -> None:
+def test_readiness_follows_the_subnet(network: Any) -> None:
     key = network.lease_key("docker1")
 
     network.put(key, FOREIGN)
@@ -103,7 +103,7 @@ def test_the_subnet_is_taken_and_given_back(network: Any) -> None:
     assert {"flannel_ready 0.0", 'flannel_lease_phase{phase="taken"} 1.0'} <= taken
 
 
-def test_a_pass_fails_and_is_made_good(network: Any) -> None:
+def test_readiness_follows_a_failed_pass(network: Any) -> None:
     host = network.hosts["docker1"]
 
     host.run(["mount", "-t", "tmpfs", "tmpfs", "/dev/net"])
@@ -117,7 +117,7 @@ def test_a_pass_fails_and_is_made_good(network: Any) -> None:
     assert "flannel_operations_refused 0.0" not in failing
 
 
-def test_before_it_is_ready_it_says_what_is_missing(new_network: NewNetwork) -> None:
+def test_readyz_names_the_missing_condition(new_network: NewNetwork) -> None:
     """Several networks are ready together or not at all."""
     network = new_network("docker1", config=None)
     network.etcd.start()
@@ -136,8 +136,8 @@ def test_before_it_is_ready_it_says_what_is_missing(new_network: NewNetwork) -> 
     assert {f'flannel_ready{{network="{name}"}} 1.0' for name in ("blue", "red")} <= metrics(network)
 
 
-def test_ports_that_cannot_be_had_stop_nothing(new_network: NewNetwork) -> None:
-    """They are said, and had when they are free; the host joins its network meanwhile."""
+def test_ports_in_use_do_not_stop_the_daemon(new_network: NewNetwork) -> None:
+    """They are logged, and opened when they are free. Meanwhile the host joins its network."""
     network = new_network("docker1")
     host = network.hosts["docker1"]
     holder = host.start([sys.executable, "-c", HOLD.format(port=PORT)])

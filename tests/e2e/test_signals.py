@@ -10,8 +10,8 @@ NewNetwork = Callable[..., Any]
 IGNORED = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
-def test_a_signal_without_a_meaning_is_logged_and_ends_nothing(new_network: NewNetwork) -> None:
-    """The host stays ready, and each signal that comes is logged once. SIGTERM ends it as ever."""
+def test_an_unused_signal_is_logged_and_ignored(new_network: NewNetwork) -> None:
+    """The host stays ready, and each signal is logged once. SIGTERM ends flanneld as before."""
     network = new_network("docker1", store="sqlite")
     daemon = network.start("docker1")
 

@@ -34,7 +34,7 @@ def lab() -> Iterator[Lab]:
 
 
 def traces(name: str) -> list[str]:
-    """Return what there is of a lab on this machine: files, control groups, processes, mounts."""
+    """Return files, control groups, processes and mounts of a lab on this machine."""
     directory = str(ROOT / name)
     found = [
         str(path)
@@ -55,7 +55,7 @@ def traces(name: str) -> list[str]:
 def start_script(body: str, *into: str) -> subprocess.Popen[str]:
     """Start a program that opens a lab and says so; it holds it until it is ended."""
     script = f"import sys, time\nfrom pyflannel.lab.lab import Lab\n{body}\n"
-    hearing = ["env", "--default-signal=INT"]  # whoever runs the tests in the background has it ignored
+    hearing = ["env", "--default-signal=INT"]  # background jobs of a shell ignore SIGINT
     return subprocess.Popen(
         [*into, *hearing, sys.executable, "-c", script],
         stdout=subprocess.PIPE,
@@ -65,7 +65,7 @@ def start_script(body: str, *into: str) -> subprocess.Popen[str]:
 
 
 def hold(name: str) -> subprocess.Popen[str]:
-    # In short sleeps: Python hears of a signal that comes just before one only after it.
+    # Short sleeps, because Python handles a signal just before a sleep only after it.
     body = f"with Lab({name!r}) as lab:\n    print('up', flush=True)\n    while True: time.sleep(0.05)"
     program = start_script(body)
     assert program.stdout is not None
@@ -90,7 +90,7 @@ def test_hosts_are_placed_as_in_the_cookbook(lab: Lab) -> None:
     assert addresses == ["10.10.10.101", "10.10.10.102", "192.168.50.101", "192.168.50.102"]
 
 
-def test_each_host_is_a_machine_of_its_own(lab: Lab) -> None:
+def test_each_host_is_a_separate_machine(lab: Lab) -> None:
     """Names, ids, files and processes of one host are not another's, nor the machine's."""
     one, other = lab.hosts["docker1"], lab.hosts["docker4"]
     ids = {host.run(["cat", "/etc/machine-id"]).stdout for host in lab.hosts.values()}
@@ -118,10 +118,10 @@ def test_programs_inherit_no_settings_of_the_caller(lab: Lab, monkeypatch: pytes
     assert "DOCKER_" not in variables
 
 
-def test_the_machine_sees_nothing_and_keeps_nothing() -> None:
-    """Whoever makes a lab has no device and no mount more than before, neither meanwhile nor after.
+def test_the_machine_has_no_device_and_no_mount_of_a_lab() -> None:
+    """A program that creates a lab has no additional device and mount, neither during the lab nor after it.
 
-    A mount may be less: the kernel takes it away in all namespaces when somebody deletes where it lies.
+    A mount may disappear: the kernel removes it in all namespaces when its mount point is deleted.
     """
     body = (
         "import json, os\n"
@@ -131,7 +131,9 @@ def test_the_machine_sees_nothing_and_keeps_nothing() -> None:
         f"with Lab({NAME + '-clean'!r}): during = machine()\n"
         "print(json.dumps([before, during, machine()]))"
     )
-    program = start_script(body, "unshare", "--net", "--mount")  # where nothing else comes and goes
+    program = start_script(
+        body, "unshare", "--net", "--mount"
+    )  # a namespace without changes by other programs
 
     said, complained = program.communicate(timeout=SOON_S)
 
@@ -162,7 +164,7 @@ def test_ctrl_c_removes_the_lab() -> None:
     assert traces(f"{NAME}-int") == []
 
 
-def test_what_a_killed_run_left_goes_with_the_next() -> None:
+def test_the_next_run_removes_the_remains_of_a_killed_run() -> None:
     name = f"{NAME}-kill"
     program = hold(name)
     with nobody_removes():
@@ -182,8 +184,8 @@ def test_what_a_killed_run_left_goes_with_the_next() -> None:
     assert traces(name) == []
 
 
-def test_what_a_killed_run_left_goes_with_any_lab(lab: Lab) -> None:
-    """Nobody who runs tests or the demo must know the names of earlier runs."""
+def test_any_lab_removes_the_remains_of_a_killed_run(lab: Lab) -> None:
+    """A user of tests or the demo need not know the names of earlier runs."""
     name = f"{NAME}-any"
     program = hold(name)
     program.kill()
@@ -201,7 +203,7 @@ def test_what_a_killed_run_left_goes_with_any_lab(lab: Lab) -> None:
     assert others[lab.name] == "in use"
 
 
-def test_a_failure_carries_the_ends_of_the_logs() -> None:
+def test_a_failure_contains_the_ends_of_the_logs() -> None:
     def fail() -> None:
         with Lab(f"{NAME}-words") as lab:
             lab.hosts["docker2"].start(["sh", "-c", "echo famous last words"], name="talker").wait()
@@ -232,8 +234,8 @@ def test_a_lab_can_be_kept_entered_and_removed() -> None:
         remove_lab(name)
 
 
-def test_a_lab_at_which_somebody_looks_is_not_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever removes remains looks at every lab, and holds it for a moment."""
+def test_a_briefly_locked_lab_is_not_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that removes remains locks every lab for a moment."""
     monkeypatch.setattr("pyflannel.lab.lab.PATIENCE_S", SOON_S)
     monkeypatch.setattr("pyflannel.lab.lab.lab_names", lambda: [f"{NAME}-looked"])
     home = LabDirectory(f"{NAME}-looked")
@@ -249,7 +251,7 @@ def test_a_lab_at_which_somebody_looks_is_not_in_use(monkeypatch: pytest.MonkeyP
     assert found.state == "kept"
 
 
-def test_a_kept_lab_goes_when_its_block_fails() -> None:
+def test_a_kept_lab_is_removed_when_its_block_fails() -> None:
     def fail() -> None:
         with Lab(f"{NAME}-kept") as lab:
             lab.keep()
@@ -261,7 +263,7 @@ def test_a_kept_lab_goes_when_its_block_fails() -> None:
     assert traces(f"{NAME}-kept") == []
 
 
-def test_a_lab_in_use_is_left_alone(lab: Lab) -> None:
+def test_a_lab_in_use_is_not_removed(lab: Lab) -> None:
     assert {one.name: one.state for one in standing_labs()}[NAME] == "in use"
     with pytest.raises(BusyError, match="in use by another program"):
         Lab(NAME).__enter__()
@@ -271,7 +273,7 @@ def test_a_lab_in_use_is_left_alone(lab: Lab) -> None:
     assert ping(lab.hosts["docker1"], lab.hosts["docker2"].address).is_reached
 
 
-def test_two_labs_do_not_meet(lab: Lab) -> None:
+def test_two_labs_are_independent(lab: Lab) -> None:
     """They have the same addresses, and only one has this neighbour."""
     with Lab(f"{NAME}-two") as second:
         lab.hosts["docker1"].run(["ip", "address", "add", "10.10.10.99/24", "dev", "eth0"])
@@ -289,7 +291,7 @@ def test_an_invalid_name_is_refused(name: str) -> None:
         Lab(name)
 
 
-def test_a_pulled_cable_heals(lab: Lab) -> None:
+def test_a_disconnected_host_reconnects(lab: Lab) -> None:
     one, other = lab.hosts["docker1"], lab.hosts["docker4"]
 
     with unplugged(lab, one):
@@ -304,7 +306,7 @@ def has_no_carrier(host: Host) -> bool:
     return any(link["ifname"] == "eth0" and "NO-CARRIER" in link["flags"] for link in host.links())
 
 
-def test_a_partition_separates_two_and_no_others(lab: Lab) -> None:
+def test_a_partition_separates_only_two_hosts(lab: Lab) -> None:
     hosts = lab.hosts
 
     with (
@@ -335,7 +337,7 @@ def echoes_heard(host: Host) -> int:
     return int(values[names.index("InEchos")])
 
 
-def test_loss_loses_some(lab: Lab) -> None:
+def test_packet_loss_loses_some_packets(lab: Lab) -> None:
     one, other = lab.hosts["docker1"], lab.hosts["docker2"]
 
     with lossy(lab, one, percent=50):
@@ -347,7 +349,7 @@ def test_loss_loses_some(lab: Lab) -> None:
 THREADS = "import threading as t; [t.Thread(target=t.Event().wait).start() for _ in range(30)]; print('up')"
 
 
-def test_the_last_answer_may_be_late(lab: Lab) -> None:
+def test_a_late_last_answer_counts(lab: Lab) -> None:
     """Each may take a second, however soon the first came."""
     one, other = lab.hosts["docker1"], lab.hosts["docker2"]
     assert ping(one, other.address).is_reached  # and each knows where the other is
@@ -360,8 +362,8 @@ def test_the_last_answer_may_be_late(lab: Lab) -> None:
     assert result.is_reached
 
 
-def test_a_paused_program_stands_still_and_goes_on_and_ends(lab: Lab) -> None:
-    """Each of its threads: one that does not may still answer somebody."""
+def test_a_program_can_be_paused_continued_and_ended(lab: Lab) -> None:
+    """Each of its threads stops, because a running thread could still answer a request."""
     program = lab.hosts["docker1"].start([sys.executable, "-u", "-c", THREADS])
     wait_until(lambda: "up" in program.last_words(), what="the threads run", deadline_s=SOON_S)
 
@@ -380,7 +382,7 @@ def states_of(pid: int) -> list[str]:
     return [stat.rpartition(")")[2].split()[0] for stat in stats]
 
 
-def test_a_service_is_awaited(lab: Lab) -> None:
+def test_the_lab_waits_until_a_service_is_ready(lab: Lab) -> None:
     tell = "import os, socket, time; s = socket.socket(1, 2); s.connect(os.environ['NOTIFY_SOCKET'])"
     wait = "s.send(b'STATUS=soon'); time.sleep(0.2); open('/run/was-late', 'x')"
     script = f"{tell}; {wait}; s.send(b'STATUS=now\\nREADY=1'); time.sleep(1000)"
@@ -392,7 +394,7 @@ def test_a_service_is_awaited(lab: Lab) -> None:
     service.kill()
 
 
-def test_a_service_that_ends_is_reported_with_its_last_words(lab: Lab) -> None:
+def test_a_service_that_ends_is_reported_with_the_end_of_its_log(lab: Lab) -> None:
     with pytest.raises(LabError, match=r"status 3 before it was ready.*\n.*no such thing"):
         lab.hosts["docker1"].start_service(["sh", "-c", "echo no such thing; exit 3"], name="bad")
 
@@ -413,7 +415,7 @@ def test_a_command_that_fails_or_hangs_is_reported(lab: Lab) -> None:
     assert not any("54321" in command for command in host.commands())
 
 
-def test_an_interrupt_does_not_wait_for_what_is_under_way() -> None:
+def test_an_interrupt_does_not_wait_for_running_calls() -> None:
     """Ctrl-C while services are awaited on all hosts ends the lab at once, deadlines or not."""
     name = f"{NAME}-busy"
     program = start_script(
@@ -433,7 +435,7 @@ def test_an_interrupt_does_not_wait_for_what_is_under_way() -> None:
     assert traces(name) == []
 
 
-def test_the_kernels_own_path_is_proved_to_be_it(lab: Lab) -> None:
+def test_the_path_of_the_kernel_is_verified(lab: Lab) -> None:
     with Lab(f"{NAME}-vxlan") as other:
         path = lay_kernel_path(other)
 

@@ -1,4 +1,4 @@
-"""The directory of a lab, where others remove what killed runs left, and what labs have in common."""
+"""The directory of a lab, and its protection from programs that remove remains and shared objects."""
 
 import os
 import threading
@@ -22,7 +22,7 @@ def home() -> Iterator[LabDirectory]:
     home.remove()
 
 
-def test_a_lab_is_not_begun_where_somebody_may_take_it_for_remains(home: LabDirectory) -> None:
+def test_a_new_lab_is_not_removed_as_remains(home: LabDirectory) -> None:
     beginning = threading.Thread(target=home.acquire)
 
     with nobody_removes():
@@ -36,7 +36,7 @@ def test_a_lab_is_not_begun_where_somebody_may_take_it_for_remains(home: LabDire
     assert not home.take()
 
 
-def test_what_labs_share_stays_as_long_as_one_of_them_stands(
+def test_shared_objects_stay_while_a_lab_exists(
     home: LabDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A program of it may be about to make a control group there."""

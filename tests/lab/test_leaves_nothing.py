@@ -23,7 +23,7 @@ REMOVED = {
     "vxlan": ["link flannel.1", f"{PEERS} routes"],
     "host-gw": [f"{PEERS} routes"],
 }
-"""What cleanup says that it removed, among other things."""
+"""Some of the lines about removed objects."""
 
 OF_THE_LAB = {"log", "run/notify", ".overlay", "cgroup"}
 """Where the lab itself writes: logs of the programs, and the notices of those that start."""
@@ -65,9 +65,9 @@ def wait_as_before(overlay, host: Host, before: dict[str, Any]) -> None:
 
 
 _MOVING = re.compile(r"nf_conntrack_count|neigh|route|dentry")
-"""Counters, and what the kernel adapts by itself."""
+"""Counters, and values that the kernel adapts."""
 
-_SHOWING = {"bash", "tr", "sleep"}  # the lab's own first process, and what looks for processes
+_SHOWING = {"bash", "tr", "sleep"}  # the first process of the lab, and the search for processes
 
 
 def files(directory: Path) -> list[str]:
@@ -130,7 +130,7 @@ def test_cleanup_leaves_no_trace(overlay, backend: str, daemon: str) -> None:
 
 
 def laid(overlay, host: Host, backend: str) -> int:
-    """Return to how many peers a way leads: those that a host hears of late come after it is ready."""
+    """Return the number of reachable peers. Some may be added after the host is ready."""
     if backend == "udp":
         return len(overlay.peers(host))
     return len(host.routes("proto", "80"))
@@ -156,7 +156,7 @@ def test_cleanup_after_a_switch_of_backends_leaves_no_trace(overlay) -> None:
 @pytest.mark.parametrize(
     "damage", ["pkill -STOP -x flannel-forward", "rm -r /run/flannel"], ids=["stands still", "has no socket"]
 )
-def test_cleanup_ends_a_forwarder_that_answers_nobody(overlay, damage: str) -> None:
+def test_cleanup_ends_a_forwarder_that_does_not_respond(overlay, damage: str) -> None:
     host = overlay.hosts["docker2"]
     before = traces(overlay, host)
     overlay.join(host)
@@ -179,8 +179,8 @@ def test_cleanup_of_a_clean_host_does_nothing(overlay) -> None:
     assert "found nothing of flannel on this host" in said
 
 
-def test_cleanup_leaves_what_others_have(overlay) -> None:
-    """A route over our device goes with it; devices, files and routes of others stay."""
+def test_cleanup_keeps_objects_of_others(overlay) -> None:
+    """A route over a device of pyflannel is removed with it. Devices, files and routes of others stay."""
     host = overlay.hosts["docker3"]
     foreign = [
         "link add decoy0 type veth peer name decoy1",
@@ -194,7 +194,7 @@ def test_cleanup_leaves_what_others_have(overlay) -> None:
     host.run(["sh", "-c", "mkdir -p /run/flannel && echo mine >/run/flannel/mine"])
     before = traces(overlay, host)
     overlay.join(host)
-    # As if the route of a peer among thousands had been deleted by hand.
+    # As if an operator had deleted the route of one peer among thousands.
     host.run(["ip", "nexthop", "add", "id", "4243", "via", "192.168.50.77", "dev", "eth0", "proto", "80"])
 
     said = host.flannelctl("--store", overlay.etcd.url, "cleanup")
@@ -204,7 +204,7 @@ def test_cleanup_leaves_what_others_have(overlay) -> None:
     assert "kept directory /run/flannel, which contains other files" in said
 
 
-def test_a_kept_lease_is_taken_again(overlay) -> None:
+def test_a_kept_lease_is_acquired_again(overlay) -> None:
     """`--keep-lease`: the host is clean but for its identity, and the next start has the same subnet."""
     host = overlay.hosts["docker4"]
     before = traces(overlay, host)

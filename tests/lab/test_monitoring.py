@@ -1,4 +1,4 @@
-"""What a host shows to whoever watches it: metrics, and strangers by name, on the real kernel."""
+"""Monitoring of a host: metrics, and strangers by address, on the real kernel."""
 
 import json
 import os
@@ -70,7 +70,7 @@ def ends(overlay):
 
 
 def carries(host, send) -> bool:
-    """Return whether what is sent now goes through the programs of a host, both ways."""
+    """Return whether the programs of a host process packets in both directions."""
     names = [f"flannel_tunnel_{way}_packets_total programs" for way in ("transmit", "receive")]
     before = scrape(host)
     send()
@@ -78,7 +78,7 @@ def carries(host, send) -> bool:
     return all(now.get(name, 0) > before.get(name, 0) for name in names)
 
 
-def test_metrics_say_what_status_says(overlay, ends):
+def test_metrics_and_status_have_the_same_values(overlay, ends):
     (one, _), _ = ends
 
     metrics, status = scrape(one), overlay.status(one)
@@ -100,8 +100,8 @@ def test_metrics_say_what_status_says(overlay, ends):
     assert metrics["process_resident_memory_bytes"] > 0
 
 
-def test_counters_move_with_packets(ends):
-    """Those of the programs with what the kernel carries, those of the forwarder with fragments."""
+def test_counters_count_packets(ends):
+    """Counters of the programs count packets in the kernel, those of the forwarder count fragments."""
     (one, _), (box, far) = ends
     before = scrape(one)
 
@@ -131,8 +131,8 @@ def test_repairs_are_counted_by_kind(overlay, ends):
     )
 
 
-def test_a_stranger_is_named_by_log_status_and_doctor(overlay, ends):
-    """docker2 has no lease. What the programs drop and what they leave to the forwarder is told alike."""
+def test_a_stranger_is_reported_by_log_status_and_doctor(overlay, ends):
+    """docker2 has no lease. Drops of the programs and of the forwarder are reported alike."""
     (one, other), (box, far) = ends
     docker2 = overlay.hosts["docker2"]
     before, after = scrape(one), len(overlay.log(one))

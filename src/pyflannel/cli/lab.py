@@ -99,7 +99,7 @@ def list_labs(invocation: Invocation) -> None:
     """List the labs on this machine."""
     labs = standing_labs()
     if invocation.wants_json:
-        print_json(msgspec.json.encode(labs))
+        print_json(msgspec.json.encode({"labs": labs}))
     else:
         print_table(
             _LAB_HEADINGS, [(one.name, one.state, " ".join(one.hosts), one.directory) for one in labs]

@@ -164,3 +164,9 @@ def test_a_status_without_a_daemon_claims_no_version(tmp_path: Path, capfd: Prin
 
     first, *_ = capfd.readouterr().out.splitlines()
     assert first == "flanneld  does not respond; the facts below are from its files"
+
+
+def test_the_list_of_labs_is_one_object(capfd: Printed) -> None:
+    assert run(["lab", "list", "--json"]) == 0
+
+    assert isinstance(json.loads(capfd.readouterr().out)["labs"], list)
