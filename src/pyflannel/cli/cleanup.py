@@ -12,6 +12,7 @@ from pyflannel.assembly.directories import Places
 from pyflannel.cli.answers import places_of, print_json
 from pyflannel.cli.invocation import (
     Invocation,
+    confirm,
     is_interactive,
     run_dir_option,
     say,
@@ -69,7 +70,7 @@ def cleanup(
     if not is_confirmed and is_interactive():
         for line in asyncio.run(preview(work, os.environ)).removed:
             say(f"will remove {line}", err=True)
-        click.confirm("Remove flannel from this host?", abort=True, err=True)
+        confirm("Remove flannel from this host?")
     report = asyncio.run(clean_up(work, os.environ))
     _report(invocation, report, "removed")
     if report.problems:

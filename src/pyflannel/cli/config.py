@@ -14,6 +14,7 @@ from pyflannel.cli.answers import network_of, print_json, print_text
 from pyflannel.cli.invocation import (
     Invocation,
     VerbGroup,
+    confirm,
     is_interactive,
     print_warning,
     run_dir_option,
@@ -82,7 +83,7 @@ def set_(
         print_text("\n".join(difference) or "no difference to the stored network config")
     if not dry_run:
         if not is_confirmed and is_interactive():
-            click.confirm("Write this network config for all hosts?", abort=True, err=True)
+            confirm("Write this network config for all hosts?")
         asyncio.run(_set(invocation, run_dir, text))
     if invocation.wants_json:
         _print_computed(computed, warnings, Difference=difference, Written=not dry_run)

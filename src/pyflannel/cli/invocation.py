@@ -56,6 +56,13 @@ def is_interactive() -> bool:
     return sys.stdin.isatty() and sys.stderr.isatty()
 
 
+def confirm(question: str) -> None:
+    """Ask on standard error. Unless the answer is yes, report that nothing changed, and exit with 1."""
+    if not click.confirm(question, err=True):
+        say("flannelctl: nothing was changed", err=True)
+        click.get_current_context().exit(1)
+
+
 def print_object(document: Mapping[str, object]) -> None:
     """Print a small JSON document. Unlike `answers.print_json`, this loads no library."""
     click.echo(printable(json.dumps(document, indent=2), keep="\n"))

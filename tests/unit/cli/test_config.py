@@ -178,7 +178,8 @@ def test_on_a_terminal_set_writes_only_after_a_yes(answer: bytes, is_written: bo
     code, text = on_a_terminal(answer, "--store", f"sqlite://{file}", "config", "set", GOOD)
 
     assert "Write this network config for all hosts? [y/N]" in text
-    assert (code == 0, file.exists()) == (is_written, is_written)
+    assert (code, file.exists()) == (0 if is_written else 1, is_written)
+    assert ("nothing was changed" in text) != is_written
 
 
 def test_set_does_not_ask_with_yes(tmp_path: Path) -> None:
