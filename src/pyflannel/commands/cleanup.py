@@ -31,7 +31,7 @@ from pyflannel.model.link import MARK, Link
 from pyflannel.model.packet_filter import FIRST_DEVICE, LeftRules
 from pyflannel.model.route import DEVICES, route_protocol
 from pyflannel.model.state import Remove, State
-from pyflannel.model.status import Membership
+from pyflannel.model.status import Membership, Status
 from pyflannel.model.store_record import Conflict, Delete, Record, Written
 from pyflannel.plan.diff import diff, order
 from pyflannel.plan.leftovers import left_by_original, rules_left
@@ -278,13 +278,13 @@ async def clean_up(cleanup: Cleanup, environ: Mapping[str, str]) -> CleanupRepor
         report.kept.append(f"unit {unit}; if it is enabled, `systemctl disable {unit}` before the next boot")
     run_dir_existed = places.run_dir.exists()  # the lock creates it
     with RunLock(str(places.lock), "flannelctl cleanup"):  # prevents the start of a daemon
+        owner = await owner_of(cleanup, status)
         removal = await remove_objects(places, membership, doubtful_rules=cleanup.doubtful_rules)
         report.removed.extend(removal.removed)
         report.kept.extend(removal.kept)
         report.problems.extend(removal.problems)
         _remove_files(report, *_run_files(places))
         _remove_pins(report, places.bpf)
-        owner = cleanup.node_id or status.owner
         if cleanup.keep_lease:
             report.kept.append("the lease, and the identity of this host")
         elif owner is None or await _release(
@@ -315,10 +315,21 @@ async def preview(cleanup: Cleanup, environ: Mapping[str, str]) -> CleanupReport
         report.removed.append(f"directory {places.bpf}")
     if cleanup.keep_lease:
         report.kept.append("the lease, and the identity of this host")
-    elif (owner := cleanup.node_id or status.owner) is not None:
+    elif (owner := await owner_of(cleanup, status)) is not None:
         store_url = cleanup.store_url or (status.store.url if status.store else None)
         await _release(store_url, places.network, owner, environ, report, is_preview=True)
     return report
+
+
+async def owner_of(cleanup: Cleanup, status: Status) -> str | None:
+    """Return the identity of this host; that on its device if it is kept nowhere else, as in a container."""
+    if owner := cleanup.node_id or status.owner:
+        return owner
+    with suppress(FlannelError):  # `remove_objects` reports it
+        links = [item for item in await survey() if isinstance(item, Link)]
+        owners = {link.owner for link in links if link.owner and link.alias == cleanup.places.mark}
+        return owners.pop() if len(owners) == 1 else None
+    return None
 
 
 def _run_files(places: Places) -> tuple[Path, ...]:

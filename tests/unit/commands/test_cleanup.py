@@ -1,15 +1,18 @@
 """The device name by which a cleanup finds routes and rules, and the lines about removed objects."""
 
+import asyncio
+from dataclasses import replace
 from ipaddress import IPv4Network
 from pathlib import Path
 
 import pytest
 
 from pyflannel.assembly.directories import Places
-from pyflannel.commands.cleanup import claimed_name, in_lines
+from pyflannel.commands.cleanup import Cleanup, claimed_name, in_lines, owner_of
 from pyflannel.errors import BusyError
 from pyflannel.model.link import Link
 from pyflannel.model.route import Route
+from pyflannel.model.status import Status
 
 
 @pytest.fixture(autouse=True)
@@ -91,3 +94,28 @@ def test_few_objects_are_listed_and_many_are_counted() -> None:
         "route 10.100.1.0/24",
     ]
     assert list(in_lines([link, *routes])) == ["link flannel0", "9 routes"]
+
+
+@pytest.mark.parametrize(
+    ("links", "owner"),
+    [
+        ([Link(name="flannel.1", kind="vxlan", mtu=1450, owner="a" * 32)], "a" * 32),
+        ([Link(name="flannel.1", kind="vxlan", mtu=1450, alias="pyflannel /run/blue", owner="a" * 32)], None),
+        ([], None),
+    ],
+    ids=["own device", "device of another daemon", "no device"],
+)
+def test_without_files_the_device_has_the_identity_of_the_lease(
+    usual: Places, monkeypatch: pytest.MonkeyPatch, links: list[Link], owner: str | None
+) -> None:
+    """As in a container without volumes. An identity in the files takes precedence."""
+
+    async def survey() -> list[Link]:
+        return links
+
+    monkeypatch.setattr("pyflannel.commands.cleanup.survey", survey)
+    status = Status(version=None, is_live=False)
+
+    assert asyncio.run(owner_of(Cleanup(places=usual), status)) == owner
+    assert asyncio.run(owner_of(Cleanup(places=usual), replace(status, owner="kept"))) == "kept"
+    assert asyncio.run(owner_of(Cleanup(places=usual, node_id="node-7"), status)) == "node-7"
