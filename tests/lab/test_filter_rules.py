@@ -42,6 +42,9 @@ def alone(overlay) -> Iterator[Host]:
     clean_up(overlay, host)
 
 
+_CLAIM = re.compile(r"^table ip pyflannel-device-.*?^}\n", re.MULTILINE | re.DOTALL)
+
+
 def start(overlay, host: Host, *flags: str, prefix: Sequence[str] = ()) -> Program:
     command = [*prefix, str(FLANNELD), f"--store={overlay.etcd.url}", *flags]
     overlay.daemons[host.name] = host.start_service(command, name="flanneld")
@@ -53,8 +56,12 @@ def clean_up(overlay, host: Host) -> None:
 
 
 def ruleset(host: Host) -> list[str]:
-    """Return every line of the rules, sorted: the order of chains tells only which was made first."""
-    return sorted(host.run(["nft", "--stateless", "list", "ruleset"]).stdout.splitlines())
+    """Return every line of the rules, sorted: the order of chains tells only which was made first.
+
+    Without the daemon's claim of a device name and the elements of sets.
+    """
+    listed = host.run(["nft", "--stateless", "--terse", "list", "ruleset"]).stdout
+    return sorted(_CLAIM.sub("", listed).splitlines())
 
 
 def saved(host: Host) -> list[str]:

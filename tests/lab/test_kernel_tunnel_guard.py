@@ -21,6 +21,8 @@ NETWORK, SUBNET = IPv4Network("10.100.0.0/16"), IPv4Network("10.100.1.0/24")
 VXLAN = GuardTable(
     device="flannel0",
     underlay="eth0",
+    address=IPv4Address("192.0.2.1"),
+    source_length=24,
     network=NETWORK,
     subnet=SUBNET,
     path=GuardedPath(links=("flannel.1",), tunnel=GuardedTunnel(link="flannel.1", port=8472, vni=1)),
@@ -40,7 +42,7 @@ DAMAGE = {
     "foreign chain": "add chain ip flannel-guard mine",
     "policy changed": "add chain ip flannel-guard arriving { policy drop; }",
     "elements deleted": "flush set ip flannel-guard senders; flush set ip flannel-guard ends",
-    "foreign element": "add element ip flannel-guard senders { 192.0.2.66 . 0.0.0.0-255.255.255.255 }",
+    "foreign element": "add element ip flannel-guard ranges { 192.0.2.66 . 0.0.0.0-255.255.255.255 }",
     "another set": "delete table ip flannel-guard; add table ip flannel-guard;"
     " add set ip flannel-guard senders { type ipv4_addr; }",
 }
@@ -119,6 +121,8 @@ def test_peers_come_move_and_go(namespace) -> None:
             State.of(VXLAN, moved, shared),
             State.of(VXLAN, shared),
             State.of(VXLAN, replace(shared, sources=IPv4Network("0.0.0.0/0"))),
+            State.of(replace(VXLAN, source_length=0), replace(shared, sources=IPv4Network("0.0.0.0/0"))),
+            State.of(VXLAN, shared),
             State.of(VXLAN),
         ],
     )

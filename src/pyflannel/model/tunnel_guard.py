@@ -52,6 +52,8 @@ class GuardTable(Item):
     Attributes:
         device: device name that the daemon claims.
         underlay: link that carries the tunnel.
+        address: of this host on the underlay.
+        source_length: prefix length of nearly all peers' `sources`, which are the quickest to find.
         network: of the overlay; None for a table that is there and not planned.
         subnet: of this host.
         path: how packets of other hosts come.
@@ -64,6 +66,8 @@ class GuardTable(Item):
 
     device: str
     underlay: str = ""
+    address: IPv4Address | None = None
+    source_length: int = 0
     network: IPv4Network | None = None
     subnet: IPv4Network | None = None
     path: GuardedPath | None = None

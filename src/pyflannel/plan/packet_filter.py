@@ -165,6 +165,8 @@ def plan_guard(path: GuardedPath | None, config: NetworkConfig, host: Host, mode
         GuardTable(
             device=host.device,
             underlay=host.underlay.link,
+            address=host.underlay.address,
+            source_length=config.subnet_length if mode == "strict" else _ANYBODY.prefixlen,
             network=config.network,
             subnet=host.lease.subnet,
             path=path,

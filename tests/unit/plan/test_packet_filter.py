@@ -232,11 +232,18 @@ def test_the_guard_takes_packets_of_peers_only(mode: GuardMode, sources: IPv4Net
         subnet=IPv4Network("10.100.2.0/24"), attributes=LeaseAttributes(public_ip=IPv4Address("192.0.2.2"))
     )
 
-    (table,) = plan_guard(UDP_PATH, NetworkConfig(network=NETWORK), host("flannel1"), mode)
+    config = NetworkConfig(network=NETWORK, subnet_length=24)
+    (table,) = plan_guard(UDP_PATH, config, host("flannel1"), mode)
     (entry,) = plan_guard_peer(UDP_PATH, peer, host("flannel1"), mode)
 
     assert table == GuardTable(
-        device="flannel1", underlay="eth0", network=NETWORK, subnet=SUBNET, path=UDP_PATH
+        device="flannel1",
+        underlay="eth0",
+        address=IPv4Address(HOST),
+        source_length=sources.prefixlen,
+        network=NETWORK,
+        subnet=SUBNET,
+        path=UDP_PATH,
     )
     assert entry == GuardPeer(
         device="flannel1", subnet=peer.subnet, address=IPv4Address("192.0.2.2"), port=8285, sources=sources

@@ -4,7 +4,7 @@ import asyncio
 import errno
 import logging
 import os
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 from typing import Self, TypeVar
@@ -16,7 +16,16 @@ from pyflannel.model.item import Item
 from pyflannel.model.state import Add, Operation, Refusal, Remove, Replace, State
 from pyflannel.model.tunnel_guard import GuardPeer, GuardTable, guard_device_of, guard_peers
 from pyflannel.ports import Announce, ChangeChannel, performed, refused_by
-from pyflannel.wire.netlink.guard_rules import DROPPED, ENDS, SENDERS, SETS, chains_of, end, sender, strangers
+from pyflannel.wire.netlink.guard_rules import (
+    DROPPED,
+    ENDS,
+    RANGES,
+    SENDERS,
+    SETS,
+    chains_of,
+    elements_of,
+    strangers,
+)
 from pyflannel.wire.netlink.message import Message, Request
 from pyflannel.wire.netlink.nftables import (
     CHANGES,
@@ -53,8 +62,8 @@ log = logging.getLogger(__name__)
 
 _Value = TypeVar("_Value")
 
-_ELEMENTS = ((SENDERS, sender), (ENDS, end))
-"""The sets that peers have elements in, and which element a peer has."""
+_OF_PEERS = (SENDERS.name, RANGES.name, ENDS.name)
+"""The sets whose elements are of peers."""
 
 _MOST_OCTETS = 100_000
 """Of one transaction: without rights over the whole machine a socket sends some 200,000 at once."""
@@ -128,13 +137,19 @@ class TunnelGuardTarget:
         """Return the table, with its differences from the plan, and its peers."""
         table = planned.name
         differences = [*await self._set_differences(table), *await self._rule_differences(planned)]
-        peers = self._peers(planned.device).values()
-        present: list[Item] = list(peers)
-        for spec, element_of in _ELEMENTS:
-            found = await self._elements(table, spec.name)
-            if strange := len(found - {element_of(peer) for peer in peers}):
-                differences.append(f"{strange} foreign elements in set {spec.name}")
-            present = [peer for peer in present if isinstance(peer, GuardPeer) and element_of(peer) in found]
+        found = {name: await self._elements(table, name) for name in _OF_PEERS}
+        strange = {name: len(elements) for name, elements in found.items()}
+        present: list[Item] = []
+        shared: set[tuple[str, Element]] = set()
+        for peer in self._peers(planned.device).values():
+            own = [(spec.name, one) for spec, one in elements_of(peer, planned.source_length)]
+            if all(one in found[name] for name, one in own):
+                present.append(peer)
+            for name, one in own:
+                if one in found[name] and (name, one) not in shared:
+                    shared.add((name, one))
+                    strange[name] -= 1
+        differences += [f"{count} foreign elements in set {name}" for name, count in strange.items() if count]
         return [replace(planned, differences=tuple(differences)), *present]
 
     async def _set_differences(self, table: str) -> list[str]:
@@ -200,10 +215,10 @@ class TunnelGuardTarget:
             await self._commit([delete_table(table)], but=errno.ENOENT)
         requests = [create_table(table)]
         requests += (create_set(table, spec, number) for number, spec in enumerate(SETS, start=1))
-        for spec, element_of in _ELEMENTS:
-            wanted = {element_of(peer) for peer in peers}
-            requests += delete_elements(table, spec.name, await self._elements(table, spec.name) - wanted)
-            requests += add_elements(table, spec.name, wanted)
+        wanted = _by_set(peers, planned.source_length)
+        for name in _OF_PEERS:
+            requests += delete_elements(table, name, await self._elements(table, name) - wanted[name])
+            requests += add_elements(table, name, wanted[name])
         await self._commit_in_parts(requests)
         chains = chains_of(planned)
         await self._commit(
@@ -223,14 +238,21 @@ class TunnelGuardTarget:
         left = self._peers_after(device, operations).values() if gone else ()
         addresses = {peer.address for peer in gone}
         sharing = [peer for peer in left if peer.address in addresses]
+        length = self._source_length(device)
+        added, removed, kept = (_by_set(peers, length) for peers in (come, gone, sharing))
         requests: list[Request] = []
-        for spec, element_of in _ELEMENTS:
-            requests += add_elements(table, spec.name, (element_of(peer) for peer in come))
-            useless = {element_of(peer) for peer in gone} - {element_of(peer) for peer in sharing}
+        for name in _OF_PEERS:
+            requests += add_elements(table, name, added[name])
+            useless = removed[name] - kept[name]
             if useless:
-                useless &= await self._elements(table, spec.name)
-            requests += delete_elements(table, spec.name, useless)
+                useless &= await self._elements(table, name)
+            requests += delete_elements(table, name, useless)
         await self._commit_in_parts(requests)
+
+    def _source_length(self, device: str) -> int:
+        """Return the usual prefix length; 0 if no table is planned yet, as each rule finds ranges."""
+        planned = self._desired.by_key.get(GuardTable(device=device).key)
+        return planned.source_length if isinstance(planned, GuardTable) else 0
 
     def _peers(self, device: str) -> Mapping[Hashable, GuardPeer]:
         """Return the planned peers of a device by subnet."""
@@ -297,6 +319,15 @@ class TunnelGuardTarget:
         if table is None or guard_device_of(table) is None:
             return False
         return self._requests is None or message.port != self._requests.port
+
+
+def _by_set(peers: Iterable[GuardPeer], source_length: int) -> Mapping[str, set[Element]]:
+    """Return the elements of peers by the name of their set."""
+    elements: dict[str, set[Element]] = {name: set() for name in _OF_PEERS}
+    for peer in peers:
+        for spec, element in elements_of(peer, source_length):
+            elements[spec.name].add(element)
+    return elements
 
 
 def _device(item: Item) -> str:
