@@ -26,6 +26,7 @@ from pyflannel.kernel.bpf.target import BpfTarget
 from pyflannel.kernel.filters import programs
 from pyflannel.kernel.filters.iptables import IptablesTarget
 from pyflannel.kernel.filters.nftables import NftTarget
+from pyflannel.kernel.filters.tunnel_guard import TunnelGuardTarget
 from pyflannel.kernel.host.files import FileMemory, FileTarget
 from pyflannel.kernel.host.inotify import InotifyFileWatch
 from pyflannel.kernel.host.locks import DeviceClaim, RunLock
@@ -41,6 +42,7 @@ from pyflannel.model.link import Address, Link, Veth, Vxlan
 from pyflannel.model.packet_filter import Accept, FilterRule, IptablesChain, NftTable
 from pyflannel.model.route import FdbEntry, Neighbour, Route
 from pyflannel.model.state import Operation, Remove, State
+from pyflannel.model.tunnel_guard import GuardedPath, GuardedTunnel, GuardPeer, GuardTable
 from pyflannel.plan.diff import order
 from pyflannel.plan.ownership import ours
 from pyflannel.ports import Target
@@ -130,6 +132,22 @@ def _chains(_: Path) -> State:
     return State.of(IptablesChain(family=4, table="filter", device="flannel0", rules=(accept,)))
 
 
+def _guard(_: Path) -> State:
+    tunnel = GuardedTunnel(link="flannel.1", port=8472, vni=1)
+    table = GuardTable(
+        device="flannel0",
+        underlay="eth0",
+        source_length=24,
+        network=IPv4Network("10.100.0.0/16"),
+        subnet=IPv4Network("10.100.15.0/24"),
+        path=GuardedPath(links=("flannel.1",), tunnel=tunnel),
+    )
+    address = IPv4Address("10.7.0.2")
+    return State.of(
+        table, GuardPeer(device="flannel0", subnet=_PEER, address=address, port=8472, sources=_PEER)
+    )
+
+
 _TUN = ("tuntap add flannel0 mode tun", "link set flannel0 mtu 1472 up")
 
 ADAPTERS = {
@@ -143,6 +161,7 @@ ADAPTERS = {
         make=lambda _: NftTarget(60.0),
         plan=lambda _: State.of(NftTable(family=4, device="flannel0", chains=())),
     ),
+    "tunnel guard": Adapter(make=lambda _: TunnelGuardTarget(), plan=_guard),
     "forwarder": Adapter(make=ForwarderTarget, plan=_forwarder, prepare=_TUN),
     "programs": Adapter(make=lambda _: BpfTarget(FastPath(), look_s=0.02), plan=_programs, prepare=_TUN),
 }

@@ -301,7 +301,9 @@ class TunnelGuardTarget:
         try:
             notifications = NotificationSocket(CHANGES, PROTOCOL)
         except TargetError as error:
-            log.debug("The kernel announces no changes of nf_tables: %s", error)
+            if not error.is_permanent:
+                raise
+            log.warning("Only audits find damage of the tunnel guard: %s", error)
             await asyncio.Event().wait()
             return
         try:
