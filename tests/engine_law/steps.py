@@ -415,10 +415,8 @@ pauses = st.sampled_from([None, 0.001, 0.001, 0.03, 0.06, 0.3, 1.2, 6.0, 11.0])
 _Paused = tuple[Step, float | None]
 
 
-def histories(
-    troubles: st.SearchStrategy[Trouble] = troubles, work: st.SearchStrategy[Step] = changes | damage
-) -> st.SearchStrategy[History]:
-    """Return histories in which work is done, some of it during these troubles.
+def _histories(work: st.SearchStrategy[Step]) -> st.SearchStrategy[History]:
+    """Return histories in which this work is done, some of it during troubles.
 
     A trouble may outlast the work. It ends when another of its kind ends, or at the end of all troubles.
     """
@@ -451,3 +449,7 @@ def histories(
         change=changes,
         damage=announced_damage,
     )
+
+
+histories = _histories(changes | damage) | _histories(peers)
+"""Histories with all kinds of work, and with changes of peers alone, because most others replace the plan."""

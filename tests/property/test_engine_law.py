@@ -30,10 +30,11 @@ EXAMPLES = 400
 LONG_EXAMPLES = 20_000
 
 
+@pytest.mark.timeout(3600)
 def test_the_law(long_run: bool) -> None:
     """The kernel equals the plan within a bounded time, a repair follows damage, looks are few."""
     examples = LONG_EXAMPLES if long_run else EXAMPLES
-    settings(max_examples=examples)(given(histories())(check))()
+    settings(max_examples=examples)(given(histories)(check))()
 
 
 def lived(*steps: Step, config: int = 0, silent: int | None = None) -> History:
@@ -83,6 +84,7 @@ DEFECTS = {
 }
 
 
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize(("defect", "rule", "history"), DEFECTS.values(), ids=DEFECTS)
 def test_the_law_finds_a_defect(
     monkeypatch: pytest.MonkeyPatch,
@@ -101,4 +103,4 @@ def test_the_law_finds_a_defect(
     if long_run:
         search = settings(max_examples=LONG_EXAMPLES, phases=[Phase.generate], report_multiple_bugs=False)
         with pytest.raises(BrokenLaw):
-            search(given(histories())(check))()
+            search(given(histories)(check))()
