@@ -33,6 +33,7 @@ from pyflannel.wire.netlink.nftables import (
     Chain,
     Element,
     Expression,
+    SetSpec,
     add_elements,
     create_chain,
     create_rules,
@@ -62,7 +63,7 @@ log = logging.getLogger(__name__)
 
 _Value = TypeVar("_Value")
 
-_OF_PEERS = (SENDERS.name, RANGES.name, ENDS.name)
+_OF_PEERS = (SENDERS, RANGES, ENDS)
 """The sets whose elements are of peers."""
 
 _MOST_OCTETS = 100_000
@@ -137,19 +138,16 @@ class TunnelGuardTarget:
         """Return the table, with its differences from the plan, and its peers."""
         table = planned.name
         differences = [*await self._set_differences(table), *await self._rule_differences(planned)]
-        found = {name: await self._elements(table, name) for name in _OF_PEERS}
-        strange = {name: len(elements) for name, elements in found.items()}
-        present: list[Item] = []
-        shared: set[tuple[str, Element]] = set()
-        for peer in self._peers(planned.device).values():
-            own = [(spec.name, one) for spec, one in elements_of(peer, planned.source_length)]
-            if all(one in found[name] for name, one in own):
-                present.append(peer)
-            for name, one in own:
-                if one in found[name] and (name, one) not in shared:
-                    shared.add((name, one))
-                    strange[name] -= 1
-        differences += [f"{count} foreign elements in set {name}" for name, count in strange.items() if count]
+        found = {spec.name: await self._elements(table, spec) for spec in _OF_PEERS}
+        peers = self._peers(planned.device).values()
+        present: list[Item] = [
+            peer
+            for peer in peers
+            if all(one in found[spec.name] for spec, one in elements_of(peer, planned.source_length))
+        ]
+        for name, wanted in _by_set(peers, planned.source_length).items():
+            if strange := len(found[name] - wanted):
+                differences.append(f"{strange} foreign elements in set {name}")
         return [replace(planned, differences=tuple(differences)), *present]
 
     async def _set_differences(self, table: str) -> list[str]:
@@ -183,8 +181,8 @@ class TunnelGuardTarget:
         listed = await self._dump(dump_chains(), parse_chain)
         return {chain.name: chain if accepts else None for where, chain, accepts in listed if where == table}
 
-    async def _elements(self, table: str, name: str) -> set[Element]:
-        listed = await self._dump(dump_elements(table, name), parse_elements)
+    async def _elements(self, table: str, spec: SetSpec) -> set[Element]:
+        listed = await self._dump(dump_elements(table, spec.name), parse_elements)
         return {element for some in listed for element in some}
 
     async def _apply(self, operations: Sequence[Operation]) -> list[Refusal]:
@@ -216,9 +214,10 @@ class TunnelGuardTarget:
         requests = [create_table(table)]
         requests += (create_set(table, spec, number) for number, spec in enumerate(SETS, start=1))
         wanted = _by_set(peers, planned.source_length)
-        for name in _OF_PEERS:
-            requests += delete_elements(table, name, await self._elements(table, name) - wanted[name])
-            requests += add_elements(table, name, wanted[name])
+        for spec in _OF_PEERS:
+            strange = await self._elements(table, spec) - wanted[spec.name]
+            requests += delete_elements(table, spec, strange)
+            requests += add_elements(table, spec, wanted[spec.name])
         await self._commit_in_parts(requests)
         chains = chains_of(planned)
         await self._commit(
@@ -240,14 +239,14 @@ class TunnelGuardTarget:
         sharing = [peer for peer in left if peer.address in addresses]
         length = self._source_length(device)
         added, removed, kept = (_by_set(peers, length) for peers in (come, gone, sharing))
-        requests: list[Request] = []
-        for name in _OF_PEERS:
-            requests += add_elements(table, name, added[name])
-            useless = removed[name] - kept[name]
-            if useless:
-                useless &= await self._elements(table, name)
-            requests += delete_elements(table, name, useless)
-        await self._commit_in_parts(requests)
+        new: list[Request] = []
+        useless: list[Request] = []
+        for spec in _OF_PEERS:
+            new += add_elements(table, spec, added[spec.name])
+            useless += delete_elements(table, spec, removed[spec.name] - kept[spec.name])
+        await self._commit_in_parts(new)
+        # Another program may have deleted one of these: what is left then, the next look finds.
+        await self._commit_in_parts(useless, but=errno.ENOENT)
 
     def _source_length(self, device: str) -> int:
         """Return the usual prefix length; 0 if no table is planned yet, as each rule finds ranges."""
@@ -271,16 +270,16 @@ class TunnelGuardTarget:
                 peers[peer.subnet] = peer
         return peers
 
-    async def _commit_in_parts(self, requests: Sequence[Request]) -> None:
+    async def _commit_in_parts(self, requests: Sequence[Request], but: int = 0) -> None:
         """Perform requests that need not take effect at once."""
         part: list[Request] = []
         for request in requests:
             if part and sum(len(one.body) for one in part) + len(request.body) > _MOST_OCTETS:
-                await self._commit(part)
+                await self._commit(part, but)
                 part = []
             part.append(request)
         if part:
-            await self._commit(part)
+            await self._commit(part, but)
 
     async def _commit(self, requests: Sequence[Request], but: int = 0) -> None:
         """Perform a transaction; `but` is the one errno that is no refusal."""
@@ -325,7 +324,7 @@ class TunnelGuardTarget:
 
 def _by_set(peers: Iterable[GuardPeer], source_length: int) -> Mapping[str, set[Element]]:
     """Return the elements of peers by the name of their set."""
-    elements: dict[str, set[Element]] = {name: set() for name in _OF_PEERS}
+    elements: dict[str, set[Element]] = {spec.name: set() for spec in _OF_PEERS}
     for peer in peers:
         for spec, element in elements_of(peer, source_length):
             elements[spec.name].add(element)

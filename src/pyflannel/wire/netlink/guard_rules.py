@@ -278,10 +278,10 @@ def elements_of(peer: GuardPeer, source_length: int) -> tuple[tuple[SetSpec, Ele
     """Return the elements of a peer, each with its set."""
     address, sources = peer.address.packed, peer.sources
     first = address + sources.network_address.packed
-    end = ENDS, Element(address + peer.port.to_bytes(2, "big") + bytes(2))
+    end = ENDS, address + peer.port.to_bytes(2, "big") + bytes(2)
     if sources.prefixlen == source_length:
-        return (SENDERS, Element(first)), end
-    return (RANGES, Element(first, address + sources.broadcast_address.packed)), end
+        return (SENDERS, first), end
+    return (RANGES, first + address + sources.broadcast_address.packed), end
 
 
 def strangers(dropped: Iterable[CountedElement], peers: Iterable[GuardPeer]) -> Iterator[Stranger]:

@@ -139,11 +139,8 @@ ADDED_BY_RULES = 0x10 | 0x20
 IPV4_ADDRESS, SERVICE = 7, 13
 
 
-class Element(NamedTuple):
-    """An element of a set: its key, and the last key of its range; empty if it is no range."""
-
-    key: bytes
-    end: bytes = b""
+Element = bytes
+"""An element of a set: its key, and behind it the last key if it is a range. There may be ten thousands."""
 
 
 def create_set(table: str, spec: SetSpec, number: int) -> Request:
@@ -185,23 +182,28 @@ _MOST_ELEMENTS = 1000
 """In a message: an attribute holds 65,535 octets."""
 
 
-def add_elements(table: str, name: str, elements: Iterable[Element]) -> Iterator[Request]:
+def add_elements(table: str, spec: SetSpec, elements: Iterable[Element]) -> Iterator[Request]:
     """Yield the requests for elements of a set; those that are there stay."""
-    yield from _elements(_NEW_ELEMENTS, CREATE, table, name, list(elements))
+    yield from _elements(_NEW_ELEMENTS, CREATE, table, spec, list(elements))
 
 
-def delete_elements(table: str, name: str, elements: Iterable[Element]) -> Iterator[Request]:
+def delete_elements(table: str, spec: SetSpec, elements: Iterable[Element]) -> Iterator[Request]:
     """Yield the requests that remove elements; they are refused if one is not there."""
-    yield from _elements(_DELETE_ELEMENTS, 0, table, name, list(elements))
+    yield from _elements(_DELETE_ELEMENTS, 0, table, spec, list(elements))
 
 
-def _elements(kind: int, flags: int, table: str, name: str, elements: Sequence[Element]) -> Iterator[Request]:
+def _elements(
+    kind: int, flags: int, table: str, spec: SetSpec, elements: Sequence[Element]
+) -> Iterator[Request]:
+    length = spec.key_length
     for first in range(0, len(elements), _MOST_ELEMENTS):
         packed = [
-            nest(_LIST_ELEMENT, _value(1, one.key), *([_value(10, one.end)] if one.end else []))
+            nest(
+                _LIST_ELEMENT, _value(1, one[:length]), *([_value(10, one[length:])] if one[length:] else [])
+            )
             for one in elements[first : first + _MOST_ELEMENTS]
         ]
-        yield _request(kind, flags, _text(_TABLE, table), _text(_NAME, name), nest(3, *packed))
+        yield _request(kind, flags, _text(_TABLE, table), _text(_NAME, spec.name), nest(3, *packed))
 
 
 def dump_elements(table: str, name: str) -> Request:
@@ -212,12 +214,8 @@ def dump_elements(table: str, name: str) -> Request:
 
 def parse_elements(body: bytes) -> list[Element]:
     """Return the elements of one message."""
-    parsed = []
-    for _, listed in _each(attributes(body, _BODY.size).get(3, b"")):
-        found = attributes(listed)
-        end = attributes(found[10])[1] if 10 in found else b""
-        parsed.append(Element(attributes(found[1])[1], end))
-    return parsed
+    listed = (attributes(one) for _, one in _each(attributes(body, _BODY.size).get(3, b"")))
+    return [_value_of(found[1]) + (_value_of(found[10]) if 10 in found else b"") for found in listed]
 
 
 class CountedElement(NamedTuple):
@@ -236,7 +234,7 @@ def parse_counted_elements(body: bytes) -> list[CountedElement]:
         counter = attributes(attributes(found.get(7, b"")).get(2, b""))
         age_ms = _integer(found.get(4)) - _integer(found.get(5))
         packets = _integer(counter.get(2))
-        parsed.append(CountedElement(attributes(found[1])[1], packets, max(age_ms, 0) / 1e3))
+        parsed.append(CountedElement(_value_of(found[1]), packets, max(age_ms, 0) / 1e3))
     return parsed
 
 
@@ -462,6 +460,11 @@ def _text(kind: int, value: str) -> bytes:
 
 def _value(kind: int, octets: bytes) -> bytes:
     return nest(kind, attribute(1, octets))
+
+
+def _value_of(nested: bytes) -> bytes:
+    """Return what `_value` packed: its only attribute."""
+    return nested[ATTRIBUTE.size :]
 
 
 def _integer(octets: bytes | None) -> int:
