@@ -360,6 +360,7 @@ HTTP = Parser(
     [
         *SOUND_REQUESTS,
         SOUND_REQUESTS[0] * 3,
+        b"HEAD / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\nnot a chunk\r\n",
         SOUND_REQUESTS[2] + bytes(200_000),
         b"HEAD / HTTP/1.0\r\n\r\n",
         b"",

@@ -104,6 +104,7 @@ class Conversation:
         self._writer = writer
         self._limits = limits
         self._h11 = h11.Connection(h11.SERVER, max_incomplete_event_size=limits.head_octets)
+        self._is_head = False  # the present request is HEAD, whose answer has no body, also a refusal
 
     async def run(self, answer: Handler) -> None:
         """Answer until the client disconnects, is silent for too long or exceeds a limit.
@@ -119,7 +120,7 @@ class Conversation:
                 return
             if request is None:
                 return
-            await self._send(await answer(request), has_body=request.method != "HEAD")
+            await self._send(await answer(request))
             if (self._h11.our_state, self._h11.their_state) != (h11.DONE, h11.DONE):
                 return
             self._h11.start_next_cycle()
@@ -147,9 +148,11 @@ class Conversation:
             raise _RefusedError(error.error_status_hint, str(error)) from error
 
     async def _request(self) -> Request | None:
+        self._is_head = False
         head = await next_event(self._h11, self._reader)
         if not isinstance(head, h11.Request):
             return None
+        self._is_head = head.method == b"HEAD"
         self._check_length(_declared_length(head))
         if self._h11.they_are_waiting_for_100_continue:
             self._write(h11.InformationalResponse(status_code=100, headers=[]))
@@ -167,7 +170,7 @@ class Conversation:
         if octets > self._limits.body_octets:
             raise _RefusedError(413, f"the body is longer than {self._limits.body_octets} bytes")
 
-    async def _send(self, response: Response, *, has_body: bool = True) -> None:
+    async def _send(self, response: Response) -> None:
         headers = [
             ("Date", time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime())),
             ("Content-Type", response.content_type),
@@ -176,7 +179,7 @@ class Conversation:
         ]
         reason = HTTPStatus(response.status).phrase
         self._write(h11.Response(status_code=response.status, reason=reason, headers=headers))
-        if has_body:
+        if not self._is_head:
             self._write(h11.Data(data=response.body))
         self._write(h11.EndOfMessage())
         async with asyncio.timeout(self._limits.response_s):

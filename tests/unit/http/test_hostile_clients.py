@@ -252,3 +252,31 @@ def test_pipelined_requests_leave_turns_for_other_tasks() -> None:
         return len(set(turns_at_answer))
 
     assert asyncio.run(attack()) == 50
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        b"Transfer-Encoding: chunked\r\n\r\nnot a chunk\r\n",
+        b"Content-Length: 99999999\r\n\r\n",
+    ],
+)
+def test_a_refused_head_request_is_answered_without_a_body(
+    rest: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It was an unexpected error: each such client wrote a traceback into the log."""
+
+    async def run() -> bytes:
+        async with tcp_server() as port:
+            client = await connect(port)
+            with client:
+                await asyncio.get_running_loop().sock_sendall(
+                    client, b"HEAD /healthz HTTP/1.1\r\nHost: h\r\n" + rest
+                )
+                return await read_all(client)
+
+    answer = asyncio.run(run())
+
+    assert answer.startswith((b"HTTP/1.1 400", b"HTTP/1.1 413"))
+    assert answer.endswith(b"\r\n\r\n")
+    assert caplog.records == []
