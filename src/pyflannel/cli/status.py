@@ -134,13 +134,13 @@ def facts(found: Status) -> Iterator[tuple[str, str]]:
         yield "repairs", _repairs(found.reconcile)
         yield from _first("refused", found.reconcile.refused)
         yield from _first("held back", found.reconcile.held)
-    for warning in found.warnings:
-        yield "warning", warning
+    yield from _first("warning", found.warnings)
 
 
 def _refused_peers(found: Status) -> Iterator[tuple[str, str]]:
     """Yield the first refused peers that no warning names."""
-    peers = [peer for peer in found.refused_peers if peer.reason not in found.warnings]
+    warnings = frozenset(found.warnings)  # there may be thousands of both
+    peers = [peer for peer in found.refused_peers if peer.reason not in warnings]
     for peer in peers[:_NAMED]:
         yield "refused peer", f"{peer.subnet} at {peer.public_ip}: {peer.reason}"
     if len(peers) > _NAMED:

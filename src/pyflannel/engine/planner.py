@@ -4,7 +4,7 @@ The plan is a function of `Inputs` alone. A cache behind it makes small changes 
 re-plans its peer only, and the result equals a plan made anew.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Network
 
@@ -139,7 +139,7 @@ class Planner:
 
     Attributes:
         conflicts: leases that cannot all be right, in the order of their subnets.
-        objections: the peers that are not planned for, by subnet.
+        objections: the peers that are not planned for, by subnet; the same mapping while nothing changes.
         notes: how the network runs on this host where that is not as usual, a line each.
         peer_changes: peers that came, went or changed by the latest update.
     """
@@ -153,6 +153,7 @@ class Planner:
         self._bridges: tuple[Bridge, ...] = ()
         self._host_routes: tuple[IPv4Network, ...] = ()  # that the host itself has, whatever peers there are
         self._is_contested = False  # two peers want one key, and only a whole plan tells which gets it
+        self._contested: Set[Key] = frozenset()  # what the peers want that give way to others
         self.conflicts: tuple[Conflict, ...] = ()
         self.objections: Mapping[IPv4Network, Objection] = {}
         self.notes: tuple[str, ...] = ()
@@ -314,7 +315,10 @@ class Planner:
             count += len(items)
             plan.add(items)
         self.objections = objections
-        self._plan, self._is_contested = plan, bool(outranked) or len(plan) < count
+        self._plan, self._is_contested = plan, len(plan) < count
+        self._contested = {
+            item.key for peer in peers if peer.subnet in outranked for item in backend.plan_peer(peer, host)
+        }
         return Replaced(State(plan))
 
     def _plan_peers(self, basis: _Basis) -> dict[Key, Item | None] | None:
@@ -323,25 +327,42 @@ class Planner:
             return {}
         gone: ItemMap[Item] = ItemMap()
         come: ItemMap[Item] = ItemMap()
-        objections = dict(self.objections)
+        objections, are_others = dict(self.objections), False
         changes = [*self.peer_changes, *self._affected(basis)]
+        if self._contested and any(self._is_about_contest(change, basis) for change in changes):
+            return None
         for change in changes:
-            if change.old is not None and objections.pop(change.old.subnet, None) is None:
+            if change.old is None:
+                continue
+            if objections.pop(change.old.subnet, None) is None:
                 gone.add(self._plan_peer(change.old, basis))
+            else:
+                are_others = True
         for change in changes:
             if change.new is None:
                 continue
             reason = self._objection(change.new, basis)
             if reason is not None:
                 objections[change.new.subnet] = Objection(change.new, reason)
+                are_others = True
                 continue
             items = self._plan_peer(change.new, basis)
             if any(item.key in come or (item.key in self._plan and item.key not in gone) for item in items):
                 self._is_contested = True
                 return None
             come.add(items)
-        self.objections = objections
+        if are_others:
+            self.objections = objections
         return self._exchange(gone, come)
+
+    def _is_about_contest(self, change: PeerChange, basis: _Basis) -> bool:
+        """Return whether a peer wants, or wanted, what others give way for: then another may get it."""
+        return any(
+            item.key in self._contested
+            for peer in (change.old, change.new)
+            if peer is not None
+            for item in basis.backend.plan_peer(peer, basis.host)
+        )
 
     def _affected(self, basis: _Basis) -> list[PeerChange]:
         """Return the peers whose address enters or leaves the overlay as other peers come and go."""

@@ -33,7 +33,8 @@ def status_of(supervisor: Supervisor, *, version: str, store_url: str, clock: Cl
     inputs, counts, now = condition.inputs, reconciler.counts, clock.now()
     waiting = supervisor.waiting_for
     shared = _shared(supervisor)
-    known = {planner.refused[subnet] for subnet in shared}
+    refused = planner.refused if shared else {}
+    known = {refused[subnet] for subnet in shared}
     warnings = [conflict.text for conflict in planner.conflicts if conflict.text not in known]
     if condition.store.is_stale:
         warnings.append("leases are stale: those known before this start; the store has not answered since")

@@ -393,9 +393,8 @@ def _warnings(seen: Observed) -> Iterator[Finding]:
     told = {peer.reason for peer in status.refused_peers}
     if status.network is not None and status.network.trouble is not None:
         told.add(status.network.trouble.text)
-    for text in status.warnings:
-        if text not in told:
-            yield Finding(code="network-warning", severity="warning", cause=text, fix="flannelctl leases")
+    for text in _some([text for text in status.warnings if text not in told]):
+        yield Finding(code="network-warning", severity="warning", cause=text, fix="flannelctl leases")
 
 
 def _notes(seen: Observed) -> Iterator[Finding]:

@@ -54,6 +54,7 @@ class Peers:
         self._sharing: dict[IPv4Address, set[IPv4Network]] = {}
         self._inside: dict[IPv4Network, int] = {}
         self._reserved: set[IPv4Network] = set()
+        self._conflicts: tuple[Conflict, ...] | None = ()
 
     def update(self, leases: SubnetMap[Lease]) -> list[PeerChange]:
         """Take in the leases as they are now; return what changed, in no order."""
@@ -69,6 +70,7 @@ class Peers:
         before, self._overlapped = self._overlapped, self._overlaps() if len(self._lengths) > 1 else {}
         if not before and not self._overlapped:
             return [PeerChange(was, now) for _, was, now in sound]
+        self._conflicts = None
         changed = {subnet: (was, now) for subnet, was, now in sound}
         for subnet in before.keys() ^ self._overlapped.keys():
             if subnet not in changed:
@@ -120,7 +122,15 @@ class Peers:
 
     @property
     def conflicts(self) -> tuple[Conflict, ...]:
-        """What is wrong with the leases, in the order of the subnets."""
+        """What is wrong with the leases, in the order of the subnets; the same tuple while nothing changes.
+
+        There may be as many conflicts as leases, and a change of a sound lease must not cost all of them.
+        """
+        if self._conflicts is None:
+            self._conflicts = self._all_conflicts()
+        return self._conflicts
+
+    def _all_conflicts(self) -> tuple[Conflict, ...]:
         shared = {
             subnet: Conflict(
                 f"{_who(self._leases[subnet])} has the address of lease {first} too: both are used"
@@ -142,14 +152,17 @@ class Peers:
     def _left(self, subnet: IPv4Network, lease: Lease | None) -> Lease | None:
         """Note that a lease is no longer so; return it if it was sound."""
         if lease is None or not self._is_sound(subnet):
-            self._unsound.pop(subnet, None)
+            if self._unsound.pop(subnet, None) is not None:
+                self._conflicts = None
             return None
         self._lengths[subnet.prefixlen] -= 1
         if not self._lengths[subnet.prefixlen]:
             del self._lengths[subnet.prefixlen]
         self._leave(lease.attributes.public_ip, subnet)
         self._inside.pop(subnet, None)
-        self._reserved.discard(subnet)
+        if subnet in self._reserved:
+            self._reserved.discard(subnet)
+            self._conflicts = None
         return lease
 
     def _came(self, subnet: IPv4Network, lease: Lease | None) -> Lease | None:
@@ -159,6 +172,7 @@ class Peers:
         objection = self._objection(lease)
         if objection is not None:
             self._unsound[subnet] = Conflict(f"{_who(lease)} {objection}: ignored")
+            self._conflicts = None
             return None
         self._lengths[subnet.prefixlen] += 1
         self._join(lease.attributes.public_ip, subnet)
@@ -167,6 +181,7 @@ class Peers:
             self._inside[subnet] = address
         if _FIRST_RESERVED <= address < _BROADCAST:
             self._reserved.add(subnet)
+            self._conflicts = None
         return lease
 
     def _is_sound(self, subnet: IPv4Network) -> bool:
@@ -214,12 +229,14 @@ class Peers:
         first = self._at.setdefault(address, subnet)
         if first != subnet:
             self._sharing.setdefault(address, {first}).add(subnet)
+            self._conflicts = None
 
     def _leave(self, address: IPv4Address, subnet: IPv4Network) -> None:
         sharing = self._sharing.get(address)
         if sharing is None:
             del self._at[address]
             return
+        self._conflicts = None
         sharing.discard(subnet)
         self._at[address] = next(iter(sharing))
         if len(sharing) == 1:

@@ -1,9 +1,10 @@
 """flannelctl status lists the reasons why a host is not ready, and limits long lists."""
 
 from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
 
 from pyflannel.cli.status import facts
-from pyflannel.model.status import ReconcileStatus, Status, StoreStatus
+from pyflannel.model.status import ReconcileStatus, RefusedPeer, Status, StoreStatus
 
 QUIET = ReconcileStatus(
     passes=7, failures=0, duration_s=0.01, repairs=6, repairs_by_kind={"route": 6}, last_repair=None
@@ -37,3 +38,36 @@ def test_a_past_error_of_the_store_is_shown_with_its_age() -> None:
     assert line(over) == "etcd://a, connected for 1 min, last error 1 min 1 s ago: no route"
     assert line(store) == "etcd://a, connected for 1 min, last error: no route"  # of an older daemon
     assert line(replace(store, last_error=None)) == "etcd://a, connected for 1 min"
+
+
+def test_of_many_warnings_and_refused_peers_the_rest_is_counted() -> None:
+    """A writer of the store can cause one for each lease: thousands are read once, and few are printed."""
+    names = [CountedText(f"lease {number} is refused") for number in range(2000)]
+    peers = tuple(
+        RefusedPeer(
+            subnet=IPv4Network((number << 8, 24)), public_ip=IPv4Address("192.0.2.1"), reason=names[number]
+        )
+        for number in range(1000, 2000)
+    )
+    found = Status(version="1", warnings=tuple(names[:1000]), refused_peers=peers)
+
+    lines = list(facts(found))
+
+    assert [text for name, text in lines if name == "warning"][-2:] == [
+        "lease 7 is refused",
+        "992 more: see flannelctl status --json",
+    ]
+    assert [text for name, text in lines if name == "refused peer"][-1] == "992 more: see flannelctl peers"
+    assert CountedText.compared < 5000
+
+
+class CountedText(str):
+    """A text that counts how often it is compared."""
+
+    compared = 0
+
+    def __eq__(self, other: object) -> bool:
+        CountedText.compared += 1
+        return str.__eq__(self, other)
+
+    __hash__ = str.__hash__

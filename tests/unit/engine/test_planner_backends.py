@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from doubles.planning import SUBNET_FILE, Planning, by_subnet
 from pyflannel.engine.plan_log import NAMED_IN_LOG, PEERS_A_MINUTE
-from pyflannel.engine.planner import Blocked, Inputs, PlanOptions, Replaced
+from pyflannel.engine.planner import Blocked, Changed, Inputs, PlanOptions, Replaced
 from pyflannel.model.host import Underlay
 from pyflannel.model.lease import Lease, LeaseAttributes, Vtep
 from pyflannel.model.network_config import NetworkConfig
@@ -206,3 +206,41 @@ def test_a_refused_lease_that_is_renewed_is_not_logged_again(caplog: pytest.LogC
         made.take(leases=by_subnet([lease(10, 1, revision=revision)]))
 
     assert len(warnings(caplog)) == 1
+
+
+def test_a_peer_that_comes_costs_nothing_for_the_leases_that_are_refused() -> None:
+    """There may be as many as a writer of the store likes: they are looked through when they change."""
+    refused = [replace(lease(10, 1), subnet=IPv4Network(f"10.99.{number}.0/24")) for number in range(50)]
+    other = [
+        replace(
+            lease(number, number), attributes=LeaseAttributes(public_ip=IPv4Address(f"172.16.1.{number}"))
+        )
+        for number in range(20, 40)
+    ]
+    sharing = [lease(number, 3, mac=number) for number in range(40, 50)]
+    known = [*refused, *other, *sharing]
+    made = planner()
+    made.take(leases=by_subnet(known))
+    conflicts, objections = made.conflicts, made.objections
+
+    made.take(leases=by_subnet([*known, lease(50, 50)]))
+
+    assert (made.conflicts, made.objections) == (conflicts, objections)
+    assert made.conflicts is conflicts
+    assert made.objections is objections
+    assert len(conflicts) == 50 + 9
+    assert len(objections) == 20
+
+
+def test_two_peers_with_one_mac_address_make_no_other_change_dear() -> None:
+    """Only a change of what they want needs a whole plan: one lease must not cost thousands at each event."""
+    copies = [lease(10, 1, mac=7, revision=4), lease(11, 2, mac=7, revision=5)]
+    made = planner()
+    made.take(leases=by_subnet(copies))
+
+    results = [made.take(leases=by_subnet([*copies, *more])) for more in ([lease(12, 3)], [lease(12, 4)], [])]
+    gone = made.take(leases=by_subnet(copies[1:]))
+
+    assert [type(result) for result in results] == [Changed, Changed, Changed]
+    assert isinstance(gone, Replaced)
+    assert made.refused == {}

@@ -371,3 +371,14 @@ def test_the_documents_explain_every_code(document: str) -> None:
 
     assert len(known) > 20
     assert [code for code in sorted(known) if f"`{code}`" not in text] == []
+
+
+def test_of_many_warnings_the_first_are_named_and_the_rest_counted() -> None:
+    """A writer of the store can cause one for each lease."""
+    many = replace(READY, warnings=tuple(f"lease {number} overlaps another" for number in range(1000)))
+
+    found = [one.cause for one in findings(replace(HEALTHY, status=many)) if one.code == "network-warning"]
+
+    assert found[0] == "lease 0 overlaps another"
+    assert found[-1] == "… and 992 more"
+    assert len(found) == 9
