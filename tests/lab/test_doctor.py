@@ -210,7 +210,7 @@ def test_rules_that_may_be_anybody_s_are_told_and_no_trouble(healthy: Host) -> N
 
 
 def test_people_read_the_cause_what_was_seen_and_what_to_type(healthy: Host) -> None:
-    assert "found nothing wrong with this host" in healthy.flannelctl("doctor")
+    assert "found no problem of this host" in healthy.flannelctl("doctor")
     healthy.run(["sysctl", "-qw", "net.ipv4.ip_forward=0"])
 
     said = healthy.flannelctl("doctor", check=False)

@@ -1,1 +1,1 @@
-"""The commands of flannelctl: options, tables, JSON. Thin; the work is in `commands`."""
+"""The commands of flannelctl: options, tables and JSON. `commands` does the work."""

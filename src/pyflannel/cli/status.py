@@ -38,7 +38,7 @@ _COLOURS = {"error": "red", "warning": "yellow", "info": "cyan"}
 def doctor(
     invocation: Invocation, run_dir: Path | None, state_dir: Path | None, subnet_file: Path | None
 ) -> None:
-    """Find what is wrong with this host, with cause and remedy.
+    """List the problems of this host, with cause and remedy.
 
     Changes nothing. The exit code is 1 if packets are lost or may be lost.
     """
@@ -59,7 +59,7 @@ def _print_findings(found: Sequence[Finding]) -> None:
             say(f"    seen: {line}")
         say(f"    type: {one.fix}")
     if not found:
-        say("found nothing wrong with this host")
+        say("found no problem of this host")
 
 
 _NOT_LIVE = "does not respond; the facts below are from its files"

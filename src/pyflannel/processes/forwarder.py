@@ -402,7 +402,7 @@ def _item(operation: Operation) -> Item:
 
 
 async def _killed(pid: int) -> bool:
-    """Kill the process that serves our socket; return whether it was a forwarder."""
+    """Kill the process that serves the socket; return whether it was a forwarder."""
     with _boundary():
         return await end_process(pid, is_forwarder)
 

@@ -74,7 +74,7 @@ def find_tun_holder(link: str) -> str | None:
 
 
 def find_forwarders(run_dir: Path) -> list[int]:
-    """Return the forwarders of a run directory, reachable or not, in our network namespace."""
+    """Return the forwarders of a run directory, reachable or not, in this network namespace."""
     return [int(process.name) for process in _processes() if is_forwarder_of(run_dir, int(process.name))]
 
 
@@ -97,7 +97,7 @@ def is_forwarder(pid: int) -> bool:
 
 
 def is_forwarder_of(run_dir: Path, pid: int) -> bool:
-    """Return whether a process is a forwarder of a run directory, in our network namespace."""
+    """Return whether a process is a forwarder of a run directory, in this network namespace."""
     process = _PROC / str(pid)
     ours = {FORWARDER, f"--run-dir={run_dir.absolute()}"}
     is_here = _link(process / "ns/net") == _link(_PROC / "thread-self/ns/net")

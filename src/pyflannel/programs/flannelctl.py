@@ -24,7 +24,7 @@ _INTERRUPTED = 130
 COMMANDS = {
     "cleanup": "Remove flannel from this host.",
     "config": "Show, check and write the network config.",
-    "doctor": "Find what is wrong with this host, with cause and remedy.",
+    "doctor": "List the problems of this host, with cause and remedy.",
     "events": "List the repairs, changes and refusals on this host.",
     "lab": "Run several flannel hosts on this machine, for a demo or a trial.",
     "leases": "List the leases of the network.",
