@@ -150,7 +150,7 @@ def test_a_signal_ends_the_demo_and_removes_the_lab(number: signal.Signals) -> N
 def test_a_kept_demo_can_be_used_and_removed() -> None:
     demo = start_demo("--no-docker", "--keep")
     _, told = demo.communicate(timeout=SOON_S)
-    listed = json.loads(flannelctl_lab("list", "--json"))
+    listed = json.loads(flannelctl_lab("list", "--json"))["labs"]
     routes = flannelctl_lab("exec", "--name", NAME, "docker3", "ip", "route")
     page = flannelctl_lab(
         *["exec", "--name", NAME, "docker4", "cat", "/run/flannel/subnet.env"],
