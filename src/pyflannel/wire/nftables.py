@@ -64,19 +64,27 @@ def format_check(family: Family) -> str:
     return format_table(NftTable(family=family, device="probe", chains=(chain,)))
 
 
+_HINT = "Report the version of nft on this host."
+
+
 def parse_names(text: str) -> list[tuple[Family, str]]:
-    """Return the tables with our names that `nft -j list tables` printed, each with its family and device.
+    """Return the tables with our names that `nft list tables` printed, each with its family and device.
+
+    nft 1.0.6 crashes when it prints a table with the owner flag as JSON, as the claim of a device name is.
 
     Raises:
         WireError: it is not what nft prints.
     """
     found: list[tuple[Family, str]] = []
-    for kind, value in _objects(text):
+    for line in text.splitlines():
+        match line.split():
+            case ["table", family_name, name, *_]:
+                pass
+            case _:
+                raise WireError(f"nft printed no listing of tables: {line[:80]!r}", hint=_HINT)
         for family, stem in NFT_STEMS.items():
-            if kind == "table" and value.get("family") == FAMILIES[family]:
-                device = device_of(str(value.get("name")), stem)
-                if device is not None:
-                    found.append((family, device))
+            if family_name == FAMILIES[family] and (device := device_of(name, stem)) is not None:
+                found.append((family, device))
     return found
 
 
@@ -109,9 +117,7 @@ def _objects(text: str) -> Iterator[tuple[str, Mapping[str, object]]]:
             for kind, value in entry.items():
                 yield kind, value if isinstance(value, dict) else {}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise WireError(
-            f"nft printed what is no listing: {text[:80]!r}", hint="Report the version of nft on this host."
-        ) from error
+        raise WireError(f"nft printed what is no listing: {text[:80]!r}", hint=_HINT) from error
 
 
 def _chain(base: Mapping[str, object], rules: Rules) -> NftChain:

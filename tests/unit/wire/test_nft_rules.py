@@ -154,9 +154,7 @@ def test_tables_are_told_by_family_and_device() -> None:
         ("inet", "flannel-ipv4"),
         ("ip", "nat"),
     ]
-    tables = [{"table": {"family": family, "name": name}} for family, name in names]
-
-    found = parse_names(json.dumps({"nftables": [{"metainfo": {}}, *tables]}))
+    found = parse_names("".join(f"table {family} {name}\n" for family, name in names))
 
     assert found == [(4, "flannel0"), (6, "flannel0"), (4, "flannel1")]
 
@@ -170,7 +168,7 @@ def test_a_table_is_deleted_by_its_name_also_when_it_has_just_gone() -> None:
     }
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"nftables":[1]}', "Error: no"])
+@pytest.mark.parametrize("text", ["{}", "table ip", "chain ip flannel-ipv4", "Error: no", "\n"])
 def test_anything_else_is_no_listing(text: str) -> None:
     with pytest.raises(WireError, match="no listing"):
         parse_names(text)

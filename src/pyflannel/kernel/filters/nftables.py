@@ -101,7 +101,7 @@ class NftTarget:
             return _Seen(error=TargetError(str(error), hint=error.hint, is_permanent=True))
 
     async def _read_names(self) -> list[tuple[Family, str]]:
-        return parse_names(await _nft("-j", "list", "tables"))
+        return parse_names(await _nft("list", "tables"))
 
     async def _read_table(self, family: Family, device: str) -> NftTable | None:
         """Return a table that was listed; None when somebody has deleted it since."""

@@ -152,10 +152,19 @@ async def forward_chains() -> list[ForwardChain]:
         TargetError: nft failed, or is not installed.
         WireError: it said what makes no sense.
     """
-    ran = await run_program("nft", "--json", "list", "ruleset")
+    # Not the whole ruleset: nft 1.0.6 crashes when it prints a table with the owner flag as JSON.
+    bases = parse_forward_chains(await _nft("list", "chains"))
+    found: list[ForwardChain] = []
+    for family, table in dict.fromkeys((base.family, base.table) for base in bases):
+        found += parse_forward_chains(await _nft("list", "table", family, table))
+    return found
+
+
+async def _nft(*words: str) -> str:
+    ran = await run_program("nft", "--json", *words)
     if ran.status:
         raise TargetError(f"nft failed: {ran.cause}", hint="Run flannelctl as root.")
-    return parse_forward_chains(ran.output)
+    return ran.output
 
 
 async def legacy_forward_chains() -> list[ForwardChain]:
