@@ -68,9 +68,12 @@ def owner_line(status: str) -> str:
 def test_a_new_container_without_directories_has_the_subnet_of_the_former_one(
     new_network: Callable[..., Any],
 ) -> None:
-    """It reads the identity from the device, and contests nothing."""
+    """It reads the identity from the device, and contests nothing.
+
+    The first container leaves filter tables. nft crashed in the second one when it listed them as JSON.
+    """
     start, status, remove, cleanup = BLOCKS
-    network = new_network("docker1", config='{"Network":"10.100.0.0/16","Backend":{"Type":"vxlan"}}')
+    network = new_network("docker1")
     host = network.hosts["docker1"]
     host.run(["tee", "--append", "/etc/hosts"], text=f"{LEFT.gateway.ip} ETCD\n")
     host.engine.start("dockerd --iptables=false")

@@ -1,6 +1,7 @@
 """The kernel adapter on the real kernel: what a plan asks for is there, as the user sees it, and stays."""
 
 import ctypes
+import errno
 import os
 import stat
 import struct
@@ -66,6 +67,26 @@ def test_a_namespace_that_has_no_routing_table_yet_is_empty(namespace):
             return await target.snapshot(SEED)
 
     assert namespace.run(look) == State.EMPTY
+
+
+def test_where_proc_sys_is_read_only_the_device_has_no_ipv6_address(namespace, target, monkeypatch):
+    """As in a container: IPv6 stays on, and the kernel generates no address."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("pyflannel.kernel.network.links.set_ipv6", refuse)
+    monkeypatch.setattr("pyflannel.kernel.network.snapshot.may_set_ipv6", lambda: False)
+
+    refused = target.heal(SEED)
+
+    assert refused == []
+    assert target.snapshot(SEED) == SEED
+    assert "inet6" not in namespace.ip("address show flannel0")
+    namespace.ip("link set flannel0 addrgenmode eui64")
+    assert target.snapshot(SEED) != SEED
+    target.heal(SEED)
+    assert target.snapshot(SEED) == SEED
 
 
 DAMAGE = {

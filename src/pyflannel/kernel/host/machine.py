@@ -119,6 +119,11 @@ def set_ipv6(link: str, is_on: bool) -> None:
         setting.write("0" if is_on else "1")
 
 
+def may_set_ipv6() -> bool:
+    """Return whether `set_ipv6` can work: in a container, /proc/sys is often read-only."""
+    return os.access(_DISABLE_IPV6.format(link="all"), os.W_OK)
+
+
 _IPV4 = Path("/proc/sys/net/ipv4")
 _DEVICES = Path("/sys/class/net")
 

@@ -39,9 +39,18 @@ _NOWHERE = IPv4Address(0)
 
 
 def link_of(
-    link: LinkRecord, names: Mapping[int, str], *, offloads_checksums: bool = True, has_gro: bool = False
+    link: LinkRecord,
+    names: Mapping[int, str],
+    *,
+    offloads_checksums: bool = True,
+    has_gro: bool = False,
+    may_set_ipv6: bool = True,
 ) -> Link:
-    """Return the link. The MAC address that the kernel draws for an end of a veth matters to nobody."""
+    """Return the link. The MAC address that the kernel draws for an end of a veth matters to nobody.
+
+    If /proc/sys is read-only (`may_set_ipv6` is False), a link for which the kernel generates no IPv6
+    address counts as one without IPv6.
+    """
     is_veth = link.kind == "veth"
     mark, owner = split_alias(link.alias)
     return Link(
@@ -50,7 +59,7 @@ def link_of(
         mtu=link.mtu,
         is_up=link.is_up,
         queue_length=link.queue_length,
-        has_ipv6=link.has_ipv6,
+        has_ipv6=link.has_ipv6 and (link.generates_ipv6 or may_set_ipv6),
         alias=mark,
         owner=owner,
         mac="" if is_veth else link.mac,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ipaddress import IPv6Network
 from typing import TypeVar
 
+from pyflannel.kernel.host.machine import may_set_ipv6
 from pyflannel.kernel.network.device_ioctls import has_gro, offloads_checksums
 from pyflannel.kernel.network.items import (
     Remembered,
@@ -235,7 +236,7 @@ def _link(link: LinkRecord, links: Links) -> Link:
     except OSError as error:
         if error.errno not in (errno.ENODEV, errno.EOPNOTSUPP):
             raise  # else it is gone since, and its notification brings the next look; or has no such setting
-    return link_of(link, links.names, offloads_checksums=offloads, has_gro=joins)
+    return link_of(link, links.names, offloads_checksums=offloads, has_gro=joins, may_set_ipv6=may_set_ipv6())
 
 
 def _address_reader(wanted: frozenset[int]) -> Callable[[bytes], AddressRecord | None]:

@@ -1,6 +1,7 @@
 """Links: RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, with the parameters of vxlan devices."""
 
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
@@ -169,6 +170,7 @@ class LinkRecord:
         queue_length: packets.
         alias: "" when there is none.
         has_ipv6: IPv6 runs on it, or would when it goes up.
+        generates_ipv6: the kernel gives it an IPv6 link-local address by itself, where it has IPv6.
         mac: lower case with colons; "" where there is none.
         vxlan: its parameters, on a vxlan device.
         other: index of its other end, or of what it hangs on; 0 when there is none in this namespace.
@@ -183,6 +185,7 @@ class LinkRecord:
     queue_length: int = 0
     alias: str = ""
     has_ipv6: bool = False
+    generates_ipv6: bool = True
     mac: str = ""
     vxlan: VxlanRecord | None = None
     other: int = 0
@@ -203,6 +206,7 @@ def parse_link(body: bytes) -> LinkRecord:
     _, _, index, flags, _ = unpack(_LAYOUT, body)
     found = attributes(body, _LAYOUT.size)
     kind, data = _kind(found.get(_INFO, b""))
+    ipv6 = attributes(attributes(found.get(_PER_FAMILY, b"")).get(_INET6, b""))
     return LinkRecord(
         index=index,
         name=text(found.get(_NAME, b"")),
@@ -212,7 +216,8 @@ def parse_link(body: bytes) -> LinkRecord:
         is_loopback=bool(flags & _LOOPBACK),
         queue_length=integer(found.get(_QUEUE_LENGTH, b"")),
         alias=text(found.get(_ALIAS, b"")),
-        has_ipv6=_has_ipv6(found.get(_PER_FAMILY, b"")),
+        has_ipv6=_has_ipv6(ipv6),
+        generates_ipv6=ipv6.get(_INET6_GENERATION) != bytes([_GENERATION_NONE]),
         mac=parse_mac(found.get(_MAC, b"")),
         vxlan=parse_vxlan(data) if kind == "vxlan" else None,
         other=0 if _OTHER_NAMESPACE in found else integer(found.get(_OTHER, b"")),
@@ -298,7 +303,7 @@ def _kind(info: bytes) -> tuple[str, bytes]:
     return kind, data
 
 
-def _has_ipv6(per_family: bytes) -> bool:
-    sysctls = attributes(attributes(per_family).get(_INET6, b"")).get(_INET6_SYSCTLS, b"")
+def _has_ipv6(ipv6: Mapping[int, bytes]) -> bool:
+    sysctls = ipv6.get(_INET6_SYSCTLS, b"")
     value = sysctls[_DISABLE_IPV6 * 4 : _DISABLE_IPV6 * 4 + 4]
     return len(value) == 4 and integer(value) == 0
