@@ -272,7 +272,7 @@ def test_a_vxlan_device_is_kept_with_all_that_still_holds(overlay, host: Host) -
     assert neighbours(host) == {"10.100.32.0": PEER_MAC}
     assert fdb(host) == {PEER_MAC: "10.10.10.102"}
     assert not any("POSTRTG" in line for line in chains(host))
-    assert not any("fd00:5::" in line or "table ip" in line for line in chains(host))
+    assert not any("fd00:5::" in line or "flannel-ipv" in line for line in chains(host))
     assert overlay.status(host).reconcile.repairs == 0
 
 
