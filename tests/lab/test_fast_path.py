@@ -84,6 +84,28 @@ def test_a_peer_that_is_taken_from_the_table_comes_back(ends):
     wait_until(lambda: look(one).peers == peers, what="the peer's entry", deadline_s=DEADLINE_S)
 
 
+@pytest.mark.parametrize("direction", ["out", "in"])
+def test_a_policy_of_ipsec_is_obeyed(overlay, ends, direction):
+    """The programs bypass IPsec, so the peer's packets take user space while a policy may concern them."""
+    (one, other), (box, far) = ends
+    wait_reached([box, far], deadline_s=DEADLINE_S)
+    peers = look(one).peers
+    addresses = (one.address, other.address) if direction == "out" else (other.address, one.address)
+    selector = ["src", str(addresses[0]), "dst", str(addresses[1]), "proto", "udp", "dport", "8285"]
+    selector += ["dir", direction]
+
+    one.run(["ip", "xfrm", "policy", "add", *selector, "action", "block"])
+    wait_until(lambda: look(one).peers == [], what="no entry of the peer", deadline_s=DEADLINE_S)
+    assert not ping(box, far.address).is_reached
+    backend = overlay.status(one).backend
+    assert backend is not None
+    assert "IPsec" in str(backend.notes)
+
+    one.run(["ip", "xfrm", "policy", "delete", *selector])
+    wait_until(lambda: look(one).peers == peers, what="the peer's entry", deadline_s=DEADLINE_S)
+    wait_reached([box, far], deadline_s=DEADLINE_S)
+
+
 def test_no_packet_is_lost_while_daemon_and_forwarder_are_killed(overlay, ends, ping_stream):
     """And the next daemon leaves the programs that stand."""
     (one, other), (_, far) = ends

@@ -8,7 +8,7 @@ import pytest
 
 from pyflannel.errors import NoUnderlayError
 from pyflannel.kernel.network.interfaces import KernelInterfaces, parse_resolvers
-from pyflannel.model.host import Interfaces, RouteScope, Underlay
+from pyflannel.model.host import Interfaces, IpsecPolicy, RouteScope, Underlay
 from pyflannel.plan.underlay import UnderlayOptions, choose
 
 Result = TypeVar("Result")
@@ -274,6 +274,8 @@ def test_where_no_route_leads_there_is_none(host) -> None:
         "route delete default via 192.168.50.1",
         "route add default via 192.168.50.1 metric 5",
         "route add 172.20.0.0/16 via 10.10.10.1",
+        "xfrm policy add src 10.0.0.0/8 dst 10.0.0.0/8 dir out",
+        "xfrm policy setdefault in block",
     ],
 )
 def test_what_may_change_an_answer_wakes(host, listen, words: str) -> None:
@@ -325,3 +327,32 @@ def test_waiting_ends_when_the_address_comes(namespace, listen) -> None:
         return waited_for
 
     assert asked(namespace, work) == ["an interface to use: no default route"] * len(steps)
+
+
+def test_policies_of_ipsec_are_read(host) -> None:
+    """Also a block of everything that has no policy; IPv6, and what is forwarded, do not matter."""
+    ends = "src 10.0.0.1/32 dst 10.0.0.0/16"
+    host.ip(f"xfrm policy add {ends} proto udp dport 8285 dir out action block mark 7 mask 7")
+    host.ip(f"xfrm policy add {ends} dir fwd")
+    host.ip("xfrm policy add src fd00::/8 dst fd00::/8 dir in")
+    host.ip("xfrm policy setdefault in block")
+    everybody = IPv4Network("0.0.0.0/0")
+
+    assert observed(host).policies == (
+        IpsecPolicy(
+            is_outgoing=True,
+            source=IPv4Network("10.0.0.1/32"),
+            destination=IPv4Network("10.0.0.0/16"),
+            protocol=17,
+            port=8285,
+            port_mask=0xFFFF,
+        ),
+        IpsecPolicy(is_outgoing=False, source=everybody, destination=everybody),
+    )
+
+
+def test_of_very_many_policies_one_stands_for_all(host) -> None:
+    lines = [f"xfrm policy add src 10.0.0.{n}/32 dst 10.1.0.0/16 dir out" for n in range(65)]
+    host.command("ip", "-batch", "-", given="\n".join(lines) + "\n")
+
+    assert {policy.source for policy in observed(host).policies} == {IPv4Network("0.0.0.0/0")}

@@ -107,6 +107,38 @@ class RouteScope:
     protocol: int = PROTOCOL_FLANNEL
 
 
+_UDP = 17
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IpsecPolicy:
+    """Which packets a policy of IPsec is about, whatever it asks for.
+
+    Attributes:
+        is_outgoing: about packets that leave; else about those that arrive.
+        protocol: of IP; 0 for all.
+        port: of the destination; only the bits of `port_mask` count.
+    """
+
+    is_outgoing: bool
+    source: IPv4Network
+    destination: IPv4Network
+    protocol: int = 0
+    port: int = 0
+    port_mask: int = 0
+
+    def may_concern(
+        self, source: IPv4Address | None, destination: IPv4Address | None, port: int | None
+    ) -> bool:
+        """Return whether UDP between these ends can meet it; None is any address, or any port."""
+        return (
+            self.protocol in (0, _UDP)
+            and (port is None or (port ^ self.port) & self.port_mask == 0)
+            and (source is None or source in self.source)
+            and (destination is None or destination in self.destination)
+        )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interfaces:
     """All interfaces of a host, by index, and its IPv4 default routes, in the kernel's order.
@@ -115,12 +147,14 @@ class Interfaces:
         routes: of other programs and of the kernel, of every kind, in the scope that was asked about; without
             default routes.
         resolvers: addresses of the host's DNS servers.
+        policies: of IPsec.
     """
 
     interfaces: tuple[Interface, ...] = ()
     default_routes: tuple[DefaultRoute, ...] = ()
     routes: tuple[Route, ...] = ()
     resolvers: tuple[IPv4Address, ...] = ()
+    policies: tuple[IpsecPolicy, ...] = ()
 
     def named(self, name: str) -> Interface | None:
         """Return the interface of this name."""
@@ -225,6 +259,7 @@ class Surroundings:
         gateways: of its default routes.
         stores: by which it reaches the store, as far as known.
         resolvers: of its DNS servers.
+        policies: of IPsec.
     """
 
     networks: frozenset[IPv4Network] = frozenset()
@@ -233,6 +268,7 @@ class Surroundings:
     gateways: tuple[IPv4Address, ...] = ()
     stores: tuple[IPv4Address, ...] = ()
     resolvers: tuple[IPv4Address, ...] = ()
+    policies: tuple[IpsecPolicy, ...] = ()
 
 
 ALONE = Surroundings()

@@ -12,7 +12,7 @@ comes out of the other coalesced, and goes on into the device.
 from collections.abc import Iterable, Iterator
 
 from pyflannel.model.fast_path import BpfContainer, BpfPeer, BpfProgram, Role, Tunnel
-from pyflannel.model.host import Bridge, Host
+from pyflannel.model.host import Bridge, Host, IpsecPolicy
 from pyflannel.model.lease import PARTIAL_CHECKSUM, Lease
 from pyflannel.model.link import Link, Veth
 
@@ -32,18 +32,53 @@ def plan_programs(host: Host, port: int) -> Iterator[BpfProgram | Link]:
             yield BpfProgram(link=far, role=Role.REJOIN, tunnel=tunnel)
 
 
-def plan_peer_entry(peer: Lease, host: Host, port: int) -> Iterator[BpfPeer]:
-    """Yield the entry of a peer that listens at `port`.
+def ipsec_note(host: Host, port: int) -> str | None:
+    """Return whose packets take user space because of IPsec, in a line; None if nobody's do."""
+    policies = _policies(host, port)
+    if not host.has_fast_path or not policies:
+        return None
+    prefixes = {policy.destination if policy.is_outgoing else policy.source for policy in policies}
+    shown = ", ".join(map(str, sorted(prefixes)))
+    return f"IPsec policies may concern the tunnel: packets of peers in {shown} take user space"
+
+
+def _policies(host: Host, port: int) -> list[IpsecPolicy]:
+    """Return the policies that may concern the tunnel with some peer, which may have a port of its own."""
+    own = host.underlay.address
+    return [
+        policy
+        for policy in host.surroundings.policies
+        if (
+            policy.may_concern(own, None, None) if policy.is_outgoing else policy.may_concern(None, own, port)
+        )
+    ]
+
+
+def _is_secured(peer: Lease, host: Host, port: int, peer_port: int) -> bool:
+    """Return whether a policy of IPsec may concern the tunnel with a peer: only user space obeys it."""
+    own, address = host.underlay.address, peer.attributes.public_ip
+    return any(
+        policy.may_concern(own, address, peer_port)
+        if policy.is_outgoing
+        else policy.may_concern(address, own, port)
+        for policy in host.surroundings.policies
+    )
+
+
+def plan_peer_entry(peer: Lease, host: Host, port: int, peer_port: int) -> Iterator[BpfPeer]:
+    """Yield the entry of a peer that listens at `peer_port`; none if IPsec may concern the tunnel with it.
+
+    The programs bypass IPsec. They leave packets of a peer without an entry to user space, both ways.
 
     Where no hardware finishes checksums, only a peer whose lease says that it bears with that is sent to by
     the kernel; the original in user space would get no TCP at all.
     """
-    if host.has_fast_path:
+    if host.has_fast_path and not _is_secured(peer, host, port, peer_port):
         yield BpfPeer(
             device=host.device,
             subnet=peer.subnet,
             address=peer.attributes.public_ip,
-            port=port,
+            port=peer_port,
             is_direct=PARTIAL_CHECKSUM in peer.attributes.reads or not host.underlay.is_virtual,
         )
 

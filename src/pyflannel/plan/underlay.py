@@ -101,6 +101,7 @@ def surroundings_of(interfaces: Interfaces, scope: RouteScope) -> Surroundings:
         addresses=frozenset(address for address in held if isinstance(address, IPv4Address)),
         gateways=tuple(gateway for gateway in gateways if gateway is not None),
         resolvers=interfaces.resolvers,
+        policies=interfaces.policies,
     )
 
 

@@ -6,7 +6,15 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 import pytest
 
 from pyflannel.model.fast_path import BpfContainer, BpfPeer, BpfProgram, Role
-from pyflannel.model.host import Bridge, BridgedContainer, GroChoice, Host, Underlay
+from pyflannel.model.host import (
+    Bridge,
+    BridgedContainer,
+    GroChoice,
+    Host,
+    IpsecPolicy,
+    Surroundings,
+    Underlay,
+)
 from pyflannel.model.lease import PARTIAL_CHECKSUM, Lease, LeaseAttributes
 from pyflannel.model.link import Link, Veth
 from pyflannel.model.state import State
@@ -157,3 +165,56 @@ def test_without_a_fast_path_nothing_of_it_is_planned() -> None:
 
     assert bpf(BACKEND.plan_host(host)) == bpf(BACKEND.plan_peer(peer(), host)) == []
     assert BACKEND.plan_bridges([DOCKER0], host) == State.EMPTY
+
+
+EVERYBODY = IPv4Network("0.0.0.0/0")
+
+
+def secured(*policies: IpsecPolicy) -> Host:
+    return replace(HOST, surroundings=Surroundings(policies=policies))
+
+
+def policy(*, is_outgoing: bool = True, **more: object) -> IpsecPolicy:
+    made = IpsecPolicy(is_outgoing=is_outgoing, source=EVERYBODY, destination=EVERYBODY)
+    return replace(made, **more)  # type: ignore[arg-type]
+
+
+PEER, OWN = IPv4Network("10.10.10.101/32"), IPv4Network("192.168.50.102/32")
+
+
+@pytest.mark.parametrize(
+    "concerning",
+    [
+        policy(),
+        policy(is_outgoing=False),
+        policy(source=OWN, destination=PEER, protocol=17, port=8285, port_mask=0xFFFF),
+        policy(is_outgoing=False, source=PEER, destination=OWN, protocol=17, port=8285, port_mask=0xFFFF),
+        policy(destination=IPv4Network("10.10.0.0/16"), port=0x2000, port_mask=0xF000),
+    ],
+)
+def test_a_peer_with_an_ipsec_policy_takes_user_space(concerning: IpsecPolicy) -> None:
+    planned = BACKEND.plan_peer(peer(PARTIAL_CHECKSUM), secured(concerning))
+
+    assert bpf(planned) == []
+    assert planned
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        policy(protocol=6),
+        policy(destination=IPv4Network("10.10.10.99/32")),
+        policy(source=IPv4Network("192.168.50.99/32")),
+        policy(protocol=17, port=500, port_mask=0xFFFF),
+        policy(is_outgoing=False, destination=PEER, source=OWN),
+    ],
+)
+def test_a_policy_about_other_packets_changes_nothing(other: IpsecPolicy) -> None:
+    assert bpf(BACKEND.plan_peer(peer(PARTIAL_CHECKSUM), secured(other)))
+
+
+def test_a_policy_of_ipsec_is_noted() -> None:
+    assert BACKEND.notes(HOST) == ()
+    assert BACKEND.notes(secured(policy(destination=PEER), policy(protocol=6))) == (
+        "IPsec policies may concern the tunnel: packets of peers in 10.10.10.101/32 take user space",
+    )

@@ -20,12 +20,13 @@ from pyflannel.model.host import (
     Interface,
     InterfaceAddress,
     Interfaces,
+    IpsecPolicy,
     RouteScope,
 )
 from pyflannel.model.link import split_alias
 from pyflannel.model.route import PROTOCOLS
 from pyflannel.ports import Announce, ChangeChannel
-from pyflannel.wire.netlink import addresses, bridges, links, neighbours, nftables, routes
+from pyflannel.wire.netlink import addresses, bridges, links, neighbours, nftables, routes, xfrm
 from pyflannel.wire.netlink.addresses import AddressRecord
 from pyflannel.wire.netlink.bridges import BridgeLink
 from pyflannel.wire.netlink.links import LinkRecord
@@ -40,6 +41,15 @@ _COALESCE_S = 0.01
 _RESOLVERS = "/etc/resolv.conf"
 
 _NO_ROUTES = RouteScope()
+
+_MOST_POLICIES = 64
+"""Each peer is compared with each policy of IPsec."""
+
+_EVERYBODY = IPv4Network("0.0.0.0/0")
+_EVERY_POLICY = tuple(
+    IpsecPolicy(is_outgoing=is_outgoing, source=_EVERYBODY, destination=_EVERYBODY)
+    for is_outgoing in (False, True)
+)
 
 _FAR_AWAY = IPv4Address("198.51.100.1")
 """An address on no network of anybody's (RFC 5737): which way it would go is the way to everywhere."""
@@ -61,6 +71,11 @@ class KernelInterfaces:
             self._devices = opened.enter_context(_device_socket())
             self._requests = opened.enter_context(contextlib.closing(RequestSocket()))
             self._notifications = opened.enter_context(contextlib.closing(NotificationSocket(_GROUPS)))
+            self._ipsec: tuple[RequestSocket, NotificationSocket] | None = None
+            with contextlib.suppress(TargetError):  # a kernel without IPsec
+                asking = opened.enter_context(contextlib.closing(RequestSocket(xfrm.PROTOCOL)))
+                hearing = NotificationSocket(xfrm.POLICIES, xfrm.PROTOCOL)
+                self._ipsec = asking, opened.enter_context(contextlib.closing(hearing))
             self._sockets = opened.pop_all()
         return self
 
@@ -83,6 +98,7 @@ class KernelInterfaces:
             ),
             routes=tuple(route_of(route, names) for route in dumped if _is_in(scope, route)),
             resolvers=_resolvers(),
+            policies=await self._policies(),
         )
 
     async def route_to(self, address: IPv4Address) -> tuple[str, IPv4Address] | None:
@@ -99,8 +115,27 @@ class KernelInterfaces:
         return None if name is None else (name, route.source)
 
     def changes(self) -> ChangeChannel:
-        """Open a channel of changes to links, addresses, and routes that lead where was asked for."""
-        return ChangeChannel(self._read_changes)
+        """Open a channel of changes to links, addresses, IPsec, and routes that lead where was asked for."""
+        return ChangeChannel(self._read_changes, *([] if self._ipsec is None else [self._read_policies]))
+
+    async def _read_policies(self, announce: Announce) -> None:
+        assert self._ipsec is not None
+        while True:
+            await self._ipsec[1].wait(lambda _: True)
+            await asyncio.sleep(_COALESCE_S)
+            self._ipsec[1].drain()
+            announce()
+
+    async def _policies(self) -> tuple[IpsecPolicy, ...]:
+        """Return the policies of IPsec; one for everything, where there are very many."""
+        if self._ipsec is None:
+            return ()
+        requests = self._ipsec[0]
+        found = await requests.dump(xfrm.dump_policies(), xfrm.parse_policy)
+        answer = await requests.ask(xfrm.get_default())
+        if isinstance(answer, Message):  # a kernel before 5.15 refuses
+            found += xfrm.parse_default(answer.body)
+        return tuple(found) if len(found) <= _MOST_POLICIES else _EVERY_POLICY
 
     async def _read_changes(self, announce: Announce) -> None:
         while True:

@@ -18,7 +18,7 @@ from pyflannel.model.route import PROTOCOL_KERNEL, SCOPE_LINK, Route
 from pyflannel.model.state import State
 from pyflannel.model.tunnel_guard import GuardedPath, GuardedTunnel
 from pyflannel.plan.backend_keys import BackendKeys, ineffective, ipv4_network
-from pyflannel.plan.fast_path import plan_last_hops, plan_peer_entry, plan_programs
+from pyflannel.plan.fast_path import ipsec_note, plan_last_hops, plan_peer_entry, plan_programs
 from pyflannel.plan.routes import Routed, address_objection, route_objection
 
 KEYS = ("Port",)
@@ -59,7 +59,12 @@ class UdpBackend:
     def notes(self, host: Host) -> tuple[str, ...]:
         """Return what a person should know of how it runs on this host, in a line each."""
         why = route_objection(self.network, host.underlay, host.surroundings)
-        return self.config_warnings if why is None else (*self.config_warnings, f"Network {why}")
+        ipsec = ipsec_note(host, self.port)
+        return (
+            *self.config_warnings,
+            *(() if why is None else (f"Network {why}",)),
+            *(() if ipsec is None else (ipsec,)),
+        )
 
     def obstacle(self, underlay: Underlay) -> None:
         """Return nothing: where UDP passes, it works."""
@@ -127,7 +132,7 @@ class UdpBackend:
         port = peer.attributes.port or self.port
         return State.of(
             ForwarderPeer(link=host.device, subnet=peer.subnet, address=peer.attributes.public_ip, port=port),
-            *plan_peer_entry(peer, host, port),
+            *plan_peer_entry(peer, host, self.port, port),
         )
 
     def guarded_path(self, host: Host) -> GuardedPath:
