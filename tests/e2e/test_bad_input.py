@@ -183,7 +183,8 @@ class TestTun:
 
     def test_no_right_to_it(self, network: Any, host: Any) -> None:
         less = ["setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin"]
-        flags = ["--store", network.url, "--iptables-forward-rules=false"]  # which wants the right too
+        others = ["--iptables-forward-rules=false", "--guard=off"]  # which need the capability too
+        flags = ["--store", network.url, *others]
         host.start([*less, "flanneld", *flags], name="flanneld")
         network.wait_logged("docker1", "CAP_NET_ADMIN")
 

@@ -10,9 +10,6 @@ import pytest
 
 Pinging = Callable[[Any, str], AbstractContextManager[Any]]
 
-READY_S = 2.0
-"""A restart in the same network namespace is ready in this time."""
-
 
 def test_a_clone_with_the_machine_id_and_the_address_takes_another_subnet(
     new_network: Callable[..., Any], pinging: Pinging
@@ -41,7 +38,10 @@ def test_a_clone_with_the_machine_id_and_the_address_takes_another_subnet(
 def test_a_restart_without_a_state_directory_is_ready_at_once_with_its_subnet(
     new_network: Callable[..., Any], pinging: Pinging
 ) -> None:
-    """A container may keep its run directory only: the former daemon of that is known to have ended."""
+    """A container may keep its run directory only: the former daemon of that is known to have ended.
+
+    A claim would cost ten seconds. Without one, the host is ready within two on a quiet machine.
+    """
     network = new_network("docker1", "docker4")
     daemon, _ = network.start_all()
     host = network.hosts["docker1"]
@@ -57,7 +57,8 @@ def test_a_restart_without_a_state_directory_is_ready_at_once_with_its_subnet(
         took_s = time.monotonic() - began
         pings.wait_answered(more=20)
 
-    assert took_s < READY_S
+    print(f"ready after {took_s:.2f} s")
+    assert "asking whether" not in network.log("docker1")
     assert host.lease() == before
     assert json.loads(network.record(key)["value"])["Pyflannel"]["Owner"] == owner
     assert pings.lost == 0

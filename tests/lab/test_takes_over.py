@@ -252,7 +252,9 @@ def neighbours(host: Host) -> dict[str, str]:
 def chains(host: Host) -> list[str]:
     """Return all that filters by a name of the original's."""
     shown = host.run(["sh", "-c", "iptables-save; ip6tables-save; nft list tables"]).stdout
-    return [line for line in shown.splitlines() if "FLANNEL" in line or re.match("table ip6? flannel-ipv", line)]
+    return [
+        line for line in shown.splitlines() if "FLANNEL" in line or re.match("table ip6? flannel-ipv", line)
+    ]
 
 
 def test_a_vxlan_device_is_kept_with_all_that_still_holds(overlay, host: Host) -> None:

@@ -88,6 +88,7 @@ class TunnelGuardTarget:
     def __init__(self) -> None:
         self._requests: RequestSocket | None = None
         self._desired = State.EMPTY
+        self._is_planned = asyncio.Event()
 
     async def __aenter__(self) -> Self:
         return self
@@ -100,6 +101,8 @@ class TunnelGuardTarget:
     async def snapshot(self, desired: State) -> State:
         """Return our tables, and the peers that the tables of the plan have entries for."""
         self._desired = desired
+        if next(desired.of_type(GuardTable), None) is not None:
+            self._is_planned.set()
         try:
             names = await self._dump(dump_tables(), parse_table_name)
             found: list[Item] = []
@@ -297,6 +300,7 @@ class TunnelGuardTarget:
         return self._requests
 
     async def _read_changes(self, announce: Announce) -> None:
+        await self._is_planned.wait()  # without a guard there is nothing to watch
         try:
             notifications = NotificationSocket(CHANGES, PROTOCOL)
         except TargetError as error:
