@@ -131,7 +131,12 @@ class KernelInterfaces:
         if self._ipsec is None:
             return ()
         requests = self._ipsec[0]
-        found = await requests.dump(xfrm.dump_policies(), xfrm.parse_policy)
+        try:
+            found = await requests.dump(xfrm.dump_policies(), xfrm.parse_policy)
+        except TargetError as error:
+            if not error.is_permanent:
+                raise
+            return ()  # without the right to ask, there is no fast path either
         answer = await requests.ask(xfrm.get_default())
         if isinstance(answer, Message):  # a kernel before 5.15 refuses
             found += xfrm.parse_default(answer.body)
