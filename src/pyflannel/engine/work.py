@@ -242,8 +242,7 @@ class Work:
                 self._put(key, replace(mark, due_s=-math.inf))
 
     def _note_found(self, key: Key, mark: Mark, found: Item | None) -> None:
-        stage = Stage.OPEN if mark.stage is Stage.UNKNOWN else mark.stage
-        self._put(key, replace(mark, found=found, stage=stage))
+        self._put(key, replace(mark, found=found))
 
     def _put(self, key: Key, mark: Mark) -> None:
         self._marks[key] = mark

@@ -353,3 +353,23 @@ def test_objects_that_return_with_a_link_that_the_plan_changed_are_no_repairs() 
             assert bench.reconciler.counts.repairs == 0
 
     asyncio.run(check())
+
+
+def test_a_plan_that_is_replaced_during_a_batch_is_applied_as_a_whole() -> None:
+    """Without its successor, the removal of the old address would drop the neighbour, as the kernel does."""
+    old, new = (Address(link=VXLAN.name, address=IPv4Interface(f"10.100.{n}.0/32")) for n in (15, 16))
+
+    async def check() -> None:
+        kernel = Slow()
+        kernel.may_go_on.clear()
+        async with running(Bench(kernel, State.of(VXLAN, old))) as bench:
+            await bench.clock.settle()
+            bench.replace(State.of(VXLAN, new))
+            bench.change(Add(NEIGHBOUR))
+            kernel.may_go_on.set()
+            await bench.clock.settle()
+
+            assert bench.is_healed
+            assert bench.reconciler.counts.repairs == 0
+
+    asyncio.run(check())
