@@ -224,6 +224,7 @@ def test_a_kept_lease_is_acquired_again(overlay) -> None:
     kept = set(files(host.directory)) - files_before
     assert {name.split()[1] for name in kept} == {
         "var/lib/flannel",
+        "var/lib/flannel/.prefix",
         "var/lib/flannel/identity.json",
         "var/lib/flannel/last-known.json",
     }

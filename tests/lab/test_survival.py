@@ -181,12 +181,13 @@ def kill_when(daemon: Program, condition: Callable[[], bool], later_s: float) ->
 
 
 def shape(overlay, host: Host) -> str:
-    """Return all that is on the host, whichever subnet it has."""
+    """Return all that is on the host, without its subnet and its identity."""
     state = overlay.state(host)
     forwarder = state.pop("forwarder")
     told = forwarder and {"attached": forwarder.is_attached, "peers": len(forwarder.peers)}
     ours = str(host.lease().network_address).removesuffix("0")
-    return json.dumps({**state, "forwarder": told}).replace(ours, "OURS.")
+    identity = json.loads((host.directory / "var/lib/flannel/identity.json").read_text())["Owner"]
+    return json.dumps({**state, "forwarder": told}).replace(ours, "OURS.").replace(identity, "IDENTITY")
 
 
 def clean_up(overlay, host: Host) -> None:

@@ -9,8 +9,8 @@ from pyflannel.kernel.filters import nftables
 from pyflannel.kernel.filters.nftables import NftTarget
 from pyflannel.model.state import State
 
-ONE = '{"nftables": [{"table": {"family": "ip", "name": "flannel-ipv4", "handle": 1}}]}'
-NONE = '{"nftables": []}'
+ONE = "table ip flannel-ipv4\n"
+NONE = ""
 
 
 def read(monkeypatch, *listings: str) -> State:
