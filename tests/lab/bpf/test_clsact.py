@@ -129,7 +129,7 @@ def test_filters_of_others_see_packets_first(classified, place):
     tc = ("tc", "filter", "add", "dev", "eth0", "ingress", "protocol", "ip", *place)
     two.namespace.command(*tc, "u32", "match", "ip", "dport", "8285", "0xffff", "classid", "1:1")
 
-    assert one.container.ping(two.container.address)[0] == 0
+    assert one.container.ping(two.container.address, "-W", "2")[0] == 0
 
 
 def test_two_programs_at_one_hook_have_the_last_priority(classified):
