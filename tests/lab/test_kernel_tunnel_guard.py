@@ -52,7 +52,7 @@ def peer(number: int, **changes: object) -> GuardPeer:
     subnet = IPv4Network((int(NETWORK.network_address) + (number << 8), 24))
     address = IPv4Address("192.0.2.0") + number
     made = GuardPeer(device="flannel0", subnet=subnet, address=address, port=8472, sources=subnet)
-    return replace(made, **changes)  # type: ignore[arg-type]
+    return replace(made, **changes)
 
 
 async def heal(target: TunnelGuardTarget, desired: State) -> list[Operation]:

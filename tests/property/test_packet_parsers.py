@@ -347,7 +347,7 @@ def converse(octets: bytes) -> None:
             reader.feed_data(octets[start : start + 100])
         reader.feed_eof()
         limits = Limits(head_octets=2000, body_octets=1000, linger_s=0.1)
-        await Conversation(reader, Client(), limits).run(answer)  # type: ignore[arg-type]
+        await Conversation(reader, Client(), limits).run(answer)
 
     asyncio.run(run())
 

@@ -62,7 +62,7 @@ class Forwarder:
         remove_stale(self._path)
         udp = _open_socket(self._settings)
         try:
-            listener = listen(self._path)  # last: whoever is let connect takes the start for done
+            listener = listen(self._path)  # last: a client that can connect treats the start as complete
         except OSError:
             udp.close()
             raise

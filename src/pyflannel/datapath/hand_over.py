@@ -17,7 +17,7 @@ from pyflannel.wire.forwarder_control import (
 )
 
 _ANSWER_S = 3.0
-"""Less than whoever started us waits."""
+"""Less than the process that started the forwarder waits."""
 
 _READ_OCTETS = 65536
 _DESCRIPTORS = 3

@@ -40,7 +40,7 @@ class OutboundPath:
         self._writer = writer
         self._errors = errors
         self._counters = counters
-        # One octet more than the MTU: a packet that is too long is detected, not truncated.
+        # One byte more than the MTU, so that a packet that is too long is detected, not truncated.
         stride = Tun.HEADER_OCTETS + mtu + 1
         self._buffer = bytearray(_ROUND * stride)
         self._view = memoryview(self._buffer)

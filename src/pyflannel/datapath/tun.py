@@ -71,7 +71,7 @@ _NO_SEGMENTATION = bytes(_HEADER.size)
 class Tun:
     """An attachment to a TUN device. It never creates one.
 
-    The kernel cuts and checksums what comes from the device, whoever left it undone: no offload is asked for.
+    The kernel segments and checksums all packets from the device, because no offload is requested.
 
     Attributes:
         header_octets: what precedes each packet that is read; 0 where the kernel knows no such header.
@@ -165,7 +165,7 @@ def _attach(descriptor: int, link: str, offloads: Offloads) -> None:
     try:
         try:
             ioctl(descriptor, _TUNSETIFF, _IFREQ.pack(link.encode(), flags | _IFF_VNET_HDR))
-            # Whoever had the device before may have left it otherwise.
+            # An earlier owner of the device may have changed these settings.
             ioctl(descriptor, _TUNSETVNETHDRSZ, _NUMBER.pack(_HEADER.size))
             ioctl(descriptor, _TUNSETOFFLOAD, 0)
             offloads.use(Offload.RUN_WRITE)

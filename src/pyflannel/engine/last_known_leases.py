@@ -65,11 +65,11 @@ class LastKnownLeases:
 
     async def load(self) -> LastKnown | None:
         """Return what was saved last, or None. A file that cannot be read is logged, and counts as none."""
-        octets = await self._memory.load()
-        if octets is None:
+        text = await self._memory.load()
+        if text is None:
             return None
         try:
-            kept = parse_last_known(octets)
+            kept = parse_last_known(text)
         except WireError as error:
             log.warning("%s", error.in_full)
             return None

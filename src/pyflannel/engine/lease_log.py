@@ -54,7 +54,7 @@ _KEEPERS = {
 
 
 class LeaseLog:
-    """Logs reports of the lease protocol, of which whoever writes to the store can cause any number."""
+    """Logs reports of the lease protocol. A writer of the store can cause many, so lines are limited."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -146,7 +146,7 @@ class LeaseLog:
 class SkippedKeys:
     """Logs the keys of the store that hold no lease or claim, each once for each reason.
 
-    Whoever may write to the store may write any number of them, so memory and log are bounded.
+    A writer of the store can write any number of them, so memory and log are bounded.
     """
 
     def __init__(self, clock: Clock) -> None:

@@ -46,7 +46,7 @@ _Read = TypeVar("_Read")
 
 
 async def one_by_one(read: Callable[[_Found], _Read], found: Iterable[_Found]) -> list[_Read]:
-    """Return what each says. Whoever waits for anything else has a turn after every few."""
+    """Return the result of `read` for each item. Other tasks get a turn after every few items."""
     results: list[_Read] = []
     for item in found:
         results.append(read(item))

@@ -112,8 +112,8 @@ def _place(subnet: IPv4Network, count: int) -> int:
 LARGEST = 65_536
 """Leases that one host takes: as many as a /8 has subnets of /24.
 
-Each costs up to two kilobytes here, in the plan and in the kernel. Without a bound, whoever may write to the
-store could exhaust the memory of all hosts.
+Each costs up to two kilobytes here, in the plan and in the kernel. Without a bound, a writer of the store
+could exhaust the memory of all hosts.
 """
 
 _KeyChange = tuple[IPv4Network, IPv6Network | None, Lease | None]

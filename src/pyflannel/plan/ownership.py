@@ -17,8 +17,8 @@ def device_names(
     """Yield `flannel0`, `flannel1`, … as this daemon may claim them, the best first.
 
     The name of its last life comes first, then that of a device that carries its mark, so that a restart
-    finds what is its own. A device that nobody marked is left to whoever made it, but for flannel0: the
-    host's only daemon takes it over. A name whose routes are there is that of a daemon that is down.
+    finds what is its own. A device without a mark belongs to the program that made it, except flannel0:
+    the host's only daemon takes it over. A name whose routes are there is that of a daemon that is down.
 
     Args:
         mark: alias of our links.
@@ -61,9 +61,10 @@ def ours(actual: State, desired: State, mark: str = MARK, device: str | None = F
     `mark` is the alias of the links that this daemon makes, `device` the name that it claims; None when
     that is not known, so that routes and filter rules cannot be told from another daemon's.
 
-    1. What stands at a key of the plan, or on a link of the plan or with our mark, is ours whoever made
-       it: a route that somebody replaced is taken back. But a link with another daemon's mark is that
-       daemon's, and so is what is on it; and a route that somebody had first is not planned (plan.routes).
+    1. An object at a key of the plan, on a link of the plan or with our mark is ours, no matter which
+       program made it: a route that another program replaced is repaired. But a link with another daemon's
+       mark is that daemon's, and so are the objects on it. A route that another program had first is not
+       planned (plan.routes).
     2. Elsewhere only what carries our mark is ours: links by alias, routes by protocol number, filter rules
        by the name of their chain or table, which says the device.
     3. Everything else is foreign and stays.

@@ -146,7 +146,8 @@ def route_objection(
         destination: of the route into the overlay.
         underlay: which has prefixes that must stay reachable.
         surroundings: the other routes of the host, and the addresses that it needs.
-        adopted: a peer. A route to its subnet by way of its address is what we would plan, whoever made it.
+        adopted: a peer. A route of any program to its subnet, with its address as gateway, equals the
+            planned one.
     """
     if (loss := _loss(destination, underlay, surroundings)) is not None:
         return loss

@@ -168,7 +168,7 @@ def parse_ipv6(text: str) -> IPv6Address:
 def parse_dotted(text: str) -> IPv4Address:
     """Return the IPv4 address of dotted text alone: the library's answer, several times as fast.
 
-    Whoever follows a network reads one with each lease.
+    Each lease contains one.
 
     Raises:
         ValueError: the text is no address.

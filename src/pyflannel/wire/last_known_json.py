@@ -2,7 +2,7 @@
 
     {"Config":"{…}","Own":"subnets/10.100.15.0-24","Leases":{"subnets/10.100.15.0-24":"{…}",…}}
 
-Keys and values are those of the store, so that whoever reads the store reads this.
+Keys and values are those of the store, so that the parsers of the store read this file.
 """
 
 from collections.abc import Iterator

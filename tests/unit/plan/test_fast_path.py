@@ -176,7 +176,7 @@ def secured(*policies: IpsecPolicy) -> Host:
 
 def policy(*, is_outgoing: bool = True, **more: object) -> IpsecPolicy:
     made = IpsecPolicy(is_outgoing=is_outgoing, source=EVERYBODY, destination=EVERYBODY)
-    return replace(made, **more)  # type: ignore[arg-type]
+    return replace(made, **more)
 
 
 PEER, OWN = IPv4Network("10.10.10.101/32"), IPv4Network("192.168.50.102/32")

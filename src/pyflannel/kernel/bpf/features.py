@@ -122,7 +122,7 @@ def examine(
 
 
 def _call(rights: ProcessRights | None) -> Feature:
-    """Ask for a program by a descriptor that is none: whoever knows the call says that."""
+    """Ask for a program by an invalid descriptor: a kernel that has the system call reports EBADF."""
     answer, error = ask(
         lambda: call_bpf(Command.OBJ_GET_INFO_BY_FD, _INFO.pack(_NO_DESCRIPTOR, 0, 0)), (errno.ENOSYS,)
     )

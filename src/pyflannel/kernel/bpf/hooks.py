@@ -129,7 +129,7 @@ class TcxHooks:
 
 
 def ask_tcx() -> tuple[Answer, OSError | None]:
-    """Return whether the kernel has tcx: whoever may ask gets a list of programs, though it may be empty."""
+    """Return whether the kernel has tcx: a process with the right gets a list of programs, maybe empty."""
     return ask(lambda: _query(socket.if_nameindex()[0][0], Direction.INGRESS), (errno.EINVAL,))
 
 

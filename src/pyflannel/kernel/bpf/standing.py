@@ -46,7 +46,7 @@ class Look:
     """What was found at hooks.
 
     Attributes:
-        identifiers: of all programs, whoever has them.
+        identifiers: of all programs, of this daemon and of others.
         unreadable: hooks, by the link's index, with a program that we may not look into.
     """
 

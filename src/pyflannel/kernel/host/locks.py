@@ -21,7 +21,8 @@ log = logging.getLogger(__name__)
 class RunLock:
     """A lock file, held from entering to leaving, or to the end of the process however it ends.
 
-    The file holds the holder's process id and program, for whoever comes second: `1234 flanneld`.
+    The file contains the process ID and the program of the holder, for the message of a second one:
+    `1234 flanneld`.
 
     Raises:
         BusyError: on entering, when another process holds it; the message names that one.

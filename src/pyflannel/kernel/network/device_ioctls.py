@@ -92,7 +92,7 @@ def has_gro(link: str) -> bool:
 
 
 def set_gro(link: str, is_on: bool) -> None:
-    """Let an end of a veth join segments, and send none that are to be cut by whoever gets them; or neither.
+    """Let an end of a veth coalesce segments, and send none that the receiver must split; or turn both off.
 
     Raises:
         OSError: there is no such link, it has no such setting, or the right is missing.

@@ -8,8 +8,8 @@
                  │  ▼                   ▼
               Contesting ─▶ …        Degraded: runs on, until the subnet is free again
 
-Whoever performs the actions answers each with an event; a checker can explore the very same step. What a
-host runs on (`held`) changes only by an order: its containers have addresses of it.
+The caller performs the actions and answers each with an event. The model checker explores the same step. The
+subnet of a host (`held`) changes only by an order, because its containers have addresses of it.
 
 The store decides who owns a subnet: each write names the revision that it replaces. An answer that is lost
 does no harm, as the next look at the key shows what came of the write.
