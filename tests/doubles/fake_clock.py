@@ -3,7 +3,10 @@
 import asyncio
 import heapq
 import itertools
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+
+import pytest
 
 _SETTLE_TURNS = 100
 """Turns of the event loop that tasks get after each wake-up: more than any chain of waits in the engine."""
@@ -21,6 +24,18 @@ class FakeClock:
         self._utc_offset = utc - now
         self._timers: list[_Timer] = []
         self._serial = itertools.count()
+
+    @asynccontextmanager
+    async def running(self, endless: Coroutine[object, object, object]) -> AsyncIterator[None]:
+        """Run a coroutine that must not end by itself; the block begins when it waits."""
+        task = asyncio.ensure_future(endless)
+        try:
+            await self.settle()
+            yield
+        finally:
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
 
     def now(self) -> float:
         """Return seconds; moved by `advance` only."""

@@ -21,6 +21,18 @@ from pyflannel.ports import Announce, ChangeChannel
 _ON_LINKS = (Neighbour, FdbEntry, BpfProgram)
 
 
+def announcing(changed: asyncio.Event) -> ChangeChannel:
+    """Return a channel that announces a change each time the event is set."""
+
+    async def read(announce: Announce) -> None:
+        while True:
+            await changed.wait()
+            changed.clear()
+            announce()
+
+    return ChangeChannel(read)
+
+
 class FakeKernel:
     """A target in memory. It refuses and drops what the kernel does, and also refuses what a test names.
 
@@ -83,13 +95,7 @@ class FakeKernel:
 
     def changes(self) -> ChangeChannel:
         """Open a channel of the changes by other programs."""
-        return ChangeChannel(self._read_changes)
-
-    async def _read_changes(self, announce: Announce) -> None:
-        while True:
-            await self._changed.wait()
-            self._changed.clear()
-            announce()
+        return announcing(self._changed)
 
     def damage(self, *operations: Operation, is_announced: bool = True) -> None:
         """Change something behind the daemon's back."""

@@ -6,7 +6,7 @@ from dataclasses import replace
 from ipaddress import IPv4Interface
 
 from doubles.fake_clock import FakeClock
-from doubles.fake_kernel import FakeKernel
+from doubles.fake_kernel import FakeKernel, announcing
 from doubles.fake_store import FakeStore
 from pyflannel.engine.list_watch import StoreLog
 from pyflannel.engine.planner import PlanOptions
@@ -16,7 +16,7 @@ from pyflannel.model.host import Bridge, DefaultRoute, Interface, InterfaceAddre
 from pyflannel.model.lease import Identity
 from pyflannel.model.route import Route
 from pyflannel.plan.underlay import UnderlayOptions
-from pyflannel.ports import Announce, ChangeChannel
+from pyflannel.ports import ChangeChannel
 
 HELD = IPv4Interface("192.168.50.101/24")
 """The address of the host."""
@@ -50,13 +50,7 @@ class OneInterface:
         return None
 
     def changes(self) -> ChangeChannel:
-        return ChangeChannel(self._read_changes)
-
-    async def _read_changes(self, announce: Announce) -> None:
-        while True:
-            await self._changed.wait()
-            self._changed.clear()
-            announce()
+        return announcing(self._changed)
 
     async def load(self) -> bytes | None:
         return None
@@ -72,11 +66,7 @@ class NoBridges:
         return ()
 
     def changes(self) -> ChangeChannel:
-        return ChangeChannel(_read_nothing)
-
-
-async def _read_nothing(announce: Announce) -> None:
-    await asyncio.Event().wait()
+        return announcing(asyncio.Event())
 
 
 class HostBench:

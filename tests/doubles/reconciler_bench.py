@@ -5,8 +5,6 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from ipaddress import IPv4Address, IPv4Network
 
-import pytest
-
 from doubles.fake_clock import FakeClock
 from doubles.fake_kernel import FakeKernel
 from pyflannel.engine.batch_report import Journal
@@ -81,14 +79,8 @@ def subject(operation: Operation) -> object:
 
 @asynccontextmanager
 async def running(bench: Bench) -> AsyncIterator[Bench]:
-    task = asyncio.ensure_future(bench.reconciler.run())
-    try:
-        await bench.clock.settle()
+    async with bench.clock.running(bench.reconciler.run()):
         yield bench
-    finally:
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
 
 
 VXLAN = Link(

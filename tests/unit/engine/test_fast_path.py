@@ -46,14 +46,8 @@ class Bench:
 
 @asynccontextmanager
 async def running(bench: Bench):
-    task = asyncio.ensure_future(bench.fast_path.run())
-    try:
-        await bench.clock.settle()
+    async with bench.clock.running(bench.fast_path.run()):
         yield bench
-    finally:
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
 
 
 @pytest.mark.parametrize(

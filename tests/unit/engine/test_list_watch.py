@@ -150,13 +150,8 @@ class Bench:
 
 @asynccontextmanager
 async def running(bench: Bench) -> AsyncIterator[None]:
-    task = asyncio.ensure_future(bench.loop.run())
-    try:
-        await bench.clock.settle()
+    async with bench.clock.running(bench.loop.run()):
         yield
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
 
 
 def put(key: str) -> Put:
