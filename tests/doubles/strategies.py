@@ -194,7 +194,7 @@ def udp_plans(draw: st.DrawFn) -> State:
     path, mode = backend.guarded_path(host), draw(st.sampled_from(modes))
     state |= plan_guard(path, config, host, mode)
     for peer in peers:
-        state |= backend.plan_peer(peer, host) | plan_guard_peer(path, peer, host, mode)
+        state |= backend.plan_peer(peer, host) | State.of(*plan_guard_peer(path, peer, host, mode))
     return state
 
 

@@ -17,6 +17,7 @@ from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.packet_filter import FIRST_DEVICE
 from pyflannel.model.route import Route
 from pyflannel.model.state import State
+from pyflannel.model.tunnel_guard import GuardedPath
 from pyflannel.plan.backends import Backend, notes_on
 from pyflannel.plan.packet_filter import FilterOptions, plan_filter, plan_guard, plan_guard_peer
 from pyflannel.plan.peers import Conflict, PeerChange, Peers
@@ -132,6 +133,7 @@ class _Basis:
     config: NetworkConfig
     backend: Backend
     host: Host
+    path: GuardedPath | None
 
 
 class Planner:
@@ -244,7 +246,7 @@ class Planner:
             why = subnet_objection(host.lease.subnet, inputs.underlay, inputs.surroundings)
             if why is not None:
                 return self._block(f"another subnet for this host: {why}")
-        basis = _Basis(inputs.config, inputs.backend, host)
+        basis = _Basis(inputs.config, inputs.backend, host, inputs.backend.guarded_path(host))
         if basis == self._basis and not self._is_contested:
             previous = self._plan_peers(basis)
             if previous is not None:
@@ -297,7 +299,7 @@ class Planner:
         if options.has_blackhole:
             plan.add(plan_blackhole(host))
         plan.add(plan_filter(config, host, options.packet_filter))
-        plan.add(plan_guard(backend.guarded_path(host), config, host, options.packet_filter.guard))
+        plan.add(plan_guard(basis.path, config, host, options.packet_filter.guard))
         plan.add((*options.other_files, HostFile(path=options.subnet_file, text=text)))
         plan.add(backend.plan_bridges(bridges, host))
         self._bridges = bridges
@@ -388,13 +390,12 @@ class Planner:
         ]
         return overlay_objection(address, (host.lease.subnet, *self._host_routes, *routed), host)
 
-    def _plan_peer(self, peer: Lease, basis: _Basis) -> State:
+    def _plan_peer(self, peer: Lease, basis: _Basis) -> tuple[Item, ...]:
         """Return what one peer needs; nothing for one that the backend plans nothing for."""
-        items = basis.backend.plan_peer(peer, basis.host)
+        items = tuple(basis.backend.plan_peer(peer, basis.host))
         if not items:
             return items
-        path = basis.backend.guarded_path(basis.host)
-        return items | plan_guard_peer(path, peer, basis.host, self._options.packet_filter.guard)
+        return (*items, *plan_guard_peer(basis.path, peer, basis.host, self._options.packet_filter.guard))
 
     def _plan_bridges(self, basis: _Basis, bridges: tuple[Bridge, ...]) -> dict[Key, Item | None]:
         """Plan the objects anew that depend on the bridges and their containers, if these changed."""

@@ -174,16 +174,18 @@ def plan_guard(path: GuardedPath | None, config: NetworkConfig, host: Host, mode
     )
 
 
-def plan_guard_peer(path: GuardedPath | None, peer: Lease, host: Host, mode: GuardMode) -> State:
+def plan_guard_peer(
+    path: GuardedPath | None, peer: Lease, host: Host, mode: GuardMode
+) -> tuple[GuardPeer, ...]:
     """Return the guard's entry for a peer; none without a tunnel."""
     if path is None or path.tunnel is None or mode == "off":
-        return State.EMPTY
-    return State.of(
+        return ()
+    return (
         GuardPeer(
             device=host.device,
             subnet=peer.subnet,
             address=peer.attributes.public_ip,
             port=peer.attributes.port or path.tunnel.port,
             sources=peer.subnet if mode == "strict" else _ANYBODY,
-        )
+        ),
     )
