@@ -141,16 +141,23 @@ class TunnelGuardTarget:
         """Return the table, with its differences from the plan, and its peers."""
         table = planned.name
         differences = [*await self._set_differences(table), *await self._rule_differences(planned)]
-        found = {spec.name: await self._elements(table, spec) for spec in _OF_PEERS}
         peers = self._peers(planned.device).values()
-        present: list[Item] = [
-            peer
-            for peer in peers
-            if all(one in found[spec.name] for spec, one in elements_of(peer, planned.source_length))
-        ]
-        for name, wanted in _by_set(peers, planned.source_length).items():
-            if strange := len(found[name] - wanted):
-                differences.append(f"{strange} foreign elements in set {name}")
+        wanted = _by_set(peers, planned.source_length)
+        missing: dict[str, set[Element]] = {}
+        for spec in _OF_PEERS:
+            found = await self._elements(table, spec)
+            missing[spec.name] = wanted[spec.name] - found
+            if strange := len(found - wanted[spec.name]):
+                differences.append(f"{strange} foreign elements in set {spec.name}")
+        present = list(peers)
+        if any(missing.values()):
+            present = [
+                peer
+                for peer in peers
+                if not any(
+                    one in missing[spec.name] for spec, one in elements_of(peer, planned.source_length)
+                )
+            ]
         return [replace(planned, differences=tuple(differences)), *present]
 
     async def _set_differences(self, table: str) -> list[str]:
@@ -217,11 +224,14 @@ class TunnelGuardTarget:
         requests = [create_table(table)]
         requests += (create_set(table, spec, number) for number, spec in enumerate(SETS, start=1))
         wanted = _by_set(peers, planned.source_length)
+        await self._commit(requests)
         for spec in _OF_PEERS:
             strange = await self._elements(table, spec) - wanted[spec.name]
-            requests += delete_elements(table, spec, strange)
-            requests += add_elements(table, spec, wanted[spec.name])
-        await self._commit_in_parts(requests)
+            changes = [
+                *delete_elements(table, spec, strange),
+                *add_elements(table, spec, wanted.pop(spec.name)),
+            ]
+            await self._commit_in_parts(changes)
         chains = chains_of(planned)
         await self._commit(
             [
@@ -326,7 +336,7 @@ class TunnelGuardTarget:
         return self._requests is None or message.port != self._requests.port
 
 
-def _by_set(peers: Iterable[GuardPeer], source_length: int) -> Mapping[str, set[Element]]:
+def _by_set(peers: Iterable[GuardPeer], source_length: int) -> dict[str, set[Element]]:
     """Return the elements of peers by the name of their set."""
     elements: dict[str, set[Element]] = {spec.name: set() for spec in _OF_PEERS}
     for peer in peers:
