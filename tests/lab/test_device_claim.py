@@ -143,7 +143,8 @@ def test_where_no_table_can_be_owned_a_unix_socket_claims_the_name(
 
 def test_without_the_right_to_own_a_table_a_unix_socket_claims_the_name(namespace) -> None:
     """The kernel answers with EPERM, too, where another socket owns the table."""
-    script = HOLD.replace("import signal", "import os, signal; os.setgid(65534), os.setuid(65534)", 1)
+    # The rights go after the import: another user may not be able to read this checkout.
+    script = HOLD.replace("claim =", "import os; os.setgid(65534), os.setuid(65534)\nclaim =", 1)
     holder = start(namespace, script)
     try:
         shown = namespace.command("cat", "/proc/net/unix")

@@ -1,5 +1,6 @@
 """Where the underlay delivers TCP in segments, as a network card does: they are joined before they go on."""
 
+import itertools
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -36,6 +37,9 @@ def like_a_card(host) -> None:
     """Packets leave as long as the MTU, and what plain TCP arrives is joined."""
     for feature in ("tso off", "tx-udp_tnl-segmentation off", "tx-udp_tnl-csum-segmentation off", "gro on"):
         host.run(["ethtool", "-K", "eth0", *feature.split()])
+
+
+_receivers = itertools.count(1)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +79,8 @@ def gro_links_of(host) -> list[str]:
 
 def stream_arrives(source, destination, octets: int = OCTETS) -> bool:
     """Return whether a stream comes out as it went in."""
-    receiver = destination.start_in_network([sys.executable, "-c", _RECEIVE], name="receive")
+    name = f"receive-{next(_receivers)}"  # a log of its own, without the lines of an earlier receiver
+    receiver = destination.start_in_network([sys.executable, "-c", _RECEIVE], name=name)
     wait_until(
         lambda: "listening" in receiver.last_words(), what="the receiver listens", deadline_s=DEADLINE_S
     )
