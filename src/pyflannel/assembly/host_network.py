@@ -8,6 +8,7 @@ from dataclasses import replace
 from ipaddress import IPv4Address
 from pathlib import Path
 
+from pyflannel import VERSION
 from pyflannel.assembly.directories import Places
 from pyflannel.assembly.options import FlanneldOptions
 from pyflannel.engine.guard_narrator import GuardNarrator
@@ -32,7 +33,6 @@ from pyflannel.model.forwarder import Stranger
 from pyflannel.model.host import HostFile
 from pyflannel.model.lease import Lease
 from pyflannel.model.status import STRANGERS_SHOWN, FastPathStatus, JournalEntry, Status
-from pyflannel.model.version import VERSION
 from pyflannel.plan.ownership import device_names, standing_identity
 from pyflannel.plan.underlay import UnderlayOptions
 from pyflannel.ports import Clock, Store

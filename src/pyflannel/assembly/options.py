@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Literal, TypeVar
 
+from pyflannel import VERSION
 from pyflannel.assembly.directories import objection
 from pyflannel.assembly.flanneld_flags import (
     FLAGS,
@@ -23,7 +24,6 @@ from pyflannel.model.host import GroChoice
 from pyflannel.model.lease import LONGEST_OWNER
 from pyflannel.model.secret import Secret
 from pyflannel.model.tunnel_guard import GuardMode
-from pyflannel.model.version import VERSION
 from pyflannel.plan.packet_filter import FilterOptions
 from pyflannel.wire.go_flags import Flag, Given, Settings, read_words
 

@@ -12,11 +12,11 @@ from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Self
 
+from pyflannel import VERSION
 from pyflannel.errors import TargetError, WireError, target_errors
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer, Stranger, StrangerReason
 from pyflannel.model.item import Item
 from pyflannel.model.state import Add, Operation, Refusal, Remove, Replace, State
-from pyflannel.model.version import VERSION
 from pyflannel.ports import Announce, ChangeChannel, in_thread, performed, refused_by
 from pyflannel.processes.forwarder_client import (
     AbsentError,

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import click
 
+from pyflannel import VERSION
 from pyflannel.cli.invocation import Invocation, VerbGroup, print_help, print_object, say, shared_options
 from pyflannel.errors import ConfigError, FlannelError, NotReadyError, UsageError, one_line
-from pyflannel.model.version import VERSION
 
 _TRACEBACK = "FLANNELCTL_TRACEBACK"
 """The variable that makes an unexpected error show its traceback instead of one line."""

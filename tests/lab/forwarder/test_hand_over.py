@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from pyflannel import VERSION
 from pyflannel.errors import TargetError
 from pyflannel.lab.waiting import wait_until
 from pyflannel.model.state import Add, Replace, State
-from pyflannel.model.version import VERSION
 from pyflannel.processes.forwarder import ForwarderTarget
 from pyflannel.wire.forwarder_control import FrameReader, Kind, decode_handed, encode_frame
 

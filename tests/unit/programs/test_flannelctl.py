@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 import pytest
 
-from pyflannel.model.version import VERSION
+from pyflannel import VERSION
 from pyflannel.programs.flannelctl import COMMANDS, LazyGroup, run
 
 Printed = pytest.CaptureFixture[str]
