@@ -3,7 +3,7 @@
 import os
 import sys
 
-from pyflannel.programs.process_memory import leave_out_openssl
+from pyflannel.programs.own_process import leave_out_openssl
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""The run of flanneld, after process_memory has decided which libraries to load."""
+"""The run of flanneld, after own_process has decided which libraries to load."""
 
 import asyncio
 import logging
@@ -16,8 +16,7 @@ from pyflannel.assembly.options import FlanneldOptions, RequestedText, parse_fla
 from pyflannel.errors import FlannelError, UsageError, one_line
 from pyflannel.http.server import Routes
 from pyflannel.http.sockets import Endpoint, serve_endpoint
-from pyflannel.programs.command_line import hide_on_command_line
-from pyflannel.programs.process_memory import return_free_memory
+from pyflannel.programs.own_process import hide_on_command_line, return_free_memory
 
 log = logging.getLogger(__name__)
 

@@ -71,7 +71,7 @@ class TlsFiles:
         Raises:
             StoreError: a file is unreadable or unusable; the message names it.
         """
-        import ssl  # not at the top: see programs/process_memory.py
+        import ssl  # not at the top: see programs/own_process.py
 
         context = ssl.create_default_context() if self.ca is None else _trusting(self.ca)
         context.minimum_version = ssl.TLSVersion.TLSv1_2

@@ -8,7 +8,7 @@ import pytest
 
 SCRIPT = """
 import os, re, sys
-from pyflannel.programs.process_memory import leave_out_openssl
+from pyflannel.programs.own_process import leave_out_openssl
 leave_out_openssl(sys.argv[1:], os.environ)
 import pyflannel.programs.flanneld_run, pyflannel.stores.embedded.store, pyflannel.stores.etcd.store
 mapped = open("/proc/self/maps").read()
