@@ -15,8 +15,8 @@ from pyflannel.assembly.store_url import parse_store_url
 from pyflannel.assembly.stores import open_store
 from pyflannel.engine.list_watch import StoreLog
 from pyflannel.engine.network_follower import NetworkFollower
+from pyflannel.engine.readiness import Liveness, Readiness
 from pyflannel.engine.reconciler import AUDIT_S
-from pyflannel.engine.service_manager import Liveness, Readiness
 from pyflannel.errors import TargetError
 from pyflannel.kernel.host.locks import RunLock
 from pyflannel.kernel.host.machine import BoottimeClock, notify, watchdog_s

@@ -7,8 +7,8 @@ from itertools import pairwise
 from doubles.fake_clock import FakeClock
 from doubles.fake_kernel import FakeKernel
 from pyflannel.engine.planner import Replaced
+from pyflannel.engine.readiness import ALIVE, Liveness
 from pyflannel.engine.reconciler import Reconciler
-from pyflannel.engine.service_manager import ALIVE, Liveness
 from pyflannel.model.link import Link
 from pyflannel.model.state import Operation, Refusal, State
 
