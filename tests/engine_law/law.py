@@ -17,7 +17,7 @@ from doubles.simulated_time import SimulatedLoop
 from engine_law.host import Part
 from engine_law.life import SOON_S, Life
 from engine_law.steps import History
-from pyflannel.engine.listening import REOPEN_MIN_S
+from pyflannel.engine.list_watch import REOPEN_MIN_S
 from pyflannel.engine.reconciler import AUDIT_S
 
 BUSY_S = 4.0

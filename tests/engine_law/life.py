@@ -61,7 +61,7 @@ from engine_law.steps import (
     peer_subnet,
 )
 from pyflannel.engine.batch_report import Journal
-from pyflannel.engine.listening import REOPEN_MIN_S
+from pyflannel.engine.list_watch import REOPEN_MIN_S
 from pyflannel.engine.pacing import RETRY_MIN_S, longest_pause_s
 from pyflannel.engine.planner import Blocked, Changed, Inputs, PlanOptions, Replaced
 from pyflannel.engine.reconciler import AUDIT_S, Reconciler

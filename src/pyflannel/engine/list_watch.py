@@ -1,14 +1,15 @@
-"""List keys of the store and watch them: the loop of every follower, and its log lines."""
+"""Follow changes: list and watch keys of the store, listen to a channel of the host; with their log lines."""
 
 import logging
 import math
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from contextvars import copy_context
 
-from pyflannel.errors import CompactedError, StoreError, sentences
+from pyflannel.errors import CompactedError, StoreError, TargetError, sentences
 from pyflannel.model.store_record import Change, Listing, StoreChanges
 from pyflannel.plan.lease.holding import retry_pause_s
-from pyflannel.ports import Clock, Store
+from pyflannel.ports import Changes, Clock, Store
 
 log = logging.getLogger(__name__)
 
@@ -167,3 +168,34 @@ class ListAndWatch:
             self._opened_at = self._clock.now()
             self._store_log.answered(self)
         self._changed(changes.changes)
+
+
+REOPEN_MIN_S = 1.0
+"""First pause before a channel that failed is opened again. It doubles …"""
+
+REOPEN_MAX_S = 30.0
+"""… up to this."""
+
+
+async def listen(
+    source: Callable[[], AbstractAsyncContextManager[Changes]], clock: Clock, changed: Callable[[], object]
+) -> None:
+    """Call `changed` after each burst of changes, until cancelled."""
+    pause_s, cause = REOPEN_MIN_S, ""
+    while True:
+        try:
+            async with source() as changes:
+                if cause:
+                    log.info("Listening to changes again, after: %s", cause)
+                    cause, pause_s = "", REOPEN_MIN_S
+                    changed()  # anything may have changed meanwhile
+                while True:
+                    await changes.next()
+                    changed()
+        except TargetError as error:
+            if not cause:
+                log.warning("Cannot listen to changes, looking every few seconds: %s", error.in_full)
+                changed()
+            cause = str(error)
+        await clock.sleep(pause_s)
+        pause_s = min(2 * pause_s, REOPEN_MAX_S)

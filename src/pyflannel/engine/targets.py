@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, TypeVar
 
-from pyflannel.engine.listening import listen
+from pyflannel.engine.list_watch import listen
 from pyflannel.engine.pacing import RETRY_MIN_S, longest_pause_s, pause
 from pyflannel.engine.work import Kinds
 from pyflannel.errors import TargetError
