@@ -26,9 +26,9 @@ from paths.way import way_of
 from pyflannel.datapath.tun import Offload
 from pyflannel.errors import LabError
 from pyflannel.lab.demo import CONFIG, DemoOptions, bring_up
-from pyflannel.lab.host import Host
 from pyflannel.lab.kernel_path import KernelPath, lay_kernel_path, measure_kernel_path, measure_throughput
 from pyflannel.lab.lab import Lab
+from pyflannel.lab.topology import Host
 from pyflannel.lab.traffic import Station, ping
 from pyflannel.lab.waiting import wait_until
 from pyflannel.processes.forwarder_client import connected

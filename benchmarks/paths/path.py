@@ -5,11 +5,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from ipaddress import IPv4Interface
 
-from pyflannel.lab.host import Host
 from pyflannel.lab.kernel_path import lay_by_hand
 from pyflannel.lab.lab import Lab
 from pyflannel.lab.program import Program
-from pyflannel.lab.topology import LEFT, HostPlace, Topology
+from pyflannel.lab.topology import LEFT, Host, HostPlace, Topology
 from pyflannel.lab.traffic import Station, wait_reached
 
 NETWORK = "10.100.0.0/16"

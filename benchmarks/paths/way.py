@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from paths.path import Path
-from pyflannel.lab.host import Host
+from pyflannel.lab.topology import Host
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

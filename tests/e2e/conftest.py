@@ -21,10 +21,9 @@ import pytest
 from pyflannel.assembly.directories import Places
 from pyflannel.commands.network_client import ControlClient
 from pyflannel.errors import LabError, NotReadyError
-from pyflannel.lab.host import Host
 from pyflannel.lab.lab import PREFIX, EtcdServer, Lab
 from pyflannel.lab.program import Program
-from pyflannel.lab.topology import COOKBOOK, LEFT, Topology
+from pyflannel.lab.topology import COOKBOOK, LEFT, Host, Topology
 from pyflannel.lab.waiting import together, wait_until
 from testlab.pinging import Pings, pinging
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pyflannel.lab.containers import NamespaceContainer
-from pyflannel.lab.host import Host
+from pyflannel.lab.topology import Host
 from pyflannel.lab.traffic import wait_reached
 from pyflannel.lab.waiting import wait_until
 from pyflannel.model.lease import Vtep

@@ -15,10 +15,9 @@ from typing import Any
 import pytest
 
 from pyflannel.errors import LabError
-from pyflannel.lab.host import Host
 from pyflannel.lab.lab import CLIENT_PORT, PREFIX
 from pyflannel.lab.program import Program
-from pyflannel.lab.topology import LEFT, HostPlace
+from pyflannel.lab.topology import LEFT, Host, HostPlace
 from pyflannel.lab.traffic import ping
 from pyflannel.lab.waiting import together, wait_until
 from testlab.faults import partitioned, paused

@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 
-from pyflannel.lab.host import Host
 from pyflannel.lab.lab import PREFIX
-from pyflannel.lab.topology import LEFT
+from pyflannel.lab.topology import LEFT, Host
 from pyflannel.lab.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(

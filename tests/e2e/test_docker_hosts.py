@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from pyflannel.lab.containers import DockerContainer, fetch, serving, write_image
-from pyflannel.lab.host import Host
 from pyflannel.lab.lab import EtcdServer, Lab
 from pyflannel.lab.program import Program
+from pyflannel.lab.topology import Host
 from pyflannel.lab.traffic import ping, ping_all, wait_reached
 from pyflannel.lab.waiting import together, wait_until
 

@@ -12,11 +12,10 @@ from pathlib import Path
 import pytest
 
 from pyflannel.lab.containers import DockerContainer, write_image
-from pyflannel.lab.host import Host
 from pyflannel.lab.lab import PREFIX, EtcdServer, Lab
 from pyflannel.lab.program import Program
 from pyflannel.lab.sandbox import Sandbox
-from pyflannel.lab.topology import COOKBOOK, LEFT, Topology
+from pyflannel.lab.topology import COOKBOOK, LEFT, Host, Topology
 from pyflannel.lab.traffic import ping
 from pyflannel.lab.waiting import together, wait_until
 

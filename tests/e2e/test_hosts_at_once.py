@@ -8,8 +8,8 @@ from functools import partial
 import pytest
 
 from pyflannel.lab.containers import NamespaceContainer
-from pyflannel.lab.host import Host
 from pyflannel.lab.lab import EtcdServer, Lab
+from pyflannel.lab.topology import Host
 from pyflannel.lab.traffic import ping_all, wait_reached
 from pyflannel.lab.waiting import together
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from pyflannel.lab.containers import DockerContainer, fetch, serving, write_image
-from pyflannel.lab.host import Host
 from pyflannel.lab.lab import Lab
 from pyflannel.lab.lab_directory import ROOT, nobody_removes
+from pyflannel.lab.topology import Host
 from pyflannel.lab.traffic import ping_all
 from pyflannel.lab.waiting import together
 

@@ -13,10 +13,9 @@ from typing import Any
 import pytest
 
 from pyflannel.commands.network_client import ControlClient
-from pyflannel.lab.host import Host
 from pyflannel.lab.lab import PREFIX, EtcdServer, Lab
 from pyflannel.lab.program import Program
-from pyflannel.lab.topology import HostPlace, Segment, Topology
+from pyflannel.lab.topology import Host, HostPlace, Segment, Topology
 from pyflannel.lab.traffic import ping
 from pyflannel.lab.waiting import together, wait_until
 from pyflannel.wire.network_config_json import parse_network_config

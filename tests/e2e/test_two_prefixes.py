@@ -6,7 +6,7 @@ from functools import partial
 from itertools import product
 from typing import Any
 
-from pyflannel.lab.host import Host
+from pyflannel.lab.topology import Host
 from pyflannel.lab.waiting import together, wait_until
 from pyflannel.model.link import split_alias
 

@@ -26,10 +26,9 @@ from pyflannel.assembly.directories import Places
 from pyflannel.commands.network_client import ControlClient
 from pyflannel.errors import LabError, NotReadyError
 from pyflannel.kernel.network.linux import LinuxTarget
-from pyflannel.lab.host import Host
 from pyflannel.lab.lab import PREFIX, EtcdServer, Lab
 from pyflannel.lab.program import Program
-from pyflannel.lab.topology import LEFT
+from pyflannel.lab.topology import LEFT, Host
 from pyflannel.lab.waiting import wait_until
 from pyflannel.model.state import Operation, Refusal, State
 from pyflannel.model.status import Status

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from pyflannel.lab.host import Host
 from pyflannel.lab.lab import PREFIX
+from pyflannel.lab.topology import Host
 from pyflannel.lab.waiting import together, wait_until
 from testlab.faults import paused
 

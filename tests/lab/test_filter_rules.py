@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from pyflannel.lab.host import Host
 from pyflannel.lab.lab import PREFIX
 from pyflannel.lab.program import Program
+from pyflannel.lab.topology import Host
 from pyflannel.lab.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")

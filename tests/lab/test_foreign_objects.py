@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from pyflannel.errors import LabError
-from pyflannel.lab.host import Host
 from pyflannel.lab.lab import PREFIX
+from pyflannel.lab.topology import Host
 from pyflannel.lab.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pyflannel.errors import LabError
-from pyflannel.lab.host import Host
+from pyflannel.lab.topology import Host
 from pyflannel.lab.waiting import wait_until
 from pyflannel.wire.forwarder_control import Kind, Peer, encode_peers
 from testlab.faults import paused

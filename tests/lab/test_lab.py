@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from pyflannel.errors import BusyError, LabError, UsageError
-from pyflannel.lab.host import Host
 from pyflannel.lab.kernel_path import lay_kernel_path, measure_kernel_path
 from pyflannel.lab.lab import Lab, enter_host, remove_lab, standing_labs
 from pyflannel.lab.lab_directory import ROOT, LabDirectory, nobody_removes
+from pyflannel.lab.topology import Host
 from pyflannel.lab.traffic import ping, ping_all
 from pyflannel.lab.waiting import wait_until
 from testlab.faults import lossy, partitioned, paused, unplugged

@@ -10,9 +10,9 @@ from itertools import product
 import pytest
 
 from pyflannel.assembly.stores import open_store
-from pyflannel.lab.host import Host
 from pyflannel.lab.lab import Lab
 from pyflannel.lab.program import Program
+from pyflannel.lab.topology import Host
 from pyflannel.lab.waiting import together, wait_until
 from pyflannel.model.link import split_alias
 from pyflannel.model.store_record import Delete

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 import pytest
 
 from pyflannel.errors import LabError
-from pyflannel.lab.host import Host
 from pyflannel.lab.lab import PREFIX
 from pyflannel.lab.program import Program
+from pyflannel.lab.topology import Host
 from pyflannel.lab.waiting import wait_until
 from pyflannel.model.link import split_alias
 from testlab.faults import paused

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from pyflannel.lab.containers import NamespaceContainer
-from pyflannel.lab.host import Host
 from pyflannel.lab.lab import PREFIX
+from pyflannel.lab.topology import Host
 from pyflannel.lab.waiting import wait_until
 from pyflannel.model.status import Status
 from pyflannel.wire.packet import checksum

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from pyflannel.lab.host import Host
 from pyflannel.lab.lab import PREFIX
+from pyflannel.lab.topology import Host
 from pyflannel.model.status import Status
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")

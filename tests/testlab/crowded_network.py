@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from functools import partial
 from ipaddress import IPv4Interface
 
-from pyflannel.lab.host import Host
 from pyflannel.lab.kernel_path import objects_of, objects_on
 from pyflannel.lab.lab import PREFIX, EtcdServer, Lab
 from pyflannel.lab.program import Program
-from pyflannel.lab.topology import HostPlace, Topology
+from pyflannel.lab.topology import Host, HostPlace, Topology
 from pyflannel.lab.waiting import wait_until
 from pyflannel.model.lease import Lease
 from testlab.inside import run_inside

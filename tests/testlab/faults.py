@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from pyflannel.lab.host import Host
 from pyflannel.lab.lab import Lab
 from pyflannel.lab.program import Program
 from pyflannel.lab.sandbox import Sandbox
+from pyflannel.lab.topology import Host
 
 
 @contextmanager

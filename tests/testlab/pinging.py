@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pyflannel.lab.containers import NamespaceContainer
-from pyflannel.lab.host import Host
 from pyflannel.lab.program import Program
+from pyflannel.lab.topology import Host
 from pyflannel.lab.waiting import wait_until
 
 _ANSWER_DEADLINE_S = 60.0

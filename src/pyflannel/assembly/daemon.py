@@ -11,8 +11,7 @@ from pyflannel.assembly.directories import Places, file_in_the_way, objection
 from pyflannel.assembly.host_network import HostNetwork, open_network
 from pyflannel.assembly.logs import NETWORK
 from pyflannel.assembly.options import FlanneldOptions
-from pyflannel.assembly.store_url import parse_store_url
-from pyflannel.assembly.stores import open_store
+from pyflannel.assembly.stores import open_store, parse_store_url
 from pyflannel.engine.list_watch import StoreLog
 from pyflannel.engine.network_follower import NetworkFollower
 from pyflannel.engine.readiness import Liveness, Readiness

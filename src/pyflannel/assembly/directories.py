@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import quote
 
-from pyflannel.assembly.store_url import DEFAULT_PREFIX
+from pyflannel.assembly.stores import DEFAULT_PREFIX
 from pyflannel.engine.network_follower import RESERVED
 from pyflannel.kernel.host.files import replace_file
 from pyflannel.kernel.host.locks import is_locked

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from urllib.parse import SplitResult, urlsplit
 
-from pyflannel.assembly.store_url import (
+from pyflannel.assembly.stores import (
     ETCD_PORT,
     TLS_NAMES,
     USER_NAMES,

@@ -1,15 +1,181 @@
-"""Opens the store that a URL names.
+"""The URL that names a lease store, and the store that it names.
+
+    etcd://HOST[:PORT],HOST[:PORT]/PREFIX[?username=NAME&password-file=PATH]
+    etcds://…                             [?cafile=PATH&certfile=PATH&keyfile=PATH&…]
+    sqlite:///PATH
+
+A `#NAME` at the end selects one of several networks in the store. A URL must not contain a password, because
+URLs are shown.
 
 Only the module of the store in use is imported: the libraries of etcd take 8 MB of memory, SQLite 1 MB.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import parse_qsl, quote, urlsplit
 
-from pyflannel.assembly.store_url import EmbeddedAddress, EtcdAddress, parse_store_url
 from pyflannel.errors import UsageError
 from pyflannel.model.secret import Secret
 from pyflannel.ports import Store
+from pyflannel.stores.etcd.endpoint import Endpoint
 from pyflannel.stores.prefixed import PrefixedStore
+
+DEFAULT_PREFIX = "/coreos.com/network"
+"""The default prefix of flannel's keys."""
+
+ETCD_PORT = 2379
+
+TLS_NAMES = ("cafile", "certfile", "keyfile")
+USER_NAMES = ("username", "password-file")
+
+_LATER_SCHEMES = ("http", "https", "kube")
+_FORMS = (
+    "Write etcd://HOST:2379,HOST:2379/coreos.com/network, etcds://… for TLS, "
+    "or sqlite:///var/lib/flannel/leases.db."
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EtcdAddress:
+    """An etcd cluster, and the user and TLS files for it.
+
+    Attributes:
+        settings: the given paths and names, by `TLS_NAMES` and `USER_NAMES`; none is empty.
+    """
+
+    endpoints: tuple[Endpoint, ...]
+    prefix: str
+    has_tls: bool
+    settings: Mapping[str, str]
+
+    def path(self, name: str) -> Path | None:
+        """Return the setting of this name as a path, or None."""
+        return Path(self.settings[name]) if name in self.settings else None
+
+    @property
+    def url(self) -> str:
+        """The URL of this address."""
+        query = "&".join(f"{name}={quote(value, safe='/')}" for name, value in self.settings.items())
+        hosts = ",".join(map(str, self.endpoints))
+        return f"{'etcds' if self.has_tls else 'etcd'}://{hosts}{self.prefix}{query and '?'}{query}"
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddedAddress:
+    """A database file, for the hosts of one machine."""
+
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class StoreAddress:
+    """A store, and the name of the network in it if the store holds several."""
+
+    store: EtcdAddress | EmbeddedAddress
+    network: str | None = None
+
+    @property
+    def prefix(self) -> str | None:
+        """The prefix of the keys, with the name of the network; None in a database file."""
+        if isinstance(self.store, EmbeddedAddress):
+            return None
+        prefix = self.store.prefix.rstrip("/")
+        return prefix if self.network is None else f"{prefix}/{self.network}"
+
+
+def parse_store_url(url: str, origin: str = "store") -> StoreAddress:
+    """Return the store that the URL names; messages name `origin` as the source of the URL.
+
+    Raises:
+        UsageError: the URL is invalid. Parts that may contain a password are not quoted.
+    """
+    whole, _, network = url.partition("#")
+    scheme, separator, rest = whole.partition(":")
+    shown = f"{origin} {masked(url)!r}"
+    if scheme in _LATER_SCHEMES and separator:
+        raise UsageError(f"{shown}: {scheme}: stores are not supported yet", hint=_FORMS)
+    if scheme in ("etcd", "etcds") and rest.startswith("//"):
+        etcd = _etcd(rest.removeprefix("//"), has_tls=scheme == "etcds", shown=shown)
+        return StoreAddress(etcd, network or None)
+    if scheme == "sqlite" and rest.startswith("///") and len(rest) > 3 and not rest.endswith("/"):
+        return StoreAddress(EmbeddedAddress(Path(rest.removeprefix("//"))), network or None)
+    raise UsageError(f"{shown} is not a store URL", hint=_FORMS)
+
+
+def parse_endpoint(text: str) -> Endpoint:
+    """Return the endpoint that `HOST` or `HOST:PORT` names.
+
+    Raises:
+        ValueError: the text has neither form. It is not quoted: it may contain a password before an @.
+    """
+    parts = urlsplit(f"//{text}")
+    if not parts.hostname or parts.netloc != text or "@" in text:
+        raise ValueError("an endpoint is not HOST or HOST:PORT")
+    try:
+        return Endpoint(parts.hostname, parts.port or ETCD_PORT)
+    except ValueError as error:
+        raise ValueError("the port of an endpoint is not a number from 1 to 65535") from error
+
+
+def check_settings(settings: Mapping[str, str], *, has_tls: bool, shown: str) -> None:
+    """Check that the settings of an etcd cluster are known and complete.
+
+    Raises:
+        UsageError: the message begins with `shown` and names the wrong setting.
+    """
+    known = (*TLS_NAMES, *USER_NAMES) if has_tls else USER_NAMES
+    for name in settings:
+        if name in TLS_NAMES and not has_tls:
+            raise UsageError(f"{shown}: {name} needs TLS", hint="Write etcds:// instead of etcd://.")
+        if name == "password":
+            raise UsageError(
+                f"{shown}: a store URL must not contain a password",
+                hint="Write password-file=PATH, or set FLANNELD_ETCD_PASSWORD.",
+            )
+        if name not in known:
+            raise UsageError(
+                f"{shown}: {name} is not a setting", hint=f"The settings are {', '.join(known)}."
+            )
+    if ("certfile" in settings) != ("keyfile" in settings):
+        raise UsageError(f"{shown}: certfile and keyfile need each other", hint="Give both, or neither.")
+    if "password-file" in settings and "username" not in settings:
+        raise UsageError(f"{shown}: password-file needs username", hint="Add username=NAME.")
+
+
+def _etcd(rest: str, *, has_tls: bool, shown: str) -> EtcdAddress:
+    place, _, query = rest.partition("?")
+    hosts, _, prefix = place.partition("/")
+    try:
+        endpoints = tuple(map(parse_endpoint, hosts.split(",")))
+    except ValueError as error:
+        raise UsageError(f"{shown}: {error}", hint=_FORMS) from error
+    settings = _settings(query, shown)
+    check_settings(settings, has_tls=has_tls, shown=shown)
+    return EtcdAddress(
+        endpoints=endpoints,
+        prefix=f"/{prefix}" if prefix.strip("/") else DEFAULT_PREFIX,
+        has_tls=has_tls,
+        settings=settings,
+    )
+
+
+def _settings(query: str, shown: str) -> dict[str, str]:
+    try:
+        return dict(parse_qsl(query, strict_parsing=True)) if query else {}
+    except ValueError:  # its text quotes the query
+        raise UsageError(f"{shown}: the query is not NAME=VALUE&NAME=VALUE", hint=_FORMS) from None
+
+
+def masked(url: str) -> str:
+    """Return the URL without parts that may contain a password: text before an @, values of the query."""
+    place, mark, query = url.partition("?")
+    scheme, slashes, rest = place.partition("//") if "//" in place else ("", "", place)
+    _, at, hosts = rest.rpartition("@")
+    shown = f"{scheme}{slashes}{'***@' if at else ''}{hosts}"
+    parts = [part.partition("=") for part in query.split("&")] if mark else []
+    return shown + mark + "&".join(f"{name}=…" if equals else "…" for name, equals, _ in parts)
+
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from pyflannel.assembly.directories import Places
 from pyflannel.assembly.options import store_url_from_environment
-from pyflannel.assembly.store_url import parse_store_url
+from pyflannel.assembly.stores import parse_store_url
 from pyflannel.cli.invocation import Invocation
 from pyflannel.commands.network_client import NetworkClient, network_client
 from pyflannel.errors import UsageError, one_line, printable

@@ -10,8 +10,7 @@ from typing import Protocol
 
 from pyflannel.assembly.options import store_url_from_environment
 from pyflannel.assembly.store_flags import etcd_password_of
-from pyflannel.assembly.store_url import EmbeddedAddress, parse_store_url
-from pyflannel.assembly.stores import open_store
+from pyflannel.assembly.stores import EmbeddedAddress, open_store, parse_store_url
 from pyflannel.errors import NoStoreError, NotReadyError, StoreError, UsageError, WireError
 from pyflannel.http.server import Response
 from pyflannel.http.sockets import request

@@ -11,10 +11,9 @@ from typing import Protocol
 
 from pyflannel.errors import LabError
 from pyflannel.lab.containers import PORT, Container, fetch, serving, write_image
-from pyflannel.lab.host import Host
 from pyflannel.lab.kernel_path import Throughput, lay_kernel_path, measure_kernel_path, measure_throughput
 from pyflannel.lab.lab import EtcdServer, Lab
-from pyflannel.lab.topology import LEFT
+from pyflannel.lab.topology import LEFT, Host
 from pyflannel.lab.traffic import PingResult, ping_all, wait_reached
 from pyflannel.lab.waiting import together
 

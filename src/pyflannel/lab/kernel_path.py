@@ -7,11 +7,10 @@ from ipaddress import IPv4Address, IPv4Interface
 
 from pyflannel.errors import LabError
 from pyflannel.lab.containers import NamespaceContainer
-from pyflannel.lab.host import Host
 from pyflannel.lab.lab import Lab
 from pyflannel.lab.program import Program
 from pyflannel.lab.sandbox import RUN_TIMEOUT_S, Sandbox
-from pyflannel.lab.topology import LEFT, RIGHT, HostPlace
+from pyflannel.lab.topology import LEFT, RIGHT, Host, HostPlace
 from pyflannel.lab.traffic import Station
 from pyflannel.lab.waiting import wait_until
 from pyflannel.model.lease import Lease, LeaseAttributes, Vtep

@@ -11,11 +11,10 @@ from functools import partial
 from types import TracebackType
 
 from pyflannel.errors import LabError, UsageError
-from pyflannel.lab.host import Host
 from pyflannel.lab.lab_directory import PATIENCE_S, LabDirectory, lab_names, remove_remains
 from pyflannel.lab.program import Program
 from pyflannel.lab.sandbox import Sandbox
-from pyflannel.lab.topology import COOKBOOK, ROUTER, HostPlace, Topology, lay_segments, plug_in
+from pyflannel.lab.topology import COOKBOOK, ROUTER, Host, HostPlace, Topology, lay_segments, plug_in
 from pyflannel.lab.waiting import POLL_S, together
 
 CLIENT_PORT = 2379

@@ -7,7 +7,7 @@ import pytest
 from pyflannel.assembly.daemon import places_of
 from pyflannel.assembly.directories import Places, objection
 from pyflannel.assembly.options import RequestedText, parse_flanneld
-from pyflannel.assembly.store_url import parse_store_url
+from pyflannel.assembly.stores import parse_store_url
 from pyflannel.errors import UsageError
 from pyflannel.kernel.host.locks import RunLock
 

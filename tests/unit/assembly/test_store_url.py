@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 
-from pyflannel.assembly.store_url import EtcdAddress, StoreAddress, parse_store_url
-from pyflannel.assembly.stores import open_store
+from pyflannel.assembly.stores import EtcdAddress, StoreAddress, open_store, parse_store_url
 from pyflannel.errors import UsageError
 from pyflannel.stores.embedded.store import EmbeddedStore
 from pyflannel.stores.etcd.endpoint import Endpoint, TlsFiles
