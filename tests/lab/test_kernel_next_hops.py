@@ -7,7 +7,7 @@ from ipaddress import IPv4Address, IPv4Network
 import pytest
 
 from pyflannel.kernel.network.linux import LinuxTarget
-from pyflannel.kernel.network.next_hops import WORTH_IT, next_hop_number
+from pyflannel.kernel.network.requests import WORTH_IT, next_hop_number
 from pyflannel.model.link import Link, Vxlan
 from pyflannel.model.route import Route
 from pyflannel.model.state import Add, Remove, Replace, State

@@ -22,8 +22,7 @@ from pyflannel.kernel.filters.iptables import IptablesTarget, read_rules, remove
 from pyflannel.kernel.filters.nftables import NftTarget
 from pyflannel.kernel.filters.tunnel_guard import TunnelGuardTarget
 from pyflannel.kernel.host.locks import DeviceClaim, RunLock
-from pyflannel.kernel.network.linux import LinuxTarget
-from pyflannel.kernel.network.next_hops import remove_next_hops
+from pyflannel.kernel.network.linux import LinuxTarget, remove_next_hops
 from pyflannel.kernel.network.snapshot import survey
 from pyflannel.model.item import Item
 from pyflannel.model.lease import Lease

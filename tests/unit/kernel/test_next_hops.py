@@ -6,7 +6,7 @@ from ipaddress import IPv4Address, IPv4Network
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyflannel.kernel.network.next_hops import WORTH_IT, WORTH_IT_ON_A_CABLE, links_worth_it, next_hop_number
+from pyflannel.kernel.network.requests import WORTH_IT, WORTH_IT_ON_A_CABLE, links_worth_it, next_hop_number
 from pyflannel.model.route import Route
 from pyflannel.model.state import Add, Remove, Replace
 

@@ -16,15 +16,30 @@ from pyflannel.kernel.network.netlink_socket import (
     NotificationSocket,
     RequestSocket,
 )
-from pyflannel.kernel.network.next_hops import are_readable, links_worth_it
 from pyflannel.kernel.network.notifications import GROUPS, Watch
-from pyflannel.kernel.network.requests import Asked, IndexOf, ask, ask_again, failure, refusal, refusal_of
+from pyflannel.kernel.network.requests import (
+    Asked,
+    IndexOf,
+    are_next_hops_readable,
+    ask,
+    ask_again,
+    failure,
+    links_worth_it,
+    refusal,
+    refusal_of,
+)
 from pyflannel.kernel.network.snapshot import Interest, SnapshotReader
 from pyflannel.model.link import Address, Link
 from pyflannel.model.route import FdbEntry, Neighbour, Route
 from pyflannel.model.state import Add, Operation, Refusal, Replace, State
 from pyflannel.ports import Announce, ChangeChannel, performed, refused_by
 from pyflannel.wire.netlink.message import Acknowledgement
+from pyflannel.wire.netlink.routes import (
+    dump_next_hops,
+    next_hop_protocol,
+    parse_next_hop_number,
+    remove_next_hop,
+)
 
 _COALESCE_S = 0.005
 
@@ -128,7 +143,7 @@ class LinuxTarget:
         refusals: list[Refusal] = []
         index_of = lru_cache(maxsize=None)(link_index)
         by_next_hops = links_worth_it(operations)
-        if by_next_hops and not are_readable():
+        if by_next_hops and not are_next_hops_readable():
             by_next_hops = frozenset()
         batch, refused = self._asked(operations[:_BATCH], index_of, by_next_hops)
         async with asyncio.TaskGroup() as tasks:
@@ -185,3 +200,27 @@ def _unknown(operations: Sequence[Operation], error: TargetError) -> Iterator[Re
 def _refused(asked: Asked, answers: Sequence[Acknowledgement]) -> list[Refusal]:
     answer = failure(asked, answers)
     return [] if answer is None else [refusal(asked.operation, answer.errno, answer.text)]
+
+
+async def remove_next_hops(protocol: int) -> int:
+    """Remove the next hops of this rtm_protocol, and what refers to them; return how many there were.
+
+    A kernel that knows no next hops has none.
+
+    Raises:
+        TargetError: the kernel did not answer.
+    """
+
+    def read(body: bytes) -> int | None:
+        return parse_next_hop_number(body) if next_hop_protocol(body) == protocol else None
+
+    requests = RequestSocket()
+    try:
+        try:
+            numbers = await requests.dump(dump_next_hops(), read)
+        except TargetError:
+            return 0
+        await requests.transact([remove_next_hop(number) for number in numbers])
+    finally:
+        requests.close()
+    return len(numbers)

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pyflannel.kernel.network.items import fdb_entry_of, neighbour_of
 from pyflannel.kernel.network.snapshot import Interest, Links
 from pyflannel.model.route import FdbEntry, Neighbour
-from pyflannel.wire.netlink import addresses, links, neighbours, next_hops, routes
+from pyflannel.wire.netlink import addresses, links, neighbours, routes
 from pyflannel.wire.netlink.message import Message
 
 GROUPS = 0x1 | 0x4 | 0x10 | 0x40 | 0x100 | 0x400 | 0x800 | 0x8000_0000
@@ -62,10 +62,8 @@ class Watch:
             case routes.NEW | routes.DELETE:
                 glance = routes.glance_at_route(message.body)
                 return glance is not None and interest.concerns_route(glance, seen.ours)
-            case (
-                next_hops.DELETE
-            ):  # the routes that referred to it are gone, of which the kernel says nothing
-                return next_hops.next_hop_protocol(message.body) in interest.protocols
+            case routes.DELETE_NEXT_HOP:  # its routes are removed too, and the kernel does not announce that
+                return routes.next_hop_protocol(message.body) in interest.protocols
             case links.NEW | links.DELETE:
                 link = links.parse_link(message.body)
                 return (

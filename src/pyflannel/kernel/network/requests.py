@@ -1,18 +1,19 @@
-"""Items as netlink requests: what to ask for an operation, and what an answer means."""
+"""Items as netlink requests: the requests for an operation, the meaning of an answer, and next hops."""
 
 import errno
 import os
-from collections.abc import Callable, Sequence, Set
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass, replace
+from ipaddress import IPv4Address, IPv4Network
 
 from pyflannel.errors import is_permanent
 from pyflannel.kernel.network.device_ioctls import DEVICE_FILE
 from pyflannel.kernel.network.items import KINDS
-from pyflannel.kernel.network.next_hops import next_hop_number
 from pyflannel.model.link import Address
 from pyflannel.model.route import FdbEntry, Neighbour, Route
 from pyflannel.model.state import Add, Operation, Refusal, Remove, Replace
-from pyflannel.wire.netlink import addresses, neighbours, next_hops, routes
+from pyflannel.wire.netlink import addresses, neighbours, routes
 from pyflannel.wire.netlink.addresses import add_address, remove_address
 from pyflannel.wire.netlink.message import Acknowledgement, Request
 from pyflannel.wire.netlink.neighbours import (
@@ -21,12 +22,13 @@ from pyflannel.wire.netlink.neighbours import (
     remove_fdb_entry,
     remove_neighbour,
 )
-from pyflannel.wire.netlink.next_hops import put_next_hop, remove_next_hop
 from pyflannel.wire.netlink.routes import (
     UNICAST,
     RouteRecord,
+    put_next_hop,
     put_route,
     put_route_by,
+    remove_next_hop,
     remove_route,
     remove_route_by,
 )
@@ -78,7 +80,7 @@ def refusal_of(operation: Operation, error: OSError) -> Refusal:
 
 _KIND_NUMBERS = {name: number for number, name in KINDS.items()}
 
-_REMOVALS = frozenset({addresses.DELETE, neighbours.DELETE, next_hops.DELETE, routes.DELETE})
+_REMOVALS = frozenset({addresses.DELETE, neighbours.DELETE, routes.DELETE_NEXT_HOP, routes.DELETE})
 
 _GONE_BEFORE = GONE | {errno.EINVAL}
 """Errors of a removal that another request follows; a route by a next hop that is not there is EINVAL."""
@@ -214,3 +216,64 @@ def _record(route: Route, index_of: IndexOf) -> RouteRecord:
         is_onlink=route.is_onlink,
         is_multipath=route.kind == "multipath",
     )
+
+
+# Which routes lead by next hops that are objects of their own, so that tens of thousands cost little.
+#
+# To add a route that names its gateway itself, the kernel walks all such routes of the link, as it would
+# share what two have in common (net/ipv4/fib_semantics.c, fib_find_info): 10,000 take it a second, 50,000 a
+# minute. A route that refers to a next hop is found by that. It is read with gateway and link like any
+# other, but `ip route` shows it with `nhid`, and the kernel drops it when its link loses the carrier. So
+# only those that come by the thousand are made so; and those on a physical link, whose cable may be pulled
+# while no daemon runs that would put them back, only by five thousand.
+#
+# Each has a next hop of its own, which goes with it. See docs/decisions.
+
+WORTH_IT = 2000
+"""So many routes that are put in on a tunnel's device together."""
+
+WORTH_IT_ON_A_CABLE = 5_000
+"""So many on another link."""
+
+_LONGEST_PREFIX = 27
+"""Up to it the length fits beside the prefix in one number."""
+
+_READABLE = "/proc/sys/net/ipv4/nexthop_compat_mode"
+
+
+def next_hop_number(route: Route) -> int | None:
+    """Return the number of the route's next hop, which no other route has; None when it has none ever."""
+    prefix = route.destination
+    if (
+        isinstance(prefix, IPv4Network)
+        and isinstance(route.gateway, IPv4Address)
+        and 0 < prefix.prefixlen <= _LONGEST_PREFIX
+        and (route.metric, route.source, route.kind) == (0, None, "unicast")
+    ):
+        return int(prefix.network_address) | prefix.prefixlen
+    return None
+
+
+def links_worth_it(operations: Iterable[Operation]) -> Set[str]:
+    """Return the links whose routes among these operations are so many that they should lead by next hops."""
+    counts: Counter[tuple[str, bool]] = Counter()
+    for operation in operations:
+        match operation:
+            case Add(Route() as route) | Replace(_, Route() as route):
+                counts[route.link, route.is_onlink] += 1
+            case _:
+                pass
+    return {
+        link
+        for (link, is_onlink), count in counts.items()
+        if count >= (WORTH_IT if is_onlink else WORTH_IT_ON_A_CABLE)
+    }
+
+
+def are_next_hops_readable() -> bool:
+    """Return whether the kernel shows the gateway of a route that refers to a next hop."""
+    try:
+        with open(_READABLE, encoding="ascii") as setting:
+            return setting.read().strip() == "1"
+    except OSError:
+        return False  # a kernel before 5.3

@@ -1,7 +1,10 @@
-"""Routes: RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE.
+"""Routes: RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE; and the next hops that they may refer to.
 
-Layout of the body, in octets: family, destination length, source length, TOS, table, protocol, scope, type
-1 each, flags 4, then attributes. Source: linux/rtnetlink.h, struct rtmsg.
+Layout of the body of a route, in bytes: family, destination length, source length, TOS, table, protocol,
+scope, type 1 each, flags 4, then attributes. Source: linux/rtnetlink.h, struct rtmsg.
+
+Layout of the body of a next hop, in bytes: family 1, scope 1, protocol 1, padding 1, flags 4, then
+attributes. Source: linux/nexthop.h, struct nhmsg.
 """
 
 import struct
@@ -269,3 +272,57 @@ def _gateway_attribute(gateway: IPv4Address | IPv6Address, family: int) -> bytes
     if family_of(gateway) == family:
         return attribute(_GATEWAY, gateway.packed)
     return attribute(_VIA, struct.pack("=H", family_of(gateway)) + gateway.packed)
+
+
+# Next hops as objects that routes refer to; kernel 5.3 and later.
+
+NEW_NEXT_HOP = 104
+DELETE_NEXT_HOP = 105
+GET_NEXT_HOP = 106
+"""nlmsg_type (linux/rtnetlink.h, RTM_NEWNEXTHOP, RTM_DELNEXTHOP, RTM_GETNEXTHOP)."""
+
+_NEXT_HOP_LAYOUT = struct.Struct("=BBBxI")
+
+_NEXT_HOP_ID = 1
+_NEXT_HOP_LINK = 5
+_NEXT_HOP_GATEWAY = 6
+
+
+def put_next_hop(
+    number: int, index: int, gateway: IPv4Address | IPv6Address, *, protocol: int, is_onlink: bool
+) -> Request:
+    """Return the request that makes a next hop, or changes it below the routes that refer to it."""
+    body = _NEXT_HOP_LAYOUT.pack(family_of(gateway), 0, protocol, _ONLINK if is_onlink else 0)
+    body += attribute(_NEXT_HOP_ID, _U32.pack(number))
+    body += attribute(_NEXT_HOP_LINK, _U32.pack(index)) + attribute(_NEXT_HOP_GATEWAY, gateway.packed)
+    return Request(NEW_NEXT_HOP, ACK | CREATE | REPLACE, body)
+
+
+def remove_next_hop(number: int) -> Request:
+    """Return the request that removes a next hop, and with it the routes that refer to it."""
+    return Request(
+        DELETE_NEXT_HOP, ACK, _NEXT_HOP_LAYOUT.pack(0, 0, 0, 0) + attribute(_NEXT_HOP_ID, _U32.pack(number))
+    )
+
+
+def dump_next_hops() -> Request:
+    """Return the request for every next hop."""
+    return Request(GET_NEXT_HOP, DUMP, _NEXT_HOP_LAYOUT.pack(0, 0, 0, 0))
+
+
+def parse_next_hop_number(body: bytes) -> int:
+    """Return the number of a next hop.
+
+    Raises:
+        WireError: too short, or an attribute does not fit.
+    """
+    return integer(attributes(body, _NEXT_HOP_LAYOUT.size).get(_NEXT_HOP_ID, b""))
+
+
+def next_hop_protocol(body: bytes) -> int:
+    """Return who made a next hop, as a rtm_protocol.
+
+    Raises:
+        WireError: too short.
+    """
+    return unpack(_NEXT_HOP_LAYOUT, body)[2]
