@@ -12,8 +12,13 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from pyflannel.errors import UsageError, WireError
-from pyflannel.wire.docker_opts import DEFAULT_KEY, foreign_routes, format_docker_opts
-from pyflannel.wire.subnet_env import is_variable_name, parse_assignments
+from pyflannel.wire.subnet_env import (
+    DEFAULT_KEY,
+    foreign_routes,
+    format_docker_opts,
+    is_variable_name,
+    parse_assignments,
+)
 
 _USAGE = """\
 {program} [-f FLANNEL-ENV-FILE] [-d DOCKER-ENV-FILE] [-i] [-c] [-m] [-k COMBINED-KEY]

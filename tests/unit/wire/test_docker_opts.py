@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyflannel.errors import WireError
-from pyflannel.wire.docker_opts import foreign_routes, format_docker_opts
+from pyflannel.wire.subnet_env import foreign_routes, format_docker_opts
 
 FLANNEL = {
     "FLANNEL_NETWORK": "10.100.0.0/16",
