@@ -22,7 +22,7 @@ from pyflannel.model.lease import Lease, LeaseAttributes
 from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.packet_filter import FilterRule, IptablesChain, Masquerade, NftTable
 from pyflannel.model.state import Operation, Refusal, State
-from pyflannel.plan.describe import found
+from pyflannel.plan.diff import found
 from pyflannel.plan.ownership import ours
 from pyflannel.plan.packet_filter import FilterOptions, plan_filter
 from pyflannel.ports import Announce, ChangeChannel, Target

@@ -11,8 +11,7 @@ import pytest
 from pyflannel.kernel.filters.tunnel_guard import TunnelGuardTarget
 from pyflannel.model.state import Operation, State
 from pyflannel.model.tunnel_guard import GuardedPath, GuardedTunnel, GuardPeer, GuardTable
-from pyflannel.plan.describe import found
-from pyflannel.plan.diff import diff, order
+from pyflannel.plan.diff import diff, found, order
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 

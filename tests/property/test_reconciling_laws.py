@@ -15,8 +15,7 @@ from pyflannel.model.link import Address, Link
 from pyflannel.model.packet_filter import IptablesChain
 from pyflannel.model.route import Route, route_protocol
 from pyflannel.model.state import Add, Operation, Remove, Replace, State
-from pyflannel.plan.describe import found
-from pyflannel.plan.diff import diff
+from pyflannel.plan.diff import diff, found
 from pyflannel.plan.ownership import ours, taken_links, without_links
 from testlab import target_laws
 

@@ -10,7 +10,7 @@ from pyflannel.errors import sentences
 from pyflannel.model.item import Item
 from pyflannel.model.state import Operation, Refusal
 from pyflannel.model.status import Event, JournalEntry
-from pyflannel.plan.describe import found
+from pyflannel.plan.diff import found
 from pyflannel.ports import Clock
 
 log = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pyflannel.engine.condition import HostCondition
 from pyflannel.engine.lease_log import contested_text, exhausted_text, holder_text
 from pyflannel.engine.reconciler import Reconciler
-from pyflannel.plan.describe import found
+from pyflannel.plan.diff import found
 from pyflannel.ports import Clock
 
 

@@ -22,7 +22,7 @@ from pyflannel.model.status import (
     UnderlayStatus,
 )
 from pyflannel.plan.backends import notes_on
-from pyflannel.plan.describe import found
+from pyflannel.plan.diff import found
 from pyflannel.plan.strangers import explain
 from pyflannel.ports import Clock
 

@@ -7,7 +7,7 @@ from pyflannel.model.fast_path import BpfProgram, Role, Tunnel
 from pyflannel.model.link import Link, Veth
 from pyflannel.model.route import FdbEntry
 from pyflannel.model.state import Replace
-from pyflannel.plan.describe import found
+from pyflannel.plan.diff import found
 
 TUNNEL = Tunnel(
     device="flannel0",
