@@ -25,11 +25,11 @@ from lease_model.engines import (
 )
 from lease_model.rules import Violation
 from pyflannel.engine import supervisor
-from pyflannel.engine.config_follower import ConfigFollower, read_config
 from pyflannel.engine.lease_keeper import LeaseKeeper
 from pyflannel.engine.list_watch import StoreLog
 from pyflannel.engine.planner import Inputs, Planner, PlanOptions
 from pyflannel.engine.reconciler import Reconciler
+from pyflannel.engine.store_followers import ConfigFollower, read_config
 from pyflannel.engine.work import Work
 from pyflannel.engine.world import HostOptions, World
 from pyflannel.model.host import Bridge, DefaultRoute, Interface, InterfaceAddress, Interfaces, RouteScope

@@ -13,9 +13,9 @@ from pyflannel.assembly.logs import NETWORK
 from pyflannel.assembly.options import FlanneldOptions
 from pyflannel.assembly.stores import open_store, parse_store_url
 from pyflannel.engine.list_watch import StoreLog
-from pyflannel.engine.network_follower import NetworkFollower
 from pyflannel.engine.readiness import Liveness, Readiness
 from pyflannel.engine.reconciler import AUDIT_S
+from pyflannel.engine.store_followers import NetworkFollower
 from pyflannel.errors import TargetError
 from pyflannel.kernel.host.locks import RunLock
 from pyflannel.kernel.host.machine import BoottimeClock, notify, watchdog_s

@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from pyflannel.assembly.stores import DEFAULT_PREFIX
-from pyflannel.engine.network_follower import RESERVED
+from pyflannel.engine.store_followers import RESERVED
 from pyflannel.kernel.host.files import replace_file
 from pyflannel.kernel.host.locks import is_locked
 from pyflannel.model.link import MARK

@@ -11,8 +11,8 @@ from pathlib import Path
 from pyflannel import VERSION
 from pyflannel.assembly.directories import Places
 from pyflannel.assembly.options import FlanneldOptions
-from pyflannel.engine.guard_narrator import GuardNarrator
 from pyflannel.engine.list_watch import StoreLog
+from pyflannel.engine.plan_log import GuardLog
 from pyflannel.engine.planner import PlanOptions
 from pyflannel.engine.status_report import status_of, strangers_of
 from pyflannel.engine.supervisor import Supervisor
@@ -98,15 +98,13 @@ class HostNetwork:
         self._supervisor = supervisor
         self._fast_path = fast_path
         self._guard = guard
-        self._guard_narrator = GuardNarrator(
-            guard, clock, lambda strangers: strangers_of(supervisor, strangers)
-        )
+        self._guard_log = GuardLog(guard, clock, lambda strangers: strangers_of(supervisor, strangers))
 
     async def run(self) -> None:
         """Run until cancelled. The data path stays."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._supervisor.run(), name="supervisor")
-            tasks.create_task(self._guard_narrator.run(), name="guard narrator")
+            tasks.create_task(self._guard_log.run(), name="log of the guard")
 
     @property
     def waiting_for(self) -> str | None:

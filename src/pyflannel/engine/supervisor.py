@@ -14,7 +14,6 @@ from typing import Any
 
 from pyflannel.engine.batch_report import Journal
 from pyflannel.engine.condition import ConfigCondition, HostCondition, LeaseCondition, StoreCondition
-from pyflannel.engine.config_follower import ConfigFollower, read_config
 from pyflannel.engine.fast_path import FastPath
 from pyflannel.engine.host_followers import BridgeFollower, UnderlayFollower
 from pyflannel.engine.last_known_leases import LastKnownLeases
@@ -26,6 +25,7 @@ from pyflannel.engine.plan_log import PlanLog
 from pyflannel.engine.planner import Blocked, Inputs, Planner
 from pyflannel.engine.readiness import reason_to_wait
 from pyflannel.engine.reconciler import Reconciler
+from pyflannel.engine.store_followers import ConfigFollower, read_config
 from pyflannel.engine.world import HostOptions, World
 from pyflannel.errors import ConfigError, StoreError, WireError, one_line, sentences
 from pyflannel.model.host import Bridge, Surroundings, Underlay

@@ -4,8 +4,8 @@ import asyncio
 
 from doubles.fake_clock import FakeClock
 from doubles.fake_store import FakeStore
-from pyflannel.engine.config_follower import ConfigFollower
 from pyflannel.engine.list_watch import StoreLog
+from pyflannel.engine.store_followers import ConfigFollower
 from pyflannel.model.store_record import Put
 
 CONFIG = b'{"Network":"10.100.0.0/16"}'

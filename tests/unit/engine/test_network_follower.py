@@ -10,8 +10,8 @@ import pytest
 from doubles.fake_clock import FakeClock
 from doubles.fake_store import FakeStore
 from pyflannel.engine.list_watch import StoreLog
-from pyflannel.engine.network_follower import NetworkFollower, network_of
 from pyflannel.engine.readiness import Readiness
+from pyflannel.engine.store_followers import NetworkFollower, network_of
 from pyflannel.model.status import Notice
 from pyflannel.model.store_record import Delete, Put
 from pyflannel.plan.lease.holding import RETRY_MAX_S

@@ -8,7 +8,7 @@ from ipaddress import IPv4Address
 import pytest
 
 from doubles.fake_clock import FakeClock
-from pyflannel.engine.guard_narrator import LOOK_S, NAMED, QUIET_S, GuardNarrator
+from pyflannel.engine.plan_log import LOOK_S, NAMED_SENDERS, QUIET_S, GuardLog
 from pyflannel.model.forwarder import Stranger
 from pyflannel.model.status import StrangerStatus
 from pyflannel.plan.strangers import explain
@@ -45,14 +45,14 @@ def clock() -> FakeClock:
 
 
 @pytest.fixture
-def narrator(clock: FakeClock) -> GuardNarrator:
-    return GuardNarrator(FakeGuard(), clock, described)
+def guard_log(clock: FakeClock) -> GuardLog:
+    return GuardLog(FakeGuard(), clock, described)
 
 
 def test_a_stranger_is_named_with_the_reason_how_much_and_what_to_do(
-    narrator: GuardNarrator, caplog: pytest.LogCaptureFixture
+    guard_log: GuardLog, caplog: pytest.LogCaptureFixture
 ) -> None:
-    narrator.tell([ONE])
+    guard_log.tell([ONE])
 
     assert caplog.messages == [
         "Turned away tunnel packets from=10.9.0.66 reason=stranger packets=3: it holds no lease, and no host"
@@ -70,7 +70,7 @@ def test_at_once_and_then_once_a_minute_with_the_count_since(
     async def live() -> list[int]:
         guard = FakeGuard()
         told: list[int] = []
-        running = asyncio.create_task(GuardNarrator(guard, clock, described).run())
+        running = asyncio.create_task(GuardLog(guard, clock, described).run())
         guard.seen = [ONE]
         await clock.settle()
         for packets in range(4, 4 + 2 * per_minute):
@@ -88,16 +88,16 @@ def test_at_once_and_then_once_a_minute_with_the_count_since(
 
 
 def test_what_came_before_silence_is_told_when_the_minute_is_over(
-    narrator: GuardNarrator, clock: FakeClock, caplog: pytest.LogCaptureFixture
+    guard_log: GuardLog, clock: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def live() -> None:
-        narrator.tell([ONE])
+        guard_log.tell([ONE])
         await clock.advance(LOOK_S)
-        narrator.tell([replace(ONE, packets=10)])
+        guard_log.tell([replace(ONE, packets=10)])
         await clock.advance(QUIET_S)
-        narrator.tell([replace(ONE, packets=10)])
+        guard_log.tell([replace(ONE, packets=10)])
         await clock.advance(QUIET_S)
-        narrator.tell([replace(ONE, packets=10)])
+        guard_log.tell([replace(ONE, packets=10)])
 
     asyncio.run(live())
 
@@ -108,65 +108,65 @@ def test_what_came_before_silence_is_told_when_the_minute_is_over(
 
 
 def test_a_guard_that_starts_anew_counts_anew(
-    narrator: GuardNarrator, clock: FakeClock, caplog: pytest.LogCaptureFixture
+    guard_log: GuardLog, clock: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def live() -> None:
-        narrator.tell([replace(ONE, packets=100)])
+        guard_log.tell([replace(ONE, packets=100)])
         await clock.advance(QUIET_S)
-        narrator.tell([replace(ONE, packets=2)])
+        guard_log.tell([replace(ONE, packets=2)])
 
     asyncio.run(live())
 
     assert "packets=2:" in caplog.messages[1]
 
 
-def test_reasons_are_told_apart(narrator: GuardNarrator, caplog: pytest.LogCaptureFixture) -> None:
-    narrator.tell([ONE, replace(ONE, reason="impostor", packets=5)])
+def test_reasons_are_told_apart(guard_log: GuardLog, caplog: pytest.LogCaptureFixture) -> None:
+    guard_log.tell([ONE, replace(ONE, reason="impostor", packets=5)])
 
     assert [message.split()[5] for message in caplog.messages] == ["reason=impostor", "reason=stranger"]
 
 
 def test_however_many_there_are_the_lines_are_few(
-    narrator: GuardNarrator, clock: FakeClock, caplog: pytest.LogCaptureFixture
+    guard_log: GuardLog, clock: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     """As when every packet of a flood has another forged address."""
 
     async def flood() -> None:
         for look in range(int(QUIET_S / LOOK_S)):
-            narrator.tell([numbered(number) for number in range(1000 * look, 1000 * (look + 1))])
+            guard_log.tell([numbered(number) for number in range(1000 * look, 1000 * (look + 1))])
             await clock.advance(LOOK_S)
 
     asyncio.run(flood())
 
-    assert len(caplog.messages) == NAMED + 1
+    assert len(caplog.messages) == NAMED_SENDERS + 1
     assert caplog.messages[-1] == (
-        f"Turned away tunnel packets of {1000 - NAMED} more strangers packets={1000 - NAMED}:"
+        f"Turned away tunnel packets of {1000 - NAMED_SENDERS} more strangers packets={1000 - NAMED_SENDERS}:"
         " flannelctl status names some"
     )
 
 
 def test_those_who_were_counted_together_are_named_when_there_is_room_with_what_came_since(
-    narrator: GuardNarrator, clock: FakeClock, caplog: pytest.LogCaptureFixture
+    guard_log: GuardLog, clock: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def live() -> None:
-        strangers = [numbered(number) for number in range(NAMED + 1)]
-        narrator.tell(strangers)
+        strangers = [numbered(number) for number in range(NAMED_SENDERS + 1)]
+        guard_log.tell(strangers)
         await clock.advance(QUIET_S)
         caplog.clear()
-        narrator.tell([replace(one, packets=1 + (one == strangers[-1])) for one in strangers])
+        guard_log.tell([replace(one, packets=1 + (one == strangers[-1])) for one in strangers])
 
     asyncio.run(live())
 
-    named = f"Turned away tunnel packets from=10.10.0.{NAMED} reason=stranger packets=1"
+    named = f"Turned away tunnel packets from=10.10.0.{NAMED_SENDERS} reason=stranger packets=1"
     assert [message.split(":")[0] for message in caplog.messages] == [named]
 
 
 def test_who_knocked_long_before_this_daemon_started_is_no_news_until_it_does_again(
-    narrator: GuardNarrator, clock: FakeClock, caplog: pytest.LogCaptureFixture
+    guard_log: GuardLog, clock: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Programs and forwarder outlive daemons, and so do their counts: the one before has told of these."""
-    narrator.tell([replace(ONE, packets=1000, age_s=QUIET_S + 1)])
+    guard_log.tell([replace(ONE, packets=1000, age_s=QUIET_S + 1)])
     assert caplog.messages == []
 
-    narrator.tell([replace(ONE, packets=1002, age_s=1)])
+    guard_log.tell([replace(ONE, packets=1002, age_s=1)])
     assert [record.args[2] for record in caplog.records] == [2]
