@@ -209,8 +209,8 @@ def _embedded_store(path: Path) -> Store:
 
 
 def _etcd_store(address: EtcdAddress, password: Secret | None) -> Store:
+    from pyflannel.stores.etcd.cluster import User
     from pyflannel.stores.etcd.endpoint import TlsFiles
-    from pyflannel.stores.etcd.member import User
     from pyflannel.stores.etcd.store import EtcdStore
 
     tls = user = None

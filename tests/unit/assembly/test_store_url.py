@@ -8,8 +8,8 @@ import pytest
 from pyflannel.assembly.stores import EtcdAddress, StoreAddress, open_store, parse_store_url
 from pyflannel.errors import UsageError
 from pyflannel.stores.embedded.store import EmbeddedStore
+from pyflannel.stores.etcd.cluster import User
 from pyflannel.stores.etcd.endpoint import Endpoint, TlsFiles
-from pyflannel.stores.etcd.member import User
 from pyflannel.stores.etcd.store import EtcdStore
 
 

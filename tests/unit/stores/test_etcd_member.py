@@ -13,9 +13,9 @@ import h2.config
 import h2.connection
 import pytest
 
-from pyflannel.stores.etcd import member as members
+from pyflannel.stores.etcd import cluster
+from pyflannel.stores.etcd.cluster import Connection, Member
 from pyflannel.stores.etcd.endpoint import Endpoint
-from pyflannel.stores.etcd.member import Connection, Member
 
 REQUEST = [(":method", "POST"), (":path", "/"), (":scheme", "http"), (":authority", "member")]
 
@@ -77,7 +77,7 @@ def test_a_refusal_that_arrived_while_the_process_was_stopped_is_read(
         tls = cast(Any, SimpleNamespace(context=lambda: None))
         return await Member.at(Endpoint("127.0.0.1", 1), tls).alert()
 
-    monkeypatch.setattr(members, "_ALERT_S", 0.2)
+    monkeypatch.setattr(cluster, "_ALERT_S", 0.2)
     monkeypatch.setattr(asyncio, "open_connection", open_connection)
 
     assert asyncio.run(test()) is refusal

@@ -5,9 +5,8 @@ import asyncio
 import pytest
 
 from pyflannel.errors import StoreError
-from pyflannel.stores.etcd.cluster import Cluster
+from pyflannel.stores.etcd.cluster import Address, Cluster, Member, is_still_ours
 from pyflannel.stores.etcd.endpoint import Endpoint
-from pyflannel.stores.etcd.member import Address, Member, is_still_ours
 
 FOREIGN = "192.0.2.1"
 """An address of TEST-NET-1 (RFC 5737), which no host has."""

@@ -10,9 +10,9 @@ from grpclib.exceptions import StreamTerminatedError
 from pyflannel.errors import CompactedError, StoreError
 from pyflannel.model.store_record import PutSeen, StoreChanges
 from pyflannel.stores.etcd import watch as watches
+from pyflannel.stores.etcd.cluster import Member
 from pyflannel.stores.etcd.endpoint import Endpoint
 from pyflannel.stores.etcd.keys import KeySpace
-from pyflannel.stores.etcd.member import Member
 from pyflannel.stores.etcd.rpc_pb2 import Event, KeyValue, ResponseHeader, WatchRequest, WatchResponse
 from pyflannel.stores.etcd.watch import Watch
 

@@ -1,13 +1,27 @@
-"""An etcd cluster with several endpoints. The endpoint that answered last is tried first."""
+"""An etcd cluster: its members, their connections, and the token of the user.
 
+The endpoint that answered last is tried first.
+"""
+
+import asyncio
+import logging
+import socket
 from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
 from ipaddress import IPv4Address
+from pathlib import Path
 from typing import Any, TypeVar
 
+from grpclib.client import Channel, Handler
+from grpclib.config import Configuration
+from grpclib.const import Status
+from grpclib.events import SendRequest, listen
 from grpclib.exceptions import GRPCError
+from grpclib.protocol import H2Protocol
 
 from pyflannel.errors import StoreError
-from pyflannel.stores.etcd.endpoint import Endpoint, TlsFiles
+from pyflannel.model.secret import Secret
+from pyflannel.stores.etcd.endpoint import Endpoint, SSLError, TlsFiles
 from pyflannel.stores.etcd.failure import (
     BROKEN,
     CALL_S,
@@ -19,7 +33,227 @@ from pyflannel.stores.etcd.failure import (
     needs_login,
     within,
 )
-from pyflannel.stores.etcd.member import Login, Member, User
+from pyflannel.stores.etcd.rpc_grpc import AuthStub
+from pyflannel.stores.etcd.rpc_pb2 import AuthenticateRequest
+
+log = logging.getLogger(__name__)
+
+Address = tuple[str, int] | tuple[str, int, int, int]
+"""The address of a bound socket, IPv4 or IPv6."""
+
+
+def is_still_ours(address: Address) -> bool:
+    """Return whether a socket can be bound to the address, on any port."""
+    family = socket.AF_INET if len(address) == 2 else socket.AF_INET6
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as probe:
+            probe.bind((address[0], 0, *address[2:]))
+    except OSError:
+        return False
+    return True
+
+
+_ALERT_S = 1.5
+"""Time for the TLS alert of a member that has just ended a connection."""
+
+# The connections of a stopped or unplugged member stay open, and only pings detect this. etcd drops clients
+# that ping more often than every 5 s (--grpc-keepalive-min-time) or without calls. The window of the
+# connection is larger than that of a stream, so that an unread watch does not block calls.
+_CONFIGURATION = Configuration(
+    _keepalive_time=6,
+    _keepalive_timeout=4,
+    _http2_max_pings_without_data=0,
+    _http2_min_sent_ping_interval_without_data=5.5,
+    http2_stream_window_size=1 << 20,
+    http2_connection_window_size=1 << 24,
+)
+
+
+class _Protocol(H2Protocol):
+    """Counts all received data as a sign of life, and knows both ends of the connection.
+
+    grpclib accepts only the answer to its ping, which follows all data sent before: many megabytes if a watch
+    catches up over a slow connection.
+    """
+
+    local: Address | None = None
+    remote: Address | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.local = transport.get_extra_info("sockname")
+        self.remote = transport.get_extra_info("peername")
+        super().connection_made(transport)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self.connection.ping_ack_process()
+
+
+class Connection(Channel):
+    """A gRPC channel that reopens by itself, each time with the current TLS files.
+
+    Attributes:
+        remote: the member's IPv4 address at the last connection; None before, or if it has none.
+    """
+
+    def __init__(self, endpoint: Endpoint, tls: TlsFiles | None) -> None:
+        super().__init__(endpoint.host, endpoint.port, config=_CONFIGURATION)
+        self._tls = tls
+        self._local: Address | None = None
+        self.remote: IPv4Address | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Return whether a call can be sent immediately."""
+        return self._connected
+
+    @property
+    def is_stranded(self) -> bool:
+        """Return whether the host has lost the local address of the connection."""
+        return self._connected and self._local is not None and not is_still_ours(self._local)
+
+    def _protocol_factory(self) -> H2Protocol:
+        return _Protocol(Handler(), self._config, self._h2_config)
+
+    async def _create_connection(self) -> H2Protocol:
+        # grpclib uses one context for all connections, and has no way to replace it.
+        if self._tls is not None:
+            self._ssl = self._tls.context()
+            self._scheme = "https"
+        protocol = await super()._create_connection()
+        assert isinstance(protocol, _Protocol)
+        self._local = protocol.local
+        remote = protocol.remote
+        self.remote = IPv4Address(remote[0]) if remote is not None and len(remote) == 2 else None
+        return protocol
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Member:
+    """An endpoint and the connection to it."""
+
+    endpoint: Endpoint
+    tls: TlsFiles | None
+    channel: Connection
+
+    @classmethod
+    def at(cls, endpoint: Endpoint, tls: TlsFiles | None) -> "Member":
+        """Return the member at `endpoint`, not connected yet."""
+        return cls(endpoint, tls, Connection(endpoint, tls))
+
+    async def alert(self) -> SSLError | None:
+        """Return the TLS alert by which the member refuses the client certificate, or None.
+
+        In TLS 1.3 the alert follows the handshake. The client has sent data by then, and a connection that is
+        closed with unread bytes loses the alert. So this connection sends nothing and only reads the alert.
+        """
+        if self.tls is None:
+            return None
+        try:
+            await within(_ALERT_S, self._listen(self.tls))
+        except SSLError as error:
+            return error
+        except (OSError, StoreError):
+            return None
+        return None
+
+    async def _listen(self, tls: TlsFiles) -> None:
+        reader, writer = await asyncio.open_connection(
+            self.endpoint.host, self.endpoint.port, ssl=tls.context()
+        )
+        try:
+            await reader.read(1)
+        finally:
+            writer.transport.abort()
+
+
+_NO_USERS = ""
+"""The token for a cluster without users: calls contain no token."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class User:
+    """A user of etcd.
+
+    Attributes:
+        password: the password, or a file that contains it in the first line and is read at each login.
+    """
+
+    name: str
+    password: Secret | Path
+
+    def read_password(self) -> Secret:
+        """Return the current password.
+
+        Raises:
+            StoreError: the file is unreadable, or contains no password.
+        """
+        if isinstance(self.password, Secret):
+            return self.password
+        try:
+            line = self.password.read_text(encoding="utf-8").partition("\n")[0].rstrip("\r")
+        except (OSError, ValueError) as error:
+            cause = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+            raise StoreError(
+                f"the password file {self.password} cannot be read: {cause}",
+                hint="Create the file, readable for flanneld. flanneld reads it at each login.",
+            ) from None
+        if not line:
+            raise StoreError(
+                f"the password file {self.password} has an empty first line",
+                hint="Write the password of the etcd user in the first line.",
+            )
+        return Secret(line)
+
+
+class Login:
+    """The token of a user at a cluster, valid at all members."""
+
+    def __init__(self, user: User) -> None:
+        self.user = user
+        self._token: str | None = None
+        self._turn = asyncio.Lock()
+
+    def accompany(self, member: Member) -> None:
+        """Add the token, if there is one, to every call to `member`."""
+
+        async def add_token(event: SendRequest) -> None:
+            if self._token:
+                event.metadata["token"] = self._token
+
+        listen(member.channel, SendRequest, add_token)
+
+    async def token(self, member: Member) -> str:
+        """Return the token. Log in at `member` if there is none yet.
+
+        Raises:
+            StoreError: the password is unreadable, or etcd refused it.
+        """
+        return await self.renew(member, None) if self._token is None else self._token
+
+    async def renew(self, member: Member, refused: str | None) -> str:
+        """Return a token other than the refused one. Of several concurrent calls, only the first logs in."""
+        async with self._turn:
+            if self._token is None or self._token == refused:
+                self._token = None  # the login must not contain the old token
+                self._token = await self._log_in(member)
+            return self._token
+
+    async def _log_in(self, member: Member) -> str:
+        request = AuthenticateRequest(name=self.user.name, password=self.user.read_password().reveal())
+        try:
+            answer = await within(CALL_S, AuthStub(member.channel).Authenticate(request))
+        except GRPCError as error:
+            if error.status is Status.FAILED_PRECONDITION:
+                log.debug("Logged in without a user: etcd has no users endpoint=%s", member.endpoint)
+                return _NO_USERS
+            if is_refusal(error):
+                about = f"user {self.user.name!r}"
+                raise RefusedError(member.endpoint, error.status, error.message, about) from error
+            raise
+        log.debug("Logged in at etcd endpoint=%s user=%s", member.endpoint, self.user.name)
+        return str(answer.token)
+
 
 _Answer = TypeVar("_Answer")
 

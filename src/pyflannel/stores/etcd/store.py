@@ -11,11 +11,10 @@ from pyflannel.errors import CompactedError, StoreError
 from pyflannel.model.lease_set import LARGEST
 from pyflannel.model.store_record import Conflict, Delete, Listing, Put, Record, Written
 from pyflannel.ports import Watcher
-from pyflannel.stores.etcd.cluster import Cluster
+from pyflannel.stores.etcd.cluster import Cluster, Member, User
 from pyflannel.stores.etcd.endpoint import Endpoint, TlsFiles
 from pyflannel.stores.etcd.failure import RefusedError
 from pyflannel.stores.etcd.keys import KeySpace, lease_left_behind, outcome, transaction
-from pyflannel.stores.etcd.member import Member, User
 from pyflannel.stores.etcd.rpc_grpc import KVStub, LeaseStub
 from pyflannel.stores.etcd.rpc_pb2 import (
     LeaseGrantRequest,

@@ -10,10 +10,10 @@ from grpclib.exceptions import GRPCError, StreamTerminatedError
 
 from pyflannel.errors import CompactedError, StoreError
 from pyflannel.model.store_record import Change, DeleteSeen, PutSeen, StoreChanges
+from pyflannel.stores.etcd.cluster import Member
 from pyflannel.stores.etcd.endpoint import Endpoint
 from pyflannel.stores.etcd.failure import explain, hint_of, within
 from pyflannel.stores.etcd.keys import KeySpace
-from pyflannel.stores.etcd.member import Member
 from pyflannel.stores.etcd.rpc_grpc import WatchStub
 from pyflannel.stores.etcd.rpc_pb2 import (
     Event,
