@@ -19,7 +19,6 @@ from pyflannel.model.lease_protocol import (
     Wanted,
     Watch,
 )
-from pyflannel.plan.lease.changes import hold, overwritten
 from pyflannel.plan.lease.choice import (
     Choice,
     Contest,
@@ -32,7 +31,7 @@ from pyflannel.plan.lease.choice import (
     occupied,
     said,
 )
-from pyflannel.plan.lease.holding import contest, degrade, look_again, store_back
+from pyflannel.plan.lease.holding import contest, degrade, hold, look_again, overwritten, store_back
 from pyflannel.plan.lease.state import (
     Contesting,
     Degraded,

@@ -14,8 +14,8 @@ subnet of a host (`held`) changes only by an order, because its containers have 
 The store decides who owns a subnet: each write names the revision that it replaces. An answer that is lost
 does no harm, as the next look at the key shows what came of the write.
 
-Time and orders are here. The store's answers are in `plan.lease.answers`, the changes that its watch delivers
-in `plan.lease.changes`, requests that fail and watches that are lost in `plan.lease.holding`.
+Time and orders are here. The store's answers are in `plan.lease.answers`. The changes that its watch
+delivers, failed requests and lost watches are in `plan.lease.holding`.
 """
 
 from dataclasses import replace
@@ -40,9 +40,8 @@ from pyflannel.model.lease_protocol import (
     Wrote,
 )
 from pyflannel.plan.lease.answers import on_checked, on_conflicted, on_listed, on_wrote
-from pyflannel.plan.lease.changes import hold, on_seen
 from pyflannel.plan.lease.choice import claim_on
-from pyflannel.plan.lease.holding import degrade, on_failed, on_watch_lost, renew, store_back
+from pyflannel.plan.lease.holding import degrade, hold, on_failed, on_seen, on_watch_lost, renew, store_back
 from pyflannel.plan.lease.state import (
     Contesting,
     Degraded,
