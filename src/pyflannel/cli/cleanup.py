@@ -20,7 +20,7 @@ from pyflannel.cli.invocation import (
     state_options,
 )
 from pyflannel.commands.cleanup import Cleanup, CleanupReport, clean_up, lay_pins, preview
-from pyflannel.commands.daemon_process import check_own_files
+from pyflannel.commands.local_daemon import check_own_files
 
 
 @click.command()

@@ -11,8 +11,8 @@ import msgspec
 from pyflannel.cli.answers import duration, places_of, print_facts, print_json, socket_of
 from pyflannel.cli.invocation import Invocation, run_dir_option, say, shared_options, state_options
 from pyflannel.commands.examination import examine
+from pyflannel.commands.local_daemon import offline_status, what_to_do
 from pyflannel.commands.network_client import live_status
-from pyflannel.commands.offline_status import offline_status, what_to_do
 from pyflannel.errors import NotReadyError, sentences
 from pyflannel.model.status import (
     BackendStatus,

@@ -11,8 +11,8 @@ from pyflannel.assembly.directories import Places
 from pyflannel.assembly.options import store_url_from_environment
 from pyflannel.assembly.store_flags import etcd_password_of
 from pyflannel.assembly.stores import open_store
-from pyflannel.commands.daemon_process import running_daemon, stop_daemon
 from pyflannel.commands.examination import known_networks, membership_of, status_of_host
+from pyflannel.commands.local_daemon import running_daemon, stop_daemon
 from pyflannel.commands.network_client import is_missing
 from pyflannel.errors import BusyError, FlannelError, TargetError, WireError, sentences
 from pyflannel.kernel.bpf.fast_path import FastPath

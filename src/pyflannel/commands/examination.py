@@ -7,8 +7,8 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 
 from pyflannel.assembly.directories import Places
+from pyflannel.commands.local_daemon import offline_status
 from pyflannel.commands.network_client import ControlClient
-from pyflannel.commands.offline_status import offline_status
 from pyflannel.errors import FlannelError, NotReadyError, WireError
 from pyflannel.kernel.bpf.fast_path import FastPath
 from pyflannel.kernel.bpf.target import BpfTarget

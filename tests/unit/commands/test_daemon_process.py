@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from pyflannel.assembly.directories import Places
-from pyflannel.commands import daemon_process
-from pyflannel.commands.daemon_process import check_own_files, running_daemon, stop_daemon
+from pyflannel.commands import local_daemon
+from pyflannel.commands.local_daemon import check_own_files, running_daemon, stop_daemon
 from pyflannel.errors import BusyError, UsageError
 from pyflannel.http.sockets import listen_unix
 from pyflannel.kernel.host.locks import RunLock
@@ -83,9 +83,9 @@ def test_the_service_of_a_process_that_got_the_number_is_not_stopped(
     async def stop(unit: str, deadline_s: float) -> None:
         stopped.append(unit)
 
-    monkeypatch.setattr(daemon_process, "service_of", end_and_return_other)
-    monkeypatch.setattr(daemon_process, "_check_namespace", lambda pid: None)
-    monkeypatch.setattr(daemon_process, "stop_service", stop)
+    monkeypatch.setattr(local_daemon, "service_of", end_and_return_other)
+    monkeypatch.setattr(local_daemon, "_check_namespace", lambda pid: None)
+    monkeypatch.setattr(local_daemon, "stop_service", stop)
 
     assert asyncio.run(stop_daemon(lock)) == daemon.pid
     assert stopped == []
@@ -120,7 +120,7 @@ def test_another_cleanup_is_not_stopped(lock: Path, hold: Hold) -> None:
 def test_a_daemon_that_does_not_end_is_reported(
     lock: Path, hold: Hold, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(daemon_process, "STOP_S", 0.1)
+    monkeypatch.setattr(local_daemon, "STOP_S", 0.1)
     daemon = hold(how="stubborn")
 
     with pytest.raises(BusyError, match=rf"pid {daemon.pid}\) did not end"):

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from pyflannel.assembly.directories import Places
-from pyflannel.commands.offline_status import offline_status, what_to_do
+from pyflannel.commands.local_daemon import offline_status, what_to_do
 from pyflannel.http.sockets import listen_unix
 from pyflannel.kernel.host.locks import RunLock
 from pyflannel.model.status import Status
