@@ -16,8 +16,7 @@ from pyflannel.engine.batch_report import Journal
 from pyflannel.engine.condition import ConfigCondition, HostCondition, LeaseCondition, StoreCondition
 from pyflannel.engine.fast_path import FastPath
 from pyflannel.engine.host_followers import BridgeFollower, UnderlayFollower
-from pyflannel.engine.last_known_leases import LastKnownLeases
-from pyflannel.engine.lease_grace import LeaseGrace
+from pyflannel.engine.kept_leases import LastKnownLeases, LeaseGrace
 from pyflannel.engine.lease_keeper import LeaseKeeper
 from pyflannel.engine.lease_log import LeaseLog, log_shared_over
 from pyflannel.engine.pacing import LogLimit

@@ -8,8 +8,8 @@ from ipaddress import IPv4Address, IPv4Network
 import pytest
 
 from doubles.fake_clock import FakeClock
-from pyflannel.engine import last_known_leases
-from pyflannel.engine.last_known_leases import SAVE_PAUSE_S, SAVED_PER_S, LastKnownLeases
+from pyflannel.engine import kept_leases
+from pyflannel.engine.kept_leases import SAVE_PAUSE_S, SAVED_PER_S, LastKnownLeases
 from pyflannel.engine.pacing import READ_AT_ONCE
 from pyflannel.model.lease import LastKnown, Lease, LeaseAttributes
 from pyflannel.model.store_record import Record
@@ -165,7 +165,7 @@ def test_a_large_file_is_read_a_few_leases_at_a_time(monkeypatch: pytest.MonkeyP
         reads += 1
         return kept_lease(record)
 
-    monkeypatch.setattr(last_known_leases, "kept_lease", read)
+    monkeypatch.setattr(kept_leases, "kept_lease", read)
 
     async def run() -> None:
         nonlocal reads, most, turns

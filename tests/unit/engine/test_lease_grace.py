@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from doubles.fake_clock import FakeClock
-from pyflannel.engine.lease_grace import GRACE_S, SILENCE_S, LeaseGrace
+from pyflannel.engine.kept_leases import GRACE_S, SILENCE_S, LeaseGrace
 from pyflannel.model.lease import Lease, LeaseAttributes
 from pyflannel.model.lease_protocol import StoreAway, StoreBack
 from pyflannel.model.lease_set import LeaseSet
