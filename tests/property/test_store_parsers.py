@@ -27,9 +27,8 @@ from pyflannel.model.store_record import Record
 from pyflannel.plan.backends import backend_of
 from pyflannel.stores.etcd.keys import KeySpace
 from pyflannel.stores.etcd.rpc_pb2 import KeyValue
-from pyflannel.wire.last_known_json import kept_lease, parse_last_known
 from pyflannel.wire.lease_json import parse_claim, parse_lease_attributes, parse_vtep
-from pyflannel.wire.lease_record import claim_of, lease_of
+from pyflannel.wire.lease_record import claim_of, kept_lease, lease_of, parse_last_known
 from pyflannel.wire.network_config_json import format_network_config, parse_network_config
 from pyflannel.wire.subnet_env import parse_assignments, parse_subnet_env, previous_subnet
 

@@ -33,7 +33,7 @@ from pyflannel.plan.leftovers import rules_left
 from pyflannel.plan.underlay import UnderlayOptions, choose
 from pyflannel.processes.found import find_original
 from pyflannel.processes.systemd import has_unit
-from pyflannel.wire.last_known_json import Kept, kept_lease, parse_last_known
+from pyflannel.wire.lease_record import Kept, kept_lease, parse_last_known
 from pyflannel.wire.subnet_env import parse_subnet_env
 
 

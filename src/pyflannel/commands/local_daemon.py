@@ -15,7 +15,7 @@ from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.status import BackendStatus, LeaseStatus, NetworkStatus, Status
 from pyflannel.processes.forwarder_client import forwarder_link, forwarder_status
 from pyflannel.processes.systemd import service_of, stop_service
-from pyflannel.wire.last_known_json import Kept, kept_lease, parse_last_known
+from pyflannel.wire.lease_record import Kept, kept_lease, parse_last_known
 from pyflannel.wire.network_config_json import parse_network_config
 from pyflannel.wire.subnet_env import parse_subnet_env, previous_subnet
 

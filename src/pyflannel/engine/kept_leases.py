@@ -16,7 +16,7 @@ from pyflannel.model.lease import LastKnown, Lease
 from pyflannel.model.lease_protocol import Report, StoreAway, StoreBack
 from pyflannel.model.lease_set import LeaseSet, SubnetMap
 from pyflannel.ports import Clock, Memory
-from pyflannel.wire.last_known_json import format_last_known, kept_lease, parse_last_known
+from pyflannel.wire.lease_record import format_last_known, kept_lease, parse_last_known
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from pyflannel.engine.kept_leases import SAVE_PAUSE_S, SAVED_PER_S, LastKnownLea
 from pyflannel.engine.pacing import READ_AT_ONCE
 from pyflannel.model.lease import LastKnown, Lease, LeaseAttributes
 from pyflannel.model.store_record import Record
-from pyflannel.wire.last_known_json import kept_lease
+from pyflannel.wire.lease_record import kept_lease
 
 
 def lease(number: int) -> Lease:

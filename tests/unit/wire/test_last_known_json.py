@@ -5,8 +5,8 @@ import json
 import pytest
 
 from pyflannel.errors import WireError
-from pyflannel.wire import last_known_json
-from pyflannel.wire.last_known_json import kept_lease, parse_last_known
+from pyflannel.wire import lease_record
+from pyflannel.wire.lease_record import kept_lease, parse_last_known
 
 OWN = "subnets/10.100.1.0-24"
 LEASE = '{"PublicIP":"192.0.2.1"}'
@@ -34,7 +34,7 @@ def test_deep_nesting_in_the_lease_of_a_peer_costs_that_peer_alone() -> None:
 
 
 def test_no_more_leases_are_read_than_a_host_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(last_known_json, "LARGEST", 3)
+    monkeypatch.setattr(lease_record, "LARGEST", 3)
     leases = {f"subnets/10.100.{number}.0-24": LEASE for number in range(1, 9)}
 
     kept = parse_last_known(json.dumps({"Config": "{}", "Own": OWN, "Leases": leases}).encode())
