@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from pyflannel.api.monitoring.exposition import expose
-from pyflannel.api.monitoring.families import FAMILIES
+from pyflannel.api.monitoring.metrics import FAMILIES, expose
 from pyflannel.datapath.counters import Counters
 from pyflannel.kernel.bpf.layout import Outcome
 from pyflannel.model.status import (

@@ -1,1 +1,1 @@
-"""Health and metrics over HTTP: the routes, the families of metrics, and their text."""
+"""Health and metrics over HTTP: the routes, and the metrics."""

@@ -49,7 +49,7 @@ def metrics_routes(daemon: Measured) -> Routes:
     """Return the route of metrics. The first request loads the library that formats them, to save memory."""
 
     async def metrics(_: Request) -> Response:
-        from pyflannel.api.monitoring.exposition import CONTENT_TYPE, expose
+        from pyflannel.api.monitoring.metrics import CONTENT_TYPE, expose
 
         body = expose(await daemon.statuses(), daemon.utc())
         return Response(status=200, body=body, content_type=CONTENT_TYPE)
