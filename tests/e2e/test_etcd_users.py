@@ -11,8 +11,7 @@ import pytest
 
 from pyflannel.assembly.stores import open_store
 from pyflannel.errors import StoreError
-from pyflannel.model.secret import Secret
-from pyflannel.model.store_record import Put, StoreChanges, Written
+from pyflannel.model.store_record import Put, Secret, StoreChanges, Written
 from pyflannel.ports import Store
 
 PATIENCE_S = 90

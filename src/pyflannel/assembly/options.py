@@ -22,7 +22,7 @@ from pyflannel.errors import UsageError, cut
 from pyflannel.http.sockets import Endpoint
 from pyflannel.model.host import GroChoice
 from pyflannel.model.lease import LONGEST_OWNER
-from pyflannel.model.secret import Secret
+from pyflannel.model.store_record import Secret
 from pyflannel.model.tunnel_guard import GuardMode
 from pyflannel.plan.packet_filter import FilterOptions
 from pyflannel.wire.go_flags import Flag, Given, Settings, read_words

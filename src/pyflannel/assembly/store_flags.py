@@ -18,7 +18,7 @@ from pyflannel.assembly.stores import (
     parse_store_url,
 )
 from pyflannel.errors import UsageError
-from pyflannel.model.secret import Secret
+from pyflannel.model.store_record import Secret
 from pyflannel.stores.etcd.endpoint import Endpoint
 from pyflannel.wire.go_flags import Flag, Given, Settings
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from urllib.parse import parse_qsl, quote, urlsplit
 
 from pyflannel.errors import UsageError
-from pyflannel.model.secret import Secret
+from pyflannel.model.store_record import Secret
 from pyflannel.ports import Store
 from pyflannel.stores.etcd.endpoint import Endpoint
 from pyflannel.stores.prefixed import PrefixedStore

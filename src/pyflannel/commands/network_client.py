@@ -15,9 +15,8 @@ from pyflannel.errors import NoStoreError, NotReadyError, StoreError, UsageError
 from pyflannel.http.server import Response
 from pyflannel.http.sockets import request
 from pyflannel.model.lease import Lease, LeaseEntry
-from pyflannel.model.secret import Secret
 from pyflannel.model.status import JournalEntry, Status
-from pyflannel.model.store_record import Put, Record
+from pyflannel.model.store_record import Put, Record, Secret
 from pyflannel.ports import Store
 from pyflannel.processes.forwarder_client import forwarder_status
 from pyflannel.wire.control_json import (

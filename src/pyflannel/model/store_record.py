@@ -1,4 +1,4 @@
-"""What a store holds and answers: keys and values under a prefix, with etcd's revisions.
+"""What a store holds and answers: keys and values under a prefix, with etcd's revisions; and its password.
 
 Keys are relative to the store's prefix: `config`, `subnets/10.5.52.0-24`, `claims/10.5.52.0-24`.
 """
@@ -109,3 +109,22 @@ class StoreChanges:
 
     changes: tuple[Change, ...]
     revision: int
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Secret:
+    """A password. Only `reveal` shows its text. An empty one is false."""
+
+    _text: str
+
+    def reveal(self) -> str:
+        """Return the text."""
+        return self._text
+
+    def __str__(self) -> str:
+        return "***"
+
+    __repr__ = __str__
+
+    def __bool__(self) -> bool:
+        return bool(self._text)

@@ -21,7 +21,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pyflannel.model.secret import Secret
+from pyflannel.model.store_record import Secret
 
 _OPENSSL = ("ssl", "_ssl", "_hashlib")
 

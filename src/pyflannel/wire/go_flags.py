@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from typing import Literal
 
 from pyflannel.errors import UsageError
-from pyflannel.model.secret import Secret
+from pyflannel.model.store_record import Secret
 
 # Command lines and environments as Go's flag library reads them.
 #

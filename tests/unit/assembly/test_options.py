@@ -18,7 +18,7 @@ from pyflannel.assembly.options import (
 )
 from pyflannel.errors import UsageError
 from pyflannel.http.sockets import Endpoint
-from pyflannel.model.secret import Secret
+from pyflannel.model.store_record import Secret
 from pyflannel.plan.packet_filter import FilterOptions
 from pyflannel.wire.go_flags import default_of
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from pyflannel.model.secret import Secret
+from pyflannel.model.store_record import Secret
 
 
 @dataclass

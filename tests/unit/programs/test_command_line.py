@@ -9,7 +9,7 @@ import pytest
 SCRIPT = """
 import sys
 from pyflannel.programs.own_process import hide_on_command_line
-from pyflannel.model.secret import Secret
+from pyflannel.model.store_record import Secret
 print(hide_on_command_line(Secret(sys.argv[1])), sys.argv[2:])
 sys.stdout.flush()
 sys.stdin.read()

@@ -20,7 +20,7 @@ from grpclib.exceptions import GRPCError
 from grpclib.protocol import H2Protocol
 
 from pyflannel.errors import StoreError
-from pyflannel.model.secret import Secret
+from pyflannel.model.store_record import Secret
 from pyflannel.stores.etcd.endpoint import Endpoint, SSLError, TlsFiles
 from pyflannel.stores.etcd.failure import (
     BROKEN,
