@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from doubles.hostile_inputs import Parser, check, damaged
 from pyflannel.errors import WireError
-from pyflannel.wire.netlink import addresses, bridges, links, message, neighbours, next_hops, routes, tc
+from pyflannel.wire.netlink import addresses, bridges, links, message, neighbours, routes, tc
 
 # Netlink: bodies of messages, with the attributes that each parser reads.
 
@@ -135,8 +135,8 @@ def read_neighbour(octets: bytes) -> None:
 
 
 def read_next_hop(octets: bytes) -> None:
-    next_hops.next_hop_protocol(octets)
-    next_hops.parse_next_hop_number(octets)
+    routes.next_hop_protocol(octets)
+    routes.parse_next_hop_number(octets)
 
 
 def read_address(octets: bytes) -> None:
