@@ -13,6 +13,7 @@ FlannelError
 ├── NotReadyError    the requested object does not exist yet, or
 │   │                no answer in time                              exit 3
 │   └── NoStoreError     the file of the store does not exist
+├── CniError         the CNI plugin cannot do what the runtime asked  error object, exit 1
 └── LabError         a part of the lab failed                       exit 1
 """
 
@@ -203,6 +204,18 @@ _PERMANENT = frozenset(
 
 class BusyError(FlannelError):
     """Another program uses an exclusive resource: a lock, a port, a device."""
+
+
+class CniError(FlannelError):
+    """The CNI plugin cannot do what the runtime asked.
+
+    Attributes:
+        code: error code of the CNI specification 1.1.0, section 5.
+    """
+
+    def __init__(self, message: str, *, hint: str, code: int) -> None:
+        super().__init__(message, hint=hint)
+        self.code = code
 
 
 class LabError(FlannelError):

@@ -173,8 +173,13 @@ def run_dir_option(command: _Command) -> _Command:
 
 def state_options(command: _Command) -> _Command:
     """Add --state-dir and --subnet-file, with the variables of flanneld."""
-    command = _directory("--subnet-file", "/run/flannel/subnet.env", "Subnet file of flanneld.")(command)
+    command = subnet_file_option(command)
     return _directory("--state-dir", f"/var/lib/flannel{_OF_PREFIX}", "State directory of flanneld.")(command)
+
+
+def subnet_file_option(command: _Command) -> _Command:
+    """Add --subnet-file, with the variable of flanneld."""
+    return _directory("--subnet-file", "/run/flannel/subnet.env", "Subnet file of flanneld.")(command)
 
 
 _OF_PREFIX = ", or the directory in it of FLANNELD_ETCD_PREFIX"

@@ -23,6 +23,7 @@ _INTERRUPTED = 130
 
 COMMANDS = {
     "cleanup": "Remove flannel from this host.",
+    "cni": "Install or remove the CNI plugin.",
     "config": "Show, check and write the network config.",
     "doctor": "List the problems of this host, with cause and remedy.",
     "events": "List the repairs, changes and refusals on this host.",

@@ -4,10 +4,12 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import IPv4Network, IPv6Network
 from itertools import takewhile
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from pyflannel.errors import WireError
-from pyflannel.model.network_config import NetworkConfig
+
+if TYPE_CHECKING:  # the CNI plugin and mk-docker-opts start without it in half the time
+    from pyflannel.model.network_config import NetworkConfig
 
 # Files of shell assignments, read without a shell: comments, `NAME=value`, quotes, `export`.
 #
@@ -156,7 +158,7 @@ _LINE = re.compile(
 
 def format_subnet_env(
     *,
-    config: NetworkConfig,
+    config: "NetworkConfig",
     subnet: IPv4Network | None,
     ipv6_subnet: IPv6Network | None = None,
     mtu: int,

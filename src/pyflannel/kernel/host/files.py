@@ -19,19 +19,19 @@ from pyflannel.ports import Announce, ChangeChannel, in_thread, performed
 MODE = 0o644
 
 
-def replace_file(path: str, octets: bytes) -> None:
+def replace_file(path: str, octets: bytes, mode: int = MODE) -> None:
     """Make the file hold exactly this, as `Replacement` does.
 
     Raises:
         OSError: it could not be written.
     """
-    with Replacement(path) as replacement:
+    with Replacement(path, mode) as replacement:
         replacement.write(octets)
         replacement.finish()
 
 
 class Replacement:
-    """What a file is to hold, as it grows; mode 0644 whatever the umask, its directories 0755.
+    """The new content of a file. The umask has no effect on its mode; new directories have mode 0755.
 
     Readers see the old file until `finish`, then the new. When it fails, on a full disk, the old file stays.
     There may be one writer of a path at a time.
@@ -40,15 +40,16 @@ class Replacement:
         OSError: from each method; it could not be written.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, mode: int = MODE) -> None:
         self._path = path
+        self._mode = mode
         self._directory, name = os.path.split(os.path.abspath(path))
         os.makedirs(self._directory, mode=0o755, exist_ok=True)
         # One fixed name, so that writers that were killed leave one file and not many.
         self._temporary = os.path.join(self._directory, f".{name}.new")
         self._remove()
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        self._file = open(os.open(self._temporary, flags, MODE), "wb")  # noqa: SIM115
+        self._file = open(os.open(self._temporary, flags, mode), "wb")  # noqa: SIM115
 
     def __enter__(self) -> Self:
         return self
@@ -66,7 +67,7 @@ class Replacement:
     def finish(self) -> None:
         """Put the new file in the place of the old."""
         self._file.flush()
-        os.fchmod(self._file.fileno(), MODE)
+        os.fchmod(self._file.fileno(), self._mode)
         os.fsync(self._file.fileno())
         os.rename(self._temporary, self._path)
         _sync_directory(self._directory)

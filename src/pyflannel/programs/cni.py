@@ -1,0 +1,480 @@
+"""`flannel`, the CNI plugin: attaches containers to the subnet of this host, through a delegate plugin.
+
+The runtime passes the command in CNI_COMMAND and the network configuration on standard input. The plugin
+computes the configuration of the delegate (by default `bridge` with `host-local`) from subnet.env, saves it,
+and runs the delegate.
+
+A saved configuration belongs to one attachment, which is a container and an interface name. The first
+attachment of a container is saved under the file name of the original, which is the container ID, with a
+symbolic link `ID@INTERFACE` to it. Further attachments are saved as `ID@INTERFACE`. So the original can
+delete the attachments that this plugin made, and this plugin those of the original.
+"""
+
+import contextlib
+import errno
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from pyflannel import VERSION
+from pyflannel.errors import CniError, WireError
+from pyflannel.wire import cni
+from pyflannel.wire.cni import Attachment, NetworkConf
+
+_REQUIRED = {
+    "ADD": ("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_PATH"),
+    "CHECK": ("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_PATH"),
+    "DEL": ("CNI_CONTAINERID", "CNI_IFNAME", "CNI_PATH"),
+    "STATUS": ("CNI_PATH",),
+    "GC": ("CNI_PATH",),
+    "VERSION": (),
+}
+_MINIMUM_VERSION = {"CHECK": "0.4.0", "STATUS": "1.1.0", "GC": "1.1.0"}
+
+_INTERFACE_OF_ORIGINAL = "eth0"
+"""The interface name of an attachment whose saved file does not tell it. Kubernetes uses no other name."""
+
+_STATUS_DEADLINE_S = 1.0
+
+
+def main() -> int:
+    """Run one command of the runtime; return the exit status."""
+    environment = os.environ
+    version = ""
+    try:
+        command = environment.get("CNI_COMMAND", "")
+        if not command:
+            sys.stderr.write(
+                f"CNI Plugin flannel version {VERSION}\n"
+                f"CNI protocol versions supported: {', '.join(cni.VERSIONS)}\n"
+            )
+            return 0
+        _check_environment(command, environment)
+        if command == "VERSION":
+            sys.stdout.write(cni.format_versions())
+            return 0
+        conf = cni.parse_network_conf(sys.stdin.buffer.read(cni.LONGEST + 1))
+        version = conf.version
+        cni.check_version(version)
+        if command in _MINIMUM_VERSION and not cni.is_at_least(version, _MINIMUM_VERSION[command]):
+            raise CniError(
+                f"config version does not allow {command}",
+                hint=f"Set cniVersion to {_MINIMUM_VERSION[command]} or later.",
+                code=cni.INCOMPATIBLE_VERSION,
+            )
+        sys.stdout.write(_run(command, conf, environment))
+    except CniError as error:
+        sys.stdout.write(cni.format_error(error, version))
+        return 1
+    except OSError as error:
+        text = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        failure = CniError(text, hint="Check the rights and the free space there.", code=cni.IO_FAILURE)
+        sys.stdout.write(cni.format_error(failure, version))
+        return 1
+    return 0
+
+
+def _check_environment(command: str, environment: Mapping[str, str]) -> None:
+    if command not in _REQUIRED:
+        raise CniError(
+            f"unknown CNI_COMMAND: {command}",
+            hint=f"Use one of {', '.join(_REQUIRED)}.",
+            code=cni.INVALID_ENVIRONMENT,
+        )
+    required = _REQUIRED[command]
+    missing = [name for name in required if not environment.get(name)]
+    if missing:
+        raise CniError(
+            f"required env variables [{','.join(missing)}] missing",
+            hint="The container runtime sets these variables.",
+            code=cni.INVALID_ENVIRONMENT,
+        )
+    if "CNI_CONTAINERID" in required:
+        cni.check_container_id(environment["CNI_CONTAINERID"])
+        cni.check_interface_name(environment["CNI_IFNAME"])
+        _check_namespace(environment)
+
+
+def _check_namespace(environment: Mapping[str, str]) -> None:
+    """Refuse the network namespace of the host, whose interfaces a delegate would change or delete."""
+    try:
+        named = os.stat(environment.get("CNI_NETNS") or os.devnull)
+        own = os.stat("/proc/self/ns/net")
+    except OSError:
+        return  # a DEL may come after the end of the namespace; in an ADD, the delegate reports it
+    is_own = (named.st_dev, named.st_ino) == (own.st_dev, own.st_ino)
+    if is_own and environment.get("CNI_NETNS_OVERRIDE", "").lower() not in ("1", "true"):
+        raise CniError(
+            f"plugin's netns and netns from CNI_NETNS should not be the same: {environment['CNI_NETNS']}",
+            hint="Name the namespace of a container, or set CNI_NETNS_OVERRIDE=1.",
+            code=cni.INVALID_ENVIRONMENT,
+        )
+
+
+def _run(command: str, conf: NetworkConf, environment: Mapping[str, str]) -> str:
+    """Run a command; return the text for standard output."""
+    match command:
+        case "ADD":
+            return _add(conf, environment)
+        case "DEL":
+            return _delete(conf, environment)
+        case "CHECK":
+            return _check(conf, environment)
+        case "STATUS":
+            return _status(conf, environment)
+        case _:
+            return _collect(conf, environment)
+
+
+def _add(conf: NetworkConf, environment: Mapping[str, str]) -> str:
+    delegate = cni.delegate_conf(conf, _subnets(conf))
+    text = cni.format_conf(delegate)
+    _Saved(conf.data_dir).write(_attachment(environment), text)
+    with _failure("failed to delegate add"):
+        result = _delegate("ADD", delegate, text, environment)
+        return cni.format_result(result, conf.version)
+
+
+def _delete(conf: NetworkConf, environment: Mapping[str, str]) -> str:
+    """Delete an attachment, as far as it exists. The saved file remains until the delegate has succeeded."""
+    saved = _Saved(conf.data_dir)
+    attachment = _attachment(environment)
+    text = saved.read(attachment)
+    if text is None:
+        return ""
+    delegate = cni.parse_saved_conf(text)
+    if delegate is None:
+        sys.stderr.write(f"flannel: the saved configuration of {attachment.container} is damaged\n")
+        delegate = _rebuilt(conf)
+        text = cni.format_conf(delegate)
+    if delegate:
+        _delegate("DEL", delegate, text, environment)
+    saved.remove(attachment)
+    return ""
+
+
+def _rebuilt(conf: NetworkConf) -> dict[str, object]:
+    """Return the delegate configuration computed again, or an empty one if that is impossible."""
+    with contextlib.suppress(CniError):
+        return cni.delegate_conf(conf, _subnets(conf))
+    return {}
+
+
+def _check(conf: NetworkConf, environment: Mapping[str, str]) -> str:
+    attachment = _attachment(environment)
+    text = _Saved(conf.data_dir).read(attachment)
+    delegate = None if text is None else cni.parse_saved_conf(text)
+    if delegate is None:
+        raise CniError(
+            f"the attachment {attachment.interface} of container {attachment.container} is not known here",
+            hint=f"{conf.data_dir} has no valid configuration for it. Start the container again.",
+            code=cni.UNKNOWN_CONTAINER,
+        )
+    planned = cni.delegate_conf(conf, _subnets(conf))
+    if _ranges(planned) != _ranges(delegate):
+        raise CniError(
+            f"container {attachment.container} has an address of another subnet than this host's",
+            hint="The subnet of this host has changed. Start the container again.",
+            code=cni.INTERNAL,
+        )
+    if conf.prev_result is not None:
+        delegate["prevResult"] = cni.with_gateways(conf.prev_result)
+    with _failure("failed to delegate check"):
+        _delegate("CHECK", delegate, cni.format_conf(delegate), environment)
+    return ""
+
+
+def _status(conf: NetworkConf, environment: Mapping[str, str]) -> str:
+    """Succeed if an ADD can succeed."""
+    try:
+        delegate = cni.delegate_conf(conf, _subnets(conf))
+    except CniError as error:
+        code = cni.PLUGIN_NOT_AVAILABLE if error.code == cni.TRY_AGAIN_LATER else error.code
+        raise CniError(str(error), hint=error.hint, code=code) from error
+    _delegate("STATUS", delegate, cni.format_conf(delegate), environment)
+    return ""
+
+
+def _collect(conf: NetworkConf, environment: Mapping[str, str]) -> str:
+    """Delete each saved attachment of this network that does not exist, then let the delegate collect."""
+    saved = _Saved(conf.data_dir)
+    failures = []
+    for attachment in saved.attachments():
+        text = saved.read(attachment)
+        delegate = None if text is None else cni.parse_saved_conf(text)
+        if text is None or delegate is None or delegate.get("name") != conf.name:
+            continue
+        if _is_valid(attachment, conf.valid):
+            continue
+        own = {
+            **environment,
+            "CNI_CONTAINERID": attachment.container,
+            "CNI_IFNAME": attachment.interface or _INTERFACE_OF_ORIGINAL,
+            "CNI_NETNS": "",
+        }
+        try:
+            _delegate("DEL", delegate, text, own)
+            saved.remove(attachment)
+        except CniError as error:
+            failures.append(f"{attachment.container}: {error}")
+    delegate = _rebuilt(conf)
+    if delegate:
+        delegate["cni.dev/valid-attachments"] = [
+            {"containerID": each.container, "ifname": each.interface} for each in conf.valid
+        ]
+        try:
+            _delegate("GC", delegate, cni.format_conf(delegate), environment)
+        except CniError as error:
+            failures.append(str(error))
+    if failures:
+        raise CniError(
+            f"garbage collection failed: {'; '.join(failures)}",
+            hint="The next collection tries again.",
+            code=cni.INTERNAL,
+        )
+    return ""
+
+
+def _is_valid(attachment: Attachment, valid: Sequence[Attachment]) -> bool:
+    if not attachment.interface:
+        return any(each.container == attachment.container for each in valid)
+    return attachment in valid
+
+
+def _ranges(delegate: Mapping[str, object]) -> object:
+    ipam = delegate.get("ipam")
+    return ipam.get("ranges") if isinstance(ipam, dict) else None
+
+
+def _attachment(environment: Mapping[str, str]) -> Attachment:
+    return Attachment(environment["CNI_CONTAINERID"], environment["CNI_IFNAME"])
+
+
+def _subnets(conf: NetworkConf) -> cni.Subnets:
+    """Return the subnets of this host.
+
+    Raises:
+        CniError: flanneld has not written them; the message contains the reason that it gives.
+    """
+    try:
+        with open(conf.subnet_file, encoding="utf-8") as file:
+            return cni.parse_subnets(file.read())
+    except (OSError, WireError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise CniError(
+            f"failed to load flannel 'subnet.env' file: {conf.subnet_file}: {reason}",
+            hint=_advice(os.path.dirname(conf.subnet_file)),
+            code=cni.TRY_AGAIN_LATER,
+        ) from error
+
+
+def _advice(run_dir: str) -> str:
+    """Return the remedy when subnet.env is unusable, from the status of flanneld."""
+    import socket
+
+    request = b"GET /v1/status HTTP/1.1\r\nHost: flanneld\r\nConnection: close\r\n\r\n"
+    received = b""
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.settimeout(_STATUS_DEADLINE_S)
+            connection.connect(os.path.join(run_dir, "flanneld.sock"))
+            connection.sendall(request)
+            while part := connection.recv(65536):
+                received += part
+    except OSError:
+        return "flanneld does not run on this host, or uses another directory. Start it, and read its log."
+    reason = cni.format_waiting_for(received.partition(b"\r\n\r\n")[2])
+    if reason is None:
+        return "flanneld runs, but does not write this file. Compare subnetFile with its --subnet-file."
+    return f"flanneld is not ready. It waits for {reason}"
+
+
+class _Saved:
+    """The saved delegate configurations in the data directory."""
+
+    def __init__(self, directory: str) -> None:
+        self._directory = directory
+
+    def write(self, attachment: Attachment, text: bytes) -> None:
+        """Save the configuration of an attachment, durably, before its delegate runs."""
+        os.makedirs(self._directory, mode=0o700, exist_ok=True)
+        keyed = self._keyed(attachment)
+        temporary = f"{keyed}~{os.getpid()}"
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            with open(descriptor, "wb") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(descriptor)
+            self._name(temporary, attachment, keyed)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+
+    def _name(self, temporary: str, attachment: Attachment, keyed: str) -> None:
+        """Rename a new file to the name of the original if it is free, or was this attachment's before."""
+        first = self._path(attachment.container)
+        if self._link_target(keyed) == attachment.container:
+            os.rename(temporary, first)
+            return
+        with contextlib.suppress(FileExistsError):
+            os.link(temporary, first)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(keyed)
+            os.symlink(attachment.container, keyed)
+            return
+        os.rename(temporary, keyed)
+
+    def read(self, attachment: Attachment) -> bytes | None:
+        """Return the saved configuration of an attachment; None if there is none."""
+        for path in self._candidates(attachment):
+            with contextlib.suppress(FileNotFoundError):
+                with open(path, "rb") as file:
+                    return file.read()
+        return None
+
+    def remove(self, attachment: Attachment) -> None:
+        """Remove the file of an attachment, and its symbolic link."""
+        keyed = self._keyed(attachment)
+        paths = list(self._candidates(attachment))[:1]
+        if self._link_target(keyed) == attachment.container:
+            paths = [self._path(attachment.container), keyed]
+        for path in paths:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+
+    def attachments(self) -> Iterator[Attachment]:
+        """Yield every saved attachment. The interface of one that the original saved is ""."""
+        try:
+            names = sorted(os.listdir(self._directory))
+        except FileNotFoundError:
+            return
+        keyed = [name for name in names if "@" in name and "~" not in name]
+        claimed = {self._link_target(self._path(name)) for name in keyed}
+        for name in keyed:
+            container, _, interface = name.partition("@")
+            yield Attachment(container, interface)
+        for name in names:
+            if "@" not in name and name not in claimed:
+                yield Attachment(name, "")
+
+    def _candidates(self, attachment: Attachment) -> Iterator[str]:
+        """Yield the files that may hold an attachment: its own, or that of the original.
+
+        A file of the original that another attachment of ours points to is not a candidate.
+        """
+        keyed = self._keyed(attachment)
+        if attachment.interface and os.path.lexists(keyed):
+            yield keyed
+            return
+        owners = f"{attachment.container}@"
+        try:
+            names = os.listdir(self._directory)
+        except FileNotFoundError:
+            return
+        if not any(
+            name.startswith(owners) and self._link_target(self._path(name)) == attachment.container
+            for name in names
+        ):
+            yield self._path(attachment.container)
+
+    def _keyed(self, attachment: Attachment) -> str:
+        return self._path(f"{attachment.container}@{attachment.interface}")
+
+    def _path(self, name: str) -> str:
+        return os.path.join(self._directory, name)
+
+    @staticmethod
+    def _link_target(path: str) -> str | None:
+        try:
+            return os.readlink(path)
+        except OSError:
+            return None
+
+
+class _Finished(NamedTuple):
+    status: int
+    output: bytes
+    errors: bytes
+
+
+def _delegate(
+    command: str, delegate: Mapping[str, object], text: bytes, environment: Mapping[str, str]
+) -> bytes:
+    """Run a command of a delegate; return its standard output.
+
+    Raises:
+        CniError: it is not installed, or failed; the error that it printed, if any.
+    """
+    program = _find(cni.check_delegate_type(delegate), environment["CNI_PATH"])
+    finished = _execute(program, text, {**environment, "CNI_COMMAND": command})
+    if finished.status == 0:
+        sys.stderr.write(finished.errors.decode(errors="replace"))
+        return finished.output
+    if (error := cni.parse_error(finished.output)) is not None:
+        raise error
+    reason = (finished.errors or finished.output).decode(errors="replace").strip() or "no error message"
+    raise CniError(
+        f"netplugin failed: {program} {_ending(finished.status)}: {reason}",
+        hint="Run the delegate by hand with the saved configuration.",
+        code=cni.INTERNAL,
+    )
+
+
+@contextlib.contextmanager
+def _failure(what: str) -> Iterator[None]:
+    """Name the failed step in an error of this plugin; an error of the delegate remains as it is."""
+    try:
+        yield
+    except CniError as error:
+        raise CniError(f"{what}: {error}", hint=error.hint, code=error.code) from error
+
+
+def _find(name: str, path: str) -> str:
+    directories = path.split(":")
+    for directory in directories:
+        program = os.path.join(directory, name)
+        if os.path.isfile(program):
+            return program
+    raise CniError(
+        f'failed to find plugin "{name}" in path [{" ".join(directories)}]',
+        hint="Install it: Debian's package containernetworking-plugins has bridge and host-local.",
+        code=cni.INTERNAL,
+    )
+
+
+def _execute(program: str, text: bytes, environment: Mapping[str, str]) -> _Finished:
+    """Run a program with `text` on its standard input. Files in memory cannot block, as pipes could."""
+    given, output, errors = (os.memfd_create(name) for name in ("stdin", "stdout", "stderr"))
+    try:
+        os.write(given, text)
+        os.lseek(given, 0, os.SEEK_SET)
+        actions = [(os.POSIX_SPAWN_DUP2, file, number) for number, file in enumerate((given, output, errors))]
+        try:
+            process = os.posix_spawn(program, [program], environment, file_actions=actions)
+        except OSError as error:
+            raise CniError(
+                f"{program} cannot be executed: {error.strerror}",
+                hint="Install the delegate again."
+                if error.errno != errno.EACCES
+                else "Make it executable: chmod +x.",
+                code=cni.INTERNAL,
+            ) from error
+        _, ending = os.waitpid(process, 0)
+        return _Finished(os.waitstatus_to_exitcode(ending), _contents(output), _contents(errors))
+    finally:
+        for file in (given, output, errors):
+            os.close(file)
+
+
+def _contents(file: int) -> bytes:
+    return os.pread(file, os.fstat(file).st_size, 0)
+
+
+def _ending(status: int) -> str:
+    return f"ended with status {status}" if status > 0 else f"was ended by signal {-status}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

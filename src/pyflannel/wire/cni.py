@@ -1,0 +1,510 @@
+"""The formats of the CNI plugin: network configuration, delegate configuration, results and errors.
+
+Only what one ADD needs is imported here, because each start of a container waits for it.
+
+Source: CNI specification 1.1.0; flannel's CNI plugin 1.9.1 for the delegate configuration.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from typing import NamedTuple
+
+from pyflannel.errors import CniError, WireError
+from pyflannel.wire.json_values import escape, fold
+from pyflannel.wire.subnet_env import parse_subnet_env
+
+VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
+"""The supported versions of the specification, oldest first."""
+
+DEFAULT_SUBNET_FILE = "/run/flannel/subnet.env"
+DEFAULT_DATA_DIR = "/var/lib/cni/flannel"
+
+INCOMPATIBLE_VERSION = 1
+UNKNOWN_CONTAINER = 3
+INVALID_ENVIRONMENT = 4
+IO_FAILURE = 5
+DECODING_FAILURE = 6
+INVALID_CONFIG = 7
+TRY_AGAIN_LATER = 11
+PLUGIN_NOT_AVAILABLE = 50
+INTERNAL = 999
+"""Error codes. Source: CNI specification 1.1.0, section 5; INTERNAL is the code of the CNI library."""
+
+LONGEST = 1 << 20
+"""Bytes of a network configuration. A large one has some thousand."""
+
+_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
+"""Network names and container IDs."""
+
+_LONGEST_INTERFACE_NAME = 15
+_ATTACHMENT_KEYS = ("cni.dev/valid-attachments", "cni.dev/attachments")
+"""The key of the valid attachments in a GC, and its name before libcni 1.2.3."""
+
+
+class Attachment(NamedTuple):
+    """One interface of one container."""
+
+    container: str
+    interface: str
+
+
+class NetworkConf(NamedTuple):
+    """The network configuration that the runtime passes on standard input.
+
+    Attributes:
+        version: cniVersion; "" if it is missing, which means 0.1.0.
+        prev_result: the result of the ADD, in a CHECK.
+        valid: the attachments that exist, in a GC.
+    """
+
+    name: str
+    version: str
+    subnet_file: str
+    data_dir: str
+    delegate: Mapping[str, object]
+    ipam: Mapping[str, object]
+    runtime_config: object = None
+    prev_result: object = None
+    valid: tuple[Attachment, ...] = ()
+
+
+class Subnets(NamedTuple):
+    """The values of subnet.env.
+
+    Attributes:
+        networks: IPv4 first.
+        subnets: the subnets of this host, at most one for each family, IPv4 first.
+        mtu: bytes.
+        ip_masq: flanneld masquerades, so the delegate does not.
+    """
+
+    networks: tuple[IPv4Network | IPv6Network, ...]
+    subnets: tuple[IPv4Network | IPv6Network, ...]
+    mtu: int
+    ip_masq: bool
+
+
+def parse_network_conf(text: bytes) -> NetworkConf:
+    """Return the network configuration.
+
+    Raises:
+        CniError: it is no JSON object, or the value of a key is invalid.
+    """
+    document = _decode(text)
+    if document is None:
+        document = {}
+    if not isinstance(document, dict):
+        raise CniError(
+            f"error unmarshall network config: it is {_kind(document)}, not an object",
+            hint="Write an object with the keys name, cniVersion and type.",
+            code=DECODING_FAILURE,
+        )
+    values = {fold(key): value for key, value in document.items()}
+    name = _text(values, "name")
+    if not name:
+        raise CniError("missing network name", hint='Add the key "name".', code=INVALID_CONFIG)
+    if not _NAME.fullmatch(name):
+        raise CniError(
+            f"invalid characters found in network name: {name!r}",
+            hint="Use letters, digits, '.', '_' and '-', and begin with a letter or a digit.",
+            code=INVALID_CONFIG,
+        )
+    return NetworkConf(
+        name=name,
+        version=_text(values, "cniVersion"),
+        subnet_file=_text(values, "subnetFile") or DEFAULT_SUBNET_FILE,
+        data_dir=_text(values, "dataDir") or DEFAULT_DATA_DIR,
+        delegate=_object(values, "delegate"),
+        ipam=_object(values, "ipam"),
+        runtime_config=values.get("runtimeconfig"),
+        prev_result=values.get("prevresult"),
+        valid=tuple(_attachments(document)),
+    )
+
+
+def check_version(version: str) -> None:
+    """Check that the version of a network configuration is supported.
+
+    Raises:
+        CniError: it is not.
+    """
+    if version and version not in VERSIONS:
+        raise CniError(
+            f'incompatible CNI versions: the network configuration is "{version}"',
+            hint=f"Set cniVersion to one of {', '.join(VERSIONS)}.",
+            code=INCOMPATIBLE_VERSION,
+        )
+
+
+def is_at_least(version: str, minimum: str) -> bool:
+    """Return whether a supported version is `minimum` or later."""
+    return bool(version) and VERSIONS.index(version) >= VERSIONS.index(minimum)
+
+
+def check_container_id(container: str) -> None:
+    """Check a container ID, which becomes a file name.
+
+    Raises:
+        CniError: it has invalid characters.
+    """
+    if not _NAME.fullmatch(container):
+        raise CniError(
+            f"invalid characters in containerID: {container!r}",
+            hint="The runtime sets CNI_CONTAINERID: letters, digits, '.', '_' and '-'.",
+            code=INVALID_ENVIRONMENT,
+        )
+
+
+def check_interface_name(name: str) -> None:
+    """Check the name of the interface in the container.
+
+    Raises:
+        CniError: the kernel does not accept it.
+    """
+    if len(name) > _LONGEST_INTERFACE_NAME:
+        raise CniError(
+            f"interface name is too long: {name!r}",
+            hint=f"The runtime sets CNI_IFNAME: at most {_LONGEST_INTERFACE_NAME} characters.",
+            code=INVALID_ENVIRONMENT,
+        )
+    if name in ("", ".", "..") or re.search(r"[/:\s]", name):
+        raise CniError(
+            f"interface name contains / or : or whitespace characters, or is empty: {name!r}",
+            hint="The runtime sets CNI_IFNAME: the name of a network interface, for example eth0.",
+            code=INVALID_ENVIRONMENT,
+        )
+
+
+def parse_subnets(text: str) -> Subnets:
+    """Return the values of subnet.env.
+
+    Raises:
+        WireError: a value is missing or invalid; the message names the variable.
+    """
+    values = parse_subnet_env(text)
+    networks = _networks(values, "FLANNEL_NETWORK") + _networks(values, "FLANNEL_IPV6_NETWORK")
+    subnets = _networks(values, "FLANNEL_SUBNET")[:1] + _networks(values, "FLANNEL_IPV6_SUBNET")[:1]
+    missing = [] if networks else ["FLANNEL_NETWORK", "FLANNEL_IPV6_NETWORK"]
+    missing += [] if subnets else ["FLANNEL_SUBNET", "FLANNEL_IPV6_SUBNET"]
+    missing += [name for name in ("FLANNEL_MTU", "FLANNEL_IPMASQ") if name not in values]
+    if missing:
+        raise WireError(f"it is missing {', '.join(missing)}", hint="Delete it: flanneld writes it again.")
+    if not re.fullmatch(r"[0-9]{1,9}", values["FLANNEL_MTU"]):
+        raise _bad_variable("FLANNEL_MTU", values["FLANNEL_MTU"], "a number of bytes")
+    return Subnets(networks, subnets, int(values["FLANNEL_MTU"]), values["FLANNEL_IPMASQ"] == "true")
+
+
+def delegate_conf(conf: NetworkConf, host: Subnets) -> dict[str, object]:
+    """Return the configuration of the delegate. Keys in `delegate` have precedence over flannel's.
+
+    Raises:
+        CniError: `delegate` or `ipam` is invalid.
+    """
+    delegate = dict(conf.delegate)
+    kind = delegate.setdefault("type", "bridge")
+    if not isinstance(kind, str):
+        raise _bad_config("'delegate' dictionary, if present, must have (string) 'type' field")
+    for key in ("name", "ipam"):
+        if key in delegate:
+            raise _bad_config(f"'delegate' dictionary must not have '{key}' field, it'll be set by flannel")
+    delegate["name"] = conf.name
+    delegate.setdefault("ipMasq", not host.ip_masq)
+    delegate.setdefault("mtu", host.mtu)
+    if kind == "bridge":
+        delegate.setdefault("isGateway", True)
+    if conf.version:
+        delegate["cniVersion"] = conf.version
+    if conf.runtime_config is not None:
+        delegate["runtimeConfig"] = conf.runtime_config
+    delegate["ipam"] = _delegate_ipam(conf.ipam, host)
+    return delegate
+
+
+def with_gateways(result: object) -> object:
+    """Return a result in which every route has its gateway, as the delegate configured it.
+
+    A route without a gateway uses the gateway of the address of its family. CHECK of the bridge plugin before
+    1.2 expects the gateway in the result.
+    """
+    if not isinstance(result, dict) or not isinstance(result.get("routes"), list):
+        return result
+    gateways: dict[bool, object] = {}
+    for address in result.get("ips") or ():
+        if isinstance(address, dict) and isinstance(gateway := address.get("gateway"), str):
+            gateways.setdefault(":" in gateway, gateway)
+    routes = [
+        {**route, "gw": route.get("gw") or gateways.get(":" in str(route.get("dst")))}
+        for route in result["routes"]
+        if isinstance(route, dict)
+    ]
+    return {**result, "routes": [{key: value for key, value in route.items() if value} for route in routes]}
+
+
+def check_delegate_type(conf: Mapping[str, object]) -> str:
+    """Return the type of a delegate: the file name of its program.
+
+    Raises:
+        CniError: it is missing, or no file name.
+    """
+    kind = conf.get("type")
+    if not isinstance(kind, str) or not kind:
+        raise _bad_config("no plugin name provided: the delegate has no type")
+    if "/" in kind or kind in (".", ".."):
+        raise _bad_config(f"invalid plugin name: {kind}")
+    return kind
+
+
+def format_conf(value: object) -> bytes:
+    """Return JSON as the original formats it (Go, encoding/json, maps): sorted keys, shortest numbers."""
+    return escape(_format(value)).encode("utf-8", "surrogatepass")
+
+
+def format_result(result: bytes, version: str) -> str:
+    """Return the result of a delegate in the layout of the CNI library.
+
+    Raises:
+        CniError: it is not a JSON object.
+    """
+    try:
+        document = json.loads(result)
+    except ValueError as error:
+        raise CniError(
+            f"failed to unmarshal raw result: {error}", hint="The delegate printed no JSON.", code=INTERNAL
+        ) from error
+    if not isinstance(document, dict):
+        raise CniError(
+            f"failed to unmarshal raw result: it is {_kind(document)}, not an object",
+            hint="The delegate printed something else than a result.",
+            code=INTERNAL,
+        )
+    document.setdefault("cniVersion", version or VERSIONS[0])
+    return json.dumps(document, indent=4, ensure_ascii=False)
+
+
+def parse_saved_conf(text: bytes) -> dict[str, object] | None:
+    """Return the delegate configuration that an ADD saved; None if the file is damaged."""
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return document if isinstance(document, dict) else None
+
+
+def parse_error(text: bytes) -> CniError | None:
+    """Return the error that a delegate printed, or None if it printed none."""
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(document, dict) or not isinstance(document.get("msg"), str):
+        return None
+    code = document.get("code")
+    return CniError(
+        document["msg"],
+        hint=str(document.get("details") or ""),
+        code=code if isinstance(code, int) else INTERNAL,
+    )
+
+
+def format_error(error: CniError, version: str) -> str:
+    """Return the error object that the runtime expects on standard output."""
+    document: dict[str, object] = {"cniVersion": version} if version in VERSIONS else {}
+    document |= {"code": error.code, "msg": str(error)}
+    if error.hint:
+        document["details"] = error.hint
+    return json.dumps(document, indent=4)
+
+
+def format_versions() -> str:
+    """Return the answer to VERSION."""
+    versions = {"cniVersion": VERSIONS[-1], "supportedVersions": list(VERSIONS)}
+    return json.dumps(versions, separators=(",", ":")) + "\n"
+
+
+def format_waiting_for(document: bytes) -> str | None:
+    """Return the reason in a status of flanneld why it is not ready; None if it is ready or unknown."""
+    status = parse_saved_conf(document) or {}
+    reason = status.get("waiting_for")
+    return None if status.get("is_ready") or not isinstance(reason, str) else reason
+
+
+def _decode(text: bytes) -> object:
+    if len(text) > LONGEST:
+        raise CniError(
+            f"the network configuration has {len(text)} bytes, more than {LONGEST}",
+            hint="Remove the keys that flannel does not know.",
+            code=DECODING_FAILURE,
+        )
+    try:
+        return json.loads(text, parse_int=_number, parse_float=_number, parse_constant=_number)
+    except (ValueError, RecursionError) as error:
+        raise CniError(
+            f"error unmarshall network config: {error}",
+            hint="The runtime passes the network configuration as JSON on standard input.",
+            code=DECODING_FAILURE,
+        ) from error
+
+
+def _number(text: str) -> float | int:
+    """Return a number as the original decodes it: a float. Integers below 2**53 are exact in both forms."""
+    number = float(text)
+    if number - number != 0:
+        raise ValueError(f"{text} is not a finite number")
+    return int(number) if number.is_integer() and abs(number) < _EXACT else number
+
+
+def _text(values: Mapping[str, object], key: str) -> str:
+    value = values.get(fold(key))
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise _bad_type(key, value, "a string")
+    return value
+
+
+def _object(values: Mapping[str, object], key: str) -> Mapping[str, object]:
+    value = values.get(fold(key))
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise _bad_type(key, value, "an object")
+    return value
+
+
+def _attachments(document: Mapping[str, object]) -> Iterable[Attachment]:
+    for key in _ATTACHMENT_KEYS:
+        value = document.get(key)
+        if value is None:
+            continue
+        if not isinstance(value, list):
+            raise _bad_type(key, value, "an array")
+        for entry in value:
+            if not isinstance(entry, dict):
+                raise _bad_type(key, entry, "an array of objects")
+            yield Attachment(str(entry.get("containerID", "")), str(entry.get("ifname", "")))
+
+
+def _networks(values: Mapping[str, str], name: str) -> tuple[IPv4Network | IPv6Network, ...]:
+    if name not in values:
+        return ()
+    networks = []
+    for text in values[name].split(","):
+        try:
+            if "/" not in text:
+                raise ValueError("it has no prefix length")
+            networks.append(ip_network(text, strict=False))
+        except ValueError as error:
+            raise _bad_variable(name, text, "an address with a prefix length") from error
+    return tuple(dict.fromkeys(networks))
+
+
+def _delegate_ipam(ipam: Mapping[str, object], host: Subnets) -> dict[str, object]:
+    conf = dict(ipam)
+    conf.setdefault("type", "host-local")
+    conf["ranges"] = [[{"subnet": str(subnet)}] for subnet in host.subnets]
+    routes: list[object] = [_Ordered(route) for route in _routes(ipam.get("routes"))]
+    conf["routes"] = routes + [{"dst": str(network)} for network in host.networks]
+    return conf
+
+
+class _Ordered(dict[str, object]):
+    """An object whose keys keep their order."""
+
+
+_ROUTE_NUMBERS = ("mtu", "advmss", "priority")
+_ROUTE_OPTIONAL_NUMBERS = ("table", "scope")
+
+
+def _routes(value: object) -> Iterable[dict[str, object]]:
+    """Yield each route of the ipam configuration with the keys that the original knows, in its order."""
+    if value is None:
+        return
+    if not isinstance(value, list):
+        raise _bad_type("ipam.routes", value, "an array")
+    for entry in value:
+        if not isinstance(entry, dict):
+            raise _bad_type("ipam.routes", entry, "an array of objects")
+        given = {fold(key): inner for key, inner in entry.items()}
+        destination = given.get("dst")
+        try:
+            if not isinstance(destination, str) or "/" not in destination:
+                raise ValueError("no prefix length")
+            ip_network(destination, strict=False)
+        except ValueError as error:
+            raise _bad_config(f"failed to parse ipam.routes: invalid CIDR address: {destination}") from error
+        route: dict[str, object] = {"dst": destination}
+        if given.get("gw"):
+            route["gw"] = given["gw"]
+        for key in _ROUTE_NUMBERS:
+            if given.get(key):
+                route[key] = given[key]
+        for key in _ROUTE_OPTIONAL_NUMBERS:
+            if given.get(key) is not None:
+                route[key] = given[key]
+        yield route
+
+
+def _format(value: object) -> str:
+    match value:
+        case dict():
+            keys = value if isinstance(value, _Ordered) else sorted(value)
+            return "{" + ",".join(f"{_format(key)}:{_format(value[key])}" for key in keys) + "}"
+        case list():
+            return "[" + ",".join(map(_format, value)) + "]"
+        case float():
+            return _format_float(value)
+        case _:
+            return json.dumps(value, ensure_ascii=False)
+
+
+_EXACT = 2**53
+_FIRST_WITH_EXPONENT = 1e21
+_LAST_WITH_EXPONENT = 1e-6
+
+
+def _format_float(number: float) -> str:
+    """Return the shortest decimal form, with an exponent where Go's encoding/json has one."""
+    text = repr(number)
+    mantissa, _, exponent = text.partition("e")
+    if number and not _LAST_WITH_EXPONENT <= abs(number) < _FIRST_WITH_EXPONENT:
+        return f"{mantissa}e{int(exponent):+d}"
+    if not exponent:
+        return text.removesuffix(".0")
+    sign = "-" if mantissa.startswith("-") else ""
+    whole, _, fraction = mantissa.lstrip("-").partition(".")
+    shift = int(exponent)
+    if shift < 0:
+        return f"{sign}0.{'0' * (-shift - 1)}{whole}{fraction}"
+    return f"{sign}{whole}{fraction.ljust(shift, '0')}"
+
+
+def _kind(value: object) -> str:
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "a boolean"
+        case str():
+            return "a string"
+        case int() | float():
+            return "a number"
+        case list():
+            return "an array"
+        case _:
+            return "an object"
+
+
+def _bad_type(key: str, value: object, wanted: str) -> CniError:
+    return _bad_config(f"the value of {key!r} is {_kind(value)}, not {wanted}")
+
+
+def _bad_config(message: str) -> CniError:
+    return CniError(
+        message, hint="Correct the network configuration, by default in /etc/cni/net.d.", code=INVALID_CONFIG
+    )
+
+
+def _bad_variable(name: str, value: str, wanted: str) -> WireError:
+    return WireError(f"{name}={value} is not {wanted}", hint="Delete the file: flanneld writes it again.")
