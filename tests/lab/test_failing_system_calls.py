@@ -83,6 +83,7 @@ _TUNNEL = Tunnel(
     address=IPv4Address("10.7.0.1"),
     subnet=IPv4Network("10.100.15.0/24"),
     port=8285,
+    mtu=1472,
 )
 
 

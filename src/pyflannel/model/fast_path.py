@@ -39,6 +39,7 @@ class Tunnel:
         address: ours on the underlay, source of what we send and destination of what we take.
         subnet: our own subnet; only packets to it are taken from peers.
         port: UDP port that datagrams arrive at and come from.
+        mtu: octets of the largest packet that is taken from a peer, unless it is to be segmented.
         gro_link: link that coalesces TCP that arrived in segments; "" if there is none.
     """
 
@@ -47,6 +48,7 @@ class Tunnel:
     address: IPv4Address
     subnet: IPv4Network
     port: int
+    mtu: int
     gro_link: str = ""
 
 

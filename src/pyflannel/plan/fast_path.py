@@ -20,10 +20,10 @@ _QUEUE_LENGTH = 1000
 """Packets; what the kernel gives a veth by itself."""
 
 
-def plan_programs(host: Host, port: int) -> Iterator[BpfProgram | Link]:
+def plan_programs(host: Host, port: int, mtu: int) -> Iterator[BpfProgram | Link]:
     """Yield the programs and the GRO veth of a host, whatever bridges it has; nothing without fast path."""
     if host.has_fast_path:
-        tunnel = _tunnel(host, port)
+        tunnel = _tunnel(host, port, mtu)
         yield BpfProgram(link=host.device, role=Role.ENCAPSULATE, tunnel=tunnel)
         yield BpfProgram(link=host.underlay.link, role=Role.DECAPSULATE, tunnel=tunnel)
         if _has_gro_link(host):
@@ -83,14 +83,16 @@ def plan_peer_entry(peer: Lease, host: Host, port: int, peer_port: int) -> Itera
         )
 
 
-def plan_last_hops(bridges: Iterable[Bridge], host: Host, port: int) -> Iterator[BpfProgram | BpfContainer]:
+def plan_last_hops(
+    bridges: Iterable[Bridge], host: Host, port: int, mtu: int
+) -> Iterator[BpfProgram | BpfContainer]:
     """Yield the programs at the bridges of our subnet that do nothing but carry, and the ways past them."""
     if not host.has_fast_path:
         return
     for bridge in bridges:
         if bridge.obstacles or not any(address in host.lease.subnet for address in bridge.addresses):
             continue
-        yield BpfProgram(link=bridge.name, role=Role.LAST_HOP, tunnel=_tunnel(host, port))
+        yield BpfProgram(link=bridge.name, role=Role.LAST_HOP, tunnel=_tunnel(host, port, mtu))
         for container in bridge.containers:
             if container.address in host.lease.subnet:
                 yield BpfContainer(
@@ -98,13 +100,14 @@ def plan_last_hops(bridges: Iterable[Bridge], host: Host, port: int) -> Iterator
                 )
 
 
-def _tunnel(host: Host, port: int) -> Tunnel:
+def _tunnel(host: Host, port: int, mtu: int) -> Tunnel:
     return Tunnel(
         device=host.device,
         underlay=host.underlay.link,
         address=host.underlay.address,
         subnet=host.lease.subnet,
         port=port,
+        mtu=mtu,
         gro_link=_gro_pair(host)[0] if _has_gro_link(host) else "",
     )
 

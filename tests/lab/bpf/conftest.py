@@ -92,6 +92,7 @@ class Host:
         self.address = f"10.9.0.{number}"
         self.subnet = IPv4Network(f"10.100.{number}.0/24")
         self.gateway = f"10.100.{number}.1"
+        self.mtu = MTU
 
     def equip(self) -> None:
         """Make device, bridge and container, as a host has them when packets go through user space."""
@@ -127,6 +128,7 @@ class Host:
             address=IPv4Address(self.address),
             subnet=self.subnet,
             port=8285,
+            mtu=self.mtu,
             gro_link="flannel0-gro",
         )
 

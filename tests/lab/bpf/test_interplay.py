@@ -107,6 +107,9 @@ def test_streams_pass_at_an_mtu_of_9000(linked, send_stream):
         for link in ("flannel0", "docker0", host.container.link):
             host.namespace.ip(f"link set {link} mtu 8972")
         host.container.namespace.ip("link set eth0 mtu 8972")
+        host.mtu = 8972
+    one.heal(one.plan(two.peer()))
+    two.heal(two.plan(one.peer()))
 
     assert one.container.ping(two.container.address, "-M", "do", "-s", "8944")[0] == 3
     assert send_stream(one.container, two.container)

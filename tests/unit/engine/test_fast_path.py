@@ -25,6 +25,7 @@ TUNNEL = Tunnel(
     address=IPv4Address("10.10.10.101"),
     subnet=IPv4Network("10.100.15.0/24"),
     port=8285,
+    mtu=1472,
 )
 BESIDE = FastPathStatus(mode="user-space", reason="the verifier refuses it", hint="Use another kernel.")
 

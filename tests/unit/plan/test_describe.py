@@ -15,6 +15,7 @@ TUNNEL = Tunnel(
     address=IPv4Address("10.10.10.102"),
     subnet=IPv4Network("10.100.156.0/24"),
     port=8285,
+    mtu=1472,
 )
 
 

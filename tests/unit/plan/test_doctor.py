@@ -126,6 +126,7 @@ def test_programs_are_left_where_the_daemon_has_none(mode: FastPathMode) -> None
         address=IPv4Address("10.0.0.1"),
         subnet=IPv4Network("10.100.15.0/24"),
         port=8285,
+        mtu=1472,
     )
     programs = (BpfProgram(link="eth0", role=Role.DECAPSULATE, tunnel=tunnel),)
     status = replace(READY, fast_path=FastPathStatus(mode=mode, reason="EPERM"))

@@ -178,6 +178,7 @@ class FastPath:
             address=tunnel.address,
             subnet=tunnel.subnet,
             port=tunnel.port,
+            mtu=tunnel.mtu,
             joint_index=link_index(tunnel.gro_link) if tunnel.gro_link else 0,
         )
 

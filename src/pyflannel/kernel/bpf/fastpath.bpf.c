@@ -219,6 +219,7 @@ int flannel_decap(struct __sk_buff *skb)
 	struct iphdr *outer, *inner;
 	struct udphdr *udp;
 	struct peer *peer;
+	__u32 outer_octets, inner_octets;
 	int is_segment;
 
 	if (skb->protocol != bpf_htons(ETH_P_IP) || is_of_others(skb) ||
@@ -229,7 +230,8 @@ int flannel_decap(struct __sk_buff *skb)
 	inner = (void *)(udp + 1);
 	if ((void *)(inner + 1) > (void *)(long)skb->data_end)
 		return NEXT;
-	if (outer->protocol != IPPROTO_UDP || outer->ihl != IP_OCTETS / 4 || outer->daddr != settings.address)
+	if (outer->protocol != IPPROTO_UDP || outer->version != 4 || outer->ihl != IP_OCTETS / 4 ||
+	    outer->daddr != settings.address)
 		return NEXT;
 	/* Of an outer fragment only the first has ports; the kernel puts it together for the socket. */
 	if ((outer->frag_off & bpf_htons(FRAGMENT)) || udp->dest != settings.port)
@@ -241,9 +243,17 @@ int flannel_decap(struct __sk_buff *skb)
 		return count(LEFT_NOT_IPV4, octets, NEXT);
 	if (inner->ihl != IP_OCTETS / 4)
 		return count(LEFT_OPTIONS, octets, NEXT);
-	/* Exactly one packet: several that the kernel joined for the socket are taken apart there. */
-	if (bpf_ntohs(outer->tot_len) != bpf_ntohs(inner->tot_len) + TUNNEL_OCTETS)
+	/* Exactly one packet: several that the kernel joined for the socket are taken apart there. The kernel and
+	 * the forwarder drop the packets that contradict themselves. */
+	outer_octets = bpf_ntohs(outer->tot_len);
+	inner_octets = bpf_ntohs(inner->tot_len);
+	if (outer_octets != inner_octets + TUNNEL_OCTETS || inner_octets < IP_OCTETS ||
+	    bpf_ntohs(udp->len) != inner_octets + sizeof(*udp) || skb->len < ETH_HLEN + outer_octets ||
+	    checksum(outer))
 		return count(LEFT_INCONSISTENT, octets, NEXT);
+	/* A packet that is to be segmented is as long as its segments together. */
+	if (inner_octets > settings.mtu && !skb->gso_size)
+		return count(LEFT_LONG, octets, NEXT);
 	peer = find_peer(inner->saddr);
 	/* Nobody of the table; the forwarder has one of its own, and drops whom that does not have either. */
 	if (!peer)

@@ -20,7 +20,7 @@ BUILD_OCTETS = 8
 SETTINGS_MAP = ".rodata.setting"
 """The map of a program's settings: its section's name, as far as the kernel's 15 octets go."""
 
-_SETTINGS = struct.Struct("=8s16sII4s4s4sHxxI")
+_SETTINGS = struct.Struct("=8s16sII4s4s4sHHI")
 _IDENTITY_OCTETS = BUILD_OCTETS + 16
 _SUBNET = struct.Struct("!II")
 _PEER = struct.Struct("!IHBx")
@@ -98,6 +98,7 @@ class Settings:
 
     Attributes:
         build: digest of the object that the program is of.
+        mtu: octets of the largest packet that is taken, unless it is to be segmented.
         joint_index: 0 where nothing is joined.
     """
 
@@ -108,6 +109,7 @@ class Settings:
     address: IPv4Address
     subnet: IPv4Network
     port: int
+    mtu: int
     joint_index: int = 0
 
 
@@ -122,6 +124,7 @@ def pack_settings(settings: Settings) -> bytes:
         settings.subnet.network_address.packed,
         settings.subnet.netmask.packed,
         socket.htons(settings.port),
+        settings.mtu,
         settings.joint_index,
     )
 
@@ -140,7 +143,9 @@ def unpack_settings(octets: bytes) -> Settings | None:
     if len(octets) < _IDENTITY_OCTETS:
         return None
     whole = octets[: _SETTINGS.size].ljust(_SETTINGS.size, b"\0")
-    build, device, device_index, underlay_index, address, base, mask, port, joint = _SETTINGS.unpack(whole)
+    build, device, device_index, underlay_index, address, base, mask, port, mtu, joint = _SETTINGS.unpack(
+        whole
+    )
     try:
         subnet = IPv4Network((base, str(IPv4Address(mask))))
     except ValueError:
@@ -153,6 +158,7 @@ def unpack_settings(octets: bytes) -> Settings | None:
         address=IPv4Address(address),
         subnet=subnet,
         port=socket.ntohs(port),
+        mtu=mtu,
         joint_index=joint,
     )
 

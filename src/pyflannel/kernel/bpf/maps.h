@@ -21,7 +21,7 @@ struct settings {
 	__be32 subnet;		/* ours on the overlay */
 	__be32 subnet_mask;
 	__be16 port;		/* where our peers' datagrams arrive, and ours come from */
-	__u16 padding;
+	__u16 mtu;		/* of the TUN device; in the host's order */
 	__u32 joint_index;	/* where TCP goes that came in segments; 0 for straight to the device */
 };
 

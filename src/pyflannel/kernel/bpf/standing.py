@@ -177,6 +177,7 @@ def describe(
             address=settings.address,
             subnet=settings.subnet,
             port=settings.port,
+            mtu=settings.mtu,
             gro_link=names.get(settings.joint_index, ""),
         )
         items.append(

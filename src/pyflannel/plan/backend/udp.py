@@ -90,7 +90,7 @@ class UdpBackend:
                 port=self.port,
                 mtu=self.mtu(host),
             ),
-            *plan_programs(host, self.port),
+            *plan_programs(host, self.port, self.mtu(host)),
         )
 
     def _network_route(self, host: Host, base: IPv4Address) -> tuple[Address | Route, ...]:
@@ -142,7 +142,7 @@ class UdpBackend:
 
     def plan_bridges(self, bridges: Iterable[Bridge], host: Host) -> State:
         """Return the ways of the fast path past the bridges that only carry."""
-        return State.of(*plan_last_hops(bridges, host, self.port))
+        return State.of(*plan_last_hops(bridges, host, self.port, self.mtu(host)))
 
 
 def parse(config: NetworkConfig) -> UdpBackend:

@@ -54,6 +54,7 @@ settings = st.builds(
     address=addresses,
     subnet=subnets,
     port=ports,
+    mtu=st.integers(0, 65535),
 )
 
 
