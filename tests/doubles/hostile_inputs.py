@@ -5,9 +5,11 @@ get past the first check of most parsers. So the drawn inputs are valid ones tha
 right structure with any values.
 """
 
+import gc
 import json
 import random
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,10 +20,15 @@ from hypothesis import strategies as st
 
 from pyflannel.errors import WireError
 
-INPUTS = 40
-SEEDS_LONG = 500
-INPUTS_LONG = 40_000
-"""For each parser: drawn ones, and in the long form drawn ones and those that are made of them."""
+DRAWN, DRAWN_LONG = 40, 500
+"""Inputs for each parser that hypothesis draws."""
+
+INPUTS, INPUTS_LONG = 1000, 1_000_000
+"""Inputs for each parser, together with those that are made of the drawn ones."""
+
+WARM = 200
+GROWTH = 20_000
+"""Blocks of memory that may stay allocated, as caches fill. The first inputs do not count."""
 
 LONGEST_S = 20.0
 """For one input; each takes far less than a millisecond."""
@@ -98,7 +105,7 @@ def check(parser: Parser, long_run: bool) -> None:
     """Try a parser with its corpus and with drawn inputs: it returns or raises one of its errors."""
     seeds: list[Any] = list(parser.corpus)
 
-    @settings(max_examples=SEEDS_LONG if long_run else INPUTS, database=None)
+    @settings(max_examples=DRAWN_LONG if long_run else DRAWN, database=None)
     @given(parser.inputs)
     def law(given: Any) -> None:
         attempt(parser, given)
@@ -107,10 +114,19 @@ def check(parser: Parser, long_run: bool) -> None:
     for one in parser.corpus:
         attempt(parser, one)
     law()
-    if long_run:
-        chance = random.Random(parser.name)
-        for _ in range(INPUTS_LONG):
-            attempt(parser, disturbed(chance.choice(seeds), chance))
+    chance = random.Random(parser.name)
+    before = 0
+    for number in range((INPUTS_LONG if long_run else INPUTS) - len(seeds)):
+        if number == WARM:
+            before = allocated()
+        attempt(parser, disturbed(chance.choice(seeds), chance))
+    assert allocated() - before < GROWTH
+
+
+def allocated() -> int:
+    """Blocks of memory that the interpreter uses now, without garbage."""
+    gc.collect()
+    return sys.getallocatedblocks()
 
 
 def attempt(parser: Parser, given: Any) -> None:

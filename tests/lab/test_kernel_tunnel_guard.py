@@ -42,6 +42,7 @@ DAMAGE = {
     "policy changed": "add chain ip flannel-guard arriving { policy drop; }",
     "elements deleted": "flush set ip flannel-guard senders; flush set ip flannel-guard ends",
     "foreign element": "add element ip flannel-guard ranges { 192.0.2.66 . 0.0.0.0-255.255.255.255 }",
+    "element for all addresses": "add element ip flannel-guard senders { * }",
     "another set": "delete table ip flannel-guard; add table ip flannel-guard;"
     " add set ip flannel-guard senders { type ipv4_addr; }",
 }

@@ -1,6 +1,6 @@
 """Parsers of netlink messages under hostile input: each returns or raises its own error.
 
-All parsers together get about a thousand drawn inputs, or a million with --long.
+Each parser gets a thousand inputs, or a million with --long.
 """
 
 import struct
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from doubles.hostile_inputs import Parser, check, damaged
 from pyflannel.errors import WireError
-from pyflannel.wire.netlink import addresses, bridges, links, message, neighbours, routes, tc
+from pyflannel.wire.netlink import addresses, bridges, links, message, neighbours, nftables, routes, tc, xfrm
 
 # Netlink: bodies of messages, with the attributes that each parser reads.
 
@@ -98,6 +98,22 @@ acknowledgements = st.builds(
     st.sampled_from([0, 0x100, 0x200, 0x300]),
     body("=iIHHII", [index, st.integers(0, 40), octet, octet, word, word], attributes_of([1, 2], names)),
 )
+policies = body(
+    "=4s12x4s12x2s2s2s2sHBBB3x8x64x32x8xBB",
+    [
+        st.binary(min_size=4, max_size=4),
+        st.binary(min_size=4, max_size=4),
+        *[st.binary(min_size=2, max_size=2)] * 4,
+        families,
+        octet,
+        octet,
+        octet,
+        st.integers(0, 3),
+        st.integers(0, 2),
+    ],
+    st.just(b""),
+)
+defaults = st.lists(st.integers(0, 2), max_size=4).map(bytes)
 datagrams = damaged(
     st.lists(
         st.builds(
@@ -142,6 +158,55 @@ def read_next_hop(octets: bytes) -> None:
 def read_address(octets: bytes) -> None:
     addresses.address_index(octets)
     addresses.parse_address_message(octets)
+
+
+# nf_tables: tables, sets, elements, chains and rules.
+
+TABLE = "flannel-guard"
+A_SET = nftables.SetSpec("peers", (nftables.IPV4_ADDRESS, nftables.SERVICE), nftables.INTERVALS, 9, 1000)
+A_RULE = nftables.Rule("a comment", (nftables.meta(7), nftables.equals(b"abcd"), nftables.verdict(1)))
+A_CHAIN = nftables.Chain("input", (A_RULE,), hook=nftables.PREROUTING, priority=-300)
+COUNTED = message.nest(
+    3,
+    message.nest(
+        1,
+        message.nest(1, message.attribute(1, b"key1")),
+        message.attribute(4, bytes(6) + b"\x10\0"),
+        message.attribute(5, bytes(6) + b"\1\0"),
+        message.nest(
+            7, message.attribute(1, b"counter\0"), message.nest(2, message.attribute(2, bytes(7) + b"\5"))
+        ),
+    ),
+)
+NF_TABLES = [
+    nftables.create_table(TABLE).body,
+    nftables.create_set(TABLE, A_SET, 1).body,
+    *(one.body for one in nftables.add_elements(TABLE, A_SET, [b"abcdefgh", b"abcdefghijklmnop"])),
+    nftables.create_chain(TABLE, A_CHAIN).body,
+    nftables.create_chain(TABLE, nftables.Chain("jumped", ())).body,
+    *(one.body for one in nftables.create_rules(TABLE, A_CHAIN)),
+    struct.pack(">BBH", 2, 0, 0) + COUNTED,
+]
+nf_tables = damaged(st.sampled_from(NF_TABLES)) | body(
+    ">BBH",
+    [st.just(2), st.just(0), st.just(0)],
+    attributes_of(
+        range(1, 12), payloads | attributes_of([1, 2, 4, 5, 7, 10], payloads | attributes_of([1, 2]))
+    ),
+)
+
+
+def read_nf_tables(octets: bytes) -> None:
+    nftables.table_of(message.Message(0x0A00, 0, 1, 0, octets))
+    for parse in (
+        nftables.parse_set,
+        nftables.parse_elements,
+        nftables.parse_counted_elements,
+        nftables.parse_chain,
+        lambda one: nftables.is_rule(A_RULE, nftables.parse_rule(one)[2]),
+    ):
+        with suppress(WireError):
+            parse(octets)
 
 
 HEADER = struct.pack("=IHHII", 20, 24, 0, 1, 0)
@@ -199,9 +264,13 @@ PARSERS = [
         "next hop", read_next_hop, body("=BBBxI", [families, octet, octet, word], attributes_of([1, 5, 6]))
     ),
     Parser("filter of tc", tc.parse_filter, tc_bodies),
+    Parser("object of nf_tables", read_nf_tables, nf_tables, corpus=NF_TABLES),
+    Parser("IPsec policy", xfrm.parse_policy, policies),
+    Parser("default of IPsec", lambda octets: list(xfrm.parse_default(octets)), defaults),
 ]
 
 
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("parser", PARSERS, ids=lambda parser: parser.name)
 def test_a_parser_raises_no_error_but_its_own(parser: Parser, long_run: bool) -> None:
     check(parser, long_run)

@@ -1,6 +1,6 @@
 """Parsers of packets, control frames and HTTP under hostile input: each returns or raises its own error.
 
-All parsers together get about a thousand drawn inputs, or a million with --long.
+Each parser gets a thousand inputs, or a million with --long.
 """
 
 import asyncio
@@ -369,6 +369,7 @@ HTTP = Parser(
 PARSERS = [*PACKETS, *CONTROL, HTTP]
 
 
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("parser", PARSERS, ids=lambda parser: parser.name)
 def test_a_parser_raises_no_error_but_its_own(parser: Parser, long_run: bool) -> None:
     check(parser, long_run)

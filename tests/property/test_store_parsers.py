@@ -1,6 +1,6 @@
 """Parsers of the store and of subnet.env under hostile input: each returns or raises its own error.
 
-All parsers together get about a thousand drawn inputs, or a million with --long.
+Each parser gets a thousand inputs, or a million with --long.
 """
 
 import json
@@ -296,6 +296,7 @@ def read_env(text: str) -> None:
 PARSERS = [*STORE, Parser("subnet.env", read_env, env_texts, (), ENV_FILES)]
 
 
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("parser", PARSERS, ids=lambda parser: parser.name)
 def test_a_parser_raises_no_error_but_its_own(parser: Parser, long_run: bool) -> None:
     check(parser, long_run)

@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Network, ip_network
 from itertools import pairwise
@@ -147,26 +148,28 @@ def parse_save(text: str) -> SavedTables:
     Raises:
         WireError: a line is none of the four forms.
     """
-    tables: dict[str, dict[str, SavedChain]] = {}
-    chains: dict[str, SavedChain] = {}
+    tables: dict[str, dict[str, tuple[str, list[str]]]] = {}
+    chains: dict[str, tuple[str, list[str]]] = {}
     for line in text.splitlines():
         word, _, rest = line.partition(" ")
         match line[:1]:
             case "*":
                 chains = tables.setdefault(line[1:].strip(), {})
             case ":":
-                chains[word[1:]] = SavedChain(rest.partition(" ")[0])
+                chains[word[1:]] = rest.partition(" ")[0], []
             case "-" if word == "-A":
                 name, _, rule = rest.partition(" ")
-                known = chains.get(name, SavedChain("-"))
-                chains[name] = SavedChain(known.policy, (*known.rules, rule))
+                chains.setdefault(name, ("-", []))[1].append(rule)
             case "" | "#":
                 pass
             case _ if word != "COMMIT":
                 raise WireError(
                     f"iptables-save printed {line!r}", hint="Report the version of iptables on this host."
                 )
-    return tables
+    return {
+        table: {name: SavedChain(policy, tuple(rules)) for name, (policy, rules) in found.items()}
+        for table, found in tables.items()
+    }
 
 
 def chains_of(tables: SavedTables, family: Family) -> Iterator[IptablesChain]:
@@ -284,8 +287,6 @@ def _jump(chain: IptablesChain, chains: Mapping[str, SavedChain]) -> str:
 
 
 _EVERYTHING = IPv4Network("0.0.0.0/0")
-_DEEPEST = 8
-"""Jumps that are followed; the kernel allows more, people do not."""
 
 
 def dropping_forward(tables: SavedTables, program: str) -> ForwardChain | None:
@@ -297,23 +298,28 @@ def dropping_forward(tables: SavedTables, program: str) -> ForwardChain | None:
     return ForwardChain(family="ip", table="filter", name=hook, passes=passes, program=program)
 
 
-def _passed(name: str, chains: Mapping[str, SavedChain], depth: int = 0) -> Iterator[IPv4Network]:
-    """Yield what a chain accepts for its source or destination alone.
+def _passed(hook: str, chains: Mapping[str, SavedChain]) -> Iterator[IPv4Network]:
+    """Yield what a chain, and those that it jumps to, accept for its source or destination alone.
 
     A rule that stands before, and drops a part of it, is the operator's wish.
     """
-    if depth > _DEEPEST or name not in chains:
-        return
-    for rule in chains[name].rules:
-        match _without_comment(rule_words(rule)):
-            case ["-j", "ACCEPT"]:
-                yield _EVERYTHING
-            case ["-s" | "-d", prefix, "-j", "ACCEPT"]:
-                yield IPv4Network(prefix)
-            case ["-j" | "-g", target]:
-                yield from _passed(target, chains, depth + 1)
-            case _:
-                pass
+    waiting, seen = [hook], set[str]()
+    while waiting:
+        name = waiting.pop()
+        if name in seen or name not in chains:
+            continue
+        seen.add(name)
+        for rule in chains[name].rules:
+            match _without_comment(rule_words(rule)):
+                case ["-j", "ACCEPT"]:
+                    yield _EVERYTHING
+                case ["-s" | "-d", prefix, "-j", "ACCEPT"]:
+                    with suppress(ValueError):  # a mask with gaps is no prefix
+                        yield IPv4Network(prefix)
+                case ["-j" | "-g", target]:
+                    waiting.append(target)
+                case _:
+                    pass
 
 
 def _without_comment(words: list[str]) -> list[str]:

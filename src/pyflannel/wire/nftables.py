@@ -116,7 +116,7 @@ def _objects(text: str) -> Iterator[tuple[str, Mapping[str, object]]]:
         for entry in listed:
             for kind, value in entry.items():
                 yield kind, value if isinstance(value, dict) else {}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise WireError(f"nft printed what is no listing: {text[:80]!r}", hint=_HINT) from error
 
 
@@ -250,9 +250,6 @@ def _parse_network(right: object, *, is_negated: bool) -> Prefix | None:
 
 _FAMILIES = frozenset({"ip", "inet"})
 _EVERYTHING = IPv4Network("0.0.0.0/0")
-_DEEPEST = 16
-"""Jumps that the kernel follows (NFT_JUMP_STACK_SIZE)."""
-
 _Key = tuple[str, str, str]
 _Rules = Mapping[_Key, Sequence[Sequence[Mapping[str, Any]]]]
 
@@ -279,28 +276,32 @@ def parse_forward_chains(text: str) -> list[ForwardChain]:
             for key in chains
             if key[0] in _FAMILIES
         ]
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise WireError(
             f"nft's JSON makes no sense: {error!r}", hint="Compare with nft --json list ruleset."
         ) from error
 
 
-def _passed(chain: _Key, rules: _Rules, depth: int = 0) -> Iterator[IPv4Network]:
-    """Yield what a chain accepts for its source or destination alone.
+def _passed(base: _Key, rules: _Rules) -> Iterator[IPv4Network]:
+    """Yield what a chain, and those that it jumps to, accept for its source or destination alone.
 
     A rule that stands before, and drops a part of it, is the operator's wish.
     """
-    if depth > _DEEPEST:
-        return
-    for expressions in rules.get(chain, ()):
-        *conditions, verdict = [one for one in expressions if not _is_remark(one)] or [{}]
-        match verdict:
-            case {"accept": _}:
-                yield from _condition(conditions)
-            case {"jump": {"target": target}} | {"goto": {"target": target}} if not conditions:
-                yield from _passed((chain[0], chain[1], target), rules, depth + 1)
-            case _:
-                pass
+    waiting, seen = [base], set[_Key]()
+    while waiting:
+        chain = waiting.pop()
+        if chain in seen:
+            continue
+        seen.add(chain)
+        for expressions in rules.get(chain, ()):
+            *conditions, verdict = [one for one in expressions if not _is_remark(one)] or [{}]
+            match verdict:
+                case {"accept": _}:
+                    yield from _condition(conditions)
+                case {"jump": {"target": target}} | {"goto": {"target": target}} if not conditions:
+                    waiting.append((chain[0], chain[1], target))
+                case _:
+                    pass
 
 
 def _is_remark(expression: Mapping[str, Any]) -> bool:

@@ -1,6 +1,7 @@
 """Whether legacy iptables drops what is forwarded, from what iptables-save prints."""
 
 from ipaddress import IPv4Network
+from itertools import pairwise
 
 import pytest
 
@@ -30,6 +31,7 @@ def filter_table(policy: str, *rules: str, chains: str = "") -> str:
         (('FORWARD -m comment --comment "a b" -j OURS', "OURS -g OTHER", "OTHER -j ACCEPT"), True),
         (("FORWARD -i eth0 -j OURS", "OURS -j ACCEPT"), False),
         (("FORWARD -j OURS", "OURS -j OTHER", "OTHER -j OURS"), False),
+        (("FORWARD -s 10.0.0.0/255.0.255.0 -j ACCEPT",), False),
     ],
 )
 def test_what_forward_lets_pass_although_its_policy_is_to_drop(rules: tuple[str, ...], passes: bool) -> None:
@@ -46,3 +48,26 @@ def test_what_forward_lets_pass_although_its_policy_is_to_drop(rules: tuple[str,
 def test_another_policy_drops_nothing(text: str) -> None:
     """What a rule drops is the operator's wish."""
     assert dropping_forward(parse_save(text), "iptables") is None
+
+
+@pytest.mark.timeout(20)
+def test_chains_with_many_jumps_to_each_other_are_read_once() -> None:
+    """Twelve chains with ten jumps each to the next are 10^12 paths."""
+    names = ["FORWARD", *(f"C{number}" for number in range(12))]
+    jumps = [f"{name} -j {target}" for name, target in pairwise(names) for _ in range(10)]
+    tables = parse_save(filter_table("DROP", *jumps, f"{names[-1]} -j ACCEPT", chains=" ".join(names[1:])))
+
+    chain = dropping_forward(tables, "iptables")
+
+    assert chain is not None
+    assert chain.lets_pass(NETWORK)
+
+
+@pytest.mark.timeout(20)
+def test_a_long_chain_is_read_in_linear_time() -> None:
+    """kube-proxy writes tens of thousands of rules."""
+    rules = [f"KUBE-SERVICES -j KUBE-SVC-{number}" for number in range(100_000)]
+
+    tables = parse_save(filter_table("DROP", *rules, chains="KUBE-SERVICES"))
+
+    assert len(tables["filter"]["KUBE-SERVICES"].rules) == len(rules)

@@ -2,6 +2,7 @@
 
 import json
 from ipaddress import IPv4Network
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -91,3 +92,16 @@ def test_only_chains_that_drop_forwarded_ipv4_are_told() -> None:
 def test_what_is_not_nft_s_is_said(spoilt: str) -> None:
     with pytest.raises(WireError):
         parse_forward_chains(spoilt)
+
+
+@pytest.mark.timeout(20)
+def test_chains_with_many_jumps_to_each_other_are_read_once() -> None:
+    """Twelve chains with ten jumps each to the next are 10^12 paths."""
+    names = ["FORWARD", *(f"c{number}" for number in range(12))]
+    jumps = [
+        rule({"jump": {"target": target}}, of=name) for name, target in pairwise(names) for _ in range(10)
+    ]
+
+    (found,) = parse_forward_chains(text(dropping(), *jumps, rule(ACCEPT, of=names[-1])))
+
+    assert found.lets_pass(NETWORK)

@@ -174,12 +174,15 @@ def pack_peer(peer: BpfPeer) -> bytes:
 
 
 def unpack_peer(device: str, key: bytes, value: bytes) -> BpfPeer:
-    """Return the peer that an entry is, of the tunnel of `device`."""
+    """Return the peer that an entry is, of the tunnel of `device`.
+
+    The kernel ignores bits of the key behind its prefix.
+    """
     prefix_length, base = _SUBNET.unpack(key)
     address, port, flags = _PEER.unpack(value)
     return BpfPeer(
         device=device,
-        subnet=IPv4Network((base, socket.ntohl(prefix_length))),
+        subnet=IPv4Network((base, socket.ntohl(prefix_length)), strict=False),
         address=IPv4Address(address),
         port=port,
         is_direct=bool(flags & _READS_UNFINISHED),

@@ -140,7 +140,12 @@ IPV4_ADDRESS, SERVICE = 7, 13
 
 
 Element = bytes
-"""An element of a set: its key, and behind it the last key if it is a range. There may be ten thousands."""
+"""An element of a set: its key, and behind it the last key of a range; empty for the element of all keys.
+
+There may be ten thousands.
+"""
+
+_OF_ALL_KEYS = 2  # NFT_SET_ELEM_CATCHALL, Linux 5.13
 
 
 def create_set(table: str, spec: SetSpec, number: int) -> Request:
@@ -198,12 +203,18 @@ def _elements(
     length = spec.key_length
     for first in range(0, len(elements), _MOST_ELEMENTS):
         packed = [
-            nest(
-                _LIST_ELEMENT, _value(1, one[:length]), *([_value(10, one[length:])] if one[length:] else [])
-            )
-            for one in elements[first : first + _MOST_ELEMENTS]
+            nest(_LIST_ELEMENT, *_parts(one, length)) for one in elements[first : first + _MOST_ELEMENTS]
         ]
         yield _request(kind, flags, _text(_TABLE, table), _text(_NAME, spec.name), nest(3, *packed))
+
+
+def _parts(element: Element, length: int) -> Iterator[bytes]:
+    if not element:
+        yield _number(3, _OF_ALL_KEYS)
+        return
+    yield _value(1, element[:length])
+    if element[length:]:
+        yield _value(10, element[length:])
 
 
 def dump_elements(table: str, name: str) -> Request:
@@ -215,7 +226,7 @@ def dump_elements(table: str, name: str) -> Request:
 def parse_elements(body: bytes) -> list[Element]:
     """Return the elements of one message."""
     listed = (attributes(one) for _, one in _each(attributes(body, _BODY.size).get(3, b"")))
-    return [_value_of(found[1]) + (_value_of(found[10]) if 10 in found else b"") for found in listed]
+    return [_value_of(found.get(1, b"")) + _value_of(found.get(10, b"")) for found in listed]
 
 
 class CountedElement(NamedTuple):
@@ -227,10 +238,12 @@ class CountedElement(NamedTuple):
 
 
 def parse_counted_elements(body: bytes) -> list[CountedElement]:
-    """Return the elements of one message of a set whose rule counts packets."""
+    """Return the elements of one message of a set whose rule counts packets, without that of all keys."""
     parsed = []
     for _, listed in _each(attributes(body, _BODY.size).get(3, b"")):
         found = attributes(listed)
+        if 1 not in found:
+            continue
         counter = attributes(attributes(found.get(7, b"")).get(2, b""))
         age_ms = _integer(found.get(4)) - _integer(found.get(5))
         packets = _integer(counter.get(2))

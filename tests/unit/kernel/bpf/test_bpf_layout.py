@@ -88,6 +88,15 @@ def test_peers_are_read_back(peer):
     assert unpack_peer("flannel0", pack_subnet(peer.subnet), pack_peer(peer)) == peer
 
 
+def test_of_a_peer_with_an_address_instead_of_a_subnet_the_prefix_counts():
+    """Another program can write such an entry, and to the kernel it is the same."""
+    key = pack_subnet(IPv4Network("10.3.1.7/32"))[4:]
+
+    read = unpack_peer("flannel0", pack_subnet(IPv4Network("10.3.1.0/24"))[:4] + key, bytes(8))
+
+    assert read.subnet == IPv4Network("10.3.1.0/24")
+
+
 @given(st.binary(min_size=6, max_size=6).map(lambda octets: octets.hex(":")))
 def test_mac_addresses_are_read_back(mac):
     assert unpack_mac(pack_mac(mac)) == mac
