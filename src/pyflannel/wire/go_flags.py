@@ -23,7 +23,11 @@ _BOOLEANS = {
     **dict.fromkeys(("0", "f", "F", "false", "FALSE", "False"), False),
 }
 _OCTAL = re.compile(r"([+-]?)0_?([0-7]+(?:_[0-7]+)*)")
-_INTEGER = re.compile(r"[+-]?(?:0[xX](?:_?[0-9a-fA-F])+|0[oO](?:_?[0-7])+|0[bB](?:_?[01])+|\d+(?:_\d+)*)")
+_INTEGER = re.compile(
+    r"[+-]?(?:0[xX](?:_?[0-9a-fA-F])+|0[oO](?:_?[0-7])+|0[bB](?:_?[01])+|0|[1-9](?:_?[0-9])*)"
+)
+_LONGEST = 200
+"""Characters: more than a number of 64 bits has, with a sign, a base and underscores."""
 
 Value = str | int | bool | Secret
 
@@ -128,14 +132,24 @@ def _read(flag: Flag, text: str, origin: str) -> Value:
                 )
             return _BOOLEANS[text]
         case "integer":
-            if octal := _OCTAL.fullmatch(text):
-                return int(octal[1] + octal[2], 8)
-            if not _INTEGER.fullmatch(text):
+            number = _read_integer(text)
+            if number is None:
                 raise UsageError(
-                    f"{origin}={text!r} is no integer",
+                    f"{origin}={text[:60]!r} is no integer",
                     hint=f"Write {origin}={flag.default or 0}, for example.",
                 )
-            return int(text, 0)
+            return number
+
+
+def _read_integer(text: str) -> int | None:
+    """Return the integer of at most 64 bits that Go reads in the text (strconv.ParseInt, base 0), or None."""
+    if octal := _OCTAL.fullmatch(text):
+        number = int(octal[1] + octal[2], 8)
+    elif len(text) <= _LONGEST and _INTEGER.fullmatch(text):
+        number = int(text, 0)
+    else:
+        return None
+    return number if -(1 << 63) <= number < 1 << 63 else None
 
 
 def _suggestion(name: str, names: Collection[str]) -> str:

@@ -97,6 +97,14 @@ def test_two_dashes_end_the_flags() -> None:
             "--iptables-resync='1.5' is no integer",
             "Write --iptables-resync=5, for example.",
         ),
+        *(
+            (
+                [f"--iptables-resync={text}"],
+                f"--iptables-resync={text[:60]!r} is no integer",
+                "Write --iptables-resync=5, for example.",
+            )
+            for text in ("08", "\u0663", "9" * 5000, "9223372036854775808", "-0x8000000000000001")
+        ),
         (
             ["--iptables-resync", " 5"],
             "--iptables-resync=' 5' is no integer",
