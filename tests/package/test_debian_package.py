@@ -5,9 +5,7 @@ package index, so a package that downloads something fails.
 """
 
 import os
-import re
 import shutil
-import subprocess
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -22,13 +20,9 @@ from pyflannel.lab.topology import COOKBOOK, LEFT, Topology
 from pyflannel.lab.traffic import ping
 from pyflannel.lab.waiting import wait_until
 from testlab.booted_system import BootedSystem
+from testlab.debian_systems import CODENAMES, bootable_system, install, newer, package_of, subnet_of
 from testlab.pinging import Pings, pinging
 
-ROOT = Path(__file__).parents[2]
-DIST = ROOT / "dist"
-CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "pyflannel"
-CODENAMES = {"12": "bookworm", "13": "trixie"}
-BASE_PACKAGES = "systemd,systemd-sysv,dbus,python3,iproute2,iptables,libbpf1"
 NAMES = ("docker1", "docker2")
 SOON_S = 60.0
 MTU = 1472
@@ -66,34 +60,19 @@ def release(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="session")
-def package(release: str) -> Path:
-    """Build the package of this release."""
-    subprocess.run([ROOT / "scripts/package", "--release", release], check=True)
-    (built,) = DIST.glob(f"pyflannel_*~deb{release}_*.deb")
-    return built
+def package(dist: Path, release: str) -> Path:
+    """The package of this release."""
+    return package_of(dist, release)
 
 
 @pytest.fixture(scope="session")
-def base(release: str) -> Path:
-    """A minimal Debian system; made once per machine."""
-    system, unfinished = CACHE / f"debian-{release}", CACHE / f"debian-{release}.part"
-    if not system.exists():
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
-        options = ["--variant=minbase", f"--include={BASE_PACKAGES}"]
-        subprocess.run(["debootstrap", *options, CODENAMES[release], unfinished], check=True)
-        unfinished.rename(system)
-    return system
-
-
-@pytest.fixture(scope="session")
-def installed(package: Path, base: Path) -> Iterator[Installed]:
+def installed(package: Path, release: str) -> Iterator[Installed]:
     """Install the package on two hosts as the README does."""
     places = tuple(place for place in COOKBOOK.hosts if place.name in NAMES)
     with Lab(f"p{os.getpid()}", Topology(COOKBOOK.segments, places)) as lab:
         etcd = EtcdServer(lab.router, str(LEFT.gateway.ip))
         etcd.start()
-        systems = {name: BootedSystem(lab.hosts[name], base) for name in NAMES}
+        systems = {name: BootedSystem(lab.hosts[name], bootable_system(release)) for name in NAMES}
         for system in systems.values():
             system.install()
             system.boot()
@@ -109,30 +88,6 @@ def installed(package: Path, base: Path) -> Iterator[Installed]:
             for name, system in systems.items()
         }
         yield Installed(lab, package, systems, containers)
-
-
-def install(system: BootedSystem, package: Path) -> None:
-    """Copy a package into a system and install it."""
-    system.run(
-        ["tee", "/root/pyflannel.deb.b64"], text=subprocess.check_output(["base64", package], text=True)
-    )
-    system.run(["sh", "-c", "base64 -d /root/pyflannel.deb.b64 >/root/pyflannel.deb"])
-    system.run(["dpkg", "--install", "/root/pyflannel.deb"])
-
-
-def subnet_of(system: BootedSystem) -> str:
-    text = system.run(["cat", "/run/flannel/subnet.env"]).stdout
-    return re.findall(r"^FLANNEL_SUBNET=(.+)$", text, re.MULTILINE)[0]
-
-
-def newer(package: Path, directory: Path) -> Path:
-    """Return a copy of the package with a higher version."""
-    tree, copy = directory / "tree", directory / "newer.deb"
-    subprocess.run(["dpkg-deb", "--raw-extract", package, tree], check=True)
-    control = tree / "DEBIAN/control"
-    control.write_text(re.sub(r"^(Version: .*)-1~", r"\1-2~", control.read_text(), flags=re.MULTILINE))
-    subprocess.run(["dpkg-deb", "--build", tree, copy], check=True, stdout=subprocess.DEVNULL)
-    return copy
 
 
 def test_containers_of_two_hosts_reach_each_other(installed: Installed) -> None:

@@ -1,0 +1,73 @@
+"""Minimal Debian systems from debootstrap, and pyflannel's package on a booted one."""
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+from testlab.booted_system import BootedSystem
+
+CODENAMES = {"12": "bookworm", "13": "trixie"}
+_BOOTABLE = "systemd,systemd-sysv,dbus,python3,iproute2,iptables,libbpf1"
+_CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "pyflannel"
+_LOCAL_AUTHORITIES = Path("/usr/local/share/ca-certificates")
+
+
+def bootable_system(release: str) -> Path:
+    """Return the directory of a system that systemd can boot. It is made once per machine."""
+    return _system(release, f"debian-{release}", [f"--include={_BOOTABLE}"])
+
+
+def bare_system(release: str) -> Path:
+    """Return the directory of a system as in a container image, without Python. It is made once per machine.
+
+    It trusts the certificate authorities that the administrator of this machine added.
+    """
+    system = _system(release, f"debian-{release}-bare", [])
+    if _LOCAL_AUTHORITIES.is_dir():
+        shutil.copytree(_LOCAL_AUTHORITIES, system / _LOCAL_AUTHORITIES.relative_to("/"), dirs_exist_ok=True)
+    return system
+
+
+def _system(release: str, name: str, options: list[str]) -> Path:
+    system, unfinished = _CACHE / name, _CACHE / f"{name}.part"
+    if not system.exists():
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        command = ["debootstrap", "--variant=minbase", *options, CODENAMES[release], str(unfinished)]
+        subprocess.run(command, check=True)
+        unfinished.rename(system)
+    return system
+
+
+def package_of(dist: Path, release: str) -> Path:
+    """Return the package for a release and the architecture of this machine."""
+    architecture = subprocess.check_output(["dpkg", "--print-architecture"], text=True).strip()
+    (built,) = dist.glob(f"pyflannel_*~deb{release}_{architecture}.deb")
+    return built
+
+
+def install(system: BootedSystem, package: Path) -> str:
+    """Copy a package into a system, install it, and return the output."""
+    copied = "/root/pyflannel.deb"
+    encoded = subprocess.check_output(["base64", package], text=True)
+    system.run(["sh", "-c", f"base64 --decode >{copied}"], text=encoded)
+    done = system.run(["dpkg", "--install", copied])
+    return done.stdout + done.stderr
+
+
+def subnet_of(system: BootedSystem) -> str:
+    """Return the subnet that flanneld wrote to subnet.env."""
+    text = system.run(["cat", "/run/flannel/subnet.env"]).stdout
+    return str(re.findall(r"^FLANNEL_SUBNET=(.+)$", text, re.MULTILINE)[0])
+
+
+def newer(package: Path, directory: Path) -> Path:
+    """Return a copy of a package with a higher version."""
+    tree, copy = directory / "tree", directory / "newer.deb"
+    subprocess.run(["dpkg-deb", "--raw-extract", package, tree], check=True)
+    control = tree / "DEBIAN/control"
+    control.write_text(re.sub(r"^(Version: .*)-1~", r"\1-2~", control.read_text(), flags=re.MULTILINE))
+    subprocess.run(["dpkg-deb", "--build", tree, copy], check=True, stdout=subprocess.DEVNULL)
+    return copy
