@@ -1,0 +1,77 @@
+# Functions of the maintainer scripts of the Debian package and of the rpm. scripts/package copies them there.
+
+note() { echo "pyflannel: $*"; }
+
+systemd_runs() { [ -d /run/systemd/system ]; }
+
+# Print process ID and program of each flanneld in this network namespace: "original PID FILE" or "ours PID -".
+# The executable of the original is named flanneld. That of pyflannel is Python, which runs a script flanneld.
+running_daemons() {
+    for process in /proc/[0-9]*; do
+        [ "$(readlink "$process/ns/net")" = "$(readlink /proc/self/ns/net)" ] || continue
+        program=$(readlink "$process/exe") || continue
+        program=${program% (deleted)}
+        case "$program $(cat "$process/comm" 2>/dev/null)" in
+            */flanneld\ *) echo "original ${process#/proc/} $program" ;;
+            */python*\ flanneld) echo "ours ${process#/proc/} -" ;;
+        esac
+    done
+}
+
+after_installation() { # FORMER_VERSION, empty at the first installation
+    daemons=$(running_daemons)
+    if systemd_runs; then
+        systemctl daemon-reload
+        # The data path stays up while flanneld restarts. A flanneld that does not run is not started.
+        systemctl try-restart flanneld.service || note "flanneld did not restart: see 'systemctl status flanneld'"
+        start="set FLANNELD_ETCD_ENDPOINTS in /etc/default/flanneld, then: systemctl enable --now flanneld"
+    else
+        echo "$daemons" | while read -r kind pid _; do
+            [ "$kind" != ours ] || note "flanneld, pid $pid, runs the former version until you restart it"
+        done
+        note "systemd does not run here, so the package starts and restarts nothing"
+        start="start the daemon with: flanneld --etcd-endpoints=http://ETCD:2379"
+    fi
+    if [ -z "$1" ]; then
+        note "$start"
+    fi
+    echo "$daemons" | while read -r kind pid program; do
+        [ "$kind" = original ] || continue
+        note "an original flannel runs (pid $pid, $program) and was not changed"
+        note "to replace it, see 'Replace the original flannel on a host' in the guides"
+    done
+    if [ -e /etc/systemd/system/flanneld.service ]; then
+        note "/etc/systemd/system/flanneld.service overrides the unit of this package; remove it to use this package"
+    fi
+    for directory in /usr/local/sbin /usr/local/bin; do
+        if [ -e "$directory/flanneld" ]; then
+            note "$directory/flanneld exists too: a shell starts that one, the unit of this package /usr/bin/flanneld"
+        fi
+    done
+}
+
+before_removal() {
+    if systemd_runs; then
+        systemctl disable --now flanneld.service || true
+    fi
+    # Without the package nothing could remove the devices, routes and rules, so they are removed now.
+    if [ -r /etc/default/flanneld ]; then
+        set -a
+        . /etc/default/flanneld
+        set +a
+    fi
+    flannelctl cleanup || note "flannelctl cleanup failed; devices, routes or rules of flannel may remain"
+}
+
+after_removal() {
+    ! systemd_runs || systemctl daemon-reload || true
+}
+
+remove_state() {
+    rm -rf /var/lib/flannel
+    if running_daemons | grep -q .; then
+        note "another flanneld runs, so /run/flannel is kept"
+    else
+        rm -rf /run/flannel
+    fi
+}
