@@ -12,9 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from pyflannel.lab.host import Host
 from pyflannel.lab.lab import PREFIX, EtcdServer, Lab
-from pyflannel.lab.topology import COOKBOOK, LEFT, Topology
+from pyflannel.lab.topology import COOKBOOK, LEFT, Host, Topology
 from pyflannel.lab.traffic import ping
 from pyflannel.lab.waiting import wait_until
 from testlab.debian_systems import bare_system
