@@ -27,7 +27,7 @@ class Planning(Planner):
         """Change some inputs, and bring the plan up to date."""
         self.inputs = replace(self.inputs, **changes)
         result = self.update(self.inputs)
-        self._plan_log.tell(self, result, self.inputs.backend)
+        self._plan_log.log_update(self, result, self.inputs.backend)
         return result
 
 

@@ -428,7 +428,7 @@ def test_the_config_is_deleted_or_spoilt(network: Any, pings: Any, value: str | 
 
 
 def misses_config(status: dict[str, Any]) -> bool:
-    """Return whether a host says that it wants a good network config."""
+    """Return whether a host says that it wants a valid network config."""
     return "network config" in " ".join(status["warnings"])
 
 

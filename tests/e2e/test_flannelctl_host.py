@@ -226,7 +226,7 @@ class TestStatus:
 
         with host.launched():
             eventually(
-                lambda: "a good network config" in str(host.document("status")["waiting_for"]),
+                lambda: "a valid network config" in str(host.document("status")["waiting_for"]),
                 "flanneld waits for one",
             )
             store = host.document("status")["store"]
@@ -327,7 +327,7 @@ class TestThroughTheDaemon:
         eventually(lambda: host.document("status")["warnings"], "the daemon warns")
         status = host.document("status")
         assert status["warnings"] == [
-            "runs on with the network config as it was, waiting for a good network config:"
+            "keeps running with the last valid network config, waits for a valid network config:"
             ' not a prefix length: SubnetLen="24"'
         ]
         assert (status["is_ready"], status["network"]["text"]) == (True, CONFIG)

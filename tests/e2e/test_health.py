@@ -95,7 +95,7 @@ def test_readiness_follows_the_subnet(network: Any) -> None:
     key = network.lease_key("docker1")
 
     network.put(key, FOREIGN)
-    wait_answer(network, "our subnet, which 203.0.113.9 (somebody-else) holds")
+    wait_answer(network, "this host's subnet, which 203.0.113.9 (somebody-else) holds")
     taken = metrics(network)
     network.etcdctl("del", f"/coreos.com/network/{key}")
 
@@ -124,7 +124,7 @@ def test_readyz_names_the_missing_condition(new_network: NewNetwork) -> None:
     network.launch(
         "docker1", f"--healthz-port={PORT}", f"--http=10.10.10.101:{METRICS_PORT}", "--networks=blue,red"
     )
-    wait_answer(network, "blue: a good network config: flannel config not found")
+    wait_answer(network, "blue: a valid network config: flannel config not found")
 
     network.put("blue/config", '{"Network":"10.100.0.0/16"}')
     wait_answer(network, "red: ")

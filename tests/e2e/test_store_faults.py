@@ -140,7 +140,7 @@ class TestStoreAway:
         network.wait_status("docker1", is_held, "holds its lease")
         said = re.findall("Couldn't fetch network config: (.*)", network.log("docker1"))
         assert len([text for text in said if "etcd does not respond" in text]) == 1
-        assert network.log("docker1").count("Store is back") == 1
+        assert network.log("docker1").count("Restored the store connection") == 1
 
     def test_away_for_a_while(self, new_network: NewNetwork, pinging: Pinging) -> None:
         network = new_network("docker1", "docker4", config=None)
@@ -154,15 +154,15 @@ class TestStoreAway:
             pings.wait_answered(more=100)
             network.etcd.start()
             back = network.wait_ready("docker1")
-        network.wait_logged("docker1", "Store is back")
+        network.wait_logged("docker1", "Restored the store connection")
 
         assert pings.lost == 0
         assert "the store" in away["waiting_for"]
         assert (away["store"]["is_connected"], away["lease"]["phase"]) == (False, "held")
         assert back["store"]["is_connected"]
         log = network.log("docker1")
-        assert log.count("Store is away, trying again in ") == 1
-        assert log.count("Store is back") == 1
+        assert log.count("Lost the store connection, data path") == 1
+        assert log.count("Restored the store connection") == 1
 
     @pytest.mark.parametrize("how", ["stands still", "killed", "loses its data"])
     def test_away_for_longer_than_leases_last(
@@ -383,7 +383,7 @@ class TestLeaseLost:
         assert f"inet {before.network_address}/16" in during[1]
         assert back["lease"]["holder"] is None
         assert host.lease() == before
-        assert network.log("docker1").count("Subnet is held by 203.0.113.9 (somebody-else) now") == 1
+        assert network.log("docker1").count("Lost the subnet to 203.0.113.9 (somebody-else)") == 1
         wait_until(
             lambda: ping(other, network.overlay("docker1"), count=1).is_reached,
             what="docker4 reaches docker1 again",
@@ -518,7 +518,7 @@ def test_a_dead_owners_lease_is_taken_over(network: Any, newcomer: Any) -> None:
 
     assert time.monotonic() - began > 9
     assert newcomer.lease() == dead.lease()
-    network.wait_logged("docker2", "asking whether that host lives")
+    network.wait_logged("docker2", "asking whether that host is alive")
     owner = json.loads(network.record(network.lease_key("docker2"))["value"])["Pyflannel"]["Owner"]
     assert owner == network.status("docker2")["owner"]
     claims = ("get", "--prefix", "/coreos.com/network/claims/")

@@ -284,7 +284,7 @@ def test_a_bad_network_config_is_named_with_what_is_allowed(overlay, healthy: Ho
     found = examine(healthy)["bad-config"]
 
     overlay.etcd.etcdctl("put", "/coreos.com/network/config", before)
-    assert found["cause"].endswith('waiting for a good network config: not a prefix length: SubnetLen="24"')
+    assert found["cause"].endswith('waits for a valid network config: not a prefix length: SubnetLen="24"')
     assert found["fix"].startswith(
         "Write SubnetLen as a whole number without quotes, for example 24 for /24."
     )
@@ -349,7 +349,7 @@ def test_a_network_without_a_free_subnet_is_named_in_status_and_doctor(overlay, 
     ends = {"SubnetMin": only, "SubnetMax": only}
     overlay.etcd.etcdctl("put", f"{PREFIX}/config", json.dumps({**json.loads(before), **ends}))
     overlay.daemons[other.name] = other.launch_flanneld(f"--store={overlay.etcd.url}")
-    text = "no free /28 is left in 10.100.0.0/16"
+    text = "no /28 is free in 10.100.0.0/16"
     status = overlay.wait_status(
         other, lambda status: bool(status.lease and status.lease.trouble), "has no lease"
     )

@@ -104,7 +104,7 @@ def test_user_space_serves_and_the_host_says_why(overlay, ends, before, reason, 
     assert answer in host.flannelctl("status")
     assert path.remarks == ()
     assert "no-fast-path" in doctors_codes(host)
-    overlay.wait_logged(host, f"No fast path, packets go through user space: {path.reason}", after=logged)
+    overlay.wait_logged(host, f"No fast path, user space carries the packets: {path.reason}", after=logged)
     assert run_inside(host, kernel_programs.look).programs == []
     assert ping(box, far.address).is_reached
     assert measure_throughput(box, far, seconds=1).octets > 0
@@ -226,7 +226,7 @@ def test_pins_that_root_lays_later_are_enough(overlay, ends, lay_pins, ping_stre
         stream.wait_answered()
 
     assert stream.lost() == []
-    overlay.wait_logged(host, "That is over: programs of an earlier flanneld")
+    overlay.wait_logged(host, "Resolved the fast path problem: programs of an earlier flanneld")
 
 
 @pytest.mark.parametrize("link", ["flannel0", BRIDGE])

@@ -155,7 +155,7 @@ def test_a_stranger_is_reported_by_log_status_and_doctor(overlay, ends):
         ),
     ):
         assert now[name] == counted == before[name] + packets
-    said = f"Turned away tunnel packets from={docker2.address} reason="
+    said = f"Rejected tunnel packets from={docker2.address} reason="
     log = overlay.wait_logged(one, f"{said}impostor packets=", f"{said}stranger packets=", after=after)
     assert (
         f": it holds no lease, and the inner source {far.address} is in {other.lease()} of {other.address}."

@@ -148,7 +148,7 @@ class Daemon:
             self._places.of_network(name, Path(self._options.subnet_dir)),
             PrefixedStore(self._store, name),
             f"{self._options.store_url}#{name}",
-            self._readiness.voice(name),
+            self._readiness.notifier(name),
         )
 
     async def _run_network(

@@ -1,4 +1,4 @@
-"""What a batch did: entries of the journal, log lines and counters."""
+"""The report of a batch: entries of the journal, log lines and counters."""
 
 import logging
 from collections import Counter, deque
@@ -33,7 +33,7 @@ class Journal:
         self._entries: deque[JournalEntry] = deque(maxlen=ROOM)
 
     def note(self, event: Event, operations: Sequence[Operation], cause: str = "") -> None:
-        """Note what a pass did, or what it was refused and why."""
+        """Add an entry for each operation of a pass, with the cause if the operations were refused."""
         at, because = self._clock.utc(), f": {cause}" if cause else ""
         for operation in operations[:NAMED_AT_ONCE]:
             self._entries.append(JournalEntry(at=at, event=event, found=f"{found(operation)}{because}"))
@@ -42,20 +42,20 @@ class Journal:
             self._entries.append(JournalEntry(at=at, event=event, found=f"and {more} more{because}"))
 
     def entries(self) -> list[JournalEntry]:
-        """Return what is kept."""
+        """Return the entries, the oldest first."""
         return list(self._entries)
 
 
 @dataclass(kw_only=True)
 class Counts:
-    """What the reconciler has done since its start.
+    """Counters of the reconciler since its start.
 
     Attributes:
         passes: looks at the host that were compared with the plan.
         failures: attempts to read a target that failed.
         duration_s: of the latest comparison, its operations included.
         repairs_by_kind: how many damaged objects were repaired; each kind has an entry.
-        last_repair: what the latest repair found.
+        last_repair: the damage that the latest repair found.
     """
 
     passes: int = 0
@@ -72,15 +72,15 @@ class Counts:
 
 @dataclass(slots=True)
 class Batch:
-    """A batch of operations, and what became of them.
+    """A batch of operations, and their outcome.
 
     Attributes:
         since: generation of the plan from which the operations were computed.
-        new_kinds: kinds of which nothing was applied before, so that no operation on them is a repair.
+        new_kinds: kinds that were never applied before, so that no operation on them is a repair.
         refused: the operations that did not take effect.
-        planned: those that followed from the plan, in the order in which they were applied.
-        repairs: those that repaired damage.
-        fights: those of the repairs that another program keeps undoing, since now.
+        planned: the operations that followed from the plan, in the order in which they were applied.
+        repairs: the operations that repaired damage.
+        fights: the repairs that another program keeps undoing, if this was detected now.
     """
 
     since: int
@@ -103,7 +103,7 @@ class BatchReport:
         self.counts = Counts(repairs_by_kind=Counter({kind.KIND: 0 for kind in kinds}))
 
     def tell(self, batch: Batch) -> None:
-        """Report what was done."""
+        """Report the operations that took effect."""
         if batch.repairs:
             self.counts.repairs_by_kind.update(operation.subject.KIND for operation in batch.repairs)
             self.counts.last_repair = _listing(batch.repairs)

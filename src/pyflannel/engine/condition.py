@@ -1,4 +1,4 @@
-"""The host's condition: all that is known of its part in a network, as one value.
+"""The host's condition in one network, as one value.
 
 Log lines, the status, readiness and metrics are views of it. None of them changes it, and none is between an
 event and the data path. The supervisor makes a new condition from each event, and plans from its inputs.
@@ -26,22 +26,23 @@ from pyflannel.model.lease_set import LeaseSet
 from pyflannel.model.status import LeasePhase, Notice
 
 _LOSSES = ("lost", "taken")
-"""Phases in which the store does not have our lease. One may follow the other."""
+"""Phases in which the store does not contain this host's lease. One may follow the other."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseCondition:
-    """Our own lease.
+    """This host's lease.
 
     Attributes:
-        phase: what the lease protocol is at.
+        phase: phase of the lease protocol.
         since_s: time of the clock at which the phase began.
-        taken: the latest report that another host holds our subnet; None while it is ours.
-        losses: how often the store had no lease of ours after it had one.
-        contested: the holder that was asked whether it lives, until it is known.
-        exhausted: the latest report that no subnet is free; None when one was found.
-        shared: the latest report that another living host has our address or identity; None when it is gone.
-        is_sharer_known: that host had a lease since. When the lease goes, so does the host.
+        taken: the latest report that another host holds this host's subnet; None otherwise.
+        losses: how often this host's lease disappeared from the store.
+        contested: the holder that was asked whether it is alive, until the answer is known.
+        exhausted: the latest report that no subnet is free; None after one was found.
+        shared: the latest report that another living host has this host's address or identity; None after
+            that host is gone.
+        is_sharer_known: that host had a lease since. When the lease is removed, the host is gone.
     """
 
     phase: LeasePhase = "acquiring"
@@ -93,11 +94,11 @@ class StoreCondition:
 
     Attributes:
         is_away: the lease protocol cannot reach it.
-        since_s: time of the clock at which it was lost or found.
-        error: the latest failure, also when it is over.
+        since_s: time of the clock at which it became unreachable or reachable.
+        error: the latest failure, even if it is resolved.
         error_s: time of the clock of that failure.
-        has_answered: it told the network config, or that there is none.
-        is_stale: the host runs on what it knew before its start; the store has not answered since.
+        has_answered: it returned the network config, or reported that there is none.
+        is_stale: the host uses the leases of its previous run, because the store has not answered yet.
     """
 
     since_s: float
@@ -124,10 +125,10 @@ class ConfigCondition:
     """The network config, in force and in the store.
 
     Attributes:
-        text: of the config in force; None before the first.
-        revision: of the store's key, if the config in force is the one there.
-        trouble: why the host does not run on the config in the store.
-        store_trouble: why the store could not be asked for the first config.
+        text: text of the config in force; None before the first.
+        revision: revision of the store's key, if the config in force is the one in the store.
+        trouble: why the host does not use the config in the store.
+        store_trouble: why the first config could not be read from the store.
     """
 
     text: str | None = None
@@ -141,10 +142,10 @@ class HostCondition:
     """This host in one network.
 
     Attributes:
-        identity: what our lease names as its owner.
-        inputs: what the plan is made of.
-        held: our lease, held or held last.
-        leases: all that are known.
+        identity: the owner in this host's lease.
+        inputs: inputs of the plan.
+        held: this host's lease, current or last.
+        leases: all known leases.
         obstacle: what the backend waits for; "" if it can work.
     """
 

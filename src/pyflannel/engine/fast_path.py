@@ -1,4 +1,4 @@
-"""Whether this host has the fast path: what the operator wants, and what the kernel allows."""
+"""Whether this host uses the fast path: the operator's setting, and the features of the kernel."""
 
 import asyncio
 import logging
@@ -20,19 +20,21 @@ log = logging.getLogger(__name__)
 
 RETRY_S = 1.0
 RETRY_MAX_S = 60.0
-"""Packets go through user space so long after the kernel refused a program; it doubles up to the longest."""
+"""Seconds until the fast path is tried again after the kernel refused a program; doubled up to the maximum.
+"""
 
-_WITHOUT_GRO_LINK = "flanneld --fast-path-gro=off does without it; a kernel with veth has it (CONFIG_VETH)."
+_WITHOUT_GRO_LINK = "Use a kernel with veth (CONFIG_VETH), or start flanneld with --fast-path-gro=off."
 
 Choice = Literal["auto", "safe", "off"]
 
 
 class FastPath:
-    """The judgement: the host's word wins over the network's, and the kernel's over both.
+    """Decides whether programs are planned: the host's flag overrides the network config, the kernel both.
 
-    What is surely missing is not tried. What cannot be told is: then the kernel's refusal tells.
+    A feature that is known to be missing is not tried. A feature that cannot be probed is tried, and the
+    kernel may refuse it.
 
-    `changed` is called when the judgement is another.
+    `changed` is called when the decision changes.
     """
 
     def __init__(
@@ -54,10 +56,10 @@ class FastPath:
         self._hint: str | None = None
         self._retry_s = RETRY_S
         self._refused = asyncio.Event()
-        self._is_proved = True  # until something speaks against it
+        self._is_proved = True  # until a feature is missing or refused
 
     def examine(self, config: NetworkConfig | None) -> None:
-        """Ask what there is, before programs are planned for the first time or again."""
+        """Probe the features of the kernel, before programs are planned for the first time or again."""
         if not self.is_on(config) or self._features is not None:
             return
         self._features = self._kernel.features()
@@ -71,13 +73,13 @@ class FastPath:
         return config is not None and self._is_wanted(config) and not self._refused.is_set()
 
     def reads(self, config: NetworkConfig | None) -> tuple[str, ...]:
-        """Return what our lease says of it: once the kernel refused, only what was seen to work."""
+        """Return the features for this host's lease: none while a program or a peer is refused."""
         return (PARTIAL_CHECKSUM,) if self.is_on(config) and self._is_proved else ()
 
     def status(self, config: NetworkConfig | None) -> FastPathStatus | None:
-        """Return which way packets take and why; None for other backends.
+        """Return the path of packets and the reason; None for other backends.
 
-        While the kernel is asked again, what it said before still counts.
+        During a retry, the previous result counts.
         """
         if config is None or config.backend_type != "udp":
             return None
@@ -97,7 +99,7 @@ class FastPath:
         )
 
     async def run(self) -> None:
-        """Ask the kernel again after each refusal, until cancelled."""
+        """Try the programs again after each refusal, until cancelled."""
         while True:
             await self._refused.wait()
             await self._clock.sleep(self._retry_s)
@@ -109,19 +111,19 @@ class FastPath:
     def judge(
         self, refused: Sequence[Refusal], settled: Container[type[Item]], config: NetworkConfig | None
     ) -> Sequence[Refusal]:
-        """Judge what is refused now; return the refusals that do not concern the fast path.
+        """Decide by the current refusals; return the refusals that do not concern the fast path.
 
-        The kernel carries the packets again when every program and every peer is in place. That nothing is
-        refused proves nothing: it may not have been tried.
+        The kernel carries the packets again when every program and every peer is in place. An absence of
+        refusals is not enough, because an operation may not have been tried yet.
 
         Args:
-            refused: what is refused now.
+            refused: the current refusals.
             settled: kinds of which every object is in place.
-            config: in force.
+            config: the config in force.
         """
         self._log_notices()
         if not self.is_on(config) or any(_wanted_link(one.operation, "tun") for one in refused):
-            return refused  # of programs that want a device which is not there nothing can be told
+            return refused  # programs of a missing device are always refused
         unserved = next((one for one in refused if _carries_packets(one.operation)), None)
         if unserved is not None:
             self._refuse(*self._reason(unserved, refused))
@@ -129,26 +131,26 @@ class FastPath:
             return tuple(one for one in refused if not _is_of_the_fast_path(one.operation))
         is_in_place = BpfProgram in settled and BpfPeer in settled
         if self._obstacle is not None and not self._is_proved and is_in_place:
-            log.info("The kernel carries the packets again: %s is over", self._obstacle)
+            log.info("The kernel carries the packets again, after: %s", self._obstacle)
             self._obstacle, self._retry_s, self._is_proved = None, RETRY_S, True
             self._changed()
         return refused
 
     def _refuse(self, cause: str, hint: str) -> None:
         if cause != self._obstacle:
-            log.warning("No fast path, packets go through user space: %s", sentences(cause, hint))
+            log.warning("No fast path, user space carries the packets: %s", sentences(cause, hint))
         self._obstacle, self._hint, self._is_proved = cause, hint, False
         self._refused.set()
 
     def _reason(self, unserved: Refusal, refused: Iterable[Refusal]) -> tuple[str, str]:
-        """Return the cause of a refusal and what to do; programs need the GRO veth, if one is planned."""
+        """Return the cause of a refusal and the remedy; programs need the GRO veth, if one is planned."""
         for one in refused:
             if (gro_link := _wanted_link(one.operation, "veth")) is not None:
-                return f"{gro_link.name} cannot be made: {one.cause}", _WITHOUT_GRO_LINK
-        return unserved.cause, self._hint_of_what_is_hidden() or unserved.hint
+                return f"{gro_link.name} cannot be created: {one.cause}", _WITHOUT_GRO_LINK
+        return unserved.cause, self._hint_of_hidden_feature() or unserved.hint
 
-    def _hint_of_what_is_hidden(self) -> str | None:
-        """Return what to do about whatever kept the kernel from telling what it can."""
+    def _hint_of_hidden_feature(self) -> str | None:
+        """Return the remedy for the first needed feature that could not be probed."""
         hidden = (one.hint for one in self._features or () if one.is_needed and one.answer == "unknown")
         return next(hidden, None)
 
@@ -158,7 +160,7 @@ class FastPath:
             if notice not in self._notices:
                 log.log(logging.ERROR if notice.hint else logging.WARNING, "%s", notice)
         if self._notices and not found:
-            log.info("That is over: %s", self._notices[0].text)
+            log.info("Resolved the fast path problem: %s", self._notices[0].text)
         self._notices = found
 
     def _is_wanted(self, config: NetworkConfig) -> bool:
@@ -167,7 +169,7 @@ class FastPath:
 
 
 def _wanted_link(operation: Operation, kind: str) -> Link | None:
-    """Return the link of this kind that was to be made."""
+    """Return the link of this kind that the operation adds."""
     match operation:
         case Add(Link() as link) if link.kind == kind:
             return link
@@ -182,7 +184,7 @@ def _is_of_the_fast_path(operation: Operation) -> bool:
 
 
 def _carries_packets(operation: Operation) -> bool:
-    """Return whether it was on a program or a peer. A container or a bridge may just have gone."""
+    """Return whether the operation is on a program or a peer. A container or a bridge may just be gone."""
     match operation:
         case Add(BpfProgram(role=role)) | Replace(_, BpfProgram(role=role)):
             return role is not Role.LAST_HOP

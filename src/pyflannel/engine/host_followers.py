@@ -18,15 +18,17 @@ log = logging.getLogger(__name__)
 
 
 LOOK_S = 10.0
-"""Pause after which it looks without being told."""
+"""Seconds between two checks without a notification of a change."""
 
 
 class UnderlayFollower:
-    """Calls `found` with the first underlay and each that differs, `waiting` when it has to wait.
+    """Calls `found` with the first underlay and each different one, `waiting` if there is none yet.
 
-    `surrounded` hears the same of what the host has beside it; before the underlay, if both changed.
+    `surrounded` gets the other interfaces and routes of the host in the same way; before the underlay, if
+    both changed.
 
-    An underlay that goes away is kept until there is another: what packets there are may still find a way.
+    If the underlay disappears, it remains valid until another is found, because packets may still get
+    through.
     """
 
     def __init__(
@@ -67,7 +69,7 @@ class UnderlayFollower:
                 await pause(self._clock, self._look_s, until=self._changed)
 
     def ask_about(self, networks: Iterable[IPv4Network]) -> None:
-        """Tell of the routes to these networks from now on, soon for the first time."""
+        """Include the routes to these networks in the surroundings, and check them soon."""
         self._scope = replace(self._scope, networks=frozenset(networks))
         self._changed.set()
 
@@ -110,13 +112,14 @@ def _words(underlay: Underlay) -> str:
 
 
 BRIDGE_LOOK_S = 10.0
-"""Pause after which it looks without being told."""
+"""Seconds between two checks without a notification of a change."""
 
 
 class BridgeFollower:
-    """Calls `found` with the bridges, and again with each state that differs, while `is_wanted` is set.
+    """Calls `found` with the bridges, and again after each change, while `is_wanted` is set.
 
-    Bridges that cannot be read count as none: without an entry a container is reached the ordinary way.
+    If the bridges are unreadable, they count as none: without an entry, the kernel's bridge carries the
+    packets of a container.
     """
 
     def __init__(
@@ -145,7 +148,7 @@ class BridgeFollower:
         try:
             bridges = await self._source.observe()
         except TargetError as error:
-            log.warning("Bridges cannot be read, containers are reached the ordinary way: %s", error)
+            log.warning("Could not read the bridges, their packets take the normal path: %s", error)
             bridges = ()
         if bridges != self._current:
             self._current = bridges

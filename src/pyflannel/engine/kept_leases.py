@@ -1,7 +1,7 @@
-"""Leases that still count although the store does not deliver them.
+"""Leases that remain valid although the store does not deliver them.
 
-A lease that vanished counts for a grace period: a living owner writes its lease again, and no packet to it is
-lost. The last known leases are kept over a restart, for a host that starts while its store is unreachable.
+A lease that disappeared remains valid for a grace period: a living owner writes it again, and no packet to it
+is lost. The last known leases are saved for a restart of this host while its store is unreachable.
 """
 
 import asyncio
@@ -21,34 +21,34 @@ from pyflannel.wire.lease_record import format_last_known, kept_lease, parse_las
 log = logging.getLogger(__name__)
 
 GRACE_S = 2.0
-"""How long a lease that vanished still counts for the data path: a living owner needs milliseconds."""
+"""Seconds that a disappeared lease remains valid for the data path: a living owner needs milliseconds."""
 
 SILENCE_S = 20.0
-"""How long an owner that the store does not answer may need to write its lease again.
+"""Longest time that an owner needs to write its lease again if its store member does not respond.
 
-A silent member is noticed after 10 s, a call takes up to 5 s, and the next try is up to 5 s later.
+It detects this after 10 s, a call takes up to 5 s, and the next attempt is up to 5 s later.
 """
 
 _TICK_S = 0.1
-"""Shortest pause between two looks for grace periods that ended: thousands may end one by one."""
+"""Shortest pause between two checks for ended grace periods, because thousands may end one after another."""
 
 
 class LeaseGrace:
-    """The leases that vanished a moment ago, until their grace period ends, or their subnet is held again.
+    """The leases that disappeared recently, until their grace period ends or their subnet is leased again.
 
-    A subnet that another host holds in part counts as held again. The grace period is SILENCE_S while the
-    store is unreachable and for so long after it. It is SILENCE_S, too, where leases are renewed less than
-    that before they end: an owner may lose its lease before it has noticed that the store is silent. It is
-    GRACE_S otherwise.
+    A subnet counts as leased again if another lease overlaps it. The grace period is SILENCE_S while the
+    store is unreachable, and for SILENCE_S after that. It is also SILENCE_S if leases are renewed less than
+    that before they expire: an owner may lose its lease before it detects that the store is silent. Otherwise
+    it is GRACE_S.
 
     `changed` is called when a grace period ended.
 
     Attributes:
-        counted: the leases that count: those in the store, and those in their grace period.
+        counted: the valid leases: those in the store, and those in their grace period.
     """
 
     def __init__(self, clock: Clock, changed: Callable[[], None], *, renewal_margin_s: float) -> None:
-        """Begin without a lease; owners renew theirs `renewal_margin_s` before they end."""
+        """Start without leases. Owners renew their leases `renewal_margin_s` before they expire."""
         self._clock = clock
         self._changed = changed
         self._grace_s = GRACE_S if renewal_margin_s >= SILENCE_S else SILENCE_S
@@ -58,7 +58,7 @@ class LeaseGrace:
         self._has_vanished = asyncio.Event()
         self._outage_until = -math.inf
 
-    def hear(self, report: Report) -> None:
+    def note_report(self, report: Report) -> None:
         """Note whether the store is reachable."""
         match report:
             case StoreAway():
@@ -68,43 +68,43 @@ class LeaseGrace:
             case _:
                 pass
 
-    def see(self, leases: LeaseSet) -> None:
-        """Note which leases vanished and which came since the last set."""
+    def update(self, leases: LeaseSet) -> None:
+        """Note the leases that disappeared and those that were added since the last set."""
         now = self._clock.now()
         until = now + (SILENCE_S if now < self._outage_until else self._grace_s)
-        came: list[tuple[IPv4Network, Lease]] = []
+        added: list[tuple[IPv4Network, Lease]] = []
         for subnet, old, new in self._present.differences(leases.by_subnet):
             if new is not None:
-                came.append((subnet, new))
+                added.append((subnet, new))
             elif old is not None:
                 self._vanished.setdefault(subnet.prefixlen, {})[subnet] = old, until
                 self._has_vanished.set()
-        taken = [over for subnet, _ in came for over in self._overlapping(subnet)]
+        taken = [over for subnet, _ in added for over in self._overlapping(subnet)]
         self._drop(taken)
         self._present = leases.by_subnet
         if self._vanished:
-            self.counted = self.counted.with_changes([*((over, None) for over in taken), *came])
+            self.counted = self.counted.with_changes([*((over, None) for over in taken), *added])
         else:
             self.counted = self._present  # one map in memory instead of two
 
     @property
     def vanished(self) -> tuple[Lease, ...]:
-        """The leases in their grace period, as they were."""
+        """The leases in their grace period."""
         return tuple(lease for group in self._vanished.values() for lease, _ in group.values())
 
     async def run(self) -> None:
-        """End each grace period in time, until cancelled."""
+        """End each grace period at its time, until cancelled."""
         while True:
             await self._has_vanished.wait()
             self._has_vanished.clear()
             while self._vanished:
                 first = min(until for group in self._vanished.values() for _, until in group.values())
-                # The grace period of a lease that vanishes meanwhile may end sooner.
+                # The grace period of a lease that disappears meanwhile may end sooner.
                 await self._clock.sleep(min(max(first - self._clock.now(), _TICK_S), GRACE_S))
                 self._expire()
 
     def _overlapping(self, subnet: IPv4Network) -> Iterator[IPv4Network]:
-        """Yield the vanished subnets that overlap a subnet, without a search among all."""
+        """Yield the disappeared subnets that overlap a subnet, without a search through all."""
         for length, group in self._vanished.items():
             if length <= subnet.prefixlen:
                 wide = subnet if length == subnet.prefixlen else subnet.supernet(new_prefix=length)
@@ -140,16 +140,16 @@ class LeaseGrace:
 
 
 SAVE_PAUSE_S = 1.0
-"""Shortest time between two writes, so that a thousand hosts joining cost a few."""
+"""Shortest time between two writes, so that a thousand joining hosts cause only a few."""
 
 SAVED_PER_S = 1000
-"""So many leases may be written for each second of patience: some 15 µs each are a hundredth of a core."""
+"""Leases for which a write is delayed by one second: at 15 µs per lease, writes use 1 % of a core."""
 
 
 class LastKnownLeases:
-    """Saves what `current` gives, soon after each change; loads what was saved last.
+    """Saves the result of `current` soon after each change, and loads the last saved one.
 
-    Soon: at once up to a thousand leases, and the later the more there are.
+    Up to a thousand leases are saved immediately. The more leases there are, the longer the delay.
     """
 
     def __init__(self, *, memory: Memory, clock: Clock, current: Callable[[], LastKnown | None]) -> None:
@@ -160,22 +160,22 @@ class LastKnownLeases:
         self._saved: LastKnown | None = None
 
     def changed(self) -> None:
-        """Save soon."""
+        """Note a change, so that the leases are saved soon."""
         self._changed.set()
 
     async def run(self) -> None:
-        """Save until cancelled, and then what is not saved yet; nothing is written while nothing differs."""
+        """Save after changes until cancelled, and then once more. If nothing differs, nothing is written."""
         try:
             while True:
                 await self._changed.wait()
-                await self._clock.sleep(self._patience_s())
+                await self._clock.sleep(self._delay_s())
                 self._changed.clear()
                 if await self._save():
                     await self._clock.sleep(SAVE_PAUSE_S)
         finally:
             await self._save()
 
-    def _patience_s(self) -> int:
+    def _delay_s(self) -> int:
         known = self._current()
         return 0 if known is None else len(known.leases) // SAVED_PER_S
 
@@ -183,7 +183,7 @@ class LastKnownLeases:
         known = self._current()
         if known is None:
             return False
-        if self._saved is not None and _says_the_same(known, self._saved):
+        if self._saved is not None and _have_the_same_text(known, self._saved):
             self._saved = known
             return False
         await self._memory.save(format_last_known(known))
@@ -191,7 +191,7 @@ class LastKnownLeases:
         return True
 
     async def load(self) -> LastKnown | None:
-        """Return what was saved last, or None. A file that cannot be read is logged, and counts as none."""
+        """Return the last saved leases, or None. An unreadable file is logged and counts as none."""
         text = await self._memory.load()
         if text is None:
             return None
@@ -206,17 +206,17 @@ class LastKnownLeases:
         )
 
 
-def _says_the_same(known: LastKnown, other: LastKnown) -> bool:
-    """Return whether both are kept as one text: a renewal makes no difference to it."""
+def _have_the_same_text(known: LastKnown, other: LastKnown) -> bool:
+    """Return whether both are saved as the same text: a renewal does not change it."""
     return (
         known.config == other.config
         and len(known.leases) == len(other.leases)
-        and _is_kept_as(known.own, other.own)
-        and all(map(_is_kept_as, known.leases, other.leases))
+        and _has_the_same_text(known.own, other.own)
+        and all(map(_has_the_same_text, known.leases, other.leases))
     )
 
 
-def _is_kept_as(lease: Lease, other: Lease) -> bool:
+def _has_the_same_text(lease: Lease, other: Lease) -> bool:
     return lease is other or (
         lease.subnet == other.subnet
         and lease.ipv6_subnet == other.ipv6_subnet

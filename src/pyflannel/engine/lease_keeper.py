@@ -1,6 +1,6 @@
-"""The keeper: performs what the lease protocol decides, and tells it what came of it.
+"""The lease keeper: performs the actions of the lease protocol, and passes their results to it as events.
 
-No lease logic lives here: events go into `plan.lease.step.step`, actions come out.
+The decisions are in `plan.lease.step.step`.
 """
 
 import asyncio
@@ -84,11 +84,11 @@ log = logging.getLogger(__name__)
 
 
 class LeaseKeeper:
-    """Keeps this host's lease in the store, and knows the leases of all others.
+    """Keeps this host's lease in the store, and follows the leases of all hosts.
 
-    `report` hears what an operator should know, `leases_changed` each new set of leases; both are called
-    in the order in which things happened, and must not block. `reidentify` makes a new identity, and says
-    what the lease is to say under it. `store_log` says in the log how the store is.
+    `report` gets the reports of the lease protocol, `leases_changed` each new set of leases. Both are called
+    in the order of the events, and must not block. `reidentify` creates a new identity and returns the
+    attributes of the lease for it. `store_log` logs the outages of the store.
     """
 
     def __init__(
@@ -119,12 +119,12 @@ class LeaseKeeper:
         self._timer: asyncio.Task[None] | None = None
         self._skipped = SkippedKeys(clock)
         self._outranked: set[tuple[str, IPv4Address]] = set()
-        self._outranked_log = LogLimit(log, clock, "keys that do not count")
+        self._outranked_log = LogLimit(log, clock, "ignored leases on a subnet of another lease")
         self.leases = LeaseSet()
         self.state = LeaseState(wanted=wanted, held=held, phase=Listing())
 
     def order(self, wanted: Wanted) -> None:
-        """Ask for something else from now on: another address, another config."""
+        """Change the wanted lease: another address, another config."""
         self._events.put_nowait(Ordered(wanted))
 
     async def run(self) -> None:
@@ -148,14 +148,14 @@ class LeaseKeeper:
 
     def _know(self, leases: LeaseSet) -> None:
         if leases is not self.leases:
-            self._tell_outranked(leases)
+            self._log_outranked(leases)
             if leases.left_out and not self.leases.left_out:
                 log.error("%s", left_out_text(leases))
             self.leases = leases
             self._leases_changed(leases)
 
-    def _tell_outranked(self, leases: LeaseSet) -> None:
-        """Say which leases do not count, as another host's on their IPv4 subnet does, where it is news."""
+    def _log_outranked(self, leases: LeaseSet) -> None:
+        """Log each newly ignored lease, because another host's lease on its IPv4 subnet has precedence."""
         found = set()
         for subnet, others in leases.outranked.items():
             counts = leases.by_subnet[subnet]
@@ -167,8 +167,8 @@ class LeaseKeeper:
                 if one not in self._outranked:
                     self._outranked_log.line(
                         logging.WARNING,
-                        "Two hosts have leases on one subnet: %s counts, of %s, and %s does not, of %s."
-                        " Delete the key of the one that does not use it.",
+                        "Found leases of two hosts on one subnet: using %s of %s, ignoring %s of %s."
+                        " Delete the key of the host that does not use the subnet.",
                         lease_key(counts),
                         counts.attributes.public_ip,
                         *one,
@@ -203,7 +203,7 @@ class LeaseKeeper:
         await self._clock.sleep(max(0.0, at - self._clock.now()))
         self._events.put_nowait(Woke())
 
-    # The store. Requests go one after the other, so that a listing shows what came of the write before it.
+    # The store. Requests are sent one at a time, so that a listing shows the result of the write before it.
 
     async def _perform_requests(self) -> None:
         while True:
@@ -252,9 +252,9 @@ class LeaseKeeper:
                         return Conflicted(write, None)
 
     async def _follow(self, after: int) -> None:
-        async with self._watching:  # the watch before has ended
+        async with self._watching:  # the previous watch has ended
             self._opened_at = math.inf
-            error = await follow(self._store, "", after, self._tell)
+            error = await follow(self._store, "", after, self._take_changes)
         lost = WatchLost(
             cause=str(error),
             is_compacted=isinstance(error, CompactedError),
@@ -263,7 +263,7 @@ class LeaseKeeper:
         )
         self._events.put_nowait(lost)
 
-    async def _tell(self, batch: StoreChanges) -> None:
+    async def _take_changes(self, batch: StoreChanges) -> None:
         self._opened_at = min(self._opened_at, self._clock.now())
         changes = await one_by_one(self._change, batch.changes)
         self._events.put_nowait(Seen(tuple(c for c in changes if c is not None), batch.revision))
@@ -277,7 +277,7 @@ class LeaseKeeper:
                 return _gone(key, revision)
 
     def _seen(self, record: Record) -> LeaseChange | None:
-        """Return what a record says; None for a key that is none of ours. One bad record hides no other."""
+        """Return the content of a record; None for a key of another purpose or an invalid record."""
         try:
             seen = _read(record)
         except WireError as error:
@@ -317,7 +317,7 @@ def _gone(key: str, revision: int) -> LeaseChange | None:
         if key.startswith(CLAIMS):
             return ClaimGone(claimed_subnet(key), revision)
     except WireError:
-        pass  # it was skipped when it came
+        pass  # it was skipped when it was written
     return None
 
 

@@ -1,4 +1,4 @@
-"""The log of the lease protocol: each report in words, in those of flannel where it has a text for it."""
+"""The log of the lease protocol: one line for each report, with the original's text if it has one."""
 
 import logging
 from collections.abc import Iterable
@@ -30,13 +30,13 @@ from pyflannel.ports import Clock
 log = logging.getLogger(__name__)
 
 SKIPPED_KEPT = 1000
-"""Keys without a lease that are remembered, so that each is logged once."""
+"""Number of invalid keys that are remembered, so that each is logged once."""
 
 _KEY_KEPT = 256
 """Characters of a key that are remembered. A key of a lease has at most 68."""
 
 EXHAUSTED_HINT = "Widen Network, increase SubnetLen, or remove stale leases."
-"""What to do when no subnet is free."""
+"""The remedy if no subnet is free."""
 
 _UNSUITABLE = {
     "deleted": "Found lease (%s) for current IP but not compatible with current config, deleting",
@@ -49,18 +49,18 @@ _UNSUITABLE = {
 _KEEPERS = {
     True: "this host keeps",
     False: "the other host holds",
-    None: "they are settling which of them keeps",
+    None: "it is not decided yet which of them keeps",
 }
 
 
 class LeaseLog:
-    """Logs reports of the lease protocol. A writer of the store can cause many, so lines are limited."""
+    """Logs reports of the lease protocol. A client of the store can cause many, so lines are limited."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._limit = LogLimit(log, clock, "the lease of this host")
 
-    def tell(self, report: Report, before: HostCondition) -> None:
+    def log_report(self, report: Report, before: HostCondition) -> None:
         """Log a report of the lease protocol; `before` is the condition that it changes."""
         match report:
             case Picking(network):
@@ -85,13 +85,13 @@ class LeaseLog:
                         EXHAUSTED_HINT,
                     )
             case Acquired() | Renewed():
-                self._tell_held(report, before)
+                self._log_held(report, before)
             case StoreAway() | StoreBack():
                 pass  # `StoreLog` logs it once for all users of the store
             case Lost() | Taken() | Contested() | SharedAddress():
-                self._tell_trouble(report, before)
+                self._log_trouble(report, before)
 
-    def _tell_held(self, report: Acquired | Renewed, before: HostCondition) -> None:
+    def _log_held(self, report: Acquired | Renewed, before: HostCondition) -> None:
         held = report.held
         match report:
             case Acquired() if before.lease.phase == "acquiring":
@@ -101,7 +101,7 @@ class LeaseLog:
                 self._limit.line(logging.INFO, "Lease acquired again: %s", held.lease.subnet)
             case Renewed() if held.expires_at is None:
                 self._limit.line(
-                    logging.INFO, "Lease is a reservation and is not renewed lease=%s", held.lease.subnet
+                    logging.INFO, "Found a reservation, which needs no renewal lease=%s", held.lease.subnet
                 )
             case Renewed():
                 self._limit.line(
@@ -111,12 +111,12 @@ class LeaseLog:
                     held.lease.subnet,
                 )
 
-    def _tell_trouble(self, report: Lost | Taken | Contested | SharedAddress, before: HostCondition) -> None:
+    def _log_trouble(self, report: Lost | Taken | Contested | SharedAddress, before: HostCondition) -> None:
         match report:
             case Lost(lease):
                 self._limit.line(
                     logging.WARNING,
-                    "Lease is gone from the store: taking it again, the data path stays lease=%s",
+                    "Lost the lease in the store: acquiring it again, data path unaffected lease=%s",
                     lease.subnet,
                 )
             case Taken(lease, by):
@@ -124,8 +124,8 @@ class LeaseLog:
                 if before.lease.taken is None or holder_text(before.lease.taken) != holder:
                     self._limit.line(
                         logging.ERROR,
-                        "Subnet is held by %s now: this host runs on degraded and does not renumber unless"
-                        " told (--on-subnet-lost=renumber) lease=%s theirs=%s",
+                        "Lost the subnet to %s: this host keeps running, degraded. To change its subnet"
+                        " instead, start flanneld with --on-subnet-lost=renumber. lease=%s other_lease=%s",
                         holder,
                         lease.subnet,
                         by.subnet,
@@ -133,32 +133,32 @@ class LeaseLog:
             case Contested(lease):
                 self._limit.line(
                     logging.WARNING,
-                    "A lease with our address or identity is held by %s at %s: asking whether that host lives"
-                    " lease=%s",
-                    lease.attributes.owner or "nobody known",
+                    "Found a lease with this host's address or identity, held by %s at %s: asking whether"
+                    " that host is alive lease=%s",
+                    lease.attributes.owner or "an unknown host",
                     lease.attributes.public_ip,
                     lease.subnet,
                 )
             case SharedAddress():
-                self._limit.line(logging.ERROR, "Warning: %s", shared_text(report))
+                self._limit.line(logging.ERROR, "Found a conflict: %s", shared_text(report))
 
 
 class SkippedKeys:
-    """Logs the keys of the store that hold no lease or claim, each once for each reason.
+    """Logs the keys of the store that contain no valid lease or claim, each once for each reason.
 
-    A writer of the store can write any number of them, so memory and log are bounded.
+    A client of the store can write any number of them, so memory and log are bounded.
     """
 
     def __init__(self, clock: Clock) -> None:
-        self._limit = LogLimit(log, clock, "keys that hold no lease")
+        self._limit = LogLimit(log, clock, "keys without a valid lease")
         self._reasons: dict[str, str] = {}
 
     def __len__(self) -> int:
-        """Return how many are remembered."""
+        """Return the number of remembered keys."""
         return len(self._reasons)
 
     def skip(self, key: str, error: WireError) -> None:
-        """Log that the record at a key is skipped, if that is news."""
+        """Log that the record at a key is skipped, unless this was logged for the same reason."""
         key, reason = cut(key, _KEY_KEPT), str(error)
         if self._reasons.pop(key, None) != reason:
             self._limit.line(logging.WARNING, "Skipped %s", error.in_full)
@@ -167,57 +167,57 @@ class SkippedKeys:
             del self._reasons[next(iter(self._reasons))]
 
     def forget(self, key: str) -> None:
-        """Note that a key is gone, or holds a lease now."""
+        """Note that a key is deleted, or contains a lease now."""
         if self._reasons:
             self._reasons.pop(cut(key, _KEY_KEPT), None)
 
     def keep_only(self, keys: Iterable[str]) -> None:
-        """Note all keys that there are."""
+        """Note all existing keys."""
         if self._reasons:
             present = {cut(key, _KEY_KEPT) for key in keys}
             self._reasons = {key: reason for key, reason in self._reasons.items() if key in present}
 
 
 def log_shared_over(shared: SharedAddress) -> None:
-    """Log that no other host has our address or identity any more."""
-    log.info("The host that shared our address or identity is gone owner=%s", shared.other)
+    """Log that no other host has this host's address or identity any more."""
+    log.info("The host with the same address or identity is gone owner=%s", shared.other)
 
 
 def holder_text(taken: Taken) -> str:
-    """Return the host that holds our subnet."""
+    """Return the host that holds this host's subnet, as text."""
     owner = taken.by.attributes.owner or "an original flannel"
     return f"{taken.by.attributes.public_ip} ({owner})"
 
 
 def contested_text(contested: Contested) -> str:
-    """Return the host that is asked whether it lives."""
+    """Return the host that is asked whether it is alive, as text."""
     lease = contested.lease
     return (
-        f"the host at {lease.attributes.public_ip}, which holds {lease.subnet} with our address or identity,"
-        " whether it lives"
+        f"the host at {lease.attributes.public_ip}, which holds {lease.subnet} with this host's address or"
+        " identity, whether it is alive"
     )
 
 
 def left_out_text(leases: LeaseSet) -> str:
-    """Return that there are more leases than a host takes, and what to do."""
+    """Return the text for more leases than a host accepts, with the remedy."""
     return (
-        f"the network has more than {LARGEST} leases: {leases.left_out} that came later are left out;"
-        " delete those that no host owns, or divide the network"
+        f"the network has more than {LARGEST} leases: the {leases.left_out} latest are ignored;"
+        " delete the leases of removed hosts, or divide the network"
     )
 
 
 def exhausted_text(exhausted: Exhausted) -> str:
-    """Return which subnets are all leased."""
+    """Return the text for a network without a free subnet."""
     network = exhausted.network
-    return f"no free /{network.subnet_length} is left in {network.network}"
+    return f"no /{network.subnet_length} is free in {network.network}"
 
 
 def shared_text(shared: SharedAddress) -> str:
-    """Return the two hosts that share an address or identity, and what to do."""
+    """Return the text for two hosts that share an address or identity, with the remedy."""
     return (
         f"two living hosts share an address or identity: the other is {shared.other} at {shared.public_ip};"
         f" {_KEEPERS[shared.is_ours]} lease {shared.subnet};"
-        " give one of them an address of its own (--public-ip, --iface)"
+        " give one of them its own address (--public-ip, --iface)"
     )
 
 

@@ -1,4 +1,4 @@
-"""Follow changes: list and watch keys of the store, listen to a channel of the host; with their log lines."""
+"""Follows changes: of keys in the store, and of the host. Logs when this fails and when it works again."""
 
 import logging
 import math
@@ -14,32 +14,32 @@ from pyflannel.ports import Changes, Clock, Store
 log = logging.getLogger(__name__)
 
 STEADY_S = 5.0
-"""A watch that stays open for so long works: the next failure is the first again."""
+"""A watch that was open for this long resets the backoff."""
 
 SHORT_S = 10.0
-"""An absence of the store up to this long is short."""
+"""Longest duration of a short outage of the store."""
 
 CALM_S = 60.0
-"""Absences with less than this between them are reported as one, as on a link that loses packets."""
+"""Outages with less than this time between them are reported as one, as on a link that loses packets."""
 
 
 async def follow(
-    store: Store, prefix: str, after: int, tell: Callable[[StoreChanges], Awaitable[None]]
+    store: Store, prefix: str, after: int, handle: Callable[[StoreChanges], Awaitable[None]]
 ) -> StoreError:
-    """Pass each batch of a watch on, in order, until the watch ends; return the reason."""
+    """Pass each batch of a watch to `handle`, in order, until the watch ends; return the reason."""
     try:
         async with store.watch(prefix, after) as watcher:
             while True:
-                await tell(await watcher.next())
+                await handle(await watcher.next())
     except StoreError as error:
         return error
 
 
 class StoreLog:
-    """Logs that the store is away, and that it is back: once for all its users.
+    """Logs that the store is unreachable, and that it is reachable again, once for all its users.
 
-    An absence is logged once, and again when its cause changes to one with another remedy. While absences
-    follow each other, the short ones are not logged one by one; their number is, from time to time.
+    An outage is logged once, and again if its cause changes to one with another remedy. If short outages
+    follow each other, only their number is logged, at most once per `CALM_S`.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -55,7 +55,7 @@ class StoreLog:
         self._counted_from = -math.inf
 
     def failed(self, user: object, error: StoreError, retry_in_s: float, doing: str | None = None) -> None:
-        """Note that a user of the store had no answer. `doing` names what it cannot do, at a start."""
+        """Note that a user of the store got no answer. `doing` is the text of its failure at a start."""
         now = self._clock.now()
         if not self._failing:
             self._began_at = now
@@ -66,13 +66,13 @@ class StoreLog:
         self._logged.add(error.hint)
         if doing is not None:
             text = sentences(error.in_full, f"Trying again in {retry_in_s:.1f} s.")
-            self._say(logging.ERROR, "%s: %s", doing, text)
+            self._log(logging.ERROR, "%s: %s", doing, text)
         else:
-            text = "Store is away, trying again in %.1f s, the data path stays: %s"
-            self._say(logging.WARNING, text, retry_in_s, error.in_full)
+            text = "Lost the store connection, data path unaffected retry_in_s=%.1f cause=%s"
+            self._log(logging.WARNING, text, retry_in_s, error.in_full)
 
     def answered(self, user: object) -> None:
-        """Note that a user of the store had an answer."""
+        """Note that a user of the store got an answer."""
         if user not in self._failing:
             return
         self._failing.remove(user)
@@ -80,34 +80,34 @@ class StoreLog:
             return
         now = self._ended_at = self._clock.now()
         if self._logged:
-            self._say(logging.INFO, "Store is back")
+            self._log(logging.INFO, "Restored the store connection")
             self._logged.clear()
             self._counted_from = now
             return
         self._short_count += 1
         if now - self._counted_from >= CALM_S:
-            self._say(
+            self._log(
                 logging.WARNING,
-                "Store comes and goes: it was away %d times, each for less than %.0f s, in the last %.0f s",
+                "Lost the store connection %d times in the last %.0f s, each time for less than %.0f s",
                 self._short_count,
-                SHORT_S,
                 now - self._counted_from,
+                SHORT_S,
             )
             self._short_count, self._counted_from = 0, now
 
-    def _say(self, level: int, text: str, *arguments: object) -> None:
+    def _log(self, level: int, text: str, *arguments: object) -> None:
         self._context.run(log.log, level, text, *arguments, stacklevel=2)
 
     def forget(self, user: object) -> None:
-        """Hear that a user has ended."""
+        """Note that a user has ended."""
         self._failing.discard(user)
 
 
 class ListAndWatch:
-    """Keeps its user informed of all records under `prefix`, over every failure of the store.
+    """Passes all records under `prefix` and their changes to its user, and retries after failures.
 
-    `listed` hears all there is, at first and whenever a change may have been missed; `changed` what happens
-    from there on, in order; `failed` each error. They are called in turn, and must not block.
+    `listed` gets all records, at first and whenever a change may have been missed. `changed` gets the later
+    changes, in order. `failed` gets each error. They are called one at a time, and must not block.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class ListAndWatch:
         changed: Callable[[Sequence[Change]], None],
         failed: Callable[[StoreError], None] = lambda error: None,
     ) -> None:
-        """`doing`: how the log names a failure before the first answer."""
+        """`doing`: text of the log line about a failure before the first answer."""
         self._store = store
         self._prefix = prefix
         self._clock = clock
@@ -153,7 +153,7 @@ class ListAndWatch:
             self._store_log.forget(self)
 
     async def _list_and_watch(self) -> StoreError:
-        """Do so until that ends; return why it did."""
+        """List the keys once and watch them until the watch ends; return the reason."""
         self._opened_at = None
         try:
             listing = await self._store.list(self._prefix)
@@ -161,9 +161,9 @@ class ListAndWatch:
             return error
         self._doing = None
         self._listed(listing)
-        return await follow(self._store, self._prefix, listing.revision, self._tell)
+        return await follow(self._store, self._prefix, listing.revision, self._handle)
 
-    async def _tell(self, changes: StoreChanges) -> None:
+    async def _handle(self, changes: StoreChanges) -> None:
         if self._opened_at is None:
             self._opened_at = self._clock.now()
             self._store_log.answered(self)
@@ -171,30 +171,29 @@ class ListAndWatch:
 
 
 REOPEN_MIN_S = 1.0
-"""First pause before a channel that failed is opened again. It doubles …"""
+"""First pause before a failed channel is opened again. It doubles up to REOPEN_MAX_S."""
 
 REOPEN_MAX_S = 30.0
-"""… up to this."""
 
 
 async def listen(
     source: Callable[[], AbstractAsyncContextManager[Changes]], clock: Clock, changed: Callable[[], object]
 ) -> None:
-    """Call `changed` after each burst of changes, until cancelled."""
+    """Call `changed` after each burst of changes, until cancelled. A failed channel is opened again."""
     pause_s, cause = REOPEN_MIN_S, ""
     while True:
         try:
             async with source() as changes:
                 if cause:
-                    log.info("Listening to changes again, after: %s", cause)
+                    log.info("Receiving change notifications again, after: %s", cause)
                     cause, pause_s = "", REOPEN_MIN_S
-                    changed()  # anything may have changed meanwhile
+                    changed()  # changes may have been missed
                 while True:
                     await changes.next()
                     changed()
         except TargetError as error:
             if not cause:
-                log.warning("Cannot listen to changes, looking every few seconds: %s", error.in_full)
+                log.warning("No change notifications, checking every few seconds: %s", error.in_full)
                 changed()
             cause = str(error)
         await clock.sleep(pause_s)

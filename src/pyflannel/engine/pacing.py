@@ -9,26 +9,25 @@ from typing import TypeVar
 from pyflannel.ports import Clock
 
 FIGHT_REPAIRS = 6
-"""So many repairs of one object …"""
+"""This many repairs of one object within FIGHT_WINDOW_S mean that another program undoes them."""
 
 FIGHT_WINDOW_S = 10.0
-"""… within this time mean that another program undoes them."""
 
 FIRST_PAUSE_S = 0.25
 
 PAUSE_S = 1.0
-"""The pause that a cheap repair grows to: one repair a second costs no processor time worth counting."""
+"""The longest pause between cheap repairs: one repair per second costs negligible processor time."""
 
 COSTS = 100
-"""A pause is at least so many times as long as the repair takes: it may use 1 % of a core."""
+"""Ratio of the longest pause to the duration of the repair: repairs may use 1 % of a core."""
 
 
 RETRY_MIN_S = 0.05
-"""First pause before a failure is retried. It doubles; an event ends it at once."""
+"""First pause before a failed attempt is repeated. It doubles; an event ends it immediately."""
 
 
 async def pause(clock: Clock, seconds: float, *, until: asyncio.Event) -> None:
-    """Return when the event is set, at the latest after `seconds` by the clock."""
+    """Return when the event is set, at the latest after `seconds` of the clock."""
     waits = {asyncio.ensure_future(until.wait()), asyncio.ensure_future(clock.sleep(seconds))}
     try:
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
@@ -39,7 +38,7 @@ async def pause(clock: Clock, seconds: float, *, until: asyncio.Event) -> None:
 
 
 READ_AT_ONCE = 10
-"""So many records are read before anything else has its turn: a tenth of a millisecond of work."""
+"""Records that are read before other tasks get a turn: a tenth of a millisecond of work."""
 
 _Found = TypeVar("_Found")
 _Read = TypeVar("_Read")
@@ -61,11 +60,11 @@ def longest_pause_s(cost_s: float) -> float:
 
 
 class Damping:
-    """Counts the repairs of each object. If another program keeps undoing them, they are made less often.
+    """Counts the repairs of each object, and delays them if another program keeps undoing them.
 
     The pause between two repairs doubles, up to the length at which the repairs use 1 % of a core: a second
-    for one object. A longer pause would protect nothing, and the object is damaged meanwhile. The fight is
-    over when the object was left alone for `FIGHT_WINDOW_S`.
+    for one object. A longer pause has no benefit, and the object is damaged meanwhile. The delays end when
+    the object was not changed for `FIGHT_WINDOW_S`.
     """
 
     def __init__(self) -> None:
@@ -75,7 +74,7 @@ class Damping:
     def repaired(self, key: Hashable, now: float, cost_s: float = 0.0) -> float | None:
         """Note a repair; return the pause in seconds that begins now, None if there is none.
 
-        `cost_s` is the time that the batch of the repair took.
+        `cost_s`: duration of the repair's batch.
         """
         times = [at for at in self._repairs.get(key, ()) if now - at < FIGHT_WINDOW_S]
         self._repairs[key] = [*times[-FIGHT_REPAIRS:], now]
@@ -90,7 +89,7 @@ class Damping:
         return length
 
     def forget(self, now: float) -> None:
-        """Forget the objects that were left alone for a window: ten thousand may be repaired at once."""
+        """Forget the objects that were not changed for a window: ten thousand may be repaired together."""
         self._repairs = {
             key: times for key, times in self._repairs.items() if now - times[-1] < FIGHT_WINDOW_S
         }
@@ -98,26 +97,26 @@ class Damping:
 
     @property
     def remembered(self) -> int:
-        """How many objects it knows of."""
+        """Number of remembered objects."""
         return len(self._repairs.keys() | self._pauses.keys())
 
     @property
     def has_pauses(self) -> bool:
-        """Some object is or was being fought over."""
+        """Another program keeps, or kept, undoing a repair."""
         return bool(self._pauses)
 
     def waits_until(self, key: Hashable, now: float) -> float | None:
-        """Return until when this object must not be repaired, or None when it may be now."""
+        """Return until when the repair of this object is delayed, or None if it is due now."""
         until, _ = self._pauses.get(key, (0.0, 0.0))
         return until if until > now else None
 
 
 LINES_A_MINUTE = 60
-"""Lines of one kind in the log that somebody who writes to the store can cause."""
+"""Most log lines of one kind that a client of the store can cause per minute."""
 
 
 class LogLimit:
-    """Logs lines of one kind, so many a minute. The next minute begins with the number of those left out."""
+    """Logs a limited number of lines of one kind per minute, and then the number of the omitted lines."""
 
     def __init__(
         self, log: logging.Logger, clock: Clock, kind: str, lines_a_minute: int = LINES_A_MINUTE
@@ -130,15 +129,15 @@ class LogLimit:
         self._lines = 0
 
     def line(self, level: int, text: str, *values: object) -> None:
-        """Log a line, or count it."""
+        """Log a line, or only count it."""
         now = self._clock.now()
         if now >= self._until:
             if self._lines > self._most:
                 left_out = self._lines - self._most
-                self._log.warning("Left out %d lines about %s", left_out, self._kind, stacklevel=2)
+                self._log.warning("Omitted %d lines about %s", left_out, self._kind, stacklevel=2)
             self._until, self._lines = now + 60.0, 0
         self._lines += 1
         if self._lines <= self._most:
             self._log.log(level, text, *values, stacklevel=2)
         elif self._lines == self._most + 1:
-            self._log.warning("More lines about %s are left out for a minute", self._kind, stacklevel=2)
+            self._log.warning("Omitting more lines about %s for a minute", self._kind, stacklevel=2)

@@ -19,42 +19,42 @@ from pyflannel.ports import Clock, Guard
 log = logging.getLogger(__name__)
 
 NAMED_IN_LOG = 20
-"""Peers that one update logs line by line."""
+"""Most peers of one update with a line of their own."""
 
 PEERS_A_MINUTE = 1000
-"""Lines about peers that come and go. More hosts than that join within a minute only in a storm."""
+"""Most lines per minute about added and removed peers. More hosts rarely join within a minute."""
 
 
 class PlanLog:
-    """Logs peers that come and go, conflicts, objections, notes and obstacles, each once."""
+    """Logs added and removed peers, conflicts, objections, notes and obstacles, each once."""
 
     def __init__(self, clock: Clock) -> None:
-        self._refused = LogLimit(log, clock, "leases that are refused")
-        self._peers = LogLimit(log, clock, "subnets that come and go", PEERS_A_MINUTE)
+        self._refused = LogLimit(log, clock, "refused leases")
+        self._peers = LogLimit(log, clock, "added and removed subnets", PEERS_A_MINUTE)
         self._conflicts: tuple[Conflict, ...] = ()
         self._notes: tuple[str, ...] = ()
         self._reason = ""
         self._objections: Mapping[IPv4Network, Objection] = {}
 
-    def tell(self, planner: Planner, result: PlanResult, backend: Backend | None) -> None:
-        """Log what is news after an update of the planner."""
+    def log_update(self, planner: Planner, result: PlanResult, backend: Backend | None) -> None:
+        """Log the differences after an update of the planner."""
         changes = planner.peer_changes
-        self._tell_peers("added", [change.new for change in changes if change.new and not change.old])
-        self._tell_peers("removed", [change.old for change in changes if change.old and not change.new])
-        self._tell_conflicts(planner.conflicts)
-        self._tell_obstacle(result)
+        self._log_peers("added", [change.new for change in changes if change.new and not change.old])
+        self._log_peers("removed", [change.old for change in changes if change.old and not change.new])
+        self._log_conflicts(planner.conflicts)
+        self._log_obstacle(result)
         if not isinstance(result, Blocked):
-            self._tell_notes(planner.notes, backend)
-            self._tell_objections(planner.objections)
+            self._log_notes(planner.notes, backend)
+            self._log_objections(planner.objections)
 
-    def _tell_peers(self, event: str, leases: list[Lease]) -> None:
+    def _log_peers(self, event: str, leases: list[Lease]) -> None:
         if len(leases) > NAMED_IN_LOG:
             self._peers.line(logging.INFO, "Subnets %s: %d", event, len(leases))
             return
         for lease in sorted(leases, key=lambda lease: lease.subnet):
             self._peers.line(logging.INFO, "Subnet %s: %s", event, lease.subnet)
 
-    def _tell_conflicts(self, conflicts: tuple[Conflict, ...]) -> None:
+    def _log_conflicts(self, conflicts: tuple[Conflict, ...]) -> None:
         if conflicts is self._conflicts:
             return
         known = frozenset(self._conflicts)
@@ -64,23 +64,23 @@ class PlanLog:
             self._refused.line(logging.WARNING, "Conflict: %s", conflict.text)
         if len(news) > NAMED_IN_LOG:
             more = len(news) - NAMED_IN_LOG
-            self._refused.line(logging.WARNING, "Conflicts: %d more; flannelctl status names them", more)
+            self._refused.line(logging.WARNING, "Conflicts: %d more, listed by flannelctl status", more)
 
-    def _tell_obstacle(self, result: PlanResult) -> None:
+    def _log_obstacle(self, result: PlanResult) -> None:
         reason = result.reason if isinstance(result, Blocked) else ""
         if reason and reason != self._reason:
             log.warning("Waiting for %s", reason)
         self._reason = reason
 
-    def _tell_notes(self, notes: tuple[str, ...], backend: Backend | None) -> None:
-        """Log new notes; those about the config itself were logged with it."""
+    def _log_notes(self, notes: tuple[str, ...], backend: Backend | None) -> None:
+        """Log new notes, except those about the config, which were logged with it."""
         of_config = backend.config_warnings if backend is not None else ()
         for note in notes:
             if note not in self._notes and note not in of_config:
                 log.warning("Note: %s", note)
         self._notes = notes
 
-    def _tell_objections(self, objections: Mapping[IPv4Network, Objection]) -> None:
+    def _log_objections(self, objections: Mapping[IPv4Network, Objection]) -> None:
         if objections is self._objections:
             return
         news = [one for subnet, one in objections.items() if _is_news(one, self._objections.get(subnet))]
@@ -92,11 +92,11 @@ class PlanLog:
             )
         if len(news) > NAMED_IN_LOG:
             more = len(news) - NAMED_IN_LOG
-            self._refused.line(logging.WARNING, "Refused %d more peers: flannelctl peers names them", more)
+            self._refused.line(logging.WARNING, "Refused %d more peers, listed by flannelctl peers", more)
 
 
 def _is_news(one: Objection, known: Objection | None) -> bool:
-    """Return whether an objection says something else than before: a lease that is renewed does not."""
+    """Return whether an objection differs from the known one in more than a renewal of the lease."""
     return (
         known is None
         or known.reason != one.reason
@@ -108,22 +108,22 @@ LOOK_S = 5.0
 """Pause between two readings of the rejected senders; each is a few system calls."""
 
 QUIET_S = 60.0
-"""So long after a line about a stranger there is no other."""
+"""Shortest time between two lines about one sender."""
 
 NAMED_SENDERS = 16
-"""So many strangers are named within that time; the others are counted together."""
+"""Most senders with a line of their own within that time; the others share one line."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Told:
+class _Logged:
     packets: int
     at: float
 
 
 class GuardLog:
-    """Names each stranger at once, and later what came from it since.
+    """Logs each sender of rejected packets immediately, and later the number of its further packets.
 
-    `explain` adds to strangers what the leases say of them.
+    `explain` adds the leases of a sender and the remedy.
     """
 
     def __init__(
@@ -135,68 +135,68 @@ class GuardLog:
         self._guard = guard
         self._clock = clock
         self._explain = explain
-        self._told: dict[object, _Told] = {}
+        self._logged: dict[object, _Logged] = {}
         self._named_at: list[float] = []
-        self._told_rest_at = -math.inf
+        self._logged_rest_at = -math.inf
         self._began = clock.now()
 
     async def run(self) -> None:
-        """Look again and again, until cancelled."""
+        """Read the rejected senders every `LOOK_S` seconds, until cancelled."""
         while True:
-            self.tell(await self._guard.strangers())
+            self.log_senders(await self._guard.strangers())
             await self._clock.sleep(LOOK_S)
 
-    def tell(self, strangers: Sequence[Stranger]) -> None:
-        """Say what is news of those that the guard remembers now; whom it forgot we forget too."""
+    def log_senders(self, strangers: Sequence[Stranger]) -> None:
+        """Log the news about the senders that the guard remembers now; forget all others."""
         now = self._clock.now()
-        self._told = {_key(one): told for one in strangers if (told := self._told_of(one, now))}
+        self._logged = {_key(one): logged for one in strangers if (logged := self._logged_of(one, now))}
         due = [one for one in strangers if self._news(one) and self._is_due(one, now)]
         due.sort(key=self._news, reverse=True)
         self._named_at = [at for at in self._named_at if now - at < QUIET_S]
         free = NAMED_SENDERS - len(self._named_at)
-        self._tell_each(due[:free], now)
-        if due[free:] and now - self._told_rest_at >= QUIET_S:
-            self._tell_together(due[free:], now)
+        self._log_each(due[:free], now)
+        if due[free:] and now - self._logged_rest_at >= QUIET_S:
+            self._log_together(due[free:], now)
 
-    def _told_of(self, stranger: Stranger, now: float) -> _Told | None:
-        """Return what was logged of a stranger; the former daemon logged those of long before our start."""
+    def _logged_of(self, stranger: Stranger, now: float) -> _Logged | None:
+        """Return the last line about a sender; the previous daemon logged senders long before this start."""
         is_of_before = now - stranger.age_s < self._began - QUIET_S
-        return self._told.get(_key(stranger)) or (
-            _Told(stranger.packets, -math.inf) if is_of_before else None
+        return self._logged.get(_key(stranger)) or (
+            _Logged(stranger.packets, -math.inf) if is_of_before else None
         )
 
-    def _tell_each(self, strangers: Sequence[Stranger], now: float) -> None:
+    def _log_each(self, strangers: Sequence[Stranger], now: float) -> None:
         for one in self._explain(strangers):
             log.warning(
-                "Turned away tunnel packets from=%s reason=%s packets=%d: %s",
+                "Rejected tunnel packets from=%s reason=%s packets=%d: %s",
                 one.address,
                 one.reason,
                 self._news(one),
                 sentences(one.cause, one.hint),
             )
-            self._told[_key(one)] = _Told(one.packets, now)
+            self._logged[_key(one)] = _Logged(one.packets, now)
             self._named_at.append(now)
 
-    def _tell_together(self, strangers: Sequence[Stranger], now: float) -> None:
+    def _log_together(self, strangers: Sequence[Stranger], now: float) -> None:
         log.warning(
-            "Turned away tunnel packets of %d more strangers packets=%d: flannelctl status names some",
+            "Rejected tunnel packets of %d more senders packets=%d, some listed by flannelctl status",
             len(strangers),
             sum(map(self._news, strangers)),
         )
-        self._told_rest_at = now
+        self._logged_rest_at = now
         for one in strangers:
-            self._told[_key(one)] = _Told(one.packets, now)
+            self._logged[_key(one)] = _Logged(one.packets, now)
 
     def _is_due(self, stranger: Stranger, now: float) -> bool:
-        told = self._told.get(_key(stranger))
-        return told is None or now - told.at >= QUIET_S
+        logged = self._logged.get(_key(stranger))
+        return logged is None or now - logged.at >= QUIET_S
 
     def _news(self, stranger: Stranger | StrangerStatus) -> int:
-        """Return its packets since the last line about it; a guard that starts anew counts anew."""
-        told = self._told.get(_key(stranger))
-        if told is None or stranger.packets < told.packets:
+        """Return its packets since the last line about it; a restarted guard counts from 0."""
+        logged = self._logged.get(_key(stranger))
+        if logged is None or stranger.packets < logged.packets:
             return stranger.packets
-        return stranger.packets - told.packets
+        return stranger.packets - logged.packets
 
 
 def _key(stranger: Stranger | StrangerStatus) -> object:

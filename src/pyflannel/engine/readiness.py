@@ -12,11 +12,11 @@ from pyflannel.ports import Clock
 
 
 def reason_to_wait(condition: HostCondition, reconciler: Reconciler, *, was_ready: bool) -> str | None:
-    """Return what keeps a host with an underlay from being ready, in one line; None when it is ready.
+    """Return why a host with an underlay is not ready, in one line; None if it is ready.
 
     Args:
-        condition: of the host.
-        reconciler: that keeps it equal to its plan.
+        condition: condition of the host.
+        reconciler: reconciler of the host.
         was_ready: the host was ready before. Then a change of the plan alone does not make it unready.
     """
     store, lease, config = condition.store, condition.lease, condition.config
@@ -33,8 +33,8 @@ def reason_to_wait(condition: HostCondition, reconciler: Reconciler, *, was_read
     if store.is_away or store.is_stale:
         return f"the store: {store.error or config.store_trouble}"
     if lease.phase == "taken" and lease.taken is not None:
-        return f"our subnet, which {holder_text(lease.taken)} holds"
-    return "our lease" if lease.phase == "lost" else None
+        return f"this host's subnet, which {holder_text(lease.taken)} holds"
+    return "this host's lease" if lease.phase == "lost" else None
 
 
 def _reason_without_lease(condition: HostCondition) -> str:
@@ -58,16 +58,16 @@ READY = "READY=1"
 
 
 class Readiness:
-    """Passes READY=1 on when every expected network has sent it, and each network's status with its name."""
+    """Sends READY=1 when every expected network is ready, and the status of each network with its name."""
 
     def __init__(self, notify: Callable[[str], object], expected: Collection[str]) -> None:
         self._notify = notify
         self._awaited = set(expected)
 
-    def voice(self, name: str) -> Callable[[str], object]:
+    def notifier(self, name: str) -> Callable[[str], object]:
         """Return the function by which network `name` notifies the service manager."""
 
-        def say(text: str) -> None:
+        def notify(text: str) -> None:
             if text == READY:
                 self._awaited.discard(name)
                 if not self._awaited:
@@ -75,20 +75,20 @@ class Readiness:
             else:
                 self._notify(text.replace("STATUS=", f"STATUS={name}: ", 1))
 
-        return say
+        return notify
 
 
 ALIVE = "WATCHDOG=1"
 
 
 class Liveness:
-    """Sends WATCHDOG=1 once every network has given a sign of life since the last WATCHDOG=1.
+    """Sends WATCHDOG=1 when every network has given a sign of life since the last WATCHDOG=1.
 
-    So one reconciler that is stuck stops it, and systemd starts the daemon again.
+    If one reconciler hangs, WATCHDOG=1 is not sent, and systemd restarts the daemon.
 
     Attributes:
-        pause_s: how long a network may be silent: half of what the watchdog grants, as
-            sd_watchdog_enabled(3) advises; endless without a watchdog.
+        pause_s: longest time between two signs of life of a network: half of the watchdog's interval, as
+            sd_watchdog_enabled(3) recommends; infinite without a watchdog.
     """
 
     def __init__(self, notify: Callable[[str], object], clock: Clock, watchdog_s: float | None) -> None:
@@ -100,12 +100,12 @@ class Liveness:
 
     @contextmanager
     def watched(self) -> Iterator[Callable[[], None]]:
-        """Wait for one network more, for the length of a block; it gives its signs by what it gets."""
+        """Include a network during the block. Its reconciler calls the yielded function as a sign of life."""
         network = object()
 
         def give_sign() -> None:
             self._silent.discard(network)
-            self._speak()
+            self._notify_alive()
 
         self._networks.add(network)
         self._silent.add(network)
@@ -116,12 +116,12 @@ class Liveness:
             self._silent.discard(network)
 
     async def run(self) -> None:
-        """Speak for a daemon while it has no network; return at once without a watchdog."""
+        """Send WATCHDOG=1 while the daemon has no network; return immediately without a watchdog."""
         while self.pause_s < math.inf:
-            self._speak()  # with a network it is never due here
+            self._notify_alive()  # while a network is silent, this sends nothing
             await self._clock.sleep(self.pause_s)
 
-    def _speak(self) -> None:
+    def _notify_alive(self) -> None:
         if self.pause_s < math.inf and not self._silent:
             self._notify(ALIVE)
             self._silent = set(self._networks)

@@ -28,7 +28,7 @@ from pyflannel.ports import Clock
 
 
 def status_of(supervisor: Supervisor, *, version: str, store_url: str, clock: Clock) -> Status:
-    """Return what is so at this moment."""
+    """Return the current status."""
     condition, planner, reconciler = supervisor.condition, supervisor.planner, supervisor.reconciler
     inputs, counts, now = condition.inputs, reconciler.counts, clock.now()
     waiting = supervisor.waiting_for
@@ -37,7 +37,7 @@ def status_of(supervisor: Supervisor, *, version: str, store_url: str, clock: Cl
     known = {refused[subnet] for subnet in shared}
     warnings = [conflict.text for conflict in planner.conflicts if conflict.text not in known]
     if condition.store.is_stale:
-        warnings.append("leases are stale: those known before this start; the store has not answered since")
+        warnings.append("leases are stale: the store has not answered since the start of flanneld")
     if condition.leases.left_out:
         warnings.append(left_out_text(condition.leases))
     if condition.lease.shared is not None:
@@ -80,7 +80,7 @@ def status_of(supervisor: Supervisor, *, version: str, store_url: str, clock: Cl
 
 
 def strangers_of(supervisor: Supervisor, strangers: Sequence[Stranger]) -> tuple[StrangerStatus, ...]:
-    """Return what the leases of this moment say of whom the guard turned away."""
+    """Return the senders that the guard rejected, with their current leases."""
     held = supervisor.condition.held
     return explain(strangers, supervisor.condition.leases, held.lease.subnet if held else None)
 
@@ -141,12 +141,12 @@ def _config_trouble(condition: HostCondition) -> Notice | None:
     if trouble is None:
         return None
     is_first = condition.inputs.config is None
-    how = "waits for" if is_first else "runs on with the network config as it was, waiting for"
+    how = "waits for" if is_first else "keeps running with the last valid network config, waits for"
     return replace(trouble, text=f"{how} {trouble.text}")
 
 
 def _shared(supervisor: Supervisor) -> Mapping[IPv4Network, str]:
-    """Return what to do about the peers that are refused because they share our address, if they told us."""
+    """Return the reason for each peer that is refused because it shares this host's address or identity."""
     shared = supervisor.condition.lease.shared
     if shared is None:
         return {}

@@ -23,25 +23,25 @@ MISSING = "flannel config not found in etcd store. Did you create your config us
 
 
 def read_config(text: str | bytes) -> tuple[NetworkConfig, Backend]:
-    """Return the config that the text gives, and its backend.
+    """Return the config in a text, and its backend.
 
     Raises:
-        ConfigError: the text admits no plan; the message names key and value.
+        ConfigError: the config is invalid; the message names key and value.
     """
     config = parse_network_config(text)
     return config, backend_of(config)
 
 
-def _how(error: ConfigError) -> str:
-    """Return how a config that is there is set right."""
+def _remedy(error: ConfigError) -> str:
+    """Return the remedy for an invalid config in the store."""
     return f"{error.hint} 'flannelctl config get' prints the config, 'flannelctl config set FILE' writes it."
 
 
 class ConfigFollower:
-    """Calls `found` with each good config, `waiting` with the reason while there is none, `away` on failure.
+    """Calls `found` with each valid config, `waiting` with the reason if there is none, `away` on failure.
 
-    With a config come its text, its backend, and the store's revision of it.
-    A bad config never takes a good one away: the host runs on with what it has.
+    The arguments of `found` are the config's text, the config, its backend, and its revision in the store.
+    An invalid config does not replace a valid one: the host keeps running with the last valid config.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class ConfigFollower:
         self._found = found
         self._waiting = waiting
         self._logged: str | None = None
-        self._bad = LogLimit(log, clock, "network configs that are refused")
+        self._bad = LogLimit(log, clock, "invalid network configs")
         self._loop = ListAndWatch(
             store=store,
             prefix=CONFIG,
@@ -95,30 +95,31 @@ class ConfigFollower:
             text = record.value.decode(errors="replace")
             config, backend = read_config(text)
         except ConfigError as error:
-            self._say(error)
+            self._log(error)
             self._waiting(
-                Notice(f"a good network config: {error}", error.hint if record is None else _how(error))
+                Notice(f"a valid network config: {error}", error.hint if record is None else _remedy(error))
             )
             return
         self._logged = None
         self._found(text, config, backend, record.revision)
 
-    def _say(self, error: ConfigError) -> None:
-        """Say each problem once, until it is another one."""
+    def _log(self, error: ConfigError) -> None:
+        """Log a problem, unless it is the one that was logged last."""
         if self._logged != str(error):
-            text = sentences(error.in_full, "Waiting for a good one.")
+            text = sentences(error.in_full, "Waiting for a valid one.")
             self._bad.line(logging.ERROR, "%s: %s", _FAILED, text)
             self._logged = str(error)
 
 
 RESERVED = frozenset({"subnets", "claims"})
-"""No network can have these names: the default network's own keys stand there."""
+"""No network can have these names, because the default network has keys below them."""
 
 
 class NetworkFollower:
-    """Runs `run(name)` for each network that the store has, from its config's coming to its going.
+    """Runs `run(name)` for each network in the store, while its config exists.
 
-    `allowed` limits them; empty means all. `objection` says why a network cannot run here, None if it can.
+    `allowed` limits the networks; empty means all. `objection` returns why a network cannot run on this host,
+    or None if it can.
     """
 
     def __init__(
@@ -151,7 +152,7 @@ class NetworkFollower:
         )
 
     async def run(self) -> None:
-        """Follow until cancelled; all networks end with it."""
+        """Follow until cancelled; then all networks end too."""
         async with self._tasks:
             await self._loop.run()
 
@@ -187,7 +188,7 @@ class NetworkFollower:
         self._running[name] = self._tasks.create_task(self._live(name, turn), name=f"network {name}")
 
     async def _live(self, name: str, turn: asyncio.Lock) -> None:
-        """Run the network, when the one that had this name before it has ended."""
+        """Run the network after the previous one with this name has ended."""
         async with turn:
             log.info("Network added: %s", name)
             await self._run(name)
@@ -195,11 +196,11 @@ class NetworkFollower:
     def _remove(self, name: str) -> None:
         task = self._running.pop(name, None)
         if task is not None:
-            log.info("Network removed: %s; what carries its packets stays until flannelctl cleanup", name)
+            log.info("Network removed: %s; its data path stays until flannelctl cleanup", name)
             task.cancel()
 
 
 def network_of(key: str) -> str | None:
-    """Return the network whose config is at this key; None for any other key."""
+    """Return the name of the network whose config is at this key; None for any other key."""
     name, _, rest = key.partition("/")
     return name if rest == CONFIG and name not in RESERVED else None

@@ -2,7 +2,7 @@
 
     underlay, config ─▶ lease ─▶ plan ─▶ kernel, forwarder, subnet.env ─▶ ready
 
-Each input may change at any time, and each change makes a new plan; the reconciler does the rest.
+Each input may change at any time. Each change causes a new plan, which the reconciler applies.
 """
 
 import asyncio
@@ -46,15 +46,15 @@ _RETURN = (
     "Write the old config again. Or, for a new subnet, stop the containers, run flannelctl cleanup and start"
     " flanneld."
 )
-"""What to do about a network config that does not admit our subnet."""
+"""The remedy for a network config that does not admit this host's subnet."""
 
-_APART = "Write a config whose Network is apart from the addresses and the routes of all hosts."
-"""What to do about a network config whose routes this host refuses."""
+_APART = "Write a config whose Network does not overlap addresses or routes of any host."
+"""The remedy for a network config whose routes this host refuses."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Candidate:
-    """The network config in the store, until the host runs on it."""
+    """The network config in the store, until the host uses it."""
 
     text: str
     config: NetworkConfig
@@ -109,7 +109,7 @@ class Supervisor:
             clock=world.clock,
             found=self._underlay_changed,
             surrounded=self._surroundings_changed,
-            waiting=self.tell_waiting,
+            waiting=self.notify_status,
             protocol=route_protocol(options.plan.device),
             look_s=options.audit_s,
         )
@@ -134,7 +134,7 @@ class Supervisor:
         self._last_known = LastKnownLeases(memory=world.memory, clock=world.clock, current=self._current)
 
     async def run(self) -> None:
-        """Run until cancelled. What carries packets stays as it is, and so does the lease."""
+        """Run until cancelled. The data path and the lease remain afterwards."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.reconciler.run(), name="reconciler")
             tasks.create_task(self._last_known.run(), name="last known leases")
@@ -149,15 +149,15 @@ class Supervisor:
             self._keeper = self._make_keeper()
             tasks.create_task(self._keeper.run(), name="lease keeper")
 
-    # Questions of the API.
+    # Queries of the API.
 
     def known_leases(self) -> Sequence[Lease]:
-        """Return every lease that is known, our own too, in the order of subnets."""
+        """Return all known leases, including this host's, in the order of subnets."""
         return sorted(self.condition.leases, key=lambda lease: lease.subnet)
 
     @property
     def refused_owners(self) -> dict[IPv4Network, str]:
-        """The owners of the leases that are not planned for, as far as they have an identity."""
+        """The owners of the refused leases that have an owner, by subnet."""
         leases = self.condition.leases.by_subnet
         known = ((subnet, leases.get(subnet)) for subnet in self.planner.refused)
         owners = {subnet: lease.attributes.owner for subnet, lease in known if lease is not None}
@@ -167,18 +167,18 @@ class Supervisor:
         """Write the network config to the store.
 
         Raises:
-            StoreError: it was not written, or it is not known whether it was.
+            StoreError: it was not written, or the outcome is unknown.
         """
         await self._world.store.write(Put(key=CONFIG, value=text.encode(), ttl_s=None, expected=None))
 
     @property
     def waiting_for(self) -> str | None:
-        """What keeps the host from being ready, in one line; None when it is ready."""
+        """The reason why the host is not ready, in one line; None if it is ready."""
         if self.condition.inputs.underlay is None and not self.condition.obstacle:
             reason = self.underlay.waiting_for
         else:
             reason = reason_to_wait(self.condition, self.reconciler, was_ready=self.is_ready)
-        # A line feed from the store would be an assignment of its own to the service manager.
+        # The service manager would read a line feed from the store as the start of another assignment.
         return None if reason is None else one_line(reason)
 
     # Starting.
@@ -220,7 +220,7 @@ class Supervisor:
         )
 
     def _identified(self, attributes: LeaseAttributes, backend: Backend) -> LeaseAttributes:
-        """Return the attributes of our lease, with our present identity as the owner."""
+        """Return the attributes of this host's lease, with its current identity as the owner."""
         data = backend.lease_data(self.condition.identity.owner)
         return replace(
             attributes,
@@ -230,9 +230,10 @@ class Supervisor:
         )
 
     async def _run_on_last_known(self) -> None:
-        """Start with the last known config and leases, if the store has no config that this host can run on.
+        """Start with the last known config and leases if the store has no config that this host can use.
 
-        It does not answer, or the config is missing or does not admit the subnet of the running containers.
+        The store does not answer, the config is missing, or it does not admit the subnet of the running
+        containers.
         """
         await self._needs_last_known.wait()
         known = await self._last_known.load()
@@ -247,7 +248,7 @@ class Supervisor:
         try:
             config, backend = read_config(known.config)
         except ConfigError as error:
-            log.warning("The last known network config is of no use: %s", error.in_full)
+            log.warning("Could not use the last known network config: %s", error.in_full)
             return
         while not self._has_asked_about(config):
             self._is_surrounded.clear()
@@ -256,12 +257,12 @@ class Supervisor:
             return
         why = self.planner.objection_to(config, backend, self.condition.inputs)
         if why is not None:
-            log.error("The last known network config is refused: %s", why)
+            log.error("Refused the last known network config: %s", why)
             return
         has_answered = self.condition.store.has_answered
         log.warning(
-            "%s: starting with what was known last lease=%s peers=%d",
-            "No network config to run on" if has_answered else "Store is away",
+            "%s: starting with the last known config and leases lease=%s peers=%d",
+            "No usable network config" if has_answered else "Store unreachable",
             known.own.subnet,
             len(known.leases) - 1,
         )
@@ -273,7 +274,7 @@ class Supervisor:
         self._prerequisites.set()
 
     def _current(self) -> LastKnown | None:
-        """Return what is worth keeping for a start without a store; None while there is nothing new."""
+        """Return the config and leases to save for a start without a store; None while they are stale."""
         held, text = self.condition.held, self.condition.config.text
         if held is None or text is None or self.condition.store.is_stale:
             return None
@@ -311,9 +312,9 @@ class Supervisor:
         self._examine()
 
     def _examine(self) -> None:
-        """Run on the config in the store, once it is known what its routes could take from the host.
+        """Use the config in the store, after the routes of the host that it may affect are known.
 
-        A config that is refused is examined again when the host changes.
+        A refused config is examined again when the host changes.
         """
         candidate = self._candidate
         if candidate is None or not self._has_asked_about(candidate.config):
@@ -325,15 +326,17 @@ class Supervisor:
         self._refresh_stores()
         why = self.planner.objection_to(config, candidate.backend, self.condition.inputs)
         if why is not None:
-            self._refuse(Notice(f"a network config that leaves this host its routes: {why}", _APART))
+            self._refuse(Notice(f"a network config without conflicting routes: {why}", _APART))
         elif held is not None and not config.admits(held.lease.subnet):
-            self._refuse(Notice(f"a network config that admits our subnet {held.lease.subnet}", _RETURN))
+            self._refuse(
+                Notice(f"a network config that admits this host's subnet {held.lease.subnet}", _RETURN)
+            )
         else:
             self._candidate = None
             self._run_on(candidate)
 
     def _has_asked_about(self, config: NetworkConfig) -> bool:
-        """Return whether it is known what a config could take from the host; if not, it soon will be."""
+        """Return whether the host's routes to the config's network are known; if not, request them."""
         inputs, candidate = self.condition.inputs, self._candidate
         configs = (config, inputs.config, None if candidate is None else candidate.config)
         wanted = {one.network for one in configs if one is not None and one.network is not None}
@@ -343,15 +346,15 @@ class Supervisor:
         return False
 
     def _refuse(self, trouble: Notice) -> None:
-        """Run on with the last good config, if there is one."""
+        """Keep running with the last valid config, if there is one."""
         is_first, is_news = self.condition.inputs.config is None, trouble != self.condition.config.trouble
         self._change_store(is_stale=False)
         self._change_config(revision=None, trouble=trouble, store_trouble=None)
         self._inputs_changed()
         if is_news:
-            how = "waiting for" if is_first else "running on with the last good one, waiting for"
+            how = "waiting for" if is_first else "keeping the last valid one, waiting for"
             text = sentences(trouble.text, trouble.hint)
-            self._refusals.line(logging.ERROR, "Network config refused, %s %s", how, text)
+            self._refusals.line(logging.ERROR, "Refused the network config, %s %s", how, text)
         if is_first and self._previous is not None:
             self._needs_last_known.set()
 
@@ -370,11 +373,14 @@ class Supervisor:
         self._inputs_changed()
 
     def _may_run_outside(self, config: NetworkConfig) -> bool:
-        """Return whether containers may run on a subnet that a config does not admit: the last known tell."""
+        """Return whether containers may run in a subnet that a config does not admit.
+
+        The last known leases show it, so they must be loaded first.
+        """
         return self._previous is not None and not (self._has_last_known or config.admits(self._previous))
 
     def _refresh_stores(self) -> None:
-        """Take in by which addresses the store is reached."""
+        """Update the addresses of the store in the inputs."""
         found = self.condition.inputs.surroundings
         stores = tuple(one for one in self._world.store.addresses() if not one.is_loopback)
         if stores != found.stores:
@@ -385,17 +391,17 @@ class Supervisor:
         self._change_store(has_answered=True, is_stale=False)
         self._change_config(trouble=trouble, store_trouble=None)
         if self.condition.inputs.config is not None:
-            log.warning("Running on with the network config as it was")
+            log.warning("Keeping the last valid network config")
         elif self._previous is not None:
             self._needs_last_known.set()
-        self.tell_waiting()
+        self.notify_status()
 
     def _config_away(self, error: StoreError) -> None:
         if self.condition.inputs.config is None:
             self._change_store(has_answered=False)
             self._change_config(trouble=None, store_trouble=str(error))
         self._needs_last_known.set()
-        self.tell_waiting()
+        self.notify_status()
 
     def _bridges_changed(self, bridges: tuple[Bridge, ...]) -> None:
         self._change_inputs(bridges=bridges)
@@ -417,35 +423,35 @@ class Supervisor:
             self._prerequisites.set()
 
     def _leases_changed(self, leases: LeaseSet) -> None:
-        self._grace.see(leases)
+        self._grace.update(leases)
         self._change(leases=leases)
         self._replan()
 
     def _reidentify(self, attributes: LeaseAttributes) -> LeaseAttributes:
         backend = self.condition.inputs.backend
-        assert backend is not None  # no lease is asked for before there is a backend
+        assert backend is not None  # the lease keeper starts after the backend is known
         identity = self._world.reidentify()
         self._change(identity=identity)
         self._change_inputs(owner=identity.owner)
-        log.warning("Made a new identity for this host owner=%s", identity.owner)
+        log.warning("Created a new identity for this host owner=%s", identity.owner)
         return self._identified(attributes, backend)
 
     def _report(self, report: Report) -> None:
-        """Take in a report of the lease protocol."""
+        """Handle a report of the lease protocol."""
         now, before = self._world.clock.now(), self.condition
         self._change(lease=before.lease.after(report, now), store=before.store.after(report, now))
-        self._grace.hear(report)
-        self._lease_log.tell(report, before)
+        self._grace.note_report(report)
+        self._lease_log.log_report(report, before)
         if isinstance(report, Acquired | Renewed):
             self._change(held=report.held)
             self._change_inputs(lease=report.held.lease)
             self._replan()
-        self.tell_waiting()
+        self.notify_status()
 
-    # What follows from it.
+    # Consequences of a change.
 
     def _replan(self) -> None:
-        """Let the planner and the reconciler follow the inputs."""
+        """Pass the inputs to the planner, and its result to the reconciler."""
         self._change_inputs(leases=self._grace.counted)
         self._refresh_stores()
         self._last_known.changed()
@@ -453,22 +459,22 @@ class Supervisor:
         result = self.planner.update(inputs)
         self._change(obstacle=result.reason if isinstance(result, Blocked) else "")
         self.reconciler.follow(result)
-        self._plan_log.tell(self.planner, result, inputs.backend)
+        self._plan_log.log_update(self.planner, result, inputs.backend)
         shared = self.condition.lease.shared
         if shared is not None:
             self._change(lease=self.condition.lease.after_owners(self.refused_owners.values()))
             if self.condition.lease.shared is None:
                 log_shared_over(shared)
-        self.tell_waiting()
+        self.notify_status()
 
     def _progressed(self) -> None:
         if self.reconciler.is_clean and not self.is_ready:
             self.is_ready = True
             self._world.notify("READY=1")
-        self.tell_waiting()
+        self.notify_status()
 
-    def tell_waiting(self) -> None:
-        """Tell the service manager what is being waited for, if that is news."""
+    def notify_status(self) -> None:
+        """Send the status to the service manager, if it has changed."""
         waiting, held = self.waiting_for, self.condition.held
         lease = None if held is None else held.lease.subnet
         status = f"waiting for {waiting}" if waiting else f"lease {lease}, {self.planner.peer_count} peers"
@@ -478,7 +484,7 @@ class Supervisor:
 
 
 def _previous(options: HostOptions) -> IPv4Network | None:
-    """Return the subnet of our last life, from the old subnet.env."""
+    """Return the subnet of the previous run, from the old subnet.env."""
     if options.subnet_env is None:
         return None
     try:

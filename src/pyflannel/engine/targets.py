@@ -1,4 +1,4 @@
-"""The targets of a plan: each is read in a task of its own, so that one that is silent delays no other."""
+"""The targets of a plan. Each is read in its own task, so that a silent target does not delay the others."""
 
 import asyncio
 import logging
@@ -19,13 +19,13 @@ from pyflannel.ports import Clock, Target
 log = logging.getLogger(__name__)
 
 LATE_S = 0.2
-"""Time after which a look goes on without a target that has not answered. Its answer counts later."""
+"""Seconds after which a look continues without a target that has not answered. Its answer is used later."""
 
 ANSWER_S = 15.0
-"""Time that a target has for an answer …"""
+"""Deadline of an answer; PER_OBJECT_S is added for each object."""
 
 PER_OBJECT_S = 0.005
-"""… and so much more for each object: a busy kernel needs a tenth of it."""
+"""Ten times the time that a busy kernel needs for one object."""
 
 _Answer = TypeVar("_Answer")
 
@@ -35,8 +35,8 @@ class Reading:
     """The state of one target, or the error of the attempt to read it.
 
     Attributes:
-        kinds: what the target can hold.
-        generation: of the record of work, when the target was asked.
+        kinds: the kinds of items in the target.
+        generation: generation of the record of work when the target was asked.
         state: empty if there is an error.
     """
 
@@ -47,15 +47,15 @@ class Reading:
 
 
 class _Reader:
-    """Reads one target when it is asked to.
+    """Reads one target on request.
 
     Attributes:
-        reading: the latest, until it is taken.
-        is_asked: a reading is under way, or was not taken yet.
-        asked_at: time of the clock when it was asked.
-        must_ask: the target may have changed since; it must be asked again.
-        error: of the latest attempt; None if that succeeded.
-        retry_at: time of the clock when it is asked again because of the error.
+        reading: the latest reading, until it is taken.
+        is_asked: a reading is in progress, or was not taken yet.
+        asked_at: time of the clock of the request.
+        must_ask: the target may have changed since the request; it must be read again.
+        error: error of the latest attempt; None if it succeeded.
+        retry_at: time of the clock of the next attempt after an error.
     """
 
     def __init__(self, target: Target, clock: Clock) -> None:
@@ -109,7 +109,7 @@ class _Reader:
             log.info("Read the current state of the host again, after: %s", before)
 
     async def read(self, answered: Callable[[], None]) -> None:
-        """Read whenever asked, until cancelled."""
+        """Read on each request, until cancelled."""
         while True:
             await self._asked.wait()
             self._asked.clear()
@@ -123,7 +123,7 @@ class _Reader:
 
 
 class Targets:
-    """Everything that a plan is applied to. Each kind of item has the target that holds it."""
+    """All targets of a plan. Each kind of item belongs to one target."""
 
     def __init__(self, targets: Iterable[Target], clock: Clock) -> None:
         self._clock = clock
@@ -132,7 +132,7 @@ class Targets:
 
     @property
     def kinds(self) -> Kinds:
-        """Every kind of item that some target holds."""
+        """The kinds of items of all targets."""
         return frozenset(self._by_kind)
 
     @property
@@ -142,12 +142,12 @@ class Targets:
 
     @property
     def errors(self) -> list[TargetError]:
-        """Why targets could not be read."""
+        """The errors of the targets that could not be read."""
         return [reader.error for reader in self._readers if reader.error is not None]
 
     @property
     def retry_at(self) -> float:
-        """Time of the clock when an unreadable target is asked again; infinite if there is none."""
+        """Time of the clock of the next attempt to read an unreadable target; infinite if there is none."""
         return min((reader.retry_at for reader in self._readers), default=math.inf)
 
     async def run(self, *, changed: Callable[[], None], answered: Callable[[], None]) -> None:
@@ -196,7 +196,7 @@ class Targets:
         return max((asked_at + LATE_S - now for asked_at in awaited), default=0.0)
 
     async def apply(self, operations: Sequence[Operation]) -> list[Refusal]:
-        """Apply the operations in their order, neighbouring ones for one target as one batch."""
+        """Apply the operations in their order; consecutive ones for one target form a batch."""
         refusals: list[Refusal] = []
         for target, run in groupby(operations, key=lambda operation: self._by_kind[type(operation.subject)]):
             batch = list(run)
@@ -212,7 +212,7 @@ def _union(kinds: Iterable[Kinds]) -> Kinds:
 
 
 async def within_time(work: Coroutine[Any, Any, _Answer], clock: Clock, objects: int) -> _Answer:
-    """Return the result of the work on so many objects.
+    """Return the result of the work on this number of objects.
 
     Raises:
         TargetError: the work raised it, or there was no result in time. Then the work is cancelled.
@@ -226,7 +226,7 @@ async def within_time(work: Coroutine[Any, Any, _Answer], clock: Clock, objects:
         if not task.done():
             task.cancel()
     if task.cancelled():
-        raise TargetError(f"no answer within {limit_s:.0f} s", hint="It is asked again.")
+        raise TargetError(f"no answer within {limit_s:.0f} s", hint="flanneld tries again.")
     result = task.result()
     if isinstance(result, TargetError):
         raise result
@@ -234,7 +234,7 @@ async def within_time(work: Coroutine[Any, Any, _Answer], clock: Clock, objects:
 
 
 async def _caught(work: Coroutine[Any, Any, _Answer]) -> _Answer | TargetError:
-    """Return the error of the work instead of raising it, as a group would end by it."""
+    """Return the error of the work instead of raising it, because it would end the task group."""
     try:
         return await work
     except TargetError as error:

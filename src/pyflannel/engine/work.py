@@ -1,8 +1,8 @@
-"""The record of what is to be done: the keys whose object may differ from the plan.
+"""The record of work: the keys whose object may differ from the plan.
 
-A change of the plan marks a few keys. A look at the host finds keys that differ. A refusal keeps its key, for
-later. Each mark and each write has a generation. Of two facts about one key the later one counts: a look that
-began before a key was changed or written knows nothing of that.
+A change of the plan marks a few keys. A look at the host finds keys that differ. A refused key remains in the
+record. Each mark and each write has a generation. Of two facts about one key, the later one counts: a look
+that began before a key was changed or written does not contain that change.
 """
 
 import math
@@ -17,43 +17,43 @@ Kinds = frozenset[type[Item]]
 
 
 class Stage(Enum):
-    """What a mark waits for."""
+    """The next step for a mark."""
 
     OPEN = auto()
-    """Nothing: an operation can be performed now."""
+    """An operation can be performed now."""
 
     UNKNOWN = auto()
-    """A look. Only a look can tell what is in place."""
+    """A look must show the object in place."""
 
     BLOCKED = auto()
-    """An object that it requires, or a target that cannot be read."""
+    """It waits for a required object, or for a target that cannot be read."""
 
     PAUSED = auto()
-    """The end of a pause, because another program keeps undoing the repair."""
+    """It waits for the end of a pause, because another program keeps undoing the repair."""
 
     REFUSED = auto()
-    """The time of the next attempt."""
+    """It waits for the time of the next attempt."""
 
     DONE = auto()
-    """The end of the looks that began before the object was written. Nothing is left to do."""
+    """No work is left. The mark remains until the looks end that began before the object was written."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mark:
-    """What is known of one key.
+    """The work on one key.
 
     Attributes:
-        kind: of the object.
-        generation: of the latest change or write of the key.
-        stage: what it waits for.
+        kind: kind of the object.
+        generation: generation of the latest change or write of the key.
+        stage: the next step.
         found: the object at the key, as far as known; None if there is none.
         is_planned: the difference follows from a change of the plan. Otherwise it is damage.
         due_s: time of the clock at which a pause or a refusal ends.
-        attempts: refusals in succession.
-        refusal: the latest; None if it was not refused.
-        tried_s: time of the clock of the latest attempt; infinitely long ago if there was none.
+        attempts: number of consecutive refusals.
+        refusal: the latest refusal; None if there was none.
+        tried_s: time of the clock of the latest attempt; minus infinity if there was none.
         is_hastened: the next attempt was brought forward.
-        hastened: attempts in succession that were.
+        hastened: number of consecutive attempts that were brought forward.
     """
 
     kind: type[Item]
@@ -77,7 +77,7 @@ class Work:
 
     def __init__(self) -> None:
         self._marks: dict[Key, Mark] = {}
-        self._timely: dict[Key, None] = {}  # open, paused or refused: due now or at some time
+        self._timely: dict[Key, None] = {}  # open, paused or refused: due now or later
         self._host_parts: dict[Key, None] = {}  # not done, and required by others
         self._refused: dict[Key, None] = {}
         self._paused: dict[Key, None] = {}
@@ -85,30 +85,30 @@ class Work:
         self._looks: list[tuple[int, Kinds]] = []
         self.generation = 0
 
-    # What is known.
+    # Questions about the record.
 
     @property
     def is_empty(self) -> bool:
-        """Nothing is left to do."""
+        """No work is left."""
         return len(self._marks) == len(self._done)
 
     @property
     def is_blank(self) -> bool:
-        """No key is marked, so that a look is the only knowledge."""
+        """No key is marked."""
         return not self._marks
 
     @property
     def is_idle(self) -> bool:
-        """Nothing is known of any key, and no look is under way: the record needs no word of a write."""
+        """No key is marked and no look is in progress, so that writes need not be recorded."""
         return not self._marks and not self._looks
 
     @property
     def has_pauses(self) -> bool:
-        """Another program keeps undoing some repair."""
+        """Another program keeps undoing a repair."""
         return bool(self._paused)
 
     def get(self, key: Key) -> Mark | None:
-        """Return the mark of a key; None if nothing is left to do there."""
+        """Return the mark of a key; None if no work is left there."""
         mark = self._marks.get(key)
         return None if mark is None or mark.stage is Stage.DONE else mark
 
@@ -118,16 +118,16 @@ class Work:
         return mark is not None and mark.generation > generation
 
     def was_refused(self, key: Key) -> bool:
-        """Return whether the latest operation on a key was refused: it may have taken effect all the same."""
+        """Return whether the latest operation on a key was refused. It may have taken effect nevertheless."""
         mark = self.get(key)
         return mark is not None and mark.tried_s > -math.inf
 
     def undone(self) -> Iterator[tuple[Key, Mark]]:
-        """Yield each key on which something is left to do."""
+        """Yield each key with work left."""
         return ((key, mark) for key, mark in self._marks.items() if mark.stage is not Stage.DONE)
 
     def undone_host_parts(self) -> Iterator[tuple[Key, Mark]]:
-        """Yield those of them whose object others may require."""
+        """Yield each key with work left whose object others may require."""
         return ((key, self._marks[key]) for key in self._host_parts)
 
     def refusals(self) -> Iterator[Refusal]:
@@ -135,25 +135,26 @@ class Work:
         return (refusal for key in self._refused if (refusal := self._marks[key].refusal) is not None)
 
     def due(self, now: float) -> list[tuple[Key, Mark]]:
-        """Return what can be worked on without a look, in the order in which it was marked."""
+        """Return the keys that can be worked on without a look, in the order of their marks."""
         marks = ((key, self._marks[key]) for key in self._timely)
         return [(key, mark) for key, mark in marks if mark.stage is Stage.OPEN or mark.due_s <= now]
 
     def next_due_s(self) -> float:
-        """Return when something is due; infinite if nothing ever is by itself."""
+        """Return the time of the clock at which the next key is due; infinite if there is none."""
         marks = (self._marks[key] for key in self._timely)
         return min((-math.inf if one.stage is Stage.OPEN else one.due_s for one in marks), default=math.inf)
 
-    # What happens.
+    # Changes of the record.
 
     def change(self, key: Key, previous: Item | None, kind: type[Item], *, is_known: bool) -> None:
         """Mark a key whose planned object has changed.
 
         Args:
-            key: of the object.
-            previous: the planned object before the change. It is in place, unless the record says otherwise.
-            kind: of the object.
-            is_known: False if a look must tell what is in place.
+            key: key of the object.
+            previous: the planned object before the change. It is in place, unless the record contains
+                another.
+            kind: kind of the object.
+            is_known: False if a look must show the object in place.
         """
         self.generation += 1
         mark = self._marks.get(key)
@@ -163,12 +164,12 @@ class Work:
         self._put(key, Mark(kind=kind, generation=self.generation, stage=stage, found=found, is_planned=True))
 
     def begin_look(self, kinds: Kinds) -> int:
-        """Return the generation of what is known now, when a look at these kinds begins."""
+        """Note that a look at these kinds begins; return the current generation."""
         self._looks.append((self.generation, kinds))
         return self.generation
 
     def end_look(self, generation: int, kinds: Kinds) -> None:
-        """Forget what only this look could have missed."""
+        """Note that a look ended, and remove the marks that only this look needed."""
         self._looks.remove((generation, kinds))
         for key in [key for key in self._done if self._marks[key].kind in kinds]:
             mark = self._marks[key]
@@ -180,7 +181,7 @@ class Work:
     def settle(self, key: Key, found: Item | None, kind: type[Item], since: int) -> None:
         """Note that the object at a key is now `found`, as it was wanted at generation `since`.
 
-        If the key was changed later, its mark stays, and knows what is in place.
+        If the key was changed later, its mark remains, with the object that is in place.
         """
         self.generation += 1
         mark = self.get(key)
@@ -195,7 +196,7 @@ class Work:
             self._drop(key)
 
     def lose(self, key: Key, left: Item | None, kind: type[Item]) -> None:
-        """Note that a planned object was dropped with another, and `left` remains of it. It is no damage."""
+        """Note that the kernel dropped a planned object with another; `left` remains. This is not damage."""
         self.generation += 1
         lost = Mark(kind=kind, generation=self.generation, stage=Stage.OPEN, found=left, is_planned=True)
         self._put(key, lost)
@@ -203,8 +204,8 @@ class Work:
     def postpone(self, key: Key, later: Mark, since: int) -> None:
         """Keep a key for later, with the mark `later`, whose generation and counts are filled in.
 
-        A change of the key after generation `since` wins: then only what is in place is noted. If `later` was
-        tried, only a look tells that.
+        A change of the key after generation `since` has precedence: then only the object in place is noted.
+        If `later` was tried, only a look shows that object.
         """
         mark = self.get(key)
         if mark is not None and mark.generation > since:
@@ -223,10 +224,10 @@ class Work:
         self._put(key, replace(later, generation=generation, attempts=attempts, hastened=hastened))
 
     def hasten(self, key: Key, pause_s: float) -> None:
-        """Bring the next attempt at a refused key forward, because a look came soon after the latest one.
+        """Bring the next attempt at a refused key forward, because a look followed soon after the latest one.
 
-        The look may be due to that attempt itself. So of attempts in succession each is brought forward less:
-        the first to `pause_s` after the latest attempt. A permanent refusal stays as it is.
+        That attempt may itself have caused the look. Therefore, each consecutive attempt is brought forward
+        less: the first to `pause_s` after the latest attempt. A permanent refusal does not change.
         """
         mark = self._marks[key]
         if mark.refusal is not None and not mark.refusal.is_permanent:
@@ -234,7 +235,7 @@ class Work:
             self._put(key, replace(mark, due_s=min(due_s, mark.due_s), is_hastened=True))
 
     def release(self) -> None:
-        """Make due what may have waited for an object that is in place now: blocked keys and refused ones."""
+        """Make blocked and refused keys due: a required object may be in place now."""
         for key, mark in list(self.undone()):
             if mark.stage is Stage.BLOCKED:
                 self._put(key, replace(mark, stage=Stage.OPEN))

@@ -1,4 +1,4 @@
-"""What the engine of one host needs: its ports, and what the operator asked for."""
+"""The ports of the engine of one host, and the operator's options."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,13 +17,13 @@ class World:
     """The ports and functions of one host in one network.
 
     Attributes:
-        notify: tells the service manager (sd_notify).
-        alive: hears of each turn of the reconciler's loop.
-        draw: a random number below its argument.
-        store_log: shared by all users of the store.
-        reidentify: makes and keeps a new identity.
-        memory: keeps the last known leases.
-        kernel_path: returns the fast-path features of the kernel; None, where only a try shows them.
+        notify: notifies the service manager (sd_notify).
+        alive: called in each turn of the reconciler's loop.
+        draw: returns a random number below its argument.
+        store_log: log of the store's outages, shared by all its users.
+        reidentify: creates and saves a new identity.
+        memory: stores the last known leases.
+        kernel_path: returns the fast-path features of the kernel; None if only an attempt shows them.
     """
 
     store: Store
@@ -42,12 +42,12 @@ class World:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostOptions:
-    """What the operator asks of this host.
+    """The operator's options for this host.
 
     Attributes:
-        plan: what the plan is made of beside the network.
+        plan: options of the plan.
         subnet_env: text of subnet.env from the previous run, or None.
-        audit_s: longest pause between two looks at the host and at its interfaces.
+        audit_s: longest time between two checks of the host and of its interfaces.
     """
 
     identity: Identity

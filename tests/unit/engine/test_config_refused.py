@@ -60,7 +60,7 @@ def test_at_a_first_start_nothing_is_planned(caplog: pytest.LogCaptureFixture) -
 
     async def story(bench: HostBench) -> None:
         await put(bench, BAD)
-        assert bench.supervisor.waiting_for == f"a network config that leaves this host its routes: {WHY}"
+        assert bench.supervisor.waiting_for == f"a network config without conflicting routes: {WHY}"
         assert not devices(bench)
         await bench.clock.advance(100)
         await put(bench, GOOD)
@@ -89,7 +89,7 @@ def test_the_last_good_config_stays_in_force(caplog: pytest.LogCaptureFixture) -
     lived(story)
 
     (said,) = errors(caplog)
-    assert said.startswith("Network config refused, running on with the last good one")
+    assert said.startswith("Refused the network config, keeping the last valid one")
 
 
 def test_a_config_is_taken_once_the_route_in_its_way_is_gone() -> None:

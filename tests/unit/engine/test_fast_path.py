@@ -158,7 +158,7 @@ def test_a_gro_veth_that_cannot_be_made_is_named_as_the_reason() -> None:
     assert not fast_path.is_on(CONFIG)
     status = fast_path.status(CONFIG)
     assert status is not None
-    assert status.reason == "flannel0-gro cannot be made: EOPNOTSUPP"
+    assert status.reason == "flannel0-gro cannot be created: EOPNOTSUPP"
     assert "--fast-path-gro=off" in (status.hint or "")
 
 

@@ -52,10 +52,10 @@ def guard_log(clock: FakeClock) -> GuardLog:
 def test_a_stranger_is_named_with_the_reason_how_much_and_what_to_do(
     guard_log: GuardLog, caplog: pytest.LogCaptureFixture
 ) -> None:
-    guard_log.tell([ONE])
+    guard_log.log_senders([ONE])
 
     assert caplog.messages == [
-        "Turned away tunnel packets from=10.9.0.66 reason=stranger packets=3: it holds no lease, and no host"
+        "Rejected tunnel packets from=10.9.0.66 reason=stranger packets=3: it holds no lease, and no host"
         " has the inner source 10.100.77.2. If it is a host of the network, start flanneld there; if not,"
         " stop it there (ip neigh show to 10.9.0.66): here its packets go nowhere."
     ]
@@ -91,19 +91,19 @@ def test_what_came_before_silence_is_told_when_the_minute_is_over(
     guard_log: GuardLog, clock: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def live() -> None:
-        guard_log.tell([ONE])
+        guard_log.log_senders([ONE])
         await clock.advance(LOOK_S)
-        guard_log.tell([replace(ONE, packets=10)])
+        guard_log.log_senders([replace(ONE, packets=10)])
         await clock.advance(QUIET_S)
-        guard_log.tell([replace(ONE, packets=10)])
+        guard_log.log_senders([replace(ONE, packets=10)])
         await clock.advance(QUIET_S)
-        guard_log.tell([replace(ONE, packets=10)])
+        guard_log.log_senders([replace(ONE, packets=10)])
 
     asyncio.run(live())
 
     assert [message.split(":")[0] for message in caplog.messages] == [
-        "Turned away tunnel packets from=10.9.0.66 reason=stranger packets=3",
-        "Turned away tunnel packets from=10.9.0.66 reason=stranger packets=7",
+        "Rejected tunnel packets from=10.9.0.66 reason=stranger packets=3",
+        "Rejected tunnel packets from=10.9.0.66 reason=stranger packets=7",
     ]
 
 
@@ -111,9 +111,9 @@ def test_a_guard_that_starts_anew_counts_anew(
     guard_log: GuardLog, clock: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def live() -> None:
-        guard_log.tell([replace(ONE, packets=100)])
+        guard_log.log_senders([replace(ONE, packets=100)])
         await clock.advance(QUIET_S)
-        guard_log.tell([replace(ONE, packets=2)])
+        guard_log.log_senders([replace(ONE, packets=2)])
 
     asyncio.run(live())
 
@@ -121,9 +121,9 @@ def test_a_guard_that_starts_anew_counts_anew(
 
 
 def test_reasons_are_told_apart(guard_log: GuardLog, caplog: pytest.LogCaptureFixture) -> None:
-    guard_log.tell([ONE, replace(ONE, reason="impostor", packets=5)])
+    guard_log.log_senders([ONE, replace(ONE, reason="impostor", packets=5)])
 
-    assert [message.split()[5] for message in caplog.messages] == ["reason=impostor", "reason=stranger"]
+    assert [message.split()[4] for message in caplog.messages] == ["reason=impostor", "reason=stranger"]
 
 
 def test_however_many_there_are_the_lines_are_few(
@@ -133,15 +133,15 @@ def test_however_many_there_are_the_lines_are_few(
 
     async def flood() -> None:
         for look in range(int(QUIET_S / LOOK_S)):
-            guard_log.tell([numbered(number) for number in range(1000 * look, 1000 * (look + 1))])
+            guard_log.log_senders([numbered(number) for number in range(1000 * look, 1000 * (look + 1))])
             await clock.advance(LOOK_S)
 
     asyncio.run(flood())
 
     assert len(caplog.messages) == NAMED_SENDERS + 1
     assert caplog.messages[-1] == (
-        f"Turned away tunnel packets of {1000 - NAMED_SENDERS} more strangers packets={1000 - NAMED_SENDERS}:"
-        " flannelctl status names some"
+        f"Rejected tunnel packets of {1000 - NAMED_SENDERS} more senders packets={1000 - NAMED_SENDERS},"
+        " some listed by flannelctl status"
     )
 
 
@@ -150,14 +150,14 @@ def test_those_who_were_counted_together_are_named_when_there_is_room_with_what_
 ) -> None:
     async def live() -> None:
         strangers = [numbered(number) for number in range(NAMED_SENDERS + 1)]
-        guard_log.tell(strangers)
+        guard_log.log_senders(strangers)
         await clock.advance(QUIET_S)
         caplog.clear()
-        guard_log.tell([replace(one, packets=1 + (one == strangers[-1])) for one in strangers])
+        guard_log.log_senders([replace(one, packets=1 + (one == strangers[-1])) for one in strangers])
 
     asyncio.run(live())
 
-    named = f"Turned away tunnel packets from=10.10.0.{NAMED_SENDERS} reason=stranger packets=1"
+    named = f"Rejected tunnel packets from=10.10.0.{NAMED_SENDERS} reason=stranger packets=1"
     assert [message.split(":")[0] for message in caplog.messages] == [named]
 
 
@@ -165,8 +165,8 @@ def test_who_knocked_long_before_this_daemon_started_is_no_news_until_it_does_ag
     guard_log: GuardLog, clock: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Programs and forwarder outlive daemons, and so do their counts: the one before has told of these."""
-    guard_log.tell([replace(ONE, packets=1000, age_s=QUIET_S + 1)])
+    guard_log.log_senders([replace(ONE, packets=1000, age_s=QUIET_S + 1)])
     assert caplog.messages == []
 
-    guard_log.tell([replace(ONE, packets=1002, age_s=1)])
+    guard_log.log_senders([replace(ONE, packets=1002, age_s=1)])
     assert [record.args[2] for record in caplog.records] == [2]

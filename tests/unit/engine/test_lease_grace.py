@@ -39,7 +39,7 @@ class Story:
         self.changes += 1
 
     def see(self, *leases: Lease) -> None:
-        self.grace.see(LeaseSet.of(leases))
+        self.grace.update(LeaseSet.of(leases))
 
 
 def play(act: Callable[[Story], Awaitable[None]], *, renewal_margin_s: float = 3600.0) -> Story:
@@ -76,7 +76,7 @@ def test_when_nobody_is_waited_for_one_map_is_in_memory() -> None:
 
     async def act(story: Story) -> None:
         story.see(ONE, TWO)
-        story.grace.see(there)
+        story.grace.update(there)
         await story.clock.advance(GRACE_S * 1.1)
 
     story = play(act)
@@ -123,16 +123,16 @@ def test_after_an_absence_of_the_store_owners_have_longer(is_back: bool) -> None
 
     async def act(story: Story) -> None:
         story.see(ONE, TWO)
-        story.grace.hear(StoreAway("cut", 1.0))
+        story.grace.note_report(StoreAway("cut", 1.0))
         if is_back:
-            story.grace.hear(StoreBack())
+            story.grace.note_report(StoreBack())
         await story.clock.advance(SILENCE_S * 0.9)
         story.see(TWO)
         await story.clock.advance(SILENCE_S * 0.9)
         vanished.append(story.grace.vanished)
         await story.clock.advance(SILENCE_S * 0.2)
         vanished.append(story.grace.vanished)
-        story.grace.hear(StoreBack())
+        story.grace.note_report(StoreBack())
         await story.clock.advance(SILENCE_S)
         story.see()
         await story.clock.advance(GRACE_S * 1.1)
@@ -162,7 +162,7 @@ def test_who_leaves_later_may_be_forgotten_sooner() -> None:
 
     async def act(story: Story) -> None:
         story.see(ONE, TWO)
-        story.grace.hear(StoreBack())
+        story.grace.note_report(StoreBack())
         await story.clock.advance(SILENCE_S - 1)
         story.see(TWO)
         await story.clock.advance(2)
@@ -183,7 +183,7 @@ def test_what_counts_is_what_there_is_and_what_is_waited_for(history: list[set[i
     async def act(story: Story) -> None:
         for numbers in history:
             leases = LeaseSet.of(wide if number == 4 else lease(number) for number in numbers)
-            story.grace.see(leases)
+            story.grace.update(leases)
             vanished = {lease.subnet: lease for lease in story.grace.vanished}
             assert dict(story.grace.counted) == vanished | dict(leases.by_subnet)
             await story.clock.advance(GRACE_S / 2)
@@ -231,8 +231,8 @@ def calls_to_lose_and_regain(count: int) -> int:
     """Return the function calls of one turn in which so many leases, all of them gone, come back together."""
     there, none = LeaseSet.of(map(lease, range(count))), LeaseSet()
     grace = LeaseGrace(FakeClock(), lambda: None, renewal_margin_s=3600)
-    grace.see(there)
-    grace.see(none)
+    grace.update(there)
+    grace.update(none)
     calls = 0
 
     def count_calls(frame: object, event: str, argument: object) -> None:
@@ -241,7 +241,7 @@ def calls_to_lose_and_regain(count: int) -> int:
 
     sys.setprofile(count_calls)
     try:
-        grace.see(there)
+        grace.update(there)
     finally:
         sys.setprofile(None)
     return calls

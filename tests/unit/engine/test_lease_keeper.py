@@ -364,7 +364,7 @@ def test_more_leases_than_a_host_takes_are_reported(
             assert keeper.leases.left_out == 3
 
     run(check)
-    assert caplog.text.count("leases: 3 that came later are left out") == 1
+    assert caplog.text.count("leases: the 3 latest are ignored") == 1
 
 
 def test_two_living_hosts_with_one_address_both_say_so() -> None:

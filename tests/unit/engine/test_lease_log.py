@@ -49,11 +49,11 @@ class Host:
     def store(self) -> StoreCondition:
         return self.condition.store
 
-    def tell(self, report: Report) -> None:
+    def report(self, report: Report) -> None:
         before, now = self.condition, self._clock.now()
         lease, store = before.lease.after(report, now), before.store.after(report, now)
         self.condition = replace(before, lease=lease, store=store)
-        self._log.tell(report, before)
+        self._log.log_report(report, before)
 
     def see_owners(self, owners: list[str]) -> None:
         self.condition = replace(self.condition, lease=self.lease.after_owners(owners))
@@ -63,8 +63,8 @@ def test_the_last_cause_of_an_absence_of_the_store_is_kept() -> None:
     """The first try may say no more than that the connection was lost; why it stays so comes later."""
     host = Host(FakeClock())
 
-    host.tell(StoreAway("the connection was lost", 0.1))
-    host.tell(StoreAway("our certificate expired", 0.2))
+    host.report(StoreAway("the connection was lost", 0.1))
+    host.report(StoreAway("our certificate expired", 0.2))
 
     assert host.store.error == "our certificate expired"
 
@@ -72,10 +72,10 @@ def test_the_last_cause_of_an_absence_of_the_store_is_kept() -> None:
 def test_a_store_that_came_back_may_go_again() -> None:
     host = Host(FakeClock())
 
-    host.tell(StoreAway("one", 0.1))
-    host.tell(StoreBack())
+    host.report(StoreAway("one", 0.1))
+    host.report(StoreBack())
     is_away_between = host.store.is_away
-    host.tell(StoreAway("two", 0.1))
+    host.report(StoreAway("two", 0.1))
 
     assert not is_away_between
     assert host.store.is_away
@@ -86,12 +86,12 @@ def test_of_the_last_error_it_is_known_when_it_was() -> None:
     clock = FakeClock()
     host = Host(clock)
 
-    host.tell(StoreAway("one", 0.1))
+    host.report(StoreAway("one", 0.1))
     asyncio.run(clock.advance(5))
-    host.tell(StoreAway("two", 0.1))
+    host.report(StoreAway("two", 0.1))
     when = clock.now()
     asyncio.run(clock.advance(60))
-    host.tell(StoreBack())
+    host.report(StoreBack())
 
     assert (host.store.error, host.store.error_s) == ("two", when)
 
@@ -100,7 +100,7 @@ def test_whom_it_shares_an_address_with_is_told_until_that_host_is_gone() -> Non
     """Its lease comes after its claim, and goes with it; of a copy of ourselves there is none."""
     host = Host(FakeClock())
 
-    host.tell(SharedAddress(IPv4Network("10.1.2.0/24"), "them", "10.0.0.9", is_ours=True))
+    host.report(SharedAddress(IPv4Network("10.1.2.0/24"), "them", "10.0.0.9", is_ours=True))
     host.see_owners([])
     assert host.lease.shared is not None
     host.see_owners(["others", "them"])
@@ -108,7 +108,7 @@ def test_whom_it_shares_an_address_with_is_told_until_that_host_is_gone() -> Non
     host.see_owners(["others"])
     assert host.lease.shared is None
 
-    host.tell(SharedAddress(IPv4Network("10.1.2.0/24"), "a copy of this host", "10.0.0.9", is_ours=None))
+    host.report(SharedAddress(IPv4Network("10.1.2.0/24"), "a copy of this host", "10.0.0.9", is_ours=None))
     host.see_owners(["others"])
     assert host.lease.shared is not None
 
@@ -121,13 +121,14 @@ def test_whom_it_asks_is_known_until_the_lease_is_held() -> None:
         subnet=subnet, attributes=LeaseAttributes(public_ip=IPv4Address("10.10.10.101")), has_ttl=True
     )
 
-    host.tell(Contested(lease))
+    host.report(Contested(lease))
     assert host.lease.contested is not None
     asked = contested_text(host.lease.contested)
-    host.tell(Acquired(Held(lease=lease)))
+    host.report(Acquired(Held(lease=lease)))
 
     assert asked == (
-        "the host at 10.10.10.101, which holds 10.100.156.0/24 with our address or identity, whether it lives"
+        "the host at 10.10.10.101, which holds 10.100.156.0/24 with this host's address or identity,"
+        " whether it is alive"
     )
     assert host.lease.contested is None
 
@@ -140,14 +141,14 @@ def test_a_lost_lease_is_counted_once_whatever_follows() -> None:
         subnet=subnet, attributes=LeaseAttributes(public_ip=IPv4Address("10.10.10.101")), has_ttl=True
     )
 
-    host.tell(Acquired(Held(lease=lease)))
+    host.report(Acquired(Held(lease=lease)))
     assert host.lease.losses == 0
-    host.tell(Lost(lease))
-    host.tell(Lost(lease))
-    host.tell(Taken(lease, lease))
+    host.report(Lost(lease))
+    host.report(Lost(lease))
+    host.report(Taken(lease, lease))
     assert host.lease.losses == 1
-    host.tell(Acquired(Held(lease=lease)))
-    host.tell(Taken(lease, lease))
+    host.report(Acquired(Held(lease=lease)))
+    host.report(Taken(lease, lease))
     assert host.lease.losses == 2
 
 
@@ -157,7 +158,7 @@ def test_the_holder_of_a_lease_does_not_call_it_that_of_the_host_that_asked(
     """The host that shares our address asked for our lease; it has none that we know of."""
     host = Host(FakeClock())
 
-    host.tell(SharedAddress(IPv4Network("10.1.2.0/24"), "them", "10.0.0.9", is_ours=True))
+    host.report(SharedAddress(IPv4Network("10.1.2.0/24"), "them", "10.0.0.9", is_ours=True))
 
     assert host.lease.shared is not None
     text = shared_text(host.lease.shared)
@@ -169,7 +170,7 @@ def test_the_holder_of_a_lease_does_not_call_it_that_of_the_host_that_asked(
 def test_the_host_that_asked_names_the_lease_of_the_other() -> None:
     host = Host(FakeClock())
 
-    host.tell(SharedAddress(IPv4Network("10.1.2.0/24"), "them", "10.0.0.9", is_ours=False))
+    host.report(SharedAddress(IPv4Network("10.1.2.0/24"), "them", "10.0.0.9", is_ours=False))
 
     assert host.lease.shared is not None
     assert "the other host holds lease 10.1.2.0/24" in shared_text(host.lease.shared)
@@ -183,13 +184,13 @@ def test_an_exhausted_network_is_known_until_a_lease_is_held(caplog: pytest.LogC
         subnet=IPv4Network("10.1.2.0/24"), attributes=LeaseAttributes(public_ip=IPv4Address("10.0.0.1"))
     )
 
-    host.tell(Exhausted(config))
-    host.tell(Exhausted(config))
+    host.report(Exhausted(config))
+    host.report(Exhausted(config))
     assert host.lease.exhausted is not None
     exhausted = exhausted_text(host.lease.exhausted)
-    host.tell(Acquired(Held(lease=lease)))
+    host.report(Acquired(Held(lease=lease)))
 
-    assert exhausted == "no free /24 is left in 10.1.0.0/16"
+    assert exhausted == "no /24 is free in 10.1.0.0/16"
     assert host.lease.exhausted is None
     assert [record.levelname for record in caplog.records] == ["ERROR"]
 
@@ -201,7 +202,7 @@ def test_any_number_of_claims_cannot_fill_the_log(caplog: pytest.LogCaptureFixtu
         clock = FakeClock()
         host, subnet = Host(clock), IPv4Network("10.100.15.0/24")
         for number in range(1000):
-            host.tell(SharedAddress(subnet, f"owner{number}", "192.168.50.9", is_ours=True))
+            host.report(SharedAddress(subnet, f"owner{number}", "192.168.50.9", is_ours=True))
             await clock.advance(0.01)
 
     asyncio.run(check())

@@ -40,8 +40,11 @@ def narration(caplog: pytest.LogCaptureFixture) -> Narration:
     return Narration(caplog)
 
 
-AWAY = "WARNING Store is away, trying again in 0.1 s, the data path stays: connection refused. Is it running?"
-BACK = "INFO Store is back"
+AWAY = (
+    "WARNING Lost the store connection, data path unaffected retry_in_s=0.1 cause=connection refused."
+    " Is it running?"
+)
+BACK = "INFO Restored the store connection"
 
 
 def test_an_absence_is_one_line_for_all_who_use_the_store(narration: Narration) -> None:
@@ -61,7 +64,7 @@ def test_a_cause_that_asks_for_another_remedy_is_a_line_of_its_own(narration: Na
     for error in (REFUSED, UNKNOWN_USER, REFUSED, UNKNOWN_USER):
         narration.store_log.failed("config", error, 0.1)
 
-    assert [text.rpartition(": ")[2] for text in narration.said()] == [
+    assert [text.rpartition("cause=")[2] for text in narration.said()] == [
         "connection refused. Is it running?",
         "authentication failed. Check user and password.",
     ]
@@ -85,8 +88,7 @@ def test_short_absences_in_a_row_are_counted(narration: Narration) -> None:
     assert (away, back) == (AWAY, BACK)
     assert (
         counted
-        == ["WARNING Store comes and goes: it was away 60 times, each for less than 10 s, in the last 60 s"]
-        * 2
+        == ["WARNING Lost the store connection 60 times in the last 60 s, each time for less than 10 s"] * 2
     )
 
 

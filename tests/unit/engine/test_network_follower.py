@@ -191,9 +191,9 @@ def test_the_service_manager_hears_of_several_networks_as_of_one() -> None:
     said: list[str] = []
     readiness = Readiness(said.append, ["blue", "red"])
 
-    readiness.voice("blue")("READY=1")
-    readiness.voice("red")("STATUS=waiting for a lease")
+    readiness.notifier("blue")("READY=1")
+    readiness.notifier("red")("STATUS=waiting for a lease")
     assert said == ["STATUS=red: waiting for a lease"]
-    readiness.voice("red")("READY=1")
+    readiness.notifier("red")("READY=1")
 
     assert said[1:] == ["READY=1"]

@@ -73,8 +73,8 @@ def test_beyond_so_many_lines_a_minute_lines_are_counted(caplog: pytest.LogCaptu
     said = [record.getMessage() for record in caplog.records]
     assert said == [
         *(f"Skipped {number}" for number in range(LINES_A_MINUTE)),
-        "More lines about bad keys are left out for a minute",
-        f"Left out {1000 - LINES_A_MINUTE} lines about bad keys",
+        "Omitting more lines about bad keys for a minute",
+        f"Omitted {1000 - LINES_A_MINUTE} lines about bad keys",
         "Skipped another",
         "Skipped the last",
     ]

@@ -310,7 +310,7 @@ def test_of_very_many_conflicts_the_first_are_named_and_all_are_kept(caplog) -> 
     logged = [record.getMessage() for record in caplog.records if "onflict" in record.getMessage()]
     assert len(made.conflicts) == len(outside)
     assert len(logged) == NAMED_IN_LOG + 1
-    assert logged[-1] == "Conflicts: 10 more; flannelctl status names them"
+    assert logged[-1] == "Conflicts: 10 more, listed by flannelctl status"
 
 
 def test_where_the_backend_cannot_work_the_plan_before_stays_in_force() -> None:

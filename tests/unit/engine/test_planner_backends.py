@@ -124,7 +124,7 @@ def test_of_many_refused_peers_the_first_are_named_and_the_rest_counted(
 
     said = warnings(caplog)
     assert len(said) == NAMED_IN_LOG + 2
-    assert said[NAMED_IN_LOG] == "Refused 10 more peers: flannelctl peers names them"
+    assert said[NAMED_IN_LOG] == "Refused 10 more peers, listed by flannelctl peers"
     assert said[-1].endswith("lease=10.100.50.0/24 address=172.16.0.50")
     assert len(made.refused) == 31
 

@@ -44,8 +44,8 @@ def test_an_absence_of_the_store_is_one_line_and_its_return_another(caplog: pyte
 
     away, back = lived(check, caplog)
 
-    assert away.startswith("WARNING Store is away, trying again")
-    assert back.startswith("INFO Store is back")
+    assert away.startswith("WARNING Lost the store connection")
+    assert back.startswith("INFO Restored the store connection")
 
 
 def test_a_link_that_loses_packets_does_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:

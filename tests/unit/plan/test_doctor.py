@@ -156,7 +156,7 @@ def test_what_the_fast_path_lacks_is_evidence() -> None:
 @pytest.mark.parametrize(("text", "severity"), [(None, "error"), ('{"Network":"10.1.0.0/16"}', "warning")])
 def test_of_a_bad_network_config_it_is_said_how_it_is_set_right(text: str | None, severity: str) -> None:
     """A host that runs on with the one before loses no packet."""
-    trouble = Notice("waits for a good network config: SubnetLen", "Write SubnetLen as a whole number.")
+    trouble = Notice("waits for a valid network config: SubnetLen", "Write SubnetLen as a whole number.")
     status = replace(READY, is_ready=text is not None, network=NetworkStatus(text=text, trouble=trouble))
 
     (found,) = findings(replace(HEALTHY, status=status))
@@ -271,7 +271,7 @@ def test_nobody_is_told_to_delete_what_a_running_original_has() -> None:
 
 def test_a_network_without_a_free_subnet_is_named_with_the_remedy() -> None:
     """It is the reason why the host is not ready, so that is not found a second time."""
-    trouble = Notice("no free /24 is left in 10.100.0.0/16", "Widen Network.")
+    trouble = Notice("no /24 is free in 10.100.0.0/16", "Widen Network.")
     status = replace(
         READY, is_ready=False, waiting_for="a lease: no free /24", lease=LeaseStatus(trouble=trouble)
     )
@@ -279,7 +279,7 @@ def test_a_network_without_a_free_subnet_is_named_with_the_remedy() -> None:
     (found,) = findings(replace(HEALTHY, status=status))
 
     assert (found.code, found.severity) == ("no-free-subnet", "error")
-    assert found.cause == "flanneld has no lease: no free /24 is left in 10.100.0.0/16"
+    assert found.cause == "flanneld has no lease: no /24 is free in 10.100.0.0/16"
     assert found.fix == "Widen Network."
 
 
