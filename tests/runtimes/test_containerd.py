@@ -9,7 +9,7 @@ import pytest
 from pyflannel.lab.topology import Host
 from pyflannel.lab.waiting import wait_until
 
-IMAGE = "docker.io/library/busybox:latest"
+IMAGE = "localhost/busybox:latest"
 CONFIG = f"""\
 version = 2
 root = "/var/lib/docker/containerd"
