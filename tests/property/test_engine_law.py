@@ -42,6 +42,12 @@ def lived(*steps: Step, config: int = 0, silent: int | None = None) -> History:
     return History(steps=tuple((step, 0.001) for step in steps), config=config, silent=silent)
 
 
+def test_a_peer_that_leaves_before_it_was_added_is_removed_at_once() -> None:
+    """A look was in progress when the peer joined, and its batch when the peer left."""
+    steps = ((Stall(LINKS), None), (SetPeer(0, 0), 0.001), (SetPeer(0, None), None))
+    check(History(steps=steps, is_announced=False))
+
+
 HOST_GW = 1
 LINKS, FORWARDER = 0, 1  # targets
 

@@ -148,8 +148,8 @@ class Reconciler:
         item = new if old is None else old
         if item is not None:
             is_known = is_known and type(item) not in self._new_kinds and not self._work.was_refused(key)
+            is_known = self._work.change(key, old, type(item), is_known=is_known)
             self._must_look = self._must_look or not is_known
-            self._work.change(key, old, type(item), is_known=is_known)
 
     # The loop.
 

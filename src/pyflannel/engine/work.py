@@ -146,8 +146,10 @@ class Work:
 
     # Changes of the record.
 
-    def change(self, key: Key, previous: Item | None, kind: type[Item], *, is_known: bool) -> None:
-        """Mark a key whose planned object has changed.
+    def change(self, key: Key, previous: Item | None, kind: type[Item], *, is_known: bool) -> bool:
+        """Mark a key whose planned object has changed. Return whether the object in place is known.
+
+        If it is not known, a look must begin now: one that is in progress does not contain this change.
 
         Args:
             key: key of the object.
@@ -162,6 +164,7 @@ class Work:
         is_known = is_known and (mark is None or mark.stage is not Stage.UNKNOWN)
         stage = Stage.OPEN if is_known else Stage.UNKNOWN
         self._put(key, Mark(kind=kind, generation=self.generation, stage=stage, found=found, is_planned=True))
+        return is_known
 
     def begin_look(self, kinds: Kinds) -> int:
         """Note that a look at these kinds begins; return the current generation."""
