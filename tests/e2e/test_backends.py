@@ -54,7 +54,7 @@ BAD_LEASES = {
     "10.100.253.0-24": (lease("10.99.10.253", None, "ipip"), "Ignoring non-vxlan subnet: type=ipip"),
     "10.100.254.0-24": (
         lease("127.0.0.1", {"VNI": 7, "VtepMAC": "0e:2a:00:00:00:01"}),
-        "no address of a host",
+        "not the address of a host",
     ),
 }
 """Keys, values, and what must be said of them."""

@@ -48,7 +48,7 @@ def test_a_restart_after_a_change_of_the_network_keeps_the_subnet(
     assert pings.lost == 0
     assert json.loads(record["value"])["Pyflannel"]["Owner"] == owner
     assert record["lease"]
-    assert "runs on with the network config as it was" in " ".join(status["warnings"])
+    assert "keeps running with the last valid network config" in " ".join(status["warnings"])
     assert [one["code"] for one in findings if one["code"] == "bad-config"] == ["bad-config"]
 
 

@@ -125,7 +125,7 @@ FAULTS = [
         code="container-mtu",
         is_error=False,
         evidence="large has MTU 1500",
-        fix="mk-docker-opts -c -d /etc/default/docker  # restart Docker by that, make them anew",
+        fix="mk-docker-opts -c -d /etc/default/docker  # restart Docker with it, recreate containers",
     ),
 ]
 
@@ -206,7 +206,7 @@ def test_rules_that_may_be_anybody_s_are_told_and_no_trouble(healthy: Host) -> N
     assert found["severity"] == "info"
     assert found["evidence"][0] == "iptables rule in filter FORWARD: -s 10.100.0.0/16 -j ACCEPT"
     assert found["fix"].startswith("iptables -t filter -D FORWARD -s 10.100.0.0/16 -j ACCEPT; ")
-    assert found["fix"].endswith("  # if they are nobody's")
+    assert found["fix"].endswith("  # if no program uses them")
 
 
 def test_people_read_the_cause_what_was_seen_and_what_to_type(healthy: Host) -> None:
@@ -217,7 +217,7 @@ def test_people_read_the_cause_what_was_seen_and_what_to_type(healthy: Host) -> 
 
     healthy.run(["sysctl", "-qw", "net.ipv4.ip_forward=1"])
     assert said.splitlines() == [
-        "error: the host forwards no packets, so its containers reach nobody",
+        "error: the host forwards no packets: its containers reach no other host",
         "    seen: net.ipv4.ip_forward = 0",
         "    type: sysctl -w net.ipv4.ip_forward=1",
     ]
@@ -229,7 +229,7 @@ def test_peers_that_are_not_sent_to_are_named(overlay, healthy: Host) -> None:
 
     found = examine(healthy)["peers-refused"]
 
-    assert found["cause"] == "1 of 2 peers are not sent to"
+    assert found["cause"] == "1 of 2 peers are refused and unreachable"
     assert found["evidence"] == ["10.100.128.0/28 at 10.10.10.2: Ignoring non-vxlan subnet: type=host-gw"]
     overlay.etcd.etcdctl("del", "/coreos.com/network/subnets/10.100.128.0-28")
     overlay.wait_status(healthy, lambda status: not status.refused_peers, "refuses nobody")
@@ -266,10 +266,10 @@ def test_two_living_hosts_with_one_address_are_told_once(overlay, healthy: Host)
 
         found = json.loads(host.run(["flannelctl", "--json", "doctor"]).stdout)["findings"]
 
-        words = ("share an address", "our own address")
+        words = ("share an address", "an address of this host")
         told = [one for one in found if any(word in json.dumps(one) for word in words)]
         assert [one["code"] for one in told] == ["peers-refused"]
-        assert "give one of them an address of its own (--public-ip, --iface)" in told[0]["evidence"][0]
+        assert "give one of them its own address (--public-ip, --iface)" in told[0]["evidence"][0]
     other.flannelctl("--store", overlay.etcd.url, "cleanup")
     overlay.wait_status(  # a lease that vanished counts for some seconds more
         healthy, lambda status: not status.refused_peers and not status.warnings, "refuses nobody"

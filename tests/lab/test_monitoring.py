@@ -159,7 +159,7 @@ def test_a_stranger_is_reported_by_log_status_and_doctor(overlay, ends):
     log = overlay.wait_logged(one, f"{said}impostor packets=", f"{said}stranger packets=", after=after)
     assert (
         f": it holds no lease, and the inner source {far.address} is in {other.lease()} of {other.address}."
-        f" If it is that host, let it publish this address" in log
+        f" If it is that host, set this address there" in log
     )
     assert f": it holds no lease, and no host has the inner source {NOBODY_S}. If it is a host" in log
     assert f"stranger   {docker2.address}, impostor, 3 packets, the latest " in one.flannelctl("status")

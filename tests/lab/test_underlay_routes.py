@@ -162,7 +162,7 @@ def test_a_lease_with_the_prefix_of_a_bridge_leaves_its_route(overlay, host: Hos
     status = overlay.wait_status(host, lambda status: bool(status.refused_peers), "refuses the lease")
 
     assert routed(host, subnet) == [("br9", "kernel")]
-    assert f"{subnet} is routed by another program" in status.refused_peers[0].reason
+    assert f"{subnet} has a route of another program" in status.refused_peers[0].reason
     assert any(f"contains {subnet}, routed by another program" in note for note in status.backend.notes)
     host.run(["ip", "link", "delete", "br9"])
     overlay.wait_status(host, lambda status: not status.refused_peers, "sends to the peer")
@@ -181,7 +181,7 @@ def test_no_packet_loops_when_a_peer_has_an_address_in_the_overlay(overlay, host
 
     assert sent_by_tunnel(host) - before < 10
     refused = overlay.status(host).refused_peers
-    assert ["10.100.200.9 lies in 10.100.0.0/16" in peer.reason for peer in refused] == [True]
+    assert ["10.100.200.9 is in 10.100.0.0/16" in peer.reason for peer in refused] == [True]
 
 
 @pytest.mark.parametrize("kind", ["vxlan", "host-gw"])

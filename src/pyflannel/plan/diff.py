@@ -179,7 +179,7 @@ _Part = Vxlan | Veth | Tunnel
 
 
 def found(operation: Operation) -> str:
-    """Return what a pass found that made it do `operation`: `link flannel0: mtu 1300, wanted 1472`."""
+    """Return the difference that an operation removes: `link flannel0: mtu 1300, wanted 1472`."""
     match operation:
         case Add(item):
             return f"{item.title}: missing"
@@ -191,7 +191,7 @@ def found(operation: Operation) -> str:
 
 def _differences(old: Item, new: Item) -> list[str]:
     if type(old) is not type(new):
-        return [f"another thing, {old.title}"]
+        return [f"another object, {old.title}"]
     if isinstance(new, HostFile):
         return ["its text differs"]
     if isinstance(old, IptablesChain) and isinstance(new, IptablesChain):

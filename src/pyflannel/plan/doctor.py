@@ -1,6 +1,6 @@
-"""What is wrong with a host, from what was observed on it: one small check for each kind of fault.
+"""The faults of a host, from observations: one small check for each kind of fault.
 
-A check says what it saw, and what to type. On a healthy host none has anything to say.
+A check returns the evidence and a command. On a healthy host, no check returns a finding.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,30 +17,30 @@ from pyflannel.plan.leftovers import is_within, left_by_original, unplanned_rout
 from pyflannel.plan.routes import RouteConflict, conflicts, on_link_prefixes, overlap_note
 
 _NAMED = 8
-"""So many things of one finding are named."""
+"""Most objects that one finding names."""
 
-_APART = "flannelctl config set FILE  # with a Network apart from the addresses of all hosts"
+_APART = "flannelctl config set FILE  # with a Network that overlaps no address of any host"
 
 RECENT_S = 3600.0
-"""Whose latest packet is longer ago is a stranger of the past: status still shows it."""
+"""Age of the latest packet up to which a rejected sender is a finding. The status shows older ones too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observed:
-    """What was seen of a host.
+    """The observations of a host.
 
     Attributes:
-        claimed: the name that the daemon claims; None where no daemon of ours has been.
-        original: process id of an original flanneld that runs here.
-        items: all links, all routes of the main table, and the filter rules with names of flannel's.
+        claimed: the device name that the daemon claims; None if pyflannel has not run here.
+        original: process ID of an original flanneld on this host.
+        items: all links, all routes of the main table, and the filter rules with names of flannel.
         left_rules: other filter rules that an original left, or may have left.
-        forwards: IPv4 packets are forwarded; None when that is not known.
-        strict: links whose reverse path is filtered strictly.
-        dropping: chains that drop what they do not accept.
-        programs: at the hooks of links, of the device that the daemon claims.
+        forwards: the host forwards IPv4 packets; None if this is unknown.
+        strict: links with a strict reverse path filter.
+        dropping: chains with the policy drop.
+        programs: programs of the claimed device, at the hooks of links.
         on_link: prefixes that the underlay reaches without a gateway.
-        ports: MTU of what is plugged into each bridge of our subnet, in octets, by name.
-        has_unit: systemd runs here and has a unit flanneld.service.
+        ports: MTU in bytes of the ports of each bridge in this host's subnet, by name.
+        has_unit: systemd runs on this host and has the unit flanneld.service.
     """
 
     status: Status
@@ -59,7 +59,7 @@ class Observed:
 
 
 def findings(seen: Observed) -> tuple[Finding, ...]:
-    """Return what a person should know, the errors first."""
+    """Return all findings, the errors first."""
     checks = (
         _daemon,
         _config,
@@ -85,14 +85,14 @@ def findings(seen: Observed) -> tuple[Finding, ...]:
 
 
 def _daemon(seen: Observed) -> Iterator[Finding]:
-    """Yield why the daemon is not ready, by the most telling of its words."""
+    """Yield why the daemon is not ready, with the most specific reason."""
     status = seen.status
-    waiting = status.waiting_for or "it does not say"
+    waiting = status.waiting_for or "no reason given"
     if not status.is_live:
         yield Finding(
             code="daemon-away",
             severity="error",
-            cause="flanneld does not answer, so nothing is mended and no peer that joins is reached",
+            cause="flanneld does not respond: damage is not repaired and new peers are unreachable",
             evidence=(waiting,),
             fix="systemctl start flanneld" if seen.has_unit else "start flanneld",
         )
@@ -100,25 +100,25 @@ def _daemon(seen: Observed) -> Iterator[Finding]:
         yield Finding(
             code="store-away",
             severity="error",
-            cause="the store does not answer, so leases run out and no peer that joins is reached",
+            cause="the store does not respond: leases expire and new peers are unreachable",
             evidence=(f"{status.store.url}: {status.store.last_error or waiting}",),
-            fix=f"flannelctl --store {status.store.url} leases  # says what keeps it from answering",
+            fix=f"flannelctl --store {status.store.url} leases  # prints the cause",
         )
     elif status.reconcile is not None and status.reconcile.held:
         yield Finding(
             code="fight",
             severity="error",
-            cause="another program keeps undoing what flanneld installs",
+            cause="another program keeps changing objects of flanneld",
             evidence=_some(status.reconcile.held),
-            fix="ip monitor  # find who does it (NetworkManager, dhcpcd, …) and exclude the object there",
+            fix="ip monitor  # find the program (NetworkManager, dhcpcd, …) and exclude the object there",
         )
     elif status.reconcile is not None and status.reconcile.refused:
         yield Finding(
             code="refused",
             severity="error",
-            cause="the host refuses a part of what is planned",
+            cause="the host refuses a part of the plan",
             evidence=_some(status.reconcile.refused),
-            fix="journalctl -u flanneld  # each refusal is there with what helps",
+            fix="journalctl -u flanneld  # shows each refusal with its remedy",
         )
     elif status.lease is not None and status.lease.trouble is not None:
         yield Finding(
@@ -143,13 +143,13 @@ def _config(seen: Observed) -> Iterator[Finding]:
             code="bad-config",
             severity="error" if _waits_for_config(seen.status) else "warning",
             cause=f"flanneld {network.trouble.text}",
-            evidence=(f"it runs with {network.text}",) if network.text is not None else (),
+            evidence=(f"in force: {network.text}",) if network.text is not None else (),
             fix=network.trouble.hint,
         )
 
 
 def _waits_for_config(status: Status) -> bool:
-    """Return whether no network config has been good yet, which is why there is nothing to run on."""
+    """Return whether there was no valid network config yet, so that the daemon cannot start."""
     network = status.network
     return network is not None and network.text is None and network.trouble is not None
 
@@ -159,7 +159,7 @@ def _forwarding(seen: Observed) -> Iterator[Finding]:
         yield Finding(
             code="forwarding-off",
             severity="error",
-            cause="the host forwards no packets, so its containers reach nobody",
+            cause="the host forwards no packets: its containers reach no other host",
             evidence=("net.ipv4.ip_forward = 0",),
             fix="sysctl -w net.ipv4.ip_forward=1",
         )
@@ -182,7 +182,7 @@ def _forward_chains(seen: Observed) -> Iterator[Finding]:
         yield Finding(
             code="forward-dropped",
             severity="error",
-            cause=f"the chain {place} drops packets of {network}; an accept elsewhere does not undo that",
+            cause=f"the chain {place} drops packets of {network}, even if another chain accepts them",
             evidence=(f"{shown}: policy drop, and no rule that accepts {network}",),
             fix="; ".join(insert.format(word, network) for word in words),
         )
@@ -194,7 +194,7 @@ def _refused_peers(seen: Observed) -> Iterator[Finding]:
         yield Finding(
             code="peers-refused",
             severity="warning",
-            cause=f"{len(refused)} of {seen.status.peers} peers are not sent to",
+            cause=f"{len(refused)} of {seen.status.peers} peers are refused and unreachable",
             evidence=_some([f"{peer.subnet} at {peer.public_ip}: {peer.reason}" for peer in refused]),
             fix="flannelctl peers",
         )
@@ -208,19 +208,19 @@ def _user_space(seen: Observed) -> Iterator[Finding]:
         yield Finding(
             code="no-fast-path",
             severity="warning",
-            cause="packets go through user space, which is slower: the kernel cannot carry them",
+            cause="user space carries the packets, which is slower: the kernel cannot carry them",
             evidence=_some([reason, *lacking]),
-            fix=f"flanneld --fast-path=off  # if it is to be so; else: {path.hint}",
+            fix=f"flanneld --fast-path=off  # to accept this; otherwise: {path.hint}",
         )
 
 
 def _left_programs(seen: Observed) -> Iterator[Finding]:
-    """Yield programs that carry packets past a daemon that does not know, or may not mend, what they do."""
+    """Yield programs that carry packets although the daemon cannot read or change them."""
     path = seen.status.fast_path
     if path is None:
         return
     restart = "systemctl restart flanneld" if seen.has_unit else "restart flanneld"
-    cause = "programs of an earlier flanneld carry packets by tables that the one that runs cannot mend"
+    cause = "programs of an earlier flanneld carry packets by tables that flanneld cannot update"
     blind = [notice.text for notice in path.remarks if notice.hint]
     has_looked = seen.status.reconcile is not None and seen.status.reconcile.passes > 0
     if blind or (path.mode != "safe" and seen.programs and has_looked):
@@ -252,7 +252,7 @@ def _strangers(seen: Observed) -> Iterator[Finding]:
 
 
 def _underlay_conflicts(seen: Observed) -> Iterator[Finding]:
-    """Yield how the network overlaps the underlay; an error where a route takes packets from it."""
+    """Yield how the network overlaps the underlay; an error if a route takes packets from it."""
     found = _conflicts(seen)
     if found:
         routes = (item for item in seen.items if isinstance(item, Route))
@@ -274,7 +274,7 @@ def _conflicts(seen: Observed) -> tuple[RouteConflict, ...]:
 
 
 def _takes(route: Route, found: Iterable[RouteConflict], membership: Membership) -> bool:
-    """Return whether a route into the overlay wins over those of the underlay to one of its prefixes."""
+    """Return whether a route into the overlay has precedence over the routes to a prefix of the underlay."""
     destination = route.destination
     return (
         route.kind == "unicast"
@@ -286,7 +286,7 @@ def _takes(route: Route, found: Iterable[RouteConflict], membership: Membership)
 
 
 def _leftovers(seen: Observed) -> Iterator[Finding]:
-    """Yield what an original flannel left, or has; its rules only where no daemon of ours took them over."""
+    """Yield objects of an original flannel; its rules only if no pyflannel daemon took them over."""
     left = list(left_by_original(seen.items, seen.membership))
     if seen.claimed is None and not seen.status.is_live and not _has_another_daemon(seen.items):
         rules = (item for item in seen.items if isinstance(item, IptablesChain | NftTable))
@@ -297,9 +297,9 @@ def _leftovers(seen: Observed) -> Iterator[Finding]:
         yield Finding(
             code="original-runs",
             severity="warning",
-            cause=f"an original flanneld runs on this host, pid {seen.original}, and has these",
+            cause=f"an original flanneld runs on this host (pid {seen.original}) with these objects",
             evidence=_some(shown),
-            fix=f"kill {seen.original}  # if it is to go; then flannelctl doctor once more",
+            fix=f"kill {seen.original}  # to replace it; then run flannelctl doctor again",
         )
     elif shown:
         commands = [command for item in left if (command := _removal(item))]
@@ -308,14 +308,14 @@ def _leftovers(seen: Observed) -> Iterator[Finding]:
         yield Finding(
             code="left-by-original",
             severity="warning",
-            cause="another flannel left these here, and they may draw packets away or change them",
+            cause="another flannel left these objects, and they may redirect or change packets",
             evidence=_some(shown),
             fix="; ".join(commands[:_NAMED]) if is_ours_here else "flannelctl cleanup",
         )
 
 
 def _has_another_daemon(items: Iterable[Item]) -> bool:
-    """Return whether a daemon of ours with another run directory has something here."""
+    """Return whether a pyflannel daemon with another run directory has objects on this host."""
     return any(
         (isinstance(item, Link) and (item.alias == MARK or item.alias.startswith(f"{MARK} ")))
         or (isinstance(item, Route) and item.protocol == route_protocol(FIRST_DEVICE))
@@ -330,9 +330,9 @@ def _doubtful_rules(seen: Observed) -> Iterator[Finding]:
         yield Finding(
             code="rules-like-original",
             severity="info",
-            cause="another flannel may have left these filter rules, or somebody else wants them",
+            cause="another flannel may have left these filter rules, or another program uses them",
             evidence=_some([line for one in doubtful for line in one.shown]),
-            fix=f"{'; '.join(commands[:_NAMED])}  # if they are nobody's",
+            fix=f"{'; '.join(commands[:_NAMED])}  # if no program uses them",
         )
 
 
@@ -342,14 +342,14 @@ def _unplanned_routes(seen: Observed) -> Iterator[Finding]:
         yield Finding(
             code="unplanned-route",
             severity="warning",
-            cause="routes to parts of the network that nobody planned draw packets away from the peers",
+            cause="unplanned routes to parts of the network redirect packets for peers",
             evidence=_some([_shown(route) for route in routes]),
             fix="; ".join(_removal(route) for route in routes[:_NAMED]),
         )
 
 
 def _reverse_path(seen: Observed) -> Iterator[Finding]:
-    """Yield a strict filter that drops what a peer sends through the tunnel though we answer elsewhere."""
+    """Yield a strict filter that drops tunnel packets of peers to which this host sends by another link."""
     backend = seen.status.backend
     tunnel = backend.link if backend is not None else None
     if tunnel is None or tunnel not in seen.strict:
@@ -366,7 +366,7 @@ def _reverse_path(seen: Observed) -> Iterator[Finding]:
         yield Finding(
             code="strict-reverse-path",
             severity="warning",
-            cause=f"what these peers send through the tunnel is dropped: the way back is not {tunnel}",
+            cause=f"packets of these peers from the tunnel are dropped: the route to them is not by {tunnel}",
             evidence=(f"rp_filter of {tunnel} is 1, strict", *_some([_shown(route) for route in elsewhere])),
             fix=f"sysctl -w net/ipv4/conf/all/rp_filter=2 net/ipv4/conf/{tunnel}/rp_filter=2",
         )
@@ -381,34 +381,34 @@ def _port_mtus(seen: Observed) -> Iterator[Finding]:
             yield Finding(
                 code="container-mtu",
                 severity="warning",
-                cause=f"containers on {bridge} send packets larger than the network carries, {mtu} octets",
+                cause=f"containers on {bridge} send packets larger than the MTU of the network, {mtu} bytes",
                 evidence=_some([f"{port} has MTU {size}" for port, size in large.items()]),
-                fix="mk-docker-opts -c -d /etc/default/docker  # restart Docker by that, make them anew",
+                fix="mk-docker-opts -c -d /etc/default/docker  # restart Docker with it, recreate containers",
             )
 
 
 def _warnings(seen: Observed) -> Iterator[Finding]:
-    """Yield those that no other finding has told."""
+    """Yield the warnings of the status that no other finding contains."""
     status = seen.status
-    told = {peer.reason for peer in status.refused_peers}
+    reported = {peer.reason for peer in status.refused_peers}
     if status.network is not None and status.network.trouble is not None:
-        told.add(status.network.trouble.text)
-    for text in _some([text for text in status.warnings if text not in told]):
+        reported.add(status.network.trouble.text)
+    for text in _some([text for text in status.warnings if text not in reported]):
         yield Finding(code="network-warning", severity="warning", cause=text, fix="flannelctl leases")
 
 
 def _notes(seen: Observed) -> Iterator[Finding]:
-    """Yield those that no other finding has told."""
+    """Yield the notes of the backend that no other finding contains."""
     backend, network = seen.status.backend, seen.membership.network
-    told = {f"Network {conflict.text}" for conflict in _conflicts(seen)}
+    reported = {f"Network {conflict.text}" for conflict in _conflicts(seen)}
     if network is not None:
         items = (
             *unplanned_routes(seen.items, seen.membership),
             *left_by_original(seen.items, seen.membership),
         )
-        told |= {overlap_note(network, item) for item in items if isinstance(item, Route)}
+        reported |= {overlap_note(network, item) for item in items if isinstance(item, Route)}
     for note in backend.notes if backend is not None else ():
-        if note in told:
+        if note in reported:
             continue
         if note.startswith("Network "):
             yield Finding(code="network-overlaps-host", severity="warning", cause=note, fix=_APART)
@@ -430,7 +430,7 @@ def _shown(item: Item) -> str:
 
 
 def _removal(item: Item) -> str:
-    """Return the command that removes a link or a route; "" for what has none so short."""
+    """Return the command that removes a link or a route; "" for other items."""
     match item:
         case Link():
             return f"ip link delete {item.name}"

@@ -1,9 +1,9 @@
-"""Routes that several backends plan, and what no route of a plan may do to the host.
+"""Routes that several backends plan, and the routes that no plan may contain.
 
-The law: no content of the store makes a plan whose routes take packets away from an address that the host
-needs to reach the store: the store itself, a default gateway, and whatever the underlay reaches without a
-gateway. And no route of another program is replaced or removed. Longest prefix decides: a network that
-contains the underlay takes nothing away where the underlay's own routes are longer.
+Regardless of the content of the store, no planned route redirects packets for an address that the host needs
+to reach the store: the store itself, a default gateway, and the addresses that the underlay reaches without a
+gateway. No route of another program is replaced or removed. The longest prefix decides: a network that
+contains the underlay redirects nothing for which the underlay has longer routes.
 """
 
 from collections.abc import Collection, Container, Iterable
@@ -19,11 +19,12 @@ from pyflannel.model.state import State
 from pyflannel.plan.leftovers import is_on_originals_device
 
 Effect = Literal["replaces", "captures", "contains"]
-"""The route to the destination takes the place of that to the prefix; it wins for a part of the prefix, as it
-is longer; or it is shorter, and loses where the prefix is routed."""
+"""The route to the destination replaces the route to the prefix; it is longer and has precedence for a part
+of
+the prefix; or it is shorter, and the route to the prefix has precedence."""
 
 Routed = Literal["network", "peers", "nothing"]
-"""To what a backend plans routes: to the network as a whole, to the subnet of each peer, or none."""
+"""Destinations of a backend's routes: the whole network, the subnet of each peer, or none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,22 +45,22 @@ class RouteConflict:
 
     @property
     def text(self) -> str:
-        """What is wrong, in one sentence without its full stop."""
+        """The conflict, in one sentence without its full stop."""
         match self.effect:
             case "replaces":
                 return (
                     f"{self.destination} is {self.other.role} itself: it is not routed to the overlay,"
-                    " as this host would lose the underlay"
+                    " because this host would lose the underlay"
                 )
             case "captures":
                 return (
                     f"{self.destination} is a part of {self.other.prefix}, {self.other.role}: it is not"
-                    " routed to the overlay, as this host would lose hosts and gateways of the underlay"
+                    " routed to the overlay, because this host would lose hosts and gateways of the underlay"
                 )
             case "contains":
                 return (
                     f"{self.destination} contains {self.other.prefix}, {self.other.role}: leases there are"
-                    " refused, as this host would lose hosts and gateways of the underlay"
+                    " refused, because this host would lose hosts and gateways of the underlay"
                 )
 
 
@@ -71,7 +72,7 @@ def on_link_prefixes(link: str, on_link: Iterable[IPv4Network]) -> tuple[HostPre
 def conflicts(
     destinations: Iterable[IPv4Network], prefixes: Iterable[HostPrefix]
 ) -> tuple[RouteConflict, ...]:
-    """Return every conflict of routes to `destinations` with the host's prefixes, in this order."""
+    """Return all conflicts of routes to `destinations` with the host's prefixes, in this order."""
     of_host = tuple(prefixes)
     return tuple(
         RouteConflict(destination=destination, other=other, effect=_effect(destination, other.prefix))
@@ -90,14 +91,14 @@ def _effect(destination: IPv4Network, prefix: IPv4Network) -> Effect:
 def foreign(
     found: Surroundings, network: IPv4Network, links: Collection[str], planned: Container[Key]
 ) -> Surroundings:
-    """Return what of the surroundings can meet a plan for this network.
+    """Return the surroundings that can conflict with a plan for this network.
 
-    A route at a key of the plan in force is no other program's: it is damage, which a look repairs. One on a
-    link of the plan, or on another device of an original flannel, is taken over.
+    A route at a key of the plan in force does not count as another program's: it is damage, and is repaired.
+    A route on a link of the plan, or on another device of an original flannel, is taken over.
 
     Args:
-        found: what was observed.
-        network: of the plan.
+        found: the observed surroundings.
+        network: network of the plan.
         links: names of the plan's own links.
         planned: keys of the plan in force.
     """
@@ -138,27 +139,27 @@ def _within(addresses: Iterable[IPv4Address], network: IPv4Network) -> tuple[IPv
 def route_objection(
     destination: IPv4Network, underlay: Underlay, surroundings: Surroundings, *, adopted: Lease | None = None
 ) -> str | None:
-    """Return why no route with metric 0 may lead to `destination`, in one sentence; None when one may.
+    """Return why no route with metric 0 to `destination` may be planned, in one sentence; None if it may.
 
-    A blackhole, which has the greatest metric, may be planned.
+    A blackhole has the greatest metric and may be planned.
 
     Args:
-        destination: of the route into the overlay.
-        underlay: which has prefixes that must stay reachable.
+        destination: destination of the route into the overlay.
+        underlay: the underlay, whose prefixes must remain reachable.
         surroundings: the other routes of the host, and the addresses that it needs.
-        adopted: a peer. A route of any program to its subnet, with its address as gateway, equals the
+        adopted: a peer. A route of any program to its subnet, with its address as gateway, counts as the
             planned one.
     """
     if (loss := _loss(destination, underlay, surroundings)) is not None:
         return loss
     for route in surroundings.routes:
         if route.destination == destination and not route.metric and not _leads_to(route, adopted, underlay):
-            return f"{destination} is routed by another program ({shown(route)}), whose route is not replaced"
+            return f"{destination} has a route of another program ({shown(route)}), which is not replaced"
     return None
 
 
 def peer_objection(peer: Lease, host: Host) -> str | None:
-    """Return why nothing is sent to a peer by a route of its own: its address, or that route."""
+    """Return why no route to a peer's subnet is planned: its address, or the route itself; None if it is."""
     return address_objection(peer, host) or route_objection(
         peer.subnet, host.underlay, host.surroundings, adopted=peer
     )
@@ -167,26 +168,26 @@ def peer_objection(peer: Lease, host: Host) -> str | None:
 def network_objection(
     network: IPv4Network | None, routed: Routed, underlay: Underlay, surroundings: Surroundings
 ) -> str | None:
-    """Return why this host cannot run on a config with this network, in one sentence; None when it can."""
+    """Return why this host cannot use a config with this network, in one sentence; None if it can."""
     if network is None or routed == "nothing":
         return None
     if routed == "network":
         return route_objection(network, underlay, surroundings)
-    return _loss_of_underlay(network, underlay)  # as much is lost by the route to each part of it
+    return _loss_of_underlay(network, underlay)  # the route to each part of it would have the same effect
 
 
 def subnet_objection(subnet: IPv4Network, underlay: Underlay, surroundings: Surroundings) -> str | None:
-    """Return why containers of this host cannot have this subnet, in one sentence; None when they can.
+    """Return why containers of this host cannot have this subnet, in one sentence; None if they can.
 
-    Their bridge has a route to it. Where it is there already, it takes nothing. The first address becomes
-    that of our device.
+    Their bridge has a route to it. If this route exists already, it redirects nothing more. The first address
+    becomes the address of the tunnel device.
     """
     has_bridge = any(route.destination == subnet for route in surroundings.routes)
     if not has_bridge and (loss := _loss(subnet, underlay, surroundings)) is not None:
         return loss
     base = subnet.network_address
     if underlay.reaches(base) or base in (*surroundings.stores, *surroundings.gateways):
-        return f"{subnet} begins with {base}, an address that this host needs to reach"
+        return f"{subnet} begins with {base}, an address that this host must reach"
     return None
 
 
@@ -197,8 +198,8 @@ def avoided(network: IPv4Network, underlay: Underlay, surroundings: Surroundings
     return tuple(sorted(one for one in found if one != network and one.subnet_of(network)))
 
 
-def wins(destination: IPv4Network, address: IPv4Address, others: Iterable[IPv4Network]) -> bool:
-    """Return whether a route to `destination` takes packets to an address that these routes have now."""
+def has_precedence(destination: IPv4Network, address: IPv4Address, others: Iterable[IPv4Network]) -> bool:
+    """Return whether a route to `destination` has precedence over these routes for an address."""
     return address in destination and not any(
         other.prefixlen > destination.prefixlen and address in other for other in others
     )
@@ -214,14 +215,14 @@ def _loss(destination: IPv4Network, underlay: Underlay, surroundings: Surroundin
         ("the default gateway", surroundings.gateways),
     ):
         for address in addresses:
-            if address not in surroundings.addresses and wins(destination, address, others):
+            if address not in surroundings.addresses and has_precedence(destination, address, others):
                 return f"{destination} contains {address}, {role}, which this host would lose"
     return None
 
 
 def _loss_of_underlay(destination: IPv4Network, underlay: Underlay) -> str | None:
     base, length = int(destination.network_address), destination.prefixlen
-    for prefix in underlay.on_link:  # asked of thousands of peers: their own methods take ten times as long
+    for prefix in underlay.on_link:  # for thousands of peers; the methods of ipaddress take ten times as long
         if length >= prefix.prefixlen and not (base ^ int(prefix.network_address)) >> (32 - prefix.prefixlen):
             return conflicts([destination], on_link_prefixes(underlay.link, [prefix]))[0].text
     return None
@@ -240,7 +241,7 @@ def _destinations(routes: Iterable[Route]) -> list[IPv4Network]:
 
 
 def shown(route: Route) -> str:
-    """Return a route in the words of `ip route`."""
+    """Return a route in the format of `ip route`."""
     gateway = f" via {route.gateway}" if route.gateway is not None else ""
     link = f" dev {route.link}" if route.link else ""
     kind = "" if route.kind == "unicast" else f"{route.kind} "
@@ -251,13 +252,13 @@ _DEFAULT_IN_HALVES = 1
 """A VPN routes everything to itself by two prefixes of this length."""
 
 _NAMED = 8
-"""So many routes of other programs are named in notes."""
+"""Most routes of other programs that the notes name."""
 
 
 def network_notes(
     network: IPv4Network | None, underlay: Underlay, surroundings: Surroundings
 ) -> tuple[str, ...]:
-    """Return what of the host a network overlaps that nothing is refused for, in a line each."""
+    """Return the overlaps of a network with the host that cause no refusal, one line each."""
     if network is None:
         return ()
     found = conflicts([network], on_link_prefixes(underlay.link, underlay.on_link))
@@ -271,22 +272,22 @@ def network_notes(
         notes.append(f"Network {network} overlaps {len(routes) - _NAMED} more routes of this host")
     others = [*underlay.on_link, *_destinations(surroundings.routes)]
     names = [
-        f"Network {network} contains {address}, a DNS server of this host: a lease there makes it unreachable"
+        f"Network {network} contains {address}, a DNS server of this host: a lease there hides it"
         for address in surroundings.resolvers
-        if address not in surroundings.addresses and wins(network, address, others)
+        if address not in surroundings.addresses and has_precedence(network, address, others)
     ]
     return (*(f"Network {one.text}" for one in found), *notes, *names)
 
 
 def overlap_note(network: IPv4Network, route: Route) -> str:
-    """Return what becomes of packets where the network and a route of another program overlap, in a line."""
+    """Return the effect of the overlap of the network and a route of another program, in one line."""
     destination = route.destination
     if not isinstance(destination, IPv4Network) or destination.prefixlen < network.prefixlen:
         return f"Network {network} is a part of {destination} ({shown(route)}): its packets enter the overlay"
     if destination == network:
-        return f"Network {network} is routed by another program too ({shown(route)})"
+        return f"Network {network} has a route of another program too ({shown(route)})"
     return (
-        f"Network {network} contains {destination}, routed by another program ({shown(route)}): packets there"
+        f"Network {network} contains {destination}, routed by another program ({shown(route)}): packets to it"
         " do not enter the overlay"
     )
 
@@ -294,10 +295,10 @@ def overlap_note(network: IPv4Network, route: Route) -> str:
 # Addresses of peers.
 
 _EVERY_ADDRESS = 31
-"""From this prefix length on no address of a prefix is its broadcast (RFC 3021)."""
+"""From this prefix length on, a prefix has no broadcast address (RFC 3021)."""
 
 _NO_HOST = frozenset({0, 127})
-"""First octets: never a destination, and the host itself (RFC 1122 section 3.2.1.3)."""
+"""First bytes of addresses: never a destination, and the host itself (RFC 1122 section 3.2.1.3)."""
 
 _MULTICAST = 0xE
 _LINK_LOCAL = 0xA9FE
@@ -306,41 +307,41 @@ _BROADCAST = 0xFFFFFFFF
 
 
 def address_objection(peer: Lease, host: Host) -> str | None:
-    """Return why nothing can be sent to a peer's address, whatever the backend; None when it can."""
+    """Return why no backend can send to a peer's address; None if it can."""
     address, underlay = peer.attributes.public_ip, host.underlay
     value = int(address)
     if value >> 24 in _NO_HOST or value >> 28 == _MULTICAST or value == _BROADCAST:
-        return f"{address} is no address of a host"
+        return f"{address} is not the address of a host"
     if address == underlay.address or address in host.surroundings.addresses:
-        return f"{address} is our own address"
+        return f"{address} is an address of this host"
     if value >> 16 == _LINK_LOCAL and not underlay.reaches(address):
         return f"{address} is a link-local address, and {underlay.link} has no route to it without a gateway"
     for prefix in underlay.on_link:
         ends = prefix.network_address, prefix.broadcast_address
         if prefix.prefixlen < _EVERY_ADDRESS and address in ends:
-            return f"{address} is no address of a host, but one of {prefix} itself"
+            return f"{address} is not the address of a host: it is reserved in {prefix}"
     return None
 
 
 def overlay_objection(address: IPv4Address, routed: Iterable[IPv4Network], host: Host) -> str | None:
-    """Return why a peer's address cannot be sent to: the host routes it into the overlay; None when it can.
+    """Return the conflict if a peer's address is routed into the overlay; None if it is not.
 
-    Such tunnel packets would enter the tunnel again, for ever.
+    Tunnel packets to it would enter the tunnel again, in a loop.
 
     Args:
-        address: of the peer, on the underlay.
-        routed: destinations of routes into the overlay, and our own subnet.
-        host: with the other routes, which win where they are longer.
+        address: address of the peer on the underlay.
+        routed: destinations of routes into the overlay, and this host's subnet.
+        host: the host with its other routes, which have precedence if they are longer.
     """
     others = [*host.underlay.on_link, *_destinations(host.surroundings.routes)]
     for destination in routed:
-        if wins(destination, address, others):
-            return f"{address} lies in {destination}, which is routed into the overlay: packets would loop"
+        if has_precedence(destination, address, others):
+            return f"{address} is in {destination}, which is routed into the overlay: packets would loop"
     return None
 
 
 def direct_route(peer: Lease, host: Host) -> Route:
-    """Return the route to a peer's subnet by way of the peer, which must be on our link."""
+    """Return the route to a peer's subnet with the peer as gateway, which must be on the underlay's link."""
     return Route(
         destination=peer.subnet,
         gateway=peer.attributes.public_ip,
@@ -349,17 +350,17 @@ def direct_route(peer: Lease, host: Host) -> Route:
     )
 
 
-# The blackhole for our own subnet: what takes packets to it where no bridge of containers does.
+# The blackhole for this host's subnet: it drops packets that no bridge of containers accepts.
 #
-# Without it such a packet leaves the host by another route, comes back, as the subnet is ours, and goes round
-# until its TTL ends.
+# Without it, such a packet leaves the host by another route, returns, because the subnet belongs to this
+# host, and loops until its TTL ends.
 
 METRIC = 2**32 - 1
-"""The last of all: the route of a bridge with this very subnet comes before it, whenever it is made."""
+"""The greatest metric: the route of a bridge to the same subnet has precedence."""
 
 
 def plan_blackhole(host: Host) -> State:
-    """Return the route that drops what nobody on this host takes; IPv6 will be a second one."""
+    """Return the route that drops packets to this host's subnet that no bridge accepts."""
     return State.of(
         Route(destination=host.lease.subnet, link="", kind="blackhole", metric=METRIC, protocol=host.protocol)
     )

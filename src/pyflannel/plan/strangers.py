@@ -1,4 +1,4 @@
-"""What is known of those whose tunnel packets the guard drops, and what helps."""
+"""Explanations of the senders whose tunnel packets the guard drops: their leases, and the remedy."""
 
 from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Address, IPv4Network
@@ -7,17 +7,17 @@ from pyflannel.model.forwarder import Stranger
 from pyflannel.model.lease import Lease
 from pyflannel.model.status import StrangerStatus
 
-_ADDRESSES = "Give its containers addresses of {} only: mk-docker-opts there, then start Docker again."
+_ADDRESSES = "Give its containers only addresses in {}: run mk-docker-opts there, then restart Docker."
 
 
 def explain(
     strangers: Sequence[Stranger], leases: Iterable[Lease], own: IPv4Network | None
 ) -> tuple[StrangerStatus, ...]:
-    """Return each stranger with what the leases say of it, those with most packets first.
+    """Return each sender with its leases and the remedy, the sender of the most packets first.
 
     Args:
-        strangers: of the guard.
-        leases: all that are known.
+        strangers: senders that the guard rejected.
+        leases: all known leases.
         own: this host's subnet.
     """
     if not strangers:
@@ -28,7 +28,7 @@ def explain(
 
 
 class _Known:
-    """Leases, by the addresses that are asked for and by subnet."""
+    """Leases by subnet, and by the addresses of the senders."""
 
     def __init__(self, leases: Iterable[Lease], addresses: set[IPv4Address]) -> None:
         self.by_subnet = {lease.subnet: lease for lease in leases}
@@ -39,7 +39,7 @@ class _Known:
         self._lengths = sorted({subnet.prefixlen for subnet in self.by_subnet}, reverse=True)
 
     def holder(self, address: IPv4Address) -> Lease | None:
-        """Return the longest lease that has an address."""
+        """Return the lease with the longest prefix that contains an address."""
         subnets = (IPv4Network((int(address), length), strict=False) for length in self._lengths)
         return next((self.by_subnet[subnet] for subnet in subnets if subnet in self.by_subnet), None)
 
@@ -63,12 +63,14 @@ def _explain(stranger: Stranger, known: _Known, own: IPv4Network | None) -> Stra
 def _judge(
     stranger: Stranger, lease: Lease | None, holder: Lease | None, own: IPv4Network | None
 ) -> tuple[str, str]:
-    """Return what is wrong with the latest packet, and what to do if its sender is a host of the network."""
-    unknown = f"; if not, stop it there (ip neigh show to {stranger.address}): here its packets go nowhere."
+    """Return the fault of the latest packet, and the remedy if its sender is a host of the network."""
+    unknown = (
+        f"; if not, stop its program (ip neigh show to {stranger.address}). This host drops its packets."
+    )
     match stranger.reason:
         case "not_ours":
-            what = f"the inner destination {stranger.inner_destination} is not in {own or 'our subnet'}"
-            hint = "Compare flannelctl leases there and here: it takes this host for another"
+            what = f"the inner destination {stranger.inner_destination} is not in {own or 'the own subnet'}"
+            hint = "Compare flannelctl leases on both hosts: it may know an old address of another host"
             return what, hint + ("." if lease is not None else unknown)
         case "impostor":
             whose = f"{holder.subnet} of {holder.attributes.public_ip}" if holder else "another host's subnet"
@@ -78,5 +80,5 @@ def _judge(
     if lease is not None:
         return what, _ADDRESSES.format(lease.subnet)
     if holder is not None:
-        return what, f"If it is that host, let it publish this address (--public-ip, --iface){unknown}"
+        return what, f"If it is that host, set this address there (--public-ip, --iface){unknown}"
     return what, f"If it is a host of the network, start flanneld there{unknown}"

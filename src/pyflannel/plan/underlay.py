@@ -1,4 +1,4 @@
-"""Which interface carries the tunnel, which of its addresses, and by which address others reach it."""
+"""The choice of the interface that carries the tunnel, of its address, and of the public address."""
 
 import re
 from collections.abc import Iterator
@@ -21,18 +21,18 @@ _CONTAINER_BRIDGE = re.compile(r"docker0|docker_gwbridge|br-[0-9a-f]{12}|cni\d+|
 _NAMED_AT_MOST = 8
 
 Reached = tuple[str, IPv4Address] | None
-"""The link and the source of packets to the address that must be reached; None when there is no route."""
+"""Link and source of packets to the address that must be reached; None if there is no route."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnderlayOptions:
-    """What the operator asked for; nothing means the interface of the default route.
+    """The operator's options; without options, the interface of the default route is used.
 
     Attributes:
-        ifaces: names or addresses, tried in this order.
-        iface_regexes: tried next, anywhere in an interface's addresses, then in its name.
+        ifaces: names or addresses of interfaces, tried in this order.
+        iface_regexes: patterns, tried next, anywhere in an interface's addresses, then in its name.
         can_reach: tried last: the interface by which the kernel reaches this address.
-        public_ip: by which other hosts reach this one; the interface's own address when None.
+        public_ip: address by which other hosts reach this one; None for the interface's address.
     """
 
     ifaces: tuple[str, ...] = ()
@@ -42,7 +42,7 @@ class UnderlayOptions:
 
     @property
     def asks_for_default(self) -> bool:
-        """Nothing says which interface it is to be."""
+        """No option selects an interface."""
         return not self.ifaces and not self.iface_regexes and self.can_reach is None
 
 
@@ -62,12 +62,12 @@ _Outcome = _Found | _Missed
 
 
 def choose(wanted: UnderlayOptions, interfaces: Interfaces, reached: Reached = None) -> Underlay:
-    """Return the underlay; the first of what was asked for that is there wins.
+    """Return the underlay: the first existing interface in the order of the options.
 
-    `reached` answers `wanted.can_reach`.
+    `reached` is the result for `wanted.can_reach`.
 
     Raises:
-        NoUnderlayError: it is not there yet; the message says in one line what is waited for.
+        NoUnderlayError: there is none yet; the message gives the reasons in one line.
     """
     outcomes = list(_until_found(wanted, interfaces, reached))
     match outcomes[-1]:
@@ -85,14 +85,14 @@ def choose(wanted: UnderlayOptions, interfaces: Interfaces, reached: Reached = N
             raise NoUnderlayError(
                 f"an interface to use: {reasons}",
                 hint=(
-                    "Look at `ip address` and `ip route`, or name the interface with --iface; it goes on "
-                    "by itself when the interface is there."
+                    "Check `ip address` and `ip route`, or select an interface with --iface. flanneld"
+                    " continues when the interface exists."
                 ),
             )
 
 
 def surroundings_of(interfaces: Interfaces, scope: RouteScope) -> Surroundings:
-    """Return what the host has beside the overlay, as it was observed in this scope."""
+    """Return the addresses and routes of the host outside the overlay, as observed in this scope."""
     held = (one.address.ip for interface in interfaces.interfaces for one in interface.addresses)
     gateways = (route.gateway for route in interfaces.default_routes)
     return Surroundings(
@@ -124,8 +124,8 @@ def narrate(wanted: UnderlayOptions, interfaces: Interfaces, reached: Reached = 
 
 
 def _until_found(wanted: UnderlayOptions, interfaces: Interfaces, reached: Reached) -> Iterator[_Outcome]:
-    """Yield what each try came to, up to the first success; at least one."""
-    for outcome in _tries(wanted, interfaces, reached):
+    """Yield the outcome of each attempt, up to the first success; at least one."""
+    for outcome in _attempts(wanted, interfaces, reached):
         if isinstance(outcome, _Found) and not outcome.interface.mtu:
             outcome = _Missed(outcome.interface.name, f"{outcome.interface.name} has no MTU")
         yield outcome
@@ -133,7 +133,7 @@ def _until_found(wanted: UnderlayOptions, interfaces: Interfaces, reached: Reach
             return
 
 
-def _tries(wanted: UnderlayOptions, interfaces: Interfaces, reached: Reached) -> Iterator[_Outcome]:
+def _attempts(wanted: UnderlayOptions, interfaces: Interfaces, reached: Reached) -> Iterator[_Outcome]:
     for name in wanted.ifaces:
         yield _by_name_or_address(name, interfaces)
     for pattern in wanted.iface_regexes:
@@ -175,9 +175,7 @@ def _by_pattern(pattern: re.Pattern[str], interfaces: Interfaces) -> _Outcome:
         return found[0]
     if outcomes:
         return outcomes[0]
-    return _Missed(
-        pattern.pattern, f"no interface matches {pattern.pattern} (there are {_listing(candidates)})"
-    )
+    return _Missed(pattern.pattern, f"no interface matches {pattern.pattern} (found {_listing(candidates)})")
 
 
 def _by_reach(address: IPv4Address, interfaces: Interfaces, reached: Reached) -> _Outcome:
@@ -186,24 +184,24 @@ def _by_reach(address: IPv4Address, interfaces: Interfaces, reached: Reached) ->
     link, source = reached
     interface = interfaces.named(link)
     if interface is not None and interface.is_loopback:
-        interface = interfaces.holder(source)  # the address is one of our own
+        interface = interfaces.holder(source)  # the address belongs to this host
     if interface is None:
-        return _Missed(str(address), f"the route to {address} leaves by {link}, which is not there")
+        return _Missed(str(address), f"the route to {address} uses {link}, which does not exist")
     return _checked(str(address), interface, source)
 
 
 def _by_default(public_ip: IPv4Address | None, interfaces: Interfaces) -> Iterator[_Outcome]:
-    # An address that other hosts use may be a NAT's, which no interface has: it names the interface only
-    # where one has it.
+    # A public address may belong to a NAT, so that no interface has it. It selects an interface only if that
+    # interface has it.
     if public_ip is not None and (holder := interfaces.holder(public_ip)) is not None:
         yield _checked(str(public_ip), holder, public_ip)
     routes = sorted(interfaces.default_routes, key=lambda route: route.metric)
     for route in routes:
         interface = interfaces.named(route.link)
         if interface is None:
-            yield _Missed(route.link, f"the default route leaves by {route.link}, which is not there")
+            yield _Missed(route.link, f"the default route uses {route.link}, which does not exist")
         elif interface.is_loopback or _is_container_bridge(interface):
-            yield _Missed(route.link, f"the default route leaves by {route.link}, which leads to no host")
+            yield _Missed(route.link, f"the default route uses {route.link}, which reaches no other host")
         elif route.source is not None and interfaces.holder(route.source) is not None:
             yield _checked(route.link, interface, route.source)
         else:
@@ -226,7 +224,7 @@ def _checked(sought: str, interface: Interface, address: IPv4Address) -> _Outcom
 
 
 def _usable(interface: Interface) -> list[IPv4Address]:
-    """Return the IPv4 addresses that hosts can reach, the best first, else in the kernel's order."""
+    """Return the IPv4 addresses that other hosts can reach, the best first, otherwise in kernel order."""
     ranked = sorted(
         (held for held in interface.addresses if not held.is_deprecated),
         key=lambda held: (not held.is_global, not held.is_permanent, held.is_secondary),
@@ -244,7 +242,7 @@ def _unicast(held: InterfaceAddress) -> IPv4Address | None:
 
 
 def _is_overlay(interface: Interface) -> bool:
-    """Return whether it is a device of ours, or of another flannel: the tunnel cannot run in itself."""
+    """Return whether it is a device of pyflannel or of another flannel, which cannot carry the tunnel."""
     is_flannels = interface.name.startswith("flannel") and interface.kind in _OVERLAY_KINDS
     return interface.alias.startswith(MARK) or is_flannels
 

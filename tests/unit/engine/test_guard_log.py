@@ -57,7 +57,7 @@ def test_a_stranger_is_named_with_the_reason_how_much_and_what_to_do(
     assert caplog.messages == [
         "Rejected tunnel packets from=10.9.0.66 reason=stranger packets=3: it holds no lease, and no host"
         " has the inner source 10.100.77.2. If it is a host of the network, start flanneld there; if not,"
-        " stop it there (ip neigh show to 10.9.0.66): here its packets go nowhere."
+        " stop its program (ip neigh show to 10.9.0.66). This host drops its packets."
     ]
     assert caplog.records[0].levelname == "WARNING"
 

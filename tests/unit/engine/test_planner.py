@@ -217,9 +217,9 @@ def test_a_peer_whose_address_lies_in_the_overlay_is_not_sent_to(caplog) -> None
 
     assert planned(made) == [1]
     assert made.refused[crossed(20, 20).subnet] == (
-        "10.100.20.20 lies in 10.100.20.0/24, which is routed into the overlay: packets would loop"
+        "10.100.20.20 is in 10.100.20.0/24, which is routed into the overlay: packets would loop"
     )
-    assert "10.100.15.15 lies in 10.100.15.0/24" in made.refused[crossed(21, 15).subnet]
+    assert "10.100.15.15 is in 10.100.15.0/24" in made.refused[crossed(21, 15).subnet]
     assert caplog.text.count("packets would loop") == 4
 
 
@@ -246,7 +246,7 @@ def test_addresses_of_the_host_that_meet_no_peer_change_nothing() -> None:
     own = lease(2, 2).attributes.public_ip
     made.take(surroundings=Surroundings(addresses=addresses | {own}))
 
-    assert "our own address" in made.refused[lease(2, 2).subnet]
+    assert "an address of this host" in made.refused[lease(2, 2).subnet]
 
 
 @pytest.mark.parametrize(
@@ -266,7 +266,7 @@ def test_a_route_to_the_subnet_of_a_peer(link: str, protocol: int, is_planned: b
     made.take(backend=backend, leases=by_subnet([peer]), surroundings=Surroundings(routes=(other,)))
 
     assert (planned(made) == [1]) == is_planned
-    assert ("is routed by another program" in made.refused.get(peer.subnet, "")) == (not is_planned)
+    assert ("has a route of another program" in made.refused.get(peer.subnet, "")) == (not is_planned)
 
 
 def test_one_lease_re_plans_one_peer() -> None:

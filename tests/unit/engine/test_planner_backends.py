@@ -181,7 +181,7 @@ def test_a_host_waits_for_another_subnet_if_its_own_would_cut_it_off() -> None:
 
     assert made.take(underlay=underlay) == Blocked(
         "another subnet for this host: 10.100.15.0/24 is a part of 10.100.0.0/20, the prefix of eth0: it is"
-        " not routed to the overlay, as this host would lose hosts and gateways of the underlay"
+        " not routed to the overlay, because this host would lose hosts and gateways of the underlay"
     )
     assert made.plan is None
     assert isinstance(made.take(backend=AllocBackend()), Replaced)

@@ -163,7 +163,7 @@ def test_of_a_bad_network_config_it_is_said_how_it_is_set_right(text: str | None
 
     assert (found.severity, found.cause) == (severity, f"flanneld {trouble.text}")
     assert found.fix == trouble.hint
-    assert found.evidence == (() if text is None else (f"it runs with {text}",))
+    assert found.evidence == (() if text is None else (f"in force: {text}",))
 
 
 def test_two_hosts_that_contradict_each_other_are_told_once() -> None:
@@ -186,7 +186,7 @@ def test_errors_come_first_and_many_things_are_counted() -> None:
     first, second = findings(seen)
 
     assert (first.code, first.severity) == ("forwarding-off", "error")
-    assert second.cause == "20 of 20 peers are not sent to"
+    assert second.cause == "20 of 20 peers are refused and unreachable"
     assert len(second.evidence) == 9
     assert second.evidence[-1] == "… and 12 more"
 
@@ -349,7 +349,7 @@ class TestNetworkThatOverlapsTheUnderlay:
     def test_the_note_of_the_backend_is_not_repeated(self) -> None:
         note = (
             "Network 10.100.0.0/16 is a part of 10.0.0.0/8, the prefix of eth0: it is not routed to the"
-            " overlay, as this host would lose hosts and gateways of the underlay"
+            " overlay, because this host would lose hosts and gateways of the underlay"
         )
         status = replace(READY, backend=BackendStatus(type="vxlan", link="flannel.1", notes=(note, "other")))
 

@@ -140,7 +140,7 @@ class TestRoutesOfOtherPrograms:
         found = route_objection(self.DESTINATION, UNDERLAY, surroundings, adopted=self.PEER)
 
         assert found is not None
-        assert "whose route is not replaced" in found
+        assert "which is not replaced" in found
 
     @pytest.mark.parametrize(
         "other",
@@ -244,7 +244,7 @@ def test_a_network_that_overlaps_the_underlay_draws_a_note(network: str, word: s
     ("other", "word"),
     [
         ("10.100.7.0/24", "contains 10.100.7.0/24, routed by another program (route 10.100.7.0/24 dev eth1"),
-        ("10.100.0.0/16", "is routed by another program too"),
+        ("10.100.0.0/16", "has a route of another program too"),
         ("10.0.0.0/8", "is a part of 10.0.0.0/8"),
     ],
 )
@@ -296,17 +296,17 @@ class TestAddresses:
     @pytest.mark.parametrize(
         ("address", "word"),
         [
-            ("0.0.0.0", "no address of a host"),
-            ("0.1.2.3", "no address of a host"),
-            ("127.0.0.1", "no address of a host"),
-            ("127.255.0.9", "no address of a host"),
-            ("224.0.0.1", "no address of a host"),
-            ("239.255.255.255", "no address of a host"),
-            ("255.255.255.255", "no address of a host"),
-            ("192.168.50.0", "one of 192.168.50.0/24 itself"),
-            ("192.168.50.255", "one of 192.168.50.0/24 itself"),
-            ("192.168.50.102", "our own address"),
-            ("172.17.0.1", "our own address"),
+            ("0.0.0.0", "not the address of a host"),
+            ("0.1.2.3", "not the address of a host"),
+            ("127.0.0.1", "not the address of a host"),
+            ("127.255.0.9", "not the address of a host"),
+            ("224.0.0.1", "not the address of a host"),
+            ("239.255.255.255", "not the address of a host"),
+            ("255.255.255.255", "not the address of a host"),
+            ("192.168.50.0", "reserved in 192.168.50.0/24"),
+            ("192.168.50.255", "reserved in 192.168.50.0/24"),
+            ("192.168.50.102", "an address of this host"),
+            ("172.17.0.1", "an address of this host"),
             ("169.254.7.7", "link-local"),
         ],
     )

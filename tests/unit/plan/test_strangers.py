@@ -42,43 +42,44 @@ def stranger(
         (
             stranger("10.9.0.66", "stranger", "10.100.77.2"),
             "it holds no lease, and no host has the inner source 10.100.77.2",
-            "If it is a host of the network, start flanneld there; if not, stop it there"
-            " (ip neigh show to 10.9.0.66): here its packets go nowhere.",
+            "If it is a host of the network, start flanneld there; if not, stop its program"
+            " (ip neigh show to 10.9.0.66). This host drops its packets.",
         ),
         (
             stranger("10.9.0.15", "stranger", "10.100.77.2"),
             "it holds 10.100.15.0/24, and no host has the inner source 10.100.77.2",
-            "Give its containers addresses of 10.100.15.0/24 only: mk-docker-opts there, then start Docker"
-            " again.",
+            "Give its containers only addresses in 10.100.15.0/24: run mk-docker-opts there, then restart"
+            " Docker.",
         ),
         (
             stranger("10.9.0.66", "impostor", "10.100.30.2"),
             "it holds no lease, and the inner source 10.100.30.2 is in 10.100.30.0/24 of 10.9.0.30",
-            "If it is that host, let it publish this address (--public-ip, --iface); if not, stop it there"
-            " (ip neigh show to 10.9.0.66): here its packets go nowhere.",
+            "If it is that host, set this address there (--public-ip, --iface); if not, stop its program"
+            " (ip neigh show to 10.9.0.66). This host drops its packets.",
         ),
         (
             stranger("10.9.0.15", "impostor", "10.100.30.200"),
             "it holds 10.100.15.0/24, and the inner source 10.100.30.200 is in 10.100.30.128/25 of 10.9.0.31",
-            "Give its containers addresses of 10.100.15.0/24 only: mk-docker-opts there, then start Docker"
-            " again.",
+            "Give its containers only addresses in 10.100.15.0/24: run mk-docker-opts there, then restart"
+            " Docker.",
         ),
         (
             stranger("10.9.0.66", "impostor", "10.100.40.2"),  # whose lease is gone by now
             "it holds no lease, and the inner source 10.100.40.2 is in another host's subnet",
-            "If it is a host of the network, start flanneld there; if not, stop it there"
-            " (ip neigh show to 10.9.0.66): here its packets go nowhere.",
+            "If it is a host of the network, start flanneld there; if not, stop its program"
+            " (ip neigh show to 10.9.0.66). This host drops its packets.",
         ),
         (
             stranger("10.9.0.15", "not_ours", "10.100.15.2", "10.100.99.2"),
             "it holds 10.100.15.0/24, and the inner destination 10.100.99.2 is not in 10.100.20.0/24",
-            "Compare flannelctl leases there and here: it takes this host for another.",
+            "Compare flannelctl leases on both hosts: it may know an old address of another host.",
         ),
         (
             stranger("10.9.0.66", "not_ours", "10.100.15.2", "10.100.99.2"),
             "it holds no lease, and the inner destination 10.100.99.2 is not in 10.100.20.0/24",
-            "Compare flannelctl leases there and here: it takes this host for another; if not, stop it there"
-            " (ip neigh show to 10.9.0.66): here its packets go nowhere.",
+            "Compare flannelctl leases on both hosts: it may know an old address of another host; if not,"
+            " stop its program"
+            " (ip neigh show to 10.9.0.66). This host drops its packets.",
         ),
     ],
 )

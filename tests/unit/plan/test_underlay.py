@@ -209,7 +209,7 @@ def test_of_several_addresses_the_one_that_lasts_and_reaches_far_is_taken(addres
         (
             UnderlayOptions(),
             Interfaces(interfaces=(LO,), default_routes=(BY_ETH0,)),
-            "leaves by eth0, which is not there",
+            "uses eth0, which does not exist",
         ),
         (
             UnderlayOptions(),
@@ -220,7 +220,7 @@ def test_of_several_addresses_the_one_that_lasts_and_reaches_far_is_taken(addres
         (UnderlayOptions(ifaces=("10.1.1.1",)), HOST, "no interface has the address 10.1.1.1"),
         (UnderlayOptions(ifaces=("eth2",)), HOST, "eth2 has no IPv4 address"),
         (UnderlayOptions(ifaces=("flannel0",)), HOST, "flannel0 is the overlay's own device"),
-        (pattern("wlan"), HOST, r"no interface matches wlan \(there are eth0: 192.168.50.102; eth1"),
+        (pattern("wlan"), HOST, r"no interface matches wlan \(found eth0: 192.168.50.102; eth1"),
         (UnderlayOptions(can_reach=IPv4Address("8.8.8.8")), HOST, "no route to 8.8.8.8"),
         (
             UnderlayOptions(ifaces=("e",)),

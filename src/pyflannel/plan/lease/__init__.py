@@ -1,1 +1,1 @@
-"""The lease protocol: a pure step, and what it decides by."""
+"""The lease protocol: a pure function of state and event, and its decisions."""

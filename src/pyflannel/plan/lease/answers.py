@@ -1,4 +1,4 @@
-"""What the store answers, and what a host does about it."""
+"""The answers of the store, and the reactions of a host to them."""
 
 from dataclasses import replace
 from ipaddress import IPv4Network
@@ -28,8 +28,8 @@ from pyflannel.plan.lease.choice import (
     choose_free,
     is_ours,
     keep,
+    merged_attributes,
     occupied,
-    said,
 )
 from pyflannel.plan.lease.holding import contest, degrade, hold, look_again, overwritten, store_back
 from pyflannel.plan.lease.state import (
@@ -45,32 +45,32 @@ from pyflannel.plan.lease.state import (
 )
 
 JITTER_S = 0.25
-"""Longest pause after a lost race, so that the losers do not meet again."""
+"""Longest random pause after a lost race, so that the losers do not collide again."""
 
 CONFIG_S = 5.0
-"""Pause before another look when the network config is not what we know; its news end the pause."""
+"""Pause before another listing if the network config has changed. The new config ends the pause."""
 
 BUSY_S = 0.1
-"""A store that takes longer than that to answer has much to do."""
+"""A store that takes longer than this to answer is busy."""
 
 IN_TURN_MAX_S = 5.0
-"""Longest pause between the first lease and the watch."""
+"""Longest pause between the acquisition of the lease and the watch."""
 
 EXHAUSTED_S = 10.0
-"""Pause before another look when no subnet was free."""
+"""Pause before another listing if no subnet was free."""
 
 
 def on_listed(state: LeaseState, listed: Listed, now: float, draw: Draw) -> Step:
-    """Choose from all leases there are, if that is what the host waits for."""
+    """Choose from the listed leases, if the host waits for a listing."""
     if not isinstance(state.phase, Listing):
         return state, ()
     actions: list[Action] = []
     if not state.is_watching:
-        # Not the later of both: a store that lost its data counts anew. What was missed is in the listing, or
-        # the watch, which goes on from there, delivers it again.
+        # Not the maximum of both: a store that lost its data counts from the beginning. Missed changes are in
+        # the listing, or the watch, which continues from it, delivers them again.
         state = replace(state, revision=listed.revision, watch_at=None, is_unsure=False, missed=())
     elif state.is_unsure and listed.revision < state.revision:
-        # So the watch that is to open has to go on from there: what it begins at may be of another store.
+        # The store has lost data, so the new watch must continue from the listing.
         state = replace(state, revision=listed.revision)
         actions.append(Watch(listed.revision))
     else:
@@ -85,10 +85,10 @@ def on_listed(state: LeaseState, listed: Listed, now: float, draw: Draw) -> Step
         choice, before = choose(listed, state.wanted, state.answered, draw)
         actions.extend(before)
         following, chosen = _begin(state, choice, now, taken=tuple(occupied(listed)))
-    if not isinstance(following.phase, Putting | Contesting):  # else the answer to the write will tell
+    if not isinstance(following.phase, Putting | Contesting):  # otherwise, the answer to the write shows it
         following, chosen = store_back(following, chosen, was=state)
-    # Who runs on nothing yet watches from here only when it has its lease: of a thousand hosts that start at
-    # once, each would else be told of every other while all of them want to write.
+    # A host without a lease starts the watch after it has one. Otherwise, if a thousand hosts start together,
+    # each would receive the leases of all others while all of them try to write.
     if following.held is not None or not isinstance(following.phase, Putting):
         following, watch = _watch(following)
         actions.extend(watch)
@@ -96,17 +96,17 @@ def on_listed(state: LeaseState, listed: Listed, now: float, draw: Draw) -> Step
 
 
 def _watch(state: LeaseState) -> Step:
-    """Watch from what was seen last, unless a watch is open, or waits to be opened again."""
+    """Watch from the latest known revision, unless a watch is open or already scheduled."""
     if state.is_watching or state.watch_at is not None:
         return state, ()
     return replace(state, is_watching=True), (Watch(state.revision),)
 
 
 def _watch_in_turn(state: LeaseState, took_s: float, now: float) -> Step:
-    """Watch, the later the longer the store took to answer: there are many who want to write.
+    """Start the watch; the longer the store took to answer, the later, because many hosts try to write.
 
-    Each of them that watches already is told of every other, which keeps the others waiting: among them who
-    lost a race, and has as long to wait again. What a host was not told by then comes at once.
+    Each host that already watches receives every new lease, which delays the writes of the others. The watch
+    delivers the earlier changes immediately when it starts.
     """
     if took_s < BUSY_S or state.is_watching or state.watch_at is not None:
         return _watch(state)
@@ -117,20 +117,20 @@ def _listed_while_running(state: LeaseState, held: Held, listed: Listed, now: fl
     subnet = held.lease.subnet
     claims = tuple(ClaimSeen(claim) for claim in listed.claims if claim.subnet == subnet)
     state = replace(state, missed=(*claims, *state.missed))
-    standing = next((lease for lease in listed.leases if lease.subnet == subnet), None)
-    if standing is not None and _is_untouched(standing, held, state.wanted):
+    existing = next((lease for lease in listed.leases if lease.subnet == subnet), None)
+    if existing is not None and _is_untouched(existing, held, state.wanted):
         return hold(state, held, now)
-    # Made anew, the lease says what it said.
-    wanted = replace(state.wanted, attributes=said(held.lease.attributes, state.wanted))
+    # If the lease is written again, its attributes stay the same.
+    wanted = replace(state.wanted, attributes=merged_attributes(held.lease.attributes, state.wanted))
     return _begin(state, keep(subnet, listed, wanted, state.answered), now)
 
 
-def _is_untouched(standing: Lease, held: Held, wanted: Wanted) -> bool:
-    """Return whether nothing happened to our lease while we did not look.
+def _is_untouched(existing: Lease, held: Held, wanted: Wanted) -> bool:
+    """Return whether this host's lease is unchanged in the store.
 
-    The revision alone does not tell: a store that lost its data gives it out again.
+    The revision alone is not sufficient: a store that lost its data uses it again.
     """
-    return standing.revision == held.lease.revision and is_ours(standing, wanted)
+    return existing.revision == held.lease.revision and is_ours(existing, wanted)
 
 
 def _begin(state: LeaseState, choice: Choice, now: float, *, taken: tuple[IPv4Network, ...] = ()) -> Step:
@@ -148,7 +148,7 @@ def _begin(state: LeaseState, choice: Choice, now: float, *, taken: tuple[IPv4Ne
 
 
 def on_wrote(state: LeaseState, write: Action, revision: int, now: float) -> Step:
-    """Run on what was written, or wait for the answer to a claim."""
+    """Use the written lease, or wait for the answer to a claim."""
     match state.phase, write:
         case Putting(put, sent_at), PutLease() if write == put:
             if state.held is None and not state.wanted.network.admits(put.lease.subnet):
@@ -171,13 +171,13 @@ def on_wrote(state: LeaseState, write: Action, revision: int, now: float) -> Ste
 
 
 def on_checked(state: LeaseState, lease: Lease, current: Lease | None, now: float) -> Step:
-    """Look at all leases when the store has lost one that we know, and the watch will not tell."""
+    """Request a listing if the store has lost a known lease, which the watch would not deliver."""
     state = replace(state, is_checking=False)
     match state.phase:
         case Holding(put=None) if state.held is not None and state.held.lease == lease:
             pass
         case Holding(put=None) if state.held is not None:
-            return hold(state, state.held, now)  # the watch has told of another since
+            return hold(state, state.held, now)  # the watch has delivered another lease since
         case Degraded(by) if by == lease:
             pass
         case _:
@@ -186,19 +186,19 @@ def on_checked(state: LeaseState, lease: Lease, current: Lease | None, now: floa
         return state, ()
     if current is not None and _is_same(current, lease):
         if isinstance(state.phase, Holding) and state.held is not None:
-            return hold(state, state.held, now)  # orders and claims that came meanwhile have waited for this
+            return hold(state, state.held, now)  # orders and claims have waited for this check
         return state, ()
     return replace(state, phase=Listing()), (List(),)
 
 
 def _is_same(current: Lease, lease: Lease) -> bool:
-    """Return whether a lease is the one that we know; the revision alone may have been given out twice."""
-    ours, theirs = lease.attributes, current.attributes
-    return (current.revision, theirs.owner, theirs.public_ip) == (lease.revision, ours.owner, ours.public_ip)
+    """Return whether a lease is the known one; a store that lost its data may use a revision twice."""
+    known, found = lease.attributes, current.attributes
+    return (current.revision, found.owner, found.public_ip) == (lease.revision, known.owner, known.public_ip)
 
 
 def _held(put: PutLease, revision: int, sent_at: float) -> Held:
-    """Return what a write gave us; the TTL counts from before it, so that we never believe too long."""
+    """Return the lease of a successful write. Its TTL counts from the request, so it is never too long."""
     lease = replace(put.lease, revision=revision, has_ttl=put.ttl_s is not None)
     return Held(lease=lease, expires_at=None if put.ttl_s is None else sent_at + put.ttl_s)
 
@@ -206,21 +206,21 @@ def _held(put: PutLease, revision: int, sent_at: float) -> Held:
 def on_conflicted(
     state: LeaseState, write: Action, current: Lease | Claim | None, now: float, draw: Draw
 ) -> Step:
-    """Choose again after a lost race; or see who wrote to the key of a lease that is held."""
+    """Choose again after a lost race, or react to another writer of the held lease's key."""
     match state.phase, write:
         case Putting(put, occupied=taken), PutLease() if write == put:
             if isinstance(current, Lease) and _may_draw_again(state, put, current):
                 taken = (*taken, current.subnet)
-                choice, said = choose_free(taken, state.wanted, draw)
+                choice, reports = choose_free(taken, state.wanted, draw)
                 state, actions = _begin(state, choice, now, taken=taken)
-                return state, (*said, *actions)
+                return state, (*reports, *actions)
             if write.config_revision is not None and current is None:
-                # Another config stands there: its news are on their way, or have come meanwhile.
+                # The config has changed. The new one will arrive soon, or has arrived meanwhile.
                 is_known = state.wanted.config_revision != write.config_revision
                 return look_again(state, now + (0.0 if is_known else CONFIG_S))
             return look_again(state, now + JITTER_S * draw(1000) / 1000)
         case Contesting(), PutClaim():
-            return look_again(state, now + CLAIM_TTL_S)  # somebody else contests it: wait for the outcome
+            return look_again(state, now + CLAIM_TTL_S)  # another host contests it: wait for the outcome
         case Holding(put=put), PutLease() if write == put and state.held is not None:
             if isinstance(current, Lease):
                 return overwritten(state, state.held, current, now)
@@ -230,10 +230,10 @@ def on_conflicted(
 
 
 def _may_draw_again(state: LeaseState, put: PutLease, current: Lease) -> bool:
-    """Return whether the last listing will do: somebody was faster at one of many free subnets.
+    """Return whether the last listing is sufficient: another host was faster at one of many free subnets.
 
-    So of a thousand hosts that start at once, the hundred that draw what others draw need not be told of all
-    of them again. Under another config the listing may lack what overlaps a subnet of another length.
+    If a thousand hosts start together, a hundred draw the same subnet as another one. They need no further
+    listing. After a change of the config, the listing may lack overlapping subnets of another length.
     """
     return (
         put.expected == 0

@@ -1,4 +1,4 @@
-"""Choosing a subnet: our own lease, the one of our previous run, or a free subnet."""
+"""The choice of a subnet: the host's own lease, the subnet of its previous run, or a free subnet."""
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
@@ -26,10 +26,10 @@ from pyflannel.plan.lease.state import Draw
 def pick(
     config: NetworkConfig, occupied: Iterable[IPv4Network], draw: Callable[[int], int]
 ) -> IPv4Network | None:
-    """Return a subnet of the config that overlaps none of `occupied`, or None when there is none.
+    """Return a subnet of the config that overlaps none of `occupied`, or None if there is none.
 
-    `draw(n)` gives a number below n. The cost grows with the number of leases, not with the size of the
-    network: the free subnets are counted, not listed.
+    `draw(n)` returns a random number below n. The cost grows with the number of leases, not with the size of
+    the network: the free subnets are counted, not listed.
     """
     if config.subnet_min is None or config.subnet_max is None:
         return None
@@ -47,7 +47,7 @@ def _taken(occupied: Iterable[IPv4Network], first: int, size: int, count: int) -
     """Return the indexes of the subnets that are not free, in order."""
     indexes: set[int] = set()
     for network in occupied:
-        # Not by broadcast_address: each network would keep it for good.
+        # broadcast_address is not used, because each network would cache it forever.
         offset = int(network.network_address) - first
         begin, end = offset // size, (offset + (1 << (32 - network.prefixlen)) - 1) // size
         indexes.update(range(max(begin, 0), min(end, count - 1) + 1))
@@ -61,83 +61,83 @@ def _nth_free(taken: list[int], nth: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Contest:
-    """The lease may be ours, if its holder is dead: ask."""
+    """This host may take the lease if its holder is dead: ask the holder."""
 
     lease: Lease
 
 
 @dataclass(frozen=True, slots=True)
 class TakenBy:
-    """Somebody else holds the subnet that we run on, or one that overlaps it."""
+    """Another host holds the subnet that this host uses, or one that overlaps it."""
 
     lease: Lease
 
 
 @dataclass(frozen=True, slots=True)
 class NoneFree:
-    """There is nothing to ask for now."""
+    """No subnet is free now."""
 
 
 Choice = PutLease | Contest | TakenBy | NoneFree
 
 
 def is_ours(lease: Lease, wanted: Wanted) -> bool:
-    """Return whether the store's key names us: by identity or, in a lease without one, by address."""
+    """Return whether a lease names this host: by its owner or, in a lease without an owner, by address."""
     owner = lease.attributes.owner
     if owner is None:
         return _has_our_address(lease, wanted)
     return owner == wanted.owner
 
 
-def said(standing: LeaseAttributes, wanted: Wanted) -> LeaseAttributes:
-    """Return what our lease says in the place of a standing one: the VTEP that the peers know stays.
+def merged_attributes(existing: LeaseAttributes, wanted: Wanted) -> LeaseAttributes:
+    """Return the attributes of a lease that replaces an existing one: the VTEP that peers know is kept.
 
-    Not that of another owner of ours, which may come back and has its address then.
+    The VTEP of another owner is not kept, because that owner may return and then has the same MAC address.
     """
-    attributes, owner = wanted.attributes, standing.owner
+    attributes, owner = wanted.attributes, existing.owner
     if owner is not None and owner != wanted.owner:
         return attributes
-    if attributes.vtep is None or not may_stay(standing.vtep, attributes.vtep):
+    if attributes.vtep is None or not may_stay(existing.vtep, attributes.vtep):
         return attributes
-    return replace(attributes, backend_data=standing.backend_data, vtep=standing.vtep)
+    return replace(attributes, backend_data=existing.backend_data, vtep=existing.vtep)
 
 
 def claim_on(lease: Lease, wanted: Wanted) -> PutLease:
-    """Return the write that makes a standing lease say what we want; a reservation stays one."""
+    """Return the write that gives an existing lease the wanted attributes; a reservation remains one."""
     return PutLease(
-        lease=replace(lease, attributes=said(lease.attributes, wanted)),
+        lease=replace(lease, attributes=merged_attributes(lease.attributes, wanted)),
         ttl_s=wanted.ttl_s if lease.has_ttl else None,
         expected=lease.revision,
     )
 
 
 def create(subnet: IPv4Network, wanted: Wanted) -> PutLease:
-    """Return the write that takes a free subnet, while the network config is what it was chosen by."""
+    """Return the write that takes a free subnet, on condition that the network config is unchanged."""
     lease = Lease(subnet=subnet, attributes=wanted.attributes)
     return PutLease(lease=lease, ttl_s=wanted.ttl_s, expected=0, config_revision=wanted.config_revision)
 
 
 def recreate(running: IPv4Network, wanted: Wanted, expected: int = 0) -> PutLease:
-    """Return the write that takes the subnet back that a host runs on, whatever the config says by now."""
+    """Return the write that acquires the subnet in use again, regardless of the current config."""
     lease = Lease(subnet=running, attributes=wanted.attributes)
     return PutLease(lease=lease, ttl_s=wanted.ttl_s, expected=expected)
 
 
 def keep(running: IPv4Network, listed: Listed, wanted: Wanted, answered: frozenset[str]) -> Choice:
-    """Choose for a host that runs on `running` already: that subnet or none.
+    """Choose for a host that already uses the subnet `running`: that subnet or none.
 
-    `answered` are the owners known to be alive.
+    `answered` contains the owners that are known to be alive.
     """
     for unreadable in listed.unreadable:
         if unreadable.subnet == running:
             return recreate(running, wanted, expected=unreadable.revision)
-    standing = next((lease for lease in listed.leases if lease.subnet == running), None)
-    if standing is not None and _looks_like_ours(standing, wanted) and _owner(standing) not in answered:
-        return Contest(standing) if must_contest(standing, wanted) else claim_on(standing, wanted)
+    existing = next((lease for lease in listed.leases if lease.subnet == running), None)
+    if existing is not None and _looks_like_ours(existing, wanted) and _owner(existing) not in answered:
+        return Contest(existing) if must_contest(existing, wanted) else claim_on(existing, wanted)
     others = (
         lease for lease in listed.leases if lease.subnet.overlaps(running) and not is_ours(lease, wanted)
     )
-    if (other := standing or next(others, None)) is not None:
+    if (other := existing or next(others, None)) is not None:
         return TakenBy(other)
     return recreate(running, wanted)
 
@@ -145,17 +145,17 @@ def keep(running: IPv4Network, listed: Listed, wanted: Wanted, answered: frozens
 def choose(
     listed: Listed, wanted: Wanted, answered: frozenset[str], draw: Draw
 ) -> tuple[Choice, tuple[DeleteLease | Report, ...]]:
-    """Choose for a host that runs on nothing yet; with what is to be deleted and said before.
+    """Choose for a host without a subnet; also return the deletions and reports before the choice.
 
-    In this order: our own lease, by identity, then by address as the original does; the subnet of our last
-    life; the lease of a dead host with our address; any free one.
-    `answered` are the owners known to be alive.
+    In this order: the host's own lease, by owner, then by address as in the original; the subnet of the
+    previous run; the lease of a dead host with this host's address; any free subnet.
+    `answered` contains the owners that are known to be alive.
     """
     before: list[DeleteLease | Report] = []
     own = (lease for lease in listed.leases if _looks_like_ours(lease, wanted))
     for lease in sorted(own, key=lambda lease: _preference(lease, wanted)):
         if not is_ours(lease, wanted) and _is_previous_free(occupied(listed), wanted):
-            break  # the containers of our last life have addresses of that
+            break  # running containers still use addresses of the previous subnet
         if not wanted.network.admits(lease.subnet):
             is_deleted = lease.has_ttl and _has_our_address(lease, wanted)
             before.append(Unsuitable(lease.subnet, "deleted" if is_deleted else "kept"))
@@ -173,24 +173,24 @@ def choose(
 def choose_free(
     taken: Sequence[IPv4Network], wanted: Wanted, draw: Draw
 ) -> tuple[PutLease | NoneFree, tuple[Report, ...]]:
-    """Choose a subnet that overlaps none of `taken`: that of our last life, or any."""
-    said: list[Report] = []
+    """Choose a subnet that overlaps none of `taken`: that of the previous run, or any."""
+    reports: list[Report] = []
     previous = wanted.previous
     if previous is not None and _is_previous_free(taken, wanted):
         return create(previous, wanted), (ReusingPrevious(previous),)
     if previous is not None and not any(previous.overlaps(subnet) for subnet in taken):
-        said.append(Unsuitable(previous, "previous"))
-    said.append(Picking(wanted.network))
+        reports.append(Unsuitable(previous, "previous"))
+    reports.append(Picking(wanted.network))
     subnet = pick(wanted.network, (*taken, *wanted.avoided), draw)
     if subnet is None and wanted.avoided:
         subnet = pick(wanted.network, taken, draw)
     if subnet is None:
-        return NoneFree(), (*said, Exhausted(wanted.network))
-    return create(subnet, wanted), tuple(said)
+        return NoneFree(), (*reports, Exhausted(wanted.network))
+    return create(subnet, wanted), tuple(reports)
 
 
 def _is_previous_free(taken: Sequence[IPv4Network], wanted: Wanted) -> bool:
-    """Return whether the subnet of our last life can be had again."""
+    """Return whether the subnet of the previous run is available."""
     previous = wanted.previous
     if previous is None or not wanted.network.admits(previous):
         return False
@@ -198,12 +198,12 @@ def _is_previous_free(taken: Sequence[IPv4Network], wanted: Wanted) -> bool:
 
 
 def occupied(listed: Listed) -> list[IPv4Network]:
-    """Return the subnets that are not free."""
+    """Return the leased subnets, including those of unreadable leases."""
     return [lease.subnet for lease in listed.leases] + [bad.subnet for bad in listed.unreadable]
 
 
 def _preference(lease: Lease, wanted: Wanted) -> tuple[int, int]:
-    """Order leases by how surely they are ours; among equals the newest first."""
+    """Return the sort key of a lease: the strongest match with this host first, then the newest."""
     if lease.attributes.owner is not None and is_ours(lease, wanted):
         rank = 1 if must_contest(lease, wanted) else 0
     elif is_ours(lease, wanted):
@@ -214,9 +214,9 @@ def _preference(lease: Lease, wanted: Wanted) -> tuple[int, int]:
 
 
 def must_contest(lease: Lease, wanted: Wanted) -> bool:
-    """Return whether somebody else may be living on this lease, although it looks like ours."""
-    # At another address: our old one, or our clone's. Under another identity: a former self of ours, or a
-    # living host with our address; the machine-id says nothing, as a clone has that too.
+    """Return whether another living host may use this lease, although it matches this host."""
+    # With another address: this host's old address, or that of a clone. With another identity: an earlier
+    # identity of this host, or a living host with the same address. A clone has the same machine-id.
     return not (is_ours(lease, wanted) and _has_our_address(lease, wanted))
 
 

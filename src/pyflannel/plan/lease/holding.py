@@ -30,7 +30,7 @@ from pyflannel.model.lease_protocol import (
     Wanted,
     WatchLost,
 )
-from pyflannel.plan.lease.choice import claim_on, is_ours, must_contest, said
+from pyflannel.plan.lease.choice import claim_on, is_ours, merged_attributes, must_contest
 from pyflannel.plan.lease.state import (
     Contesting,
     Degraded,
@@ -46,7 +46,7 @@ from pyflannel.plan.lease.state import (
 
 
 def degrade(state: LeaseState, by: Lease, now: float) -> Step:
-    """Run on although somebody else has the subnet, unless the host was told to renumber then."""
+    """Keep using the subnet although another host holds it, unless the host is configured to renumber."""
     if state.held is None:
         return replace(state, phase=Listing()), (List(),)
     taken = Taken(state.held.lease, by)
@@ -57,7 +57,7 @@ def degrade(state: LeaseState, by: Lease, now: float) -> Step:
 
 
 def contest(state: LeaseState, lease: Lease, now: float) -> Step:
-    """Ask the holder of a lease, which may be ours, whether it lives."""
+    """Ask the holder of a lease that matches this host whether it is alive."""
     is_copied = state.held is not None and is_ours(lease, state.wanted)
     claim = Claim(
         subnet=lease.subnet,
@@ -70,12 +70,12 @@ def contest(state: LeaseState, lease: Lease, now: float) -> Step:
 
 
 def held_s(state: LeaseState, now: float) -> float:
-    """Return for how many seconds this daemon has run on a lease."""
+    """Return the number of seconds since this daemon first held a lease."""
     return 0.0 if state.runs_since is None else now - state.runs_since
 
 
 def renew(state: LeaseState, now: float) -> Step:
-    """Write the lease anew, unless that is under way."""
+    """Write the lease again, unless a renewal is in progress."""
     assert state.held is not None
     if isinstance(state.phase, Holding) and state.phase.put is not None:
         return state, ()
@@ -84,11 +84,11 @@ def renew(state: LeaseState, now: float) -> Step:
 
 
 RETRY_MAX_S = 5.0
-"""Longest pause between two tries at a store that does not answer."""
+"""Longest pause between two attempts to reach the store."""
 
 
 def on_failed(state: LeaseState, failed: Failed, now: float, draw: Draw) -> Step:
-    """Try again what the host waits for, ever more slowly."""
+    """Schedule the next attempt of a failed request that the host waits for, with growing pauses."""
     pause = retry_pause_s(state.failures, draw)
     away = StoreAway(failed.cause, pause, failed.hint)
     if isinstance(failed.write, Check):
@@ -100,23 +100,23 @@ def on_failed(state: LeaseState, failed: Failed, now: float, draw: Draw) -> Step
         case Listing() if failed.write is None:
             return replace(after, phase=Resting(now + pause)), (away,)
         case Putting(put) if failed.write == put:
-            return replace(after, phase=Resting(now + pause)), (away,)  # the listing shows what came of it
+            return replace(after, phase=Resting(now + pause)), (away,)  # the listing shows the outcome
         case Contesting() if isinstance(failed.write, PutClaim):
             return replace(after, phase=Resting(now + pause)), (away,)
         case Holding(put=put) if put is not None and failed.write == put:
             return replace(after, phase=Holding(renew_at=now + pause)), (away,)
         case Holding(put=None) | Degraded() if isinstance(failed.write, Check):
-            return replace(after, phase=Resting(now + pause)), (away,)  # then all leases are asked for
+            return replace(after, phase=Resting(now + pause)), (away,)  # a listing follows
         case _:
-            return state, ()  # nobody waits for it, and nothing would be tried again
+            return state, ()  # the host does not wait for this request, so nothing is repeated
 
 
 def on_watch_lost(state: LeaseState, lost: WatchLost, now: float, draw: Draw) -> Step:
-    """Watch again from what was seen last; where the store no longer knows that, look at all there is."""
+    """Watch again from the latest known revision; if the store has compacted it, request a listing."""
     state = replace(state, is_watching=False, is_unsure=True)
     if lost.is_compacted:
-        # What happened meanwhile is no longer to be had one by one: look at all of it. The revisions of what
-        # was missed may belong to another life of the store.
+        # The single changes are no longer available, so request a listing. The revisions of missed changes
+        # may be from a time before the store lost its data.
         state = replace(state, missed=())
         match state.phase:
             case Listing():
@@ -132,25 +132,29 @@ def on_watch_lost(state: LeaseState, lost: WatchLost, now: float, draw: Draw) ->
     if not lost.was_steady:
         state = replace(state, short_watches=state.short_watches + 1)
     if isinstance(state.phase, Contesting):
-        # The store may have lost the claim, and its owner have written its lease again at the same revision.
+        # The store may have lost the claim, and the holder may have written its lease again at the same
+        # revision.
         state, _ = look_again(state, state.phase.until)
     return replace(state, watch_at=now + pause, failures=state.failures + 1), (away,)
 
 
 def look_again(state: LeaseState, until: float) -> Step:
-    """Ask for all leases at that time, and choose anew."""
+    """Request a listing at that time, and choose again."""
     return replace(state, phase=Resting(until)), ()
 
 
 def store_back(state: LeaseState, actions: tuple[Action, ...], *, was: LeaseState) -> Step:
-    """Note that the store answered; say so if it had not before."""
+    """Note that the store answered; report it if the previous request failed."""
     if not was.failures:
         return state, actions
     return replace(state, failures=0), (StoreBack(), *actions)
 
 
 def retry_pause_s(failures: int, draw: Draw) -> float:
-    """Return 0.1 s doubling to RETRY_MAX_S, shortened by up to a half so that hosts do not come in step."""
+    """Return 0.1 s, doubled per failure up to RETRY_MAX_S, minus a random part of up to a half.
+
+    The random part prevents that hosts retry in step.
+    """
     longest = min(0.1 * 2.0 ** min(failures, 16), RETRY_MAX_S)
     return longest * (1 - draw(500) / 1000)
 
@@ -159,7 +163,7 @@ _COPY = "a copy of this host"
 
 
 def on_seen(state: LeaseState, changes: tuple[LeaseChange, ...], now: float) -> Step:
-    """Take all that a watch saw, in its order."""
+    """Handle all changes that a watch delivered, in their order."""
     actions: list[Action] = []
     if state.failures:
         state = replace(state, failures=0)
@@ -167,7 +171,7 @@ def on_seen(state: LeaseState, changes: tuple[LeaseChange, ...], now: float) -> 
     for change in changes:
         state, more = _changed(state, change, now)
         actions.extend(more)
-    if state.is_unsure and not isinstance(state.phase, Listing):  # the listing will tell
+    if state.is_unsure and not isinstance(state.phase, Listing):  # a listing would show it
         checks = _check(state)
         state = replace(state, is_unsure=False, is_checking=bool(checks))
         actions.extend(checks)
@@ -175,9 +179,9 @@ def on_seen(state: LeaseState, changes: tuple[LeaseChange, ...], now: float) -> 
 
 
 def _check(state: LeaseState) -> tuple[Check, ...]:
-    """Ask whether the store, where the watch goes on, is still the one that we know.
+    """Return the check whether the store has lost its data while no watch was open.
 
-    One that lost its data, and has grown past the revision that we have seen, would never tell us.
+    The watch would not show this if the store has already passed the latest known revision.
     """
     match state.phase:
         case Holding(put=None) if state.held is not None:
@@ -185,11 +189,11 @@ def _check(state: LeaseState) -> tuple[Check, ...]:
         case Degraded(by):
             return (Check(by),)
         case _:
-            return ()  # an answer that shows it is under way, or a listing will be
+            return ()  # the next answer or listing shows it
 
 
 def hold(state: LeaseState, held: Held, now: float) -> Step:
-    """Enter Holding; then see what was missed while the answer was awaited."""
+    """Enter Holding; then handle the changes that arrived while the answer was awaited."""
     renew_at = None
     if held.expires_at is not None:
         renew_at = held.expires_at - renewal_margin_s(state.wanted.renew_margin_s, state.wanted.ttl_s)
@@ -197,7 +201,7 @@ def hold(state: LeaseState, held: Held, now: float) -> Step:
     state = replace(state, held=held, phase=Holding(renew_at=renew_at), missed=())
     actions: tuple[Action, ...] = ()
     is_due = renew_at is not None and renew_at <= now and not (state.is_unsure or state.is_checking)
-    if is_due or held.lease.attributes != said(held.lease.attributes, state.wanted):
+    if is_due or held.lease.attributes != merged_attributes(held.lease.attributes, state.wanted):
         state, actions = renew(state, now)
     for change in missed:
         state, more = _changed(state, change, now)
@@ -224,7 +228,7 @@ def _changed(state: LeaseState, change: LeaseChange, now: float) -> Step:
 
 
 def _is_given_back(change: LeaseChange, wanted: Wanted) -> bool:
-    """Return whether the lease that stands in our way may be gone: deleted, spoilt, or ours now."""
+    """Return whether the other host's lease may be gone: deleted, unreadable, or replaced by this host's."""
     return isinstance(change, LeaseGone | Unreadable) or (
         isinstance(change, LeaseSeen) and is_ours(change.lease, wanted)
     )
@@ -251,7 +255,7 @@ def _changed_while_holding(
             return replace(state, phase=Listing()), (Lost(held.lease), List())
         case LeaseSeen(lease) if lease.subnet == subnet and lease.revision > revision:
             if holding.put is not None and lease.attributes == holding.put.lease.attributes:
-                # Our own renewal, seen before it was answered, or what an operator made of it since.
+                # This host's renewal before its answer, or a later change by an operator.
                 return replace(state, missed=(*state.missed, change)), ()
             return overwritten(state, held, lease, now)
         case ClaimSeen(claim) if claim.subnet == subnet:
@@ -261,7 +265,7 @@ def _changed_while_holding(
 
 
 def overwritten(state: LeaseState, held: Held, lease: Lease, now: float) -> Step:
-    """See who wrote to our key: somebody in our name, a copy of this host, or another host."""
+    """React to a write to this host's key: by this host or an operator, by a copy, or by another host."""
     if not is_ours(lease, state.wanted):
         return degrade(state, lease, now)
     if _is_by_a_copy(state, held, lease):
@@ -273,49 +277,49 @@ def overwritten(state: LeaseState, held: Held, lease: Lease, now: float) -> Step
 
 
 def _is_by_a_copy(state: LeaseState, held: Held, lease: Lease) -> bool:
-    """Return whether a living copy of this host wrote our lease: it was not us, nor an operator.
+    """Return whether a living copy of this host wrote the lease, not this host or an operator.
 
-    What an operator writes is a reservation. A lease without identity may be of an original flannel.
+    An operator writes a reservation. A lease without an owner may be from an original flannel.
     """
     has_identity = lease.attributes.owner is not None
     return has_identity and not state.is_in_doubt and lease.has_ttl and held.lease.has_ttl
 
 
 def _meet_copy(state: LeaseState, lease: Lease, now: float) -> Step:
-    """Share identity and address with a living copy: ask it which of us has run on the lease for longer."""
+    """Report a living copy of this host, and find out by a claim which has held the lease for longer."""
     shared = SharedAddress(lease.subnet, _COPY, str(lease.attributes.public_ip), is_ours=None)
     state, actions = contest(state, lease, now)
     return state, (shared, *actions)
 
 
 def _adopt(state: LeaseState, held: Held, lease: Lease, now: float) -> Step:
-    """Take over what somebody wrote to our key in our name: a lost answer of ours, or an operator."""
+    """Use a lease that was written in this host's name: a write whose answer was lost, or by an operator."""
     state = replace(state, is_in_doubt=False)
     adopted = Held(lease=lease, expires_at=held.expires_at if lease.has_ttl else None)
     state, actions = hold(state, adopted, now)
     if lease.has_ttl:
-        state, renewal = renew(state, now)  # so that we know when it ends
+        state, renewal = renew(state, now)  # so that its expiry is known
         return state, (*actions, *renewal)
-    return state, (Renewed(adopted), *actions)  # made a reservation: it stays one
+    return state, (Renewed(adopted), *actions)  # an operator made it a reservation: it remains one
 
 
 def _answer(state: LeaseState, claim: Claim, now: float) -> Step:
-    """Show a newcomer that we live: our lease is written anew, so that its take-over loses in any case."""
+    """Answer a claim: write this host's lease again, so that the write of the claimant fails."""
     public_ip = str(claim.public_ip)
     is_of_copy = claim.owner == state.wanted.owner
     if is_of_copy and claim.held_s is None and claim.public_ip == state.wanted.attributes.public_ip:
-        return state, (DeleteClaim(claim),)  # left over from our own life before this one
+        return state, (DeleteClaim(claim),)  # a claim of this host's previous run
     is_renewing = isinstance(state.phase, Holding) and state.phase.put is not None
     if is_renewing or state.is_unsure or state.is_checking:
-        # The renewal under way may have been done before the newcomer looked: it needs another one. And in
-        # another store the lease at our revision may be the one that is claimed: that is being asked.
+        # The claimant may have read the lease after the renewal in progress, so another renewal is needed. If
+        # the store has lost its data, the running check shows it.
         return replace(state, missed=(*state.missed, ClaimSeen(claim))), ()
     if is_of_copy and claim.held_s is not None and claim.held_s > held_s(state, now):
-        return _give_way(state, claim.subnet, public_ip)
+        return _yield_lease(state, claim.subnet, public_ip)
     state, renewal = renew(state, now)
     answer = (*renewal, DeleteClaim(claim))
     if not is_of_copy and claim.public_ip != state.wanted.attributes.public_ip:
-        return state, answer  # it was about another lease, of a host that had the subnet before
+        return state, answer  # the claim was about the lease of an earlier holder of the subnet
     shared = SharedAddress(claim.subnet, _COPY if is_of_copy else claim.owner, public_ip, is_ours=True)
     return state, (*answer, shared)
 
@@ -326,11 +330,11 @@ def _changed_while_contesting(
     match change:
         case ClaimGone(subnet, revision):
             is_answer = subnet == contest.lease.subnet and 0 < contest.claim_revision < revision
-            is_answer = is_answer and now < contest.asked_at + CLAIM_TTL_S  # later, it is its own end
+            is_answer = is_answer and now < contest.asked_at + CLAIM_TTL_S  # later, the claim has expired
         case LeaseSeen(lease) if lease.subnet == contest.lease.subnet:
             is_answer = lease.revision > contest.lease.revision
             if is_answer and state.held is not None and is_ours(lease, state.wanted):
-                # A copy of this host, which may write before it sees the claim, answers by deleting that.
+                # A copy of this host may write before it reads the claim. It answers by deleting the claim.
                 return replace(state, phase=replace(contest, lease=lease)), ()
         case LeaseGone(subnet) if subnet == contest.lease.subnet:
             return replace(state, phase=Listing()), (List(),)
@@ -345,12 +349,12 @@ def _answered(state: LeaseState, contest: Contesting) -> Step:
     public_ip = str(attributes.public_ip)
     state = replace(state, answered=state.answered | {owner})
     if owner == state.wanted.owner:
-        return _give_way(state, contest.lease.subnet, public_ip)
+        return _yield_lease(state, contest.lease.subnet, public_ip)
     shared = SharedAddress(contest.lease.subnet, owner, public_ip, is_ours=False)
     return replace(state, phase=Listing()), (shared, List())
 
 
-def _give_way(state: LeaseState, subnet: IPv4Network, public_ip: str) -> Step:
-    """Leave lease and identity to the host that this one is a copy of."""
-    shared = SharedAddress(subnet, "the host that this one is a copy of", public_ip, is_ours=False)
+def _yield_lease(state: LeaseState, subnet: IPv4Network, public_ip: str) -> Step:
+    """Leave the lease and the identity to the original of this copy."""
+    shared = SharedAddress(subnet, "the original of this copy", public_ip, is_ours=False)
     return replace(state, phase=Reidentifying()), (shared, Reidentify())

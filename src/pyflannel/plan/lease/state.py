@@ -1,4 +1,4 @@
-"""The state of the lease protocol, and the leases that are known after each event."""
+"""The state of the lease protocol, and the known leases after each event."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -21,27 +21,27 @@ from pyflannel.model.lease_protocol import (
 from pyflannel.model.lease_set import LeaseSet
 
 Draw = Callable[[int], int]
-"""`draw(n)` gives a number below n."""
+"""`draw(n)` returns a random number below n."""
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """All leases were asked for."""
+    """A listing of all leases was requested."""
 
 
 @dataclass(frozen=True, slots=True)
 class Resting:
-    """Nothing is asked until then; after it, all leases are."""
+    """No request until then; after that, a listing of all leases."""
 
     until: float
 
 
 @dataclass(frozen=True, slots=True)
 class Putting:
-    """A lease was asked for, at that time.
+    """A write of a lease was requested, at time `sent_at`.
 
     Attributes:
-        occupied: the subnets that were known not to be free.
+        occupied: the subnets that were known to be leased.
     """
 
     put: PutLease
@@ -51,11 +51,11 @@ class Putting:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contesting:
-    """The holder of `lease` has until then to show that it lives.
+    """The holder of `lease` must show until then that it is alive.
 
     Attributes:
-        asked_at: when we asked for the claim: it cannot have expired before its TTL from then.
-        claim_revision: the claim's, once it is written; until then nobody was asked anything.
+        asked_at: time at which the claim was requested: it cannot expire earlier than its TTL after that.
+        claim_revision: revision of the claim after it was written; 0 until then.
     """
 
     lease: Lease
@@ -66,12 +66,14 @@ class Contesting:
 
 @dataclass(frozen=True, slots=True)
 class Reidentifying:
-    """We are the copy of a living host, and wait for an identity of our own."""
+    """This host is a copy of a living host, and waits for a new identity."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Holding:
-    """The lease is ours. A renewal is under way when `put` is given, or comes at `renew_at`."""
+    """This host holds the lease. If `put` is set, a renewal is in progress; otherwise it is due at
+    `renew_at`.
+    """
 
     renew_at: float | None
     put: PutLease | None = None
@@ -80,7 +82,7 @@ class Holding:
 
 @dataclass(frozen=True, slots=True)
 class Degraded:
-    """The host runs on a subnet that the store gave to somebody else."""
+    """The host keeps using a subnet that another host holds in the store."""
 
     by: Lease
 
@@ -90,25 +92,25 @@ Phase = Listing | Resting | Putting | Contesting | Reidentifying | Holding | Deg
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseState:
-    """All that the protocol knows.
+    """The complete state of the protocol.
 
     Attributes:
-        held: what the host runs on; None before the first lease.
-        revision: everything up to it was seen, by a listing or a watch; the watch goes on from it.
+        held: the lease that the host uses; None before the first lease.
+        revision: latest revision that a listing or a watch has delivered; the watch continues from it.
         is_watching: a watch is open.
-        is_unsure: the watch was lost, or is opened later than what it goes on from; whether in the store that
-            we know is to be checked once it says that it is open.
-        is_checking: that is under way.
-        watch_at: when to open the watch again.
-        failures: how often in a row the store did not answer.
-        short_watches: how many watches in a row did not stay open, although the store answered between them.
-        answered: owners at our address that showed that they live.
-        runs_since: when this daemon first held a lease; None before.
-        is_in_doubt: a write of our lease may take effect without our knowledge, and what is seen next may be
-            it: one failed, or, before our first, one of our last life may be on its way.
-        missed: changes of the subnet that we run on, or ask for, while an answer was awaited; the answer
-            tells which of them came after it.
-        wake_at: the time that was asked for last.
+        is_unsure: the watch was lost, or was opened later than the listing that it continues. When it is
+            open, a check must show whether the store still has the same data.
+        is_checking: this check is in progress.
+        watch_at: time at which the watch is opened again.
+        failures: number of consecutive requests without an answer.
+        short_watches: number of consecutive watches that did not stay open although the store answered.
+        answered: owners at this host's address that showed that they are alive.
+        runs_since: time at which this daemon first held a lease; None before.
+        is_in_doubt: a write of this host's lease may take effect without its knowledge, and the next change
+            may be that write: a request failed, or a write of the previous run may be in transit.
+        missed: changes of the subnet that is used or requested, while an answer was awaited. The answer shows
+            which of them are later.
+        wake_at: the latest requested time of a wake-up.
     """
 
     wanted: Wanted
@@ -129,24 +131,24 @@ class LeaseState:
 
     @property
     def is_settled(self) -> bool:
-        """The store's key names us."""
+        """The key in the store names this host."""
         return isinstance(self.phase, Holding)
 
     @property
     def is_sure(self) -> bool:
-        """The store is the one that we know: in another one, a revision that we know may be another's."""
+        """The store has not lost its data: if it had, a known revision might be that of another write."""
         return self.is_watching and not self.is_unsure and not self.is_checking
 
 
 Step = tuple[LeaseState, tuple[Action, ...]]
-"""Where a host stands after an event, and what is to be done."""
+"""The state after an event, and the actions to perform."""
 
 
 def known_leases(leases: LeaseSet, event: Event, state: LeaseState) -> LeaseSet:
-    """Return the known leases after `event`; `leases` itself when it says nothing new.
+    """Return the known leases after `event`; `leases` itself if nothing changed.
 
-    `state` is where the protocol stood when the event came. A listing that took longer to arrive than what
-    an open watch has told since is old news: nothing would ever tell again what came after it.
+    `state` is the state of the protocol before the event. A listing that is older than the changes from an
+    open watch is ignored: the watch would not deliver the later changes again.
     """
     match event:
         case Listed(revision=revision) if _is_overtaken(revision, state):
@@ -164,10 +166,10 @@ def _is_overtaken(revision: int, state: LeaseState) -> bool:
 
 
 def apply_key_precedence(event: Event, before: LeaseSet, after: LeaseSet) -> Event:
-    """Return the event without keys that another key of the same IPv4 subnet takes precedence over.
+    """Return the event without the keys over which another key of the same IPv4 subnet has precedence.
 
-    `before` and `after` are the known leases before and after the event. The protocol asks for IPv4 subnets
-    alone: at a key with an IPv6 subnet it neither loses a lease nor finds somebody who took it.
+    `before` and `after` are the known leases before and after the event. The protocol requests only IPv4
+    subnets. A key with an IPv6 subnet is therefore neither the loss of a lease nor another holder of it.
     """
     match event:
         case Listed():

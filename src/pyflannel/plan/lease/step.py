@@ -1,21 +1,21 @@
-"""The lease protocol, as a pure step: a state and an event give the next state and what is to be done.
+"""The lease protocol as a pure function: from a state and an event to the next state and actions.
 
-    Started ─▶ Listing ─▶ Putting ─▶ Holding ─▶ (renews for ever)
+    Started ─▶ Listing ─▶ Putting ─▶ Holding ─▶ (renews)
                  ▲  │        │          │  lost: deleted, expired, unreadable
                  │  ▼        ▼          ▼
               Resting ◀── conflict   Listing, on the same subnet ─▶ Putting ─▶ Holding
-                 ▲  │                   │ somebody else has it
+                 ▲  │                   │ another host has it
                  │  ▼                   ▼
-              Contesting ─▶ …        Degraded: runs on, until the subnet is free again
+              Contesting ─▶ …        Degraded: keeps the subnet, until it is free again
 
-The caller performs the actions and answers each with an event. The model checker explores the same step. The
-subnet of a host (`held`) changes only by an order, because its containers have addresses of it.
+The caller performs the actions and reports each result as an event. The model checker explores the same
+function. The subnet of a host (`held`) changes only by an order, because its containers have addresses of it.
 
-The store decides who owns a subnet: each write names the revision that it replaces. An answer that is lost
-does no harm, as the next look at the key shows what came of the write.
+The store decides which host owns a subnet: each write is conditional on the revision that it replaces. A lost
+answer has no effect, because the next listing shows the outcome of the write.
 
-Time and orders are here. The store's answers are in `plan.lease.answers`. The changes that its watch
-delivers, failed requests and lost watches are in `plan.lease.holding`.
+This module handles time and orders. `plan.lease.answers` handles the store's answers. `plan.lease.holding`
+handles the changes that the watch delivers, failed requests and lost watches.
 """
 
 from dataclasses import replace
@@ -59,8 +59,8 @@ from pyflannel.plan.lease.state import (
 def step(state: LeaseState, event: Event, now: float, draw: Draw) -> Step:
     """Advance the protocol by one event.
 
-    `draw(n)` gives a number below n. Never raises: what makes no sense in a phase is an old answer, and
-    changes nothing.
+    `draw(n)` returns a random number below n. Never raises. An event that does not fit the phase is a stale
+    answer and is ignored.
     """
     following, actions = _react(state, event, now, draw)
     at = _next_deadline(following)
@@ -116,10 +116,10 @@ def _woken(state: LeaseState, now: float) -> Step:
         case Resting(until) if until <= now:
             return replace(state, phase=Listing()), (*actions, List())
         case Contesting(until=until, claim_revision=0) if until <= now:
-            return replace(state, phase=Listing()), (*actions, List())  # nobody was asked
+            return replace(state, phase=Listing()), (*actions, List())  # the claim was not written
         case Contesting(lease=lease, until=until) if until <= now:
-            # The claim expired unanswered. If the holder lives after all, it wrote its lease when it saw
-            # the claim, and this write loses.
+            # The claim expired without an answer. If the holder is alive, it wrote its lease when it read
+            # the claim, and this write fails.
             put = claim_on(lease, state.wanted)
             return replace(state, phase=Putting(put, now)), (*actions, put)
         case Holding(renew_at=renew_at, put=None) if renew_at is not None and renew_at <= now:
@@ -141,7 +141,7 @@ def _ordered(state: LeaseState, wanted: Wanted, now: float) -> Step:
         case Resting() if has_another_config and state.held is None:
             return replace(state, phase=Listing()), (List(),)
         case Contesting() if is_another:
-            return replace(state, phase=Listing()), (List(),)  # it may look like ours no longer
+            return replace(state, phase=Listing()), (List(),)  # the lease may no longer match this host
         case Holding(put=None) if state.held is not None and state.is_sure:
             return hold(state, state.held, now)
         case Degraded(by) if wanted.renumbers:

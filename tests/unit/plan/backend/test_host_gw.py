@@ -61,16 +61,16 @@ class TestHostGw:
             ),
             (peer("192.168.50.101", ""), "Ignoring non-host-gw subnet: type="),
             (peer("192.168.50.101", "vxlan"), "Ignoring non-host-gw subnet: type=vxlan"),
-            (peer("192.168.50.102"), "192.168.50.102 is our own address"),
+            (peer("192.168.50.102"), "192.168.50.102 is an address of this host"),
             (
                 peer("172.31.255.255"),
-                "172.31.255.255 is no address of a host, but one of 172.16.0.0/12 itself",
+                "172.31.255.255 is not the address of a host: it is reserved in 172.16.0.0/12",
             ),
-            (peer("0.0.0.0"), "0.0.0.0 is no address of a host"),
+            (peer("0.0.0.0"), "0.0.0.0 is not the address of a host"),
             (
                 replace(peer("192.168.50.101"), subnet=IPv4Network("192.168.50.0/24")),
-                "192.168.50.0/24 is the prefix of eth0 itself: it is not routed to the overlay, as this host"
-                " would lose the underlay",
+                "192.168.50.0/24 is the prefix of eth0 itself: it is not routed to the overlay,"
+                " because this host would lose the underlay",
             ),
         ],
     )
