@@ -57,7 +57,7 @@ def test_only_comments_and_strings_of_a_program_are_checked(
     plain_english: ModuleType, tmp_path: Path
 ) -> None:
     path = tmp_path / "one.py"
-    path.write_text('"""Mend it."""\nwhat = "octets"  # by hand\nkin = f"{ours}"\n')
+    path.write_text('"""Mend it."""\nwhat = "no octets"  # by hand\nkin = f"{ours}"\n')
 
     assert [(line, found) for line, found, _ in plain_english.findings_in(path)] == [
         (1, "Mend"),
@@ -66,5 +66,13 @@ def test_only_comments_and_strings_of_a_program_are_checked(
     ]
 
 
-def test_every_document_that_is_not_checked_yet_exists(plain_english: ModuleType) -> None:
+def test_names_in_a_program_are_not_checked(plain_english: ModuleType, tmp_path: Path) -> None:
+    """Attributes in a docstring, and strings that consist of one word."""
+    path = tmp_path / "one.py"
+    path.write_text('"""A run.\n\n    Attributes:\n        octets: in bytes.\n"""\nfield = "octets"\n')
+
+    assert list(plain_english.findings_in(path)) == []
+
+
+def test_every_path_that_is_not_checked_yet_exists(plain_english: ModuleType) -> None:
     assert [path for path in plain_english.NOT_YET if not (plain_english.ROOT / path).exists()] == []

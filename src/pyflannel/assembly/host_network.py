@@ -33,7 +33,7 @@ from pyflannel.model.forwarder import Stranger
 from pyflannel.model.host import HostFile
 from pyflannel.model.lease import Lease
 from pyflannel.model.status import STRANGERS_SHOWN, FastPathStatus, JournalEntry, Status
-from pyflannel.plan.ownership import device_names, standing_identity
+from pyflannel.plan.ownership import device_names, identity_on_device
 from pyflannel.plan.underlay import UnderlayOptions
 from pyflannel.ports import Clock, Store
 from pyflannel.processes.forwarder import ForwarderTarget
@@ -234,7 +234,7 @@ async def _claim(places: Places, interfaces: KernelInterfaces) -> tuple[DeviceCl
     claim = DeviceClaim(names)
     if claim.name != kept:
         _keep(_device_file(places, claim.name))  # before any object with that name is created
-    return claim, standing_identity(places.mark, claim.name, found)
+    return claim, identity_on_device(places.mark, claim.name, found)
 
 
 def _device_file(places: Places, name: str) -> HostFile:

@@ -29,7 +29,7 @@ _LONGEST_TRACEBACK = 16_000
 """Characters."""
 
 _INDENT = "    "
-"""What each line of a traceback begins with. No text in it can look like the beginning of a log line."""
+"""Start of each line of a traceback, so that no text in it can look like the start of a log line."""
 
 _OURS = "pyflannel"
 _SEVERITIES: tuple[tuple[int, Letter, str], ...] = (
@@ -42,9 +42,9 @@ _SEVERITIES: tuple[tuple[int, Letter, str], ...] = (
 
 
 def configure_logging(form: LogForm, verbosity: int, stream: TextIO) -> None:
-    """Send the process's log to `stream`, one event a line; debug lines of ours from verbosity 1.
+    """Send the log of the process to `stream`, one event per line; debug lines of pyflannel from verbosity 1.
 
-    What libraries say is shown from warnings on. A second call replaces the first.
+    Libraries log warnings and errors. A second call replaces the first.
     """
     handler = logging.StreamHandler(stream)
     handler.setFormatter(JsonFormatter() if form == "json" else KlogFormatter())

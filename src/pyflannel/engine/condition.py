@@ -146,7 +146,7 @@ class HostCondition:
         inputs: inputs of the plan.
         held: this host's lease, current or last.
         leases: all known leases.
-        obstacle: what the backend waits for; "" if it can work.
+        obstacle: object or state that the backend waits for; "" if it can work.
     """
 
     identity: Identity

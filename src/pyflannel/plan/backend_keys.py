@@ -1,8 +1,8 @@
-"""The Backend object of the network config, as its backend reads it.
+"""The Backend object of the network config: its values, and the keys without effect.
 
-Keys match in any case, `null` leaves the default, and of a key that comes twice the last counts.
+Keys are case-insensitive. `null` means the default. If a key is repeated, the last value applies.
 
-Source: flannel 0.28.9; how its messages begin is kept, so that they can be searched for.
+Source: flannel 0.28.9. The messages begin as those of the original, so that they can be searched for.
 """
 
 import json
@@ -14,11 +14,10 @@ from pyflannel.errors import ConfigError
 from pyflannel.model.network_config import KEYS, LATER_KEYS, NetworkConfig
 
 _LONGEST_SHOWN = 80
-"""Characters of a key or of a bad value that a message repeats."""
-
+"""Longest key or value in a message, in characters."""
 
 _NAMED = 8
-"""So many unknown keys are named."""
+"""Most unknown keys that a message names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +25,8 @@ class BackendKeys:
     """The values of one backend.
 
     Attributes:
-        name: as the original's messages call the backend: `VXLAN`.
-        backend: as decoded from JSON, keys as written.
+        name: name of the backend in the original's messages: `VXLAN`.
+        backend: the decoded JSON object, with its keys as written.
     """
 
     name: str
@@ -37,7 +36,7 @@ class BackendKeys:
         """Return a whole number.
 
         Raises:
-            ConfigError: it is none, or not one of `allowed`.
+            ConfigError: the value is not one of `allowed`.
         """
         value = self._value(key)
         if value is None:
@@ -48,10 +47,10 @@ class BackendKeys:
         return value
 
     def flag(self, key: str) -> bool:
-        """Return a boolean, which is false where it is left out.
+        """Return a boolean; the default is false.
 
         Raises:
-            ConfigError: it is none.
+            ConfigError: the value is not a boolean.
         """
         value = self._value(key)
         if not isinstance(value, bool | None):
@@ -59,10 +58,10 @@ class BackendKeys:
         return bool(value)
 
     def text(self, key: str, wanted: str) -> str | None:
-        """Return a text; `wanted` says in words what may stand there.
+        """Return a text; `wanted` describes the allowed values.
 
         Raises:
-            ConfigError: it is none.
+            ConfigError: the value is not a text.
         """
         value = self._value(key)
         if not isinstance(value, str | None):
@@ -70,12 +69,12 @@ class BackendKeys:
         return value
 
     def bad(self, key: str, value: object, wanted: str, default: str | None = None) -> ConfigError:
-        """Return the error that names the key, its value and what is allowed."""
+        """Return the error that names the key, its value and the allowed values."""
         shown = _cut(json.dumps(value))
-        left_out = f"leave it out for {default}" if default is not None else "leave it out"
+        omitted = f"leave it out for {default}" if default is not None else "leave it out"
         return ConfigError(
             f"error decoding {self.name} backend config: Backend.{key} is {shown}, not {wanted}",
-            hint=f"Write Backend.{key} as {wanted}, or {left_out}.",
+            hint=f"Write Backend.{key} as {wanted}, or {omitted}.",
         )
 
     def _value(self, key: str) -> object:
@@ -87,10 +86,10 @@ class BackendKeys:
 
 
 def ipv4_network(config: NetworkConfig) -> IPv4Network:
-    """Return the network, for a backend that carries IPv4 alone.
+    """Return the network, for a backend that carries only IPv4.
 
     Raises:
-        ConfigError: IPv4 is off.
+        ConfigError: IPv4 is disabled.
     """
     if not config.enable_ipv4 or config.network is None:
         raise ConfigError(
@@ -101,7 +100,7 @@ def ipv4_network(config: NetworkConfig) -> IPv4Network:
 
 
 def ineffective(config: NetworkConfig, known: Collection[str]) -> tuple[str, ...]:
-    """Return which parts of a right config have no effect: a line for unknown keys, and one for IPv6."""
+    """Return a line for each part of a valid config that has no effect: unknown keys, and IPv6."""
     lines = list(without_effect(config))
     folded = {key.lower() for key in ("Type", *known)}
     unknown = [_cut(f"Backend.{key}") for key in config.backend if key.lower() not in folded]
@@ -115,9 +114,9 @@ def ineffective(config: NetworkConfig, known: Collection[str]) -> tuple[str, ...
 
 
 def without_effect(config: NetworkConfig) -> tuple[str, ...]:
-    """Return which keys beside Backend have no effect: a line for each of the original's, one for others."""
+    """Return a line for each key of the original without effect outside Backend, and one for unknown keys."""
     lines = [
-        f"{key} has no effect: only flannel 0.20 knows it, and no flanneld of this version supports it"
+        f"{key} has no effect: it is a key of flannel 0.20 that this version does not support"
         for key in config.unread
         if key in LATER_KEYS
     ]
@@ -128,7 +127,7 @@ def without_effect(config: NetworkConfig) -> tuple[str, ...]:
 
 
 def _named(keys: Sequence[str]) -> str:
-    """Return the first keys, how many more there are, and the verb: they have."""
+    """Return the first keys, the number of further ones, and the verb: they have."""
     more = f" and {len(keys) - _NAMED} more" if len(keys) > _NAMED else ""
     return f"{', '.join(keys[:_NAMED])}{more} {'have' if len(keys) > 1 else 'has'}"
 
@@ -138,4 +137,4 @@ def _cut(text: str) -> str:
 
 
 def _listing(known: Collection[str]) -> str:
-    return ", ".join(known) if known else "no keys but Type"
+    return ", ".join(known) if known else "only Type"

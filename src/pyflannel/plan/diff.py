@@ -60,10 +60,10 @@ def change(actual: Item | None, desired: Item | None) -> Operation | None:
 
 
 def losses(operations: Collection[Operation], desired: State) -> Iterator[tuple[Item, Item | None]]:
-    """Yield the items of `desired` that the kernel drops, or may drop, with what the operations change.
+    """Yield the items of `desired` that the kernel drops, or may drop, with the changed items.
 
-    With each comes what is left of it; None if nothing is. An item that the operations write is left out, as
-    it is written afterwards. To write an item that the kernel has kept has no effect.
+    Also yield the remainder of each; None if nothing remains. An item that the operations write is omitted,
+    because it is written afterwards. Writing an item that the kernel has kept has no effect.
     """
     changes = _link_changes(operations, desired)
     if changes is None:

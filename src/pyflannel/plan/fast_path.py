@@ -1,12 +1,12 @@
-"""The udp backend's way past user space: which programs stand where, and what their tables hold.
+"""The fast path of the udp backend: the programs at the hooks of links, and the entries of their tables.
 
-Mode *safe*: what leaves by the device is encapsulated there, behind all hooks of the host's firewall; what
-arrives at the underlay is decapsulated into the device, before them; and a frame that a bridge would only
-carry to a container goes to the container's port straight away.
+Mode *safe*: packets that leave by the device are encapsulated there, after all hooks of the host's firewall.
+Packets that arrive at the underlay are decapsulated into the device, before these hooks. A frame that a
+bridge would only forward to a container is sent directly to the container's port.
 
-Where the underlay is a network card TCP arrives in segments, since the kernel's GRO does not look into a
-tunnel that it does not know. A veth pair with GRO makes up for it: what the programs send into one end
-comes out of the other coalesced, and goes on into the device.
+If the underlay is a network card, TCP arrives in segments, because the kernel's GRO does not support this
+tunnel. A veth pair with GRO coalesces them: the programs send the packets into one end, and the other end
+passes the coalesced packets to the device.
 """
 
 from collections.abc import Iterable, Iterator
@@ -17,11 +17,11 @@ from pyflannel.model.lease import PARTIAL_CHECKSUM, Lease
 from pyflannel.model.link import Link, Veth
 
 _QUEUE_LENGTH = 1000
-"""Packets; what the kernel gives a veth by itself."""
+"""In packets; the kernel's default for a veth."""
 
 
 def plan_programs(host: Host, port: int, mtu: int) -> Iterator[BpfProgram | Link]:
-    """Yield the programs and the GRO veth of a host, whatever bridges it has; nothing without fast path."""
+    """Yield the programs and the GRO veth of a host, except those of bridges; nothing without fast path."""
     if host.has_fast_path:
         tunnel = _tunnel(host, port, mtu)
         yield BpfProgram(link=host.device, role=Role.ENCAPSULATE, tunnel=tunnel)
@@ -33,7 +33,7 @@ def plan_programs(host: Host, port: int, mtu: int) -> Iterator[BpfProgram | Link
 
 
 def ipsec_note(host: Host, port: int) -> str | None:
-    """Return whose packets take user space because of IPsec, in a line; None if nobody's do."""
+    """Return the note about peers whose packets take user space because of IPsec; None without such peers."""
     policies = _policies(host, port)
     if not host.has_fast_path or not policies:
         return None
@@ -43,7 +43,7 @@ def ipsec_note(host: Host, port: int) -> str | None:
 
 
 def _policies(host: Host, port: int) -> list[IpsecPolicy]:
-    """Return the policies that may concern the tunnel with some peer, which may have a port of its own."""
+    """Return the policies that may concern the tunnel with any peer, on any port of the peer."""
     own = host.underlay.address
     return [
         policy
@@ -55,7 +55,7 @@ def _policies(host: Host, port: int) -> list[IpsecPolicy]:
 
 
 def _is_secured(peer: Lease, host: Host, port: int, peer_port: int) -> bool:
-    """Return whether a policy of IPsec may concern the tunnel with a peer: only user space obeys it."""
+    """Return whether an IPsec policy may concern the tunnel with a peer: only user space applies policies."""
     own, address = host.underlay.address, peer.attributes.public_ip
     return any(
         policy.may_concern(own, address, peer_port)
@@ -68,10 +68,11 @@ def _is_secured(peer: Lease, host: Host, port: int, peer_port: int) -> bool:
 def plan_peer_entry(peer: Lease, host: Host, port: int, peer_port: int) -> Iterator[BpfPeer]:
     """Yield the entry of a peer that listens at `peer_port`; none if IPsec may concern the tunnel with it.
 
-    The programs bypass IPsec. They leave packets of a peer without an entry to user space, both ways.
+    The programs bypass IPsec. They leave packets of a peer without an entry to user space, in both
+    directions.
 
-    Where no hardware finishes checksums, only a peer whose lease says that it bears with that is sent to by
-    the kernel; the original in user space would get no TCP at all.
+    If no hardware completes checksums, the kernel sends only to a peer whose lease accepts partial checksums.
+    The original in user space would receive no TCP.
     """
     if host.has_fast_path and not _is_secured(peer, host, port, peer_port):
         yield BpfPeer(
@@ -86,7 +87,7 @@ def plan_peer_entry(peer: Lease, host: Host, port: int, peer_port: int) -> Itera
 def plan_last_hops(
     bridges: Iterable[Bridge], host: Host, port: int, mtu: int
 ) -> Iterator[BpfProgram | BpfContainer]:
-    """Yield the programs at the bridges of our subnet that do nothing but carry, and the ways past them."""
+    """Yield programs for the bridges of this host's subnet, and an entry for each of their containers."""
     if not host.has_fast_path:
         return
     for bridge in bridges:
@@ -113,12 +114,12 @@ def _tunnel(host: Host, port: int, mtu: int) -> Tunnel:
 
 
 def _has_gro_link(host: Host) -> bool:
-    """Return whether TCP is joined; hosts without hardware between them send it whole."""
+    """Return whether TCP segments are coalesced; between hosts without hardware, they are not segmented."""
     return host.gro == "on" or (host.gro == "auto" and not host.underlay.is_virtual)
 
 
 def _gro_pair(host: Host) -> tuple[str, str]:
-    """Return the names of the end that programs send into, and of that where it comes out."""
+    """Return the names of the sending end and of the receiving end of the veth pair."""
     return f"{host.device}-gro", f"{host.device}-rx"
 
 

@@ -11,20 +11,21 @@ from pyflannel.model.route import PROTOCOL_KERNEL, PROTOCOLS, Route
 from pyflannel.model.state import State
 from pyflannel.model.status import Membership
 
-# Which filter rules an original flannel left, told by the very words that its releases write.
+# Filter rules that an original flannel left, recognized by the exact text of its releases.
 #
 #     before 0.6      nat: a chain FLANNEL, and a jump there
 #     0.6, and later  nat POSTROUTING: `-s N -d N -j RETURN` and two or three more, without a mark; later also
 #                     `-s N -j ACCEPT` and `-d N -j ACCEPT` in filter FORWARD
 #     then            the same, each with a comment, `flanneld masq` or `flanneld forward`
-#     0.20 and newer  chains of its own, FLANNEL-POSTRTG and FLANNEL-FWD, by names that ours bear too
+#     0.20 and newer  its own chains, FLANNEL-POSTRTG and FLANNEL-FWD, with the names of pyflannel's chains
 #
-# A comment says whose a rule is. Without one, the whole set of a release, in its order and for a network that
-# is known on this host, is the original's; any part of it may be somebody else's. The chains are dealt with
-# as ours, apart from those in the kind of iptables that this host no longer uses.
+# A comment identifies a rule of the original. Without a comment, only the complete set of a release, in its
+# order and for a network that is known on this host, is certainly from the original. A part of it may belong
+# to another program. The chains are treated as pyflannel's, except those in the kind of iptables that this
+# host no longer uses.
 #
-# Source: flannel 0.6.2 and 0.20.2, as iptables-save printed their rules; the releases between and before, as
-# they are written.
+# Source: the rules of flannel 0.6.2 and 0.20.2 as printed by iptables-save; the source code of the other
+# releases.
 
 Network = IPv4Network | IPv6Network
 
@@ -58,11 +59,11 @@ _FIRST_FORMS = (
         rf"-s (?P=subnet) ! -d (?P<network>{_PREFIX}) -j MASQUERADE",
     ),
 )
-"""What the chain held: with any backend, and before that with udp, and with host-gw for the subnet."""
+"""Rules of the chain: with any backend; earlier with udp; earlier with host-gw, for the subnet."""
 
 
 def rules_left(saved: Iterable[SavedRules], networks: Set[Network]) -> tuple[LeftRules, ...]:
-    """Return the rules that an original left or may have left; `networks` are those known on this host."""
+    """Return the rules that an original left or may have left; `networks` are known on this host."""
     return tuple(left for one in saved for left in _left(one, networks))
 
 
@@ -81,7 +82,7 @@ def _left(saved: SavedRules, networks: Set[Network]) -> Iterator[LeftRules]:
 
 
 def _masquerades(saved: SavedRules, networks: Set[Network]) -> Iterator[LeftRules]:
-    """Yield, for each network, the rules of the releases that put them straight into POSTROUTING."""
+    """Yield, for each network, the rules of the releases that appended them to POSTROUTING itself."""
     hook = HOOKS["nat"]
     found: dict[str, list[tuple[re.Pattern[str], re.Match[str]]]] = {}
     for rule in _rules(saved, "nat", hook):
@@ -99,7 +100,7 @@ def _masquerades(saved: SavedRules, networks: Set[Network]) -> Iterator[LeftRule
 
 
 def _is_proper(match: re.Match[str], saved: SavedRules) -> bool:
-    """Return whether the multicast addresses, or the subnet, in a rule are what the original writes there."""
+    """Return whether a rule has the multicast addresses or the subnet of the original."""
     words = match.groupdict()
     if "multicast" in words:
         return words["multicast"] == _MULTICAST[saved.family]
@@ -112,7 +113,7 @@ def _is_proper(match: re.Match[str], saved: SavedRules) -> bool:
 
 
 def _accepts(saved: SavedRules, networks: Set[Network]) -> Iterator[LeftRules]:
-    """Yield the two rules that let a network pass: the original's words, and any operator's."""
+    """Yield the two rules that accept packets of a network: an operator may have written the same rules."""
     hook = HOOKS["filter"]
     rules = _rules(saved, "filter", hook)
     for network in sorted(map(str, networks)):
@@ -167,16 +168,16 @@ def _rules(saved: SavedRules, table: str, chain: str) -> Sequence[str]:
     return saved.chains.get(table, {}).get(chain, ())
 
 
-# What an original flannel left on a host, and other things inside the network that nobody planned.
+# Objects that an original flannel left on a host, and other unplanned routes inside the network.
 #
-# The original marks nothing. Its devices are told by name and kind, its routes by what it writes: protocol
-# boot, a gateway, a whole subnet. What stands at a key of the plan is taken over and is none of this; a
-# daemon leaves the rest alone, and only an operator's order removes it.
+# The original does not mark its objects. Its devices are recognized by name and kind, its routes by protocol
+# boot, a gateway and a whole subnet. A daemon takes over the objects at the keys of its plan. It does not
+# touch the others, which only an operator's command removes.
 #
-# Source: flannel 0.6.2 to 0.28.9, as their kernel objects were seen.
+# Source: the kernel objects of flannel 0.6.2 to 0.28.9.
 
 PROTOCOL_BOOT = 3
-"""rtm_protocol of routes whose maker says none (linux/rtnetlink.h, RTPROT_BOOT)."""
+"""rtm_protocol of routes without a given protocol (linux/rtnetlink.h, RTPROT_BOOT)."""
 
 _DEVICES = (
     ("tun", re.compile(r"flannel0")),
@@ -188,7 +189,7 @@ _DEVICES = (
 
 
 def left_by_original(found: Iterable[Item], membership: Membership) -> State:
-    """Return the devices and routes among `found` that look like the original's."""
+    """Return the devices and routes among `found` that match those of the original."""
     return State.collect(
         item
         for item in found
@@ -198,9 +199,9 @@ def left_by_original(found: Iterable[Item], membership: Membership) -> State:
 
 
 def unplanned_routes(found: Iterable[Item], membership: Membership) -> State:
-    """Return the routes to parts of the network that are neither ours nor the original's.
+    """Return the routes to parts of the network that are neither pyflannel's nor the original's.
 
-    They draw packets away from the peers. In its own subnet a host has what it wants.
+    They redirect packets for peers. Routes inside the host's own subnet are not included.
     """
     items = tuple(found)
     ours = {item.name for item in items if isinstance(item, Link) and item.alias.startswith(MARK)}
@@ -216,7 +217,7 @@ def unplanned_routes(found: Iterable[Item], membership: Membership) -> State:
 
 
 def is_within(route: Route, membership: Membership) -> bool:
-    """Return whether the route is to a part of the network that is not the host's own."""
+    """Return whether the route is to a part of the network outside the host's own subnet."""
     destination, network, subnet = route.destination, membership.network, membership.subnet
     if network is None or not isinstance(destination, IPv4Network) or not destination.subnet_of(network):
         return False
@@ -230,9 +231,9 @@ def _is_originals_link(link: Link) -> bool:
 
 
 def is_on_originals_device(route: Route) -> bool:
-    """Return whether the route is to a peer of an original, on a device that only an original names so.
+    """Return whether the route is to a peer of an original, on a device with a name that only it uses.
 
-    A daemon of ours marks its routes by their protocol.
+    A pyflannel daemon marks its routes by their protocol.
     """
     return route.protocol == PROTOCOL_BOOT and any(
         name.fullmatch(route.link) for kind, name in _DEVICES if kind != "tun"
@@ -261,7 +262,7 @@ def _may_lead_to_peer(route: Route, membership: Membership) -> bool:
 
 
 def _is_originals_blackhole(route: Route, membership: Membership) -> bool:
-    """Return whether it is the route that keeps what no bridge wants of the subnet from the default route."""
+    """Return whether it is the original's blackhole for the host's subnet."""
     return (
         route.destination == membership.subnet
         and route.kind == "blackhole"

@@ -14,17 +14,18 @@ from pyflannel.model.state import Add, Refusal, State
 def device_names(
     mark: str, interfaces: Interfaces, *, kept: str | None = None, protocols: Collection[int] = ()
 ) -> Iterator[str]:
-    """Yield `flannel0`, `flannel1`, … as this daemon may claim them, the best first.
+    """Yield the names `flannel0`, `flannel1`, … that this daemon may claim, the best first.
 
-    The name of its last life comes first, then that of a device that carries its mark, so that a restart
-    finds what is its own. A device without a mark belongs to the program that made it, except flannel0:
-    the host's only daemon takes it over. A name whose routes are there is that of a daemon that is down.
+    The name of the previous run is first, then the name of a device with the daemon's mark, so that a restart
+    finds its own objects. A device without a mark belongs to the program that created it, except flannel0:
+    the only daemon of a host takes it over. A name with existing routes belongs to a daemon that is not
+    running.
 
     Args:
-        mark: alias of our links.
-        interfaces: the devices that there are.
-        kept: the name of the last life.
-        protocols: of the routes that there are.
+        mark: alias of this daemon's links.
+        interfaces: the existing devices.
+        kept: the name of the previous run.
+        protocols: protocol numbers of the existing routes.
     """
     aliases = {one.name: one.alias for one in interfaces.interfaces}
     if kept in DEVICES and aliases.get(kept, mark) == mark:
@@ -38,14 +39,14 @@ def device_names(
             yield name
 
 
-def standing_identity(mark: str, claimed: str, interfaces: Interfaces) -> str | None:
-    """Return the identity on the tunnel device of the former daemon with this mark, which has ended.
+def identity_on_device(mark: str, claimed: str, interfaces: Interfaces) -> str | None:
+    """Return the identity on the tunnel device of an ended daemon with this mark.
 
     None if there is no such device, or if its daemon may still run: only the holder of a name has a device of
     that name, and only the holder of flannel0 has a vxlan device with the default mark.
 
     Args:
-        mark: alias of our links.
+        mark: alias of this daemon's links.
         claimed: the name that this daemon holds.
         interfaces: the links of the host.
     """
@@ -56,18 +57,20 @@ def standing_identity(mark: str, claimed: str, interfaces: Interfaces) -> str | 
 
 
 def ours(actual: State, desired: State, mark: str = MARK, device: str | None = FIRST_DEVICE) -> State:
-    """Return the part of `actual` that a pass towards `desired` may change or remove.
+    """Return the objects that this daemon owns: a pass towards `desired` may change or remove them.
 
-    `mark` is the alias of the links that this daemon makes, `device` the name that it claims; None when
-    that is not known, so that routes and filter rules cannot be told from another daemon's.
+    `mark` is the alias of the links of this daemon. `device` is the name that it claims; None if this is
+    unknown, so that its routes and filter rules cannot be distinguished from those of another daemon.
 
-    1. An object at a key of the plan, on a link of the plan or with our mark is ours, no matter which
-       program made it: a route that another program replaced is repaired. But a link with another daemon's
-       mark is that daemon's, and so are the objects on it. A route that another program had first is not
-       planned (plan.routes).
-    2. Elsewhere only what carries our mark is ours: links by alias, routes by protocol number, filter rules
-       by the name of their chain or table, which says the device.
-    3. Everything else is foreign and stays.
+    1. The daemon owns an object at a key of the plan, on a link of the plan or with its mark, regardless of
+    the
+       program that created it: a route that another program replaced is repaired. But a link with the mark of
+       another daemon belongs to that daemon, with the objects on it. A route that another program had first
+       is not planned (plan.routes).
+    2. Elsewhere, the daemon owns only objects with its mark: links by alias, routes by protocol number,
+    filter
+       rules by the name of their chain or table, which contains the device.
+    3. All other objects are foreign and are not changed.
     """
     others = {link.name for link in actual.of_type(Link) if _is_others(link, mark)}
     links = {link.name for link in (*actual.of_type(Link), *desired.of_type(Link)) if link.alias == mark}
@@ -86,16 +89,16 @@ def ours(actual: State, desired: State, mark: str = MARK, device: str | None = F
 
 
 def taken_links(actual: State, desired: State, mark: str = MARK) -> Mapping[str, Refusal]:
-    """Return the links of the plan that another daemon of this host has, by name: each a refusal, as it says.
+    """Return a refusal for each link of the plan that another daemon of this host has, by name.
 
-    Nobody fights over them: they are left out of the plan for as long.
+    They are left out of the plan while the other daemon has them.
     """
     return {
         item.name: Refusal(
             operation=Add(wanted),
             cause=f"the flanneld with --run-dir={_run_dir(item.alias)} has this link",
-            hint="Give each network a VNI of its own (Backend.VNI); what a daemon left that is no more,"
-            f" `flannelctl cleanup --run-dir={_run_dir(item.alias)}` removes.",
+            hint="Give each network its own VNI (Backend.VNI). If that daemon no longer exists, run"
+            f" `flannelctl cleanup --run-dir={_run_dir(item.alias)}`.",
         )
         for item in actual.of_type(Link)
         if _is_others(item, mark) and isinstance(wanted := desired.by_key.get(item.key), Link)
@@ -103,7 +106,7 @@ def taken_links(actual: State, desired: State, mark: str = MARK) -> Mapping[str,
 
 
 def without_links(desired: State, names: Set[str]) -> State:
-    """Return the plan but for these links and all that would be on them."""
+    """Return the plan without these links and the objects on them."""
     return desired.without(
         [
             item.key
@@ -114,7 +117,7 @@ def without_links(desired: State, names: Set[str]) -> State:
 
 
 def _is_others(link: Link, mark: str) -> bool:
-    """Return whether another daemon's mark is on the link: ours, or ours and a run directory."""
+    """Return whether the link has the mark of another daemon, with or without a run directory."""
     return link.alias != mark and (link.alias == MARK or link.alias.startswith(f"{MARK} "))
 
 

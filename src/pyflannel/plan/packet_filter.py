@@ -25,13 +25,14 @@ from pyflannel.model.packet_filter import (
 from pyflannel.model.state import State
 from pyflannel.model.tunnel_guard import GuardedPath, GuardMode, GuardPeer, GuardTable
 
-# Masquerading: packets that leave the network get the host's address; those inside it keep theirs.
+# Masquerading: packets that leave the network get the host's address. Packets inside the network are
+# unchanged.
 #
-# Source: flannel 0.28.9, its iptables rules and their order. Its nftables rules differ, and let packets from
-# the host to containers elsewhere go unmasked; we have one set of rules for both.
+# Source: flannel 0.28.9, its iptables rules and their order. Its nftables rules differ: they do not
+# masquerade packets from the host to containers of other hosts. pyflannel has one set of rules for both.
 
 MASQUERADED = Mark(0x4000, 0x4000)
-"""kube-proxy marks what it masquerades itself; twice would lose the port."""
+"""Mark of kube-proxy for packets that it masquerades itself. A second masquerading would lose the port."""
 
 _MULTICAST_IPV4 = IPv4Network("224.0.0.0/4")
 _MULTICAST_IPV6 = IPv6Network("ff00::/8")
@@ -40,7 +41,7 @@ _MULTICAST_IPV6 = IPv6Network("ff00::/8")
 def masquerade_rules(
     network: IPv4Network | IPv6Network, subnet: IPv4Network | IPv6Network, *, is_fully_random: bool
 ) -> tuple[FilterRule, ...]:
-    """Return the rules for what a host with `subnet` sends, in their order."""
+    """Return the masquerading rules of a host with `subnet`, in their order."""
     inside, outside = Prefix(network), Prefix(network, is_negated=True)
     own = Prefix(subnet)
     unicast = Prefix(_MULTICAST_IPV4 if network.version == 4 else _MULTICAST_IPV6, is_negated=True)
@@ -49,22 +50,22 @@ def masquerade_rules(
         FilterRule(mark=MASQUERADED, verdict=Return()),
         FilterRule(source=own, destination=inside, verdict=Return()),
         FilterRule(source=inside, destination=own, verdict=Return()),
-        # A client outside the overlay sees our containers, and they see its true address.
+        # Containers of this host receive packets of clients outside the overlay with their real address.
         FilterRule(source=outside, destination=own, verdict=Return()),
         FilterRule(source=inside, destination=unicast, verdict=masquerade),
-        # The host itself: a peer could not send the answer to an address of the underlay by the overlay.
+        # The host itself: a peer could not send an answer to an address of the underlay through the overlay.
         FilterRule(source=outside, destination=inside, verdict=masquerade),
     )
 
 
-# Forwarding: packets from and to the network pass, whatever the policy for others.
+# Forwarding: packets from and to the network are accepted, regardless of the policy of the chain.
 #
-# Not bound to an interface, as in the original: with host-gw, and for clients that a router sends here, the
-# packets come by the underlay.
+# As in the original, the rules name no interface: with host-gw, and for clients behind a router, the packets
+# arrive at the underlay.
 
 
 def forward_rules(network: IPv4Network | IPv6Network) -> tuple[FilterRule, ...]:
-    """Return the rules for what a host forwards, in their order (flannel 0.28.9)."""
+    """Return the forwarding rules, in their order (flannel 0.28.9)."""
     return (
         FilterRule(source=Prefix(network), verdict=Accept()),
         FilterRule(destination=Prefix(network), verdict=Accept()),
@@ -72,16 +73,16 @@ def forward_rules(network: IPv4Network | IPv6Network) -> tuple[FilterRule, ...]:
 
 
 _SRCNAT = 100
-"""Priority of NAT on the way out (linux/netfilter_ipv4.h, NF_IP_PRI_NAT_SRC); 0 is the filter's."""
+"""Priority of source NAT (linux/netfilter_ipv4.h, NF_IP_PRI_NAT_SRC); the priority of the filter is 0."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FilterOptions:
-    """What the operator asks of this host's packet filter.
+    """The operator's options for this host's packet filter.
 
     Attributes:
-        is_fully_random: ports of masqueraded packets are drawn, where the host can do so.
-        guard: which tunnel packets are taken.
+        is_fully_random: ports of masqueraded packets are random, if the host supports it.
+        guard: the tunnel packets that are accepted.
     """
 
     masquerades: bool = False
@@ -92,7 +93,7 @@ class FilterOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _FamilyRules:
-    """The rules of one family; empty where nothing is asked."""
+    """The rules of one family; empty if no option requests them."""
 
     family: Family
     masquerade: tuple[FilterRule, ...]
@@ -100,7 +101,7 @@ class _FamilyRules:
 
 
 def plan_filter(config: NetworkConfig, host: Host, options: FilterOptions) -> State:
-    """Return the rules of every family that is on, as items of the engine that the config names."""
+    """Return the rules of each enabled family, as items of the engine that the config selects."""
     families = [_rules(*family, options) for family in _families(config, host.lease)]
     items = _nftables if config.enable_nftables else _iptables
     return State.collect(item for rules in families for item in items(rules, host.device))
@@ -145,14 +146,14 @@ def _nftables(rules: _FamilyRules, device: str) -> Iterator[Item]:
     if chains:
         yield NftTable(family=rules.family, device=device, chains=chains)
     if rules.forward:
-        # An accept in our table does not undo the drop of another: where Docker has set the policy of
-        # iptables' FORWARD to DROP, the packet must be accepted there.
+        # An accept in pyflannel's table does not override a drop in another table. If Docker has set the
+        # policy of iptables' FORWARD to DROP, the packet must be accepted in that chain.
         yield IptablesChain(
             family=rules.family, table="filter", device=device, rules=rules.forward, is_for_dropping=True
         )
 
 
-# The tunnel guard: who may send tunnel packets to us and to our peers, and inner packets of other hosts.
+# The tunnel guard: the allowed senders of tunnel packets to this host and to its peers, and of inner packets.
 
 _ANYBODY = IPv4Network("0.0.0.0/0")
 

@@ -7,7 +7,7 @@ import pytest
 
 from pyflannel.model.host import Interface, Interfaces
 from pyflannel.model.route import DEVICES, PROTOCOLS, route_protocol
-from pyflannel.plan.ownership import device_names, standing_identity
+from pyflannel.plan.ownership import device_names, identity_on_device
 
 BLUE = "pyflannel /run/blue"
 
@@ -87,7 +87,7 @@ def owned(interfaces: Interfaces, *owners: str) -> Interfaces:
 def test_the_device_of_the_former_daemon_has_its_identity(
     mark: str, claimed: str, interfaces: Interfaces, found: str | None
 ) -> None:
-    assert standing_identity(mark, claimed, interfaces) == found
+    assert identity_on_device(mark, claimed, interfaces) == found
 
 
 @pytest.mark.parametrize(
@@ -105,4 +105,4 @@ def test_the_identity_of_a_daemon_that_may_still_run_is_not_taken(
     mark: str, claimed: str, interfaces: Interfaces
 ) -> None:
     """It would hold the name flannel0, or that of the device."""
-    assert standing_identity(mark, claimed, interfaces) is None
+    assert identity_on_device(mark, claimed, interfaces) is None

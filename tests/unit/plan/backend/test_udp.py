@@ -157,7 +157,7 @@ def test_keys_of_the_network_config_without_effect_are_named() -> None:
         " FastPath, Backend",
     )
     assert config_warnings(replace(CONFIG, unread=("Networks",))) == (
-        "Networks has no effect: only flannel 0.20 knows it, and no flanneld of this version supports it",
+        "Networks has no effect: it is a key of flannel 0.20 that this version does not support",
     )
     many = tuple(f"key{number}" for number in range(10))
     assert " key7 and 2 more have no effect" in config_warnings(replace(CONFIG, unread=many))[0]
