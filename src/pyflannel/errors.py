@@ -13,7 +13,7 @@ FlannelError
 ├── NotReadyError    the requested object does not exist yet, or
 │   │                no answer in time                              exit 3
 │   └── NoStoreError     the file of the store does not exist
-├── CniError         the CNI plugin cannot do what the runtime asked  error object, exit 1
+├── CniError         the CNI plugin cannot perform the operation    error object, exit 1
 └── LabError         a part of the lab failed                       exit 1
 """
 
@@ -207,7 +207,7 @@ class BusyError(FlannelError):
 
 
 class CniError(FlannelError):
-    """The CNI plugin cannot do what the runtime asked.
+    """The CNI plugin cannot perform the operation that the runtime requested.
 
     Attributes:
         code: error code of the CNI specification 1.1.0, section 5.

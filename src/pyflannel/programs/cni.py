@@ -362,7 +362,7 @@ class _Saved:
     def _candidates(self, attachment: Attachment) -> Iterator[str]:
         """Yield the files that may hold an attachment: its own, or that of the original.
 
-        A file of the original that another attachment of ours points to is not a candidate.
+        A file of the original that another attachment of pyflannel points to is not a candidate.
         """
         keyed = self._keyed(attachment)
         if attachment.interface and os.path.lexists(keyed):
@@ -417,7 +417,7 @@ def _delegate(
     reason = (finished.errors or finished.output).decode(errors="replace").strip() or "no error message"
     raise CniError(
         f"netplugin failed: {program} {_ending(finished.status)}: {reason}",
-        hint="Run the delegate by hand with the saved configuration.",
+        hint="Run the delegate manually with the saved configuration.",
         code=cni.INTERNAL,
     )
 
