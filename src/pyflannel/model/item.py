@@ -1,4 +1,4 @@
-"""Objects of a plan: what all kinds have in common, and the maps that hold objects by key."""
+"""Objects of a plan: the common base of all kinds, and the maps of objects by key."""
 
 from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Set
 from dataclasses import Field, dataclass
@@ -8,8 +8,8 @@ from typing import Any, ClassVar, Self, TypeVar
 Key = tuple[Hashable, Hashable]
 """The identity of an object: its table, and its name in the table.
 
-A table holds objects of one kind, for example those on one link. So ten thousand objects cost no key of their
-own: the name is a part of each object.
+A table contains objects of one kind, for example those on one link. Ten thousand objects therefore need no
+memory for keys: the name is a part of each object.
 """
 
 ANY = None
@@ -19,10 +19,10 @@ ANY = None
 class Rank(IntEnum):
     """The place of a kind in a batch: objects are built in this order and removed in the reverse order.
 
-    The route attracts traffic, so it is built after all that carries its packets, and removed first: a packet
-    that is routed while nothing forwards it would be lost. A program is attached when its maps are filled.
-    Filter rules come after the route, because they may have to wait for a lock. Files come last: a program
-    that reads subnet.env may start containers at once.
+    The route attracts traffic. It is built after the objects that carry its packets, and removed first:
+    otherwise, its packets would be lost. A program is attached after its maps are filled. Filter rules follow
+    the route, because they may have to wait for a lock. Files are last: a program that reads subnet.env may
+    start containers immediately.
     """
 
     LINK = 0
@@ -63,10 +63,10 @@ class LinkChanges:
     """Changes of links with which the kernel drops other objects.
 
     Attributes:
-        recreated: links that are deleted and created again; all objects on them go too.
-        readdressed: links that get another MAC address; their neighbours go.
-        prefixes: of IPv4 addresses that are removed; other addresses of the prefix may go too.
-        unaddressed: links that lose their last IPv4 address; their IPv4 routes and neighbours go.
+        recreated: links that are deleted and created again. All objects on them are dropped.
+        readdressed: links that get another MAC address. Their neighbours are dropped.
+        prefixes: prefixes of removed IPv4 addresses. Other addresses of the prefix may be dropped.
+        unaddressed: links that lose their last IPv4 address. Their IPv4 routes and neighbours are dropped.
     """
 
     recreated: Collection[str]
@@ -76,18 +76,18 @@ class LinkChanges:
 
 
 class Item:
-    """One object that a plan can ask for: a kernel object, a process, a file, or an entry of a table.
+    """One object that a plan can contain: a kernel object, a process, a file, or an entry of a table.
 
-    A kind is a frozen dataclass that inherits from this class and answers every question about itself: its
-    key, its rank, what it needs, what it goes with, its words, its owner. So a new kind touches its own
-    module, the backend that plans it, and its adapter.
+    A kind is a frozen dataclass that inherits from this class and defines all its properties: its key, its
+    rank, its requirements, its reaction to changes of links, its texts, its owner. A new kind therefore
+    changes only its own module, the backend that plans it, and its adapter.
 
     Attributes:
         KIND: the kind as one word, for metrics and the status.
-        PLURAL: several of the kind, in the operator's words.
-        RANK: when the kind is built within a batch.
+        PLURAL: the plural, for texts.
+        RANK: the place of the kind in a batch.
         IS_HOST_PART: no file is written before all objects of the kind are in place.
-        IS_BOUND_TO_LINK: the key names the link, so that the object has the link's owner.
+        IS_BOUND_TO_LINK: the key contains the link, so that the object has the link's owner.
     """
 
     __slots__ = ()
@@ -106,7 +106,7 @@ class Item:
 
     @property
     def title(self) -> str:
-        """The object in the operator's words: `link flannel0`."""
+        """The name of the object in texts: `link flannel0`."""
         raise NotImplementedError
 
     @property
@@ -116,9 +116,7 @@ class Item:
 
     @property
     def requires(self) -> tuple[Key, ...]:
-        """Keys of the objects without which the kernel refuses this one; `ANY` as the name is any of a
-        table.
-        """
+        """Keys of the objects without which the kernel refuses this one; `ANY`: any object of a table."""
         return () if self.parent_link is None else (("link", self.parent_link),)
 
     def is_marked(self, marks: Marks) -> bool:
@@ -130,7 +128,7 @@ class Item:
         return True
 
     def after(self, changes: LinkChanges) -> "Item | None":
-        """Return what is left of the object when these links have changed; None if the kernel drops it."""
+        """Return the remainder of the object after these links have changed; None if the kernel drops it."""
         return None if self.parent_link in changes.recreated else self
 
 
@@ -143,7 +141,7 @@ class ItemMap(Mapping[Key, _Item]):
     __slots__ = ("_tables",)
 
     def __init__(self, items: Iterable[_Item] = ()) -> None:
-        """Make the map of these items; where two have one key, the first stays."""
+        """Create the map of these items. Of two items with one key, the first is kept."""
         self._tables: dict[Hashable, dict[Hashable, _Item]] = {}
         self.add(items)
 
@@ -160,11 +158,11 @@ class ItemMap(Mapping[Key, _Item]):
         return self._tables
 
     def copy(self) -> "ItemMap[_Item]":
-        """Return a map of its own with the same items."""
+        """Return a separate map with the same items."""
         return self.of_tables({table: dict(names) for table, names in self._tables.items()})
 
     def add(self, items: Iterable[_Item]) -> None:
-        """Add these items; where two have one key, the first stays."""
+        """Add these items. Of two items with one key, the first is kept."""
         tables = self._tables
         for item in items:
             table, name = item.key
@@ -174,24 +172,27 @@ class ItemMap(Mapping[Key, _Item]):
                 tables[table] = {name: item}
 
     def put(self, item: _Item) -> None:
-        """Add an item, in the place of that with its key."""
+        """Add an item, or replace the one with its key."""
         table, name = item.key
         self._tables.setdefault(table, {})[name] = item
 
     def discard(self, key: Key) -> None:
-        """Take out the item with this key, if there is one."""
+        """Remove the item with this key, if there is one."""
         table, name = key
         names = self._tables.get(table, {})
         if names.pop(name, None) is not None and not names:
             del self._tables[table]
 
     def each(self) -> Iterator[_Item]:
-        """Yield the items, as `values()` does after looking each of them up."""
+        """Yield the items. This is faster than `values()`, which looks each of them up."""
         for names in self._tables.values():
             yield from names.values()
 
     def __or__(self, other: "ItemMap[_Item]") -> "ItemMap[_Item]":
-        """Return the union; where both have a key, ours stays. It shares tables: nobody changes them then."""
+        """Return the union. If both have a key, the item of this map is kept.
+
+        The maps share tables, which must not be changed afterwards.
+        """
         tables = dict(other._tables)
         for table, names in self._tables.items():
             tables[table] = {**tables[table], **names} if table in tables else names

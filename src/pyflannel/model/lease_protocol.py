@@ -1,6 +1,6 @@
-"""The lease protocol's vocabulary: what a host wants, what happens to it, and what it does about it.
+"""The values of the lease protocol: the wanted lease, the events, the actions and the reports.
 
-Times are seconds of a clock that never steps and counts while the host sleeps.
+Times are seconds of a clock that never steps and also counts while the host sleeps.
 """
 
 from dataclasses import dataclass
@@ -13,19 +13,19 @@ from pyflannel.model.network_config import NetworkConfig
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """What this host asks of the store.
+    """The lease that this host wants.
 
     Attributes:
-        network: the range to take a subnet from.
-        config_revision: the store's revision of that; None when it is not known or is out of date. Then no
+        network: the network config, with the range of subnets.
+        config_revision: revision of the config in the store; None if it is unknown or out of date. Then no
             write depends on it.
-        attributes: the attributes of our lease; its owner is our identity.
-        previous: the subnet of our last life, from the old subnet.env; preferred when free.
-        avoided: prefixes in the network that this host needs, or routes elsewhere: no new subnet overlaps one
-            while there is another.
-        ttl_s: how long a lease lasts unless it is renewed.
-        renew_margin_s: how long before its end that is; at most half of it.
-        renumbers: take another subnet when somebody else holds ours (`--on-subnet-lost=renumber`).
+        attributes: attributes of this host's lease; the owner is its identity.
+        previous: the subnet of the previous run, from the old subnet.env; preferred if it is free.
+        avoided: prefixes in the network that this host needs or routes elsewhere: a new subnet overlaps one
+            only if there is no other.
+        ttl_s: seconds until a lease expires unless it is renewed.
+        renew_margin_s: seconds before the expiry at which the lease is renewed; at most half of the TTL.
+        renumbers: take another subnet if another host holds the current one (`--on-subnet-lost=renumber`).
     """
 
     network: NetworkConfig
@@ -39,17 +39,17 @@ class Wanted:
 
     @property
     def owner(self) -> str:
-        """Our identity."""
-        assert self.attributes.owner is not None  # a host of ours always has one
+        """The identity of this host."""
+        assert self.attributes.owner is not None  # a pyflannel host always has one
         return self.attributes.owner
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Held:
-    """The subnet that the host runs on. Its containers have addresses of it: it never changes by itself.
+    """The lease that the host uses. Its containers have addresses of it, so it changes only by an order.
 
     Attributes:
-        expires_at: when the store drops the lease unless it is renewed; None for a reservation.
+        expires_at: time at which the lease expires unless it is renewed; None for a reservation.
     """
 
     lease: Lease
@@ -63,8 +63,8 @@ class Held:
 class PutLease:
     """Write a lease if its key has revision `expected` (0: is absent).
 
-    And if the network config has revision `config_revision`, unless that is None: a subnet of another length
-    may lie within this one, at another key.
+    If `config_revision` is set, the network config must also have this revision: after a change of the
+    config, a lease at another key may overlap this subnet.
     """
 
     lease: Lease
@@ -75,14 +75,14 @@ class PutLease:
 
 @dataclass(frozen=True, slots=True)
 class DeleteLease:
-    """Delete a lease if it is still the one we saw."""
+    """Delete a lease if it still has the known revision."""
 
     lease: Lease
 
 
 @dataclass(frozen=True, slots=True)
 class PutClaim:
-    """Contest a lease, unless somebody does already."""
+    """Contest a lease, unless another host contests it already."""
 
     claim: Claim
 
@@ -99,12 +99,12 @@ Write = PutLease | DeleteLease | PutClaim | DeleteClaim
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """Read the key of a lease that we know: a store that lost its data has it no longer."""
+    """Read the key of a known lease: a store that lost its data does not have it any more."""
 
     lease: Lease
 
 
-# What a watch sees.
+# Changes that a watch delivers.
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +116,7 @@ class LeaseSeen:
 
 @dataclass(frozen=True, slots=True)
 class LeaseGone:
-    """A lease was deleted, or expired; with an IPv6 subnet where its key named one."""
+    """A lease was deleted, or expired. The IPv6 subnet is set if its key contained one."""
 
     subnet: IPv4Network
     revision: int
@@ -125,9 +125,9 @@ class LeaseGone:
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """Somebody wrote what is no lease at the key of `subnet`; the key is occupied all the same.
+    """The key of `subnet` contains no valid lease, and is occupied nevertheless.
 
-    So it is when the key names an IPv6 subnet beside it.
+    This also applies to a key with an IPv6 subnet.
     """
 
     subnet: IPv4Network
@@ -173,7 +173,7 @@ class Listed:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """All that a watch saw up to and with `revision`, in order."""
+    """All changes from a watch up to and including `revision`, in order."""
 
     changes: tuple[LeaseChange, ...]
     revision: int
@@ -184,8 +184,8 @@ class WatchLost:
     """The watch ended.
 
     Attributes:
-        is_compacted: the store no longer knows the revision it was to go on from.
-        was_steady: it had been open for a while.
+        is_compacted: the store has compacted the revision from which the watch was to continue.
+        was_steady: the watch was open long enough to count as working.
     """
 
     cause: str
@@ -204,7 +204,7 @@ class Wrote:
 
 @dataclass(frozen=True, slots=True)
 class Conflicted:
-    """A write lost its condition. `current` is the lease at the key; None when there is no readable one."""
+    """The condition of a write was false. `current` is the lease at the key; None if none is readable."""
 
     write: Write
     current: Lease | Claim | None
@@ -212,7 +212,7 @@ class Conflicted:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The store did not answer. A write may have taken effect all the same. None means the listing."""
+    """The store did not answer. A write may have taken effect nevertheless. None means the listing."""
 
     write: Write | Check | None
     cause: str
@@ -221,7 +221,7 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """The lease at the key that was asked for; None when there is no readable one."""
+    """The lease at the checked key; None if none is readable."""
 
     lease: Lease
     current: Lease | None
@@ -229,12 +229,12 @@ class Checked:
 
 @dataclass(frozen=True, slots=True)
 class Woke:
-    """The time asked for has come."""
+    """The requested time is reached."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ordered:
-    """What the host asks for has changed: its address, its network config, its identity."""
+    """The wanted lease has changed: the address, the network config or the identity of the host."""
 
     wanted: Wanted
 
@@ -247,26 +247,26 @@ Event = Started | Listed | Checked | Seen | WatchLost | Wrote | Conflicted | Fai
 
 @dataclass(frozen=True, slots=True)
 class List:
-    """Ask the store for all leases and claims."""
+    """Request a listing of all leases and claims."""
 
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """Watch leases and claims for all that comes after this revision."""
+    """Watch leases and claims for changes after this revision."""
 
     after: int
 
 
 @dataclass(frozen=True, slots=True)
 class Wake:
-    """Wake us at this time; replaces the time asked for before."""
+    """Send a Woke event at this time. This replaces the previously requested time."""
 
     at: float
 
 
 @dataclass(frozen=True, slots=True)
 class Reidentify:
-    """Make a new identity: ours is a copy of a living host's. The answer is Ordered."""
+    """Create a new identity, because this host is a copy of a living host. The answer is Ordered."""
 
 
 # Reports to the operator.
@@ -281,24 +281,24 @@ class Picking:
 
 @dataclass(frozen=True, slots=True)
 class Reusing:
-    """A standing lease is ours and used again."""
+    """An existing lease matches this host and is used again."""
 
     lease: Lease
 
 
 @dataclass(frozen=True, slots=True)
 class ReusingPrevious:
-    """The subnet of the old subnet.env is free and taken again."""
+    """The subnet of the old subnet.env is free and is acquired again."""
 
     subnet: IPv4Network
 
 
 @dataclass(frozen=True, slots=True)
 class Unsuitable:
-    """A subnet of ours does not fit the network config.
+    """The network config does not admit a subnet of this host.
 
     Attributes:
-        fate: our lease is `deleted`; a reservation is `kept`, as it is the operator's to remove; the
+        fate: a lease is `deleted`; a reservation is `kept`, because only the operator removes it; the
             `previous` subnet of subnet.env is ignored.
     """
 
@@ -308,7 +308,7 @@ class Unsuitable:
 
 @dataclass(frozen=True, slots=True)
 class Acquired:
-    """The lease is ours from now on."""
+    """This host holds the lease from now on."""
 
     held: Held
 
@@ -322,14 +322,14 @@ class Renewed:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """Our lease is gone from the store; it is taken again, the data path stays."""
+    """This host's lease disappeared from the store. It is acquired again; the data path is unaffected."""
 
     lease: Lease
 
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """Another host holds our subnet; ours runs on, degraded, until the operator orders it to renumber."""
+    """Another host holds this host's subnet. This host keeps it, degraded, until an order to renumber."""
 
     lease: Lease
     by: Lease
@@ -337,19 +337,20 @@ class Taken:
 
 @dataclass(frozen=True, slots=True)
 class Contested:
-    """A lease with our address belongs to another identity: its holder is asked whether it lives."""
+    """A lease with this host's address has another owner, which is asked whether it is alive."""
 
     lease: Lease
 
 
 @dataclass(frozen=True, slots=True)
 class SharedAddress:
-    """Another living host has our address, or our identity; both report it.
+    """Another living host has the address or the identity of this host. Both hosts report it.
 
     Attributes:
-        subnet: of the lease by which they met.
-        other: identity of the other host, or what it is to this one.
-        is_ours: this host keeps that lease; else the other host holds it; None until they have settled that.
+        subnet: subnet of the lease that both claim.
+        other: identity of the other host, or its relation to this one.
+        is_ours: True if this host keeps that lease, False if the other host holds it, None if it is
+            undecided.
     """
 
     subnet: IPv4Network
@@ -367,7 +368,7 @@ class Exhausted:
 
 @dataclass(frozen=True, slots=True)
 class StoreAway:
-    """The store does not answer, told at each try; the last known leases stay."""
+    """The store does not answer. Reported at each attempt; the last known leases remain valid."""
 
     cause: str
     retry_in_s: float

@@ -1,4 +1,4 @@
-"""The network config: what the operator wrote at the store's `config` key, computed and checked."""
+"""The network config: the operator's value at the store's `config` key, completed and checked."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,7 +7,8 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 DEFAULT_BACKEND = "udp"
 
 FAST_PATHS = ("safe", "off")
-"""What FastPath may be: programs in the kernel carry packets, past no hook of its firewall; or none do."""
+"""The values of FastPath: programs in the kernel carry packets and bypass no hook of its firewall; or none.
+"""
 
 
 KEYS = (
@@ -25,29 +26,29 @@ KEYS = (
     "FastPath",
     "Backend",
 )
-"""The keys that are read."""
+"""The supported keys."""
 
 LATER_KEYS = ("Networks", "IPv6Networks")
-"""Keys that a release of the original reads, 0.20, and we do not."""
+"""Keys of flannel 0.20 that pyflannel does not support."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkConfig:
-    """One network that all hosts share, and how packets cross it.
+    """One network of all hosts, and its backend.
 
-    The values of a family that is off are as the operator wrote them: neither computed nor checked, nor used.
+    The values of a disabled family are those of the operator: neither completed nor checked, nor used.
 
     Attributes:
-        network: the whole IPv4 range; None only when IPv4 is off and the operator wrote none.
+        network: the whole IPv4 range; None only if IPv4 is disabled and the operator wrote none.
         subnet_length: prefix length of one host's subnet.
         subnet_min: base address of the first subnet that may be leased.
-        subnet_max: base address of the last one, itself included.
-        backend_type: lower case, `udp` when the config names none.
-        backend: the Backend object as decoded JSON, `{}` when absent; keys as written.
-        enable_nftables: rules by nftables rather than iptables.
-        fast_path: one of FAST_PATHS; ours, the original passes it over.
-        unread: keys that are there and have no effect, each once: of LATER_KEYS, or unknown, as written
-            unless that does not bear printing.
+        subnet_max: base address of the last subnet that may be leased.
+        backend_type: lower case; `udp` if the config names none.
+        backend: the Backend object as decoded JSON, `{}` if absent; keys as written.
+        enable_nftables: use nftables instead of iptables.
+        fast_path: one of FAST_PATHS. The original ignores this key.
+        unread: existing keys without effect, each once: keys of LATER_KEYS, or unknown keys, as written if
+            they are printable.
 
     Source: flannel 0.28.9, the keys of its network config.
     """
@@ -69,7 +70,7 @@ class NetworkConfig:
     unread: tuple[str, ...] = ()
 
     def admits(self, subnet: IPv4Network) -> bool:
-        """Return whether a lease on `subnet` fits: right length, between first and last."""
+        """Return whether a lease on `subnet` is allowed: its length is right, and it is in the range."""
         if not self.enable_ipv4 or self.subnet_min is None or self.subnet_max is None:
             return False
         return (

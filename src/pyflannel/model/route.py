@@ -7,10 +7,10 @@ from pyflannel.model.item import ANY, Item, Key, LinkChanges, Marks, Rank
 from pyflannel.model.packet_filter import FIRST_DEVICE
 
 PROTOCOL_KERNEL = 2
-"""rtm_protocol of what the kernel adds with an address (linux/rtnetlink.h, RTPROT_KERNEL)."""
+"""rtm_protocol of routes that the kernel adds with an address (linux/rtnetlink.h, RTPROT_KERNEL)."""
 
 PROTOCOL_FLANNEL = 80
-"""rtm_protocol of the routes that we add."""
+"""rtm_protocol of the routes of pyflannel."""
 
 SCOPE_GLOBAL = 0
 SCOPE_LINK = 253
@@ -24,13 +24,13 @@ def route_key(version: int, base: int, length: int, metric: int) -> Key:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route(Item):
-    """Packets to `destination` leave by `link`, towards `gateway` when there is one.
+    """Packets to `destination` leave by `link`, to `gateway` if there is one.
 
     Attributes:
-        metric: the kernel's priority; two routes to one destination differ by it.
+        metric: the kernel's priority; two routes to one destination differ in it.
         source: preferred source address of the host's own packets.
-        is_onlink: the gateway is reached on the link although no route says so.
-        kind: `unicast`, `blackhole`, `unreachable`, `prohibit`, …, or `multipath`, which we never plan.
+        is_onlink: the gateway is reached on the link without a route to it.
+        kind: `unicast`, `blackhole`, `unreachable`, `prohibit`, …, or `multipath`, which is never planned.
     """
 
     KIND = "route"
@@ -49,13 +49,13 @@ class Route(Item):
 
     @property
     def key(self) -> Key:
-        """What makes two values one kernel object: link and gateway may be replaced."""
+        """The identity of the kernel object: link and gateway may be replaced."""
         base = self.destination.network_address
         return route_key(base.version, int(base), self.destination.prefixlen, self.metric)
 
     @property
     def title(self) -> str:
-        """The object in the operator's words."""
+        """The name of the object in texts."""
         metric = f" metric {self.metric}" if self.metric else ""
         return f"route {self.destination}{metric}"
 
@@ -76,28 +76,28 @@ class Route(Item):
         return (("link", self.link), (("address", self.link), ANY)) if self.link else ()
 
     def is_marked(self, marks: Marks) -> bool:
-        """Return whether the route is on a link of pyflannel's, or has the daemon's protocol number."""
+        """Return whether the route is on a link of pyflannel, or has the daemon's protocol number."""
         return self.link in marks.links or (
             marks.device is not None and self.protocol == route_protocol(marks.device)
         )
 
 
-# Route protocols: by which number a daemon knows its routes again, where several share a host.
+# Route protocols: the numbers by which daemons on one host recognize their routes.
 #
-# A route has no alias and no name, and its protocol is one octet, of which the kernel only keeps account. The
-# daemon of flannel0 writes 80, that of flannel1 101, that of flannel2 102, and so on. Other programs have
-# numbers around these: 84 is OVN's, 99 openr's, 186 to 198 are those of routing daemons
-# (linux/rtnetlink.h, iproute2's rt_protos).
+# A route has no alias and no name. Its protocol is one byte, which the kernel stores and does not use. The
+# daemon of flannel0 writes 80, that of flannel1 101, that of flannel2 102, and so on. Other programs use
+# numbers around these: 84 is OVN, 99 is openr, 186 to 198 are routing daemons (linux/rtnetlink.h, rt_protos
+# of iproute2).
 
 _STEM = "flannel"
 _BEFORE_OTHERS = 100
 _OTHERS = range(1, 80)
 
 PROTOCOLS = frozenset({PROTOCOL_FLANNEL, *(_BEFORE_OTHERS + number for number in _OTHERS)})
-"""Every number that a daemon of ours may write."""
+"""All numbers that pyflannel daemons may write."""
 
 DEVICES = (FIRST_DEVICE, *(f"{_STEM}{number}" for number in _OTHERS))
-"""Every name that a daemon may claim; each has a number of its own."""
+"""All names that a daemon may claim; each has its own number."""
 
 
 def route_protocol(device: str) -> int:
@@ -113,8 +113,8 @@ class Neighbour(Item):
     """A neighbour entry, as planned or as found.
 
     Attributes:
-        mac: six octets in lower-case hexadecimal, with colons; "" when the kernel has none.
-        is_permanent: neither aged nor asked for (NUD_PERMANENT).
+        mac: six bytes in lower-case hexadecimal, with colons; "" if the kernel has none.
+        is_permanent: neither aged nor probed (NUD_PERMANENT).
     """
 
     KIND = "neighbour"
@@ -129,12 +129,12 @@ class Neighbour(Item):
 
     @property
     def key(self) -> Key:
-        """What makes two values one kernel object."""
+        """The identity of the kernel object."""
         return ("neighbour", self.link, self.address.version), int(self.address)
 
     @property
     def title(self) -> str:
-        """The object in the operator's words."""
+        """The name of the object in texts."""
         return f"neighbour {self.address} on {self.link}"
 
     @property
@@ -143,7 +143,7 @@ class Neighbour(Item):
         return self.link
 
     def is_marked(self, marks: Marks) -> bool:
-        """Return whether the link is pyflannel's."""
+        """Return whether the link belongs to pyflannel."""
         return self.link in marks.links
 
     def after(self, changes: LinkChanges) -> "Neighbour | None":
@@ -158,10 +158,10 @@ class FdbEntry(Item):
     """Frames to `mac` are sent to the VTEP at `destination`.
 
     Attributes:
-        mac: six octets in lower-case hexadecimal, with colons.
-        others: further destinations, each of which would get a copy; we never plan any. Sorted.
-        is_permanent: neither aged nor learned over (NUD_PERMANENT or NUD_NOARP).
-        is_plain: by the device's own port, VNI and underlay; we plan no other.
+        mac: six bytes in lower-case hexadecimal, with colons.
+        others: further destinations, each of which gets a copy; never planned. Sorted.
+        is_permanent: neither aged nor replaced by learning (NUD_PERMANENT or NUD_NOARP).
+        is_plain: it has the device's port, VNI and underlay; no other entry is planned.
     """
 
     KIND = "fdb_entry"
@@ -178,12 +178,12 @@ class FdbEntry(Item):
 
     @property
     def key(self) -> Key:
-        """What makes two values one kernel object."""
+        """The identity of the kernel object."""
         return ("fdb", self.link), self.mac
 
     @property
     def title(self) -> str:
-        """The object in the operator's words."""
+        """The name of the object in texts."""
         return f"FDB entry {self.mac} on {self.link}"
 
     @property
@@ -192,5 +192,5 @@ class FdbEntry(Item):
         return self.link
 
     def is_marked(self, marks: Marks) -> bool:
-        """Return whether the link is pyflannel's."""
+        """Return whether the link belongs to pyflannel."""
         return self.link in marks.links

@@ -11,8 +11,9 @@ _Kind = TypeVar("_Kind", bound=Item)
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """Items by their key. At most one item has a key. A state is not changed after it was made, except the
-    plan that `engine.planner` keeps up to date in place.
+    """Items by key. At most one item has a key.
+
+    A state is not changed after its creation, except the plan, which `engine.planner` updates in place.
     """
 
     by_key: ItemMap[Item] = field(default_factory=ItemMap)
@@ -21,26 +22,26 @@ class State:
 
     @classmethod
     def of(cls, *items: Item) -> "State":
-        """Return the state of these items; where two have one key, the first stays."""
+        """Return the state of these items. Of two items with one key, the first is kept."""
         return cls(ItemMap(items))
 
     @classmethod
     def collect(cls, items: Iterable[Item]) -> "State":
-        """Return the state of these items; where two have one key, the first stays, as in a look-up."""
+        """Return the state of these items. Of two items with one key, the first is kept."""
         return cls(ItemMap(items))
 
     @classmethod
     def of_tables(cls, tables: Mapping[Hashable, dict[Hashable, Item]]) -> "State":
-        """Return the state of these tables, which are shared and must not change any more."""
+        """Return the state of these tables, which are shared and must not be changed afterwards."""
         return cls(ItemMap.of_tables(tables))
 
     def of_kinds(self, kinds: Container[type[Item]]) -> "State":
-        """Return the items of these kinds. It shares the tables, as each holds items of one kind."""
+        """Return the items of these kinds, with shared tables: each contains items of one kind."""
         tables = self.by_key.tables.items()
         return State.of_tables({t: names for t, names in tables if type(next(iter(names.values()))) in kinds})
 
     def of_type(self, kind: type[_Kind]) -> Iterator[_Kind]:
-        """Yield the items of a type; a table has those of one type alone."""
+        """Yield the items of a type. A table contains items of only one type."""
         for names in self.by_key.tables.values():
             for item in names.values():
                 if not isinstance(item, kind):
@@ -48,14 +49,14 @@ class State:
                 yield item
 
     def without(self, keys: Iterable[Key]) -> "State":
-        """Return what is left without the items of these keys."""
+        """Return the state without the items of these keys."""
         left = self.by_key.copy()
         for key in keys:
             left.discard(key)
         return State(left)
 
     def __or__(self, other: "State") -> "State":
-        """Return the union; where both have a key, ours stays."""
+        """Return the union. If both have a key, the item of this state is kept."""
         return State(self.by_key | other.by_key)
 
     def __iter__(self) -> Iterator[Item]:
@@ -79,7 +80,7 @@ class Add:
 
     @property
     def subject(self) -> Item:
-        """The item that the operation is about."""
+        """The item of the operation."""
         return self.item
 
 
@@ -92,19 +93,19 @@ class Replace:
 
     @property
     def subject(self) -> Item:
-        """The item as it is wanted."""
+        """The wanted item."""
         return self.new
 
 
 @dataclass(frozen=True, slots=True)
 class Remove:
-    """The item exists and is not wanted. An item that is gone already counts as removed."""
+    """The item exists and is not wanted. An item that no longer exists counts as removed."""
 
     item: Item
 
     @property
     def subject(self) -> Item:
-        """The item that the operation is about."""
+        """The item of the operation."""
         return self.item
 
 
@@ -113,7 +114,7 @@ Operation = Add | Replace | Remove
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
-    """An operation that did not take effect, the cause, and what the operator can do about it.
+    """An operation that did not take effect, the cause, and the remedy.
 
     Attributes:
         is_permanent: the same operation cannot succeed before its input changes: a missing right, a read-only

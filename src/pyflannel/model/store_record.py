@@ -1,4 +1,4 @@
-"""What a store holds and answers: keys and values under a prefix, with etcd's revisions; and its password.
+"""Values of a store: records under a prefix with etcd's revisions, writes, changes; and its password.
 
 Keys are relative to the store's prefix: `config`, `subnets/10.5.52.0-24`, `claims/10.5.52.0-24`.
 """
@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """One key as the store has it.
+    """One key of the store.
 
     Attributes:
-        revision: the store's revision of the last write to this key (etcd: mod_revision).
-        lease_id: the store's expiry handle; 0 for a key without TTL.
-        created: the store's revision since which the key has been there without a gap (etcd:
-            create_revision); 0 where the store does not keep it.
+        revision: revision of the last write to this key (etcd: mod_revision).
+        lease_id: the store's handle of the expiry; 0 for a key without TTL.
+        created: revision at which the key was created (etcd: create_revision); 0 if the store does not
+            record it.
     """
 
     key: str
@@ -42,12 +42,12 @@ class Unchanged:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Put:
-    """Write a key, if nobody wrote it since.
+    """Write a key on condition of its revision.
 
     Attributes:
         ttl_s: seconds until the store deletes the key; None for never.
-        expected: the revision that the key must have now: 0 for absent, None for any.
-        given: what must be so as well, of another key.
+        expected: the revision that the key must have: 0 for absent, None for any.
+        given: a further condition on another key.
     """
 
     key: str
@@ -59,7 +59,7 @@ class Put:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delete:
-    """Delete a key, if it has the expected revision (None for any; an absent key is fine then)."""
+    """Delete a key if it has the expected revision. None means any revision, or an absent key."""
 
     key: str
     expected: int | None
@@ -76,7 +76,7 @@ class Written:
 class Conflict:
     """The key had another revision, or a further condition was false; nothing was written.
 
-    `current` is the record at the key, None when it is absent.
+    `current` is the record at the key, None if it is absent.
     """
 
     current: Record | None
@@ -102,9 +102,9 @@ Change = PutSeen | DeleteSeen
 
 @dataclass(frozen=True, slots=True)
 class StoreChanges:
-    """All that a watch saw up to and with `revision`, in the store's order.
+    """All changes from a watch up to and including `revision`, in the store's order.
 
-    Empty `changes` say only that nothing else happened up to `revision`.
+    If `changes` is empty, there were no changes up to `revision`.
     """
 
     changes: tuple[Change, ...]
