@@ -95,7 +95,7 @@ def test_a_host_without_the_right_uses_user_space_and_its_peers_bear_with_it(ove
     assert {"CAP_BPF": "absent", "programs SCHED_CLS": "unknown"}.items() <= {
         feature.name: feature.answer for feature in path.lacking
     }.items()
-    assert "programs SCHED_CLS: could not tell, EPERM" in host.flannelctl("status", check=False)
+    assert "programs SCHED_CLS: could not be probed, EPERM" in host.flannelctl("status", check=False)
     assert "; refused:" not in overlay.log(host)
     said = json.loads(host.flannelctl("--json", "doctor", check=False))
     assert "no-fast-path" in [finding["code"] for finding in said["findings"]]

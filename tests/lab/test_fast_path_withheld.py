@@ -77,8 +77,8 @@ def doctors_codes(host) -> list[str]:
 @pytest.mark.parametrize(
     ("before", "reason", "answer", "hint"),
     [
-        (with_refusal("bpf", "EPERM"), "EPERM", "bpf(2): could not tell, EPERM", "seccomp"),
-        (with_refusal("bpf", "ENOSYS"), "ENOSYS", "bpf(2): could not tell, ENOSYS", "seccomp"),
+        (with_refusal("bpf", "EPERM"), "EPERM", "bpf(2): could not be probed, EPERM", "seccomp"),
+        (with_refusal("bpf", "ENOSYS"), "ENOSYS", "bpf(2): could not be probed, ENOSYS", "seccomp"),
         (
             ["unshare", "--mount", "sh", "-c", NO_LIBRARY, "sh"],
             "libbpf.so.1: absent",

@@ -9,14 +9,14 @@ from pyflannel.model.item import Item, Key, Marks, Rank
 
 
 class Direction(Enum):
-    """Which packets of a link a program sees; the value is the kernel's word."""
+    """The packets of a link that a program handles; the value is the kernel's term."""
 
     INGRESS = "ingress"
     EGRESS = "egress"
 
 
 class Role(Enum):
-    """What a program does; the value is its name in the kernel, at most 15 octets."""
+    """The task of a program; the value is its name in the kernel, at most 15 bytes."""
 
     ENCAPSULATE = "flannel_encap"
     DECAPSULATE = "flannel_decap"
@@ -31,15 +31,15 @@ class Role(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tunnel:
-    """What a program knows of the tunnel that it serves.
+    """The settings of a program for its tunnel.
 
     Attributes:
-        device: name of the TUN device, whose owner the program belongs to.
+        device: name of the TUN device; the program belongs to its owner.
         underlay: name of the link that carries the tunnel.
-        address: ours on the underlay, source of what we send and destination of what we take.
-        subnet: our own subnet; only packets to it are taken from peers.
-        port: UDP port that datagrams arrive at and come from.
-        mtu: octets of the largest packet that is taken from a peer, unless it is to be segmented.
+        address: this host's address on the underlay, the source of sent and destination of received packets.
+        subnet: this host's subnet; only packets to it are accepted from peers.
+        port: UDP port of received and source port of sent datagrams.
+        mtu: bytes of the largest packet that is accepted from a peer, unless it is to be segmented.
         gro_link: link that coalesces TCP that arrived in segments; "" if there is none.
     """
 
@@ -57,9 +57,9 @@ class BpfProgram(Item):
     """A program that carries the packets of a tunnel, attached to `link`.
 
     Attributes:
-        link: the TUN device, the underlay, the far end of the GRO veth or a bridge, as the role says.
-        is_current: False when the program is of another version than ours, does not share its maps with the
-            others, or is attached there twice.
+        link: the TUN device, the underlay, the far end of the GRO veth or a bridge, depending on the role.
+        is_current: False if the program is of another version, does not share its maps with the others, or
+            is attached twice.
     """
 
     KIND = "bpf_program"
@@ -73,12 +73,12 @@ class BpfProgram(Item):
 
     @property
     def key(self) -> Key:
-        """What makes two values one object: a tunnel has one program of a role on a link."""
+        """The identity of the object: a tunnel has one program of a role on a link."""
         return ("bpf-program", self.tunnel.device), (self.link, self.role.value)
 
     @property
     def title(self) -> str:
-        """The object in the operator's words."""
+        """The name of the object in texts."""
         return f"program {self.role.value} at {self.link}"
 
     @property
@@ -99,12 +99,12 @@ class BpfProgram(Item):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BpfPeer(Item):
-    """Packets to `subnet` go in datagrams to `address`:`port`; those from it come from `address` only.
+    """A peer: packets to `subnet` are sent to `address`:`port`; packets from it must come from `address`.
 
     Attributes:
         device: name of the TUN device of the tunnel.
-        is_direct: the kernel sends to it; False when its packets take the way through user space, because
-            it cannot read what a sender leaves to hardware to finish.
+        is_direct: the kernel sends to it. If False, its packets take user space, because it does not accept
+            checksums that hardware must complete.
     """
 
     KIND = "bpf_peer"
@@ -119,12 +119,12 @@ class BpfPeer(Item):
 
     @property
     def key(self) -> Key:
-        """What makes two values one entry; all else may be replaced."""
+        """The identity of the entry; all other attributes may be replaced."""
         return ("bpf-peer", self.device), self.subnet
 
     @property
     def title(self) -> str:
-        """The object in the operator's words."""
+        """The name of the object in texts."""
         return f"fast path of {self.device} to {self.subnet}"
 
     @property
@@ -133,17 +133,17 @@ class BpfPeer(Item):
         return (("link", self.device),)
 
     def is_marked(self, marks: Marks) -> bool:
-        """Return whether the entry is of the daemon's tunnel."""
+        """Return whether the entry belongs to the daemon's tunnel."""
         return self.device == marks.device
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BpfContainer(Item):
-    """Frames for `address` that the tunnel brought, and that go to `mac`, go straight to `link`.
+    """A container: frames from the tunnel for `address` and `mac` are sent directly to `link`.
 
     Attributes:
         device: name of the TUN device of the tunnel.
-        mac: six octets in lower-case hexadecimal, with colons.
+        mac: six bytes in lower-case hexadecimal, with colons.
         link: the host's end of the container's veth.
     """
 
@@ -158,12 +158,12 @@ class BpfContainer(Item):
 
     @property
     def key(self) -> Key:
-        """What makes two values one entry: MAC address and link may be replaced."""
+        """The identity of the entry: MAC address and link may be replaced."""
         return ("bpf-container", self.device), self.address
 
     @property
     def title(self) -> str:
-        """The object in the operator's words."""
+        """The name of the object in texts."""
         return f"fast path of {self.device} to container {self.address}"
 
     @property
@@ -172,22 +172,22 @@ class BpfContainer(Item):
         return (("link", self.device),)
 
     def is_marked(self, marks: Marks) -> bool:
-        """Return whether the entry is of the daemon's tunnel."""
+        """Return whether the entry belongs to the daemon's tunnel."""
         return self.device == marks.device
 
 
 Answer = Literal["present", "absent", "unknown"]
-"""Unknown: something hides it, a missing right or a seccomp filter. Only a trial tells."""
+"""Unknown: a missing right or a seccomp filter hides it. Only an attempt shows it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Feature:
-    """One of these.
+    """A feature of the kernel that the fast path uses.
 
     Attributes:
-        detail: what was seen.
-        hint: what to do where it is not present.
-        is_needed: without it no packet goes through the kernel; of the rest, something else takes the place.
+        detail: the observation.
+        hint: the remedy if the feature is not present.
+        is_needed: without it, the kernel carries no packets. Other features have a replacement.
     """
 
     name: str
@@ -198,6 +198,6 @@ class Feature:
 
     @property
     def text(self) -> str:
-        """The answer in a line."""
-        word = "could not tell" if self.answer == "unknown" else self.answer
+        """The answer in one line."""
+        word = "could not be probed" if self.answer == "unknown" else self.answer
         return f"{self.name}: {word}" + (f", {self.detail}" if self.detail else "")

@@ -12,14 +12,14 @@ class Forwarder(Item):
     """The process that moves packets between a TUN device and a UDP socket.
 
     Attributes:
-        link: name of the TUN device that it is attached to.
-        tunnel_address: source of the ICMP errors that it sends: the base address of our subnet.
-        subnet: our own subnet; only packets to it are taken from peers.
-        listen_address: address of the underlay interface, where the socket is bound.
-        port: UDP port, bound and, unless a peer publishes another, sent to.
-        mtu: octets of the largest inner packet.
-        is_attached: False when the device went away under it.
-        is_current: False when it is of another version than ours.
+        link: name of its TUN device.
+        tunnel_address: source of its ICMP errors: the base address of this host's subnet.
+        subnet: this host's subnet; only packets to it are accepted from peers.
+        listen_address: address of the underlay interface, to which the socket is bound.
+        port: UDP port of this host, and of each peer that publishes no other port.
+        mtu: bytes of the largest inner packet.
+        is_attached: False if its device was deleted.
+        is_current: False if it is of another version than the daemon.
     """
 
     KIND = "forwarder"
@@ -38,12 +38,12 @@ class Forwarder(Item):
 
     @property
     def key(self) -> Key:
-        """What makes two values one object: one forwarder a device."""
+        """The identity of the object: one forwarder per device."""
         return "forwarder", self.link
 
     @property
     def title(self) -> str:
-        """The object in the operator's words."""
+        """The name of the object in texts."""
         return f"forwarder of {self.link}"
 
     @property
@@ -52,17 +52,17 @@ class Forwarder(Item):
         return self.link
 
     def is_marked(self, marks: Marks) -> bool:
-        """Return True: a run directory has the forwarder of its daemon alone."""
+        """Return True: a run directory has only the forwarder of its daemon."""
         return True
 
     def after(self, changes: LinkChanges) -> "Forwarder":
-        """Return the forwarder; it loses its device when that is created again."""
+        """Return the forwarder; it loses its device if the device is created again."""
         return replace(self, is_attached=False) if self.link in changes.recreated else self
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForwarderPeer(Item):
-    """Packets to `subnet` go in datagrams to `address`:`port`; those from it come from `address` only."""
+    """A peer: packets to `subnet` are sent to `address`:`port`; packets from it must come from `address`."""
 
     KIND = "forwarder_peer"
     PLURAL = "peers of the forwarder"
@@ -75,12 +75,12 @@ class ForwarderPeer(Item):
 
     @property
     def key(self) -> Key:
-        """What makes two values one entry; address and port may be replaced."""
+        """The identity of the entry; address and port may be replaced."""
         return ("forwarder-peer", self.link), self.subnet
 
     @property
     def title(self) -> str:
-        """The object in the operator's words."""
+        """The name of the object in texts."""
         return f"peer {self.subnet} of {self.link}"
 
     @property
@@ -94,7 +94,7 @@ class ForwarderPeer(Item):
         return (("forwarder", self.link),)
 
     def is_marked(self, marks: Marks) -> bool:
-        """Return True: a run directory has the forwarder of its daemon alone."""
+        """Return True: a run directory has only the forwarder of its daemon."""
         return True
 
     def after(self, changes: LinkChanges) -> "ForwarderPeer":
@@ -103,17 +103,18 @@ class ForwarderPeer(Item):
 
 
 StrangerReason = Literal["stranger", "impostor", "not_ours"]
-"""No host has the inner source; another host has it; the inner destination is not ours."""
+"""No host has the inner source; another host has it; the inner destination is not in this host's subnet."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stranger:
-    """Packets from one address that were dropped for one reason, since counting began.
+    """Packets from one address that were dropped for one reason, since the start of the counters.
 
     Attributes:
-        address: the sender's on the underlay, as the outer header says: it may be forged.
+        address: source address of the outer header, which may be forged.
         age_s: seconds since the latest packet.
-        inner_source: of the latest packet, as is `inner_destination`.
+        inner_source: inner source address of the latest packet.
+        inner_destination: inner destination address of the latest packet.
     """
 
     address: IPv4Address

@@ -1,4 +1,4 @@
-"""Rules of the packet filter, and the chains and tables of iptables and nftables that hold them."""
+"""Rules of the packet filter, and their chains and tables in iptables and nftables."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ _STEM = "flannel"
 
 
 def filter_name(stem: str, device: str) -> str:
-    """Return the daemon's name for something: `FLANNEL-FWD` with flannel0, `FLANNEL-FWD-1` with flannel1."""
+    """Return the daemon's name of an object: `FLANNEL-FWD` with flannel0, `FLANNEL-FWD-1` with flannel1."""
     return stem if device == FIRST_DEVICE else f"{stem}-{device.removeprefix(_STEM)}"
 
 
 def device_of(name: str, stem: str) -> str | None:
-    """Return the device whose daemon calls something so; None when the name does not begin with `stem`."""
+    """Return the device of the daemon with this object; None if the name does not begin with `stem`."""
     if name == stem:
         return FIRST_DEVICE
     rest = name.removeprefix(f"{stem}-")
@@ -33,7 +33,7 @@ def device_of(name: str, stem: str) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Prefix:
-    """The addresses of a network or, negated, all the others."""
+    """The addresses of a network or, if negated, all others."""
 
     network: IPv4Network | IPv6Network
     is_negated: bool = False
@@ -49,20 +49,20 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class Accept:
-    """The packet passes; no later rule of the same hook and table is asked."""
+    """The packet is accepted; no later rule of the same hook and table is evaluated."""
 
 
 @dataclass(frozen=True, slots=True)
 class Return:
-    """The packet leaves our rules as it came."""
+    """The packet leaves the chain unchanged."""
 
 
 @dataclass(frozen=True, slots=True)
 class Masquerade:
-    """The packet gets the address of the interface that it leaves by, and a port of that host.
+    """The packet gets the address of its outgoing interface, and a port of this host.
 
     Attributes:
-        is_fully_random: the port is drawn, so that two packets in the same moment do not draw one port.
+        is_fully_random: the port is random, so that two simultaneous packets do not get the same port.
     """
 
     is_fully_random: bool = True
@@ -73,7 +73,7 @@ Verdict = Accept | Return | Masquerade
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FilterRule:
-    """What becomes of packets that match everything said here."""
+    """The verdict for packets that match all given conditions."""
 
     source: Prefix | None = None
     destination: Prefix | None = None
@@ -83,13 +83,13 @@ class FilterRule:
 
 @dataclass(frozen=True, slots=True)
 class ForeignRule:
-    """A rule that we never plan, as the program that reads it prints it."""
+    """A rule that is never planned, in the text of the program that prints it."""
 
     text: str
 
 
 Rules = tuple[FilterRule | ForeignRule, ...]
-"""In the order in which the kernel asks them; the first that matches decides."""
+"""In the order of evaluation; the first matching rule decides."""
 
 
 Family = Literal[4, 6]
@@ -98,33 +98,33 @@ IptablesTable = Literal["nat", "filter"]
 PROGRAMS: Mapping[Family, str] = {4: "iptables", 6: "ip6tables"}
 
 STEMS: Mapping[IptablesTable, str] = {"nat": "FLANNEL-POSTRTG", "filter": "FLANNEL-FWD"}
-"""How the names of our chains begin; the original's names."""
+"""Stems of the names of pyflannel's chains; the names of the original."""
 
 HOOKS: Mapping[IptablesTable, str] = {"nat": "POSTROUTING", "filter": "FORWARD"}
-"""The built-in chains that jump to them."""
+"""The built-in chains that jump to these chains."""
 
 
 class Jump(Enum):
-    """How packets get from the built-in chain to ours."""
+    """The jump from the built-in chain to pyflannel's chain."""
 
     IN_PLACE = "in place"
     MISSING = "missing"
-    SEVERAL = "there several times, or from elsewhere"
-    LATE = "behind a rule that decides for every packet"
+    SEVERAL = "repeated, or in another chain"
+    LATE = "after a rule that decides for every packet"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IptablesChain(Item):
     """A chain, its rules, and the jump from the built-in chain of its table.
 
-    The jump comes last, so that the rules of others decide before; but ahead of one that decides for every
-    packet, and thus ahead of the policy.
+    The jump is last, so that the rules of other programs decide first; but it is before a rule that decides
+    for every packet, and therefore before the policy.
 
     Attributes:
-        device: of the daemon that the chain belongs to.
-        jump: planned is always the one that is in place.
-        is_for_dropping: planned only for a built-in chain that drops; elsewhere it is as good as there when
-            it is not, and in the way when it is.
+        device: device of the daemon that owns the chain.
+        jump: always IN_PLACE in a plan.
+        is_for_dropping: the chain is only needed if the built-in chain drops packets. Otherwise, an absent
+            chain counts as present, and a present one is removed.
     """
 
     KIND = "iptables_chain"
@@ -140,12 +140,12 @@ class IptablesChain(Item):
 
     @property
     def key(self) -> Key:
-        """What makes two values one chain."""
+        """The identity of the chain."""
         return "iptables-chain", (self.family, self.table, self.device)
 
     @property
     def name(self) -> str:
-        """What iptables calls it."""
+        """The name of the chain in iptables."""
         return filter_name(STEMS[self.table], self.device)
 
     @property
@@ -155,7 +155,7 @@ class IptablesChain(Item):
 
     @property
     def title(self) -> str:
-        """The object in the operator's words."""
+        """The name of the object in texts."""
         return f"{PROGRAMS[self.family]} chain {self.name} in {self.table}"
 
     def is_marked(self, marks: Marks) -> bool:
@@ -164,11 +164,11 @@ class IptablesChain(Item):
 
 
 NFT_STEMS: Mapping[Family, str] = {4: "flannel-ipv4", 6: "flannel-ipv6"}
-"""How the names of our tables begin; the original's names."""
+"""Stems of the names of pyflannel's tables; the names of the original."""
 
 FORWARD = "forward"
 POSTROUTING = "postrtg"
-"""Names of the chains in our tables; the original's names."""
+"""Names of the chains in pyflannel's tables; the names of the original."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,7 +178,7 @@ class NftChain:
     Attributes:
         kind: `filter` or `nat`.
         hook: `forward`, `postrouting`.
-        priority: lower ones are asked first.
+        priority: chains with a lower priority are evaluated first.
     """
 
     name: str
@@ -190,11 +190,11 @@ class NftChain:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NftTable(Item):
-    """A table of one family, all of it: whatever others put into it is not wanted.
+    """A complete table of one family: objects of other programs in it are not wanted.
 
     Attributes:
-        device: of the daemon that the table belongs to.
-        others: what it holds besides, as `set NAME`.
+        device: device of the daemon that owns the table.
+        others: other objects in the table, as `set NAME`.
     """
 
     KIND = "nft_table"
@@ -208,17 +208,17 @@ class NftTable(Item):
 
     @property
     def key(self) -> Key:
-        """What makes two values one table."""
+        """The identity of the table."""
         return "nft-table", (self.family, self.device)
 
     @property
     def name(self) -> str:
-        """What nftables calls it."""
+        """The name of the table in nftables."""
         return filter_name(NFT_STEMS[self.family], self.device)
 
     @property
     def title(self) -> str:
-        """The object in the operator's words."""
+        """The name of the object in texts."""
         return f"nftables table {self.name}"
 
     def is_marked(self, marks: Marks) -> bool:
@@ -228,12 +228,12 @@ class NftTable(Item):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForwardChain:
-    """A base chain of nftables at the forward hook whose policy is drop; or FORWARD of legacy iptables.
+    """A base chain of nftables at the forward hook with the policy drop; or FORWARD of legacy iptables.
 
     Attributes:
-        family: `ip` or `inet`: those that see IPv4.
-        program: of legacy iptables, that shows it; "" where nft does.
-        passes: what it accepts by source or destination, whatever else a packet is.
+        family: `ip` or `inet`, the families with IPv4.
+        program: program of legacy iptables that prints it; "" for nft.
+        passes: prefixes that the chain accepts by source or destination, without other conditions.
     """
 
     family: str
@@ -243,18 +243,18 @@ class ForwardChain:
     program: str = ""
 
     def lets_pass(self, network: IPv4Network) -> bool:
-        """Return whether every packet from or to the network gets through."""
+        """Return whether every packet from or to the network is accepted."""
         return any(network.subnet_of(passed) for passed in self.passes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SavedRules:
-    """All rules of one family that one program of iptables knows of.
+    """All rules of one family that one iptables program prints.
 
     Attributes:
-        program: `iptables`, `ip6tables`; `iptables-legacy` or `iptables-nft` for the kind that the plain name
-            does not stand for on this host.
-        is_other: it is of that other kind, by which nothing of ours is written.
+        program: `iptables` or `ip6tables`; `iptables-legacy` or `iptables-nft` for the variant that is not
+            this host's `iptables`.
+        is_other: it is this other variant, with which pyflannel writes no rules.
         chains: rules without `-A CHAIN`, by table and chain.
     """
 
@@ -266,12 +266,12 @@ class SavedRules:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeftRules:
-    """Rules of one table that belong together, and what takes them away.
+    """Rules of one table that belong together, and the commands that remove them.
 
     Attributes:
-        shown: what they are, a line each, for people.
+        shown: texts of the rules, one line each.
         removal: the arguments of `PROGRAM -t TABLE`, or the lines of PROGRAM-restore, in their order.
-        is_sure: nobody but the original writes such rules; else they may be anybody's.
+        is_sure: only the original writes such rules. Otherwise, another program may own them.
     """
 
     program: str
@@ -282,5 +282,5 @@ class LeftRules:
 
     @property
     def commands(self) -> tuple[str, ...]:
-        """What removes them, typed into a shell."""
+        """The shell commands that remove them."""
         return tuple(f"{self.program} -t {self.table} {words}" for words in self.removal)

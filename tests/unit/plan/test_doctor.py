@@ -150,7 +150,7 @@ def test_what_the_fast_path_lacks_is_evidence() -> None:
 
     (found,) = findings(replace(HEALTHY, status=replace(READY, fast_path=path)))
 
-    assert found.evidence == ("CAP_BPF: absent", "maps: could not tell, EPERM")
+    assert found.evidence == ("CAP_BPF: absent", "maps: could not be probed, EPERM")
 
 
 @pytest.mark.parametrize(("text", "severity"), [(None, "error"), ('{"Network":"10.1.0.0/16"}', "warning")])
