@@ -33,7 +33,7 @@ class Source:
             announce()
 
 
-def test_each_state_that_differs_is_told_while_it_is_wanted() -> None:
+def test_each_different_state_is_reported_while_it_is_wanted() -> None:
     async def check() -> None:
         source, clock = Source(), FakeClock()
         told: list[tuple[Bridge, ...]] = []

@@ -92,7 +92,7 @@ def test_the_last_good_config_stays_in_force(caplog: pytest.LogCaptureFixture) -
     assert said.startswith("Refused the network config, keeping the last valid one")
 
 
-def test_a_config_is_taken_once_the_route_in_its_way_is_gone() -> None:
+def test_a_config_is_used_after_the_conflicting_route_is_removed() -> None:
     """The host's routes are looked at before a config is used, and again when they change."""
 
     async def story(bench: HostBench) -> None:
@@ -123,7 +123,7 @@ def test_the_subnet_of_this_host_avoids_routes_of_other_programs() -> None:
     lived(story)
 
 
-def test_a_route_that_another_program_puts_in_the_place_of_ours_is_repaired() -> None:
+def test_a_planned_route_that_another_program_replaced_is_repaired() -> None:
     """It is damage, and no obstacle: who was there first has the route."""
 
     async def story(bench: HostBench) -> None:

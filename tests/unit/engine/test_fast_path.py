@@ -60,7 +60,7 @@ async def running(bench: Bench):
         ("off", "safe", "--fast-path=off"),
     ],
 )
-def test_the_host_s_word_wins(choice: Choice, mode: str, reason: str | None) -> None:
+def test_the_flag_of_the_host_overrides_the_network_config(choice: Choice, mode: str, reason: str | None) -> None:
     is_on = reason is None
     fast_path, config = Bench(choice).fast_path, replace(CONFIG, fast_path=mode)
 
@@ -69,7 +69,7 @@ def test_the_host_s_word_wins(choice: Choice, mode: str, reason: str | None) -> 
     assert fast_path.status(config) == FastPathStatus(mode="safe" if is_on else "off", reason=reason)
 
 
-def test_other_backends_have_none() -> None:
+def test_other_backends_have_no_fast_path() -> None:
     fast_path, config = Bench().fast_path, replace(CONFIG, backend_type="vxlan")
 
     assert not fast_path.is_on(config)
@@ -77,7 +77,7 @@ def test_other_backends_have_none() -> None:
     assert not fast_path.is_on(None)
 
 
-def test_what_the_kernel_refuses_goes_through_user_space_and_is_tried_again(caplog) -> None:
+def test_refused_programs_leave_the_packets_to_user_space_and_are_retried(caplog) -> None:
     """The pauses grow; the lease promises again only what was seen to work."""
     caplog.set_level("INFO")
 
@@ -109,7 +109,7 @@ def test_what_the_kernel_refuses_goes_through_user_space_and_is_tried_again(capl
     assert "the verifier refuses it. Use another kernel." in caplog.records[0].getMessage()
 
 
-def test_what_is_refused_for_the_want_of_something_else_remains() -> None:
+def test_refusals_because_of_a_missing_object_remain() -> None:
     """Of the fast path it is told that packets go through user space, and nobody waits for it."""
     route = Refusal(operation=Add(Route(destination=TUNNEL.subnet, link="eth0")), cause="ENETDOWN")
     container = BpfContainer(
@@ -120,7 +120,7 @@ def test_what_is_refused_for_the_want_of_something_else_remains() -> None:
     assert Bench().fast_path.judge(every, (BpfProgram, BpfPeer), CONFIG) == (route,)
 
 
-def test_a_bridge_or_a_container_that_has_just_gone_is_no_reason() -> None:
+def test_a_bridge_or_container_that_was_just_removed_is_not_a_reason() -> None:
     fast_path = Bench().fast_path
     container = BpfContainer(
         device="flannel0", address=IPv4Address("10.100.15.2"), mac="02:42:0a:64:0f:02", link="veth1"
@@ -133,7 +133,7 @@ def test_a_bridge_or_a_container_that_has_just_gone_is_no_reason() -> None:
     assert fast_path.is_on(CONFIG)
 
 
-def test_a_device_that_cannot_be_made_says_nothing_of_the_kernel_s_programs(caplog) -> None:
+def test_a_device_that_cannot_be_created_does_not_disable_the_programs(caplog) -> None:
     """They are refused for want of it, and that is said of the device alone."""
     device = Link(name="flannel0", kind="tun", mtu=1472)
     fast_path = Bench().fast_path
@@ -146,7 +146,7 @@ def test_a_device_that_cannot_be_made_says_nothing_of_the_kernel_s_programs(capl
     assert caplog.records == []
 
 
-def test_a_gro_veth_that_cannot_be_made_is_named_as_the_reason() -> None:
+def test_a_gro_veth_that_cannot_be_created_is_named_as_the_reason() -> None:
     """The programs that send into it are refused for want of it; without it there would be some."""
     gro_link = Link(name="flannel0-gro", kind="veth", mtu=1500, veth=Veth(peer="flannel0-rx", has_gro=True))
     fast_path = Bench().fast_path
@@ -162,7 +162,7 @@ def test_a_gro_veth_that_cannot_be_made_is_named_as_the_reason() -> None:
     assert "--fast-path-gro=off" in (status.hint or "")
 
 
-def test_a_gro_veth_that_coalesces_nothing_is_no_reason() -> None:
+def test_a_gro_veth_that_coalesces_nothing_is_not_a_reason() -> None:
     gro_link = Link(name="flannel0-gro", kind="veth", mtu=1500, veth=Veth(peer="flannel0-rx", has_gro=True))
     fast_path = Bench().fast_path
 
@@ -193,7 +193,7 @@ PINLESS = Feature(name="pins", answer="absent", hint="Lay them.")
 HIDDEN = Feature(name="bpf(2)", answer="unknown", detail="EPERM", hint="Let it pass the filter.")
 
 
-def test_what_is_surely_missing_is_not_tried(caplog) -> None:
+def test_a_feature_that_is_certainly_missing_is_not_tried(caplog) -> None:
     """It is asked for when programs are wanted first, and after each pause, and said once."""
 
     async def check() -> None:
@@ -230,7 +230,7 @@ def test_what_is_surely_missing_is_not_tried(caplog) -> None:
     assert [record.levelname for record in caplog.records] == ["WARNING"]
 
 
-def test_all_that_is_missing_is_said_at_once() -> None:
+def test_all_missing_features_are_logged_together() -> None:
     fast_path = Bench(kernel=Kernel(PRESENT, ABSENT, HIDDEN, PINLESS, replace(ABSENT, name="CAP"))).fast_path
     fast_path.examine(CONFIG)
 
@@ -240,7 +240,7 @@ def test_all_that_is_missing_is_said_at_once() -> None:
     assert status.hint == "Give it. Lay them."
 
 
-def test_what_cannot_be_told_is_tried_and_its_hint_is_better_than_the_kernel_s() -> None:
+def test_an_unknown_feature_is_tried_and_its_hint_replaces_that_of_the_kernel() -> None:
     fast_path = Bench(kernel=Kernel(HIDDEN)).fast_path
     fast_path.examine(CONFIG)
 
@@ -252,7 +252,7 @@ def test_what_cannot_be_told_is_tried_and_its_hint_is_better_than_the_kernel_s()
     assert fast_path.status(CONFIG) == replace(BESIDE, hint="Let it pass the filter.", lacking=(HIDDEN,))
 
 
-def test_what_something_else_takes_the_place_of_may_be_missing() -> None:
+def test_a_feature_with_a_replacement_may_be_missing() -> None:
     fast_path = Bench(kernel=Kernel(replace(ABSENT, is_needed=False))).fast_path
     fast_path.examine(CONFIG)
 
@@ -260,7 +260,7 @@ def test_what_something_else_takes_the_place_of_may_be_missing() -> None:
 
 
 @pytest.mark.parametrize("choice", ["auto", "off"])
-def test_what_no_repair_helps_is_said_once_whether_programs_are_wanted_or_not(choice: Choice, caplog) -> None:
+def test_an_unrepairable_problem_is_logged_once_whether_programs_are_wanted_or_not(choice: Choice, caplog) -> None:
     caplog.set_level("INFO")
     kernel = Kernel()
     fast_path = Bench(choice, kernel=kernel).fast_path

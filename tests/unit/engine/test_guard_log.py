@@ -49,7 +49,7 @@ def guard_log(clock: FakeClock) -> GuardLog:
     return GuardLog(FakeGuard(), clock, described)
 
 
-def test_a_stranger_is_named_with_the_reason_how_much_and_what_to_do(
+def test_a_sender_is_logged_with_reason_packets_and_remedy(
     guard_log: GuardLog, caplog: pytest.LogCaptureFixture
 ) -> None:
     guard_log.log_senders([ONE])
@@ -62,7 +62,7 @@ def test_a_stranger_is_named_with_the_reason_how_much_and_what_to_do(
     assert caplog.records[0].levelname == "WARNING"
 
 
-def test_at_once_and_then_once_a_minute_with_the_count_since(
+def test_a_sender_is_logged_immediately_and_then_once_a_minute_with_the_count(
     clock: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     per_minute = int(QUIET_S / LOOK_S)
@@ -87,7 +87,7 @@ def test_at_once_and_then_once_a_minute_with_the_count_since(
     assert counts == ["3", str(per_minute), str(per_minute)]
 
 
-def test_what_came_before_silence_is_told_when_the_minute_is_over(
+def test_packets_before_a_pause_are_logged_after_the_minute(
     guard_log: GuardLog, clock: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def live() -> None:
@@ -107,7 +107,7 @@ def test_what_came_before_silence_is_told_when_the_minute_is_over(
     ]
 
 
-def test_a_guard_that_starts_anew_counts_anew(
+def test_a_restarted_guard_counts_from_zero(
     guard_log: GuardLog, clock: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def live() -> None:
@@ -120,13 +120,13 @@ def test_a_guard_that_starts_anew_counts_anew(
     assert "packets=2:" in caplog.messages[1]
 
 
-def test_reasons_are_told_apart(guard_log: GuardLog, caplog: pytest.LogCaptureFixture) -> None:
+def test_each_reason_has_its_own_line(guard_log: GuardLog, caplog: pytest.LogCaptureFixture) -> None:
     guard_log.log_senders([ONE, replace(ONE, reason="impostor", packets=5)])
 
     assert [message.split()[4] for message in caplog.messages] == ["reason=impostor", "reason=stranger"]
 
 
-def test_however_many_there_are_the_lines_are_few(
+def test_many_senders_cause_few_lines(
     guard_log: GuardLog, clock: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     """As when every packet of a flood has another forged address."""
@@ -145,7 +145,7 @@ def test_however_many_there_are_the_lines_are_few(
     )
 
 
-def test_those_who_were_counted_together_are_named_when_there_is_room_with_what_came_since(
+def test_senders_that_were_counted_together_are_named_when_there_is_room(
     guard_log: GuardLog, clock: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def live() -> None:
@@ -161,7 +161,7 @@ def test_those_who_were_counted_together_are_named_when_there_is_room_with_what_
     assert [message.split(":")[0] for message in caplog.messages] == [named]
 
 
-def test_who_knocked_long_before_this_daemon_started_is_no_news_until_it_does_again(
+def test_a_sender_from_before_the_start_is_logged_only_after_new_packets(
     guard_log: GuardLog, clock: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Programs and forwarder outlive daemons, and so do their counts: the one before has told of these."""

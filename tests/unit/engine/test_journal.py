@@ -14,7 +14,7 @@ def route(number: int) -> Route:
     return Route(destination=IPv4Network((0x0A640000 + (number << 4), 28)), link="eth0")
 
 
-def test_what_was_found_when_and_why_it_could_not_be_done() -> None:
+def test_an_entry_contains_the_time_the_object_and_the_cause() -> None:
     async def check() -> None:
         clock = FakeClock()
         journal = Journal(clock)
@@ -33,7 +33,7 @@ def test_what_was_found_when_and_why_it_could_not_be_done() -> None:
     asyncio.run(check())
 
 
-def test_a_big_pass_leaves_room_for_what_came_before() -> None:
+def test_a_large_pass_leaves_room_for_older_entries() -> None:
     journal = Journal(FakeClock())
     journal.note("repaired", [Add(route(0))])
 
@@ -45,7 +45,7 @@ def test_a_big_pass_leaves_room_for_what_came_before() -> None:
     assert entries[-1].found == f"and {3000 - NAMED_AT_ONCE} more"
 
 
-def test_the_oldest_go_first() -> None:
+def test_the_oldest_entries_are_removed_first() -> None:
     journal = Journal(FakeClock())
 
     for number in range(ROOM + 5):

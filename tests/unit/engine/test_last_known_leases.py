@@ -57,7 +57,7 @@ class Story:
         return task
 
 
-def test_changes_in_a_row_cost_one_write_after_a_pause() -> None:
+def test_several_changes_cause_one_write_after_a_pause() -> None:
     story = Story()
 
     async def run() -> None:
@@ -117,7 +117,7 @@ def test_a_renewal_writes_nothing() -> None:
     asyncio.run(run())
 
 
-def test_an_end_without_a_change_writes_nothing() -> None:
+def test_stopping_without_a_change_writes_nothing() -> None:
     story = Story()
 
     async def run() -> None:
@@ -130,7 +130,7 @@ def test_an_end_without_a_change_writes_nothing() -> None:
     asyncio.run(run())
 
 
-def test_a_large_network_is_saved_the_later_the_larger_it_is() -> None:
+def test_the_save_delay_grows_with_the_size_of_the_network() -> None:
     """Writing ten thousand leases each second would take a tenth of a core; nothing is lost at the end."""
     story = Story()
 

@@ -54,7 +54,7 @@ def play(act: Callable[[Story], Awaitable[None]], *, renewal_margin_s: float = 3
     return story
 
 
-def test_a_lease_that_vanished_lingers_and_is_then_forgotten() -> None:
+def test_a_disappeared_lease_remains_for_a_while_and_is_then_forgotten() -> None:
     vanished: list[tuple[Lease, ...]] = []
 
     async def act(story: Story) -> None:
@@ -71,7 +71,7 @@ def test_a_lease_that_vanished_lingers_and_is_then_forgotten() -> None:
     assert story.changes == 1
 
 
-def test_when_nobody_is_waited_for_one_map_is_in_memory() -> None:
+def test_without_disappeared_leases_only_one_map_is_in_memory() -> None:
     there = LeaseSet.of([TWO])
 
     async def act(story: Story) -> None:
@@ -84,7 +84,7 @@ def test_when_nobody_is_waited_for_one_map_is_in_memory() -> None:
     assert story.grace.counted is there.by_subnet
 
 
-def test_a_lease_that_comes_back_does_not_linger() -> None:
+def test_a_lease_that_returns_has_no_grace_period() -> None:
     async def act(story: Story) -> None:
         story.see(ONE, TWO)
         story.see(TWO)
@@ -95,7 +95,7 @@ def test_a_lease_that_comes_back_does_not_linger() -> None:
     assert play(act).changes == 0
 
 
-def test_each_has_its_own_time() -> None:
+def test_each_lease_has_its_own_grace_period() -> None:
     """One that leaves again is waited for anew."""
     vanished: list[tuple[Lease, ...]] = []
 
@@ -117,7 +117,7 @@ def test_each_has_its_own_time() -> None:
 
 
 @pytest.mark.parametrize("is_back", [False, True])
-def test_after_an_absence_of_the_store_owners_have_longer(is_back: bool) -> None:
+def test_after_an_outage_of_the_store_the_grace_period_is_longer(is_back: bool) -> None:
     """They may not have found it again yet; what vanishes long after it is no longer waited for so long."""
     vanished: list[tuple[Lease, ...]] = []
 
@@ -143,7 +143,7 @@ def test_after_an_absence_of_the_store_owners_have_longer(is_back: bool) -> None
     assert vanished == [(ONE,), (), ()]
 
 
-def test_nobody_is_waited_for_whose_subnet_is_another_s_in_part() -> None:
+def test_a_lease_that_another_overlaps_has_no_grace_period() -> None:
     half = Lease(subnet=next(ONE.subnet.subnets()), attributes=TWO.attributes)
 
     async def act(story: Story) -> None:
@@ -156,7 +156,7 @@ def test_nobody_is_waited_for_whose_subnet_is_another_s_in_part() -> None:
     play(act)
 
 
-def test_who_leaves_later_may_be_forgotten_sooner() -> None:
+def test_a_later_loss_may_be_forgotten_sooner() -> None:
     """One left as the store's absence ended, the other long after it."""
     vanished: list[tuple[Lease, ...]] = []
 
@@ -176,7 +176,7 @@ def test_who_leaves_later_may_be_forgotten_sooner() -> None:
 
 
 @given(st.lists(st.sets(st.sampled_from([1, 2, 3, 4])), max_size=8))
-def test_what_counts_is_what_there_is_and_what_is_waited_for(history: list[set[int]]) -> None:
+def test_valid_leases_are_those_in_the_store_and_in_their_grace_period(history: list[set[int]]) -> None:
     """However the leases came and went; two of them lie within one that may come, too."""
     wide = Lease(subnet=lease(2).subnet.supernet(), attributes=TWO.attributes)
 

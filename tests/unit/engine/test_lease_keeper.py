@@ -97,7 +97,7 @@ def test_hosts_that_start_together_get_different_subnets_and_know_each_other() -
     run(check)
 
 
-def test_a_store_that_is_away_at_the_start_is_waited_for() -> None:
+def test_a_host_waits_for_a_store_that_is_unreachable_at_the_start() -> None:
     async def check() -> None:
         bench = Bench()
         keeper = bench.keeper("me", "192.168.50.1")
@@ -116,7 +116,7 @@ def test_a_store_that_is_away_at_the_start_is_waited_for() -> None:
     run(check)
 
 
-def test_a_store_that_goes_away_for_longer_than_the_ttl_costs_nothing() -> None:
+def test_an_outage_longer_than_the_ttl_loses_nothing() -> None:
     """The lease expired meanwhile: the same subnet is taken again."""
 
     async def check() -> None:
@@ -140,7 +140,7 @@ def test_a_store_that_goes_away_for_longer_than_the_ttl_costs_nothing() -> None:
     run(check)
 
 
-def test_a_cut_watch_goes_on_where_it_was_and_says_that_the_store_is_back() -> None:
+def test_a_cut_watch_continues_and_reports_the_restored_connection() -> None:
     """Without a single change in the store: an open watch is sign enough."""
 
     async def check() -> None:
@@ -185,7 +185,7 @@ def test_a_lease_is_renewed_although_no_watch_opens() -> None:
     run(check)
 
 
-def test_watches_that_end_at_once_are_opened_ever_more_seldom() -> None:
+def test_watches_that_end_immediately_are_opened_with_growing_pauses() -> None:
     async def check() -> None:
         bench = Bench()
         keeper = bench.keeper("me", "192.168.50.1")
@@ -207,7 +207,7 @@ def test_watches_that_end_at_once_are_opened_ever_more_seldom() -> None:
     run(check)
 
 
-def test_compaction_while_the_watch_was_cut_is_no_empty_network() -> None:
+def test_compaction_during_a_cut_watch_is_not_an_empty_network() -> None:
     async def check() -> None:
         bench = Bench()
         me, other = bench.keeper("me", "192.168.50.1"), bench.keeper("other", "192.168.50.2")
@@ -224,7 +224,7 @@ def test_compaction_while_the_watch_was_cut_is_no_empty_network() -> None:
     run(check)
 
 
-def test_a_lost_answer_does_no_harm() -> None:
+def test_a_lost_answer_has_no_effect() -> None:
     async def check() -> None:
         bench = Bench()
         keeper = bench.keeper("me", "192.168.50.1")
@@ -238,7 +238,7 @@ def test_a_lost_answer_does_no_harm() -> None:
     run(check)
 
 
-def test_what_is_no_lease_is_skipped_once_and_hides_nothing(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_invalid_lease_is_logged_once_and_hides_no_other(caplog: pytest.LogCaptureFixture) -> None:
     """A bad key, a bad value, and a good lease beside them."""
 
     async def check() -> None:
@@ -269,7 +269,7 @@ def test_what_is_no_lease_is_skipped_once_and_hides_nothing(caplog: pytest.LogCa
 PEER = "subnets/10.100.8.0-24"
 
 
-def test_a_compaction_takes_no_lease_away_that_became_unreadable() -> None:
+def test_a_compaction_removes_no_lease_that_became_unreadable() -> None:
     """The watch keeps the last good value of a spoilt record; so does a listing that follows."""
 
     async def check() -> None:
@@ -296,7 +296,7 @@ def test_a_compaction_takes_no_lease_away_that_became_unreadable() -> None:
     run(check)
 
 
-def test_what_is_no_lease_is_named_again_only_when_it_is_news(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_invalid_lease_is_logged_again_only_if_it_changed(caplog: pytest.LogCaptureFixture) -> None:
     """A host that writes rubbish each second fills neither the log nor the memory."""
 
     async def check() -> None:
@@ -325,7 +325,7 @@ def test_what_is_no_lease_is_named_again_only_when_it_is_news(caplog: pytest.Log
     run(check)
 
 
-def test_any_number_of_bad_keys_costs_little_log_and_memory(caplog: pytest.LogCaptureFixture) -> None:
+def test_many_bad_keys_need_little_log_and_memory(caplog: pytest.LogCaptureFixture) -> None:
     async def check() -> None:
         bench = Bench()
         keeper = bench.keeper("me", "192.168.50.1")
@@ -367,7 +367,7 @@ def test_more_leases_than_a_host_takes_are_reported(
     assert caplog.text.count("leases: the 3 latest are ignored") == 1
 
 
-def test_two_living_hosts_with_one_address_both_say_so() -> None:
+def test_two_living_hosts_with_one_address_both_report_it() -> None:
     async def check() -> None:
         bench = Bench()
         owner = bench.keeper("owner", "192.168.50.1")
@@ -400,7 +400,7 @@ def test_a_dead_host_gives_its_lease_to_its_successor_after_ten_seconds() -> Non
     run(check)
 
 
-def test_a_subnet_is_taken_only_while_its_config_stands() -> None:
+def test_a_subnet_is_acquired_only_if_its_config_is_unchanged() -> None:
     """And taken back whatever the config says by then: the containers have its addresses."""
 
     async def write_config(bench: Bench) -> int:
@@ -429,7 +429,7 @@ def test_a_subnet_is_taken_only_while_its_config_stands() -> None:
     run(check)
 
 
-def test_others_have_their_turn_while_many_leases_are_read() -> None:
+def test_other_tasks_run_while_many_leases_are_read() -> None:
     """Ten thousand of them take a while: what else the daemon has to do is not kept waiting for it."""
 
     async def check() -> None:
@@ -469,7 +469,7 @@ def both_families(address: str) -> bytes:
 
 
 @pytest.mark.parametrize("value", [both_families("192.168.50.9"), b"no lease"])
-def test_a_key_of_both_families_that_meets_ours_is_nobody_s_to_us(
+def test_a_key_of_both_families_on_the_own_subnet_is_ignored(
     value: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Its coming takes our lease from nobody, its going neither; it is never written, and named."""
@@ -503,7 +503,7 @@ def test_a_key_of_both_families_that_meets_ours_is_nobody_s_to_us(
     assert len([text for text in said if BOTH in text]) == 1
 
 
-def test_a_peer_s_lease_is_one_whatever_keys_its_subnet_has() -> None:
+def test_a_peer_has_one_lease_even_if_its_subnet_has_several_keys() -> None:
     """As after a change of EnableIPv6: the key of before ends when its day is over."""
 
     async def check() -> None:

@@ -59,7 +59,7 @@ class Host:
         self.condition = replace(self.condition, lease=self.lease.after_owners(owners))
 
 
-def test_the_last_cause_of_an_absence_of_the_store_is_kept() -> None:
+def test_the_last_cause_of_an_outage_is_kept() -> None:
     """The first try may say no more than that the connection was lost; why it stays so comes later."""
     host = Host(FakeClock())
 
@@ -69,7 +69,7 @@ def test_the_last_cause_of_an_absence_of_the_store_is_kept() -> None:
     assert host.store.error == "our certificate expired"
 
 
-def test_a_store_that_came_back_may_go_again() -> None:
+def test_a_reachable_store_may_become_unreachable_again() -> None:
     host = Host(FakeClock())
 
     host.report(StoreAway("one", 0.1))
@@ -81,7 +81,7 @@ def test_a_store_that_came_back_may_go_again() -> None:
     assert host.store.is_away
 
 
-def test_of_the_last_error_it_is_known_when_it_was() -> None:
+def test_the_time_of_the_last_error_is_known() -> None:
     """Also when the store is back: whoever looks wants to know whether this is over."""
     clock = FakeClock()
     host = Host(clock)
@@ -96,7 +96,7 @@ def test_of_the_last_error_it_is_known_when_it_was() -> None:
     assert (host.store.error, host.store.error_s) == ("two", when)
 
 
-def test_whom_it_shares_an_address_with_is_told_until_that_host_is_gone() -> None:
+def test_a_host_with_the_same_address_is_reported_until_it_is_gone() -> None:
     """Its lease comes after its claim, and goes with it; of a copy of ourselves there is none."""
     host = Host(FakeClock())
 
@@ -113,7 +113,7 @@ def test_whom_it_shares_an_address_with_is_told_until_that_host_is_gone() -> Non
     assert host.lease.shared is not None
 
 
-def test_whom_it_asks_is_known_until_the_lease_is_held() -> None:
+def test_the_asked_host_is_known_until_the_lease_is_held() -> None:
     """A host waits ten seconds for that answer, and whoever looks meanwhile wants to know why."""
     host = Host(FakeClock())
     subnet = IPv4Network("10.100.156.0/24")
@@ -133,7 +133,7 @@ def test_whom_it_asks_is_known_until_the_lease_is_held() -> None:
     assert host.lease.contested is None
 
 
-def test_a_lost_lease_is_counted_once_whatever_follows() -> None:
+def test_a_lost_lease_is_counted_once() -> None:
     """Lost and taken again within a second, no scrape would see it otherwise."""
     host = Host(FakeClock())
     subnet = IPv4Network("10.100.156.0/24")
@@ -152,7 +152,7 @@ def test_a_lost_lease_is_counted_once_whatever_follows() -> None:
     assert host.lease.losses == 2
 
 
-def test_the_holder_of_a_lease_does_not_call_it_that_of_the_host_that_asked(
+def test_the_holder_of_a_lease_reports_that_it_keeps_it(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """The host that shares our address asked for our lease; it has none that we know of."""
@@ -167,7 +167,7 @@ def test_the_holder_of_a_lease_does_not_call_it_that_of_the_host_that_asked(
     assert text in caplog.text
 
 
-def test_the_host_that_asked_names_the_lease_of_the_other() -> None:
+def test_the_host_that_asked_reports_the_lease_of_the_holder() -> None:
     host = Host(FakeClock())
 
     host.report(SharedAddress(IPv4Network("10.1.2.0/24"), "them", "10.0.0.9", is_ours=False))

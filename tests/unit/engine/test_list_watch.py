@@ -47,7 +47,7 @@ AWAY = (
 BACK = "INFO Restored the store connection"
 
 
-def test_an_absence_is_one_line_for_all_who_use_the_store(narration: Narration) -> None:
+def test_an_outage_is_one_line_for_all_users_of_the_store(narration: Narration) -> None:
     for second in range(5):
         narration.at(second).failed("config", REFUSED, 0.1)
         narration.at(second).failed("leases", REFUSED, 0.1)
@@ -60,7 +60,7 @@ def test_an_absence_is_one_line_for_all_who_use_the_store(narration: Narration) 
     assert narration.said() == [AWAY, BACK]
 
 
-def test_a_cause_that_asks_for_another_remedy_is_a_line_of_its_own(narration: Narration) -> None:
+def test_a_cause_with_another_remedy_has_its_own_line(narration: Narration) -> None:
     for error in (REFUSED, UNKNOWN_USER, REFUSED, UNKNOWN_USER):
         narration.store_log.failed("config", error, 0.1)
 
@@ -70,7 +70,7 @@ def test_a_cause_that_asks_for_another_remedy_is_a_line_of_its_own(narration: Na
     ]
 
 
-def test_a_host_that_starts_says_what_it_cannot_do(narration: Narration) -> None:
+def test_a_starting_host_logs_what_failed(narration: Narration) -> None:
     narration.store_log.failed("config", REFUSED, 0.1, "Couldn't fetch network config")
 
     assert narration.said() == [
@@ -78,7 +78,7 @@ def test_a_host_that_starts_says_what_it_cannot_do(narration: Narration) -> None
     ]
 
 
-def test_short_absences_in_a_row_are_counted(narration: Narration) -> None:
+def test_consecutive_short_outages_are_counted(narration: Narration) -> None:
     """As behind a link that loses packets: the first is said, the others once in a minute."""
     for second in range(3 * int(CALM_S)):
         narration.at(second).failed("config", REFUSED, 0.1)
@@ -92,7 +92,7 @@ def test_short_absences_in_a_row_are_counted(narration: Narration) -> None:
     )
 
 
-def test_a_long_absence_after_a_short_one_is_said(narration: Narration) -> None:
+def test_a_long_outage_after_a_short_one_is_logged(narration: Narration) -> None:
     narration.at(0).failed("config", REFUSED, 0.1)
     narration.at(1).answered("config")
     for second in range(2, 2 + int(SHORT_S) + 2):
@@ -102,7 +102,7 @@ def test_a_long_absence_after_a_short_one_is_said(narration: Narration) -> None:
     assert narration.said() == [AWAY, BACK, AWAY, BACK]
 
 
-def test_an_absence_after_a_calm_is_said_at_once(narration: Narration) -> None:
+def test_an_outage_after_a_quiet_period_is_logged_immediately(narration: Narration) -> None:
     narration.at(0).failed("config", REFUSED, 0.1)
     narration.at(1).answered("config")
     narration.at(1 + CALM_S).failed("config", REFUSED, 0.1)
@@ -110,7 +110,7 @@ def test_an_absence_after_a_calm_is_said_at_once(narration: Narration) -> None:
     assert narration.said() == [AWAY, BACK, AWAY]
 
 
-def test_a_user_that_has_ended_keeps_nobody_from_saying_that_the_store_is_back(narration: Narration) -> None:
+def test_an_ended_user_does_not_suppress_the_line_about_the_restored_connection(narration: Narration) -> None:
     narration.store_log.failed("config of blue", REFUSED, 0.1)
     narration.store_log.failed("config of red", REFUSED, 0.1)
     narration.store_log.forget("config of blue")
@@ -160,7 +160,7 @@ def put(key: str) -> Put:
     return Put(key=key, value=b"", ttl_s=None, expected=None)
 
 
-def test_a_listing_comes_first_and_then_what_happens() -> None:
+def test_a_listing_is_followed_by_the_later_changes() -> None:
     async def check() -> None:
         bench = Bench()
         bench.store.change(put("subnets/a"))
@@ -176,7 +176,7 @@ def test_a_listing_comes_first_and_then_what_happens() -> None:
     asyncio.run(check())
 
 
-def test_what_may_have_been_missed_is_listed_again(caplog: pytest.LogCaptureFixture) -> None:
+def test_after_possibly_missed_changes_the_keys_are_listed_again(caplog: pytest.LogCaptureFixture) -> None:
     """After a lost watch, and after a compaction, which is no absence of the store."""
 
     async def check() -> None:
@@ -219,7 +219,7 @@ def test_pauses_grow_until_a_watch_has_stayed_open() -> None:
     asyncio.run(check())
 
 
-def test_hosts_do_not_come_in_step() -> None:
+def test_hosts_do_not_retry_in_step() -> None:
     """Each shortens its pauses by a part that it draws."""
 
     async def check() -> None:

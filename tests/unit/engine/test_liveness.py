@@ -15,7 +15,7 @@ from pyflannel.model.state import Operation, Refusal, State
 PLAN = State.of(Link(name="flannel0", kind="tun", mtu=1472))
 
 
-def test_every_network_must_have_given_a_sign() -> None:
+def test_the_watchdog_needs_a_sign_of_every_network() -> None:
     said: list[str] = []
     liveness = Liveness(said.append, FakeClock(), watchdog_s=30)
 
@@ -32,7 +32,7 @@ def test_every_network_must_have_given_a_sign() -> None:
     assert said == [ALIVE, ALIVE]
 
 
-def test_a_network_that_left_is_not_waited_for() -> None:
+def test_a_removed_network_is_not_awaited() -> None:
     said: list[str] = []
     liveness = Liveness(said.append, FakeClock(), watchdog_s=30)
 
@@ -46,7 +46,7 @@ def test_a_network_that_left_is_not_waited_for() -> None:
     assert said == [ALIVE, ALIVE]
 
 
-def test_nothing_is_said_without_a_watchdog() -> None:
+def test_nothing_is_sent_without_a_watchdog() -> None:
     said: list[str] = []
     liveness = Liveness(said.append, FakeClock(), watchdog_s=None)
 
@@ -86,7 +86,7 @@ class StuckKernel(FakeKernel):
         return await super().apply(operations)
 
 
-def test_the_turns_of_a_reconciler_keep_the_watchdog_quiet_and_a_stuck_pass_does_not() -> None:
+def test_the_turns_of_a_reconciler_feed_the_watchdog_unless_a_pass_hangs() -> None:
     async def check() -> None:
         times: list[float] = []
         clock, kernel = FakeClock(), StuckKernel()

@@ -66,7 +66,7 @@ async def following(bench: Bench) -> AsyncIterator[None]:
         await asyncio.gather(task, return_exceptions=True)
 
 
-def test_networks_run_from_their_configs_coming_to_its_going() -> None:
+def test_a_network_runs_while_its_config_exists() -> None:
     async def check() -> None:
         bench = Bench()
         for key in ("config", "blue/config", "blue/subnets/10.1.1.0-24", "subnets/10.1.1.0-24"):
@@ -103,7 +103,7 @@ def test_only_allowed_networks_run(caplog: pytest.LogCaptureFixture) -> None:
     assert caplog.text.count('Network "red" is not allowed') == 1
 
 
-def test_a_network_that_cannot_run_here_is_named_once_and_hinders_no_other(
+def test_a_network_that_cannot_run_is_logged_once_and_blocks_no_other(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async def check() -> None:
@@ -120,7 +120,7 @@ def test_a_network_that_cannot_run_here_is_named_once_and_hinders_no_other(
     assert caplog.text.count('Network "device" cannot run on this host: a file has it') == 1
 
 
-def test_a_network_whose_config_went_while_the_store_was_away_ends() -> None:
+def test_a_network_whose_config_was_deleted_during_an_outage_ends() -> None:
     async def check() -> None:
         bench = Bench()
         other = bench.store.client()
@@ -139,7 +139,7 @@ def test_a_network_whose_config_went_while_the_store_was_away_ends() -> None:
     asyncio.run(check())
 
 
-def test_a_network_that_is_made_again_starts_when_the_old_one_has_ended() -> None:
+def test_a_network_that_is_created_again_starts_after_the_old_one_has_ended() -> None:
     """Deleted and created in one batch of the watch: the two never run at the same time."""
 
     async def check() -> None:
@@ -160,7 +160,7 @@ def test_a_network_that_is_made_again_starts_when_the_old_one_has_ended() -> Non
     asyncio.run(check())
 
 
-def test_a_store_that_ends_every_watch_is_listed_ever_more_seldom() -> None:
+def test_a_store_that_ends_every_watch_is_listed_with_growing_pauses() -> None:
     async def check() -> None:
         bench = Bench()
         bench.store.refuses_watches = True
@@ -187,7 +187,7 @@ def test_the_key_of_a_config_names_its_network(key: str, name: str | None) -> No
     assert network_of(key) == name
 
 
-def test_the_service_manager_hears_of_several_networks_as_of_one() -> None:
+def test_several_networks_notify_the_service_manager_as_one() -> None:
     said: list[str] = []
     readiness = Readiness(said.append, ["blue", "red"])
 

@@ -17,7 +17,7 @@ from pyflannel.engine.pacing import (
 )
 
 
-def test_objects_that_were_left_in_peace_are_forgotten() -> None:
+def test_objects_without_further_damage_are_forgotten() -> None:
     """Each of ten thousand routes may be repaired once in the daemon's life."""
     damping = Damping()
     for number in range(100):
@@ -46,7 +46,7 @@ def test_a_fight_is_remembered_until_a_window_after_its_pause() -> None:
     assert damping.remembered == 0
 
 
-def test_a_pause_is_no_longer_than_the_fight_needs() -> None:
+def test_a_pause_is_no_longer_than_the_cost_of_repairs_requires() -> None:
     """Cheap repairs are made each second; costly ones use 1 % of a core."""
     for cost_s, longest_s in ((0.001, PAUSE_S), (0.2, COSTS * 0.2)):
         damping, now, pauses = Damping(), 0.0, []
@@ -57,7 +57,7 @@ def test_a_pause_is_no_longer_than_the_fight_needs() -> None:
         assert max(pause for pause in pauses if pause is not None) == longest_s
 
 
-def test_beyond_so_many_lines_a_minute_lines_are_counted(caplog: pytest.LogCaptureFixture) -> None:
+def test_lines_above_the_limit_per_minute_are_only_counted(caplog: pytest.LogCaptureFixture) -> None:
     async def check() -> None:
         clock = FakeClock()
         limit = LogLimit(logging.getLogger("pyflannel.test"), clock, "bad keys")

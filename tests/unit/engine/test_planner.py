@@ -190,7 +190,7 @@ def test_an_incremental_plan_equals_the_full_plan(
         assert followed.objections == fresh.objections
 
 
-def test_peers_that_change_behind_an_obstacle_are_planned_when_it_is_gone() -> None:
+def test_peers_that_change_during_an_obstacle_are_planned_after_it() -> None:
     """One leaves and another joins meanwhile; nothing else changes."""
     made = planner()
     made.take(backend=Backend(smallest_mtu=1500), leases=by_subnet([lease(1, 1)]))
@@ -209,7 +209,7 @@ def planned(made: Planning) -> list[int]:
     return sorted(int(item.destination[0]) >> 8 & 0xFF for item in made.plan if isinstance(item, Route))
 
 
-def test_a_peer_whose_address_lies_in_the_overlay_is_not_sent_to(caplog) -> None:
+def test_a_peer_with_an_address_in_the_overlay_is_refused(caplog) -> None:
     """Its tunnel packets would enter the tunnel, for ever: in its own subnet, in ours, or in one crossed."""
     made, refused = planner(), [crossed(20, 20), crossed(21, 15), crossed(22, 23), crossed(23, 22)]
 
@@ -223,7 +223,7 @@ def test_a_peer_whose_address_lies_in_the_overlay_is_not_sent_to(caplog) -> None
     assert caplog.text.count("packets would loop") == 4
 
 
-def test_a_peer_is_withdrawn_when_another_lease_covers_its_address_and_comes_back() -> None:
+def test_a_peer_is_removed_while_another_lease_covers_its_address() -> None:
     """An address in the network that is routed nowhere else is that of a host behind a gateway."""
     made, peer, covering = planner(), crossed(20, 40), lease(40, 1)
     made.take(leases=by_subnet([peer]))
@@ -236,7 +236,7 @@ def test_a_peer_is_withdrawn_when_another_lease_covers_its_address_and_comes_bac
     assert planned(made) == [20]
 
 
-def test_addresses_of_the_host_that_meet_no_peer_change_nothing() -> None:
+def test_host_addresses_without_conflict_change_nothing() -> None:
     """A host may have thousands, of services, that come and go. A peer with one of them is refused."""
     made, peers = planner(), by_subnet([lease(1, 1), lease(2, 2)])
     made.take(backend=UdpBackend(network=CONFIG.network), leases=peers)
@@ -269,7 +269,7 @@ def test_a_route_to_the_subnet_of_a_peer(link: str, protocol: int, is_planned: b
     assert ("has a route of another program" in made.refused.get(peer.subnet, "")) == (not is_planned)
 
 
-def test_one_lease_re_plans_one_peer() -> None:
+def test_one_lease_replans_one_peer() -> None:
     """The change is made in the plan in force: of a large plan nobody makes another."""
     made = planner()
     assert isinstance(made.take(leases=by_subnet(lease(number, number) for number in (1, 2))), Replaced)
@@ -297,7 +297,7 @@ def test_a_peer_with_an_objection_is_named_once(caplog) -> None:
     assert made.objections == {}
 
 
-def test_of_very_many_conflicts_the_first_are_named_and_all_are_kept(caplog) -> None:
+def test_of_many_conflicts_the_first_are_logged_and_all_are_kept(caplog) -> None:
     """As after a change of Network, with ten thousand leases of before."""
     made = planner()
     outside = [
@@ -313,7 +313,7 @@ def test_of_very_many_conflicts_the_first_are_named_and_all_are_kept(caplog) -> 
     assert logged[-1] == "Conflicts: 10 more, listed by flannelctl status"
 
 
-def test_where_the_backend_cannot_work_the_plan_before_stays_in_force() -> None:
+def test_if_the_backend_cannot_work_the_previous_plan_stays_in_force() -> None:
     made = planner()
     made.take(backend=Backend(smallest_mtu=1500))
     before, underlay = State.collect(made.plan), made.inputs.underlay

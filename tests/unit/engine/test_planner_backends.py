@@ -62,7 +62,7 @@ leases = st.lists(
 
 
 @given(st.lists(leases, min_size=1, max_size=6))
-def test_however_peers_with_one_mac_address_come_the_plan_is_that_of_those_there_are(
+def test_the_plan_of_peers_with_one_mac_address_does_not_depend_on_their_order(
     story: list[list[Lease]],
 ) -> None:
     followed = planner()
@@ -75,7 +75,7 @@ def test_however_peers_with_one_mac_address_come_the_plan_is_that_of_those_there
         assert followed.refused == fresh.refused
 
 
-def test_a_copy_of_a_host_is_refused_by_name_and_takes_nothing_from_it(
+def test_a_copy_of_a_host_is_refused_and_does_not_affect_it(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     old, new = lease(10, 1, mac=7, revision=4), lease(11, 2, mac=7, revision=5)
@@ -114,7 +114,7 @@ def test_every_lease_that_is_not_planned_for_is_refused_with_a_reason() -> None:
     assert made.refused[other.subnet] == "Ignoring non-vxlan subnet: type="
 
 
-def test_of_many_refused_peers_the_first_are_named_and_the_rest_counted(
+def test_many_refused_peers_are_counted_after_the_first(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     made = planner(HostGwBackend())
@@ -129,7 +129,7 @@ def test_of_many_refused_peers_the_first_are_named_and_the_rest_counted(
     assert len(made.refused) == 31
 
 
-def test_while_the_backend_cannot_work_there_is_no_plan_and_it_is_said_once(
+def test_a_backend_that_cannot_work_has_no_plan_and_is_logged_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     made = planner(HostGwBackend())
@@ -147,7 +147,7 @@ def test_while_the_backend_cannot_work_there_is_no_plan_and_it_is_said_once(
     assert made.plan is not None
 
 
-def test_what_a_person_should_know_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_note_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     made = planner(VxlanBackend(outer_mtu=9000))
 
     made.take()
@@ -159,7 +159,7 @@ def test_what_a_person_should_know_is_said_once(caplog: pytest.LogCaptureFixture
 
 
 @pytest.mark.parametrize("has_blackhole", [False, True])
-def test_our_subnet_has_a_blackhole_behind_every_other_route_where_it_is_asked_for(
+def test_the_own_subnet_has_a_blackhole_of_the_lowest_precedence_if_requested(
     has_blackhole: bool,
 ) -> None:
     made = planner(has_blackhole=has_blackhole)
@@ -187,7 +187,7 @@ def test_a_host_waits_for_another_subnet_if_its_own_would_cut_it_off() -> None:
     assert isinstance(made.take(backend=AllocBackend()), Replaced)
 
 
-def test_a_lease_that_comes_and_goes_cannot_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_lease_that_is_often_added_and_removed_cannot_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
     made = planner(VxlanBackend())
 
     with caplog.at_level(logging.INFO):
@@ -208,7 +208,7 @@ def test_a_refused_lease_that_is_renewed_is_not_logged_again(caplog: pytest.LogC
     assert len(warnings(caplog)) == 1
 
 
-def test_a_peer_that_comes_costs_nothing_for_the_leases_that_are_refused() -> None:
+def test_a_new_peer_costs_nothing_for_refused_leases() -> None:
     """There may be as many as a writer of the store likes: they are looked through when they change."""
     refused = [replace(lease(10, 1), subnet=IPv4Network(f"10.99.{number}.0/24")) for number in range(50)]
     other = [
@@ -232,7 +232,7 @@ def test_a_peer_that_comes_costs_nothing_for_the_leases_that_are_refused() -> No
     assert len(objections) == 20
 
 
-def test_two_peers_with_one_mac_address_make_no_other_change_dear() -> None:
+def test_two_peers_with_one_mac_address_do_not_slow_other_changes() -> None:
     """Only a change of what they want needs a whole plan: one lease must not cost thousands at each event."""
     copies = [lease(10, 1, mac=7, revision=4), lease(11, 2, mac=7, revision=5)]
     made = planner()

@@ -55,7 +55,7 @@ def test_the_plan_is_applied_and_a_changed_plan_too() -> None:
     asyncio.run(check())
 
 
-def test_damage_is_repaired_at_once_and_said(caplog: pytest.LogCaptureFixture) -> None:
+def test_damage_is_repaired_immediately_and_logged(caplog: pytest.LogCaptureFixture) -> None:
     async def check() -> None:
         async with running(Bench(FakeKernel(), PLAN)) as bench:
             bench.kernel.damage(Replace(LINK, replace(LINK, is_up=False)))
@@ -97,7 +97,7 @@ def test_a_host_is_not_clean_before_its_repair_has_ended() -> None:
     ],
 )
 @pytest.mark.parametrize("refusals", [0, 1])
-def test_objects_that_a_planned_change_of_a_link_drops_are_no_repairs(changed: Link, refusals: int) -> None:
+def test_objects_dropped_by_a_planned_link_change_are_not_repairs(changed: Link, refusals: int) -> None:
     """The plan of the neighbour is as before. It comes back with the link, also if that was refused once."""
 
     async def check() -> None:
@@ -162,7 +162,7 @@ def test_another_address_of_a_link_is_put_in_place_by_one_batch(length: int) -> 
     asyncio.run(check())
 
 
-def test_foreign_objects_stay() -> None:
+def test_foreign_objects_are_not_changed() -> None:
     async def check() -> None:
         foreign = Link(name="eth0", kind="", mtu=1500, alias="")
         async with running(Bench(FakeKernel(State.of(foreign)), PLAN)) as bench:
@@ -175,7 +175,7 @@ def test_foreign_objects_stay() -> None:
     asyncio.run(check())
 
 
-def test_a_file_waits_for_the_device_that_it_speaks_of() -> None:
+def test_a_file_waits_for_the_device_that_it_describes() -> None:
     """Whoever reads subnet.env may start containers at once."""
 
     async def check() -> None:
@@ -196,7 +196,7 @@ def test_a_file_waits_for_the_device_that_it_speaks_of() -> None:
     asyncio.run(check())
 
 
-def test_a_repair_is_told_from_a_change_whether_the_plan_is_changed_or_exchanged() -> None:
+def test_repairs_and_changes_are_distinguished_for_changed_and_new_plans() -> None:
     """The planner changes single peers in the plan that it gave; what it plans anew is another."""
 
     async def check(*, is_exchanged: bool) -> None:
@@ -225,7 +225,7 @@ def test_a_repair_is_told_from_a_change_whether_the_plan_is_changed_or_exchanged
     asyncio.run(check(is_exchanged=True))
 
 
-def test_a_change_that_a_pass_makes_is_no_repair() -> None:
+def test_a_planned_change_by_a_pass_is_not_a_repair() -> None:
     """It was in the plan, and not yet applied, when the pass began to compare."""
 
     async def check() -> None:
@@ -241,7 +241,7 @@ def test_a_change_that_a_pass_makes_is_no_repair() -> None:
     asyncio.run(check())
 
 
-def test_a_change_waits_for_the_host_s_own_part() -> None:
+def test_a_change_waits_for_the_objects_of_the_host() -> None:
     """Nothing of a peer is applied on its own before a pass has left nothing undone."""
 
     async def check() -> None:
@@ -274,7 +274,7 @@ def test_a_change_that_follows_another_plan_waits_for_its_pass() -> None:
     asyncio.run(check())
 
 
-def test_another_daemon_s_device_is_left_to_it_and_said(caplog) -> None:
+def test_the_device_of_another_daemon_is_not_changed_and_is_logged(caplog) -> None:
     """Two networks with one VNI on one host: no fight, the rest stands, and the host is not ready."""
 
     async def check() -> None:
@@ -299,7 +299,7 @@ def test_another_daemon_s_device_is_left_to_it_and_said(caplog) -> None:
     asyncio.run(check())
 
 
-def test_a_later_change_of_a_peer_wins_over_one_that_is_being_applied() -> None:
+def test_a_later_change_of_a_peer_replaces_one_that_is_being_applied() -> None:
     """It comes while the first is applied and a look is under way, and is applied next, as no repair."""
 
     async def check() -> None:
@@ -321,7 +321,7 @@ def test_a_later_change_of_a_peer_wins_over_one_that_is_being_applied() -> None:
     asyncio.run(check())
 
 
-def test_what_waits_for_an_object_that_somebody_else_makes_goes_on_at_once() -> None:
+def test_an_operation_continues_when_another_program_creates_its_required_object() -> None:
     async def check() -> None:
         kernel = LookedAt(refuse=lambda operation: operation == Add(LINK))
         async with running(Bench(kernel, State.of(LINK))) as bench:
@@ -338,7 +338,7 @@ def test_what_waits_for_an_object_that_somebody_else_makes_goes_on_at_once() -> 
     asyncio.run(check())
 
 
-def test_objects_that_return_with_a_link_that_the_plan_changed_are_no_repairs() -> None:
+def test_objects_restored_after_a_planned_link_change_are_not_repairs() -> None:
     """The kernel drops them when the link is made again."""
 
     async def check() -> None:

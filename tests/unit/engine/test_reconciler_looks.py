@@ -34,7 +34,7 @@ from pyflannel.model.state import Add, Operation, Refusal, Remove, Replace, Stat
 from pyflannel.ports import ChangeChannel
 
 
-def test_damage_that_nobody_announces_is_found_by_the_audit() -> None:
+def test_unannounced_damage_is_found_by_the_audit() -> None:
     async def check() -> None:
         async with running(Bench(FakeKernel(), PLAN)) as bench:
             bench.kernel.state = State.EMPTY
@@ -66,7 +66,7 @@ def test_objects_written_during_a_look_survive_the_repair_of_their_link() -> Non
     asyncio.run(check())
 
 
-def test_a_change_of_a_peer_takes_no_look() -> None:
+def test_a_change_of_a_peer_needs_no_look() -> None:
     async def check() -> None:
         kernel = LookedAt()
         async with running(Bench(kernel, State.of(LINK, FORWARDER))) as bench:
@@ -83,7 +83,7 @@ def test_a_change_of_a_peer_takes_no_look() -> None:
     asyncio.run(check())
 
 
-def test_what_changed_during_a_look_is_no_damage() -> None:
+def test_a_change_during_a_look_is_not_damage() -> None:
     """The look may have been at what was before; it is not counted as somebody's doing."""
 
     async def check() -> None:
@@ -124,7 +124,7 @@ def test_a_look_that_began_during_a_change_finds_no_damage() -> None:
     asyncio.run(check())
 
 
-def test_what_came_and_went_between_two_looks_is_not_remembered() -> None:
+def test_an_object_that_was_added_and_removed_between_two_looks_is_not_remembered() -> None:
     """Tens of thousands of peers may, and their keys would be the most of a daemon's memory."""
 
     class Forgetful(Silent):
@@ -161,7 +161,7 @@ def test_what_came_and_went_between_two_looks_is_not_remembered() -> None:
     asyncio.run(check())
 
 
-def test_audits_of_many_objects_are_further_apart(monkeypatch) -> None:
+def test_audits_of_many_objects_are_less_frequent(monkeypatch) -> None:
     monkeypatch.setattr("pyflannel.engine.reconciler.AUDITED_PER_S", 10)
 
     async def check() -> None:
@@ -209,7 +209,7 @@ BLACKHOLE = Route(destination=IPv4Network("10.100.15.0/24"), link="", kind="blac
 LINKS_AND_FILES = tuple(kind for kind in FakeKernel.kinds if kind not in (Forwarder, ForwarderPeer))
 
 
-def test_a_silent_target_delays_no_repair_in_another() -> None:
+def test_a_silent_target_does_not_delay_repairs_in_another() -> None:
     """A forwarder that hangs answers no look. A link is repaired all the same, and at once."""
 
     async def check() -> None:
@@ -239,7 +239,7 @@ FILE = HostFile(path="/run/flannel/subnet.env", text="x\n")
 
 
 @pytest.mark.parametrize("is_readable", [True, False])
-def test_a_target_that_is_silent_from_the_start_delays_no_other(is_readable: bool) -> None:
+def test_a_target_that_is_silent_from_the_start_does_not_delay_others(is_readable: bool) -> None:
     """What does not need its objects is applied. The rest waits and is not refused; so does subnet.env."""
 
     async def check() -> None:
@@ -338,7 +338,7 @@ def two_targets(plan: State) -> tuple[Bench, Part, Part]:
     return bench, links, forwarder
 
 
-def test_a_target_that_stays_unreadable_for_an_hour_ends_nothing() -> None:
+def test_a_target_that_is_unreadable_for_an_hour_stops_nothing() -> None:
     async def check() -> None:
         bench, _, forwarder = two_targets(State.of(LINK, FORWARDER))
         forwarder.is_readable = False
@@ -386,7 +386,7 @@ def test_a_refused_object_is_retried_when_the_object_that_it_needs_is_built() ->
     asyncio.run(check())
 
 
-def test_a_silent_target_delays_no_repair_under_a_stream_of_events() -> None:
+def test_a_silent_target_does_not_delay_repairs_during_many_events() -> None:
     """Each event asks for a look. None of them may wait for the silent target anew."""
 
     async def check() -> None:
@@ -419,7 +419,7 @@ def test_a_host_starts_although_a_target_is_silent() -> None:
     asyncio.run(check())
 
 
-def test_a_target_that_hangs_while_it_applies_stops_the_engine_for_its_time_only() -> None:
+def test_a_target_that_hangs_in_apply_stops_the_engine_only_until_its_deadline() -> None:
     class Hanging(Part):
         hangs = False
 
@@ -471,7 +471,7 @@ def test_a_change_during_the_first_look_is_applied_after_it() -> None:
     asyncio.run(check())
 
 
-def test_a_late_answer_takes_nothing_from_what_a_later_look_found() -> None:
+def test_a_late_answer_does_not_override_a_later_look() -> None:
     """Each answer has the generation of its own question."""
 
     async def check() -> None:
@@ -494,7 +494,7 @@ def test_a_late_answer_takes_nothing_from_what_a_later_look_found() -> None:
     asyncio.run(check())
 
 
-def test_changes_that_cannot_be_heard_cost_a_look_at_each_audit(caplog: pytest.LogCaptureFixture) -> None:
+def test_without_notifications_each_audit_reads_the_host(caplog: pytest.LogCaptureFixture) -> None:
     """As where other programs hold all inotify instances. It is logged once."""
 
     class Deaf(FakeKernel):

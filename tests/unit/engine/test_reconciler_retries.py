@@ -27,7 +27,7 @@ TUNNEL = Tunnel(
 )
 
 
-def test_what_is_refused_is_said_once_and_tried_again(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_refusal_is_logged_once_and_retried(caplog: pytest.LogCaptureFixture) -> None:
     async def check() -> None:
         kernel = FakeKernel(refuse=lambda operation: True)
         async with running(Bench(kernel, PLAN)) as bench:
@@ -46,7 +46,7 @@ def test_what_is_refused_is_said_once_and_tried_again(caplog: pytest.LogCaptureF
     assert caplog.text.count("refused: the test asked for this") == 1
 
 
-def test_a_refusal_for_which_there_is_another_plan_is_neither_said_nor_waited_for(
+def test_a_refusal_with_an_alternative_plan_is_neither_logged_nor_awaited(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Yet nothing is clean before the pass that follows it."""
@@ -90,7 +90,7 @@ def test_one_cause_of_several_refusals_is_one_line(caplog: pytest.LogCaptureFixt
     ]
 
 
-def test_what_was_refused_is_no_repair_when_it_succeeds() -> None:
+def test_a_refused_change_is_not_a_repair_when_it_succeeds() -> None:
     async def check() -> None:
         kernel = FakeKernel(refuse=lambda operation: True)
         async with running(Bench(kernel, PLAN)) as bench:
@@ -108,7 +108,7 @@ def test_what_was_refused_is_no_repair_when_it_succeeds() -> None:
     asyncio.run(check())
 
 
-def test_a_repair_that_was_refused_at_first_is_one_when_it_succeeds(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_refused_repair_counts_as_a_repair_when_it_succeeds(caplog: pytest.LogCaptureFixture) -> None:
     """As when somebody has made a link of the same name in between."""
 
     async def check() -> None:
@@ -130,7 +130,7 @@ def test_a_repair_that_was_refused_at_first_is_one_when_it_succeeds(caplog: pyte
     assert "Repaired link flannel0: missing" in caplog.text
 
 
-def test_a_refused_link_is_the_one_cause_that_is_said(caplog: pytest.LogCaptureFixture) -> None:
+def test_only_the_refused_link_is_logged_as_the_cause(caplog: pytest.LogCaptureFixture) -> None:
     """What hangs on it fails for want of it, and would only hide what to do."""
     address = Address(link=LINK.name, address=IPv4Interface("10.100.15.0/32"))
     program = BpfProgram(link="eth0", role=Role.DECAPSULATE, tunnel=TUNNEL)
@@ -148,7 +148,7 @@ def test_a_refused_link_is_the_one_cause_that_is_said(caplog: pytest.LogCaptureF
     ]
 
 
-def test_a_fight_over_an_object_is_damped_and_said(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_fight_over_an_object_is_damped_and_logged(caplog: pytest.LogCaptureFixture) -> None:
     async def check() -> None:
         async with running(Bench(FakeKernel(), PLAN)) as bench:
             for _ in range(100):
@@ -176,7 +176,7 @@ async def fight(bench: Bench) -> None:
         await bench.clock.settle()
 
 
-def test_a_host_with_a_repair_that_waits_is_not_clean() -> None:
+def test_a_host_with_a_delayed_repair_is_not_clean() -> None:
     async def check() -> None:
         async with running(Bench(FakeKernel(), PLAN)) as bench:
             await fight(bench)
@@ -190,7 +190,7 @@ def test_a_host_with_a_repair_that_waits_is_not_clean() -> None:
     asyncio.run(check())
 
 
-def test_a_changed_plan_waits_for_no_fight() -> None:
+def test_a_changed_plan_is_not_delayed_by_a_fight() -> None:
     async def check() -> None:
         async with running(Bench(FakeKernel(), PLAN)) as bench:
             await fight(bench)
@@ -205,7 +205,7 @@ def test_a_changed_plan_waits_for_no_fight() -> None:
     asyncio.run(check())
 
 
-def test_what_hangs_on_an_object_that_is_fought_over_waits_with_it() -> None:
+def test_objects_that_require_a_fought_over_object_wait_with_it() -> None:
     """It could only be refused."""
     address = Address(link=LINK.name, address=IPv4Interface("10.100.15.0/32"))
     forwarder = Forwarder(
@@ -237,7 +237,7 @@ def test_what_hangs_on_an_object_that_is_fought_over_waits_with_it() -> None:
     asyncio.run(check())
 
 
-def test_a_change_that_is_refused_is_tried_again_by_passes(caplog) -> None:
+def test_a_refused_change_is_retried_by_passes(caplog) -> None:
     async def check() -> None:
         kernel = Silent()
         async with running(Bench(kernel, State.of(LINK, FORWARDER))) as bench:
@@ -256,7 +256,7 @@ def test_a_change_that_is_refused_is_tried_again_by_passes(caplog) -> None:
     asyncio.run(check())
 
 
-def test_a_change_that_is_refused_once_is_no_repair() -> None:
+def test_a_change_that_was_refused_once_is_not_a_repair() -> None:
     async def check() -> None:
         kernel, refusals = Silent(), iter([True])
         async with running(Bench(kernel, State.of(LINK, FORWARDER))) as bench:
@@ -273,7 +273,7 @@ def test_a_change_that_is_refused_once_is_no_repair() -> None:
     asyncio.run(check())
 
 
-def test_the_journal_says_what_was_planned_repaired_and_refused() -> None:
+def test_the_journal_records_planned_repaired_and_refused_objects() -> None:
     async def check() -> None:
         kernel = FakeKernel()
         async with running(Bench(kernel, State.of(LINK, FORWARDER))) as bench:
@@ -294,7 +294,7 @@ def test_the_journal_says_what_was_planned_repaired_and_refused() -> None:
     asyncio.run(check())
 
 
-def test_a_permanent_refusal_costs_no_look_and_delays_nothing_else() -> None:
+def test_a_permanent_refusal_causes_no_look_and_delays_no_other_object() -> None:
     """As where /proc/sys is read-only. It is tried again by each audit, and reported once."""
 
     class ReadOnly(FakeKernel):
@@ -396,7 +396,7 @@ def test_an_event_soon_after_an_attempt_brings_the_next_one_forward() -> None:
     asyncio.run(check())
 
 
-def test_attempts_that_cause_events_are_made_less_and_less_often() -> None:
+def test_attempts_that_cause_events_become_less_frequent() -> None:
     """Each of them is announced to the daemon as a change."""
 
     class Echoing(FakeKernel):

@@ -32,7 +32,7 @@ def lived(check: Callable[[HostBench], Awaitable[None]], caplog: pytest.LogCaptu
     return [f"{record.levelname} {record.getMessage()}" for record in caplog.records]
 
 
-def test_an_absence_of_the_store_is_one_line_and_its_return_another(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_outage_of_the_store_is_one_line_and_its_end_another(caplog: pytest.LogCaptureFixture) -> None:
     """Although config and leases are watched each by itself."""
 
     async def check(bench: HostBench) -> None:
