@@ -4,6 +4,14 @@ note() { echo "pyflannel: $*"; }
 
 systemd_runs() { [ -d /run/systemd/system ]; }
 
+# An original may have a unit of the same name, in /etc.
+systemd_uses_our_unit() {
+    case $(systemctl show --property=FragmentPath --value flanneld.service) in
+        /usr/lib/* | /lib/*) ;;
+        *) return 1 ;;
+    esac
+}
+
 # Print process ID and program of each flanneld in this network namespace: "original PID FILE" or "ours PID -".
 # The executable of the original is named flanneld. That of pyflannel is Python, which runs a script flanneld.
 running_daemons() {
@@ -23,7 +31,9 @@ after_installation() { # FORMER_VERSION, empty at the first installation
     if systemd_runs; then
         systemctl daemon-reload
         # The data path stays up while flanneld restarts. A flanneld that does not run is not started.
-        systemctl try-restart flanneld.service || note "flanneld did not restart: see 'systemctl status flanneld'"
+        if [ -n "$1" ] && systemd_uses_our_unit; then
+            systemctl try-restart flanneld.service || note "flanneld did not restart: see 'systemctl status flanneld'"
+        fi
         start="set FLANNELD_ETCD_ENDPOINTS in /etc/default/flanneld, then: systemctl enable --now flanneld"
     else
         echo "$daemons" | while read -r kind pid _; do
@@ -51,7 +61,7 @@ after_installation() { # FORMER_VERSION, empty at the first installation
 }
 
 before_removal() {
-    if systemd_runs; then
+    if systemd_runs && systemd_uses_our_unit; then
         systemctl disable --now flanneld.service || true
     fi
     # Without the package nothing could remove the devices, routes and rules, so they are removed now.

@@ -498,11 +498,16 @@ def test_what_an_original_uses_is_left_to_it(overlay, host: Host) -> None:
     set_backend(overlay, "host-gw")
     host.run(["ip", "-batch", "-"], text=VXLAN.partition("neigh")[0])
     host.run(["iptables-restore", "--noflush"], text=COMMENTED_RULES)
+    host.run(["install", "-D", "/dev/stdin", "/run/flannel/subnet.env"], text=f"FLANNEL_SUBNET={SUBNET}\n")
     with running_original(host):
+        preview = host.flannelctl("--store", overlay.etcd.url, "cleanup", "--dry-run")
         said = host.flannelctl("--store", overlay.etcd.url, "cleanup")
 
         assert "kept link flannel.1 (in use by the original flanneld, pid" in said
         assert "-j RETURN (in use by the original flanneld, pid" in said
+        for each in preview, said:
+            assert "kept file /run/flannel/subnet.env (in use by the original flanneld, pid" in each
+        assert (host.directory / "run/flannel/subnet.env").exists()
         assert link(host, "flannel.1")
     host.flannelctl("--store", overlay.etcd.url, "cleanup")
     assert not link(host, "flannel.1")

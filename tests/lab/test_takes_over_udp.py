@@ -14,6 +14,7 @@ from pyflannel.lab.lab import PREFIX
 from pyflannel.lab.program import Program
 from pyflannel.lab.topology import Host
 from pyflannel.lab.waiting import wait_until
+from testlab import imitated_original
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 
@@ -30,29 +31,6 @@ SHORT_GAP_S = 0.8
 
 TRIES = 8
 """After so many the pause between two tries is as long as it becomes."""
-
-ORIGINAL = """
-import fcntl, os, select, socket, struct, subprocess, sys
-
-own, address, subnet, peer = sys.argv[1:]
-tun = os.open("/dev/net/tun", os.O_RDWR)
-request = fcntl.ioctl(tun, 0x400454CA, struct.pack("16sH22x", b"flannel%d", 0x1 | 0x1000))
-name = request[:16].rstrip(b"\\0").decode()
-print("device", name, flush=True)
-udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-udp.bind((own, 8285))
-commands = f"address add {address} dev {name}\\nlink set {name} mtu 1472 up\\n"
-subprocess.run(["ip", "-batch", "-"], input=commands.encode(), check=True)
-prefix = socket.inet_aton(subnet.partition("/")[0])[:3]
-print("running", flush=True)
-while True:
-    ready, _, _ = select.select([tun, udp], [], [])
-    if tun in ready and (packet := os.read(tun, 2000))[16:19] == prefix:
-        udp.sendto(packet, (peer, 8285))
-    if udp in ready and len(packet := udp.recv(2000)) >= 20:
-        os.write(tun, packet)
-"""
-"""Release 0.6 with one peer: own address, address of the device, subnet and address of the peer."""
 
 
 @pytest.fixture
@@ -79,7 +57,9 @@ def start_original(overlay, host: Host, peer: Host) -> Program:
     lease = f'{{"PublicIP":"{host.address}","BackendType":"udp"}}'
     overlay.etcd.etcdctl("put", f"{PREFIX}/subnets/{SUBNET.replace('/', '-')}", lease)
     words = [str(host.address), f"{BASE}/16", str(peer.lease()), str(peer.address)]
-    return host.start(["python3", "-c", ORIGINAL, *words], name=f"original-{time.monotonic_ns()}")
+    return host.start(
+        ["python3", "-c", imitated_original.UDP, *words], name=f"original-{time.monotonic_ns()}"
+    )
 
 
 def wait_running(original: Program) -> None:

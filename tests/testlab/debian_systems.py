@@ -4,8 +4,10 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
+from pyflannel.lab.sandbox import Sandbox
 from testlab.booted_system import BootedSystem
 
 CODENAMES = {"12": "bookworm", "13": "trixie"}
@@ -41,6 +43,22 @@ def _system(release: str, name: str, options: list[str]) -> Path:
     return system
 
 
+class UnbootedSystem(Sandbox):
+    """A Debian system without systemd in the network of a host. Its programs run in a changed root."""
+
+    def __init__(self, host: Sandbox, base: Path) -> None:
+        super().__init__(host.name, host.directory)
+        self._root = host.directory / "system/root"
+        BootedSystem(host, base).install()
+        for name in ("proc", "dev", "sys"):
+            host.run(["mount", "--rbind", f"/{name}", self._root / name])
+        self.adopt(host.init_pid)
+
+    def entering(self, argv: Sequence[str | Path]) -> list[str]:
+        """Return the command that runs `argv` inside."""
+        return super().entering(["chroot", self._root, *argv])
+
+
 def package_of(dist: Path, release: str) -> Path:
     """Return the package for a release and the architecture of this machine."""
     architecture = subprocess.check_output(["dpkg", "--print-architecture"], text=True).strip()
@@ -48,7 +66,7 @@ def package_of(dist: Path, release: str) -> Path:
     return built
 
 
-def install(system: BootedSystem, package: Path) -> str:
+def install(system: Sandbox, package: Path) -> str:
     """Copy a package into a system, install it, and return the output."""
     copied = "/root/pyflannel.deb"
     encoded = subprocess.check_output(["base64", package], text=True)

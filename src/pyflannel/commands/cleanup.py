@@ -282,7 +282,7 @@ async def clean_up(cleanup: Cleanup, environ: Mapping[str, str]) -> CleanupRepor
         report.removed.extend(removal.removed)
         report.kept.extend(removal.kept)
         report.problems.extend(removal.problems)
-        _remove_files(report, *_run_files(places))
+        _remove_files(report, *_run_files(places, report))
         _remove_pins(report, places.bpf)
         if cleanup.keep_lease:
             report.kept.append("the lease, and the identity of this host")
@@ -308,7 +308,9 @@ async def preview(cleanup: Cleanup, environ: Mapping[str, str]) -> CleanupReport
     report.removed.extend(removal.removed)
     report.kept.extend(removal.kept)
     report.problems.extend(removal.problems)
-    files = _run_files(places) if cleanup.keep_lease else (*_run_files(places), *_state_files(places))
+    files = _run_files(places, report)
+    if not cleanup.keep_lease:
+        files += _state_files(places)
     report.removed.extend(f"file {path}" for path in files if os.path.lexists(path))
     if places.bpf.exists():
         report.removed.append(f"directory {places.bpf}")
@@ -331,16 +333,27 @@ async def owner_of(cleanup: Cleanup, status: Status) -> str | None:
     return None
 
 
-def _run_files(places: Places) -> tuple[Path, ...]:
-    return (
+def _run_files(places: Places, report: CleanupReport) -> tuple[Path, ...]:
+    """Return the files to remove from the run directory; report those that a running original uses."""
+    subnet_files = (
         places.subnet_file,
         places.subnet_file.with_name(f".{places.subnet_file.name}"),  # of an original killed during a write
+    )
+    files = (
         places.device_file,
         places.run_identity,
         places.control_socket,
         places.run_dir / SOCKET_NAME,
         places.run_dir / LOG_NAME,
     )
+    if places.mark != MARK or (pid := find_original()) is None:
+        return *subnet_files, *files
+    report.kept.extend(
+        f"file {path} (in use by the original flanneld, pid {pid})"
+        for path in subnet_files
+        if os.path.lexists(path)
+    )
+    return files
 
 
 def _state_files(places: Places) -> tuple[Path, ...]:
