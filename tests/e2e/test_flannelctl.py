@@ -177,7 +177,7 @@ class TestConfig:
 class TestLeases:
     LEASE = (
         '{"PublicIP":"10.10.10.101","PublicIPv6":null,"BackendType":"vxlan",'
-        '"Pyflannel":{"Owner":"5d0f","Port":8285}}'
+        '"Pyflannel":{"Owner":"5d0f","Host":"docker1","Port":8285}}'
     )
     RESERVED = '{"PublicIP":"192.168.50.102","PublicIPv6":null}'
 
@@ -199,14 +199,15 @@ class TestLeases:
         assert (reserved["is_reservation"], reserved["expires_in_s"]) == (True, None)
         assert 3500 < leased["expires_in_s"] <= 3600
         assert (leased["public_ip"], leased["backend_type"]) == ("10.10.10.101", "vxlan")
-        assert (leased["owner"], leased["port"]) == ("5d0f", 8285)
+        assert (leased["owner"], leased["host_name"], leased["port"]) == ("5d0f", "docker1", 8285)
 
     def test_the_table_contains_the_same_values(self, run: Run, network: str) -> None:
         done = run("--store", network, "leases")
 
         headings, reserved, leased = done.stdout.splitlines()
-        assert headings.split() == ["SUBNET", "PUBLIC", "IP", "BACKEND", "OWNER", "EXPIRES"]
-        assert reserved.split()[:4] == ["10.100.15.0/24", "192.168.50.102", "udp", "-"]
+        assert headings.split() == ["SUBNET", "HOST", "PUBLIC", "IP", "BACKEND", "EXPIRES"]
+        assert reserved.split()[:4] == ["10.100.15.0/24", "-", "192.168.50.102", "udp"]
+        assert leased.split()[:4] == ["10.100.93.0/24", "docker1", "10.10.10.101", "vxlan"]
         assert "reserved" in reserved
         assert "in 59 min" in leased or "in 1 h" in leased
 

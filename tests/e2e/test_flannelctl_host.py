@@ -204,6 +204,7 @@ class TestStatus:
         assert done.returncode == 0
         facts = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
         assert facts["flanneld"].endswith(", ready")
+        assert facts["host"] == os.uname().nodename == host.document("status")["host_name"]
         assert facts["network"] == "10.100.0.0/16"
         assert facts["backend"] == "udp, flannel0, mtu 1472"
         assert "fast path  safe" in done.stdout

@@ -64,6 +64,7 @@ attributes_with_owner = st.builds(
     backend_type=texts,
     backend_data=backend_data,
     owner=texts.filter(bool),
+    host_name=st.none() | st.sampled_from(["docker1", "web-7.example.com"]),
     port=st.none() | st.integers(1, 65535),
     reads=st.lists(texts, max_size=3).map(lambda reads: tuple(sorted(reads))),
 )

@@ -25,7 +25,13 @@ from pyflannel.kernel.filters.nftables import NftTarget
 from pyflannel.kernel.filters.tunnel_guard import TunnelGuardTarget
 from pyflannel.kernel.host.files import FileMemory, FileTarget, replace_file
 from pyflannel.kernel.host.locks import DeviceClaim
-from pyflannel.kernel.host.machine import BoottimeClock, kernel_release, new_identity, read_identity
+from pyflannel.kernel.host.machine import (
+    BoottimeClock,
+    host_name,
+    kernel_release,
+    new_identity,
+    read_identity,
+)
 from pyflannel.kernel.network.interfaces import KernelBridges, KernelInterfaces
 from pyflannel.kernel.network.linux import LinuxTarget
 from pyflannel.kernel.network.snapshot import route_protocols
@@ -258,6 +264,7 @@ def _host_options(
         identity=read_identity(
             *_directories(places), options.machine_id_file, options.node_id, standing=standing
         ),
+        host_name=host_name(),
         underlay=UnderlayOptions(
             ifaces=options.iface,
             iface_regexes=options.iface_regex,

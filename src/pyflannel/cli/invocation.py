@@ -166,6 +166,11 @@ def _shared(
     return click.option(option, field, expose_value=False, callback=keep, hidden=is_hidden, **settings)
 
 
+def wide_option(command: _Command) -> _Command:
+    """Add --wide."""
+    return click.option("--wide", is_flag=True, help="Show the identities of hosts too.")(command)
+
+
 def run_dir_option(command: _Command) -> _Command:
     """Add --run-dir, with the variable of flanneld. Without it, `places_of` finds the directory."""
     return _directory("--run-dir", f"/run/flannel{_OF_PREFIX}", "Run directory of flanneld.")(command)

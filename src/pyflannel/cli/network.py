@@ -1,33 +1,35 @@
 """flannelctl leases, peers and events: the network as this host knows it."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 import click
 
 from pyflannel.cli.answers import duration, network_of, print_json, print_table, socket_of
-from pyflannel.cli.invocation import Invocation, run_dir_option, shared_options
+from pyflannel.cli.invocation import Invocation, run_dir_option, shared_options, wide_option
 from pyflannel.commands.network_client import ControlClient
 from pyflannel.model.lease import LeaseEntry, PeerEntry
 from pyflannel.model.status import JournalEntry, Status
 from pyflannel.wire.control_json import format_events, format_leases, format_peers
 
-_HEADINGS = ("SUBNET", "PUBLIC IP", "BACKEND", "OWNER", "EXPIRES")
+_HEADINGS = ("SUBNET", "HOST", "PUBLIC IP", "BACKEND")
+"""The columns that every list of hosts has. OWNER and a last column follow."""
 
 
 @click.command()
+@wide_option
 @run_dir_option
 @shared_options("store", "socket", "json")
 @click.pass_obj
-def leases(invocation: Invocation, run_dir: Path | None) -> None:
+def leases(invocation: Invocation, wide: bool, run_dir: Path | None) -> None:
     """List the leases of the network."""
     entries = sorted(asyncio.run(_leases(invocation, run_dir)), key=lambda entry: entry.subnet)
     if invocation.wants_json:
         print_json(format_leases(entries))
     else:
-        print_table(_HEADINGS, map(_row, entries))
+        _print_hosts(entries, "EXPIRES", map(_expiry, entries), is_wide=wide)
 
 
 async def _leases(invocation: Invocation, run_dir: Path | None) -> list[LeaseEntry]:
@@ -35,13 +37,23 @@ async def _leases(invocation: Invocation, run_dir: Path | None) -> list[LeaseEnt
         return await network.leases()
 
 
-def _row(entry: LeaseEntry) -> tuple[str, ...]:
+def _print_hosts(
+    entries: Sequence[LeaseEntry | PeerEntry], last_heading: str, last_cells: Iterable[str], *, is_wide: bool
+) -> None:
+    owner = ("OWNER",) if is_wide else ()
+    rows = (_row(entry, last, is_wide=is_wide) for entry, last in zip(entries, last_cells, strict=True))
+    print_table((*_HEADINGS, *owner, last_heading), rows)
+
+
+def _row(entry: LeaseEntry | PeerEntry, last: str, *, is_wide: bool) -> tuple[str, ...]:
+    ipv6_subnet = entry.ipv6_subnet if isinstance(entry, LeaseEntry) else None
     return (
-        str(entry.subnet) if entry.ipv6_subnet is None else f"{entry.subnet} {entry.ipv6_subnet}",
+        str(entry.subnet) if ipv6_subnet is None else f"{entry.subnet} {ipv6_subnet}",
+        entry.host_name or "-",
         str(entry.public_ip),
         entry.backend_type or "udp",  # leases of the udp backend contain no type
-        entry.owner or "-",
-        _expiry(entry),
+        *((entry.owner or "-",) if is_wide else ()),
+        last,
     )
 
 
@@ -53,14 +65,12 @@ def _expiry(entry: LeaseEntry) -> str:
     return f"in {duration(entry.expires_in_s)}"
 
 
-_PEER_HEADINGS = ("SUBNET", "PUBLIC IP", "BACKEND", "OWNER", "STATE")
-
-
 @click.command()
+@wide_option
 @run_dir_option
 @shared_options("socket", "json")
 @click.pass_obj
-def peers(invocation: Invocation, run_dir: Path | None) -> None:
+def peers(invocation: Invocation, wide: bool, run_dir: Path | None) -> None:
     """List the other hosts, and why some are not reachable.
 
     Needs a running flanneld.
@@ -69,7 +79,7 @@ def peers(invocation: Invocation, run_dir: Path | None) -> None:
     if invocation.wants_json:
         print_json(format_peers(entries))
     else:
-        print_table(_PEER_HEADINGS, map(_peer_row, entries))
+        _print_hosts(entries, "STATE", map(_state, entries), is_wide=wide)
 
 
 async def _peers(socket: Path) -> list[PeerEntry]:
@@ -87,6 +97,7 @@ def entries_of(status: Status, leases: Sequence[LeaseEntry]) -> list[PeerEntry]:
             public_ip=lease.public_ip,
             backend_type=lease.backend_type,
             owner=lease.owner,
+            host_name=lease.host_name,
             refused=refused.get(lease.subnet),
         )
         for lease in sorted(leases, key=lambda lease: lease.subnet)
@@ -94,14 +105,8 @@ def entries_of(status: Status, leases: Sequence[LeaseEntry]) -> list[PeerEntry]:
     ]
 
 
-def _peer_row(entry: PeerEntry) -> tuple[str, ...]:
-    return (
-        str(entry.subnet),
-        str(entry.public_ip),
-        entry.backend_type or "udp",  # leases of the udp backend contain no type
-        entry.owner or "-",
-        "reachable" if entry.refused is None else f"refused: {entry.refused}",
-    )
+def _state(entry: PeerEntry) -> str:
+    return "reachable" if entry.refused is None else f"refused: {entry.refused}"
 
 
 _EVENT_HEADINGS = ("TIME", "EVENT", "FOUND")

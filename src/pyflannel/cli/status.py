@@ -9,7 +9,14 @@ import click
 import msgspec
 
 from pyflannel.cli.answers import duration, places_of, print_facts, print_json, socket_of
-from pyflannel.cli.invocation import Invocation, run_dir_option, say, shared_options, state_options
+from pyflannel.cli.invocation import (
+    Invocation,
+    run_dir_option,
+    say,
+    shared_options,
+    state_options,
+    wide_option,
+)
 from pyflannel.commands.examination import examine
 from pyflannel.commands.local_daemon import offline_status, what_to_do
 from pyflannel.commands.network_client import live_status
@@ -69,12 +76,17 @@ _NAMED = 8
 
 
 @click.command()
+@wide_option
 @run_dir_option
 @state_options
 @shared_options("socket", "json")
 @click.pass_obj
 def status(
-    invocation: Invocation, run_dir: Path | None, state_dir: Path | None, subnet_file: Path | None
+    invocation: Invocation,
+    wide: bool,
+    run_dir: Path | None,
+    state_dir: Path | None,
+    subnet_file: Path | None,
 ) -> None:
     """Show the state of flanneld on this host.
 
@@ -85,26 +97,28 @@ def status(
         found = asyncio.run(live_status(socket_of(invocation, run_dir)))
     except NotReadyError as error:
         left = asyncio.run(offline_status(places, str(error)))
-        _print_status(invocation, left)
+        _print_status(invocation, left, is_wide=wide)
         say(f"flannelctl: {error}", err=True)
         say(f"  {what_to_do(places, left)}", err=True)
         click.get_current_context().exit(3)
-    _print_status(invocation, found)
+    _print_status(invocation, found, is_wide=wide)
     if not found.is_ready:
         click.get_current_context().exit(3)
 
 
-def _print_status(invocation: Invocation, found: Status) -> None:
+def _print_status(invocation: Invocation, found: Status, *, is_wide: bool) -> None:
     if invocation.wants_json:
         print_json(format_status(found))
     else:
-        print_facts(facts(found))
+        print_facts(facts(found, is_wide=is_wide))
 
 
-def facts(found: Status) -> Iterator[tuple[str, str]]:
-    """Yield the facts of a status for people, each with its name."""
+def facts(found: Status, *, is_wide: bool = False) -> Iterator[tuple[str, str]]:
+    """Yield the facts of a status for people, each with its name; the identity only if `is_wide`."""
     yield "flanneld", f"{found.version}, {_readiness(found)}" if found.is_live else _NOT_LIVE
-    if found.owner:
+    if found.host_name:
+        yield "host", found.host_name
+    if found.owner and is_wide:
         yield "owner", found.owner
     if found.network and (found.network.network or found.network.text):
         yield "network", str(found.network.network or found.network.text)
@@ -142,7 +156,7 @@ def _refused_peers(found: Status) -> Iterator[tuple[str, str]]:
     warnings = frozenset(found.warnings)  # there may be thousands of both
     peers = [peer for peer in found.refused_peers if peer.reason not in warnings]
     for peer in peers[:_NAMED]:
-        yield "refused peer", f"{peer.subnet} at {peer.public_ip}: {peer.reason}"
+        yield "refused peer", f"{peer.subnet} at {peer.host_text}: {peer.reason}"
     if len(peers) > _NAMED:
         yield "refused peer", f"{len(peers) - _NAMED} more: see flannelctl peers"
 

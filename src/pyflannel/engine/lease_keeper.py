@@ -8,7 +8,6 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from ipaddress import IPv4Address
 
 from pyflannel.engine.lease_log import SkippedKeys, left_out_text
 from pyflannel.engine.list_watch import STEADY_S, StoreLog, follow
@@ -118,7 +117,7 @@ class LeaseKeeper:
         self._opened_at = math.inf
         self._timer: asyncio.Task[None] | None = None
         self._skipped = SkippedKeys(clock)
-        self._outranked: set[tuple[str, IPv4Address]] = set()
+        self._outranked: set[tuple[str, str]] = set()
         self._outranked_log = LogLimit(log, clock, "ignored leases on a subnet of another lease")
         self.leases = LeaseSet()
         self.state = LeaseState(wanted=wanted, held=held, phase=Listing())
@@ -160,7 +159,7 @@ class LeaseKeeper:
         for subnet, others in leases.outranked.items():
             counts = leases.by_subnet[subnet]
             for other in others:
-                one = lease_key(other), other.attributes.public_ip
+                one = lease_key(other), other.attributes.host_text
                 if other.attributes.public_ip == counts.attributes.public_ip:
                     continue
                 found.add(one)
@@ -170,7 +169,7 @@ class LeaseKeeper:
                         "Found leases of two hosts on one subnet: using %s of %s, ignoring %s of %s."
                         " Delete the key of the host that does not use the subnet.",
                         lease_key(counts),
-                        counts.attributes.public_ip,
+                        counts.attributes.host_text,
                         *one,
                     )
         self._outranked = found

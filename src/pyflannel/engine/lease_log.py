@@ -136,7 +136,7 @@ class LeaseLog:
                     "Found a lease with this host's address or identity, held by %s at %s: asking whether"
                     " that host is alive lease=%s",
                     lease.attributes.owner or "an unknown host",
-                    lease.attributes.public_ip,
+                    lease.attributes.host_text,
                     lease.subnet,
                 )
             case SharedAddress():
@@ -185,15 +185,17 @@ def log_shared_over(shared: SharedAddress) -> None:
 
 def holder_text(taken: Taken) -> str:
     """Return the host that holds this host's subnet, as text."""
-    owner = taken.by.attributes.owner or "an original flannel"
-    return f"{taken.by.attributes.public_ip} ({owner})"
+    attributes = taken.by.attributes
+    if attributes.host_name is not None:
+        return attributes.host_text
+    return f"{attributes.public_ip} ({attributes.owner or 'an original flannel'})"
 
 
 def contested_text(contested: Contested) -> str:
     """Return the host that is asked whether it is alive, as text."""
     lease = contested.lease
     return (
-        f"the host at {lease.attributes.public_ip}, which holds {lease.subnet} with this host's address or"
+        f"the host at {lease.attributes.host_text}, which holds {lease.subnet} with this host's address or"
         " identity, whether it is alive"
     )
 

@@ -49,6 +49,7 @@ def status_of(supervisor: Supervisor, *, version: str, store_url: str, clock: Cl
     return Status(
         version=version,
         owner=condition.identity.owner,
+        host_name=supervisor.host_name,
         is_ready=waiting is None,
         waiting_for=waiting,
         network=NetworkStatus(
@@ -157,7 +158,12 @@ def _shared(supervisor: Supervisor) -> Mapping[IPv4Network, str]:
 def _refused_peers(supervisor: Supervisor, shared: Mapping[IPv4Network, str]) -> tuple[RefusedPeer, ...]:
     leases = supervisor.condition.leases.by_subnet
     return tuple(
-        RefusedPeer(subnet=subnet, public_ip=lease.attributes.public_ip, reason=shared.get(subnet, reason))
+        RefusedPeer(
+            subnet=subnet,
+            public_ip=lease.attributes.public_ip,
+            reason=shared.get(subnet, reason),
+            host_name=lease.attributes.host_name,
+        )
         for subnet, reason in sorted(supervisor.planner.refused.items())
         if (lease := leases.get(subnet)) is not None
     )

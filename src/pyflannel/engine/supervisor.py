@@ -156,6 +156,11 @@ class Supervisor:
         return sorted(self.condition.leases, key=lambda lease: lease.subnet)
 
     @property
+    def host_name(self) -> str | None:
+        """The host name that this host publishes, or None."""
+        return self._options.host_name
+
+    @property
     def refused_owners(self) -> dict[IPv4Network, str]:
         """The owners of the refused leases that have an owner, by subnet."""
         leases = self.condition.leases.by_subnet
@@ -225,6 +230,7 @@ class Supervisor:
         return replace(
             attributes,
             owner=self.condition.identity.owner,
+            host_name=self.host_name,
             backend_data=None if data is None else format_backend_data(data),
             vtep=data,
         )

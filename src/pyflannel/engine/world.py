@@ -45,12 +45,14 @@ class HostOptions:
     """The operator's options for this host.
 
     Attributes:
+        host_name: published in the lease, for people; None to publish none.
         plan: options of the plan.
         subnet_env: text of subnet.env from the previous run, or None.
         audit_s: longest time between two checks of the host and of its interfaces.
     """
 
     identity: Identity
+    host_name: str | None = None
     underlay: UnderlayOptions
     plan: PlanOptions
     subnet_env: str | None = None

@@ -1,5 +1,6 @@
 """Leases and claims: which host holds which subnet, and how the lists of leases and peers show it."""
 
+import re
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
@@ -33,6 +34,18 @@ CLAIM_TTL_S = 10
 LONGEST_OWNER = 256
 """Characters of an owner: more than any name of a Kubernetes Node has (253)."""
 
+_LONGEST_HOST_NAME = 253
+_LABEL = "[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
+_HOST_NAME = re.compile(rf"(?:{_LABEL}\.)*(?!\d+\Z){_LABEL}", re.ASCII | re.IGNORECASE)
+
+
+def is_host_name(text: str) -> bool:
+    """Return whether a text is a host name, not an address.
+
+    Source: RFC 1123 section 2.1. The length of the text form follows from RFC 1035 section 2.3.4.
+    """
+    return len(text) <= _LONGEST_HOST_NAME and _HOST_NAME.fullmatch(text) is not None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
@@ -61,6 +74,8 @@ class LeaseAttributes:
         backend_data: the backend's own JSON, as text; None when absent.
         vtep: what `backend_data` says in a vxlan lease; None where it says of no VTEP.
         owner: `Identity.owner` of the holder; None in leases of the original flannel.
+        host_name: host name of the holder, only for people: two hosts may have the same one. None if it is
+            not published, or not a host name.
         port: UDP port where the holder's udp backend listens; None when not published.
         reads: what the holder's data path can read beyond the original's, sorted.
     """
@@ -71,9 +86,20 @@ class LeaseAttributes:
     backend_data: str | None = None
     backend_v6_data: str | None = None
     owner: str | None = None
+    host_name: str | None = None
     port: int | None = None
     reads: tuple[str, ...] = ()
     vtep: Vtep | None = field(default=None, compare=False)
+
+    @property
+    def host_text(self) -> str:
+        """The holder for people: its host name, if known, and its address."""
+        return host_text(self.public_ip, self.host_name)
+
+
+def host_text(address: IPv4Address, host_name: str | None) -> str:
+    """Return a host for people: `docker2 (192.168.50.101)`, or the address alone."""
+    return str(address) if host_name is None else f"{host_name} ({address})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,6 +158,7 @@ class LeaseEntry:
     Attributes:
         backend_type: as published: empty for udp and alloc.
         owner: identity of the holder; None in leases of the original flannel.
+        host_name: host name of the holder; None if it is unknown.
         port: UDP port of the holder's udp backend, when published.
         is_reservation: it never expires.
         expires_in_s: seconds until it does; None for a reservation, or when only the daemon was asked.
@@ -144,6 +171,7 @@ class LeaseEntry:
     public_ipv6: IPv6Address | None = None
     backend_type: str = ""
     owner: str | None = None
+    host_name: str | None = None
     port: int | None = None
     is_reservation: bool = False
     expires_in_s: float | None = None
@@ -160,6 +188,7 @@ class LeaseEntry:
             public_ipv6=attributes.public_ipv6,
             backend_type=attributes.backend_type,
             owner=attributes.owner,
+            host_name=attributes.host_name,
             port=attributes.port,
             is_reservation=not lease.has_ttl,
             expires_in_s=expires_in_s,
@@ -174,6 +203,7 @@ class PeerEntry:
     Attributes:
         backend_type: as published: empty for udp and alloc.
         owner: identity of the host; None for an original flannel.
+        host_name: host name of the host; None if it is unknown.
         refused: why this host does not send to it; None when it does.
     """
 
@@ -181,4 +211,5 @@ class PeerEntry:
     public_ip: IPv4Address
     backend_type: str = ""
     owner: str | None = None
+    host_name: str | None = None
     refused: str | None = None

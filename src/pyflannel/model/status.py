@@ -13,6 +13,7 @@ from typing import Literal
 from pyflannel.errors import sentences
 from pyflannel.model.fast_path import Feature
 from pyflannel.model.forwarder import StrangerReason
+from pyflannel.model.lease import host_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +100,17 @@ class BackendStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RefusedPeer:
-    """A host with a lease that is not sent to, and why."""
+    """A host with a lease that is not sent to, and why; `host_name` is None if it is unknown."""
 
     subnet: IPv4Network
     public_ip: IPv4Address
     reason: str
+    host_name: str | None = None
+
+    @property
+    def host_text(self) -> str:
+        """The host for people: its host name, if known, and its address."""
+        return host_text(self.public_ip, self.host_name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,6 +216,7 @@ class Status:
         version: version of the daemon; None if it does not respond.
         is_live: the daemon said so itself; False when it does not answer and files had to speak for it.
         owner: the identity of this host in its lease.
+        host_name: the host name that this host publishes in its lease; None if it publishes none.
         is_ready: packets can flow, the lease is ours, and the latest pass succeeded.
         waiting_for: in one line, while it is not ready.
         peers: other hosts with a lease.
@@ -224,6 +232,7 @@ class Status:
     version: str | None
     is_live: bool = True
     owner: str | None = None
+    host_name: str | None = None
     is_ready: bool = False
     waiting_for: str | None = None
     network: NetworkStatus | None = None

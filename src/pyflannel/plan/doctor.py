@@ -195,7 +195,7 @@ def _refused_peers(seen: Observed) -> Iterator[Finding]:
             code="peers-refused",
             severity="warning",
             cause=f"{len(refused)} of {seen.status.peers} peers are refused and unreachable",
-            evidence=_some([f"{peer.subnet} at {peer.public_ip}: {peer.reason}" for peer in refused]),
+            evidence=_some([f"{peer.subnet} at {peer.host_text}: {peer.reason}" for peer in refused]),
             fix="flannelctl peers",
         )
 

@@ -250,4 +250,4 @@ def _range(subnet: IPv4Network) -> tuple[int, int]:
 
 
 def _who(lease: Lease) -> str:
-    return f"lease {lease.subnet} of {lease.attributes.public_ip}"
+    return f"lease {lease.subnet} of {lease.attributes.host_text}"

@@ -47,6 +47,7 @@ class _Known:
 def _explain(stranger: Stranger, known: _Known, own: IPv4Network | None) -> StrangerStatus:
     lease = known.by_address.get(stranger.address)
     what, hint = _judge(stranger, lease, known.holder(stranger.inner_source), own)
+    host = "it" if lease is None or lease.attributes.host_name is None else lease.attributes.host_name
     holds = f"holds {lease.subnet}" if lease is not None else "holds no lease"
     return StrangerStatus(
         address=stranger.address,
@@ -55,7 +56,7 @@ def _explain(stranger: Stranger, known: _Known, own: IPv4Network | None) -> Stra
         age_s=stranger.age_s,
         inner_source=stranger.inner_source,
         inner_destination=stranger.inner_destination,
-        cause=f"it {holds}, and {what}",
+        cause=f"{host} {holds}, and {what}",
         hint=hint,
     )
 
@@ -73,7 +74,7 @@ def _judge(
             hint = "Compare flannelctl leases on both hosts: it may know an old address of another host"
             return what, hint + ("." if lease is not None else unknown)
         case "impostor":
-            whose = f"{holder.subnet} of {holder.attributes.public_ip}" if holder else "another host's subnet"
+            whose = f"{holder.subnet} of {holder.attributes.host_text}" if holder else "another host's subnet"
             what = f"the inner source {stranger.inner_source} is in {whose}"
         case "stranger":
             what = f"no host has the inner source {stranger.inner_source}"

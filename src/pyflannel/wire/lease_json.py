@@ -3,13 +3,13 @@
 import re
 from ipaddress import IPv4Network
 from sys import intern
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from pyflannel.errors import WireError
-from pyflannel.model.lease import LONGEST_OWNER, BackendData, Claim, LeaseAttributes, Vtep
+from pyflannel.model.lease import LONGEST_OWNER, BackendData, Claim, LeaseAttributes, Vtep, is_host_name
 from pyflannel.wire.json_values import escape, fold, members, parse_ipv4, parse_ipv6
 
 # What a backend publishes in its lease: `BackendData` as JSON, and back.
@@ -63,7 +63,7 @@ def parse_vtep(text: str) -> Vtep | None:
 # A lease, as flannel 0.28.9 writes it, with one key of ours at its end that the original passes over:
 #
 #     {"PublicIP":"192.168.50.102","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1},
-#      "BackendV6Data":{"VNI":1},"Pyflannel":{"Owner":"…","Port":8285,"Reads":["…"]}}
+#      "BackendV6Data":{"VNI":1},"Pyflannel":{"Owner":"…","Host":"…","Port":8285,"Reads":["…"]}}
 #
 # A claim is ours alone: {"Owner":"…","PublicIP":"192.168.50.102","Held":3600.5}.
 
@@ -83,6 +83,7 @@ class _Ours(Struct, omit_defaults=True, rename="pascal"):
     """What we tell each other beyond the original's lease."""
 
     owner: Annotated[str, Meta(min_length=1, max_length=LONGEST_OWNER)]
+    host: Any = None  # only for people: one in another form must not hide the owner
     port: Annotated[int, Meta(ge=1, le=65535)] | None = None
     reads: tuple[str, ...] = ()
 
@@ -147,6 +148,7 @@ def parse_lease_attributes(value: bytes) -> LeaseAttributes:
             vtep=parse_vtep(data) if data is not None and lease.backend_type == "vxlan" else None,
             backend_v6_data=_compact(lease.backend_v6_data) if lease.backend_v6_data else None,
             owner=lease.ours.owner if lease.ours else None,
+            host_name=_host_name(lease.ours.host) if lease.ours else None,
             port=lease.ours.port if lease.ours else None,
             reads=tuple(sorted(lease.ours.reads)) if lease.ours else (),
         )
@@ -166,7 +168,7 @@ def format_lease_attributes(attributes: LeaseAttributes) -> bytes:
         backend_v6_data=UNSET if attributes.backend_v6_data is None else Raw(attributes.backend_v6_data),
     )
     if owner is not None:
-        lease.ours = _Ours(owner, attributes.port, attributes.reads)
+        lease.ours = _Ours(owner, attributes.host_name, attributes.port, attributes.reads)
     return escape(msgspec.json.encode(lease).decode()).encode()
 
 
@@ -192,6 +194,10 @@ def format_claim(claim: Claim) -> bytes:
     return msgspec.json.encode(
         _ClaimValue(owner=claim.owner, public_ip=str(claim.public_ip), held=claim.held_s)
     )
+
+
+def _host_name(value: object) -> str | None:
+    return value if isinstance(value, str) and is_host_name(value) else None
 
 
 def _check_length(value: bytes) -> None:

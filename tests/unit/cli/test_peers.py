@@ -9,12 +9,13 @@ from pyflannel.model.status import BackendStatus, LeaseStatus, RefusedPeer, Stat
 from pyflannel.wire.control_json import format_peers, format_status, parse_status
 
 
-def entry(number: int, owner: str | None = None) -> LeaseEntry:
+def entry(number: int, owner: str | None = None, host_name: str | None = None) -> LeaseEntry:
     return LeaseEntry(
         subnet=IPv4Network(f"10.100.{number}.0/24"),
         public_ip=IPv4Address(f"192.168.50.{number}"),
         backend_type="host-gw",
         owner=owner,
+        host_name=host_name,
     )
 
 
@@ -37,7 +38,7 @@ STATUS = Status(
 
 
 def test_peers_are_the_leases_of_others_sorted_with_the_reason_of_a_refusal() -> None:
-    found = entries_of(STATUS, [entry(20, "f00d"), entry(15), entry(9)])
+    found = entries_of(STATUS, [entry(20, "f00d", "docker4"), entry(15), entry(9)])
 
     assert found == [
         PeerEntry(
@@ -51,6 +52,7 @@ def test_peers_are_the_leases_of_others_sorted_with_the_reason_of_a_refusal() ->
             public_ip=IPv4Address("192.168.50.20"),
             backend_type="host-gw",
             owner="f00d",
+            host_name="docker4",
         ),
     ]
     assert json.loads(format_peers(found))["peers"][0]["refused"] == "it is not on our link"

@@ -22,6 +22,14 @@ def test_a_delayed_repair_is_listed() -> None:
     assert told(QUIET, "held back") == []
 
 
+def test_the_host_name_is_a_fact_and_the_identity_only_in_the_wide_status() -> None:
+    found = Status(version="1", owner="5d0f", host_name="docker1")
+
+    assert [name for name, _ in facts(found)] == ["flanneld", "host", "peers"]
+    assert dict(facts(found, is_wide=True))["owner"] == "5d0f"
+    assert "host" not in dict(facts(replace(found, host_name=None)))
+
+
 def test_many_refusals_are_partly_counted() -> None:
     many = replace(QUIET, refused=tuple(f"peer {number}" for number in range(1000)))
 

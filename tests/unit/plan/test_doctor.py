@@ -176,6 +176,17 @@ def test_two_hosts_that_contradict_each_other_are_told_once() -> None:
     assert (found.code, found.evidence) == ("peers-refused", (f"10.100.5.0/24 at 10.0.0.9: {why}",))
 
 
+def test_a_refused_peer_is_named_by_its_host_name() -> None:
+    address = IPv4Address("10.0.0.9")
+    peer = RefusedPeer(
+        subnet=IPv4Network("10.100.5.0/24"), public_ip=address, reason="no", host_name="docker5"
+    )
+
+    (found,) = findings(replace(HEALTHY, status=replace(READY, refused_peers=(peer,))))
+
+    assert found.evidence == ("10.100.5.0/24 at docker5 (10.0.0.9): no",)
+
+
 def test_errors_come_first_and_many_things_are_counted() -> None:
     refused = tuple(
         RefusedPeer(subnet=IPv4Network((f"10.100.{n}.0", 24)), public_ip=IPv4Address("10.0.0.9"), reason="no")

@@ -55,6 +55,15 @@ def test_a_peer_that_could_never_be_reached_is_left_out_and_said() -> None:
     ]
 
 
+def test_a_conflict_names_the_host() -> None:
+    named = lease("10.101.0.0/24", "172.16.0.1")
+    named = replace(named, attributes=replace(named.attributes, host_name="docker2"))
+
+    _, (conflict,) = settled(named)
+
+    assert conflict.startswith("lease 10.101.0.0/24 of docker2 (172.16.0.1) lies outside")
+
+
 def behind_nat(subnet: str, port: int | None) -> Lease:
     """Return a lease with our own public address, as of a host behind the same NAT."""
     found = lease(subnet)

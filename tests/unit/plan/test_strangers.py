@@ -11,8 +11,9 @@ from pyflannel.plan.strangers import explain
 OWN = IPv4Network("10.100.20.0/24")
 
 
-def lease(subnet: str, public_ip: str) -> Lease:
-    return Lease(subnet=IPv4Network(subnet), attributes=LeaseAttributes(public_ip=IPv4Address(public_ip)))
+def lease(subnet: str, public_ip: str, host_name: str | None = None) -> Lease:
+    attributes = LeaseAttributes(public_ip=IPv4Address(public_ip), host_name=host_name)
+    return Lease(subnet=IPv4Network(subnet), attributes=attributes)
 
 
 LEASES = [
@@ -20,6 +21,7 @@ LEASES = [
     lease("10.100.20.0/24", "10.9.0.20"),
     lease("10.100.30.0/24", "10.9.0.30"),
     lease("10.100.30.128/25", "10.9.0.31"),
+    lease("10.100.50.0/24", "10.9.0.50", "docker5"),
 ]
 
 
@@ -62,6 +64,19 @@ def stranger(
             "it holds 10.100.15.0/24, and the inner source 10.100.30.200 is in 10.100.30.128/25 of 10.9.0.31",
             "Give its containers only addresses in 10.100.15.0/24: run mk-docker-opts there, then restart"
             " Docker.",
+        ),
+        (
+            stranger("10.9.0.50", "stranger", "10.100.77.2"),
+            "docker5 holds 10.100.50.0/24, and no host has the inner source 10.100.77.2",
+            "Give its containers addresses of 10.100.50.0/24 only: mk-docker-opts there, then start Docker"
+            " again.",
+        ),
+        (
+            stranger("10.9.0.15", "impostor", "10.100.50.2"),
+            "it holds 10.100.15.0/24, and the inner source 10.100.50.2 is in 10.100.50.0/24"
+            " of docker5 (10.9.0.50)",
+            "Give its containers addresses of 10.100.15.0/24 only: mk-docker-opts there, then start Docker"
+            " again.",
         ),
         (
             stranger("10.9.0.66", "impostor", "10.100.40.2"),  # whose lease is gone by now

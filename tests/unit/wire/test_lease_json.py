@@ -22,6 +22,7 @@ PLAIN = LeaseAttributes(public_ip=IPv4Address("192.168.50.102"))
 OWNED = LeaseAttributes(
     public_ip=IPv4Address("192.168.50.102"),
     owner="f00d",
+    host_name="docker2",
     port=8285,
     reads=("partial-checksum",),
 )
@@ -54,7 +55,7 @@ def test_refuses_what_stops_the_original(case: dict[str, str]) -> None:
         (
             OWNED,
             b'{"PublicIP":"192.168.50.102","PublicIPv6":null,'
-            b'"Pyflannel":{"Owner":"f00d","Port":8285,"Reads":["partial-checksum"]}}',
+            b'"Pyflannel":{"Owner":"f00d","Host":"docker2","Port":8285,"Reads":["partial-checksum"]}}',
         ),
         (
             LeaseAttributes(public_ip=IPv4Address("1.2.3.4"), owner="f00d"),
@@ -99,6 +100,16 @@ def test_malformed_object_of_ours_hides_no_peer(ours: str) -> None:
     attributes = parse_lease_attributes(b'{"PublicIP":"192.168.50.102","Pyflannel":%s}' % ours.encode())
 
     assert attributes == PLAIN
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["3", "null", "[]", '{"a":1}', '""', '"two words"', '"-a"', '"192.168.50.102"', '"\\u001b[2J"', '"<b>"'],
+)
+def test_an_invalid_host_name_counts_as_absent_and_hides_no_owner(host: str) -> None:
+    value = b'{"PublicIP":"192.168.50.102","Pyflannel":{"Host":%s,"Owner":"f00d"}}' % host.encode()
+
+    assert parse_lease_attributes(value) == replace(PLAIN, owner="f00d")
 
 
 def test_angle_brackets_and_ampersands_are_escaped() -> None:

@@ -18,7 +18,7 @@ from pyflannel.errors import TargetError, WireError, target_errors
 from pyflannel.kernel.filters.iptables import PROGRAMS, read_saved, version_of
 from pyflannel.kernel.filters.programs import run_program
 from pyflannel.kernel.host.files import replace_file
-from pyflannel.model.lease import Identity
+from pyflannel.model.lease import Identity, is_host_name
 from pyflannel.model.packet_filter import ForwardChain
 from pyflannel.wire.iptables import dropping_forward
 from pyflannel.wire.nftables import parse_forward_chains
@@ -41,6 +41,15 @@ def notify(text: str) -> bool:
     except OSError:
         return False
     return True
+
+
+def host_name() -> str | None:
+    """Return the host name of this UTS namespace, or None if peers would not accept it."""
+    name = os.uname().nodename
+    if is_host_name(name):
+        return name
+    log.info("Host name is not published, because RFC 1123 does not allow it host_name=%r", name)
+    return None
 
 
 def watchdog_s() -> float | None:

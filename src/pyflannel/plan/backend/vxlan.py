@@ -315,13 +315,13 @@ class VxlanBackend:
         able = [peer for peer in sharing if self._is_tunnelled(peer, host)]
         able.sort(key=lambda peer: (peer.since, peer.subnet))
         for peer in able[1:]:
-            first, address = able[0].subnet, able[0].attributes.public_ip
-            if peer.attributes.public_ip != address:
+            first, known = able[0].subnet, able[0].attributes
+            if peer.attributes.public_ip != known.public_ip:
                 yield (
                     peer.subnet,
-                    f"its VtepMAC {mac} is that of {first} at {address} too, which published it first and is"
-                    " sent to instead: if that host is gone, delete its lease; if one is a copy of the other,"
-                    " give it a MAC address of its own",
+                    f"its VtepMAC {mac} is that of {first} at {known.host_text} too, which published it first"
+                    " and is sent to instead: if that host is gone, delete its lease; if one is a copy of the"
+                    " other, give it a MAC address of its own",
                 )
 
     def _is_tunnelled(self, peer: Lease, host: Host) -> bool:
