@@ -25,6 +25,7 @@ from pyflannel.lab.lab import PREFIX, EtcdServer, Lab
 from pyflannel.lab.program import Program
 from pyflannel.lab.topology import COOKBOOK, LEFT, Host, Topology
 from pyflannel.lab.waiting import together, wait_until
+from testlab.documents import read_document
 from testlab.pinging import Pings, pinging
 
 START_S = 60
@@ -232,7 +233,8 @@ class Network:
         seen: list[dict[str, Any]] = []
 
         def look() -> bool:
-            seen.append(json.loads(self.hosts[name].flannelctl("status", "--json", check=False)))
+            printed = self.hosts[name].flannelctl("status", "--json", check=False)
+            seen.append(read_document(["status"], printed))
             return bool(seen[-1]["is_live"]) and is_so(seen[-1])
 
         try:

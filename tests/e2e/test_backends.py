@@ -11,6 +11,7 @@ from pyflannel.lab.traffic import wait_reached
 from pyflannel.lab.waiting import wait_until
 from pyflannel.model.lease import Vtep
 from pyflannel.wire.lease_json import parse_vtep
+from testlab.documents import read_document
 
 SOON_S = 60.0
 HOSTS = ("docker1", "docker2", "docker4")
@@ -96,7 +97,7 @@ def test_vxlan_reaches_everybody_but_those_whose_leases_make_no_sense(new_networ
         subnet = key.replace("-", "/")
         assert reason in said[subnet]
         assert f"{said[subnet]} lease={subnet}" in network.log("docker1")
-    peers = json.loads(docker1.flannelctl("peers", "--json"))["peers"]
+    peers = read_document(["peers"], docker1.flannelctl("peers", "--json"))["peers"]
     assert {peer["subnet"]: peer["refused"] for peer in peers} == {**said, near: None, far: None}
     assert len(re.findall("refused: ", docker1.flannelctl("peers"))) == len(BAD_LEASES)
     assert network.status("docker1")["is_ready"]
@@ -145,7 +146,7 @@ def test_host_gw_names_who_is_not_on_its_link(new_network: NewNetwork) -> None:
         "mtu": 1500,
         "notes": [],
     }
-    assert f"refused peer  {far.lease()} at {far.address}: " in docker1.flannelctl("status")
+    assert f"refused peer  {far.lease()} at docker4 ({far.address}): " in docker1.flannelctl("status")
     assert [route["dev"] for route in docker1.routes("proto", "80")] == ["eth0"]
 
 

@@ -1,6 +1,5 @@
 """The cookbook's steps by hand, 1 to 5, in every detail: four hosts, a real etcd and kernel, no Docker."""
 
-import json
 import re
 import signal
 import threading
@@ -15,6 +14,7 @@ import pytest
 
 from pyflannel.lab.traffic import ping
 from pyflannel.lab.waiting import together, wait_until
+from testlab.documents import read_document
 
 SOON_S = 60.0
 CONFIG = '{"Network":"10.100.0.0/16"}'
@@ -165,7 +165,7 @@ def test_ready_is_said_when_packets_can_flow(network: Any) -> None:
 
 def has_put_in(host: Any, subnet: IPv4Network) -> bool:
     """Return whether the last that was done on a host about this peer was to put it in."""
-    events = json.loads(host.flannelctl("events", "--json"))["events"]
+    events = read_document(["events"], host.flannelctl("events", "--json"))["events"]
     done = [event["found"] for event in events if event["found"].startswith(f"peer {subnet} ")]
     return done[-1:] == [f"peer {subnet} of flannel0: missing"]
 

@@ -13,6 +13,7 @@ import pytest
 
 from pyflannel.lab.lab import standing_labs
 from pyflannel.lab.lab_directory import ROOT, nobody_removes
+from testlab.documents import read_document
 
 DEMO = Path(__file__).parents[2] / "scripts" / "demo"
 FLANNELCTL = DEMO.parents[1] / ".venv" / "bin" / "flannelctl"
@@ -84,7 +85,7 @@ def test_the_demo_reaches_every_host(flags: list[str]) -> None:
     said, told = demo.communicate(timeout=SOON_S)
 
     assert demo.returncode == 0, told
-    report = json.loads(said)
+    report = read_document(["lab", "demo"], said)
     assert report["ok"]
     rows = report["rows"]
     assert [row["host"] for row in rows] == ["docker1", "docker2", "docker3", "docker4"]
@@ -150,7 +151,7 @@ def test_a_signal_ends_the_demo_and_removes_the_lab(number: signal.Signals) -> N
 def test_a_kept_demo_can_be_used_and_removed() -> None:
     demo = start_demo("--no-docker", "--keep")
     _, told = demo.communicate(timeout=SOON_S)
-    listed = json.loads(flannelctl_lab("list", "--json"))["labs"]
+    listed = read_document(["lab", "list"], flannelctl_lab("list", "--json"))["labs"]
     routes = flannelctl_lab("exec", "--name", NAME, "docker3", "ip", "route")
     page = flannelctl_lab(
         *["exec", "--name", NAME, "docker4", "cat", "/run/flannel/subnet.env"],

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from testlab.documents import read_document
+
 FLANNELCTL = str(Path(sys.executable).with_name("flannelctl"))
 CONFIG = '{"Network": "10.100.0.0/16"}'
 
@@ -60,7 +62,7 @@ def prefix() -> str:
 
 
 def document(done: subprocess.CompletedProcess[str]) -> Any:
-    return json.loads(done.stdout)
+    return read_document(done.args, done.stdout)
 
 
 def test_help_loads_few_libraries(run: Run) -> None:
@@ -160,7 +162,9 @@ class TestConfig:
         assert got["error"]
 
     def test_validate_prints_the_computed_values(self, run: Run) -> None:
-        computed = document(run("config", "validate", '{"Network": "10.100.0.0/16", "SubnetLen": 26}'))
+        done = run("config", "validate", '{"Network": "10.100.0.0/16", "SubnetLen": 26}')
+
+        computed = json.loads(done.stdout)
 
         assert computed["Network"] == "10.100.0.0/16"
         assert computed["SubnetMin"] == "10.100.0.64"
@@ -242,7 +246,7 @@ class TestFailures:
             ["nonsense"],
             ["config", "nonsense"],
             ["config", "set"],
-            ["leases", "too", "many"],
+            ["events", "too", "many"],
             ["--store", "nonsense", "leases"],
             ["--store", "sqlite://relative", "leases"],
             ["--store", "etcd://", "config", "get"],

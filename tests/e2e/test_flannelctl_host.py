@@ -18,6 +18,7 @@ import pytest
 from pyflannel.assembly.stores import open_store
 from pyflannel.model.store_record import Put
 from pyflannel.wire.lease_record import CONFIG as CONFIG_KEY
+from testlab.documents import read_document
 
 BIN = Path(sys.executable).parent
 CONFIG = '{"Network": "10.100.0.0/16"}'
@@ -115,7 +116,7 @@ class Host:
         return done
 
     def document(self, *arguments: str) -> Any:
-        return json.loads(self.ctl(*arguments, "--json").stdout)
+        return read_document(arguments, self.ctl(*arguments, "--json").stdout)
 
     def ip(self, *words: str) -> str:
         return subprocess.run(["ip", *words], capture_output=True, text=True, check=True).stdout

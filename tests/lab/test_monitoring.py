@@ -158,7 +158,8 @@ def test_a_stranger_is_reported_by_log_status_and_doctor(overlay, ends):
     said = f"Rejected tunnel packets from={docker2.address} reason="
     log = overlay.wait_logged(one, f"{said}impostor packets=", f"{said}stranger packets=", after=after)
     assert (
-        f": it holds no lease, and the inner source {far.address} is in {other.lease()} of {other.address}."
+        f": it holds no lease, and the inner source {far.address} is in {other.lease()}"
+        f" of {other.name} ({other.address})."
         f" If it is that host, set this address there" in log
     )
     assert f": it holds no lease, and no host has the inner source {NOBODY_S}. If it is a host" in log

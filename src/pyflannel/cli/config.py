@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import click
+from click.shell_completion import CompletionItem
 
 from pyflannel.cli.answers import network_of, print_json, print_text
 from pyflannel.cli.invocation import (
@@ -35,6 +36,13 @@ from pyflannel.wire.network_config_json import format_network_config, parse_netw
 _SOURCE = "Name a file, write the JSON itself, or - for standard input."
 
 
+def _complete_file(_: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    return [CompletionItem(incomplete, type="file")]
+
+
+_source_argument = click.argument("source", metavar="FILE|JSON|-", shell_complete=_complete_file)
+
+
 @click.group(cls=VerbGroup)
 def config() -> None:
     """Show, check and write the network config."""
@@ -59,7 +67,7 @@ def get(invocation: Invocation, run_dir: Path | None) -> None:
 
 
 @config.command("set")
-@click.argument("source", metavar="FILE|JSON|-")
+@_source_argument
 @click.option("--dry-run", is_flag=True, help="Check the config and show the difference, write nothing.")
 @click.option("--force", is_flag=True, help="Write a config with unknown keys or an unknown backend too.")
 @click.option("--yes", "-y", "is_confirmed", is_flag=True, help="Do not ask on a terminal.")
@@ -93,7 +101,7 @@ def set_(
 
 
 @config.command()
-@click.argument("source", metavar="FILE|JSON|-")
+@_source_argument
 @shared_options("json")
 @click.pass_obj
 def validate(invocation: Invocation, source: str) -> None:

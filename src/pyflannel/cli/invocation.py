@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import click
 
-from pyflannel.errors import one_line, printable
+from pyflannel.errors import FlannelError, one_line, printable
 
 _Command = Callable[..., Any]
 _Shared = Literal["store", "socket", "json"]
@@ -57,10 +57,13 @@ def is_interactive() -> bool:
 
 
 def confirm(question: str) -> None:
-    """Ask on standard error. Unless the answer is yes, report that nothing changed, and exit with 1."""
+    """Ask on standard error.
+
+    Raises:
+        FlannelError: the answer is not yes.
+    """
     if not click.confirm(question, err=True):
-        say("flannelctl: nothing was changed", err=True)
-        click.get_current_context().exit(1)
+        raise FlannelError("nothing was changed", hint="")
 
 
 def print_object(document: Mapping[str, object]) -> None:
@@ -125,7 +128,9 @@ def shared_options(*used: _Shared) -> Callable[[_Command], _Command]:
 
 
 def warn_of_ignored(invocation: Invocation, verb: str, *used: _Shared) -> None:
-    """Warn on standard error about --store and --socket if they were given and have no effect."""
+    """Warn on standard error about --store, --socket and --json if they were given and have no effect."""
+    if invocation.wants_json and "json" not in used:
+        print_warning(f"--json has no effect on '{verb}'")
     if invocation.store_url is not None and "store" not in used:
         print_warning(f"--store has no effect on '{verb}'")
     if invocation.socket is not None and "socket" not in used:
@@ -160,8 +165,8 @@ def _shared(
     option: str, field: str, settings: Mapping[str, Any], *, is_hidden: bool
 ) -> Callable[[_Command], _Command]:
     def keep(context: click.Context, _: click.Parameter, value: Any) -> None:
-        if value:
-            context.obj = replace(context.obj, **{field: value})
+        if value:  # completion has no invocation yet
+            context.obj = replace(context.obj or Invocation(), **{field: value})
 
     return click.option(option, field, expose_value=False, callback=keep, hidden=is_hidden, **settings)
 

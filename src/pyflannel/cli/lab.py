@@ -6,20 +6,42 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from typing import Literal
 
 import click
 import msgspec
 
 from pyflannel.cli.answers import print_json, print_table
 from pyflannel.cli.invocation import Invocation, VerbGroup, json_option, warn_of_ignored
+from pyflannel.errors import UsageError
 from pyflannel.lab.demo import DemoOptions, DemoReport, HostRow, bring_up, run_demo
 from pyflannel.lab.lab import Lab, enter_host, remove_lab, standing_labs
+from pyflannel.lab.lab_directory import LabDirectory, lab_names
 
 DEFAULT_NAME = "demo"
 _HOST_HEADINGS = ("HOST", "ADDRESS", "LEASE", "DEVICE", "MTU", "REACHED", "RTT")
 _LAB_HEADINGS = ("LAB", "STATE", "HOSTS", "DIRECTORY")
 
-_name_option = click.option("--name", default=DEFAULT_NAME, show_default=True, help="Name of the lab.")
+_USED: dict[str, tuple[Literal["json"]]] = {"demo": ("json",), "list": ("json",)}
+"""The shared options of each command that has any."""
+
+
+def _complete_lab(_: click.Context, __: click.Parameter, incomplete: str) -> list[str]:
+    return [name for name in lab_names() if name.startswith(incomplete)]
+
+
+def _complete_host(context: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
+    """Return the running hosts of the named lab that begin so; none if the name is invalid."""
+    try:
+        hosts = LabDirectory(context.params["name"]).hosts()
+    except UsageError:
+        return []
+    return sorted(host for host in hosts if host.startswith(incomplete))
+
+
+_name_option = click.option(
+    "--name", default=DEFAULT_NAME, show_default=True, help="Name of the lab.", shell_complete=_complete_lab
+)
 _store_option = click.option(
     "--store",
     type=click.Choice(["sqlite", "etcd"]),
@@ -39,7 +61,8 @@ def lab(context: click.Context) -> None:
 
     Each host has network, process and mount namespaces of its own. Needs root.
     """
-    warn_of_ignored(context.obj, context.command_path)
+    verb = context.invoked_subcommand or ""
+    warn_of_ignored(context.obj, f"{context.command_path} {verb}".rstrip(), *_USED.get(verb, ()))
 
 
 @lab.command()
@@ -108,7 +131,7 @@ def list_labs(invocation: Invocation) -> None:
 
 @lab.command("exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @_name_option
-@click.argument("host")
+@click.argument("host", shell_complete=_complete_host)
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 def execute(name: str, host: str, command: tuple[str, ...]) -> None:
     """Run COMMAND on HOST, or a shell without COMMAND. HOST may be `router`."""

@@ -2,30 +2,86 @@
 
 import asyncio
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeVar
 
 import click
 
 from pyflannel.cli.answers import duration, network_of, print_json, print_table, socket_of
 from pyflannel.cli.invocation import Invocation, run_dir_option, shared_options, wide_option
 from pyflannel.commands.network_client import ControlClient
+from pyflannel.errors import FlannelError
 from pyflannel.model.lease import LeaseEntry, PeerEntry
 from pyflannel.model.status import JournalEntry, Status
 from pyflannel.wire.control_json import format_events, format_leases, format_peers
+
+_Entry = TypeVar("_Entry", LeaseEntry, PeerEntry)
 
 _HEADINGS = ("SUBNET", "HOST", "PUBLIC IP", "BACKEND")
 """The columns that every list of hosts has. OWNER and a last column follow."""
 
 
+_COMPLETION_S = 0.3
+"""Deadline for host names while a person waits for the completion of a command line."""
+
+
+def _complete_host(context: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
+    """Return the host names that begin so, from the daemon; none if it does not respond in time."""
+    given = context.obj or Invocation()
+    options = {**context.find_root().params, **context.params}
+    socket = socket_of(replace(given, socket=given.socket or options.get("socket")), options.get("run_dir"))
+
+    async def known() -> list[LeaseEntry]:
+        async with asyncio.timeout(_COMPLETION_S):
+            return await ControlClient(socket).leases()
+
+    try:
+        names = {entry.host_name for entry in asyncio.run(known()) if entry.host_name}
+    except (FlannelError, TimeoutError):
+        return []
+    return sorted(name for name in names if name.startswith(incomplete))
+
+
+_hosts_argument = click.argument("hosts", metavar="[HOST]...", nargs=-1, shell_complete=_complete_host)
+
+
+def _of_hosts(entries: Sequence[_Entry], hosts: Sequence[str]) -> list[_Entry]:
+    """Return the entries of these host names, addresses or subnets, or all if there are none, by subnet.
+
+    Raises:
+        FlannelError: a host has no entry.
+    """
+    ordered = sorted(entries, key=lambda entry: entry.subnet)
+    if not hosts:
+        return ordered
+    for host in hosts:
+        if not any(host in _names(entry) for entry in entries):
+            raise FlannelError(
+                f"{host} is not in the list",
+                hint="Name a host by its host name, its address or its subnet. Without one, all are listed.",
+            )
+    return [entry for entry in ordered if not _names(entry).isdisjoint(hosts)]
+
+
+def _names(entry: LeaseEntry | PeerEntry) -> set[str]:
+    name = {entry.host_name} if entry.host_name else set()
+    return {str(entry.public_ip), str(entry.subnet), *name}
+
+
 @click.command()
+@_hosts_argument
 @wide_option
 @run_dir_option
 @shared_options("store", "socket", "json")
 @click.pass_obj
-def leases(invocation: Invocation, wide: bool, run_dir: Path | None) -> None:
-    """List the leases of the network."""
-    entries = sorted(asyncio.run(_leases(invocation, run_dir)), key=lambda entry: entry.subnet)
+def leases(invocation: Invocation, hosts: tuple[str, ...], wide: bool, run_dir: Path | None) -> None:
+    """List the leases of the network.
+
+    Lists all leases, or those of each HOST: a host name, an address or a subnet.
+    """
+    entries = _of_hosts(asyncio.run(_leases(invocation, run_dir)), hosts)
     if invocation.wants_json:
         print_json(format_leases(entries))
     else:
@@ -66,16 +122,17 @@ def _expiry(entry: LeaseEntry) -> str:
 
 
 @click.command()
+@_hosts_argument
 @wide_option
 @run_dir_option
 @shared_options("socket", "json")
 @click.pass_obj
-def peers(invocation: Invocation, wide: bool, run_dir: Path | None) -> None:
+def peers(invocation: Invocation, hosts: tuple[str, ...], wide: bool, run_dir: Path | None) -> None:
     """List the other hosts, and why some are not reachable.
 
-    Needs a running flanneld.
+    Lists all hosts, or each HOST: a host name, an address or a subnet. Needs a running flanneld.
     """
-    entries = asyncio.run(_peers(socket_of(invocation, run_dir)))
+    entries = _of_hosts(asyncio.run(_peers(socket_of(invocation, run_dir))), hosts)
     if invocation.wants_json:
         print_json(format_peers(entries))
     else:
@@ -88,7 +145,7 @@ async def _peers(socket: Path) -> list[PeerEntry]:
 
 
 def entries_of(status: Status, leases: Sequence[LeaseEntry]) -> list[PeerEntry]:
-    """Return the leases of the other hosts, sorted by subnet."""
+    """Return the leases of the other hosts."""
     refused = {peer.subnet: peer.reason for peer in status.refused_peers}
     own = status.lease.subnet if status.lease else None
     return [
@@ -100,7 +157,7 @@ def entries_of(status: Status, leases: Sequence[LeaseEntry]) -> list[PeerEntry]:
             host_name=lease.host_name,
             refused=refused.get(lease.subnet),
         )
-        for lease in sorted(leases, key=lambda lease: lease.subnet)
+        for lease in leases
         if lease.subnet != own
     ]
 

@@ -2,11 +2,9 @@
 
 import asyncio
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import click
-import msgspec
 
 from pyflannel.cli.answers import duration, places_of, print_facts, print_json, socket_of
 from pyflannel.cli.invocation import (
@@ -32,7 +30,7 @@ from pyflannel.model.status import (
     StoreStatus,
     UnderlayStatus,
 )
-from pyflannel.wire.control_json import format_status
+from pyflannel.wire.control_json import format_findings, format_status
 
 _COLOURS = {"error": "red", "warning": "yellow", "info": "cyan"}
 
@@ -52,7 +50,7 @@ def doctor(
     found = asyncio.run(examine(places_of(run_dir, state_dir, subnet_file)))
     is_ok = all(one.severity != "error" for one in found)
     if invocation.wants_json:
-        print_json(msgspec.json.encode({"ok": is_ok, "findings": [asdict(one) for one in found]}))
+        print_json(format_findings(found, is_ok=is_ok))
     else:
         _print_findings(found)
     if not is_ok:

@@ -100,8 +100,12 @@ def flannelctl(context: click.Context, store_url: str | None, socket: Path | Non
     context.obj = Invocation(store_url=store_url, socket=socket, wants_json=wants_json)
 
 
+def _complete_command(context: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
+    return [name for name in flannelctl.list_commands(context) if name.startswith(incomplete)]
+
+
 @flannelctl.command("help")
-@click.argument("command", nargs=-1)
+@click.argument("command", nargs=-1, shell_complete=_complete_command)
 @shared_options()
 @click.pass_context
 def help_(context: click.Context, command: tuple[str, ...]) -> None:

@@ -1,4 +1,4 @@
-"""The documents of the control socket: status, leases, config, errors; JSON, one object each.
+"""The documents of the control socket and of flannelctl: status, leases, config, errors; one object each.
 
 Source: docs/reference/flannelctl.md. A reader passes over what it does not know, so that an older flannelctl
 understands a newer daemon.
@@ -21,7 +21,7 @@ from pyflannel.errors import (
     WireError,
 )
 from pyflannel.model.lease import LeaseEntry, PeerEntry
-from pyflannel.model.status import JournalEntry, Status
+from pyflannel.model.status import Finding, JournalEntry, Status
 
 _ADDRESSES = (IPv4Address, IPv4Network, IPv6Address, IPv6Network)
 
@@ -34,18 +34,32 @@ _Document = TypeVar("_Document")
 
 
 @dataclass(frozen=True, slots=True)
-class _Leases:
+class Leases:
+    """The document of `leases`."""
+
     leases: list[LeaseEntry]
 
 
 @dataclass(frozen=True, slots=True)
-class _Peers:
+class Peers:
+    """The document of `peers`."""
+
     peers: list[PeerEntry]
 
 
 @dataclass(frozen=True, slots=True)
-class _Events:
+class Events:
+    """The document of `events`."""
+
     events: list[JournalEntry]
+
+
+@dataclass(frozen=True, slots=True)
+class Examination:
+    """The document of `doctor`. `ok` is false if a finding is an error."""
+
+    ok: bool
+    findings: tuple[Finding, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +95,7 @@ def parse_status(document: bytes) -> Status:
 
 def format_leases(leases: Sequence[LeaseEntry]) -> bytes:
     """Return `{"leases": [...]}`."""
-    return _encode(_Leases(list(leases)))
+    return _encode(Leases(list(leases)))
 
 
 def parse_leases(document: bytes) -> list[LeaseEntry]:
@@ -90,17 +104,17 @@ def parse_leases(document: bytes) -> list[LeaseEntry]:
     Raises:
         WireError: it is not that.
     """
-    return _decode(document, _Leases).leases
+    return _decode(document, Leases).leases
 
 
 def format_peers(peers: Sequence[PeerEntry]) -> bytes:
     """Return `{"peers": [...]}`."""
-    return _encode(_Peers(list(peers)))
+    return _encode(Peers(list(peers)))
 
 
 def format_events(events: Sequence[JournalEntry]) -> bytes:
     """Return `{"events": [...]}`."""
-    return _encode(_Events(list(events)))
+    return _encode(Events(list(events)))
 
 
 def parse_events(document: bytes) -> list[JournalEntry]:
@@ -109,7 +123,12 @@ def parse_events(document: bytes) -> list[JournalEntry]:
     Raises:
         WireError: it is not that.
     """
-    return _decode(document, _Events).events
+    return _decode(document, Events).events
+
+
+def format_findings(findings: Sequence[Finding], *, is_ok: bool) -> bytes:
+    """Return `{"ok": ..., "findings": [...]}`."""
+    return _encode(Examination(is_ok, tuple(findings)))
 
 
 def format_config_text(text: str | None) -> bytes:

@@ -8,6 +8,7 @@ import pytest
 
 from pyflannel.commands.cleanup import CleanupReport
 from pyflannel.programs.flannelctl import run
+from testlab.documents import read_document
 
 
 @pytest.fixture
@@ -43,6 +44,29 @@ def answer(monkeypatch: pytest.MonkeyPatch, *, is_yes: bool) -> None:
         return is_yes
 
     monkeypatch.setattr(click, "confirm", confirm)
+
+
+@pytest.mark.parametrize("option", [["--dry-run"], []])
+@pytest.mark.usefixtures("performed")
+def test_the_report_is_a_document(
+    option: list[str], words: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*words, *option, "--json"]) == 0
+
+    document = read_document(["cleanup"], capfd.readouterr().out)
+    assert document == {"removed": ["link flannel0"], "kept": [], "problems": []}
+
+
+@pytest.mark.usefixtures("terminal", "performed")
+def test_a_refused_question_is_an_error_document(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    answer(monkeypatch, is_yes=False)
+
+    assert run([*words, "--json"]) == 1
+
+    error = read_document(["cleanup"], capfd.readouterr().out)["error"]
+    assert error == {"message": "nothing was changed", "hint": "", "code": 1}
 
 
 @pytest.mark.usefixtures("terminal")

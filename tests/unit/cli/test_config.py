@@ -3,14 +3,17 @@
 import json
 import os
 import pty
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from pyflannel.programs.flannelctl import run
+from testlab.documents import read_document
 
 NETWORK = "10.100.0.0/16"
 GOOD = '{"Network": "10.100.0.0/16"}'
@@ -61,8 +64,24 @@ def test_a_key_without_effect_gives_a_warning(capfd: Printed) -> None:
 def test_warnings_are_in_the_json_document_too(capfd: Printed) -> None:
     assert run(["config", "validate", "--json", UNKNOWN_KEY]) == 0
 
-    (warning,) = json.loads(capfd.readouterr().out)["Warnings"]
+    (warning,) = read_document(["config", "validate"], capfd.readouterr().out)["Warnings"]
     assert warning.startswith("Netwrok has no effect")
+
+
+@pytest.mark.parametrize("is_valid", [True, False])
+def test_the_stored_config_is_a_document_with_its_computed_values(
+    is_valid: bool, store: str, set_config: Set, capfd: Printed
+) -> None:
+    set_config("--force", '{"Network": "10.100.0.0/16", "FastPath": "off", "Backend": {"Type": "vxlan"}}')
+    if not is_valid:
+        with closing(sqlite3.connect(store.removeprefix("sqlite://"))) as database, database:
+            database.execute("UPDATE record SET value = ?", (b"{}",))
+    capfd.readouterr()
+
+    assert run(["--store", store, "config", "get", "--json"]) == 0
+
+    document = read_document(["config", "get"], capfd.readouterr().out)
+    assert (document["config"] is not None, document["error"] is None) == (is_valid, is_valid)
 
 
 def test_a_value_out_of_range_is_refused_with_the_range(capfd: Printed) -> None:
@@ -141,7 +160,7 @@ def test_a_dry_run_shows_the_difference_and_writes_nothing(
 def test_a_dry_run_on_a_new_store_does_not_create_it(set_config: Set, tmp_path: Path, capfd: Printed) -> None:
     assert set_config("--dry-run", "--json", GOOD) == 0
 
-    document = json.loads(capfd.readouterr().out)
+    document = read_document(["config", "set"], capfd.readouterr().out)
     assert (document["Written"], document["Warnings"]) == (False, [])
     assert document["Difference"][:2] == ["--- /dev/null", "+++ new"]
     assert list(tmp_path.iterdir()) == []

@@ -1,7 +1,6 @@
 """flannelctl leases prints one line for each key of the store."""
 
 import asyncio
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
@@ -11,6 +10,7 @@ import pytest
 from pyflannel.assembly.stores import open_store
 from pyflannel.model.store_record import Put
 from pyflannel.programs.flannelctl import run
+from testlab.documents import read_document
 
 
 def write(url: str, values: Mapping[str, bytes]) -> None:
@@ -68,9 +68,32 @@ class TestHostNames:
         assert headings.split() == ["SUBNET", "HOST", "PUBLIC", "IP", "BACKEND", "OWNER", "EXPIRES"]
         assert [line.split()[4] for line in lines] == ["5d0f", "77d2", "a11e", "-"]
 
+    @pytest.mark.parametrize(
+        ("hosts", "subnets"),
+        [
+            (["docker1"], ["10.100.1.0/24", "10.100.2.0/24"]),
+            (["10.0.0.4", "10.100.2.0/24"], ["10.100.2.0/24", "10.100.4.0/24"]),
+        ],
+    )
+    def test_the_leases_of_named_hosts_are_listed(
+        self, hosts: list[str], subnets: list[str], url: str, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        assert run(["--store", url, "leases", *hosts]) == 0
+
+        _, *lines = capfd.readouterr().out.splitlines()
+        assert [line.split()[0] for line in lines] == subnets
+
+    @pytest.mark.parametrize("host", ["docker9", "None"])
+    def test_a_host_without_a_lease_is_reported(
+        self, host: str, url: str, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        assert run(["--store", url, "leases", "docker1", host]) == 1
+
+        assert f"{host} is not in the list" in capfd.readouterr().err
+
     def test_the_document_contains_both(self, url: str, capfd: pytest.CaptureFixture[str]) -> None:
         assert run(["--store", url, "leases", "--json"]) == 0
 
-        entries = json.loads(capfd.readouterr().out)["leases"]
+        entries = read_document(["leases"], capfd.readouterr().out)["leases"]
         assert [entry["host_name"] or "-" for entry in entries] == list(self.NAMES)
         assert [entry["owner"] for entry in entries] == ["5d0f", "77d2", "a11e", None]

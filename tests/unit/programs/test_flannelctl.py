@@ -1,6 +1,5 @@
 """The command line of flannelctl: verbs, shared options, errors."""
 
-import json
 from pathlib import Path
 
 import click
@@ -8,6 +7,7 @@ import pytest
 
 from pyflannel import VERSION
 from pyflannel.programs.flannelctl import COMMANDS, LazyGroup, run
+from testlab.documents import read_document
 
 Printed = pytest.CaptureFixture[str]
 
@@ -52,9 +52,9 @@ def test_help_describes_a_command_of_any_depth(capfd: Printed) -> None:
 
 def test_version_is_a_verb_too(capfd: Printed) -> None:
     assert run(["version"]) == 0
+    assert capfd.readouterr().out == f"flannelctl {VERSION}\n"
     assert run(["version", "--json"]) == 0
-
-    assert capfd.readouterr().out == f'flannelctl {VERSION}\n{{\n  "version": "{VERSION}"\n}}\n'
+    assert read_document(["version"], capfd.readouterr().out) == {"version": VERSION}
 
 
 @pytest.mark.parametrize(
@@ -133,10 +133,16 @@ def test_with_json_an_error_is_a_document(words: list[str], code: int, capfd: Pr
     assert run(words) == code
 
     printed = capfd.readouterr()
-    error = json.loads(printed.out)["error"]
-    assert sorted(error) == ["code", "hint", "message"]
+    error = read_document(words, printed.out)["error"]
     assert error["code"] == code
     assert error["message"] in printed.err
+
+
+@pytest.mark.parametrize("words", [["help"], ["lab", "down", "--name", "no-such-lab"]])
+def test_a_command_without_a_document_says_that_json_has_no_effect(words: list[str], capfd: Printed) -> None:
+    run(["--json", *words])
+
+    assert f"warning: --json has no effect on 'flannelctl {' '.join(words[:2])}'" in capfd.readouterr().err
 
 
 def test_a_command_in_the_lab_has_its_own_json_option(capfd: Printed) -> None:
@@ -151,7 +157,7 @@ def test_a_status_without_a_daemon_is_one_document_without_a_version(tmp_path: P
     code = run(["status", "--json", *map(str, places)])
 
     printed = capfd.readouterr()
-    document = json.loads(printed.out)
+    document = read_document(["status"], printed.out)
     assert code == 3
     assert (document["version"], document["is_live"]) == (None, False)
     assert "flanneld does not respond" in printed.err
@@ -169,4 +175,4 @@ def test_a_status_without_a_daemon_claims_no_version(tmp_path: Path, capfd: Prin
 def test_the_list_of_labs_is_one_object(capfd: Printed) -> None:
     assert run(["lab", "list", "--json"]) == 0
 
-    assert isinstance(json.loads(capfd.readouterr().out)["labs"], list)
+    assert isinstance(read_document(["lab", "list"], capfd.readouterr().out)["labs"], list)

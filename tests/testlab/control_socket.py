@@ -1,0 +1,56 @@
+"""A control socket with leases, for the tests of completion."""
+
+import asyncio
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from pyflannel.api.control import serve_control
+from pyflannel.model.lease import Lease, LeaseAttributes
+
+_START_S = 20.0
+
+
+@contextmanager
+def serving_leases(directory: Path, *host_names: str | None) -> Iterator[Path]:
+    """Serve the leases of these hosts at a socket in the directory, in a thread; yield its path."""
+    socket = directory / "flanneld.sock"
+    loop, is_served = asyncio.new_event_loop(), threading.Event()
+    daemon: Any = SimpleNamespace(leases=lambda: _leases(host_names))
+
+    async def serve() -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(serve_control(socket, daemon))
+            while not socket.exists():
+                await asyncio.sleep(0.01)
+            is_served.set()
+
+    def run() -> None:
+        with suppress(asyncio.CancelledError):
+            loop.run_until_complete(serve())
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        assert is_served.wait(_START_S)
+        yield socket
+    finally:
+        loop.call_soon_threadsafe(lambda: [task.cancel() for task in asyncio.all_tasks(loop)])
+        thread.join(_START_S)
+        loop.close()
+
+
+def _leases(host_names: Sequence[str | None]) -> list[Lease]:
+    return [
+        Lease(
+            subnet=IPv4Network(f"10.100.{number}.0/24"),
+            attributes=LeaseAttributes(
+                public_ip=IPv4Address(f"10.0.0.{number}"), owner=str(number), host_name=name
+            ),
+        )
+        for number, name in enumerate(host_names)
+    ]
