@@ -16,11 +16,11 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from pyflannel.model.version import VERSION
 
 from pyflannel.lab.containers import write_image
 from pyflannel.lab.lab import Lab
 from pyflannel.lab.waiting import together
-from pyflannel.model.version import VERSION
 from testlab.booted_system import BootedSystem
 from testlab.console import outputs_in_time, read_steps, shape
 

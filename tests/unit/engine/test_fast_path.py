@@ -60,7 +60,9 @@ async def running(bench: Bench):
         ("off", "safe", "--fast-path=off"),
     ],
 )
-def test_the_flag_of_the_host_overrides_the_network_config(choice: Choice, mode: str, reason: str | None) -> None:
+def test_the_flag_of_the_host_overrides_the_network_config(
+    choice: Choice, mode: str, reason: str | None
+) -> None:
     is_on = reason is None
     fast_path, config = Bench(choice).fast_path, replace(CONFIG, fast_path=mode)
 
@@ -260,7 +262,9 @@ def test_a_feature_with_a_replacement_may_be_missing() -> None:
 
 
 @pytest.mark.parametrize("choice", ["auto", "off"])
-def test_an_unrepairable_problem_is_logged_once_whether_programs_are_wanted_or_not(choice: Choice, caplog) -> None:
+def test_an_unrepairable_problem_is_logged_once_whether_programs_are_wanted_or_not(
+    choice: Choice, caplog
+) -> None:
     caplog.set_level("INFO")
     kernel = Kernel()
     fast_path = Bench(choice, kernel=kernel).fast_path

@@ -187,7 +187,9 @@ def test_a_host_waits_for_another_subnet_if_its_own_would_cut_it_off() -> None:
     assert isinstance(made.take(backend=AllocBackend()), Replaced)
 
 
-def test_a_lease_that_is_often_added_and_removed_cannot_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_lease_that_is_often_added_and_removed_cannot_fill_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     made = planner(VxlanBackend())
 
     with caplog.at_level(logging.INFO):
