@@ -18,6 +18,7 @@ from pyflannel.model.item import Item
 from pyflannel.model.state import Operation, Refusal, State
 from pyflannel.model.status import Notice
 from pyflannel.model.store_record import Conflict, Delete, Listing, Put, Record, StoreChanges, Written
+from pyflannel.model.wireguard import WireguardFacts
 
 _Answer = TypeVar("_Answer")
 _Arguments = TypeVarTuple("_Arguments")
@@ -284,6 +285,38 @@ class BridgeSource(Protocol):
 
     def changes(self) -> AbstractAsyncContextManager[Changes]:
         """Open a channel of changes that may alter the answer."""
+
+
+class WireguardSource(Protocol):
+    """The WireGuard key of this host, and the implementation that its kernel leaves to it."""
+
+    async def observe(self) -> WireguardFacts:
+        """Return the facts as they are now. The first call makes a key if there is none.
+
+        Raises:
+            TargetError: the key or the implementation is unusable.
+        """
+
+    async def prepare(self) -> str:
+        """Make the next key and return its public key.
+
+        Raises:
+            TargetError: it cannot be made or kept.
+        """
+
+    async def promote(self) -> None:
+        """Put the prepared key in the place of the current one.
+
+        Raises:
+            TargetError: it cannot be kept.
+        """
+
+    async def discard(self) -> None:
+        """Forget the prepared key.
+
+        Raises:
+            TargetError: it cannot be removed.
+        """
 
 
 class Guard(Protocol):

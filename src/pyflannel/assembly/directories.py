@@ -13,9 +13,11 @@ from pyflannel.assembly.stores import DEFAULT_PREFIX
 from pyflannel.engine.store_followers import RESERVED
 from pyflannel.kernel.host.files import replace_file
 from pyflannel.kernel.host.locks import is_locked
+from pyflannel.kernel.wireguard.keys import next_path
 from pyflannel.model.link import MARK
 from pyflannel.model.route import DEVICES
 from pyflannel.processes.forwarder_launch import LOG_NAME
+from pyflannel.processes.wireguard_go import LOG_NAME as WIREGUARD_LOG_NAME
 from pyflannel.wire.forwarder_control import SOCKET_NAME
 
 _RUN_DIR = Path("/run/flannel")
@@ -71,6 +73,21 @@ class Places:
     def last_known(self) -> Path:
         """The file of the leases in the last answer of the store."""
         return self.state_dir / "last-known.json"
+
+    @property
+    def wireguard_key(self) -> Path:
+        """The file of the WireGuard key, if WIREGUARD_KEY_FILE names no other."""
+        return self.state_dir / "wgkey"
+
+    @property
+    def next_wireguard_key(self) -> Path:
+        """The file of the next WireGuard key during a rotation."""
+        return next_path(self.wireguard_key)
+
+    @property
+    def original_wireguard_key(self) -> Path | None:
+        """The key file of the original flannel, which the default daemon takes over."""
+        return _RUN_DIR / "wgkey" if self.mark == MARK else None
 
     @property
     def prefix_file(self) -> Path:
@@ -182,8 +199,10 @@ _FILES = frozenset(
     {
         *(path.name for path in (_USUAL.control_socket, _USUAL.lock, _USUAL.device_file, _USUAL.subnet_file)),
         *(path.name for path in (_USUAL.identity, _USUAL.spoilt_identity, _USUAL.last_known)),
+        *(path.name for path in (_USUAL.wireguard_key, _USUAL.next_wireguard_key)),
         SOCKET_NAME,
         LOG_NAME,
+        WIREGUARD_LOG_NAME,
     }
 )
 """The files of a daemon next to the directories of its networks, in its run and state directories."""

@@ -82,6 +82,11 @@ _FIREWALL_FLAGS = (
         " (strict) or with any inner source (peer); or from everyone (off)",
     ),
     Flag(
+        name="require-encryption",
+        kind="boolean",
+        meaning="run no backend that sends packets in clear, for any network config",
+    ),
+    Flag(
         name="ip-masq-fully-random-disable",
         kind="boolean",
         meaning="do not randomise the source ports of masqueraded packets",

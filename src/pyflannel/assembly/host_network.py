@@ -35,6 +35,8 @@ from pyflannel.kernel.host.machine import (
 from pyflannel.kernel.network.interfaces import KernelBridges, KernelInterfaces
 from pyflannel.kernel.network.linux import LinuxTarget
 from pyflannel.kernel.network.snapshot import route_protocols
+from pyflannel.kernel.wireguard.keys import WireguardKeys
+from pyflannel.kernel.wireguard.target import WireguardTarget
 from pyflannel.model.forwarder import Stranger
 from pyflannel.model.host import HostFile
 from pyflannel.model.lease import Lease
@@ -44,6 +46,7 @@ from pyflannel.plan.underlay import UnderlayOptions
 from pyflannel.ports import Clock, Store
 from pyflannel.processes.forwarder import ForwarderTarget
 from pyflannel.processes.forwarder_client import forwarder_status
+from pyflannel.processes.wireguard_go import WireguardGo
 
 _ANSWER_S = 1.0
 """Deadline for an answer of the forwarder, which may hang."""
@@ -193,12 +196,15 @@ async def open_network(
         opened.enter_context(closing(claim))
         linux, fast_path = await enter(LinuxTarget()), await enter(BpfTarget(FastPath(str(places.bpf))))
         forwarder, rules = await enter(ForwarderTarget(places.run_dir)), await enter(TunnelGuardTarget())
+        wireguard_go = await enter(WireguardGo(places.run_dir))
+        keys = _wireguard_keys(options, places, wireguard_go)
         world = World(
             store=store,
             store_log=store_log,
             targets=(
                 linux,
                 forwarder,
+                WireguardTarget(keys.private, wireguard_go),
                 fast_path,
                 await enter(IptablesTarget(options.iptables_resync_s)),
                 await enter(NftTarget(options.iptables_resync_s)),
@@ -212,6 +218,7 @@ async def open_network(
             notify=notify,
             alive=alive,
             kernel_path=fast_path,
+            wireguard=keys,
             draw=random.SystemRandom().randrange,
             reidentify=lambda: new_identity(*_directories(places), options.machine_id_file),
         )
@@ -223,6 +230,12 @@ async def open_network(
             fast_path=fast_path,
             guard=TunnelGuard(claim.name, fast_path, forwarder, rules),
         )
+
+
+def _wireguard_keys(options: FlanneldOptions, places: Places, wireguard_go: WireguardGo) -> WireguardKeys:
+    given = options.wireguard_key_file
+    path = places.wireguard_key if given is None else Path(given)
+    return WireguardKeys(path, places.original_wireguard_key, wireguard_go.objection)
 
 
 async def _claim(places: Places, interfaces: KernelInterfaces) -> tuple[DeviceClaim, str | None]:
@@ -287,6 +300,7 @@ def _host_options(
         renumbers=options.on_subnet_lost == "renumber",
         fast_path=options.fast_path,
         audit_s=audit_s,
+        requires_encryption=options.requires_encryption,
     )
 
 

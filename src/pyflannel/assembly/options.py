@@ -5,7 +5,7 @@ import re
 import string
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Literal, TypeVar
 
@@ -43,6 +43,9 @@ _POSIX_CLASSES = {
 }
 """Go's regular expressions have these classes inside brackets, Python's do not."""
 
+KEY_FILE = "WIREGUARD_KEY_FILE"
+"""Variable of the original with the path of the WireGuard key."""
+
 LogForm = Literal["klog", "json"]
 OnSubnetLost = Literal["keep", "renumber"]
 FastPathChoice = Literal["auto", "safe", "off"]
@@ -77,6 +80,8 @@ class FlanneldOptions:
         healthz: endpoint of health; `http` serves health and metrics.
         fast_path: how the udp backend forwards packets; auto: as the network config says.
         fast_path_gro: whether TCP that arrives in segments is joined; auto where the underlay is hardware.
+        requires_encryption: run no backend that sends packets in clear.
+        wireguard_key_file: path of the WireGuard key; None for the one in `state_dir`.
         warnings: messages for the operator, one line each.
     """
 
@@ -106,6 +111,8 @@ class FlanneldOptions:
     http: Endpoint | None = None
     fast_path: FastPathChoice = "auto"
     fast_path_gro: GroChoice = "auto"
+    requires_encryption: bool = False
+    wireguard_key_file: str | None = None
     warnings: tuple[str, ...] = ()
 
 
@@ -145,7 +152,7 @@ def parse_flanneld(
     settings = Settings(FLAGS, written, environment)
     for flag in LATER_FLAGS:
         _refuse_later(flag, settings)
-    return _options(settings)
+    return replace(_options(settings), wireguard_key_file=environment.get(KEY_FILE) or None)
 
 
 def store_from_environment(environment: Mapping[str, str]) -> StoreChoice:
@@ -195,6 +202,7 @@ def _options(settings: Settings) -> FlanneldOptions:
         http=_http(settings.last("http")),
         fast_path=_one_of(settings.last("fast-path"), _FAST_PATHS),
         fast_path_gro=_one_of(settings.last("fast-path-gro"), _GRO),
+        requires_encryption=bool(settings.last("require-encryption").value),
         warnings=store.warnings,
     )
 

@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,22 +24,26 @@ from pyflannel.kernel.filters.tunnel_guard import TunnelGuardTarget
 from pyflannel.kernel.host.locks import DeviceClaim, RunLock
 from pyflannel.kernel.network.linux import LinuxTarget, remove_next_hops
 from pyflannel.kernel.network.snapshot import survey
-from pyflannel.model.item import Item
+from pyflannel.kernel.wireguard.target import WireguardTarget
+from pyflannel.model.item import Item, Key
 from pyflannel.model.lease import Lease
 from pyflannel.model.link import MARK, Link
 from pyflannel.model.packet_filter import FIRST_DEVICE, LeftRules
-from pyflannel.model.route import DEVICES, route_protocol
+from pyflannel.model.route import DEVICES, Route, route_protocol
 from pyflannel.model.state import Remove, State
 from pyflannel.model.status import Membership, Status
 from pyflannel.model.store_record import Conflict, Delete, Record, Written
 from pyflannel.plan.diff import diff, order
 from pyflannel.plan.leftovers import left_by_original, rules_left
 from pyflannel.plan.ownership import ours
+from pyflannel.plan.routes import fences_in_use
 from pyflannel.ports import Store, Target
 from pyflannel.processes.forwarder import ForwarderTarget
 from pyflannel.processes.forwarder_launch import LOG_NAME
 from pyflannel.processes.found import find_original
 from pyflannel.processes.systemd import service_of
+from pyflannel.processes.wireguard_go import LOG_NAME as WIREGUARD_LOG_NAME
+from pyflannel.processes.wireguard_go import WireguardGo
 from pyflannel.wire.forwarder_control import SOCKET_NAME
 from pyflannel.wire.lease_record import SUBNETS, lease_of
 
@@ -102,14 +106,19 @@ async def remove_objects(
             done.problems.append(error.in_full)
             return done
         forwarder, fast_path = ForwarderTarget(places.run_dir), BpfTarget(FastPath(str(places.bpf)))
-        filters = (IptablesTarget(), NftTarget(), TunnelGuardTarget())
-        for adapter in (forwarder, fast_path, *filters):
+        filters, wireguard_go = (
+            (IptablesTarget(), NftTarget(), TunnelGuardTarget()),
+            WireguardGo(places.run_dir),
+        )
+        for adapter in (forwarder, fast_path, wireguard_go, *filters):
             await enter(adapter)
+        wireguard = WireguardTarget(lambda _: None, wireguard_go)
         if not is_preview:
             unreachable = await forwarder.end_unreachable()
             done.removed.extend(f"forwarder (pid {pid}), which did not respond" for pid in unreachable)
-        for target in (fast_path, forwarder, *filters, linux):
+        for target in (fast_path, forwarder, wireguard, *filters):
             await _empty(target, places.mark, device, done, is_preview)
+        await _empty(linux, places.mark, device, done, is_preview, await _fences(places, done))
         if device is not None and not is_preview:
             await _remove_next_hops(route_protocol(device), done)
         if places.mark == MARK:
@@ -148,14 +157,38 @@ def _names_of_others(places: Places, aliases: Iterable[str]) -> set[str | None]:
     return {Places(run_dir=run_dir).device() for run_dir in marked}
 
 
-async def _empty(target: Target, mark: str, device: str | None, done: Removal, is_preview: bool) -> None:
+async def _fences(places: Places, done: Removal) -> list[Key]:
+    """Return the keys of the routes without which packets of running containers would leave in clear."""
     try:
-        found = ours(await target.snapshot(State.EMPTY), State.EMPTY, mark, device)
+        found = await survey()
+    except FlannelError:
+        return []  # the target reports it
+    links = {item.name for item in found if isinstance(item, Link) and item.alias == places.mark}
+    fences = fences_in_use([item for item in found if isinstance(item, Route)], links)
+    done.kept.extend(
+        f"{fence.title}, which drops packets of containers of this host: they would leave in clear. Remove"
+        f" the containers and their bridge, then run `ip route delete {fence.kind} {fence.destination} metric"
+        f" {fence.metric}`"
+        for fence in fences
+    )
+    return [fence.key for fence in fences]
+
+
+async def _empty(
+    target: Target,
+    mark: str,
+    device: str | None,
+    done: Removal,
+    is_preview: bool,
+    kept: Collection[Key] = (),
+) -> None:
+    try:
+        found = ours(await target.snapshot(State.EMPTY), State.EMPTY, mark, device).without(kept)
         if is_preview:
             done.removed.extend(in_lines(found))
             return
         refusals = await target.apply(order(diff(State.EMPTY, found), State.EMPTY))
-        left = ours(await target.snapshot(State.EMPTY), State.EMPTY, mark, device)
+        left = ours(await target.snapshot(State.EMPTY), State.EMPTY, mark, device).without(kept)
     except FlannelError as error:
         done.problems.append(error.in_full)
         return
@@ -345,6 +378,7 @@ def _run_files(places: Places, report: CleanupReport) -> tuple[Path, ...]:
         places.control_socket,
         places.run_dir / SOCKET_NAME,
         places.run_dir / LOG_NAME,
+        places.run_dir / WIREGUARD_LOG_NAME,
     )
     if places.mark != MARK or (pid := find_original()) is None:
         return *subnet_files, *files
@@ -357,7 +391,8 @@ def _run_files(places: Places, report: CleanupReport) -> tuple[Path, ...]:
 
 
 def _state_files(places: Places) -> tuple[Path, ...]:
-    return places.identity, places.last_known, places.spoilt_identity, places.prefix_file
+    wireguard = places.wireguard_key, places.next_wireguard_key
+    return (*wireguard, places.identity, places.last_known, places.spoilt_identity, places.prefix_file)
 
 
 async def _release(

@@ -18,6 +18,7 @@ from pyflannel.model.packet_filter import FIRST_DEVICE
 from pyflannel.model.route import Route
 from pyflannel.model.state import State
 from pyflannel.model.tunnel_guard import GuardedPath
+from pyflannel.model.wireguard import UNKNOWN, WireguardFacts
 from pyflannel.plan.backends import Backend, notes_on
 from pyflannel.plan.packet_filter import FilterOptions, plan_filter, plan_guard, plan_guard_peer
 from pyflannel.plan.peers import Conflict, PeerChange, Peers
@@ -47,6 +48,7 @@ class Inputs:
         has_fast_path: programs in the kernel may carry packets.
         owner: our identity.
         surroundings: what the host has beside the overlay, and needs to reach.
+        wireguard: key and implementation, for the wireguard backend.
     """
 
     config: NetworkConfig | None = None
@@ -58,6 +60,7 @@ class Inputs:
     has_fast_path: bool = False
     owner: str = ""
     surroundings: Surroundings = ALONE
+    wireguard: WireguardFacts = UNKNOWN
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,6 +199,7 @@ class Planner:
             has_fast_path=inputs.has_fast_path,
             gro=self._options.gro,
             kernel=self._options.kernel,
+            wireguard=inputs.wireguard,
         )
         config, backend = inputs.config, inputs.backend
         if config is None or backend is None or config.network is None:
@@ -238,7 +242,7 @@ class Planner:
         self.peer_changes = self._update_peers(inputs)
         if inputs.backend is None or inputs.underlay is None:
             return self._block("")
-        reason = inputs.backend.obstacle(inputs.underlay)
+        reason = inputs.backend.obstacle(inputs.underlay, inputs.wireguard)
         host = self.host(inputs)
         if reason is not None or host is None or inputs.config is None:
             return self._block(reason or "")

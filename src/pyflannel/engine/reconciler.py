@@ -104,6 +104,10 @@ class Reconciler:
         is_busy = self._is_performing or not self._work.is_empty
         return self._has_applied and not self._targets.errors and not is_busy
 
+    def is_in_place(self, kind: type[Item]) -> bool:
+        """Return whether every object of a kind is as planned, as far as is known."""
+        return not self._is_performing and all(mark.kind is not kind for _, mark in self._work.undone())
+
     def refused(self) -> Iterator[Refusal]:
         """Yield the operations that were refused, and not performed since."""
         return self._work.refusals()

@@ -21,21 +21,32 @@ from pyflannel.engine.lease_keeper import LeaseKeeper
 from pyflannel.engine.lease_log import LeaseLog, log_shared_over
 from pyflannel.engine.pacing import LogLimit
 from pyflannel.engine.plan_log import PlanLog
-from pyflannel.engine.planner import Blocked, Inputs, Planner
+from pyflannel.engine.planner import Blocked, Inputs, Planner, Replaced
 from pyflannel.engine.readiness import reason_to_wait
 from pyflannel.engine.reconciler import Reconciler
 from pyflannel.engine.store_followers import ConfigFollower, read_config
+from pyflannel.engine.wireguard_keys import WireguardKeys
 from pyflannel.engine.world import HostOptions, World
-from pyflannel.errors import ConfigError, StoreError, WireError, one_line, sentences
+from pyflannel.errors import ConfigError, NotReadyError, StoreError, WireError, one_line, sentences
 from pyflannel.model.host import Bridge, Surroundings, Underlay
-from pyflannel.model.lease import LastKnown, Lease, LeaseAttributes, renewal_margin_s
+from pyflannel.model.lease import (
+    LastKnown,
+    Lease,
+    LeaseAttributes,
+    Vtep,
+    WireguardData,
+    renewal_margin_s,
+)
 from pyflannel.model.lease_protocol import Acquired, Held, Renewed, Report, Wanted
 from pyflannel.model.lease_set import LeaseSet
 from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.route import route_protocol
+from pyflannel.model.state import State
 from pyflannel.model.status import Notice
 from pyflannel.model.store_record import Put
+from pyflannel.model.wireguard import UNKNOWN, WireguardDevice, WireguardFacts
 from pyflannel.plan.backends import Backend
+from pyflannel.plan.routes import plan_fence
 from pyflannel.wire.lease_json import format_backend_data
 from pyflannel.wire.lease_record import CONFIG
 from pyflannel.wire.subnet_env import previous_subnet
@@ -50,6 +61,9 @@ _RETURN = (
 
 _APART = "Write a config whose Network does not overlap addresses or routes of any host."
 """The remedy for a network config whose routes this host refuses."""
+
+_ENCRYPT = "Write a config with Backend.Type wireguard, or start flanneld without --require-encryption."
+"""The remedy for a network config that sends packets in clear."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,6 +139,7 @@ class Supervisor:
         self.fast_path = FastPath(
             options.fast_path, world.clock, self._inputs_changed, world.kernel_path, options.plan.device
         )
+        self.wireguard = WireguardKeys(world.wireguard, world.clock, self._wireguard_changed)
         self._bridges = BridgeFollower(source=world.bridges, clock=world.clock, found=self._bridges_changed)
         self._grace = LeaseGrace(
             world.clock,
@@ -141,6 +156,7 @@ class Supervisor:
             tasks.create_task(self._grace.run(), name="lease grace")
             tasks.create_task(self.fast_path.run(), name="fast path")
             tasks.create_task(self._bridges.run(), name="bridges")
+            tasks.create_task(self.wireguard.run(), name="WireGuard key")
             tasks.create_task(self.underlay.run(), name="underlay")
             await self.underlay.is_known.wait()
             tasks.create_task(self._config.run(), name="network config")
@@ -175,6 +191,27 @@ class Supervisor:
             StoreError: it was not written, or the outcome is unknown.
         """
         await self._world.store.write(Put(key=CONFIG, value=text.encode(), ttl_s=None, expected=None))
+
+    async def rotate_key(self) -> str:
+        """Replace the WireGuard key of this host and return the new public key.
+
+        Raises:
+            NotReadyError: WireGuard is not in use, or the store is unreachable; the old key stays.
+            TargetError: the key cannot be made or kept.
+        """
+        if self.condition.store.is_away or self.condition.store.is_stale:
+            raise NotReadyError(
+                "the store is unreachable, so peers cannot learn a new key",
+                hint="Try again when flannelctl status shows that the store is connected.",
+            )
+        return await self.wireguard.rotate(
+            lambda: self.reconciler.is_in_place(WireguardDevice), self._has_published
+        )
+
+    def _has_published(self, public_key: str) -> bool:
+        held = self.condition.held
+        data = None if held is None else held.lease.attributes.wireguard
+        return data is not None and data.public_key == public_key
 
     @property
     def waiting_for(self) -> str | None:
@@ -226,13 +263,14 @@ class Supervisor:
 
     def _identified(self, attributes: LeaseAttributes, backend: Backend) -> LeaseAttributes:
         """Return the attributes of this host's lease, with its current identity as the owner."""
-        data = backend.lease_data(self.condition.identity.owner)
+        data = backend.lease_data(self.condition.identity.owner, self.condition.inputs.wireguard)
         return replace(
             attributes,
             owner=self.condition.identity.owner,
             host_name=self.host_name,
             backend_data=None if data is None else format_backend_data(data),
-            vtep=data,
+            vtep=data if isinstance(data, Vtep) else None,
+            wireguard=data if isinstance(data, WireguardData) else None,
         )
 
     async def _run_on_last_known(self) -> None:
@@ -261,10 +299,15 @@ class Supervisor:
             await self._is_surrounded.wait()
         if self.condition.inputs.config is not None:
             return
-        why = self.planner.objection_to(config, backend, self.condition.inputs)
+        why = self._encryption_objection(backend) or self.planner.objection_to(
+            config, backend, self.condition.inputs
+        )
         if why is not None:
             log.error("Refused the last known network config: %s", why)
             return
+        if backend.is_encrypted:
+            self.wireguard.is_wanted.set()
+            await self.wireguard.is_usable.wait()
         has_answered = self.condition.store.has_answered
         log.warning(
             "%s: starting with the last known config and leases lease=%s peers=%d",
@@ -326,6 +369,13 @@ class Supervisor:
         if candidate is None or not self._has_asked_about(candidate.config):
             return
         held, config = self.condition.held, candidate.config
+        if (why := self._encryption_objection(candidate.backend)) is not None:
+            self._refuse(Notice(f"a network config that encrypts: {why}", _ENCRYPT))
+            self._fence(config)
+            return
+        if candidate.backend.is_encrypted and self.condition.inputs.wireguard is UNKNOWN:
+            self.wireguard.is_wanted.set()
+            return
         if held is None and self._may_run_outside(config):
             self._needs_last_known.set()
             return
@@ -340,6 +390,19 @@ class Supervisor:
         else:
             self._candidate = None
             self._run_on(candidate)
+
+    def _encryption_objection(self, backend: Backend) -> str | None:
+        """Return why this host must not run a backend that sends packets in clear; None if it may."""
+        if backend.is_encrypted or not self._options.requires_encryption:
+            return None
+        return f"Backend.Type {backend.lease_type or 'udp'} does not, and --require-encryption is set"
+
+    def _fence(self, config: NetworkConfig) -> None:
+        """Remove what an earlier daemon left to send packets in clear, unless the last known config runs."""
+        may_run_on_last_known = self._previous is not None and not self._has_last_known
+        if self.condition.inputs.config is None and not may_run_on_last_known and config.network is not None:
+            protocol = route_protocol(self._options.plan.device)
+            self.reconciler.follow(Replaced(State.of(plan_fence(config.network, protocol))))
 
     def _has_asked_about(self, config: NetworkConfig) -> bool:
         """Return whether the host's routes to the config's network are known; if not, request them."""
@@ -422,11 +485,19 @@ class Supervisor:
             self._bridges.is_wanted.set()
         else:
             self._bridges.is_wanted.clear()
-        if self._keeper is not None:
+        backend, wireguard = self.condition.inputs.backend, self.condition.inputs.wireguard
+        if backend is not None and backend.is_encrypted:
+            self.wireguard.is_wanted.set()
+        if self._keeper is not None and not (backend and backend.is_encrypted and wireguard.problem):
             self._keeper.order(self._wanted())
         self._replan()
         if self.condition.inputs.backend is not None and not self.condition.obstacle:
             self._prerequisites.set()
+
+    def _wireguard_changed(self, facts: WireguardFacts) -> None:
+        self._change_inputs(wireguard=facts)
+        self._inputs_changed()
+        self._examine()
 
     def _leases_changed(self, leases: LeaseSet) -> None:
         self._grace.update(leases)
@@ -452,6 +523,7 @@ class Supervisor:
             self._change(held=report.held)
             self._change_inputs(lease=report.held.lease)
             self._replan()
+            self.wireguard.note_progress()
         self.notify_status()
 
     # Consequences of a change.
@@ -477,6 +549,7 @@ class Supervisor:
         if self.reconciler.is_clean and not self.is_ready:
             self.is_ready = True
             self._world.notify("READY=1")
+        self.wireguard.note_progress()
         self.notify_status()
 
     def notify_status(self) -> None:

@@ -9,7 +9,16 @@ from pyflannel.engine.planner import PlanOptions
 from pyflannel.engine.reconciler import AUDIT_S
 from pyflannel.model.lease import LEASE_TTL_S, Identity
 from pyflannel.plan.underlay import UnderlayOptions
-from pyflannel.ports import BridgeSource, Clock, InterfaceSource, KernelPath, Memory, Store, Target
+from pyflannel.ports import (
+    BridgeSource,
+    Clock,
+    InterfaceSource,
+    KernelPath,
+    Memory,
+    Store,
+    Target,
+    WireguardSource,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +33,7 @@ class World:
         reidentify: creates and saves a new identity.
         memory: stores the last known leases.
         kernel_path: returns the fast-path features of the kernel; None if only an attempt shows them.
+        wireguard: the WireGuard key of this host; None if it can have none.
     """
 
     store: Store
@@ -38,6 +48,7 @@ class World:
     reidentify: Callable[[], Identity]
     alive: Callable[[], object] = lambda: None
     kernel_path: KernelPath | None = None
+    wireguard: WireguardSource | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +60,7 @@ class HostOptions:
         plan: options of the plan.
         subnet_env: text of subnet.env from the previous run, or None.
         audit_s: longest time between two checks of the host and of its interfaces.
+        requires_encryption: run no backend that sends packets in clear, for any network config.
     """
 
     identity: Identity
@@ -61,3 +73,4 @@ class HostOptions:
     renumbers: bool = False
     audit_s: float = AUDIT_S
     fast_path: Choice = "auto"
+    requires_encryption: bool = False

@@ -8,6 +8,7 @@ from pyflannel.model.item import Item, Key, Marks, Rank
 from pyflannel.model.lease import Lease
 from pyflannel.model.link import MARK, is_random_identity
 from pyflannel.model.route import PROTOCOL_FLANNEL, Route, route_protocol
+from pyflannel.model.wireguard import UNKNOWN, WireguardFacts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -289,6 +290,7 @@ class Host:
         gro: whether TCP that the programs take from the underlay in segments is joined before it goes on;
             auto where the underlay is hardware.
         surroundings: without what is in its own subnet, and without what the plan itself has made.
+        wireguard: key and implementation, for the wireguard backend.
     """
 
     lease: Lease
@@ -300,6 +302,7 @@ class Host:
     has_fast_path: bool = False
     gro: GroChoice = "auto"
     surroundings: Surroundings = ALONE
+    wireguard: WireguardFacts = UNKNOWN
 
     @property
     def device_owner(self) -> str:

@@ -20,7 +20,20 @@ class Vtep:
     mac_prefix: bytes = field(default=b"", compare=False)
 
 
-BackendData = Vtep
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WireguardData:
+    """The wireguard backend's: whom peers encrypt for.
+
+    Attributes:
+        public_key: of the host, in base64.
+        port: UDP port; None in leases of release 0.20, which publishes none.
+    """
+
+    public_key: str
+    port: int | None = None
+
+
+BackendData = Vtep | WireguardData
 """Every backend's data; another backend's type joins by a union."""
 
 
@@ -73,6 +86,7 @@ class LeaseAttributes:
         backend_type: as published: empty for udp and alloc.
         backend_data: the backend's own JSON, as text; None when absent.
         vtep: what `backend_data` says in a vxlan lease; None where it says of no VTEP.
+        wireguard: what `backend_data` says in a wireguard lease; None where it says of no key.
         owner: `Identity.owner` of the holder; None in leases of the original flannel.
         host_name: host name of the holder, only for people: two hosts may have the same one. None if it is
             not published, or not a host name.
@@ -90,6 +104,7 @@ class LeaseAttributes:
     port: int | None = None
     reads: tuple[str, ...] = ()
     vtep: Vtep | None = field(default=None, compare=False)
+    wireguard: WireguardData | None = field(default=None, compare=False)
 
     @property
     def host_text(self) -> str:
@@ -109,8 +124,8 @@ class Lease:
     Attributes:
         revision: store revision of the last write; 0 for a lease that is not yet written.
         has_ttl: False for a reservation, which never expires and never gets a TTL.
-        since: store revision since which the holder has published its VTEP here, as far as is known; 0 when
-            it is not.
+        since: store revision since which the holder has published its VTEP or its key here, as far as is
+            known; 0 when it is not.
     """
 
     subnet: IPv4Network

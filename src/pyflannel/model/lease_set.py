@@ -197,16 +197,16 @@ class LeaseSet:
         return next((lease for lease in others if lease.ipv6_subnet == ipv6_subnet), None)
 
     def _dated(self, lease: Lease) -> Lease:
-        """Return a lease that was seen, with the revision since which its holder has published its VTEP.
+        """Return a lease that was seen, with the revision since which its holder publishes its VTEP or key.
 
-        What was known at its key tells: the same VTEP, or another one until this write.
+        What was known at its key tells: the same one, or another one until this write.
         """
         known = self.by_subnet.get(lease.subnet)
         if known is not None and known.ipv6_subnet != lease.ipv6_subnet:
             known = self._at(lease.subnet, lease.ipv6_subnet)
         if known is None or not known.since:
             return lease
-        since = known.since if _mac(known) == _mac(lease) else lease.revision
+        since = known.since if _published(known) == _published(lease) else lease.revision
         return lease if since == lease.since else replace(lease, since=since)
 
     def _with(self, news: Sequence[_KeyChange]) -> "LeaseSet":
@@ -252,9 +252,12 @@ class LeaseSet:
         return len(self.by_subnet)
 
 
-def _mac(lease: Lease) -> str | None:
-    vtep = lease.attributes.vtep
-    return None if vtep is None else vtep.mac
+def _published(lease: Lease) -> str | None:
+    """Return the MAC address or the key that is to be of one host alone; None if the lease has neither."""
+    vtep, wireguard = lease.attributes.vtep, lease.attributes.wireguard
+    if vtep is not None:
+        return vtep.mac
+    return None if wireguard is None else wireguard.public_key
 
 
 def _rank(lease: Lease) -> tuple[int, int]:

@@ -104,7 +104,8 @@ class Link(Item):
 
     Attributes:
         name: at most 15 octets (IFNAMSIZ less the NUL).
-        kind: the kernel's kind, `tun`, `vxlan`, `veth`; "" for a physical device. Never changes in place.
+        kind: the kernel's kind: `tun`, `vxlan`, `wireguard`, `veth`; "" for a physical device. It does not
+            change in place.
         mtu: octets of the largest packet that leaves by it.
         is_up: administratively up (IFF_UP).
         queue_length: packets (txqueuelen).

@@ -38,11 +38,13 @@ class GuardedPath:
 
     Attributes:
         links: by which inner packets arrive.
-        tunnel: None if peers send inner packets as they are, as with host-gw.
+        tunnel: None if peers send inner packets as they are, as with host-gw, or if the device checks them.
+        refuses_clear: drop what comes to this host's subnet by the underlay without the overlay.
     """
 
     links: tuple[str, ...]
     tunnel: GuardedTunnel | None = None
+    refuses_clear: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

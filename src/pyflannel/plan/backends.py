@@ -10,7 +10,8 @@ from pyflannel.model.lease import BackendData, Lease
 from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.state import State
 from pyflannel.model.tunnel_guard import GuardedPath
-from pyflannel.plan.backend import alloc, host_gw, udp, vxlan
+from pyflannel.model.wireguard import WireguardFacts
+from pyflannel.plan.backend import alloc, host_gw, udp, vxlan, wireguard
 from pyflannel.plan.backend_keys import without_effect
 from pyflannel.plan.routes import Routed, network_notes
 
@@ -38,7 +39,11 @@ class Backend(Protocol):
     def config_warnings(self) -> tuple[str, ...]:
         """What is odd about its config though it is right, in a line each: keys without effect."""
 
-    def lease_data(self, owner: str) -> BackendData | None:
+    @property
+    def is_encrypted(self) -> bool:
+        """Whether every packet to another host is encrypted."""
+
+    def lease_data(self, owner: str, wireguard: WireguardFacts) -> BackendData | None:
         """Return what our lease publishes as BackendData, for the host with this identity."""
 
     def mtu(self, host: Host) -> int:
@@ -47,8 +52,8 @@ class Backend(Protocol):
     def notes(self, host: Host) -> tuple[str, ...]:
         """Return how it runs on this host where that is not as usual, a line each, with `config_warnings`."""
 
-    def obstacle(self, underlay: Underlay) -> str | None:
-        """Return what it waits for where it cannot work with this underlay, in words; None if it can."""
+    def obstacle(self, underlay: Underlay, wireguard: WireguardFacts) -> str | None:
+        """Return what it waits for where it cannot work on this host, in words; None if it can."""
 
     def plan_host(self, host: Host) -> State:
         """Return what the host itself needs, whatever peers there are."""
@@ -77,10 +82,11 @@ _PARSERS: Mapping[str, Callable[[NetworkConfig], Backend]] = {
     "host-gw": host_gw.parse,
     "udp": udp.parse,
     "vxlan": vxlan.parse,
+    "wireguard": wireguard.parse,
 }
 
 # Named by the original; a config that asks for one is right, but not for us yet.
-_LATER = frozenset({"ipip", "wireguard", "ipsec", "extension", "tencent-vpc"})
+_LATER = frozenset({"ipip", "ipsec", "extension", "tencent-vpc"})
 
 
 def config_warnings(config: NetworkConfig) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """The packet filter rules of a host: masquerading and forwarding, for iptables or nftables."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Network, IPv6Network
 
 from pyflannel.model.host import Host
@@ -162,6 +162,8 @@ def plan_guard(path: GuardedPath | None, config: NetworkConfig, host: Host, mode
     """Return the table of the guard, without its peers."""
     if path is None or mode == "off":
         return State.EMPTY
+    if mode != "strict":
+        path = replace(path, refuses_clear=False)
     return State.of(
         GuardTable(
             device=host.device,

@@ -8,7 +8,7 @@ contains the underlay redirects nothing for which the underlay has longer routes
 
 from collections.abc import Collection, Container, Iterable
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from typing import Literal
 
 from pyflannel.model.host import Host, Surroundings, Underlay
@@ -357,6 +357,38 @@ def direct_route(peer: Lease, host: Host) -> Route:
 
 METRIC = 2**32 - 1
 """The greatest metric: the route of a bridge to the same subnet has precedence."""
+
+
+def plan_fence(network: IPv4Network, protocol: int) -> Route:
+    """Return the route that drops packets to a network which no device takes: none leaves in clear."""
+    return Route(destination=network, link="", kind="blackhole", metric=METRIC, protocol=protocol)
+
+
+def fences_in_use(routes: Collection[Route], links: Container[str]) -> list[Route]:
+    """Return the routes of `plan_fence` that still drop packets of containers of this host.
+
+    Args:
+        routes: of the host.
+        links: of pyflannel; any other link with a part of the network leads to containers.
+    """
+    return [
+        fence
+        for fence in routes
+        if (fence.kind, fence.metric) == ("blackhole", METRIC)
+        and any(
+            route.kind == "unicast" and route.link not in links and _is_part(route.destination, fence)
+            for route in routes
+        )
+    ]
+
+
+def _is_part(destination: IPv4Network | IPv6Network, fence: Route) -> bool:
+    network = fence.destination
+    if isinstance(destination, IPv4Network) and isinstance(network, IPv4Network):
+        return destination != network and destination.subnet_of(network)
+    if isinstance(destination, IPv6Network) and isinstance(network, IPv6Network):
+        return destination != network and destination.subnet_of(network)
+    return False
 
 
 def plan_blackhole(host: Host) -> State:

@@ -77,7 +77,7 @@ async def connected(path: Path) -> AsyncIterator["ForwarderClient"]:
             connection = opened.enter_context(socket.socket(socket.AF_UNIX, kind))
             async with asyncio.timeout(ANSWER_S):
                 await loop.sock_connect(connection, str(path))
-            pid = _pid_of_peer(connection)
+            pid = pid_of_peer(connection)
         except (FileNotFoundError, ConnectionRefusedError) as error:
             raise AbsentError(f"no forwarder listens at {path}", hint=_NEXT_PASS) from error
         except OSError as error:
@@ -87,7 +87,8 @@ async def connected(path: Path) -> AsyncIterator["ForwarderClient"]:
         yield ForwarderClient(connection, pid)
 
 
-def _pid_of_peer(connection: socket.socket) -> int:
+def pid_of_peer(connection: socket.socket) -> int:
+    """Return the process at the other end of a Unix socket, from the kernel (SO_PEERCRED)."""
     form = struct.Struct("3i")
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, form.size)
     return int(form.unpack(credentials)[0])

@@ -1,10 +1,12 @@
-"""Starts the forwarder as a process that continues after the end of its parent."""
+"""Starts a process that continues after the end of its parent, the forwarder among them."""
 
 import asyncio
 import errno
 import logging
 import os
 import subprocess
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from pyflannel.errors import TargetError
@@ -96,42 +98,85 @@ async def start_forwarder(
         NoHandOverError: the running forwarder refused the hand-over.
         TargetError: it did not start; the message contains the cause.
     """
-    command = _command(forwarder, run_dir, python, version) + ["--take-over"] * is_successor
-    unit = own_unit("flannel-forwarder", f"Forwarder of {forwarder.link}")
+    launch = Launch(
+        name="the forwarder",
+        unit=("flannel-forwarder", f"Forwarder of {forwarder.link}"),
+        command=_command(forwarder, run_dir, python, version) + ["--take-over"] * is_successor,
+        environment=child_environment(*_INHERITED),
+        log=run_dir / LOG_NAME,
+        answers=lambda pid: _answers(pid, run_dir / SOCKET_NAME),
+        explain=lambda status, said: _explain(forwarder, run_dir, status, said),
+    )
+    await start_detached(launch, reaper)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch:
+    """A process to start.
+
+    Attributes:
+        name: in messages, `the forwarder`.
+        unit: name and description of its unit, under systemd.
+        log: file that receives its standard error.
+        answers: whether the process with this ID serves its socket.
+        explain: the error of a process that ended, from its exit status and its output.
+    """
+
+    name: str
+    unit: tuple[str, str]
+    command: list[str]
+    environment: dict[str, str]
+    log: Path
+    answers: Callable[[int], Awaitable[bool]]
+    explain: Callable[[int, str], Awaitable[TargetError]]
+
+
+async def start_detached(launch: Launch, reaper: Reaper) -> None:
+    """Start a process, and return when it answers.
+
+    Raises:
+        TargetError: it did not start, or its error as `launch` explains it.
+    """
+    unit = own_unit(*launch.unit)
     try:
-        await _start(unit + command, forwarder, run_dir, reaper)
+        await _start([*unit, *launch.command], launch, reaper)
     except NoUnitError as error:
-        log.warning("Started the forwarder inside this service, so both stop together: %s", error.in_full)
-        await _start(command, forwarder, run_dir, reaper)
+        log.warning("Started %s inside this service, so both stop together: %s", launch.name, error.in_full)
+        await _start(launch.command, launch, reaper)
 
 
-async def _start(command: list[str], forwarder: Forwarder, run_dir: Path, reaper: Reaper) -> None:
-    said = run_dir / LOG_NAME
+async def _start(command: list[str], launch: Launch, reaper: Reaper) -> None:
+    said, run_dir = launch.log, launch.log.parent
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         with said.open("ab") as stderr:
             written = stderr.tell()
-            process = _spawn(command, stderr.fileno())
+            process = _spawn(command, launch.environment, stderr.fileno())
     except OSError as error:
         hint = f"Check that {run_dir} is writable and that {command[0]} is executable."
-        raise TargetError.of("the forwarder cannot be started", error, hint=hint) from error
+        raise TargetError.of(f"{launch.name} cannot be started", error, hint=hint) from error
     try:
         reaper.watch(process)
     except OSError as error:
         process.kill()
         process.wait()
         hint = "Raise the limit of open files (LimitNOFILE=). Linux 5.3 or newer is required."
-        raise TargetError.of("the forwarder cannot be watched", error, hint=hint) from error
+        raise TargetError.of(f"{launch.name} cannot be watched", error, hint=hint) from error
     try:
         async with asyncio.timeout(_START_S):
-            while not await _answers(process.pid, run_dir / SOCKET_NAME):
+            while not await launch.answers(process.pid):
                 if process.poll() is not None:
-                    raise await _explain(forwarder, run_dir, process.returncode, _read_from(said, written))
+                    output = _read_from(said, written)
+                    if was_refused(process.returncode, output):
+                        raise NoUnitError(
+                            f"systemd refused a unit for {launch.name}: {output.strip()}", hint=_NO_UNIT_HINT
+                        )
+                    raise await launch.explain(process.returncode, output)
                 await asyncio.sleep(_LOOK_AGAIN_S)
     except TimeoutError:
         process.kill()
         raise TargetError(
-            f"the forwarder did not respond within {_START_S:.0f} s of its start",
+            f"{launch.name} did not respond within {_START_S:.0f} s of its start",
             hint=f"Read {said}. The host may be overloaded.",
         ) from None
 
@@ -151,14 +196,14 @@ def _command(forwarder: Forwarder, run_dir: Path, python: str, version: str) -> 
     return [python, "-P", "-m", FORWARDER, *(f"{k}={v}" for k, v in settings.items())]
 
 
-def _spawn(command: list[str], stderr: int) -> subprocess.Popen[bytes]:
+def _spawn(command: list[str], environment: dict[str, str], stderr: int) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=stderr,
         cwd="/",
-        env=child_environment(*_INHERITED),
+        env=environment,
         start_new_session=True,  # signals to the terminal or process group of the daemon do not reach it
     )
 
@@ -174,8 +219,6 @@ async def _answers(pid: int, path: Path) -> bool:
 
 async def _explain(forwarder: Forwarder, run_dir: Path, status: int, said: str) -> TargetError:
     """Return the cause of the end of the process, from its exit code (an errno) and its output."""
-    if was_refused(status, said):
-        return NoUnitError(f"systemd refused a unit for the forwarder: {said.strip()}", hint=_NO_UNIT_HINT)
     if status == errno.EADDRINUSE:
         holder = await in_thread(find_port_holder, forwarder.listen_address, forwarder.port)
         port = f"UDP port {forwarder.port} of {forwarder.listen_address}"

@@ -100,8 +100,12 @@ def is_forwarder_of(run_dir: Path, pid: int) -> bool:
     """Return whether a process is a forwarder of a run directory, in this network namespace."""
     process = _PROC / str(pid)
     ours = {FORWARDER, f"--run-dir={run_dir.absolute()}"}
-    is_here = _link(process / "ns/net") == _link(_PROC / "thread-self/ns/net")
-    return is_here and ours <= set(_read(process / "cmdline").split("\0"))
+    return is_in_this_network(pid) and ours <= set(_read(process / "cmdline").split("\0"))
+
+
+def is_in_this_network(pid: int) -> bool:
+    """Return whether a process is in the network namespace of the calling thread."""
+    return _link(_PROC / str(pid) / "ns/net") == _link(_PROC / "thread-self/ns/net")
 
 
 def _sockets(address: IPv4Address, port: int) -> set[str]:

@@ -9,14 +9,23 @@ import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from pyflannel.errors import WireError
-from pyflannel.model.lease import LONGEST_OWNER, BackendData, Claim, LeaseAttributes, Vtep, is_host_name
+from pyflannel.model.lease import (
+    LONGEST_OWNER,
+    BackendData,
+    Claim,
+    LeaseAttributes,
+    Vtep,
+    WireguardData,
+    is_host_name,
+)
+from pyflannel.model.wireguard import parse_key
 from pyflannel.wire.json_values import escape, fold, members, parse_ipv4, parse_ipv6
 
 # What a backend publishes in its lease: `BackendData` as JSON, and back.
 #
-# Example: `{"VNI":1,"VtepMAC":"1a:71:ad:7e:3b:3f"}`
+# Examples: `{"VNI":1,"VtepMAC":"1a:71:ad:7e:3b:3f"}`, `{"PublicKey":"…","Port":51820}`
 #
-# Source: flannel 0.28.9. Release 0.6 writes no VNI.
+# Source: flannel 0.28.9. Release 0.6 writes no VNI, release 0.20 no port.
 
 _MAC = re.compile(
     r"[0-9a-f]{2}([:-])[0-9a-f]{2}(?:\1[0-9a-f]{2}){4}|[0-9a-f]{4}\.[0-9a-f]{4}\.[0-9a-f]{4}",
@@ -33,7 +42,10 @@ _VNIS = range(2**32)
 
 
 def format_backend_data(data: BackendData) -> str:
-    """Return what a lease says of its host's VTEP, keys in the original's order."""
+    """Return what a lease says of its host's VTEP or key, keys in the original's order."""
+    if isinstance(data, WireguardData):
+        port = "" if data.port is None else f',"Port":{data.port}'
+        return f'{{"PublicKey":"{data.public_key}"{port}}}'
     vni = "" if data.vni is None else f'"VNI":{data.vni},'
     return f'{{{vni}"VtepMAC":"{data.mac}"}}'
 
@@ -56,6 +68,26 @@ def parse_vtep(text: str) -> Vtep | None:
     if vni is not None and (type(vni) is not int or vni not in _VNIS):
         return None
     return Vtep(mac=bytes.fromhex(_SEPARATORS.sub("", mac)).hex(":"), vni=vni)
+
+
+_PORTS = range(1, 65536)
+
+
+def parse_wireguard(text: str) -> WireguardData | None:
+    """Return the key and the port that a wireguard lease publishes; None when the text has no key.
+
+    Keys are read in any case and unknown ones passed over. A bad text takes its peer alone out.
+    """
+    try:
+        found = _last_of_each(text)
+        key, port = (msgspec.json.decode(found.get(name, b"null")) for name in ("publickey", "port"))
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(key, str) or (public_key := parse_key(key)) is None:
+        return None
+    if port is not None and port != 0 and (type(port) is not int or port not in _PORTS):
+        return None
+    return WireguardData(public_key=public_key, port=port or None)
 
 
 # The values at lease and claim keys: JSON to `LeaseAttributes` and `Claim`, and back.
@@ -146,6 +178,9 @@ def parse_lease_attributes(value: bytes) -> LeaseAttributes:
             backend_type=intern(lease.backend_type or ""),
             backend_data=data,
             vtep=parse_vtep(data) if data is not None and lease.backend_type == "vxlan" else None,
+            wireguard=parse_wireguard(data)
+            if data is not None and lease.backend_type == "wireguard"
+            else None,
             backend_v6_data=_compact(lease.backend_v6_data) if lease.backend_v6_data else None,
             owner=lease.ours.owner if lease.ours else None,
             host_name=_host_name(lease.ours.host) if lease.ours else None,

@@ -19,6 +19,7 @@ from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.route import FdbEntry, Route
 from pyflannel.model.state import State
 from pyflannel.model.tunnel_guard import GuardedPath, GuardedTunnel
+from pyflannel.model.wireguard import WireguardFacts
 from pyflannel.plan.backend.udp import UdpBackend
 from pyflannel.plan.backend.vxlan import VxlanBackend
 from pyflannel.plan.packet_filter import FilterOptions
@@ -44,9 +45,10 @@ class Backend:
     port: int | None = None
     config_line: str | None = None
     config_warnings: tuple[str, ...] = ()
+    is_encrypted: bool = False
     smallest_mtu: int = 0
 
-    def lease_data(self, owner: str) -> None:
+    def lease_data(self, owner: str, wireguard: WireguardFacts) -> None:
         return None
 
     def mtu(self, host: Host) -> int:
@@ -55,7 +57,7 @@ class Backend:
     def notes(self, host: Host) -> tuple[str, ...]:
         return ()
 
-    def obstacle(self, underlay: Underlay) -> str | None:
+    def obstacle(self, underlay: Underlay, wireguard: WireguardFacts) -> str | None:
         return "a larger MTU" if underlay.mtu < self.smallest_mtu else None
 
     def outranked(self, peers: Iterable[Lease], host: Host) -> Mapping[IPv4Network, str]:

@@ -17,6 +17,8 @@ from pyflannel.model.state import Add, Operation, Refusal, Remove, Replace, Stat
 from pyflannel.ports import Announce, ChangeChannel, in_thread, performed
 
 MODE = 0o644
+_PRIVATE = 0o600
+"""Of the last known leases: the network config may contain a preshared key."""
 
 
 def replace_file(path: str, octets: bytes, mode: int = MODE) -> None:
@@ -109,7 +111,7 @@ class FileMemory:
     async def save(self, parts: Iterable[bytes]) -> None:
         """Replace the file by these parts; they are written apart, so that others have their turn."""
         try:
-            with await in_thread(Replacement, str(self._path)) as replacement:
+            with await in_thread(Replacement, str(self._path), _PRIVATE) as replacement:
                 for part in parts:
                     await in_thread(replacement.write, part)
                 await in_thread(replacement.finish)

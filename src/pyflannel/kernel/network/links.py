@@ -3,6 +3,7 @@
 import errno
 import os
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import closing
 
 from pyflannel.errors import TargetError
 from pyflannel.kernel.host.machine import set_ipv6
@@ -15,6 +16,23 @@ from pyflannel.ports import refused_by
 from pyflannel.wire.netlink import links
 from pyflannel.wire.netlink.links import VxlanRecord
 from pyflannel.wire.netlink.message import Request
+
+
+async def has_wireguard() -> bool:
+    """Return whether the kernel has WireGuard, or loads it now.
+
+    Raises:
+        TargetError: the kernel did not answer, or refuses devices to this user.
+    """
+    with closing(RequestSocket()) as requests:
+        (answer,) = await requests.transact([links.probe_wireguard()])
+    if answer.errno == errno.EPERM:
+        raise TargetError(
+            "the kernel refuses network devices to this user",
+            hint="Give flanneld CAP_NET_ADMIN.",
+            is_permanent=True,
+        )
+    return answer.errno != errno.EOPNOTSUPP
 
 
 def is_link_operation(operation: Operation) -> bool:
@@ -68,6 +86,9 @@ class LinkWriter:
                 is_begun = begun is not None and begun.becomes(vxlan)
                 if refusals := await self._ask(operation, [request], (errno.EEXIST,) if is_begun else ()):
                     del self._begun[link.name]
+                    return refusals
+            case Link(kind="wireguard"):
+                if refusals := await self._ask(operation, [links.create_wireguard(link.name)]):
                     return refusals
             case Link(kind="veth", veth=Veth(peer=peer)):
                 # Each end is made with the other: the second is there when its turn comes. With a queue for

@@ -8,6 +8,7 @@ from pyflannel.model.host import Bridge, Host, Underlay
 from pyflannel.model.lease import Lease
 from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.state import State
+from pyflannel.model.wireguard import WireguardFacts
 from pyflannel.plan.backend_keys import ineffective, ipv4_network
 from pyflannel.plan.routes import Routed
 
@@ -26,8 +27,9 @@ class AllocBackend:
     port: None = None
     config_line: None = None
     routed: Routed = "nothing"
+    is_encrypted: bool = False
 
-    def lease_data(self, owner: str) -> None:
+    def lease_data(self, owner: str, wireguard: WireguardFacts) -> None:
         """Return nothing: subnet and address say it all."""
 
     def mtu(self, host: Host) -> int:
@@ -38,7 +40,7 @@ class AllocBackend:
         """Return what a person should know of how it runs on this host, in a line each."""
         return self.config_warnings
 
-    def obstacle(self, underlay: Underlay) -> None:
+    def obstacle(self, underlay: Underlay, wireguard: WireguardFacts) -> None:
         """Return nothing: there is nothing that could be in the way."""
 
     def plan_host(self, host: Host) -> State:

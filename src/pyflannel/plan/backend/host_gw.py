@@ -13,6 +13,7 @@ from pyflannel.model.lease import Lease
 from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.state import State
 from pyflannel.model.tunnel_guard import GuardedPath
+from pyflannel.model.wireguard import WireguardFacts
 from pyflannel.plan.backend_keys import ineffective, ipv4_network
 from pyflannel.plan.routes import Routed, direct_route, peer_objection
 
@@ -33,8 +34,9 @@ class HostGwBackend:
     port: None = None
     config_line: None = None
     routed: Routed = "peers"
+    is_encrypted: bool = False
 
-    def lease_data(self, owner: str) -> None:
+    def lease_data(self, owner: str, wireguard: WireguardFacts) -> None:
         """Return nothing: subnet and address say it all."""
 
     def mtu(self, host: Host) -> int:
@@ -45,7 +47,7 @@ class HostGwBackend:
         """Return what a person should know of how it runs on this host, in a line each."""
         return self.config_warnings
 
-    def obstacle(self, underlay: Underlay) -> str | None:
+    def obstacle(self, underlay: Underlay, wireguard: WireguardFacts) -> str | None:
         """Return what keeps it from working: peers are told an address that the interface does not have."""
         if underlay.public_ip == underlay.address:
             return None

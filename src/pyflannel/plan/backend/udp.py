@@ -17,6 +17,7 @@ from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.route import PROTOCOL_KERNEL, SCOPE_LINK, Route
 from pyflannel.model.state import State
 from pyflannel.model.tunnel_guard import GuardedPath, GuardedTunnel
+from pyflannel.model.wireguard import WireguardFacts
 from pyflannel.plan.backend_keys import BackendKeys, ineffective, ipv4_network
 from pyflannel.plan.fast_path import ipsec_note, plan_last_hops, plan_peer_entry, plan_programs
 from pyflannel.plan.routes import Routed, address_objection, route_objection
@@ -48,8 +49,9 @@ class UdpBackend:
     lease_type: str = ""
     config_line: None = None
     routed: Routed = "network"
+    is_encrypted: bool = False
 
-    def lease_data(self, owner: str) -> None:
+    def lease_data(self, owner: str, wireguard: WireguardFacts) -> None:
         """Return nothing: subnet and address say it all."""
 
     def mtu(self, host: Host) -> int:
@@ -66,7 +68,7 @@ class UdpBackend:
             *(() if ipsec is None else (ipsec,)),
         )
 
-    def obstacle(self, underlay: Underlay) -> None:
+    def obstacle(self, underlay: Underlay, wireguard: WireguardFacts) -> None:
         """Return nothing: where UDP passes, it works."""
 
     def plan_host(self, host: Host) -> State:

@@ -25,6 +25,7 @@ from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.route import FdbEntry, Neighbour, Route
 from pyflannel.model.state import State
 from pyflannel.model.tunnel_guard import GuardedPath, GuardedTunnel
+from pyflannel.model.wireguard import WireguardFacts
 from pyflannel.plan.backend_keys import BackendKeys, ineffective, ipv4_network
 from pyflannel.plan.routes import Routed, direct_route, peer_objection
 
@@ -162,6 +163,7 @@ class VxlanBackend:
     lease_type: str = "vxlan"
     port: None = None
     routed: Routed = "peers"
+    is_encrypted: bool = False
 
     @property
     def config_line(self) -> str:
@@ -180,7 +182,7 @@ class VxlanBackend:
         name = f"flannel.{self.vni}" if self.vni <= _LONGEST_DECIMAL else f"flannel.x{self.vni:x}"
         return intern(name)  # each of a peer's objects holds it
 
-    def lease_data(self, owner: str) -> Vtep:
+    def lease_data(self, owner: str, wireguard: WireguardFacts) -> Vtep:
         """Return our VTEP, as our lease publishes it unless it names another already."""
         return vtep_of(owner, self.vni, self.mac_prefix)
 
@@ -201,7 +203,7 @@ class VxlanBackend:
             notes.append(f"checksums are not left to {underlay.link}, which costs throughput: {trap}")
         return tuple(notes)
 
-    def obstacle(self, underlay: Underlay) -> str | None:
+    def obstacle(self, underlay: Underlay, wireguard: WireguardFacts) -> str | None:
         """Return what keeps it from working: an underlay that carries next to nothing."""
         if self._mtu(underlay) >= _SMALLEST_MTU:
             return None
@@ -328,7 +330,7 @@ class VxlanBackend:
         return not self._is_direct(peer, host) and self.objection(peer, host) is None
 
     def _mac(self, host: Host) -> str:
-        ours, standing = self.lease_data(host.owner), host.lease.attributes
+        ours, standing = vtep_of(host.owner, self.vni, self.mac_prefix), host.lease.attributes
         is_ours = standing.owner is None or standing.owner == host.owner
         return standing.vtep.mac if is_ours and may_stay(standing.vtep, ours) else ours.mac
 

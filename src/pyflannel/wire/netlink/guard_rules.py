@@ -18,6 +18,8 @@
         remember the addresses; drop
     leaving, by a user other than root
         a datagram to a peer's tunnel port: drop
+    in_clear, before DNAT, if the overlay encrypts
+        by the underlay, to our own subnet: drop
 
 Each step of a rule costs some 30 ns a packet, so what nearly all tunnel packets are comes first.
 
@@ -94,6 +96,8 @@ SETS = (SENDERS, RANGES, ENDS, DROPPED)
 _AFTER_DNAT = -90
 """Priority of base chains: DNAT has -100 (linux/netfilter_ipv4.h, NF_IP_PRI_NAT_DST)."""
 
+_BEFORE_DNAT = -110
+
 _USERS_PACKET = 0x2000_0000
 """Bit of the mark of local users' inner packets."""
 
@@ -107,7 +111,9 @@ def chains_of(table: GuardTable) -> tuple[Chain, ...]:
     """Return the chains, those that others go to first."""
     tunnel = None if table.path is None else table.path.tunnel
     if tunnel is None:
-        return (Chain("arriving", tuple(_overlay_rules(table)), PREROUTING, _AFTER_DNAT),)
+        arriving = Chain("arriving", tuple(_overlay_rules(table)), PREROUTING, _AFTER_DNAT)
+        clear = tuple(_clear_rules(table))
+        return (arriving, Chain("in_clear", clear, PREROUTING, _BEFORE_DNAT)) if clear else (arriving,)
     return (
         Chain("refused", tuple(_refused(tunnel))),
         Chain("to_us", tuple(_to_us(tunnel, table))),
@@ -147,6 +153,15 @@ def _overlay_rules(table: GuardTable) -> Iterator[Rule]:
             verdict(DROP),
         ),
     )
+
+
+def _clear_rules(table: GuardTable) -> Iterator[Rule]:
+    """Yield what drops packets in clear. A published port has the address of the host before DNAT."""
+    if table.path is None or not table.path.refuses_clear or table.subnet is None:
+        return
+    by_underlay = (meta(META_INPUT), equals(_name(table.underlay)))
+    to_us = _address_in(_DESTINATION, table.subnet)
+    yield Rule("in clear to our subnet", (*by_underlay, *to_us, counter(), verdict(DROP)))
 
 
 def _to_us(tunnel: GuardedTunnel, table: GuardTable) -> Iterator[Rule]:
@@ -253,9 +268,13 @@ def _unrouted() -> tuple[Expression, ...]:
 
 
 def _source_in(network: IPv4Network, *, is_negated: bool = False) -> tuple[Expression, ...]:
+    return _address_in(_SOURCE, network, is_negated=is_negated)
+
+
+def _address_in(offset: int, network: IPv4Network, *, is_negated: bool = False) -> tuple[Expression, ...]:
     compare = differs if is_negated else equals
     return (
-        payload(NETWORK_HEADER, _SOURCE, 4),
+        payload(NETWORK_HEADER, offset, 4),
         masked(network.netmask.packed),
         compare(network.network_address.packed),
     )

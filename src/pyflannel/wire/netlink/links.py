@@ -250,6 +250,18 @@ def create_veth(name: str, peer: str, queues: int) -> Request:
     return Request(NEW, ACK | CREATE | EXCLUSIVE, body + _info("veth", attribute(_VETH_PEER, end)))
 
 
+def create_wireguard(name: str) -> Request:
+    """Return the request that creates a WireGuard device."""
+    body = _LAYOUT.pack(0, 0, 0, 0, 0) + attribute(_NAME, name.encode(errors="surrogateescape") + b"\0")
+    return Request(NEW, ACK | CREATE | EXCLUSIVE, body + _info("wireguard", b""))
+
+
+def probe_wireguard() -> Request:
+    """Return a request that creates nothing: a kernel without WireGuard refuses its kind, others its MTU."""
+    body = _LAYOUT.pack(0, 0, 0, 0, 0) + attribute(_MTU, _U32.pack(2**32 - 1))
+    return Request(NEW, ACK | CREATE | EXCLUSIVE, body + _info("wireguard", b""))
+
+
 def change_vxlan(index: int, vxlan: VxlanRecord) -> Request:
     """Return the request that changes a vxlan device's parent, source address and learning in place."""
     return Request(NEW, ACK, _LAYOUT.pack(0, 0, index, 0, 0) + _info("vxlan", vxlan_changes(vxlan)))

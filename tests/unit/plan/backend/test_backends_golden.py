@@ -13,6 +13,7 @@ from pyflannel.model.link import Address, Link
 from pyflannel.model.route import FdbEntry, Neighbour, Route
 from pyflannel.model.state import State
 from pyflannel.model.store_record import Record
+from pyflannel.model.wireguard import UNKNOWN
 from pyflannel.plan.backends import Backend, backend_of
 from pyflannel.wire.lease_json import format_backend_data, parse_vtep
 from pyflannel.wire.lease_record import lease_of, lease_value
@@ -160,7 +161,7 @@ def test_our_vtep_is_published_as_the_originals(case: Case) -> None:
 def test_what_we_publish_is_read_again() -> None:
     for case in LEASES:
         backend = backend_of(parse_network_config(json.dumps(case["config"])))
-        data = backend.lease_data("f00d")
+        data = backend.lease_data("f00d", UNKNOWN)
         if data is None:
             assert case["device_mac"] is None
         else:

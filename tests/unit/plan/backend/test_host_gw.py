@@ -11,6 +11,7 @@ from pyflannel.model.lease import Lease, LeaseAttributes
 from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.route import Route
 from pyflannel.model.state import State
+from pyflannel.model.wireguard import UNKNOWN
 from pyflannel.plan.backend.alloc import AllocBackend
 from pyflannel.plan.backend.host_gw import HostGwBackend
 from pyflannel.plan.backends import backend_of
@@ -86,8 +87,8 @@ class TestHostGw:
     def test_a_host_behind_a_nat_waits_and_says_so(self) -> None:
         behind = replace(UNDERLAY, public_ip=IPv4Address("203.0.113.9"))
 
-        assert HostGwBackend().obstacle(UNDERLAY) is None
-        said = HostGwBackend().obstacle(behind) or ""
+        assert HostGwBackend().obstacle(UNDERLAY, UNKNOWN) is None
+        said = HostGwBackend().obstacle(behind, UNKNOWN) or ""
         assert (
             "your PublicIP differs from interface IP, meaning that probably you're on a NAT, which is not"
             " supported by host-gw backend (203.0.113.9 is not 192.168.50.102 of eth0)"

@@ -12,6 +12,7 @@ from pyflannel.model.link import Address, Link, Vxlan
 from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.route import FdbEntry, Neighbour, Route
 from pyflannel.model.state import State
+from pyflannel.model.wireguard import UNKNOWN
 from pyflannel.plan.backend.vxlan import VxlanBackend, parse, vtep_mac
 from pyflannel.plan.backends import backend_of
 
@@ -97,7 +98,7 @@ def test_a_peer_is_a_neighbour_an_fdb_entry_and_a_route() -> None:
 def test_the_device_keeps_its_mac_address_and_the_lease_says_it() -> None:
     backend = VxlanBackend(vni=7)
 
-    assert backend.lease_data("f00d") == Vtep(mac=device(backend).mac, vni=7)
+    assert backend.lease_data("f00d", UNKNOWN) == Vtep(mac=device(backend).mac, vni=7)
     assert device(backend, replace(HOST, owner="beef")).mac != device(backend).mac
 
 
@@ -308,8 +309,8 @@ class TestHost:
     def test_an_underlay_that_carries_next_to_nothing_is_an_obstacle(self) -> None:
         narrow = replace(HOST.underlay, mtu=117)
 
-        assert VxlanBackend().obstacle(HOST.underlay) is None
-        assert "eth0, which has 117" in (VxlanBackend().obstacle(narrow) or "")
+        assert VxlanBackend().obstacle(HOST.underlay, UNKNOWN) is None
+        assert "eth0, which has 117" in (VxlanBackend().obstacle(narrow, UNKNOWN) or "")
 
     def test_checksums_are_left_to_the_device_except_where_it_spoils_them(self) -> None:
         trapped = replace(HOST, kernel="5.6.12")

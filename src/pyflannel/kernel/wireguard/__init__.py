@@ -1,0 +1,1 @@
+"""WireGuard devices and the key of this host, by the program `wg`."""

@@ -1,0 +1,172 @@
+"""The WireGuard key of this host: a file with mode 0600, made at the first start and kept across reboots."""
+
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+from pyflannel.errors import TargetError, in_words, target_errors
+from pyflannel.kernel.filters.programs import run_program
+from pyflannel.kernel.host.files import Replacement
+from pyflannel.kernel.network.links import has_wireguard
+from pyflannel.model.store_record import Secret
+from pyflannel.model.wireguard import KEY_OCTETS, WireguardFacts, parse_key
+from pyflannel.ports import in_thread
+
+PROGRAM = "wg"
+MODE = 0o600
+_OTHERS = 0o077
+"""Rights of group and others, which the file may not have."""
+
+_LARGEST = 4096
+"""Octets of a key file; a key has 44."""
+
+
+def next_path(path: Path) -> Path:
+    """Return the file of the next key, beside the key file at `path`."""
+    return path.with_name(f"{path.name}.next")
+
+
+class WireguardKeys:
+    """The key file of one network.
+
+    Args:
+        path: of the key file.
+        original: key file of the original flannel, whose key is taken over if `path` does not exist.
+        objection: why wireguard-go cannot be used; "" if it can.
+    """
+
+    def __init__(self, path: Path, original: Path | None, objection: Callable[[], str]) -> None:
+        self._path = path
+        self._next = next_path(path)
+        self._original = original
+        self._objection = objection
+        self._private: dict[str, Secret] = {}
+        self._public: dict[str, str] = {}
+        self._is_in_kernel: bool | None = None
+        self._has_observed = False
+
+    def private(self, public_key: str) -> Secret | None:
+        """Return the private key of a public key that was observed or prepared; None for any other."""
+        return self._private.get(public_key)
+
+    async def observe(self) -> WireguardFacts:
+        """Return the public key of the file, made now if there is none, and the implementation.
+
+        Raises:
+            TargetError: the file, `wg` or wireguard-go is unusable; the message says which and why.
+        """
+        if not self._has_observed:
+            await in_thread(self._forget_next)
+            self._has_observed = True
+        text = await in_thread(self._read)
+        if text is None:
+            text = await self._make()
+        public = await self._public_of(text)
+        if self._is_in_kernel is None:
+            self._is_in_kernel = await has_wireguard()
+        problem = "" if self._is_in_kernel else self._objection()
+        return WireguardFacts(key=public, published=public, is_in_kernel=self._is_in_kernel, problem=problem)
+
+    async def prepare(self) -> str:
+        """Make the next key, keep it in a file beside the current one, and return its public key.
+
+        Raises:
+            TargetError: it cannot be made or kept.
+        """
+        text = await self._generate()
+        public = await self._public_of(text)
+        await in_thread(self._write, self._next, text)
+        return public
+
+    async def promote(self) -> None:
+        """Put the prepared key in the place of the current one.
+
+        Raises:
+            TargetError: the file cannot be renamed.
+        """
+        with target_errors(f"the WireGuard key cannot be kept in {self._path}", hint=_WRITABLE):
+            await in_thread(os.rename, self._next, self._path)
+
+    async def discard(self) -> None:
+        """Forget the prepared key."""
+        await in_thread(self._forget_next)
+
+    async def _make(self) -> str:
+        adopted = None if self._original is None else await in_thread(_read_key, self._original)
+        text = adopted or await self._generate()
+        await in_thread(self._write, self._path, text)
+        return text
+
+    async def _generate(self) -> str:
+        ran = await run_program(PROGRAM, "genkey")
+        key = parse_key(ran.output.strip())
+        if key is None:
+            raise TargetError(f"wg genkey failed: {ran.cause}", hint="Install wireguard-tools.")
+        return key
+
+    async def _public_of(self, text: str) -> str:
+        if text not in self._public:
+            ran = await run_program(PROGRAM, "pubkey", given=f"{text}\n")
+            key = parse_key(ran.output.strip())
+            if key is None:
+                raise TargetError(f"wg pubkey failed: {ran.cause}", hint="Install wireguard-tools.")
+            self._public[text], self._private[key] = key, Secret(text)
+        return self._public[text]
+
+    def _read(self) -> str | None:
+        return _read_key(self._path)
+
+    def _write(self, path: Path, text: str) -> None:
+        with target_errors(f"the WireGuard key cannot be kept in {path}", hint=_WRITABLE):
+            with Replacement(str(path), MODE) as replacement:
+                replacement.write(text.encode())
+                replacement.finish()
+
+    def _forget_next(self) -> None:
+        with target_errors("an old WireGuard key cannot be removed", hint=_WRITABLE):
+            self._next.unlink(missing_ok=True)
+
+
+_WRITABLE = "Make the state directory writable for flanneld, or choose another one with --state-dir."
+
+
+def _read_key(path: Path) -> str | None:
+    """Return the private key in a file; None if there is no file.
+
+    Raises:
+        TargetError: the file is unreadable, others may read it, or it contains no key.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise _unusable(path, in_words(error), "Make it a file that flanneld may read.") from error
+    try:
+        status = os.fstat(descriptor)
+        mode = stat.S_IMODE(status.st_mode)
+        if not stat.S_ISREG(status.st_mode):
+            raise _unusable(path, "not a regular file", "Move it away.")
+        if mode & _OTHERS:
+            raise _unusable(
+                path,
+                f"its mode is {mode:04o}, so other users may know the key",
+                f"Run `chmod 600 {path}`, then `flannelctl rotate-key`; or delete it for a new key.",
+            )
+        if status.st_uid not in (0, os.geteuid()):
+            raise _unusable(path, f"its owner is user {status.st_uid}", f"Run `chown root {path}`.")
+        text = os.read(descriptor, _LARGEST).decode(errors="replace").strip()
+    finally:
+        os.close(descriptor)
+    if (key := parse_key(text)) is None:
+        raise _unusable(
+            path,
+            f"it contains no key of {KEY_OCTETS} octets in base64",
+            "Restore it, or delete it for a new key.",
+        )
+    return key
+
+
+def _unusable(path: Path, why: str, hint: str) -> TargetError:
+    return TargetError(f"the WireGuard key file {path} is unusable: {why}", hint=hint)

@@ -1,0 +1,303 @@
+"""WireGuard devices as a target of plans, by `wg`: one way for the kernel's devices and for wireguard-go.
+
+`wg addconf` and `wg set` change only what an operation is about. `wg syncconf` would set the endpoint of
+every peer again, also where a handshake has shown another.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from dataclasses import replace
+from typing import Protocol
+
+from pyflannel.errors import TargetError, WireError
+from pyflannel.kernel.filters.programs import Ran, run_program
+from pyflannel.model.state import Add, Operation, Refusal, Remove, Replace, State
+from pyflannel.model.store_record import Secret
+from pyflannel.model.wireguard import WireguardContact, WireguardDevice, WireguardPeer
+from pyflannel.ports import Announce, ChangeChannel, performed, refused_by
+from pyflannel.wire.wireguard import DumpedDevice, DumpedPeer, format_device, format_peers, parse_dump
+
+log = logging.getLogger(__name__)
+
+_PROGRAM = "wg"
+_LOOK_S = 0.5
+"""Pause between two looks for changes, which WireGuard does not announce …"""
+
+_PER_PEER_S = 0.0015
+"""… and at least so much for each peer: a look costs a hundredth of it."""
+
+_LIVE_S = 180
+"""A session ends so long after its handshake (REJECT_AFTER_TIME of the WireGuard paper, section 6.1)."""
+
+_AT_ONCE = 500
+"""Peers in the command line of one `wg`."""
+
+_ABSENT = ("No such device", "Protocol not supported")
+"""What `wg` says of a device that is missing, the second on a kernel without WireGuard."""
+
+_POKE_S = 25
+"""Any interval: turning keepalive on sends a packet at once, and so begins a handshake."""
+
+
+class Userspace(Protocol):
+    """The processes of wireguard-go in this network namespace."""
+
+    def links(self) -> Collection[str]:
+        """Return the links that a process serves."""
+
+    def pid(self, link: str) -> int | None:
+        """Return the process of a link; None without one."""
+
+    async def start(self, link: str) -> None:
+        """Start the process of a link, in the place of one that runs.
+
+        Raises:
+            TargetError: it did not start.
+        """
+
+    async def stop(self, link: str) -> None:
+        """End the process of a link, if there is one.
+
+        Raises:
+            TargetError: another program serves the link.
+        """
+
+
+class WireguardTarget:
+    """The WireGuard devices of the network namespace.
+
+    A device, and a process that serves one, is used whichever program made it. Only an operation ends it.
+    """
+
+    kinds = (WireguardDevice, WireguardPeer)
+
+    def __init__(self, private: Callable[[str], Secret | None], userspace: Userspace) -> None:
+        self._private = private
+        self._userspace = userspace
+        self._desired = State.EMPTY
+        self._announced: State | None = None
+
+    async def snapshot(self, desired: State) -> State:
+        """Return the planned devices, those that a process of ours serves, and their peers.
+
+        Raises:
+            TargetError: `wg` failed.
+        """
+        self._desired = desired
+        return await self._read(desired)
+
+    async def _read(self, desired: State) -> State:
+        links = {device.link for device in desired.of_type(WireguardDevice)}
+        state = State.EMPTY
+        for link in sorted({*links, *self._userspace.links()}):
+            device = await self._dump(link)
+            if device is not None:
+                state |= self._state(device, desired)
+        return state
+
+    def _state(self, device: DumpedDevice, desired: State) -> State:
+        now = time.time()
+        return State.of(
+            WireguardDevice(
+                link=device.link,
+                public_key=device.public_key,
+                port=device.port,
+                is_in_kernel=self._userspace.pid(device.link) is None,
+            ),
+            *(_as_planned(one, desired, now) for one in device.peers),
+        )
+
+    async def apply(self, operations: Sequence[Operation]) -> Sequence[Refusal]:
+        """Configure the devices, then add and change peers, then remove peers.
+
+        So a subnet that moves from one key to another has one at every moment.
+        """
+        return await performed(operations, self._apply(operations))
+
+    async def _apply(self, operations: Sequence[Operation]) -> list[Refusal]:
+        refusals: list[Refusal] = []
+        removed: set[str] = set()
+        changes: dict[str, list[Operation]] = {}
+        removals: dict[str, list[Remove]] = {}
+        for operation in operations:
+            match operation:
+                case Remove(WireguardPeer(link=link)) as removal:
+                    removals.setdefault(link, []).append(removal)
+                case Add(WireguardPeer(link=link)) | Replace(_, WireguardPeer(link=link)):
+                    changes.setdefault(link, []).append(operation)
+                case Remove(WireguardDevice(link=link)):
+                    removed.add(link)
+                    refusals += await self._settle([operation], self._userspace.stop(link))
+                case Add(WireguardDevice() as new):
+                    refusals += await self._settle([operation], self._configure(None, new))
+                case Replace(WireguardDevice() as old, WireguardDevice() as new):
+                    refusals += await self._settle([operation], self._configure(old, new))
+                case _:
+                    raise TypeError(f"not an operation on WireGuard: {operation!r}")
+        for link, some in changes.items():
+            refusals += await self._settle(some, self._change(link, some))
+        for link, gone in removals.items():
+            if link not in removed:
+                keys = [removal.item.key[1] for removal in gone]
+                refusals += await self._settle(gone, self._set(link, [(str(key), "remove") for key in keys]))
+        return refusals
+
+    async def _settle(self, operations: Sequence[Operation], work: Awaitable[None]) -> list[Refusal]:
+        try:
+            await work
+        except TargetError as error:
+            return [refused_by(operation, error) for operation in operations]
+        return []
+
+    async def _configure(self, old: WireguardDevice | None, new: WireguardDevice) -> None:
+        private = self._private(new.public_key)
+        if private is None:
+            raise TargetError(
+                f"the private key of {new.public_key} is not in the key file",
+                hint="flanneld reads the key file again.",
+            )
+        if new.is_in_kernel:
+            await self._userspace.stop(new.link)
+        elif old is None or old.is_in_kernel:
+            await self._userspace.start(new.link)
+            old = None
+        await self._run("addconf", new.link, "/dev/stdin", given=format_device(private, new.port))
+        if old is not None and old.public_key not in ("", new.public_key):
+            await self._greet(new.link, lambda _: True)
+
+    async def _change(self, link: str, operations: Sequence[Operation]) -> None:
+        sections: list[tuple[WireguardPeer, bool]] = []
+        added: set[str] = set()
+        for operation in operations:
+            match operation:
+                case Add(WireguardPeer() as new):
+                    sections.append((new, True))
+                    added.add(new.public_key)
+                case Replace(WireguardPeer() as old, WireguardPeer() as new):
+                    sections.append((new, old.endpoint != new.endpoint))
+                    if old.preshared_key and not new.preshared_key:
+                        await self._set(link, [(new.public_key, "preshared-key", "/dev/null")])
+                case _:
+                    continue
+        await self._run("addconf", link, "/dev/stdin", given=format_peers(sections))
+        await self._greet(link, lambda peer: peer.public_key in added)
+
+    async def _greet(self, link: str, is_meant: Callable[[WireguardPeer], bool]) -> None:
+        """Begin a handshake with peers that have no session with this device, or a session that ended here.
+
+        A peer with such a session would send packets in vain, for 15 s until it begins a handshake itself.
+        """
+        device = await self._dump(link)
+        peers = [one.peer for one in (() if device is None else device.peers) if is_meant(one.peer)]
+        await self._set(link, [(peer.public_key, "persistent-keepalive", "off") for peer in peers])
+        await self._set(link, [(peer.public_key, "persistent-keepalive", str(_POKE_S)) for peer in peers])
+        restored = [peer for peer in peers if peer.keepalive_s != _POKE_S]
+        await self._set(
+            link, [(peer.public_key, "persistent-keepalive", str(peer.keepalive_s)) for peer in restored]
+        )
+
+    async def _set(self, link: str, changes: Sequence[tuple[str, ...]]) -> None:
+        """Change single settings of peers. What was removed already, or is on a removed link, counts."""
+        for start in range(0, len(changes), _AT_ONCE):
+            some = changes[start : start + _AT_ONCE]
+            ran = await run_program(
+                _PROGRAM, "set", link, *(word for change in some for word in ("peer", *change))
+            )
+            if not _is_absent(ran):
+                _check(ran, f"wg set {link}")
+
+    async def contacts(self) -> list[WireguardContact]:
+        """Return the exchange with each peer of the planned devices; empty without a device.
+
+        Raises:
+            TargetError: `wg` failed.
+        """
+        now = time.time()
+        found: list[WireguardContact] = []
+        for planned in self._desired.of_type(WireguardDevice):
+            device = await self._dump(planned.link)
+            found += [_contact(one, now) for one in (() if device is None else device.peers)]
+        return found
+
+    async def _dump(self, link: str) -> DumpedDevice | None:
+        """Return a device as it is now; None if there is none of this name.
+
+        Raises:
+            TargetError: `wg` failed.
+        """
+        ran = await run_program(_PROGRAM, "show", link, "dump")
+        if _is_absent(ran):
+            return None
+        _check(ran, f"wg show {link}")
+        try:
+            return parse_dump(link, ran.output)
+        except WireError as error:
+            raise TargetError(str(error), hint=error.hint) from error
+
+    async def _run(self, *words: str, given: str = "") -> None:
+        _check(await run_program(_PROGRAM, *words, given=given), f"wg {words[0]} {words[1]}")
+
+    def changes(self) -> ChangeChannel:
+        """Open a channel that announces when a planned device differs from the plan. `wg` is asked."""
+        return ChangeChannel(self._read_changes)
+
+    async def _read_changes(self, announce: Announce) -> None:
+        pause_s = _LOOK_S
+        while True:
+            await asyncio.sleep(pause_s)
+            desired = self._desired
+            if next(desired.of_type(WireguardDevice), None) is None:
+                continue
+            try:
+                state = await self._read(desired)
+            except TargetError as error:
+                log.debug("Could not look for changes of WireGuard: %s", error)
+                continue
+            pause_s = max(_LOOK_S, _PER_PEER_S * len(state))
+            if state != desired.of_kinds(self.kinds) and state != self._announced:
+                self._announced = state
+                announce()
+
+
+def _as_planned(one: DumpedPeer, desired: State, now: float) -> WireguardPeer:
+    """Return a peer, equal to the plan if only its endpoint differs, as a handshake has shown it."""
+    planned = desired.by_key.get(one.peer.key)
+    if not isinstance(planned, WireguardPeer) or now - one.handshake_at > _LIVE_S:
+        return one.peer
+    learned = replace(one.peer, endpoint=planned.endpoint)
+    return planned if learned == planned else learned
+
+
+def _contact(one: DumpedPeer, now: float) -> WireguardContact:
+    return WireguardContact(
+        public_key=one.peer.public_key,
+        endpoint=one.peer.endpoint,
+        handshake_age_s=max(0.0, now - one.handshake_at) if one.handshake_at else None,
+        received=one.received,
+        sent=one.sent,
+    )
+
+
+def _is_absent(ran: Ran) -> bool:
+    return ran.status != 0 and ran.cause.endswith(_ABSENT)
+
+
+def _check(ran: Ran, what: str) -> None:
+    if ran.status:
+        raise TargetError(
+            f"{what} failed: {ran.cause}", hint=_HINTS.get(_reason(ran.cause), _HINT), is_permanent=False
+        )
+
+
+def _reason(cause: str) -> str:
+    return cause.rpartition(": ")[2]
+
+
+_HINT = "Read the kernel's log (dmesg)."
+_HINTS = {
+    "Address already in use": "Stop the program that uses the UDP port (`ss -lunp` names it), or set another"
+    " Backend.ListenPort.",
+    "Operation not permitted": "Give flanneld CAP_NET_ADMIN.",
+}

@@ -1,0 +1,174 @@
+"""WireGuard: the device of a host, its peers, and the facts of the host that a plan needs."""
+
+import binascii
+from base64 import b64decode, b64encode
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from ipaddress import IPv4Network, IPv6Network
+
+from pyflannel.model.item import Item, Key, LinkChanges, Marks, Rank
+from pyflannel.model.packet_filter import FIRST_DEVICE
+from pyflannel.model.store_record import Secret
+
+DEVICE = "flannel-wg"
+"""Name of the device, as of the original's."""
+
+KEY_OCTETS = 32
+
+
+def wireguard_link(device: str) -> str:
+    """Return the WireGuard device of the daemon that claims `device`: `flannel-wg` for flannel0."""
+    return DEVICE if device == FIRST_DEVICE else f"{DEVICE}{device.removeprefix('flannel')}"
+
+
+def parse_key(text: str) -> str | None:
+    """Return a key as `wg` writes it; None if the text is not 32 octets in base64."""
+    try:
+        octets = b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        return None
+    return b64encode(octets).decode() if len(octets) == KEY_OCTETS else None
+
+
+def sorted_networks(
+    networks: Iterable[IPv4Network | IPv6Network],
+) -> tuple[IPv4Network | IPv6Network, ...]:
+    """Return the networks, those of IPv4 first."""
+    return tuple(sorted(networks, key=lambda each: (each.version, int(each.network_address), each.prefixlen)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WireguardFacts:
+    """What a plan needs to know of WireGuard on this host.
+
+    Attributes:
+        key: public key of the device; "" while unknown.
+        published: public key in the lease of this host. Differs from `key` only during a rotation.
+        is_in_kernel: the kernel has WireGuard; otherwise wireguard-go carries the packets.
+        problem: why WireGuard is unusable, in one line; "" if it is usable.
+    """
+
+    key: str = ""
+    published: str = ""
+    is_in_kernel: bool = False
+    problem: str = ""
+
+
+UNKNOWN = WireguardFacts(problem="the WireGuard key of this host")
+"""Nothing was read yet."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WireguardDevice(Item):
+    """A link that encrypts, with its key and its UDP port.
+
+    Attributes:
+        public_key: of this host; "" if the device has no private key.
+        port: UDP port.
+        is_in_kernel: the kernel encrypts; otherwise a process of wireguard-go, attached to a TUN device.
+    """
+
+    KIND = "wireguard_device"
+    PLURAL = "WireGuard devices"
+    RANK = Rank.FORWARDER
+    IS_HOST_PART = True
+    IS_BOUND_TO_LINK = True
+
+    link: str
+    public_key: str
+    port: int
+    is_in_kernel: bool
+
+    @property
+    def key(self) -> Key:
+        """What makes two values one object: a link has one configuration."""
+        return "wireguard", self.link
+
+    @property
+    def title(self) -> str:
+        """The object in the operator's words."""
+        return f"WireGuard of {self.link}"
+
+    @property
+    def parent_link(self) -> str | None:
+        """The link that the object is on."""
+        return self.link
+
+    def is_marked(self, marks: Marks) -> bool:
+        """Return whether the link is pyflannel's."""
+        return _is_ours(self.link, marks)
+
+    def after(self, changes: LinkChanges) -> "WireguardDevice | None":
+        """Return the device; None if its link is created again, which also ends wireguard-go."""
+        return None if self.link in changes.recreated else self
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WireguardPeer(Item):
+    """Packets to `allowed` are encrypted for the holder of a key; packets from it must come from there.
+
+    Attributes:
+        allowed: subnets of the peer, sorted.
+        endpoint: `ADDRESS:PORT` or `[ADDRESS]:PORT` to send to until a handshake shows another; "" for none.
+        keepalive_s: interval of keepalive packets; 0 for none.
+        preshared_key: empty for none.
+    """
+
+    KIND = "wireguard_peer"
+    PLURAL = "WireGuard peers"
+    RANK = Rank.PEER
+    IS_BOUND_TO_LINK = True
+
+    link: str
+    public_key: str
+    allowed: tuple[IPv4Network | IPv6Network, ...]
+    endpoint: str = ""
+    keepalive_s: int = 0
+    preshared_key: Secret = field(default_factory=lambda: Secret(""))
+
+    @property
+    def key(self) -> Key:
+        """What makes two values one peer; all else may be replaced."""
+        return ("wireguard-peer", self.link), self.public_key
+
+    @property
+    def title(self) -> str:
+        """The object in the operator's words."""
+        return f"WireGuard peer {self.public_key} of {self.link}"
+
+    @property
+    def parent_link(self) -> str | None:
+        """The link that the object is on."""
+        return self.link
+
+    @property
+    def requires(self) -> tuple[Key, ...]:
+        """The device."""
+        return (("wireguard", self.link),)
+
+    def is_marked(self, marks: Marks) -> bool:
+        """Return whether the link is pyflannel's."""
+        return _is_ours(self.link, marks)
+
+
+def _is_ours(link: str, marks: Marks) -> bool:
+    return link in marks.links or (marks.device is not None and link == wireguard_link(marks.device))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WireguardContact:
+    """What a device knows of its exchange with a peer.
+
+    Attributes:
+        public_key: of the peer.
+        endpoint: where packets to it go now; "" if that is unknown.
+        handshake_age_s: seconds since the latest handshake; None if there was none.
+        received: octets received from it.
+        sent: octets sent to it.
+    """
+
+    public_key: str
+    endpoint: str = ""
+    handshake_age_s: float | None = None
+    received: int = 0
+    sent: int = 0

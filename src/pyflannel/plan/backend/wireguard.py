@@ -1,0 +1,258 @@
+"""The wireguard backend: packets cross a WireGuard device, which encrypts them for the peer's key.
+
+The whole network is routed to the device, which selects the peer by the destination (allowed IPs). A second
+route, of the last metric, drops what no device takes: without it, packets would leave in clear by the default
+route while the device is missing.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from typing import Literal
+
+from pyflannel.errors import ConfigError
+from pyflannel.model.host import Bridge, Host, Underlay
+from pyflannel.model.lease import Lease, WireguardData
+from pyflannel.model.link import Address, Link
+from pyflannel.model.network_config import NetworkConfig
+from pyflannel.model.route import SCOPE_LINK, Route
+from pyflannel.model.state import State
+from pyflannel.model.store_record import Secret
+from pyflannel.model.tunnel_guard import GuardedPath
+from pyflannel.model.wireguard import (
+    KEY_OCTETS,
+    WireguardDevice,
+    WireguardFacts,
+    WireguardPeer,
+    parse_key,
+    sorted_networks,
+    wireguard_link,
+)
+from pyflannel.plan.backend_keys import BackendKeys, ineffective, ipv4_network
+from pyflannel.plan.routes import Routed, address_objection, plan_fence, route_objection
+
+KEYS = ("ListenPort", "ListenPortV6", "MTU", "PSK", "PersistentKeepaliveInterval", "Mode")
+
+OVERHEAD = 80
+"""Octets that the tunnel adds: IPv6 (40), UDP (8), WireGuard (32); 60 by IPv4, but the original takes 80."""
+
+DEFAULT_PORT = 51820
+DEFAULT_PORT_V6 = 51821
+_PORTS = range(1, 65536)
+_KEEPALIVES = range(65536)
+_SMALLEST_MTU = 68
+"""Octets that IPv4 asks of every link (RFC 791)."""
+
+_OUTER_MTUS = range(_SMALLEST_MTU + OVERHEAD, 65536)
+_NAT_KEEPALIVE_S = 25
+"""Behind a NAT: less than any common lifetime of a UDP mapping (wg(8), PersistentKeepalive)."""
+
+Mode = Literal["separate", "auto", "ipv4", "ipv6"]
+_MODES: Mapping[str, Mode] = {"separate": "separate", "auto": "auto", "ipv4": "ipv4", "ipv6": "ipv6"}
+_NO_KEY = parse_key("A" * 43 + "=")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WireguardBackend:
+    """The wireguard backend of one network.
+
+    Attributes:
+        network: the whole range, routed to the device.
+        udp_port: of this host, and of every peer that publishes no other.
+        keepalive_s: interval of keepalive packets; 0 for none, unless this host is behind a NAT.
+        outer_mtu: octets of the largest encrypted packet; None for the underlay's MTU.
+        preshared_key: of all peers; empty for none.
+        config_warnings: what has no effect in the config, a line each.
+    """
+
+    network: IPv4Network
+    udp_port: int = DEFAULT_PORT
+    keepalive_s: int = 0
+    outer_mtu: int | None = None
+    preshared_key: Secret = field(default_factory=lambda: Secret(""))
+    config_warnings: tuple[str, ...] = ()
+    lease_type: str = "wireguard"
+    port: None = None
+    config_line: None = None
+    routed: Routed = "network"
+    is_encrypted: bool = True
+
+    def lease_data(self, owner: str, wireguard: WireguardFacts) -> WireguardData:
+        """Return the public key and the port that our lease publishes."""
+        return WireguardData(public_key=wireguard.published, port=self.udp_port)
+
+    def mtu(self, host: Host) -> int:
+        """Return the octets of the largest packet that a container may send."""
+        return self._mtu(host.underlay)
+
+    def notes(self, host: Host) -> tuple[str, ...]:
+        """Return what a person should know of how it runs on this host, in a line each."""
+        return tuple(self._notes(host))
+
+    def _notes(self, host: Host) -> Iterator[str]:
+        yield from self.config_warnings
+        underlay = host.underlay
+        if self.outer_mtu is not None and self.outer_mtu > underlay.mtu:
+            yield (
+                f"Backend.MTU is {self.outer_mtu}, and {underlay.link} carries up to {underlay.mtu}, which is"
+                f" used; allowed on this host are {_OUTER_MTUS[0]} to {underlay.mtu}"
+            )
+        if not host.wireguard.is_in_kernel:
+            yield "wireguard-go encrypts in user space, because the kernel of this host has no WireGuard"
+        if (why := route_objection(self.network, underlay, host.surroundings)) is not None:
+            yield f"Network {why}"
+
+    def obstacle(self, underlay: Underlay, wireguard: WireguardFacts) -> str | None:
+        """Return what keeps it from working: WireGuard itself, or the MTU of the underlay."""
+        if wireguard.problem:
+            return wireguard.problem
+        if self._mtu(underlay) >= _SMALLEST_MTU:
+            return None
+        return f"an MTU of {_OUTER_MTUS[0]} or more on {underlay.link}, which has {underlay.mtu}"
+
+    def plan_host(self, host: Host) -> State:
+        """Return the device with its key, its address, and the routes of the network."""
+        link, facts = wireguard_link(host.device), host.wireguard
+        return State.of(
+            Link(
+                name=link,
+                kind="wireguard" if facts.is_in_kernel else "tun",
+                mtu=self.mtu(host),
+                queue_length=1000 if facts.is_in_kernel else 500,
+                alias=host.mark,
+                owner=host.device_owner,
+            ),
+            Address(link=link, address=IPv4Interface((host.lease.subnet.network_address, 32))),
+            WireguardDevice(
+                link=link, public_key=facts.key, port=self.udp_port, is_in_kernel=facts.is_in_kernel
+            ),
+            *self._routes(host, link),
+        )
+
+    def _routes(self, host: Host, link: str) -> Iterator[Route]:
+        """Yield the route of the network, and the one that drops packets while there is no device."""
+        if route_objection(self.network, host.underlay, host.surroundings) is None:
+            yield Route(destination=self.network, link=link, protocol=host.protocol, scope=SCOPE_LINK)
+            yield plan_fence(self.network, host.protocol)
+
+    def objection(self, peer: Lease, host: Host) -> str | None:
+        """Return why the peer cannot be reached: another backend, no key, or an address of no other host."""
+        attributes, data = peer.attributes, peer.attributes.wireguard
+        if attributes.backend_type != self.lease_type:
+            return f"Ignoring non-wireguard subnet: type={attributes.backend_type}"
+        if (why := address_objection(peer, host)) is not None:
+            return why
+        if data is None or data.public_key == _NO_KEY:
+            return "its BackendData has no PublicKey of WireGuard"
+        if data.public_key in (host.wireguard.key, host.wireguard.published):
+            return f"its PublicKey {data.public_key} is our own: is it a copy of this host?"
+        return None
+
+    def outranked(self, peers: Iterable[Lease], host: Host) -> Mapping[IPv4Network, str]:
+        """Return the peers that give way to another with the same key, by subnet, and why.
+
+        A key is that of one host. Where peers publish the same one, the host that published it first stays: a
+        copy, a mistake or a forged lease does not take its packets away.
+        """
+        by_key: dict[str, list[Lease]] = {}
+        for peer in peers:
+            if peer.attributes.wireguard is not None:
+                by_key.setdefault(peer.attributes.wireguard.public_key, []).append(peer)
+        reasons: dict[IPv4Network, str] = {}
+        for public_key, sharing in by_key.items():
+            first, *others = sorted(sharing, key=lambda peer: (peer.since, peer.subnet))
+            for peer in others:
+                reasons[peer.subnet] = (
+                    f"its PublicKey {public_key} is that of {first.subnet} at"
+                    f" {first.attributes.public_ip} too, which published it first and is sent to instead: if"
+                    " that host is gone, delete its lease; if one is a copy of the other, run"
+                    " `flannelctl rotate-key` on it"
+                )
+        return reasons
+
+    def plan_peer(self, peer: Lease, host: Host) -> State:
+        """Return the peer: the route of the network leads to it already."""
+        data = peer.attributes.wireguard
+        if data is None or self.objection(peer, host) is not None:
+            return State.EMPTY
+        return State.of(
+            WireguardPeer(
+                link=wireguard_link(host.device),
+                public_key=data.public_key,
+                allowed=sorted_networks([peer.subnet]),
+                endpoint=_endpoint(peer.attributes.public_ip, data.port or self.udp_port),
+                keepalive_s=self.keepalive_s or (_NAT_KEEPALIVE_S if _is_behind_nat(host.underlay) else 0),
+                preshared_key=self.preshared_key,
+            )
+        )
+
+    def guarded_path(self, host: Host) -> GuardedPath:
+        """Return the device, the only way by which inner packets come."""
+        return GuardedPath(links=(wireguard_link(host.device),), refuses_clear=True)
+
+    def plan_bridges(self, bridges: Iterable[Bridge], host: Host) -> State:
+        """Return nothing: bridges have what they need."""
+        return State.EMPTY
+
+    def _mtu(self, underlay: Underlay) -> int:
+        outer = underlay.mtu if self.outer_mtu is None else min(self.outer_mtu, underlay.mtu)
+        return outer - OVERHEAD
+
+
+def _endpoint(address: IPv4Address, port: int) -> str:
+    return f"{address}:{port}"
+
+
+def _is_behind_nat(underlay: Underlay) -> bool:
+    return underlay.public_ip != underlay.address
+
+
+def parse(config: NetworkConfig) -> WireguardBackend:
+    """Return the backend that the config asks for.
+
+    Raises:
+        ConfigError: IPv4 is off, or a value makes no sense; the message names key and value.
+    """
+    network = ipv4_network(config)
+    keys = BackendKeys("wireguard", config.backend)
+    keys.number("ListenPortV6", DEFAULT_PORT_V6, _PORTS)
+    _check_mode(keys)
+    return WireguardBackend(
+        network=network,
+        udp_port=keys.number("ListenPort", DEFAULT_PORT, _PORTS),
+        keepalive_s=keys.number("PersistentKeepaliveInterval", 0, _KEEPALIVES),
+        outer_mtu=keys.number("MTU", 0, _OUTER_MTUS, default_means="the MTU of the interface") or None,
+        preshared_key=_preshared_key(keys),
+        config_warnings=ineffective(config, KEYS),
+    )
+
+
+def _check_mode(keys: BackendKeys) -> None:
+    wanted = f"one of {', '.join(_MODES)}"
+    text = keys.text("Mode", wanted)
+    if text is None:
+        return
+    if text not in _MODES:
+        raise ConfigError(
+            f"no valid Mode configured: Backend.Mode is {text[:80]!r}, not {wanted}",
+            hint="Write Backend.Mode as one of them, or leave it out for separate.",
+        )
+    if text == "ipv6":
+        raise ConfigError(
+            "Backend.Mode ipv6 needs IPv6, which the wireguard backend does not carry yet",
+            hint="Set Backend.Mode to separate, auto or ipv4, or leave it out.",
+        )
+
+
+def _preshared_key(keys: BackendKeys) -> Secret:
+    """Return the preshared key. No message repeats it."""
+    text = keys.text("PSK", "a preshared key in quotes")
+    if text is None or text == "":
+        return Secret("")
+    if (key := parse_key(text)) is None:
+        raise ConfigError(
+            f"error decoding wireguard backend config: Backend.PSK is not a key of {KEY_OCTETS} octets in"
+            f" base64: it has {len(text)} characters, and a key has 44",
+            hint="Write the output of `wg genpsk`, or leave it out for no preshared key.",
+        )
+    return Secret(key)

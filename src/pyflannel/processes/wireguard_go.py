@@ -1,0 +1,151 @@
+"""wireguard-go, for kernels without WireGuard: a process that is attached to a TUN device of pyflannel.
+
+The device is persistent, so the process may end and start again without a change of addresses and routes:
+meanwhile the kernel drops the packets.
+"""
+
+import fcntl
+import os
+import re
+import shutil
+import socket
+import struct
+from collections.abc import Collection
+from functools import partial
+from pathlib import Path
+from typing import Self
+
+from pyflannel.errors import TargetError, target_errors
+from pyflannel.model.wireguard import DEVICE
+from pyflannel.ports import child_environment
+from pyflannel.processes.forwarder_client import pid_of_peer
+from pyflannel.processes.forwarder_launch import Launch, Reaper, start_detached
+from pyflannel.processes.found import end_process, is_in_this_network
+
+PROGRAM = "wireguard-go"
+LOG_NAME = "wireguard-go.log"
+"""Name of the file in the run directory that receives its output."""
+
+_SOCKETS = Path("/run/wireguard")
+"""Directory of the control sockets, compiled into wireguard-go and `wg`."""
+
+_NAME = re.compile(rf"{DEVICE}\d*")
+_GET_MTU, _SET_MTU = 0x8921, 0x8922  # SIOCGIFMTU, SIOCSIFMTU (linux/sockios.h)
+_MTU_REQUEST = struct.Struct("=16si20x")  # struct ifreq
+
+
+class WireguardGo:
+    """The wireguard-go processes of this network namespace. They continue after the end of the daemon."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._run_dir = run_dir
+        self._reaper = Reaper()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._reaper.close()
+
+    def objection(self) -> str:
+        """Return why it cannot be used, in one line; "" if it can."""
+        if shutil.which(PROGRAM) is None:
+            return f"{PROGRAM}, which is not installed, because the kernel of this host has no WireGuard"
+        return ""
+
+    def links(self) -> Collection[str]:
+        """Return the links of the name of WireGuard devices that a process serves."""
+        try:
+            names = [path.stem for path in _SOCKETS.iterdir() if path.suffix == ".sock"]
+        except OSError:
+            return ()
+        return [name for name in names if _NAME.fullmatch(name) and self.pid(name) is not None]
+
+    def pid(self, link: str) -> int | None:
+        """Return the process of a link; None if none serves it in this network namespace."""
+        pid = _server(link)
+        return pid if pid and is_in_this_network(pid) else None
+
+    async def start(self, link: str) -> None:
+        """Start the process of a link, in the place of one that runs, and return when it can be configured.
+
+        Raises:
+            TargetError: it did not start; the message contains the cause.
+        """
+        await self.stop(link)
+        other = _server(link)
+        if other is not None:
+            raise TargetError(
+                f"{_socket(link)} is served by a program of another network namespace (pid {other})",
+                hint="Give each flanneld a mount namespace with a /run/wireguard of its own.",
+            )
+        program = shutil.which(PROGRAM)
+        if program is None:
+            raise TargetError(f"{PROGRAM} is not installed", hint=f"Install {PROGRAM}.", is_permanent=True)
+        launch = Launch(
+            name=PROGRAM,
+            unit=("flannel-wireguard", f"WireGuard of {link}"),
+            command=[program, "-f", link],
+            environment=child_environment() | {"WG_PROCESS_FOREGROUND": "1", "LOG_LEVEL": "error"},
+            log=self._run_dir / LOG_NAME,
+            answers=partial(self._answers, link),
+            explain=self._explain,
+        )
+        with target_errors(f"{PROGRAM} cannot be started", hint="Create the device again."):
+            mtu = _mtu(link)
+            await start_detached(launch, self._reaper)
+            _set_mtu(link, mtu)  # wireguard-go has set its own
+
+    async def stop(self, link: str) -> None:
+        """End the process of a link, if there is one. The device stays."""
+        pid = self.pid(link)
+        if pid is None:
+            return
+        if not await end_process(pid, partial(_serves, link)):
+            raise TargetError(
+                f"{link} is served by a program other than {PROGRAM} (pid {pid})",
+                hint="Stop that program.",
+            )
+        _socket(link).unlink(missing_ok=True)
+
+    async def _answers(self, link: str, pid: int) -> bool:
+        return _server(link) == pid
+
+    async def _explain(self, status: int, said: str) -> TargetError:
+        lines = [line for line in said.splitlines() if line.strip() and not line.startswith(("│", "┌", "└"))]
+        return TargetError(
+            f"{PROGRAM} ended with status {status}: {lines[-1].strip() if lines else 'no output'}",
+            hint=f"Read {self._run_dir / LOG_NAME}.",
+        )
+
+
+def _socket(link: str) -> Path:
+    return _SOCKETS / f"{link}.sock"
+
+
+def _server(link: str) -> int | None:
+    """Return the process that serves the socket of a link, in any network namespace; None without one."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(str(_socket(link)))
+            return pid_of_peer(probe)
+        except OSError:
+            return None
+
+
+def _serves(link: str, pid: int) -> bool:
+    words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    return PROGRAM in os.fsdecode(words[0]) and link.encode() in words
+
+
+def _mtu(link: str) -> int:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as anything:
+        answer = fcntl.ioctl(anything, _GET_MTU, _MTU_REQUEST.pack(link.encode(), 0))
+    mtu: int = _MTU_REQUEST.unpack(answer)[1]
+    return mtu
+
+
+def _set_mtu(link: str, mtu: int) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as anything:
+        fcntl.ioctl(anything, _SET_MTU, _MTU_REQUEST.pack(link.encode(), mtu))

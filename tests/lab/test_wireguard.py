@@ -1,0 +1,222 @@
+"""The wireguard backend on three hosts: every packet crosses the underlay encrypted, whatever happens.
+
+The kernel of the test machine may lack WireGuard; then wireguard-go encrypts.
+"""
+
+import itertools
+import json
+import os
+import signal
+import stat
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from ipaddress import IPv4Interface
+from typing import Any
+
+import pytest
+
+from pyflannel.lab.lab import PREFIX, EtcdServer, Lab
+from pyflannel.lab.topology import LEFT, Host, HostPlace, Topology
+from pyflannel.lab.waiting import wait_until
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
+
+SOON_S = 60.0
+PING_INTERVAL_S = 0.01
+DEVICE = "flannel-wg"
+
+THREE = Topology(
+    (LEFT,),
+    tuple(HostPlace(f"docker{n}", LEFT, IPv4Interface(f"10.10.10.{100 + n}/24")) for n in (1, 2, 3)),
+)
+
+_SNIFFER = """
+import signal, socket, sys
+sniffer = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x0800))
+sniffer.bind(("eth0", 0))
+signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+encrypted = 0
+print("sniffing", flush=True)
+while True:
+    packet = sniffer.recv(65536)
+    header = (packet[0] & 15) * 4
+    if b"\\n\\x64" in (packet[12:14], packet[16:18]):
+        print("clear", socket.inet_ntoa(packet[12:16]), socket.inet_ntoa(packet[16:20]), flush=True)
+    elif packet[9] == 17 and packet[header + 2 : header + 4] == (51820).to_bytes(2, "big"):
+        encrypted += 1
+        if encrypted % 10 == 1:
+            print("encrypted", encrypted, flush=True)
+"""
+"""Prints what crosses eth0 with an outer address of 10.100.0.0/16, and the datagrams of WireGuard."""
+
+
+class Network:
+    """Three hosts with a bridge of containers each, and a sniffer on each underlay."""
+
+    def __init__(self, overlay: Any, ping_stream: Callable[..., Any]) -> None:
+        self.overlay = overlay
+        self.hosts: list[Host] = list(overlay.hosts.values())
+        self._ping_stream = ping_stream
+        self._victims = itertools.cycle(self.hosts)
+        for host in self.hosts:
+            host.start([sys.executable, "-c", _SNIFFER], name="sniffer")
+            wait_until(lambda host=host: self.sniffed(host), what="a sniffer", deadline_s=SOON_S)  # type: ignore[misc]
+        overlay.lab.each(self._join)
+        overlay.settle(*self.hosts)
+
+    def _join(self, host: Host) -> None:
+        self.overlay.join(host)
+        bridge = (
+            f"link add docker0 type bridge\naddress add {host.gateway()} dev docker0\nlink set docker0 up\n"
+        )
+        host.run(["ip", "-batch", "-"], text=bridge)
+
+    def sniffed(self, host: Host) -> list[str]:
+        return (host.directory / "log/sniffer.log").read_text().splitlines()
+
+    def clear(self) -> list[str]:
+        """Return the packets of the overlay that crossed any underlay in clear."""
+        return [line for host in self.hosts for line in self.sniffed(host) if line.startswith("clear")]
+
+    def has_encrypted(self, host: Host) -> bool:
+        return any(line.startswith("encrypted") for line in self.sniffed(host))
+
+    def neighbour(self, host: Host) -> Host:
+        return self.hosts[(self.hosts.index(host) + 1) % len(self.hosts)]
+
+    def next_victim(self) -> Host:
+        """In turn: what is repaired too often on one host is taken for a fight."""
+        return next(self._victims)
+
+    @contextmanager
+    def pings(self, host: Host) -> Iterator[tuple[Any, Any]]:
+        """Ping between a host and its neighbour, both ways, as containers would."""
+        other = self.neighbour(host)
+        with (
+            self._ping_stream(host, other.gateway().ip, interval_s=PING_INTERVAL_S) as there,
+            self._ping_stream(other, host.gateway().ip, interval_s=PING_INTERVAL_S) as back,
+        ):
+            there.wait_answered()
+            back.wait_answered()
+            yield there, back
+
+    def key(self, host: Host) -> str:
+        return host.run(["wg", "show", DEVICE, "public-key"]).stdout.strip()
+
+    def peers(self, host: Host) -> dict[str, str]:
+        """Return the allowed IPs of each peer, by its key."""
+        lines = host.run(["wg", "show", DEVICE, "allowed-ips"], check=False).stdout.splitlines()
+        return dict(line.split("\t") for line in lines)
+
+    def state(self, host: Host) -> dict[str, Any]:
+        shown = host.run(["sh", "-c", f"ip -json route; ip -json address show {DEVICE}"], check=False).stdout
+        routes, addresses = (json.loads(line or "[]") for line in shown.splitlines()[:2])
+        for address in addresses:
+            address.pop("ifindex")
+        port = host.run(["wg", "show", DEVICE, "listen-port"], check=False).stdout
+        return {"routes": routes, "addresses": addresses, "port": port, "peers": self.peers(host)}
+
+
+@pytest.fixture(scope="module")
+def network(make_overlay, ping_stream) -> Iterator[Network]:
+    with Lab(f"wireguard-{os.getpid()}", THREE) as lab:
+        etcd = EtcdServer(lab.router, str(LEFT.gateway.ip))
+        program = etcd.start()
+        etcd.etcdctl("put", f"{PREFIX}/config", make_overlay.config(Backend={"Type": "wireguard"}))
+        yield Network(make_overlay(lab, etcd, program), ping_stream)
+
+
+def process_of(host: Host) -> list[str]:
+    """Return the process IDs of wireguard-go on a host; none if the kernel encrypts."""
+    return host.run(["pgrep", "-f", f"wireguard-go -f {DEVICE}"], check=False).stdout.split()
+
+
+def test_containers_reach_each_other_and_the_underlay_carries_no_clear_packet(network) -> None:
+    for host in network.hosts:
+        for other in network.hosts:
+            if other is not host:
+                host.run(["ping", "-c1", "-W5", "-I", str(host.gateway().ip), str(other.gateway().ip)])
+
+    assert all(network.has_encrypted(host) for host in network.hosts)
+    assert network.clear() == []
+
+
+def test_the_lease_and_the_key_file_are_as_documented(network) -> None:
+    host = network.hosts[0]
+    subnet = str(host.lease()).replace("/", "-")
+
+    value = network.overlay.etcd.etcdctl("get", "--print-value-only", f"{PREFIX}/subnets/{subnet}")
+    file = host.directory / "var/lib/flannel/wgkey"
+
+    data = f'"BackendType":"wireguard","BackendData":{{"PublicKey":"{network.key(host)}","Port":51820}}'
+    assert data in value
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert host.run(["wg", "pubkey"], text=file.read_text()).stdout.strip() == network.key(host)
+
+
+DAMAGE = {
+    "peer removed": ("wg set flannel-wg peer {peer} remove", "WireGuard peer {peer} of flannel-wg: missing"),
+    "subnet taken from a peer": (
+        "wg set flannel-wg peer {peer} allowed-ips 10.7.0.0/24",
+        "WireGuard peer {peer} of flannel-wg: allowed 10.7.0.0/24",
+    ),
+    "port": ("wg set flannel-wg listen-port 5555", "WireGuard of flannel-wg: port 5555, wanted 51820"),
+    "route": ("ip route delete 10.100.0.0/16 dev flannel-wg", "route 10.100.0.0/16: missing"),
+    "device deleted": ("ip link delete flannel-wg", "link flannel-wg: missing"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_damage_is_repaired_and_nothing_crosses_in_clear(network, figures, name: str) -> None:
+    host = network.next_victim()
+    words, found = DAMAGE[name]
+    peer = network.key(network.neighbour(host))
+    before, said = network.state(host), len(network.overlay.log(host))
+
+    with network.pings(host) as (there, _):
+        began = time.monotonic()
+        host.run(["sh", "-c", words.format(peer=peer)])
+        wait_until(lambda: network.state(host) == before, what=f"{host.name} heals", deadline_s=SOON_S)
+        healed_s = time.monotonic() - began
+        network.overlay.wait_logged(host, "Repaired", found.format(peer=peer), after=said)
+        there.wait_answered()
+
+    figures(f"{name}: as before {healed_s * 1e3:.0f} ms after the command began")
+    assert network.clear() == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["SIGTERM", "SIGKILL"])
+def test_a_restart_of_flanneld_adopts_the_device_and_loses_no_packet(network, number: int) -> None:
+    host, overlay = network.next_victim(), network.overlay
+    key, processes, said = network.key(host), process_of(host), len(overlay.log(host))
+
+    with network.pings(host) as (there, back):
+        overlay.daemons[host.name].send(number)
+        overlay.daemons[host.name].wait()
+        there.wait_answered()
+        overlay.join(host)
+        there.wait_answered()
+        back.wait_answered()
+
+    assert there.lost() == []
+    assert back.lost() == []
+    assert (network.key(host), process_of(host)) == (key, processes)
+    assert "Repaired" not in overlay.log(host)[said:]
+    assert network.clear() == []
+
+
+def test_wireguard_go_that_is_killed_starts_again(network, figures) -> None:
+    host = network.next_victim()
+    (process,) = process_of(host) or pytest.skip("the kernel has WireGuard, so there is no wireguard-go")
+
+    with network.pings(host) as (there, back):
+        began = time.time()
+        host.run(["kill", "-9", process])
+        wait_until(lambda: process_of(host) not in ([], [process]), what="a new process", deadline_s=SOON_S)
+        there.wait_answered()
+        back.wait_answered()
+
+    figures(f"wireguard-go killed: longest time without an answer {there.longest_gap_s(began - 0.05):.2f} s")
+    assert network.clear() == []

@@ -1,0 +1,221 @@
+"""The wireguard backend's plans, as values."""
+
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+
+import pytest
+
+from pyflannel.errors import ConfigError
+from pyflannel.model.host import Host, Underlay
+from pyflannel.model.lease import Lease, LeaseAttributes, WireguardData
+from pyflannel.model.link import Address, Link
+from pyflannel.model.network_config import NetworkConfig
+from pyflannel.model.route import SCOPE_LINK, Route
+from pyflannel.model.state import State
+from pyflannel.model.store_record import Secret
+from pyflannel.model.wireguard import UNKNOWN, WireguardDevice, WireguardFacts, WireguardPeer
+from pyflannel.plan.backend.wireguard import WireguardBackend, parse
+from pyflannel.plan.backends import backend_of
+from pyflannel.wire.lease_json import format_backend_data, parse_wireguard
+
+OWN_KEY = "hKkG9PwcKtL6B6MdnWAsbASTyQkr88DF+WHHWMIMnzc="
+PEER_KEY = "FqDGdFD1HvXfiGVm3k2sLPhRDQA3ZwrFHKuwbxFKvXo="
+NEXT_KEY = "uMECOej34HzTVXtNGC3C8j9AQnDlqRa1VigTQK8D01w="
+PSK = "pNmrd3Fb+REOszVXyYCjYEOs3QqhHEFA9OO8TRK98Hc="
+
+NETWORK = IPv4Network("10.100.0.0/16")
+CONFIG = NetworkConfig(network=NETWORK, subnet_length=24, backend_type="wireguard")
+FACTS = WireguardFacts(key=OWN_KEY, published=OWN_KEY)
+OWN = Lease(
+    subnet=IPv4Network("10.100.15.0/24"), attributes=LeaseAttributes(public_ip=IPv4Address("192.168.50.102"))
+)
+UNDERLAY = Underlay(
+    link="eth0",
+    address=IPv4Address("192.168.50.102"),
+    mtu=1500,
+    public_ip=IPv4Address("192.168.50.102"),
+    on_link=(IPv4Network("192.168.50.0/24"),),
+)
+HOST = Host(lease=OWN, underlay=UNDERLAY, wireguard=FACTS)
+PEER = Lease(
+    subnet=IPv4Network("10.100.93.0/24"),
+    attributes=LeaseAttributes(
+        public_ip=IPv4Address("203.0.113.7"),
+        backend_type="wireguard",
+        wireguard=WireguardData(public_key=PEER_KEY, port=7000),
+    ),
+)
+
+
+def backend(**keys: object) -> WireguardBackend:
+    return parse(replace(CONFIG, backend={"Type": "wireguard", **keys}))
+
+
+def peer_item(plan: State) -> WireguardPeer:
+    (item,) = plan.of_type(WireguardPeer)
+    return item
+
+
+class TestHost:
+    def test_the_network_is_routed_to_the_device_and_otherwise_dropped(self) -> None:
+        assert backend().plan_host(HOST) == State.of(
+            Link(name="flannel-wg", kind="tun", mtu=1420),
+            Address(link="flannel-wg", address=IPv4Interface("10.100.15.0/32")),
+            WireguardDevice(link="flannel-wg", public_key=OWN_KEY, port=51820, is_in_kernel=False),
+            Route(destination=NETWORK, link="flannel-wg", scope=SCOPE_LINK),
+            Route(destination=NETWORK, link="", kind="blackhole", metric=2**32 - 1),
+        )
+
+    def test_the_kernels_wireguard_is_used_where_it_is(self) -> None:
+        plan = backend().plan_host(replace(HOST, wireguard=replace(FACTS, is_in_kernel=True)))
+
+        assert [link.kind for link in plan.of_type(Link)] == ["wireguard"]
+        assert [device.is_in_kernel for device in plan.of_type(WireguardDevice)] == [True]
+
+    def test_a_second_daemon_has_another_device(self) -> None:
+        plan = backend().plan_host(replace(HOST, device="flannel1"))
+
+        assert [link.name for link in plan.of_type(Link)] == ["flannel-wg1"]
+
+    @pytest.mark.parametrize(
+        ("keys", "mtu"), [({}, 1420), ({"MTU": 1400}, 1320), ({"MTU": 9000}, 1420), ({"mtu": None}, 1420)]
+    )
+    def test_the_tunnel_takes_80_octets(self, keys: dict[str, object], mtu: int) -> None:
+        assert backend(**keys).mtu(HOST) == mtu
+
+    def test_a_network_that_would_take_the_underlay_away_is_not_routed(self) -> None:
+        host = replace(HOST, underlay=replace(UNDERLAY, on_link=(NETWORK,)))
+
+        assert not list(backend().plan_host(host).of_type(Route))
+        assert any("the prefix of eth0" in note for note in backend().notes(host))
+
+    def test_it_waits_for_wireguard_and_for_a_sufficient_mtu(self) -> None:
+        narrow = replace(UNDERLAY, mtu=147)
+
+        assert backend().obstacle(UNDERLAY, FACTS) is None
+        assert backend().obstacle(UNDERLAY, replace(FACTS, problem="wg is not installed")) == (
+            "wg is not installed"
+        )
+        assert backend().obstacle(UNDERLAY, UNKNOWN) is not None
+        assert "eth0, which has 147" in (backend().obstacle(narrow, FACTS) or "")
+
+    def test_during_a_rotation_the_device_has_the_new_key_and_the_lease_the_old_one(self) -> None:
+        facts = WireguardFacts(key=NEXT_KEY, published=OWN_KEY)
+        host = replace(HOST, wireguard=facts)
+
+        (device,) = backend().plan_host(host).of_type(WireguardDevice)
+        data = backend(ListenPort=7000).lease_data("f00d", facts)
+
+        assert device.public_key == NEXT_KEY
+        assert format_backend_data(data) == f'{{"PublicKey":"{OWN_KEY}","Port":7000}}'
+
+
+class TestPeer:
+    def test_a_peer_is_its_key_subnet_and_endpoint(self) -> None:
+        assert backend().plan_peer(PEER, HOST) == State.of(
+            WireguardPeer(
+                link="flannel-wg",
+                public_key=PEER_KEY,
+                allowed=(PEER.subnet,),
+                endpoint="203.0.113.7:7000",
+            )
+        )
+
+    def test_a_peer_that_publishes_no_port_has_ours(self) -> None:
+        attributes = replace(PEER.attributes, wireguard=WireguardData(public_key=PEER_KEY))
+
+        item = peer_item(backend(ListenPort=5555).plan_peer(replace(PEER, attributes=attributes), HOST))
+
+        assert item.endpoint == "203.0.113.7:5555"
+
+    def test_the_preshared_key_and_the_keepalive_are_of_all_peers(self) -> None:
+        item = peer_item(backend(PSK=PSK, PersistentKeepaliveInterval=7).plan_peer(PEER, HOST))
+
+        assert item.preshared_key == Secret(PSK)
+        assert item.keepalive_s == 7
+
+    def test_a_host_behind_a_nat_keeps_its_mapping_alive(self) -> None:
+        host = replace(HOST, underlay=replace(UNDERLAY, public_ip=IPv4Address("198.51.100.1")))
+
+        assert peer_item(backend().plan_peer(PEER, host)).keepalive_s == 25
+
+    @pytest.mark.parametrize(
+        ("attributes", "reason"),
+        [
+            ({"backend_type": "vxlan"}, "Ignoring non-wireguard subnet: type=vxlan"),
+            ({"wireguard": None}, "its BackendData has no PublicKey of WireGuard"),
+            (
+                {"wireguard": WireguardData(public_key="A" * 43 + "=")},
+                "its BackendData has no PublicKey of WireGuard",
+            ),
+            (
+                {"wireguard": WireguardData(public_key=OWN_KEY)},
+                f"its PublicKey {OWN_KEY} is our own: is it a copy of this host?",
+            ),
+            ({"public_ip": IPv4Address("192.168.50.102")}, "192.168.50.102 is our own address"),
+            ({"public_ip": IPv4Address("127.0.0.1")}, "127.0.0.1 is no address of a host"),
+        ],
+    )
+    def test_a_peer_that_cannot_be_encrypted_for_is_refused(
+        self, attributes: dict[str, object], reason: str
+    ) -> None:
+        refused = replace(PEER, attributes=replace(PEER.attributes, **attributes))  # type: ignore[arg-type]
+
+        assert backend().objection(refused, HOST) == reason
+        assert backend().plan_peer(refused, HOST) == State.EMPTY
+
+    def test_of_two_peers_with_one_key_the_first_publisher_stays(self) -> None:
+        first = replace(PEER, since=3)
+        second = replace(PEER, subnet=IPv4Network("10.100.7.0/24"), since=9)
+
+        assert list(backend().outranked([second, first], HOST)) == [second.subnet]
+
+
+class TestConfig:
+    @pytest.mark.parametrize("mode", ["separate", "auto", "ipv4", None])
+    def test_modes_with_ipv4_are_taken(self, mode: str | None) -> None:
+        assert backend(Mode=mode).udp_port == 51820
+
+    @pytest.mark.parametrize(
+        ("keys", "message"),
+        [
+            ({"Mode": "x"}, "no valid Mode configured"),
+            ({"Mode": "ipv6"}, "does not carry yet"),
+            ({"ListenPort": 0}, r"Backend\.ListenPort is 0"),
+            ({"ListenPortV6": "1"}, r"Backend\.ListenPortV6 is "),
+            ({"PersistentKeepaliveInterval": -1}, r"Backend\.PersistentKeepaliveInterval is -1"),
+            ({"MTU": 20}, r"Backend\.MTU is 20"),
+            ({"PSK": PSK[:-5]}, "Backend.PSK is not a key of 32 octets in base64: it has 39 characters"),
+        ],
+    )
+    def test_a_bad_value_is_named(self, keys: dict[str, object], message: str) -> None:
+        with pytest.raises(ConfigError, match=message):
+            backend(**keys)
+
+    def test_no_message_repeats_the_preshared_key(self) -> None:
+        with pytest.raises(ConfigError) as error:
+            backend(PSK=PSK[:-5])
+
+        assert PSK[:8] not in error.value.in_full
+        assert PSK not in repr(backend(PSK=PSK))
+
+    def test_the_registry_knows_it(self) -> None:
+        assert isinstance(backend_of(CONFIG), WireguardBackend)
+
+
+@pytest.mark.parametrize(
+    ("text", "data"),
+    [
+        (f'{{"PublicKey":"{PEER_KEY}","Port":51820}}', WireguardData(public_key=PEER_KEY, port=51820)),
+        (f'{{"PublicKey":"{PEER_KEY}"}}', WireguardData(public_key=PEER_KEY)),
+        (f'{{"publickey":"{PEER_KEY}","Port":0,"More":1}}', WireguardData(public_key=PEER_KEY)),
+        (f'{{"PublicKey":"{PEER_KEY}","Port":"1"}}', None),
+        (f'{{"PublicKey":"{PEER_KEY}","Port":70000}}', None),
+        ('{"PublicKey":"short"}', None),
+        ('{"VNI":1}', None),
+        ("null", None),
+        ("[", None),
+    ],
+)
+def test_the_data_of_a_lease_is_read(text: str, data: WireguardData | None) -> None:
+    assert parse_wireguard(text) == data
