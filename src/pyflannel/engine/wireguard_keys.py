@@ -2,8 +2,8 @@
 
 A rotation changes the key of the device first and the lease second. Between the two, packets to peers wait in
 the device, and packets from peers arrive by the sessions of the old key. When a peer sees the new key in the
-lease, it moves the subnet to that key and begins a handshake. In the reverse order, a fast peer would drop the
-packets that this host still sends by the old key.
+lease, it moves the subnet to that key and begins a handshake. In the reverse order, a fast peer would drop
+the packets that this host still sends by the old key.
 """
 
 import asyncio
