@@ -398,7 +398,7 @@ class Supervisor:
         return f"Backend.Type {backend.lease_type or 'udp'} does not, and --require-encryption is set"
 
     def _fence(self, config: NetworkConfig) -> None:
-        """Remove objects of an earlier daemon that send packets in clear, unless the last known config runs."""
+        """Remove objects that send packets in clear, unless the last known config runs."""
         may_run_on_last_known = self._previous is not None and not self._has_last_known
         if self.condition.inputs.config is None and not may_run_on_last_known and config.network is not None:
             protocol = route_protocol(self._options.plan.device)
