@@ -220,3 +220,48 @@ def test_wireguard_go_that_is_killed_starts_again(network, figures) -> None:
 
     figures(f"wireguard-go killed: longest time without an answer {there.longest_gap_s(began - 0.05):.2f} s")
     assert network.clear() == []
+
+
+def test_a_rotation_of_the_key_loses_no_packet(network, figures) -> None:
+    host = network.next_victim()
+    old, file = network.key(host), host.directory / "var/lib/flannel/wgkey"
+
+    with network.pings(host) as (there, back):
+        began = time.time()
+        new = host.flannelctl("rotate-key").strip()
+        there.wait_answered()
+        back.wait_answered()
+
+    gaps = f"{there.longest_gap_s(began - 0.05):.3f} and {back.longest_gap_s(began - 0.05):.3f} s"
+    figures(f"rotation: longest times without an answer {gaps}")
+    assert there.lost() == []
+    assert back.lost() == []
+    assert network.key(host) == new != old
+    assert host.run(["wg", "pubkey"], text=file.read_text()).stdout.strip() == new
+    assert [path.name for path in file.parent.glob("wgkey*")] == ["wgkey"]
+    for other in network.hosts:
+        if other is not host:
+            wait_until(lambda other=other: new in network.peers(other), what="the new key", deadline_s=SOON_S)
+            wait_until(
+                lambda other=other: old not in network.peers(other), what="no old key", deadline_s=SOON_S
+            )
+    assert network.clear() == []
+
+
+def test_the_status_shows_the_encryption_and_the_last_handshake_of_each_peer(network) -> None:
+    host = network.hosts[0]
+    for other in network.hosts[1:]:
+        host.run(["ping", "-c1", "-W5", str(other.gateway().ip)])
+
+    status = network.overlay.status(host)
+    text, peers = host.flannelctl("status"), host.flannelctl("peers")
+
+    assert status.backend.is_encrypted
+    assert status.wireguard.public_key == network.key(host)
+    assert {peer.subnet: peer.endpoint for peer in status.wireguard.peers} == {
+        other.lease(): f"{other.address}:51820" for other in network.hosts[1:]
+    }
+    assert all(peer.handshake_age_s < SOON_S for peer in status.wireguard.peers)
+    assert all(peer.received and peer.sent for peer in status.wireguard.peers)
+    assert "flannel-wg, mtu 1420, encrypted" in text
+    assert text.count("encrypted, last handshake ") == peers.count("encrypted, last handshake ") == 2

@@ -1,6 +1,7 @@
 """The control socket of the daemon: status, leases, events and network config by HTTP on a Unix socket.
 
-GET /v1/status, GET /v1/leases, GET /v1/events, GET and PUT /v1/config. wire.control_json defines the
+GET /v1/status, GET /v1/leases, GET /v1/events, GET and PUT /v1/config, POST /v1/wireguard-key.
+wire.control_json defines the
 documents. Only root and the user of the daemon have access.
 """
 
@@ -31,6 +32,7 @@ from pyflannel.wire.control_json import (
     format_error,
     format_events,
     format_leases,
+    format_public_key,
     format_status,
 )
 from pyflannel.wire.network_config_json import parse_network_config
@@ -62,6 +64,14 @@ class Controlled(Protocol):
 
         Raises:
             StoreError: it was not written, or the result is unknown.
+        """
+
+    async def rotate_key(self) -> str:
+        """Replace the WireGuard key of this host and return the new public key.
+
+        Raises:
+            NotReadyError: WireGuard is not in use, or the store is unreachable.
+            TargetError: the key cannot be made or kept.
         """
 
 
@@ -134,7 +144,15 @@ def control_routes(daemon: Controlled) -> Routes:
             return Response(status=_status_of(error), body=format_error(error))
         return Response(status=200, body=format_config_text(text))
 
+    async def rotate_key(_: Request) -> Response:
+        try:
+            public_key = await daemon.rotate_key()
+        except FlannelError as error:
+            return Response(status=_status_of(error), body=format_error(error))
+        return Response(status=200, body=format_public_key(public_key))
+
     return {
+        ("POST", "/v1/wireguard-key"): rotate_key,
         ("GET", "/v1/status"): status,
         ("GET", "/v1/leases"): leases,
         ("GET", "/v1/events"): events,

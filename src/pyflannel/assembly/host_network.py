@@ -14,7 +14,7 @@ from pyflannel.assembly.options import FlanneldOptions
 from pyflannel.engine.list_watch import StoreLog
 from pyflannel.engine.plan_log import GuardLog
 from pyflannel.engine.planner import PlanOptions
-from pyflannel.engine.status_report import status_of, strangers_of
+from pyflannel.engine.status_report import status_of, strangers_of, wireguard_of
 from pyflannel.engine.supervisor import Supervisor
 from pyflannel.engine.world import HostOptions, World
 from pyflannel.errors import TargetError
@@ -41,6 +41,7 @@ from pyflannel.model.forwarder import Stranger
 from pyflannel.model.host import HostFile
 from pyflannel.model.lease import Lease
 from pyflannel.model.status import STRANGERS_SHOWN, FastPathStatus, JournalEntry, Status
+from pyflannel.model.wireguard import WireguardContact
 from pyflannel.plan.ownership import device_names, identity_on_device
 from pyflannel.plan.underlay import UnderlayOptions
 from pyflannel.ports import Clock, Store
@@ -100,6 +101,7 @@ class HostNetwork:
         supervisor: Supervisor,
         fast_path: BpfTarget,
         guard: TunnelGuard,
+        wireguard: WireguardTarget,
     ) -> None:
         self.places = places
         self._store_url = store_url
@@ -107,6 +109,7 @@ class HostNetwork:
         self._supervisor = supervisor
         self._fast_path = fast_path
         self._guard = guard
+        self._wireguard = wireguard
         self._guard_log = GuardLog(guard, clock, lambda strangers: strangers_of(supervisor, strangers))
 
     async def run(self) -> None:
@@ -129,6 +132,7 @@ class HostNetwork:
             status,
             forwarder=forwarder,
             fast_path=self._with_counters(status),
+            wireguard=wireguard_of(self._supervisor, await self._contacts()),
             strangers=strangers_of(self._supervisor, strangers)[:STRANGERS_SHOWN],
         )
 
@@ -143,6 +147,17 @@ class HostNetwork:
         packets = {outcome.value: packets for outcome, (packets, _) in counts.items()}
         octets = {outcome.value: octets for outcome, (_, octets) in counts.items()}
         return replace(status.fast_path, counters=packets, octets=octets)
+
+    async def _contacts(self) -> list[WireguardContact]:
+        """Return the exchange with each WireGuard peer; empty if `wg` does not answer."""
+        with suppress(TargetError, TimeoutError):
+            async with asyncio.timeout(_ANSWER_S):
+                return await self._wireguard.contacts()
+        return []
+
+    async def rotate_key(self) -> str:
+        """Replace the WireGuard key of this host and return the new public key."""
+        return await self._supervisor.rotate_key()
 
     def leases(self) -> list[Lease]:
         """Return every known lease, including the lease of this host."""
@@ -198,13 +213,14 @@ async def open_network(
         forwarder, rules = await enter(ForwarderTarget(places.run_dir)), await enter(TunnelGuardTarget())
         wireguard_go = await enter(WireguardGo(places.run_dir))
         keys = _wireguard_keys(options, places, wireguard_go)
+        wireguard = WireguardTarget(keys.private, wireguard_go)
         world = World(
             store=store,
             store_log=store_log,
             targets=(
                 linux,
                 forwarder,
-                WireguardTarget(keys.private, wireguard_go),
+                wireguard,
                 fast_path,
                 await enter(IptablesTarget(options.iptables_resync_s)),
                 await enter(NftTarget(options.iptables_resync_s)),
@@ -229,6 +245,7 @@ async def open_network(
             supervisor=Supervisor(world, _host_options(options, places, claim.name, standing, audit_s)),
             fast_path=fast_path,
             guard=TunnelGuard(claim.name, fast_path, forwarder, rules),
+            wireguard=wireguard,
         )
 
 

@@ -75,6 +75,11 @@ def duration(seconds: float) -> str:
     return f"{whole} s"
 
 
+def handshake(age_s: float | None) -> str:
+    """Return the latest handshake of WireGuard in words."""
+    return "no handshake yet" if age_s is None else f"last handshake {duration(age_s)} ago"
+
+
 def places_of(
     run_dir: Path | None,
     state_dir: Path | None = None,

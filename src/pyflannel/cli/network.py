@@ -1,4 +1,4 @@
-"""flannelctl leases, peers and events: the network as this host knows it."""
+"""flannelctl leases, peers and events: the network as this host knows it; and flannelctl rotate-key."""
 
 import asyncio
 from collections.abc import Iterable, Sequence
@@ -9,13 +9,13 @@ from typing import TypeVar
 
 import click
 
-from pyflannel.cli.answers import duration, network_of, print_json, print_table, socket_of
-from pyflannel.cli.invocation import Invocation, run_dir_option, shared_options, wide_option
+from pyflannel.cli.answers import duration, handshake, network_of, print_json, print_table, socket_of
+from pyflannel.cli.invocation import Invocation, run_dir_option, say, shared_options, wide_option
 from pyflannel.commands.network_client import ControlClient
 from pyflannel.errors import FlannelError
 from pyflannel.model.lease import LeaseEntry, PeerEntry
 from pyflannel.model.status import JournalEntry, Status
-from pyflannel.wire.control_json import format_events, format_leases, format_peers
+from pyflannel.wire.control_json import format_events, format_leases, format_peers, format_public_key
 
 _Entry = TypeVar("_Entry", LeaseEntry, PeerEntry)
 
@@ -147,6 +147,7 @@ async def _peers(socket: Path) -> list[PeerEntry]:
 def entries_of(status: Status, leases: Sequence[LeaseEntry]) -> list[PeerEntry]:
     """Return the leases of the other hosts."""
     refused = {peer.subnet: peer.reason for peer in status.refused_peers}
+    encrypted = {peer.subnet: peer for peer in (status.wireguard.peers if status.wireguard else ())}
     own = status.lease.subnet if status.lease else None
     return [
         PeerEntry(
@@ -156,6 +157,8 @@ def entries_of(status: Status, leases: Sequence[LeaseEntry]) -> list[PeerEntry]:
             owner=lease.owner,
             host_name=lease.host_name,
             refused=refused.get(lease.subnet),
+            is_encrypted=lease.subnet in encrypted,
+            handshake_age_s=encrypted[lease.subnet].handshake_age_s if lease.subnet in encrypted else None,
         )
         for lease in leases
         if lease.subnet != own
@@ -163,7 +166,25 @@ def entries_of(status: Status, leases: Sequence[LeaseEntry]) -> list[PeerEntry]:
 
 
 def _state(entry: PeerEntry) -> str:
-    return "reachable" if entry.refused is None else f"refused: {entry.refused}"
+    if entry.refused is not None:
+        return f"refused: {entry.refused}"
+    return f"encrypted, {handshake(entry.handshake_age_s)}" if entry.is_encrypted else "reachable"
+
+
+@click.command("rotate-key")
+@run_dir_option
+@shared_options("socket", "json")
+@click.pass_obj
+def rotate_key(invocation: Invocation, run_dir: Path | None) -> None:
+    """Replace the WireGuard key of this host, without losing a packet.
+
+    Needs a running flanneld with the wireguard backend, and its store. Prints the new public key.
+    """
+    public_key = asyncio.run(ControlClient(socket_of(invocation, run_dir)).rotate_key())
+    if invocation.wants_json:
+        print_json(format_public_key(public_key))
+    else:
+        say(public_key)
 
 
 _EVENT_HEADINGS = ("TIME", "EVENT", "FOUND")

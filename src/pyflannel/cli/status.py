@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from pyflannel.cli.answers import duration, places_of, print_facts, print_json, socket_of
+from pyflannel.cli.answers import duration, handshake, places_of, print_facts, print_json, socket_of
 from pyflannel.cli.invocation import (
     Invocation,
     run_dir_option,
@@ -29,6 +29,7 @@ from pyflannel.model.status import (
     Status,
     StoreStatus,
     UnderlayStatus,
+    WireguardStatus,
 )
 from pyflannel.wire.control_json import format_findings, format_status
 
@@ -131,6 +132,8 @@ def facts(found: Status, *, is_wide: bool = False) -> Iterator[tuple[str, str]]:
     if found.store:
         yield "store", _store(found.store)
     yield "peers", str(found.peers)
+    if found.wireguard:
+        yield from _wireguard(found.wireguard)
     yield from _refused_peers(found)
     if found.forwarder:
         yield "forwarder", _forwarder(found.forwarder)
@@ -200,7 +203,17 @@ def _underlay(underlay: UnderlayStatus) -> str:
 
 def _backend(backend: BackendStatus) -> str:
     link = f", {backend.link}" if backend.link else ""
-    return backend.type + link + (f", mtu {backend.mtu}" if backend.mtu else "")
+    encrypted = ", encrypted" if backend.is_encrypted else ""
+    return backend.type + link + (f", mtu {backend.mtu}" if backend.mtu else "") + encrypted
+
+
+def _wireguard(wireguard: WireguardStatus) -> Iterator[tuple[str, str]]:
+    yield "wireguard", f"{'kernel' if wireguard.is_in_kernel else 'wireguard-go'}, key {wireguard.public_key}"
+    for peer in wireguard.peers[:_NAMED]:
+        at = f" at {peer.endpoint}" if peer.endpoint else ""
+        yield "peer", f"{peer.subnet}{at}, encrypted, {handshake(peer.handshake_age_s)}"
+    if len(wireguard.peers) > _NAMED:
+        yield "peer", f"{len(wireguard.peers) - _NAMED} more: see flannelctl peers"
 
 
 def _store(store: StoreStatus) -> str:

@@ -24,6 +24,7 @@ from pyflannel.wire.control_json import (
     parse_error,
     parse_events,
     parse_leases,
+    parse_public_key,
     parse_status,
 )
 from pyflannel.wire.lease_record import CONFIG, SUBNETS, lease_of
@@ -66,6 +67,10 @@ class ControlClient:
     async def set_config(self, text: str) -> None:
         """Let the daemon check the network config and write it to the store."""
         await self._ask("PUT", "/v1/config", body=text.encode(), deadline_s=WRITE_DEADLINE_S)
+
+    async def rotate_key(self) -> str:
+        """Let the daemon replace its WireGuard key; return the new public key."""
+        return parse_public_key(await self._ask("POST", "/v1/wireguard-key", deadline_s=WRITE_DEADLINE_S))
 
     async def _ask(
         self, method: str, target: str, *, body: bytes = b"", deadline_s: float = DEADLINE_S

@@ -20,7 +20,10 @@ from pyflannel.model.status import (
     StoreStatus,
     StrangerStatus,
     UnderlayStatus,
+    WireguardPeerStatus,
+    WireguardStatus,
 )
+from pyflannel.model.wireguard import WireguardContact
 from pyflannel.plan.backends import notes_on
 from pyflannel.plan.diff import found
 from pyflannel.plan.strangers import explain
@@ -134,6 +137,33 @@ def _backend(supervisor: Supervisor) -> BackendStatus | None:
         link=next(links, None),
         mtu=backend.mtu(host),
         notes=notes_on(config, backend, host),
+        is_encrypted=backend.is_encrypted,
+    )
+
+
+def wireguard_of(supervisor: Supervisor, contacts: Sequence[WireguardContact]) -> WireguardStatus | None:
+    """Return the WireGuard device and its exchange with each peer; None with another backend."""
+    inputs = supervisor.condition.inputs
+    if inputs.backend is None or not inputs.backend.is_encrypted or not inputs.wireguard.key:
+        return None
+    by_key = {contact.public_key: contact for contact in contacts}
+    return WireguardStatus(
+        public_key=inputs.wireguard.key,
+        is_in_kernel=inputs.wireguard.is_in_kernel,
+        peers=tuple(
+            WireguardPeerStatus(
+                subnet=peer.subnet,
+                public_key=contact.public_key,
+                endpoint=contact.endpoint or None,
+                handshake_age_s=contact.handshake_age_s,
+                received=contact.received,
+                sent=contact.sent,
+            )
+            for peer in supervisor.planner.peers
+            if peer.attributes.wireguard is not None
+            and (contact := by_key.get(peer.attributes.wireguard.public_key)) is not None
+            and peer.subnet not in supervisor.planner.objections
+        ),
     )
 
 

@@ -220,6 +220,8 @@ class PeerEntry:
         owner: identity of the host; None for an original flannel.
         host_name: host name of the host; None if it is unknown.
         refused: why this host does not send to it; None when it does.
+        is_encrypted: packets to it are encrypted.
+        handshake_age_s: seconds since the latest handshake with it; None if there was none.
     """
 
     subnet: IPv4Network
@@ -228,3 +230,5 @@ class PeerEntry:
     owner: str | None = None
     host_name: str | None = None
     refused: str | None = None
+    is_encrypted: bool = False
+    handshake_age_s: float | None = None

@@ -89,6 +89,7 @@ class BackendStatus:
 
     Attributes:
         link: None where the backend has no device of its own.
+        is_encrypted: every packet to another host is encrypted.
         notes: how it runs on this host, where that is not as usual, a line each.
     """
 
@@ -96,6 +97,38 @@ class BackendStatus:
     link: str | None = None
     mtu: int | None = None
     notes: tuple[str, ...] = ()
+    is_encrypted: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WireguardPeerStatus:
+    """A peer that packets are encrypted for.
+
+    Attributes:
+        endpoint: where packets to it are sent now; None if that is unknown.
+        handshake_age_s: since the latest handshake; None if there was none.
+        received: octets received from it, and `sent` those sent to it, since the device was made.
+    """
+
+    subnet: IPv4Network
+    public_key: str
+    endpoint: str | None = None
+    handshake_age_s: float | None = None
+    received: int = 0
+    sent: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WireguardStatus:
+    """The WireGuard device of this host and its peers, in the order of their subnets.
+
+    Attributes:
+        is_in_kernel: the kernel encrypts; otherwise wireguard-go.
+    """
+
+    public_key: str
+    is_in_kernel: bool
+    peers: tuple[WireguardPeerStatus, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -224,6 +257,7 @@ class Status:
         conflicts: how many of them contradict each other or the network config.
         refused_peers: those of them that are not sent to, in the order of their subnets.
         fast_path: of the udp backend.
+        wireguard: of the wireguard backend.
         strangers: whose tunnel packets were dropped, since the forwarder started and the programs' maps were
             made; those with most packets first, the first STRANGERS_SHOWN.
         warnings: what a person should look at, one line each: two hosts share an address, a lease was taken.
@@ -246,6 +280,7 @@ class Status:
     refused_peers: tuple[RefusedPeer, ...] = ()
     forwarder: ForwarderStatus | None = None
     fast_path: FastPathStatus | None = None
+    wireguard: WireguardStatus | None = None
     strangers: tuple[StrangerStatus, ...] = ()
     reconcile: ReconcileStatus | None = None
     warnings: tuple[str, ...] = ()

@@ -30,6 +30,7 @@ COMMANDS = {
     "lab": "Run several flannel hosts on this machine, for a demo or a trial.",
     "leases": "List the leases of the network.",
     "peers": "List the other hosts, and why some are not reachable.",
+    "rotate-key": "Replace the WireGuard key of this host, without losing a packet.",
     "status": "Show the state of flanneld on this host.",
 }
 """Each listed command with its help. The texts are here, so that `--help` imports no command."""
@@ -43,6 +44,7 @@ _MODULES = {
     "leases": "network",
     "peers": "network",
     "pins": "cleanup",
+    "rotate-key": "network",
 }
 """The module of each command that has no module of its own name."""
 
@@ -59,7 +61,7 @@ class LazyGroup(VerbGroup):
         if cmd_name not in (*COMMANDS, *_UNLISTED):
             return super().get_command(ctx, cmd_name)
         module = importlib.import_module(f"pyflannel.cli.{_MODULES.get(cmd_name, cmd_name)}")
-        command = getattr(module, cmd_name)
+        command = getattr(module, cmd_name.replace("-", "_"))
         assert isinstance(command, click.Command)
         return command
 

@@ -67,6 +67,11 @@ class _Config:
     text: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class _PublicKey:
+    public_key: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Error:
     kind: str
@@ -143,6 +148,20 @@ def parse_config_text(document: bytes) -> str | None:
         WireError: it is not that.
     """
     return _decode(document, _Config).text
+
+
+def format_public_key(public_key: str) -> bytes:
+    """Return `{"public_key": ...}`: of WireGuard, after a rotation."""
+    return _encode(_PublicKey(public_key))
+
+
+def parse_public_key(document: bytes) -> str:
+    """Return the key of `{"public_key": ...}`.
+
+    Raises:
+        WireError: it is not that.
+    """
+    return _decode(document, _PublicKey).public_key
 
 
 def format_error(error: FlannelError) -> bytes:

@@ -79,6 +79,11 @@ RESERVATION = Lease(
 class Daemon:
     """Answers like a daemon, and records the written config."""
 
+    async def rotate_key(self) -> str:
+        if self.failure:
+            raise self.failure
+        return "hKkG9PwcKtL6B6MdnWAsbASTyQkr88DF+WHHWMIMnzc="
+
     def __init__(self, *, failure: FlannelError | None = None) -> None:
         self.failure = failure
         self.config: str | None = None
@@ -127,6 +132,14 @@ def test_a_status_is_received_unchanged(tmp_path: Path) -> None:
 
 def test_the_journal_is_received_unchanged(tmp_path: Path) -> None:
     assert ask(tmp_path / "s", Daemon(), lambda client: client.events()) == EVENTS
+
+
+def test_a_rotated_key_is_received_and_a_refusal_keeps_its_class(tmp_path: Path) -> None:
+    refused = NotReadyError("the store is unreachable", hint="Try again.")
+
+    assert ask(tmp_path / "s", Daemon(), lambda client: client.rotate_key()).startswith("hKkG9Pwc")
+    with pytest.raises(NotReadyError, match="the store is unreachable"):
+        ask(tmp_path / "t", Daemon(failure=refused), lambda client: client.rotate_key())
 
 
 def test_the_status_of_a_daemon_that_has_just_started_is_received(tmp_path: Path) -> None:
