@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from pyflannel.lab.lab import PREFIX, EtcdServer, Lab
+from pyflannel.lab.program import Program
 from pyflannel.lab.topology import LEFT, Host, HostPlace, Topology
 from pyflannel.lab.waiting import wait_until
 
@@ -34,13 +35,15 @@ THREE = Topology(
 
 _SNIFFER = """
 import signal, socket, sys
-sniffer = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x0800))
-sniffer.bind(("eth0", 0))
+sniffer = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(3))  # sent ones too: ETH_P_ALL
+sniffer.bind(("eth0", 3))
 signal.signal(signal.SIGTERM, lambda *_: sys.exit())
 encrypted = 0
 print("sniffing", flush=True)
 while True:
-    packet = sniffer.recv(65536)
+    packet, source = sniffer.recvfrom(65536)
+    if source[1] != 0x0800:
+        continue
     header = (packet[0] & 15) * 4
     if b"\\n\\x64" in (packet[12:14], packet[16:18]):
         print("clear", socket.inet_ntoa(packet[12:16]), socket.inet_ntoa(packet[16:20]), flush=True)
@@ -60,6 +63,7 @@ class Network:
         self.hosts: list[Host] = list(overlay.hosts.values())
         self._ping_stream = ping_stream
         self._victims = itertools.cycle(self.hosts)
+        self.ignored: dict[str, int] = {}
         for host in self.hosts:
             host.start([sys.executable, "-c", _SNIFFER], name="sniffer")
             wait_until(lambda host=host: self.sniffed(host), what="a sniffer", deadline_s=SOON_S)  # type: ignore[misc]
@@ -78,7 +82,12 @@ class Network:
 
     def clear(self) -> list[str]:
         """Return the packets of the overlay that crossed any underlay in clear."""
-        return [line for host in self.hosts for line in self.sniffed(host) if line.startswith("clear")]
+        return [
+            line
+            for host in self.hosts
+            for line in self.sniffed(host)[self.ignored.get(host.name, 0) :]
+            if line.startswith("clear")
+        ]
 
     def has_encrypted(self, host: Host) -> bool:
         return any(line.startswith("encrypted") for line in self.sniffed(host))
@@ -265,3 +274,122 @@ def test_the_status_shows_the_encryption_and_the_last_handshake_of_each_peer(net
     assert all(peer.received and peer.sent for peer in status.wireguard.peers)
     assert "flannel-wg, mtu 1420, encrypted" in text
     assert text.count("encrypted, last handshake ") == peers.count("encrypted, last handshake ") == 2
+
+
+def test_without_its_store_a_host_encrypts_on_and_keeps_its_key(network) -> None:
+    host, overlay = network.next_victim(), network.overlay
+    key = network.key(host)
+
+    with network.pings(host) as (there, back):
+        overlay.etcd_program.kill()
+        overlay.wait_status(host, lambda status: not status.store.is_connected, "misses its store")
+        refused = host.run(["flannelctl", "rotate-key"], check=False)
+        overlay.daemons[host.name].kill()
+        overlay.daemons[host.name] = host.launch_flanneld(f"--store={overlay.etcd.url}")
+        overlay.wait_logged(host, "starting with the last known config")
+        there.wait_answered()
+        back.wait_answered()
+    overlay.etcd_program = overlay.etcd.start()
+    overlay.wait_ready(host)
+
+    assert "the store is unreachable" in refused.stderr
+    assert network.key(host) == key
+    assert there.lost() == back.lost() == []
+    assert network.clear() == []
+
+
+def echo_requests(host: Host) -> int:
+    """Return how many echo requests the host itself has received."""
+    names, values = (
+        line.split() for line in host.run(["grep", "^Icmp:", "/proc/net/snmp"]).stdout.splitlines()
+    )
+    return int(values[names.index("InEchos")])
+
+
+def test_clear_packets_from_outside_are_not_delivered(network) -> None:
+    """Neither from an address of the underlay, nor with the address of another host's container."""
+    host, router = network.hosts[0], network.overlay.lab.router
+    other = network.neighbour(host).gateway().ip
+    before = echo_requests(host)
+
+    router.run(["ip", "route", "add", str(host.lease()), "via", str(host.address)])
+    router.run(["ip", "address", "add", f"{other}/32", "dev", "lo"])
+    try:
+        for source in ([], ["-I", str(other)]):
+            ping = ["ping", "-c3", "-i0.01", "-W0.2", *source, str(host.gateway().ip)]
+            assert router.run(ping, check=False).returncode
+        router.run(["ping", "-c1", "-W5", str(host.address)])
+    finally:
+        router.run(["ip", "address", "delete", f"{other}/32", "dev", "lo"])
+        router.run(["ip", "route", "delete", str(host.lease())])
+
+    assert echo_requests(host) == before + 1
+    for each in network.hosts:  # the sniffers saw these pings
+        network.ignored[each.name] = len(network.sniffed(each))
+
+
+def test_a_cleanup_drops_what_containers_still_send(network) -> None:
+    host = network.hosts[0]
+    (host.directory / "var/lib/flannel/wgkey").stat()
+
+    with network.pings(host) as (there, _):
+        said = host.flannelctl("cleanup", "--yes", "--json")
+        wait_until(lambda: there.is_silent_for(0.3), what="no answer", deadline_s=SOON_S)
+
+    report = json.loads(said)
+    assert report["problems"] == []
+    assert any("they would leave in clear" in line for line in report["kept"])
+    assert network.clear() == []
+    assert [route["dst"] for route in host.routes("type", "blackhole")] == ["10.100.0.0/16"]
+    assert DEVICE not in {link["ifname"] for link in host.links()}
+    assert process_of(host) == []
+    assert not list((host.directory / "var/lib/flannel").glob("*"))
+
+    host.run(["ip", "link", "delete", "docker0"])
+    host.flannelctl("cleanup", "--yes")
+    assert host.routes("type", "blackhole") == []
+
+
+STORE = "sqlite:///var/lib/leases.db"
+
+
+def test_require_encryption_refuses_a_backend_that_sends_in_clear() -> None:
+    """At the start, it removes what an earlier flanneld left to send in clear, and drops the packets."""
+    one = Topology((LEFT,), (HostPlace("docker1", LEFT, IPv4Interface("10.10.10.101/24")),))
+    with Lab(f"require-{os.getpid()}", one) as lab:
+        (host,) = lab.hosts.values()
+
+        def write(kind: str) -> None:
+            config = json.dumps({"Network": "10.100.0.0/16", "Backend": {"Type": kind}})
+            host.flannelctl(f"--store={STORE}", "config", "set", config)
+
+        def links() -> set[str]:
+            return {link["ifname"] for link in host.links()} & {"flannel.1", DEVICE}
+
+        def wait_logged(text: str, times: int = 1) -> None:
+            log = host.directory / "log/flanneld.log"
+            wait_until(lambda: log.read_text().count(text) == times, what=text, deadline_s=SOON_S)
+
+        def start() -> Program:
+            return host.launch_flanneld(f"--store={STORE}", "--require-encryption")
+
+        write("vxlan")
+        host.start_flanneld(f"--store={STORE}").stop()
+        assert links() == {"flannel.1"}
+
+        daemon = start()
+        wait_logged("waiting for a network config that encrypts: Backend.Type vxlan does not")
+        wait_until(lambda: links() == set(), what="no device", deadline_s=SOON_S)
+        assert [route["dst"] for route in host.routes("type", "blackhole")] == ["10.100.0.0/16"]
+
+        write("wireguard")
+        wait_until(lambda: links() == {DEVICE}, what="another device", deadline_s=SOON_S)
+
+        write("host-gw")
+        wait_logged("waiting for a network config that encrypts: Backend.Type host-gw does not")
+        daemon.stop()
+        start()
+        wait_logged("No usable network config: starting with the last known config")
+        warnings = json.loads(host.run(["flannelctl", "status", "--json"], check=False).stdout)["warnings"]
+        assert any("Backend.Type host-gw does not" in warning for warning in warnings)
+        assert links() == {DEVICE}

@@ -1,8 +1,7 @@
 """The control socket of the daemon: status, leases, events and network config by HTTP on a Unix socket.
 
 GET /v1/status, GET /v1/leases, GET /v1/events, GET and PUT /v1/config, POST /v1/wireguard-key.
-wire.control_json defines the
-documents. Only root and the user of the daemon have access.
+wire.control_json defines the documents. Only root and the user of the daemon have access.
 """
 
 import asyncio
