@@ -9,7 +9,7 @@ from ipaddress import IPv4Address, IPv4Network
 import pytest
 
 from pyflannel.kernel.filters.tunnel_guard import TunnelGuardTarget
-from pyflannel.model.state import Operation, State
+from pyflannel.model.state import Add, Operation, State
 from pyflannel.model.tunnel_guard import GuardedPath, GuardedTunnel, GuardPeer, GuardTable
 from pyflannel.plan.diff import diff, found, order
 
@@ -128,6 +128,20 @@ def test_peers_come_move_and_go(namespace) -> None:
     )
     listed = namespace.command("nft", "list", "table", "ip", "flannel-guard")
     assert "elements" not in listed
+
+
+@pytest.mark.parametrize("deleted", ["senders", "ends"])
+def test_a_lost_element_of_a_peer_does_not_rebuild_the_table(namespace, deleted: str) -> None:
+    one, two = peer(2), peer(3, address=IPv4Address("192.0.2.2"))  # both behind one address
+    desired = State.of(VXLAN, one, two)
+
+    async def work() -> list[Operation]:
+        async with TunnelGuardTarget() as target:
+            await heal(target, desired)
+            namespace.command("nft", f"flush set ip flannel-guard {deleted}")
+            return await heal(target, desired)
+
+    assert namespace.run(work) == [Add(one), Add(two)]
 
 
 def test_a_change_of_the_rules_keeps_the_elements(namespace) -> None:

@@ -119,8 +119,8 @@ class GuardPeer(Item):
 
     @property
     def key(self) -> Key:
-        """What makes two values one entry; all else may be replaced."""
-        return guard_peers(self.device), self.subnet
+        """What makes two values one entry: the first address of the subnet, as subnets do not overlap."""
+        return guard_peers(self.device), int(self.subnet.network_address)
 
     @property
     def title(self) -> str:

@@ -2,12 +2,12 @@
 
 import asyncio
 import errno
+import itertools
 import logging
 import os
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from itertools import groupby
-from typing import Self, TypeVar
+from typing import Self, TypeVar, cast
 
 from pyflannel.errors import TargetError
 from pyflannel.kernel.network.netlink_socket import NotificationSocket, RequestSocket
@@ -69,6 +69,9 @@ _OF_PEERS = (SENDERS, RANGES, ENDS)
 _MOST_OCTETS = 100_000
 """Of one transaction: without rights over the whole machine a socket sends some 200,000 at once."""
 
+_AT_ONCE = 500
+"""Elements that are computed before other tasks have a turn: half a millisecond of work."""
+
 _COALESCE_S = 0.1
 """A program that sets up a firewall changes hundreds of rules in a row."""
 
@@ -105,14 +108,14 @@ class TunnelGuardTarget:
             self._is_planned.set()
         try:
             names = await self._dump(dump_tables(), parse_table_name)
-            found: list[Item] = []
+            found = State.EMPTY
             for device in (device for name in names if (device := guard_device_of(name)) is not None):
                 planned = desired.by_key.get(GuardTable(device=device).key)
                 if isinstance(planned, GuardTable):
-                    found += await self._compare(planned)
+                    found |= await self._compare(planned)
                 else:
-                    found.append(GuardTable(device=device))
-            return State.collect(found)
+                    found |= State.of(GuardTable(device=device))
+            return found
         except TargetError as error:
             if not error.is_permanent:
                 raise
@@ -137,28 +140,35 @@ class TunnelGuardTarget:
         dropped = [one for some in listed for one in some]
         return list(strangers(dropped, self._peers(device).values())) if dropped else []
 
-    async def _compare(self, planned: GuardTable) -> list[Item]:
-        """Return the table, with its differences from the plan, and its peers."""
-        table = planned.name
+    async def _compare(self, planned: GuardTable) -> State:
+        """Return the table, with its differences from the plan, and its peers.
+
+        The elements of one set at a time are in memory, once: there are tens of thousands.
+        """
+        table, length = planned.name, planned.source_length
         differences = [*await self._set_differences(table), *await self._rule_differences(planned)]
-        peers = self._peers(planned.device).values()
-        wanted = _by_set(peers, planned.source_length)
-        missing: dict[str, set[Element]] = {}
+        peers = self._peers(planned.device)
+        present = peers
         for spec in _OF_PEERS:
+            missing: set[Element] = set()
+            left = iter(peers.values())
+            while part := list(itertools.islice(left, _AT_ONCE)):
+                missing.update(elements_of(part, spec, length))
+                await asyncio.sleep(0)
             found = await self._elements(table, spec)
-            missing[spec.name] = wanted[spec.name] - found
-            if strange := len(found - wanted[spec.name]):
+            if strange := sum(element not in missing for element in found):
                 differences.append(f"{strange} foreign elements in set {spec.name}")
-        present = list(peers)
-        if any(missing.values()):
-            present = [
-                peer
-                for peer in peers
-                if not any(
-                    one in missing[spec.name] for spec, one in elements_of(peer, planned.source_length)
-                )
-            ]
-        return [replace(planned, differences=tuple(differences)), *present]
+            missing.difference_update(found)
+            if missing:
+                present = {
+                    name: peer
+                    for name, peer in present.items()
+                    if missing.isdisjoint(elements_of([peer], spec, length))
+                }
+        tables: dict[Hashable, dict[Hashable, Item]] = {
+            guard_peers(planned.device): cast("dict[Hashable, Item]", present)
+        }
+        return State.of(replace(planned, differences=tuple(differences))) | State.of_tables(tables)
 
     async def _set_differences(self, table: str) -> list[str]:
         found = {name: spec for name, *spec in await self._dump(dump_sets(table), parse_set)}
@@ -191,13 +201,13 @@ class TunnelGuardTarget:
         listed = await self._dump(dump_chains(), parse_chain)
         return {chain.name: chain if accepts else None for where, chain, accepts in listed if where == table}
 
-    async def _elements(self, table: str, spec: SetSpec) -> set[Element]:
+    async def _elements(self, table: str, spec: SetSpec) -> list[Element]:
         listed = await self._dump(dump_elements(table, spec.name), parse_elements)
-        return {element for some in listed for element in some}
+        return [element for some in listed for element in some]
 
     async def _apply(self, operations: Sequence[Operation]) -> list[Refusal]:
         refusals: list[Refusal] = []
-        for device, run in groupby(operations, lambda operation: _device(operation.subject)):
+        for device, run in itertools.groupby(operations, lambda operation: _device(operation.subject)):
             batch = list(run)
             try:
                 await self._change(device, batch)
@@ -223,15 +233,15 @@ class TunnelGuardTarget:
             await self._commit([delete_table(table)], but=errno.ENOENT)
         requests = [create_table(table)]
         requests += (create_set(table, spec, number) for number, spec in enumerate(SETS, start=1))
-        wanted = _by_set(peers, planned.source_length)
         await self._commit(requests)
         for spec in _OF_PEERS:
-            strange = await self._elements(table, spec) - wanted[spec.name]
-            changes = [
-                *delete_elements(table, spec, strange),
-                *add_elements(table, spec, wanted.pop(spec.name)),
-            ]
-            await self._commit_in_parts(changes)
+            strange = set(await self._elements(table, spec))
+            if strange:
+                strange.difference_update(elements_of(peers, spec, planned.source_length))
+            added = elements_of(peers, spec, planned.source_length)
+            await self._commit_in_parts(
+                itertools.chain(delete_elements(table, spec, strange), add_elements(table, spec, added))
+            )
         chains = chains_of(planned)
         await self._commit(
             [
@@ -248,15 +258,15 @@ class TunnelGuardTarget:
         come = [peer for one in operations if (peer := _after(one)) is not None]
         gone = [peer for one in operations if (peer := _before(one)) is not None]
         left = self._peers_after(device, operations).values() if gone else ()
-        addresses = {peer.address for peer in gone}
-        sharing = [peer for peer in left if peer.address in addresses]
+        addresses = {int(peer.address) for peer in gone}
+        sharing = [peer for peer in left if int(peer.address) in addresses]  # integers: three times as fast
         length = self._source_length(device)
-        added, removed, kept = (_by_set(peers, length) for peers in (come, gone, sharing))
         new: list[Request] = []
         useless: list[Request] = []
         for spec in _OF_PEERS:
-            new += add_elements(table, spec, added[spec.name])
-            useless += delete_elements(table, spec, removed[spec.name] - kept[spec.name])
+            added, removed, kept = (set(elements_of(some, spec, length)) for some in (come, gone, sharing))
+            new += add_elements(table, spec, added)
+            useless += delete_elements(table, spec, removed - kept)
         await self._commit_in_parts(new)
         # Another program may have deleted one of these: what is left then, the next look finds.
         await self._commit_in_parts(useless, but=errno.ENOENT)
@@ -266,31 +276,34 @@ class TunnelGuardTarget:
         planned = self._desired.by_key.get(GuardTable(device=device).key)
         return planned.source_length if isinstance(planned, GuardTable) else 0
 
-    def _peers(self, device: str) -> Mapping[Hashable, GuardPeer]:
-        """Return the planned peers of a device by subnet."""
+    def _peers(self, device: str) -> dict[Hashable, GuardPeer]:
+        """Return a copy of the planned peers of a device, by the name in their key."""
         named = self._desired.by_key.tables.get(guard_peers(device), {})
-        return {subnet: peer for subnet, peer in named.items() if isinstance(peer, GuardPeer)}
+        return cast("dict[Hashable, GuardPeer]", dict(named))  # a table holds items of one kind
 
     def _peers_after(self, device: str, operations: Sequence[Operation]) -> Mapping[Hashable, GuardPeer]:
         """Return them as the operations leave them: the plan may be newer than the latest look."""
-        peers = dict(self._peers(device))
+        peers = self._peers(device)
         for operation in operations:
             if not isinstance(operation.subject, GuardPeer):
                 continue
+            _, name = operation.subject.key
             if (peer := _after(operation)) is None:
-                peers.pop(operation.subject.subnet, None)
+                peers.pop(name, None)
             else:
-                peers[peer.subnet] = peer
+                peers[name] = peer
         return peers
 
-    async def _commit_in_parts(self, requests: Sequence[Request], but: int = 0) -> None:
-        """Perform requests that need not take effect at once."""
+    async def _commit_in_parts(self, requests: Iterable[Request], but: int = 0) -> None:
+        """Perform requests that need not take effect at once. They are made as they are needed."""
         part: list[Request] = []
+        octets = 0
         for request in requests:
-            if part and sum(len(one.body) for one in part) + len(request.body) > _MOST_OCTETS:
+            if part and octets + len(request.body) > _MOST_OCTETS:
                 await self._commit(part, but)
-                part = []
+                part, octets = [], 0
             part.append(request)
+            octets += len(request.body)
         if part:
             await self._commit(part, but)
 
@@ -334,15 +347,6 @@ class TunnelGuardTarget:
         if table is None or guard_device_of(table) is None:
             return False
         return self._requests is None or message.port != self._requests.port
-
-
-def _by_set(peers: Iterable[GuardPeer], source_length: int) -> dict[str, set[Element]]:
-    """Return the elements of peers by the name of their set."""
-    elements: dict[str, set[Element]] = {spec.name: set() for spec in _OF_PEERS}
-    for peer in peers:
-        for spec, element in elements_of(peer, source_length):
-            elements[spec.name].add(element)
-    return elements
 
 
 def _device(item: Item) -> str:

@@ -293,14 +293,15 @@ def _word(value: int) -> bytes:
 # The elements of the sets.
 
 
-def elements_of(peer: GuardPeer, source_length: int) -> tuple[tuple[SetSpec, Element], ...]:
-    """Return the elements of a peer, each with its set."""
-    address, sources = peer.address.packed, peer.sources
-    first = address + sources.network_address.packed
-    end = ENDS, address + peer.port.to_bytes(2, "big") + bytes(2)
-    if sources.prefixlen == source_length:
-        return (SENDERS, first), end
-    return (RANGES, first + address + sources.broadcast_address.packed), end
+def elements_of(peers: Iterable[GuardPeer], spec: SetSpec, source_length: int) -> Iterator[Element]:
+    """Yield the elements of one set that peers need. Two peers at one address need one element twice."""
+    for peer in peers:
+        address, sources = peer.address.packed, peer.sources
+        if spec is ENDS:
+            yield address + peer.port.to_bytes(2, "big") + bytes(2)
+        elif spec is (SENDERS if sources.prefixlen == source_length else RANGES):
+            first = address + sources.network_address.packed
+            yield first if spec is SENDERS else first + address + sources.broadcast_address.packed
 
 
 def strangers(dropped: Iterable[CountedElement], peers: Iterable[GuardPeer]) -> Iterator[Stranger]:

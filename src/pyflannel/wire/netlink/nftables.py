@@ -7,6 +7,7 @@ attributes are big-endian. Source: linux/netfilter/nfnetlink.h, struct nfgenmsg;
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import NamedTuple
 
 from pyflannel.wire.netlink.message import (
@@ -189,22 +190,20 @@ _MOST_ELEMENTS = 1000
 
 def add_elements(table: str, spec: SetSpec, elements: Iterable[Element]) -> Iterator[Request]:
     """Yield the requests for elements of a set; those that are there stay."""
-    yield from _elements(_NEW_ELEMENTS, CREATE, table, spec, list(elements))
+    yield from _elements(_NEW_ELEMENTS, CREATE, table, spec, elements)
 
 
 def delete_elements(table: str, spec: SetSpec, elements: Iterable[Element]) -> Iterator[Request]:
     """Yield the requests that remove elements; they are refused if one is not there."""
-    yield from _elements(_DELETE_ELEMENTS, 0, table, spec, list(elements))
+    yield from _elements(_DELETE_ELEMENTS, 0, table, spec, elements)
 
 
 def _elements(
-    kind: int, flags: int, table: str, spec: SetSpec, elements: Sequence[Element]
+    kind: int, flags: int, table: str, spec: SetSpec, elements: Iterable[Element]
 ) -> Iterator[Request]:
-    length = spec.key_length
-    for first in range(0, len(elements), _MOST_ELEMENTS):
-        packed = [
-            nest(_LIST_ELEMENT, *_parts(one, length)) for one in elements[first : first + _MOST_ELEMENTS]
-        ]
+    length, rest = spec.key_length, iter(elements)
+    while part := list(islice(rest, _MOST_ELEMENTS)):
+        packed = [nest(_LIST_ELEMENT, *_parts(one, length)) for one in part]
         yield _request(kind, flags, _text(_TABLE, table), _text(_NAME, spec.name), nest(3, *packed))
 
 
