@@ -1,5 +1,7 @@
 """vxlan devices, their neighbours, FDB entries and routes, and the routes of host-gw, on the real kernel."""
 
+import asyncio
+import contextlib
 import json
 import re
 from collections.abc import Callable
@@ -12,10 +14,14 @@ from hypothesis import strategies as st
 
 from doubles.planning import pass_operations
 from pyflannel.kernel.network.linux import LinuxTarget
+from pyflannel.kernel.network.netlink_socket import RequestSocket
 from pyflannel.model.link import Address, Link, Vxlan
 from pyflannel.model.route import FdbEntry, Neighbour, Route
 from pyflannel.model.state import Add, Replace, State
 from pyflannel.plan.ownership import ours
+from pyflannel.wire.netlink.neighbours import dump_neighbours
+
+DEADLINE_S = 10.0
 
 VXLAN = Vxlan(vni=1, port=8472, parent="eth0", local=IPv4Address("10.7.0.1"))
 DEVICE = Link(name="flannel.1", kind="vxlan", mtu=1450, queue_length=0, mac="0e:11:22:33:44:55", vxlan=VXLAN)
@@ -336,6 +342,28 @@ def test_a_link_that_was_renamed_is_called_by_its_new_name(namespace, target, li
             if "renamed" not in namespace.ip("link show"):
                 pytest.skip("the kernel renames no link that is up")
             assert (await linux.snapshot(PLAN)).by_key[ROUTE.key].link == "renamed"
+
+    namespace.run(work)
+
+
+@pytest.mark.usefixtures("underlay")
+def test_what_did_not_change_is_not_read_again(namespace, target) -> None:
+    """Each look gets the item of the look before, although the kernel counts the age of each entry."""
+    target.heal(PLAN)
+    namespace.ip("neighbour add 10.100.77.0 lladdr 0e:00:00:00:00:77 dev flannel.1 nud permanent")
+
+    async def work() -> None:
+        async with LinuxTarget() as linux:
+            with contextlib.closing(RequestSocket()) as requests:
+                first = await linux.snapshot(PLAN)
+                ages = await requests.dump(dump_neighbours(0), bytes)
+                async with asyncio.timeout(DEADLINE_S):
+                    while await requests.dump(dump_neighbours(0), bytes) == ages:
+                        await asyncio.sleep(0.01)
+            second = await linux.snapshot(PLAN)
+        foreign = Neighbour(link="flannel.1", address=IPv4Address("10.100.77.0"), mac="0e:00:00:00:00:77")
+        assert first.by_key[foreign.key] == foreign
+        assert first.by_key[foreign.key] is second.by_key[foreign.key]
 
     namespace.run(work)
 

@@ -49,6 +49,7 @@ _U32 = struct.Struct("=I")
 _DESTINATION = 1
 _MAC = 2
 _CACHE_INFO = 3
+_PROBES = 4
 _PORT = 6
 _VNI = 7
 _INDEX = 8
@@ -56,7 +57,9 @@ _SOURCE_VNI = 11
 _NEXT_HOP = 13
 _UNPLANNED = frozenset({_PORT, _VNI, _INDEX, _SOURCE_VNI, _NEXT_HOP})
 
-_CACHE_INFO_HEADER = ATTRIBUTE.pack(20, _CACHE_INFO)
+_AGES_HEADERS = (ATTRIBUTE.pack(20, _CACHE_INFO), ATTRIBUTE.pack(8, _PROBES))
+"""Of the first attribute that changes with use: FDB entries have ages, neighbours a counter before these."""
+
 _AGES_AT = _LAYOUT.size + 8 + 12
 """Where the ages begin in a message about one IPv4 address and one MAC address."""
 
@@ -113,11 +116,11 @@ def entry_index(body: bytes) -> int:
 
 
 def lasting_part(body: bytes) -> bytes:
-    """Return the part of a body that changes with the entry alone, without the ages of its last uses.
+    """Return the part of a body that changes with the entry alone, not with its uses.
 
     What has another form than that of a permanent IPv4 entry is returned whole.
     """
-    if body[_AGES_AT : _AGES_AT + 4] == _CACHE_INFO_HEADER:
+    if body[_AGES_AT : _AGES_AT + 4] in _AGES_HEADERS:
         return body[:_AGES_AT]
     return body
 

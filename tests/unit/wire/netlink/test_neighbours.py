@@ -141,6 +141,13 @@ def test_the_lasting_part_tells_entries_apart_but_not_their_ages(index, address,
         assert (lasting_part(body + first) == lasting_part(another + first)) == (address == other)
 
 
+def test_the_counter_of_probes_does_not_belong_to_the_lasting_part() -> None:
+    """The kernel reports it before the ages of a neighbour, unlike those of an FDB entry."""
+    body = put_neighbour(5, IPv4Address("10.7.0.2"), "0e:00:00:00:00:02").body
+
+    assert lasting_part(body + attribute(4, bytes(4)) + attribute(3, bytes(16))) == body
+
+
 def test_what_comes_before_the_ages_belongs_to_the_lasting_part() -> None:
     body = put_fdb_entry(5, "0e:00:00:00:00:02", IPv4Address("10.7.0.2")).body
     port = attribute(6, struct.pack("!H", 99))
