@@ -21,7 +21,6 @@ from pyflannel.stores.etcd.rpc_pb2 import (
     RequestOp,
     TxnRequest,
 )
-from pyflannel.wire.lease_json import format_backend_data
 from pyflannel.wire.lease_record import lease_key, lease_value
 
 UNDERLAY = Segment("wide", IPv4Interface("172.16.0.1/12"))
@@ -54,7 +53,6 @@ def standing_lease(number: int, backend: str, *, address: IPv4Address | None = N
         attributes=LeaseAttributes(
             public_ip=address or _FIRST_ADDRESS + number,
             backend_type="" if backend == "udp" else backend,
-            backend_data=format_backend_data(vtep) if has_vtep else None,
             vtep=vtep if has_vtep else None,
             owner=f"{number:032x}",
             port=8285 if backend == "udp" else None,

@@ -268,7 +268,7 @@ class Supervisor:
             attributes,
             owner=self.condition.identity.owner,
             host_name=self.host_name,
-            backend_data=None if data is None else format_backend_data(data),
+            backend_data=format_backend_data(data) if isinstance(data, WireguardData) else None,
             vtep=data if isinstance(data, Vtep) else None,
             wireguard=data if isinstance(data, WireguardData) else None,
         )

@@ -84,9 +84,10 @@ class LeaseAttributes:
     Attributes:
         public_ip: address of the host on the underlay; 0.0.0.0 when it has none.
         backend_type: as published: empty for udp and alloc.
-        backend_data: the backend's own JSON, as text; None when absent.
-        vtep: what `backend_data` says in a vxlan lease; None where it says of no VTEP.
-        wireguard: what `backend_data` says in a wireguard lease; None where it says of no key.
+        backend_data: the backend's own JSON, as text; None when absent, or when it is `vtep` as pyflannel
+            writes it: nearly all leases are so, and a text of each would need a megabyte.
+        vtep: the VTEP that a vxlan lease publishes; None if it publishes none.
+        wireguard: the key and port in `backend_data` of a wireguard lease; None if it contains no key.
         owner: `Identity.owner` of the holder; None in leases of the original flannel.
         host_name: host name of the holder, only for people: two hosts may have the same one. None if it is
             not published, or not a host name.
@@ -103,7 +104,7 @@ class LeaseAttributes:
     host_name: str | None = None
     port: int | None = None
     reads: tuple[str, ...] = ()
-    vtep: Vtep | None = field(default=None, compare=False)
+    vtep: Vtep | None = None
     wireguard: WireguardData | None = field(default=None, compare=False)
 
     @property

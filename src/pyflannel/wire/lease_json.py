@@ -56,8 +56,8 @@ def parse_vtep(text: str) -> Vtep | None:
     Keys are read in any case and unknown ones passed over. A bad text takes its peer alone out, so that it is
     no error of the lease.
     """
-    if (usual := _USUAL.fullmatch(text)) is not None:
-        return Vtep(mac=usual[2], vni=int(usual[1]))
+    if (usual := _usual_vtep(text)) is not None:
+        return usual
     try:
         found = _last_of_each(text)
         mac, vni = (msgspec.json.decode(found.get(key, b"null")) for key in ("vtepmac", "vni"))
@@ -68,6 +68,12 @@ def parse_vtep(text: str) -> Vtep | None:
     if vni is not None and (type(vni) is not int or vni not in _VNIS):
         return None
     return Vtep(mac=bytes.fromhex(_SEPARATORS.sub("", mac)).hex(":"), vni=vni)
+
+
+def _usual_vtep(text: str) -> Vtep | None:
+    """Return the VTEP of a text that `format_backend_data` writes; None of another text."""
+    usual = _USUAL.fullmatch(text)
+    return None if usual is None else Vtep(mac=usual[2], vni=int(usual[1]))
 
 
 _PORTS = range(1, 65536)
@@ -171,13 +177,13 @@ def parse_lease_attributes(value: bytes) -> LeaseAttributes:
     try:
         _check_length(value)
         lease = _decode(value)
-        data = _compact(lease.backend_data) if lease.backend_data else None
+        data, vtep = _backend_data(lease)
         return LeaseAttributes(
             public_ip=parse_ipv4(lease.public_ip),
             public_ipv6=None if lease.public_ipv6 is None else parse_ipv6(lease.public_ipv6),
             backend_type=intern(lease.backend_type or ""),
             backend_data=data,
-            vtep=parse_vtep(data) if data is not None and lease.backend_type == "vxlan" else None,
+            vtep=vtep,
             wireguard=parse_wireguard(data)
             if data is not None and lease.backend_type == "wireguard"
             else None,
@@ -193,13 +199,15 @@ def parse_lease_attributes(value: bytes) -> LeaseAttributes:
 
 def format_lease_attributes(attributes: LeaseAttributes) -> bytes:
     """Return the value of a lease: the original's keys and, when the lease has an owner, ours."""
-    owner, ipv6 = attributes.owner, attributes.public_ipv6
+    owner, ipv6, data = attributes.owner, attributes.public_ipv6, attributes.backend_data
+    if data is None and attributes.vtep is not None:
+        data = format_backend_data(attributes.vtep)
     lease = _LeaseValue(
         public_ip=str(attributes.public_ip),
         # The original writes an IPv4-mapped address as IPv4, and reads it back so.
         public_ipv6=None if ipv6 is None else str(ipv6.ipv4_mapped or ipv6),
         backend_type=attributes.backend_type or UNSET,
-        backend_data=UNSET if attributes.backend_data is None else Raw(attributes.backend_data),
+        backend_data=UNSET if data is None else Raw(data),
         backend_v6_data=UNSET if attributes.backend_v6_data is None else Raw(attributes.backend_v6_data),
     )
     if owner is not None:
@@ -246,6 +254,19 @@ def _decode(value: bytes) -> _LeaseValue:
         return _LEASE.decode(value)
     except msgspec.ValidationError:
         return _LEASE.decode(msgspec.json.encode(_known_members(value)))
+
+
+def _backend_data(lease: _LeaseValue) -> tuple[str | None, Vtep | None]:
+    """Return the backend's own data: as text, unless it is a VTEP as `format_backend_data` writes it."""
+    if not lease.backend_data:
+        return None, None
+    if lease.backend_type != "vxlan":
+        return _compact(lease.backend_data), None
+    usual = _usual_vtep(bytes(lease.backend_data).decode(errors="replace"))
+    if usual is not None:
+        return None, usual
+    text = _compact(lease.backend_data)
+    return text, parse_vtep(text)
 
 
 def _known_members(value: bytes) -> dict[str, Raw]:

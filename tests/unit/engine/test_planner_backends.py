@@ -44,8 +44,6 @@ def lease(number: int, host: int, mac: int = 0, revision: int = 1) -> Lease:
             public_ip=IPv4Address(f"172.16.0.{host}"),
             backend_type="vxlan",
             vtep=Vtep(mac=f"0e:00:00:00:00:{mac or host:02x}", vni=1),
-            # What a record says decides whether two leases are the same.
-            backend_data=str(mac or host),
         ),
         revision=revision,
         since=revision,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pyflannel.errors import WireError
-from pyflannel.model.lease import Claim, LeaseAttributes
+from pyflannel.model.lease import Claim, LeaseAttributes, Vtep
 from pyflannel.wire.lease_json import (
     format_claim,
     format_lease_attributes,
@@ -71,6 +71,25 @@ def test_refuses_what_stops_the_original(case: dict[str, str]) -> None:
             ),
             b'{"PublicIP":"1.2.3.4","PublicIPv6":"fd00::1","BackendType":"vxlan",'
             b'"BackendData":{"VNI":1},"BackendV6Data":{"VNI":2}}',
+        ),
+        (
+            LeaseAttributes(
+                public_ip=IPv4Address("1.2.3.4"),
+                backend_type="vxlan",
+                vtep=Vtep(mac="1a:71:ad:7e:3b:3f", vni=1),
+            ),
+            b'{"PublicIP":"1.2.3.4","PublicIPv6":null,"BackendType":"vxlan",'
+            b'"BackendData":{"VNI":1,"VtepMAC":"1a:71:ad:7e:3b:3f"}}',
+        ),
+        (
+            LeaseAttributes(
+                public_ip=IPv4Address("1.2.3.4"),
+                backend_type="vxlan",
+                backend_data='{"VtepMAC":"1A:71:AD:7E:3B:3F","Later":1}',
+                vtep=Vtep(mac="1a:71:ad:7e:3b:3f"),
+            ),
+            b'{"PublicIP":"1.2.3.4","PublicIPv6":null,"BackendType":"vxlan",'
+            b'"BackendData":{"VtepMAC":"1A:71:AD:7E:3B:3F","Later":1}}',
         ),
     ],
 )

@@ -11,22 +11,19 @@ THEIRS = "36:f5:41:10:dc:86"
 
 
 def with_vtep(standing: Lease, mac: str, vni: int = 1) -> Lease:
-    data, vtep = f'{{"VNI":{vni},"VtepMAC":"{mac}"}}', Vtep(mac=mac, vni=vni)
-    return replace(standing, attributes=replace(standing.attributes, backend_data=data, vtep=vtep))
+    return replace(standing, attributes=replace(standing.attributes, vtep=Vtep(mac=mac, vni=vni)))
 
 
 def wanted_with_vtep(mac: str = "0e:00:00:00:00:01", mac_prefix: bytes = b"") -> Wanted:
     known = wanted()
     vtep = Vtep(mac=mac, vni=1, mac_prefix=mac_prefix)
-    data = f'{{"VNI":1,"VtepMAC":"{mac}"}}'
-    return replace(known, attributes=replace(known.attributes, backend_data=data, vtep=vtep))
+    return replace(known, attributes=replace(known.attributes, vtep=vtep))
 
 
 def mac_of(store: Store, subnet: IPv4Network) -> str | None:
     standing = store.leases[subnet]
     assert isinstance(standing, Lease)
     vtep = standing.attributes.vtep
-    assert vtep is None or vtep.mac in (standing.attributes.backend_data or "")
     return vtep.mac if vtep else None
 
 
