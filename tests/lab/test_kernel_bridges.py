@@ -1,6 +1,7 @@
 """The bridges of a real namespace, and the containers behind them as they come, change and go."""
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable
 from ipaddress import IPv4Address, IPv4Interface
 from typing import TypeVar
@@ -135,6 +136,20 @@ def test_each_change_is_told(host, listen, words: str) -> None:
             await wakes.next()
 
     asked(host, work)
+
+
+def test_no_socket_is_open_before_the_first_use(namespace) -> None:
+    """The kernel would queue an announcement of each vxlan peer for it."""
+
+    async def work() -> None:
+        before = os.listdir("/proc/self/fd")
+        async with KernelBridges() as source:
+            assert os.listdir("/proc/self/fd") == before
+            await source.observe()
+            assert len(os.listdir("/proc/self/fd")) > len(before)
+        assert os.listdir("/proc/self/fd") == before
+
+    namespace.run(work)
 
 
 def test_a_container_that_moves_to_another_port_is_found_there(host, container) -> None:

@@ -5,18 +5,27 @@ import contextlib
 import fcntl
 import os
 import struct
+import sys
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 import pytest
 
 from pyflannel.kernel.network.linux import LinuxTarget
-from pyflannel.kernel.network.netlink_socket import RequestSocket
+from pyflannel.kernel.network.netlink_socket import NotificationSocket, RequestSocket
 from pyflannel.model.link import Address, Link
 from pyflannel.model.route import PROTOCOL_KERNEL, SCOPE_LINK, Route
 from pyflannel.model.state import Add, Remove, State
 from pyflannel.plan.ownership import ours
+from pyflannel.wire.netlink import routes
 from pyflannel.wire.netlink.addresses import dump_addresses, parse_address_message
 from pyflannel.wire.netlink.links import change_link, dump_links, parse_link
+from pyflannel.wire.netlink.message import PORT_AT, Message
+from pyflannel.wire.netlink.routes import RouteRecord
+
+IPV4_ROUTES = 0x40
+"""RTMGRP_IPV4_ROUTE (linux/rtnetlink.h)."""
+
+DEADLINE_S = 10.0
 
 PLAN = State.of(
     Link(name="flannel0", kind="tun", mtu=1472),
@@ -125,6 +134,45 @@ def test_what_is_foreign_does_not_wake(namespace, standing, words: str) -> None:
         assert await wakes.silence() == 0
 
     standing(then)
+
+
+def test_the_kernel_drops_messages_that_are_ignored(namespace) -> None:
+    """Those of one port, or of the routes of one protocol. A start would hear of ten thousand peers."""
+
+    async def work() -> list[tuple[bool, int]]:
+        heard: list[tuple[bool, int]] = []
+        with (
+            contextlib.closing(RequestSocket()) as ours,
+            contextlib.closing(NotificationSocket(IPV4_ROUTES)) as notifications,
+        ):
+            route = RouteRecord(destination=IPv4Network("10.11.0.0/16"), index=1, protocol=80)
+
+            def concerns(message: Message) -> bool:
+                heard.append((message.port == ours.port, routes.protocol_of(message.body)))
+                return heard[-1][1] == 99
+
+            port = ours.port.to_bytes(4, sys.byteorder)
+            for ignored in (None, [(PORT_AT, (port,))], routes.fields_of(80)):
+                if ignored is not None:
+                    notifications.ignore(ignored)
+                assert (await ours.transact([routes.put_route(route)]))[0].errno == 0
+                for protocol in (80, 99):
+                    namespace.ip(f"route add 10.{protocol}.0.0/16 dev lo protocol {protocol}")
+                async with asyncio.timeout(DEADLINE_S):
+                    await notifications.wait(concerns)
+                for protocol in (80, 99):
+                    namespace.ip(f"route delete 10.{protocol}.0.0/16")
+                notifications.drain()
+        return heard
+
+    assert namespace.run(work) == [
+        (True, 80),
+        (False, 80),
+        (False, 99),
+        (False, 80),
+        (False, 99),
+        (False, 99),
+    ]
 
 
 def test_our_own_repairs_do_not_wake(standing) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
@@ -71,6 +72,7 @@ class KernelInterfaces:
             self._devices = opened.enter_context(_device_socket())
             self._requests = opened.enter_context(contextlib.closing(RequestSocket()))
             self._notifications = opened.enter_context(contextlib.closing(NotificationSocket(_GROUPS)))
+            self._notifications.ignore(routes.fields_of(self._scope.protocol))
             self._ipsec: tuple[RequestSocket, NotificationSocket] | None = None
             with contextlib.suppress(TargetError):  # a kernel without IPsec
                 asking = opened.enter_context(contextlib.closing(RequestSocket(xfrm.PROTOCOL)))
@@ -84,6 +86,8 @@ class KernelInterfaces:
 
     async def observe(self, scope: RouteScope = _NO_ROUTES) -> Interfaces:
         """Return the interfaces, their addresses and the IPv4 routes that matter, as they are now."""
+        if scope.protocol != self._scope.protocol:
+            self._notifications.ignore(routes.fields_of(scope.protocol))
         self._scope = scope
         found = await self._requests.dump(links.dump_links(), links.parse_link)
         held = await self._requests.dump(addresses.dump_addresses(), addresses.parse_address_message)
@@ -310,39 +314,72 @@ _BRIDGE_COALESCE_S = 0.02
 _PLAIN_QUEUEING = ("", "noqueue")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _BridgeSockets:
+    """Attributes:
+    requests: asks for links, addresses and neighbours.
+    filter_requests: asks for the rules of the bridge family.
+    notifications: hears of links, addresses and neighbours.
+    filter_notifications: hears of rules; None without the right to.
+    """
+
+    requests: RequestSocket
+    filter_requests: RequestSocket
+    notifications: NotificationSocket
+    filter_notifications: NotificationSocket | None
+
+
 class KernelBridges:
     """A BridgeSource.
 
-    Raises:
-        TargetError: on entering, when the kernel gives no netlink socket.
+    Its sockets are opened with the first use. In a vxlan network there is none, and the kernel would queue
+    the neighbour and the FDB entry of each peer for it.
     """
 
     def __init__(self) -> None:
         self._bridges: frozenset[int] = frozenset()
+        self._opened = contextlib.ExitStack()
+        self._sockets: _BridgeSockets | None = None
 
     async def __aenter__(self) -> Self:
-        with contextlib.ExitStack() as opened:
-            self._requests = opened.enter_context(contextlib.closing(RequestSocket()))
-            self._filter_requests = opened.enter_context(contextlib.closing(RequestSocket(nftables.PROTOCOL)))
-            self._notifications = opened.enter_context(contextlib.closing(NotificationSocket(_BRIDGE_GROUPS)))
-            self._filter_notifications: NotificationSocket | None = None
-            with contextlib.suppress(TargetError):  # they want CAP_NET_ADMIN
-                rules = NotificationSocket(nftables.CHANGES, nftables.PROTOCOL)
-                self._filter_notifications = opened.enter_context(contextlib.closing(rules))
-            self._sockets = opened.pop_all()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._sockets.close()
+        self._opened.close()
+
+    def _open(self) -> _BridgeSockets:
+        """Return the sockets.
+
+        Raises:
+            TargetError: the kernel gives none.
+        """
+        if self._sockets is None:
+            with contextlib.ExitStack() as opened:
+                requests = opened.enter_context(contextlib.closing(RequestSocket()))
+                filter_requests = opened.enter_context(contextlib.closing(RequestSocket(nftables.PROTOCOL)))
+                notifications = opened.enter_context(contextlib.closing(NotificationSocket(_BRIDGE_GROUPS)))
+                rules: NotificationSocket | None = None
+                with contextlib.suppress(TargetError):  # they want CAP_NET_ADMIN
+                    rules = NotificationSocket(nftables.CHANGES, nftables.PROTOCOL)
+                    opened.enter_context(contextlib.closing(rules))
+                self._opened = opened.pop_all()
+            self._sockets = _BridgeSockets(
+                requests=requests,
+                filter_requests=filter_requests,
+                notifications=notifications,
+                filter_notifications=rules,
+            )
+        return self._sockets
 
     async def observe(self) -> tuple[Bridge, ...]:
         """Return the bridges that have IPv4 addresses, in the order of their names."""
-        found = await self._requests.dump(links.dump_links(), bridges.parse_bridge_link)
+        requests = self._open().requests
+        found = await requests.dump(links.dump_links(), bridges.parse_bridge_link)
         by_index = {link.index: link for link in found}
         self._bridges = frozenset(link.index for link in found if link.kind == "bridge")
         if not self._bridges:
             return ()
-        addressed = await self._addresses()
+        addressed = await self._addresses(requests)
         filtered = await self._has_bridge_rules()
         return tuple(
             [
@@ -350,7 +387,7 @@ class KernelBridges:
                     name=link.name,
                     addresses=addressed[link.index],
                     obstacles=tuple(_obstacles(link, filtered)),
-                    containers=await self._containers(link.index, by_index),
+                    containers=await self._containers(requests, link.index, by_index),
                 )
                 for link in sorted(found, key=lambda link: link.name)
                 if link.index in self._bridges and link.index in addressed
@@ -359,7 +396,8 @@ class KernelBridges:
 
     def changes(self) -> ChangeChannel:
         """Open a channel of changes to bridges, their ports, what is behind them and their rules."""
-        sockets = (self._notifications, self._filter_notifications)
+        opened = self._open()
+        sockets = (opened.notifications, opened.filter_notifications)
         return ChangeChannel(*(partial(self._read_changes, each) for each in sockets if each is not None))
 
     async def _read_changes(self, notifications: NotificationSocket, announce: Announce) -> None:
@@ -376,22 +414,22 @@ class KernelBridges:
         learned = bridges.parse_learned(message.body)
         return learned is not None or neighbours.entry_index(message.body) in self._bridges
 
-    async def _addresses(self) -> dict[int, tuple[IPv4Interface, ...]]:
+    async def _addresses(self, requests: RequestSocket) -> dict[int, tuple[IPv4Interface, ...]]:
         held: dict[int, tuple[IPv4Interface, ...]] = {}
-        for record in await self._requests.dump(addresses.dump_addresses(), addresses.parse_address_message):
+        for record in await requests.dump(addresses.dump_addresses(), addresses.parse_address_message):
             if isinstance(record.address, IPv4Interface):
                 held[record.index] = (*held.get(record.index, ()), record.address)
         return held
 
-    async def _containers(self, bridge: int, by_index: dict[int, BridgeLink]) -> tuple[BridgedContainer, ...]:
+    async def _containers(
+        self, requests: RequestSocket, bridge: int, by_index: dict[int, BridgeLink]
+    ) -> tuple[BridgedContainer, ...]:
         ports = {
             mac: by_index[port]
-            for of, port, mac in await self._requests.dump(
-                bridges.dump_learned(bridge), bridges.parse_learned
-            )
+            for of, port, mac in await requests.dump(bridges.dump_learned(bridge), bridges.parse_learned)
             if of == bridge and port in by_index and by_index[port].is_forwarding
         }
-        near = await self._requests.dump(neighbours.dump_neighbours(bridge), neighbours.parse_neighbour)
+        near = await requests.dump(neighbours.dump_neighbours(bridge), neighbours.parse_neighbour)
         return tuple(
             BridgedContainer(address=one.address, mac=one.mac, port=ports[one.mac].name)
             for one in sorted(near, key=lambda one: int(one.address))
@@ -399,10 +437,11 @@ class KernelBridges:
         )
 
     async def _has_bridge_rules(self) -> bool:
-        if self._filter_notifications is None:
+        opened = self._open()
+        if opened.filter_notifications is None:
             return True  # nobody would tell us of them
         try:
-            return bool(await self._filter_requests.dump(nftables.dump_tables(nftables.BRIDGE), len))
+            return bool(await opened.filter_requests.dump(nftables.dump_tables(nftables.BRIDGE), len))
         except TargetError:
             return True  # it cannot be told: the ordinary way is always right
 

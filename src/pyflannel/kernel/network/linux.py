@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import sys
 import time
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import replace
@@ -35,7 +36,7 @@ from pyflannel.model.route import FdbEntry, Neighbour, Route
 from pyflannel.model.state import Add, Operation, Refusal, Replace, State
 from pyflannel.ports import Announce, ChangeChannel, performed, refused_by
 from pyflannel.wire.netlink import addresses, links, neighbours, routes
-from pyflannel.wire.netlink.message import Acknowledgement, Message
+from pyflannel.wire.netlink.message import PORT_AT, Acknowledgement, Message
 from pyflannel.wire.netlink.routes import (
     dump_next_hops,
     next_hop_protocol,
@@ -74,6 +75,8 @@ class LinuxTarget:
             self._requests = opened.enter_context(contextlib.closing(RequestSocket()))
             notifications = NotificationSocket(GROUPS, buffer_octets=self._notification_octets)
             self._notifications = opened.enter_context(contextlib.closing(notifications))
+            port = self._requests.port.to_bytes(4, sys.byteorder)
+            self._notifications.ignore([(PORT_AT, (port,))])  # as `Watch` would, a message at a time
             self._sockets = opened.pop_all()
         self._reader = SnapshotReader(questions)
         self._links = LinkWriter(self._requests)

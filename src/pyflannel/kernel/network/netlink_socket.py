@@ -1,10 +1,12 @@
 """Two netlink sockets of one network namespace: one for requests, one for notifications."""
 
 import asyncio
+import ctypes
 import errno
 import itertools
 import os
 import socket
+import struct
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import TypeVar
@@ -28,6 +30,7 @@ _SOL_NETLINK = 270
 _CAP_ACK = 10
 _EXT_ACK = 11
 _GET_STRICT_CHECK = 12
+_SO_ATTACH_FILTER = 26
 _SO_RCVBUFFORCE = 33
 
 # The kernel answers while it takes the requests, so all answers of a batch lie in the receive buffer at
@@ -229,6 +232,30 @@ class RequestSocket:
                 return
 
 
+Field = tuple[int, tuple[bytes, ...]]
+"""Where a field begins in a message with its header, and values of it."""
+
+# linux/filter.h, struct sock_filter and sock_fprog; linux/bpf_common.h
+_INSTRUCTION = struct.Struct("=HBBI")
+_PROGRAM = struct.Struct("@HP")
+_LOAD = {1: 0x30, 2: 0x28, 4: 0x20}  # BPF_LD | BPF_ABS | BPF_B, BPF_H, BPF_W
+_JUMP_IF_EQUAL = 0x15  # BPF_JMP | BPF_JEQ | BPF_K
+_RETURN = 0x06  # BPF_RET | BPF_K: octets of the message that pass
+_WHOLE = 0xFFFFFFFF
+
+
+def _program(fields: Sequence[Field]) -> list[tuple[int, int, int, int]]:
+    """Return the instructions that drop a message in which each field has one of its values."""
+    pass_at = sum(1 + len(values) for _, values in fields) + 1
+    program: list[tuple[int, int, int, int]] = []
+    for offset, values in fields:
+        program.append((_LOAD[len(values[0])], 0, 0, offset))
+        for others, value in zip(range(len(values) - 1, -1, -1), values, strict=True):
+            is_other = 0 if others else pass_at - len(program) - 1
+            program.append((_JUMP_IF_EQUAL, others, is_other, int.from_bytes(value, "big")))
+    return [*program, (_RETURN, 0, 0, 0), (_RETURN, 0, 0, _WHOLE)]
+
+
 class NotificationSocket:
     """Hears what changes in the kernel: messages of the multicast groups joined, from construction on.
 
@@ -249,6 +276,16 @@ class NotificationSocket:
     def close(self) -> None:
         """Let go of the socket."""
         self._socket.close()
+
+    def ignore(self, fields: Sequence[Field]) -> None:
+        """Have the kernel drop, from now on, the messages in which each field has one of its values.
+
+        It is a classic BPF program, which needs no rights. Where the kernel takes none, all is heard.
+        """
+        program = _program(fields)
+        octets = ctypes.create_string_buffer(b"".join(_INSTRUCTION.pack(*each) for each in program))
+        described = _PROGRAM.pack(len(program), ctypes.addressof(octets))
+        _try_option(self._socket, socket.SOL_SOCKET, _SO_ATTACH_FILTER, described)
 
     async def wait(self, concerns: Callable[[Message], bool]) -> None:
         """Return when a message came that `concerns` accepts, or when messages were lost."""
@@ -320,7 +357,7 @@ def _open(buffer_octets: int, groups: int, protocol: int = socket.NETLINK_ROUTE)
     return opened
 
 
-def _try_option(opened: socket.socket, level: int, option: int, value: int) -> None:
+def _try_option(opened: socket.socket, level: int, option: int, value: int | bytes) -> None:
     """Set what makes things better and is not needed: old kernels lack some, users without rights others."""
     try:
         opened.setsockopt(level, option, value)

@@ -23,6 +23,7 @@ from pyflannel.errors import WireError
 
 HEADER = struct.Struct("=IHHII")
 ATTRIBUTE = struct.Struct("=HH")
+KIND_AT, PORT_AT = 4, 12
 
 ERROR = 2
 DONE = 3

@@ -8,6 +8,7 @@ attributes. Source: linux/nexthop.h, struct nhmsg.
 """
 
 import struct
+import sys
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import NamedTuple
@@ -19,8 +20,10 @@ from pyflannel.wire.netlink.message import (
     ATTRIBUTE,
     CREATE,
     DUMP,
+    HEADER,
     INET,
     INET6,
+    KIND_AT,
     REPLACE,
     Request,
     attribute,
@@ -43,6 +46,7 @@ UNICAST = 1
 """rtm_type of a route that leads somewhere; the others refuse or deliver."""
 
 _LAYOUT = struct.Struct("=BBBBBBBBI")
+_PROTOCOL_AT = 5
 _U32 = struct.Struct("=I")
 _NEXT_HOP = struct.Struct("=HBBi")
 
@@ -142,7 +146,13 @@ def protocol_of(body: bytes) -> int:
     Raises:
         WireError: too short.
     """
-    return unpack(_LAYOUT, body)[5]
+    return unpack(_LAYOUT, body)[_PROTOCOL_AT]
+
+
+def fields_of(protocol: int) -> tuple[tuple[int, tuple[bytes, ...]], ...]:
+    """Return the fields, with their places and values, by which all messages about its routes are known."""
+    kinds = tuple(kind.to_bytes(2, sys.byteorder) for kind in (NEW, DELETE))
+    return (KIND_AT, kinds), (HEADER.size + _PROTOCOL_AT, (bytes((protocol,)),))
 
 
 def is_on_link(body: bytes) -> bool:
