@@ -206,19 +206,20 @@ class LeaseKeeper:
 
     async def _perform_requests(self) -> None:
         while True:
-            request = await self._requests.get()
-            try:
-                event: Event
-                match request:
-                    case List():
-                        event = await self._list()
-                    case Check(lease):
-                        event = await self._check(lease)
-                    case _:
-                        event = await self._write(request)
-            except StoreError as error:
-                event = Failed(None if isinstance(request, List) else request, str(error), error.hint)
-            self._events.put_nowait(event)
+            self._events.put_nowait(await self._answer(await self._requests.get()))
+
+    async def _answer(self, request: List | Check | Write) -> Event:
+        """Perform a request. Nothing here refers to the result, which may be a listing of all leases."""
+        try:
+            match request:
+                case List():
+                    return await self._list()
+                case Check(lease):
+                    return await self._check(lease)
+                case _:
+                    return await self._write(request)
+        except StoreError as error:
+            return Failed(None if isinstance(request, List) else request, str(error), error.hint)
 
     async def _list(self) -> Listed:
         listing = await self._store.list("")  # leases and claims at one revision

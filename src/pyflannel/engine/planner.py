@@ -146,7 +146,7 @@ class Planner:
         conflicts: leases that cannot all be right, in the order of their subnets.
         objections: the peers that are not planned for, by subnet; the same mapping while nothing changes.
         notes: how the network runs on this host where that is not as usual, a line each.
-        peer_changes: peers that came, went or changed by the latest update.
+        peer_changes: peers that came, went or changed by the latest update, until `forget_changes`.
     """
 
     def __init__(self, options: PlanOptions) -> None:
@@ -259,6 +259,10 @@ class Planner:
         self._basis = basis
         return self._plan_all(basis, inputs.bridges)
 
+    def forget_changes(self) -> None:
+        """Free the list of changed peers, which at a start names all."""
+        self.peer_changes = []
+
     def _block(self, reason: str) -> Blocked:
         """Keep the plan in force. If peers changed meanwhile, the next plan is made anew."""
         if self.peer_changes:
@@ -308,12 +312,12 @@ class Planner:
         plan.add(backend.plan_bridges(bridges, host))
         self._bridges = bridges
         count, peers = len(plan), self.peers
-        reasons = {peer.subnet: self._objection(peer, basis) for peer in peers}
+        judged = [(peer, self._objection(peer, basis)) for peer in peers]
         # A peer that is not sent to outranks nobody.
-        outranked = backend.outranked([peer for peer in peers if reasons[peer.subnet] is None], host)
+        outranked = backend.outranked([peer for peer, reason in judged if reason is None], host)
         objections: dict[IPv4Network, Objection] = {}
-        for peer in peers:
-            reason = outranked.get(peer.subnet) or reasons[peer.subnet]
+        for peer, objection in judged:
+            reason = (outranked.get(peer.subnet) if outranked else None) or objection
             if reason is not None:
                 objections[peer.subnet] = Objection(peer, reason)
                 continue
@@ -322,9 +326,8 @@ class Planner:
             plan.add(items)
         self.objections = objections
         self._plan, self._is_contested = plan, len(plan) < count
-        self._contested = {
-            item.key for peer in peers if peer.subnet in outranked for item in backend.plan_peer(peer, host)
-        }
+        giving_way = [peer for peer in peers if peer.subnet in outranked] if outranked else []
+        self._contested = {item.key for peer in giving_way for item in backend.plan_peer(peer, host)}
         return Replaced(State(plan))
 
     def _plan_peers(self, basis: _Basis) -> dict[Key, Item | None] | None:

@@ -113,13 +113,17 @@ class _Reader:
         while True:
             await self._asked.wait()
             self._asked.clear()
-            kinds, generation, desired = self.kinds, self._generation, self._desired
-            try:
-                state = await within_time(self.target.snapshot(desired), self._clock, len(desired))
-                self.reading = Reading(kinds=kinds, generation=generation, state=state)
-            except TargetError as error:
-                self.reading = Reading(kinds=kinds, generation=generation, error=error)
+            self.reading = await self._attempt()
             answered()
+
+    async def _attempt(self) -> Reading:
+        """Read the target. Only the result refers to the state, so that it is freed after the look."""
+        kinds, generation, desired = self.kinds, self._generation, self._desired
+        try:
+            state = await within_time(self.target.snapshot(desired), self._clock, len(desired))
+            return Reading(kinds=kinds, generation=generation, state=state)
+        except TargetError as error:
+            return Reading(kinds=kinds, generation=generation, error=error)
 
 
 class Targets:

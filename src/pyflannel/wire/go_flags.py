@@ -3,7 +3,6 @@
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Literal
 
 from pyflannel.errors import UsageError
@@ -153,6 +152,8 @@ def _read_integer(text: str) -> int | None:
 
 
 def _suggestion(name: str, names: Collection[str]) -> str:
+    from difflib import get_close_matches  # not at the top: every daemon would keep 150 KiB for it
+
     close = get_close_matches(name.lower(), names, n=1)
     return f"Write --{close[0]}." if close else "See --help for the flags there are."
 
