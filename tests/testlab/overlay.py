@@ -1,0 +1,345 @@
+"""A lab whose hosts join one flannel network on a real etcd, and streams of pings in it."""
+
+import asyncio
+import contextlib
+import itertools
+import json
+import os
+import re
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from ipaddress import IPv4Address
+from typing import Any, NamedTuple
+
+import pytest
+
+from pyflannel.assembly.directories import Places
+from pyflannel.commands.network_client import ControlClient
+from pyflannel.errors import LabError, NotReadyError
+from pyflannel.lab.containers import NamespaceContainer
+from pyflannel.lab.lab import PREFIX, EtcdServer, Lab
+from pyflannel.lab.program import Program
+from pyflannel.lab.topology import LEFT, Host
+from pyflannel.lab.waiting import wait_until
+from pyflannel.model.status import Status
+from pyflannel.wire.forwarder_control import (
+    SOCKET_NAME,
+    ForwarderState,
+    FrameReader,
+    Kind,
+    Peer,
+    decode_state,
+    encode_frame,
+)
+
+SOON_S = 60.0
+"""Far more than anything awaited here takes; a machine that does other things too is no failure."""
+
+_WITHOUT_AUDITS = """
+import sys
+from pyflannel.engine import reconciler
+reconciler.AUDIT_S = 1e9
+from pyflannel.programs.flanneld import main
+sys.exit(main())
+"""
+"""A flanneld that mends only what it hears of: an audit would mend the rest."""
+
+
+_numbers = itertools.count(1)
+
+
+class Overlay:
+    """A lab whose hosts join one flannel network on a real etcd, and what can be asked about them.
+
+    Attributes:
+        daemons: the flanneld started last on each host, by the host's name.
+    """
+
+    def __init__(self, lab: Lab, etcd: EtcdServer, etcd_program: Program) -> None:
+        self.lab = lab
+        self.etcd = etcd
+        self.etcd_program = etcd_program
+        self.hosts = lab.hosts
+        self.daemons: dict[str, Program] = {}
+
+    @staticmethod
+    def config(**more: Any) -> str:
+        """Return a network config by which hosts draw subnets from 10.100.100.0/24 to 10.100.127.0/24.
+
+        What a test writes by hand lies elsewhere: no host may have it by chance.
+        """
+        drawn = {"SubnetMin": "10.100.100.0", "SubnetMax": "10.100.127.0"}
+        return json.dumps({"Network": "10.100.0.0/16", **drawn, **more})
+
+    def join(self, host: Host) -> None:
+        """Start flanneld and wait until packets can flow."""
+        self.daemons[host.name] = host.start_flanneld(f"--store={self.etcd.url}")
+
+    def join_without_audits(self, host: Host) -> None:
+        """Start a flanneld that mends only what it hears of, and wait until packets can flow."""
+        daemon = [sys.executable, "-c", _WITHOUT_AUDITS, f"--store={self.etcd.url}"]
+        self.daemons[host.name] = host.start_service(daemon, name="flanneld")
+
+    def set_backend(self, kind: str, **options: Any) -> None:
+        """Write a network config with this backend, and with subnets of sixteen addresses."""
+        config = self.config(SubnetLen=28, Backend={"Type": kind, **options})
+        self.etcd.etcdctl("put", f"{PREFIX}/config", config)
+
+    def put_peers(self, kind: str, count: int) -> None:
+        """Write the leases of so many peers that are nobody: /28s from 10.100.128.0 on.
+
+        The first ninety have addresses on the left segment.
+        """
+        command = ["env", "ETCDCTL_API=3", "etcdctl", f"--endpoints={self.etcd.endpoint}", "txn"]
+        puts = [_put_peer(kind, number) for number in range(count)]
+        for first in range(0, count, _MOST_AT_ONCE):
+            some = "".join(puts[first : first + _MOST_AT_ONCE])
+            self.lab.router.run(command, text=f"\n{some}\n\n")
+
+    def delete_leases(self) -> None:
+        """Delete every lease from the store."""
+        self.etcd.etcdctl("del", "--prefix", f"{PREFIX}/subnets/")
+
+    def settle(self, *hosts: Host) -> None:
+        """Return when each of these, which have joined, knows the others and has no address under way."""
+        for host in hosts:
+            self.wait_status(host, lambda status: status.peers >= len(hosts) - 1, "knows the others")
+            self.wait_at_rest(host)
+
+    def wait_at_rest(self, host: Host) -> None:
+        """Return when no address of the host is under way: IPv6 takes seconds to prove one unique."""
+        wait_until(
+            lambda: "tentative" not in str(self.state(host)),
+            what=f"{host.name} is at rest",
+            deadline_s=2 * SOON_S,
+        )
+
+    def status(self, host: Host) -> Status:
+        """Return what the host's daemon says of itself, as soon as it answers."""
+        return self.wait_status(host, lambda _: True, "answers")
+
+    def log(self, host: Host) -> str:
+        """All that the host's daemons logged so far."""
+        log = host.directory / "log/flanneld.log"
+        return log.read_text() if log.exists() else ""
+
+    def wait_logged(self, host: Host, *parts: str, after: int = 0, deadline_s: float = SOON_S) -> str:
+        """Return what the host's daemons logged after so many characters, once each part is in it.
+
+        A repair is seen in the kernel before it is written in the log.
+        """
+        try:
+            wait_until(
+                lambda: all(part in self.log(host)[after:] for part in parts),
+                what=f"flanneld on {host.name} logs {parts}",
+                deadline_s=deadline_s,
+            )
+        except LabError as error:
+            pytest.fail(f"{error}; its log:\n{self.log(host)[after:]}")
+        return self.log(host)[after:]
+
+    def wait_status(
+        self, host: Host, is_so: Callable[[Status], bool], what: str, deadline_s: float = SOON_S
+    ) -> Status:
+        """Return what the host's daemon says of itself, once `is_so` holds of it.
+
+        What it has done is seen in the kernel before it is in the status.
+        """
+        seen: list[Status] = []
+
+        client = ControlClient(host.directory / "run/flannel" / Places().control_socket.name)
+
+        def look() -> bool:
+            with contextlib.suppress(NotReadyError):
+                seen.append(asyncio.run(client.status()))
+                return is_so(seen[-1])
+            return False
+
+        try:
+            wait_until(look, what=f"{host.name} {what}", deadline_s=deadline_s)
+        except LabError as error:
+            pytest.fail(f"{error}; its status: {seen[-1:]}; its log:\n{self.log(host)[-2000:]}")
+        return seen[-1]
+
+    def wait_ready(self, host: Host) -> Status:
+        """Return what the host's daemon says of itself, once it is ready."""
+        return self.wait_status(host, lambda status: status.is_ready, "is ready")
+
+    def forwarder(self, host: Host) -> ForwarderState | None:
+        """What the host's forwarder says of itself; None when none answers."""
+        answer = self.ask_forwarder(host, Kind.READ_STATE)
+        return None if answer is None else decode_state(answer)
+
+    def peers(self, host: Host) -> tuple[Peer, ...]:
+        """Return the table of the host's forwarder; nothing while none answers."""
+        forwarder = self.forwarder(host)
+        return () if forwarder is None else tuple(forwarder.peers)
+
+    def ask_forwarder(self, host: Host, kind: Kind, payload: bytes = b"") -> bytes | None:
+        """Ask the host's forwarder as any process of root can; None when none answers."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+            client.settimeout(5)
+            try:
+                client.connect(str(host.directory / "run/flannel" / SOCKET_NAME))
+                client.sendall(encode_frame(kind, payload))
+                reader = FrameReader()
+                while octets := client.recv(65536):
+                    for answered, answer in reader.feed(octets):
+                        if answered is not Kind.CHANGED:
+                            return answer
+            except OSError:
+                pass
+        return None
+
+    def forwarders(self, host: Host) -> int:
+        """How many forwarder processes run on the host."""
+        return sum("pyflannel.programs.forwarder" in command for command in host.commands())
+
+    def wait_one_forwarder(self, host: Host) -> None:
+        """Return when no second forwarder runs there: one that handed over ends a moment later."""
+        wait_until(
+            lambda: self.forwarders(host) == 1, what=f"one forwarder on {host.name}", deadline_s=SOON_S
+        )
+
+    def state(self, host: Host) -> dict[str, Any]:
+        """All that is on the host, ours or not, apart from what is new when an equal thing is made again."""
+        forwarder = self.forwarder(host)
+        subnet_env = host.directory / "run/flannel/subnet.env"
+        return {
+            **network_state(host),
+            "forwarder": forwarder and forwarder._replace(pid=0, peers=tuple(sorted(forwarder.peers))),
+            "subnet.env": subnet_env.read_text() if subnet_env.exists() else None,
+        }
+
+
+def network_state(host: Host) -> dict[str, Any]:
+    """Return the network of a host, filters too, but no index: a link made anew has another."""
+    *shown, others = host.run(["sh", "-c", _SHOW]).stdout.split("\n", maxsplit=5)
+    links, addresses, routes, routes6, rules = (json.loads(line or "[]") for line in shown)
+    for entry in (*links, *addresses):
+        entry.pop("ifindex")
+        entry.pop("link_index", None)
+    return {
+        "links": {link["ifname"]: link for link in links},
+        "addresses": {link["ifname"]: link["addr_info"] for link in addresses},
+        "routes": sorted(json.dumps(route) for route in (*routes, *routes6)),
+        "rules": rules,
+        "IPv6 and filters": [line for line in others.splitlines() if not line.startswith("#")],
+    }
+
+
+_SHOW = (
+    "ip -json -details link; ip -json address; ip -json -4 route show table all;"
+    " ip -json -6 route show table all; ip -json rule;"
+    " grep -H . /proc/sys/net/ipv6/conf/*/disable_ipv6; iptables-save; ip6tables-save;"
+    " nft list table inet decoy 2>/dev/null || true"
+)
+
+
+_MOST_AT_ONCE = 100
+"""Operations of a transaction, of which etcd takes up to 128."""
+
+
+def _put_peer(kind: str, number: int) -> str:
+    """Return the line by which etcdctl writes a peer's lease."""
+    subnet = IPv4Address("10.100.128.0") + 16 * number
+    address = IPv4Address("10.10.10.2") + number if number < 90 else IPv4Address("172.16.0.0") + number
+    lease: dict[str, Any] = {"PublicIP": str(address)}
+    if kind != "udp":
+        lease["BackendType"] = kind
+    if kind == "vxlan":
+        mac = f"0e:00:00:00:{number >> 8:02x}:{number & 255:02x}"
+        lease["BackendData"] = {"VNI": 1, "VtepMAC": mac}
+    return f"put {PREFIX}/subnets/{subnet}-28 {json.dumps(json.dumps(lease))}\n"
+
+
+class Answer(NamedTuple):
+    """An answer to a ping with its number; times are seconds since the epoch.
+
+    Attributes:
+        at: when it came.
+        sent_at: when the ping was sent.
+    """
+
+    at: float
+    number: int
+    sent_at: float
+
+
+class PingStream:
+    """Pings that go on, each with its number, from a host or a container to an address of the overlay."""
+
+    def __init__(
+        self, source: Host | NamespaceContainer, destination: IPv4Address, *, interval_s: float
+    ) -> None:
+        command = ["ping", "-n", "-D", "-i", str(interval_s), str(destination)]
+        self._program = source.start_in_network(command, name=f"ping-{next(_numbers)}")
+        assert self._program.log is not None
+        self._log = self._program.log
+
+    def answers(self) -> list[Answer]:
+        """Return the answers so far, in the order in which they came."""
+        return _answers(self._log.read_text())
+
+    def _latest(self) -> list[Answer]:
+        """Return the last of them: of a minute there are tens of thousands."""
+        return _answers(self._log.read_text()[-_TAIL:])
+
+    def wait_answered(self, deadline_s: float = SOON_S) -> None:
+        """Return when a ping that is sent from now on was answered."""
+        now = time.time()
+        wait_until(
+            lambda: any(answer.sent_at > now for answer in self._latest()),
+            what=f"an answer to {self._program.name}",
+            deadline_s=deadline_s,
+        )
+
+    def __enter__(self) -> "PingStream":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Send no more; the last ones may still be under way."""
+        self._program.send(signal.SIGINT)
+        self._program.wait()
+
+    def is_silent_for(self, seconds: float) -> bool:
+        """Return whether no answer came for so long."""
+        return time.time() - max((answer.at for answer in self._latest()), default=0.0) > seconds
+
+    def lost(self) -> list[int]:
+        """Return the numbers of the pings that were not answered though a later one was."""
+        numbers = {answer.number for answer in self.answers()}
+        return sorted(set(range(1, max(numbers, default=0))) - numbers)
+
+    def longest_gap_s(self, since: float = 0.0) -> float:
+        """Return the longest time without an answer, between two that came after `since`."""
+        times = [answer.at for answer in self.answers() if answer.at >= since]
+        return max((later - earlier for earlier, later in itertools.pairwise(times)), default=0.0)
+
+
+def _answers(text: str) -> list[Answer]:
+    return [
+        Answer(float(at), int(number), float(at) - float(took_ms) / 1e3)
+        for at, number, took_ms in _ANSWER.findall(text)
+    ]
+
+
+_TAIL = 4000
+_ANSWER = re.compile(r"^\[(\d+\.\d+)\] .*icmp_seq=(\d+) ttl=\d+ time=([\d.]+) ms", re.MULTILINE)
+
+
+@contextmanager
+def overlay_in(name: str) -> Iterator[Overlay]:
+    """Make a lab with an etcd that holds the network config; no flanneld runs yet."""
+    with Lab(f"{name}-{os.getpid()}") as lab:
+        etcd = EtcdServer(lab.router, str(LEFT.gateway.ip))
+        program = etcd.start()
+        etcd.etcdctl("put", f"{PREFIX}/config", Overlay.config())
+        yield Overlay(lab, etcd, program)
