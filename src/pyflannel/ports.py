@@ -43,10 +43,10 @@ class Memory(Protocol):
     async def load(self) -> bytes | None:
         """Return the bytes saved last, or None. An unreadable file is logged and counts as None."""
 
-    async def save(self, parts: Iterable[bytes]) -> None:
+    async def save(self, parts: Iterable[bytes]) -> bool:
         """Replace the content atomically by these parts, which are iterated once.
 
-        A failure is logged, and the old content stays.
+        Returns whether that succeeded. After a failure, which is logged once, the old content stays.
         """
 
 

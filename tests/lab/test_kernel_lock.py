@@ -19,6 +19,18 @@ with RunLock(sys.argv[1], "flanneld"):
     sys.stdin.read()
 """
 
+HOLD_AND_TRY = """
+import sys
+from pyflannel.errors import BusyError
+from pyflannel.kernel.host.locks import RunLock
+with RunLock(sys.argv[1]):
+    print("held", flush=True)
+    try:
+        RunLock(sys.argv[1]).__enter__()
+    except BusyError:
+        print("refused")
+"""
+
 
 @pytest.fixture
 def path(tmp_path: Path) -> str:
@@ -84,3 +96,18 @@ def test_a_place_where_no_file_can_be_is_said(tmp_path: Path) -> None:
         RunLock(str(tmp_path / "file" / "run" / "lock")),
     ):
         pass
+
+
+def test_a_read_only_file_system_keeps_the_lock_of_an_earlier_daemon(path: str) -> None:
+    """A daemon that was killed left the file. Its successor runs, and a second one does not."""
+    with hold(path) as holder:
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+    script = 'mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" && exec "$1" -c "$2" "$3"'
+    words = [os.path.dirname(path), sys.executable, HOLD_AND_TRY, path]
+
+    ran = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", script, *words], capture_output=True, text=True, check=False
+    )
+
+    assert ran.stdout == "held\nrefused\n", ran.stderr

@@ -81,8 +81,9 @@ class Surroundings:
     async def load(self) -> bytes | None:
         return self._memory[-1] if self._memory else None
 
-    async def save(self, parts: Iterable[bytes]) -> None:
+    async def save(self, parts: Iterable[bytes]) -> bool:
         self._memory[:] = [b"".join(parts)]
+        return True
 
     async def observe(self, scope: RouteScope) -> Interfaces:
         return interfaces_of(self._address())

@@ -5,6 +5,7 @@ wire.control_json defines the documents. Only root and the user of the daemon ha
 """
 
 import asyncio
+import errno
 import logging
 import os
 import socket
@@ -42,6 +43,19 @@ log = logging.getLogger(__name__)
 LOOK_S = 1.0
 """Interval between checks for a deleted socket, which is then created again."""
 
+_SHORTAGES = frozenset(
+    {
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EROFS,
+        errno.EIO,
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ENOMEM,
+    }
+)
+"""Why a socket cannot be created although its path is right. They end without a restart of the daemon."""
+
 
 class Controlled(Protocol):
     """The part of the daemon that the control socket needs. Leases and config come from memory."""
@@ -77,14 +91,15 @@ class Controlled(Protocol):
 async def serve_control(path: Path, daemon: Controlled, *, look_s: float = LOOK_S) -> None:
     """Serve the control socket at `path` until cancelled, then remove it.
 
-    Every `look_s` seconds, the socket is created again if it was deleted.
+    Every `look_s` seconds, the socket is created again if it was deleted. While the file system is full or
+    read-only, or a limit is reached, the daemon works without the socket.
 
     Raises:
         BusyError: another daemon serves it.
         TargetError: it cannot be created there.
     """
     server = HttpServer(control_routes(daemon), admit=_is_ours)
-    listener = _listen(path)
+    listener = await _first_listener(path, look_s)
     while True:
         inode = _inode(path)
         try:
@@ -96,6 +111,20 @@ async def serve_control(path: Path, daemon: Controlled, *, look_s: float = LOOK_
         finally:
             _remove(path, inode)
         listener = await _listen_again(path, look_s)
+
+
+async def _first_listener(path: Path, look_s: float) -> socket.socket:
+    logged = ""
+    while True:
+        try:
+            return _listen(path)
+        except TargetError as error:
+            if not isinstance(error.__cause__, OSError) or error.__cause__.errno not in _SHORTAGES:
+                raise
+            if str(error) != logged:
+                log.error("flannelctl gets no answer, retrying: %s", error.in_full)
+            logged = str(error)
+        await asyncio.sleep(look_s)
 
 
 def _listen(path: Path) -> socket.socket:

@@ -142,6 +142,9 @@ class LeaseGrace:
 SAVE_PAUSE_S = 1.0
 """Shortest time between two writes, so that a thousand joining hosts cause only a few."""
 
+RETRY_S = 10.0
+"""Interval between attempts to write while the disk is full or read-only."""
+
 SAVED_PER_S = 1000
 """Leases for which a write is delayed by one second: at 15 µs per lease, writes use 1 % of a core."""
 
@@ -170,8 +173,11 @@ class LastKnownLeases:
                 await self._changed.wait()
                 await self._clock.sleep(self._delay_s())
                 self._changed.clear()
-                if await self._save():
-                    await self._clock.sleep(SAVE_PAUSE_S)
+                saved = await self._save()
+                if saved is not None:
+                    await self._clock.sleep(SAVE_PAUSE_S if saved else RETRY_S)
+                if saved is False:
+                    self._changed.set()
         finally:
             await self._save()
 
@@ -179,16 +185,17 @@ class LastKnownLeases:
         known = self._current()
         return 0 if known is None else len(known.leases) // SAVED_PER_S
 
-    async def _save(self) -> bool:
+    async def _save(self) -> bool | None:
+        """Save; return whether that succeeded, None if there was nothing to save."""
         known = self._current()
         if known is None:
-            return False
+            return None
         if self._saved is not None and _have_the_same_text(known, self._saved):
             self._saved = known
-            return False
-        await self._memory.save(format_last_known(known))
-        self._saved = known
-        return True
+            return None
+        if is_saved := await self._memory.save(format_last_known(known)):
+            self._saved = known
+        return is_saved
 
     async def load(self) -> LastKnown | None:
         """Return the last saved leases, or None. An unreadable file is logged and counts as none."""

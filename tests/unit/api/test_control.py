@@ -1,7 +1,10 @@
 """The control socket serves flannelctl, and no other user than root and the user of the daemon."""
 
 import asyncio
+import errno
+import os
 import shutil
+import socket
 import stat
 from collections.abc import Awaitable, Callable, Sequence
 from ipaddress import IPv4Address, IPv4Network
@@ -21,7 +24,7 @@ from pyflannel.errors import (
     TargetError,
     WireError,
 )
-from pyflannel.http.sockets import request
+from pyflannel.http.sockets import listen_unix, request
 from pyflannel.model.lease import Lease, LeaseAttributes, LeaseEntry
 from pyflannel.model.status import (
     BackendStatus,
@@ -113,7 +116,7 @@ def ask(path: Path, daemon: Daemon, question: Callable[[ControlClient], Awaitabl
     """Serve `daemon` at `path` for one request."""
 
     async def exchange() -> Answer:
-        serving = asyncio.ensure_future(serve_control(path, daemon))
+        serving = asyncio.ensure_future(serve_control(path, daemon, look_s=0.01))
         try:
             async with asyncio.timeout(30):
                 while not path.exists() and not serving.done():
@@ -240,6 +243,25 @@ def test_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_an_unusable_path_of_the_socket_is_reported(tmp_path: Path) -> None:
     with pytest.raises(TargetError, match="too long"):
         asyncio.run(serve_control(tmp_path / ("x" * 120), Daemon()))
+
+
+@pytest.mark.parametrize("cause", [errno.ENOSPC, errno.EROFS, errno.EMFILE])
+def test_a_full_or_read_only_disk_delays_only_the_socket(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, cause: int
+) -> None:
+    """The daemon repairs and follows leases meanwhile, and logs the reason once."""
+    failures = iter([cause, cause, cause])
+
+    def listen(path: Path) -> socket.socket:
+        if (number := next(failures, None)) is not None:
+            raise OSError(number, os.strerror(number))
+        return listen_unix(path)
+
+    monkeypatch.setattr("pyflannel.api.control.listen_unix", listen)
+
+    assert ask(tmp_path / "s", Daemon(), lambda client: client.status()) == STATUS
+    (line,) = caplog.messages
+    assert os.strerror(cause) in line
 
 
 def test_without_a_daemon_the_error_is_not_ready(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from doubles.fake_clock import FakeClock
 from pyflannel.engine import kept_leases
-from pyflannel.engine.kept_leases import SAVE_PAUSE_S, SAVED_PER_S, LastKnownLeases
+from pyflannel.engine.kept_leases import RETRY_S, SAVE_PAUSE_S, SAVED_PER_S, LastKnownLeases
 from pyflannel.engine.pacing import READ_AT_ONCE
 from pyflannel.model.lease import LastKnown, Lease, LeaseAttributes
 from pyflannel.model.store_record import Record
@@ -29,12 +29,17 @@ class Disk:
 
     def __init__(self) -> None:
         self.writes: list[bytes] = []
+        self.attempts = 0
+        self.is_full = False
 
     async def load(self) -> bytes | None:
         return self.writes[-1] if self.writes else None
 
-    async def save(self, parts: Iterable[bytes]) -> None:
-        self.writes.append(b"".join(parts))
+    async def save(self, parts: Iterable[bytes]) -> bool:
+        self.attempts += 1
+        if not self.is_full:
+            self.writes.append(b"".join(parts))
+        return not self.is_full
 
 
 class Story:
@@ -180,3 +185,42 @@ def test_a_large_file_is_read_a_few_leases_at_a_time(monkeypatch: pytest.MonkeyP
     asyncio.run(run())
     assert most == READ_AT_ONCE
     assert turns > 2999 // READ_AT_ONCE
+
+
+def test_a_failed_write_is_tried_again_until_it_succeeds() -> None:
+    """A disk that was full for a while must not leave the leases of last week behind."""
+    story = Story()
+    story.disk.is_full = True
+
+    async def run() -> None:
+        task = await story.begin()
+        await story.clock.advance(RETRY_S)
+        assert story.disk.attempts == 2
+        assert story.disk.writes == []
+
+        story.disk.is_full = False
+        await story.clock.advance(RETRY_S)
+
+        assert len(story.disk.writes) == 1
+        await story.clock.advance(10 * RETRY_S)
+        assert story.disk.attempts == 3
+        task.cancel()
+
+    asyncio.run(run())
+
+
+def test_a_change_during_the_wait_for_a_disk_is_written_after_it() -> None:
+    story = Story()
+    story.disk.is_full = True
+
+    async def run() -> None:
+        task = await story.begin()
+        story.know(1, 2)
+        story.disk.is_full = False
+
+        await story.clock.advance(RETRY_S)
+
+        assert await story.kept.load() == story.known
+        task.cancel()
+
+    asyncio.run(run())

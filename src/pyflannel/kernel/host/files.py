@@ -97,6 +97,7 @@ class FileMemory:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._complaint: str | None = None
 
     async def load(self) -> bytes | None:
         """Return the file's octets, or None."""
@@ -108,15 +109,25 @@ class FileMemory:
             log.warning("Could not read %s: %s", self._path, error.strerror)
             return None
 
-    async def save(self, parts: Iterable[bytes]) -> None:
-        """Replace the file by these parts; they are written apart, so that others have their turn."""
+    async def save(self, parts: Iterable[bytes]) -> bool:
+        """Replace the file by these parts, one at a time, so that other tasks get a turn; log a failure once.
+
+        Returns whether that succeeded.
+        """
         try:
             with await in_thread(Replacement, str(self._path), _PRIVATE) as replacement:
                 for part in parts:
                     await in_thread(replacement.write, part)
                 await in_thread(replacement.finish)
         except OSError as error:
-            log.warning("Could not save the last known leases to %s: %s", self._path, error.strerror)
+            if error.strerror != self._complaint:
+                log.warning("Could not save the last known leases to %s: %s", self._path, error.strerror)
+            self._complaint = error.strerror
+            return False
+        if self._complaint is not None:
+            log.info("Saved the last known leases to %s, after: %s", self._path, self._complaint)
+        self._complaint = None
+        return True
 
 
 _COALESCE_S = 0.005

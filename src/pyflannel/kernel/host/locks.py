@@ -53,7 +53,7 @@ class RunLock:
 
     def _acquire(self) -> int:
         while True:
-            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            descriptor = _open(self._path)
             with contextlib.ExitStack() as unless_held:
                 unless_held.callback(os.close, descriptor)
                 try:
@@ -78,6 +78,19 @@ class RunLock:
             f"{who} is running already: it holds {self._path}",
             hint="Stop it first, or give this one a run directory of its own (--run-dir).",
         )
+
+
+def _open(path: str) -> int:
+    """Open the lock file, and create it if it is missing.
+
+    On a read-only file system, the file of an earlier daemon can still be locked.
+    """
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        if error.errno != errno.EROFS:
+            raise
+    return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
 
 def is_locked(path: str) -> bool:
