@@ -2,6 +2,9 @@
 
 import json
 import logging
+import math
+import time
+from collections.abc import Callable
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Literal, TextIO
@@ -32,6 +35,7 @@ _INDENT = "    "
 """Start of each line of a traceback, so that no text in it can look like the start of a log line."""
 
 _OURS = "pyflannel"
+_LIBRARY_LINES = 10
 _SEVERITIES: tuple[tuple[int, Letter, str], ...] = (
     (logging.CRITICAL, "F", "fatal"),
     (logging.ERROR, "E", "error"),
@@ -44,13 +48,40 @@ _SEVERITIES: tuple[tuple[int, Letter, str], ...] = (
 def configure_logging(form: LogForm, verbosity: int, stream: TextIO) -> None:
     """Send the log of the process to `stream`, one event per line; debug lines of pyflannel from verbosity 1.
 
-    Libraries log warnings and errors. A second call replaces the first.
+    Libraries log warnings and errors, a limited number in a minute. A second call replaces the first.
     """
     handler = logging.StreamHandler(stream)
+    handler.addFilter(LibraryLimit())
     handler.setFormatter(JsonFormatter() if form == "json" else KlogFormatter())
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     logging.captureWarnings(True)
     logging.getLogger(_OURS).setLevel(logging.DEBUG if verbosity >= 1 else logging.INFO)
+
+
+class LibraryLimit(logging.Filter):
+    """Passes the lines of pyflannel, and ten lines a minute of libraries.
+
+    asyncio logs 32 lines a second while a client waits and no descriptor is left, and one for each connection
+    if memory is short.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._now = now
+        self._until = -math.inf
+        self._lines = 0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether the record is logged; add the number of lines left out in the minute before."""
+        if record.name.partition(".")[0] == _OURS:
+            return True
+        if (now := self._now()) >= self._until:
+            if (left_out := self._lines - _LIBRARY_LINES) > 0:
+                record.msg = f"{record.getMessage()} (left out {left_out} lines of libraries before)"
+                record.args = None
+            self._until, self._lines = now + 60.0, 0
+        self._lines += 1
+        return self._lines <= _LIBRARY_LINES
 
 
 class KlogFormatter(logging.Formatter):

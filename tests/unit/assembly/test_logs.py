@@ -10,7 +10,7 @@ from typing import Literal
 
 import pytest
 
-from pyflannel.assembly.logs import configure_logging
+from pyflannel.assembly.logs import LibraryLimit, configure_logging
 
 log = logging.getLogger("pyflannel.test")
 
@@ -63,6 +63,33 @@ def test_debug_lines_wait_for_verbosity_and_libraries_for_warnings() -> None:
         "ours, info",
         "theirs, warning",
     ]
+
+
+def test_a_library_cannot_fill_the_log() -> None:
+    """asyncio logs each refused accept(); the lines of pyflannel are never left out."""
+    seconds = [0.0]
+    limit = LibraryLimit(lambda: seconds[0])
+
+    def passed(name: str, count: int) -> list[str]:
+        records = [logging.LogRecord(name, logging.ERROR, "", 0, "%s", ("full",), None) for _ in range(count)]
+        return [record.getMessage() for record in records if limit.filter(record)]
+
+    assert passed("asyncio", 500) == ["full"] * 10
+    assert passed("pyflannel.engine", 500) == ["full"] * 500
+    seconds[0] = 60.0
+    assert passed("asyncio", 2) == ["full (left out 490 lines of libraries before)", "full"]
+    seconds[0] = 120.0
+    assert passed("asyncio", 1) == ["full"]
+
+
+def test_configured_logging_limits_libraries() -> None:
+    stream = io.StringIO()
+    configure_logging("klog", 0, stream)
+
+    for _ in range(100):
+        logging.getLogger("asyncio").error("socket.accept() out of system resource")
+
+    assert len(stream.getvalue().splitlines()) == 10
 
 
 def test_json_lines_are_one_object_each() -> None:
