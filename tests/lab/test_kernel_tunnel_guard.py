@@ -28,9 +28,7 @@ VXLAN = GuardTable(
 )
 UDP = replace(
     VXLAN,
-    path=GuardedPath(
-        links=("flannel0",), tunnel=GuardedTunnel(link="flannel0", port=8285, checks_arriving=False)
-    ),
+    path=GuardedPath(links=("flannel0",), tunnel=GuardedTunnel(link="flannel0", port=8285)),
 )
 HOST_GW = replace(VXLAN, path=GuardedPath(links=("eth0",)))
 DAMAGE = {

@@ -22,14 +22,11 @@ class GuardedTunnel:
         link: of the inner packets, flannel0 or flannel.1.
         port: UDP port at which this host takes tunnel packets.
         vni: VXLAN network identifier; None if an inner packet follows the UDP header, as with udp.
-        checks_arriving: drop what arrives by the underlay from a wrong sender. False if the receiver of the
-            datagrams checks that itself.
     """
 
     link: str
     port: int
     vni: int | None = None
-    checks_arriving: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -197,9 +197,7 @@ def test_the_evaluator_knows_no_foreign_rule() -> None:
         verdict((ForeignRule("-j DROP"),), OURS, WORLD)
 
 
-UDP_PATH = GuardedPath(
-    links=("flannel0",), tunnel=GuardedTunnel(link="flannel0", port=8285, checks_arriving=False)
-)
+UDP_PATH = GuardedPath(links=("flannel0",), tunnel=GuardedTunnel(link="flannel0", port=8285))
 VXLAN_TUNNEL = GuardedTunnel(link="flannel.1", port=8472, vni=1)
 PATHS = {
     "udp": UDP_PATH,

@@ -138,8 +138,8 @@ class UdpBackend:
         )
 
     def guarded_path(self, host: Host) -> GuardedPath:
-        """Return the tunnel; the forwarder and the programs check what arrives by the underlay."""
-        tunnel = GuardedTunnel(link=host.device, port=self.port, checks_arriving=False)
+        """Return the tunnel. The programs and the forwarder check arriving packets themselves, too."""
+        tunnel = GuardedTunnel(link=host.device, port=self.port)
         return GuardedPath(links=(host.device,), tunnel=tunnel)
 
     def plan_bridges(self, bridges: Iterable[Bridge], host: Host) -> State:

@@ -166,12 +166,9 @@ def _clear_rules(table: GuardTable) -> Iterator[Rule]:
 
 def _to_us(tunnel: GuardedTunnel, table: GuardTable) -> Iterator[Rule]:
     by_underlay = (meta(META_INPUT), equals(_name(table.underlay)))
-    if tunnel.checks_arriving:
-        yield from _from_a_peer(tunnel, table.source_length, by_underlay)
-        yield from _of_another_network(tunnel)
-        yield Rule("from nobody of the network", (*by_underlay, goto("refused")))
-    else:
-        yield Rule("the receiver checks it", (*by_underlay, leave()))
+    yield from _from_a_peer(tunnel, table.source_length, by_underlay)
+    yield from _of_another_network(tunnel)
+    yield Rule("from nobody of the network", (*by_underlay, goto("refused")))
     yield Rule("source not routed to its interface", (*_unrouted(), goto("refused")))
     yield from _from_a_peer(tunnel, table.source_length)
     yield Rule("from nobody of the network", (goto("refused"),))
