@@ -66,7 +66,7 @@ def test_debug_lines_wait_for_verbosity_and_libraries_for_warnings() -> None:
 
 
 def test_a_library_cannot_fill_the_log() -> None:
-    """asyncio logs each refused accept(); the lines of pyflannel are never left out."""
+    """Asyncio logs each refused accept(); the lines of pyflannel are never left out."""
     seconds = [0.0]
     limit = LibraryLimit(lambda: seconds[0])
 
