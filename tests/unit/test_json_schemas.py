@@ -26,7 +26,8 @@ def test_the_schemas_follow_from_the_types() -> None:
 
 
 def test_each_command_has_a_schema() -> None:
-    assert {name.partition("-")[0] for name in NAMES} == {*COMMANDS, "error", "version"}
+    commands = {name if name in COMMANDS else name.partition("-")[0] for name in NAMES}
+    assert commands == {*COMMANDS, "error", "version"}
 
 
 @pytest.mark.parametrize("name", NAMES)

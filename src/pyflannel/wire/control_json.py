@@ -68,7 +68,9 @@ class _Config:
 
 
 @dataclass(frozen=True, slots=True)
-class _PublicKey:
+class PublicKey:
+    """The document of `flannelctl rotate-key`."""
+
     public_key: str
 
 
@@ -152,7 +154,7 @@ def parse_config_text(document: bytes) -> str | None:
 
 def format_public_key(public_key: str) -> bytes:
     """Return `{"public_key": ...}`: of WireGuard, after a rotation."""
-    return _encode(_PublicKey(public_key))
+    return _encode(PublicKey(public_key))
 
 
 def parse_public_key(document: bytes) -> str:
@@ -161,7 +163,7 @@ def parse_public_key(document: bytes) -> str:
     Raises:
         WireError: it is not that.
     """
-    return _decode(document, _PublicKey).public_key
+    return _decode(document, PublicKey).public_key
 
 
 def format_error(error: FlannelError) -> bytes:

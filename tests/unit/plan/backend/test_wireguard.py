@@ -152,8 +152,8 @@ class TestPeer:
                 {"wireguard": WireguardData(public_key=OWN_KEY)},
                 f"its PublicKey {OWN_KEY} is our own: is it a copy of this host?",
             ),
-            ({"public_ip": IPv4Address("192.168.50.102")}, "192.168.50.102 is our own address"),
-            ({"public_ip": IPv4Address("127.0.0.1")}, "127.0.0.1 is no address of a host"),
+            ({"public_ip": IPv4Address("192.168.50.102")}, "192.168.50.102 is an address of this host"),
+            ({"public_ip": IPv4Address("127.0.0.1")}, "127.0.0.1 is not the address of a host"),
         ],
     )
     def test_a_peer_that_cannot_be_encrypted_for_is_refused(
