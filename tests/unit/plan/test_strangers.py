@@ -68,15 +68,15 @@ def stranger(
         (
             stranger("10.9.0.50", "stranger", "10.100.77.2"),
             "docker5 holds 10.100.50.0/24, and no host has the inner source 10.100.77.2",
-            "Give its containers addresses of 10.100.50.0/24 only: mk-docker-opts there, then start Docker"
-            " again.",
+            "Give its containers only addresses in 10.100.50.0/24: run mk-docker-opts there, then restart"
+            " Docker.",
         ),
         (
             stranger("10.9.0.15", "impostor", "10.100.50.2"),
             "it holds 10.100.15.0/24, and the inner source 10.100.50.2 is in 10.100.50.0/24"
             " of docker5 (10.9.0.50)",
-            "Give its containers addresses of 10.100.15.0/24 only: mk-docker-opts there, then start Docker"
-            " again.",
+            "Give its containers only addresses in 10.100.15.0/24: run mk-docker-opts there, then restart"
+            " Docker.",
         ),
         (
             stranger("10.9.0.66", "impostor", "10.100.40.2"),  # whose lease is gone by now
