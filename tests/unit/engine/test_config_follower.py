@@ -12,7 +12,7 @@ CONFIG = b'{"Network":"10.100.0.0/16"}'
 
 
 def test_a_store_that_ends_every_watch_is_listed_with_growing_pauses() -> None:
-    """The pause between two tries grows until a watch has stayed open."""
+    """The pause between two attempts grows until a watch has stayed open."""
 
     async def check() -> int:
         clock = FakeClock()

@@ -20,13 +20,13 @@ STORE = IPv4Address("10.99.0.1")
 
 NETWORK = IPv4Network("10.100.0.0/16")
 STATIC = Route(destination=IPv4Network("10.100.0.0/16"), link="eth0", gateway=HELD.network[7], protocol=4)
-"""A route to the whole of the first."""
+"""A route to the complete first network."""
 
 WHY = "10.96.0.0/11 contains 10.99.0.1, an address of the store, which this host would lose"
 
 
 def lived(story: Callable[[HostBench], Awaitable[None]]) -> None:
-    """Run a host through this."""
+    """Run a host through these steps."""
 
     async def live() -> None:
         bench = HostBench()
@@ -56,7 +56,7 @@ def errors(caplog: pytest.LogCaptureFixture) -> Iterator[str]:
 
 
 def test_at_a_first_start_nothing_is_planned(caplog: pytest.LogCaptureFixture) -> None:
-    """The host waits, says why once, and takes the next config."""
+    """The host waits, logs the reason once, and uses the next config."""
 
     async def story(bench: HostBench) -> None:
         await put(bench, BAD)
@@ -93,7 +93,7 @@ def test_the_last_good_config_stays_in_force(caplog: pytest.LogCaptureFixture) -
 
 
 def test_a_config_is_used_after_the_conflicting_route_is_removed() -> None:
-    """The host's routes are looked at before a config is used, and again when they change."""
+    """The host's routes are read before a config is used, and again when they change."""
 
     async def story(bench: HostBench) -> None:
         bench.interfaces.route(STATIC)
@@ -108,7 +108,7 @@ def test_a_config_is_used_after_the_conflicting_route_is_removed() -> None:
 
 
 def test_the_subnet_of_this_host_avoids_routes_of_other_programs() -> None:
-    """All subnets but one are routed elsewhere."""
+    """All subnets except one have routes of other programs."""
 
     async def story(bench: HostBench) -> None:
         others = list(NETWORK.subnets(new_prefix=18))[1:]
@@ -124,7 +124,7 @@ def test_the_subnet_of_this_host_avoids_routes_of_other_programs() -> None:
 
 
 def test_a_planned_route_that_another_program_replaced_is_repaired() -> None:
-    """It is damage, and no obstacle: who was there first has the route."""
+    """It is damage, not an obstacle: the route was planned first."""
 
     async def story(bench: HostBench) -> None:
         await put(bench, GOOD)

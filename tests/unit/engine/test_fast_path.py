@@ -1,4 +1,4 @@
-"""Who decides whether the kernel carries the packets, and what becomes of a refusal."""
+"""The decision whether the kernel carries the packets, and the effect of a refusal."""
 
 import asyncio
 from contextlib import asynccontextmanager
@@ -80,7 +80,7 @@ def test_other_backends_have_no_fast_path() -> None:
 
 
 def test_refused_programs_leave_the_packets_to_user_space_and_are_retried(caplog) -> None:
-    """The pauses grow; the lease promises again only what was seen to work."""
+    """The pauses grow. The lease contains the feature again only after it worked."""
     caplog.set_level("INFO")
 
     async def check() -> None:
@@ -95,7 +95,7 @@ def test_refused_programs_leave_the_packets_to_user_space_and_are_retried(caplog
             await bench.clock.advance(1)
             assert fast_path.is_on(CONFIG)
             assert fast_path.reads(CONFIG) == ()
-            assert fast_path.status(CONFIG) == BESIDE  # as long as nothing else is known
+            assert fast_path.status(CONFIG) == BESIDE  # until a refusal is known
             fast_path.judge((refused(Role.DECAPSULATE),), (BpfProgram, BpfPeer), CONFIG)
             await bench.clock.advance(1)
             assert not fast_path.is_on(CONFIG)
@@ -112,7 +112,7 @@ def test_refused_programs_leave_the_packets_to_user_space_and_are_retried(caplog
 
 
 def test_refusals_because_of_a_missing_object_remain() -> None:
-    """Of the fast path it is told that packets go through user space, and nobody waits for it."""
+    """The fast path reports that user space carries the packets. Readiness does not wait for it."""
     route = Refusal(operation=Add(Route(destination=TUNNEL.subnet, link="eth0")), cause="ENETDOWN")
     container = BpfContainer(
         device="flannel0", address=IPv4Address("10.100.15.2"), mac="02:42:0a:64:0f:02", link="veth1"
@@ -136,7 +136,7 @@ def test_a_bridge_or_container_that_was_just_removed_is_not_a_reason() -> None:
 
 
 def test_a_device_that_cannot_be_created_does_not_disable_the_programs(caplog) -> None:
-    """They are refused for want of it, and that is said of the device alone."""
+    """They are refused because the device is missing, and only the device is reported."""
     device = Link(name="flannel0", kind="tun", mtu=1472)
     fast_path = Bench().fast_path
 
@@ -149,7 +149,7 @@ def test_a_device_that_cannot_be_created_does_not_disable_the_programs(caplog) -
 
 
 def test_a_gro_veth_that_cannot_be_created_is_named_as_the_reason() -> None:
-    """The programs that send into it are refused for want of it; without it there would be some."""
+    """The programs that send into it are refused because it is missing. Without GRO, they would work."""
     gro_link = Link(name="flannel0-gro", kind="veth", mtu=1500, veth=Veth(peer="flannel0-rx", has_gro=True))
     fast_path = Bench().fast_path
 
@@ -174,7 +174,7 @@ def test_a_gro_veth_that_coalesces_nothing_is_not_a_reason() -> None:
 
 
 class Kernel:
-    """A KernelPath that says what a test wants."""
+    """A KernelPath with the features of a test."""
 
     def __init__(self, *features: Feature) -> None:
         self.said = features
@@ -191,12 +191,12 @@ class Kernel:
 
 PRESENT = Feature(name="CAP_BPF", answer="present")
 ABSENT = Feature(name="CAP_BPF", answer="absent", hint="Give it.")
-PINLESS = Feature(name="pins", answer="absent", hint="Lay them.")
+PINLESS = Feature(name="pins", answer="absent", hint="Create them.")
 HIDDEN = Feature(name="bpf(2)", answer="unknown", detail="EPERM", hint="Let it pass the filter.")
 
 
 def test_a_feature_that_is_certainly_missing_is_not_tried(caplog) -> None:
-    """It is asked for when programs are wanted first, and after each pause, and said once."""
+    """Features are probed before the first programs and after each pause, and logged once."""
 
     async def check() -> None:
         kernel = Kernel(ABSENT)
@@ -223,7 +223,7 @@ def test_a_feature_that_is_certainly_missing_is_not_tried(caplog) -> None:
             await bench.clock.advance(2)
             fast_path.examine(CONFIG)
             assert fast_path.is_on(CONFIG)
-            assert fast_path.reads(CONFIG) == ()  # until it was seen to work
+            assert fast_path.reads(CONFIG) == ()  # until it has worked
             fast_path.judge((), (BpfProgram, BpfPeer), CONFIG)
             assert fast_path.reads(CONFIG) == (PARTIAL_CHECKSUM,)
             assert fast_path.status(CONFIG) == FastPathStatus(mode="safe")
@@ -239,7 +239,7 @@ def test_all_missing_features_are_logged_together() -> None:
     status = fast_path.status(CONFIG)
     assert status is not None
     assert status.reason == "CAP_BPF: absent; pins: absent; CAP: absent"
-    assert status.hint == "Give it. Lay them."
+    assert status.hint == "Give it. Create them."
 
 
 def test_an_unknown_feature_is_tried_and_its_hint_replaces_that_of_the_kernel() -> None:

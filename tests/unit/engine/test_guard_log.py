@@ -1,4 +1,4 @@
-"""What the log says of whom the guard turned away, and how often."""
+"""Log lines about the senders that the guard rejected, and their frequency."""
 
 import asyncio
 from collections.abc import Sequence
@@ -129,7 +129,7 @@ def test_each_reason_has_its_own_line(guard_log: GuardLog, caplog: pytest.LogCap
 def test_many_senders_cause_few_lines(
     guard_log: GuardLog, clock: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As when every packet of a flood has another forged address."""
+    """For example, if each packet of a flood has another forged address."""
 
     async def flood() -> None:
         for look in range(int(QUIET_S / LOOK_S)):
@@ -164,7 +164,7 @@ def test_senders_that_were_counted_together_are_named_when_there_is_room(
 def test_a_sender_from_before_the_start_is_logged_only_after_new_packets(
     guard_log: GuardLog, clock: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Programs and forwarder outlive daemons, and so do their counts: the one before has told of these."""
+    """Programs, the forwarder and their counters outlive a daemon. The previous daemon has logged these."""
     guard_log.log_senders([replace(ONE, packets=1000, age_s=QUIET_S + 1)])
     assert caplog.messages == []
 

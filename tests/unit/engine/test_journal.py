@@ -1,4 +1,4 @@
-"""The journal: object by object, with room for what came before a big pass."""
+"""The journal: one entry per object, with room for entries before a large pass."""
 
 import asyncio
 from ipaddress import IPv4Network

@@ -1,4 +1,4 @@
-"""What a host knew last is on the disk when it ends."""
+"""The last known leases of a host are on the disk when it ends."""
 
 import asyncio
 from collections.abc import Iterable
@@ -20,12 +20,12 @@ def lease(number: int) -> Lease:
     return Lease(
         subnet=IPv4Network((int(IPv4Address("10.100.0.0")) + 256 * number, 24)),
         attributes=LeaseAttributes(public_ip=IPv4Address("192.0.2.0") + number),
-        revision=0,  # not kept
+        revision=0,  # not saved
     )
 
 
 class Disk:
-    """A Memory in memory; `writes` holds every text that was saved."""
+    """A Memory in memory; `writes` contains every saved text."""
 
     def __init__(self) -> None:
         self.writes: list[bytes] = []
@@ -43,7 +43,7 @@ class Disk:
 
 
 class Story:
-    """A host that knows one lease, its own, and has saved it."""
+    """A host with one lease, its own, which it has saved."""
 
     def __init__(self) -> None:
         self.clock = FakeClock()
@@ -82,7 +82,7 @@ def test_several_changes_cause_one_write_after_a_pause() -> None:
 
 
 def test_a_change_just_before_the_end_is_saved() -> None:
-    """A host that starts again while its store is away must not forget the peers that came last."""
+    """A host that restarts during an outage of the store must not forget the latest peers."""
     story = Story()
 
     async def run() -> None:
@@ -99,7 +99,7 @@ def test_a_change_just_before_the_end_is_saved() -> None:
 
 
 def test_a_renewal_writes_nothing() -> None:
-    """What is kept says of a lease neither when it was written nor when it ends."""
+    """A saved lease contains neither its revision nor its expiry."""
     story = Story()
 
     async def run() -> None:
@@ -136,7 +136,7 @@ def test_stopping_without_a_change_writes_nothing() -> None:
 
 
 def test_the_save_delay_grows_with_the_size_of_the_network() -> None:
-    """Writing ten thousand leases each second would take a tenth of a core; nothing is lost at the end."""
+    """Writing ten thousand leases each second would need a tenth of a core. Nothing is lost at the end."""
     story = Story()
 
     async def run() -> None:
@@ -160,7 +160,7 @@ def test_the_save_delay_grows_with_the_size_of_the_network() -> None:
 
 
 def test_a_large_file_is_read_a_few_leases_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The start of a host without its store holds nothing else up, however many leases there are."""
+    """The start of a host without its store delays no other task, even with many leases."""
     story = Story()
     story.known = replace(story.known, leases=tuple(map(lease, range(1, 3000))))
     reads, most, turns = 0, 0, 0

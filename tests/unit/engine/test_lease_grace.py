@@ -1,4 +1,4 @@
-"""A lease that vanishes counts on for its grace period."""
+"""A lease that disappears remains valid for its grace period."""
 
 import asyncio
 import sys
@@ -28,7 +28,7 @@ ONE, TWO = lease(1), lease(2)
 
 
 class Story:
-    """Grace periods on a clock of the test's; `changes` counts what they announced."""
+    """Grace periods on the clock of the test; `changes` counts their notifications."""
 
     def __init__(self, renewal_margin_s: float = 3600.0) -> None:
         self.clock = FakeClock()
@@ -96,7 +96,7 @@ def test_a_lease_that_returns_has_no_grace_period() -> None:
 
 
 def test_each_lease_has_its_own_grace_period() -> None:
-    """One that leaves again is waited for anew."""
+    """If it disappears again, its grace period starts again."""
     vanished: list[tuple[Lease, ...]] = []
 
     async def act(story: Story) -> None:
@@ -118,7 +118,7 @@ def test_each_lease_has_its_own_grace_period() -> None:
 
 @pytest.mark.parametrize("is_back", [False, True])
 def test_after_an_outage_of_the_store_the_grace_period_is_longer(is_back: bool) -> None:
-    """They may not have found it again yet; what vanishes long after it is no longer waited for so long."""
+    """They may not have reached it yet. Long after the outage, the grace period is short again."""
     vanished: list[tuple[Lease, ...]] = []
 
     async def act(story: Story) -> None:
@@ -157,7 +157,7 @@ def test_a_lease_that_another_overlaps_has_no_grace_period() -> None:
 
 
 def test_a_later_loss_may_be_forgotten_sooner() -> None:
-    """One left as the store's absence ended, the other long after it."""
+    """One disappeared at the end of the outage, the other long after it."""
     vanished: list[tuple[Lease, ...]] = []
 
     async def act(story: Story) -> None:
@@ -177,7 +177,7 @@ def test_a_later_loss_may_be_forgotten_sooner() -> None:
 
 @given(st.lists(st.sets(st.sampled_from([1, 2, 3, 4])), max_size=8))
 def test_valid_leases_are_those_in_the_store_and_in_their_grace_period(history: list[set[int]]) -> None:
-    """However the leases came and went; two of them lie within one that may come, too."""
+    """For any order of additions and removals. Two of the leases are inside a third one."""
     wide = Lease(subnet=lease(2).subnet.supernet(), attributes=TWO.attributes)
 
     async def act(story: Story) -> None:
@@ -197,7 +197,7 @@ def test_valid_leases_are_those_in_the_store_and_in_their_grace_period(history: 
     ("ttl_s", "grace_s"), [(5, SILENCE_S), (39, SILENCE_S), (40, GRACE_S), (24 * 3600, GRACE_S)]
 )
 def test_short_leases_have_a_longer_grace_period(ttl_s: float, grace_s: float) -> None:
-    """Their owner needs up to 20 seconds from the first renewal to notice that the store is silent."""
+    """Their owner needs up to 20 seconds from the first renewal to detect that the store is silent."""
     vanished: list[tuple[Lease, ...]] = []
 
     async def act(story: Story) -> None:
@@ -214,7 +214,7 @@ def test_short_leases_have_a_longer_grace_period(ttl_s: float, grace_s: float) -
 
 
 def test_a_wide_subnet_ends_the_grace_period_of_its_parts() -> None:
-    """However many of them there are, and whatever else vanished."""
+    """For any number of parts, and with other disappeared leases."""
     halves = [Lease(subnet=half, attributes=ONE.attributes) for half in ONE.subnet.subnets()]
 
     async def act(story: Story) -> None:
@@ -228,7 +228,7 @@ def test_a_wide_subnet_ends_the_grace_period_of_its_parts() -> None:
 
 
 def calls_to_lose_and_regain(count: int) -> int:
-    """Return the function calls of one turn in which so many leases, all of them gone, come back together."""
+    """Return the function calls of one turn in which this number of disappeared leases returns."""
     there, none = LeaseSet.of(map(lease, range(count))), LeaseSet()
     grace = LeaseGrace(FakeClock(), lambda: None, renewal_margin_s=3600)
     grace.update(there)
@@ -248,5 +248,7 @@ def calls_to_lose_and_regain(count: int) -> int:
 
 
 def test_the_work_for_a_mass_loss_grows_in_proportion_to_the_leases() -> None:
-    """Four times as many leases take about four times the calls; a search among all of them takes sixteen."""
+    """Four times as many leases need about four times the calls. A search through all would need sixteen
+    times.
+    """
     assert calls_to_lose_and_regain(1_000) < 6 * calls_to_lose_and_regain(250)

@@ -1,4 +1,4 @@
-"""The keeper on a store and a clock in memory: decisions are carried out, faults lived through."""
+"""The lease keeper on a store and a clock in memory: decisions are performed, faults survived."""
 
 import asyncio
 import logging
@@ -55,7 +55,7 @@ class Bench:
             held=None,
             report=self.reports[owner].append,
             leases_changed=lambda leases: None,
-            reidentify=lambda attributes: replace(attributes, owner=f"{owner}-anew"),
+            reidentify=lambda attributes: replace(attributes, owner=f"{owner}-again"),
         )
 
     def heard(self, owner: str, kind: type[Report]) -> bool:
@@ -82,7 +82,7 @@ def run(check: Callable[[], object]) -> None:
 
 
 def test_hosts_that_start_together_get_different_subnets_and_know_each_other() -> None:
-    """All draw the same numbers: every race is lost by all but one, and picked again."""
+    """All hosts draw the same numbers: each race has one winner, and the others choose again."""
 
     async def check() -> None:
         bench = Bench()
@@ -117,7 +117,7 @@ def test_a_host_waits_for_a_store_that_is_unreachable_at_the_start() -> None:
 
 
 def test_an_outage_longer_than_the_ttl_loses_nothing() -> None:
-    """The lease expired meanwhile: the same subnet is taken again."""
+    """The lease expired meanwhile: the same subnet is acquired again."""
 
     async def check() -> None:
         bench = Bench()
@@ -141,7 +141,7 @@ def test_an_outage_longer_than_the_ttl_loses_nothing() -> None:
 
 
 def test_a_cut_watch_continues_and_reports_the_restored_connection() -> None:
-    """Without a single change in the store: an open watch is sign enough."""
+    """Without a change in the store: an open watch is sufficient."""
 
     async def check() -> None:
         bench = Bench()
@@ -162,7 +162,7 @@ def test_a_cut_watch_continues_and_reports_the_restored_connection() -> None:
 
 
 def test_a_lease_is_renewed_although_no_watch_opens() -> None:
-    """The listing shows that the store is the one that we know; there is one for each renewal, not one after
+    """The listing shows that the store has kept its data. There is one for each renewal, not one after
     the other.
     """
 
@@ -263,14 +263,14 @@ def test_an_invalid_lease_is_logged_once_and_hides_no_other(caplog: pytest.LogCa
         run(check)
     assert caplog.text.count("Skipped subnets/rubbish") == 1
     assert caplog.text.count("Skipped subnets/10.100.7.0-24") == 1
-    assert caplog.text.count("subnets/10.100.7.0-24") == 1  # the key is not said twice
+    assert caplog.text.count("subnets/10.100.7.0-24") == 1  # the key is not logged twice
 
 
 PEER = "subnets/10.100.8.0-24"
 
 
 def test_a_compaction_removes_no_lease_that_became_unreadable() -> None:
-    """The watch keeps the last good value of a spoilt record; so does a listing that follows."""
+    """The watch keeps the last valid value of an unreadable record, and so does a later listing."""
 
     async def check() -> None:
         bench = Bench()
@@ -297,7 +297,7 @@ def test_a_compaction_removes_no_lease_that_became_unreadable() -> None:
 
 
 def test_an_invalid_lease_is_logged_again_only_if_it_changed(caplog: pytest.LogCaptureFixture) -> None:
-    """A host that writes rubbish each second fills neither the log nor the memory."""
+    """A host that writes invalid records each second fills neither the log nor the memory."""
 
     async def check() -> None:
         bench = Bench()
@@ -401,7 +401,7 @@ def test_a_dead_host_gives_its_lease_to_its_successor_after_ten_seconds() -> Non
 
 
 def test_a_subnet_is_acquired_only_if_its_config_is_unchanged() -> None:
-    """And taken back whatever the config says by then: the containers have its addresses."""
+    """It is acquired again regardless of the new config, because containers use its addresses."""
 
     async def write_config(bench: Bench) -> int:
         written = await bench.store.write(Put(key="config", value=b"{}", ttl_s=None, expected=None))
@@ -430,7 +430,7 @@ def test_a_subnet_is_acquired_only_if_its_config_is_unchanged() -> None:
 
 
 def test_other_tasks_run_while_many_leases_are_read() -> None:
-    """Ten thousand of them take a while: what else the daemon has to do is not kept waiting for it."""
+    """Ten thousand leases take a while. Other tasks of the daemon are not delayed."""
 
     async def check() -> None:
         bench = Bench()
@@ -472,7 +472,7 @@ def both_families(address: str) -> bytes:
 def test_a_key_of_both_families_on_the_own_subnet_is_ignored(
     value: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its coming takes our lease from nobody, its going neither; it is never written, and named."""
+    """Neither its creation nor its deletion affects the host's lease. It is never written, and logged."""
 
     async def check() -> None:
         bench = Bench()
@@ -504,7 +504,7 @@ def test_a_key_of_both_families_on_the_own_subnet_is_ignored(
 
 
 def test_a_peer_has_one_lease_even_if_its_subnet_has_several_keys() -> None:
-    """As after a change of EnableIPv6: the key of before ends when its day is over."""
+    """For example after a change of EnableIPv6: the previous key expires after a day."""
 
     async def check() -> None:
         bench = Bench()

@@ -1,4 +1,4 @@
-"""What the log and the status say of store and lease, from what the lease protocol reports."""
+"""The store and the lease in the log and the status, from the reports of the lease protocol."""
 
 import asyncio
 from dataclasses import replace
@@ -28,7 +28,7 @@ from pyflannel.model.network_config import NetworkConfig
 
 
 class Host:
-    """A host that hears reports: its condition changes and its log grows, as in the supervisor."""
+    """A host that receives reports: its condition changes and its log grows, as in the supervisor."""
 
     def __init__(self, clock: FakeClock) -> None:
         self._clock = clock
@@ -60,13 +60,13 @@ class Host:
 
 
 def test_the_last_cause_of_an_outage_is_kept() -> None:
-    """The first try may say no more than that the connection was lost; why it stays so comes later."""
+    """The first attempt may only report a lost connection. The cause follows later."""
     host = Host(FakeClock())
 
     host.report(StoreAway("the connection was lost", 0.1))
-    host.report(StoreAway("our certificate expired", 0.2))
+    host.report(StoreAway("the certificate expired", 0.2))
 
-    assert host.store.error == "our certificate expired"
+    assert host.store.error == "the certificate expired"
 
 
 def test_a_reachable_store_may_become_unreachable_again() -> None:
@@ -82,7 +82,7 @@ def test_a_reachable_store_may_become_unreachable_again() -> None:
 
 
 def test_the_time_of_the_last_error_is_known() -> None:
-    """Also when the store is back: whoever looks wants to know whether this is over."""
+    """Also after the store is reachable again, to show whether the problem is resolved."""
     clock = FakeClock()
     host = Host(clock)
 
@@ -97,7 +97,7 @@ def test_the_time_of_the_last_error_is_known() -> None:
 
 
 def test_a_host_with_the_same_address_is_reported_until_it_is_gone() -> None:
-    """Its lease comes after its claim, and goes with it; of a copy of ourselves there is none."""
+    """Its lease follows its claim, and disappears with the host. A copy of this host has no lease."""
     host = Host(FakeClock())
 
     host.report(SharedAddress(IPv4Network("10.1.2.0/24"), "them", "10.0.0.9", is_ours=True))
@@ -114,7 +114,7 @@ def test_a_host_with_the_same_address_is_reported_until_it_is_gone() -> None:
 
 
 def test_the_asked_host_is_known_until_the_lease_is_held() -> None:
-    """A host waits ten seconds for that answer, and whoever looks meanwhile wants to know why."""
+    """A host waits ten seconds for that answer, and its status shows the reason."""
     host = Host(FakeClock())
     subnet = IPv4Network("10.100.156.0/24")
     lease = Lease(
@@ -134,7 +134,7 @@ def test_the_asked_host_is_known_until_the_lease_is_held() -> None:
 
 
 def test_a_lost_lease_is_counted_once() -> None:
-    """Lost and taken again within a second, no scrape would see it otherwise."""
+    """Otherwise, no scrape would show a lease that was lost and acquired again within a second."""
     host = Host(FakeClock())
     subnet = IPv4Network("10.100.156.0/24")
     lease = Lease(
@@ -155,7 +155,7 @@ def test_a_lost_lease_is_counted_once() -> None:
 def test_the_holder_of_a_lease_reports_that_it_keeps_it(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """The host that shares our address asked for our lease; it has none that we know of."""
+    """The host with the same address claimed this host's lease. It has no known lease."""
     host = Host(FakeClock())
 
     host.report(SharedAddress(IPv4Network("10.1.2.0/24"), "them", "10.0.0.9", is_ours=True))
@@ -177,7 +177,7 @@ def test_the_host_that_asked_reports_the_lease_of_the_holder() -> None:
 
 
 def test_an_exhausted_network_is_known_until_a_lease_is_held(caplog: pytest.LogCaptureFixture) -> None:
-    """The host looks again every ten seconds; the log has one line for each network that is full."""
+    """The host lists again every ten seconds. The log has one line for each full network."""
     host = Host(FakeClock())
     config = NetworkConfig(network=IPv4Network("10.1.0.0/16"), subnet_length=24)
     lease = Lease(
@@ -196,7 +196,7 @@ def test_an_exhausted_network_is_known_until_a_lease_is_held(caplog: pytest.LogC
 
 
 def test_any_number_of_claims_cannot_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
-    """Whoever writes to the store can claim our subnet again and again, each time in another name."""
+    """A client of the store can claim this host's subnet repeatedly, each time with another owner."""
 
     async def check() -> None:
         clock = FakeClock()

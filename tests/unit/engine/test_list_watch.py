@@ -1,4 +1,4 @@
-"""The loop of all who follow keys of the store, and what the log says of the store's absences."""
+"""The loop that follows keys of the store, and the log lines about outages of the store."""
 
 import asyncio
 import logging
@@ -79,7 +79,7 @@ def test_a_starting_host_logs_what_failed(narration: Narration) -> None:
 
 
 def test_consecutive_short_outages_are_counted(narration: Narration) -> None:
-    """As behind a link that loses packets: the first is said, the others once in a minute."""
+    """For example on a link that loses packets: the first is logged, the others once a minute."""
     for second in range(3 * int(CALM_S)):
         narration.at(second).failed("config", REFUSED, 0.1)
         narration.at(second + 0.5).answered("config")
@@ -120,7 +120,7 @@ def test_an_ended_user_does_not_suppress_the_line_about_the_restored_connection(
 
 
 class Bench:
-    """A loop that runs, what it tells, and when it listed."""
+    """A running loop, its calls, and the times of its listings."""
 
     def __init__(self) -> None:
         self.clock = FakeClock(now=0.0)
@@ -177,7 +177,7 @@ def test_a_listing_is_followed_by_the_later_changes() -> None:
 
 
 def test_after_possibly_missed_changes_the_keys_are_listed_again(caplog: pytest.LogCaptureFixture) -> None:
-    """After a lost watch, and after a compaction, which is no absence of the store."""
+    """After a lost watch, and after a compaction, which is not an outage of the store."""
 
     async def check() -> None:
         bench = Bench()
@@ -198,7 +198,7 @@ def test_after_possibly_missed_changes_the_keys_are_listed_again(caplog: pytest.
 
 
 def test_pauses_grow_until_a_watch_has_stayed_open() -> None:
-    """A listing that succeeds, or a watch that opens and ends at once, proves nothing."""
+    """A successful listing, or a watch that ends immediately, does not reset the pause."""
 
     async def check() -> None:
         bench = Bench()
@@ -220,7 +220,7 @@ def test_pauses_grow_until_a_watch_has_stayed_open() -> None:
 
 
 def test_hosts_do_not_retry_in_step() -> None:
-    """Each shortens its pauses by a part that it draws."""
+    """Each host shortens its pauses by a random part."""
 
     async def check() -> None:
         bench = Bench()

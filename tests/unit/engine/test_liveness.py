@@ -1,4 +1,4 @@
-"""The watchdog is fed by the reconcilers' own turns: one that is stuck silences the daemon."""
+"""The turns of the reconcilers feed the watchdog. If one hangs, the daemon is silent."""
 
 import asyncio
 from collections.abc import Sequence
@@ -65,7 +65,7 @@ def test_a_daemon_without_a_network_yet_is_alive_too() -> None:
         task = asyncio.ensure_future(liveness.run())
 
         await clock.advance(60)
-        assert len(said) == 5  # at the beginning, and every 15 s
+        assert len(said) == 5  # at the start, and every 15 s
         with liveness.watched():
             await clock.advance(60)
             assert len(said) == 5
@@ -76,7 +76,7 @@ def test_a_daemon_without_a_network_yet_is_alive_too() -> None:
 
 
 class StuckKernel(FakeKernel):
-    """One that takes an operation and never answers, from when it is told to."""
+    """A target that takes an operation and never answers, after the test stalls it."""
 
     is_stuck = False
 

@@ -1,4 +1,4 @@
-"""Which networks run, as configs come and go in a store in memory."""
+"""The networks that run while configs are added to and removed from a store in memory."""
 
 import asyncio
 import logging
@@ -18,7 +18,7 @@ from pyflannel.plan.lease.holding import RETRY_MAX_S
 
 
 class Bench:
-    """A follower that runs, and the networks that it runs now."""
+    """A running follower, and its running networks."""
 
     def __init__(self, *allowed: str, impossible: str = "", ends_after_s: float = 0.0) -> None:
         self.ends_after_s = ends_after_s
@@ -140,7 +140,7 @@ def test_a_network_whose_config_was_deleted_during_an_outage_ends() -> None:
 
 
 def test_a_network_that_is_created_again_starts_after_the_old_one_has_ended() -> None:
-    """Deleted and created in one batch of the watch: the two never run at the same time."""
+    """Deleted and created in one batch of the watch. The two never run at the same time."""
 
     async def check() -> None:
         bench = Bench(ends_after_s=3.0)

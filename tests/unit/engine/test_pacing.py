@@ -1,4 +1,4 @@
-"""Who is fought over, what is forgotten, and how many lines a minute the log gets."""
+"""Fights over objects, forgotten objects, and the number of log lines per minute."""
 
 import asyncio
 import logging
@@ -18,7 +18,7 @@ from pyflannel.engine.pacing import (
 
 
 def test_objects_without_further_damage_are_forgotten() -> None:
-    """Each of ten thousand routes may be repaired once in the daemon's life."""
+    """Each of ten thousand routes may be repaired once while the daemon runs."""
     damping = Damping()
     for number in range(100):
         damping.repaired(number, 0.0)
@@ -47,7 +47,7 @@ def test_a_fight_is_remembered_until_a_window_after_its_pause() -> None:
 
 
 def test_a_pause_is_no_longer_than_the_cost_of_repairs_requires() -> None:
-    """Cheap repairs are made each second; costly ones use 1 % of a core."""
+    """Cheap repairs occur each second. Expensive ones use 1 % of a core."""
     for cost_s, longest_s in ((0.001, PAUSE_S), (0.2, COSTS * 0.2)):
         damping, now, pauses = Damping(), 0.0, []
         for _ in range(60):

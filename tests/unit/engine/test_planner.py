@@ -1,4 +1,4 @@
-"""The planner: what changes one peer gives the plan that planning everything would."""
+"""The planner: a change of one peer results in the same plan as planning everything."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -61,7 +61,7 @@ class Backend:
         return "a larger MTU" if underlay.mtu < self.smallest_mtu else None
 
     def outranked(self, peers: Iterable[Lease], host: Host) -> Mapping[IPv4Network, str]:
-        """Of peers that want one object the one at the highest address has it."""
+        """Of several peers that want one object, the one with the highest address gets it."""
         best: dict[int, int] = {}
         able = {
             peer.subnet: int(peer.attributes.public_ip)
@@ -119,7 +119,7 @@ def lease(number: int, host: int, backend_type: str = "") -> Lease:
 
 
 def before_change(plan: State, changed: Changed) -> State:
-    """Return the plan as it was before the change."""
+    """Return the plan before the change."""
     items = {item.key: item for item in plan}
     for key, item in changed.previous.items():
         assert items.get(key) != item
@@ -130,7 +130,7 @@ def before_change(plan: State, changed: Changed) -> State:
 
 
 def crossed(number: int, other: int) -> Lease:
-    """Return a lease whose address lies in the overlay: in its own subnet, or in that of another peer."""
+    """Return a lease with an address in the overlay: in its own subnet, or in that of another peer."""
     address = IPv4Address(f"10.100.{other}.{other}")
     return Lease(subnet=IPv4Network(f"10.100.{number}.0/24"), attributes=LeaseAttributes(public_ip=address))
 
@@ -165,7 +165,7 @@ mtus = st.sampled_from([1500, 1500, 1500, 1400])
 def test_an_incremental_plan_equals_the_full_plan(
     story: list[tuple[list[Lease], tuple[Bridge, ...], int]],
 ) -> None:
-    """After any history, obstacles included, the plan is that of a planner that knows nothing of before."""
+    """After any history, including obstacles, the plan equals that of a new planner."""
     followed = planner()
     followed.take(backend=Backend(smallest_mtu=1450))
     for known, found, mtu in story:
@@ -193,7 +193,7 @@ def test_an_incremental_plan_equals_the_full_plan(
 
 
 def test_peers_that_change_during_an_obstacle_are_planned_after_it() -> None:
-    """One leaves and another joins meanwhile; nothing else changes."""
+    """One peer leaves and another joins meanwhile. Nothing else changes."""
     made = planner()
     made.take(backend=Backend(smallest_mtu=1500), leases=by_subnet([lease(1, 1)]))
     underlay = made.inputs.underlay
@@ -206,13 +206,13 @@ def test_peers_that_change_during_an_obstacle_are_planned_after_it() -> None:
 
 
 def planned(made: Planning) -> list[int]:
-    """Return the numbers of the subnets that are routed to peers."""
+    """Return the numbers of the subnets with routes to peers."""
     assert made.plan is not None
     return sorted(int(item.destination[0]) >> 8 & 0xFF for item in made.plan if isinstance(item, Route))
 
 
 def test_a_peer_with_an_address_in_the_overlay_is_refused(caplog) -> None:
-    """Its tunnel packets would enter the tunnel, for ever: in its own subnet, in ours, or in one crossed."""
+    """Its tunnel packets would loop: in its own subnet, in this host's, or in that of another peer."""
     made, refused = planner(), [crossed(20, 20), crossed(21, 15), crossed(22, 23), crossed(23, 22)]
 
     made.take(leases=by_subnet([*refused, lease(1, 1)]))
@@ -226,7 +226,7 @@ def test_a_peer_with_an_address_in_the_overlay_is_refused(caplog) -> None:
 
 
 def test_a_peer_is_removed_while_another_lease_covers_its_address() -> None:
-    """An address in the network that is routed nowhere else is that of a host behind a gateway."""
+    """An address in the network without another route belongs to a host behind a gateway."""
     made, peer, covering = planner(), crossed(20, 40), lease(40, 1)
     made.take(leases=by_subnet([peer]))
     assert planned(made) == [20]
@@ -239,7 +239,7 @@ def test_a_peer_is_removed_while_another_lease_covers_its_address() -> None:
 
 
 def test_host_addresses_without_conflict_change_nothing() -> None:
-    """A host may have thousands, of services, that come and go. A peer with one of them is refused."""
+    """A host may have thousands of addresses of services that change. A peer with one of them is refused."""
     made, peers = planner(), by_subnet([lease(1, 1), lease(2, 2)])
     made.take(backend=UdpBackend(network=CONFIG.network), leases=peers)
     addresses = frozenset(IPv4Address("10.96.0.0") + number for number in range(1000))
@@ -256,7 +256,7 @@ def test_host_addresses_without_conflict_change_nothing() -> None:
     [("flannel.1", 2, True), ("flannel.7", 3, True), ("flannel.7", 101, False), ("docker0", 2, False)],
 )
 def test_a_route_to_the_subnet_of_a_peer(link: str, protocol: int, is_planned: bool) -> None:
-    """On the planned device or one of an original it is taken over; that of another program stays."""
+    """On the planned device or one of an original, it is taken over. A route of another program remains."""
     other = Route(destination=lease(1, 1).subnet, link=link, protocol=protocol)
     made = planner()
     backend = VxlanBackend()
@@ -272,7 +272,7 @@ def test_a_route_to_the_subnet_of_a_peer(link: str, protocol: int, is_planned: b
 
 
 def test_one_lease_replans_one_peer() -> None:
-    """The change is made in the plan in force: of a large plan nobody makes another."""
+    """The plan in force is changed in place, because a copy of a large plan would be slow."""
     made = planner()
     assert isinstance(made.take(leases=by_subnet(lease(number, number) for number in (1, 2))), Replaced)
     plan = made.plan
@@ -300,7 +300,7 @@ def test_a_peer_with_an_objection_is_named_once(caplog) -> None:
 
 
 def test_of_many_conflicts_the_first_are_logged_and_all_are_kept(caplog) -> None:
-    """As after a change of Network, with ten thousand leases of before."""
+    """For example after a change of Network, with ten thousand old leases."""
     made = planner()
     outside = [
         replace(lease(0, host), subnet=IPv4Network((0x0B000000 + (host << 8), 24))) for host in range(30)

@@ -98,7 +98,7 @@ def test_a_host_is_not_clean_before_its_repair_has_ended() -> None:
 )
 @pytest.mark.parametrize("refusals", [0, 1])
 def test_objects_dropped_by_a_planned_link_change_are_not_repairs(changed: Link, refusals: int) -> None:
-    """The plan of the neighbour is as before. It comes back with the link, also if that was refused once."""
+    """The plan of the neighbour is unchanged. It returns with the link, even if that was refused once."""
 
     async def check() -> None:
         kernel, answers = Silent(), iter([True] * refusals)
@@ -115,7 +115,7 @@ def test_objects_dropped_by_a_planned_link_change_are_not_repairs(changed: Link,
 
 
 def test_a_renamed_vxlan_device_is_replaced_by_one_batch() -> None:
-    """Nothing is refused, and what was on the device is repaired with it."""
+    """Nothing is refused, and the objects on the device are restored with it."""
 
     async def check() -> None:
         async with running(Bench(FakeKernel(), State.of(VXLAN, NEIGHBOUR))) as bench:
@@ -132,7 +132,7 @@ def test_a_renamed_vxlan_device_is_replaced_by_one_batch() -> None:
 
 @pytest.mark.parametrize("length", [16, 32])
 def test_another_address_of_a_link_is_put_in_place_by_one_batch(length: int) -> None:
-    """What the kernel drops with the old address is there at the end of the batch, and is no repair."""
+    """Objects that the kernel drops with the old address are restored in the batch, without repairs."""
 
     def plan(subnet: str) -> State:
         address = Address(link=LINK.name, address=IPv4Interface((subnet, length)))
@@ -176,7 +176,7 @@ def test_foreign_objects_are_not_changed() -> None:
 
 
 def test_a_file_waits_for_the_device_that_it_describes() -> None:
-    """Whoever reads subnet.env may start containers at once."""
+    """A program that reads subnet.env may start containers immediately."""
 
     async def check() -> None:
         file = HostFile(path="/run/flannel/subnet.env", text="x\n")
@@ -191,13 +191,13 @@ def test_a_file_waits_for_the_device_that_it_describes() -> None:
 
             assert file in kernel.state
             assert bench.reconciler.is_clean
-            assert bench.reconciler.counts.repairs == 0  # nothing had stood before
+            assert bench.reconciler.counts.repairs == 0  # nothing existed before
 
     asyncio.run(check())
 
 
 def test_repairs_and_changes_are_distinguished_for_changed_and_new_plans() -> None:
-    """The planner changes single peers in the plan that it gave; what it plans anew is another."""
+    """The planner changes single peers in the plan in force. A whole new plan is another object."""
 
     async def check(*, is_exchanged: bool) -> None:
         plan = State.of(LINK, FORWARDER)
@@ -242,7 +242,7 @@ def test_a_planned_change_by_a_pass_is_not_a_repair() -> None:
 
 
 def test_a_change_waits_for_the_objects_of_the_host() -> None:
-    """Nothing of a peer is applied on its own before a pass has left nothing undone."""
+    """Objects of a peer are applied separately only after a pass has completed everything."""
 
     async def check() -> None:
         kernel = FakeKernel(refuse=lambda operation: subject(operation) == LINK)
@@ -258,7 +258,7 @@ def test_a_change_waits_for_the_objects_of_the_host() -> None:
 
 
 def test_a_change_that_follows_another_plan_waits_for_its_pass() -> None:
-    """As when the backend has changed, and with it a peer: what the peer needs is not there before a pass."""
+    """For example, the backend and a peer change together: objects for the peer exist only after a pass."""
 
     async def check() -> None:
         kernel = Silent()
@@ -275,7 +275,7 @@ def test_a_change_that_follows_another_plan_waits_for_its_pass() -> None:
 
 
 def test_the_device_of_another_daemon_is_not_changed_and_is_logged(caplog) -> None:
-    """Two networks with one VNI on one host: no fight, the rest stands, and the host is not ready."""
+    """Two networks with one VNI on one host: no fight, all else is applied, and the host is not ready."""
 
     async def check() -> None:
         theirs = replace(LINK, name="flannel.1", kind="vxlan", alias="pyflannel /run/blue")
@@ -300,7 +300,7 @@ def test_the_device_of_another_daemon_is_not_changed_and_is_logged(caplog) -> No
 
 
 def test_a_later_change_of_a_peer_replaces_one_that_is_being_applied() -> None:
-    """It comes while the first is applied and a look is under way, and is applied next, as no repair."""
+    """It arrives during the first batch and a look. It is applied next, not as a repair."""
 
     async def check() -> None:
         kernel = Slow()
@@ -339,7 +339,7 @@ def test_an_operation_continues_when_another_program_creates_its_required_object
 
 
 def test_objects_restored_after_a_planned_link_change_are_not_repairs() -> None:
-    """The kernel drops them when the link is made again."""
+    """The kernel drops them when the link is created again."""
 
     async def check() -> None:
         link = Link(name="flannel.1", kind="vxlan", mtu=1450)

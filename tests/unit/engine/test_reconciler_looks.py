@@ -49,7 +49,7 @@ def test_unannounced_damage_is_found_by_the_audit() -> None:
 
 
 def test_objects_written_during_a_look_survive_the_repair_of_their_link() -> None:
-    """The look knows nothing of the neighbour, which the kernel drops with the MAC address of the link."""
+    """The look does not contain the neighbour, which the kernel drops with the MAC address of the link."""
 
     async def check() -> None:
         kernel = LookedAt()
@@ -77,14 +77,14 @@ def test_a_change_of_a_peer_needs_no_look() -> None:
 
             assert bench.is_healed
             assert batch == [Add(PEER)]
-            assert kernel.looks - looks <= 1  # the double announces our own changes too
+            assert kernel.looks - looks <= 1  # the double also announces changes by pyflannel
             assert bench.reconciler.counts.repairs == 0
 
     asyncio.run(check())
 
 
 def test_a_change_during_a_look_is_not_damage() -> None:
-    """The look may have been at what was before; it is not counted as somebody's doing."""
+    """The look may show the state before the change. This does not count as damage."""
 
     async def check() -> None:
         kernel = LookedAt()
@@ -105,7 +105,7 @@ def test_a_change_during_a_look_is_not_damage() -> None:
 
 
 def test_a_look_that_began_during_a_change_finds_no_damage() -> None:
-    """It may have been before the change took effect, though it ended after."""
+    """The look may show the state before the change, even if it ended later."""
 
     async def check() -> None:
         kernel = Slow()
@@ -125,7 +125,7 @@ def test_a_look_that_began_during_a_change_finds_no_damage() -> None:
 
 
 def test_an_object_that_was_added_and_removed_between_two_looks_is_not_remembered() -> None:
-    """Tens of thousands of peers may, and their keys would be the most of a daemon's memory."""
+    """With tens of thousands of peers, their keys would be most of a daemon's memory."""
 
     class Forgetful(Silent):
         async def apply(self, operations: Sequence[Operation]) -> Sequence[Refusal]:
@@ -156,7 +156,7 @@ def test_an_object_that_was_added_and_removed_between_two_looks_is_not_remembere
                 after = await come_and_go(1000)
             finally:
                 tracemalloc.stop()
-            assert after - before < 50_000  # octets
+            assert after - before < 50_000  # bytes
 
     asyncio.run(check())
 
@@ -185,7 +185,7 @@ def test_audits_of_many_objects_are_less_frequent(monkeypatch) -> None:
 
 
 class Part(FakeKernel):
-    """A target for some kinds, which may be silent."""
+    """A target for some kinds that may be silent."""
 
     def __init__(self, *kinds: type[Item]) -> None:
         super().__init__()
@@ -200,7 +200,7 @@ class Part(FakeKernel):
         return await super().snapshot(desired)
 
     def _missing(self, item: Item) -> str | None:
-        return None  # what it requires is in another target
+        return None  # the required object is in another target
 
 
 BLACKHOLE = Route(destination=IPv4Network("10.100.15.0/24"), link="", kind="blackhole")
@@ -210,7 +210,7 @@ LINKS_AND_FILES = tuple(kind for kind in FakeKernel.kinds if kind not in (Forwar
 
 
 def test_a_silent_target_does_not_delay_repairs_in_another() -> None:
-    """A forwarder that hangs answers no look. A link is repaired all the same, and at once."""
+    """A hanging forwarder answers no look. A link is repaired immediately nevertheless."""
 
     async def check() -> None:
         links, forwarder = Part(*LINKS_AND_FILES), Part(Forwarder, ForwarderPeer)
@@ -240,7 +240,7 @@ FILE = HostFile(path="/run/flannel/subnet.env", text="x\n")
 
 @pytest.mark.parametrize("is_readable", [True, False])
 def test_a_target_that_is_silent_from_the_start_does_not_delay_others(is_readable: bool) -> None:
-    """What does not need its objects is applied. The rest waits and is not refused; so does subnet.env."""
+    """Objects that do not need it are applied. The others and subnet.env wait and are not refused."""
 
     async def check() -> None:
         for silent, others, blocked in (
@@ -275,7 +275,7 @@ def test_a_target_that_is_silent_from_the_start_does_not_delay_others(is_readabl
 
 
 def test_a_change_that_waits_for_an_unreadable_target_is_applied_when_it_can_be_read() -> None:
-    """It came after the read that succeeds had begun, which says nothing of it."""
+    """It arrived after the start of the successful read, which does not contain it."""
 
     async def check() -> None:
         links, forwarder = Part(*LINKS_AND_FILES), Part(Forwarder, ForwarderPeer)
@@ -387,7 +387,7 @@ def test_a_refused_object_is_retried_when_the_object_that_it_needs_is_built() ->
 
 
 def test_a_silent_target_does_not_delay_repairs_during_many_events() -> None:
-    """Each event asks for a look. None of them may wait for the silent target anew."""
+    """Each event requests a look. No look may wait for the silent target again."""
 
     async def check() -> None:
         bench, links, forwarder = two_targets(State.of(LINK, FORWARDER))
@@ -404,7 +404,7 @@ def test_a_silent_target_does_not_delay_repairs_during_many_events() -> None:
 
 
 def test_a_host_starts_although_a_target_is_silent() -> None:
-    """It is named after its time for an answer, and the rest of the plan is applied."""
+    """It is logged after its deadline, and the rest of the plan is applied."""
 
     async def check() -> None:
         bench, links, forwarder = two_targets(State.of(LINK, FORWARDER))
@@ -453,7 +453,7 @@ def test_a_target_that_hangs_in_apply_stops_the_engine_only_until_its_deadline()
 
 
 def test_a_change_during_the_first_look_is_applied_after_it() -> None:
-    """The first look knows nothing of it, and no audit is due for ten seconds."""
+    """The first look does not contain it, and no audit is due for ten seconds."""
 
     async def check() -> None:
         kernel = LookedAt()
@@ -472,7 +472,7 @@ def test_a_change_during_the_first_look_is_applied_after_it() -> None:
 
 
 def test_a_late_answer_does_not_override_a_later_look() -> None:
-    """Each answer has the generation of its own question."""
+    """Each answer has the generation of its own request."""
 
     async def check() -> None:
         bench, links, forwarder = two_targets(State.of(LINK, FORWARDER))
@@ -495,7 +495,7 @@ def test_a_late_answer_does_not_override_a_later_look() -> None:
 
 
 def test_without_notifications_each_audit_reads_the_host(caplog: pytest.LogCaptureFixture) -> None:
-    """As where other programs hold all inotify instances. It is logged once."""
+    """For example if other programs use all inotify instances. It is logged once."""
 
     class Deaf(FakeKernel):
         def changes(self) -> ChangeChannel:

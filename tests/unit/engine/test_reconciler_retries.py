@@ -49,7 +49,7 @@ def test_a_refusal_is_logged_once_and_retried(caplog: pytest.LogCaptureFixture) 
 def test_a_refusal_with_an_alternative_plan_is_neither_logged_nor_awaited(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Yet nothing is clean before the pass that follows it."""
+    """The host is not clean before the next pass."""
     program = BpfProgram(link=LINK.name, role=Role.ENCAPSULATE, tunnel=TUNNEL)
 
     async def check() -> None:
@@ -109,7 +109,7 @@ def test_a_refused_change_is_not_a_repair_when_it_succeeds() -> None:
 
 
 def test_a_refused_repair_counts_as_a_repair_when_it_succeeds(caplog: pytest.LogCaptureFixture) -> None:
-    """As when somebody has made a link of the same name in between."""
+    """For example if another program has created a link of the same name."""
 
     async def check() -> None:
         async with running(Bench(FakeKernel(), PLAN)) as bench:
@@ -131,7 +131,7 @@ def test_a_refused_repair_counts_as_a_repair_when_it_succeeds(caplog: pytest.Log
 
 
 def test_only_the_refused_link_is_logged_as_the_cause(caplog: pytest.LogCaptureFixture) -> None:
-    """What hangs on it fails for want of it, and would only hide what to do."""
+    """Objects on the link also fail, and would only hide the remedy."""
     address = Address(link=LINK.name, address=IPv4Interface("10.100.15.0/32"))
     program = BpfProgram(link="eth0", role=Role.DECAPSULATE, tunnel=TUNNEL)
 
@@ -157,7 +157,7 @@ def test_a_fight_over_an_object_is_damped_and_logged(caplog: pytest.LogCaptureFi
 
             assert bench.reconciler.counts.repairs < 20
 
-            await bench.clock.advance(60)  # the other gave up
+            await bench.clock.advance(60)  # the other program stopped
 
             assert bench.is_healed
 
@@ -206,7 +206,7 @@ def test_a_changed_plan_is_not_delayed_by_a_fight() -> None:
 
 
 def test_objects_that_require_a_fought_over_object_wait_with_it() -> None:
-    """It could only be refused."""
+    """It would only be refused."""
     address = Address(link=LINK.name, address=IPv4Interface("10.100.15.0/32"))
     forwarder = Forwarder(
         link=LINK.name,
@@ -295,7 +295,7 @@ def test_the_journal_records_planned_repaired_and_refused_objects() -> None:
 
 
 def test_a_permanent_refusal_causes_no_look_and_delays_no_other_object() -> None:
-    """As where /proc/sys is read-only. It is tried again by each audit, and reported once."""
+    """For example if /proc/sys is read-only. Each audit tries it again. It is reported once."""
 
     class ReadOnly(FakeKernel):
         async def apply(self, operations: Sequence[Operation]) -> Sequence[Refusal]:
@@ -320,7 +320,7 @@ def test_a_permanent_refusal_causes_no_look_and_delays_no_other_object() -> None
 
 
 class LosesAnswers(Slow):
-    """A kernel whose answers are lost: an operation takes effect, and is refused all the same."""
+    """A kernel whose answers are lost: an operation takes effect although it is refused."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -362,12 +362,12 @@ def test_a_refused_operation_may_have_taken_effect(is_slow: bool) -> None:
 
 
 def test_an_event_ends_the_pause_before_a_retry() -> None:
-    """The cause of a refusal is gone when the kernel announces a change: nothing waits for the pause then."""
+    """When the kernel announces a change, the cause of a refusal may be gone. The pause ends."""
 
     async def check() -> None:
         kernel = FakeKernel(refuse=lambda operation: True)
         async with running(Bench(kernel, PLAN)) as bench:
-            await bench.clock.advance(30.2)  # the pauses are at their longest
+            await bench.clock.advance(30.2)  # the pauses have reached their maximum
             kernel.refuse = lambda operation: False
             kernel.damage()
             await bench.clock.advance(0.06)
@@ -378,12 +378,12 @@ def test_an_event_ends_the_pause_before_a_retry() -> None:
 
 
 def test_an_event_soon_after_an_attempt_brings_the_next_one_forward() -> None:
-    """The attempt itself may have caused the event, so it is repeated soon, not at once."""
+    """The attempt itself may have caused the event, so it is repeated soon, not immediately."""
 
     async def check() -> None:
         kernel = FakeKernel(refuse=lambda operation: True)
         async with running(Bench(kernel, PLAN)) as bench:
-            await bench.clock.advance(30.2)  # the pauses are at their longest
+            await bench.clock.advance(30.2)  # the pauses have reached their maximum
             attempts = len(kernel.batches)
             while len(kernel.batches) == attempts:
                 await bench.clock.advance(0.01)

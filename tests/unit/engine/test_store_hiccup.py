@@ -1,4 +1,4 @@
-"""What the log and the service manager hear of a store: one cause, one line."""
+"""The store in the log and in notifications of the service manager: one line per cause."""
 
 import asyncio
 import json
@@ -12,7 +12,7 @@ from pyflannel.model.store_record import Put
 
 
 def lived(check: Callable[[HostBench], Awaitable[None]], caplog: pytest.LogCaptureFixture) -> list[str]:
-    """Return what the log says of the store while a host that is ready lives through this."""
+    """Return the log lines about the store while a ready host runs through these steps."""
 
     async def live() -> None:
         bench = HostBench()
@@ -33,7 +33,7 @@ def lived(check: Callable[[HostBench], Awaitable[None]], caplog: pytest.LogCaptu
 
 
 def test_an_outage_of_the_store_is_one_line_and_its_end_another(caplog: pytest.LogCaptureFixture) -> None:
-    """Although config and leases are watched each by itself."""
+    """Although config and leases are watched separately."""
 
     async def check(bench: HostBench) -> None:
         bench.store.is_away = True
@@ -49,7 +49,7 @@ def test_an_outage_of_the_store_is_one_line_and_its_end_another(caplog: pytest.L
 
 
 def test_a_link_that_loses_packets_does_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
-    """Watches that end each second, and open again: the store counts as back when they stay open."""
+    """Watches that end and open again each second: the store counts as reachable when they stay open."""
 
     async def check(bench: HostBench) -> None:
         for _ in range(45):
@@ -61,7 +61,7 @@ def test_a_link_that_loses_packets_does_not_fill_the_log(caplog: pytest.LogCaptu
 
 
 def test_a_config_cannot_assign_anything_in_a_notification() -> None:
-    """A line feed would begin an assignment of its own: MAINPID=1, READY=1."""
+    """A line feed would start another assignment: MAINPID=1, READY=1."""
 
     async def live() -> list[str]:
         bench = HostBench()
