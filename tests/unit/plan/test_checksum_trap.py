@@ -1,4 +1,4 @@
-"""The trap of tunnels' checksums is where it is, and nowhere else."""
+"""Kernels and drivers with wrong checksums in tunnels are recognized, and no others."""
 
 import pytest
 
@@ -19,7 +19,7 @@ from pyflannel.plan.backend.vxlan import checksum_trap
         "3.10.0-1160",
     ],
 )
-def test_kernels_before_the_fix_have_it(kernel: str) -> None:
+def test_kernels_before_the_fix_corrupt_checksums(kernel: str) -> None:
     assert kernel in (checksum_trap(kernel, "veth") or "")
 
 
@@ -27,10 +27,10 @@ def test_kernels_before_the_fix_have_it(kernel: str) -> None:
     "kernel",
     ["5.6.13", "5.4.41", "4.19.123", "4.14.181", "5.7", "5.7.0-rc1", "5.10.0-8-amd64", "6.18.0", "", "hurd"],
 )
-def test_kernels_with_the_fix_have_it_not(kernel: str) -> None:
-    """Nor one of which nothing is known: what works is not slowed down on suspicion."""
+def test_kernels_with_the_fix_do_not_corrupt_checksums(kernel: str) -> None:
+    """Nor an unknown one: throughput is not reduced without evidence."""
     assert checksum_trap(kernel, "e1000") is None
 
 
-def test_the_cards_of_vmware_have_it_whatever_the_kernel() -> None:
+def test_the_cards_of_vmware_corrupt_checksums_with_any_kernel() -> None:
     assert "vmxnet3" in (checksum_trap("6.18.0", "vmxnet3") or "")

@@ -1,4 +1,4 @@
-"""What a pass found is said in an operator's words."""
+"""The texts of the differences that a pass finds."""
 
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
@@ -19,7 +19,7 @@ TUNNEL = Tunnel(
 )
 
 
-def test_of_a_program_s_tunnel_only_what_differs_is_said() -> None:
+def test_a_difference_in_a_tunnel_is_the_only_text() -> None:
     old = BpfProgram(link="eth0", role=Role.DECAPSULATE, tunnel=TUNNEL, is_current=False)
     new = replace(old, tunnel=replace(TUNNEL, gro_link="flannel0-gro", port=8286), is_current=True)
 
@@ -29,7 +29,7 @@ def test_of_a_program_s_tunnel_only_what_differs_is_said() -> None:
     )
 
 
-def test_what_a_link_is_beyond_a_link_is_told_the_same_way() -> None:
+def test_nested_attributes_of_a_link_have_the_same_texts() -> None:
     gro_link = Link(name="flannel0-rx", kind="veth", mtu=1472, veth=Veth(peer="flannel0-gro", has_gro=True))
     without_gro = replace(gro_link, veth=Veth(peer="flannel0-gro"))
     dummy = replace(gro_link, kind="dummy", veth=None)

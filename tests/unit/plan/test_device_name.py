@@ -1,4 +1,4 @@
-"""Which name a daemon's device gets."""
+"""The choice of the device name of a daemon."""
 
 from dataclasses import replace
 from itertools import islice
@@ -34,26 +34,30 @@ def host(**aliases: str) -> Interfaces:
         (BLUE, host(), ["flannel0", "flannel1"]),
     ],
 )
-def test_our_device_first_and_then_free_names(mark: str, interfaces: Interfaces, names: list[str]) -> None:
+def test_the_own_device_is_first_and_then_free_names(
+    mark: str, interfaces: Interfaces, names: list[str]
+) -> None:
     assert list(islice(device_names(mark, interfaces), len(names))) == names
 
 
-def test_the_name_of_the_last_life_comes_first() -> None:
-    """With vxlan and host-gw no device has that name; one that somebody else made meanwhile is his."""
+def test_the_name_of_the_previous_run_is_first() -> None:
+    """With vxlan and host-gw, no device has that name. A device of another program with that name is not
+    used.
+    """
     assert next(device_names(BLUE, host(), kept="flannel3")) == "flannel3"
     assert next(device_names(BLUE, host(flannel3=BLUE), kept="flannel3")) == "flannel3"
     assert next(device_names(BLUE, host(flannel3="his"), kept="flannel3")) == "flannel0"
     assert next(device_names("pyflannel", host(), kept="../etc")) == "flannel0"
 
 
-def test_the_name_of_a_daemon_that_is_down_is_left_to_it() -> None:
-    """Its routes are there; but flannel0's are taken over by the host's only daemon."""
+def test_the_name_of_a_daemon_that_is_not_running_is_not_used() -> None:
+    """Its routes exist. But the only daemon of a host takes over the routes of flannel0."""
     assert next(device_names(BLUE, host(), protocols={2, 3, 80, 101})) == "flannel2"
     assert next(device_names("pyflannel", host(), protocols={2, 3, 80, 101})) == "flannel0"
 
 
-def test_each_name_has_a_protocol_of_its_own() -> None:
-    """None of them is another program's, as far as is known."""
+def test_each_name_has_its_own_protocol() -> None:
+    """No other program has one of them, as far as known."""
     protocols = [route_protocol(name) for name in DEVICES]
     others = {*range(19), 42, 84, 99, *range(186, 199), 248, 253}
 
@@ -84,7 +88,7 @@ def owned(interfaces: Interfaces, *owners: str) -> Interfaces:
     ],
     ids=["udp", "vxlan", "second daemon", "older version", "no device"],
 )
-def test_the_device_of_the_former_daemon_has_its_identity(
+def test_the_device_of_an_ended_daemon_has_its_identity(
     mark: str, claimed: str, interfaces: Interfaces, found: str | None
 ) -> None:
     assert identity_on_device(mark, claimed, interfaces) == found
@@ -104,5 +108,5 @@ def test_the_device_of_the_former_daemon_has_its_identity(
 def test_the_identity_of_a_daemon_that_may_still_run_is_not_taken(
     mark: str, claimed: str, interfaces: Interfaces
 ) -> None:
-    """It would hold the name flannel0, or that of the device."""
+    """That daemon would hold the name flannel0, or the name of the device."""
     assert identity_on_device(mark, claimed, interfaces) is None

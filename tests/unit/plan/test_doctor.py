@@ -1,4 +1,4 @@
-"""What doctor says of what was observed."""
+"""The findings of doctor from observations."""
 
 import re
 from dataclasses import replace
@@ -58,8 +58,8 @@ def codes(seen: Observed) -> list[str]:
     return [one.code for one in findings(seen)]
 
 
-def test_of_a_healthy_host_there_is_nothing_to_say() -> None:
-    """Not of strict filters where every way back is the tunnel, nor of chains that let the network pass."""
+def test_a_healthy_host_has_no_findings() -> None:
+    """Strict filters and dropping chains that affect no packet of the network cause no finding."""
     assert codes(HEALTHY) == []
 
 
@@ -114,12 +114,14 @@ def test_of_a_healthy_host_there_is_nothing_to_say() -> None:
         ),
     ],
 )
-def test_what_the_daemon_says_is_told_by_its_most_telling_word(status: Status, code: str) -> None:
+def test_a_daemon_that_is_not_ready_has_one_finding_with_the_most_specific_reason(
+    status: Status, code: str
+) -> None:
     assert codes(replace(HEALTHY, status=status)) == [code]
 
 
 @pytest.mark.parametrize("mode", ["safe", "off", "user-space"])
-def test_programs_are_left_where_the_daemon_has_none(mode: FastPathMode) -> None:
+def test_programs_without_a_daemon_that_knows_them_are_left(mode: FastPathMode) -> None:
     tunnel = Tunnel(
         device="flannel0",
         underlay="eth0",
@@ -138,10 +140,10 @@ def test_programs_are_left_where_the_daemon_has_none(mode: FastPathMode) -> None
 
     waiting = replace(status, reconcile=ReconcileStatus(passes=0))
     found = findings(replace(HEALTHY, status=waiting, programs=programs))
-    assert "programs-left" not in [one.code for one in found]  # its first pass takes them away
+    assert "programs-left" not in [one.code for one in found]  # its first pass removes them
 
 
-def test_what_the_fast_path_lacks_is_evidence() -> None:
+def test_missing_features_of_the_fast_path_are_evidence() -> None:
     lacking = (
         Feature(name="CAP_BPF", answer="absent"),
         Feature(name="maps", answer="unknown", detail="EPERM"),
@@ -154,8 +156,8 @@ def test_what_the_fast_path_lacks_is_evidence() -> None:
 
 
 @pytest.mark.parametrize(("text", "severity"), [(None, "error"), ('{"Network":"10.1.0.0/16"}', "warning")])
-def test_of_a_bad_network_config_it_is_said_how_it_is_set_right(text: str | None, severity: str) -> None:
-    """A host that runs on with the one before loses no packet."""
+def test_a_bad_network_config_has_a_remedy(text: str | None, severity: str) -> None:
+    """A host that keeps the previous config loses no packet."""
     trouble = Notice("waits for a valid network config: SubnetLen", "Write SubnetLen as a whole number.")
     status = replace(READY, is_ready=text is not None, network=NetworkStatus(text=text, trouble=trouble))
 
@@ -166,8 +168,8 @@ def test_of_a_bad_network_config_it_is_said_how_it_is_set_right(text: str | None
     assert found.evidence == (() if text is None else (f"in force: {text}",))
 
 
-def test_two_hosts_that_contradict_each_other_are_told_once() -> None:
-    """What is wrong with their leases is a warning of status, and the reason why one is not sent to."""
+def test_two_conflicting_hosts_are_one_finding() -> None:
+    """The fault is a warning in the status, and the reason why a peer is refused."""
     why = "lease 10.100.5.0/24 of 10.0.0.9 overlaps lease 10.100.5.0/28: ignored"
     peer = RefusedPeer(subnet=IPv4Network("10.100.5.0/24"), public_ip=IPv4Address("10.0.0.9"), reason=why)
 
@@ -187,7 +189,7 @@ def test_a_refused_peer_is_named_by_its_host_name() -> None:
     assert found.evidence == ("10.100.5.0/24 at docker5 (10.0.0.9): no",)
 
 
-def test_errors_come_first_and_many_things_are_counted() -> None:
+def test_errors_are_first_and_many_objects_are_counted() -> None:
     refused = tuple(
         RefusedPeer(subnet=IPv4Network((f"10.100.{n}.0", 24)), public_ip=IPv4Address("10.0.0.9"), reason="no")
         for n in range(20)
@@ -202,7 +204,7 @@ def test_errors_come_first_and_many_things_are_counted() -> None:
     assert second.evidence[-1] == "… and 12 more"
 
 
-def test_strangers_of_the_last_hour_are_named() -> None:
+def test_rejected_senders_of_the_last_hour_are_named() -> None:
     seen = StrangerStatus(
         address=IPv4Address("10.9.0.66"),
         reason="stranger",
@@ -226,7 +228,7 @@ def test_strangers_of_the_last_hour_are_named() -> None:
     )
 
 
-def test_iptables_own_chain_is_mended_by_iptables() -> None:
+def test_the_chain_of_iptables_is_repaired_with_iptables() -> None:
     chain = ForwardChain(family="ip", table="filter", name="FORWARD", passes=frozenset())
 
     (found,) = findings(replace(HEALTHY, dropping=(chain,)))
@@ -236,8 +238,8 @@ def test_iptables_own_chain_is_mended_by_iptables() -> None:
     )
 
 
-def test_rules_with_the_original_s_names_are_ours_where_a_daemon_of_ours_is() -> None:
-    """Elsewhere they are what an original left."""
+def test_rules_with_the_original_s_names_belong_to_a_present_daemon() -> None:
+    """On other hosts, they are from an original."""
     status = replace(READY, is_live=False, is_ready=False)
 
     assert codes(replace(HEALTHY, status=status)) == ["daemon-away"]
@@ -261,14 +263,14 @@ def test_a_remedy_names_systemctl_only_if_a_unit_exists() -> None:
         Route(destination=IPv4Network("10.100.20.0/24"), link="eth0", protocol=80),
     ],
 )
-def test_rules_of_a_daemon_with_another_run_directory_are_nobody_else_s(trace: Link | Route) -> None:
+def test_rules_of_a_daemon_with_another_run_directory_are_no_leftovers(trace: Link | Route) -> None:
     status = replace(READY, is_live=False, is_ready=False)
     seen = replace(HEALTHY, status=status, claimed=None, items=(*HEALTHY.items, trace))
 
     assert "left-by-original" not in codes(seen)
 
 
-def test_nobody_is_told_to_delete_what_a_running_original_has() -> None:
+def test_objects_of_a_running_original_are_not_to_be_deleted() -> None:
     link = Link(name="flannel0", kind="tun", mtu=1472, alias="")
 
     (left,) = findings(replace(HEALTHY, items=(link,)))
@@ -277,11 +279,11 @@ def test_nobody_is_told_to_delete_what_a_running_original_has() -> None:
     assert (left.code, left.fix) == ("left-by-original", "ip link delete flannel0")
     assert (runs.code, runs.evidence) == ("original-runs", ("link flannel0",))
     assert runs.fix.startswith("kill 77 ")
-    assert codes(replace(HEALTHY, original=77)) == []  # it may be in another network, and harms nobody
+    assert codes(replace(HEALTHY, original=77)) == []  # it may be in another network, and affects no packet
 
 
 def test_a_network_without_a_free_subnet_is_named_with_the_remedy() -> None:
-    """It is the reason why the host is not ready, so that is not found a second time."""
+    """It is the reason why the host is not ready, so this is not a second finding."""
     trouble = Notice("no /24 is free in 10.100.0.0/16", "Widen Network.")
     status = replace(
         READY, is_ready=False, waiting_for="a lease: no free /24", lease=LeaseStatus(trouble=trouble)
@@ -295,7 +297,7 @@ def test_a_network_without_a_free_subnet_is_named_with_the_remedy() -> None:
 
 
 class TestNetworkThatOverlapsTheUnderlay:
-    """Packets to hosts of the underlay, to the gateway among them, may go into the overlay."""
+    """Packets to hosts of the underlay, including the gateway, may enter the overlay."""
 
     WITH = replace(HEALTHY, on_link=(IPv4Network("10.0.0.0/8"),), strict=frozenset())
     CAPTURING = Route(destination=NETWORK, link="flannel0", protocol=2)
@@ -317,10 +319,10 @@ class TestNetworkThatOverlapsTheUnderlay:
 
     @pytest.mark.parametrize("destination", ["10.100.0.0/16", "10.100.7.0/24", "10.100.7.1/32"])
     @pytest.mark.parametrize("link", ["flannel.1", "eth0"])
-    def test_is_an_error_where_a_route_takes_packets_from_the_underlay(
+    def test_is_an_error_if_a_route_redirects_packets_of_the_underlay(
         self, destination: str, link: str
     ) -> None:
-        """Whoever made it: an original, or a flanneld that was killed. With host-gw the link is eth0."""
+        """An original or a killed flanneld may have created it. With host-gw, the link is eth0."""
         taking = Route(destination=IPv4Network(destination), link=link)
         seen = replace(self.WITH, items=(taking,))
 
@@ -329,8 +331,8 @@ class TestNetworkThatOverlapsTheUnderlay:
         assert (found.code, found.severity) == ("network-overlaps-underlay", "error")
         assert found.evidence == (f"route {destination} dev {link} proto 80",)
 
-    def test_routes_of_the_underlay_and_of_our_own_bridge_take_nothing(self) -> None:
-        """A more specific route by eth0 is the underlay's own; our subnet is on this host."""
+    def test_routes_of_the_underlay_and_of_the_bridge_redirect_nothing(self) -> None:
+        """A longer route by eth0 belongs to the underlay. This host's subnet is local."""
         routes = (
             Route(destination=IPv4Network("10.100.8.0/24"), link="eth0", protocol=2),
             Route(destination=IPv4Network("10.100.15.0/24"), link="docker0", protocol=2),
@@ -342,7 +344,7 @@ class TestNetworkThatOverlapsTheUnderlay:
         assert (found.severity, found.evidence) == ("warning", ())
 
     def test_a_route_of_another_program_that_overlaps_is_a_warning(self) -> None:
-        """One that draws packets away from peers has a finding of its own."""
+        """A route that redirects packets for peers has its own finding."""
         bridge = Route(destination=IPv4Network("10.100.8.0/24"), link="br9", protocol=2)
         static = Route(destination=IPv4Network("10.100.9.0/24"), link="eth1", protocol=4)
         notes = tuple(overlap_note(NETWORK, route) for route in (bridge, static))
@@ -385,8 +387,8 @@ def test_the_documents_explain_every_code(document: str) -> None:
     assert [code for code in sorted(known) if f"`{code}`" not in text] == []
 
 
-def test_of_many_warnings_the_first_are_named_and_the_rest_counted() -> None:
-    """A writer of the store can cause one for each lease."""
+def test_many_warnings_are_counted_after_the_first() -> None:
+    """A client of the store can cause one for each lease."""
     many = replace(READY, warnings=tuple(f"lease {number} overlaps another" for number in range(1000)))
 
     found = [one.cause for one in findings(replace(HEALTHY, status=many)) if one.code == "network-warning"]

@@ -1,4 +1,4 @@
-"""Where the udp backend's programs stand, and what is in their tables."""
+"""The programs of the udp backend at the hooks, and the entries of their tables."""
 
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
@@ -83,7 +83,7 @@ def test_a_program_at_each_end_of_the_tunnel() -> None:
         ("e1000e", "off", False),
     ],
 )
-def test_tcp_that_hardware_delivers_in_segments_is_joined(
+def test_tcp_that_hardware_delivers_in_segments_is_coalesced(
     driver: str, gro: GroChoice, has_gro_link: bool
 ) -> None:
     planned = BACKEND.plan_host(replace(HOST, underlay=replace(HOST.underlay, driver=driver), gro=gro))
@@ -103,7 +103,7 @@ def test_tcp_that_hardware_delivers_in_segments_is_joined(
         assert tunnels == {""}
 
 
-def test_without_fast_path_nothing_is_joined() -> None:
+def test_without_fast_path_nothing_is_coalesced() -> None:
     planned = BACKEND.plan_host(replace(HOST, has_fast_path=False, gro="on"))
 
     assert [item.name for item in planned if isinstance(item, Link)] == ["flannel0"]
@@ -134,7 +134,7 @@ def test_the_original_on_a_virtual_underlay_is_reached_through_user_space(
     ]
 
 
-def test_a_bridge_of_our_subnet_and_its_containers_of_our_subnet() -> None:
+def test_a_bridge_and_containers_of_the_own_subnet_have_programs_and_entries() -> None:
     planned = BACKEND.plan_bridges([DOCKER0], HOST)
 
     assert programs(planned) == [("docker0", Role.LAST_HOP)]
@@ -160,7 +160,7 @@ def test_any_other_bridge_is_left_alone(bridge: Bridge) -> None:
     assert BACKEND.plan_bridges([bridge], HOST) == State.EMPTY
 
 
-def test_without_a_fast_path_nothing_of_it_is_planned() -> None:
+def test_without_a_fast_path_no_program_or_entry_is_planned() -> None:
     host = replace(HOST, has_fast_path=False)
 
     assert bpf(BACKEND.plan_host(host)) == bpf(BACKEND.plan_peer(peer(), host)) == []

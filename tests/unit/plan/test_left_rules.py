@@ -1,4 +1,4 @@
-"""Which filter rules are the original's, to the word, and which are anybody's."""
+"""Filter rules that are certainly from the original, and rules that may belong to any program."""
 
 import json
 from ipaddress import IPv4Network, IPv6Network, ip_network
@@ -21,7 +21,7 @@ SEED = (
     "-s 10.100.0.0/16 ! -d 224.0.0.0/4 -j MASQUERADE",
     "! -s 10.100.0.0/16 -d 10.100.0.0/16 -j MASQUERADE",
 )
-"""As release 0.6 writes them into POSTROUTING."""
+"""As release 0.6 writes them to POSTROUTING."""
 
 LATER = (
     "-s 10.100.0.0/16 -d 10.100.0.0/16 -j RETURN",
@@ -37,7 +37,7 @@ COMMENTED = (
     '! -s 10.99.0.0/16 -d 10.99.15.0/24 -m comment --comment "flanneld masq" -j RETURN',
     '-m mark --mark 0x4000/0x4000 -m comment --comment "flanneld masq" -j RETURN',
 )
-"""As those after them do, for a network that nobody knows any more."""
+"""As releases after them do, for an unknown network."""
 
 FIRST = ("-d 10.100.0.0/16 -j ACCEPT", "! -d 224.0.0.0/4 -j MASQUERADE")
 FIRST_JUMP = "-s 10.100.0.0/16 -j FLANNEL"
@@ -58,7 +58,7 @@ def removals(left: tuple[LeftRules, ...]) -> list[str]:
 
 @pytest.mark.parametrize("rules", [SEED, LATER, tuple(rule.replace(" --random-fully", "") for rule in LATER)])
 def test_a_whole_set_for_a_known_network_is_the_original_s(rules: tuple[str, ...]) -> None:
-    """Among the rules of others, which stay."""
+    """Between rules of other programs, which are not touched."""
     (left,) = rules_left([nat(DOCKERS[0], *rules, DOCKERS[1])], KNOWN)
 
     assert left.is_sure
@@ -68,8 +68,8 @@ def test_a_whole_set_for_a_known_network_is_the_original_s(rules: tuple[str, ...
 
 
 @pytest.mark.parametrize("case", FIRST_RELEASE + LATER_RELEASE, ids=lambda case: case["id"])
-def test_what_the_original_wrote_into_others_chains_is_found_and_nothing_else(case: dict[str, Any]) -> None:
-    """Of its releases that were run, the first alone writes there; the others have chains of their own."""
+def test_rules_of_the_original_in_other_chains_are_found_and_no_others(case: dict[str, Any]) -> None:
+    """Of the tested releases, only the first writes there. The others have their own chains."""
     networks = frozenset(
         ip_network(line.partition("=")[2])
         for line in case["subnet_env"].splitlines()
@@ -106,13 +106,13 @@ def test_what_the_original_wrote_into_others_chains_is_found_and_nothing_else(ca
         (SEED[2],),
     ],
 )
-def test_a_part_of_it_may_be_anybody_s(rules: tuple[str, ...]) -> None:
-    """Or another order, or what no release writes together."""
+def test_a_part_of_a_set_may_belong_to_any_program(rules: tuple[str, ...]) -> None:
+    """Or another order, or a combination that no release writes."""
     assert [one.is_sure for one in rules_left([nat(*rules)], KNOWN)] == [False]
     assert rules_left([nat(*rules)], frozenset()) == ()
 
 
-def test_a_whole_set_for_a_network_that_is_not_known_is_only_named() -> None:
+def test_a_whole_set_for_an_unknown_network_is_only_reported() -> None:
     (left,) = rules_left([nat(*SEED)], frozenset({IPv4Network("10.101.0.0/16")}))
 
     assert not left.is_sure
@@ -136,13 +136,13 @@ def test_a_whole_set_for_a_network_that_is_not_known_is_only_named() -> None:
         "-j MASQUERADE",
     ],
 )
-def test_a_rule_that_only_looks_similar_is_nobody_s(rule: str) -> None:
+def test_a_similar_rule_is_not_reported(rule: str) -> None:
     assert rules_left([nat(rule)], KNOWN) == ()
     assert removals(rules_left([nat(*SEED, rule)], KNOWN)) == [f"-D POSTROUTING {each}" for each in SEED]
 
 
-def test_a_comment_says_whose_a_rule_is() -> None:
-    """Whatever the network was called then, and however many are left of it."""
+def test_a_comment_identifies_the_owner_of_a_rule() -> None:
+    """For any network, and any number of its rules."""
     for rules in (COMMENTED, COMMENTED[1:2]):
         (left,) = rules_left([nat(DOCKERS[0], *rules)], frozenset())
         assert left.is_sure
@@ -153,7 +153,7 @@ def test_a_comment_says_whose_a_rule_is() -> None:
     assert removals(rules_left([saved], frozenset())) == [f"-D FORWARD {forward}"]
 
 
-def test_accepts_without_a_comment_are_an_operator_s_words_too() -> None:
+def test_accept_rules_without_a_comment_may_be_from_an_operator() -> None:
     rules = ("-s 10.100.0.0/16 -j ACCEPT", "-d 10.100.0.0/16 -j ACCEPT")
     saved = SavedRules(program="iptables", family=4, chains={"filter": {"FORWARD": rules}})
     half = SavedRules(program="iptables", family=4, chains={"filter": {"FORWARD": rules[:1]}})
@@ -163,7 +163,7 @@ def test_accepts_without_a_comment_are_an_operator_s_words_too() -> None:
     assert rules_left([saved], frozenset()) == ()
 
 
-def test_ipv6_has_multicast_addresses_of_its_own() -> None:
+def test_ipv6_has_its_own_multicast_addresses() -> None:
     network = IPv6Network("fd00:5::/48")
     rules = (
         "-s fd00:5::/48 -d fd00:5::/48 -j RETURN",
@@ -197,7 +197,7 @@ def test_ipv6_has_multicast_addresses_of_its_own() -> None:
         ),
     ],
 )
-def test_the_chain_of_the_first_releases_goes_with_its_jump(rules: tuple[str, ...], jump: str) -> None:
+def test_the_chain_of_the_first_releases_is_removed_with_its_jump(rules: tuple[str, ...], jump: str) -> None:
     (left,) = rules_left([nat(DOCKERS[0], jump, FLANNEL=rules)], KNOWN)
 
     assert left.is_sure
@@ -214,7 +214,7 @@ def test_the_chain_of_the_first_releases_goes_with_its_jump(rules: tuple[str, ..
         ((), (), False),
     ],
 )
-def test_a_chain_of_that_name_that_is_otherwise_is_not_surely_the_original_s(
+def test_a_different_chain_of_that_name_is_not_certainly_the_original_s(
     rules: tuple[str, ...], jumps: tuple[str, ...], is_named: bool
 ) -> None:
     left = rules_left([nat(*jumps, FLANNEL=rules)], KNOWN)
@@ -222,8 +222,8 @@ def test_a_chain_of_that_name_that_is_otherwise_is_not_surely_the_original_s(
     assert [one.is_sure for one in left] == ([False] if is_named else [])
 
 
-def test_chains_of_the_other_kind_of_iptables_are_nobody_s_now() -> None:
-    """Of the kind that the host uses they are dealt with elsewhere: there ours have the same names."""
+def test_chains_of_the_other_variant_of_iptables_are_unused() -> None:
+    """In the variant that the host uses, pyflannel's chains have the same names and replace them."""
     chains = {
         "nat": {
             "POSTROUTING": ('-m comment --comment "flanneld masq" -j FLANNEL-POSTRTG',),

@@ -1,4 +1,4 @@
-"""What looks like the original's, and what nobody planned."""
+"""Objects that match those of the original, and unplanned routes."""
 
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
@@ -17,7 +17,7 @@ MEMBERSHIP = Membership(
 ROUTE = Route(
     destination=IPv4Network("10.100.77.0/24"), gateway=IPv4Address("10.10.10.77"), link="eth0", protocol=3
 )
-"""As the original's host-gw leaves it."""
+"""As left by the original's host-gw."""
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ ROUTE = Route(
         ("vxlan.calico", "vxlan", False),
     ],
 )
-def test_devices_are_told_by_name_and_kind(name: str, kind: str, is_original: bool) -> None:
+def test_devices_are_recognized_by_name_and_kind(name: str, kind: str, is_original: bool) -> None:
     link = Link(name=name, kind=kind, mtu=1450, alias="")
 
     assert bool(left_by_original([link], MEMBERSHIP)) == is_original
@@ -42,13 +42,13 @@ def test_devices_are_told_by_name_and_kind(name: str, kind: str, is_original: bo
     assert not left_by_original([replace(link, alias="pyflannel /run/blue")], MEMBERSHIP)
 
 
-def test_a_route_as_the_original_makes_it_is_told() -> None:
+def test_a_route_of_the_original_is_recognized() -> None:
     assert left_by_original([ROUTE], MEMBERSHIP) == State.of(ROUTE)
     assert not unplanned_routes([ROUTE], MEMBERSHIP)
 
 
-def test_a_route_to_the_subnet_of_a_peer_by_way_of_another_host_is_not_the_originals() -> None:
-    """The original routes it by way of the address that the lease has. An operator made this one."""
+def test_a_route_to_a_peer_with_another_gateway_is_not_the_originals() -> None:
+    """The original's route has the address of the lease as gateway. An operator added this one."""
     for address, is_original in (("10.10.10.77", True), ("10.10.10.78", False)):
         membership = replace(MEMBERSHIP, peers={ROUTE.destination: IPv4Address(address)})
 
@@ -68,7 +68,7 @@ def test_a_route_to_the_subnet_of_a_peer_by_way_of_another_host_is_not_the_origi
         replace(ROUTE, destination=IPv4Network("10.100.0.0/16")),
     ],
 )
-def test_other_routes_into_the_network_are_unplanned_and_nobody_s(route: Route) -> None:
+def test_other_routes_into_the_network_are_unplanned(route: Route) -> None:
     assert not left_by_original([route], MEMBERSHIP)
     assert unplanned_routes([route], MEMBERSHIP) == State.of(route)
 
@@ -85,19 +85,19 @@ def test_other_routes_into_the_network_are_unplanned_and_nobody_s(route: Route) 
         replace(ROUTE, destination=IPv4Network("0.0.0.0/0")),
     ],
 )
-def test_ours_the_kernel_s_and_those_elsewhere_are_neither(route: Route) -> None:
-    """And in its own subnet a host has what it wants."""
+def test_own_routes_kernel_routes_and_routes_elsewhere_are_not_reported(route: Route) -> None:
+    """Routes inside the host's own subnet are not included."""
     assert not left_by_original([route], MEMBERSHIP)
     assert not unplanned_routes([route], MEMBERSHIP)
 
 
-def test_nothing_is_said_of_routes_where_the_network_is_not_known() -> None:
+def test_without_a_known_network_no_route_is_reported() -> None:
     for membership in (Membership(), replace(MEMBERSHIP, subnet=None)):
         assert not left_by_original([ROUTE], membership)
     assert not unplanned_routes([ROUTE], Membership())
 
 
-def test_routes_on_a_device_of_ours_are_the_daemon_s_to_judge() -> None:
+def test_routes_on_an_own_device_are_left_to_the_daemon() -> None:
     link = Link(name="flannel.1", kind="vxlan", mtu=1450)
     route = replace(ROUTE, link="flannel.1", protocol=4)
 

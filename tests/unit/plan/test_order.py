@@ -1,4 +1,4 @@
-"""The order of the operations of a batch, and what the kernel drops with them."""
+"""The order of the operations of a batch, and the objects that the kernel drops with them."""
 
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
@@ -23,7 +23,7 @@ PLAN = State.of(VXLAN, NEW, NEIGHBOUR, ENTRY, ROUTE, ROUTE6, NEIGHBOUR6)
 
 
 def test_an_address_is_removed_before_one_with_its_prefix_is_added() -> None:
-    """Otherwise the new address is secondary to it and goes with it."""
+    """Otherwise the new address is secondary to it and is removed with it."""
     new = Address(link="flannel0", address=IPv4Interface("10.100.16.0/16"))
 
     assert order([Add(new), Remove(OLD)], State.of(new)) == [Remove(OLD), Add(new)]
@@ -45,7 +45,7 @@ def test_an_address_is_added_before_the_last_one_of_another_prefix_is_removed() 
 
 
 def test_an_address_stays_while_its_link_still_carries_packets() -> None:
-    """Its routes go with it: when the backend changes, the new ones are there before."""
+    """Its routes are removed with it. When the backend changes, the new routes are added before."""
     old = Link(name="flannel0", kind="tun", mtu=1472)
 
     operations = order([Remove(OLD), Remove(old), Add(ROUTE), Add(NEW), Add(VXLAN)], PLAN)
@@ -110,7 +110,7 @@ def test_an_end_of_a_veth_is_recreated_before_the_other_is_added() -> None:
 
 
 def test_a_vxlan_device_in_the_way_is_removed_before_a_link_is_recreated() -> None:
-    """It was renamed, and another link has got its name."""
+    """It was renamed, and another link has its name."""
     renamed, recreate = replace(VXLAN, name="other"), Replace(replace(VXLAN, kind="dummy", vxlan=None), VXLAN)
 
     assert order([recreate, Remove(renamed)], State.of(VXLAN)) == [Remove(renamed), recreate]

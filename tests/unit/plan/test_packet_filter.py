@@ -1,4 +1,4 @@
-"""Which rules a host has, and what becomes of packets by them."""
+"""The filter rules of a host, and their verdicts for packets."""
 
 from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address
 
@@ -40,7 +40,7 @@ HOST, CLIENT, WORLD, GROUP = "192.0.2.1", "192.0.2.9", "198.51.100.7", "224.0.0.
 
 
 def verdict(rules: Rules, source: str, destination: str, mark: int = 0) -> Verdict | None:
-    """Return what the first rule that matches says: the evaluator that the rules are tried with."""
+    """Return the verdict of the first matching rule."""
     for rule in rules:
         assert isinstance(rule, FilterRule)
         if (
@@ -91,7 +91,7 @@ def kinds(state: State) -> set[tuple[str, int, str]]:
         (PEERS, OTHERS, 0, Masquerade()),
     ],
 )
-def test_masquerading_leaves_the_addresses_inside_true(
+def test_masquerading_does_not_change_addresses_inside_the_network(
     source: str, destination: str, mark: int, expected: Verdict | None
 ) -> None:
     rules = masquerade_rules(NETWORK, SUBNET, is_fully_random=True)
@@ -109,13 +109,13 @@ def test_masquerading_leaves_the_addresses_inside_true(
         (CLIENT, WORLD, None),
     ],
 )
-def test_what_comes_from_or_goes_to_the_network_is_forwarded(
+def test_packets_from_and_to_the_network_are_forwarded(
     source: str, destination: str, expected: Verdict | None
 ) -> None:
     assert verdict(forward_rules(NETWORK), source, destination) == expected
 
 
-def test_ports_are_drawn_unless_it_is_disabled() -> None:
+def test_ports_are_random_unless_disabled() -> None:
     for is_fully_random in (True, False):
         rules = masquerade_rules(NETWORK, SUBNET, is_fully_random=is_fully_random)
 
@@ -172,7 +172,7 @@ def test_in_nftables_the_accept_in_iptables_is_for_a_dropping_forward_only() -> 
     assert chain.hook == "FORWARD"
 
 
-def test_each_family_has_rules_where_it_is_on_and_leased() -> None:
+def test_each_enabled_and_leased_family_has_rules() -> None:
     dual = NetworkConfig(network=NETWORK, enable_ipv6=True, ipv6_network=NETWORK6)
     only_ipv6 = NetworkConfig(network=NETWORK, enable_ipv4=False, enable_ipv6=True, ipv6_network=NETWORK6)
 
@@ -183,7 +183,7 @@ def test_each_family_has_rules_where_it_is_on_and_leased() -> None:
     assert {family for _, family, _ in kinds(plan_filter(only_ipv6, host(ipv6=True), EVERYTHING))} == {6}
 
 
-def test_a_second_daemon_has_names_of_its_own() -> None:
+def test_a_second_daemon_has_its_own_names() -> None:
     for enable_nftables in (False, True):
         config = NetworkConfig(network=NETWORK, enable_nftables=enable_nftables)
         names = {name for _, _, name in kinds(plan_filter(config, host("flannel1"), EVERYTHING))}
@@ -192,7 +192,7 @@ def test_a_second_daemon_has_names_of_its_own() -> None:
         assert all(len(name) <= 28 for name in names)
 
 
-def test_the_evaluator_knows_no_foreign_rule() -> None:
+def test_the_evaluator_refuses_foreign_rules() -> None:
     with pytest.raises(AssertionError):
         verdict((ForeignRule("-j DROP"),), OURS, WORLD)
 
@@ -208,13 +208,15 @@ PATHS = {
 
 
 @pytest.mark.parametrize(("kind", "path"), PATHS.items())
-def test_each_backend_tells_how_packets_of_other_hosts_come(kind: str, path: GuardedPath | None) -> None:
+def test_each_backend_defines_the_path_of_packets_from_other_hosts(
+    kind: str, path: GuardedPath | None
+) -> None:
     config = NetworkConfig(network=NETWORK, backend_type=kind)
 
     assert backend_of(config).guarded_path(host()) == path
 
 
-def test_with_direct_routing_inner_packets_come_by_the_underlay_too() -> None:
+def test_with_direct_routing_inner_packets_may_arrive_at_the_underlay() -> None:
     config = NetworkConfig(network=NETWORK, backend_type="vxlan", backend={"DirectRouting": True})
 
     path = backend_of(config).guarded_path(host())
@@ -225,7 +227,7 @@ def test_with_direct_routing_inner_packets_come_by_the_underlay_too() -> None:
 @pytest.mark.parametrize(
     ("mode", "sources"), [("strict", IPv4Network("10.100.2.0/24")), ("peer", IPv4Network("0.0.0.0/0"))]
 )
-def test_the_guard_takes_packets_of_peers_only(mode: GuardMode, sources: IPv4Network) -> None:
+def test_the_guard_accepts_only_packets_of_peers(mode: GuardMode, sources: IPv4Network) -> None:
     peer = Lease(
         subnet=IPv4Network("10.100.2.0/24"), attributes=LeaseAttributes(public_ip=IPv4Address("192.0.2.2"))
     )
@@ -258,7 +260,7 @@ def test_a_peer_behind_a_translated_port_is_guarded_at_that_port() -> None:
     assert entry.port == 40000
 
 
-def test_without_a_tunnel_peers_need_no_entry_and_without_a_guard_there_is_nothing() -> None:
+def test_without_a_tunnel_or_guard_there_are_no_entries() -> None:
     peer = Lease(subnet=IPv4Network("10.100.2.0/24"), attributes=LeaseAttributes(public_ip=IPv4Address(HOST)))
     config = NetworkConfig(network=NETWORK)
 

@@ -1,4 +1,4 @@
-"""Whom a host plans for: the holders of its network's leases, but for those that could never work."""
+"""The peers of a host: the holders of valid leases of its network."""
 
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
@@ -27,7 +27,7 @@ def settled(*leases: Lease) -> tuple[list[str], list[str]]:
     return [str(peer.subnet) for peer in peers], [conflict.text for conflict in peers.conflicts]
 
 
-def test_all_but_ourselves_are_peers() -> None:
+def test_all_other_hosts_are_peers() -> None:
     peers, conflicts = settled(
         lease("10.100.1.0/24", "172.16.0.1"), OWN, lease("10.100.2.0/24", "172.16.0.2")
     )
@@ -36,7 +36,7 @@ def test_all_but_ourselves_are_peers() -> None:
     assert not conflicts
 
 
-def test_a_peer_that_could_never_be_reached_is_left_out_and_said() -> None:
+def test_an_unreachable_peer_is_omitted_and_reported() -> None:
     peers, conflicts = settled(
         lease("10.101.0.0/24", "172.16.0.1"),
         lease("10.100.0.0/20", "172.16.0.2"),
@@ -65,13 +65,13 @@ def test_a_conflict_names_the_host() -> None:
 
 
 def behind_nat(subnet: str, port: int | None) -> Lease:
-    """Return a lease with our own public address, as of a host behind the same NAT."""
+    """Return a lease with this host's public address, for example of a host behind the same NAT."""
     found = lease(subnet)
     return replace(found, attributes=replace(found.attributes, port=port))
 
 
 def test_hosts_behind_one_nat_with_different_ports_are_peers() -> None:
-    """Ours is known by its port there; without one, or with the same, the address says that it is us."""
+    """The port distinguishes this host. Without a port, or with the same one, the lease is this host's."""
     own = replace(OWN, attributes=replace(OWN.attributes, port=8285))
     others = [behind_nat("10.100.3.0/24", 8286), behind_nat("10.100.4.0/24", 8285)]
     peers = Peers(own, NETWORK, 24)
@@ -82,7 +82,7 @@ def test_hosts_behind_one_nat_with_different_ports_are_peers() -> None:
 
 
 def test_a_reserved_address_is_used_with_a_warning() -> None:
-    """Linux sends to 240.0.0.0/4. The limited broadcast is no address at all, which the backends say."""
+    """Linux sends to 240.0.0.0/4. The backends refuse the limited broadcast address."""
     peers, conflicts = settled(lease("10.100.1.0/24", "240.0.0.7"), lease("10.100.2.0/24", "255.255.255.255"))
 
     assert peers == ["10.100.1.0/24", "10.100.2.0/24"]
@@ -92,7 +92,7 @@ def test_a_reserved_address_is_used_with_a_warning() -> None:
     assert settled(lease("10.100.1.0/24", "100.64.0.7")) == (["10.100.1.0/24"], [])
 
 
-def test_who_covers_an_address_and_whose_address_lies_in_a_subnet() -> None:
+def test_the_subnet_of_an_address_and_the_addresses_in_a_subnet() -> None:
     inside, other = lease("10.100.1.0/24", "10.100.2.9"), lease("10.100.2.0/24", "172.16.0.1")
     peers = Peers(OWN, NETWORK, 24)
 
@@ -105,7 +105,7 @@ def test_who_covers_an_address_and_whose_address_lies_in_a_subnet() -> None:
     assert peers.inside([other.subnet]) == []
 
 
-def test_of_peers_that_overlap_the_one_that_fits_the_network_stays() -> None:
+def test_of_overlapping_peers_the_one_that_fits_the_network_is_kept() -> None:
     peers, conflicts = settled(
         lease("10.100.16.0/20", "172.16.0.1"),
         lease("10.100.17.0/24", "172.16.0.2"),
@@ -121,7 +121,7 @@ def test_of_peers_that_overlap_the_one_that_fits_the_network_stays() -> None:
     ]
 
 
-def test_peers_that_share_an_address_are_both_peers_and_said() -> None:
+def test_peers_that_share_an_address_are_both_peers_with_a_conflict() -> None:
     peers, conflicts = settled(lease("10.100.1.0/24", "172.16.0.1"), lease("10.100.2.0/24", "172.16.0.1"))
 
     assert len(peers) == 2
@@ -145,7 +145,7 @@ leases = st.lists(
 
 @given(st.lists(leases, max_size=5), leases)
 def test_history_does_not_matter(history: list[list[Lease]], last: list[Lease]) -> None:
-    """However the leases came and went, peers and conflicts are those of now; the changes lead there."""
+    """After any history, the peers and conflicts are those of the current leases."""
     peers, followed = Peers(OWN, NETWORK, 24), {}
     for each in [*history, last]:
         for change in peers.update(SubnetMap((one.subnet, one) for one in each)):

@@ -47,8 +47,8 @@ NOTHING = Surroundings()
         ("10.100.0.0/16", None),
     ],
 )
-def test_what_a_route_does_to_a_prefix_of_the_host(destination: str, effect: str | None) -> None:
-    """A longer prefix wins, an equal one takes its place, a shorter one loses."""
+def test_the_effects_of_a_route_on_a_prefix_of_the_host(destination: str, effect: str | None) -> None:
+    """A longer prefix has precedence, an equal one replaces the route, a shorter one yields."""
     other = HostPrefix(PREFIX, "the prefix of eth0")
 
     found = conflicts([IPv4Network(destination)], [other])
@@ -75,8 +75,10 @@ def test_each_conflict_with_each_prefix_is_found() -> None:
         ("10.100.3.0/24", None),
     ],
 )
-def test_a_route_that_takes_packets_from_the_underlay_is_refused(destination: str, word: str | None) -> None:
-    """One that is shorter than the prefix of the underlay takes nothing."""
+def test_a_route_that_redirects_packets_of_the_underlay_is_refused(
+    destination: str, word: str | None
+) -> None:
+    """A route that is shorter than the prefix of the underlay redirects nothing."""
     found = route_objection(IPv4Network(destination), UNDERLAY, NOTHING)
 
     assert found is None if word is None else word in (found or "")
@@ -91,10 +93,10 @@ def route(destination: str, **more: Any) -> Route:
 
 @pytest.mark.parametrize("needed", [Surroundings(stores=(STORE,)), Surroundings(gateways=(STORE,))])
 class TestNeededAddresses:
-    """The store and the default gateway, wherever they are."""
+    """The store and the default gateway, at any address."""
 
-    def test_a_route_that_wins_over_the_route_to_it_is_refused(self, needed: Surroundings) -> None:
-        """The default route loses, and so does one that is shorter or has another metric."""
+    def test_a_route_with_precedence_over_the_route_to_it_is_refused(self, needed: Surroundings) -> None:
+        """The default route, a shorter route and one with another metric have no precedence."""
         others = (route("10.0.0.0/8"), route("10.20.0.0/16", metric=100))
         for surroundings in (needed, replace(needed, routes=others)):
             found = route_objection(IPv4Network("10.20.0.0/16"), UNDERLAY, surroundings)
@@ -102,7 +104,7 @@ class TestNeededAddresses:
             assert "10.20.0.0/16 contains 10.20.0.5, " in (found or "")
 
     def test_a_longer_route_keeps_it_reachable(self, needed: Surroundings) -> None:
-        """So the whole of 10.0.0.0/8 may be the network of hosts that are in it."""
+        """Therefore, 10.0.0.0/8 may be the network of hosts with addresses in it."""
         surroundings = replace(needed, routes=(route("10.20.0.0/24"),))
 
         assert route_objection(IPv4Network("10.0.0.0/8"), UNDERLAY, surroundings) is None
@@ -113,14 +115,14 @@ class TestNeededAddresses:
         assert route_objection(IPv4Network("10.0.0.0/8"), underlay, needed) is None
 
     def test_an_address_of_the_host_itself_is_never_lost(self, needed: Surroundings) -> None:
-        """The kernel looks at its own addresses first."""
+        """The kernel checks its own addresses first."""
         surroundings = replace(needed, addresses=frozenset([STORE]))
 
         assert route_objection(IPv4Network("10.20.0.0/16"), UNDERLAY, surroundings) is None
 
 
 class TestRoutesOfOtherPrograms:
-    """None is replaced, and what we would plan ourselves is taken over."""
+    """No route is replaced, and a route that equals the planned one is taken over."""
 
     DESTINATION = IPv4Network("10.100.3.0/24")
     PEER = Lease(subnet=DESTINATION, attributes=LeaseAttributes(public_ip=IPv4Address("192.168.50.101")))
@@ -134,7 +136,7 @@ class TestRoutesOfOtherPrograms:
             route("10.100.3.0/24", kind="multipath", gateway=IPv4Address("192.168.50.101"), link="eth0"),
         ],
     )
-    def test_one_to_the_same_destination_is_not_replaced(self, other: Route) -> None:
+    def test_a_route_to_the_same_destination_is_not_replaced(self, other: Route) -> None:
         surroundings = Surroundings(routes=(other,))
 
         found = route_objection(self.DESTINATION, UNDERLAY, surroundings, adopted=self.PEER)
@@ -151,8 +153,8 @@ class TestRoutesOfOtherPrograms:
             route("10.100.3.0/24", gateway=IPv4Address("192.168.50.101"), link="eth0", protocol=3),
         ],
     )
-    def test_one_that_stays_or_is_what_we_plan_is_no_obstacle(self, other: Route) -> None:
-        """An original leaves the last of these for host-gw."""
+    def test_a_route_that_remains_or_equals_the_plan_is_no_obstacle(self, other: Route) -> None:
+        """An original leaves the last of these routes with host-gw."""
         surroundings = Surroundings(routes=(other,))
 
         assert route_objection(self.DESTINATION, UNDERLAY, surroundings, adopted=self.PEER) is None
@@ -197,14 +199,14 @@ def test_a_subnet_for_containers_that_would_cut_the_host_off_is_refused() -> Non
 
 
 def test_a_subnet_whose_first_address_is_needed_is_refused() -> None:
-    """Our device has that address, however long the route is that leads there now."""
+    """The tunnel device gets that address, regardless of the length of the present route."""
     first = Surroundings(stores=(IPv4Address("10.20.0.0"),), routes=(route("10.20.0.0/31"),))
 
     assert "begins with 10.20.0.0" in (subnet_objection(IPv4Network("10.20.0.0/24"), UNDERLAY, first) or "")
     assert subnet_objection(IPv4Network("192.168.50.0/23"), UNDERLAY, NOTHING) is not None
 
 
-def test_a_new_subnet_avoids_what_the_host_has_in_the_network() -> None:
+def test_a_new_subnet_avoids_addresses_and_routes_of_the_host() -> None:
     """Prefixes of the underlay, routes of other programs, and needed addresses."""
     surroundings = Surroundings(
         stores=(STORE,),
@@ -219,7 +221,7 @@ def test_a_new_subnet_avoids_what_the_host_has_in_the_network() -> None:
 
 
 def test_a_store_in_a_container_of_this_host_is_not_lost() -> None:
-    """The bridge is there, and so the subnet is routed to it already."""
+    """The bridge exists, so that the subnet is already routed to it."""
     surroundings = Surroundings(stores=(STORE,), routes=(route("10.20.0.0/24", link="docker0", protocol=2),))
 
     assert subnet_objection(IPv4Network("10.20.0.0/24"), UNDERLAY, surroundings) is None
@@ -233,7 +235,7 @@ def test_a_store_in_a_container_of_this_host_is_not_lost() -> None:
         ("192.168.0.0/16", "contains 192.168.50.0/24, the prefix of eth0"),
     ],
 )
-def test_a_network_that_overlaps_the_underlay_draws_a_note(network: str, word: str) -> None:
+def test_a_network_that_overlaps_the_underlay_causes_a_note(network: str, word: str) -> None:
     (note,) = network_notes(IPv4Network(network), UNDERLAY, NOTHING)
 
     assert note.startswith(f"Network {network} ")
@@ -248,13 +250,13 @@ def test_a_network_that_overlaps_the_underlay_draws_a_note(network: str, word: s
         ("10.0.0.0/8", "is a part of 10.0.0.0/8"),
     ],
 )
-def test_a_network_that_overlaps_a_route_of_another_program_draws_a_note(other: str, word: str) -> None:
+def test_a_network_that_overlaps_a_route_of_another_program_causes_a_note(other: str, word: str) -> None:
     (note,) = network_notes(IPv4Network("10.100.0.0/16"), UNDERLAY, Surroundings(routes=(route(other),)))
 
     assert word in note
 
 
-def test_of_many_routes_that_overlap_the_first_are_named() -> None:
+def test_many_overlapping_routes_are_counted_after_the_first() -> None:
     many = tuple(route(f"10.100.{number}.0/24") for number in range(30))
 
     notes = network_notes(IPv4Network("10.100.0.0/16"), UNDERLAY, Surroundings(routes=many))
@@ -263,8 +265,8 @@ def test_of_many_routes_that_overlap_the_first_are_named() -> None:
     assert notes[-1] == "Network 10.100.0.0/16 overlaps 22 more routes of this host"
 
 
-def test_a_dns_server_in_the_network_draws_a_note() -> None:
-    """It may be one in a container, so nothing is refused."""
+def test_a_dns_server_in_the_network_causes_a_note() -> None:
+    """It may run in a container, so nothing is refused."""
     surroundings = Surroundings(resolvers=(IPv4Address("10.100.0.10"), IPv4Address("10.9.0.1")))
 
     (note,) = network_notes(IPv4Network("10.100.0.0/16"), UNDERLAY, surroundings)
@@ -273,13 +275,13 @@ def test_a_dns_server_in_the_network_draws_a_note() -> None:
     assert route_objection(IPv4Network("10.100.0.0/16"), UNDERLAY, surroundings) is None
 
 
-def test_a_network_apart_from_the_underlay_draws_none() -> None:
+def test_a_network_apart_from_the_underlay_causes_no_note() -> None:
     assert network_notes(IPv4Network("10.100.0.0/16"), UNDERLAY, NOTHING) == ()
     assert network_notes(None, UNDERLAY, NOTHING) == ()
 
 
 class TestAddresses:
-    """PublicIP of a peer, as a writer of the store may choose it."""
+    """PublicIP of a peer, which a client of the store may choose freely."""
 
     HOST = Host(
         lease=Lease(
@@ -310,22 +312,22 @@ class TestAddresses:
             ("169.254.7.7", "link-local"),
         ],
     )
-    def test_one_that_no_other_host_can_have_is_refused(self, address: str, word: str) -> None:
+    def test_an_address_that_no_other_host_can_have_is_refused(self, address: str, word: str) -> None:
         assert word in (self.objection(address) or "")
 
     @pytest.mark.parametrize(
         "address", ["100.64.0.7", "10.10.10.101", "203.0.113.9", "240.0.0.7", "255.0.0.1"]
     )
-    def test_others_are_legal(self, address: str) -> None:
-        """Carrier-grade NAT (RFC 6598) and what is reserved, for which there is a warning."""
+    def test_other_addresses_are_accepted(self, address: str) -> None:
+        """Carrier-grade NAT (RFC 6598) and reserved addresses, which cause a warning."""
         assert self.objection(address) is None
 
-    def test_a_link_local_one_needs_a_route_without_a_gateway(self) -> None:
+    def test_a_link_local_address_needs_a_route_without_a_gateway(self) -> None:
         underlay = replace(UNDERLAY, on_link=(IPv4Network("169.254.0.0/16"),))
 
         assert self.objection("169.254.7.7", replace(self.HOST, underlay=underlay)) is None
 
-    def test_one_in_the_overlay_is_refused_unless_a_longer_route_leads_elsewhere(self) -> None:
+    def test_an_address_in_the_overlay_is_refused_unless_it_has_a_longer_route(self) -> None:
         routed = [IPv4Network("10.0.0.0/8")]
         longer = replace(self.HOST.surroundings, routes=(route("10.20.0.0/16"),))
 

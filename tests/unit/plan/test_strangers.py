@@ -1,4 +1,4 @@
-"""What the leases say of whom the guard turned away."""
+"""The explanation of rejected senders by the leases."""
 
 from ipaddress import IPv4Address, IPv4Network
 
@@ -79,7 +79,7 @@ def stranger(
             " Docker.",
         ),
         (
-            stranger("10.9.0.66", "impostor", "10.100.40.2"),  # whose lease is gone by now
+            stranger("10.9.0.66", "impostor", "10.100.40.2"),  # whose lease no longer exists
             "it holds no lease, and the inner source 10.100.40.2 is in another host's subnet",
             "If it is a host of the network, start flanneld there; if not, stop its program"
             " (ip neigh show to 10.9.0.66). This host drops its packets.",
@@ -98,7 +98,7 @@ def stranger(
         ),
     ],
 )
-def test_a_stranger_is_told_by_its_lease_and_that_of_the_address_it_used(
+def test_a_sender_is_explained_by_its_lease_and_that_of_the_inner_source(
     seen: Stranger, cause: str, hint: str
 ) -> None:
     (explained,) = explain([seen], LEASES, OWN)
@@ -107,7 +107,7 @@ def test_a_stranger_is_told_by_its_lease_and_that_of_the_address_it_used(
     assert (explained.address, explained.reason, explained.packets) == (seen.address, seen.reason, 1)
 
 
-def test_those_with_most_packets_come_first() -> None:
+def test_senders_of_the_most_packets_are_first() -> None:
     few, many = (stranger("10.9.0.66", "stranger", "10.1.1.1", packets=n) for n in (2, 900))
 
     assert [one.packets for one in explain([few, many], LEASES, OWN)] == [900, 2]

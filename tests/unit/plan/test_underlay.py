@@ -1,4 +1,4 @@
-"""The choice of the interface: what was asked for, else the way to everywhere, else what is missing."""
+"""The choice of the interface: by the options, or by the default route; or the missing condition."""
 
 import re
 from ipaddress import IPv4Address, ip_interface
@@ -52,7 +52,7 @@ def pattern(text: str) -> UnderlayOptions:
     return UnderlayOptions(iface_regexes=(re.compile(text),))
 
 
-def test_nothing_asked_for_means_the_interface_of_the_default_route() -> None:
+def test_the_default_is_the_interface_of_the_default_route() -> None:
     assert choose(UnderlayOptions(), HOST) == Underlay(
         link="eth0",
         address=IPv4Address("192.168.50.102"),
@@ -69,7 +69,7 @@ def test_the_lines_are_those_of_the_original() -> None:
     )
 
 
-def test_what_was_tried_in_vain_is_told_before_what_was_taken() -> None:
+def test_failed_attempts_are_logged_before_the_choice() -> None:
     wanted = UnderlayOptions(ifaces=("eth9", "eth1"), public_ip=IPv4Address("203.0.113.7"))
 
     assert narrate(wanted, HOST) == (
@@ -80,8 +80,8 @@ def test_what_was_tried_in_vain_is_told_before_what_was_taken() -> None:
 
 
 @given(st.permutations([("eth0", 100), ("eth1", 50), ("docker0", 1), ("flannel0", 0)]))
-def test_the_lowest_metric_wins_in_whatever_order_routes_are_listed(routes) -> None:
-    """And never a device that the overlay itself, or Docker, made."""
+def test_the_lowest_metric_has_precedence_in_any_order(routes) -> None:
+    """Devices of the overlay and of Docker are never chosen."""
     listed = tuple(DefaultRoute(link=link, metric=metric) for link, metric in routes)
 
     assert (
@@ -89,14 +89,14 @@ def test_the_lowest_metric_wins_in_whatever_order_routes_are_listed(routes) -> N
     )
 
 
-def test_a_bridge_of_the_operators_own_is_an_interface_like_any_other() -> None:
+def test_a_bridge_of_the_operator_is_a_normal_interface() -> None:
     br0 = interface("br0", "10.0.0.5/24", kind="bridge")
     host = Interfaces(interfaces=(LO, br0), default_routes=(DefaultRoute(link="br0"),))
 
     assert chosen(UnderlayOptions(), host) == ("br0", "10.0.0.5")
 
 
-def test_the_source_that_the_default_route_prefers_is_the_address() -> None:
+def test_the_preferred_source_of_the_default_route_is_the_address() -> None:
     two = interface("eth0", "192.168.50.7/24", "192.168.50.102/24")
     route = DefaultRoute(link="eth0", source=IPv4Address("192.168.50.102"))
 
@@ -106,7 +106,7 @@ def test_the_source_that_the_default_route_prefers_is_the_address() -> None:
     )
 
 
-def test_a_host_that_is_routed_to_has_its_address_on_loopback() -> None:
+def test_a_routed_host_has_its_address_on_loopback() -> None:
     lo = interface("lo", "127.0.0.1/8", "10.9.9.9/32", is_loopback=True)
     unnumbered = interface("eth0", "fe80::1/64")
     route = DefaultRoute(link="eth0", source=IPv4Address("10.9.9.9"))
@@ -121,11 +121,11 @@ def test_a_host_that_is_routed_to_has_its_address_on_loopback() -> None:
         ("eth1", "eth1", "10.10.10.102"),
         ("10.10.10.102", "eth1", "10.10.10.102"),
         ("fe80::1", "eth0", "192.168.50.102"),  # the original leaves its interface unset, and crashes
-        ("docker0", "docker0", "172.17.0.1"),  # whoever names it means it
+        ("docker0", "docker0", "172.17.0.1"),  # an explicit option selects it
         ("127.0.0.1", "lo", "127.0.0.1"),
     ],
 )
-def test_an_interface_is_named_or_known_by_an_address(sought: str, link: str, address: str) -> None:
+def test_an_interface_is_selected_by_name_or_address(sought: str, link: str, address: str) -> None:
     assert chosen(UnderlayOptions(ifaces=(sought,))) == (link, address)
 
 
@@ -140,18 +140,18 @@ def test_an_interface_is_named_or_known_by_an_address(sought: str, link: str, ad
         (r"eth[12]", "eth1", "10.10.10.102"),  # eth2 has no IPv4 address
     ],
 )
-def test_a_pattern_is_looked_for_in_addresses_then_in_names(text: str, link: str, address: str) -> None:
+def test_a_pattern_is_matched_with_addresses_then_with_names(text: str, link: str, address: str) -> None:
     assert chosen(pattern(text)) == (link, address)
 
 
-def test_a_pattern_takes_the_address_that_it_matched() -> None:
+def test_a_pattern_selects_the_matched_address() -> None:
     two = interface("eth0", "192.168.50.102/24", "10.1.1.1/24")
 
     assert chosen(pattern("^10"), Interfaces(interfaces=(two,))) == ("eth0", "10.1.1.1")
 
 
 def test_selectors_are_tried_in_the_originals_order() -> None:
-    """Names first, then patterns, then what must be reached."""
+    """Names first, then patterns, then the address that must be reachable."""
     reached = ("eth0", IPv4Address("192.168.50.102"))
     both = UnderlayOptions(
         ifaces=("eth9",), iface_regexes=(re.compile("eth1"),), can_reach=IPv4Address("8.8.8.8")
@@ -164,18 +164,18 @@ def test_selectors_are_tried_in_the_originals_order() -> None:
     assert chosen(last, HOST, reached)[0] == "eth0"
 
 
-def test_what_reaches_one_of_our_own_addresses_is_its_holder() -> None:
+def test_an_own_address_is_reached_by_its_holder() -> None:
     wanted = UnderlayOptions(can_reach=IPv4Address("10.10.10.102"))
 
     assert chosen(wanted, HOST, ("lo", IPv4Address("10.10.10.102"))) == ("eth1", "10.10.10.102")
 
 
-def test_a_public_address_names_the_interface_that_holds_it() -> None:
+def test_a_public_address_selects_the_interface_that_has_it() -> None:
     assert chosen(UnderlayOptions(public_ip=IPv4Address("10.10.10.102"))) == ("eth1", "10.10.10.102")
 
 
-def test_a_public_address_that_no_interface_holds_is_a_nats() -> None:
-    """The original ends here."""
+def test_a_public_address_without_an_interface_belongs_to_a_nat() -> None:
+    """The original exits in this case."""
     underlay = choose(UnderlayOptions(public_ip=IPv4Address("203.0.113.7")), HOST)
 
     assert (underlay.link, str(underlay.address), str(underlay.public_ip)) == (
@@ -196,7 +196,7 @@ def test_a_public_address_that_no_interface_holds_is_a_nats() -> None:
         (["10.0.0.1/24", "10.0.0.2/24"], "10.0.0.1"),
     ],
 )
-def test_of_several_addresses_the_one_that_lasts_and_reaches_far_is_taken(addresses, best: str) -> None:
+def test_of_several_addresses_a_permanent_global_one_is_chosen(addresses, best: str) -> None:
     host = Interfaces(interfaces=(interface("eth0", *addresses),))
 
     assert chosen(UnderlayOptions(ifaces=("eth0",)), host)[1] == best
@@ -229,7 +229,7 @@ def test_of_several_addresses_the_one_that_lasts_and_reaches_far_is_taken(addres
         ),
     ],
 )
-def test_what_is_missing_is_waited_for_and_named_in_one_line(wanted, interfaces, reason: str) -> None:
+def test_the_missing_condition_is_reported_in_one_line(wanted, interfaces, reason: str) -> None:
     with pytest.raises(NoUnderlayError, match=reason) as raised:
         choose(wanted, interfaces)
 
@@ -239,7 +239,7 @@ def test_what_is_missing_is_waited_for_and_named_in_one_line(wanted, interfaces,
 
 
 @given(st.lists(st.sampled_from(HOST.interfaces), unique=True), st.booleans())
-def test_whatever_is_chosen_is_there(present: list[Interface], asks_by_pattern: bool) -> None:
+def test_the_chosen_interface_exists(present: list[Interface], asks_by_pattern: bool) -> None:
     interfaces = Interfaces(interfaces=tuple(present), default_routes=HOST.default_routes)
     try:
         underlay = choose(pattern("[0-9]") if asks_by_pattern else UnderlayOptions(), interfaces)

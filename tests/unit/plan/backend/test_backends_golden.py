@@ -1,4 +1,4 @@
-"""Our plans are what the original made from the same leases; what we publish is what it publishes."""
+"""The plans equal the original's objects for the same leases, and the published leases equal its leases."""
 
 import json
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
@@ -64,7 +64,7 @@ def of_type(plan: State, kind: type) -> list[Any]:
 
 @pytest.mark.parametrize("case", OBJECTS, ids=name)
 def test_the_device_is_the_originals(case: Case) -> None:
-    """But for its MAC address, which the original draws, and IPv6, which a device of ours does without."""
+    """Except its MAC address, which is random in the original, and IPv6, which pyflannel disables."""
     _, _, plan = planned(case)
 
     links = [link for link in case["objects"]["link"] if not link["ifname"].startswith("flannel-v6")]
@@ -104,8 +104,8 @@ def test_the_device_is_the_originals(case: Case) -> None:
 
 
 @pytest.mark.parametrize("case", OBJECTS, ids=name)
-def test_what_a_peer_needs_is_the_originals(case: Case) -> None:
-    """Release 0.6 of vxlan has FDB entries alone: it answers for addresses itself."""
+def test_the_objects_of_a_peer_are_the_originals(case: Case) -> None:
+    """Release 0.6 of vxlan has only FDB entries: it answers ARP itself."""
     _, _, plan = planned(case)
 
     fdb = [(entry.mac, entry.link, str(entry.destination)) for entry in of_type(plan, FdbEntry)]
@@ -151,7 +151,7 @@ def test_a_lease_of_the_originals_is_read_and_written_back(case: Case) -> None:
     [case for case in LEASES if case["config"]["Backend"]["Type"] == "vxlan" and case["version"] != "v0.6.2"],
     ids=name,
 )
-def test_our_vtep_is_published_as_the_originals(case: Case) -> None:
+def test_the_vtep_is_published_as_by_the_original(case: Case) -> None:
     attributes = lease(case).attributes
     assert attributes.vtep is not None
 
@@ -159,7 +159,7 @@ def test_our_vtep_is_published_as_the_originals(case: Case) -> None:
     assert attributes.backend_data is None  # its text is known from the VTEP
 
 
-def test_what_we_publish_is_read_again() -> None:
+def test_a_published_lease_can_be_read_again() -> None:
     for case in LEASES:
         backend = backend_of(parse_network_config(json.dumps(case["config"])))
         data = backend.lease_data("f00d", UNKNOWN)

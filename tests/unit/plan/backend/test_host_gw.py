@@ -38,7 +38,7 @@ def peer(address: str, backend_type: str = "host-gw") -> Lease:
 
 
 class TestHostGw:
-    def test_a_peer_is_one_route_by_way_of_its_address(self) -> None:
+    def test_a_peer_is_one_route_with_its_address_as_gateway(self) -> None:
         assert HostGwBackend().plan_host(HOST) == State.EMPTY
         assert HostGwBackend().plan_peer(peer("192.168.50.101"), HOST) == State.of(
             Route(
@@ -84,7 +84,7 @@ class TestHostGw:
 
         assert len(HostGwBackend().plan_peer(peer("192.168.50.103"), host)) == 1
 
-    def test_a_host_behind_a_nat_waits_and_says_so(self) -> None:
+    def test_a_host_behind_a_nat_waits_and_reports_it(self) -> None:
         behind = replace(UNDERLAY, public_ip=IPv4Address("203.0.113.9"))
 
         assert HostGwBackend().obstacle(UNDERLAY, UNKNOWN) is None

@@ -36,7 +36,7 @@ HOST = Host(
 
 
 def test_the_host_of_the_cookbook() -> None:
-    """flannel0 with the subnet's base and the network's prefix, 28 octets below the underlay's MTU."""
+    """flannel0 with the base of the subnet and the network's prefix; its MTU is 28 bytes smaller."""
     plan = UdpBackend(network=NETWORK).plan_host(HOST)
 
     base = IPv4Address("10.100.15.0")
@@ -68,7 +68,7 @@ def test_a_network_that_is_the_prefix_of_the_underlay_is_not_routed() -> None:
     assert Address(link="flannel0", address=IPv4Interface("10.100.15.0/32")) in tuple(plan)
 
 
-def test_a_network_that_is_wider_than_a_prefix_of_the_underlay_is_routed_as_it_is() -> None:
+def test_a_network_that_contains_a_prefix_of_the_underlay_is_routed() -> None:
     host = replace(HOST, underlay=replace(HOST.underlay, on_link=(IPv4Network("10.100.0.0/24"),)))
 
     backend = UdpBackend(network=NETWORK)
@@ -76,8 +76,8 @@ def test_a_network_that_is_wider_than_a_prefix_of_the_underlay_is_routed_as_it_i
     assert backend.plan_host(host) == backend.plan_host(HOST)
 
 
-def test_a_peer_is_one_entry_and_its_own_port_counts() -> None:
-    """Peers of the original publish none: the config's then."""
+def test_a_peer_is_one_entry_with_its_published_port() -> None:
+    """Peers of the original publish no port: that of the config is used."""
     backend = UdpBackend(network=NETWORK, port=9000)
     published = replace(PEER, attributes=replace(PEER.attributes, port=7000))
 
@@ -91,7 +91,7 @@ def test_a_peer_is_one_entry_and_its_own_port_counts() -> None:
 
 
 @pytest.mark.parametrize(("backend_type", "is_peer"), [("", True), ("udp", True), ("vxlan", False)])
-def test_peers_of_another_backend_are_left_out(backend_type: str, is_peer: bool) -> None:
+def test_peers_of_another_backend_are_refused(backend_type: str, is_peer: bool) -> None:
     """The original leaves the type empty."""
     peer = replace(PEER, attributes=replace(PEER.attributes, backend_type=backend_type))
 
@@ -123,7 +123,7 @@ def test_an_unknown_backend_is_named(name: str, later: str) -> None:
     assert str(caught.value) == f"unknown backend type: {name}{later}"
 
 
-def test_a_config_for_the_originals_of_a_mixed_network_is_only_warned_of() -> None:
+def test_a_config_with_keys_of_the_original_causes_only_warnings() -> None:
     assert config_warnings(CONFIG) == ()
     assert "ipip" in " ".join(config_warnings(replace(CONFIG, backend_type="ipip")))
     with pytest.raises(ConfigError, match="unknown backend type"):
@@ -137,8 +137,8 @@ def test_a_key_without_effect_is_named() -> None:
     assert config_warnings(replace(CONFIG, backend={"Type": "udp", "port": 7})) == ()
 
 
-def test_of_many_backend_keys_without_effect_the_first_are_named() -> None:
-    """One line of bounded length, however many keys the config has."""
+def test_many_backend_keys_without_effect_are_counted_after_the_first() -> None:
+    """One line of bounded length for any number of keys."""
     keys = ["K0", *(f"K{number}" + "x" * 100 for number in range(1, 500))]
 
     (note,) = config_warnings(replace(CONFIG, backend={"Type": "udp"} | dict.fromkeys(keys, 1)))
@@ -149,7 +149,7 @@ def test_of_many_backend_keys_without_effect_the_first_are_named() -> None:
 
 
 def test_keys_of_the_network_config_without_effect_are_named() -> None:
-    """Unknown ones in one line, with those that are known; those of the original as what they are."""
+    """Unknown keys share one line, with the known keys. Keys of the original have their own line."""
     unknown = backend_of(replace(CONFIG, unread=("SubnetLne", "b"))).notes(HOST)
     assert unknown == (
         "SubnetLne, b have no effect: the network config knows Network, SubnetLen, SubnetMin, SubnetMax,"

@@ -65,7 +65,7 @@ def vtep(backend: VxlanBackend, host: Host = HOST) -> Vxlan:
 
 
 def test_the_host_has_one_device_with_the_address_of_its_interface() -> None:
-    """Behind a NAT, too: no other address may be a packet's source."""
+    """Also behind a NAT: no other address may be the source of a packet."""
     assert VxlanBackend().plan_host(HOST) == State.of(
         Link(
             name="flannel.1",
@@ -95,7 +95,7 @@ def test_a_peer_is_a_neighbour_an_fdb_entry_and_a_route() -> None:
     )
 
 
-def test_the_device_keeps_its_mac_address_and_the_lease_says_it() -> None:
+def test_the_device_keeps_its_mac_address_and_the_lease_contains_it() -> None:
     backend = VxlanBackend(vni=7)
 
     assert backend.lease_data("f00d", UNKNOWN) == Vtep(mac=device(backend).mac, vni=7)
@@ -107,14 +107,14 @@ def leased(mac: str, *, vni: int | None = 1, owner: str | None = "f00d") -> Host
     return replace(HOST, lease=replace(OWN, attributes=attributes))
 
 
-def test_the_device_has_the_mac_address_that_the_lease_names() -> None:
-    """As one that the original made."""
+def test_the_device_has_the_mac_address_of_the_lease() -> None:
+    """As created by the original."""
     assert device(VxlanBackend(), leased("36:f5:41:10:dc:86")).mac == "36:f5:41:10:dc:86"
     assert VxlanBackend().objection(peer(), leased(MAC)) is not None
     assert VxlanBackend().objection(peer(mac=vtep_mac("f00d")), leased(MAC)) is None
 
 
-def test_a_mac_address_in_the_lease_that_is_not_for_us_is_not_used() -> None:
+def test_an_unsuitable_mac_address_in_the_lease_is_not_used() -> None:
     own = vtep_mac("f00d")
 
     assert device(VxlanBackend(), leased(MAC, vni=2)).mac == own
@@ -126,22 +126,22 @@ def test_a_mac_address_in_the_lease_that_is_not_for_us_is_not_used() -> None:
 
 
 class TestDirectRouting:
-    def test_a_peer_on_our_link_is_one_route_by_way_of_its_address(self) -> None:
+    def test_a_peer_on_the_link_is_one_route_with_its_address_as_gateway(self) -> None:
         near = peer(address="192.168.50.101")
 
         assert VxlanBackend(routes_directly=True).plan_peer(near, HOST) == State.of(
             Route(destination=near.subnet, gateway=IPv4Address("192.168.50.101"), link="eth0")
         )
 
-    def test_no_route_by_way_of_a_peer_replaces_that_of_the_underlay(self) -> None:
+    def test_no_route_to_a_peer_replaces_that_of_the_underlay(self) -> None:
         near = peer("192.168.50.0/24", "192.168.50.101")
 
         assert VxlanBackend(routes_directly=True).plan_peer(near, HOST) == State.EMPTY
 
-    def test_a_peer_behind_a_router_goes_through_the_tunnel(self) -> None:
+    def test_a_peer_behind_a_router_uses_the_tunnel(self) -> None:
         assert len(VxlanBackend(routes_directly=True).plan_peer(peer(), HOST)) == 3
 
-    def test_without_it_all_peers_go_through_the_tunnel(self) -> None:
+    def test_without_direct_routing_all_peers_use_the_tunnel(self) -> None:
         assert len(VxlanBackend().plan_peer(peer(address="192.168.50.101"), HOST)) == 3
 
 
@@ -167,7 +167,7 @@ class TestDirectRouting:
         (peer("192.168.50.0/24"), "192.168.50.0/24 is the prefix of eth0 itself: it is not routed"),
     ],
 )
-def test_a_peer_that_makes_no_sense_is_refused_by_name(refused: Lease, reason: str) -> None:
+def test_an_invalid_peer_is_refused_with_a_reason(refused: Lease, reason: str) -> None:
     backend = VxlanBackend()
 
     assert reason in (backend.objection(refused, HOST) or "")
@@ -184,8 +184,8 @@ class TestOneMacAddressTwice:
     OLD = peer("10.100.94.0/24", "10.10.10.101", revision=12, since=4)
     NEW = peer("10.100.93.0/24", "10.10.10.102", revision=9, since=9)
 
-    def test_the_host_that_published_it_first_stays_however_they_came(self) -> None:
-        """Also after it renewed its lease, which is then the one that was written last."""
+    def test_the_first_publisher_has_precedence_in_any_order(self) -> None:
+        """Also after a renewal, which makes its lease the latest one."""
         for peers in ([self.OLD, self.NEW], [self.NEW, self.OLD]):
             outranked = VxlanBackend().outranked(peers, HOST)
 
@@ -194,7 +194,7 @@ class TestOneMacAddressTwice:
                 "10.100.94.0/24 at 10.10.10.101 too, which published it first" in (outranked[self.NEW.subnet])
             )
 
-    def test_of_equal_ones_the_first_subnet_wins(self) -> None:
+    def test_the_lowest_subnet_has_precedence_among_equals(self) -> None:
         old, new = replace(self.OLD, since=0), replace(self.NEW, since=0)
 
         assert VxlanBackend().outranked([new, old], HOST).keys() == {old.subnet}
@@ -204,7 +204,7 @@ class TestOneMacAddressTwice:
 
         assert VxlanBackend().outranked([self.OLD, same], HOST) == {}
 
-    def test_peers_that_are_refused_or_routed_directly_outrank_nobody(self) -> None:
+    def test_refused_and_directly_routed_peers_have_no_precedence(self) -> None:
         refused = peer("10.100.95.0/24", "10.10.10.102", vni=9, since=1)
         near = peer("10.100.96.0/24", "192.168.50.101", since=1)
 
@@ -212,7 +212,7 @@ class TestOneMacAddressTwice:
 
 
 class TestConfig:
-    def test_what_is_left_out(self) -> None:
+    def test_defaults_of_omitted_keys(self) -> None:
         backend = configured()
 
         assert backend == VxlanBackend()
@@ -257,7 +257,7 @@ class TestConfig:
             ("MacPrefix", 7, "7", '"0E-2A"'),
         ],
     )
-    def test_a_bad_value_is_named_with_what_is_allowed(
+    def test_a_bad_value_is_reported_with_the_allowed_values(
         self, key: str, value: object, shown: str, allowed: str
     ) -> None:
         with pytest.raises(ConfigError, match="error decoding VXLAN backend config: ") as caught:
@@ -269,7 +269,7 @@ class TestConfig:
         assert allowed in caught.value.hint
 
     @pytest.mark.parametrize("key", ["VNI", "Port", "GBP", "Learning", "DirectRouting", "MTU", "MacPrefix"])
-    def test_null_is_as_good_as_left_out(self, key: str) -> None:
+    def test_null_means_the_default(self, key: str) -> None:
         assert configured(**{key: None}) == VxlanBackend()
 
     def test_a_key_without_effect_is_named(self) -> None:
@@ -289,7 +289,7 @@ class TestConfig:
         with pytest.raises(ConfigError, match=r"vxlan backend carries IPv4 only.*EnableIPv4=false"):
             parse(replace(CONFIG, enable_ipv4=False))
 
-    def test_ipv6_beside_ipv4_is_told_to_have_no_effect(self) -> None:
+    def test_a_note_reports_that_ipv6_has_no_effect(self) -> None:
         assert "EnableIPv6=true has no effect" in parse(replace(CONFIG, enable_ipv6=True)).notes(HOST)[0]
 
     def test_it_is_found_by_its_type(self) -> None:
@@ -297,7 +297,7 @@ class TestConfig:
 
 
 class TestHost:
-    def test_more_than_the_underlay_carries_is_not_promised(self) -> None:
+    def test_the_mtu_is_at_most_that_of_the_underlay(self) -> None:
         backend = configured(MTU=9000)
 
         assert device(backend).mtu == backend.mtu(HOST) == 1450
@@ -306,13 +306,13 @@ class TestHost:
             " allowed on this host are 118 to 1500",
         )
 
-    def test_an_underlay_that_carries_next_to_nothing_is_an_obstacle(self) -> None:
+    def test_an_underlay_with_a_tiny_mtu_is_an_obstacle(self) -> None:
         narrow = replace(HOST.underlay, mtu=117)
 
         assert VxlanBackend().obstacle(HOST.underlay, UNKNOWN) is None
         assert "eth0, which has 117" in (VxlanBackend().obstacle(narrow, UNKNOWN) or "")
 
-    def test_checksums_are_left_to_the_device_except_where_it_spoils_them(self) -> None:
+    def test_checksums_are_offloaded_unless_the_device_corrupts_them(self) -> None:
         trapped = replace(HOST, kernel="5.6.12")
 
         assert vtep(VxlanBackend()).offloads_checksums

@@ -1,4 +1,4 @@
-"""How a host comes by a lease: its own, that of its last life, or any that is free."""
+"""The acquisition of a lease: the host's own, the subnet of the previous run, or any free one."""
 
 from dataclasses import replace
 from ipaddress import IPv4Network
@@ -32,7 +32,7 @@ from pyflannel.plan.lease.state import Resting
 
 
 def test_a_host_takes_a_free_subnet_and_watches_from_the_listing() -> None:
-    """The first free one here, as nothing is drawn; the watch misses nothing after the listing."""
+    """The first free one, because the draw is 0. The watch continues from the listing."""
     store = Store()
     store.write_lease(lease(FIRST, "other", "192.168.50.1"))
 
@@ -44,8 +44,8 @@ def test_a_host_takes_a_free_subnet_and_watches_from_the_listing() -> None:
     assert host.heard(Acquired)
 
 
-def test_a_host_without_a_lease_is_not_told_of_all_others_while_it_asks_for_one() -> None:
-    """It watches once it has its lease, from the listing on: what came between is seen then."""
+def test_a_host_without_a_lease_does_not_watch_while_it_acquires_one() -> None:
+    """The watch starts after the lease, and continues from the listing, so that no change is missed."""
     store = Store()
     host = Host(store, wanted())
     host.take(Started())
@@ -60,8 +60,8 @@ def test_a_host_without_a_lease_is_not_told_of_all_others_while_it_asks_for_one(
     assert host.state.is_watching
 
 
-def test_a_host_that_cannot_ask_watches_all_the_same() -> None:
-    """Nothing is free: it knows the others, and waits."""
+def test_a_host_without_a_free_subnet_watches_nevertheless() -> None:
+    """No subnet is free: the host knows the other leases, and waits."""
     store = Store()
     full = replace(NETWORK, subnet_max=NETWORK.subnet_min)
     store.write_lease(lease(FIRST, "other", "192.168.50.1"))
@@ -72,8 +72,8 @@ def test_a_host_that_cannot_ask_watches_all_the_same() -> None:
     assert host.seen == store.revision
 
 
-def test_a_lost_race_picks_another_at_once_without_a_fresh_listing() -> None:
-    """Others take the subnets between our listing and our writes: each answer says which one is gone."""
+def test_after_a_lost_race_another_subnet_is_chosen_without_a_new_listing() -> None:
+    """Other hosts take the subnets between the listing and the writes. Each answer contains the holder."""
     store = Store()
     host = Host(store, wanted())
     host.take(Started())
@@ -91,8 +91,8 @@ def test_a_lost_race_picks_another_at_once_without_a_fresh_listing() -> None:
     assert owner_of(store, FIRST) == "other"
 
 
-def test_a_lost_race_that_the_last_listing_does_not_explain_is_followed_by_a_fresh_one() -> None:
-    """The config is another meanwhile, the lease is ours all the same, or what is there is no lease."""
+def test_an_unexplained_lost_race_is_followed_by_a_new_listing() -> None:
+    """The config has changed, the lease belongs to this host, or the key contains no lease."""
     for written, is_another_config in (
         (lease(FIRST, "other", "192.168.50.1"), True),
         (lease(FIRST, "me", "192.168.50.102"), False),
@@ -116,7 +116,7 @@ def test_a_lost_race_that_the_last_listing_does_not_explain_is_followed_by_a_fre
 
 
 def test_a_host_watches_the_later_the_longer_the_store_took_to_answer() -> None:
-    """There are many who want to write: they come first. What was missed by then is seen at once."""
+    """Many hosts write at this time, and have precedence. Missed changes are delivered immediately."""
     store = Store()
     host = Host(store, wanted())
     host.take(Started())
@@ -135,7 +135,7 @@ def test_a_host_watches_the_later_the_longer_the_store_took_to_answer() -> None:
     assert host.seen == store.revision
 
 
-def test_a_host_waits_for_its_watch_a_few_seconds_at_most() -> None:
+def test_the_watch_starts_after_a_few_seconds_at_most() -> None:
     host = Host(Store(), wanted())
     host.take(Started())
     host.answer()
@@ -147,8 +147,8 @@ def test_a_host_waits_for_its_watch_a_few_seconds_at_most() -> None:
     assert host.state.is_watching
 
 
-def test_our_own_lease_is_used_again_whatever_subnet_env_says() -> None:
-    """By owner first, then by what the old subnet.env says."""
+def test_the_own_lease_has_precedence_over_subnet_env() -> None:
+    """By owner first, then by the subnet of the old subnet.env."""
     store = Store()
     store.write_lease(lease(THIRD, "me", "192.168.50.102"))
 
@@ -157,8 +157,8 @@ def test_our_own_lease_is_used_again_whatever_subnet_env_says() -> None:
     assert host.subnet == THIRD
 
 
-def test_a_lease_of_the_original_is_judged_by_address() -> None:
-    """It has no owner; ours is written into it."""
+def test_a_lease_of_the_original_is_recognized_by_its_address() -> None:
+    """It has no owner. This host's identity is written into it."""
     store = Store()
     store.write_lease(lease(THIRD, None, "192.168.50.102"))
 
@@ -168,8 +168,8 @@ def test_a_lease_of_the_original_is_judged_by_address() -> None:
     assert owner_of(store, THIRD) == "me"
 
 
-def test_the_previous_subnet_is_taken_when_free_and_not_when_held() -> None:
-    """It is a wish, not a right."""
+def test_the_previous_subnet_is_acquired_only_if_it_is_free() -> None:
+    """It is a preference, not a claim."""
     store = Store()
     assert Host(store, wanted(previous=THIRD)).start().subnet == THIRD
 
@@ -178,7 +178,7 @@ def test_the_previous_subnet_is_taken_when_free_and_not_when_held() -> None:
     assert other.subnet == FIRST
 
 
-def test_a_lease_that_no_longer_fits_is_deleted_and_another_taken() -> None:
+def test_an_unsuitable_lease_is_deleted_and_another_is_acquired() -> None:
     """As the original: found, not compatible, deleted."""
     store = Store()
     store.write_lease(lease(IPv4Network("10.100.9.0/24"), "me", "192.168.50.102"))
@@ -190,8 +190,8 @@ def test_a_lease_that_no_longer_fits_is_deleted_and_another_taken() -> None:
     assert host.heard(Unsuitable)
 
 
-def test_a_reservation_that_no_longer_fits_stays() -> None:
-    """It is the operator's to remove."""
+def test_an_unsuitable_reservation_is_kept() -> None:
+    """Only the operator removes it."""
     store = Store()
     outside = IPv4Network("10.100.9.0/24")
     store.write_lease(lease(outside, None, "192.168.50.102", ttl=False))
@@ -203,15 +203,15 @@ def test_a_reservation_that_no_longer_fits_stays() -> None:
 
 
 def test_an_unreadable_lease_occupies_its_subnet() -> None:
-    """Whoever wrote it may be living there."""
+    """Its writer may use the subnet."""
     store = Store()
     store.write_rubbish(FIRST)
 
     assert Host(store, wanted(previous=FIRST)).start().subnet == SECOND
 
 
-def test_an_exhausted_network_is_said_and_tried_again() -> None:
-    """Never an exit; the subnet that comes free is taken."""
+def test_an_exhausted_network_is_reported_and_tried_again() -> None:
+    """The daemon does not exit. It takes a subnet that becomes free."""
     store = Store()
     for number in range(1, 5):
         store.write_lease(lease(IPv4Network(f"10.100.{number}.0/24"), "x", f"192.168.50.{number}"))
@@ -224,8 +224,8 @@ def test_an_exhausted_network_is_said_and_tried_again() -> None:
     assert host.subnet == SECOND
 
 
-def test_an_answer_that_is_lost_does_no_harm() -> None:
-    """The write took effect, we never heard: the next listing shows it, and no second subnet is taken."""
+def test_a_lost_answer_to_a_write_has_no_effect() -> None:
+    """The write took effect without an answer. The next listing shows it, and no second subnet is taken."""
     store = Store()
     host = Host(store, wanted())
     host.take(Started())

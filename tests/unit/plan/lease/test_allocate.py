@@ -27,8 +27,8 @@ def networks(draw: st.DrawFn) -> IPv4Network:
 
 
 @given(occupied=st.lists(networks(), max_size=30), drawn=st.integers(0, 1000))
-def test_what_is_picked_is_free_and_admitted(occupied: list[IPv4Network], drawn: int) -> None:
-    """None only when every subnet overlaps something."""
+def test_a_chosen_subnet_is_free_and_admitted(occupied: list[IPv4Network], drawn: int) -> None:
+    """None only if every subnet overlaps an occupied one."""
     every = [IPv4Network((f"10.100.{n}.0", 24)) for n in range(1, 21)]
     free = [subnet for subnet in every if not any(subnet.overlaps(taken) for taken in occupied)]
 
@@ -37,8 +37,8 @@ def test_what_is_picked_is_free_and_admitted(occupied: list[IPv4Network], drawn:
     assert picked == (free[drawn % len(free)] if free else None)
 
 
-def test_a_prefix_that_the_host_needs_is_picked_last() -> None:
-    """A subnet that overlaps it would be refused, or take packets from another program's route."""
+def test_a_prefix_that_the_host_needs_is_chosen_last() -> None:
+    """A subnet that overlaps it would be refused, or would redirect packets of another program's route."""
     attributes = LeaseAttributes(public_ip=IPv4Address("192.168.50.101"), owner="me")
     wanted = Wanted(network=CONFIG, attributes=attributes, avoided=(IPv4Network("10.100.0.0/20"),))
     taken = [IPv4Network(f"10.100.{number}.0/24") for number in range(16, 21)]
@@ -50,7 +50,7 @@ def test_a_prefix_that_the_host_needs_is_picked_last() -> None:
 
 
 def test_a_network_of_a_million_subnets_is_not_listed() -> None:
-    """The free ones are counted."""
+    """The free subnets are counted."""
     wide = NetworkConfig(
         network=IPv4Network("10.0.0.0/8"),
         subnet_length=30,

@@ -1,4 +1,4 @@
-"""A lease is renewed, changed, lost and taken again; its subnet stays."""
+"""A lease is renewed, changed, lost and acquired again. Its subnet does not change."""
 
 from dataclasses import replace
 from ipaddress import IPv4Address
@@ -19,7 +19,7 @@ from pyflannel.model.lease_protocol import (
 
 
 def test_a_lease_is_renewed_before_it_ends() -> None:
-    """A margin before its end, for ever."""
+    """A margin before its expiry, each time."""
     store = Store()
     host = Host(store, wanted()).start()
 
@@ -32,8 +32,8 @@ def test_a_lease_is_renewed_before_it_ends() -> None:
     assert host.state.held.expires_at == 23 * HOUR + 24 * HOUR
 
 
-def test_a_renewal_whose_answer_was_lost_is_made_again() -> None:
-    """It took effect, but nobody knows when it ends; the store's revision is no longer the one we knew."""
+def test_a_renewal_with_a_lost_answer_is_repeated() -> None:
+    """It took effect, but its expiry is unknown, and the revision in the store is no longer the known one."""
     store = Store()
     host = Host(store, wanted()).start()
     host.now = 23 * HOUR
@@ -52,8 +52,8 @@ def test_a_renewal_whose_answer_was_lost_is_made_again() -> None:
     assert host.state.held.expires_at > 46 * HOUR
 
 
-def test_a_lost_lease_is_taken_again_on_the_same_subnet() -> None:
-    """Deleted by somebody: the host keeps its subnet, and the store names it again."""
+def test_a_lost_lease_is_acquired_again_on_the_same_subnet() -> None:
+    """Another program deleted it: the host keeps its subnet, and writes its lease again."""
     store = Store()
     host = Host(store, wanted()).start()
     store.delete_lease(FIRST)
@@ -65,8 +65,8 @@ def test_a_lost_lease_is_taken_again_on_the_same_subnet() -> None:
     assert host.heard(Lost)
 
 
-def test_rubbish_at_our_key_is_written_over() -> None:
-    """It names nobody; we live there."""
+def test_an_invalid_value_at_the_own_key_is_overwritten() -> None:
+    """It names no host, and this host uses the subnet."""
     store = Store()
     host = Host(store, wanted()).start()
     store.write_rubbish(FIRST)
@@ -76,8 +76,8 @@ def test_rubbish_at_our_key_is_written_over() -> None:
     assert owner_of(store, FIRST) == "me"
 
 
-def test_a_lease_lost_to_another_is_left_to_it_and_the_host_runs_on() -> None:
-    """Degraded, not renumbered; taken back as soon as it is free."""
+def test_a_host_keeps_running_after_it_lost_its_lease_to_another() -> None:
+    """Degraded, not renumbered. It is acquired again as soon as it is free."""
     store = Store()
     host = Host(store, wanted()).start()
     store.delete_lease(FIRST)
@@ -94,7 +94,7 @@ def test_a_lease_lost_to_another_is_left_to_it_and_the_host_runs_on() -> None:
     assert host.state.is_settled
 
 
-def test_a_host_that_is_told_to_renumber_does() -> None:
+def test_a_host_with_the_option_renumbers() -> None:
     """--on-subnet-lost=renumber."""
     store = Store()
     host = Host(store, wanted(renumbers=True)).start()
@@ -106,8 +106,8 @@ def test_a_host_that_is_told_to_renumber_does() -> None:
     assert host.subnet == SECOND
 
 
-def test_a_deletion_that_overtakes_the_answer_of_our_write_is_not_missed() -> None:
-    """The watch shows our write and its deletion before the store's answer arrives."""
+def test_a_deletion_before_the_answer_to_a_write_is_not_missed() -> None:
+    """The watch delivers the write and its deletion before the answer arrives."""
     store = Store()
     host = Host(store, wanted())
     host.take(Started())
@@ -124,7 +124,7 @@ def test_a_deletion_that_overtakes_the_answer_of_our_write_is_not_missed() -> No
     assert host.heard(Lost)
 
 
-def test_a_change_of_address_is_published_and_the_subnet_stays() -> None:
+def test_a_change_of_address_is_published_and_the_subnet_is_kept() -> None:
     """By an order."""
     store = Store()
     host = Host(store, wanted()).start()
@@ -137,8 +137,8 @@ def test_a_change_of_address_is_published_and_the_subnet_stays() -> None:
     assert standing.attributes.public_ip == IPv4Address("192.168.50.200")
 
 
-def test_a_lease_that_is_ours_again_ends_the_degradation() -> None:
-    """An operator wrote it back over the other's, without deleting that first."""
+def test_a_returned_lease_ends_the_degradation() -> None:
+    """An operator overwrote the other host's lease without deleting it first."""
     store = Store()
     host = Host(store, wanted()).start()
     store.write_lease(lease(FIRST, "other", "192.168.50.1"))
@@ -151,8 +151,8 @@ def test_a_lease_that_is_ours_again_ends_the_degradation() -> None:
     assert host.state.is_settled
 
 
-def test_a_host_that_started_without_its_store_publishes_what_it_runs_on() -> None:
-    """The lease came from a file: nobody knows when it ends, so it is written anew."""
+def test_a_host_that_started_without_its_store_publishes_its_lease() -> None:
+    """The lease was read from a file: its expiry is unknown, so it is written again."""
     store = Store()
     standing = store.write_lease(lease(THIRD, "me", "192.168.50.102"))
     host = Host(store, wanted(), held=Held(lease=replace(standing, revision=0))).start()
@@ -163,8 +163,8 @@ def test_a_host_that_started_without_its_store_publishes_what_it_runs_on() -> No
     assert host.state.held.expires_at is not None
 
 
-def test_a_host_that_started_without_its_store_leaves_a_subnet_that_was_given_away() -> None:
-    """It runs on, degraded."""
+def test_a_host_that_started_without_its_store_degrades_if_its_subnet_is_taken() -> None:
+    """It keeps running, degraded."""
     store = Store()
     store.write_lease(lease(THIRD, "other", "192.168.50.1"))
     host = Host(store, wanted(), held=Held(lease=lease(THIRD, "me", "192.168.50.102"))).start()

@@ -1,4 +1,4 @@
-"""What is known of all leases, when a listing and the watch arrive in one order or the other."""
+"""The known leases if a listing and changes of the watch arrive in either order."""
 
 from ipaddress import IPv4Address, IPv4Network
 
@@ -22,8 +22,8 @@ def lease(subnet: IPv4Network, revision: int) -> Lease:
     return Lease(subnet=subnet, attributes=attributes, revision=revision)
 
 
-def test_a_listing_that_arrives_late_does_not_take_away_what_the_watch_told() -> None:
-    """A host that lost a race lists again while its watch tells of those who won."""
+def test_a_late_listing_does_not_remove_leases_from_the_watch() -> None:
+    """A host that lost a race lists again while its watch delivers the leases of the winners."""
     before = LeaseSet.of([lease(FIRST, 5)], 5)
     seen = known_leases(before, Seen((LeaseSeen(lease(SECOND, 7)),), 7), state(revision=5, is_watching=True))
 
@@ -35,7 +35,7 @@ def test_a_listing_that_arrives_late_does_not_take_away_what_the_watch_told() ->
 
 
 def test_a_listing_without_a_watch_replaces_everything() -> None:
-    """A store that lost its data counts anew: its lower revision is no older news."""
+    """A store that lost its data counts from the beginning: a lower revision is not older."""
     before = LeaseSet.of([lease(FIRST, 50)], 50)
 
     after = known_leases(
@@ -45,8 +45,8 @@ def test_a_listing_without_a_watch_replaces_everything() -> None:
     assert list(after) == [lease(SECOND, 2)]
 
 
-def test_a_listing_replaces_everything_while_the_watch_may_be_of_another_store() -> None:
-    """The watch then begins again where the listing ends."""
+def test_a_listing_replaces_everything_while_the_store_may_have_lost_its_data() -> None:
+    """The watch then continues from the listing."""
     before = LeaseSet.of([lease(FIRST, 50)], 50)
     reopened = state(revision=50, is_watching=True, is_unsure=True)
 

@@ -1,4 +1,4 @@
-"""Another network config, while a host asks for a lease."""
+"""Another network config while a host acquires a lease."""
 
 from dataclasses import replace
 from ipaddress import IPv4Address
@@ -7,8 +7,8 @@ from doubles.performed_step import FIRST, NETWORK, SECOND, Host, Store, lease, w
 from pyflannel.model.lease_protocol import Conflicted, Ordered, Started
 
 
-def test_a_subnet_that_the_config_no_longer_admits_is_not_begun_with() -> None:
-    """The config changed while the lease was asked for: nothing runs on it yet, so another is taken."""
+def test_a_subnet_that_the_config_no_longer_admits_is_not_used() -> None:
+    """The config changed during the write. The lease is not in use yet, so another one is taken."""
     store = Store()
     host = Host(store, wanted())
     host.take(Started())
@@ -22,8 +22,8 @@ def test_a_subnet_that_the_config_no_longer_admits_is_not_begun_with() -> None:
     assert list(store.leases) == [SECOND]
 
 
-def test_a_listing_from_before_the_config_is_not_chosen_from() -> None:
-    """What others took since, by the config before, may lie within what is chosen."""
+def test_a_listing_that_is_older_than_the_config_is_not_used() -> None:
+    """Leases that other hosts took with the previous config may overlap the chosen subnet."""
     store = Store(revision=3)
     host = Host(store, replace(wanted(), config_revision=4))
     host.take(Started())
@@ -36,8 +36,8 @@ def test_a_listing_from_before_the_config_is_not_chosen_from() -> None:
     assert host.subnet == SECOND
 
 
-def test_a_write_that_another_config_refused_is_tried_again_when_its_news_come() -> None:
-    """Whether they come before the refusal or after it, and not every moment until then."""
+def test_a_write_refused_by_a_new_config_is_retried_when_the_config_arrives() -> None:
+    """Before or after the refusal, and without retries until then."""
     for comes_first in (False, True):
         host = Host(Store(revision=4), replace(wanted(), config_revision=3))
         host.take(Started())

@@ -1,4 +1,4 @@
-"""Hosts that share an address or an identity, and former selves."""
+"""Hosts that share an address or an identity, and earlier identities of a host."""
 
 from ipaddress import IPv4Address
 
@@ -16,8 +16,8 @@ from pyflannel.model.lease_protocol import (
 )
 
 
-def test_a_reinstalled_host_takes_its_old_lease_over_when_nobody_answers() -> None:
-    """Another identity, the same machine-id and address: a clone of a living host looks just so."""
+def test_a_reinstalled_host_takes_over_its_old_lease_without_an_answer() -> None:
+    """Another identity, the same machine-id and address: a clone of a living host has the same properties."""
     store = Store()
     store.write_lease(lease(THIRD, "old-self", "192.168.50.102"))
     host = Host(store, wanted()).start()
@@ -31,7 +31,7 @@ def test_a_reinstalled_host_takes_its_old_lease_over_when_nobody_answers() -> No
 
 
 def test_a_living_owner_keeps_its_lease_and_the_newcomer_takes_another() -> None:
-    """Both say that they share an address, naming each other."""
+    """Both report that they share an address, and name each other."""
     store = Store()
     owner = Host(store, wanted("owner")).start()
     newcomer = Host(store, wanted("newcomer")).start()
@@ -49,7 +49,7 @@ def test_a_living_owner_keeps_its_lease_and_the_newcomer_takes_another() -> None
 
 
 def test_a_dead_owner_loses_its_lease_after_the_claim_expired() -> None:
-    """Unanswered for ten seconds."""
+    """Without an answer for ten seconds."""
     store = Store()
     store.write_lease(lease(FIRST, "dead", "192.168.50.102"))
     newcomer = Host(store, wanted("newcomer")).start()
@@ -62,8 +62,8 @@ def test_a_dead_owner_loses_its_lease_after_the_claim_expired() -> None:
     assert owner_of(store, FIRST) == "newcomer"
 
 
-def test_an_owner_that_answers_at_the_last_moment_wins() -> None:
-    """Its lease was written anew, so the take-over loses, although the newcomer never saw the answer."""
+def test_an_owner_that_answers_at_the_last_moment_keeps_its_lease() -> None:
+    """Its lease was written again, so the take-over fails, although the claimant got no answer."""
     store = Store()
     owner = Host(store, wanted("owner")).start()
     newcomer = Host(store, wanted("newcomer")).start()
@@ -76,8 +76,8 @@ def test_an_owner_that_answers_at_the_last_moment_wins() -> None:
     assert newcomer.subnet != FIRST
 
 
-def test_a_claim_that_stood_before_a_fresh_listing_is_answered() -> None:
-    """The owner's watch was compacted away while the claim was written."""
+def test_a_claim_from_before_a_new_listing_is_answered() -> None:
+    """The owner's watch was lost by a compaction while the claim was written."""
     store = Store()
     owner = Host(store, wanted("owner")).start()
     Host(store, wanted("newcomer")).start()
@@ -90,7 +90,7 @@ def test_a_claim_that_stood_before_a_fresh_listing_is_answered() -> None:
 
 
 def test_a_clone_takes_a_new_identity() -> None:
-    """Its identity lives at another address, and answers."""
+    """A host with its identity is alive at another address, and answers."""
     store = Store()
     first = Host(store, wanted("twin", "192.168.50.102")).start()
     clone = Host(store, wanted("twin", "192.168.50.103")).start()
@@ -105,7 +105,7 @@ def test_a_clone_takes_a_new_identity() -> None:
     assert clone.subnet == SECOND
 
 
-def test_our_old_address_is_ours_after_nobody_answered() -> None:
+def test_a_lease_with_the_old_address_is_taken_over_without_an_answer() -> None:
     """The host moved to another address while its daemon was down."""
     store = Store()
     store.write_lease(lease(FIRST, "me", "192.168.50.7"))
@@ -119,8 +119,8 @@ def test_our_old_address_is_ours_after_nobody_answered() -> None:
     assert standing.attributes.public_ip == IPv4Address("192.168.50.102")
 
 
-def test_a_claim_that_was_never_written_takes_nothing_over() -> None:
-    """The store was slow: nobody was asked, so nobody's silence means anything."""
+def test_a_claim_that_was_never_written_has_no_effect() -> None:
+    """The store was slow and the claim was not written, so the missing answer has no meaning."""
     store = Store()
     owner = Host(store, wanted("owner")).start()
     newcomer = Host(store, wanted("newcomer"))
@@ -139,8 +139,8 @@ def test_a_claim_that_was_never_written_takes_nothing_over() -> None:
     assert newcomer.subnet == SECOND
 
 
-def test_the_owner_has_its_time_from_when_the_claim_is_known_to_be_written() -> None:
-    """Not from when it was asked for."""
+def test_the_time_to_answer_starts_when_the_claim_is_known_to_be_written() -> None:
+    """Not from the time of the request."""
     store = Store()
     store.write_lease(lease(FIRST, "dead", "192.168.50.102"))
     newcomer = Host(store, wanted("newcomer"))
@@ -156,8 +156,8 @@ def test_the_owner_has_its_time_from_when_the_claim_is_known_to_be_written() -> 
     assert newcomer.subnet == FIRST
 
 
-def test_an_owner_that_is_renewing_when_it_is_asked_renews_once_more() -> None:
-    """The newcomer may have seen the renewal that was under way, and then missed the answer to its claim."""
+def test_an_owner_that_is_renewing_when_it_is_asked_renews_again() -> None:
+    """The claimant may take the renewal in progress for an old write, and miss the answer to its claim."""
     store = Store()
     owner = Host(store, wanted("owner")).start()
     owner.now = 23 * HOUR
@@ -175,8 +175,8 @@ def test_an_owner_that_is_renewing_when_it_is_asked_renews_once_more() -> None:
     assert owner_of(store, FIRST) == "owner"
 
 
-def test_a_claim_counts_no_longer_when_the_watch_was_cut() -> None:
-    """The store lost it with its data, and the owner wrote its lease again, at the same revision."""
+def test_a_claim_is_void_after_the_watch_was_cut() -> None:
+    """The store lost the claim with its data, and the owner wrote its lease again at the same revision."""
     store = Store()
     Host(store, wanted("owner")).start()
     newcomer = Host(store, wanted("newcomer")).start()
@@ -190,8 +190,8 @@ def test_a_claim_counts_no_longer_when_the_watch_was_cut() -> None:
     assert store.claims
 
 
-def test_a_host_whose_address_changes_does_not_take_what_looked_like_its_own() -> None:
-    """It asked whether the holder of its address lives; then it got another address."""
+def test_a_host_with_a_changed_address_does_not_take_the_contested_lease() -> None:
+    """It asked whether the holder of its address is alive, and then got another address."""
     store = Store()
     store.write_lease(lease(FIRST, "dead", "192.168.50.102"))
     newcomer = Host(store, wanted("newcomer")).start()
@@ -204,8 +204,8 @@ def test_a_host_whose_address_changes_does_not_take_what_looked_like_its_own() -
     assert newcomer.subnet == SECOND
 
 
-def test_two_hosts_with_one_identity_do_not_write_over_each_other_for_ever() -> None:
-    """The copy took the lease over while its owner slept; the owner asks before it takes it back."""
+def test_two_hosts_with_one_identity_do_not_overwrite_each_other_forever() -> None:
+    """The copy took over the lease while its owner slept. The owner asks before it takes it back."""
     store = Store()
     first = Host(store, wanted("twin", "192.168.50.102")).start()
     clone = Host(store, wanted("twin", "192.168.50.103")).start()
@@ -224,8 +224,8 @@ def test_two_hosts_with_one_identity_do_not_write_over_each_other_for_ever() -> 
     assert clone.state.is_settled
 
 
-def test_the_subnet_of_our_containers_comes_before_what_a_former_self_left() -> None:
-    """A leftover of the identity before a re-installation; our own lease expired meanwhile."""
+def test_the_previous_subnet_has_precedence_over_a_lease_of_an_earlier_identity() -> None:
+    """A lease of the identity before a reinstallation. The host's own lease expired meanwhile."""
     store = Store()
     store.write_lease(lease(FIRST, "old-self", "192.168.50.102"))
 
@@ -252,7 +252,7 @@ def test_a_clone_with_the_machine_id_of_a_living_host_takes_another_subnet() -> 
 
 
 def resumed_twice() -> tuple[Store, Host, Host]:
-    """Return the two copies that run on from one snapshot of a host that holds a lease, and their store."""
+    """Return two copies that continue from one snapshot of a host with a lease, and their store."""
     store = Store()
     first = Host(store, wanted("twin")).start()
     second = Host(store, wanted("twin"), held=first.held, seen=first.seen, wake_at=first.wake_at)
@@ -261,7 +261,7 @@ def resumed_twice() -> tuple[Store, Host, Host]:
 
 
 def settle_together(*hosts: Host) -> None:
-    """Let each host in turn have an answer or see a change, until nothing more is under way."""
+    """Deliver answers and changes to the hosts in turn, until none is left."""
     for _ in range(100):
         busy = [host for host in hosts if host.requests or host.is_behind]
         if not busy:
@@ -274,7 +274,7 @@ def settle_together(*hosts: Host) -> None:
     raise AssertionError("the hosts write over each other for ever")
 
 
-def test_two_copies_of_a_running_host_do_not_write_over_each_other_for_ever() -> None:
+def test_two_copies_of_a_running_host_do_not_overwrite_each_other_forever() -> None:
     """A snapshot was resumed twice: same identity, address, lease and revision. One renews its lease."""
     store, first, second = resumed_twice()
     first.now = second.now = 23 * HOUR
@@ -285,8 +285,8 @@ def test_two_copies_of_a_running_host_do_not_write_over_each_other_for_ever() ->
     assert owner_of(store, FIRST) == "twin"
 
 
-def test_two_copies_of_a_running_host_that_renew_at_once_both_say_so() -> None:
-    """One of them keeps the lease; the other runs on degraded, under a new identity. Neither is silent."""
+def test_two_copies_of_a_running_host_that_renew_together_both_report_it() -> None:
+    """One of them keeps the lease. The other keeps running, degraded, with a new identity. Both report it."""
     store, first, second = resumed_twice()
     first.now = second.now = 23 * HOUR
 
@@ -306,8 +306,8 @@ def test_two_copies_of_a_running_host_that_renew_at_once_both_say_so() -> None:
     assert loser.heard(Taken)
 
 
-def test_a_copy_that_starts_with_identity_and_address_of_a_living_host_gives_way() -> None:
-    """Nothing tells the two apart at first; of those that run on one lease, the older has it."""
+def test_a_copy_with_identity_and_address_of_a_living_host_yields() -> None:
+    """Nothing distinguishes the two at first. The host that has held the lease for longer keeps it."""
     store = Store()
     owner = Host(store, wanted("twin")).start()
     owner.now = 3.0
@@ -330,8 +330,8 @@ def test_a_copy_that_starts_with_identity_and_address_of_a_living_host_gives_way
     assert copy.heard(Taken)
 
 
-def test_a_renewal_whose_answer_was_lost_is_no_other_host() -> None:
-    """It took effect: the next attempt finds our own write at the key."""
+def test_a_renewal_with_a_lost_answer_is_not_another_host() -> None:
+    """It took effect: the next attempt finds this host's write at the key."""
     store = Store()
     host = Host(store, wanted("me")).start()
     host.now = 23 * HOUR
@@ -349,8 +349,8 @@ def test_a_renewal_whose_answer_was_lost_is_no_other_host() -> None:
     assert not host.heard(Contested)
 
 
-def test_a_claim_on_the_lease_that_stood_here_before_is_no_shared_address() -> None:
-    """That lease expired while its claim was written; the holder of the subnet has another address."""
+def test_a_claim_on_an_earlier_lease_is_not_a_shared_address() -> None:
+    """That lease expired while its claim was written. The holder of the subnet has another address."""
     store = Store()
     host = Host(store, wanted("me")).start()
 
@@ -362,8 +362,8 @@ def test_a_claim_on_the_lease_that_stood_here_before_is_no_shared_address() -> N
     assert not host.heard(SharedAddress)
 
 
-def test_a_late_write_of_our_last_life_is_no_other_host() -> None:
-    """It takes effect after this life has found the lease as it was, and has written nothing yet."""
+def test_a_late_write_of_the_previous_run_is_not_another_host() -> None:
+    """It takes effect after this run has read the old lease, and before its first write."""
     store = Store()
     last = Host(store, wanted("me")).start()
     last.now = 23 * HOUR

@@ -1,4 +1,4 @@
-"""Which VTEP a lease speaks of that stood before."""
+"""The VTEP in a lease that existed before."""
 
 from dataclasses import replace
 from ipaddress import IPv4Network
@@ -27,8 +27,8 @@ def mac_of(store: Store, subnet: IPv4Network) -> str | None:
     return vtep.mac if vtep else None
 
 
-def test_the_vtep_that_the_original_published_stays() -> None:
-    """The peers know it: also when the lease is renewed, lost and taken again, or taken up by a new start."""
+def test_the_vtep_that_the_original_published_is_kept() -> None:
+    """The peers know it: also if the lease is renewed, lost and acquired again, or reused after a restart."""
     store = Store()
     store.write_lease(with_vtep(lease(FIRST, None, "192.168.50.102"), THEIRS))
 
@@ -46,8 +46,8 @@ def test_the_vtep_that_the_original_published_stays() -> None:
     assert host.state.is_settled
 
 
-def test_a_vtep_that_is_not_for_us_is_not_kept() -> None:
-    """Of another VNI, of no single device, or not as the config wants it to begin."""
+def test_an_unsuitable_vtep_is_not_kept() -> None:
+    """Of another VNI, not a unicast address, or without the prefix of the config."""
     ours = wanted_with_vtep()
     plain = lease(FIRST, None, "192.168.50.102")
     for standing, asked in (
@@ -64,8 +64,8 @@ def test_a_vtep_that_is_not_for_us_is_not_kept() -> None:
         assert mac_of(store, FIRST) == "0e:00:00:00:00:01"
 
 
-def test_who_takes_over_another_owner_s_lease_has_a_vtep_of_its_own() -> None:
-    """The other may come back, on another subnet and with its own address."""
+def test_a_lease_taken_over_from_another_owner_gets_a_new_vtep() -> None:
+    """The other host may return with another subnet and its own MAC address."""
     store = Store()
     store.write_lease(with_vtep(lease(FIRST, "other", "192.168.50.102"), THEIRS))
 

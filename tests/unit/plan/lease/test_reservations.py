@@ -1,4 +1,4 @@
-"""Leases without an end."""
+"""Leases without an expiry."""
 
 from dataclasses import replace
 
@@ -8,7 +8,7 @@ from pyflannel.model.lease_protocol import Woke
 
 
 def test_a_reservation_never_gets_a_ttl() -> None:
-    """Not when it is used, and not later: it is never renewed."""
+    """Neither when it is first used nor later: it is never renewed."""
     store = Store()
     store.write_lease(lease(THIRD, None, "192.168.50.102", ttl=False))
 
@@ -19,10 +19,10 @@ def test_a_reservation_never_gets_a_ttl() -> None:
     standing = store.leases[THIRD]
     assert isinstance(standing, Lease)
     assert not standing.has_ttl
-    assert standing.revision == 2  # written once by us, with our owner
+    assert standing.revision == 2  # written once by this host, with its owner
 
 
-def test_a_lease_that_the_operator_makes_a_reservation_stays_one() -> None:
+def test_a_lease_that_the_operator_makes_a_reservation_remains_one() -> None:
     """The documented way to reserve: put the value again without TTL."""
     store = Store()
     host = Host(store, wanted()).start()
@@ -37,8 +37,8 @@ def test_a_lease_that_the_operator_makes_a_reservation_stays_one() -> None:
     assert owner_of(store, FIRST) == "me"
 
 
-def test_a_reservation_made_in_the_moment_of_a_renewal_is_seen() -> None:
-    """The watch shows our renewal and the operator's copy of it before the answer arrives."""
+def test_a_reservation_made_during_a_renewal_is_detected() -> None:
+    """The watch delivers the renewal and the operator's copy of it before the answer arrives."""
     store = Store()
     host = Host(store, wanted()).start()
     host.now = 23 * HOUR

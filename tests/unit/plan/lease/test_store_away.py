@@ -1,4 +1,4 @@
-"""A store that does not answer, or has forgotten its history."""
+"""A store that does not answer, or has compacted its history."""
 
 from ipaddress import IPv4Address
 
@@ -8,8 +8,8 @@ from pyflannel.model.lease_protocol import DeleteClaim, Failed, Started, StoreAw
 from pyflannel.plan.lease.holding import RETRY_MAX_S
 
 
-def test_writes_that_keep_failing_are_tried_ever_more_slowly() -> None:
-    """Also when the listings in between succeed; the store is back when it answers what we wait for."""
+def test_failing_writes_are_retried_with_growing_pauses() -> None:
+    """Also if the listings in between succeed. The store counts as reachable after the awaited answer."""
     host = Host(Store(), wanted())
     host.take(Started())
     for _ in range(8):
@@ -29,13 +29,13 @@ def test_writes_that_keep_failing_are_tried_ever_more_slowly() -> None:
     assert host.heard(StoreBack)
 
 
-def test_a_store_that_is_away_longer_than_the_ttl_costs_nothing() -> None:
-    """The lease expires meanwhile; the same subnet is taken when the store is back."""
+def test_an_outage_of_more_than_the_ttl_has_no_cost() -> None:
+    """The lease expires meanwhile. The same subnet is acquired when the store is reachable again."""
     store = Store()
     host = Host(store, wanted(ttl_s=60)).start()
     host.take(WatchLost("connection refused"))
     store.delete_lease(FIRST)
-    host.seen = None  # nothing is delivered while it is away
+    host.seen = None  # nothing is delivered while it is unreachable
 
     host.sleep(120)
     host.settle()
@@ -44,8 +44,8 @@ def test_a_store_that_is_away_longer_than_the_ttl_costs_nothing() -> None:
     assert owner_of(store, FIRST) == "me"
 
 
-def test_compaction_is_a_fresh_look_and_not_an_empty_network() -> None:
-    """What was lost is found out from the listing."""
+def test_a_compaction_leads_to_a_listing_and_not_to_an_empty_network() -> None:
+    """The listing shows the missed changes."""
     store = Store()
     host = Host(store, wanted()).start()
     store.delete_lease(FIRST)
@@ -69,8 +69,8 @@ def test_an_unchanged_lease_survives_compaction_without_a_write() -> None:
     assert host.state.is_settled
 
 
-def test_a_failed_write_that_nobody_waits_for_is_no_absence_of_the_store() -> None:
-    """Nothing would be tried again, so nothing would tell that the store is back."""
+def test_a_failed_write_without_a_waiting_host_is_not_an_outage() -> None:
+    """Nothing would be retried, so nothing would show that the store is reachable again."""
     store = Store()
     host = Host(store, wanted()).start()
 
@@ -85,7 +85,7 @@ def test_a_failed_write_that_nobody_waits_for_is_no_absence_of_the_store() -> No
 
 
 def test_the_pause_grows_while_watches_do_not_stay_open() -> None:
-    """Although the store answers between them, and so is back each time."""
+    """Although the store answers between them, and counts as reachable each time."""
     host = Host(Store(), wanted()).start()
 
     for was_steady in (True, False, False, False, True):
@@ -101,8 +101,8 @@ def test_the_pause_grows_while_watches_do_not_stay_open() -> None:
     assert pauses[1] < pauses[2] < pauses[3]
 
 
-def test_a_renewal_that_is_due_is_written_after_the_listing_that_shows_our_lease() -> None:
-    """It waits for no watch: where none opens, each wait for one would be another listing."""
+def test_a_due_renewal_is_written_after_the_listing() -> None:
+    """It does not wait for a watch: if none opens, each wait would cause another listing."""
     store = Store()
     host = Host(store, wanted(ttl_s=60)).start()
     host.take(WatchLost("refused", was_steady=False))

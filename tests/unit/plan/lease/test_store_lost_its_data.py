@@ -1,4 +1,4 @@
-"""A store that lost its data: it gives revisions out twice."""
+"""A store that lost its data: it uses revisions twice."""
 
 from dataclasses import replace
 from ipaddress import IPv4Address
@@ -30,7 +30,7 @@ from pyflannel.model.lease_protocol import (
 
 
 def test_a_store_that_lost_its_data_is_watched_from_where_it_is_now() -> None:
-    """Its revisions begin anew; watching from the old one would never see anything."""
+    """Its revisions start again. A watch from the old one would never deliver anything."""
     store = Store(revision=100)
     host = Host(store, wanted()).start()
     store.lose_data(revision=1)
@@ -43,8 +43,8 @@ def test_a_store_that_lost_its_data_is_watched_from_where_it_is_now() -> None:
     assert owner_of(store, FIRST) == "me"
 
 
-def test_a_store_that_lost_its_data_and_has_grown_is_noticed() -> None:
-    """The watch could go on where it was, and would never tell what stands there now."""
+def test_a_store_that_lost_its_data_and_has_grown_is_detected() -> None:
+    """The watch could continue, and would never deliver the present content of the key."""
     store = Store()
     host = Host(store, wanted()).start()
     store.lose_data(revision=100)
@@ -56,7 +56,7 @@ def test_a_store_that_lost_its_data_and_has_grown_is_noticed() -> None:
     assert host.state.is_settled
 
 
-def test_a_degraded_host_notices_a_store_that_lost_its_data_and_has_grown() -> None:
+def test_a_degraded_host_detects_a_store_that_lost_its_data_and_has_grown() -> None:
     store = Store()
     host = Host(store, wanted()).start()
     store.write_lease(lease(FIRST, "other", "192.168.50.1"))
@@ -70,8 +70,8 @@ def test_a_degraded_host_notices_a_store_that_lost_its_data_and_has_grown() -> N
     assert host.state.is_settled
 
 
-def test_nothing_is_checked_while_the_store_is_away() -> None:
-    """A failed check leads to a listing: of thousands of hosts, each would ask for all leases."""
+def test_nothing_is_checked_while_the_store_is_unreachable() -> None:
+    """A failed check leads to a listing. With thousands of hosts, each would list all leases."""
     host = Host(Store(), wanted()).start()
     host.take(WatchLost("no connection"))
     for _ in range(3):
@@ -81,7 +81,7 @@ def test_nothing_is_checked_while_the_store_is_away() -> None:
     assert host.requests == []
 
 
-def test_a_check_that_fails_is_made_up_for_by_a_listing() -> None:
+def test_a_failed_check_is_replaced_by_a_listing() -> None:
     store = Store()
     host = Host(store, wanted()).start()
     store.lose_data(revision=100)
@@ -97,8 +97,8 @@ def test_a_check_that_fails_is_made_up_for_by_a_listing() -> None:
     assert owner_of(store, FIRST) == "me"
 
 
-def test_a_lease_that_stands_is_checked_and_nothing_more() -> None:
-    """Also while the watch has not told yet of what was written since."""
+def test_an_unchanged_lease_is_only_checked() -> None:
+    """Also while the watch has not delivered the later writes yet."""
     store = Store()
     host = Host(store, wanted()).start()
     writes = store.revision
@@ -120,12 +120,12 @@ def test_a_lease_that_stands_is_checked_and_nothing_more() -> None:
     assert host.requests == []
 
 
-def test_what_was_missed_in_another_life_of_the_store_is_no_news() -> None:
-    """It lost its data twice; the lease that stood in the host's way was of its life between the two."""
+def test_changes_missed_before_the_loss_are_ignored() -> None:
+    """It lost its data twice. The conflicting lease was written between the two losses."""
     store = Store()
     host = Host(store, wanted()).start()
     store.write_rubbish(FIRST)
-    host.watch()  # it asks for all leases; before the answer comes, another takes the subnet
+    host.watch()  # it lists all leases; before the answer, another host takes the subnet
     store.write_lease(lease(FIRST, "other", "192.168.50.1"))
     host.watch()
     host.settle()
@@ -139,8 +139,10 @@ def test_what_was_missed_in_another_life_of_the_store_is_no_news() -> None:
     assert [type(report) for report in host.said].count(Taken) == 1
 
 
-def test_our_own_renewal_in_another_life_of_the_store_is_no_other_host() -> None:
-    """It was seen, and its answer was lost with the data of the store; the watch was cut, not compacted."""
+def test_a_renewal_from_before_the_loss_is_not_another_host() -> None:
+    """The watch delivered it, and its answer was lost with the store's data. The watch was cut, not
+    compacted.
+    """
     store = Store()
     host = Host(store, wanted()).start()
     host.now = 23 * HOUR
@@ -159,8 +161,8 @@ def test_our_own_renewal_in_another_life_of_the_store_is_no_other_host() -> None
     assert not host.heard(SharedAddress)
 
 
-def test_a_revision_that_was_given_out_twice_makes_no_lease_ours() -> None:
-    """A store that lost its data counts anew, and another host was faster."""
+def test_a_repeated_revision_makes_no_lease_the_own_one() -> None:
+    """A store that lost its data counts from the beginning, and another host was faster."""
     store = Store()
     host = Host(store, wanted()).start()
     store.lose_data(revision=0)
@@ -174,7 +176,7 @@ def test_a_revision_that_was_given_out_twice_makes_no_lease_ours() -> None:
 
 
 def host_whose_store_began_anew() -> Host:
-    """Return a host whose watch was cut. Its store began anew, another has its subnet, at its revision."""
+    """Return a host with a cut watch. Its store lost its data, and another has its subnet at its revision."""
     store = Store()
     host = Host(store, wanted()).start()
     store.lose_data(revision=0)
@@ -185,7 +187,7 @@ def host_whose_store_began_anew() -> Host:
     return host
 
 
-def test_another_address_is_not_written_before_the_store_is_known_to_be_the_same() -> None:
+def test_another_address_is_not_written_before_the_check_of_the_store() -> None:
     host = host_whose_store_began_anew()
 
     host.take(Ordered(wanted(address="192.168.50.103")))
@@ -195,7 +197,7 @@ def test_another_address_is_not_written_before_the_store_is_known_to_be_the_same
     assert host.heard(Taken)
 
 
-def test_another_address_is_not_written_while_that_is_asked() -> None:
+def test_another_address_is_not_written_during_the_check() -> None:
     host = host_whose_store_began_anew()
     assert host.wake_at is not None
     host.now = host.wake_at
@@ -210,8 +212,8 @@ def test_another_address_is_not_written_while_that_is_asked() -> None:
     assert host.heard(Taken)
 
 
-def test_a_lease_is_not_renewed_before_the_store_is_known_to_be_the_same() -> None:
-    """When its time comes all leases are asked for: no lease ends as its host cannot watch."""
+def test_a_lease_is_not_renewed_before_the_check_of_the_store() -> None:
+    """When the renewal is due, all leases are listed: no lease expires because its host cannot watch."""
     host = host_whose_store_began_anew()
     assert host.wake_at is not None
 
@@ -223,7 +225,7 @@ def test_a_lease_is_not_renewed_before_the_store_is_known_to_be_the_same() -> No
     assert host.heard(Taken)
 
 
-def test_another_address_is_written_once_the_store_is_known_to_be_the_same() -> None:
+def test_another_address_is_written_after_the_check_of_the_store() -> None:
     host = Host(Store(), wanted()).start()
     host.take(WatchLost("cut"))
     host.take(Ordered(wanted(address="192.168.50.103")))
@@ -239,7 +241,7 @@ def test_another_address_is_written_once_the_store_is_known_to_be_the_same() -> 
 
 
 def checking(host: Host) -> Host:
-    """Let a host's watch be cut and opened again, so that it asks what stands at its key."""
+    """Cut a host's watch and open it again, so that the host checks its key."""
     host.take(WatchLost("cut"))
     assert host.wake_at is not None
     host.now = host.wake_at
@@ -253,8 +255,8 @@ def claim_on_first() -> Claim:
     return Claim(subnet=FIRST, owner="newcomer", public_ip=IPv4Address("192.168.50.102"))
 
 
-def test_a_claim_is_not_answered_before_the_store_is_known_to_be_the_same() -> None:
-    """It comes with the first that the watch tells; the lease that it is about may be another's."""
+def test_a_claim_is_not_answered_before_the_check_of_the_store() -> None:
+    """It arrives with the first changes of the watch. The claimed lease may be another host's."""
     host = host_whose_store_began_anew()
     host.store.write_claim(claim_on_first())
 
@@ -265,7 +267,7 @@ def test_a_claim_is_not_answered_before_the_store_is_known_to_be_the_same() -> N
     assert host.store.claims
 
 
-def test_a_claim_is_answered_once_the_store_is_known_to_be_the_same() -> None:
+def test_a_claim_is_answered_after_the_check_of_the_store() -> None:
     host = Host(Store(), wanted()).start()
     before = host.store.leases[FIRST].revision
     host.take(WatchLost("cut"))
@@ -278,7 +280,7 @@ def test_a_claim_is_answered_once_the_store_is_known_to_be_the_same() -> None:
     assert [type(report) for report in host.said].count(SharedAddress) == 1
 
 
-def test_a_claim_is_answered_although_the_question_about_the_store_failed() -> None:
+def test_a_claim_is_answered_after_a_failed_check_of_the_store() -> None:
     host = checking(Host(Store(), wanted()).start())
     host.store.write_claim(claim_on_first())
     host.watch()
@@ -289,8 +291,8 @@ def test_a_claim_is_answered_although_the_question_about_the_store_failed() -> N
     assert not host.store.claims
 
 
-def test_a_claim_is_answered_although_that_question_failed_while_the_lease_was_renewed() -> None:
-    """The renewal is of what the watch told, so it was in the same store."""
+def test_a_claim_is_answered_if_the_check_failed_during_a_renewal() -> None:
+    """The renewal follows the changes of the watch, so the store has kept its data."""
     host = checking(Host(Store(), wanted()).start())
     host.store.write_lease(lease(FIRST, "me", "192.168.50.102", ttl=False))
     host.watch()
@@ -303,7 +305,7 @@ def test_a_claim_is_answered_although_that_question_failed_while_the_lease_was_r
     assert not host.store.claims
 
 
-def test_a_claim_is_answered_although_the_lease_was_made_a_reservation_meanwhile() -> None:
+def test_a_claim_is_answered_if_the_lease_became_a_reservation() -> None:
     host = checking(Host(Store(), wanted()).start())
     ours = host.store.leases[FIRST]
     assert isinstance(ours, Lease)
@@ -316,8 +318,8 @@ def test_a_claim_is_answered_although_the_lease_was_made_a_reservation_meanwhile
     assert not host.store.claims
 
 
-def test_a_claim_is_not_answered_while_the_watch_is_cut_once_more() -> None:
-    """What the store said before says nothing of the one that is there by now."""
+def test_a_claim_is_not_answered_while_the_watch_is_cut_again() -> None:
+    """Earlier answers of the store are not valid for the store after the loss."""
     host = checking(Host(Store(), wanted()).start())
     host.store.write_claim(claim_on_first())
     host.watch()
@@ -328,8 +330,8 @@ def test_a_claim_is_not_answered_while_the_watch_is_cut_once_more() -> None:
     assert host.requests == []
 
 
-def test_another_s_lease_at_a_revision_that_only_we_had_seen_is_noticed() -> None:
-    """The watch, which was behind, tells of it, and it looks like our own write."""
+def test_another_lease_at_the_known_revision_is_detected() -> None:
+    """The delayed watch delivers it, and it looks like this host's write."""
     host = Host(Store(), wanted()).start()
     host.state = replace(host.state, revision=0)
     host.store.lose_data(revision=0)
@@ -343,8 +345,8 @@ def test_another_s_lease_at_a_revision_that_only_we_had_seen_is_noticed() -> Non
 
 
 @pytest.mark.parametrize("is_open", [True, False])
-def test_a_watch_that_began_in_another_store_begins_again_where_the_listing_ends(is_open: bool) -> None:
-    """What was written between the two would never be told; whether the watch had said that it is open."""
+def test_a_watch_from_before_the_loss_is_replaced_by_one_from_the_listing(is_open: bool) -> None:
+    """Writes between the two would never be delivered, whether or not the watch reported that it is open."""
     store = Store()
     full = replace(NETWORK, subnet_max=NETWORK.subnet_min)
     store.revision = 10
@@ -367,8 +369,8 @@ def test_a_watch_that_began_in_another_store_begins_again_where_the_listing_ends
     assert host.state.revision == 3
 
 
-def test_a_listing_that_ends_where_the_watch_begins_shows_that_the_store_is_the_same() -> None:
-    """A claim that was found in it waits for nothing more."""
+def test_a_listing_at_the_start_of_the_watch_shows_an_intact_store() -> None:
+    """A claim in the listing needs no further check."""
     host = Host(Store(), wanted()).start()
     host.take(WatchLost("cut"))
     host.now = 23 * HOUR
