@@ -31,12 +31,14 @@ from pyflannel.wire.go_flags import read_environment, read_words
 # iptables-save.
 
 SAVED_LINES = [
-    ":FORWARD DROP [12:3456]",
     ":FORWARD ACCEPT",
+    ":FORWARD DROP [12:3456]",
     ":FLANNEL-FWD - [0:0]",
     ":FLANNEL-POSTRTG-1 -",
     ":a -",
     "-A FORWARD -j a",
+    "-A FORWARD -j a -s 10.0.0.0/8",
+    "-A FORWARD -p tcp",
     "-A a -g FORWARD",
     "-A a -s 10.0.0.0/255.0.255.0 -j ACCEPT",
     "-A FORWARD -s fd00::/8 -j ACCEPT",
@@ -60,7 +62,20 @@ SAVED_LINES = [
     "odd",
 ]
 saved = st.lists(st.sampled_from(SAVED_LINES), max_size=12).map(lambda lines: "*filter\n" + "\n".join(lines))
-SAVED = ["*filter\n" + "\n".join(SAVED_LINES[:-1]), *(f"*filter\n{line}" for line in SAVED_LINES)]
+MASQUERADING = [
+    "*nat",
+    ":POSTROUTING ACCEPT",
+    ":FLANNEL-POSTRTG -",
+    '-A POSTROUTING -m comment --comment "flanneld masq" -j FLANNEL-POSTRTG',
+    '-A FLANNEL-POSTRTG -m mark --mark 0x4000 -m comment --comment "flanneld masq" -j RETURN',
+    '-A FLANNEL-POSTRTG ! -d 224.0.0.0/4 -m mark --mark 1/1 -m comment --comment "flanneld masq" -j RETURN',
+]
+SAVED = [
+    "*filter\n" + "\n".join(SAVED_LINES[:-1]),
+    "\n".join(MASQUERADING),
+    "\n".join(MASQUERADING + MASQUERADING[3:4]),
+    *(f"*filter\n{line}" for line in SAVED_LINES),
+]
 
 
 def read_saved(text: str) -> None:
@@ -159,6 +174,70 @@ nft_entries = (
     | values
 )
 FORWARD = {"family": "ip", "table": "filter", "name": "forward", "hook": "forward", "policy": "drop"}
+BASE = {"family": "ip", "table": "filter"}
+PASSING = [
+    {"chain": FORWARD},
+    *(
+        {"rule": {**BASE, "chain": chain, "expr": expression}}
+        for chain, expression in [
+            ("forward", [{"counter": None}, {"jump": {"target": "other"}}]),
+            ("forward", [{"xt": {"name": "comment"}}, {"goto": {"target": "forward"}}]),
+            ("other", [{"log": None}, {"accept": None}]),
+            *(
+                (
+                    "other",
+                    [
+                        {
+                            "match": {
+                                "op": "==",
+                                "left": {"payload": {"protocol": "ip", "field": "saddr"}},
+                                "right": right,
+                            }
+                        },
+                        {"accept": None},
+                    ],
+                )
+                for right in ({"set": [{"prefix": {"addr": "10.3.0.0", "len": 16}}, "x"]}, 7, "10.3.0.1")
+            ),
+            ("other", [{"match": None}, {"match": None}, {"accept": None}]),
+        ]
+    ),
+]
+OURS = [
+    {
+        "chain": {
+            **BASE,
+            "name": "postrtg",
+            "policy": "accept",
+            "hook": "postrouting",
+            "prio": 100,
+            "type": "nat",
+        }
+    },
+    *(
+        {"rule": {**BASE, "chain": "postrtg", "expr": expression}}
+        for expression in [
+            [{"match": {"op": "==", "left": MARK, "right": 16384}}, {"return": None}],
+            [{"match": {"op": "in", "left": {"&": [MARK, 16384]}, "right": 16384}}, {"masquerade": None}],
+            [{"masquerade": {"flags": ["fully-random"]}}],
+            *(
+                [
+                    {
+                        "match": {
+                            "op": "!=",
+                            "left": {"payload": {"protocol": "ip", "field": "daddr"}},
+                            "right": right,
+                        }
+                    },
+                    {"accept": None},
+                ]
+                for right in ("10.3.0.1", {"prefix": {"addr": "10.3.0.0", "len": 16}}, "x", 7)
+            ),
+            [],
+            [{"drop": None}],
+        ]
+    ),
+]
 listings = st.lists(nft_entries, max_size=6).map(
     lambda entries: json.dumps({"nftables": [{"chain": FORWARD}, *entries]})
 )
@@ -220,7 +299,10 @@ def read_map_entry(octets: bytes) -> None:
     if len(octets) == 16 and struct.unpack_from("=I", octets)[0] <= 32:
         layout.unpack_peer("flannel0", octets[:8], octets[8:])
     layout.unpack_settings(octets * 4)
-    layout.unpack_stranger(octets[:8].ljust(8), (octets * 2)[:24].ljust(24), 7)
+    for outcome in range(len(layout.Outcome)):
+        layout.unpack_stranger(
+            octets[:4].ljust(4) + struct.pack("=I", outcome), (octets * 2)[:24].ljust(24), 7
+        )
 
 
 # What the operator writes: flags, variables, the URL of a store, resolv.conf.
@@ -229,6 +311,7 @@ names = st.sampled_from([flag.name for flag in FLAGS])
 texts = st.sampled_from(["true", "7", "0x1f", "0b1", "017", "1_0", "-1", "", "9" * 5000, "10s"]) | words
 flags = st.lists(
     st.builds(lambda name, text: f"--{name}={text}", names, texts)
+    | st.builds("--{}".format, names)
     | st.builds("-{}".format, names)
     | st.sampled_from(["--", "-", "--=", "---x", "--no-such-flag", "true"]),
     max_size=4,
@@ -278,7 +361,8 @@ PARSERS = [
         "nft's JSON",
         read_listing,
         listings | damaged_text(listings, '"{}[]:,0\\') | deep,
-        corpus=["{}", '{"nftables":7}', '{"nftables":[7]}', '{"nftables":[{"rule":{}}]}'],
+        corpus=[json.dumps({"nftables": entries}) for entries in (PASSING, OURS, PASSING + OURS)]
+        + ["{}", '{"nftables":7}', '{"nftables":[7]}', '{"nftables":[{"rule":{}}]}'],
     ),
     Parser(
         "certificate", read_certificate, damaged(st.sampled_from(DER)) | st.binary(max_size=40), corpus=DER

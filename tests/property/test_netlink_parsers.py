@@ -197,7 +197,8 @@ nf_tables = damaged(st.sampled_from(NF_TABLES)) | body(
 
 
 def read_nf_tables(octets: bytes) -> None:
-    nftables.table_of(message.Message(0x0A00, 0, 1, 0, octets))
+    for kind in (0x0A00, 0x0200):
+        nftables.table_of(message.Message(kind, 0, 1, 0, octets))
     for parse in (
         nftables.parse_set,
         nftables.parse_elements,

@@ -98,6 +98,7 @@ GUARD = b"\xee" * 80
 def a_table() -> PeerTable:
     table = PeerTable()
     table.replace(PEERS)
+    table.change([(PEER, 24), (OWN, 24)], PEERS)
     return table
 
 

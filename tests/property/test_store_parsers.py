@@ -183,6 +183,16 @@ BAD_CONFIGS = [
     '{"Network":"10.3.0.0/16","Backend":{"Type":7}}',
     '{"Network":"10.3.0.0/16","Backend":{"type":"UDP","TYPE":null}}',
     '{"Network":1e999}',
+    *(
+        f'{{"Network":"10.3.0.0/16","Backend":{{"Type":"vxlan","MacPrefix":"{prefix}"}}}}'
+        for prefix in ("", "0E-2A", "01-00", "x", "0e2a")
+    ),
+    *(
+        f'{{"Network":"10.3.0.0/16","Backend":{{"Type":"vxlan","{name}":{value}}}}}'
+        for name, value in (("DirectRouting", 7), ("DirectRouting", "true"), ("MacPrefix", 7), ("VNI", '"x"'))
+    ),
+    '{"Network":"10.3.0.0/16","FastPath":"flow"}',
+    '{"Network":"10.3.0.0/16","FastPath":""}',
     "[]",
     json.dumps({f"key{number}": number for number in range(1010)}),
 ]
