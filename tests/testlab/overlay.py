@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from ipaddress import IPv4Address
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -151,7 +152,7 @@ class Overlay:
         """
         seen: list[Status] = []
 
-        client = ControlClient(host.directory / "run/flannel" / Places().control_socket.name)
+        client = ControlClient(run_dir(host) / Places().control_socket.name)
 
         def look() -> bool:
             with contextlib.suppress(NotReadyError):
@@ -184,7 +185,7 @@ class Overlay:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
             client.settimeout(5)
             try:
-                client.connect(str(host.directory / "run/flannel" / SOCKET_NAME))
+                client.connect(str(run_dir(host) / SOCKET_NAME))
                 client.sendall(encode_frame(kind, payload))
                 reader = FrameReader()
                 while octets := client.recv(65536):
@@ -208,12 +209,17 @@ class Overlay:
     def state(self, host: Host) -> dict[str, Any]:
         """All that is on the host, ours or not, apart from what is new when an equal thing is made again."""
         forwarder = self.forwarder(host)
-        subnet_env = host.directory / "run/flannel/subnet.env"
+        subnet_env = run_dir(host) / "subnet.env"
         return {
             **network_state(host),
             "forwarder": forwarder and forwarder._replace(pid=0, peers=tuple(sorted(forwarder.peers))),
             "subnet.env": subnet_env.read_text() if subnet_env.exists() else None,
         }
+
+
+def run_dir(host: Host) -> Path:
+    """Return the run directory of the host's daemon, also if the host mounted a file system there."""
+    return Path(f"/proc/{host.init_pid}/root/run/flannel")
 
 
 def network_state(host: Host) -> dict[str, Any]:
@@ -297,6 +303,10 @@ class PingStream:
             what=f"an answer to {self._program.name}",
             deadline_s=deadline_s,
         )
+
+    def wait_s(self, seconds: float) -> None:
+        """Return when so many seconds of pings were sent, answered or not."""
+        time.sleep(seconds)
 
     def __enter__(self) -> "PingStream":
         return self

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from pyflannel import VERSION, errors
+from testlab.fault_table import fault_rows
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src"
@@ -218,6 +219,13 @@ def test_every_function_that_the_architecture_names_exists() -> None:
 
     assert len(named) > 20
     assert [f"{path}:{name}" for path, name in named if name not in definitions(ROOT / path)] == []
+
+
+def test_every_fault_of_the_table_has_its_test() -> None:
+    """The tests take their limits from docs/reliability.md: a row without a test would prove nothing."""
+    tests = "".join(path.read_text() for path in sorted((ROOT / "tests/faults").glob("test_*.py")))
+
+    assert set(re.findall(r'mark\.fault\("([^"]+)"\)', tests)) == set(fault_rows())
 
 
 @pytest.mark.parametrize(

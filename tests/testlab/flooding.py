@@ -1,0 +1,79 @@
+"""Sends the same tunnel packet as often as the machine can, from the host's address and from forged ones.
+
+    python tests/testlab/flooding.py ADDRESS PORT PAYLOAD_IN_HEX SECONDS
+
+One process sends from the host's own address, another in turn from ten thousand others. Both use sendmmsg(2).
+"""
+
+import ctypes
+import os
+import socket
+import struct
+import sys
+import time
+from collections.abc import Sequence
+from ipaddress import IPv4Address
+
+_AT_ONCE = 1000
+_FORGED = 10_000
+_FIRST_FORGED = IPv4Address("11.0.0.1")
+_APART = 7919
+_SOURCE_PORT = 4000
+
+
+class _Vector(ctypes.Structure):
+    _fields_ = (("base", ctypes.c_char_p), ("length", ctypes.c_size_t))
+
+
+class _Message(ctypes.Structure):
+    """struct mmsghdr. Its first seven fields are struct msghdr, which ends at a multiple of eight octets."""
+
+    _fields_ = (
+        ("name", ctypes.c_void_p),
+        ("name_length", ctypes.c_uint),
+        ("vectors", ctypes.POINTER(_Vector)),
+        ("vector_count", ctypes.c_size_t),
+        ("control", ctypes.c_void_p),
+        ("control_length", ctypes.c_size_t),
+        ("flags", ctypes.c_int),
+        ("_padding", ctypes.c_int),
+        ("sent", ctypes.c_uint),
+    )
+
+
+def send(sock: socket.socket, packets: Sequence[bytes], seconds: float) -> None:
+    """Send the packets on a connected socket, again and again."""
+    vectors = (_Vector * len(packets))(*(_Vector(packet, len(packet)) for packet in packets))
+    messages = (_Message * len(packets))()
+    for message, vector in zip(messages, vectors, strict=True):
+        message.vectors, message.vector_count = ctypes.pointer(vector), 1
+    libc = ctypes.CDLL(None, use_errno=True)
+    size = ctypes.sizeof(_Message)
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        for first in range(0, len(packets), _AT_ONCE):
+            libc.sendmmsg(sock.fileno(), ctypes.byref(messages, first * size), _AT_ONCE, 0)
+
+
+def forged(address: str, port: int, payload: bytes) -> list[bytes]:
+    """Return IPv4 packets with a datagram; the kernel adds the checksum."""
+    udp = struct.pack("!HHHH", _SOURCE_PORT, port, 8 + len(payload), 0) + payload
+    header = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(udp), 0, 0, 64, socket.IPPROTO_UDP, 0)
+    sources = ((_FIRST_FORGED + _APART * number).packed for number in range(_FORGED))
+    return [header + source + IPv4Address(address).packed + udp for source in sources]
+
+
+def main(address: str, port: int, payload: bytes, seconds: float) -> None:
+    """Flood the port of an address for so many seconds."""
+    if os.fork():
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        packets = [payload] * _AT_ONCE
+    else:
+        sock = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
+        packets = forged(address, port, payload)
+    sock.connect((address, port))
+    send(sock, packets, seconds)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), bytes.fromhex(sys.argv[3]), float(sys.argv[4]))
