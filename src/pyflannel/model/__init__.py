@@ -1,1 +1,1 @@
-"""Values: what a lease, a link, a route is. Frozen and slotted; no I/O, no clock, no logging."""
+"""Values, such as leases, links and routes. Frozen and slotted; no I/O, no clock, no logging."""

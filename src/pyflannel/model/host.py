@@ -1,4 +1,4 @@
-"""The host as observed: its interfaces, its underlay, its bridges, and its own lease."""
+"""The observed host: its interfaces, its underlay, its bridges, and its own lease."""
 
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface
@@ -24,12 +24,12 @@ class HostFile(Item):
 
     @property
     def key(self) -> Key:
-        """What makes two values one file."""
+        """The identity of the file."""
         return "file", self.path
 
     @property
     def title(self) -> str:
-        """The object in the operator's words."""
+        """The name of the object in texts."""
         return f"file {self.path}"
 
     def is_marked(self, marks: Marks) -> bool:
@@ -39,12 +39,12 @@ class HostFile(Item):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InterfaceAddress:
-    """An address that an interface holds.
+    """An address of an interface.
 
     Attributes:
         is_global: usable beyond the link (scope global, and not a link-local address).
-        is_permanent: it has no lifetime; one by DHCP has.
-        is_secondary: another address of its prefix came before it (IPv4), or it is temporary (IPv6).
+        is_permanent: it has no lifetime, unlike an address from DHCP.
+        is_secondary: another address of its prefix is primary (IPv4), or it is temporary (IPv6).
         is_deprecated: no new connection may use it.
     """
 
@@ -64,7 +64,7 @@ class Interface:
         alias: free text; the mark on a link of pyflannel.
         owner: random identity of a host, on its tunnel device; "" if there is none.
         on_link: prefixes that the host reaches by it without a gateway, sorted; without the default route.
-        driver: the kernel driver, `vmxnet3`, `veth`; "" when it does not say, or there is no IPv4 address.
+        driver: the kernel driver, `vmxnet3`, `veth`; "" if it is unknown, or there is no IPv4 address.
     """
 
     name: str
@@ -86,12 +86,12 @@ class Interface:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DefaultRoute:
-    """A route to everywhere.
+    """A default route.
 
     Attributes:
-        link: name of the interface that it leaves by.
-        source: the address that it prefers for the host's own packets, when it names one.
-        gateway: None where it leads to everybody without one.
+        link: name of its interface.
+        source: preferred source address of the host's own packets, if it has one.
+        gateway: None if it has no gateway.
     """
 
     link: str
@@ -102,7 +102,7 @@ class DefaultRoute:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouteScope:
-    """Which routes matter: those that overlap these networks and do not have the protocol of our own."""
+    """The scope of observed routes: they overlap these networks and do not have pyflannel's protocol."""
 
     networks: frozenset[IPv4Network] = frozenset()
     protocol: int = PROTOCOL_FLANNEL
@@ -113,12 +113,12 @@ _UDP = 17
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IpsecPolicy:
-    """Which packets a policy of IPsec is about, whatever it asks for.
+    """The packets that match an IPsec policy, regardless of its action.
 
     Attributes:
-        is_outgoing: about packets that leave; else about those that arrive.
-        protocol: of IP; 0 for all.
-        port: of the destination; only the bits of `port_mask` count.
+        is_outgoing: for outgoing packets; otherwise for incoming ones.
+        protocol: IP protocol; 0 for all.
+        port: destination port; only the bits of `port_mask` count.
     """
 
     is_outgoing: bool
@@ -131,7 +131,7 @@ class IpsecPolicy:
     def may_concern(
         self, source: IPv4Address | None, destination: IPv4Address | None, port: int | None
     ) -> bool:
-        """Return whether UDP between these ends can meet it; None is any address, or any port."""
+        """Return whether UDP packets between these ends may match; None means any address or port."""
         return (
             self.protocol in (0, _UDP)
             and (port is None or (port ^ self.port) & self.port_mask == 0)
@@ -145,10 +145,10 @@ class Interfaces:
     """All interfaces of a host, by index, and its IPv4 default routes, in the kernel's order.
 
     Attributes:
-        routes: of other programs and of the kernel, of every kind, in the scope that was asked about; without
+        routes: routes of other programs and of the kernel, of every kind, in the requested scope; without
             default routes.
         resolvers: addresses of the host's DNS servers.
-        policies: of IPsec.
+        policies: IPsec policies.
     """
 
     interfaces: tuple[Interface, ...] = ()
@@ -158,7 +158,7 @@ class Interfaces:
     policies: tuple[IpsecPolicy, ...] = ()
 
     def named(self, name: str) -> Interface | None:
-        """Return the interface of this name."""
+        """Return the interface with this name."""
         return next((one for one in self.interfaces if one.name == name), None)
 
     def holder(self, address: IPv4Address | IPv6Address) -> Interface | None:
@@ -171,8 +171,8 @@ class BridgedContainer:
     """A neighbour of the host behind a port of a bridge.
 
     Attributes:
-        mac: six octets in lower-case hexadecimal, with colons.
-        port: the link of the bridge that leads to it: the host's end of its veth.
+        mac: six bytes in lower-case hexadecimal, with colons.
+        port: the port of the bridge to it: the host's end of its veth.
     """
 
     address: IPv4Address
@@ -185,8 +185,8 @@ class Bridge:
     """A bridge with IPv4 addresses of the host.
 
     Attributes:
-        obstacles: what a frame would miss that goes to a port past the bridge, in words; empty for most.
-        containers: the neighbours behind its forwarding ports that sent something, in the order of addresses.
+        obstacles: texts about features that a frame would bypass if it is sent directly to a port.
+        containers: neighbours behind its forwarding ports that have sent packets, in the order of addresses.
     """
 
     name: str
@@ -223,10 +223,10 @@ class Underlay:
     Attributes:
         link: name of the interface.
         address: its address, where tunnel sockets are bound.
-        mtu: octets of the largest packet that leaves by it.
+        mtu: bytes of the largest outgoing packet.
         public_ip: address that other hosts use; differs from `address` behind a NAT.
         on_link: prefixes that the host reaches by the interface without a gateway.
-        driver: the kernel driver of the interface, `vmxnet3`, `veth`; "" when it does not say.
+        driver: the kernel driver of the interface, `vmxnet3`, `veth`; "" if it is unknown.
     """
 
     link: str
@@ -238,9 +238,9 @@ class Underlay:
 
     @property
     def is_virtual(self) -> bool:
-        """Whether what leaves may arrive as it is, with checksums that hardware was to finish.
+        """Outgoing packets may arrive with partial checksums, because no hardware completes them.
 
-        So it is where no hardware is in between, and where that cannot be told.
+        This is also assumed for an unknown driver.
         """
         return self.driver in _VIRTUAL_DRIVERS
 
@@ -251,16 +251,16 @@ class Underlay:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Surroundings:
-    """What the host has beside the overlay, and needs to reach.
+    """The host's addresses and routes outside the overlay, and the addresses that it must reach.
 
     Attributes:
-        networks: the ranges that `routes` is about.
-        routes: of other programs and of the kernel, that overlap the networks; without default routes.
-        addresses: of its interfaces.
-        gateways: of its default routes.
-        stores: by which it reaches the store, as far as known.
-        resolvers: of its DNS servers.
-        policies: of IPsec.
+        networks: the scope of `routes`.
+        routes: routes of other programs and of the kernel that overlap the networks; without default routes.
+        addresses: addresses of its interfaces.
+        gateways: gateways of its default routes.
+        stores: addresses of the store, as far as known.
+        resolvers: addresses of its DNS servers.
+        policies: IPsec policies.
     """
 
     networks: frozenset[IPv4Network] = frozenset()
@@ -273,23 +273,22 @@ class Surroundings:
 
 
 ALONE = Surroundings()
-"""Nothing is known beside the overlay."""
+"""Surroundings without any known address or route."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
-    """This host: its lease, its underlay, and what it calls its own.
+    """This host: its lease, its underlay, and its names.
 
     Attributes:
         device: name that the daemon claims, unique on this host: the name of its TUN device, and the mark of
             its filter rules and its routes.
-        mark: alias of the links that we make.
-        owner: our identity, from which a VTEP's MAC address is derived.
-        kernel: release of the running kernel, `6.1.0-18-amd64`; "" when not known.
+        mark: alias of this daemon's links.
+        owner: identity of the host, from which the MAC address of a VTEP is derived.
+        kernel: release of the running kernel, `6.1.0-18-amd64`; "" if it is unknown.
         has_fast_path: programs in the kernel may carry the udp backend's packets.
-        gro: whether TCP that the programs take from the underlay in segments is joined before it goes on;
-            auto where the underlay is hardware.
-        surroundings: without what is in its own subnet, and without what the plan itself has made.
+        gro: whether TCP segments from the underlay are coalesced; auto: if the underlay is hardware.
+        surroundings: the surroundings without the own subnet and the objects of the plan.
         wireguard: key and implementation, for the wireguard backend.
     """
 

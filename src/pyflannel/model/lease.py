@@ -7,12 +7,12 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Vtep:
-    """The vxlan backend's: whom peers send to.
+    """Data of the vxlan backend: the VTEP of the host.
 
     Attributes:
         mac: MAC address of the VTEP, lower case with colons.
         vni: VXLAN network identifier; None in leases of release 0.6, which publishes none.
-        mac_prefix: how the network config wants `mac` to begin; not published.
+        mac_prefix: start of `mac` that the network config requires; not published.
     """
 
     mac: str
@@ -22,10 +22,10 @@ class Vtep:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WireguardData:
-    """The wireguard backend's: whom peers encrypt for.
+    """Data of the wireguard backend: the key of the host.
 
     Attributes:
-        public_key: of the host, in base64.
+        public_key: public key of the host, in base64.
         port: UDP port; None in leases of release 0.20, which publishes none.
     """
 
@@ -34,18 +34,18 @@ class WireguardData:
 
 
 BackendData = Vtep | WireguardData
-"""Every backend's data; another backend's type joins by a union."""
+"""The data of any backend."""
 
 
 LEASE_TTL_S = 24 * 3600
-"""How long a subnet is held without renewal (flannel's own 24 h)."""
+"""Seconds that a lease lasts without renewal (24 h, as in flannel)."""
 
 CLAIM_TTL_S = 10
-"""How long a living owner has to answer a claim on its subnet."""
+"""Seconds in which a living owner must answer a claim on its subnet."""
 
 
 LONGEST_OWNER = 256
-"""Characters of an owner: more than any name of a Kubernetes Node has (253)."""
+"""Most characters of an owner: more than the longest name of a Kubernetes Node (253)."""
 
 _LONGEST_HOST_NAME = 253
 _LABEL = "[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
@@ -62,11 +62,11 @@ def is_host_name(text: str) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
-    """Who a host is, whatever its address.
+    """The identity of a host, independent of its address.
 
     Attributes:
-        owner: random id made at the first start, or what `--node-id` says; published in the lease.
-        machine: digest of the machine-id, by which a copied state directory is detected; "" when unknown.
+        owner: random ID from the first start, or the value of `--node-id`; published in the lease.
+        machine: digest of the machine-id, to detect a copied state directory; "" if it is unknown.
     """
 
     owner: str
@@ -74,25 +74,25 @@ class Identity:
 
 
 PARTIAL_CHECKSUM = "partial-checksum"
-"""Of `reads`: takes packets whose checksums the sender left to hardware that never saw them."""
+"""Value of `reads`: accepts packets with partial checksums, which no hardware has completed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseAttributes:
-    """What a host tells its peers in its lease.
+    """The attributes that a host publishes in its lease.
 
     Attributes:
-        public_ip: address of the host on the underlay; 0.0.0.0 when it has none.
-        backend_type: as published: empty for udp and alloc.
-        backend_data: the backend's own JSON, as text; None when absent, or when it is `vtep` as pyflannel
-            writes it: nearly all leases are so, and a text of each would need a megabyte.
+        public_ip: address of the host on the underlay; 0.0.0.0 if it has none.
+        backend_type: the published type: empty for udp and alloc.
+        backend_data: the backend's JSON as text; None if absent, or if it is `vtep` as pyflannel writes it:
+            nearly all leases have this form, and their texts would need a megabyte.
         vtep: the VTEP that a vxlan lease publishes; None if it publishes none.
         wireguard: the key and port in `backend_data` of a wireguard lease; None if it contains no key.
         owner: `Identity.owner` of the holder; None in leases of the original flannel.
         host_name: host name of the holder, only for people: two hosts may have the same one. None if it is
             not published, or not a host name.
-        port: UDP port where the holder's udp backend listens; None when not published.
-        reads: what the holder's data path can read beyond the original's, sorted.
+        port: UDP port of the holder's udp backend; None if it is not published.
+        reads: formats that the holder accepts in addition to those of the original, sorted.
     """
 
     public_ip: IPv4Address
@@ -123,10 +123,9 @@ class Lease:
     """A subnet held by a host.
 
     Attributes:
-        revision: store revision of the last write; 0 for a lease that is not yet written.
+        revision: store revision of the last write; 0 for a lease that is not written yet.
         has_ttl: False for a reservation, which never expires and never gets a TTL.
-        since: store revision since which the holder has published its VTEP or its key here, as far as is
-            known; 0 when it is not.
+        since: store revision since which the holder has published its VTEP or its key; 0 if it is unknown.
     """
 
     subnet: IPv4Network
@@ -138,17 +137,17 @@ class Lease:
 
 
 def renewal_margin_s(wanted_s: float, ttl_s: float) -> float:
-    """Return how many seconds before its end a lease is renewed: as wanted, but at most half of its TTL."""
+    """Return the seconds before its expiry at which a lease is renewed: at most half of its TTL."""
     return min(wanted_s, ttl_s / 2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """A host asks whether the holder of `subnet` is alive; unanswered, it takes the lease over.
+    """A host asks whether the holder of `subnet` is alive. Without an answer, it takes over the lease.
 
     Attributes:
-        held_s: how long the asking host has run on this lease itself, after a copy of it wrote the lease: the
-            one that has run on it for longer keeps it. None when the asking host does not run on it.
+        held_s: seconds for which the asking host has held this lease, if a copy of it wrote the lease: the
+            host that has held it for longer keeps it. None if the asking host does not hold it.
     """
 
     subnet: IPv4Network
@@ -160,7 +159,7 @@ class Claim:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LastKnown:
-    """The network config as text, our own lease, and all leases, our own among them."""
+    """The network config as text, this host's lease, and all leases including this host's."""
 
     config: str
     own: Lease
@@ -172,12 +171,12 @@ class LeaseEntry:
     """One lease; the same names are the JSON of the control socket and of `flannelctl leases --json`.
 
     Attributes:
-        backend_type: as published: empty for udp and alloc.
+        backend_type: the published type: empty for udp and alloc.
         owner: identity of the holder; None in leases of the original flannel.
         host_name: host name of the holder; None if it is unknown.
-        port: UDP port of the holder's udp backend, when published.
+        port: UDP port of the holder's udp backend, if published.
         is_reservation: it never expires.
-        expires_in_s: seconds until it does; None for a reservation, or when only the daemon was asked.
+        expires_in_s: seconds until the expiry; None for a reservation, or if only the daemon was asked.
         revision: store revision of the last write.
     """
 
@@ -217,10 +216,10 @@ class PeerEntry:
     """Another host of the network; the same names are the JSON of `flannelctl peers --json`.
 
     Attributes:
-        backend_type: as published: empty for udp and alloc.
+        backend_type: the published type: empty for udp and alloc.
         owner: identity of the host; None for an original flannel.
         host_name: host name of the host; None if it is unknown.
-        refused: why this host does not send to it; None when it does.
+        refused: why this host does not send to it; None if it does.
         is_encrypted: packets to it are encrypted.
         handshake_age_s: seconds since the latest handshake with it; None if there was none.
     """

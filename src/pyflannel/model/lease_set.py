@@ -11,22 +11,22 @@ from pyflannel.model.lease_protocol import ClaimGone, ClaimSeen, LeaseChange, Le
 _Value = TypeVar("_Value")
 
 _SHARD_MAX = 64
-"""So many entries a shard may have on average, before there are four times as many shards."""
+"""Most entries of a shard on average, before the number of shards is quadrupled."""
 
 _GROWTH = 4
 
 
 class SubnetMap(Mapping[IPv4Network, _Value]):
-    """Values by subnet. A changed copy, and the difference from it, cost the entries of a shard, not all.
+    """Values by subnet. A changed copy, and the difference from it, need time for one shard, not for all.
 
-    A network of ten thousand leases changes one at a time, many times a second; a plain dictionary would be
-    copied, and compared key by key, each time.
+    In a network of ten thousand leases, single leases change many times per second. A plain dictionary would
+    be copied and compared completely each time.
     """
 
     __slots__ = ("_length", "_shards")
 
     def __init__(self, entries: Iterable[tuple[IPv4Network, _Value]] = ()) -> None:
-        """Make the map of these entries; the last of one subnet counts."""
+        """Create the map of these entries. The last entry of a subnet counts."""
         by_subnet = dict(entries)
         count = 1
         while len(by_subnet) > count * _SHARD_MAX:
@@ -38,7 +38,7 @@ class SubnetMap(Mapping[IPv4Network, _Value]):
         self._length = len(by_subnet)
 
     def with_changes(self, changes: Iterable[tuple[IPv4Network, _Value | None]]) -> "SubnetMap[_Value]":
-        """Return the map after these changes, in their order: a new value, or None for none at all."""
+        """Return the map after these changes, in their order: a new value, or None to remove the subnet."""
         shards = list(self._shards)
         own: dict[int, dict[IPv4Network, _Value]] = {}
         length = self._length
@@ -62,9 +62,9 @@ class SubnetMap(Mapping[IPv4Network, _Value]):
     def differences(
         self, other: "SubnetMap[_Value]"
     ) -> Iterator[tuple[IPv4Network, _Value | None, _Value | None]]:
-        """Yield each subnet whose value in `other` is another, with our value and its.
+        """Yield each subnet with a different value in `other`, with both values.
 
-        Of two shards that differ, an equal value that is another object counts as another.
+        If two shards differ, an equal value that is another object counts as different.
         """
         pairs: Iterable[tuple[Mapping[IPv4Network, _Value], Mapping[IPv4Network, _Value]]]
         if len(self._shards) == len(other._shards):
@@ -82,7 +82,7 @@ class SubnetMap(Mapping[IPv4Network, _Value]):
                     yield subnet, None, value
 
     def entries(self) -> Iterator[tuple[IPv4Network, _Value]]:
-        """Yield subnets and values, as `items()` does after looking each of them up."""
+        """Yield subnets and values. This is faster than `items()`, which looks each of them up."""
         for shard in self._shards:
             yield from shard.items()
 
@@ -105,43 +105,42 @@ class SubnetMap(Mapping[IPv4Network, _Value]):
 
 
 def _place(subnet: IPv4Network, count: int) -> int:
-    """Return the shard of a subnet: its number among those of its length, so that neighbours part."""
+    """Return the shard of a subnet, from its number among the subnets of its length."""
     return (int(subnet.network_address) >> (32 - subnet.prefixlen)) % count
 
 
 LARGEST = 65_536
-"""Leases that one host takes: as many as a /8 has subnets of /24.
+"""Most leases that one host accepts: the number of /24 subnets in a /8.
 
-Each costs up to two kilobytes here, in the plan and in the kernel. Without a bound, a writer of the store
+Each needs up to two kilobytes here, in the plan and in the kernel. Without a limit, a client of the store
 could exhaust the memory of all hosts.
 """
 
 _KeyChange = tuple[IPv4Network, IPv6Network | None, Lease | None]
-"""The subnets that a key names, and the lease that is there now."""
+"""The subnets in a key, and its current lease."""
 
 
 @dataclass(frozen=True, slots=True)
 class LeaseSet:
-    """Leases by subnet, and the revision up to which they were listed at once.
+    """Leases by subnet, and the revision of the latest listing.
 
-    A listing replaces everything; a change from before the listing is old news and ignored.
+    A listing replaces everything. A change that is older than the listing is ignored.
 
-    A key whose value became unreadable keeps the last good one as long as it is there: its host may be up and
-    well, and needs its traffic until it writes its lease again. This is so whether a watch tells of it or a
-    listing shows it: what is known follows from what stood at each key when it was seen, and a listing of
-    what is known already changes nothing. A host that starts meanwhile cannot know the last good value; it
-    leaves this lease out, and no other.
+    A key whose value becomes unreadable keeps its last valid lease while the key exists: its host may be
+    alive, and needs its traffic until it writes its lease again. This applies to changes of a watch and to
+    listings. A listing of known leases changes nothing. A host that starts meanwhile does not know the last
+    valid value, and omits this lease.
 
-    A lease keeps the revision since which its VTEP has been published, as long as the same VTEP is published.
+    A lease keeps the revision since which its VTEP has been published, while the VTEP does not change.
 
-    An IPv4 subnet may have several keys, alone and with IPv6 subnets beside it. The one alone counts, or else
-    that with the lowest IPv6 subnet, however they came.
+    An IPv4 subnet may have several keys: one without and several with an IPv6 subnet. The key without one has
+    precedence, then the key with the lowest IPv6 subnet, regardless of their order.
 
     Attributes:
-        outranked: the leases that do not count, by the subnet that they share with one that does.
-        has_ipv6: a key with an IPv6 subnet was known, and may be still.
-        left_out: leases beyond LARGEST, those that came last. One of them is taken by the next listing after
-            there is room.
+        outranked: the ignored leases, by the subnet that they share with the valid one.
+        has_ipv6: a key with an IPv6 subnet was known, and may still be.
+        left_out: number of leases beyond LARGEST, the latest ones. When there is room, the next listing
+            accepts them.
     """
 
     by_subnet: SubnetMap[Lease] = field(default_factory=SubnetMap)
@@ -152,7 +151,7 @@ class LeaseSet:
 
     @classmethod
     def of(cls, leases: Iterable[Lease], revision: int = 0) -> "LeaseSet":
-        """Return the set that a listing at `revision` shows."""
+        """Return the set of a listing at `revision`."""
         leases = tuple(leases)
         left_out = max(0, len(leases) - LARGEST)
         if left_out:
@@ -162,13 +161,13 @@ class LeaseSet:
         return found._with([(x.subnet, x.ipv6_subnet, x) for x in leases if x.ipv6_subnet is not None])
 
     def listed(self, leases: Iterable[Lease], unreadable: Iterable[Unreadable], revision: int) -> "LeaseSet":
-        """Return the set after a listing at `revision` of these leases, and of these keys without one."""
+        """Return the set after a listing at `revision` of these leases and unreadable keys."""
         leases = map(self._dated, leases)
         kept = (self._at(one.subnet, one.ipv6_subnet) for one in unreadable)
         return LeaseSet.of([*leases, *(lease for lease in kept if lease is not None)], revision)
 
     def after(self, changes: Iterable[LeaseChange]) -> "LeaseSet":
-        """Return the set after these changes, in their order; itself when nothing changed."""
+        """Return the set after these changes, in their order; itself if nothing changed."""
         news: list[_KeyChange] = []
         room, left_out = LARGEST - len(self.by_subnet), 0
         if self.outranked:
@@ -191,15 +190,15 @@ class LeaseSet:
         return known._with(news)
 
     def _at(self, subnet: IPv4Network, ipv6_subnet: IPv6Network | None) -> Lease | None:
-        """Return the lease of the key that names these subnets."""
+        """Return the lease of the key with these subnets."""
         counts = self.by_subnet.get(subnet)
         others = () if counts is None else (counts, *self.outranked.get(subnet, ()))
         return next((lease for lease in others if lease.ipv6_subnet == ipv6_subnet), None)
 
     def _dated(self, lease: Lease) -> Lease:
-        """Return a lease that was seen, with the revision since which its holder publishes its VTEP or key.
+        """Return a received lease with the revision since which its holder publishes its VTEP or key.
 
-        What was known at its key tells: the same one, or another one until this write.
+        The known lease of its key shows whether this write changed it.
         """
         known = self.by_subnet.get(lease.subnet)
         if known is not None and known.ipv6_subnet != lease.ipv6_subnet:

@@ -1,4 +1,4 @@
-"""Links of a host and what is configured on them: addresses, vxlan and veth parameters."""
+"""Links of a host, with their addresses, vxlan parameters and veth parameters."""
 
 import re
 from dataclasses import dataclass
@@ -14,13 +14,13 @@ class Vxlan:
     Attributes:
         vni: VXLAN network identifier, 0 to 2^24 - 1.
         port: UDP destination port.
-        parent: name of the underlay interface; "" when the device is bound to none.
-        local: source address of the tunnel; None when the kernel chooses.
-        group: where packets go that no FDB entry knows; we never plan one.
-        has_gbp: carries the group policy extension.
-        learns: learns FDB entries from what it receives.
-        reports_misses: tells user space of unknown addresses (l2miss or l3miss), as release 0.6 asked for.
-        offloads_checksums: leaves inner checksums to the device (tx-checksum-ip-generic).
+        parent: name of the underlay interface; "" if the device is bound to none.
+        local: source address of the tunnel; None if the kernel chooses it.
+        group: destination of packets without an FDB entry; never planned.
+        has_gbp: uses the group policy extension.
+        learns: learns FDB entries from received packets.
+        reports_misses: reports unknown addresses to user space (l2miss or l3miss), as release 0.6 requested.
+        offloads_checksums: offloads inner checksums to the underlay device (tx-checksum-ip-generic).
     """
 
     vni: int
@@ -34,21 +34,21 @@ class Vxlan:
     offloads_checksums: bool = True
 
     def becomes(self, other: "Vxlan") -> bool:
-        """Return whether a standing device can be changed into `other`; else it is made anew."""
+        """Return whether an existing device can be changed into `other`; otherwise it is created again."""
         return self.fixed == other.fixed
 
     def excludes(self, other: "Vxlan") -> bool:
-        """Return whether the kernel refuses a device with one while a device with the other is there.
+        """Return whether the kernel refuses a device with one while a device with the other exists.
 
-        Devices share the socket of a port and tell packets apart by the VNI. With the group policy extension
-        a device has a socket of its own, of which there is one for a port (drivers/net/vxlan).
+        Devices share the socket of a port, and the VNI identifies the device of a packet. With the group
+        policy extension, a device has its own socket, and a port can have only one (drivers/net/vxlan).
         """
         is_one_port = (self.port, self._is_ipv6) == (other.port, other._is_ipv6)
         return is_one_port and (self.vni == other.vni or self.has_gbp != other.has_gbp)
 
     @property
     def fixed(self) -> tuple[object, ...]:
-        """What the kernel does not change in a standing device."""
+        """The parameters that the kernel does not change in an existing device."""
         is_bound = bool(self.parent)
         return self.vni, self.port, is_bound, self._is_ipv6, self.group, self.has_gbp, self.reports_misses
 
@@ -59,24 +59,24 @@ class Vxlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Veth:
-    """What one end of a veth is, beyond being a link. Where one end is there the other is too.
+    """The parameters of one end of a veth. Both ends always exist together.
 
     Attributes:
-        peer: name of the other end; "" when that is in another network namespace. Never changes in place.
-        has_gro: segments of TCP that are sent into the other end come out of this one joined. That takes GRO
-            here and no TSO there: the kernel joins nothing for a sender that could have sent it whole.
+        peer: name of the other end; "" if it is in another network namespace. Never changes in place.
+        has_gro: TCP segments that are sent into the other end leave this one coalesced. This needs GRO on
+            this end and no TSO on the other: the kernel does not coalesce packets of a sender with TSO.
     """
 
     peer: str
     has_gro: bool = False
 
     def becomes(self, other: "Veth") -> bool:
-        """Return whether this can be changed into `other` in place; else the link is made anew."""
+        """Return whether this can be changed into `other` in place; otherwise the link is created again."""
         return self.peer == other.peer
 
 
 MARK = "pyflannel"
-"""How the alias of every link of ours begins; where several daemons share a host, each has its own."""
+"""Start of the alias of every pyflannel link. Each daemon of a host has its own alias."""
 
 _IDENTITY = re.compile(r"[0-9a-f]{32}")
 _WITH_OWNER = re.compile(rf"({MARK}(?: .*)?) owner=({_IDENTITY.pattern})")
@@ -103,18 +103,18 @@ class Link(Item):
     """A network device, as planned or as found.
 
     Attributes:
-        name: at most 15 octets (IFNAMSIZ less the NUL).
+        name: at most 15 bytes (IFNAMSIZ without the NUL).
         kind: the kernel's kind: `tun`, `vxlan`, `wireguard`, `veth`; "" for a physical device. It does not
             change in place.
-        mtu: octets of the largest packet that leaves by it.
+        mtu: bytes of the largest outgoing packet.
         is_up: administratively up (IFF_UP).
         queue_length: packets (txqueuelen).
-        has_ipv6: False when IPv6 is disabled on it.
-        alias: free text; on a link that we made, the mark of its daemon.
+        has_ipv6: False if IPv6 is disabled on it.
+        alias: free text; on a pyflannel link, the mark of its daemon.
         owner: random identity of the host, on a tunnel device of its daemon; "" if there is none.
-        mac: lower case with colons; "" where there is none, as on a TUN device.
-        vxlan: its parameters, on a vxlan device.
-        veth: its parameters, on an end of a veth.
+        mac: lower case with colons; "" if there is none, as on a TUN device.
+        vxlan: parameters of a vxlan device.
+        veth: parameters of an end of a veth.
     """
 
     KIND = "link"
@@ -136,7 +136,7 @@ class Link(Item):
     veth: Veth | None = None
 
     def becomes(self, other: "Link") -> bool:
-        """Return whether this link can be changed into `other` in place; else it is made anew."""
+        """Return whether this link can be changed into `other` in place; otherwise it is created again."""
         if self.kind != other.kind:
             return False
         if self.veth is not None and other.veth is not None:
@@ -144,17 +144,17 @@ class Link(Item):
         return self.vxlan is None or other.vxlan is None or self.vxlan.becomes(other.vxlan)
 
     def excludes(self, other: "Link") -> bool:
-        """Return whether the kernel refuses this link while the other is there."""
+        """Return whether the kernel refuses this link while the other exists."""
         return self.vxlan is not None and other.vxlan is not None and self.vxlan.excludes(other.vxlan)
 
     @property
     def key(self) -> Key:
-        """What makes two values one kernel object."""
+        """The identity of the kernel object."""
         return "link", self.name
 
     @property
     def title(self) -> str:
-        """The object in the operator's words."""
+        """The name of the object in texts."""
         return f"link {self.name}"
 
     def is_marked(self, marks: Marks) -> bool:
@@ -172,10 +172,10 @@ class Link(Item):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Address(Item):
-    """An address with its prefix length on a link; with an IPv4 one the kernel adds the connected route.
+    """An address with its prefix length on a link. For an IPv4 address, the kernel adds the connected route.
 
     Attributes:
-        peer: the other end of a point-to-point address, which we never plan.
+        peer: the other end of a point-to-point address; never planned.
     """
 
     KIND = "address"
@@ -190,12 +190,12 @@ class Address(Item):
 
     @property
     def key(self) -> Key:
-        """What makes two values one kernel object."""
+        """The identity of the kernel object."""
         return ("address", self.link), self.address
 
     @property
     def title(self) -> str:
-        """The object in the operator's words."""
+        """The name of the object in texts."""
         return f"address {self.address} on {self.link}"
 
     @property
@@ -204,15 +204,15 @@ class Address(Item):
         return self.link
 
     def is_marked(self, marks: Marks) -> bool:
-        """Return whether the link is pyflannel's."""
+        """Return whether the link belongs to pyflannel."""
         return self.link in marks.links
 
     @property
     def prefix(self) -> LinkPrefix:
         """The link and the prefix.
 
-        The second IPv4 address of a prefix on a link is secondary to the first, and goes with it unless the
-        kernel promotes it (promote_secondaries in ip-sysctl).
+        The second IPv4 address of a prefix on a link is secondary to the first, and is removed with it unless
+        the kernel promotes it (promote_secondaries in ip-sysctl).
         """
         return self.link, self.address.network
 

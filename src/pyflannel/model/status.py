@@ -1,8 +1,7 @@
-"""What a running daemon says about itself.
+"""The status of a daemon.
 
-Every `None` means that it is not known, or not there yet; every `_s` is seconds. The same tree, with the
-same names, is the JSON of the control socket and of `flannelctl status --json`: a field may be added, never
-renamed.
+`None` means unknown, or not available yet. Names with `_s` are in seconds. The JSON of the control socket and
+of `flannelctl status --json` has the same structure and names: a field may be added, never renamed.
 """
 
 from collections.abc import Mapping
@@ -18,7 +17,7 @@ from pyflannel.model.lease import host_text
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """One line for people; `hint` says what to do, and is empty where there is nothing to do."""
+    """One line of text. `hint` is the remedy; it is empty if there is none."""
 
     text: str
     hint: str = ""
@@ -28,20 +27,20 @@ class Notice:
 
 
 STRANGERS_SHOWN = 64
-"""So many strangers a status has, those with most packets."""
+"""Most rejected senders in a status: those with the most packets."""
 
 LeasePhase = Literal["acquiring", "held", "lost", "taken"]
-"""Asking for a subnet; holding it; taking it back after it vanished; another host holds it now."""
+"""Acquiring a subnet; holding it; acquiring it again after its loss; another host holds it."""
 
 FastPathMode = Literal["safe", "off", "user-space"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkStatus:
-    """The network config: as the host runs with it, and the range that it gives.
+    """The network config in force, and its range.
 
     Attributes:
-        trouble: why the host does not run with the one in the store, and how that is set right.
+        trouble: why the host does not use the config in the store, and the remedy.
     """
 
     text: str | None = None
@@ -51,16 +50,16 @@ class NetworkStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseStatus:
-    """Our own lease.
+    """The lease of this host.
 
     Attributes:
-        subnet: held, or held last; packets still use it in every phase.
+        subnet: the current or last subnet; packets use it in every phase.
         is_reservation: the operator wrote it without TTL: it never expires.
-        expires_in_s: until the store deletes it, unless it is renewed.
-        since_s: how long the phase lasts.
-        holder: the host that holds the subnet when it was taken.
-        trouble: why there is no lease, and what to do; None where it is not known, or there is one.
-        losses: how often it vanished from the store, or another host had the subnet, since flanneld started.
+        expires_in_s: seconds until the store deletes it, unless it is renewed.
+        since_s: seconds since the start of the phase.
+        holder: the host that holds the subnet in the phase `taken`.
+        trouble: why there is no lease, and the remedy; None if it is unknown, or there is a lease.
+        losses: how often the lease was lost or taken since flanneld started.
     """
 
     phase: LeasePhase | None = None
@@ -75,7 +74,7 @@ class LeaseStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnderlayStatus:
-    """The interface that carries the tunnel; `public_ip` is what peers send to."""
+    """The interface that carries the tunnel; peers send to `public_ip`."""
 
     link: str
     address: IPv4Address
@@ -85,12 +84,12 @@ class UnderlayStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackendStatus:
-    """How packets cross the network: the backend's type, its device, and a container's MTU in octets.
+    """The backend: its type, its device, and the MTU of a container in bytes.
 
     Attributes:
-        link: None where the backend has no device of its own.
-        is_encrypted: every packet to another host is encrypted.
-        notes: how it runs on this host, where that is not as usual, a line each.
+        link: None if the backend has no device.
+        is_encrypted: all packets to other hosts are encrypted.
+        notes: peculiarities of the backend on this host, one line each.
     """
 
     type: str
@@ -102,12 +101,13 @@ class BackendStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WireguardPeerStatus:
-    """A peer that packets are encrypted for.
+    """A WireGuard peer of this host.
 
     Attributes:
-        endpoint: where packets to it are sent now; None if that is unknown.
-        handshake_age_s: since the latest handshake; None if there was none.
-        received: octets received from it, and `sent` those sent to it, since the device was made.
+        endpoint: current destination of packets to it; None if it is unknown.
+        handshake_age_s: seconds since the latest handshake; None if there was none.
+        received: bytes received from it since the device was created.
+        sent: bytes sent to it since the device was created.
     """
 
     subnet: IPv4Network
@@ -133,7 +133,7 @@ class WireguardStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RefusedPeer:
-    """A host with a lease that is not sent to, and why; `host_name` is None if it is unknown."""
+    """A refused host with a lease, and the reason; `host_name` is None if it is unknown."""
 
     subnet: IPv4Network
     public_ip: IPv4Address
@@ -142,7 +142,7 @@ class RefusedPeer:
 
     @property
     def host_text(self) -> str:
-        """The host for people: its host name, if known, and its address."""
+        """The text of the host: its host name, if known, and its address."""
         return host_text(self.public_ip, self.host_name)
 
 
@@ -151,10 +151,11 @@ class StoreStatus:
     """The store of leases.
 
     Attributes:
-        url: without secrets.
-        is_stale: the leases are those known before this start, as it has not answered since.
-        since_s: how long it has been connected, or away.
-        last_error: the latest failure, also when it is over, and `last_error_age_s` how long it is ago.
+        url: URL without secrets.
+        is_stale: the leases are those of the previous run, because the store has not answered yet.
+        since_s: seconds since it became reachable or unreachable.
+        last_error: the latest failure, even if it is resolved.
+        last_error_age_s: seconds since the latest failure.
     """
 
     url: str
@@ -167,7 +168,7 @@ class StoreStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForwarderStatus:
-    """The process that moves packets in user space, and what it counted, by reason."""
+    """The process that moves packets in user space, and its counters by name."""
 
     pid: int | None = None
     is_attached: bool = False
@@ -176,16 +177,16 @@ class ForwarderStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FastPathStatus:
-    """Which way packets take: through programs in the kernel, or through user space.
+    """The path of packets: through programs in the kernel, or through user space.
 
     Attributes:
-        mode: "user-space" when the kernel is to carry them and cannot, "off" when it is not to.
+        mode: "user-space" if the kernel should carry them and cannot, "off" if it is disabled.
         reason: why it is not "safe".
-        hint: what to do about it, where something can be done.
-        counters: packets by what became of them in the programs; empty where there are none.
-        octets: the same of octets of inner packets.
-        lacking: what it uses that is absent, or hidden from us, when it was asked for last.
-        remarks: differences between kernel and plan that no repair can end.
+        hint: the remedy, if there is one.
+        counters: packets by their outcome in the programs; empty without programs.
+        octets: bytes of inner packets, by the same outcomes.
+        lacking: features that were absent or hidden at the latest probe.
+        remarks: differences between kernel and plan that no repair can remove.
     """
 
     mode: FastPathMode
@@ -199,11 +200,11 @@ class FastPathStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StrangerStatus:
-    """Somebody whose tunnel packets the guard drops, as model.stranger has it.
+    """A sender whose tunnel packets the guard drops (`model.forwarder.Stranger`), with an explanation.
 
     Attributes:
-        cause: what is wrong with them by the leases of now, in one line.
-        hint: what to do about it.
+        cause: the fault according to the current leases, in one line.
+        hint: the remedy.
     """
 
     address: IPv4Address
@@ -221,14 +222,14 @@ class ReconcileStatus:
     """The repairs of this host.
 
     Attributes:
-        passes: how often the host was compared with the plan.
-        failures: how often it could not be read.
-        duration_s: of the latest pass that ended.
-        repairs: how many objects were mended that had been right before.
-        repairs_by_kind: the same for each kind of object: `link`, `route`, `bpf_program`.
-        last_repair: what the latest of them found, as logged.
-        refused: operations that did not take effect in the latest pass, and why.
-        held: repairs that wait, as somebody keeps undoing them.
+        passes: number of comparisons of the host with the plan.
+        failures: number of failed attempts to read the host.
+        duration_s: seconds of the latest complete pass.
+        repairs: number of repaired objects.
+        repairs_by_kind: number of repaired objects of each kind: `link`, `route`, `bpf_program`.
+        last_repair: the damage that the latest repair found, as logged.
+        refused: operations that did not take effect in the latest pass, with the reason.
+        held: delayed repairs, because another program keeps undoing them.
     """
 
     passes: int = 0
@@ -247,20 +248,20 @@ class Status:
 
     Attributes:
         version: version of the daemon; None if it does not respond.
-        is_live: the daemon said so itself; False when it does not answer and files had to speak for it.
+        is_live: the daemon answered; False if it did not, and the status is from files.
         owner: the identity of this host in its lease.
         host_name: the host name that this host publishes in its lease; None if it publishes none.
-        is_ready: packets can flow, the lease is ours, and the latest pass succeeded.
-        waiting_for: in one line, while it is not ready.
-        peers: other hosts with a lease.
-        leases: all leases that are known, our own too.
-        conflicts: how many of them contradict each other or the network config.
-        refused_peers: those of them that are not sent to, in the order of their subnets.
-        fast_path: of the udp backend.
-        wireguard: of the wireguard backend.
-        strangers: whose tunnel packets were dropped, since the forwarder started and the programs' maps were
-            made; those with most packets first, the first STRANGERS_SHOWN.
-        warnings: what a person should look at, one line each: two hosts share an address, a lease was taken.
+        is_ready: packets can flow, this host holds its lease, and the latest pass succeeded.
+        waiting_for: why it is not ready, in one line.
+        peers: number of other hosts with a lease.
+        leases: number of known leases, including this host's.
+        conflicts: number of leases that conflict with each other or with the network config.
+        refused_peers: peers to which this host does not send, in the order of their subnets.
+        fast_path: fast path of the udp backend.
+        wireguard: device and peers of the wireguard backend.
+        strangers: senders of dropped tunnel packets since the start of the counters; at most STRANGERS_SHOWN,
+            the senders of the most packets first.
+        warnings: problems for the operator, one line each: two hosts share an address, a lease was taken.
     """
 
     version: str | None
@@ -287,18 +288,18 @@ class Status:
 
 
 Severity = Literal["error", "warning", "info"]
-"""Packets are lost or may be; something should be looked at; good to know."""
+"""Packets are lost or may be lost; a problem to check; information."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One thing that a person should know.
+    """One finding of doctor.
 
     Attributes:
-        code: what kind of thing it is; never renamed.
-        cause: in one sentence.
-        evidence: what was seen, a line each.
-        fix: the command to type, or what to do.
+        code: kind of the finding; never renamed.
+        cause: the fault, in one sentence.
+        evidence: the observations, one line each.
+        fix: the command or the remedy.
     """
 
     code: str
@@ -310,13 +311,13 @@ class Finding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Membership:
-    """The part of this host in a network, as far as it is known; its daemon may be down.
+    """The known membership of this host in a network. Its daemon may not be running.
 
     Attributes:
         network: the whole range.
-        subnet: the host's own share.
+        subnet: the host's subnet.
         underlay: name of the interface that carries the tunnel.
-        peers: the address of each peer that is known, by its subnet.
+        peers: the address of each known peer, by its subnet.
     """
 
     network: IPv4Network | None = None
@@ -330,13 +331,13 @@ Event = Literal["repaired", "planned", "refused", "fought over"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JournalEntry:
-    """One thing that a pass found, and did; the same names are the JSON of `flannelctl events --json`.
+    """One operation of a pass; the same names are the JSON of `flannelctl events --json`.
 
     Attributes:
         at: seconds since the epoch.
-        event: `repaired`, somebody had damaged it; `planned`, the plan had changed; `refused`, it could not
-            be done; `fought over`, somebody keeps undoing it.
-        found: what was found, `link flannel0: mtu 1300, wanted 1472`; and of a refusal why.
+        event: `repaired`: another program had damaged the object; `planned`: the plan has changed; `refused`:
+            the operation failed; `fought over`: another program keeps undoing it.
+        found: the difference, `link flannel0: mtu 1300, wanted 1472`; with the cause of a refusal.
     """
 
     at: float

@@ -11,7 +11,7 @@ from pyflannel.model.packet_filter import FIRST_DEVICE
 from pyflannel.model.store_record import Secret
 
 DEVICE = "flannel-wg"
-"""Name of the device, as of the original's."""
+"""Name of the device; the name of the original."""
 
 KEY_OCTETS = 32
 
@@ -22,7 +22,7 @@ def wireguard_link(device: str) -> str:
 
 
 def parse_key(text: str) -> str | None:
-    """Return a key as `wg` writes it; None if the text is not 32 octets in base64."""
+    """Return a key as `wg` writes it; None if the text is not 32 bytes in base64."""
     try:
         octets = b64decode(text, validate=True)
     except (binascii.Error, ValueError):
@@ -33,13 +33,13 @@ def parse_key(text: str) -> str | None:
 def sorted_networks(
     networks: Iterable[IPv4Network | IPv6Network],
 ) -> tuple[IPv4Network | IPv6Network, ...]:
-    """Return the networks, those of IPv4 first."""
+    """Return the networks in order, IPv4 first."""
     return tuple(sorted(networks, key=lambda each: (each.version, int(each.network_address), each.prefixlen)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WireguardFacts:
-    """What a plan needs to know of WireGuard on this host.
+    """The facts about WireGuard on this host that a plan needs.
 
     Attributes:
         key: public key of the device; "" while unknown.
@@ -63,7 +63,7 @@ class WireguardDevice(Item):
     """A link that encrypts, with its key and its UDP port.
 
     Attributes:
-        public_key: of this host; "" if the device has no private key.
+        public_key: public key of this host; "" if the device has no private key.
         port: UDP port.
         is_in_kernel: the kernel encrypts; otherwise a process of wireguard-go, attached to a TUN device.
     """
@@ -81,12 +81,12 @@ class WireguardDevice(Item):
 
     @property
     def key(self) -> Key:
-        """What makes two values one object: a link has one configuration."""
+        """The identity of the object: a link has one configuration."""
         return "wireguard", self.link
 
     @property
     def title(self) -> str:
-        """The object in the operator's words."""
+        """The name of the object in texts."""
         return f"WireGuard of {self.link}"
 
     @property
@@ -95,7 +95,7 @@ class WireguardDevice(Item):
         return self.link
 
     def is_marked(self, marks: Marks) -> bool:
-        """Return whether the link is pyflannel's."""
+        """Return whether the link belongs to pyflannel."""
         return _is_ours(self.link, marks)
 
     def after(self, changes: LinkChanges) -> "WireguardDevice | None":
@@ -105,7 +105,7 @@ class WireguardDevice(Item):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WireguardPeer(Item):
-    """Packets to `allowed` are encrypted for the holder of a key; packets from it must come from there.
+    """A peer: packets to `allowed` are encrypted with its key; packets from it must come from `allowed`.
 
     Attributes:
         allowed: subnets of the peer, sorted.
@@ -128,12 +128,12 @@ class WireguardPeer(Item):
 
     @property
     def key(self) -> Key:
-        """What makes two values one peer; all else may be replaced."""
+        """The identity of the peer; all other attributes may be replaced."""
         return ("wireguard-peer", self.link), self.public_key
 
     @property
     def title(self) -> str:
-        """The object in the operator's words."""
+        """The name of the object in texts."""
         return f"WireGuard peer {self.public_key} of {self.link}"
 
     @property
@@ -147,7 +147,7 @@ class WireguardPeer(Item):
         return (("wireguard", self.link),)
 
     def is_marked(self, marks: Marks) -> bool:
-        """Return whether the link is pyflannel's."""
+        """Return whether the link belongs to pyflannel."""
         return _is_ours(self.link, marks)
 
 
@@ -157,14 +157,14 @@ def _is_ours(link: str, marks: Marks) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WireguardContact:
-    """What a device knows of its exchange with a peer.
+    """The contact of a device with a peer.
 
     Attributes:
-        public_key: of the peer.
-        endpoint: where packets to it go now; "" if that is unknown.
+        public_key: public key of the peer.
+        endpoint: current destination of packets to it; "" if it is unknown.
         handshake_age_s: seconds since the latest handshake; None if there was none.
-        received: octets received from it.
-        sent: octets sent to it.
+        received: bytes received from it.
+        sent: bytes sent to it.
     """
 
     public_key: str
