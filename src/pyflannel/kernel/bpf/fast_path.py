@@ -179,7 +179,7 @@ class FastPath:
             subnet=tunnel.subnet,
             port=tunnel.port,
             mtu=tunnel.mtu,
-            joint_index=link_index(tunnel.gro_link) if tunnel.gro_link else 0,
+            gro_index=link_index(tunnel.gro_link) if tunnel.gro_link else 0,
         )
 
     def _hold_maps(self, devices: set[str], standing: Iterable[Standing]) -> None:

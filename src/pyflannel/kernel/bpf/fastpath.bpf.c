@@ -268,18 +268,17 @@ int flannel_decap(struct __sk_buff *skb)
 		return count(LEFT_EXPIRED, octets, NEXT);
 
 	/* All of a connection takes one way, or its packets would overtake each other. */
-	is_segment = settings.joint_index && inner->protocol == IPPROTO_TCP && !skb->gso_size;
+	is_segment = settings.gro_index && inner->protocol == IPPROTO_TCP && !skb->gso_size;
 	decrement_ttl(inner);
 	if (bpf_skb_adjust_room(skb, -TUNNEL_OCTETS, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO))
 		return count(DROPPED_UNFINISHED, octets, DROP);
-	if (is_segment && !is_gone(settings.joint_index))
-		return count(DECAPSULATED, octets, bpf_redirect(settings.joint_index, 0));
+	if (is_segment && !is_gone(settings.gro_index))
+		return count(DECAPSULATED, octets, bpf_redirect(settings.gro_index, 0));
 	return count(DECAPSULATED, octets, bpf_redirect(settings.device_index, BPF_F_INGRESS));
 }
 
-/* Ingress of the joint's far end: TCP that a network card delivered in segments, put together by GRO, which asks
- * for nothing but a device that cannot do it itself. Its frames still have the underlay's MAC address, and so
- * would be somebody else's. */
+/* Ingress of the far end of the veth pair with GRO: TCP segments from a network card, coalesced there. The frames
+ * still have the MAC address of the underlay, so the kernel would take them for frames of another host. */
 SEC("tc")
 int flannel_join(struct __sk_buff *skb)
 {

@@ -99,7 +99,7 @@ class Settings:
     Attributes:
         build: digest of the object that the program is of.
         mtu: octets of the largest packet that is taken, unless it is to be segmented.
-        joint_index: 0 where nothing is joined.
+        gro_index: link on whose other end GRO coalesces TCP segments; 0 if there is none.
     """
 
     build: bytes
@@ -110,7 +110,7 @@ class Settings:
     subnet: IPv4Network
     port: int
     mtu: int
-    joint_index: int = 0
+    gro_index: int = 0
 
 
 def pack_settings(settings: Settings) -> bytes:
@@ -125,13 +125,13 @@ def pack_settings(settings: Settings) -> bytes:
         settings.subnet.netmask.packed,
         socket.htons(settings.port),
         settings.mtu,
-        settings.joint_index,
+        settings.gro_index,
     )
 
 
 def devices_of(settings: Settings) -> set[int]:
     """Return the links that a program sends to."""
-    return {settings.device_index, settings.underlay_index, settings.joint_index} - {0}
+    return {settings.device_index, settings.underlay_index, settings.gro_index} - {0}
 
 
 def unpack_settings(octets: bytes) -> Settings | None:
@@ -143,7 +143,7 @@ def unpack_settings(octets: bytes) -> Settings | None:
     if len(octets) < _IDENTITY_OCTETS:
         return None
     whole = octets[: _SETTINGS.size].ljust(_SETTINGS.size, b"\0")
-    build, device, device_index, underlay_index, address, base, mask, port, mtu, joint = _SETTINGS.unpack(
+    build, device, device_index, underlay_index, address, base, mask, port, mtu, gro_index = _SETTINGS.unpack(
         whole
     )
     try:
@@ -159,7 +159,7 @@ def unpack_settings(octets: bytes) -> Settings | None:
         subnet=subnet,
         port=socket.ntohs(port),
         mtu=mtu,
-        joint_index=joint,
+        gro_index=gro_index,
     )
 
 

@@ -22,7 +22,7 @@ struct settings {
 	__be32 subnet_mask;
 	__be16 port;		/* where our peers' datagrams arrive, and ours come from */
 	__u16 mtu;		/* of the TUN device; in the host's order */
-	__u32 joint_index;	/* where TCP goes that came in segments; 0 for straight to the device */
+	__u32 gro_index;	/* veth on whose other end GRO coalesces TCP segments; 0 for none */
 };
 
 /* Volatile, or the compiler would take the zeroes below for the values. A section of its own, so that nothing

@@ -178,7 +178,7 @@ def describe(
             subnet=settings.subnet,
             port=settings.port,
             mtu=settings.mtu,
-            gro_link=names.get(settings.joint_index, ""),
+            gro_link=names.get(settings.gro_index, ""),
         )
         items.append(
             BpfProgram(link=names[one.link], role=program.role, tunnel=tunnel, is_current=is_current)
