@@ -7,7 +7,6 @@ meanwhile the kernel drops the packets.
 import fcntl
 import os
 import re
-import shutil
 import socket
 import struct
 from collections.abc import Collection
@@ -34,6 +33,13 @@ _GET_MTU, _SET_MTU = 0x8921, 0x8922  # SIOCGIFMTU, SIOCSIFMTU (linux/sockios.h)
 _MTU_REQUEST = struct.Struct("=16si20x")  # struct ifreq
 
 
+def _program() -> str | None:
+    """Return the path of wireguard-go; None if it is not installed."""
+    import shutil  # not at the top: it loads libraries for archives, which every daemon would keep in memory
+
+    return shutil.which(PROGRAM)
+
+
 class WireguardGo:
     """The wireguard-go processes of this network namespace. They continue after the end of the daemon."""
 
@@ -49,7 +55,7 @@ class WireguardGo:
 
     def objection(self) -> str:
         """Return why it cannot be used, in one line; "" if it can."""
-        if shutil.which(PROGRAM) is None:
+        if _program() is None:
             return f"{PROGRAM}, which is not installed, because the kernel of this host has no WireGuard"
         return ""
 
@@ -79,7 +85,7 @@ class WireguardGo:
                 f"{_socket(link)} is served by a program of another network namespace (pid {other})",
                 hint="Give each flanneld a mount namespace with a /run/wireguard of its own.",
             )
-        program = shutil.which(PROGRAM)
+        program = _program()
         if program is None:
             raise TargetError(f"{PROGRAM} is not installed", hint=f"Install {PROGRAM}.", is_permanent=True)
         launch = Launch(
