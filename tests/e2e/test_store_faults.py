@@ -497,12 +497,15 @@ def test_two_living_hosts_with_one_address(network: Any, newcomer: Any, pinging:
     assert pings.lost == 0
     assert network.hosts["docker1"].lease() == before
     assert newcomer.lease() != before
-    shared = "two living hosts share an address or identity: the other is {} at 10.10.10.101; {} lease {}"
-    for name, other, holder in (
-        ("docker1", ids["docker2"], "this host keeps"),
-        ("docker2", ids["docker1"], "the other host holds"),
+    shared = (
+        "two living hosts share an address or identity: the other is {} at {} (10.10.10.101); {} lease {}"
+    )
+    for name, peer, holder in (
+        ("docker1", "docker2", "this host keeps"),
+        ("docker2", "docker1", "the other host holds"),
     ):
-        network.wait_logged(name, shared.format(other, holder, before))
+        other = ids[peer]
+        network.wait_logged(name, shared.format(other, peer, holder, before))
         network.wait_status(
             name, lambda status, other=other: other in " ".join(status["warnings"]), "names the other"
         )

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 from pyflannel.model.version import VERSION
 
+from pyflannel import VERSION
 from pyflannel.lab.containers import write_image
 from pyflannel.lab.lab import Lab
 from pyflannel.lab.waiting import together

@@ -162,6 +162,7 @@ async def offline_status(places: Places, cause: str) -> Status:
         version=None,
         is_live=False,
         owner=places.owner() or _owner(known),
+        host_name=known.own.attributes.host_name if known else None,
         waiting_for=cause,
         network=NetworkStatus(
             text=known.config if known else None, network=config.network if config else _network(env)

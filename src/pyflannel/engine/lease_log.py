@@ -217,7 +217,7 @@ def exhausted_text(exhausted: Exhausted) -> str:
 def shared_text(shared: SharedAddress) -> str:
     """Return the text for two hosts that share an address or identity, with the remedy."""
     return (
-        f"two living hosts share an address or identity: the other is {shared.other} at {shared.public_ip};"
+        f"two living hosts share an address or identity: the other is {shared.other} at {shared.host};"
         f" {_KEEPERS[shared.is_ours]} lease {shared.subnet};"
         " give one of them its own address (--public-ip, --iface)"
     )

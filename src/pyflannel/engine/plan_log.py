@@ -86,9 +86,15 @@ class PlanLog:
         news = [one for subnet, one in objections.items() if _is_news(one, self._objections.get(subnet))]
         self._objections = objections
         for one in news[:NAMED_IN_LOG]:
-            address = one.peer.attributes.public_ip
+            attributes = one.peer.attributes
+            host = f" host={attributes.host_name}" if attributes.host_name else ""
             self._refused.line(
-                logging.WARNING, "%s lease=%s address=%s", one.reason, one.peer.subnet, address
+                logging.WARNING,
+                "%s lease=%s address=%s%s",
+                one.reason,
+                one.peer.subnet,
+                attributes.public_ip,
+                host,
             )
         if len(news) > NAMED_IN_LOG:
             more = len(news) - NAMED_IN_LOG

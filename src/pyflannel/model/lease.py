@@ -146,6 +146,7 @@ class Claim:
     """A host asks whether the holder of `subnet` is alive. Without an answer, it takes over the lease.
 
     Attributes:
+        host_name: host name of the asking host; None if it is unknown.
         held_s: seconds for which the asking host has held this lease, if a copy of it wrote the lease: the
             host that has held it for longer keeps it. None if the asking host does not hold it.
     """
@@ -153,8 +154,14 @@ class Claim:
     subnet: IPv4Network
     owner: str
     public_ip: IPv4Address
+    host_name: str | None = None
     held_s: float | None = None
     revision: int = 0
+
+    @property
+    def host_text(self) -> str:
+        """The asking host for people: its host name, if known, and its address."""
+        return host_text(self.public_ip, self.host_name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

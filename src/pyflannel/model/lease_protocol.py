@@ -349,13 +349,14 @@ class SharedAddress:
     Attributes:
         subnet: subnet of the lease that both claim.
         other: identity of the other host, or its relation to this one.
+        host: host name, if known, and address of the other host.
         is_ours: True if this host keeps that lease, False if the other host holds it, None if it is
             undecided.
     """
 
     subnet: IPv4Network
     other: str
-    public_ip: str
+    host: str
     is_ours: bool | None
 
 

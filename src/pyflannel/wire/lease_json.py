@@ -149,12 +149,15 @@ class _LeaseValue(
 
 
 class _ClaimValue(
-    Struct, omit_defaults=True, rename={"owner": "Owner", "public_ip": "PublicIP", "held": "Held"}
+    Struct,
+    omit_defaults=True,
+    rename={"owner": "Owner", "host": "Host", "public_ip": "PublicIP", "held": "Held"},
 ):
     """A claim, its keys in the order in which they are written."""
 
     owner: Annotated[str, Meta(min_length=1, max_length=LONGEST_OWNER)]
     public_ip: str
+    host: Any = None
     held: Annotated[float, Meta(ge=0)] | None = None
 
 
@@ -229,13 +232,22 @@ def parse_claim(value: bytes, subnet: IPv4Network, revision: int) -> Claim:
         raise WireError(
             f"not a claim: {error}", hint="Delete the key; a claim is only a question."
         ) from error
-    return Claim(subnet=subnet, owner=claim.owner, public_ip=public_ip, held_s=claim.held, revision=revision)
+    return Claim(
+        subnet=subnet,
+        owner=claim.owner,
+        public_ip=public_ip,
+        host_name=_host_name(claim.host),
+        held_s=claim.held,
+        revision=revision,
+    )
 
 
 def format_claim(claim: Claim) -> bytes:
     """Return the value of a claim; subnet and revision stand in the key and in the store."""
     return msgspec.json.encode(
-        _ClaimValue(owner=claim.owner, public_ip=str(claim.public_ip), held=claim.held_s)
+        _ClaimValue(
+            owner=claim.owner, public_ip=str(claim.public_ip), host=claim.host_name, held=claim.held_s
+        )
     )
 
 

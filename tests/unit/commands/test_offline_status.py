@@ -57,10 +57,11 @@ def test_a_running_daemon_that_does_not_respond_hangs(tmp_path: Path) -> None:
 def test_the_owner_is_known_without_an_identity_file(tmp_path: Path) -> None:
     """One of several networks has no identity file. If there is one, it counts."""
     places = Places(run_dir=tmp_path, state_dir=tmp_path, subnet_file=tmp_path / "blue.env")
-    lease = '{"PublicIP":"10.0.0.1","Pyflannel":{"Owner":"us"}}'
+    lease = '{"PublicIP":"10.0.0.1","Pyflannel":{"Owner":"us","Host":"docker1"}}'
     known = {"Config": "{}", "Own": "subnets/10.1.2.0-24", "Leases": {"subnets/10.1.2.0-24": lease}}
     places.last_known.write_text(json.dumps(known))
 
-    assert asyncio.run(offline_status(places, "")).owner == "us"
+    found = asyncio.run(offline_status(places, ""))
+    assert (found.owner, found.host_name) == ("us", "docker1")
     places.identity.write_text('{"Owner":"us by now","Machine":""}')
     assert asyncio.run(offline_status(places, "")).owner == "us by now"

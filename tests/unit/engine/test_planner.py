@@ -285,6 +285,15 @@ def test_one_lease_replans_one_peer() -> None:
     assert made.take() == Unchanged()
 
 
+def test_a_refused_peer_is_logged_with_its_host_name(caplog) -> None:
+    made, refused = planner(), lease(2, 2, "udp")
+    named = replace(refused, attributes=replace(refused.attributes, host_name="docker2"))
+
+    made.take(leases=by_subnet([lease(1, 1), named]))
+
+    assert caplog.messages[-1].endswith("lease=10.100.2.0/24 address=172.16.0.2 host=docker2")
+
+
 def test_a_peer_with_an_objection_is_named_once(caplog) -> None:
     made, refused = planner(), lease(2, 2, "udp")
 

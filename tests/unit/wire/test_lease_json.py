@@ -204,6 +204,16 @@ def test_claim_is_written_as_owner_and_address() -> None:
     assert parse_claim(value, CLAIM.subnet, CLAIM.revision) == CLAIM
 
 
+def test_claim_contains_the_host_name_if_it_is_one() -> None:
+    claim = replace(CLAIM, host_name="docker2")
+
+    value = format_claim(claim)
+
+    assert value == b'{"Owner":"f00d","PublicIP":"1.2.3.4","Host":"docker2"}'
+    assert parse_claim(value, claim.subnet, claim.revision) == claim
+    assert parse_claim(value.replace(b"docker2", b"no name"), CLAIM.subnet, CLAIM.revision) == CLAIM
+
+
 def test_claim_of_a_host_with_a_copy_says_how_long_it_has_held_the_lease() -> None:
     claim = replace(CLAIM, held_s=3600.5)
 

@@ -63,6 +63,7 @@ def contest(state: LeaseState, lease: Lease, now: float) -> Step:
         subnet=lease.subnet,
         owner=state.wanted.owner,
         public_ip=state.wanted.attributes.public_ip,
+        host_name=state.wanted.attributes.host_name,
         held_s=held_s(state, now) if is_copied else None,
     )
     phase = Contesting(lease=lease, until=now + CLAIM_TTL_S, asked_at=now)
@@ -287,7 +288,7 @@ def _is_by_a_copy(state: LeaseState, held: Held, lease: Lease) -> bool:
 
 def _meet_copy(state: LeaseState, lease: Lease, now: float) -> Step:
     """Report a living copy of this host, and find out by a claim which has held the lease for longer."""
-    shared = SharedAddress(lease.subnet, _COPY, str(lease.attributes.public_ip), is_ours=None)
+    shared = SharedAddress(lease.subnet, _COPY, lease.attributes.host_text, is_ours=None)
     state, actions = contest(state, lease, now)
     return state, (shared, *actions)
 
@@ -305,7 +306,6 @@ def _adopt(state: LeaseState, held: Held, lease: Lease, now: float) -> Step:
 
 def _answer(state: LeaseState, claim: Claim, now: float) -> Step:
     """Answer a claim: write this host's lease again, so that the write of the claimant fails."""
-    public_ip = str(claim.public_ip)
     is_of_copy = claim.owner == state.wanted.owner
     if is_of_copy and claim.held_s is None and claim.public_ip == state.wanted.attributes.public_ip:
         return state, (DeleteClaim(claim),)  # a claim of this host's previous run
@@ -315,12 +315,12 @@ def _answer(state: LeaseState, claim: Claim, now: float) -> Step:
         # the store has lost its data, the running check shows it.
         return replace(state, missed=(*state.missed, ClaimSeen(claim))), ()
     if is_of_copy and claim.held_s is not None and claim.held_s > held_s(state, now):
-        return _yield_lease(state, claim.subnet, public_ip)
+        return _yield_lease(state, claim.subnet, claim.host_text)
     state, renewal = renew(state, now)
     answer = (*renewal, DeleteClaim(claim))
     if not is_of_copy and claim.public_ip != state.wanted.attributes.public_ip:
         return state, answer  # the claim was about the lease of an earlier holder of the subnet
-    shared = SharedAddress(claim.subnet, _COPY if is_of_copy else claim.owner, public_ip, is_ours=True)
+    shared = SharedAddress(claim.subnet, _COPY if is_of_copy else claim.owner, claim.host_text, is_ours=True)
     return state, (*answer, shared)
 
 
@@ -346,15 +346,14 @@ def _changed_while_contesting(
 def _answered(state: LeaseState, contest: Contesting) -> Step:
     attributes = contest.lease.attributes
     owner = attributes.owner or ""
-    public_ip = str(attributes.public_ip)
     state = replace(state, answered=state.answered | {owner})
     if owner == state.wanted.owner:
-        return _yield_lease(state, contest.lease.subnet, public_ip)
-    shared = SharedAddress(contest.lease.subnet, owner, public_ip, is_ours=False)
+        return _yield_lease(state, contest.lease.subnet, attributes.host_text)
+    shared = SharedAddress(contest.lease.subnet, owner, attributes.host_text, is_ours=False)
     return replace(state, phase=Listing()), (shared, List())
 
 
-def _yield_lease(state: LeaseState, subnet: IPv4Network, public_ip: str) -> Step:
+def _yield_lease(state: LeaseState, subnet: IPv4Network, host: str) -> Step:
     """Leave the lease and the identity to the original of this copy."""
-    shared = SharedAddress(subnet, "the original of this copy", public_ip, is_ours=False)
+    shared = SharedAddress(subnet, "the original of this copy", host, is_ours=False)
     return replace(state, phase=Reidentifying()), (shared, Reidentify())
