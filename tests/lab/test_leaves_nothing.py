@@ -227,6 +227,7 @@ def test_a_kept_lease_is_acquired_again(overlay) -> None:
         "var/lib/flannel/.prefix",
         "var/lib/flannel/identity.json",
         "var/lib/flannel/last-known.json",
+        "var/lib/flannel/lease-key.json",
     }
     assert f"/coreos.com/network/subnets/{subnet.network_address}-{subnet.prefixlen}" in leases(overlay)
     overlay.join(host)

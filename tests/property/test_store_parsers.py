@@ -63,7 +63,13 @@ vteps = st.fixed_dictionaries(
     },
 )
 ours = st.fixed_dictionaries(
-    {}, optional={"Owner": words, "Port": st.integers(-1, 70000), "Reads": st.lists(words, max_size=2)}
+    {},
+    optional={
+        "Owner": words,
+        "Port": st.integers(-1, 70000),
+        "Reads": st.lists(words, max_size=2),
+        "Key": words | st.just("A" * 43 + "="),
+    },
 )
 leases = written(
     {

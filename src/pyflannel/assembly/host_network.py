@@ -24,6 +24,7 @@ from pyflannel.kernel.filters.iptables import IptablesTarget
 from pyflannel.kernel.filters.nftables import NftTarget
 from pyflannel.kernel.filters.tunnel_guard import TunnelGuardTarget
 from pyflannel.kernel.host.files import FileMemory, FileTarget, replace_file
+from pyflannel.kernel.host.lease_key import public_lease_key
 from pyflannel.kernel.host.locks import DeviceClaim
 from pyflannel.kernel.host.machine import (
     BoottimeClock,
@@ -39,7 +40,7 @@ from pyflannel.kernel.wireguard.keys import WireguardKeys
 from pyflannel.kernel.wireguard.target import WireguardTarget
 from pyflannel.model.forwarder import Stranger
 from pyflannel.model.host import HostFile
-from pyflannel.model.lease import Lease
+from pyflannel.model.lease import Identity, Lease
 from pyflannel.model.status import STRANGERS_SHOWN, FastPathStatus, JournalEntry, Status
 from pyflannel.model.wireguard import WireguardContact
 from pyflannel.plan.ownership import device_names, identity_on_device
@@ -236,7 +237,9 @@ async def open_network(
             kernel_path=fast_path,
             wireguard=keys,
             draw=random.SystemRandom().randrange,
-            reidentify=lambda: new_identity(*_directories(places), options.machine_id_file),
+            reidentify=lambda: _with_key(
+                new_identity(*_directories(places), options.machine_id_file), places
+            ),
         )
         yield HostNetwork(
             places=places,
@@ -291,8 +294,9 @@ def _host_options(
     options: FlanneldOptions, places: Places, device: str, standing: str | None, audit_s: float
 ) -> HostOptions:
     return HostOptions(
-        identity=read_identity(
-            *_directories(places), options.machine_id_file, options.node_id, standing=standing
+        identity=_with_key(
+            read_identity(*_directories(places), options.machine_id_file, options.node_id, standing=standing),
+            places,
         ),
         host_name=host_name(),
         underlay=UnderlayOptions(
@@ -319,6 +323,11 @@ def _host_options(
         audit_s=audit_s,
         requires_encryption=options.requires_encryption,
     )
+
+
+def _with_key(identity: Identity, places: Places) -> Identity:
+    """Return the identity with the public key by which the host signs its lease."""
+    return replace(identity, signing_key=public_lease_key(places.lease_key, identity.owner))
 
 
 def _directories(places: Places) -> tuple[str, str]:

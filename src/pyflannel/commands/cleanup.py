@@ -392,7 +392,8 @@ def _run_files(places: Places, report: CleanupReport) -> tuple[Path, ...]:
 
 def _state_files(places: Places) -> tuple[Path, ...]:
     wireguard = places.wireguard_key, places.next_wireguard_key
-    return (*wireguard, places.identity, places.last_known, places.spoilt_identity, places.prefix_file)
+    own = places.identity, places.lease_key, places.last_known, places.spoilt_identity, places.prefix_file
+    return (*wireguard, *own)
 
 
 async def _release(

@@ -268,6 +268,7 @@ class Supervisor:
             attributes,
             owner=self.condition.identity.owner,
             host_name=self.host_name,
+            signing_key=self.condition.identity.signing_key,
             backend_data=format_backend_data(data) if isinstance(data, WireguardData) else None,
             vtep=data if isinstance(data, Vtep) else None,
             wireguard=data if isinstance(data, WireguardData) else None,

@@ -60,6 +60,10 @@ def is_host_name(text: str) -> bool:
     return len(text) <= _LONGEST_HOST_NAME and _HOST_NAME.fullmatch(text) is not None
 
 
+KEY_OCTETS = 32
+"""Octets of an Ed25519 key (RFC 8032)."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
     """The identity of a host, independent of its address.
@@ -67,10 +71,12 @@ class Identity:
     Attributes:
         owner: random ID from the first start, or the value of `--node-id`; published in the lease.
         machine: digest of the machine-id, to detect a copied state directory; "" if it is unknown.
+        signing_key: Ed25519 public key of this owner, published in the lease; None if the host has none.
     """
 
     owner: str
     machine: str = ""
+    signing_key: bytes | None = field(default=None, compare=False)
 
 
 PARTIAL_CHECKSUM = "partial-checksum"
@@ -93,6 +99,7 @@ class LeaseAttributes:
             not published, or not a host name.
         port: UDP port of the holder's udp backend; None if it is not published.
         reads: formats that the holder accepts in addition to those of the original, sorted.
+        signing_key: Ed25519 public key of the holder; None if it is not published.
     """
 
     public_ip: IPv4Address
@@ -104,6 +111,7 @@ class LeaseAttributes:
     host_name: str | None = None
     port: int | None = None
     reads: tuple[str, ...] = ()
+    signing_key: bytes | None = None
     vtep: Vtep | None = None
     wireguard: WireguardData | None = field(default=None, compare=False)
 

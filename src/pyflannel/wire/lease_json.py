@@ -1,6 +1,7 @@
 """The values at lease and claim keys: JSON to `LeaseAttributes` and `Claim`, and back."""
 
 import re
+from binascii import a2b_base64, b2a_base64
 from ipaddress import IPv4Network
 from sys import intern
 from typing import Annotated, Any
@@ -10,6 +11,7 @@ from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from pyflannel.errors import WireError
 from pyflannel.model.lease import (
+    KEY_OCTETS,
     LONGEST_OWNER,
     BackendData,
     Claim,
@@ -101,7 +103,7 @@ def parse_wireguard(text: str) -> WireguardData | None:
 # A lease, as flannel 0.28.9 writes it, with one key of ours at its end that the original passes over:
 #
 #     {"PublicIP":"192.168.50.102","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1},
-#      "BackendV6Data":{"VNI":1},"Pyflannel":{"Owner":"…","Host":"…","Port":8285,"Reads":["…"]}}
+#      "BackendV6Data":{"VNI":1},"Pyflannel":{"Owner":"…","Host":"…","Port":8285,"Reads":["…"],"Key":"…"}}
 #
 # A claim is ours alone: {"Owner":"…","PublicIP":"192.168.50.102","Held":3600.5}.
 
@@ -124,6 +126,7 @@ class _Ours(Struct, omit_defaults=True, rename="pascal"):
     host: Any = None  # only for people: one in another form must not hide the owner
     port: Annotated[int, Meta(ge=1, le=65535)] | None = None
     reads: tuple[str, ...] = ()
+    key: Any = None  # one in another form is no key, and must not hide the owner either
 
 
 class _LeaseValue(
@@ -195,6 +198,7 @@ def parse_lease_attributes(value: bytes) -> LeaseAttributes:
             host_name=_host_name(lease.ours.host) if lease.ours else None,
             port=lease.ours.port if lease.ours else None,
             reads=tuple(sorted(lease.ours.reads)) if lease.ours else (),
+            signing_key=_key(lease.ours.key) if lease.ours else None,
         )
     except (ValueError, RecursionError) as error:
         raise WireError(f"not a lease: {error}", hint=_HINT) from error
@@ -214,7 +218,14 @@ def format_lease_attributes(attributes: LeaseAttributes) -> bytes:
         backend_v6_data=UNSET if attributes.backend_v6_data is None else Raw(attributes.backend_v6_data),
     )
     if owner is not None:
-        lease.ours = _Ours(owner, attributes.host_name, attributes.port, attributes.reads)
+        key = attributes.signing_key
+        lease.ours = _Ours(
+            owner=owner,
+            host=attributes.host_name,
+            port=attributes.port,
+            reads=attributes.reads,
+            key=None if key is None else b2a_base64(key, newline=False).decode(),
+        )
     return escape(msgspec.json.encode(lease).decode()).encode()
 
 
@@ -253,6 +264,15 @@ def format_claim(claim: Claim) -> bytes:
 
 def _host_name(value: object) -> str | None:
     return value if isinstance(value, str) and is_host_name(value) else None
+
+
+def _key(value: object) -> bytes | None:
+    """Return the octets of a key in base64; None for anything else."""
+    try:
+        octets = a2b_base64(value, strict_mode=True) if isinstance(value, str) else b""
+    except ValueError:
+        return None
+    return octets if len(octets) == KEY_OCTETS else None
 
 
 def _check_length(value: bytes) -> None:

@@ -1,0 +1,120 @@
+"""The Ed25519 key by which this host signs its lease: a file with mode 0600, kept across reboots.
+
+The key belongs to an owner (`model.lease.Identity`): a host with a new identity gets a new key. A short-lived
+process makes the key, because the library takes 8 MiB of memory.
+"""
+
+import json
+import logging
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from pyflannel.errors import TargetError, in_words
+from pyflannel.kernel.host.files import Replacement
+from pyflannel.model.lease import KEY_OCTETS
+from pyflannel.model.store_record import Secret
+
+log = logging.getLogger(__name__)
+
+MODE = 0o600
+_OTHERS = 0o077
+_LARGEST = 4096
+_DEADLINE_S = 30.0
+
+
+class LeaseKey(NamedTuple):
+    """A key pair; the private key in hexadecimal digits."""
+
+    public: bytes
+    private: Secret
+
+
+def lease_key(path: Path, owner: str) -> LeaseKey:
+    """Return the key of an owner, made and kept now if the file has none of this owner.
+
+    Raises:
+        TargetError: the key cannot be made or kept, or the file is unusable.
+    """
+    return _read(path, owner) or _make(path, owner)
+
+
+def public_lease_key(path: Path, owner: str) -> bytes | None:
+    """Return the public key of `lease_key`; None, and a log line, if there can be no key."""
+    try:
+        return lease_key(path, owner).public
+    except TargetError as error:
+        log.warning("Publishing no key in the lease: %s", error.in_full)
+        return None
+
+
+def _read(path: Path, owner: str) -> LeaseKey | None:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise _unusable(path, in_words(error), "Make it a file that flanneld may read.") from error
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise _unusable(path, "not a regular file", "Move it away.")
+        if status.st_mode & _OTHERS:
+            mode = stat.S_IMODE(status.st_mode)
+            why = f"its mode is {mode:04o}, so other users may know the key"
+            raise _unusable(path, why, "Delete it: flanneld makes a new key, which operators then allow.")
+        text = os.read(descriptor, _LARGEST)
+    finally:
+        os.close(descriptor)
+    try:
+        match json.loads(text):
+            case {"Owner": str(kept), "Private": str(private), "Public": str(public)}:
+                octets = bytes.fromhex(public)
+                if len(octets) == len(bytes.fromhex(private)) == KEY_OCTETS:
+                    return LeaseKey(octets, Secret(private)) if kept == owner else None
+            case _:
+                pass
+    except (ValueError, RecursionError):
+        pass
+    raise _unusable(path, "it contains no key", "Restore it, or delete it for a new key.")
+
+
+def print_new_key() -> None:
+    """Print the private and the public part of a new key in hexadecimal digits."""
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    key = Ed25519PrivateKey.generate()
+    print(key.private_bytes_raw().hex(), key.public_key().public_bytes_raw().hex())
+
+
+def _make(path: Path, owner: str) -> LeaseKey:
+    environment = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-c", f"from {__name__} import print_new_key as run; run()"]
+    try:
+        made = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=_DEADLINE_S, check=True
+        )
+        private, public = made.stdout.split()
+    except (OSError, subprocess.SubprocessError, ValueError) as error:
+        why = str(getattr(error, "stderr", "") or error).strip().rpartition("\n")[2]
+        raise TargetError(
+            f"the key of the lease cannot be made: {why}", hint="Install the Python package cryptography."
+        ) from error
+    text = json.dumps({"Owner": owner, "Private": private, "Public": public})
+    try:
+        with Replacement(str(path), MODE) as replacement:
+            replacement.write(f"{text}\n".encode())
+            replacement.finish()
+    except OSError as error:
+        raise TargetError(
+            f"the key of the lease cannot be kept in {path}: {in_words(error)}",
+            hint="Make the state directory writable for flanneld, or choose another one with --state-dir.",
+        ) from error
+    return LeaseKey(bytes.fromhex(public), Secret(private))
+
+
+def _unusable(path: Path, why: str, hint: str) -> TargetError:
+    return TargetError(f"the key file of the lease {path} is unusable: {why}", hint=hint)
