@@ -1,8 +1,9 @@
 """Each backend's path between containers beside the same path laid by ip(8): a lab for each, turn by turn.
 
 Run by `scripts/bench backends`, as root. vxlan and host-gw have what they lay by hand beside them, with the
-same MTU and the same rules in FORWARD; udp, in user space here, has the kernel's vxlan. A ratio is the median
-of the rounds' own, with their quartiles: in each, both paths are measured one after the other.
+same MTU and the same rules in FORWARD; udp, in user space here, has the kernel's vxlan. `guard` is vxlan as
+flanneld lays it, beside the same with --guard=off. A ratio is the median of the rounds' own, with their
+quartiles: in each, both paths are measured one after the other.
 """
 
 import sys
@@ -25,7 +26,13 @@ from pyflannel.errors import LabError
 from pyflannel.lab.kernel_path import measure_throughput
 
 TITLE = "Each backend beside the same path laid by hand"
-REFERENCES = {"vxlan": "vxlan by hand", "host-gw": "host-gw by hand", "udp": "vxlan by hand"}
+UNGUARDED = "vxlan without guard"
+REFERENCES = {
+    "vxlan": "vxlan by hand",
+    "host-gw": "host-gw by hand",
+    "udp": "vxlan by hand",
+    "guard": UNGUARDED,
+}
 PINGS, PING_INTERVAL_S = 400, 0.002
 FORWARD_RULES = f"""*filter
 :FLANNEL-FWD - [0:0]
@@ -68,11 +75,16 @@ def lay_backend(labs: ExitStack, backend: str) -> Path:
     """Make a lab whose two hosts are joined by flanneld."""
     lab = two_hosts(labs, f"backend-{backend}")
     flags = ["--fast-path=off"] if backend == "udp" else []
-    return join_by_flanneld(lab, backend, backend, *flags)
+    return join_by_flanneld(lab, backend, "vxlan" if backend == "guard" else backend, *flags)
 
 
 def lay_reference(labs: ExitStack, name: str) -> Path:
-    """Make a lab whose two hosts are joined by hand, with the rules in FORWARD that flannel has there."""
+    """Make a lab whose two hosts are joined by hand, with the rules in FORWARD that flannel has there.
+
+    The reference of the guard is joined by flanneld.
+    """
+    if name == UNGUARDED:
+        return join_by_flanneld(two_hosts(labs, "no-guard"), name, "vxlan", "--guard=off")
     backend = name.removesuffix(" by hand")
     lab = two_hosts(labs, f"by-hand-{backend}")
     for host in lab.hosts.values():
