@@ -162,6 +162,20 @@ def in_words(error: OSError) -> str:
     return words if error.filename is None else f"{words} ({error.filename})"
 
 
+_REMEDIES = {
+    errno.EMFILE: "Raise the limit of open files of this process: LimitNOFILE= in its unit, or ulimit -n.",
+    errno.ENFILE: "Raise fs.file-max with sysctl, or end programs that hold many files.",
+    errno.ENOSPC: "Free space and inodes on this file system.",
+    errno.EDQUOT: "Raise the quota of this user, or free space.",
+    errno.EROFS: "Mount this file system writable.",
+}
+
+
+def remedy(error: OSError, otherwise: str) -> str:
+    """Return the remedy if a resource is exhausted, whatever failed because of it, and else `otherwise`."""
+    return _REMEDIES.get(error.errno or 0, otherwise)
+
+
 def is_permanent(code: int | None) -> bool:
     """Return whether an operation with this errno fails until something else changes.
 

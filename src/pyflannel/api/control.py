@@ -22,6 +22,7 @@ from pyflannel.errors import (
     TargetError,
     UsageError,
     WireError,
+    remedy,
 )
 from pyflannel.http.server import HttpServer, Request, Response, Routes
 from pyflannel.http.sockets import listen_unix, peer_uid
@@ -133,7 +134,10 @@ def _listen(path: Path) -> socket.socket:
     except OSError as error:
         raise TargetError(
             f"the control socket {path} cannot be created: {error.strerror or error}",
-            hint="Run as root, or choose a --run-dir that is writable and short enough for a socket path.",
+            hint=remedy(
+                error,
+                "Run as root, or choose a --run-dir that is writable and short enough for a socket path.",
+            ),
         ) from error
 
 

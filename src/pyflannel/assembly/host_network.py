@@ -17,7 +17,7 @@ from pyflannel.engine.planner import PlanOptions
 from pyflannel.engine.status_report import status_of, strangers_of, wireguard_of
 from pyflannel.engine.supervisor import Supervisor
 from pyflannel.engine.world import HostOptions, World
-from pyflannel.errors import TargetError
+from pyflannel.errors import TargetError, remedy
 from pyflannel.kernel.bpf.fast_path import FastPath
 from pyflannel.kernel.bpf.target import BpfTarget
 from pyflannel.kernel.filters.iptables import IptablesTarget
@@ -286,7 +286,9 @@ def _keep(file: HostFile) -> None:
     except OSError as error:
         raise TargetError(
             f"{file.path} cannot be written: {error.strerror}",
-            hint="Make the run directory writable for flanneld, or choose another one with --run-dir.",
+            hint=remedy(
+                error, "Make the run directory writable for flanneld, or choose another one with --run-dir."
+            ),
         ) from error
 
 

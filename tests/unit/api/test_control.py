@@ -245,9 +245,16 @@ def test_an_unusable_path_of_the_socket_is_reported(tmp_path: Path) -> None:
         asyncio.run(serve_control(tmp_path / ("x" * 120), Daemon()))
 
 
-@pytest.mark.parametrize("cause", [errno.ENOSPC, errno.EROFS, errno.EMFILE])
+@pytest.mark.parametrize(
+    ("cause", "hint"),
+    [
+        (errno.ENOSPC, "Free space and inodes"),
+        (errno.EROFS, "Mount this file system writable"),
+        (errno.EMFILE, "LimitNOFILE="),
+    ],
+)
 def test_a_full_or_read_only_disk_delays_only_the_socket(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, cause: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, cause: int, hint: str
 ) -> None:
     """The daemon repairs and follows leases meanwhile, and logs the reason once."""
     failures = iter([cause, cause, cause])
@@ -262,6 +269,7 @@ def test_a_full_or_read_only_disk_delays_only_the_socket(
     assert ask(tmp_path / "s", Daemon(), lambda client: client.status()) == STATUS
     (line,) = caplog.messages
     assert os.strerror(cause) in line
+    assert hint in line
 
 
 def test_without_a_daemon_the_error_is_not_ready(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
-from pyflannel.errors import TargetError, WireError
+from pyflannel.errors import TargetError, WireError, remedy
 from pyflannel.ports import in_thread
 from pyflannel.wire.netlink.message import (
     DONE,
@@ -372,4 +372,5 @@ def _raise_refused_dump(answer: Acknowledgement) -> None:
 
 def failed(what: str, error: OSError) -> TargetError:
     """Return what a failed system call stands for."""
-    return TargetError.of(f"{what} failed", error, hint="Look at the kernel's log (dmesg) for the reason.")
+    hint = remedy(error, "Look at the kernel's log (dmesg) for the reason.")
+    return TargetError.of(f"{what} failed", error, hint=hint)
