@@ -172,7 +172,7 @@ _REMEDIES = {
 
 
 def remedy(error: OSError, otherwise: str) -> str:
-    """Return the remedy if a resource is exhausted, whatever failed because of it, and else `otherwise`."""
+    """Return the remedy if a resource is exhausted, for any failed operation; otherwise `otherwise`."""
     return _REMEDIES.get(error.errno or 0, otherwise)
 
 

@@ -16,8 +16,6 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from pyflannel.model.version import VERSION
-
 from pyflannel import VERSION
 from pyflannel.lab.containers import write_image
 from pyflannel.lab.lab import Lab

@@ -61,7 +61,7 @@ def is_host_name(text: str) -> bool:
 
 
 KEY_OCTETS = 32
-"""Octets of an Ed25519 key (RFC 8032)."""
+"""Bytes of an Ed25519 key (RFC 8032)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
