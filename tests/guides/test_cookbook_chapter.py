@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+
 from pyflannel import VERSION
 from pyflannel.lab.containers import write_image
 from pyflannel.lab.lab import Lab
