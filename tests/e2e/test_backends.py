@@ -139,7 +139,7 @@ def test_host_gw_names_who_is_not_on_its_link(new_network: NewNetwork) -> None:
 
     assert refused(network, "docker1").keys() == {str(far.lease())}
     reason = refused(network, "docker1")[str(far.lease())]
-    assert reason.startswith(f"{far.address} is not on our link, which host-gw needs: ")
+    assert reason.startswith(f"{far.address} is not on the link of this host, which host-gw needs: ")
     assert network.status("docker1")["backend"] == {
         "type": "host-gw",
         "link": None,

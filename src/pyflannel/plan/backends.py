@@ -1,4 +1,4 @@
-"""The backends there are: a closed mapping from type name to backend; nothing registers itself."""
+"""The backends: a closed mapping from type name to backend. No backend registers itself."""
 
 from collections.abc import Callable, Iterable, Mapping
 from ipaddress import IPv4Network
@@ -17,64 +17,64 @@ from pyflannel.plan.routes import Routed, network_notes
 
 
 class Backend(Protocol):
-    """How packets cross one network, as pure functions; a value made from the network config."""
+    """The plans for one network, as pure functions. A value that is parsed from the network config."""
 
     @property
     def lease_type(self) -> str:
-        """What our lease says as BackendType."""
+        """BackendType in the lease."""
 
     @property
     def port(self) -> int | None:
-        """UDP port that our lease publishes, or None."""
+        """UDP port that the lease publishes, or None."""
 
     @property
     def routed(self) -> Routed:
-        """What its routes lead to."""
+        """Destinations of its routes."""
 
     @property
     def config_line(self) -> str | None:
-        """What the original logs of its config when it has read it, or None."""
+        """The original's log line about the config, or None."""
 
     @property
     def config_warnings(self) -> tuple[str, ...]:
-        """What is odd about its config though it is right, in a line each: keys without effect."""
+        """Warnings about a valid config, one line each: keys without effect."""
 
     @property
     def is_encrypted(self) -> bool:
         """Whether every packet to another host is encrypted."""
 
     def lease_data(self, owner: str, wireguard: WireguardFacts) -> BackendData | None:
-        """Return what our lease publishes as BackendData, for the host with this identity."""
+        """Return the BackendData of the lease of the host with this identity."""
 
     def mtu(self, host: Host) -> int:
-        """Return the octets of the largest packet that a container may send."""
+        """Return the size of the largest packet of a container, in bytes."""
 
     def notes(self, host: Host) -> tuple[str, ...]:
-        """Return how it runs on this host where that is not as usual, a line each, with `config_warnings`."""
+        """Return the peculiarities of the backend on this host, one line each, with `config_warnings`."""
 
     def obstacle(self, underlay: Underlay, wireguard: WireguardFacts) -> str | None:
-        """Return what it waits for where it cannot work on this host, in words; None if it can."""
+        """Return the missing condition if the backend cannot work on this host, as text; None if it can."""
 
     def plan_host(self, host: Host) -> State:
-        """Return what the host itself needs, whatever peers there are."""
+        """Return the objects of the host itself, which do not depend on peers."""
 
     def objection(self, peer: Lease, host: Host) -> str | None:
-        """Return why a peer cannot be reached by this backend, in words for the log; None when it can."""
+        """Return why this backend cannot reach a peer, as text for the log; None if it can."""
 
     def outranked(self, peers: Iterable[Lease], host: Host) -> Mapping[IPv4Network, str]:
-        """Return the peers that give way to others which want the same thing, by subnet, and why.
+        """Return the peers that yield to others which need the same object, by subnet, with the reason.
 
-        It depends on what the peers are, not on the order in which they came.
+        The result does not depend on the order in which the peers were added.
         """
 
     def plan_peer(self, peer: Lease, host: Host) -> State:
-        """Return what one peer needs; empty for one that there is an objection to."""
+        """Return the objects of one peer; empty for a peer with an objection."""
 
     def guarded_path(self, host: Host) -> GuardedPath | None:
-        """Return how packets of other hosts come to this one; None if the backend does not know."""
+        """Return the path of packets from other hosts to this one; None if the backend does not know it."""
 
     def plan_bridges(self, bridges: Iterable[Bridge], host: Host) -> State:
-        """Return what the containers behind these bridges need; empty for most backends."""
+        """Return the objects for containers behind these bridges; empty for most backends."""
 
 
 _PARSERS: Mapping[str, Callable[[NetworkConfig], Backend]] = {
@@ -85,24 +85,24 @@ _PARSERS: Mapping[str, Callable[[NetworkConfig], Backend]] = {
     "wireguard": wireguard.parse,
 }
 
-# Named by the original; a config that asks for one is right, but not for us yet.
+# Backends of the original that pyflannel does not support. A config with one of them is valid.
 _LATER = frozenset({"ipip", "ipsec", "extension", "tencent-vpc"})
 
 
 def config_warnings(config: NetworkConfig) -> tuple[str, ...]:
-    """Return what to say of a right config, in a line each: flannel takes it, and we do not, or not whole.
+    """Return warnings about a valid config, one line each: parts that this version does not support.
 
     Raises:
-        ConfigError: no flannel knows the backend, or the backend's own part is wrong.
+        ConfigError: the backend is unknown to flannel too, or its part of the config is invalid.
     """
     if config.backend_type in _LATER:
-        later = f"Backend.Type {config.backend_type} is the original's; no flanneld of this version runs it"
+        later = f"Backend.Type {config.backend_type} is supported by the original, not by this version"
         return (later, *without_effect(config))
     return backend_of(config).config_warnings
 
 
 def notes_on(config: NetworkConfig, backend: Backend, host: Host) -> tuple[str, ...]:
-    """Return how the network runs on this host where that is not as usual, a line each."""
+    """Return the peculiarities of the network on this host, one line each."""
     if backend.routed == "nothing":
         return backend.notes(host)
     notes = (*backend.notes(host), *network_notes(config.network, host.underlay, host.surroundings))
@@ -110,10 +110,10 @@ def notes_on(config: NetworkConfig, backend: Backend, host: Host) -> tuple[str, 
 
 
 def backend_of(config: NetworkConfig) -> Backend:
-    """Return the backend that the config asks for.
+    """Return the backend of the config.
 
     Raises:
-        ConfigError: there is no such backend, or its own part of the config is wrong.
+        ConfigError: there is no such backend, or its part of the config is invalid.
     """
     parser = _PARSERS.get(config.backend_type)
     if parser is None:

@@ -1,4 +1,4 @@
-"""Who of the leases' holders is a peer: all but ourselves and those that could never work."""
+"""The peers among the holders of leases: all other hosts, except those with unusable leases."""
 
 from bisect import bisect_right, insort
 from collections import Counter
@@ -11,33 +11,33 @@ from pyflannel.model.lease_set import SubnetMap
 
 _FIRST_RESERVED = 0xF0000000
 _BROADCAST = 0xFFFFFFFF
-"""240.0.0.0/4 has no use yet (RFC 1112 section 4), but for the limited broadcast."""
+"""240.0.0.0/4 is unused (RFC 1112 section 4), except for the limited broadcast."""
 
 
 @dataclass(frozen=True, slots=True)
 class Conflict:
-    """Leases that cannot all be right, and what is done about it."""
+    """Conflicting leases, and the consequence."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class PeerChange:
-    """What a peer was and is; None where it was or is none."""
+    """The previous and the present lease of a peer; None if it was or is no peer."""
 
     old: Lease | None
     new: Lease | None
 
 
 class Peers:
-    """The peers among the leases, kept up as leases come and go.
+    """The peers among the leases, updated as leases change.
 
-    What is left out, each with a conflict that says why: a lease outside the network, over our own subnet,
-    with our own address or with none, and one that overlaps another's. Of two that overlap, the one whose
-    length is the network's stays, then the one that comes first. Two peers with one address are both peers,
-    as after an upgrade in a mixed network.
+    These leases are ignored, each with a conflict that gives the reason: a lease outside the network, one
+    that overlaps this host's subnet, one with this host's address or with no address, and one that overlaps
+    another lease. Of two overlapping leases, the one with the length of the network is kept, or else the
+    lower one. Two peers with one address are both peers, for example after an upgrade in a mixed network.
 
-    However the leases came, the peers are those that the leases of now make.
+    The peers depend only on the present leases, not on their history.
     """
 
     def __init__(self, own: Lease, network: IPv4Network | None, subnet_length: int) -> None:
@@ -57,11 +57,11 @@ class Peers:
         self._conflicts: tuple[Conflict, ...] | None = ()
 
     def update(self, leases: SubnetMap[Lease]) -> list[PeerChange]:
-        """Take in the leases as they are now; return what changed, in no order."""
+        """Update the peers to these leases; return the changes, in no order."""
         sound = [
             (subnet, was, now)
             for subnet, old, new in self._leases.differences(leases)
-            for was, now in [(self._left(subnet, old), self._came(subnet, new))]
+            for was, now in [(self._remove(subnet, old), self._add(subnet, new))]
             if was is not None or now is not None
         ]
         self._leases = leases
@@ -94,14 +94,14 @@ class Peers:
         return address in self._at
 
     def covering(self, address: IPv4Address) -> Iterator[Lease]:
-        """Yield the peers whose subnet holds this address; nearly always nobody."""
+        """Yield the peers whose subnet contains this address; nearly always none."""
         for length in self._lengths:
             subnet = IPv4Network((address, length), strict=False)
             if subnet in self._leases and self._is_sound(subnet) and subnet not in self._overlapped:
                 yield self._leases[subnet]
 
     def inside(self, subnets: Iterable[IPv4Network]) -> list[Lease]:
-        """Return the peers whose own address lies in one of these subnets of the network."""
+        """Return the peers with an address in one of these subnets of the network."""
         if not self._inside:
             return []
         by_mask: dict[int, set[int]] = {}
@@ -117,14 +117,15 @@ class Peers:
 
     @property
     def ignored(self) -> Mapping[IPv4Network, Conflict]:
-        """The leases that are left out, and why."""
+        """The ignored leases, with the reason."""
         return {**self._unsound, **self._overlapped}
 
     @property
     def conflicts(self) -> tuple[Conflict, ...]:
-        """What is wrong with the leases, in the order of the subnets; the same tuple while nothing changes.
+        """The conflicts, in the order of the subnets; the same tuple until they change.
 
-        There may be as many conflicts as leases, and a change of a sound lease must not cost all of them.
+        There may be as many conflicts as leases. A change of a valid lease must not need time for all of
+        them.
         """
         if self._conflicts is None:
             self._conflicts = self._all_conflicts()
@@ -133,7 +134,7 @@ class Peers:
     def _all_conflicts(self) -> tuple[Conflict, ...]:
         shared = {
             subnet: Conflict(
-                f"{_who(self._leases[subnet])} has the address of lease {first} too: both are used"
+                f"{_text(self._leases[subnet])} has the same address as lease {first}: both are used"
             )
             for sharing in self._sharing.values()
             for first, *others in [sorted(sharing, key=_range)]
@@ -142,15 +143,15 @@ class Peers:
         }
         reserved = {
             subnet: Conflict(
-                f"{_who(self._leases[subnet])} has a reserved address, which many hosts and routers drop"
+                f"{_text(self._leases[subnet])} has a reserved address, which many hosts and routers drop"
             )
             for subnet in self._reserved
         }
         found = {**reserved, **shared, **self.ignored}
         return tuple(found[subnet] for subnet in sorted(found, key=_range))
 
-    def _left(self, subnet: IPv4Network, lease: Lease | None) -> Lease | None:
-        """Note that a lease is no longer so; return it if it was sound."""
+    def _remove(self, subnet: IPv4Network, lease: Lease | None) -> Lease | None:
+        """Remove the previous lease of a subnet; return it if it was valid."""
         if lease is None or not self._is_sound(subnet):
             if self._unsound.pop(subnet, None) is not None:
                 self._conflicts = None
@@ -165,13 +166,13 @@ class Peers:
             self._conflicts = None
         return lease
 
-    def _came(self, subnet: IPv4Network, lease: Lease | None) -> Lease | None:
-        """Note that a lease is so now; return it if it is sound."""
+    def _add(self, subnet: IPv4Network, lease: Lease | None) -> Lease | None:
+        """Add the present lease of a subnet; return it if it is valid."""
         if lease is None or subnet == self._own.subnet:
             return None
         objection = self._objection(lease)
         if objection is not None:
-            self._unsound[subnet] = Conflict(f"{_who(lease)} {objection}: ignored")
+            self._unsound[subnet] = Conflict(f"{_text(lease)} {objection}: ignored")
             self._conflicts = None
             return None
         self._lengths[subnet.prefixlen] += 1
@@ -185,29 +186,29 @@ class Peers:
         return lease
 
     def _is_sound(self, subnet: IPv4Network) -> bool:
-        """Return whether what was taken in for this subnet is another's lease, and sound."""
+        """Return whether the lease of this subnet belongs to another host and is valid."""
         return subnet not in self._unsound and subnet != self._own.subnet
 
     def _objection(self, lease: Lease) -> str | None:
-        """Return what is wrong with a lease whatever others there are."""
+        """Return the fault of a lease by itself, independent of other leases."""
         first, last = _range(lease.subnet)
         own_first, own_last = self._own_range
         if self._network is not None and not self._network[0] <= first <= last <= self._network[1]:
-            return f"lies outside the network {self._network_text}"
+            return f"is outside the network {self._network_text}"
         if first <= own_last and own_first <= last:
-            return f"overlaps our own {self._own.subnet}"
+            return f"overlaps this host's subnet {self._own.subnet}"
         address = lease.attributes.public_ip
-        if address == self._own.attributes.public_ip and not self._is_told_apart(lease):
-            return "has our own address, its packets would come back to us"
+        if address == self._own.attributes.public_ip and not self._has_other_port(lease):
+            return "has this host's address, so its packets would return to this host"
         return "has no address" if address.is_unspecified else None
 
-    def _is_told_apart(self, lease: Lease) -> bool:
-        """Return whether a NAT may tell the lease's host from us, as the ports behind its address differ."""
+    def _has_other_port(self, lease: Lease) -> bool:
+        """Return whether the port distinguishes the lease's host from this host behind the same NAT."""
         ports = self._own.attributes.port, lease.attributes.port
         return None not in ports and ports[0] != ports[1]
 
     def _overlaps(self) -> dict[IPv4Network, Conflict]:
-        """Return the sound leases that overlap a better one."""
+        """Return the valid leases that overlap one with precedence."""
         overlapped: dict[IPv4Network, Conflict] = {}
         taken: list[tuple[int, int, IPv4Network]] = []
         for subnet in sorted(filter(self._is_sound, self._leases), key=self._place):
@@ -218,14 +219,16 @@ class Peers:
             if other is None:
                 insort(taken, (first, last, subnet))
             else:
-                overlapped[subnet] = Conflict(f"{_who(self._leases[subnet])} overlaps lease {other}: ignored")
+                overlapped[subnet] = Conflict(
+                    f"{_text(self._leases[subnet])} overlaps lease {other}: ignored"
+                )
         return overlapped
 
     def _place(self, subnet: IPv4Network) -> tuple[bool, int, int]:
         return subnet.prefixlen != self._subnet_length, int(subnet.network_address), subnet.prefixlen
 
     def _join(self, address: IPv4Address, subnet: IPv4Network) -> None:
-        """Note who is at an address: nearly always one, for whom a set would be large."""
+        """Note the subnet of an address. Nearly all addresses have one, so a set is only used for several."""
         first = self._at.setdefault(address, subnet)
         if first != subnet:
             self._sharing.setdefault(address, {first}).add(subnet)
@@ -244,10 +247,10 @@ class Peers:
 
 
 def _range(subnet: IPv4Network) -> tuple[int, int]:
-    """Return first and last address: what sorts as the subnet does, ten times as fast."""
+    """Return first and last address, which sort as the subnet does, ten times as fast."""
     first = int(subnet.network_address)
     return first, first | (0xFFFFFFFF >> subnet.prefixlen)
 
 
-def _who(lease: Lease) -> str:
+def _text(lease: Lease) -> str:
     return f"lease {lease.subnet} of {lease.attributes.host_text}"

@@ -19,7 +19,7 @@ def entry(number: int, owner: str | None = None, host_name: str | None = None) -
     )
 
 
-def refused(number: int, reason: str = "it is not on our link") -> RefusedPeer:
+def refused(number: int, reason: str = "it is not on the link of this host") -> RefusedPeer:
     return RefusedPeer(
         subnet=IPv4Network(f"10.100.{number}.0/24"),
         public_ip=IPv4Address(f"192.168.50.{number}"),
@@ -45,7 +45,7 @@ def test_peers_are_the_leases_of_others_with_the_reason_of_a_refusal() -> None:
             subnet=IPv4Network("10.100.9.0/24"),
             public_ip=IPv4Address("192.168.50.9"),
             backend_type="host-gw",
-            refused="it is not on our link",
+            refused="it is not on the link of this host",
         ),
         PeerEntry(
             subnet=IPv4Network("10.100.20.0/24"),
@@ -56,7 +56,7 @@ def test_peers_are_the_leases_of_others_with_the_reason_of_a_refusal() -> None:
         ),
     ]
     document = read_document(["peers"], format_peers(found).decode())
-    assert document["peers"][0]["refused"] == "it is not on our link"
+    assert document["peers"][0]["refused"] == "it is not on the link of this host"
 
 
 def test_refused_peers_and_notes_are_received_unchanged() -> None:

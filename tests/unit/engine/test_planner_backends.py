@@ -95,7 +95,7 @@ def test_a_copy_of_a_host_is_refused_and_does_not_affect_it(
 
     assert made.refused == {}
     (said,) = warnings(caplog)
-    assert "its VtepMAC 0e:00:00:00:00:07 is that of 10.100.10.0/24 at 172.16.0.1 too" in said
+    assert "its VtepMAC 0e:00:00:00:00:07 is also that of 10.100.10.0/24 at 172.16.0.1" in said
     assert said.endswith("lease=10.100.11.0/24 address=172.16.0.2")
 
 

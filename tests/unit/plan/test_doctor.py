@@ -94,7 +94,9 @@ def test_a_healthy_host_has_no_findings() -> None:
             "bad-config",
         ),
         (
-            replace(READY, backend=BackendStatus(type="vxlan", notes=("checksums are not left to eth0",))),
+            replace(
+                READY, backend=BackendStatus(type="vxlan", notes=("checksums are not offloaded to eth0",))
+            ),
             "backend-note",
         ),
         (

@@ -47,11 +47,12 @@ def test_an_unreachable_peer_is_omitted_and_reported() -> None:
 
     assert peers == []
     assert conflicts == [
-        "lease 0.0.0.0/0 of 172.16.0.3 lies outside the network 10.100.0.0/16: ignored",
-        "lease 10.100.0.0/20 of 172.16.0.2 overlaps our own 10.100.15.0/24: ignored",
-        "lease 10.100.3.0/24 of 10.10.10.101 has our own address, its packets would come back to us: ignored",
+        "lease 0.0.0.0/0 of 172.16.0.3 is outside the network 10.100.0.0/16: ignored",
+        "lease 10.100.0.0/20 of 172.16.0.2 overlaps this host's subnet 10.100.15.0/24: ignored",
+        "lease 10.100.3.0/24 of 10.10.10.101 has this host's address, so its packets would return to this"
+        " host: ignored",
         "lease 10.100.4.0/24 of 0.0.0.0 has no address: ignored",
-        "lease 10.101.0.0/24 of 172.16.0.1 lies outside the network 10.100.0.0/16: ignored",
+        "lease 10.101.0.0/24 of 172.16.0.1 is outside the network 10.100.0.0/16: ignored",
     ]
 
 
@@ -61,7 +62,7 @@ def test_a_conflict_names_the_host() -> None:
 
     _, (conflict,) = settled(named)
 
-    assert conflict.startswith("lease 10.101.0.0/24 of docker2 (172.16.0.1) lies outside")
+    assert conflict.startswith("lease 10.101.0.0/24 of docker2 (172.16.0.1) is outside")
 
 
 def behind_nat(subnet: str, port: int | None) -> Lease:
@@ -126,7 +127,7 @@ def test_peers_that_share_an_address_are_both_peers_with_a_conflict() -> None:
 
     assert len(peers) == 2
     assert conflicts == [
-        "lease 10.100.2.0/24 of 172.16.0.1 has the address of lease 10.100.1.0/24 too: both are used"
+        "lease 10.100.2.0/24 of 172.16.0.1 has the same address as lease 10.100.1.0/24: both are used"
     ]
 
 

@@ -1,1 +1,1 @@
-"""One file per backend: what a host and what a peer need in the kernel. No backend knows another."""
+"""One file per backend, with the kernel objects of a host and of a peer. No backend knows another."""

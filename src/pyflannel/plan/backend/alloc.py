@@ -1,4 +1,4 @@
-"""The alloc backend: the host takes a subnet and says so in subnet.env; others see to how packets cross."""
+"""The alloc backend: the host acquires a subnet and writes subnet.env. Others transport the packets."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -18,8 +18,8 @@ class AllocBackend:
     """The alloc backend of one network.
 
     Attributes:
-        lease_type: empty, as the original leaves it.
-        config_warnings: what has no effect in the config, a line each.
+        lease_type: empty, as in the original.
+        config_warnings: parts of the config without effect, one line each.
     """
 
     config_warnings: tuple[str, ...] = ()
@@ -30,35 +30,35 @@ class AllocBackend:
     is_encrypted: bool = False
 
     def lease_data(self, owner: str, wireguard: WireguardFacts) -> None:
-        """Return nothing: subnet and address say it all."""
+        """Return nothing: subnet and address are sufficient."""
 
     def mtu(self, host: Host) -> int:
-        """Return the octets of the largest packet that a container may send: the underlay's."""
+        """Return the size of the largest packet of a container, in bytes: the underlay's MTU."""
         return host.underlay.mtu
 
     def notes(self, host: Host) -> tuple[str, ...]:
-        """Return what a person should know of how it runs on this host, in a line each."""
+        """Return the peculiarities of the backend on this host, one line each."""
         return self.config_warnings
 
     def obstacle(self, underlay: Underlay, wireguard: WireguardFacts) -> None:
-        """Return nothing: there is nothing that could be in the way."""
+        """Return nothing: it needs no condition."""
 
     def plan_host(self, host: Host) -> State:
         """Return nothing."""
         return State.EMPTY
 
     def objection(self, peer: Lease, host: Host) -> None:
-        """Return nothing: peers are not looked at."""
+        """Return nothing: peers are not checked."""
 
     def outranked(self, peers: Iterable[Lease], host: Host) -> Mapping[IPv4Network, str]:
-        """Return nobody: peers are not looked at."""
+        """Return nothing: peers are not checked."""
         return {}
 
     def guarded_path(self, host: Host) -> None:
-        """Return nothing: others see to how packets cross."""
+        """Return nothing: other programs transport the packets."""
 
     def plan_bridges(self, bridges: Iterable[Bridge], host: Host) -> State:
-        """Return nothing: bridges have what they need."""
+        """Return nothing: bridges need no objects."""
         return State.EMPTY
 
     def plan_peer(self, peer: Lease, host: Host) -> State:
@@ -67,10 +67,10 @@ class AllocBackend:
 
 
 def parse(config: NetworkConfig) -> AllocBackend:
-    """Return the backend that the config asks for.
+    """Return the backend of the config.
 
     Raises:
-        ConfigError: IPv4 is off.
+        ConfigError: IPv4 is disabled.
     """
     ipv4_network(config)
     return AllocBackend(config_warnings=ineffective(config, ()))

@@ -1,7 +1,6 @@
-"""The host-gw backend: packets cross the underlay as they are, each peer being the next hop to its subnet.
+"""The host-gw backend: packets are sent without a tunnel; each peer is the gateway of its subnet.
 
-There is no tunnel and no device of ours, so hosts must be on one link, and know each other by the addresses
-that they have there. IPv6 will be one route more for each peer.
+There is no tunnel and no device. Therefore, all hosts must be on one link, and publish their addresses on it.
 """
 
 from collections.abc import Iterable, Mapping
@@ -18,7 +17,7 @@ from pyflannel.plan.backend_keys import ineffective, ipv4_network
 from pyflannel.plan.routes import Routed, direct_route, peer_objection
 
 _NAMED = 4
-"""So many of our prefixes a message names."""
+"""Most prefixes of this host that a message names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +25,7 @@ class HostGwBackend:
     """The host-gw backend of one network.
 
     Attributes:
-        config_warnings: what has no effect in the config, a line each.
+        config_warnings: parts of the config without effect, one line each.
     """
 
     config_warnings: tuple[str, ...] = ()
@@ -37,18 +36,18 @@ class HostGwBackend:
     is_encrypted: bool = False
 
     def lease_data(self, owner: str, wireguard: WireguardFacts) -> None:
-        """Return nothing: subnet and address say it all."""
+        """Return nothing: subnet and address are sufficient."""
 
     def mtu(self, host: Host) -> int:
-        """Return the octets of the largest packet that a container may send: the underlay's."""
+        """Return the size of the largest packet of a container, in bytes: the underlay's MTU."""
         return host.underlay.mtu
 
     def notes(self, host: Host) -> tuple[str, ...]:
-        """Return what a person should know of how it runs on this host, in a line each."""
+        """Return the peculiarities of the backend on this host, one line each."""
         return self.config_warnings
 
     def obstacle(self, underlay: Underlay, wireguard: WireguardFacts) -> str | None:
-        """Return what keeps it from working: peers are told an address that the interface does not have."""
+        """Return why it cannot work: the published address is not that of the interface."""
         if underlay.public_ip == underlay.address:
             return None
         return (
@@ -58,11 +57,11 @@ class HostGwBackend:
         )
 
     def plan_host(self, host: Host) -> State:
-        """Return nothing: the underlay is there already."""
+        """Return nothing: the underlay exists already."""
         return State.EMPTY
 
     def objection(self, peer: Lease, host: Host) -> str | None:
-        """Return why a peer cannot be the next hop: another backend, or it is not on our link."""
+        """Return why a peer cannot be the gateway: another backend, or it is not on the link."""
         attributes, underlay = peer.attributes, host.underlay
         if attributes.backend_type != self.lease_type:
             return f"Ignoring non-host-gw subnet: type={attributes.backend_type}"
@@ -73,34 +72,34 @@ class HostGwBackend:
         prefixes = [str(prefix) for prefix in underlay.on_link[:_NAMED]]
         more = ["…"] if len(underlay.on_link) > _NAMED else []
         return (
-            f"{attributes.public_ip} is not on our link, which host-gw needs: without a gateway"
-            f" {underlay.link} reaches {', '.join(prefixes + more) or 'nobody'}"
+            f"{attributes.public_ip} is not on the link of this host, which host-gw needs: without a gateway"
+            f" {underlay.link} reaches {', '.join(prefixes + more) or 'no other host'}"
         )
 
     def outranked(self, peers: Iterable[Lease], host: Host) -> Mapping[IPv4Network, str]:
-        """Return nobody: no two peers want the same thing."""
+        """Return nothing: no two peers need the same object."""
         return {}
 
     def guarded_path(self, host: Host) -> GuardedPath:
-        """Return the underlay, by which peers send inner packets as they are."""
+        """Return the underlay, at which inner packets arrive without a tunnel."""
         return GuardedPath(links=(host.underlay.link,))
 
     def plan_bridges(self, bridges: Iterable[Bridge], host: Host) -> State:
-        """Return nothing: bridges have what they need."""
+        """Return nothing: bridges need no objects."""
         return State.EMPTY
 
     def plan_peer(self, peer: Lease, host: Host) -> State:
-        """Return the one route by way of the peer."""
+        """Return the route with the peer as gateway."""
         if self.objection(peer, host) is not None:
             return State.EMPTY
         return State.of(direct_route(peer, host))
 
 
 def parse(config: NetworkConfig) -> HostGwBackend:
-    """Return the backend that the config asks for.
+    """Return the backend of the config.
 
     Raises:
-        ConfigError: IPv4 is off.
+        ConfigError: IPv4 is disabled.
     """
     ipv4_network(config)
     return HostGwBackend(config_warnings=ineffective(config, ()))

@@ -1,8 +1,8 @@
-"""The udp backend: packets cross a TUN device and a process of ours, one inner packet a datagram.
+"""The udp backend: packets use a TUN device and the forwarder process, one inner packet per datagram.
 
-flannel0 has the base address of our subnet with the prefix of the whole network, so that the kernel itself
-routes the network to it (release 0.6.2; later releases use /32 and a route, which looks the same to a peer).
-The forwarder takes it from there: it knows each peer's subnet and address.
+flannel0 has the base address of this host's subnet with the prefix of the whole network, so that the kernel
+itself routes the network to it (release 0.6.2; later releases use /32 and a route, with the same effect for
+peers). The forwarder has a table with the subnet and the address of each peer.
 """
 
 from collections.abc import Iterable, Mapping
@@ -25,12 +25,12 @@ from pyflannel.plan.routes import Routed, address_objection, route_objection
 KEYS = ("Port",)
 
 OVERHEAD = 28
-"""Octets that the tunnel adds: an IPv4 header (20) and a UDP header (8)."""
+"""Bytes that the tunnel adds: an IPv4 header (20) and a UDP header (8)."""
 
 DEFAULT_PORT = 8285
 _PORTS = range(1, 65536)
 QUEUE_LENGTH = 500
-"""Packets; what the kernel gives a TUN device by itself."""
+"""In packets; the kernel's default for a TUN device."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,8 +39,8 @@ class UdpBackend:
 
     Attributes:
         network: the whole range, routed to the device.
-        port: UDP port of the host, and of every peer that publishes no other.
-        config_warnings: what has no effect in the config, a line each.
+        port: UDP port of the host, and of each peer that publishes no other port.
+        config_warnings: parts of the config without effect, one line each.
     """
 
     network: IPv4Network
@@ -52,14 +52,14 @@ class UdpBackend:
     is_encrypted: bool = False
 
     def lease_data(self, owner: str, wireguard: WireguardFacts) -> None:
-        """Return nothing: subnet and address say it all."""
+        """Return nothing: subnet and address are sufficient."""
 
     def mtu(self, host: Host) -> int:
-        """Return the octets of the largest packet that a container may send."""
+        """Return the size of the largest packet of a container, in bytes."""
         return host.underlay.mtu - OVERHEAD
 
     def notes(self, host: Host) -> tuple[str, ...]:
-        """Return what a person should know of how it runs on this host, in a line each."""
+        """Return the peculiarities of the backend on this host, one line each."""
         why = route_objection(self.network, host.underlay, host.surroundings)
         ipsec = ipsec_note(host, self.port)
         return (
@@ -69,7 +69,7 @@ class UdpBackend:
         )
 
     def obstacle(self, underlay: Underlay, wireguard: WireguardFacts) -> None:
-        """Return nothing: where UDP passes, it works."""
+        """Return nothing: it works on each host with UDP."""
 
     def plan_host(self, host: Host) -> State:
         """Return the device, its address, the route of the network, the forwarder and the programs."""
@@ -96,10 +96,10 @@ class UdpBackend:
         )
 
     def _network_route(self, host: Host, base: IPv4Address) -> tuple[Address | Route, ...]:
-        """Return the device's address and the route of the network; the address alone where that may not be.
+        """Return the device's address and the route of the network; only the address if the route is refused.
 
-        The kernel adds the route with the address. It is planned all the same, so that it comes back when it
-        alone is removed or replaced.
+        The kernel adds the route with the address. It is planned nevertheless, so that it is restored if only
+        the route is removed or replaced.
         """
         if route_objection(self.network, host.underlay, host.surroundings) is not None:
             return (Address(link=host.device, address=IPv4Interface(base)),)
@@ -115,19 +115,19 @@ class UdpBackend:
         )
 
     def objection(self, peer: Lease, host: Host) -> str | None:
-        """Return why the peer cannot be reached: it has another backend, or an address of no other host."""
+        """Return why the peer cannot be reached: another backend, or an unusable address."""
         if peer.attributes.backend_type not in ("", "udp"):
             return f"Ignoring non-udp subnet: type={peer.attributes.backend_type}"
         return address_objection(peer, host)
 
     def outranked(self, peers: Iterable[Lease], host: Host) -> Mapping[IPv4Network, str]:
-        """Return nobody: no two peers want the same thing."""
+        """Return nothing: no two peers need the same object."""
         return {}
 
     def plan_peer(self, peer: Lease, host: Host) -> State:
-        """Return what makes one peer's subnet reachable: entries in the tables of forwarder and programs.
+        """Return the entries of one peer in the tables of the forwarder and of the programs.
 
-        A peer of the original publishes neither type nor port: it listens where the config says.
+        A peer of the original publishes neither type nor port: it uses the port of the config.
         """
         if self.objection(peer, host) is not None:
             return State.EMPTY
@@ -138,20 +138,20 @@ class UdpBackend:
         )
 
     def guarded_path(self, host: Host) -> GuardedPath:
-        """Return the tunnel. The programs and the forwarder check arriving packets themselves, too."""
+        """Return the tunnel. The programs and the forwarder also check arriving packets themselves."""
         tunnel = GuardedTunnel(link=host.device, port=self.port)
         return GuardedPath(links=(host.device,), tunnel=tunnel)
 
     def plan_bridges(self, bridges: Iterable[Bridge], host: Host) -> State:
-        """Return the ways of the fast path past the bridges that only carry."""
+        """Return the programs and entries that send frames directly to containers."""
         return State.of(*plan_last_hops(bridges, host, self.port, self.mtu(host)))
 
 
 def parse(config: NetworkConfig) -> UdpBackend:
-    """Return the backend that the config asks for.
+    """Return the backend of the config.
 
     Raises:
-        ConfigError: IPv4 is off, or Port is no UDP port; the message names key and value.
+        ConfigError: IPv4 is disabled, or Port is not a UDP port; the message names key and value.
     """
     network = ipv4_network(config)
     port = BackendKeys("UDP", config.backend).number("Port", DEFAULT_PORT, _PORTS)

@@ -1,10 +1,8 @@
-"""The vxlan backend: packets cross a vxlan device of the kernel, one frame a datagram.
+"""The vxlan backend: packets use a vxlan device of the kernel, one frame per datagram.
 
-The device has the base address of our subnet as a /32. Each peer is three objects: its subnet's base address
-is a neighbour with the MAC address of the peer's VTEP, an FDB entry says behind which host that is, and a
-route leads the subnet there. So nothing is ever asked or learned on the wire.
-
-IPv6 will be a second device beside this one, with data, neighbours, entries and routes of its own.
+The device has the base address of this host's subnet as a /32. Each peer has three objects: a neighbour with
+the base address of its subnet and the MAC address of its VTEP, an FDB entry from this MAC address to the
+host, and a route to its subnet. Therefore, no host sends ARP requests or learns addresses.
 
 Source: flannel 0.28.9 (per peer, /32); RFC 7348.
 """
@@ -29,29 +27,29 @@ from pyflannel.model.wireguard import WireguardFacts
 from pyflannel.plan.backend_keys import BackendKeys, ineffective, ipv4_network
 from pyflannel.plan.routes import Routed, direct_route, peer_objection
 
-# The MAC address of a host's VTEP: the one that its lease names already, or else one made from its identity.
+# The MAC address of a host's VTEP: the address in its existing lease, or else one derived from its identity.
 #
-# So a device that was deleted and made again, one after a restart, or one that the original made has the
-# address that the peers know. The original draws one for each device, and all peers have to learn it anew.
+# A device that is created again, after a restart or after the original, therefore has the address that the
+# peers know. The original draws a new address for each device, and all peers must learn it.
 
 _LENGTH = 6
 _LOCAL = 0x02
 _GROUP = 0x01
-"""Bits of the first octet: given by nobody's registry; not a single device's (IEEE 802, clause 8.2)."""
+"""Bits of the first byte: locally administered, and a group address (IEEE 802, clause 8.2)."""
 
 _LABEL = b"pyflannel VTEP\0"
 
 
-@lru_cache(maxsize=16)  # asked for several times a peer
+@lru_cache(maxsize=16)  # called several times per peer
 def vtep_of(owner: str, vni: int, prefix: bytes = b"") -> Vtep:
-    """Return the VTEP that `owner` has of its own."""
+    """Return the VTEP that is derived from the identity `owner`."""
     return Vtep(mac=vtep_mac(owner, prefix), vni=vni, mac_prefix=prefix)
 
 
 def vtep_mac(owner: str, prefix: bytes = b"") -> str:
     """Return the MAC address of `owner`: lower case with colons, locally administered, of a single device.
 
-    `prefix`, where given, is how it begins instead, whatever its bits say.
+    `prefix` replaces its first bytes, regardless of their bits.
     """
     digest = bytearray(hashlib.sha256(_LABEL + owner.encode(errors="surrogateescape")).digest()[:_LENGTH])
     digest[0] = (digest[0] | _LOCAL) & ~_GROUP & 0xFF
@@ -60,7 +58,7 @@ def vtep_mac(owner: str, prefix: bytes = b"") -> str:
 
 
 def may_stay(standing: Vtep | None, wanted: Vtep) -> TypeGuard[Vtep]:
-    """Return whether the VTEP that a lease of ours names already can go on being ours."""
+    """Return whether the host can keep the VTEP in its existing lease."""
     return standing is not None and standing.vni == wanted.vni and _fits(standing.mac, wanted.mac_prefix)
 
 
@@ -70,38 +68,37 @@ def _fits(mac: str, prefix: bytes) -> bool:
 
 
 def is_of_one_device(mac: str) -> bool:
-    """Return whether frames can be sent to this address alone: it is no group's, and not all zeros.
+    """Return whether this is the address of one device: not a group address, and not all zeros.
 
-    In a vxlan device's FDB the address of all zeros is the way to everybody whom it does not know.
+    In the FDB of a vxlan device, the address of all zeros is the default destination.
     """
     octets = bytes.fromhex(mac.replace(":", ""))
     return any(octets) and not octets[0] & _GROUP
 
 
-# Where tunnel packets arrive with a wrong checksum, unless the sending host makes the inner ones itself.
+# Kernels and drivers that write wrong checksums, unless the sending host computes the inner ones in software.
 #
-# A container's packet may enter the tunnel without its checksum, which the network card is to fill in.
-# Kernels before the fix filled a wrong one in for packets that were masqueraded on their way; the cards of
-# VMware do the same for tunnels on ports that they do not know. The receiver drops them: a connection takes
-# a minute to come up, or never does. Elsewhere leaving it to the card is right, and worth a good part of
-# the throughput.
+# A container's packet may enter the tunnel with a partial checksum, which the network card completes. Kernels
+# before the fix wrote a wrong one for masqueraded packets. The cards of VMware do the same for tunnels on
+# ports that they do not know. The receiver drops these packets: a connection needs a minute, or fails. Other
+# hosts offload the checksum to the card, which increases the throughput considerably.
 #
 # Source: kubernetes issue 88986, whose fix is in Linux 5.7 and in the releases below.
 
 _FIXED_SINCE = (5, 7)
 _FIXED_IN: Mapping[tuple[int, int], int] = {(5, 6): 13, (5, 4): 41, (4, 19): 123, (4, 14): 181}
-"""By series, the first release with the fix."""
+"""The first release with the fix, by series."""
 
 _DRIVERS = frozenset({"vmxnet3"})
 _RELEASE = re.compile(r"(\d+)\.(\d+)(?:\.(\d+))?")
 
 
 def checksum_trap(kernel: str, driver: str) -> str | None:
-    """Return why a tunnel must not leave inner checksums to the device, in a line; None where it may.
+    """Return why a tunnel must not offload inner checksums to the device, in one line; None if it may.
 
     Args:
-        kernel: release of the kernel, as exact as it is known; "" when it is not.
-        driver: of the interface that carries the tunnel; "" when it does not say.
+        kernel: release of the kernel, as far as known; "" if it is unknown.
+        driver: driver of the interface that carries the tunnel; "" if it is unknown.
     """
     if driver in _DRIVERS:
         return f"the driver {driver} fills in wrong checksums inside tunnels"
@@ -117,27 +114,27 @@ def checksum_trap(kernel: str, driver: str) -> str | None:
 KEYS = ("VNI", "Port", "GBP", "Learning", "DirectRouting", "MTU", "MacPrefix")
 
 OVERHEAD = 50
-"""Octets that the tunnel adds: IPv4 (20), UDP (8), VXLAN (8) and the inner Ethernet header (14)."""
+"""Bytes that the tunnel adds: IPv4 (20), UDP (8), VXLAN (8) and the inner Ethernet header (14)."""
 
 DEFAULT_VNI = 1
 KERNELS_PORT = 8472
-"""Where the kernel's vxlan listens unless told otherwise; what Port 0 stands for."""
+"""Default port of the kernel's vxlan, which Port 0 selects."""
 
 _VNIS = range(2**24)
 _PORTS = range(65536)
 _SMALLEST_MTU = 68
-"""Octets that IPv4 asks of every link (RFC 791)."""
+"""Bytes that IPv4 requires of each link (RFC 791)."""
 
 _OUTER_MTUS = range(_SMALLEST_MTU + OVERHEAD, 65536)
 _LONGEST_DECIMAL = 9_999_999
-"""Beyond it, `flannel.` and the VNI's digits are longer than a link's name may be (IFNAMSIZ)."""
+"""Largest VNI whose decimal digits after `flannel.` fit in a link's name (IFNAMSIZ)."""
 
 _LONGEST_SHOWN = 80
-"""Characters of bad data that a message repeats."""
+"""Most characters of invalid data in a message."""
 
 _PREFIX = re.compile(r"([0-9A-Fa-f]{2})[-:]([0-9A-Fa-f]{2})")
 _PUBLISHED_BITS = 0xFFFF
-"""Release 0.20 publishes no more of its VNI."""
+"""Release 0.20 publishes only these bits of its VNI."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,11 +142,11 @@ class VxlanBackend:
     """The vxlan backend of one network.
 
     Attributes:
-        udp_port: of every host; 0 for the kernel's default.
-        routes_directly: a peer on our link is reached by way of its address, without the tunnel.
-        outer_mtu: octets of the largest tunnel packet; None for the underlay's MTU.
-        mac_prefix: how our VTEP's MAC address begins; empty where that is left to us.
-        config_warnings: what has no effect in the config, a line each.
+        udp_port: port of all hosts; 0 for the kernel's default.
+        routes_directly: a peer on the underlay's link is the gateway of its subnet, without the tunnel.
+        outer_mtu: bytes of the largest tunnel packet; None for the underlay's MTU.
+        mac_prefix: required start of the VTEP's MAC address; empty if the config requires none.
+        config_warnings: parts of the config without effect, one line each.
     """
 
     vni: int = DEFAULT_VNI
@@ -167,7 +164,7 @@ class VxlanBackend:
 
     @property
     def config_line(self) -> str:
-        """What the original logs of its config."""
+        """The original's log line about the config."""
         gbp, learns, direct = (
             str(flag).lower() for flag in (self.has_gbp, self.learns, self.routes_directly)
         )
@@ -178,20 +175,20 @@ class VxlanBackend:
 
     @property
     def device(self) -> str:
-        """Name of the device, `flannel.1`; with a VNI too long for that in hexadecimal, `flannel.xffffff`."""
+        """Name of the device, `flannel.1`; `flannel.xffffff` for a VNI with too many decimal digits."""
         name = f"flannel.{self.vni}" if self.vni <= _LONGEST_DECIMAL else f"flannel.x{self.vni:x}"
         return intern(name)  # each of a peer's objects holds it
 
     def lease_data(self, owner: str, wireguard: WireguardFacts) -> Vtep:
-        """Return our VTEP, as our lease publishes it unless it names another already."""
+        """Return the VTEP that a new lease publishes; an existing lease keeps its VTEP."""
         return vtep_of(owner, self.vni, self.mac_prefix)
 
     def mtu(self, host: Host) -> int:
-        """Return the octets of the largest packet that a container may send."""
+        """Return the size of the largest packet of a container, in bytes."""
         return self._mtu(host.underlay)
 
     def notes(self, host: Host) -> tuple[str, ...]:
-        """Return what a person should know of how it runs on this host, in a line each."""
+        """Return the peculiarities of the backend on this host, one line each."""
         notes = list(self.config_warnings)
         underlay = host.underlay
         if self.outer_mtu is not None and self.outer_mtu > underlay.mtu:
@@ -200,11 +197,11 @@ class VxlanBackend:
                 f" is used; allowed on this host are {_OUTER_MTUS[0]} to {underlay.mtu}"
             )
         if (trap := _checksum_trap(host)) is not None:
-            notes.append(f"checksums are not left to {underlay.link}, which costs throughput: {trap}")
+            notes.append(f"checksums are not offloaded to {underlay.link}, which reduces throughput: {trap}")
         return tuple(notes)
 
     def obstacle(self, underlay: Underlay, wireguard: WireguardFacts) -> str | None:
-        """Return what keeps it from working: an underlay that carries next to nothing."""
+        """Return the missing condition: an MTU of the underlay that is large enough."""
         if self._mtu(underlay) >= _SMALLEST_MTU:
             return None
         return f"an MTU of {_OUTER_MTUS[0]} or more on {underlay.link}, which has {underlay.mtu}"
@@ -234,7 +231,7 @@ class VxlanBackend:
         )
 
     def objection(self, peer: Lease, host: Host) -> str | None:
-        """Return why a peer cannot be reached: another backend or network, or data that makes no sense."""
+        """Return why a peer cannot be reached: another backend or network, or invalid data."""
         attributes = peer.attributes
         if attributes.backend_type != self.lease_type:
             return f"Ignoring non-vxlan subnet: type={attributes.backend_type}"
@@ -247,20 +244,20 @@ class VxlanBackend:
             data = str(attributes.backend_data)[:_LONGEST_SHOWN]
             return f"error decoding subnet lease JSON: no VtepMAC in BackendData {data}"
         if vtep.vni not in (None, self.vni, self.vni & _PUBLISHED_BITS):
-            return f"its VNI is {vtep.vni}, ours {self.vni}"
+            return f"its VNI is {vtep.vni}, not {self.vni}"
         if not is_of_one_device(vtep.mac):
-            return f"its VtepMAC {vtep.mac} is no address of one device"
+            return f"its VtepMAC {vtep.mac} is not the address of one device"
         if vtep.mac == self._mac(host):
-            # The kernel takes frames from our own address for echoes, and drops them.
-            return f"its VtepMAC {vtep.mac} is our own: is it a copy of this host?"
+            # The kernel drops frames with the device's own source address as echoes.
+            return f"its VtepMAC {vtep.mac} is that of this host: is it a copy of this host?"
         return None
 
     def outranked(self, peers: Iterable[Lease], host: Host) -> Mapping[IPv4Network, str]:
-        """Return the peers that give way to another, by subnet, and why.
+        """Return the peers that yield to another, by subnet, with the reason.
 
-        A MAC address is behind one host. Where peers at several addresses publish the same one, the host that
-        published it first stays: a copy, a mistake or a forged lease does not take its packets away. Of equal
-        ones, as after a start without the store, that of the first subnet stays.
+        A MAC address belongs to one host. If peers at several addresses publish the same one, the host that
+        published it first has precedence: a copy, a mistake or a forged lease does not redirect its packets.
+        Of equal ones, for example after a start without the store, the lowest subnet has precedence.
         """
         by_mac: dict[str, list[Lease]] = {}
         for peer in peers:
@@ -270,27 +267,27 @@ class VxlanBackend:
             subnet: reason
             for mac, sharing in by_mac.items()
             if len(sharing) > 1
-            for subnet, reason in self._giving_way(mac, sharing, host)
+            for subnet, reason in self._yielding(mac, sharing, host)
         }
 
     def guarded_path(self, host: Host) -> GuardedPath:
-        """Return the tunnel; peers that route directly send inner packets as they are, too."""
+        """Return the tunnel, and the underlay's link if peers send inner packets directly."""
         direct = (host.underlay.link,) if self.routes_directly else ()
         tunnel = GuardedTunnel(link=self.device, port=self.udp_port or KERNELS_PORT, vni=self.vni)
         return GuardedPath(links=(self.device, *direct), tunnel=tunnel)
 
     def plan_bridges(self, bridges: Iterable[Bridge], host: Host) -> State:
-        """Return nothing: bridges have what they need."""
+        """Return nothing: bridges need no objects."""
         return State.EMPTY
 
     def plan_peer(self, peer: Lease, host: Host) -> State:
-        """Return neighbour, FDB entry and route of a peer, or the one route by way of its address."""
+        """Return neighbour, FDB entry and route of a peer, or only the direct route."""
         if self.objection(peer, host) is not None:
             return State.EMPTY
         if self._is_direct(peer, host):
             return State.of(direct_route(peer, host))
         vtep, base = peer.attributes.vtep, peer.subnet.network_address
-        assert vtep is not None  # else there was an objection
+        assert vtep is not None  # otherwise, there was an objection
         return State.of(
             FdbEntry(link=self.device, mac=vtep.mac, destination=peer.attributes.public_ip),
             Neighbour(link=self.device, address=base, mac=vtep.mac),
@@ -310,10 +307,8 @@ class VxlanBackend:
     def _is_direct(self, peer: Lease, host: Host) -> bool:
         return self.routes_directly and host.underlay.reaches(peer.attributes.public_ip)
 
-    def _giving_way(
-        self, mac: str, sharing: Iterable[Lease], host: Host
-    ) -> Iterator[tuple[IPv4Network, str]]:
-        """Yield which of the peers with one MAC address are not to be planned for, and why."""
+    def _yielding(self, mac: str, sharing: Iterable[Lease], host: Host) -> Iterator[tuple[IPv4Network, str]]:
+        """Yield the peers with one MAC address that are not planned, with the reason."""
         able = [peer for peer in sharing if self._is_tunnelled(peer, host)]
         able.sort(key=lambda peer: (peer.since, peer.subnet))
         for peer in able[1:]:
@@ -321,25 +316,25 @@ class VxlanBackend:
             if peer.attributes.public_ip != known.public_ip:
                 yield (
                     peer.subnet,
-                    f"its VtepMAC {mac} is that of {first} at {known.host_text} too, which published it first"
-                    " and is sent to instead: if that host is gone, delete its lease; if one is a copy of the"
-                    " other, give it a MAC address of its own",
+                    f"its VtepMAC {mac} is also that of {first} at {known.host_text}, which published it"
+                    " first and has precedence: if that host is gone, delete its lease; if one is a copy of"
+                    " the other, give it its own MAC address",
                 )
 
     def _is_tunnelled(self, peer: Lease, host: Host) -> bool:
         return not self._is_direct(peer, host) and self.objection(peer, host) is None
 
     def _mac(self, host: Host) -> str:
-        ours, standing = vtep_of(host.owner, self.vni, self.mac_prefix), host.lease.attributes
-        is_ours = standing.owner is None or standing.owner == host.owner
-        return standing.vtep.mac if is_ours and may_stay(standing.vtep, ours) else ours.mac
+        derived, existing = vtep_of(host.owner, self.vni, self.mac_prefix), host.lease.attributes
+        is_ours = existing.owner is None or existing.owner == host.owner
+        return existing.vtep.mac if is_ours and may_stay(existing.vtep, derived) else derived.mac
 
 
 def parse(config: NetworkConfig) -> VxlanBackend:
-    """Return the backend that the config asks for.
+    """Return the backend of the config.
 
     Raises:
-        ConfigError: IPv4 is off, or a value makes no sense; the message names key and value.
+        ConfigError: IPv4 is disabled, or a value is invalid; the message names key and value.
     """
     ipv4_network(config)
     keys = BackendKeys("VXLAN", config.backend)
@@ -356,7 +351,7 @@ def parse(config: NetworkConfig) -> VxlanBackend:
 
 
 def _mac_prefix(keys: BackendKeys) -> bytes:
-    wanted = 'two octets of a single device\'s address such as "0E-2A"'
+    wanted = 'two bytes of the address of one device, such as "0E-2A"'
     text = keys.text("MacPrefix", wanted)
     if text is None:
         return b""

@@ -1,8 +1,8 @@
-"""The wireguard backend: packets cross a WireGuard device, which encrypts them for the peer's key.
+"""The wireguard backend: packets use a WireGuard device, which encrypts them with the peer's key.
 
 The whole network is routed to the device, which selects the peer by the destination (allowed IPs). A second
-route, of the last metric, drops what no device takes: without it, packets would leave in clear by the default
-route while the device is missing.
+route, with the greatest metric, drops packets while the device is missing. Without it, they would leave
+unencrypted by the default route.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -34,18 +34,18 @@ from pyflannel.plan.routes import Routed, address_objection, plan_fence, route_o
 KEYS = ("ListenPort", "ListenPortV6", "MTU", "PSK", "PersistentKeepaliveInterval", "Mode")
 
 OVERHEAD = 80
-"""Octets that the tunnel adds: IPv6 (40), UDP (8), WireGuard (32); 60 by IPv4, but the original takes 80."""
+"""Bytes that the tunnel adds: IPv6 (40), UDP (8), WireGuard (32). 60 with IPv4, but the original uses 80."""
 
 DEFAULT_PORT = 51820
 DEFAULT_PORT_V6 = 51821
 _PORTS = range(1, 65536)
 _KEEPALIVES = range(65536)
 _SMALLEST_MTU = 68
-"""Octets that IPv4 asks of every link (RFC 791)."""
+"""Bytes that IPv4 requires of each link (RFC 791)."""
 
 _OUTER_MTUS = range(_SMALLEST_MTU + OVERHEAD, 65536)
 _NAT_KEEPALIVE_S = 25
-"""Behind a NAT: less than any common lifetime of a UDP mapping (wg(8), PersistentKeepalive)."""
+"""Interval behind a NAT: less than the usual lifetimes of UDP mappings (wg(8), PersistentKeepalive)."""
 
 Mode = Literal["separate", "auto", "ipv4", "ipv6"]
 _MODES: Mapping[str, Mode] = {"separate": "separate", "auto": "auto", "ipv4": "ipv4", "ipv6": "ipv6"}
@@ -58,11 +58,11 @@ class WireguardBackend:
 
     Attributes:
         network: the whole range, routed to the device.
-        udp_port: of this host, and of every peer that publishes no other.
+        udp_port: UDP port of this host, and of each peer that publishes no other port.
         keepalive_s: interval of keepalive packets; 0 for none, unless this host is behind a NAT.
-        outer_mtu: octets of the largest encrypted packet; None for the underlay's MTU.
-        preshared_key: of all peers; empty for none.
-        config_warnings: what has no effect in the config, a line each.
+        outer_mtu: bytes of the largest encrypted packet; None for the underlay's MTU.
+        preshared_key: key of all peers; empty for none.
+        config_warnings: parts of the config without effect, one line each.
     """
 
     network: IPv4Network
@@ -78,15 +78,15 @@ class WireguardBackend:
     is_encrypted: bool = True
 
     def lease_data(self, owner: str, wireguard: WireguardFacts) -> WireguardData:
-        """Return the public key and the port that our lease publishes."""
+        """Return the public key and the port of the lease."""
         return WireguardData(public_key=wireguard.published, port=self.udp_port)
 
     def mtu(self, host: Host) -> int:
-        """Return the octets of the largest packet that a container may send."""
+        """Return the size of the largest packet of a container, in bytes."""
         return self._mtu(host.underlay)
 
     def notes(self, host: Host) -> tuple[str, ...]:
-        """Return what a person should know of how it runs on this host, in a line each."""
+        """Return the peculiarities of the backend on this host, one line each."""
         return tuple(self._notes(host))
 
     def _notes(self, host: Host) -> Iterator[str]:
@@ -103,7 +103,7 @@ class WireguardBackend:
             yield f"Network {why}"
 
     def obstacle(self, underlay: Underlay, wireguard: WireguardFacts) -> str | None:
-        """Return what keeps it from working: WireGuard itself, or the MTU of the underlay."""
+        """Return the missing condition: WireGuard itself, or a sufficient MTU of the underlay."""
         if wireguard.problem:
             return wireguard.problem
         if self._mtu(underlay) >= _SMALLEST_MTU:
@@ -136,7 +136,7 @@ class WireguardBackend:
             yield plan_fence(self.network, host.protocol)
 
     def objection(self, peer: Lease, host: Host) -> str | None:
-        """Return why the peer cannot be reached: another backend, no key, or an address of no other host."""
+        """Return why the peer cannot be reached: another backend, no key, or an unusable address."""
         attributes, data = peer.attributes, peer.attributes.wireguard
         if attributes.backend_type != self.lease_type:
             return f"Ignoring non-wireguard subnet: type={attributes.backend_type}"
@@ -145,14 +145,14 @@ class WireguardBackend:
         if data is None or data.public_key == _NO_KEY:
             return "its BackendData has no PublicKey of WireGuard"
         if data.public_key in (host.wireguard.key, host.wireguard.published):
-            return f"its PublicKey {data.public_key} is our own: is it a copy of this host?"
+            return f"its PublicKey {data.public_key} is that of this host: is it a copy of this host?"
         return None
 
     def outranked(self, peers: Iterable[Lease], host: Host) -> Mapping[IPv4Network, str]:
-        """Return the peers that give way to another with the same key, by subnet, and why.
+        """Return the peers that yield to another with the same key, by subnet, with the reason.
 
-        A key is that of one host. Where peers publish the same one, the host that published it first stays: a
-        copy, a mistake or a forged lease does not take its packets away.
+        A key belongs to one host. If peers publish the same one, the host that published it first has
+        precedence: a copy, a mistake or a forged lease does not redirect its packets.
         """
         by_key: dict[str, list[Lease]] = {}
         for peer in peers:
@@ -163,15 +163,15 @@ class WireguardBackend:
             first, *others = sorted(sharing, key=lambda peer: (peer.since, peer.subnet))
             for peer in others:
                 reasons[peer.subnet] = (
-                    f"its PublicKey {public_key} is that of {first.subnet} at"
-                    f" {first.attributes.public_ip} too, which published it first and is sent to instead: if"
+                    f"its PublicKey {public_key} is also that of {first.subnet} at"
+                    f" {first.attributes.public_ip}, which published it first and has precedence: if"
                     " that host is gone, delete its lease; if one is a copy of the other, run"
                     " `flannelctl rotate-key` on it"
                 )
         return reasons
 
     def plan_peer(self, peer: Lease, host: Host) -> State:
-        """Return the peer: the route of the network leads to it already."""
+        """Return the peer. It needs no route, because the network has one."""
         data = peer.attributes.wireguard
         if data is None or self.objection(peer, host) is not None:
             return State.EMPTY
@@ -187,11 +187,11 @@ class WireguardBackend:
         )
 
     def guarded_path(self, host: Host) -> GuardedPath:
-        """Return the device, the only way by which inner packets come."""
+        """Return the device, at which all inner packets arrive."""
         return GuardedPath(links=(wireguard_link(host.device),), refuses_clear=True)
 
     def plan_bridges(self, bridges: Iterable[Bridge], host: Host) -> State:
-        """Return nothing: bridges have what they need."""
+        """Return nothing: bridges need no objects."""
         return State.EMPTY
 
     def _mtu(self, underlay: Underlay) -> int:
@@ -208,10 +208,10 @@ def _is_behind_nat(underlay: Underlay) -> bool:
 
 
 def parse(config: NetworkConfig) -> WireguardBackend:
-    """Return the backend that the config asks for.
+    """Return the backend of the config.
 
     Raises:
-        ConfigError: IPv4 is off, or a value makes no sense; the message names key and value.
+        ConfigError: IPv4 is disabled, or a value is invalid; the message names key and value.
     """
     network = ipv4_network(config)
     keys = BackendKeys("wireguard", config.backend)
@@ -251,7 +251,7 @@ def _preshared_key(keys: BackendKeys) -> Secret:
         return Secret("")
     if (key := parse_key(text)) is None:
         raise ConfigError(
-            f"error decoding wireguard backend config: Backend.PSK is not a key of {KEY_OCTETS} octets in"
+            f"error decoding wireguard backend config: Backend.PSK is not a key of {KEY_OCTETS} bytes in"
             f" base64: it has {len(text)} characters, and a key has 44",
             hint="Write the output of `wg genpsk`, or leave it out for no preshared key.",
         )

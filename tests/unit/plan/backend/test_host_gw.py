@@ -57,7 +57,8 @@ class TestHostGw:
         [
             (
                 peer("10.10.10.101"),
-                "10.10.10.101 is not on our link, which host-gw needs: without a gateway eth0 reaches"
+                "10.10.10.101 is not on the link of this host, which host-gw needs: without a gateway eth0"
+                " reaches"
                 " 192.168.50.0/24, 172.16.0.0/12",
             ),
             (peer("192.168.50.101", ""), "Ignoring non-host-gw subnet: type="),

@@ -150,7 +150,7 @@ class TestPeer:
             ),
             (
                 {"wireguard": WireguardData(public_key=OWN_KEY)},
-                f"its PublicKey {OWN_KEY} is our own: is it a copy of this host?",
+                f"its PublicKey {OWN_KEY} is that of this host: is it a copy of this host?",
             ),
             ({"public_ip": IPv4Address("192.168.50.102")}, "192.168.50.102 is an address of this host"),
             ({"public_ip": IPv4Address("127.0.0.1")}, "127.0.0.1 is not the address of a host"),
@@ -185,7 +185,7 @@ class TestConfig:
             ({"ListenPortV6": "1"}, r"Backend\.ListenPortV6 is "),
             ({"PersistentKeepaliveInterval": -1}, r"Backend\.PersistentKeepaliveInterval is -1"),
             ({"MTU": 20}, r"Backend\.MTU is 20"),
-            ({"PSK": PSK[:-5]}, "Backend.PSK is not a key of 32 octets in base64: it has 39 characters"),
+            ({"PSK": PSK[:-5]}, "Backend.PSK is not a key of 32 bytes in base64: it has 39 characters"),
         ],
     )
     def test_a_bad_value_is_named(self, keys: dict[str, object], message: str) -> None:
