@@ -172,7 +172,7 @@ _REMEDIES = {
 
 
 def remedy(error: OSError, otherwise: str) -> str:
-    """Return the remedy if a resource is exhausted, for any failed operation; otherwise `otherwise`."""
+    """Return the remedy for an exhausted resource, if that caused the error, or else `otherwise`."""
     return _REMEDIES.get(error.errno or 0, otherwise)
 
 

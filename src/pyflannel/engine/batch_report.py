@@ -102,7 +102,7 @@ class BatchReport:
         self._journal = journal
         self.counts = Counts(repairs_by_kind=Counter({kind.KIND: 0 for kind in kinds}))
 
-    def tell(self, batch: Batch) -> None:
+    def report(self, batch: Batch) -> None:
         """Report the operations that took effect."""
         if batch.repairs:
             self.counts.repairs_by_kind.update(operation.subject.KIND for operation in batch.repairs)
@@ -123,7 +123,7 @@ class BatchReport:
             for operation in batch.done():
                 log.debug("%s %s", type(operation).__name__, found(operation))
 
-    def tell_refusals(self, refused: Iterable[Refusal], known: Iterable[Refusal]) -> None:
+    def report_refusals(self, refused: Iterable[Refusal], known: Iterable[Refusal]) -> None:
         """Report each cause of refusals, with the objects that it concerns, unless it is `known`."""
         before = {(found(one.operation), one.cause) for one in known}
         by_cause: dict[tuple[str, str], list[Operation]] = {}

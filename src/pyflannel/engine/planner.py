@@ -1,7 +1,7 @@
-"""The planner: from everything that is known of a network and this host to a plan.
+"""The planner: computes the plan from the inputs of a network and this host.
 
-The plan is a function of `Inputs` alone. A cache behind it makes small changes cheap: a lease that changes
-re-plans its peer only, and the result equals a plan made anew.
+The plan is a function of `Inputs` alone. A cache makes small changes fast: if a lease changes, only its peer
+is planned again, and the result equals a new plan.
 """
 
 from collections.abc import Mapping, Set
@@ -36,18 +36,18 @@ from pyflannel.wire.subnet_env import format_subnet_env
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inputs:
-    """Everything that changes while a host runs, and that its plan is made of.
+    """The inputs of a plan that may change while the host runs.
 
     Attributes:
         config: the network config in force; None until one is known.
-        backend: as the config asks for.
+        backend: the backend of the config.
         underlay: the interface that carries the tunnel.
-        lease: our own.
-        leases: those that count for the data path, ours too.
-        bridges: of containers; only the fast path asks for them.
+        lease: this host's lease.
+        leases: the leases that are valid for the data path, including this host's.
+        bridges: bridges of containers; only known for the fast path.
         has_fast_path: programs in the kernel may carry packets.
-        owner: our identity.
-        surroundings: what the host has beside the overlay, and needs to reach.
+        owner: identity of this host.
+        surroundings: addresses and routes outside the overlay.
         wireguard: key and implementation, for the wireguard backend.
     """
 
@@ -65,12 +65,12 @@ class Inputs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanOptions:
-    """What the operator asked for, and what does not change while the host runs.
+    """The inputs of a plan that do not change while the host runs.
 
     Attributes:
         subnet_file: path of subnet.env.
-        other_files: files that are kept as well.
-        packet_filter: the rules that are wanted.
+        other_files: further planned files.
+        packet_filter: options of the filter rules.
         device: device name that the daemon claims.
         mark: alias of its links.
         kernel: release of the running kernel; "" if unknown.
@@ -90,7 +90,7 @@ class PlanOptions:
 
 @dataclass(frozen=True, slots=True)
 class Unchanged:
-    """The plan is as before."""
+    """The plan has not changed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,17 +102,17 @@ class Changed:
 
 @dataclass(frozen=True, slots=True)
 class Replaced:
-    """Another plan. Later changes are made in it, in place, and told by `Changed`."""
+    """A new plan. Later changes are made in place and reported by `Changed`."""
 
     plan: State
 
 
 @dataclass(frozen=True, slots=True)
 class Blocked:
-    """There is no plan for these inputs, so the plan before stays in force.
+    """There is no plan for these inputs, so the previous plan stays in force.
 
     Attributes:
-        reason: what the backend waits for; "" while an input is missing.
+        reason: the condition that the backend waits for; "" if an input is missing.
     """
 
     reason: str = ""
@@ -123,7 +123,7 @@ PlanResult = Unchanged | Changed | Replaced | Blocked
 
 @dataclass(frozen=True, slots=True)
 class Objection:
-    """A peer that is not planned for, and why."""
+    """A peer that is not planned, and the reason."""
 
     peer: Lease
     reason: str
@@ -131,7 +131,7 @@ class Objection:
 
 @dataclass(frozen=True, slots=True)
 class _Basis:
-    """What every object of a plan depends on. Another basis makes another plan."""
+    """The inputs that concern all objects of a plan. Another basis requires a new plan."""
 
     config: NetworkConfig
     backend: Backend
@@ -140,13 +140,13 @@ class _Basis:
 
 
 class Planner:
-    """A cache behind the plan: `update` takes the inputs as they are now, and tells what changes.
+    """Keeps the plan up to date: `update` takes the present inputs and returns the changes of the plan.
 
     Attributes:
-        conflicts: leases that cannot all be right, in the order of their subnets.
-        objections: the peers that are not planned for, by subnet; the same mapping while nothing changes.
-        notes: how the network runs on this host where that is not as usual, a line each.
-        peer_changes: peers that came, went or changed by the latest update, until `forget_changes`.
+        conflicts: conflicts of leases, in the order of their subnets.
+        objections: the peers that are not planned, by subnet; the same mapping until it changes.
+        notes: peculiarities of the network on this host, one line each.
+        peer_changes: peers that the latest update added, removed or changed, until `forget_changes`.
     """
 
     def __init__(self, options: PlanOptions) -> None:
@@ -156,9 +156,9 @@ class Planner:
         self._peers: Peers | None = None
         self._peers_of: tuple[object, ...] = ()
         self._bridges: tuple[Bridge, ...] = ()
-        self._host_routes: tuple[IPv4Network, ...] = ()  # that the host itself has, whatever peers there are
-        self._is_contested = False  # two peers want one key, and only a whole plan tells which gets it
-        self._contested: Set[Key] = frozenset()  # what the peers want that give way to others
+        self._host_routes: tuple[IPv4Network, ...] = ()  # routes of the host itself, independent of peers
+        self._is_contested = False  # two peers need one key, and only a whole plan decides which gets it
+        self._contested: Set[Key] = frozenset()  # keys of the peers that yield to others
         self.conflicts: tuple[Conflict, ...] = ()
         self.objections: Mapping[IPv4Network, Objection] = {}
         self.notes: tuple[str, ...] = ()
@@ -166,17 +166,17 @@ class Planner:
 
     @property
     def peers(self) -> tuple[Lease, ...]:
-        """The leases of other hosts that are sound, in the order of their subnets."""
+        """The valid leases of other hosts, in the order of their subnets."""
         return tuple(sorted(self._peers or (), key=_place))
 
     @property
     def peer_count(self) -> int:
-        """How many peers there are."""
+        """The number of peers."""
         return len(self._peers or ())
 
     @property
     def refused(self) -> dict[IPv4Network, str]:
-        """The leases of others that are not planned for, and why."""
+        """The reasons why leases of other hosts are not planned, by subnet."""
         ignored = {} if self._peers is None else self._peers.ignored
         objected = {subnet: objection.reason for subnet, objection in self.objections.items()}
         return {**{subnet: conflict.text for subnet, conflict in ignored.items()}, **objected}
@@ -215,7 +215,7 @@ class Planner:
             {*found.stores, *found.gateways, *found.resolvers},
             self._peers,
         )
-        # A host may have thousands of addresses, of services, that come and go and meet nothing.
+        # A host may have thousands of addresses of services, which change and do not concern the plan.
         addresses = frozenset(
             address
             for address in found.addresses
@@ -224,7 +224,7 @@ class Planner:
         return replace(host, surroundings=replace(outside(found, own), addresses=addresses))
 
     def objection_to(self, config: NetworkConfig, backend: Backend, inputs: Inputs) -> str | None:
-        """Return why this host cannot run on a config, whatever leases there are; None when it can."""
+        """Return why this host cannot use a config, independent of leases; None if it can."""
         if config.network is None or inputs.underlay is None:
             return None
         found = foreign(inputs.surroundings, config.network, {self._options.device}, self._plan)
@@ -238,7 +238,7 @@ class Planner:
         return avoided(config.network, inputs.underlay, found)
 
     def update(self, inputs: Inputs) -> PlanResult:
-        """Bring the plan up to date with these inputs, and return what changed."""
+        """Update the plan to these inputs, and return the change."""
         self.peer_changes = self._update_peers(inputs)
         if inputs.backend is None or inputs.underlay is None:
             return self._block("")
@@ -260,17 +260,17 @@ class Planner:
         return self._plan_all(basis, inputs.bridges)
 
     def forget_changes(self) -> None:
-        """Free the list of changed peers, which at a start names all."""
+        """Free the list of changed peers, which contains all peers after a start."""
         self.peer_changes = []
 
     def _block(self, reason: str) -> Blocked:
-        """Keep the plan in force. If peers changed meanwhile, the next plan is made anew."""
+        """Keep the plan in force. If peers changed meanwhile, the next plan is a new one."""
         if self.peer_changes:
             self._basis = None
         return Blocked(reason)
 
     def _update_peers(self, inputs: Inputs) -> list[PeerChange]:
-        """Take in the leases; return the peers that came, went or changed."""
+        """Update the peers to the leases; return the peers that were added, removed or changed."""
         config, own = inputs.config, inputs.lease
         if own is None or config is None:
             return []
@@ -289,7 +289,7 @@ class Planner:
         return [PeerChange(old, new) for old, new in pairs if old is not new]
 
     def _plan_all(self, basis: _Basis, bridges: tuple[Bridge, ...]) -> Replaced:
-        """Plan everything. Of two peers that want one thing, the backend decides which gets it."""
+        """Plan everything. If two peers need one object, the backend decides which gets it."""
         config, backend, host, options = basis.config, basis.backend, basis.host, self._options
         text = format_subnet_env(
             config=config,
@@ -313,7 +313,7 @@ class Planner:
         self._bridges = bridges
         count, peers = len(plan), self.peers
         judged = [(peer, self._objection(peer, basis)) for peer in peers]
-        # A peer that is not sent to outranks nobody.
+        # A refused peer has precedence over no other.
         outranked = backend.outranked([peer for peer, reason in judged if reason is None], host)
         objections: dict[IPv4Network, Objection] = {}
         for peer, objection in judged:
@@ -326,12 +326,12 @@ class Planner:
             plan.add(items)
         self.objections = objections
         self._plan, self._is_contested = plan, len(plan) < count
-        giving_way = [peer for peer in peers if peer.subnet in outranked] if outranked else []
-        self._contested = {item.key for peer in giving_way for item in backend.plan_peer(peer, host)}
+        yielding = [peer for peer in peers if peer.subnet in outranked] if outranked else []
+        self._contested = {item.key for peer in yielding for item in backend.plan_peer(peer, host)}
         return Replaced(State(plan))
 
     def _plan_peers(self, basis: _Basis) -> dict[Key, Item | None] | None:
-        """Plan the changed peers anew; return None if two peers want one key, so that all must be planned."""
+        """Plan the changed peers again; return None if two peers need one key: then all must be planned."""
         if not self.peer_changes:
             return {}
         gone: ItemMap[Item] = ItemMap()
@@ -365,7 +365,7 @@ class Planner:
         return self._exchange(gone, come)
 
     def _is_about_contest(self, change: PeerChange, basis: _Basis) -> bool:
-        """Return whether a peer wants, or wanted, what others give way for: then another may get it."""
+        """Return whether a peer needs, or needed, an object for which others yield."""
         return any(
             item.key in self._contested
             for peer in (change.old, change.new)
@@ -374,7 +374,7 @@ class Planner:
         )
 
     def _affected(self, basis: _Basis) -> list[PeerChange]:
-        """Return the peers whose address enters or leaves the overlay as other peers come and go."""
+        """Return the peers whose address enters or leaves the overlay because other peers changed."""
         if basis.backend.routed != "peers" or self._peers is None:
             return []
         changed = {
@@ -383,7 +383,7 @@ class Planner:
         return [PeerChange(peer, peer) for peer in self._peers.inside(changed) if peer.subnet not in changed]
 
     def _objection(self, peer: Lease, basis: _Basis) -> str | None:
-        """Return why a peer is not planned for: its backend's objection, or its address is in the overlay."""
+        """Return why a peer is not planned: the backend's objection, or its address is in the overlay."""
         config, backend, host = basis.config, basis.backend, basis.host
         reason, address = backend.objection(peer, host), peer.attributes.public_ip
         if reason is not None or config.network is None or address not in config.network:
@@ -398,14 +398,14 @@ class Planner:
         return overlay_objection(address, (host.lease.subnet, *self._host_routes, *routed), host)
 
     def _plan_peer(self, peer: Lease, basis: _Basis) -> tuple[Item, ...]:
-        """Return what one peer needs; nothing for one that the backend plans nothing for."""
+        """Return the objects of one peer; none if the backend plans none for it."""
         items = tuple(basis.backend.plan_peer(peer, basis.host))
         if not items:
             return items
         return (*items, *plan_guard_peer(basis.path, peer, basis.host, self._options.packet_filter.guard))
 
     def _plan_bridges(self, basis: _Basis, bridges: tuple[Bridge, ...]) -> dict[Key, Item | None]:
-        """Plan the objects anew that depend on the bridges and their containers, if these changed."""
+        """Plan the objects of the bridges and their containers again, if these changed."""
         if bridges is self._bridges:
             return {}
         gone = basis.backend.plan_bridges(self._bridges, basis.host).by_key
@@ -414,7 +414,7 @@ class Planner:
         return self._exchange(gone, come)
 
     def _exchange(self, gone: ItemMap[Item], come: ItemMap[Item]) -> dict[Key, Item | None]:
-        """Take items out of the plan and put others in; return what was at each key that changed."""
+        """Remove items from the plan and add others; return the previous item of each changed key."""
         previous: dict[Key, Item | None] = {}
         for item in gone.each():
             if item.key not in come:

@@ -1,4 +1,4 @@
-"""The reconciler: keeps the host equal to the plan, whatever changes either of them.
+"""The reconciler: keeps the host equal to the plan.
 
 One task works on one record (`engine.work`). Three events fill the record: a change of the plan, a look that
 finds an object that differs from the plan, and a refusal. The task takes the keys that are due, computes one
@@ -29,10 +29,11 @@ AUDIT_S = 10.0
 """Longest pause between two looks at the host: the kernel does not announce every change."""
 
 AUDITED_PER_S = 1000
-"""Objects that an audit may look at for each second since the last one: 10 µs each are 1 % of a core."""
+"""Objects that an audit may read per second since the last one: at 10 µs each, this is 1 % of a core."""
 
 RETRY_COSTS = 4
-"""A refused operation waits so many times as long as it took: a target that hangs takes long."""
+"""Ratio of the pause after a refused operation to its duration: an operation on a hanging target takes long.
+"""
 
 Judge = Callable[[Sequence[Refusal], Kinds], Sequence[Refusal]]
 
@@ -41,17 +42,17 @@ class Reconciler:
     """Keeps `targets` equal to the plan.
 
     Args:
-        targets: what the plan is applied to.
+        targets: the targets to which the plan is applied.
         clock: time.
-        draw: a random number below its argument, for the jitter of retries.
+        draw: returns a random number below its argument, for the jitter of retries.
         judge: takes the present refusals, and the kinds of which every object is in place. It returns the
-            refusals to report; for the others it has changed the inputs of the plan.
-        progressed: is called after each batch and each look.
-        alive: is called in each turn of the loop, at least every `audit_s`.
+            refusals to report; for the others, it has changed the inputs of the plan.
+        progressed: called after each batch and each look.
+        alive: called in each turn of the loop, at least every `audit_s` seconds.
         audit_s: longest pause between two looks.
         mark: alias of the links of this daemon.
         device: device name that this daemon claims.
-        journal: of what was found and done.
+        journal: journal of the operations.
     """
 
     def __init__(
@@ -85,7 +86,7 @@ class Reconciler:
         self._has_news = asyncio.Event()
         self._must_look = False
         self._looked_at = -math.inf
-        self._new_kinds = self._targets.kinds  # nothing of them was applied: no difference is damage yet
+        self._new_kinds = self._targets.kinds  # kinds that were never applied: no difference is damage yet
         self._has_applied = False
         self._is_performing = False
         self._taken: Mapping[str, Refusal] = {}
@@ -95,12 +96,12 @@ class Reconciler:
 
     @property
     def counts(self) -> Counts:
-        """What was done since the start."""
+        """The counters since the start."""
         return self._report.counts
 
     @property
     def is_clean(self) -> bool:
-        """The host is as planned: every target was read, and nothing is left to do or being done."""
+        """The host is as planned: all targets were read, and no operation is left or in progress."""
         is_busy = self._is_performing or not self._work.is_empty
         return self._has_applied and not self._targets.errors and not is_busy
 
@@ -113,7 +114,7 @@ class Reconciler:
         return self._work.refusals()
 
     def delayed(self) -> Iterator[Operation]:
-        """Yield the repairs that wait because another program keeps undoing them, and what requires these."""
+        """Yield the repairs that another program keeps undoing, and the operations that require these."""
         waiting = (Stage.PAUSED, Stage.BLOCKED) if self._work.has_pauses else ()
         for key, mark in self._work.undone() if waiting else ():
             if mark.stage in waiting and (operation := self._operation_on(key, mark)) is not None:
@@ -127,7 +128,7 @@ class Reconciler:
     # Events.
 
     def follow(self, result: PlanResult) -> None:
-        """Take in what the planner made of new inputs. The host follows soon."""
+        """Note a result of the planner. The host follows soon."""
         match result:
             case Changed(previous):
                 for key, old in previous.items():
@@ -144,7 +145,7 @@ class Reconciler:
         self._has_news.set()
 
     def look(self) -> None:
-        """Look at the host soon: anything may have changed."""
+        """Read the host soon, because any part may have changed."""
         self._must_look = True
         self._has_news.set()
 
@@ -158,7 +159,7 @@ class Reconciler:
     # The loop.
 
     async def run(self) -> None:
-        """Run until cancelled. The host stays as it is."""
+        """Run until cancelled. The host does not change afterwards."""
         async with asyncio.TaskGroup() as tasks:
             following = self._targets.run(changed=self.look, answered=self._has_news.set)
             tasks.create_task(following, name="targets")
@@ -172,7 +173,7 @@ class Reconciler:
                 await pause(self._clock, self._rest_s(), until=self._has_news)
 
     async def _turn(self) -> bool:
-        """Do what can be done now; return whether anything was done."""
+        """Perform the due work; return whether there was any."""
         now = self._clock.now()
         if self._must_look or now >= self._audit_due_s:
             self._must_look = False
@@ -193,7 +194,7 @@ class Reconciler:
         return True
 
     def _rest_s(self) -> float:
-        """Return the seconds until something is due although nothing happens."""
+        """Return the seconds until work is due without an event."""
         now = self._clock.now()
         if not self._has_plan:
             return self._audit_s
@@ -208,7 +209,7 @@ class Reconciler:
         return self._looked_at + max(self._audit_s, len(self._plan) / AUDITED_PER_S)
 
     async def _compare(self, readings: Sequence[Reading]) -> None:
-        """Compare what the targets showed with the plan, and perform the operations that follow."""
+        """Compare the readings of the targets with the plan, and perform the resulting operations."""
         began = self._clock.now()
         shown = [reading for reading in readings if reading.error is None]
         generations = {kind: reading.generation for reading in shown for kind in reading.kinds}
@@ -220,7 +221,7 @@ class Reconciler:
         actual = ours(state, desired, self._mark, self._device)
         found = (change(old, new) for old, new in differences(actual, wanted))
         operations = [operation for operation in found if operation is not None]
-        if not self._work.is_blank:  # else ten thousand keys would be made for nothing
+        if not self._work.is_blank:  # otherwise, ten thousand keys would be created in vain
             operations = self._without_later(operations, generations, desired)
         for reading in readings:
             self._work.end_look(reading.generation, reading.kinds)
@@ -237,7 +238,7 @@ class Reconciler:
     def _without_later(
         self, operations: Iterable[Operation], generations: Mapping[type[Item], int], desired: State
     ) -> list[Operation]:
-        """Leave out the keys of which something later is known. Settle the keys that the look found right."""
+        """Omit the keys that changed after the look began. Settle the keys that the look shows as planned."""
         left, differing = [], set()
         for operation in operations:
             item = operation.subject
@@ -261,7 +262,7 @@ class Reconciler:
         return left
 
     def _leave_taken(self, batch: Batch, desired: State) -> None:
-        """Keep for later what would be on the links that another daemon of this host has."""
+        """Postpone the objects on links that another daemon of this host has."""
         for refusal in self._taken.values():
             self._postpone(batch, refusal.operation, Stage.REFUSED, refusal=refusal)
         for item in self._plan if self._taken else ():
@@ -270,7 +271,7 @@ class Reconciler:
                 self._work.postpone(item.key, blocked, batch.since)
 
     async def _work_on(self, due: Iterable[tuple[Key, Mark]]) -> None:
-        """Perform what is due without a look: the record knows what is in place."""
+        """Perform the due operations without a look: the record contains the objects in place."""
         batch = Batch(self._work.generation)
         operations = []
         for key, mark in due:
@@ -284,7 +285,7 @@ class Reconciler:
             self._report_refusals()
 
     async def _perform(self, batch: Batch, operations: Iterable[Operation]) -> None:
-        """Apply the operations as one batch. Keep in the record what is refused or must wait."""
+        """Apply the operations as one batch. Refused and waiting operations remain in the record."""
         began = self._clock.now()
         self._is_performing = True
         admitted = self._with_losses(batch, self._admit(batch, order(operations, self._plan)))
@@ -300,16 +301,16 @@ class Reconciler:
         if any(operation.subject.IS_HOST_PART for operation in batch.done()):
             self._work.release()
         self._note_fights(batch, self._clock.now() - began)
-        self._report.tell(batch)
+        self._report.report(batch)
 
     def _report_refusals(self) -> None:
-        """Have the refusals judged, and report those that are new. The judge may change the plan."""
+        """Pass the refusals to the judge, and report the new ones. The judge may change the plan."""
         known, refused = self._known, tuple(self.refused())
         self._known = refused
-        self._report.tell_refusals(self._judge(refused, self._settled_kinds()), known)
+        self._report.report_refusals(self._judge(refused, self._settled_kinds()), known)
 
     def _note_fights(self, batch: Batch, cost_s: float) -> None:
-        """Find the repairs that another program undid so often that the next one must wait."""
+        """Note the repairs that another program undid so often that the next one is delayed."""
         now = self._clock.now()
         if batch.repairs:
             self._damping.forget(now)
@@ -319,7 +320,7 @@ class Reconciler:
                 batch.fights.append(operation)
 
     def _with_losses(self, batch: Batch, operations: list[Operation]) -> list[Operation]:
-        """Return the operations, with those that restore what the kernel drops because of them."""
+        """Return the operations, and those that restore the objects that the kernel drops because of them."""
         restored: list[Operation] = []
         for item, left in losses(operations, self._plan):
             self._work.lose(item.key, left, type(item))
@@ -354,7 +355,7 @@ class Reconciler:
         return admitted
 
     async def _apply(self, batch: Batch, operations: Sequence[Operation]) -> None:
-        """Apply the operations, and bring the record up to date."""
+        """Apply the operations, and update the record."""
         if not operations:
             return
         began = self._clock.now()
@@ -375,7 +376,7 @@ class Reconciler:
             if self._work.is_later(refusal.operation.subject.key, batch.since):
                 self.look()  # the object changed meanwhile
             now = self._clock.now()
-            if missing.blocks(refusal.operation):  # it has no trouble of its own
+            if missing.blocks(refusal.operation):  # a missing object is the cause
                 self._postpone(batch, refusal.operation, Stage.BLOCKED, tried_s=now)
             else:
                 due_s = self._retry_due_s(refusal, cost_s)
@@ -410,10 +411,10 @@ class Reconciler:
         self._work.postpone(item.key, later, batch.since)
 
     def _retry_due_s(self, refusal: Refusal, cost_s: float) -> float:
-        """Return when a refused operation is tried again without an event.
+        """Return the time at which a refused operation is retried without an event.
 
-        A permanent refusal waits for the time of an audit. The pause before a temporary one doubles; jitter
-        keeps hosts with one trouble apart.
+        A permanent refusal waits for the interval of an audit. The pause of a temporary one doubles. Jitter
+        prevents that hosts with the same problem retry in step.
         """
         if refusal.is_permanent:
             return self._clock.now() + self._audit_s
@@ -424,20 +425,20 @@ class Reconciler:
         return self._clock.now() + pause_s * (0.5 + self._draw(1000) / 2000)
 
     def _operation_on(self, key: Key, mark: Mark) -> Operation | None:
-        """Return what is to be done about a key, as far as known."""
+        """Return the operation on a key, as far as known; None if there is none."""
         planned = self._plan.by_key.get(key)
         is_unknown = mark.stage is Stage.UNKNOWN and planned is not None
         return change(None if is_unknown else mark.found, planned)
 
     def _is_planned(self, batch: Batch, item: Item) -> bool:
-        """Return whether an operation on the item follows from the plan, and repairs no damage."""
+        """Return whether an operation on the item follows from the plan and is not a repair."""
         mark = self._work.get(item.key)
         return type(item) in batch.new_kinds or (mark is not None and mark.is_planned)
 
     def _is_hopeless(self, operation: Operation) -> bool:
         """Return whether the operation need not be tried again after a look.
 
-        It was refused for good and nothing has changed since, or it was refused this very moment.
+        It was refused permanently and nothing has changed since, or it was refused just now.
         """
         mark = self._work.get(operation.subject.key)
         if mark is None or mark.refusal is None or mark.found != _found_by(operation):
@@ -445,7 +446,7 @@ class Reconciler:
         return mark.refusal.is_permanent or self._clock.now() < mark.tried_s + RETRY_MIN_S
 
     def _missing_host_parts(self, but: Iterable[Operation] = ()) -> Missing:
-        """Return the objects that others may require and that are not in place, without those of `but`."""
+        """Return the objects that others may require and that are not in place, except those of `but`."""
         missing, undone = Missing(), list(self._work.undone_host_parts())
         keys = {operation.subject.key for operation in but} if undone else set()
         for key, mark in undone:
@@ -453,11 +454,11 @@ class Reconciler:
                 missing.note(operation)
         for kind in self._new_kinds:
             for item in self._plan.of_type(kind) if kind.IS_HOST_PART else ():
-                missing.note(Add(item))  # as far as known: its target was never read
+                missing.note(Add(item))  # probably: its target was never read
         return missing
 
     def _is_host_part_missing(self) -> bool:
-        """Return whether a program that reads subnet.env now would start containers too early."""
+        """Return whether subnet.env must wait, because a program that reads it would start containers."""
         unread = (kind for kind in self._targets.unread_kinds if kind.IS_HOST_PART)
         is_unread = any(next(self._plan.of_type(kind), None) is not None for kind in unread)
         return is_unread or bool(self._missing_host_parts())

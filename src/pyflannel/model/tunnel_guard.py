@@ -8,10 +8,10 @@ from pyflannel.model.item import Item, Key, Marks, Rank
 from pyflannel.model.packet_filter import device_of, filter_name
 
 GuardMode = Literal["strict", "peer", "off"]
-"""What the guard checks: outer and inner source, the outer source only, or nothing."""
+"""The check of the guard: outer and inner source, only the outer source, or nothing."""
 
 STEM = "flannel-guard"
-"""How the names of the tables begin."""
+"""Stem of the names of the tables."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,8 +19,8 @@ class GuardedTunnel:
     """A tunnel of UDP datagrams.
 
     Attributes:
-        link: of the inner packets, flannel0 or flannel.1.
-        port: UDP port at which this host takes tunnel packets.
+        link: link of the inner packets, flannel0 or flannel.1.
+        port: UDP port on which this host receives tunnel packets.
         vni: VXLAN network identifier; None if an inner packet follows the UDP header, as with udp.
     """
 
@@ -31,12 +31,13 @@ class GuardedTunnel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuardedPath:
-    """How packets of other hosts come to this one.
+    """The path of packets from other hosts to this one.
 
     Attributes:
-        links: by which inner packets arrive.
-        tunnel: None if peers send inner packets as they are, as with host-gw, or if the device checks them.
-        refuses_clear: drop what comes to this host's subnet by the underlay without the overlay.
+        links: links at which inner packets arrive.
+        tunnel: None if peers send inner packets without a tunnel, as with host-gw, or if the device checks
+            them.
+        refuses_clear: drop unencrypted packets to this host's subnet that arrive at the underlay.
     """
 
     links: tuple[str, ...]
@@ -51,12 +52,12 @@ class GuardTable(Item):
     Attributes:
         device: device name that the daemon claims.
         underlay: link that carries the tunnel.
-        address: of this host on the underlay.
-        source_length: prefix length of nearly all peers' `sources`, which are the quickest to find.
-        network: of the overlay; None for a table that is there and not planned.
-        subnet: of this host.
-        path: how packets of other hosts come.
-        differences: what is in the table that no plan has, in words.
+        address: address of this host on the underlay.
+        source_length: prefix length of the `sources` of most peers, which are found fastest.
+        network: network of the overlay; None for an existing table that is not planned.
+        subnet: subnet of this host.
+        path: path of packets from other hosts.
+        differences: texts about unplanned content of the table.
     """
 
     KIND = "guard_table"
@@ -74,7 +75,7 @@ class GuardTable(Item):
 
     @property
     def key(self) -> Key:
-        """What makes two values one table."""
+        """The identity of the table."""
         return "guard-table", self.device
 
     @property
@@ -84,7 +85,7 @@ class GuardTable(Item):
 
     @property
     def title(self) -> str:
-        """The object in the operator's words."""
+        """The name of the object in texts."""
         return f"nftables table {self.name}"
 
     def is_marked(self, marks: Marks) -> bool:
@@ -94,14 +95,14 @@ class GuardTable(Item):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuardPeer(Item):
-    """Tunnel packets from `address` are taken if their inner source is in `sources`.
+    """A peer: tunnel packets from `address` are accepted if their inner source is in `sources`.
 
     Attributes:
         device: device name that the daemon claims.
-        subnet: of the peer.
-        address: of the peer on the underlay.
-        port: UDP port at which the peer takes tunnel packets.
-        sources: the peer's subnet, or every address if only the outer source is checked.
+        subnet: subnet of the peer.
+        address: address of the peer on the underlay.
+        port: UDP port on which the peer receives tunnel packets.
+        sources: the peer's subnet, or all addresses if only the outer source is checked.
     """
 
     KIND = "guard_peer"
@@ -116,12 +117,12 @@ class GuardPeer(Item):
 
     @property
     def key(self) -> Key:
-        """What makes two values one entry: the first address of the subnet, as subnets do not overlap."""
+        """The identity of the entry: the first address of the subnet, because subnets do not overlap."""
         return guard_peers(self.device), int(self.subnet.network_address)
 
     @property
     def title(self) -> str:
-        """The object in the operator's words."""
+        """The name of the object in texts."""
         return f"tunnel guard of {self.device} for {self.subnet}"
 
     @property
@@ -130,15 +131,15 @@ class GuardPeer(Item):
         return (("guard-table", self.device),)
 
     def is_marked(self, marks: Marks) -> bool:
-        """Return whether the entry is of the daemon's table."""
+        """Return whether the entry belongs to the daemon's table."""
         return self.device == marks.device
 
 
 def guard_peers(device: str) -> tuple[str, str]:
-    """Return the table of the entries of a device's peers, in states."""
+    """Return the table of a device's peers in keys of states."""
     return "guard-peer", device
 
 
 def guard_device_of(table: str) -> str | None:
-    """Return the device whose daemon has the table of this name; None if it is no tunnel guard."""
+    """Return the device of the daemon with the table of this name; None if it is not a tunnel guard."""
     return device_of(table, STEM)
