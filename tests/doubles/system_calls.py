@@ -1,9 +1,10 @@
-"""System calls of a thread that fail when a test says so: the kernel itself refuses them.
+"""System calls of a thread or of a program that fail on demand: the kernel itself refuses them.
 
 A seccomp filter stops each system call of the thread that it knows, and asks a supervisor, a process of its
 own, whether the call goes on or fails with an errno (seccomp_unotify(2)). So whatever makes the call meets
 the failure: Python, the C library, libbpf. Threads that the thread starts inherit the filter; so do the
-programs that it starts, whose calls always go on.
+programs that it starts, whose calls always go on. A filter stays over execve(2): so a real program meets the
+failures as well.
 """
 
 import asyncio
@@ -18,8 +19,9 @@ import socket
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NamedTuple
 
 ERRNOS = (errno.EIO, errno.EMFILE, errno.ENOSPC, errno.EISDIR, errno.EACCES, errno.EINTR)
@@ -89,9 +91,10 @@ _GO_ON = 1
 
 _EPOLL_CTL_ADD = 1
 
-_ORDER = struct.Struct(
-    "=5I"
-)  # is armed, which call fails, with what, does every such call from then on, seen
+_ORDER = struct.Struct("=6I")
+"""Is armed, which call fails, with what, does every such call from then on, seen; number of the calls that
+count, or _ANY."""
+_ANY = 0xFFFFFFFF
 _IGNORED_AT, _IGNORED = _ORDER.size, struct.Struct("=8i")
 _CALLS_AT = _IGNORED_AT + _IGNORED.size
 _MOST_CALLS = 4096
@@ -117,21 +120,14 @@ class SystemCalls:
         loop = asyncio.get_running_loop()
         ignored = [loop._ssock.fileno(), loop._csock.fileno()]  # type: ignore[attr-defined]
         _IGNORED.pack_into(self._memory, _IGNORED_AT, *ignored, *[-1] * (8 - len(ignored)))
-        ours, its = socket.socketpair()
-        command = [sys.executable, "-I", "-S", __file__, str(descriptor), str(its.fileno()), str(os.getpid())]
-        self._supervisor = subprocess.Popen(command, pass_fds=[descriptor, its.fileno()])
+        self._supervisor = _supervised(descriptor)
         os.close(descriptor)
-        its.close()
-        listener = _install_filter()
-        socket.send_fds(ours, [b"x"], [listener])  # no filter stops this call
-        os.close(listener)
-        ours.close()
 
     @contextmanager
     def counted(self) -> Iterator[list[Call]]:
         """Count the calls of a block; the list is filled at its end."""
         calls: list[Call] = []
-        _ORDER.pack_into(self._memory, 0, 1, 0, 0, 0, 0)
+        _ORDER.pack_into(self._memory, 0, 1, 0, 0, 0, 0, _ANY)
         try:
             yield calls
         finally:
@@ -140,7 +136,7 @@ class SystemCalls:
     @contextmanager
     def failing(self, place: int, code: int, *, lasting: bool = False) -> Iterator[None]:
         """Let one call of a block fail: the `place`-th, from 1; or also each later one of its name."""
-        _ORDER.pack_into(self._memory, 0, 1, place, code, lasting, 0)
+        _ORDER.pack_into(self._memory, 0, 1, place, code, lasting, 0, _ANY)
         try:
             yield
         finally:
@@ -148,10 +144,43 @@ class SystemCalls:
 
     def _stop(self) -> list[Call]:
         seen = _ORDER.unpack_from(self._memory, 0)[4]
-        _ORDER.pack_into(self._memory, 0, 0, 0, 0, 0, 0)
+        _ORDER.pack_into(self._memory, 0, 0, 0, 0, 0, 0, _ANY)
         numbers = struct.unpack_from(f"={min(seen, _MOST_CALLS)}H", self._memory, _CALLS_AT)
         return [Call(place, _NAMES[number]) for place, number in enumerate(numbers, 1)]
 
+
+class ProgramCalls:
+    """The system calls of a program in any sandbox. `control` is a file that both sides see.
+
+    The calls by which its asyncio loop wakes itself always go on.
+    """
+
+    def __init__(self, control: Path) -> None:
+        self._control = control
+        with control.open("wb+") as file:
+            file.truncate(_CALLS_AT + _MOST_CALLS * 2)
+            self._memory = mmap.mmap(file.fileno(), 0)
+        _IGNORED.pack_into(self._memory, _IGNORED_AT, *[-1] * 8)
+
+    def command(self, argv: Sequence[str]) -> list[str]:
+        """Return the command that starts the program with the filter."""
+        return [sys.executable, "-I", "-S", __file__, "run", str(self._control), *argv]
+
+    def fail_next(self, name: str, code: int) -> None:
+        """Let the next call of this name fail, and no other."""
+        _ORDER.pack_into(self._memory, 0, 1, 1, code, 0, 0, _X86_64[name])
+
+    def has_failed(self) -> bool:
+        """Return whether it has been made."""
+        return bool(_ORDER.unpack_from(self._memory, 0)[4])
+
+    def stop(self) -> None:
+        """Let all calls go on."""
+        _ORDER.pack_into(self._memory, 0, 0, 0, 0, 0, 0, _ANY)
+
+
+NAMES = tuple(_X86_64)
+"""The system calls that can fail."""
 
 _NAMES = {number: name for name, number in _X86_64.items()}
 
@@ -167,6 +196,27 @@ def why_not() -> str | None:
             return None if "user_notif" in file.read() else "the kernel has no seccomp user notification"
     except OSError:
         return "the kernel has no seccomp"
+
+
+def _supervised(descriptor: int) -> "subprocess.Popen[bytes]":
+    """Filter the calling thread from now on; return the process that judges its calls by this memory."""
+    ours, its = socket.socketpair()
+    words = [str(descriptor), str(its.fileno()), str(os.getpid())]
+    command = [sys.executable, "-I", "-S", __file__, "supervise", *words]
+    supervisor = subprocess.Popen(command, pass_fds=[descriptor, its.fileno()])
+    its.close()
+    listener = _install_filter()
+    socket.send_fds(ours, [b"x"], [listener])  # no filter stops this call
+    os.close(listener)
+    ours.close()
+    return supervisor
+
+
+def _run(control: str, *argv: str) -> None:
+    """Become a program whose calls are judged by the memory in the file `control`."""
+    descriptor = os.open(control, os.O_RDWR | os.O_CLOEXEC)
+    _supervised(descriptor)
+    os.execvp(argv[0], argv)
 
 
 def _install_filter() -> int:
@@ -204,12 +254,13 @@ def _supervise(descriptor: int, socket_descriptor: int, process: int) -> None:
         except OSError:
             continue  # the task died meanwhile
         identifier, task, _, number, _, _, *arguments = _NOTIFICATION.unpack(notification)
-        is_armed, place, code, is_lasting, seen = _ORDER.unpack_from(memory, 0)
+        is_armed, place, code, is_lasting, seen, wanted = _ORDER.unpack_from(memory, 0)
         error = 0
-        if is_armed and _counts(memory, process, task, number, arguments):
+        is_wanted = is_armed and wanted in (_ANY, number)
+        if is_wanted and _counts(memory, process, task, number, arguments):
             struct.pack_into("=H", memory, _CALLS_AT + 2 * min(seen, _MOST_CALLS - 1), number)
             seen += 1
-            _ORDER.pack_into(memory, 0, is_armed, place, code, is_lasting, seen)
+            _ORDER.pack_into(memory, 0, is_armed, place, code, is_lasting, seen, wanted)
             if seen == place:
                 failing = number
             if seen == place or (is_lasting and place and seen > place and number == failing):
@@ -226,9 +277,17 @@ def _counts(memory: mmap.mmap, process: int, task: int, number: int, arguments: 
         return False  # of a program that was started
     if number == _X86_64["epoll_ctl"] and arguments[1] != _EPOLL_CTL_ADD:
         return False
+    if (number, arguments[2]) in _WAKING:
+        return False
     # A descriptor is an int, of which the upper half of the register says nothing.
     return arguments[0] & 0xFFFFFFFF not in _IGNORED.unpack_from(memory, _IGNORED_AT)
 
 
+_WAKING = ((_X86_64["sendto"], 1), (_X86_64["recvfrom"], 4096))
+"""Calls with these octets are those by which an asyncio loop wakes itself."""
+
 if __name__ == "__main__":
-    _supervise(*map(int, sys.argv[1:]))
+    if sys.argv[1] == "run":
+        _run(*sys.argv[2:])
+    else:
+        _supervise(*map(int, sys.argv[2:]))

@@ -50,12 +50,19 @@ def configure_logging(form: LogForm, verbosity: int, stream: TextIO) -> None:
 
     Libraries log warnings and errors, a limited number in a minute. A second call replaces the first.
     """
-    handler = logging.StreamHandler(stream)
+    handler = _LogStream(stream)
     handler.addFilter(LibraryLimit())
     handler.setFormatter(JsonFormatter() if form == "json" else KlogFormatter())
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     logging.captureWarnings(True)
     logging.getLogger(_OURS).setLevel(logging.DEBUG if verbosity >= 1 else logging.INFO)
+
+
+class _LogStream(logging.StreamHandler[TextIO]):
+    """Drops a line that cannot be written: a traceback of that would go to the same stream."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Drop the line."""
 
 
 class LibraryLimit(logging.Filter):

@@ -1,5 +1,6 @@
 """The log has klog's form or JSON's, one event a line."""
 
+import errno
 import io
 import json
 import logging
@@ -90,6 +91,20 @@ def test_configured_logging_limits_libraries() -> None:
         logging.getLogger("asyncio").error("socket.accept() out of system resource")
 
     assert len(stream.getvalue().splitlines()) == 10
+
+
+def test_a_line_that_cannot_be_written_is_dropped(capsys: pytest.CaptureFixture[str]) -> None:
+    """Without a traceback of the library, which would go to the same stream."""
+
+    class Full(io.StringIO):
+        def write(self, _: str) -> int:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    configure_logging("klog", 0, Full())
+
+    logging.getLogger("pyflannel").warning("lost")
+
+    assert capsys.readouterr().err == ""
 
 
 def test_json_lines_are_one_object_each() -> None:
