@@ -203,7 +203,9 @@ class FaultNetwork:
     def pinged(self, fault: str, *, is_limited: bool = True) -> Iterator[PingStream]:
         """Ping from container to container during a fault. No more may be lost than the table allows."""
         row: FaultRow = fault_rows()[fault]
-        with PingStream(self.source, self.target.address, interval_s=PING_INTERVAL_S) as stream:
+        with PingStream(
+            self.source, self.target.address, interval_s=PING_INTERVAL_S, is_urgent=True
+        ) as stream:
             stream.wait_answered()
             yield stream
             stream.wait_answered()

@@ -99,13 +99,11 @@ def test_a_read_only_run_directory(network) -> None:
 
 @pytest.mark.fault("descriptors exhausted")
 def test_no_descriptor_is_left(network) -> None:
-    """Connections and files wait, what has its descriptor goes on."""
+    """The daemon lives on, and makes up for what it could not do."""
     with network.pinged("descriptors exhausted"):
         mark = network.mark()
-        used = len(os.listdir(f"/proc/{network.daemon.pid}/fd"))
-        with limited(network.daemon, resource.RLIMIT_NOFILE, used):
+        with limited(network.daemon, resource.RLIMIT_NOFILE, 0):  # open ones stay open
             network.add_peer()
-            network.wait_peers()
             network.victim.run(["rm", "/run/flannel/subnet.env"])
             network.wait_logged(mark, "EMFILE")
         network.wait_well()
