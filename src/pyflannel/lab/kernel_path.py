@@ -226,7 +226,8 @@ def _batch(sandbox: Sandbox, program: str, lines: Iterable[str], patience_s: flo
 # route by the peer.
 
 VXLAN = "vxlan1"
-_MTUS = {"vxlan": 1450, "host-gw": 1500}
+WIREGUARD = "wg1"
+_MTUS = {"vxlan": 1450, "host-gw": 1500, "wireguard": 1420}
 _MACS = "02:00:00:00:00:01", "02:00:00:00:00:02"
 _LEFT = HostPlace("plain1", LEFT, IPv4Interface("10.10.10.201/24"))
 _RIGHT = HostPlace("plain2", RIGHT, IPv4Interface("192.168.50.201/24"))
@@ -247,21 +248,56 @@ class KernelPath:
 def lay_by_hand(
     backend: str, hosts: tuple[Host, Host], gateways: tuple[IPv4Interface, IPv4Interface]
 ) -> tuple[NamespaceContainer, NamespaceContainer]:
-    """Connect two hosts as the backend, vxlan or host-gw, connects them; return a container on each.
+    """Connect two hosts as vxlan, host-gw or wireguard connects them; return a container on each.
 
     The gateways are the addresses of the bridges for the containers.
     """
+    if backend == "wireguard":
+        lay_wireguard(hosts, gateways)
+    else:
+        _lay_routes(backend, hosts, gateways)
+    left, right = (
+        host.container("box", gateway=gateway, mtu=_MTUS[backend])
+        for host, gateway in zip(hosts, gateways, strict=True)
+    )
+    return left, right
+
+
+def lay_wireguard(hosts: tuple[Host, Host], gateways: tuple[IPv4Interface, IPv4Interface]) -> None:
+    """Connect two hosts by WireGuard: that of the kernel, or wireguard-go if the kernel has none."""
+    keys = [host.run(["wg", "genkey"]).stdout for host in hosts]
+    public = [host.run(["wg", "pubkey"], text=key).stdout for host, key in zip(hosts, keys, strict=True)]
+    for number, (host, gateway) in enumerate(zip(hosts, gateways, strict=True)):
+        peer = 1 - number
+        if host.run(["ip", "link", "add", WIREGUARD, "type", "wireguard"], check=False).returncode:
+            host.start(["env", "WG_PROCESS_FOREGROUND=1", "wireguard-go", "-f", WIREGUARD], name=WIREGUARD)
+            wait_until(
+                lambda host=host: not host.run(["wg", "show", WIREGUARD], check=False).returncode,  # type: ignore[misc]
+                what=f"wireguard-go on {host.name}",
+                deadline_s=_LISTEN_DEADLINE_S,
+            )
+        config = (
+            f"[Interface]\nPrivateKey = {keys[number]}ListenPort = 51820\n[Peer]\nPublicKey = {public[peer]}"
+            f"AllowedIPs = {gateways[peer].network}\nEndpoint = {hosts[peer].address}:51820\n"
+        )
+        host.run(["wg", "setconf", WIREGUARD, "/dev/stdin"], text=config)
+        lines = [
+            f"address add {gateway.network.network_address}/32 dev {WIREGUARD}",
+            f"link set {WIREGUARD} mtu {_MTUS['wireguard']} up",
+            f"route add {gateways[peer].network} dev {WIREGUARD}",
+        ]
+        _batch(host, "ip", lines)
+
+
+def _lay_routes(
+    backend: str, hosts: tuple[Host, Host], gateways: tuple[IPv4Interface, IPv4Interface]
+) -> None:
     leases = [_lease(*end) for end in zip(hosts, gateways, _MACS, strict=True)]
     for host, own, peer, mac in zip(hosts, leases, reversed(leases), _MACS, strict=True):
         if backend == "vxlan":
             base = IPv4Interface((own.subnet.network_address, 32))
             lay_vxlan(host, base, host.address, device=VXLAN, mac=mac)
         objects_of([peer], backend, device=VXLAN).lay(host)
-    left, right = (
-        host.container("box", gateway=gateway, mtu=_MTUS[backend])
-        for host, gateway in zip(hosts, gateways, strict=True)
-    )
-    return left, right
 
 
 def lay_kernel_path(lab: Lab) -> KernelPath:
