@@ -3,8 +3,8 @@
 Run by `scripts/bench backends`, as root. Beside vxlan, host-gw and wireguard is the same path laid manually,
 with the same MTU and the same rules in FORWARD, and for wireguard by the same implementation, the kernel's or
 wireguard-go. Beside udp, in user space here, is the kernel's vxlan. Beside `guard`, which is vxlan, is the
-same with --guard=off. A ratio is the median of the rounds, with their quartiles. In each round, both paths are
-measured one after the other.
+same with --guard=off. A ratio is the median of the rounds, with their quartiles. In each round, both paths
+are measured one after the other.
 """
 
 import sys

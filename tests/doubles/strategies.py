@@ -192,7 +192,7 @@ def udp_plans(draw: st.DrawFn) -> State:
     state |= State.of(HostFile(path="/run/flannel/subnet.env", text="x\n"))
     modes: list[GuardMode] = ["strict", "peer", "off"]
     path, mode = backend.guarded_path(host), draw(st.sampled_from(modes))
-    state |= plan_guard(path, config, host, mode)
+    state |= plan_guard(path, config, host, FilterOptions(guard=mode))
     for peer in peers:
         state |= backend.plan_peer(peer, host) | State.of(*plan_guard_peer(path, peer, host, mode))
     return state

@@ -4,10 +4,14 @@ A real systemd, a real Docker engine and the units of deploy/systemd in namespac
 host pings one here.
 """
 
+import json
 import re
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import reduce
+from operator import or_
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +28,56 @@ pytestmark = pytest.mark.skipif(missing is not None, reason=f"no {missing}")
 DEPLOY = Path(__file__).parents[2] / "deploy/systemd"
 UNITS = "/etc/systemd/system"
 SOON_S = 60.0
+OWN_UNITS = ("flanneld.service", "flannel-forwarder.socket", "flannel-forwarder@.service")
+FORWARDER_UNIT = r"flannel-forwarder@[\w.-]+\.service"
 EXPOSURE_MAX = 30
+FORWARDER_EXPOSURE_MAX = 10
 """In tenths, as `systemd-analyze security --threshold` takes it; 100 is a service without any restriction."""
+
+NET_ADMIN, NET_RAW, BPF = 1 << 12, 1 << 13, 1 << 39
+"""linux/capability.h."""
+
+PAYLOAD = """
+import json, os, socket, sys
+
+def connect(path):
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(path)
+
+def is_possible(act):
+    try:
+        act()
+    except OSError:
+        return False
+    return True
+
+def attempt():
+    possible = {
+        "read /etc/shadow": is_possible(lambda: open("/etc/shadow").read()),
+        "reach systemd": is_possible(lambda: connect("/run/systemd/private")),
+        "reach Docker": is_possible(lambda: connect("/run/docker.sock")),
+        "write to /etc": is_possible(lambda: open("/etc/payload", "w").close()),
+        "become root": is_possible(lambda: os.setuid(0)),
+        "start a process": is_possible(lambda: os.waitpid(os.posix_spawn("/bin/true", ["true"], {}), 0)),
+        "open a socket": is_possible(lambda: socket.socket(socket.AF_INET).close()),
+    }
+    print("payload", json.dumps([name for name in possible if possible[name]]), file=sys.stderr, flush=True)
+"""
+IN_DAEMON = """
+attempt()
+from pyflannel.programs.flanneld import main
+sys.exit(main())
+"""
+IN_FORWARDER = """
+from pyflannel.datapath.forwarder import Forwarder
+from pyflannel.programs.forwarder import main
+real = Forwarder.run
+def run(self, watchdog):
+    attempt()
+    real(self, watchdog)
+Forwarder.run = run
+sys.exit(main())
+"""
 
 EACH_DEVICE = "[Match]\nName=flannel* docker*\n[Network]\nAddress=192.0.2.9/32\n"
 
@@ -69,6 +121,17 @@ class Booted:
 
     def cgroup(self, pid: str) -> str:
         return self.system.run(["cat", f"/proc/{pid}/cgroup"]).stdout
+
+    def rights(self, pid: str) -> tuple[str, int]:
+        """The user of a process, and all capabilities that it has or could get."""
+        status = dict(
+            line.split(":", 1) for line in self.system.run(["cat", f"/proc/{pid}/status"]).stdout.splitlines()
+        )
+        (uid,) = set(status["Uid"].split())
+        user = self.system.run(["id", "--name", "--user", uid]).stdout.strip()
+        sets = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
+        assert status["NoNewPrivs"].strip() == "1"
+        return user, reduce(or_, (int(status[name], 16) for name in sets))
 
     def time_of(self, event: str) -> int:
         """When flanneld last did this, in microseconds."""
@@ -114,9 +177,9 @@ class Booted:
         """Return once the journal of flanneld has it, a moment after it was written."""
         self.wait(lambda: text in self.system.journal("flanneld.service"), f"{text!r} is in the journal")
 
-    def scopes(self) -> list[str]:
+    def forwarder_units(self) -> list[str]:
         """The forwarders' units."""
-        listed = self.system.systemctl("list-units", "--all", "--no-legend", "--plain", "flannel-forwarder-*")
+        listed = self.system.systemctl("list-units", "--all", "--no-legend", "--plain", "flannel-forwarder@*")
         return [line.split()[0] for line in listed.splitlines()]
 
     def networkd_says(self, link: str) -> str:
@@ -124,10 +187,30 @@ class Booted:
         listed = self.system.run(["networkctl", "--no-legend", "--no-pager", "list"]).stdout
         return next((line.split()[-1] for line in listed.splitlines() if line.split()[1] == link), "")
 
+    def attempted(self, unit: str) -> list[str]:
+        """What code inside the processes of a unit could do, once such code has run."""
+        said: list[str] = []
+
+        def has_run() -> bool:
+            said[:] = re.findall(r"^payload (.+)$", self.system.journal(unit), re.MULTILINE)
+            return bool(said)
+
+        self.wait(has_run, f"code has run in {unit}")
+        found: list[str] = json.loads(said[-1])
+        return found
+
     @contextmanager
-    def changed(self, setting: str) -> Iterator[None]:
-        """Run flanneld with another setting in its [Service], for the length of a block."""
-        drop_in = "/run/systemd/system/flanneld.service.d/test.conf"
+    def running(self, program: str, unit: str = "flanneld.service") -> Iterator[None]:
+        """Run another program in the unit, with all its restrictions, for the length of a block."""
+        path = f"/opt/{unit.partition('.')[0]}.py"
+        self.system.run(["tee", path], text=PAYLOAD + program)
+        with self.changed(f"ExecStart=\nExecStart={sys.executable} -P {path}", unit):
+            yield
+
+    @contextmanager
+    def changed(self, setting: str, unit: str = "flanneld.service") -> Iterator[None]:
+        """Run flanneld with another setting in the [Service] of a unit, for the length of a block."""
+        drop_in = f"/run/systemd/system/{unit}.d/test.conf"
         self.system.run(["mkdir", "-p", str(Path(drop_in).parent)])
         self.system.run(["tee", drop_in], text=f"[Service]\n{setting}\n")
         self._restart()
@@ -163,7 +246,9 @@ def booted(network_of: Callable[..., AbstractContextManager[Any]]) -> Iterator[B
         network.etcdctl("del", "/coreos.com/network/config")
         system = BootedSystem(network.hosts["docker1"])
         system.install()
-        lay(system, "flanneld.service", f"{UNITS}/flanneld.service")
+        for unit in OWN_UNITS:
+            lay(system, unit, f"{UNITS}/{unit}")
+        lay(system, "sysusers.d/flannel.conf", "/etc/sysusers.d/flannel.conf")
         lay(
             system,
             "docker-by-subnet-env/docker.service.d/flannel.conf",
@@ -242,20 +327,72 @@ class TestBoot:
         assert "No fast path" not in booted.system.journal("flanneld.service")
 
     def test_the_units_are_correct_and_hardened(self, booted: Booted) -> None:
-        verified = booted.system.run(["systemd-analyze", "verify", "flanneld.service", "docker.service"])
-        exposure = booted.system.run(
-            ["systemd-analyze", "security", f"--threshold={EXPOSURE_MAX}", "flanneld.service"], check=False
-        )
+        (forwarder,) = booted.forwarder_units()
+        verified = booted.system.run(["systemd-analyze", "verify", *OWN_UNITS, "docker.service"])
 
         assert (verified.stdout, verified.stderr) == ("", "")
-        assert exposure.returncode == 0, exposure.stdout[-200:]
+        for unit, highest in (("flanneld.service", EXPOSURE_MAX), (forwarder, FORWARDER_EXPOSURE_MAX)):
+            command = ["systemd-analyze", "security", f"--threshold={highest}", unit]
+            exposure = booted.system.run(command, check=False)
+            assert exposure.returncode == 0, exposure.stdout[-200:]
 
     def test_the_forwarder_has_a_unit_of_its_own(self, booted: Booted) -> None:
         (forwarder,) = booted.forwarders()
         own = booted.cgroup(forwarder)
 
-        assert re.search(r"/system\.slice/flannel-forwarder-\w+\.scope$", own, re.MULTILINE)
+        assert re.search(rf"/{FORWARDER_UNIT}$", own, re.MULTILINE)
+        assert booted.rights(forwarder) == ("flannel-forwarder", 0)
         assert "flanneld.service" not in own
+
+
+class TestRights:
+    """What a defect in a process could do to the host."""
+
+    def test_the_daemon_has_three_capabilities_and_no_root(self, booted: Booted) -> None:
+        rights = booted.rights(booted.main_pid)
+
+        assert rights == ("flanneld", NET_ADMIN | NET_RAW | BPF)
+
+    def test_code_inside_them_reaches_neither_secrets_nor_systemd(self, booted: Booted) -> None:
+        """Root can do all of it: it is the restrictions that prevent it."""
+        system, (before,) = booted.system, booted.forwarders()
+        with booted.running(IN_DAEMON), booted.running(IN_FORWARDER, "flannel-forwarder@.service"):
+            of_daemon = booted.attempted("flanneld.service")
+            system.run(["kill", before])
+            of_forwarder = booted.attempted("flannel-forwarder@*")
+            booted.wait(lambda: ping(booted.elsewhere, booted.container).is_reached, "packets flow")
+        of_root = system.run([sys.executable, "-c", f"{PAYLOAD}\nattempt()"]).stderr
+
+        assert of_daemon == ["start a process", "open a socket"]
+        assert of_forwarder == []
+        assert json.loads(of_root.removeprefix("payload ")) == [
+            *("read /etc/shadow", "reach systemd", "reach Docker", "write to /etc", "become root"),
+            *("start a process", "open a socket"),
+        ]
+        booted.wait_another_forwarder([before])
+
+    def test_the_user_takes_over_from_a_flanneld_of_root(
+        self, booted: Booted, pinging: Callable[..., AbstractContextManager[Any]]
+    ) -> None:
+        """As after an update of the unit: files, programs, and a forwarder that accepts only root."""
+        (before,) = booted.forwarders()
+        with ExitStack() as of_root:
+            of_root.enter_context(booted.changed("User=root\nEnvironment=FLANNELD_FAST_PATH=off"))
+            booted.system.run(["kill", before])
+            forwarder, pid = booted.wait_another_forwarder([before]), booted.main_pid
+            booted.wait(lambda: ping(booted.elsewhere, booted.container).is_reached, "packets flow")
+            assert booted.rights(pid)[0] == "root"
+            with pinging(booted.elsewhere, booted.container) as pings:
+                of_root.close()
+                booted.wait_another_daemon(pid)
+                booted.wait_another_forwarder([forwarder])
+
+        assert pings.lost == 0
+        assert "Killed" not in booted.system.journal("flanneld.service")
+        owners = booted.system.run(
+            ["find", "/run/flannel", "/var/lib/flannel", "-not", "-user", "flanneld"]
+        ).stdout
+        assert owners == ""
 
 
 class TestRestart:
@@ -314,17 +451,17 @@ class TestRestart:
         """A unit that somebody hardened too far; the next restart mends it."""
         (before,) = booted.forwarders()
 
-        with booted.changed("InaccessiblePaths=/run/systemd/private /run/dbus"):
+        with booted.changed("InaccessiblePaths=/run/flannel-forwarder.sock"):
             booted.system.run(["kill", before])
             forwarder = booted.wait_another_forwarder([before])
 
             booted.wait_said(
-                "Started the forwarder inside this service, so both stop together: systemd refused a unit"
+                "Started the forwarder inside this service, so both stop together: systemd starts no"
             )
             assert "flanneld.service" in booted.cgroup(forwarder)
 
         third = booted.wait_another_forwarder([before, forwarder])
-        booted.wait_in_unit(third, r"/flannel-forwarder-\w+\.scope$")
+        booted.wait_in_unit(third, rf"/{FORWARDER_UNIT}$")
 
     def test_wrong_use_is_not_tried_for_ever(self, booted: Booted) -> None:
         good = booted.system.run(["cat", "/etc/default/flanneld"]).stdout
@@ -345,9 +482,9 @@ class TestRestart:
         booted.network.put("config", '{"Network":"10.100.0.0/16","Backend":{"Type":"udp","Port":8286}}')
 
         forwarder = booted.wait_another_forwarder(before)
-        booted.wait_in_unit(forwarder, r"flannel-forwarder-\w+\.scope")
-        (unit,) = re.findall(r"flannel-forwarder-\w+\.scope", booted.cgroup(forwarder))[:1]
-        booted.wait(lambda: booted.scopes() == [unit], "the unit of the old one is gone")
+        booted.wait_in_unit(forwarder, FORWARDER_UNIT)
+        (unit,) = re.findall(FORWARDER_UNIT, booted.cgroup(forwarder))[:1]
+        booted.wait(lambda: booted.forwarder_units() == [unit], "the unit of the old one is gone")
 
 
 class TestOtherHands:
@@ -401,7 +538,7 @@ class TestReboot:
             return max(found.start() for found in re.finditer(rf"^{unit}: Deactivated", said, re.MULTILINE))
 
         assert end_of(r"docker\.service") < end_of(r"flanneld\.service")
-        assert end_of(r"docker\.service") < end_of(r"flannel-forwarder-\w+\.scope")
+        assert end_of(r"docker\.service") < end_of(FORWARDER_UNIT)
 
     def test_a_store_that_is_away_keeps_no_host_from_booting(self, booted: Booted) -> None:
         """It knows its subnet and its peers, and Docker starts with them."""
@@ -429,6 +566,9 @@ class TestCleanup:
         assert "systemctl disable flanneld.service" in said
         assert booted.system.show("flanneld", "ActiveState") == "inactive"
         assert booted.system.show("flanneld", "SubState") == "dead"
-        assert booted.scopes() == []
-        for path in ("/run/flannel", "/var/lib/flannel", "/sys/class/net/flannel0"):
+        assert booted.forwarder_units() == []
+        for path in (
+            *("/run/flannel", "/run/flannel-forwarder.sock"),
+            *("/var/lib/flannel", "/sys/class/net/flannel0"),
+        ):
             assert booted.system.run(["test", "-e", path], check=False).returncode == 1, path

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import socket
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -439,6 +440,30 @@ def test_legacy_iptables_is_looked_at_by_the_clock(namespace, listen, tmp_path: 
         "iptables chain FLANNEL-FWD in filter: 2 of 2 rules missing"
     ]
     assert "FLANNEL" not in namespace.command("iptables-legacy-save")
+
+
+READ_AS_USER = """
+import asyncio, os
+from pyflannel.kernel.filters.iptables import read_saved
+os.setgid(65534)  # after the import: another user may not be able to read this checkout
+os.setuid(65534)
+saved = asyncio.run(read_saved("iptables-legacy"))
+print([table for table, chains in saved.items() if "FLANNEL-FWD" in chains])
+"""
+
+
+def test_a_user_with_capabilities_reads_legacy_iptables(namespace, tmp_path: Path) -> None:
+    """As flanneld does under systemd. Only root may read the list of tables, so ours are read one by one."""
+    namespace.command("iptables-legacy", "-N", "FLANNEL-FWD")
+    rights = ["setpriv", "--securebits=+no_setuid_fixup", "--clear-groups"]
+    rights += [f"--{kind}-caps=+net_admin,+net_raw" for kind in ("inh", "ambient")]
+    # A lock that the group may open, as `flannelctl prepare` leaves it.
+    own_run = 'mount -t tmpfs none /run && install -m 640 -g 65534 /dev/null /run/xtables.lock && exec "$@"'
+    before = ["unshare", "--mount", "sh", "-c", own_run, "sh", *rights]
+
+    said = namespace.command(*before, sys.executable, "-c", READ_AS_USER)
+
+    assert said == "['filter']\n"
 
 
 def test_an_old_iptables_draws_no_ports(namespace, tmp_path: Path, monkeypatch, caplog) -> None:

@@ -88,6 +88,18 @@ def test_a_program_that_the_holder_started_does_not_hold_it(path: str) -> None:
         child.wait()
 
 
+def test_a_symlink_at_its_path_is_not_followed(tmp_path: Path) -> None:
+    """Root holds the lock during a cleanup, in a directory that belongs to the user of flanneld."""
+    target, path = tmp_path / "target", tmp_path / "lock"
+    target.write_text("of root")
+    path.symlink_to(target)
+
+    with pytest.raises(TargetError, match="cannot be made: ELOOP"), RunLock(str(path)):
+        pass
+
+    assert target.read_text() == "of root"
+
+
 def test_a_place_where_no_file_can_be_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
 

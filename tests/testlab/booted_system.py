@@ -17,7 +17,7 @@ _OFF_DEADLINE_S = 120.0
 _INSTALLATION = (Path(sys.prefix), Path(pyflannel.__file__).resolve().parents[1])
 _UP = ("running", "degraded")
 _STARTED = ("starting", *_UP)
-_PROGRAMS = ("flanneld", "flannelctl", "mk-docker-opts")
+_PROGRAMS = ("flanneld", "flannelctl", "flannel-forwarder", "mk-docker-opts")
 
 _LAY = """
 mkdir -p "$1/layer" "$1/work" "$2"
@@ -78,10 +78,15 @@ class BootedSystem(Sandbox):
             LabError: the machine's root cannot be the lower layer of another.
         """
         self._host.run(["sh", "-c", _LAY, "sh", self._root.parent, self._root, self._base])
+        # A node of its own, with the mode that udev gives it: that of the machine may be another.
+        self.write("/etc/tmpfiles.d/tun.conf", "d /dev/net\nc /dev/net/tun 0666 - - - 10:200\n")
         if self._base != Path("/"):
             return
         for name in _PROGRAMS:
             self._host.run(["ln", "-sf", Path(sys.executable).parent / name, self._root / "usr/local/bin"])
+        for parent in {parent for path in _INSTALLATION for parent in path.parents}:
+            if (self._root / parent.relative_to("/")).is_dir():  # one that only root may enter
+                self._host.run(["chmod", "go+x", self._root / parent.relative_to("/")])
         if any(path.is_relative_to("/tmp") or path.is_relative_to("/var/tmp") for path in _INSTALLATION):
             # Units with a /tmp of their own would not see this installation.
             self.write("/etc/systemd/system/service.d/installation.conf", "[Service]\nPrivateTmp=no\n")
@@ -103,7 +108,10 @@ class BootedSystem(Sandbox):
             LabError: it did not get there.
         """
         docker = self._host.directory / "docker"  # its overlays cannot lie on ours
-        binds = (f"--bind={docker}:/var/lib/docker", *(f"--bind-ro={path}" for path in _INSTALLATION))
+        binds = (
+            f"--bind={docker}:/var/lib/docker",
+            *(f"--bind-ro={self._for_all_users(path)}:{path}" for path in _INSTALLATION),
+        )
         self._console = self._host.start(
             [
                 *("sh", "-c", _BOOT, cgroup_of(self.directory)),
@@ -112,7 +120,6 @@ class BootedSystem(Sandbox):
                 "--network-namespace-path=/proc/1/ns/net",
                 "--capability=all",
                 "--system-call-filter=@keyring bpf",  # which Docker needs
-                "--bind=/dev/net/tun",
                 *(binds if self._base == Path("/") else ()),
                 "systemd.unit=multi-user.target",
                 "systemd.mask=systemd-modules-load.service",  # the kernel is the machine's
@@ -122,6 +129,17 @@ class BootedSystem(Sandbox):
         )
         wait_until(self._has_begun, what=f"{self.name} boots", deadline_s=_BOOT_DEADLINE_S)
         self.run(["sh", "-c", _UNLOCK])
+
+    def _for_all_users(self, path: Path) -> Path:
+        """Return a part of the installation, as a copy if only root may read it: units have other users."""
+        if path.stat().st_mode & 0o005 == 0o005:
+            return path
+        copy = self.directory / "installation" / path.name
+        if not copy.exists():
+            self._host.run(["mkdir", "-p", copy.parent])
+            self._host.run(["cp", "--archive", path, copy])
+            self._host.run(["chmod", "--recursive", "go+rX", copy])
+        return copy
 
     def wait_up(self) -> None:
         """Return when systemd has nothing left to start.

@@ -1,6 +1,8 @@
 """Composition of one network of this host: adapters, engine, and the answers for the API."""
 
 import asyncio
+import os
+import pwd
 import random
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
@@ -310,7 +312,7 @@ def _host_options(
         plan=PlanOptions(
             subnet_file=str(places.subnet_file),
             other_files=(_device_file(places, device),),
-            packet_filter=options.packet_filter,
+            packet_filter=replace(options.packet_filter, users=_senders()),
             device=device,
             mark=places.mark,
             kernel=kernel_release(),
@@ -343,3 +345,18 @@ def _old_text(path: Path) -> str | None:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
+
+
+_USER = "flanneld"
+"""The user of the systemd unit."""
+
+
+def _senders() -> tuple[int, ...]:
+    """Return the users beside root whose sockets may carry the tunnel: ours, and that of the unit.
+
+    A forwarder may still use the socket of a former daemon, which had another user.
+    """
+    users = {os.geteuid()}
+    with suppress(KeyError):
+        users.add(pwd.getpwnam(_USER).pw_uid)
+    return tuple(sorted(users - {0}))

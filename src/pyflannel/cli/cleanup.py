@@ -1,4 +1,4 @@
-"""flannelctl cleanup, and flannelctl pins."""
+"""flannelctl cleanup, and the commands of the systemd unit: prepare and pins."""
 
 import asyncio
 import os
@@ -19,8 +19,10 @@ from pyflannel.cli.invocation import (
     shared_options,
     state_options,
 )
-from pyflannel.commands.cleanup import Cleanup, CleanupReport, clean_up, lay_pins, preview
+from pyflannel.commands.cleanup import Cleanup, CleanupReport, clean_up, preview
 from pyflannel.commands.local_daemon import check_own_files
+from pyflannel.commands.preparation import lay_pins, user_named
+from pyflannel.commands.preparation import prepare as prepare_for
 
 
 @click.command()
@@ -100,4 +102,26 @@ def pins(run_dir: Path | None) -> None:
     Mounts a bpffs at `.bpf` in the run directory, and pins the programs at the links of this network
     namespace there. Needs root and the mount namespace of the host. The systemd unit of flanneld runs it.
     """
-    say(asyncio.run(lay_pins(places_of(run_dir))))
+    for line in asyncio.run(lay_pins(places_of(run_dir))):
+        say(line)
+
+
+@click.command()
+@click.option("--user", required=True, metavar="NAME", help="The user of flanneld.")
+@run_dir_option
+@state_options
+@shared_options()
+def prepare(user: str, run_dir: Path | None, state_dir: Path | None, subnet_file: Path | None) -> None:
+    """Give the user of flanneld access to all that it needs.
+
+    Does the work of `pins` for this user. Gives it the files of a flanneld that ran as root, and the lock of
+    iptables. Replaces forwarders of root without losing a packet. Needs root and the mount namespace of the
+    host. The systemd unit of flanneld runs it.
+    """
+    done, failures = asyncio.run(prepare_for(places_of(run_dir, state_dir, subnet_file), user_named(user)))
+    for line in done:
+        say(line)
+    for error in failures:
+        say(f"flannelctl: {error.in_full}", err=True)
+    if failures:
+        click.get_current_context().exit(1)

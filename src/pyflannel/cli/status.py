@@ -228,6 +228,7 @@ def _forwarder(forwarder: ForwarderStatus) -> str:
     parts = [f"pid {forwarder.pid}" if forwarder.pid else "not running"]
     if forwarder.pid:
         parts.append("attached" if forwarder.is_attached else "not attached")
+    parts += [restriction.replace("_", " ") for restriction in forwarder.restrictions]
     parts += [f"{reason} {count}" for reason, count in forwarder.counters.items() if count]
     return ", ".join(parts)
 

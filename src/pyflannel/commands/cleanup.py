@@ -14,9 +14,9 @@ from pyflannel.assembly.stores import open_store
 from pyflannel.commands.examination import known_networks, membership_of, status_of_host
 from pyflannel.commands.local_daemon import running_daemon, stop_daemon
 from pyflannel.commands.network_client import is_missing
-from pyflannel.errors import BusyError, FlannelError, TargetError, WireError, sentences
+from pyflannel.errors import BusyError, FlannelError, WireError, sentences
 from pyflannel.kernel.bpf.fast_path import FastPath
-from pyflannel.kernel.bpf.pins import pin_directory, pin_standing, remove_pin_directory
+from pyflannel.kernel.bpf.pins import remove_pin_directory
 from pyflannel.kernel.bpf.target import BpfTarget
 from pyflannel.kernel.filters.iptables import IptablesTarget, read_rules, remove_rules
 from pyflannel.kernel.filters.nftables import NftTarget
@@ -46,29 +46,6 @@ from pyflannel.processes.wireguard_go import LOG_NAME as WIREGUARD_LOG_NAME
 from pyflannel.processes.wireguard_go import WireguardGo
 from pyflannel.wire.forwarder_control import SOCKET_NAME
 from pyflannel.wire.lease_record import SUBNETS, lease_of
-
-
-async def lay_pins(places: Places) -> str:
-    """Mount the directory of pins and pin the attached programs; return a line that reports it.
-
-    Raises:
-        TargetError: this host or user cannot pin programs there.
-    """
-    try:
-        with pin_directory(str(places.bpf)) as directory:
-            count = await pin_standing(directory)
-    except NotADirectoryError as error:
-        raise TargetError(
-            f"{places.bpf} is not a directory",
-            hint="Remove it, and find the program that created it: flanneld creates only a directory.",
-        ) from error
-    except OSError as error:
-        raise TargetError(
-            f"eBPF programs cannot be pinned in {places.bpf}: {error.strerror}",
-            hint="Run as root, on a kernel with eBPF. Without pins, packets go through user space.",
-        ) from error
-    return f"pinned {count} eBPF programs of this host in {places.bpf}"
-
 
 _NAMED = 8
 """Objects of one kind that are listed individually. More are counted."""

@@ -3,17 +3,20 @@
 import os
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from pyflannel.datapath.relay import BROKEN, READABLE, WRITABLE, Poller
-from pyflannel.errors import BusyError, WireError
+from pyflannel.errors import WireError
 from pyflannel.wire.forwarder_control import FrameReader, Kind, encode_frame
 
 _CLIENTS = 16
 _READ_OCTETS = 65536
 _UNSENT_OCTETS = 8 << 20
 """Answers that a client left unread; one with more has forgotten us."""
+
+_DESCRIPTORS = 1
+"""A request has one at most. The kernel closes others."""
 
 _PEER_CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
 
@@ -31,64 +34,24 @@ class Answer(NamedTuple):
     descriptors: tuple[int, ...] = ()
 
 
-def listen(path: str) -> socket.socket:
-    """Return a listening socket at `path`, mode 0600; one that a dead forwarder left is replaced.
-
-    Raises:
-        BusyError: a living forwarder answers there.
-        OSError: the path cannot be used.
-    """
-    remove_stale(path)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-    listener.bind(path)
-    os.chmod(path, 0o600)  # nobody can connect before listen()
-    listener.listen(_CLIENTS)
-    return listener
-
-
-def listen_on(descriptor: int) -> socket.socket:
-    """Return a listener that another process listened on; who connects sees from now on that it is ours."""
-    listener = socket.socket(fileno=descriptor)
-    listener.setblocking(False)
-    listener.listen(_CLIENTS)
-    return listener
-
-
-def remove_stale(path: str) -> None:
-    """Remove the socket that a dead forwarder left at `path`.
-
-    Raises:
-        BusyError: a living forwarder answers there.
-    """
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
-        try:
-            probe.connect(path)
-        except FileNotFoundError:
-            return
-        except ConnectionRefusedError:
-            os.unlink(path)
-            return
-        except BlockingIOError:  # alive: its backlog is full
-            holder = "another forwarder"
-        else:
-            holder = f"another forwarder, pid {_credentials(probe)[0]},"
-    raise BusyError(
-        f"{holder} answers at {path}", hint="Stop it first, or use another run directory for this one."
-    )
+Handler = Callable[[int, Kind, bytes, list[int]], Answer]
+"""Performs a request of a client, by its number. It removes the descriptors that it uses from the list."""
 
 
 class ControlServer:
     """Reads requests, answers each with what `answer` returns.
 
-    A client that sends what is not a frame, that never reads, or that is neither root nor our own user is
-    dropped. `answer` is called with the client's number, which `gone` hears when the client has left.
+    Its first client is the connection to the daemon that started the forwarder. `listen` opens it to others:
+    to processes of root and of the daemon's user. A client that sends what is not a frame, or that never
+    reads, is dropped. `gone` is called with the number of a client that has left.
     """
 
     def __init__(
         self,
+        starter: socket.socket,
         listener: socket.socket,
         poller: Poller,
-        answer: Callable[[int, Kind, bytes], Answer],
+        answer: Handler,
         gone: Callable[[int], None],
     ) -> None:
         self._listener = listener
@@ -96,7 +59,22 @@ class ControlServer:
         self._answer = answer
         self._gone = gone
         self._clients: dict[int, _Client] = {}
-        poller.add(listener.fileno(), READABLE, self._on_connection)
+        pid, uid, _ = _credentials(starter)
+        self._users = frozenset({0, uid})
+        self._is_listening = False
+        self._starter = self._add(starter, pid)
+
+    def greet(self, frame: bytes) -> None:
+        """Send a frame to the first client."""
+        self._send(self._starter, frame)
+
+    def listen(self) -> None:
+        """Accept clients. The credentials that they see at the socket are those of this process from now
+        on.
+        """
+        self._listener.listen(_CLIENTS)
+        self._poller.add(self._listener.fileno(), READABLE, self._on_connection)
+        self._is_listening = True
 
     def notify(self, but_pid: int | None = None) -> None:
         """Tell every client, apart from those of one process, that the state changed."""
@@ -112,23 +90,28 @@ class ControlServer:
 
     def stop_listening(self) -> None:
         """Take no new clients; those that are there stay."""
-        if self._listener.fileno() >= 0:
+        if self._is_listening:
             self._poller.remove(self._listener.fileno())
-            self._listener.close()
+        self._is_listening = False
+        self._listener.close()
 
     def _on_connection(self, events: int) -> None:
         try:
             connection, _ = self._listener.accept()
         except OSError:
             return  # it went away again
-        connection.setblocking(False)
         pid, uid, _ = _credentials(connection)
-        if len(self._clients) >= _CLIENTS or uid not in (0, os.geteuid()):
+        if len(self._clients) >= _CLIENTS or uid not in self._users:
             connection.close()
             return
+        self._add(connection, pid)
+
+    def _add(self, connection: socket.socket, pid: int) -> "_Client":
+        connection.setblocking(False)
         client = _Client(connection, pid)
         self._clients[connection.fileno()] = client
         self._poller.add(connection.fileno(), READABLE, lambda events: self._on_client(client, events))
+        return client
 
     def _on_client(self, client: "_Client", events: int) -> None:
         if events & WRITABLE:
@@ -138,18 +121,31 @@ class ControlServer:
 
     def _read(self, client: "_Client") -> None:
         try:
-            octets = client.connection.recv(_READ_OCTETS)
-            requests = list(client.reader.feed(octets)) if octets else None
+            octets, descriptors, _, _ = socket.recv_fds(
+                client.connection, _READ_OCTETS, _DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
+            )
         except BlockingIOError:
             return
-        except (OSError, WireError):
+        except OSError:
+            self._drop(client)
+            return
+        try:
+            self._perform(client, octets, descriptors)
+        finally:
+            _close(descriptors)
+
+    def _perform(self, client: "_Client", octets: bytes, descriptors: list[int]) -> None:
+        """Perform the requests that are complete now."""
+        try:
+            requests = list(client.reader.feed(octets)) if octets else None
+        except WireError:
             requests = None
         if requests is None:
             self._drop(client)
             return
         for kind, payload in requests:
             try:
-                answer = self._answer(client.connection.fileno(), kind, payload)
+                answer = self._answer(client.connection.fileno(), kind, payload, descriptors)
             except WireError:
                 self._drop(client)
                 return
@@ -211,6 +207,11 @@ class _Client:
     @property
     def is_open(self) -> bool:
         return self.connection.fileno() >= 0
+
+
+def _close(descriptors: Iterable[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
 
 
 def _credentials(connection: socket.socket) -> tuple[int, int, int]:

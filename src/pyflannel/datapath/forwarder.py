@@ -1,22 +1,25 @@
 """The forwarder: a relay of packets, and the control socket that tells it where they go."""
 
 import os
+import socket
 import sys
-from errno import EBUSY
-from socket import inet_ntoa, socket
+from collections.abc import Mapping
+from contextlib import suppress
+from errno import EBUSY, EINVAL
+from time import monotonic
 
-from pyflannel.datapath.control import Answer, ControlServer, listen, listen_on, remove_stale
-from pyflannel.datapath.hand_over import Inheritance
+from pyflannel.datapath.control import Answer, ControlServer
 from pyflannel.datapath.relay import Poller, Relay
-from pyflannel.datapath.underlay import open_underlay_socket
 from pyflannel.errors import WireError
 from pyflannel.wire.forwarder_control import (
-    SOCKET_NAME,
     ForwarderState,
+    FrameReader,
     Kind,
-    Settings,
+    Restriction,
     Summary,
     decode_change,
+    decode_counters,
+    decode_handed,
     decode_peers,
     encode_counters,
     encode_frame,
@@ -27,6 +30,87 @@ from pyflannel.wire.forwarder_control import (
     encode_summary,
 )
 
+_START_S = 5.0
+"""The daemon sends everything as soon as this process runs."""
+
+_READ_OCTETS = 65536
+_DESCRIPTORS = 3
+
+
+class Start:
+    """What the daemon sends first on the connection that it started this process with.
+
+    Attributes:
+        starter: the connection.
+        listener: the control socket, bound. This process listens on it later.
+        udp: the tunnel's socket, bound.
+        device: the attachment to the device that a predecessor had, or None.
+        state: version, settings and peers. Its process ID says nothing.
+
+    Raises:
+        OSError: the daemon went away, or sent nothing in time.
+        WireError: it sent something else.
+    """
+
+    def __init__(self, connection: int) -> None:
+        self.starter = socket.socket(fileno=connection)
+        self.starter.settimeout(_START_S)
+        payload, descriptors = _receive(self.starter)
+        count, self.state = decode_handed(payload)
+        if len(descriptors) != count or not 2 <= count <= _DESCRIPTORS:
+            raise WireError(f"{len(descriptors)} descriptors came, not {count}", hint="")
+        self.listener, self.udp = (_socket_of(descriptor) for descriptor in descriptors[:2])
+        self.device = descriptors[2] if count > 2 else None
+
+
+def _socket_of(descriptor: int) -> socket.socket:
+    found = socket.socket(fileno=descriptor)
+    found.setblocking(False)
+    return found
+
+
+def _receive(connection: socket.socket) -> tuple[bytes, list[int]]:
+    frames, descriptors = FrameReader(), list[int]()
+    while True:
+        octets, received, _, _ = socket.recv_fds(
+            connection, _READ_OCTETS, _DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
+        )
+        descriptors += received
+        if not octets:
+            raise ConnectionResetError("the daemon ended the connection")
+        for kind, payload in frames.feed(octets):
+            if kind is not Kind.START:
+                raise WireError(f"{kind.name} came, not START", hint="")
+            return payload, descriptors
+
+
+class Watchdog:
+    """Signs of life for systemd, which ends a process that hangs: a daemon of another user cannot.
+
+    Attributes:
+        interval_s: pause between two signs; None without a watchdog.
+
+    Source: sd_watchdog_enabled(3), sd_notify(3).
+    """
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self.interval_s: float | None = None
+        self._due = 0.0
+        address, time_us = environ.get("NOTIFY_SOCKET"), environ.get("WATCHDOG_USEC", "")
+        if address and time_us.isdecimal() and environ.get("WATCHDOG_PID") == str(os.getpid()):
+            self.interval_s = int(time_us) / 1e6 / 3
+            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+            self._socket.setblocking(False)
+            self._socket.connect(address.replace("@", "\0", 1) if address[0] == "@" else address)
+
+    def sign(self) -> None:
+        """Send a sign if it is due."""
+        if self.interval_s is not None and (now := monotonic()) >= self._due:
+            self._due = now + self.interval_s
+            with suppress(OSError):  # systemd has no room; the next sign comes in time
+                self._socket.send(b"WATCHDOG=1")
+
+
 _CHANGES = frozenset({Kind.REPLACE_PEERS, Kind.CHANGE_PEERS, Kind.ATTACH, Kind.STOP})
 """What a successor would not learn of."""
 
@@ -36,70 +120,46 @@ _GENERATIONS = 1 << 64
 class Forwarder:
     """One tunnel's user-space data path.
 
-    Without an inheritance it starts with no peers and without the device: a table comes first, then ATTACH,
-    so that no packet ever meets an empty table. With one it goes on where the other leaves off; a socket for
-    another port or address is its own.
+    It starts without the device: a table comes first, then ATTACH, so that no packet ever meets an empty
+    table. A successor starts with the peers and the device of its predecessor, and moves packets beside it.
+    Without LISTEN it ends when the daemon that started it leaves.
 
     Raises:
-        BusyError: another forwarder answers in the run directory.
-        OSError: the UDP port or the run directory cannot be used, or the predecessor does not let go.
+        WireError: a descriptor is not what it should be.
     """
 
-    def __init__(
-        self, run_dir: str, settings: Settings, version: str, inheritance: Inheritance | None = None
-    ) -> None:
-        self._settings = settings
-        self._version = version
+    def __init__(self, start: Start) -> None:
+        self._settings = start.state.settings
+        self._version = start.state.version
         self._is_stopping = False
         self._successor: int | None = None
+        self._starter: int | None = start.starter.fileno()
+        self._restrictions = Restriction(0)
         self._generation = int.from_bytes(os.urandom(8), "big")
-        self._path = os.path.join(run_dir, SOCKET_NAME)
         self._poller = Poller()
-        listener = self._start() if inheritance is None else self._take_over(inheritance)
-        self._control = ControlServer(listener, self._poller, self._answer, self._forget)
+        self._relay = Relay(self._settings, start.udp, self._poller, self._tell, _say, start.device)
+        self._relay.peers.replace(start.state.peers)
+        self._control = ControlServer(start.starter, start.listener, self._poller, self._answer, self._forget)
 
-    def _start(self) -> socket:
-        remove_stale(self._path)
-        udp = _open_socket(self._settings)
-        try:
-            listener = listen(self._path)  # last: a client that can connect treats the start as complete
-        except OSError:
-            udp.close()
-            raise
-        self._relay = Relay(self._settings, udp, self._poller, self._tell, _say)
-        return listener
+    def begin(self, restrictions: Restriction) -> None:
+        """Tell the daemon that this process moves packets, under these restrictions."""
+        self._restrictions = restrictions
+        self._control.greet(encode_frame(Kind.SUMMARY, encode_summary(self._summary())))
 
-    def _take_over(self, inheritance: Inheritance) -> socket:
-        """Make everything ready before the predecessor is let end: until then it moves the packets too."""
-        other, settings = inheritance.state.settings, self._settings
-        if (other.listen_address, other.port) == (settings.listen_address, settings.port):
-            udp = socket(fileno=inheritance.udp)
-            udp.setblocking(False)
-        else:
-            os.close(inheritance.udp)
-            udp = _open_socket(settings)
-        self._relay = Relay(settings, udp, self._poller, self._tell, _say, inheritance.device)
-        self._relay.peers.replace(inheritance.state.peers)
-        self._relay.counters.add(inheritance.take())
-        return listen_on(inheritance.listener)
-
-    def run(self) -> None:
+    def run(self, watchdog: Watchdog) -> None:
         """Move packets until a client asks to stop."""
         while not self._is_stopping:
-            self._poller.run_round()
+            self._poller.run_round(watchdog.interval_s)
+            watchdog.sign()
 
     def stop(self) -> None:
         """Let go of device, port and control socket, so that a successor finds them free; once."""
         if not self._is_stopping:
-            self._let_go()
-            os.unlink(self._path)
+            self._is_stopping = True
+            self._relay.close()
+            self._control.stop_listening()
 
-    def _let_go(self) -> None:
-        self._is_stopping = True
-        self._relay.close()
-        self._control.stop_listening()
-
-    def _answer(self, client: int, kind: Kind, payload: bytes) -> Answer:
+    def _answer(self, client: int, kind: Kind, payload: bytes, descriptors: list[int]) -> Answer:
         """Perform one request.
 
         Raises:
@@ -122,22 +182,29 @@ class Forwarder:
             case Kind.CHANGE_PEERS:
                 self._relay.peers.change(*decode_change(payload))
             case Kind.ATTACH:
-                return self._attach()
+                return self._attach(descriptors)
+            case Kind.LISTEN if client == self._starter:
+                self._relay.counters.add(decode_counters(payload))
+                self._control.listen()
+                self._starter = None
+                return Answer(encode_frame(Kind.DONE))
             case Kind.STOP:
                 self.stop()
             case Kind.HAND_OVER:
                 return self._hand_over(client)
             case Kind.TAKEN if client == self._successor:
-                self._let_go()
+                self.stop()
                 return self._count()
             case _:
                 raise WireError(f"{kind.name} is no request, or not now", hint="")
         self._generation = (self._generation + 1) % _GENERATIONS
         return Answer(encode_frame(Kind.DONE), is_change=kind is not Kind.STOP)
 
-    def _attach(self) -> Answer:
+    def _attach(self, descriptors: list[int]) -> Answer:
+        if not descriptors:
+            return _refuse(EINVAL, "the descriptor of the device is missing")
         try:
-            self._relay.attach()
+            self._relay.attach(descriptors.pop())
         except OSError as error:
             return _refuse(error.errno or 0, error.strerror or str(error))
         return Answer(encode_frame(Kind.DONE), is_change=True)
@@ -154,9 +221,11 @@ class Forwarder:
         return Answer(encode_frame(Kind.COUNTERS, encode_counters(self._relay.counters.by_name())))
 
     def _forget(self, client: int) -> None:
-        """Go on, if it was our successor that left: it has taken nothing."""
+        """Continue if a successor left, which has taken nothing; end if a hand-over to us was given up."""
         if client == self._successor:
             self._successor = None
+        if client == self._starter:
+            self.stop()
 
     def _tell(self) -> None:
         self._control.notify()
@@ -167,11 +236,7 @@ class Forwarder:
         )
 
     def _summary(self) -> Summary:
-        return Summary(self._generation, self._relay.is_attached, self._relay.offloads)
-
-
-def _open_socket(settings: Settings) -> socket:
-    return open_underlay_socket(inet_ntoa(settings.listen_address.to_bytes(4, "big")), settings.port)
+        return Summary(self._generation, self._relay.is_attached, self._relay.offloads, self._restrictions)
 
 
 def _refuse(errno: int, text: str) -> Answer:

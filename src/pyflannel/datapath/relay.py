@@ -3,6 +3,7 @@
 import select
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from io import FileIO
 from socket import socket
 from struct import Struct
@@ -255,9 +256,9 @@ class Poller:
         self._epoll.unregister(descriptor)
         del self._handlers[descriptor]
 
-    def run_round(self) -> None:
-        """Wait until something is ready, then call each handler once."""
-        for descriptor, events in self._epoll.poll():
+    def run_round(self, deadline_s: float | None = None) -> None:
+        """Wait until something is ready, or so long; then call each handler once."""
+        for descriptor, events in self._epoll.poll(deadline_s):
             # An earlier handler of this round may have removed it.
             if (handler := self._handlers.get(descriptor)) is not None:
                 handler(events)
@@ -297,7 +298,8 @@ class Relay:
         )
         poller.add(udp.fileno(), READABLE, self._on_udp)
         if device is not None:
-            self._hold(Tun.adopt(settings.link, device, self._offloads))
+            with suppress(OSError):  # the device is gone, or has another name now
+                self._hold(Tun(settings.link, device, self._offloads))
 
     @property
     def is_attached(self) -> bool:
@@ -309,16 +311,15 @@ class Relay:
         """The help of the kernel that is in use."""
         return self._offloads.used
 
-    def attach(self) -> None:
-        """Attach to the device, unless we are.
+    def attach(self, device: int) -> None:
+        """Use this attachment to the device instead of the former one.
 
         Raises:
-            OSError: as Tun does; no device is attached then.
+            OSError: as Tun does; the descriptor is closed, and the former attachment stays.
         """
-        if self.is_attached:
-            return
+        tun = Tun(self._settings.link, device, self._offloads)
         self._detach()
-        self._hold(Tun.attach(self._settings.link, self._offloads))
+        self._hold(tun)
 
     @property
     def descriptors(self) -> tuple[int, ...]:
@@ -331,10 +332,9 @@ class Relay:
         self._poller.remove(self._udp.fileno())
         self._udp.close()
 
-    def _hold(self, tun: Tun | None) -> None:
+    def _hold(self, tun: Tun) -> None:
         self._tun = self._writer.tun = tun
-        if tun is not None:
-            self._poller.add(tun.descriptor, READABLE, self._on_tun)
+        self._poller.add(tun.descriptor, READABLE, self._on_tun)
 
     def _detach(self) -> None:
         if self._tun is not None:

@@ -1,12 +1,10 @@
-"""The TUN device: attached to by name, written in batches with the kernel's offloads."""
+"""The TUN device: read and written in batches, with the kernel's offloads."""
 
 import errno
 import os
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from enum import IntFlag
 from fcntl import ioctl
-from socket import if_nametoindex
 from struct import Struct
 
 from pyflannel.datapath.counters import Counters
@@ -42,20 +40,11 @@ class Offloads:
             self._say(f"{offload.name} is not to be had, packets go one by one: {reason}")
 
 
-_DEVICE = "/dev/net/tun"
-
-_TUNGETIFF = 0x800454D2
-_TUNSETIFF = 0x400454CA
-_TUNSETOFFLOAD = 0x400454D0
-_TUNSETVNETHDRSZ = 0x400454D8
-_IFF_TUN = 0x0001
-_IFF_NO_PI = 0x1000
+TUNGETIFF = 0x800454D2
 _IFF_VNET_HDR = 0x4000
-"""linux/if_tun.h: a device of layer 3, whose reads and writes are bare packets, or behind a header that tells
-of segmentation."""
+"""linux/if_tun.h: reads and writes of the device are behind a header that tells of segmentation."""
 
 _IFREQ = Struct("16sH22x")
-_NUMBER = Struct("=i")
 
 _HEADER = Struct("=BBHHHH")
 """Flags, kind of segmentation, octets of the headers, octets of a segment's payload, where the part starts
@@ -69,7 +58,7 @@ _NO_SEGMENTATION = bytes(_HEADER.size)
 
 
 class Tun:
-    """An attachment to a TUN device. It never creates one.
+    """An attachment to a TUN device, which the daemon made: it alone has the right to.
 
     The kernel segments and checksums all packets from the device, because no offload is requested.
 
@@ -78,65 +67,34 @@ class Tun:
         takes_runs: whether `write_run` may be used.
 
     Raises:
-        OSError: `descriptor` is not attached to the device that has the name; ENODEV when there is none.
+        OSError: `descriptor` is not attached to the device that has the name; it is closed. ENODEV when the
+            device has another name, EBADFD when it is gone.
     """
 
     HEADER_OCTETS = _HEADER.size
 
-    def __init__(self, link: str, descriptor: int) -> None:
-        name, flags = _IFREQ.unpack(ioctl(descriptor, _TUNGETIFF, bytes(_IFREQ.size)))
-        if name.rstrip(b"\0").decode() != link:
-            raise OSError(errno.ENODEV, f"{link} has another name now")
+    def __init__(self, link: str, descriptor: int, offloads: Offloads) -> None:
+        try:
+            name, flags = _interface(descriptor)
+            if name != link:
+                raise OSError(errno.ENODEV, f"{link} has another name now")
+        except OSError:
+            os.close(descriptor)
+            raise
         self.descriptor = descriptor
         self.takes_runs = bool(flags & _IFF_VNET_HDR)
         self.header_octets = self.HEADER_OCTETS if self.takes_runs else 0
         self._link = link
-        self._index = _index(link)
-
-    @classmethod
-    def attach(cls, link: str, offloads: Offloads) -> "Tun":
-        """Return a new attachment.
-
-        Raises:
-            OSError: ENODEV when there is no such device, EBUSY when another program holds it, and what
-                opening /dev/net/tun or attaching gives; the text names what it is about.
-        """
-        index = _index(link)
-        try:
-            descriptor = os.open(_DEVICE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-        except OSError as error:
-            raise OSError(error.errno, f"{_DEVICE}: {error.strerror}") from None
-        try:
-            _attach(descriptor, link, offloads)
-            # A device that went away in between was created again, and goes with our descriptor.
-            if _index(link) != index:
-                raise OSError(errno.ENODEV, f"{link} was replaced while it was attached to")
-            tun = cls(link, descriptor)
-        except OSError:
-            os.close(descriptor)
-            raise
-        _accept_own_source(link)
-        return tun
-
-    @classmethod
-    def adopt(cls, link: str, descriptor: int, offloads: Offloads) -> "Tun | None":
-        """Return the attachment that another process had, or None when it is none to that device any more."""
-        try:
-            tun = cls(link, descriptor)
-        except OSError:
-            os.close(descriptor)
-            return None
-        if tun.takes_runs:
+        if self.takes_runs:
             offloads.use(Offload.RUN_WRITE)
         else:
             offloads.lack(Offload.RUN_WRITE, "the device was attached to without")
-        return tun
 
     @property
     def is_current(self) -> bool:
-        """Whether the device that we are attached to is still the one that has the name."""
+        """Whether the device that we are attached to is there, and has the name."""
         try:
-            return _index(self._link) == self._index
+            return _interface(self.descriptor)[0] == self._link
         except OSError:
             return False
 
@@ -159,40 +117,14 @@ class Tun:
         os.close(self.descriptor)
 
 
-def _attach(descriptor: int, link: str, offloads: Offloads) -> None:
-    """Attach, or create what is not there: the kernel makes no difference."""
-    flags = _IFF_TUN | _IFF_NO_PI
-    try:
-        try:
-            ioctl(descriptor, _TUNSETIFF, _IFREQ.pack(link.encode(), flags | _IFF_VNET_HDR))
-            # An earlier owner of the device may have changed these settings.
-            ioctl(descriptor, _TUNSETVNETHDRSZ, _NUMBER.pack(_HEADER.size))
-            ioctl(descriptor, _TUNSETOFFLOAD, 0)
-            offloads.use(Offload.RUN_WRITE)
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise
-            offloads.lack(Offload.RUN_WRITE, error)
-            ioctl(descriptor, _TUNSETIFF, _IFREQ.pack(link.encode(), flags))
-    except OSError as error:
-        raise OSError(error.errno, f"device {link}: {error.strerror}") from None
+def _interface(descriptor: int) -> tuple[str, int]:
+    """Return the name and the flags of the device that a descriptor is attached to.
 
-
-def _accept_own_source(link: str) -> None:
-    """Let the host take packets from the device that carry its own address: the ICMP errors that we write.
-
-    Nobody else can send such packets: what comes from the underlay is proven first. Where the setting is
-    read-only the errors are lost, as the original's are.
+    Raises:
+        OSError: EBADFD when it is attached to none.
     """
-    with suppress(OSError), open(f"/proc/sys/net/ipv4/conf/{link}/accept_local", "w") as file:
-        file.write("1")
-
-
-def _index(link: str) -> int:
-    try:
-        return if_nametoindex(link)
-    except OSError:
-        raise OSError(errno.ENODEV, f"there is no device {link}") from None
+    name, flags = _IFREQ.unpack(ioctl(descriptor, TUNGETIFF, bytes(_IFREQ.size)))
+    return name.rstrip(b"\0").decode(errors="surrogateescape"), flags
 
 
 class DeviceWriter:

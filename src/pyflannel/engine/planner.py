@@ -307,7 +307,7 @@ class Planner:
         if options.has_blackhole:
             plan.add(plan_blackhole(host))
         plan.add(plan_filter(config, host, options.packet_filter))
-        plan.add(plan_guard(basis.path, config, host, options.packet_filter.guard))
+        plan.add(plan_guard(basis.path, config, host, options.packet_filter))
         plan.add((*options.other_files, HostFile(path=options.subnet_file, text=text)))
         plan.add(backend.plan_bridges(bridges, host))
         self._bridges = bridges

@@ -168,10 +168,15 @@ class StoreStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForwarderStatus:
-    """The process that moves packets in user space, and its counters by name."""
+    """The process that moves packets in user space, and its counters by name.
+
+    Attributes:
+        restrictions: the rights that it gave up: `own_user`, `no_capabilities`, `filtered_calls`.
+    """
 
     pid: int | None = None
     is_attached: bool = False
+    restrictions: tuple[str, ...] = ()
     counters: Mapping[str, int] = field(default_factory=dict)
 
 

@@ -57,6 +57,7 @@ class GuardTable(Item):
         network: network of the overlay; None for an existing table that is not planned.
         subnet: subnet of this host.
         path: path of packets from other hosts.
+        users: local users beside root that may send tunnel packets: the user of flanneld.
         differences: texts about unplanned content of the table.
     """
 
@@ -71,6 +72,7 @@ class GuardTable(Item):
     network: IPv4Network | None = None
     subnet: IPv4Network | None = None
     path: GuardedPath | None = None
+    users: tuple[int, ...] = ()
     differences: tuple[str, ...] = ()
 
     @property

@@ -83,12 +83,14 @@ class FilterOptions:
     Attributes:
         is_fully_random: ports of masqueraded packets are random, if the host supports it.
         guard: the tunnel packets that are accepted.
+        users: local users beside root that may send tunnel packets.
     """
 
     masquerades: bool = False
     is_fully_random: bool = True
     accepts_forwarded: bool = False
     guard: GuardMode = "off"
+    users: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,21 +160,22 @@ def _nftables(rules: _FamilyRules, device: str) -> Iterator[Item]:
 _ANYBODY = IPv4Network("0.0.0.0/0")
 
 
-def plan_guard(path: GuardedPath | None, config: NetworkConfig, host: Host, mode: GuardMode) -> State:
+def plan_guard(path: GuardedPath | None, config: NetworkConfig, host: Host, options: FilterOptions) -> State:
     """Return the table of the guard, without its peers."""
-    if path is None or mode == "off":
+    if path is None or options.guard == "off":
         return State.EMPTY
-    if mode != "strict":
+    if options.guard != "strict":
         path = replace(path, refuses_clear=False)
     return State.of(
         GuardTable(
             device=host.device,
             underlay=host.underlay.link,
             address=host.underlay.address,
-            source_length=config.subnet_length if mode == "strict" else _ANYBODY.prefixlen,
+            source_length=config.subnet_length if options.guard == "strict" else _ANYBODY.prefixlen,
             network=config.network,
             subnet=host.lease.subnet,
             path=path,
+            users=options.users,
         )
     )
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Self
 
 from pyflannel import VERSION
-from pyflannel.errors import TargetError, WireError, target_errors
+from pyflannel.errors import TargetError, WireError, is_permanent, target_errors
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer, Stranger, StrangerReason
 from pyflannel.model.item import Item
 from pyflannel.model.state import Add, Operation, Refusal, Remove, Replace, State
@@ -21,10 +22,10 @@ from pyflannel.ports import Announce, ChangeChannel, in_thread, performed, refus
 from pyflannel.processes.forwarder_client import (
     AbsentError,
     ForeignError,
-    RefusedError,
     SilentError,
     connected,
 )
+from pyflannel.processes.forwarder_descriptors import attach_device
 from pyflannel.processes.forwarder_launch import (
     LOG_NAME,
     NoHandOverError,
@@ -384,17 +385,24 @@ class ForwarderTarget:
         return ()
 
     async def _attach(self, link: str) -> None:
+        """Give the forwarder a new attachment to the device, unless it has the only one."""
         try:
-            await self._ask(Kind.ATTACH)
-        except RefusedError as error:
-            cause, hint = str(error), _ATTACH_HINTS.get(error.errno, "")
+            device = await in_thread(attach_device, link)
+        except OSError as error:
+            cause, hint = str(error.strerror), _ATTACH_HINTS.get(error.errno or 0, "")
             if error.errno == EBUSY:
+                if decode_summary(await self._ask(Kind.READ_SUMMARY)).is_attached:
+                    return
                 cause = f"{link} is in use by {await in_thread(find_tun_holder, link) or 'another program'}"
-            raise TargetError(cause, hint=hint, is_permanent=error.is_permanent) from error
+            raise TargetError(cause, hint=hint, is_permanent=is_permanent(error.errno)) from error
+        try:
+            await self._ask(Kind.ATTACH, descriptors=[device])
+        finally:
+            os.close(device)
 
-    async def _ask(self, kind: Kind, payload: bytes = b"") -> bytes:
+    async def _ask(self, kind: Kind, payload: bytes = b"", descriptors: Sequence[int] = ()) -> bytes:
         async with connected(self._socket) as client:
-            return await client.ask(kind, payload)
+            return await client.ask(kind, payload, descriptors)
 
 
 def _item(operation: Operation) -> Item:
@@ -402,9 +410,13 @@ def _item(operation: Operation) -> Item:
 
 
 async def _killed(pid: int) -> bool:
-    """Kill the process that serves the socket; return whether it was a forwarder."""
-    with _boundary():
+    """Kill the process that serves the socket; return whether it was a forwarder that this process may kill.
+
+    In a unit of its own it has another user, and the watchdog of systemd ends it.
+    """
+    with _boundary(), suppress(PermissionError):
         return await end_process(pid, is_forwarder)
+    return False
 
 
 def _boundary() -> AbstractContextManager[None]:

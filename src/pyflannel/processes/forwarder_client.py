@@ -1,15 +1,16 @@
 """Client of a forwarder's control socket, and the status of a forwarder."""
 
 import asyncio
+import os
 import socket
-import struct
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 
 from pyflannel.errors import TargetError, WireError, in_words, is_permanent
 from pyflannel.model.status import ForwarderStatus
+from pyflannel.processes.forwarder_descriptors import pid_of_peer
 from pyflannel.wire.forwarder_control import (
     SOCKET_NAME,
     FrameReader,
@@ -25,6 +26,9 @@ ANSWER_S = 5.0
 """Deadline for an answer of the forwarder. A busy forwarder needs milliseconds."""
 
 _READ_OCTETS = 65536
+_DESCRIPTORS = 3
+"""Those of HANDED: listener, UDP socket, device."""
+
 _STATUS_S = 1.0
 """Deadline for a status, whose reader does not wait for a forwarder that hangs."""
 
@@ -34,6 +38,10 @@ _STARVED = "Check whether the process is stopped or gets no processor time, or h
 
 class AbsentError(TargetError):
     """No forwarder runs."""
+
+
+class EndedError(TargetError):
+    """The forwarder closed the connection."""
 
 
 class SilentError(TargetError):
@@ -84,14 +92,9 @@ async def connected(path: Path) -> AsyncIterator["ForwarderClient"]:
             raise TargetError.of(
                 f"the forwarder at {path} accepts no connection", error, hint=_STARVED
             ) from error
-        yield ForwarderClient(connection, pid)
-
-
-def pid_of_peer(connection: socket.socket) -> int:
-    """Return the process at the other end of a Unix socket, from the kernel (SO_PEERCRED)."""
-    form = struct.Struct("3i")
-    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, form.size)
-    return int(form.unpack(credentials)[0])
+        client = ForwarderClient(connection, pid)
+        opened.callback(client.close)
+        yield client
 
 
 class ForwarderClient:
@@ -99,16 +102,24 @@ class ForwarderClient:
 
     Attributes:
         pid: process ID of the forwarder.
+        descriptors: those that arrived. `close` closes them.
     """
 
     def __init__(self, connection: socket.socket, pid: int) -> None:
         self._connection = connection
         self._frames = FrameReader()
         self._received: deque[tuple[Kind, bytes]] = deque()
+        self.descriptors: list[int] = []
         self.pid = pid
 
-    async def ask(self, kind: Kind, payload: bytes = b"") -> bytes:
-        """Send a request and return the payload of its answer.
+    def close(self) -> None:
+        """Close the connection and the descriptors that arrived."""
+        self._connection.close()
+        while self.descriptors:
+            os.close(self.descriptors.pop())
+
+    async def ask(self, kind: Kind, payload: bytes = b"", descriptors: Sequence[int] = ()) -> bytes:
+        """Send a request, with descriptors, and return the payload of its answer.
 
         Raises:
             RefusedError: the forwarder refused.
@@ -119,6 +130,10 @@ class ForwarderClient:
         try:
             async with asyncio.timeout(ANSWER_S):
                 frame = encode_frame(kind, payload)
+                if (
+                    descriptors
+                ):  # they go with the first octet; the buffer is empty, as each answer is awaited
+                    frame = frame[socket.send_fds(self._connection, [frame], descriptors) :]
                 await asyncio.get_running_loop().sock_sendall(self._connection, frame)
                 while (answer := await self._receive()) is not None and answer[0] is Kind.CHANGED:
                     pass
@@ -146,7 +161,14 @@ class ForwarderClient:
     async def _receive(self) -> tuple[Kind, bytes] | None:
         """Return the next frame, or None at the end of the connection."""
         while not self._received:
-            octets = await asyncio.get_running_loop().sock_recv(self._connection, _READ_OCTETS)
+            try:
+                octets, descriptors, _, _ = socket.recv_fds(
+                    self._connection, _READ_OCTETS, _DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
+                )
+            except BlockingIOError:
+                await self._wait_readable()
+                continue
+            self.descriptors += descriptors
             if not octets:
                 return None
             try:
@@ -155,9 +177,18 @@ class ForwarderClient:
                 raise ForeignError(self.pid, error) from error
         return self._received.popleft()
 
+    async def _wait_readable(self) -> None:
+        """Return when the connection can be read. asyncio has no call that receives descriptors."""
+        loop, readable = asyncio.get_running_loop(), asyncio.Event()
+        loop.add_reader(self._connection, readable.set)
+        try:
+            await readable.wait()
+        finally:
+            loop.remove_reader(self._connection)
 
-def _gone(reason: str) -> TargetError:
-    return TargetError(f"the connection to the forwarder ended: {reason}", hint=_NEXT_PASS)
+
+def _gone(reason: str) -> EndedError:
+    return EndedError(f"the connection to the forwarder ended: {reason}", hint=_NEXT_PASS)
 
 
 async def forwarder_status(run_dir: Path) -> ForwarderStatus | None:
@@ -169,7 +200,12 @@ async def forwarder_status(run_dir: Path) -> ForwarderStatus | None:
         async with asyncio.timeout(_STATUS_S), connected(run_dir / SOCKET_NAME) as client:
             summary = decode_summary(await client.ask(Kind.READ_SUMMARY))
             counters = decode_counters(await client.ask(Kind.READ_COUNTERS))
-            return ForwarderStatus(pid=client.pid, is_attached=summary.is_attached, counters=counters)
+            return ForwarderStatus(
+                pid=client.pid,
+                is_attached=summary.is_attached,
+                restrictions=summary.restrictions.names,
+                counters=counters,
+            )
     except (TargetError, WireError, TimeoutError):
         return None
 

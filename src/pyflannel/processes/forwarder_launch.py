@@ -1,35 +1,65 @@
-"""Starts a process that continues after the end of its parent, the forwarder among them."""
+"""Starts the forwarder as a process that continues after the end of its parent."""
 
 import asyncio
 import errno
 import logging
 import os
+import socket
 import subprocess
-from collections.abc import Awaitable, Callable
+from collections.abc import Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from ipaddress import IPv4Address
 from pathlib import Path
 
-from pyflannel.errors import TargetError
+from pyflannel.errors import TargetError, WireError
 from pyflannel.model.forwarder import Forwarder
 from pyflannel.ports import child_environment, in_thread
-from pyflannel.processes.forwarder_client import connected
+from pyflannel.processes.forwarder_client import (
+    ANSWER_S,
+    AbsentError,
+    EndedError,
+    ForwarderClient,
+    RefusedError,
+    SilentError,
+    connected,
+)
+from pyflannel.processes.forwarder_descriptors import open_listener, open_underlay_socket
 from pyflannel.processes.found import FORWARDER, find_port_holder
-from pyflannel.processes.systemd import NoUnitError, own_unit, was_refused
-from pyflannel.wire.forwarder_control import SOCKET_NAME
+from pyflannel.processes.systemd import NoUnitError, connect_to_new_forwarder, is_service
+from pyflannel.wire.forwarder_control import (
+    SOCKET_NAME,
+    ForwarderState,
+    Kind,
+    Restriction,
+    Settings,
+    decode_handed,
+    decode_state,
+    decode_summary,
+    encode_handed,
+)
 
 log = logging.getLogger(__name__)
 
 LOG_NAME = "forwarder.log"
 """Name of the file in the run directory that receives its standard error."""
 
-_START_S = 5.0
-_LOOK_AGAIN_S = 0.01
+_END_S = 1.0
+"""Deadline for the end of a process that has closed its connection."""
 
 _INHERITED = ("PYTHON*", "LD_LIBRARY_PATH", "LANG", "LC_*", "TZ")
 """Variables that the interpreter and its log need. They contain no setting of the daemon."""
 
 
-_NO_UNIT_HINT = "Give flanneld.service access to /run/systemd/private, then restart it."
+_LACKS = {
+    Restriction.NO_CAPABILITIES: "it could not give up its capabilities",
+    Restriction.FILTERED_CALLS: "the kernel took no filter of system calls",
+}
+
+_UNIT_HINT = "Read journalctl -u 'flannel-forwarder@*', then restart flanneld."
+
+_UNKNOWN = 0
+"""Process ID of a forwarder that systemd starts."""
 
 
 class PortInUseError(TargetError):
@@ -87,10 +117,10 @@ async def start_forwarder(
     *,
     is_successor: bool = False,
 ) -> None:
-    """Start the process, and return when it responds on its control socket. It is not attached yet.
+    """Start the process, and return when it listens on its control socket. A new one is not attached yet.
 
-    A successor takes over from the running forwarder, which then ends. If this fails, the running one
-    continues.
+    The process opens nothing itself: it gets its descriptors, its settings and its peers. A successor takes
+    over those of the running forwarder, which then ends. If this fails, the running one continues.
 
     Raises:
         PortInUseError: another program uses the port; the message names it.
@@ -98,153 +128,265 @@ async def start_forwarder(
         NoHandOverError: the running forwarder refused the hand-over.
         TargetError: it did not start; the message contains the cause.
     """
-    launch = Launch(
-        name="the forwarder",
-        unit=("flannel-forwarder", f"Forwarder of {forwarder.link}"),
-        command=_command(forwarder, run_dir, python, version) + ["--take-over"] * is_successor,
-        environment=child_environment(*_INHERITED),
-        log=run_dir / LOG_NAME,
-        answers=lambda pid: _answers(pid, run_dir / SOCKET_NAME),
-        explain=lambda status, said: _explain(forwarder, run_dir, status, said),
-    )
-    await start_detached(launch, reaper)
+    async with AsyncExitStack() as opened:
+        equip = _take_over if is_successor else _open
+        equipment = await equip(_state(forwarder, version), run_dir.absolute() / SOCKET_NAME, opened)
+        restrictions = await _start_in_unit(equipment) if is_service() else None
+        if restrictions is None:
+            restrictions = await _start(python, equipment, run_dir, reaper)
+    _report(restrictions)
+
+
+async def move_forwarder(run_dir: Path, uid: int, gid: int) -> bool:
+    """Replace the forwarder of a run directory if it refuses this user, which a flanneld of root started.
+
+    Root calls it. systemd starts the new forwarder, as if this user had connected.
+
+    Raises:
+        TargetError: it was not replaced, and continues.
+    """
+    path = run_dir.absolute() / SOCKET_NAME
+    try:
+        with _as_user(uid, gid):
+            async with connected(path) as client:
+                await client.ask(Kind.READ_STATE)
+        return False
+    except AbsentError:
+        return False
+    except EndedError:
+        log.debug("the forwarder refused the user uid=%d path=%s", uid, path)
+    async with AsyncExitStack() as opened:
+        async with connected(path) as client:
+            state = decode_state(await client.ask(Kind.READ_STATE))
+        equipment = await _take_over(state, path, opened)
+        with _as_user(uid, gid):
+            connection = opened.enter_context(connect_to_new_forwarder())
+        await _equip(ForwarderClient(connection, _UNKNOWN), equipment)
+    return True
+
+
+@contextmanager
+def _as_user(uid: int, gid: int) -> Iterator[None]:
+    """Connect as another user: the forwarder accepts the user that started it."""
+    own_uid, own_gid = os.geteuid(), os.getegid()
+    os.setegid(gid)
+    os.seteuid(uid)
+    try:
+        yield
+    finally:
+        os.seteuid(own_uid)
+        os.setegid(own_gid)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Launch:
-    """A process to start.
+class _Equipment:
+    """What a new forwarder gets.
 
     Attributes:
-        name: in messages, `the forwarder`.
-        unit: name and description of its unit, under systemd.
-        log: file that receives its standard error.
-        answers: whether the process with this ID serves its socket.
-        explain: the error of a process that ended, from its exit status and its output.
+        descriptors: the control socket, the UDP socket and, from a predecessor, the device.
+        predecessor: the connection to it.
     """
 
-    name: str
-    unit: tuple[str, str]
-    command: list[str]
-    environment: dict[str, str]
-    log: Path
-    answers: Callable[[int], Awaitable[bool]]
-    explain: Callable[[int, str], Awaitable[TargetError]]
+    state: ForwarderState
+    descriptors: Sequence[int]
+    predecessor: ForwarderClient | None = None
 
 
-async def start_detached(launch: Launch, reaper: Reaper) -> None:
-    """Start a process, and return when it answers.
+def _state(forwarder: Forwarder, version: str) -> ForwarderState:
+    settings = Settings(
+        forwarder.link,
+        int(forwarder.tunnel_address),
+        int(forwarder.subnet.network_address),
+        forwarder.subnet.prefixlen,
+        int(forwarder.listen_address),
+        forwarder.port,
+        forwarder.mtu,
+    )
+    return ForwarderState(version, 0, False, settings, ())
+
+
+async def _open(state: ForwarderState, path: Path, opened: AsyncExitStack) -> _Equipment:
+    """Return new sockets, without the device; `opened` closes them."""
+    udp = await _open_udp(state.settings, opened)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        listener = await in_thread(open_listener, str(path))
+    except IsADirectoryError as error:
+        raise TargetError(
+            f"{path} is a directory, but must be the socket of the forwarder",
+            hint="Remove the directory.",
+            is_permanent=True,
+        ) from error
+    except OSError as error:
+        hint = f"Check that {path.parent} is writable."
+        raise TargetError.of(
+            "the control socket of the forwarder cannot be made", error, hint=hint
+        ) from error
+    opened.callback(listener.close)
+    opened.enter_context(_removed_after_failure(path))
+    return _Equipment(state=state, descriptors=(listener.fileno(), udp))
+
+
+async def _open_udp(settings: Settings, opened: AsyncExitStack) -> int:
+    address, port = IPv4Address(settings.listen_address), settings.port
+    try:
+        udp = await in_thread(open_underlay_socket, str(address), port)
+    except OSError as error:
+        raise await _explain_no_socket(address, port, error) from error
+    opened.callback(udp.close)
+    return udp.fileno()
+
+
+async def _explain_no_socket(address: IPv4Address, port: int, error: OSError) -> TargetError:
+    if error.errno == errno.EADDRINUSE:
+        holder = await in_thread(find_port_holder, address, port)
+        if holder is None:
+            return PortFreedError(
+                f"UDP port {port} of {address} was in use until now", hint="flanneld retries."
+            )
+        return PortInUseError(
+            f"UDP port {port} of {address} is in use by {holder}",
+            hint="Stop that program, or set another Backend.Port in the network config, for all hosts.",
+        )
+    if error.errno == errno.EADDRNOTAVAIL:
+        return TargetError(
+            f"the host has no address {address} to listen on",
+            hint="Add the address to the interface again, or restart flanneld to choose another interface.",
+        )
+    return TargetError.of(
+        "the socket of the tunnel cannot be opened", error, hint="Check the limits of flanneld."
+    )
+
+
+@contextmanager
+def _removed_after_failure(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            path.unlink()
+        raise
+
+
+async def _take_over(state: ForwarderState, path: Path, opened: AsyncExitStack) -> _Equipment:
+    """Return what the running forwarder has, with the new settings; `opened` closes our copies."""
+    try:
+        predecessor = await opened.enter_async_context(connected(path))
+        count, other = decode_handed(await predecessor.ask(Kind.HAND_OVER))
+        if len(predecessor.descriptors) != count or count < 2:
+            raise WireError(f"{len(predecessor.descriptors)} descriptors came, not {count}", hint="")
+        if other.settings.link != state.settings.link:
+            raise WireError(f"it is that of {other.settings.link}", hint="")
+    except RefusedError:
+        raise
+    except (TargetError, WireError) as error:
+        raise NoHandOverError(
+            f"the forwarder at {path} does not hand over: {error}", hint="flanneld restarts the forwarder."
+        ) from error
+    listener, udp, *device = predecessor.descriptors
+    if other.settings[4:6] != state.settings[4:6]:  # address and port
+        udp = await _open_udp(state.settings, opened)
+    return _Equipment(
+        state=state._replace(peers=other.peers), descriptors=(listener, udp, *device), predecessor=predecessor
+    )
+
+
+async def _start_in_unit(equipment: _Equipment) -> Restriction | None:
+    """Let systemd start the process in a unit of its own; return None, with a warning, if it does not."""
+    try:
+        with connect_to_new_forwarder() as connection:
+            return await _equip(ForwarderClient(connection, _UNKNOWN), equipment)
+    except NoUnitError as error:
+        cause = error.in_full
+    except (EndedError, SilentError) as error:
+        if isinstance(error, SilentError) and error.pid != _UNKNOWN:
+            raise
+        cause = f"flannel-forwarder@.service started no forwarder: {error}. {_UNIT_HINT}"
+    log.warning("Started the forwarder inside this service, so both stop together: %s", cause)
+    return None
+
+
+async def _start(python: str, equipment: _Equipment, run_dir: Path, reaper: Reaper) -> Restriction:
+    command = [python, "-P", "-m", FORWARDER]  # -P: the working directory is not searched for modules
+    said = run_dir / LOG_NAME
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        try:
+            with said.open("ab") as stderr:
+                written = stderr.tell()
+                process = _spawn(command, theirs.fileno(), stderr.fileno())
+        except OSError as error:
+            hint = f"Check that {run_dir} is writable and that {command[0]} is executable."
+            raise TargetError.of("the forwarder cannot be started", error, hint=hint) from error
+        theirs.close()
+        try:
+            reaper.watch(process)
+        except OSError as error:
+            process.kill()
+            process.wait()
+            hint = "Raise the limit of open files (LimitNOFILE=). Linux 5.3 or newer is required."
+            raise TargetError.of("the forwarder cannot be watched", error, hint=hint) from error
+        try:
+            return await _equip(ForwarderClient(ours, process.pid), equipment)
+        except EndedError as error:
+            raise await _explain_end(process, said, written) from error
+        except SilentError as error:
+            if error.pid != process.pid:
+                raise
+            process.kill()
+            raise TargetError(
+                f"the forwarder did not respond within {ANSWER_S:.0f} s of its start",
+                hint=f"Read {said}. The host may be overloaded.",
+            ) from None
+
+
+async def _equip(client: ForwarderClient, equipment: _Equipment) -> Restriction:
+    """Give a new process what it needs, and let its predecessor end when both move packets.
 
     Raises:
-        TargetError: it did not start, or its error as `launch` explains it.
+        EndedError: the new process ended.
+        SilentError: it did not respond, or the predecessor did not.
     """
-    unit = own_unit(*launch.unit)
-    try:
-        await _start([*unit, *launch.command], launch, reaper)
-    except NoUnitError as error:
-        log.warning("Started %s inside this service, so both stop together: %s", launch.name, error.in_full)
-        await _start(launch.command, launch, reaper)
+    start = encode_handed(len(equipment.descriptors), equipment.state)
+    summary = decode_summary(await client.ask(Kind.START, start, equipment.descriptors))
+    counters = b""
+    if equipment.predecessor is not None:
+        with suppress(EndedError):  # it ended by itself meanwhile
+            counters = await equipment.predecessor.ask(Kind.TAKEN)
+    await client.ask(Kind.LISTEN, counters)
+    return summary.restrictions
 
 
-async def _start(command: list[str], launch: Launch, reaper: Reaper) -> None:
-    said, run_dir = launch.log, launch.log.parent
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        with said.open("ab") as stderr:
-            written = stderr.tell()
-            process = _spawn(command, launch.environment, stderr.fileno())
-    except OSError as error:
-        hint = f"Check that {run_dir} is writable and that {command[0]} is executable."
-        raise TargetError.of(f"{launch.name} cannot be started", error, hint=hint) from error
-    try:
-        reaper.watch(process)
-    except OSError as error:
-        process.kill()
-        process.wait()
-        hint = "Raise the limit of open files (LimitNOFILE=). Linux 5.3 or newer is required."
-        raise TargetError.of(f"{launch.name} cannot be watched", error, hint=hint) from error
-    try:
-        async with asyncio.timeout(_START_S):
-            while not await launch.answers(process.pid):
-                if process.poll() is not None:
-                    output = _read_from(said, written)
-                    if was_refused(process.returncode, output):
-                        raise NoUnitError(
-                            f"systemd refused a unit for {launch.name}: {output.strip()}", hint=_NO_UNIT_HINT
-                        )
-                    raise await launch.explain(process.returncode, output)
-                await asyncio.sleep(_LOOK_AGAIN_S)
-    except TimeoutError:
-        process.kill()
-        raise TargetError(
-            f"{launch.name} did not respond within {_START_S:.0f} s of its start",
-            hint=f"Read {said}. The host may be overloaded.",
-        ) from None
+def _report(restrictions: Restriction) -> None:
+    log.info("Started the forwarder restrictions=%s", ",".join(restrictions.names) or "none")
+    for one, reason in _LACKS.items():
+        if one not in restrictions:
+            log.warning("The forwarder keeps more rights than it needs: %s", reason)
 
 
-def _command(forwarder: Forwarder, run_dir: Path, python: str, version: str) -> list[str]:
-    settings = {
-        "--run-dir": run_dir.absolute(),
-        "--link": forwarder.link,
-        "--tunnel-address": forwarder.tunnel_address,
-        "--subnet": forwarder.subnet,
-        "--listen-address": forwarder.listen_address,
-        "--port": forwarder.port,
-        "--mtu": forwarder.mtu,
-        "--version": version,
-    }
-    # -P: the working directory is not searched for modules.
-    return [python, "-P", "-m", FORWARDER, *(f"{k}={v}" for k, v in settings.items())]
-
-
-def _spawn(command: list[str], environment: dict[str, str], stderr: int) -> subprocess.Popen[bytes]:
+def _spawn(command: list[str], stdin: int, stderr: int) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         command,
-        stdin=subprocess.DEVNULL,
+        stdin=stdin,
         stdout=subprocess.DEVNULL,
         stderr=stderr,
         cwd="/",
-        env=environment,
+        env=child_environment(*_INHERITED),
         start_new_session=True,  # signals to the terminal or process group of the daemon do not reach it
     )
 
 
-async def _answers(pid: int, path: Path) -> bool:
-    """Return whether this process listens at `path`, and not another forwarder."""
+async def _explain_end(process: subprocess.Popen[bytes], said: Path, written: int) -> TargetError:
+    """Return the cause of the end of the process, from its exit code and its output."""
     try:
-        async with connected(path) as client:
-            return client.pid == pid
-    except TargetError:
-        return False
-
-
-async def _explain(forwarder: Forwarder, run_dir: Path, status: int, said: str) -> TargetError:
-    """Return the cause of the end of the process, from its exit code (an errno) and its output."""
-    if status == errno.EADDRINUSE:
-        holder = await in_thread(find_port_holder, forwarder.listen_address, forwarder.port)
-        port = f"UDP port {forwarder.port} of {forwarder.listen_address}"
-        if holder is None:
-            return PortFreedError(f"{port} was in use until now", hint="flanneld retries.")
-        return PortInUseError(
-            f"{port} is in use by {holder}",
-            hint="Stop that program, or set another Backend.Port in the network config, for all hosts.",
-        )
-    if status == errno.EISDIR:
-        return TargetError(
-            f"{run_dir / SOCKET_NAME} is a directory, but must be the socket of the forwarder",
-            hint="Remove the directory.",
-            is_permanent=True,
-        )
-    if status == errno.EADDRNOTAVAIL:
-        return TargetError(
-            f"the host has no address {forwarder.listen_address} to listen on",
-            hint="Add the address to the interface again, or restart flanneld to choose another interface.",
-        )
-    if status == errno.EOPNOTSUPP:
-        return NoHandOverError(said.strip(), hint="flanneld restarts the forwarder.")
-    last_line = said.strip().rpartition("\n")[2]
+        status = await in_thread(process.wait, _END_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        status = 0
+    last_line = _read_from(said, written).strip().rpartition("\n")[2]
     return TargetError(
-        f"the forwarder ended with status {status}: {last_line or 'no output'}",
-        hint=f"Read {run_dir / LOG_NAME}.",
+        f"the forwarder ended with status {status}: {last_line or 'no output'}", hint=f"Read {said}."
     )
 
 

@@ -9,6 +9,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 
 from pyflannel.ports import in_thread
+from pyflannel.wire.forwarder_control import SOCKET_NAME
 
 _GONE_S = 2.0
 
@@ -43,7 +44,10 @@ def _end(pid: int, is_meant: Callable[[int], bool]) -> bool:
 _PROC = Path("/proc")
 
 FORWARDER = "pyflannel.programs.forwarder"
-"""The module in the command line of a forwarder."""
+"""The module in the command line of a forwarder that the daemon started."""
+
+_PROGRAM = "flannel-forwarder"
+"""The program of the unit."""
 
 
 def find_port_holder(address: IPv4Address, port: int) -> str | None:
@@ -93,14 +97,28 @@ def find_original() -> int | None:
 
 def is_forwarder(pid: int) -> bool:
     """Return whether a process is a forwarder, of any version and run directory."""
-    return FORWARDER in _read(_PROC / str(pid) / "cmdline").split("\0")
+    words = _read(_PROC / str(pid) / "cmdline").split("\0")
+    return FORWARDER in words or any(word.endswith(f"/{_PROGRAM}") for word in words)
 
 
 def is_forwarder_of(run_dir: Path, pid: int) -> bool:
-    """Return whether a process is a forwarder of a run directory, in this network namespace."""
-    process = _PROC / str(pid)
-    ours = {FORWARDER, f"--run-dir={run_dir.absolute()}"}
-    return is_in_this_network(pid) and ours <= set(_read(process / "cmdline").split("\0"))
+    """Return whether a process is a forwarder of a run directory, in this network namespace.
+
+    Such a process has the socket that was bound in the directory, also after its file was deleted.
+    """
+    if not is_forwarder(pid):
+        return False
+    ours = _bound_at(str(run_dir.absolute() / SOCKET_NAME))
+    return any(_link(each) in ours for each in _entries(_PROC / str(pid) / "fd"))
+
+
+def _bound_at(path: str) -> set[str]:
+    """Return the Unix sockets of this network namespace that are bound to a path, named as in /proc/PID/fd.
+
+    Of the columns (proc(5), /proc/net/unix) the seventh is the inode, and the path follows it.
+    """
+    lines = (line.split(maxsplit=7) for line in _read(_PROC / "thread-self/net/unix").splitlines()[1:])
+    return {f"socket:[{columns[6]}]" for columns in lines if columns[7:] == [path]}
 
 
 def is_in_this_network(pid: int) -> bool:

@@ -1,13 +1,13 @@
-"""systemd: units of this host, the unit of a process, and a scope for the forwarder."""
+"""systemd: units of this host, the unit of a process, and the start of a forwarder in a unit of its own."""
 
 import asyncio
 import os
 import re
-import secrets
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 
-from pyflannel.errors import TargetError
+from pyflannel.errors import TargetError, in_words
 from pyflannel.ports import child_environment
 
 _CGROUP = re.compile(r"^(?:\d+:name=systemd|0:):.*/(?P<unit>[^/]+\.service)$", re.MULTILINE)
@@ -76,38 +76,36 @@ async def stop_service(unit: str, deadline_s: float) -> None:
         )
 
 
-_SYSTEMD_RUN = "systemd-run"
+FORWARDER_SOCKET = Path("/run/flannel-forwarder.sock")
+"""Socket of flannel-forwarder.socket. With each connection, systemd starts a forwarder in a unit."""
 
 
 class NoUnitError(TargetError):
-    """systemd refused to create a unit for the process, which did not start."""
+    """systemd started no unit for the forwarder."""
 
 
-def own_unit(name: str, description: str, environ: Mapping[str, str] = os.environ) -> list[str]:
-    """Return the prefix that starts a command in a scope of its own; empty outside of a service.
-
-    `systemd-run --scope` moves itself to the scope and then executes the command. So the command stays a
-    child of this process and keeps descriptors, exit status and sandbox. The name of the scope is unique,
-    because a forwarder and its successor run at the same time during a hand-over.
+def is_service(environ: Mapping[str, str] = os.environ) -> bool:
+    """Return whether this process is the main process of a service.
 
     Source: SYSTEMD_EXEC_PID of systemd.exec(5), since version 248.
     """
-    if environ.get("SYSTEMD_EXEC_PID") != str(os.getpid()):
-        return []
-    if not any(os.access(os.path.join(path, _SYSTEMD_RUN), os.X_OK) for path in os.get_exec_path()):
-        return []
-    return [
-        _SYSTEMD_RUN,
-        "--scope",
-        "--quiet",
-        "--collect",  # systemd forgets a failed scope without a manual reset
-        f"--unit={name}-{secrets.token_hex(4)}.scope",
-        f"--description={description}",
-        "--property=Before=docker.service",  # at shutdown, containers end before the forwarder
-        "--",
-    ]
+    return environ.get("SYSTEMD_EXEC_PID") == str(os.getpid())
 
 
-def was_refused(status: int, said: str) -> bool:
-    """Return whether systemd-run itself failed with this status and output, not the started command."""
-    return status == 1 and said.startswith("Failed to ")
+def connect_to_new_forwarder(path: Path = FORWARDER_SOCKET) -> socket.socket:
+    """Return a connection to a forwarder that systemd starts now; it is the standard input of the forwarder.
+
+    Raises:
+        NoUnitError: systemd does not listen, or this process has no access to the socket.
+    """
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    connection.setblocking(False)
+    try:
+        connection.connect(str(path))
+    except OSError as error:
+        connection.close()
+        raise NoUnitError(
+            f"systemd starts no forwarder at {path}: {in_words(error)}",
+            hint="Install flannel-forwarder.socket and flannel-forwarder@.service, then restart flanneld.",
+        ) from error
+    return connection

@@ -35,7 +35,7 @@ COMMANDS = {
 }
 """Each listed command with its help. The texts are here, so that `--help` imports no command."""
 
-_UNLISTED = ("pins",)
+_UNLISTED = ("pins", "prepare")
 """Commands for the systemd unit, not for operators."""
 
 _MODULES = {
@@ -44,6 +44,7 @@ _MODULES = {
     "leases": "network",
     "peers": "network",
     "pins": "cleanup",
+    "prepare": "cleanup",
     "rotate-key": "network",
 }
 """The module of each command that has no module of its own name."""

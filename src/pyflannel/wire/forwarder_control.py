@@ -6,19 +6,25 @@ A frame is a header of 8 octets, the same in every version, and a payload; numbe
 
 A client sends requests; each is answered in order by one frame: STATE, COUNTERS, DONE or REFUSED. A CHANGED
 frame may come at any time between them: the device went away, or another process changed something. The kinds
-from HAND_OVER on came later; who does not know them ends the connection.
+from HAND_OVER on came later; a forwarder that does not know them ends the connection.
+
+A forwarder opens no file and no socket. It gets its descriptors by SCM_RIGHTS, together with the first octets
+of the frame. The first connection is its standard input. There the daemon sends START, then LISTEN. A
+forwarder whose first connection ends before LISTEN ends too.
 
     request          payload                                        answer
     READ_STATE       none                                           STATE
     REPLACE_PEERS    peers: the whole new table                     DONE
     CHANGE_PEERS     count 4 of removals, removals, then peers      DONE
-    ATTACH           none                                           DONE, REFUSED
+    ATTACH           none, with the descriptor of the device        DONE, REFUSED
     READ_COUNTERS    none                                           COUNTERS
     STOP             none                                           DONE: socket and device are free
     HAND_OVER        none                                           HANDED, with descriptors
     TAKEN            none                                           COUNTERS: the final ones; it ends
     READ_SUMMARY     none                                           SUMMARY
     READ_STRANGERS   none                                           STRANGERS
+    START            as HANDED, with the same descriptors           SUMMARY: it moves packets
+    LISTEN           COUNTERS of the predecessor, or none           DONE: it accepts connections
 
     peer (11)        subnet 4 · prefix length 1 · address 4 · port 2
     removal (5)      subnet 4 · prefix length 1
@@ -28,21 +34,22 @@ from HAND_OVER on came later; who does not know them ends the connection.
     REFUSED          errno 2 (0 for none) · text, UTF-8
     HANDED           number of descriptors 1 · STATE. Descriptors, by SCM_RIGHTS: the control socket's
                      listener, the UDP socket and, if it is attached, the device
-    SUMMARY          generation 8 · attached 1 · offloads 1: another generation means another table of peers
-                     or another process
+    SUMMARY          generation 8 · attached 1 · offloads 1 · restrictions 1: another generation means another
+                     table of peers or another process. The restrictions came later.
     STRANGERS        each: address 4 · inner source 4 · inner destination 4 · packets 8 · milliseconds since
                      the latest 4 · length of the reason 1 · reason, ASCII: of those who sent what the guard
                      dropped, the latest last
 
-Between HANDED and TAKEN both move packets, each packet one of them, and changes are refused. Who asked for
-HANDED and goes away without TAKEN has taken nothing.
+During a hand-over the daemon gets HANDED from the old forwarder, sends START to the new one, then TAKEN to
+the old one and LISTEN to the new one. From START to TAKEN both move packets, each packet one of them, and the
+old one refuses changes. If the daemon goes away before TAKEN, the new one ends and the old one continues.
 
 A change of peers is checked whole before any of it takes effect. Addresses are integers: the forwarder does
 without the module ipaddress.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from enum import IntEnum
+from enum import IntEnum, IntFlag
 from struct import Struct
 from typing import NamedTuple
 
@@ -64,6 +71,7 @@ _STATE = Struct("!IB16sIIBIHHB")
 _COUNTER = Struct("!QB")
 _REFUSAL = Struct("!H")
 _SUMMARY = Struct("!QBB")
+_RESTRICTIONS = Struct("!B")
 _STRANGER = Struct("!IIIQIB")
 _HINT = "Stop the program that uses the forwarder's socket, or bring both to one version of pyflannel."
 
@@ -81,6 +89,8 @@ class Kind(IntEnum):
     TAKEN = 8
     READ_SUMMARY = 9
     READ_STRANGERS = 10
+    START = 11
+    LISTEN = 12
     STATE = 128
     COUNTERS = 129
     DONE = 130
@@ -122,17 +132,32 @@ class ForwarderState(NamedTuple):
     peers: tuple[Peer, ...]
 
 
+class Restriction(IntFlag):
+    """What a forwarder gave up after its start."""
+
+    OWN_USER = 1  # it runs as another user than the daemon, and not as root
+    NO_CAPABILITIES = 2
+    FILTERED_CALLS = 4  # the kernel refuses all system calls but those that it needs
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of those that are set, such as `own_user`."""
+        return tuple(str(one.name).lower() for one in Restriction if one in self)
+
+
 class Summary(NamedTuple):
     """What changes in a running forwarder, in short.
 
     Attributes:
         generation: another one for each table of peers, never the same in two processes.
         offloads: the help of the kernel in use, as datapath.offload numbers it.
+        restrictions: none for a forwarder of a version before them.
     """
 
     generation: int
     is_attached: bool
     offloads: int
+    restrictions: Restriction = Restriction(0)
 
 
 class Stranger(NamedTuple):
@@ -259,12 +284,12 @@ def decode_state(payload: bytes) -> ForwarderState:
 
 
 def encode_handed(descriptors: int, state: ForwarderState) -> bytes:
-    """Return the payload of HANDED."""
+    """Return the payload of HANDED and of START."""
     return bytes([descriptors]) + encode_state(state)
 
 
 def decode_handed(payload: bytes) -> tuple[int, ForwarderState]:
-    """Return the number of descriptors that come along, and the state.
+    """Return the number of descriptors of HANDED or START, and the state.
 
     Raises:
         WireError: it ends early, or a prefix does not fit its length.
@@ -275,7 +300,7 @@ def decode_handed(payload: bytes) -> tuple[int, ForwarderState]:
 
 def encode_summary(summary: Summary) -> bytes:
     """Return the payload of SUMMARY."""
-    return _SUMMARY.pack(*summary)
+    return _SUMMARY.pack(*summary[:3]) + _RESTRICTIONS.pack(summary.restrictions)
 
 
 def decode_summary(payload: bytes) -> Summary:
@@ -287,7 +312,9 @@ def decode_summary(payload: bytes) -> Summary:
     if len(payload) < _SUMMARY.size:
         raise WireError(f"summary takes {len(payload)} octets, needs {_SUMMARY.size}", hint=_HINT)
     generation, is_attached, offloads = _SUMMARY.unpack_from(payload)
-    return Summary(generation, bool(is_attached), offloads)
+    has_restrictions = len(payload) >= _SUMMARY.size + _RESTRICTIONS.size
+    restrictions = _RESTRICTIONS.unpack_from(payload, _SUMMARY.size)[0] if has_restrictions else 0
+    return Summary(generation, bool(is_attached), offloads, Restriction(restrictions))
 
 
 def encode_counters(counters: Mapping[str, int]) -> bytes:

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 import pytest
 
 from pyflannel.assembly.directories import Places
-from pyflannel.commands.cleanup import lay_pins
+from pyflannel.commands.preparation import lay_pins
 from pyflannel.errors import TargetError
 from pyflannel.kernel.bpf.pins import is_bpffs, pin_directory, remove_pin_directory
 

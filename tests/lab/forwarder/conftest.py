@@ -66,15 +66,16 @@ class Host:
             deadline_s=DEADLINE_S,
         )
 
-    def wait_listening(self) -> None:
-        """Return when somebody takes connections at the control socket."""
-
-        def is_listening() -> bool:
-            with suppress(FileNotFoundError, ConnectionRefusedError):
-                return self.pid > 0
-            return False
-
-        wait_until(is_listening, what=f"a forwarder in {self.run_dir}", deadline_s=DEADLINE_S)
+    def changed(self, code: str) -> str:
+        """Return an interpreter that runs the forwarder after `code`, which changes it."""
+        program = self.run_dir.with_suffix(".py")
+        program.write_text(
+            f"{code}\nimport sys\nfrom pyflannel.programs.forwarder import main\nsys.exit(main())"
+        )
+        interpreter = self.run_dir.with_suffix(".sh")
+        interpreter.write_text(f'#!/bin/sh\nexec {sys.executable} {program} "$@"\n')
+        interpreter.chmod(0o755)
+        return str(interpreter)
 
     def peer(self, **changes) -> ForwarderPeer:
         """This host as its peers see it."""

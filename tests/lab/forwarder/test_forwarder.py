@@ -17,11 +17,11 @@ from pathlib import Path
 
 import pytest
 
-from pyflannel.datapath import tun
-from pyflannel.datapath.tun import Offloads
 from pyflannel.errors import TargetError
 from pyflannel.model.state import Add, Remove, Replace, State
+from pyflannel.processes import forwarder_descriptors, forwarder_launch
 from pyflannel.processes.forwarder import ForwarderTarget
+from pyflannel.processes.forwarder_descriptors import open_underlay_socket
 from pyflannel.processes.forwarder_launch import LOG_NAME
 
 DEADLINE_S = 60.0
@@ -426,17 +426,22 @@ def test_a_port_in_use_names_its_holder(namesake, hosts):
     assert not one.apply(Add(one.forwarder), Add(two.peer()))
 
 
-def test_a_port_whose_holder_ended_meanwhile_is_taken_at_once(hosts, tmp_path):
-    """The first start meets the holder, the second does not: nothing is refused."""
+def test_a_port_whose_holder_ended_meanwhile_is_taken_at_once(hosts, monkeypatch):
+    """The first attempt meets the holder, the second does not: nothing is refused."""
     one, two = hosts
-    python, been = tmp_path / "python", tmp_path / "been"
-    in_use = f"[ -e {been} ] || {{ touch {been}; exit {errno.EADDRINUSE}; }}"
-    python.write_text(f'#!/bin/sh\n{in_use}\nexec {sys.executable} "$@"\n')
-    python.chmod(0o755)
+    attempts = []
 
-    assert not one.apply(Add(one.forwarder), Add(two.peer()), python=str(python))
+    def open_second_time(*address):
+        attempts.append(address)
+        if len(attempts) == 1:
+            raise OSError(errno.EADDRINUSE, "Address already in use")
+        return open_underlay_socket(*address)
 
-    assert been.exists()
+    monkeypatch.setattr(forwarder_launch, "open_underlay_socket", open_second_time)
+
+    assert not one.apply(Add(one.forwarder), Add(two.peer()))
+
+    assert attempts == [(one.address, 8285)] * 2
     assert one.snapshot() == State.of(one.forwarder, two.peer())
 
 
@@ -470,15 +475,14 @@ def test_another_device_means_another_process(linked):
     assert one.snapshot() == State.of(other, two.peer(link="flannel1"))
 
 
-def test_a_forwarder_that_is_terminated_takes_its_socket_along(linked):
-    """As a service manager ends it."""
+def test_a_forwarder_that_is_terminated_is_gone(linked):
+    """As a service manager ends it. The file of its socket stays, which belongs to the daemon."""
     one, _ = linked
     pid = one.pid
 
     os.kill(pid, signal.SIGTERM)
     wait_until(lambda: not is_running(pid), "the end of the process")
 
-    assert not (one.run_dir / "forwarder.sock").exists()
     assert (one.run_dir / "forwarder.log").read_bytes() == b""
     assert one.snapshot() == State.EMPTY
 
@@ -486,17 +490,17 @@ def test_a_forwarder_that_is_terminated_takes_its_socket_along(linked):
 def test_a_device_deleted_while_it_is_attached_to_is_not_created(hosts, monkeypatch):
     """The kernel creates what it does not find; what we made so goes again."""
     one, _ = hosts
-    attach = tun._attach
+    attach = forwarder_descriptors._attach
 
-    def delete_and_attach(descriptor, link, offloads):
+    def delete_and_attach(descriptor, link):
         one.namespace.ip("link delete flannel0")
-        attach(descriptor, link, offloads)
+        attach(descriptor, link)
 
-    monkeypatch.setattr(tun, "_attach", delete_and_attach)
+    monkeypatch.setattr(forwarder_descriptors, "_attach", delete_and_attach)
 
     async def try_to_attach():
         with pytest.raises(OSError, match="was replaced"):
-            tun.Tun.attach("flannel0", Offloads(print))
+            forwarder_descriptors.attach_device("flannel0")
 
     one.namespace.run(try_to_attach)
     assert "flannel0" not in one.namespace.ip("-o link")

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from pyflannel import VERSION
 from pyflannel.errors import TargetError
 from pyflannel.lab.waiting import wait_until
 from pyflannel.model.state import Add, Replace, State
@@ -23,16 +22,18 @@ NEXT = "next"
 """A version of which no forwarder is, before it was handed over to."""
 
 OLD = """
-import sys
-from pyflannel.datapath import forwarder
+from pyflannel.datapath.forwarder import Forwarder
 from pyflannel.errors import WireError
-from pyflannel.programs.forwarder import main
+from pyflannel.wire.forwarder_control import Kind
 
-def unknown(self, *client):
-    raise WireError("it is no request", hint="")
+answer = Forwarder._answer
 
-forwarder.Forwarder._hand_over = forwarder.Forwarder._summary = unknown
-sys.exit(main(sys.argv[2:]))
+def answer_as_an_old_one(self, client, kind, *rest):
+    if kind in (Kind.HAND_OVER, Kind.READ_SUMMARY):
+        raise WireError("it is no request", hint="")
+    return answer(self, client, kind, *rest)
+
+Forwarder._answer = answer_as_an_old_one
 """
 """A forwarder that drops who asks for what it does not know, as the first versions do."""
 
@@ -206,29 +207,16 @@ def test_without_the_device_the_rest_goes_over(linked):
     one.reach(two)
 
 
-def start_old(host, version: str) -> subprocess.Popen:
-    """Start a forwarder that cannot hand over, with the host's settings."""
-    words = [
-        *(f"--run-dir={host.run_dir}", "--link=flannel0", f"--tunnel-address={host.tunnel_address}"),
-        *(f"--subnet={host.forwarder.subnet}", f"--listen-address={host.address}", "--port=8285"),
-        *("--mtu=1472", f"--version={version}"),
-    ]
-    process = host.spawn(sys.executable, "-c", OLD, "pyflannel.programs.forwarder", *words)
-    host.wait_listening()
-    return process
-
-
 def test_one_that_cannot_hand_over_is_stopped_and_started_anew(hosts, caplog):
     """A version before hand-overs: packets are lost for a moment, which is said; its peers stay."""
     one, two = hosts
     assert not two.apply(Add(two.forwarder), Add(one.peer()))
-    old = start_old(one, "0.0.1")
-    assert not one.apply(Replace(replace(one.forwarder, is_attached=False), one.forwarder), Add(two.peer()))
-    found = one.snapshot()
+    assert not one.apply(Add(one.forwarder), Add(two.peer()), python=one.changed(OLD), version="0.0.1")
+    pid, found = one.pid, one.snapshot()
 
     assert not one.apply(Replace(replace(one.forwarder, is_current=False), one.forwarder))
 
-    old.communicate(timeout=DEADLINE_S)
+    wait_until(lambda: not is_running(pid), what="the end of the process", deadline_s=DEADLINE_S)
     assert found == State.of(replace(one.forwarder, is_current=False), two.peer())
     assert "does not hand over" in caplog.text
     assert one.snapshot() == State.of(one.forwarder, two.peer())
@@ -238,8 +226,7 @@ def test_one_that_cannot_hand_over_is_stopped_and_started_anew(hosts, caplog):
 def test_one_that_knows_no_summaries_is_not_asked_again(hosts):
     """Of our version, as it says, and yet from before: one pass fails, the others read the table."""
     one, two = hosts
-    old = start_old(one, VERSION)
-    assert not one.apply(Replace(replace(one.forwarder, is_attached=False), one.forwarder), Add(two.peer()))
+    assert not one.apply(Add(one.forwarder), Add(two.peer()), python=one.changed(OLD))
 
     async def watch():
         target = ForwarderTarget(one.run_dir)
@@ -249,8 +236,6 @@ def test_one_that_knows_no_summaries_is_not_asked_again(hosts):
         return first, *[await target.snapshot(State.EMPTY) for _ in range(3)]
 
     found = one.namespace.run(watch)
-    old.terminate()
-    old.communicate(timeout=DEADLINE_S)
 
     assert set(map(len, found)) == {2}
     assert all(state == State.of(one.forwarder, two.peer()) for state in found)

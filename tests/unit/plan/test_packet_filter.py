@@ -233,7 +233,7 @@ def test_the_guard_accepts_only_packets_of_peers(mode: GuardMode, sources: IPv4N
     )
 
     config = NetworkConfig(network=NETWORK, subnet_length=24)
-    (table,) = plan_guard(UDP_PATH, config, host("flannel1"), mode)
+    (table,) = plan_guard(UDP_PATH, config, host("flannel1"), FilterOptions(guard=mode, users=(995,)))
     (entry,) = plan_guard_peer(UDP_PATH, peer, host("flannel1"), mode)
 
     assert table == GuardTable(
@@ -244,6 +244,7 @@ def test_the_guard_accepts_only_packets_of_peers(mode: GuardMode, sources: IPv4N
         network=NETWORK,
         subnet=SUBNET,
         path=UDP_PATH,
+        users=(995,),
     )
     assert entry == GuardPeer(
         device="flannel1", subnet=peer.subnet, address=IPv4Address("192.0.2.2"), port=8285, sources=sources
@@ -265,6 +266,6 @@ def test_without_a_tunnel_or_guard_there_are_no_entries() -> None:
     config = NetworkConfig(network=NETWORK)
 
     assert not plan_guard_peer(PATHS["host-gw"], peer, host(), "strict")
-    assert not plan_guard(None, config, host(), "strict")
-    assert not plan_guard(UDP_PATH, config, host(), "off")
+    assert not plan_guard(None, config, host(), FilterOptions(guard="strict"))
+    assert not plan_guard(UDP_PATH, config, host(), FilterOptions(guard="off"))
     assert not plan_guard_peer(UDP_PATH, peer, host(), "off")

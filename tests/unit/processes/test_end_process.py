@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from pyflannel.processes.found import FORWARDER, end_process, is_forwarder, is_forwarder_of
+from pyflannel.wire.forwarder_control import SOCKET_NAME
 
 
 @pytest.fixture
@@ -67,11 +68,17 @@ def test_an_unused_process_id_is_no_error() -> None:
 
 
 def test_a_forwarder_belongs_to_its_run_directory(tmp_path: Path) -> None:
-    wait = "import sys; print('ready', flush=True); sys.stdin.read()"
-    command = [sys.executable, "-c", wait, FORWARDER, f"--run-dir={tmp_path}"]
+    """Also after the file of its socket was deleted, when nobody can connect to it."""
+    path = tmp_path / SOCKET_NAME
+    wait = (
+        "import socket, sys; bound = socket.socket(socket.AF_UNIX); bound.bind(sys.argv[2]);"
+        "print('ready', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", wait, FORWARDER, str(path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()  # Popen may return before /proc shows the command line
+        path.unlink()
         assert is_forwarder(process.pid)
         assert is_forwarder_of(tmp_path, process.pid)
         assert not is_forwarder_of(tmp_path / "other", process.pid)

@@ -4,6 +4,7 @@ import asyncio
 import errno
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
@@ -45,6 +46,14 @@ def test_a_directory_at_the_path_of_the_socket_is_a_refusal(tmp_path: Path, oper
     assert find_forwarders(tmp_path) == []
 
 
+def test_a_start_that_fails_leaves_no_socket(tmp_path: Path) -> None:
+    """192.0.2.1 is no address of this host (RFC 5737)."""
+    (refusal,) = apply(tmp_path, Add(replace(FORWARDER, listen_address=IPv4Address("192.0.2.1"))))
+
+    assert refusal.cause == "the host has no address 192.0.2.1 to listen on"
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_forwarder_that_cannot_be_watched_is_refused_and_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -59,3 +68,4 @@ def test_a_forwarder_that_cannot_be_watched_is_refused_and_ended(
 
     assert "EMFILE" in refusal.cause
     assert find_forwarders(tmp_path) == []
+    assert not (tmp_path / SOCKET_NAME).exists()

@@ -1,15 +1,18 @@
-"""Units of systemd: existing units, the scope of a process, and its refusal."""
+"""Units of systemd: existing units, the unit of a process, and the start of a forwarder in one."""
 
 import os
+import socket
 from pathlib import Path
 
 import pytest
 
-from pyflannel.processes.systemd import has_unit, own_unit, service_of, was_refused
-
-
-def words(environ: dict[str, str]) -> list[str]:
-    return own_unit("flannel-forwarder", "Forwarder of flannel0", environ)
+from pyflannel.processes.systemd import (
+    NoUnitError,
+    connect_to_new_forwarder,
+    has_unit,
+    is_service,
+    service_of,
+)
 
 
 def test_a_unit_exists_if_systemd_runs_and_has_its_file(tmp_path: Path) -> None:
@@ -26,48 +29,24 @@ def test_a_unit_exists_if_systemd_runs_and_has_its_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("pid", [None, "1", ""])
-def test_only_the_main_process_of_a_service_asks_for_a_scope(pid: str | None) -> None:
+def test_only_the_main_process_of_a_service_lets_systemd_start_forwarders(pid: str | None) -> None:
     """A shell of a service and its children inherit the variable."""
     environ = {} if pid is None else {"SYSTEMD_EXEC_PID": pid}
 
-    assert words(environ) == []
+    assert not is_service(environ)
+    assert is_service({"SYSTEMD_EXEC_PID": str(os.getpid())})
 
 
-def test_two_forwarders_get_different_scopes(
-    tmp_path: os.PathLike[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    program = os.path.join(tmp_path, "systemd-run")
-    os.close(os.open(program, os.O_CREAT, 0o755))
-    monkeypatch.setenv("PATH", os.fspath(tmp_path))
-    environ = {"SYSTEMD_EXEC_PID": str(os.getpid())}
+@pytest.mark.parametrize("is_bound", [False, True])
+def test_a_socket_on_which_systemd_does_not_listen_is_an_error(tmp_path: Path, is_bound: bool) -> None:
+    """Flanneld then starts the forwarder itself."""
+    path = tmp_path / "s"
+    with socket.socket(socket.AF_UNIX) as bound:
+        if is_bound:
+            bound.bind(str(path))
 
-    first, second = words(environ), words(environ)
-
-    assert first[:2] == ["systemd-run", "--scope"]
-    assert first[-1] == "--"
-    assert first != second
-
-
-def test_without_systemd_run_no_scope_is_requested(
-    tmp_path: os.PathLike[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PATH", os.fspath(tmp_path))
-
-    assert words({"SYSTEMD_EXEC_PID": str(os.getpid())}) == []
-
-
-@pytest.mark.parametrize(
-    ("status", "said", "expected"),
-    [
-        (1, "Failed to start transient scope unit: Connection timed out\n", True),
-        (1, "another forwarder has this run directory\n", False),
-        (98, "Failed to think of anything\n", False),
-    ],
-)
-def test_a_refusal_of_systemd_is_distinguished_from_an_end_of_the_forwarder(
-    status: int, said: str, expected: bool
-) -> None:
-    assert was_refused(status, said) == expected
+        with pytest.raises(NoUnitError, match=str(path)):
+            connect_to_new_forwarder(path)
 
 
 def test_a_test_run_and_a_missing_process_are_no_services() -> None:

@@ -13,6 +13,7 @@ from pyflannel.wire.forwarder_control import (
     FrameReader,
     Kind,
     Peer,
+    Restriction,
     Settings,
     Stranger,
     Summary,
@@ -105,12 +106,22 @@ def test_what_is_handed_over_round_trips(descriptors, state):
     assert decode_handed(encode_handed(descriptors, state)) == (descriptors, state)
 
 
-@given(
-    st.builds(Summary, st.integers(0, 2**64 - 1), st.booleans(), st.integers(0, 255)), st.binary(max_size=5)
+summaries = st.builds(
+    Summary,
+    *(st.integers(0, 2**64 - 1), st.booleans(), st.integers(0, 255)),
+    st.integers(0, 255).map(Restriction),
 )
+
+
+@given(summaries, st.binary(max_size=5))
 def test_summary_round_trips(summary, later):
     """A later version may say more."""
     assert decode_summary(encode_summary(summary) + later) == summary
+
+
+@given(summaries)
+def test_a_version_without_restrictions_has_none(summary):
+    assert decode_summary(encode_summary(summary)[:-1]) == summary._replace(restrictions=Restriction(0))
 
 
 @given(st.dictionaries(st.text("abcdefghij_E", min_size=1), st.integers(0, 2**64 - 1)))

@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -96,14 +97,26 @@ async def version_of(program: str) -> Version | None:
     return Version(number=parts, is_nft="nf_tables" in ran.output, text=ran.output.strip())
 
 
+_NO_TABLE_NAMES = "Failed to list table names"
+"""Legacy iptables: only root may read /proc/net/ip_tables_names, whatever capabilities a user has."""
+
+
 async def read_saved(program: str) -> SavedTables:
-    """Return what `PROGRAM-save` prints.
+    """Return what `PROGRAM-save` prints; of legacy iptables, a user other than root gets our tables only.
 
     Raises:
         TargetError: it failed, or cannot be run.
         WireError: it printed something else.
     """
     ran = await run_program(f"{program}-save")
+    if _NO_TABLE_NAMES not in ran.complaint:
+        return _parsed(program, ran)
+    single = [await run_program(f"{program}-save", "-t", table) for table in HOOKS]
+    possible = [one for one in single if not one.status] or single[:1]  # the kernel may lack one of them
+    return dict(ChainMap(*(dict(_parsed(program, one)) for one in possible)))
+
+
+def _parsed(program: str, ran: Ran) -> SavedTables:
     if ran.status:
         raise _failed(f"{program}-save", ran)
     return parse_save(ran.output)

@@ -16,7 +16,7 @@
         outer and inner source are a peer's: return; else goto refused
     refused
         remember the addresses; drop
-    leaving, by a user other than root
+    leaving, by a user other than root and that of flanneld
         a datagram to a peer's tunnel port: drop
     in_clear, before DNAT, if the overlay encrypts
         by the underlay, to our own subnet: drop
@@ -120,7 +120,9 @@ def chains_of(table: GuardTable) -> tuple[Chain, ...]:
         Chain("to_peers", tuple(_to_peers(tunnel, table))),
         Chain("arriving", (*_tunnel_rules(tunnel, table), *_overlay_rules(table)), PREROUTING, _AFTER_DNAT),
         Chain("of_user", tuple(_of_user(tunnel))),
-        Chain("leaving", (Rule("of a user", (*_by_user(), goto("of_user"))),), LOCAL_OUT, _AFTER_DNAT),
+        Chain(
+            "leaving", (Rule("of a user", (*_by_user(table.users), goto("of_user"))),), LOCAL_OUT, _AFTER_DNAT
+        ),
     )
 
 
@@ -212,9 +214,13 @@ def _of_user(tunnel: GuardedTunnel) -> Iterator[Rule]:
     yield Rule("has its tunnel header", (*tunnelled, mark, masked(others), set_mark()))
 
 
-def _by_user() -> tuple[Expression, ...]:
-    """Return the steps that match packets of users other than root; what is forwarded belongs to nobody."""
-    return meta(META_USER), differs(bytes(4))
+def _by_user(trusted: Iterable[int]) -> tuple[Expression, ...]:
+    """Return the steps that match packets of users other than root and these.
+
+    A packet belongs to the user that opened the socket, not to the one that sends. A forwarded packet belongs
+    to nobody.
+    """
+    return meta(META_USER), *(differs(_word(uid)) for uid in (0, *trusted))
 
 
 def _of_another_network(tunnel: GuardedTunnel) -> Iterator[Rule]:

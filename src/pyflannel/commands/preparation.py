@@ -1,0 +1,165 @@
+"""What root prepares for a flanneld that runs as another user: the unit runs it before each start."""
+
+import os
+import pwd
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from pyflannel.assembly.directories import Places
+from pyflannel.errors import FlannelError, TargetError, UsageError, in_words
+from pyflannel.kernel.bpf.pins import pin_directory, pin_standing
+from pyflannel.processes.forwarder_launch import move_forwarder
+from pyflannel.wire.forwarder_control import SOCKET_NAME
+
+XTABLES_LOCK = Path("/run/xtables.lock")
+"""Lock file of iptables. Its programs create it with mode 0600."""
+
+_PROTECTED_HARDLINKS = Path("/proc/sys/fs/protected_hardlinks")
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """A user of this host."""
+
+    name: str
+    uid: int
+    gid: int
+
+
+def user_named(name: str) -> User:
+    """Return a user.
+
+    Raises:
+        UsageError: this host has no such user.
+    """
+    try:
+        entry = pwd.getpwnam(name)
+    except KeyError:
+        raise UsageError(
+            f"this host has no user {name}", hint="Run systemd-sysusers, or install the package again."
+        ) from None
+    return User(name, entry.pw_uid, entry.pw_gid)
+
+
+async def prepare(
+    places: Places, user: User, lock: Path = XTABLES_LOCK
+) -> tuple[list[str], list[FlannelError]]:
+    """Give the user access to what flanneld needs; return lines about it, and failures.
+
+    A failure of one part does not prevent the others. Needs root and the mount namespace of the host.
+    """
+    done: list[str] = []
+    failures: list[FlannelError] = []
+    for directory in (places.shared.run_dir, places.shared.state_dir):
+        if count := give_files(directory, user):
+            done.append(f"gave {count} files of root in {directory} to {user.name}")
+    try:
+        _share_lock(lock, user)
+    except OSError as error:
+        hint = "Legacy iptables needs it. Set EnableNFTables in the network config to use nftables."
+        failures.append(TargetError.of(f"{user.name} cannot use {lock}", error, hint=hint))
+    for part in (lay_pins(places, user), _move_forwarders(places.shared.run_dir, user)):
+        try:
+            done += await part
+        except FlannelError as error:
+            failures.append(error)
+    return done, failures
+
+
+def give_files(directory: Path, user: User) -> int:
+    """Give the user the files of root below a directory that this user owns; return their number.
+
+    A flanneld of root left them. systemd gives them to the user with the directory itself, but no later ones.
+    The user may put links into the directory, so symbolic links are left out, and so are files with several
+    names. If the kernel does not protect hard links, the user can add names to files of root, and nothing is
+    given.
+    """
+    count = 0
+    with suppress(OSError):
+        device, owner = os.stat(directory).st_dev, os.stat(directory).st_uid
+        if owner != user.uid or _PROTECTED_HARDLINKS.read_text().strip() != "1":
+            return 0
+        for _, directories, files, descriptor in os.fwalk(directory, follow_symlinks=False):
+            for name in (*directories, *files):
+                count += _give(name, descriptor, device, user)
+            directories[:] = [name for name in directories if _is_on(device, name, descriptor)]
+    return count
+
+
+def _give(name: str, directory: int, device: int, user: User) -> bool:
+    with suppress(OSError), _opened(name, directory) as descriptor:
+        found = os.fstat(descriptor)
+        is_single = stat.S_ISDIR(found.st_mode) or found.st_nlink == 1
+        if found.st_uid == 0 and found.st_dev == device and is_single and not stat.S_ISLNK(found.st_mode):
+            os.chown(f"/proc/self/fd/{descriptor}", user.uid, user.gid)
+            return True
+    return False
+
+
+def _is_on(device: int, name: str, directory: int) -> bool:
+    with suppress(OSError):
+        return os.stat(name, dir_fd=directory, follow_symlinks=False).st_dev == device
+    return False
+
+
+@contextmanager
+def _opened(name: str, directory: int) -> Iterator[int]:
+    """Open a file without following a link or reading it, so that a check and a change concern one file."""
+    descriptor = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _share_lock(path: Path, user: User) -> None:
+    """Let the group of the user open the lock. iptables opens it to read, which is enough to lock it."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        os.fchown(descriptor, -1, user.gid)
+        os.fchmod(descriptor, 0o640)
+    finally:
+        os.close(descriptor)
+
+
+async def lay_pins(places: Places, user: User | None = None) -> list[str]:
+    """Mount the directory of pins and pin the attached programs; return a line that reports it.
+
+    Args:
+        places: the places of the daemon.
+        user: owner of the directory and the pins; None for root.
+
+    Raises:
+        TargetError: this host or user cannot pin programs there.
+    """
+    try:
+        with pin_directory(str(places.bpf)) as directory:
+            count = await pin_standing(directory)
+            if user is not None:
+                os.chown(directory, user.uid, user.gid)
+                for name in os.listdir(directory):
+                    os.chown(f"{directory}/{name}", user.uid, user.gid, follow_symlinks=False)
+    except NotADirectoryError as error:
+        raise TargetError(
+            f"{places.bpf} is not a directory",
+            hint="Remove it, and find the program that created it: flanneld creates only a directory.",
+        ) from error
+    except OSError as error:
+        raise TargetError(
+            f"eBPF programs cannot be pinned in {places.bpf}: {in_words(error)}",
+            hint="Run as root, on a kernel with eBPF. Without pins, packets go through user space.",
+        ) from error
+    return [f"pinned {count} eBPF programs of this host in {places.bpf}"]
+
+
+async def _move_forwarders(run_dir: Path, user: User) -> list[str]:
+    """Replace each forwarder that a flanneld of root started: it would refuse this user."""
+    sockets = [path for depth in ("", "*/", "*/*/") for path in run_dir.glob(f"{depth}{SOCKET_NAME}")]
+    return [
+        f"moved the forwarder of {path.parent} to {user.name}"
+        for path in sockets
+        if await move_forwarder(path.parent, user.uid, user.gid)
+    ]

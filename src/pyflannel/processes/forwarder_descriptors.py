@@ -1,0 +1,171 @@
+"""The descriptors that the daemon opens for a forwarder, which has no right to open them itself."""
+
+import errno
+import os
+import socket
+import struct
+from contextlib import suppress
+from fcntl import ioctl
+from socket import if_nametoindex
+
+from pyflannel.errors import TargetError
+
+
+def open_listener(path: str) -> socket.socket:
+    """Return a Unix socket that is bound at `path`, mode 0600; a socket that a dead forwarder left is
+    replaced.
+
+    The forwarder listens on it, so nobody can connect before.
+
+    Raises:
+        TargetError: a running forwarder answers there.
+        OSError: the path cannot be used; EISDIR when a directory is there.
+    """
+    _remove_stale(path)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        listener.bind(path)
+        os.chmod(path, 0o600)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def _remove_stale(path: str) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
+        try:
+            probe.connect(path)
+        except FileNotFoundError:
+            return
+        except ConnectionRefusedError:
+            os.unlink(path)
+            return
+        except BlockingIOError:  # it runs: its backlog is full
+            holder = "another forwarder"
+        else:
+            holder = f"another forwarder, pid {pid_of_peer(probe)},"
+    raise TargetError(
+        f"{holder} answers at {path}", hint="Stop it first, or use another run directory for this one."
+    )
+
+
+def pid_of_peer(connection: socket.socket) -> int:
+    """Return the process ID at the other end of a Unix socket."""
+    form = struct.Struct("3i")
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, form.size)
+    return int(form.unpack(credentials)[0])
+
+
+_BUFFER_OCTETS = 4 << 20
+
+_IP_MTU_DISCOVER = 10
+_IP_PMTUDISC_WANT = 1
+"""linux/in.h; the socket module does not name them."""
+
+_SO_SNDBUFFORCE = 32
+_SO_RCVBUFFORCE = 33
+"""asm-generic/socket.h: beyond the system's limits, with CAP_NET_ADMIN."""
+
+
+def open_underlay_socket(address: str, port: int) -> socket.socket:
+    """Return the tunnel's socket, bound.
+
+    Datagrams leave as those of any UDP socket do (IP_PMTUDISC_WANT, the kernel's default, whatever the host's
+    ip_no_pmtu_disc says): what is longer than a path's known MTU goes in fragments and is never refused.
+
+    Raises:
+        OSError: EADDRINUSE when another program has the port, EADDRNOTAVAIL when the host lacks the address.
+    """
+    udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+    try:
+        udp.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _IP_PMTUDISC_WANT)
+        _enlarge(udp, _SO_SNDBUFFORCE, socket.SO_SNDBUF)
+        _enlarge(udp, _SO_RCVBUFFORCE, socket.SO_RCVBUF)
+        udp.bind((address, port))
+    except OSError as error:
+        udp.close()
+        raise OSError(error.errno, f"UDP {address}:{port}: {error.strerror}") from None
+    return udp
+
+
+def _enlarge(udp: socket.socket, forced: int, plain: int) -> None:
+    try:
+        udp.setsockopt(socket.SOL_SOCKET, forced, _BUFFER_OCTETS)
+    except PermissionError:
+        udp.setsockopt(socket.SOL_SOCKET, plain, _BUFFER_OCTETS)
+
+
+_DEVICE = "/dev/net/tun"
+
+_TUNSETIFF = 0x400454CA
+_TUNSETOFFLOAD = 0x400454D0
+_TUNSETVNETHDRSZ = 0x400454D8
+_IFF_TUN = 0x0001
+_IFF_NO_PI = 0x1000
+_IFF_VNET_HDR = 0x4000
+"""linux/if_tun.h: a device of layer 3, whose reads and writes are bare packets, or behind a header that tells
+of segmentation."""
+
+_IFREQ = struct.Struct("16sH22x")
+_NUMBER = struct.Struct("=i")
+_HEADER_OCTETS = 10
+"""linux/virtio_net.h, struct virtio_net_hdr."""
+
+
+def attach_device(link: str) -> int:
+    """Return a descriptor that is attached to a TUN device. No device is ever created.
+
+    Raises:
+        OSError: ENODEV when there is no such device, EBUSY when another program holds it, and what opening
+            /dev/net/tun or attaching gives; the text names what it is about.
+    """
+    index = _index(link)
+    try:
+        descriptor = os.open(_DEVICE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise OSError(error.errno, f"{_DEVICE}: {error.strerror}") from None
+    try:
+        _attach(descriptor, link)
+        # A device that went away in between was created again, and goes with our descriptor.
+        if _index(link) != index:
+            raise OSError(errno.ENODEV, f"{link} was replaced while it was attached to")
+    except OSError:
+        os.close(descriptor)
+        raise
+    _accept_own_source(link)
+    return descriptor
+
+
+def _attach(descriptor: int, link: str) -> None:
+    """Attach, or create what is not there: the kernel makes no difference."""
+    flags = _IFF_TUN | _IFF_NO_PI
+    try:
+        try:
+            ioctl(descriptor, _TUNSETIFF, _IFREQ.pack(link.encode(), flags | _IFF_VNET_HDR))
+            # An earlier owner of the device may have changed these settings.
+            ioctl(descriptor, _TUNSETVNETHDRSZ, _NUMBER.pack(_HEADER_OCTETS))
+            ioctl(descriptor, _TUNSETOFFLOAD, 0)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            ioctl(descriptor, _TUNSETIFF, _IFREQ.pack(link.encode(), flags))
+    except OSError as error:
+        raise OSError(error.errno, f"device {link}: {error.strerror}") from None
+
+
+def _accept_own_source(link: str) -> None:
+    """Let the host take packets from the device that carry its own address: the ICMP errors of the forwarder.
+
+    Nobody else can send such packets: what comes from the underlay is proven first. Where the setting is
+    read-only the errors are lost, as the original's are.
+    """
+    with suppress(OSError), open(f"/proc/sys/net/ipv4/conf/{link}/accept_local", "w") as file:
+        file.write("1")
+
+
+def _index(link: str) -> int:
+    try:
+        return if_nametoindex(link)
+    except OSError:
+        raise OSError(errno.ENODEV, f"there is no device {link}") from None
