@@ -136,6 +136,22 @@ def test_output_and_exit_status_are_those_of_the_original(case: dict[str, Any], 
     assert done.returncode == expected["exit"]
 
 
+def test_a_file_of_another_user_gives_no_other_options(tmp_path: Path) -> None:
+    """Docker runs as root, and the user of flanneld writes subnet.env."""
+    source = tmp_path / "subnet.env"
+    lines = "FLANNEL_SUBNET=10.1.9.1/24\nFLANNEL_MTU=1472\nDOCKER_OPT_X=--insecure\nDOCKER_OPTS=--insecure\n"
+    source.write_text(lines)
+    os.chown(source, 65534, 65534)
+
+    assert run(tmp_path, "-c", "-f", "./subnet.env", "-d", "./out.env").returncode == 0
+    assert (tmp_path / "out.env").read_text() == 'DOCKER_OPTS=" --bip=10.1.9.1/24 --mtu=1472"\n'
+
+    source.write_text(lines.replace("1472", '"1472 --insecure"'))
+    done = run(tmp_path, "-c", "-f", "./subnet.env", "-d", "./out.env")
+    assert done.returncode == 2
+    assert "FLANNEL_MTU is '1472 --insecure'" in done.stderr
+
+
 def test_the_input_is_not_executed(tmp_path: Path) -> None:
     (tmp_path / "subnet.env").write_text("FLANNEL_MTU=$(touch executed; echo 1472)\n")
 

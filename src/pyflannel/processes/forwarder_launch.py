@@ -298,9 +298,13 @@ async def _start_in_unit(equipment: _Equipment) -> Restriction | None:
             return await _equip(ForwarderClient(connection, _UNKNOWN), equipment)
     except NoUnitError as error:
         cause = error.in_full
-    except (EndedError, SilentError) as error:
-        if isinstance(error, SilentError) and error.pid != _UNKNOWN:
+    except SilentError as error:
+        if error.pid != _UNKNOWN:
             raise
+        raise TargetError(  # not a reason to give up the unit, which lasts until the next restart
+            f"flannel-forwarder@.service started no forwarder within {ANSWER_S:.0f} s", hint=_UNIT_HINT
+        ) from error
+    except EndedError as error:
         cause = f"flannel-forwarder@.service started no forwarder: {error}. {_UNIT_HINT}"
     log.warning("Started the forwarder inside this service, so both stop together: %s", cause)
     return None

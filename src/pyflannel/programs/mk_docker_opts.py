@@ -14,6 +14,7 @@ from typing import NamedTuple
 from pyflannel.errors import UsageError, WireError
 from pyflannel.wire.subnet_env import (
     DEFAULT_KEY,
+    flannels_alone,
     foreign_routes,
     format_docker_opts,
     is_variable_name,
@@ -128,7 +129,8 @@ def _environment() -> dict[str, str]:
 def _read(path: str) -> dict[str, str]:
     """Return the variables that the file assigns. A missing file is empty, with a warning on stderr.
 
-    The original does not warn. Docker then starts with its default subnet, which no peer reaches.
+    The original does not warn. Docker then starts with its default subnet, which no peer reaches. Docker runs
+    as root, so a file of another user, such as that of flanneld, gives no other options than flannel's.
     """
     if not os.path.isfile(path):
         sys.stderr.write(
@@ -137,7 +139,9 @@ def _read(path: str) -> dict[str, str]:
         )
         return {}
     with open(path, "rb") as file:
-        return parse_assignments(os.fsdecode(file.read()))
+        variables = parse_assignments(os.fsdecode(file.read()))
+        is_trusted = os.fstat(file.fileno()).st_uid in (0, os.geteuid())
+        return variables if is_trusted else flannels_alone(variables)
 
 
 def _write(path: str, octets: bytes) -> None:

@@ -234,6 +234,30 @@ def _value(found: re.Match[str]) -> str:
 
 DEFAULT_KEY = "DOCKER_OPTS"
 _OPTION_MARK = "DOCKER_OPT_"
+_OF_FLANNEL = {
+    "FLANNEL_SUBNET": re.compile(r"[0-9.]+/[0-9]+"),
+    "FLANNEL_MTU": re.compile(r"[0-9]+"),
+    "FLANNEL_IPMASQ": re.compile(r"true|false"),
+}
+"""The variables that become options of Docker, and their values."""
+
+
+def flannels_alone(variables: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables of flannel, of a file whose writer is not trusted with Docker's other options.
+
+    Raises:
+        WireError: the value of one of them is not as flannel writes it.
+    """
+    found = {name: variables[name] for name in _OF_FLANNEL if name in variables}
+    for name, value in found.items():
+        if value and not _OF_FLANNEL[name].fullmatch(value):
+            raise WireError(
+                f"{name} is {value!r}, and the file does not belong to root",
+                hint="Wait until flanneld writes the file again, or read a file of root.",
+            )
+    return found
+
+
 # Docker masquerades what flannel does not.
 _DOCKER_IP_MASQ = {"true": "false", "false": "true"}
 
