@@ -121,7 +121,9 @@ class Network:
 
     def state(self, host: Host) -> dict[str, Any]:
         shown = host.run(["sh", "-c", f"ip -json route; ip -json address show {DEVICE}"], check=False).stdout
-        routes, addresses = (json.loads(line or "[]") for line in shown.splitlines()[:2])
+        routes, addresses = (
+            json.loads(line or "[]") for line in [*shown.splitlines(), ""][:2]
+        )  # no line without the device
         for address in addresses:
             address.pop("ifindex")
         port = host.run(["wg", "show", DEVICE, "listen-port"], check=False).stdout
