@@ -121,7 +121,8 @@ class Network:
 
     def state(self, host: Host) -> dict[str, Any]:
         shown = host.run(["sh", "-c", f"ip -json route; ip -json address show {DEVICE}"], check=False).stdout
-        routes, addresses = (
+        lines = [*shown.splitlines(), ""]  # no second line without the device
+        routes, addresses = (json.loads(line or "[]") for line in lines[:2])
             json.loads(line or "[]") for line in [*shown.splitlines(), ""][:2]
         )  # no line without the device
         for address in addresses:
