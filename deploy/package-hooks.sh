@@ -28,6 +28,11 @@ running_daemons() {
 
 after_installation() { # FORMER_VERSION, empty at the first installation
     daemons=$(running_daemons)
+    if command -v systemd-sysusers >/dev/null; then
+        systemd-sysusers flannel.conf
+    else
+        note "systemd-sysusers is missing, so the forwarder has no user of its own"
+    fi
     if systemd_runs; then
         systemctl daemon-reload
         # The data path stays up while flanneld restarts. A flanneld that does not run is not started.

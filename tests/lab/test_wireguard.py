@@ -123,8 +123,6 @@ class Network:
         shown = host.run(["sh", "-c", f"ip -json route; ip -json address show {DEVICE}"], check=False).stdout
         lines = [*shown.splitlines(), ""]  # no second line without the device
         routes, addresses = (json.loads(line or "[]") for line in lines[:2])
-            json.loads(line or "[]") for line in [*shown.splitlines(), ""][:2]
-        )  # no line without the device
         for address in addresses:
             address.pop("ifindex")
         port = host.run(["wg", "show", DEVICE, "listen-port"], check=False).stdout

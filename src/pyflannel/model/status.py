@@ -171,7 +171,7 @@ class ForwarderStatus:
     """The process that moves packets in user space, and its counters by name.
 
     Attributes:
-        restrictions: the rights that it gave up: `own_user`, `no_capabilities`, `filtered_calls`.
+        restrictions: rights that it gave up: `own_user`, `no_capabilities`, `filtered_calls`.
     """
 
     pid: int | None = None

@@ -57,7 +57,7 @@ class GuardTable(Item):
         network: network of the overlay; None for an existing table that is not planned.
         subnet: subnet of this host.
         path: path of packets from other hosts.
-        users: local users beside root that may send tunnel packets: the user of flanneld.
+        users: users that may send tunnel packets beside root: the user of flanneld.
         differences: texts about unplanned content of the table.
     """
 

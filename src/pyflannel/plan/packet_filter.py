@@ -83,7 +83,7 @@ class FilterOptions:
     Attributes:
         is_fully_random: ports of masqueraded packets are random, if the host supports it.
         guard: the tunnel packets that are accepted.
-        users: local users beside root that may send tunnel packets.
+        users: local users that may send tunnel packets beside root.
     """
 
     masquerades: bool = False

@@ -1,4 +1,4 @@
-"""Starts the forwarder as a process that continues after the end of its parent."""
+"""Starts a process that continues after the end of its parent, the forwarder among them."""
 
 import asyncio
 import errno
@@ -6,7 +6,7 @@ import logging
 import os
 import socket
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address
@@ -43,6 +43,8 @@ log = logging.getLogger(__name__)
 
 LOG_NAME = "forwarder.log"
 """Name of the file in the run directory that receives its standard error."""
+
+_LOOK_AGAIN_S = 0.01
 
 _END_S = 1.0
 """Deadline for the end of a process that has closed its connection."""
@@ -316,21 +318,10 @@ async def _start(python: str, equipment: _Equipment, run_dir: Path, reaper: Reap
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ours.setblocking(False)
-        try:
-            with said.open("ab") as stderr:
-                written = stderr.tell()
-                process = _spawn(command, theirs.fileno(), stderr.fileno())
-        except OSError as error:
-            hint = f"Check that {run_dir} is writable and that {command[0]} is executable."
-            raise TargetError.of("the forwarder cannot be started", error, hint=hint) from error
+        process, written = _spawned(
+            command, child_environment(*_INHERITED), said, reaper, "the forwarder", theirs.fileno()
+        )
         theirs.close()
-        try:
-            reaper.watch(process)
-        except OSError as error:
-            process.kill()
-            process.wait()
-            hint = "Raise the limit of open files (LimitNOFILE=). Linux 5.3 or newer is required."
-            raise TargetError.of("the forwarder cannot be watched", error, hint=hint) from error
         try:
             return await _equip(ForwarderClient(ours, process.pid), equipment)
         except EndedError as error:
@@ -369,18 +360,6 @@ def _report(restrictions: Restriction) -> None:
             log.warning("The forwarder keeps more rights than it needs: %s", reason)
 
 
-def _spawn(command: list[str], stdin: int, stderr: int) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        command,
-        stdin=stdin,
-        stdout=subprocess.DEVNULL,
-        stderr=stderr,
-        cwd="/",
-        env=child_environment(*_INHERITED),
-        start_new_session=True,  # signals to the terminal or process group of the daemon do not reach it
-    )
-
-
 async def _explain_end(process: subprocess.Popen[bytes], said: Path, written: int) -> TargetError:
     """Return the cause of the end of the process, from its exit code and its output."""
     try:
@@ -392,6 +371,88 @@ async def _explain_end(process: subprocess.Popen[bytes], said: Path, written: in
     return TargetError(
         f"the forwarder ended with status {status}: {last_line or 'no output'}", hint=f"Read {said}."
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch:
+    """A process to start.
+
+    Attributes:
+        name: in messages, `the forwarder`.
+        log: file that receives its standard error.
+        answers: whether the process with this ID serves its socket.
+        explain: the error of a process that ended, from its exit status and its output.
+    """
+
+    name: str
+    command: list[str]
+    environment: dict[str, str]
+    log: Path
+    answers: Callable[[int], Awaitable[bool]]
+    explain: Callable[[int, str], Awaitable[TargetError]]
+
+
+async def start_detached(launch: Launch, reaper: Reaper) -> None:
+    """Start a process, and return when it answers.
+
+    Raises:
+        TargetError: it did not start, or its error as `launch` explains it.
+    """
+    if is_service():
+        log.warning("Started %s inside this service, so both stop together", launch.name)
+    said = launch.log
+    said.parent.mkdir(parents=True, exist_ok=True)
+    process, written = _spawned(launch.command, launch.environment, said, reaper, launch.name)
+    try:
+        async with asyncio.timeout(ANSWER_S):
+            while not await launch.answers(process.pid):
+                if process.poll() is not None:
+                    raise await launch.explain(process.returncode, _read_from(said, written))
+                await asyncio.sleep(_LOOK_AGAIN_S)
+    except TimeoutError:
+        process.kill()
+        raise TargetError(
+            f"{launch.name} did not respond within {ANSWER_S:.0f} s of its start",
+            hint=f"Read {said}. The host may be overloaded.",
+        ) from None
+
+
+def _spawned(
+    command: list[str],
+    environment: dict[str, str],
+    said: Path,
+    reaper: Reaper,
+    name: str,
+    stdin: int = subprocess.DEVNULL,
+) -> tuple[subprocess.Popen[bytes], int]:
+    """Start a process that appends its standard error to a file; return it and the former size of the file.
+
+    Raises:
+        TargetError: it cannot be started or watched.
+    """
+    try:
+        with said.open("ab") as stderr:
+            written = stderr.tell()
+            process = subprocess.Popen(
+                command,
+                stdin=stdin,
+                stdout=subprocess.DEVNULL,
+                stderr=stderr.fileno(),
+                cwd="/",
+                env=environment,
+                start_new_session=True,  # signals to the terminal of the daemon do not reach it
+            )
+    except OSError as error:
+        hint = f"Check that {said.parent} is writable and that {command[0]} is executable."
+        raise TargetError.of(f"{name} cannot be started", error, hint=hint) from error
+    try:
+        reaper.watch(process)
+    except OSError as error:
+        process.kill()
+        process.wait()
+        hint = "Raise the limit of open files (LimitNOFILE=). Linux 5.3 or newer is required."
+        raise TargetError.of(f"{name} cannot be watched", error, hint=hint) from error
+    return process, written
 
 
 def _read_from(log: Path, offset: int) -> str:

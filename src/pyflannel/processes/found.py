@@ -112,6 +112,11 @@ def is_forwarder_of(run_dir: Path, pid: int) -> bool:
     return any(_link(each) in ours for each in _entries(_PROC / str(pid) / "fd"))
 
 
+def is_in_this_network(pid: int) -> bool:
+    """Return whether a process is in the network namespace of the calling thread."""
+    return _link(_PROC / str(pid) / "ns/net") == _link(_PROC / "thread-self/ns/net")
+
+
 def _bound_at(path: str) -> set[str]:
     """Return the Unix sockets of this network namespace that are bound to a path, named as in /proc/PID/fd.
 
@@ -119,11 +124,6 @@ def _bound_at(path: str) -> set[str]:
     """
     lines = (line.split(maxsplit=7) for line in _read(_PROC / "thread-self/net/unix").splitlines()[1:])
     return {f"socket:[{columns[6]}]" for columns in lines if columns[7:] == [path]}
-
-
-def is_in_this_network(pid: int) -> bool:
-    """Return whether a process is in the network namespace of the calling thread."""
-    return _link(_PROC / str(pid) / "ns/net") == _link(_PROC / "thread-self/ns/net")
 
 
 def _sockets(address: IPv4Address, port: int) -> set[str]:

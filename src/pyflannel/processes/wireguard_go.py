@@ -4,13 +4,11 @@ The device is persistent, so the process may end and start again without a chang
 meanwhile the kernel drops the packets.
 """
 
-import asyncio
 import fcntl
 import os
 import re
 import socket
 import struct
-import subprocess
 from collections.abc import Collection
 from functools import partial
 from pathlib import Path
@@ -20,7 +18,7 @@ from pyflannel.errors import TargetError, target_errors
 from pyflannel.model.wireguard import DEVICE
 from pyflannel.ports import child_environment
 from pyflannel.processes.forwarder_descriptors import pid_of_peer
-from pyflannel.processes.forwarder_launch import Reaper
+from pyflannel.processes.forwarder_launch import Launch, Reaper, start_detached
 from pyflannel.processes.found import end_process, is_in_this_network
 
 PROGRAM = "wireguard-go"
@@ -29,9 +27,6 @@ LOG_NAME = "wireguard-go.log"
 
 _SOCKETS = Path("/run/wireguard")
 """Directory of the control sockets, compiled into wireguard-go and `wg`."""
-
-_START_S = 30.0
-_LOOK_AGAIN_S = 0.01
 
 _NAME = re.compile(rf"{DEVICE}\d*")
 _GET_MTU, _SET_MTU = 0x8921, 0x8922  # SIOCGIFMTU, SIOCSIFMTU (linux/sockios.h)
@@ -93,44 +88,18 @@ class WireguardGo:
         program = _program()
         if program is None:
             raise TargetError(f"{PROGRAM} is not installed", hint=f"Install {PROGRAM}.", is_permanent=True)
+        launch = Launch(
+            name=PROGRAM,
+            command=[program, "-f", link],
+            environment=child_environment() | {"WG_PROCESS_FOREGROUND": "1", "LOG_LEVEL": "error"},
+            log=self._run_dir / LOG_NAME,
+            answers=partial(self._answers, link),
+            explain=self._explain,
+        )
         with target_errors(f"{PROGRAM} cannot be started", hint="Create the device again."):
             mtu = _mtu(link)
-            await self._start(program, link)
+            await start_detached(launch, self._reaper)
             _set_mtu(link, mtu)  # wireguard-go has set its own
-
-    async def _start(self, program: str, link: str) -> None:
-        """Start the process, and return when it serves the socket of its link."""
-        output = self._run_dir / LOG_NAME
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with output.open("ab") as stderr:
-            written = stderr.tell()
-            process = subprocess.Popen(
-                [program, "-f", link],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=stderr,
-                cwd="/",
-                env=child_environment() | {"WG_PROCESS_FOREGROUND": "1", "LOG_LEVEL": "error"},
-                start_new_session=True,  # signals to the terminal of the daemon do not reach it
-            )
-        try:
-            self._reaper.watch(process)
-        except OSError:
-            process.kill()
-            process.wait()
-            raise
-        try:
-            async with asyncio.timeout(_START_S):
-                while _server(link) != process.pid:
-                    if process.poll() is not None:
-                        raise self._ended(process.returncode, _read_from(output, written))
-                    await asyncio.sleep(_LOOK_AGAIN_S)
-        except TimeoutError:
-            process.kill()
-            raise TargetError(
-                f"{PROGRAM} did not respond within {_START_S:.0f} s of its start",
-                hint=f"Read {output}. The host may be overloaded.",
-            ) from None
 
     async def stop(self, link: str) -> None:
         """End the process of a link, if there is one. The device stays."""
@@ -144,18 +113,15 @@ class WireguardGo:
             )
         _socket(link).unlink(missing_ok=True)
 
-    def _ended(self, status: int, said: str) -> TargetError:
+    async def _answers(self, link: str, pid: int) -> bool:
+        return _server(link) == pid
+
+    async def _explain(self, status: int, said: str) -> TargetError:
         lines = [line for line in said.splitlines() if line.strip() and not line.startswith(("│", "┌", "└"))]
         return TargetError(
             f"{PROGRAM} ended with status {status}: {lines[-1].strip() if lines else 'no output'}",
             hint=f"Read {self._run_dir / LOG_NAME}.",
         )
-
-
-def _read_from(path: Path, start: int) -> str:
-    with path.open("rb") as file:
-        file.seek(start)
-        return file.read().decode(errors="replace")
 
 
 def _socket(link: str) -> Path:
