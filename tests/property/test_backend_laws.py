@@ -75,7 +75,7 @@ def test_a_peer_is_planned_exactly_if_there_is_no_objection(case: tuple[Backend,
 
 
 @given(case=cases(), data=st.data())
-def test_the_plan_does_not_depend_on_who_came_first(
+def test_the_plan_does_not_depend_on_the_order_of_peers(
     case: tuple[Backend, Host, list[Lease]], data: st.DataObject
 ) -> None:
     backend, host, others = case
@@ -86,7 +86,7 @@ def test_the_plan_does_not_depend_on_who_came_first(
 
 
 @given(case=cases())
-def test_peers_share_no_key_but_with_one_value(case: tuple[Backend, Host, list[Lease]]) -> None:
+def test_peers_share_a_key_only_with_equal_values(case: tuple[Backend, Host, list[Lease]]) -> None:
     """Two leases of one host share its FDB entry; nobody's object is another's with other values."""
     backend, host, others = case
 
@@ -101,7 +101,9 @@ def test_peers_share_no_key_but_with_one_value(case: tuple[Backend, Host, list[L
 
 
 @given(case=cases())
-def test_a_peers_packets_go_to_its_subnet_and_address_alone(case: tuple[Backend, Host, list[Lease]]) -> None:
+def test_packets_of_a_peer_are_sent_only_to_its_subnet_and_address(
+    case: tuple[Backend, Host, list[Lease]],
+) -> None:
     backend, host, others = case
 
     for peer, state in plan(backend, host, others).items():

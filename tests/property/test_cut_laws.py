@@ -116,7 +116,7 @@ def assert_finished(kernel: FakeKernel, desired: State) -> None:
     assert not batch(desired, kernel)
 
 
-def test_the_plans_are_what_they_should_be() -> None:
+def test_the_plans_have_the_expected_objects() -> None:
     """Three objects a peer with vxlan, one with host-gw; nothing is refused."""
     host_only = {kind: len(plan(kind, {})) for kind in KINDS}
     sizes = {kind: len(plan(kind, dict.fromkeys(range(1000), 0))) - host_only[kind] for kind in KINDS}

@@ -79,7 +79,7 @@ def test_a_rule_of_iptables_is_read_back(rule: object, table: IptablesTable) -> 
 
 
 @given(saved=saved_tables(), chain=chains.filter(lambda chain: chain.table == "filter"))
-def test_whatever_is_there_a_chain_and_its_jump_are_as_planned_afterwards(
+def test_a_chain_and_its_jump_are_as_planned_after_any_state(
     saved: SavedTables, chain: IptablesChain
 ) -> None:
     chain = replace(chain, device="flannel0")

@@ -124,7 +124,7 @@ def best(routes: list[tuple[IPv4Network, int]], address: IPv4Address) -> tuple[i
 
 
 @given(given_inputs=inputs())
-def test_no_content_of_the_store_takes_what_the_host_needs(given_inputs: Inputs) -> None:
+def test_no_content_of_the_store_redirects_needed_addresses(given_inputs: Inputs) -> None:
     """Store, default gateway and the prefix of the underlay are reached as they were before."""
     found = given_inputs.surroundings
     present = [(ON_LINK, 0)]

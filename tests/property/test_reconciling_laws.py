@@ -66,7 +66,7 @@ def test_a_pass_that_was_cut_is_finished_by_the_next(case: Case, cut: float) -> 
 
 
 @given(case=cases())
-def test_each_operation_says_what_was_found(case: Case) -> None:
+def test_each_operation_has_a_text_with_its_difference(case: Case) -> None:
     """The words name the object, and differ for things that differ."""
     desired, damage = case
     kernel = FakeKernel(HOST)
@@ -91,7 +91,7 @@ def test_a_link_of_another_kind_is_created_again() -> None:
     assert operations == [Replace(next(iter(actual)), next(iter(desired)))]
 
 
-def test_two_daemons_on_one_host_leave_each_other_alone() -> None:
+def test_two_daemons_on_one_host_do_not_change_each_other() -> None:
     """Each has its own mark: one's device is foreign to the other, whether it is planned or stray."""
     mine = Link(name="flannel0", kind="tun", mtu=1472)
     theirs = Link(name="flannel1", kind="tun", mtu=1472, alias="pyflannel /run/blue")
@@ -151,7 +151,7 @@ def test_a_link_of_another_daemon_is_never_fought_over() -> None:
 
 
 @given(plans(), st.lists(items()))
-def test_a_table_has_items_of_one_type_alone(plan: State, found: list[Item]) -> None:
+def test_a_table_has_items_of_one_type(plan: State, found: list[Item]) -> None:
     """So the first item of a table tells the type of all."""
     state = plan | State.collect(found)
 

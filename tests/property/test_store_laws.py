@@ -34,7 +34,7 @@ STEPS = st.lists(OPERATIONS | RENEWALS | st.floats(0, 15, allow_nan=False), max_
 
 
 @given(steps=STEPS, after=st.integers(0, 40), prefix=st.sampled_from(["", "subnets/", "claims/", "none/"]))
-def test_the_double_and_the_embedded_store_answer_alike(
+def test_the_double_and_the_embedded_store_give_equal_answers(
     steps: list[Put | Delete | float], after: int, prefix: str
 ) -> None:
     async def test(path: Path) -> None:

@@ -128,7 +128,7 @@ def test_config_is_printed_as_the_same_config(members: dict[str, object]) -> Non
 
 
 @given(ipv4_networks(1, 28), st.integers(0, 30))
-def test_computed_ipv4_subnets_lie_in_the_network(network: IPv4Network, length: int) -> None:
+def test_computed_ipv4_subnets_are_in_the_network(network: IPv4Network, length: int) -> None:
     if length and length < network.prefixlen + 2:
         length = 0
 
@@ -147,7 +147,7 @@ def test_computed_ipv4_subnets_lie_in_the_network(network: IPv4Network, length: 
 
 
 @given(ipv6_networks(1, 124), st.integers(0, 126))
-def test_computed_ipv6_subnets_lie_in_the_network(network: IPv6Network, length: int) -> None:
+def test_computed_ipv6_subnets_are_in_the_network(network: IPv6Network, length: int) -> None:
     if length and length < network.prefixlen + 2:
         length = 0
     members = {"EnableIPv4": False, "EnableIPv6": True, "IPv6Network": str(network), "IPv6SubnetLen": length}
@@ -219,7 +219,7 @@ def test_any_members_are_a_lease_or_a_wire_error(members: dict[str, object]) -> 
 
 
 @given(attributes_without_owner, json_values)
-def test_what_stands_in_our_key_never_changes_the_rest(written: LeaseAttributes, ours: object) -> None:
+def test_keys_of_pyflannel_do_not_change_the_other_fields(written: LeaseAttributes, ours: object) -> None:
     value = json.loads(format_lease_attributes(written))
     value["Pyflannel"] = ours
 
@@ -237,7 +237,7 @@ def test_claim_comes_back_from_its_value(owner: str, public_ip: IPv4Address, rev
 
 
 @given(ipv4_networks(0, 31), attributes, st.integers(1, 2**62), st.booleans())
-def test_lease_comes_back_from_its_record(
+def test_a_lease_is_read_back_from_its_record(
     subnet: IPv4Network, written: LeaseAttributes, revision: int, has_ttl: bool
 ) -> None:
     lease = Lease(subnet=subnet, attributes=written, revision=revision, has_ttl=has_ttl)

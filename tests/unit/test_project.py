@@ -46,7 +46,7 @@ def prose(document: Path) -> str:
 
 
 @pytest.mark.parametrize("path", sources(), ids=module_name)
-def test_every_module_can_be_imported_and_says_what_it_is(path: Path) -> None:
+def test_every_module_can_be_imported_and_has_a_docstring(path: Path) -> None:
     module = importlib.import_module(module_name(path))
 
     assert module.__doc__
@@ -142,7 +142,7 @@ def test_every_golden_file_is_used() -> None:
 
 
 @pytest.mark.parametrize("document", documents(), ids=lambda path: str(path.relative_to(ROOT)))
-def test_the_links_of_a_document_lead_somewhere(document: Path) -> None:
+def test_the_links_of_a_document_exist(document: Path) -> None:
     links = [link for link in re.findall(r"\]\(([^)#\s]+)", prose(document)) if "://" not in link]
 
     assert [link for link in links if not (document.parent / link).exists()] == []

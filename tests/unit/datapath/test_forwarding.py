@@ -95,7 +95,7 @@ def test_as_the_original(case):
 
 
 @pytest.mark.parametrize("case", [c for c in GOLDEN if c["id"][-3:] in DIFFERENCES], ids=ids)
-def test_where_the_original_is_wrong(case):
+def test_defects_of_the_original_are_not_copied(case):
     """Each difference, and that it is one."""
     _, expected, is_something_sent = DIFFERENCES[case["id"][-3:]]
 
@@ -158,12 +158,12 @@ def test_a_fragment_of_a_tunnel_datagram_is_dropped(fragment: int) -> None:
         (pack("!HHHH", 8285, 8285, 8, 0), 1),
     ],
 )
-def test_other_packets_to_a_peers_address_go_on(payload: bytes, protocol: int) -> None:
+def test_other_packets_to_the_address_of_a_peer_pass(payload: bytes, protocol: int) -> None:
     """Another port, or another protocol, is no tunnel datagram."""
     assert outbound_verdict(payload, protocol=protocol) == ("10.77.60.9", 8285)
 
 
-def test_neither_side_passes_what_is_longer_than_the_mtu():
+def test_packets_longer_than_the_mtu_pass_in_neither_direction():
     """A device whose MTU somebody raised does not make datagrams that peers drop."""
     for number in ("053", "097"):
         (case,) = [c for c in GOLDEN if c["id"][-3:] == number]
@@ -184,7 +184,7 @@ def test_a_quote_is_bounded_by_the_packet():
     assert len(bytes.fromhex(error)) == 48
 
 
-def test_a_sender_s_port_is_not_looked_at():
+def test_the_port_of_a_sender_is_not_checked():
     """A NAT between two hosts may change it."""
     (case,) = [c for c in GOLDEN if c["id"] == "udp-proxy-068"]
 

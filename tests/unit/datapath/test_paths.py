@@ -169,7 +169,7 @@ RUN = [(one, "10.9.0.2") for one in segments(0x0A640205, 0x0A640105, 9, 100)]
 @given(streams, SENDERS, SENDERS, st.booleans())
 @example([*segments(0x0A640205, 0x0A640105, 3, 100), b""], "10.9.0.2", "10.9.0.2", True)
 @example([b"", *segments(0x0A640205, 0x0A640105, 3, 100)], "10.9.0.2", "10.9.0.2", True)
-def test_what_peers_send_is_judged_packet_by_packet(stream, one, other, joined):
+def test_packets_of_peers_are_checked_one_by_one(stream, one, other, joined):
     """Any datagrams of two senders, joined by the kernel or not: same octets, same order, same counters."""
     half = len(stream) // 2
     datagrams = [(octets, one if number < half else other) for number, octets in enumerate(stream)]
@@ -223,7 +223,7 @@ class Sent:
 @example([packet(0x0A640105, 0x0A640205, bytes(MTU - 20))] * 50, True)
 @example([packet(0x0A640105, 0x0A640205, bytes(20))] * 70, False)
 @example([packet(5, 0x0A640301, body) for body in (bytes(108), bytes(108), TUNNEL_DATAGRAM)], False)
-def test_what_the_device_has_is_judged_packet_by_packet(stream, has_header):
+def test_packets_of_the_device_are_checked_one_by_one(stream, has_header):
     """Any packets, with a header before each or not: same octets, same way, same order, same counters."""
     stream = [one for one in stream if one or has_header]  # a read of nothing would be the end of a file
     counters, sent = Counters(), Sent()

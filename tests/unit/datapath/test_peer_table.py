@@ -32,7 +32,7 @@ def naive_find(peers_by_prefix, address):
 @given(
     start=st.lists(peers), history=st.lists(changes, max_size=4), address=crowded | st.integers(0, 2**32 - 1)
 )
-def test_the_longest_prefix_is_found_whatever_the_history(start, history, address):
+def test_the_longest_prefix_is_found_after_any_history(start, history, address):
     """A table after any changes answers as a naive one does, and lists the same entries."""
     table, model = PeerTable(), {}
     table.replace(start)
@@ -51,7 +51,7 @@ def test_the_longest_prefix_is_found_whatever_the_history(start, history, addres
 
 
 @given(before=st.lists(peers), after=st.lists(peers), address=crowded)
-def test_replacing_forgets_what_was(before, after, address):
+def test_replacing_the_table_removes_the_old_entries(before, after, address):
     """The new table alone counts."""
     replaced, fresh = PeerTable(), PeerTable()
     replaced.replace(before)
@@ -63,7 +63,7 @@ def test_replacing_forgets_what_was(before, after, address):
     assert set(replaced.peers) == set(fresh.peers)
 
 
-def test_an_endpoint_is_what_a_socket_takes():
+def test_an_endpoint_has_the_form_of_a_socket_address():
     """Text and number, as sendto and recvfrom have them."""
     table = PeerTable()
 

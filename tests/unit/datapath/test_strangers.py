@@ -15,7 +15,7 @@ def clock(monkeypatch):
     return times
 
 
-def test_a_sender_is_one_for_each_reason_with_the_latest_inner_addresses(clock):
+def test_a_sender_has_one_entry_per_reason_with_the_latest_inner_addresses(clock):
     strangers = Strangers()
     strangers.note("10.9.0.3", Drop.IMPOSTOR, 1, 2)
     strangers.note("10.9.0.66", Drop.STRANGER, 3, 4)
@@ -31,7 +31,7 @@ def test_a_sender_is_one_for_each_reason_with_the_latest_inner_addresses(clock):
     ]
 
 
-def test_whoever_was_seen_least_recently_is_forgotten():
+def test_the_least_recent_sender_is_forgotten():
     strangers = Strangers()
     for number in range(REMEMBERED):
         strangers.note(f"10.9.{number >> 8}.{number & 255}", Drop.STRANGER, 1, 2)

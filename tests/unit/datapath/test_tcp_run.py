@@ -255,7 +255,7 @@ def test_a_burst_of_one_flow_is_one_write(segments, writes):
         "PSH",
     ],
 )
-def test_a_burst_of_what_is_never_joined_stays_single(name):
+def test_packets_that_are_never_joined_stay_single(name):
     """However alike its packets are."""
     packets = [replace(segment, **DEVIATIONS[name]).packet() for segment in burst(3)]
 
@@ -275,7 +275,7 @@ def test_a_shorter_segment_is_the_last():
 @pytest.mark.parametrize("at", [4, 8, 10, 11, 36, 37, 45, 60, -1])
 @pytest.mark.parametrize("place", [0, 1, 3])
 @pytest.mark.parametrize("size", [100, 101])
-def test_a_wrong_checksum_is_never_mended(at, place, size):
+def test_a_wrong_checksum_is_never_corrected(at, place, size):
     """The receiver alone judges a damaged segment, as it would without us."""
     segments = burst(4, size)
     octet = segments[place].packet()[at]
@@ -287,7 +287,7 @@ def test_a_wrong_checksum_is_never_mended(at, place, size):
     assert written == one_by_one(packets)
 
 
-def test_two_ways_to_write_a_checksum_of_zero_are_kept():
+def test_both_forms_of_a_zero_checksum_are_kept():
     """0xffff means the same as 0, and the kernel writes 0: such a packet goes alone."""
     segments = burst(3)
     for filler in range(0x10000):

@@ -21,7 +21,7 @@ def test_no_span_grants_more_than_burst_and_rate(gaps):
             assert count <= 5 + (granted[last] - granted[first]) * 10 + 1e-6
 
 
-def test_a_burst_is_granted_at_once_and_again_after_rest():
+def test_a_burst_is_granted_immediately_and_again_after_a_pause():
     bucket = TokenBucket(rate=10, burst=5)
 
     first = [bucket.take(1.0) for _ in range(6)]

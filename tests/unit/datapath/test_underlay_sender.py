@@ -55,7 +55,7 @@ def test_a_run_is_one_call():
 
 
 @pytest.mark.parametrize("refusal", [errno.EIO, errno.EINVAL, errno.EMSGSIZE, errno.EOPNOTSUPP])
-def test_a_peer_towards_which_a_run_is_refused_gets_its_packets_one_by_one(refusal, monkeypatch):
+def test_a_peer_with_a_refused_run_gets_single_packets(refusal, monkeypatch):
     """None is lost, the others are spared nothing, it is said once, and tried again later."""
     now = 100.0
     monkeypatch.setattr(underlay, "monotonic", lambda: now)
@@ -81,7 +81,7 @@ def test_a_peer_towards_which_a_run_is_refused_gets_its_packets_one_by_one(refus
     assert len(said) == 1
 
 
-def test_what_is_refused_otherwise_is_lost_and_counted():
+def test_packets_refused_for_other_reasons_are_lost_and_counted():
     """As single packets are."""
     sender, counters, _, said = made(Socket(errno.ENETUNREACH))
 
@@ -92,7 +92,7 @@ def test_what_is_refused_otherwise_is_lost_and_counted():
     assert said == []
 
 
-def test_a_kernel_without_runs():
+def test_a_kernel_without_runs_gets_single_packets():
     socket = Socket(knows_runs=False)
     sender, _, offloads, said = made(socket)
 

@@ -40,7 +40,7 @@ def test_a_sleeper_may_be_cancelled() -> None:
     asyncio.run(test())
 
 
-def test_the_clock_that_people_read_moves_along_and_may_step() -> None:
+def test_the_wall_clock_advances_and_may_step() -> None:
     async def test() -> None:
         clock = FakeClock(now=10, utc=1000)
         await clock.advance(5)

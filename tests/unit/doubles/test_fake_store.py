@@ -33,7 +33,7 @@ CALLS: list[Callable[[FakeStore], Awaitable[object]]] = [
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_a_store_that_is_away_fails_every_call(
+def test_an_unreachable_store_fails_every_call(
     store: FakeStore, call: Callable[[FakeStore], Awaitable[object]]
 ) -> None:
     async def test() -> None:
@@ -104,7 +104,7 @@ def test_a_lost_answer_leaves_the_write_done(store: FakeStore) -> None:
     asyncio.run(test())
 
 
-def test_a_watch_that_falls_behind_the_compaction_is_told(store: FakeStore) -> None:
+def test_a_watch_behind_the_compaction_gets_an_error(store: FakeStore) -> None:
     async def test() -> None:
         async with store.watch("", 1) as watch:
             assert (await watch.next()).changes == ()  # it is open
@@ -120,7 +120,7 @@ def test_a_watch_that_falls_behind_the_compaction_is_told(store: FakeStore) -> N
     asyncio.run(test())
 
 
-def test_a_store_that_lost_its_data_begins_anew(store: FakeStore) -> None:
+def test_a_store_that_lost_its_data_starts_again(store: FakeStore) -> None:
     """Nobody can watch on from a revision that it has not reached again."""
 
     async def test() -> None:
@@ -137,7 +137,7 @@ def test_a_store_that_lost_its_data_begins_anew(store: FakeStore) -> None:
     asyncio.run(test())
 
 
-def test_a_store_that_has_grown_past_what_was_seen_can_be_watched_on(store: FakeStore) -> None:
+def test_a_store_that_has_grown_past_the_known_revision_can_be_watched(store: FakeStore) -> None:
     """And tells nothing of what it lost."""
 
     async def test() -> None:
@@ -152,7 +152,7 @@ def test_a_store_that_has_grown_past_what_was_seen_can_be_watched_on(store: Fake
     asyncio.run(test())
 
 
-def test_what_is_done_by_hand_meets_no_fault(store: FakeStore) -> None:
+def test_direct_calls_have_no_faults(store: FakeStore) -> None:
     store.is_away = True
 
     store.change(PUT)

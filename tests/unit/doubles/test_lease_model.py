@@ -37,7 +37,7 @@ def test_symmetric_hosts_are_one_state() -> None:
     assert canon.key(after(*acquire(0))) == canon.key(after(*acquire(1)))
 
 
-def test_the_names_of_subnets_make_no_difference() -> None:
+def test_the_names_of_subnets_have_no_effect() -> None:
     """Unless the scenario says that they do."""
     first, second = after(*acquire(0)), after(*acquire(0, drawn=1))
 
@@ -56,7 +56,7 @@ def test_revisions_count_by_their_rank_and_times_from_now() -> None:
     assert canon.key(later) == canon.key(TWO.world)
 
 
-def test_what_differs_is_another_state() -> None:
+def test_a_difference_is_another_state() -> None:
     """A lease more, an answer under way, a fault less."""
     canon = Canon()
     worlds = [

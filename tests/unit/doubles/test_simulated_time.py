@@ -18,7 +18,7 @@ def simulate(coroutine: Coroutine[Any, Any, _Result]) -> _Result:
         return runner.run(coroutine)
 
 
-def test_weeks_pass_at_once_and_in_order() -> None:
+def test_weeks_pass_immediately_and_in_order() -> None:
     async def test() -> None:
         clock, woken = SimulatedClock(), []
 
@@ -34,7 +34,7 @@ def test_weeks_pass_at_once_and_in_order() -> None:
     simulate(test())
 
 
-def test_a_host_that_slept_is_late_for_what_was_due() -> None:
+def test_a_host_that_slept_is_late_for_due_events() -> None:
     """Its clock went on; that of the others did not leap."""
 
     async def test() -> None:
@@ -54,7 +54,7 @@ def test_a_host_that_slept_is_late_for_what_was_due() -> None:
     simulate(test())
 
 
-def test_the_clock_that_people_read_is_set_alone() -> None:
+def test_the_wall_clock_is_set_separately() -> None:
     async def test() -> None:
         clock = SimulatedClock()
         now, utc = clock.now(), clock.utc()
@@ -67,7 +67,7 @@ def test_the_clock_that_people_read_is_set_alone() -> None:
     simulate(test())
 
 
-def test_what_is_called_at_a_time_comes_then() -> None:
+def test_a_scheduled_call_occurs_at_its_time() -> None:
     async def test() -> None:
         clock, called = SimulatedClock(), []
         when = clock.now() + DAY_S

@@ -77,7 +77,7 @@ def test_a_file_that_others_may_read_is_not_used(path: Path) -> None:
         lease_key(path, "a")
 
 
-def test_what_is_no_file_is_not_used(path: Path) -> None:
+def test_a_path_that_is_not_a_file_is_not_used(path: Path) -> None:
     path.mkdir(parents=True)
 
     with pytest.raises(TargetError, match="not a regular file"):

@@ -26,7 +26,7 @@ async def refused(operations: Sequence[Operation]) -> list[tuple[Operation, str]
         return [(refusal.operation, refusal.cause) for refusal in await target.apply(operations)]
 
 
-def test_what_comes_after_a_silence_is_not_tried_and_each_operation_is_refused_once(
+def test_operations_after_a_silence_are_not_tried_and_refused_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Nobody knows what took effect; a pass looks."""
@@ -48,7 +48,7 @@ def test_what_comes_after_a_silence_is_not_tried_and_each_operation_is_refused_o
     assert found == [(operation, "the kernel did not answer") for operation in operations[100:]]
 
 
-def test_operations_go_out_in_their_order_whatever_is_refused_between(
+def test_operations_are_sent_in_order_despite_refusals(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     sent: list[Request] = []

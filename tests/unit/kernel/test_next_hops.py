@@ -32,7 +32,7 @@ def test_no_two_destinations_share_a_next_hop(one: IPv4Network, other: IPv4Netwo
     assert (numbers[0] == numbers[1]) == (one == other)
 
 
-def test_what_leads_nowhere_or_is_not_alone_at_its_destination_has_none() -> None:
+def test_special_routes_have_no_next_hop() -> None:
     for route in (
         replace(ROUTE, gateway=None),
         replace(ROUTE, metric=7),
@@ -43,13 +43,13 @@ def test_what_leads_nowhere_or_is_not_alone_at_its_destination_has_none() -> Non
         assert next_hop_number(route) is None
 
 
-def test_only_what_comes_by_the_thousand_leads_by_next_hops() -> None:
+def test_only_thousands_of_routes_use_next_hops() -> None:
     assert links_worth_it([Add(ROUTE)] * (WORTH_IT - 1)) == set()
     assert links_worth_it([Add(ROUTE)] * WORTH_IT) == {"flannel.1"}
     assert links_worth_it([Replace(ROUTE, ROUTE)] * WORTH_IT + [Add(DIRECT)]) == {"flannel.1"}
     assert links_worth_it([Remove(ROUTE)] * WORTH_IT) == set()
 
 
-def test_on_a_cable_it_takes_more() -> None:
+def test_a_physical_link_needs_more_routes() -> None:
     assert links_worth_it([Add(DIRECT)] * (WORTH_IT_ON_A_CABLE - 1)) == set()
     assert links_worth_it([Add(DIRECT)] * WORTH_IT_ON_A_CABLE) == {"eth0"}

@@ -32,10 +32,10 @@ def read(monkeypatch, *listings: str) -> State:
     return asyncio.run(run())
 
 
-def test_a_table_that_was_deleted_between_two_looks_is_not_there(monkeypatch) -> None:
+def test_a_table_that_was_deleted_between_two_reads_is_absent(monkeypatch) -> None:
     assert read(monkeypatch, ONE, NONE) == State.EMPTY
 
 
-def test_a_table_that_cannot_be_read_is_said(monkeypatch) -> None:
+def test_an_unreadable_table_is_reported(monkeypatch) -> None:
     with pytest.raises(TargetError, match="No such file"):
         read(monkeypatch, ONE, ONE)

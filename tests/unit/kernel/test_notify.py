@@ -20,7 +20,7 @@ from pyflannel.kernel.host.machine import notify, watchdog_s
         (None, None, None),
     ],
 )
-def test_the_watchdog_of_another_process_or_none_is_no_watchdog(
+def test_the_watchdog_of_another_process_is_ignored(
     monkeypatch: pytest.MonkeyPatch, limit: str | None, pid: str | None, expected: float | None
 ) -> None:
     for name, value in {"WATCHDOG_USEC": limit, "WATCHDOG_PID": pid}.items():
@@ -32,7 +32,7 @@ def test_the_watchdog_of_another_process_or_none_is_no_watchdog(
     assert watchdog_s() == expected
 
 
-def test_the_service_manager_hears_whole_lines(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_service_manager_receives_whole_lines(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(tmp_path / "notify"))
         monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
@@ -42,7 +42,7 @@ def test_the_service_manager_hears_whole_lines(monkeypatch: pytest.MonkeyPatch, 
         assert manager.recv(100) == b"READY=1"
 
 
-def test_nobody_need_listen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_notifications_need_no_receiver(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "absent"))
     assert not notify("READY=1")
 

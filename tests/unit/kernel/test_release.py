@@ -15,11 +15,11 @@ from pyflannel.kernel.host.machine import exact_release, kernel_release
         ("6.18.0", "#1 SMP", "something else", "6.18.0"),
     ],
 )
-def test_what_stands_behind_unames_number_is_found(
+def test_the_release_after_the_number_of_uname_is_found(
     release: str, version: str, signature: str, exact: str
 ) -> None:
     assert exact_release(release, version, signature) == exact
 
 
-def test_this_kernel_has_one() -> None:
+def test_the_running_kernel_has_a_release() -> None:
     assert kernel_release()[0].isdigit()

@@ -39,7 +39,7 @@ bodies = st.lists(st.sampled_from([b"a", b"b", b"c", b"d", b"x", b"xx"]), unique
 
 
 @given(st.lists(bodies, max_size=5))
-def test_whatever_comes_in_whatever_order_is_read_right_and_made_once(looks: list[list[bytes]]) -> None:
+def test_messages_in_any_order_are_read_correctly_and_made_once(looks: list[list[bytes]]) -> None:
     look, before = Look(), dict[bytes, Thing]()
     for messages in looks:
         found = look(*messages)
@@ -52,7 +52,7 @@ def test_whatever_comes_in_whatever_order_is_read_right_and_made_once(looks: lis
         before = {one.text: one for one in found if one is not None}
 
 
-def test_what_did_not_come_in_a_look_is_forgotten() -> None:
+def test_entries_missing_in_a_look_are_forgotten() -> None:
     look = Look()
     look(b"a", b"b")
     look(b"b")
@@ -62,7 +62,7 @@ def test_what_did_not_come_in_a_look_is_forgotten() -> None:
     assert look.made == [b"a"]
 
 
-def test_only_what_is_on_known_links_is_remembered() -> None:
+def test_only_entries_on_known_links_are_remembered() -> None:
     """A link that is not known may have another name by the next look; so may all, when one was renamed."""
     look = Look()
     look(b"a", links={1: "another"})
@@ -77,7 +77,7 @@ def test_only_what_is_on_known_links_is_remembered() -> None:
     assert look.made == [b"a"]
 
 
-def test_two_messages_that_last_alike_are_one() -> None:
+def test_two_messages_with_the_same_lasting_part_are_one() -> None:
     """The ages of an entry's last uses differ each time."""
     look = Look()
     for body in (b"a1", b"a2"):

@@ -34,7 +34,7 @@ def plain(items: ItemMap[Thing]) -> dict[Key, Thing]:
 
 
 @given(steps)
-def test_it_does_what_dictionaries_do(made: list[tuple[str, Thing]]) -> None:
+def test_an_item_map_behaves_like_a_dictionary(made: list[tuple[str, Thing]]) -> None:
     """Each copy and each union is kept beside what it has to be, whatever becomes of where it came from."""
     items, twin = ItemMap[Thing](), dict[Key, Thing]()
     others: list[tuple[ItemMap[Thing], dict[Key, Thing]]] = []

@@ -21,7 +21,7 @@ def lease(ipv6_subnet: IPv6Network | None, revision: int, subnet: IPv4Network = 
     return Lease(subnet=subnet, ipv6_subnet=ipv6_subnet, attributes=attributes, revision=revision)
 
 
-def test_a_lease_of_both_families_neither_hides_nor_takes_away_that_of_ipv4_alone() -> None:
+def test_a_lease_of_both_families_does_not_affect_that_of_ipv4_only() -> None:
     alone, both = lease(None, 5), lease(LOW, 7)
 
     known = LeaseSet.of([alone, lease(None, 6, OTHER)], 6).after([LeaseSeen(both)])
@@ -39,7 +39,7 @@ def test_a_lease_of_both_families_neither_hides_nor_takes_away_that_of_ipv4_alon
     ),
     st.integers(0, 12),
 )
-def test_it_depends_on_the_keys_that_there_are_alone(
+def test_the_set_depends_only_on_the_present_keys(
     history: list[tuple[bool, IPv4Network, IPv6Network | None]], cut: int
 ) -> None:
     """Told change by change, at once, or listed: the same leases count, and the same do not."""
@@ -69,7 +69,7 @@ KEYS = st.tuples(st.sampled_from([SUBNET, OTHER]), st.sampled_from([None, LOW, H
 
 
 @given(st.lists(st.tuples(st.sampled_from(["put", "spoil", "delete"]), KEYS), max_size=12), st.data())
-def test_a_listing_of_what_is_known_changes_nothing(
+def test_a_listing_of_known_leases_changes_nothing(
     history: list[tuple[str, tuple[IPv4Network, IPv6Network | None]]], data: st.DataObject
 ) -> None:
     """Told by a watch alone, or by listings between: the leases are the same, unreadable keys included."""
@@ -97,7 +97,7 @@ def test_a_listing_of_what_is_known_changes_nothing(
         assert (relisted.by_subnet, relisted.outranked) == (watched.by_subnet, watched.outranked)
 
 
-def test_an_unreadable_key_keeps_its_last_good_value_until_it_is_deleted() -> None:
+def test_an_unreadable_key_keeps_its_last_valid_lease_until_it_is_deleted() -> None:
     good = lease(None, 5)
     known = LeaseSet.of([good], 5)
     spoilt = Unreadable(SUBNET, 6)
@@ -115,7 +115,7 @@ def published(mac: str, revision: int, created: int) -> Lease:
     return Lease(subnet=SUBNET, attributes=attributes, revision=revision, since=created)
 
 
-def test_a_renewed_lease_has_published_its_vtep_since_its_key_was_written_first() -> None:
+def test_a_renewal_keeps_the_revision_of_the_published_vtep() -> None:
     known = LeaseSet.of([published("0e:00:00:00:00:01", 9, 4)], 9)
 
     for later in (
@@ -125,7 +125,7 @@ def test_a_renewed_lease_has_published_its_vtep_since_its_key_was_written_first(
         assert later.by_subnet[SUBNET].since == 4
 
 
-def test_a_lease_that_takes_another_vtep_has_published_it_since_this_write() -> None:
+def test_a_new_vtep_is_published_since_the_write_of_the_lease() -> None:
     """The age of the key does not help whoever writes another host's MAC address there."""
     known = LeaseSet.of([published("0e:00:00:00:00:01", 9, 4)], 9)
 
@@ -136,7 +136,7 @@ def test_a_lease_that_takes_another_vtep_has_published_it_since_this_write() -> 
         assert later.by_subnet[SUBNET].since == 12
 
 
-def test_what_was_known_before_the_start_gives_way_to_what_the_store_tells() -> None:
+def test_leases_known_before_the_start_yield_to_those_of_the_store() -> None:
     known = LeaseSet.of([published("0e:00:00:00:00:01", 0, 0)])
 
     assert known.listed([published("0e:00:00:00:00:01", 12, 4)], [], 12).by_subnet[SUBNET].since == 4
@@ -148,7 +148,7 @@ def numbered(number: int, ipv6_subnet: IPv6Network | None = None) -> Lease:
     return Lease(subnet=subnet, ipv6_subnet=ipv6_subnet, attributes=attributes, revision=number, since=number)
 
 
-def test_beyond_the_bound_the_leases_that_came_first_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_above_the_limit_the_first_leases_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many somebody writes, they push no living host out, and they cost no memory."""
     monkeypatch.setattr(lease_set, "LARGEST", 3)
     six = [numbered(number) for number in (4, 1, 5, 2, 6, 3)]

@@ -10,7 +10,7 @@ class Holder:
     password: Secret
 
 
-def test_no_text_shows_it() -> None:
+def test_no_text_contains_a_secret() -> None:
     secret = Secret("hunter2")
 
     texts = [str(secret), repr(secret), f"{secret} {secret!r}", repr([secret]), repr(Holder(secret))]
@@ -19,7 +19,7 @@ def test_no_text_shows_it() -> None:
     assert str(secret) == "***"
 
 
-def test_it_is_what_it_hides() -> None:
+def test_a_secret_reveals_and_compares_its_text() -> None:
     assert Secret("a").reveal() == "a"
     assert Secret("a") == Secret("a") != Secret("b")
     assert [bool(Secret("")), bool(Secret("a"))] == [False, True]

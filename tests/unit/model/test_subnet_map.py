@@ -26,7 +26,7 @@ def after(entries: dict[IPv4Network, int], changed: list[tuple[IPv4Network, int 
 
 
 @given(changes, changes)
-def test_changes_and_differences_are_a_dictionary_s(
+def test_changes_and_differences_equal_those_of_a_dictionary(
     first: list[tuple[IPv4Network, int | None]], second: list[tuple[IPv4Network, int | None]]
 ) -> None:
     entries = after({}, first)
@@ -47,7 +47,7 @@ def test_changes_and_differences_are_a_dictionary_s(
     }
 
 
-def test_a_change_costs_its_neighbours_not_all() -> None:
+def test_a_change_needs_time_for_one_shard() -> None:
     """The copy shares all but the shard of what changed, and only that is compared."""
     many = SubnetMap((IPv4Network((0x0A000000 + (number << 8), 24)), object()) for number in range(10_000))
     subnet = IPv4Network("10.0.5.0/24")

@@ -14,7 +14,7 @@ numbers = st.integers(0, 300).map(str) | st.sampled_from(
 
 
 @given(st.lists(numbers, min_size=3, max_size=5).map(".".join) | st.ip_addresses(v=4).map(str) | st.text())
-def test_it_is_the_library_s_answer(text: str) -> None:
+def test_the_result_equals_that_of_the_library(text: str) -> None:
     try:
         expected = IPv4Address(text)
     except AddressValueError:

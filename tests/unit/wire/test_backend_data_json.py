@@ -13,7 +13,7 @@ from pyflannel.wire.lease_json import (
 MAC = "1a:71:ad:7e:3b:3f"
 
 
-def test_it_is_written_as_the_original_does() -> None:
+def test_a_value_is_written_as_by_the_original() -> None:
     assert format_backend_data(Vtep(mac=MAC, vni=70000)) == f'{{"VNI":70000,"VtepMAC":"{MAC}"}}'
     assert format_backend_data(Vtep(mac=MAC)) == f'{{"VtepMAC":"{MAC}"}}'
 
@@ -62,11 +62,11 @@ def test_every_spelling_is_read(text: str, vni: int | None) -> None:
         "[" * 100_000,
     ],
 )
-def test_what_says_of_no_vtep_is_none(text: str) -> None:
+def test_data_without_a_vtep_is_none(text: str) -> None:
     assert parse_vtep(text) is None
 
 
-def test_a_lease_with_data_that_makes_no_sense_is_a_lease() -> None:
+def test_a_lease_with_invalid_backend_data_is_a_lease() -> None:
     value = b'{"PublicIP":"1.2.3.4","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VtepMAC":7}}'
 
     attributes = parse_lease_attributes(value)
@@ -75,7 +75,7 @@ def test_a_lease_with_data_that_makes_no_sense_is_a_lease() -> None:
     assert format_lease_attributes(attributes) == value
 
 
-def test_other_backends_data_is_not_looked_at() -> None:
+def test_data_of_other_backends_is_not_read() -> None:
     value = f'{{"PublicIP":"1.2.3.4","BackendType":"ipip","BackendData":{{"VtepMAC":"{MAC}"}}}}'
 
     assert parse_lease_attributes(value.encode()).vtep is None

@@ -33,7 +33,7 @@ def test_docker_masquerades_what_flannel_does_not() -> None:
     assert text == 'DOCKER_OPT_IPMASQ="--ip-masq=false"\n'
 
 
-def test_leaves_masquerading_out_when_told_even_if_its_value_is_wrong() -> None:
+def test_masquerading_is_omitted_on_request_even_with_an_invalid_value() -> None:
     text = format_docker_opts({"FLANNEL_IPMASQ": "yes"}, individual=True, combined=True, with_ip_masq=False)
 
     assert text == 'DOCKER_OPTS=""\n'
@@ -60,7 +60,7 @@ def test_values_that_are_empty_or_absent_give_no_option() -> None:
         ({"DOCKER_OPTS": "--a --b", "FLANNEL_MTU": "9"}, 'DOCKER_OPTS="--a --b  --mtu=9"\n'),
     ],
 )
-def test_what_the_combined_variable_held_stands_first(preset: dict[str, str], line: str) -> None:
+def test_the_previous_value_of_the_combined_variable_is_first(preset: dict[str, str], line: str) -> None:
     assert format_docker_opts(preset, individual=False, combined=True) == line
 
 
@@ -87,7 +87,7 @@ def test_other_options_in_the_environment_are_taken_in_the_order_of_their_names(
         ("DOCKER_OPT_MTU", 'DOCKER_OPT_MTU="--mtu=9  --mtu=9 DOCKER_OPT_MTU"\n'),
     ],
 )
-def test_a_key_that_makes_no_sense_has_the_original_outcome(key: str, line: str) -> None:
+def test_an_invalid_key_has_the_original_outcome(key: str, line: str) -> None:
     assert format_docker_opts({"FLANNEL_MTU": "9"}, individual=False, combined=True, key=key) == line
 
 
@@ -124,10 +124,10 @@ def test_the_combined_line_carries_every_individual_option_in_order(variables: d
         ("", False),
     ],
 )
-def test_a_route_is_foreign_when_it_sends_our_subnet_through_a_gateway(route: str, is_foreign: bool) -> None:
+def test_a_route_of_the_subnet_with_a_gateway_is_foreign(route: str, is_foreign: bool) -> None:
     assert foreign_routes("10.77.9.1/24", [route]) == [route] * is_foreign
 
 
 @pytest.mark.parametrize("subnet", ["", "10.77.9.1", "nonsense", "10.77.9.x/24"])
-def test_a_subnet_that_is_none_has_no_foreign_routes(subnet: str) -> None:
+def test_an_invalid_subnet_has_no_foreign_routes(subnet: str) -> None:
     assert foreign_routes(subnet, ["10.77.9.0/24 via 192.168.50.9 dev eth0"]) == []

@@ -80,7 +80,7 @@ def test_frames_survive_any_cutting_of_the_stream(sent, cuts):
     ],
     ids=["another protocol", "another version", "an unknown kind", "too long"],
 )
-def test_a_stream_that_is_not_ours_is_refused_at_its_header(octets):
+def test_a_foreign_stream_is_refused_at_its_header(octets):
     """Nothing is collected for a frame that will not be taken."""
     with pytest.raises(WireError):
         list(FrameReader().feed(octets))
@@ -102,7 +102,7 @@ def test_state_round_trips(state):
 
 
 @given(st.integers(0, 3), states)
-def test_what_is_handed_over_round_trips(descriptors, state):
+def test_the_handed_over_state_round_trips(descriptors, state):
     assert decode_handed(encode_handed(descriptors, state)) == (descriptors, state)
 
 

@@ -21,9 +21,7 @@ def values(*words: str) -> list[tuple[str, Value]]:
 
 
 @given(name=st.sampled_from(["etcd-prefix"]), value=st.text(), dashes=st.sampled_from(["-", "--"]))
-def test_one_dash_is_two_and_the_next_word_is_the_value_whatever_it_is(
-    name: str, value: str, dashes: str
-) -> None:
+def test_one_dash_equals_two_and_the_next_word_is_the_value(name: str, value: str, dashes: str) -> None:
     assert values(f"{dashes}{name}={value}") == values(f"{dashes}{name}", value) == [(name, value)]
 
 
@@ -71,7 +69,7 @@ def test_the_first_word_that_is_no_flag_ends_the_flags(words: list[str]) -> None
     assert rest == words
 
 
-def test_a_boolean_does_not_take_the_next_word() -> None:
+def test_a_boolean_does_not_consume_the_next_word() -> None:
     _, rest = read_words(FLAGS, ["--ip-masq", "true"])
 
     assert rest == ["true"]
@@ -112,14 +110,14 @@ def test_two_dashes_end_the_flags() -> None:
         ),
     ],
 )
-def test_wrong_use_says_what_to_write(words: list[str], message: str, hint: str) -> None:
+def test_wrong_use_has_a_remedy(words: list[str], message: str, hint: str) -> None:
     with pytest.raises(UsageError) as caught:
         read_words(FLAGS, words)
 
     assert (str(caught.value), caught.value.hint) == (message, hint)
 
 
-def test_variables_give_flags_and_empty_ones_give_nothing() -> None:
+def test_variables_set_flags_and_empty_ones_have_no_effect() -> None:
     environment = {
         "X_ETCD_PREFIX": "/x",
         "X_IP_MASQ": "t",

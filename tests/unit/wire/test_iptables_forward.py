@@ -34,7 +34,7 @@ def filter_table(policy: str, *rules: str, chains: str = "") -> str:
         (("FORWARD -s 10.0.0.0/255.0.255.0 -j ACCEPT",), False),
     ],
 )
-def test_what_forward_lets_pass_although_its_policy_is_to_drop(rules: tuple[str, ...], passes: bool) -> None:
+def test_accepted_networks_of_a_dropping_forward_chain(rules: tuple[str, ...], passes: bool) -> None:
     tables = parse_save(filter_table("DROP", *rules, chains="OURS OTHER"))
 
     chain = dropping_forward(tables, "iptables-legacy")

@@ -99,7 +99,7 @@ def test_masquerade_rules_of_the_original_are_understood(case: dict[str, Any]) -
         ("", "nat"),
     ],
 )
-def test_what_we_never_say_is_foreign(text: str, table: IptablesTable) -> None:
+def test_unknown_rules_are_foreign(text: str, table: IptablesTable) -> None:
     assert parse_rule(text, table) == ForeignRule(text)
 
 
@@ -120,11 +120,11 @@ def test_what_we_never_say_is_foreign(text: str, table: IptablesTable) -> None:
         (("-g FLANNEL-FWD",), Jump.SEVERAL),
     ],
 )
-def test_the_jump_is_where_it_decides_before_the_policy(forward: tuple[str, ...], expected: Jump) -> None:
+def test_the_jump_is_before_the_policy(forward: tuple[str, ...], expected: Jump) -> None:
     assert jump_in(saved(*forward)) is expected
 
 
-def test_a_chain_that_others_jump_to_has_a_jump_from_elsewhere() -> None:
+def test_a_jump_from_another_chain_is_detected() -> None:
     text = saved(JUMP).replace("COMMIT", ":OTHER - [0:0]\n-A OTHER -j FLANNEL-FWD\nCOMMIT")
 
     assert jump_in(text) is Jump.SEVERAL
@@ -142,11 +142,11 @@ def test_a_chain_that_others_jump_to_has_a_jump_from_elsewhere() -> None:
         (saved("-j ACCEPT", policy="DROP"), False),
     ],
 )
-def test_a_dropping_forward_is_known(text: str, expected: bool) -> None:
+def test_a_dropping_forward_chain_is_recognized(text: str, expected: bool) -> None:
     assert drops_forwarded(parse_save(text)) is expected
 
 
-def test_chains_are_told_by_table_and_device() -> None:
+def test_chains_are_identified_by_table_and_device() -> None:
     text = (
         "*nat\n:POSTROUTING ACCEPT\n:FLANNEL-POSTRTG -\n:FLANNEL-POSTRTG-1 -\n:FLANNEL-FWD -\nCOMMIT\n"
         "*filter\n:FORWARD ACCEPT\n:FLANNEL-FWD-12 -\n:FLANNEL-FWDX -\n:MY-FLANNEL-FWD -\nCOMMIT\n"
@@ -184,7 +184,7 @@ def test_a_chain_is_made_in_one_transaction() -> None:
         (("-i eth0 -j FLANNEL-FWD",), ["-D FORWARD -i eth0 -j FLANNEL-FWD", f"-A FORWARD {JUMP}"]),
     ],
 )
-def test_the_jump_is_put_last_but_ahead_of_what_decides_for_all(
+def test_the_jump_is_last_but_before_a_rule_for_all_packets(
     forward: tuple[str, ...], expected: list[str]
 ) -> None:
     written = format_chain(FORWARD, parse_save(saved(*forward))).splitlines()
@@ -193,19 +193,19 @@ def test_the_jump_is_put_last_but_ahead_of_what_decides_for_all(
 
 
 @pytest.mark.parametrize("forward", [(JUMP,), (JUMP, "-j DOCKER-USER"), (JUMP, "-j DROP")])
-def test_a_jump_that_decides_stays_where_it_is(forward: tuple[str, ...]) -> None:
+def test_a_jump_that_decides_stays_in_place(forward: tuple[str, ...]) -> None:
     written = format_chain(FORWARD, parse_save(saved(*forward, own=("-j DROP",)))).splitlines()
 
     assert [line for line in written if line.startswith(("-D", "-I", "-A FORWARD"))] == []
 
 
-def test_what_stands_in_our_own_chain_is_not_deleted_by_itself() -> None:
+def test_rules_of_the_own_chain_are_not_deleted_one_by_one() -> None:
     written = format_chain(FORWARD, parse_save(saved(own=("-j FLANNEL-FWD",))))
 
     assert "-D FLANNEL-FWD" not in written
 
 
-def test_a_chain_goes_with_every_jump_to_it() -> None:
+def test_a_chain_is_removed_with_every_jump_to_it() -> None:
     text = saved(JUMP, "-i eth0 -j FLANNEL-FWD")
 
     assert format_removal(FORWARD, parse_save(text)).splitlines() == [
@@ -219,7 +219,7 @@ def test_a_chain_goes_with_every_jump_to_it() -> None:
 
 
 @pytest.mark.parametrize("family", [4, 6])
-def test_what_is_written_is_read_back(family: Family) -> None:
+def test_written_values_are_read_back(family: Family) -> None:
     network, subnet = ("10.0.0.0/8", "10.1.1.1/32") if family == 4 else ("fd00::/16", "fd00:1::1/128")
     rules = masquerade_rules(ip_network(network), ip_network(subnet), is_fully_random=False)
 

@@ -22,7 +22,7 @@ def test_deep_nesting_in_the_file_is_an_error_of_the_file() -> None:
         parse_last_known(octets)
 
 
-def test_deep_nesting_in_the_lease_of_a_peer_costs_that_peer_alone() -> None:
+def test_deep_nesting_in_the_lease_of_a_peer_affects_only_that_peer() -> None:
     peer = "subnets/10.100.2.0-24"
     deep = f'{{"PublicIP":"192.0.2.2","BackendData":{NESTED}}}'
     octets = json.dumps({"Config": "{}", "Own": OWN, "Leases": {OWN: LEASE, peer: deep}}).encode()

@@ -41,7 +41,7 @@ def test_writes_back_what_the_original_writes(case: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("case", [case for case in GOLDEN if "print" not in case], ids=number)
-def test_refuses_what_stops_the_original(case: dict[str, str]) -> None:
+def test_values_that_stop_the_original_are_refused(case: dict[str, str]) -> None:
     with pytest.raises(WireError, match="not a lease") as caught:
         parse_lease_attributes(case["input"].encode())
 
@@ -93,7 +93,7 @@ def test_refuses_what_stops_the_original(case: dict[str, str]) -> None:
         ),
     ],
 )
-def test_every_key_stands_where_it_must_and_only_when_it_says_something(
+def test_every_key_has_its_place_and_appears_only_with_a_value(
     attributes: LeaseAttributes, value: bytes
 ) -> None:
     assert format_lease_attributes(attributes) == value
@@ -115,7 +115,7 @@ def test_every_key_stands_where_it_must_and_only_when_it_says_something(
         '{"Owner":"f00d","Port":"8285"}',
     ],
 )
-def test_malformed_object_of_ours_hides_no_peer(ours: str) -> None:
+def test_an_invalid_object_of_pyflannel_hides_no_peer(ours: str) -> None:
     attributes = parse_lease_attributes(b'{"PublicIP":"192.168.50.102","Pyflannel":%s}' % ours.encode())
 
     assert attributes == PLAIN
@@ -144,7 +144,7 @@ def test_backend_data_that_is_not_utf8_hides_no_peer() -> None:
     assert parse_lease_attributes(b'{"BackendData":"\xff"}').backend_data == '"\ufffd"'
 
 
-def test_keys_that_later_versions_add_to_ours_are_passed_over() -> None:
+def test_keys_of_later_versions_are_ignored() -> None:
     value = b'{"PublicIP":"1.2.3.4","Pyflannel":{"Owner":"f00d","Later":{"a":1}},"Later":true}'
 
     assert parse_lease_attributes(value).owner == "f00d"
@@ -158,7 +158,7 @@ def test_keys_are_read_in_any_case() -> None:
     )
 
 
-def test_leases_that_say_the_same_are_equal() -> None:
+def test_leases_with_equal_content_are_equal() -> None:
     spread = (
         b'{ "PublicIP": "1.2.3.4", "BackendData": { "V" : 1 }, "Pyflannel":{"Owner":"a","Reads":["b","a"]}}'
     )
@@ -214,7 +214,7 @@ def test_claim_contains_the_host_name_if_it_is_one() -> None:
     assert parse_claim(value.replace(b"docker2", b"no name"), CLAIM.subnet, CLAIM.revision) == CLAIM
 
 
-def test_claim_of_a_host_with_a_copy_says_how_long_it_has_held_the_lease() -> None:
+def test_a_claim_against_a_copy_contains_the_time_of_holding() -> None:
     claim = replace(CLAIM, held_s=3600.5)
 
     value = format_claim(claim)
@@ -234,7 +234,7 @@ def test_claim_of_a_host_with_a_copy_says_how_long_it_has_held_the_lease() -> No
         b'{"Owner":"a"}',
     ],
 )
-def test_what_is_no_claim_is_refused(value: bytes) -> None:
+def test_an_invalid_claim_is_refused(value: bytes) -> None:
     with pytest.raises(WireError, match="not a claim"):
         parse_claim(value, CLAIM.subnet, 1)
 
@@ -260,7 +260,7 @@ def test_a_value_beyond_its_bound_is_refused_unread() -> None:
         ('"PUBLICIP":"1.1.1.1","PublicIP":"2.2.2.2"', "2.2.2.2"),
     ],
 )
-def test_of_the_spellings_of_a_key_the_last_counts(members: str, public_ip: str) -> None:
+def test_the_last_of_several_spellings_of_a_key_counts(members: str, public_ip: str) -> None:
     """As with the original: two readers of one lease must not send packets to different hosts."""
     assert parse_lease_attributes(f"{{{members}}}".encode()).public_ip == IPv4Address(public_ip)
 

@@ -38,18 +38,18 @@ def record_of(lease: Lease) -> Record:
 
 
 @pytest.mark.parametrize("lease", [LEASE, DUAL, replace(LEASE, has_ttl=False)])
-def test_lease_comes_back_from_its_record(lease: Lease) -> None:
+def test_a_lease_is_read_back_from_its_record(lease: Lease) -> None:
     assert lease_of(record_of(lease)) == lease
 
 
-def test_a_lease_has_published_its_vtep_since_its_key_was_created_where_the_store_tells() -> None:
+def test_a_vtep_is_published_since_the_creation_of_the_key_if_the_store_records_it() -> None:
     record = replace(record_of(LEASE), created=4)
 
     assert lease_of(record).since == 4
     assert lease_of(record_of(LEASE)).since == LEASE.revision
 
 
-def test_claim_comes_back_from_its_record() -> None:
+def test_a_claim_is_read_back_from_its_record() -> None:
     record = Record(key=claim_key(CLAIM.subnet), value=claim_value(CLAIM), revision=10, lease_id=3)
 
     assert claim_of(record) == CLAIM
@@ -75,7 +75,7 @@ def test_keys_are_below_their_prefix() -> None:
         ("claims/10.5.52.0-24", lease_value(LEASE)),
     ],
 )
-def test_what_is_no_lease_is_named_by_its_key(key: str, value: bytes) -> None:
+def test_an_invalid_lease_is_reported_by_its_key(key: str, value: bytes) -> None:
     with pytest.raises(WireError) as caught:
         lease_of(Record(key=key, value=value, revision=1))
 
@@ -91,7 +91,7 @@ def test_what_is_no_lease_is_named_by_its_key(key: str, value: bytes) -> None:
         ("subnets/10.5.52.0-24", claim_value(CLAIM)),
     ],
 )
-def test_what_is_no_claim_is_named_by_its_key(key: str, value: bytes) -> None:
+def test_an_invalid_claim_is_reported_by_its_key(key: str, value: bytes) -> None:
     with pytest.raises(WireError) as caught:
         claim_of(Record(key=key, value=value, revision=1))
 

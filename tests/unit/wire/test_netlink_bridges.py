@@ -27,7 +27,7 @@ def test_a_bridge_that_filters_vlans() -> None:
     )
 
 
-def test_a_port() -> None:
+def test_a_port_is_read() -> None:
     info = nest(18, attribute(1, b"veth"), attribute(4, b"bridge"), nest(5, attribute(1, b"\x03")))
     body = link(7, attribute(3, b"veth1\0"), attribute(10, struct.pack("=I", 3)), info)
 
@@ -36,7 +36,7 @@ def test_a_port() -> None:
     assert (port.kind, port.bridge, port.is_forwarding, port.filters_vlans) == ("veth", 3, True, False)
 
 
-def test_what_a_bridge_learned_but_not_its_own() -> None:
+def test_learned_entries_of_a_bridge_are_read_without_its_own() -> None:
     def entry(state: int) -> bytes:
         head = struct.pack("=BxxxiHBB", 7, 9, state, 0x04, 0)
         return head + attribute(2, bytes.fromhex("02420a640f02")) + attribute(9, struct.pack("=I", 3))

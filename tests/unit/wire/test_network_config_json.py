@@ -194,7 +194,7 @@ def test_ipv4_mapped_address_is_the_ipv4_address() -> None:
     assert config.subnet_min == IPv4Address("10.3.9.0")
 
 
-def test_null_after_a_value_leaves_it_where_the_original_does() -> None:
+def test_null_after_a_value_has_the_effect_of_the_original() -> None:
     config = parse_network_config(
         '{"Network":"10.3.0.0/16","SubnetLen":26,"SubnetLen":null,"EnableNFTables":true,"EnableNFTables":null}'
     )
@@ -202,7 +202,7 @@ def test_null_after_a_value_leaves_it_where_the_original_does() -> None:
     assert (config.subnet_length, config.enable_nftables) == (26, True)
 
 
-def test_unspecified_address_is_as_good_as_absent() -> None:
+def test_an_unspecified_address_counts_as_absent() -> None:
     config = parse_network_config(
         '{"Network":"10.3.0.0/16","SubnetMin":"0.0.0.0","SubnetMax":"0.0.0.0",'
         '"EnableIPv6":true,"IPv6Network":"fc00::/48","IPv6SubnetMin":"::","IPv6SubnetMax":"::"}'
@@ -217,7 +217,7 @@ def test_document_null_is_an_empty_object() -> None:
         parse_network_config("null")
 
 
-def test_last_spelling_of_a_key_counts_whatever_came_before() -> None:
+def test_the_last_spelling_of_a_key_counts() -> None:
     config = parse_network_config('{"Network":"10.1.0.0/16","network":"10.2.0.0/16","Network":"10.3.0.0/16"}')
     backend = parse_network_config('{"Network":"10.1.0.0/16","Backend":{"Type":"a","type":"b","Type":"c"}}')
 
@@ -225,7 +225,7 @@ def test_last_spelling_of_a_key_counts_whatever_came_before() -> None:
     assert backend.backend_type == "c"
 
 
-def test_values_of_a_family_that_is_off_are_kept_but_not_checked() -> None:
+def test_values_of_a_disabled_family_are_kept_but_not_checked() -> None:
     config = parse_network_config(
         '{"Network":"10.3.0.0/16","IPv6Network":"fc00::/126","IPv6SubnetLen":200,"EnableIPv6":false}'
     )
@@ -234,13 +234,13 @@ def test_values_of_a_family_that_is_off_are_kept_but_not_checked() -> None:
     assert (config.ipv6_subnet_length, config.ipv6_subnet_min) == (200, None)
 
 
-def test_octets_that_are_not_utf8_are_read_as_the_original_reads_them() -> None:
+def test_bytes_that_are_not_utf8_are_read_as_by_the_original() -> None:
     config = parse_network_config(b'{"Network":"10.3.0.0/16","Backend":{"Type":"udp","Note":"\xff"}}')
 
     assert config.backend["Note"] == "\ufffd"
 
 
-def test_half_a_surrogate_pair_can_be_printed() -> None:
+def test_a_half_surrogate_pair_can_be_printed() -> None:
     config = parse_network_config('{"Network":"10.3.0.0/16","Backend":{"Type":"udp","Note":["\\ud800"]}}')
 
     assert format_network_config(config).encode()
@@ -319,7 +319,7 @@ def test_keys_that_are_not_read_are_named(members: str, unread: tuple[str, ...])
     format_network_config(config).encode()
 
 
-def test_every_key_that_is_said_to_be_known_is_read() -> None:
+def test_every_documented_key_is_read() -> None:
     values: dict[str, object] = {
         "Network": "10.3.0.0/16",
         "SubnetLen": 24,
@@ -340,7 +340,7 @@ def test_every_key_that_is_said_to_be_known_is_read() -> None:
     assert parse_network_config(json.dumps(values)).unread == ()
 
 
-def test_many_unknown_keys_cost_as_much_each_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cost_of_unknown_keys_is_linear(monkeypatch: pytest.MonkeyPatch) -> None:
     """The parser copies the config for each key that it reads, and not for unknown keys."""
     copies = 0
 
@@ -398,5 +398,5 @@ def test_a_config_at_every_bound_is_read() -> None:
         ('"Network":"10.4.0.0/16","network":"10.5.0.0/16","Network":"10.6.0.0/16"', "10.6.0.0/16"),
     ],
 )
-def test_of_the_spellings_of_a_key_the_last_counts(members: str, network: str) -> None:
+def test_the_last_of_several_spellings_of_a_key_counts(members: str, network: str) -> None:
     assert parse_network_config(f"{{{members}}}").network == IPv4Network(network)

@@ -73,7 +73,7 @@ def test_a_table_is_replaced_in_one_transaction() -> None:
 
 
 @pytest.mark.parametrize("family", [4, 6])
-def test_what_is_written_is_read_back(family: int) -> None:
+def test_written_values_are_read_back(family: int) -> None:
     table = TABLE if family == 4 else ipv6_table()
 
     assert parse_table(listing(table), table.family, "flannel0") == table
@@ -121,11 +121,11 @@ def ipv6_table() -> NftTable:
         ),
     ],
 )
-def test_what_we_never_say_is_foreign(expressions: tuple[object, ...]) -> None:
+def test_unknown_rules_are_foreign(expressions: tuple[object, ...]) -> None:
     assert isinstance(parsed_rule(*expressions), ForeignRule)
 
 
-def test_several_forms_of_one_thing_are_one() -> None:
+def test_several_forms_of_one_rule_are_equal() -> None:
     mark = {"match": {"op": "==", "left": {"meta": {"key": "mark"}}, "right": 0x4000}}
 
     assert parsed_rule({"masquerade": {"flags": ["fully-random"]}}) == FilterRule(verdict=Masquerade())
@@ -141,11 +141,11 @@ def test_several_forms_of_one_thing_are_one() -> None:
         ({"chain": {"name": "end", "type": "filter", "policy": "drop"}}, "chain end with policy drop"),
     ],
 )
-def test_what_others_put_into_our_table_is_seen(stranger: dict[str, Any], words: str) -> None:
+def test_foreign_objects_in_the_table_are_read(stranger: dict[str, Any], words: str) -> None:
     assert parse_table(listing(TABLE, stranger), 4, "flannel0").others == (words,)
 
 
-def test_tables_are_told_by_family_and_device() -> None:
+def test_tables_are_identified_by_family_and_device() -> None:
     names = [
         ("ip", "flannel-ipv4"),
         ("ip6", "flannel-ipv6"),
@@ -159,7 +159,7 @@ def test_tables_are_told_by_family_and_device() -> None:
     assert found == [(4, "flannel0"), (6, "flannel0"), (4, "flannel1")]
 
 
-def test_a_table_is_deleted_by_its_name_also_when_it_has_just_gone() -> None:
+def test_a_table_is_deleted_by_name_even_if_it_no_longer_exists() -> None:
     table = replace(TABLE, device="flannel3")
 
     name = {"family": "ip", "name": "flannel-ipv4-3"}

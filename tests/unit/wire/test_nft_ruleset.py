@@ -66,14 +66,14 @@ OURS = prefix("10.100.0.0", 16)
         ([rule({"jump": {"target": "FORWARD"}})], False),
     ],
 )
-def test_a_chain_says_what_it_lets_pass(rules: list[dict[str, Any]], passes: bool) -> None:
+def test_a_chain_lists_the_accepted_networks(rules: list[dict[str, Any]], passes: bool) -> None:
     """Whatever else a packet is: a rule with another condition counts for nothing."""
     (found,) = parse_forward_chains(text(dropping(), chain("A"), *rules))
 
     assert found.lets_pass(NETWORK) == passes
 
 
-def test_only_chains_that_drop_forwarded_ipv4_are_told() -> None:
+def test_only_chains_that_drop_forwarded_ipv4_are_returned() -> None:
     entries = [
         dropping("one", table="fw", family="inet"),
         dropping("FORWARD", family="ip6"),
@@ -89,7 +89,7 @@ def test_only_chains_that_drop_forwarded_ipv4_are_told() -> None:
 
 
 @pytest.mark.parametrize("spoilt", ["", "[]", "{}", '{"nftables": [{"rule": {}}]}', '{"nftables": 7}'])
-def test_what_is_not_nft_s_is_said(spoilt: str) -> None:
+def test_invalid_output_of_nft_is_reported(spoilt: str) -> None:
     with pytest.raises(WireError):
         parse_forward_chains(spoilt)
 

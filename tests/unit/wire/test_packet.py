@@ -46,7 +46,7 @@ def test_checksum_is_the_one_of_the_definition(octets):
     source=st.integers(0, 2**32 - 1),
     identity=st.integers(0, 65535),
 )
-def test_patched_checksum_is_the_one_computed_anew(ttl, protocol, source, identity):
+def test_a_patched_checksum_equals_a_computed_one(ttl, protocol, source, identity):
     """After a hop the header is as if it had been made with the lower TTL."""
     before = packet(ttl=ttl, protocol=protocol, source=source, identity=identity)
 
@@ -73,7 +73,7 @@ def test_patched_checksum_is_right_for_every_value():
     ttl=st.integers(0, 255),
     build=st.sampled_from([icmp_unreachable, icmp_time_exceeded]),
 )
-def test_icmp_error_quotes_what_is_there(payload, ttl, build):
+def test_an_icmp_error_quotes_the_available_bytes(payload, ttl, build):
     """Both checksums hold, and the quote is header and 8 octets, or less when there are fewer."""
     offender = packet(ttl=ttl, payload=payload)
     buffer = offender + b"\xee" * 64  # what an earlier packet left
@@ -94,7 +94,7 @@ def test_icmp_error_quotes_what_is_there(payload, ttl, build):
     source=st.sampled_from([0, 0xFFFFFFFF, 0xE0000001, 0xF0000001]),
     build=st.sampled_from([icmp_unreachable, icmp_time_exceeded]),
 )
-def test_no_icmp_error_for_what_is_not_one_host(source, build):
+def test_no_icmp_error_for_addresses_of_several_hosts(source, build):
     """Neither towards a group or a broadcast, nor about one."""
     from_group, to_group = packet(source=source), packet(destination=source)
 
@@ -115,7 +115,7 @@ def test_no_icmp_error_for_a_later_fragment(offset, flags, build):
 
 
 @given(kind=st.integers(0, 255))
-def test_icmp_is_answered_by_time_exceeded_only_when_it_is_no_error(kind):
+def test_time_exceeded_answers_no_icmp_error(kind):
     """Echo requests serve traceroute; errors about errors would go on for ever."""
     offender = packet(protocol=1, payload=bytes([kind, 0, 0, 0, 0, 0, 0, 0]))
 

@@ -75,7 +75,7 @@ def test_reads_what_a_shell_would_assign(text: str, assigned: dict[str, str]) ->
         "if A=1; then B=2; fi\n",
     ],
 )
-def test_refuses_what_needs_a_shell_and_names_the_line(text: str) -> None:
+def test_text_for_a_shell_is_refused_with_its_line(text: str) -> None:
     with pytest.raises(WireError, match=r"^line 3: .* needs a shell"):
         parse_assignments("# first\nX=1\n" + text)
 

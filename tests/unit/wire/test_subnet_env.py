@@ -42,7 +42,7 @@ def test_writes_what_the_original_wrote(case: dict[str, Any]) -> None:
     assert text == case["bytes"]
 
 
-def test_leaves_ipv4_out_when_it_is_off() -> None:
+def test_ipv4_is_omitted_if_it_is_disabled() -> None:
     config = NetworkConfig(enable_ipv4=False, enable_ipv6=True, ipv6_network=IPv6Network("fd00:5::/48"))
 
     text = format_subnet_env(
@@ -92,7 +92,7 @@ def test_reads_dotenv(text: str, values: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("line", ["garbage", "=1", 'A="x', "A='x' y", "export", "A B=1"])
-def test_quotes_a_line_that_is_no_assignment(line: str) -> None:
+def test_an_error_quotes_the_invalid_line(line: str) -> None:
     with pytest.raises(WireError, match=r"^line 2: ") as caught:
         parse_subnet_env(f"A=1\n{line}\n")
 

@@ -81,7 +81,7 @@ def test_prints_ipv6_with_its_colons() -> None:
         "10.5.52.0-24&::ffff:a00:0-120",
     ],
 )
-def test_refuses_what_is_no_key(text: str) -> None:
+def test_an_invalid_key_is_refused(text: str) -> None:
     with pytest.raises(WireError):
         parse_subnet_key(text)
 

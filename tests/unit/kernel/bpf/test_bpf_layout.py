@@ -64,14 +64,14 @@ def test_settings_are_read_back(given_settings):
 
 
 @given(settings, st.binary(max_size=100))
-def test_settings_of_a_longer_version_say_whose_they_are(given_settings, more):
+def test_settings_of_a_longer_version_identify_their_owner(given_settings, more):
     read = unpack_settings(pack_settings(given_settings) + more)
 
     assert (read.build, read.device) == (given_settings.build, given_settings.device)
 
 
 @given(settings, st.integers(0, 60))
-def test_settings_of_a_shorter_version_say_whose_they_are(given_settings, size):
+def test_settings_of_a_shorter_version_identify_their_owner(given_settings, size):
     read = unpack_settings(pack_settings(given_settings)[:size])
 
     assert (read is None) is (size < BUILD_OCTETS + 16)
@@ -79,7 +79,7 @@ def test_settings_of_a_shorter_version_say_whose_they_are(given_settings, size):
 
 
 @given(st.binary(min_size=24, max_size=60))
-def test_no_octets_make_reading_settings_fail(octets):
+def test_no_bytes_make_reading_settings_fail(octets):
     assert unpack_settings(octets) is not None
 
 
@@ -88,7 +88,7 @@ def test_peers_are_read_back(peer):
     assert unpack_peer("flannel0", pack_subnet(peer.subnet), pack_peer(peer)) == peer
 
 
-def test_of_a_peer_with_an_address_instead_of_a_subnet_the_prefix_counts():
+def test_the_prefix_counts_for_a_peer_with_an_address_as_subnet():
     """Another program can write such an entry, and to the kernel it is the same."""
     key = pack_subnet(IPv4Network("10.3.1.7/32"))[4:]
 
@@ -125,7 +125,7 @@ def test_counters_of_all_processors_are_added():
     assert counts[Outcome.DELIVERED] == (0, 0)
 
 
-def test_the_header_of_the_programs_says_the_same():
+def test_the_header_of_the_programs_has_the_same_layout():
     header = files("pyflannel.kernel.bpf").joinpath("maps.h").read_text()
     outcomes = re.search(r"enum outcome \{(.*?)\};", header, re.DOTALL)[1]
     names = re.findall(r"\b([A-Z][A-Z0-9_]+)\b", re.sub(r"/\*.*?\*/", "", outcomes))
@@ -146,7 +146,7 @@ def test_a_map_can_be_found_by_its_name():
 
 
 @given(addresses, st.integers(1, 2**64 - 1), addresses, addresses)
-def test_who_was_turned_away_is_read_as_the_programs_write_it(address, packets, source, destination):
+def test_a_rejected_sender_is_read_as_the_programs_write_it(address, packets, source, destination):
     key = address.packed + list(Outcome).index(Outcome.IMPOSTOR).to_bytes(4, "little")
     value = packets.to_bytes(8, "little") + bytes(8) + source.packed + destination.packed
 
@@ -160,5 +160,5 @@ def test_who_was_turned_away_is_read_as_the_programs_write_it(address, packets, 
     )
 
 
-def test_who_was_turned_away_by_another_version_for_an_unknown_reason_is_left_out():
+def test_a_rejected_sender_with_an_unknown_reason_is_omitted():
     assert unpack_stranger(bytes(4) + (99).to_bytes(4, "little"), bytes(24), 0) is None

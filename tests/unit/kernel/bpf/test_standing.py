@@ -32,7 +32,7 @@ class Hooks:
         raise NotImplementedError
 
 
-def test_a_program_is_looked_into_once_and_forgotten_when_it_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_program_is_examined_once_and_forgotten_after_its_removal(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else a daemon that lives for years would remember each that others ever attached and took away."""
     read: list[int] = []
     monkeypatch.setattr(standing, "_read_program", lambda _, identifier: read.append(identifier))

@@ -14,7 +14,7 @@ processed 2 insns (limit 1000000) max_states_per_insn 0 total_states 0 peak_stat
 """
 
 
-def test_the_statistics_at_the_end_are_left_out():
+def test_the_statistics_at_the_end_are_omitted():
     assert useful_lines(LOG) == [
         "1: (73) *(u8 *)(r2 +12) = r0",
         "invalid access to packet, off=12 size=1, R2(id=0,off=12,r=0)",

@@ -80,7 +80,7 @@ v6_interfaces = st.builds(lambda a, n: IPv6Interface((int(a), n)), v6_addresses,
 
 
 @given(routes)
-def test_a_route_comes_back_as_it_was_sent(route: RouteRecord) -> None:
+def test_a_route_is_read_back_as_sent(route: RouteRecord) -> None:
     assert parse_route(put_route(route).body) == route
     assert parse_route(remove_route(route).body) == route
 
@@ -91,7 +91,7 @@ def test_an_ipv4_route_may_have_an_ipv6_gateway(route: RouteRecord) -> None:
 
 
 @given(routes)
-def test_a_glance_sees_what_the_whole_look_sees(route: RouteRecord) -> None:
+def test_a_glance_equals_the_full_parser(route: RouteRecord) -> None:
     glance = glance_at_route(put_route(route).body)
 
     assert glance is not None
@@ -155,7 +155,7 @@ def test_we_read_pyroute2s_routes(
     assert ours == RouteRecord(destination=network, index=index, gateway=gateway, metric=metric)
 
 
-def test_a_multipath_route_is_known_as_one() -> None:
+def test_a_multipath_route_is_recognized() -> None:
     theirs = rtmsg()
     theirs["family"], theirs["dst_len"], theirs["table"], theirs["type"] = 2, 24, 254, 1
     theirs["attrs"] = [
@@ -176,7 +176,7 @@ def test_a_multipath_route_is_known_as_one() -> None:
 
 
 @given(indexes, v4_interfaces, st.none() | v4_addresses)
-def test_an_ipv4_address_comes_back_as_it_was_sent(index, address, peer) -> None:
+def test_an_ipv4_address_is_read_back_as_sent(index, address, peer) -> None:
     body = remove_address(index, address, peer).body
 
     peer = None if peer == address.ip else peer
@@ -185,7 +185,7 @@ def test_an_ipv4_address_comes_back_as_it_was_sent(index, address, peer) -> None
 
 
 @given(indexes, v6_interfaces)
-def test_an_ipv6_address_comes_back_as_it_was_sent(index, address) -> None:
+def test_an_ipv6_address_is_read_back_as_sent(index, address) -> None:
     assert parse_address_message(add_address(index, address).body) == AddressRecord(
         index=index, address=address
     )
@@ -216,7 +216,7 @@ def test_pyroute2_reads_our_changes_of_links(index, mtu, queue_length, alias, is
     assert theirs.get_attr("IFLA_IFALIAS") == alias
 
 
-def test_pyroute2_reads_our_end_of_ipv6_addresses() -> None:
+def test_pyroute2_reads_our_removal_of_ipv6_addresses() -> None:
     theirs = ifinfmsg(pack(stop_ipv6_addresses(4), 1))
 
     theirs.decode()

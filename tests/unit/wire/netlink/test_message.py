@@ -31,7 +31,7 @@ kinds = st.integers(0, 0x3FFF)
 
 
 @given(st.lists(requests, max_size=6), st.integers(1, 2**31))
-def test_a_datagram_gives_back_its_messages_in_order(batch: list[Request], first: int) -> None:
+def test_a_datagram_is_split_into_its_messages_in_order(batch: list[Request], first: int) -> None:
     datagram = b"".join(pack(request, first + number) for number, request in enumerate(batch))
 
     messages = list(split(datagram))
@@ -43,7 +43,7 @@ def test_a_datagram_gives_back_its_messages_in_order(batch: list[Request], first
 
 
 @given(st.dictionaries(kinds, st.binary(max_size=40)))
-def test_attributes_come_back_by_kind(wanted: dict[int, bytes]) -> None:
+def test_attributes_are_read_back_by_kind(wanted: dict[int, bytes]) -> None:
     octets = b"".join(attribute(kind, payload) for kind, payload in wanted.items())
 
     assert attributes(octets) == wanted
@@ -51,7 +51,7 @@ def test_attributes_come_back_by_kind(wanted: dict[int, bytes]) -> None:
 
 
 @given(st.binary(max_size=300))
-def test_any_octets_are_messages_or_a_wire_error(octets: bytes) -> None:
+def test_any_bytes_are_messages_or_a_wire_error(octets: bytes) -> None:
     with contextlib.suppress(WireError):
         assert all(len(message.body) <= len(octets) for message in split(octets))
 
@@ -83,7 +83,7 @@ def test_any_acknowledgement_is_a_value_or_a_wire_error(body: bytes, flags: int,
 
 
 @pytest.mark.parametrize("is_capped", [True, False])
-def test_an_acknowledgement_gives_errno_and_the_kernels_text(is_capped: bool) -> None:
+def test_an_acknowledgement_contains_errno_and_the_kernels_text(is_capped: bool) -> None:
     """The text follows the request's header, or the whole request where the answer is not capped."""
     request = b"request!"
     echoed = HEADER.pack(HEADER.size + len(request), 24, 5, 9, 0) + (b"" if is_capped else request)

@@ -29,7 +29,7 @@ ages = st.binary(min_size=16, max_size=16).map(lambda octets: attribute(3, octet
 
 
 @given(indexes, addresses, macs)
-def test_a_neighbour_comes_back_as_it_was_sent(index, address, mac) -> None:
+def test_a_neighbour_is_read_back_as_sent(index, address, mac) -> None:
     body = put_neighbour(index, address, mac).body
 
     assert parse_neighbour(body) == NeighbourRecord(index=index, address=address, mac=mac)
@@ -38,7 +38,7 @@ def test_a_neighbour_comes_back_as_it_was_sent(index, address, mac) -> None:
 
 
 @given(indexes, macs, addresses)
-def test_an_fdb_entry_comes_back_as_it_was_sent(index, mac, destination) -> None:
+def test_an_fdb_entry_is_read_back_as_sent(index, mac, destination) -> None:
     body = put_fdb_entry(index, mac, destination).body
 
     assert parse_fdb_entry(body) == FdbRecord(index=index, mac=mac, destination=destination)
@@ -100,7 +100,7 @@ def test_we_read_pyroute2s_neighbours(state: int, is_permanent: bool) -> None:
     )
 
 
-def test_a_neighbour_that_nobody_answered_for_has_no_mac() -> None:
+def test_a_neighbour_without_an_answer_has_no_mac() -> None:
     body = by_pyroute2(family=2, ifindex=5, state=0x20, attrs=[("NDA_DST", "10.100.2.0")])
 
     assert parse_neighbour(body) == NeighbourRecord(
@@ -109,7 +109,7 @@ def test_a_neighbour_that_nobody_answered_for_has_no_mac() -> None:
 
 
 @pytest.mark.parametrize("extra", [("NDA_PORT", 99), ("NDA_VNI", 99), ("NDA_IFINDEX", 9)])
-def test_an_entry_that_leads_another_way_is_not_plain(extra: tuple[str, int]) -> None:
+def test_an_entry_with_another_port_or_vni_is_not_plain(extra: tuple[str, int]) -> None:
     body = by_pyroute2(
         family=7,
         ifindex=5,
@@ -124,14 +124,14 @@ def test_an_entry_that_leads_another_way_is_not_plain(extra: tuple[str, int]) ->
     assert not entry.is_plain
 
 
-def test_the_fdb_of_a_bridge_above_is_another() -> None:
+def test_the_fdb_of_a_bridge_is_distinguished() -> None:
     body = by_pyroute2(family=7, ifindex=5, state=0x80, flags=4, attrs=[("NDA_LLADDR", "0e:00:00:00:00:02")])
 
     assert parse_fdb_entry(body) is None
 
 
 @given(indexes, addresses, macs, addresses, ages, ages)
-def test_the_lasting_part_tells_entries_apart_but_not_their_ages(index, address, mac, other, first, second):
+def test_the_lasting_part_distinguishes_entries_but_not_their_ages(index, address, mac, other, first, second):
     for body, another in (
         (put_neighbour(index, address, mac).body, put_neighbour(index, other, mac).body),
         (put_fdb_entry(index, mac, address).body, put_fdb_entry(index, mac, other).body),
@@ -148,7 +148,7 @@ def test_the_counter_of_probes_does_not_belong_to_the_lasting_part() -> None:
     assert lasting_part(body + attribute(4, bytes(4)) + attribute(3, bytes(16))) == body
 
 
-def test_what_comes_before_the_ages_belongs_to_the_lasting_part() -> None:
+def test_attributes_before_the_ages_belong_to_the_lasting_part() -> None:
     body = put_fdb_entry(5, "0e:00:00:00:00:02", IPv4Address("10.7.0.2")).body
     port = attribute(6, struct.pack("!H", 99))
 

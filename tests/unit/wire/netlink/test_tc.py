@@ -26,7 +26,7 @@ filters = st.builds(
 )
 
 
-def test_the_qdisc_stands_at_its_own_place():
+def test_the_qdisc_has_its_own_parent():
     request = create_clsact(7)
 
     assert request.flags == ACK | CREATE | EXCLUSIVE
@@ -49,7 +49,7 @@ def test_a_program_is_given_by_descriptor_and_decides_itself():
 
 
 @given(filters)
-def test_a_program_takes_the_place_of_another(old):
+def test_a_program_replaces_another(old):
     request = replace_filter(7, INGRESS, old, "flannel_decap", 5)
 
     assert request.flags & (CREATE | REPLACE | EXCLUSIVE) == CREATE | REPLACE

@@ -36,7 +36,7 @@ vxlans = st.builds(
 
 
 @given(vxlans)
-def test_parameters_come_back_as_they_were_sent(vxlan: VxlanRecord) -> None:
+def test_parameters_are_read_back_as_sent(vxlan: VxlanRecord) -> None:
     assert parse_vxlan(vxlan_data(vxlan)) == vxlan
 
 
@@ -69,7 +69,7 @@ def test_pyroute2_reads_our_devices(vxlan: VxlanRecord, mac: str) -> None:
 
 
 @given(vxlans)
-def test_a_change_names_only_what_a_standing_device_can_change(vxlan: VxlanRecord) -> None:
+def test_a_change_contains_only_changeable_parameters(vxlan: VxlanRecord) -> None:
     theirs = ifinfmsg(pack(change_vxlan(7, vxlan), 1))
 
     theirs.decode()
@@ -126,11 +126,11 @@ def test_pyroute2_reads_the_mac_that_we_give_a_link(mac: str) -> None:
 
 
 @given(macs)
-def test_a_mac_address_comes_back_as_it_was(mac: str) -> None:
+def test_a_mac_address_is_read_back(mac: str) -> None:
     assert parse_mac(mac_octets(mac)) == mac
 
 
 @pytest.mark.parametrize("text", ["", "0e:11:22:33:44", "0e:11:22:33:44:5g", "0e:11:22:33:44:55:66"])
-def test_what_is_no_mac_address_is_refused_by_name(text: str) -> None:
+def test_an_invalid_mac_address_is_refused_by_name(text: str) -> None:
     with pytest.raises(WireError, match=f"not '{text}'"):
         mac_octets(text)
