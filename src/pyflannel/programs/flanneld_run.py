@@ -1,7 +1,6 @@
 """The run of flanneld, after own_process has decided which libraries to load."""
 
 import asyncio
-import gc
 import logging
 import os
 import signal
@@ -17,7 +16,7 @@ from pyflannel.assembly.options import FlanneldOptions, RequestedText, parse_fla
 from pyflannel.errors import FlannelError, UsageError, one_line
 from pyflannel.http.server import Routes
 from pyflannel.http.sockets import Endpoint, serve_endpoint
-from pyflannel.programs.own_process import hide_on_command_line, return_free_memory
+from pyflannel.programs.own_process import collect_less, hide_on_command_line, return_free_memory
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +45,7 @@ def run() -> int:
         log.warning("The etcd password is visible in the process list: use --etcd-password-file instead")
     try:
         places = places_of(options)
-        gc.freeze()  # modules stay, so no collection needs to visit their 70,000 objects
+        collect_less()
         with run_lock(places):
             asyncio.run(_run(options, places))
     except FlannelError as error:
