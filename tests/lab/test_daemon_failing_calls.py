@@ -79,7 +79,7 @@ class Daemon:
             yield f"{where}: {text}"
         if was_made and self._failures != before and not is_named:
             yield f"{where}: it is not named: {text}"
-        if not was_made and name in FREQUENT:
+        if not was_made and within_s == DEADLINE_S:
             yield f"{where}: the call was not made"
 
     def _disturb(self, within_s: float) -> bool:
@@ -97,7 +97,7 @@ class Daemon:
         return [standing_lease(number, "vxlan") for number in range(first, first + self._added)]
 
     def _is_ready(self) -> bool:
-        status = json.loads(self._host.flannelctl("status", "--json"))
+        status = json.loads(self._host.flannelctl("status", "--json", check=False))
         self._failures = status["reconcile"]["failures"]
         return bool(status["is_ready"])
 
