@@ -67,6 +67,8 @@ attributes_with_owner = st.builds(
     host_name=st.none() | st.sampled_from(["docker1", "web-7.example.com"]),
     port=st.none() | st.integers(1, 65535),
     signing_key=st.none() | st.binary(min_size=32, max_size=32),
+    counter=st.none() | st.integers(1, 2**53),
+    signature=st.none() | st.binary(min_size=64, max_size=64),
     reads=st.lists(texts, max_size=3).map(lambda reads: tuple(sorted(reads))),
 )
 attributes = attributes_without_owner | attributes_with_owner

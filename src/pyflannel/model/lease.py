@@ -60,8 +60,11 @@ def is_host_name(text: str) -> bool:
     return len(text) <= _LONGEST_HOST_NAME and _HOST_NAME.fullmatch(text) is not None
 
 
-KEY_OCTETS = 32
-"""Bytes of an Ed25519 key (RFC 8032)."""
+KEY_OCTETS, SIGNATURE_OCTETS = 32, 64
+"""Bytes of an Ed25519 key and of its signatures (RFC 8032)."""
+
+LARGEST_COUNTER = 2**53
+"""Of the signed statements of a key: the largest integer that every reader of JSON knows exactly."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +103,8 @@ class LeaseAttributes:
         port: UDP port of the holder's udp backend; None if it is not published.
         reads: formats that the holder accepts in addition to those of the original, sorted.
         signing_key: Ed25519 public key of the holder; None if it is not published.
+        counter: number of this statement of the key, which grows with each write; None if it is not signed.
+        signature: of the lease by the key; None if it is not signed.
     """
 
     public_ip: IPv4Address
@@ -112,6 +117,8 @@ class LeaseAttributes:
     port: int | None = None
     reads: tuple[str, ...] = ()
     signing_key: bytes | None = None
+    counter: int | None = field(default=None, compare=False)
+    signature: bytes | None = field(default=None, compare=False)
     vtep: Vtep | None = None
     wireguard: WireguardData | None = field(default=None, compare=False)
 

@@ -12,7 +12,9 @@ from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 from pyflannel.errors import WireError
 from pyflannel.model.lease import (
     KEY_OCTETS,
+    LARGEST_COUNTER,
     LONGEST_OWNER,
+    SIGNATURE_OCTETS,
     BackendData,
     Claim,
     LeaseAttributes,
@@ -103,7 +105,7 @@ def parse_wireguard(text: str) -> WireguardData | None:
 # A lease, as flannel 0.28.9 writes it, with one key of ours at its end that the original passes over:
 #
 #     {"PublicIP":"192.168.50.102","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1},
-#      "BackendV6Data":{"VNI":1},"Pyflannel":{"Owner":"…","Host":"…","Port":8285,"Reads":["…"],"Key":"…"}}
+#      "BackendV6Data":{"VNI":1},"Pyflannel":{"Owner":"…","Host":"…","Port":8285,"Reads":["…"],"Key":"…",…}}
 #
 # A claim is ours alone: {"Owner":"…","PublicIP":"192.168.50.102","Held":3600.5}.
 
@@ -127,6 +129,8 @@ class _Ours(Struct, omit_defaults=True, rename="pascal"):
     port: Annotated[int, Meta(ge=1, le=65535)] | None = None
     reads: tuple[str, ...] = ()
     key: Any = None  # one in another form is no key, and must not hide the owner either
+    counter: Any = None
+    signature: Any = None
 
 
 class _LeaseValue(
@@ -198,7 +202,9 @@ def parse_lease_attributes(value: bytes) -> LeaseAttributes:
             host_name=_host_name(lease.ours.host) if lease.ours else None,
             port=lease.ours.port if lease.ours else None,
             reads=tuple(sorted(lease.ours.reads)) if lease.ours else (),
-            signing_key=_key(lease.ours.key) if lease.ours else None,
+            signing_key=_octets(lease.ours.key, KEY_OCTETS) if lease.ours else None,
+            counter=_counter(lease.ours.counter) if lease.ours else None,
+            signature=_octets(lease.ours.signature, SIGNATURE_OCTETS) if lease.ours else None,
         )
     except (ValueError, RecursionError) as error:
         raise WireError(f"not a lease: {error}", hint=_HINT) from error
@@ -218,13 +224,14 @@ def format_lease_attributes(attributes: LeaseAttributes) -> bytes:
         backend_v6_data=UNSET if attributes.backend_v6_data is None else Raw(attributes.backend_v6_data),
     )
     if owner is not None:
-        key = attributes.signing_key
         lease.ours = _Ours(
             owner=owner,
             host=attributes.host_name,
             port=attributes.port,
             reads=attributes.reads,
-            key=None if key is None else b2a_base64(key, newline=False).decode(),
+            key=_base64(attributes.signing_key),
+            counter=attributes.counter,
+            signature=_base64(attributes.signature),
         )
     return escape(msgspec.json.encode(lease).decode()).encode()
 
@@ -266,13 +273,21 @@ def _host_name(value: object) -> str | None:
     return value if isinstance(value, str) and is_host_name(value) else None
 
 
-def _key(value: object) -> bytes | None:
-    """Return the octets of a key in base64; None for anything else."""
+def _octets(value: object, count: int) -> bytes | None:
+    """Return so many octets that are written in base64; None for anything else."""
     try:
         octets = a2b_base64(value, strict_mode=True) if isinstance(value, str) else b""
     except ValueError:
         return None
-    return octets if len(octets) == KEY_OCTETS else None
+    return octets if len(octets) == count else None
+
+
+def _base64(octets: bytes | None) -> str | None:
+    return None if octets is None else b2a_base64(octets, newline=False).decode()
+
+
+def _counter(value: object) -> int | None:
+    return value if type(value) is int and 0 < value <= LARGEST_COUNTER else None
 
 
 def _check_length(value: bytes) -> None:
