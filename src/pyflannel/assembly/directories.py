@@ -75,6 +75,11 @@ class Places:
         return self.shared.state_dir / "lease-key.json"
 
     @property
+    def lease_counters(self) -> Path:
+        """The file of the counters of signed leases."""
+        return self.state_dir / "lease-counters.json"
+
+    @property
     def last_known(self) -> Path:
         """The file of the leases in the last answer of the store."""
         return self.state_dir / "last-known.json"
@@ -203,10 +208,8 @@ _USUAL = Places()
 _FILES = frozenset(
     {
         *(path.name for path in (_USUAL.control_socket, _USUAL.lock, _USUAL.device_file, _USUAL.subnet_file)),
-        *(
-            path.name
-            for path in (_USUAL.identity, _USUAL.spoilt_identity, _USUAL.last_known, _USUAL.lease_key)
-        ),
+        *(path.name for path in (_USUAL.identity, _USUAL.spoilt_identity, _USUAL.last_known)),
+        *(path.name for path in (_USUAL.lease_key, _USUAL.lease_counters)),
         *(path.name for path in (_USUAL.wireguard_key, _USUAL.next_wireguard_key)),
         SOCKET_NAME,
         LOG_NAME,

@@ -87,6 +87,16 @@ _FIREWALL_FLAGS = (
         meaning="run no backend that sends packets in clear, for any network config",
     ),
     Flag(
+        name="lease-signing",
+        default="off",
+        meaning="sign the lease of this host; refuse leases of others without an acceptable signature"
+        " (require), only report them (warn), or do neither (off)",
+    ),
+    Flag(
+        name="lease-keys",
+        meaning="file with the keys of the hosts whose leases are accepted; default: the first key of each",
+    ),
+    Flag(
         name="ip-masq-fully-random-disable",
         kind="boolean",
         meaning="do not randomise the source ports of masqueraded packets",

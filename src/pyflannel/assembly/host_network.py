@@ -13,20 +13,22 @@ from pathlib import Path
 from pyflannel import VERSION
 from pyflannel.assembly.directories import Places
 from pyflannel.assembly.options import FlanneldOptions
+from pyflannel.assembly.stores import parse_store_url
+from pyflannel.engine.lease_signing import LeaseSigning
 from pyflannel.engine.list_watch import StoreLog
 from pyflannel.engine.plan_log import GuardLog
 from pyflannel.engine.planner import PlanOptions
 from pyflannel.engine.status_report import status_of, strangers_of, wireguard_of
 from pyflannel.engine.supervisor import Supervisor
 from pyflannel.engine.world import HostOptions, World
-from pyflannel.errors import TargetError, remedy
+from pyflannel.errors import TargetError, UsageError, WireError, remedy
 from pyflannel.kernel.bpf.fast_path import FastPath
 from pyflannel.kernel.bpf.target import BpfTarget
 from pyflannel.kernel.filters.iptables import IptablesTarget
 from pyflannel.kernel.filters.nftables import NftTarget
 from pyflannel.kernel.filters.tunnel_guard import TunnelGuardTarget
 from pyflannel.kernel.host.files import FileMemory, FileTarget, replace_file
-from pyflannel.kernel.host.lease_key import public_lease_key
+from pyflannel.kernel.host.lease_key import lease_key, public_lease_key
 from pyflannel.kernel.host.locks import DeviceClaim
 from pyflannel.kernel.host.machine import (
     BoottimeClock,
@@ -51,6 +53,7 @@ from pyflannel.ports import Clock, Store
 from pyflannel.processes.forwarder import ForwarderTarget
 from pyflannel.processes.forwarder_client import forwarder_status
 from pyflannel.processes.wireguard_go import WireguardGo
+from pyflannel.wire.lease_signature import parse_allowed_keys
 
 _ANSWER_S = 1.0
 """Deadline for an answer of the forwarder, which may hang."""
@@ -238,6 +241,7 @@ async def open_network(
             alive=alive,
             kernel_path=fast_path,
             wireguard=keys,
+            signing=_signing(options, places, store_url),
             draw=random.SystemRandom().randrange,
             reidentify=lambda: _with_key(
                 new_identity(*_directories(places), options.machine_id_file), places
@@ -252,6 +256,35 @@ async def open_network(
             guard=TunnelGuard(claim.name, fast_path, forwarder, rules),
             wireguard=wireguard,
         )
+
+
+def _signing(options: FlanneldOptions, places: Places, store_url: str) -> LeaseSigning | None:
+    """Return the signatures of leases, if the operator wants them.
+
+    Raises:
+        UsageError: the file of allowed keys is unusable.
+    """
+    if options.lease_signing == "off":
+        return None
+    return LeaseSigning(
+        requires=options.lease_signing == "require",
+        prefix=parse_store_url(store_url).prefix or "",
+        key_of=lambda owner: lease_key(places.lease_key, owner),
+        allowed=None if options.lease_keys is None else _allowed_keys(Path(options.lease_keys)),
+        memory=FileMemory(places.lease_counters),
+        clock=BoottimeClock(),
+    )
+
+
+def _allowed_keys(path: Path) -> frozenset[bytes]:
+    try:
+        return parse_allowed_keys(path.read_text(encoding="utf-8", errors="replace"))
+    except OSError as error:
+        raise UsageError(
+            f"--lease-keys: {path} cannot be read: {error.strerror}", hint="Write a file with a key a line."
+        ) from error
+    except WireError as error:
+        raise UsageError(f"--lease-keys: {path}: {error}", hint=error.hint) from error
 
 
 def _wireguard_keys(options: FlanneldOptions, places: Places, wireguard_go: WireguardGo) -> WireguardKeys:

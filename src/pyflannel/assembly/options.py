@@ -54,6 +54,8 @@ _ON_SUBNET_LOST: Mapping[str, OnSubnetLost] = {"keep": "keep", "renumber": "renu
 _FAST_PATHS: Mapping[str, FastPathChoice] = {"auto": "auto", "safe": "safe", "off": "off"}
 _GRO: Mapping[str, GroChoice] = {"auto": "auto", "on": "on", "off": "off"}
 _GUARD_MODES: Mapping[str, GuardMode] = {"strict": "strict", "peer": "peer", "off": "off"}
+LeaseSigningMode = Literal["off", "warn", "require"]
+_LEASE_SIGNING: Mapping[str, LeaseSigningMode] = {"off": "off", "warn": "warn", "require": "require"}
 _Choice = TypeVar("_Choice")
 
 
@@ -112,6 +114,8 @@ class FlanneldOptions:
     fast_path: FastPathChoice = "auto"
     fast_path_gro: GroChoice = "auto"
     requires_encryption: bool = False
+    lease_signing: LeaseSigningMode = "off"
+    lease_keys: str | None = None
     wireguard_key_file: str | None = None
     warnings: tuple[str, ...] = ()
 
@@ -203,6 +207,8 @@ def _options(settings: Settings) -> FlanneldOptions:
         fast_path=_one_of(settings.last("fast-path"), _FAST_PATHS),
         fast_path_gro=_one_of(settings.last("fast-path-gro"), _GRO),
         requires_encryption=bool(settings.last("require-encryption").value),
+        lease_signing=_one_of(settings.last("lease-signing"), _LEASE_SIGNING),
+        lease_keys=str(settings.last("lease-keys").value) or None,
         warnings=store.warnings,
     )
 

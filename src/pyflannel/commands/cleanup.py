@@ -369,8 +369,8 @@ def _run_files(places: Places, report: CleanupReport) -> tuple[Path, ...]:
 
 def _state_files(places: Places) -> tuple[Path, ...]:
     wireguard = places.wireguard_key, places.next_wireguard_key
-    own = places.identity, places.lease_key, places.last_known, places.spoilt_identity, places.prefix_file
-    return (*wireguard, *own)
+    own = places.identity, places.last_known, places.spoilt_identity, places.prefix_file
+    return (*wireguard, places.lease_key, places.lease_counters, *own)
 
 
 async def _release(

@@ -10,9 +10,10 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from pyflannel.engine.lease_log import SkippedKeys, left_out_text
+from pyflannel.engine.lease_signing import LeaseSigning
 from pyflannel.engine.list_watch import STEADY_S, StoreLog, follow
 from pyflannel.engine.pacing import LogLimit, one_by_one
-from pyflannel.errors import CompactedError, StoreError, WireError
+from pyflannel.errors import CompactedError, StoreError, TargetError, WireError
 from pyflannel.model.lease import CLAIM_TTL_S, Lease, LeaseAttributes
 from pyflannel.model.lease_protocol import (
     Action,
@@ -87,7 +88,8 @@ class LeaseKeeper:
 
     `report` gets the reports of the lease protocol, `leases_changed` each new set of leases. Both are called
     in the order of the events, and must not block. `reidentify` creates a new identity and returns the
-    attributes of the lease for it. `store_log` logs the outages of the store.
+    attributes of the lease for it. `store_log` logs the outages of the store. `signing` signs and
+    checks leases; None if this host does not.
     """
 
     def __init__(
@@ -102,6 +104,7 @@ class LeaseKeeper:
         report: Callable[[Report], None],
         leases_changed: Callable[[LeaseSet], None],
         reidentify: Callable[[LeaseAttributes], LeaseAttributes],
+        signing: LeaseSigning | None = None,
     ) -> None:
         self._store = store
         self._clock = clock
@@ -110,6 +113,7 @@ class LeaseKeeper:
         self._report = report
         self._leases_changed = leases_changed
         self._reidentify = reidentify
+        self._signing = signing
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._requests: asyncio.Queue[List | Check | Write] = asyncio.Queue()
         self._watch: asyncio.Task[None] | None = None
@@ -128,6 +132,8 @@ class LeaseKeeper:
 
     async def run(self) -> None:
         """Keep the lease until cancelled; the lease stays in the store."""
+        if self._signing is not None:
+            await self._signing.load()
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._perform_requests(), name="lease requests")
@@ -225,6 +231,9 @@ class LeaseKeeper:
         listing = await self._store.list("")  # leases and claims at one revision
         self._skipped.keep_only(record.key for record in listing.records)
         read = await one_by_one(self._seen, listing.records)
+        if self._signing is not None:
+            self._signing.keep_only([c.lease.subnet for c in read if isinstance(c, LeaseSeen)])
+            await self._signing.keep()
         return Listed(
             leases=tuple(change.lease for change in read if isinstance(change, LeaseSeen)),
             claims=tuple(change.claim for change in read if isinstance(change, ClaimSeen)),
@@ -238,7 +247,8 @@ class LeaseKeeper:
         return Checked(lease, seen.lease if isinstance(seen, LeaseSeen) else None)
 
     async def _write(self, write: Write) -> Event:
-        match await self._store.write(_operation(write)):
+        operation = _operation(await self._signed(write))
+        match await self._store.write(operation):
             case Written(revision):
                 return Wrote(write, revision)
             case Conflict(current):
@@ -250,6 +260,14 @@ class LeaseKeeper:
                         return Conflicted(write, claim)
                     case _:
                         return Conflicted(write, None)
+
+    async def _signed(self, write: Write) -> Write:
+        if self._signing is None or not isinstance(write, PutLease):
+            return write
+        try:
+            return replace(write, lease=await self._signing.signed(write.lease))
+        except TargetError as error:
+            raise StoreError(f"the lease cannot be signed: {error}", hint=error.hint) from error
 
     async def _follow(self, after: int) -> None:
         async with self._watching:  # the previous watch has ended
@@ -266,6 +284,8 @@ class LeaseKeeper:
     async def _take_changes(self, batch: StoreChanges) -> None:
         self._opened_at = min(self._opened_at, self._clock.now())
         changes = await one_by_one(self._change, batch.changes)
+        if self._signing is not None:
+            await self._signing.keep()
         self._events.put_nowait(Seen(tuple(c for c in changes if c is not None), batch.revision))
 
     def _change(self, change: Change) -> LeaseChange | None:
@@ -274,12 +294,19 @@ class LeaseKeeper:
                 return self._seen(record)
             case DeleteSeen(key, revision):
                 self._skipped.forget(key)
-                return _gone(key, revision)
+                gone = _gone(key, revision)
+                if self._signing is not None and isinstance(gone, LeaseGone):
+                    self._signing.delete(gone.subnet)
+                return gone
 
     def _seen(self, record: Record) -> LeaseChange | None:
         """Return the content of a record; None for a key of another purpose or an invalid record."""
         try:
             seen = _read(record)
+            if self._signing is not None and isinstance(seen, LeaseSeen):
+                held, wanted = self.state.held, self.state.wanted
+                running = None if held is None else held.lease.subnet
+                self._signing.check(seen.lease, wanted.owner, running, wanted.previous)
         except WireError as error:
             self._skipped.skip(record.key, error)
             return _unreadable(record)

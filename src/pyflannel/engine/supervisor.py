@@ -236,6 +236,7 @@ class Supervisor:
             report=self._report,
             leases_changed=self._leases_changed,
             reidentify=self._reidentify,
+            signing=self._world.signing,
         )
 
     def _wanted(self) -> Wanted:

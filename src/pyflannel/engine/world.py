@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pyflannel.engine.fast_path import Choice
+from pyflannel.engine.lease_signing import LeaseSigning
 from pyflannel.engine.list_watch import StoreLog
 from pyflannel.engine.planner import PlanOptions
 from pyflannel.engine.reconciler import AUDIT_S
@@ -34,6 +35,7 @@ class World:
         memory: stores the last known leases.
         kernel_path: returns the fast-path features of the kernel; None if only an attempt shows them.
         wireguard: the WireGuard key of this host; None if it can have none.
+        signing: signs and checks leases; None if this host does not.
     """
 
     store: Store
@@ -49,6 +51,7 @@ class World:
     alive: Callable[[], object] = lambda: None
     kernel_path: KernelPath | None = None
     wireguard: WireguardSource | None = None
+    signing: LeaseSigning | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

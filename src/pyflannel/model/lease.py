@@ -3,6 +3,9 @@
 import re
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import NamedTuple
+
+from pyflannel.model.store_record import Secret
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +83,13 @@ class Identity:
     owner: str
     machine: str = ""
     signing_key: bytes | None = field(default=None, compare=False)
+
+
+class LeaseKey(NamedTuple):
+    """The key pair by which a host signs its lease; the private key in hexadecimal digits."""
+
+    public: bytes
+    private: Secret
 
 
 PARTIAL_CHECKSUM = "partial-checksum"

@@ -7,10 +7,16 @@ that spelling and order in the store do not matter.
 The library is imported by the first call, because it takes 8 MiB of memory.
 """
 
+import re
+from binascii import a2b_base64
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from typing import NamedTuple
 
-from pyflannel.model.lease import Lease
-from pyflannel.model.store_record import Secret
+import msgspec
+
+from pyflannel.errors import WireError
+from pyflannel.model.lease import KEY_OCTETS, Lease, LeaseKey
 from pyflannel.wire.lease_record import lease_key, lease_value
 
 _PURPOSE = b"pyflannel lease 1"
@@ -24,13 +30,13 @@ def signed_octets(prefix: str, lease: Lease) -> bytes:
     return b"".join(b"%d:%s," % (len(part), part) for part in parts)
 
 
-def sign(prefix: str, lease: Lease, counter: int, key: bytes, private: Secret) -> Lease:
-    """Return the lease, signed by a key pair with this counter; the private key in hexadecimal digits."""
+def sign(prefix: str, lease: Lease, counter: int, key: LeaseKey) -> Lease:
+    """Return the lease, signed by a key pair with this counter."""
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-    attributes = replace(lease.attributes, signing_key=key, counter=counter, signature=None)
+    attributes = replace(lease.attributes, signing_key=key.public, counter=counter, signature=None)
     lease = replace(lease, attributes=attributes)
-    signer = Ed25519PrivateKey.from_private_bytes(bytes.fromhex(private.reveal()))
+    signer = Ed25519PrivateKey.from_private_bytes(bytes.fromhex(key.private.reveal()))
     return replace(lease, attributes=replace(attributes, signature=signer.sign(signed_octets(prefix, lease))))
 
 
@@ -48,3 +54,78 @@ def is_authentic(prefix: str, lease: Lease) -> bool:
     except (InvalidSignature, ValueError):
         return False
     return True
+
+
+# lease-counters.json: what a host keeps of keys across restarts.
+
+
+class KnownKeys(NamedTuple):
+    """The counter of this host's latest lease, the least acceptable counter by key, and the key by owner."""
+
+    counter: int
+    floors: Mapping[bytes, int]
+    owners: Mapping[str, bytes]
+
+
+class _File(msgspec.Struct, rename="pascal"):
+    counter: int
+    floors: dict[str, int]
+    owners: dict[str, str]
+
+
+def format_known_keys(known: KnownKeys) -> bytes:
+    """Return the content of the file."""
+    floors = {key.hex(): floor for key, floor in known.floors.items()}
+    owners = {owner: key.hex() for owner, key in known.owners.items()}
+    return msgspec.json.encode(_File(known.counter, floors, owners))
+
+
+def parse_known_keys(octets: bytes) -> KnownKeys:
+    """Return the content of the file.
+
+    Raises:
+        WireError: it is not such a file.
+    """
+    try:
+        file = msgspec.json.decode(octets, type=_File)
+        floors = {bytes.fromhex(key): floor for key, floor in file.floors.items()}
+        owners = {owner: bytes.fromhex(key) for owner, key in file.owners.items()}
+    except (ValueError, RecursionError) as error:
+        raise WireError(
+            f"lease-counters.json cannot be read: {error}", hint="Delete it; it is written anew."
+        ) from error
+    return KnownKeys(file.counter, floors, owners)
+
+
+# The allow-list: a key a line, in base64 or hexadecimal digits, then any remark.
+
+_HEXADECIMAL = re.compile(r"[0-9a-fA-F]{64}", re.ASCII)
+
+
+def parse_allowed_keys(text: str) -> frozenset[bytes]:
+    """Return the keys of an allow-list. Empty lines, and those that begin with #, do not count.
+
+    Raises:
+        WireError: a line does not begin with a key; the message names its number.
+    """
+    return frozenset(_allowed(text))
+
+
+def _allowed(text: str) -> Iterator[bytes]:
+    for number, line in enumerate(text.splitlines(), start=1):
+        words = line.split()
+        if not words or words[0].startswith("#"):
+            continue
+        try:
+            if _HEXADECIMAL.fullmatch(words[0]):
+                key = bytes.fromhex(words[0])
+            else:
+                key = a2b_base64(words[0], strict_mode=True)
+        except ValueError:
+            key = b""
+        if len(key) != KEY_OCTETS:
+            raise WireError(
+                f"line {number} does not begin with a key of {KEY_OCTETS} bytes",
+                hint="Write the Key of the host's lease, or Public of its lease-key.json.",
+            )
+        yield key

@@ -7,14 +7,14 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from pyflannel.model.lease import Lease, LeaseAttributes
+from pyflannel.model.lease import Lease, LeaseAttributes, LeaseKey
 from pyflannel.model.store_record import Record, Secret
 from pyflannel.wire.lease_record import lease_key, lease_of, lease_value
 from pyflannel.wire.lease_signature import is_authentic, sign
 
 PREFIX = "/coreos.com/network"
 PAIR = Ed25519PrivateKey.generate()
-KEY, PRIVATE = PAIR.public_key().public_bytes_raw(), Secret(PAIR.private_bytes_raw().hex())
+KEY = LeaseKey(PAIR.public_key().public_bytes_raw(), Secret(PAIR.private_bytes_raw().hex()))
 LEASE = Lease(
     subnet=IPv4Network("10.3.1.0/24"),
     attributes=LeaseAttributes(
@@ -25,7 +25,7 @@ LEASE = Lease(
         port=8285,
     ),
 )
-SIGNED = sign(PREFIX, LEASE, 7, KEY, PRIVATE)
+SIGNED = sign(PREFIX, LEASE, 7, KEY)
 
 
 def test_a_signed_lease_is_authentic_after_the_store() -> None:
@@ -33,7 +33,7 @@ def test_a_signed_lease_is_authentic_after_the_store() -> None:
 
     read = lease_of(record)
 
-    assert (read.attributes.signing_key, read.attributes.counter) == (KEY, 7)
+    assert (read.attributes.signing_key, read.attributes.counter) == (KEY.public, 7)
     assert is_authentic(PREFIX, read)
 
 

@@ -11,11 +11,10 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 from pyflannel.errors import TargetError, in_words
 from pyflannel.kernel.host.files import Replacement
-from pyflannel.model.lease import KEY_OCTETS
+from pyflannel.model.lease import KEY_OCTETS, LeaseKey
 from pyflannel.model.store_record import Secret
 
 log = logging.getLogger(__name__)
@@ -24,13 +23,6 @@ MODE = 0o600
 _OTHERS = 0o077
 _LARGEST = 4096
 _DEADLINE_S = 30.0
-
-
-class LeaseKey(NamedTuple):
-    """A key pair; the private key in hexadecimal digits."""
-
-    public: bytes
-    private: Secret
 
 
 def lease_key(path: Path, owner: str) -> LeaseKey:

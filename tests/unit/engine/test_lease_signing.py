@@ -1,0 +1,283 @@
+"""Hosts that require signed leases, on a store that an adversary writes."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from doubles.fake_clock import FakeClock
+from doubles.fake_store import FakeStore
+from pyflannel.engine.lease_keeper import LeaseKeeper
+from pyflannel.engine.lease_signing import LeaseSigning
+from pyflannel.engine.list_watch import StoreLog
+from pyflannel.model.lease import Lease, LeaseAttributes, LeaseKey
+from pyflannel.model.lease_protocol import Wanted
+from pyflannel.model.network_config import NetworkConfig
+from pyflannel.model.store_record import Delete, Put, Record, Secret
+from pyflannel.wire.lease_record import lease_key, lease_of, lease_value
+from pyflannel.wire.lease_signature import is_authentic, sign
+
+PREFIX = "/coreos.com/network"
+NETWORK = NetworkConfig(
+    network=IPv4Network("10.100.0.0/16"),
+    subnet_length=24,
+    subnet_min=IPv4Address("10.100.1.0"),
+    subnet_max=IPv4Address("10.100.255.0"),
+)
+
+
+def make_key() -> LeaseKey:
+    pair = Ed25519PrivateKey.generate()
+    return LeaseKey(pair.public_key().public_bytes_raw(), Secret(pair.private_bytes_raw().hex()))
+
+
+class MemoryDouble:
+    """A file in memory."""
+
+    def __init__(self) -> None:
+        self.content: bytes | None = None
+
+    async def load(self) -> bytes | None:
+        return self.content
+
+    async def save(self, parts: object) -> bool:
+        self.content = b"".join(parts)  # type: ignore[arg-type]
+        return True
+
+
+class Bench:
+    """A store, and the hosts a and b, whose keys are allowed; eve has a key too."""
+
+    def __init__(self) -> None:
+        self.clock = FakeClock()
+        self.store = FakeStore(self.clock)
+        self.keys = {name: make_key() for name in ("a", "b", "eve")}
+        self.memories = {name: MemoryDouble() for name in self.keys}
+
+    def keeper(
+        self, name: str, *, requires: bool = True, pins: bool = False, previous: str | None = None
+    ) -> LeaseKeeper:
+        allowed = frozenset({self.keys["a"].public, self.keys["b"].public})
+        attributes = LeaseAttributes(
+            public_ip=IPv4Address(f"192.0.2.{ord(name[0])}"), owner=name, signing_key=self.keys[name].public
+        )
+        return LeaseKeeper(
+            store=self.store.client(),
+            clock=self.clock,
+            draw=lambda n: n // 2,
+            store_log=StoreLog(self.clock),
+            wanted=Wanted(
+                network=NETWORK,
+                attributes=attributes,
+                ttl_s=3600,
+                previous=None if previous is None else IPv4Network(previous),
+            ),
+            held=None,
+            report=lambda report: None,
+            leases_changed=lambda leases: None,
+            reidentify=lambda attributes: attributes,
+            signing=LeaseSigning(
+                requires=requires,
+                prefix=PREFIX,
+                key_of=lambda owner: self.keys[owner],
+                allowed=None if pins else allowed,
+                memory=self.memories[name],
+                clock=self.clock,
+            ),
+        )
+
+    async def record(self, key: str) -> Record:
+        record = await self.store.get(key)
+        assert record is not None
+        return record
+
+    async def put(self, key: str, value: bytes) -> None:
+        """Write as the adversary, regardless of what is there."""
+        await self.store.write(Put(key=key, value=value, ttl_s=3600, expected=None))
+        await self.clock.advance(0.5)
+
+    async def delete(self, key: str) -> None:
+        await self.store.write(Delete(key=key, expected=(await self.record(key)).revision))
+        await self.clock.advance(0.5)
+
+
+@asynccontextmanager
+async def running(bench: Bench, *keepers: LeaseKeeper) -> AsyncIterator[None]:
+    tasks = [asyncio.ensure_future(keeper.run()) for keeper in keepers]
+    try:
+        await bench.clock.advance(60)
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def own(keeper: LeaseKeeper) -> Lease:
+    assert keeper.state.held is not None
+    return keeper.state.held.lease
+
+
+def known(keeper: LeaseKeeper, subnet: IPv4Network) -> LeaseAttributes | None:
+    lease = keeper.leases.by_subnet.get(subnet)
+    return None if lease is None else lease.attributes
+
+
+def run(check: Callable[[Bench], Awaitable[None]]) -> None:
+    asyncio.run(check(Bench()))  # type: ignore[arg-type]
+
+
+def test_hosts_sign_their_leases_and_know_each_other() -> None:
+    async def check(bench: Bench) -> None:
+        a, b = bench.keeper("a"), bench.keeper("b")
+        async with running(bench, a, b):
+            assert {lease.attributes.owner for lease in a.leases} == {"a", "b"}
+            for keeper in (a, b):
+                assert is_authentic(PREFIX, lease_of(await bench.record(lease_key(own(keeper)))))
+
+    run(check)
+
+
+@pytest.mark.parametrize("pins", [False, True], ids=["allow-list", "first key"])
+@pytest.mark.parametrize("how", ["forged", "unsigned", "other key", "rubbish"])
+def test_a_replaced_lease_takes_no_traffic_and_is_written_again(how: str, pins: bool) -> None:
+    async def check(bench: Bench) -> None:
+        a, b = bench.keeper("a", pins=pins), bench.keeper("b", pins=pins)
+        async with running(bench, a, b):
+            lease = own(a)
+            eves = replace(lease.attributes, public_ip=IPv4Address("192.0.2.250"))
+            stored = lease_of(await bench.record(lease_key(lease)))
+            match how:
+                case "forged":
+                    value = lease_value(
+                        replace(stored, attributes=replace(stored.attributes, public_ip=eves.public_ip))
+                    )
+                case "unsigned":
+                    value = lease_value(replace(lease, attributes=eves))
+                case "other key":
+                    value = lease_value(sign(PREFIX, replace(lease, attributes=eves), 99, bench.keys["eve"]))
+                case _:
+                    value = b"rubbish"
+
+            await bench.put(lease_key(lease), value)
+
+            assert known(b, lease.subnet) == lease.attributes
+            await bench.clock.advance(30)
+            assert own(a).subnet == lease.subnet
+            written = lease_of(await bench.record(lease_key(lease)))
+            assert is_authentic(PREFIX, written)
+            assert written.attributes.public_ip == lease.attributes.public_ip
+            assert known(b, lease.subnet) == lease.attributes
+
+    run(check)
+
+
+def test_an_old_lease_is_refused_after_a_restart_too() -> None:
+    """A host moved to another subnet, and its old lease is written again."""
+
+    async def check(bench: Bench) -> None:
+        subnet = IPv4Network("10.100.7.0/24")
+        attributes = LeaseAttributes(public_ip=IPv4Address("192.0.2.97"), owner="a")
+        old = sign(PREFIX, Lease(subnet=subnet, attributes=attributes), 1, bench.keys["a"])
+        await bench.put(lease_key(old), lease_value(old))
+        b = bench.keeper("b")
+        async with running(bench, b):
+            assert known(b, subnet) is not None
+            new = replace(old, subnet=IPv4Network("10.100.8.0/24"))
+            new = sign(PREFIX, new, 2, bench.keys["a"])
+            await bench.put(lease_key(new), lease_value(new))
+            await bench.delete(lease_key(old))
+            assert known(b, subnet) is None
+
+            await bench.put(lease_key(old), lease_value(old))
+
+            assert known(b, subnet) is None
+        again = bench.keeper("b", previous=str(own(b).subnet))
+        async with running(bench, again):
+            assert known(again, new.subnet) is not None
+            assert known(again, subnet) is None
+
+    run(check)
+
+
+def test_a_host_with_an_old_counter_continues_from_its_lease_in_the_store() -> None:
+    """As after a restore of its state directory from a backup."""
+
+    async def check(bench: Bench) -> None:
+        a, b = bench.keeper("a"), bench.keeper("b")
+        async with running(bench, b):
+            async with running(bench, a):
+                lease = own(a)
+            async with running(bench, bench.keeper("a", previous=str(lease.subnet))):
+                pass
+            bench.memories["a"].content = None
+            again = bench.keeper("a", previous=str(lease.subnet))
+            # The host has another address now.
+            moved = replace(again.state.wanted.attributes, public_ip=IPv4Address("192.0.2.77"))
+            again.state = replace(again.state, wanted=replace(again.state.wanted, attributes=moved))
+            async with running(bench, again):
+                known_to_b = known(b, lease.subnet)
+                assert known_to_b is not None
+                assert known_to_b.public_ip == moved.public_ip
+
+    run(check)
+
+
+def test_a_deleted_lease_is_written_again_and_no_other_key_gets_its_traffic() -> None:
+    async def check(bench: Bench) -> None:
+        a, b = bench.keeper("a"), bench.keeper("b")
+        async with running(bench, a, b):
+            lease = own(a)
+            await bench.delete(lease_key(lease))
+            await bench.clock.advance(30)
+
+            assert own(a).subnet == lease.subnet
+            assert known(b, lease.subnet) == lease.attributes
+
+    run(check)
+
+
+def test_a_lease_that_names_a_host_which_has_not_signed_it_does_not_move_the_host() -> None:
+    async def check(bench: Bench) -> None:
+        attributes = LeaseAttributes(public_ip=IPv4Address("192.0.2.97"), owner="a")
+        forged = Lease(subnet=IPv4Network("10.100.9.0/24"), attributes=attributes)
+        await bench.put(lease_key(forged), lease_value(forged))
+        a = bench.keeper("a")
+        async with running(bench, a):
+            assert own(a).subnet != forged.subnet
+
+    run(check)
+
+
+def test_a_host_keeps_the_subnet_that_it_had_before_it_signed() -> None:
+    async def check(bench: Bench) -> None:
+        attributes = LeaseAttributes(public_ip=IPv4Address("192.0.2.97"), owner="a")
+        before = Lease(subnet=IPv4Network("10.100.9.0/24"), attributes=attributes)
+        await bench.put(lease_key(before), lease_value(before))
+        a = bench.keeper("a", previous=str(before.subnet))
+        async with running(bench, a):
+            assert own(a).subnet == before.subnet
+            assert is_authentic(PREFIX, lease_of(await bench.record(lease_key(before))))
+
+    run(check)
+
+
+def test_a_warning_names_the_lease_that_would_be_refused(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)
+
+    async def check(bench: Bench) -> None:
+        attributes = LeaseAttributes(public_ip=IPv4Address("192.0.2.9"), owner="old")
+        unsigned = Lease(subnet=IPv4Network("10.100.9.0/24"), attributes=attributes)
+        await bench.put(lease_key(unsigned), lease_value(unsigned))
+        a = bench.keeper("a", requires=False)
+        async with running(bench, a):
+            assert known(a, unsigned.subnet) is not None
+
+    run(check)
+    text = "--lease-signing=require would refuse the lease 10.100.9.0/24 of 192.0.2.9: it is not signed"
+    assert caplog.text.count(text) == 1
