@@ -1,0 +1,68 @@
+"""Real hosts that require signed leases: a writer of the store gets none of their packets."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from pyflannel.lab.lab import PREFIX
+from pyflannel.lab.topology import Host
+from pyflannel.lab.waiting import together, wait_until
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
+
+DEADLINE_S = 60.0
+
+
+def key_of(host: Host) -> str:
+    subnet = host.lease()
+    return f"{PREFIX}/subnets/{subnet.network_address}-{subnet.prefixlen}"
+
+
+def start(overlay, host: Host, *flags: str) -> None:
+    overlay.daemons[host.name] = host.start_flanneld(f"--store={overlay.etcd.url}", *flags)
+
+
+def test_a_writer_of_the_store_cannot_redirect_packets_between_hosts_that_require_signatures(
+    overlay, ping_stream, figures
+) -> None:
+    one, two, eve = (overlay.hosts[name] for name in ("docker1", "docker2", "docker4"))
+    together([lambda host=host: overlay.join(host) for host in (one, two)])
+    keys = {
+        host.name: json.loads(overlay.etcd.etcdctl("get", "--print-value-only", key_of(host)))
+        for host in (one, two)
+    }
+    allowed = "".join(f"{value['Pyflannel']['Key']} {name}\n" for name, value in keys.items())
+    subnets = {host.name: host.lease() for host in (one, two)}
+    for host in (one, two):
+        assert overlay.daemons[host.name].stop() == 0
+        (host.directory / "etc/flannel-keys").write_text(allowed)
+        start(overlay, host, "--lease-signing=require", "--lease-keys=/etc/flannel-keys")
+    overlay.settle(one, two)
+    assert {host.name: host.lease() for host in (one, two)} == subnets
+    stream = ping_stream(one, subnets["docker2"].network_address, interval_s=0.01)
+    stream.wait_answered()
+    peers = overlay.peers(one)
+
+    said = len(overlay.log(one))
+    signed = overlay.etcd.etcdctl("get", "--print-value-only", key_of(two)).strip()
+    forged = {**json.loads(signed), "PublicIP": str(eve.address)}
+    overlay.etcd.etcdctl("put", key_of(two), json.dumps(forged))
+
+    overlay.wait_logged(one, "its signature is not that of its key", after=said)
+    wait_until(
+        lambda: (
+            json.loads(overlay.etcd.etcdctl("get", "--print-value-only", key_of(two)))["PublicIP"]
+            == json.loads(signed)["PublicIP"]
+        ),
+        what="docker2 writes its lease again",
+        deadline_s=DEADLINE_S,
+    )
+    stream.wait_answered()
+    stream.stop()
+    assert stream.lost() == []
+    assert overlay.peers(one) == peers
+    status = Path(f"/proc/{overlay.daemons['docker1'].pid}/status").read_text()
+    resident = next(line for line in status.splitlines() if line.startswith("VmRSS"))
+    figures(f"flanneld with --lease-signing=require: {int(resident.split()[1]) / 1024:.1f} MB.")
