@@ -16,9 +16,10 @@ from pyflannel.model.packet_filter import IptablesChain, NftTable
 from pyflannel.model.route import PROTOCOL_KERNEL, SCOPE_LINK, FdbEntry, Neighbour, Route
 from pyflannel.model.state import Add, Operation, Refusal, Remove, Replace, State
 from pyflannel.model.tunnel_guard import GuardPeer, GuardTable
+from pyflannel.model.wireguard import WireguardDevice, WireguardPeer
 from pyflannel.ports import Announce, ChangeChannel
 
-_ON_LINKS = (Neighbour, FdbEntry, BpfProgram)
+_ON_LINKS = (Neighbour, FdbEntry, BpfProgram, WireguardDevice, WireguardPeer)
 
 
 def announcing(changed: asyncio.Event) -> ChangeChannel:
@@ -62,7 +63,7 @@ class FakeKernel:
 
     kinds = (
         *(Link, Address, Neighbour, FdbEntry, Route),
-        *(Forwarder, ForwarderPeer, BpfProgram, BpfPeer, BpfContainer),
+        *(Forwarder, ForwarderPeer, WireguardDevice, WireguardPeer, BpfProgram, BpfPeer, BpfContainer),
         *(IptablesChain, NftTable, GuardTable, GuardPeer, HostFile),
     )
 
@@ -205,6 +206,8 @@ class FakeKernel:
                 self._remove_address(found)
             case Forwarder():
                 self._drop([found, *(p for p in self.state.of_type(ForwarderPeer) if p.link == found.link)])
+            case WireguardDevice():
+                self._drop([found, *(p for p in self.state.of_type(WireguardPeer) if p.link == found.link)])
             case _:
                 self._drop([found])
 
@@ -244,6 +247,8 @@ class FakeKernel:
                     return f"ENODEV: no link {parent}"
                 if isinstance(item, ForwarderPeer) and ("forwarder", item.link) not in self.state.by_key:
                     return f"no forwarder of {item.link}"
+                if isinstance(item, WireguardPeer) and ("wireguard", item.link) not in self.state.by_key:
+                    return f"no WireGuard of {item.link}"
                 return None
 
     def _route_objection(self, route: Route) -> str | None:

@@ -1,5 +1,6 @@
 """Hypothesis strategies for the values of `model`."""
 
+from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer
 from pyflannel.model.host import Host, HostFile, Underlay
 from pyflannel.model.item import Item
-from pyflannel.model.lease import Lease, LeaseAttributes, Vtep
+from pyflannel.model.lease import Lease, LeaseAttributes, Vtep, WireguardData
 from pyflannel.model.link import MARK, Address, Link, Vxlan
 from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.packet_filter import (
@@ -27,6 +28,7 @@ from pyflannel.model.packet_filter import (
 from pyflannel.model.route import PROTOCOL_KERNEL, SCOPE_LINK, FdbEntry, Neighbour, Route
 from pyflannel.model.state import Add, Operation, Remove, Replace, State
 from pyflannel.model.tunnel_guard import GuardMode, GuardPeer, GuardTable
+from pyflannel.model.wireguard import WireguardDevice, WireguardFacts, WireguardPeer
 from pyflannel.plan.backend.udp import UdpBackend
 from pyflannel.plan.backends import backend_of
 from pyflannel.plan.packet_filter import FilterOptions, plan_filter, plan_guard, plan_guard_peer
@@ -74,13 +76,18 @@ filter_options = st.builds(
 )
 
 
+OWN_KEY, *_KEYS = (b64encode(bytes([number]) * 32).decode() for number in range(1, 10))
+keys = st.sampled_from(_KEYS)
+
+
 @st.composite
 def leases(draw: st.DrawFn) -> Lease:
     """Leases in the network, ours and the original's."""
     attributes = LeaseAttributes(
         public_ip=draw(addresses),
-        backend_type=draw(st.sampled_from(["", "udp", "vxlan", "host-gw"])),
+        backend_type=draw(st.sampled_from(["", "udp", "vxlan", "host-gw", "wireguard"])),
         vtep=draw(st.none() | st.builds(Vtep, mac=macs, vni=st.none() | st.just(1))),
+        wireguard=draw(st.none() | st.builds(WireguardData, public_key=keys, port=st.none() | st.just(7000))),
         owner=draw(st.none() | owners),
         port=draw(st.none() | st.integers(1, 65535)),
     )
@@ -200,8 +207,8 @@ def udp_plans(draw: st.DrawFn) -> State:
 
 @st.composite
 def plans(draw: st.DrawFn) -> State:
-    """Full plans of a host of a udp, a vxlan or a host-gw network."""
-    kind = draw(st.sampled_from(["udp", "vxlan", "host-gw"]))
+    """Full plans of a host of a udp, a vxlan, a host-gw or a wireguard network."""
+    kind = draw(st.sampled_from(["udp", "vxlan", "host-gw", "wireguard"]))
     if kind == "udp":
         return draw(udp_plans())
     own, *peers = draw(st.lists(leases(), min_size=1, max_size=6, unique_by=lambda lease: lease.subnet))
@@ -210,6 +217,7 @@ def plans(draw: st.DrawFn) -> State:
         lease=own,
         owner=draw(st.sampled_from("abcdef")),
         kernel=draw(st.sampled_from(["", "4.15.0", "6.1.0"])),
+        wireguard=WireguardFacts(key=OWN_KEY, published=OWN_KEY, is_in_kernel=draw(st.booleans())),
         underlay=Underlay(
             link="eth0",
             address=UNDERLAY.ip,
@@ -218,7 +226,7 @@ def plans(draw: st.DrawFn) -> State:
             on_link=(UNDERLAY.network,),
         ),
     )
-    options = {"DirectRouting": True} if draw(st.booleans()) else {}
+    options = {"DirectRouting": True} if kind == "vxlan" and draw(st.booleans()) else {}
     config = NetworkConfig(
         network=NETWORK, enable_nftables=draw(st.booleans()), backend_type=kind, backend=options
     )
@@ -279,6 +287,14 @@ def damaged(item: Item) -> list[Item]:
             ]
         case Route():
             return [replace(item, protocol=3), replace(item, link="eth0", source=None, kind="unicast")]
+        case WireguardDevice():
+            return [replace(item, public_key=""), replace(item, port=1)]
+        case WireguardPeer():
+            return [
+                replace(item, allowed=()),
+                replace(item, endpoint="192.0.2.1:9"),
+                replace(item, keepalive_s=7),
+            ]
         case Forwarder():
             return [
                 replace(item, is_attached=False),

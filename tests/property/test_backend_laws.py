@@ -7,16 +7,18 @@ from ipaddress import IPv4Address, IPv4Network
 from hypothesis import given
 from hypothesis import strategies as st
 
-from doubles.strategies import NETWORK, subnets
+from doubles.strategies import NETWORK, OWN_KEY, keys, subnets
 from pyflannel.model.host import Host, Underlay
-from pyflannel.model.lease import Lease, LeaseAttributes, Vtep
+from pyflannel.model.lease import Lease, LeaseAttributes, Vtep, WireguardData
 from pyflannel.model.link import Address
 from pyflannel.model.route import FdbEntry, Neighbour, Route
 from pyflannel.model.state import State
+from pyflannel.model.wireguard import WireguardFacts, WireguardPeer
 from pyflannel.plan.backend.alloc import AllocBackend
 from pyflannel.plan.backend.host_gw import HostGwBackend
 from pyflannel.plan.backend.udp import UdpBackend
 from pyflannel.plan.backend.vxlan import VxlanBackend, is_of_one_device, vtep_mac
+from pyflannel.plan.backend.wireguard import WireguardBackend
 from pyflannel.plan.backends import Backend
 from pyflannel.wire.lease_json import format_backend_data, parse_vtep
 
@@ -32,6 +34,7 @@ backends: st.SearchStrategy[Backend] = st.one_of(
     st.just(HostGwBackend()),
     st.just(AllocBackend()),
     st.just(UdpBackend(network=NETWORK)),
+    st.just(WireguardBackend(network=NETWORK)),
 )
 
 
@@ -40,8 +43,9 @@ def peers(draw: st.DrawFn) -> Lease:
     """Leases of every backend, good and bad."""
     attributes = LeaseAttributes(
         public_ip=draw(addresses),
-        backend_type=draw(st.sampled_from(["vxlan", "vxlan", "host-gw", ""])),
+        backend_type=draw(st.sampled_from(["vxlan", "vxlan", "host-gw", "wireguard", ""])),
         vtep=draw(st.none() | vteps),
+        wireguard=draw(st.none() | st.builds(WireguardData, public_key=keys)),
     )
     return Lease(subnet=draw(subnets), attributes=attributes, revision=draw(st.integers(0, 3)))
 
@@ -57,7 +61,9 @@ def cases(draw: st.DrawFn) -> tuple[Backend, Host, list[Lease]]:
         public_ip=ON_LINK[1],
         on_link=(ON_LINK,),
     )
-    return draw(backends), Host(lease=own, underlay=underlay, owner=draw(st.text(max_size=4))), others
+    facts = WireguardFacts(key=OWN_KEY, published=OWN_KEY)
+    host = Host(lease=own, underlay=underlay, owner=draw(st.text(max_size=4)), wireguard=facts)
+    return draw(backends), host, others
 
 
 def plan(backend: Backend, host: Host, others: list[Lease]) -> dict[Lease, State]:
@@ -117,6 +123,9 @@ def test_packets_of_a_peer_are_sent_only_to_its_subnet_and_address(
                     assert is_of_one_device(item.mac)
                 case Neighbour():
                     assert item.address in peer.subnet
+                case WireguardPeer():
+                    assert item.allowed == (peer.subnet,)
+                    assert item.endpoint == f"{peer.attributes.public_ip}:51820"
 
 
 @given(case=cases(), data=st.data())

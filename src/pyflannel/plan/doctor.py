@@ -66,6 +66,7 @@ def findings(seen: Observed) -> tuple[Finding, ...]:
         _forwarding,
         _forward_chains,
         _refused_peers,
+        _silent_peers,
         _user_space,
         _left_programs,
         _strangers,
@@ -197,6 +198,20 @@ def _refused_peers(seen: Observed) -> Iterator[Finding]:
             cause=f"{len(refused)} of {seen.status.peers} peers are refused and unreachable",
             evidence=_some([f"{peer.subnet} at {peer.host_text}: {peer.reason}" for peer in refused]),
             fix="flannelctl peers",
+        )
+
+
+def _silent_peers(seen: Observed) -> Iterator[Finding]:
+    """Yield the WireGuard peers that have never answered a handshake."""
+    peers = seen.status.wireguard.peers if seen.status.wireguard is not None else ()
+    silent = [peer for peer in peers if peer.handshake_age_s is None and peer.sent]
+    if silent:
+        yield Finding(
+            code="no-handshake",
+            severity="error",
+            cause=f"{len(silent)} of {len(peers)} peers have not answered a handshake of WireGuard",
+            evidence=_some([f"{peer.subnet} at {peer.endpoint or 'an unknown address'}" for peer in silent]),
+            fix="wg show  # let firewalls and NATs pass the UDP ports of these endpoints, in both directions",
         )
 
 

@@ -25,6 +25,8 @@ from pyflannel.model.status import (
     Status,
     StoreStatus,
     StrangerStatus,
+    WireguardPeerStatus,
+    WireguardStatus,
 )
 from pyflannel.plan.doctor import RECENT_S, Observed, findings
 from pyflannel.plan.routes import overlap_note
@@ -189,6 +191,25 @@ def test_a_refused_peer_is_named_by_its_host_name() -> None:
     (found,) = findings(replace(HEALTHY, status=replace(READY, refused_peers=(peer,))))
 
     assert found.evidence == ("10.100.5.0/24 at docker5 (10.0.0.9): no",)
+
+
+def test_wireguard_peers_that_never_answered_are_named() -> None:
+    peers = (
+        WireguardPeerStatus(
+            subnet=IPv4Network("10.100.5.0/24"), public_key="a", handshake_age_s=7.0, sent=148
+        ),
+        WireguardPeerStatus(
+            subnet=IPv4Network("10.100.6.0/24"), public_key="b", endpoint="10.0.0.6:51820", sent=148
+        ),
+        WireguardPeerStatus(subnet=IPv4Network("10.100.7.0/24"), public_key="c"),
+    )
+    status = replace(READY, wireguard=WireguardStatus(public_key="k", is_in_kernel=True, peers=peers))
+
+    (found,) = findings(replace(HEALTHY, status=status))
+
+    assert (found.code, found.severity) == ("no-handshake", "error")
+    assert found.cause == "1 of 3 peers have not answered a handshake of WireGuard"
+    assert found.evidence == ("10.100.6.0/24 at 10.0.0.6:51820",)
 
 
 def test_errors_are_first_and_many_objects_are_counted() -> None:
