@@ -119,8 +119,10 @@ def test_a_directory_or_a_symbolic_link_is_no_key_file(path: Path) -> None:
 def test_a_missing_wg_is_named(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(path.parent))
 
-    with pytest.raises(TargetError, match="wg is not installed"):
+    with pytest.raises(TargetError) as error:
         observed(keys_at(path))
+
+    assert error.value.in_full == "wg is not installed. Install wireguard-tools."
 
 
 def test_wireguard_go_matters_only_to_a_kernel_without_wireguard(path: Path) -> None:

@@ -13,6 +13,7 @@ from pyflannel.lab.waiting import wait_until
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 
 SOON_S = 60.0
+PSK = "pNmrd3Fb+REOszVXyYCjYEOs3QqhHEFA9OO8TRK98Hc="
 NAMES = ("public", "nat1", "nat2", "home1", "home2")
 FIVE = Topology(
     (LEFT,),
@@ -64,7 +65,7 @@ def test_hosts_behind_two_nats_reach_each_other_and_a_public_host(make_overlay) 
     with Lab(f"nat-{os.getpid()}", FIVE) as lab:
         etcd = EtcdServer(lab.router, str(LEFT.gateway.ip))
         overlay = make_overlay(lab, etcd, etcd.start())
-        etcd.etcdctl("put", f"{PREFIX}/config", overlay.config(Backend={"Type": "wireguard"}))
+        etcd.etcdctl("put", f"{PREFIX}/config", overlay.config(Backend={"Type": "wireguard", "PSK": PSK}))
         public, nat1, nat2, home1, home2 = (lab.hosts[name] for name in NAMES)
         put_behind(nat1, home1)
         put_behind(nat2, home2)
@@ -84,6 +85,8 @@ def test_hosts_behind_two_nats_reach_each_other_and_a_public_host(make_overlay) 
                     host.run(["ping", "-c2", "-W5", "-i0.1", str(other.gateway().ip)])
         keepalives = home1.run(["wg", "show", "flannel-wg", "persistent-keepalive"]).stdout.split()[1::2]
         assert keepalives == ["25", "25"]
+        assert home1.run(["wg", "show", "flannel-wg", "preshared-keys"]).stdout.count(PSK) == 2
+        assert PSK not in overlay.log(home1)
 
         # The NAT gets another address, of which the lease knows nothing. The next packet shows it.
         change = f"address delete {nat2.address}/24 dev eth0\naddress add 10.10.10.150/24 dev eth0\n"

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pyflannel.errors import TargetError, in_words, target_errors
-from pyflannel.kernel.filters.programs import run_program
+from pyflannel.kernel.filters.programs import MissingProgramError, Ran, run_program
 from pyflannel.kernel.host.files import Replacement
 from pyflannel.kernel.network.links import has_wireguard
 from pyflannel.model.store_record import Secret
@@ -99,18 +99,18 @@ class WireguardKeys:
         return text
 
     async def _generate(self) -> str:
-        ran = await run_program(PROGRAM, "genkey")
+        ran = await _wg("genkey")
         key = parse_key(ran.output.strip())
         if key is None:
-            raise TargetError(f"wg genkey failed: {ran.cause}", hint="Install wireguard-tools.")
+            raise TargetError(f"wg genkey failed: {ran.cause}", hint=_INSTALL)
         return key
 
     async def _public_of(self, text: str) -> str:
         if text not in self._public:
-            ran = await run_program(PROGRAM, "pubkey", given=f"{text}\n")
+            ran = await _wg("pubkey", given=f"{text}\n")
             key = parse_key(ran.output.strip())
             if key is None:
-                raise TargetError(f"wg pubkey failed: {ran.cause}", hint="Install wireguard-tools.")
+                raise TargetError(f"wg pubkey failed: {ran.cause}", hint=_INSTALL)
             self._public[text], self._private[key] = key, Secret(text)
         return self._public[text]
 
@@ -128,6 +128,14 @@ class WireguardKeys:
             self._next.unlink(missing_ok=True)
 
 
+async def _wg(command: str, given: str = "") -> Ran:
+    try:
+        return await run_program(PROGRAM, command, given=given)
+    except MissingProgramError as error:
+        raise MissingProgramError(PROGRAM, hint=_INSTALL) from error
+
+
+_INSTALL = "Install wireguard-tools."
 _WRITABLE = "Make the state directory writable for flanneld, or choose another one with --state-dir."
 
 
