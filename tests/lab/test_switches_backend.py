@@ -18,8 +18,8 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces ne
 
 DEADLINE_S = 60.0
 PING_INTERVAL_S = 0.01
-ROUND = ("udp", "vxlan", "host-gw", "udp", "host-gw", "vxlan", "udp")
-"""Each backend comes after each other."""
+ROUND = ("udp", "vxlan", "host-gw", "udp", "host-gw", "vxlan", "udp", "wireguard", "vxlan")
+"""Each of the first three comes after each other. wireguard comes after one and before another."""
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +34,9 @@ def set_backend(overlay, kind: str) -> None:
 
 
 def devices(host: Host) -> dict[str, str]:
-    """Return the kind of each device with a mark of ours, by its name."""
+    """Return the kind of each marked device by its name; WireGuard of the kernel counts as tun."""
     return {
-        link["ifname"]: link["linkinfo"]["info_kind"]
+        link["ifname"]: link["linkinfo"]["info_kind"].replace("wireguard", "tun")
         for link in host.links()
         if link.get("ifalias", "").startswith("pyflannel")
     }
@@ -48,9 +48,9 @@ def lasting(host: Host) -> list[tuple[Any, ...]]:
     entries = json.loads(host.run(["bridge", "-json", "fdb", "show"]).stdout or "[]")
     return [
         *(
-            ("route", route["dst"], route.get("gateway"), route["dev"], route.get("protocol"))
+            ("route", route["dst"], route.get("gateway"), route.get("dev"), route.get("protocol"))
             for route in host.routes()
-            if route["dst"].startswith("10.100.") and route["dev"] != "br7"
+            if route["dst"].startswith("10.100.") and route.get("dev") != "br7"
         ),
         *(("neighbour", entry["dst"], entry["dev"]) for entry in neighbours),
         *(("fdb", entry["dst"], entry["ifname"]) for entry in entries if "dst" in entry),
@@ -68,6 +68,12 @@ def expected(kind: str, peer: Host) -> tuple[dict[str, str], list[tuple[Any, ...
                 ("route", str(subnet), base, "flannel.1", "80"),
                 ("neighbour", base, "flannel.1"),
                 ("fdb", address, "flannel.1"),
+            ]
+        case "wireguard":
+            network = "10.100.0.0/16"
+            return {"flannel-wg": "tun"}, [
+                ("route", network, None, "flannel-wg", "80"),
+                ("route", network, None, None, "80"),  # the blackhole
             ]
         case _:
             return {}, [("route", str(subnet), address, "eth0", "80")]
@@ -89,6 +95,8 @@ def wait_backend(overlay, pair: list[Host], kind: str) -> None:
             what=f"{host.name} runs a forwarder with udp alone",
             deadline_s=DEADLINE_S,
         )
+        if kind != "wireguard":
+            assert not host.run(["pgrep", "wireguard-go"], check=False).stdout
 
 
 def bridge(host: Host) -> IPv4Address:
