@@ -5,6 +5,7 @@ package index, so a package that downloads something fails.
 """
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -20,10 +21,18 @@ from pyflannel.lab.topology import COOKBOOK, LEFT, Topology
 from pyflannel.lab.traffic import ping
 from pyflannel.lab.waiting import wait_until
 from testlab.booted_system import BootedSystem
-from testlab.debian_systems import CODENAMES, bootable_system, install, newer, package_of, subnet_of
+from testlab.debian_systems import CODENAMES, bootable_system, copy, install, newer, package_of, subnet_of
 from testlab.pinging import Pings, pinging
 
 NAMES = ("docker1", "docker2")
+README = (Path(__file__).parents[2] / "README.md").read_text()
+INSTALL, CONFIGURE, START, CHECK = re.findall(
+    r"^```\n(.*?)^```",
+    README.partition("\n## Install the package\n")[2].partition("\n## ")[0],
+    flags=re.DOTALL | re.MULTILINE,
+)
+PEER = "10.100.77.0"
+"""The address of another host in the README's last block."""
 SOON_S = 60.0
 MTU = 1472
 
@@ -67,7 +76,9 @@ def package(dist: Path, release: str) -> Path:
 
 @pytest.fixture(scope="session")
 def installed(package: Path, release: str) -> Iterator[Installed]:
-    """Install the package on two hosts as the README does."""
+    """Install the package on two hosts by the README's commands; `ETCD` is the name of the etcd server."""
+    offline = INSTALL.replace("install", "install --yes --no-install-recommends", 1)
+    printed = INSTALL.split("/")[-1].strip()
     places = tuple(place for place in COOKBOOK.hosts if place.name in NAMES)
     with Lab(f"p{os.getpid()}", Topology(COOKBOOK.segments, places)) as lab:
         etcd = EtcdServer(lab.router, str(LEFT.gateway.ip))
@@ -77,17 +88,28 @@ def installed(package: Path, release: str) -> Iterator[Installed]:
             system.install()
             system.boot()
             system.wait_up()
-            install(system, package)
-            system.run(["tee", "/etc/default/flanneld"], text=f"FLANNELD_ETCD_ENDPOINTS={etcd.endpoint}\n")
-        store = ("--store", etcd.url)
-        systems["docker1"].run(["flannelctl", *store, "config", "set", '{"Network":"10.100.0.0/16"}'])
+            system.run(["tee", "--append", "/etc/hosts"], text=f"{LEFT.gateway.ip} ETCD\n")
+            copy(package, system, f"/root/{package.name}")
+            system.run(["sh", "-ec", f"cd /root; {offline.replace(printed, package.name)}"])
+        systems["docker1"].run(["sh", "-ec", CONFIGURE])
         for system in systems.values():
-            system.systemctl("enable", "--now", "flanneld")
+            system.run(["sh", "-ec", START])
         containers = {
             name: lab.hosts[name].container("c", gateway=IPv4Interface(subnet_of(system)), mtu=MTU)
             for name, system in systems.items()
         }
         yield Installed(lab, package, systems, containers)
+
+
+def test_the_leases_list_the_hosts_and_their_first_addresses_answer(installed: Installed) -> None:
+    """The systems have no ping, so the machine's ping runs in their network."""
+    show, check = CHECK.splitlines()
+    subnets = [str(IPv4Interface(installed.subnet(name)).network) for name in NAMES]
+
+    listed = installed.systems["docker1"].run(["sh", "-ec", show]).stdout
+    assert [subnet for subnet in subnets if subnet not in listed] == []
+    assert PEER in check
+    installed.lab.hosts["docker1"].run(check.replace(PEER, subnets[1].partition("/")[0]).split())
 
 
 def test_containers_of_two_hosts_reach_each_other(installed: Installed) -> None:

@@ -66,11 +66,16 @@ def package_of(dist: Path, release: str) -> Path:
     return built
 
 
+def copy(file: Path, system: Sandbox, path: str) -> None:
+    """Copy a file into a system."""
+    encoded = subprocess.check_output(["base64", file], text=True)
+    system.run(["sh", "-c", f"base64 --decode >{path}"], text=encoded)
+
+
 def install(system: Sandbox, package: Path) -> str:
     """Copy a package into a system, install it, and return the output."""
     copied = "/root/pyflannel.deb"
-    encoded = subprocess.check_output(["base64", package], text=True)
-    system.run(["sh", "-c", f"base64 --decode >{copied}"], text=encoded)
+    copy(package, system, copied)
     done = system.run(["dpkg", "--install", copied])
     return done.stdout + done.stderr
 
