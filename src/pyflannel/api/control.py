@@ -85,7 +85,7 @@ class Controlled(Protocol):
 
         Raises:
             NotReadyError: WireGuard is not in use, or the store is unreachable.
-            TargetError: the key cannot be made or kept.
+            TargetError: the key cannot be created or stored.
         """
 
 

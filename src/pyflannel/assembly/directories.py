@@ -114,7 +114,7 @@ class Places:
         """Mount point of a bpffs, for a daemon without the right to open programs by their identifiers.
 
         Several networks share it, and each finds its programs by their device. The name begins with a dot,
-        which no name of a network does.
+        because the name of a network cannot.
         """
         return self.shared.run_dir / ".bpf"
 

@@ -84,7 +84,7 @@ _FIREWALL_FLAGS = (
     Flag(
         name="require-encryption",
         kind="boolean",
-        meaning="run no backend that sends packets in clear, for any network config",
+        meaning="run no backend that sends packets unencrypted, for any network config",
     ),
     Flag(
         name="lease-signing",
@@ -145,10 +145,10 @@ _OPERATION_FLAGS = (
     ),
     Flag(
         name="http",
-        meaning="IP address and port of health and metrics, for example 127.0.0.1:8471; default: none",
+        meaning="address and port for health checks and metrics, for example 127.0.0.1:8471; default: none",
     ),
-    Flag(name="healthz-ip", default="0.0.0.0", meaning="IP address of health"),
-    Flag(name="healthz-port", kind="integer", default="0", meaning="port of health; default: none"),
+    Flag(name="healthz-ip", default="0.0.0.0", meaning="IP address for health checks"),
+    Flag(name="healthz-port", kind="integer", default="0", meaning="port for health checks; default: none"),
     Flag(name="log-format", default="klog", meaning="format of the log lines: klog or json"),
     Flag(name="v", kind="integer", default="0", meaning="log level; 1 or more adds debug lines"),
     Flag(name="version", kind="boolean", meaning="print the version and exit", from_environment=False),
@@ -192,7 +192,7 @@ IDLE_VALUES: Mapping[str, tuple[Value, ...]] = {
     "net-config-path": ("/etc/kube-flannel/net-conf.json", ""),
     "set-node-network-unavailable": (True, False),
 }
-"""Values that request nothing, for flags where these are not the empty text, 0 or false."""
+"""Values without effect, for flags with such a value other than the empty text, 0 and false."""
 
 _IDLE_FLAGS = (
     Flag(name="logtostderr", kind="boolean", default="true", meaning="the log is always on stderr"),

@@ -194,7 +194,7 @@ async def open_network(
     alive: Callable[[], object],
     audit_s: float,
 ) -> AsyncIterator[HostNetwork]:
-    """Open the adapters of one network with a device of its own. They are closed at the end of the block.
+    """Open the adapters of one network, which has its own device. The end of the block closes them.
 
     Args:
         options: options of the daemon.

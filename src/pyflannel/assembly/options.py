@@ -82,7 +82,7 @@ class FlanneldOptions:
         healthz: endpoint of health; `http` serves health and metrics.
         fast_path: how the udp backend forwards packets; auto: as the network config says.
         fast_path_gro: whether TCP that arrives in segments is joined; auto where the underlay is hardware.
-        requires_encryption: run no backend that sends packets in clear.
+        requires_encryption: run no backend that sends packets unencrypted.
         wireguard_key_file: path of the WireGuard key; None for the one in `state_dir`.
         warnings: messages for the operator, one line each.
     """

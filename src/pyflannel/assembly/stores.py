@@ -41,7 +41,7 @@ class EtcdAddress:
     """An etcd cluster, and the user and TLS files for it.
 
     Attributes:
-        settings: the given paths and names, by `TLS_NAMES` and `USER_NAMES`; none is empty.
+        settings: the given paths and names, with the keys of `TLS_NAMES` and `USER_NAMES`; none is empty.
     """
 
     endpoints: tuple[Endpoint, ...]

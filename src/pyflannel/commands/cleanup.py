@@ -65,7 +65,7 @@ async def remove_objects(
 ) -> Removal:
     """Remove the forwarder, pyflannel's kernel objects and, for the default daemon, those of the original.
 
-    The targets are emptied one after the other, so that a failing one hides no other. No daemon may run.
+    The targets are emptied one after the other, so that a failing one hides no other. flanneld must not run.
 
     Args:
         places: the places of the daemon.
@@ -135,7 +135,7 @@ def _names_of_others(places: Places, aliases: Iterable[str]) -> set[str | None]:
 
 
 async def _fences(places: Places, done: Removal) -> list[Key]:
-    """Return the keys of the routes without which packets of running containers would leave in clear."""
+    """Return the keys of the routes without which packets of running containers would leave unencrypted."""
     try:
         found = await survey()
     except FlannelError:
@@ -143,7 +143,7 @@ async def _fences(places: Places, done: Removal) -> list[Key]:
     links = {item.name for item in found if isinstance(item, Link) and item.alias == places.mark}
     fences = fences_in_use([item for item in found if isinstance(item, Route)], links)
     done.kept.extend(
-        f"{fence.title}, which drops packets of containers of this host: they would leave in clear. Remove"
+        f"{fence.title}, which drops packets of containers of this host: they would leave unencrypted. Remove"
         f" the containers and their bridge, then run `ip route delete {fence.kind} {fence.destination} metric"
         f" {fence.metric}`"
         for fence in fences

@@ -90,7 +90,7 @@ async def stop_daemon(lock: Path) -> int | None:
 
 
 def check_own_files(places: Places, usual: Places) -> None:
-    """Prevent that a cleanup with only another run directory removes the files of the `usual` daemon.
+    """Refuse a cleanup that would remove files of the `usual` daemon: only its run directory differs.
 
     Raises:
         UsageError: a path is that of the usual daemon, which is in use.
@@ -108,8 +108,8 @@ def check_own_files(places: Places, usual: Places) -> None:
     if theirs and (usual.device_file.exists() or running_daemon(usual.lock) is not None):
         raise UsageError(
             f"{' and '.join(theirs)}: these belong to the flanneld of {usual.run_dir}",
-            hint=f"Give the paths of {places.run_dir} too. One of several networks of a daemon has"
-            f" {usual.state_dir}/NAME and {usual.run_dir}/networks/NAME.env.",
+            hint=f"Name the state directory and the subnet file of {places.run_dir} too."
+            f" One of several networks has {usual.state_dir}/NAME and {usual.run_dir}/networks/NAME.env.",
         )
 
 

@@ -273,7 +273,8 @@ async def network_client(
     Args:
         store_url: the store to use, if given.
         socket: control socket of the daemon, which is used otherwise if it responds.
-        environ: its FLANNELD_ variables name the store that is used otherwise, and contain etcd's password.
+        environ: its FLANNELD_ variables name the store to use if no daemon responds. They also contain etcd's
+            password.
         only_daemon: the user selected the daemon, so no store replaces it.
         creates: create the file of an embedded store.
 

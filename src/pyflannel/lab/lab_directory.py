@@ -174,8 +174,8 @@ def _remove_what_is_shared() -> None:
 def nobody_removes() -> Iterator[None]:
     """Prevent the removal of remains and shared objects by other programs during the block.
 
-    Of two labs that begin at the same time, the second waits for the first. The first may be removing remains
-    with the name of the second, which would otherwise find them in use.
+    Of two labs that begin at the same time, the second waits for the first. The first may be removing the
+    remains of a lab with the name of the second. Without the wait, the second would find its name in use.
     """
     descriptor = os.open(ROOT.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

@@ -64,8 +64,8 @@ class PingResult:
 def ping(source: Station, destination: IPv4Address | str, *, count: int = 3) -> PingResult:
     """Ping an address `count` times at intervals of 0.1 s, with a deadline of 1 s for each answer.
 
-    Without a deadline, ping(8) hardly waits for the last answer. With one, it sends until `count` answers
-    have arrived, and answers to further pings are not counted here.
+    Without a deadline, ping(8) ends almost immediately after the last ping. With one, it sends until `count`
+    answers have arrived, and answers to further pings are not counted here.
     """
     deadline_s = ceil((count - 1) * _PING_INTERVAL_S + _ANSWER_S)
     times = ["-c", str(count), "-i", str(_PING_INTERVAL_S), "-w", str(deadline_s)]

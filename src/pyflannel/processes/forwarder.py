@@ -202,7 +202,7 @@ class ForwarderTarget:
     def changes(self) -> ChangeChannel:
         """Open a channel that announces when a forwarder appears, ends, loses its device or is changed.
 
-        A forwarder that appears is noticed only if one is planned.
+        A new forwarder is detected only if the plan contains a forwarder.
         """
         return ChangeChannel(self._read_changes)
 

@@ -345,7 +345,7 @@ class _Saved:
                 os.unlink(path)
 
     def attachments(self) -> Iterator[Attachment]:
-        """Yield every saved attachment. The interface of one that the original saved is ""."""
+        """Yield every saved attachment. If the original saved it, its interface is ""."""
         try:
             names = sorted(os.listdir(self._directory))
         except FileNotFoundError:

@@ -182,7 +182,7 @@ class Watch:
         return task
 
     def _ended(self, task: "asyncio.Task[None]") -> None:
-        """Make `next` raise why a task ended, after the responses before it. The first cause counts."""
+        """Make `next` raise the first error that ended a task, after the responses before it."""
         error = _why(task)
         if self._end is None and isinstance(error, StoreError):
             self._end = error
