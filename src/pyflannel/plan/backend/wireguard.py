@@ -164,7 +164,7 @@ class WireguardBackend:
             for peer in others:
                 reasons[peer.subnet] = (
                     f"its PublicKey {public_key} is also that of {first.subnet} at"
-                    f" {first.attributes.public_ip}, which published it first and has precedence: if"
+                    f" {first.attributes.host_text}, which published it first and has precedence: if"
                     " that host is gone, delete its lease; if one is a copy of the other, run"
                     " `flannelctl rotate-key` on it"
                 )
