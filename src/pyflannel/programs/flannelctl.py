@@ -162,7 +162,7 @@ def run(arguments: Sequence[str]) -> int:
     try:
         code = flannelctl.main(list(arguments), prog_name="flannelctl", standalone_mode=False)
     except click.Abort:
-        return _INTERRUPTED
+        return _fail("interrupted", "", _INTERRUPTED, wants_json)
     except click.UsageError as error:
         path = error.ctx.command_path if error.ctx else "flannelctl"
         return _fail(error.format_message(), f"Try '{path} --help'.", error.exit_code, wants_json)

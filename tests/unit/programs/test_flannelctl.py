@@ -145,6 +145,17 @@ def test_a_command_without_a_document_says_that_json_has_no_effect(words: list[s
     assert f"warning: --json has no effect on 'flannelctl {' '.join(words[:2])}'" in capfd.readouterr().err
 
 
+def test_an_interrupt_is_an_error_document(capfd: Printed, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise click.Abort
+
+    monkeypatch.setattr("pyflannel.programs.flannelctl.flannelctl.main", interrupt)
+
+    assert run(["status", "--json"]) == 130
+    error = read_document(["status"], capfd.readouterr().out)["error"]
+    assert (error["message"], error["code"]) == ("interrupted", 130)
+
+
 def test_a_command_in_the_lab_has_its_own_json_option(capfd: Printed) -> None:
     assert run(["lab", "exec", "--name", "no-such-lab", "docker1", "flannelctl", "status", "--json"]) != 0
 
