@@ -385,7 +385,7 @@ _USER = "flanneld"
 
 
 def _senders() -> tuple[int, ...]:
-    """Return the users beside root whose sockets may carry the tunnel: ours, and that of the unit.
+    """Return the users beside root whose sockets may carry the tunnel: of this process, and of the unit.
 
     A forwarder may still use the socket of a former daemon, which had another user.
     """

@@ -1,4 +1,4 @@
-"""What root prepares for a flanneld that runs as another user: the unit runs it before each start."""
+"""Preparation by root for a flanneld that runs as another user. The unit runs it before each start."""
 
 import os
 import pwd
@@ -47,7 +47,7 @@ def user_named(name: str) -> User:
 async def prepare(
     places: Places, user: User, lock: Path = XTABLES_LOCK
 ) -> tuple[list[str], list[FlannelError]]:
-    """Give the user access to what flanneld needs; return lines about it, and failures.
+    """Give the user access to the files that flanneld needs; return lines about it, and failures.
 
     A failure of one part does not prevent the others. Needs root and the mount namespace of the host.
     """

@@ -130,9 +130,8 @@ class ForwarderClient:
         try:
             async with asyncio.timeout(ANSWER_S):
                 frame = encode_frame(kind, payload)
-                if (
-                    descriptors
-                ):  # they go with the first octet; the buffer is empty, as each answer is awaited
+                # Descriptors travel with the first byte. The buffer is empty, because each answer is awaited.
+                if descriptors:
                     frame = frame[socket.send_fds(self._connection, [frame], descriptors) :]
                 await asyncio.get_running_loop().sock_sendall(self._connection, frame)
                 while (answer := await self._receive()) is not None and answer[0] is Kind.CHANGED:

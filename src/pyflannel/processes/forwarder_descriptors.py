@@ -15,7 +15,7 @@ def open_listener(path: str) -> socket.socket:
     """Return a Unix socket that is bound at `path`, mode 0600; a socket that a dead forwarder left is
     replaced.
 
-    The forwarder listens on it, so nobody can connect before.
+    The forwarder listens on it, so no client can connect before.
 
     Raises:
         TargetError: a running forwarder answers there.
@@ -71,8 +71,8 @@ _SO_RCVBUFFORCE = 33
 def open_underlay_socket(address: str, port: int) -> socket.socket:
     """Return the tunnel's socket, bound.
 
-    Datagrams leave as those of any UDP socket do (IP_PMTUDISC_WANT, the kernel's default, whatever the host's
-    ip_no_pmtu_disc says): what is longer than a path's known MTU goes in fragments and is never refused.
+    The kernel fragments a datagram that is longer than the known MTU of the path, and never refuses it
+    (IP_PMTUDISC_WANT, the kernel's default, for any value of the host's ip_no_pmtu_disc).
 
     Raises:
         OSError: EADDRINUSE when another program has the port, EADDRNOTAVAIL when the host lacks the address.
@@ -117,8 +117,8 @@ def attach_device(link: str) -> int:
     """Return a descriptor that is attached to a TUN device. No device is ever created.
 
     Raises:
-        OSError: ENODEV when there is no such device, EBUSY when another program holds it, and what opening
-            /dev/net/tun or attaching gives; the text names what it is about.
+        OSError: ENODEV if there is no such device, EBUSY if another program holds it, or the error of opening
+            /dev/net/tun or attaching; the text names the object.
     """
     index = _index(link)
     try:
@@ -127,7 +127,7 @@ def attach_device(link: str) -> int:
         raise OSError(error.errno, f"{_DEVICE}: {error.strerror}") from None
     try:
         _attach(descriptor, link)
-        # A device that went away in between was created again, and goes with our descriptor.
+        # A device that was deleted in between was created again. It is deleted with this descriptor.
         if _index(link) != index:
             raise OSError(errno.ENODEV, f"{link} was replaced while it was attached to")
     except OSError:
@@ -138,7 +138,7 @@ def attach_device(link: str) -> int:
 
 
 def _attach(descriptor: int, link: str) -> None:
-    """Attach, or create what is not there: the kernel makes no difference."""
+    """Attach to the device. The kernel creates a missing device by the same call."""
     flags = _IFF_TUN | _IFF_NO_PI
     try:
         try:
@@ -157,8 +157,8 @@ def _attach(descriptor: int, link: str) -> None:
 def _accept_own_source(link: str) -> None:
     """Let the host take packets from the device that carry its own address: the ICMP errors of the forwarder.
 
-    Nobody else can send such packets: what comes from the underlay is proven first. Where the setting is
-    read-only the errors are lost, as the original's are.
+    No other host can send such packets, because packets from the underlay are checked first. If the setting
+    is read-only, the errors are lost, as with the original.
     """
     with suppress(OSError), open(f"/proc/sys/net/ipv4/conf/{link}/accept_local", "w") as file:
         file.write("1")

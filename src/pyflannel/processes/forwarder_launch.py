@@ -182,7 +182,7 @@ def _as_user(uid: int, gid: int) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Equipment:
-    """What a new forwarder gets.
+    """The descriptors and the state that a new forwarder gets.
 
     Attributes:
         descriptors: the control socket, the UDP socket and, from a predecessor, the device.
@@ -271,7 +271,7 @@ def _removed_after_failure(path: Path) -> Iterator[None]:
 
 
 async def _take_over(state: ForwarderState, path: Path, opened: AsyncExitStack) -> _Equipment:
-    """Return what the running forwarder has, with the new settings; `opened` closes our copies."""
+    """Return the descriptors of the running forwarder, with the new settings; `opened` closes the copies."""
     try:
         predecessor = await opened.enter_async_context(connected(path))
         count, other = decode_handed(await predecessor.ask(Kind.HAND_OVER))
@@ -337,7 +337,7 @@ async def _start(python: str, equipment: _Equipment, run_dir: Path, reaper: Reap
 
 
 async def _equip(client: ForwarderClient, equipment: _Equipment) -> Restriction:
-    """Give a new process what it needs, and let its predecessor end when both move packets.
+    """Give a new process its descriptors, and let its predecessor end when both move packets.
 
     Raises:
         EndedError: the new process ended.
