@@ -67,7 +67,7 @@ KEY_OCTETS, SIGNATURE_OCTETS = 32, 64
 """Bytes of an Ed25519 key and of its signatures (RFC 8032)."""
 
 LARGEST_COUNTER = 2**53
-"""Of the signed statements of a key: the largest integer that every reader of JSON knows exactly."""
+"""Largest counter of the signed statements of a key: the largest integer that all JSON readers represent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
