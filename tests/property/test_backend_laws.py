@@ -1,4 +1,4 @@
-"""Laws of the backends: a peer's plan is its own, peers do not meet, and who came first does not matter."""
+"""Laws of the backends: plans of peers are independent, do not conflict, and do not depend on their order."""
 
 import re
 from dataclasses import replace
@@ -93,7 +93,7 @@ def test_the_plan_does_not_depend_on_the_order_of_peers(
 
 @given(case=cases())
 def test_peers_share_a_key_only_with_equal_values(case: tuple[Backend, Host, list[Lease]]) -> None:
-    """Two leases of one host share its FDB entry; nobody's object is another's with other values."""
+    """Two leases of one host share its FDB entry. No two peers have different objects with one key."""
     backend, host, others = case
 
     items = [
@@ -132,7 +132,7 @@ def test_packets_of_a_peer_are_sent_only_to_its_subnet_and_address(
 def test_no_plan_replaces_a_connected_route_of_the_underlay(
     case: tuple[Backend, Host, list[Lease]], data: st.DataObject
 ) -> None:
-    """Whatever network and leases the store has: the route by which the host reaches its underlay stays."""
+    """For any network and leases in the store, the host keeps its route to the underlay."""
     backend, host, others = case
     subnets = [peer.subnet for peer in others]
     prefix = data.draw(st.sampled_from([NETWORK, ON_LINK, *subnets, *(s.supernet() for s in subnets)]))

@@ -1,4 +1,4 @@
-"""A certificate's validity is read as another implementation wrote it."""
+"""The validity of a certificate is read as written by another implementation."""
 
 import contextlib
 import ssl
@@ -20,7 +20,7 @@ YEAR_S = 365 * 86400
 KEY = ec.generate_private_key(ec.SECP256R1())
 SECONDS = st.integers(-20 * YEAR_S, 8000 * YEAR_S).map(lambda second: EPOCH + timedelta(seconds=second))
 NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=60).filter(
-    lambda name: len(name.encode()) <= 64  # octets, of a common name (RFC 5280 appendix A.1)
+    lambda name: len(name.encode()) <= 64  # bytes, of a common name (RFC 5280 appendix A.1)
 )
 
 
@@ -62,7 +62,7 @@ def test_anything_else_is_refused(octets: bytes) -> None:
 @given(at=st.integers(0, 300), length=st.integers(1, 8), instead=st.binary(max_size=8))
 @settings(deadline=None)
 def test_a_damaged_certificate_is_refused_or_read(at: int, length: int, instead: bytes) -> None:
-    """Nothing but WireError comes of it."""
+    """It raises only WireError."""
     octets = ssl.PEM_cert_to_DER_cert(pem(EPOCH, EPOCH))
     text = ssl.DER_cert_to_PEM_cert(octets[:at] + instead + octets[at + length :])
 

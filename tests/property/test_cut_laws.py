@@ -1,4 +1,4 @@
-"""A batch that ends anywhere, as by SIGKILL: the next pass finishes it, and nothing foreign goes."""
+"""A batch that ends anywhere, as by SIGKILL: the next pass finishes it, and keeps all foreign objects."""
 
 import asyncio
 import itertools
@@ -24,10 +24,10 @@ UNDERLAY = IPv4Network("172.16.0.0/16")
 BASE = IPv4Address("10.100.0.0")
 KINDS = ("udp", "vxlan", "host-gw")
 SWITCHES = list(itertools.product(KINDS, KINDS))
-"""From each backend to each, itself too."""
+"""From each backend to each, including itself."""
 
 EVERY_CUT = 25
-"""So many peers have every cut tried; the number of cuts times their work grows with the cube."""
+"""Peers for which every cut is tried. The work grows with the cube of this number."""
 
 FOREIGN = State.of(
     Link(name="eth0", kind="", mtu=1500, alias=""),
@@ -36,7 +36,7 @@ FOREIGN = State.of(
     Route(
         destination=IPv4Network("0.0.0.0/0"), link="eth0", gateway=IPv4Address("172.16.255.254"), protocol=16
     ),
-    # In the network, and by our metric: not marked, not planned, so not ours.
+    # In the network, with pyflannel's metric: neither marked nor planned, so not owned by pyflannel.
     Route(
         destination=IPv4Network("10.100.250.0/24"), link="eth0", gateway=IPv4Address("172.16.9.9"), protocol=3
     ),
@@ -48,11 +48,11 @@ FOREIGN = State.of(
     FdbEntry(link="flannel.7", mac="0e:00:00:00:00:07", destination=IPv4Address("172.16.9.9")),
     IptablesChain(family=4, table="filter", device="flannel1", rules=()),
 )
-"""What others have beside us: another daemon of ours among them."""
+"""Objects of other programs, including another pyflannel daemon."""
 
 
 def lease(number: int, kind: str, generation: int) -> Lease:
-    """Return the lease of one host; of another generation, it has another address and MAC address."""
+    """Return the lease of one host. In another generation, it has another address and MAC address."""
     attributes = LeaseAttributes(
         public_ip=UNDERLAY[256 + 2 * number + generation],
         backend_type="" if kind == "udp" else kind,
@@ -62,7 +62,7 @@ def lease(number: int, kind: str, generation: int) -> Lease:
 
 
 def plan(kind: str, peers: dict[int, int]) -> State:
-    """Return the whole plan of a host with these peers, each a number and its generation."""
+    """Return the whole plan of a host with these peers, each given by number and generation."""
     config = NetworkConfig(network=IPv4Network((BASE, 16)), subnet_length=28, backend_type=kind)
     own = Lease(
         subnet=IPv4Network((BASE, 28)), attributes=LeaseAttributes(public_ip=IPv4Address("172.16.0.1"))
@@ -86,7 +86,7 @@ def plan(kind: str, peers: dict[int, int]) -> State:
 
 
 def before_and_after(kinds: tuple[str, str], count: int) -> tuple[State, State]:
-    """Return what stands and what is wanted: while the daemon was down, peers came, left and changed."""
+    """Return the actual and the desired state: peers were added, removed and changed without the daemon."""
     old, new = kinds
     left, changed = count // 4, count // 2
     was = dict.fromkeys(range(count - left), 0)
@@ -99,7 +99,7 @@ def batch(desired: State, kernel: FakeKernel) -> list[Operation]:
 
 
 def killed_at(standing: State, desired: State, cuts: Iterator[int]) -> Iterator[FakeKernel]:
-    """Yield the kernel in which a batch ended after so many operations, for each of the rising `cuts`."""
+    """Yield the kernel in which a batch ended after each of the rising numbers of operations `cuts`."""
     kernel = FakeKernel(standing | FOREIGN)
     operations = batch(desired, kernel)
     done = 0
@@ -110,14 +110,14 @@ def killed_at(standing: State, desired: State, cuts: Iterator[int]) -> Iterator[
 
 
 def assert_finished(kernel: FakeKernel, desired: State) -> None:
-    """Make the pass of the next life, and see that the plan and the foreign things are all there is."""
+    """Perform the pass of the next run, and check that only the plan and the foreign objects exist."""
     assert not asyncio.run(kernel.apply(batch(desired, kernel)))
     assert kernel.state == desired | FOREIGN
     assert not batch(desired, kernel)
 
 
 def test_the_plans_have_the_expected_objects() -> None:
-    """Three objects a peer with vxlan, one with host-gw; nothing is refused."""
+    """Three objects per peer with vxlan, one with host-gw. Nothing is refused."""
     host_only = {kind: len(plan(kind, {})) for kind in KINDS}
     sizes = {kind: len(plan(kind, dict.fromkeys(range(1000), 0))) - host_only[kind] for kind in KINDS}
     assert sizes == {"udp": 1000, "vxlan": 3000, "host-gw": 1000}
@@ -125,7 +125,7 @@ def test_the_plans_have_the_expected_objects() -> None:
 
 @pytest.mark.parametrize("kinds", SWITCHES, ids="-".join)
 def test_a_batch_may_end_anywhere(kinds: tuple[str, str], long_run: bool) -> None:
-    """After each of its operations; and the empty plan takes everything away from there."""
+    """After each operation. Then the empty plan removes everything."""
     standing, desired = before_and_after(kinds, 10 * EVERY_CUT if long_run else EVERY_CUT)
     size = len(batch(desired, FakeKernel(standing | FOREIGN)))
 

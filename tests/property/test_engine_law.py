@@ -1,4 +1,4 @@
-"""After any history the host is as its inputs ask, soon, and the engine has done nothing else."""
+"""After any history, the host soon equals the plan of its inputs, and the engine has done nothing else."""
 
 from collections.abc import Callable
 
@@ -59,7 +59,7 @@ DEFECTS = {
     ),
     "a later change is lost": (
         defects.lose_a_later_change,
-        f"{RIGHT}|{REPAIRS}",  # an audit finds the difference, and takes it for damage
+        f"{RIGHT}|{REPAIRS}",  # an audit finds the difference, and counts it as damage
         lived(SetPeer(0, 0), Stall(LINKS), SetPeer(0, 1), Announce(LINKS), SetPeer(0, 2), GoOn(LINKS)),
     ),
     "a refused object costs a look each second": (
@@ -99,7 +99,7 @@ def test_the_law_finds_a_defect(
     history: History,
     long_run: bool,
 ) -> None:
-    """Each former defect of the engine breaks a rule when it is put back. The long form searches for it."""
+    """Each former defect of the engine, restored, breaks a rule. The long form searches for it."""
     check(history)
     defect(monkeypatch)
 

@@ -1,4 +1,4 @@
-"""Laws of the packet filter: what is written in either engine's words is read back, whatever is beside it."""
+"""Laws of the packet filter: rules of both engines are read back, among any other rules."""
 
 import json
 from contextlib import suppress
@@ -35,7 +35,7 @@ OTHERS = ("-j DROP", "-i eth0 -j DROP", "-j DOCKER-USER", "-j FLANNEL-FWD", "-o 
 
 @st.composite
 def saved_tables(draw: st.DrawFn) -> SavedTables:
-    """Return tables with the rules of others, and jumps to our chains from anywhere."""
+    """Return tables with rules of other programs, and jumps to pyflannel's chains from anywhere."""
     rules = st.lists(st.sampled_from(OTHERS), max_size=4).map(tuple)
     own = draw(rules)
     return {
@@ -48,7 +48,7 @@ def saved_tables(draw: st.DrawFn) -> SavedTables:
 
 
 def restored(text: str, saved: SavedTables) -> SavedTables:
-    """Return the tables after iptables-restore --noflush: what it does with the lines that we write."""
+    """Return the tables after iptables-restore --noflush with the written lines."""
     after = {table: dict(chains) for table, chains in saved.items()}
     chains = after.setdefault("", {})
     for line in text.splitlines():

@@ -305,7 +305,7 @@ def read_map_entry(octets: bytes) -> None:
         )
 
 
-# What the operator writes: flags, variables, the URL of a store, resolv.conf.
+# Input of the operator: flags, variables, the URL of a store, resolv.conf.
 
 names = st.sampled_from([flag.name for flag in FLAGS])
 texts = st.sampled_from(["true", "7", "0x1f", "0b1", "017", "1_0", "-1", "", "9" * 5000, "10s"]) | words

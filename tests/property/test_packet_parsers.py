@@ -25,7 +25,7 @@ from pyflannel.wire.packet import icmp_time_exceeded, icmp_unreachable
 
 # Packets: from a container, and from the tunnel.
 
-# Those of the golden cases.
+# The packets of the golden cases.
 PEER, OTHER, OWN, UNDERLAY = 0x0A4D3200, 0x0A4D3C00, 0x0A4D2800, 0xC0A83266
 SETTINGS = Settings("flannel0", OWN, OWN, 24, 0xC0A83265, 8285, 1472)
 PEERS = [
@@ -69,7 +69,7 @@ tcp_payloads = st.builds(
 
 
 def flow(odd: list[int], last: int, control: int) -> tuple[list[bytes], str]:
-    """Segments that follow each other, as one that starts a run does its successors, but for a few."""
+    """Consecutive segments of one flow, with a few deviations."""
     found = []
     for number, change in enumerate(odd):
         data = bytes(last if number == len(odd) - 1 else 10)
@@ -103,7 +103,7 @@ def a_table() -> PeerTable:
 
 
 def send(packet: bytes) -> None:
-    """As a packet from the device: routed, or answered by an ICMP error. Nothing beside it is changed."""
+    """A packet from the device: routed, or answered by an ICMP error. No other bytes are changed."""
     buffer, size = bytearray(packet + GUARD), len(packet)
     verdict = outbound(buffer, 0, size, a_table(), SETTINGS.mtu)
     if verdict is Drop.NO_ROUTE:
@@ -114,7 +114,7 @@ def send(packet: bytes) -> None:
 
 
 def receive(arrived: tuple[list[bytes], str]) -> None:
-    """As datagrams of one batch: each proven, and TCP segments put together and taken apart again."""
+    """Datagrams of one batch: each is checked, and TCP segments are joined and split again."""
     datagrams, sender = arrived
     buffer = bytearray(b"".join(datagrams) + GUARD)
     run, at = TcpRun(buffer), 0
@@ -235,7 +235,7 @@ DOCUMENTS: list[tuple[Callable[[bytes], object], bytes]] = [
         control_json.format_events([JournalEntry(at=1.0, event="repaired", found="x")]),
     ),
     (control_json.parse_config_text, control_json.format_config_text("{}")),
-    (control_json.parse_error, control_json.format_error(WireError("bad", hint="Mend it."))),
+    (control_json.parse_error, control_json.format_error(WireError("bad", hint="Repair it."))),
 ]
 DEEP = b'{"a":' * 3000
 documents = st.sampled_from(range(len(DOCUMENTS))).flatmap(
@@ -275,7 +275,7 @@ CONTROL = [
     ),
 ]
 
-# HTTP: what a client sends, in pieces, to the server's side of one connection.
+# HTTP: the requests of a client, in pieces, to the server's side of one connection.
 
 requests = st.builds(
     lambda method, target, version, headers, payload: (
@@ -332,10 +332,10 @@ class Client:
         assert isinstance(octets, bytes | bytearray | memoryview)
 
     async def drain(self) -> None:
-        """Have read all of it."""
+        """Return that all is read."""
 
     def write_eof(self) -> None:
-        """Hear no more."""
+        """Stop reading."""
 
 
 def converse(octets: bytes) -> None:

@@ -1,4 +1,4 @@
-"""Laws of reach: no content of the store cuts a host off from what it needs, or takes a route of another."""
+"""Laws of reach: no content of the store cuts a host off, or replaces a route of another program."""
 
 from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
@@ -43,7 +43,7 @@ kinds = st.sampled_from(["udp", "vxlan", "host-gw", "alloc"])
 
 @st.composite
 def leases(draw: st.DrawFn, network: IPv4Network) -> Lease:
-    """Leases in a network, as a writer of the store may choose them."""
+    """Leases in a network, which a client of the store may choose freely."""
     within = st.sampled_from([base for base in BASES if base in network])
     attributes = LeaseAttributes(
         public_ip=draw(addresses),
@@ -68,7 +68,7 @@ def foreign_routes(draw: st.DrawFn) -> Route:
 
 @st.composite
 def surroundings(draw: st.DrawFn) -> Surroundings:
-    """What a host has beside the overlay; of two routes with one key the kernel keeps one."""
+    """The surroundings of a host. Of two routes with one key, the kernel keeps one."""
     routes = draw(st.lists(foreign_routes(), max_size=4, unique_by=lambda route: route.key))
     return Surroundings(
         routes=tuple(routes),
@@ -101,14 +101,14 @@ def inputs(draw: st.DrawFn) -> Inputs:
 
 
 def plan(given_inputs: Inputs) -> State:
-    """Return the plan; an empty one where there is none."""
+    """Return the plan; an empty one if there is none."""
     planner = Planner(PlanOptions(subnet_file=SUBNET_FILE, has_blackhole=True))
     planner.update(given_inputs)
     return planner.plan or State.EMPTY
 
 
 def into_overlay(state: State) -> Iterator[tuple[IPv4Network, int]]:
-    """Yield destination and metric of each route, also of those that the kernel adds with an address."""
+    """Yield destination and metric of each route, including those that the kernel adds with an address."""
     for item in state:
         match item:
             case Route(destination=IPv4Network() as destination, kind="unicast"):
@@ -118,14 +118,14 @@ def into_overlay(state: State) -> Iterator[tuple[IPv4Network, int]]:
 
 
 def best(routes: list[tuple[IPv4Network, int]], address: IPv4Address) -> tuple[int, int]:
-    """Return length and negative metric of the route that the kernel takes; of the default route for none."""
+    """Return length and negative metric of the selected route; of the default route if there is none."""
     fitting = [(net.prefixlen, -metric) for net, metric in routes if address in net]
     return max(fitting, default=(0, 0))
 
 
 @given(given_inputs=inputs())
 def test_no_content_of_the_store_redirects_needed_addresses(given_inputs: Inputs) -> None:
-    """Store, default gateway and the prefix of the underlay are reached as they were before."""
+    """Store, default gateway and the prefix of the underlay remain reachable by the same routes."""
     found = given_inputs.surroundings
     present = [(ON_LINK, 0)]
     present += [(r.destination, r.metric) for r in found.routes if isinstance(r.destination, IPv4Network)]
@@ -138,7 +138,7 @@ def test_no_content_of_the_store_redirects_needed_addresses(given_inputs: Inputs
 
 @given(given_inputs=inputs())
 def test_no_route_of_another_program_is_replaced(given_inputs: Inputs) -> None:
-    """But one that is what we plan ourselves, by way of the peer's own address."""
+    """Except one that equals the planned route, with the peer's address as gateway."""
     planned = plan(given_inputs).by_key
 
     for route in given_inputs.surroundings.routes:
@@ -150,7 +150,7 @@ def test_no_route_of_another_program_is_replaced(given_inputs: Inputs) -> None:
 
 @given(given_inputs=inputs())
 def test_no_tunnel_packet_enters_the_overlay(given_inputs: Inputs) -> None:
-    """The addresses of the peers that are sent to are routed elsewhere, once everything is planned."""
+    """With the complete plan, no address of a planned peer is routed into the overlay."""
     planner = Planner(PlanOptions(subnet_file=SUBNET_FILE))
     planner.update(given_inputs)
     routes = given_inputs.surroundings.routes

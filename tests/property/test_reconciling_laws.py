@@ -67,7 +67,7 @@ def test_a_pass_that_was_cut_is_finished_by_the_next(case: Case, cut: float) -> 
 
 @given(case=cases())
 def test_each_operation_has_a_text_with_its_difference(case: Case) -> None:
-    """The words name the object, and differ for things that differ."""
+    """The text names the object, and differs for different objects."""
     desired, damage = case
     kernel = FakeKernel(HOST)
     kernel.damage(*(Add(item) for item in desired), *damage)
@@ -92,7 +92,7 @@ def test_a_link_of_another_kind_is_created_again() -> None:
 
 
 def test_two_daemons_on_one_host_do_not_change_each_other() -> None:
-    """Each has its own mark: one's device is foreign to the other, whether it is planned or stray."""
+    """Each has its own mark: the device of one is foreign to the other, planned or not."""
     mine = Link(name="flannel0", kind="tun", mtu=1472)
     theirs = Link(name="flannel1", kind="tun", mtu=1472, alias="pyflannel /run/blue")
 
@@ -101,7 +101,7 @@ def test_two_daemons_on_one_host_do_not_change_each_other() -> None:
 
 
 def test_filter_rules_belong_to_the_daemon_of_their_device() -> None:
-    """Also where the usual daemon has flannel1, because another was first."""
+    """Also if the usual daemon has flannel1, because another was first."""
     theirs = Link(name="flannel0", kind="tun", mtu=1472, alias="pyflannel /run/blue")
     mine = Link(name="flannel1", kind="tun", mtu=1472)
     their_chain = IptablesChain(family=4, table="filter", device="flannel0", rules=())
@@ -110,12 +110,12 @@ def test_filter_rules_belong_to_the_daemon_of_their_device() -> None:
 
     assert ours(found, State.EMPTY, device="flannel1") == State.of(mine, my_chain)
     assert ours(found, State.EMPTY, "pyflannel /run/blue", "flannel0") == State.of(theirs, their_chain)
-    # What a dead daemon, or the original, left.
+    # Objects that a dead daemon or the original left.
     assert ours(State.of(their_chain), State.EMPTY) == State.of(their_chain)
 
 
 def test_routes_belong_to_the_daemon_of_their_protocol() -> None:
-    """Two host-gw networks share the underlay's link: a route says by its protocol whose it is."""
+    """Two host-gw networks share the underlay's link: the protocol of a route identifies its owner."""
     mine, theirs = (
         Route(
             destination=IPv4Network(destination),
@@ -132,7 +132,7 @@ def test_routes_belong_to_the_daemon_of_their_protocol() -> None:
 
 
 def test_a_link_of_another_daemon_is_never_fought_over() -> None:
-    """Two networks with one VNI: the second says whose the device is, and leaves all that is on it."""
+    """Two networks with one VNI: the second reports the owner of the device, and changes nothing on it."""
     wanted = Link(name="flannel.1", kind="vxlan", mtu=1450, alias="pyflannel /run/blue")
     base = Address(link="flannel.1", address=IPv4Interface("10.101.1.0/32"))
     route = Route(destination=IPv4Network("10.101.2.0/24"), link="flannel.1")
@@ -147,12 +147,14 @@ def test_a_link_of_another_daemon_is_never_fought_over() -> None:
     assert without_links(desired, taken.keys()) == State.EMPTY
     assert ours(State.of(*found, base), desired, "pyflannel /run/blue") == State.EMPTY
     assert not taken_links(found, State.of(theirs))
-    assert not taken_links(State.of(replace(wanted, alias="somebody's")), desired, "pyflannel /run/blue")
+    assert not taken_links(
+        State.of(replace(wanted, alias="another program's")), desired, "pyflannel /run/blue"
+    )
 
 
 @given(plans(), st.lists(items()))
 def test_a_table_has_items_of_one_type(plan: State, found: list[Item]) -> None:
-    """So the first item of a table tells the type of all."""
+    """Therefore, the first item of a table shows the type of all."""
     state = plan | State.collect(found)
 
     for names in state.by_key.tables.values():

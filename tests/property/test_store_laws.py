@@ -1,4 +1,4 @@
-"""The double and the embedded store answer alike, whatever is asked of them and whenever things expire."""
+"""The double and the embedded store give equal answers to any requests, with any expiries."""
 
 import asyncio
 import tempfile
@@ -28,7 +28,7 @@ OPERATIONS = st.one_of(
     st.builds(Delete, key=KEYS, expected=st.none() | st.integers(0, 12)),
 )
 RENEWALS = st.builds(Put, key=KEYS, value=st.just(b"new"), ttl_s=st.integers(1, 20), expected=st.just(-1))
-"""A write that expects what stands there; its revision is filled in when its turn comes."""
+"""A write that expects the present record; its revision is filled in when it is performed."""
 
 STEPS = st.lists(OPERATIONS | RENEWALS | st.floats(0, 15, allow_nan=False), max_size=25)
 

@@ -266,14 +266,14 @@ STORE = [
     Parser("last known leases", read_kept, damaged(kept.map(str.encode)) | as_octets(kept | deep)),
 ]
 
-# subnet.env, as we read it and as Docker's script reads it.
+# subnet.env, as read by pyflannel and by Docker's script.
 
 lines = st.sampled_from(
     [
         "FLANNEL_NETWORK=10.3.0.0/16",
         "FLANNEL_SUBNET=10.3.1.1/24",
         "FLANNEL_SUBNET=10.3.1.1/24,10.3.2.1/24",
-        "export FLANNEL_MTU=1450 # octets",
+        "export FLANNEL_MTU=1450 # bytes",
         "FLANNEL_IPMASQ='true'",
         'A="b \\" $ c"',
         "FLANNEL_SUBNET=10.3.1.1/33",

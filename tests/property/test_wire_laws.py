@@ -1,4 +1,4 @@
-"""Laws of the store's formats: what is written is read back; whatever is read, only our errors are raised."""
+"""Laws of the store's formats: written values are read back; any input raises only pyflannel's errors."""
 
 import json
 from contextlib import suppress

@@ -13,7 +13,7 @@ from pyflannel.errors import TargetError, in_words, is_permanent, sentences, tar
         ("no route to 10.0.0.1", "no route to 10.0.0.1. Add one."),
         ("is 10.0.0.1 a copy of this host?", "is 10.0.0.1 a copy of this host? Add one."),
         ("Device or resource busy.", "Device or resource busy. Add one."),
-        ("it goes on …", "it goes on … Add one."),
+        ("it continues …", "it continues … Add one."),
         ("nft: syntax error!\n", "nft: syntax error! Add one."),
         ("nft: syntax error\n", "nft: syntax error. Add one."),
     ],

@@ -1,4 +1,4 @@
-"""What holds for the project as a whole, whichever part is changed."""
+"""Rules of the whole project."""
 
 import ast
 import importlib

@@ -55,14 +55,14 @@ def test_debug_lines_wait_for_verbosity_and_libraries_for_warnings() -> None:
     stream = io.StringIO()
     configure_logging("klog", 0, stream)
 
-    log.debug("ours, debug")
-    log.info("ours, info")
-    logging.getLogger("library").info("theirs, info")
-    logging.getLogger("library").warning("theirs, warning")
+    log.debug("own, debug")
+    log.info("own, info")
+    logging.getLogger("library").info("library, info")
+    logging.getLogger("library").warning("library, warning")
 
     assert [line.partition("] ")[2] for line in stream.getvalue().splitlines()] == [
-        "ours, info",
-        "theirs, warning",
+        "own, info",
+        "library, warning",
     ]
 
 

@@ -493,7 +493,7 @@ def test_every_flag_of_the_original_exists_with_its_default(case: dict[str, Any]
     assert (text or None) == (case.get("default") or ("0" if flag.kind == "integer" else None))
 
 
-# Where the original went on, or ended with status 0, and we refuse: names of golden cases.
+# Golden cases that pyflannel refuses. The original continued, or ended with status 0.
 OUR_REFUSALS = {
     "words that are no flags were ignored (0.20.2) or answered by the usage with status 0 (0.6.2)": {
         "bool with separate word",

@@ -44,7 +44,7 @@ def test_several_networks_share_the_directory_of_pins(tmp_path: Path) -> None:
 
 
 def test_the_places_of_one_of_several_networks_are_recognised_by_their_names(tmp_path: Path) -> None:
-    """A daemon with places of such names is told apart by its identity file."""
+    """The identity file distinguishes a daemon with places of such names."""
     daemon = Places(run_dir=tmp_path, state_dir=tmp_path / "state", subnet_file=tmp_path / "subnet.env")
     made = daemon.of_network("blue", tmp_path / "networks")
     named = Places(run_dir=made.run_dir, state_dir=made.state_dir, subnet_file=made.subnet_file)

@@ -1,4 +1,4 @@
-"""What becomes of packets, as the original's proxy answered, apart from its defects."""
+"""The outcome of packets equals that of the original's proxy, except its defects."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from pyflannel.wire.forwarder_control import Peer, Settings
 from pyflannel.wire.packet import HEADER, icmp_time_exceeded, icmp_unreachable
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "udp-proxy.json").read_text())["cases"]
-"""71 packets put into the original, releases 0.6.2 and 0.20.2, and what came out."""
+"""71 packets that were sent through the original, releases 0.6.2 and 0.20.2, and their outcome."""
 
 
 def number(text: str) -> int:
@@ -29,31 +29,31 @@ PEERS = [
 ]
 
 DIFFERENCES = {
-    "004": ("TTL 1 ends with an ICMP time exceeded, not in silence", Drop.EXPIRED, True),
-    "005": ("TTL 0 ends here; the original sent it on as 255, with a wrong checksum", Drop.EXPIRED, True),
-    "008": ("the longest prefix wins, not the first in the list", None, True),
+    "004": ("TTL 1 ends with an ICMP time exceeded, not silently", Drop.EXPIRED, True),
+    "005": ("TTL 0 ends here; the original forwarded it as 255, with a wrong checksum", Drop.EXPIRED, True),
+    "008": ("the longest prefix has precedence, not the first", None, True),
     "026": ("a header length of 4 words is no header", Drop.INCONSISTENT, False),
-    "029": ("no ICMP error goes to 0.0.0.0", Drop.NO_ROUTE, False),
-    "031": ("the quote ends with the packet, not in what an earlier one left", Drop.NO_ROUTE, True),
-    "032": ("the quote ends with the packet, not in what an earlier one left", Drop.NO_ROUTE, True),
+    "029": ("no ICMP error is sent to 0.0.0.0", Drop.NO_ROUTE, False),
+    "031": ("the quote ends with the packet, not in the rest of an earlier one", Drop.NO_ROUTE, True),
+    "032": ("the quote ends with the packet, not in the rest of an earlier one", Drop.NO_ROUTE, True),
     "035": ("no ICMP error about the limited broadcast", Drop.NO_ROUTE, False),
     "037": ("no ICMP error about a multicast", Drop.NO_ROUTE, False),
     "038": ("no ICMP error about a multicast", Drop.NO_ROUTE, False),
     "059": ("a header length of 4 words is no header", Drop.INCONSISTENT, False),
-    "064": ("IPv6 is not looked at as if it were IPv4", Drop.NOT_IPV4, False),
+    "064": ("IPv6 is not read as IPv4", Drop.NOT_IPV4, False),
     "071": ("TTL 1 ends with an ICMP time exceeded to the sender", Drop.EXPIRED, True),
     "073": ("the inner source is another peer's", Drop.IMPOSTOR, False),
     "074": ("no peer has the inner source", Drop.STRANGER, False),
-    "076": ("the inner destination is not in our subnet", Drop.NOT_OURS, False),
-    "077": ("the inner destination is not in our subnet", Drop.NOT_OURS, False),
-    "079": ("our own address comes from no peer", Drop.STRANGER, False),
-    "080": ("the inner destination is not in our subnet", Drop.NOT_OURS, False),
-    "094": ("IPv6 is not looked at as if it were IPv4", Drop.NOT_IPV4, False),
+    "076": ("the inner destination is not in the host's subnet", Drop.NOT_OURS, False),
+    "077": ("the inner destination is not in the host's subnet", Drop.NOT_OURS, False),
+    "079": ("no peer has the host's address", Drop.STRANGER, False),
+    "080": ("the inner destination is not in the host's subnet", Drop.NOT_OURS, False),
+    "094": ("IPv6 is not read as IPv4", Drop.NOT_IPV4, False),
     "098": ("longer than the MTU: dropped, not cut", Drop.LONG, False),
     "100": ("longer than the MTU: dropped, not cut", Drop.LONG, False),
-    "101": ("the header promises more octets than came", Drop.INCONSISTENT, False),
+    "101": ("the header contains a larger length than the packet", Drop.INCONSISTENT, False),
 }
-"""Case: the reason, our verdict (None: it goes on), and whether anything is sent."""
+"""Case: the reason, pyflannel's verdict (None: it passes), and whether a packet is sent."""
 
 
 def ids(case) -> str:
@@ -61,7 +61,7 @@ def ids(case) -> str:
 
 
 def forward(case):
-    """Return our verdict, what goes to peers as (endpoint, payload), what goes to the device, in hex."""
+    """Return the verdict, the packets to peers as (endpoint, payload), and those to the device, in hex."""
     table = PeerTable()
     table.replace(PEERS)
     packet = bytearray.fromhex(case["packet"])
@@ -87,7 +87,7 @@ def forward(case):
 
 @pytest.mark.parametrize("case", [c for c in GOLDEN if c["id"][-3:] not in DIFFERENCES], ids=ids)
 def test_as_the_original(case):
-    """To the octet: where it goes, its checksum, the ICMP error."""
+    """To the byte: its destination, its checksum, the ICMP error."""
     _, sent, written = forward(case)
 
     assert sent == [(out["to"], out["payload"]) for out in case["datagrams_out"]]
@@ -96,7 +96,7 @@ def test_as_the_original(case):
 
 @pytest.mark.parametrize("case", [c for c in GOLDEN if c["id"][-3:] in DIFFERENCES], ids=ids)
 def test_defects_of_the_original_are_not_copied(case):
-    """Each difference, and that it is one."""
+    """Each difference, with a check that it is one."""
     _, expected, is_something_sent = DIFFERENCES[case["id"][-3:]]
 
     verdict, sent, written = forward(case)
@@ -108,11 +108,11 @@ def test_defects_of_the_original_are_not_copied(case):
 
 
 LOOPED = Peer(number("10.77.60.0"), 24, number("10.77.60.9"), 8285)
-"""A peer whose underlay address lies in its own subnet, so that the host routes it into the tunnel."""
+"""A peer whose underlay address is in its own subnet, so that the host routes it into the tunnel."""
 
 
 def outbound_verdict(payload: bytes, *, protocol: int = 17, fragment: int = 0, options: bytes = b""):
-    """Return what becomes of a packet to the underlay address of the looped peer."""
+    """Return the outcome of a packet to the underlay address of the looped peer."""
     table = PeerTable()
     table.replace([LOOPED])
     octets = 20 + len(options) + len(payload)
@@ -135,7 +135,7 @@ def outbound_verdict(payload: bytes, *, protocol: int = 17, fragment: int = 0, o
 @pytest.mark.parametrize("source_port", [8285, 40000])
 @pytest.mark.parametrize("options", [b"", b"\x01" * 8])
 def test_a_tunnel_datagram_from_the_device_is_dropped(source_port: int, options: bytes) -> None:
-    """It would come back for ever; a NAT may have changed its source."""
+    """It would loop. A NAT may have changed its source."""
     payload = pack("!HHHH", source_port, 8285, 8, 0)
 
     assert outbound_verdict(payload, options=options) is Drop.LOOP
@@ -143,7 +143,7 @@ def test_a_tunnel_datagram_from_the_device_is_dropped(source_port: int, options:
 
 @pytest.mark.parametrize("fragment", [0x2000, 0x0003, 0x2003])
 def test_a_fragment_of_a_tunnel_datagram_is_dropped(fragment: int) -> None:
-    """The first has the port. Of a later one the address decides."""
+    """The first fragment has the port. For later ones, the address decides."""
     is_first = not fragment & 0x1FFF
     payload = pack("!HHHH", 8285, 8285, 3000, 0) if is_first else bytes(64)
 
@@ -159,12 +159,12 @@ def test_a_fragment_of_a_tunnel_datagram_is_dropped(fragment: int) -> None:
     ],
 )
 def test_other_packets_to_the_address_of_a_peer_pass(payload: bytes, protocol: int) -> None:
-    """Another port, or another protocol, is no tunnel datagram."""
+    """A datagram with another port or protocol is not a tunnel datagram."""
     assert outbound_verdict(payload, protocol=protocol) == ("10.77.60.9", 8285)
 
 
 def test_packets_longer_than_the_mtu_pass_in_neither_direction():
-    """A device whose MTU somebody raised does not make datagrams that peers drop."""
+    """If another program raises the MTU of the device, no datagram is too long for peers."""
     for number in ("053", "097"):
         (case,) = [c for c in GOLDEN if c["id"][-3:] == number]
         packet = bytearray.fromhex(case["packet"] + "00")
@@ -175,7 +175,7 @@ def test_packets_longer_than_the_mtu_pass_in_neither_direction():
 
 
 def test_a_quote_is_bounded_by_the_packet():
-    """Header and no payload: the ICMP error is 20 + 8 + 20 octets."""
+    """A header without payload: the ICMP error has 20 + 8 + 20 bytes."""
     (case,) = [c for c in GOLDEN if c["id"] == "udp-proxy-032"]
 
     _, _, (error,) = forward(case)
@@ -192,7 +192,7 @@ def test_the_port_of_a_sender_is_not_checked():
 
 
 def test_the_longest_prefix_proves_the_sender():
-    """The owner of the wider subnet cannot send for the narrower one's hosts."""
+    """The owner of the wider subnet cannot send for hosts of the narrower one."""
     (case,) = [c for c in GOLDEN if c["id"] == "udp-proxy-068"]
     packet = bytearray.fromhex(case["packet"])
     packet[12:16] = inet_aton("10.77.50.130")

@@ -1,4 +1,4 @@
-"""Both directions in batches: whatever comes, joined or not, the outcome is that of single packets."""
+"""Both directions in batches: joined or not, the outcome equals that of single packets."""
 
 import os
 import socket
@@ -22,7 +22,7 @@ PEERS = [
     Peer(0x0A640280, 25, 0x0A090003, 8285),
     Peer(0x0A640300, 24, 0x0A640301, 8286),
 ]
-"""The address of the third lies in its own subnet."""
+"""The address of the third is in its own subnet."""
 
 
 def table() -> PeerTable:
@@ -76,7 +76,7 @@ alike = st.lists(
     ),
     max_size=9,
 ).flatmap(lambda made: st.permutations([*made, *(b"\x44" + one[1:] for one in made[:1])]))
-"""Packets of one way that differ in little: in the size, in the TTL, in the first octet."""
+"""Packets of one direction with small differences: in the size, in the TTL, in the first byte."""
 
 streams = st.lists(
     st.one_of(
@@ -89,7 +89,7 @@ streams = st.lists(
 
 
 class Arrivals:
-    """A socket at which datagrams came: equal ones and a shorter last are joined, as UDP_GRO does."""
+    """A socket with received datagrams: equal sizes and a shorter last one are joined, as by UDP_GRO."""
 
     def __init__(self, datagrams: list[tuple[bytes, str]], *, joined: bool) -> None:
         self._calls: list[tuple[list[bytes], str]] = []
@@ -115,7 +115,7 @@ class Arrivals:
 
 
 class Taken:
-    """What was given on, one by one: the runs' octets are judged by the tests of TcpRun."""
+    """The passed packets, one by one. The tests of TcpRun check the bytes of runs."""
 
     def __init__(self) -> None:
         self.packets: list[bytes] = []
@@ -137,7 +137,7 @@ class Taken:
 
 
 def judged_alone(datagrams: list[tuple[bytes, str]]) -> tuple[list[bytes], dict[str, int]]:
-    """What the device gets, and what is counted, packet by packet."""
+    """The packets to the device and the counters, packet by packet."""
     counters, written = Counters(), []
     for octets, sender in datagrams:
         buffer = bytearray(octets)
@@ -154,7 +154,7 @@ def dropped(counters: Counters) -> dict[str, int]:
 
 
 def remembered(counters: Counters) -> dict[str, int]:
-    """Packets of all whom the guard turned away, by the counters' names."""
+    """Packets that the guard rejected, by the names of the counters."""
     packets: dict[str, int] = {}
     for stranger in counters.strangers.all():
         name = f"dropped_in_{stranger.reason}"
@@ -170,7 +170,7 @@ RUN = [(one, "10.9.0.2") for one in segments(0x0A640205, 0x0A640105, 9, 100)]
 @example([*segments(0x0A640205, 0x0A640105, 3, 100), b""], "10.9.0.2", "10.9.0.2", True)
 @example([b"", *segments(0x0A640205, 0x0A640105, 3, 100)], "10.9.0.2", "10.9.0.2", True)
 def test_packets_of_peers_are_checked_one_by_one(stream, one, other, joined):
-    """Any datagrams of two senders, joined by the kernel or not: same octets, same order, same counters."""
+    """Any datagrams of two senders, joined by the kernel or not: same bytes, same order, same counters."""
     half = len(stream) // 2
     datagrams = [(octets, one if number < half else other) for number, octets in enumerate(stream)]
     counters, taken = Counters(), Taken()
@@ -205,7 +205,7 @@ def test_segments_are_joined_across_datagrams_but_not_across_senders():
 
 
 class Sent:
-    """What left, and in which runs."""
+    """The sent packets and their runs."""
 
     def __init__(self) -> None:
         self.packets: list[tuple[bytes, tuple[str, int]]] = []
@@ -224,7 +224,7 @@ class Sent:
 @example([packet(0x0A640105, 0x0A640205, bytes(20))] * 70, False)
 @example([packet(5, 0x0A640301, body) for body in (bytes(108), bytes(108), TUNNEL_DATAGRAM)], False)
 def test_packets_of_the_device_are_checked_one_by_one(stream, has_header):
-    """Any packets, with a header before each or not: same octets, same way, same order, same counters."""
+    """Any packets, with or without headers: same bytes, same destinations, same order, same counters."""
     stream = [one for one in stream if one or has_header]  # a read of nothing would be the end of a file
     counters, sent = Counters(), Sent()
     errors = IcmpErrors(SETTINGS.tunnel_address, counters)

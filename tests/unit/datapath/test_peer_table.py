@@ -1,4 +1,4 @@
-"""The longest prefix wins, whatever came before."""
+"""The longest prefix has precedence, after any history."""
 
 from socket import inet_aton, inet_ntoa
 
@@ -52,7 +52,7 @@ def test_the_longest_prefix_is_found_after_any_history(start, history, address):
 
 @given(before=st.lists(peers), after=st.lists(peers), address=crowded)
 def test_replacing_the_table_removes_the_old_entries(before, after, address):
-    """The new table alone counts."""
+    """Only the new table counts."""
     replaced, fresh = PeerTable(), PeerTable()
     replaced.replace(before)
 

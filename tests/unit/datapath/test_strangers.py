@@ -1,4 +1,4 @@
-"""Whom the forwarder remembers of those it turned away."""
+"""The rejected senders that the forwarder remembers."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Runs of TCP segments: what is joined is, cut again as the kernel cuts it, the very same packets."""
+"""Runs of TCP segments: if the kernel cuts a joined packet again, the packets are the same."""
 
 from dataclasses import dataclass, replace
 from itertools import takewhile
@@ -144,7 +144,7 @@ def through(packets: list[bytes], *, at_once: bool = True) -> tuple[list[bytes],
 
 
 def one_by_one(packets: list[bytes]) -> list[bytes]:
-    """What the plain loop writes."""
+    """Return the bytes that the plain loop writes."""
     written = [bytearray(packet) for packet in packets]
     for packet in written:
         decrement_ttl(packet)
@@ -152,7 +152,7 @@ def one_by_one(packets: list[bytes]) -> list[bytes]:
 
 
 def burst(count: int, size: int = 100, last: int | None = None, **fields) -> list[Segment]:
-    """Segments as one sender's kernel makes them."""
+    """Segments as created by the kernel of one sender."""
     first = Segment(payload=(bytes(range(251)) * 6)[:size], **fields)
     made = [
         replace(
@@ -204,7 +204,7 @@ DEVIATIONS = {
 @pytest.mark.parametrize("fields", DEVIATIONS.values(), ids=DEVIATIONS)
 @pytest.mark.parametrize("place", [0, 2, 5, 9, 19])
 def test_a_segment_that_differs_is_not_joined(fields, place):
-    """In front, in the middle or at the end of a burst: the octets stay, and the rest is still joined."""
+    """At the start, in the middle or at the end of a burst: the bytes stay, and the rest is joined."""
     segments = burst(20)
     segments[place] = replace(segments[place], **fields)
     packets = [segment.packet() for segment in segments]
@@ -233,7 +233,7 @@ def test_a_segment_that_differs_is_not_joined(fields, place):
     ],
 )
 def test_a_burst_of_one_flow_is_one_write(segments, writes):
-    """Up to 64 KiB, ended by PSH or a shorter one, whatever its length, and around the numbers' ends."""
+    """Up to 64 KiB, ended by PSH or by a shorter segment, and with wrapping sequence numbers."""
     packets = [segment.packet() for segment in segments]
 
     assert through(packets) == (one_by_one(packets), writes)
@@ -256,7 +256,7 @@ def test_a_burst_of_one_flow_is_one_write(segments, writes):
     ],
 )
 def test_packets_that_are_never_joined_stay_single(name):
-    """However alike its packets are."""
+    """Even if its packets are equal."""
     packets = [replace(segment, **DEVIATIONS[name]).packet() for segment in burst(3)]
 
     assert through(packets) == (one_by_one(packets), 3)
@@ -276,7 +276,7 @@ def test_a_shorter_segment_is_the_last():
 @pytest.mark.parametrize("place", [0, 1, 3])
 @pytest.mark.parametrize("size", [100, 101])
 def test_a_wrong_checksum_is_never_corrected(at, place, size):
-    """The receiver alone judges a damaged segment, as it would without us."""
+    """Only the receiver judges a damaged segment, as without joining."""
     segments = burst(4, size)
     octet = segments[place].packet()[at]
     segments[place] = replace(segments[place], changed=((at, octet ^ 0x55),))
@@ -288,7 +288,7 @@ def test_a_wrong_checksum_is_never_corrected(at, place, size):
 
 
 def test_both_forms_of_a_zero_checksum_are_kept():
-    """0xffff means the same as 0, and the kernel writes 0: such a packet goes alone."""
+    """0xffff means the same as 0, and the kernel writes 0: such a packet is sent alone."""
     segments = burst(3)
     for filler in range(0x10000):
         candidate = replace(segments[1], payload=filler.to_bytes(2, "big") + bytes(98))
@@ -330,7 +330,7 @@ def streams(draw: st.DrawFn) -> list[Segment]:
 @given(streams())
 @example(burst(2, 1) + burst(2, 1))
 def test_cutting_undoes_joining(segments):
-    """Whatever comes, the octets that reach the stack are those of the plain loop."""
+    """For any packets, the bytes that reach the stack are those of the plain loop."""
     packets = [segment.packet() for segment in segments]
 
     assert through(packets)[0] == one_by_one(packets)

@@ -8,7 +8,7 @@ from pyflannel.datapath.counters import TokenBucket
 
 @given(st.lists(st.floats(0, 0.5), min_size=1, max_size=300))
 def test_no_span_grants_more_than_burst_and_rate(gaps):
-    """Between any two grants lie at most the burst and what the rate gives in that time."""
+    """Between any two grants, at most the burst and the tokens of that time are granted."""
     bucket, now, granted = TokenBucket(rate=10, burst=5), 1000.0, []
     for gap in gaps:
         now += gap

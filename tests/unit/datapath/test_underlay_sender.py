@@ -1,4 +1,4 @@
-"""Sending in runs, and what is done where the kernel takes none."""
+"""Sending in runs, and the fallback if the kernel refuses them."""
 
 import errno
 
@@ -56,7 +56,7 @@ def test_a_run_is_one_call():
 
 @pytest.mark.parametrize("refusal", [errno.EIO, errno.EINVAL, errno.EMSGSIZE, errno.EOPNOTSUPP])
 def test_a_peer_with_a_refused_run_gets_single_packets(refusal, monkeypatch):
-    """None is lost, the others are spared nothing, it is said once, and tried again later."""
+    """No packet is lost, other peers keep their runs, it is reported once, and tried again later."""
     now = 100.0
     monkeypatch.setattr(underlay, "monotonic", lambda: now)
     socket = Socket(refusal)

@@ -1,4 +1,4 @@
-"""Time by hand."""
+"""A clock that a test sets."""
 
 import asyncio
 

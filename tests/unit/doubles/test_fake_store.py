@@ -19,7 +19,7 @@ def store() -> FakeStore:
 
 
 async def opened(store: FakeStore, after: int) -> StoreChanges:
-    """Return what a watch tells first."""
+    """Return the first changes of a watch."""
     async with store.watch("", after) as watch:
         return await watch.next()
 
@@ -121,7 +121,7 @@ def test_a_watch_behind_the_compaction_gets_an_error(store: FakeStore) -> None:
 
 
 def test_a_store_that_lost_its_data_starts_again(store: FakeStore) -> None:
-    """Nobody can watch on from a revision that it has not reached again."""
+    """A watch cannot continue from a revision that the store has not reached again."""
 
     async def test() -> None:
         store.change(PUT)
@@ -138,7 +138,7 @@ def test_a_store_that_lost_its_data_starts_again(store: FakeStore) -> None:
 
 
 def test_a_store_that_has_grown_past_the_known_revision_can_be_watched(store: FakeStore) -> None:
-    """And tells nothing of what it lost."""
+    """And it does not report the lost changes."""
 
     async def test() -> None:
         store.change(PUT)

@@ -1,4 +1,4 @@
-"""The checker's own promises: what counts as one state, and that moves come to rest."""
+"""The model checker: equal states are one state, and all moves end."""
 
 from dataclasses import replace
 

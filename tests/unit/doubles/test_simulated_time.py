@@ -1,4 +1,4 @@
-"""Time that leaps: in the order of timers, for each host by its own clock, and never for ever."""
+"""Simulated time: in the order of timers, for each host by its own clock, and always ending."""
 
 import asyncio
 from collections.abc import Coroutine

@@ -149,7 +149,7 @@ async def ended(client: socket.socket) -> bool:
         return True
 
 
-@pytest.mark.parametrize("sent", [b"", b"G"], ids=["silent", "one octet of a request"])
+@pytest.mark.parametrize("sent", [b"", b"G"], ids=["silent", "one byte of a request"])
 def test_idle_clients_do_not_block_an_active_one(sent: bytes) -> None:
     """All places have silent clients: the oldest one loses its place, and no other does."""
 

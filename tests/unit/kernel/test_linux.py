@@ -1,4 +1,4 @@
-"""Batches of changes, and a kernel that stops to answer in the midst of them."""
+"""Batches of changes, and a kernel that stops answering during a batch."""
 
 import asyncio
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ async def refused(operations: Sequence[Operation]) -> list[tuple[Operation, str]
 def test_operations_after_a_silence_are_not_tried_and_refused_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Nobody knows what took effect; a pass looks."""
+    """It is unknown which operations took effect. A pass reads the host."""
     asked: list[int] = []
 
     async def transact(_: RequestSocket, requests: Sequence[Request]) -> list[Acknowledgement]:

@@ -1,4 +1,4 @@
-"""Which routes lead by next hops, and by which."""
+"""The routes that use next hops, and their numbers."""
 
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network

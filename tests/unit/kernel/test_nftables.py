@@ -1,4 +1,4 @@
-"""The adapter of nftables beside somebody who changes tables while it reads them."""
+"""The adapter of nftables while another program changes tables."""
 
 import asyncio
 
@@ -14,7 +14,7 @@ NONE = ""
 
 
 def read(monkeypatch, *listings: str) -> State:
-    """Return what is read where the listings of tables say these in turn, and no table can be read."""
+    """Return the result if the listings of tables contain these in turn, and no table is readable."""
     answers = iter(listings)
 
     async def nft(*words: str, given: str = "") -> str:

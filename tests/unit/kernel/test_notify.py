@@ -1,4 +1,4 @@
-"""What the service manager tells of its watchdog, and what reaches it."""
+"""The watchdog settings of the service manager, and the notifications to it."""
 
 import os
 import socket

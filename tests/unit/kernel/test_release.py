@@ -1,4 +1,4 @@
-"""The release of a kernel is as exact as its distribution says it."""
+"""The release of a kernel is as exact as in its distribution."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What was made of a message is made once, and only what is as it was is known again."""
+"""An item is created once per message, and only unchanged messages are recognized."""
 
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ class Thing:
 
 
 class Look:
-    """What reads dumps, and what it was asked to make."""
+    """A reader of dumps, and the items that it created."""
 
     def __init__(self) -> None:
         self.remembered = Remembered[Thing]()
@@ -63,7 +63,7 @@ def test_entries_missing_in_a_look_are_forgotten() -> None:
 
 
 def test_only_entries_on_known_links_are_remembered() -> None:
-    """A link that is not known may have another name by the next look; so may all, when one was renamed."""
+    """An unknown link may have another name in the next look. After a rename, all may."""
     look = Look()
     look(b"a", links={1: "another"})
     look(b"a", links={1: "another"})

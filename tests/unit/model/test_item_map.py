@@ -1,4 +1,4 @@
-"""The map of items does what a dictionary does, and copies of it go ways of their own."""
+"""The map of items behaves like a dictionary, and its copies are independent."""
 
 from collections.abc import Hashable
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ def plain(items: ItemMap[Thing]) -> dict[Key, Thing]:
 
 @given(steps)
 def test_an_item_map_behaves_like_a_dictionary(made: list[tuple[str, Thing]]) -> None:
-    """Each copy and each union is kept beside what it has to be, whatever becomes of where it came from."""
+    """Each copy and each union is compared with its expected content after later changes of the original."""
     items, twin = ItemMap[Thing](), dict[Key, Thing]()
     others: list[tuple[ItemMap[Thing], dict[Key, Thing]]] = []
     for step, thing in made:

@@ -1,4 +1,4 @@
-"""What is known of leases: the key that counts, unreadable keys, since when a VTEP is published."""
+"""The known leases: the key with precedence, unreadable keys, and the revision of a published VTEP."""
 
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
@@ -42,7 +42,7 @@ def test_a_lease_of_both_families_does_not_affect_that_of_ipv4_only() -> None:
 def test_the_set_depends_only_on_the_present_keys(
     history: list[tuple[bool, IPv4Network, IPv6Network | None]], cut: int
 ) -> None:
-    """Told change by change, at once, or listed: the same leases count, and the same do not."""
+    """Single changes, one batch or a listing: the same leases are valid, and the same are ignored."""
     standing: dict[tuple[IPv4Network, IPv6Network | None], Lease] = {}
     changes: list[LeaseChange] = []
     for revision, (is_put, subnet, ipv6_subnet) in enumerate(history, start=1):
@@ -72,7 +72,7 @@ KEYS = st.tuples(st.sampled_from([SUBNET, OTHER]), st.sampled_from([None, LOW, H
 def test_a_listing_of_known_leases_changes_nothing(
     history: list[tuple[str, tuple[IPv4Network, IPv6Network | None]]], data: st.DataObject
 ) -> None:
-    """Told by a watch alone, or by listings between: the leases are the same, unreadable keys included."""
+    """With a watch only, or with listings between: the leases are the same, including unreadable keys."""
     at_key: dict[tuple[IPv4Network, IPv6Network | None], Lease | Unreadable] = {}
     watched = relisted = LeaseSet()
     for revision, (what, (subnet, ipv6_subnet)) in enumerate(history, start=1):
@@ -106,11 +106,11 @@ def test_an_unreadable_key_keeps_its_last_valid_lease_until_it_is_deleted() -> N
     assert known.listed([], [spoilt], 7).by_subnet[SUBNET] is good
     assert SUBNET not in known.listed([], [spoilt], 7).after([LeaseGone(SUBNET, 8)]).by_subnet
     assert SUBNET not in known.listed([], [], 7).by_subnet
-    assert SUBNET not in LeaseSet().listed([], [spoilt], 7).by_subnet  # who starts now cannot know it
+    assert SUBNET not in LeaseSet().listed([], [spoilt], 7).by_subnet  # a host that starts now cannot know it
 
 
 def published(mac: str, revision: int, created: int) -> Lease:
-    """A lease as it is read from a record of this revision."""
+    """A lease from a record of this revision."""
     attributes = LeaseAttributes(public_ip=IPv4Address("192.168.50.1"), vtep=Vtep(mac=mac))
     return Lease(subnet=SUBNET, attributes=attributes, revision=revision, since=created)
 
@@ -119,14 +119,16 @@ def test_a_renewal_keeps_the_revision_of_the_published_vtep() -> None:
     known = LeaseSet.of([published("0e:00:00:00:00:01", 9, 4)], 9)
 
     for later in (
-        known.after([LeaseSeen(published("0e:00:00:00:00:01", 12, 12))]),  # from a store that keeps no more
+        known.after(
+            [LeaseSeen(published("0e:00:00:00:00:01", 12, 12))]
+        ),  # from a store that does not record it
         known.listed([published("0e:00:00:00:00:01", 12, 12)], [], 12),
     ):
         assert later.by_subnet[SUBNET].since == 4
 
 
 def test_a_new_vtep_is_published_since_the_write_of_the_lease() -> None:
-    """The age of the key does not help whoever writes another host's MAC address there."""
+    """The age of the key gives no precedence to a host that writes another host's MAC address there."""
     known = LeaseSet.of([published("0e:00:00:00:00:01", 9, 4)], 9)
 
     for later in (
@@ -149,7 +151,7 @@ def numbered(number: int, ipv6_subnet: IPv6Network | None = None) -> Lease:
 
 
 def test_above_the_limit_the_first_leases_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many somebody writes, they push no living host out, and they cost no memory."""
+    """Any number of them displaces no living host, and needs no memory."""
     monkeypatch.setattr(lease_set, "LARGEST", 3)
     six = [numbered(number) for number in (4, 1, 5, 2, 6, 3)]
 

@@ -1,4 +1,4 @@
-"""A secret shows in no text that is made of it."""
+"""No text of a secret contains it."""
 
 from dataclasses import dataclass
 

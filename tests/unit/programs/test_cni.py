@@ -52,7 +52,7 @@ CLEARER = {
     "delegate fails silently": 999,
     "DEL saved without type": 7,
 }
-"""Cases in which the original answers with an internal error (999, or 0, or a crash), and our code."""
+"""Cases in which the original has an internal error (999, or 0, or a crash); pyflannel's code."""
 
 DIFFERENT = {
     "subnet.env: export prefix": "the line is an assignment, also for a shell",

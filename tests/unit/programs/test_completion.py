@@ -1,4 +1,4 @@
-"""Completion of the programs: what Tab adds to a command line."""
+"""Completion of command lines with Tab."""
 
 import os
 import socket
@@ -35,7 +35,7 @@ def completed_in_bash(program: str, function: str, *words: str) -> list[str]:
 
 
 def completed(*words: str) -> list[str]:
-    """Return what flannelctl itself answers to the shell, without a shell."""
+    """Return the answer of flannelctl to the shell, without a shell."""
     *before, incomplete = words
     shell = ShellComplete(flannelctl, {}, "flannelctl", "_FLANNELCTL_COMPLETE")
     return [item.value for item in shell.get_completions(before, incomplete)]

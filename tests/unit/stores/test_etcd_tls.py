@@ -98,34 +98,34 @@ def test_without_a_ca_file_the_authorities_of_the_system_are_trusted() -> None:
 
 
 def test_text_between_the_certificates_of_a_bundle_is_ignored(tmp_path: Path) -> None:
-    ours = issue(tmp_path, "ours")
-    assert ours.ca is not None
-    ours.ca.write_text(f"# Autorité de Nîmes\n{ours.ca.read_text()}", encoding="utf-8")
+    client = issue(tmp_path, "client")
+    assert client.ca is not None
+    client.ca.write_text(f"# Autorité de Nîmes\n{client.ca.read_text()}", encoding="utf-8")
 
-    assert ours.context().get_ca_certs() is not None
+    assert client.context().get_ca_certs() is not None
 
 
 def test_a_key_with_a_pass_phrase_is_refused_without_a_prompt(tmp_path: Path) -> None:
     """OpenSSL would ask for it on the terminal."""
     encryption = serialization.BestAvailableEncryption(b"phrase")
-    ours = issue(tmp_path, "ours", encryption=encryption)
+    client = issue(tmp_path, "client", encryption=encryption)
 
-    with pytest.raises(StoreError, match=r"ours-key\.pem is protected by a pass phrase"):
-        ours.context()
+    with pytest.raises(StoreError, match=r"client-key\.pem is protected by a pass phrase"):
+        client.context()
 
 
 def test_a_certificate_that_is_not_valid_yet_is_reported(tmp_path: Path) -> None:
-    ours = issue(tmp_path, "ours", starts_in=timedelta(hours=1))
+    client = issue(tmp_path, "client", starts_in=timedelta(hours=1))
 
-    with pytest.raises(StoreError, match=r"ours\.pem is not valid before \d{4}-") as caught:
-        ours.context()
+    with pytest.raises(StoreError, match=r"client\.pem is not valid before \d{4}-") as caught:
+        client.context()
     assert "clock" in caught.value.hint
 
 
 def test_a_file_without_a_key_is_reported(tmp_path: Path) -> None:
-    ours = issue(tmp_path, "ours")
-    assert ours.key is not None
-    ours.key.write_text("nothing")
+    client = issue(tmp_path, "client")
+    assert client.key is not None
+    client.key.write_text("nothing")
 
-    with pytest.raises(StoreError, match=r"key .*ours-key\.pem or the certificate .* cannot be used"):
-        ours.context()
+    with pytest.raises(StoreError, match=r"key .*client-key\.pem or the certificate .* cannot be used"):
+        client.context()

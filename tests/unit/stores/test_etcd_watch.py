@@ -185,7 +185,7 @@ def test_a_slow_watcher_delays_the_member(watching: Watching) -> None:
     [
         StreamTerminatedError("the connection broke"),
         ValueError("no message of this kind"),
-        TypeError("nobody expected this"),
+        TypeError("an unexpected defect"),
         asyncio.CancelledError(),
     ],
 )

@@ -1,4 +1,4 @@
-"""Dotted text is read as the library reads it, only faster."""
+"""Dotted text is read with the result of the library, but faster."""
 
 from ipaddress import AddressValueError, IPv4Address
 

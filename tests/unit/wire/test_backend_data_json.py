@@ -1,4 +1,4 @@
-"""What leases say of their VTEPs: read in every spelling that the original reads, and no other."""
+"""The VTEPs in leases are read in each spelling that the original reads, and in no other."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Docker's options, to the byte as flannel's script writes them."""
+"""Docker's options equal those of flannel's script to the byte."""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""The control protocol: what goes in comes out, and nothing else is taken."""
+"""The control protocol: values are read back, and nothing else is accepted."""
 
 from contextlib import suppress
 
@@ -58,7 +58,7 @@ frames = st.tuples(st.sampled_from(Kind), st.binary(max_size=300))
 
 @given(sent=st.lists(frames, max_size=6), cuts=st.lists(st.integers(1, 50)))
 def test_frames_survive_any_cutting_of_the_stream(sent, cuts):
-    """However the octets arrive, the frames are the same and in order."""
+    """The frames are the same and in order for any split of the bytes."""
     stream = b"".join(encode_frame(*frame) for frame in sent)
     reader = FrameReader()
     received = []
@@ -81,7 +81,7 @@ def test_frames_survive_any_cutting_of_the_stream(sent, cuts):
     ids=["another protocol", "another version", "an unknown kind", "too long"],
 )
 def test_a_foreign_stream_is_refused_at_its_header(octets):
-    """Nothing is collected for a frame that will not be taken."""
+    """No bytes are buffered for a frame that is refused."""
     with pytest.raises(WireError):
         list(FrameReader().feed(octets))
 
@@ -115,7 +115,7 @@ summaries = st.builds(
 
 @given(summaries, st.binary(max_size=5))
 def test_summary_round_trips(summary, later):
-    """A later version may say more."""
+    """A later version may send more."""
     assert decode_summary(encode_summary(summary) + later) == summary
 
 
@@ -157,14 +157,14 @@ def test_refusal_round_trips(errno, text):
     st.binary(max_size=200),
 )
 def test_any_payload_is_decoded_or_refused(decode, payload):
-    """Garbage gives a WireError, never another error."""
+    """Invalid bytes cause a WireError, never another error."""
     with suppress(WireError):
         decode(payload)
 
 
 @given(prefixes.filter(lambda prefix: prefix[1] < 32))
 def test_a_subnet_with_host_bits_is_refused(prefix):
-    """Such an entry would never be found, and could not be taken out again."""
+    """Such an entry would never be found, and could not be removed."""
     subnet, length = prefix
     crooked = encode_peers([Peer(subnet | 1, length, 1, 1)])
 

@@ -1,4 +1,4 @@
-"""Whether legacy iptables drops what is forwarded, from what iptables-save prints."""
+"""Forwarded packets that legacy iptables drops, from the output of iptables-save."""
 
 from ipaddress import IPv4Network
 from itertools import pairwise
@@ -27,15 +27,15 @@ def filter_table(policy: str, *rules: str, chains: str = "") -> str:
         (("FORWARD -i docker0 -s 10.100.0.0/16 -j ACCEPT",), False),
         (("FORWARD -s 10.100.0.0/16 -j DROP",), False),
         (("FORWARD ! -s 10.100.0.0/16 -j ACCEPT",), False),
-        (("FORWARD -j OURS", "OURS -s 10.100.0.0/16 -j ACCEPT"), True),
-        (('FORWARD -m comment --comment "a b" -j OURS', "OURS -g OTHER", "OTHER -j ACCEPT"), True),
-        (("FORWARD -i eth0 -j OURS", "OURS -j ACCEPT"), False),
-        (("FORWARD -j OURS", "OURS -j OTHER", "OTHER -j OURS"), False),
+        (("FORWARD -j MINE", "MINE -s 10.100.0.0/16 -j ACCEPT"), True),
+        (('FORWARD -m comment --comment "a b" -j MINE', "MINE -g OTHER", "OTHER -j ACCEPT"), True),
+        (("FORWARD -i eth0 -j MINE", "MINE -j ACCEPT"), False),
+        (("FORWARD -j MINE", "MINE -j OTHER", "OTHER -j MINE"), False),
         (("FORWARD -s 10.0.0.0/255.0.255.0 -j ACCEPT",), False),
     ],
 )
 def test_accepted_networks_of_a_dropping_forward_chain(rules: tuple[str, ...], passes: bool) -> None:
-    tables = parse_save(filter_table("DROP", *rules, chains="OURS OTHER"))
+    tables = parse_save(filter_table("DROP", *rules, chains="MINE OTHER"))
 
     chain = dropping_forward(tables, "iptables-legacy")
 
@@ -46,7 +46,7 @@ def test_accepted_networks_of_a_dropping_forward_chain(rules: tuple[str, ...], p
 
 @pytest.mark.parametrize("text", ["", filter_table("ACCEPT", "FORWARD -j DROP"), "*nat\nCOMMIT\n"])
 def test_another_policy_drops_nothing(text: str) -> None:
-    """What a rule drops is the operator's wish."""
+    """A rule that drops packets is intended by the operator."""
     assert dropping_forward(parse_save(text), "iptables") is None
 
 

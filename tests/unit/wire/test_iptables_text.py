@@ -41,7 +41,7 @@ JUMP = '-m comment --comment "flanneld forward" -j FLANNEL-FWD'
 def saved(*forward: str, policy: str = "ACCEPT", own: tuple[str, ...] = ()) -> str:
     lines = [f":FORWARD {policy} [12:345]", ":FLANNEL-FWD - [0:0]"]
     lines += [f"-A FORWARD {rule}" for rule in forward] + [f"-A FLANNEL-FWD {rule}" for rule in own]
-    return "\n".join(["# made by hand", "*filter", *lines, "COMMIT", "# done", ""])
+    return "\n".join(["# written manually", "*filter", *lines, "COMMIT", "# done", ""])
 
 
 def jump_in(text: str) -> Jump:
@@ -51,7 +51,7 @@ def jump_in(text: str) -> Jump:
 
 @pytest.mark.parametrize("case", GOLDEN, ids=lambda case: case["id"])
 def test_forward_rules_are_those_of_the_original(case: dict[str, Any]) -> None:
-    """The original inserts or appends the jump by its release; the rules are the same."""
+    """The original inserts or appends the jump, depending on its release. The rules are the same."""
     for family, key in ((4, "NETWORK"), (6, "IPV6_NETWORK")):
         lines = case["rules"].get(f"ipv{family} filter")
         if lines is None:
@@ -65,7 +65,7 @@ def test_forward_rules_are_those_of_the_original(case: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("case", GOLDEN, ids=lambda case: case["id"])
 def test_masquerade_rules_of_the_original_are_understood(case: dict[str, Any]) -> None:
-    """Release 0.20 returns all that stays in the network by one rule, where later ones and we have two."""
+    """Release 0.20 has one return rule for the network. Later releases and pyflannel have two."""
     for family, part in ((4, ""), (6, "IPV6_")):
         lines = case["rules"].get(f"ipv{family} nat")
         if lines is None:

@@ -14,7 +14,7 @@ NESTED = "[" * 100_000 + "]" * 100_000
 
 
 def test_deep_nesting_in_the_file_is_an_error_of_the_file() -> None:
-    """The start goes on without the file, as with any other that cannot be read."""
+    """The start continues without the file, as with any unreadable file."""
     text = json.dumps({"Config": "{}", "Own": OWN, "Leases": {OWN: LEASE}})
     octets = f'{text.removesuffix("}")},"Other":{NESTED}}}'.encode()
 

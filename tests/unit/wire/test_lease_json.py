@@ -1,4 +1,4 @@
-"""Leases are read and written as flannel 0.20.2 does it, with one key of ours; claims are ours alone."""
+"""Leases are read and written as by flannel 0.20.2, with one key of pyflannel. Only pyflannel has claims."""
 
 import json
 from dataclasses import replace
@@ -240,7 +240,7 @@ def test_an_invalid_claim_is_refused(value: bytes) -> None:
 
 
 def test_a_value_beyond_its_bound_is_refused_unread() -> None:
-    """A lease is a few hundred bytes. A writer of the store cannot make peers keep megabytes for each."""
+    """A lease has a few hundred bytes. A client of the store cannot make peers keep megabytes for each."""
     longest = b'{"PublicIP":"1.2.3.4","Owner":"a"}'.ljust(4096)
 
     assert parse_lease_attributes(longest).public_ip == IPv4Address("1.2.3.4")
@@ -261,7 +261,7 @@ def test_a_value_beyond_its_bound_is_refused_unread() -> None:
     ],
 )
 def test_the_last_of_several_spellings_of_a_key_counts(members: str, public_ip: str) -> None:
-    """As with the original: two readers of one lease must not send packets to different hosts."""
+    """As in the original: two readers of one lease must not send packets to different hosts."""
     assert parse_lease_attributes(f"{{{members}}}".encode()).public_ip == IPv4Address(public_ip)
 
 
@@ -277,7 +277,7 @@ def test_null_keeps_the_backend_type_of_another_spelling() -> None:
 
 
 def test_texts_that_lists_repeat_are_bounded() -> None:
-    """A type that is too long makes no lease, an owner that is too long makes a lease without an owner."""
+    """A lease with an overlong type is refused. A lease with an overlong owner has no owner."""
     assert parse_lease_attributes(b'{"BackendType":"%s"}' % (b"x" * 64)).backend_type == "x" * 64
     with pytest.raises(WireError, match="length <= 64"):
         parse_lease_attributes(b'{"BackendType":"%s"}' % (b"x" * 65))

@@ -1,4 +1,4 @@
-"""Records are leases and claims by their key and value together; a bad one is named by its key."""
+"""Key and value of a record determine a lease or claim. An invalid record is reported by its key."""
 
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Network

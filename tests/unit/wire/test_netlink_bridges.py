@@ -1,4 +1,4 @@
-"""What is read of bridges, from messages as linux/if_link.h and linux/neighbour.h lay them out."""
+"""Bridges are read from messages in the layout of linux/if_link.h and linux/neighbour.h."""
 
 import struct
 

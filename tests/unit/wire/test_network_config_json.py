@@ -1,4 +1,4 @@
-"""The network config is read, checked and printed as flannel 0.28.9 does it, but for what is listed here."""
+"""The network config is read, checked and printed as by flannel 0.28.9, except the cases listed here."""
 
 import json
 from dataclasses import replace
@@ -13,7 +13,7 @@ from pyflannel.wire.network_config_json import format_network_config, parse_netw
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden/network-config.json").read_text())["cases"]
 
-# The original repeats what its JSON library says, in terms of that library; we say it in terms of the config.
+# The original repeats the message of its JSON library. pyflannel's message uses the terms of the config.
 LIBRARY_TEXTS = {
     "052": 'not a prefix length: SubnetLen="24"',
     "053": "not a prefix length: SubnetLen=24.0",
@@ -38,12 +38,12 @@ LIBRARY_TEXTS = {
     "233": 'not a prefix length: IPv6SubnetLen="64"',
     "244": 'not a boolean: EnableNFTables="true"',
     "248": "not JSON: Expecting value: line 1 column 1",
-    "250": "not JSON: ",  # the rest is of the Python in use
+    "250": "not JSON: ",  # the rest depends on the version of Python
     "251": "not JSON: NaN is no number",
     "254": "not JSON: Invalid control character",
 }
 
-# What the original takes and then cannot use, or refuses for a reason that is not the true one.
+# Values that the original accepts and cannot use, or refuses with a wrong reason.
 REFUSED = {
     # Accepted, and then fatal: "none defined stack".
     "160": "none defined stack",
@@ -55,15 +55,15 @@ REFUSED = {
     "158": "unknown backend type: ",
     # Accepted, and then "out of subnets" on every host.
     "227": "IPv6SubnetMin is greater than IPv6SubnetMax",
-    # Text of the other family: taken for a tiny network, or for one of IPv4-mapped addresses, whose
+    # Text of the other family: read as a tiny network, or as one of IPv4-mapped addresses, whose
     # subnets the original writes into keys that it cannot read.
     "116": "invalid IPv4 CIDR format",
     "194": "invalid IPv6 CIDR format",
     "197": "invalid IPv6 CIDR format",
 }
 
-# IPv6 addresses of which only the last 32 bits are set are written as IPv4 by the original, and read back as
-# other addresses; ours are IPv6.
+# The original writes IPv6 addresses with only the last 32 bits set as IPv4, and reads them back as
+# other addresses. pyflannel treats them as IPv6.
 PRINTED_AS_IPV6 = {"196": ("::a03:0/112", "::a03:4000", "::a03:c000")}
 
 
@@ -84,7 +84,7 @@ def test_prints_what_the_original_computes(case: dict[str, str]) -> None:
 
     printed = format_network_config(parse_network_config(case["input"]))
 
-    # The original matches the type in any case; we keep the lower one.
+    # The type is case-insensitive in the original; pyflannel stores it in lower case.
     backend_type = json.dumps(case["BackendType"].lower())
     assert printed == f'{expected.removesuffix("}")},"BackendType":{backend_type}}}'
 
@@ -311,7 +311,7 @@ def test_an_unknown_fast_path_is_named(value: str) -> None:
     ],
 )
 def test_keys_that_are_not_read_are_named(members: str, unread: tuple[str, ...]) -> None:
-    """Not those that the original has too, where they are empty, nor what we print ourselves."""
+    """Empty keys of the original, and keys that pyflannel prints, are not reported."""
     config = parse_network_config(f'{{"Network":"10.3.0.0/16",{members}}}')
 
     assert config.unread == unread
@@ -374,7 +374,7 @@ def test_the_cost_of_unknown_keys_is_linear(monkeypatch: pytest.MonkeyPatch) -> 
     ids=["20,000 keys", "white space", "1,001 keys", "one key", "inner keys", "lists", "objects", "no end"],
 )
 def test_a_config_beyond_a_bound_is_refused(text: str, bound: str) -> None:
-    """What the store holds costs a bounded time and memory, whoever wrote it."""
+    """Any content of the store needs a bounded time and memory."""
     for written in (text, text.encode()):
         with pytest.raises(ConfigError, match=bound) as caught:
             parse_network_config(written)

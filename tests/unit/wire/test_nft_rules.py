@@ -39,7 +39,7 @@ TABLE = NftTable(
 
 
 def listing(table: NftTable, *more: dict[str, Any]) -> str:
-    """Return what nft lists once it was given the table."""
+    """Return the listing of nft after it has read the table."""
     commands = json.loads(format_table(table))["nftables"][2:]
     return json.dumps({"nftables": [{"metainfo": {}}, *(command["add"] for command in commands), *more]})
 

@@ -1,4 +1,4 @@
-"""Which chains drop forwarded packets, in what nft prints."""
+"""The chains that drop forwarded packets, from the output of nft."""
 
 import json
 from ipaddress import IPv4Network
@@ -67,7 +67,7 @@ OURS = prefix("10.100.0.0", 16)
     ],
 )
 def test_a_chain_lists_the_accepted_networks(rules: list[dict[str, Any]], passes: bool) -> None:
-    """Whatever else a packet is: a rule with another condition counts for nothing."""
+    """Independent of other properties of a packet: a rule with another condition does not count."""
     (found,) = parse_forward_chains(text(dropping(), chain("A"), *rules))
 
     assert found.lets_pass(NETWORK) == passes

@@ -17,7 +17,7 @@ PEER = 0x0A645D09
 
 
 def sum_of_words(octets: bytes) -> int:
-    """The checksum as RFC 1071 section 1 defines it."""
+    """The checksum of RFC 1071 section 1."""
     octets += b"\0" * (len(octets) % 2)
     total = sum(int.from_bytes(octets[i : i + 2], "big") for i in range(0, len(octets), 2))
     while total > 0xFFFF:
@@ -47,7 +47,7 @@ def test_checksum_is_the_one_of_the_definition(octets):
     identity=st.integers(0, 65535),
 )
 def test_a_patched_checksum_equals_a_computed_one(ttl, protocol, source, identity):
-    """After a hop the header is as if it had been made with the lower TTL."""
+    """After a hop, the header equals a header with the lower TTL."""
     before = packet(ttl=ttl, protocol=protocol, source=source, identity=identity)
 
     decrement_ttl(before)
@@ -74,9 +74,9 @@ def test_patched_checksum_is_right_for_every_value():
     build=st.sampled_from([icmp_unreachable, icmp_time_exceeded]),
 )
 def test_an_icmp_error_quotes_the_available_bytes(payload, ttl, build):
-    """Both checksums hold, and the quote is header and 8 octets, or less when there are fewer."""
+    """Both checksums are right, and the quote is the header and 8 bytes, or fewer if there are no more."""
     offender = packet(ttl=ttl, payload=payload)
-    buffer = offender + b"\xee" * 64  # what an earlier packet left
+    buffer = offender + b"\xee" * 64  # rest of an earlier packet
 
     error = build(buffer, len(offender), TUNNEL)
 
@@ -108,7 +108,7 @@ def test_no_icmp_error_for_addresses_of_several_hosts(source, build):
     build=st.sampled_from([icmp_unreachable, icmp_time_exceeded]),
 )
 def test_no_icmp_error_for_a_later_fragment(offset, flags, build):
-    """Only the first fragment holds the header that the sender's stack looks for."""
+    """Only the first fragment contains the header that the sender's stack needs."""
     fragment = packet(fragment=flags << 13 | offset)
 
     assert build(fragment, len(fragment), TUNNEL) is None
@@ -116,7 +116,7 @@ def test_no_icmp_error_for_a_later_fragment(offset, flags, build):
 
 @given(kind=st.integers(0, 255))
 def test_time_exceeded_answers_no_icmp_error(kind):
-    """Echo requests serve traceroute; errors about errors would go on for ever."""
+    """Echo requests serve traceroute. Errors about errors would loop."""
     offender = packet(protocol=1, payload=bytes([kind, 0, 0, 0, 0, 0, 0, 0]))
 
     assert icmp_unreachable(offender, len(offender), TUNNEL) is None

@@ -1,4 +1,4 @@
-"""Assignments are read as a shell reads them; what needs a shell is refused."""
+"""Assignments are read as by a shell; text that needs a shell is refused."""
 
 import shlex
 

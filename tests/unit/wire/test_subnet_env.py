@@ -1,4 +1,4 @@
-"""subnet.env is written to the byte as flannel writes it, and read back with tolerance."""
+"""subnet.env equals flannel's to the byte, and is read with tolerance."""
 
 import json
 from ipaddress import IPv4Network, IPv6Network

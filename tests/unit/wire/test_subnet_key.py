@@ -1,4 +1,4 @@
-"""A lease's key names its subnets: as in flannel 0.28.9, but one key a subnet."""
+"""The key of a lease contains its subnets: as in flannel 0.28.9, but with one key per subnet."""
 
 import json
 from ipaddress import IPv4Network, IPv6Network
@@ -12,14 +12,14 @@ from pyflannel.wire.lease_record import format_subnet_key, parse_subnet_key
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden/subnet-keys.json").read_text())["cases"]
 
-# Keys that the original reads and we do not.
+# Keys that the original reads and pyflannel does not.
 REFUSED = {
-    # It looks for the end of a key only: what stands before is passed over, and another subnet read.
+    # It matches only the end of a key, ignores the text before, and reads another subnet.
     "011": "10.5.52.0.1-24",
     "041": "10.5.52.0-24&10.1.1.0-24",
     "052": "\n10.5.52.0-24",
     "056": "1.10.5.52.0-24",
-    # Addresses with host bits: a second name of a subnet that has one.
+    # Addresses with host bits: a second key of a subnet.
     "002": "10.5.52.0-8",
     "019": "10.5.52.7-24",
     "034": "10.5.52.0-24&fd00::1-127",
@@ -88,7 +88,7 @@ def test_an_invalid_key_is_refused(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["1" * 1_500_000, "." * 1_500_000 + "-24", "10.1.1.0-24&" + ":" * 1_500_000])
 def test_a_long_key_is_refused_unread(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Etcd takes keys of 1.5 MB, and no key of a lease is longer than 63 characters."""
+    """The store etcd accepts keys of 1.5 MB, and no key of a lease is longer than 63 characters."""
 
     class Unread:
         def fullmatch(self, text: str) -> None:

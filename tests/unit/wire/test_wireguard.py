@@ -1,4 +1,4 @@
-"""The formats of `wg`: what it prints is read, and what it gets is what was read."""
+"""The formats of `wg`: its output is read, and its input equals the values that were read."""
 
 from ipaddress import IPv4Network
 

@@ -1,4 +1,4 @@
-"""The octets that programs and daemon share: what is packed is read back, and stands where maps.h says."""
+"""The bytes that programs and daemon share: packed values are read back, in the layout of maps.h."""
 
 import re
 from importlib.resources import files
@@ -89,7 +89,7 @@ def test_peers_are_read_back(peer):
 
 
 def test_the_prefix_counts_for_a_peer_with_an_address_as_subnet():
-    """Another program can write such an entry, and to the kernel it is the same."""
+    """Another program can write such an entry, and the kernel treats it as equal."""
     key = pack_subnet(IPv4Network("10.3.1.7/32"))[4:]
 
     read = unpack_peer("flannel0", pack_subnet(IPv4Network("10.3.1.0/24"))[:4] + key, bytes(8))
@@ -108,7 +108,7 @@ def test_links_are_read_back(index):
 
 
 def test_counters_of_all_processors_are_added():
-    """Two processors, of which the second has seen three packets more of the second outcome."""
+    """Two processors; the second has counted three more packets of the second outcome."""
     first = [(1, 10), (0, 0)]
     second = [(2, 20), (5, 50)]
     entries = {
@@ -140,7 +140,7 @@ def test_each_helper_that_the_programs_call_has_a_name():
 
 
 def test_a_map_can_be_found_by_its_name():
-    kept_by_the_kernel = 15  # octets, BPF_OBJ_NAME_LEN less the NUL
+    kept_by_the_kernel = 15  # bytes, BPF_OBJ_NAME_LEN without the NUL
 
     assert [layout.name for layout in SHARED] == [layout.name[:kept_by_the_kernel] for layout in SHARED]
 

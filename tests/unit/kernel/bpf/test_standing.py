@@ -1,4 +1,4 @@
-"""What is remembered of programs that were looked into."""
+"""The remembered properties of examined programs."""
 
 import asyncio
 
@@ -11,7 +11,7 @@ from pyflannel.model.fast_path import Direction
 
 
 class Hooks:
-    """Hooks of one link, at which programs come and go."""
+    """Hooks of one link, to which programs are attached and from which they are detached."""
 
     def __init__(self) -> None:
         self.identifiers: tuple[int, ...] = ()
@@ -33,7 +33,7 @@ class Hooks:
 
 
 def test_a_program_is_examined_once_and_forgotten_after_its_removal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else a daemon that lives for years would remember each that others ever attached and took away."""
+    """Otherwise, a daemon would remember each program that was ever attached and removed by others."""
     read: list[int] = []
     monkeypatch.setattr(standing, "_read_program", lambda _, identifier: read.append(identifier))
     hooks = Hooks()
@@ -43,7 +43,7 @@ def test_a_program_is_examined_once_and_forgotten_after_its_removal(monkeypatch:
         for identifiers in ((1,), (1, 2), (2,), (1, 2)):
             hooks.identifiers = identifiers
             await programs.look([7])
-            await programs.find([])  # which says nothing of those that stand elsewhere
+            await programs.find([])  # which does not contain programs at other links
 
     asyncio.run(live())
 

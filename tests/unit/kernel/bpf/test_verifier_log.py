@@ -1,4 +1,4 @@
-"""What is shown of the verifier's log: its last useful lines."""
+"""The shown part of the verifier's log: its last useful lines."""
 
 from pyflannel.kernel.bpf.libbpf import useful_lines
 

@@ -271,7 +271,7 @@ def settle_together(*hosts: Host) -> None:
                 host.answer()
             else:
                 host.watch()
-    raise AssertionError("the hosts write over each other for ever")
+    raise AssertionError("the hosts overwrite each other forever")
 
 
 def test_two_copies_of_a_running_host_do_not_overwrite_each_other_forever() -> None:

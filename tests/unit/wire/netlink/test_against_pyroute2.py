@@ -1,4 +1,4 @@
-"""Our codec and pyroute2's, each reading what the other wrote."""
+"""pyflannel's codec and pyroute2's read each other's messages."""
 
 import sys
 from ipaddress import (
@@ -55,7 +55,7 @@ names = st.text("abcdefghijklmnopqrstuvwxyz0123456789.-_", min_size=1, max_size=
 
 
 def ip(text):
-    """Parse what pyroute2 prints: it writes some IPv6 addresses with dots."""
+    """Parse an address from pyroute2, which writes some IPv6 addresses with dots."""
     return None if text is None else ip_address(text)
 
 

@@ -1,4 +1,4 @@
-"""The frame of netlink messages: what is packed is found again, and nothing makes the parsers fall over."""
+"""The frame of netlink messages: packed values are read back, and no input breaks the parsers."""
 
 import contextlib
 

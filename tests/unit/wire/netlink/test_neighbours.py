@@ -1,4 +1,4 @@
-"""Neighbours and FDB entries: our codec and pyroute2's, each reading what the other wrote."""
+"""Neighbours and FDB entries: pyflannel's codec and pyroute2's read each other's messages."""
 
 import struct
 from ipaddress import IPv4Address, IPv6Address, ip_address

@@ -1,4 +1,4 @@
-"""Classifiers in netlink: what is asked for has the kernel's layout, and what it answers is read."""
+"""Classifiers in netlink: requests have the kernel's layout, and its answers are read."""
 
 import struct
 

@@ -1,4 +1,4 @@
-"""vxlan devices: our codec and pyroute2's, each reading what the other wrote."""
+"""vxlan devices: pyflannel's codec and pyroute2's read each other's messages."""
 
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
