@@ -296,8 +296,8 @@ class PingStream:
         self._log = self._program.log
 
     def answers(self) -> list[Answer]:
-        """Return the answers so far, in the order in which they came."""
-        return _answers(self._log.read_text())
+        """Return the answers so far, in the order in which they came; their numbers do not start again."""
+        return _without_restarts(_answers(self._log.read_text()))
 
     def _latest(self) -> list[Answer]:
         """Return the last of them: of a minute there are tens of thousands."""
@@ -350,6 +350,21 @@ def _answers(text: str) -> list[Answer]:
         for at, number, took_ms in _ANSWER.findall(text)
     ]
 
+
+def _without_restarts(answers: list[Answer]) -> list[Answer]:
+    """Return the answers with the number of the ping since the first. ICMP counts to 65,535."""
+    counted, rounds, last = [], 0, 0
+    for answer in answers:
+        if answer.number < last - _ICMP_NUMBERS // 2:
+            rounds += 1
+        elif answer.number > last + _ICMP_NUMBERS // 2:
+            rounds -= 1
+        last = answer.number
+        counted.append(answer._replace(number=answer.number + rounds * _ICMP_NUMBERS))
+    return counted
+
+
+_ICMP_NUMBERS = 1 << 16
 
 _A_FIFTH_OF_A_PROCESSOR = (
     *("chrt", "--deadline", "--sched-runtime=200000"),
