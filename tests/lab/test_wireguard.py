@@ -100,12 +100,12 @@ class Network:
         return next(self._victims)
 
     @contextmanager
-    def pings(self, host: Host) -> Iterator[tuple[Any, Any]]:
+    def pings(self, host: Host, interval_s: float = PING_INTERVAL_S) -> Iterator[tuple[Any, Any]]:
         """Ping between a host and its neighbour, both ways, as containers would."""
         other = self.neighbour(host)
         with (
-            self._ping_stream(host, other.gateway().ip, interval_s=PING_INTERVAL_S) as there,
-            self._ping_stream(other, host.gateway().ip, interval_s=PING_INTERVAL_S) as back,
+            self._ping_stream(host, other.gateway().ip, interval_s=interval_s) as there,
+            self._ping_stream(other, host.gateway().ip, interval_s=interval_s) as back,
         ):
             there.wait_answered()
             back.wait_answered()
@@ -236,7 +236,8 @@ def test_a_rotation_of_the_key_loses_no_packet(network, figures) -> None:
     host = network.next_victim()
     old, file = network.key(host), host.directory / "var/lib/flannel/wgkey"
 
-    with network.pings(host) as (there, back):
+    # Meanwhile a device keeps 128 packets for each peer.
+    with network.pings(host, interval_s=0.05) as (there, back):
         began = time.time()
         new = host.flannelctl("rotate-key").strip()
         there.wait_answered()

@@ -37,8 +37,8 @@ _AT_ONCE = 500
 _ABSENT = ("No such device", "Protocol not supported")
 """What `wg` says of a device that is missing, the second on a kernel without WireGuard."""
 
-_POKE_S = 25
-"""Any interval: turning keepalive on sends a packet at once, and so begins a handshake."""
+_GREETING_S = 25
+"""Interval of keepalive packets of a new peer until the handshake has begun. Any would do."""
 
 
 class Userspace(Protocol):
@@ -162,19 +162,21 @@ class WireguardTarget:
             await self._userspace.stop(new.link)
         elif old is None or old.is_in_kernel:
             await self._userspace.start(new.link)
-            old = None
         await self._run("addconf", new.link, "/dev/stdin", given=format_device(private, new.port))
-        if old is not None and old.public_key not in ("", new.public_key):
-            await self._greet(new.link, lambda _: True)
 
     async def _change(self, link: str, operations: Sequence[Operation]) -> None:
+        """Add and change peers, and begin a handshake with each that is added.
+
+        Such a peer may have a session with a former process of this host. It would send packets in vain, for
+        15 s until it begins a handshake itself. A new keepalive sends a packet at once.
+        """
         sections: list[tuple[WireguardPeer, bool]] = []
-        added: set[str] = set()
+        added: list[WireguardPeer] = []
         for operation in operations:
             match operation:
                 case Add(WireguardPeer() as new):
-                    sections.append((new, True))
-                    added.add(new.public_key)
+                    sections.append((replace(new, keepalive_s=_GREETING_S), True))
+                    added.append(new)
                 case Replace(WireguardPeer() as old, WireguardPeer() as new):
                     sections.append((new, old.endpoint != new.endpoint))
                     if old.preshared_key and not new.preshared_key:
@@ -182,20 +184,13 @@ class WireguardTarget:
                 case _:
                     continue
         await self._run("addconf", link, "/dev/stdin", given=format_peers(sections))
-        await self._greet(link, lambda peer: peer.public_key in added)
-
-    async def _greet(self, link: str, is_meant: Callable[[WireguardPeer], bool]) -> None:
-        """Begin a handshake with peers that have no session with this device, or a session that ended here.
-
-        A peer with such a session would send packets in vain, for 15 s until it begins a handshake itself.
-        """
-        device = await self._dump(link)
-        peers = [one.peer for one in (() if device is None else device.peers) if is_meant(one.peer)]
-        await self._set(link, [(peer.public_key, "persistent-keepalive", "off") for peer in peers])
-        await self._set(link, [(peer.public_key, "persistent-keepalive", str(_POKE_S)) for peer in peers])
-        restored = [peer for peer in peers if peer.keepalive_s != _POKE_S]
         await self._set(
-            link, [(peer.public_key, "persistent-keepalive", str(peer.keepalive_s)) for peer in restored]
+            link,
+            [
+                (peer.public_key, "persistent-keepalive", str(peer.keepalive_s))
+                for peer in added
+                if peer.keepalive_s != _GREETING_S
+            ],
         )
 
     async def _set(self, link: str, changes: Sequence[tuple[str, ...]]) -> None:
@@ -256,7 +251,9 @@ class WireguardTarget:
                 log.debug("Could not look for changes of WireGuard: %s", error)
                 continue
             pause_s = max(_LOOK_S, _PER_PEER_S * len(state))
-            if state != desired.of_kinds(self.kinds) and state != self._announced:
+            if state == desired.of_kinds(self.kinds):
+                self._announced = None
+            elif state != self._announced:
                 self._announced = state
                 announce()
 
