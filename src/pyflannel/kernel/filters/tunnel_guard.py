@@ -106,6 +106,7 @@ class TunnelGuardTarget:
         self._desired = desired
         if next(desired.of_type(GuardTable), None) is not None:
             self._is_planned.set()
+            await asyncio.sleep(0)  # notifications are received before the table is read
         try:
             names = await self._dump(dump_tables(), parse_table_name)
             found = State.EMPTY
