@@ -10,6 +10,7 @@ from engine_law.law import LOOKS, OTHERS_RIGHT, REFUSALS, REPAIRS, RIGHT, Broken
 from engine_law.steps import (
     Announce,
     CreateUnderlay,
+    Damage,
     GoOn,
     History,
     ListLeases,
@@ -46,6 +47,16 @@ def test_a_peer_that_leaves_before_it_was_added_is_removed_at_once() -> None:
     """A look was in progress when the peer joined, and its batch when the peer left."""
     steps = ((Stall(LINKS), None), (SetPeer(0, 0), 0.001), (SetPeer(0, None), None))
     check(History(steps=steps, is_announced=False))
+
+
+def test_changes_of_a_target_that_was_never_read_cause_no_looks_at_others() -> None:
+    """Peers come and go while the target of links is silent."""
+    peer, gone = SetPeer(0, 0), SetPeer(0, None)
+    steps = ((Silence(LINKS), None), (peer, None), (RemoveUnderlay(), 0.3), (gone, 0.001), (peer, None)) + (
+        (RemoveUnderlay(), 0.001),
+        (gone, None),
+    ) * 2
+    check(History(steps=steps, is_announced=False, change=gone, damage=Damage(0, 0)))
 
 
 HOST_GW = 1

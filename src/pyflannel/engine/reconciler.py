@@ -154,7 +154,8 @@ class Reconciler:
         if item is not None:
             is_known = is_known and type(item) not in self._new_kinds and not self._work.was_refused(key)
             is_known = self._work.change(key, old, type(item), is_known=is_known)
-            self._must_look = self._must_look or not is_known
+            if not is_known:
+                self._targets.ask_later(type(item))
 
     # The loop.
 

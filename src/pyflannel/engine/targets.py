@@ -172,6 +172,11 @@ class Targets:
         for reader in self._readers:
             reader.ask(desired, begin)
 
+    def ask_later(self, kind: type[Item]) -> None:
+        """Note that the target of this kind must be asked, or asked again if a reading is in progress."""
+        for reader in self._readers:
+            reader.must_ask = reader.must_ask or kind in reader.kinds
+
     def ask_again(self, desired: State, begin: Callable[[Kinds], int]) -> None:
         """Ask the unreadable targets whose pause is over, and those that changed since they were asked."""
         now = self._clock.now()
