@@ -180,8 +180,13 @@ class Part:
         return [Refusal(operation=operation, cause=cause, is_permanent=is_permanent)]
 
     def _completing(self, operation: Operation) -> Operation:
-        """Return the operation; if an earlier attempt may have added its object, that is completed."""
+        """Return the operation; if an earlier attempt may have added its object, that is completed.
+
+        The kernel takes the request for an existing address as done, and drops nothing.
+        """
         item = operation.subject
+        if isinstance(item, Address):
+            return operation
         found = self.kernel.state.by_key.get(item.key)
         if found is None or item.key not in self._begun or not isinstance(operation, Add):
             return operation

@@ -49,6 +49,12 @@ def test_a_peer_that_leaves_before_it_was_added_is_removed_at_once() -> None:
     check(History(steps=steps, is_announced=False))
 
 
+def test_an_address_whose_answer_was_lost_keeps_its_neighbours() -> None:
+    """It is added again after a peer was added."""
+    lost = Refuse(part=LINKS, nth=1, is_permanent=False, takes_effect=True)
+    check(History(steps=((lost, 0.001), (SetPeer(0, 0), None)), is_announced=False))
+
+
 def test_changes_of_a_target_that_was_never_read_cause_no_looks_at_others() -> None:
     """Peers come and go while the target of links is silent."""
     peer, gone = SetPeer(0, 0), SetPeer(0, None)
