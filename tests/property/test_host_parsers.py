@@ -18,15 +18,16 @@ from cryptography.hazmat.primitives.asymmetric import ed25519
 from cryptography.x509.oid import NameOID
 from hypothesis import strategies as st
 
-from doubles.hostile_inputs import Parser, check, damaged, damaged_text, deep, values, words
+from doubles.hostile_inputs import Parser, as_octets, check, damaged, damaged_text, deep, values, words
 from pyflannel.assembly.flanneld_flags import FLAGS
 from pyflannel.assembly.stores import masked, parse_store_url
-from pyflannel.errors import UsageError, WireError
+from pyflannel.errors import CniError, UsageError, WireError
 from pyflannel.kernel.bpf import layout
 from pyflannel.kernel.network.interfaces import parse_resolvers
-from pyflannel.wire import iptables, nftables
+from pyflannel.wire import cni, iptables, lease_signature, nftables
 from pyflannel.wire.certificate import validity_of
 from pyflannel.wire.go_flags import read_environment, read_words
+from pyflannel.wire.wireguard import parse_dump
 
 # iptables-save.
 
@@ -352,6 +353,87 @@ def read_url(url: str) -> None:
     parse_store_url(url)
 
 
+# CNI: configuration, results and errors; subnet.env as the plugin reads it.
+
+CNI_MEMBERS: dict[str, st.SearchStrategy[Any]] = {
+    "cniVersion": st.sampled_from(["1.0.0", "0.3.1", "9.9"]) | values,
+    "subnetFile": words,
+    "delegate": st.dictionaries(st.sampled_from(["type", "name", "ipam", "mtu"]), words | values, max_size=3)
+    | values,
+    "ipam": st.dictionaries(st.sampled_from(["type", "routes", "ranges"]), values, max_size=2) | values,
+    "runtimeConfig": values,
+    "prevResult": values,
+    "cni.dev/valid-attachments": st.lists(
+        st.fixed_dictionaries({}, optional={"containerID": words | values, "ifname": words | values})
+        | values,
+        max_size=2,
+    )
+    | values,
+}
+cni_documents = st.fixed_dictionaries(
+    {"name": st.sampled_from(["cbr0", "cbr0", "cbr0", "", "a b"]) | values}, optional=CNI_MEMBERS
+).map(json.dumps)
+RESULT = {
+    "ips": [{"address": "10.3.1.2/24", "gateway": "10.3.1.1"}, {"gateway": "fd00::1"}, 7],
+    "routes": [{"dst": "10.3.0.0/16"}, {"dst": "fd00::/8", "gw": "fd00::2"}, {"dst": 7}, "x"],
+    "code": 7,
+    "msg": "no address left",
+    "details": None,
+}
+results = st.fixed_dictionaries(
+    {}, optional={name: st.just(value) | values for name, value in RESULT.items()}
+)
+CNI_HOST = cni.Subnets((IPv4Network("10.3.0.0/16"),), (IPv4Network("10.3.1.0/24"),), 1450, False)
+NETWORK_CONFS = [
+    json.dumps(one).encode()
+    for one in (
+        {"name": "cbr0", "cniVersion": "1.0.0", "delegate": {"hairpinMode": True, "isDefaultGateway": True}},
+        {
+            "name": "cbr0",
+            "delegate": {"type": "ptp"},
+            "ipam": {"type": "host-local", "routes": [{"dst": "0.0.0.0/0"}]},
+        },
+        {"name": "cbr0", "cni.dev/attachments": [{"containerID": "a", "ifname": "eth0"}]},
+        {"name": "cbr0", "delegate": {"name": "x"}},
+        {"name": "cbr0", "delegate": 7},
+        None,
+        [],
+    )
+]
+
+
+def read_network_conf(octets: bytes) -> None:
+    conf = cni.parse_network_conf(octets)
+    cni.check_version(conf.version)
+    cni.is_at_least(conf.version, "0.4.0")
+    cni.check_delegate_type(conf.delegate)
+    cni.format_conf(cni.delegate_conf(conf, CNI_HOST))
+
+
+def read_result(octets: bytes) -> None:
+    cni.parse_error(octets)
+    saved = cni.parse_saved_conf(octets)
+    if saved is not None:
+        cni.with_gateways(saved)
+    cni.format_result(octets, "1.0.0")
+
+
+CNI_ENV = "FLANNEL_NETWORK=10.3.0.0/16\nFLANNEL_SUBNET=10.3.1.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n"
+
+# WireGuard: `wg show DEVICE dump`. Signed leases: the files of counters and of allowed keys.
+
+KEY = "A" * 43 + "="
+DUMPS = [
+    f"(none)\t(none)\t0\toff\n{KEY}\t(none)\t(none)\t(none)\t0\t0\t0\toff\n",
+    f"{KEY}\t{KEY}\t51820\toff\n{KEY}\t{KEY}\t192.0.2.1:51820\t10.3.1.0/24,fd00::/64\t7\t8\t9\t25\n",
+    "",
+]
+KNOWN_KEYS = [
+    lease_signature.format_known_keys(lease_signature.KnownKeys(7, {bytes(32): 5}, {"a": bytes(32)})),
+    b'{"Counter":1,"Floors":{"zz":1},"Owners":{}}',
+]
+ALLOWED_KEYS = [f"# a list\n{KEY} docker1\n\n{'0f' * 32}\n", "short\n", "é\n"]
+
 RESOLVERS = ["nameserver 10.3.0.1\nnameserver fd00::1\nsearch x\n", "nameserver", "nameserver 1.2.3"]
 
 PARSERS = [
@@ -372,6 +454,39 @@ PARSERS = [
     Parser("flags", read_flags, flags, (UsageError,)),
     Parser(
         "store URL", read_url, damaged_text(st.sampled_from(URLS), ":/?#@&=[],") | words, (UsageError,), URLS
+    ),
+    Parser(
+        "network configuration of CNI",
+        read_network_conf,
+        as_octets(cni_documents | deep | values.map(json.dumps)) | damaged(st.sampled_from(NETWORK_CONFS)),
+        (CniError,),
+        NETWORK_CONFS,
+    ),
+    Parser(
+        "result of a CNI plugin",
+        read_result,
+        as_octets(results.map(json.dumps) | deep),
+        (CniError,),
+        [json.dumps(RESULT).encode(), b'{"ips":7,"routes":[{}]}', b"7", b"{"],
+    ),
+    Parser("subnet.env of the CNI plugin", cni.parse_subnets, damaged_text(st.just(CNI_ENV), "=/,\n")),
+    Parser(
+        "dump of wg",
+        lambda text: parse_dump("flannel-wg", text),
+        damaged_text(st.sampled_from(DUMPS), "\t\n/:,(0"),
+        corpus=DUMPS,
+    ),
+    Parser(
+        "counters of signed leases",
+        lease_signature.parse_known_keys,
+        damaged(st.sampled_from(KNOWN_KEYS)) | as_octets(deep),
+        corpus=KNOWN_KEYS,
+    ),
+    Parser(
+        "allowed keys",
+        lease_signature.parse_allowed_keys,
+        damaged_text(st.sampled_from(ALLOWED_KEYS), "=\n #é0"),
+        corpus=ALLOWED_KEYS,
     ),
     Parser(
         "resolv.conf",

@@ -231,7 +231,8 @@ def with_gateways(result: object) -> object:
     if not isinstance(result, dict) or not isinstance(result.get("routes"), list):
         return result
     gateways: dict[bool, object] = {}
-    for address in result.get("ips") or ():
+    ips = result.get("ips")
+    for address in ips if isinstance(ips, list) else ():
         if isinstance(address, dict) and isinstance(gateway := address.get("gateway"), str):
             gateways.setdefault(":" in gateway, gateway)
     routes = [
@@ -269,7 +270,7 @@ def format_result(result: bytes, version: str) -> str:
     """
     try:
         document = json.loads(result)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CniError(
             f"failed to unmarshal raw result: {error}", hint="The delegate printed no JSON.", code=INTERNAL
         ) from error
