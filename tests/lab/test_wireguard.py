@@ -340,7 +340,7 @@ def test_a_cleanup_drops_what_containers_still_send(network) -> None:
 
     report = json.loads(said)
     assert report["problems"] == []
-    assert any("they would leave in clear" in line for line in report["kept"])
+    assert any("drops packets of containers" in line for line in report["kept"])
     assert network.clear() == []
     assert [route["dst"] for route in host.routes("type", "blackhole")] == ["10.100.0.0/16"]
     assert DEVICE not in {link["ifname"] for link in host.links()}
