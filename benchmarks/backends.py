@@ -2,9 +2,8 @@
 
 Run by `scripts/bench backends`, as root. Beside vxlan, host-gw and wireguard is the same path laid manually,
 with the same MTU and the same rules in FORWARD, and for wireguard by the same implementation, the kernel's or
-wireguard-go. Beside udp, in user space here, is the kernel's vxlan. Beside `guard`, which is vxlan, is the
-same with --guard=off. A ratio is the median of the rounds, with their quartiles. In each round, both paths
-are measured one after the other.
+wireguard-go. Beside udp, in user space here, is the kernel's vxlan. A ratio is the median of the rounds, with
+their quartiles. In each round, both paths are measured one after the other.
 """
 
 import sys
@@ -27,13 +26,11 @@ from pyflannel.errors import LabError
 from pyflannel.lab.kernel_path import measure_throughput
 
 TITLE = "Each backend beside the same path laid by hand"
-UNGUARDED = "vxlan without guard"
 REFERENCES = {
     "vxlan": "vxlan by hand",
     "host-gw": "host-gw by hand",
     "wireguard": "wireguard by hand",
     "udp": "vxlan by hand",
-    "guard": UNGUARDED,
 }
 PINGS, PING_INTERVAL_S = 400, 0.002
 FORWARD_RULES = f"""*filter
@@ -77,16 +74,11 @@ def lay_backend(labs: ExitStack, backend: str) -> Path:
     """Make a lab whose two hosts are joined by flanneld."""
     lab = two_hosts(labs, f"backend-{backend}")
     flags = ["--fast-path=off"] if backend == "udp" else []
-    return join_by_flanneld(lab, backend, "vxlan" if backend == "guard" else backend, *flags)
+    return join_by_flanneld(lab, backend, backend, *flags)
 
 
 def lay_reference(labs: ExitStack, name: str) -> Path:
-    """Make a lab whose two hosts are joined by hand, with the rules in FORWARD that flannel has there.
-
-    The reference of the guard is joined by flanneld.
-    """
-    if name == UNGUARDED:
-        return join_by_flanneld(two_hosts(labs, "no-guard"), name, "vxlan", "--guard=off")
+    """Make a lab whose two hosts are joined by hand, with the rules in FORWARD that flannel has there."""
     backend = name.removesuffix(" by hand")
     lab = two_hosts(labs, f"by-hand-{backend}")
     for host in lab.hosts.values():

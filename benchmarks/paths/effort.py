@@ -1,0 +1,61 @@
+"""Processor time of a process for what it sends or receives; run as a program.
+
+`effort.py receive PORT` receives from one TCP client. `effort.py stream PORT ADDRESS` sends GIGABITS to it,
+and `effort.py packets PORT ADDRESS` sends PACKETS datagrams. Each prints its seconds. In a lab, the kernel
+does its work for a packet, up to the socket of the receiver, in the process that sends it.
+"""
+
+import socket
+import sys
+from pathlib import Path
+
+SMALL_OCTETS = 64
+PACKETS = 40_000
+GIGABITS = 4
+READY = "ready"
+_CHUNK_OCTETS = 1 << 17
+
+
+def processor_s() -> float:
+    """Return how long this process ran so far, to the nanosecond."""
+    return int(Path("/proc/self/schedstat").read_text().split()[0]) / 1e9
+
+
+def receive(port: int) -> None:
+    """Read what one client sends."""
+    with socket.create_server(("0.0.0.0", port)) as listener:
+        print(READY, flush=True)
+        client = listener.accept()[0]
+        room = bytearray(_CHUNK_OCTETS)
+        while client.recv_into(room):
+            pass
+
+
+def stream(port: int, address: str) -> None:
+    """Send a TCP stream, and return when it arrived."""
+    with socket.create_connection((address, port)) as server:
+        octets = bytes(_CHUNK_OCTETS)
+        for _ in range(GIGABITS * 10**9 // 8 // _CHUNK_OCTETS):
+            server.sendall(octets)
+        server.shutdown(socket.SHUT_WR)
+        server.recv(1)
+
+
+def packets(port: int, address: str) -> None:
+    """Send small datagrams, which nobody receives."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        octets = bytes(SMALL_OCTETS)
+        for _ in range(PACKETS):
+            sock.sendto(octets, (address, port))
+
+
+if __name__ == "__main__":
+    begun = processor_s()
+    match sys.argv[1:]:
+        case ["receive", port]:
+            receive(int(port))
+        case ["stream", port, address]:
+            stream(int(port), address)
+        case ["packets", port, address]:
+            packets(int(port), address)
+    print(processor_s() - begun)
