@@ -58,4 +58,6 @@ if __name__ == "__main__":
             stream(int(port), address)
         case ["packets", port, address]:
             packets(int(port), address)
+        case other:
+            sys.exit(f"unknown arguments: {other}")
     print(processor_s() - begun)
