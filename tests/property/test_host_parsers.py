@@ -319,6 +319,15 @@ flags = st.lists(
 )
 
 
+FLAG_WORDS = [
+    [f"--{flag.name}={text}"]
+    for kind in ("text", "secret", "boolean", "integer")
+    for flag in FLAGS
+    if flag.kind == kind
+    for text in ("true", "7", "08", "017", "9" * 5000)
+] + [["--ip-masq"], ["--v"], ["--", "x"], ["--=x"], ["--none"], [f"--{FLAGS[0].name}", "x"]]
+
+
 def read_flags(given: list[str]) -> None:
     with suppress(UsageError):
         read_words(FLAGS, given)
@@ -395,6 +404,25 @@ NETWORK_CONFS = [
         },
         {"name": "cbr0", "cni.dev/attachments": [{"containerID": "a", "ifname": "eth0"}]},
         {"name": "cbr0", "delegate": {"name": "x"}},
+        *({"name": "cbr0", "delegate": {"type": kind}} for kind in (7, "", "a/b", "..", "bridge")),
+        *({"name": "cbr0", "cniVersion": version} for version in (7, "9.9", "0.2.0", "1.1.0")),
+        {
+            "name": "cbr0",
+            "cniVersion": "1.0.0",
+            "runtimeConfig": {"mac": 1.5, "big": 1e30, "t": [True, None, -0.0]},
+        },
+        *(
+            {"name": "cbr0", "ipam": {"type": "x", "routes": routes}}
+            for routes in (7, [7], [{"dst": 7}], [{"dst": "x"}])
+        ),
+        *(
+            {"name": "cbr0", "cni.dev/valid-attachments": listed}
+            for listed in (7, [7], [{"containerID": 7}], [{"containerID": "a", "ifname": "b"}])
+        ),
+        {"name": 7},
+        *({"name": "cbr0", "delegate": kind} for kind in ("x", 1.5, True, None, [])),
+        {"name": "cbr0", "runtimeConfig": [1e21, 1e-7, 123456789.5, 2**70, 0.1, -1e-9, 100.0]},
+        {"name": "a b"},
         {"name": "cbr0", "delegate": 7},
         None,
         [],
@@ -406,7 +434,12 @@ def read_network_conf(octets: bytes) -> None:
     conf = cni.parse_network_conf(octets)
     cni.check_version(conf.version)
     cni.is_at_least(conf.version, "0.4.0")
-    cni.check_delegate_type(conf.delegate)
+    with suppress(CniError):
+        cni.check_delegate_type(conf.delegate)
+    for text in (conf.name, conf.version, conf.subnet_file):
+        for check_text in (cni.check_interface_name, cni.check_container_id):
+            with suppress(CniError):
+                check_text(text)
     cni.format_conf(cni.delegate_conf(conf, CNI_HOST))
 
 
@@ -419,6 +452,8 @@ def read_result(octets: bytes) -> None:
 
 
 CNI_ENV = "FLANNEL_NETWORK=10.3.0.0/16\nFLANNEL_SUBNET=10.3.1.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n"
+
+CNI_ENVS = [CNI_ENV, "FLANNEL_MTU=x", CNI_ENV.replace("1450", "x"), CNI_ENV.replace("/16", "/99"), 'A="b']
 
 # WireGuard: `wg show DEVICE dump`. Signed leases: the files of counters and of allowed keys.
 
@@ -451,7 +486,7 @@ PARSERS = [
     ),
     Parser("text with a certificate", validity_of, damaged_text(st.sampled_from(CERTIFICATES), "-=\n A")),
     Parser("entry of a map", read_map_entry, map_entries, (), SUBNET_AND_PEER),
-    Parser("flags", read_flags, flags, (UsageError,)),
+    Parser("flags", read_flags, flags, (UsageError,), FLAG_WORDS),
     Parser(
         "store URL", read_url, damaged_text(st.sampled_from(URLS), ":/?#@&=[],") | words, (UsageError,), URLS
     ),
@@ -469,7 +504,12 @@ PARSERS = [
         (CniError,),
         [json.dumps(RESULT).encode(), b'{"ips":7,"routes":[{}]}', b"7", b"{"],
     ),
-    Parser("subnet.env of the CNI plugin", cni.parse_subnets, damaged_text(st.just(CNI_ENV), "=/,\n")),
+    Parser(
+        "subnet.env of the CNI plugin",
+        cni.parse_subnets,
+        damaged_text(st.just(CNI_ENV), "=/,\n"),
+        corpus=CNI_ENVS,
+    ),
     Parser(
         "dump of wg",
         lambda text: parse_dump("flannel-wg", text),
