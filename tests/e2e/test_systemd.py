@@ -8,7 +8,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import reduce
 from operator import or_
@@ -210,15 +210,18 @@ class Booted:
     @contextmanager
     def changed(self, setting: str, unit: str = "flanneld.service") -> Iterator[None]:
         """Run flanneld with another setting in the [Service] of a unit, for the length of a block."""
+        self.change(setting, unit)
+        try:
+            yield
+        finally:
+            self.change("", unit)
+
+    def change(self, setting: str, unit: str = "flanneld.service") -> None:
+        """Run flanneld with this setting in place of the former one of a test."""
         drop_in = f"/run/systemd/system/{unit}.d/test.conf"
         self.system.run(["mkdir", "-p", str(Path(drop_in).parent)])
         self.system.run(["tee", drop_in], text=f"[Service]\n{setting}\n")
         self._restart()
-        try:
-            yield
-        finally:
-            self.system.run(["rm", drop_in])
-            self._restart()
 
     def _restart(self) -> None:
         self.system.systemctl("daemon-reload")
@@ -374,16 +377,19 @@ class TestRights:
     def test_the_user_takes_over_from_a_flanneld_of_root(
         self, booted: Booted, pinging: Callable[..., AbstractContextManager[Any]]
     ) -> None:
-        """As after an update of the unit: files, programs, and a forwarder that accepts only root."""
+        """As after an update of the unit: files, programs, and a forwarder that accepts only root.
+
+        The programs carry the pings. tests/lab/forwarder/test_hand_over.py sends them through user space.
+        """
         (before,) = booted.forwarders()
-        with ExitStack() as of_root:
-            of_root.enter_context(booted.changed("User=root\nEnvironment=FLANNELD_FAST_PATH=off"))
+        with booted.changed("User=root"):
             booted.system.run(["kill", before])
             forwarder, pid = booted.wait_another_forwarder([before]), booted.main_pid
+            booted.wait(lambda: len(booted.programs()) == 3, "three programs are pinned")
             booted.wait(lambda: ping(booted.elsewhere, booted.container).is_reached, "packets flow")
             assert booted.rights(pid)[0] == "root"
             with pinging(booted.elsewhere, booted.container) as pings:
-                of_root.close()
+                booted.change("")
                 booted.wait_another_daemon(pid)
                 booted.wait_another_forwarder([forwarder])
 
