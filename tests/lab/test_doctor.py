@@ -248,7 +248,7 @@ def test_a_lease_with_the_mac_address_of_a_peer_takes_nothing_from_it(overlay, h
 
     (said,) = examine(healthy)["peers-refused"]["evidence"]
     name = peer["host_name"]
-    assert said.startswith(f"10.100.0.0/28 at {name} (10.10.10.77): its VtepMAC {vtep} is that of")
+    assert said.startswith(f"10.100.0.0/28 at {name} (10.10.10.77): its VtepMAC {vtep} is also that of")
     assert f"also that of {peer['subnet']} at {name} ({peer['public_ip']}), which published it first" in said
     assert healthy.run(["bridge", "fdb", "show", "dev", "flannel.1"]).stdout == before
     assert peer["public_ip"] in before
