@@ -116,7 +116,7 @@ def test_no_descriptor_is_left_at_the_start(network) -> None:
     with network.pinged("descriptors exhausted at start"):
         network.daemon.kill()
         mark = network.mark()
-        limited_daemon = network.launch("prlimit", "--nofile=20:20")
+        limited_daemon = network.launch("prlimit", "--nofile=14:14")
         assert limited_daemon.wait() == 1
         (line,) = [line for line in network.log_since(mark).splitlines() if line.startswith("F")]
         assert "Too many open files" in line
