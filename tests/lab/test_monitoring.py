@@ -132,7 +132,7 @@ def test_repairs_are_counted_by_kind(overlay, ends):
 
 
 def test_a_stranger_is_reported_by_log_status_and_doctor(overlay, ends):
-    """docker2 has no lease. Drops of the programs and of the forwarder are reported alike."""
+    """docker2 has no lease. Drops of the programs and of the guard are reported alike."""
     (one, other), (box, far) = ends
     docker2 = overlay.hosts["docker2"]
     before, after = scrape(one), len(overlay.log(one))
@@ -146,15 +146,12 @@ def test_a_stranger_is_reported_by_log_status_and_doctor(overlay, ends):
         "counts the packets of docker2",
     )
     now = scrape(one)
-    for name, counted, packets in (
-        ("flannel_fast_path_dropped_packets_total impostor", status.fast_path.counters["impostor"], 3),
-        (
-            "flannel_forwarder_dropped_packets_total in stranger",
-            status.forwarder.counters["dropped_in_stranger"],
-            2,
-        ),
-    ):
-        assert now[name] == counted == before[name] + packets
+    by_programs, by_guard = (
+        "flannel_fast_path_dropped_packets_total impostor",
+        "flannel_stranger_packets stranger",
+    )
+    assert now[by_programs] == status.fast_path.counters["impostor"] == before[by_programs] + 3
+    assert now[by_guard] == before.get(by_guard, 0) + 2
     said = f"Rejected tunnel packets from={docker2.address} reason="
     log = overlay.wait_logged(one, f"{said}impostor packets=", f"{said}stranger packets=", after=after)
     assert (

@@ -23,6 +23,7 @@ from pyflannel.model.status import (
     RefusedPeer,
     Status,
     StoreStatus,
+    StrangerStatus,
 )
 
 Samples = Mapping[tuple[str, frozenset[tuple[str, str]]], float]
@@ -67,6 +68,18 @@ STATUS = Status(
             "impostor": 14,
         },
         octets={"encapsulated": 1000, "decapsulated": 1100},
+    ),
+    strangers=(
+        StrangerStatus(
+            address=IPv4Address("10.0.0.9"),
+            reason="stranger",
+            packets=7,
+            age_s=1.0,
+            inner_source=IPv4Address("10.100.15.2"),
+            inner_destination=IPv4Address("10.100.16.2"),
+            cause="it holds no lease",
+            hint="",
+        ),
     ),
     reconcile=ReconcileStatus(
         passes=20,
@@ -134,6 +147,7 @@ def test_every_value_of_a_status_has_a_sample() -> None:
         key("tunnel_receive_packets_total", path="programs"): 11,
         key("tunnel_receive_bytes_total", path="forwarder"): 400,
         key("tunnel_receive_bytes_total", path="programs"): 1100,
+        key("stranger_packets", reason="stranger"): 7,
         key("forwarder_dropped_packets_total", direction="out", reason="no_route"): 5,
         key("forwarder_dropped_packets_total", direction="in", reason="not_ours"): 6,
         key("forwarder_failed_packets_total", call="send", errno="ENETUNREACH"): 9,

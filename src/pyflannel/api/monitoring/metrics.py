@@ -4,6 +4,7 @@ Only this module loads prometheus-client. An unknown or absent value has no samp
 number of values: peers are counted, not named.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -136,6 +137,15 @@ def _programs(
                 yield (outcome.removeprefix(prefix),), count
 
     return samples
+
+
+def _strangers(status: Status, _: float) -> Iterator[Sample]:
+    """Yield the packets of the listed senders by reason."""
+    packets = Counter[str]()
+    for stranger in status.strangers:
+        packets[stranger.reason] += stranger.packets
+    for reason, count in packets.items():
+        yield (reason,), count
 
 
 FAMILIES = (
@@ -295,6 +305,12 @@ FAMILIES = (
         help="Bytes of inner packets received from peers.",
         labels=("path",),
         samples=_tunnel("received", "decapsulated", "octets"),
+    ),
+    Family(
+        name="flannel_stranger_packets",
+        help="Dropped tunnel packets of the senders that flannelctl status lists.",
+        labels=("reason",),
+        samples=_strangers,
     ),
     Family(
         name="flannel_forwarder_dropped_packets_total",
