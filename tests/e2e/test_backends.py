@@ -145,6 +145,7 @@ def test_host_gw_names_who_is_not_on_its_link(new_network: NewNetwork) -> None:
         "link": None,
         "mtu": 1500,
         "notes": [],
+        "is_encrypted": False,
     }
     assert f"refused peer  {far.lease()} at docker4 ({far.address}): " in docker1.flannelctl("status")
     assert [route["dev"] for route in docker1.routes("proto", "80")] == ["eth0"]
@@ -191,7 +192,13 @@ def test_alloc_takes_a_subnet_and_nothing_else(new_network: NewNetwork) -> None:
     status = network.wait_ready("docker1")
 
     docker1 = network.hosts["docker1"]
-    assert status["backend"] == {"type": "alloc", "link": None, "mtu": 1500, "notes": []}
+    assert status["backend"] == {
+        "type": "alloc",
+        "link": None,
+        "mtu": 1500,
+        "notes": [],
+        "is_encrypted": False,
+    }
     assert docker1.subnet_env()["FLANNEL_MTU"] == "1500"
     assert network.record(network.lease_key("docker1"))["value"].startswith('{"PublicIP":"10.10.10.101",')
     assert {link["ifname"] for link in docker1.links()} == {"lo", "eth0"}

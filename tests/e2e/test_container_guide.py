@@ -49,7 +49,7 @@ def wait_ready(host: Host, status: str) -> str:
     shown: list[str] = []
 
     def is_ready() -> bool:
-        shown.append(host.run(["bash", "-c", status], check=False).stdout)
+        shown.append(host.run(["bash", "-c", f"{status.strip()} --wide"], check=False).stdout)
         return ", ready" in shown[-1]
 
     wait_until(is_ready, what="flanneld is ready in the container", deadline_s=READY_S)
