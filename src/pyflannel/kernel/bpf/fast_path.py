@@ -1,4 +1,4 @@
-"""The fast path of this network namespace's tunnels: their programs, and the maps that those share."""
+"""The fast path of the tunnels of this network namespace: their programs, and the maps that these share."""
 
 import errno
 import os
@@ -22,25 +22,22 @@ from pyflannel.model.forwarder import Stranger
 from pyflannel.model.status import Notice
 
 _NAMED = 8
-"""So many hooks are named."""
+"""Hooks that a message names."""
 
 _UNREADABLE = (
-    "programs of an earlier flanneld seem to stand at {}; without CAP_SYS_ADMIN and without their pins this"
-    " one may neither read nor remove them: they carry packets by tables that nobody mends"
+    "programs of an earlier flanneld seem to be attached at {}. Without CAP_SYS_ADMIN and without their pins,"
+    " this flanneld can neither read nor remove them: they carry packets by tables that are not repaired"
 )
-_HAND_OVER = (
-    "As root, `flannelctl pins` hands them over to a flanneld that is started then, and `flannelctl cleanup`"
-    " removes them."
-)
+_HAND_OVER = "As root, run `flannelctl pins` and restart flanneld to hand them over, or `flannelctl cleanup` to remove them."
 
 
 class FastPath:
-    """Reads and changes what is in the kernel; holds the maps of the tunnels that a plan has.
+    """Reads and changes the programs and maps in the kernel. Keeps the maps of the planned tunnels open.
 
     `pins` is a directory, which need not exist: see KernelObjects.
 
-    Hooks hold programs, and programs hold maps: all of it stays when this process ends, and the next finds it
-    by looking at the hooks.
+    Hooks reference programs, and programs reference maps. So all of them stay when this process ends, and the
+    next process finds them at the hooks.
 
     Every method raises:
         OSError: the kernel refused, or a link is missing.
@@ -62,7 +59,7 @@ class FastPath:
         self._unreadable: list[tuple[str, Direction]] = []
 
     def close(self) -> None:
-        """Let go of all descriptors; programs and maps stay."""
+        """Close all descriptors. Programs and maps stay."""
         self.hooks.close()
         for maps in self._maps.values():
             maps.close()
@@ -71,7 +68,7 @@ class FastPath:
     async def read(
         self, planned: Sequence[BpfProgram | BpfPeer | BpfContainer]
     ) -> list[BpfProgram | BpfPeer | BpfContainer]:
-        """Return all programs of ours, and the entries of the tunnels that are planned."""
+        """Return all programs of pyflannel, and the entries of the planned tunnels."""
         names = dict(socket.if_nameindex())
         devices = {item.tunnel.device if isinstance(item, BpfProgram) else item.device for item in planned}
         look = await self._programs.look(names)
@@ -90,7 +87,7 @@ class FastPath:
         return items
 
     async def attach(self, item: BpfProgram) -> None:
-        """Bring a program to its hook, in the place of any other of its role and tunnel there.
+        """Attach a program to its hook. It replaces other programs of its role and tunnel there.
 
         No packet meets the hook without a program in the meantime.
         """
@@ -113,7 +110,7 @@ class FastPath:
         await self._unpin_leftovers()
 
     async def detach(self, item: BpfProgram) -> None:
-        """Take a program away from its hook, if it is there."""
+        """Detach a program from its hook, if it is attached."""
         try:
             link = link_index(item.link)
         except OSError as error:
@@ -125,31 +122,31 @@ class FastPath:
         await self._unpin_leftovers()
 
     async def put_peers(self, device: str, peers: Sequence[BpfPeer]) -> Mapping[int, OSError]:
-        """Make or replace entries of the table of peers; return the refused by their place."""
+        """Create or replace entries of the table of peers; return the refused ones by position."""
         return (await self._maps_of(device)).put_peers(peers)
 
     async def remove_peers(self, device: str, subnets: Sequence[IPv4Network]) -> Mapping[int, OSError]:
-        """Remove entries of the table of peers, if they are there; return the refused by their place."""
+        """Remove existing entries of the table of peers; return the refused ones by position."""
         return (await self._maps_of(device)).remove_peers(subnets)
 
     async def put_container(self, container: BpfContainer) -> None:
-        """Make or replace an entry of the table of containers."""
+        """Create or replace an entry of the table of containers."""
         (await self._maps_of(container.device)).put_container(container)
 
     async def remove_container(self, container: BpfContainer) -> None:
-        """Remove an entry of the table of containers, if it is there."""
+        """Remove an entry of the table of containers, if it exists."""
         (await self._maps_of(container.device)).remove_container(container.address)
 
     def counts(self, device: str) -> Mapping[Outcome, tuple[int, int]]:
-        """Return packets and octets by outcome of a tunnel that was read; empty when it has no fast path."""
+        """Return packets and bytes by outcome of a tunnel that was read; empty without a fast path."""
         return self._maps[device].counts() if device in self._maps else {}
 
     def strangers(self, device: str) -> Sequence[Stranger]:
-        """Return whose packets the guard of a tunnel that was read dropped; none when it has no fast path."""
+        """Return the senders whose packets the guard of a tunnel dropped; none without a fast path."""
         return self._maps[device].strangers() if device in self._maps else ()
 
     def notices(self, device: str) -> tuple[Notice, ...]:
-        """Return what the latest look found of a tunnel that nobody can mend; raises nothing."""
+        """Return the problems of a tunnel that no repair can end, as of the latest look. Raises nothing."""
         found = self._maps[device].notices if device in self._maps else []
         if any(link == device for link, _ in self._unreadable):
             places = ", ".join(f"{link} {direction.value}" for link, direction in self._unreadable[:_NAMED])
@@ -157,7 +154,7 @@ class FastPath:
         return tuple(found)
 
     def features(self) -> tuple[Feature, ...]:
-        """Return what there is of what it uses; raises nothing."""
+        """Return the features that the fast path uses. Raises nothing."""
         return examine(self._objects, lambda: self._library, lambda: self._object_file)
 
     @cached_property
@@ -169,7 +166,7 @@ class FastPath:
         return self._read_object()
 
     def _settings_of(self, tunnel: Tunnel) -> Settings:
-        """Return what a program is given: the links by the indexes that they have now."""
+        """Return the settings of a program, with the current indexes of the links."""
         return Settings(
             build=self._object_file.build,
             device=tunnel.device,
@@ -183,7 +180,7 @@ class FastPath:
         )
 
     def _hold_maps(self, devices: set[str], standing: Iterable[Standing]) -> None:
-        """Take over the maps that planned tunnels' programs use, and let go of all others."""
+        """Open the maps of the programs of the planned tunnels, and close all others."""
         for device in self._maps.keys() - devices:
             self._maps.pop(device).close()
         for device in devices - self._maps.keys():
@@ -191,14 +188,14 @@ class FastPath:
                 self._maps[device] = self._completed(device, found)
 
     async def _maps_of(self, device: str) -> TunnelMaps:
-        """Return the maps that the tunnel's programs use, or new ones when there is none."""
+        """Return the maps that the programs of the tunnel use, or new ones if there are none."""
         if device not in self._maps:
             standing = await self._programs.find(dict(socket.if_nameindex()))
             self._maps[device] = self._completed(device, shared_maps(standing, device, self._objects))
         return self._maps[device]
 
     def _completed(self, device: str, found: Mapping[str, int]) -> TunnelMaps:
-        """Return the maps that were found, by descriptors, and new ones for those that are missing."""
+        """Return the found maps, by descriptor, and new ones for the missing maps."""
         missing = [layout.name for layout in SHARED if layout.name not in found]
         with ExitStack() as on_failure:
             for descriptor in found.values():
@@ -218,7 +215,7 @@ class FastPath:
         ]
 
     async def _unpin_leftovers(self) -> None:
-        """Remove the pins of programs that stand nowhere any more."""
+        """Remove the pins of programs that are no longer attached."""
         if self._objects.has_directory:
             standing = await self._programs.find(dict(socket.if_nameindex()))
             programs = [one.program for one in standing]

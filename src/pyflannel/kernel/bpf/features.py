@@ -21,7 +21,7 @@ SYS_ADMIN = 1 << 21
 BPF = 1 << 39
 
 _FIRST_USER_NAMESPACE = "user:[4026531837]"
-"""PROC_USER_INIT_INO: rights of any other count for nothing with bpf(2)."""
+"""PROC_USER_INIT_INO. bpf(2) ignores the rights of other user namespaces."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,9 +29,9 @@ class ProcessRights:
     """The rights of a process.
 
     Attributes:
-        capabilities: those in effect, a bit each.
-        is_filtered: a seccomp filter answers some of its system calls in place of the kernel.
-        is_confined: it lives in a user namespace, where its rights end.
+        capabilities: the effective ones, one bit each.
+        is_filtered: a seccomp filter may answer its system calls instead of the kernel.
+        is_confined: it is in a user namespace, and its rights are limited to it.
     """
 
     capabilities: int
@@ -39,12 +39,12 @@ class ProcessRights:
     is_confined: bool
 
     def has(self, *capabilities: int) -> bool:
-        """Return whether it has one of these."""
+        """Return whether the process has one of these capabilities."""
         return any(self.capabilities & one for one in capabilities)
 
 
 def own_rights() -> ProcessRights | None:
-    """Return what this process may do; None when /proc does not say."""
+    """Return the rights of this process; None if /proc does not show them."""
     try:
         with open("/proc/self/status", encoding="ascii", errors="replace") as file:
             fields = dict(line.split(":", 1) for line in file if ":" in line)
@@ -57,10 +57,11 @@ def own_rights() -> ProcessRights | None:
         return None
 
 
-# What the fast path uses of this kernel and of this process: asked once each, in a few milliseconds.
+# The features of this kernel and the rights of this process that the fast path uses. Each is probed once; all
+# probes take a few milliseconds.
 #
-# Nothing is concluded from a version. What is asked comes from what is used: the types of the maps that the
-# programs share, the helpers that they call.
+# No feature is derived from a version number. The list follows from the programs: the types of the maps that
+# they share, and the helpers that they call.
 
 _RANKS: tuple[Answer, ...] = ("present", "unknown", "absent")
 
@@ -68,8 +69,8 @@ _NO_DESCRIPTOR = 0xFFFFFFFF
 _EBADFD = 77
 
 _INFO = struct.Struct("=IIQ")  # descriptor, size, address
-_MAP = struct.Struct("=5I")  # type, octets of key and value, most entries, flags
-_PROGRAM = struct.Struct("=IIQQIIQ")  # type, instructions, code, license, log's level, octets and address
+_MAP = struct.Struct("=5I")  # type, bytes of key and value, maximum of entries, flags
+_PROGRAM = struct.Struct("=IIQQIIQ")  # type, instructions, code, license, level, size and address of the log
 _INSTRUCTION = struct.Struct("=BBhi")
 _RETURN_0 = _INSTRUCTION.pack(0xB7, 0, 0, 0) + _INSTRUCTION.pack(0x95, 0, 0, 0)
 _LOG_OCTETS = 4096
@@ -80,7 +81,7 @@ _MAP_TYPES = {1: "HASH", 6: "PERCPU_ARRAY", 9: "LRU_HASH", _LPM_TRIE: "LPM_TRIE"
 """enum bpf_map_type."""
 
 _SCHED_CLS = 3
-"""Of enum bpf_prog_type: the programs of the object's section `tc`."""
+"""enum bpf_prog_type: the type of the programs in section `tc` of the object."""
 
 HELPERS = {
     1: "bpf_map_lookup_elem",
@@ -93,15 +94,15 @@ HELPERS = {
     125: "bpf_ktime_get_boot_ns",
     152: "bpf_redirect_neigh",
 }
-"""___BPF_FUNC_MAPPER, for people."""
+"""Names of helpers for messages. Source: linux/bpf.h, ___BPF_FUNC_MAPPER."""
 
 _UNKNOWN_HELPER = ("unknown func", "invalid func", "cannot use helper")
-"""What verifiers of several ages say of a helper that they do not have for such a program."""
+"""Messages of the verifiers of several kernels for a helper that they lack for a type of program."""
 
 _GIVE_RIGHTS = "Run it as root, or give it CAP_BPF and CAP_NET_ADMIN."
 _OLD_KERNEL = "It takes a newer kernel, or one with CONFIG_BPF_SYSCALL and CONFIG_NET_CLS_BPF."
 _HIDDEN = (
-    "A seccomp filter or a security module answers in place of the kernel: let it pass bpf(2)"
+    "A seccomp filter or a security module answers instead of the kernel: allow bpf(2) in it"
     " (systemd: SystemCallFilter=bpf; containers: a seccomp profile that allows bpf)."
 )
 _LAY_PINS = (
@@ -112,7 +113,7 @@ _LAY_PINS = (
 def examine(
     objects: KernelObjects, library: Callable[[], Libbpf], read: Callable[[], ObjectFile]
 ) -> tuple[Feature, ...]:
-    """Return what there is; where bpf(2) itself is not to be had, the rest of the kernel is not asked for."""
+    """Return all features. Without bpf(2) itself, the other features of the kernel are not probed."""
     rights = own_rights()
     call = _call(rights)
     features = [call, *_rights(rights)]
@@ -122,7 +123,7 @@ def examine(
 
 
 def _call(rights: ProcessRights | None) -> Feature:
-    """Ask for a program by an invalid descriptor: a kernel that has the system call reports EBADF."""
+    """Query a program by an invalid descriptor: a kernel with the system call reports EBADF."""
     answer, error = ask(
         lambda: call_bpf(Command.OBJ_GET_INFO_BY_FD, _INFO.pack(_NO_DESCRIPTOR, 0, 0)), (errno.ENOSYS,)
     )
@@ -131,7 +132,7 @@ def _call(rights: ProcessRights | None) -> Feature:
     if code in (errno.EBADF, _EBADFD, errno.EINVAL):
         return Feature(name="bpf(2)", answer="present")
     if code in (errno.EPERM, errno.EACCES) and rights is not None and not rights.is_filtered:
-        # What refuses for want of a right exists; with every right, somebody else refused.
+        # A call that is refused for lack of a right exists. With all rights, a security module refused it.
         is_ours = rights.has(BPF, SYS_ADMIN) and not rights.is_confined
         return _seen("bpf(2)", "unknown" if is_ours else "present", said(error), _HIDDEN)
     if answer == "absent" and not is_filtered:
@@ -142,17 +143,17 @@ def _call(rights: ProcessRights | None) -> Feature:
 def _rights(rights: ProcessRights | None) -> Iterator[Feature]:
     for name, capability in (("CAP_BPF", BPF), ("CAP_NET_ADMIN", NET_ADMIN)):
         if rights is None:
-            yield _seen(name, "unknown", "/proc/self/status does not say", "Mount /proc.")
+            yield _seen(name, "unknown", "/proc/self/status does not show it", "Mount /proc.")
         elif rights.has(capability, SYS_ADMIN):
             answer: Answer = "unknown" if rights.is_confined else "present"
-            detail = "a right in a user namespace counts for little" if rights.is_confined else ""
+            detail = "a right in a user namespace has no effect on bpf(2)" if rights.is_confined else ""
             yield _seen(name, answer, detail, "Run it outside of the user namespace.")
         else:
             yield _seen(name, "absent", "", _GIVE_RIGHTS)
 
 
 def _programs(rights: ProcessRights | None, read: Callable[[], ObjectFile]) -> Iterator[Feature]:
-    """Load a program that does nothing, and one for each helper that calls it without what it wants."""
+    """Load an empty program, and for each helper a program that calls it without its arguments."""
     try:
         helpers = read().helpers
     except TargetError as spoilt:
@@ -204,7 +205,7 @@ def _load(program_type: int, code: bytes, log: "ctypes.Array[ctypes.c_char] | No
 
 
 def _map_types(rights: ProcessRights | None) -> Feature:
-    """Make a map of each sort that the programs share, with room for one entry."""
+    """Create a map of each type that the programs share, with room for one entry."""
     replies = {_map_name(layout): ask_map_type(layout) for layout in SHARED}
     worst: Answer = max((answer for answer, _ in replies.values()), key=_RANKS.index)
     such = [name for name, (answer, _) in replies.items() if answer == worst]
@@ -240,7 +241,7 @@ def _tcx(rights: ProcessRights | None) -> Feature:
 
 
 def _finding(objects: KernelObjects) -> Feature:
-    """Return how a daemon finds the programs of the one before it."""
+    """Return how a daemon finds the programs of the previous daemon."""
     name = "CAP_SYS_ADMIN or pins"
     if objects.opens_by_identifier:
         return Feature(name=name, answer="present", detail="by identifiers")
@@ -249,7 +250,7 @@ def _finding(objects: KernelObjects) -> Feature:
     if is_pinned:
         return Feature(name=name, answer="present", detail=f"pins in {directory}")
     if is_pinned is None:
-        return _seen(name, "unknown", "/proc does not say what is mounted", _LAY_PINS)
+        return _seen(name, "unknown", "/proc does not show the mounts", _LAY_PINS)
     if kernel_has_bpffs() is False:
         return _seen(name, "absent", "this kernel has no bpffs", "Give it CAP_SYS_ADMIN.")
     return _seen(name, "absent", f"no bpffs is mounted at {directory}", _LAY_PINS)
@@ -258,14 +259,14 @@ def _finding(objects: KernelObjects) -> Feature:
 def _judged(
     rights: ProcessRights | None, name: str, answer: Answer, error: OSError | None, *, is_needed: bool = True
 ) -> Feature:
-    """Return a feature as the kernel spoke of it: who may not ask must first get the right."""
+    """Return a feature from the kernel's answer. Without the right to probe, the hint names the right."""
     may_ask = rights is None or (rights.has(BPF, SYS_ADMIN) and rights.has(NET_ADMIN, SYS_ADMIN))
     hint = _OLD_KERNEL if answer == "absent" else _HIDDEN if may_ask else _GIVE_RIGHTS
     return _seen(name, answer, said(error), hint, is_needed=is_needed)
 
 
 def _seen(name: str, answer: Answer, detail: str, hint: str, *, is_needed: bool = True) -> Feature:
-    """Return a feature; one that is present needs no explanation."""
+    """Return a feature, without an explanation if it is present."""
     if answer == "present":
         return Feature(name=name, answer=answer, is_needed=is_needed)
     return Feature(name=name, answer=answer, detail=detail, hint=hint, is_needed=is_needed)

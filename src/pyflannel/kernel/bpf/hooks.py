@@ -28,44 +28,44 @@ from pyflannel.wire.netlink.tc import (
 
 
 class Hooks(Protocol):
-    """Hooks of links, by the links' indexes; a program that was attached stays when this process ends."""
+    """Hooks of links, by the indexes of the links. An attached program stays when this process ends."""
 
     def close(self) -> None:
-        """Let go of what was opened; programs stay."""
+        """Close the descriptors. The programs stay."""
 
     async def programs(self, link: int, direction: Direction) -> tuple[int, ...]:
         """Return the identifiers of the programs, in the order in which they see packets.
 
         Raises:
-            OSError: ENODEV, there is no such link.
+            OSError: ENODEV, the link does not exist.
         """
 
     async def attach(self, link: int, direction: Direction, program: int) -> None:
-        """Put a program, given by descriptor, behind the others.
+        """Attach a program, given by descriptor, after the others.
 
         Raises:
             OSError: the kernel refused.
         """
 
     async def replace(self, link: int, direction: Direction, old: int, program: int) -> None:
-        """Put a program, given by descriptor, into the place of that with the identifier `old`, at once.
+        """Replace the program with the identifier `old` by another, given by descriptor, in one step.
 
         Raises:
-            OSError: the kernel refused, or the old one is not there any more.
+            OSError: the kernel refused, or the old program is no longer attached.
         """
 
     async def detach(self, link: int, direction: Direction, old: int) -> None:
-        """Take the program with the identifier `old` away.
+        """Detach the program with the identifier `old`.
 
         Raises:
-            OSError: ENOENT, it is not there any more.
+            OSError: ENOENT, it is no longer attached.
         """
 
 
 # Programs at the tcx hooks of links. Source: linux/bpf.h; kernel 6.6 and later.
 #
-# A program is attached itself, without a link object: the hook holds it, and it holds its maps. So it stays
-# when the daemon goes, whatever file systems that one saw.
+# A program is attached directly, without a link object. The hook references the program, and the program its
+# maps. So it stays when the daemon ends, with or without a mounted bpffs.
 
 _TYPES = {Direction.INGRESS: 46, Direction.EGRESS: 47}
 """BPF_TCX_INGRESS, BPF_TCX_EGRESS."""
@@ -76,20 +76,20 @@ _REPLACE = 1 << 2
 _MOST_PROGRAMS = 64
 """BPF_MPROG_MAX."""
 
-# link, program, hook, flags, program to replace, relative to which, expected revision
+# link, program, hook, flags, program to replace, reference program, expected revision
 _ATTACH = struct.Struct("=6IQ")
-# link, hook, flags of query and answer, identifiers, their number; flags of each, links, theirs, revision
+# link, hook, flags of query and answer, identifiers, count; flags of each, links, flags of links, revision
 _QUERY = struct.Struct("=4IQI4x4Q")
 
 
 class TcxHooks:
-    """The tcx hooks of this network namespace's links, by the links' indexes."""
+    """The tcx hooks of the links of this network namespace, by the indexes of the links."""
 
     def __init__(self, objects: KernelObjects) -> None:
         self._objects = objects
 
     def close(self) -> None:
-        """Do nothing: nothing was opened."""
+        """Do nothing, because no descriptor is open."""
 
     async def programs(self, link: int, direction: Direction) -> tuple[int, ...]:
         """Return the identifiers of the programs, in the order in which they see packets.
@@ -100,7 +100,7 @@ class TcxHooks:
         return _query(link, direction)
 
     async def attach(self, link: int, direction: Direction, program: int) -> None:
-        """Put a program, given by descriptor, behind the others.
+        """Attach a program, given by descriptor, after the others.
 
         Raises:
             OSError: the kernel refused.
@@ -108,7 +108,7 @@ class TcxHooks:
         call_bpf(Command.PROG_ATTACH, _ATTACH.pack(link, program, _TYPES[direction], 0, 0, 0, 0))
 
     async def replace(self, link: int, direction: Direction, old: int, program: int) -> None:
-        """Put a program, given by descriptor, into the place of that with the identifier `old`, at once.
+        """Replace the program with the identifier `old` by another, given by descriptor, in one step.
 
         Raises:
             OSError: ENOENT, the old one is not there any more.
@@ -119,17 +119,17 @@ class TcxHooks:
             )
 
     async def detach(self, link: int, direction: Direction, old: int) -> None:
-        """Take the program with the identifier `old` away.
+        """Detach the program with the identifier `old`.
 
         Raises:
-            OSError: ENOENT, it is not there any more.
+            OSError: ENOENT, it is no longer attached.
         """
         with opened(self._objects.open_program(old)) as program:
             call_bpf(Command.PROG_DETACH, _ATTACH.pack(link, program, _TYPES[direction], 0, 0, 0, 0))
 
 
 def ask_tcx() -> tuple[Answer, OSError | None]:
-    """Return whether the kernel has tcx: a process with the right gets a list of programs, maybe empty."""
+    """Return whether the kernel has tcx. With the right, it answers with a list of programs."""
     return ask(lambda: _query(socket.if_nameindex()[0][0], Direction.INGRESS), (errno.EINVAL,))
 
 
@@ -156,7 +156,7 @@ class ClsactHooks:
         self._requests = RequestSocket()
 
     def close(self) -> None:
-        """Let go of the socket."""
+        """Close the socket."""
         self._requests.close()
 
     async def programs(self, link: int, direction: Direction) -> tuple[int, ...]:
@@ -164,19 +164,19 @@ class ClsactHooks:
         return tuple(one.program for one in await self._filters(link, direction))
 
     async def attach(self, link: int, direction: Direction, program: int) -> None:
-        """Add a program, given by descriptor, behind the filters of other programs."""
+        """Add a program, given by descriptor, after the filters of other programs."""
         await self._perform(create_clsact(link), but=errno.EEXIST)
         await self._perform(create_filter(link, _PARENTS[direction], program_info(program).name, program))
 
     async def replace(self, link: int, direction: Direction, old: int, program: int) -> None:
-        """Put a program, given by descriptor, into the place of that with the identifier `old`, at once."""
+        """Replace the program with the identifier `old` by another, given by descriptor, in one step."""
         before = await self._find(link, direction, old)
         await self._perform(
             replace_filter(link, _PARENTS[direction], before, program_info(program).name, program)
         )
 
     async def detach(self, link: int, direction: Direction, old: int) -> None:
-        """Take the program with the identifier `old` away, and the qdisc with the last program of any."""
+        """Detach the program with the identifier `old`, and delete the qdisc after its last program."""
         before = await self._find(link, direction, old)
         await self._perform(delete_filter(link, _PARENTS[direction], before))
         others = [await self._requests.dump(dump_filters(link, parent), len) for parent in _PARENTS.values()]
@@ -199,7 +199,7 @@ class ClsactHooks:
 
 
 class KernelHooks:
-    """Hooks of whichever sort there is, found out when they are first asked for.
+    """Hooks of the type that the kernel has. The first use probes it.
 
     Every method raises:
         OSError: the kernel refused; ENOSYS where it has no bpf(2), EPERM without the right to ask.
@@ -214,7 +214,7 @@ class KernelHooks:
         self._chosen: Hooks | None = None
 
     def close(self) -> None:
-        """Let go of what was opened; programs stay."""
+        """Close the descriptors. The programs stay."""
         if self._chosen is not None:
             self._chosen.close()
 
@@ -223,15 +223,15 @@ class KernelHooks:
         return await (await self._hooks()).programs(link, direction)
 
     async def attach(self, link: int, direction: Direction, program: int) -> None:
-        """Put a program, given by descriptor, where there are perhaps others."""
+        """Attach a program, given by descriptor, after the others."""
         await (await self._hooks()).attach(link, direction, program)
 
     async def replace(self, link: int, direction: Direction, old: int, program: int) -> None:
-        """Put a program, given by descriptor, into the place of that with the identifier `old`, at once."""
+        """Replace the program with the identifier `old` by another, given by descriptor, in one step."""
         await (await self._hooks()).replace(link, direction, old, program)
 
     async def detach(self, link: int, direction: Direction, old: int) -> None:
-        """Take the program with the identifier `old` away."""
+        """Detach the program with the identifier `old`."""
         await (await self._hooks()).detach(link, direction, old)
 
     async def _hooks(self) -> Hooks:

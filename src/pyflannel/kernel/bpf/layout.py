@@ -1,4 +1,4 @@
-"""The octets that programs and this process share: settings, keys and values of the maps. See maps.h.
+"""The layout of the data that programs and this process share: settings, keys and values of maps. See maps.h.
 
 Addresses and ports are in network order, everything else is in the host's.
 """
@@ -15,10 +15,10 @@ from pyflannel.model.fast_path import BpfPeer
 from pyflannel.model.forwarder import Stranger, StrangerReason
 
 BUILD_OCTETS = 8
-"""Of the digest by which an object is told from that of another version."""
+"""Bytes of the digest that distinguishes the objects of versions."""
 
 SETTINGS_MAP = ".rodata.setting"
-"""The map of a program's settings: its section's name, as far as the kernel's 15 octets go."""
+"""The map with the settings of a program: the name of its section, cut to the kernel's 15 bytes."""
 
 _SETTINGS = struct.Struct("=8s16sII4s4s4sHHI")
 _IDENTITY_OCTETS = BUILD_OCTETS + 16
@@ -33,11 +33,11 @@ _READS_UNFINISHED = 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MapLayout:
-    """What a map must be, so that programs of this version can share it; sizes in octets.
+    """The properties of a map that programs of this version can share; sizes in bytes.
 
     Attributes:
         type: enum bpf_map_type.
-        most_entries: where that says what the entries mean; 0 where any number will do.
+        most_entries: maximum of entries, if it is part of the layout; 0 for any number.
     """
 
     name: str
@@ -58,7 +58,7 @@ class MapLayout:
 
 
 class Outcome(Enum):
-    """What became of packets, in the order of maps.h; the value is the counter's name."""
+    """Results of packets, in the order of maps.h; the value is the name of the counter."""
 
     ENCAPSULATED = "encapsulated"
     DECAPSULATED = "decapsulated"
@@ -94,11 +94,11 @@ SHARED = (PEERS, MACS, PORTS, DEVICES, COUNTS, DROPPED)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What is written into a program before it is loaded; links by their indexes.
+    """The settings that are written into a program before it is loaded; links by their indexes.
 
     Attributes:
         build: digest of the object that the program is of.
-        mtu: octets of the largest packet that is taken, unless it is to be segmented.
+        mtu: bytes of the largest accepted packet, unless it is to be segmented.
         gro_index: link on whose other end GRO coalesces TCP segments; 0 if there is none.
     """
 
@@ -135,7 +135,7 @@ def devices_of(settings: Settings) -> set[int]:
 
 
 def unpack_settings(octets: bytes) -> Settings | None:
-    """Return what a program was given; None when these are not even the settings of another version.
+    """Return the settings of a program; None if these are not settings of any version.
 
     Build and device stand where they stand in every version, so that none is ever taken for a stranger's;
     the rest of another version's need not make sense.
@@ -210,7 +210,7 @@ def unpack_port(value: bytes) -> int:
 
 
 def unpack_counts(by_key: Mapping[bytes, bytes]) -> dict[Outcome, tuple[int, int]]:
-    """Return packets and octets by outcome; a value holds those of each processor."""
+    """Return packets and bytes by outcome; a value contains the counters of each processor."""
     counts: dict[Outcome, tuple[int, int]] = {}
     for index, outcome in enumerate(Outcome):
         each = list(_COUNT.iter_unpack(by_key.get(_INDEX.pack(index), b"")))

@@ -1,4 +1,4 @@
-"""What of libbpf we use, by ctypes: an object becomes maps and programs in the kernel.
+"""The functions of libbpf that pyflannel uses, by ctypes: they load an object into the kernel.
 
 It is the one that knows relocation, BTF and the older kernels' ways. Source: libbpf.h, version 1.0 and later.
 """
@@ -20,7 +20,7 @@ _SETTINGS_SECTION = ".rodata.settings"
 
 _LOG_OCTETS = 1 << 20
 _LOG_LINES = 3
-"""The last lines of the verifier's log say what it refused; those before say how it got there."""
+"""Lines from the end of the verifier's log that a message contains: they name the refused instruction."""
 
 _SIGNATURES: Mapping[str, tuple[Any, tuple[Any, ...]]] = {
     "bpf_object__open_mem": (c_void_p, (c_char_p, c_size_t, c_void_p)),
@@ -149,7 +149,7 @@ class Libbpf:
         initial = self._library.bpf_map__initial_value(of_object, ctypes.byref(size))
         if size.value != len(octets):
             raise TargetError(
-                f"the eBPF programs want {size.value} octets of settings, not {len(octets)}",
+                f"the eBPF programs need {size.value} bytes of settings, not {len(octets)}",
                 hint="Install pyflannel again: its object is of another version.",
                 is_permanent=True,
             )

@@ -57,14 +57,14 @@ def update_entries(map_descriptor: int, keys: Sequence[bytes], values: Sequence[
 def delete_entries(map_descriptor: int, keys: Sequence[bytes]) -> dict[int, OSError]:
     """Delete the entries with these keys, in order; return the refused by their place.
 
-    One that is not there is what was wanted.
+    A missing entry is a success.
     """
     refused = _change(Command.MAP_DELETE_BATCH, Command.MAP_DELETE_ELEM, map_descriptor, keys, ())
     return {place: error for place, error in refused.items() if error.errno != errno.ENOENT}
 
 
 def read_entries(map_descriptor: int, key_octets: int, value_octets: int) -> dict[bytes, bytes]:
-    """Return all entries of a map, by key. One that comes or goes in the meantime may be there or not.
+    """Return all entries of a map, by key. An entry that changes meanwhile may be missing.
 
     Raises:
         OSError: the map cannot be read.
@@ -155,7 +155,7 @@ def _change(
 
 
 class _Row:
-    """Octets of equal length, one behind the other, as the kernel reads them; it lives as long as its use."""
+    """Values of equal length, one after the other, for the kernel. The buffer lives during the call."""
 
     def __init__(self, each: Sequence[bytes]) -> None:
         self._buffer = _buffer(b"".join(each))
@@ -194,7 +194,7 @@ def _address(buffer: _Buffer | None) -> int:
 
 
 _FULL = (errno.ENOSPC, errno.E2BIG)
-"""What a trie and a hash say of an entry for which they have no room."""
+"""Error codes of a full trie and of a full hash."""
 
 
 class TunnelMaps:
@@ -210,7 +210,7 @@ class TunnelMaps:
 
     @property
     def notices(self) -> list[Notice]:
-        """What the latest look found to be more than the tables hold."""
+        """The tables that were full in the latest look."""
         ways = {
             PEERS.name: ("peers", "packets to them go through user space"),
             PORTS.name: ("containers", "packets to them pass the bridge"),
@@ -236,8 +236,8 @@ class TunnelMaps:
     def peers(self, planned: Iterable[BpfPeer]) -> list[BpfPeer]:
         """Return the entries of the table of peers; one that is as planned is the plan's own value.
 
-        Where the table has no room, what is planned beyond counts as there: user space has those packets, and
-        nothing is to be mended.
+        If the table is full, the planned entries that do not fit count as present: user space carries their
+        packets, and no repair is possible.
 
         Raises:
             OSError: the map cannot be read.
@@ -278,8 +278,8 @@ class TunnelMaps:
     ) -> list[BpfContainer]:
         """Return the entries of the table of containers; `names` are the links', by index.
 
-        An entry whose device went is none: the kernel took half of it. Where the table has no room, what is
-        planned beyond counts as there: the bridge has those packets.
+        An entry of a deleted device is left out, because the kernel removed a part of it. If the table is full,
+        the planned entries that do not fit count as present: the bridge carries their packets.
 
         Raises:
             OSError: the maps cannot be read.
@@ -342,7 +342,7 @@ class TunnelMaps:
         _raise_any(update_entries(self._descriptors[DEVICES.name], [pack_port(link)], [pack_port(link)]))
 
     def counts(self) -> dict[Outcome, tuple[int, int]]:
-        """Return packets and octets by outcome, since the maps were made.
+        """Return packets and bytes by outcome, since the creation of the maps.
 
         Raises:
             OSError: the map cannot be read.

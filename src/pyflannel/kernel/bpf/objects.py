@@ -18,7 +18,7 @@ OBJECT_NAME = "fastpath.bpf.o"
 
 _SECTIONS_AT = struct.Struct("<Q")
 _SECTION_COUNT = struct.Struct("<HH")  # and which of them has the names
-_SECTION = struct.Struct("<IIQQQQIIQQ")  # name, type, flags, address, offset, octets, …
+_SECTION = struct.Struct("<IIQQQQIIQQ")  # name, type, flags, address, offset, size, …
 _PROGBITS = 1
 _EXECUTABLE = 4
 _INSTRUCTION = struct.Struct("<BBhi")
@@ -30,7 +30,7 @@ class ObjectFile:
     """An ELF object for the kernel.
 
     Attributes:
-        build: the first octets of its SHA-256 digest, by which its programs are known again.
+        build: the first bytes of its SHA-256 digest, which identify its programs.
     """
 
     octets: bytes
@@ -81,9 +81,9 @@ def _calls_by_section(elf: bytes) -> Iterator[tuple[str, frozenset[int]]]:
 
 # Programs and maps of the kernel, opened by their identifiers.
 #
-# That takes CAP_SYS_ADMIN. A daemon without it opens what was pinned: where the directory that it is given is
-# a bpffs, each program that it attaches is pinned there with its maps, under their identifiers. What carries
-# packets never depends on a pin: the hook holds the program, and the program its maps.
+# That requires CAP_SYS_ADMIN. A daemon without it opens pinned objects: if its directory is a bpffs, each program
+# that it attaches is pinned there with its maps, under their identifiers. The data path never depends on a pin:
+# the hook references the program, and the program its maps.
 
 _ID = struct.Struct("=III")  # id, next id, flags
 _NOBODYS = 0x7FFFFFFF
@@ -123,7 +123,7 @@ class KernelObjects:
         """Return when a program, given by descriptor, will be found again by a daemon like this one.
 
         Raises:
-            OSError: EPERM, there is neither right nor pin: attached it could be replaced by nobody.
+            OSError: EPERM, there is neither right nor pin. No later daemon could replace the program.
         """
         os.close(self.open_program(program_info(program).id))
 
@@ -142,7 +142,7 @@ class KernelObjects:
 
     @property
     def opens_by_identifier(self) -> bool:
-        """Whether this process may open any object by its identifier: it asks for one that nobody has."""
+        """Whether this process may open objects by identifier. It tries an identifier that does not exist."""
         try:
             os.close(call_bpf(Command.PROG_GET_FD_BY_ID, _ID.pack(_NOBODYS, 0, 0)))
         except OSError as error:

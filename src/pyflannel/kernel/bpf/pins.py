@@ -15,7 +15,7 @@ from pyflannel.kernel.bpf.syscall import opened
 
 
 def is_bpffs(path: str) -> bool | None:
-    """Return whether a bpffs is mounted at `path`; None when that cannot be told.
+    """Return whether a bpffs is mounted at `path`; None if that is unknown.
 
     Source: proc(5), mountinfo.
     """
@@ -30,7 +30,7 @@ def is_bpffs(path: str) -> bool | None:
 
 
 def kernel_has_bpffs() -> bool | None:
-    """Return whether the kernel has a bpffs that could be mounted; None when that cannot be told."""
+    """Return whether the kernel has a bpffs that could be mounted; None if that is unknown."""
     try:
         with open("/proc/filesystems", encoding="ascii", errors="replace") as file:
             return any(line.split()[-1:] == ["bpf"] for line in file)
@@ -44,10 +44,10 @@ def _unescaped(path: str) -> str:
 
 
 def remove_pin_directory(path: str) -> bool:
-    """Take the directory away, with its pins and what is mounted on it; return whether there was one.
+    """Remove the directory, with its pins and the mount on it; return whether it existed.
 
     Raises:
-        OSError: EPERM, the mount is not ours to undo; ENOTEMPTY, it is a plain directory with files.
+        OSError: EPERM, this process may not unmount it; ENOTEMPTY, it is a plain directory with files.
     """
     if not os.path.isdir(path):
         return False
@@ -119,7 +119,7 @@ def _mount_bpffs(place: str, path: str) -> None:
 
 
 async def pin_standing(directory: str) -> int:
-    """Pin each program of ours that stands in this network namespace; return how many.
+    """Pin each attached program of pyflannel in this network namespace; return their number.
 
     A daemon that had every right, or whose bpffs is gone, left them without.
 

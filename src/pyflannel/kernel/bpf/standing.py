@@ -1,4 +1,4 @@
-"""Programs of ours that stand at the hooks of links, as the kernel has them."""
+"""The programs of pyflannel that are attached to the hooks of links, read from the kernel."""
 
 import errno
 import os
@@ -20,7 +20,7 @@ _ROLES = {role.value: role for role in Role}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedProgram:
-    """A program of ours, wherever it stands.
+    """A program of pyflannel, at any hook.
 
     Attributes:
         map_ids: of the maps that it shares with others.
@@ -35,7 +35,7 @@ class LoadedProgram:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """A program of ours at a hook of a link, given by its index."""
+    """A program of pyflannel at a hook of a link, given by its index."""
 
     link: int
     program: LoadedProgram
@@ -43,11 +43,11 @@ class Standing:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What was found at hooks.
+    """The programs that were found at hooks.
 
     Attributes:
         identifiers: of all programs, of this daemon and of others.
-        unreadable: hooks, by the link's index, with a program that we may not look into.
+        unreadable: hooks, by the index of the link, with a program that this process may not read.
     """
 
     standing: list[Standing] = field(default_factory=list)
@@ -56,7 +56,7 @@ class Look:
 
 
 class StandingPrograms:
-    """Finds our programs; each is looked into once, as what an identifier stands for never changes."""
+    """Finds the programs of pyflannel. It reads each program once, because an identifier is never reused."""
 
     def __init__(self, hooks: Hooks, objects: KernelObjects) -> None:
         self._hooks = hooks
@@ -64,7 +64,7 @@ class StandingPrograms:
         self._known: dict[int, LoadedProgram | None] = {}
 
     async def find(self, links: Iterable[int]) -> list[Standing]:
-        """Return our programs on these links; a link that went away has none.
+        """Return the programs of pyflannel on these links; a deleted link has none.
 
         Raises:
             OSError: the kernel gives no answer: EPERM without CAP_NET_ADMIN.
@@ -72,7 +72,7 @@ class StandingPrograms:
         return (await self._look(links)).standing
 
     async def look(self, links: Iterable[int]) -> Look:
-        """Return our programs on all links, and where there are others that may be ours.
+        """Return the programs of pyflannel on all links, and the hooks with unreadable programs.
 
         Raises:
             OSError: the kernel gives no answer: EPERM without CAP_NET_ADMIN.
@@ -116,7 +116,7 @@ class StandingPrograms:
 
 
 def _read_program(objects: KernelObjects, identifier: int) -> LoadedProgram | None:
-    """Return what a program of ours is and was given; None when it is somebody else's.
+    """Return the role and the settings of a program; None if it is of another program than pyflannel.
 
     Raises:
         OSError: ENOENT, it is gone; EPERM, there is neither right nor pin.
@@ -152,7 +152,7 @@ def describe(
     Args:
         standing: programs that were found.
         names: of the links, by index.
-        build: of the programs that we would load.
+        build: of the programs that this version loads.
         maps: that a tunnel's programs are to share, by its device.
 
     Raises:
@@ -193,7 +193,7 @@ def _key(one: Standing) -> tuple[int, Role, str]:
 def shared_maps(standing: Iterable[Standing], device: str, objects: KernelObjects) -> dict[str, int]:
     """Return descriptors of the maps that a tunnel's programs use, by name, of each the first.
 
-    Those that another version made otherwise are left out: ours cannot use them.
+    Maps of another version with another layout are left out, because this version cannot use them.
 
     Raises:
         OSError: a map cannot be opened.

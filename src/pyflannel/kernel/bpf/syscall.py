@@ -1,4 +1,4 @@
-"""bpf(2): the system call, what it tells of programs and maps. Source: linux/bpf.h, union bpf_attr."""
+"""bpf(2): the system call, and its information on programs and maps. Source: linux/bpf.h, union bpf_attr."""
 
 import ctypes
 import errno
@@ -54,7 +54,7 @@ class Command(IntEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProgramInfo:
-    """What the kernel says of a program: its maps by their identifiers."""
+    """Information of the kernel about a program; its maps by identifier."""
 
     id: int
     name: str
@@ -63,7 +63,7 @@ class ProgramInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MapInfo:
-    """What the kernel says of a map; sizes in octets."""
+    """Information of the kernel about a map; sizes in bytes."""
 
     id: int
     name: str
@@ -74,7 +74,7 @@ class MapInfo:
 
 
 def call_bpf(command: Command, attributes: bytes | ctypes.Array[ctypes.c_char]) -> int:
-    """Perform bpf(2) and return what it returns; attributes in a buffer are also an answer.
+    """Perform bpf(2) and return its result. The kernel may also answer in a buffer of attributes.
 
     Raises:
         OSError: with the errno of the kernel; ENOSYS on a machine whose number of bpf(2) is unknown.
@@ -95,7 +95,7 @@ def call_bpf(command: Command, attributes: bytes | ctypes.Array[ctypes.c_char]) 
 
 
 def program_info(descriptor: int) -> ProgramInfo:
-    """Return what the kernel says of a program.
+    """Return the information of the kernel about a program.
 
     Raises:
         OSError: the descriptor is none of a program.
@@ -108,7 +108,7 @@ def program_info(descriptor: int) -> ProgramInfo:
 
 
 def map_info(descriptor: int) -> MapInfo:
-    """Return what the kernel says of a map.
+    """Return the information of the kernel about a map.
 
     Raises:
         OSError: the descriptor is none of a map.

@@ -1,4 +1,4 @@
-"""The Target that is the kernel's fast path: programs at hooks, and the entries of their maps."""
+"""The Target of the fast path: programs at hooks, and the entries of their maps."""
 
 import asyncio
 import errno
@@ -21,31 +21,31 @@ from pyflannel.model.status import Notice
 from pyflannel.ports import Announce, ChangeChannel, performed, refused_by
 
 Place = tuple[str, Direction]
-"""A hook: of which link, by name, and for which packets."""
+"""A hook: the name of its link, and the direction of the packets."""
 
 _Look = tuple[int, tuple[int, ...]]
-"""The link's index, and the programs; nobody's where there is no link."""
+"""The index of the link, and the programs; 0 and none if the link does not exist."""
 
 _NOTHING: _Look = (0, ())
 
 
 class HookWatch:
-    """Remembers hooks, and tells whether somebody else changed one since."""
+    """Remembers the programs at hooks, and detects changes by other programs."""
 
     def __init__(self, hooks: Hooks) -> None:
         self._hooks = hooks
         self._seen: dict[Place, _Look] = {}
 
     async def remember(self, places: Iterable[Place]) -> None:
-        """Watch these hooks, as they are now, and no others."""
+        """Watch these hooks from now on, and no others."""
         self._seen = {place: await self._look(place) for place in places}
 
     async def note(self, place: Place) -> None:
-        """Take a change of our own for granted."""
+        """Note a change by this process, which is not reported."""
         self._seen[place] = await self._look(place)
 
     async def has_changed(self) -> bool:
-        """Return whether a hook differs from the last look; asked again, it does not."""
+        """Return whether a hook differs from the previous call, and remember its present programs."""
         before = self._seen
         await self.remember(before)
         return self._seen != before
@@ -60,7 +60,7 @@ class HookWatch:
 
 
 LOOK_S = 0.5
-"""The kernel announces no program that goes. So often the hooks are looked at: a system call for each."""
+"""Interval of the looks at hooks, one system call each: the kernel announces no detached program."""
 
 _SEE_DMESG = "Look at the kernel's log (dmesg) for the reason."
 _RIGHTS = "Run it as root, or give it CAP_BPF and CAP_NET_ADMIN, and a bpffs at `.bpf` in its run directory."
@@ -74,8 +74,8 @@ _HINTS = {
 class BpfTarget:
     """A Target for BpfProgram, BpfPeer and BpfContainer items.
 
-    Where nothing can be read for good nothing is found, and each operation is refused with the reason:
-    packets go through user space.
+    If they can permanently not be read, a look finds nothing, and each operation is refused with the reason.
+    Packets then take the path through user space.
     """
 
     kinds = (BpfProgram, BpfPeer, BpfContainer)
@@ -90,11 +90,11 @@ class BpfTarget:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Let go of all descriptors; programs and maps stay."""
+        """Close all descriptors. Programs and maps stay."""
         self._fast_path.close()
 
     async def snapshot(self, desired: State) -> State:
-        """Return all programs of ours, and the entries of the tunnels that the plan has."""
+        """Return all programs of pyflannel, and the entries of the tunnels of the plan."""
         programs = list(desired.of_type(BpfProgram))
         planned: list[BpfProgram | BpfPeer | BpfContainer] = [
             *programs,
@@ -116,7 +116,7 @@ class BpfTarget:
             return State.EMPTY
 
     async def apply(self, operations: Sequence[Operation]) -> Sequence[Refusal]:
-        """Perform the operations in order; neighbouring ones on peers go out as one batch."""
+        """Perform the operations in order. Consecutive operations on peers form one batch."""
         return await performed(operations, self._apply(operations))
 
     async def _apply(self, operations: Sequence[Operation]) -> list[Refusal]:
@@ -129,7 +129,7 @@ class BpfTarget:
         return refusals
 
     def changes(self) -> ChangeChannel:
-        """Open a channel that tells when a hook of the plan has other programs than at the last look."""
+        """Open a channel that announces a hook of the plan if its programs changed since the last look."""
         return ChangeChannel(self._read_changes)
 
     async def _read_changes(self, announce: Announce) -> None:
@@ -140,7 +140,7 @@ class BpfTarget:
                 announce()
 
     def counts(self, device: str) -> Mapping[Outcome, tuple[int, int]]:
-        """Return packets and octets by outcome of a tunnel; empty when it has no fast path.
+        """Return packets and bytes by outcome of a tunnel; empty without a fast path.
 
         Raises:
             OSError: they cannot be read.
@@ -148,7 +148,7 @@ class BpfTarget:
         return self._fast_path.counts(device)
 
     def strangers(self, device: str) -> Sequence[Stranger]:
-        """Return whose packets the guard of a tunnel dropped; none when it has no fast path.
+        """Return the senders whose packets the guard of a tunnel dropped; none without a fast path.
 
         Raises:
             OSError: they cannot be read.
@@ -156,11 +156,11 @@ class BpfTarget:
         return self._fast_path.strangers(device)
 
     def features(self) -> tuple[Feature, ...]:
-        """Return what there is of what the fast path uses, asked anew."""
+        """Return the features that the fast path uses, probed again."""
         return self._fast_path.features()
 
     def notices(self, device: str) -> tuple[Notice, ...]:
-        """Return what the latest look found of a tunnel that nobody can mend."""
+        """Return the problems of a tunnel that no repair can end, as of the latest look."""
         return self._fast_path.notices(device)
 
     async def _change_peers(
@@ -199,7 +199,7 @@ def _item(operation: Operation) -> Item:
 
 
 def _batch(operation: Operation) -> tuple[bool, str, bool]:
-    """Return what neighbours must have in common to be one batch: peers, of one tunnel, put or removed."""
+    """Return the properties that consecutive operations of one batch share: kind, tunnel, put or removal."""
     item = _item(operation)
     return isinstance(item, BpfPeer), _device(item), isinstance(operation, Remove)
 
