@@ -28,7 +28,10 @@ _UNREADABLE = (
     "programs of an earlier flanneld seem to be attached at {}. Without CAP_SYS_ADMIN and without their pins,"
     " this flanneld can neither read nor remove them: they carry packets by tables that are not repaired"
 )
-_HAND_OVER = "As root, run `flannelctl pins` and restart flanneld to hand them over, or `flannelctl cleanup` to remove them."
+_HAND_OVER = (
+    "As root, run `flannelctl pins` and restart flanneld to hand them over,"
+    " or `flannelctl cleanup` to remove them."
+)
 
 
 class FastPath:

@@ -278,8 +278,8 @@ class TunnelMaps:
     ) -> list[BpfContainer]:
         """Return the entries of the table of containers; `names` are the links', by index.
 
-        An entry of a deleted device is left out, because the kernel removed a part of it. If the table is full,
-        the planned entries that do not fit count as present: the bridge carries their packets.
+        An entry of a deleted device is left out, because the kernel removed a part of it. If the table is
+        full, the planned entries that do not fit count as present: the bridge carries their packets.
 
         Raises:
             OSError: the maps cannot be read.
