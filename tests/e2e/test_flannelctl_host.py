@@ -190,6 +190,7 @@ class TestStatus:
             "link": "flannel0",
             "mtu": 1472,
             "notes": [],
+            "is_encrypted": False,
         }
         assert (status["store"]["url"], status["store"]["is_connected"]) == (host.store, True)
         assert status["forwarder"]["is_attached"]
