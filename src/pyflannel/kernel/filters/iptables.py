@@ -37,7 +37,7 @@ LOCK = "/run/xtables.lock"
 
 
 def lock_holder() -> str | None:
-    """Return the process that holds the lock, as `NAME (pid N)`; None when nobody does, or it is not told.
+    """Return the process that holds the lock, as `NAME (pid N)`; None if it is free or unknown.
 
     Source: proc(5), /proc/locks: `1: FLOCK ADVISORY WRITE PID MAJOR:MINOR:INODE START END`.
     """
@@ -54,7 +54,7 @@ def lock_holder() -> str | None:
 
 
 PROGRAMS: Mapping[Family, str] = {4: "iptables", 6: "ip6tables"}
-"""What is on the PATH of every host: a name of one of the two kinds."""
+"""The name that every host has on its PATH, for one of the two kinds."""
 
 _NFT_FAMILIES: Mapping[Family, str] = {4: "ip", 6: "ip6"}
 _MODERN = (1, 6, 2)
@@ -70,7 +70,7 @@ class LockHeldError(TargetError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Version:
-    """What a program says of itself.
+    """The kind and the version that a program reports.
 
     Attributes:
         is_nft: it works on nf_tables; else it is legacy iptables.
@@ -98,11 +98,11 @@ async def version_of(program: str) -> Version | None:
 
 
 _NO_TABLE_NAMES = "Failed to list table names"
-"""Legacy iptables: only root may read /proc/net/ip_tables_names, whatever capabilities a user has."""
+"""Legacy iptables: only root may read /proc/net/ip_tables_names, and no capability changes this."""
 
 
 async def read_saved(program: str) -> SavedTables:
-    """Return what `PROGRAM-save` prints; of legacy iptables, a user other than root gets our tables only.
+    """Return the output of `PROGRAM-save`; with legacy iptables and without root, of the used tables only.
 
     Raises:
         TargetError: it failed, or cannot be run.
@@ -142,9 +142,9 @@ async def restore(program: str, transaction: str, version: Version) -> None:
 
 
 async def tidy(program: str, family: Family, table: str, hook: str) -> None:
-    """Take away what an iptables of nf_tables made for rules: the built-in chain, the table, if unused.
+    """Remove the built-in chain and the table that an iptables of nf_tables created, if they are unused.
 
-    Both are deleted only as long as they are empty, so that nobody's rules go with them.
+    Both are deleted only while they are empty, so that no rule of another program is deleted with them.
 
     Raises:
         TargetError: the program cannot be run.
@@ -169,14 +169,14 @@ def _failed(program: str, ran: Ran) -> TargetError:
     )
 
 
-# All filter rules that iptables knows of, in both of its kinds; and rules of others taken away.
+# Reads all filter rules of iptables, of both kinds, and removes rules of the original.
 #
 # A host has one kind of iptables under the plain name. Rules of the other kind stay where they are when the
 # name changes hands, and the kernel asks both.
 
 
 async def read_rules() -> tuple[SavedRules, ...]:
-    """Return what each program prints, nothing of one that is missing or fails; no table is made by it."""
+    """Return the output of each program, without missing or failing ones. It creates no table."""
     read = []
     for family, program in PROGRAMS.items():
         for one in (program, await _other(program)):
@@ -186,7 +186,7 @@ async def read_rules() -> tuple[SavedRules, ...]:
 
 
 async def remove_rules(left: LeftRules) -> None:
-    """Remove these rules, all or none; then what was made for them in nf_tables, where it is empty.
+    """Remove these rules, all or none, and then the empty chains and tables that nf_tables created for them.
 
     Raises:
         TargetError: iptables failed, or is not there.
@@ -229,7 +229,7 @@ _MISSING_HINT = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Seen:
-    """What is there of one family; equal to another when they differ in what is no concern of ours alone."""
+    """The present rules of one family. Rules of other programs do not count in comparisons."""
 
     chains: tuple[IptablesChain, ...] = ()
     drops: bool = False
@@ -258,7 +258,7 @@ class IptablesTarget:
         self._dump.__exit__()
 
     async def snapshot(self, desired: State) -> State:
-        """Return the chains with our names; one that is only for a policy of DROP is there without it."""
+        """Return the chains of pyflannel. A chain for a policy of DROP counts as present without it."""
         planned = list(desired.of_type(IptablesChain))
         seen = await self._see(frozenset(chain.family for chain in planned))
         found: dict[object, IptablesChain] = {
@@ -300,7 +300,7 @@ class IptablesTarget:
         return refusals
 
     async def _see(self, families: frozenset[Family]) -> Mapping[Family, _Seen]:
-        """Return what is there of these families at least."""
+        """Return the present rules of at least these families."""
         seen = await self._dump.get()
         if families <= seen.keys():
             return seen
@@ -326,7 +326,7 @@ class IptablesTarget:
         return _Seen(chains=tuple(chains_of(saved, family)), drops=drops_forwarded(saved), saved=saved)
 
     async def _normalised(self, there: IptablesChain, planned: IptablesChain) -> IptablesChain:
-        """Return what is there as the plan would say it, where it is as near to it as this host can get."""
+        """Return the planned chain if the present one is the closest form that this host supports."""
         there = replace(there, is_for_dropping=planned.is_for_dropping)
         return planned if there == await self._possible(planned) else there
 
@@ -381,7 +381,7 @@ def _saved(seen: _Seen) -> SavedTables:
 
 
 def _is_needed(chain: IptablesChain, seen: _Seen) -> bool:
-    """Return whether iptables may drop what the chain would accept; where it is missing nobody asks it to."""
+    """Return whether iptables may drop packets that the chain would accept; False if it is missing."""
     if not chain.is_for_dropping or seen.drops:
         return True
     return seen.error is not None and not isinstance(seen.error, MissingProgramError)

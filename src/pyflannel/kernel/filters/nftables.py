@@ -1,4 +1,4 @@
-"""The Target that is nftables: tables of ours, each replaced as a whole in one transaction."""
+"""The Target of nftables: the tables of pyflannel, each replaced as a whole in one transaction."""
 
 import logging
 from collections.abc import Hashable, Sequence
@@ -27,7 +27,7 @@ _MISSING_HINT = "Install nftables; or set EnableNFTables to false in the network
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """Our tables as they are; none where they cannot be read, for a reason that applying says."""
+    """The present tables of pyflannel; none if they cannot be read, with the reason for refusals."""
 
     tables: tuple[NftTable, ...] = ()
     error: TargetError | None = field(default=None, compare=False)
@@ -53,7 +53,7 @@ class NftTarget:
         self._dump.__exit__()
 
     async def snapshot(self, desired: State) -> State:
-        """Return the tables with our names."""
+        """Return the tables with the names of pyflannel."""
         seen = await self._dump.get()
         planned: dict[Hashable, NftTable] = {item.key: item for item in desired.of_type(NftTable)}
         self._dump.is_wanted = bool(planned or seen.tables)
@@ -69,7 +69,7 @@ class NftTarget:
         return await performed(operations, self._apply(operations))
 
     def changes(self) -> ChangeChannel:
-        """Open a channel that tells when our tables are not as they were read."""
+        """Open a channel that announces changes of the tables since the latest reading."""
         return self._dump.changes()
 
     async def _apply(self, operations: Sequence[Operation]) -> list[Refusal]:
@@ -104,7 +104,7 @@ class NftTarget:
         return parse_names(await _nft("list", "tables"))
 
     async def _read_table(self, family: Family, device: str) -> NftTable | None:
-        """Return a table that was listed; None when somebody has deleted it since."""
+        """Return a listed table; None if it was deleted meanwhile."""
         name = NftTable(family=family, device=device, chains=()).name
         try:
             text = await _nft("-j", "list", "table", FAMILIES[family], name)
@@ -145,7 +145,7 @@ class NftTarget:
 
 
 async def _nft(*words: str, given: str = "") -> str:
-    """Return what nft printed.
+    """Return the output of nft.
 
     Raises:
         TargetError: it failed, or cannot be run.

@@ -1,4 +1,4 @@
-"""Programs that are run for their answer, iptables and nft; and what was read, until it changes."""
+"""Runs iptables and nft, and keeps their latest output until the rules change."""
 
 import asyncio
 import errno
@@ -26,7 +26,7 @@ class MissingProgramError(TargetError):
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """How a program ended, and what it printed."""
+    """The exit status and the output of a program."""
 
     status: int
     output: str
@@ -34,12 +34,12 @@ class Ran:
 
     @property
     def is_permanent(self) -> bool:
-        """Whether it complained of what stays until something else changes: it names the error in words."""
+        """Whether its error is permanent, from the words of its message."""
         return any(is_permanent(code) and os.strerror(code) in self.complaint for code in errno.errorcode)
 
     @property
     def cause(self) -> str:
-        """What it said of its failure, in one line."""
+        """Its error message, in one line."""
         lines = [line.strip() for line in self.complaint.splitlines()]
         said = [line for line in lines if line and not line.startswith("#")]
         return said[0] if said else f"exit status {self.status}"
@@ -48,8 +48,8 @@ class Ran:
 async def run_program(*words: str, given: str = "") -> Ran:
     """Run a program with `given` as its input, to its end; cancelled or too slow, it is killed.
 
-    A thread waits for it. asyncio's own processes wait for ever when the system refuses them a pipe or a
-    watch; those of subprocess lose descriptors, and the process itself, when it refuses them a pipe.
+    A thread waits for it. If the system refuses a pipe or a watch, asyncio's own processes wait forever, and
+    those of subprocess lose descriptors and the process itself.
 
     Raises:
         MissingProgramError: it is not installed.
@@ -60,12 +60,12 @@ async def run_program(*words: str, given: str = "") -> Ran:
         in_thread(_run, words, given.encode(errors="surrogateescape"), running_pids)
     )
     try:
-        with target_errors(f"{words[0]} cannot be run", hint="Look at the file, who may run it, and dmesg."):
+        with target_errors(f"{words[0]} cannot be run", hint="Check the file, its mode, and dmesg."):
             async with asyncio.timeout(_DEADLINE_S):
                 return await asyncio.shield(running)
     except TimeoutError as error:
         raise TargetError(
-            f"{words[0]} did not end within {_DEADLINE_S:.0f} s", hint="See what it waits for: ps, dmesg."
+            f"{words[0]} did not end within {_DEADLINE_S:.0f} s", hint="Find the reason with ps and dmesg."
         ) from error
     finally:
         if not running.done():
@@ -86,21 +86,21 @@ def _run(words: Sequence[str], given: bytes, running_pids: list[int]) -> Ran:
                     (os.POSIX_SPAWN_DUP2, file, number)
                     for number, file in enumerate((entered, output, complaint))
                 ],
-                setpgroup=0,  # so that what it started is killed with it
+                setpgroup=0,  # so that its children are killed with it
                 setsigdef=[signal.SIGPIPE],
             )
         except FileNotFoundError as error:
             raise MissingProgramError(words[0]) from error
         running_pids.append(pid)
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-        running_pids.clear()  # as long as nobody else can have its number
+        running_pids.clear()  # before another process can get its number
         _, status = os.waitpid(pid, 0)
         return Ran(os.waitstatus_to_exitcode(status), _text(output), _text(complaint))
 
 
 @contextmanager
 def _memory(name: str) -> Iterator[int]:
-    """Open a file in memory, which nobody has to read while the program runs."""
+    """Open a file in memory, which need not be read while the program runs."""
     descriptor = os.memfd_create(name)
     try:
         yield descriptor
@@ -112,11 +112,11 @@ def _text(file: int) -> str:
     return os.pread(file, os.fstat(file).st_size, 0).decode(errors="surrogateescape")
 
 
-# What was read of the packet filter, for as long as nobody changed it.
+# The latest reading of the packet filter, until the filter changes.
 #
-# Reading means running a program, so the passes that routes and links ask for share what was read last. It
-# is read anew when the kernel announces a change of nf_tables, which iptables works on as well, after our own
-# changes, and by the clock: legacy iptables announces nothing.
+# Reading runs a program, so passes caused by routes and links share the latest reading. The filter is read
+# again when the kernel announces a change of nf_tables (which iptables uses as well), after changes by
+# pyflannel, and periodically, because legacy iptables announces nothing.
 
 log = logging.getLogger(__name__)
 
@@ -131,9 +131,9 @@ _Dump = TypeVar("_Dump")
 
 
 class RuleDump(Generic[_Dump]):
-    """The last reading, and the wish to know when the next differs. What `read` raises is not kept.
+    """The latest reading, and the announcement of a different one. An exception of `read` is not kept.
 
-    Entered, it hears every change from then on. `read` reads; `resync_s` is the longest that a reading counts
+    Once entered, it receives every change. `read` reads; `resync_s` is the longest validity of a reading
     while `is_wanted`.
     """
 
@@ -159,11 +159,11 @@ class RuleDump(Generic[_Dump]):
             self._notifications = None
 
     async def get(self) -> _Dump:
-        """Return what is there, as far as is known; while it is read anew, that is the reading before."""
+        """Return the latest reading, also while the next one is in progress."""
         return await self._refresh() if self._last is None else self._last
 
     def forget(self) -> None:
-        """Read again before the next use: we changed something."""
+        """Read again before the next use, after a change by this process."""
         self._last = None
         self._forgotten += 1
 
@@ -178,7 +178,7 @@ class RuleDump(Generic[_Dump]):
                 if self.is_wanted and await self._has_changed():
                     announce()
         finally:
-            self.forget()  # nobody hears whether it still counts
+            self.forget()  # without notifications, its validity is unknown
 
     async def _has_changed(self) -> bool:
         """Read, and return whether that differs from the last reading, or there was none that counts."""

@@ -102,7 +102,7 @@ class TunnelGuardTarget:
             self._requests = None
 
     async def snapshot(self, desired: State) -> State:
-        """Return our tables, and the peers that the tables of the plan have entries for."""
+        """Return the tables of pyflannel, and the peers with entries in the planned tables."""
         self._desired = desired
         if next(desired.of_type(GuardTable), None) is not None:
             self._is_planned.set()
@@ -127,7 +127,7 @@ class TunnelGuardTarget:
         return await performed(operations, self._apply(operations))
 
     def changes(self) -> ChangeChannel:
-        """Open a channel that tells when another program changes a table of ours."""
+        """Open a channel that announces changes of the tables by other programs."""
         return ChangeChannel(self._read_changes)
 
     async def strangers(self, device: str) -> list[Stranger]:
@@ -269,7 +269,7 @@ class TunnelGuardTarget:
             new += add_elements(table, spec, added)
             useless += delete_elements(table, spec, removed - kept)
         await self._commit_in_parts(new)
-        # Another program may have deleted one of these: what is left then, the next look finds.
+        # Another program may have deleted one of these. The next look finds the rest.
         await self._commit_in_parts(useless, but=errno.ENOENT)
 
     def _source_length(self, device: str) -> int:
@@ -343,7 +343,7 @@ class TunnelGuardTarget:
             notifications.close()
 
     def _concerns_us(self, message: Message) -> bool:
-        """Return whether another program changed a table with a name of ours."""
+        """Return whether another program changed a table with a name of pyflannel."""
         table = table_of(message)
         if table is None or guard_device_of(table) is None:
             return False
@@ -359,7 +359,7 @@ def _device(item: Item) -> str:
 
 
 def _before(operation: Operation) -> GuardPeer | None:
-    """Return the peer that an operation takes away."""
+    """Return the peer that an operation removes."""
     match operation:
         case Remove(GuardPeer() as peer) | Replace(GuardPeer() as peer, _):
             return peer

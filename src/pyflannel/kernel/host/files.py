@@ -63,7 +63,7 @@ class Replacement:
         self._remove()
 
     def write(self, octets: bytes) -> None:
-        """Add these octets."""
+        """Add these bytes."""
         self._file.write(octets)
 
     def finish(self) -> None:
@@ -100,7 +100,7 @@ class FileMemory:
         self._complaint: str | None = None
 
     async def load(self) -> bytes | None:
-        """Return the file's octets, or None."""
+        """Return the bytes of the file, or None."""
         try:
             return await in_thread(self._path.read_bytes)
         except FileNotFoundError:
@@ -131,18 +131,17 @@ class FileMemory:
 
 
 _COALESCE_S = 0.005
-_LARGEST = 1 << 20  # octets; nothing that we write comes near
+_LARGEST = 1 << 20  # bytes; the files of pyflannel are far smaller
 
 _OTHER = "\0"
-"""Text of what is no readable plain file of mode 0644: equal to none that a plan can ask for."""
+"""Text of an object that is no readable plain file of mode 0644. It differs from every planned text."""
 
 
 class FileTarget:
-    """A Target for HostFile items; other items are none of its business.
+    """A Target for HostFile items.
 
-    Entered, it hears every change to the files of the last snapshot, whether or not somebody waits for it
-    yet. Where other programs have all of the kernel's inotify instances it hears of none, and asks for one
-    with each look.
+    Once entered, it receives every change of the files of the last snapshot, also while no task waits. If
+    other programs use all inotify instances of the kernel, it receives none, and requests one at each look.
     """
 
     kinds = (HostFile,)
@@ -166,7 +165,7 @@ class FileTarget:
         """Return the planned files as they are now; those that are not there are left out."""
         paths = [item.path for item in desired.of_type(HostFile)]
         if (inotify := self._listen()) is not None:
-            self._watch(inotify, paths)  # before reading: what changes in between is then announced
+            self._watch(inotify, paths)  # before reading, so that a change in between is announced
         with target_errors("a file cannot be read", hint="Look at its file system, and at dmesg."):
             found = await in_thread(lambda: [_read(path) for path in paths])
         return State.collect(item for item in found if item is not None)
@@ -190,7 +189,7 @@ class FileTarget:
                 announce()
 
     def _listen(self) -> Inotify | None:
-        """Return what tells of changes, if the kernel gives it; say once when it does not."""
+        """Return the inotify instance, if the kernel has one left; log once if it does not."""
         if self._inotify is None:
             try:
                 self._inotify = Inotify()
@@ -233,7 +232,7 @@ class FileTarget:
         self._has_complained = has_failed
 
     def _concerned(self, events: Sequence[Event]) -> bool:
-        """Return whether one is about a file of ours, or a directory that leads to it."""
+        """Return whether an event concerns a planned file, or a directory on its path."""
         return any(
             event.mask & OVERFLOWED or event.name in self._names.get(event.watch, ()) for event in events
         )
@@ -252,10 +251,10 @@ def _add(inotify: Inotify, directory: str) -> int | None:
 
 
 def _read(path: str) -> HostFile | None:
-    """Return what stands at the path.
+    """Return the file at the path.
 
     Raises:
-        OSError: it cannot be told just now.
+        OSError: it is unknown at the moment.
     """
     try:
         # O_NONBLOCK: opening a FIFO must not wait for its writer.
@@ -263,7 +262,7 @@ def _read(path: str) -> HostFile | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        if error.errno in (errno.ELOOP, errno.EACCES, errno.ENXIO):  # a link, not ours to read, a socket
+        if error.errno in (errno.ELOOP, errno.EACCES, errno.ENXIO):  # a link, an unreadable file, a socket
             return HostFile(path=path, text=_OTHER)
         raise
     try:
@@ -307,8 +306,8 @@ def _refusal(operation: Operation, error: OSError, path: str) -> Refusal:
         errno.ENOSPC: f"Free space on the file system of {directory}; the old file is whole.",
         errno.EDQUOT: f"Free space on the file system of {directory}; the old file is whole.",
         errno.EROFS: f"Mount the file system of {directory} writable, or name another path.",
-        errno.EISDIR: f"A directory stands at {path}: move it away.",
-        errno.ENOTDIR: f"Something on the way to {path} is no directory: move it away.",
+        errno.EISDIR: f"{path} is a directory: move or remove it.",
+        errno.ENOTDIR: f"A part of the path {path} is not a directory: move or remove it.",
         errno.EACCES: f"Run as root, or let this user write to {directory}.",
         errno.EPERM: f"Run as root; look at the attributes of {directory} with lsattr.",
     }

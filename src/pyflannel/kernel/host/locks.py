@@ -39,7 +39,7 @@ class RunLock:
         with target_errors(f"the lock file {self._path} cannot be made", hint=hint):
             os.makedirs(os.path.dirname(os.path.abspath(self._path)), mode=0o755, exist_ok=True)
             self._descriptor = self._acquire()
-        with contextlib.suppress(OSError):  # a full disk keeps us from signing, not from holding
+        with contextlib.suppress(OSError):  # on a full disk, the lock is held without the process ID in it
             os.truncate(self._descriptor, 0)
             os.pwrite(self._descriptor, f"{os.getpid()} {self._program}\n".encode(), 0)
         return self
@@ -48,7 +48,7 @@ class RunLock:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         with contextlib.suppress(OSError):
-            os.unlink(self._path)  # while it is held, so that it is ours that goes
+            os.unlink(self._path)  # while it is held, so that no lock of another process is removed
         os.close(self._descriptor)
 
     def _acquire(self) -> int:
@@ -121,19 +121,19 @@ _NO_OWNED_TABLE = frozenset(
 class DeviceClaim:
     """A name of a device, held for as long as this process lives, in its network namespace.
 
-    The claim is an empty nftables table that belongs to our socket: it takes CAP_NET_ADMIN to create it,
-    nobody else can delete it, and the kernel deletes it however the process ends. Each network namespace has
-    tables of its own, as it has its devices.
+    The claim is an empty nftables table that belongs to a socket of this process. Its creation requires
+    CAP_NET_ADMIN, no other process can delete it, and the kernel deletes it at any end of the process. Each
+    network namespace has tables of its own, as it has its devices.
 
     A kernel that has no such tables (before Linux 5.12, or without nf_tables) leaves a name in the abstract
     namespace of Unix sockets. Any local user can hold such a name, and the daemon then takes the next one.
     """
 
     def __init__(self, names: Iterable[str]) -> None:
-        """Claim the first of `names` that nobody holds.
+        """Claim the first of `names` that is free.
 
         Raises:
-            BusyError: somebody holds each of the first few hundred.
+            BusyError: each of the first few hundred is in use.
             TargetError: the kernel refuses sockets.
         """
         hint = "Give flanneld the right to make netlink and Unix sockets."
@@ -152,7 +152,7 @@ class DeviceClaim:
 
 
 def _claim(names: Sequence[str]) -> tuple[str, socket.socket] | None:
-    """Return the first name that nobody holds, with what holds it now."""
+    """Return the first free name, with the object that holds it now."""
     try:
         return _claim_by_table(names)
     except OSError as error:

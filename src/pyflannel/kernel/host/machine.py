@@ -25,9 +25,9 @@ from pyflannel.wire.nftables import parse_forward_chains
 
 
 def notify(text: str) -> bool:
-    """Send assignments such as `READY=1` to NOTIFY_SOCKET; return whether somebody was told.
+    """Send assignments such as `READY=1` to NOTIFY_SOCKET; return whether they were sent.
 
-    Without a service manager, or when it does not listen, nothing happens: a daemon runs all the same.
+    Without a listening service manager, nothing happens: the daemon runs nevertheless.
     """
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address.startswith(("/", "@")):
@@ -59,12 +59,12 @@ def watchdog_s() -> float | None:
     """
     limit = os.environ.get("WATCHDOG_USEC", "")
     if os.environ.get("WATCHDOG_PID") not in (None, str(os.getpid())):
-        return None  # meant for the process that started us
+        return None  # it is for the parent process
     return int(limit) / 1e6 if limit.isdecimal() and int(limit) else None
 
 
 _NAP_S = 30.0
-"""Longest sleep in one piece: the event loop's own clock stands still while the host sleeps."""
+"""Longest single sleep: the clock of the event loop stops while the host is suspended."""
 
 
 class BoottimeClock:
@@ -91,9 +91,9 @@ _DEBIANS = re.compile(r"\bDebian (\d+\.\d+\.\d+)")
 
 
 def kernel_release() -> str:
-    """Return the release that the kernel is made from, `5.4.233`, or what uname says, `6.1.0-18-amd64`.
+    """Return the release of the kernel source, `5.4.233`, or else that of uname, `6.1.0-18-amd64`.
 
-    Debian and Ubuntu keep the last number of uname's release at 0, whatever fixes are in.
+    Debian and Ubuntu keep the last number of uname's release at 0, for any fixes.
     """
     signature = ""
     with contextlib.suppress(OSError), open(_UBUNTUS, encoding="ascii", errors="replace") as file:
@@ -103,7 +103,7 @@ def kernel_release() -> str:
 
 
 def exact_release(release: str, version: str, signature: str) -> str:
-    """Return the release that stands in uname's version or in Ubuntu's signature, or else uname's own.
+    """Return the release in uname's version or in Ubuntu's signature, or else uname's own.
 
     The signature is `Ubuntu 5.4.0-150.167-generic 5.4.233`, Debian's version `#1 SMP Debian 4.19.118-2`.
     """
@@ -144,7 +144,7 @@ def forwards() -> bool | None:
 
 
 def is_strict(link: str) -> bool:
-    """Return whether the host drops what comes in by a link that it would not answer by (RFC 3704, strict).
+    """Return whether the host drops packets from a link that is not their way back (RFC 3704, strict).
 
     The greater of the setting for all and that of the link counts (Documentation/networking/ip-sysctl).
     """
@@ -152,7 +152,7 @@ def is_strict(link: str) -> bool:
 
 
 def port_mtus(bridge: str) -> dict[str, int]:
-    """Return the MTU of each port of a bridge, in octets, by name."""
+    """Return the MTU of each port of a bridge, in bytes, by name."""
     with contextlib.suppress(OSError):
         ports = os.listdir(_DEVICES / bridge / "brif")
         return {port: mtu for port in sorted(ports) if (mtu := _number(_DEVICES / port / "mtu")) is not None}
@@ -160,11 +160,11 @@ def port_mtus(bridge: str) -> dict[str, int]:
 
 
 async def forward_chains() -> list[ForwardChain]:
-    """Return the chains at the forward hook that drop what they do not accept.
+    """Return the chains at the forward hook that drop packets which they do not accept.
 
     Raises:
         TargetError: nft failed, or is not installed.
-        WireError: it said what makes no sense.
+        WireError: its output is invalid.
     """
     # Not the whole ruleset: nft 1.0.6 crashes when it prints a table with the owner flag as JSON.
     bases = parse_forward_chains(await _nft("list", "chains"))
@@ -182,7 +182,7 @@ async def _nft(*words: str) -> str:
 
 
 async def legacy_forward_chains() -> list[ForwardChain]:
-    """Return FORWARD of legacy iptables, if it drops what it does not accept; nothing where there is none."""
+    """Return FORWARD of legacy iptables, if it drops packets that it does not accept."""
     version = await version_of(PROGRAMS[4])
     is_legacy = version is not None and not version.is_nft
     program = PROGRAMS[4] if is_legacy else f"{PROGRAMS[4]}-legacy"
@@ -320,7 +320,7 @@ def _standing(owner: str | None, machine: str) -> Identity | None:
 
 def _keep(state_dir: str, run_dir: str, identity: Identity) -> None:
     _write(os.path.join(state_dir, _FILE), _text(identity))
-    with target_errors("boot and network namespace cannot be told", hint="Mount /proc."):
+    with target_errors("boot and network namespace are unknown", hint="Mount /proc."):
         text = _run_text(identity)
     _write(os.path.join(run_dir, _FILE), text)
 
@@ -330,7 +330,7 @@ def _text(identity: Identity, **more: str) -> str:
 
 
 def _run_text(identity: Identity) -> str:
-    """Return what is kept in the run directory, which a copy of the directory elsewhere does not match."""
+    """Return the content of the run directory, which a copy of the directory elsewhere does not match."""
     namespace = os.stat("/proc/self/ns/net")
     boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     return _text(identity, Boot=boot, Namespace=f"{namespace.st_dev}:{namespace.st_ino}")
