@@ -84,9 +84,11 @@ class BootedSystem(Sandbox):
             return
         for name in _PROGRAMS:
             self._host.run(["ln", "-sf", Path(sys.executable).parent / name, self._root / "usr/local/bin"])
-        for parent in {parent for path in _INSTALLATION for parent in path.parents}:
-            if (self._root / parent.relative_to("/")).is_dir():  # one that only root may enter
-                self._host.run(["chmod", "go+x", self._root / parent.relative_to("/")])
+        # The units have other users, and the installation may be in a directory that only root may enter.
+        parents = {self._root / parent.relative_to("/") for path in _INSTALLATION for parent in path.parents}
+        self._host.run(
+            ["sh", "-c", 'for each; do [ ! -d "$each" ] || chmod go+x "$each"; done', "sh", *parents]
+        )
         if any(path.is_relative_to("/tmp") or path.is_relative_to("/var/tmp") for path in _INSTALLATION):
             # Units with a /tmp of their own would not see this installation.
             self.write("/etc/systemd/system/service.d/installation.conf", "[Service]\nPrivateTmp=no\n")
