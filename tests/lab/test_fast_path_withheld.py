@@ -129,8 +129,8 @@ def test_a_bpffs_that_cannot_be_mounted_is_said(ends):
     host, _ = ends
 
     for before, code in (
-        (FEWER_RIGHTS, "Operation not permitted"),
-        (with_refusal("mount", "ENODEV"), "No such device"),
+        (FEWER_RIGHTS, "EPERM: Operation not permitted"),
+        (with_refusal("mount", "ENODEV"), "ENODEV: No such device"),
     ):
         done = host.run([*before, "flannelctl", "pins"], check=False)
         assert done.returncode != 0

@@ -29,8 +29,8 @@ GAP_S = 2.0
 SHORT_GAP_S = 0.8
 """The same where flanneld runs already: the end of the original's device ends its pause between two tries."""
 
-TRIES = 8
-"""After so many the pause between two tries is as long as it becomes."""
+PINGS_MEANWHILE = 5000
+"""By then, the pause between two tries has its maximum."""
 
 
 @pytest.fixture
@@ -72,18 +72,17 @@ def test_flanneld_may_start_while_the_original_runs_and_takes_over_when_it_stops
     """The original carries the packets until its end. Log and status name it, and the subnet stays."""
     original = start_original(overlay, host, peer)
     wait_running(original)
-    tries = host.directory / "run/flannel/forwarder.log"
     with ping_stream(peer, BASE, interval_s=INTERVAL_S) as stream:
         stream.wait_answered()
 
         overlay.daemons[host.name] = host.launch_flanneld(f"--store={overlay.etcd.url}")
         overlay.wait_logged(host, "UDP port 8285 of 10.10.10.101 is in use by python3")
+        answered = len(stream.answers())
         wait_until(
-            lambda: len(tries.read_text().splitlines()) >= TRIES,
-            what="flanneld has tried several times",
+            lambda: len(stream.answers()) >= answered + PINGS_MEANWHILE,
+            what="the original carries packets while flanneld tries",
             deadline_s=DEADLINE_S,
         )
-        stream.wait_answered()
         lost_while_both_run = stream.lost()
         stopped_at = time.time()
         original.stop()

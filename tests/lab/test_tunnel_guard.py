@@ -148,6 +148,13 @@ def network(overlay, joined, request) -> Network:
     for host in joined[0]:
         overlay.wait_status(host, has_switched, f"has the backend {kind}")
         overlay.wait_status(host, lambda status: status.peers >= 2, "knows the others")
+        if kind != "host-gw":
+            rule, shown = f"udp dport {port} ", ["nft", "list", "table", "ip", "flannel-guard"]
+            wait_until(
+                lambda host=host, rule=rule, shown=shown: rule in host.run(shown).stdout,
+                what=f"{host.name} has the guard of {kind}",
+                deadline_s=DEADLINE_S,
+            )
     return Network(overlay, kind, port, *joined)
 
 

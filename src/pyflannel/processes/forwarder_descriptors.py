@@ -8,7 +8,7 @@ from contextlib import suppress
 from fcntl import ioctl
 from socket import if_nametoindex
 
-from pyflannel.errors import TargetError
+from pyflannel.errors import TargetError, in_words
 
 
 def open_listener(path: str) -> socket.socket:
@@ -85,7 +85,7 @@ def open_underlay_socket(address: str, port: int) -> socket.socket:
         udp.bind((address, port))
     except OSError as error:
         udp.close()
-        raise OSError(error.errno, f"UDP {address}:{port}: {error.strerror}") from None
+        raise OSError(error.errno, f"UDP {address}:{port}: {in_words(error)}") from None
     return udp
 
 
@@ -124,7 +124,7 @@ def attach_device(link: str) -> int:
     try:
         descriptor = os.open(_DEVICE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
-        raise OSError(error.errno, f"{_DEVICE}: {error.strerror}") from None
+        raise OSError(error.errno, f"{_DEVICE}: {in_words(error)}") from None
     try:
         _attach(descriptor, link)
         # A device that was deleted in between was created again. It is deleted with this descriptor.
@@ -151,7 +151,7 @@ def _attach(descriptor: int, link: str) -> None:
                 raise
             ioctl(descriptor, _TUNSETIFF, _IFREQ.pack(link.encode(), flags))
     except OSError as error:
-        raise OSError(error.errno, f"device {link}: {error.strerror}") from None
+        raise OSError(error.errno, f"device {link}: {in_words(error)}") from None
 
 
 def _accept_own_source(link: str) -> None:

@@ -33,9 +33,10 @@ _RECEIVED = re.compile(r"(\d+) packets transmitted, (\d+) received")
 
 
 class Started(subprocess.Popen[str]):
-    """A program in a namespace, as what the lab starts is used."""
+    """A program in a namespace, with the interface of the programs that the lab starts."""
 
     name = "a program"
+    log: Path
 
     def send(self, number: int) -> None:
         self.send_signal(number)
@@ -60,11 +61,14 @@ class Container:
         self.mac = mac
         self.directory = host.run_dir
 
-    def start(self, command: Sequence[str], *, name: str) -> Started:
-        """Start a program that runs on."""
-        (self.directory / "log").mkdir(exist_ok=True)
-        with open(self.directory / "log" / f"{name}.log", "w") as log:
-            return Started(["ip", "netns", "exec", self.namespace.name, *command], stdout=log)
+    def start_in_network(self, command: Sequence[str], *, name: str) -> Started:
+        """Start a program in the background. It writes to `log/NAME.log`."""
+        path = self.directory / "log" / f"{name}.log"
+        path.parent.mkdir(exist_ok=True)
+        with path.open("w") as log:
+            started = Started(["ip", "netns", "exec", self.namespace.name, *command], stdout=log)
+        started.log = path
+        return started
 
     @property
     def entry(self) -> BpfContainer:
