@@ -406,7 +406,8 @@ def shown(namespace, program: str, words: str) -> list[str]:
 def all_shown(namespace) -> list[list[str]]:
     """Return all that a pass may touch, as the tools show it."""
     everywhere = [
-        shown(namespace, "ip", "neigh show nud all"),
+        # Without the entries that the kernel adds for multicast groups.
+        [line for line in shown(namespace, "ip", "neigh show nud all") if "NOARP" not in line],
         shown(namespace, "bridge", "fdb show"),
         shown(namespace, "ip", "route show table main"),
     ]

@@ -124,7 +124,7 @@ def attach_device(link: str) -> int:
     try:
         descriptor = os.open(_DEVICE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
-        raise OSError(error.errno, f"{_DEVICE}: {in_words(error)}") from None
+        raise OSError(error.errno, in_words(error)) from None
     try:
         _attach(descriptor, link)
         # A device that was deleted in between was created again. It is deleted with this descriptor.

@@ -567,7 +567,7 @@ def test_without_a_tun_device_file_it_says_what_to_do(hosts):
         owner.kill()
         owner.communicate()
 
-    assert "cause='/dev/net/tun: No such file or directory'" in said
+    assert "cause='ENOENT: No such file or directory (/dev/net/tun)'" in said
     assert "modprobe tun" in said
 
 
