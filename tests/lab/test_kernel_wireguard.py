@@ -89,10 +89,10 @@ def test_a_key_file_with_a_line_feed_is_read(path: Path) -> None:
     [
         (PRIVATE, 0o644, "its mode is 0644, so other users may know the key"),
         (PRIVATE, 0o640, "its mode is 0640, so other users may know the key"),
-        ("rubbish", 0o600, "it contains no key of 32 octets in base64"),
-        (PRIVATE[:-4], 0o600, "it contains no key of 32 octets in base64"),
-        ("", 0o600, "it contains no key of 32 octets in base64"),
-        ("\x00" * 10000, 0o600, "it contains no key of 32 octets in base64"),
+        ("rubbish", 0o600, "it contains no key of 32 bytes in base64"),
+        (PRIVATE[:-4], 0o600, "it contains no key of 32 bytes in base64"),
+        ("", 0o600, "it contains no key of 32 bytes in base64"),
+        ("\x00" * 10000, 0o600, "it contains no key of 32 bytes in base64"),
     ],
 )
 def test_an_unusable_key_file_is_named_and_left_alone(path: Path, text: str, mode: int, why: str) -> None:

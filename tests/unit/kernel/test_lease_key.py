@@ -77,6 +77,15 @@ def test_a_file_that_others_may_read_is_not_used(path: Path) -> None:
         lease_key(path, "a")
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: a file of another user")
+def test_a_file_of_another_user_is_not_used(path: Path) -> None:
+    lease_key(path, "a")
+    os.chown(path, 12345, -1)
+
+    with pytest.raises(TargetError, match="its owner is user 12345"):
+        lease_key(path, "a")
+
+
 def test_a_path_that_is_not_a_file_is_not_used(path: Path) -> None:
     path.mkdir(parents=True)
 

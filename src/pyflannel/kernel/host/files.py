@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Self
 
-from pyflannel.errors import in_words, is_permanent, target_errors
+from pyflannel.errors import TargetError, in_words, is_permanent, target_errors
 from pyflannel.kernel.host.inotify import OVERFLOWED, UNWATCHED_HINT, Event, Inotify
 from pyflannel.model.host import HostFile
 from pyflannel.model.state import Add, Operation, Refusal, Remove, Replace, State
@@ -77,6 +77,50 @@ class Replacement:
     def _remove(self) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._temporary)
+
+
+KEY_MODE = 0o600
+"""Mode of a file with a secret key."""
+
+_OTHERS = 0o077
+_LARGEST_KEY_FILE = 4096  # bytes
+
+
+def read_key_file(path: Path, name: str, *, if_exposed: str) -> bytes | None:
+    """Return the content of a file with a secret key; None if the file does not exist.
+
+    Args:
+        path: path of the file.
+        name: name of the file in messages, `the WireGuard key file`.
+        if_exposed: the remedy if other users may know the key.
+
+    Raises:
+        TargetError: the file is unreadable or of another user, or others may read it.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise unusable_key(path, name, in_words(error), "Make it a file that flanneld may read.") from error
+    try:
+        status = os.fstat(descriptor)
+        mode = stat.S_IMODE(status.st_mode)
+        if not stat.S_ISREG(status.st_mode):
+            raise unusable_key(path, name, "not a regular file", "Move it to another place.")
+        if mode & _OTHERS:
+            why = f"its mode is {mode:04o}, so other users may know the key"
+            raise unusable_key(path, name, why, if_exposed)
+        if status.st_uid not in (0, os.geteuid()):
+            raise unusable_key(path, name, f"its owner is user {status.st_uid}", f"Run `chown root {path}`.")
+        return os.read(descriptor, _LARGEST_KEY_FILE)
+    finally:
+        os.close(descriptor)
+
+
+def unusable_key(path: Path, name: str, why: str, hint: str) -> TargetError:
+    """Return the error of a key file that cannot be used."""
+    return TargetError(f"{name} {path} is unusable: {why}", hint=hint)
 
 
 def _sync_directory(path: str) -> None:

@@ -7,21 +7,19 @@ process makes the key, because the library takes 8 MiB of memory.
 import json
 import logging
 import os
-import stat
 import subprocess
 import sys
 from pathlib import Path
 
 from pyflannel.errors import TargetError, in_words
-from pyflannel.kernel.host.files import Replacement
+from pyflannel.kernel.host.files import KEY_MODE, Replacement, read_key_file, unusable_key
 from pyflannel.model.lease import KEY_OCTETS, LeaseKey
 from pyflannel.model.store_record import Secret
 
 log = logging.getLogger(__name__)
 
-MODE = 0o600
-_OTHERS = 0o077
-_LARGEST = 4096
+_NAME = "the key file of the lease"
+_IF_EXPOSED = "Delete it: flanneld makes a new key, which operators then allow."
 _DEADLINE_S = 30.0
 
 
@@ -44,23 +42,9 @@ def public_lease_key(path: Path, owner: str) -> bytes | None:
 
 
 def _read(path: Path, owner: str) -> LeaseKey | None:
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except FileNotFoundError:
+    text = read_key_file(path, _NAME, if_exposed=_IF_EXPOSED)
+    if text is None:
         return None
-    except OSError as error:
-        raise _unusable(path, in_words(error), "Make it a file that flanneld may read.") from error
-    try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise _unusable(path, "not a regular file", "Move it away.")
-        if status.st_mode & _OTHERS:
-            mode = stat.S_IMODE(status.st_mode)
-            why = f"its mode is {mode:04o}, so other users may know the key"
-            raise _unusable(path, why, "Delete it: flanneld makes a new key, which operators then allow.")
-        text = os.read(descriptor, _LARGEST)
-    finally:
-        os.close(descriptor)
     try:
         match json.loads(text):
             case {"Owner": str(kept), "Private": str(private), "Public": str(public)}:
@@ -71,7 +55,7 @@ def _read(path: Path, owner: str) -> LeaseKey | None:
                 pass
     except (ValueError, RecursionError):
         pass
-    raise _unusable(path, "it contains no key", "Restore it, or delete it for a new key.")
+    raise unusable_key(path, _NAME, "it contains no key", "Restore it, or delete it for a new key.")
 
 
 def print_new_key() -> None:
@@ -97,7 +81,7 @@ def _make(path: Path, owner: str) -> LeaseKey:
         ) from error
     text = json.dumps({"Owner": owner, "Private": private, "Public": public})
     try:
-        with Replacement(str(path), MODE) as replacement:
+        with Replacement(str(path), KEY_MODE) as replacement:
             replacement.write(f"{text}\n".encode())
             replacement.finish()
     except OSError as error:
@@ -106,7 +90,3 @@ def _make(path: Path, owner: str) -> LeaseKey:
             hint="Make the state directory writable for flanneld, or choose another one with --state-dir.",
         ) from error
     return LeaseKey(bytes.fromhex(public), Secret(private))
-
-
-def _unusable(path: Path, why: str, hint: str) -> TargetError:
-    return TargetError(f"the key file of the lease {path} is unusable: {why}", hint=hint)

@@ -1,25 +1,19 @@
 """The WireGuard key of this host: a file with mode 0600, made at the first start and kept across reboots."""
 
 import os
-import stat
 from collections.abc import Callable
 from pathlib import Path
 
-from pyflannel.errors import TargetError, in_words, target_errors
+from pyflannel.errors import TargetError, target_errors
 from pyflannel.kernel.filters.programs import MissingProgramError, Ran, run_program
-from pyflannel.kernel.host.files import Replacement
+from pyflannel.kernel.host.files import KEY_MODE, Replacement, read_key_file, unusable_key
 from pyflannel.kernel.network.links import has_wireguard
 from pyflannel.model.store_record import Secret
 from pyflannel.model.wireguard import KEY_OCTETS, WireguardFacts, parse_key
 from pyflannel.ports import in_thread
 
 PROGRAM = "wg"
-MODE = 0o600
-_OTHERS = 0o077
-"""Rights of group and others, which the file may not have."""
-
-_LARGEST = 4096
-"""Octets of a key file; a key has 44."""
+_NAME = "the WireGuard key file"
 
 
 def next_path(path: Path) -> Path:
@@ -119,7 +113,7 @@ class WireguardKeys:
 
     def _write(self, path: Path, text: str) -> None:
         with target_errors(f"the WireGuard key cannot be kept in {path}", hint=_WRITABLE):
-            with Replacement(str(path), MODE) as replacement:
+            with Replacement(str(path), KEY_MODE) as replacement:
                 replacement.write(text.encode())
                 replacement.finish()
 
@@ -145,36 +139,16 @@ def _read_key(path: Path) -> str | None:
     Raises:
         TargetError: the file is unreadable, others may read it, or it contains no key.
     """
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except FileNotFoundError:
+    hint = f"Run `chmod 600 {path}`, then `flannelctl rotate-key`; or delete it for a new key."
+    content = read_key_file(path, _NAME, if_exposed=hint)
+    if content is None:
         return None
-    except OSError as error:
-        raise _unusable(path, in_words(error), "Make it a file that flanneld may read.") from error
-    try:
-        status = os.fstat(descriptor)
-        mode = stat.S_IMODE(status.st_mode)
-        if not stat.S_ISREG(status.st_mode):
-            raise _unusable(path, "not a regular file", "Move it away.")
-        if mode & _OTHERS:
-            raise _unusable(
-                path,
-                f"its mode is {mode:04o}, so other users may know the key",
-                f"Run `chmod 600 {path}`, then `flannelctl rotate-key`; or delete it for a new key.",
-            )
-        if status.st_uid not in (0, os.geteuid()):
-            raise _unusable(path, f"its owner is user {status.st_uid}", f"Run `chown root {path}`.")
-        text = os.read(descriptor, _LARGEST).decode(errors="replace").strip()
-    finally:
-        os.close(descriptor)
+    text = content.decode(errors="replace").strip()
     if (key := parse_key(text)) is None:
-        raise _unusable(
+        raise unusable_key(
             path,
-            f"it contains no key of {KEY_OCTETS} octets in base64",
+            _NAME,
+            f"it contains no key of {KEY_OCTETS} bytes in base64",
             "Restore it, or delete it for a new key.",
         )
     return key
-
-
-def _unusable(path: Path, why: str, hint: str) -> TargetError:
-    return TargetError(f"the WireGuard key file {path} is unusable: {why}", hint=hint)
