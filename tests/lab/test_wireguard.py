@@ -3,6 +3,7 @@
 The kernel of the test machine may lack WireGuard; then wireguard-go encrypts.
 """
 
+import functools
 import itertools
 import json
 import os
@@ -66,7 +67,7 @@ class Network:
         self.ignored: dict[str, int] = {}
         for host in self.hosts:
             host.start([sys.executable, "-c", _SNIFFER], name="sniffer")
-            wait_until(lambda host=host: self.sniffed(host), what="a sniffer", deadline_s=SOON_S)  # type: ignore[misc]
+            wait_until(functools.partial(self.sniffed, host), what="a sniffer", deadline_s=SOON_S)
         overlay.lab.each(self._join)
         overlay.settle(*self.hosts)
 

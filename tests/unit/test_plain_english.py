@@ -1,23 +1,16 @@
 """The check of the wording, scripts/plain-english, on texts of its own."""
 
-import importlib.util
-from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "scripts/plain-english"
+from testlab.scripts import load_script
 
 
 @pytest.fixture(scope="module")
 def plain_english() -> ModuleType:
-    loader = SourceFileLoader("plain_english", str(SCRIPT))
-    spec = importlib.util.spec_from_loader(loader.name, loader)
-    assert spec is not None
-    module = importlib.util.module_from_spec(spec)
-    loader.exec_module(module)
-    return module
+    return load_script("plain-english")
 
 
 @pytest.mark.parametrize(

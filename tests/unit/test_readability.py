@@ -1,25 +1,19 @@
 """The check of the readability, scripts/readability, on texts of its own."""
 
-import importlib.util
-from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "scripts/readability"
+from testlab.scripts import load_script
+
 LONG = " ".join(["word"] * 27)
 SHORT = " ".join(["word"] * 26)
 
 
 @pytest.fixture(scope="module")
 def readability() -> ModuleType:
-    loader = SourceFileLoader("readability", str(SCRIPT))
-    spec = importlib.util.spec_from_loader(loader.name, loader)
-    assert spec is not None
-    module = importlib.util.module_from_spec(spec)
-    loader.exec_module(module)
-    return module
+    return load_script("readability")
 
 
 @pytest.mark.parametrize(
