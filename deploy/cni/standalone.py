@@ -10,6 +10,7 @@ library.
 SOURCES is the directory that contains the package pyflannel. Needs patchelf and ldd.
 """
 
+import importlib
 import os
 import py_compile
 import shutil
@@ -76,11 +77,8 @@ def linked_with(file: Path) -> tuple[list[Path], Path]:
 def imported_modules(sources: Path) -> list[tuple[str, Path]]:
     """Return name and file of each module that the plugin imports, also after an error."""
     sys.path.insert(0, str(sources))
-    import site  # noqa: F401
-    import socket  # noqa: F401
-
-    import pyflannel.programs.cni  # noqa: F401
-
+    for name in ("site", "socket", "pyflannel.programs.cni"):
+        importlib.import_module(name)
     files = ((name, getattr(module, "__file__", None)) for name, module in sys.modules.items())
     return [(name, Path(file)) for name, file in files if file and name != "__main__"]
 
