@@ -20,17 +20,17 @@ from drawing.bars import Bar, Chart, draw_bars
 from paths.path import NETWORK, Path, join_by_flanneld, join_by_hand, two_hosts
 from paths.quantity import Quantity, Ratio, Values, ratio, spread
 from paths.rounds import Measurement, measure_in_turn
-from paths.traffic import SMALL_OCTETS, round_trips_us, small_packets
+from paths.traffic import SMALL_BYTES, round_trips_us, small_packets
 from paths.way import way_of
 from pyflannel.errors import LabError
 from pyflannel.lab.kernel_path import measure_throughput
 
-TITLE = "Each backend beside the same path laid by hand"
+TITLE = "Each backend beside the same path, configured manually"
 REFERENCES = {
-    "vxlan": "vxlan by hand",
-    "host-gw": "host-gw by hand",
-    "wireguard": "wireguard by hand",
-    "udp": "vxlan by hand",
+    "vxlan": "vxlan (manual)",
+    "host-gw": "host-gw (manual)",
+    "wireguard": "wireguard (manual)",
+    "udp": "vxlan (manual)",
 }
 PINGS, PING_INTERVAL_S = 400, 0.002
 FORWARD_RULES = f"""*filter
@@ -78,8 +78,8 @@ def lay_backend(labs: ExitStack, backend: str) -> Path:
 
 
 def lay_reference(labs: ExitStack, name: str) -> Path:
-    """Make a lab whose two hosts are joined by hand, with the rules in FORWARD that flannel has there."""
-    backend = name.removesuffix(" by hand")
+    """Make a lab whose two hosts are joined manually, with the rules in FORWARD that flannel has there."""
+    backend = name.removesuffix(" (manual)")
     lab = two_hosts(labs, f"by-hand-{backend}")
     for host in lab.hosts.values():
         host.run(["iptables-restore", "--noflush"], text=FORWARD_RULES)
@@ -98,7 +98,7 @@ def measurements(seconds: int) -> list[Measurement]:
     return [
         Measurement(partial(stream, seconds=seconds), (Quantity("TCP, one stream", "Gbit/s"),)),
         Measurement(
-            partial(packets, seconds=seconds), (Quantity(f"{SMALL_OCTETS}-byte packets, received", "kpps"),)
+            partial(packets, seconds=seconds), (Quantity(f"{SMALL_BYTES}-byte packets, received", "kpps"),)
         ),
         Measurement(round_trip, (Quantity("round trip, median", "µs", is_less_better=True),)),
     ]
@@ -144,7 +144,7 @@ def describe(path: Path) -> str:
 
 
 def ratio_of(quantity: Quantity, backend: str, values: Values) -> Ratio:
-    """Compare a backend with the path by hand, which is 1."""
+    """Compare a backend with the manual path, which is 1."""
     return ratio(values[quantity.name, backend], values[quantity.name, REFERENCES[backend]])
 
 
@@ -157,7 +157,7 @@ def figures(
         found = ratio_of(quantity, backend, values)
         return {
             "ours": median(values[quantity.name, backend]),
-            "by hand": median(values[quantity.name, REFERENCES[backend]]),
+            "manual": median(values[quantity.name, REFERENCES[backend]]),
             "ratio": found.median,
             "ratio, first quartile": found.first_quartile,
             "ratio, third quartile": found.third_quartile,

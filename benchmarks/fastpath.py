@@ -1,7 +1,7 @@
 """The udp backend in the kernel, beside the kernel's own paths: each in a lab of its own, turn by turn.
 
 Run by `scripts/bench fastpath`, as root. Two containers on two hosts of one segment, or the hosts themselves
-(`wire`). host-gw and vxlan are laid by hand; `user` and `safe` are flanneld with --fast-path=off and =safe.
+(`wire`). host-gw and vxlan are manual; `user` is flanneld with --fast-path=off, `safe` with safe.
 `nic` repeats all of it where packets leave the host as a network card sends them, in segments, and are joined
 again on arrival.
 """
@@ -23,7 +23,7 @@ from paths import exchange
 from paths.path import Path, join_by_flanneld, join_by_hand, two_hosts
 from paths.quantity import Quantity, Values
 from paths.rounds import Measurement, measure_in_turn
-from paths.traffic import SMALL_OCTETS, round_trips_us, small_packets
+from paths.traffic import SMALL_BYTES, round_trips_us, small_packets
 from paths.way import way_of
 from pyflannel.errors import LabError
 from pyflannel.lab.kernel_path import measure_throughput, wait_listening
@@ -122,8 +122,8 @@ def measurements(seconds: int, prefix: str = "") -> list[Measurement]:
         Measurement(
             partial(packets, seconds=seconds),
             (
-                quantity(f"{SMALL_OCTETS}-byte packets, received", "kpps"),
-                quantity(f"{SMALL_OCTETS}-byte packets, lost", "%", is_less_better=True),
+                quantity(f"{SMALL_BYTES}-byte packets, received", "kpps"),
+                quantity(f"{SMALL_BYTES}-byte packets, lost", "%", is_less_better=True),
             ),
         ),
         Measurement(

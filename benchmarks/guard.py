@@ -36,7 +36,7 @@ def main() -> int:
     options = parser.parse_args()
     before = load()
     wanted = [
-        Measurement(packets, (Quantity(f"{effort.SMALL_OCTETS}-byte packets", "µs", is_less_better=True),)),
+        Measurement(packets, (Quantity(f"{effort.SMALL_BYTES}-byte packets", "µs", is_less_better=True),)),
         Measurement(stream, (Quantity("TCP, one stream, both ends", "ms/Gbit", is_less_better=True),)),
     ]
     with ExitStack() as labs:

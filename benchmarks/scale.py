@@ -104,7 +104,7 @@ def main() -> int:
 
 
 def measure_start(backend: str, count: int, *, is_last: bool) -> Start:
-    """Lay the objects by hand, then start the daemon among so many leases.
+    """Add the objects with `ip -batch`, then start the daemon among so many leases.
 
     That all is saved is waited for in the last start alone: it takes a second for each thousand leases.
     """
@@ -276,7 +276,7 @@ def percentiles(seconds: Sequence[float]) -> tuple[float, float]:
 
 
 def draw(starts: Sequence[Start], notes: Sequence[str]) -> str:
-    """Return the curves as an SVG: leases to the right, seconds upwards; what is laid by hand in dashes."""
+    """Return the curves as an SVG: leases to the right, seconds upwards; those of `ip -batch` in dashes."""
     most = max(start.leases for start in starts)
     small_print = [
         "dashed: the same objects, added by ip -batch and bridge -batch",

@@ -1,4 +1,4 @@
-"""The udp backend beside the kernel's own vxlan laid by hand: one lab, one run, turn by turn.
+"""The udp backend beside the kernel's own vxlan, configured manually: one lab, one run, turn by turn.
 
 Run by `scripts/bench udp`, as root.
 """
@@ -21,7 +21,7 @@ from drawing.bars import Bar, Chart, draw_bars
 from paths.path import Path
 from paths.quantity import Quantity, Values, spread
 from paths.rounds import Measurement, measure_in_turn
-from paths.traffic import SMALL_OCTETS, small_packets
+from paths.traffic import SMALL_BYTES, small_packets
 from paths.way import way_of
 from pyflannel.datapath.tun import Offload
 from pyflannel.errors import LabError
@@ -40,11 +40,11 @@ from pyflannel.wire.forwarder_control import (
     decode_summary,
 )
 
-TITLE = "udp backend, in user space, beside the kernel's vxlan laid by hand"
+TITLE = "udp backend, in user space, beside the kernel's vxlan, configured manually"
 PINGS = 20
 QUANTITIES = (
     Quantity("TCP, one stream", "Gbit/s"),
-    Quantity(f"UDP, {SMALL_OCTETS}-byte packets, received", "kpps"),
+    Quantity(f"UDP, {SMALL_BYTES}-byte packets, received", "kpps"),
     Quantity("round trip", "ms", is_less_better=True),
 )
 FORM = ".2f"
@@ -108,7 +108,7 @@ def measure(rounds: int, seconds: int) -> tuple[Values, list[str]]:
         source, destination = containers[first.name], containers[last.name]
         step("the network told to keep its packets out of the kernel")
         leave_fast_path(lab, first, source, destination)
-        step("two plain hosts, joined by the kernel's vxlan by hand")
+        step("two plain hosts, joined by a manual vxlan of the kernel")
         kernel = lay_kernel_path(lab)
         overlay = Path(name="udp", hosts=(first, last), left=source, right=destination)
         plain = Path(

@@ -10,8 +10,7 @@ from drawing.curves import Curve
 
 TITLE = "Start of a host in a large network: seconds until the last peer is in the kernel"
 HAND_PATIENCE_S = 30.0
-"""After so long nobody waits for what is laid by hand: what one more gateway on a link takes of the kernel
-grows with their number."""
+"""The longest wait for `ip -batch`: its time for each gateway grows with the number of gateways."""
 
 COLOURS = {"udp": "#2ca02c", "host-gw": "#1f77b4", "vxlan": "#d62728"}
 
@@ -40,7 +39,7 @@ class Start:
 
     @property
     def by_hand(self) -> str:
-        """What the same objects took by hand; empty where there are none."""
+        """Seconds of `ip -batch` for the same objects; empty if it was not run."""
         if self.hand_s is None:
             return ""
         return f"{self.hand_s:.2f}" if self.hand_s < HAND_PATIENCE_S else f"> {HAND_PATIENCE_S:.0f}"
@@ -56,7 +55,7 @@ class Start:
 
 
 def typical(starts: Sequence[Start]) -> Start:
-    """Return the median start by the time until the last route, the median by hand, and the most memory."""
+    """Return a start with three values: median time until the last route and of `ip -batch`, most memory."""
     ordered = sorted(starts, key=lambda start: start.last_s)
     hand = [start.hand_s for start in starts if start.hand_s is not None]
     return replace(
@@ -114,7 +113,7 @@ def starts_in_markdown(starts: Sequence[Start]) -> Iterator[str]:
 
 
 def start_curves(starts: Sequence[Start]) -> Iterator[Curve]:
-    """Yield the curve of each backend, with what is laid by hand beside it."""
+    """Yield the curve of each backend, and beside it the curve of `ip -batch`."""
     for backend, colour in COLOURS.items():
         own = [start for start in starts if start.backend == backend]
         yield Curve(

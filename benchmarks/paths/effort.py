@@ -9,11 +9,11 @@ import socket
 import sys
 from pathlib import Path
 
-SMALL_OCTETS = 64
+SMALL_BYTES = 64
 PACKETS = 40_000
 GIGABITS = 4
 READY = "ready"
-_CHUNK_OCTETS = 1 << 17
+_CHUNK_BYTES = 1 << 17
 
 
 def processor_s() -> float:
@@ -26,7 +26,7 @@ def receive(port: int) -> None:
     with socket.create_server(("0.0.0.0", port)) as listener:
         print(READY, flush=True)
         client = listener.accept()[0]
-        room = bytearray(_CHUNK_OCTETS)
+        room = bytearray(_CHUNK_BYTES)
         while client.recv_into(room):
             pass
 
@@ -34,9 +34,9 @@ def receive(port: int) -> None:
 def stream(port: int, address: str) -> None:
     """Send a TCP stream, and return when it arrived."""
     with socket.create_connection((address, port)) as server:
-        octets = bytes(_CHUNK_OCTETS)
-        for _ in range(GIGABITS * 10**9 // 8 // _CHUNK_OCTETS):
-            server.sendall(octets)
+        payload = bytes(_CHUNK_BYTES)
+        for _ in range(GIGABITS * 10**9 // 8 // _CHUNK_BYTES):
+            server.sendall(payload)
         server.shutdown(socket.SHUT_WR)
         server.recv(1)
 
@@ -44,9 +44,9 @@ def stream(port: int, address: str) -> None:
 def packets(port: int, address: str) -> None:
     """Send small datagrams, which nobody receives."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        octets = bytes(SMALL_OCTETS)
+        payload = bytes(SMALL_BYTES)
         for _ in range(PACKETS):
-            sock.sendto(octets, (address, port))
+            sock.sendto(payload, (address, port))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Two hosts on one segment, and a path between a container on each, by flanneld or by hand."""
+"""Two hosts on one segment, and a path between a container on each, by flanneld or by manual commands."""
 
 import json
 from contextlib import ExitStack
@@ -43,7 +43,7 @@ class Path:
 
     Attributes:
         name: tells it from the others of the bench.
-        daemons: of ours that laid it; none, where it was laid by hand or is the bare wire.
+        daemons: of ours that laid it; none, if it was configured manually or is the bare wire.
     """
 
     name: str
@@ -74,7 +74,7 @@ def join_by_flanneld(lab: Lab, name: str, backend: str, *flags: str) -> Path:
 
 
 def join_by_hand(lab: Lab, name: str, backend: str) -> Path:
-    """Join the lab's hosts by hand as the backend would; return when their containers reach each other."""
+    """Join the hosts manually as the backend would; return when their containers reach each other."""
     one, two = lab.hosts.values()
     left, right = lay_by_hand(backend, (one, two), _GATEWAYS)
     wait_reached((left, right), deadline_s=_REACHED_S)

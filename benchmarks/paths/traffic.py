@@ -5,12 +5,12 @@ import re
 from paths.path import Path
 from pyflannel.lab.kernel_path import Datagrams, measure_datagrams
 
-SMALL_OCTETS = 64
+SMALL_BYTES = 64
 
 
 def small_packets(path: Path, seconds: int) -> Datagrams:
     """Send small datagrams as fast as they go out."""
-    return measure_datagrams(path.left, path.right, octets=SMALL_OCTETS, seconds=seconds)
+    return measure_datagrams(path.left, path.right, octets=SMALL_BYTES, seconds=seconds)
 
 
 def round_trips_us(path: Path, *, pings: int, interval_s: float) -> list[float]:
