@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Self
 
 from pyflannel import VERSION
-from pyflannel.errors import TargetError, WireError, is_permanent, target_errors
+from pyflannel.errors import TargetError, WireError, is_permanent, remedy, target_errors
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer, Stranger, StrangerReason
 from pyflannel.model.item import Item
 from pyflannel.model.state import Add, Operation, Refusal, Remove, Replace, State
@@ -389,7 +389,8 @@ class ForwarderTarget:
         try:
             device = await in_thread(attach_device, link)
         except OSError as error:
-            cause, hint = str(error.strerror), _ATTACH_HINTS.get(error.errno or 0, "")
+            cause = str(error.strerror)
+            hint = _ATTACH_HINTS.get(error.errno or 0) or remedy(error, f"Look at {link} and at dmesg.")
             if error.errno == EBUSY:
                 if decode_summary(await self._ask(Kind.READ_SUMMARY)).is_attached:
                     return

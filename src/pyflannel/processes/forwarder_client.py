@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 
-from pyflannel.errors import TargetError, WireError, in_words, is_permanent
+from pyflannel.errors import TargetError, WireError, in_words, is_permanent, remedy
 from pyflannel.model.status import ForwarderStatus
 from pyflannel.processes.forwarder_descriptors import pid_of_peer
 from pyflannel.wire.forwarder_control import (
@@ -66,9 +66,9 @@ class ForeignError(TargetError):
 class RefusedError(TargetError):
     """The forwarder refused a request; `errno` is that of the kernel, or 0."""
 
-    def __init__(self, message: str, *, errno: int, hint: str = "") -> None:
+    def __init__(self, message: str, *, errno: int) -> None:
+        hint = remedy(OSError(errno, message), "Read the log of the forwarder.")
         super().__init__(message, hint=hint, is_permanent=is_permanent(errno))
-        self.errno = errno
 
 
 @asynccontextmanager

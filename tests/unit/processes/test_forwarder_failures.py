@@ -12,7 +12,9 @@ import pytest
 
 from pyflannel.model.forwarder import Forwarder
 from pyflannel.model.state import Add, Operation, Refusal, Remove
+from pyflannel.processes import forwarder
 from pyflannel.processes.forwarder import ForwarderTarget
+from pyflannel.processes.forwarder_client import RefusedError
 from pyflannel.processes.found import find_forwarders
 from pyflannel.wire.forwarder_control import SOCKET_NAME
 
@@ -69,3 +71,25 @@ def test_a_forwarder_that_cannot_be_watched_is_refused_and_ended(
     assert "EMFILE" in refusal.cause
     assert find_forwarders(tmp_path) == []
     assert not (tmp_path / SOCKET_NAME).exists()
+
+
+def test_a_device_that_cannot_be_opened_is_refused_with_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_left(link: str) -> int:
+        raise OSError(errno.EMFILE, f"device {link}: EMFILE: Too many open files")
+
+    monkeypatch.setattr(forwarder, "attach_device", none_left)
+    try:
+        (refusal,) = apply(tmp_path, Add(FORWARDER))
+    finally:
+        apply(tmp_path, Remove(FORWARDER))
+
+    assert refusal.cause == "device flannel0: EMFILE: Too many open files"
+    assert "LimitNOFILE=" in refusal.hint
+    assert not refusal.is_permanent
+
+
+@pytest.mark.parametrize("code", [0, errno.EMFILE, errno.EINVAL])
+def test_each_refusal_of_the_forwarder_has_a_remedy(code: int) -> None:
+    assert RefusedError("the descriptor of the device is missing", errno=code).hint
