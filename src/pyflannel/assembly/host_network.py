@@ -46,6 +46,7 @@ from pyflannel.model.forwarder import Stranger
 from pyflannel.model.host import HostFile
 from pyflannel.model.lease import Identity, Lease
 from pyflannel.model.status import STRANGERS_SHOWN, FastPathStatus, JournalEntry, Status
+from pyflannel.model.store_record import Put
 from pyflannel.model.wireguard import WireguardContact
 from pyflannel.plan.ownership import device_names, identity_on_device
 from pyflannel.plan.underlay import UnderlayOptions
@@ -53,6 +54,7 @@ from pyflannel.ports import Clock, Store
 from pyflannel.processes.forwarder import ForwarderTarget
 from pyflannel.processes.forwarder_client import forwarder_status
 from pyflannel.processes.wireguard_go import WireguardGo
+from pyflannel.wire.lease_record import CONFIG
 from pyflannel.wire.lease_signature import parse_allowed_keys
 
 _ANSWER_S = 1.0
@@ -102,6 +104,7 @@ class HostNetwork:
         self,
         *,
         places: Places,
+        store: Store,
         store_url: str,
         clock: Clock,
         supervisor: Supervisor,
@@ -110,6 +113,7 @@ class HostNetwork:
         wireguard: WireguardTarget,
     ) -> None:
         self.places = places
+        self._store = store
         self._store_url = store_url
         self._clock = clock
         self._supervisor = supervisor
@@ -166,8 +170,8 @@ class HostNetwork:
         return await self._supervisor.rotate_key()
 
     def leases(self) -> list[Lease]:
-        """Return every known lease, including the lease of this host."""
-        return list(self._supervisor.known_leases())
+        """Return all known leases, including the lease of this host, in the order of their subnets."""
+        return sorted(self._supervisor.condition.leases, key=lambda lease: lease.subnet)
 
     def events(self) -> list[JournalEntry]:
         """Return the events of the passes, the latest last."""
@@ -178,8 +182,12 @@ class HostNetwork:
         return self._supervisor.condition.config.text
 
     async def set_config(self, text: str) -> None:
-        """Write the network config to the store."""
-        await self._supervisor.set_config(text)
+        """Write the network config to the store.
+
+        Raises:
+            StoreError: it was not written, or the outcome is unknown.
+        """
+        await self._store.write(Put(key=CONFIG, value=text.encode(), ttl_s=None, expected=None))
 
 
 @asynccontextmanager
@@ -249,6 +257,7 @@ async def open_network(
         )
         yield HostNetwork(
             places=places,
+            store=store,
             store_url=store_url,
             clock=clock,
             supervisor=Supervisor(world, _host_options(options, places, claim.name, standing, audit_s)),

@@ -11,7 +11,7 @@ from ipaddress import IPv4Network
 from pyflannel.model.host import ALONE, Bridge, GroChoice, Host, HostFile, Surroundings, Underlay
 from pyflannel.model.item import Item, ItemMap, Key
 from pyflannel.model.lease import Lease
-from pyflannel.model.lease_set import SubnetMap
+from pyflannel.model.lease_set import LeaseSet, SubnetMap
 from pyflannel.model.link import MARK, Link
 from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.packet_filter import FIRST_DEVICE
@@ -180,6 +180,11 @@ class Planner:
         ignored = {} if self._peers is None else self._peers.ignored
         objected = {subnet: objection.reason for subnet, objection in self.objections.items()}
         return {**{subnet: conflict.text for subnet, conflict in ignored.items()}, **objected}
+
+    def refused_owners(self, leases: LeaseSet) -> dict[IPv4Network, str]:
+        """Return the owners of the refused leases that have an owner, by subnet."""
+        refused = (lease for subnet in self.refused if (lease := leases.by_subnet.get(subnet)) is not None)
+        return {one.subnet: one.attributes.owner for one in refused if one.attributes.owner is not None}
 
     @property
     def plan(self) -> State | None:

@@ -181,7 +181,7 @@ def _shared(supervisor: Supervisor) -> Mapping[IPv4Network, str]:
     shared = supervisor.condition.lease.shared
     if shared is None:
         return {}
-    owners = supervisor.refused_owners
+    owners = supervisor.planner.refused_owners(supervisor.condition.leases)
     return {subnet: shared_text(shared) for subnet, owner in owners.items() if owner == shared.other}
 
 

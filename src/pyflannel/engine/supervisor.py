@@ -7,19 +7,26 @@ Each input may change at any time. Each change causes a new plan, which the reco
 
 import asyncio
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from ipaddress import IPv4Network
+from dataclasses import replace
 from typing import Any
 
 from pyflannel.engine.batch_report import Journal
 from pyflannel.engine.condition import ConfigCondition, HostCondition, LeaseCondition, StoreCondition
+from pyflannel.engine.config_acceptance import (
+    Accepted,
+    Candidate,
+    ConfigAcceptance,
+    ConfigLog,
+    NeedsLastKnown,
+    NeedsWireguard,
+    Refused,
+)
 from pyflannel.engine.fast_path import FastPath
 from pyflannel.engine.host_followers import BridgeFollower, UnderlayFollower
 from pyflannel.engine.kept_leases import LastKnownLeases, LeaseGrace
 from pyflannel.engine.lease_keeper import LeaseKeeper
 from pyflannel.engine.lease_log import LeaseLog, log_shared_over
-from pyflannel.engine.pacing import LogLimit
+from pyflannel.engine.own_lease import identified, previous_run_subnet, wanted_lease
 from pyflannel.engine.plan_log import PlanLog
 from pyflannel.engine.planner import Blocked, Inputs, Planner, Replaced
 from pyflannel.engine.readiness import reason_to_wait
@@ -27,53 +34,22 @@ from pyflannel.engine.reconciler import Reconciler
 from pyflannel.engine.store_followers import ConfigFollower, read_config
 from pyflannel.engine.wireguard_keys import WireguardKeys
 from pyflannel.engine.world import HostOptions, World
-from pyflannel.errors import ConfigError, NotReadyError, StoreError, WireError, one_line, sentences
+from pyflannel.errors import ConfigError, NotReadyError, StoreError, one_line
 from pyflannel.model.host import Bridge, Surroundings, Underlay
 from pyflannel.model.lease import (
     LastKnown,
-    Lease,
     LeaseAttributes,
-    Vtep,
-    WireguardData,
     renewal_margin_s,
 )
 from pyflannel.model.lease_protocol import Acquired, Held, Renewed, Report, Wanted
 from pyflannel.model.lease_set import LeaseSet
 from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.route import route_protocol
-from pyflannel.model.state import State
 from pyflannel.model.status import Notice
-from pyflannel.model.store_record import Put
-from pyflannel.model.wireguard import UNKNOWN, WireguardDevice, WireguardFacts
+from pyflannel.model.wireguard import WireguardDevice, WireguardFacts
 from pyflannel.plan.backends import Backend
-from pyflannel.plan.routes import plan_fence
-from pyflannel.wire.lease_json import format_backend_data
-from pyflannel.wire.lease_record import CONFIG
-from pyflannel.wire.subnet_env import previous_subnet
 
 log = logging.getLogger(__name__)
-
-_RETURN = (
-    "Write the old config again. Or, for a new subnet, stop the containers, run flannelctl cleanup and start"
-    " flanneld."
-)
-"""The remedy for a network config that does not admit this host's subnet."""
-
-_APART = "Write a config whose Network does not overlap addresses or routes of any host."
-"""The remedy for a network config whose routes this host refuses."""
-
-_ENCRYPT = "Write a config with Backend.Type wireguard, or start flanneld without --require-encryption."
-"""The remedy for a network config that sends packets in clear."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Candidate:
-    """The network config in the store, until the host uses it."""
-
-    text: str
-    config: NetworkConfig
-    backend: Backend
-    revision: int
 
 
 class Supervisor:
@@ -82,12 +58,11 @@ class Supervisor:
     def __init__(self, world: World, options: HostOptions) -> None:
         self._world = world
         self._options = options
-        self._previous = _previous(options)
+        self._previous = previous_run_subnet(options)
         self._prerequisites = asyncio.Event()
         self._needs_last_known = asyncio.Event()
         self._has_last_known = False
-        self._candidate: _Candidate | None = None
-        self._refusals = LogLimit(log, world.clock, "network configs that this host refuses")
+        self._candidate: Candidate | None = None
         self._is_surrounded = asyncio.Event()
         self._notified_status = ""
         self._keeper: LeaseKeeper | None = None
@@ -100,6 +75,13 @@ class Supervisor:
             store=StoreCondition(since_s=now),
         )
         self.planner = Planner(options.plan)
+        self._acceptance = ConfigAcceptance(
+            self.planner,
+            previous=self._previous,
+            requires_encryption=options.requires_encryption,
+            device=options.plan.device,
+        )
+        self._config_log = ConfigLog(world.clock)
         self._plan_log = PlanLog(world.clock)
         self._lease_log = LeaseLog(world.clock)
         self.journal = Journal(world.clock)
@@ -167,30 +149,10 @@ class Supervisor:
 
     # Queries of the API.
 
-    def known_leases(self) -> Sequence[Lease]:
-        """Return all known leases, including this host's, in the order of subnets."""
-        return sorted(self.condition.leases, key=lambda lease: lease.subnet)
-
     @property
     def host_name(self) -> str | None:
         """The host name that this host publishes, or None."""
         return self._options.host_name
-
-    @property
-    def refused_owners(self) -> dict[IPv4Network, str]:
-        """The owners of the refused leases that have an owner, by subnet."""
-        leases = self.condition.leases.by_subnet
-        known = ((subnet, leases.get(subnet)) for subnet in self.planner.refused)
-        owners = {subnet: lease.attributes.owner for subnet, lease in known if lease is not None}
-        return {subnet: owner for subnet, owner in owners.items() if owner is not None}
-
-    async def set_config(self, text: str) -> None:
-        """Write the network config to the store.
-
-        Raises:
-            StoreError: it was not written, or the outcome is unknown.
-        """
-        await self._world.store.write(Put(key=CONFIG, value=text.encode(), ttl_s=None, expected=None))
 
     async def rotate_key(self) -> str:
         """Replace the WireGuard key of this host and return the new public key.
@@ -240,39 +202,14 @@ class Supervisor:
         )
 
     def _wanted(self) -> Wanted:
-        inputs = self.condition.inputs
-        config, backend, underlay = inputs.config, inputs.backend, inputs.underlay
+        config = self.condition.inputs.config
         assert config is not None
-        assert backend is not None
-        assert underlay is not None
-        attributes = LeaseAttributes(
-            public_ip=underlay.public_ip,
-            backend_type=backend.lease_type,
-            port=backend.port,
+        return wanted_lease(
+            self.condition,
+            self._options,
             reads=self.fast_path.reads(config),
-        )
-        return Wanted(
-            network=config,
-            config_revision=self.condition.config.revision,
-            attributes=self._identified(attributes, backend),
             previous=self._previous,
-            avoided=self.planner.avoided(config, inputs),
-            ttl_s=self._options.lease_ttl_s,
-            renew_margin_s=self._options.renew_margin_s,
-            renumbers=self._options.renumbers,
-        )
-
-    def _identified(self, attributes: LeaseAttributes, backend: Backend) -> LeaseAttributes:
-        """Return the attributes of this host's lease, with its current identity as the owner."""
-        data = backend.lease_data(self.condition.identity.owner, self.condition.inputs.wireguard)
-        return replace(
-            attributes,
-            owner=self.condition.identity.owner,
-            host_name=self.host_name,
-            signing_key=self.condition.identity.signing_key,
-            backend_data=format_backend_data(data) if isinstance(data, WireguardData) else None,
-            vtep=data if isinstance(data, Vtep) else None,
-            wireguard=data if isinstance(data, WireguardData) else None,
+            avoided=self.planner.avoided(config, self.condition.inputs),
         )
 
     async def _run_on_last_known(self) -> None:
@@ -301,9 +238,7 @@ class Supervisor:
             await self._is_surrounded.wait()
         if self.condition.inputs.config is not None:
             return
-        why = self._encryption_objection(backend) or self.planner.objection_to(
-            config, backend, self.condition.inputs
-        )
+        why = self._acceptance.objection_to(config, backend, self.condition.inputs)
         if why is not None:
             log.error("Refused the last known network config: %s", why)
             return
@@ -359,52 +294,31 @@ class Supervisor:
 
     def _config_changed(self, text: str, config: NetworkConfig, backend: Backend, revision: int) -> None:
         self._change_store(has_answered=True)
-        self._candidate = _Candidate(text=text, config=config, backend=backend, revision=revision)
+        self._candidate = Candidate(text=text, config=config, backend=backend, revision=revision)
         self._examine()
 
     def _examine(self) -> None:
-        """Use the config in the store, after the routes of the host that it may affect are known.
+        """Use the config in the store if this host accepts it.
 
-        A refused config is examined again when the host changes.
+        The host's routes that the config may affect must be known before. A refused config is examined again
+        when the host changes.
         """
         candidate = self._candidate
         if candidate is None or not self._has_asked_about(candidate.config):
             return
-        held, config = self.condition.held, candidate.config
-        if (why := self._encryption_objection(candidate.backend)) is not None:
-            self._refuse(Notice(f"a network config that encrypts: {why}", _ENCRYPT))
-            self._fence(config)
-            return
-        if candidate.backend.is_encrypted and self.condition.inputs.wireguard is UNKNOWN:
-            self.wireguard.is_wanted.set()
-            return
-        if held is None and self._may_run_outside(config):
-            self._needs_last_known.set()
-            return
         self._refresh_stores()
-        why = self.planner.objection_to(config, candidate.backend, self.condition.inputs)
-        if why is not None:
-            self._refuse(Notice(f"a network config without conflicting routes: {why}", _APART))
-        elif held is not None and not config.admits(held.lease.subnet):
-            self._refuse(
-                Notice(f"a network config that admits this host's subnet {held.lease.subnet}", _RETURN)
-            )
-        else:
-            self._candidate = None
-            self._run_on(candidate)
-
-    def _encryption_objection(self, backend: Backend) -> str | None:
-        """Return why this host must not run a backend that sends packets in clear; None if it may."""
-        if backend.is_encrypted or not self._options.requires_encryption:
-            return None
-        return f"Backend.Type {backend.lease_type or 'udp'} does not, and --require-encryption is set"
-
-    def _fence(self, config: NetworkConfig) -> None:
-        """Remove objects that send packets in clear, unless the last known config runs."""
-        may_run_on_last_known = self._previous is not None and not self._has_last_known
-        if self.condition.inputs.config is None and not may_run_on_last_known and config.network is not None:
-            protocol = route_protocol(self._options.plan.device)
-            self.reconciler.follow(Replaced(State.of(plan_fence(config.network, protocol))))
+        match self._acceptance.examine(candidate, self.condition, has_last_known=self._has_last_known):
+            case Accepted():
+                self._candidate = None
+                self._run_on(candidate)
+            case Refused(trouble, fence):
+                self._refuse(trouble)
+                if fence is not None:
+                    self.reconciler.follow(Replaced(fence))
+            case NeedsWireguard():
+                self.wireguard.is_wanted.set()
+            case NeedsLastKnown():
+                self._needs_last_known.set()
 
     def _has_asked_about(self, config: NetworkConfig) -> bool:
         """Return whether the host's routes to the config's network are known; if not, request them."""
@@ -418,37 +332,20 @@ class Supervisor:
 
     def _refuse(self, trouble: Notice) -> None:
         """Keep running with the last valid config, if there is one."""
-        is_first, is_news = self.condition.inputs.config is None, trouble != self.condition.config.trouble
+        before = self.condition
         self._change_store(is_stale=False)
         self._change_config(revision=None, trouble=trouble, store_trouble=None)
         self._inputs_changed()
-        if is_news:
-            how = "waiting for" if is_first else "keeping the last valid one, waiting for"
-            text = sentences(trouble.text, trouble.hint)
-            self._refusals.line(logging.ERROR, "Refused the network config, %s %s", how, text)
-        if is_first and self._previous is not None:
+        self._config_log.log_refused(trouble, before)
+        if before.inputs.config is None and self._previous is not None:
             self._needs_last_known.set()
 
-    def _run_on(self, candidate: _Candidate) -> None:
-        config, backend, inputs = candidate.config, candidate.backend, self.condition.inputs
-        is_stale = self.condition.store.is_stale
+    def _run_on(self, candidate: Candidate) -> None:
+        self._config_log.log_accepted(candidate, self.condition)
         self._change_store(is_stale=False)
-        if config != inputs.config or backend != inputs.backend or is_stale:
-            log.info("Found network config - Backend type: %s", config.backend_type)
-            if backend.config_line is not None:
-                log.info("%s", backend.config_line)
-            for warning in backend.config_warnings:
-                log.warning("Network config: %s", warning)
         self._change(config=ConfigCondition(text=candidate.text, revision=candidate.revision))
-        self._change_inputs(config=config, backend=backend)
+        self._change_inputs(config=candidate.config, backend=candidate.backend)
         self._inputs_changed()
-
-    def _may_run_outside(self, config: NetworkConfig) -> bool:
-        """Return whether containers may run in a subnet that a config does not admit.
-
-        The last known leases show it, so they must be loaded first.
-        """
-        return self._previous is not None and not (self._has_last_known or config.admits(self._previous))
 
     def _refresh_stores(self) -> None:
         """Update the addresses of the store in the inputs."""
@@ -507,13 +404,11 @@ class Supervisor:
         self._replan()
 
     def _reidentify(self, attributes: LeaseAttributes) -> LeaseAttributes:
-        backend = self.condition.inputs.backend
-        assert backend is not None  # the lease keeper starts after the backend is known
         identity = self._world.reidentify()
         self._change(identity=identity)
         self._change_inputs(owner=identity.owner)
         log.warning("Created a new identity for this host owner=%s", identity.owner)
-        return self._identified(attributes, backend)
+        return identified(attributes, self.condition, host_name=self.host_name)
 
     def _report(self, report: Report) -> None:
         """Handle a report of the lease protocol."""
@@ -542,7 +437,8 @@ class Supervisor:
         self._plan_log.log_update(self.planner, result, inputs.backend)
         shared = self.condition.lease.shared
         if shared is not None:
-            self._change(lease=self.condition.lease.after_owners(self.refused_owners.values()))
+            owners = self.planner.refused_owners(self.condition.leases)
+            self._change(lease=self.condition.lease.after_owners(owners.values()))
             if self.condition.lease.shared is None:
                 log_shared_over(shared)
         self.notify_status()
@@ -562,18 +458,3 @@ class Supervisor:
         if status != self._notified_status:
             self._notified_status = status
             self._world.notify(f"STATUS={status}")
-
-
-def _previous(options: HostOptions) -> IPv4Network | None:
-    """Return the subnet of the previous run, from the old subnet.env."""
-    if options.subnet_env is None:
-        return None
-    try:
-        return previous_subnet(options.subnet_env)
-    except WireError as error:
-        log.error(
-            "Couldn't parse previous FLANNEL_SUBNET from subnet file at %s: %s",
-            options.plan.subnet_file,
-            error,
-        )
-        return None

@@ -1,0 +1,85 @@
+"""The lease that this host publishes: its attributes, from the host's condition."""
+
+import logging
+from dataclasses import replace
+from ipaddress import IPv4Network
+
+from pyflannel.engine.condition import HostCondition
+from pyflannel.engine.world import HostOptions
+from pyflannel.errors import WireError
+from pyflannel.model.lease import LeaseAttributes, Vtep, WireguardData
+from pyflannel.model.lease_protocol import Wanted
+from pyflannel.wire.lease_json import format_backend_data
+from pyflannel.wire.subnet_env import previous_subnet
+
+log = logging.getLogger(__name__)
+
+
+def previous_run_subnet(options: HostOptions) -> IPv4Network | None:
+    """Return the subnet of the previous run, from the old subnet.env; None if there is none."""
+    if options.subnet_env is None:
+        return None
+    try:
+        return previous_subnet(options.subnet_env)
+    except WireError as error:
+        log.error(
+            "Couldn't parse previous FLANNEL_SUBNET from subnet file at %s: %s",
+            options.plan.subnet_file,
+            error,
+        )
+        return None
+
+
+def wanted_lease(
+    condition: HostCondition,
+    options: HostOptions,
+    *,
+    reads: tuple[str, ...],
+    previous: IPv4Network | None,
+    avoided: tuple[IPv4Network, ...],
+) -> Wanted:
+    """Return the lease that this host wants, once config, backend and underlay are known.
+
+    Args:
+        condition: condition of the host.
+        options: options of the operator.
+        reads: packet formats that the host accepts in addition to those of the original.
+        previous: subnet of the previous run, from the old subnet.env.
+        avoided: prefixes that a new subnet should not overlap.
+    """
+    inputs = condition.inputs
+    config, backend, underlay = inputs.config, inputs.backend, inputs.underlay
+    assert config is not None
+    assert backend is not None
+    assert underlay is not None
+    attributes = LeaseAttributes(
+        public_ip=underlay.public_ip, backend_type=backend.lease_type, port=backend.port, reads=reads
+    )
+    return Wanted(
+        network=config,
+        config_revision=condition.config.revision,
+        attributes=identified(attributes, condition, host_name=options.host_name),
+        previous=previous,
+        avoided=avoided,
+        ttl_s=options.lease_ttl_s,
+        renew_margin_s=options.renew_margin_s,
+        renumbers=options.renumbers,
+    )
+
+
+def identified(
+    attributes: LeaseAttributes, condition: HostCondition, *, host_name: str | None
+) -> LeaseAttributes:
+    """Return the attributes with this host's current identity: owner, names and public keys."""
+    backend, identity = condition.inputs.backend, condition.identity
+    assert backend is not None
+    data = backend.lease_data(identity.owner, condition.inputs.wireguard)
+    return replace(
+        attributes,
+        owner=identity.owner,
+        host_name=host_name,
+        signing_key=identity.signing_key,
+        backend_data=format_backend_data(data) if isinstance(data, WireguardData) else None,
+        vtep=data if isinstance(data, Vtep) else None,
+        wireguard=data if isinstance(data, WireguardData) else None,
+    )
