@@ -1,1 +1,1 @@
-"""Links, addresses, neighbours and routes of the network namespace that the process is in, by netlink."""
+"""Links, addresses, neighbours and routes of the network namespace of the process, by netlink."""

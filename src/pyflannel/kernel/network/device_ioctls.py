@@ -1,4 +1,4 @@
-"""ioctl(2) on network devices: TUN devices created, offloads and drivers read."""
+"""ioctl(2) on network devices: creates TUN devices, and reads and sets offloads, and reads drivers."""
 
 import array
 import fcntl
@@ -12,16 +12,16 @@ _SET_INTERFACE = 0x400454CA  # TUNSETIFF
 _SET_PERSISTENT = 0x400454CB  # TUNSETPERSIST
 _TUN = 0x0001
 _NO_PACKET_INFORMATION = 0x1000
-_EXCLUSIVE = 0x8000  # IFF_TUN_EXCL: an existing device is an error rather than attached to
+_EXCLUSIVE = 0x8000  # IFF_TUN_EXCL: fail if the device exists
 _REQUEST = struct.Struct("=16sH22x")  # struct ifreq
 
 
 def create_tun(name: str) -> None:
-    """Create a TUN device that stays when nobody is attached; it carries bare IP packets.
+    """Create a persistent TUN device for IP packets without a header.
 
     Raises:
-        OSError: with the device file's name when that could not be opened, without one when the kernel
-            refused the device.
+        OSError: with a file name if the device file cannot be opened; without one if the kernel refused the
+            device.
     """
     descriptor = os.open(DEVICE_FILE, os.O_RDWR | os.O_CLOEXEC)
     try:
@@ -37,7 +37,7 @@ _INDEX_REQUEST = struct.Struct("=16si20x")  # struct ifreq
 
 
 def link_index(name: str) -> int:
-    """Return the index of a link, of the network namespace that the process is in.
+    """Return the index of a link in the network namespace of the process.
 
     Raises:
         OSError: ENODEV, there is no such link.
@@ -52,20 +52,20 @@ def link_index(name: str) -> int:
     return index
 
 
-# What a device does by itself of a sender's or receiver's work: `ethtool --show-features`.
+# Offloads of a device: work of the sender or receiver that the device does. `ethtool --show-features`.
 #
-# On a vxlan device tx-checksumming is tx-checksum-ip-generic and nothing else. Source: linux/ethtool.h.
+# On a vxlan device, tx-checksumming is only tx-checksum-ip-generic. Source: linux/ethtool.h.
 
 _ETHTOOL = 0x8946  # SIOCETHTOOL (linux/sockios.h)
 _GET_CHECKSUMS, _SET_CHECKSUMS = 0x16, 0x17  # ETHTOOL_GTXCSUM, ETHTOOL_STXCSUM
 _GET_TSO, _SET_TSO = 0x1E, 0x1F  # ETHTOOL_GTSO, ETHTOOL_STSO
 _GET_GRO, _SET_GRO = 0x2B, 0x2C  # ETHTOOL_GGRO, ETHTOOL_SGRO
 _OFFLOAD_REQUEST = struct.Struct("=16sQ16x") if struct.calcsize("P") == 8 else struct.Struct("=16sI12x")
-"""struct ifreq with a pointer in it."""
+"""struct ifreq that contains a pointer."""
 
 
 def offloads_checksums(link: str) -> bool:
-    """Return whether checksums are left to the device.
+    """Return whether the device computes checksums.
 
     Raises:
         OSError: ENODEV, there is no such link; EOPNOTSUPP, it has no such setting.
@@ -74,7 +74,7 @@ def offloads_checksums(link: str) -> bool:
 
 
 def set_checksum_offload(link: str, is_on: bool) -> None:
-    """Leave checksums to the device, or compute them before.
+    """Let the device compute checksums, or let the kernel compute them before it.
 
     Raises:
         OSError: there is no such link, it has no such setting, or the right is missing.
@@ -83,7 +83,7 @@ def set_checksum_offload(link: str, is_on: bool) -> None:
 
 
 def has_gro(link: str) -> bool:
-    """Return whether an end of a veth joins the segments of TCP that come from the other.
+    """Return whether an end of a veth coalesces TCP segments from the other end.
 
     Raises:
         OSError: ENODEV, there is no such link; EOPNOTSUPP, it has no such setting.
@@ -92,7 +92,7 @@ def has_gro(link: str) -> bool:
 
 
 def set_gro(link: str, is_on: bool) -> None:
-    """Let an end of a veth coalesce segments, and send none that the receiver must split; or turn both off.
+    """Let an end of a veth coalesce received segments, and send only ready segments; or disable both.
 
     Raises:
         OSError: there is no such link, it has no such setting, or the right is missing.
@@ -115,15 +115,15 @@ _DRIVER_REQUEST = struct.Struct("16sP16x")  # struct ifreq, whose data is a poin
 
 
 def driver_of(asking: socket.socket, name: str) -> str:
-    """Return the driver of the interface `name`, `vmxnet3`, `veth`; "" when it does not say.
+    """Return the driver of the interface `name`, such as `vmxnet3` or `veth`; "" if it is unknown.
 
-    `asking` is any socket of the network namespace that the interface is in.
+    `asking` is any socket of the network namespace of the interface.
     """
     answer = array.array("B", bytes(_INFORMATION.size))
     struct.pack_into("=I", answer, 0, _GET_DRIVER_INFORMATION)
     try:
         fcntl.ioctl(asking, _ETHTOOL, _DRIVER_REQUEST.pack(name.encode(), answer.buffer_info()[0]))
     except OSError:
-        return ""  # it is gone, or its driver has no name
+        return ""  # the interface was removed, or its driver has no name
     driver: bytes = _INFORMATION.unpack(answer)[1]
     return driver.partition(b"\0")[0].decode(errors="replace")

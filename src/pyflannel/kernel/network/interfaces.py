@@ -1,4 +1,4 @@
-"""The interfaces and bridges of the process's network namespace, as the kernel shows them."""
+"""Observes the interfaces and bridges of the process's network namespace."""
 
 import asyncio
 import contextlib
@@ -44,7 +44,7 @@ _RESOLVERS = "/etc/resolv.conf"
 _NO_ROUTES = RouteScope()
 
 _MOST_POLICIES = 64
-"""Each peer is compared with each policy of IPsec."""
+"""Maximum number of IPsec policies: each peer is compared with each policy."""
 
 _EVERYBODY = IPv4Network("0.0.0.0/0")
 _EVERY_POLICY = tuple(
@@ -53,14 +53,14 @@ _EVERY_POLICY = tuple(
 )
 
 _FAR_AWAY = IPv4Address("198.51.100.1")
-"""An address on no network of anybody's (RFC 5737): which way it would go is the way to everywhere."""
+"""An address of a documentation network (RFC 5737): the route to it is the default route."""
 
 
 class KernelInterfaces:
     """An InterfaceSource.
 
     Raises:
-        TargetError: on entering, when the kernel gives no socket.
+        TargetError: on entering, if the kernel refuses a socket.
     """
 
     def __init__(self) -> None:
@@ -85,7 +85,7 @@ class KernelInterfaces:
         self._sockets.close()
 
     async def observe(self, scope: RouteScope = _NO_ROUTES) -> Interfaces:
-        """Return the interfaces, their addresses and the IPv4 routes that matter, as they are now."""
+        """Return the current interfaces, their addresses and the relevant IPv4 routes."""
         if scope.protocol != self._scope.protocol:
             self._notifications.ignore(routes.fields_of(scope.protocol))
         self._scope = scope
@@ -106,7 +106,7 @@ class KernelInterfaces:
         )
 
     async def route_to(self, address: IPv4Address) -> tuple[str, IPv4Address] | None:
-        """Return the link and the source of the host's own packets to `address`; None without a route."""
+        """Return link and source address of this host's packets to `address`; None without a route."""
         self._asked_for.add(address)
         answer = await self._requests.ask(routes.look_up_route(address))
         if not isinstance(answer, Message):
@@ -119,7 +119,7 @@ class KernelInterfaces:
         return None if name is None else (name, route.source)
 
     def changes(self) -> ChangeChannel:
-        """Open a channel of changes to links, addresses, IPsec, and routes that lead where was asked for."""
+        """Open a channel of changes to links, addresses, IPsec, and the routes that `observe` reads."""
         return ChangeChannel(self._read_changes, *([] if self._ipsec is None else [self._read_policies]))
 
     async def _read_policies(self, announce: Announce) -> None:
@@ -131,7 +131,7 @@ class KernelInterfaces:
             announce()
 
     async def _policies(self) -> tuple[IpsecPolicy, ...]:
-        """Return the policies of IPsec; one for everything, where there are very many."""
+        """Return the IPsec policies; one policy for all addresses if there are too many."""
         if self._ipsec is None:
             return ()
         requests = self._ipsec[0]
@@ -140,7 +140,7 @@ class KernelInterfaces:
         except TargetError as error:
             if not error.is_permanent:
                 raise
-            return ()  # without the right to ask, there is no fast path either
+            return ()  # without this right, there is no fast path either
         answer = await requests.ask(xfrm.get_default())
         if isinstance(answer, Message):  # a kernel before 5.15 refuses
             found += xfrm.parse_default(answer.body)
@@ -154,7 +154,7 @@ class KernelInterfaces:
             announce()
 
     def _concerns(self, message: Message) -> bool:
-        """Return whether a notification may change an answer: most routes of a host do not."""
+        """Return whether a notification may change an answer: most routes of a host are irrelevant."""
         if message.kind not in (routes.NEW, routes.DELETE):
             return True
         if routes.protocol_of(message.body) == self._scope.protocol:
@@ -201,21 +201,21 @@ class KernelInterfaces:
                 for route in found
                 if route.index in names
             )
-        # Rules may send the host's packets to another table than main: the kernel knows.
+        # Routing rules may select another table than main, so only the kernel's own look-up is correct.
         reached = await self.route_to(_FAR_AWAY)
         return () if reached is None else (DefaultRoute(link=reached[0], source=reached[1]),)
 
 
 def _device_socket() -> socket.socket:
-    """Return a socket by which drivers are asked for."""
+    """Return a socket for queries of drivers."""
     try:
         return socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
     except OSError as error:
-        raise failed("a socket to ask drivers by", error) from error
+        raise failed("the socket for driver queries", error) from error
 
 
 def _route_that_matters(scope: RouteScope, body: bytes) -> RouteRecord | None:
-    """Return a route in the scope, a default route or one without a gateway; None for others: most."""
+    """Return a route if it is in the scope, a default route or one without a gateway; None for all others."""
     protocol = routes.protocol_of(body)
     if protocol == scope.protocol or (protocol in PROTOCOLS and not scope.networks):
         return None
@@ -229,7 +229,7 @@ def _route_that_matters(scope: RouteScope, body: bytes) -> RouteRecord | None:
 
 
 def _overlaps(scope: RouteScope, glance: RouteGlance) -> bool:
-    """Return whether an IPv4 route, but no default route, overlaps a network of the scope."""
+    """Return whether an IPv4 route other than a default route overlaps a network of the scope."""
     base = glance.key[1]
     return (
         bool(glance.length)
@@ -251,21 +251,21 @@ def _is_in(scope: RouteScope, route: RouteRecord) -> bool:
 
 
 def _is_default_or_on_link(route: RouteRecord) -> bool:
-    """Return whether it leads to everybody, or to its destination without a gateway; nobody's containers."""
+    """Return whether a route is a default route, or has no gateway and no mark of flannel."""
     if route.kind != routes.UNICAST or route.protocol in PROTOCOLS:
         return False
     return not route.destination.prefixlen or (route.gateway is None and not route.is_multipath)
 
 
 def _resolvers() -> tuple[IPv4Address, ...]:
-    """Return the host's DNS servers; none where the file cannot be read."""
+    """Return the host's DNS servers; none if the file is unreadable."""
     with contextlib.suppress(OSError):
         return tuple(parse_resolvers(Path(_RESOLVERS).read_text(errors="replace")))
     return ()
 
 
 def parse_resolvers(text: str) -> Iterator[IPv4Address]:
-    """Yield the IPv4 addresses of the name servers that a resolv.conf names (resolv.conf(5))."""
+    """Yield the IPv4 addresses of the name servers in a resolv.conf (resolv.conf(5))."""
     for line in text.splitlines():
         words = line.split()
         if words[:1] == ["nameserver"] and words[1:]:
@@ -274,9 +274,9 @@ def parse_resolvers(text: str) -> Iterator[IPv4Address]:
 
 
 def _on_link(held: list[AddressRecord], by_routes: list[RouteRecord]) -> tuple[IPv4Network, ...]:
-    """Return what the addresses of a link and the routes by it lead to without a gateway.
+    """Return the networks that a link reaches without a gateway, from its addresses and its routes.
 
-    The kernel drops the routes of a link that goes down; what the addresses say stays.
+    The kernel removes the routes of a link that is set down, but keeps the addresses.
     """
     prefixes = {route.destination for route in by_routes if route.destination.prefixlen}
     prefixes |= {
@@ -317,10 +317,10 @@ _PLAIN_QUEUEING = ("", "noqueue")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _BridgeSockets:
     """Attributes:
-    requests: asks for links, addresses and neighbours.
-    filter_requests: asks for the rules of the bridge family.
-    notifications: hears of links, addresses and neighbours.
-    filter_notifications: hears of rules; None without the right to.
+    requests: reads links, addresses and neighbours.
+    filter_requests: reads the rules of the bridge family.
+    notifications: receives changes of links, addresses and neighbours.
+    filter_notifications: receives changes of rules; None without the right to do so.
     """
 
     requests: RequestSocket
@@ -332,8 +332,8 @@ class _BridgeSockets:
 class KernelBridges:
     """A BridgeSource.
 
-    Its sockets are opened with the first use. In a vxlan network there is none, and the kernel would queue
-    the neighbour and the FDB entry of each peer for it.
+    Its sockets are opened at the first use. A vxlan network does not use it: there the kernel would queue
+    notifications of the neighbour and the FDB entry of each peer.
     """
 
     def __init__(self) -> None:
@@ -351,7 +351,7 @@ class KernelBridges:
         """Return the sockets.
 
         Raises:
-            TargetError: the kernel gives none.
+            TargetError: the kernel refuses a socket.
         """
         if self._sockets is None:
             with contextlib.ExitStack() as opened:
@@ -359,7 +359,7 @@ class KernelBridges:
                 filter_requests = opened.enter_context(contextlib.closing(RequestSocket(nftables.PROTOCOL)))
                 notifications = opened.enter_context(contextlib.closing(NotificationSocket(_BRIDGE_GROUPS)))
                 rules: NotificationSocket | None = None
-                with contextlib.suppress(TargetError):  # they want CAP_NET_ADMIN
+                with contextlib.suppress(TargetError):  # notifications of rules need CAP_NET_ADMIN
                     rules = NotificationSocket(nftables.CHANGES, nftables.PROTOCOL)
                     opened.enter_context(contextlib.closing(rules))
                 self._opened = opened.pop_all()
@@ -395,7 +395,7 @@ class KernelBridges:
         )
 
     def changes(self) -> ChangeChannel:
-        """Open a channel of changes to bridges, their ports, what is behind them and their rules."""
+        """Open a channel of changes to bridges, their ports, containers and rules."""
         opened = self._open()
         sockets = (opened.notifications, opened.filter_notifications)
         return ChangeChannel(*(partial(self._read_changes, each) for each in sockets if each is not None))
@@ -439,11 +439,11 @@ class KernelBridges:
     async def _has_bridge_rules(self) -> bool:
         opened = self._open()
         if opened.filter_notifications is None:
-            return True  # nobody would tell us of them
+            return True  # without notifications, rules may exist
         try:
             return bool(await opened.filter_requests.dump(nftables.dump_tables(nftables.BRIDGE), len))
         except TargetError:
-            return True  # it cannot be told: the ordinary way is always right
+            return True  # unknown: the path without the eBPF program is always correct
 
 
 def _obstacles(bridge: BridgeLink, has_rules: bool) -> list[str]:

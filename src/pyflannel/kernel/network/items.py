@@ -13,10 +13,11 @@ from pyflannel.wire.netlink.links import LinkRecord, VxlanRecord
 from pyflannel.wire.netlink.neighbours import FdbRecord, NeighbourRecord
 from pyflannel.wire.netlink.routes import RouteRecord
 
-# Records of the kernel as items of the model, normalised so that they equal plans.
+# These functions turn a record of the kernel into an item of the model, normalised to be comparable with a
+# plan.
 #
-# `names` are those of all links by their index. A link younger than the listing has no name yet; its
-# notification brings the next look.
+# `names` contains the names of all links, by index. A link that was created after the listing has no name
+# yet; its notification causes the next look.
 
 KINDS = {
     1: "unicast",
@@ -33,7 +34,7 @@ KINDS = {
 """Names of rtm_type (linux/rtnetlink.h), as `ip route` prints them."""
 
 _WITHOUT_LINK = frozenset({6, 7, 8, 9})
-"""rtm_type of routes that lead nowhere."""
+"""rtm_type of routes without a destination, such as blackhole routes."""
 
 _NOWHERE = IPv4Address(0)
 
@@ -46,7 +47,7 @@ def link_of(
     has_gro: bool = False,
     may_set_ipv6: bool = True,
 ) -> Link:
-    """Return the link. The MAC address that the kernel draws for an end of a veth matters to nobody.
+    """Return the link. The MAC address of an end of a veth is omitted: the kernel chooses it at random.
 
     If /proc/sys is read-only (`may_set_ipv6` is False), a link for which the kernel generates no IPv6
     address counts as one without IPv6.
@@ -74,7 +75,7 @@ def address_of(address: AddressRecord, names: Mapping[int, str]) -> Address:
 
 
 def route_of(route: RouteRecord, names: Mapping[int, str]) -> Route:
-    """Return the route. One that leads nowhere has no link: for IPv6 the kernel names loopback."""
+    """Return the route. A blackhole or similar route has no link: for IPv6 the kernel reports loopback."""
     return Route(
         destination=route.destination,
         link="" if route.kind in _WITHOUT_LINK else names.get(route.index, ""),
@@ -99,7 +100,7 @@ def neighbour_of(neighbour: NeighbourRecord, names: Mapping[int, str]) -> Neighb
 
 
 def fdb_entry_of(entry: FdbRecord, names: Mapping[int, str]) -> FdbEntry:
-    """Return the FDB entry of one destination; `gathered` makes one of several."""
+    """Return the FDB entry of one destination; `gathered` merges entries of several destinations."""
     return FdbEntry(
         link=names.get(entry.index, ""),
         mac=entry.mac,
@@ -110,7 +111,7 @@ def fdb_entry_of(entry: FdbRecord, names: Mapping[int, str]) -> FdbEntry:
 
 
 def gathered(entries: Iterable[FdbEntry]) -> list[FdbEntry]:
-    """Return one entry for each MAC address of one link; the kernel tells each destination apart."""
+    """Return one entry for each MAC address of one link; the kernel lists one for each destination."""
     by_mac: dict[str, FdbEntry] = {}
     for entry in entries:
         first = by_mac.setdefault(entry.mac, entry)
@@ -132,7 +133,7 @@ def _vxlan_of(vxlan: VxlanRecord, names: Mapping[int, str], offloads_checksums: 
     return Vxlan(
         vni=vxlan.vni,
         port=vxlan.port,
-        # A parent in another network namespace has no name here, and is no plan's.
+        # A parent in another network namespace has no name here, and is in no plan.
         parent=names.get(vxlan.parent, f"if{vxlan.parent}") if vxlan.parent else "",
         local=vxlan.local,
         group=vxlan.group,
@@ -144,7 +145,7 @@ def _vxlan_of(vxlan: VxlanRecord, names: Mapping[int, str], offloads_checksums: 
 
 
 class OnLink(Protocol):
-    """What hangs on a link, or on none: its name is empty then."""
+    """An item on a link; without a link, the name is empty."""
 
     @property
     def link(self) -> str:
@@ -156,12 +157,14 @@ _Item = TypeVar("_Item", bound=OnLink)
 
 
 class Remembered(Generic[_Item]):
-    """The items of the last look in the order in which they came, by the hash of what lasts of each message.
+    """The items of the last look, in the order of the dump, each with the hash of its message.
 
-    The kernel dumps a table in one order, so that the next message is nearly always the one that came next
-    before: two numbers each are enough, where a dictionary takes ten. Where the order differs, one is made
-    and kept until the dump ends. Python's hash of octets has 64 bits and a secret: that two of a million
-    messages share one is less likely than that the memory errs.
+    Fields that change constantly, such as counters, are not part of the hash.
+
+    The kernel nearly always dumps a table in the same order. So two arrays suffice, which need a fifth of the
+    memory of a dictionary. If the order differs, a dictionary is built and kept until the dump ends. Python's
+    hash of bytes has 64 bits and a secret seed: among a million messages, a collision is less likely than a
+    memory error.
     """
 
     def __init__(self) -> None:
@@ -173,7 +176,7 @@ class Remembered(Generic[_Item]):
         self._names: frozenset[str] = frozenset()
 
     def begin(self, links: Mapping[int, str]) -> None:
-        """Begin another look; only what is on these links is remembered, as their names are known to stay."""
+        """Begin another look. Only items on these links are remembered, because their names do not change."""
         if links != self._links:
             self._links, self._names = links, frozenset(links.values()) | {""}
             self._hashes, self._items = array("q"), []
@@ -182,13 +185,16 @@ class Remembered(Generic[_Item]):
         self._place, self._by_hash = 0, None
 
     def end(self) -> None:
-        """End the look: what did not come in it is forgotten."""
+        """End the look: forget the items that were not in it."""
         self._old_hashes, self._old_items, self._by_hash = self._hashes, self._items, None
 
     def reader(
         self, make: Callable[[bytes], _Item | None], lasting: Callable[[bytes], bytes] = bytes
     ) -> Callable[[bytes], _Item | None]:
-        """Return what reads a dump; `make` is asked about what is new, and what it made nothing of."""
+        """Return a function that reads a message of a dump.
+
+        It calls `make` for a new message, and for one of which `make` returned None before.
+        """
 
         def read(body: bytes) -> _Item | None:
             part = hash(lasting(body))

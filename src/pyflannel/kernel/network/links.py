@@ -1,4 +1,4 @@
-"""Links made, changed in place and deleted, in the network namespace that the process is in."""
+"""Creates, changes and deletes links in the network namespace of the process."""
 
 import errno
 import os
@@ -19,7 +19,7 @@ from pyflannel.wire.netlink.message import Request
 
 
 async def has_wireguard() -> bool:
-    """Return whether the kernel has WireGuard, or loads it now.
+    """Return whether the kernel supports WireGuard; it loads the module if necessary.
 
     Raises:
         TargetError: the kernel did not answer, or refuses devices to this user.
@@ -45,17 +45,17 @@ def is_link_operation(operation: Operation) -> bool:
 
 
 class LinkWriter:
-    """Performs operations on links, one at a time: each is several system calls that build on each other."""
+    """Performs operations on links, one at a time: each consists of several dependent system calls."""
 
     def __init__(self, requests: RequestSocket) -> None:
         self._requests = requests
-        self._begun: dict[str, Vxlan] = {}  # devices that may be there although their creation was refused
+        self._begun: dict[str, Vxlan] = {}  # devices that may exist although their creation was refused
 
     async def perform(self, operation: Operation) -> list[Refusal]:
-        """Perform one operation; what can be done is done even when a part of it is refused.
+        """Perform one operation. If a part of it is refused, the other parts are still performed.
 
         Returns:
-            At most one refusal: of the first part that was refused.
+            At most one refusal: that of the first refused part.
         """
         try:
             match operation:
@@ -91,27 +91,27 @@ class LinkWriter:
                 if refusals := await self._ask(operation, [links.create_wireguard(link.name)]):
                     return refusals
             case Link(kind="veth", veth=Veth(peer=peer)):
-                # Each end is made with the other: the second is there when its turn comes. With a queue for
-                # each processor, what a network card spreads over them stays spread.
+                # The kernel creates both ends at once, so the second end exists when its operation follows.
+                # One queue for each processor keeps packets on the processor that the network card selected.
                 request = links.create_veth(link.name, peer, queues=os.cpu_count() or 1)
                 if refusals := await self._ask(operation, [request], tolerated=(errno.EEXIST,)):
                     return refusals
             case _:
-                raise OSError(errno.EOPNOTSUPP, f"links of kind {link.kind} cannot be made")
+                raise OSError(errno.EOPNOTSUPP, f"cannot create links of kind {link.kind}")
         if not (refusals := await self._change(operation, None, link)):
             self._begun.pop(link.name, None)
         return refusals
 
     async def _change(self, operation: Operation, old: Link | None, new: Link) -> list[Refusal]:
-        """Change a link in place; of one that was just made nothing is known."""
+        """Change a link in place; `old` is None for a link that was just created."""
         index = link_index(new.name)
         refusals = await self._ask(operation, list(_changed_attributes(index, old, new)))
         if new.vxlan is not None and (old is None or old.vxlan != new.vxlan):
             refusals += self._settle(operation, set_checksum_offload, new.name, new.vxlan.offloads_checksums)
         if new.veth is not None and (old is None or old.veth != new.veth):
             refusals += self._settle(operation, set_gro, new.name, new.veth.has_gro)
-        # Between MTU and going up: a link that grows to IPv6's smallest MTU has IPv6 again, and one that
-        # goes up with it solicits routers.
+            # This step must be between the MTU and "up": a link whose MTU grows to the minimum of IPv6 has
+        # IPv6 again, and a link that is set up with IPv6 solicits routers.
         if old is None or old.has_ipv6 != new.has_ipv6 or old.mtu != new.mtu:
             refusals += await self._settle_ipv6(operation, index, new)
         if old is None or old.is_up != new.is_up:
@@ -121,14 +121,14 @@ class LinkWriter:
     async def _settle_ipv6(self, operation: Operation, index: int, link: Link) -> list[Refusal]:
         is_silent = False
         if not link.has_ipv6:
-            # Turning IPv6 off suffices; this one stays when somebody turns it on for all links. A kernel
-            # without IPv6 refuses it.
+            # Disabling IPv6 would suffice. This setting persists if another program enables IPv6 on all
+            # links. A kernel without IPv6 refuses it.
             is_silent = not await self._ask(operation, [links.stop_ipv6_addresses(index)])
         try:
             set_ipv6(link.name, link.has_ipv6)
         except OSError as error:
             if error.errno == errno.EROFS and is_silent:
-                return []  # in a container; without addresses, IPv6 sends nothing on the link
+                return []  # in a container: without addresses, IPv6 sends no packets on the link
             return [refusal_of(operation, error)]
         return []
 
@@ -146,7 +146,7 @@ class LinkWriter:
             index = link_index(name)
         except OSError as error:
             if error.errno == errno.ENODEV:
-                return []  # gone already
+                return []  # already removed
             raise
         return await self._ask(operation, [links.delete_link(index)], tolerated=GONE)
 
@@ -161,9 +161,10 @@ class LinkWriter:
 
 
 def _changed_attributes(index: int, old: Link | None, new: Link) -> Iterator[Request]:
-    """Yield what changes the attributes, the mark first; what is right already is not announced again.
+    """Yield a request for each attribute that differs, the mark first.
 
-    One request each: the kernel leaves out what follows an attribute that it refuses.
+    Each attribute has a request of its own: after a refused attribute, the kernel ignores the rest of the
+    request.
     """
     if old is None or (old.alias, old.owner) != (new.alias, new.owner):
         yield links.change_link(index, alias=join_alias(new.alias, new.owner))
@@ -178,10 +179,10 @@ def _changed_attributes(index: int, old: Link | None, new: Link) -> Iterator[Req
 
 
 def _record(vxlan: Vxlan) -> VxlanRecord:
-    """Return the parameters as the kernel takes them.
+    """Return the parameters in the kernel's form.
 
     Raises:
-        OSError: ENODEV, the parent is not there.
+        OSError: ENODEV, the parent does not exist.
     """
     return VxlanRecord(
         vni=vxlan.vni,

@@ -1,4 +1,4 @@
-"""The Target that is the kernel: one network namespace, and the notifications that may concern a plan."""
+"""The kernel as a Target: the objects of one network namespace, and notifications of changes to them."""
 
 import asyncio
 import contextlib
@@ -47,20 +47,21 @@ from pyflannel.wire.netlink.routes import (
 _COALESCE_S = 0.005
 
 _BATCH = 100
-"""Operations that go out together."""
+"""Operations that are sent together."""
 
 
 class LinuxTarget:
     """A Target for Link, Address, Neighbour, FdbEntry and Route items.
 
-    Entered, it hears every change from then on, whether or not somebody waits for it yet. It looks by one
-    socket and changes by another, so that no change waits for a long look.
+    From entering on, it receives notifications of all changes, even while no task waits for them. It reads by
+    one socket and writes by another, so that no operation waits for a long look.
 
     Args:
-        notification_octets: of changes that may lie unheard; when more come, everything may have changed.
+        notification_octets: size of the receive buffer for notifications, in bytes. If it overflows, anything
+            may have changed.
 
     Raises:
-        TargetError: on entering, when the kernel gives no netlink socket.
+        TargetError: on entering, if the kernel refuses a netlink socket.
     """
 
     kinds = (Link, Address, Neighbour, FdbEntry, Route)
@@ -76,7 +77,7 @@ class LinuxTarget:
             notifications = NotificationSocket(GROUPS, buffer_octets=self._notification_octets)
             self._notifications = opened.enter_context(contextlib.closing(notifications))
             port = self._requests.port.to_bytes(4, sys.byteorder)
-            self._notifications.ignore([(PORT_AT, (port,))])  # as `Watch` would, a message at a time
+            self._notifications.ignore([(PORT_AT, (port,))])  # as `Watch` would, one message at a time
             self._sockets = opened.pop_all()
         self._reader = SnapshotReader(questions)
         self._links = LinkWriter(self._requests)
@@ -87,21 +88,21 @@ class LinuxTarget:
         self._sockets.close()
 
     async def snapshot(self, desired: State) -> State:
-        """Return what the plan names, what carries our mark, and what hangs on links of either sort.
+        """Return the objects at keys of the plan, those with pyflannel's mark, and those on such links.
 
-        Of neighbours and FDB entries, those on planned vxlan devices.
+        Of neighbours and FDB entries, only those on planned vxlan devices are returned.
         """
         began = time.monotonic()
         interest = Interest.of(desired)
         self._filter.looks(interest)
-        with target_errors("links and routes cannot be read", hint="Look at the kernel's log (dmesg)."):
+        with target_errors("links and routes cannot be read", hint="See the kernel's log (dmesg)."):
             seen = await self._reader.read(interest)
         self._filter.saw(seen.links)
         self._rests_until = 2 * time.monotonic() - began
         return seen.state
 
     async def apply(self, operations: Sequence[Operation]) -> Sequence[Refusal]:
-        """Perform the operations in order; neighbouring ones on anything but links go out as one batch."""
+        """Perform the operations in order. Consecutive ones are sent as one batch, except those on links."""
         return await performed(operations, self._apply(operations))
 
     async def _apply(self, operations: Sequence[Operation]) -> list[Refusal]:
@@ -118,9 +119,9 @@ class LinuxTarget:
         return refusals + await self._perform(batch)
 
     def changes(self) -> ChangeChannel:
-        """Open a channel of changes to what the latest snapshot was about, made by others.
+        """Open a channel of changes by other programs to the objects of the latest snapshot.
 
-        However long a burst is, it is announced no more often than the latest look took.
+        During a burst, the interval between two announcements is at least the duration of the latest look.
         """
         return ChangeChannel(self._read_changes)
 
@@ -132,7 +133,7 @@ class LinuxTarget:
             announce()
 
     def _note_made(self, operation: Operation) -> None:
-        """Hear of what hangs on a link that we made from now on, not from the next look on."""
+        """Watch the objects on a new link of pyflannel from now on, not only from the next look on."""
         match operation:
             case Add(Link(name=name)) | Replace(_, Link(name=name)):
                 with contextlib.suppress(OSError):  # it was refused
@@ -141,9 +142,9 @@ class LinuxTarget:
                 pass
 
     async def _perform(self, operations: Sequence[Operation]) -> list[Refusal]:
-        """Perform operations on other things than links, in as few system calls as can be.
+        """Perform operations on items other than links, in as few system calls as possible.
 
-        While the kernel has one batch, the next is made.
+        While the kernel performs one batch, the next one is prepared.
         """
         refusals: list[Refusal] = []
         index_of = lru_cache(maxsize=None)(link_index)
@@ -154,7 +155,7 @@ class LinuxTarget:
         async with asyncio.TaskGroup() as tasks:
             for start in range(0, len(operations), _BATCH):
                 task = tasks.create_task(self._perform_batch(batch, index_of), name="changes of the kernel")
-                await asyncio.sleep(0)  # it begins, and between two batches others get their turn
+                await asyncio.sleep(0)  # the send starts, and other tasks run between two batches
                 following = operations[start + _BATCH : start + 2 * _BATCH]
                 batch, refused_next = self._asked(following, index_of, by_next_hops)
                 done = await task
@@ -167,7 +168,7 @@ class LinuxTarget:
     def _asked(
         self, operations: Sequence[Operation], index_of: IndexOf, by_next_hops: Set[str]
     ) -> tuple[list[Asked], list[Refusal]]:
-        """Return what performs these operations, and which of them cannot even be asked for."""
+        """Return the operations with their requests, and refusals of those for which there is no request."""
         asked: list[Asked] = []
         refusals: list[Refusal] = []
         for operation in operations:
@@ -178,7 +179,7 @@ class LinuxTarget:
         return asked, refusals
 
     async def _perform_batch(self, asked: Sequence[Asked], index_of: IndexOf) -> list[Refusal] | TargetError:
-        """Return what the kernel refused, or that it did not answer."""
+        """Return a refusal for each operation that the kernel refused or did not answer."""
         refusals: list[Refusal] = []
         again: list[Asked] = []
         try:
@@ -208,9 +209,9 @@ def _refused(asked: Asked, answers: Sequence[Acknowledgement]) -> list[Refusal]:
 
 
 async def remove_next_hops(protocol: int) -> int:
-    """Remove the next hops of this rtm_protocol, and what refers to them; return how many there were.
+    """Remove the next hops of this rtm_protocol and the routes that refer to them; return their number.
 
-    A kernel that knows no next hops has none.
+    A kernel without support for next hops has none.
 
     Raises:
         TargetError: the kernel did not answer.
@@ -232,17 +233,17 @@ async def remove_next_hops(protocol: int) -> int:
 
 
 GROUPS = 0x1 | 0x4 | 0x10 | 0x40 | 0x100 | 0x400 | 0x800 | 0x8000_0000
-"""RTMGRP_LINK, RTMGRP_NEIGH, RTMGRP_IPV4_IFADDR, _IPV4_ROUTE, RTMGRP_IPV6_IFADDR, _IPV6_ROUTE, _IPV6_IFINFO,
-by which alone the kernel says that IPv6 was turned on, and RTNLGRP_NEXTHOP (linux/rtnetlink.h)."""
+"""RTMGRP_LINK, RTMGRP_NEIGH, RTMGRP_IPV4_IFADDR, _IPV4_ROUTE, RTMGRP_IPV6_IFADDR, _IPV6_ROUTE, _IPV6_IFINFO
+(the only group that announces that IPv6 was enabled), and RTNLGRP_NEXTHOP (linux/rtnetlink.h)."""
 
 
 class ChangeFilter:
-    """Judges what the kernel announces by the last look, and by what of its plan is planned now.
+    """Decides which notifications of the kernel concern the plan, from the last look and the current plan.
 
-    Until there was a look everything concerns us.
+    Before the first look, every notification concerns it.
 
     Args:
-        port: of the socket that we change the kernel by: what answers our own requests is no news.
+        port: port of the request socket. Notifications of pyflannel's own changes carry it and are ignored.
     """
 
     def __init__(self, port: int) -> None:
@@ -251,23 +252,23 @@ class ChangeFilter:
         self._links: Links | None = None
 
     def looks(self, interest: Interest) -> None:
-        """A look begins; where it is about other links, what changes meanwhile may concern us."""
+        """Register the start of a look. If it reads other links, every change concerns it until its end."""
         if self._interest is None or not self._interest.has_links_of(interest):
             self._links = None
         self._interest = interest
 
     def saw(self, links: Links) -> None:
-        """The look ended."""
+        """Register the end of the look, with its links."""
         self._links = links
 
     def made(self, index: int, name: str) -> None:
-        """We made a link, or changed it, since the look."""
+        """Register a link that pyflannel created or changed after the look."""
         if self._links is not None:
             names = {**self._links.names, index: name}
             self._links = replace(self._links, names=names, ours=self._links.ours | {index})
 
     def concerns(self, message: Message) -> bool:
-        """Return whether somebody else changed what the last look was about.
+        """Return whether another program changed an object of the last look.
 
         Raises:
             WireError: the message is shorter than its kind needs.
@@ -279,7 +280,7 @@ class ChangeFilter:
             return True
         match message.kind:
             case neighbours.NEW | neighbours.DELETE:
-                # Traffic makes most of these: one look at the link, and few get further.
+                # Traffic causes most of these notifications. The check of the link rejects nearly all.
                 index = neighbours.entry_index(message.body)
                 return index in seen.ours and self._is_damage(message, interest, seen)
             case routes.NEW | routes.DELETE:
@@ -300,10 +301,11 @@ class ChangeFilter:
                 return False
 
     def _is_damage(self, message: Message, interest: Interest, seen: Links) -> bool:
-        """Return whether an entry on a link of ours is not as planned.
+        """Return whether an entry on one of pyflannel's links differs from the plan.
 
-        The kernel does not say who changed an FDB entry: one that becomes what is planned needs no pass, as
-        little as one that goes and is not planned. What the kernel learns where nobody planned is its own.
+        The kernel does not report which program changed an FDB entry. No repair is necessary if an entry now
+        equals the plan, if an unplanned entry was removed, or if the kernel learned an entry at a key without
+        a planned one.
         """
         neighbour, entry = neighbours.parse_neighbour(message.body), neighbours.parse_fdb_entry(message.body)
         item: Neighbour | FdbEntry
@@ -317,5 +319,7 @@ class ChangeFilter:
         if message.kind == neighbours.NEW:
             return item != planned and (item.is_permanent or planned is not None)
         if isinstance(item, FdbEntry) and isinstance(planned, FdbEntry):
-            return item.destination == planned.destination  # else one that we removed from beside it
+            return (
+                item.destination == planned.destination
+            )  # another destination was removed by pyflannel itself
         return planned is not None

@@ -33,18 +33,19 @@ _GET_STRICT_CHECK = 12
 _SO_ATTACH_FILTER = 26
 _SO_RCVBUFFORCE = 33
 
-# The kernel answers while it takes the requests, so all answers of a batch lie in the receive buffer at
-# once; it counts each as some 800 octets.
+# The kernel answers during the send call, so the receive buffer must hold all answers of a batch. Each counts
+# as about 800 bytes.
 _BATCH = 256
 _FEW = 10
-"""So many requests take the kernel less than a thread takes to begin."""
+"""The kernel performs this number of requests faster than a thread starts."""
 
 _REQUEST_BUFFER = 1 << 20
 NOTIFICATION_BUFFER = 4 << 20
-_DATAGRAM = 1 << 16  # octets; the kernel fills at most 32 KiB
-_DATAGRAMS_A_TURN = 200  # notifications, before others get theirs
+_DATAGRAM = 1 << 16  # bytes; the kernel fills at most 32 KiB
+_DATAGRAMS_A_TURN = 200  # notifications, before other tasks run
 
-# A namespace gets its main table with its first route; a kernel may have no IPv6; a link may go meanwhile.
+# Errors that mean an empty table. A namespace has no main table before its first route, a kernel may have no
+# IPv6, and a link may be removed during a dump.
 _NOTHING_THERE = frozenset({errno.ENOENT, errno.EAFNOSUPPORT, errno.EOPNOTSUPP, errno.ENODEV})
 
 _DEADLINE_S = 10.0
@@ -54,7 +55,7 @@ _Value = TypeVar("_Value")
 
 
 class RequestSocket:
-    """Asks the kernel, one question or batch at a time.
+    """Sends requests to the kernel, one request or batch at a time.
 
     Args:
         protocol: NETLINK_* (linux/netlink.h).
@@ -76,33 +77,33 @@ class RequestSocket:
         self._turn = asyncio.Lock()
 
     def close(self) -> None:
-        """Let go of the socket."""
+        """Close the socket."""
         self._socket.close()
 
     async def transact(self, requests: Sequence[Request]) -> list[Acknowledgement]:
-        """Perform requests that want an acknowledgement, in order; one that fails does not stop the rest.
+        """Perform requests that ask for an acknowledgement, in order. After a failed request, continue.
 
         Returns:
-            One acknowledgement a request, in the order of the requests.
+            One acknowledgement for each request, in the order of the requests.
 
         Raises:
-            TargetError: the kernel did not answer, so that it is not known what took effect.
+            TargetError: the kernel did not answer, so the result of the requests is unknown.
         """
         answers: list[Acknowledgement] = []
         for start in range(0, len(requests), _BATCH):
             async with self._turn:
                 answers += await self._transact_batch(requests[start : start + _BATCH])
-            await asyncio.sleep(0)  # between two batches others get their turn
+            await asyncio.sleep(0)  # let other tasks run between two batches
         return answers
 
     async def dump(self, request: Request, read: Callable[[bytes], _Value | None]) -> list[_Value]:
-        """Return what `read` makes of each message's body, in the kernel's order; its None is left out.
+        """Return the result of `read` for each message's body, in the kernel's order, without None.
 
-        A dump during which the kernel's tables changed is made again.
+        If the kernel's tables change during a dump, the dump is repeated.
 
         Raises:
-            TargetError: the kernel refused, did not answer, its tables never stood still, or `read` raised
-                WireError.
+            TargetError: the kernel refused or did not answer, its tables changed during every dump, or `read`
+                raised WireError.
         """
         for _ in range(_DUMP_ATTEMPTS):
             async with self._turn:
@@ -114,11 +115,11 @@ class RequestSocket:
                 return values
         raise TargetError(
             f"netlink dump was interrupted by changes {_DUMP_ATTEMPTS} times",
-            hint="Find the program that changes links, addresses or routes all the time: `ip monitor`.",
+            hint="Find the program that constantly changes links, addresses or routes: `ip monitor`.",
         )
 
     async def ask(self, request: Request) -> Message | Acknowledgement:
-        """Return the one message that answers a question, or the refusal.
+        """Return the single message that answers a request, or the refusal.
 
         Raises:
             TargetError: the kernel did not answer.
@@ -132,13 +133,13 @@ class RequestSocket:
                             return parse_acknowledgement(message) if message.kind == ERROR else message
 
     async def transact_whole(self, requests: Sequence[Request]) -> Acknowledgement | None:
-        """Perform requests that belong together: the first and the last mark the batch, and want no answer.
+        """Perform all requests or none. The first and the last delimit the batch and ask for no answer.
 
         Returns:
-            The first refusal, with which nothing took effect; None if all took effect.
+            The first refusal, after which no request took effect; None if all took effect.
 
         Raises:
-            TargetError: the kernel did not answer, so that it is not known what took effect.
+            TargetError: the kernel did not answer, so the result of the requests is unknown.
         """
         async with self._turn:
             first = await self._send_apart(requests)
@@ -185,7 +186,7 @@ class RequestSocket:
                             _raise_refused_dump(parse_acknowledgement(message))
                         elif (value := read(message.body)) is not None:
                             values.append(value)
-                    await asyncio.sleep(0)  # a long dump does not stop the others
+                    await asyncio.sleep(0)  # let other tasks run during a long dump
         finally:
             if not is_finished:
                 self._drain()
@@ -198,7 +199,7 @@ class RequestSocket:
         return first
 
     async def _send_apart(self, requests: Sequence[Request]) -> int:
-        """Do it in a thread: the kernel performs requests while it takes them, and others work meanwhile."""
+        """Send the requests in a thread: the kernel performs them during the call, while other tasks run."""
         first, octets = self._packed(requests)
         await in_thread(self._put, octets)
         return first
@@ -224,7 +225,7 @@ class RequestSocket:
             raise TargetError(str(error), hint=error.hint) from error
 
     def _drain(self) -> None:
-        """Read a broken-off dump to its end: the kernel starts no second one on a socket before."""
+        """Read an aborted dump to its end: before that, the kernel starts no second dump on the socket."""
         while True:
             try:
                 self._socket.recv(_DATAGRAM)
@@ -233,14 +234,14 @@ class RequestSocket:
 
 
 Field = tuple[int, tuple[bytes, ...]]
-"""Where a field begins in a message with its header, and values of it."""
+"""The offset of a field in a message that includes the header, and values of the field."""
 
 # linux/filter.h, struct sock_filter and sock_fprog; linux/bpf_common.h
 _INSTRUCTION = struct.Struct("=HBBI")
 _PROGRAM = struct.Struct("@HP")
 _LOAD = {1: 0x30, 2: 0x28, 4: 0x20}  # BPF_LD | BPF_ABS | BPF_B, BPF_H, BPF_W
 _JUMP_IF_EQUAL = 0x15  # BPF_JMP | BPF_JEQ | BPF_K
-_RETURN = 0x06  # BPF_RET | BPF_K: octets of the message that pass
+_RETURN = 0x06  # BPF_RET | BPF_K: number of bytes of the message that pass
 _WHOLE = 0xFFFFFFFF
 
 
@@ -257,12 +258,13 @@ def _program(fields: Sequence[Field]) -> list[tuple[int, int, int, int]]:
 
 
 class NotificationSocket:
-    """Hears what changes in the kernel: messages of the multicast groups joined, from construction on.
+    """Receives notifications of the kernel: messages of multicast groups, from construction on.
 
     Args:
         groups: mask of RTMGRP_* (linux/rtnetlink.h), or of another protocol's groups.
         protocol: NETLINK_* (linux/netlink.h).
-        buffer_octets: what may lie unread before messages are lost; each counts with what the kernel adds.
+        buffer_octets: size of the receive buffer, in bytes. The kernel adds an overhead to each message, and
+            drops messages that do not fit.
 
     Raises:
         TargetError: the socket cannot be made.
@@ -274,13 +276,14 @@ class NotificationSocket:
         self._socket = _open(buffer_octets, groups, protocol)
 
     def close(self) -> None:
-        """Let go of the socket."""
+        """Close the socket."""
         self._socket.close()
 
     def ignore(self, fields: Sequence[Field]) -> None:
-        """Have the kernel drop, from now on, the messages in which each field has one of its values.
+        """Let the kernel drop, from now on, the messages in which each field has one of its values.
 
-        It is a classic BPF program, which needs no rights. Where the kernel takes none, all is heard.
+        The filter is a classic BPF program, which needs no rights. If the kernel refuses it, all messages are
+        received.
         """
         program = _program(fields)
         octets = ctypes.create_string_buffer(b"".join(_INSTRUCTION.pack(*each) for each in program))
@@ -288,35 +291,35 @@ class NotificationSocket:
         _try_option(self._socket, socket.SOL_SOCKET, _SO_ATTACH_FILTER, described)
 
     async def wait(self, concerns: Callable[[Message], bool]) -> None:
-        """Return when a message came that `concerns` accepts, or when messages were lost."""
+        """Return when a message has arrived that `concerns` accepts, or when messages were lost."""
         loop = asyncio.get_running_loop()
         for number in itertools.count(1):
             try:
                 octets = await loop.sock_recv(self._socket, _DATAGRAM)
             except OSError as error:
                 if error.errno == errno.ENOBUFS:
-                    return  # the buffer was full, and who knows what was lost
+                    return  # the buffer was full: any message may be lost
                 raise failed("netlink notification", error) from error
             try:
                 if any(concerns(message) for message in split(octets)):
                     return
             except WireError:
-                return  # something changed, whatever it was
+                return  # an unreadable message may announce any change
             if number % _DATAGRAMS_A_TURN == 0:
-                await asyncio.sleep(0)  # what lies ready is received without a pause
+                await asyncio.sleep(0)  # queued messages are received without a pause
 
     async def forget(self) -> None:
-        """Forget what has come so far, however much; others get their turn meanwhile."""
+        """Discard all queued messages; let other tasks run meanwhile."""
         while not self._forget_some():
             await asyncio.sleep(0)
 
     def drain(self) -> None:
-        """Forget what has come so far."""
+        """Discard all queued messages."""
         while not self._forget_some():
             pass
 
     def _forget_some(self) -> bool:
-        """Forget what takes a millisecond at most; return whether that was all."""
+        """Discard as many messages as one millisecond allows; return whether the queue is empty."""
         for _ in range(_DATAGRAMS_A_TURN):
             try:
                 self._socket.recv(_DATAGRAM)
@@ -324,7 +327,7 @@ class NotificationSocket:
                 return True
             except OSError as error:
                 if error.errno != errno.ENOBUFS:
-                    return True  # the next wait() says it
+                    return True  # the next wait() raises it
         return False
 
 
@@ -336,7 +339,7 @@ async def _deadline() -> AsyncIterator[None]:
     except TimeoutError as error:
         raise TargetError(
             f"the kernel did not answer a netlink request within {_DEADLINE_S:.0f} s",
-            hint="Look at the kernel's log (dmesg): something holds its configuration lock.",
+            hint="See the kernel's log (dmesg): another task holds the lock of the network configuration.",
         ) from error
 
 
@@ -346,19 +349,19 @@ def _open(buffer_octets: int, groups: int, protocol: int = socket.NETLINK_ROUTE)
         opened = socket.socket(socket.AF_NETLINK, kind, protocol)
     except OSError as error:
         raise failed("netlink socket", error) from error
-    # Beyond net.core.rmem_max only with CAP_NET_ADMIN.
+    # SO_RCVBUFFORCE needs CAP_NET_ADMIN. SO_RCVBUF is limited by net.core.rmem_max.
     _try_option(opened, socket.SOL_SOCKET, socket.SO_RCVBUF, buffer_octets)
     _try_option(opened, socket.SOL_SOCKET, _SO_RCVBUFFORCE, buffer_octets)
     try:
         opened.bind((0, groups))
-    except OSError as error:  # some groups want CAP_NET_ADMIN
+    except OSError as error:  # some groups need CAP_NET_ADMIN
         opened.close()
         raise failed("listening to the kernel's netlink groups", error) from error
     return opened
 
 
 def _try_option(opened: socket.socket, level: int, option: int, value: int | bytes) -> None:
-    """Set what makes things better and is not needed: old kernels lack some, users without rights others."""
+    """Set an option that is useful, but not required: the kernel may lack it, or this process the right."""
     try:
         opened.setsockopt(level, option, value)
     except OSError:
@@ -371,6 +374,6 @@ def _raise_refused_dump(answer: Acknowledgement) -> None:
 
 
 def failed(what: str, error: OSError) -> TargetError:
-    """Return what a failed system call stands for."""
-    hint = remedy(error, "Look at the kernel's log (dmesg) for the reason.")
+    """Return the error for a failed system call."""
+    hint = remedy(error, "See the kernel's log (dmesg) for the reason.")
     return TargetError.of(f"{what} failed", error, hint=hint)

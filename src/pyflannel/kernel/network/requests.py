@@ -34,43 +34,42 @@ from pyflannel.wire.netlink.routes import (
 )
 
 GONE = frozenset({errno.ENODEV, errno.ENXIO, errno.ENOENT, errno.ESRCH, errno.EADDRNOTAVAIL})
-"""Errors by which the kernel says that there is nothing to remove."""
+"""Error numbers of the kernel for a removal whose object does not exist."""
 
 _NO_TUN = (
-    "Load the driver with `modprobe tun`; where the file alone is missing, `mkdir -p /dev/net && "
-    "mknod /dev/net/tun c 10 200`; in a container, start it with --device /dev/net/tun."
+    "Load the driver with `modprobe tun`. If only the file is missing: `mkdir -p /dev/net && "
+    "mknod /dev/net/tun c 10 200`. In a container: --device /dev/net/tun."
 )
 _NO_RIGHT_TO_TUN = (
-    "Run it as root, or give it CAP_NET_ADMIN; in a container, start it with --device /dev/net/tun and "
-    "--cap-add NET_ADMIN."
+    "Run it as root, or give it CAP_NET_ADMIN. In a container: --device /dev/net/tun and --cap-add NET_ADMIN."
 )
 _HINTS = {
     errno.EPERM: "Run it as root, or give it CAP_NET_ADMIN (in a container: --cap-add NET_ADMIN).",
     errno.EACCES: "Run it as root, or give it CAP_NET_ADMIN (in a container: --cap-add NET_ADMIN).",
-    errno.EROFS: "Mount /proc/sys writable (in a container: --privileged, or the setting by --sysctl).",
-    errno.EBUSY: "Another program made the device in the same moment: find it, and stop it.",
-    errno.ENODEV: "The link went away; it is looked at again in the next pass.",
-    errno.ENETUNREACH: "The gateway is on no network of this host: look at the addresses of its interface.",
-    errno.EEXIST: "Another program keeps an object of the same key: find it by `ip route` or `ip -d link`.",
-    errno.ENOBUFS: "The kernel lacks memory: look at dmesg.",
-    errno.ENOMEM: "The kernel lacks memory: look at dmesg.",
+    errno.EROFS: "Mount /proc/sys writable. In a container: --privileged, or set the value with --sysctl.",
+    errno.EBUSY: "Another program created the device at the same time: find and stop this program.",
+    errno.ENODEV: "The link was removed. flanneld creates it again in the next pass.",
+    errno.ENETUNREACH: "The gateway is on no network of this host: check the addresses of the interface.",
+    errno.EEXIST: "Another program created an object with this key: find it with `ip route` or `ip -d link`.",
+    errno.ENOBUFS: "The kernel has no free memory: see its log (dmesg).",
+    errno.ENOMEM: "The kernel has no free memory: see its log (dmesg).",
 }
 
 
 def refusal(operation: Operation, code: int, text: str = "") -> Refusal:
-    """Return the refusal that an error number stands for; `text` is what the kernel said to it."""
+    """Return the refusal for an error number; `text` is the kernel's explanation."""
     name = errno.errorcode.get(code, f"errno {code}")
     cause = f"{name}: {os.strerror(code)}"
     return Refusal(
         operation=operation,
         cause=f"{cause} ({text})" if text else cause,
-        hint=_HINTS.get(code, "Look at the kernel's log (dmesg) for the reason."),
+        hint=_HINTS.get(code, "See the kernel's log (dmesg) for the reason."),
         is_permanent=is_permanent(code),
     )
 
 
 def refusal_of(operation: Operation, error: OSError) -> Refusal:
-    """Return the refusal that a failed system call stands for."""
+    """Return the refusal for a failed system call."""
     refused = refusal(operation, error.errno or 0, str(error.filename or ""))
     if error.filename != DEVICE_FILE:
         return refused
@@ -83,10 +82,10 @@ _KIND_NUMBERS = {name: number for number, name in KINDS.items()}
 _REMOVALS = frozenset({addresses.DELETE, neighbours.DELETE, routes.DELETE_NEXT_HOP, routes.DELETE})
 
 _GONE_BEFORE = GONE | {errno.EINVAL}
-"""Errors of a removal that another request follows; a route by a next hop that is not there is EINVAL."""
+"""The same for a removal that is not the last request: EINVAL if the next hop of the route does not exist."""
 
 IndexOf = Callable[[str], int]
-"""From a link's name to its index; raises OSError when there is no such link."""
+"""Returns the index of the link with a name; raises OSError if there is no such link."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,11 +97,13 @@ class Asked:
 
 
 def ask(operation: Operation, index_of: IndexOf, *, by_next_hops: Set[str] = frozenset()) -> Asked:
-    """Return what performs an operation on anything but a link; the routes of some links go by next hops.
+    """Return an operation on any item except a link, with its requests.
+
+    Routes of the links in `by_next_hops` refer to next hop objects.
 
     Raises:
-        OSError: its link is not there; for a removal there is nothing to ask then.
-        TypeError: the item is a link, or not the kernel's.
+        OSError: the link of the item does not exist. A removal then needs no request and does not raise.
+        TypeError: the item is a link, or no object of the kernel.
     """
     try:
         return Asked(operation, _requests(operation, index_of, by_next_hops))
@@ -113,11 +114,11 @@ def ask(operation: Operation, index_of: IndexOf, *, by_next_hops: Set[str] = fro
 
 
 def ask_again(asked: Asked, answers: Sequence[Acknowledgement], index_of: IndexOf) -> Asked | None:
-    """Return what a route needs whose next hop was refused, or that stands behind another program's.
+    """Return further requests for a route, or None if none can help.
 
-    A link without carrier takes no next hops, but routes. And the kernel refuses to put a route in the place
-    of the first with its key while it is there itself (`ip route prepend`): EEXIST. It is taken out first;
-    nothing is lost meanwhile, as the look-up got to the other.
+    Two cases need them. A link without carrier accepts routes, but no next hops. And the kernel answers
+    EEXIST if a route of another program precedes an existing route with the same key (`ip route prepend`):
+    then the existing route is removed first. No packet is lost, because the kernel used the other route.
     """
     match asked.operation:
         case Add(Route() as route) | Replace(_, Route() as route) if len(answers) > 1 and answers[0].errno:
@@ -130,9 +131,9 @@ def ask_again(asked: Asked, answers: Sequence[Acknowledgement], index_of: IndexO
 
 
 def failure(asked: Asked, answers: Sequence[Acknowledgement]) -> Acknowledgement | None:
-    """Return the answer that refuses the operation; None when it took effect.
+    """Return the answer that refuses the operation, or None if the operation took effect.
 
-    Removing what is gone already is fine.
+    The removal of an object that does not exist counts as successful.
     """
     for place, (request, answer) in enumerate(zip(asked.requests, answers, strict=True), start=1):
         gone = GONE if place == len(answers) else _GONE_BEFORE
@@ -165,17 +166,17 @@ def _requests(operation: Operation, index_of: IndexOf, by_next_hops: Set[str]) -
         case Remove(Route() as item):
             return _route_removal(item, _record(item, index_of))
         case _:
-            raise TypeError(f"not an operation on a thing on a link: {operation!r}")
+            raise TypeError(f"not an operation on an address, neighbour, FDB entry or route: {operation!r}")
 
 
 def _fdb_requests(old: FdbEntry, new: FdbEntry, index: int) -> tuple[Request, ...]:
-    """Return what puts `new` in the place of `old`.
+    """Return the requests that replace `old` by `new`.
 
-    The kernel changes the first destination in place, unless the wanted one is among the others already; so
-    those that are left over go afterwards, and no frame is lost meanwhile.
+    The kernel changes the first destination in place, unless the planned one is already among the others.
+    Surplus destinations are removed afterwards, so that no frame is lost.
     """
     put = put_fdb_entry(index, new.mac, new.destination)
-    if not old.is_plain:  # what it leads by instead cannot be named here; nothing goes the planned way anyhow
+    if not old.is_plain:  # attributes that no request can remove; frames do not take the planned path anyhow
         return remove_fdb_entry(index, new.mac), put
     if not old.others:
         return (put,)
@@ -193,9 +194,9 @@ def _route_put(route: Route, record: RouteRecord, by_next_hop: bool) -> tuple[Re
 
 
 def _route_removal(route: Route, record: RouteRecord) -> tuple[Request, ...]:
-    """Return what removes a route, whether or not it leads by a next hop.
+    """Return the requests that remove a route, with or without a next hop object.
 
-    The route first: a next hop that goes before it has the kernel walk the whole table.
+    The route is removed first: if the next hop were removed first, the kernel would search the whole table.
     """
     number = next_hop_number(route)
     if number is None:
@@ -218,31 +219,31 @@ def _record(route: Route, index_of: IndexOf) -> RouteRecord:
     )
 
 
-# Which routes lead by next hops that are objects of their own, so that tens of thousands cost little.
+# Routes that refer to next hop objects, which make tens of thousands of routes cheap.
 #
-# To add a route that names its gateway itself, the kernel walks all such routes of the link, as it would
-# share what two have in common (net/ipv4/fib_semantics.c, fib_find_info): 10,000 take it a second, 50,000 a
-# minute. A route that refers to a next hop is found by that. It is read with gateway and link like any
-# other, but `ip route` shows it with `nhid`, and the kernel drops it when its link loses the carrier. So
-# only those that come by the thousand are made so; and those on a physical link, whose cable may be pulled
-# while no daemon runs that would put them back, only by five thousand.
+# If a new route contains its gateway, the kernel searches all such routes of the link for one with the same
+# attributes (net/ipv4/fib_semantics.c, fib_find_info): 10,000 routes take one second, 50,000 one minute. If a
+# route refers to a next hop object, the kernel finds the object by its number. The kernel lists such a route
+# with gateway and link, like any other, but `ip route` also shows `nhid`, and the kernel removes the route
+# when the link loses its carrier. Therefore next hops are used only for thousands of routes. A physical link
+# can lose its carrier while no daemon runs that would restore the routes: there the limit is higher.
 #
-# Each has a next hop of its own, which goes with it. See docs/decisions.
+# Each route has a next hop of its own, which is removed with it. See docs/decisions.
 
 WORTH_IT = 2000
-"""So many routes that are put in on a tunnel's device together."""
+"""Minimum number of routes, added in one batch to a tunnel's device, for which next hops are used."""
 
 WORTH_IT_ON_A_CABLE = 5_000
-"""So many on another link."""
+"""The same for any other link."""
 
 _LONGEST_PREFIX = 27
-"""Up to it the length fits beside the prefix in one number."""
+"""Up to this length, the zero bits at the end of a network address have room for the prefix length."""
 
 _READABLE = "/proc/sys/net/ipv4/nexthop_compat_mode"
 
 
 def next_hop_number(route: Route) -> int | None:
-    """Return the number of the route's next hop, which no other route has; None when it has none ever."""
+    """Return the unique number of the route's next hop, or None if such a route never has one."""
     prefix = route.destination
     if (
         isinstance(prefix, IPv4Network)
@@ -255,7 +256,7 @@ def next_hop_number(route: Route) -> int | None:
 
 
 def links_worth_it(operations: Iterable[Operation]) -> Set[str]:
-    """Return the links whose routes among these operations are so many that they should lead by next hops."""
+    """Return the links for which these operations contain enough routes to use next hops."""
     counts: Counter[tuple[str, bool]] = Counter()
     for operation in operations:
         match operation:

@@ -43,14 +43,14 @@ from pyflannel.wire.netlink.routes import RouteGlance, RouteRecord, dump_routes,
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interest:
-    """What of a namespace concerns a plan; everything else is passed over unread.
+    """Selects the objects of a namespace that concern a plan. All other objects are ignored.
 
     Attributes:
-        desired: the plan, in which single items are exchanged as they are planned anew.
+        desired: the plan. Single items are replaced in it when they are planned again.
         links: names of the planned links.
-        carriers: names of the links that planned links, addresses and routes hang on.
-        marks: aliases of the planned links; another daemon's device is no concern of ours. Empty: any mark.
-        protocols: by which our routes are known, where the plan has any; else those of every daemon.
+        carriers: names of the links on which planned links, addresses and routes depend.
+        marks: aliases of the planned links, so that devices of other daemons are ignored. Empty: any mark.
+        protocols: rtm_protocol of the planned routes; without planned routes, those of all daemons.
     """
 
     desired: State
@@ -61,7 +61,7 @@ class Interest:
 
     @classmethod
     def of(cls, desired: State) -> "Interest":
-        """Return what concerns this plan."""
+        """Return the interest of this plan."""
         links, carriers, marks = set(), set(), set()
         protocols = set()
         for link in desired.of_type(Link):
@@ -75,7 +75,7 @@ class Interest:
         for names in desired.by_key.tables.values():
             match next(iter(names.values())):
                 case Neighbour(link=name) | FdbEntry(link=name) | Address(link=name):
-                    carriers.add(name)  # all of a table are on one link
+                    carriers.add(name)  # all items of a table are on one link
                 case _:
                     pass
         return cls(
@@ -87,25 +87,26 @@ class Interest:
         )
 
     def has_links_of(self, other: "Interest") -> bool:
-        """Return whether both are about the same links."""
+        """Return whether both select the same links."""
         return (self.links, self.carriers, self.marks) == (other.links, other.carriers, other.marks)
 
     def concerns_link(self, link: LinkRecord) -> bool:
-        """Return whether the link is planned or carries our mark."""
+        """Return whether the link is planned or carries pyflannel's mark."""
         mark, _ = split_alias(link.alias)
         is_marked = mark in self.marks if self.marks else mark.startswith(MARK)
         return is_marked or link.name in self.links
 
     def concerns_route(self, route: RouteGlance, ours: Collection[int]) -> bool:
-        """Return whether the route is planned, carries our mark, or leaves by one of the links `ours`."""
+        """Return whether the route is planned, carries pyflannel's mark, or uses one of the links `ours`."""
         return route.protocol in self.protocols or route.link in ours or route.key in self.desired.by_key
 
 
-# What concerns a plan in one network namespace, read and normalised so that it equals plans.
+# Reads the objects of one network namespace that concern a plan, normalised to be comparable with the plan.
 #
-# What the kernel adds by itself where IPv6 runs on a link, the link-local address and its route, is left
-# out: it comes and goes with `Link.has_ipv6`. So is what the kernel's look-up never gets to, of two routes
-# with one key the first stands for the key; and what it learned by itself, unless that is in a plan's place.
+# Three sorts of objects are omitted:
+# - The link-local address and its route, which the kernel adds to a link with IPv6 (`Link.has_ipv6`).
+# - Routes that the kernel never uses: only the first of several routes with one key counts.
+# - Entries that the kernel learned, unless the plan has an entry with the same key.
 
 _LINK_LOCAL = IPv6Network("fe80::/64")
 
@@ -120,8 +121,8 @@ class Links:
 
     Attributes:
         names: of all links, by index.
-        ours: indexes of the links that are planned or carry our mark.
-        carriers: indexes of the links that planned items hang on.
+        ours: indexes of the links that are planned or carry pyflannel's mark.
+        carriers: indexes of the links on which planned items depend.
     """
 
     names: Mapping[int, str]
@@ -131,17 +132,17 @@ class Links:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """What was read, and the links that it was read from."""
+    """The state that was read, and the links of the namespace."""
 
     state: State
     links: Links
 
 
 class SnapshotReader:
-    """Reads what concerns a plan.
+    """Reads the objects that concern a plan.
 
-    The kernel is read in full each time. But what each message was made into is remembered, so that what did
-    not change costs a look-up an object, and is the very same item.
+    The kernel's tables are read in full each time. The item of each message is remembered: an unchanged
+    object costs one look-up and results in the identical item.
     """
 
     def __init__(self, requests: RequestSocket) -> None:
@@ -151,7 +152,7 @@ class SnapshotReader:
         self._fdb = Remembered[FdbEntry]()
 
     async def read(self, interest: Interest) -> Snapshot:
-        """Return what concerns the plan, as it is now.
+        """Return the current state of the objects that concern the plan.
 
         Raises:
             TargetError: the kernel refused or did not answer.
@@ -206,14 +207,14 @@ class SnapshotReader:
 
 
 async def _take(items: ItemMap[Item], found: Sequence[Item]) -> None:
-    """Add what was found, and let others have their turn after every millisecond."""
+    """Add the items, and let other tasks run after every millisecond."""
     for start in range(0, len(found), _AT_ONCE):
         items.add(found[start : start + _AT_ONCE])
         await asyncio.sleep(0)
 
 
 def _planned(item: _Item, desired: State) -> _Item:
-    """Return the plan's own item when it is equal: one object in memory instead of two, and soon compared."""
+    """Return the plan's item if it is equal: this saves memory, and a later comparison is fast."""
     planned = desired.by_key.get(item.key)
     return planned if planned == item else item
 
@@ -235,7 +236,7 @@ def _link(link: LinkRecord, links: Links) -> Link:
             joins = has_gro(link.name)
     except OSError as error:
         if error.errno not in (errno.ENODEV, errno.EOPNOTSUPP):
-            raise  # else it is gone since, and its notification brings the next look; or has no such setting
+            raise  # these two: the link was removed (its notification causes a look) or has no such setting
     return link_of(link, links.names, offloads_checksums=offloads, has_gro=joins, may_set_ipv6=may_set_ipv6())
 
 
