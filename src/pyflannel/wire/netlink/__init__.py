@@ -1,1 +1,1 @@
-"""Netlink messages as octets, in the host's byte order: links, addresses, routes. No sockets."""
+"""Encodes and decodes netlink messages: links, addresses, routes. Opens no sockets."""

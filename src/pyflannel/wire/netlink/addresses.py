@@ -1,6 +1,6 @@
 """Addresses: RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR.
 
-Layout of the body, in octets: family 1, prefix length 1, flags 1, scope 1, index 4, then attributes.
+Layout of the body, in bytes: family 1, prefix length 1, flags 1, scope 1, index 4, then attributes.
 Source: linux/if_addr.h, struct ifaddrmsg.
 """
 
@@ -51,7 +51,7 @@ class AddressRecord:
 
     Attributes:
         index: of its link.
-        peer: the other end of a point-to-point address, when that is not the address itself.
+        peer: the other end of a point-to-point address; None if it equals the address.
         scope: rt_scope, 0 for global.
         flags: as above.
     """
@@ -69,7 +69,7 @@ def dump_addresses(family: int = 0) -> Request:
 
 
 def address_index(body: bytes) -> int:
-    """Return the link's index alone: cheap, so that foreign addresses need no values."""
+    """Return only the link's index. This is cheap, and foreign addresses need no full record."""
     return unpack(_LAYOUT, body)[4]
 
 
@@ -77,13 +77,13 @@ def parse_address_message(body: bytes) -> AddressRecord | None:
     """Return the address of a message's body; None for families other than IP.
 
     Raises:
-        WireError: too short, without address, or an attribute does not fit.
+        WireError: too short, without address, or an attribute has an invalid length.
     """
     family, length, flags, scope, index = unpack(_LAYOUT, body)
     if family not in (INET, INET6):
         return None
     found = attributes(body, _LAYOUT.size)
-    # The address itself is in _LOCAL where there is one, and _ADDRESS is then the other end.
+    # If there is a _LOCAL, it is the address, and _ADDRESS is the other end.
     remote = parse_address(found.get(_ADDRESS, b""))
     local = parse_address(found[_LOCAL]) if _LOCAL in found else remote
     if _FLAGS in found:
@@ -105,7 +105,7 @@ def add_address(index: int, address: IPv4Interface | IPv6Interface) -> Request:
 def remove_address(
     index: int, address: IPv4Interface | IPv6Interface, peer: IPv4Address | IPv6Address | None = None
 ) -> Request:
-    """Return the request that removes exactly this address."""
+    """Return the request that removes exactly this address, prefix length and peer."""
     return Request(DELETE, ACK, _body(index, address, peer))
 
 

@@ -1,4 +1,4 @@
-"""Bridges, their ports, and what a bridge has learned: RTM_*LINK and RTM_*NEIGH seen from a bridge.
+"""Bridges, their ports, and learned MAC addresses: the attributes of bridges in RTM_*LINK and RTM_*NEIGH.
 
 Source: linux/if_link.h (IFLA_BR_*, IFLA_BRPORT_*), linux/if_bridge.h, linux/neighbour.h, struct ndmsg.
 """
@@ -41,14 +41,14 @@ _PERMANENT = 0x80
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BridgeLink:
-    """A link, as far as bridges are concerned.
+    """The attributes of a link that concern bridges.
 
     Attributes:
         kind: the kernel's kind; `bridge` for a bridge.
-        bridge: index of the bridge that it is a port of; 0 for none.
+        bridge: index of the bridge of which the link is a port; 0 for none.
         queueing: name of its queueing discipline.
-        filters_vlans: a bridge: tells VLANs apart.
-        is_forwarding: a port: frames pass.
+        filters_vlans: for a bridge: it filters VLANs.
+        is_forwarding: for a port: it forwards frames.
     """
 
     index: int
@@ -64,7 +64,7 @@ def parse_bridge_link(body: bytes) -> BridgeLink:
     """Return the link of a message's body.
 
     Raises:
-        WireError: too short, or an attribute does not fit.
+        WireError: too short, or an attribute has an invalid length.
     """
     _, _, index, _, _ = unpack(_LINK, body)
     found = attributes(body, _LINK.size)
@@ -84,16 +84,16 @@ def parse_bridge_link(body: bytes) -> BridgeLink:
 
 
 def dump_learned(bridge: int) -> Request:
-    """Return the request for what a bridge knows of MAC addresses, given its index."""
+    """Return the request for the MAC addresses that the bridge with this index knows."""
     body = _NEIGHBOUR.pack(_BRIDGE, 0, 0, 0, 0) + attribute(_ENTRY_MASTER, _U32.pack(bridge))
     return Request(_GET_NEIGHBOUR, DUMP, body)
 
 
 def parse_learned(body: bytes) -> tuple[int, int, str] | None:
-    """Return bridge, port and MAC address that a message says belong together; None for our own ports'.
+    """Return bridge, port and MAC address from a message; None for the MAC address of a port itself.
 
     Raises:
-        WireError: too short, or an attribute does not fit.
+        WireError: too short, or an attribute has an invalid length.
     """
     family, port, state, _, _ = unpack(_NEIGHBOUR, body)
     if family != _BRIDGE or state & _PERMANENT:

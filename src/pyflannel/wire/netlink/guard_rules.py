@@ -1,34 +1,37 @@
 """The tunnel guard as chains and sets of nf_tables.
 
     arriving, before routing and after DNAT
-        a datagram to our tunnel port: goto to_us
-        a datagram to a peer's tunnel port: goto to_peers
-        by a link of the overlay: return
-        of another host's subnet, and our route does not lead to its source by the interface: drop
+        datagram to this host's tunnel port: goto to_us
+        datagram to a peer's tunnel port: goto to_peers
+        received from a link of the overlay: return
+        source in another host's subnet, and the route to the source uses another interface: drop
     to_us
-        by the underlay, and outer and inner source are a peer's: return
-        of another VNI: return
-        our route does not lead to the outer source by the interface: goto refused, unless it is the underlay
-        outer and inner source are a peer's: return, unless it is the underlay; else goto refused
+        received from the underlay, and outer and inner source belong to one peer: return
+        another VNI: return
+        received from the underlay: goto refused
+        the route to the outer source uses another interface: goto refused
+        outer and inner source belong to one peer: return
+        any other: goto refused
     to_peers
-        of another VNI: return
-        our route does not lead to the outer source by the interface: goto refused
-        outer and inner source are a peer's: return; else goto refused
+        another VNI: return
+        the route to the outer source uses another interface: goto refused
+        outer and inner source belong to one peer: return
+        any other: goto refused
     refused
         remember the addresses; drop
-    leaving, by a user other than root and that of flanneld
-        a datagram to a peer's tunnel port: drop
-    in_clear, before DNAT, if the overlay encrypts
-        by the underlay, to our own subnet: drop
+    leaving, only packets of users other than root and flanneld
+        datagram to a peer's tunnel port: drop
+    in_clear, before DNAT, only if the overlay encrypts
+        received from the underlay, destination in this host's subnet: drop
 
-Each step of a rule costs some 30 ns a packet, so what nearly all tunnel packets are comes first.
+Each step of a rule costs about 30 ns for each packet, so the rule that matches most packets is the first.
 
-A datagram that vxlan makes of a local user's packet still belongs to the user's socket, so the packet gets a
-mark, which a user without rights cannot give, when it leaves by the overlay, and loses it with the tunnel
-header.
+vxlan puts a local user's packet into a datagram, and the datagram still belongs to the user's socket.
+Therefore the packet gets a mark when it leaves by the overlay, and loses the mark when it gets the tunnel
+header. A user without rights cannot set a mark.
 
-A datagram that is too short for the comparison of the VNI counts as one of ours. Of an outer fragment only
-the first has ports; the receiver has no use for the others.
+A datagram that is too short to contain a VNI counts as one with this host's VNI. Only the first outer
+fragment has ports. The receiver ignores the other fragments if the first is missing.
 """
 
 import struct
@@ -77,19 +80,19 @@ from pyflannel.wire.netlink.nftables import (
 )
 
 REMEMBERED_MS = 3_600_000
-"""How long a dropped packet is remembered after the latest of its kind."""
+"""Time for which the addresses of a dropped packet are remembered after the latest such packet."""
 
 SENDERS = SetSpec("senders", (IPV4_ADDRESS, IPV4_ADDRESS))
-"""Outer source, and first inner source, of each peer whose inner sources have the usual prefix length."""
+"""Outer source and first inner source of each peer whose subnet has the usual prefix length."""
 
 RANGES = SetSpec("ranges", (IPV4_ADDRESS, IPV4_ADDRESS), INTERVALS)
-"""Outer source and inner sources of each other peer. To look up a range takes longer, the more there are."""
+"""Outer source and range of inner sources of each other peer. A look-up takes longer with more ranges."""
 
 ENDS = SetSpec("ends", (IPV4_ADDRESS, SERVICE))
 """Address and tunnel port of each peer."""
 
 DROPPED = SetSpec("dropped", (IPV4_ADDRESS,) * 3, ADDED_BY_RULES, size=1024, timeout_ms=REMEMBERED_MS)
-"""Outer source, inner source and inner destination of what was dropped."""
+"""Outer source, inner source and inner destination of dropped packets."""
 
 SETS = (SENDERS, RANGES, ENDS, DROPPED)
 
@@ -108,7 +111,7 @@ _IPV4 = b"\x08\x00"
 
 
 def chains_of(table: GuardTable) -> tuple[Chain, ...]:
-    """Return the chains, those that others go to first."""
+    """Return the chains. A chain follows the chains to which its rules jump."""
     tunnel = None if table.path is None else table.path.tunnel
     if tunnel is None:
         arriving = Chain("arriving", tuple(_overlay_rules(table)), PREROUTING, _AFTER_DNAT)
@@ -121,7 +124,10 @@ def chains_of(table: GuardTable) -> tuple[Chain, ...]:
         Chain("arriving", (*_tunnel_rules(tunnel, table), *_overlay_rules(table)), PREROUTING, _AFTER_DNAT),
         Chain("of_user", tuple(_of_user(tunnel))),
         Chain(
-            "leaving", (Rule("of a user", (*_by_user(table.users), goto("of_user"))),), LOCAL_OUT, _AFTER_DNAT
+            "leaving",
+            (Rule("packet of a user", (*_by_user(table.users), goto("of_user"))),),
+            LOCAL_OUT,
+            _AFTER_DNAT,
         ),
     )
 
@@ -130,23 +136,23 @@ def _tunnel_rules(tunnel: GuardedTunnel, table: GuardTable) -> Iterator[Rule]:
     to_port = (*_udp(), payload(TRANSPORT_HEADER, 2, 2), equals(tunnel.port.to_bytes(2, "big")))
     if table.address is not None:
         own = (payload(NETWORK_HEADER, _DESTINATION, 4), equals(table.address.packed))
-        yield Rule("to our tunnel port", (*to_port, *own, goto("to_us")))
+        yield Rule("to this host's tunnel port", (*to_port, *own, goto("to_us")))
     all_have_our_port = tunnel.vni is not None
     to_peer = to_port if all_have_our_port else _udp()
     yield Rule("to a peer's tunnel port", (*to_peer, *_to_a_peer(), goto("to_peers")))
-    # vxlan listens at every address.
+    # vxlan listens on every address.
     is_for_us = (destination_type(), differs(_word(_UNICAST)))
-    yield Rule("to our tunnel port at another address", (*to_port, *is_for_us, goto("to_us")))
+    yield Rule("to this host's tunnel port at another address", (*to_port, *is_for_us, goto("to_us")))
 
 
 def _overlay_rules(table: GuardTable) -> Iterator[Rule]:
-    """Yield what drops packets of other hosts' subnets that come from elsewhere: containers, other links."""
+    """Yield the rules that drop packets with a source in another host's subnet, but from another link."""
     if table.network is None or table.subnet is None or table.path is None:
         return
     for link in table.path.links:
-        yield Rule("by the overlay", (meta(META_INPUT), equals(_name(link)), leave()))
+        yield Rule("from the overlay", (meta(META_INPUT), equals(_name(link)), leave()))
     yield Rule(
-        "inner source of another host",
+        "source in another host's subnet",
         (
             *_source_in(table.network),
             *_source_in(table.subnet, is_negated=True),
@@ -158,35 +164,38 @@ def _overlay_rules(table: GuardTable) -> Iterator[Rule]:
 
 
 def _clear_rules(table: GuardTable) -> Iterator[Rule]:
-    """Yield what drops packets in clear. A published port has the address of the host before DNAT."""
+    """Yield the rule that drops unencrypted packets to this host's subnet.
+
+    Packets to a published port still have the address of the host, because the rule is before DNAT.
+    """
     if table.path is None or not table.path.refuses_clear or table.subnet is None:
         return
     by_underlay = (meta(META_INPUT), equals(_name(table.underlay)))
     to_us = _address_in(_DESTINATION, table.subnet)
-    yield Rule("in clear to our subnet", (*by_underlay, *to_us, counter(), verdict(DROP)))
+    yield Rule("unencrypted to this host's subnet", (*by_underlay, *to_us, counter(), verdict(DROP)))
 
 
 def _to_us(tunnel: GuardedTunnel, table: GuardTable) -> Iterator[Rule]:
     by_underlay = (meta(META_INPUT), equals(_name(table.underlay)))
     yield from _from_a_peer(tunnel, table.source_length, by_underlay)
     yield from _of_another_network(tunnel)
-    yield Rule("from nobody of the network", (*by_underlay, goto("refused")))
+    yield Rule("from no peer", (*by_underlay, goto("refused")))
     yield Rule("source not routed to its interface", (*_unrouted(), goto("refused")))
     yield from _from_a_peer(tunnel, table.source_length)
-    yield Rule("from nobody of the network", (goto("refused"),))
+    yield Rule("from no peer", (goto("refused"),))
 
 
 def _to_peers(tunnel: GuardedTunnel, table: GuardTable) -> Iterator[Rule]:
     yield from _of_another_network(tunnel)
     yield Rule("source not routed to its interface", (*_unrouted(), goto("refused")))
     yield from _from_a_peer(tunnel, table.source_length)
-    yield Rule("from nobody of the network", (goto("refused"),))
+    yield Rule("from no peer", (goto("refused"),))
 
 
 def _refused(tunnel: GuardedTunnel) -> Iterator[Rule]:
     inner = _inner(tunnel)
     yield Rule(
-        "remember it",
+        "remember the addresses",
         (
             payload(NETWORK_HEADER, _SOURCE, 4),
             payload(TRANSPORT_HEADER, inner + _SOURCE, 4, SECOND),
@@ -194,7 +203,7 @@ def _refused(tunnel: GuardedTunnel) -> Iterator[Rule]:
             remember(DROPPED.name, DROPPED.timeout_ms),
         ),
     )
-    yield Rule("drop it, also if the set is full or it is too short", (counter(), verdict(DROP)))
+    yield Rule("drop, even if the set is full or the packet is too short", (counter(), verdict(DROP)))
 
 
 def _of_user(tunnel: GuardedTunnel) -> Iterator[Rule]:
@@ -205,20 +214,20 @@ def _of_user(tunnel: GuardedTunnel) -> Iterator[Rule]:
     mark = meta(META_MARK)
     by_overlay = (meta(META_OUTPUT), equals(_name(tunnel.link)))
     yield Rule(
-        "a user's packet through the overlay",
+        "mark a user's packet to the overlay",
         (*by_overlay, mark, masked(others, _word(_USERS_PACKET)), set_mark()),
     )
     tunnelled = (*_udp(), *_to_a_peer(), *_vni(tunnel.vni, equals))
     unmarked = (mark, masked(_word(_USERS_PACKET)), equals(bytes(4)))
     yield Rule("tunnel packets of a user", (*tunnelled, *unmarked, counter(), verdict(DROP)))
-    yield Rule("has its tunnel header", (*tunnelled, mark, masked(others), set_mark()))
+    yield Rule("remove the mark: it has its tunnel header", (*tunnelled, mark, masked(others), set_mark()))
 
 
 def _by_user(trusted: Iterable[int]) -> tuple[Expression, ...]:
     """Return the steps that match packets of users other than root and these.
 
-    A packet belongs to the user that opened the socket, not to the one that sends. A forwarded packet belongs
-    to nobody.
+    A packet belongs to the user that opened the socket, even if another user sends. A forwarded packet
+    belongs to no user.
     """
     return meta(META_USER), *(differs(_word(uid)) for uid in (0, *trusted))
 
@@ -250,7 +259,7 @@ def _from_a_peer(
 
 
 def _inner(tunnel: GuardedTunnel) -> int:
-    """Return where the inner IPv4 header begins, counted from the UDP header."""
+    """Return the offset of the inner IPv4 header from the UDP header."""
     return _UDP_HEADER + (0 if tunnel.vni is None else _VXLAN_HEADER + _ETHERNET_HEADER)
 
 
@@ -284,12 +293,12 @@ def _address_in(offset: int, network: IPv4Network, *, is_negated: bool = False) 
 
 
 def _name(link: str) -> bytes:
-    """Return the name of a link as the kernel compares it: 16 octets (IFNAMSIZ)."""
+    """Return the name of a link in the form in which the kernel compares it: 16 bytes (IFNAMSIZ)."""
     return link.encode(errors="surrogateescape").ljust(16, b"\0")
 
 
 def _word(value: int) -> bytes:
-    """Return a number that the kernel keeps in its own byte order."""
+    """Return a number in the host's byte order."""
     return struct.pack("=I", value & 0xFFFFFFFF)
 
 
@@ -297,7 +306,7 @@ def _word(value: int) -> bytes:
 
 
 def elements_of(peers: Iterable[GuardPeer], spec: SetSpec, source_length: int) -> Iterator[Element]:
-    """Yield the elements of one set that peers need. Two peers at one address need one element twice."""
+    """Yield the elements of one set for the peers. An element occurs twice if two peers have one address."""
     for peer in peers:
         address, sources = peer.address.packed, peer.sources
         if spec is ENDS:
@@ -308,9 +317,9 @@ def elements_of(peers: Iterable[GuardPeer], spec: SetSpec, source_length: int) -
 
 
 def strangers(dropped: Iterable[CountedElement], peers: Iterable[GuardPeer]) -> Iterator[Stranger]:
-    """Yield who sent what was dropped, one for each packet that differs in its addresses.
+    """Yield the senders of dropped packets, one for each combination of addresses.
 
-    The sender is an impostor if some peer has the inner source.
+    The sender is an impostor if the inner source belongs to a peer.
     """
     subnets = {peer.subnet for peer in peers}
     lengths = {subnet.prefixlen for subnet in subnets}

@@ -24,8 +24,8 @@ from pyflannel.wire.netlink.message import (
 
 # The parameters of a vxlan device, within IFLA_INFO_DATA of its link.
 #
-# Numbers are in the host's byte order, but the port in the network's. A flag that has a value is an octet
-# of 0 or 1; GBP has none: it is there or not. Source: linux/if_link.h, enum of IFLA_VXLAN_*.
+# Numbers are in the host's byte order, except the port, which is in network order. A flag with a value is a
+# byte of 0 or 1. GBP has no value: it is present or absent. Source: linux/if_link.h, enum of IFLA_VXLAN_*.
 
 _U32 = struct.Struct("=I")
 _PORT = struct.Struct("!H")
@@ -49,7 +49,7 @@ class VxlanRecord:
 
     Attributes:
         parent: index of the underlay's link; 0 for none.
-        local: source address; None when the kernel chooses.
+        local: source address; None if the kernel chooses it.
         group: default destination; None for none.
         reports_misses: l2miss or l3miss.
     """
@@ -65,10 +65,10 @@ class VxlanRecord:
 
 
 def parse_vxlan(data: bytes) -> VxlanRecord:
-    """Return what IFLA_INFO_DATA of a vxlan device says.
+    """Return the parameters in IFLA_INFO_DATA of a vxlan device.
 
     Raises:
-        WireError: an attribute does not fit.
+        WireError: an attribute has an invalid length.
     """
     found = attributes(data)
     return VxlanRecord(
@@ -84,7 +84,7 @@ def parse_vxlan(data: bytes) -> VxlanRecord:
 
 
 def vxlan_data(wanted: VxlanRecord) -> bytes:
-    """Return the payload of IFLA_INFO_DATA that makes a device with these parameters."""
+    """Return the payload of IFLA_INFO_DATA that creates a device with these parameters."""
     parts = [
         _changeable(wanted),
         attribute(_PORT_KIND, _PORT.pack(wanted.port)),
@@ -98,7 +98,7 @@ def vxlan_data(wanted: VxlanRecord) -> bytes:
 
 
 def vxlan_changes(wanted: VxlanRecord) -> bytes:
-    """Return the payload that gives a standing device what can be changed of it: parent, source, learning."""
+    """Return the payload with the parameters that an existing device can change: parent, source, learning."""
     return _changeable(wanted)
 
 
@@ -121,7 +121,7 @@ def _address(found: dict[int, bytes], kind: int, kind_6: int) -> IPv4Address | I
 
 # Links: RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK.
 #
-# Layout of the body, in octets: family 1, padding 1, device type 2, index 4, flags 4, change mask 4, then
+# Layout of the body, in bytes: family 1, padding 1, device type 2, index 4, flags 4, change mask 4, then
 # attributes. Source: linux/rtnetlink.h, struct ifinfomsg; linux/if_link.h.
 
 NEW = 16
@@ -146,13 +146,13 @@ _SENDING_QUEUES = 31  # IFLA_NUM_TX_QUEUES
 _RECEIVING_QUEUES = 32  # IFLA_NUM_RX_QUEUES
 _DUMP_MASK = 29
 _OTHER_NAMESPACE = 37
-# Within _INFO, and within its data for a TUN device (enum of IFLA_TUN_*).
+# Attributes within _INFO, and within its data for a TUN device (enum of IFLA_TUN_*).
 _INFO_KIND = 1
 _INFO_DATA = 2
 _TUN_TYPE = 3
 _TUN_TYPE_TAP = 2
 _VETH_PEER = 1  # VETH_INFO_PEER (linux/veth.h)
-# Within the part of AF_INET6 in _PER_FAMILY; the sysctls come as an array of 32-bit numbers.
+# Attributes within the part of AF_INET6 in _PER_FAMILY. The sysctls are an array of 32-bit numbers.
 _INET6_SYSCTLS = 2
 _INET6_GENERATION = 8
 _DISABLE_IPV6 = 26  # DEVCONF_DISABLE_IPV6 (linux/ipv6.h)
@@ -166,14 +166,14 @@ class LinkRecord:
     """A link as the kernel reports it.
 
     Attributes:
-        kind: as `ip -details link` prints it, `tap` apart from `tun`; "" for a physical device.
+        kind: as `ip -details link` prints it, but `tap` differs from `tun`; "" for a physical device.
         queue_length: packets.
-        alias: "" when there is none.
-        has_ipv6: IPv6 runs on it, or would when it goes up.
-        generates_ipv6: the kernel gives it an IPv6 link-local address by itself, where it has IPv6.
-        mac: lower case with colons; "" where there is none.
-        vxlan: its parameters, on a vxlan device.
-        other: index of its other end, or of what it hangs on; 0 when there is none in this namespace.
+        alias: "" without one.
+        has_ipv6: IPv6 is enabled. It is in use if the link is up.
+        generates_ipv6: if it has IPv6, the kernel adds an IPv6 link-local address.
+        mac: lower case with colons; "" without one.
+        vxlan: the parameters of a vxlan device.
+        other: index of its other end, or of its lower link; 0 if there is none in this namespace.
     """
 
     index: int
@@ -201,7 +201,7 @@ def parse_link(body: bytes) -> LinkRecord:
     """Return the link of a message's body.
 
     Raises:
-        WireError: too short, or an attribute does not fit.
+        WireError: too short, or an attribute has an invalid length.
     """
     _, _, index, flags, _ = unpack(_LAYOUT, body)
     found = attributes(body, _LAYOUT.size)
@@ -225,9 +225,9 @@ def parse_link(body: bytes) -> LinkRecord:
 
 
 def create_vxlan(name: str, mac: str, vxlan: VxlanRecord) -> Request:
-    """Return the request that creates a vxlan device; it is refused when there is a link of that name.
+    """Return the request that creates a vxlan device. It is refused if a link with this name exists.
 
-    Without `mac` the kernel draws one.
+    Without `mac` the kernel chooses a random one.
     """
     parts = [attribute(_NAME, name.encode(errors="surrogateescape") + b"\0")]
     if mac:
@@ -237,9 +237,9 @@ def create_vxlan(name: str, mac: str, vxlan: VxlanRecord) -> Request:
 
 
 def create_veth(name: str, peer: str, queues: int) -> Request:
-    """Return the request that creates both ends of a veth; it is refused where either name is taken.
+    """Return the request that creates both ends of a veth. It is refused if a link with either name exists.
 
-    Each end has so many queues, either way.
+    Each end has this number of queues in each direction.
     """
     number = _U32.pack(queues)
     each = attribute(_SENDING_QUEUES, number) + attribute(_RECEIVING_QUEUES, number)
@@ -257,7 +257,10 @@ def create_wireguard(name: str) -> Request:
 
 
 def probe_wireguard() -> Request:
-    """Return a request that creates nothing: a kernel without WireGuard refuses its kind, others its MTU."""
+    """Return a request that creates no device, to detect WireGuard.
+
+    A kernel without WireGuard refuses its kind. A kernel with WireGuard refuses its MTU.
+    """
     body = _LAYOUT.pack(0, 0, 0, 0, 0) + attribute(_MTU, _U32.pack(2**32 - 1))
     return Request(NEW, ACK | CREATE | EXCLUSIVE, body + _info("wireguard", b""))
 
@@ -276,7 +279,7 @@ def change_link(
     mac: str | None = None,
     is_up: bool | None = None,
 ) -> Request:
-    """Return the request that changes a link in place; what is None stays as it is."""
+    """Return the request that changes a link in place. Attributes that are None do not change."""
     parts = []
     if mtu is not None:
         parts.append(attribute(_MTU, _U32.pack(mtu)))
@@ -291,14 +294,14 @@ def change_link(
 
 
 def stop_ipv6_addresses(index: int) -> Request:
-    """Return the request after which the kernel gives the link no IPv6 link-local address by itself."""
+    """Return the request that stops the kernel from adding an IPv6 link-local address to the link."""
     generation = attribute(_INET6_GENERATION, bytes([_GENERATION_NONE]))
     body = _LAYOUT.pack(0, 0, index, 0, 0) + nest(_PER_FAMILY, nest(_INET6, generation))
     return Request(NEW, ACK, body)
 
 
 def delete_link(index: int) -> Request:
-    """Return the request that deletes a link, and with it its addresses and routes."""
+    """Return the request that deletes a link with its addresses and routes."""
     return Request(DELETE, ACK, _LAYOUT.pack(0, 0, index, 0, 0))
 
 
@@ -307,11 +310,11 @@ def _info(kind: str, data: bytes) -> bytes:
 
 
 def _kind(info: bytes) -> tuple[str, bytes]:
-    """Return the kind of a link, and the data that go with it."""
+    """Return the kind of a link and the data of this kind."""
     parts = attributes(info)
     kind, data = text(parts.get(_INFO_KIND, b"")), parts.get(_INFO_DATA, b"")
     if kind == "tun" and integer(attributes(data).get(_TUN_TYPE, b"")) == _TUN_TYPE_TAP:
-        kind = "tap"  # one driver makes both, and one cannot become the other
+        kind = "tap"  # one driver creates TUN and TAP devices, and a device cannot change between them
     return kind, data
 
 

@@ -15,10 +15,10 @@ from typing import NamedTuple
 
 from pyflannel.errors import WireError
 
-# The frame of every netlink message: a header, a body, attributes.
+# Every netlink message consists of a header, a body and attributes.
 #
-# Layout of the header, in octets: length 4 (header included), type 2, flags 2, sequence 4, port 4. An
-# attribute: length 2 (these four octets included), kind 2, payload. Both are padded to four octets, in the
+# Layout of the header, in bytes: length 4 (header included), type 2, flags 2, sequence 4, port 4. An
+# attribute: length 2 (these four bytes included), kind 2, payload. Both are padded to four bytes, in the
 # host's byte order. Source: RFC 3549 section 2.2; linux/netlink.h.
 
 HEADER = struct.Struct("=IHHII")
@@ -38,12 +38,12 @@ DUMP = 0x300
 CREATE = 0x400
 """nlmsg_flags (linux/netlink.h)."""
 
-_KIND_MASK = 0x3FFF  # less NLA_F_NESTED and NLA_F_NET_BYTEORDER
+_KIND_MASK = 0x3FFF  # without the bits NLA_F_NESTED and NLA_F_NET_BYTEORDER
 _NESTED = 0x8000
 
 
 class Request(NamedTuple):
-    """What a client asks of the kernel; the socket gives it a sequence number and asks for the answer."""
+    """A request to the kernel. The socket adds the sequence number and the request for an answer."""
 
     kind: int
     flags: int
@@ -55,8 +55,8 @@ class Message(NamedTuple):
 
     Attributes:
         kind: nlmsg_type.
-        port: of the socket whose request it answers or announces; 0 when the kernel acted by itself.
-        body: what follows the header, without padding.
+        port: of the socket whose request caused it; 0 if the kernel acted by itself.
+        body: the part after the header, without padding.
     """
 
     kind: int
@@ -67,7 +67,7 @@ class Message(NamedTuple):
 
 
 def pack(request: Request, sequence: int) -> bytes:
-    """Return the octets of a request."""
+    """Return a request as bytes."""
     size = HEADER.size + len(request.body)
     header = HEADER.pack(size, request.kind, request.flags | REQUEST, sequence, 0)
     return header + request.body + bytes(-size & 3)
@@ -77,7 +77,7 @@ def split(octets: bytes) -> Iterator[Message]:
     """Yield the messages of one datagram, in order.
 
     Raises:
-        WireError: a length does not fit the datagram.
+        WireError: a length is beyond the end of the datagram.
     """
     offset, end = 0, len(octets)
     while offset < end:
@@ -97,15 +97,15 @@ def attribute(kind: int, payload: bytes) -> bytes:
 
 
 def nest(kind: int, *attributes: bytes) -> bytes:
-    """Return an attribute that holds attributes."""
+    """Return an attribute that contains attributes."""
     return attribute(kind | _NESTED, b"".join(attributes))
 
 
 def attributes(octets: bytes, offset: int = 0) -> dict[int, bytes]:
-    """Return the attributes from `offset` on, by kind; where a kind comes twice, the last stays.
+    """Return the attributes from `offset` on, by kind. If a kind occurs twice, the last one counts.
 
     Raises:
-        WireError: a length does not fit.
+        WireError: a length is beyond the end.
     """
     found: dict[int, bytes] = {}
     end = len(octets)
@@ -122,7 +122,7 @@ def unpack(layout: struct.Struct, body: bytes) -> tuple[int, ...]:
     """Return the fixed fields at the start of a body.
 
     Raises:
-        WireError: the body is shorter than they are.
+        WireError: the body is too short.
     """
     if len(body) < layout.size:
         raise _truncated("body", len(body), layout.size)
@@ -130,25 +130,25 @@ def unpack(layout: struct.Struct, body: bytes) -> tuple[int, ...]:
 
 
 def integer(octets: bytes) -> int:
-    """Return a number of the host's byte order."""
+    """Return a number in the host's byte order."""
     return int.from_bytes(octets, sys.byteorder)
 
 
 def text(octets: bytes) -> str:
-    """Return a NUL-terminated text; octets that are no UTF-8 are kept as surrogates."""
+    """Return a NUL-terminated text. Bytes that are not UTF-8 become surrogates."""
     return octets.split(b"\0", 1)[0].decode(errors="surrogateescape")
 
 
 def _truncated(what: str, present: int, needed: int) -> WireError:
     return WireError(
-        f"netlink {what} has {present} octets, needs {needed}",
-        hint="The kernel speaks another form of netlink: report its version.",
+        f"netlink {what} has {present} bytes, needs {needed}",
+        hint="The kernel uses an unknown form of netlink: report its version.",
     )
 
 
-# The kernel's answer to one request: done, or an error number and, often, a text.
+# The kernel's answer to one request: success, or an error number and often a text.
 #
-# Layout of the body, in octets: error 4 (negative errno, or 0), header of the request 16, its body unless the
+# Layout of the body, in bytes: error 4 (negative errno, or 0), header of the request 16, its body unless the
 # answer is capped, then attributes. Source: linux/netlink.h, struct nlmsgerr, enum nlmsgerr_attrs.
 
 _ERROR = struct.Struct("=i")
@@ -158,11 +158,11 @@ _TEXT = 1  # NLMSGERR_ATTR_MSG
 
 
 class Acknowledgement(NamedTuple):
-    """What became of the request with this sequence number.
+    """The result of the request with this sequence number.
 
     Attributes:
-        errno: 0 when the request took effect.
-        text: the kernel's own explanation (extended acknowledgement); "" when it gave none.
+        errno: 0 if the request took effect.
+        text: the kernel's explanation (extended acknowledgement); "" without one.
     """
 
     sequence: int
@@ -171,10 +171,10 @@ class Acknowledgement(NamedTuple):
 
 
 def parse_acknowledgement(message: Message) -> Acknowledgement:
-    """Return what an NLMSG_ERROR or NLMSG_DONE message says.
+    """Return the content of an NLMSG_ERROR or NLMSG_DONE message.
 
     Raises:
-        WireError: fewer octets than its layout needs.
+        WireError: fewer bytes than its layout needs.
     """
     body = message.body
     (error,) = unpack(_ERROR, body)
@@ -195,15 +195,15 @@ def _attributes_offset(message: Message) -> int:
 
 
 def parse_mac(octets: bytes) -> str:
-    """Return octets in lower-case hexadecimal, with colons; "" for none."""
+    """Return bytes in lower-case hexadecimal, with colons; "" for none."""
     return octets.hex(":") if octets else ""
 
 
 def mac_octets(mac: str) -> bytes:
-    """Return the six octets of a MAC address.
+    """Return the six bytes of a MAC address.
 
     Raises:
-        WireError: it is none.
+        WireError: the text is not a MAC address.
     """
     try:
         octets = bytes.fromhex(mac.replace(":", ""))
@@ -211,8 +211,8 @@ def mac_octets(mac: str) -> bytes:
         octets = b""
     if len(octets) != 6:
         raise WireError(
-            f"a MAC address has six octets in hexadecimal, not {mac!r}",
-            hint="Look at the peer's lease: its VtepMAC is wrong.",
+            f"a MAC address has six bytes in hexadecimal, not {mac!r}",
+            hint="Check the lease of the peer: its VtepMAC is invalid.",
         )
     return octets
 
@@ -230,26 +230,26 @@ def family_of(value: IpValue) -> int:
 
 
 def parse_address(octets: bytes) -> IPv4Address | IPv6Address:
-    """Return the address of 4 or 16 octets.
+    """Return the address of 4 or 16 bytes.
 
     Raises:
-        WireError: another number of octets.
+        WireError: another number of bytes.
     """
     if len(octets) == 4:
         return IPv4Address(int.from_bytes(octets, "big"))
     if len(octets) == 16:
         return IPv6Address(int.from_bytes(octets, "big"))
     raise WireError(
-        f"an IP address has 4 or 16 octets, not {len(octets)}",
-        hint="The kernel speaks another form of netlink: report its version.",
+        f"an IP address has 4 or 16 bytes, not {len(octets)}",
+        hint="The kernel uses an unknown form of netlink: report its version.",
     )
 
 
 def parse_interface(octets: bytes, length: int) -> IPv4Interface | IPv6Interface:
-    """Return the address of 4 or 16 octets with its prefix length.
+    """Return the address of 4 or 16 bytes with its prefix length.
 
     Raises:
-        WireError: another number of octets, or a length beyond the address.
+        WireError: another number of bytes, or a length beyond the address.
     """
     address = parse_address(octets)
     _check_length(address, length)
@@ -259,10 +259,10 @@ def parse_interface(octets: bytes, length: int) -> IPv4Interface | IPv6Interface
 
 
 def parse_prefix(octets: bytes, length: int) -> IPv4Network | IPv6Network:
-    """Return the prefix of 4 or 16 octets and a length; what lies beyond the length does not count.
+    """Return the prefix of 4 or 16 bytes and a length. Bits beyond the length are ignored.
 
     Raises:
-        WireError: another number of octets, or a length beyond the address.
+        WireError: another number of bytes, or a length beyond the address.
     """
     address = parse_address(octets)
     _check_length(address, length)
@@ -277,5 +277,5 @@ def _check_length(address: IPv4Address | IPv6Address, length: int) -> None:
     if length > address.max_prefixlen:
         raise WireError(
             f"a prefix of {address} has at most {address.max_prefixlen} bits, not {length}",
-            hint="The kernel speaks another form of netlink: report its version.",
+            hint="The kernel uses an unknown form of netlink: report its version.",
         )

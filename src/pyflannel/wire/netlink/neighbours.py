@@ -1,6 +1,6 @@
 """Neighbours and FDB entries: RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH.
 
-Layout of the body, in octets: family 1, padding 3, index of the link 4, state 2, flags 1, type 1, then
+Layout of the body, in bytes: family 1, padding 3, index of the link 4, state 2, flags 1, type 1, then
 attributes. The family is AF_INET or AF_INET6 for a neighbour, AF_BRIDGE for an FDB entry. Source:
 linux/neighbour.h, struct ndmsg.
 """
@@ -39,7 +39,7 @@ PERMANENT = 0x80
 NO_ARP = 0x40
 """States (linux/neighbour.h, NUD_PERMANENT, NUD_NOARP)."""
 
-_SELF = 0x02  # NTF_SELF: of the device itself, not of a bridge above it
+_SELF = 0x02  # NTF_SELF: an entry of the device, not of its bridge
 _UNICAST = 1  # RTN_UNICAST
 _UNSPECIFIED = 0  # AF_UNSPEC
 
@@ -58,10 +58,10 @@ _NEXT_HOP = 13
 _UNPLANNED = frozenset({_PORT, _VNI, _INDEX, _SOURCE_VNI, _NEXT_HOP})
 
 _AGES_HEADERS = (ATTRIBUTE.pack(20, _CACHE_INFO), ATTRIBUTE.pack(8, _PROBES))
-"""Of the first attribute that changes with use: FDB entries have ages, neighbours a counter before these."""
+"""Kinds of the first attribute that changes with use: ages of an FDB entry, counter of a neighbour."""
 
 _AGES_AT = _LAYOUT.size + 8 + 12
-"""Where the ages begin in a message about one IPv4 address and one MAC address."""
+"""Offset of the ages in a message with one IPv4 address and one MAC address."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +70,7 @@ class NeighbourRecord:
 
     Attributes:
         index: of the link.
-        mac: lower case with colons; "" while the kernel has none.
+        mac: lower case with colons; "" if it is unknown.
     """
 
     index: int
@@ -85,8 +85,8 @@ class FdbRecord:
 
     Attributes:
         index: of the link.
-        destination: None when it names a group of next hops instead.
-        is_plain: names no port, VNI, link or group of next hops of its own.
+        destination: None if it has a group of next hops instead.
+        is_plain: has no port, VNI, link or group of next hops of its own.
     """
 
     index: int
@@ -97,17 +97,17 @@ class FdbRecord:
 
 
 def dump_neighbours(index: int) -> Request:
-    """Return the request for a link's neighbours of all families; a kernel before 4.4 gives all links'."""
+    """Return the request for a link's neighbours of all families. Before Linux 4.4, it returns all links'."""
     return Request(GET, DUMP, _dump_body(_UNSPECIFIED, index))
 
 
 def dump_fdb(index: int) -> Request:
-    """Return the request for a device's FDB entries; an old kernel gives all devices'."""
+    """Return the request for a device's FDB entries. On an old kernel, it returns those of all devices."""
     return Request(GET, DUMP, _dump_body(BRIDGE, index))
 
 
 def entry_index(body: bytes) -> int:
-    """Return the link's index alone: cheap, as every packet may change a neighbour's state.
+    """Return only the link's index. This is cheap, because every packet may change a neighbour's state.
 
     Raises:
         WireError: too short.
@@ -116,9 +116,9 @@ def entry_index(body: bytes) -> int:
 
 
 def lasting_part(body: bytes) -> bytes:
-    """Return the part of a body that changes with the entry alone, not with its uses.
+    """Return the part of a body that changes only if the entry changes, not if it is used.
 
-    What has another form than that of a permanent IPv4 entry is returned whole.
+    If the body has another form than that of a permanent IPv4 entry, it is returned whole.
     """
     if body[_AGES_AT : _AGES_AT + 4] in _AGES_HEADERS:
         return body[:_AGES_AT]
@@ -129,7 +129,7 @@ def parse_neighbour(body: bytes) -> NeighbourRecord | None:
     """Return the neighbour of a message's body; None for an FDB entry.
 
     Raises:
-        WireError: too short, without address, or an attribute does not fit.
+        WireError: too short, without address, or an attribute has an invalid length.
     """
     family, index, state, _, _ = unpack(_LAYOUT, body)
     if family not in (INET, INET6):
@@ -144,10 +144,10 @@ def parse_neighbour(body: bytes) -> NeighbourRecord | None:
 
 
 def parse_fdb_entry(body: bytes) -> FdbRecord | None:
-    """Return the FDB entry of a message's body; None for a neighbour, and for the FDB of a bridge above.
+    """Return the FDB entry of a message's body; None for a neighbour, and for an entry of the bridge.
 
     Raises:
-        WireError: too short, or an attribute does not fit.
+        WireError: too short, or an attribute has an invalid length.
     """
     family, index, state, flags, _ = unpack(_LAYOUT, body)
     if family != BRIDGE or not flags & _SELF:
@@ -163,7 +163,7 @@ def parse_fdb_entry(body: bytes) -> FdbRecord | None:
 
 
 def put_neighbour(index: int, address: IPv4Address | IPv6Address, mac: str) -> Request:
-    """Return the request that makes a permanent neighbour, whatever the kernel knew of this address."""
+    """Return the request that adds a permanent neighbour, or replaces the entry of this address."""
     body = _LAYOUT.pack(family_of(address), index, PERMANENT, 0, _UNICAST)
     body += attribute(_DESTINATION, address.packed) + attribute(_MAC, mac_octets(mac))
     return Request(NEW, ACK | CREATE | REPLACE, body)
@@ -176,14 +176,14 @@ def remove_neighbour(index: int, address: IPv4Address | IPv6Address) -> Request:
 
 
 def put_fdb_entry(index: int, mac: str, destination: IPv4Address | IPv6Address) -> Request:
-    """Return the request that makes a permanent FDB entry, in the place of the first of this MAC address."""
+    """Return the request that adds a permanent FDB entry, or replaces the first entry of this MAC address."""
     body = _LAYOUT.pack(BRIDGE, index, PERMANENT, _SELF, _UNICAST)
     body += attribute(_MAC, mac_octets(mac)) + attribute(_DESTINATION, destination.packed)
     return Request(NEW, ACK | CREATE | REPLACE, body)
 
 
 def remove_fdb_entry(index: int, mac: str, destination: IPv4Address | IPv6Address | None = None) -> Request:
-    """Return the request that removes one destination of a MAC address; without one, all of them."""
+    """Return the request that removes one destination of a MAC address, or all if none is given."""
     body = _LAYOUT.pack(BRIDGE, index, 0, _SELF, _UNICAST) + attribute(_MAC, mac_octets(mac))
     if destination is not None:
         body += attribute(_DESTINATION, destination.packed)

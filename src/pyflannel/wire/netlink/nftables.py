@@ -1,6 +1,6 @@
 """nf_tables by netlink: transactions, tables, chains, rules, sets, and the expressions of rules.
 
-Layout of a body, in octets: family 1, version 1, resource 2 (big-endian), then attributes. All numbers in
+Layout of a body, in bytes: family 1, version 1, resource 2 (big-endian), then attributes. All numbers in
 attributes are big-endian. Source: linux/netfilter/nfnetlink.h, struct nfgenmsg; linux/netfilter/nf_tables.h.
 """
 
@@ -47,7 +47,7 @@ _U32 = struct.Struct(">I")
 _U64 = struct.Struct(">Q")
 
 _TABLE, _NAME = 1, 2
-"""NFTA_*_TABLE of every message but that of a table, whose name has the same number; NFTA_SET_NAME."""
+"""NFTA_*_TABLE of all messages; in the message of a table, the same number is its name; NFTA_SET_NAME."""
 
 _FLAGS = 2  # NFTA_TABLE_FLAGS
 _OWNER = 2  # NFT_TABLE_F_OWNER, Linux 5.12
@@ -62,7 +62,7 @@ def dump_tables(family: int = IPV4) -> Request:
 
 
 def parse_table_name(body: bytes) -> str:
-    """Return the name of the table that a message is about."""
+    """Return the name of the table in a message."""
     return text(attributes(body, _BODY.size).get(_TABLE, b""))
 
 
@@ -73,7 +73,7 @@ def transaction(requests: Iterable[Request]) -> list[Request]:
 
 
 def table_of(message: Message) -> str | None:
-    """Return the table that a notification is about; None if it is about none."""
+    """Return the table that a notification concerns; None if there is none."""
     if message.kind >> 8 != _SUBSYSTEM or message.kind & 0xFF > _DELETE_ELEMENTS:
         return None
     return parse_table_name(message.body)
@@ -85,37 +85,38 @@ def get_table(family: int, name: str) -> Request:
 
 
 def own_table(family: int, name: str) -> list[Request]:
-    """Return the requests, for one datagram, that create a table of the socket's own.
+    """Return the requests, for one datagram, that create a table owned by the socket.
 
-    Nobody else can change it or delete it, and the kernel deletes it when the socket is closed. Where a table
-    has this name, the kernel refuses: EPERM if another socket owns it, else EEXIST.
+    Only this socket can change or delete the table, and the kernel deletes it when the socket is closed. If a
+    table with this name exists, the kernel refuses: EPERM if another socket owns it, else EEXIST.
     """
     table = _BODY.pack(family, 0, 0) + _text(_TABLE, name) + _number(_FLAGS, _OWNER)
     return transaction([Request(_kind(_NEW_TABLE), CREATE | EXCLUSIVE | ACK, table)])
 
 
 def create_table(name: str) -> Request:
-    """Return the request for a table; one that is there stays."""
+    """Return the request that creates a table, or keeps an existing one."""
     return _request(_NEW_TABLE, CREATE, _text(_TABLE, name))
 
 
 def delete_table(name: str) -> Request:
-    """Return the request that removes a table with everything in it."""
+    """Return the request that removes a table and its content."""
     return _request(_DELETE_TABLE, 0, _text(_TABLE, name))
 
 
-# Sets, and their elements.
+# Sets and their elements.
 
 
 @dataclass(frozen=True, slots=True)
 class SetSpec:
-    """A set, and what nft shows of its key.
+    """A set.
 
     Attributes:
-        types: of the key's fields (libnftables: 7 ipv4_addr, 13 inet_service); each has four octets.
+        types: types of the key's fields, which nft shows (libnftables: 7 ipv4_addr, 13 inet_service). Each
+            field has four bytes.
         flags: NFT_SET_*.
-        size: most elements; 0 for no bound.
-        timeout_ms: how long an element that a rule adds stays; 0 for ever.
+        size: maximum number of elements; 0 for no limit.
+        timeout_ms: lifetime of an element that a rule adds; 0 for no limit.
     """
 
     name: str
@@ -126,13 +127,13 @@ class SetSpec:
 
     @property
     def key_length(self) -> int:
-        """Octets of a key."""
+        """Length of a key in bytes."""
         return 4 * len(self.types)
 
 
 _CONCATENATED = 0x80
 INTERVALS = 0x4 | _CONCATENATED
-"""NFT_SET_INTERVAL, NFT_SET_CONCAT: elements are ranges in each field of the key."""
+"""NFT_SET_INTERVAL, NFT_SET_CONCAT: an element is a range in each field of the key."""
 
 ADDED_BY_RULES = 0x10 | 0x20
 """NFT_SET_TIMEOUT, NFT_SET_EVAL."""
@@ -141,16 +142,16 @@ IPV4_ADDRESS, SERVICE = 7, 13
 
 
 Element = bytes
-"""An element of a set: its key, and behind it the last key of a range; empty for the element of all keys.
+"""An element of a set: its key, followed by the last key if it is a range; empty for the catch-all element.
 
-There may be ten thousands.
+A set may have tens of thousands of elements.
 """
 
 _OF_ALL_KEYS = 2  # NFT_SET_ELEM_CATCHALL, Linux 5.13
 
 
 def create_set(table: str, spec: SetSpec, number: int) -> Request:
-    """Return the request for a set; one that is there and equal stays.
+    """Return the request that creates a set, or keeps an existing equal one.
 
     `number` is different for each set of a transaction.
     """
@@ -179,22 +180,22 @@ def dump_sets(table: str) -> Request:
 
 
 def parse_set(body: bytes) -> tuple[str, int, int]:
-    """Return name, flags and length of the key."""
+    """Return name, flags and length of the key of a set."""
     found = attributes(body, _BODY.size)
     return text(found.get(_NAME, b"")), _integer(found.get(3)), _integer(found.get(5))
 
 
 _MOST_ELEMENTS = 1000
-"""In a message: an attribute holds 65,535 octets."""
+"""Elements in one message: an attribute has at most 65,535 bytes."""
 
 
 def add_elements(table: str, spec: SetSpec, elements: Iterable[Element]) -> Iterator[Request]:
-    """Yield the requests for elements of a set; those that are there stay."""
+    """Yield the requests that add elements to a set. Existing elements are kept."""
     yield from _elements(_NEW_ELEMENTS, CREATE, table, spec, elements)
 
 
 def delete_elements(table: str, spec: SetSpec, elements: Iterable[Element]) -> Iterator[Request]:
-    """Yield the requests that remove elements; they are refused if one is not there."""
+    """Yield the requests that remove elements. They are refused if an element does not exist."""
     yield from _elements(_DELETE_ELEMENTS, 0, table, spec, elements)
 
 
@@ -229,7 +230,7 @@ def parse_elements(body: bytes) -> list[Element]:
 
 
 class CountedElement(NamedTuple):
-    """An element that a rule added: its key, the packets that met the rule, the age of the latest."""
+    """An element that a rule added: its key, the number of matching packets, the age of the latest."""
 
     key: bytes
     packets: int
@@ -237,7 +238,7 @@ class CountedElement(NamedTuple):
 
 
 def parse_counted_elements(body: bytes) -> list[CountedElement]:
-    """Return the elements of one message of a set whose rule counts packets, without that of all keys."""
+    """Return the elements of one message of a set with packet counters, without the catch-all element."""
     parsed = []
     for _, listed in _each(attributes(body, _BODY.size).get(3, b"")):
         found = attributes(listed)
@@ -261,7 +262,7 @@ Expression = tuple[str, bytes]
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Steps, performed in order until one does not match; and what nft shows as its comment."""
+    """A comment, which nft shows, and steps, which the kernel performs in order until one does not match."""
 
     comment: str
     expressions: tuple[Expression, ...]
@@ -269,7 +270,7 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """A chain; one without a hook is entered by jumps only."""
+    """A chain. Without a hook, it is entered only by jumps."""
 
     name: str
     rules: tuple[Rule, ...]
@@ -278,7 +279,7 @@ class Chain:
 
 
 def create_chain(table: str, chain: Chain) -> Request:
-    """Return the request for a chain that is not there, without its rules."""
+    """Return the request that creates a chain without rules."""
     base: list[bytes] = []
     if chain.hook is not None:
         place = nest(4, _number(1, chain.hook), _number(2, chain.priority & 0xFFFFFFFF))
@@ -287,7 +288,7 @@ def create_chain(table: str, chain: Chain) -> Request:
 
 
 def create_rules(table: str, chain: Chain) -> Iterator[Request]:
-    """Yield the requests for the rules of a chain, behind those that are there."""
+    """Yield the requests that append the rules of a chain to the existing ones."""
     for rule in chain.rules:
         steps = [nest(_LIST_ELEMENT, _text(1, name), nest(2, data)) for name, data in rule.expressions]
         comment = rule.comment.encode() + b"\0"
@@ -317,7 +318,7 @@ def dump_chains(family: int = IPV4) -> Request:
 
 
 def parse_chain(body: bytes) -> tuple[str, Chain, bool]:
-    """Return the table, the chain without rules, and whether it accepts what no rule decides."""
+    """Return the table, the chain without rules, and whether its policy is to accept."""
     found = attributes(body, _BODY.size)
     place = attributes(found.get(4, b""))
     priority = int.from_bytes(place.get(2, b""), "big", signed=True)
@@ -332,7 +333,7 @@ def dump_rules(table: str) -> Request:
 
 
 def parse_rule(body: bytes) -> tuple[str, str, tuple[Expression, ...]]:
-    """Return the table and the chain of a rule, and its steps."""
+    """Return table, chain and steps of a rule."""
     found = attributes(body, _BODY.size)
     steps = []
     for _, listed in _each(found.get(4, b"")):
@@ -342,7 +343,7 @@ def parse_rule(body: bytes) -> tuple[str, str, tuple[Expression, ...]]:
 
 
 def is_rule(wanted: Rule, steps: Sequence[Expression]) -> bool:
-    """Return whether the kernel's steps are those of the rule; the kernel may say more of each."""
+    """Return whether the kernel's steps equal those of the rule. Additional attributes are ignored."""
     return len(steps) == len(wanted.expressions) and all(
         name == found and (name == "counter" or _says(data, said))
         for (name, data), (found, said) in zip(wanted.expressions, steps, strict=True)
@@ -362,10 +363,10 @@ def _says(wanted: bytes, said: bytes) -> bool:
     return True
 
 
-# Expressions. A register holds four octets; keys of several fields lie in registers that follow each other.
+# Expressions. A register has four bytes. A key with several fields uses consecutive registers.
 
 REGISTER, SECOND, THIRD = 1, 9, 10
-"""NFT_REG_1, as the kernel names NFT_REG32_00; NFT_REG32_01, NFT_REG32_02."""
+"""NFT_REG_1 (the kernel's name of NFT_REG32_00), NFT_REG32_01, NFT_REG32_02."""
 
 ACCEPT, DROP = 1, 0
 _GOTO, _RETURN = -4 & 0xFFFFFFFF, -5 & 0xFFFFFFFF
@@ -387,12 +388,12 @@ def set_mark(register: int = REGISTER) -> Expression:
 
 
 def payload(base: int, offset: int, octets: int, register: int = REGISTER) -> Expression:
-    """Load octets of a header; the rule does not match a packet that lacks them."""
+    """Load bytes of a header. The rule does not match if the packet is too short."""
     return "payload", _number(1, register) + _number(2, base) + _number(3, offset) + _number(4, octets)
 
 
 def masked(mask: bytes, flip: bytes | None = None, register: int = REGISTER) -> Expression:
-    """Keep the bits of the mask, then flip bits."""
+    """Apply a mask, then flip bits."""
     data = _number(1, register) + _number(2, register) + _number(3, len(mask))
     return "bitwise", data + _value(4, mask) + _value(5, flip or bytes(len(mask)))
 
@@ -408,7 +409,7 @@ def differs(value: bytes, register: int = REGISTER) -> Expression:
 
 
 def input_route(register: int = REGISTER) -> Expression:
-    """Load the input interface's index if our own route leads to the source by it, else 0."""
+    """Load the index of the input interface if this host's route to the source uses it, else 0."""
     return "fib", _number(1, register) + _number(2, _FIB_INPUT) + _number(3, 0x1 | 0x8)
 
 
@@ -418,12 +419,12 @@ def destination_type(register: int = REGISTER) -> Expression:
 
 
 def is_in(name: str, register: int = REGISTER) -> Expression:
-    """Match if the set has the key."""
+    """Match if the set contains the key."""
     return "lookup", _text(1, name) + _number(2, register)
 
 
 def remember(name: str, timeout_ms: int, register: int = REGISTER) -> Expression:
-    """Add the key to a set with a count of its packets, or refresh and count it there."""
+    """Add the key to a set with a packet counter; if it exists, count the packet and renew the timeout."""
     counting = nest(7, _text(1, "counter"), nest(2))
     return "dynset", _text(1, name) + _number(3, 1) + _number(4, register) + attribute(
         6, _U64.pack(timeout_ms)
@@ -431,7 +432,7 @@ def remember(name: str, timeout_ms: int, register: int = REGISTER) -> Expression
 
 
 def counter() -> Expression:
-    """Count packets and octets."""
+    """Count packets and bytes."""
     return "counter", b""
 
 
@@ -441,7 +442,7 @@ def verdict(code: int) -> Expression:
 
 
 def goto(chain: str) -> Expression:
-    """Go on in a chain, and do not come back."""
+    """Continue in another chain without return."""
     return _verdict(_number(1, _GOTO) + _text(2, chain))
 
 
@@ -475,7 +476,7 @@ def _value(kind: int, octets: bytes) -> bytes:
 
 
 def _value_of(nested: bytes) -> bytes:
-    """Return what `_value` packed: its only attribute."""
+    """Return the value that `_value` packed: its only attribute."""
     return nested[ATTRIBUTE.size :]
 
 
@@ -484,7 +485,7 @@ def _integer(octets: bytes | None) -> int:
 
 
 def _each(octets: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield kind and payload of each attribute, those of one kind too; the kind with its flags."""
+    """Yield kind (with its flags) and payload of each attribute, also if a kind occurs several times."""
     offset = 0
     while offset + ATTRIBUTE.size <= len(octets):
         size, kind = ATTRIBUTE.unpack_from(octets, offset)

@@ -43,7 +43,7 @@ GET = 26
 TABLE_MAIN = 254
 
 UNICAST = 1
-"""rtm_type of a route that leads somewhere; the others refuse or deliver."""
+"""rtm_type of a route to a link or gateway. Routes of other types refuse packets or deliver them locally."""
 
 _LAYOUT = struct.Struct("=BBBBBBBBI")
 _PROTOCOL_AT = 5
@@ -64,12 +64,12 @@ _NEXT_HOP_NUMBER = 30
 
 
 class RouteGlance(NamedTuple):
-    """The little of a route that says whether it concerns us.
+    """The fields of a route that show whether it concerns pyflannel.
 
     Attributes:
-        key: that of `model.route.Route`; the metric of IPv6 is 1024 where nobody chose one.
+        key: that of `model.route.Route`. The default metric of IPv6 is 1024.
         length: of the prefix.
-        link: an index, 0 for multipath or none.
+        link: an index; 0 for multipath or none.
     """
 
     key: Key
@@ -83,9 +83,9 @@ class RouteRecord:
     """A route as the kernel reports it.
 
     Attributes:
-        index: of the link it leaves by, for multipath of the first; 0 for none.
+        index: of the link, for multipath of the first link; 0 for none.
         kind: rtm_type.
-        is_multipath: it has several next hops, of which this record holds the first link alone.
+        is_multipath: it has several next hops. This record contains only the link of the first one.
     """
 
     destination: IPv4Network | IPv6Network
@@ -101,20 +101,20 @@ class RouteRecord:
 
 
 def dump_routes(family: int) -> Request:
-    """Return the request for the routes of the main table; a kernel before 4.20 gives all tables."""
+    """Return the request for the routes of the main table. Before Linux 4.20, it returns all tables."""
     return Request(GET, DUMP, _LAYOUT.pack(family, 0, 0, 0, TABLE_MAIN, 0, 0, 0, 0))
 
 
 def look_up_route(address: IPv4Address | IPv6Address) -> Request:
-    """Return the question which way a packet of the host's own would go; nothing is sent there."""
+    """Return the request for the route of the host's own packets to an address. No packet is sent."""
     header = _LAYOUT.pack(family_of(address), address.max_prefixlen, 0, 0, 0, 0, 0, 0, 0)
     return Request(GET, 0, header + attribute(_DESTINATION, address.packed))
 
 
 def glance_at_route(body: bytes) -> RouteGlance | None:
-    """Return what tells a route of ours from a foreign one; None for what is no route of the main table.
+    """Return the fields that distinguish owned from foreign routes; None if it is no route of the main table.
 
-    No values are made: a host may carry tens of thousands of foreign routes.
+    The full record is not built, because a host may have tens of thousands of foreign routes.
 
     Raises:
         WireError: too short.
@@ -141,7 +141,7 @@ def glance_at_route(body: bytes) -> RouteGlance | None:
 
 
 def protocol_of(body: bytes) -> int:
-    """Return the rtm_protocol of a message's body: who made the route.
+    """Return the rtm_protocol of a message's body: the program that added the route.
 
     Raises:
         WireError: too short.
@@ -150,13 +150,13 @@ def protocol_of(body: bytes) -> int:
 
 
 def fields_of(protocol: int) -> tuple[tuple[int, tuple[bytes, ...]], ...]:
-    """Return the fields, with their places and values, by which all messages about its routes are known."""
+    """Return offset and values of the fields that identify all messages about the routes of a protocol."""
     kinds = tuple(kind.to_bytes(2, sys.byteorder) for kind in (NEW, DELETE))
     return (KIND_AT, kinds), (HEADER.size + _PROTOCOL_AT, (bytes((protocol,)),))
 
 
 def is_on_link(body: bytes) -> bool:
-    """Return whether a message's body is a route of the main table by one link and no gateway.
+    """Return whether a message's body is a route of the main table with one link and no gateway.
 
     Raises:
         WireError: too short.
@@ -175,10 +175,10 @@ def is_on_link(body: bytes) -> bool:
 
 
 def covers(body: bytes, address: IPv4Address | IPv6Address) -> bool:
-    """Return whether the route of a message's body, whatever its table, leads to this address.
+    """Return whether the route of a message's body, in any table, leads to this address.
 
     Raises:
-        WireError: too short, or an attribute does not fit.
+        WireError: too short, or an attribute has an invalid length.
     """
     family, length, *_ = unpack(_LAYOUT, body)
     if family != family_of(address):
@@ -187,10 +187,10 @@ def covers(body: bytes, address: IPv4Address | IPv6Address) -> bool:
 
 
 def parse_route(body: bytes) -> RouteRecord | None:
-    """Return the route of a message's body; None for what is neither IPv4 nor IPv6.
+    """Return the route of a message's body; None if it is neither IPv4 nor IPv6.
 
     Raises:
-        WireError: too short, or an attribute does not fit.
+        WireError: too short, or an attribute has an invalid length.
     """
     family, length, _, _, _, protocol, scope, kind, flags = unpack(_LAYOUT, body)
     if family not in (INET, INET6):
@@ -214,22 +214,22 @@ def parse_route(body: bytes) -> RouteRecord | None:
 
 
 def put_route(route: RouteRecord) -> Request:
-    """Return the request that adds a route, or puts it in the place of the first with its key."""
+    """Return the request that adds a route, or replaces the first route with its key."""
     return Request(NEW, ACK | CREATE | REPLACE, _body(route))
 
 
 def remove_route(route: RouteRecord) -> Request:
-    """Return the request that removes exactly this route, not another with its key."""
+    """Return the request that removes exactly this route, and no other route with its key."""
     return Request(DELETE, ACK, _body(route))
 
 
 def put_route_by(route: RouteRecord, next_hop: int) -> Request:
-    """Return the request that adds a route by a next hop, or puts it in the place of the first of its key."""
+    """Return the request that adds a route by a next hop object, or replaces the first with its key."""
     return Request(NEW, ACK | CREATE | REPLACE, _body_by(route, next_hop))
 
 
 def remove_route_by(route: RouteRecord, next_hop: int) -> Request:
-    """Return the request that removes the route with this key that refers to this next hop."""
+    """Return the request that removes the route that has this key and refers to this next hop."""
     return Request(DELETE, ACK, _body_by(route, next_hop))
 
 
@@ -253,7 +253,7 @@ def _body(route: RouteRecord) -> bytes:
         ),
         attribute(_DESTINATION, route.destination.network_address.packed),
     ]
-    # Next hops of a multipath route are not named: it is removed by its key, type and protocol.
+    # A multipath route is removed by its key, type and protocol, without its next hops.
     if route.index and not route.is_multipath:
         parts.append(attribute(_LINK, _U32.pack(route.index)))
     if route.gateway is not None and not route.is_multipath:
@@ -266,14 +266,14 @@ def _body(route: RouteRecord) -> bytes:
 
 
 def _zeros(family: int) -> bytes:
-    """Return the destination of a default route, which names none."""
+    """Return the destination of a default route, which a message omits."""
     return bytes(4 if family == INET else 16)
 
 
 def _gateway(found: dict[int, bytes]) -> IPv4Address | IPv6Address | None:
     if _GATEWAY in found:
         return parse_address(found[_GATEWAY])
-    if _VIA in found:  # an IPv4 route by an IPv6 gateway: family 2, address
+    if _VIA in found:  # an IPv4 route with an IPv6 gateway: family 2, address
         return parse_address(found[_VIA][2:])
     return None
 
@@ -284,7 +284,7 @@ def _gateway_attribute(gateway: IPv4Address | IPv6Address, family: int) -> bytes
     return attribute(_VIA, struct.pack("=H", family_of(gateway)) + gateway.packed)
 
 
-# Next hops as objects that routes refer to; kernel 5.3 and later.
+# Next hop objects, to which routes refer. Linux 5.3 and later.
 
 NEW_NEXT_HOP = 104
 DELETE_NEXT_HOP = 105
@@ -301,7 +301,7 @@ _NEXT_HOP_GATEWAY = 6
 def put_next_hop(
     number: int, index: int, gateway: IPv4Address | IPv6Address, *, protocol: int, is_onlink: bool
 ) -> Request:
-    """Return the request that makes a next hop, or changes it below the routes that refer to it."""
+    """Return the request that creates a next hop, or changes it for all routes that refer to it."""
     body = _NEXT_HOP_LAYOUT.pack(family_of(gateway), 0, protocol, _ONLINK if is_onlink else 0)
     body += attribute(_NEXT_HOP_ID, _U32.pack(number))
     body += attribute(_NEXT_HOP_LINK, _U32.pack(index)) + attribute(_NEXT_HOP_GATEWAY, gateway.packed)
@@ -309,7 +309,7 @@ def put_next_hop(
 
 
 def remove_next_hop(number: int) -> Request:
-    """Return the request that removes a next hop, and with it the routes that refer to it."""
+    """Return the request that removes a next hop and the routes that refer to it."""
     return Request(
         DELETE_NEXT_HOP, ACK, _NEXT_HOP_LAYOUT.pack(0, 0, 0, 0) + attribute(_NEXT_HOP_ID, _U32.pack(number))
     )
@@ -324,13 +324,13 @@ def parse_next_hop_number(body: bytes) -> int:
     """Return the number of a next hop.
 
     Raises:
-        WireError: too short, or an attribute does not fit.
+        WireError: too short, or an attribute has an invalid length.
     """
     return integer(attributes(body, _NEXT_HOP_LAYOUT.size).get(_NEXT_HOP_ID, b""))
 
 
 def next_hop_protocol(body: bytes) -> int:
-    """Return who made a next hop, as a rtm_protocol.
+    """Return the rtm_protocol of a next hop: the program that created it.
 
     Raises:
         WireError: too short.

@@ -1,6 +1,6 @@
 """Traffic control: the clsact qdisc, and eBPF classifiers in it.
 
-Layout of the body, in octets: family 1, padding 3, index of the link 4, handle 4, parent 4, information 4,
+Layout of the body, in bytes: family 1, padding 3, index of the link 4, handle 4, parent 4, information 4,
 then attributes. A filter's information is its priority in the upper half, its protocol in the lower. Source:
 linux/rtnetlink.h, struct tcmsg; linux/pkt_sched.h; linux/pkt_cls.h.
 """
@@ -70,25 +70,25 @@ class BpfFilter:
 
 
 def create_clsact(link: int) -> Request:
-    """Return the request that gives a link the places for filters; it is refused when it has them."""
+    """Return the request that adds the qdisc, to which filters are attached. It is refused if one exists."""
     return Request(NEW_QDISC, ACK | CREATE | EXCLUSIVE, _clsact(link))
 
 
 def delete_clsact(link: int) -> Request:
-    """Return the request that takes them away, and all filters there."""
+    """Return the request that removes the qdisc and all its filters."""
     return Request(DELETE_QDISC, ACK, _clsact(link))
 
 
 def dump_filters(link: int, parent: int) -> Request:
-    """Return the request for the filters of one side of a link."""
+    """Return the request for the filters of one direction of a link."""
     return Request(GET_FILTER, DUMP, _LAYOUT.pack(0, link, 0, parent, 0))
 
 
 def parse_filter(body: bytes) -> BpfFilter | None:
-    """Return the eBPF classifier of a message's body; None for anything else.
+    """Return the eBPF classifier of a message's body; None if it is another filter.
 
     Raises:
-        WireError: too short, or an attribute does not fit.
+        WireError: too short, or an attribute has an invalid length.
     """
     _, _, handle, _, information = unpack(_LAYOUT, body)
     found = attributes(body, _LAYOUT.size)
@@ -96,28 +96,28 @@ def parse_filter(body: bytes) -> BpfFilter | None:
         return None
     program = attributes(found.get(_OPTIONS, b"")).get(_ID)
     if program is None:
-        return None  # the head of a list of them
+        return None  # the head of a list of filters
     return BpfFilter(handle=handle, information=information, program=integer(program))
 
 
 def create_filter(link: int, parent: int, name: str, program: int) -> Request:
-    """Return the request that adds a program, given by descriptor, which decides itself over packets.
+    """Return the request that adds a program, given by its descriptor, in direct-action mode.
 
-    It sees packets after the filters of other programs. The kernel gives a filter without a priority one
-    before those that are there, 49152 at most.
+    It runs after the filters of other programs. If a filter is added without a priority, the kernel chooses
+    one before those of the existing filters, at most 49152.
     """
     body = _LAYOUT.pack(0, link, 0, parent, LAST) + _options(name, program)
     return Request(NEW_FILTER, ACK | CREATE | EXCLUSIVE, body)
 
 
 def replace_filter(link: int, parent: int, old: BpfFilter, name: str, program: int) -> Request:
-    """Return the request that puts a program into the place of another, at once."""
+    """Return the request that replaces a program by another one atomically."""
     body = _LAYOUT.pack(0, link, old.handle, parent, old.information) + _options(name, program)
     return Request(NEW_FILTER, ACK | CREATE | REPLACE, body)
 
 
 def delete_filter(link: int, parent: int, old: BpfFilter) -> Request:
-    """Return the request that takes a program away."""
+    """Return the request that removes a program."""
     body = _LAYOUT.pack(0, link, old.handle, parent, old.information) + attribute(_KIND, b"bpf\0")
     return Request(DELETE_FILTER, ACK, body)
 

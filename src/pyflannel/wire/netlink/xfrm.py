@@ -1,10 +1,10 @@
-"""IPsec policies by netlink: the policies of the host, and what it does without one.
+"""IPsec policies by netlink: the policies of the host, and its default action without a policy.
 
-Layout of a policy, in octets: selector 56 (destination 16, source 16, destination port 2 and its mask 2,
+Layout of a policy, in bytes: selector 56 (destination 16, source 16, destination port 2 and its mask 2,
 source port 2 and its mask 2, family 2, prefix lengths of destination and source 1 each, protocol 1, padding
 3, interface 4, user 4), lifetimes 64 and 32, priority 4, index 4, direction 1, action 1. Ports are in network
-order. Layout of the default: packets that arrive, are forwarded, leave, 1 each. Source: linux/xfrm.h, struct
-xfrm_userpolicy_info, struct xfrm_userpolicy_default.
+order. Layout of the default: actions for received, forwarded and sent packets, 1 each. Source: linux/xfrm.h,
+struct xfrm_userpolicy_info, struct xfrm_userpolicy_default.
 """
 
 import struct
@@ -21,7 +21,7 @@ POLICIES = 8
 """Mask of the multicast group of policies, XFRMGRP_POLICY."""
 
 _GET_POLICY, _GET_DEFAULT = 0x15, 0x28
-"""XFRM_MSG_GETPOLICY, XFRM_MSG_GETDEFAULT; Linux 5.15 has the latter."""
+"""XFRM_MSG_GETPOLICY, and XFRM_MSG_GETDEFAULT of Linux 5.15 and later."""
 
 _POLICY = struct.Struct("=4s12x4s12x2s2s2s2sHBBB3x8x64x32x8xBB")
 _DEFAULT = struct.Struct("=BBB")
@@ -36,10 +36,10 @@ def dump_policies() -> Request:
 
 
 def parse_policy(body: bytes) -> IpsecPolicy | None:
-    """Return an IPv4 policy for packets that arrive or leave; None for others.
+    """Return an IPv4 policy for received or sent packets; None for any other policy.
 
     Raises:
-        WireError: fewer octets than its layout needs.
+        WireError: fewer bytes than its layout needs.
     """
     if len(body) < _POLICY.size:
         unpack(_POLICY, body)
@@ -62,15 +62,15 @@ def _prefix(address: bytes, length: int) -> IPv4Network:
 
 
 def get_default() -> Request:
-    """Return the request for what the host does without a policy."""
+    """Return the request for the default action of the host."""
     return Request(_GET_DEFAULT, 0, _DEFAULT.pack(0, 0, 0))
 
 
 def parse_default(body: bytes) -> Iterator[IpsecPolicy]:
-    """Yield a policy for everything, if packets without a policy are blocked.
+    """Yield one policy for all addresses if the host blocks packets without a policy.
 
     Raises:
-        WireError: fewer octets than its layout needs.
+        WireError: fewer bytes than its layout needs.
     """
     arriving, _, leaving = unpack(_DEFAULT, body)
     for action, is_outgoing in ((arriving, False), (leaving, True)):
