@@ -116,7 +116,10 @@ BRIDGE_LOOK_S = 10.0
 
 
 class BridgeFollower:
-    """Calls `found` with the bridges, and again after each change, while `is_wanted` is set.
+    """Calls `found` with the bridges, and again after each change, while they are wanted.
+
+    Otherwise it does not receive changes: in a vxlan network, the kernel would announce the neighbour and the
+    FDB entry of each peer.
 
     If the bridges are unreadable, they count as none: without an entry, the kernel's bridge carries the
     packets of a container.
@@ -130,19 +133,29 @@ class BridgeFollower:
         self._found = found
         self._current: tuple[Bridge, ...] = ()
         self._changed = asyncio.Event()
-        self.is_wanted = asyncio.Event()
+        self._wanted = asyncio.Event()
+
+    def want(self, is_wanted: bool) -> None:
+        """Begin to follow, or end it."""
+        if is_wanted:
+            self._wanted.set()
+        else:
+            self._wanted.clear()
+            self._changed.set()  # ends the pause
 
     async def run(self) -> None:
         """Follow until cancelled."""
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(
-                listen(self._source.changes, self._clock, self._changed.set), name="bridge changes"
-            )
-            while True:
-                await self.is_wanted.wait()
-                self._changed.clear()
-                await self._look()
-                await pause(self._clock, BRIDGE_LOOK_S, until=self._changed)
+        while True:
+            await self._wanted.wait()
+            async with asyncio.TaskGroup() as tasks:
+                changes = tasks.create_task(
+                    listen(self._source.changes, self._clock, self._changed.set), name="bridge changes"
+                )
+                while self._wanted.is_set():
+                    self._changed.clear()
+                    await self._look()
+                    await pause(self._clock, BRIDGE_LOOK_S, until=self._changed)
+                changes.cancel()
 
     async def _look(self) -> None:
         try:

@@ -380,10 +380,7 @@ class Supervisor:
         self.fast_path.examine(config)
         has_fast_path = self.fast_path.is_on(config)
         self._change_inputs(has_fast_path=has_fast_path)
-        if has_fast_path:
-            self._bridges.is_wanted.set()
-        else:
-            self._bridges.is_wanted.clear()
+        self._bridges.want(has_fast_path)
         backend, wireguard = self.condition.inputs.backend, self.condition.inputs.wireguard
         if backend is not None and backend.is_encrypted:
             self.wireguard.is_wanted.set()

@@ -17,6 +17,7 @@ class Source:
     def __init__(self) -> None:
         self.bridges: tuple[Bridge, ...] | None = (DOCKER0,)
         self.changed = asyncio.Event()
+        self.readers = 0
 
     async def observe(self) -> tuple[Bridge, ...]:
         if self.bridges is None:
@@ -27,10 +28,14 @@ class Source:
         return ChangeChannel(self.read_changes)
 
     async def read_changes(self, announce: Announce) -> None:
-        while True:
-            await self.changed.wait()
-            self.changed.clear()
-            announce()
+        self.readers += 1
+        try:
+            while True:
+                await self.changed.wait()
+                self.changed.clear()
+                announce()
+        finally:
+            self.readers -= 1
 
 
 def test_each_different_state_is_reported_while_it_is_wanted() -> None:
@@ -42,7 +47,7 @@ def test_each_different_state_is_reported_while_it_is_wanted() -> None:
         await clock.settle()
         assert told == []
 
-        follower.is_wanted.set()
+        follower.want(True)
         await clock.settle()
         assert told == [(DOCKER0,)]
 
@@ -65,5 +70,27 @@ def test_each_different_state_is_reported_while_it_is_wanted() -> None:
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
+
+    asyncio.run(check())
+
+
+def test_changes_are_read_only_while_bridges_are_wanted() -> None:
+    """A vxlan network has notifications of the neighbour and the FDB entry of each peer."""
+
+    async def check() -> None:
+        source, clock = Source(), FakeClock()
+        follower = BridgeFollower(source=source, clock=clock, found=lambda _: None)
+        task = asyncio.ensure_future(follower.run())
+        readers = []
+        for is_wanted in (False, True, True, False, True):
+            follower.want(is_wanted)
+            await clock.settle()
+            readers.append(source.readers)
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+        assert readers == [0, 1, 1, 0, 1]
+        assert source.readers == 0
 
     asyncio.run(check())

@@ -332,8 +332,7 @@ class _BridgeSockets:
 class KernelBridges:
     """A BridgeSource.
 
-    Its sockets are opened at the first use. A vxlan network does not use it: there the kernel would queue
-    notifications of the neighbour and the FDB entry of each peer.
+    Its sockets are opened at the first use, because only the fast path uses it.
     """
 
     def __init__(self) -> None:
