@@ -22,6 +22,14 @@ _NAME = "the key file of the lease"
 _IF_EXPOSED = "Delete it: flanneld makes a new key, which operators then allow."
 _DEADLINE_S = 30.0
 
+_PROGRAM = """
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+key = Ed25519PrivateKey.generate()
+print(key.private_bytes_raw().hex(), key.public_key().public_bytes_raw().hex())
+"""
+"""Prints both parts of a new key. It imports nothing of pyflannel, which would take seven times as long."""
+
 
 def lease_key(path: Path, owner: str) -> LeaseKey:
     """Return the key of an owner, made and kept now if the file has none of this owner.
@@ -58,20 +66,16 @@ def _read(path: Path, owner: str) -> LeaseKey | None:
     raise unusable_key(path, _NAME, "it contains no key", "Restore it, or delete it for a new key.")
 
 
-def print_new_key() -> None:
-    """Print the private and the public part of a new key in hexadecimal digits."""
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
-    key = Ed25519PrivateKey.generate()
-    print(key.private_bytes_raw().hex(), key.public_key().public_bytes_raw().hex())
-
-
 def _make(path: Path, owner: str) -> LeaseKey:
     environment = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    command = [sys.executable, "-c", f"from {__name__} import print_new_key as run; run()"]
     try:
         made = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=_DEADLINE_S, check=True
+            [sys.executable, "-c", _PROGRAM],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=_DEADLINE_S,
+            check=True,
         )
         private, public = made.stdout.split()
     except (OSError, subprocess.SubprocessError, ValueError) as error:
