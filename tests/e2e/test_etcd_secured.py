@@ -415,7 +415,7 @@ BAD = {
         "CA file /nowhere/ca.pem cannot be read: No such file",
     ),
     "no certificate file": ({"etcd_certfile": "/nowhere/c.pem"}, "certificate /nowhere/c.pem cannot be read"),
-    "no certificate in it": ({"etcd_certfile": "PKI/password"}, "there is no certificate in it"),
+    "no certificate in it": ({"etcd_certfile": "PKI/password"}, "the file contains no certificate"),
     "no CA in it": ({"etcd_cafile": "PKI/password"}, "password contains no usable certificate"),
     "not readable": ({"etcd_keyfile": "PKI/kept-key.pem"}, "kept-key.pem cannot be read: Permission denied"),
     "expired": ({"etcd_certfile": "PKI/old.pem", "etcd_keyfile": "PKI/old-key.pem"}, "old.pem expired at"),

@@ -1,1 +1,1 @@
-"""Formats: octets and text to values and back; no sockets, no files."""
+"""Formats: bytes and text to values and back; no sockets, no files."""

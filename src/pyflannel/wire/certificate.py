@@ -1,6 +1,6 @@
-"""From when until when an X.509 certificate is valid.
+"""The validity period of an X.509 certificate.
 
-Just as much DER as it takes to get there. Source: RFC 5280 section 4.1, X.690 section 8.
+Reads only the parts of DER that are necessary for it. Source: RFC 5280 section 4.1, X.690 section 8.
 """
 
 import base64
@@ -27,18 +27,22 @@ class Validity:
 
 
 def validity_of(pem: str) -> Validity:
-    """Return the validity of the first certificate in a PEM text, which is the holder's own in a chain.
+    """Return the validity of the first certificate in a PEM text. In a chain, it is the holder's own.
 
     Raises:
-        WireError: there is none, or it does not follow the format.
+        WireError: there is no certificate, or its format is invalid.
     """
     found = _PEM.search(pem)
     if found is None:
-        raise WireError("there is no certificate in it", hint="It begins with -----BEGIN CERTIFICATE-----.")
+        raise WireError(
+            "the file contains no certificate", hint="A certificate begins with -----BEGIN CERTIFICATE-----."
+        )
     try:
         return _validity(base64.b64decode(found[1]))
     except (binascii.Error, ValueError, IndexError) as error:
-        raise WireError("the certificate in it is broken", hint="Have it made again.") from error
+        raise WireError(
+            "the certificate in the file is damaged", hint="Create the certificate again."
+        ) from error
 
 
 def _validity(certificate: bytes) -> Validity:
@@ -56,23 +60,23 @@ def _validity(certificate: bytes) -> Validity:
 
 
 def _element(octets: bytes, at: int, tag: int | None = None) -> range:
-    """Return where the contents of the element at `at` are."""
+    """Return start and end of the content of the element at `at`."""
     if tag is not None and octets[at] != tag:
         raise ValueError(f"tag {octets[at]:#x} at {at}")
     length, start = octets[at + 1], at + 2
-    if length & 0x80:  # the long form: so many octets hold the length
+    if length & 0x80:  # the long form: the number of bytes of the length
         after = start + (length & 0x7F)
         length, start = int.from_bytes(octets[start:after], "big"), after
     if start + length > len(octets):
-        raise ValueError(f"the element at {at} is longer than all")
+        raise ValueError(f"the element at {at} exceeds the text")
     return range(start, start + length)
 
 
 def _time(octets: bytes, at: int) -> tuple[datetime, int]:
     where = _element(octets, at)
     text = octets[where.start : where.stop].decode("ascii")
-    if octets[at] == _UTC_TIME:  # two digits of the year, the century by RFC 5280 section 4.1.2.5.1
+    if octets[at] == _UTC_TIME:  # two digits of the year; RFC 5280 section 4.1.2.5.1 defines the century
         text = ("19" if text >= "50" else "20") + text
     elif octets[at] != _GENERALIZED_TIME:
-        raise ValueError(f"tag {octets[at]:#x} is no time")
+        raise ValueError(f"tag {octets[at]:#x} is not a time")
     return datetime.strptime(text, "%Y%m%d%H%M%SZ").replace(tzinfo=UTC), where.stop

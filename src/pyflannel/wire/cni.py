@@ -1,6 +1,6 @@
 """The formats of the CNI plugin: network configuration, delegate configuration, results and errors.
 
-Only what one ADD needs is imported here, because each start of a container waits for it.
+This module imports only the modules that an ADD needs, because each start of a container waits for them.
 
 Source: CNI specification 1.1.0; flannel's CNI plugin 1.9.1 for the delegate configuration.
 """
@@ -33,7 +33,7 @@ INTERNAL = 999
 """Error codes. Source: CNI specification 1.1.0, section 5; INTERNAL is the code of the CNI library."""
 
 LONGEST = 1 << 20
-"""Bytes of a network configuration. A large one has some thousand."""
+"""Maximum length of a network configuration in bytes. A large one has a few thousand."""
 
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
 """Network names and container IDs."""
@@ -90,7 +90,7 @@ def parse_network_conf(text: bytes) -> NetworkConf:
     """Return the network configuration.
 
     Raises:
-        CniError: it is no JSON object, or the value of a key is invalid.
+        CniError: it is not a JSON object, or the value of a key is invalid.
     """
     document = _decode(text)
     if document is None:
@@ -272,12 +272,12 @@ def format_result(result: bytes, version: str) -> str:
         document = json.loads(result)
     except (ValueError, RecursionError) as error:
         raise CniError(
-            f"failed to unmarshal raw result: {error}", hint="The delegate printed no JSON.", code=INTERNAL
+            f"failed to unmarshal raw result: {error}", hint="The delegate must print JSON.", code=INTERNAL
         ) from error
     if not isinstance(document, dict):
         raise CniError(
             f"failed to unmarshal raw result: it is {_kind(document)}, not an object",
-            hint="The delegate printed something else than a result.",
+            hint="The delegate must print a result.",
             code=INTERNAL,
         )
     document.setdefault("cniVersion", version or VERSIONS[0])
@@ -319,7 +319,7 @@ def format_error(error: CniError, version: str) -> str:
 
 
 def format_versions() -> str:
-    """Return the answer to VERSION."""
+    """Return the response to VERSION."""
     versions = {"cniVersion": VERSIONS[-1], "supportedVersions": list(VERSIONS)}
     return json.dumps(versions, separators=(",", ":")) + "\n"
 
@@ -411,7 +411,7 @@ def _delegate_ipam(ipam: Mapping[str, object], host: Subnets) -> dict[str, objec
 
 
 class _Ordered(dict[str, object]):
-    """An object whose keys keep their order."""
+    """An object that preserves the order of its keys."""
 
 
 _ROUTE_NUMBERS = ("mtu", "advmss", "priority")

@@ -1,7 +1,7 @@
-"""The documents of the control socket and of flannelctl: status, leases, config, errors; one object each.
+"""The JSON documents of the control socket and of flannelctl: status, leases, config, errors.
 
-Source: docs/reference/flannelctl.md. A reader passes over what it does not know, so that an older flannelctl
-understands a newer daemon.
+Each is one object. Source: docs/reference/flannelctl.md. A reader ignores unknown keys, so that an older
+flannelctl works with a newer daemon.
 """
 
 from collections.abc import Sequence
@@ -87,7 +87,7 @@ class _Failure:
 
 
 def format_status(status: Status) -> bytes:
-    """Return the status as JSON, its names those of the model."""
+    """Return the status as JSON, with the names of the model."""
     return _encode(status)
 
 
@@ -95,7 +95,7 @@ def parse_status(document: bytes) -> Status:
     """Return the status of a daemon.
 
     Raises:
-        WireError: it is not the JSON of a status.
+        WireError: the text is not the JSON of a status.
     """
     return _decode(document, Status)
 
@@ -139,7 +139,7 @@ def format_findings(findings: Sequence[Finding], *, is_ok: bool) -> bytes:
 
 
 def format_config_text(text: str | None) -> bytes:
-    """Return `{"text": ...}`: the network config as the store has it, or null."""
+    """Return `{"text": ...}`: the network config as it is in the store, or null."""
     return _encode(_Config(text))
 
 
@@ -153,7 +153,7 @@ def parse_config_text(document: bytes) -> str | None:
 
 
 def format_public_key(public_key: str) -> bytes:
-    """Return `{"public_key": ...}`: of WireGuard, after a rotation."""
+    """Return `{"public_key": ...}`: the new key of WireGuard after a rotation."""
     return _encode(PublicKey(public_key))
 
 
@@ -172,10 +172,10 @@ def format_error(error: FlannelError) -> bytes:
 
 
 def parse_error(document: bytes) -> FlannelError:
-    """Return the error that the daemon met, of the same class where that decides what a caller does.
+    """Return the error of the daemon, of the same class if callers distinguish it.
 
     Raises:
-        WireError: it is no error of ours.
+        WireError: the text is not such an error.
     """
     error = _decode(document, _Failure).error
     return _FAMILIES.get(error.kind, FlannelError)(error.message, hint=error.hint)
@@ -190,8 +190,8 @@ def _decode(document: bytes, kind: type[_Document]) -> _Document:
         return msgspec.json.decode(document, type=kind, dec_hook=_address_of_text)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise WireError(
-            f"the daemon's answer makes no sense: {error}",
-            hint="Check that flannelctl is not older than flanneld, and that the socket is flanneld's.",
+            f"cannot read the response of the daemon: {error}",
+            hint="Check that flannelctl is not older than flanneld, and that the socket belongs to flanneld.",
         ) from error
 
 

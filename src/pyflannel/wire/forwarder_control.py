@@ -1,16 +1,17 @@
 """The forwarder's control protocol: frames on a Unix stream socket, encoded and decoded.
 
-A frame is a header of 8 octets, the same in every version, and a payload; numbers are big-endian:
+A frame is a header of 8 bytes, the same in every version, and a payload; numbers are big-endian:
 
     magic "pf" 2 · version 1 · kind 1 · length of the payload 4
 
-A client sends requests; each is answered in order by one frame: STATE, COUNTERS, DONE or REFUSED. A CHANGED
-frame may come at any time between them: the device went away, or another process changed something. The kinds
-from HAND_OVER on came later; a forwarder that does not know them ends the connection.
+A client sends requests. The forwarder answers each request in order with one frame, for example STATE,
+COUNTERS, DONE or REFUSED. It may send a CHANGED frame at any time between answers: the device was removed, or
+another process changed the state. Later versions added the kinds from HAND_OVER on. A forwarder that does not
+know them closes the connection.
 
-A forwarder opens no file and no socket. It gets its descriptors by SCM_RIGHTS, together with the first octets
-of the frame. The first connection is its standard input. There the daemon sends START, then LISTEN. A
-forwarder whose first connection ends before LISTEN ends too.
+A forwarder opens no file and no socket. It gets its descriptors by SCM_RIGHTS, together with the first bytes
+of the frame. Its first connection is its standard input. There the daemon sends START, then LISTEN. If this
+connection ends before LISTEN, the forwarder exits.
 
     request          payload                                        answer
     READ_STATE       none                                           STATE
@@ -18,12 +19,12 @@ forwarder whose first connection ends before LISTEN ends too.
     CHANGE_PEERS     count 4 of removals, removals, then peers      DONE
     ATTACH           none, with the descriptor of the device        DONE, REFUSED
     READ_COUNTERS    none                                           COUNTERS
-    STOP             none                                           DONE: socket and device are free
+    STOP             none                                           DONE: socket and device are closed
     HAND_OVER        none                                           HANDED, with descriptors
-    TAKEN            none                                           COUNTERS: the final ones; it ends
+    TAKEN            none                                           COUNTERS: the final ones; it exits
     READ_SUMMARY     none                                           SUMMARY
     READ_STRANGERS   none                                           STRANGERS
-    START            as HANDED, with the same descriptors           SUMMARY: it moves packets
+    START            as HANDED, with the same descriptors           SUMMARY: it forwards packets
     LISTEN           COUNTERS of the predecessor, or none           DONE: it accepts connections
 
     peer (11)        subnet 4 · prefix length 1 · address 4 · port 2
@@ -34,18 +35,19 @@ forwarder whose first connection ends before LISTEN ends too.
     REFUSED          errno 2 (0 for none) · text, UTF-8
     HANDED           number of descriptors 1 · STATE. Descriptors, by SCM_RIGHTS: the control socket's
                      listener, the UDP socket and, if it is attached, the device
-    SUMMARY          generation 8 · attached 1 · offloads 1 · restrictions 1: another generation means another
-                     table of peers or another process. The restrictions came later.
+    SUMMARY          generation 8 · attached 1 · offloads 1 · restrictions 1. The generation changes with the
+                     table of peers and with the process. A later version added the restrictions.
     STRANGERS        each: address 4 · inner source 4 · inner destination 4 · packets 8 · milliseconds since
-                     the latest 4 · length of the reason 1 · reason, ASCII: of those who sent what the guard
-                     dropped, the latest last
+                     the latest 4 · length of the reason 1 · reason, ASCII. These are the senders of packets
+                     that the guard dropped, the latest last.
 
-During a hand-over the daemon gets HANDED from the old forwarder, sends START to the new one, then TAKEN to
-the old one and LISTEN to the new one. From START to TAKEN both move packets, each packet one of them, and the
-old one refuses changes. If the daemon goes away before TAKEN, the new one ends and the old one continues.
+During a hand-over, the daemon gets HANDED from the old forwarder, sends START to the new one, then TAKEN to
+the old one and LISTEN to the new one. From START to TAKEN both forward packets, each packet is forwarded
+once, and the old one refuses changes. If the daemon exits before TAKEN, the new one exits and the old one
+continues.
 
-A change of peers is checked whole before any of it takes effect. Addresses are integers: the forwarder does
-without the module ipaddress.
+A change of peers is checked as a whole before any part takes effect. Addresses are integers, because the
+forwarder does not import the module ipaddress.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -58,10 +60,10 @@ from pyflannel.errors import WireError
 VERSION = 1
 MAGIC = b"pf"
 LONGEST_PAYLOAD_OCTETS = 2 << 20
-"""Room for 190,000 peers; a longer payload is not ours."""
+"""Maximum length of a payload in bytes: enough for 190,000 peers."""
 
 SOCKET_NAME = "forwarder.sock"
-"""The socket's name in the run directory."""
+"""The file name of the socket in the run directory."""
 
 _HEADER = Struct("!2sBBI")
 _PEER = Struct("!IBIH")
@@ -73,11 +75,11 @@ _REFUSAL = Struct("!H")
 _SUMMARY = Struct("!QBB")
 _RESTRICTIONS = Struct("!B")
 _STRANGER = Struct("!IIIQIB")
-_HINT = "Stop the program that uses the forwarder's socket, or bring both to one version of pyflannel."
+_HINT = "Stop the program that uses the forwarder's socket, or run flanneld and forwarder of one version."
 
 
 class Kind(IntEnum):
-    """What a frame is."""
+    """The kind of a frame."""
 
     READ_STATE = 1
     REPLACE_PEERS = 2
@@ -111,7 +113,7 @@ class Peer(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """What a forwarder was started with, and keeps for its life."""
+    """The settings with which a forwarder was started. They never change."""
 
     link: str
     tunnel_address: int
@@ -123,7 +125,7 @@ class Settings(NamedTuple):
 
 
 class ForwarderState(NamedTuple):
-    """A running forwarder as it answers READ_STATE."""
+    """The state of a running forwarder: its answer to READ_STATE."""
 
     version: str
     pid: int
@@ -133,25 +135,25 @@ class ForwarderState(NamedTuple):
 
 
 class Restriction(IntFlag):
-    """What a forwarder gave up after its start."""
+    """The rights that a forwarder gave up after its start."""
 
-    OWN_USER = 1  # it runs as another user than the daemon, and not as root
+    OWN_USER = 1  # its user is neither that of the daemon nor root
     NO_CAPABILITIES = 2
-    FILTERED_CALLS = 4  # the kernel refuses all system calls but those that it needs
+    FILTERED_CALLS = 4  # the kernel refuses all system calls that it does not need
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names of those that are set, such as `own_user`."""
+        """The names of the restrictions in effect, such as `own_user`."""
         return tuple(str(one.name).lower() for one in Restriction if one in self)
 
 
 class Summary(NamedTuple):
-    """What changes in a running forwarder, in short.
+    """A summary of the state of a running forwarder.
 
     Attributes:
-        generation: another one for each table of peers, never the same in two processes.
-        offloads: the help of the kernel in use, as datapath.offload numbers it.
-        restrictions: none for a forwarder of a version before them.
+        generation: changes with each table of peers, and is never the same in two processes.
+        offloads: the offloads in use, as a number of datapath.tun.Offload.
+        restrictions: none for a forwarder of an older version.
     """
 
     generation: int
@@ -161,12 +163,13 @@ class Summary(NamedTuple):
 
 
 class Stranger(NamedTuple):
-    """Somebody who sent what the guard dropped, for one reason.
+    """A sender of packets that the guard dropped for one reason.
 
     Attributes:
-        reason: as the counters call it: `stranger`, `impostor` or `not_ours`.
-        age_ms: milliseconds since the latest packet, as far as 32 bits go.
-        source: inner address of the latest packet, as is `destination`.
+        reason: name of the counter: `stranger`, `impostor` or `not_ours`.
+        age_ms: milliseconds since the latest packet, at most 2**32 - 1.
+        source: inner source of the latest packet.
+        destination: inner destination of the latest packet.
     """
 
     address: int
@@ -178,30 +181,30 @@ class Stranger(NamedTuple):
 
 
 class FrameReader:
-    """Cuts what comes from a stream into frames."""
+    """Splits the bytes of a stream into frames."""
 
     def __init__(self) -> None:
         self._pending = bytearray()
 
     def feed(self, octets: bytes) -> Iterator[tuple[Kind, bytes]]:
-        """Yield the kind and payload of each frame that is complete now.
+        """Yield kind and payload of each complete frame.
 
         Raises:
-            WireError: the stream is not one of ours, or of another version; it cannot be read any further.
+            WireError: the stream has another format or version. It cannot be read further.
         """
         self._pending += octets
         while len(self._pending) >= _HEADER.size:
             magic, version, number, length = _HEADER.unpack_from(self._pending)
             if magic != MAGIC or version != VERSION or length > LONGEST_PAYLOAD_OCTETS:
                 raise WireError(
-                    f"control frame starts with {magic!r}, version {version}, {length} octets, "
+                    f"control frame starts with {magic!r}, version {version}, {length} bytes, "
                     f"not with {MAGIC!r}, version {VERSION}",
                     hint=_HINT,
                 )
             try:
                 kind = Kind(number)
             except ValueError:
-                raise WireError(f"control frame is of the unknown kind {number}", hint=_HINT) from None
+                raise WireError(f"control frame has the unknown kind {number}", hint=_HINT) from None
             end = _HEADER.size + length
             if len(self._pending) < end:
                 return
@@ -211,7 +214,7 @@ class FrameReader:
 
 
 def encode_frame(kind: Kind, payload: bytes = b"") -> bytes:
-    """Return the octets of one frame."""
+    """Return the bytes of one frame."""
     return _HEADER.pack(MAGIC, VERSION, kind, len(payload)) + payload
 
 
@@ -224,10 +227,10 @@ def decode_peers(payload: bytes | memoryview) -> list[Peer]:
     """Return the peers of a payload.
 
     Raises:
-        WireError: it is not a whole number of peers, or a prefix does not fit its length.
+        WireError: it is not a whole number of peers, or a prefix has bits beyond its length.
     """
     if len(payload) % _PEER.size:
-        raise WireError(f"peers take {len(payload)} octets, not a multiple of {_PEER.size}", hint=_HINT)
+        raise WireError(f"peers take {len(payload)} bytes, not a multiple of {_PEER.size}", hint=_HINT)
     peers = [Peer(*fields) for fields in _PEER.iter_unpack(payload)]
     for peer in peers:
         _check_prefix(peer.subnet, peer.prefix_length)
@@ -235,7 +238,7 @@ def decode_peers(payload: bytes | memoryview) -> list[Peer]:
 
 
 def encode_change(removals: Iterable[tuple[int, int]], peers: Iterable[Peer]) -> bytes:
-    """Return the payload of CHANGE_PEERS: (subnet, prefix length) pairs to take out, then peers to set."""
+    """Return the payload of CHANGE_PEERS: (subnet, prefix length) pairs to remove, then peers to set."""
     removed = [_REMOVAL.pack(*removal) for removal in removals]
     return _COUNT.pack(len(removed)) + b"".join(removed) + encode_peers(peers)
 
@@ -244,14 +247,14 @@ def decode_change(payload: bytes) -> tuple[list[tuple[int, int]], list[Peer]]:
     """Return removals and peers of a CHANGE_PEERS payload.
 
     Raises:
-        WireError: it ends early, or a prefix does not fit its length.
+        WireError: it ends early, or a prefix has bits beyond its length.
     """
     if len(payload) < _COUNT.size:
-        raise WireError(f"change of peers takes {len(payload)} octets, needs {_COUNT.size}", hint=_HINT)
+        raise WireError(f"change of peers takes {len(payload)} bytes, needs {_COUNT.size}", hint=_HINT)
     (count,) = _COUNT.unpack_from(payload)
     end = _COUNT.size + count * _REMOVAL.size
     if len(payload) < end:
-        raise WireError(f"change of peers takes {len(payload)} octets, needs {end}", hint=_HINT)
+        raise WireError(f"change of peers takes {len(payload)} bytes, needs {end}", hint=_HINT)
     view = memoryview(payload)
     removals = [(subnet, length) for subnet, length in _REMOVAL.iter_unpack(view[_COUNT.size : end])]
     for subnet, length in removals:
@@ -269,13 +272,13 @@ def encode_state(state: ForwarderState) -> bytes:
 
 
 def decode_state(payload: bytes) -> ForwarderState:
-    """Return what a STATE payload says.
+    """Return the state in a STATE payload.
 
     Raises:
-        WireError: it ends early, or a prefix does not fit its length.
+        WireError: it ends early, or a prefix has bits beyond its length.
     """
     if len(payload) < _STATE.size or len(payload) < (start := _STATE.size + payload[_STATE.size - 1]):
-        raise WireError(f"state of the forwarder ends after {len(payload)} octets", hint=_HINT)
+        raise WireError(f"state of the forwarder ends after {len(payload)} bytes", hint=_HINT)
     pid, attached, link, *numbers, _ = _STATE.unpack_from(payload)
     settings = Settings(link.rstrip(b"\0").decode(errors="replace"), *numbers)
     version = payload[_STATE.size : start].decode(errors="replace")
@@ -292,7 +295,7 @@ def decode_handed(payload: bytes) -> tuple[int, ForwarderState]:
     """Return the number of descriptors of HANDED or START, and the state.
 
     Raises:
-        WireError: it ends early, or a prefix does not fit its length.
+        WireError: it ends early, or a prefix has bits beyond its length.
     """
     state = decode_state(payload[1:])
     return payload[0], state
@@ -304,13 +307,13 @@ def encode_summary(summary: Summary) -> bytes:
 
 
 def decode_summary(payload: bytes) -> Summary:
-    """Return what a SUMMARY payload says; a longer one, of a later version, too.
+    """Return the summary in a SUMMARY payload, which may be longer in a later version.
 
     Raises:
         WireError: it ends early.
     """
     if len(payload) < _SUMMARY.size:
-        raise WireError(f"summary takes {len(payload)} octets, needs {_SUMMARY.size}", hint=_HINT)
+        raise WireError(f"summary takes {len(payload)} bytes, needs {_SUMMARY.size}", hint=_HINT)
     generation, is_attached, offloads = _SUMMARY.unpack_from(payload)
     has_restrictions = len(payload) >= _SUMMARY.size + _RESTRICTIONS.size
     restrictions = _RESTRICTIONS.unpack_from(payload, _SUMMARY.size)[0] if has_restrictions else 0
@@ -333,7 +336,7 @@ def decode_counters(payload: bytes) -> dict[str, int]:
     while offset < len(payload):
         start = offset + _COUNTER.size
         if start > len(payload) or start + payload[start - 1] > len(payload):
-            raise WireError(f"counters end after {len(payload)} octets", hint=_HINT)
+            raise WireError(f"counters end after {len(payload)} bytes", hint=_HINT)
         value, length = _COUNTER.unpack_from(payload, offset)
         offset = start + length
         counters[payload[start:offset].decode(errors="replace")] = value
@@ -360,7 +363,7 @@ def decode_strangers(payload: bytes) -> list[Stranger]:
     while offset < len(payload):
         start = offset + _STRANGER.size
         if start > len(payload) or start + payload[start - 1] > len(payload):
-            raise WireError(f"strangers end after {len(payload)} octets", hint=_HINT)
+            raise WireError(f"strangers end after {len(payload)} bytes", hint=_HINT)
         address, source, destination, packets, age_ms, length = _STRANGER.unpack_from(payload, offset)
         offset = start + length
         reason = payload[start:offset].decode(errors="replace")
@@ -369,7 +372,7 @@ def decode_strangers(payload: bytes) -> list[Stranger]:
 
 
 def encode_refusal(errno: int, text: str) -> bytes:
-    """Return the payload of REFUSED; `errno` is 0 when the kernel had no part in it."""
+    """Return the payload of REFUSED; `errno` is 0 if no system call failed."""
     return _REFUSAL.pack(errno) + text.encode()
 
 
@@ -380,7 +383,7 @@ def decode_refusal(payload: bytes) -> tuple[int, str]:
         WireError: it ends early.
     """
     if len(payload) < _REFUSAL.size:
-        raise WireError(f"refusal takes {len(payload)} octets, needs {_REFUSAL.size}", hint=_HINT)
+        raise WireError(f"refusal takes {len(payload)} bytes, needs {_REFUSAL.size}", hint=_HINT)
     (errno,) = _REFUSAL.unpack_from(payload)
     return errno, payload[_REFUSAL.size :].decode(errors="replace")
 

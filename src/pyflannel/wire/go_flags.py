@@ -1,4 +1,4 @@
-"""Command lines and environments as Go's flag library reads them, and the value that counts for each flag."""
+"""Reads command lines and environments like Go's flag library, and selects the value of each flag."""
 
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -8,12 +8,11 @@ from typing import Literal
 from pyflannel.errors import UsageError
 from pyflannel.model.store_record import Secret
 
-# Command lines and environments as Go's flag library reads them.
+# Reads command lines and environments like Go's flag library.
 #
-# `-name` and `--name` are one; `--name=value` and `--name value` are one, except that a boolean takes its
-# value only after `=`; the first word that is no flag, or `--`, ends the flags. argparse reads other
-# languages: there a value may not begin with a dash, a boolean takes the next word, and flags go on after
-# arguments.
+# `-name` equals `--name`. `--name=value` equals `--name value`, but a boolean takes a value only after `=`.
+# The first word that is not a flag, or `--`, ends the flags. argparse has other rules: a value cannot begin
+# with a dash, a boolean takes the next word, and flags can follow arguments.
 #
 # Source: Go 1.19, package flag; numbers as strconv.ParseInt reads them with base 0.
 
@@ -26,21 +25,21 @@ _INTEGER = re.compile(
     r"[+-]?(?:0[xX](?:_?[0-9a-fA-F])+|0[oO](?:_?[0-7])+|0[bB](?:_?[01])+|0|[1-9](?:_?[0-9])*)"
 )
 _LONGEST = 200
-"""Characters: more than a number of 64 bits has, with a sign, a base and underscores."""
+"""Maximum length in characters: enough for a number of 64 bits with sign, base and underscores."""
 
 Value = str | int | bool | Secret
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flag:
-    """A flag there is.
+    """The definition of a flag.
 
     Attributes:
         name: without dashes.
-        kind: what its value is read as; a secret is a text that is never shown.
-        default: the value when it is not given, as it would be written.
+        kind: type of its value; a secret is a text that is never shown.
+        default: the value as text if the flag is not given.
         meaning: half a sentence for the usage.
-        from_environment: False for a flag that only the command line can give.
+        from_environment: False if only the command line can set the flag.
     """
 
     name: str
@@ -52,10 +51,10 @@ class Flag:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Given:
-    """A flag that was given.
+    """A given flag.
 
     Attributes:
-        origin: how it was written: `--iface`, or the variable's name.
+        origin: its written form: `--iface`, or the name of the variable.
     """
 
     flag: Flag
@@ -64,22 +63,22 @@ class Given:
 
     @property
     def number(self) -> int:
-        """The value, where the flag is of the kind integer."""
+        """The value of a flag of the kind integer."""
         return int(str(self.value))
 
 
 def default_of(flag: Flag) -> Given:
-    """Return the flag as if its default had been written."""
+    """Return the flag with its default."""
     origin = f"--{flag.name}"
     text = flag.default or {"integer": "0", "boolean": "false"}.get(flag.kind, "")
     return Given(flag=flag, value=_read(flag, text, origin), origin=origin)
 
 
 def read_words(flags: Iterable[Flag], words: Sequence[str]) -> tuple[list[Given], list[str]]:
-    """Return the flags that `words` give, in their order, and the words after them.
+    """Return the flags in `words`, in their order, and the words after the flags.
 
     Raises:
-        UsageError: a flag that is not there, that has no value, or whose value does not suit its kind.
+        UsageError: a flag is unknown, has no value, or has a value of the wrong type.
     """
     by_name = {flag.name: flag for flag in flags}
     given: list[Given] = []
@@ -90,7 +89,7 @@ def read_words(flags: Iterable[Flag], words: Sequence[str]) -> tuple[list[Given]
             break
         name, equals, text = word[2 if word.startswith("--") else 1 :].partition("=")
         if not name or name.startswith("-"):
-            raise UsageError(f"{word!r} is no flag", hint="Write --NAME=VALUE.")
+            raise UsageError(f"{word!r} is not a flag", hint="Write --NAME=VALUE.")
         flag = by_name.get(name)
         if flag is None:
             raise UsageError(f"unknown flag --{name}", hint=_suggestion(name, by_name))
@@ -105,10 +104,10 @@ def read_words(flags: Iterable[Flag], words: Sequence[str]) -> tuple[list[Given]
 
 
 def read_environment(flags: Iterable[Flag], environment: Mapping[str, str], prefix: str) -> list[Given]:
-    """Return the flags that variables such as `PREFIX_IP_MASQ` give; empty ones give nothing.
+    """Return the flags from variables such as `PREFIX_IP_MASQ`. Empty variables are ignored.
 
     Raises:
-        UsageError: a value does not suit the flag's kind.
+        UsageError: a value has the wrong type.
     """
     given = []
     for flag in flags:
@@ -127,21 +126,21 @@ def _read(flag: Flag, text: str, origin: str) -> Value:
         case "boolean":
             if text not in _BOOLEANS:
                 raise UsageError(
-                    f"{origin}={text!r} is no boolean", hint=f"Write {origin}=true or {origin}=false."
+                    f"{origin}={text!r} is not a boolean", hint=f"Write {origin}=true or {origin}=false."
                 )
             return _BOOLEANS[text]
         case "integer":
             number = _read_integer(text)
             if number is None:
                 raise UsageError(
-                    f"{origin}={text[:60]!r} is no integer",
+                    f"{origin}={text[:60]!r} is not an integer",
                     hint=f"Write {origin}={flag.default or 0}, for example.",
                 )
             return number
 
 
 def _read_integer(text: str) -> int | None:
-    """Return the integer of at most 64 bits that Go reads in the text (strconv.ParseInt, base 0), or None."""
+    """Return the integer of at most 64 bits in the text, or None, like Go (strconv.ParseInt, base 0)."""
     if octal := _OCTAL.fullmatch(text):
         number = int(octal[1] + octal[2], 8)
     elif len(text) <= _LONGEST and _INTEGER.fullmatch(text):
@@ -152,17 +151,17 @@ def _read_integer(text: str) -> int | None:
 
 
 def _suggestion(name: str, names: Collection[str]) -> str:
-    from difflib import get_close_matches  # not at the top: every daemon would keep 150 KiB for it
+    from difflib import get_close_matches  # imported here, because it would cost every daemon 150 KiB
 
     close = get_close_matches(name.lower(), names, n=1)
-    return f"Write --{close[0]}." if close else "See --help for the flags there are."
+    return f"Write --{close[0]}." if close else "See --help for all flags."
 
 
 ENVIRONMENT_PREFIX = "FLANNELD"
 
 
 class Settings:
-    """The flags that were written and, for those that were not, their variables."""
+    """The flags of the command line and, for other flags, those of the environment."""
 
     def __init__(
         self, flags: Sequence[Flag], written: Sequence[Given], environment: Mapping[str, str]
@@ -173,9 +172,9 @@ class Settings:
         self._given = [*written, *read_environment(others, environment, ENVIRONMENT_PREFIX)]
 
     def all(self, name: str) -> list[Given]:
-        """Return everything given for the flag, in its order."""
+        """Return all given values of the flag, in order."""
         return [given for given in self._given if given.flag.name == name]
 
     def last(self, name: str) -> Given:
-        """Return what counts for a flag that is not repeated; its default when it was not given."""
+        """Return the value of a flag that is not repeatable; its default if it was not given."""
         return (self.all(name) or [default_of(self._flags[name])])[-1]

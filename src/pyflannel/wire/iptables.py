@@ -1,4 +1,4 @@
-"""Rules and chains as iptables-save prints them and as iptables and iptables-restore read them."""
+"""Rules and chains in the format of iptables, iptables-save and iptables-restore."""
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,13 +27,14 @@ from pyflannel.model.packet_filter import (
     device_of,
 )
 
-# Rules as iptables writes and prints them.
+# Rules as arguments of iptables.
 #
 # `[! ]-s PREFIX [! ]-d PREFIX -m mark --mark VALUE/MASK -m comment --comment "TEXT" -j TARGET`, in the
-# order of iptables-save. Anything else is a foreign rule. Source: iptables-save(8), iptables-extensions(8).
+# order of iptables-save. A rule in any other form is foreign. Source: iptables-save(8),
+# iptables-extensions(8).
 
 COMMENTS: Mapping[IptablesTable, str] = {"nat": "flanneld masq", "filter": "flanneld forward"}
-"""What each rule of ours says of itself; the original's texts."""
+"""Comments of pyflannel's rules by table, as in the original."""
 
 _FULL_MASK = 0xFFFFFFFF
 
@@ -52,7 +53,7 @@ def format_rule(rule: FilterRule, table: IptablesTable) -> str:
 
 
 def parse_rule(text: str, table: IptablesTable) -> FilterRule | ForeignRule:
-    """Return the rule that iptables-save printed so; what ours never say makes it a foreign one."""
+    """Return the rule in a line of iptables-save. It is foreign if it has a part that owned rules lack."""
     words = rule_words(text)
     source, words = _take_prefix("-s", words)
     destination, words = _take_prefix("-d", words)
@@ -64,7 +65,7 @@ def parse_rule(text: str, table: IptablesTable) -> FilterRule | ForeignRule:
 
 
 def rule_words(text: str) -> list[str]:
-    """Return the words of a rule, quotes undone; one that has no end of its quotes is a word by itself."""
+    """Return the words of a rule without quotes. A rule with an unclosed quote is a single word."""
     try:
         return shlex.split(text)
     except ValueError:
@@ -117,22 +118,22 @@ def _take_mark(words: list[str]) -> tuple[Mark | None, list[str]]:
         return None, words
 
 
-# What iptables-save prints, and what of it concerns us.
+# The output of iptables-save.
 #
 #     *TABLE
-#     :CHAIN POLICY [PACKETS:OCTETS]
+#     :CHAIN POLICY [PACKETS:BYTES]
 #     -A CHAIN RULE
 #     COMMIT
 #
-# POLICY is `-` for a chain that is not built in; counters are left out. Source: iptables-save(8).
+# POLICY is `-` for a chain that is not built in. Counters are ignored. Source: iptables-save(8).
 
 _FOR_ALL = frozenset({"ACCEPT", "DROP", "REJECT", "RETURN", "QUEUE", "NFQUEUE", "MASQUERADE", "SNAT"})
-"""Targets after which no later rule of the chain is asked."""
+"""Targets that end the chain: no later rule is evaluated."""
 
 
 @dataclass(frozen=True, slots=True)
 class SavedChain:
-    """A chain as printed: its policy, "-" when it is not built in, and its rules without `-A CHAIN`."""
+    """A chain: its policy ("-" if it is not built in), and its rules without `-A CHAIN`."""
 
     policy: str
     rules: tuple[str, ...] = ()
@@ -143,10 +144,10 @@ SavedTables = Mapping[str, Mapping[str, SavedChain]]
 
 
 def parse_save(text: str) -> SavedTables:
-    """Return everything that was printed.
+    """Return all tables of the output.
 
     Raises:
-        WireError: a line is none of the four forms.
+        WireError: a line has none of the four forms.
     """
     tables: dict[str, dict[str, tuple[str, list[str]]]] = {}
     chains: dict[str, tuple[str, list[str]]] = {}
@@ -164,7 +165,8 @@ def parse_save(text: str) -> SavedTables:
                 pass
             case _ if word != "COMMIT":
                 raise WireError(
-                    f"iptables-save printed {line!r}", hint="Report the version of iptables on this host."
+                    f"iptables-save printed an unknown line: {line!r}",
+                    hint="Report the version of iptables on this host.",
                 )
     return {
         table: {name: SavedChain(policy, tuple(rules)) for name, (policy, rules) in found.items()}
@@ -173,7 +175,7 @@ def parse_save(text: str) -> SavedTables:
 
 
 def chains_of(tables: SavedTables, family: Family) -> Iterator[IptablesChain]:
-    """Yield the chains with our names, whichever daemon they belong to."""
+    """Yield the chains with names of pyflannel, regardless of the daemon."""
     for table, stem in STEMS.items():
         chains = tables.get(table, {})
         for name in chains:
@@ -185,7 +187,7 @@ def chains_of(tables: SavedTables, family: Family) -> Iterator[IptablesChain]:
 
 
 def drops_forwarded(tables: SavedTables) -> bool:
-    """Return whether FORWARD drops what no rule of it accepts, by its policy or by a last rule."""
+    """Return whether FORWARD drops packets that no rule accepts, by its policy or its last rule."""
     hook = tables.get("filter", {}).get(HOOKS["filter"], SavedChain("ACCEPT"))
     deciding = deciding_index(hook.rules)
     if deciding is None:
@@ -194,12 +196,12 @@ def drops_forwarded(tables: SavedTables) -> bool:
 
 
 def is_unused_hook(tables: SavedTables, table: str, hook: str) -> bool:
-    """Return whether a built-in chain does nothing at all."""
+    """Return whether a built-in chain has no effect."""
     return tables.get(table, {}).get(hook) == SavedChain("ACCEPT")
 
 
 def jump_of(chains: Mapping[str, SavedChain], table: IptablesTable, name: str) -> Jump:
-    """Return how packets get from the built-in chain to ours."""
+    """Return how packets get from the built-in chain to pyflannel's chain."""
     hook = HOOKS[table]
     jumps = jumps_to(chains, name)
     if not jumps:
@@ -212,12 +214,12 @@ def jump_of(chains: Mapping[str, SavedChain], table: IptablesTable, name: str) -
 
 
 def jump_rule(table: IptablesTable, name: str) -> str:
-    """Return the rule that jumps to a chain of ours."""
+    """Return the rule that jumps to a chain of pyflannel."""
     return f'-m comment --comment "{COMMENTS[table]}" -j {name}'
 
 
 def jumps_to(chains: Mapping[str, SavedChain], name: str) -> list[tuple[str, str]]:
-    """Return the rules that jump or go to a chain, each with the chain that it stands in."""
+    """Return the rules that jump or go to a chain, each with the chain that contains it."""
     return [
         (where, rule)
         for where, chain in chains.items()
@@ -245,13 +247,13 @@ def _decides_for_all(rule: str) -> bool:
     return words[:1] == ["-j"] and words[1:2] != [] and words[1] in _FOR_ALL
 
 
-# What iptables-restore --noflush is given: one transaction a chain, so that no packet sees half of it.
+# Input of iptables-restore --noflush: one transaction for each chain, so that no packet meets half of it.
 #
-# `:CHAIN -` makes a chain, or empties the one there is. Source: iptables-restore(8).
+# `:CHAIN -` creates a chain, or empties an existing one. Source: iptables-restore(8).
 
 
 def format_chain(chain: IptablesChain, saved: SavedTables) -> str:
-    """Return what makes the chain and its jump as they are planned; a jump that is in place stays there."""
+    """Return the input that creates the chain and its jump as planned. A jump in its place is not touched."""
     chains = saved.get(chain.table, {})
     lines = [
         f"-A {chain.name} {format_rule(rule, chain.table)}"
@@ -264,7 +266,7 @@ def format_chain(chain: IptablesChain, saved: SavedTables) -> str:
 
 
 def format_removal(chain: IptablesChain, saved: SavedTables) -> str:
-    """Return what takes the chain and all jumps to it away."""
+    """Return the input that removes the chain and all jumps to it."""
     jumps = _without_jumps(saved.get(chain.table, {}), chain.name)
     return _transaction(chain, *jumps, f"-X {chain.name}")
 
@@ -274,7 +276,7 @@ def _transaction(chain: IptablesChain, *lines: str) -> str:
 
 
 def _without_jumps(chains: Mapping[str, SavedChain], name: str) -> Iterator[str]:
-    # What stands in our own chain goes as it is emptied.
+    # Jumps inside the chain itself are removed when it is emptied.
     return (f"-D {where} {rule}" for where, rule in jumps_to(chains, name) if where != name)
 
 
@@ -290,7 +292,7 @@ _EVERYTHING = IPv4Network("0.0.0.0/0")
 
 
 def dropping_forward(tables: SavedTables, program: str) -> ForwardChain | None:
-    """Return FORWARD where its policy is to drop, as `program` shows it; None where it is not."""
+    """Return FORWARD, as `program` shows it, if its policy is to drop; else None."""
     chains, hook = tables.get("filter", {}), HOOKS["filter"]
     if hook not in chains or chains[hook].policy != "DROP":
         return None
@@ -299,9 +301,9 @@ def dropping_forward(tables: SavedTables, program: str) -> ForwardChain | None:
 
 
 def _passed(hook: str, chains: Mapping[str, SavedChain]) -> Iterator[IPv4Network]:
-    """Yield what a chain, and those that it jumps to, accept for its source or destination alone.
+    """Yield the prefixes that a chain, or a chain to which it jumps, accepts by source or destination alone.
 
-    A rule that stands before, and drops a part of it, is the operator's wish.
+    An earlier rule that drops a part of such a prefix is ignored: the operator wants it.
     """
     waiting, seen = [hook], set[str]()
     while waiting:
@@ -314,7 +316,7 @@ def _passed(hook: str, chains: Mapping[str, SavedChain]) -> Iterator[IPv4Network
                 case ["-j", "ACCEPT"]:
                     yield _EVERYTHING
                 case ["-s" | "-d", prefix, "-j", "ACCEPT"]:
-                    with suppress(ValueError):  # a mask with gaps is no prefix
+                    with suppress(ValueError):  # a mask with gaps is not a prefix
                         yield IPv4Network(prefix)
                 case ["-j" | "-g", target]:
                     waiting.append(target)

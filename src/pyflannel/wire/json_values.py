@@ -1,4 +1,4 @@
-"""JSON text and single values of it, read as the original reads them (Go, encoding/json, net.ParseIP)."""
+"""Reads JSON text and single values in the same way as the original (Go, encoding/json, net.ParseIP)."""
 
 import json
 import math
@@ -15,34 +15,34 @@ _TO_ESCAPE = re.compile("[<>&\u2028\u2029]")
 
 
 def fold(key: str) -> str:
-    """Return the form of a key in which all its spellings are equal: case does not matter.
+    """Return the form of a key in which all its spellings are equal: upper and lower case are the same.
 
-    The names of our keys are ASCII. Under Unicode simple folding two other characters match letters of
-    theirs: U+017F (long s) matches s, U+212A (the Kelvin sign) matches k.
+    The names of known keys are ASCII. Under Unicode simple folding, two other characters match ASCII letters:
+    U+017F (long s) matches s, U+212A (the Kelvin sign) matches k.
     """
     return key.replace("\u017f", "s").lower()
 
 
 def escape(document: str) -> str:
-    """Return a JSON document with <, >, & and the line separators escaped; they can stand in strings only."""
+    """Return a JSON document with <, >, & and the line separators escaped. Only strings can contain them."""
     return _TO_ESCAPE.sub(lambda found: _ESCAPES[found.group()], document)
 
 
 LONGEST = 64 * 1024
-"""Characters of a network config. A large one has a thousand."""
+"""Maximum length of a network config in characters. A large one has a thousand."""
 
 _MOST_KEYS = 1000
-"""Keys of a network config, those of inner objects and repeated ones included."""
+"""Maximum number of keys of a network config, including those of inner objects and repeated ones."""
 
 _DEEPEST = 32
-"""Objects and arrays around a value."""
+"""Maximum number of objects and arrays around a value."""
 
 
 def decode(text: str) -> object:
-    """Return the document that the text is. Of a key that comes twice, the last place and value remain.
+    """Return the document in the text. If a key occurs twice, the last place and value count.
 
     Raises:
-        ValueError: it is not JSON, or has a number that is too large.
+        ValueError: it is not JSON, or contains a number that is too large.
         ConfigError: it has too many keys, or is nested too deeply.
     """
     keys = 0
@@ -61,12 +61,12 @@ def decode(text: str) -> object:
     except RecursionError as error:
         raise _too_deep() from error
     _check_depth(document)
-    # JSON can spell half of a surrogate pair, which no output can carry; the original reads U+FFFD.
+    # JSON can contain half of a surrogate pair, which no output can encode. The original reads U+FFFD.
     return json.loads(_LONE_SURROGATE.sub("\ufffd", json.dumps(document, ensure_ascii=False)))
 
 
 def beyond_bound(how: str) -> ConfigError:
-    """Return the error that says by which bound the network config is refused."""
+    """Return the error that names the exceeded limit of the network config."""
     return ConfigError(f"the network config {how}", hint="Remove the keys that flannel does not know.")
 
 
@@ -94,9 +94,9 @@ def _too_deep() -> ConfigError:
 
 
 def members(text: str) -> Iterator[tuple[str, str]]:
-    """Yield each member of the object that the text is: its key, and its value as it stands in the text.
+    """Yield each member of the object in the text: its key, and its value as text.
 
-    The text must be one that `decode` takes for an object.
+    `decode` must accept the text and return an object.
     """
     decoder = json.JSONDecoder()
     at = _skip(text, _skip(text, 0) + len("{"))
@@ -111,7 +111,7 @@ def members(text: str) -> Iterator[tuple[str, str]]:
 
 
 def _skip(text: str, at: int) -> int:
-    """Return where the white space that begins at `at` ends."""
+    """Return the offset at which the white space that begins at `at` ends."""
     found = _WHITE_SPACE.match(text, at)
     return found.end() if found else at
 
@@ -119,7 +119,7 @@ def _skip(text: str, at: int) -> int:
 def _last_of_each(pairs: list[tuple[str, object]]) -> dict[str, object]:
     last: dict[str, object] = {}
     for key, value in pairs:
-        # Put back at the end: among spellings of one key, too, the last in order is the last written.
+        # Move the key to the end: the last of several spellings of one key must also be the last in order.
         last.pop(key, None)
         last[key] = value
     return last
@@ -128,13 +128,13 @@ def _last_of_each(pairs: list[tuple[str, object]]) -> dict[str, object]:
 def _finite(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
-        raise ValueError(f"{text} is no number")
+        raise ValueError(f"{text} is not a number")
     return number
 
 
-# Addresses as text, read as the original reads them (Go, net.ParseIP): one parser for both families.
+# Addresses as text, with the syntax of the original (Go, net.ParseIP): one parser for both families.
 #
-# IPv4 text and the IPv6 text that maps it, `10.3.1.0` and `::ffff:10.3.1.0`, are the same address.
+# An IPv4 address and its IPv4-mapped IPv6 form, `10.3.1.0` and `::ffff:10.3.1.0`, are the same address.
 
 _OCTET = "(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
 _DOTTED = re.compile(rf"{_OCTET}\.{_OCTET}\.{_OCTET}\.{_OCTET}")
@@ -144,21 +144,21 @@ def parse_ipv4(text: str) -> IPv4Address:
     """Return the IPv4 address.
 
     Raises:
-        ValueError: the text is no address, or an IPv6 address that maps none.
+        ValueError: the text is not an address, or an IPv6 address that is not IPv4-mapped.
     """
     if ":" not in text:
         return parse_dotted(text)
     mapped = parse_ipv6(text).ipv4_mapped
     if mapped is None:
-        raise ValueError(f"{text!r} is an IPv6 address, not an IPv4 one")
+        raise ValueError(f"{text!r} is an IPv6 address, not an IPv4 address")
     return mapped
 
 
 def parse_ipv6(text: str) -> IPv6Address:
-    """Return the IPv6 address; of IPv4 text, the one that maps it.
+    """Return the IPv6 address; for IPv4 text, the IPv4-mapped one.
 
     Raises:
-        ValueError: the text is no address, or has a zone (`%eth0`), which means nothing to another host.
+        ValueError: the text is not an address, or has a zone (`%eth0`), which is valid only on one host.
     """
     if "%" in text:
         raise ValueError(f"{text!r} has a zone")
@@ -166,32 +166,32 @@ def parse_ipv6(text: str) -> IPv6Address:
 
 
 def parse_dotted(text: str) -> IPv4Address:
-    """Return the IPv4 address of dotted text alone: the library's answer, several times as fast.
+    """Return the IPv4 address of dotted text only. The result is the library's, but several times as fast.
 
-    Each lease contains one.
+    Each lease contains such an address.
 
     Raises:
-        ValueError: the text is no address.
+        ValueError: the text is not an address.
     """
     found = _DOTTED.fullmatch(text)
     if found is None:
-        return IPv4Address(text)  # which says what is wrong with it
+        return IPv4Address(text)  # its error names the reason
     first, second, third, fourth = found.groups()
     return IPv4Address(int(first) << 24 | int(second) << 16 | int(third) << 8 | int(fourth))
 
 
-# One value of the network config: from JSON as it stands in the text to what it means.
+# Single values of the network config, from JSON text to the meaning.
 #
-# Addresses and networks are the text between the quotes, escapes not decoded, as the original reads them; a
-# value that is no string stands for its own text, which is then a bad address.
+# An address or a network is the text between the quotes. Escapes are not decoded, as in the original. If a
+# value is not a string, its JSON text is used, which is then an invalid address.
 #
-# Source: flannel 0.28.9. Its texts are kept in messages, so that they can be searched for.
+# Source: flannel 0.28.9. Messages contain the texts of the original, so that a search finds them.
 
 _PREFIX_LENGTH = re.compile(r"0|[1-9][0-9]{0,8}")
 _CIDR = re.compile(r"([0-9A-Fa-f.:]+)/([0-9]{1,9})")
 
 _LONGEST_SHOWN = 80
-"""Characters of a bad value that a message repeats."""
+"""Maximum number of characters of an invalid value in a message."""
 
 
 def boolean(key: str, raw: str, if_null: bool) -> bool:
@@ -208,7 +208,7 @@ def boolean(key: str, raw: str, if_null: bool) -> bool:
 
 
 def prefix_length(key: str, raw: str, if_null: int) -> int:
-    """Return a prefix length, not yet checked against any network."""
+    """Return a prefix length, without a check against a network."""
     if raw == "null":
         return if_null
     if not _PREFIX_LENGTH.fullmatch(raw):
@@ -218,7 +218,7 @@ def prefix_length(key: str, raw: str, if_null: int) -> int:
 
 
 def ipv4_network(key: str, raw: str) -> IPv4Network | None:
-    """Return a network without host bits; None for 0.0.0.0/0, which is as good as absent."""
+    """Return a network without host bits; None for 0.0.0.0/0, which counts as absent."""
     hint = f'Write {key} as an IPv4 network, for example "10.3.0.0/16".'
     try:
         network = _network(raw)
@@ -230,10 +230,10 @@ def ipv4_network(key: str, raw: str) -> IPv4Network | None:
 
 
 def ipv6_network(key: str, raw: str) -> IPv6Network | None:
-    """Return a network without host bits; None for ::/0, which is as good as absent.
+    """Return a network without host bits; None for ::/0, which counts as absent.
 
-    A network of IPv4-mapped addresses is refused: the original writes its subnets into keys as IPv4, and does
-    not find them again.
+    A network of IPv4-mapped addresses is refused: the original writes its subnets as IPv4 into keys, and
+    cannot read such keys.
     """
     hint = f'Write {key} as an IPv6 network, for example "fd00:3::/48".'
     try:
@@ -246,7 +246,7 @@ def ipv6_network(key: str, raw: str) -> IPv6Network | None:
 
 
 def ipv4_address(key: str, raw: str) -> IPv4Address | None:
-    """Return an address; None for 0.0.0.0, which is as good as absent."""
+    """Return an address; None for 0.0.0.0, which counts as absent."""
     hint = f'Write {key} as an IPv4 address, for example "10.3.1.0", or leave it out.'
     try:
         address = parse_ipv6(_unquoted(raw)).ipv4_mapped
@@ -258,7 +258,7 @@ def ipv4_address(key: str, raw: str) -> IPv4Address | None:
 
 
 def ipv6_address(key: str, raw: str) -> IPv6Address | None:
-    """Return an address, None for null; :: is as good as absent."""
+    """Return an address; None for null and for ::, which count as absent."""
     if raw == "null":
         return None
     try:
@@ -269,12 +269,12 @@ def ipv6_address(key: str, raw: str) -> IPv6Address | None:
 
 
 def bad_value(what: str, key: str, raw: str, *, hint: str) -> ConfigError:
-    """Return the error that says what is wrong with the value of a key."""
+    """Return the error for an invalid value of a key."""
     return ConfigError(f"{what}: {key}={shown(raw)}", hint=hint)
 
 
 def shown(raw: str) -> str:
-    """Return a value on one line, cut to a length that a log bears."""
+    """Return a value on one line, truncated for the log."""
     text = " ".join(raw.split())
     return text if len(text) <= _LONGEST_SHOWN else text[: _LONGEST_SHOWN - 1] + "…"
 

@@ -1,4 +1,4 @@
-"""The values at lease and claim keys: JSON to `LeaseAttributes` and `Claim`, and back."""
+"""Converts the JSON values of leases and claims to `LeaseAttributes` and `Claim`, and back."""
 
 import re
 from binascii import a2b_base64, b2a_base64
@@ -25,7 +25,7 @@ from pyflannel.model.lease import (
 from pyflannel.model.wireguard import parse_key
 from pyflannel.wire.json_values import escape, fold, members, parse_ipv4, parse_ipv6
 
-# What a backend publishes in its lease: `BackendData` as JSON, and back.
+# The data that a backend publishes in its lease: `BackendData` to JSON, and back.
 #
 # Examples: `{"VNI":1,"VtepMAC":"1a:71:ad:7e:3b:3f"}`, `{"PublicKey":"…","Port":51820}`
 #
@@ -35,18 +35,18 @@ _MAC = re.compile(
     r"[0-9a-f]{2}([:-])[0-9a-f]{2}(?:\1[0-9a-f]{2}){4}|[0-9a-f]{4}\.[0-9a-f]{4}\.[0-9a-f]{4}",
     re.IGNORECASE | re.ASCII,
 )
-"""The spellings of six octets that the original reads (Go, net.ParseMAC)."""
+"""The forms of a MAC address that the original reads (Go, net.ParseMAC)."""
 
 _USUAL = re.compile(r'\{"VNI":([1-9][0-9]{0,8}),"VtepMAC":"((?:[0-9a-f]{2}:){5}[0-9a-f]{2})"\}', re.ASCII)
-"""What nearly all leases say, which is read several times as fast: ten thousand come at a start."""
+"""The text of nearly all leases, which this expression reads several times as fast: there are thousands."""
 
 _SEPARATORS = re.compile(r"[:.-]")
 _VNIS = range(2**32)
-"""What the original's readers take."""
+"""The type of a value in the readers of the original."""
 
 
 def format_backend_data(data: BackendData) -> str:
-    """Return what a lease says of its host's VTEP or key, keys in the original's order."""
+    """Return the data of a host's VTEP or key for its lease, with the keys in the original's order."""
     if isinstance(data, WireguardData):
         port = "" if data.port is None else f',"Port":{data.port}'
         return f'{{"PublicKey":"{data.public_key}"{port}}}'
@@ -55,10 +55,10 @@ def format_backend_data(data: BackendData) -> str:
 
 
 def parse_vtep(text: str) -> Vtep | None:
-    """Return the VTEP that a vxlan lease publishes; None when the text says of none.
+    """Return the VTEP that a vxlan lease publishes; None if the text contains none.
 
-    Keys are read in any case and unknown ones passed over. A bad text takes its peer alone out, so that it is
-    no error of the lease.
+    Keys match in upper and lower case, and unknown keys are ignored. An invalid text is not an error of the
+    lease: it only makes this peer unreachable.
     """
     if (usual := _usual_vtep(text)) is not None:
         return usual
@@ -75,7 +75,7 @@ def parse_vtep(text: str) -> Vtep | None:
 
 
 def _usual_vtep(text: str) -> Vtep | None:
-    """Return the VTEP of a text that `format_backend_data` writes; None of another text."""
+    """Return the VTEP if `format_backend_data` wrote the text; None for any other text."""
     usual = _USUAL.fullmatch(text)
     return None if usual is None else Vtep(mac=usual[2], vni=int(usual[1]))
 
@@ -84,9 +84,10 @@ _PORTS = range(1, 65536)
 
 
 def parse_wireguard(text: str) -> WireguardData | None:
-    """Return the key and the port that a wireguard lease publishes; None when the text has no key.
+    """Return the key and the port that a wireguard lease publishes; None if the text contains no key.
 
-    Keys are read in any case and unknown ones passed over. A bad text takes its peer alone out.
+    Keys match in upper and lower case, and unknown keys are ignored. An invalid text only makes this peer
+    unreachable.
     """
     try:
         found = _last_of_each(text)
@@ -100,35 +101,35 @@ def parse_wireguard(text: str) -> WireguardData | None:
     return WireguardData(public_key=public_key, port=port or None)
 
 
-# The values at lease and claim keys: JSON to `LeaseAttributes` and `Claim`, and back.
+# Converts the JSON values of leases and claims to `LeaseAttributes` and `Claim`, and back.
 #
-# A lease, as flannel 0.28.9 writes it, with one key of ours at its end that the original passes over:
+# A lease is written as by flannel 0.28.9, with one additional key at the end, which the original ignores:
 #
 #     {"PublicIP":"192.168.50.102","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1},
 #      "BackendV6Data":{"VNI":1},"Pyflannel":{"Owner":"…","Host":"…","Port":8285,"Reads":["…"],"Key":"…",…}}
 #
-# A claim is ours alone: {"Owner":"…","PublicIP":"192.168.50.102","Held":3600.5}.
+# Only pyflannel writes claims: {"Owner":"…","PublicIP":"192.168.50.102","Held":3600.5}.
 
 LONGEST_LEASE = 4096
-"""Bytes of a lease or claim; every release writes a few hundred. A host keeps each lease in memory.
+"""Maximum length of a lease or claim in bytes. Every release writes a few hundred.
 
-The parsers take linear time. msgspec bounds the depth by RecursionError.
+A host keeps each lease in memory. The parsers take linear time. msgspec limits the depth with RecursionError.
 """
 
 _LONGEST_TYPE = 64
-"""Characters of a backend's type, which lists and messages repeat."""
+"""Maximum length of a backend's type in characters, because lists and messages contain it."""
 
-_HINT = "Delete the key if no living host owns it; a living owner writes it again."
+_HINT = "Delete the key if its host is no longer in use. A running host writes it again."
 
 
 class _Ours(Struct, omit_defaults=True, rename="pascal"):
-    """What we tell each other beyond the original's lease."""
+    """The additional data of a lease, for other hosts with pyflannel."""
 
     owner: Annotated[str, Meta(min_length=1, max_length=LONGEST_OWNER)]
-    host: Any = None  # only for people: one in another form must not hide the owner
+    host: Any = None  # only for people: an invalid name must not hide the owner
     port: Annotated[int, Meta(ge=1, le=65535)] | None = None
     reads: tuple[str, ...] = ()
-    key: Any = None  # one in another form is no key, and must not hide the owner either
+    key: Any = None  # an invalid key is ignored, and must not hide the owner either
     counter: Any = None
     signature: Any = None
 
@@ -145,7 +146,7 @@ class _LeaseValue(
         "ours": "Pyflannel",
     },
 ):
-    """A lease, its keys in the order in which they are written; those that are UNSET are not."""
+    """A lease, with its keys in the written order. Keys with the value UNSET are not written."""
 
     public_ip: str = "0.0.0.0"
     public_ipv6: str | None = None
@@ -160,7 +161,7 @@ class _ClaimValue(
     omit_defaults=True,
     rename={"owner": "Owner", "host": "Host", "public_ip": "PublicIP", "held": "Held"},
 ):
-    """A claim, its keys in the order in which they are written."""
+    """A claim, with its keys in the written order."""
 
     owner: Annotated[str, Meta(min_length=1, max_length=LONGEST_OWNER)]
     public_ip: str
@@ -176,13 +177,13 @@ _CLAIM = msgspec.json.Decoder(_ClaimValue)
 
 
 def parse_lease_attributes(value: bytes) -> LeaseAttributes:
-    """Return what the holder of a lease tells its peers.
+    """Return the attributes in the value of a lease.
 
-    Keys are read in any case, unknown ones passed over, and of a key that comes twice the last counts. A
-    Pyflannel object that does not follow its form is passed over too: its writer is a peer all the same.
+    Keys match in upper and lower case, unknown keys are ignored, and if a key occurs twice, the last one
+    counts. An invalid Pyflannel object is ignored: its host is nevertheless a peer.
 
     Raises:
-        WireError: the value is no lease. IPv6 text as PublicIP, which crashes the original, is such.
+        WireError: the value is not a lease. This includes IPv6 text as PublicIP, which crashes the original.
     """
     try:
         _check_length(value)
@@ -211,13 +212,13 @@ def parse_lease_attributes(value: bytes) -> LeaseAttributes:
 
 
 def format_lease_attributes(attributes: LeaseAttributes) -> bytes:
-    """Return the value of a lease: the original's keys and, when the lease has an owner, ours."""
+    """Return the value of a lease: the original's keys and, if the lease has an owner, pyflannel's."""
     owner, ipv6, data = attributes.owner, attributes.public_ipv6, attributes.backend_data
     if data is None and attributes.vtep is not None:
         data = format_backend_data(attributes.vtep)
     lease = _LeaseValue(
         public_ip=str(attributes.public_ip),
-        # The original writes an IPv4-mapped address as IPv4, and reads it back so.
+        # The original writes and reads an IPv4-mapped address as IPv4.
         public_ipv6=None if ipv6 is None else str(ipv6.ipv4_mapped or ipv6),
         backend_type=attributes.backend_type or UNSET,
         backend_data=UNSET if data is None else Raw(data),
@@ -240,7 +241,7 @@ def parse_claim(value: bytes, subnet: IPv4Network, revision: int) -> Claim:
     """Return the claim on `subnet` that was written at `revision`.
 
     Raises:
-        WireError: the value is no claim.
+        WireError: the value is not a claim.
     """
     try:
         _check_length(value)
@@ -248,7 +249,7 @@ def parse_claim(value: bytes, subnet: IPv4Network, revision: int) -> Claim:
         public_ip = parse_ipv4(claim.public_ip)
     except (ValueError, RecursionError) as error:
         raise WireError(
-            f"not a claim: {error}", hint="Delete the key; a claim is only a question."
+            f"not a claim: {error}", hint="Delete the key. Hosts write claims again when necessary."
         ) from error
     return Claim(
         subnet=subnet,
@@ -261,7 +262,7 @@ def parse_claim(value: bytes, subnet: IPv4Network, revision: int) -> Claim:
 
 
 def format_claim(claim: Claim) -> bytes:
-    """Return the value of a claim; subnet and revision stand in the key and in the store."""
+    """Return the value of a claim. The key contains the subnet, and the store the revision."""
     return msgspec.json.encode(
         _ClaimValue(
             owner=claim.owner, public_ip=str(claim.public_ip), host=claim.host_name, held=claim.held_s
@@ -274,7 +275,7 @@ def _host_name(value: object) -> str | None:
 
 
 def _octets(value: object, count: int) -> bytes | None:
-    """Return so many octets that are written in base64; None for anything else."""
+    """Return this number of bytes from base64; None for any other text."""
     try:
         octets = a2b_base64(value, strict_mode=True) if isinstance(value, str) else b""
     except ValueError:
@@ -296,7 +297,7 @@ def _check_length(value: bytes) -> None:
 
 
 def _decode(value: bytes) -> _LeaseValue:
-    """Return a lease; the usual one, with no keys but those that we write, at once."""
+    """Return a lease. A lease with only known keys, the usual case, is decoded in one step."""
     try:
         return _LEASE.decode(value)
     except msgspec.ValidationError:
@@ -304,7 +305,7 @@ def _decode(value: bytes) -> _LeaseValue:
 
 
 def _backend_data(lease: _LeaseValue) -> tuple[str | None, Vtep | None]:
-    """Return the backend's own data: as text, unless it is a VTEP as `format_backend_data` writes it."""
+    """Return the data of the backend: as VTEP if `format_backend_data` wrote it, else as text."""
     if not lease.backend_data:
         return None, None
     if lease.backend_type != "vxlan":
@@ -317,7 +318,7 @@ def _backend_data(lease: _LeaseValue) -> tuple[str | None, Vtep | None]:
 
 
 def _known_members(value: bytes) -> dict[str, Raw]:
-    """Return the members of a lease that we read, under the names that we write; ours only if well formed."""
+    """Return the known members of a lease with their usual names; pyflannel's only if it is valid."""
     known = {_LEASE_KEYS.get(key, ""): member for key, member in _last_of_each(value).items()}
     known.pop("", None)
     try:
@@ -328,17 +329,17 @@ def _known_members(value: bytes) -> dict[str, Raw]:
 
 
 def _last_of_each(value: bytes | str) -> dict[str, Raw]:
-    """Return the members of an object by folded key: of all spellings of a key, the last counts.
+    """Return the members of an object by folded key. The last of several spellings of a key counts.
 
     Raises:
-        ValueError: it is no object.
+        ValueError: it is not an object.
         RecursionError: it is nested too deeply.
     """
     found = _MEMBERS.decode(value)
     by_key = {fold(key): member for key, member in found.items()}
     if len(by_key) == len(found):
         return by_key
-    # The decoder has lost the order: a key that comes again keeps its first place.
+    # The decoder does not keep the order: a repeated key keeps its first place.
     by_key.clear()
     for key, member in members(value if isinstance(value, str) else value.decode(errors="replace")):
         if member != "null" or fold(key) not in _NULL_KEEPS:
@@ -347,9 +348,9 @@ def _last_of_each(value: bytes | str) -> dict[str, Raw]:
 
 
 _NULL_KEEPS = {"backendtype", "vni"}
-"""Keys of plain values, which Go leaves as they are for null. Null sets the others."""
+"""Keys of simple values. For null, Go keeps their previous value, but clears the value of any other key."""
 
 
 def _compact(data: Raw) -> str:
-    """Return the backend's own JSON as it is written, so that leases that say the same are equal."""
+    """Return the JSON of the backend in its written form, so that leases with equal content are equal."""
     return escape(msgspec.json.format(bytes(data), indent=-1).decode(errors="replace"))

@@ -1,7 +1,7 @@
-"""Records of the store to leases and claims, and back; and the file of the last known leases.
+"""Converts records of the store to leases and claims, and back; reads and writes last-known.json.
 
-The key of a record names the subnet, its value the holder. last-known.json holds the leases that a host
-starts with while its store is unreachable:
+The key of a record contains the subnet, its value the holder. last-known.json contains the leases with which
+a host starts if its store is unreachable:
 
     {"Config":"{…}","Own":"subnets/10.100.15.0-24","Leases":{"subnets/10.100.15.0-24":"{…}",…}}
 
@@ -30,35 +30,35 @@ from pyflannel.wire.lease_json import (
     parse_lease_attributes,
 )
 
-# The last element of a lease's key: `10.5.52.0-24`, or `10.5.52.0-24&fd00:5:0:34::-64` with both families.
+# The last part of a lease's key: `10.5.52.0-24`, or `10.5.52.0-24&fd00:5:0:34::-64` with both families.
 #
 # Source: flannel 0.28.9. There is no form for IPv6 alone.
 
-# The original's expression is open at the left, so that 10.5.52.0.1-24 names 5.52.0.1/24; ours is not.
+# The original's expression does not match from the start: it reads 10.5.52.0.1-24 as 5.52.0.1/24.
 _LENGTH = "(0|[1-9][0-9]{0,2})"
 _KEY = re.compile(f"([0-9.]+)-{_LENGTH}(?:&([0-9a-f:]+)-{_LENGTH})?")
 
 _LONGEST_KEY = len("255.255.255.255-31&ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff-127")
-"""Characters. A store may hold keys of a megabyte."""
+"""Maximum length in characters. A store may contain keys of a megabyte."""
 
-# The original keeps an IPv4 length in 5 bits and an IPv6 length in 7: a single address has no key.
+# The original stores an IPv4 length in 5 bits and an IPv6 length in 7, so a single address has no key.
 _LONGEST_IPV4 = 31
 _LONGEST_IPV6 = 127
 
 
 def parse_subnet_key(text: str) -> tuple[IPv4Network, IPv6Network | None]:
-    """Return the subnets that a key names.
+    """Return the subnets of a key.
 
-    A subnet has one key, the one that `format_subnet_key` writes. Addresses with host bits and lengths with
-    leading zeros, which the original reads, would be second keys of a lease that has another already.
-    IPv4-mapped IPv6 is refused because the original writes it as IPv4 and cannot read that back.
+    A subnet has exactly one key, which `format_subnet_key` writes. The original also reads addresses with
+    host bits and lengths with leading zeros. They are refused, because they would be second keys of a lease.
+    IPv4-mapped IPv6 is refused, because the original writes it as IPv4 and cannot read it.
 
     Raises:
-        WireError: the text is no such key.
+        WireError: the text is not such a key.
     """
     found = _KEY.fullmatch(text) if len(text) <= _LONGEST_KEY else None
     if found is None:
-        raise _not_a_key(text, "it has another form")
+        raise _not_a_key(text, "the form is invalid")
     address, length, ipv6_address, ipv6_length = found.groups()
     try:
         subnet = _ipv4_subnet(address, length)
@@ -90,43 +90,43 @@ def _ipv6_subnet(address: str, length: str) -> IPv6Network:
     if subnet.network_address.ipv4_mapped is not None:
         raise ValueError(f"{subnet} is IPv4-mapped")
     if str(subnet.network_address) != address:
-        raise ValueError(f"{address} is written {subnet.network_address}")
+        raise ValueError(f"{address} must be written as {subnet.network_address}")
     return subnet
 
 
 def _not_a_key(text: str, why: str) -> WireError:
     return WireError(
         f"not the key of a subnet: {text!r}: {why}",
-        hint="Delete the key; that of a lease is base address, dash, prefix length, as in 10.5.52.0-24.",
+        hint="Delete the key. A lease has base address, dash and prefix length as key, as in 10.5.52.0-24.",
     )
 
 
-# Records of the store to leases and claims, and back: a key says which subnet, its value whose.
+# Converts records of the store to leases and claims, and back. Two kinds of keys:
 #
 # - `subnets/10.5.52.0-24`: a lease; without TTL, a reservation
-# - `claims/10.5.52.0-24`: a claim: is the holder of that lease alive?
+# - `claims/10.5.52.0-24`: a claim, which asks whether the holder of that lease is alive
 
 CONFIG = "config"
 """The key of the network config, below the store's prefix."""
 
 SUBNETS = "subnets/"
-"""What the keys of leases begin with."""
+"""Start of the keys of leases."""
 
 CLAIMS = "claims/"
-"""What the keys of claims begin with."""
+"""Start of the keys of claims."""
 
 
 def longest_value(key: str) -> int:
-    """Return how many octets of a value are worth keeping: one more than are read, so that it is refused."""
-    is_config = key.rpartition("/")[2] == CONFIG  # of one network, or of one among several
+    """Return how many bytes of a value to keep: one more than the maximum, so that it is refused later."""
+    is_config = key.rpartition("/")[2] == CONFIG  # the config of the only network, or of one of several
     return 4 * LONGEST_CONFIG + 1 if is_config else LONGEST_LEASE + 1
 
 
 def lease_of(record: Record) -> Lease:
-    """Return the lease that a record holds.
+    """Return the lease of a record.
 
     Raises:
-        WireError: key or value is no lease's; the message names the key.
+        WireError: key or value is not that of a lease; the message contains the key.
     """
     subnet, ipv6_subnet = leased_subnets(record.key)
     try:
@@ -145,10 +145,10 @@ def lease_of(record: Record) -> Lease:
 
 
 def claim_of(record: Record) -> Claim:
-    """Return the claim that a record holds.
+    """Return the claim of a record.
 
     Raises:
-        WireError: key or value is no claim's; the message names the key.
+        WireError: key or value is not that of a claim; the message contains the key.
     """
     subnet = claimed_subnet(record.key)
     try:
@@ -158,10 +158,10 @@ def claim_of(record: Record) -> Claim:
 
 
 def leased_subnets(key: str) -> tuple[IPv4Network, IPv6Network | None]:
-    """Return the subnets of the lease at `key`, which is all that its deletion says.
+    """Return the subnets of the lease at `key`. A deletion contains only the key.
 
     Raises:
-        WireError: it is no lease's key.
+        WireError: it is not the key of a lease.
     """
     try:
         return parse_subnet_key(_below(SUBNETS, key))
@@ -170,29 +170,29 @@ def leased_subnets(key: str) -> tuple[IPv4Network, IPv6Network | None]:
 
 
 def claimed_subnet(key: str) -> IPv4Network:
-    """Return the subnet that the claim at `key` is about.
+    """Return the subnet of the claim at `key`.
 
     Raises:
-        WireError: it is no claim's key.
+        WireError: it is not the key of a claim.
     """
     try:
         subnet, ipv6_subnet = parse_subnet_key(_below(CLAIMS, key))
     except WireError as error:
         raise _at(key, error) from error
     if ipv6_subnet is not None:
-        raise _at(key, WireError("a claim names an IPv4 subnet alone", hint="Delete the key."))
+        raise _at(key, WireError("the key of a claim contains only an IPv4 subnet", hint="Delete the key."))
     return subnet
 
 
 def lease_key(lease: Lease | IPv4Network) -> str:
-    """Return the key of a lease, or of one on this subnet alone: `subnets/10.5.52.0-24`."""
+    """Return the key of a lease, or of a lease with only this subnet: `subnets/10.5.52.0-24`."""
     if isinstance(lease, IPv4Network):
         return SUBNETS + format_subnet_key(lease)
     return SUBNETS + format_subnet_key(lease.subnet, lease.ipv6_subnet)
 
 
 def lease_value(lease: Lease) -> bytes:
-    """Return what is written at the key of a lease."""
+    """Return the value for the key of a lease."""
     return format_lease_attributes(lease.attributes)
 
 
@@ -202,13 +202,13 @@ def claim_key(subnet: IPv4Network) -> str:
 
 
 def claim_value(claim: Claim) -> bytes:
-    """Return what is written at the key of a claim."""
+    """Return the value for the key of a claim."""
     return format_claim(claim)
 
 
 def _below(prefix: str, key: str) -> str:
     if not key.startswith(prefix):
-        raise WireError(f"not below {prefix}", hint=f"Only keys below {prefix} are read here.")
+        raise WireError(f"not below {prefix}", hint=f"Only keys below {prefix} can be read.")
     return key.removeprefix(prefix)
 
 
@@ -217,7 +217,7 @@ def _at(key: str, error: WireError) -> WireError:
 
 
 _PART = 100
-"""Leases that are written at once."""
+"""Number of leases in each written part."""
 
 
 class _File(msgspec.Struct, rename="pascal"):
@@ -227,7 +227,7 @@ class _File(msgspec.Struct, rename="pascal"):
 
 
 class Kept(NamedTuple):
-    """The file, its leases not yet read: a record costs more time than its share of the file.
+    """The content of the file. Its leases are still records, because they take longer to read than the file.
 
     Revisions are 0, and every lease counts as one with a TTL.
     """
@@ -238,24 +238,24 @@ class Kept(NamedTuple):
 
 
 def parse_last_known(octets: bytes) -> Kept:
-    """Return what the file holds.
+    """Return the content of the file.
 
     Raises:
-        WireError: it is not such a file, or lacks our own lease.
+        WireError: the content is invalid, or the own lease of the host is missing.
     """
     try:
         file = msgspec.json.decode(octets, type=_File)
         own = lease_of(_record(file.own, file.leases[file.own]))
     except (msgspec.MsgspecError, RecursionError, KeyError, WireError) as error:
         raise WireError(
-            f"last-known.json cannot be read: {error}", hint="Delete it; it is written anew."
+            f"last-known.json cannot be read: {error}", hint="Delete it: flanneld writes it again."
         ) from error
     records = starmap(_record, islice(file.leases.items(), LARGEST))
     return Kept(file.config, own, records)
 
 
 def kept_lease(record: Record) -> Lease | None:
-    """Return the lease of a record of the file; None for a bad one, which is left out."""
+    """Return the lease of a record of the file; None if the record is invalid."""
     try:
         return lease_of(record)
     except WireError:
@@ -263,7 +263,7 @@ def kept_lease(record: Record) -> Lease | None:
 
 
 def format_last_known(known: LastKnown) -> Iterator[bytes]:
-    """Yield the file's octets, part by part: all of a large network at once takes long."""
+    """Yield the file in parts, because the whole of a large network takes a long time."""
     head = msgspec.json.encode(_File(config=known.config, own=lease_key(known.own), leases={}))
     yield head.removesuffix(b"}}")
     others = (lease for lease in known.leases if lease.subnet != known.own.subnet)

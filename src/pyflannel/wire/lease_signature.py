@@ -1,8 +1,8 @@
-"""Signatures of leases: what a signature covers, and Ed25519.
+"""Signatures of leases: the signed bytes, and Ed25519.
 
 A signature covers the prefix of the store, the key of the lease and its value without the signature: subnet,
-owner, addresses, backend, port, counter and public key. The value is covered as this version writes it, so
-that spelling and order in the store do not matter.
+owner, addresses, backend, port, counter and public key. The value is signed in the form that this version
+writes, so that spelling and order in the store have no effect.
 
 The library is imported by the first call, because it takes 8 MiB of memory.
 """
@@ -24,14 +24,14 @@ _PURPOSE = b"pyflannel lease 1"
 
 
 def signed_octets(prefix: str, lease: Lease) -> bytes:
-    """Return what a signature of the lease covers: each part after its length, as netstrings."""
+    """Return the signed bytes of the lease: netstrings, each part after its length."""
     unsigned = replace(lease, attributes=replace(lease.attributes, signature=None))
     parts = _PURPOSE, prefix.encode(), lease_key(lease).encode(), lease_value(unsigned)
     return b"".join(b"%d:%s," % (len(part), part) for part in parts)
 
 
 def sign(prefix: str, lease: Lease, counter: int, key: LeaseKey) -> Lease:
-    """Return the lease, signed by a key pair with this counter."""
+    """Return the lease with this counter, signed with a key pair."""
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     attributes = replace(lease.attributes, signing_key=key.public, counter=counter, signature=None)
@@ -41,7 +41,7 @@ def sign(prefix: str, lease: Lease, counter: int, key: LeaseKey) -> Lease:
 
 
 def is_authentic(prefix: str, lease: Lease) -> bool:
-    """Return whether the key in the lease signed it, with a counter, in this store."""
+    """Return whether the lease has a counter and a valid signature of the key in it, for this store."""
     attributes = lease.attributes
     if attributes.signing_key is None or attributes.signature is None or attributes.counter is None:
         return False
@@ -56,11 +56,11 @@ def is_authentic(prefix: str, lease: Lease) -> bool:
     return True
 
 
-# lease-counters.json: what a host keeps of keys across restarts.
+# lease-counters.json: counters and keys that a host keeps across restarts.
 
 
 class KnownKeys(NamedTuple):
-    """The counter of this host's latest lease, the least acceptable counter by key, and the key by owner."""
+    """The counter of this host's latest lease, the minimum accepted counter by key, and the key by owner."""
 
     counter: int
     floors: Mapping[bytes, int]
@@ -84,7 +84,7 @@ def parse_known_keys(octets: bytes) -> KnownKeys:
     """Return the content of the file.
 
     Raises:
-        WireError: it is not such a file.
+        WireError: the content is invalid.
     """
     try:
         file = msgspec.json.decode(octets, type=_File)
@@ -92,21 +92,21 @@ def parse_known_keys(octets: bytes) -> KnownKeys:
         owners = {owner: bytes.fromhex(key) for owner, key in file.owners.items()}
     except (ValueError, RecursionError) as error:
         raise WireError(
-            f"lease-counters.json cannot be read: {error}", hint="Delete it; it is written anew."
+            f"lease-counters.json cannot be read: {error}", hint="Delete it: flanneld writes it again."
         ) from error
     return KnownKeys(file.counter, floors, owners)
 
 
-# The allow-list: a key a line, in base64 or hexadecimal digits, then any remark.
+# The allow-list: one key for each line, in base64 or hexadecimal digits, followed by an optional remark.
 
 _HEXADECIMAL = re.compile(r"[0-9a-fA-F]{64}", re.ASCII)
 
 
 def parse_allowed_keys(text: str) -> frozenset[bytes]:
-    """Return the keys of an allow-list. Empty lines, and those that begin with #, do not count.
+    """Return the keys of an allow-list. Empty lines, and lines that begin with #, are ignored.
 
     Raises:
-        WireError: a line does not begin with a key; the message names its number.
+        WireError: a line does not begin with a key; the message contains its number.
     """
     return frozenset(_allowed(text))
 
@@ -126,6 +126,6 @@ def _allowed(text: str) -> Iterator[bytes]:
         if len(key) != KEY_OCTETS:
             raise WireError(
                 f"line {number} does not begin with a key of {KEY_OCTETS} bytes",
-                hint="Write the Key of the host's lease, or Public of its lease-key.json.",
+                hint="Write the value of Key from the host's lease, or of Public from its lease-key.json.",
             )
         yield key

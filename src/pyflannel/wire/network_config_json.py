@@ -1,4 +1,4 @@
-"""The network config: JSON at the store's `config` key to a checked `NetworkConfig`, and back."""
+"""Converts the JSON at the store's `config` key to a checked `NetworkConfig`, and back."""
 
 import json
 from collections.abc import Mapping
@@ -24,12 +24,12 @@ from pyflannel.wire.json_values import (
     shown,
 )
 
-# The subnets that may be leased: their length, the first and the last, computed and checked.
+# The subnets that can be leased: their length, the first and the last, computed and checked.
 #
-# Source: flannel 0.28.9. The first subnet of a network is left out unless the operator asks for it.
+# Source: flannel 0.28.9. The first subnet of a network is not used unless SubnetMin names it.
 
 _FEWEST_BITS = 2
-"""Two bits are four: the fewest subnets of a network, and the fewest addresses of a subnet."""
+"""Two bits, thus four: the minimum number of subnets of a network, and of addresses of a subnet."""
 
 
 def subnet_range(
@@ -37,10 +37,10 @@ def subnet_range(
 ) -> tuple[int, int, int]:
     """Return the prefix length of a subnet, and the base addresses of the first and the last, as numbers.
 
-    0 stands for a value that the operator left out.
+    0 means that a value is not configured.
 
     Raises:
-        ConfigError: a value makes no sense; the message names its key, with IPv6 before it for that family.
+        ConfigError: a value is invalid; the message contains its key, with the prefix IPv6 for that family.
     """
     length = _subnet_length(network, length)
     size = 1 << (network.max_prefixlen - length)
@@ -51,7 +51,7 @@ def subnet_range(
 
 
 def _subnet_length(network: IPv4Network | IPv6Network, length: int) -> int:
-    """Return the length given; else the usual one where the network holds four of it; else a quarter."""
+    """Return the given length; without one, the default, or a longer one that divides the network by four."""
     family, usual = ("", 24) if network.version == 4 else ("IPv6", 64)
     longest = network.max_prefixlen - _FEWEST_BITS
     if length > longest:
@@ -96,30 +96,31 @@ def _check_bounds(network: IPv4Network | IPv6Network, length: int, minimum: int,
             )
     if minimum > maximum:
         raise ConfigError(
-            f"{family}SubnetMin is greater than {family}SubnetMax, so that there is no subnet to lease:"
+            f"{family}SubnetMin is greater than {family}SubnetMax, so there is no subnet to lease:"
             f" {' '.join(f'{key}={bound}' for key, bound in bounds)}",
             hint=f"Write the smaller address as {family}SubnetMin.",
         )
 
 
-# The network config: JSON at the store's `config` key to a checked `NetworkConfig`, and back.
+# Converts the JSON at the store's `config` key to a checked `NetworkConfig`, and back.
 #
-# Every key, default and check is listed in docs/reference/network-config.md.
+# docs/reference/network-config.md lists every key, default and check.
 #
-# Source: flannel 0.28.9. Its texts are kept, so that they can be searched for; key and value are added to
-# them.
+# Source: flannel 0.28.9. Messages contain the texts of the original, so that a search finds them. Key and
+# value are appended.
 
 
 def parse_network_config(text: str | bytes) -> NetworkConfig:
-    """Return the network config with all that the operator left out computed.
+    """Return the network config, with computed values for all absent keys.
 
-    Keys are read in any case; unknown ones are passed over, and named in `unread`. Of a key that comes twice
-    the last counts. `null` is as good as absent, except for Network, IPv6Network, SubnetMin and SubnetMax.
+    Keys match in upper and lower case. Unknown keys are ignored and listed in `unread`. If a key occurs
+    twice, the last one counts. `null` counts as absent, except for Network, IPv6Network, SubnetMin and
+    SubnetMax.
 
-    The time is linear in the length of the text, which is bounded, as are keys and depth.
+    The time is linear in the length of the text. Length, number of keys and depth have limits.
 
     Raises:
-        ConfigError: the text is not JSON, is beyond a bound, or a value makes no sense; the message names key
+        ConfigError: the text is not JSON or exceeds a limit, or a value is invalid; the message contains key
             and value.
     """
     if isinstance(text, bytes):
@@ -140,10 +141,10 @@ def parse_network_config(text: str | bytes) -> NetworkConfig:
 
 
 def format_network_config(config: NetworkConfig) -> str:
-    """Return the config, computed values among it, as one line of JSON.
+    """Return the config with its computed values, as one line of JSON.
 
-    Keys, their order and what stands for absent are the original's, with BackendType, which it keeps to
-    itself, at the end. What `parse_network_config` reads from it is the same config again, but for `unread`.
+    Keys, their order and the form of absent values equal the original's. BackendType, which the original does
+    not print, is added at the end. `parse_network_config` reads the same config from it, except `unread`.
     """
     document: dict[str, object] = {
         "EnableIPv4": config.enable_ipv4,
@@ -166,7 +167,7 @@ def format_network_config(config: NetworkConfig) -> str:
     return escape(json.dumps(document, ensure_ascii=False, separators=(",", ":")))
 
 
-# The subnets
+# The subnets.
 
 
 def _with_ipv4_range(config: NetworkConfig) -> NetworkConfig:
@@ -197,12 +198,13 @@ def _with_ipv6_range(config: NetworkConfig) -> NetworkConfig:
 
 def _absent(key: str, example: str) -> ConfigError:
     return ConfigError(
-        f"please define a correct {key} parameter in the flannel config: {key} is absent, or all addresses",
+        f"please define a correct {key} parameter in the flannel config:"
+        f" {key} is absent, or covers all addresses",
         hint=f'Write {key} as a network, for example "{example}".',
     )
 
 
-# As written
+# The values in the text.
 
 
 def _as_written(text: str) -> NetworkConfig:
@@ -226,7 +228,7 @@ def _as_written(text: str) -> NetworkConfig:
 
 
 def _unread_name(key: str, raw: str) -> str | None:
-    """Return how a key that has no effect is named; None for one that is read, or may be passed over."""
+    """Return the name of a key without effect for messages; None for a known or a harmless key."""
     match fold(key):
         case "networks":
             return "Networks" if decode(raw) else None
@@ -239,7 +241,7 @@ def _unread_name(key: str, raw: str) -> str | None:
 
 
 _READ = {fold(key) for key in (*KEYS, "BackendType")}
-"""The last is one that `format_network_config` computes."""
+"""The last key is one that `format_network_config` adds."""
 
 
 def _with_member(config: NetworkConfig, key: str, raw: str) -> NetworkConfig:
@@ -306,7 +308,7 @@ def _backend(raw: str) -> Mapping[str, object]:
 
 
 def _backend_type(backend: Mapping[str, object]) -> str:
-    """Return the type in lower case; whether there is such a backend is for the plan to say."""
+    """Return the type in lower case. The plan checks whether such a backend exists."""
     name = ""
     for key, value in backend.items():
         if fold(key) != "type" or value is None:
@@ -321,7 +323,7 @@ def _backend_type(backend: Mapping[str, object]) -> str:
         name = value
     if not name:
         raise ConfigError(
-            "unknown backend type: Backend is there, but has no Backend.Type",
+            "unknown backend type: Backend has no Backend.Type",
             hint='Set Backend.Type, for example to "udp", or leave Backend out.',
         )
     return name.lower()

@@ -1,4 +1,4 @@
-"""Tables, chains and rules as nft reads and prints them in JSON. Source: libnftables-json(5)."""
+"""Tables, chains and rules in the JSON of nft. Source: libnftables-json(5)."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,14 +26,14 @@ from pyflannel.model.packet_filter import (
 )
 
 FAMILIES: Mapping[Family, str] = {4: "ip", 6: "ip6"}
-"""What nftables calls the families."""
+"""The families' names in nftables."""
 
 _FULL_MASK = 0xFFFFFFFF
 _KNOWN_OBJECTS = frozenset({"metainfo", "table", "chain", "rule"})
 
 
 def format_table(table: NftTable) -> str:
-    """Return the transaction that makes the table as it is planned, whatever of it is there."""
+    """Return the transaction that creates the planned table, and replaces an existing one."""
     name = {"family": FAMILIES[table.family], "name": table.name}
     inside = {"family": FAMILIES[table.family], "table": table.name}
     commands: list[object] = [
@@ -52,13 +52,13 @@ def format_table(table: NftTable) -> str:
 
 
 def format_removal(table: NftTable) -> str:
-    """Return the transaction that takes the table away, if it is there."""
+    """Return the transaction that removes the table if it exists."""
     name = {"family": FAMILIES[table.family], "name": table.name}
     return json.dumps({"nftables": [{"add": {"table": name}}, {"delete": {"table": name}}]})
 
 
 def format_check(family: Family) -> str:
-    """Return a transaction that nft takes, with --check, where masqueraded packets can get random ports."""
+    """Return a transaction that nft --check accepts if masquerading can choose random ports."""
     rules = (FilterRule(verdict=Masquerade()),)
     chain = NftChain(name=POSTROUTING, kind="nat", hook="postrouting", priority=100, rules=rules)
     return format_table(NftTable(family=family, device="probe", chains=(chain,)))
@@ -68,12 +68,13 @@ _HINT = "Report the version of nft on this host."
 
 
 def parse_names(text: str) -> list[tuple[Family, str]]:
-    """Return the tables with our names that `nft list tables` printed, each with its family and device.
+    """Return pyflannel's tables in the output of `nft list tables`, each with its family and device.
 
-    nft 1.0.6 crashes when it prints a table with the owner flag as JSON, as the claim of a device name is.
+    The output is not JSON: nft 1.0.6 crashes when it prints a table with the owner flag as JSON. The claim of
+    a device name is such a table.
 
     Raises:
-        WireError: it is not what nft prints.
+        WireError: the text is not such an output.
     """
     found: list[tuple[Family, str]] = []
     for line in text.splitlines():
@@ -81,7 +82,9 @@ def parse_names(text: str) -> list[tuple[Family, str]]:
             case ["table", family_name, name, *_]:
                 pass
             case _:
-                raise WireError(f"nft printed no listing of tables: {line[:80]!r}", hint=_HINT)
+                raise WireError(
+                    f"nft printed an unknown line in the list of tables: {line[:80]!r}", hint=_HINT
+                )
         for family, stem in NFT_STEMS.items():
             if family_name == FAMILIES[family] and (device := device_of(name, stem)) is not None:
                 found.append((family, device))
@@ -89,10 +92,10 @@ def parse_names(text: str) -> list[tuple[Family, str]]:
 
 
 def parse_table(text: str, family: Family, device: str) -> NftTable:
-    """Return the table that `nft -j list table` printed.
+    """Return the table in the output of `nft -j list table`.
 
     Raises:
-        WireError: it is not what nft prints.
+        WireError: the text is not such an output.
     """
     rules: dict[str, list[FilterRule | ForeignRule]] = {}
     bases: list[Mapping[str, object]] = []
@@ -117,7 +120,7 @@ def _objects(text: str) -> Iterator[tuple[str, Mapping[str, object]]]:
             for kind, value in entry.items():
                 yield kind, value if isinstance(value, dict) else {}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise WireError(f"nft printed what is no listing: {text[:80]!r}", hint=_HINT) from error
+        raise WireError(f"nft printed an unknown text: {text[:80]!r}", hint=_HINT) from error
 
 
 def _chain(base: Mapping[str, object], rules: Rules) -> NftChain:
@@ -168,7 +171,7 @@ def _verdict(verdict: Verdict) -> object:
 
 
 def _parse_rule(expressions: object, family: Family) -> FilterRule | ForeignRule:
-    """Return the rule that prints so: what we would not print the same way is foreign."""
+    """Return the rule in nft's JSON. It is foreign if pyflannel would not print it in the same form."""
     match expressions:
         case [*matches, dict(last)]:
             verdict = _parse_verdict(last)
@@ -243,10 +246,10 @@ def _parse_network(right: object, *, is_negated: bool) -> Prefix | None:
         return None
 
 
-# What `nft --json list ruleset` says of forwarded packets. Source: libnftables-json(5).
+# The rules for forwarded packets in `nft --json list ruleset`. Source: libnftables-json(5).
 #
-# iptables works on nf_tables as well, so its chains are among these; matches that nftables has no words for
-# are `xt` there.
+# iptables also uses nf_tables, so the output contains its chains. Matches that nftables does not support have
+# the name `xt`.
 
 _FAMILIES = frozenset({"ip", "inet"})
 _EVERYTHING = IPv4Network("0.0.0.0/0")
@@ -255,10 +258,10 @@ _Rules = Mapping[_Key, Sequence[Sequence[Mapping[str, Any]]]]
 
 
 def parse_forward_chains(text: str) -> list[ForwardChain]:
-    """Return the base chains at the forward hook that drop what they do not accept.
+    """Return the base chains at the forward hook with the policy drop.
 
     Raises:
-        WireError: it is not nft's JSON.
+        WireError: the text is not nft's JSON.
     """
     chains: list[_Key] = []
     rules: dict[_Key, list[Sequence[Mapping[str, Any]]]] = {}
@@ -278,14 +281,14 @@ def parse_forward_chains(text: str) -> list[ForwardChain]:
         ]
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise WireError(
-            f"nft's JSON makes no sense: {error!r}", hint="Compare with nft --json list ruleset."
+            f"nft's JSON has an unknown form: {error!r}", hint="Report the output of nft --json list ruleset."
         ) from error
 
 
 def _passed(base: _Key, rules: _Rules) -> Iterator[IPv4Network]:
-    """Yield what a chain, and those that it jumps to, accept for its source or destination alone.
+    """Yield the prefixes that a chain, or a chain to which it jumps, accepts by source or destination alone.
 
-    A rule that stands before, and drops a part of it, is the operator's wish.
+    An earlier rule that drops a part of such a prefix is ignored: the operator wants it.
     """
     waiting, seen = [base], set[_Key]()
     while waiting:

@@ -1,4 +1,4 @@
-"""subnet.env: its assignments, read without a shell, and Docker's options from its variables."""
+"""Reads and writes subnet.env without a shell, and converts its variables to options of Docker."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pyflannel.errors import WireError
 
-if TYPE_CHECKING:  # the CNI plugin and mk-docker-opts start without it in half the time
+if TYPE_CHECKING:  # without this import, the CNI plugin and mk-docker-opts start twice as fast
     from pyflannel.model.network_config import NetworkConfig
 
-# Files of shell assignments, read without a shell: comments, `NAME=value`, quotes, `export`.
+# Reads files of shell assignments without a shell: comments, `NAME=value`, quotes, `export`.
 #
-# What only a shell can give a meaning (a command, an expansion, a redirection) is refused, never run.
+# A part that needs a shell (a command, an expansion, a redirection) is refused and never executed.
 #
 # Source: POSIX.1-2017, Shell Command Language, 2.2 quoting, 2.3 tokens, 2.9.1 simple commands.
 
@@ -36,23 +36,23 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _HOME = re.compile(r"(?:\A[A-Za-z_][A-Za-z0-9_]*=|:)~")
 
 _Pieces = list[tuple[str, str]]
-"""A word being read: the kind of each piece, a group of `_PIECE`, and its text without quotes."""
+"""An incomplete word: for each piece its kind, which is a group of `_PIECE`, and its text without quotes."""
 
 
 class _Word(NamedTuple):
-    """A word after quote removal; its first `bare` characters stood outside quotes."""
+    """A word without its quotes. Its first `bare` characters were not quoted."""
 
     text: str
     bare: int
 
 
 def parse_assignments(text: str) -> dict[str, str]:
-    """Return the variables that a shell which reads `text` ends up with; the last of each name wins.
+    """Return the variables that a shell has after it has read `text`. The last assignment of a name counts.
 
-    A carriage return is a character like any other, as in a shell.
+    A carriage return is an ordinary character, as in a shell.
 
     Raises:
-        WireError: the text needs a shell, or a quote is not closed; the message names the line.
+        WireError: the text needs a shell, or a quote is not closed; the message contains the line number.
     """
     assigned: dict[str, str] = {}
     for line, words in _commands(text):
@@ -70,7 +70,7 @@ def parse_assignments(text: str) -> dict[str, str]:
 
 
 def is_variable_name(text: str) -> bool:
-    """Return whether a shell takes `text` for the name of a variable."""
+    """Return whether `text` is a valid name of a shell variable."""
     return _NAME.fullmatch(text) is not None
 
 
@@ -80,7 +80,7 @@ def _is_assignment(word: _Word) -> bool:
 
 
 def _commands(text: str) -> Iterator[tuple[int, list[_Word]]]:
-    """Yield each command that has words, with the number of the line where it ends."""
+    """Yield the words of each command that is not empty, with the number of its last line."""
     words: list[_Word] = []
     word: _Pieces = []
     position = 0
@@ -107,7 +107,7 @@ def _commands(text: str) -> Iterator[tuple[int, list[_Word]]]:
 
 
 def _closed(pieces: _Pieces, line: int) -> list[_Word]:
-    """Return the word that `pieces` make, none when there are none."""
+    """Return the word that consists of `pieces`; an empty list without pieces."""
     bare = "".join(content for _, content in takewhile(lambda piece: piece[0] == "plain", pieces))
     plain = [bare, *(content for kind, content in pieces if kind == "plain")]
     if any(_HOME.search(content) for content in plain):
@@ -124,7 +124,7 @@ def _line(text: str, position: int) -> int:
 
 
 def _complaint(text: str, position: int) -> WireError:
-    """Return why no piece begins at `position`."""
+    """Return the error for a position at which no piece begins."""
     line = _line(text, position)
     rest = text[position:]
     if rest.startswith("'") or re.fullmatch(r'"(?:[^"\\]|\\.)*\\?', rest, re.DOTALL):
@@ -134,15 +134,15 @@ def _complaint(text: str, position: int) -> WireError:
 
 def _needs_shell(line: int, what: str) -> WireError:
     return WireError(
-        f"line {line}: {what} needs a shell, and the file is only read",
-        hint="Write assignments NAME=value; quote what is special to a shell.",
+        f"line {line}: {what} needs a shell, but the file is not executed",
+        hint="Write assignments NAME=value. Quote special characters of a shell.",
     )
 
 
-# subnet.env: what a host tells Docker, CNI and people about its lease.
+# subnet.env describes the lease of a host for Docker, CNI and people.
 #
-# One `NAME=value` a line, without quotes or blanks. Written by us in flannel's order, read in dotenv's
-# wider syntax: comments, `export`, quotes, blanks around the sign, CRLF.
+# It has one `NAME=value` on each line, without quotes or blanks, in flannel's order. It is read with the
+# wider syntax of dotenv: comments, `export`, quotes, blanks around the equals sign, CRLF.
 #
 # Source: flannel 0.28.9, its subnet file.
 
@@ -164,9 +164,9 @@ def format_subnet_env(
     mtu: int,
     ip_masq: bool,
 ) -> str:
-    """Return the text of subnet.env; each family's lines are there when the config enables it.
+    """Return the text of subnet.env, with the lines of each family that the config enables.
 
-    FLANNEL_SUBNET is the first address after the base of our subnet, the one meant for the bridge.
+    FLANNEL_SUBNET is the first address after the base address of the subnet: the address for the bridge.
     """
     lines = []
     if config.enable_ipv4 and subnet is not None:
@@ -181,10 +181,10 @@ def format_subnet_env(
 
 
 def parse_subnet_env(text: str) -> Mapping[str, str]:
-    """Return the values by name; the last of each name wins, nothing is expanded.
+    """Return the values by name. The last value of a name counts, and no variable is expanded.
 
     Raises:
-        WireError: a line is neither a comment nor `NAME=value`; the message quotes it.
+        WireError: a line is neither a comment nor `NAME=value`; the message quotes the line.
     """
     values = {}
     for number, line in enumerate(text.splitlines(), start=1):
@@ -198,7 +198,7 @@ def parse_subnet_env(text: str) -> Mapping[str, str]:
 
 
 def previous_subnet(text: str) -> IPv4Network | None:
-    """Return the subnet that an earlier run wrote, or None when the file names not exactly one.
+    """Return the subnet that an earlier run wrote, or None if the file does not contain exactly one.
 
     Raises:
         WireError: a line, or the value of FLANNEL_SUBNET, is malformed.
@@ -209,7 +209,7 @@ def previous_subnet(text: str) -> IPv4Network | None:
     _, _, length = value.partition("/")
     try:
         if not length.isdecimal():
-            raise ValueError("no prefix length")
+            raise ValueError("the prefix length is missing")
         return IPv4Network(value, strict=False)
     except ValueError as error:
         raise WireError(
@@ -228,7 +228,7 @@ def _value(found: re.Match[str]) -> str:
     return str(found["single"] or found["plain"] or "")
 
 
-# Docker's options as an environment file for Docker's unit.
+# An environment file with Docker's options for Docker's unit.
 #
 # Source: flannel 0.28.9, the output of its mk-docker-opts.sh.
 
@@ -239,14 +239,14 @@ _OF_FLANNEL = {
     "FLANNEL_MTU": re.compile(r"[0-9]+"),
     "FLANNEL_IPMASQ": re.compile(r"true|false"),
 }
-"""The variables that become options of Docker, and their values."""
+"""The variables that become options of Docker, and the form of their values."""
 
 
 def flannels_alone(variables: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables of flannel, of a file whose writer is not trusted with Docker's other options.
+    """Return only flannel's variables from a file, because its writer must not set other options of Docker.
 
     Raises:
-        WireError: the value of one of them is not as flannel writes it.
+        WireError: a value does not have the form that flannel writes.
     """
     found = {name: variables[name] for name in _OF_FLANNEL if name in variables}
     for name, value in found.items():
@@ -258,7 +258,7 @@ def flannels_alone(variables: Mapping[str, str]) -> dict[str, str]:
     return found
 
 
-# Docker masquerades what flannel does not.
+# Docker masquerades if flannel does not.
 _DOCKER_IP_MASQ = {"true": "false", "false": "true"}
 
 
@@ -272,9 +272,9 @@ def format_docker_opts(
 ) -> str:
     """Return the lines `NAME="option"` in the order of their names, then `key="all options"`.
 
-    `variables` are the environment's, overlaid by the file's. Every variable of them that carries
-    `DOCKER_OPT_` counts as an option, and what `key` held before stands first in the combined line.
-    Values are written as they are: a quotation mark in one is not escaped.
+    `variables` are those of the environment, replaced by those of the file. Every variable that contains
+    `DOCKER_OPT_` is an option. The combined line begins with the previous value of `key`. Quotation marks in
+    values are not escaped.
 
     Raises:
         WireError: FLANNEL_IPMASQ is neither true nor false.
@@ -283,7 +283,7 @@ def format_docker_opts(
     options = _options(known, key)
     lines = [f'{name}="{option}"\n' for name, option in options] if individual else []
     if combined:
-        # An empty key names no variable: a shell leaves the sign of the expansion standing.
+        # An empty key is not a variable: a shell keeps the `$` of such an expansion.
         preset = known.get(key, "") if key else "$"
         head = f"{preset} " if preset else ""
         lines.append(f'{key}="{head}' + "".join(f" {option}" for _, option in options) + '"\n')
@@ -291,7 +291,7 @@ def format_docker_opts(
 
 
 def foreign_routes(flannel_subnet: str, routes: Iterable[str]) -> list[str]:
-    """Return the lines of `ip route show` that send our own subnet through a gateway.
+    """Return the lines of `ip route show` that send this host's subnet through a gateway.
 
     `flannel_subnet` is FLANNEL_SUBNET, the first address of the subnet with its length.
     """
@@ -317,6 +317,6 @@ def _flannel_options(variables: Mapping[str, str], with_ip_masq: bool) -> dict[s
 
 
 def _options(variables: Mapping[str, str], key: str) -> list[tuple[str, str]]:
-    # flannel's script searches all variables for the mark, its own `combined_opts_key` among them.
+    # flannel's script searches all variables, including its own `combined_opts_key`.
     searched = {**variables, "combined_opts_key": key}
     return sorted((name, value) for name, value in searched.items() if _OPTION_MARK in f"{name}={value}")

@@ -20,7 +20,7 @@ class DumpedPeer:
     """A peer as `wg show DEVICE dump` prints it.
 
     Attributes:
-        peer: its configuration; the endpoint is that of the moment.
+        peer: its configuration, with the current endpoint.
         handshake_at: seconds since the epoch; 0 if there was no handshake.
     """
 
@@ -53,7 +53,7 @@ def parse_dump(link: str, text: str) -> DumpedDevice:
     try:
         fields = first.split("\t")
         if len(fields) != _DEVICE_FIELDS:
-            raise ValueError("the first line has not four fields")
+            raise ValueError("the first line does not have four fields")
         return DumpedDevice(
             link=link,
             public_key="" if fields[0] == _NONE else fields[1],
@@ -62,12 +62,12 @@ def parse_dump(link: str, text: str) -> DumpedDevice:
         )
     except ValueError as error:
         # Not the text: it contains keys.
-        raise WireError("wg show dump has another format than expected", hint=_HINT) from error
+        raise WireError("the output of wg show dump has an unknown format", hint=_HINT) from error
 
 
 def _peer(link: str, fields: list[str]) -> DumpedPeer:
     if len(fields) != _PEER_FIELDS:
-        raise ValueError("a line has not eight fields")
+        raise ValueError("a line does not have eight fields")
     public_key, preshared_key, endpoint, allowed, handshake, received, sent, keepalive = fields
     return DumpedPeer(
         peer=WireguardPeer(

@@ -84,28 +84,28 @@ def test_two_dashes_end_the_flags() -> None:
     [
         (["--ip-mask"], "unknown flag --ip-mask", "Write --ip-masq."),
         (["-VERSION"], "unknown flag --VERSION", "Write --version."),
-        (["--nosuch=1"], "unknown flag --nosuch", "See --help for the flags there are."),
+        (["--nosuch=1"], "unknown flag --nosuch", "See --help for all flags."),
         (["--etcd-prefix"], "--etcd-prefix needs a value", "Write --etcd-prefix=VALUE."),
-        (["---version"], "'---version' is no flag", "Write --NAME=VALUE."),
-        (["--=x"], "'--=x' is no flag", "Write --NAME=VALUE."),
-        (["--ip-masq=yes"], "--ip-masq='yes' is no boolean", "Write --ip-masq=true or --ip-masq=false."),
-        (["-ip-masq="], "--ip-masq='' is no boolean", "Write --ip-masq=true or --ip-masq=false."),
+        (["---version"], "'---version' is not a flag", "Write --NAME=VALUE."),
+        (["--=x"], "'--=x' is not a flag", "Write --NAME=VALUE."),
+        (["--ip-masq=yes"], "--ip-masq='yes' is not a boolean", "Write --ip-masq=true or --ip-masq=false."),
+        (["-ip-masq="], "--ip-masq='' is not a boolean", "Write --ip-masq=true or --ip-masq=false."),
         (
             ["--iptables-resync=1.5"],
-            "--iptables-resync='1.5' is no integer",
+            "--iptables-resync='1.5' is not an integer",
             "Write --iptables-resync=5, for example.",
         ),
         *(
             (
                 [f"--iptables-resync={text}"],
-                f"--iptables-resync={text[:60]!r} is no integer",
+                f"--iptables-resync={text[:60]!r} is not an integer",
                 "Write --iptables-resync=5, for example.",
             )
             for text in ("08", "\u0663", "9" * 5000, "9223372036854775808", "-0x8000000000000001")
         ),
         (
             ["--iptables-resync", " 5"],
-            "--iptables-resync=' 5' is no integer",
+            "--iptables-resync=' 5' is not an integer",
             "Write --iptables-resync=5, for example.",
         ),
     ],
@@ -132,7 +132,7 @@ def test_variables_set_flags_and_empty_ones_have_no_effect() -> None:
 
 
 def test_a_wrong_variable_is_named() -> None:
-    with pytest.raises(UsageError, match=r"^X_IP_MASQ='maybe' is no boolean$"):
+    with pytest.raises(UsageError, match=r"^X_IP_MASQ='maybe' is not a boolean$"):
         read_environment(FLAGS, {"X_IP_MASQ": "maybe"}, "X")
 
 

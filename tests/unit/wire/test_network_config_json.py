@@ -39,7 +39,7 @@ LIBRARY_TEXTS = {
     "244": 'not a boolean: EnableNFTables="true"',
     "248": "not JSON: Expecting value: line 1 column 1",
     "250": "not JSON: ",  # the rest depends on the version of Python
-    "251": "not JSON: NaN is no number",
+    "251": "not JSON: NaN is not a number",
     "254": "not JSON: Invalid control character",
 }
 
@@ -136,7 +136,7 @@ def test_listed_differences_are_differences(case: dict[str, str]) -> None:
         ),
         (
             '{"Network":"10.3.0.0/16","SubnetMin":"10.3.9.0","SubnetMax":"10.3.8.0"}',
-            "SubnetMin is greater than SubnetMax, so that there is no subnet to lease:"
+            "SubnetMin is greater than SubnetMax, so there is no subnet to lease:"
             " SubnetMin=10.3.9.0 SubnetMax=10.3.8.0",
         ),
         (
@@ -154,7 +154,7 @@ def test_listed_differences_are_differences(case: dict[str, str]) -> None:
         (
             "{}",
             "please define a correct Network parameter in the flannel config: Network is absent,"
-            " or all addresses",
+            " or covers all addresses",
         ),
         (
             '{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fc00::/48","IPv6SubnetLen":127}',

@@ -169,6 +169,6 @@ def test_a_table_is_deleted_by_name_even_if_it_no_longer_exists() -> None:
 
 
 @pytest.mark.parametrize("text", ["{}", "table ip", "chain ip flannel-ipv4", "Error: no", "\n"])
-def test_anything_else_is_no_listing(text: str) -> None:
-    with pytest.raises(WireError, match="no listing"):
+def test_other_text_is_refused_as_a_list_of_tables(text: str) -> None:
+    with pytest.raises(WireError, match="unknown line in the list of tables"):
         parse_names(text)
