@@ -60,6 +60,14 @@ def test_a_writer_of_the_store_cannot_redirect_packets_between_hosts_that_requir
         deadline_s=DEADLINE_S,
     )
     stream.wait_answered()
+    refusals = overlay.status(one).lease_signing.refused
+    (refused,) = (each for each in refusals if each.fault == "invalid")
+    assert (refused.subnet, refused.public_ip) == (subnets["docker2"], eve.address)
+    assert not refused.is_in_store
+    assert f"{subnets['docker2']} at {refused.host_text}, once" in one.flannelctl("status")
+    findings = json.loads(one.flannelctl("--json", "doctor"))["findings"]
+    causes = [each["cause"] for each in findings if each["code"] == "lease-signature"]
+    assert "a lease is refused: its signature is not that of its key" in causes
     stream.stop()
     assert stream.lost() == []
     assert overlay.peers(one) == peers

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import pytest
 
 from pyflannel.model.lease import Lease, LeaseAttributes
+from pyflannel.model.status import SignatureFault
 from pyflannel.plan.lease.trust import Trust
 
 SUBNETS = IPv4Network("10.3.1.0/24"), IPv4Network("10.3.2.0/24")
@@ -147,13 +148,13 @@ def test_without_an_allow_list_a_deletion_lets_another_key_in() -> None:
 
 
 class AnyKey(Trust):
-    def objection(self, lease: Lease, is_authentic: bool) -> str | None:
+    def objection(self, lease: Lease, is_authentic: bool) -> SignatureFault | None:
         found = Trust.objection(self, lease, is_authentic)
-        return None if found == "its key is not allowed" else found
+        return None if found == "not_allowed" else found
 
 
 class AnySignature(Trust):
-    def objection(self, lease: Lease, is_authentic: bool) -> str | None:
+    def objection(self, lease: Lease, is_authentic: bool) -> SignatureFault | None:
         return Trust.objection(self, lease, True)
 
 

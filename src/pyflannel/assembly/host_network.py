@@ -111,6 +111,7 @@ class HostNetwork:
         fast_path: BpfTarget,
         guard: TunnelGuard,
         wireguard: WireguardTarget,
+        signing: LeaseSigning | None,
     ) -> None:
         self.places = places
         self._store = store
@@ -120,6 +121,7 @@ class HostNetwork:
         self._fast_path = fast_path
         self._guard = guard
         self._wireguard = wireguard
+        self._signing = signing
         self._guard_log = GuardLog(guard, clock, lambda strangers: strangers_of(supervisor, strangers))
 
     async def run(self) -> None:
@@ -144,6 +146,7 @@ class HostNetwork:
             fast_path=self._with_counters(status),
             wireguard=wireguard_of(self._supervisor, await self._contacts()),
             strangers=strangers_of(self._supervisor, strangers)[:STRANGERS_SHOWN],
+            lease_signing=None if self._signing is None else self._signing.status(),
         )
 
     def _with_counters(self, status: Status) -> FastPathStatus | None:
@@ -228,6 +231,7 @@ async def open_network(
         wireguard_go = await enter(WireguardGo(places.run_dir))
         keys = _wireguard_keys(options, places, wireguard_go)
         wireguard = WireguardTarget(keys.private, wireguard_go)
+        signing = _signing(options, places, store_url)
         world = World(
             store=store,
             store_log=store_log,
@@ -249,7 +253,7 @@ async def open_network(
             alive=alive,
             kernel_path=fast_path,
             wireguard=keys,
-            signing=_signing(options, places, store_url),
+            signing=signing,
             draw=random.SystemRandom().randrange,
             reidentify=lambda: _with_key(
                 new_identity(*_directories(places), options.machine_id_file), places
@@ -264,6 +268,7 @@ async def open_network(
             fast_path=fast_path,
             guard=TunnelGuard(claim.name, fast_path, forwarder, rules),
             wireguard=wireguard,
+            signing=signing,
         )
 
 

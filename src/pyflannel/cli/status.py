@@ -24,6 +24,7 @@ from pyflannel.model.status import (
     FastPathStatus,
     Finding,
     ForwarderStatus,
+    LeaseSigningStatus,
     LeaseStatus,
     ReconcileStatus,
     Status,
@@ -145,6 +146,8 @@ def facts(found: Status, *, is_wide: bool = False) -> Iterator[tuple[str, str]]:
         for notice in found.fast_path.remarks:
             yield "warning", str(notice)
     yield from _strangers(found)
+    if found.lease_signing:
+        yield from _lease_signing(found.lease_signing)
     if found.reconcile:
         yield "repairs", _repairs(found.reconcile)
         yield from _first("refused", found.reconcile.refused)
@@ -169,6 +172,18 @@ def _strangers(found: Status) -> Iterator[tuple[str, str]]:
         yield "stranger", f"{one.address}, {one.reason}, {latest}: {one.cause}"
     if len(found.strangers) > _NAMED:
         yield "stranger", f"{len(found.strangers) - _NAMED} more: see flannelctl status --json"
+
+
+def _lease_signing(signing: LeaseSigningStatus) -> Iterator[tuple[str, str]]:
+    keys = "the first key of each owner" if signing.allowed is None else f"{signing.allowed} allowed keys"
+    yield "signatures", f"{signing.mode}, {keys}"
+    for one in signing.refused[:_NAMED]:
+        times = "once" if one.times == 1 else f"{one.times} times"
+        place = "" if one.is_in_store else ", not in the store any more"
+        latest = f"{times}, {duration(one.age_s)} ago{place}"
+        yield "refused lease", f"{one.subnet} at {one.host_text}, {latest}: {one.cause}"
+    if len(signing.refused) > _NAMED:
+        yield "refused lease", f"{len(signing.refused) - _NAMED} more: see flannelctl status --json"
 
 
 def _first(name: str, texts: Sequence[str]) -> Iterator[tuple[str, str]]:

@@ -232,7 +232,10 @@ class LeaseKeeper:
         self._skipped.keep_only(record.key for record in listing.records)
         read = await one_by_one(self._seen, listing.records)
         if self._signing is not None:
-            self._signing.keep_only([c.lease.subnet for c in read if isinstance(c, LeaseSeen)])
+            self._signing.keep_only(
+                [record.key for record in listing.records],
+                [c.lease.subnet for c in read if isinstance(c, LeaseSeen)],
+            )
             await self._signing.keep()
         return Listed(
             leases=tuple(change.lease for change in read if isinstance(change, LeaseSeen)),
@@ -296,7 +299,7 @@ class LeaseKeeper:
                 self._skipped.forget(key)
                 gone = _gone(key, revision)
                 if self._signing is not None and isinstance(gone, LeaseGone):
-                    self._signing.delete(gone.subnet)
+                    self._signing.delete(key, gone.subnet)
                 return gone
 
     def _seen(self, record: Record) -> LeaseChange | None:

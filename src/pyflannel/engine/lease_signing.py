@@ -1,19 +1,76 @@
 """Signs this host's lease, and accepts or refuses the leases of others by their signatures."""
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from ipaddress import IPv4Network
 
 from pyflannel.engine.pacing import LogLimit
 from pyflannel.errors import TargetError, WireError
 from pyflannel.model.lease import Lease, LeaseKey
-from pyflannel.plan.lease.trust import Trust
+from pyflannel.model.status import (
+    REFUSED_LEASES_SHOWN,
+    LeaseSigningStatus,
+    RefusedLease,
+    SignatureFault,
+)
+from pyflannel.plan.lease.trust import FAULTS, Trust
 from pyflannel.ports import Clock, Memory
+from pyflannel.wire.lease_record import lease_key
 from pyflannel.wire.lease_signature import KnownKeys, format_known_keys, is_authentic, parse_known_keys, sign
 
 log = logging.getLogger(__name__)
 
-_HINT = "Allow the key of its host with --lease-keys, or delete the lease if no living host owns it."
+REFUSALS_KEPT = 1000
+"""Number of refused leases that are remembered, so that each is logged once."""
+
+
+class Refusals:
+    """The refused leases since flanneld started. A client of the store can write any number of them."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._kept: dict[tuple[str, SignatureFault], tuple[RefusedLease, float, int]] = {}
+        self.counts: Counter[SignatureFault] = Counter()
+
+    def add(self, lease: Lease, fault: SignatureFault) -> bool:
+        """Note a refused lease; return whether it is the first on its key with this fault."""
+        key = lease_key(lease)
+        known = self._kept.pop((key, fault), None)
+        is_written = known is None or known[2] != lease.revision  # a listing shows the same value again
+        self.counts[fault] += is_written
+        refused = RefusedLease(
+            subnet=lease.subnet,
+            public_ip=lease.attributes.public_ip,
+            host_name=lease.attributes.host_name,
+            fault=fault,
+            cause=FAULTS[fault].text,
+            hint=FAULTS[fault].hint,
+            times=(known[0].times if known else 0) + is_written,
+        )
+        self.remove(key)
+        self._kept[key, fault] = refused, self._clock.now(), lease.revision
+        if len(self._kept) > REFUSALS_KEPT:
+            del self._kept[next(iter(self._kept))]
+        return known is None
+
+    def remove(self, key: str) -> None:
+        """Note that a key has another lease, or none."""
+        for fault in FAULTS:
+            if (known := self._kept.get((key, fault))) is not None and known[0].is_in_store:
+                self._kept[key, fault] = replace(known[0], is_in_store=False), *known[1:]
+
+    def keep_only(self, keys: Collection[str]) -> None:
+        """Note all keys of a listing."""
+        for key in {key for key, _ in self._kept} - set(keys):
+            self.remove(key)
+
+    def shown(self) -> tuple[RefusedLease, ...]:
+        """Return the refused leases for a status: those in the store first, then the latest."""
+        now = self._clock.now()
+        latest = (replace(refused, age_s=now - at) for refused, at, _ in reversed(self._kept.values()))
+        return tuple(sorted(latest, key=lambda one: not one.is_in_store)[:REFUSED_LEASES_SHOWN])
 
 
 class LeaseSigning:
@@ -42,7 +99,7 @@ class LeaseSigning:
         self._key_of = key_of
         self._memory = memory
         self._warnings = LogLimit(log, clock, "leases that --lease-signing=require would refuse")
-        self._warned: set[tuple[IPv4Network, str]] = set()
+        self._refusals = Refusals(clock)
         self._trust = Trust(allowed=allowed)
         self._counter = 0
         self._kept = KnownKeys(0, {}, {})
@@ -92,23 +149,24 @@ class LeaseSigning:
             WireError: the lease is refused; the message names the reason.
         """
         if owner is not None and lease.attributes.owner == owner:
-            why = self._objection_to_own(lease, owner, running, previous)
+            fault = self._objection_to_own(lease, owner, running, previous)
         else:
-            why = self._trust.objection(lease, is_authentic(self._prefix, lease))
-            if why is None:
+            fault = self._trust.objection(lease, is_authentic(self._prefix, lease))
+            if fault is None:
                 self._trust.accept(lease)
-        if why is None:
+        if fault is None:
+            self._refusals.remove(lease_key(lease))
             return
+        is_first, notice = self._refusals.add(lease, fault), FAULTS[fault]
         if self._requires:
-            raise WireError(f"not accepted: {why}", hint=_HINT)
-        if (lease.subnet, why) not in self._warned:
-            self._warned.add((lease.subnet, why))
+            raise WireError(f"{lease_key(lease)}: not accepted: {notice.text}", hint=notice.hint)
+        if is_first:
             text = "--lease-signing=require would refuse the lease %s of %s: %s"
-            self._warnings.line(logging.WARNING, text, lease.subnet, lease.attributes.host_text, why)
+            self._warnings.line(logging.WARNING, text, lease.subnet, lease.attributes.host_text, notice.text)
 
     def _objection_to_own(
         self, lease: Lease, owner: str, running: IPv4Network | None, previous: IPv4Network | None
-    ) -> str | None:
+    ) -> SignatureFault | None:
         """Return why a lease that names this host is none of its own.
 
         The subnet of the previous run may have a lease of the time before this host signed.
@@ -122,16 +180,27 @@ class LeaseSigning:
             self._counter = max(self._counter, lease.attributes.counter or 0)
         if is_own or (running is None and lease.subnet == previous):
             return None
-        return "it names this host, which has not signed it"
+        return "not_ours"
 
-    def delete(self, subnet: IPv4Network) -> None:
-        """Take note that the lease on a subnet was deleted."""
+    def delete(self, key: str, subnet: IPv4Network) -> None:
+        """Take note that the lease at a key, on a subnet, was deleted."""
+        self._refusals.remove(key)
         self._trust.delete(subnet)
 
-    def keep_only(self, subnets: Collection[IPv4Network]) -> None:
-        """Take note that a listing has leases on these subnets only."""
+    def keep_only(self, keys: Collection[str], subnets: Collection[IPv4Network]) -> None:
+        """Take note that a listing has these keys only, and accepted leases on these subnets only."""
+        self._refusals.keep_only(keys)
         for subnet in self._trust.holders.keys() - set(subnets):
             self._trust.delete(subnet)
+
+    def status(self) -> LeaseSigningStatus:
+        """Return the current status."""
+        return LeaseSigningStatus(
+            mode="require" if self._requires else "warn",
+            allowed=None if self._trust.allowed is None else len(self._trust.allowed),
+            refused=self._refusals.shown(),
+            refusals={fault: self._refusals.counts[fault] for fault in FAULTS},
+        )
 
     async def keep(self) -> None:
         """Save the counters, if they changed, before the accepted leases take effect."""

@@ -34,6 +34,25 @@ LeasePhase = Literal["acquiring", "held", "lost", "taken"]
 
 FastPathMode = Literal["safe", "off", "user-space"]
 
+SignatureFault = Literal[
+    "unsigned",
+    "invalid",
+    "not_allowed",
+    "replayed",
+    "changed_key",
+    "held_subnet",
+    "too_many_keys",
+    "not_ours",
+]
+"""Why a host does not accept a lease.
+
+`changed_key`: its owner had another key before. `held_subnet`: the holder of the subnet has another key.
+`not_ours`: it names this host, which has not signed it. See `plan.lease.trust.FAULTS`.
+"""
+
+REFUSED_LEASES_SHOWN = 64
+"""Most refused leases in a status: those in the store first, then the latest."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkStatus:
@@ -223,6 +242,51 @@ class StrangerStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RefusedLease:
+    """A lease whose signature this host does not accept.
+
+    Attributes:
+        cause: the fault, in one line.
+        hint: the remedy.
+        times: how often such a lease was written on the subnet since flanneld started.
+        age_s: seconds since flanneld read it last.
+        is_in_store: the store still contains it.
+    """
+
+    subnet: IPv4Network
+    public_ip: IPv4Address
+    host_name: str | None = None
+    fault: SignatureFault
+    cause: str
+    hint: str
+    times: int = 1
+    age_s: float = 0.0
+    is_in_store: bool = True
+
+    @property
+    def host_text(self) -> str:
+        """The text of the host in the lease: its host name, if known, and its address."""
+        return host_text(self.public_ip, self.host_name)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseSigningStatus:
+    """The signatures of leases.
+
+    Attributes:
+        mode: `require`: refused leases are not used; `warn`: they are used nevertheless.
+        allowed: number of keys whose leases are accepted; None if the first key of each owner is accepted.
+        refused: refused leases since flanneld started; at most REFUSED_LEASES_SHOWN.
+        refusals: number of refused writes since flanneld started, for each fault.
+    """
+
+    mode: Literal["warn", "require"]
+    allowed: int | None = None
+    refused: tuple[RefusedLease, ...] = ()
+    refusals: Mapping[SignatureFault, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReconcileStatus:
     """The repairs of this host.
 
@@ -266,6 +330,7 @@ class Status:
         wireguard: device and peers of the wireguard backend.
         strangers: senders of dropped tunnel packets since the start of the counters; at most STRANGERS_SHOWN,
             the senders of the most packets first.
+        lease_signing: signatures of leases; None with --lease-signing=off.
         warnings: problems for the operator, one line each: two hosts share an address, a lease was taken.
     """
 
@@ -288,6 +353,7 @@ class Status:
     fast_path: FastPathStatus | None = None
     wireguard: WireguardStatus | None = None
     strangers: tuple[StrangerStatus, ...] = ()
+    lease_signing: LeaseSigningStatus | None = None
     reconcile: ReconcileStatus | None = None
     warnings: tuple[str, ...] = ()
 

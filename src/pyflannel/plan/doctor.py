@@ -12,7 +12,7 @@ from pyflannel.model.item import Item
 from pyflannel.model.link import MARK, Link
 from pyflannel.model.packet_filter import FIRST_DEVICE, ForwardChain, IptablesChain, LeftRules, NftTable
 from pyflannel.model.route import PROTOCOLS, Route, route_protocol
-from pyflannel.model.status import Finding, Membership, Status
+from pyflannel.model.status import Finding, Membership, RefusedLease, SignatureFault, Status
 from pyflannel.plan.leftovers import is_within, left_by_original, unplanned_routes
 from pyflannel.plan.routes import RouteConflict, conflicts, on_link_prefixes, overlap_note
 
@@ -22,7 +22,10 @@ _NAMED = 8
 _APART = "flannelctl config set FILE  # with a Network that overlaps no address of any host"
 
 RECENT_S = 3600.0
-"""Age of the latest packet up to which a rejected sender is a finding. The status shows older ones too."""
+"""Age of a rejected sender's latest packet, or of a replaced lease, up to which it is a finding.
+
+The status shows older ones too.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +73,7 @@ def findings(seen: Observed) -> tuple[Finding, ...]:
         _user_space,
         _left_programs,
         _strangers,
+        _refused_leases,
         _underlay_conflicts,
         _leftovers,
         _doubtful_rules,
@@ -264,6 +268,33 @@ def _strangers(seen: Observed) -> Iterator[Finding]:
             ),
             fix=one.hint,
         )
+
+
+def _refused_leases(seen: Observed) -> Iterator[Finding]:
+    """Yield the leases whose signatures are refused, by fault."""
+    signing = seen.status.lease_signing
+    if signing is None:
+        return
+    by_fault: dict[SignatureFault, list[RefusedLease]] = {}
+    for one in signing.refused:
+        if one.is_in_store or one.age_s < RECENT_S:
+            by_fault.setdefault(one.fault, []).append(one)
+    for some in by_fault.values():
+        many = "a lease is" if len(some) == 1 else f"{len(some)} leases are"
+        how = "refused" if signing.mode == "require" else "accepted only because of --lease-signing=warn"
+        yield Finding(
+            code="lease-signature",
+            severity="warning",
+            cause=f"{many} {how}: {some[0].cause}",
+            evidence=_some([_refused_lease(one) for one in some]),
+            fix=some[0].hint,
+        )
+
+
+def _refused_lease(one: RefusedLease) -> str:
+    times = "once" if one.times == 1 else f"{one.times} times"
+    place = "in the store" if one.is_in_store else "not in the store any more"
+    return f"{one.subnet} at {one.host_text}: written {times}, read {one.age_s:.0f} s ago, {place}"
 
 
 def _underlay_conflicts(seen: Observed) -> Iterator[Finding]:

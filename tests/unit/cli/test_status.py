@@ -4,7 +4,14 @@ from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 
 from pyflannel.cli.status import facts
-from pyflannel.model.status import ReconcileStatus, RefusedPeer, Status, StoreStatus
+from pyflannel.model.status import (
+    LeaseSigningStatus,
+    ReconcileStatus,
+    RefusedLease,
+    RefusedPeer,
+    Status,
+    StoreStatus,
+)
 
 QUIET = ReconcileStatus(
     passes=7, failures=0, duration_s=0.01, repairs=6, repairs_by_kind={"route": 6}, last_repair=None
@@ -67,6 +74,30 @@ def test_of_many_warnings_and_refused_peers_the_rest_is_counted() -> None:
     ]
     assert [text for name, text in lines if name == "refused peer"][-1] == "992 more: see flannelctl peers"
     assert CountedText.compared < 5000
+
+
+def test_refused_leases_are_listed_and_many_are_counted() -> None:
+    one = RefusedLease(
+        subnet=IPv4Network("10.100.9.0/24"),
+        public_ip=IPv4Address("10.9.0.66"),
+        fault="invalid",
+        cause="its signature is not that of its key",
+        hint="Restrict the writers.",
+        age_s=5.0,
+    )
+    again = replace(one, times=3, is_in_store=False)
+    signing = LeaseSigningStatus(mode="require", allowed=3, refused=(one, again, *[one] * 8))
+
+    lines = list(facts(Status(version="1", lease_signing=signing)))
+
+    assert ("signatures", "require, 3 allowed keys") in lines
+    refused = [text for name, text in lines if name == "refused lease"]
+    cause = "its signature is not that of its key"
+    assert refused[0] == f"10.100.9.0/24 at 10.9.0.66, once, 5 s ago: {cause}"
+    assert refused[1] == f"10.100.9.0/24 at 10.9.0.66, 3 times, 5 s ago, not in the store any more: {cause}"
+    assert refused[8:] == ["2 more: see flannelctl status --json"]
+    first_key = Status(version="1", lease_signing=LeaseSigningStatus(mode="warn"))
+    assert dict(facts(first_key))["signatures"] == "warn, the first key of each owner"
 
 
 class CountedText(str):

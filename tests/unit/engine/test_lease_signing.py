@@ -2,10 +2,11 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
+from typing import Any, Literal
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -13,11 +14,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from doubles.fake_clock import FakeClock
 from doubles.fake_store import FakeStore
 from pyflannel.engine.lease_keeper import LeaseKeeper
-from pyflannel.engine.lease_signing import LeaseSigning
+from pyflannel.engine.lease_signing import LeaseSigning, Refusals
 from pyflannel.engine.list_watch import StoreLog
 from pyflannel.model.lease import Lease, LeaseAttributes, LeaseKey
 from pyflannel.model.lease_protocol import Wanted
 from pyflannel.model.network_config import NetworkConfig
+from pyflannel.model.status import LeaseSigningStatus
 from pyflannel.model.store_record import Delete, Put, Record, Secret
 from pyflannel.wire.lease_record import lease_key, lease_of, lease_value
 from pyflannel.wire.lease_signature import is_authentic, sign
@@ -45,8 +47,8 @@ class MemoryDouble:
     async def load(self) -> bytes | None:
         return self.content
 
-    async def save(self, parts: object) -> bool:
-        self.content = b"".join(parts)  # type: ignore[arg-type]
+    async def save(self, parts: Iterable[bytes]) -> bool:
+        self.content = b"".join(parts)
         return True
 
 
@@ -58,11 +60,20 @@ class Bench:
         self.store = FakeStore(self.clock)
         self.keys = {name: make_key() for name in ("a", "b", "eve")}
         self.memories = {name: MemoryDouble() for name in self.keys}
+        self.signings: dict[str, LeaseSigning] = {}
 
     def keeper(
         self, name: str, *, requires: bool = True, pins: bool = False, previous: str | None = None
     ) -> LeaseKeeper:
         allowed = frozenset({self.keys["a"].public, self.keys["b"].public})
+        self.signings[name] = LeaseSigning(
+            requires=requires,
+            prefix=PREFIX,
+            key_of=lambda owner: self.keys[owner],
+            allowed=None if pins else allowed,
+            memory=self.memories[name],
+            clock=self.clock,
+        )
         attributes = LeaseAttributes(
             public_ip=IPv4Address(f"192.0.2.{ord(name[0])}"), owner=name, signing_key=self.keys[name].public
         )
@@ -81,14 +92,7 @@ class Bench:
             report=lambda report: None,
             leases_changed=lambda leases: None,
             reidentify=lambda attributes: attributes,
-            signing=LeaseSigning(
-                requires=requires,
-                prefix=PREFIX,
-                key_of=lambda owner: self.keys[owner],
-                allowed=None if pins else allowed,
-                memory=self.memories[name],
-                clock=self.clock,
-            ),
+            signing=self.signings[name],
         )
 
     async def record(self, key: str) -> Record:
@@ -128,8 +132,8 @@ def known(keeper: LeaseKeeper, subnet: IPv4Network) -> LeaseAttributes | None:
     return None if lease is None else lease.attributes
 
 
-def run(check: Callable[[Bench], Awaitable[None]]) -> None:
-    asyncio.run(check(Bench()))  # type: ignore[arg-type]
+def run(check: Callable[[Bench], Coroutine[Any, Any, None]]) -> None:
+    asyncio.run(check(Bench()))
 
 
 def test_hosts_sign_their_leases_and_know_each_other() -> None:
@@ -281,3 +285,84 @@ def test_a_warning_names_the_lease_that_would_be_refused(caplog: pytest.LogCaptu
     run(check)
     text = "--lease-signing=require would refuse the lease 10.100.9.0/24 of 192.0.2.9: it is not signed"
     assert caplog.text.count(text) == 1
+
+
+def signed_by_eve(bench: Bench, subnet: str, counter: int = 1, owner: str = "eve") -> Lease:
+    attributes = LeaseAttributes(public_ip=IPv4Address("192.0.2.250"), host_name="eve1", owner=owner)
+    return sign(PREFIX, Lease(subnet=IPv4Network(subnet), attributes=attributes), counter, bench.keys["eve"])
+
+
+def counted(status: LeaseSigningStatus) -> Mapping[str, int]:
+    return {fault: count for fault, count in status.refusals.items() if count}
+
+
+@pytest.mark.parametrize("mode", ["require", "warn"])
+def test_the_status_names_each_refused_lease_also_after_it_is_gone(mode: Literal["require", "warn"]) -> None:
+    async def check(bench: Bench) -> None:
+        a = bench.keeper("a", requires=mode == "require")
+        async with running(bench, a):
+            lease = signed_by_eve(bench, "10.100.9.0/24")
+            await bench.put(lease_key(lease), lease_value(lease))
+            await bench.put(lease_key(lease), lease_value(lease))
+            await bench.clock.advance(7)
+
+            status = bench.signings["a"].status()
+            (refused,) = status.refused
+            assert (status.mode, status.allowed, counted(status)) == (mode, 2, {"not_allowed": 2})
+            assert (refused.subnet, refused.host_text) == (lease.subnet, "eve1 (192.0.2.250)")
+            assert (refused.fault, refused.cause) == ("not_allowed", "its key is not allowed")
+            assert (refused.times, refused.age_s, refused.is_in_store) == (2, 7.5, True)
+
+            await bench.delete(lease_key(lease))
+
+            (gone,) = bench.signings["a"].status().refused
+            assert gone == replace(refused, age_s=8.0, is_in_store=False)
+
+    run(check)
+
+
+def test_a_changed_key_and_a_replayed_lease_are_refused_by_name() -> None:
+    async def check(bench: Bench) -> None:
+        a, b = bench.keeper("a", pins=True), bench.keeper("b", pins=True)
+        async with running(bench, a, b):
+            old = await bench.record(lease_key(own(b)))
+            lease = signed_by_eve(bench, "10.100.9.0/24", owner="b")
+            await bench.put(lease_key(lease), lease_value(lease))
+            await bench.put(old.key, b"rubbish")
+            await bench.clock.advance(30)
+            await bench.put(old.key, old.value)
+
+            faults = {one.fault for one in bench.signings["a"].status().refused}
+            assert faults == {"changed_key", "replayed"}
+
+    run(check)
+
+
+def test_without_a_list_a_host_knows_a_limited_number_of_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A writer of the store can make any number of keys."""
+    monkeypatch.setattr("pyflannel.plan.lease.trust.LARGEST", 2)
+
+    async def check(bench: Bench) -> None:
+        a, b = bench.keeper("a", pins=True), bench.keeper("b", pins=True)
+        async with running(bench, a, b):
+            for number in range(3):
+                bench.keys["eve"] = make_key()
+                lease = signed_by_eve(bench, f"10.100.{number + 1}.0/24", owner=f"eve{number}")
+                await bench.put(lease_key(lease), lease_value(lease))
+
+            assert known(a, own(b).subnet) is not None
+            assert counted(bench.signings["a"].status()) == {"too_many_keys": 2}
+
+    run(check)
+
+
+def test_refused_leases_are_remembered_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pyflannel.engine.lease_signing.REFUSALS_KEPT", 3)
+    refusals = Refusals(FakeClock())
+    for number in range(5):
+        attributes = LeaseAttributes(public_ip=IPv4Address("192.0.2.250"))
+        lease = Lease(subnet=IPv4Network(f"10.100.{number}.0/24"), attributes=attributes, revision=number)
+        assert refusals.add(lease, "unsigned")
+
+    assert [one.subnet.network_address.packed[2] for one in refusals.shown()] == [4, 3, 2]
+    assert refusals.counts == {"unsigned": 5}

@@ -16,11 +16,13 @@ from pyflannel.model.status import (
     FastPathMode,
     FastPathStatus,
     Finding,
+    LeaseSigningStatus,
     LeaseStatus,
     Membership,
     NetworkStatus,
     Notice,
     ReconcileStatus,
+    RefusedLease,
     RefusedPeer,
     Status,
     StoreStatus,
@@ -249,6 +251,39 @@ def test_rejected_senders_of_the_last_hour_are_named() -> None:
         evidence=("12 packets, the latest 60 s ago from 10.100.77.2 to 10.100.15.2",),
         fix="Start flanneld there.",
     )
+
+
+def test_refused_leases_in_the_store_or_of_the_last_hour_are_named_by_fault() -> None:
+    seen = RefusedLease(
+        subnet=IPv4Network("10.100.9.0/24"),
+        public_ip=IPv4Address("10.9.0.66"),
+        fault="not_allowed",
+        cause="its key is not allowed",
+        hint="Compare the key.",
+        times=3,
+        age_s=7200.0,
+    )
+    recent = replace(seen, subnet=IPv4Network("10.100.8.0/24"), times=1, age_s=59.0, is_in_store=False)
+    other = replace(recent, fault="replayed", cause="it is an old lease", hint="Restrict the writers.")
+    old = replace(recent, age_s=RECENT_S)
+    signing = LeaseSigningStatus(mode="require", allowed=2, refused=(seen, recent, other, old))
+
+    first, second = findings(replace(HEALTHY, status=replace(READY, lease_signing=signing)))
+
+    assert first == Finding(
+        code="lease-signature",
+        severity="warning",
+        cause="2 leases are refused: its key is not allowed",
+        evidence=(
+            "10.100.9.0/24 at 10.9.0.66: written 3 times, read 7200 s ago, in the store",
+            "10.100.8.0/24 at 10.9.0.66: written once, read 59 s ago, not in the store any more",
+        ),
+        fix="Compare the key.",
+    )
+    assert second.cause == "a lease is refused: it is an old lease"
+    warned = replace(READY, lease_signing=replace(signing, mode="warn", refused=(seen,)))
+    (only,) = findings(replace(HEALTHY, status=warned))
+    assert only.cause == "a lease is accepted only because of --lease-signing=warn: its key is not allowed"
 
 
 def test_the_chain_of_iptables_is_repaired_with_iptables() -> None:

@@ -148,6 +148,11 @@ def _strangers(status: Status, _: float) -> Iterator[Sample]:
         yield (reason,), count
 
 
+def _lease_refusals(status: Status, _: float) -> Iterator[Sample]:
+    if status.lease_signing is not None:
+        yield from (((fault,), count) for fault, count in status.lease_signing.refusals.items())
+
+
 FAMILIES = (
     Family(
         name="flannel_build_info",
@@ -199,6 +204,18 @@ FAMILIES = (
         help="Number of other hosts with a lease, by state: programmed or refused.",
         labels=("state",),
         samples=_peers,
+    ),
+    Family(
+        name="flannel_lease_signatures_refused_total",
+        kind="counter",
+        help="Number of written leases whose signatures this host does not accept, by fault.",
+        labels=("fault",),
+        samples=_lease_refusals,
+    ),
+    Family(
+        name="flannel_lease_keys_allowed",
+        help="Number of keys whose leases are accepted; absent without an allow-list.",
+        samples=_one(lambda status: status.lease_signing.allowed if status.lease_signing else None),
     ),
     # The store.
     Family(

@@ -5,10 +5,44 @@ refuses a statement that is older than one that it accepted, or that another key
 does not accept an old lease that is written to the store again.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network
 
 from pyflannel.model.lease import Lease
+from pyflannel.model.lease_set import LARGEST
+from pyflannel.model.status import Notice, SignatureFault
+
+_WRITER = "Find the program that writes it, and restrict the writers of the store."
+
+FAULTS: Mapping[SignatureFault, Notice] = {
+    "unsigned": Notice(
+        "it is not signed",
+        "Start flanneld on its host with --lease-signing=require or warn. If no living host owns the lease,"
+        " delete it.",
+    ),
+    "invalid": Notice("its signature is not that of its key", _WRITER),
+    "not_allowed": Notice(
+        "its key is not allowed",
+        "Compare the key with lease-key.json on its host. If they are equal, add the key to the allow-list."
+        " Otherwise delete the lease.",
+    ),
+    "replayed": Notice(
+        "it is an old lease: its key signed a newer one, or another host took the subnet since", _WRITER
+    ),
+    "changed_key": Notice(
+        "its owner had another key before",
+        "If the host was installed again, use --lease-keys, or stop flanneld here, delete lease-counters.json"
+        f" and start it. Otherwise: {_WRITER[0].lower()}{_WRITER[1:]}",
+    ),
+    "held_subnet": Notice("another key holds the subnet, and its lease was not deleted", _WRITER),
+    "too_many_keys": Notice(
+        f"this host knows {LARGEST} other keys already",
+        "Use --lease-keys, or stop flanneld here, delete lease-counters.json and start it.",
+    ),
+    "not_ours": Notice("it names this host, which has not signed it", _WRITER),
+}
+"""The text and the remedy of each fault."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -27,23 +61,25 @@ class Trust:
     owners: dict[str, bytes] = field(default_factory=dict)
     holders: dict[IPv4Network, tuple[bytes, int]] = field(default_factory=dict)
 
-    def objection(self, lease: Lease, is_authentic: bool) -> str | None:
+    def objection(self, lease: Lease, is_authentic: bool) -> SignatureFault | None:
         """Return why a lease is not accepted; None if it is. `is_authentic`: its key signed it."""
         attributes = lease.attributes
         key, counter = attributes.signing_key, attributes.counter
         if key is None or counter is None or attributes.signature is None:
-            return "it is not signed"
+            return "unsigned"
         if not is_authentic:
-            return "its signature is not that of its key"
+            return "invalid"
         if self.allowed is not None and key not in self.allowed:
-            return "its key is not allowed"
+            return "not_allowed"
         if counter < self.floors.get(key, 0):
-            return "it is an old lease: its key signed a newer one, or another host took the subnet since"
+            return "replayed"
         if self.allowed is None:
             if self.owners.get(attributes.owner or "", key) != key:
-                return "its owner had another key before"
+                return "changed_key"
             if lease.subnet in self.holders and self.holders[lease.subnet][0] != key:
-                return "another key holds the subnet, and its lease was not deleted"
+                return "held_subnet"
+            if key not in self.floors and len(self.floors) >= LARGEST:
+                return "too_many_keys"
         return None
 
     def accept(self, lease: Lease) -> None:
