@@ -4,7 +4,7 @@ import binascii
 from base64 import b64decode, b64encode
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
 from pyflannel.model.item import Item, Key, LinkChanges, Marks, Rank
 from pyflannel.model.packet_filter import FIRST_DEVICE
@@ -66,6 +66,7 @@ class WireguardDevice(Item):
         public_key: public key of this host; "" if the device has no private key.
         port: UDP port.
         is_in_kernel: the kernel encrypts; otherwise a process of wireguard-go, attached to a TUN device.
+        source: address of the underlay. wireguard-go keeps sending from the previous one after a change.
     """
 
     KIND = "wireguard_device"
@@ -78,6 +79,7 @@ class WireguardDevice(Item):
     public_key: str
     port: int
     is_in_kernel: bool
+    source: IPv4Address | None = None
 
     @property
     def key(self) -> Key:

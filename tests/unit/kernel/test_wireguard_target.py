@@ -1,15 +1,17 @@
-"""Changes of WireGuard that another program made are announced, each time they are made."""
+"""Changes of WireGuard by another program are announced each time. A new address of the host is used."""
 
 import asyncio
 from collections.abc import Collection
-from ipaddress import IPv4Network
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
 from pyflannel.kernel.filters.programs import Ran
 from pyflannel.kernel.wireguard import target as module
 from pyflannel.kernel.wireguard.target import WireguardTarget
-from pyflannel.model.state import State
+from pyflannel.model.state import Replace, State
+from pyflannel.model.store_record import Secret
 from pyflannel.model.wireguard import WireguardDevice, WireguardPeer
 
 OWN, PEER = "hKkG9PwcKtL6B6MdnWAsbASTyQkr88DF+WHHWMIMnzc=", "FqDGdFD1HvXfiGVm3k2sLPhRDQA3ZwrFHKuwbxFKvXo="
@@ -59,3 +61,24 @@ def test_the_same_damage_is_announced_again_after_its_repair(monkeypatch: pytest
                     await asyncio.sleep(0)
 
     asyncio.run(watch())
+
+
+def test_wireguard_go_sends_from_a_new_address_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The endpoint of the moment is set again, not the planned one: a handshake may have shown another."""
+    ran: list[str] = []
+
+    async def run(*words: str, given: str = "") -> Ran:
+        ran.append(" ".join(words))
+        return Ran(0, f"{ALONE}{PEER}\t(none)\t10.10.10.9:7\t10.100.5.0/24\t0\t0\t0\t25\n", "")
+
+    monkeypatch.setattr(module, "run_program", run)
+    target = WireguardTarget(lambda _: Secret(OWN), NoUserspace())
+    before, after = (replace(DEVICE, source=IPv4Address(one)) for one in ("10.10.10.1", "10.10.10.2"))
+
+    async def change() -> None:
+        assert list((await target.snapshot(State.of(before))).of_type(WireguardDevice)) == [before]
+        assert not await target.apply([Replace(before, after)])
+        assert list((await target.snapshot(State.of(after))).of_type(WireguardDevice)) == [after]
+
+    asyncio.run(change())
+    assert f"wg set flannel-wg peer {PEER} endpoint 10.10.10.9:7 persistent-keepalive 25" in ran

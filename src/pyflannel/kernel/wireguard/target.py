@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import replace
+from ipaddress import IPv4Address
 from typing import Protocol
 
 from pyflannel.errors import TargetError, WireError
@@ -78,6 +79,7 @@ class WireguardTarget:
         self._userspace = userspace
         self._desired = State.EMPTY
         self._announced: State | None = None
+        self._sources: dict[str, IPv4Address | None] = {}  # those for which the endpoints were set
 
     async def snapshot(self, desired: State) -> State:
         """Return the planned devices, those that a process of ours serves, and their peers.
@@ -105,9 +107,15 @@ class WireguardTarget:
                 public_key=device.public_key,
                 port=device.port,
                 is_in_kernel=self._userspace.pid(device.link) is None,
+                source=self._source(device.link, desired),
             ),
             *(_as_planned(one, desired, now) for one in device.peers),
         )
+
+    def _source(self, link: str, desired: State) -> IPv4Address | None:
+        """Return the source address of a device, which cannot be read: the planned one until it changes."""
+        planned = next((one for one in desired.of_type(WireguardDevice) if one.link == link), None)
+        return self._sources.setdefault(link, None if planned is None else planned.source)
 
     async def apply(self, operations: Sequence[Operation]) -> Sequence[Refusal]:
         """Configure the devices, then add and change peers, then remove peers.
@@ -163,6 +171,23 @@ class WireguardTarget:
         elif old is None or old.is_in_kernel:
             await self._userspace.start(new.link)
         await self._run("addconf", new.link, "/dev/stdin", given=format_device(private, new.port))
+        if old is not None and old.source != new.source:
+            await self._send_from_new_source(new.link)
+        self._sources[new.link] = new.source
+
+    async def _send_from_new_source(self, link: str) -> None:
+        """Set the endpoint of each peer again, and send it a packet, which shows it the new address.
+
+        wireguard-go keeps the source address of its packets to an endpoint. If the host loses this address,
+        the peer receives nothing until it sends a packet itself.
+        """
+        device = await self._dump(link)
+        peers = [one.peer for one in (() if device is None else device.peers) if one.peer.endpoint]
+        greeting = ("persistent-keepalive", str(_GREETING_S))
+        await self._set(link, [(peer.public_key, "endpoint", peer.endpoint, *greeting) for peer in peers])
+        await self._set(
+            link, [(peer.public_key, "persistent-keepalive", str(peer.keepalive_s)) for peer in peers]
+        )
 
     async def _change(self, link: str, operations: Sequence[Operation]) -> None:
         """Add and change peers, and begin a handshake with each that is added.

@@ -124,7 +124,11 @@ class WireguardBackend:
             ),
             Address(link=link, address=IPv4Interface((host.lease.subnet.network_address, 32))),
             WireguardDevice(
-                link=link, public_key=facts.key, port=self.udp_port, is_in_kernel=facts.is_in_kernel
+                link=link,
+                public_key=facts.key,
+                port=self.udp_port,
+                is_in_kernel=facts.is_in_kernel,
+                source=host.underlay.address,
             ),
             *self._routes(host, link),
         )

@@ -61,7 +61,13 @@ class TestHost:
         assert backend().plan_host(HOST) == State.of(
             Link(name="flannel-wg", kind="tun", mtu=1420),
             Address(link="flannel-wg", address=IPv4Interface("10.100.15.0/32")),
-            WireguardDevice(link="flannel-wg", public_key=OWN_KEY, port=51820, is_in_kernel=False),
+            WireguardDevice(
+                link="flannel-wg",
+                public_key=OWN_KEY,
+                port=51820,
+                is_in_kernel=False,
+                source=HOST.underlay.address,
+            ),
             Route(destination=NETWORK, link="flannel-wg", scope=SCOPE_LINK),
             Route(destination=NETWORK, link="", kind="blackhole", metric=2**32 - 1),
         )
