@@ -28,7 +28,13 @@ pytestmark = pytest.mark.skipif(missing is not None, reason=f"no {missing}")
 DEPLOY = Path(__file__).parents[2] / "deploy/systemd"
 UNITS = "/etc/systemd/system"
 SOON_S = 60.0
-OWN_UNITS = ("flanneld.service", "flannel-forwarder.socket", "flannel-forwarder@.service")
+OWN_UNITS = (
+    "flanneld.service",
+    *("flannel-forwarder.socket", "flannel-forwarder@.service"),
+    *("flannel-wireguard.socket", "flannel-wireguard@.service"),
+)
+WIREGUARD_UNIT = r"flannel-wireguard@[\w.-]+\.service"
+WIREGUARD_EXPOSURE_MAX = 20
 FORWARDER_UNIT = r"flannel-forwarder@[\w.-]+\.service"
 EXPOSURE_MAX = 30
 FORWARDER_EXPOSURE_MAX = 10
@@ -114,6 +120,15 @@ class Booted:
         said = self.system.run(["pgrep", "--exact", "flannel-forward"], check=False).stdout
         return said.split()
 
+    def wireguard_go(self) -> list[str]:
+        """The process IDs of wireguard-go."""
+        return self.system.run(["pgrep", "--exact", "wireguard-go"], check=False).stdout.split()
+
+    def backend(self) -> str:
+        """The backend for which the host is ready; "" without one."""
+        status = json.loads(self.system.run(["flannelctl", "status", "--json"], check=False).stdout)
+        return status["backend"]["type"] if status["is_ready"] else ""
+
     def programs(self) -> set[str]:
         """The pins of the fast path's programs, named by the kernel's identifiers."""
         listed = self.system.run(["ls", "/run/flannel/.bpf"], check=False).stdout.split()
@@ -177,9 +192,10 @@ class Booted:
         """Return once the journal of flanneld has it, a moment after it was written."""
         self.wait(lambda: text in self.system.journal("flanneld.service"), f"{text!r} is in the journal")
 
-    def forwarder_units(self) -> list[str]:
-        """The forwarders' units."""
-        listed = self.system.systemctl("list-units", "--all", "--no-legend", "--plain", "flannel-forwarder@*")
+    def units(self, program: str = "forwarder") -> list[str]:
+        """The units in which systemd started this program."""
+        pattern = f"flannel-{program}@*"
+        listed = self.system.systemctl("list-units", "--all", "--no-legend", "--plain", pattern)
         return [line.split()[0] for line in listed.splitlines()]
 
     def networkd_says(self, link: str) -> str:
@@ -330,7 +346,7 @@ class TestBoot:
         assert "No fast path" not in booted.system.journal("flanneld.service")
 
     def test_the_units_are_correct_and_hardened(self, booted: Booted) -> None:
-        (forwarder,) = booted.forwarder_units()
+        (forwarder,) = booted.units()
         verified = booted.system.run(["systemd-analyze", "verify", *OWN_UNITS, "docker.service"])
 
         assert (verified.stdout, verified.stderr) == ("", "")
@@ -490,7 +506,58 @@ class TestRestart:
         forwarder = booted.wait_another_forwarder(before)
         booted.wait_in_unit(forwarder, FORWARDER_UNIT)
         (unit,) = re.findall(FORWARDER_UNIT, booted.cgroup(forwarder))[:1]
-        booted.wait(lambda: booted.forwarder_units() == [unit], "the unit of the old one is gone")
+        booted.wait(lambda: booted.units() == [unit], "the unit of the old one is gone")
+
+
+@pytest.fixture(scope="class")
+def encrypted(booted: Booted) -> Iterator[str]:
+    """Change to the wireguard backend and give the process ID of wireguard-go; change back afterwards."""
+    booted.network.put("config", '{"Network":"10.100.0.0/16","Backend":{"Type":"wireguard"}}')
+    booted.wait(lambda: ping(booted.elsewhere, booted.container).is_reached, "packets flow")
+    booted.wait(lambda: booted.backend() == "wireguard", "the backend is wireguard")
+    (process,) = booted.wireguard_go() or pytest.skip("the kernel has WireGuard, so there is no wireguard-go")
+    yield process
+    booted.network.put("config", '{"Network":"10.100.0.0/16"}')
+    booted.wait(lambda: booted.backend() == "udp", "the backend is udp")
+    booted.wait(lambda: booted.units("wireguard") == [], "the unit of wireguard-go is gone")
+    booted.wait(lambda: ping(booted.elsewhere, booted.container).is_reached, "packets flow")
+
+
+class TestWireguardGo:
+    def test_it_has_a_unit_and_one_capability(self, booted: Booted, encrypted: str) -> None:
+        (unit,) = booted.units("wireguard")
+        command = ["systemd-analyze", "security", f"--threshold={WIREGUARD_EXPOSURE_MAX}", unit]
+        exposure = booted.system.run(command, check=False)
+
+        assert re.search(rf"/{WIREGUARD_UNIT}$", booted.cgroup(encrypted), re.MULTILINE)
+        assert booted.rights(encrypted) == ("flanneld", NET_ADMIN)
+        assert exposure.returncode == 0, exposure.stdout[-200:]
+
+    @pytest.mark.parametrize("command", ["restart flanneld", "kill --signal=KILL flanneld"])
+    def test_a_restart_of_flanneld_loses_no_ping(
+        self,
+        booted: Booted,
+        encrypted: str,
+        command: str,
+        pinging: Callable[..., AbstractContextManager[Any]],
+    ) -> None:
+        """The kill ends all processes of the unit of flanneld."""
+        pid = booted.main_pid
+
+        with pinging(booted.elsewhere, booted.container) as pings:
+            booted.system.systemctl(*command.split())
+            booted.wait_another_daemon(pid)
+
+        assert pings.lost == 0
+        assert booted.wireguard_go() == [encrypted]
+
+    def test_one_that_is_killed_starts_again_in_a_unit(self, booted: Booted, encrypted: str) -> None:
+        booted.system.run(["kill", "-9", encrypted])
+
+        booted.wait(lambda: booted.wireguard_go() not in ([], [encrypted]), "another wireguard-go")
+        booted.wait(lambda: ping(booted.elsewhere, booted.container).is_reached, "packets flow")
+        (process,) = booted.wireguard_go()
+        booted.wait_in_unit(process, WIREGUARD_UNIT)
 
 
 class TestOtherHands:
@@ -572,9 +639,9 @@ class TestCleanup:
         assert "systemctl disable flanneld.service" in said
         assert booted.system.show("flanneld", "ActiveState") == "inactive"
         assert booted.system.show("flanneld", "SubState") == "dead"
-        assert booted.forwarder_units() == []
+        assert booted.units() == []
         for path in (
-            *("/run/flannel", "/run/flannel-forwarder.sock"),
+            *("/run/flannel", "/run/flannel-forwarder.sock", "/run/flannel-wireguard.sock"),
             *("/var/lib/flannel", "/sys/class/net/flannel0"),
         ):
             assert booted.system.run(["test", "-e", path], check=False).returncode == 1, path

@@ -26,7 +26,7 @@ from pyflannel.processes.forwarder_client import (
 )
 from pyflannel.processes.forwarder_descriptors import open_listener, open_underlay_socket
 from pyflannel.processes.found import FORWARDER, find_port_holder
-from pyflannel.processes.systemd import NoUnitError, connect_to_new_forwarder, is_service
+from pyflannel.processes.systemd import FORWARDER_TEMPLATE, NoUnitError, connect_to_new, is_service
 from pyflannel.wire.forwarder_control import (
     SOCKET_NAME,
     ForwarderState,
@@ -162,7 +162,7 @@ async def move_forwarder(run_dir: Path, uid: int, gid: int) -> bool:
             state = decode_state(await client.ask(Kind.READ_STATE))
         equipment = await _take_over(state, path, opened)
         with _as_user(uid, gid):
-            connection = opened.enter_context(connect_to_new_forwarder())
+            connection = opened.enter_context(connect_to_new(FORWARDER_TEMPLATE))
         await _equip(ForwarderClient(connection, _UNKNOWN), equipment)
     return True
 
@@ -296,7 +296,7 @@ async def _take_over(state: ForwarderState, path: Path, opened: AsyncExitStack) 
 async def _start_in_unit(equipment: _Equipment) -> Restriction | None:
     """Let systemd start the process in a unit of its own; return None, with a warning, if it does not."""
     try:
-        with connect_to_new_forwarder() as connection:
+        with connect_to_new(FORWARDER_TEMPLATE) as connection:
             return await _equip(ForwarderClient(connection, _UNKNOWN), equipment)
     except NoUnitError as error:
         cause = error.in_full
@@ -398,8 +398,6 @@ async def start_detached(launch: Launch, reaper: Reaper) -> None:
     Raises:
         TargetError: it did not start, or its error as `launch` explains it.
     """
-    if is_service():
-        log.warning("Started %s inside this service, so both stop together", launch.name)
     said = launch.log
     said.parent.mkdir(parents=True, exist_ok=True)
     process, written = _spawned(launch.command, launch.environment, said, reaper, launch.name)

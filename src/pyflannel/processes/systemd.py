@@ -1,4 +1,4 @@
-"""systemd: units of this host, the unit of a process, and the start of a forwarder in a unit of its own."""
+"""systemd: units of this host, the unit of a process, and the start of processes in units of their own."""
 
 import asyncio
 import os
@@ -76,12 +76,14 @@ async def stop_service(unit: str, deadline_s: float) -> None:
         )
 
 
-FORWARDER_SOCKET = Path("/run/flannel-forwarder.sock")
-"""Socket of flannel-forwarder.socket. With each connection, systemd starts a forwarder in a unit."""
+FORWARDER_TEMPLATE, WIREGUARD_TEMPLATE = "flannel-forwarder", "flannel-wireguard"
+"""Templates of units. With each connection to its socket, systemd starts a process in a unit of its own."""
+
+_SOCKETS = Path("/run")
 
 
 class NoUnitError(TargetError):
-    """systemd started no unit for the forwarder."""
+    """systemd started no unit for a process."""
 
 
 def is_service(environ: Mapping[str, str] = os.environ) -> bool:
@@ -92,12 +94,13 @@ def is_service(environ: Mapping[str, str] = os.environ) -> bool:
     return environ.get("SYSTEMD_EXEC_PID") == str(os.getpid())
 
 
-def connect_to_new_forwarder(path: Path = FORWARDER_SOCKET) -> socket.socket:
-    """Return a connection to a forwarder that systemd starts now; it is the standard input of the forwarder.
+def connect_to_new(template: str, sockets: Path = _SOCKETS) -> socket.socket:
+    """Return a connection to a process that systemd starts now; it is the standard input of the process.
 
     Raises:
         NoUnitError: systemd does not listen, or this process has no access to the socket.
     """
+    path = sockets / f"{template}.sock"
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     connection.setblocking(False)
     try:
@@ -105,7 +108,7 @@ def connect_to_new_forwarder(path: Path = FORWARDER_SOCKET) -> socket.socket:
     except OSError as error:
         connection.close()
         raise NoUnitError(
-            f"systemd starts no forwarder at {path}: {in_words(error)}",
-            hint="Install flannel-forwarder.socket and flannel-forwarder@.service, then restart flanneld.",
+            f"systemd starts no process at {path}: {in_words(error)}",
+            hint=f"Install {template}.socket and {template}@.service, then restart flanneld.",
         ) from error
     return connection

@@ -4,7 +4,9 @@ The device is persistent, so the process may end and start again without a chang
 meanwhile the kernel drops the packets.
 """
 
+import asyncio
 import fcntl
+import logging
 import os
 import re
 import socket
@@ -14,12 +16,16 @@ from functools import partial
 from pathlib import Path
 from typing import Self
 
-from pyflannel.errors import TargetError, target_errors
+from pyflannel.errors import TargetError, in_words, target_errors
 from pyflannel.model.wireguard import DEVICE
 from pyflannel.ports import child_environment
+from pyflannel.processes.forwarder_client import ANSWER_S
 from pyflannel.processes.forwarder_descriptors import pid_of_peer
 from pyflannel.processes.forwarder_launch import Launch, Reaper, start_detached
 from pyflannel.processes.found import end_process, is_in_this_network
+from pyflannel.processes.systemd import WIREGUARD_TEMPLATE, NoUnitError, connect_to_new, is_service
+
+log = logging.getLogger(__name__)
 
 PROGRAM = "wireguard-go"
 LOG_NAME = "wireguard-go.log"
@@ -27,6 +33,10 @@ LOG_NAME = "wireguard-go.log"
 
 _SOCKETS = Path("/run/wireguard")
 """Directory of the control sockets, compiled into wireguard-go and `wg`."""
+
+_LOOK_AGAIN_S = 0.01
+
+_UNIT_HINT = f"Read journalctl -u '{WIREGUARD_TEMPLATE}@*', then restart flanneld."
 
 _NAME = re.compile(rf"{DEVICE}\d*")
 _GET_MTU, _SET_MTU = 0x8921, 0x8922  # SIOCGIFMTU, SIOCSIFMTU (linux/sockios.h)
@@ -98,8 +108,31 @@ class WireguardGo:
         )
         with target_errors(f"{PROGRAM} cannot be started", hint="Create the device again."):
             mtu = _mtu(link)
-            await start_detached(launch, self._reaper)
+            if not is_service() or not await self._start_in_unit(link):
+                await start_detached(launch, self._reaper)
             _set_mtu(link, mtu)  # wireguard-go has set its own
+
+    async def _start_in_unit(self, link: str) -> bool:
+        """Let systemd start the process in a unit of its own; return whether it did, and warn if not."""
+        try:
+            with connect_to_new(WIREGUARD_TEMPLATE) as connection:
+                connection.send(f"{link}\n".encode())
+                async with asyncio.timeout(ANSWER_S):
+                    while self.pid(link) is None:
+                        if _is_closed(connection):
+                            raise NoUnitError(f"{WIREGUARD_TEMPLATE}@.service ended", hint=_UNIT_HINT)
+                        await asyncio.sleep(_LOOK_AGAIN_S)
+                return True
+        except NoUnitError as error:
+            cause = error.in_full
+        except TimeoutError as error:
+            raise TargetError(
+                f"{WIREGUARD_TEMPLATE}@.service started no {PROGRAM} within {ANSWER_S:.0f} s", hint=_UNIT_HINT
+            ) from error
+        except OSError as error:
+            cause = in_words(error)
+        log.warning("Started %s inside this service, so both stop together: %s", PROGRAM, cause)
+        return False
 
     async def stop(self, link: str) -> None:
         """End the process of a link, if there is one. The device stays."""
@@ -122,6 +155,14 @@ class WireguardGo:
             f"{PROGRAM} ended with status {status}: {lines[-1].strip() if lines else 'no output'}",
             hint=f"Read {self._run_dir / LOG_NAME}.",
         )
+
+
+def _is_closed(connection: socket.socket) -> bool:
+    """Return whether the process at the other end has ended. It writes nothing."""
+    try:
+        return not connection.recv(1)
+    except BlockingIOError:
+        return False
 
 
 def _socket(link: str) -> Path:

@@ -1,18 +1,22 @@
 """Units of systemd: existing units, the unit of a process, and the start of a forwarder in one."""
 
+import asyncio
 import os
 import socket
 from pathlib import Path
 
 import pytest
 
+from pyflannel.processes import wireguard_go
 from pyflannel.processes.systemd import (
+    FORWARDER_TEMPLATE,
     NoUnitError,
-    connect_to_new_forwarder,
+    connect_to_new,
     has_unit,
     is_service,
     service_of,
 )
+from pyflannel.processes.wireguard_go import WireguardGo
 
 
 def test_a_unit_exists_if_systemd_runs_and_has_its_file(tmp_path: Path) -> None:
@@ -40,13 +44,33 @@ def test_only_the_main_process_of_a_service_lets_systemd_start_forwarders(pid: s
 @pytest.mark.parametrize("is_bound", [False, True])
 def test_a_socket_on_which_systemd_does_not_listen_is_an_error(tmp_path: Path, is_bound: bool) -> None:
     """Flanneld then starts the forwarder itself."""
-    path = tmp_path / "s"
+    path = tmp_path / f"{FORWARDER_TEMPLATE}.sock"
     with socket.socket(socket.AF_UNIX) as bound:
         if is_bound:
             bound.bind(str(path))
 
         with pytest.raises(NoUnitError, match=str(path)):
-            connect_to_new_forwarder(path)
+            connect_to_new(FORWARDER_TEMPLATE, tmp_path)
+
+
+def test_flanneld_starts_wireguard_go_itself_if_the_unit_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Before that, the unit got the name of the device."""
+    ours, unit = socket.socketpair()
+    ours.setblocking(False)
+    monkeypatch.setattr(wireguard_go, "connect_to_new", lambda _: ours)
+
+    async def start() -> bool:
+        async with asyncio.TaskGroup() as tasks:
+            starting = tasks.create_task(WireguardGo(tmp_path)._start_in_unit("flannel-wg"))
+            await asyncio.sleep(0)
+            assert unit.recv(100) == b"flannel-wg\n"
+            unit.close()
+        return starting.result()
+
+    assert not asyncio.run(start())
+    assert "so both stop together: flannel-wireguard@.service ended" in caplog.text
 
 
 def test_a_test_run_and_a_missing_process_are_no_services() -> None:
