@@ -1,1 +1,1 @@
-"""The user-space forwarder of the udp backend, a process of its own: it imports no model and no asyncio."""
+"""The user-space forwarder of the udp backend. This separate process imports neither model nor asyncio."""

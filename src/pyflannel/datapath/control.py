@@ -1,4 +1,4 @@
-"""The forwarder's control socket: several clients at once, none of which can delay a packet."""
+"""The forwarder's control socket: several clients at the same time, which cannot delay packets."""
 
 import os
 import socket
@@ -13,10 +13,10 @@ from pyflannel.wire.forwarder_control import FrameReader, Kind, encode_frame
 _CLIENTS = 16
 _READ_OCTETS = 65536
 _UNSENT_OCTETS = 8 << 20
-"""Answers that a client left unread; one with more has forgotten us."""
+"""Maximum size in bytes of the answers that a client has not read. A client with more is disconnected."""
 
 _DESCRIPTORS = 1
-"""A request has one at most. The kernel closes others."""
+"""Maximum number of descriptors of a request. The kernel closes others."""
 
 _PEER_CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
 
@@ -25,8 +25,8 @@ class Answer(NamedTuple):
     """The frame that answers a request.
 
     Attributes:
-        is_change: whether other processes must hear that something changed.
-        descriptors: what goes along with the frame.
+        is_change: whether the state changed, so that other processes must be notified.
+        descriptors: sent with the frame.
     """
 
     frame: bytes
@@ -39,11 +39,11 @@ Handler = Callable[[int, Kind, bytes, list[int]], Answer]
 
 
 class ControlServer:
-    """Reads requests, answers each with what `answer` returns.
+    """Reads requests and sends the result of `answer` for each.
 
-    Its first client is the connection to the daemon that started the forwarder. `listen` opens it to others:
-    to processes of root and of the daemon's user. A client that sends what is not a frame, or that never
-    reads, is dropped. `gone` is called with the number of a client that has left.
+    Its first client is the connection to the daemon that started the forwarder. After `listen`, processes of
+    root and of the daemon's user can connect. A client that sends an invalid frame, or does not read, is
+    disconnected. `gone` is called with the number of each disconnected client.
     """
 
     def __init__(
@@ -69,27 +69,25 @@ class ControlServer:
         self._send(self._starter, frame)
 
     def listen(self) -> None:
-        """Accept clients. The credentials that they see at the socket are those of this process from now
-        on.
-        """
+        """Accept clients. From now on, they see the credentials of this process at the socket."""
         self._listener.listen(_CLIENTS)
         self._poller.add(self._listener.fileno(), READABLE, self._on_connection)
         self._is_listening = True
 
     def notify(self, but_pid: int | None = None) -> None:
-        """Tell every client, apart from those of one process, that the state changed."""
+        """Notify all clients, except those of one process, that the state changed."""
         for client in list(self._clients.values()):
             if client.pid != but_pid:
                 self._send(client, encode_frame(Kind.CHANGED))
 
     def close(self) -> None:
-        """Drop the clients and stop listening."""
+        """Disconnect the clients and stop listening."""
         for client in list(self._clients.values()):
             self._drop(client)
         self.stop_listening()
 
     def stop_listening(self) -> None:
-        """Take no new clients; those that are there stay."""
+        """Accept no new clients. Connected clients remain."""
         if self._is_listening:
             self._poller.remove(self._listener.fileno())
         self._is_listening = False
@@ -99,7 +97,7 @@ class ControlServer:
         try:
             connection, _ = self._listener.accept()
         except OSError:
-            return  # it went away again
+            return  # the client disconnected before
         pid, uid, _ = _credentials(connection)
         if len(self._clients) >= _CLIENTS or uid not in self._users:
             connection.close()
@@ -135,7 +133,7 @@ class ControlServer:
             _close(descriptors)
 
     def _perform(self, client: "_Client", octets: bytes, descriptors: list[int]) -> None:
-        """Perform the requests that are complete now."""
+        """Perform the requests that are complete."""
         try:
             requests = list(client.reader.feed(octets)) if octets else None
         except WireError:
@@ -152,12 +150,12 @@ class ControlServer:
             self._send(client, answer.frame, answer.descriptors)
             if answer.is_change:
                 self.notify(but_pid=client.pid)
-            if not client.is_open:  # it left before its answer
+            if not client.is_open:  # the client was disconnected
                 return
 
     @property
     def descriptor(self) -> int:
-        """The listener's."""
+        """The descriptor of the listener."""
         return self._listener.fileno()
 
     def _send(self, client: "_Client", frame: bytes, descriptors: tuple[int, ...] = ()) -> None:
@@ -165,7 +163,9 @@ class ControlServer:
             return
         if descriptors:
             try:
-                if client.unsent:  # descriptors go along with the first octet, in the order of the stream
+                if (
+                    client.unsent
+                ):  # descriptors belong to the first byte, and earlier bytes must be sent first
                     raise BlockingIOError
                 frame = frame[socket.send_fds(client.connection, [frame], descriptors) :]
             except OSError:

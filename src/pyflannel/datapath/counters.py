@@ -1,4 +1,4 @@
-"""The forwarder's counters, and the ICMP errors that it sends within a rate limit."""
+"""The forwarder's counters, and its ICMP errors with a rate limit."""
 
 from collections.abc import Callable, Mapping
 from errno import errorcode
@@ -18,15 +18,16 @@ _INBOUND = (
 
 
 class Counters:
-    """Counters since the start; they only grow.
+    """Counters since the start. They never decrease.
 
-    sent_* went to peers, received_* to the device; batches_* are calls that carried several packets;
-    dropped_out_* came from the device, dropped_in_* from peers; icmp_* are errors that we sent, or held back
-    by the rate limit. A refusal of the kernel is counted as CALL_failed_ERRNO and appears when it first
-    happens; its packets are lost.
+    - sent_*: to peers; received_*: to the device
+    - batches_*: system calls with several packets
+    - dropped_out_*: dropped packets of the device; dropped_in_*: dropped packets of peers
+    - icmp_*: sent errors, and errors not sent because of the rate limit
+    - CALL_failed_ERRNO: packets lost because the kernel refused a call; appears at the first refusal
 
     Attributes:
-        strangers: who sent what the guard dropped; not handed on to a successor.
+        strangers: the senders of packets that the guard dropped. A successor does not get them.
     """
 
     def __init__(self) -> None:
@@ -40,11 +41,11 @@ class Counters:
         }
 
     def count_dropped_out(self, drop: Drop) -> None:
-        """Count a packet of the device that went no further."""
+        """Count a dropped packet of the device."""
         self._events[f"dropped_out_{drop.value}"] += 1
 
     def count_dropped_in(self, drop: Drop, packets: int = 1) -> None:
-        """Count packets of a peer that went no further."""
+        """Count dropped packets of a peer."""
         self._events[f"dropped_in_{drop.value}"] += packets
 
     def count_icmp(self, kind: str) -> None:
@@ -52,12 +53,12 @@ class Counters:
         self._events[f"icmp_{kind}"] += 1
 
     def count_failure(self, call: str, error: OSError, packets: int = 1) -> None:
-        """Count the packets that a refusal of the kernel cost; `call`: `send`, `receive` or `write`."""
+        """Count the packets lost by a refusal of the kernel; `call` is `send`, `receive` or `write`."""
         name = f"{call}_failed_{errorcode.get(error.errno or 0, 'UNKNOWN')}"
         self._events[name] = self._events.get(name, 0) + packets
 
     def add(self, others: Mapping[str, int]) -> None:
-        """Go on counting from what a predecessor counted."""
+        """Continue with the counters of a predecessor."""
         for name, value in others.items():
             if name in self._totals():
                 setattr(self, name, getattr(self, name) + value)
@@ -81,7 +82,7 @@ class Counters:
 
 
 class TokenBucket:
-    """Grants at most `burst` at once and `rate` a second for long."""
+    """Grants at most `burst` at once, and at most `rate` per second on average."""
 
     def __init__(self, rate: float, burst: int) -> None:
         self._rate = rate
@@ -90,7 +91,7 @@ class TokenBucket:
         self._filled_at: float | None = None
 
     def take(self, now: float) -> bool:
-        """Return whether one more is granted at `now`, in seconds of a clock that never steps."""
+        """Return whether one more is granted at `now`, in seconds of a monotonic clock."""
         if self._filled_at is not None:
             self._tokens = min(self._burst, self._tokens + (now - self._filled_at) * self._rate)
         self._filled_at = now
@@ -102,13 +103,13 @@ class TokenBucket:
 
 _RATE_PER_S = 100
 _BURST = 50
-"""Of each kind. RFC 1812 section 4.3.2.8 wants a limit; the numbers are ours."""
+"""The limits of each kind of error. RFC 1812 section 4.3.2.8 requires a limit, but does not define values."""
 
 Builder = Callable[[bytearray, int, int], bytes | None]
 
 
 class IcmpErrors:
-    """Makes errors from the tunnel's address; None where none may be sent, or none now."""
+    """Creates errors from the tunnel's address; None if an error is not allowed or exceeds the rate limit."""
 
     def __init__(self, source: int, counters: Counters) -> None:
         self._source = source
@@ -117,11 +118,11 @@ class IcmpErrors:
         self._time_exceededs = TokenBucket(_RATE_PER_S, _BURST)
 
     def unreachable(self, packet: bytearray, size: int) -> bytes | None:
-        """Return the net unreachable that answers a packet."""
+        """Return the net unreachable for a packet."""
         return self._make("unreachable", icmp_unreachable, self._unreachables, packet, size)
 
     def time_exceeded(self, packet: bytearray, size: int) -> bytes | None:
-        """Return the time exceeded that answers a packet."""
+        """Return the time exceeded for a packet."""
         return self._make("time_exceeded", icmp_time_exceeded, self._time_exceededs, packet, size)
 
     def _make(

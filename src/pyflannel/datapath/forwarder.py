@@ -1,4 +1,4 @@
-"""The forwarder: a relay of packets, and the control socket that tells it where they go."""
+"""The forwarder: a relay of packets, and a control socket that sets its peers."""
 
 import os
 import socket
@@ -31,25 +31,25 @@ from pyflannel.wire.forwarder_control import (
 )
 
 _START_S = 5.0
-"""The daemon sends everything as soon as this process runs."""
+"""Deadline for START: the daemon sends it immediately after it has started this process."""
 
 _READ_OCTETS = 65536
 _DESCRIPTORS = 3
 
 
 class Start:
-    """What the daemon sends first on the connection that it started this process with.
+    """The first message of the daemon that started this process.
 
     Attributes:
-        starter: the connection.
-        listener: the control socket, bound. This process listens on it later.
-        udp: the tunnel's socket, bound.
-        device: the attachment to the device that a predecessor had, or None.
-        state: version, settings and peers. Its process ID says nothing.
+        starter: the connection to the daemon.
+        listener: the bound control socket, on which this process listens later.
+        udp: the bound socket of the tunnel.
+        device: the attachment to the device from a predecessor, or None.
+        state: version, settings and peers. Its process ID has no meaning.
 
     Raises:
-        OSError: the daemon went away, or sent nothing in time.
-        WireError: it sent something else.
+        OSError: the daemon exited, or sent nothing in time.
+        WireError: the daemon sent another message.
     """
 
     def __init__(self, connection: int) -> None:
@@ -58,7 +58,7 @@ class Start:
         payload, descriptors = _receive(self.starter)
         count, self.state = decode_handed(payload)
         if len(descriptors) != count or not 2 <= count <= _DESCRIPTORS:
-            raise WireError(f"{len(descriptors)} descriptors came, not {count}", hint="")
+            raise WireError(f"received {len(descriptors)} descriptors, not {count}", hint="")
         self.listener, self.udp = (_socket_of(descriptor) for descriptor in descriptors[:2])
         self.device = descriptors[2] if count > 2 else None
 
@@ -77,18 +77,18 @@ def _receive(connection: socket.socket) -> tuple[bytes, list[int]]:
         )
         descriptors += received
         if not octets:
-            raise ConnectionResetError("the daemon ended the connection")
+            raise ConnectionResetError("the daemon closed the connection")
         for kind, payload in frames.feed(octets):
             if kind is not Kind.START:
-                raise WireError(f"{kind.name} came, not START", hint="")
+                raise WireError(f"received {kind.name} instead of START", hint="")
             return payload, descriptors
 
 
 class Watchdog:
-    """Signs of life for systemd, which ends a process that hangs: a daemon of another user cannot.
+    """Watchdog messages to systemd, which kills a hanging process. A daemon of another user cannot kill it.
 
     Attributes:
-        interval_s: pause between two signs; None without a watchdog.
+        interval_s: interval between two messages; None without a watchdog.
 
     Source: sd_watchdog_enabled(3), sd_notify(3).
     """
@@ -104,15 +104,15 @@ class Watchdog:
             self._socket.connect(address.replace("@", "\0", 1) if address[0] == "@" else address)
 
     def sign(self) -> None:
-        """Send a sign if it is due."""
+        """Send a message if it is due."""
         if self.interval_s is not None and (now := monotonic()) >= self._due:
             self._due = now + self.interval_s
-            with suppress(OSError):  # systemd has no room; the next sign comes in time
+            with suppress(OSError):  # the queue of systemd is full; the next message is early enough
                 self._socket.send(b"WATCHDOG=1")
 
 
 _CHANGES = frozenset({Kind.REPLACE_PEERS, Kind.CHANGE_PEERS, Kind.ATTACH, Kind.STOP})
-"""What a successor would not learn of."""
+"""Requests during a hand-over that the successor would not receive."""
 
 _GENERATIONS = 1 << 64
 
@@ -120,12 +120,12 @@ _GENERATIONS = 1 << 64
 class Forwarder:
     """One tunnel's user-space data path.
 
-    It starts without the device: a table comes first, then ATTACH, so that no packet ever meets an empty
-    table. A successor starts with the peers and the device of its predecessor, and moves packets beside it.
-    Without LISTEN it ends when the daemon that started it leaves.
+    It starts without the device. It gets the peers first, then ATTACH, so that no packet meets an empty
+    table. A successor starts with the peers and the device of its predecessor, and both forward packets. If
+    the daemon exits before LISTEN, the forwarder exits.
 
     Raises:
-        WireError: a descriptor is not what it should be.
+        WireError: a descriptor has the wrong type.
     """
 
     def __init__(self, start: Start) -> None:
@@ -142,18 +142,18 @@ class Forwarder:
         self._control = ControlServer(start.starter, start.listener, self._poller, self._answer, self._forget)
 
     def begin(self, restrictions: Restriction) -> None:
-        """Tell the daemon that this process moves packets, under these restrictions."""
+        """Report to the daemon that this process forwards packets with these restrictions."""
         self._restrictions = restrictions
         self._control.greet(encode_frame(Kind.SUMMARY, encode_summary(self._summary())))
 
     def run(self, watchdog: Watchdog) -> None:
-        """Move packets until a client asks to stop."""
+        """Forward packets until a client requests to stop."""
         while not self._is_stopping:
             self._poller.run_round(watchdog.interval_s)
             watchdog.sign()
 
     def stop(self) -> None:
-        """Let go of device, port and control socket, so that a successor finds them free; once."""
+        """Close device, port and control socket, so that a successor can use them. Later calls do nothing."""
         if not self._is_stopping:
             self._is_stopping = True
             self._relay.close()
@@ -163,10 +163,10 @@ class Forwarder:
         """Perform one request.
 
         Raises:
-            WireError: it is no request, or its payload is not well formed; nothing took effect.
+            WireError: it is not a request, or its payload is invalid; nothing took effect.
         """
         if kind in _CHANGES and self._successor is not None:
-            return _refuse(EBUSY, "it is being handed over to another process")
+            return _refuse(EBUSY, "the forwarder is being handed over to another process")
         match kind:
             case Kind.READ_STATE:
                 return Answer(encode_frame(Kind.STATE, encode_state(self._state())))
@@ -196,7 +196,7 @@ class Forwarder:
                 self.stop()
                 return self._count()
             case _:
-                raise WireError(f"{kind.name} is no request, or not now", hint="")
+                raise WireError(f"{kind.name} is not a valid request in this state", hint="")
         self._generation = (self._generation + 1) % _GENERATIONS
         return Answer(encode_frame(Kind.DONE), is_change=kind is not Kind.STOP)
 
@@ -211,7 +211,7 @@ class Forwarder:
 
     def _hand_over(self, client: int) -> Answer:
         if self._successor is not None:
-            return _refuse(EBUSY, "it is being handed over to another process already")
+            return _refuse(EBUSY, "the forwarder is already being handed over to another process")
         self._successor = client
         descriptors = self._control.descriptor, *self._relay.descriptors
         payload = encode_handed(len(descriptors), self._state())
@@ -221,7 +221,7 @@ class Forwarder:
         return Answer(encode_frame(Kind.COUNTERS, encode_counters(self._relay.counters.by_name())))
 
     def _forget(self, client: int) -> None:
-        """Continue if a successor left, which has taken nothing; end if a hand-over to us was given up."""
+        """Continue if a successor left before TAKEN; exit if the daemon left before LISTEN."""
         if client == self._successor:
             self._successor = None
         if client == self._starter:

@@ -1,4 +1,4 @@
-"""The forwarding decision for one packet: its peer, or the reason to drop it. No input or output."""
+"""Decides for one packet: its peer, or the reason to drop it. Does no input or output."""
 
 from collections.abc import Iterable
 from enum import Enum
@@ -17,13 +17,13 @@ from pyflannel.wire.packet import (
 )
 
 Endpoint = tuple[str, int]
-"""Where a peer is: its address as text, its UDP port; a socket's own form."""
+"""Underlay address as text, and UDP port of a peer, in the form of a socket."""
 
 
 class PeerTable:
-    """Peers by subnet, found by longest prefix.
+    """Peers by subnet, with a look-up by the longest prefix.
 
-    A look-up costs one dictionary access for each prefix length in use, whatever the number of peers.
+    A look-up costs one dictionary access for each prefix length in use, regardless of the number of peers.
     """
 
     def __init__(self) -> None:
@@ -33,29 +33,29 @@ class PeerTable:
 
     @property
     def peers(self) -> tuple[Peer, ...]:
-        """All peers, in no order."""
+        """All peers, in any order."""
         return tuple(self._peers.values())
 
     def find(self, address: int) -> Endpoint | None:
-        """Return the endpoint of the longest subnet that holds the address, or None."""
+        """Return the endpoint of the longest subnet that contains the address, or None."""
         for mask, endpoints in self._levels:
             if (endpoint := endpoints.get(address & mask)) is not None:
                 return endpoint
         return None
 
     def ports_at(self, address: int) -> tuple[int, ...]:
-        """Return the tunnel ports of the peers at this underlay address, one per subnet; usually none."""
+        """Return the tunnel ports of peers at this underlay address, one for each subnet; usually none."""
         return self._ports.get(address, ())
 
     def replace(self, peers: Iterable[Peer]) -> None:
-        """Let these be all peers."""
+        """Replace all peers."""
         self._peers.clear()
         self._levels.clear()
         self._ports.clear()
         self.change((), peers)
 
     def change(self, removals: Iterable[tuple[int, int]], peers: Iterable[Peer]) -> None:
-        """Take out the (subnet, prefix length) pairs, those that are not there apart, then set the peers."""
+        """Remove the existing ones of the (subnet, prefix length) pairs, then set the peers."""
         by_mask = dict(self._levels)
         for subnet, length in removals:
             if old := self._peers.pop((subnet, length), None):
@@ -81,36 +81,37 @@ def _mask(prefix_length: int) -> int:
     return 0xFFFFFFFF << (32 - prefix_length) & 0xFFFFFFFF
 
 
-# What becomes of a packet: where it goes, or why it is dropped. No input or output.
+# The decision for a packet: its destination, or the reason to drop it.
 #
-# The two directions differ on purpose: what the host sends is routed; what comes from the underlay is also
-# proven, because anybody can send a datagram.
+# The two directions differ on purpose. Packets of the host are only routed. The source of packets from the
+# underlay is also checked, because any program can send a datagram.
 
 
 class Drop(Enum):
-    """Why a packet went no further; the value is the counter's name."""
+    """The reason for a dropped packet; the value is the counter's name."""
 
-    SHORT = "short"  # fewer octets than a header
+    SHORT = "short"  # shorter than a header
     NOT_IPV4 = "not_ipv4"
-    INCONSISTENT = "inconsistent"  # header and length contradict each other or the size
-    LONG = "long"  # more octets than the tunnel's MTU
-    LOOP = "loop"  # a tunnel datagram to a peer, which the host routes into the tunnel itself
+    INCONSISTENT = "inconsistent"  # header length, total length and size are inconsistent
+    LONG = "long"  # longer than the tunnel's MTU
+    LOOP = "loop"  # a tunnel datagram to a peer, which the host routed into the tunnel
     NO_ROUTE = "no_route"  # no peer has the destination
-    EXPIRED = "expired"  # TTL used up
+    EXPIRED = "expired"  # TTL expired
     STRANGER = "stranger"  # no peer has the inner source
-    IMPOSTOR = "impostor"  # a peer has the inner source, but another one sent it
-    NOT_OURS = "not_ours"  # inner destination outside our subnet
-    DETACHED = "detached"  # no device to write to
+    IMPOSTOR = "impostor"  # the inner source belongs to another peer than the sender
+    NOT_OURS = "not_ours"  # inner destination outside this host's subnet
+    DETACHED = "detached"  # no attached device
 
 
 def outbound(buffer: bytearray, at: int, size: int, peers: PeerTable, mtu: int) -> Endpoint | Drop:
-    """Return where the device's packet at `at` goes, its TTL decremented in place, or why it is dropped.
+    """Return the destination of the device's packet at `at`, or the reason to drop it. Decrement its TTL.
 
-    The route comes before the TTL: a packet without a route is unreachable whatever its TTL.
+    The route is checked before the TTL: a packet without a route is unreachable, regardless of its TTL.
 
-    UDP to the underlay address and tunnel port of a peer is a tunnel datagram that the host routes into the
-    tunnel: sent on, it would come back for ever, each time in one datagram more. It is dropped whatever its
-    source, which a NAT may have changed. A later fragment has no port: there the address decides.
+    UDP to the underlay address and tunnel port of a peer is a tunnel datagram that the host routed into the
+    tunnel. If the forwarder sent it, it would return endlessly, each time in another datagram. It is dropped
+    regardless of its source, because a NAT may have changed the source. A later fragment has no port, so
+    there the address alone decides.
     """
     if size < HEADER_OCTETS:
         return Drop.SHORT
@@ -135,10 +136,11 @@ def outbound(buffer: bytearray, at: int, size: int, peers: PeerTable, mtu: int) 
 def inbound(
     buffer: bytearray, at: int, size: int, sender: str, peers: PeerTable, settings: Settings
 ) -> Drop | None:
-    """Return None for a peer's packet at `at` that the device may have, its TTL decremented, or why not.
+    """Return None for a valid packet of a peer at `at`, with its TTL decremented, or the reason to drop it.
 
-    It is taken only from the peer whose subnet holds the inner source, and only to our own subnet, whose
-    first address is the tunnel's. The sender's port is not looked at: a NAT may have changed it.
+    A packet is valid only from the peer whose subnet contains the inner source, and only to this host's
+    subnet, whose first address is the tunnel's. The sender's port is ignored, because a NAT may have changed
+    it.
     """
     if size < HEADER_OCTETS:
         return Drop.SHORT
@@ -161,7 +163,7 @@ def inbound(
 
 
 def _fault(version_and_length: int, total: int, size: int, mtu: int) -> Drop | None:
-    """Return what is wrong with a header that is not the usual one, or None for one with options."""
+    """Return the reason to drop a packet with an unusual header, or None for a valid header with options."""
     if version_and_length >> 4 != 4:
         return Drop.NOT_IPV4
     header_octets = (version_and_length & 0x0F) * 4
@@ -171,16 +173,16 @@ def _fault(version_and_length: int, total: int, size: int, mtu: int) -> Drop | N
 
 
 REMEMBERED = 256
-"""As an address is easily forged there may be any number: whom we saw least recently we forget."""
+"""Maximum number of senders. Forged addresses may be unlimited, so the least recent sender is removed."""
 
 _LONGEST_AGE_MS = (1 << 32) - 1
 
 GUARDED = frozenset({Drop.STRANGER, Drop.IMPOSTOR, Drop.NOT_OURS})
-"""Reasons that say more of the sender than of the packet."""
+"""Reasons that concern the sender, not only the packet."""
 
 
 class Strangers:
-    """Senders since the start, the latest last."""
+    """Senders of dropped packets since the start, the latest last."""
 
     def __init__(self) -> None:
         self._seen: dict[tuple[str, Drop], tuple[int, float, int, int]] = {}
@@ -194,7 +196,7 @@ class Strangers:
             del seen[next(iter(seen))]
 
     def all(self) -> list[Stranger]:
-        """Return them as values of the control protocol."""
+        """Return the senders as values of the control protocol."""
         now = monotonic()
         return [
             Stranger(

@@ -1,4 +1,4 @@
-"""The relay: packets from the device to the peers and back, in batches, whenever a socket is ready."""
+"""The relay: moves packets from the device to the peers and back, in batches, when a socket is ready."""
 
 import select
 import struct
@@ -20,11 +20,11 @@ _ROUTE = Struct("!I4xBBH4xI")
 """First word (version, header length, TOS, total length), TTL, protocol, checksum, destination."""
 
 _ROUND = 132
-"""Packets of a round, before the other direction and the control socket have their turn: three full calls."""
+"""Maximum packets of a round, three full calls. Then follow the other direction and the control socket."""
 
 
 class OutboundPath:
-    """A slot for each packet of a round, behind whatever the device puts before it."""
+    """Moves packets from the device to the peers. The buffer has a slot for each packet and its header."""
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class OutboundPath:
         self._slots = [(at, self._view[at : at + stride]) for at in range(0, _ROUND * stride, stride)]
 
     def relay(self, tun: Tun) -> bool:
-        """Send on what the device has, a round at most; return False when the device is gone."""
+        """Send the packets of the device, at most one round. Return False if the device was removed."""
         read, header_octets = FileIO(tun.descriptor, closefd=False).readinto, tun.header_octets
         buffer, view, mtu, peers = self._buffer, self._view, self._mtu, self._peers
         unpack, patch = _ROUTE.unpack_from, TTL_AND_CHECKSUM.pack_into
@@ -61,12 +61,12 @@ class OutboundPath:
             except OSError:
                 self._send(run, run_size, endpoint)
                 return False
-            if size is None:  # no more for now
+            if size is None:  # no further packets
                 break
             at, size = slot + header_octets, size - header_octets
             if size == run_size and room:
-                # The same first word, destination and size get the same verdict, if the TTL allows and the
-                # destination is no peer's own address, where the port decides.
+                # A packet with the same first word, destination and size has the same verdict, unless the TTL
+                # expired or the destination is the address of a peer, where the port decides.
                 first, ttl, protocol, old, destination = unpack(buffer, at)
                 if first == usual and destination == usual_destination and ttl > 1:
                     patch(buffer, at + TTL_AT, ttl - 1, protocol, checksum_one_hop_on(old))
@@ -78,7 +78,7 @@ class OutboundPath:
                 self._drop(verdict, at, size)
             elif verdict is endpoint and size <= run_size and room:
                 run.append(view[at : at + size])
-                # A run ends with its first shorter packet, as UDP_SEGMENT cuts it.
+                # A run ends with its first shorter packet, because UDP_SEGMENT splits it so.
                 room = room - 1 if size == run_size else 0
             else:
                 self._send(run, run_size, endpoint)
@@ -113,17 +113,20 @@ _SIZE = struct.Struct("=i")
 _ANCILLARY_OCTETS = 64
 
 _CALLS = 64
-"""Calls of a round, before the other direction and the control socket have their turn."""
+"""Maximum calls of a round. Then follow the other direction and the control socket."""
 
 _LONGEST_OCTETS = 65535
-"""Of a datagram, or of several that the kernel joined: one longer than the MTU is seen as such, not cut."""
+"""Maximum length of one datagram, or of several that the kernel coalesced.
+
+A datagram that is longer than the MTU is detected, not truncated.
+"""
 
 _BUFFER_OCTETS = 4 * _LONGEST_OCTETS
-"""A run lies in it until it is written: more would leave the processor's cache."""
+"""Size of the buffer, which contains a run until it is written. A larger one would not fit the cache."""
 
 
 class InboundPath:
-    """Every datagram is proven, whatever call brought it; a run ends with the round at the latest."""
+    """Moves packets from the peers to the device. Each datagram is checked. A run ends with its round."""
 
     def __init__(
         self,
@@ -155,7 +158,7 @@ class InboundPath:
             offloads.use(Offload.JOINED_RECEIVE)
 
     def relay(self) -> None:
-        """Write to the device what peers sent, a round at most."""
+        """Write the packets of peers to the device, at most one round."""
         view, receive, counters = self._view, self._udp.recvmsg_into, self._counters
         at = 0
         for _ in range(_CALLS):
@@ -178,7 +181,7 @@ class InboundPath:
         self._write_run()
 
     def _take(self, start: int, end: int, size: int, sender: str) -> None:
-        """Write or drop packets of `size` octets each, the last perhaps shorter, that one peer sent."""
+        """Write or drop packets of one peer, with `size` bytes each. The last one may be shorter."""
         run = self._run
         if sender != self._run_sender:
             self._write_run()
@@ -201,7 +204,7 @@ class InboundPath:
                 return
 
     def _begin(self, at: int, size: int, sender: str) -> None:
-        """Judge a packet that continues nothing, and begin a run with it or write it."""
+        """Check a packet that does not continue a run. Begin a run with it, write it or drop it."""
         drop = inbound(self._buffer, at, size, sender, self._peers, self._settings)
         if drop is not None:
             self._drop(drop, at, size, sender)
@@ -229,21 +232,21 @@ class InboundPath:
 READABLE = select.EPOLLIN
 WRITABLE = select.EPOLLOUT
 BROKEN = select.EPOLLERR | select.EPOLLHUP
-"""Reported always, whether asked for or not."""
+"""EPOLLERR and EPOLLHUP. The kernel always reports them."""
 
 Handler = Callable[[int], None]
-"""Called with the events of its descriptor, which are reported again until they are dealt with."""
+"""Called with the events of its descriptor. Unhandled events are reported again."""
 
 
 class Poller:
-    """Level-triggered: what a handler leaves comes again in the next round, after the others' turn."""
+    """Waits for events of descriptors. Unhandled events are reported again in the next round."""
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
         self._handlers: dict[int, Handler] = {}
 
     def add(self, descriptor: int, events: int, handler: Handler) -> None:
-        """Call the handler whenever one of the events is there."""
+        """Call the handler when one of the events occurs."""
         self._epoll.register(descriptor, events)
         self._handlers[descriptor] = handler
 
@@ -252,12 +255,12 @@ class Poller:
         self._epoll.modify(descriptor, events)
 
     def remove(self, descriptor: int) -> None:
-        """Forget a descriptor, which must still be open."""
+        """Remove a descriptor, which must still be open."""
         self._epoll.unregister(descriptor)
         del self._handlers[descriptor]
 
     def run_round(self, deadline_s: float | None = None) -> None:
-        """Wait until something is ready, or so long; then call each handler once."""
+        """Wait for an event or the timeout, then call each handler with an event once."""
         for descriptor, events in self._epoll.poll(deadline_s):
             # An earlier handler of this round may have removed it.
             if (handler := self._handlers.get(descriptor)) is not None:
@@ -265,11 +268,11 @@ class Poller:
 
 
 class Relay:
-    """The data path: both directions in turn, each in batches.
+    """The data path: handles both directions alternately, in batches.
 
-    Nothing that a packet does, or the underlay, ends it: what is lost is counted by its reason. When the
-    device goes away `on_detached` is called, once, and packets from peers are dropped until `attach`. `say`
-    hears, once, of each help of the kernel that is missing. `device` is an attachment that a predecessor had.
+    No packet and no failure of the underlay stops it. Lost packets are counted by reason. If the device is
+    removed, `on_detached` is called once, and packets from peers are dropped until `attach`. `say` is called
+    once for each offload that the kernel lacks. `device` is the attachment of a predecessor.
     """
 
     def __init__(
@@ -298,24 +301,24 @@ class Relay:
         )
         poller.add(udp.fileno(), READABLE, self._on_udp)
         if device is not None:
-            with suppress(OSError):  # the device is gone, or has another name now
+            with suppress(OSError):  # the device was removed or renamed
                 self._hold(Tun(settings.link, device, self._offloads))
 
     @property
     def is_attached(self) -> bool:
-        """Whether packets come from, and go to, the device that has the link's name now."""
+        """Whether the forwarder is attached to the device that currently has the link's name."""
         return self._tun is not None and self._tun.is_current
 
     @property
     def offloads(self) -> Offload:
-        """The help of the kernel that is in use."""
+        """The offloads in use."""
         return self._offloads.used
 
     def attach(self, device: int) -> None:
-        """Use this attachment to the device instead of the former one.
+        """Use this attachment to the device instead of the previous one.
 
         Raises:
-            OSError: as Tun does; the descriptor is closed, and the former attachment stays.
+            OSError: as Tun; the descriptor is closed, and the previous attachment remains.
         """
         tun = Tun(self._settings.link, device, self._offloads)
         self._detach()
@@ -323,11 +326,11 @@ class Relay:
 
     @property
     def descriptors(self) -> tuple[int, ...]:
-        """The socket's, and the device's if we are attached."""
+        """The descriptors of the socket and, if attached, of the device."""
         return (self._udp.fileno(), *((self._tun.descriptor,) if self._tun is not None else ()))
 
     def close(self) -> None:
-        """Let go of device and socket."""
+        """Close device and socket."""
         self._detach()
         self._poller.remove(self._udp.fileno())
         self._udp.close()

@@ -1,7 +1,7 @@
-"""What the forwarder gives up before its first packet: root, capabilities, and most system calls.
+"""Drops root, capabilities and most system calls of the forwarder before its first packet.
 
-It parses packets of strangers, so a defect in it must not give them the host. Afterwards it can use only the
-descriptors that it has: the packets of one tunnel and its control socket.
+The forwarder parses packets of unknown senders, so a defect in it must not give them access to the host.
+Afterwards it can only use its open descriptors: those of one tunnel and of its control socket.
 
 Sources: capabilities(7), prctl(2), seccomp(2), linux/seccomp.h, linux/bpf_common.h.
 """
@@ -20,13 +20,13 @@ USER = "flannel-forwarder"
 
 
 def restrict() -> Restriction:
-    """Give up all rights for the rest of this process, and return what was given up.
+    """Drop all rights of this process permanently, and return the restrictions in effect.
 
-    Nothing of it is required: in a container without the user, uid 0 stays, without a capability.
+    No restriction is required: in a container without the user, uid 0 remains, without a capability.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     done = Restriction(0)
-    libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)  # Linux 3.5; the filter needs it
+    libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)  # Linux 3.5; the filter requires it
     _drop_bounding_set(libc)
     if _become(USER):
         done |= Restriction.OWN_USER
@@ -38,9 +38,9 @@ def restrict() -> Restriction:
 
 
 def _become(name: str) -> bool:
-    """Run as this user, if this process may; return whether it does.
+    """Switch to this user if this process has the right. Return whether it did.
 
-    /etc/passwd is read directly: a name service could ask a network that needs this process.
+    /etc/passwd is read directly, because a name service could use a network that needs this process.
     """
     entry = _user(name)
     if entry is None:
@@ -68,7 +68,7 @@ _PR_SET_NO_NEW_PRIVS = 38
 _PR_CAP_AMBIENT = 47
 _PR_CAP_AMBIENT_CLEAR_ALL = 4
 _CAPABILITIES = 64
-"""More than any kernel has. It refuses the others with EINVAL."""
+"""More capabilities than any kernel has. The kernel refuses unknown ones with EINVAL."""
 
 _CAPABILITY_HEADER = Struct("=Ii")
 _CAPABILITY_VERSION_3 = 0x20080522
@@ -76,7 +76,7 @@ _NO_CAPABILITY = bytes(24)
 
 
 def _drop_bounding_set(libc: ctypes.CDLL) -> None:
-    """No program that this process executes gets a capability; refused without CAP_SETPCAP."""
+    """Let no program that this process executes get a capability. Refused without CAP_SETPCAP."""
     for number in range(_CAPABILITIES):
         if libc.prctl(_PR_CAPBSET_DROP, number, 0, 0, 0):
             return
@@ -103,7 +103,7 @@ _SYSTEM_CALLS = {
     "newfstatat": (262, 79),
     "close": (3, 57),
     "accept4": (288, 242),
-    "getsockname": (51, 204),  # Python asks for it with each accepted connection
+    "getsockname": (51, 204),  # Python calls it for each accepted connection
     "getsockopt": (55, 209),
     "listen": (50, 201),
     "getpid": (39, 172),
@@ -122,11 +122,12 @@ _SYSTEM_CALLS = {
     "exit": (60, 93),
     "exit_group": (231, 94),
 }
-"""The calls that the process may use, those of each packet first.
+"""The allowed system calls. The calls for each packet are the first.
 
-Recorded with strace while it carried packets in both directions, in runs and one by one, served clients, lost
-its device and got another, handed over, and ended by STOP and by SIGTERM. Added: what the C library and the
-interpreter use under other conditions (memory, signals, clocks without a vDSO).
+Recorded with strace while the process forwarded packets in both directions, in runs and singly, served
+clients, lost its device and got another, handed over, and exited because of STOP and of SIGTERM. The calls
+that the C library and the interpreter use under other conditions were added (memory, signals, clocks without
+a vDSO).
 """
 
 _IOCTL = (16, 29)
@@ -141,11 +142,10 @@ _ARCHITECTURES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1), "riscv6
 _INSTRUCTION = Struct("=HBBI")  # code, jump if true, jump if false, operand
 _LOAD, _JUMP_EQUAL, _JUMP_ANY_BIT, _RETURN = 0x20, 0x15, 0x45, 0x06
 _NUMBER_AT, _ARCHITECTURE_AT, _SECOND_ARGUMENT_AT, _THIRD_ARGUMENT_AT = 0, 4, 24, 32
-"""struct seccomp_data; of an argument the lower half, on a little-endian machine."""
+"""Offsets in struct seccomp_data. That of an argument is its lower half on a little-endian machine."""
 
 _ALLOW, _KILL_PROCESS, _REFUSE = 0x7FFF0000, 0x80000000, 0x00050000 | errno.EPERM
-"""A refused call fails with EPERM: an interpreter or C library that needs another call must not end the
-process."""
+"""A refused call fails with EPERM, so that an interpreter or C library with another call continues to run."""
 
 _PR_SET_SECCOMP = 22
 _SECCOMP_MODE_FILTER = 2
@@ -158,9 +158,7 @@ class _Program(ctypes.Structure):
 
 
 def _filter_calls(libc: ctypes.CDLL) -> bool:
-    """Let the kernel refuse all other system calls. Return False on an unknown machine, or without
-    seccomp.
-    """
+    """Let the kernel refuse all other calls. Return False on an unknown machine, or without seccomp."""
     found = _ARCHITECTURES.get(os.uname().machine)
     if found is None:
         return False

@@ -1,9 +1,9 @@
-"""Runs of TCP segments that the kernel takes in one write, and cuts again into the very same octets.
+"""Runs of TCP segments that are written in one call, and that the kernel splits into identical segments.
 
-The kernel cuts a run by copying its headers (tcp_gso_segment, inet_gso_segment): sequence number and IP
-identification count up, lengths and checksums are computed, PSH stays on the last segment alone. So only
-segments that differ in nothing else may be one run, and only true checksums, which the kernel would otherwise
-mend.
+The kernel splits a run by copying its headers (tcp_gso_segment, inet_gso_segment). It increments sequence
+number and IP identification, computes lengths and checksums, and sets PSH only in the last segment. So a run
+contains only segments without other differences, and only correct checksums, because the kernel would correct
+the others.
 """
 
 from functools import lru_cache
@@ -14,41 +14,41 @@ from pyflannel.wire.packet import HEADER_OCTETS, PROTOCOL_TCP, checksum, decreme
 
 _FIELDS = "IHIH12sIQH"
 _HEADERS = Struct("!" + _FIELDS)
-"""First word (version, TOS, total length), identification, the four octets after it (flags and fragment
+"""First word (version, TOS, total length), identification, the four bytes after it (flags and fragment
 offset, TTL, protocol), checksum, flow (addresses and ports), sequence number, state (acknowledgement, header
 length, flags, window), checksum (RFC 791 section 3.1, RFC 9293 section 3.1)."""
 
 _SHORTEST_OCTETS = 40
-"""Both headers without options: what is read, and the urgent pointer."""
+"""Both headers without options: the fields above, and the urgent pointer."""
 
 _LENGTH = Struct("!H")
 
 _UNDIVIDED = 0xBFFF << 16
-"""All bits of the IP flags and fragment offset but "don't fragment"."""
+"""All bits of the IP flags and fragment offset except "don't fragment"."""
 
 _ONE_HOP = 1 << 8
-"""The TTL's unit in the word that holds it."""
+"""The value 1 of the TTL in the word that contains it."""
 
 _CONTROL = 0x0FFF << 16
 _ACK = 0x0010 << 16
 _PSH = 0x0008 << 16
-"""In the word of the TCP state: all that is not header length, and its bits."""
+"""In the word of the TCP state: all bits except header length and window, and two of the flags."""
 
 _HEADER_LENGTH_SHIFT = 28
 _NEVER_COMPUTED = 0xFFFF
-"""A checksum that means the same as 0; the kernel writes 0."""
+"""A checksum equivalent to 0. The kernel writes 0."""
 
 _LONGEST_OCTETS = 65535
 _FEWEST_AT_ONCE = 4
 _CHUNK_OCTETS = 4096
-"""Even; numbers of this length are the quickest to add up."""
+"""Length in bytes of the numbers for checksums: even, and the fastest to add."""
 
 
 class TcpRun:
-    """Consecutive segments of one flow, left where they lie in the receive buffer.
+    """Consecutive segments of one flow in the receive buffer. They are not copied.
 
     Attributes:
-        starts: where each segment starts; empty between two runs.
+        starts: offset of each segment; empty between two runs.
         octets: sum of the segments' lengths, as packets.
     """
 
@@ -63,9 +63,9 @@ class TcpRun:
         self._room = 0
 
     def start(self, at: int, size: int) -> bool:
-        """Begin with a packet, whose TTL was decremented; return False when no other may follow it.
+        """Begin with a packet, whose TTL was decremented. Return False if no other packet may follow.
 
-        The packet has a header of 20 octets or more, and is as long as `size` says.
+        The packet has a header of 20 bytes or more, and a length of `size` bytes.
         """
         buffer = self._buffer
         if buffer[at] != 0x45 or buffer[at + 9] != PROTOCOL_TCP or size <= _SHORTEST_OCTETS:
@@ -93,10 +93,10 @@ class TcpRun:
         return True
 
     def extend(self, at: int, size: int) -> bool:
-        """Take the packet as the next one, as it came, or return False.
+        """Append the unchanged packet and return True, or return False if it does not continue the run.
 
-        What is taken has the verdict of the run's first packet: it has the same addresses and TTL, is not
-        longer, and agrees with itself about its length.
+        An appended packet has the verdict of the run's first packet: it has the same addresses and TTL, is
+        not longer, and its length is consistent.
         """
         payload = size - self._header_octets
         if not 0 < payload <= self._room or size > self._size:
@@ -121,15 +121,16 @@ class TcpRun:
         self._last_size = size
         self._identity = (identity + 1) & 0xFFFF
         self._sequence = (sequence + payload) & 0xFFFFFFFF
-        # The last one: shorter than the others, or with PSH.
+        # The last segment of a run is shorter than the others, or has PSH.
         self._room = 0 if size < self._size or state & _PSH else self._room - payload
         return True
 
     def extend_all(self, at: int, size: int, count: int) -> int:
-        """Take the next of `count` packets of `size` octets that lie side by side; return how many.
+        """Append some of `count` adjacent packets of `size` bytes. Return their number.
 
-        None says nothing of the first of them. It looks at all of them at once, field by field, which costs a
-        fourth of `extend`, and at fewer when they are not all of the run.
+        If the number is 0, the first packet may still continue the run. All packets are checked at once,
+        field by field, which takes a quarter of the time of `extend`. If they do not all continue the run,
+        fewer are checked.
         """
         payload = size - self._header_octets
         count = min(count, self._room // payload) if size == self._size else 0
@@ -154,7 +155,7 @@ class TcpRun:
         return count
 
     def _is_continued_by(self, fields: tuple[Any, ...], size: int, count: int, payload: int) -> bool:
-        """Return whether that many packets are the next ones of the run, the last perhaps with PSH."""
+        """Return whether this number of packets continues the run. The last one may have PSH."""
         return (
             fields[0::9].count(self._first + size) == count
             and fields[1::9] == tuple(range(self._identity, self._identity + count))
@@ -169,33 +170,33 @@ class TcpRun:
         )
 
     def clear(self) -> None:
-        """Make room for another run."""
+        """Remove all segments."""
         self.starts.clear()
         self._room = 0
 
     def packets(self) -> list[tuple[int, int]]:
-        """Return start and size of each segment, all with the TTL decremented: to write them one by one."""
+        """Return offset and size of each segment, with the TTL decremented, to write them singly."""
         for at in self.starts[1:]:
             decrement_ttl(self._buffer, at)
         sizes = [self._size] * (len(self.starts) - 1) + [self._last_size]
         return list(zip(self.starts, sizes, strict=True))
 
     def has_true_checksums(self) -> bool:
-        """Return whether the checksums of all headers and payloads hold.
+        """Return whether the checksums of all headers and payloads are correct.
 
-        They are added up over the whole run, which finds a fault as surely as each of them does: modulo 65535
-        the sum of an IP header is 0, and that of a segment is its pseudo header's, negated.
+        One sum over the whole run detects an error as reliably as single sums. Modulo 65535, the sum of an IP
+        header is 0, and the sum of a segment is the negated sum of its pseudo header.
         """
         total = sum(int.from_bytes(self._view[start:end], "little") for start, end in self._chunks())
         count = len(self.starts)
         pseudo = (self._addresses + PROTOCOL_TCP - HEADER_OCTETS) * count + self.octets
-        # 256 swaps the octets of a word, modulo 65535: numbers in our own order are made quicker.
+        # Modulo 65535, a factor of 256 swaps the bytes of a word. Numbers in the host's order are faster.
         return (total * 256 + pseudo) % 65535 == 0
 
     def merged(self) -> tuple[bytearray, list[memoryview], int]:
-        """Return headers, payloads and payload octets of a segment, for one write of the whole run.
+        """Return headers, payloads and payload length of a segment, to write the whole run in one call.
 
-        The TCP checksum is that of the pseudo header alone: the kernel adds the rest.
+        The TCP checksum covers only the pseudo header. The kernel adds the rest.
         """
         at, length, view = self.starts[0], self._header_octets, self._view
         header = self._buffer[at : at + length]
@@ -217,7 +218,7 @@ class TcpRun:
         return int.from_bytes(self._flow[:8], "big")
 
     def _chunks(self) -> list[tuple[int, int]]:
-        """Return pieces of the buffer that hold the run, whose words start where a packet's words start."""
+        """Return parts of the buffer with the run. Their words are aligned to the words of a packet."""
         first, last, size = self.starts[0], self.starts[-1], self._size
         if size % 2 == 0 and last - first == (len(self.starts) - 1) * size:
             spans = [(first, last + self._last_size)]
@@ -233,6 +234,6 @@ class TcpRun:
 
 @lru_cache(maxsize=256)
 def _layout(size: int, header_octets: int, count: int) -> Struct:
-    """Return the fields of that many packets side by side: those of _HEADERS, and the rest of the header."""
+    """Return the layout of this number of adjacent packets: fields of _HEADERS and rest of the header."""
     rest = header_octets - _HEADERS.size
     return Struct("!" + f"{_FIELDS}{rest}s{size - header_octets}x" * count)

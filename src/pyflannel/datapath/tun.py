@@ -1,4 +1,4 @@
-"""The TUN device: read and written in batches, with the kernel's offloads."""
+"""Reads and writes the TUN device in batches, with the kernel's offloads."""
 
 import errno
 import os
@@ -13,7 +13,7 @@ from pyflannel.datapath.tcp_run import TcpRun
 
 
 class Offload(IntFlag):
-    """What the kernel does for us; each is used where it is there."""
+    """Offloads of the kernel. Each is used if the kernel supports it."""
 
     RUN_WRITE = 1  # the device takes a run of TCP segments in one write (IFF_VNET_HDR)
     SEGMENTED_SEND = 2  # one call sends many datagrams (UDP_SEGMENT)
@@ -21,7 +21,7 @@ class Offload(IntFlag):
 
 
 class Offloads:
-    """Which of them are in use; each that is missing is said, once."""
+    """The offloads in use. Each missing offload is logged once."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say
@@ -29,26 +29,26 @@ class Offloads:
         self.used = Offload(0)
 
     def use(self, offload: Offload) -> None:
-        """Note that it works."""
+        """Record that an offload works."""
         self.used |= offload
 
     def lack(self, offload: Offload, reason: OSError | str) -> None:
-        """Note that it does not, and why."""
+        """Record that an offload does not work, and the reason."""
         self.used &= ~offload
         if offload not in self._logged:
             self._logged.add(offload)
-            self._say(f"{offload.name} is not to be had, packets go one by one: {reason}")
+            self._say(f"{offload.name} is unavailable, packets are handled one by one: {reason}")
 
 
 TUNGETIFF = 0x800454D2
 _IFF_VNET_HDR = 0x4000
-"""linux/if_tun.h: reads and writes of the device are behind a header that tells of segmentation."""
+"""linux/if_tun.h: each packet that is read or written follows a header with its segmentation."""
 
 _IFREQ = Struct("16sH22x")
 
 _HEADER = Struct("=BBHHHH")
-"""Flags, kind of segmentation, octets of the headers, octets of a segment's payload, where the part starts
-that is checksummed and where in it the checksum is (linux/virtio_net.h, struct virtio_net_hdr)."""
+"""Flags, kind of segmentation, length of the headers, length of a segment's payload, start of the part with a
+checksum, offset of the checksum in this part (linux/virtio_net.h, struct virtio_net_hdr)."""
 
 _NEEDS_CHECKSUM = 1
 _TCP_OVER_IPV4 = 1
@@ -58,17 +58,17 @@ _NO_SEGMENTATION = bytes(_HEADER.size)
 
 
 class Tun:
-    """An attachment to a TUN device, which the daemon made: it alone has the right to.
+    """An attachment to a TUN device. The daemon created it, because only the daemon has the right to.
 
     The kernel segments and checksums all packets from the device, because no offload is requested.
 
     Attributes:
-        header_octets: what precedes each packet that is read; 0 where the kernel knows no such header.
+        header_octets: length in bytes of the header before each packet; 0 if the kernel does not support it.
         takes_runs: whether `write_run` may be used.
 
     Raises:
-        OSError: `descriptor` is not attached to the device that has the name; it is closed. ENODEV when the
-            device has another name, EBADFD when it is gone.
+        OSError: `descriptor`, which is then closed, is not attached to the device with the name: ENODEV if
+            the device has another name, EBADFD if it was removed.
     """
 
     HEADER_OCTETS = _HEADER.size
@@ -77,7 +77,7 @@ class Tun:
         try:
             name, flags = _interface(descriptor)
             if name != link:
-                raise OSError(errno.ENODEV, f"{link} has another name now")
+                raise OSError(errno.ENODEV, f"{link} was renamed")
         except OSError:
             os.close(descriptor)
             raise
@@ -88,49 +88,49 @@ class Tun:
         if self.takes_runs:
             offloads.use(Offload.RUN_WRITE)
         else:
-            offloads.lack(Offload.RUN_WRITE, "the device was attached to without")
+            offloads.lack(Offload.RUN_WRITE, "the device was attached without it")
 
     @property
     def is_current(self) -> bool:
-        """Whether the device that we are attached to is there, and has the name."""
+        """Whether the attached device exists and still has its name."""
         try:
             return _interface(self.descriptor)[0] == self._link
         except OSError:
             return False
 
     def write(self, packet: bytes | bytearray | memoryview) -> None:
-        """Give one packet to the device."""
+        """Write one packet to the device."""
         if self.header_octets:
             os.writev(self.descriptor, (_NO_SEGMENTATION, packet))
         else:
             os.write(self.descriptor, packet)
 
     def write_run(self, header: bytearray, payloads: Sequence[memoryview], payload_octets: int) -> None:
-        """Give a run of TCP segments to the device: the headers of one, whose checksum is to be completed."""
+        """Write a run of TCP segments to the device: one header with a partial checksum, and all payloads."""
         segmentation = _HEADER.pack(
             _NEEDS_CHECKSUM, _TCP_OVER_IPV4, len(header), payload_octets, _IP_HEADER_OCTETS, _TCP_CHECKSUM_AT
         )
         os.writev(self.descriptor, [segmentation, header, *payloads])
 
     def close(self) -> None:
-        """Let go of the device, which stays if it is persistent."""
+        """Close the attachment. A persistent device remains."""
         os.close(self.descriptor)
 
 
 def _interface(descriptor: int) -> tuple[str, int]:
-    """Return the name and the flags of the device that a descriptor is attached to.
+    """Return name and flags of the device to which a descriptor is attached.
 
     Raises:
-        OSError: EBADFD when it is attached to none.
+        OSError: EBADFD if it is not attached.
     """
     name, flags = _IFREQ.unpack(ioctl(descriptor, TUNGETIFF, bytes(_IFREQ.size)))
     return name.rstrip(b"\0").decode(errors="surrogateescape"), flags
 
 
 class DeviceWriter:
-    """The device's writing side. What is refused is counted and lost; nothing is ever raised.
+    """Writes packets to the device. Refused packets are counted and lost. Never raises.
 
-    `on_lost` is called when the device turns out to be gone; `tun` is None until there is another.
+    If the device was removed, it calls `on_lost`. `tun` is None while there is no device.
     """
 
     def __init__(self, counters: Counters, offloads: Offloads, on_lost: Callable[[], None]) -> None:
@@ -146,11 +146,11 @@ class DeviceWriter:
             self._counters.received_octets += len(packet)
 
     def write_own(self, packet: bytes) -> None:
-        """Write a packet of our own: an ICMP error to the host."""
+        """Write a packet of the forwarder itself: an ICMP error to the host."""
         self._write(packet)
 
     def write_run(self, run: TcpRun, view: memoryview) -> None:
-        """Write the segments of a run that lies in `view`, in one call if that changes no octet."""
+        """Write the segments of a run in `view`, in one call if no byte changes by that."""
         tun, count = self.tun, len(run.starts)
         if count > 1 and tun is not None and tun.takes_runs and run.has_true_checksums():
             try:

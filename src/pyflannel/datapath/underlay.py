@@ -1,4 +1,4 @@
-"""The UDP socket on the underlay, and the sending of packets to peers."""
+"""Sends packets to peers by the UDP socket on the underlay."""
 
 import errno
 import socket
@@ -21,15 +21,15 @@ _UDP_SEGMENT = 103
 _SEGMENT = Struct("=H")
 
 _UNSEGMENTED = frozenset({errno.EIO, errno.EINVAL, errno.EMSGSIZE, errno.EOPNOTSUPP})
-"""What UDP_SEGMENT is refused with where datagrams one by one are not: no checksum offload on the way, IPsec,
-a path narrower than the packets."""
+"""Errors of UDP_SEGMENT that do not occur with single datagrams. Causes: a link without checksum offload,
+IPsec, a path MTU smaller than the packets."""
 
 _AGAIN_S = 10.0
-"""How long a peer is spared what was refused."""
+"""Time in seconds without UDP_SEGMENT to a peer after a refusal."""
 
 
 class UnderlaySender:
-    """The socket's sending side. What is refused is counted and lost; nothing is ever raised."""
+    """Sends packets by the socket. Refused packets are counted and lost. Never raises."""
 
     def __init__(self, udp: socket.socket, counters: Counters, offloads: Offloads) -> None:
         self._udp = udp
@@ -37,7 +37,7 @@ class UnderlaySender:
         self._offloads = offloads
         self._refused_until: dict[Endpoint, float] = {}
         try:
-            udp.setsockopt(_SOL_UDP, _UDP_SEGMENT, 0)  # as it is; refused where the kernel does not know it
+            udp.setsockopt(_SOL_UDP, _UDP_SEGMENT, 0)  # unchanged; refused if the kernel does not support it
         except OSError as error:
             offloads.lack(Offload.SEGMENTED_SEND, error)
             self._can_segment = False
@@ -56,7 +56,7 @@ class UnderlaySender:
             self._counters.sent_octets += len(packet)
 
     def send_run(self, packets: Sequence[memoryview], size: int, endpoint: Endpoint) -> None:
-        """Send packets of `size` octets each, the last perhaps shorter."""
+        """Send packets of `size` bytes each. The last one may be shorter."""
         if len(packets) == 1 or not self._may_segment(endpoint):
             self._send_one_by_one(packets, endpoint)
             return

@@ -276,7 +276,7 @@ async def _take_over(state: ForwarderState, path: Path, opened: AsyncExitStack) 
         predecessor = await opened.enter_async_context(connected(path))
         count, other = decode_handed(await predecessor.ask(Kind.HAND_OVER))
         if len(predecessor.descriptors) != count or count < 2:
-            raise WireError(f"{len(predecessor.descriptors)} descriptors came, not {count}", hint="")
+            raise WireError(f"received {len(predecessor.descriptors)} descriptors, not {count}", hint="")
         if other.settings.link != state.settings.link:
             raise WireError(f"it is that of {other.settings.link}", hint="")
     except RefusedError:

@@ -166,7 +166,7 @@ def test_without_a_piece_of_help_the_rest_is_used(hosts, monkeypatch, piece, cou
     assert batches == {"batches_written", "batches_sent", "batches_received"} - {counter}
     said = (one.run_dir / "forwarder.log").read_text()
     assert said.count("\n") == 1
-    assert said.startswith(f"{piece} is not to be had, packets go one by one: ")
+    assert said.startswith(f"{piece} is unavailable, packets are handled one by one: ")
 
 
 def test_a_path_too_narrow_for_batches(linked):
@@ -177,7 +177,7 @@ def test_a_path_too_narrow_for_batches(linked):
 
     assert transfer(one, two, 4 << 20)
 
-    assert "SEGMENTED_SEND is not to be had" in (one.run_dir / "forwarder.log").read_text()
+    assert "SEGMENTED_SEND is unavailable" in (one.run_dir / "forwarder.log").read_text()
     assert not [name for name in one.counters() if name.startswith("send_failed")]
 
 

@@ -101,5 +101,5 @@ def test_a_kernel_without_runs_gets_single_packets():
     assert socket.calls == [("packet", PEER)] * 3
     assert offloads.used is Offload(0)
     assert said == [
-        "SEGMENTED_SEND is not to be had, packets go one by one: [Errno 92] Protocol not available"
+        "SEGMENTED_SEND is unavailable, packets are handled one by one: [Errno 92] Protocol not available"
     ]
