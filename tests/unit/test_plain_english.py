@@ -65,7 +65,3 @@ def test_names_in_a_program_are_not_checked(plain_english: ModuleType, tmp_path:
     path.write_text('"""A run.\n\n    Attributes:\n        octets: in bytes.\n"""\nfield = "octets"\n')
 
     assert list(plain_english.findings_in(path)) == []
-
-
-def test_every_path_that_is_not_checked_yet_exists(plain_english: ModuleType) -> None:
-    assert [path for path in plain_english.NOT_YET if not (plain_english.ROOT / path).exists()] == []

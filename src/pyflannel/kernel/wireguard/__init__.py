@@ -1,1 +1,1 @@
-"""WireGuard devices and the key of this host, by the program `wg`."""
+"""WireGuard devices and the key of this host, managed with the program `wg`."""

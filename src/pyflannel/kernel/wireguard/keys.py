@@ -1,4 +1,4 @@
-"""The WireGuard key of this host: a file with mode 0600, made at the first start and kept across reboots."""
+"""The WireGuard key of this host: a file with mode 0600, created at the first start and kept afterwards."""
 
 import os
 from collections.abc import Callable
@@ -25,9 +25,9 @@ class WireguardKeys:
     """The key file of one network.
 
     Args:
-        path: of the key file.
-        original: key file of the original flannel, whose key is taken over if `path` does not exist.
-        objection: why wireguard-go cannot be used; "" if it can.
+        path: path of the key file.
+        original: key file of the original flannel. Its key is used if `path` does not exist.
+        objection: the reason why wireguard-go cannot be used; "" if it can.
     """
 
     def __init__(self, path: Path, original: Path | None, objection: Callable[[], str]) -> None:
@@ -45,10 +45,10 @@ class WireguardKeys:
         return self._private.get(public_key)
 
     async def observe(self) -> WireguardFacts:
-        """Return the public key of the file, made now if there is none, and the implementation.
+        """Return the public key of the file, and the implementation. Create the file if it does not exist.
 
         Raises:
-            TargetError: the file, `wg` or wireguard-go is unusable; the message says which and why.
+            TargetError: the file, `wg` or wireguard-go is unusable; the message contains the cause.
         """
         if not self._has_observed:
             await in_thread(self._forget_next)
@@ -63,10 +63,10 @@ class WireguardKeys:
         return WireguardFacts(key=public, published=public, is_in_kernel=self._is_in_kernel, problem=problem)
 
     async def prepare(self) -> str:
-        """Make the next key, keep it in a file beside the current one, and return its public key.
+        """Create the next key, write it to a file beside the current one, and return its public key.
 
         Raises:
-            TargetError: it cannot be made or kept.
+            TargetError: the key cannot be created or written.
         """
         text = await self._generate()
         public = await self._public_of(text)
@@ -74,16 +74,16 @@ class WireguardKeys:
         return public
 
     async def promote(self) -> None:
-        """Put the prepared key in the place of the current one.
+        """Replace the current key by the prepared one.
 
         Raises:
             TargetError: the file cannot be renamed.
         """
-        with target_errors(f"the WireGuard key cannot be kept in {self._path}", hint=_WRITABLE):
+        with target_errors(f"cannot write the WireGuard key to {self._path}", hint=_WRITABLE):
             await in_thread(os.rename, self._next, self._path)
 
     async def discard(self) -> None:
-        """Forget the prepared key."""
+        """Discard the prepared key."""
         await in_thread(self._forget_next)
 
     async def _make(self) -> str:
@@ -112,13 +112,13 @@ class WireguardKeys:
         return _read_key(self._path)
 
     def _write(self, path: Path, text: str) -> None:
-        with target_errors(f"the WireGuard key cannot be kept in {path}", hint=_WRITABLE):
+        with target_errors(f"cannot write the WireGuard key to {path}", hint=_WRITABLE):
             with Replacement(str(path), KEY_MODE) as replacement:
                 replacement.write(text.encode())
                 replacement.finish()
 
     def _forget_next(self) -> None:
-        with target_errors("an old WireGuard key cannot be removed", hint=_WRITABLE):
+        with target_errors("cannot remove an old WireGuard key", hint=_WRITABLE):
             self._next.unlink(missing_ok=True)
 
 
@@ -137,7 +137,7 @@ def _read_key(path: Path) -> str | None:
     """Return the private key in a file; None if there is no file.
 
     Raises:
-        TargetError: the file is unreadable, others may read it, or it contains no key.
+        TargetError: the file is unreadable, other users may read it, or it contains no key.
     """
     hint = f"Run `chmod 600 {path}`, then `flannelctl rotate-key`; or delete it for a new key."
     content = read_key_file(path, _NAME, if_exposed=hint)

@@ -1,7 +1,7 @@
-"""WireGuard devices as a target of plans, by `wg`: one way for the kernel's devices and for wireguard-go.
+"""WireGuard devices as a target of plans. `wg` configures the kernel's devices and those of wireguard-go.
 
-`wg addconf` and `wg set` change only what an operation is about. `wg syncconf` would set the endpoint of
-every peer again, also where a handshake has shown another.
+`wg addconf` and `wg set` change only the objects of an operation. `wg syncconf` would set the endpoint of
+every peer again, even if a handshake has shown another one.
 """
 
 import asyncio
@@ -24,22 +24,22 @@ log = logging.getLogger(__name__)
 
 _PROGRAM = "wg"
 _LOOK_S = 0.5
-"""Pause between two looks for changes, which WireGuard does not announce …"""
+"""Minimum interval between two looks for changes, because WireGuard does not announce changes."""
 
 _PER_PEER_S = 0.0015
-"""… and at least so much for each peer: a look costs a hundredth of it."""
+"""Minimum interval for each peer. A look takes a hundredth of this time."""
 
 _LIVE_S = 180
-"""A session ends so long after its handshake (REJECT_AFTER_TIME of the WireGuard paper, section 6.1)."""
+"""Lifetime of a session after its handshake (REJECT_AFTER_TIME of the WireGuard paper, section 6.1)."""
 
 _AT_ONCE = 500
-"""Peers in the command line of one `wg`."""
+"""Maximum number of peers in one command line of `wg`."""
 
 _ABSENT = ("No such device", "Protocol not supported")
-"""What `wg` says of a device that is missing, the second on a kernel without WireGuard."""
+"""Messages of `wg` for a missing device. The second one is for a kernel without WireGuard."""
 
 _GREETING_S = 25
-"""Interval of keepalive packets of a new peer until the handshake has begun. Any would do."""
+"""Interval of keepalive packets of a new peer until the handshake has begun. The value has no effect."""
 
 
 class Userspace(Protocol):
@@ -49,17 +49,17 @@ class Userspace(Protocol):
         """Return the links that a process serves."""
 
     def pid(self, link: str) -> int | None:
-        """Return the process of a link; None without one."""
+        """Return the process of a link; None if there is none."""
 
     async def start(self, link: str) -> None:
-        """Start the process of a link, in the place of one that runs.
+        """Start the process of a link, and stop a running one before.
 
         Raises:
             TargetError: it did not start.
         """
 
     async def stop(self, link: str) -> None:
-        """End the process of a link, if there is one.
+        """Stop the process of a link if there is one.
 
         Raises:
             TargetError: another program serves the link.
@@ -69,7 +69,8 @@ class Userspace(Protocol):
 class WireguardTarget:
     """The WireGuard devices of the network namespace.
 
-    A device, and a process that serves one, is used whichever program made it. Only an operation ends it.
+    An existing device or process is used, regardless of the program that created it. Only an operation
+    removes it.
     """
 
     kinds = (WireguardDevice, WireguardPeer)
@@ -82,7 +83,7 @@ class WireguardTarget:
         self._sources: dict[str, IPv4Address | None] = {}  # those for which the endpoints were set
 
     async def snapshot(self, desired: State) -> State:
-        """Return the planned devices, those that a process of ours serves, and their peers.
+        """Return the planned devices, those of flanneld's wireguard-go processes, and their peers.
 
         Raises:
             TargetError: `wg` failed.
@@ -120,7 +121,7 @@ class WireguardTarget:
     async def apply(self, operations: Sequence[Operation]) -> Sequence[Refusal]:
         """Configure the devices, then add and change peers, then remove peers.
 
-        So a subnet that moves from one key to another has one at every moment.
+        With this order, a subnet that moves from one key to another has a key at all times.
         """
         return await performed(operations, self._apply(operations))
 
@@ -192,8 +193,9 @@ class WireguardTarget:
     async def _change(self, link: str, operations: Sequence[Operation]) -> None:
         """Add and change peers, and begin a handshake with each that is added.
 
-        Such a peer may have a session with a former process of this host. It would send packets in vain, for
-        15 s until it begins a handshake itself. A new keepalive sends a packet at once.
+        Such a peer may have a session with a previous process of this host. Without the handshake, its
+        packets would be lost for 15 s, until it begins one itself. A new keepalive setting sends a packet
+        immediately.
         """
         sections: list[tuple[WireguardPeer, bool]] = []
         added: list[WireguardPeer] = []
@@ -219,7 +221,7 @@ class WireguardTarget:
         )
 
     async def _set(self, link: str, changes: Sequence[tuple[str, ...]]) -> None:
-        """Change single settings of peers. What was removed already, or is on a removed link, counts."""
+        """Change single settings of peers. A missing peer or link counts as removed."""
         for start in range(0, len(changes), _AT_ONCE):
             some = changes[start : start + _AT_ONCE]
             ran = await run_program(
@@ -229,7 +231,7 @@ class WireguardTarget:
                 _check(ran, f"wg set {link}")
 
     async def contacts(self) -> list[WireguardContact]:
-        """Return the exchange with each peer of the planned devices; empty without a device.
+        """Return the latest handshake and traffic of each peer; empty without a device.
 
         Raises:
             TargetError: `wg` failed.
@@ -242,7 +244,7 @@ class WireguardTarget:
         return found
 
     async def _dump(self, link: str) -> DumpedDevice | None:
-        """Return a device as it is now; None if there is none of this name.
+        """Return the current state of a device; None if there is no device with this name.
 
         Raises:
             TargetError: `wg` failed.
@@ -260,7 +262,7 @@ class WireguardTarget:
         _check(await run_program(_PROGRAM, *words, given=given), f"wg {words[0]} {words[1]}")
 
     def changes(self) -> ChangeChannel:
-        """Open a channel that announces when a planned device differs from the plan. `wg` is asked."""
+        """Open a channel that announces differences of a planned device from the plan. It polls `wg`."""
         return ChangeChannel(self._read_changes)
 
     async def _read_changes(self, announce: Announce) -> None:
@@ -284,7 +286,7 @@ class WireguardTarget:
 
 
 def _as_planned(one: DumpedPeer, desired: State, now: float) -> WireguardPeer:
-    """Return a peer, equal to the plan if only its endpoint differs, as a handshake has shown it."""
+    """Return a peer. It equals the plan if only its endpoint differs because of a handshake."""
     planned = desired.by_key.get(one.peer.key)
     if not isinstance(planned, WireguardPeer) or now - one.handshake_at > _LIVE_S:
         return one.peer
