@@ -127,6 +127,26 @@ class FileWatch(Protocol):
         """
 
 
+class KeyFile(Protocol):
+    """A file with a list of keys, or a double of it.
+
+    Attributes:
+        name: path of the file, for messages.
+    """
+
+    name: str
+
+    async def read(self) -> str:
+        """Return the text of the file.
+
+        Raises:
+            TargetError: the file is unreadable.
+        """
+
+    def changes(self) -> AbstractAsyncContextManager[Changes]:
+        """Open a channel of changes of the file, as FileWatch does."""
+
+
 class Watcher(Protocol):
     """An open watch. Only one task may use it."""
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from pyflannel.errors import TargetError
 from pyflannel.kernel.host import files
 from pyflannel.kernel.host.files import FileTarget
 from pyflannel.kernel.host.inotify import Inotify, InotifyFileWatch
@@ -256,6 +257,33 @@ def test_removing_what_is_gone_is_fine(file: HostFile) -> None:
     apply(Add(file))
     assert apply(Remove(file)) == []
     assert not Path(file.path).exists()
+
+
+def test_a_watched_link_tells_of_a_change_of_its_target(tmp_path: Path) -> None:
+    """Kubernetes replaces the directory behind the links to the files of a ConfigMap."""
+    (tmp_path / "lease-keys").symlink_to("..data/lease-keys")
+
+    async def run() -> None:
+        async with InotifyFileWatch().changes(tmp_path / "lease-keys") as changes, asyncio.timeout(100):
+            (tmp_path / "..data").symlink_to("..new")
+            await changes.next()
+
+    asyncio.run(run())
+
+
+def test_a_watch_fails_if_the_directory_is_deleted_or_moved(tmp_path: Path) -> None:
+    """So that it is opened again."""
+
+    async def run(change: Callable[[Path], object]) -> None:
+        directory = tmp_path / "keys"
+        directory.mkdir()
+        async with InotifyFileWatch().changes(directory / "lease-keys") as changes, asyncio.timeout(100):
+            change(directory)
+            with pytest.raises(TargetError, match="No such file or directory"):
+                await changes.next()
+
+    asyncio.run(run(Path.rmdir))
+    asyncio.run(run(lambda directory: directory.rename(tmp_path / "moved")))
 
 
 def test_a_watched_file_tells_of_each_write(tmp_path: Path) -> None:

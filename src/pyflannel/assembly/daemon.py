@@ -86,6 +86,11 @@ class Daemon:
         found = await asyncio.gather(*(network.status() for network in running.values()))
         return dict(zip(running, found, strict=True))
 
+    def reload(self) -> bool:
+        """Read the allow-lists of all networks again; return whether there are any."""
+        reloaded = [network.reload() for network in self._running.values()]
+        return any(reloaded)
+
     def utc(self) -> float:
         """Return seconds since the epoch."""
         return self._clock.utc()

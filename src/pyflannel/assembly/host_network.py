@@ -14,6 +14,7 @@ from pyflannel import VERSION
 from pyflannel.assembly.directories import Places
 from pyflannel.assembly.options import FlanneldOptions
 from pyflannel.assembly.stores import parse_store_url
+from pyflannel.engine.allowed_keys import AllowedKeys
 from pyflannel.engine.lease_signing import LeaseSigning
 from pyflannel.engine.list_watch import StoreLog
 from pyflannel.engine.plan_log import GuardLog
@@ -28,7 +29,7 @@ from pyflannel.kernel.filters.iptables import IptablesTarget
 from pyflannel.kernel.filters.nftables import NftTarget
 from pyflannel.kernel.filters.tunnel_guard import TunnelGuardTarget
 from pyflannel.kernel.host.files import FileMemory, FileTarget, replace_file
-from pyflannel.kernel.host.lease_key import lease_key, public_lease_key
+from pyflannel.kernel.host.lease_key import KeyListFile, lease_key, public_lease_key
 from pyflannel.kernel.host.locks import DeviceClaim
 from pyflannel.kernel.host.machine import (
     BoottimeClock,
@@ -129,6 +130,12 @@ class HostNetwork:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._supervisor.run(), name="supervisor")
             tasks.create_task(self._guard_log.run(), name="log of the guard")
+            if self._signing is not None:
+                tasks.create_task(self._signing.run(), name="allow-list")
+
+    def reload(self) -> bool:
+        """Read the allow-list again, if there is one; return whether there is."""
+        return self._signing is not None and self._signing.reload()
 
     @property
     def waiting_for(self) -> str | None:
@@ -290,14 +297,11 @@ def _signing(options: FlanneldOptions, places: Places, store_url: str) -> LeaseS
     )
 
 
-def _allowed_keys(path: Path) -> frozenset[bytes]:
+def _allowed_keys(path: Path) -> AllowedKeys:
+    file = KeyListFile(path)
     try:
-        return parse_allowed_keys(path.read_text(encoding="utf-8", errors="replace"))
-    except OSError as error:
-        raise UsageError(
-            f"--lease-keys: {path} cannot be read: {error.strerror}", hint="Write a file with a key a line."
-        ) from error
-    except WireError as error:
+        return AllowedKeys(file, BoottimeClock(), parse_allowed_keys(file.read_now()))
+    except (TargetError, WireError) as error:
         raise UsageError(f"--lease-keys: {path}: {error}", hint=error.hint) from error
 
 

@@ -137,11 +137,28 @@ class LeaseKeeper:
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._perform_requests(), name="lease requests")
+                if self._signing is not None:
+                    tasks.create_task(self._judge_again(self._signing), name="lease signatures")
                 self._events.put_nowait(Started())
                 while True:
                     self._advance(await self._events.get(), tasks)
         finally:
             self._store_log.forget(self)
+
+    async def _judge_again(self, signing: LeaseSigning) -> None:
+        """Read all leases again after each change of the allow-list: the watch shows only new ones."""
+        while True:
+            await signing.rules_changed()
+            self._know(self.leases.without(self._is_revoked))
+            if self._watch is not None:
+                self._watch.cancel()
+            self._events.put_nowait(
+                WatchLost(cause="the allow-list has changed", is_compacted=True, hint="", was_steady=True)
+            )
+
+    def _is_revoked(self, lease: Lease) -> bool:
+        assert self._signing is not None
+        return self._signing.is_revoked(lease, self.state.wanted.owner)
 
     def _advance(self, event: Event, tasks: asyncio.TaskGroup) -> None:
         before = self.leases
@@ -228,6 +245,13 @@ class LeaseKeeper:
             return Failed(None if isinstance(request, List) else request, str(error), error.hint)
 
     async def _list(self) -> Listed:
+        while True:
+            rules = None if self._signing is None else self._signing.rules
+            listed = await self._list_once()
+            if self._signing is None or self._signing.rules is rules:
+                return listed
+
+    async def _list_once(self) -> Listed:
         listing = await self._store.list("")  # leases and claims at one revision
         self._skipped.keep_only(record.key for record in listing.records)
         read = await one_by_one(self._seen, listing.records)

@@ -1,11 +1,13 @@
 """Signs this host's lease, and accepts or refuses the leases of others by their signatures."""
 
+import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import replace
 from ipaddress import IPv4Network
 
+from pyflannel.engine.allowed_keys import AllowedKeys
 from pyflannel.engine.pacing import LogLimit
 from pyflannel.errors import TargetError, WireError
 from pyflannel.model.lease import Lease, LeaseKey
@@ -90,7 +92,7 @@ class LeaseSigning:
         requires: bool,
         prefix: str,
         key_of: Callable[[str], LeaseKey],
-        allowed: frozenset[bytes] | None,
+        allowed: AllowedKeys | None,
         memory: Memory,
         clock: Clock,
     ) -> None:
@@ -100,7 +102,9 @@ class LeaseSigning:
         self._memory = memory
         self._warnings = LogLimit(log, clock, "leases that --lease-signing=require would refuse")
         self._refusals = Refusals(clock)
-        self._trust = Trust(allowed=allowed)
+        self._allowed = allowed
+        self._own_key: bytes | None = None
+        self._trust = Trust(allowed=None if allowed is None else allowed.keys)
         self._counter = 0
         self._kept = KnownKeys(0, {}, {})
 
@@ -130,6 +134,7 @@ class LeaseSigning:
         if owner is None:
             return lease
         key = self._key_of(owner)
+        self._own_key = key.public
         self._counter += 1
         await self.keep()
         return sign(self._prefix, lease, self._counter, key)
@@ -182,6 +187,40 @@ class LeaseSigning:
             return None
         return "not_ours"
 
+    async def run(self) -> None:
+        """Follow the allow-list, if there is one, until cancelled."""
+        if self._allowed is not None:
+            await self._allowed.run()
+
+    def reload(self) -> bool:
+        """Read the allow-list soon; return whether there is one."""
+        if self._allowed is not None:
+            self._allowed.reload()
+        return self._allowed is not None
+
+    async def rules_changed(self) -> None:
+        """Return when the allow-list has changed. From then on, leases are checked by the new one."""
+        if self._allowed is None:
+            await asyncio.Event().wait()
+        else:
+            await self._allowed.changed.wait()
+            self._allowed.changed.clear()
+            self._trust.allowed = self._allowed.keys
+
+    @property
+    def rules(self) -> frozenset[bytes] | None:
+        """The allow-list by which leases are checked now."""
+        return self._trust.allowed
+
+    def is_revoked(self, lease: Lease, owner: str | None) -> bool:
+        """Return whether the key of a lease is not allowed any more, unless `owner`, this host, has it."""
+        return (
+            self._requires
+            and self._trust.allowed is not None
+            and lease.attributes.owner != owner
+            and lease.attributes.signing_key not in self._trust.allowed
+        )
+
     def delete(self, key: str, subnet: IPv4Network) -> None:
         """Take note that the lease at a key, on a subnet, was deleted."""
         self._refusals.remove(key)
@@ -197,10 +236,17 @@ class LeaseSigning:
         """Return the current status."""
         return LeaseSigningStatus(
             mode="require" if self._requires else "warn",
-            allowed=None if self._trust.allowed is None else len(self._trust.allowed),
+            allowed=None if self._allowed is None else len(self._allowed.keys),
+            is_own_key_allowed=self._is_own_key_allowed(),
+            trouble=None if self._allowed is None else self._allowed.trouble,
             refused=self._refusals.shown(),
             refusals={fault: self._refusals.counts[fault] for fault in FAULTS},
         )
+
+    def _is_own_key_allowed(self) -> bool | None:
+        if self._allowed is None or self._own_key is None:
+            return None
+        return self._own_key in self._allowed.keys
 
     async def keep(self) -> None:
         """Save the counters, if they changed, before the accepted leases take effect."""

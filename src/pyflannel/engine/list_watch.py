@@ -193,7 +193,7 @@ async def listen(
                     changed()
         except TargetError as error:
             if not cause:
-                log.warning("No change notifications, checking every few seconds: %s", error.in_full)
+                log.warning("No change notifications, checking at intervals: %s", error.in_full)
                 changed()
             cause = str(error)
         await clock.sleep(pause_s)

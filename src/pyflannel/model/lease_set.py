@@ -1,6 +1,6 @@
 """The known leases of a network, by subnet, in a map whose changed copies share their parts."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Network, IPv6Network
 from typing import TypeVar
@@ -188,6 +188,12 @@ class LeaseSet:
                     pass
         known = replace(self, left_out=self.left_out + left_out) if left_out else self
         return known._with(news)
+
+    def without(self, is_left_out: Callable[[Lease], bool]) -> "LeaseSet":
+        """Return the set without some leases; itself if there are none of them."""
+        others = (lease for some in self.outranked.values() for lease in some)
+        gone = [lease for lease in (*self, *others) if is_left_out(lease)]
+        return self._with([(lease.subnet, lease.ipv6_subnet, None) for lease in gone])
 
     def _at(self, subnet: IPv4Network, ipv6_subnet: IPv6Network | None) -> Lease | None:
         """Return the lease of the key with these subnets."""

@@ -276,12 +276,17 @@ class LeaseSigningStatus:
     Attributes:
         mode: `require`: refused leases are not used; `warn`: they are used nevertheless.
         allowed: number of keys whose leases are accepted; None if the first key of each owner is accepted.
+        is_own_key_allowed: the list contains the key of this host; None without a list or a lease.
+        trouble: why the last good list is in use instead of the latest, and the remedy; None if the latest
+            is in use.
         refused: refused leases since flanneld started; at most REFUSED_LEASES_SHOWN.
         refusals: number of refused writes since flanneld started, for each fault.
     """
 
     mode: Literal["warn", "require"]
     allowed: int | None = None
+    is_own_key_allowed: bool | None = None
+    trouble: Notice | None = None
     refused: tuple[RefusedLease, ...] = ()
     refusals: Mapping[SignatureFault, int] = field(default_factory=dict)
 

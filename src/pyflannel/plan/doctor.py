@@ -74,6 +74,7 @@ def findings(seen: Observed) -> tuple[Finding, ...]:
         _left_programs,
         _strangers,
         _refused_leases,
+        _allow_list,
         _underlay_conflicts,
         _leftovers,
         _doubtful_rules,
@@ -288,6 +289,27 @@ def _refused_leases(seen: Observed) -> Iterator[Finding]:
             cause=f"{many} {how}: {some[0].cause}",
             evidence=_some([_refused_lease(one) for one in some]),
             fix=some[0].hint,
+        )
+
+
+def _allow_list(seen: Observed) -> Iterator[Finding]:
+    """Yield why the latest allow-list is not in use, and whether it lacks this host."""
+    signing = seen.status.lease_signing
+    if signing is not None and signing.trouble is not None:
+        yield Finding(
+            code="allow-list",
+            severity="warning",
+            cause=f"flanneld keeps the last good allow-list: {signing.trouble.text}",
+            evidence=(f"in force: {signing.allowed} keys",),
+            fix=signing.trouble.hint,
+        )
+    if signing is not None and signing.is_own_key_allowed is False:
+        yield Finding(
+            code="own-key-not-allowed",
+            severity="warning",
+            cause="the allow-list lacks the key of this host: hosts with the same list refuse its lease",
+            evidence=(f"in force: {signing.allowed} keys",),
+            fix="jq -r .Public /var/lib/flannel/lease-key.json  # add this key to the list on all hosts",
         )
 
 

@@ -20,12 +20,12 @@ from pyflannel.programs.own_process import collect_less, hide_on_command_line, r
 
 log = logging.getLogger(__name__)
 
+_HANGUP = "flanneld reads config and certificates when they change, and flags only at its start"
 _IGNORED = {
-    signal.SIGHUP: "flanneld reads config and certificates when they change, and flags only at its start",
     signal.SIGUSR1: "flanneld does not use this signal",
     signal.SIGUSR2: "flanneld does not use this signal",
 }
-"""Signals that would end the process by default, and why flanneld ignores them."""
+"""Further signals that would end the process by default, and why flanneld ignores them."""
 
 
 def run() -> int:
@@ -87,6 +87,7 @@ async def _run(options: FlanneldOptions, places: Places) -> None:
         door=lambda network: serve_control(network.places.control_socket, network),
         turned=return_free_memory,
     )
+    loop.add_signal_handler(signal.SIGHUP, _reload, daemon)
     async with asyncio.TaskGroup() as tasks:
         running = [tasks.create_task(daemon.run(), name="daemon")]
         for endpoint, routes in _endpoints(options, daemon):
@@ -97,6 +98,13 @@ async def _run(options: FlanneldOptions, places: Places) -> None:
             loop.remove_signal_handler(number)  # a second signal ends the process immediately
         for task in running:
             task.cancel()
+
+
+def _reload(daemon: Daemon) -> None:
+    if daemon.reload():
+        log.info("Received SIGHUP: reading the allow-list again; %s", _HANGUP)
+    else:
+        log.info("Ignored SIGHUP: %s", _HANGUP)
 
 
 def _endpoints(options: FlanneldOptions, daemon: Daemon) -> Iterator[tuple[Endpoint, Routes]]:

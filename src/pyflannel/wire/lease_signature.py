@@ -106,9 +106,12 @@ def parse_allowed_keys(text: str) -> frozenset[bytes]:
     """Return the keys of an allow-list. Empty lines, and lines that begin with #, are ignored.
 
     Raises:
-        WireError: a line does not begin with a key; the message contains its number.
+        WireError: there is no key, or a line does not begin with one; the message contains its number.
     """
-    return frozenset(_allowed(text))
+    keys = frozenset(_allowed(text))
+    if not keys:
+        raise WireError("it contains no key", hint="Write a file with one key per line.")
+    return keys
 
 
 def _allowed(text: str) -> Iterator[bytes]:

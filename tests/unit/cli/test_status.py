@@ -6,6 +6,7 @@ from ipaddress import IPv4Address, IPv4Network
 from pyflannel.cli.status import facts
 from pyflannel.model.status import (
     LeaseSigningStatus,
+    Notice,
     ReconcileStatus,
     RefusedLease,
     RefusedPeer,
@@ -96,6 +97,10 @@ def test_refused_leases_are_listed_and_many_are_counted() -> None:
     assert refused[0] == f"10.100.9.0/24 at 10.9.0.66, once, 5 s ago: {cause}"
     assert refused[1] == f"10.100.9.0/24 at 10.9.0.66, 3 times, 5 s ago, not in the store any more: {cause}"
     assert refused[8:] == ["2 more: see flannelctl status --json"]
+    trouble = replace(signing, trouble=Notice("it contains no key", "Write one."), is_own_key_allowed=False)
+    shown = list(facts(Status(version="1", lease_signing=trouble)))
+    assert ("signatures", "require, 3 allowed keys, without the key of this host") in shown
+    assert ("warning", "keeps the last good allow-list: it contains no key. Write one.") in shown
     first_key = Status(version="1", lease_signing=LeaseSigningStatus(mode="warn"))
     assert dict(facts(first_key))["signatures"] == "warn, the first key of each owner"
 

@@ -13,14 +13,17 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from doubles.fake_clock import FakeClock
 from doubles.fake_store import FakeStore
+from pyflannel.engine.allowed_keys import AllowedKeys
 from pyflannel.engine.lease_keeper import LeaseKeeper
 from pyflannel.engine.lease_signing import LeaseSigning, Refusals
 from pyflannel.engine.list_watch import StoreLog
+from pyflannel.errors import TargetError
 from pyflannel.model.lease import Lease, LeaseAttributes, LeaseKey
 from pyflannel.model.lease_protocol import Wanted
 from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.status import LeaseSigningStatus
 from pyflannel.model.store_record import Delete, Put, Record, Secret
+from pyflannel.ports import Announce, ChangeChannel, Changes
 from pyflannel.wire.lease_record import lease_key, lease_of, lease_value
 from pyflannel.wire.lease_signature import is_authentic, sign
 
@@ -52,6 +55,35 @@ class MemoryDouble:
         return True
 
 
+class KeyFileDouble:
+    """A file of keys in memory."""
+
+    name = "/etc/flannel/lease-keys"
+
+    def __init__(self) -> None:
+        self.text: str | None = None
+        self._written: list[Announce] = []
+
+    def write(self, text: str | None) -> None:
+        self.text = text
+        for announce in self._written:
+            announce()
+
+    async def read(self) -> str:
+        if self.text is None:
+            raise TargetError("cannot be read: no such file", hint="Write it.")
+        return self.text
+
+    @asynccontextmanager
+    async def changes(self) -> AsyncIterator[Changes]:
+        async def read(announce: Announce) -> None:
+            self._written.append(announce)
+            await asyncio.Event().wait()
+
+        async with ChangeChannel(read) as changes:
+            yield changes
+
+
 class Bench:
     """A store, and the hosts a and b, whose keys are allowed; eve has a key too."""
 
@@ -61,6 +93,8 @@ class Bench:
         self.keys = {name: make_key() for name in ("a", "b", "eve")}
         self.memories = {name: MemoryDouble() for name in self.keys}
         self.signings: dict[str, LeaseSigning] = {}
+        self.file = KeyFileDouble()
+        self.allow("a", "b")
 
     def keeper(
         self, name: str, *, requires: bool = True, pins: bool = False, previous: str | None = None
@@ -70,7 +104,7 @@ class Bench:
             requires=requires,
             prefix=PREFIX,
             key_of=lambda owner: self.keys[owner],
-            allowed=None if pins else allowed,
+            allowed=None if pins else AllowedKeys(self.file, self.clock, allowed),
             memory=self.memories[name],
             clock=self.clock,
         )
@@ -95,6 +129,9 @@ class Bench:
             signing=self.signings[name],
         )
 
+    def allow(self, *names: str) -> None:
+        self.file.write("".join(f"{self.keys[name].public.hex()} {name}\n" for name in names))
+
     async def record(self, key: str) -> Record:
         record = await self.store.get(key)
         assert record is not None
@@ -112,7 +149,8 @@ class Bench:
 
 @asynccontextmanager
 async def running(bench: Bench, *keepers: LeaseKeeper) -> AsyncIterator[None]:
-    tasks = [asyncio.ensure_future(keeper.run()) for keeper in keepers]
+    runs = [keeper.run() for keeper in keepers] + [signing.run() for signing in bench.signings.values()]
+    tasks = [asyncio.ensure_future(each) for each in runs]
     try:
         await bench.clock.advance(60)
         yield
@@ -366,3 +404,125 @@ def test_refused_leases_are_remembered_up_to_a_limit(monkeypatch: pytest.MonkeyP
 
     assert [one.subnet.network_address.packed[2] for one in refusals.shown()] == [4, 3, 2]
     assert refusals.counts == {"unsigned": 5}
+
+
+def test_a_key_that_is_added_to_the_file_is_accepted_without_a_restart() -> None:
+    async def check(bench: Bench) -> None:
+        a, b = bench.keeper("a"), bench.keeper("b")
+        async with running(bench, a, b):
+            lease = signed_by_eve(bench, "10.100.9.0/24")
+            await bench.put(lease_key(lease), lease_value(lease))
+            before = own(a).subnet
+            assert known(a, lease.subnet) is None
+
+            bench.allow("a", "b", "eve")
+            await bench.clock.advance(10)
+
+            assert known(a, lease.subnet) is not None
+            assert known(a, own(b).subnet) is not None
+            assert own(a).subnet == before
+            (refused,) = bench.signings["a"].status().refused
+            assert not refused.is_in_store
+
+    run(check)
+
+
+def test_a_key_that_is_removed_from_the_file_gets_no_more_traffic() -> None:
+    async def check(bench: Bench) -> None:
+        a, b = bench.keeper("a"), bench.keeper("b")
+        async with running(bench, a, b):
+            bench.allow("a")
+            await bench.clock.advance(10)
+
+            assert known(a, own(b).subnet) is None
+            assert known(a, own(a).subnet) is not None
+            (refused,) = bench.signings["a"].status().refused
+            assert (refused.fault, refused.is_in_store) == ("not_allowed", True)
+            assert bench.signings["b"].status().is_own_key_allowed is False
+            assert known(b, own(b).subnet) is not None  # a host does not need its own permission
+            # A host that joins later, or a renewal, changes nothing about it.
+            await bench.clock.advance(3600)
+            assert known(a, own(b).subnet) is None
+
+    run(check)
+
+
+@pytest.mark.parametrize("text", [None, "", "# nothing\n", "rubbish\n"])
+def test_a_broken_file_keeps_the_last_good_list(text: str | None, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+
+    async def check(bench: Bench) -> None:
+        a, b = bench.keeper("a"), bench.keeper("b")
+        async with running(bench, a, b):
+            bench.file.write(text)
+            await bench.clock.advance(200)
+
+            status = bench.signings["a"].status()
+            assert status.allowed == 2
+            assert status.trouble is not None
+            assert status.trouble.text.startswith("/etc/flannel/lease-keys: ")
+            assert caplog.text.count("Kept the last good list of 2 allowed keys: /etc/flannel/lease") == 2
+            assert known(a, own(b).subnet) is not None
+
+            bench.allow("a", "b")
+            await bench.clock.advance(10)
+
+            assert bench.signings["a"].status().trouble is None
+
+    run(check)
+
+
+def test_a_file_is_read_when_it_has_been_written_completely() -> None:
+    async def check(bench: Bench) -> None:
+        a, b = bench.keeper("a"), bench.keeper("b")
+        async with running(bench, a, b):
+            for names in (("a",), ("a", "b")):
+                bench.allow(*names)
+                await bench.clock.advance(0.1)
+
+            assert known(a, own(b).subnet) is not None
+            await bench.clock.advance(10)
+            assert known(a, own(b).subnet) is not None
+
+    run(check)
+
+
+def test_without_an_announcement_the_file_is_read_every_minute_and_on_request() -> None:
+    async def check(bench: Bench) -> None:
+        a, b = bench.keeper("a"), bench.keeper("b")
+        async with running(bench, a, b):
+            text = bench.file.text
+            bench.file.text = f"{bench.keys['a'].public.hex()}\n"
+            assert bench.signings["a"].reload()
+            await bench.clock.advance(5)
+            assert known(a, own(b).subnet) is None
+            bench.file.text = text
+            await bench.clock.advance(65)
+            assert known(a, own(b).subnet) is not None
+
+    run(check)
+
+
+def test_a_list_that_changes_while_the_leases_are_listed_takes_effect(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The leases that were checked by the old list are checked again."""
+
+    async def check(bench: Bench) -> None:
+        b = bench.keeper("b")
+        async with running(bench, b):
+            a = bench.keeper("a")
+            save, first = bench.memories["a"].save, [True]
+
+            async def slow_save(parts: Iterable[bytes]) -> bool:
+                if first and first.pop():
+                    bench.allow("a")
+                    bench.signings["a"].reload()
+                    await bench.clock.sleep(5)
+                return await save(parts)
+
+            monkeypatch.setattr(bench.memories["a"], "save", slow_save)
+            async with running(bench, a):
+                assert known(a, own(b).subnet) is None
+
+    run(check)

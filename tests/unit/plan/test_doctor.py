@@ -286,6 +286,22 @@ def test_refused_leases_in_the_store_or_of_the_last_hour_are_named_by_fault() ->
     assert only.cause == "a lease is accepted only because of --lease-signing=warn: its key is not allowed"
 
 
+def test_an_unusable_allow_list_and_one_without_this_host_are_named() -> None:
+    trouble = Notice("/etc/flannel/lease-keys: it contains no key", "Write a file with one key per line.")
+    signing = LeaseSigningStatus(mode="require", allowed=2, trouble=trouble, is_own_key_allowed=False)
+
+    first, second = findings(replace(HEALTHY, status=replace(READY, lease_signing=signing)))
+
+    assert first == Finding(
+        code="allow-list",
+        severity="warning",
+        cause="flanneld keeps the last good allow-list: /etc/flannel/lease-keys: it contains no key",
+        evidence=("in force: 2 keys",),
+        fix="Write a file with one key per line.",
+    )
+    assert second.code == "own-key-not-allowed"
+
+
 def test_the_chain_of_iptables_is_repaired_with_iptables() -> None:
     chain = ForwardChain(family="ip", table="filter", name="FORWARD", passes=frozenset())
 

@@ -153,6 +153,11 @@ def _lease_refusals(status: Status, _: float) -> Iterator[Sample]:
         yield from (((fault,), count) for fault, count in status.lease_signing.refusals.items())
 
 
+def _lease_keys_stale(status: Status) -> float | None:
+    signing = status.lease_signing
+    return None if signing is None or signing.allowed is None else signing.trouble is not None
+
+
 FAMILIES = (
     Family(
         name="flannel_build_info",
@@ -216,6 +221,11 @@ FAMILIES = (
         name="flannel_lease_keys_allowed",
         help="Number of keys whose leases are accepted; absent without an allow-list.",
         samples=_one(lambda status: status.lease_signing.allowed if status.lease_signing else None),
+    ),
+    Family(
+        name="flannel_lease_keys_stale",
+        help="1 if the last good allow-list is in use, because the latest is unusable.",
+        samples=_one(_lease_keys_stale),
     ),
     # The store.
     Family(

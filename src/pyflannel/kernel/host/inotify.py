@@ -2,6 +2,7 @@
 
 import asyncio
 import ctypes
+import errno
 import os
 import struct
 from collections.abc import AsyncIterator
@@ -105,7 +106,7 @@ class Inotify:
 
 
 class InotifyFileWatch:
-    """A FileWatch by inotify on the file's directory."""
+    """A FileWatch by inotify on the file's directory. If the file is a link, each change there counts."""
 
     @asynccontextmanager
     async def changes(self, path: Path) -> AsyncIterator[Changes]:
@@ -114,13 +115,16 @@ class InotifyFileWatch:
             with target_errors(f"{path.parent} cannot be watched", hint=UNWATCHED_HINT):
                 inotify = opened.enter_context(closing(Inotify()))
                 inotify.add(str(path.parent))
-            async with ChangeChannel(partial(_read_changes, inotify, path.name)) as changes:
+            async with ChangeChannel(partial(_read_changes, inotify, path)) as changes:
                 yield changes
 
 
-async def _read_changes(inotify: Inotify, name: str, announce: Announce) -> None:
+async def _read_changes(inotify: Inotify, path: Path, announce: Announce) -> None:
     while True:
-        if any(event.name in (name, "") for event in await inotify.read()):
+        events = await inotify.read()
+        if any(event.mask & (FORGOTTEN | SELF_MOVED) for event in events):
+            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), str(path.parent))
+        if any(event.name in (path.name, "") for event in events) or path.is_symlink():
             announce()
 
 

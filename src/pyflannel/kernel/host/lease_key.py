@@ -1,4 +1,6 @@
-"""The Ed25519 key by which this host signs its lease: a file with mode 0600, kept across reboots.
+"""Files of keys: the Ed25519 key by which this host signs its lease, and the list of the keys of other hosts.
+
+The key of the host is in a file with mode 0600, kept across reboots.
 
 The key belongs to an owner (`model.lease.Identity`): a host with a new identity gets a new key. A short-lived
 process makes the key, because the library takes 8 MiB of memory.
@@ -9,12 +11,15 @@ import logging
 import os
 import subprocess
 import sys
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 from pyflannel.errors import TargetError, in_words
 from pyflannel.kernel.host.files import KEY_MODE, Replacement, read_key_file, unusable_key
+from pyflannel.kernel.host.inotify import InotifyFileWatch
 from pyflannel.model.lease import KEY_OCTETS, LeaseKey
 from pyflannel.model.store_record import Secret
+from pyflannel.ports import Changes, in_thread
 
 log = logging.getLogger(__name__)
 
@@ -94,3 +99,36 @@ def _make(path: Path, owner: str) -> LeaseKey:
             hint="Make the state directory writable for flanneld, or choose another one with --state-dir.",
         ) from error
     return LeaseKey(bytes.fromhex(public), Secret(private))
+
+
+class KeyListFile:
+    """A KeyFile on this host."""
+
+    def __init__(self, path: Path) -> None:
+        self.name = str(path)
+        self._path = path
+
+    def read_now(self) -> str:
+        """Return the text of the file; it blocks.
+
+        Raises:
+            TargetError: the file is unreadable.
+        """
+        try:
+            return self._path.read_text(encoding="utf-8", errors="replace")
+        except OSError as error:
+            raise TargetError(
+                f"cannot be read: {in_words(error)}", hint="Write a file with one key per line."
+            ) from error
+
+    async def read(self) -> str:
+        """Return the text of the file.
+
+        Raises:
+            TargetError: the file is unreadable.
+        """
+        return await in_thread(self.read_now)
+
+    def changes(self) -> AbstractAsyncContextManager[Changes]:
+        """Open a channel of changes of the file."""
+        return InotifyFileWatch().changes(self._path)
