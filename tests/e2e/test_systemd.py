@@ -5,12 +5,14 @@ host pings one here.
 """
 
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import reduce
+from ipaddress import IPv4Address
 from operator import or_
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from pyflannel.lab.containers import IMAGE, write_image
 from pyflannel.lab.traffic import ping
 from pyflannel.lab.waiting import wait_until
 from testlab.booted_system import BootedSystem
+from testlab.overlay import PingStream
 
 missing = BootedSystem.missing()
 pytestmark = pytest.mark.skipif(missing is not None, reason=f"no {missing}")
@@ -88,6 +91,17 @@ sys.exit(main())
 EACH_DEVICE = "[Match]\nName=flannel* docker*\n[Network]\nAddress=192.0.2.9/32\n"
 
 
+@contextmanager
+def busy(system: BootedSystem, count: int) -> Iterator[None]:
+    """Use the processors with so many processes, for the length of a block."""
+    loops = [system.start(["sh", "-c", "while :; do :; done"], name=f"busy-{n}") for n in range(count)]
+    try:
+        yield
+    finally:
+        for loop in loops:
+            loop.kill()
+
+
 @dataclass(frozen=True)
 class Booted:
     """docker1, which systemd has booted, and the network that it is in.
@@ -136,6 +150,16 @@ class Booted:
 
     def cgroup(self, pid: str) -> str:
         return self.system.run(["cat", f"/proc/{pid}/cgroup"]).stdout
+
+    def start_forwarder_of_root(self) -> str:
+        """Run flanneld as root, without the fast path; return the process ID of its forwarder."""
+        before = self.forwarders()
+        self.change("User=root\nEnvironment=FLANNELD_FAST_PATH=off")
+        self.system.run(["kill", *before])
+        forwarder = self.wait_another_forwarder(before)
+        self.wait(lambda: ping(self.elsewhere, self.container).is_reached, "packets flow")
+        self.wait_in_unit(forwarder, FORWARDER_UNIT)
+        return forwarder
 
     def rights(self, pid: str) -> tuple[str, int]:
         """The user of a process, and all capabilities that it has or could get."""
@@ -415,6 +439,36 @@ class TestRights:
             ["find", "/run/flannel", "/var/lib/flannel", "-not", "-user", "flanneld"]
         ).stdout
         assert owners == ""
+
+    @pytest.mark.timeout(3600)
+    def test_the_user_takes_over_a_forwarder_of_root_in_user_space(
+        self, booted: Booted, long_run: bool, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """Twenty times, at 1,000 pings a second, while other processes use all processors."""
+        if not long_run:
+            pytest.skip("needs --long")
+
+        with booted.changed("Environment=FLANNELD_FAST_PATH=off"):
+            booted.wait(lambda: booted.programs() == set(), "user space carries the packets")
+            for _ in range(20):
+                forwarder = booted.start_forwarder_of_root()
+                pid = booted.main_pid
+                with (
+                    busy(booted.system, os.cpu_count() or 1),
+                    PingStream(
+                        booted.elsewhere, IPv4Address(booted.container), interval_s=0.001, is_urgent=True
+                    ) as pings,
+                ):
+                    pings.wait_answered()
+                    booted.change("Environment=FLANNELD_FAST_PATH=off")
+                    booted.wait_another_daemon(pid)
+                    successor = booted.wait_another_forwarder([forwarder])
+                    pings.wait_answered()
+                sent = max(answer.number for answer in pings.answers())
+                with capsys.disabled():
+                    print(f"\n  {len(pings.lost())} of {sent} pings lost", end="", flush=True)
+                assert booted.rights(successor) == ("flannel-forwarder", 0)
+                assert pings.lost() == []
 
 
 class TestRestart:
