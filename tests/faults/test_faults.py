@@ -300,6 +300,10 @@ def memory_group(directory: Path) -> Path:
     root = next(root for root in roots if (root / "cgroup.procs").exists())
     parent = root / cgroup_of(directory)
     parent.mkdir(parents=True, exist_ok=True)
+    for group in (*reversed(parent.parents), parent):
+        control = group / "cgroup.subtree_control"  # of version 2, where a group has no limit by default
+        if control.exists() and "memory" in (group / "cgroup.controllers").read_text().split():
+            control.write_text("+memory")
     return Path(tempfile.mkdtemp(dir=parent))
 
 
