@@ -10,7 +10,7 @@ import pytest
 
 from pyflannel.kernel.filters.tunnel_guard import TunnelGuardTarget
 from pyflannel.model.state import Add, Operation, State
-from pyflannel.model.tunnel_guard import GuardedPath, GuardedTunnel, GuardPeer, GuardTable
+from pyflannel.model.tunnel_guard import GuardedPath, GuardedTunnel, GuardPeer, GuardTable, joined
 from pyflannel.plan.diff import diff, found, order
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
@@ -31,6 +31,13 @@ UDP = replace(
     path=GuardedPath(links=("flannel0",), tunnel=GuardedTunnel(link="flannel0", port=8285)),
 )
 HOST_GW = replace(VXLAN, path=GuardedPath(links=("eth0",)))
+CHANGING = replace(
+    VXLAN,
+    path=joined(
+        replace(VXLAN.path, tunnel=GuardedTunnel(link=link, port=port, vni=vni), links=(link,))
+        for link, port, vni in (("flannel.2", 8472, 2), ("flannel.1", 8472, 1), ("flannel0", 8285, None))
+    ),
+)
 DAMAGE = {
     "table deleted": "delete table ip flannel-guard",
     "everything flushed": "flush ruleset",
@@ -70,7 +77,9 @@ def passes(namespace, desired: Sequence[State]) -> list[list[Operation]]:
     return namespace.run(work)
 
 
-@pytest.mark.parametrize("table", [VXLAN, UDP, HOST_GW], ids=["vxlan", "udp", "host-gw"])
+@pytest.mark.parametrize(
+    "table", [VXLAN, UDP, HOST_GW, CHANGING], ids=["vxlan", "udp", "host-gw", "three tunnels"]
+)
 def test_it_is_there_after_one_pass_and_gone_after_another(namespace, table: GuardTable) -> None:
     peers = [peer(2), peer(3)] if table is not HOST_GW else []
 

@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -40,14 +40,14 @@ from pyflannel.wire.forwarder_control import (
 SOON_S = 60.0
 """Far more than anything awaited here takes; a machine that does other things too is no failure."""
 
-_WITHOUT_AUDITS = """
+_CHANGED = """
 import sys
-from pyflannel.engine import reconciler
-reconciler.AUDIT_S = 1e9
+from pyflannel.engine import {module}
+{module}.{constant} = {value}
 from pyflannel.programs.flanneld import main
 sys.exit(main())
 """
-"""A flanneld that mends only what it hears of: an audit would mend the rest."""
+"""A flanneld with another value of a constant."""
 
 
 _numbers = itertools.count(1)
@@ -82,7 +82,12 @@ class Overlay:
 
     def join_without_audits(self, host: Host) -> None:
         """Start a flanneld that mends only what it hears of, and wait until packets can flow."""
-        daemon = [sys.executable, "-c", _WITHOUT_AUDITS, f"--store={self.etcd.url}"]
+        self.join_with(host, module="reconciler", constant="AUDIT_S", value=1e9)
+
+    def join_with(self, host: Host, *, module: str, constant: str, value: float) -> None:
+        """Start a flanneld with another value of a constant of an engine module, and wait as `join` does."""
+        program = _CHANGED.format(module=module, constant=constant, value=value)
+        daemon = [sys.executable, "-c", program, f"--store={self.etcd.url}"]
         self.daemons[host.name] = host.start_service(daemon, name="flanneld")
 
     def set_backend(self, kind: str, **options: Any) -> None:
@@ -286,9 +291,13 @@ class PingStream:
         *,
         interval_s: float,
         is_urgent: bool = False,
+        options: Sequence[str] = (),
     ) -> None:
-        """Start pinging. If it is urgent, it has up to a fifth of a processor also on a busy machine."""
-        command = ["ping", "-n", "-D", "-i", str(interval_s), str(destination)]
+        """Start pinging. If it is urgent, it has up to a fifth of a processor also on a busy machine.
+
+        `options` are further options of ping.
+        """
+        command = ["ping", "-n", "-D", "-i", str(interval_s), *options, str(destination)]
         if is_urgent:
             command = [*_A_FIFTH_OF_A_PROCESSOR, *command]
         self._program = source.start_in_network(command, name=f"ping-{next(_numbers)}")

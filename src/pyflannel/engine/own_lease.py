@@ -7,8 +7,10 @@ from ipaddress import IPv4Network
 from pyflannel.engine.condition import HostCondition
 from pyflannel.engine.world import HostOptions
 from pyflannel.errors import WireError
-from pyflannel.model.lease import LeaseAttributes, Vtep, WireguardData
+from pyflannel.model.lease import BackendPart, LeaseAttributes, Vtep, WireguardData
 from pyflannel.model.lease_protocol import Wanted
+from pyflannel.plan.backend.vxlan import may_stay
+from pyflannel.plan.backends import Backend
 from pyflannel.wire.lease_json import format_backend_data
 from pyflannel.wire.subnet_env import previous_subnet
 
@@ -48,12 +50,11 @@ def wanted_lease(
         avoided: prefixes that a new subnet should not overlap.
     """
     inputs = condition.inputs
-    config, backend, underlay = inputs.config, inputs.backend, inputs.underlay
+    config, underlay = inputs.config, inputs.underlay
     assert config is not None
-    assert backend is not None
     assert underlay is not None
     attributes = LeaseAttributes(
-        public_ip=underlay.public_ip, backend_type=backend.lease_type, port=backend.port, reads=reads
+        public_ip=underlay.public_ip, reads=tuple(sorted({*reads, *inputs.backends[0].reads}))
     )
     return Wanted(
         network=config,
@@ -70,16 +71,31 @@ def wanted_lease(
 def identified(
     attributes: LeaseAttributes, condition: HostCondition, *, host_name: str | None
 ) -> LeaseAttributes:
-    """Return the attributes with this host's current identity: owner, names and public keys."""
-    backend, identity = condition.inputs.backend, condition.identity
-    assert backend is not None
-    data = backend.lease_data(identity.owner, condition.inputs.wireguard)
-    return replace(
-        attributes,
-        owner=identity.owner,
-        host_name=host_name,
-        signing_key=identity.signing_key,
+    """Return the attributes with this host's current identity: owner, names and public keys.
+
+    The backend by which this host sends first is in the lease proper. While the next one is not prepared, it
+    is not in the lease at all.
+    """
+    inputs, identity = condition.inputs, condition.identity
+    served = inputs.backends if inputs.is_prepared else inputs.backends[:-1]
+    part, *also = (_part(backend, condition) for backend in served)
+    attributes = replace(
+        attributes, owner=identity.owner, host_name=host_name, signing_key=identity.signing_key
+    )
+    return attributes.with_backend(part, tuple(also))
+
+
+def _part(backend: Backend, condition: HostCondition) -> BackendPart:
+    """Return the part of a backend in the lease. A VTEP that the peers know stays."""
+    owner, held = condition.identity.owner, condition.held
+    data = backend.lease_data(owner, condition.inputs.wireguard)
+    if isinstance(data, Vtep) and held is not None and held.lease.attributes.owner == owner:
+        published = (one.attributes.vtep for one in held.lease.variants)
+        data = next((vtep for vtep in published if may_stay(vtep, data)), data)
+    return BackendPart(
+        backend_type=backend.lease_type,
         backend_data=format_backend_data(data) if isinstance(data, WireguardData) else None,
+        port=backend.port,
         vtep=data if isinstance(data, Vtep) else None,
         wireguard=data if isinstance(data, WireguardData) else None,
     )

@@ -4,7 +4,7 @@ The plan is a function of `Inputs` alone. A cache makes small changes fast: if a
 is planned again, and the result equals a new plan.
 """
 
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Network
 
@@ -17,9 +17,9 @@ from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.packet_filter import FIRST_DEVICE
 from pyflannel.model.route import Route
 from pyflannel.model.state import State
-from pyflannel.model.tunnel_guard import GuardedPath
+from pyflannel.model.tunnel_guard import GuardedPath, GuardTable, joined
 from pyflannel.model.wireguard import UNKNOWN, WireguardFacts
-from pyflannel.plan.backends import Backend, notes_on
+from pyflannel.plan.backends import Backend, notes_on, own_variant
 from pyflannel.plan.packet_filter import FilterOptions, plan_filter, plan_guard, plan_guard_peer
 from pyflannel.plan.peers import Conflict, PeerChange, Peers
 from pyflannel.plan.routes import (
@@ -34,6 +34,14 @@ from pyflannel.plan.routes import (
 from pyflannel.wire.subnet_env import format_subnet_env
 
 
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """A network config with its backend. During a change of the backend, a host has several."""
+
+    config: NetworkConfig
+    backend: Backend
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inputs:
     """The inputs of a plan that may change while the host runs.
@@ -41,6 +49,8 @@ class Inputs:
     Attributes:
         config: the network config in force; None until one is known.
         backend: the backend of the config.
+        previous: earlier configs by which peers may still send, the newest first.
+        is_prepared: this host can receive packets by `backend`; until then, it sends by `previous`.
         underlay: the interface that carries the tunnel.
         lease: this host's lease.
         leases: the leases that are valid for the data path, including this host's.
@@ -53,6 +63,8 @@ class Inputs:
 
     config: NetworkConfig | None = None
     backend: Backend | None = None
+    previous: tuple[Generation, ...] = ()
+    is_prepared: bool = True
     underlay: Underlay | None = None
     lease: Lease | None = None
     leases: SubnetMap[Lease] = field(default_factory=SubnetMap)
@@ -61,6 +73,19 @@ class Inputs:
     owner: str = ""
     surroundings: Surroundings = ALONE
     wireguard: WireguardFacts = UNKNOWN
+
+    @property
+    def generations(self) -> tuple[Generation, ...]:
+        """The configs of this host, in the order in which it sends by them; empty while none is known."""
+        if self.config is None or self.backend is None:
+            return ()
+        newest = Generation(self.config, self.backend)
+        return (newest, *self.previous) if self.is_prepared else (*self.previous, newest)
+
+    @property
+    def backends(self) -> tuple[Backend, ...]:
+        """The backends of these configs."""
+        return tuple(one.backend for one in self.generations)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,12 +155,39 @@ class Objection:
 
 
 @dataclass(frozen=True, slots=True)
-class _Basis:
-    """The inputs that concern all objects of a plan. Another basis requires a new plan."""
+class _View:
+    """A backend, and the host as it sees it.
 
-    config: NetworkConfig
+    Attributes:
+        subnet_route: pattern of the routes to single peers, if another backend has the route of the network.
+    """
+
     backend: Backend
     host: Host
+    subnet_route: Route | None = None
+
+    def variant(self, peer: Lease) -> Lease | None:
+        """Return the lease of a peer as this backend can use it; None if it cannot."""
+        if self.backend.objection(peer, self.host) is None:
+            return peer
+        others = peer.variants[1:]
+        return next((one for one in others if self.backend.objection(one, self.host) is None), None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Basis:
+    """The inputs that concern all objects of a plan. Another basis requires a new plan.
+
+    Attributes:
+        config: the config of the first view.
+        views: the backends, in the order in which a peer is planned by them.
+        newest: the backend of the newest config.
+        path: the path of packets from other hosts.
+    """
+
+    config: NetworkConfig
+    views: tuple[_View, ...]
+    newest: Backend
     path: GuardedPath | None
 
 
@@ -147,6 +199,7 @@ class Planner:
         objections: the peers that are not planned, by subnet; the same mapping until it changes.
         notes: peculiarities of the network on this host, one line each.
         peer_changes: peers that the latest update added, removed or changed, until `forget_changes`.
+        obstacle: why the newest backend cannot work on this host; "" if it can.
     """
 
     def __init__(self, options: PlanOptions) -> None:
@@ -163,6 +216,8 @@ class Planner:
         self.objections: Mapping[IPv4Network, Objection] = {}
         self.notes: tuple[str, ...] = ()
         self.peer_changes: list[PeerChange] = []
+        self.obstacle = ""
+        self._behind: set[IPv4Network] = set()  # peers that only a previous backend can reach
 
     @property
     def peers(self) -> tuple[Lease, ...]:
@@ -187,6 +242,11 @@ class Planner:
         return {one.subnet: one.attributes.owner for one in refused if one.attributes.owner is not None}
 
     @property
+    def needs_previous(self) -> bool:
+        """Whether a peer is reached by a previous backend, or the newest cannot work on this host."""
+        return bool(self._behind or self.obstacle)
+
+    @property
     def plan(self) -> State | None:
         """The plan in force, None before the first."""
         return State(self._plan) if self._plan else None
@@ -206,14 +266,11 @@ class Planner:
             kernel=self._options.kernel,
             wireguard=inputs.wireguard,
         )
-        config, backend = inputs.config, inputs.backend
-        if config is None or backend is None or config.network is None:
+        config = inputs.config
+        if config is None or inputs.backend is None or config.network is None:
             return host
-        links = (
-            {item.name for item in backend.plan_host(host).of_type(Link)}
-            if inputs.surroundings.routes
-            else ()
-        )
+        backends = inputs.backends if inputs.surroundings.routes else ()
+        links = {item.name for one in backends for item in one.plan_host(host).of_type(Link)}
         found = foreign(inputs.surroundings, config.network, links, self._plan)
         own, needed, peers = (
             host.lease.subnet,
@@ -247,15 +304,24 @@ class Planner:
         self.peer_changes = self._update_peers(inputs)
         if inputs.backend is None or inputs.underlay is None:
             return self._block("")
-        reason = inputs.backend.obstacle(inputs.underlay, inputs.wireguard)
+        self.obstacle = inputs.backend.obstacle(inputs.underlay, inputs.wireguard) or ""
         host = self.host(inputs)
-        if reason is not None or host is None or inputs.config is None:
-            return self._block(reason or "")
-        if inputs.backend.routed != "nothing":
+        if host is None or inputs.config is None:
+            return self._block(self.obstacle)
+        generations = [
+            one
+            for one in inputs.generations
+            if one.backend.obstacle(inputs.underlay, inputs.wireguard) is None
+        ]
+        if not generations:
+            return self._block(self.obstacle)
+        if generations[0].backend.routed != "nothing":
             why = subnet_objection(host.lease.subnet, inputs.underlay, inputs.surroundings)
             if why is not None:
                 return self._block(f"another subnet for this host: {why}")
-        basis = _Basis(inputs.config, inputs.backend, host, inputs.backend.guarded_path(host))
+        views = _views([one.backend for one in generations], host)
+        path = joined(view.backend.guarded_path(view.host) for view in views)
+        basis = _Basis(generations[0].config, views, inputs.backend, path)
         if basis == self._basis and not self._is_contested:
             previous = self._plan_peers(basis)
             if previous is not None:
@@ -263,6 +329,16 @@ class Planner:
                 return Changed(previous) if previous else Unchanged()
         self._basis = basis
         return self._plan_all(basis, inputs.bridges)
+
+    def receiving_keys(self) -> set[Key]:
+        """Return the objects by which this host receives packets of the newest backend, as planned."""
+        if self._basis is None:
+            return set()
+        newest = next((one for one in self._basis.views if one.backend is self._basis.newest), None)
+        if newest is None:
+            return set()
+        found = {item.key for item in newest.backend.plan_host(newest.host) if item.IS_HOST_PART}
+        return found | {GuardTable(device=self._options.device).key}
 
     def forget_changes(self) -> None:
         """Free the list of changed peers, which contains all peers after a start."""
@@ -295,15 +371,18 @@ class Planner:
 
     def _plan_all(self, basis: _Basis, bridges: tuple[Bridge, ...]) -> Replaced:
         """Plan everything. If two peers need one object, the backend decides which gets it."""
-        config, backend, host, options = basis.config, basis.backend, basis.host, self._options
+        config, options = basis.config, self._options
+        backend, host = basis.views[0].backend, basis.views[0].host
         text = format_subnet_env(
             config=config,
             subnet=host.lease.subnet,
             mtu=backend.mtu(host),
             ip_masq=options.packet_filter.masquerades,
         )
-        self.notes = notes_on(config, backend, host)
+        self.notes = (*notes_on(config, backend, host), *_transition_notes(basis))
         plan: ItemMap[Item] = backend.plan_host(host).by_key.copy()
+        for view in basis.views[1:]:
+            plan.add(item for item in view.backend.plan_host(view.host) if item.key not in plan)
         self._host_routes = tuple(
             item.destination
             for item in State(plan).of_type(Route)
@@ -314,25 +393,27 @@ class Planner:
         plan.add(plan_filter(config, host, options.packet_filter))
         plan.add(plan_guard(basis.path, config, host, options.packet_filter))
         plan.add((*options.other_files, HostFile(path=options.subnet_file, text=text)))
-        plan.add(backend.plan_bridges(bridges, host))
+        plan.add(_bridge_items(basis, bridges))
         self._bridges = bridges
         count, peers = len(plan), self.peers
         judged = [(peer, self._objection(peer, basis)) for peer in peers]
         # A refused peer has precedence over no other.
-        outranked = backend.outranked([peer for peer, reason in judged if reason is None], host)
+        outranked = _outranked([peer for peer, reason in judged if reason is None], basis)
         objections: dict[IPv4Network, Objection] = {}
+        self._behind = set()
         for peer, objection in judged:
             reason = (outranked.get(peer.subnet) if outranked else None) or objection
             if reason is not None:
                 objections[peer.subnet] = Objection(peer, reason)
                 continue
             items = self._plan_peer(peer, basis)
+            self._note_generation(peer, basis)
             count += len(items)
             plan.add(items)
         self.objections = objections
         self._plan, self._is_contested = plan, len(plan) < count
         yielding = [peer for peer in peers if peer.subnet in outranked] if outranked else []
-        self._contested = {item.key for peer in yielding for item in backend.plan_peer(peer, host)}
+        self._contested = {item.key for peer in yielding for item in self._plan_peer(peer, basis)}
         return Replaced(State(plan))
 
     def _plan_peers(self, basis: _Basis) -> dict[Key, Item | None] | None:
@@ -348,6 +429,7 @@ class Planner:
         for change in changes:
             if change.old is None:
                 continue
+            self._behind.discard(change.old.subnet)
             if objections.pop(change.old.subnet, None) is None:
                 gone.add(self._plan_peer(change.old, basis))
             else:
@@ -365,6 +447,7 @@ class Planner:
                 self._is_contested = True
                 return None
             come.add(items)
+            self._note_generation(change.new, basis)
         if are_others:
             self.objections = objections
         return self._exchange(gone, come)
@@ -375,12 +458,12 @@ class Planner:
             item.key in self._contested
             for peer in (change.old, change.new)
             if peer is not None
-            for item in basis.backend.plan_peer(peer, basis.host)
+            for item in self._plan_peer(peer, basis)
         )
 
     def _affected(self, basis: _Basis) -> list[PeerChange]:
         """Return the peers whose address enters or leaves the overlay because other peers changed."""
-        if basis.backend.routed != "peers" or self._peers is None:
+        if self._peers is None or all(view.backend.routed != "peers" for view in basis.views):
             return []
         changed = {
             each.subnet for one in self.peer_changes for each in (one.old, one.new) if each is not None
@@ -389,32 +472,46 @@ class Planner:
 
     def _objection(self, peer: Lease, basis: _Basis) -> str | None:
         """Return why a peer is not planned: the backend's objection, or its address is in the overlay."""
-        config, backend, host = basis.config, basis.backend, basis.host
-        reason, address = backend.objection(peer, host), peer.attributes.public_ip
-        if reason is not None or config.network is None or address not in config.network:
-            return reason
-        if self._peers is None or backend.routed == "nothing":
+        config, view, address = basis.config, _view_of(peer, basis), peer.attributes.public_ip
+        if view is None:
+            return basis.views[0].backend.objection(peer, basis.views[0].host)
+        if config.network is None or address not in config.network:
+            return None
+        host = view.host
+        if self._peers is None or view.backend.routed == "nothing":
             return None
         routed = [
             lease.subnet
             for lease in self._peers.covering(address)
-            if any(backend.plan_peer(lease, host).of_type(Route))
+            if any(isinstance(item, Route) for item in self._plan_peer(lease, basis))
         ]
         return overlay_objection(address, (host.lease.subnet, *self._host_routes, *routed), host)
 
+    def _note_generation(self, peer: Lease, basis: _Basis) -> None:
+        """Note whether a planned peer is reached by a previous backend."""
+        if len(basis.views) > 1:
+            view = _view_of(peer, basis)
+            if view is not None and view.backend is not basis.newest:
+                self._behind.add(peer.subnet)
+
     def _plan_peer(self, peer: Lease, basis: _Basis) -> tuple[Item, ...]:
-        """Return the objects of one peer; none if the backend plans none for it."""
-        items = tuple(basis.backend.plan_peer(peer, basis.host))
+        """Return the objects of one peer; none if no backend plans any for it."""
+        host = basis.views[0].host
+        if len(basis.views) == 1:
+            variant = basis.views[0].variant(peer) if peer.attributes.also else peer
+            items = tuple(basis.views[0].backend.plan_peer(variant or peer, host))
+        else:
+            items = tuple(_items_of(peer, basis))
         if not items:
             return items
-        return (*items, *plan_guard_peer(basis.path, peer, basis.host, self._options.packet_filter.guard))
+        return (*items, *plan_guard_peer(basis.path, peer, host, self._options.packet_filter.guard))
 
     def _plan_bridges(self, basis: _Basis, bridges: tuple[Bridge, ...]) -> dict[Key, Item | None]:
         """Plan the objects of the bridges and their containers again, if these changed."""
         if bridges is self._bridges:
             return {}
-        gone = basis.backend.plan_bridges(self._bridges, basis.host).by_key
-        come = basis.backend.plan_bridges(bridges, basis.host).by_key
+        gone = State.collect(_bridge_items(basis, self._bridges)).by_key
+        come = State.collect(_bridge_items(basis, bridges)).by_key
         self._bridges = bridges
         return self._exchange(gone, come)
 
@@ -431,6 +528,73 @@ class Planner:
                 previous[item.key] = old
             self._plan.put(item)
         return previous
+
+
+def _views(backends: Sequence[Backend], host: Host) -> tuple[_View, ...]:
+    """Return the views of these backends. The first that routes the whole network has its route."""
+    if len(backends) == 1:
+        return (_View(backends[0], host),)
+    views: list[_View] = []
+    taken: set[Key] = set()
+    for backend in backends:
+        seen = replace(host, lease=own_variant(host.lease, backend, host))
+        routes = backend.plan_host(seen).of_type(Route) if backend.routed == "network" else ()
+        network = next((route for route in routes if route.kind == "unicast"), None)
+        is_taken = network is not None and network.key in taken
+        if network is not None:
+            taken.add(network.key)
+        views.append(_View(backend, seen, network if is_taken else None))
+    return tuple(views)
+
+
+def _view_of(peer: Lease, basis: _Basis) -> _View | None:
+    """Return the first view that can reach a peer."""
+    return next((view for view in basis.views if view.variant(peer) is not None), None)
+
+
+def _items_of(peer: Lease, basis: _Basis) -> Iterator[Item]:
+    """Yield the objects of a peer for all backends, but the routes of the first alone.
+
+    The peer may send by each of them, until it has read the newest lease of this host.
+    """
+    keys: set[Key] = set()
+    chosen: _View | None = None
+    for view in basis.views:
+        variant = view.variant(peer)
+        if variant is None:
+            continue
+        chosen = chosen or view
+        items: Iterable[Item] = view.backend.plan_peer(variant, view.host)
+        if view is chosen and view.subnet_route is not None:
+            route = replace(view.subnet_route, destination=peer.subnet, protocol=view.host.protocol)
+            items = (*items, route)
+        for item in items:
+            if item.key not in keys and (view is chosen or not isinstance(item, Route)):
+                keys.add(item.key)
+                yield item
+
+
+def _outranked(peers: Sequence[Lease], basis: _Basis) -> dict[IPv4Network, str]:
+    """Return the peers that yield to others, by subnet, with the reason."""
+    found: dict[IPv4Network, str] = {}
+    for view in basis.views:
+        variants = [variant for peer in peers if (variant := view.variant(peer)) is not None]
+        found.update(view.backend.outranked(variants, view.host))
+    return found
+
+
+def _bridge_items(basis: _Basis, bridges: tuple[Bridge, ...]) -> Iterator[Item]:
+    for view in basis.views:
+        yield from view.backend.plan_bridges(bridges, view.host)
+
+
+def _transition_notes(basis: _Basis) -> Iterator[str]:
+    others = [view.backend.way for view in basis.views if view.backend is not basis.newest]
+    if others:
+        yield (
+            f"The backend changes to {basis.newest.way}. This host also receives packets by"
+            f" {' and '.join(others)}, until no other host needs it"
+        )
 
 
 def _place(lease: Lease) -> tuple[int, int]:

@@ -109,6 +109,11 @@ class Reconciler:
         """Return whether every object of a kind is as planned, as far as is known."""
         return not self._is_performing and all(mark.kind is not kind for _, mark in self._work.undone())
 
+    def has_built(self, keys: Iterable[Key]) -> bool:
+        """Return whether the objects with these keys are as planned, as far as is known."""
+        is_busy = self._is_performing or bool(self._new_kinds)
+        return not is_busy and all(self._work.get(key) is None for key in keys)
+
     def refused(self) -> Iterator[Refusal]:
         """Yield the operations that were refused, and not performed since."""
         return self._work.refusals()

@@ -32,6 +32,7 @@ from pyflannel.engine.planner import Blocked, Inputs, Planner, Replaced
 from pyflannel.engine.readiness import reason_to_wait
 from pyflannel.engine.reconciler import Reconciler
 from pyflannel.engine.store_followers import ConfigFollower, read_config
+from pyflannel.engine.transition import Retirement, with_config
 from pyflannel.engine.wireguard_keys import WireguardKeys
 from pyflannel.engine.world import HostOptions, World
 from pyflannel.errors import ConfigError, NotReadyError, StoreError, one_line
@@ -90,9 +91,7 @@ class Supervisor:
             clock=world.clock,
             draw=world.draw,
             journal=self.journal,
-            judge=lambda refused, settled: self.fast_path.judge(
-                refused, settled, self.condition.inputs.config
-            ),
+            judge=lambda refused, settled: self.fast_path.judge(refused, settled, self._fast_path_config),
             progressed=self._progressed,
             alive=world.alive,
             audit_s=options.audit_s,
@@ -128,6 +127,7 @@ class Supervisor:
             self._replan,
             renewal_margin_s=renewal_margin_s(options.renew_margin_s, options.lease_ttl_s),
         )
+        self._retirement = Retirement(world.clock, self._retire)
         self._last_known = LastKnownLeases(memory=world.memory, clock=world.clock, current=self._current)
 
     async def run(self) -> None:
@@ -139,6 +139,7 @@ class Supervisor:
             tasks.create_task(self.fast_path.run(), name="fast path")
             tasks.create_task(self._bridges.run(), name="bridges")
             tasks.create_task(self.wireguard.run(), name="WireGuard key")
+            tasks.create_task(self._retirement.run(), name="previous backends")
             tasks.create_task(self.underlay.run(), name="underlay")
             await self.underlay.is_known.wait()
             tasks.create_task(self._config.run(), name="network config")
@@ -207,7 +208,7 @@ class Supervisor:
         return wanted_lease(
             self.condition,
             self._options,
-            reads=self.fast_path.reads(config),
+            reads=self.fast_path.reads(self._fast_path_config),
             previous=self._previous,
             avoided=self.planner.avoided(config, self.condition.inputs),
         )
@@ -344,7 +345,14 @@ class Supervisor:
         self._config_log.log_accepted(candidate, self.condition)
         self._change_store(is_stale=False)
         self._change(config=ConfigCondition(text=candidate.text, revision=candidate.revision))
-        self._change_inputs(config=candidate.config, backend=candidate.backend)
+        self._change(inputs=with_config(self.condition.inputs, candidate.config, candidate.backend))
+        self._inputs_changed()
+
+    def _retire(self) -> None:
+        """Give up the previous backends: no other host needs them."""
+        ways = " and ".join(one.backend.way for one in self.condition.inputs.previous)
+        log.info("Changed the backend: every host has left %s, which is removed", ways)
+        self._change_inputs(previous=())
         self._inputs_changed()
 
     def _refresh_stores(self) -> None:
@@ -376,7 +384,7 @@ class Supervisor:
         self._replan()
 
     def _inputs_changed(self) -> None:
-        config = self.condition.inputs.config
+        config = self._fast_path_config
         self.fast_path.examine(config)
         has_fast_path = self.fast_path.is_on(config)
         self._change_inputs(has_fast_path=has_fast_path)
@@ -389,6 +397,13 @@ class Supervisor:
         self._replan()
         if self.condition.inputs.backend is not None and not self.condition.obstacle:
             self._prerequisites.set()
+
+    @property
+    def _fast_path_config(self) -> NetworkConfig | None:
+        """The config of the udp backend, also if it is a previous one."""
+        inputs = self.condition.inputs
+        found = (one.config for one in inputs.generations if one.config.backend_type == "udp")
+        return next(found, inputs.config)
 
     def _wireguard_changed(self, facts: WireguardFacts) -> None:
         self._change_inputs(wireguard=facts)
@@ -429,7 +444,7 @@ class Supervisor:
         self._last_known.changed()
         inputs = self.condition.inputs
         result = self.planner.update(inputs)
-        self._change(obstacle=result.reason if isinstance(result, Blocked) else "")
+        self._change(obstacle=result.reason if isinstance(result, Blocked) else self.planner.obstacle)
         self.reconciler.follow(result)
         self._plan_log.log_update(self.planner, result, inputs.backend)
         shared = self.condition.lease.shared
@@ -438,9 +453,15 @@ class Supervisor:
             self._change(lease=self.condition.lease.after_owners(owners.values()))
             if self.condition.lease.shared is None:
                 log_shared_over(shared)
+        own = None if self.condition.held is None else self.condition.held.lease
+        self._retirement.note(inputs, own, is_needed=self.planner.needs_previous)
         self.notify_status()
 
     def _progressed(self) -> None:
+        keys = set() if self.condition.inputs.is_prepared else self.planner.receiving_keys()
+        if keys and self.reconciler.has_built(keys):
+            self._change_inputs(is_prepared=True)
+            self._inputs_changed()
         if self.reconciler.is_clean and not self.is_ready:
             self.is_ready = True
             self._world.notify("READY=1")

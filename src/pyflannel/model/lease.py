@@ -1,7 +1,7 @@
 """Leases and claims: which host holds which subnet, and how the lists of leases and peers show it."""
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import NamedTuple
 
@@ -95,6 +95,24 @@ class LeaseKey(NamedTuple):
 PARTIAL_CHECKSUM = "partial-checksum"
 """Value of `reads`: accepts packets with partial checksums, which no hardware has completed."""
 
+DIRECT = "direct"
+"""Value of `reads` in a vxlan network: accepts packets without the tunnel (DirectRouting)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackendPart:
+    """The part of a lease that depends on the backend; the attributes are those of `LeaseAttributes`."""
+
+    backend_type: str = ""
+    backend_data: str | None = None
+    port: int | None = None
+    vtep: Vtep | None = None
+    wireguard: WireguardData | None = field(default=None, compare=False)
+
+
+MOST_PREVIOUS = 2
+"""Most previous backends that a host keeps: the config may change again before all hosts have changed."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseAttributes:
@@ -115,6 +133,7 @@ class LeaseAttributes:
         signing_key: Ed25519 public key of the holder; None if it is not published.
         counter: number of this statement of the key, which grows with each write; None if it is not signed.
         signature: of the lease by the key; None if it is not signed.
+        also: previous backends by which the holder still receives packets, during a change of the backend.
     """
 
     public_ip: IPv4Address
@@ -131,11 +150,35 @@ class LeaseAttributes:
     signature: bytes | None = field(default=None, compare=False)
     vtep: Vtep | None = None
     wireguard: WireguardData | None = field(default=None, compare=False)
+    also: tuple[BackendPart, ...] = ()
 
     @property
     def host_text(self) -> str:
         """The holder for people: its host name, if known, and its address."""
         return host_text(self.public_ip, self.host_name)
+
+    @property
+    def backend_part(self) -> BackendPart:
+        """The part that depends on the backend."""
+        return BackendPart(
+            backend_type=self.backend_type,
+            backend_data=self.backend_data,
+            port=self.port,
+            vtep=self.vtep,
+            wireguard=self.wireguard,
+        )
+
+    def with_backend(self, part: BackendPart, also: "tuple[BackendPart, ...]" = ()) -> "LeaseAttributes":
+        """Return the attributes with another part of the backend."""
+        return replace(
+            self,
+            backend_type=part.backend_type,
+            backend_data=part.backend_data,
+            port=part.port,
+            vtep=part.vtep,
+            wireguard=part.wireguard,
+            also=also,
+        )
 
 
 def host_text(address: IPv4Address, host_name: str | None) -> str:
@@ -159,6 +202,15 @@ class Lease:
     revision: int = 0
     has_ttl: bool = True
     since: int = field(default=0, compare=False)
+
+    @property
+    def variants(self) -> "tuple[Lease, ...]":
+        """The lease for each backend by which the holder receives packets, the newest first."""
+        attributes = self.attributes
+        if not attributes.also:
+            return (self,)
+        parts = (attributes.backend_part, *attributes.also)
+        return tuple(replace(self, attributes=attributes.with_backend(part)) for part in parts)
 
 
 def renewal_margin_s(wanted_s: float, ttl_s: float) -> float:

@@ -1,5 +1,6 @@
 """The tunnel guard: a table of nf_tables that drops forged tunnel packets, and its entry for each peer."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from typing import Literal
@@ -38,11 +39,33 @@ class GuardedPath:
         tunnel: None if peers send inner packets without a tunnel, as with host-gw, or if the device checks
             them.
         refuses_clear: drop unencrypted packets to this host's subnet that arrive at the underlay.
+        others: further tunnels, during a change of the backend.
     """
 
     links: tuple[str, ...]
     tunnel: GuardedTunnel | None = None
     refuses_clear: bool = False
+    others: tuple[GuardedTunnel, ...] = ()
+
+    @property
+    def tunnels(self) -> tuple[GuardedTunnel, ...]:
+        """All tunnels, those with a VNI first: their rules match only their own port."""
+        found = self.others if self.tunnel is None else (self.tunnel, *self.others)
+        return tuple(sorted(found, key=lambda one: one.vni is None))
+
+
+def joined(paths: Iterable[GuardedPath | None]) -> GuardedPath | None:
+    """Return the path that accepts the packets of each of these paths; None if there is none."""
+    found = [path for path in paths if path is not None]
+    if len(found) < 2:
+        return found[0] if found else None
+    tunnels = tuple(dict.fromkeys(tunnel for path in found for tunnel in path.tunnels))
+    return GuardedPath(
+        links=tuple(dict.fromkeys(link for path in found for link in path.links)),
+        tunnel=tunnels[0] if tunnels else None,
+        others=tunnels[1:],
+        refuses_clear=all(path.refuses_clear for path in found),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +127,7 @@ class GuardPeer(Item):
         subnet: subnet of the peer.
         address: address of the peer on the underlay.
         port: UDP port on which the peer receives tunnel packets.
+        other_ports: its ports of further tunnels, during a change of the backend.
         sources: the peer's subnet, or all addresses if only the outer source is checked.
     """
 
@@ -116,6 +140,7 @@ class GuardPeer(Item):
     address: IPv4Address
     port: int
     sources: IPv4Network
+    other_ports: tuple[int, ...] = ()
 
     @property
     def key(self) -> Key:

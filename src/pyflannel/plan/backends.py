@@ -6,7 +6,7 @@ from typing import Protocol
 
 from pyflannel.errors import UnknownBackendError
 from pyflannel.model.host import Bridge, Host, Underlay
-from pyflannel.model.lease import BackendData, Lease
+from pyflannel.model.lease import BackendData, Lease, Vtep
 from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.state import State
 from pyflannel.model.tunnel_guard import GuardedPath
@@ -24,8 +24,16 @@ class Backend(Protocol):
         """BackendType in the lease."""
 
     @property
+    def way(self) -> str:
+        """The data path on the wire, as text: hosts with another one need both during a change."""
+
+    @property
     def port(self) -> int | None:
         """UDP port that the lease publishes, or None."""
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Packet formats that the lease publishes as readable."""
 
     @property
     def routed(self) -> Routed:
@@ -107,6 +115,18 @@ def notes_on(config: NetworkConfig, backend: Backend, host: Host) -> tuple[str, 
         return backend.notes(host)
     notes = (*backend.notes(host), *network_notes(config.network, host.underlay, host.surroundings))
     return tuple(dict.fromkeys(notes))
+
+
+def own_variant(lease: Lease, backend: Backend, host: Host) -> Lease:
+    """Return this host's lease as a backend published it, or the lease itself if it did not."""
+    data = backend.lease_data(host.owner, host.wireguard)
+    for variant in lease.variants:
+        attributes = variant.attributes
+        if attributes.backend_type == backend.lease_type and (
+            not isinstance(data, Vtep) or vxlan.may_stay(attributes.vtep, data)
+        ):
+            return variant
+    return lease
 
 
 def backend_of(config: NetworkConfig) -> Backend:

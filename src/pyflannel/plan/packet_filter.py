@@ -23,7 +23,7 @@ from pyflannel.model.packet_filter import (
     Return,
 )
 from pyflannel.model.state import State
-from pyflannel.model.tunnel_guard import GuardedPath, GuardMode, GuardPeer, GuardTable
+from pyflannel.model.tunnel_guard import GuardedPath, GuardedTunnel, GuardMode, GuardPeer, GuardTable
 
 # Masquerading: packets that leave the network get the host's address. Packets inside the network are
 # unchanged.
@@ -186,12 +186,22 @@ def plan_guard_peer(
     """Return the guard's entry for a peer; none without a tunnel."""
     if path is None or path.tunnel is None or mode == "off":
         return ()
+    port, *others = dict.fromkeys(port for tunnel in path.tunnels for port in _tunnel_ports(peer, tunnel))
     return (
         GuardPeer(
             device=host.device,
             subnet=peer.subnet,
             address=peer.attributes.public_ip,
-            port=peer.attributes.port or path.tunnel.port,
+            port=port,
+            other_ports=tuple(others),
             sources=peer.subnet if mode == "strict" else _ANYBODY,
         ),
     )
+
+
+def _tunnel_ports(peer: Lease, tunnel: GuardedTunnel) -> Iterator[int]:
+    """Yield the ports on which a peer receives packets of a tunnel. Only udp publishes a port."""
+    ports = (
+        [one.attributes.port for one in peer.variants if one.attributes.port] if tunnel.vni is None else []
+    )
+    yield from ports or [tunnel.port]

@@ -14,8 +14,10 @@ from pyflannel.model.lease import (
     KEY_OCTETS,
     LARGEST_COUNTER,
     LONGEST_OWNER,
+    MOST_PREVIOUS,
     SIGNATURE_OCTETS,
     BackendData,
+    BackendPart,
     Claim,
     LeaseAttributes,
     Vtep,
@@ -132,6 +134,15 @@ class _Ours(Struct, omit_defaults=True, rename="pascal"):
     key: Any = None  # an invalid key is ignored, and must not hide the owner either
     counter: Any = None
     signature: Any = None
+    also: Raw | UnsetType = UNSET
+
+
+class _Part(Struct, omit_defaults=True, rename="pascal"):
+    """A previous backend of the holder."""
+
+    backend_type: Annotated[str, Meta(max_length=_LONGEST_TYPE)] = ""
+    backend_data: Raw | UnsetType = UNSET
+    port: Annotated[int, Meta(ge=1, le=65535)] | None = None
 
 
 class _LeaseValue(
@@ -173,6 +184,7 @@ _LEASE = msgspec.json.Decoder(_LeaseValue)
 _LEASE_KEYS = {fold(name): name for name in _LeaseValue.__struct_encode_fields__}
 _MEMBERS = msgspec.json.Decoder(dict[str, Raw])
 _OURS = msgspec.json.Decoder(_Ours)
+_PARTS = msgspec.json.Decoder(list[_Part])
 _CLAIM = msgspec.json.Decoder(_ClaimValue)
 
 
@@ -188,16 +200,14 @@ def parse_lease_attributes(value: bytes) -> LeaseAttributes:
     try:
         _check_length(value)
         lease = _decode(value)
-        data, vtep = _backend_data(lease)
+        data, vtep, wireguard = _backend_data(lease)
         return LeaseAttributes(
             public_ip=parse_ipv4(lease.public_ip),
             public_ipv6=None if lease.public_ipv6 is None else parse_ipv6(lease.public_ipv6),
             backend_type=intern(lease.backend_type or ""),
             backend_data=data,
             vtep=vtep,
-            wireguard=parse_wireguard(data)
-            if data is not None and lease.backend_type == "wireguard"
-            else None,
+            wireguard=wireguard,
             backend_v6_data=_compact(lease.backend_v6_data) if lease.backend_v6_data else None,
             owner=lease.ours.owner if lease.ours else None,
             host_name=_host_name(lease.ours.host) if lease.ours else None,
@@ -206,6 +216,7 @@ def parse_lease_attributes(value: bytes) -> LeaseAttributes:
             signing_key=_octets(lease.ours.key, KEY_OCTETS) if lease.ours else None,
             counter=_counter(lease.ours.counter) if lease.ours else None,
             signature=_octets(lease.ours.signature, SIGNATURE_OCTETS) if lease.ours else None,
+            also=_parts(lease.ours.also) if lease.ours and lease.ours.also else (),
         )
     except (ValueError, RecursionError) as error:
         raise WireError(f"not a lease: {error}", hint=_HINT) from error
@@ -213,9 +224,7 @@ def parse_lease_attributes(value: bytes) -> LeaseAttributes:
 
 def format_lease_attributes(attributes: LeaseAttributes) -> bytes:
     """Return the value of a lease: the original's keys and, if the lease has an owner, pyflannel's."""
-    owner, ipv6, data = attributes.owner, attributes.public_ipv6, attributes.backend_data
-    if data is None and attributes.vtep is not None:
-        data = format_backend_data(attributes.vtep)
+    owner, ipv6, data = attributes.owner, attributes.public_ipv6, _data_text(attributes)
     lease = _LeaseValue(
         public_ip=str(attributes.public_ip),
         # The original writes and reads an IPv4-mapped address as IPv4.
@@ -233,6 +242,7 @@ def format_lease_attributes(attributes: LeaseAttributes) -> bytes:
             key=_base64(attributes.signing_key),
             counter=attributes.counter,
             signature=_base64(attributes.signature),
+            also=_format_parts(attributes.also) if attributes.also else UNSET,
         )
     return escape(msgspec.json.encode(lease).decode()).encode()
 
@@ -304,17 +314,52 @@ def _decode(value: bytes) -> _LeaseValue:
         return _LEASE.decode(msgspec.json.encode(_known_members(value)))
 
 
-def _backend_data(lease: _LeaseValue) -> tuple[str | None, Vtep | None]:
+def _backend_data(lease: _LeaseValue | _Part) -> tuple[str | None, Vtep | None, WireguardData | None]:
     """Return the data of the backend: as VTEP if `format_backend_data` wrote it, else as text."""
     if not lease.backend_data:
-        return None, None
+        return None, None, None
     if lease.backend_type != "vxlan":
-        return _compact(lease.backend_data), None
+        text = _compact(lease.backend_data)
+        return text, None, parse_wireguard(text) if lease.backend_type == "wireguard" else None
     usual = _usual_vtep(bytes(lease.backend_data).decode(errors="replace"))
     if usual is not None:
-        return None, usual
+        return None, usual, None
     text = _compact(lease.backend_data)
-    return text, parse_vtep(text)
+    return text, parse_vtep(text), None
+
+
+def _data_text(one: LeaseAttributes | BackendPart) -> str | None:
+    if one.backend_data is None and one.vtep is not None:
+        return format_backend_data(one.vtep)
+    return one.backend_data
+
+
+def _parts(octets: Raw) -> tuple[BackendPart, ...]:
+    """Return the previous backends of a holder; none if they have another form."""
+    try:
+        return tuple(_part(one) for one in _PARTS.decode(octets)[:MOST_PREVIOUS])
+    except (ValueError, RecursionError):
+        return ()
+
+
+def _part(one: _Part) -> BackendPart:
+    data, vtep, wireguard = _backend_data(one)
+    return BackendPart(
+        backend_type=intern(one.backend_type),
+        backend_data=data,
+        port=one.port,
+        vtep=vtep,
+        wireguard=wireguard,
+    )
+
+
+def _format_parts(parts: tuple[BackendPart, ...]) -> Raw:
+    values = []
+    for part in parts:
+        text = _data_text(part)
+        data = UNSET if text is None else Raw(text)
+        values.append(_Part(backend_type=part.backend_type, backend_data=data, port=part.port))
+    return Raw(msgspec.json.encode(values))
 
 
 def _known_members(value: bytes) -> dict[str, Raw]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pyflannel.errors import WireError
-from pyflannel.model.lease import Claim, LeaseAttributes, Vtep
+from pyflannel.model.lease import MOST_PREVIOUS, BackendPart, Claim, LeaseAttributes, Vtep
 from pyflannel.wire.lease_json import (
     format_claim,
     format_lease_attributes,
@@ -25,6 +25,13 @@ OWNED = LeaseAttributes(
     host_name="docker2",
     port=8285,
     reads=("partial-checksum",),
+)
+CHANGING = LeaseAttributes(
+    public_ip=IPv4Address("192.168.50.102"),
+    backend_type="vxlan",
+    vtep=Vtep(mac="0e:00:00:00:00:01", vni=1),
+    owner="f00d",
+    also=(BackendPart(port=8285), BackendPart(backend_type="wireguard", backend_data='{"Port":51820}')),
 )
 CLAIM = Claim(subnet=IPv4Network("10.5.52.0/24"), owner="f00d", public_ip=IPv4Address("1.2.3.4"), revision=7)
 
@@ -52,6 +59,12 @@ def test_values_that_stop_the_original_are_refused(case: dict[str, str]) -> None
     ("attributes", "value"),
     [
         (PLAIN, b'{"PublicIP":"192.168.50.102","PublicIPv6":null}'),
+        (
+            CHANGING,
+            b'{"PublicIP":"192.168.50.102","PublicIPv6":null,"BackendType":"vxlan",'
+            b'"BackendData":{"VNI":1,"VtepMAC":"0e:00:00:00:00:01"},"Pyflannel":{"Owner":"f00d",'
+            b'"Also":[{"Port":8285},{"BackendType":"wireguard","BackendData":{"Port":51820}}]}}',
+        ),
         (
             OWNED,
             b'{"PublicIP":"192.168.50.102","PublicIPv6":null,'
@@ -129,6 +142,22 @@ def test_an_invalid_host_name_counts_as_absent_and_hides_no_owner(host: str) -> 
     value = b'{"PublicIP":"192.168.50.102","Pyflannel":{"Host":%s,"Owner":"f00d"}}' % host.encode()
 
     assert parse_lease_attributes(value) == replace(PLAIN, owner="f00d")
+
+
+@pytest.mark.parametrize("also", ["7", '["udp"]', '[{"Port":"x"}]', '[{"BackendType":1}]', "{}", "null"])
+def test_invalid_previous_backends_count_as_absent_and_hide_no_owner(also: str) -> None:
+    value = f'{{"PublicIP":"1.2.3.4","Pyflannel":{{"Owner":"f00d","Also":{also}}}}}'
+
+    attributes = parse_lease_attributes(value.encode())
+
+    assert (attributes.owner, attributes.also) == ("f00d", ())
+
+
+def test_keys_of_later_versions_in_a_previous_backend_are_ignored_and_their_number_is_bounded() -> None:
+    also = ",".join(['{"Port":7,"Later":{"Key":1}}'] * 9)
+    value = f'{{"PublicIP":"1.2.3.4","Pyflannel":{{"Owner":"f00d","Also":[{also}]}}}}'
+
+    assert parse_lease_attributes(value.encode()).also == (BackendPart(port=7),) * MOST_PREVIOUS
 
 
 def test_angle_brackets_and_ampersands_are_escaped() -> None:

@@ -24,6 +24,8 @@ class AllocBackend:
 
     config_warnings: tuple[str, ...] = ()
     lease_type: str = ""
+    way: str = "alloc"
+    reads: tuple[str, ...] = ()
     port: None = None
     config_line: None = None
     routed: Routed = "nothing"

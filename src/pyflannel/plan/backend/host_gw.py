@@ -30,6 +30,8 @@ class HostGwBackend:
 
     config_warnings: tuple[str, ...] = ()
     lease_type: str = "host-gw"
+    way: str = "host-gw"
+    reads: tuple[str, ...] = ()
     port: None = None
     config_line: None = None
     routed: Routed = "peers"

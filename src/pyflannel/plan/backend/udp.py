@@ -47,6 +47,8 @@ class UdpBackend:
     port: int = DEFAULT_PORT
     config_warnings: tuple[str, ...] = ()
     lease_type: str = ""
+    way: str = "udp"
+    reads: tuple[str, ...] = ()
     config_line: None = None
     routed: Routed = "network"
     is_encrypted: bool = False

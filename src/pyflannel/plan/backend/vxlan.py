@@ -17,7 +17,7 @@ from sys import intern
 from typing import TypeGuard
 
 from pyflannel.model.host import Bridge, Host, Underlay
-from pyflannel.model.lease import Lease, Vtep
+from pyflannel.model.lease import DIRECT, Lease, Vtep
 from pyflannel.model.link import Address, Link, Vxlan
 from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.route import FdbEntry, Neighbour, Route
@@ -174,6 +174,16 @@ class VxlanBackend:
         )
 
     @property
+    def way(self) -> str:
+        """The data path on the wire: the VNI, and packets without the tunnel."""
+        return f"vxlan with VNI {self.vni}{' and direct routing' if self.routes_directly else ''}"
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The formats that the lease publishes: the guard of this host accepts packets without the tunnel."""
+        return (DIRECT,) if self.routes_directly else ()
+
+    @property
     def device(self) -> str:
         """Name of the device, `flannel.1`; `flannel.xffffff` for a VNI with too many decimal digits."""
         name = f"flannel.{self.vni}" if self.vni <= _LONGEST_DECIMAL else f"flannel.x{self.vni:x}"
@@ -305,7 +315,10 @@ class VxlanBackend:
         return outer - OVERHEAD
 
     def _is_direct(self, peer: Lease, host: Host) -> bool:
-        return self.routes_directly and host.underlay.reaches(peer.attributes.public_ip)
+        """Return whether packets to a peer need no tunnel. The guard of a pyflannel host must accept it."""
+        attributes = peer.attributes
+        accepts = attributes.owner is None or DIRECT in attributes.reads
+        return self.routes_directly and accepts and host.underlay.reaches(attributes.public_ip)
 
     def _yielding(self, mac: str, sharing: Iterable[Lease], host: Host) -> Iterator[tuple[IPv4Network, str]]:
         """Yield the peers with one MAC address that are not planned, with the reason."""

@@ -72,6 +72,8 @@ class WireguardBackend:
     preshared_key: Secret = field(default_factory=lambda: Secret(""))
     config_warnings: tuple[str, ...] = ()
     lease_type: str = "wireguard"
+    way: str = "wireguard"
+    reads: tuple[str, ...] = ()
     port: None = None
     config_line: None = None
     routed: Routed = "network"

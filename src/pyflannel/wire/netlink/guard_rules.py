@@ -36,6 +36,7 @@ fragment has ports. The receiver ignores the other fragments if the first is mis
 
 import struct
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 
 from pyflannel.model.forwarder import Stranger
@@ -112,17 +113,23 @@ _IPV4 = b"\x08\x00"
 
 def chains_of(table: GuardTable) -> tuple[Chain, ...]:
     """Return the chains. A chain follows the chains to which its rules jump."""
-    tunnel = None if table.path is None else table.path.tunnel
-    if tunnel is None:
+    tunnels = () if table.path is None else table.path.tunnels
+    if not tunnels:
         arriving = Chain("arriving", tuple(_overlay_rules(table)), PREROUTING, _AFTER_DNAT)
         clear = tuple(_clear_rules(table))
         return (arriving, Chain("in_clear", clear, PREROUTING, _BEFORE_DNAT)) if clear else (arriving,)
+    sockets = [
+        _Socket(tuple(some), "" if not place else f"_{place}") for place, some in enumerate(_by_port(tunnels))
+    ]
     return (
-        Chain("refused", tuple(_refused(tunnel))),
-        Chain("to_us", tuple(_to_us(tunnel, table))),
-        Chain("to_peers", tuple(_to_peers(tunnel, table))),
-        Chain("arriving", (*_tunnel_rules(tunnel, table), *_overlay_rules(table)), PREROUTING, _AFTER_DNAT),
-        Chain("of_user", tuple(_of_user(tunnel))),
+        *(chain for one in sockets for chain in _chains_of_socket(one, table)),
+        Chain(
+            "arriving",
+            (*(rule for one in sockets for rule in _tunnel_rules(one, table)), *_overlay_rules(table)),
+            PREROUTING,
+            _AFTER_DNAT,
+        ),
+        Chain("of_user", tuple(rule for tunnel in tunnels for rule in _of_user(tunnel))),
         Chain(
             "leaving",
             (Rule("packet of a user", (*_by_user(table.users), goto("of_user"))),),
@@ -132,17 +139,52 @@ def chains_of(table: GuardTable) -> tuple[Chain, ...]:
     )
 
 
-def _tunnel_rules(tunnel: GuardedTunnel, table: GuardTable) -> Iterator[Rule]:
+@dataclass(frozen=True, slots=True)
+class _Socket:
+    """The tunnels that share a UDP port, and the ending of the names of their chains."""
+
+    tunnels: tuple[GuardedTunnel, ...]
+    ending: str
+
+    @property
+    def to_us(self) -> str:
+        return f"to_us{self.ending}"
+
+    @property
+    def to_peers(self) -> str:
+        return f"to_peers{self.ending}"
+
+    @property
+    def refused(self) -> str:
+        return f"refused{self.ending}"
+
+
+def _by_port(tunnels: Iterable[GuardedTunnel]) -> Iterable[list[GuardedTunnel]]:
+    """Return the tunnels in groups: those with a VNI may share a port."""
+    groups: dict[tuple[int, bool], list[GuardedTunnel]] = {}
+    for tunnel in tunnels:
+        groups.setdefault((tunnel.port, tunnel.vni is None), []).append(tunnel)
+    return groups.values()
+
+
+def _chains_of_socket(one: _Socket, table: GuardTable) -> Iterator[Chain]:
+    yield Chain(one.refused, tuple(_refused(one.tunnels[0])))
+    yield Chain(one.to_us, tuple(_to_us(one, table)))
+    yield Chain(one.to_peers, tuple(_to_peers(one, table)))
+
+
+def _tunnel_rules(one: _Socket, table: GuardTable) -> Iterator[Rule]:
+    tunnel = one.tunnels[0]
     to_port = (*_udp(), payload(TRANSPORT_HEADER, 2, 2), equals(tunnel.port.to_bytes(2, "big")))
     if table.address is not None:
         own = (payload(NETWORK_HEADER, _DESTINATION, 4), equals(table.address.packed))
-        yield Rule("to this host's tunnel port", (*to_port, *own, goto("to_us")))
+        yield Rule("to this host's tunnel port", (*to_port, *own, goto(one.to_us)))
     all_have_our_port = tunnel.vni is not None
     to_peer = to_port if all_have_our_port else _udp()
-    yield Rule("to a peer's tunnel port", (*to_peer, *_to_a_peer(), goto("to_peers")))
+    yield Rule("to a peer's tunnel port", (*to_peer, *_to_a_peer(), goto(one.to_peers)))
     # vxlan listens on every address.
     is_for_us = (destination_type(), differs(_word(_UNICAST)))
-    yield Rule("to this host's tunnel port at another address", (*to_port, *is_for_us, goto("to_us")))
+    yield Rule("to this host's tunnel port at another address", (*to_port, *is_for_us, goto(one.to_us)))
 
 
 def _overlay_rules(table: GuardTable) -> Iterator[Rule]:
@@ -175,21 +217,21 @@ def _clear_rules(table: GuardTable) -> Iterator[Rule]:
     yield Rule("unencrypted to this host's subnet", (*by_underlay, *to_us, counter(), verdict(DROP)))
 
 
-def _to_us(tunnel: GuardedTunnel, table: GuardTable) -> Iterator[Rule]:
+def _to_us(one: _Socket, table: GuardTable) -> Iterator[Rule]:
     by_underlay = (meta(META_INPUT), equals(_name(table.underlay)))
-    yield from _from_a_peer(tunnel, table.source_length, by_underlay)
-    yield from _of_another_network(tunnel)
-    yield Rule("from no peer", (*by_underlay, goto("refused")))
-    yield Rule("source not routed to its interface", (*_unrouted(), goto("refused")))
-    yield from _from_a_peer(tunnel, table.source_length)
-    yield Rule("from no peer", (goto("refused"),))
+    yield from _from_a_peer(one.tunnels[0], table.source_length, by_underlay)
+    yield from _of_another_network(one)
+    yield Rule("from no peer", (*by_underlay, goto(one.refused)))
+    yield Rule("source not routed to its interface", (*_unrouted(), goto(one.refused)))
+    yield from _from_a_peer(one.tunnels[0], table.source_length)
+    yield Rule("from no peer", (goto(one.refused),))
 
 
-def _to_peers(tunnel: GuardedTunnel, table: GuardTable) -> Iterator[Rule]:
-    yield from _of_another_network(tunnel)
-    yield Rule("source not routed to its interface", (*_unrouted(), goto("refused")))
-    yield from _from_a_peer(tunnel, table.source_length)
-    yield Rule("from no peer", (goto("refused"),))
+def _to_peers(one: _Socket, table: GuardTable) -> Iterator[Rule]:
+    yield from _of_another_network(one)
+    yield Rule("source not routed to its interface", (*_unrouted(), goto(one.refused)))
+    yield from _from_a_peer(one.tunnels[0], table.source_length)
+    yield Rule("from no peer", (goto(one.refused),))
 
 
 def _refused(tunnel: GuardedTunnel) -> Iterator[Rule]:
@@ -220,7 +262,9 @@ def _of_user(tunnel: GuardedTunnel) -> Iterator[Rule]:
     tunnelled = (*_udp(), *_to_a_peer(), *_vni(tunnel.vni, equals))
     unmarked = (mark, masked(_word(_USERS_PACKET)), equals(bytes(4)))
     yield Rule("tunnel packets of a user", (*tunnelled, *unmarked, counter(), verdict(DROP)))
-    yield Rule("remove the mark: it has its tunnel header", (*tunnelled, mark, masked(others), set_mark()))
+    yield Rule(
+        "remove the mark: it has its tunnel header", (*tunnelled, mark, masked(others), set_mark(), leave())
+    )
 
 
 def _by_user(trusted: Iterable[int]) -> tuple[Expression, ...]:
@@ -232,9 +276,10 @@ def _by_user(trusted: Iterable[int]) -> tuple[Expression, ...]:
     return meta(META_USER), *(differs(_word(uid)) for uid in (0, *trusted))
 
 
-def _of_another_network(tunnel: GuardedTunnel) -> Iterator[Rule]:
-    if tunnel.vni is not None:
-        yield Rule("another VNI", (*_vni(tunnel.vni, differs), leave()))
+def _of_another_network(one: _Socket) -> Iterator[Rule]:
+    vnis = [tunnel.vni for tunnel in one.tunnels if tunnel.vni is not None]
+    if vnis:
+        yield Rule("another VNI", (*(step for vni in vnis for step in _vni(vni, differs)), leave()))
 
 
 def _vni(vni: int, compare: Callable[[bytes], Expression]) -> tuple[Expression, ...]:
@@ -310,7 +355,8 @@ def elements_of(peers: Iterable[GuardPeer], spec: SetSpec, source_length: int) -
     for peer in peers:
         address, sources = peer.address.packed, peer.sources
         if spec is ENDS:
-            yield address + peer.port.to_bytes(2, "big") + bytes(2)
+            for port in (peer.port, *peer.other_ports):
+                yield address + port.to_bytes(2, "big") + bytes(2)
         elif spec is (SENDERS if sources.prefixlen == source_length else RANGES):
             first = address + sources.network_address.packed
             yield first if spec is SENDERS else first + address + sources.broadcast_address.packed

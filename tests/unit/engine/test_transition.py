@@ -1,0 +1,267 @@
+"""The change from one backend to the next: both are planned until no peer needs the previous one."""
+
+import asyncio
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
+
+import pytest
+
+from doubles.fake_clock import FakeClock
+from doubles.planning import SUBNET_FILE, Planning, by_subnet
+from pyflannel.engine.condition import HostCondition, LeaseCondition, StoreCondition
+from pyflannel.engine.own_lease import identified
+from pyflannel.engine.planner import Inputs, PlanOptions
+from pyflannel.engine.transition import LINGER_S, Retirement, with_config
+from pyflannel.model.forwarder import Forwarder, ForwarderPeer
+from pyflannel.model.host import Underlay
+from pyflannel.model.lease import BackendPart, Identity, Lease, LeaseAttributes, Vtep
+from pyflannel.model.lease_protocol import Held
+from pyflannel.model.link import Link
+from pyflannel.model.network_config import NetworkConfig
+from pyflannel.model.route import FdbEntry, Route
+from pyflannel.model.state import State
+from pyflannel.model.tunnel_guard import GuardPeer, GuardTable
+from pyflannel.model.wireguard import WireguardFacts, WireguardPeer
+from pyflannel.plan.backend.alloc import AllocBackend
+from pyflannel.plan.backend.host_gw import HostGwBackend
+from pyflannel.plan.backend.udp import UdpBackend
+from pyflannel.plan.backend.vxlan import VxlanBackend
+from pyflannel.plan.backend.wireguard import WireguardBackend
+from pyflannel.plan.backends import Backend
+from pyflannel.plan.packet_filter import FilterOptions
+
+NETWORK = IPv4Network("10.100.0.0/16")
+CONFIG = NetworkConfig(network=NETWORK, subnet_length=24)
+ADDRESS = IPv4Address("172.16.0.99")
+OWN = Lease(subnet=IPv4Network("10.100.15.0/24"), attributes=LeaseAttributes(public_ip=ADDRESS, owner="f00d"))
+UNDERLAY = Underlay(
+    link="eth0", address=ADDRESS, mtu=1500, public_ip=ADDRESS, on_link=(IPv4Network("172.16.0.0/24"),)
+)
+UDP, VXLAN = UdpBackend(network=NETWORK), VxlanBackend()
+KEY = "fej0p5JlH6L0ABusrvEqJ+O4vku0IDeriGT19bmxSEU="
+RUNNING = Inputs(
+    config=CONFIG,
+    backend=UDP,
+    lease=OWN,
+    underlay=UNDERLAY,
+    owner="f00d",
+    wireguard=WireguardFacts(key=KEY, published=KEY, is_in_kernel=True),
+)
+UDP_PART = BackendPart(port=8285)
+VXLAN_PART = BackendPart(backend_type="vxlan", vtep=Vtep(mac="0e:00:00:00:00:01", vni=1))
+
+
+def peer(number: int, part: BackendPart, *also: BackendPart) -> Lease:
+    attributes = LeaseAttributes(public_ip=IPv4Address(f"172.16.0.{number}"), owner=f"peer {number}")
+    return Lease(subnet=IPv4Network(f"10.100.{number}.0/24"), attributes=attributes.with_backend(part, also))
+
+
+def changed(*backends: Backend, is_prepared: bool = True) -> Inputs:
+    """Return the inputs of a host that ran these backends, one after the other."""
+    inputs = replace(RUNNING, backend=backends[0])
+    for backend in backends[1:]:
+        inputs = replace(with_config(inputs, CONFIG, backend), is_prepared=is_prepared)
+    return inputs
+
+
+def planned(inputs: Inputs, *peers: Lease) -> tuple[Planning, State]:
+    options = PlanOptions(subnet_file=SUBNET_FILE, packet_filter=FilterOptions(guard="strict"))
+    made = Planning(replace(inputs, leases=by_subnet([OWN, *peers])), options)
+    made.take()
+    assert made.plan is not None
+    return made, made.plan
+
+
+def ways(inputs: Inputs) -> list[str]:
+    return [backend.way for backend in inputs.backends]
+
+
+def device_to(state: State, lease: Lease) -> str:
+    """Return the device by which packets to a peer leave: that of the longest route."""
+    routes = [route for route in state.of_type(Route) if route.destination.supernet_of(lease.subnet)]
+    return max(routes, key=lambda route: (route.destination.prefixlen, -route.metric)).link
+
+
+class TestConfig:
+    def test_another_backend_is_prepared_before_it_is_used(self) -> None:
+        assert ways(with_config(RUNNING, CONFIG, VXLAN)) == ["udp", "vxlan with VNI 1"]
+        assert ways(changed(UDP, VXLAN)) == ["vxlan with VNI 1", "udp"]
+
+    @pytest.mark.parametrize("backend", [UdpBackend(network=NETWORK, port=9), AllocBackend()])
+    def test_a_config_with_the_same_data_path_or_without_any_applies_at_once(self, backend: Backend) -> None:
+        inputs = with_config(RUNNING, CONFIG, backend)
+
+        assert ways(inputs) == [backend.way]
+        assert inputs.is_prepared
+
+    def test_a_host_without_a_lease_starts_with_the_newest_backend(self) -> None:
+        assert ways(with_config(replace(RUNNING, lease=None), CONFIG, VXLAN)) == ["vxlan with VNI 1"]
+
+    def test_a_backend_that_was_never_prepared_is_forgotten(self) -> None:
+        assert ways(changed(UDP, VXLAN, HostGwBackend(), is_prepared=False)) == ["udp", "host-gw"]
+
+    def test_going_back_drops_nothing(self) -> None:
+        assert ways(changed(UDP, VXLAN, UDP)) == ["udp", "vxlan with VNI 1"]
+
+    def test_two_previous_backends_at_most_are_kept(self) -> None:
+        inputs = changed(UDP, VXLAN, HostGwBackend(), VxlanBackend(vni=2))
+
+        assert ways(inputs) == ["vxlan with VNI 2", "host-gw", "vxlan with VNI 1"]
+
+
+class TestPlan:
+    def test_until_it_is_prepared_packets_take_the_previous_backend(self) -> None:
+        new = peer(1, VXLAN_PART, UDP_PART)
+
+        _, state = planned(changed(UDP, VXLAN, is_prepared=False), new)
+
+        assert {link.name for link in state.of_type(Link)} == {"flannel0", "flannel.1"}
+        assert device_to(state, new) == "flannel0"
+
+    def test_each_peer_is_reached_by_the_newest_backend_of_both(self) -> None:
+        old, new = peer(1, UDP_PART), peer(2, VXLAN_PART, UDP_PART)
+
+        made, state = planned(changed(UDP, VXLAN), old, new)
+
+        assert [device_to(state, one) for one in (old, new)] == ["flannel0", "flannel.1"]
+        assert made.needs_previous
+
+    def test_a_peer_may_still_send_by_the_previous_backend(self) -> None:
+        new = peer(2, VXLAN_PART, UDP_PART)
+
+        made, state = planned(changed(UDP, VXLAN), new)
+
+        assert [one.subnet for one in state.of_type(ForwarderPeer)] == [new.subnet]
+        assert not made.needs_previous
+
+    def test_a_host_that_keeps_the_old_config_uses_the_previous_backend_of_a_peer(self) -> None:
+        new = peer(2, VXLAN_PART, UDP_PART)
+
+        made, state = planned(RUNNING, new)
+
+        assert [one.subnet for one in state.of_type(ForwarderPeer)] == [new.subnet]
+        assert not made.refused
+
+    def test_a_peer_that_changes_is_counted(self) -> None:
+        made, _ = planned(changed(UDP, VXLAN), peer(2, UDP_PART))
+        assert made.needs_previous
+
+        made.take(leases=by_subnet([OWN, peer(2, VXLAN_PART, UDP_PART)]))
+
+        assert not made.needs_previous
+        assert [entry.mac for entry in made.plan.of_type(FdbEntry)] == ["0e:00:00:00:00:01"]
+
+    def test_of_two_backends_that_route_the_network_the_other_has_routes_to_its_peers(self) -> None:
+        wireguard = WireguardBackend(network=NETWORK)
+        old = peer(1, UDP_PART)
+
+        _, state = planned(changed(UDP, wireguard), old)
+
+        assert device_to(state, old) == "flannel0"
+        assert device_to(state, peer(3, UDP_PART)) == "flannel-wg"
+        assert not list(state.of_type(WireguardPeer))
+
+    def test_the_guard_accepts_both(self) -> None:
+        _, state = planned(changed(UDP, VXLAN, HostGwBackend()), peer(2, VXLAN_PART, UDP_PART))
+
+        (table,), (entry,) = state.of_type(GuardTable), state.of_type(GuardPeer)
+        assert table.path is not None
+        assert set(table.path.links) == {"eth0", "flannel.1", "flannel0"}
+        assert [tunnel.port for tunnel in table.path.tunnels] == [8472, 8285]
+        assert {entry.port, *entry.other_ports} == {8472, 8285}
+
+    def test_clear_packets_are_refused_after_the_last_backend_in_clear(self) -> None:
+        wireguard = WireguardBackend(network=NETWORK)
+        for inputs, refuses in ((changed(UDP, wireguard), False), (changed(wireguard), True)):
+            _, state = planned(inputs)
+            assert [table.path and table.path.refuses_clear for table in state.of_type(GuardTable)] == [
+                refuses
+            ]
+
+    def test_a_backend_that_cannot_work_leaves_the_previous_one_in_force(self) -> None:
+        old = peer(1, UDP_PART)
+        behind_nat = replace(UNDERLAY, public_ip=IPv4Address("192.0.2.1"))
+
+        made, state = planned(
+            replace(with_config(RUNNING, CONFIG, HostGwBackend()), underlay=behind_nat), old
+        )
+
+        assert list(state.of_type(Forwarder))
+        assert device_to(state, old) == "flannel0"
+        assert made.needs_previous
+        assert "NAT" in made.obstacle
+
+
+class TestLease:
+    def condition(self, inputs: Inputs, held: Lease = OWN) -> HostCondition:
+        return HostCondition(
+            identity=Identity(owner="f00d"),
+            inputs=inputs,
+            held=Held(lease=held),
+            lease=LeaseCondition(since_s=0.0),
+            store=StoreCondition(since_s=0.0),
+        )
+
+    def published(self, inputs: Inputs, held: Lease = OWN) -> LeaseAttributes:
+        return identified(OWN.attributes, self.condition(inputs, held), host_name=None)
+
+    def test_a_backend_is_published_once_it_is_prepared(self) -> None:
+        before = self.published(changed(UDP, VXLAN, is_prepared=False))
+        after = self.published(changed(UDP, VXLAN))
+
+        assert (before.backend_part, before.also) == (UDP_PART, ())
+        assert (after.backend_type, after.also) == ("vxlan", (UDP_PART,))
+
+    def test_the_vtep_that_peers_know_stays(self) -> None:
+        held = replace(OWN, attributes=OWN.attributes.with_backend(VXLAN_PART))
+
+        attributes = self.published(changed(VXLAN, HostGwBackend()), held)
+
+        assert attributes.also == (VXLAN_PART,)
+
+
+class TestRetirement:
+    PUBLISHED = replace(OWN, attributes=OWN.attributes.with_backend(VXLAN_PART, (UDP_PART,)))
+
+    def retired_after(self, *notes: tuple[Inputs, Lease, bool]) -> list[int]:
+        """Return the number of retirements at each second after these notes, one a second."""
+        counts: list[int] = []
+
+        async def live() -> None:
+            clock, retired = FakeClock(), []
+            retirement = Retirement(clock, lambda: retired.append(1))
+            async with clock.running(retirement.run()):
+                for inputs, own, is_needed in notes:
+                    retirement.note(inputs, own, is_needed=is_needed)
+                    await clock.advance(1.0)
+                for _ in range(int(LINGER_S)):
+                    counts.append(len(retired))
+                    await clock.advance(1.0)
+                counts.append(len(retired))
+
+        asyncio.run(live())
+        return counts
+
+    def test_it_comes_some_seconds_after_the_last_peer(self) -> None:
+        inputs = changed(UDP, VXLAN)
+
+        counts = self.retired_after((inputs, self.PUBLISHED, True), (inputs, self.PUBLISHED, False))
+
+        assert counts == [0] * (int(LINGER_S) - 1) + [1, 1]
+
+    @pytest.mark.parametrize(
+        ("inputs", "own"),
+        [
+            (changed(UDP), OWN),
+            (changed(UDP, VXLAN, is_prepared=False), PUBLISHED),
+            (changed(UDP, VXLAN), OWN),
+        ],
+        ids=["no change", "not prepared", "not published"],
+    )
+    def test_it_does_not_come_before_peers_know_the_next(self, inputs: Inputs, own: Lease) -> None:
+        assert set(self.retired_after((inputs, own, False))) == {0}
+
+    def test_a_peer_that_needs_it_again_prevents_it(self) -> None:
+        inputs = changed(UDP, VXLAN)
+
+        assert set(self.retired_after((inputs, self.PUBLISHED, False), (inputs, self.PUBLISHED, True))) == {0}
