@@ -1,7 +1,8 @@
-"""Real hosts that require signed leases: a writer of the store gets none of their packets."""
+"""Real hosts that require signed leases: a writer of the store receives none of their packets."""
 
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -74,3 +75,66 @@ def test_a_writer_of_the_store_cannot_redirect_packets_between_hosts_that_requir
     status = Path(f"/proc/{overlay.daemons['docker1'].pid}/status").read_text()
     resident = next(line for line in status.splitlines() if line.startswith("VmRSS"))
     figures(f"flanneld with --lease-signing=require: {int(resident.split()[1]) / 1024:.1f} MB.")
+
+
+def test_hosts_accept_only_the_keys_that_an_operator_signed_in_the_store(
+    overlay, ping_stream, figures
+) -> None:
+    """The adversary writes to etcd. It forges, replaces and deletes the list, and writes an older one again."""
+    one, two = (overlay.hosts[name] for name in ("docker1", "docker2"))
+    store, listed = f"--store={overlay.etcd.url}", f"{PREFIX}/allow-list"
+    operator = two.directory / "run/operator.json"
+    public = two.flannelctl("allow-list", "new-key", "/run/operator.json")
+    for host in (one, two):
+        (host.directory / "run/operators").write_text(public)
+    flags = "--lease-signing=require", "--lease-operators=/run/operators"
+    together([lambda host=host: start(overlay, host, *flags) for host in (one, two)])
+    keys = {
+        host.name: json.loads((host.directory / "var/lib/flannel/lease-key.json").read_text())["Public"]
+        for host in (one, two)
+    }
+
+    def publish(*names: str) -> float:
+        (two.directory / "run/keys").write_text("".join(f"{keys[name]} {name}\n" for name in names))
+        two.flannelctl(store, "allow-list", "sign", "/run/keys", "--key", "/run/operator.json")
+        two.flannelctl(store, "allow-list", "publish", "/run/keys.signed")
+        return time.monotonic()
+
+    assert overlay.status(one).peers == 0
+    at = publish("docker1", "docker2")
+    overlay.settle(one, two)
+    figures(f"A published allow-list takes effect in {time.monotonic() - at:.1f} s.")
+    first = overlay.etcd.etcdctl("get", "--print-value-only", listed).strip()
+    stream = ping_stream(one, two.lease().network_address, interval_s=0.01)
+    stream.wait_answered()
+
+    # Forged by the adversary with a key of its own, in the place of the operator's.
+    forged = json.loads(first) | {"Keys": f"{'ab' * 32}\n", "Counter": 9}
+    overlay.etcd.etcdctl("put", listed, json.dumps(forged))
+    overlay.wait_status(one, has_trouble("its signature is not that of its key"), "reports a forged list")
+    overlay.etcd.etcdctl("del", listed)
+    overlay.wait_status(one, has_trouble("does not contain the allow-list any more"), "reports a deletion")
+    assert overlay.daemons["docker1"].stop() == 0
+    start(overlay, one, *flags)
+    overlay.settle(one)
+    assert (
+        overlay.wait_status(one, lambda status: status.peers == 1, "knows docker2").lease_signing.allowed == 2
+    )
+    assert stream.lost() == []
+    stream.stop()
+
+    # The operator removes docker2, and the adversary writes the first list again.
+    publish("docker1")
+    overlay.wait_status(one, lambda status: status.peers == 0, "sends no more to docker2")
+    overlay.etcd.etcdctl("put", listed, first)
+    overlay.wait_status(one, has_trouble("its counter 1 is not above 2"), "reports an old list")
+    assert overlay.status(one).peers == 0
+    assert operator.stat().st_mode & 0o077 == 0
+
+
+def has_trouble(text: str):
+    def found(status) -> bool:
+        signing = status.lease_signing
+        return signing is not None and signing.trouble is not None and text in signing.trouble.text
+
+    return found

@@ -463,6 +463,7 @@ DUMPS = [
     f"{KEY}\t{KEY}\t51820\toff\n{KEY}\t{KEY}\t192.0.2.1:51820\t10.3.1.0/24,fd00::/64\t7\t8\t9\t25\n",
     "",
 ]
+KEPT_LISTS = [b'{"Counters":{"ab":3,"cd":9},"Operator":"ab","Keys":"ab host\\n"}']
 KNOWN_KEYS = [
     lease_signature.format_known_keys(lease_signature.KnownKeys(7, {bytes(32): 5}, {"a": bytes(32)})),
     b'{"Counter":1,"Floors":{"zz":1},"Owners":{}}',
@@ -521,6 +522,12 @@ PARSERS = [
         lease_signature.parse_known_keys,
         damaged(st.sampled_from(KNOWN_KEYS)) | as_octets(deep),
         corpus=KNOWN_KEYS,
+    ),
+    Parser(
+        "kept allow-list",
+        lease_signature.parse_kept_list,
+        damaged(st.sampled_from(KEPT_LISTS)) | as_octets(deep),
+        corpus=KEPT_LISTS,
     ),
     Parser(
         "allowed keys",

@@ -29,6 +29,7 @@ from pyflannel.stores.etcd.keys import KeySpace
 from pyflannel.stores.etcd.rpc_pb2 import KeyValue
 from pyflannel.wire.lease_json import parse_claim, parse_lease_attributes, parse_vtep
 from pyflannel.wire.lease_record import claim_of, kept_lease, lease_of, parse_last_known
+from pyflannel.wire.lease_signature import parse_signed_list
 from pyflannel.wire.network_config_json import format_network_config, parse_network_config
 from pyflannel.wire.subnet_env import parse_assignments, parse_subnet_env, previous_subnet
 
@@ -86,6 +87,12 @@ claims = written(
     {"Owner": "a", "PublicIP": "1.2.3.4"},
 )
 keys = st.sampled_from(["10.5.52.0-24", "10.5.52.0-24&fd00:5:0:34::-64", "10.5.52.1-24", "0.0.0.0-0"])
+SIGNED_LISTS = [
+    b'{"Counter":7,"Operator":"%s","Signature":"%s","Keys":"ab host\\n"}'
+    % (b"A" * 43 + b"=", b"A" * 86 + b"=="),
+    b'{"Counter":0,"Operator":"%s","Signature":"","Keys":"\\ud800"}' % (b"A" * 43 + b"=",),
+]
+
 LEASES = [
     *(text.encode() for text in golden("lease-attrs-roundtrip", "input")),
     *(text.encode() for text in golden("backend-leases", "value")),
@@ -256,6 +263,7 @@ STORE = [
         (ConfigError,),
     ),
     Parser("lease", parse_lease_attributes, as_octets(leases), corpus=LEASES),
+    Parser("allow-list", parse_signed_list, damaged(st.sampled_from(SIGNED_LISTS)), corpus=SIGNED_LISTS),
     Parser("damaged lease", parse_lease_attributes, damaged(st.sampled_from(LEASES))),
     Parser("claim", read_claim, as_octets(claims), corpus=CLAIMS),
     Parser("key", read_key, key_names, (), SUBNET_KEYS),

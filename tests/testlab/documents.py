@@ -27,7 +27,8 @@ def read_document(arguments: Sequence[str], text: str) -> Any:
 def _name_of(arguments: Sequence[str]) -> str:
     """Return the name of the schema: `config-get` for `config get`."""
     names = [path.stem for path in SCHEMAS.glob("*.json")]
-    found = [name for name in names if set(name.split("-")) <= set(arguments)]
+    words = {part for word in arguments if not word.startswith("-") for part in word.split("-")}
+    found = [name for name in names if set(name.split("-")) <= words]
     assert found, f"no schema for {arguments}"
     return max(found, key=len)
 

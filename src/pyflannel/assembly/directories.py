@@ -80,6 +80,11 @@ class Places:
         return self.state_dir / "lease-counters.json"
 
     @property
+    def allow_list(self) -> Path:
+        """The file of the last verified allow-list from the store."""
+        return self.state_dir / "allow-list.json"
+
+    @property
     def last_known(self) -> Path:
         """The file of the leases in the last answer of the store."""
         return self.state_dir / "last-known.json"
@@ -209,7 +214,7 @@ _FILES = frozenset(
     {
         *(path.name for path in (_USUAL.control_socket, _USUAL.lock, _USUAL.device_file, _USUAL.subnet_file)),
         *(path.name for path in (_USUAL.identity, _USUAL.spoilt_identity, _USUAL.last_known)),
-        *(path.name for path in (_USUAL.lease_key, _USUAL.lease_counters)),
+        *(path.name for path in (_USUAL.lease_key, _USUAL.lease_counters, _USUAL.allow_list)),
         *(path.name for path in (_USUAL.wireguard_key, _USUAL.next_wireguard_key)),
         SOCKET_NAME,
         LOG_NAME,

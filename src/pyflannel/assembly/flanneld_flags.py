@@ -97,6 +97,11 @@ _FIREWALL_FLAGS = (
         meaning="file with the keys of the hosts whose leases are accepted; default: the first key of each",
     ),
     Flag(
+        name="lease-operators",
+        meaning="file with the keys of the operators who may sign the allow-list in the store, instead of"
+        " lease-keys",
+    ),
+    Flag(
         name="ip-masq-fully-random-disable",
         kind="boolean",
         meaning="do not randomise the source ports of masqueraded packets",

@@ -14,7 +14,7 @@ from pyflannel import VERSION
 from pyflannel.assembly.directories import Places
 from pyflannel.assembly.options import FlanneldOptions
 from pyflannel.assembly.stores import parse_store_url
-from pyflannel.engine.allowed_keys import AllowedKeys
+from pyflannel.engine.allowed_keys import AllowedKeys, AllowList, SignedKeys
 from pyflannel.engine.lease_signing import LeaseSigning
 from pyflannel.engine.list_watch import StoreLog
 from pyflannel.engine.plan_log import GuardLog
@@ -283,26 +283,34 @@ def _signing(options: FlanneldOptions, places: Places, store_url: str) -> LeaseS
     """Return the signatures of leases, if the operator wants them.
 
     Raises:
-        UsageError: the file of allowed keys is unusable.
+        UsageError: the file of allowed keys or of operators is unusable.
     """
     if options.lease_signing == "off":
         return None
+    prefix = parse_store_url(store_url).prefix or ""
     return LeaseSigning(
         requires=options.lease_signing == "require",
-        prefix=parse_store_url(store_url).prefix or "",
+        prefix=prefix,
         key_of=lambda owner: lease_key(places.lease_key, owner),
-        allowed=None if options.lease_keys is None else _allowed_keys(Path(options.lease_keys)),
+        allowed=_allow_list(options, places, prefix),
         memory=FileMemory(places.lease_counters),
         clock=BoottimeClock(),
     )
 
 
-def _allowed_keys(path: Path) -> AllowedKeys:
+def _allow_list(options: FlanneldOptions, places: Places, prefix: str) -> AllowList | None:
+    if options.lease_operators is not None:
+        operators = _key_file("lease-operators", Path(options.lease_operators))
+        return SignedKeys(operators, prefix, FileMemory(places.allow_list))
+    return None if options.lease_keys is None else _key_file("lease-keys", Path(options.lease_keys))
+
+
+def _key_file(flag: str, path: Path) -> AllowedKeys:
     file = KeyListFile(path)
     try:
         return AllowedKeys(file, BoottimeClock(), parse_allowed_keys(file.read_now()))
     except (TargetError, WireError) as error:
-        raise UsageError(f"--lease-keys: {path}: {error}", hint=error.hint) from error
+        raise UsageError(f"--{flag}: {path}: {error}", hint=error.hint) from error
 
 
 def _wireguard_keys(options: FlanneldOptions, places: Places, wireguard_go: WireguardGo) -> WireguardKeys:

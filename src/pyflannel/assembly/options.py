@@ -116,6 +116,7 @@ class FlanneldOptions:
     requires_encryption: bool = False
     lease_signing: LeaseSigningMode = "off"
     lease_keys: str | None = None
+    lease_operators: str | None = None
     wireguard_key_file: str | None = None
     warnings: tuple[str, ...] = ()
 
@@ -156,6 +157,11 @@ def parse_flanneld(
     settings = Settings(FLAGS, written, environment)
     for flag in LATER_FLAGS:
         _refuse_later(flag, settings)
+    if settings.last("lease-keys").value and settings.last("lease-operators").value:
+        raise UsageError(
+            "lease-keys and lease-operators exclude each other",
+            hint="Give lease-keys for a list in a file, lease-operators for a signed list in the store.",
+        )
     return replace(_options(settings), wireguard_key_file=environment.get(KEY_FILE) or None)
 
 
@@ -209,6 +215,7 @@ def _options(settings: Settings) -> FlanneldOptions:
         requires_encryption=bool(settings.last("require-encryption").value),
         lease_signing=_one_of(settings.last("lease-signing"), _LEASE_SIGNING),
         lease_keys=str(settings.last("lease-keys").value) or None,
+        lease_operators=str(settings.last("lease-operators").value) or None,
         warnings=store.warnings,
     )
 

@@ -177,7 +177,8 @@ def _strangers(found: Status) -> Iterator[tuple[str, str]]:
 def _lease_signing(signing: LeaseSigningStatus) -> Iterator[tuple[str, str]]:
     keys = "the first key of each owner" if signing.allowed is None else f"{signing.allowed} allowed keys"
     own = ", without the key of this host" if signing.is_own_key_allowed is False else ""
-    yield "signatures", f"{signing.mode}, {keys}{own}"
+    counter = "" if signing.counter is None else f", list {signing.counter}"
+    yield "signatures", f"{signing.mode}, {keys}{counter}{own}"
     if signing.trouble is not None:
         yield "warning", f"keeps the last good allow-list: {signing.trouble}"
     for one in signing.refused[:_NAMED]:

@@ -370,7 +370,8 @@ def _run_files(places: Places, report: CleanupReport) -> tuple[Path, ...]:
 def _state_files(places: Places) -> tuple[Path, ...]:
     wireguard = places.wireguard_key, places.next_wireguard_key
     own = places.identity, places.last_known, places.spoilt_identity, places.prefix_file
-    return (*wireguard, places.lease_key, places.lease_counters, *own)
+    signing = places.lease_key, places.lease_counters, places.allow_list
+    return (*wireguard, *signing, *own)
 
 
 async def _release(

@@ -16,7 +16,7 @@ from pyflannel.http.server import Response
 from pyflannel.http.sockets import request
 from pyflannel.model.lease import Lease, LeaseEntry
 from pyflannel.model.status import JournalEntry, Status
-from pyflannel.model.store_record import Put, Record, Secret
+from pyflannel.model.store_record import Conflict, Put, Record, Secret
 from pyflannel.ports import Store
 from pyflannel.processes.forwarder_client import forwarder_status
 from pyflannel.wire.control_json import (
@@ -27,7 +27,7 @@ from pyflannel.wire.control_json import (
     parse_public_key,
     parse_status,
 )
-from pyflannel.wire.lease_record import CONFIG, SUBNETS, lease_of
+from pyflannel.wire.lease_record import ALLOW_LIST, CONFIG, SUBNETS, lease_of
 from pyflannel.wire.network_config_json import parse_network_config
 
 DEADLINE_S = 5.0
@@ -150,6 +150,22 @@ class StoreClient:
         """
         parse_network_config(text)
         await self._store.write(Put(key=CONFIG, value=text.encode(), ttl_s=None, expected=None))
+
+    async def allow_list(self) -> Record | None:
+        """Return the allow-list as it is stored, or None."""
+        return await self._store.get(ALLOW_LIST)
+
+    async def set_allow_list(self, octets: bytes, expected: int) -> None:
+        """Write the allow-list in the place of the one with this revision; 0 if there was none.
+
+        Raises:
+            StoreError: another list was written meanwhile.
+        """
+        outcome = await self._store.write(Put(key=ALLOW_LIST, value=octets, ttl_s=None, expected=expected))
+        if isinstance(outcome, Conflict):
+            raise StoreError(
+                "the allow-list was changed meanwhile", hint="Compare both lists, and try again."
+            )
 
     async def leases(self) -> list[LeaseEntry]:
         """Return every lease. A key without a valid lease is logged and skipped."""

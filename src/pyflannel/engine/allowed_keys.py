@@ -1,16 +1,28 @@
-"""The allow-list of keys: read again after each change of its file. A broken file changes nothing."""
+"""The allow-list of keys: a file, or a list in the store that an operator signed.
+
+A list that is broken, or that no operator signed, or an older one, changes nothing.
+"""
 
 import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Protocol
 
 from pyflannel.engine.list_watch import listen
 from pyflannel.engine.pacing import pause
 from pyflannel.errors import TargetError, WireError
 from pyflannel.model.status import Notice
-from pyflannel.ports import Changes, Clock, KeyFile
-from pyflannel.wire.lease_signature import parse_allowed_keys
+from pyflannel.ports import Changes, Clock, KeyFile, Memory
+from pyflannel.wire.lease_signature import (
+    KeptList,
+    SignedList,
+    format_kept_list,
+    is_authentic_list,
+    parse_allowed_keys,
+    parse_kept_list,
+    parse_signed_list,
+)
 
 log = logging.getLogger(__name__)
 
@@ -23,14 +35,40 @@ SETTLE_S = 0.5
 SETTLE_MAX_S = 5.0
 
 
-class AllowedKeys:
+class AllowList(Protocol):
     """The keys whose leases this host accepts.
 
     Attributes:
         keys: the last good list.
-        trouble: why a later list is not used, and the remedy; None if the list is the latest.
+        counter: counter of the list, if an operator signed it.
         changed: set when `keys` has changed.
     """
+
+    keys: frozenset[bytes]
+    counter: int | None
+    changed: asyncio.Event
+
+    @property
+    def trouble(self) -> Notice | None:
+        """Why a later list is not used, and the remedy; None if the list is the latest."""
+
+    async def run(self) -> None:
+        """Follow the files until cancelled."""
+
+    def reload(self) -> None:
+        """Read the files soon, even without a change."""
+
+    async def load(self) -> None:
+        """Read the list that an earlier run kept."""
+
+    async def see(self, octets: bytes | None) -> None:
+        """Take note of the value in the store; None if there is none."""
+
+
+class AllowedKeys:
+    """The AllowList in a file of this host."""
+
+    counter: int | None = None
 
     def __init__(self, file: KeyFile, clock: Clock, keys: frozenset[bytes]) -> None:
         """Start with the keys that the file contained."""
@@ -44,6 +82,12 @@ class AllowedKeys:
     def reload(self) -> None:
         """Read the file soon, even without a change."""
         self._has_news.set()
+
+    async def load(self) -> None:
+        """Do nothing: the file itself is kept."""
+
+    async def see(self, octets: bytes | None) -> None:
+        """Do nothing: a list in the store has no effect."""
 
     async def run(self) -> None:
         """Follow the file until cancelled."""
@@ -95,3 +139,136 @@ class AllowedKeys:
         )
         self.keys = keys
         self.changed.set()
+
+
+_SIGN = "Sign the list with flannelctl allow-list sign, and publish it with flannelctl allow-list publish."
+_SPACE = "Make the state directory writable for flanneld; the log contains the reason."
+_WRITER = (
+    "If no operator published it, find the program that writes it, and restrict the writers of the store."
+)
+
+
+class SignedKeys:
+    """The AllowList in the store, signed by an operator whose key is in a file of this host.
+
+    The last verified list stays in force, regardless of the store and of the file of operators. A later
+    list must have a higher counter than all lists of the present operators. So the counter of an operator who
+    was removed, because the key was stolen, has no effect.
+    """
+
+    def __init__(self, operators: AllowedKeys, prefix: str, memory: Memory) -> None:
+        self._operators = operators
+        self._prefix = prefix
+        self._memory = memory
+        self._seen: bytes | None = None
+        self._kept: KeptList | None = None
+        self._saved: KeptList | None = None
+        self._trouble: Notice | None = Notice("flanneld has not read the store yet", _SIGN)
+        self.keys: frozenset[bytes] = frozenset()
+        self.counter: int | None = None
+        self.changed = asyncio.Event()
+
+    @property
+    def trouble(self) -> Notice | None:
+        """Why a later list, or the file of operators, is not used."""
+        return self._trouble or self._operators.trouble
+
+    def reload(self) -> None:
+        """Read the file of operators soon."""
+        self._operators.reload()
+
+    async def run(self) -> None:
+        """Follow the file of operators until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._operators.run(), name="operators")
+            while True:
+                await self._operators.changed.wait()
+                self._operators.changed.clear()
+                await self.see(self._seen)
+
+    async def load(self) -> None:
+        """Use the last verified list of an earlier run."""
+        octets = await self._memory.load()
+        if octets is None:
+            return
+        try:
+            kept = parse_kept_list(octets)
+            keys = parse_allowed_keys(kept.text)
+        except WireError as error:
+            log.error("Could not read the last verified allow-list: %s", error.in_full)
+            return
+        self._kept, self._saved, self.keys = kept, kept, keys
+        self.counter = kept.counters[kept.operator]
+        self.changed.set()
+
+    async def see(self, octets: bytes | None) -> None:
+        """Use the list in the store if it is a later one of an operator; None if the store has none."""
+        self._seen = octets
+        try:
+            trouble = (
+                None if await self._use(octets) else Notice("the list cannot be kept for a restart", _SPACE)
+            )
+        except WireError as error:
+            text = str(error) if octets is None else f"the list in the store is not used: {error}"
+            trouble = Notice(text, error.hint)
+            if trouble != self._trouble:
+                log.error("Kept the last verified list of %d allowed keys: %s", len(self.keys), trouble)
+        self._trouble = trouble
+
+    async def _use(self, octets: bytes | None) -> bool:
+        """Use a list; return whether it is kept.
+
+        Raises:
+            WireError: it is not used.
+        """
+        signed, kept = self._verified(octets), self._kept
+        if kept is not None and (signed.text, signed.operator, signed.counter) == (
+            kept.text,
+            kept.operator,
+            kept.counters[kept.operator],
+        ):
+            return await self._keep(kept)
+        counters = {} if kept is None else kept.counters
+        latest = max((counters.get(key, 0) for key in self._operators.keys), default=0)
+        if signed.counter <= latest:
+            raise WireError(
+                f"its counter {signed.counter} is not above {latest}, the counter of the last list",
+                hint=_WRITER,
+            )
+        keys = parse_allowed_keys(signed.text)
+        kept = KeptList(signed.text, signed.operator, {**counters, signed.operator: signed.counter})
+        is_kept = await self._keep(kept)
+        log.info(
+            "Verified a new allow-list: counter=%d operator=%s added=%d removed=%d keys=%d",
+            signed.counter,
+            signed.operator.hex(),
+            len(keys - self.keys),
+            len(self.keys - keys),
+            len(keys),
+        )
+        self._kept, self.counter = kept, signed.counter
+        if keys != self.keys:
+            self.keys = keys
+            self.changed.set()
+        return is_kept
+
+    async def _keep(self, kept: KeptList) -> bool:
+        """Save a list for a restart, unless it is saved; return whether it is."""
+        if kept != self._saved and await self._memory.save([format_kept_list(kept)]):
+            self._saved = kept
+        return kept == self._saved
+
+    def _verified(self, octets: bytes | None) -> SignedList:
+        if octets is None:
+            why = (
+                "contains no allow-list" if self._kept is None else "does not contain the allow-list any more"
+            )
+            raise WireError(f"the store {why}", hint=_SIGN)
+        signed = parse_signed_list(octets)
+        if signed.operator not in self._operators.keys:
+            raise WireError(
+                f"the key {signed.operator.hex()} signed it, which is no operator's", hint=_WRITER
+            )
+        if not is_authentic_list(self._prefix, signed):
+            raise WireError("its signature is not that of its key for this prefix of the store", hint=_WRITER)
+        return signed

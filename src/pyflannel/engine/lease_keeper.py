@@ -6,7 +6,7 @@ The decisions are in `plan.lease.step.step`.
 import asyncio
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from pyflannel.engine.lease_log import SkippedKeys, left_out_text
@@ -67,6 +67,7 @@ from pyflannel.plan.lease.state import LeaseState, Listing, apply_key_precedence
 from pyflannel.plan.lease.step import step
 from pyflannel.ports import Clock, Store
 from pyflannel.wire.lease_record import (
+    ALLOW_LIST,
     CLAIMS,
     CONFIG,
     SUBNETS,
@@ -253,6 +254,9 @@ class LeaseKeeper:
 
     async def _list_once(self) -> Listed:
         listing = await self._store.list("")  # leases and claims at one revision
+        if self._signing is not None:
+            values = (record.value for record in listing.records if record.key == ALLOW_LIST)
+            await self._signing.see_allow_list(next(values, None))
         self._skipped.keep_only(record.key for record in listing.records)
         read = await one_by_one(self._seen, listing.records)
         if self._signing is not None:
@@ -310,10 +314,22 @@ class LeaseKeeper:
 
     async def _take_changes(self, batch: StoreChanges) -> None:
         self._opened_at = min(self._opened_at, self._clock.now())
+        if self._signing is not None:
+            await self._see_allow_list(self._signing, batch.changes)
         changes = await one_by_one(self._change, batch.changes)
         if self._signing is not None:
             await self._signing.keep()
         self._events.put_nowait(Seen(tuple(c for c in changes if c is not None), batch.revision))
+
+    async def _see_allow_list(self, signing: LeaseSigning, changes: Sequence[Change]) -> None:
+        for change in changes:
+            match change:
+                case PutSeen(Record(key=key, value=value)) if key == ALLOW_LIST:
+                    await signing.see_allow_list(value)
+                case DeleteSeen(key) if key == ALLOW_LIST:
+                    await signing.see_allow_list(None)
+                case _:
+                    pass
 
     def _change(self, change: Change) -> LeaseChange | None:
         match change:

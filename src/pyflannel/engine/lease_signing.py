@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 from dataclasses import replace
 from ipaddress import IPv4Network
 
-from pyflannel.engine.allowed_keys import AllowedKeys
+from pyflannel.engine.allowed_keys import AllowList
 from pyflannel.engine.pacing import LogLimit
 from pyflannel.errors import TargetError, WireError
 from pyflannel.model.lease import Lease, LeaseKey
@@ -92,7 +92,7 @@ class LeaseSigning:
         requires: bool,
         prefix: str,
         key_of: Callable[[str], LeaseKey],
-        allowed: AllowedKeys | None,
+        allowed: AllowList | None,
         memory: Memory,
         clock: Clock,
     ) -> None:
@@ -104,12 +104,14 @@ class LeaseSigning:
         self._refusals = Refusals(clock)
         self._allowed = allowed
         self._own_key: bytes | None = None
-        self._trust = Trust(allowed=None if allowed is None else allowed.keys)
+        self._trust = Trust(allowed=self.rules)
         self._counter = 0
         self._kept = KnownKeys(0, {}, {})
 
     async def load(self) -> None:
         """Read the counters and keys that an earlier run kept."""
+        if self._allowed is not None:
+            await self._allowed.load()
         octets = await self._memory.load()
         if octets is None:
             return
@@ -156,6 +158,7 @@ class LeaseSigning:
         if owner is not None and lease.attributes.owner == owner:
             fault = self._objection_to_own(lease, owner, running, previous)
         else:
+            self._trust.allowed = self.rules
             fault = self._trust.objection(lease, is_authentic(self._prefix, lease))
             if fault is None:
                 self._trust.accept(lease)
@@ -199,26 +202,30 @@ class LeaseSigning:
         return self._allowed is not None
 
     async def rules_changed(self) -> None:
-        """Return when the allow-list has changed. From then on, leases are checked by the new one."""
+        """Return when the allow-list has changed."""
         if self._allowed is None:
             await asyncio.Event().wait()
         else:
             await self._allowed.changed.wait()
             self._allowed.changed.clear()
-            self._trust.allowed = self._allowed.keys
 
     @property
     def rules(self) -> frozenset[bytes] | None:
-        """The allow-list by which leases are checked now."""
-        return self._trust.allowed
+        """The keys that are allowed now; None without an allow-list."""
+        return None if self._allowed is None else self._allowed.keys
+
+    async def see_allow_list(self, octets: bytes | None) -> None:
+        """Take note of the allow-list in the store; None if there is none."""
+        if self._allowed is not None:
+            await self._allowed.see(octets)
 
     def is_revoked(self, lease: Lease, owner: str | None) -> bool:
         """Return whether the key of a lease is not allowed any more, unless `owner`, this host, has it."""
         return (
             self._requires
-            and self._trust.allowed is not None
+            and self.rules is not None
             and lease.attributes.owner != owner
-            and lease.attributes.signing_key not in self._trust.allowed
+            and lease.attributes.signing_key not in self.rules
         )
 
     def delete(self, key: str, subnet: IPv4Network) -> None:
@@ -236,17 +243,16 @@ class LeaseSigning:
         """Return the current status."""
         return LeaseSigningStatus(
             mode="require" if self._requires else "warn",
-            allowed=None if self._allowed is None else len(self._allowed.keys),
+            allowed=None if self.rules is None else len(self.rules),
             is_own_key_allowed=self._is_own_key_allowed(),
+            counter=None if self._allowed is None else self._allowed.counter,
             trouble=None if self._allowed is None else self._allowed.trouble,
             refused=self._refusals.shown(),
             refusals={fault: self._refusals.counts[fault] for fault in FAULTS},
         )
 
     def _is_own_key_allowed(self) -> bool | None:
-        if self._allowed is None or self._own_key is None:
-            return None
-        return self._own_key in self._allowed.keys
+        return None if self.rules is None or self._own_key is None else self._own_key in self.rules
 
     async def keep(self) -> None:
         """Save the counters, if they changed, before the accepted leases take effect."""

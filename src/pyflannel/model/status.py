@@ -276,6 +276,7 @@ class LeaseSigningStatus:
     Attributes:
         mode: `require`: refused leases are not used; `warn`: they are used nevertheless.
         allowed: number of keys whose leases are accepted; None if the first key of each owner is accepted.
+        counter: counter of the allow-list in force, if an operator signed it.
         is_own_key_allowed: the list contains the key of this host; None without a list or a lease.
         trouble: why the last good list is in use instead of the latest, and the remedy; None if the latest
             is in use.
@@ -285,6 +286,7 @@ class LeaseSigningStatus:
 
     mode: Literal["warn", "require"]
     allowed: int | None = None
+    counter: int | None = None
     is_own_key_allowed: bool | None = None
     trouble: Notice | None = None
     refused: tuple[RefusedLease, ...] = ()

@@ -296,10 +296,12 @@ def _allow_list(seen: Observed) -> Iterator[Finding]:
     """Yield why the latest allow-list is not in use, and whether it lacks this host."""
     signing = seen.status.lease_signing
     if signing is not None and signing.trouble is not None:
+        has_none = signing.allowed == 0 and signing.mode == "require"
+        how = "flanneld refuses all other hosts" if has_none else "flanneld keeps the last good allow-list"
         yield Finding(
             code="allow-list",
-            severity="warning",
-            cause=f"flanneld keeps the last good allow-list: {signing.trouble.text}",
+            severity="error" if has_none else "warning",
+            cause=f"{how}: {signing.trouble.text}",
             evidence=(f"in force: {signing.allowed} keys",),
             fix=signing.trouble.hint,
         )

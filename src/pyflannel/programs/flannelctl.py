@@ -22,6 +22,7 @@ _INTERRUPTED = 130
 
 
 COMMANDS = {
+    "allow-list": "Sign, publish and show the list of the keys whose leases are accepted.",
     "cleanup": "Remove flannel from this host.",
     "cni": "Install or remove the CNI plugin.",
     "config": "Show, check and write the network config.",
@@ -61,8 +62,9 @@ class LazyGroup(VerbGroup):
         """Import a command; None if it does not exist."""
         if cmd_name not in (*COMMANDS, *_UNLISTED):
             return super().get_command(ctx, cmd_name)
-        module = importlib.import_module(f"pyflannel.cli.{_MODULES.get(cmd_name, cmd_name)}")
-        command = getattr(module, cmd_name.replace("-", "_"))
+        name = cmd_name.replace("-", "_")
+        module = importlib.import_module(f"pyflannel.cli.{_MODULES.get(cmd_name, name)}")
+        command = getattr(module, name)
         assert isinstance(command, click.Command)
         return command
 

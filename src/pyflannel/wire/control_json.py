@@ -74,6 +74,33 @@ class PublicKey:
     public_key: str
 
 
+@dataclass(frozen=True, slots=True)
+class SignedFile:
+    """The document of `allow-list new-key` and `sign`. `counter` is null for a key."""
+
+    file: str
+    operator: str
+    counter: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ListChange:
+    """The document of `allow-list publish`."""
+
+    counter: int
+    difference: list[str]
+    written: bool
+
+
+@dataclass(frozen=True, slots=True)
+class AllowList:
+    """The document of `allow-list get`."""
+
+    counter: int
+    operator: str
+    text: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Error:
     kind: str
@@ -164,6 +191,11 @@ def parse_public_key(document: bytes) -> str:
         WireError: it is not that.
     """
     return _decode(document, PublicKey).public_key
+
+
+def format_document(document: SignedFile | ListChange | AllowList) -> bytes:
+    """Return a document of `flannelctl allow-list`."""
+    return _encode(document)
 
 
 def format_error(error: FlannelError) -> bytes:

@@ -109,6 +109,12 @@ def _not_a_key(text: str, why: str) -> WireError:
 CONFIG = "config"
 """The key of the network config, below the store's prefix."""
 
+ALLOW_LIST = "allow-list"
+"""The key of the signed allow-list, below the prefix of the store."""
+
+LONGEST_ALLOW_LIST = 1 << 20
+"""Bytes: enough for 15,000 hosts. etcd refuses values of more than 1.5 MB."""
+
 SUBNETS = "subnets/"
 """Start of the keys of leases."""
 
@@ -118,8 +124,9 @@ CLAIMS = "claims/"
 
 def longest_value(key: str) -> int:
     """Return how many bytes of a value to keep: one more than the maximum, so that it is refused later."""
-    is_config = key.rpartition("/")[2] == CONFIG  # the config of the only network, or of one of several
-    return 4 * LONGEST_CONFIG + 1 if is_config else LONGEST_LEASE + 1
+    name = key.rpartition("/")[2]  # of the only network, or of one of several
+    longest = {CONFIG: 4 * LONGEST_CONFIG, ALLOW_LIST: LONGEST_ALLOW_LIST}
+    return longest.get(name, LONGEST_LEASE) + 1
 
 
 def lease_of(record: Record) -> Lease:

@@ -1,4 +1,4 @@
-"""Signatures of leases: the signed bytes, and Ed25519.
+"""Signatures of leases and of allow-lists: the signed bytes, and Ed25519.
 
 A signature covers the prefix of the store, the key of the lease and its value without the signature: subnet,
 owner, addresses, backend, port, counter and public key. The value is signed in the form that this version
@@ -8,7 +8,7 @@ The library is imported by the first call, because it takes 8 MiB of memory.
 """
 
 import re
-from binascii import a2b_base64
+from binascii import a2b_base64, b2a_base64
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import NamedTuple
@@ -16,8 +16,8 @@ from typing import NamedTuple
 import msgspec
 
 from pyflannel.errors import WireError
-from pyflannel.model.lease import KEY_OCTETS, Lease, LeaseKey
-from pyflannel.wire.lease_record import lease_key, lease_value
+from pyflannel.model.lease import KEY_OCTETS, LARGEST_COUNTER, SIGNATURE_OCTETS, Lease, LeaseKey
+from pyflannel.wire.lease_record import LONGEST_ALLOW_LIST, lease_key, lease_value
 
 _PURPOSE = b"pyflannel lease 1"
 """Distinguishes these signatures from all others of the key."""
@@ -26,18 +26,25 @@ _PURPOSE = b"pyflannel lease 1"
 def signed_octets(prefix: str, lease: Lease) -> bytes:
     """Return the signed bytes of the lease: netstrings, each part after its length."""
     unsigned = replace(lease, attributes=replace(lease.attributes, signature=None))
-    parts = _PURPOSE, prefix.encode(), lease_key(lease).encode(), lease_value(unsigned)
+    return _netstrings(_PURPOSE, prefix.encode(), lease_key(lease).encode(), lease_value(unsigned))
+
+
+def _netstrings(*parts: bytes) -> bytes:
     return b"".join(b"%d:%s," % (len(part), part) for part in parts)
 
 
 def sign(prefix: str, lease: Lease, counter: int, key: LeaseKey) -> Lease:
     """Return the lease with this counter, signed with a key pair."""
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
     attributes = replace(lease.attributes, signing_key=key.public, counter=counter, signature=None)
     lease = replace(lease, attributes=attributes)
-    signer = Ed25519PrivateKey.from_private_bytes(bytes.fromhex(key.private.reveal()))
-    return replace(lease, attributes=replace(attributes, signature=signer.sign(signed_octets(prefix, lease))))
+    signature = _signature(signed_octets(prefix, lease), key)
+    return replace(lease, attributes=replace(attributes, signature=signature))
+
+
+def _signature(octets: bytes, key: LeaseKey) -> bytes:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    return Ed25519PrivateKey.from_private_bytes(bytes.fromhex(key.private.reveal())).sign(octets)
 
 
 def is_authentic(prefix: str, lease: Lease) -> bool:
@@ -45,12 +52,15 @@ def is_authentic(prefix: str, lease: Lease) -> bool:
     attributes = lease.attributes
     if attributes.signing_key is None or attributes.signature is None or attributes.counter is None:
         return False
+    return _is_signed(signed_octets(prefix, lease), attributes.signing_key, attributes.signature)
+
+
+def _is_signed(octets: bytes, key: bytes, signature: bytes) -> bool:
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
     try:
-        verifier = Ed25519PublicKey.from_public_bytes(attributes.signing_key)
-        verifier.verify(attributes.signature, signed_octets(prefix, lease))
+        Ed25519PublicKey.from_public_bytes(key).verify(signature, octets)
     except (InvalidSignature, ValueError):
         return False
     return True
@@ -132,3 +142,129 @@ def _allowed(text: str) -> Iterator[bytes]:
                 hint="Write the value of Key from the host's lease, or of Public from its lease-key.json.",
             )
         yield key
+
+
+# The allow-list in the store: the text of such a file, a counter and the signature of an operator.
+
+_LIST_PURPOSE = b"pyflannel allow-list 1"
+"""Distinguishes these signatures from those of leases."""
+
+
+class SignedList(NamedTuple):
+    """An allow-list that an operator signed. Of two lists, the one with the higher counter is the later."""
+
+    text: str
+    counter: int
+    operator: bytes
+    signature: bytes
+
+
+class _SignedList(msgspec.Struct, rename="pascal"):
+    counter: int
+    operator: str
+    signature: str
+    keys: str
+
+
+def sign_list(prefix: str, text: str, counter: int, key: LeaseKey) -> SignedList:
+    """Return an allow-list, signed by the key of an operator for the hosts with this prefix of the store."""
+    return SignedList(text, counter, key.public, _signature(_list_octets(prefix, text, counter), key))
+
+
+def is_authentic_list(prefix: str, signed: SignedList) -> bool:
+    """Return whether the key in the list signed it for this prefix of the store."""
+    return _is_signed(_list_octets(prefix, signed.text, signed.counter), signed.operator, signed.signature)
+
+
+def _list_octets(prefix: str, text: str, counter: int) -> bytes:
+    return _netstrings(_LIST_PURPOSE, prefix.encode(), b"%d" % counter, text.encode())
+
+
+def format_signed_list(signed: SignedList) -> bytes:
+    """Return the value of the list in the store.
+
+    Raises:
+        WireError: it is too large.
+    """
+    operator, signature = (
+        b2a_base64(octets, newline=False).decode() for octets in (signed.operator, signed.signature)
+    )
+    octets = msgspec.json.encode(_SignedList(signed.counter, operator, signature, signed.text))
+    if len(octets) > LONGEST_ALLOW_LIST:
+        raise _too_large()
+    return octets
+
+
+def parse_signed_list(octets: bytes) -> SignedList:
+    """Return the list in a value of the store. Its signature is not checked.
+
+    Raises:
+        WireError: it is not such a value.
+    """
+    if len(octets) > LONGEST_ALLOW_LIST:
+        raise _too_large()
+    try:
+        found = msgspec.json.decode(octets, type=_SignedList)
+        operator, signature = (
+            a2b_base64(text, strict_mode=True) for text in (found.operator, found.signature)
+        )
+        text = found.keys.encode().decode()  # without lone surrogates
+    except (ValueError, RecursionError) as error:
+        raise WireError(f"it is not a signed allow-list: {error}", hint=_PUBLISH) from error
+    if len(operator) != KEY_OCTETS or len(signature) != SIGNATURE_OCTETS:
+        raise WireError("its key or its signature has a wrong length", hint=_PUBLISH)
+    if not 0 < found.counter <= LARGEST_COUNTER:
+        raise WireError(f"its counter {found.counter} is out of range", hint=_PUBLISH)
+    return SignedList(text, found.counter, operator, signature)
+
+
+_PUBLISH = "Write it with flannelctl allow-list publish."
+
+
+def _too_large() -> WireError:
+    return WireError(
+        f"it has more than {LONGEST_ALLOW_LIST} bytes",
+        hint="Shorten the remarks after the keys, or use --lease-keys.",
+    )
+
+
+# allow-list.json: the last verified list, and the counters of the operators.
+
+
+class KeptList(NamedTuple):
+    """The text of the list in force, its operator, and the counter of the last list of each operator."""
+
+    text: str
+    operator: bytes
+    counters: Mapping[bytes, int]
+
+
+class _KeptList(msgspec.Struct, rename="pascal"):
+    counters: dict[str, int]
+    operator: str
+    keys: str
+
+
+def format_kept_list(kept: KeptList) -> bytes:
+    """Return the content of the file."""
+    counters = {key.hex(): counter for key, counter in kept.counters.items()}
+    return msgspec.json.encode(_KeptList(counters, kept.operator.hex(), kept.text))
+
+
+def parse_kept_list(octets: bytes) -> KeptList:
+    """Return the content of the file.
+
+    Raises:
+        WireError: it is not such a file.
+    """
+    try:
+        file = msgspec.json.decode(octets, type=_KeptList)
+        counters = {bytes.fromhex(key): counter for key, counter in file.counters.items()}
+        operator = bytes.fromhex(file.operator)
+        if operator not in counters:
+            raise ValueError("its operator has no counter")
+    except (ValueError, RecursionError) as error:
+        raise WireError(
+            f"allow-list.json cannot be read: {error}", hint="Delete it; it is written again."
+        ) from error
+    return KeptList(file.keys, operator, counters)

@@ -82,7 +82,7 @@ STATUS = Status(
             hint="",
         ),
     ),
-    lease_signing=LeaseSigningStatus(mode="require", allowed=4, refusals={"unsigned": 16}),
+    lease_signing=LeaseSigningStatus(mode="require", allowed=4, counter=17, refusals={"unsigned": 16}),
     reconcile=ReconcileStatus(
         passes=20,
         failures=2,
@@ -127,6 +127,7 @@ def test_every_value_of_a_status_has_a_sample() -> None:
         key("peers", state="refused"): 1,
         key("lease_signatures_refused_total", fault="unsigned"): 16,
         key("lease_keys_allowed"): 4,
+        key("lease_keys_counter"): 17,
         key("lease_keys_stale"): 0,
         key("datastore_up"): 1,
         key("datastore_stale"): 0,

@@ -356,6 +356,7 @@ def test_the_environment_alone_names_the_store() -> None:
             ["--subnet-lease-renew-margin=0"],
             "Invalid subnet-lease-renew-margin option, out of acceptable range",
         ),
+        (["--lease-keys=a", "--lease-operators=b"], "lease-keys and lease-operators exclude each other"),
         (["--subnet-lease-renew-margin=1440"], "1 to 1439 minutes"),
         (["--subnet-lease-ttl=4"], "--subnet-lease-ttl=86400"),
         (["--subnet-lease-ttl=0"], "from 5 to 31622399"),

@@ -13,19 +13,19 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from doubles.fake_clock import FakeClock
 from doubles.fake_store import FakeStore
-from pyflannel.engine.allowed_keys import AllowedKeys
+from pyflannel.engine.allowed_keys import AllowedKeys, AllowList, SignedKeys
 from pyflannel.engine.lease_keeper import LeaseKeeper
 from pyflannel.engine.lease_signing import LeaseSigning, Refusals
 from pyflannel.engine.list_watch import StoreLog
 from pyflannel.errors import TargetError
-from pyflannel.model.lease import Lease, LeaseAttributes, LeaseKey
+from pyflannel.model.lease import LARGEST_COUNTER, Lease, LeaseAttributes, LeaseKey
 from pyflannel.model.lease_protocol import Wanted
 from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.status import LeaseSigningStatus
 from pyflannel.model.store_record import Delete, Put, Record, Secret
 from pyflannel.ports import Announce, ChangeChannel, Changes
-from pyflannel.wire.lease_record import lease_key, lease_of, lease_value
-from pyflannel.wire.lease_signature import is_authentic, sign
+from pyflannel.wire.lease_record import ALLOW_LIST, lease_key, lease_of, lease_value
+from pyflannel.wire.lease_signature import format_signed_list, is_authentic, sign, sign_list
 
 PREFIX = "/coreos.com/network"
 NETWORK = NetworkConfig(
@@ -93,18 +93,31 @@ class Bench:
         self.keys = {name: make_key() for name in ("a", "b", "eve")}
         self.memories = {name: MemoryDouble() for name in self.keys}
         self.signings: dict[str, LeaseSigning] = {}
-        self.file = KeyFileDouble()
+        self.file, self.operator_file = KeyFileDouble(), KeyFileDouble()
+        self.operator = make_key()
+        self.operator_file.write(self.operator.public.hex())
+        self.lists = {name: MemoryDouble() for name in self.keys}
         self.allow("a", "b")
 
     def keeper(
-        self, name: str, *, requires: bool = True, pins: bool = False, previous: str | None = None
+        self,
+        name: str,
+        *,
+        requires: bool = True,
+        pins: bool = False,
+        operated: bool = False,
+        previous: str | None = None,
     ) -> LeaseKeeper:
         allowed = frozenset({self.keys["a"].public, self.keys["b"].public})
+        allow_list: AllowList = AllowedKeys(self.file, self.clock, allowed)
+        if operated:
+            operators = AllowedKeys(self.operator_file, self.clock, frozenset({self.operator.public}))
+            allow_list = SignedKeys(operators, PREFIX, self.lists[name])
         self.signings[name] = LeaseSigning(
             requires=requires,
             prefix=PREFIX,
             key_of=lambda owner: self.keys[owner],
-            allowed=None if pins else AllowedKeys(self.file, self.clock, allowed),
+            allowed=None if pins else allow_list,
             memory=self.memories[name],
             clock=self.clock,
         )
@@ -130,7 +143,22 @@ class Bench:
         )
 
     def allow(self, *names: str) -> None:
-        self.file.write("".join(f"{self.keys[name].public.hex()} {name}\n" for name in names))
+        self.file.write(self.list_of(*names))
+
+    def list_of(self, *names: str) -> str:
+        return "".join(f"{self.keys[name].public.hex()} {name}\n" for name in names)
+
+    async def publish(
+        self, counter: int, *names: str, key: LeaseKey | None = None, prefix: str = PREFIX
+    ) -> None:
+        """Write a list that an operator signed."""
+        signed = sign_list(prefix, self.list_of(*names), counter, key or self.operator)
+        await self.put(ALLOW_LIST, format_signed_list(signed))
+        await self.clock.advance(5)
+
+    def trouble(self, name: str) -> str:
+        trouble = self.signings[name].status().trouble
+        return "" if trouble is None else trouble.text
 
     async def record(self, key: str) -> Record:
         record = await self.store.get(key)
@@ -524,5 +552,150 @@ def test_a_list_that_changes_while_the_leases_are_listed_takes_effect(
             monkeypatch.setattr(bench.memories["a"], "save", slow_save)
             async with running(bench, a):
                 assert known(a, own(b).subnet) is None
+
+    run(check)
+
+
+# The allow-list in the store.
+
+
+def test_hosts_follow_the_list_that_an_operator_signed() -> None:
+    async def check(bench: Bench) -> None:
+        a, b = bench.keeper("a", operated=True), bench.keeper("b", operated=True)
+        async with running(bench, a, b):
+            assert known(a, own(b).subnet) is None
+            assert bench.trouble("a") == "the store contains no allow-list"
+            assert bench.signings["a"].status().allowed == 0
+
+            await bench.publish(1, "a", "b")
+
+            assert known(a, own(b).subnet) is not None
+            assert known(b, own(a).subnet) is not None
+            status = bench.signings["a"].status()
+            assert (status.allowed, status.counter, status.trouble) == (2, 1, None)
+
+            await bench.publish(2, "a")
+
+            assert known(a, own(b).subnet) is None
+
+            await bench.publish(1, "a", "b")
+
+            assert known(a, own(b).subnet) is None
+            assert bench.trouble("a").endswith("its counter 1 is not above 2, the counter of the last list")
+        # After a restart, the older list is refused too.
+        again = bench.keeper("a", operated=True, previous=str(own(a).subnet))
+        async with running(bench, again, b):
+            assert known(again, own(b).subnet) is None
+            assert bench.trouble("a").endswith("its counter 1 is not above 2, the counter of the last list")
+
+    run(check)
+
+
+def test_a_deleted_list_stays_in_force_after_a_restart_too() -> None:
+    async def check(bench: Bench) -> None:
+        a, b = bench.keeper("a", operated=True), bench.keeper("b", operated=True)
+        async with running(bench, a, b):
+            await bench.publish(3, "a", "b")
+            await bench.delete(ALLOW_LIST)
+            await bench.clock.advance(5)
+
+            assert known(a, own(b).subnet) is not None
+            assert bench.trouble("a") == "the store does not contain the allow-list any more"
+        again = bench.keeper("a", operated=True, previous=str(own(a).subnet))
+        async with running(bench, again, b):
+            assert known(again, own(b).subnet) is not None
+            status = bench.signings["a"].status()
+            assert (status.allowed, status.counter) == (2, 3)
+
+    run(check)
+
+
+@pytest.mark.parametrize("how", ["other key", "other prefix", "forged", "rubbish", "no keys", "same counter"])
+def test_a_list_that_no_operator_signed_for_this_network_changes_nothing(how: str) -> None:
+    async def check(bench: Bench) -> None:
+        a, b = bench.keeper("a", operated=True), bench.keeper("b", operated=True)
+        async with running(bench, a, b):
+            await bench.publish(1, "a", "b")
+            match how:
+                case "other key":
+                    await bench.publish(2, "a", "b", "eve", key=bench.keys["eve"])
+                    text = f"the key {bench.keys['eve'].public.hex()} signed it, which is no operator's"
+                case "other prefix":
+                    await bench.publish(2, "eve", prefix="/other")
+                    text = "its signature is not that of its key for this prefix of the store"
+                case "forged":
+                    signed = sign_list(PREFIX, bench.list_of("a", "b"), 2, bench.operator)
+                    forged = signed._replace(text=bench.list_of("a", "b", "eve"))
+                    await bench.put(ALLOW_LIST, format_signed_list(forged))
+                    text = "its signature is not that of its key for this prefix of the store"
+                case "rubbish":
+                    await bench.put(ALLOW_LIST, b"rubbish")
+                    text = "it is not a signed allow-list: JSON is malformed: invalid character (byte 0)"
+                case "no keys":
+                    await bench.publish(2)
+                    text = "it contains no key"
+                case _:
+                    await bench.publish(1, "a", "b", "eve")
+                    text = "its counter 1 is not above 1, the counter of the last list"
+
+            assert bench.trouble("a") == f"the list in the store is not used: {text}"
+            assert bench.signings["a"].rules == {bench.keys["a"].public, bench.keys["b"].public}
+            assert known(a, own(b).subnet) is not None
+
+    run(check)
+
+
+def test_an_operator_whose_key_was_stolen_is_replaced() -> None:
+    async def check(bench: Bench) -> None:
+        a, b = bench.keeper("a", operated=True), bench.keeper("b", operated=True)
+        async with running(bench, a, b):
+            new = make_key()
+            await bench.publish(1, "a", "b")
+            await bench.publish(LARGEST_COUNTER, "a", "b", "eve")  # the thief
+
+            bench.operator_file.write(new.public.hex())
+            await bench.clock.advance(5)
+            assert len(bench.signings["a"].rules or ()) == 3  # until there is another list
+            await bench.publish(2, "a", "b", key=new)
+
+            assert bench.signings["a"].rules == {bench.keys["a"].public, bench.keys["b"].public}
+            await bench.publish(LARGEST_COUNTER, "a", "b", "eve")
+            assert bench.trouble("a").endswith("signed it, which is no operator's")
+
+    run(check)
+
+
+def test_a_list_of_an_operator_who_is_added_later_takes_effect() -> None:
+    async def check(bench: Bench) -> None:
+        a, b, new = bench.keeper("a", operated=True), bench.keeper("b", operated=True), make_key()
+        async with running(bench, a, b):
+            await bench.publish(1, "a", "b", key=new)
+            assert known(a, own(b).subnet) is None
+
+            bench.operator_file.write(f"{bench.operator.public.hex()}\n{new.public.hex()}\n")
+            await bench.clock.advance(5)
+
+            assert known(a, own(b).subnet) is not None
+
+    run(check)
+
+
+def test_a_list_that_cannot_be_kept_is_used_and_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def check(bench: Bench) -> None:
+        a, b = bench.keeper("a", operated=True), bench.keeper("b", operated=True)
+
+        async def full(parts: object) -> bool:
+            return False
+
+        monkeypatch.setattr(bench.lists["a"], "save", full)
+        async with running(bench, a, b):
+            await bench.publish(1, "a", "b")
+
+            assert known(a, own(b).subnet) is not None
+            assert bench.trouble("a") == "the list cannot be kept for a restart"
+            monkeypatch.undo()
+            await bench.publish(1, "a", "b")
+            assert bench.trouble("a") == ""
+            assert bench.lists["a"].content is not None
 
     run(check)

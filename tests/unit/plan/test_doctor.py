@@ -300,6 +300,10 @@ def test_an_unusable_allow_list_and_one_without_this_host_are_named() -> None:
         fix="Write a file with one key per line.",
     )
     assert second.code == "own-key-not-allowed"
+    without = replace(READY, lease_signing=replace(signing, allowed=0, is_own_key_allowed=None))
+    (only,) = findings(replace(HEALTHY, status=without))
+    assert only.severity == "error"
+    assert only.cause.startswith("flanneld refuses all other hosts: /etc/flannel/lease-keys")
 
 
 def test_the_chain_of_iptables_is_repaired_with_iptables() -> None:

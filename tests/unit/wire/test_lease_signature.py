@@ -3,14 +3,26 @@
 import json
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from pyflannel.errors import WireError
 from pyflannel.model.lease import Lease, LeaseAttributes, LeaseKey
 from pyflannel.model.store_record import Record, Secret
 from pyflannel.wire.lease_record import lease_key, lease_of, lease_value
-from pyflannel.wire.lease_signature import is_authentic, sign
+from pyflannel.wire.lease_signature import (
+    KeptList,
+    format_kept_list,
+    format_signed_list,
+    is_authentic,
+    is_authentic_list,
+    parse_kept_list,
+    parse_signed_list,
+    sign,
+    sign_list,
+)
 
 PREFIX = "/coreos.com/network"
 PAIR = Ed25519PrivateKey.generate()
@@ -84,3 +96,48 @@ def test_a_lease_is_not_authentic_elsewhere() -> None:
     assert not is_authentic("/coreos.com/other", SIGNED)
     assert not is_authentic(PREFIX, replace(SIGNED, subnet=IPv4Network("10.3.2.0/24")))
     assert not is_authentic(PREFIX, replace(SIGNED, ipv6_subnet=IPv6Network("fd00::/64")))
+
+
+LIST = sign_list(PREFIX, f"{KEY.public.hex()} a\n", 7, KEY)
+
+
+def test_a_signed_list_is_authentic_after_the_store() -> None:
+    assert parse_signed_list(format_signed_list(LIST)) == LIST
+    assert is_authentic_list(PREFIX, LIST)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"text": LIST.text + " "}, {"counter": 8}, {"operator": bytes(32)}, {"signature": bytes(64)}],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_signature_covers_every_part_of_a_list(change: dict[str, Any]) -> None:
+    assert not is_authentic_list(PREFIX, LIST._replace(**change))
+    assert not is_authentic_list(f"{PREFIX}/blue", LIST)
+
+
+@pytest.mark.parametrize(
+    ("octets", "why"),
+    [
+        (b"[" * 5000, "it is not a signed allow-list"),
+        (format_signed_list(LIST._replace(counter=0)), "its counter 0 is out of range"),
+        (format_signed_list(LIST._replace(counter=2**60)), "its counter 1152921504606846976 is out of range"),
+        (format_signed_list(LIST._replace(operator=b"a")), "its key or its signature has a wrong length"),
+        (b" " * (1 << 20) + b"{}", "it has more than 1048576 bytes"),
+    ],
+)
+def test_another_value_is_no_signed_list(octets: bytes, why: str) -> None:
+    with pytest.raises(WireError, match=why):
+        parse_signed_list(octets)
+
+
+def test_a_list_that_no_host_would_read_is_not_written() -> None:
+    with pytest.raises(WireError, match="it has more than 1048576 bytes"):
+        format_signed_list(LIST._replace(text="#" * (1 << 20)))
+
+
+def test_the_kept_list_is_read_back() -> None:
+    kept = KeptList(LIST.text, KEY.public, {KEY.public: 7, bytes(32): 9})
+    assert parse_kept_list(format_kept_list(kept)) == kept
+    with pytest.raises(WireError, match=r"allow-list.json cannot be read: its operator has no counter"):
+        parse_kept_list(format_kept_list(kept._replace(operator=b"a" * 32)))

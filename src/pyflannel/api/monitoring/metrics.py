@@ -223,6 +223,11 @@ FAMILIES = (
         samples=_one(lambda status: status.lease_signing.allowed if status.lease_signing else None),
     ),
     Family(
+        name="flannel_lease_keys_counter",
+        help="Counter of the allow-list in force, if an operator signed it.",
+        samples=_one(lambda status: status.lease_signing.counter if status.lease_signing else None),
+    ),
+    Family(
         name="flannel_lease_keys_stale",
         help="1 if the last good allow-list is in use, because the latest is unusable.",
         samples=_one(_lease_keys_stale),

@@ -27,6 +27,9 @@ _NAME = "the key file of the lease"
 _IF_EXPOSED = "Delete it: flanneld makes a new key, which operators then allow."
 _DEADLINE_S = 30.0
 
+OPERATOR = "operator"
+"""Owner of the key of an operator, which has the same form of file."""
+
 _PROGRAM = """
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -96,7 +99,7 @@ def _make(path: Path, owner: str) -> LeaseKey:
     except OSError as error:
         raise TargetError(
             f"the key of the lease cannot be kept in {path}: {in_words(error)}",
-            hint="Make the state directory writable for flanneld, or choose another one with --state-dir.",
+            hint="Make the directory writable. For that of flanneld, see --state-dir.",
         ) from error
     return LeaseKey(bytes.fromhex(public), Secret(private))
 
