@@ -80,7 +80,7 @@ def test_a_writer_of_the_store_cannot_redirect_packets_between_hosts_that_requir
 def test_hosts_accept_only_the_keys_that_an_operator_signed_in_the_store(
     overlay, ping_stream, figures
 ) -> None:
-    """The adversary writes to etcd. It forges, replaces and deletes the list, and writes an older one again."""
+    """The adversary writes to etcd: it forges and deletes the list, and writes an older one again."""
     one, two = (overlay.hosts[name] for name in ("docker1", "docker2"))
     store, listed = f"--store={overlay.etcd.url}", f"{PREFIX}/allow-list"
     operator = two.directory / "run/operator.json"
