@@ -9,12 +9,13 @@ import asyncio
 import errno
 import gc
 import os
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,11 +30,15 @@ from pyflannel.kernel.filters.nftables import NftTarget
 from pyflannel.kernel.filters.tunnel_guard import TunnelGuardTarget
 from pyflannel.kernel.host.files import FileMemory, FileTarget
 from pyflannel.kernel.host.inotify import InotifyFileWatch
+from pyflannel.kernel.host.lease_key import lease_key
 from pyflannel.kernel.host.locks import DeviceClaim, RunLock
 from pyflannel.kernel.host.machine import new_identity, read_identity
 from pyflannel.kernel.network.interfaces import KernelBridges, KernelInterfaces
 from pyflannel.kernel.network.linux import LinuxTarget
 from pyflannel.kernel.network.snapshot import route_protocols, survey
+from pyflannel.kernel.wireguard import target as wireguard
+from pyflannel.kernel.wireguard.keys import WireguardKeys
+from pyflannel.kernel.wireguard.target import WireguardTarget
 from pyflannel.model.fast_path import BpfPeer, BpfProgram, Role, Tunnel
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer
 from pyflannel.model.host import HostFile
@@ -42,12 +47,16 @@ from pyflannel.model.link import Address, Link, Veth, Vxlan
 from pyflannel.model.packet_filter import Accept, FilterRule, IptablesChain, NftTable
 from pyflannel.model.route import FdbEntry, Neighbour, Route
 from pyflannel.model.state import Operation, Remove, State
+from pyflannel.model.store_record import Secret
 from pyflannel.model.tunnel_guard import GuardedPath, GuardedTunnel, GuardPeer, GuardTable
+from pyflannel.model.wireguard import DEVICE, WireguardDevice, WireguardPeer
 from pyflannel.plan.diff import order
 from pyflannel.plan.ownership import ours
 from pyflannel.ports import Target
 from pyflannel.processes import forwarder, forwarder_client
 from pyflannel.processes.forwarder import ForwarderTarget
+from pyflannel.processes.wireguard_go import WireguardGo
+from testlab.inside import hide_directory
 
 pytestmark = [
     pytest.mark.skipif(why_not() is not None, reason=str(why_not())),
@@ -68,11 +77,13 @@ class Adapter:
     Attributes:
         make: makes it, in a directory.
         prepare: commands that give the namespace what the plan hangs on.
+        hidden: a directory of the machine in place of which the adapter has an empty one.
     """
 
-    make: Callable[[Path], Target]
+    make: Callable[[Path], Any]
     plan: Callable[[Path], State]
     prepare: tuple[str, ...] = ()
+    hidden: str = ""
 
 
 _PEER = IPv4Network("10.100.2.0/24")
@@ -150,6 +161,35 @@ def _guard(_: Path) -> State:
     )
 
 
+_KEY = Secret("uMECOej34HzTVXtNGC3C8j9AQnDlqRa1VigTQK8D01w=")
+_PUBLIC_KEY, _KEY_OF_PEER = (
+    "fej0p5JlH6L0ABusrvEqJ+O4vku0IDeriGT19bmxSEU=",
+    "hKkG9PwcW0gnS0sZ1cQzJNgXkZ2f3r6m5a4b3c2d1e0=",
+)
+
+
+@asynccontextmanager
+async def _wireguard_target(directory: Path) -> AsyncIterator[WireguardTarget]:
+    """Give the target with its processes, which end with it."""
+    async with WireguardGo(directory) as processes:
+        try:
+            yield WireguardTarget(lambda _: _KEY, processes)
+        finally:
+            await processes.stop(DEVICE)
+
+
+def _wireguard(_: Path) -> State:
+    peer = WireguardPeer(
+        link=DEVICE,
+        public_key=_KEY_OF_PEER,
+        allowed=(_PEER,),
+        endpoint="10.7.0.2:51820",
+    )
+    return State.of(
+        WireguardDevice(link=DEVICE, public_key=_PUBLIC_KEY, port=51820, is_in_kernel=False), peer
+    )
+
+
 _TUN = ("tuntap add flannel0 mode tun", "link set flannel0 mtu 1472 up")
 
 ADAPTERS = {
@@ -165,6 +205,12 @@ ADAPTERS = {
     ),
     "tunnel guard": Adapter(make=lambda _: TunnelGuardTarget(), plan=_guard),
     "forwarder": Adapter(make=ForwarderTarget, plan=_forwarder, prepare=_TUN),
+    "WireGuard": Adapter(
+        make=_wireguard_target,
+        plan=_wireguard,
+        prepare=(f"tuntap add {DEVICE} mode tun", f"link set {DEVICE} mtu 1420 up"),
+        hidden="/run",
+    ),
     "programs": Adapter(make=lambda _: BpfTarget(FastPath(), look_s=0.02), plan=_programs, prepare=_TUN),
 }
 
@@ -184,9 +230,13 @@ def give_adapter(request: pytest.FixtureRequest, namespace, underlay, monkeypatc
     monkeypatch.setattr(programs, "_DEADLINE_S", 5.0)
     monkeypatch.setattr(forwarder_client, "ANSWER_S", 2.0)
     monkeypatch.setattr(forwarder, "_LOOK_AGAIN_S", 0.05)
+    monkeypatch.setattr(wireguard, "_LOOK_S", 0.05)
     adapter = ADAPTERS[request.param]
     for words in adapter.prepare:
         namespace.ip(words)
+    if adapter.hidden:
+        enter = namespace._enter
+        monkeypatch.setattr(namespace, "_enter", lambda: (enter(), hide_directory(adapter.hidden)))
     return adapter
 
 
@@ -422,6 +472,20 @@ async def _identify(directory: Path) -> object:
     return new_identity(*places), read_identity(*places)
 
 
+async def _read_wireguard_key(directory: Path) -> object:
+    return await WireguardKeys(directory / "wgkey", None, lambda: "").observe()
+
+
+async def _make_wireguard_key(directory: Path) -> object:
+    with target_errors("the test cannot delete it", hint=""):
+        (directory / "wgkey").unlink(missing_ok=True)
+    return await _read_wireguard_key(directory)
+
+
+async def _read_lease_key(directory: Path) -> object:
+    return lease_key(directory / "lease-key", "a")
+
+
 async def _lock(directory: Path) -> object:
     with RunLock(str(directory / "run/flanneld.lock")):
         return None
@@ -445,6 +509,9 @@ OTHERS: dict[str, Callable[[Path], Awaitable[object]]] = {
     "file watch": _watch_file,
     "memory": _remember,
     "identity": _identify,
+    "WireGuard key": _read_wireguard_key,
+    "new WireGuard key": _make_wireguard_key,
+    "lease key": _read_lease_key,
     "lock": _lock,
     "claim": _claim,
     "survey": _survey,

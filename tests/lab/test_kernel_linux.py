@@ -18,6 +18,7 @@ from pyflannel.model.link import Address, Link
 from pyflannel.model.route import PROTOCOL_KERNEL, SCOPE_LINK, Route
 from pyflannel.model.state import Add, Refusal, Remove, State
 from pyflannel.plan.ownership import ours
+from testlab.inside import hide_directory
 
 LINK = Link(name="flannel0", kind="tun", mtu=1472)
 ADDRESS = Address(link="flannel0", address=IPv4Interface("10.100.15.0/16"))
@@ -293,7 +294,7 @@ def test_without_the_right_the_operator_is_told_which_one(namespace, target):
 
 def test_without_the_device_file_the_operator_is_told_how_to_get_it(namespace):
     async def without_device_file() -> list[Refusal]:
-        hide_device_file()
+        hide_directory("/dev/net")
         async with LinuxTarget() as target:
             return list(await target.apply([Add(LINK)]))
 
@@ -306,7 +307,7 @@ def test_without_the_device_file_the_operator_is_told_how_to_get_it(namespace):
 
 def test_without_the_right_to_the_device_file_the_operator_is_told_who_may(namespace):
     async def without_right() -> list[Refusal]:
-        hide_device_file()
+        hide_directory("/dev/net")
         os.mknod("/dev/net/tun", stat.S_IFCHR | 0o600, os.makedev(10, 200))
         os.chown("/dev/net/tun", 65534, 65534)
         drop_capabilities()  # root without rights is no owner's equal
@@ -395,16 +396,3 @@ def enter_new_namespace() -> None:
     """Give the calling thread a network namespace of its own, in which nothing was done yet."""
     if ctypes.CDLL(None, use_errno=True).unshare(0x40000000):
         raise OSError(ctypes.get_errno(), "unshare")
-
-
-def hide_device_file() -> None:
-    """Give the calling thread mounts of its own, with nothing in /dev/net."""
-    library = ctypes.CDLL(None, use_errno=True)
-    new_namespace, private_and_recursive = 0x00020000, 0x44000
-    for answer in (
-        library.unshare(new_namespace),
-        library.mount(b"none", b"/", None, private_and_recursive, None),
-        library.mount(b"none", b"/dev/net", b"tmpfs", 0, None),
-    ):
-        if answer:
-            raise OSError(ctypes.get_errno(), "unshare or mount")

@@ -14,6 +14,9 @@ from pyflannel.lab.sandbox import Sandbox
 _CLONE_NEWNET = 0x40000000
 """linux/sched.h; os.setns comes with Python 3.12."""
 
+_CLONE_NEWNS, _PRIVATE_AND_RECURSIVE = 0x00020000, 0x44000
+"""linux/sched.h and linux/mount.h."""
+
 Result = TypeVar("Result")
 
 
@@ -50,3 +53,15 @@ def _enter(namespace: Path) -> None:
             raise LabError(f"no way into {namespace}: {cause}", hint="The lab needs root.")
     finally:
         os.close(descriptor)
+
+
+def hide_directory(path: str) -> None:
+    """Give the calling thread mounts of its own, with an empty directory at `path`."""
+    library = ctypes.CDLL(None, use_errno=True)
+    for answer in (
+        library.unshare(_CLONE_NEWNS),
+        library.mount(b"none", b"/", None, _PRIVATE_AND_RECURSIVE, None),
+        library.mount(b"none", os.fsencode(path), b"tmpfs", 0, None),
+    ):
+        if answer:
+            raise OSError(ctypes.get_errno(), "unshare or mount")

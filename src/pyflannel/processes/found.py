@@ -112,11 +112,6 @@ def is_forwarder_of(run_dir: Path, pid: int) -> bool:
     return any(_link(each) in ours for each in _entries(_PROC / str(pid) / "fd"))
 
 
-def is_in_this_network(pid: int) -> bool:
-    """Return whether a process is in the network namespace of the calling thread."""
-    return _link(_PROC / str(pid) / "ns/net") == _link(_PROC / "thread-self/ns/net")
-
-
 def _bound_at(path: str) -> set[str]:
     """Return the Unix sockets of this network namespace that are bound to a path, named as in /proc/PID/fd.
 

@@ -12,6 +12,7 @@ import re
 import socket
 import struct
 from collections.abc import Collection
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Self
@@ -22,7 +23,7 @@ from pyflannel.ports import child_environment
 from pyflannel.processes.forwarder_client import ANSWER_S
 from pyflannel.processes.forwarder_descriptors import pid_of_peer
 from pyflannel.processes.forwarder_launch import Launch, Reaper, start_detached
-from pyflannel.processes.found import end_process, is_in_this_network
+from pyflannel.processes.found import end_process
 from pyflannel.processes.systemd import WIREGUARD_TEMPLATE, NoUnitError, connect_to_new, is_service
 
 log = logging.getLogger(__name__)
@@ -70,17 +71,32 @@ class WireguardGo:
         return ""
 
     def links(self) -> Collection[str]:
-        """Return the links of the name of WireGuard devices that a process serves."""
+        """Return the links of the name of WireGuard devices that a process serves.
+
+        Raises:
+            TargetError: the processes cannot be found.
+        """
+        with _finding("the processes of WireGuard devices"):
+            try:
+                names = [path.stem for path in _SOCKETS.iterdir() if path.suffix == ".sock"]
+            except FileNotFoundError:
+                return ()
+            return [name for name in names if _NAME.fullmatch(name) and self._is_served(name)]
+
+    def _is_served(self, link: str) -> bool:
         try:
-            names = [path.stem for path in _SOCKETS.iterdir() if path.suffix == ".sock"]
-        except OSError:
-            return ()
-        return [name for name in names if _NAME.fullmatch(name) and self.pid(name) is not None]
+            return _server_here(link) is not None
+        except PermissionError:
+            return False  # by a process of another user
 
     def pid(self, link: str) -> int | None:
-        """Return the process of a link; None if none serves it in this network namespace."""
-        pid = _server(link)
-        return pid if pid and is_in_this_network(pid) else None
+        """Return the process of a link; None if none serves it in this network namespace.
+
+        Raises:
+            TargetError: it cannot be found.
+        """
+        with _finding(f"the process of {link}"):
+            return _server_here(link)
 
     async def start(self, link: str) -> None:
         """Start the process of a link, in the place of one that runs, and return when it can be configured.
@@ -89,7 +105,8 @@ class WireguardGo:
             TargetError: it did not start; the message contains the cause.
         """
         await self.stop(link)
-        other = _server(link)
+        with _finding(f"the process of {link}"):
+            other = _server(link)
         if other is not None:
             raise TargetError(
                 f"{_socket(link)} is served by a program of another network namespace (pid {other})",
@@ -169,15 +186,32 @@ def _socket(link: str) -> Path:
     return _SOCKETS / f"{link}.sock"
 
 
+def _finding(what: str) -> AbstractContextManager[None]:
+    return target_errors(f"{what} cannot be found", hint=f"Check the owner and the mode of {_SOCKETS}.")
+
+
 def _server(link: str) -> int | None:
     """Return the process that serves the socket of a link, in any network namespace; None without one."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as probe:
         probe.setblocking(False)
         try:
             probe.connect(str(_socket(link)))
-            return pid_of_peer(probe)
-        except OSError:
+        except (FileNotFoundError, ConnectionRefusedError):
             return None
+        return pid_of_peer(probe)
+
+
+def _server_here(link: str) -> int | None:
+    """Return the process that serves the socket of a link, if it is in this network namespace."""
+    pid = _server(link)
+    try:
+        return pid if pid and _network(str(pid)) == _network("thread-self") else None
+    except (FileNotFoundError, ProcessLookupError):
+        return None  # it ended meanwhile
+
+
+def _network(process: str) -> str:
+    return os.readlink(f"/proc/{process}/ns/net")
 
 
 def _serves(link: str, pid: int) -> bool:

@@ -99,23 +99,24 @@ def read_key_file(path: Path, name: str, *, if_exposed: str) -> bytes | None:
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            status = os.fstat(descriptor)
+            mode = stat.S_IMODE(status.st_mode)
+            if not stat.S_ISREG(status.st_mode):
+                raise unusable_key(path, name, "not a regular file", "Move it to another place.")
+            if mode & _OTHERS:
+                why = f"its mode is {mode:04o}, so other users may know the key"
+                raise unusable_key(path, name, why, if_exposed)
+            if status.st_uid not in (0, os.geteuid()):
+                why = f"its owner is user {status.st_uid}"
+                raise unusable_key(path, name, why, f"Run `chown root {path}`.")
+            return os.read(descriptor, _LARGEST_KEY_FILE)
+        finally:
+            os.close(descriptor)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise unusable_key(path, name, in_words(error), "Make it a file that flanneld may read.") from error
-    try:
-        status = os.fstat(descriptor)
-        mode = stat.S_IMODE(status.st_mode)
-        if not stat.S_ISREG(status.st_mode):
-            raise unusable_key(path, name, "not a regular file", "Move it to another place.")
-        if mode & _OTHERS:
-            why = f"its mode is {mode:04o}, so other users may know the key"
-            raise unusable_key(path, name, why, if_exposed)
-        if status.st_uid not in (0, os.geteuid()):
-            raise unusable_key(path, name, f"its owner is user {status.st_uid}", f"Run `chown root {path}`.")
-        return os.read(descriptor, _LARGEST_KEY_FILE)
-    finally:
-        os.close(descriptor)
 
 
 def unusable_key(path: Path, name: str, why: str, hint: str) -> TargetError:

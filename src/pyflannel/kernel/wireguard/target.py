@@ -46,10 +46,18 @@ class Userspace(Protocol):
     """The processes of wireguard-go in this network namespace."""
 
     def links(self) -> Collection[str]:
-        """Return the links that a process serves."""
+        """Return the links that a process serves.
+
+        Raises:
+            TargetError: the processes cannot be found.
+        """
 
     def pid(self, link: str) -> int | None:
-        """Return the process of a link; None if there is none."""
+        """Return the process of a link; None if there is none.
+
+        Raises:
+            TargetError: it cannot be found.
+        """
 
     async def start(self, link: str) -> None:
         """Start the process of a link, and stop a running one before.
@@ -79,7 +87,7 @@ class WireguardTarget:
         self._private = private
         self._userspace = userspace
         self._desired = State.EMPTY
-        self._announced: State | None = None
+        self._known: State | None = None  # as read or announced last, if it differs from the plan
         self._sources: dict[str, IPv4Address | None] = {}  # those for which the endpoints were set
 
     async def snapshot(self, desired: State) -> State:
@@ -89,7 +97,8 @@ class WireguardTarget:
             TargetError: `wg` failed.
         """
         self._desired = desired
-        return await self._read(desired)
+        self._known = await self._read(desired)
+        return self._known
 
     async def _read(self, desired: State) -> State:
         links = {device.link for device in desired.of_type(WireguardDevice)}
@@ -123,7 +132,10 @@ class WireguardTarget:
 
         With this order, a subnet that moves from one key to another has a key at all times.
         """
-        return await performed(operations, self._apply(operations))
+        refusals = await performed(operations, self._apply(operations))
+        if not refusals:
+            self._known = None
+        return refusals
 
     async def _apply(self, operations: Sequence[Operation]) -> list[Refusal]:
         refusals: list[Refusal] = []
@@ -279,9 +291,9 @@ class WireguardTarget:
                 continue
             pause_s = max(_LOOK_S, _PER_PEER_S * len(state))
             if state == desired.of_kinds(self.kinds):
-                self._announced = None
-            elif state != self._announced:
-                self._announced = state
+                self._known = None
+            elif state != self._known:
+                self._known = state
                 announce()
 
 
