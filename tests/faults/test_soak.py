@@ -4,7 +4,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -55,6 +55,8 @@ def test_random_damage(network, long_run: bool, figures: Callable[[str], None]) 
             samples.append(Sample.of(network.daemon.pid))
     quarter = len(samples) // 4
     early, late = samples[quarter : 2 * quarter], samples[-quarter:]
+    for line in curves(samples):
+        figures(f"{network.path}: {line}")
     growth = median(one.resident_mib for one in late) - median(one.resident_mib for one in early)
     figures(
         f"{network.path}: seed {seed}, {dealt} times damaged, {late[-1].resident_mib:.1f} MiB"
@@ -67,6 +69,18 @@ def test_random_damage(network, long_run: bool, figures: Callable[[str], None]) 
     assert min(one.descriptors for one in late) <= min(one.descriptors for one in early)
     assert max(one.threads for one in late) <= max(one.threads for one in early)
     assert pings.longest_gap_s() < LONGEST_SILENCE_S
+
+
+def curves(samples: Sequence[Sample]) -> list[str]:
+    """Return a line for each of memory, descriptors and threads: the medians of five parts of the time."""
+    fifths = [samples[len(samples) * part // 5 : len(samples) * (part + 1) // 5] for part in range(5)]
+    columns = (("MiB", "resident_mib"), ("descriptors", "descriptors"), ("threads", "threads"))
+    return [
+        f"{unit}: "
+        + ", ".join(f"{median(getattr(one, field) for one in fifth):.2f}" for fifth in fifths)
+        + f" (most {max(getattr(one, field) for one in samples):.2f})"
+        for unit, field in columns
+    ]
 
 
 def damages_of(network) -> list[Callable[[], object]]:
