@@ -1,6 +1,7 @@
 """After any history, the host soon equals the plan of its inputs, and the engine has done nothing else."""
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 
 import pytest
 from hypothesis import Phase, given, settings
@@ -31,11 +32,37 @@ EXAMPLES = 400
 LONG_EXAMPLES = 20_000
 
 
+class Counted:
+    """The check of the law, with a count of the histories."""
+
+    def __init__(self) -> None:
+        self.histories = 0
+        self._began = time.monotonic()
+
+    def check(self, history: History) -> None:
+        """Check a history."""
+        self.histories += 1
+        check(history)
+
+    def __str__(self) -> str:
+        return f"{self.histories} histories in {time.monotonic() - self._began:.0f} s"
+
+
+@pytest.fixture
+def counted(long_run: bool, capsys: pytest.CaptureFixture[str]) -> Iterator[Counted]:
+    """Give a check that prints its count at the end of the long form."""
+    counted = Counted()
+    yield counted
+    if long_run:
+        with capsys.disabled():
+            print(f"\n  {counted}", end="", flush=True)
+
+
 @pytest.mark.timeout(3600)
-def test_the_law(long_run: bool) -> None:
+def test_the_law(long_run: bool, counted: Counted) -> None:
     """The kernel equals the plan within a bounded time, a repair follows damage, looks are few."""
     examples = LONG_EXAMPLES if long_run else EXAMPLES
-    settings(max_examples=examples)(given(histories)(check))()
+    settings(max_examples=examples)(given(histories)(counted.check))()
 
 
 def lived(*steps: Step, config: int = 0, silent: int | None = None) -> History:
@@ -115,6 +142,7 @@ def test_the_law_finds_a_defect(
     rule: str,
     history: History,
     long_run: bool,
+    counted: Counted,
 ) -> None:
     """Each former defect of the engine, restored, breaks a rule. The long form searches for it."""
     check(history)
@@ -126,4 +154,4 @@ def test_the_law_finds_a_defect(
     if long_run:
         search = settings(max_examples=LONG_EXAMPLES, phases=[Phase.generate], report_multiple_bugs=False)
         with pytest.raises(BrokenLaw):
-            search(given(histories)(check))()
+            search(given(histories)(counted.check))()
