@@ -4,11 +4,6 @@ GET /v1/status, GET /v1/leases, GET /v1/events, GET and PUT /v1/config, POST /v1
 wire.control_json defines the documents. Only root and the user of the daemon have access.
 """
 
-import asyncio
-import errno
-import logging
-import os
-import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -19,13 +14,11 @@ from pyflannel.errors import (
     FlannelError,
     NotReadyError,
     StoreError,
-    TargetError,
     UsageError,
     WireError,
-    remedy,
 )
 from pyflannel.http.server import HttpServer, Request, Response, Routes
-from pyflannel.http.sockets import listen_unix, peer_uid
+from pyflannel.http.sockets import LOOK_S, UnixPlace, is_ours, serve_unix
 from pyflannel.model.lease import Lease, LeaseEntry
 from pyflannel.model.status import JournalEntry, Status
 from pyflannel.wire.control_json import (
@@ -37,25 +30,6 @@ from pyflannel.wire.control_json import (
     format_status,
 )
 from pyflannel.wire.network_config_json import parse_network_config
-
-log = logging.getLogger(__name__)
-
-
-LOOK_S = 1.0
-"""Interval between checks for a deleted socket, which is then created again."""
-
-_SHORTAGES = frozenset(
-    {
-        errno.ENOSPC,
-        errno.EDQUOT,
-        errno.EROFS,
-        errno.EIO,
-        errno.EMFILE,
-        errno.ENFILE,
-        errno.ENOMEM,
-    }
-)
-"""Why a socket cannot be created although its path is right. They end without a restart of the daemon."""
 
 
 class Controlled(Protocol):
@@ -92,63 +66,17 @@ class Controlled(Protocol):
 async def serve_control(path: Path, daemon: Controlled, *, look_s: float = LOOK_S) -> None:
     """Serve the control socket at `path` until cancelled, then remove it.
 
-    Every `look_s` seconds, the socket is created again if it was deleted. While the file system is full or
-    read-only, or a limit is reached, the daemon works without the socket.
-
     Raises:
         BusyError: another daemon serves it.
         TargetError: it cannot be created there.
     """
-    server = HttpServer(control_routes(daemon), admit=_is_ours)
-    listener = await _first_listener(path, look_s)
-    while True:
-        inode = _inode(path)
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                serving = tasks.create_task(server.serve(listener), name="control socket")
-                while _inode(path) == inode:
-                    await asyncio.sleep(look_s)
-                serving.cancel()
-        finally:
-            _remove(path, inode)
-        listener = await _listen_again(path, look_s)
-
-
-async def _first_listener(path: Path, look_s: float) -> socket.socket:
-    logged = ""
-    while True:
-        try:
-            return _listen(path)
-        except TargetError as error:
-            if not isinstance(error.__cause__, OSError) or error.__cause__.errno not in _SHORTAGES:
-                raise
-            if str(error) != logged:
-                log.error("flannelctl gets no answer, retrying: %s", error.in_full)
-            logged = str(error)
-        await asyncio.sleep(look_s)
-
-
-def _listen(path: Path) -> socket.socket:
-    try:
-        return listen_unix(path)
-    except OSError as error:
-        raise TargetError(
-            f"the control socket {path} cannot be created: {error.strerror or error}",
-            hint=remedy(
-                error,
-                "Run as root, or choose a --run-dir that is writable and short enough for a socket path.",
-            ),
-        ) from error
-
-
-async def _listen_again(path: Path, look_s: float) -> socket.socket:
-    log.warning("Creating the deleted control socket again path=%s", path)
-    while True:
-        try:
-            return _listen(path)
-        except (BusyError, TargetError) as error:
-            log.debug("Could not create the control socket: %s", error)
-            await asyncio.sleep(look_s)
+    place = UnixPlace(
+        path=path,
+        name="control socket",
+        consequence="flannelctl gets no answer",
+        hint="Run as root, or choose a --run-dir that is writable and short enough for a socket path.",
+    )
+    await serve_unix(place, HttpServer(control_routes(daemon), admit=is_ours), look_s=look_s)
 
 
 def control_routes(daemon: Controlled) -> Routes:
@@ -193,15 +121,6 @@ def control_routes(daemon: Controlled) -> Routes:
     }
 
 
-def _is_ours(connection: socket.socket) -> bool:
-    """Return whether the client is root or the daemon's user, even if the mode of the socket was changed."""
-    uid = peer_uid(connection)
-    if uid in (0, os.geteuid()):
-        return True
-    log.warning("Refused a client of the control socket uid=%d", uid)
-    return False
-
-
 def _status_of(error: FlannelError) -> int:
     match error:
         case ConfigError() | UsageError() | WireError():
@@ -212,16 +131,3 @@ def _status_of(error: FlannelError) -> int:
             return 409
         case _:
             return 500
-
-
-def _inode(path: Path) -> int | None:
-    try:
-        return path.stat().st_ino
-    except OSError:
-        return None
-
-
-def _remove(path: Path, inode: int | None) -> None:
-    """Remove the daemon's socket, unless another program replaced it."""
-    if inode is not None and _inode(path) == inode:
-        path.unlink(missing_ok=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import h11
 
-from pyflannel.errors import BusyError, TargetError, WireError
+from pyflannel.errors import BusyError, TargetError, WireError, remedy
 from pyflannel.http.server import JSON, HttpServer, Limits, Response, Routes, next_event
 
 _BODY_OCTETS = 64 * 1024 * 1024
@@ -184,6 +184,120 @@ def _check_free(path: Path) -> None:
 
 
 log = logging.getLogger(__name__)
+
+LOOK_S = 1.0
+"""Interval between checks for a deleted socket, which is then created again."""
+
+_SHORTAGES = frozenset(
+    {
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EROFS,
+        errno.EIO,
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ENOMEM,
+    }
+)
+"""Why a socket cannot be created although its path is right. They end without a restart of the daemon."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnixPlace:
+    """A Unix socket that the daemon serves.
+
+    Attributes:
+        name: its name in texts.
+        consequence: the effect of its absence, as a sentence without its full stop.
+        hint: the remedy if it cannot be created at this path.
+    """
+
+    path: Path
+    name: str
+    consequence: str
+    hint: str
+
+
+async def serve_unix(place: UnixPlace, server: HttpServer, *, look_s: float = LOOK_S) -> None:
+    """Serve a Unix socket until cancelled, then remove it.
+
+    Every `look_s` seconds, the socket is created again if it was deleted. While the file system is full or
+    read-only, or a limit is reached, the daemon works without the socket.
+
+    Raises:
+        BusyError: another daemon serves it.
+        TargetError: it cannot be created there.
+    """
+    path = place.path
+    listener = await _first_listener(place, look_s)
+    while True:
+        inode = _inode(path)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                serving = tasks.create_task(server.serve(listener), name=place.name)
+                while _inode(path) == inode:
+                    await asyncio.sleep(look_s)
+                serving.cancel()
+        finally:
+            _remove(path, inode)
+        listener = await _listen_again(place, look_s)
+
+
+def is_ours(connection: socket.socket) -> bool:
+    """Return whether the client is root or the daemon's user, even if the mode of the socket was changed."""
+    uid = peer_uid(connection)
+    if uid in (0, os.geteuid()):
+        return True
+    log.warning("Refused a client of a Unix socket uid=%d", uid)
+    return False
+
+
+async def _first_listener(place: UnixPlace, look_s: float) -> socket.socket:
+    logged = ""
+    while True:
+        try:
+            return _listen_at(place)
+        except TargetError as error:
+            if not isinstance(error.__cause__, OSError) or error.__cause__.errno not in _SHORTAGES:
+                raise
+            if str(error) != logged:
+                log.error("%s, retrying: %s", place.consequence, error.in_full)
+            logged = str(error)
+        await asyncio.sleep(look_s)
+
+
+def _listen_at(place: UnixPlace) -> socket.socket:
+    try:
+        return listen_unix(place.path)
+    except OSError as error:
+        raise TargetError(
+            f"the {place.name} {place.path} cannot be created: {error.strerror or error}",
+            hint=remedy(error, place.hint),
+        ) from error
+
+
+async def _listen_again(place: UnixPlace, look_s: float) -> socket.socket:
+    log.warning("Creating the deleted %s again path=%s", place.name, place.path)
+    while True:
+        try:
+            return _listen_at(place)
+        except (BusyError, TargetError) as error:
+            log.debug("Could not create the %s: %s", place.name, error)
+            await asyncio.sleep(look_s)
+
+
+def _inode(path: Path) -> int | None:
+    try:
+        return path.stat().st_ino
+    except OSError:
+        return None
+
+
+def _remove(path: Path, inode: int | None) -> None:
+    """Remove the daemon's socket, unless another program replaced it."""
+    if inode is not None and _inode(path) == inode:
+        path.unlink(missing_ok=True)
+
 
 _STRANGERS = Limits(head_octets=8 * 1024, body_octets=4 * 1024, idle_s=10.0, request_s=5.0, response_s=5.0)
 """Limits for TCP clients, which may be any container. Probes and collectors of metrics need less."""

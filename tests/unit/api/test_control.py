@@ -234,7 +234,7 @@ def test_a_deleted_socket_is_created_again(tmp_path: Path, damage: Callable[[Pat
 
 
 def test_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pyflannel.api.control.peer_uid", lambda _: 65534)
+    monkeypatch.setattr("pyflannel.http.sockets.peer_uid", lambda _: 65534)
 
     with pytest.raises((WireError, NotReadyError)):
         ask(tmp_path / "s", Daemon(), lambda client: client.status())
@@ -264,7 +264,7 @@ def test_a_full_or_read_only_disk_delays_only_the_socket(
             raise OSError(number, os.strerror(number))
         return listen_unix(path)
 
-    monkeypatch.setattr("pyflannel.api.control.listen_unix", listen)
+    monkeypatch.setattr("pyflannel.http.sockets.listen_unix", listen)
 
     assert ask(tmp_path / "s", Daemon(), lambda client: client.status()) == STATUS
     (line,) = caplog.messages
