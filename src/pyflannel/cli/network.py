@@ -9,13 +9,39 @@ from typing import TypeVar
 
 import click
 
-from pyflannel.cli.answers import duration, handshake, network_of, print_json, print_table, socket_of
-from pyflannel.cli.invocation import Invocation, run_dir_option, say, shared_options, wide_option
+from pyflannel.cli.answers import (
+    duration,
+    handshake,
+    network_of,
+    places_of,
+    print_facts,
+    print_json,
+    print_table,
+    socket_of,
+)
+from pyflannel.cli.invocation import (
+    Invocation,
+    print_warning,
+    run_dir_option,
+    say,
+    shared_options,
+    state_options,
+    wide_option,
+)
+from pyflannel.commands.examination import ping_path
 from pyflannel.commands.network_client import ControlClient
-from pyflannel.errors import FlannelError
-from pyflannel.model.lease import LeaseEntry, PeerEntry
+from pyflannel.commands.reach import probe_peers
+from pyflannel.errors import FlannelError, TargetError
+from pyflannel.model.lease import LeaseEntry, PeerEntry, host_text
+from pyflannel.model.probe import PingReport, PingStep, milliseconds
 from pyflannel.model.status import JournalEntry, Status
-from pyflannel.wire.control_json import format_events, format_leases, format_peers, format_public_key
+from pyflannel.wire.control_json import (
+    format_events,
+    format_leases,
+    format_peers,
+    format_ping,
+    format_public_key,
+)
 
 _Entry = TypeVar("_Entry", LeaseEntry, PeerEntry)
 
@@ -124,24 +150,48 @@ def _expiry(entry: LeaseEntry) -> str:
 @click.command()
 @_hosts_argument
 @wide_option
+@click.option("--probe/--no-probe", default=True, help="Probe the hosts (default), or send no packet.")
 @run_dir_option
 @shared_options("socket", "json")
 @click.pass_obj
-def peers(invocation: Invocation, hosts: tuple[str, ...], wide: bool, run_dir: Path | None) -> None:
+def peers(
+    invocation: Invocation, hosts: tuple[str, ...], wide: bool, probe: bool, run_dir: Path | None
+) -> None:
     """List the other hosts, and why some are not reachable.
 
-    Lists all hosts, or each HOST: a host name, an address or a subnet. Needs a running flanneld.
+    Lists all hosts, or each HOST: a host name, an address or a subnet. Needs a running flanneld. Probes up to
+    256 of the hosts by ICMP echo through the tunnel; --no-probe sends nothing.
     """
-    entries = _of_hosts(asyncio.run(_peers(socket_of(invocation, run_dir))), hosts)
+    entries = asyncio.run(_peers(socket_of(invocation, run_dir), hosts, probes=probe))
     if invocation.wants_json:
         print_json(format_peers(entries))
     else:
         _print_hosts(entries, "STATE", map(_state, entries), is_wide=wide)
 
 
-async def _peers(socket: Path) -> list[PeerEntry]:
+async def _peers(socket: Path, hosts: Sequence[str], *, probes: bool) -> list[PeerEntry]:
     daemon = ControlClient(socket)
-    return entries_of(await daemon.status(), await daemon.leases())
+    status, known = await daemon.status(), await daemon.leases()
+    entries = _of_hosts(entries_of(status, known), hosts)
+    if not probes:
+        return entries
+    listed = {entry.subnet for entry in entries}
+    try:
+        found = await probe_peers(status, [lease for lease in known if lease.subnet in listed])
+    except TargetError as error:
+        print_warning(f"probed no host: {error.in_full}")
+        return entries
+    return [
+        replace(
+            entry,
+            is_reached=reach.is_reached,
+            rtt_ms=milliseconds(reach.decisive),
+            path_mtu=reach.path_mtu,
+        )
+        if (reach := found.get(entry.subnet)) is not None
+        else entry
+        for entry in entries
+    ]
 
 
 def entries_of(status: Status, leases: Sequence[LeaseEntry]) -> list[PeerEntry]:
@@ -168,7 +218,68 @@ def entries_of(status: Status, leases: Sequence[LeaseEntry]) -> list[PeerEntry]:
 def _state(entry: PeerEntry) -> str:
     if entry.refused is not None:
         return f"refused: {entry.refused}"
-    return f"encrypted, {handshake(entry.handshake_age_s)}" if entry.is_encrypted else "reachable"
+    encrypted = f", encrypted, {handshake(entry.handshake_age_s)}" if entry.is_encrypted else ""
+    if entry.is_reached is None:
+        return f"not probed{encrypted}"
+    if not entry.is_reached:
+        return f"no answer: run flannelctl ping {entry.public_ip}{encrypted}"
+    rtt = "" if entry.rtt_ms is None else f" in {entry.rtt_ms:.1f} ms"
+    mtu = "" if entry.path_mtu is None else f", mtu {entry.path_mtu}"
+    return f"answers{rtt}{mtu}{encrypted}"
+
+
+@click.command()
+@click.argument("host", metavar="HOST|ADDRESS", shell_complete=_complete_host)
+@run_dir_option
+@state_options
+@shared_options("socket", "json")
+@click.pass_obj
+def ping(
+    invocation: Invocation,
+    host: str,
+    run_dir: Path | None,
+    state_dir: Path | None,
+    subnet_file: Path | None,
+) -> None:
+    """Probe the path to a host or a container, and show where packets stop.
+
+    HOST is a host name, an address or a subnet of a lease; ADDRESS is the address of a container. Probes the
+    underlay, the tunnel and the container one after the other, by ICMP echo, and examines this host if there
+    is no answer. An original flannel answers too. Needs root. Takes at most 5 seconds.
+
+    \b
+    Exit codes:
+      0  packets of the largest size arrive
+      1  packets stop, or the host is unknown
+      3  flanneld does not respond, and its files do not suffice
+
+    \b
+    Examples:
+      flannelctl ping docker2
+      flannelctl ping 10.100.93.7
+      flannelctl ping --json 192.168.50.101
+    """  # noqa: D301 - \b is the character by which click keeps line breaks
+    report = asyncio.run(ping_path(places_of(run_dir, state_dir, subnet_file), invocation.socket, host))
+    if invocation.wants_json:
+        print_json(format_ping(report))
+    else:
+        _print_report(report)
+    if not report.ok:
+        click.get_current_context().exit(1)
+
+
+def _print_report(report: PingReport) -> None:
+    lines: list[tuple[str, str]] = [(step.name, _step(step)) for step in report.steps]
+    if report.stops is not None:
+        lines += [("stops at", f"{report.stops}: {report.cause}"), ("type", report.fix or "")]
+    print_facts([("host", f"{host_text(report.public_ip, report.host_name)}, {report.subnet}"), *lines])
+
+
+def _step(step: PingStep) -> str:
+    rtt = "" if step.rtt_ms is None else f" in {step.rtt_ms:.1f} ms"
+    mtu = "" if step.mtu is None else f", up to {step.mtu} bytes"
+    text = f", {step.text}" if step.text else ""
+    return f"{step.destination} {step.state}{rtt}{mtu}{text}"
 
 
 @click.command("rotate-key")

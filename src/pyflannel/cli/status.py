@@ -17,7 +17,8 @@ from pyflannel.cli.invocation import (
 )
 from pyflannel.commands.examination import examine
 from pyflannel.commands.local_daemon import offline_status, what_to_do
-from pyflannel.commands.network_client import live_status
+from pyflannel.commands.network_client import ControlClient, live_status
+from pyflannel.commands.reach import with_reach
 from pyflannel.errors import NotReadyError, sentences
 from pyflannel.model.status import (
     BackendStatus,
@@ -26,6 +27,7 @@ from pyflannel.model.status import (
     ForwarderStatus,
     LeaseSigningStatus,
     LeaseStatus,
+    ReachStatus,
     ReconcileStatus,
     Status,
     StoreStatus,
@@ -91,10 +93,11 @@ def status(
     """Show the state of flanneld on this host.
 
     The exit code is 0 if flanneld is ready, and 3 if not. If flanneld does not respond, its files are shown.
+    The first line also states whether peers answer: up to 32 of them are probed.
     """
     places = places_of(run_dir, state_dir, subnet_file)
     try:
-        found = asyncio.run(live_status(socket_of(invocation, run_dir)))
+        found = asyncio.run(_status_and_reach(socket_of(invocation, run_dir)))
     except NotReadyError as error:
         left = asyncio.run(offline_status(places, str(error)))
         _print_status(invocation, left, is_wide=wide)
@@ -104,6 +107,10 @@ def status(
     _print_status(invocation, found, is_wide=wide)
     if not found.is_ready:
         click.get_current_context().exit(3)
+
+
+async def _status_and_reach(socket: Path) -> Status:
+    return await with_reach(await live_status(socket), ControlClient(socket))
 
 
 def _print_status(invocation: Invocation, found: Status, *, is_wide: bool) -> None:
@@ -198,8 +205,14 @@ def _first(name: str, texts: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 def _readiness(found: Status) -> str:
     if found.is_ready:
-        return "ready"
+        return "ready" + (_reach(found.reach) if found.reach else "")
     return f"not ready: waiting for {found.waiting_for}" if found.waiting_for else "not ready"
+
+
+def _reach(reach: ReachStatus) -> str:
+    if not reach.silent:
+        return f", all {reach.probed} probed peers answer" if reach.probed > 1 else ", the peer answers"
+    return f", but {len(reach.silent)} of {reach.probed} probed peers do not answer: run flannelctl doctor"
 
 
 def _lease(lease: LeaseStatus) -> str:

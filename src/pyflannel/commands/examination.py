@@ -3,13 +3,15 @@
 import asyncio
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 
 from pyflannel.assembly.directories import Places
 from pyflannel.commands.local_daemon import offline_status
 from pyflannel.commands.network_client import ControlClient
-from pyflannel.errors import FlannelError, NotReadyError, WireError
+from pyflannel.commands.reach import probe_path, probe_peers, target_of
+from pyflannel.errors import FlannelError, NotReadyError, TargetError, WireError
 from pyflannel.kernel.bpf.fast_path import FastPath
 from pyflannel.kernel.bpf.target import BpfTarget
 from pyflannel.kernel.filters.iptables import IptablesTarget, read_rules
@@ -26,21 +28,27 @@ from pyflannel.kernel.network.snapshot import survey
 from pyflannel.model.fast_path import BpfProgram
 from pyflannel.model.host import Interfaces
 from pyflannel.model.item import Item
+from pyflannel.model.lease import LeaseEntry
+from pyflannel.model.probe import PeerReach, PingReport
 from pyflannel.model.state import State
 from pyflannel.model.status import Finding, Membership, Status
 from pyflannel.plan.doctor import Observed, findings
 from pyflannel.plan.leftovers import rules_left
+from pyflannel.plan.reach import judged, with_peers
 from pyflannel.plan.underlay import UnderlayOptions, choose
 from pyflannel.processes.found import find_original
 from pyflannel.processes.systemd import has_unit
 from pyflannel.wire.lease_record import Kept, kept_lease, parse_last_known
 from pyflannel.wire.subnet_env import parse_subnet_env
 
+_DAEMON_S, _EXAMINED_S = 2.0, 2.5
+"""Deadlines for the daemon and for the examination of the host: a command answers within 5 s."""
+
 
 async def status_of_host(places: Places) -> Status:
     """Return the status of the daemon, or a status from its files if it does not respond."""
     try:
-        return await ControlClient(places.control_socket).status()
+        return await ControlClient(places.control_socket, _DAEMON_S).status()
     except (NotReadyError, WireError) as error:
         return await offline_status(places, str(error))
 
@@ -93,13 +101,65 @@ async def _underlay(known: Kept | None) -> str | None:
     return None
 
 
+async def leases_of_host(places: Places) -> list[LeaseEntry]:
+    """Return the leases that the daemon knows, or those in its files if it does not respond."""
+    with contextlib.suppress(NotReadyError, WireError):
+        return await ControlClient(places.control_socket, _DAEMON_S).leases()
+    known = _last_known(places)
+    leases = () if known is None else (known.own, *filter(None, map(kept_lease, known.records)))
+    return list({lease.subnet: LeaseEntry.of(lease) for lease in leases}.values())
+
+
+async def ping_path(places: Places, socket: Path | None, name: str) -> PingReport:
+    """Return where packets to a host or a container stop. `socket`: control socket, if it was given.
+
+    Raises:
+        FlannelError: no lease belongs to the name, or no probe can be sent.
+        NotReadyError: flanneld does not respond, and has left no leases.
+    """
+    if socket is not None:
+        places = replace(places, run_dir=socket.parent)
+    status, leases = await asyncio.gather(status_of_host(places), leases_of_host(places))
+    if not leases:
+        raise NotReadyError(
+            "no lease is known on this host: flanneld does not respond, or has none",
+            hint="flannelctl doctor",
+        )
+    peer, container = target_of(status, leases, name)
+    steps, local = await asyncio.gather(
+        probe_path(status, peer, container), _findings_in_time(places, status)
+    )
+    return judged(peer, steps, is_container=container is not None, status=status, local=local)
+
+
+async def _findings_in_time(places: Places, status: Status) -> tuple[Finding, ...]:
+    """Return the findings about this host itself; empty if they are not ready in time."""
+    with contextlib.suppress(TimeoutError, FlannelError):
+        async with asyncio.timeout(_EXAMINED_S):
+            return await _examined(places, status)
+    return ()
+
+
 async def examine(places: Places) -> tuple[Finding, ...]:
     """Return the findings about this host, errors first.
 
     Raises:
         TargetError: links and routes are unreadable.
     """
-    status = await status_of_host(places)
+    status, leases = await asyncio.gather(status_of_host(places), leases_of_host(places))
+    found, reach = await asyncio.gather(_examined(places, status), _reach(status, leases))
+    return with_peers(found, reach, status)
+
+
+async def _reach(status: Status, leases: list[LeaseEntry]) -> list[PeerReach]:
+    """Return the answers of the peers; empty if this process may not send probes."""
+    with contextlib.suppress(TargetError):
+        return list((await probe_peers(status, leases)).values())
+    return []
+
+
+async def _examined(places: Places, status: Status) -> tuple[Finding, ...]:
+    """Return the findings about this host itself."""
     membership = await membership_of(places, status)
     items, rules, saved, interfaces, programs = await asyncio.gather(
         survey(), _filter_rules(), read_rules(), _interfaces(), _programs(places)

@@ -13,6 +13,7 @@ from pyflannel.errors import BusyError, ConfigError, TargetError, UsageError, Wi
 from pyflannel.http.sockets import server_pid
 from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.status import BackendStatus, LeaseStatus, NetworkStatus, Status
+from pyflannel.plan.backends import backend_of
 from pyflannel.processes.forwarder_client import forwarder_link, forwarder_status
 from pyflannel.processes.systemd import service_of, stop_service
 from pyflannel.wire.lease_record import Kept, kept_lease, parse_last_known
@@ -203,7 +204,14 @@ def _backend(config: NetworkConfig | None, link: str | None, env: Mapping[str, s
         type=config.backend_type if config else "udp",  # no other backend has a forwarder
         link=link,
         mtu=int(mtu) if mtu.isdecimal() else None,
+        port=_port(config),
     )
+
+
+def _port(config: NetworkConfig | None) -> int | None:
+    with contextlib.suppress(ConfigError):
+        return backend_of(config).tunnel_port if config is not None else None
+    return None
 
 
 def _read(path: Path) -> str:

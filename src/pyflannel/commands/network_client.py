@@ -44,9 +44,10 @@ class ControlClient:
     daemon, and the error that the daemon reports.
     """
 
-    def __init__(self, socket: Path) -> None:
-        """Use `socket`, which is opened at each call."""
+    def __init__(self, socket: Path, deadline_s: float = DEADLINE_S) -> None:
+        """Use `socket`, which is opened at each call. `deadline_s`: for an answer from memory."""
         self._socket = socket
+        self._deadline_s = deadline_s
 
     async def status(self) -> Status:
         """Return the status of the daemon."""
@@ -73,8 +74,9 @@ class ControlClient:
         return parse_public_key(await self._ask("POST", "/v1/wireguard-key", deadline_s=WRITE_DEADLINE_S))
 
     async def _ask(
-        self, method: str, target: str, *, body: bytes = b"", deadline_s: float = DEADLINE_S
+        self, method: str, target: str, *, body: bytes = b"", deadline_s: float | None = None
     ) -> bytes:
+        deadline_s = self._deadline_s if deadline_s is None else deadline_s
         try:
             answer = await request(self._socket, method, target, body=body, deadline_s=deadline_s)
         except OSError as error:

@@ -138,6 +138,7 @@ def _backend(supervisor: Supervisor) -> BackendStatus | None:
         mtu=backend.mtu(host),
         notes=notes_on(config, backend, host),
         is_encrypted=backend.is_encrypted,
+        port=backend.tunnel_port,
     )
 
 

@@ -306,6 +306,9 @@ class PeerEntry:
         refused: why this host does not send to it; None if it does.
         is_encrypted: packets to it are encrypted.
         handshake_age_s: seconds since the latest handshake with it; None if there was none.
+        is_reached: it answered a probe; None if it was not probed.
+        rtt_ms: round-trip time of the probe through the tunnel; None without an answer.
+        path_mtu: largest probe that it answered, in bytes; None without an answer.
     """
 
     subnet: IPv4Network
@@ -316,3 +319,6 @@ class PeerEntry:
     refused: str | None = None
     is_encrypted: bool = False
     handshake_age_s: float | None = None
+    is_reached: bool | None = None
+    rtt_ms: float | None = None
+    path_mtu: int | None = None

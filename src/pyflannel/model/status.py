@@ -109,6 +109,7 @@ class BackendStatus:
         link: None if the backend has no device.
         is_encrypted: all packets to other hosts are encrypted.
         notes: peculiarities of the backend on this host, one line each.
+        port: UDP port on which this host receives tunnel packets; None without a tunnel.
     """
 
     type: str
@@ -116,6 +117,7 @@ class BackendStatus:
     mtu: int | None = None
     notes: tuple[str, ...] = ()
     is_encrypted: bool = False
+    port: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -319,6 +321,19 @@ class ReconcileStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReachStatus:
+    """The result of probing peers. flannelctl probes a sample, the daemon none.
+
+    Attributes:
+        probed: number of probed peers.
+        silent: subnets of the probed peers that did not answer.
+    """
+
+    probed: int
+    silent: tuple[IPv4Network, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
     """The daemon at one moment.
 
@@ -339,6 +354,7 @@ class Status:
             the senders of the most packets first.
         lease_signing: signatures of leases; None with --lease-signing=off.
         warnings: problems for the operator, one line each: two hosts share an address, a lease was taken.
+        reach: answers of peers to the probes of flannelctl; None if none was probed.
     """
 
     version: str | None
@@ -363,6 +379,7 @@ class Status:
     lease_signing: LeaseSigningStatus | None = None
     reconcile: ReconcileStatus | None = None
     warnings: tuple[str, ...] = ()
+    reach: ReachStatus | None = None
 
 
 Severity = Literal["error", "warning", "info"]

@@ -36,6 +36,10 @@ class Backend(Protocol):
         """Packet formats that the lease publishes as readable."""
 
     @property
+    def tunnel_port(self) -> int | None:
+        """UDP port on which this host receives tunnel packets; None without a tunnel."""
+
+    @property
     def routed(self) -> Routed:
         """Destinations of its routes."""
 

@@ -31,6 +31,7 @@ COMMANDS = {
     "lab": "Run several flannel hosts on this machine, for a demo or a trial.",
     "leases": "List the leases of the network.",
     "peers": "List the other hosts, and why some are not reachable.",
+    "ping": "Probe the path to a host or a container, and show where packets stop.",
     "rotate-key": "Replace the WireGuard key of this host, without losing a packet.",
     "status": "Show the state of flanneld on this host.",
 }
@@ -44,6 +45,7 @@ _MODULES = {
     "events": "network",
     "leases": "network",
     "peers": "network",
+    "ping": "network",
     "pins": "cleanup",
     "prepare": "cleanup",
     "rotate-key": "network",

@@ -21,6 +21,7 @@ from pyflannel.errors import (
     WireError,
 )
 from pyflannel.model.lease import LeaseEntry, PeerEntry
+from pyflannel.model.probe import PingReport
 from pyflannel.model.status import Finding, JournalEntry, Status
 
 _ADDRESSES = (IPv4Address, IPv4Network, IPv6Address, IPv6Network)
@@ -163,6 +164,11 @@ def parse_events(document: bytes) -> list[JournalEntry]:
 def format_findings(findings: Sequence[Finding], *, is_ok: bool) -> bytes:
     """Return `{"ok": ..., "findings": [...]}`."""
     return _encode(Examination(is_ok, tuple(findings)))
+
+
+def format_ping(report: PingReport) -> bytes:
+    """Return the document of `ping`."""
+    return _encode(report)
 
 
 def format_config_text(text: str | None) -> bytes:

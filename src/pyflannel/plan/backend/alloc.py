@@ -27,6 +27,7 @@ class AllocBackend:
     way: str = "alloc"
     reads: tuple[str, ...] = ()
     port: None = None
+    tunnel_port: None = None
     config_line: None = None
     routed: Routed = "nothing"
     is_encrypted: bool = False

@@ -33,6 +33,7 @@ class HostGwBackend:
     way: str = "host-gw"
     reads: tuple[str, ...] = ()
     port: None = None
+    tunnel_port: None = None
     config_line: None = None
     routed: Routed = "peers"
     is_encrypted: bool = False

@@ -53,6 +53,11 @@ class UdpBackend:
     routed: Routed = "network"
     is_encrypted: bool = False
 
+    @property
+    def tunnel_port(self) -> int:
+        """UDP port on which this host receives tunnel packets."""
+        return self.port
+
     def lease_data(self, owner: str, wireguard: WireguardFacts) -> None:
         """Return nothing: subnet and address are sufficient."""
 

@@ -184,6 +184,11 @@ class VxlanBackend:
         return (DIRECT,) if self.routes_directly else ()
 
     @property
+    def tunnel_port(self) -> int:
+        """UDP port on which this host receives tunnel packets."""
+        return self.udp_port or KERNELS_PORT
+
+    @property
     def device(self) -> str:
         """Name of the device, `flannel.1`; `flannel.xffffff` for a VNI with too many decimal digits."""
         name = f"flannel.{self.vni}" if self.vni <= _LONGEST_DECIMAL else f"flannel.x{self.vni:x}"
@@ -229,7 +234,7 @@ class VxlanBackend:
                 mac=self._mac(host),
                 vxlan=Vxlan(
                     vni=self.vni,
-                    port=self.udp_port or KERNELS_PORT,
+                    port=self.tunnel_port,
                     parent=host.underlay.link,
                     local=host.underlay.address,
                     has_gbp=self.has_gbp,
@@ -283,7 +288,7 @@ class VxlanBackend:
     def guarded_path(self, host: Host) -> GuardedPath:
         """Return the tunnel, and the underlay's link if peers send inner packets directly."""
         direct = (host.underlay.link,) if self.routes_directly else ()
-        tunnel = GuardedTunnel(link=self.device, port=self.udp_port or KERNELS_PORT, vni=self.vni)
+        tunnel = GuardedTunnel(link=self.device, port=self.tunnel_port, vni=self.vni)
         return GuardedPath(links=(self.device, *direct), tunnel=tunnel)
 
     def plan_bridges(self, bridges: Iterable[Bridge], host: Host) -> State:

@@ -79,6 +79,11 @@ class WireguardBackend:
     routed: Routed = "network"
     is_encrypted: bool = True
 
+    @property
+    def tunnel_port(self) -> int:
+        """UDP port on which this host receives tunnel packets."""
+        return self.udp_port
+
     def lease_data(self, owner: str, wireguard: WireguardFacts) -> WireguardData:
         """Return the public key and the port of the lease."""
         return WireguardData(public_key=wireguard.published, port=self.udp_port)

@@ -1,0 +1,204 @@
+"""Probes the peers of this host: which of them are reachable, and where the packets to one host stop."""
+
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network, ip_address
+
+from pyflannel.commands.network_client import ControlClient
+from pyflannel.errors import FlannelError, NotReadyError, TargetError, WireError
+from pyflannel.kernel.network.echo import DEADLINE_S, send_echoes
+from pyflannel.kernel.network.interfaces import KernelInterfaces
+from pyflannel.model.lease import LeaseEntry
+from pyflannel.model.probe import (
+    Echo,
+    EchoResult,
+    PeerReach,
+    PingStep,
+    StepName,
+    milliseconds,
+)
+from pyflannel.model.status import ReachStatus, Status
+
+PROBED = 256
+"""Most peers that one command probes: a random sample of the others would tell no more."""
+
+SAMPLED, SAMPLE_DEADLINE_S = 32, 1.0
+"""Most peers that `status` probes, and the time after which a peer counts as silent."""
+
+_SKIPPED = EchoResult(state="skipped")
+_TUNNELS = frozenset({"vxlan", "udp", "", "wireguard"})
+"""Backends whose device on each host has the first address of the host's subnet."""
+
+_MTUS = (1500, 1480, 1450, 1420, 1400, 1380, 1280, 576)
+"""Sizes of probe packets below the MTU of the network, in bytes."""
+
+
+async def probe_peers(
+    status: Status, leases: Sequence[LeaseEntry], *, most: int = PROBED, deadline_s: float = DEADLINE_S
+) -> dict[IPv4Network, PeerReach]:
+    """Return the results for the peers to which this host sends; for a random sample if there are many.
+
+    Raises:
+        TargetError: this process may not send ICMP echo requests.
+    """
+    peers = list(peers_of(status, leases))
+    if len(peers) > most:
+        peers = random.sample(peers, most)
+    mtu = status.backend.mtu if status.backend is not None else None
+    echoes: list[Echo] = []
+    for peer in peers:
+        underlay, tunnel = ends_of(peer)
+        echoes += [] if underlay is None else [Echo(destination=underlay, source=_own_address(status))]
+        echoes += [] if tunnel is None else _sized(Echo(destination=tunnel), mtu, (mtu,) if mtu else ())
+    results = dict(zip(echoes, await send_echoes(echoes, deadline_s=deadline_s), strict=True))
+    return {peer.subnet: _reach_of(peer, status, mtu, results) for peer in peers}
+
+
+async def with_reach(status: Status, client: ControlClient) -> Status:
+    """Return the status with the answers of a sample of the peers; unchanged if no probe is possible."""
+    if not status.is_ready or not status.peers:
+        return status
+    try:
+        found = await probe_peers(status, await client.leases(), most=SAMPLED, deadline_s=SAMPLE_DEADLINE_S)
+    except (TargetError, NotReadyError, WireError):
+        return status
+    silent = sorted(subnet for subnet, one in found.items() if not one.is_reached)
+    return replace(status, reach=ReachStatus(probed=len(found), silent=tuple(silent))) if found else status
+
+
+def peers_of(status: Status, leases: Iterable[LeaseEntry]) -> Iterable[LeaseEntry]:
+    """Yield the leases of the other hosts to which this host sends packets."""
+    own = status.lease.subnet if status.lease is not None else None
+    refused = {peer.subnet for peer in status.refused_peers}
+    if status.backend is None or status.backend.type == "alloc":
+        return
+    yield from (lease for lease in leases if lease.subnet != own and lease.subnet not in refused)
+
+
+def ends_of(peer: LeaseEntry) -> tuple[IPv4Address | None, IPv4Address | None]:
+    """Return the addresses of a peer on the underlay and on its tunnel device; None if it has none."""
+    underlay = None if peer.public_ip.is_unspecified else peer.public_ip
+    return underlay, peer.subnet.network_address if peer.backend_type in _TUNNELS else None
+
+
+def _own_address(status: Status) -> IPv4Address | None:
+    return status.underlay.address if status.underlay is not None else None
+
+
+def _sized(echo: Echo, mtu: int | None, sizes: Iterable[int]) -> list[Echo]:
+    """Return the request and its larger forms, none larger than the MTU."""
+    larger = {size for size in sizes if mtu is not None and echo.octets < size <= mtu}
+    return [echo, *(Echo(destination=echo.destination, source=echo.source, octets=one) for one in larger)]
+
+
+def _reach_of(
+    peer: LeaseEntry, status: Status, mtu: int | None, results: dict[Echo, EchoResult]
+) -> PeerReach:
+    underlay, tunnel = ends_of(peer)
+    near = _SKIPPED if underlay is None else results[Echo(destination=underlay, source=_own_address(status))]
+    if tunnel is None:
+        far, path_mtu = _SKIPPED, None
+    else:
+        far, path_mtu = results[Echo(destination=tunnel)], _largest(tunnel, results)
+    return PeerReach(
+        subnet=peer.subnet,
+        public_ip=peer.public_ip,
+        host_name=peer.host_name,
+        underlay=near,
+        tunnel=far,
+        path_mtu=path_mtu,
+    )
+
+
+def _largest(destination: IPv4Address, results: dict[Echo, EchoResult]) -> int | None:
+    arrived = [
+        echo.octets
+        for echo, result in results.items()
+        if echo.destination == destination and result.state == "reached"
+    ]
+    return max(arrived, default=None)
+
+
+async def probe_path(status: Status, peer: LeaseEntry, container: IPv4Address | None) -> list[PingStep]:
+    """Return the result for each part of the path to a host, or to a container on it.
+
+    Raises:
+        TargetError: this process may not send ICMP echo requests.
+    """
+    own = status.lease.subnet if status.lease is not None else None
+    mtu = status.backend.mtu if status.backend is not None else None
+    bridge = await _bridge_address(own)
+    asked: dict[StepName, Echo] = {}
+    underlay, tunnel = ends_of(peer)
+    if underlay is not None and peer.subnet != own:
+        asked["underlay"] = Echo(destination=underlay, source=_own_address(status))
+    if tunnel is not None and peer.subnet != own:
+        asked["tunnel"] = Echo(destination=tunnel)
+    asked["container"] = Echo(destination=container or peer.subnet.network_address + 1, source=bridge)
+    underlay_mtu = status.underlay.mtu if status.underlay is not None else None
+    echoes = [
+        one
+        for name, echo in asked.items()
+        for one in _sized(echo, underlay_mtu if name == "underlay" else mtu, (*_MTUS, mtu or 0))
+    ]
+    results = dict(zip(echoes, await send_echoes(echoes), strict=True))
+    return [
+        PingStep(
+            name=name,
+            destination=echo.destination,
+            source=echo.source,
+            state=results[echo].state,
+            rtt_ms=milliseconds(results[echo]),
+            mtu=_largest(echo.destination, results),
+            text=results[echo].text,
+        )
+        for name, echo in asked.items()
+    ]
+
+
+def target_of(
+    status: Status, leases: Sequence[LeaseEntry], name: str
+) -> tuple[LeaseEntry, IPv4Address | None]:
+    """Return the lease that is meant, and the address of a container if one was given.
+
+    Raises:
+        FlannelError: no other host has this name, or no lease contains this address.
+    """
+    for lease in leases:
+        if name in (lease.host_name, str(lease.public_ip), str(lease.subnet)):
+            return lease, None
+    try:
+        address = ip_address(name)
+    except ValueError:
+        address = None
+    if isinstance(address, IPv4Address):
+        for lease in leases:
+            if address in lease.subnet:
+                return lease, None if address == lease.subnet.network_address else address
+        raise FlannelError(
+            f"no lease contains {address}",
+            hint="'flannelctl leases' lists the subnets. The host of this address may have lost its lease.",
+        )
+    raise FlannelError(
+        f"no host has the name {name!r}",
+        hint="Name a host by its host name, its address or its subnet; 'flannelctl leases' lists them.",
+    )
+
+
+async def _bridge_address(subnet: IPv4Network | None) -> IPv4Address | None:
+    """Return the address of this host on the bridge of its containers; None without one."""
+    if subnet is None:
+        return None
+    async with KernelInterfaces() as observer:
+        interfaces = await observer.observe()
+    return next(
+        (
+            held.address.ip
+            for one in interfaces.interfaces
+            if one.kind == "bridge"
+            for held in one.addresses
+            if isinstance(held.address.ip, IPv4Address) and held.address.ip in subnet
+        ),
+        None,
+    )

@@ -1,0 +1,172 @@
+"""Sends ICMP echo requests and receives the answers, many at once."""
+
+import asyncio
+import contextlib
+import errno
+import os
+import secrets
+import socket
+import struct
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from pyflannel.errors import TargetError, remedy
+from pyflannel.model.probe import SILENT, Echo, EchoResult
+from pyflannel.wire.icmp import (
+    ECHO_REPLY,
+    OVERHEAD,
+    TIME_EXCEEDED,
+    UNREACHABLE,
+    IcmpMessage,
+    format_echo,
+    parse_icmp,
+)
+
+DEADLINE_S = 1.5
+"""Time after which a request without an answer counts as lost."""
+
+_AGAIN_S = (0.0, 0.4, 0.9)
+"""Times of the attempts after the start: the first packet may be lost while an address is resolved."""
+
+_NONCE_OCTETS = 16
+_BURST, _PAUSE_S = 32, 0.005
+"""Requests that are sent without a pause, and the pause."""
+
+_SOL_RAW, _ICMP_FILTER = 255, 1  # linux/socket.h, linux/icmp.h
+_IP_MTU_DISCOVER, _IP_PMTUDISC_PROBE = 10, 3  # linux/in.h: set DF, and do not use the cached path MTU
+_IP_PKTINFO = 8
+_LARGEST = 65535
+
+
+@dataclass(slots=True)
+class _Pending:
+    """A request without an answer so far. The random nonce proves that an answer belongs to it.
+
+    Attributes:
+        sent_at: the times of the attempts; the sequence number is the number of the attempt.
+    """
+
+    echo: Echo
+    nonce: bytes = field(default_factory=lambda: secrets.token_bytes(_NONCE_OCTETS))
+    sent_at: list[float] = field(default_factory=list)
+    refusal: EchoResult | None = None
+
+
+async def send_echoes(echoes: Sequence[Echo], *, deadline_s: float = DEADLINE_S) -> list[EchoResult]:
+    """Return the result of each request, within `deadline_s`. No request is fragmented.
+
+    A reply counts if its sender is the destination and it contains the nonce of the request. An ICMP error
+    counts if it quotes the nonce, also if a tunnel header precedes it.
+
+    Raises:
+        TargetError: this process may not open a raw socket.
+    """
+    with contextlib.closing(_open()) as opened:
+        sender = _Sender(opened, echoes)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(deadline_s):
+                async with asyncio.TaskGroup() as tasks:
+                    receiving = tasks.create_task(sender.receive(), name="echo replies")
+                    await sender.send()
+                    await receiving
+        return sender.results()
+
+
+def _open() -> socket.socket:
+    try:
+        opened = socket.socket(
+            socket.AF_INET, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, socket.IPPROTO_ICMP
+        )
+    except OSError as error:
+        raise TargetError(
+            f"cannot send ICMP echo requests: {error.strerror}",
+            hint=remedy(error, "Run flannelctl as root, or with CAP_NET_RAW."),
+        ) from error
+    received = sum(1 << kind for kind in (ECHO_REPLY, UNREACHABLE, TIME_EXCEEDED))
+    opened.setsockopt(_SOL_RAW, _ICMP_FILTER, struct.pack("=I", ~received & 0xFFFFFFFF))
+    opened.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _IP_PMTUDISC_PROBE)
+    with contextlib.suppress(OSError):
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+    return opened
+
+
+class _Sender:
+    def __init__(self, opened: socket.socket, echoes: Sequence[Echo]) -> None:
+        self._socket = opened
+        self._identifier = os.getpid() & 0xFFFF
+        self._order = [_Pending(echo) for echo in echoes]
+        self._pending = {one.nonce: one for one in self._order}
+        self._results: dict[bytes, EchoResult] = {}
+
+    def results(self) -> list[EchoResult]:
+        return [self._results.get(one.nonce) or one.refusal or SILENT for one in self._order]
+
+    async def send(self) -> None:
+        started = time.monotonic()
+        for after_s in _AGAIN_S:
+            await asyncio.sleep(max(0.0, started + after_s - time.monotonic()))
+            for count, one in enumerate(list(self._pending.values()), 1):
+                self._send(one)
+                if count % _BURST == 0:
+                    await asyncio.sleep(_PAUSE_S)
+            if not self._pending:
+                return
+
+    def _send(self, one: _Pending) -> None:
+        payload = one.nonce + bytes(max(0, one.echo.octets - OVERHEAD - _NONCE_OCTETS))
+        one.sent_at.append(time.monotonic())
+        source = one.echo.source.packed if one.echo.source is not None else bytes(4)
+        address = struct.pack("=i4s4s", 0, source, bytes(4))  # struct in_pktinfo
+        try:
+            self._socket.sendmsg(
+                [format_echo(self._identifier, len(one.sent_at), payload)],
+                [(socket.IPPROTO_IP, _IP_PKTINFO, address)],
+                0,
+                (str(one.echo.destination), 0),
+            )
+        except OSError as error:
+            one.refusal = EchoResult(state="unsent", text=_refusal(error))
+        else:
+            one.refusal = None
+
+    async def receive(self) -> None:
+        loop = asyncio.get_running_loop()
+        while self._pending:
+            packet = await loop.sock_recv(self._socket, _LARGEST)
+            message = parse_icmp(packet)
+            if message is not None:
+                self._take(message, time.monotonic())
+
+    def _take(self, message: IcmpMessage, now: float) -> None:
+        if message.kind == ECHO_REPLY:
+            one = self._pending.get(message.body[:_NONCE_OCTETS])
+            if one is not None and message.sender == one.echo.destination:
+                sent_at = one.sent_at[min(message.sequence, len(one.sent_at)) - 1]
+                self._settle(one, EchoResult(state="reached", rtt_s=now - sent_at))
+            return
+        quoted = next((one for one in self._pending.values() if one.nonce in message.body), None)
+        if quoted is not None:
+            text = f"{message.sender} answers: {message.text}"
+            self._settle(
+                quoted,
+                EchoResult(state="rejected", text=text, sender=message.sender, mtu=message.mtu),
+            )
+
+    def _settle(self, one: _Pending, result: EchoResult) -> None:
+        self._results[one.nonce] = result
+        del self._pending[one.nonce]
+
+
+def _refusal(error: OSError) -> str:
+    match error.errno:
+        case errno.EPERM:
+            return "the firewall of this host drops the packet (EPERM)"
+        case errno.ENETUNREACH | errno.EHOSTUNREACH:
+            return "this host has no usable route to it"
+        case errno.EMSGSIZE:
+            return "the packet is larger than the MTU of the device"
+        case errno.EINVAL | errno.EADDRNOTAVAIL:
+            return "this host refuses the route or the source address"
+        case _:
+            return (error.strerror or str(error)).lower()

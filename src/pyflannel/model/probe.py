@@ -1,0 +1,121 @@
+"""Probes of peers: ICMP echo requests, their results, and the reports of flannelctl."""
+
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+from typing import Literal
+
+ProbeState = Literal["reached", "rejected", "silent", "unsent", "skipped"]
+"""An echo reply arrived; an ICMP error arrived; nothing arrived; the kernel refused to send; not probed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Echo:
+    """An ICMP echo request.
+
+    Attributes:
+        source: source address; None for the one that the kernel chooses.
+        octets: size of the IP packet.
+    """
+
+    destination: IPv4Address
+    source: IPv4Address | None = None
+    octets: int = 84
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EchoResult:
+    """The result of an echo request.
+
+    Attributes:
+        rtt_s: round-trip time; None without a reply.
+        text: why there is no reply, in one line; "" if it is unknown.
+        sender: sender of the ICMP error; None without one.
+        mtu: largest IP packet that a router on the path forwards, from its ICMP error.
+    """
+
+    state: ProbeState
+    rtt_s: float | None = None
+    text: str = ""
+    sender: IPv4Address | None = None
+    mtu: int | None = None
+
+
+def milliseconds(result: EchoResult) -> float | None:
+    """Return the round-trip time in milliseconds."""
+    return None if result.rtt_s is None else round(result.rtt_s * 1000, 3)
+
+
+SILENT = EchoResult(state="silent", text="no answer")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerReach:
+    """The results for one peer.
+
+    Attributes:
+        underlay: echo to the public address of the peer.
+        tunnel: echo through the tunnel to the overlay address of the peer; `skipped` if it has none.
+        path_mtu: largest probed packet that arrived through the tunnel; None if it is unknown.
+    """
+
+    subnet: IPv4Network
+    public_ip: IPv4Address
+    host_name: str | None = None
+    underlay: EchoResult
+    tunnel: EchoResult
+    path_mtu: int | None = None
+
+    @property
+    def decisive(self) -> EchoResult:
+        """The result for the path of the packets of containers, or for the part of it that was probed."""
+        return self.underlay if self.tunnel.state == "skipped" else self.tunnel
+
+    @property
+    def is_reached(self) -> bool:
+        """Return whether the peer answered on this path."""
+        return self.decisive.state == "reached"
+
+
+StepName = Literal["underlay", "tunnel", "container"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PingStep:
+    """One part of the path; the same names are the JSON of `flannelctl ping --json`.
+
+    Attributes:
+        source: None if the kernel chose it.
+        mtu: largest packet that arrived, in bytes; None if no size was probed.
+        text: details in one line; "" if there are none.
+    """
+
+    name: StepName
+    destination: IPv4Address
+    source: IPv4Address | None = None
+    state: ProbeState
+    rtt_ms: float | None = None
+    mtu: int | None = None
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PingReport:
+    """The document of `flannelctl ping`.
+
+    Attributes:
+        subnet: subnet of the host with this address.
+        public_ip: its address on the underlay.
+        ok: packets of containers reach the host, or the address that was given.
+        stops: where packets stop; None if they arrive.
+        cause: the reason, in one line; None if they arrive.
+        fix: the command or the remedy; None if they arrive.
+    """
+
+    subnet: IPv4Network
+    public_ip: IPv4Address
+    host_name: str | None = None
+    ok: bool
+    steps: tuple[PingStep, ...]
+    stops: Literal["this host", "underlay", "tunnel", "peer", "container"] | None = None
+    cause: str | None = None
+    fix: str | None = None

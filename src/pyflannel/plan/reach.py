@@ -1,0 +1,220 @@
+"""Conclusions from probes: which peers are unreachable, where packets to a host stop, and why."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Literal, NamedTuple
+
+from pyflannel.model.lease import LeaseEntry, host_text
+from pyflannel.model.probe import PeerReach, PingReport, PingStep, StepName
+from pyflannel.model.status import Finding, Status
+
+_NAMED = 8
+"""Most peers that one finding names."""
+
+Place = Literal["this host", "underlay", "tunnel", "peer", "container"]
+
+
+class _Stop(NamedTuple):
+    place: Place
+    cause: str
+    fix: str
+
+
+def judged(
+    peer: LeaseEntry,
+    steps: Sequence[PingStep],
+    *,
+    is_container: bool,
+    status: Status,
+    local: Sequence[Finding],
+) -> PingReport:
+    """Return the report of a ping: where the packets stop, and why.
+
+    Args:
+        peer: the lease of the other host.
+        steps: the results, from the underlay to the container.
+        is_container: the address of a container was given, so that it must answer.
+        status: the status of this host.
+        local: findings of doctor about this host.
+    """
+    stop = _stop(peer, {step.name: step for step in steps}, is_container, status, local)
+    return PingReport(
+        subnet=peer.subnet,
+        public_ip=peer.public_ip,
+        host_name=peer.host_name,
+        ok=stop is None,
+        steps=tuple(steps),
+        stops=None if stop is None else stop.place,
+        cause=None if stop is None else stop.cause,
+        fix=None if stop is None else stop.fix,
+    )
+
+
+def _stop(
+    peer: LeaseEntry,
+    steps: Mapping[StepName, PingStep],
+    is_container: bool,
+    status: Status,
+    local: Sequence[Finding],
+) -> _Stop | None:
+    tunnel, container = steps.get("tunnel"), steps["container"]
+    decisive = container if is_container or tunnel is None else tunnel
+    if decisive.state == "reached":
+        return _too_small(tunnel, status)
+    refused = next((one.reason for one in status.refused_peers if one.subnet == peer.subnet), None)
+    if refused is not None:
+        return _Stop("this host", f"this host does not send to {_name(peer)}: {refused}", "flannelctl peers")
+    if (one := _obstacle(local)) is not None:
+        return _Stop("this host", one.cause, one.fix)
+    if decisive.state == "unsent":
+        return _Stop("this host", decisive.text, "flannelctl doctor")
+    if tunnel is not None and tunnel.state != "reached":
+        return _before_the_peer(peer, tunnel, steps.get("underlay"), status)
+    return _behind_the_tunnel(peer, container, steps.get("underlay"))
+
+
+_BESIDE_THE_PATH = frozenset({"daemon-away", "store-away"})
+"""Codes of errors that stop no packet to a known peer."""
+
+
+def _obstacle(found: Iterable[Finding]) -> Finding | None:
+    """Return the first finding that explains lost packets."""
+    errors = (one for one in found if one.severity == "error" and one.code not in _BESIDE_THE_PATH)
+    return next(errors, None)
+
+
+def _too_small(tunnel: PingStep | None, status: Status) -> _Stop | None:
+    wanted = status.backend.mtu if status.backend is not None else None
+    if tunnel is None or tunnel.mtu is None or wanted is None or tunnel.mtu >= wanted:
+        return None
+    return _Stop(
+        "tunnel",
+        f"packets of {tunnel.mtu} bytes arrive, packets of {wanted} bytes, the MTU of the network, do not",
+        _MTU_FIX,
+    )
+
+
+_ROUTE_FIX = "ip route get {}  # then check that the host runs, has this address, and answers ICMP echo"
+_MTU_FIX = "ip link set DEVICE mtu N  # on all hosts, the largest MTU that the underlay carries"
+
+
+def _before_the_peer(peer: LeaseEntry, tunnel: PingStep, underlay: PingStep | None, status: Status) -> _Stop:
+    carrier = carrier_of(status)
+    if tunnel.state == "rejected":
+        return _Stop("tunnel", f"{carrier} is rejected: {tunnel.text}", _fix_of_tunnel(status))
+    if underlay is not None and underlay.state != "reached":
+        return _Stop(
+            "underlay",
+            f"{_name(peer)} answers neither on the underlay nor through the tunnel: {underlay.text}",
+            _ROUTE_FIX.format(peer.public_ip),
+        )
+    return _Stop(
+        "tunnel",
+        f"{_name(peer)} answers on the underlay, but not through the tunnel: {carrier} is blocked in one"
+        " direction, or flannel does not run there",
+        _fix_of_tunnel(status),
+    )
+
+
+def _fix_of_tunnel(status: Status) -> str:
+    return f"flannelctl doctor  # on that host too; let every firewall pass {carrier_of(status)} both ways"
+
+
+def _behind_the_tunnel(peer: LeaseEntry, container: PingStep, underlay: PingStep | None) -> _Stop:
+    if underlay is not None and underlay.state in ("silent", "rejected") and container.state == "silent":
+        return _Stop(
+            "underlay",
+            f"{_name(peer)} does not answer on the underlay: {underlay.text}",
+            _ROUTE_FIX.format(peer.public_ip),
+        )
+    if container.state == "rejected":
+        return _Stop(
+            "peer",
+            f"{container.destination} is not reachable on {_name(peer)}: {container.text}",
+            "flannelctl doctor  # on that host",
+        )
+    return _Stop(
+        "container",
+        f"{_name(peer)} receives packets, but {container.destination} does not answer: no container has this"
+        " address, or that host does not forward to it",
+        "flannelctl doctor  # on that host",
+    )
+
+
+def carrier_of(status: Status) -> str:
+    """Return the text of the packets that carry the overlay: `UDP port 8472`."""
+    port = status.backend.port if status.backend is not None else None
+    return "the overlay" if port is None else f"UDP port {port}"
+
+
+def _name(peer: LeaseEntry | PeerReach) -> str:
+    return host_text(peer.public_ip, peer.host_name)
+
+
+def with_peers(found: Sequence[Finding], reach: Sequence[PeerReach], status: Status) -> tuple[Finding, ...]:
+    """Return the findings about this host, with those about peers that do not answer.
+
+    If this host loses packets itself, the silence of its peers is a consequence, not another finding.
+    """
+    peers = tuple(reach_findings(reach, status))
+    cause = _obstacle(found)
+    if cause is None:
+        ranks = {"error": 0, "warning": 1, "info": 2}
+        return tuple(sorted((*found, *peers), key=lambda one: ranks[one.severity]))
+    consequences = tuple(f"consequence: {one.cause}" for one in peers)
+    whole = replace(cause, evidence=(*cause.evidence, *consequences))
+    return tuple(whole if one is cause else one for one in found)
+
+
+def reach_findings(reach: Sequence[PeerReach], status: Status) -> Iterator[Finding]:
+    """Yield the findings about peers that do not answer: errors if packets of containers are lost."""
+    away = [one for one in reach if not one.is_reached and one.underlay.state != "reached"]
+    blocked = [one for one in reach if not one.is_reached and one.underlay.state == "reached"]
+    if blocked:
+        yield Finding(
+            code="tunnel-blocked",
+            severity="error",
+            cause=f"{_many(blocked, reach)} on the underlay, but not through the tunnel:"
+            f" {carrier_of(status)} is blocked in one direction, or flannel does not run there",
+            evidence=_listed(blocked),
+            fix=_fix_of_tunnel(status),
+        )
+    if away:
+        yield Finding(
+            code="peers-silent",
+            severity="error" if len(away) == len(reach) else "warning",
+            cause=f"{len(away)} of {len(reach)} probed peers answer neither on the underlay nor through the"
+            " tunnel",
+            evidence=_listed(away),
+            fix=f"flannelctl ping {away[0].public_ip}  # if the host no longer exists, delete its lease",
+        )
+    yield from _small(reach, status)
+
+
+def _small(reach: Sequence[PeerReach], status: Status) -> Iterator[Finding]:
+    wanted = status.backend.mtu if status.backend is not None else None
+    small = [one for one in reach if one.path_mtu is not None and wanted and one.path_mtu < wanted]
+    if small:
+        yield Finding(
+            code="path-mtu",
+            severity="error",
+            cause=f"packets of {wanted} bytes, the MTU of the network, do not arrive at"
+            f" {len(small)} of {len(reach)} probed peers; smaller ones do",
+            evidence=_listed(small),
+            fix=f"flannelctl ping {small[0].public_ip}  # shows the largest that arrive; {_MTU_FIX}",
+        )
+
+
+def _many(some: Sequence[PeerReach], reach: Sequence[PeerReach]) -> str:
+    return f"{len(some)} of {len(reach)} probed peers answer{'s' if len(some) == 1 else ''}"
+
+
+def _listed(some: Sequence[PeerReach]) -> tuple[str, ...]:
+    lines = [f"{one.subnet} at {_name(one)}: {_reason(one)}" for one in some[:_NAMED]]
+    return (*lines, f"… and {len(some) - _NAMED} more") if len(some) > _NAMED else tuple(lines)
+
+
+def _reason(one: PeerReach) -> str:
+    if one.is_reached:
+        return f"{one.path_mtu} bytes arrive"
+    return one.decisive.text or one.decisive.state

@@ -1,0 +1,109 @@
+"""flannelctl ping, peers and status on real hosts: which peers answer, and where packets stop."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from pyflannel.lab.topology import Host
+from pyflannel.lab.waiting import together
+from testlab.documents import read_document
+from testlab.faults import paused
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
+
+
+@pytest.fixture(scope="module")
+def pair(overlay) -> tuple[Host, Host]:
+    """Two hosts of a vxlan network on both sides of a router, each with a bridge as Docker would have."""
+    overlay.set_backend("vxlan")
+    hosts = overlay.hosts["docker1"], overlay.hosts["docker3"]
+    together([lambda host=host: overlay.join(host) for host in hosts])
+    overlay.settle(*hosts)
+    for host in hosts:
+        batch = f"link add br7 type bridge\nlink set br7 up\naddress add {host.gateway()} dev br7\n"
+        host.run(["ip", "-batch", "-"], text=batch)
+    return hosts
+
+
+@contextmanager
+def fault(host: Host, do: str, undo: str) -> Iterator[None]:
+    host.run(["sh", "-c", do])
+    try:
+        yield
+    finally:
+        host.run(["sh", "-c", undo])
+
+
+def ping(host: Host, name: object, *, exit_code: int = 0) -> dict[str, Any]:
+    ran = host.run(["flannelctl", "ping", str(name), "--json"], check=False)
+    assert ran.returncode == exit_code, ran.stdout + ran.stderr
+    return read_document(["ping"], ran.stdout)
+
+
+def states(report: dict[str, Any]) -> dict[str, str]:
+    return {step["name"]: step["state"] for step in report["steps"]}
+
+
+def test_ping_reaches_a_host_by_each_of_its_names(pair: tuple[Host, Host]) -> None:
+    one, other = pair
+    for name in (other.address, other.gateway().ip):
+        report = ping(one, name)
+
+        assert states(report) == dict.fromkeys(("underlay", "tunnel", "container"), "reached")
+        assert [step["mtu"] for step in report["steps"]] == [1500, 1450, 1450]
+        assert (report["ok"], report["stops"]) == (True, None)
+
+
+def test_peers_and_status_show_the_answers(pair: tuple[Host, Host]) -> None:
+    one, _ = pair
+    (peer,) = read_document(["peers"], one.flannelctl("peers", "--json"))["peers"]
+    assert peer["is_reached"]
+    assert peer["path_mtu"] == 1450
+    assert 0 < peer["rtt_ms"] < 1000
+    assert ", ready, the peer answers" in one.flannelctl("status").splitlines()[0]
+
+
+def test_ping_names_the_step_at_which_packets_stop(pair: tuple[Host, Host]) -> None:
+    one, other = pair
+    nobody = other.lease().broadcast_address - 1
+
+    assert ping(one, nobody, exit_code=1)["stops"] == "container"
+
+    drop = "iptables -I INPUT -p udp --dport 8472 -j {}"
+    undo = "iptables -F INPUT"
+    with fault(other, drop.format("DROP"), undo):
+        report = ping(one, other.address, exit_code=1)
+        assert states(report) == {"underlay": "reached", "tunnel": "silent", "container": "silent"}
+        assert report["stops"] == "tunnel"
+        assert "UDP port 8472" in report["cause"]
+        shown = one.flannelctl("status").splitlines()[0]
+        assert "but 1 of 1 probed peers do not answer" in shown
+    with fault(other, drop.format("REJECT"), undo):
+        report = ping(one, other.address, exit_code=1)
+        assert report["stops"] == "tunnel"
+        assert f"{other.address} answers: port unreachable" in report["cause"]
+    with fault(other, "ip link set eth0 mtu 1400", "ip link set eth0 mtu 1500"):
+        one.run(["ip", "route", "flush", "cache"])
+        report = ping(one, other.address, exit_code=1)
+        assert report["stops"] == "tunnel"
+        assert "1450 bytes, the MTU of the network, do not" in report["cause"]
+
+
+def test_a_hanging_daemon_does_not_hang_ping(overlay, pair: tuple[Host, Host]) -> None:
+    one, other = pair
+    with paused(overlay.daemons[one.name]):
+        assert ping(one, other.address)["ok"]
+
+
+def test_doctor_reports_a_peer_whose_tunnel_is_blocked_there(pair: tuple[Host, Host]) -> None:
+    one, other = pair
+    with fault(other, "iptables -I INPUT -p udp --dport 8472 -j DROP", "iptables -F INPUT"):
+        ran = one.run(["flannelctl", "doctor", "--json"], check=False)
+
+    found = json.loads(ran.stdout)["findings"]
+    assert [one["code"] for one in found if one["severity"] != "info"] == ["tunnel-blocked"]
+    assert ran.returncode == 1

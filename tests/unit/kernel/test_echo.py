@@ -1,0 +1,55 @@
+"""ICMP echo requests to the own host: results, refusals, deadline."""
+
+import asyncio
+import os
+import time
+from ipaddress import IPv4Address
+
+import pytest
+
+from pyflannel.kernel.network.echo import _Pending, _Sender, send_echoes
+from pyflannel.model.probe import Echo
+from pyflannel.wire.icmp import ECHO_REPLY, UNREACHABLE, IcmpMessage
+
+HERE, PEER, ROUTER = IPv4Address("127.0.0.1"), IPv4Address("192.0.2.7"), IPv4Address("192.0.2.1")
+
+
+def taken(message_from: IPv4Address, kind: int, body: bytes | None = None) -> str:
+    """Return the state of a request to PEER after this message; without `body` it contains the nonce."""
+    sender = _Sender(None, [Echo(destination=PEER)])  # type: ignore[arg-type]
+    (one,) = sender._pending.values()
+    one.sent_at.append(time.monotonic())
+    around = b"" if kind == ECHO_REPLY else b"headers of a tunnel"
+    body = around + one.nonce if body is None else body
+    sender._take(IcmpMessage(sender=message_from, kind=kind, code=3, body=body, sequence=1), time.monotonic())
+    return sender.results()[0].state
+
+
+def test_a_reply_counts_only_with_the_nonce_and_from_the_destination() -> None:
+    assert taken(PEER, ECHO_REPLY) == "reached"
+    assert taken(ROUTER, ECHO_REPLY) == "silent"
+    assert taken(PEER, ECHO_REPLY, bytes(16)) == "silent"
+
+
+def test_an_error_counts_if_it_quotes_the_nonce() -> None:
+    assert taken(ROUTER, UNREACHABLE) == "rejected"
+    assert taken(ROUTER, UNREACHABLE, b"another packet") == "silent"
+
+
+def test_each_request_has_its_own_nonce() -> None:
+    assert _Pending(Echo(destination=PEER)).nonce != _Pending(Echo(destination=PEER)).nonce
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="raw sockets need root")
+def test_many_requests_are_answered_and_a_refused_one_is_reported() -> None:
+    """By loopback; the largest is larger than the MTU of any device."""
+    echoes = [Echo(destination=HERE + number) for number in range(100)]
+    too_large = Echo(destination=HERE, octets=65535)
+    wrong_source = Echo(destination=HERE, source=PEER)
+
+    results = asyncio.run(send_echoes([*echoes, too_large, wrong_source], deadline_s=1.0))
+
+    assert {one.state for one in results[:100]} == {"reached"}
+    assert all(one.rtt_s is not None and 0 <= one.rtt_s < 1 for one in results[:100])
+    assert results[100].state in ("unsent", "reached")
+    assert results[101].state == "unsent"

@@ -1,0 +1,123 @@
+"""The conclusions from probes."""
+
+from ipaddress import IPv4Address, IPv4Network
+
+import pytest
+
+from pyflannel.model.lease import LeaseEntry
+from pyflannel.model.probe import SILENT, EchoResult, PeerReach, PingStep, ProbeState, StepName
+from pyflannel.model.status import BackendStatus, Finding, RefusedPeer, Status
+from pyflannel.plan.reach import judged, with_peers
+
+STATUS = Status(version="1", backend=BackendStatus(type="vxlan", link="flannel.1", mtu=1450, port=8472))
+PEER = LeaseEntry(
+    subnet=IPv4Network("10.100.16.0/24"), public_ip=IPv4Address("10.0.0.2"), host_name="docker2"
+)
+REACHED = EchoResult(state="reached", rtt_s=0.001)
+AWAY = Finding(code="daemon-away", severity="error", cause="flanneld does not respond", fix="start it")
+DROPPED = Finding(code="forward-dropped", severity="error", cause="a rule drops it", fix="delete it")
+
+
+def step(name: StepName, state: ProbeState, mtu: int | None = None, text: str = "") -> PingStep:
+    return PingStep(name=name, destination=IPv4Address("10.100.16.0"), state=state, mtu=mtu, text=text)
+
+
+def path(underlay: ProbeState, tunnel: ProbeState, container: ProbeState, mtu: int = 1450) -> list[PingStep]:
+    return [step("underlay", underlay), step("tunnel", tunnel, mtu), step("container", container)]
+
+
+def stop(
+    steps: list[PingStep], *, is_container: bool = False, local: tuple[Finding, ...] = ()
+) -> tuple[str | None, str | None]:
+    report = judged(PEER, steps, is_container=is_container, status=STATUS, local=local)
+    assert report.ok == (report.stops is None)
+    return report.stops, report.cause
+
+
+@pytest.mark.parametrize(
+    ("steps", "place"),
+    [
+        (path("reached", "reached", "reached"), None),
+        (path("silent", "reached", "silent"), None),
+        (path("reached", "reached", "silent", mtu=1400), "tunnel"),
+        (path("reached", "silent", "silent"), "tunnel"),
+        (path("reached", "rejected", "silent"), "tunnel"),
+        (path("silent", "silent", "silent"), "underlay"),
+        (path("reached", "unsent", "unsent"), "this host"),
+    ],
+)
+def test_a_host_is_reached_if_its_tunnel_address_answers(steps: list[PingStep], place: str | None) -> None:
+    assert stop(steps)[0] == place
+
+
+def test_an_address_of_a_container_must_answer_itself() -> None:
+    assert stop(path("reached", "reached", "silent"), is_container=True)[0] == "container"
+    assert stop(path("reached", "reached", "rejected"), is_container=True)[0] == "peer"
+
+
+def test_without_a_tunnel_the_container_decides() -> None:
+    """As with host-gw."""
+    assert stop([step("underlay", "reached"), step("container", "reached")])[0] is None
+    assert stop([step("underlay", "silent"), step("container", "silent")])[0] == "underlay"
+    assert stop([step("underlay", "reached"), step("container", "silent")])[0] == "container"
+
+
+def test_a_fault_of_this_host_on_the_path_explains_the_loss() -> None:
+    lost = path("reached", "silent", "silent")
+
+    assert stop(lost, local=(AWAY, DROPPED)) == ("this host", "a rule drops it")
+    assert stop(lost, local=(AWAY,))[0] == "tunnel"
+    assert stop(path("reached", "reached", "reached"), local=(DROPPED,))[0] is None
+
+
+def test_a_refused_peer_is_explained_by_the_refusal() -> None:
+    refused = RefusedPeer(subnet=PEER.subnet, public_ip=PEER.public_ip, reason="another backend")
+    status = Status(version="1", refused_peers=(refused,))
+
+    report = judged(
+        PEER, path("silent", "silent", "silent"), is_container=False, status=status, local=(DROPPED,)
+    )
+
+    assert report.cause == "this host does not send to docker2 (10.0.0.2): another backend"
+
+
+def reach(number: int, underlay: EchoResult, tunnel: EchoResult, mtu: int | None = 1450) -> PeerReach:
+    return PeerReach(
+        subnet=IPv4Network(f"10.100.{number}.0/24"),
+        public_ip=IPv4Address(f"10.0.0.{number}"),
+        underlay=underlay,
+        tunnel=tunnel,
+        path_mtu=mtu,
+    )
+
+
+@pytest.mark.parametrize(
+    ("results", "codes"),
+    [
+        ([reach(1, REACHED, REACHED), reach(2, SILENT, REACHED)], []),
+        ([reach(1, REACHED, SILENT, None)], [("tunnel-blocked", "error")]),
+        ([reach(1, REACHED, REACHED), reach(2, SILENT, SILENT, None)], [("peers-silent", "warning")]),
+        ([reach(2, SILENT, SILENT, None)], [("peers-silent", "error")]),
+        ([reach(1, REACHED, REACHED, 84)], [("path-mtu", "error")]),
+        ([reach(1, REACHED, EchoResult(state="skipped"), None)], []),
+    ],
+)
+def test_silent_peers_are_a_finding(results: list[PeerReach], codes: list[tuple[str, str]]) -> None:
+    assert [(one.code, one.severity) for one in with_peers((), results, STATUS)] == codes
+
+
+def test_silent_peers_are_a_consequence_of_a_fault_of_this_host() -> None:
+    results = [reach(1, REACHED, SILENT, None)]
+
+    (whole,) = with_peers((DROPPED,), results, STATUS)
+
+    assert whole.code == "forward-dropped"
+    assert whole.evidence[0].startswith("consequence: 1 of 1 probed peers answers on the underlay, but not")
+    assert [one.code for one in with_peers((AWAY,), results, STATUS)] == ["daemon-away", "tunnel-blocked"]
+
+
+def test_of_many_silent_peers_the_rest_is_counted() -> None:
+    (found,) = with_peers((), [reach(number, SILENT, SILENT, None) for number in range(20)], STATUS)
+
+    assert len(found.evidence) == 9
+    assert found.evidence[-1] == "… and 12 more"

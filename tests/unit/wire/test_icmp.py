@@ -1,0 +1,43 @@
+"""ICMP echo requests and the messages that answer them."""
+
+from ipaddress import IPv4Address
+from struct import pack
+
+import pytest
+
+from pyflannel.wire.icmp import ECHO_REPLY, UNREACHABLE, IcmpMessage, format_echo, parse_icmp
+from pyflannel.wire.packet import checksum
+
+
+def packet(message: bytes, protocol: int = 1) -> bytes:
+    header = pack(
+        "!BBHHHBBH4s4s", 0x45, 0, 20 + len(message), 0, 0, 64, protocol, 0, b"\x0a\0\0\x02", bytes(4)
+    )
+    return header + message
+
+
+def test_an_echo_request_has_the_layout_of_rfc_792() -> None:
+    request = format_echo(0x1234, 7, b"payload")
+
+    assert request[:2] == b"\x08\x00"
+    assert request[4:] == b"\x12\x34\x00\x07payload"
+    assert checksum(request) == 0
+
+
+def test_a_reply_and_an_error_are_parsed() -> None:
+    reply = parse_icmp(packet(b"\0\0\0\0\x12\x34\0\x07payload"))
+    too_large = parse_icmp(packet(b"\x03\x04\0\0\0\0\x05\x78quoted"))
+
+    sender = IPv4Address("10.0.0.2")
+    assert reply == IcmpMessage(sender=sender, kind=ECHO_REPLY, code=0, body=b"payload", sequence=7)
+    assert too_large is not None
+    assert (too_large.kind, too_large.mtu, too_large.body) == (UNREACHABLE, 1400, b"quoted")
+    assert too_large.text == "packet too large"
+
+
+@pytest.mark.parametrize(
+    "octets",
+    [b"", bytes(20), packet(b"\0\0\0"), packet(bytes(8), protocol=17), b"\x4f" + packet(bytes(8))[1:]],
+)
+def test_another_packet_is_no_message(octets: bytes) -> None:
+    assert parse_icmp(octets) is None
