@@ -14,6 +14,7 @@ FlannelError
 │   │                no answer in time                              exit 3
 │   └── NoStoreError     the file of the store does not exist
 ├── CniError         the CNI plugin cannot perform the operation    error object, exit 1
+├── DockerPluginError  Docker requests an operation that is impossible  Docker prints it
 └── LabError         a part of the lab failed                       exit 1
 """
 
@@ -230,6 +231,10 @@ class CniError(FlannelError):
     def __init__(self, message: str, *, hint: str, code: int) -> None:
         super().__init__(message, hint=hint)
         self.code = code
+
+
+class DockerPluginError(FlannelError):
+    """Docker requests an operation of the network plugin that is impossible. Docker prints the text."""
 
 
 class LabError(FlannelError):

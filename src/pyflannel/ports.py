@@ -3,14 +3,15 @@
 import asyncio
 import errno
 import os
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from fnmatch import fnmatchcase
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar, TypeVarTuple, Unpack
 
 from pyflannel.errors import TargetError, in_words, target_errors
+from pyflannel.model.docker import DockerEndpoint, PublishedPort
 from pyflannel.model.fast_path import Feature
 from pyflannel.model.forwarder import Stranger
 from pyflannel.model.host import Bridge, Interfaces, RouteScope
@@ -291,6 +292,51 @@ class InterfaceSource(Protocol):
 
     def changes(self) -> AbstractAsyncContextManager[Changes]:
         """Open a channel of changes that may alter the latest answers above."""
+
+
+class ContainerLinks(Protocol):
+    """The links of Docker's containers to their bridges, in one network namespace."""
+
+    async def connect(self, endpoint: DockerEndpoint, bridge: str, mtu: int) -> None:
+        """Create the veth of a container, with one end at the bridge. An existing veth is replaced.
+
+        Raises:
+            TargetError: the kernel refused it; no part of it exists.
+        """
+
+    async def disconnect(self, endpoint: DockerEndpoint) -> None:
+        """Remove the veth, if it exists.
+
+        Raises:
+            TargetError: the kernel refused it.
+        """
+
+    async def attach(self, bridges: Mapping[str, str]) -> Sequence[str]:
+        """Make each link the port of its bridge, as far as both exist; return the links that changed.
+
+        Raises:
+            TargetError: the links are unreadable.
+        """
+
+    def open_loopback(self, bridge: str) -> None:
+        """Let packets from 127.0.0.1 leave by a bridge, as published ports at 127.0.0.1 need.
+
+        Raises:
+            TargetError: the kernel refused it.
+        """
+
+    async def has_bridge(self, name: str) -> bool:
+        """Return whether a bridge is up."""
+
+    async def on_link(self) -> Mapping[IPv4Network, str]:
+        """Return the prefixes that the host reaches without a gateway, each with the name of the link.
+
+        Raises:
+            TargetError: they are unreadable.
+        """
+
+    def port_in_use(self, port: PublishedPort) -> bool:
+        """Return whether a program of the host has a socket at this port."""
 
 
 class BridgeSource(Protocol):

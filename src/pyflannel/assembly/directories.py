@@ -90,6 +90,11 @@ class Places:
         return self.state_dir / "last-known.json"
 
     @property
+    def docker(self) -> Path:
+        """The file of the networks of Docker that the network plugin serves."""
+        return self.state_dir / "docker-networks.json"
+
+    @property
     def wireguard_key(self) -> Path:
         """The file of the WireGuard key, if WIREGUARD_KEY_FILE names no other."""
         return self.state_dir / "wgkey"

@@ -126,6 +126,20 @@ _FIREWALL_FLAGS = (
     ),
 )
 
+_DOCKER_FLAGS = (
+    Flag(
+        name="docker-plugin",
+        kind="boolean",
+        meaning="serve the network plugin for Docker: docker network create -d flannel --ipam-driver flannel",
+    ),
+    Flag(
+        name="docker-plugin-socket",
+        default="/run/docker/plugins/flannel.sock",
+        meaning="socket of the network plugin; in another directory, /etc/docker/plugins/flannel.spec must"
+        " name it",
+    ),
+)
+
 _OPERATION_FLAGS = (
     Flag(
         name="subnet-file",
@@ -213,6 +227,7 @@ _GROUPS: Mapping[str, tuple[Flag, ...]] = {
     "Underlay": _UNDERLAY_FLAGS,
     "Backend": _BACKEND_FLAGS,
     "Firewall": _FIREWALL_FLAGS,
+    "Docker": _DOCKER_FLAGS,
     "Operation": _OPERATION_FLAGS,
     "Accepted without effect": _IDLE_FLAGS,
     "Not supported yet": LATER_FLAGS,

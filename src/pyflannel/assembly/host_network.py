@@ -15,6 +15,7 @@ from pyflannel.assembly.directories import Places
 from pyflannel.assembly.options import FlanneldOptions
 from pyflannel.assembly.stores import parse_store_url
 from pyflannel.engine.allowed_keys import AllowedKeys, AllowList, SignedKeys
+from pyflannel.engine.docker_plugin import DockerPlugin
 from pyflannel.engine.lease_signing import LeaseSigning
 from pyflannel.engine.list_watch import StoreLog
 from pyflannel.engine.plan_log import GuardLog
@@ -38,6 +39,7 @@ from pyflannel.kernel.host.machine import (
     new_identity,
     read_identity,
 )
+from pyflannel.kernel.network.container_links import KernelContainerLinks
 from pyflannel.kernel.network.interfaces import KernelBridges, KernelInterfaces
 from pyflannel.kernel.network.linux import LinuxTarget
 from pyflannel.kernel.network.snapshot import route_protocols
@@ -113,8 +115,10 @@ class HostNetwork:
         guard: TunnelGuard,
         wireguard: WireguardTarget,
         signing: LeaseSigning | None,
+        docker: DockerPlugin | None,
     ) -> None:
         self.places = places
+        self.docker = docker
         self._store = store
         self._store_url = store_url
         self._clock = clock
@@ -132,6 +136,8 @@ class HostNetwork:
             tasks.create_task(self._guard_log.run(), name="log of the guard")
             if self._signing is not None:
                 tasks.create_task(self._signing.run(), name="allow-list")
+            if self.docker is not None:
+                tasks.create_task(self.docker.run(), name="Docker plugin")
 
     def reload(self) -> bool:
         """Read the allow-list again, if there is one; return whether there is."""
@@ -266,16 +272,27 @@ async def open_network(
                 new_identity(*_directories(places), options.machine_id_file), places
             ),
         )
+        supervisor = Supervisor(world, _host_options(options, places, claim.name, standing, audit_s))
+        docker = None
+        if options.docker_socket is not None:
+            docker = DockerPlugin(
+                host=supervisor,
+                links=await enter(KernelContainerLinks()),
+                memory=FileMemory(places.docker),
+                clock=clock,
+            )
+            await docker.load()
         yield HostNetwork(
             places=places,
             store=store,
             store_url=store_url,
             clock=clock,
-            supervisor=Supervisor(world, _host_options(options, places, claim.name, standing, audit_s)),
+            supervisor=supervisor,
             fast_path=fast_path,
             guard=TunnelGuard(claim.name, fast_path, forwarder, rules),
             wireguard=wireguard,
             signing=signing,
+            docker=docker,
         )
 
 
@@ -377,6 +394,7 @@ def _host_options(
             kernel=kernel_release(),
             has_blackhole=options.has_blackhole,
             gro=options.fast_path_gro,
+            serves_docker=options.docker_socket is not None,
         ),
         subnet_env=_old_text(places.subnet_file),
         lease_ttl_s=options.lease_ttl_s,

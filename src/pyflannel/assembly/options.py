@@ -84,6 +84,7 @@ class FlanneldOptions:
         fast_path_gro: whether TCP that arrives in segments is joined; auto where the underlay is hardware.
         requires_encryption: run no backend that sends packets unencrypted.
         wireguard_key_file: path of the WireGuard key; None for the one in `state_dir`.
+        docker_socket: socket of the network plugin for Docker; None without the plugin.
         warnings: messages for the operator, one line each.
     """
 
@@ -118,6 +119,7 @@ class FlanneldOptions:
     lease_keys: str | None = None
     lease_operators: str | None = None
     wireguard_key_file: str | None = None
+    docker_socket: str | None = None
     warnings: tuple[str, ...] = ()
 
 
@@ -216,6 +218,7 @@ def _options(settings: Settings) -> FlanneldOptions:
         lease_signing=_one_of(settings.last("lease-signing"), _LEASE_SIGNING),
         lease_keys=str(settings.last("lease-keys").value) or None,
         lease_operators=str(settings.last("lease-operators").value) or None,
+        docker_socket=_docker_socket(settings),
         warnings=store.warnings,
     )
 
@@ -337,6 +340,18 @@ def _regex(given: Given) -> re.Pattern[str]:
             f"{given.origin}={given.value!r} is not a regular expression: {error}",
             hint=f"Write {given.origin}='^eth', for example.",
         ) from error
+
+
+def _docker_socket(settings: Settings) -> str | None:
+    given = settings.last("docker-plugin")
+    if not given.value:
+        return None
+    if settings.last("networks").value or settings.last("watch-networks").value:
+        raise UsageError(
+            f"{given.origin} is not possible with several networks: the plugin serves one",
+            hint="Start a flanneld of one network for Docker.",
+        )
+    return _path(settings.last("docker-plugin-socket"))
 
 
 def _path(given: Given) -> str:

@@ -22,6 +22,7 @@ from pyflannel.kernel.filters.iptables import IptablesTarget, read_rules, remove
 from pyflannel.kernel.filters.nftables import NftTarget
 from pyflannel.kernel.filters.tunnel_guard import TunnelGuardTarget
 from pyflannel.kernel.host.locks import DeviceClaim, RunLock
+from pyflannel.kernel.network.container_links import KernelContainerLinks
 from pyflannel.kernel.network.linux import LinuxTarget, remove_next_hops
 from pyflannel.kernel.network.snapshot import survey
 from pyflannel.kernel.wireguard.target import WireguardTarget
@@ -44,6 +45,7 @@ from pyflannel.processes.found import find_original
 from pyflannel.processes.systemd import service_of
 from pyflannel.processes.wireguard_go import LOG_NAME as WIREGUARD_LOG_NAME
 from pyflannel.processes.wireguard_go import WireguardGo
+from pyflannel.wire.docker_plugin import parse_state
 from pyflannel.wire.forwarder_control import SOCKET_NAME
 from pyflannel.wire.lease_record import SUBNETS, lease_of
 
@@ -93,6 +95,7 @@ async def remove_objects(
         if not is_preview:
             unreachable = await forwarder.end_unreachable()
             done.removed.extend(f"forwarder (pid {pid}), which did not respond" for pid in unreachable)
+        await _remove_container_links(places, done, is_preview)
         for target in (fast_path, forwarder, wireguard, *filters):
             await _empty(target, places.mark, device, done, is_preview)
         await _empty(linux, places.mark, device, done, is_preview, await _fences(places, done))
@@ -182,6 +185,28 @@ async def _remove_next_hops(protocol: int, done: Removal) -> None:
             done.removed.append(f"{count} next hop{'' if count == 1 else 's'} without a route")
     except FlannelError as error:
         done.problems.append(error.in_full)
+
+
+async def _remove_container_links(places: Places, done: Removal, is_preview: bool) -> None:
+    """Remove the links of Docker's containers to their bridges, which the file of the plugin lists."""
+    try:
+        state = parse_state(places.docker.read_bytes())
+    except (OSError, WireError):
+        return
+    async with KernelContainerLinks() as links:
+        for endpoint in state.endpoints.values():
+            try:
+                if not is_preview:
+                    await links.disconnect(endpoint)
+            except FlannelError as error:
+                done.problems.append(error.in_full)
+            else:
+                done.removed.append(f"link {endpoint.link} of a container of Docker")
+    if state.networks:
+        done.kept.append(
+            f"Docker's {len(state.networks)} networks with the driver flannel, which no container can use;"
+            " `docker network rm` removes them while flanneld runs with --docker-plugin"
+        )
 
 
 async def _remove_originals(
@@ -369,7 +394,7 @@ def _run_files(places: Places, report: CleanupReport) -> tuple[Path, ...]:
 
 def _state_files(places: Places) -> tuple[Path, ...]:
     wireguard = places.wireguard_key, places.next_wireguard_key
-    own = places.identity, places.last_known, places.spoilt_identity, places.prefix_file
+    own = places.identity, places.docker, places.last_known, places.spoilt_identity, places.prefix_file
     signing = places.lease_key, places.lease_counters, places.allow_list
     return (*wireguard, *signing, *own)
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Network
 
+from pyflannel.model.docker import NO_DOCKER, DockerParts
 from pyflannel.model.host import ALONE, Bridge, GroChoice, Host, HostFile, Surroundings, Underlay
 from pyflannel.model.item import Item, ItemMap, Key
 from pyflannel.model.lease import Lease
@@ -20,6 +21,7 @@ from pyflannel.model.state import State
 from pyflannel.model.tunnel_guard import GuardedPath, GuardTable, joined
 from pyflannel.model.wireguard import UNKNOWN, WireguardFacts
 from pyflannel.plan.backends import Backend, notes_on, own_variant
+from pyflannel.plan.docker_plugin import divide, plan_bridges_of_docker
 from pyflannel.plan.packet_filter import FilterOptions, plan_filter, plan_guard, plan_guard_peer
 from pyflannel.plan.peers import Conflict, PeerChange, Peers
 from pyflannel.plan.routes import (
@@ -59,6 +61,7 @@ class Inputs:
         owner: identity of this host.
         surroundings: addresses and routes outside the overlay.
         wireguard: key and implementation, for the wireguard backend.
+        docker: networks of Docker that the network plugin created.
     """
 
     config: NetworkConfig | None = None
@@ -73,6 +76,7 @@ class Inputs:
     owner: str = ""
     surroundings: Surroundings = ALONE
     wireguard: WireguardFacts = UNKNOWN
+    docker: DockerParts = NO_DOCKER
 
     @property
     def generations(self) -> tuple[Generation, ...]:
@@ -101,6 +105,7 @@ class PlanOptions:
         kernel: release of the running kernel; "" if unknown.
         has_blackhole: drop packets to this host's subnet that no local bridge accepts.
         gro: coalesce received TCP segments of the fast path.
+        serves_docker: the host has the network plugin for Docker.
     """
 
     subnet_file: str
@@ -111,6 +116,7 @@ class PlanOptions:
     kernel: str = ""
     has_blackhole: bool = False
     gro: GroChoice = "auto"
+    serves_docker: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +215,7 @@ class Planner:
         self._peers: Peers | None = None
         self._peers_of: tuple[object, ...] = ()
         self._bridges: tuple[Bridge, ...] = ()
+        self._docker = NO_DOCKER
         self._host_routes: tuple[IPv4Network, ...] = ()  # routes of the host itself, independent of peers
         self._is_contested = False  # two peers need one key, and only a whole plan decides which gets it
         self._contested: Set[Key] = frozenset()  # keys of the peers that yield to others
@@ -265,6 +272,7 @@ class Planner:
             gro=self._options.gro,
             kernel=self._options.kernel,
             wireguard=inputs.wireguard,
+            serves_docker=self._options.serves_docker,
         )
         config = inputs.config
         if config is None or inputs.backend is None or config.network is None:
@@ -326,9 +334,10 @@ class Planner:
             previous = self._plan_peers(basis)
             if previous is not None:
                 previous |= self._plan_bridges(basis, inputs.bridges)
+                previous |= self._plan_docker(basis, inputs.docker)
                 return Changed(previous) if previous else Unchanged()
         self._basis = basis
-        return self._plan_all(basis, inputs.bridges)
+        return self._plan_all(basis, inputs)
 
     def receiving_keys(self) -> set[Key]:
         """Return the objects by which this host receives packets of the newest backend, as planned."""
@@ -369,7 +378,7 @@ class Planner:
         pairs = ((before.get(subnet), now.get(subnet)) for subnet in before.keys() | now.keys())
         return [PeerChange(old, new) for old, new in pairs if old is not new]
 
-    def _plan_all(self, basis: _Basis, bridges: tuple[Bridge, ...]) -> Replaced:
+    def _plan_all(self, basis: _Basis, inputs: Inputs) -> Replaced:
         """Plan everything. If two peers need one object, the backend decides which gets it."""
         config, options = basis.config, self._options
         backend, host = basis.views[0].backend, basis.views[0].host
@@ -378,6 +387,7 @@ class Planner:
             subnet=host.lease.subnet,
             mtu=backend.mtu(host),
             ip_masq=options.packet_filter.masquerades,
+            division=divide(host.lease.subnet) if options.serves_docker else None,
         )
         self.notes = (*notes_on(config, backend, host), *_transition_notes(basis))
         plan: ItemMap[Item] = backend.plan_host(host).by_key.copy()
@@ -390,11 +400,11 @@ class Planner:
         )
         if options.has_blackhole:
             plan.add(plan_blackhole(host))
-        plan.add(plan_filter(config, host, options.packet_filter))
+        plan.add(self._items_of_docker(basis, inputs.docker))
         plan.add(plan_guard(basis.path, config, host, options.packet_filter))
         plan.add((*options.other_files, HostFile(path=options.subnet_file, text=text)))
-        plan.add(_bridge_items(basis, bridges))
-        self._bridges = bridges
+        plan.add(_bridge_items(basis, inputs.bridges))
+        self._bridges, self._docker = inputs.bridges, inputs.docker
         count, peers = len(plan), self.peers
         judged = [(peer, self._objection(peer, basis)) for peer in peers]
         # A refused peer has precedence over no other.
@@ -514,6 +524,22 @@ class Planner:
         come = State.collect(_bridge_items(basis, bridges)).by_key
         self._bridges = bridges
         return self._exchange(gone, come)
+
+    def _plan_docker(self, basis: _Basis, docker: DockerParts) -> dict[Key, Item | None]:
+        """Plan the networks of Docker and the filter rules again, if these networks changed."""
+        if docker is self._docker:
+            return {}
+        gone = self._items_of_docker(basis, self._docker).by_key
+        come = self._items_of_docker(basis, docker).by_key
+        self._docker = docker
+        return self._exchange(gone, come)
+
+    def _items_of_docker(self, basis: _Basis, docker: DockerParts) -> State:
+        """Return the bridges of Docker's networks, and the filter rules, some of which concern them."""
+        first = basis.views[0]
+        rules = plan_filter(basis.config, first.host, self._options.packet_filter, docker)
+        bridges = plan_bridges_of_docker(docker, first.host, first.backend.mtu(first.host))
+        return State.collect((*bridges, *rules))
 
     def _exchange(self, gone: ItemMap[Item], come: ItemMap[Item]) -> dict[Key, Item | None]:
         """Remove items from the plan and add others; return the previous item of each changed key."""

@@ -21,6 +21,7 @@ from pyflannel.engine.config_acceptance import (
     NeedsWireguard,
     Refused,
 )
+from pyflannel.engine.docker_plugin import HostSubnet
 from pyflannel.engine.fast_path import FastPath
 from pyflannel.engine.host_followers import BridgeFollower, UnderlayFollower
 from pyflannel.engine.kept_leases import LastKnownLeases, LeaseGrace
@@ -36,6 +37,7 @@ from pyflannel.engine.transition import Retirement, with_config
 from pyflannel.engine.wireguard_keys import WireguardKeys
 from pyflannel.engine.world import HostOptions, World
 from pyflannel.errors import ConfigError, NotReadyError, StoreError, one_line
+from pyflannel.model.docker import DockerParts
 from pyflannel.model.host import Bridge, Surroundings, Underlay
 from pyflannel.model.lease import (
     LastKnown,
@@ -44,7 +46,9 @@ from pyflannel.model.lease import (
 )
 from pyflannel.model.lease_protocol import Acquired, Held, Renewed, Report, Wanted
 from pyflannel.model.lease_set import LeaseSet
+from pyflannel.model.link import Address, Link
 from pyflannel.model.network_config import NetworkConfig
+from pyflannel.model.packet_filter import NftTable
 from pyflannel.model.route import route_protocol
 from pyflannel.model.status import Notice
 from pyflannel.model.wireguard import WireguardDevice, WireguardFacts
@@ -69,6 +73,7 @@ class Supervisor:
         self._keeper: LeaseKeeper | None = None
         now = world.clock.now()
         self.is_ready = False
+        self.progress = asyncio.Event()
         self.condition = HostCondition(
             identity=options.identity,
             inputs=Inputs(owner=options.identity.owner),
@@ -410,6 +415,34 @@ class Supervisor:
         self._inputs_changed()
         self._examine()
 
+    def plan_docker(self, parts: DockerParts) -> None:
+        """Make these networks of Docker and their published ports a part of the plan."""
+        self._change_inputs(docker=parts)
+        self._replan()
+
+    def objection_to_docker(self) -> str | None:
+        """Return why the networks of Docker are not in place; "" while in progress, None if they are."""
+        kinds = (Link, Address, NftTable)
+        if all(self.reconciler.is_in_place(kind) for kind in kinds):
+            return None
+        return next(
+            (one.cause for one in self.reconciler.refused() if isinstance(one.operation.subject, kinds)), ""
+        )
+
+    def host_subnet(self) -> HostSubnet:
+        """Return the facts of this host that a network of Docker depends on.
+
+        Raises:
+            NotReadyError: the host has no lease yet.
+        """
+        inputs = self.condition.inputs
+        host = self.planner.host(inputs)
+        if host is None or inputs.config is None or inputs.config.network is None or inputs.backend is None:
+            raise NotReadyError(
+                f"flanneld is not ready: it waits for {self.waiting_for}", hint="Run flannelctl status."
+            )
+        return HostSubnet(host.lease.subnet, inputs.config.network, inputs.backend.mtu(host))
+
     def _leases_changed(self, leases: LeaseSet) -> None:
         self._grace.update(leases)
         self._change(leases=leases)
@@ -466,6 +499,7 @@ class Supervisor:
             self.is_ready = True
             self._world.notify("READY=1")
         self.wireguard.note_progress()
+        self.progress.set()
         self.notify_status()
 
     def notify_status(self) -> None:

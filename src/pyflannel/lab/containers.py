@@ -185,23 +185,23 @@ class DockerEngine:
         self.docker("import", str(archive), IMAGE)
 
     def run_container(
-        self, name: str, command: Sequence[str], *, options: Sequence[str] = ()
+        self, name: str, command: Sequence[str], *, options: Sequence[str] = (), network: str = "bridge"
     ) -> "DockerContainer":
         """Run a container in the background, as `docker run --detach` with these further options."""
-        self.docker("run", "--detach", f"--name={name}", *options, IMAGE, *command)
-        return DockerContainer(self._host, self, name)
+        self.docker("run", "--detach", f"--name={name}", f"--network={network}", *options, IMAGE, *command)
+        return DockerContainer(self._host, self, name, network=network)
 
 
 class DockerContainer(_NetworkUser):
     """A container of a Docker engine."""
 
-    def __init__(self, host: Sandbox, engine: DockerEngine, name: str) -> None:
+    def __init__(self, host: Sandbox, engine: DockerEngine, name: str, *, network: str = "bridge") -> None:
         self._engine = engine
         (found,) = json.loads(engine.docker("inspect", name).stdout)
         if not found["State"]["Running"]:
             said = engine.docker("logs", name, check=False)
             raise LabError(f"container {name} on {host.name} has ended", hint=said.stdout + said.stderr)
-        self.address = IPv4Address(found["NetworkSettings"]["Networks"]["bridge"]["IPAddress"])
+        self.address = IPv4Address(found["NetworkSettings"]["Networks"][network]["IPAddress"])
         super().__init__(host, name, ["nsenter", f"--target={found['State']['Pid']}", "--net", "--"])
 
     def run(self, argv: Sequence[str], *, check: bool = True) -> CompletedProcess[str]:

@@ -290,6 +290,8 @@ class Host:
         gro: whether TCP segments from the underlay are coalesced; auto: if the underlay is hardware.
         surroundings: the surroundings without the own subnet and the objects of the plan.
         wireguard: key and implementation, for the wireguard backend.
+        serves_docker: the host has the network plugin for Docker. Docker refuses a network whose prefix
+            overlaps a route with scope link, so the route of the flannel network must have no such scope.
     """
 
     lease: Lease
@@ -302,6 +304,7 @@ class Host:
     gro: GroChoice = "auto"
     surroundings: Surroundings = ALONE
     wireguard: WireguardFacts = UNKNOWN
+    serves_docker: bool = False
 
     @property
     def device_owner(self) -> str:

@@ -6,6 +6,7 @@ from enum import Enum
 from ipaddress import IPv4Network, IPv6Network
 from typing import Literal
 
+from pyflannel.model.docker import PublishedPort
 from pyflannel.model.item import Item, Key, Marks, Rank
 
 # Names of chains and tables. A host's only daemon uses the names of the original.
@@ -88,7 +89,36 @@ class ForeignRule:
     text: str
 
 
-Rules = tuple[FilterRule | ForeignRule, ...]
+@dataclass(frozen=True, slots=True)
+class PortRule:
+    """Packets to a published port of this host get the address and port of a container; only in nftables."""
+
+    published: PublishedPort
+
+
+@dataclass(frozen=True, slots=True)
+class TranslatedRule:
+    """Packets between these prefixes whose destination a PortRule changed are masqueraded; only in nftables.
+
+    The container would send its answer past the host otherwise, and the client would not recognise it.
+    """
+
+    source: IPv4Network
+    destination: IPv4Network
+
+
+@dataclass(frozen=True, slots=True)
+class LoopbackRule:
+    """Packets with this end in 127.0.0.0/8 that arrive by another link than loopback are dropped.
+
+    The kernel does so itself, except on a link with route_localnet, which published ports at 127.0.0.1 need.
+    Only in nftables.
+    """
+
+    is_source: bool
+
+
+Rules = tuple[FilterRule | PortRule | TranslatedRule | LoopbackRule | ForeignRule, ...]
 """In the order of evaluation; the first matching rule decides."""
 
 
@@ -177,7 +207,7 @@ class NftChain:
 
     Attributes:
         kind: `filter` or `nat`.
-        hook: `forward`, `postrouting`.
+        hook: `forward`, `prerouting`, `output`, `postrouting`.
         priority: chains with a lower priority are evaluated first.
     """
 

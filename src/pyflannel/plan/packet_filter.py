@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Network, IPv6Network
 
+from pyflannel.model.docker import NO_DOCKER, DockerParts
 from pyflannel.model.host import Host
 from pyflannel.model.item import Item
 from pyflannel.model.lease import Lease
@@ -15,12 +16,15 @@ from pyflannel.model.packet_filter import (
     Family,
     FilterRule,
     IptablesChain,
+    LoopbackRule,
     Mark,
     Masquerade,
     NftChain,
     NftTable,
+    PortRule,
     Prefix,
     Return,
+    TranslatedRule,
 )
 from pyflannel.model.state import State
 from pyflannel.model.tunnel_guard import GuardedPath, GuardedTunnel, GuardMode, GuardPeer, GuardTable
@@ -100,13 +104,63 @@ class _FamilyRules:
     family: Family
     masquerade: tuple[FilterRule, ...]
     forward: tuple[FilterRule, ...]
+    docker: tuple[NftChain, ...] = ()
 
 
-def plan_filter(config: NetworkConfig, host: Host, options: FilterOptions) -> State:
-    """Return the rules of each enabled family, as items of the engine that the config selects."""
-    families = [_rules(*family, options) for family in _families(config, host.lease)]
+def plan_filter(
+    config: NetworkConfig, host: Host, options: FilterOptions, docker: DockerParts = NO_DOCKER
+) -> State:
+    """Return the rules of each enabled family, as items of the engine that the config selects.
+
+    The rules for networks of Docker are in nftables with both engines.
+    """
+    published = tuple(_docker_chains(config.network, host, options, docker))
+    families = [_rules(*family, options, published) for family in _families(config, host.lease)]
     items = _nftables if config.enable_nftables else _iptables
     return State.collect(item for rules in families for item in items(rules, host.device))
+
+
+_RAW = -300
+_DSTNAT = -100
+_BEFORE_SRCNAT = _SRCNAT - 1
+
+
+def _docker_chains(
+    network: IPv4Network | None, host: Host, options: FilterOptions, docker: DockerParts
+) -> Iterator[NftChain]:
+    """Yield the chains of published ports, and of packets that leave the network from containers of Docker.
+
+    Docker does both for its own bridges only. Without `--ip-masq`, other containers are masqueraded by Docker
+    or not at all.
+    """
+    own = [each for each in docker.networks if each.subnet.subnet_of(host.lease.subnet)]
+    ports = tuple(PortRule(port) for port in docker.ports if any(port.address in each.subnet for each in own))
+    if own:
+        loopback = LoopbackRule(is_source=False), LoopbackRule(is_source=True)
+        yield NftChain(name="loopback", kind="filter", hook="prerouting", priority=_RAW, rules=loopback)
+    if ports:
+        yield NftChain(name="published", kind="nat", hook="prerouting", priority=_DSTNAT, rules=ports)
+        yield NftChain(name="published_own", kind="nat", hook="output", priority=_DSTNAT, rules=ports)
+    rules: list[FilterRule | TranslatedRule] = []
+    for each in own:
+        if ports:
+            rules.append(TranslatedRule(each.subnet, each.subnet))
+            rules.append(TranslatedRule(_LOOPBACK, each.subnet))
+    if network is not None and not options.masquerades:
+        outside = Prefix(network, is_negated=True)
+        masquerade = Masquerade(options.is_fully_random)
+        for each in own:
+            if not each.is_internal:
+                source = Prefix(each.subnet)
+                rules.append(FilterRule(source=source, destination=Prefix(_MULTICAST_IPV4), verdict=Return()))
+                rules.append(FilterRule(source=source, destination=outside, verdict=masquerade))
+    if rules:
+        yield NftChain(
+            name="docker", kind="nat", hook="postrouting", priority=_BEFORE_SRCNAT, rules=tuple(rules)
+        )
+
+
+_LOOPBACK = IPv4Network("127.0.0.0/8")
 
 
 def _families(
@@ -123,12 +177,14 @@ def _rules(
     network: IPv4Network | IPv6Network,
     subnet: IPv4Network | IPv6Network,
     options: FilterOptions,
+    docker: tuple[NftChain, ...],
 ) -> _FamilyRules:
     masquerade = masquerade_rules(network, subnet, is_fully_random=options.is_fully_random)
     return _FamilyRules(
         family=family,
         masquerade=masquerade if options.masquerades else (),
         forward=forward_rules(network) if options.accepts_forwarded else (),
+        docker=docker if family == 4 else (),
     )
 
 
@@ -137,6 +193,8 @@ def _iptables(rules: _FamilyRules, device: str) -> Iterator[Item]:
         yield IptablesChain(family=rules.family, table="nat", device=device, rules=rules.masquerade)
     if rules.forward:
         yield IptablesChain(family=rules.family, table="filter", device=device, rules=rules.forward)
+    if rules.docker:
+        yield NftTable(family=rules.family, device=device, chains=rules.docker)
 
 
 def _nftables(rules: _FamilyRules, device: str) -> Iterator[Item]:
@@ -144,7 +202,7 @@ def _nftables(rules: _FamilyRules, device: str) -> Iterator[Item]:
     masquerade = NftChain(
         name=POSTROUTING, kind="nat", hook="postrouting", priority=_SRCNAT, rules=rules.masquerade
     )
-    chains = tuple(chain for chain in (forward, masquerade) if chain.rules)
+    chains = (*(chain for chain in (forward, masquerade) if chain.rules), *rules.docker)
     if chains:
         yield NftTable(family=rules.family, device=device, chains=chains)
     if rules.forward:

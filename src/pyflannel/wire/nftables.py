@@ -2,10 +2,11 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from ipaddress import IPv4Network, ip_network
+from ipaddress import IPv4Address, IPv4Network, ip_network
 from typing import Any
 
 from pyflannel.errors import WireError
+from pyflannel.model.docker import PublishedPort
 from pyflannel.model.packet_filter import (
     NFT_STEMS,
     POSTROUTING,
@@ -14,13 +15,16 @@ from pyflannel.model.packet_filter import (
     FilterRule,
     ForeignRule,
     ForwardChain,
+    LoopbackRule,
     Mark,
     Masquerade,
     NftChain,
     NftTable,
+    PortRule,
     Prefix,
     Return,
     Rules,
+    TranslatedRule,
     Verdict,
     device_of,
 )
@@ -29,6 +33,7 @@ FAMILIES: Mapping[Family, str] = {4: "ip", 6: "ip6"}
 """The families' names in nftables."""
 
 _FULL_MASK = 0xFFFFFFFF
+_LOOPBACK = IPv4Network("127.0.0.0/8")
 _KNOWN_OBJECTS = frozenset({"metainfo", "table", "chain", "rule"})
 
 
@@ -45,8 +50,8 @@ def format_table(table: NftTable) -> str:
         base = {"type": chain.kind, "hook": chain.hook, "prio": chain.priority, "policy": "accept"}
         commands.append({"add": {"chain": {**inside, "name": chain.name, **base}}})
         for rule in chain.rules:
-            if isinstance(rule, FilterRule):
-                expressions = list(_expressions(rule, table.family))
+            if not isinstance(rule, ForeignRule):
+                expressions = _expressions(rule, table.family)
                 commands.append({"add": {"rule": {**inside, "chain": chain.name, "expr": expressions}}})
     return json.dumps({"nftables": commands})
 
@@ -97,7 +102,7 @@ def parse_table(text: str, family: Family, device: str) -> NftTable:
     Raises:
         WireError: the text is not such an output.
     """
-    rules: dict[str, list[FilterRule | ForeignRule]] = {}
+    rules: dict[str, list[_Rule]] = {}
     bases: list[Mapping[str, object]] = []
     others: list[str] = []
     for kind, value in _objects(text):
@@ -134,7 +139,51 @@ def _chain(base: Mapping[str, object], rules: Rules) -> NftChain:
     )
 
 
-def _expressions(rule: FilterRule, family: Family) -> Iterator[object]:
+_PlannedRule = FilterRule | PortRule | TranslatedRule | LoopbackRule
+_Rule = _PlannedRule | ForeignRule
+
+_TO_THIS_HOST = {
+    "match": {"op": "==", "left": {"fib": {"result": "type", "flags": ["daddr"]}}, "right": "local"}
+}
+_TRANSLATED = {"match": {"op": "in", "left": {"ct": {"key": "status"}}, "right": "dnat"}}
+
+
+def _expressions(rule: _PlannedRule, family: Family) -> list[object]:
+    match rule:
+        case FilterRule():
+            return list(_filter_expressions(rule, family))
+        case PortRule(published):
+            return list(_port_expressions(published))
+        case TranslatedRule(source, destination):
+            ends = FilterRule(
+                source=Prefix(source), destination=Prefix(destination), verdict=Masquerade(False)
+            )
+            *matches, verdict = _filter_expressions(ends, family)
+            return [*matches, _TRANSLATED, verdict]
+        case LoopbackRule(is_source):
+            return _loopback_expressions(is_source)
+
+
+def _loopback_expressions(is_source: bool) -> list[object]:
+    payload = {"payload": {"protocol": "ip", "field": "saddr" if is_source else "daddr"}}
+    return [
+        _match("lo", {"meta": {"key": "iifname"}}, is_negated=True),
+        _match(_network(Prefix(_LOOPBACK)), payload, is_negated=False),
+        {"drop": None},
+    ]
+
+
+def _port_expressions(published: PublishedPort) -> Iterator[object]:
+    if published.host_address is not None:
+        address = {"payload": {"protocol": "ip", "field": "daddr"}}
+        yield _match(str(published.host_address), address, is_negated=False)
+    yield _TO_THIS_HOST
+    port = {"payload": {"protocol": published.protocol, "field": "dport"}}
+    yield _match(published.host_port, port, is_negated=False)
+    yield {"dnat": {"addr": str(published.address), "port": published.port}}
+
+
+def _filter_expressions(rule: FilterRule, family: Family) -> Iterator[object]:
     if rule.mark is not None:
         yield _match(rule.mark.value, _mark_field(rule.mark), is_negated=False)
     for field, prefix in (("saddr", rule.source), ("daddr", rule.destination)):
@@ -170,8 +219,62 @@ def _verdict(verdict: Verdict) -> object:
             return {"masquerade": {"flags": "fully-random"} if is_fully_random else None}
 
 
-def _parse_rule(expressions: object, family: Family) -> FilterRule | ForeignRule:
+def _parse_rule(expressions: object, family: Family) -> _Rule:
     """Return the rule in nft's JSON. It is foreign if pyflannel would not print it in the same form."""
+    match expressions:
+        case [*matches, {"dnat": {"addr": str(address), "port": int(port)}}]:
+            return _parse_port_rule(matches, address, port) or ForeignRule(json.dumps(expressions))
+        case [*matches, translated, {"masquerade": None} as last] if translated == _TRANSLATED:
+            match _parse_rule([*matches, last], family):
+                case FilterRule(
+                    source=Prefix(IPv4Network() as source, is_negated=False),
+                    destination=Prefix(IPv4Network() as destination, is_negated=False),
+                ):
+                    return TranslatedRule(source, destination)
+                case _:
+                    return ForeignRule(json.dumps(expressions))
+        case [*_, {"drop": None}]:
+            loopback = (LoopbackRule(True), LoopbackRule(False))
+            found = (one for one in loopback if _loopback_expressions(one.is_source) == expressions)
+            return next(found, None) or ForeignRule(json.dumps(expressions))
+        case _:
+            return _parse_filter_rule(expressions, family)
+
+
+def _parse_port_rule(matches: Sequence[object], address: str, port: int) -> PortRule | None:
+    """Return the rule that publishes a port; None if it is not written as planned."""
+    match matches:
+        case [
+            *before,
+            to_this_host,
+            {
+                "match": {
+                    "op": "==",
+                    "left": {"payload": {"protocol": str(protocol), "field": "dport"}},
+                    "right": int(host_port),
+                }
+            },
+        ] if to_this_host == _TO_THIS_HOST:
+            pass
+        case _:
+            return None
+    match [_parse_match(one, 4) for one in before]:
+        case []:
+            host = None
+        case [("daddr", Prefix(IPv4Network(prefixlen=32, network_address=host), is_negated=False))]:
+            pass
+        case _:
+            return None
+    try:
+        inside = IPv4Address(address)
+    except ValueError:
+        return None
+    return PortRule(
+        PublishedPort(protocol=protocol, host_address=host, host_port=host_port, address=inside, port=port)
+    )
+
+
+def _parse_filter_rule(expressions: object, family: Family) -> FilterRule | ForeignRule:
     match expressions:
         case [*matches, dict(last)]:
             verdict = _parse_verdict(last)

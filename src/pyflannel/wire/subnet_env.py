@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from pyflannel.errors import WireError
 
 if TYPE_CHECKING:  # without this import, the CNI plugin and mk-docker-opts start twice as fast
+    from pyflannel.model.docker import Division
     from pyflannel.model.network_config import NetworkConfig
 
 # Reads files of shell assignments without a shell: comments, `NAME=value`, quotes, `export`.
@@ -156,6 +157,11 @@ _LINE = re.compile(
 )
 
 
+DOCKER0_SUBNET = "FLANNEL_DOCKER0_SUBNET"
+CNI_SUBNET = "FLANNEL_CNI_SUBNET"
+"""Only with the network plugin for Docker: the parts of FLANNEL_SUBNET for docker0 and for CNI."""
+
+
 def format_subnet_env(
     *,
     config: "NetworkConfig",
@@ -163,10 +169,12 @@ def format_subnet_env(
     ipv6_subnet: IPv6Network | None = None,
     mtu: int,
     ip_masq: bool,
+    division: "Division | None" = None,
 ) -> str:
     """Return the text of subnet.env, with the lines of each family that the config enables.
 
-    FLANNEL_SUBNET is the first address after the base address of the subnet: the address for the bridge.
+    FLANNEL_SUBNET is the first address after the base address of the subnet: the address for the bridge. If
+    the subnet is divided, docker0 and CNI each have a part of it, which the last two lines name.
     """
     lines = []
     if config.enable_ipv4 and subnet is not None:
@@ -177,6 +185,11 @@ def format_subnet_env(
             f"FLANNEL_IPV6_SUBNET={_bridge_address(ipv6_subnet)}",
         ]
     lines += [f"FLANNEL_MTU={mtu}", f"FLANNEL_IPMASQ={str(ip_masq).lower()}"]
+    if division is not None and config.enable_ipv4:
+        lines += [
+            f"{DOCKER0_SUBNET}={_bridge_address(division.docker0)}",
+            f"{CNI_SUBNET}={_bridge_address(division.cni)}",
+        ]
     return "".join(f"{line}\n" for line in lines)
 
 
@@ -236,6 +249,7 @@ DEFAULT_KEY = "DOCKER_OPTS"
 _OPTION_MARK = "DOCKER_OPT_"
 _OF_FLANNEL = {
     "FLANNEL_SUBNET": re.compile(r"[0-9.]+/[0-9]+"),
+    DOCKER0_SUBNET: re.compile(r"[0-9.]+/[0-9]+"),
     "FLANNEL_MTU": re.compile(r"[0-9]+"),
     "FLANNEL_IPMASQ": re.compile(r"true|false"),
 }
@@ -305,7 +319,7 @@ def foreign_routes(flannel_subnet: str, routes: Iterable[str]) -> list[str]:
 
 def _flannel_options(variables: Mapping[str, str], with_ip_masq: bool) -> dict[str, str]:
     options = {}
-    if subnet := variables.get("FLANNEL_SUBNET"):
+    if subnet := variables.get(DOCKER0_SUBNET) or variables.get("FLANNEL_SUBNET"):
         options["DOCKER_OPT_BIP"] = f"--bip={subnet}"
     if mtu := variables.get("FLANNEL_MTU"):
         options["DOCKER_OPT_MTU"] = f"--mtu={mtu}"

@@ -474,11 +474,11 @@ def test_help_groups_the_flags_by_subject_and_ends_with_the_flags_not_yet_suppor
     flags = {title: set(re.findall(r"^  --?(\w\S*?)(?:=|$)", text, re.M)) for title, text in sections.items()}
 
     assert list(sections) == [
-        *("Store", "Leases", "Underlay", "Backend", "Firewall", "Operation"),
+        *("Store", "Leases", "Underlay", "Backend", "Firewall", "Docker", "Operation"),
         *("Accepted without effect", "Not supported yet"),
         *("Environment variables", "Exit codes", "Examples"),
     ]
-    assert set.union(*list(flags.values())[:8]) == {flag.name for flag in FLAGS}
+    assert set.union(*list(flags.values())[:9]) == {flag.name for flag in FLAGS}
     assert flags["Not supported yet"] == {flag.name for flag in LATER_FLAGS}
     assert max(map(len, usage.text.splitlines())) <= 80
 
@@ -568,3 +568,17 @@ def test_the_fast_path_is_one_of_three() -> None:
     assert options("--fast-path=off").fast_path == "off"
     with pytest.raises(UsageError, match="--fast-path='turbo' is not a valid value"):
         options("--fast-path=turbo")
+
+
+def test_the_docker_plugin_is_off_by_default_and_has_a_socket_in_dockers_directory() -> None:
+    off, on = parse_flanneld([], {}), parse_flanneld(["--docker-plugin"], {})
+
+    assert isinstance(off, FlanneldOptions)
+    assert isinstance(on, FlanneldOptions)
+    assert (off.docker_socket, on.docker_socket) == (None, "/run/docker/plugins/flannel.sock")
+
+
+@pytest.mark.parametrize("flag", ["--networks=blue", "--watch-networks"])
+def test_the_docker_plugin_serves_one_network(flag: str) -> None:
+    with pytest.raises(UsageError, match="--docker-plugin is not possible with several networks"):
+        parse_flanneld(["--docker-plugin", flag], {})

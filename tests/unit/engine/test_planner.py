@@ -2,20 +2,22 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from doubles.planning import SUBNET_FILE, Planning, by_subnet
+from doubles.planning import SUBNET_FILE, Planning, by_subnet, plan_of
 from pyflannel.engine.plan_log import NAMED_IN_LOG
 from pyflannel.engine.planner import Blocked, Changed, Inputs, Objection, PlanOptions, Replaced, Unchanged
+from pyflannel.model.docker import NO_DOCKER, DockerNetwork, DockerParts, PublishedPort
 from pyflannel.model.fast_path import BpfContainer
 from pyflannel.model.host import Bridge, BridgedContainer, Host, Surroundings, Underlay
 from pyflannel.model.lease import Lease, LeaseAttributes, Vtep
 from pyflannel.model.link import Link
 from pyflannel.model.network_config import NetworkConfig
+from pyflannel.model.packet_filter import NftTable
 from pyflannel.model.route import FdbEntry, Route
 from pyflannel.model.state import State
 from pyflannel.model.tunnel_guard import GuardedPath, GuardedTunnel
@@ -103,12 +105,14 @@ class Backend:
         )
 
 
+OPTIONS = PlanOptions(subnet_file=SUBNET_FILE, packet_filter=FilterOptions(guard="strict"))
+
+
 def planner() -> Planning:
     address = IPv4Address("172.16.0.99")
     underlay = Underlay(link="eth0", address=address, mtu=1500, public_ip=address)
     inputs = Inputs(config=CONFIG, backend=Backend(), lease=OWN, underlay=underlay)
-    options = PlanOptions(subnet_file=SUBNET_FILE, packet_filter=FilterOptions(guard="strict"))
-    return Planning(inputs, options)
+    return Planning(inputs, OPTIONS)
 
 
 def lease(number: int, host: int, backend_type: str = "") -> Lease:
@@ -334,3 +338,35 @@ def test_if_the_backend_cannot_work_the_previous_plan_stays_in_force() -> None:
     assert result == Blocked("a larger MTU")
     assert made.plan == before
     assert isinstance(made.take(underlay=replace(underlay, mtu=1600)), Replaced)
+
+
+DOCKER = DockerParts(
+    networks=(DockerNetwork(name="4" * 64, gateway=IPv4Interface("10.100.15.65/27")),),
+    ports=(PublishedPort(protocol="tcp", host_port=8080, address=IPv4Address("10.100.15.66"), port=80),),
+)
+
+
+def test_networks_of_docker_are_planned_as_in_a_new_plan() -> None:
+    planning = planner()
+    planning.take()
+    planning.take(docker=DOCKER)
+    plan = planning.plan
+
+    assert plan is not None
+    assert plan == plan_of(planning.inputs, OPTIONS)
+    assert [link.name for link in plan.of_type(Link) if link.kind == "bridge"] == ["flbr-4444444444"]
+    chains = [chain.name for table in plan.of_type(NftTable) for chain in table.chains]
+    assert chains == ["loopback", "published", "published_own", "docker"]
+
+    planning.take(docker=NO_DOCKER)
+
+    assert planning.plan == plan_of(planning.inputs, OPTIONS)
+
+
+def test_a_network_of_docker_outside_the_subnet_of_the_host_is_not_planned() -> None:
+    planning = planner()
+    foreign = DockerNetwork(name="4" * 64, gateway=IPv4Interface("10.100.16.65/27"))
+
+    planning.take(docker=replace(DOCKER, networks=(foreign,)))
+
+    assert planning.plan == plan_of(replace(planning.inputs, docker=NO_DOCKER), OPTIONS)

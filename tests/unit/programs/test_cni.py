@@ -393,3 +393,11 @@ def test_without_a_command_the_plugin_prints_its_versions(host: Host) -> None:
 def test_an_export_in_subnet_env_is_read(empty_host: Host) -> None:
     empty_host.subnet_env("export " + SUBNET_ENV)
     assert empty_host.command("ADD").status == 0
+
+
+def test_a_divided_subnet_gives_the_part_of_cni_to_the_delegate(host: Host) -> None:
+    host.subnet_env(SUBNET_ENV + "FLANNEL_DOCKER0_SUBNET=10.77.9.1/27\nFLANNEL_CNI_SUBNET=10.77.9.33/27\n")
+
+    done = host.command("ADD")
+
+    assert json.loads(done.calls[0].conf)["ipam"]["ranges"] == [[{"subnet": "10.77.9.32/27"}]]

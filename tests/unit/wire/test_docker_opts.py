@@ -27,6 +27,14 @@ def test_writes_individual_options_before_the_combined_line() -> None:
     assert format_docker_opts(FLANNEL, individual=False, combined=True) == COMBINED
 
 
+def test_docker0_has_its_part_of_a_divided_subnet() -> None:
+    divided = FLANNEL | {"FLANNEL_DOCKER0_SUBNET": "10.100.15.1/27"}
+
+    text = format_docker_opts(divided, individual=True, combined=False)
+
+    assert text == INDIVIDUAL.replace("10.100.15.1/24", "10.100.15.1/27")
+
+
 def test_docker_masquerades_what_flannel_does_not() -> None:
     text = format_docker_opts({"FLANNEL_IPMASQ": "true"}, individual=True, combined=False)
 

@@ -2,21 +2,26 @@
 
 import json
 from dataclasses import replace
-from ipaddress import ip_network
+from ipaddress import IPv4Address, IPv4Network, ip_network
 from typing import Any
 
 import pytest
 
 from pyflannel.errors import WireError
+from pyflannel.model.docker import PublishedPort
 from pyflannel.model.packet_filter import (
     Accept,
     FilterRule,
     ForeignRule,
+    LoopbackRule,
     Mark,
     Masquerade,
     NftChain,
     NftTable,
+    PortRule,
     Return,
+    Rules,
+    TranslatedRule,
 )
 from pyflannel.plan.packet_filter import forward_rules, masquerade_rules
 from pyflannel.wire.nftables import format_removal, format_table, parse_names, parse_table
@@ -77,6 +82,35 @@ def test_written_values_are_read_back(family: int) -> None:
     table = TABLE if family == 4 else ipv6_table()
 
     assert parse_table(listing(table), table.family, "flannel0") == table
+
+
+PUBLISHED = PublishedPort(protocol="tcp", host_port=8080, address=IPv4Address("10.100.1.66"), port=80)
+DOCKER_RULES = (
+    PortRule(PUBLISHED),
+    PortRule(replace(PUBLISHED, protocol="udp", host_address=IPv4Address("192.0.2.1"))),
+    TranslatedRule(IPv4Network("127.0.0.0/8"), IPv4Network("10.100.1.64/27")),
+    LoopbackRule(is_source=False),
+    LoopbackRule(is_source=True),
+)
+
+
+@pytest.mark.parametrize("planned", DOCKER_RULES)
+def test_rules_for_networks_of_docker_are_read_back(planned: Rules) -> None:
+    chain = NftChain(name="docker", kind="nat", hook="prerouting", priority=-100, rules=(planned,))
+    table = NftTable(family=4, device="flannel0", chains=(chain,))
+
+    assert parse_table(listing(table), 4, "flannel0") == table
+
+
+@pytest.mark.parametrize("planned", DOCKER_RULES)
+def test_a_changed_rule_for_networks_of_docker_is_foreign(planned: Rules) -> None:
+    chain = NftChain(name="forward", kind="nat", hook="prerouting", priority=-100, rules=(planned,))
+    text = listing(NftTable(family=4, device="flannel0", chains=(chain,)))
+    expressions = json.loads(text)["nftables"][-1]["rule"]["expr"]
+
+    for missing in range(len(expressions) - 1):
+        changed = [one for place, one in enumerate(expressions) if place != missing]
+        assert parsed_rule(*changed) != planned
 
 
 def ipv6_table() -> NftTable:

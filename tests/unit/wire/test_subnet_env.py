@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from pyflannel.errors import WireError
 from pyflannel.model.network_config import NetworkConfig
+from pyflannel.plan.docker_plugin import divide
 from pyflannel.wire.subnet_env import format_subnet_env, parse_subnet_env, previous_subnet
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden/subnet-env.json").read_text())["cases"]
@@ -57,6 +58,20 @@ def test_ipv4_is_omitted_if_it_is_disabled() -> None:
         "FLANNEL_IPV6_NETWORK=fd00:5::/48\nFLANNEL_IPV6_SUBNET=fd00:5:0:34::1/64\n"
         "FLANNEL_MTU=1450\nFLANNEL_IPMASQ=false\n"
     )
+
+
+def test_a_divided_subnet_names_the_parts_of_docker0_and_cni() -> None:
+    subnet = IPv4Network("10.100.15.0/24")
+    config = NetworkConfig(network=IPv4Network("10.100.0.0/16"))
+
+    text = format_subnet_env(config=config, subnet=subnet, mtu=1472, ip_masq=False, division=divide(subnet))
+
+    assert text == (
+        "FLANNEL_NETWORK=10.100.0.0/16\nFLANNEL_SUBNET=10.100.15.1/24\nFLANNEL_MTU=1472\n"
+        "FLANNEL_IPMASQ=false\n"
+        "FLANNEL_DOCKER0_SUBNET=10.100.15.1/27\nFLANNEL_CNI_SUBNET=10.100.15.33/27\n"
+    )
+    assert previous_subnet(text) == subnet
 
 
 @given(subnet=SUBNETS, mtu=st.integers(68, 65535), ip_masq=st.booleans())

@@ -87,6 +87,9 @@ class LinkWriter:
                 if refusals := await self._ask(operation, [request], (errno.EEXIST,) if is_begun else ()):
                     del self._begun[link.name]
                     return refusals
+            case Link(kind="bridge"):
+                if refusals := await self._ask(operation, [links.create_bridge(link.name, link.mac)]):
+                    return refusals
             case Link(kind="wireguard"):
                 if refusals := await self._ask(operation, [links.create_wireguard(link.name)]):
                     return refusals

@@ -1,8 +1,9 @@
 """The udp backend: packets use a TUN device and the forwarder process, one inner packet per datagram.
 
 flannel0 has the base address of this host's subnet with the prefix of the whole network, so that the kernel
-itself routes the network to it (release 0.6.2; later releases use /32 and a route, with the same effect for
-peers). The forwarder has a table with the subnet and the address of each peer.
+itself routes the network to it (release 0.6.2). If the host serves Docker's network plugin, the address has
+the prefix /32 and the route has scope global, as in later releases. The effect for peers is the same. The
+forwarder has a table with the subnet and the address of each peer.
 """
 
 from collections.abc import Iterable, Mapping
@@ -14,7 +15,7 @@ from pyflannel.model.host import Bridge, Host, Underlay
 from pyflannel.model.lease import Lease
 from pyflannel.model.link import Address, Link
 from pyflannel.model.network_config import NetworkConfig
-from pyflannel.model.route import PROTOCOL_KERNEL, SCOPE_LINK, Route
+from pyflannel.model.route import PROTOCOL_KERNEL, SCOPE_GLOBAL, SCOPE_LINK, Route
 from pyflannel.model.state import State
 from pyflannel.model.tunnel_guard import GuardedPath, GuardedTunnel
 from pyflannel.model.wireguard import WireguardFacts
@@ -110,6 +111,11 @@ class UdpBackend:
         """
         if route_objection(self.network, host.underlay, host.surroundings) is not None:
             return (Address(link=host.device, address=IPv4Interface(base)),)
+        if host.serves_docker:
+            return (
+                Address(link=host.device, address=IPv4Interface(base)),
+                Route(destination=self.network, link=host.device, protocol=host.protocol, scope=SCOPE_GLOBAL),
+            )
         return (
             Address(link=host.device, address=IPv4Interface((base, self.network.prefixlen))),
             Route(

@@ -15,7 +15,7 @@ from pyflannel.model.host import Bridge, Host, Underlay
 from pyflannel.model.lease import Lease, WireguardData
 from pyflannel.model.link import Address, Link
 from pyflannel.model.network_config import NetworkConfig
-from pyflannel.model.route import SCOPE_LINK, Route
+from pyflannel.model.route import SCOPE_GLOBAL, SCOPE_LINK, Route
 from pyflannel.model.state import State
 from pyflannel.model.store_record import Secret
 from pyflannel.model.tunnel_guard import GuardedPath
@@ -143,7 +143,8 @@ class WireguardBackend:
     def _routes(self, host: Host, link: str) -> Iterator[Route]:
         """Yield the route of the network, and the one that drops packets while there is no device."""
         if route_objection(self.network, host.underlay, host.surroundings) is None:
-            yield Route(destination=self.network, link=link, protocol=host.protocol, scope=SCOPE_LINK)
+            scope = SCOPE_GLOBAL if host.serves_docker else SCOPE_LINK
+            yield Route(destination=self.network, link=link, protocol=host.protocol, scope=scope)
             yield plan_fence(self.network, host.protocol)
 
     def objection(self, peer: Lease, host: Host) -> str | None:

@@ -127,17 +127,21 @@ def _address(found: dict[int, bytes], kind: int, kind_6: int) -> IPv4Address | I
 NEW = 16
 DELETE = 17
 GET = 18
+SET = 19
 """nlmsg_type (linux/rtnetlink.h, RTM_NEWLINK and following)."""
 
 _LAYOUT = struct.Struct("=BxHiII")
 _UP = 0x1  # IFF_UP
 _LOOPBACK = 0x8  # IFF_LOOPBACK
 _INET6 = 10  # AF_INET6
+_BRIDGE = 7  # AF_BRIDGE
 
 _MAC = 1
 _NAME = 3
 _MTU = 4
 _OTHER = 5
+_MASTER = 10
+_PORT_INFO = 12  # IFLA_PROTINFO
 _QUEUE_LENGTH = 13
 _INFO = 18
 _ALIAS = 20
@@ -151,6 +155,7 @@ _INFO_KIND = 1
 _INFO_DATA = 2
 _TUN_TYPE = 3
 _TUN_TYPE_TAP = 2
+_PORT_MODE = 4  # IFLA_BRPORT_MODE, within _PORT_INFO
 _VETH_PEER = 1  # VETH_INFO_PEER (linux/veth.h)
 # Attributes within the part of AF_INET6 in _PER_FAMILY. The sysctls are an array of 32-bit numbers.
 _INET6_SYSCTLS = 2
@@ -254,6 +259,23 @@ def create_wireguard(name: str) -> Request:
     """Return the request that creates a WireGuard device."""
     body = _LAYOUT.pack(0, 0, 0, 0, 0) + attribute(_NAME, name.encode(errors="surrogateescape") + b"\0")
     return Request(NEW, ACK | CREATE | EXCLUSIVE, body + _info("wireguard", b""))
+
+
+def create_bridge(name: str, mac: str) -> Request:
+    """Return the request that creates a bridge with this MAC address, which its ports then do not change."""
+    parts = attribute(_NAME, name.encode(errors="surrogateescape") + b"\0") + attribute(_MAC, mac_octets(mac))
+    return Request(NEW, ACK | CREATE | EXCLUSIVE, _LAYOUT.pack(0, 0, 0, 0, 0) + parts + _info("bridge", b""))
+
+
+def enslave(index: int, bridge: int) -> Request:
+    """Return the request that makes a link a port of a bridge."""
+    return Request(NEW, ACK, _LAYOUT.pack(0, 0, index, 0, 0) + attribute(_MASTER, _U32.pack(bridge)))
+
+
+def reflect(index: int) -> Request:
+    """Return the request after which a bridge also sends frames back to the port that they came from."""
+    mode = nest(_PORT_INFO, attribute(_PORT_MODE, b"\1"))
+    return Request(SET, ACK, _LAYOUT.pack(_BRIDGE, 0, index, 0, 0) + mode)
 
 
 def probe_wireguard() -> Request:

@@ -35,6 +35,14 @@ HOST = Host(
 )
 
 
+def test_the_route_of_the_network_has_no_scope_link_on_a_host_that_serves_docker() -> None:
+    """Docker compares a new network with routes of scope link, and would ask the plugin for ever."""
+    plan = UdpBackend(network=NETWORK).plan_host(replace(HOST, serves_docker=True))
+
+    assert list(plan.of_type(Address)) == [Address(link="flannel0", address=IPv4Interface("10.100.15.0/32"))]
+    assert list(plan.of_type(Route)) == [Route(destination=NETWORK, link="flannel0")]
+
+
 def test_the_host_of_the_cookbook() -> None:
     """flannel0 with the base of the subnet and the network's prefix; its MTU is 28 bytes smaller."""
     plan = UdpBackend(network=NETWORK).plan_host(HOST)

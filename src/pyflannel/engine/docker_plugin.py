@@ -1,0 +1,391 @@
+"""The network plugin for Docker: performs Docker's requests, and remembers their results.
+
+Docker never repeats a request: neither after its own restart nor after one of flanneld. So each change is
+saved before it takes effect. Networks and published ports are a part of the plan of the host, and the
+reconciler creates and repairs them. Only the veths of containers are created here, because Docker moves one
+end of each into a container.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from typing import Protocol
+
+from pyflannel.engine.pacing import pause
+from pyflannel.errors import DockerPluginError, NotReadyError, TargetError, WireError
+from pyflannel.model.docker import DockerEndpoint, DockerNetwork, DockerParts, DockerState, Pool
+from pyflannel.plan.docker_plugin import (
+    CREATE,
+    add_network,
+    mac_of,
+    put_endpoint,
+    release_address,
+    release_pool,
+    remove_endpoint,
+    remove_network,
+    request_address,
+    request_pool,
+)
+from pyflannel.ports import Clock, ContainerLinks, Memory
+from pyflannel.wire.docker_plugin import (
+    AddressRequest,
+    EndpointRequest,
+    NetworkRequest,
+    PoolRequest,
+    format_state,
+    parse_address,
+    parse_prefix,
+    parse_state,
+)
+
+log = logging.getLogger(__name__)
+
+_IN_PLACE_S = 10.0
+"""Deadline for the reconciler. It takes milliseconds; Docker waits for half a minute."""
+
+_LOOK_S = 0.01
+
+_ATTACH_S = 10.0
+"""Longest interval between two checks of the links of containers."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostSubnet:
+    """The facts of this host that a network of Docker depends on.
+
+    Attributes:
+        subnet: the subnet of the host.
+        network: the network of all hosts.
+        mtu: bytes of the largest packet of a container.
+    """
+
+    subnet: IPv4Network
+    network: IPv4Network
+    mtu: int
+
+
+class DockerHost(Protocol):
+    """The host, as the plugin needs it.
+
+    Attributes:
+        progress: set whenever the reconciler has changed the host.
+    """
+
+    progress: asyncio.Event
+
+    def host_subnet(self) -> HostSubnet:
+        """Return the facts of the host.
+
+        Raises:
+            NotReadyError: the host has no lease yet.
+        """
+
+    def plan_docker(self, parts: DockerParts) -> None:
+        """Make these networks and ports a part of the plan."""
+
+    def objection_to_docker(self) -> str | None:
+        """Return why a part of the plan is not in place; "" while it is in progress, None if all is."""
+
+
+class DockerPlugin:
+    """The state of the plugin. One request is performed at a time."""
+
+    def __init__(self, *, host: DockerHost, links: ContainerLinks, memory: Memory, clock: Clock) -> None:
+        self._host = host
+        self._links = links
+        self._memory = memory
+        self._clock = clock
+        self._lock = asyncio.Lock()
+        self._state: DockerState | None = None
+        self._damage: WireError | None = None
+
+    async def load(self) -> None:
+        """Read the state of the previous run, and make it a part of the plan."""
+        saved = await self._memory.load()
+        try:
+            self._state = DockerState() if saved is None else parse_state(saved)
+        except WireError as error:
+            self._damage = error
+            log.error("Could not read the networks of Docker: %s", error.in_full)
+            return
+        self._host.plan_docker(self._state.plan)
+
+    async def run(self) -> None:
+        """Connect containers again whenever a bridge was created again, until cancelled."""
+        while True:
+            self._host.progress.clear()
+            async with self._lock:
+                await self._attach()
+            await pause(self._clock, _ATTACH_S, until=self._host.progress)
+
+    async def _attach(self) -> None:
+        state = self._state
+        if state is None or not state.endpoints:
+            return
+        wanted = {
+            endpoint.link: network.bridge
+            for endpoint in state.endpoints.values()
+            if (network := state.networks.get(endpoint.network)) is not None
+        }
+        try:
+            changed = await self._links.attach(wanted)
+        except TargetError as error:
+            log.warning("Could not check the links of containers: %s", error.in_full)
+            return
+        for name in changed:
+            log.info("Connected a container again link=%s bridge=%s", name, wanted[name])
+        published = {
+            wanted[one.link] for one in state.endpoints.values() if one.ports and one.link in changed
+        }
+        for bridge in published:
+            with suppress(TargetError):
+                self._links.open_loopback(bridge)
+
+    # Addresses.
+
+    async def request_pool(self, request: PoolRequest) -> Pool:
+        """Return the addresses of a new network."""
+        if request.is_ipv6:
+            raise DockerPluginError(
+                "the IPAM driver flannel has no IPv6 addresses", hint="Create the network without --ipv6."
+            )
+        async with self._lock:
+            state, host = self._known(), self._host.host_subnet()
+            routed = await self._links.on_link()
+            state, pool = request_pool(
+                state,
+                host.subnet,
+                tuple(routed),
+                wanted=parse_prefix(request.pool) if request.pool else None,
+                choice=parse_prefix(request.choice) if request.choice else None,
+                options=request.options or {},
+            )
+            await self._save(state)
+            log.info("Gave Docker the addresses of a network pool=%s", pool.subnet)
+            return pool
+
+    async def release_pool(self, name: str) -> None:
+        """Free the addresses of a network."""
+        async with self._lock:
+            await self._save(release_pool(self._known(), name))
+
+    async def request_address(self, request: AddressRequest) -> tuple[IPv4Address, Pool]:
+        """Return an address of a pool. Without a wish, the gateway gets the first one."""
+        wanted = parse_address(request.address) if request.address else None
+        async with self._lock:
+            state, pool, address = request_address(self._known(), request.pool, wanted)
+            await self._save(state)
+            return address, pool
+
+    async def release_address(self, request: AddressRequest) -> None:
+        """Free an address."""
+        address = parse_address(request.address)
+        async with self._lock:
+            await self._save(release_address(self._known(), request.pool, address))
+
+    # Networks.
+
+    async def create_network(self, request: NetworkRequest) -> None:
+        """Create the bridge of a network, and return when it can take containers."""
+        data = (request.ipv4 or [])[:1]
+        if request.has_ipv6:
+            raise DockerPluginError(
+                "the driver flannel has no IPv6", hint="Create the network without --ipv6."
+            )
+        if not data or not data[0].gateway:
+            raise DockerPluginError(
+                "the network has no IPv4 addresses of flannel", hint=f"Run: {CREATE} NAME"
+            )
+        network = DockerNetwork(
+            name=request.network, gateway=_interface(data[0].gateway), is_internal=request.is_internal
+        )
+        async with self._lock:
+            before = self._known()
+            await self._save(add_network(before, network, request.driver_options))
+            try:
+                await self._wait_for_bridge(network)
+            except NotReadyError:
+                await self._save(before)
+                raise
+            log.info("Created a network of Docker subnet=%s bridge=%s", network.subnet, network.bridge)
+
+    async def delete_network(self, name: str) -> None:
+        """Remove the bridge of a network, and the leftovers of its containers."""
+        async with self._lock:
+            state = self._known()
+            for endpoint in state.endpoints.values():
+                if endpoint.network == name:
+                    await self._links.disconnect(endpoint)
+            await self._save(remove_network(state, name))
+            await self._wait_in_place()
+
+    # Containers.
+
+    async def create_endpoint(self, request: EndpointRequest) -> DockerEndpoint:
+        """Remember a container with the address that the IPAM driver gave it."""
+        address = request.address
+        async with self._lock:
+            state = self._known()
+            network = self._network(state, request.network)
+            if address is None or address.ip not in network.subnet:
+                raise DockerPluginError(
+                    f"the address {address} is not in the subnet {network.subnet} of the network",
+                    hint=f"Run: {CREATE} NAME",
+                )
+            endpoint = DockerEndpoint(
+                name=request.endpoint,
+                network=network.name,
+                address=address,
+                mac=request.mac or mac_of(address.ip),
+            )
+            await self._save(put_endpoint(state, endpoint))
+            return endpoint
+
+    async def join(
+        self, request: EndpointRequest
+    ) -> tuple[DockerEndpoint, DockerNetwork, tuple[IPv4Network, ...]]:
+        """Connect a container to its bridge; return also the routes that it needs.
+
+        A container gets the routes to the other hosts once, because a second network has the same ones. They
+        do not contain the subnet of this host: Docker refuses a second network within an existing route.
+        """
+        async with self._lock:
+            state, host = self._known(), self._host.host_subnet()
+            network = self._network(state, request.network)
+            endpoint = self._endpoint(state, request.endpoint)
+            if not network.subnet.subnet_of(host.subnet):
+                raise DockerPluginError(
+                    f"the network has addresses of {network.subnet}, and the subnet of this host is"
+                    f" {host.subnet}",
+                    hint="Remove the network and create it again.",
+                )
+            await self._wait_for_bridge(network)
+            await self._links.connect(endpoint, network.bridge, host.mtu)
+            routes = tuple(sorted(host.network.address_exclude(host.subnet)))
+            has_routes = request.sandbox and any(
+                one.sandbox == request.sandbox and one.name != endpoint.name
+                for one in state.endpoints.values()
+            )
+            await self._save(put_endpoint(state, replace(endpoint, sandbox=request.sandbox)))
+            return endpoint, network, () if has_routes else routes
+
+    async def leave(self, request: EndpointRequest) -> None:
+        """Remember that a container has left. Docker moves its link back afterwards."""
+        async with self._lock:
+            state = self._known()
+            if (endpoint := state.endpoints.get(request.endpoint)) is not None:
+                await self._save(put_endpoint(state, replace(endpoint, sandbox="", ports=())))
+
+    async def delete_endpoint(self, request: EndpointRequest) -> None:
+        """Remove the link of a container."""
+        async with self._lock:
+            state = self._known()
+            if (endpoint := state.endpoints.get(request.endpoint)) is not None:
+                await self._links.disconnect(endpoint)
+                await self._save(remove_endpoint(state, endpoint.name))
+
+    async def publish(self, request: EndpointRequest) -> None:
+        """Publish the ports of a container."""
+        async with self._lock:
+            before = self._known()
+            endpoint = self._endpoint(before, request.endpoint)
+            ports = request.ports(endpoint.address.ip)
+            others = [
+                port for one in before.endpoints.values() if one.name != endpoint.name for port in one.ports
+            ]
+            for port in ports:
+                if self._links.port_in_use(port) or any(port.overlaps(other) for other in others):
+                    raise DockerPluginError(
+                        f"port {port} of this host is in use", hint="Publish another port: -p PORT:PORT."
+                    )
+            if not ports and not endpoint.ports:
+                return
+            await self._save(put_endpoint(before, replace(endpoint, ports=ports)))
+            try:
+                await self._wait_in_place()
+                self._links.open_loopback(self._network(before, endpoint.network).bridge)
+            except (NotReadyError, TargetError):
+                await self._save(before)
+                raise
+
+    async def revoke(self, request: EndpointRequest) -> None:
+        """Stop publishing the ports of a container."""
+        async with self._lock:
+            state = self._known()
+            endpoint = state.endpoints.get(request.endpoint)
+            if endpoint is not None and endpoint.ports:
+                await self._save(put_endpoint(state, replace(endpoint, ports=())))
+
+    # State.
+
+    def _known(self) -> DockerState:
+        if self._damage is not None:
+            raise DockerPluginError(
+                f"flannel's file of the networks of Docker: {self._damage}", hint=self._damage.hint
+            )
+        if self._state is None:
+            raise NotReadyError("flanneld is starting", hint="Try again.")
+        return self._state
+
+    def _network(self, state: DockerState, name: str) -> DockerNetwork:
+        if (network := state.networks.get(name)) is None:
+            raise DockerPluginError(
+                "flanneld does not know this network: its memory was deleted",
+                hint="Remove the network and create it again.",
+            )
+        return network
+
+    def _endpoint(self, state: DockerState, name: str) -> DockerEndpoint:
+        if (endpoint := state.endpoints.get(name)) is None:
+            raise DockerPluginError(
+                "flanneld does not know this container: its memory was deleted",
+                hint="Start the container again.",
+            )
+        return endpoint
+
+    async def _save(self, state: DockerState) -> None:
+        """Save a state, then plan it."""
+        before = self._known()
+        if state == before:
+            return
+        if not await self._memory.save([format_state(state)]):
+            raise DockerPluginError(
+                "flanneld cannot save the networks of Docker",
+                hint="Make its state directory writable, or free space there. Read the log of flanneld.",
+            )
+        self._state = state
+        if state.plan != before.plan:
+            self._host.plan_docker(state.plan)
+
+    async def _wait_for_bridge(self, network: DockerNetwork) -> None:
+        async def is_there() -> bool:
+            return await self._links.has_bridge(network.bridge)
+
+        await self._wait(is_there, f"bridge {network.bridge} of the network")
+
+    async def _wait_in_place(self) -> None:
+        async def is_in_place() -> bool:
+            return self._host.objection_to_docker() is None
+
+        await self._wait(is_in_place, "the network of the container")
+
+    async def _wait(self, is_done: Callable[[], Awaitable[bool]], name: str) -> None:
+        end = self._clock.now() + _IN_PLACE_S
+        while not await is_done():
+            if self._clock.now() >= end:
+                why = self._host.objection_to_docker() or "it is busy"
+                raise NotReadyError(
+                    f"flanneld did not create {name} within {_IN_PLACE_S:g} s: {why}",
+                    hint="Run flannelctl status.",
+                )
+            await self._clock.sleep(_LOOK_S)
+
+
+def _interface(text: str) -> IPv4Interface:
+    try:
+        return IPv4Interface(text)
+    except ValueError as error:
+        raise WireError(f"{text!r} is not an IPv4 address", hint="Report the version of Docker.") from error

@@ -1,0 +1,148 @@
+"""Networks and containers of Docker on this host that get their addresses from flannel."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+
+
+@dataclass(frozen=True, slots=True)
+class Division:
+    """The parts of a host's subnet. Each address belongs to one part, so that it is given once.
+
+    Attributes:
+        docker0: of Docker's default bridge; its options file contains it.
+        cni: of containers that a CNI runtime starts.
+        networks: of the networks that users create in Docker, one for each.
+    """
+
+    docker0: IPv4Network
+    cni: IPv4Network
+    networks: tuple[IPv4Network, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pool:
+    """The addresses of one network of Docker.
+
+    Attributes:
+        subnet: the prefix of the network.
+        choice: the part of the prefix from which addresses are chosen (`--ip-range`).
+        used: addresses in use, including that of the gateway.
+    """
+
+    subnet: IPv4Network
+    choice: IPv4Network
+    used: frozenset[IPv4Address] = frozenset()
+
+    @property
+    def name(self) -> str:
+        """The identifier in Docker's requests."""
+        return f"flannel/{self.subnet}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DockerNetwork:
+    """A network of Docker with the driver flannel.
+
+    Attributes:
+        name: Docker's identifier. Docker does not pass the name that the user gave.
+        gateway: address of the bridge.
+        is_internal: containers reach the overlay and nothing else.
+    """
+
+    name: str
+    gateway: IPv4Interface
+    is_internal: bool = False
+
+    @property
+    def subnet(self) -> IPv4Network:
+        """The prefix of its containers."""
+        return self.gateway.network
+
+    @property
+    def bridge(self) -> str:
+        """The name of its bridge: at most 15 bytes, with as many digits of Docker's identifier as fit."""
+        return f"flbr-{self.name[:10]}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublishedPort:
+    """A port of the host whose packets go to a container.
+
+    Attributes:
+        protocol: `tcp`, `udp` or `sctp`.
+        host_address: the address of the host; None for all.
+    """
+
+    protocol: str
+    host_address: IPv4Address | None = None
+    host_port: int
+    address: IPv4Address
+    port: int
+
+    def overlaps(self, other: "PublishedPort") -> bool:
+        """Return whether a packet may match both."""
+        is_same_address = None in (self.host_address, other.host_address) or (
+            self.host_address == other.host_address
+        )
+        return is_same_address and self.protocol == other.protocol and (self.host_port == other.host_port)
+
+    def __str__(self) -> str:
+        host = f"{self.host_address or '0.0.0.0'}:{self.host_port}"
+        return f"{host}/{self.protocol}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DockerEndpoint:
+    """The connection of a container to a network.
+
+    Attributes:
+        name: Docker's identifier.
+        network: identifier of the network.
+        sandbox: path of the container's network namespace; "" if it has not joined.
+        ports: its published ports.
+    """
+
+    name: str
+    network: str
+    address: IPv4Interface
+    mac: str
+    sandbox: str = ""
+    ports: tuple[PublishedPort, ...] = ()
+
+    @property
+    def link(self) -> str:
+        """The name of the host's end of its veth."""
+        return f"flv{self.name[:12]}"
+
+    @property
+    def inner_link(self) -> str:
+        """The name of the container's end, until Docker renames it."""
+        return f"flc{self.name[:12]}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DockerState:
+    """All that the plugin remembers. Docker never repeats a request after a restart of either side."""
+
+    pools: Mapping[str, Pool] = field(default_factory=dict)
+    networks: Mapping[str, DockerNetwork] = field(default_factory=dict)
+    endpoints: Mapping[str, DockerEndpoint] = field(default_factory=dict)
+
+    @property
+    def plan(self) -> "DockerParts":
+        """The part that the plan of the host depends on."""
+        ports = (port for endpoint in self.endpoints.values() for port in endpoint.ports)
+        return DockerParts(networks=tuple(self.networks.values()), ports=tuple(ports))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DockerParts:
+    """The networks and published ports that the plan of the host contains."""
+
+    networks: tuple[DockerNetwork, ...] = ()
+    ports: tuple[PublishedPort, ...] = ()
+
+
+NO_DOCKER = DockerParts()
+"""No network of Docker."""

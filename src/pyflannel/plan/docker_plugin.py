@@ -1,0 +1,308 @@
+"""Decisions of the Docker plugin: the division of the host's subnet, addresses, and the planned bridges."""
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
+
+from pyflannel.errors import DockerPluginError
+from pyflannel.model.docker import Division, DockerEndpoint, DockerNetwork, DockerParts, DockerState, Pool
+from pyflannel.model.host import Host
+from pyflannel.model.item import Item
+from pyflannel.model.link import Address, Link
+from pyflannel.model.route import PROTOCOL_KERNEL, SCOPE_LINK, Route
+
+_PARTS_LENGTH = 3
+"""Bits of the prefix that number the parts: eight parts."""
+
+_LONGEST_SUBNET = 26
+"""Each of its parts has five addresses for containers."""
+
+_LONGEST_POOL = 29
+
+CREATE = "docker network create -d flannel --ipam-driver flannel"
+
+_NETWORK_OPTION = "flannel.network"
+_LENGTH_OPTION = "flannel.subnet-len"
+
+
+def divide(subnet: IPv4Network) -> Division | None:
+    """Return the parts of a host's subnet; None if it is too small."""
+    if subnet.prefixlen > _LONGEST_SUBNET:
+        return None
+    docker0, cni, *networks = subnet.subnets(prefixlen_diff=_PARTS_LENGTH)
+    return Division(docker0, cni, tuple(networks))
+
+
+def request_pool(
+    state: DockerState,
+    host: IPv4Network,
+    taken: Collection[IPv4Network],
+    *,
+    wanted: IPv4Network | None,
+    choice: IPv4Network | None,
+    options: Mapping[str, str],
+) -> tuple[DockerState, Pool]:
+    """Return the addresses of a new network.
+
+    Args:
+        state: the state so far.
+        host: the subnet of this host.
+        taken: prefixes of other bridges and routes of the host. Docker repeats its request without end if it
+            gets one of them.
+        wanted: the subnet that the user gave; None to choose one.
+        choice: the part of it from which addresses are chosen.
+        options: options of the user for the IPAM driver.
+
+    Raises:
+        DockerPluginError: there is no such pool.
+    """
+    division = divide(host)
+    if division is None:
+        raise DockerPluginError(
+            f"the subnet {host} of this host is too small to be divided",
+            hint=f"Write a network config with SubnetLen {_LONGEST_SUBNET} or less.",
+        )
+    length = _pool_length(options, host)
+    taken = [*taken, *(pool.subnet for pool in state.pools.values())]
+    taken += [network.subnet for network in state.networks.values()]
+    if wanted is not None:
+        subnet = _checked(wanted, host, division, taken)
+    else:
+        subnet = _chosen(division, length, taken)
+    if choice is not None and not choice.subnet_of(subnet):
+        raise DockerPluginError(
+            f"the address range {choice} is not in the subnet {subnet}", hint="Correct --ip-range."
+        )
+    pool = Pool(subnet=subnet, choice=choice or subnet)
+    return replace(state, pools={**state.pools, pool.name: pool}), pool
+
+
+def _pool_length(options: Mapping[str, str], host: IPv4Network) -> int:
+    """Return the prefix length of the pool that the options request."""
+    default = host.prefixlen + _PARTS_LENGTH
+    for name in options:
+        if name == _NETWORK_OPTION:
+            raise DockerPluginError(
+                f"the option {_NETWORK_OPTION} is not supported yet",
+                hint="All networks of the plugin share the flannel network of this host.",
+            )
+        if name != _LENGTH_OPTION:
+            raise DockerPluginError(
+                f"{name} is not an option of the IPAM driver flannel",
+                hint=f"Use --ipam-opt {_LENGTH_OPTION}=LENGTH, or no option.",
+            )
+    text = options.get(_LENGTH_OPTION, str(default))
+    if not (text.isascii() and text.isdigit() and host.prefixlen < int(text) <= _LONGEST_POOL):
+        raise DockerPluginError(
+            f"{_LENGTH_OPTION}={text} is not a prefix length from {host.prefixlen + 1} to {_LONGEST_POOL}",
+            hint=f"Write --ipam-opt {_LENGTH_OPTION}={default}, for example.",
+        )
+    return int(text)
+
+
+def _checked(
+    wanted: IPv4Network, host: IPv4Network, division: Division, taken: Iterable[IPv4Network]
+) -> IPv4Network:
+    if not wanted.subnet_of(host) or wanted == host:
+        raise DockerPluginError(
+            f"the subnet {wanted} is not a part of the subnet {host} of this host",
+            hint=f"Choose one within {_in_words(division.networks)}, or omit --subnet.",
+        )
+    for part, user in ((division.docker0, "docker0"), (division.cni, "CNI")):
+        if wanted.overlaps(part):
+            raise DockerPluginError(
+                f"the subnet {wanted} overlaps {part}, which is the part of {user}",
+                hint=f"Choose one within {_in_words(division.networks)}, or omit --subnet.",
+            )
+    if wanted.prefixlen > _LONGEST_POOL:
+        raise DockerPluginError(
+            f"the subnet {wanted} is too small",
+            hint=f"Choose a /{_LONGEST_POOL} or larger, or omit --subnet.",
+        )
+    for other in taken:
+        if wanted.overlaps(other):
+            raise DockerPluginError(
+                f"the subnet {wanted} overlaps {other}, which this host uses",
+                hint="`ip route` shows by which link. Choose another subnet, or omit --subnet.",
+            )
+    return wanted
+
+
+def _chosen(division: Division, length: int, taken: Collection[IPv4Network]) -> IPv4Network:
+    for subnet in _candidates(division, length):
+        if not any(subnet.overlaps(other) for other in taken):
+            return subnet
+    covering = [other for other in taken if all(other.supernet_of(part) for part in division.networks)]
+    if covering:
+        raise DockerPluginError(
+            f"a route of this host contains {covering[0]}, so Docker accepts no part of it for a network",
+            hint="If it is docker0's, run mk-docker-opts -c -d /etc/default/docker and restart Docker:"
+            " docker0 gets its own part of the subnet. If it is that of a CNI bridge, delete the bridge.",
+        )
+    raise DockerPluginError(
+        f"no /{length} of {_in_words(division.networks)} is free: each network of Docker takes one",
+        hint="Remove unused networks with `docker network prune`, or give new ones fewer addresses with"
+        f" --ipam-opt {_LENGTH_OPTION}={min(length + 1, _LONGEST_POOL)}.",
+    )
+
+
+def _candidates(division: Division, length: int) -> Iterator[IPv4Network]:
+    part_length = division.docker0.prefixlen
+    if length >= part_length:
+        for part in division.networks:
+            yield from part.subnets(new_prefix=length)
+        return
+    for part in division.networks:
+        whole = part.supernet(new_prefix=length)
+        if part.network_address == whole.network_address and not (
+            whole.overlaps(division.docker0) or whole.overlaps(division.cni)
+        ):
+            yield whole
+
+
+def _in_words(parts: Iterable[IPv4Network]) -> str:
+    parts = tuple(parts)
+    return f"{parts[0].network_address} to {parts[-1].broadcast_address}"
+
+
+def release_pool(state: DockerState, name: str) -> DockerState:
+    """Return the state without a pool. An unknown pool is released already."""
+    return replace(state, pools={key: pool for key, pool in state.pools.items() if key != name})
+
+
+def request_address(
+    state: DockerState, name: str, wanted: IPv4Address | None
+) -> tuple[DockerState, Pool, IPv4Address]:
+    """Return an address of a pool that is in no use.
+
+    Raises:
+        DockerPluginError: there is none, or the wanted one is in use.
+    """
+    pool = _pool(state, name)
+    if wanted is None:
+        wanted = next((one for one in pool.choice.hosts() if _is_free(pool, one)), None)
+        if wanted is None:
+            raise DockerPluginError(
+                f"every address of {pool.choice} is in use",
+                hint="Remove containers, or create another network with a larger"
+                f" --subnet or a smaller --ipam-opt {_LENGTH_OPTION}.",
+            )
+    elif wanted not in pool.subnet:
+        raise DockerPluginError(
+            f"the address {wanted} is not in the subnet {pool.subnet}", hint="Choose one of this subnet."
+        )
+    elif wanted in pool.used:
+        raise DockerPluginError(
+            f"the address {wanted} is in use in the network {pool.subnet}", hint="Choose another address."
+        )
+    elif not _is_free(pool, wanted):
+        raise DockerPluginError(
+            f"the address {wanted} is the first or the last of {pool.subnet}", hint="Choose another address."
+        )
+    taken = replace(pool, used=pool.used | {wanted})
+    return _with_pool(state, taken), taken, wanted
+
+
+def _is_free(pool: Pool, address: IPv4Address) -> bool:
+    ends = pool.subnet.network_address, pool.subnet.broadcast_address
+    return address not in pool.used and address not in ends
+
+
+def release_address(state: DockerState, name: str, address: IPv4Address) -> DockerState:
+    """Return the state in which an address of a pool is free."""
+    pool = state.pools.get(name)
+    return state if pool is None else _with_pool(state, replace(pool, used=pool.used - {address}))
+
+
+def _pool(state: DockerState, name: str) -> Pool:
+    pool = state.pools.get(name)
+    if pool is None:
+        raise DockerPluginError(
+            f"the pool {name} does not exist",
+            hint="The memory of the plugin was deleted. Remove the network and create it again.",
+        )
+    return pool
+
+
+def _with_pool(state: DockerState, pool: Pool) -> DockerState:
+    return replace(state, pools={**state.pools, pool.name: pool})
+
+
+def add_network(state: DockerState, network: DockerNetwork, options: Iterable[str]) -> DockerState:
+    """Return the state with another network.
+
+    Raises:
+        DockerPluginError: its addresses are not flannel's, or an option is unknown.
+    """
+    if not any(pool.subnet == network.subnet for pool in state.pools.values()):
+        raise DockerPluginError(
+            f"another IPAM driver chose the subnet {network.subnet}, and no other host knows it",
+            hint=f"Run: {CREATE} NAME",
+        )
+    for name in options:
+        if name == _NETWORK_OPTION:
+            raise DockerPluginError(
+                f"the option {_NETWORK_OPTION} is not supported yet",
+                hint="All networks of the plugin share the flannel network of this host.",
+            )
+        raise DockerPluginError(
+            f"{name} is not an option of the network driver flannel", hint="Create the network without it."
+        )
+    return replace(state, networks={**state.networks, network.name: network})
+
+
+def remove_network(state: DockerState, name: str) -> DockerState:
+    """Return the state without a network and its endpoints."""
+    return replace(
+        state,
+        networks={key: one for key, one in state.networks.items() if key != name},
+        endpoints={key: one for key, one in state.endpoints.items() if one.network != name},
+    )
+
+
+def put_endpoint(state: DockerState, endpoint: DockerEndpoint) -> DockerState:
+    """Return the state with an endpoint, in place of the one with its name."""
+    return replace(state, endpoints={**state.endpoints, endpoint.name: endpoint})
+
+
+def remove_endpoint(state: DockerState, name: str) -> DockerState:
+    """Return the state without an endpoint."""
+    return replace(state, endpoints={key: one for key, one in state.endpoints.items() if key != name})
+
+
+def mac_of(address: IPv4Address) -> str:
+    """Return the MAC address of a container, as Docker's bridge driver derives it.
+
+    A new container with the address of a former one has its MAC address too, so that no ARP entry is wrong.
+    """
+    return ":".join(f"{octet:02x}" for octet in (0x02, 0x42, *address.packed))
+
+
+_QUEUE_LENGTH = 1000
+"""In packets; the kernel's default for a bridge."""
+
+
+def plan_bridges_of_docker(parts: DockerParts, host: Host, mtu: int) -> Iterator[Item]:
+    """Yield the bridge of each network in the host's subnet, its address and the connected route.
+
+    The MAC address is fixed: otherwise a bridge takes that of a port, and changes it with its ports.
+    """
+    for network in parts.networks:
+        if not network.subnet.subnet_of(host.lease.subnet):
+            continue
+        yield Link(
+            name=network.bridge,
+            kind="bridge",
+            mtu=mtu,
+            queue_length=_QUEUE_LENGTH,
+            alias=host.mark,
+            mac=mac_of(network.gateway.ip),
+        )
+        yield Address(link=network.bridge, address=network.gateway)
+        yield Route(
+            destination=network.subnet,
+            link=network.bridge,
+            source=network.gateway.ip,
+            protocol=PROTOCOL_KERNEL,
+            scope=SCOPE_LINK,
+        )

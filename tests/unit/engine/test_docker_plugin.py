@@ -1,0 +1,359 @@
+"""The network plugin for Docker on doubles: the requests of a real engine, faults and restarts."""
+
+import asyncio
+import json
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from ipaddress import IPv4Interface, IPv4Network
+from typing import Any
+
+import pytest
+
+from doubles.fake_clock import FakeClock
+from pyflannel.api.docker_plugin import docker_routes
+from pyflannel.engine.docker_plugin import DockerPlugin, HostSubnet
+from pyflannel.errors import NotReadyError, TargetError
+from pyflannel.http.server import Request
+from pyflannel.model.docker import NO_DOCKER, DockerEndpoint, DockerParts, PublishedPort
+
+NETWORK, ENDPOINT, OTHER = "4" * 64, "e" * 64, "f" * 64
+ADDRESS = "10.100.3.66/27"
+
+
+class Memory:
+    """One file, with a disk that may be full."""
+
+    def __init__(self, content: bytes | None = None) -> None:
+        self.content = content
+        self.is_full = False
+
+    async def load(self) -> bytes | None:
+        return self.content
+
+    async def save(self, parts: Iterable[bytes]) -> bool:
+        if not self.is_full:
+            self.content = b"".join(parts)
+        return not self.is_full
+
+
+class DockerHost:
+    """A host whose reconciler is as fast as light, or stands still."""
+
+    def __init__(self) -> None:
+        self.progress = asyncio.Event()
+        self.parts = NO_DOCKER
+        self.is_ready = True
+        self.is_stuck = False
+        self.subnet = IPv4Network("10.100.3.0/24")
+
+    def host_subnet(self) -> HostSubnet:
+        if not self.is_ready:
+            raise NotReadyError("flanneld is not ready: it waits for the store", hint="Wait.")
+        return HostSubnet(self.subnet, IPv4Network("10.100.0.0/16"), 1472)
+
+    def plan_docker(self, parts: DockerParts) -> None:
+        self.parts = parts
+
+    def objection_to_docker(self) -> str | None:
+        return "EPERM: Operation not permitted" if self.is_stuck else None
+
+
+class Links:
+    """The veths of a host, whose bridges are those of the plan."""
+
+    def __init__(self, host: DockerHost) -> None:
+        self._host = host
+        self.veths: dict[str, str] = {}
+        self.routed: dict[IPv4Network, str] = {}
+        self.loopback: set[str] = set()
+        self.used_ports: set[int] = set()
+        self.refuses = False
+
+    async def connect(self, endpoint: DockerEndpoint, bridge: str, mtu: int) -> None:
+        if self.refuses:
+            raise TargetError("the container cannot be connected", hint="Look at dmesg.")
+        self.veths[endpoint.link] = bridge
+
+    async def disconnect(self, endpoint: DockerEndpoint) -> None:
+        self.veths.pop(endpoint.link, None)
+
+    async def attach(self, bridges: Mapping[str, str]) -> Sequence[str]:
+        lost = [name for name, bridge in bridges.items() if self.veths.get(name, bridge) != bridge]
+        self.veths.update({name: bridges[name] for name in lost})
+        return lost
+
+    def open_loopback(self, bridge: str) -> None:
+        self.loopback.add(bridge)
+
+    async def has_bridge(self, name: str) -> bool:
+        return not self._host.is_stuck and name in {one.bridge for one in self._host.parts.networks}
+
+    async def on_link(self) -> Mapping[IPv4Network, str]:
+        return self.routed
+
+    def port_in_use(self, port: PublishedPort) -> bool:
+        return port.host_port in self.used_ports
+
+
+class Engine:
+    """Docker's engine: sends its requests to the plugin."""
+
+    def __init__(self, memory: Memory) -> None:
+        self.memory = memory
+        self.clock = FakeClock()
+        self.host = DockerHost()
+        self.links = Links(self.host)
+        self.plugin = DockerPlugin(host=self.host, links=self.links, memory=memory, clock=self.clock)
+        self._routes = docker_routes(self.plugin)
+
+    async def ask(self, method: str, **fields: object) -> dict[str, Any]:
+        handler = self._routes["POST", f"/{method}"]
+        body = json.dumps(fields).encode()
+        answer = await handler(Request(method="POST", path=f"/{method}", body=body))
+        document: dict[str, Any] = json.loads(answer.body)
+        assert answer.status == 200
+        assert document.get("Err") == document.get("Error")
+        return document
+
+    async def create_network(self, name: str = NETWORK, **options: object) -> dict[str, Any]:
+        pool = await self.ask("IpamDriver.RequestPool", Pool="", Options={}, V6=False)
+        if "Err" in pool:
+            return pool
+        kind = {"RequestAddressType": "com.docker.network.gateway"}
+        gateway = await self.ask("IpamDriver.RequestAddress", PoolID=pool["PoolID"], Options=kind)
+        data = {"Pool": pool["Pool"], "Gateway": gateway["Address"]}
+        made = await self.ask("NetworkDriver.CreateNetwork", NetworkID=name, IPv4Data=[data], Options=options)
+        return {**pool, **gateway, **made}
+
+    async def start(self, endpoint: str = ENDPOINT, **options: object) -> dict[str, Any]:
+        """Start a container as `docker run` does; return the answer to Join, or the first error."""
+        pool = next(iter(json.loads(self.memory.content or b"{}")["pools"]))
+        given = await self.ask("IpamDriver.RequestAddress", PoolID=pool, Address="")
+        if "Err" in given:
+            return given
+        about: dict[str, object] = {"NetworkID": NETWORK, "EndpointID": endpoint}
+        made = await self.ask(
+            "NetworkDriver.CreateEndpoint", **about, Interface={"Address": given["Address"]}
+        )
+        if "Err" in made:
+            return made
+        joined = await self.ask("NetworkDriver.Join", **about, SandboxKey=f"/netns/{endpoint[:2]}")
+        if "Err" in joined or not options:
+            return joined
+        return await self.ask("NetworkDriver.ProgramExternalConnectivity", **about, Options=options)
+
+    async def stop(self, endpoint: str = ENDPOINT) -> None:
+        about: dict[str, object] = {"NetworkID": NETWORK, "EndpointID": endpoint}
+        for method in ("RevokeExternalConnectivity", "Leave", "DeleteEndpoint"):
+            assert await self.ask(f"NetworkDriver.{method}", **about) == {}
+
+
+def portmap(host_port: int) -> dict[str, object]:
+    return {"com.docker.network.portmap": [{"Proto": 6, "Port": 80, "HostPort": host_port}]}
+
+
+def run(act: Callable[[Engine], Coroutine[Any, Any, None]], memory: Memory | None = None) -> Engine:
+    async def main() -> Engine:
+        engine = Engine(memory or Memory())
+        await engine.plugin.load()
+        await act(engine)
+        return engine
+
+    return asyncio.run(main())
+
+
+def test_a_network_and_a_container_are_created_and_removed() -> None:
+    async def act(engine: Engine) -> None:
+        made = await engine.create_network()
+        assert (made["Pool"], made["Address"]) == ("10.100.3.64/27", "10.100.3.65/27")
+        assert [one.gateway for one in engine.host.parts.networks] == [IPv4Interface("10.100.3.65/27")]
+
+        joined = await engine.start()
+        assert joined["InterfaceName"] == {"SrcName": "flceeeeeeeeeeee", "DstPrefix": "eth"}
+        assert joined["Gateway"] == "10.100.3.65"
+        assert engine.links.veths == {"flveeeeeeeeeeee": "flbr-4444444444"}
+
+        await engine.stop()
+        for address in ("10.100.3.66", "10.100.3.65"):
+            await engine.ask("IpamDriver.ReleaseAddress", PoolID=made["PoolID"], Address=address)
+        await engine.ask("IpamDriver.ReleasePool", PoolID=made["PoolID"])
+        assert await engine.ask("NetworkDriver.DeleteNetwork", NetworkID=NETWORK) == {}
+
+    engine = run(act)
+
+    assert (engine.host.parts, engine.links.veths) == (NO_DOCKER, {})
+    assert json.loads(engine.memory.content or b"") == {"pools": {}, "networks": {}, "endpoints": {}}
+
+
+def test_routes_to_the_other_hosts_are_given_once_and_do_not_contain_the_own_subnet() -> None:
+    """Docker refuses a second network of a container if its prefix is within an existing route."""
+
+    async def act(engine: Engine) -> None:
+        await engine.create_network()
+        first = await engine.start()
+        routes = [IPv4Network(route["Destination"]) for route in first["StaticRoutes"]]
+        assert not any(route.overlaps(engine.host.subnet) for route in routes)
+        assert sum(route.num_addresses for route in routes) == 2**16 - 2**8
+
+        second = await engine.ask(
+            "NetworkDriver.CreateEndpoint",
+            NetworkID=NETWORK,
+            EndpointID=OTHER,
+            Interface={"Address": "10.100.3.70/27"},
+        )
+        assert second == {"Interface": {"MacAddress": "02:42:0a:64:03:46"}}
+        joined = await engine.ask(
+            "NetworkDriver.Join", NetworkID=NETWORK, EndpointID=OTHER, SandboxKey="/netns/ee"
+        )
+        assert joined["StaticRoutes"] == []
+
+    run(act)
+
+
+def test_a_restart_gives_no_address_twice() -> None:
+    memory = Memory()
+
+    async def before(engine: Engine) -> None:
+        await engine.create_network()
+        await engine.start(**portmap(8080))
+
+    async def after(engine: Engine) -> None:
+        assert [port.host_port for port in engine.host.parts.ports] == [8080]
+        await engine.start(OTHER)
+        assert (await engine.create_network("5" * 64))["Pool"] == "10.100.3.96/27"
+
+    run(before, memory)
+    run(after, memory)
+
+    addresses = {one["address"] for one in json.loads(memory.content or b"")["endpoints"].values()}
+    assert addresses == {ADDRESS, "10.100.3.67/27"}
+
+
+def test_a_port_is_published_once() -> None:
+    async def act(engine: Engine) -> None:
+        await engine.create_network()
+        assert await engine.start(**portmap(8080)) == {}
+        assert engine.links.loopback == {"flbr-4444444444"}
+
+        refused = await engine.start(OTHER, **portmap(8080))
+        assert "port 0.0.0.0:8080/tcp of this host is in use" in refused["Err"]
+
+        await engine.stop()
+        assert engine.host.parts.ports == ()
+
+    run(act)
+
+
+def test_a_port_of_another_program_is_refused() -> None:
+    async def act(engine: Engine) -> None:
+        engine.links.used_ports.add(8080)
+        await engine.create_network()
+
+        assert "in use" in (await engine.start(**portmap(8080)))["Err"]
+        assert engine.host.parts.ports == ()
+
+    run(act)
+
+
+def test_a_host_without_a_lease_refuses_with_the_reason() -> None:
+    async def act(engine: Engine) -> None:
+        engine.host.is_ready = False
+
+        assert "waits for the store" in (await engine.create_network())["Err"]
+
+    run(act)
+
+
+def test_a_bridge_that_does_not_appear_leaves_no_network() -> None:
+    async def act(engine: Engine) -> None:
+        engine.host.is_stuck = True
+        creating = asyncio.ensure_future(engine.create_network())
+        for _ in range(2000):
+            await asyncio.sleep(0)
+            await engine.clock.advance(0.01)
+            if creating.done():
+                break
+
+        assert "EPERM" in (await creating)["Err"]
+        assert engine.host.parts == NO_DOCKER
+
+    run(act)
+
+
+def test_a_full_disk_changes_nothing() -> None:
+    async def act(engine: Engine) -> None:
+        await engine.create_network()
+        engine.memory.is_full = True
+        before, parts = engine.memory.content, engine.host.parts
+
+        assert "cannot save" in (await engine.start())["Err"]
+        assert (engine.memory.content, engine.host.parts) == (before, parts)
+
+    run(act)
+
+
+def test_a_damaged_memory_is_refused_and_not_overwritten() -> None:
+    memory = Memory(b'{"pools":')
+
+    async def act(engine: Engine) -> None:
+        assert "damaged" in (await engine.create_network())["Err"]
+
+    run(act, memory)
+
+    assert memory.content == b'{"pools":'
+
+
+def test_a_network_of_another_subnet_takes_no_container() -> None:
+    async def act(engine: Engine) -> None:
+        await engine.create_network()
+        engine.host.subnet = IPv4Network("10.100.9.0/24")
+
+        assert "Remove the network and create it again" in (await engine.start())["Err"]
+
+    run(act)
+
+
+def test_a_container_is_connected_again_after_its_bridge_was_created_again() -> None:
+    async def act(engine: Engine) -> None:
+        await engine.create_network()
+        await engine.start(**portmap(8080))
+        async with engine.clock.running(engine.plugin.run()):
+            engine.links.veths["flveeeeeeeeeeee"] = ""
+            engine.links.loopback.clear()
+            engine.host.progress.set()
+            await engine.clock.settle()
+
+            assert engine.links.veths == {"flveeeeeeeeeeee": "flbr-4444444444"}
+            assert engine.links.loopback == {"flbr-4444444444"}
+
+    run(act)
+
+
+@pytest.mark.parametrize("method", ["Leave", "DeleteEndpoint", "RevokeExternalConnectivity"])
+def test_the_end_of_an_unknown_container_succeeds(method: str) -> None:
+    async def act(engine: Engine) -> None:
+        about: dict[str, object] = {"NetworkID": NETWORK, "EndpointID": ENDPOINT}
+        assert await engine.ask(f"NetworkDriver.{method}", **about) == {}
+
+    run(act)
+
+
+def test_an_unknown_network_is_refused_with_the_remedy() -> None:
+    async def act(engine: Engine) -> None:
+        about: dict[str, object] = {"NetworkID": NETWORK, "EndpointID": ENDPOINT}
+        refused = await engine.ask("NetworkDriver.CreateEndpoint", **about, Interface={"Address": ADDRESS})
+
+        assert "Remove the network and create it again" in refused["Err"]
+
+    run(act)
+
+
+def test_fifty_containers_at_once_have_fifty_addresses() -> None:
+    async def act(engine: Engine) -> None:
+        await engine.ask("IpamDriver.RequestPool", Pool="", Options={"flannel.subnet-len": "25"})
+        pool = "flannel/10.100.3.128/25"
+        answers = await asyncio.gather(
+            *(engine.ask("IpamDriver.RequestAddress", PoolID=pool) for _ in range(50))
+        )
+        assert len({answer["Address"] for answer in answers}) == 50
+
+    run(act)
