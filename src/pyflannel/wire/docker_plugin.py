@@ -288,7 +288,7 @@ def parse_state(document: bytes) -> DockerState:
     """Return the state in the file.
 
     Raises:
-        WireError: it is not what `format_state` writes.
+        WireError: `format_state` did not write it, or it was cut short.
     """
     try:
         return msgspec.json.decode(document, type=DockerState, dec_hook=_address_of_text)
