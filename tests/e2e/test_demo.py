@@ -75,7 +75,7 @@ def flannelctl_lab(*arguments: str) -> str:
     "flags",
     [
         pytest.param(["--no-docker"], id="plain"),
-        pytest.param(["--store", "etcd"], marks=needs_docker, id="docker-etcd"),
+        pytest.param(["--store", "etcd", "--plugin"], marks=needs_docker, id="plugin-etcd"),
         pytest.param([], marks=needs_docker, id="docker"),
     ],
 )
@@ -176,3 +176,12 @@ def test_flannelctl_lab_reports_an_error_in_one_line() -> None:
         assert done.returncode == (2 if "--name" in rest else 1)
         assert done.stderr.startswith("flannelctl: ")
         assert "Traceback" not in done.stderr
+
+
+def test_the_plugin_of_docker_needs_docker() -> None:
+    demo = start_demo("--no-docker", "--plugin")
+
+    _, told = demo.communicate(timeout=SOON_S)
+
+    assert demo.returncode == 2
+    assert "--plugin needs Docker" in told

@@ -6,6 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Literal
 
 import click
@@ -54,6 +55,19 @@ _docker_option = click.option(
 )
 
 
+_plugin_option = click.option(
+    "--plugin",
+    is_flag=True,
+    help="Create a network by the network plugin for Docker, without options of Docker.",
+)
+
+
+def _options(name: str, store: str, docker: bool, plugin: bool) -> DemoOptions:
+    if plugin and not docker:
+        raise UsageError("--plugin needs Docker", hint="Omit --no-docker.")
+    return DemoOptions(name=name, has_etcd=store == "etcd", has_docker=docker, has_plugin=plugin)
+
+
 @click.group(cls=VerbGroup)
 @click.pass_context
 def lab(context: click.Context) -> None:
@@ -69,10 +83,11 @@ def lab(context: click.Context) -> None:
 @_name_option
 @_store_option
 @_docker_option
+@_plugin_option
 @click.option("--keep", is_flag=True, help="Keep the lab at the end, for a look around.")
 @json_option
 @click.pass_context
-def demo(context: click.Context, name: str, store: str, docker: bool, keep: bool) -> None:
+def demo(context: click.Context, name: str, store: str, docker: bool, plugin: bool, keep: bool) -> None:
     """Set up four Docker hosts with one flannel network, measure it, and remove all.
 
     Prints lease, device and MTU of each host, the number of containers that its container reaches, the
@@ -80,7 +95,7 @@ def demo(context: click.Context, name: str, store: str, docker: bool, keep: bool
     container is not reachable.
     """
     invocation: Invocation = context.obj
-    options = DemoOptions(name=name, has_etcd=store == "etcd", has_docker=docker, is_kept=keep)
+    options = replace(_options(name, store, docker, plugin), is_kept=keep)
     with _one_failure(), _ending_as_by_interrupt():
         report = run_demo(options, _Narrator())
     if invocation.wants_json:
@@ -97,10 +112,11 @@ def demo(context: click.Context, name: str, store: str, docker: bool, keep: bool
 @_name_option
 @_store_option
 @_docker_option
+@_plugin_option
 @click.option("--bare", is_flag=True, help="Create only the hosts, without store, flanneld and containers.")
-def up(name: str, store: str, docker: bool, bare: bool) -> None:
+def up(name: str, store: str, docker: bool, plugin: bool, bare: bool) -> None:
     """Set up the hosts of the demo and keep them. Replaces a lab of the same name."""
-    options = DemoOptions(name=name, has_etcd=store == "etcd", has_docker=docker)
+    options = _options(name, store, docker, plugin)
     with _one_failure(), _ending_as_by_interrupt(), Lab(name) as hosts:
         if not bare:
             bring_up(hosts, options, _Narrator())

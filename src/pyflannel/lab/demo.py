@@ -32,12 +32,14 @@ class DemoOptions:
         name: name of the lab.
         has_etcd: keep the leases in an etcd on the router, otherwise in the embedded store.
         has_docker: run a Docker engine on each host, otherwise use plain namespaces as containers.
+        has_plugin: create the network of the containers by the network plugin, without options of Docker.
         is_kept: keep the lab at the end.
     """
 
     name: str
     has_etcd: bool = False
     has_docker: bool = True
+    has_plugin: bool = False
     is_kept: bool = False
 
 
@@ -121,8 +123,14 @@ def bring_up(lab: Lab, options: DemoOptions, narrator: Narrator) -> dict[str, Co
     with narrator.step("starting etcd on the router" if options.has_etcd else "creating the embedded store"):
         store = _open_store(lab, options)
     with narrator.step("starting flanneld on each host"):
-        lab.each(lambda host: host.start_flanneld(*store))
-    kind, start = ("Docker engine", start_docker) if options.has_docker else ("bridge", start_plain)
+        flags = [*store, "--docker-plugin"] if options.has_plugin else store
+        lab.each(lambda host: host.start_flanneld(*flags))
+    if options.has_plugin:
+        kind, start = "Docker engine, a network of the plugin", start_on_plugin
+    elif options.has_docker:
+        kind, start = "Docker engine", start_docker
+    else:
+        kind, start = "bridge", start_plain
     if options.has_docker:
         write_image(lab.directory / "busybox.tar")
     with narrator.step(f"starting a {kind} and a container with a web server on each host"):
@@ -138,6 +146,15 @@ def start_docker(lab: Lab, host: Host, name: str) -> Container:
     host.engine.import_image(lab.directory / "busybox.tar")
     options = ["--publish-all", f"--expose={PORT}"]
     return host.engine.run_container(name, serving(_page(host), name=name), options=options)
+
+
+def start_on_plugin(lab: Lab, host: Host, name: str) -> Container:
+    """Start the Docker engine of the host without options, a network of the plugin, and a container in it."""
+    host.engine.start("dockerd")
+    host.engine.import_image(lab.directory / "busybox.tar")
+    host.engine.docker("network", "create", "-d", "flannel", "--ipam-driver", "flannel", "web")
+    options = [f"--publish=8080:{PORT}"]
+    return host.engine.run_container(name, serving(_page(host), name=name), options=options, network="web")
 
 
 def start_plain(lab: Lab, host: Host, name: str) -> Container:

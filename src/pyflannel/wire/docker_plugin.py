@@ -281,7 +281,9 @@ _ADDRESSES = (IPv4Address, IPv4Interface, IPv4Network)
 
 def format_state(state: DockerState) -> bytes:
     """Return the content of the file."""
-    return msgspec.json.format(msgspec.json.encode(state, enc_hook=str), indent=1) + b"\n"
+    return (
+        msgspec.json.format(msgspec.json.encode(state, enc_hook=str, order="deterministic"), indent=1) + b"\n"
+    )
 
 
 def parse_state(document: bytes) -> DockerState:

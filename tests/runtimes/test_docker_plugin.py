@@ -1,0 +1,340 @@
+"""The network plugin for Docker on real engines, with each backend: restarts in every order, CNI, Compose."""
+
+import json
+import os
+import re
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pyflannel.lab.containers import DockerContainer, serving, write_image
+from pyflannel.lab.lab import PREFIX, EtcdServer, Lab
+from pyflannel.lab.program import Program
+from pyflannel.lab.topology import COOKBOOK, LEFT, Host, Topology
+from pyflannel.lab.traffic import ping
+from pyflannel.lab.waiting import together, wait_until
+from testlab.cni_runtime import Runtime
+
+pytestmark = [
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root: network namespaces"),
+    pytest.mark.skipif(shutil.which("dockerd") is None, reason="no dockerd: Debian's docker.io has it"),
+]
+
+CREATE = ["network", "create", "-d", "flannel", "--ipam-driver", "flannel"]
+SLEEP = ["sleep", "100000"]
+OPTIONS = Path("/etc/default/docker")
+STATE = "var/lib/flannel/docker-networks.json"
+SOON_S = 60.0
+KILL = """\
+containers=$(docker inspect --format "{{.State.Pid}}" $(docker ps --quiet --filter status=running))
+kill -9 $(pidof dockerd)
+for process in /proc/[0-9]*; do
+    ! grep -qs ^containerd $process/comm || kill -9 ${process#/proc/}
+done
+kill -9 $containers
+"""
+"""Ends the engine of a host and its containers, so that the engine cannot release anything."""
+
+COMPOSE = """\
+version: "3"
+services:
+  one:
+    image: busybox
+    command: sleep 100000
+    stop_grace_period: 0s
+  two:
+    image: busybox
+    command: sleep 100000
+    stop_grace_period: 0s
+networks:
+  default:
+    driver: flannel
+    ipam:
+      driver: flannel
+"""
+
+
+@dataclass
+class Pair:
+    """Two hosts on one segment. The first is the one that suffers."""
+
+    lab: Lab
+    etcd: EtcdServer
+    store: Program
+    daemons: dict[str, Program] = field(default_factory=dict)
+
+    @property
+    def host(self) -> Host:
+        return self.lab.hosts["docker1"]
+
+    @property
+    def far(self) -> DockerContainer:
+        host = self.lab.hosts["docker2"]
+        return DockerContainer(host, host.engine, "web", network="web")
+
+    @property
+    def web(self) -> DockerContainer:
+        return DockerContainer(self.host, self.host.engine, "web", network="web")
+
+    def start_flanneld(self, host: Host) -> None:
+        self.daemons[host.name] = host.start_flanneld(f"--store={self.etcd.url}", "--docker-plugin")
+
+    def start_docker(self, host: Host) -> None:
+        host.engine.start("dockerd --live-restore $DOCKER_OPTS", environment_file=OPTIONS)
+
+    def prepare(self, host: Host) -> None:
+        self.start_flanneld(host)
+        host.run(["mk-docker-opts", "-c", "-d", OPTIONS])
+        self.start_docker(host)
+        host.engine.import_image(self.lab.directory / "busybox.tar")
+        host.engine.docker(*CREATE, "web")
+        options = ["--publish=8080:80", "--restart=always", "--stop-timeout=1"]
+        host.engine.run_container("web", serving("page", name="web"), network="web", options=options)
+
+    def state(self) -> dict[str, dict[str, Any]]:
+        document: dict[str, dict[str, Any]] = json.loads((self.host.directory / STATE).read_text())
+        return document
+
+    def wait_reached(self, address: object) -> None:
+        wait_until(
+            lambda: ping(self.far, str(address), count=1).is_reached,
+            what=f"{address} answers",
+            deadline_s=SOON_S,
+        )
+
+
+@pytest.fixture(scope="module", params=["udp", "vxlan", "host-gw"])
+def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
+    places = tuple(place for place in COOKBOOK.hosts if place.segment is LEFT)
+    with Lab(f"plugin-{request.param}", Topology(COOKBOOK.segments, places)) as lab:
+        etcd = EtcdServer(lab.router, str(LEFT.gateway.ip))
+        pair = Pair(lab, etcd, etcd.start())
+        config = {"Network": "10.100.0.0/16", "Backend": {"Type": request.param}}
+        pair.etcd.etcdctl("put", f"{PREFIX}/config", json.dumps(config))
+        write_image(lab.directory / "busybox.tar")
+        together([lambda host=host: pair.prepare(host) for host in lab.hosts.values()])
+        yield pair
+
+
+def end_flanneld(pair: Pair) -> None:
+    pair.daemons["docker1"].stop()
+
+
+def kill_flanneld(pair: Pair) -> None:
+    pair.daemons["docker1"].kill()
+
+
+def start_flanneld(pair: Pair) -> None:
+    pair.start_flanneld(pair.host)
+
+
+def end_docker(pair: Pair) -> None:
+    pair.host.engine.stop()
+
+
+def start_docker(pair: Pair) -> None:
+    pair.start_docker(pair.host)
+
+
+RESTARTS: dict[str, tuple[Callable[[Pair], None], ...]] = {
+    "flanneld": (end_flanneld, start_flanneld),
+    "flanneld-killed": (kill_flanneld, start_flanneld),
+    "docker": (end_docker, start_docker),
+    "flanneld-first": (end_flanneld, end_docker, start_flanneld, start_docker),
+    "docker-first": (end_docker, end_flanneld, start_flanneld, start_docker),
+    "docker-before-flanneld": (end_docker, kill_flanneld, start_docker, start_flanneld),
+}
+
+
+@pytest.mark.parametrize("steps", RESTARTS.values(), ids=RESTARTS)
+def test_a_restart_loses_no_packet_and_no_address(
+    pair: Pair, steps: tuple[Callable[[Pair], None], ...]
+) -> None:
+    address, before = pair.web.address, pair.state()
+    pings = pair.far.start_in_network(["ping", "-n", "-i", "0.01", str(address)], name="pings")
+    said = pings.log
+    assert said is not None
+    start = len(said.read_text())
+    wait_until(lambda: " ttl=" in said.read_text()[start:], what="pings are answered", deadline_s=SOON_S)
+
+    for step in steps:
+        step(pair)
+    new = pair.host.engine.run_container("new", SLEEP, network="web", options=["--stop-timeout=1"])
+    reached = ping(pair.far, new.address)
+    pings.send(signal.SIGINT)
+    pings.wait()
+
+    text = said.read_text()[start:]
+    answered = {int(number) for number in re.findall(r" icmp_seq=(\d+) ttl=", text)}
+    assert sorted(answered) == list(range(1, max(answered) + 1))
+    assert reached.is_reached
+    assert pair.web.address == address
+    assert new.address != address
+    pair.host.engine.docker("rm", "--force", "new")
+    assert pair.state() == before
+
+
+def test_a_published_port_works_after_the_restarts(pair: Pair) -> None:
+    url = f"http://{pair.host.address}:8080/"
+
+    page = pair.far.run(["busybox", "timeout", "5", "busybox", "wget", "-q", "-O", "-", url])
+
+    assert page.stdout == "page"
+
+
+def test_docker0_networks_of_docker_and_cni_give_no_address_twice(pair: Pair) -> None:
+    host, runtime = pair.host, Runtime(pair.host)
+    attached = runtime.container("c1")
+    runtime.add(attached)
+    by_docker0 = host.engine.run_container("plain", SLEEP)
+    plain = ["-o", "com.docker.network.bridge.enable_ip_masquerade=false"]
+    host.engine.docker("network", "create", "-d", "bridge", "--ipam-driver", "flannel", *plain, "bridged")
+    bridged = host.engine.run_container("bridged", SLEEP, network="bridged")
+    addresses = [str(one.address) for one in (pair.web, by_docker0, bridged)] + [attached.address]
+
+    try:
+        assert len(set(addresses)) == 4
+        prefix = str(host.lease().network_address)[:-1]
+        assert all(address.startswith(prefix) for address in addresses)
+        for address in addresses:
+            pair.wait_reached(address)
+        assert all(ping(pair.web, address).is_reached for address in addresses)
+    finally:
+        runtime.end(attached)
+        host.engine.docker("rm", "--force", "plain", "bridged")
+        host.engine.docker("network", "rm", "bridged")
+
+
+def test_names_aliases_and_a_second_network_work(pair: Pair) -> None:
+    host = pair.host
+    host.engine.docker(*CREATE, "second")
+    alias = ["--network-alias=friend", "--stop-timeout=1"]
+    client = host.engine.run_container("client", SLEEP, network="web", options=alias)
+    host.engine.docker("network", "connect", "--alias", "other", "second", "client")
+
+    for name in ("client", "friend"):
+        assert str(client.address) in pair.web.run(["ping", "-c1", "-W5", name]).stdout
+    second = DockerContainer(host, host.engine, "client", network="second")
+    pair.wait_reached(client.address)
+    pair.wait_reached(second.address)
+
+    host.engine.docker("network", "disconnect", "web", "client")
+    pair.wait_reached(second.address)
+    host.engine.docker("rm", "--force", "client")
+    host.engine.docker("network", "rm", "second")
+    assert len(pair.state()["networks"]) == 1
+
+
+def test_a_network_with_a_given_subnet_gives_the_wanted_address(pair: Pair) -> None:
+    host = pair.host
+    base = str(host.lease().network_address)[:-1]
+    host.engine.docker(*CREATE, f"--subnet={base}128/25", f"--ip-range={base}192/26", "large")
+
+    wanted = host.engine.run_container("wanted", SLEEP, network="large", options=[f"--ip={base}200"])
+    chosen = host.engine.run_container("chosen", SLEEP, network="large")
+    again = host.engine.docker(
+        "run", "--rm", "--network=large", f"--ip={base}200", "busybox", "true", check=False
+    )
+
+    assert (str(wanted.address), str(chosen.address)) == (f"{base}200", f"{base}194")
+    assert f"{base}200 is in use" in again.stderr
+    pair.wait_reached(wanted.address)
+    host.engine.docker("rm", "--force", "wanted", "chosen")
+    host.engine.docker("network", "rm", "large")
+
+
+def test_a_compose_project_runs(pair: Pair) -> None:
+    host = pair.host
+    host.run(["mkdir", "-p", "/run/project"])
+    host.run(["tee", "/run/project/docker-compose.yml"], text=COMPOSE)
+    compose = ["docker-compose", "--project-directory=/run/project", "-f", "/run/project/docker-compose.yml"]
+
+    host.run([*compose, "up", "--detach"])
+    reached = host.run(["docker", "exec", "project_one_1", "ping", "-c1", "-W5", "two"], check=False)
+    host.run([*compose, "down"])
+
+    assert reached.returncode == 0
+    assert len(pair.state()["networks"]) == 1
+
+
+def test_a_container_starts_while_the_store_is_unreachable(pair: Pair) -> None:
+    pair.store.pause()
+    try:
+        new = pair.host.engine.run_container("new", SLEEP, network="web", options=["--stop-timeout=1"])
+        pair.wait_reached(new.address)
+        pair.host.engine.docker("rm", "--force", "new")
+    finally:
+        pair.store.go_on()
+
+
+def test_a_container_does_not_start_while_flanneld_does_not_run(pair: Pair) -> None:
+    before = pair.state()
+    kill_flanneld(pair)
+
+    refused = pair.host.engine.docker("run", "--rm", "--network=web", "busybox", "true", check=False)
+    start_flanneld(pair)
+
+    assert "flannel.sock" in refused.stderr
+    assert pair.state() == before
+    pair.host.engine.docker("run", "--rm", "--network=web", "busybox", "true")
+    assert pair.state() == before
+
+
+def test_a_host_that_boots_again_has_its_containers_with_their_ports(pair: Pair) -> None:
+    """Docker starts them again. Its crash released no address."""
+    host, before = pair.host, pair.state()
+    host.engine.docker(*CREATE, "other")
+    host.engine.run_container("sleeper", SLEEP, network="other", options=["--restart=always"])
+    crash(pair)
+
+    start_flanneld(pair)
+    start_docker(pair)
+
+    for name in ("web", "sleeper"):
+        wait_running(host, name)
+    pair.wait_reached(pair.web.address)
+    pair.wait_reached(DockerContainer(host, host.engine, "sleeper", network="other").address)
+    assert [len(pool["used"]) for pool in pair.state()["pools"].values()] == [2, 2]
+    host.engine.docker("rm", "--force", "sleeper")
+    host.engine.docker("network", "rm", "other")
+    assert {kind: len(entries) for kind, entries in pair.state().items()} == {
+        kind: len(entries) for kind, entries in before.items()
+    }
+
+
+def crash(pair: Pair) -> None:
+    """End flanneld, Docker and all containers without warning, and remove all that a boot removes."""
+    host = pair.host
+    kill_flanneld(pair)
+    host.run(["bash", "-c", KILL])
+    host.engine.stop()
+    for link in host.links():
+        if link["ifname"] not in ("lo", "eth0"):
+            host.run(["ip", "link", "delete", link["ifname"]], check=False)
+    host.run(["nft", "flush", "ruleset"])
+    host.run(
+        ["bash", "-c", "umount -l /run/docker/netns/*; rm -rf /run/docker* /run/flannel /run/containerd"]
+    )
+
+
+def wait_running(host: Host, name: str) -> None:
+    wait_until(
+        lambda: "true" in host.engine.docker("inspect", "-f", "{{.State.Running}}", name, check=False).stdout,
+        what=f"{name} runs",
+        deadline_s=SOON_S,
+    )
+
+
+def test_cleanup_leaves_nothing_of_the_plugin(pair: Pair) -> None:
+    host = pair.host
+
+    said = host.flannelctl("cleanup", "--yes", check=False)
+
+    assert [link["ifname"] for link in host.links() if link["ifname"].startswith("fl")] == []
+    assert not (host.directory / STATE).exists()
+    assert "networks with the driver flannel, which no container can use" in said
