@@ -318,6 +318,13 @@ class ContainerLinks(Protocol):
             TargetError: the links are unreadable.
         """
 
+    async def names(self) -> Collection[str]:
+        """Return the names of all links.
+
+        Raises:
+            TargetError: they are unreadable.
+        """
+
     def open_loopback(self, bridge: str) -> None:
         """Let packets from 127.0.0.1 leave by a bridge, as published ports at 127.0.0.1 need.
 

@@ -28,6 +28,7 @@ from pyflannel.plan.docker_plugin import (
     remove_network,
     request_address,
     request_pool,
+    without_dead,
 )
 from pyflannel.ports import Clock, ContainerLinks, Memory
 from pyflannel.wire.docker_plugin import (
@@ -176,7 +177,11 @@ class DockerPlugin:
         """Return an address of a pool. Without a wish, the gateway gets the first one."""
         wanted = parse_address(request.address) if request.address else None
         async with self._lock:
-            state, pool, address = request_address(self._known(), request.pool, wanted)
+            try:
+                state, pool, address = request_address(self._known(), request.pool, wanted)
+            except DockerPluginError:
+                living = without_dead(self._known(), await self._links.names())
+                state, pool, address = request_address(living, request.pool, wanted)
             await self._save(state)
             return address, pool
 

@@ -209,9 +209,31 @@ def _is_free(pool: Pool, address: IPv4Address) -> bool:
 
 
 def release_address(state: DockerState, name: str, address: IPv4Address) -> DockerState:
-    """Return the state in which an address of a pool is free."""
+    """Return the state in which an address of a pool is free, unless a container has it.
+
+    Docker deletes the endpoint of a container before it releases the address. If another endpoint has the
+    address, `without_dead` has freed and given it before.
+    """
     pool = state.pools.get(name)
-    return state if pool is None else _with_pool(state, replace(pool, used=pool.used - {address}))
+    if pool is None or any(endpoint.address.ip == address for endpoint in state.endpoints.values()):
+        return state
+    return _with_pool(state, replace(pool, used=pool.used - {address}))
+
+
+def without_dead(state: DockerState, links: Collection[str]) -> DockerState:
+    """Return the state without the containers that joined and whose link is not in `links`.
+
+    The kernel deletes the link with the network namespace of the container. If Docker removed a container
+    while flanneld did not run, it does not repeat the request.
+    """
+    for endpoint in tuple(state.endpoints.values()):
+        if not endpoint.sandbox or endpoint.link in links:
+            continue
+        state = remove_endpoint(state, endpoint.name)
+        for pool in state.pools.values():
+            if endpoint.address.ip in pool.subnet:
+                state = release_address(state, pool.name, endpoint.address.ip)
+    return state
 
 
 def _pool(state: DockerState, name: str) -> Pool:

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from ipaddress import IPv4Interface, IPv4Network
 from typing import Any
 
@@ -80,6 +80,9 @@ class Links:
         lost = [name for name, bridge in bridges.items() if self.veths.get(name, bridge) != bridge]
         self.veths.update({name: bridges[name] for name in lost})
         return lost
+
+    async def names(self) -> Collection[str]:
+        return self.veths
 
     def open_loopback(self, bridge: str) -> None:
         self.loopback.add(bridge)
@@ -343,6 +346,37 @@ def test_an_unknown_network_is_refused_with_the_remedy() -> None:
         refused = await engine.ask("NetworkDriver.CreateEndpoint", **about, Interface={"Address": ADDRESS})
 
         assert "Remove the network and create it again" in refused["Err"]
+
+    run(act)
+
+
+def test_the_address_of_a_container_that_docker_removed_unheard_is_given_when_no_other_is_free() -> None:
+    async def act(engine: Engine) -> None:
+        pool = (await engine.create_network())["PoolID"]
+        await engine.start()
+        engine.links.veths.clear()
+        while "Err" not in (given := await engine.ask("IpamDriver.RequestAddress", PoolID=pool)):
+            last = given["Address"]
+
+        assert last == ADDRESS
+
+    run(act)
+
+
+def test_the_late_end_of_a_container_does_not_free_the_address_of_its_successor() -> None:
+    async def act(engine: Engine) -> None:
+        pool = (await engine.create_network())["PoolID"]
+        await engine.start()
+        engine.links.veths.clear()
+        wish = {"PoolID": pool, "Address": "10.100.3.66"}
+        await engine.ask("IpamDriver.RequestAddress", **wish)
+        about = {"NetworkID": NETWORK, "EndpointID": OTHER}
+        await engine.ask("NetworkDriver.CreateEndpoint", **about, Interface={"Address": ADDRESS})
+
+        await engine.stop()
+        await engine.ask("IpamDriver.ReleaseAddress", **wish)
+
+        assert "is in use" in (await engine.ask("IpamDriver.RequestAddress", **wish))["Err"]
 
     run(act)
 

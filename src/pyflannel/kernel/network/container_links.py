@@ -3,7 +3,7 @@
 import contextlib
 import errno
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Self
@@ -86,6 +86,10 @@ class KernelContainerLinks:
         """Set route_localnet. The plan drops packets with addresses of 127.0.0.0/8 that arrive there."""
         with target_errors(f"ports at 127.0.0.1 cannot lead to {bridge}", hint="Mount /proc/sys writable."):
             Path(f"/proc/sys/net/ipv4/conf/{bridge}/route_localnet").write_text("1")
+
+    async def names(self) -> Collection[str]:
+        """Return the names of all links."""
+        return {link.name for link in await self._requests.dump(links.dump_links(), links.parse_link)}
 
     async def has_bridge(self, name: str) -> bool:
         """Return whether the bridge exists and is up."""
