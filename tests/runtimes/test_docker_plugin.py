@@ -7,6 +7,7 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ SLEEP = ["sleep", "100000"]
 OPTIONS = Path("/etc/default/docker")
 STATE = "var/lib/flannel/docker-networks.json"
 SOON_S = 60.0
+_numbers = count(1)
 KILL = """\
 containers=$(docker inspect --format "{{.State.Pid}}" $(docker ps --quiet --filter status=running))
 kill -9 $(pidof dockerd)
@@ -156,11 +158,12 @@ def test_a_restart_loses_no_packet_and_no_address(
     pair: Pair, steps: tuple[Callable[[Pair], None], ...]
 ) -> None:
     address, before = pair.web.address, pair.state()
-    pings = pair.far.start_in_network(["ping", "-n", "-i", "0.01", str(address)], name="pings")
+    pings = pair.far.start_in_network(
+        ["ping", "-n", "-i", "0.01", str(address)], name=f"pings-{next(_numbers)}"
+    )
     said = pings.log
     assert said is not None
-    start = len(said.read_text())
-    wait_until(lambda: " ttl=" in said.read_text()[start:], what="pings are answered", deadline_s=SOON_S)
+    wait_until(lambda: " ttl=" in said.read_text(), what="pings are answered", deadline_s=SOON_S)
 
     for step in steps:
         step(pair)
@@ -169,8 +172,7 @@ def test_a_restart_loses_no_packet_and_no_address(
     pings.send(signal.SIGINT)
     pings.wait()
 
-    text = said.read_text()[start:]
-    answered = {int(number) for number in re.findall(r" icmp_seq=(\d+) ttl=", text)}
+    answered = {int(number) for number in re.findall(r" icmp_seq=(\d+) ttl=", said.read_text())}
     assert sorted(answered) == list(range(1, max(answered) + 1))
     assert reached.is_reached
     assert pair.web.address == address
